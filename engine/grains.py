@@ -1,0 +1,62 @@
+"""The grain: the fixed unit of arithmetic that makes results independent of the budget.
+
+A tensor is cut into grains by its shape and access pattern alone. A tile, the unit of
+scheduling, is a run of whole grains, and its length depends on the budget. Every operation is
+issued grain by grain, and every reduction combines per-grain results in grain order: so neither
+the tile size, nor the number of threads, nor the budget can change a bit of the output.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+
+GRAIN_ELEMENTS = 1 << 19
+"""Elements of one grain: 2 MiB of float32, so that a chain of operations stays in cache."""
+
+
+class Access(enum.IntEnum):
+    """What of its inputs a kernel must see to compute a part of its output (least first)."""
+
+    ELEMENTWISE = 0
+    ROWWISE = 1
+    WHOLE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Grains:
+    """The partition of one tensor: grain ``i`` holds elements ``[i*size, min((i+1)*size, total))``.
+
+    ``row`` is the number of elements in a row (the last dimension; 1 for a 0-d tensor).
+    """
+
+    total: int
+    size: int
+    row: int
+
+    @property
+    def count(self) -> int:
+        return -(-self.total // self.size) if self.total else 0
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """First element and number of elements of grain ``index``."""
+        start = index * self.size
+        return start, min(self.size, self.total - start)
+
+
+def partition(shape: tuple[int, ...], access: Access) -> Grains:
+    """Cut a tensor of ``shape`` into grains that a kernel of this access pattern can work on.
+
+    Elementwise kernels get `GRAIN_ELEMENTS` elements, rowwise kernels as many whole rows as fit
+    into that (at least one), whole kernels everything at once.
+    """
+    total = math.prod(shape)
+    row = shape[-1] if shape else 1
+    if access is Access.WHOLE or total == 0:
+        size = max(total, 1)
+    elif access is Access.ROWWISE:
+        size = max(1, GRAIN_ELEMENTS // row) * row
+    else:
+        size = GRAIN_ELEMENTS
+    return Grains(total, min(size, max(total, 1)), max(row, 1))

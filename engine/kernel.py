@@ -1,0 +1,175 @@
+"""The protocol between the engine and the arithmetic of merging.
+
+A kernel is an immutable record: its access pattern, the statistics it needs and how much scratch
+it takes are known without torch, so that planning can place it; its arithmetic imports torch when
+it runs. The engine walks a merge in up to ``len(kernel.passes) + 1`` passes over its inputs: one
+for each statistic, then one that writes the output. Within a pass it hands over one grain at a
+time, in any order and from several threads; nothing may be carried from grain to grain except
+through a `Statistic` or a tally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from engine.grains import Access
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class GrainView:
+    """What a kernel sees of one grain.
+
+    ``inputs`` are float32 tensors, one for each input of the gather in order: of shape
+    ``(elements,)`` for an elementwise kernel, ``(rows, row)`` for a rowwise one, the tensor's own
+    shape for a whole one. They are read-only: several kernels may share them.
+
+    ``index`` is the grain's position in its tensor and ``start`` its first flat element.
+    ``take()`` returns an uninitialised float32 scratch tensor of the shape of the inputs, valid
+    until the kernel returns; at most ``kernel.scratch`` may be taken for one call.
+    """
+
+    inputs: Sequence[Tensor]
+    index: int
+    start: int
+    take: Callable[[], Tensor]
+
+
+class Statistic(Generic[A, R]):
+    """A streaming, mergeable accumulator over the grains of one merge.
+
+    The result must not depend on how grains are grouped into accumulators nor on the order of
+    merging: integers may be added freely, floating-point sums go through `GrainSums`.
+    """
+
+    scratch: ClassVar[int] = 0
+    """Scratch tensors that one call of `update` takes at most."""
+
+    def accumulator_bytes(self, inputs: int, row: int) -> int:
+        """Upper bound of one accumulator's size in bytes, for rows of ``row`` elements."""
+        return 0
+
+    def start(self) -> A:
+        """An empty accumulator."""
+        raise NotImplementedError
+
+    def update(self, into: A, grain: GrainView, earlier: Sequence[Any]) -> None:
+        """Add one grain; ``earlier`` holds the results of the kernel's earlier passes."""
+        raise NotImplementedError
+
+    def merge(self, into: A, other: A) -> None:
+        """Add ``other``, which holds other grains, to ``into``; ``other`` is not used again."""
+        raise NotImplementedError
+
+    def finish(self, total: A, earlier: Sequence[Any]) -> R:
+        """The statistic's result, handed to later passes and to `Kernel.combine`."""
+        raise NotImplementedError
+
+
+class GrainSums:
+    """Sums of one value a grain, always added in grain order, whoever computed them and when.
+
+    A value is anything with ``+``: a float, a float64 tensor. Values whose predecessors have not
+    arrived yet wait; the others are folded at once, so a few stay in memory, not one a grain.
+    """
+
+    __slots__ = ("_next", "_waiting", "total")
+
+    def __init__(self) -> None:
+        self.total: Any = None
+        self._next = 0
+        self._waiting: dict[int, Any] = {}
+
+    def add(self, index: int, value: Any) -> None:
+        """Add the value of grain ``index``."""
+        self._waiting[index] = value
+        self._fold()
+
+    def merge(self, other: GrainSums) -> None:
+        """Add the values that ``other`` holds.
+
+        An accumulator that does not start at grain 0 keeps all its values waiting, so nothing
+        has been folded in ``other`` unless it starts at 0, and then it comes first here too.
+        """
+        if other._next:
+            assert self._next == 0, "grain 0 was added twice"
+            self.total, self._next = other.total, other._next
+        self._waiting.update(other._waiting)
+        self._fold()
+
+    def _fold(self) -> None:
+        while self._next in self._waiting:
+            value = self._waiting.pop(self._next)
+            self.total = value if self._next == 0 else self.total + value
+            self._next += 1
+
+
+class Kernel:
+    """The arithmetic of one merge with its resolved parameters; subclass as a frozen dataclass.
+
+    Fields must be hashable and have a faithful ``repr``: equal kernels over equal inputs are
+    computed once, and the representation (with ``version``) enters the plan's fingerprint.
+    """
+
+    access: ClassVar[Access] = Access.ELEMENTWISE
+    version: ClassVar[int] = 1
+    """Raised whenever the bytes of the result change."""
+    scratch: ClassVar[int] = 0
+    """Scratch tensors that one call of `combine` or `tally` takes at most."""
+    cost: ClassVar[float] = 1.0
+    """Nanoseconds for one element of one input, all passes, on one core of 2024 (a rough rate)."""
+
+    @property
+    def passes(self) -> tuple[Statistic[Any, Any], ...]:
+        """The statistics, one pass over the inputs each, in order."""
+        return ()
+
+    def workspace_bytes(self, shape: tuple[int, ...], inputs: int) -> int:
+        """Memory in bytes that `combine` allocates by itself, beyond scratch and output."""
+        return 0
+
+    def needs_tally(self, statistics: Sequence[Any]) -> bool:
+        """Whether `combine` must know the sum of `tally` over all earlier grains.
+
+        Asked once a merge, when all statistics are there; it costs arithmetic, never input.
+        """
+        return False
+
+    def tally(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
+        """Integers of this grain that the grains after it must know the sums of."""
+        raise NotImplementedError
+
+    def combine(
+        self,
+        grain: GrainView,
+        out: Tensor,
+        statistics: Sequence[Any],
+        before: tuple[int, ...],
+    ) -> None:
+        """Write the result of one grain to ``out``: float32, of the shape of the inputs.
+
+        ``statistics`` are the results of `passes` in order; ``before`` is the elementwise sum of
+        `tally` over all earlier grains, or ``()`` where `needs_tally` was false.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Copy(Kernel):
+    """The one input as it is; byte for byte where the output has the input's dtype."""
+
+    def combine(
+        self,
+        grain: GrainView,
+        out: Tensor,
+        statistics: Sequence[Any],
+        before: tuple[int, ...],
+    ) -> None:
+        out.copy_(grain.inputs[0])
