@@ -1,0 +1,271 @@
+"""Positioned reads and writes between files and caller-owned blocks.
+
+Direct requests bypass the page cache: on a cold disk they are faster and leave no cache behind
+that a memory limit would count. They demand that file position, memory address and length are
+multiples of a page, so a reader widens its request to whole pages, and a writer sends the whole
+pages of a tile directly and its ragged ends through the page cache. Where the file system refuses
+direct requests, or the input is cached already, the same calls go through the page cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import RunError
+from engine.ledger import PAGE, Block
+
+_DIRECT = getattr(os, "O_DIRECT", 0)
+_SAMPLES = 32
+_SMALL = 16 * PAGE
+
+
+class IOMode(str, enum.Enum):
+    """How files are accessed: through the page cache, around it, or as the file suggests."""
+
+    AUTO = "auto"
+    DIRECT = "direct"
+    BUFFERED = "buffered"
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A local file as a source of loads; ``modified`` is its modification time in nanoseconds."""
+
+    path: str
+    size: int
+    modified: int
+    identity: str
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+
+def lead(position: int) -> int:
+    """Where in a block the byte at file ``position`` goes, so that pages match pages."""
+    return position % PAGE
+
+
+def span_bytes(nbytes: int) -> int:
+    """Block size in bytes that holds ``nbytes`` at any alignment, widened to whole pages."""
+    return nbytes + 2 * PAGE
+
+
+class FileReader:
+    """Reads one source. Safe to use from several threads."""
+
+    def __init__(self, source: FileSource, mode: IOMode) -> None:
+        self.source = source
+        try:
+            self._fd = os.open(source.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise _failed("open", source.path, error) from error
+        self._direct = -1
+        self._check_unchanged()
+        direct = mode is IOMode.DIRECT or (mode is IOMode.AUTO and not _is_cached(self._fd))
+        if direct and _DIRECT:
+            with contextlib.suppress(OSError):
+                self._direct = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC | _DIRECT)
+
+    @property
+    def is_direct(self) -> bool:
+        return self._direct >= 0
+
+    def read(self, start: int, stop: int, block: Block, at: int) -> None:
+        """Read file bytes ``[start, stop)`` so that the first lands at byte ``at`` of ``block``.
+
+        ``at`` must be congruent to ``start`` modulo `PAGE`, and whole pages around the range
+        must lie within the block: they may be overwritten.
+
+        Raises:
+            RunError: the file ends early, vanished, changed, or cannot be read.
+        """
+        direct = self._direct >= 0 and stop - start >= PAGE
+        before = start % PAGE if direct else 0
+        length = stop - start + before
+        if direct:
+            length = -(-length // PAGE) * PAGE
+        view = block.memory[at - before : at - before + length]
+        position, needed = start - before, stop - start + before
+        done = 0
+        try:
+            while done < needed:
+                fd = self._direct if direct and done % PAGE == 0 else self._fd
+                try:
+                    count = os.preadv(fd, [view[done:]], position + done)
+                except OSError as error:
+                    if fd == self._fd or error.errno != errno.EINVAL:
+                        raise
+                    direct = False
+                    continue
+                if count == 0:
+                    raise RunError(
+                        f"'{self.source.path}' ended at byte {position + done}, {stop} expected: "
+                        "it changed while it was read; restore it and start again"
+                    )
+                done += count
+        except OSError as error:
+            raise _failed("read", self.source.path, error) from error
+
+    def close(self) -> None:
+        """Close the file, first making sure that nobody changed it meanwhile.
+
+        Raises:
+            RunError: its size or modification time is not what was planned with.
+        """
+        try:
+            self._check_unchanged()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file without looking at it again."""
+        for fd in (self._fd, self._direct):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._direct = -1
+
+    def _check_unchanged(self) -> None:
+        now = os.fstat(self._fd)
+        if (now.st_size, now.st_mtime_ns) != (self.source.size, self.source.modified):
+            raise RunError(
+                f"'{self.source.path}' changed since it was planned with: "
+                "merge again with --restart, or restore it"
+            )
+
+
+class FileWriter:
+    """Writes slots of one preallocated file, at any position, from several threads."""
+
+    def __init__(self, path: Path, size: int, mode: IOMode) -> None:
+        self.path = path
+        self.size = size
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        self._direct = -1
+        try:
+            self._fd = os.open(path, flags, 0o644)
+            if os.fstat(self._fd).st_size != size:
+                os.ftruncate(self._fd, size)
+            if mode is not IOMode.BUFFERED and _DIRECT:
+                with contextlib.suppress(OSError):
+                    self._direct = os.open(path, flags | _DIRECT)
+            if self._direct >= 0:
+                _preallocate(self._fd, size)
+        except OSError as error:
+            raise _failed("create", path, error) from error
+
+    @property
+    def is_direct(self) -> bool:
+        return self._direct >= 0
+
+    def write(self, start: int, stop: int, block: Block, at: int) -> None:
+        """Write ``block`` bytes from ``at`` on to file bytes ``[start, stop)``.
+
+        Whole pages go directly where ``at`` is congruent to ``start`` modulo `PAGE`.
+
+        Raises:
+            RunError: the disk is full, or refuses otherwise.
+        """
+        offset = at - start
+        first, last = -(-start // PAGE) * PAGE, stop // PAGE * PAGE
+        try:
+            if self._direct < 0 or offset % PAGE or last - first < _SMALL:
+                self._write(self._fd, start, stop, block, offset)
+                return
+            self._write(self._fd, start, first, block, offset)
+            self._write(self._direct, first, last, block, offset)
+            self._write(self._fd, last, stop, block, offset)
+        except OSError as error:
+            raise _failed("write", self.path, error) from error
+
+    def write_bytes(self, start: int, content: bytes) -> None:
+        """Write a few bytes, such as a header, through the page cache."""
+        try:
+            done = 0
+            while done < len(content):
+                done += os.pwrite(self._fd, content[done:], start + done)
+        except OSError as error:
+            raise _failed("write", self.path, error) from error
+
+    def sync(self) -> None:
+        """Return when everything written so far is durable."""
+        try:
+            getattr(os, "fdatasync", os.fsync)(self._fd)
+            if self._direct < 0 and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise _failed("write", self.path, error) from error
+
+    def close(self) -> None:
+        for fd in (self._fd, self._direct):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._direct = -1
+
+    def _write(self, fd: int, start: int, stop: int, block: Block, offset: int) -> None:
+        while start < stop:
+            view = block.memory[start + offset : stop + offset]
+            start += os.pwritev(fd, [view], start)
+            if start < stop and fd == self._direct and start % PAGE:
+                fd = self._fd  # a short direct write left the page grid
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a small file in one step: temporary, sync, rename.
+
+    Raises:
+        RunError: the disk is full, or refuses otherwise.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise _failed("write", path, error) from error
+
+
+def _preallocate(fd: int, size: int) -> None:
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+
+
+def _is_cached(fd: int) -> bool:
+    """Whether most of a file lies in the page cache, from a sample of its pages."""
+    size = os.fstat(fd).st_size
+    if not hasattr(os, "RWF_NOWAIT") or size == 0:
+        return False
+    hits = 0
+    probe = bytearray(1)
+    for sample in range(_SAMPLES):
+        try:
+            os.preadv(fd, [probe], size * sample // _SAMPLES, os.RWF_NOWAIT)
+            hits += 1
+        except OSError:
+            pass
+    return hits > _SAMPLES * 3 // 4
+
+
+def _failed(verb: str, path: str | Path, error: OSError) -> RunError:
+    return RunError(f"cannot {verb} '{path}': {error.strerror or error}")
