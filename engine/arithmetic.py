@@ -1,0 +1,186 @@
+"""Evaluating one merge tree on one tile, grain by grain. Only workers import this module.
+
+Everything here works on memory that exists already: inputs are views of ledger blocks, casts and
+intermediate results go to the worker's bench, outputs to views of ledger blocks. The operations
+of one grain are the same whatever the tile, so their results are too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.dtypes import BF16, F16, F32, DType
+from engine.errors import RunError
+from engine.grains import Access, Grains
+from engine.graph import Load, Merge, Write, tree
+from engine.kernel import GrainView
+from engine.ledger import PAGE, Block
+
+torch.set_num_threads(1)  # parallelism comes from tiles in flight
+
+_ROUNDS_TO_INFINITY = {F16: 65520.0, BF16: 3.3961775292304957e38}
+"""Least magnitudes that rounding to nearest turns into infinity."""
+
+
+class Bench:
+    """A worker's scratch memory, handed out like a stack."""
+
+    def __init__(self, block: Block) -> None:
+        self._memory = torch.frombuffer(block.memory, dtype=torch.float32)
+        self._used = 0
+
+    def take(self, elements: int) -> Tensor:
+        """Uninitialised float32 elements, valid until the `mark` taken before is released."""
+        start = self._used
+        self._used = start + -(-elements * 4 // PAGE) * PAGE // 4
+        taken = self._memory[start : start + elements]
+        if taken.numel() != elements:
+            raise AssertionError("a kernel took more scratch than it declares")
+        return taken
+
+    def mark(self) -> int:
+        return self._used
+
+    def release(self, mark: int) -> None:
+        self._used = mark
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where elements of a tensor lie in memory: element ``first`` at byte ``at`` of ``block``."""
+
+    block: Block
+    at: int
+    first: int
+
+    def view(self, dtype: DType, start: int, count: int) -> Tensor:
+        """Elements ``[start, start + count)`` as a flat tensor."""
+        offset = self.at + (start - self.first) * dtype.size
+        return torch.frombuffer(self.block.memory, dtype=dtype.torch, count=count, offset=offset)
+
+    def content(self, dtype: DType, start: int, count: int) -> memoryview:
+        """The bytes of elements ``[start, start + count)``."""
+        offset = self.at + (start - self.first) * dtype.size
+        return self.block.memory[offset : offset + count * dtype.size]
+
+
+class TreeEvaluator:
+    """Evaluates a merge tree on the grains of one tile.
+
+    ``statistics`` maps each merge of the tree to the results of its finished passes; ``tallies``
+    to what its kernel must know of earlier grains, by grain.
+    """
+
+    def __init__(
+        self,
+        root: Merge,
+        grains: Grains,
+        inputs: Mapping[Load, Span],
+        bench: Bench,
+        statistics: Mapping[Merge, Sequence[Any]],
+        tallies: Mapping[Merge, Mapping[int, tuple[int, ...]]],
+    ) -> None:
+        self._root = root
+        self._grains = grains
+        self._inputs = inputs
+        self._bench = bench
+        self._statistics = statistics
+        self._tallies = tallies
+        self._values: dict[Load | Merge, Tensor] = {}
+
+    def statistic(self, merge: Merge, number: int, into: Any, index: int) -> None:
+        """Add grain ``index`` to the accumulator of one statistic of ``merge``."""
+        start = self._begin()
+        earlier = self._statistics[merge]
+        merge.kernel.passes[number].update(into, self._view(merge, index), earlier)
+        self._bench.release(start)
+
+    def tally(self, merge: Merge, index: int) -> tuple[int, ...]:
+        """What grain ``index`` of ``merge`` passes on to later grains."""
+        start = self._begin()
+        result = merge.kernel.tally(self._view(merge, index), self._statistics[merge])
+        self._bench.release(start)
+        return tuple(int(number) for number in result)
+
+    def output(self, index: int, writes: Sequence[tuple[Write, Span]]) -> None:
+        """Compute grain ``index`` of the root and round it into its output blocks.
+
+        Raises:
+            RunError: a value is not finite although the inputs there are.
+        """
+        mark = self._begin()
+        start, count = self._grains.bounds(index)
+        direct = next((span for write, span in writes if write.dtype == F32), None)
+        result = self._bench.take(count) if direct is None else direct.view(F32, start, count)
+        self._combine(self._root, index, result)
+        largest = float(torch.linalg.vector_norm(result, ord=float("inf")))
+        for write, span in writes:
+            if span is not direct:
+                view = span.view(write.dtype, start, count)
+                view.copy_(result)
+            limit = _ROUNDS_TO_INFINITY.get(write.dtype, float("inf"))
+            if not largest < limit:
+                self._check_finite(span.view(write.dtype, start, count), write)
+        self._bench.release(mark)
+
+    def _begin(self) -> int:
+        self._values.clear()
+        return self._bench.mark()
+
+    def _shape(self, access: Access, count: int) -> tuple[int, ...]:
+        if access is Access.ROWWISE:
+            return (count // self._grains.row, self._grains.row)
+        return self._root.shape if access is Access.WHOLE else (count,)
+
+    def _view(self, merge: Merge, index: int) -> GrainView:
+        start, count = self._grains.bounds(index)
+        shape = self._shape(merge.kernel.access, count)
+        inputs = [
+            self._value(node, index, start, count).view(shape) for node in merge.gather.inputs
+        ]
+        take: Callable[[], Tensor] = lambda: self._bench.take(count).view(shape)  # noqa: E731
+        return GrainView(inputs, index, start, take)
+
+    def _value(self, node: Load | Merge, index: int, start: int, count: int) -> Tensor:
+        value = self._values.get(node)
+        if value is None:
+            if isinstance(node, Merge):
+                value = self._bench.take(count)
+                self._combine(node, index, value)
+            else:
+                value = self._inputs[node].view(node.dtype, start, count)
+                if node.dtype != F32:
+                    value = self._bench.take(count).copy_(value)
+            self._values[node] = value
+        return value
+
+    def _combine(self, merge: Merge, index: int, out: Tensor) -> None:
+        view = self._view(merge, index)
+        mark = self._bench.mark()
+        before = self._tallies[merge][index] if merge in self._tallies else ()
+        shape = self._shape(merge.kernel.access, out.numel())
+        merge.kernel.combine(view, out.view(shape), self._statistics[merge], before)
+        self._bench.release(mark)
+
+    def _check_finite(self, output: Tensor, write: Write) -> None:
+        broken = ~torch.isfinite(output.float())
+        for load in {
+            node
+            for merge in tree(self._root)
+            for node in merge.gather.inputs
+            if isinstance(node, Load)
+        }:
+            broken &= torch.isfinite(self._values[load])
+        if bool(broken.any()):
+            raise RunError(
+                f"'{write.name}' gets {int(broken.sum())} or more values that are not finite as "
+                f"{write.dtype}, where its inputs are: try a wider out_dtype, or look at the "
+                "parameters and for infinities in the inputs"
+            )
+
+

@@ -1,0 +1,452 @@
+"""Runs a schedule: readers, compute workers and writers, joined by the ledger.
+
+    dispatcher ─grants blocks─► readers ─► ready tiles ─► workers ─► writers ─► sink
+        ▲                                                    │          │
+        └──────────────── ledger ◄──── released blocks ──────┴──────────┘
+
+The dispatcher walks the schedule in order and only ever waits for memory. Everything else waits
+for data. Tiles finish in any order; what must be ordered is ordered by `engine.running`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import heapq
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from engine.graph import Load, Merge, OutputFile, Source, Write
+from engine.ledger import Block, Closed, Ledger
+from engine.running import HeldLoad, MergeRun, TileRun
+from engine.schedule import Placement, Schedule, Tile
+from engine.storage import lead, span_bytes
+
+if TYPE_CHECKING:
+    from engine.arithmetic import Bench
+
+READERS = 6
+WRITERS = 3
+
+
+class Reader(Protocol):
+    """Reads one source by position; see `engine.storage.FileReader`."""
+
+    def read(self, start: int, stop: int, block: Block, at: int) -> None: ...
+
+
+class Writer(Protocol):
+    """Writes one output file by position; see `engine.storage.FileWriter`."""
+
+    def write(self, start: int, stop: int, block: Block, at: int) -> None: ...
+
+
+class Sink(Protocol):
+    """Where results go; see `engine.output`."""
+
+    def writer(self, file: OutputFile) -> Writer: ...
+
+    def completed(self, write: Write, digest: str, block_bytes: int) -> None: ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counters of a run, in bytes and tasks; read them at any time from any thread."""
+
+    read_bytes: int = 0
+    write_bytes: int = 0
+    merges_done: int = 0
+    ledger_bytes: int = 0
+    ledger_peak: int = 0
+    current: str = ""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has stopped."""
+
+
+class Executor:
+    """One run of one schedule.
+
+    ``readers`` maps each source to its reader. `run` returns when everything is handed to the
+    sink, or raises the first failure of any thread after all of them have stopped.
+    """
+
+    def __init__(self, schedule: Schedule, readers: Mapping[int, Reader], sink: Sink) -> None:
+        self.progress = Progress()
+        self._schedule = schedule
+        self._readers = readers
+        self._sink = sink
+        self._ledger = Ledger(max(schedule.ledger_bytes, 1))
+        self._lock = threading.Condition()
+        self._ready: list[TileRun] = []
+        self._to_read: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._to_write: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._kept: dict[Load, HeldLoad] = {}
+        self._unfinished = len(schedule.placements)
+        self._chains: set[MergeRun] = set()
+        self._failure: BaseException | None = None
+        self._stopping = False
+
+    def run(self, poll: Callable[[Progress], None] | None = None, every: float = 0.1) -> None:
+        """Run to the end; ``poll`` is called in this thread every ``every`` seconds.
+
+        Raises:
+            RunError: reading, arithmetic or writing failed.
+            KeyboardInterrupt: as raised by ``poll`` or a signal; all threads have stopped.
+        """
+        bodies = [self._dispatch]
+        bodies += [lambda: self._serve(self._to_read)] * READERS
+        bodies += [self._compute] * self._schedule.workers
+        bodies += [lambda: self._serve(self._to_write)] * WRITERS
+        threads = [
+            threading.Thread(target=self._guarded, args=(body,), daemon=True) for body in bodies
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            while not self._finished(every):
+                self._measure()
+                if poll is not None:
+                    poll(self.progress)
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._stop()
+            for thread in threads:
+                thread.join()
+            self._ledger.close()
+        self._measure()
+        if self._failure is not None:
+            raise self._failure
+        if poll is not None:
+            poll(self.progress)
+
+    # --- the run as a whole ---------------------------------------------------------------
+
+    def _finished(self, timeout: float) -> bool:
+        with self._lock:
+            return self._lock.wait_for(
+                lambda: self._unfinished == 0 or self._failure is not None, timeout
+            )
+
+    def _measure(self) -> None:
+        self.progress.ledger_bytes = self._ledger.granted
+        self.progress.ledger_peak = self._ledger.peak
+
+    def _guarded(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except Closed:
+            pass
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            if self._failure is None:
+                self._failure = error
+        self._stop()
+
+    def _stop(self) -> None:
+        with self._lock:
+            if self._stopping:
+                return
+            self._stopping = True
+            chains = [chain for run in self._chains for chain in run.chains.values()]
+            self._lock.notify_all()
+        self._ledger.close()
+        for chain in chains:
+            chain.stop()
+        for _ in range(READERS):
+            self._to_read.put(None)
+        for _ in range(WRITERS):
+            self._to_write.put(None)
+
+    def _serve(self, requests: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+        while (request := requests.get()) is not None:
+            if self._failure is None:
+                request()
+
+    # --- dispatcher -----------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        run: MergeRun | None = None
+        current = -1
+        for order, tile in enumerate(self._schedule.steps()):
+            while current < tile.placement:  # a tensor without elements has no tile
+                current += 1
+                run = self._begin(self._schedule.placements[current])
+            assert run is not None
+            self._start(order, tile, run)
+        for placement in self._schedule.placements[current + 1 :]:
+            self._begin(placement)
+
+    def _begin(self, placement: Placement) -> MergeRun:
+        run = MergeRun(placement)
+        for position in placement.held:
+            load = placement.shape.leaves[position]
+            block = self._ledger.grant(span_bytes(load.nbytes))
+            run.held[load] = HeldLoad(block, lead(load.offset), load.nbytes)
+        for position in placement.kept_before:
+            load = placement.shape.leaves[position]
+            run.held[load] = self._kept.pop(load)
+        for position in placement.kept_after:
+            load = placement.shape.leaves[position]
+            self._kept[load] = run.held[load]
+        with self._lock:
+            self._chains.add(run)
+        if placement.shape.grains.count == 0:
+            self._finish_empty(run)
+        return run
+
+    def _finish_empty(self, run: MergeRun) -> None:
+        for write in run.placement.shape.writes:
+            self._sink.completed(write, run.digests[write].hexdigest(), 0)
+        self._merge_done(run)
+
+    def _start(self, order: int, tile: Tile, run: MergeRun) -> None:
+        shape = run.placement.shape
+        first, count = _elements(tile, run.placement)
+        inputs: dict[Load, tuple[Block, int]] = {}
+        streamed: list[Block] = []
+        reads: list[tuple[Load, Block, int]] = []
+        awaited: list[HeldLoad] = []
+        for position in shape.passes[tile.number].leaves:
+            load = shape.leaves[position]
+            start = load.offset + first * load.dtype.size
+            held = run.held.get(load)
+            if held is not None:
+                inputs[load] = held.block, held.at + first * load.dtype.size
+                if position not in tile.reads and position in run.placement.kept_before:
+                    awaited.append(held)
+            else:
+                block = self._ledger.grant(span_bytes(count * load.dtype.size))
+                streamed.append(block)
+                inputs[load] = block, lead(start)
+            if position in tile.reads:
+                reads.append((load, *inputs[load]))
+        outputs: list[tuple[Write, Block, int]] = []
+        if tile.writes:
+            for write in shape.writes:
+                block = self._ledger.grant(span_bytes(count * write.dtype.size))
+                at = lead(write.offset + first * write.dtype.size)
+                outputs.append((write, block, at))
+        task = TileRun(order, tile, run, inputs, outputs, streamed, pending=len(reads) + 1)
+        with self._lock:
+            for held in awaited:
+                if held.unread:
+                    held.waiting.append(task)
+                    task.pending += 1
+        for load, block, at in reads:
+            self._to_read.put(lambda l=load, b=block, a=at: self._read(task, l, b, a))  # type: ignore[misc]  # noqa: E741
+        self._arrived(task)
+
+    # --- readers --------------------------------------------------------------------------
+
+    def _read(self, task: TileRun, load: Load, block: Block, at: int) -> None:
+        first, count = _elements(task.tile, task.merge.placement)
+        nbytes = count * load.dtype.size
+        start = load.offset + first * load.dtype.size
+        self._readers[id(load.source)].read(start, start + nbytes, block, at)
+        freed: list[TileRun] = []
+        with self._lock:
+            self.progress.read_bytes += nbytes
+            held = task.merge.held.get(load)
+            if held is not None:
+                held.unread -= nbytes
+                if not held.unread:
+                    freed, held.waiting = held.waiting, []
+        for waiting in (task, *freed):
+            self._arrived(waiting)
+
+    def _arrived(self, task: TileRun) -> None:
+        """One thing that ``task`` waited for has happened."""
+        with self._lock:
+            task.pending -= 1
+            if task.pending == 0:
+                self._offer(task)
+
+    def _offer(self, task: TileRun) -> None:
+        state = task.merge.passes[task.tile.number]
+        index = task.tile.first // task.merge.placement.tile
+        if not state.open:
+            state.waiting.append(task)
+        elif index > state.next_taken and task.merge.tallied(task.tile.number):
+            state.parked[index] = task
+        else:
+            heapq.heappush(self._ready, task)
+            self._lock.notify()
+
+    # --- workers --------------------------------------------------------------------------
+
+    def _compute(self) -> None:
+        bench: Bench | None = None
+        with contextlib.ExitStack() as stack:
+            if self._schedule.computes:
+                import torch
+
+                from engine.arithmetic import Bench
+
+                stack.enter_context(torch.inference_mode())
+                bench = Bench(Block(max(self._schedule.scratch_bytes, 1)))
+            while (task := self._take()) is not None:
+                self._work(task, bench)
+
+    def _take(self) -> TileRun | None:
+        with self._lock:
+            self._lock.wait_for(lambda: self._ready or self._stopping)
+            if self._stopping:
+                return None
+            task = heapq.heappop(self._ready)
+            state = task.merge.passes[task.tile.number]
+            index = task.tile.first // task.merge.placement.tile
+            state.next_taken = max(state.next_taken, index + 1)
+            parked = state.parked.pop(index + 1, None)
+            if parked is not None:
+                heapq.heappush(self._ready, parked)
+                self._lock.notify()
+            return task
+
+    def _work(self, task: TileRun, bench: Bench | None) -> None:
+        shape = task.merge.placement.shape
+        self.progress.current = shape.writes[0].name
+        if not shape.computes:
+            _copy(task)
+        else:
+            assert bench is not None
+            self._evaluate(task, bench)
+        for block in task.streamed:
+            self._ledger.release(block)
+        for write, block, at in task.outputs:
+            self._to_write.put(lambda w=write, b=block, a=at: self._write(task, w, b, a))  # type: ignore[misc]
+        self._tile_done(task)
+
+    def _evaluate(self, task: TileRun, bench: Bench) -> None:
+        from engine.arithmetic import Span, TreeEvaluator
+
+        run, tile = task.merge, task.tile
+        shape = run.placement.shape
+        current = shape.passes[tile.number]
+        first, _ = _elements(tile, run.placement)
+        spans = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
+        tallies: dict[Merge, dict[int, tuple[int, ...]]] = {}
+        evaluator = TreeEvaluator(shape.root, shape.grains, spans, bench, run.statistics, tallies)
+        indices = range(tile.first, tile.first + tile.grains)
+        for merge in run.tallied(tile.number):
+            own = [evaluator.tally(merge, index) for index in indices]
+            with self._lock:
+                chain = run.chain(tile.number, merge)
+            total = tuple(map(sum, zip(*own, strict=True)))
+            before = chain.exchange(tile.first // run.placement.tile, total)
+            tallies[merge] = {}
+            for index, numbers in zip(indices, own, strict=True):
+                tallies[merge][index] = before
+                before = tuple(a + b for a, b in zip(before, numbers, strict=True))
+        if current.statistic is None:
+            outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
+            for index in indices:
+                if self._stopping:
+                    raise Closed
+                evaluator.output(index, outputs)
+                start, count = shape.grains.bounds(index)
+                for write, span in outputs:
+                    run.digests[write].add(index, span.content(write.dtype, start, count))
+            return
+        statistic = current.merge.kernel.passes[current.statistic]
+        accumulator = statistic.start()
+        for index in indices:
+            if self._stopping:
+                raise Closed
+            evaluator.statistic(current.merge, current.statistic, accumulator, index)
+        with self._lock:
+            state = run.passes[tile.number]
+            if state.total is None:
+                state.total = accumulator
+            else:
+                statistic.merge(state.total, accumulator)
+
+    def _tile_done(self, task: TileRun) -> None:
+        run, number = task.merge, task.tile.number
+        state = run.passes[number]
+        with self._lock:
+            state.done += 1
+            if state.done < state.tiles:
+                return
+            run.finish_pass(number)
+            if number + 1 < len(run.passes):
+                following = run.passes[number + 1]
+                waiting, following.waiting = following.waiting, []
+                for freed in waiting:
+                    self._offer(freed)
+                return
+        self._release_held(run)
+
+    def _release_held(self, run: MergeRun) -> None:
+        leaves = run.placement.shape.leaves
+        kept = {leaves[position] for position in run.placement.kept_after}
+        for load, held in run.held.items():
+            if load not in kept:
+                self._ledger.release(held.block)
+
+    # --- writers --------------------------------------------------------------------------
+
+    def _write(self, task: TileRun, write: Write, block: Block, at: int) -> None:
+        run = task.merge
+        first, count = _elements(task.tile, run.placement)
+        start = write.offset + first * write.dtype.size
+        nbytes = count * write.dtype.size
+        self._sink.writer(write.file).write(start, start + nbytes, block, at)
+        self._ledger.release(block)
+        with self._lock:
+            self.progress.write_bytes += nbytes
+            run.unwritten[write] -= 1
+            complete = run.unwritten[write] == 0
+            finished = not any(run.unwritten.values())
+        if complete:
+            grain = run.placement.shape.grains.size * write.dtype.size
+            self._sink.completed(write, run.digests[write].hexdigest(), grain)
+        if finished:
+            self._merge_done(run)
+
+    def _merge_done(self, run: MergeRun) -> None:
+        with self._lock:
+            self._chains.discard(run)
+            self.progress.merges_done += 1
+            self._unfinished -= 1
+            self._lock.notify_all()
+
+
+def source_readers(
+    schedule: Schedule, open_reader: Callable[[Source], Reader]
+) -> dict[int, Reader]:
+    """One reader for each source of the schedule's loads, by the source's `id`."""
+    sources = {id(load.source): load.source for load in schedule.graph.loads}
+    return {key: open_reader(source) for key, source in sources.items()}
+
+
+def _elements(tile: Tile, placement: Placement) -> tuple[int, int]:
+    grains = placement.shape.grains
+    first = tile.first * grains.size
+    return first, min(tile.grains * grains.size, grains.total - first)
+
+
+def _copy(task: TileRun) -> None:
+    """Move the bytes of one tile from its input to its outputs, and digest them."""
+    grains = task.merge.placement.shape.grains
+    (source, begin) = next(iter(task.inputs.values()))
+    first, count = _elements(task.tile, task.merge.placement)
+    for write, block, at in task.outputs:
+        size = write.dtype.size
+        ctypes.memmove(block.address + at, source.address + begin, count * size)
+        for index in range(task.tile.first, task.tile.first + task.tile.grains):
+            start, length = grains.bounds(index)
+            offset = at + (start - first) * size
+            task.merge.digests[write].add(
+                index, block.memory[offset : offset + length * size]
+            )
+
+

@@ -1,0 +1,133 @@
+"""The state of one merge while it runs: passes, barriers, tallies, digests. No I/O, no threads.
+
+A merge's tiles pass through reading, arithmetic and writing, several at once. What must hold
+between them is decided here, under one lock that the executor owns:
+
+- a tile of a pass may be computed when its reads are done, the pass before is complete, and
+  inputs that another merge is still reading are there;
+- where a kernel passes tallies on, tiles of a pass are taken in order, so that nobody waits for
+  a tile that no worker has taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Condition
+from typing import Any
+
+from engine.digest import TensorDigest
+from engine.graph import Load, Merge, Write, tree
+from engine.ledger import Block
+from engine.schedule import Placement, Tile
+
+
+class HeldLoad:
+    """A load that lies in memory whole; ``pending`` reads are still to come, in ``unread`` bytes."""
+
+    __slots__ = ("at", "block", "unread", "waiting")
+
+    def __init__(self, block: Block, at: int, nbytes: int) -> None:
+        self.block = block
+        self.at = at
+        self.unread = nbytes
+        self.waiting: list[TileRun] = []
+
+
+@dataclass(eq=False, slots=True)
+class TileRun:
+    """One tile in flight. ``pending`` counts what must happen before it can be computed."""
+
+    order: int
+    tile: Tile
+    merge: MergeRun
+    inputs: dict[Load, tuple[Block, int]]
+    outputs: list[tuple[Write, Block, int]]
+    streamed: list[Block]
+    pending: int = 1
+
+    def __lt__(self, other: TileRun) -> bool:
+        return self.order < other.order
+
+
+@dataclass(eq=False, slots=True)
+class PassRun:
+    """Progress of one pass."""
+
+    tiles: int
+    open: bool = False
+    parked: dict[int, TileRun] = field(default_factory=dict)
+    waiting: list[TileRun] = field(default_factory=list)
+    next_taken: int = 0
+    done: int = 0
+    total: Any = None
+
+
+class Chain:
+    """Running sums of tallies over the tiles of one pass, in tile order."""
+
+    __slots__ = ("_changed", "_next", "_stopped", "_sum")
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._next = 0
+        self._sum: tuple[int, ...] = ()
+        self._stopped = False
+
+    def exchange(self, tile: int, own: tuple[int, ...]) -> tuple[int, ...]:
+        """Wait for the tiles before ``tile``, return their sum, and add ``own`` to it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._next == tile or self._stopped)
+            before = self._sum or tuple(0 for _ in own)
+            self._sum = tuple(a + b for a, b in zip(before, own, strict=True))
+            self._next = tile + 1
+            self._changed.notify_all()
+            return before
+
+    def stop(self) -> None:
+        """Let everybody go: the run is over."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+class MergeRun:
+    """One root merge in flight."""
+
+    def __init__(self, placement: Placement) -> None:
+        shape = placement.shape
+        self.placement = placement
+        self.held: dict[Load, HeldLoad] = {}
+        self.passes = [PassRun(placement.tiles) for _ in shape.passes]
+        self.passes[0].open = True
+        self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in tree(shape.root)}
+        self.chains: dict[tuple[int, Merge], Chain] = {}
+        self.digests = {write: TensorDigest(shape.grains.count) for write in shape.writes}
+        self.unwritten = {write: placement.tiles for write in shape.writes}
+
+    def tallied(self, number: int) -> Sequence[Merge]:
+        """The merges whose results pass ``number`` computes and whose kernels need tallies."""
+        current = self.placement.shape.passes[number]
+        return [
+            merge
+            for merge in tree(current.merge)
+            if (current.statistic is None or merge is not current.merge)
+            and merge.kernel.needs_tally(self.statistics[merge])
+        ]
+
+    def chain(self, number: int, merge: Merge) -> Chain:
+        return self.chains.setdefault((number, merge), Chain())
+
+    def finish_pass(self, number: int) -> None:
+        """Turn the accumulated total of a statistics pass into its result, and open the next."""
+        current = self.placement.shape.passes[number]
+        if current.statistic is not None:
+            results = self.statistics[current.merge]
+            statistic = current.merge.kernel.passes[current.statistic]
+            total = self.passes[number].total
+            if total is None:
+                total = statistic.start()
+            results.append(statistic.finish(total, results))
+            self.passes[number].total = None
+        if number + 1 < len(self.passes):
+            self.passes[number + 1].open = True
