@@ -182,5 +182,3 @@ class TreeEvaluator:
                 f"{write.dtype}, where its inputs are: try a wider out_dtype, or look at the "
                 "parameters and for infinities in the inputs"
             )
-
-

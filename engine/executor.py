@@ -87,7 +87,7 @@ class Executor:
         self._to_write: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._kept: dict[Load, HeldLoad] = {}
         self._unfinished = len(schedule.placements)
-        self._chains: set[MergeRun] = set()
+        self._running: set[MergeRun] = set()
         self._failure: BaseException | None = None
         self._stopping = False
 
@@ -156,7 +156,7 @@ class Executor:
             if self._stopping:
                 return
             self._stopping = True
-            chains = [chain for run in self._chains for chain in run.chains.values()]
+            chains = [chain for run in self._running for chain in run.chains.values()]
             self._lock.notify_all()
         self._ledger.close()
         for chain in chains:
@@ -197,8 +197,10 @@ class Executor:
         for position in placement.kept_after:
             load = placement.shape.leaves[position]
             self._kept[load] = run.held[load]
+            with self._lock:
+                run.held[load].users += 1
         with self._lock:
-            self._chains.add(run)
+            self._running.add(run)
         if placement.shape.grains.count == 0:
             self._finish_empty(run)
         return run
@@ -275,7 +277,7 @@ class Executor:
         index = task.tile.first // task.merge.placement.tile
         if not state.open:
             state.waiting.append(task)
-        elif index > state.next_taken and task.merge.tallied(task.tile.number):
+        elif index > state.next_taken and state.tallied:
             state.parked[index] = task
         else:
             heapq.heappush(self._ready, task)
@@ -336,7 +338,7 @@ class Executor:
         tallies: dict[Merge, dict[int, tuple[int, ...]]] = {}
         evaluator = TreeEvaluator(shape.root, shape.grains, spans, bench, run.statistics, tallies)
         indices = range(tile.first, tile.first + tile.grains)
-        for merge in run.tallied(tile.number):
+        for merge in run.passes[tile.number].tallied:
             own = [evaluator.tally(merge, index) for index in indices]
             with self._lock:
                 chain = run.chain(tile.number, merge)
@@ -386,10 +388,11 @@ class Executor:
         self._release_held(run)
 
     def _release_held(self, run: MergeRun) -> None:
-        leaves = run.placement.shape.leaves
-        kept = {leaves[position] for position in run.placement.kept_after}
-        for load, held in run.held.items():
-            if load not in kept:
+        for held in run.held.values():
+            with self._lock:
+                held.users -= 1
+                unused = held.users == 0
+            if unused:
                 self._ledger.release(held.block)
 
     # --- writers --------------------------------------------------------------------------
@@ -414,7 +417,7 @@ class Executor:
 
     def _merge_done(self, run: MergeRun) -> None:
         with self._lock:
-            self._chains.discard(run)
+            self._running.discard(run)
             self.progress.merges_done += 1
             self._unfinished -= 1
             self._lock.notify_all()
@@ -445,8 +448,4 @@ def _copy(task: TileRun) -> None:
         for index in range(task.tile.first, task.tile.first + task.tile.grains):
             start, length = grains.bounds(index)
             offset = at + (start - first) * size
-            task.merge.digests[write].add(
-                index, block.memory[offset : offset + length * size]
-            )
-
-
+            task.merge.digests[write].add(index, block.memory[offset : offset + length * size])

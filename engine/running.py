@@ -11,7 +11,6 @@ between them is decided here, under one lock that the executor owns:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Condition
 from typing import Any
@@ -23,14 +22,19 @@ from engine.schedule import Placement, Tile
 
 
 class HeldLoad:
-    """A load that lies in memory whole; ``pending`` reads are still to come, in ``unread`` bytes."""
+    """A load that lies in memory whole, from byte ``at`` of ``block`` on.
 
-    __slots__ = ("at", "block", "unread", "waiting")
+    ``unread`` bytes are still to come. ``users`` counts the merges that hold it, among them the
+    later one that it is kept for.
+    """
+
+    __slots__ = ("at", "block", "unread", "users", "waiting")
 
     def __init__(self, block: Block, at: int, nbytes: int) -> None:
         self.block = block
         self.at = at
         self.unread = nbytes
+        self.users = 1
         self.waiting: list[TileRun] = []
 
 
@@ -52,10 +56,11 @@ class TileRun:
 
 @dataclass(eq=False, slots=True)
 class PassRun:
-    """Progress of one pass."""
+    """Progress of one pass; ``tallied`` are the merges whose tallies its tiles exchange."""
 
     tiles: int
     open: bool = False
+    tallied: tuple[Merge, ...] = ()
     parked: dict[int, TileRun] = field(default_factory=dict)
     waiting: list[TileRun] = field(default_factory=list)
     next_taken: int = 0
@@ -99,21 +104,11 @@ class MergeRun:
         self.placement = placement
         self.held: dict[Load, HeldLoad] = {}
         self.passes = [PassRun(placement.tiles) for _ in shape.passes]
-        self.passes[0].open = True
         self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in tree(shape.root)}
         self.chains: dict[tuple[int, Merge], Chain] = {}
         self.digests = {write: TensorDigest(shape.grains.count) for write in shape.writes}
         self.unwritten = {write: placement.tiles for write in shape.writes}
-
-    def tallied(self, number: int) -> Sequence[Merge]:
-        """The merges whose results pass ``number`` computes and whose kernels need tallies."""
-        current = self.placement.shape.passes[number]
-        return [
-            merge
-            for merge in tree(current.merge)
-            if (current.statistic is None or merge is not current.merge)
-            and merge.kernel.needs_tally(self.statistics[merge])
-        ]
+        self._open(0)
 
     def chain(self, number: int, merge: Merge) -> Chain:
         return self.chains.setdefault((number, merge), Chain())
@@ -130,4 +125,15 @@ class MergeRun:
             results.append(statistic.finish(total, results))
             self.passes[number].total = None
         if number + 1 < len(self.passes):
-            self.passes[number + 1].open = True
+            self._open(number + 1)
+
+    def _open(self, number: int) -> None:
+        """Admit the tiles of a pass, now that all statistics it builds on are there."""
+        current = self.placement.shape.passes[number]
+        self.passes[number].open = True
+        self.passes[number].tallied = tuple(
+            merge
+            for merge in tree(current.merge)
+            if (current.statistic is None or merge is not current.merge)
+            and merge.kernel.needs_tally(self.statistics[merge])
+        )
