@@ -88,7 +88,7 @@ class Merge:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Write:
-    """One slot of an output file: ``merge`` rounded to ``dtype``, at byte ``offset`` of ``file``."""
+    """One slot of an output file: ``merge`` rounded to ``dtype``, from byte ``offset`` on."""
 
     merge: Merge
     file: OutputFile
@@ -194,11 +194,11 @@ class Graph:
             digest.update(slot.encode())
         return digest.hexdigest()
 
-    def to_networkx(self) -> networkx.DiGraph:
+    def to_networkx(self) -> networkx.DiGraph[Load | Gather | Merge | Write]:
         """The graph for analysis and export; nodes are the task records."""
         import networkx
 
-        graph = networkx.DiGraph()
+        graph: networkx.DiGraph[Load | Gather | Merge | Write] = networkx.DiGraph()
         for merge in self.merges:
             graph.add_node(merge, kind="merge")
             graph.add_node(merge.gather, kind="gather")

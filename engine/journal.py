@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class JournalContent:
-    """What a journal says; ``damaged`` counts unreadable records other than a torn last one."""
+    """What a journal says. ``files`` are the shards of its run; ``damaged`` counts unreadable records other than a torn last one."""
 
     fingerprint: str
     identity: Mapping[str, str]
+    files: tuple[str, ...]
     finished: tuple[Finished, ...]
     damaged: int
 
@@ -73,6 +74,7 @@ def read_journal(path: Path) -> JournalContent | None:
     return JournalContent(
         fingerprint=head["fingerprint"],
         identity=head.get("identity", {}),
+        files=tuple(head.get("files", ())),
         finished=tuple(finished),
         damaged=sum(record is None for record in records[1:]),
     )
@@ -89,9 +91,15 @@ class Journal:
         except OSError as error:
             raise self._failed(error) from error
 
-    def begin(self, fingerprint: str, identity: Mapping[str, str]) -> None:
-        """Write the first record of a new journal."""
-        self._append([{"version": VERSION, "fingerprint": fingerprint, "identity": dict(identity)}])
+    def begin(self, fingerprint: str, identity: Mapping[str, str], files: Sequence[str]) -> None:
+        """Write the first record of a new journal; ``files`` are the shards to come."""
+        head = {
+            "version": VERSION,
+            "fingerprint": fingerprint,
+            "identity": dict(identity),
+            "files": list(files),
+        }
+        self._append([head])
 
     def append(self, finished: Iterable[Finished]) -> None:
         """Record tensors whose data is durable.

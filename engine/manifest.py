@@ -32,6 +32,7 @@ class TensorRecord:
 class Manifest:
     """Everything that is recorded of a finished merge.
 
+    ``files`` are the shards with their sizes in bytes, ``side_files`` the other files written.
     ``identity`` names what the result depends on, as the fingerprint does; ``about`` is the
     caller's own record (configuration, resolved inputs, versions, measured figures).
     """
@@ -39,6 +40,7 @@ class Manifest:
     fingerprint: str
     identity: Mapping[str, str]
     files: Mapping[str, int]
+    side_files: tuple[str, ...]
     tensors: tuple[TensorRecord, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,7 +66,8 @@ def read_manifest(output: Path) -> Manifest | None:
         if document.pop("version") != VERSION or document.pop("digests") != ALGORITHM:
             raise OutputError(f"'{path}' was written by another version of this program")
         tensors = tuple(TensorRecord(**record) for record in document.pop("tensors"))
-        return Manifest(tensors=tensors, **document)
+        side_files = tuple(document.pop("side_files"))
+        return Manifest(tensors=tensors, side_files=side_files, **document)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -82,15 +82,20 @@ class OutputDirectory:
         return read_journal(self.journal_path)
 
     def clear(self) -> None:
-        """Remove everything that a run has put here, and nothing else is there (see above)."""
-        for entry in list(self.path.iterdir()):
-            if entry.name == DIRECTORY:
-                for inner in entry.iterdir():
-                    inner.unlink()
-            elif entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        """Remove what earlier runs have put here, as they recorded it, and nothing else."""
+        manifest, journal = self.finished(), self.interrupted()
+        names: list[str] = []
+        if manifest is not None:
+            names += [*manifest.files, *manifest.side_files]
+        if journal is not None:
+            names += journal.files
+        for name in names:
+            path = self.path / name
+            if path.resolve().is_relative_to(self.path.resolve()):
+                path.unlink(missing_ok=True)
+                partial_path(path).unlink(missing_ok=True)
+        for own in (manifest_path(self.path), self.journal_path):
+            own.unlink(missing_ok=True)
 
     def resumable(
         self, graph: Graph, journal: JournalContent, verify: bool = True
@@ -186,7 +191,7 @@ class ShardSink:
         fresh = not output.journal_path.exists()
         self._journal = Journal(output.journal_path)
         if fresh or output.journal_path.stat().st_size == 0:
-            self._journal.begin(fingerprint, identity)
+            self._journal.begin(fingerprint, identity, [file.name for file in graph.files])
             sync_directory(output.journal_path.parent)
         self._prepare_files()
         self._thread = threading.Thread(target=self._commit_regularly, daemon=True)
@@ -235,14 +240,17 @@ class ShardSink:
         assert not unfinished, f"{unfinished[0]} is not finished"
         for file in self._graph.files:
             self._finish_file(file)
+        names = []
         for side_file in side_files:
             content = side_file.content
+            names.append(side_file.name)
             target = self._output.path / side_file.name
             write_file(target, content if isinstance(content, bytes) else content.read_bytes())
         manifest = Manifest(
             fingerprint=self._fingerprint,
             identity=dict(self._identity),
             files={file.name: file.size for file in self._graph.files},
+            side_files=tuple(names),
             tensors=tuple(tensor_record(write, self._done[write]) for write in self._graph.writes),
             about=about,
         )

@@ -243,10 +243,12 @@ class Schedule:
     @cached_property
     def write_bytes(self) -> int:
         """Bytes that the run writes into shards, headers included."""
-        unfinished = {write.file for write in self.graph.writes}
-        return sum(write.nbytes for write in self.graph.writes) + sum(
-            len(file.header) for file in self.graph.files if file in unfinished
-        )
+        return sum(write.nbytes for write in self.graph.writes) + self.header_bytes
+
+    @cached_property
+    def header_bytes(self) -> int:
+        """Bytes of the headers of the files that the run writes."""
+        return sum(len(file.header) for file in {write.file for write in self.graph.writes})
 
     @cached_property
     def repeated_bytes(self) -> int:

@@ -1,0 +1,196 @@
+"""One job from start to end: open or continue the output, schedule, run, finish."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine import machine
+from engine.errors import OutputError
+from engine.executor import Executor, Progress, source_readers
+from engine.graph import Graph
+from engine.output import OutputDirectory, ShardSink, SideFile
+from engine.schedule import Schedule, schedule
+from engine.storage import FileReader, FileSource, IOMode
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be made: tasks, side files, and what the result depends on.
+
+    ``identity`` names every thing that the fingerprint covers, for telling what differs when an
+    output was begun by another job. ``about`` goes into the manifest.
+    """
+
+    graph: Graph
+    fingerprint: str
+    identity: Mapping[str, str]
+    side_files: Sequence[SideFile] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run; none of it changes a byte of the output. ``ram`` is in bytes."""
+
+    ram: int | None = None
+    threads: int | None = None
+    io: IOMode = IOMode.AUTO
+    restart: bool = False
+    verify_resumed: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did and took. Bytes are exact counts of tensor data and headers.
+
+    ``device_read_bytes`` and ``device_write_bytes`` are what the kernel saw going to and from
+    storage, where it tells. ``resumed`` counts the tensors that an earlier run had finished.
+    """
+
+    schedule: Schedule | None
+    wall_seconds: float
+    peak_rss_bytes: int
+    read_bytes: int
+    write_bytes: int
+    device_read_bytes: int | None
+    device_write_bytes: int | None
+    resumed: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def was_finished(self) -> bool:
+        """Whether there was nothing left to do."""
+        return self.schedule is None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Told to the observer when the schedule is made and the run begins."""
+
+    schedule: Schedule
+    resumed: int
+
+
+def run(
+    job: Job,
+    output: Path,
+    options: Options,
+    begun: Callable[[Begun], None] | None = None,
+    poll: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Run ``job`` into the directory ``output``, continuing an interrupted run of the same job.
+
+    Raises:
+        BudgetError: the budget cannot work.
+        OutputError: the directory is not ours, is in use, belongs to another job, is too small.
+        RunError: reading, arithmetic or writing failed; what was merged is kept.
+        KeyboardInterrupt: interrupted; what was merged is kept.
+    """
+    began = time.perf_counter()
+    counters = machine.device_bytes()
+    # The budget is checked before anything is created.
+    schedule(job.graph, options.ram, machine.this_machine(options.threads))
+    with OutputDirectory(output) as directory:
+        if options.restart:
+            directory.clear()
+        manifest = directory.finished()
+        if manifest is not None:
+            _same_job(job, manifest.fingerprint, manifest.identity, output, "was finished")
+            return _outcome(None, None, began, counters, len(job.graph.writes), ())
+        journal = directory.interrupted()
+        done = {}
+        warnings: list[str] = []
+        if journal is not None:
+            _same_job(job, journal.fingerprint, journal.identity, output, "was begun")
+            done = directory.resumable(job.graph, journal, options.verify_resumed)
+            lost = len(journal.finished) - len(done)
+            if journal.damaged or lost:
+                warnings.append(
+                    f"the journal had {journal.damaged} damaged records and {lost} tensors did "
+                    "not match their digests: these are merged again"
+                )
+        directory.check_space(job.graph)
+        rest = job.graph.without(done)
+        plan = schedule(rest, options.ram, machine.this_machine(options.threads))
+        if begun is not None:
+            begun(Begun(plan, len(done)))
+        baseline = machine.resident_bytes()
+        sink = ShardSink(directory, job.graph, done, job.fingerprint, job.identity, options.io)
+        readers: dict[int, FileReader] = {}
+        try:
+            readers = source_readers(plan, lambda source: _open(source, options.io))
+            executor = Executor(plan, readers, sink)
+            executor.run(poll)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                sink.close()
+            for reader in readers.values():
+                reader.abandon()
+            raise
+        sink.close()
+        for reader in readers.values():
+            reader.close()
+        if plan.computes:
+            used = executor.progress.ledger_peak + plan.workers * plan.scratch_bytes
+            machine.remember_runtime_bytes(machine.peak_bytes() - baseline - used)
+        outcome = _outcome(plan, executor.progress, began, counters, len(done), tuple(warnings))
+        sink.finish(job.side_files, {**job.about, "measured": measured(outcome)})
+        return outcome
+
+
+def measured(outcome: Outcome) -> dict[str, Any]:
+    """The figures of a run as they stand in the manifest and in ``merge --json``."""
+    return {
+        "wall_seconds": round(outcome.wall_seconds, 3),
+        "peak_rss_bytes": outcome.peak_rss_bytes,
+        "read_bytes": outcome.read_bytes,
+        "write_bytes": outcome.write_bytes,
+        "device_read_bytes": outcome.device_read_bytes,
+        "device_write_bytes": outcome.device_write_bytes,
+    }
+
+
+def _open(source: object, mode: IOMode) -> FileReader:
+    assert isinstance(source, FileSource)
+    return FileReader(source, mode)
+
+
+def _same_job(
+    job: Job, fingerprint: str, identity: Mapping[str, str], output: Path, what: str
+) -> None:
+    if fingerprint == job.fingerprint:
+        return
+    keys = dict.fromkeys([*identity, *job.identity])
+    differing = [key for key in keys if identity.get(key) != job.identity.get(key)]
+    raise OutputError(
+        f"'{output}' {what} by another merge; different: {', '.join(differing) or 'the plan'}. "
+        "start anew with --restart, or choose another output"
+    )
+
+
+def _outcome(
+    plan: Schedule | None,
+    progress: Progress | None,
+    began: float,
+    counters: tuple[int, int] | None,
+    resumed: int,
+    warnings: tuple[str, ...],
+) -> Outcome:
+    now = machine.device_bytes()
+    headers = plan.header_bytes if plan is not None else 0
+    return Outcome(
+        schedule=plan,
+        wall_seconds=time.perf_counter() - began,
+        peak_rss_bytes=machine.peak_bytes(),
+        read_bytes=progress.read_bytes if progress else 0,
+        write_bytes=progress.write_bytes + headers if progress else 0,
+        device_read_bytes=now[0] - counters[0] if now and counters else None,
+        device_write_bytes=now[1] - counters[1] if now and counters else None,
+        resumed=resumed,
+        warnings=warnings,
+    )

@@ -1,0 +1,144 @@
+"""What this machine and this process have: cores, memory, limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from engine.schedule import MIB, Machine
+
+_ROUND = 16 * MIB
+
+_RUNTIME_BYTES = 256 * MIB
+"""Memory that importing and using torch adds, until it was measured on this machine."""
+
+_ACCELERATED_RUNTIME_BYTES = 1024 * MIB
+"""The same for builds of torch that carry an accelerator's libraries."""
+
+
+def available_threads() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def resident_bytes() -> int:
+    """Memory that this process occupies now, as the kernel counts it."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process ever occupied, as the kernel counts it."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_bytes() -> tuple[int, int] | None:
+    """Bytes that this process read from and wrote to storage, as the kernel counts them."""
+    try:
+        counters = psutil.Process().io_counters()
+    except (AttributeError, psutil.Error, OSError):
+        return None
+    return int(counters.read_bytes), int(counters.write_bytes)
+
+
+def memory_limit() -> int:
+    """Bytes of memory that this process may hope for: what is available, cgroups respected."""
+    limits = [psutil.virtual_memory().available + resident_bytes()]
+    limits += [limit for path in _cgroup_limit_files() if (limit := _read_limit(path))]
+    return min(limits)
+
+
+def default_budget() -> int:
+    """The RAM budget where none is given: four fifths of what is available."""
+    return memory_limit() * 4 // 5
+
+
+def this_machine(threads: int | None = None) -> Machine:
+    """What a schedule made in this process has to reckon with."""
+    occupied = -(-resident_bytes() // _ROUND) * _ROUND
+    runtime = 0 if "torch" in sys.modules else runtime_bytes()
+    return Machine(threads or available_threads(), occupied, runtime)
+
+
+def runtime_bytes() -> int:
+    """Memory that torch will add to this process: as measured by an earlier run, or assumed."""
+    version = _torch_version()
+    try:
+        profile = json.loads(_profile_path().read_bytes())
+        measured = profile["runtime_bytes"][version]
+        if isinstance(measured, int) and 0 < measured < 64 << 30:
+            return measured
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    accelerated = not version.endswith("+cpu") and sys.platform == "linux"
+    return _ACCELERATED_RUNTIME_BYTES if accelerated else _RUNTIME_BYTES
+
+
+def remember_runtime_bytes(measured: int) -> None:
+    """Record what torch really took, for the plans to come; a hint, so failing is no matter."""
+    version = _torch_version()
+    rounded = -(-measured // _ROUND) * _ROUND
+    if rounded == runtime_bytes():
+        return
+    path = _profile_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps({"runtime_bytes": {version: rounded}}))
+        os.replace(temporary, path)
+    except OSError:
+        pass
+
+
+def _profile_path() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "mergeloom" / "profile.json"
+
+
+def _torch_version() -> str:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _cgroup_limit_files() -> list[Path]:
+    """Limit files of every cgroup that this process is in, up to the root (versions 1 and 2)."""
+    root = Path("/sys/fs/cgroup")
+    files: list[Path] = []
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return files
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            base, name = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = base / path.lstrip("/")
+        for parent in (group, *group.parents):
+            if parent == root.parent:
+                break
+            files.append(parent / name)
+    return files
+
+
+def _read_limit(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
