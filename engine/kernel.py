@@ -49,11 +49,16 @@ class Statistic(Generic[A, R]):
     merging: integers may be added freely, floating-point sums go through `GrainSums`.
     """
 
-    scratch: ClassVar[int] = 0
-    """Scratch tensors that one call of `update` takes at most."""
+    @property
+    def scratch(self) -> int:
+        """Scratch tensors that one call of `update` takes at most."""
+        return 0
 
     def accumulator_bytes(self, inputs: int, row: int) -> int:
-        """Upper bound of one accumulator's size in bytes, for rows of ``row`` elements."""
+        """Upper bound of one accumulator's size in bytes, for rows of ``row`` elements.
+
+        What `update` allocates for a moment counts too.
+        """
         return 0
 
     def start(self) -> A:
@@ -74,41 +79,44 @@ class Statistic(Generic[A, R]):
 
 
 class GrainSums:
-    """Sums of one value a grain, always added in grain order, whoever computed them and when.
+    """Sums of one value a grain, in an order that depends on the grains' positions alone.
 
-    A value is anything with ``+``: a float, a float64 tensor. Values whose predecessors have not
-    arrived yet wait; the others are folded at once, so a few stay in memory, not one a grain.
+    A value is anything with ``+``: a float, a float64 tensor. Values are added along a fixed
+    binary tree over the positions as soon as both halves of a node are there, so an accumulator
+    that holds a run of n grains keeps at most 2·log2(n) values, wherever the run starts.
     """
 
-    __slots__ = ("_next", "_waiting", "total")
+    __slots__ = ("_nodes",)
 
     def __init__(self) -> None:
-        self.total: Any = None
-        self._next = 0
-        self._waiting: dict[int, Any] = {}
+        self._nodes: dict[tuple[int, int], Any] = {}
+        """Sums of grains ``[position << level, (position + 1) << level)`` by (level, position)."""
 
     def add(self, index: int, value: Any) -> None:
         """Add the value of grain ``index``."""
-        self._waiting[index] = value
-        self._fold()
+        self._insert((0, index), value)
 
     def merge(self, other: GrainSums) -> None:
-        """Add the values that ``other`` holds.
+        """Add the values that ``other`` holds."""
+        for node, value in other._nodes.items():
+            self._insert(node, value)
 
-        An accumulator that does not start at grain 0 keeps all its values waiting, so nothing
-        has been folded in ``other`` unless it starts at 0, and then it comes first here too.
-        """
-        if other._next:
-            assert self._next == 0, "grain 0 was added twice"
-            self.total, self._next = other.total, other._next
-        self._waiting.update(other._waiting)
-        self._fold()
+    @property
+    def total(self) -> Any:
+        """The sum of all values, once no grain is missing; ``None`` if there is none."""
+        total: Any = None
+        for _, value in sorted(self._nodes.items(), key=lambda item: item[0][1] << item[0][0]):
+            total = value if total is None else total + value
+        return total
 
-    def _fold(self) -> None:
-        while self._next in self._waiting:
-            value = self._waiting.pop(self._next)
-            self.total = value if self._next == 0 else self.total + value
-            self._next += 1
+    def _insert(self, node: tuple[int, int], value: Any) -> None:
+        level, position = node
+        while (sibling := (level, position ^ 1)) in self._nodes:
+            beside = self._nodes.pop(sibling)
+            value = beside + value if position & 1 else value + beside
+            level, position = level + 1, position >> 1
+        assert (level, position) not in self._nodes, "a grain was added twice"
+        self._nodes[(level, position)] = value
 
 
 class Kernel:
@@ -116,15 +124,26 @@ class Kernel:
 
     Fields must be hashable and have a faithful ``repr``: equal kernels over equal inputs are
     computed once, and the representation (with ``version``) enters the plan's fingerprint.
+    The properties may be overridden by class variables where they are constants.
     """
 
-    access: ClassVar[Access] = Access.ELEMENTWISE
     version: ClassVar[int] = 1
     """Raised whenever the bytes of the result change."""
-    scratch: ClassVar[int] = 0
-    """Scratch tensors that one call of `combine` or `tally` takes at most."""
-    cost: ClassVar[float] = 1.0
-    """Nanoseconds for one element of one input, all passes, on one core of 2024 (a rough rate)."""
+
+    @property
+    def access(self) -> Access:
+        """What of the inputs every pass must see at once."""
+        return Access.ELEMENTWISE
+
+    @property
+    def scratch(self) -> int:
+        """Scratch tensors that one call of `combine` or `tally` takes at most."""
+        return 0
+
+    @property
+    def cost(self) -> float:
+        """Nanoseconds for one element of one input, all passes, on one core of 2024, roughly."""
+        return 1.0
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
@@ -132,7 +151,8 @@ class Kernel:
         return ()
 
     def workspace_bytes(self, shape: tuple[int, ...], inputs: int) -> int:
-        """Memory in bytes that `combine` allocates by itself, beyond scratch and output."""
+        """Memory in bytes that one call of `combine`, `tally` or a statistic's `update` allocates
+        by itself, beyond scratch, output and accumulator."""
         return 0
 
     def needs_tally(self, statistics: Sequence[Any]) -> bool:

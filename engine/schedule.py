@@ -312,7 +312,7 @@ def scratch_tensors(root: Merge) -> int:
     """Grain-sized float32 tensors that evaluating ``root`` takes: inputs, scratch, results."""
     needed = 0
     for merge in tree(root):
-        statistics = [type(statistic).scratch for statistic in merge.kernel.passes]
+        statistics = [statistic.scratch for statistic in merge.kernel.passes]
         own = max([merge.kernel.scratch, *statistics])
         needed += len(merge.gather.inputs) + own + 1
     return needed
