@@ -17,7 +17,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from engine.graph import Load, Merge, OutputFile, Source, Write
 from engine.ledger import Block, Closed, Ledger
@@ -27,6 +27,8 @@ from engine.storage import lead, span_bytes
 
 if TYPE_CHECKING:
     from engine.arithmetic import Bench
+
+R = TypeVar("R")
 
 READERS = 6
 WRITERS = 3
@@ -423,9 +425,7 @@ class Executor:
             self._lock.notify_all()
 
 
-def source_readers(
-    schedule: Schedule, open_reader: Callable[[Source], Reader]
-) -> dict[int, Reader]:
+def source_readers(schedule: Schedule, open_reader: Callable[[Source], R]) -> dict[int, R]:
     """One reader for each source of the schedule's loads, by the source's `id`."""
     sources = {id(load.source): load.source for load in schedule.graph.loads}
     return {key: open_reader(source) for key, source in sources.items()}

@@ -1,0 +1,101 @@
+"""Small kernels with which the engine is tested: one of each kind that it must support."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.grains import Access
+from engine.kernel import GrainSums, GrainView, Kernel, Statistic
+
+
+@dataclass(frozen=True)
+class Weighted(Kernel):
+    """Sum of weighted inputs."""
+
+    weights: tuple[float, ...]
+
+    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+        out.zero_()
+        for weight, tensor in zip(self.weights, grain.inputs, strict=True):
+            out.add_(tensor, alpha=weight)
+
+
+class Moment(Statistic[GrainSums, float]):
+    """Sum of squares of the first input, and how often it ran."""
+
+    scratch = 1
+
+    def start(self) -> GrainSums:
+        return GrainSums()
+
+    def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
+        square = grain.take()
+        import torch
+
+        torch.mul(grain.inputs[0], grain.inputs[0], out=square)
+        into.add(grain.index, float(square.double().sum()))
+
+    def merge(self, into: GrainSums, other: GrainSums) -> None:
+        into.merge(other)
+
+    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> float:
+        return float(total.total or 0.0) ** 0.5 + sum(earlier)
+
+
+@dataclass(frozen=True)
+class Normalised(Kernel):
+    """The sum of the inputs over a chain of two statistics: passes that build on each other."""
+
+    scratch = 0
+    access = Access.ELEMENTWISE
+
+    @property
+    def passes(self) -> tuple[Statistic[Any, Any], ...]:
+        return (Moment(), Moment())
+
+    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+        out.zero_()
+        for tensor in grain.inputs:
+            out.add_(tensor)
+        out.div_(1.0 + statistics[0] + statistics[1])
+
+
+@dataclass(frozen=True)
+class FirstPositives(Kernel):
+    """The first input's first ``limit`` positive elements; the rest is zero."""
+
+    limit: int
+    scratch = 2
+
+    def needs_tally(self, statistics: Sequence[Any]) -> bool:
+        return True
+
+    def tally(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
+        return (int((grain.inputs[0] > 0).sum()),)
+
+    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+        positive = grain.inputs[0] > 0
+        rank = positive.cumsum(0) + before[0]
+        out.copy_(grain.inputs[0] * (positive & (rank <= self.limit)))
+
+
+@dataclass(frozen=True)
+class RowMean(Kernel):
+    """Each row minus its own mean: a rowwise kernel."""
+
+    access = Access.ROWWISE
+
+    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+        out.copy_(grain.inputs[0] - grain.inputs[0].mean(dim=-1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class Transposed(Kernel):
+    """A matrix plus its column sums: a whole kernel."""
+
+    access = Access.WHOLE
+
+    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+        out.copy_(grain.inputs[0] + grain.inputs[0].double().sum(0, keepdim=True).float())
