@@ -83,7 +83,9 @@ class Executor:
         self._readers = readers
         self._sink = sink
         self._ledger = Ledger(max(schedule.ledger_bytes, 1))
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
+        self._offered = threading.Condition(self._lock)
+        self._ended = threading.Condition(self._lock)
         self._ready: list[TileRun] = []
         self._to_read: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._to_write: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -131,7 +133,7 @@ class Executor:
 
     def _finished(self, timeout: float) -> bool:
         with self._lock:
-            return self._lock.wait_for(
+            return self._ended.wait_for(
                 lambda: self._unfinished == 0 or self._failure is not None, timeout
             )
 
@@ -159,7 +161,8 @@ class Executor:
                 return
             self._stopping = True
             chains = [chain for run in self._running for chain in run.chains.values()]
-            self._lock.notify_all()
+            self._offered.notify_all()
+            self._ended.notify_all()
         self._ledger.close()
         for chain in chains:
             chain.stop()
@@ -210,6 +213,7 @@ class Executor:
     def _finish_empty(self, run: MergeRun) -> None:
         for write in run.placement.shape.writes:
             self._sink.completed(write, run.digests[write].hexdigest(), 0)
+        self._release_held(run)
         self._merge_done(run)
 
     def _start(self, order: int, tile: Tile, run: MergeRun) -> None:
@@ -283,7 +287,7 @@ class Executor:
             state.parked[index] = task
         else:
             heapq.heappush(self._ready, task)
-            self._lock.notify()
+            self._offered.notify()
 
     # --- workers --------------------------------------------------------------------------
 
@@ -302,7 +306,7 @@ class Executor:
 
     def _take(self) -> TileRun | None:
         with self._lock:
-            self._lock.wait_for(lambda: self._ready or self._stopping)
+            self._offered.wait_for(lambda: self._ready or self._stopping)
             if self._stopping:
                 return None
             task = heapq.heappop(self._ready)
@@ -312,7 +316,7 @@ class Executor:
             parked = state.parked.pop(index + 1, None)
             if parked is not None:
                 heapq.heappush(self._ready, parked)
-                self._lock.notify()
+                self._offered.notify()
             return task
 
     def _work(self, task: TileRun, bench: Bench | None) -> None:
@@ -422,7 +426,7 @@ class Executor:
             self._running.discard(run)
             self.progress.merges_done += 1
             self._unfinished -= 1
-            self._lock.notify_all()
+            self._ended.notify_all()
 
 
 def source_readers(schedule: Schedule, open_reader: Callable[[Source], R]) -> dict[int, R]:
