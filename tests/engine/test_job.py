@@ -1,0 +1,325 @@
+"""Whole jobs of the engine: the same bytes whatever the budget, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import job as jobs
+from engine import machine
+from engine.dtypes import BF16, F16, F32, DType
+from engine.errors import LoomError, OutputError, RunError
+from engine.graph import Graph, Merge
+from engine.job import Options
+from engine.kernel import Copy
+from engine.manifest import read_manifest
+from engine.schedule import MIB, Machine, schedule
+from engine.storage import IOMode
+from tests.engine.kernels import FirstPositives, Normalised, RowMean, Transposed, Weighted
+from tests.engine.support import Workshop, job, sha256, tensor_of
+
+SHAPES = [(1000, 777), (3,), (), (2, 1 << 20), (0, 4), (513, 1025)]
+
+
+def every_kind(workshop: Workshop, shapes: list[tuple[int, ...]]) -> Graph:
+    """Merges of every kind of kernel over inputs of several dtypes at odd offsets."""
+    make = workshop.builder.merge
+    inputs = [
+        workshop.loads(dtype, shapes, gap) for dtype, gap in ((BF16, 24), (F16, 3), (F32, 8))
+    ]
+    outputs: dict[str, tuple[Merge, DType]] = {}
+    for number, shape in enumerate(shapes):
+        own = [loads[number] for loads in inputs]
+        linear = make(own, Weighted((0.5, 0.25, 0.25)), f"linear{number}")
+        positives = make([own[2]], FirstPositives(1000), "positives")
+        normalised = make(own, Normalised(), "normalised")
+        outputs[f"copy{number}"] = make([own[0]], Copy(), "copy"), BF16
+        outputs[f"cast{number}"] = make([own[1]], Copy(), "cast"), F32
+        outputs[f"linear{number}"] = linear, BF16
+        outputs[f"normalised{number}"] = normalised, F32
+        outputs[f"positives{number}"] = positives, F16
+        outputs[f"nested{number}"] = make([positives, normalised], Normalised(), "nested"), F32
+        if shape:
+            outputs[f"rows{number}"] = make([linear], RowMean(), "rows"), F32
+        if len(shape) == 2:
+            outputs[f"whole{number}"] = make([own[0]], Transposed(), "whole"), F32
+    return workshop.graph(outputs)
+
+
+def this_machine(threads: int | None = None) -> Machine:
+    """A machine whose process always occupies the same, so that budgets can be tight."""
+    return Machine(threads or 2, 300 * MIB, 0)
+
+
+def smallest(graph: Graph, threads: int) -> int:
+    return schedule(graph, None, this_machine(threads)).minimum_bytes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fixed_machine() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "this_machine", this_machine)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workshop, Graph, Path]:
+    directory = tmp_path_factory.mktemp("job")
+    (directory / "in").mkdir()
+    workshop = Workshop(directory / "in")
+    graph = every_kind(workshop, SHAPES)
+    jobs.run(job(graph), directory / "out", Options())
+    return workshop, graph, directory
+
+
+def test_results_equal_a_plain_oracle(made: tuple[Workshop, Graph, Path]) -> None:
+    workshop, graph, directory = made
+    found = {write.name: tensor_of(directory / "out", write).double() for write in graph.writes}
+    files = sorted({load.source.name for load in graph.loads})
+    by_place = {(load.source.name, load.name.split(":")[1]): load for load in graph.loads}
+    for number, shape in enumerate(SHAPES):
+        x, y, z = (
+            workshop.tensors[by_place[file, str(number)]].double().reshape(shape) for file in files
+        )
+        flat = z.reshape(-1)
+        first = flat * ((flat > 0) & ((flat > 0).cumsum(0) <= 1000))
+        positives = first.reshape(shape)
+        norm = float(x.norm()) if x.numel() else 0.0
+        normalised = (x + y + z) / (1 + norm + 2 * norm)
+        chained = 3 * float(positives.norm()) if x.numel() else 0.0
+        linear = 0.5 * x + 0.25 * y + 0.25 * z
+
+        def close(name: str, expected: torch.Tensor, relative: float, n: int = number) -> None:
+            torch.testing.assert_close(found[f"{name}{n}"], expected, rtol=relative, atol=2e-6)
+
+        assert torch.equal(found[f"copy{number}"], x)
+        assert torch.equal(found[f"cast{number}"], y)
+        close("linear", linear, 2**-8)
+        close("normalised", normalised, 1e-5)
+        close("positives", positives, 2**-11)
+        close("nested", (positives + normalised) / (1 + chained), 1e-5)
+        if shape and x.numel():
+            rows = linear - linear.mean(-1, keepdim=True)
+            torch.testing.assert_close(found[f"rows{number}"], rows, rtol=1e-5, atol=2e-5)
+        if len(shape) == 2:
+            torch.testing.assert_close(
+                found[f"whole{number}"], x + x.sum(0, keepdim=True), rtol=1e-5, atol=1e-4
+            )
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("mode", list(IOMode))
+@pytest.mark.parametrize("least", [True, False])
+def test_budget_threads_and_io_change_no_byte(
+    made: tuple[Workshop, Graph, Path], tmp_path: Path, threads: int, mode: IOMode, least: bool
+) -> None:
+    _, graph, directory = made
+    ram = smallest(graph, threads) if least else None
+    outcome = jobs.run(job(graph), tmp_path / "out", Options(ram=ram, threads=threads, io=mode))
+    assert sha256(tmp_path / "out") == sha256(directory / "out")
+    assert outcome.schedule is not None
+    assert outcome.read_bytes == outcome.schedule.read_bytes
+    assert outcome.write_bytes == outcome.schedule.write_bytes
+    if ram is not None:
+        assert outcome.schedule.repeated_bytes > 0
+
+
+@settings(max_examples=15)
+@given(
+    shapes=st.lists(
+        st.one_of(
+            st.tuples(st.integers(0, 2000), st.integers(1, 1500)),
+            st.tuples(st.integers(1, 3_000_000)),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    more=st.integers(0, 40),
+    threads=st.integers(1, 8),
+)
+def test_drawn_shapes_and_budgets_change_no_byte(
+    tmp_path_factory: pytest.TempPathFactory,
+    shapes: list[tuple[int, ...]],
+    more: int,
+    threads: int,
+) -> None:
+    directory = tmp_path_factory.mktemp("drawn")
+    (directory / "in").mkdir()
+    graph = every_kind(Workshop(directory / "in"), shapes)
+    jobs.run(job(graph), directory / "free", Options(threads=2))
+    ram = smallest(graph, threads) + more * MIB
+    jobs.run(job(graph), directory / "tight", Options(ram=ram, threads=threads))
+    assert sha256(directory / "free") == sha256(directory / "tight")
+
+
+class Stop(Exception):
+    """Raised by the tests' observers to interrupt a run."""
+
+
+def interrupted(graph: Graph, output: Path, after: int) -> None:
+    """A run that is stopped once ``after`` bytes are written."""
+
+    def poll(progress: object) -> None:
+        if progress.write_bytes >= after:  # type: ignore[attr-defined]
+            raise Stop
+
+    with pytest.raises(Stop):
+        jobs.run(job(graph), output, Options(threads=1), poll=poll)
+
+
+def test_an_interrupted_run_continues_with_another_budget(
+    made: tuple[Workshop, Graph, Path], tmp_path: Path
+) -> None:
+    _, graph, directory = made
+    output = tmp_path / "out"
+    interrupted(graph, output, after=1)
+    assert not (output / "out.bin").exists()
+    assert read_manifest(output) is None
+    outcome = jobs.run(job(graph), output, Options(ram=smallest(graph, 2), threads=2))
+    assert sha256(output) == sha256(directory / "out")
+    manifest = read_manifest(output)
+    assert manifest is not None
+    assert {record.name for record in manifest.tensors} == {write.name for write in graph.writes}
+    assert outcome.write_bytes <= sum(write.nbytes for write in graph.writes) + 4
+
+
+def test_a_finished_output_is_left_alone(
+    made: tuple[Workshop, Graph, Path],
+) -> None:
+    _, graph, directory = made
+    before = (directory / "out" / "out.bin").stat().st_mtime_ns
+    outcome = jobs.run(job(graph), directory / "out", Options())
+    assert outcome.was_finished
+    assert (directory / "out" / "out.bin").stat().st_mtime_ns == before
+
+
+def test_flipped_bits_are_found_and_merged_again(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    workshop = Workshop(tmp_path / "in")
+    loads = workshop.loads(F32, [(1 << 20,)] * 6)
+    make = workshop.builder.merge
+    outputs = {f"t{i}": (make([load], Weighted((2.0,)), "m"), F32) for i, load in enumerate(loads)}
+    graph = workshop.graph(outputs)
+    jobs.run(job(graph), tmp_path / "whole", Options())
+    output = tmp_path / "out"
+
+    def slow(progress: object) -> None:
+        if progress.write_bytes > 16 * MIB:  # type: ignore[attr-defined]
+            raise Stop
+
+    with pytest.raises(Stop):
+        jobs.run(job(graph), output, Options(threads=1), poll=slow)
+    partial = output / "out.bin.partial"
+    present = partial if partial.exists() else output / "out.bin"
+    with open(present, "r+b") as file:
+        file.seek(100)
+        byte = file.read(1)
+        file.seek(100)
+        file.write(bytes([byte[0] ^ 1]))
+    jobs.run(job(graph), output, Options())
+    assert sha256(output) == sha256(tmp_path / "whole")
+
+
+def test_another_job_in_the_same_output_is_refused_by_what_differs(
+    made: tuple[Workshop, Graph, Path], tmp_path: Path
+) -> None:
+    _, graph, directory = made
+    other = jobs.Job(graph, "other", {"graph": graph.fingerprint(), "seed": "1"})
+    with pytest.raises(OutputError, match=r"different: seed.*--restart"):
+        jobs.run(other, directory / "out", Options())
+    interrupted(graph, tmp_path / "out", after=1)
+    with pytest.raises(OutputError, match=r"was begun by another merge; different: seed"):
+        jobs.run(other, tmp_path / "out", Options())
+    jobs.run(other, tmp_path / "out", Options(restart=True))
+    assert sha256(tmp_path / "out") == sha256(directory / "out")
+
+
+def test_a_foreign_directory_is_refused(
+    made: tuple[Workshop, Graph, Path], tmp_path: Path
+) -> None:
+    _, graph, _ = made
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        jobs.run(job(graph), tmp_path, Options(restart=True))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_a_changed_input_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    workshop = Workshop(tmp_path / "in")
+    (load,) = workshop.loads(F32, [(1 << 16,)])
+    graph = workshop.graph({"t": (workshop.builder.merge([load], Copy(), "c"), F32)})
+    os.utime(load.source.name, ns=(1, 1))
+    with pytest.raises((RunError, LoomError), match="changed"):
+        jobs.run(job(graph), tmp_path / "out", Options())
+
+
+def test_values_that_become_infinite_name_the_tensor(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    workshop = Workshop(tmp_path / "in")
+    (load,) = workshop.loads(F32, [(1000,)])
+    merge = workshop.builder.merge([load], Weighted((1e6,)), "m")
+    graph = workshop.graph({"layer.weight": (merge, F16)})
+    with pytest.raises(RunError, match=r"'layer\.weight'.*not finite as float16"):
+        jobs.run(job(graph), tmp_path / "out", Options())
+
+
+def test_infinities_of_the_inputs_pass(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    workshop = Workshop(tmp_path / "in")
+    (load,) = workshop.loads(F32, [(1000,)])
+    content = bytearray(Path(load.source.name).read_bytes())
+    content[:8] = torch.tensor([float("inf"), float("nan")]).numpy().tobytes()
+    status = os.stat(load.source.name)
+    Path(load.source.name).write_bytes(content)
+    os.utime(load.source.name, ns=(status.st_atime_ns, status.st_mtime_ns))
+    merge = workshop.builder.merge([load], Weighted((2.0,)), "m")
+    graph = workshop.graph({"t": (merge, BF16)})
+    jobs.run(job(graph), tmp_path / "out", Options())
+    found = tensor_of(tmp_path / "out", graph.writes[0])
+    assert bool(found[0].isinf())
+    assert bool(found[1].isnan())
+    assert bool(found[2:].isfinite().all())
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from engine import job as jobs
+from tests.engine.test_job import SHAPES, every_kind
+from tests.engine.support import Workshop, job
+
+directory = Path(sys.argv[1])
+graph = every_kind(Workshop(directory / "in"), SHAPES[:4])
+def poll(progress):
+    if progress.write_bytes > int(sys.argv[2]):
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+jobs.run(job(graph), directory / "out", jobs.Options(threads=2), poll=poll)
+"""
+
+
+@pytest.mark.parametrize("after", [0, 12 * MIB])
+def test_a_killed_run_continues(tmp_path: Path, after: int) -> None:
+    for name in ("in", "again"):
+        (tmp_path / name).mkdir()
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path, str(after)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    # The same inputs: the same files, read again under their own names.
+    (tmp_path / "in").rename(tmp_path / "kept")
+    (tmp_path / "in").mkdir()
+    graph = every_kind(Workshop(tmp_path / "in"), SHAPES[:4])
+    for path in (tmp_path / "in").iterdir():
+        assert path.read_bytes() == (tmp_path / "kept" / path.name).read_bytes()
+    jobs.run(job(graph), tmp_path / "out", Options())
+    jobs.run(job(graph), tmp_path / "whole", Options())
+    assert sha256(tmp_path / "out") == sha256(tmp_path / "whole")
