@@ -1,4 +1,4 @@
-"""A model as the planner sees it: named tensors that can be loaded, or that an earlier stage makes."""
+"""A model as the planner sees it: named tensors, stored on disk or made by an earlier stage."""
 
 from __future__ import annotations
 

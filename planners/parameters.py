@@ -6,7 +6,7 @@ are asked in order of precedence; the first that yields a value for a tensor win
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,28 +75,32 @@ def read_parameters(value: Value) -> Parameters:
     return Parameters(entries, places)
 
 
-def check_names(method: Method, block: Parameters, where: str, foreign: Iterable[str] = ()) -> None:
-    """Check that every name in ``block`` is a parameter of ``method`` that may stand there.
+def check_names(
+    method: Method, block: Parameters, level: str, elsewhere: Callable[[], Collection[str]]
+) -> list[str]:
+    """Check the names in a ``block`` of a level; returns warnings about those without effect.
 
-    ``where`` is the level's name. Names in ``foreign`` are allowed besides.
+    ``elsewhere`` yields the parameters of all methods: published configurations carry along
+    parameters that their method does not have, and they have always been ignored.
 
     Raises:
-        ConfigError: a name is unknown, or belongs to another level.
+        ConfigError: a name is no parameter of any method.
     """
     per_model = {parameter.name for parameter in method.model_parameters}
     settings = {parameter.name for parameter in method.settings}
+    warnings = []
     for name, place in block.places.items():
-        if name in per_model or name in foreign:
-            continue
-        if name not in settings:
-            known = nearest(name, per_model | settings)
-            none = "" if per_model | settings else "; it takes none"
-            raise place.error(f"'{method.name}' has no parameter '{name}'{known}{none}")
-        if where == "model":
-            raise place.error(
-                f"'{name}' of '{method.name}' holds for all models together: "
-                "write it under the slice's or the global 'parameters'"
+        if name in settings and level == "model":
+            warnings.append(
+                f"{place}: '{name}' of '{method.name}' holds for all models together and has no "
+                "effect under one of them: write it under the global 'parameters'"
             )
+        elif name not in per_model and name not in settings:
+            if name not in elsewhere():
+                known = nearest(name, per_model | settings) or "; it takes none"
+                raise place.error(f"'{method.name}' has no parameter '{name}'{known}")
+            warnings.append(f"{place}: '{method.name}' has no parameter '{name}': it has no effect")
+    return warnings
 
 
 def resolve(

@@ -120,7 +120,7 @@ def load_documents(text: str, file: str) -> list[Value]:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from error
     reader = _Reader(file)
-    values = [reader.value(node, "", 0) for node in nodes if node is not None]
+    values = [reader.value(node, "", 0) for node in nodes]
     return [value for value in values if value.content is not None]
 
 

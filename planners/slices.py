@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from engine.errors import ConfigError
 from planners.architecture import Tower
 from planners.config import OutputSlice, Source
 from planners.model import Model

@@ -1,0 +1,93 @@
+"""What of the inputs does not reach the output, and why: nothing is dropped silently."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.graph import Graph
+from planners.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from planners.plan import TowerPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """Tensors of one model that are left out for one reason.
+
+    ``layers`` are the input's layers concerned, as half-open ranges, empty for other weights;
+    ``names`` all tensors in the checkpoint's order; ``nbytes`` their bytes.
+    """
+
+    model: str
+    reason: str
+    layers: tuple[tuple[int, int], ...]
+    names: tuple[str, ...]
+    nbytes: int
+
+
+def unused_tensors(
+    models: Mapping[str, Checkpoint],
+    graph: Graph,
+    towers: Sequence[TowerPlan],
+    head: str | None,
+) -> Iterator[Unused]:
+    """Everything in ``models`` that no load of ``graph`` reads, grouped by model and reason."""
+    used = {(id(load.source), load.offset, load.name) for load in graph.loads}
+    seen: set[int] = set()
+    for name, checkpoint in models.items():
+        if id(checkpoint) in seen:
+            continue
+        seen.add(id(checkpoint))
+        groups: dict[str, list[str]] = defaultdict(list)
+        layers: dict[str, set[int]] = defaultdict(set)
+        for tensor, entry in checkpoint.tensors.items():
+            if (id(entry.source), entry.offset, tensor) in used:
+                continue
+            layer = _layer(tensor, towers)
+            if layer is not None:
+                reason = "layers that no slice takes"
+                layers[reason].add(layer)
+            elif tensor == head:
+                reason = "the output head is tied to the embedding"
+            else:
+                reason = "weights outside the layers come from the first and the last slice only"
+            groups[reason].append(tensor)
+        for reason, names in groups.items():
+            entries = [checkpoint.tensors[tensor] for tensor in names]
+            yield Unused(
+                model=name,
+                reason=reason if len(names) < len(checkpoint.tensors) else "no slice uses it",
+                layers=_ranges(layers[reason]),
+                names=tuple(names),
+                nbytes=sum(_nbytes(entry.shape, entry.dtype.size) for entry in entries),
+            )
+
+
+def _layer(tensor: str, towers: Sequence[TowerPlan]) -> int | None:
+    for plan in towers:
+        prefix = plan.tower.prefix
+        if prefix and tensor.startswith(prefix):
+            number = tensor[len(prefix) :].partition(".")[0]
+            if number.isdigit():
+                return int(number)
+    return None
+
+
+def _ranges(layers: set[int]) -> tuple[tuple[int, int], ...]:
+    ranges: list[tuple[int, int]] = []
+    for layer in sorted(layers):
+        if ranges and ranges[-1][1] == layer:
+            ranges[-1] = (ranges[-1][0], layer + 1)
+        else:
+            ranges.append((layer, layer + 1))
+    return tuple(ranges)
+
+
+def _nbytes(shape: tuple[int, ...], size: int) -> int:
+    for dimension in shape:
+        size *= dimension
+    return size
