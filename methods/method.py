@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -64,10 +65,10 @@ class Parameter:
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ParameterError(f"'{self.name}' must be a number, not {value!r}")
+        if not math.isfinite(value):
+            raise ParameterError(f"'{self.name}' must be finite, not {value!r}")
         if self.kind is int and value != int(value):
             raise ParameterError(f"'{self.name}' must be a whole number, not {value!r}")
-        if value != value or value in (float("inf"), float("-inf")):
-            raise ParameterError(f"'{self.name}' must be finite, not {value!r}")
         low, high = self.minimum, self.maximum
         if (low is not None and value < low) or (high is not None and value > high):
             raise ParameterError(f"'{self.name}' must lie in {self.range_text()}, not {value!r}")

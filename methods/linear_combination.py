@@ -1,0 +1,117 @@
+"""Linear combinations of the inputs: with given coefficients, or with some that the Gram matrix
+decides.
+
+Spherical interpolation, the Karcher mean and model stock look different, yet all yield
+Σ cᵢ vᵢ, where the cᵢ depend on the pairwise dot products of the vᵢ alone. So they share one
+statistic and one kernel, and each is a rule from a small matrix to a few numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.kernel import GrainSums, GrainView, Kernel, Statistic
+from methods.statistics import Differences, GramMatrix, Inputs, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LinearCombination(Kernel):
+    """Σ cᵢ θᵢ with constant coefficients; inputs with coefficient 0 are not looked at."""
+
+    coefficients: tuple[float, ...]
+    cost = 0.2
+
+    def combine(
+        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+    ) -> None:
+        weighted_sum(grain.inputs, self.coefficients, out)
+
+
+class Rule:
+    """How coefficients follow from the Gram matrix; subclass as a frozen dataclass."""
+
+    def coefficients(self, gram: Sequence[Sequence[float]]) -> Sequence[float]:
+        """Coefficient of every vector, in order.
+
+        Raises:
+            RunError: the vectors admit no result.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Coefficients(GramMatrix):
+    """The coefficients that a rule makes of the Gram matrix of a source."""
+
+    rule: Rule
+
+    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> Any:
+        return tuple(self.rule.coefficients(super().finish(total, earlier)))
+
+
+@dataclass(frozen=True)
+class GramCombination(Kernel):
+    """Σ cᵢ θᵢ, or θ₀ + Σ cᵢ τᵢ where there is a base, with coefficients from a rule."""
+
+    rule: Rule
+    positions: tuple[int, ...]
+    base: int | None = None
+
+    @property
+    def source(self) -> Source:
+        """The vectors that are combined."""
+        if self.base is None:
+            return Inputs(self.positions)
+        return Differences(self.base, self.positions)
+
+    @property
+    def passes(self) -> tuple[Statistic[Any, Any], ...]:
+        return (Coefficients(self.source, self.rule),)
+
+    @property
+    def scratch(self) -> int:
+        return 0 if self.base is None else 1
+
+    @property
+    def cost(self) -> float:
+        return 0.6 + 0.1 * len(self.positions)
+
+    def combine(
+        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+    ) -> None:
+        coefficients = statistics[0]
+        if self.base is None:
+            weighted_sum([grain.inputs[i] for i in self.positions], coefficients, out)
+        else:
+            add_weighted(self.source, coefficients, grain, out)
+            out.add_(grain.inputs[self.base])
+
+
+def weighted_sum(vectors: Sequence[Tensor], coefficients: Sequence[float], out: Tensor) -> None:
+    """Write Σ cᵢ vᵢ to ``out`` (float32, of the vectors' shape), leaving out what has cᵢ = 0."""
+    import torch
+
+    terms = [(v, c) for v, c in zip(vectors, coefficients, strict=True) if c]
+    if not terms:
+        out.zero_()
+        return
+    torch.mul(*terms[0], out=out)
+    for vector, coefficient in terms[1:]:
+        out.add_(vector, alpha=coefficient)
+
+
+def add_weighted(
+    source: Source, coefficients: Sequence[float], grain: GrainView, out: Tensor
+) -> None:
+    """Write Σ cᵢ vᵢ over the vectors of ``source`` to ``out``; takes one scratch tensor."""
+    vector = grain.take()
+    out.zero_()
+    for number, coefficient in enumerate(coefficients):
+        if coefficient:
+            source.write(number, grain, vector)
+            out.add_(vector, alpha=coefficient)

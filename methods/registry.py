@@ -1,0 +1,116 @@
+"""Which merge methods there are: the built-in ones, registered ones, and those of other packages.
+
+A package offers methods by entry points of the group ``mergeloom.methods``, whose name is the
+method's and whose value is a `Method` class or instance:
+
+    [project.entry-points."mergeloom.methods"]
+    my_method = "my_package.my_module:MyMethod"
+
+A program of its own calls `register` before it plans. No module is imported before its method is
+asked for, and none imports torch before arithmetic runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from engine.errors import ConfigError
+from methods.method import Method
+
+GROUP = "mergeloom.methods"
+"""The entry-point group of methods in other packages."""
+
+_BUILT_IN = {
+    "linear": "methods.linear:Linear",
+    "passthrough": "methods.passthrough:Passthrough",
+    "slerp": "methods.slerp:Slerp",
+    "task_arithmetic": "methods.task_arithmetic:TaskArithmetic",
+    "ties": "methods.ties:Ties",
+}
+
+_registered: dict[str, Method] = {}
+_loaded: dict[str, Method] = {}
+
+M = TypeVar("M", bound="Method | type[Method]")
+
+
+def register(method: M) -> M:
+    """Make ``method``, a class or an instance, known under its name; usable as a decorator.
+
+    Raises:
+        ConfigError: it is no method, or its name is taken.
+    """
+    instance = _instance(method, "what was registered")
+    if instance.name in names():
+        raise ConfigError(f"there is a merge method '{instance.name}' already: choose another name")
+    _registered[instance.name] = instance
+    return method
+
+
+def unregister(name: str) -> None:
+    """Forget a method that `register` made known."""
+    _registered.pop(name, None)
+
+
+def names() -> tuple[str, ...]:
+    """The names of all methods, sorted."""
+    return tuple(sorted({*_BUILT_IN, *_registered, *_offered()}))
+
+
+def get(name: str) -> Method:
+    """The method called ``name``.
+
+    Raises:
+        ConfigError: there is none, or its package is broken.
+    """
+    if name in _registered:
+        return _registered[name]
+    if name not in _loaded:
+        _loaded[name] = _load(name)
+    return _loaded[name]
+
+
+def _load(name: str) -> Method:
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        return _instance(getattr(importlib.import_module(module), attribute), f"'{name}'")
+    offered = _offered().get(name)
+    if offered is None:
+        raise ConfigError(f"unknown merge method '{name}'{_suggestion(name)}")
+    try:
+        found = offered.load()
+    except Exception as error:
+        raise ConfigError(
+            f"merge method '{name}' cannot be loaded from '{offered.value}': {error}"
+        ) from error
+    return _instance(found, f"entry point '{name}' ('{offered.value}')")
+
+
+def _offered() -> dict[str, EntryPoint]:
+    """Methods of other packages; asked for only when a name is not built in."""
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in _BUILT_IN}
+
+
+def _instance(method: Any, what: str) -> Method:
+    instance = method() if isinstance(method, type) else method
+    if not isinstance(instance, Method):
+        raise ConfigError(f"{what} is no merge method: it must derive from methods.method.Method")
+    missing = [
+        attribute
+        for attribute in ("name", "summary", "formula", "reference")
+        if not isinstance(getattr(instance, attribute, None), str)
+    ]
+    if missing:
+        raise ConfigError(f"{what} lacks the class attribute '{missing[0]}'")
+    return instance
+
+
+def _suggestion(name: str) -> str:
+    known = names()
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f": did you mean '{near[0]}'?"
+    return f": there are {', '.join(known)}"

@@ -1,0 +1,215 @@
+"""Which elements of a task vector are kept.
+
+A sparsifier is asked for its statistics and then applied to one grain of one vector at a time.
+`TopMagnitude` keeps the largest elements, `KeepAll` all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.kernel import GrainView, Statistic
+from methods.statistics import CoarseHistogram, FineHistogram, RankedMagnitude, Ranks, Source, below
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEGLIGIBLE = 1e-7
+"""L1 norms below this are not rescaled: what is left is rounding noise."""
+
+
+class Sparsifier:
+    """Decides which elements of the vectors of a source survive; subclass as a frozen dataclass."""
+
+    @property
+    def scratch(self) -> int:
+        """Scratch tensors that `apply` is handed; `tally` takes one more at most."""
+        return 0
+
+    @property
+    def cost(self) -> float:
+        """Nanoseconds an element of one vector, all passes."""
+        return 0.0
+
+    def passes(self, source: Source) -> tuple[Statistic[Any, Any], ...]:
+        """The statistics that are needed, one pass each."""
+        return ()
+
+    def needs_tally(self, statistics: Sequence[Any]) -> bool:
+        """See `Kernel.needs_tally`."""
+        return False
+
+    def tally(self, source: Source, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
+        """See `Kernel.tally`."""
+        raise NotImplementedError
+
+    def factors(self, count: int, statistics: Sequence[Any]) -> tuple[float, ...]:
+        """What each vector is to be multiplied with once it is sparse."""
+        return (1.0,) * count
+
+    def apply(
+        self,
+        number: int,
+        vector: Tensor,
+        work: Sequence[Tensor],
+        grain: GrainView,
+        statistics: Sequence[Any],
+        before: tuple[int, ...],
+    ) -> None:
+        """Set to zero, in place, what is dropped of vector ``number``.
+
+        ``vector`` and the ``scratch`` tensors of ``work`` are float32, of a grain's shape.
+        """
+
+
+@dataclass(frozen=True)
+class KeepAll(Sparsifier):
+    """Drops nothing."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A magnitude from which on elements are kept, with ``ties`` of those that are just as large.
+
+    The ties that are kept are those of lowest index, so that exactly as many elements survive as
+    were asked for. ``cut`` says whether some ties are kept and some are not.
+    """
+
+    value: float
+    ties: int
+    cut: bool
+
+    @staticmethod
+    def of(found: RankedMagnitude) -> Edge:
+        """The edge that keeps the ``found.rank`` largest magnitudes."""
+        ties = found.rank - found.above
+        return Edge(found.value, ties, found.value > 0 and ties < found.equal)
+
+    def tally(self, vector: Tensor, work: Tensor) -> int:
+        """How many elements of ``vector`` are ties; ``work`` is scratch."""
+        return int(_ties(vector, self.value, work).sum()) if self.cut else 0
+
+    def shrink(self, vector: Tensor, before: int, out: Tensor, work: Tensor) -> None:
+        """Write ``vector``, with zero for what is dropped, to ``out`` (which may be ``vector``).
+
+        ``before`` ties lie in earlier grains. ``work`` is scratch; all are flat.
+        """
+        import torch
+
+        # hardshrink(x, λ) is x where |x| > λ and 0 elsewhere: one step below the edge keeps ties.
+        shrink = torch.ops.aten.hardshrink.out
+        if not self.cut:
+            shrink(vector, below(self.value), out=out)
+            return
+        quota = self.ties - before
+        end = 0 if quota <= 0 else _end_of_ties(_ties(vector, self.value, work), quota)
+        if end:
+            shrink(vector[:end], below(self.value), out=out[:end])
+        if end < vector.numel():
+            shrink(vector[end:], self.value, out=out[end:])
+
+
+def _ties(vector: Tensor, value: float, work: Tensor) -> Tensor:
+    """1.0 where the magnitude is ``value``, else 0.0."""
+    import torch
+
+    return torch.abs(vector, out=work).eq_(value)
+
+
+def _end_of_ties(marks: Tensor, quota: int) -> int:
+    """Length of the longest prefix of ``marks`` (0.0 or 1.0) with ``quota`` ones at most."""
+    if int(marks.sum()) <= quota:
+        return marks.numel()
+    start, stop = 0, marks.numel()
+    while stop - start > 1:  # the prefix ends in [start, stop)
+        middle = (start + stop) // 2
+        inside = int(marks[start:middle].sum())
+        if inside <= quota:
+            start, quota = middle, quota - inside
+        else:
+            stop = middle
+    return start
+
+
+@dataclass(frozen=True)
+class TopMagnitude(Sparsifier):
+    """Keeps the ``keep[i]`` largest magnitudes of vector ``i``; ``None`` keeps all.
+
+    With ``rescale``, what is kept is scaled to the L1 norm of the whole.
+    """
+
+    keep: tuple[int | None, ...]
+    rescale: bool = False
+
+    @property
+    def scratch(self) -> int:
+        return 1
+
+    @property
+    def cost(self) -> float:
+        return 2.0
+
+    @property
+    def _idle(self) -> bool:
+        return all(keep is None for keep in self.keep)
+
+    def passes(self, source: Source) -> tuple[Statistic[Any, Any], ...]:
+        if self._idle:
+            return ()
+        ranks = tuple(() if keep is None else (keep,) for keep in self.keep)
+        return (CoarseHistogram(source, ranks), FineHistogram(source, self.rescale))
+
+    def _edges(self, statistics: Sequence[Any]) -> tuple[Edge | None, ...]:
+        if self._idle:
+            return (None,) * len(self.keep)
+        found: Ranks = statistics[1]
+        return tuple(Edge.of(ranked[0]) if ranked else None for ranked in found.of)
+
+    def needs_tally(self, statistics: Sequence[Any]) -> bool:
+        return any(edge is not None and edge.cut for edge in self._edges(statistics))
+
+    def tally(self, source: Source, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
+        vector, work = grain.take(), grain.take()
+        counts = []
+        for number, edge in enumerate(self._edges(statistics)):
+            count = 0
+            if edge is not None and edge.cut:
+                source.write(number, grain, vector)
+                count = edge.tally(vector, work)
+            counts.append(count)
+        return tuple(counts)
+
+    def factors(self, count: int, statistics: Sequence[Any]) -> tuple[float, ...]:
+        if self._idle or not self.rescale:
+            return (1.0,) * count
+        found: Ranks = statistics[1]
+        return tuple(
+            l1_factor(whole, ranked[0].sum_above + edge_sum(ranked[0])) if ranked else 1.0
+            for whole, ranked in zip(found.sums, found.of, strict=True)
+        )
+
+    def apply(
+        self,
+        number: int,
+        vector: Tensor,
+        work: Sequence[Tensor],
+        grain: GrainView,
+        statistics: Sequence[Any],
+        before: tuple[int, ...],
+    ) -> None:
+        edge = self._edges(statistics)[number]
+        if edge is not None:
+            flat = vector.view(-1)
+            edge.shrink(flat, before[number] if before else 0, flat, work[0].view(-1))
+
+
+def edge_sum(found: RankedMagnitude) -> float:
+    """Sum of the ties that are kept at an edge."""
+    return (found.rank - found.above) * found.value
+
+
+def l1_factor(whole: float, kept: float) -> float:
+    """The factor that scales what is kept to the L1 norm of the whole; 1 where either vanishes."""
+    return whole / kept if whole >= NEGLIGIBLE and kept >= NEGLIGIBLE else 1.0

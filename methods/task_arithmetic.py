@@ -1,0 +1,27 @@
+"""Task arithmetic: the base plus weighted task vectors."""
+
+from __future__ import annotations
+
+from engine.kernel import Kernel
+from methods.method import Base, Method, TensorMerge
+from methods.parameters import LAMBDA, WEIGHT, normalize
+from methods.sparsify import KeepAll
+from methods.task_vectors import merge_task_vectors
+
+
+class TaskArithmetic(Method):
+    name = "task_arithmetic"
+    summary = (
+        "Adds to the base what each fine-tune changed (its task vector), weighted. Negative "
+        "weights make the model forget a task."
+    )
+    formula = "θ = θ₀ + λ Σ wᵢτᵢ,  τᵢ = θᵢ - θ₀   (normalize: divided by Σ wᵢ)"
+    reference = "Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089"
+    model_parameters = (WEIGHT,)
+    settings = (normalize(False), LAMBDA)
+    base = Base.REQUIRED
+    minimum = 1
+
+    def kernel(self, merge: TensorMerge) -> Kernel:
+        nothing_dropped = [False] * len(merge.others)
+        return merge_task_vectors(merge, nothing_dropped, lambda kept: KeepAll(), elect=False)

@@ -1,0 +1,124 @@
+"""Arithmetic of task vectors: what a fine-tune changed, made sparse, combined, put on the base.
+
+Task arithmetic, TIES, DARE, breadcrumbs and DELLA differ in two choices only: which elements of a
+task vector are kept (`methods.sparsify`), and whether a sign is elected for each parameter
+(`methods.elect`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.kernel import Copy, GrainView, Kernel, Statistic
+from methods.elect import elected_sum
+from methods.linear_combination import LinearCombination
+from methods.method import TensorMerge
+from methods.parameters import base_of, sum_of_weights
+from methods.sparsify import Sparsifier
+from methods.statistics import Differences
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TaskVectors(Kernel):
+    """θ₀ + λ · combination of the sparsified τᵢ.
+
+    Without ``elect`` the combination is Σ wᵢτᵢ; with it the `elected_sum` of them, where
+    ``normalize`` divides by the agreeing weights. ``weights`` and ``positions`` go by task vector.
+    """
+
+    base: int
+    positions: tuple[int, ...]
+    weights: tuple[float, ...]
+    sparsifier: Sparsifier
+    elect: bool
+    normalize: bool
+    scale: float
+
+    @property
+    def source(self) -> Differences:
+        return Differences(self.base, self.positions)
+
+    @property
+    def passes(self) -> tuple[Statistic[Any, Any], ...]:
+        return self.sparsifier.passes(self.source)
+
+    @property
+    def scratch(self) -> int:
+        return self.sparsifier.scratch + (len(self.positions) + 3 if self.elect else 1)
+
+    @property
+    def cost(self) -> float:
+        return self.sparsifier.cost + (1.2 if self.elect else 0.4)
+
+    def needs_tally(self, statistics: Sequence[Any]) -> bool:
+        return self.sparsifier.needs_tally(statistics)
+
+    def tally(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
+        return self.sparsifier.tally(self.source, grain, statistics)
+
+    def combine(
+        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+    ) -> None:
+        import torch
+
+        factors = self.sparsifier.factors(len(self.positions), statistics)
+        coefficients = [w * factor for w, factor in zip(self.weights, factors, strict=True)]
+        pool = [grain.take() for _ in range(self.sparsifier.scratch)]
+
+        def sparse(number: int, vector: Tensor) -> Tensor:
+            self.source.write(number, grain, vector)
+            self.sparsifier.apply(number, vector, pool, grain, statistics, before)
+            return vector
+
+        if self.elect:
+            vectors = [sparse(number, grain.take()) for number in range(len(coefficients))]
+            shares = self.weights if self.normalize else None
+            work = (grain.take(), grain.take(), grain.take())
+            elected_sum(vectors, coefficients, coefficients, shares, out, work)
+        else:
+            out.zero_()
+            vector = grain.take()
+            for number, coefficient in enumerate(coefficients):
+                out.add_(sparse(number, vector), alpha=coefficient)
+        torch.add(grain.inputs[self.base], out, alpha=self.scale, out=out)
+
+
+def merge_task_vectors(
+    merge: TensorMerge,
+    dropped: Sequence[bool],
+    sparsifier: Callable[[tuple[int, ...]], Sparsifier],
+    *,
+    elect: bool,
+) -> Kernel:
+    """The kernel for ``merge``, whose settings are ``normalize`` and ``lambda``.
+
+    ``dropped`` says of which models nothing is kept at all; ``sparsifier`` is asked for the
+    others, given their numbers among the models that are not the base.
+
+    Raises:
+        ParameterError: weights cancel out that are to be divided by.
+    """
+    if len(merge.models) == 1:
+        return Copy()
+    base = base_of(merge)
+    weights = merge.weights()
+    normalize = bool(merge.settings["normalize"])
+    # All weights zero is no division by zero: nothing is divided, the base is what remains.
+    divisor = sum_of_weights(weights) if normalize and any(weights) else 1.0
+    kept = tuple(number for number, weight in enumerate(weights) if weight and not dropped[number])
+    if not kept or not merge.settings["lambda"]:
+        return LinearCombination(tuple(float(i == base) for i in range(len(merge.models))))
+    return TaskVectors(
+        base=base,
+        positions=tuple(merge.others[number] for number in kept),
+        weights=tuple(weights[number] for number in kept),
+        sparsifier=sparsifier(kept),
+        elect=elect,
+        normalize=normalize and elect,
+        scale=merge.settings["lambda"] / (1.0 if elect else divisor),
+    )

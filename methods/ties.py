@@ -1,0 +1,45 @@
+"""TIES: trim each task vector, elect a sign for each parameter, average what agrees."""
+
+from __future__ import annotations
+
+import math
+
+from engine.kernel import Kernel
+from methods.method import Base, Method, TensorMerge
+from methods.parameters import DENSITY, INT8_MASK, LAMBDA, WEIGHT, normalize, rescale
+from methods.sparsify import TopMagnitude
+from methods.task_vectors import merge_task_vectors
+
+
+class Ties(Method):
+    name = "ties"
+    summary = (
+        "Keeps only the largest changes of every fine-tune, lets the models elect one sign for "
+        "each parameter, and averages the changes that agree with it. Made for merging several "
+        "fine-tunes that would otherwise cancel each other."
+    )
+    formula = (
+        "τ̂ᵢ = the k = int(density·n) largest |τᵢ|;  s = sign(Σ wᵢτ̂ᵢ), + at 0;  "
+        "θ = θ₀ + λ · Σ wᵢτ̂ᵢ / Σ wᵢ, both sums over i with sign(wᵢτ̂ᵢ) = s"
+    )
+    reference = "Yadav et al. 2023, TIES-Merging, arXiv:2306.01708"
+    model_parameters = (WEIGHT, DENSITY)
+    settings = (normalize(True), LAMBDA, INT8_MASK, rescale(False))
+    base = Base.REQUIRED
+    minimum = 1
+
+    def kernel(self, merge: TensorMerge) -> Kernel:
+        total = math.prod(merge.shape)
+        keep = [kept_count(density, total) for density in merge.weights("density")]
+        rescaled = bool(merge.settings["rescale"])
+        return merge_task_vectors(
+            merge,
+            [count == 0 for count in keep],
+            lambda kept: TopMagnitude(tuple(keep[number] for number in kept), rescaled),
+            elect=True,
+        )
+
+
+def kept_count(density: float, total: int) -> int | None:
+    """How many of ``total`` elements to keep; ``None`` for all."""
+    return None if density >= 1 else int(density * total)

@@ -1,0 +1,99 @@
+"""Looking methods up, and adding some."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from engine.errors import ConfigError
+from engine.kernel import Copy, Kernel
+from methods import registry
+from methods.method import Method, Parameter, TensorMerge
+
+
+class First(Method):
+    name = "first"
+    summary = formula = reference = "takes the first model"
+
+    def kernel(self, merge: TensorMerge) -> Kernel:
+        return Copy()
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    registry.register(First)
+    yield
+    registry.unregister("first")
+
+
+def test_every_method_describes_itself() -> None:
+    for name in registry.names():
+        method = registry.get(name)
+        assert method.name == name
+        assert method.summary.endswith(".")
+        assert method.formula
+        assert method.reference
+        for parameter in (*method.model_parameters, *method.settings):
+            assert isinstance(parameter, Parameter)
+            assert parameter.help
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown merge method 'tees': did you mean 'ties'"):
+        registry.get("tees")
+    with pytest.raises(ConfigError, match=r"there are .*linear"):
+        registry.get("qqqqqq")
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_registered_method_is_found() -> None:
+    assert isinstance(registry.get("first"), First)
+    assert "first" in registry.names()
+    with pytest.raises(ConfigError, match="'first' already"):
+        registry.register(First)
+
+
+def test_a_built_in_name_cannot_be_taken() -> None:
+    class Impostor(First):
+        name = "ties"
+
+    with pytest.raises(ConfigError, match="'ties' already"):
+        registry.register(Impostor)
+
+
+def test_what_is_no_method_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no merge method"):
+        registry.register(int)  # type: ignore[type-var]
+
+    class Nameless(Method):
+        pass
+
+    with pytest.raises(ConfigError, match="'name'"):
+        registry.register(Nameless)
+
+
+def test_entry_points_are_loaded_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        EntryPoint("offered", "tests.methods.test_registry:First", registry.GROUP),
+        EntryPoint("broken", "no_such_module:Nothing", registry.GROUP),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(registry, "_loaded", {})
+    assert {"offered", "broken", "ties"} <= set(registry.names())
+    assert registry.get("offered").name == "first"
+    with pytest.raises(ConfigError, match="'broken' cannot be loaded from 'no_such_module"):
+        registry.get("broken")
+
+
+def test_planning_does_not_import_torch() -> None:
+    program = (
+        "import sys\n"
+        "from methods import registry\n"
+        "for name in registry.names(): registry.get(name)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

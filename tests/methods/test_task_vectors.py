@@ -1,0 +1,118 @@
+"""Task vectors: sparsified, elected, combined."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.kernel import Copy
+from methods.method import ParameterError
+from tests.methods import oracle
+from tests.methods.drawing import Family, densities, families, family, positive, some, weights
+from tests.methods.support import assert_close, check_walks, kernel_of, run
+
+SHAPE = (40, 11)
+
+
+@given(st.data(), families(), st.booleans(), st.floats(-2, 2))
+def test_task_arithmetic(data: st.DataObject, models: Family, normalize: bool, lam: float) -> None:
+    chosen = some(data.draw, positive if normalize else weights, len(models.others))
+    parameters = [{}, *({"weight": weight} for weight in chosen)]
+    settings = {"normalize": normalize, "lambda": lam}
+    kernel = kernel_of("task_arithmetic", models.base.shape, parameters, base=0, **settings)
+    answer = oracle.task_arithmetic(models.base, models.others, chosen, normalize, lam)
+    assert_close(check_walks(kernel, models.all), answer.value, answer.scale, models.base.dtype)
+
+
+@given(st.data(), families(), st.booleans(), st.booleans(), st.floats(-2, 2))
+def test_ties(
+    data: st.DataObject, models: Family, normalize: bool, rescale: bool, lam: float
+) -> None:
+    chosen = some(data.draw, positive if normalize else weights, len(models.others))
+    dense = some(data.draw, densities, len(models.others))
+    parameters = [
+        {},
+        *({"weight": weight, "density": d} for weight, d in zip(chosen, dense, strict=True)),
+    ]
+    settings = {"normalize": normalize, "rescale": rescale, "lambda": lam}
+    kernel = kernel_of("ties", models.base.shape, parameters, base=0, **settings)
+    answer = oracle.ties(models.base, models.others, chosen, dense, normalize, lam, rescale)
+    result = check_walks(kernel, models.all)
+    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+
+
+def test_ties_at_the_threshold_go_to_the_lowest_index() -> None:
+    """Equal magnitudes everywhere: the first k survive, across grains, whatever their sign."""
+    base = torch.zeros(1000)
+    signs = torch.where(torch.rand(1000) < 0.5, -1.0, 1.0)
+    for keep in (1, 63, 64, 65, 500, 999):
+        parameters = [{}, {"weight": 1.0, "density": (keep + 0.5) / 1000}]
+        kernel = kernel_of("ties", (1000,), parameters, base=0)
+        result = check_walks(kernel, [base, signs])
+        assert torch.equal(result[:keep], signs[:keep])
+        assert not result[keep:].any()
+
+
+def test_exactly_k_survive_among_larger_and_smaller_ones() -> None:
+    other = torch.tensor([1.0, 2.0, 1.0, 3.0, 1.0, 0.5, 1.0, 0.0] * 50)
+    for keep in (50, 100, 101, 150, 299, 300, 301, 350):
+        parameters = [{}, {"weight": 1.0, "density": (keep + 0.5) / 400}]
+        kernel = kernel_of("ties", (400,), parameters, base=0)
+        result = check_walks(kernel, [torch.zeros(400), other])
+        assert torch.equal(result, other * oracle.largest(other, keep))
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_no_change_gives_the_base(method: str) -> None:
+    models = family(SHAPE, 2, 0, torch.float32, "equal")
+    parameters = [{}, {"weight": 0.3}, {"weight": 0.9}]
+    result = run(kernel_of(method, SHAPE, parameters, base=0), models.all)
+    assert torch.equal(result, models.base)
+
+
+def test_density_0_gives_the_base() -> None:
+    models = family(SHAPE, 2, 0, torch.float32)
+    parameters = [{}, {"weight": 1.0, "density": 0.0}, {"weight": 1.0, "density": 0.0}]
+    result = run(kernel_of("ties", SHAPE, parameters, base=0), models.all)
+    assert torch.equal(result, models.base)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_weights_that_cancel_cannot_be_normalised(method: str) -> None:
+    parameters = [{}, {"weight": 1.0}, {"weight": -1.0}]
+    with pytest.raises(ParameterError, match="sum to zero"):
+        kernel_of(method, SHAPE, parameters, base=0, normalize=True)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_weights_that_are_all_zero_give_the_base(method: str) -> None:
+    models = family(SHAPE, 2, 0, torch.float32)
+    parameters = [{}, {"weight": 0.0}, {"weight": 0.0}]
+    result = run(kernel_of(method, SHAPE, parameters, base=0, normalize=True), models.all)
+    assert torch.equal(result, models.base)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_one_input_is_copied(method: str) -> None:
+    assert isinstance(kernel_of(method, SHAPE, [{}], base=0), Copy)
+    assert isinstance(kernel_of(method, SHAPE, [{"weight": 0.5}]), Copy)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_broken_values_stay_where_they_are(broken: float) -> None:
+    """Statistics count a NaN as a large magnitude; elements beside it are merged as ever."""
+    models = family(SHAPE, 2, 3, torch.float32)
+    models.others[0][3, 4] = broken
+    parameters = [{}, {"weight": 1.0, "density": 0.5}, {"weight": 1.0, "density": 0.5}]
+    result = check_walks(kernel_of("ties", SHAPE, parameters, base=0), models.all)
+    finite = torch.isfinite(result)
+    assert int((~finite).sum()) <= 1
+    assert bool(finite[0, 0])
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_a_tensor_that_the_base_lacks_is_refused(method: str) -> None:
+    with pytest.raises(ParameterError, match="base model lacks"):
+        kernel_of(method, SHAPE, [{"weight": 1.0}, {"weight": 1.0}])
