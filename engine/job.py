@@ -119,6 +119,7 @@ def run(
         plan = schedule(rest, options.ram, machine.this_machine(options.threads))
         if begun is not None:
             begun(Begun(plan, len(done)))
+        measures_runtime = plan.computes and machine.runtime_is_ahead()
         baseline = machine.resident_bytes()
         sink = ShardSink(directory, job.graph, done, job.fingerprint, job.identity, options.io)
         readers: dict[int, FileReader] = {}
@@ -135,9 +136,8 @@ def run(
         sink.close()
         for reader in readers.values():
             reader.close()
-        if plan.computes:
-            used = executor.progress.ledger_peak + plan.workers * plan.scratch_bytes
-            machine.remember_runtime_bytes(machine.peak_bytes() - baseline - used)
+        if measures_runtime:
+            machine.remember_runtime_bytes(machine.resident_bytes() - baseline)
         outcome = _outcome(plan, executor.progress, began, counters, len(done), tuple(warnings))
         sink.finish(job.side_files, {**job.about, "measured": measured(outcome)})
         return outcome

@@ -34,7 +34,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class JournalContent:
-    """What a journal says. ``files`` are the shards of its run; ``damaged`` counts unreadable records other than a torn last one."""
+    """What a journal says.
+
+    ``files`` are the shards of its run; ``damaged`` counts unreadable records other than a torn
+    last one.
+    """
 
     fingerprint: str
     identity: Mapping[str, str]

@@ -35,6 +35,13 @@ def resident_bytes() -> int:
 
 def peak_bytes() -> int:
     """The most memory that this process ever occupied, as the kernel counts it."""
+    try:
+        # What getrusage tells on Linux includes the process that this one was forked from.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -65,8 +72,13 @@ def default_budget() -> int:
 def this_machine(threads: int | None = None) -> Machine:
     """What a schedule made in this process has to reckon with."""
     occupied = -(-resident_bytes() // _ROUND) * _ROUND
-    runtime = 0 if "torch" in sys.modules else runtime_bytes()
+    runtime = runtime_bytes() if runtime_is_ahead() else 0
     return Machine(threads or available_threads(), occupied, runtime)
+
+
+def runtime_is_ahead() -> bool:
+    """Whether torch is still to be imported, and its memory to be taken."""
+    return "torch" not in sys.modules
 
 
 def runtime_bytes() -> int:
@@ -86,7 +98,7 @@ def runtime_bytes() -> int:
 def remember_runtime_bytes(measured: int) -> None:
     """Record what torch really took, for the plans to come; a hint, so failing is no matter."""
     version = _torch_version()
-    rounded = -(-measured // _ROUND) * _ROUND
+    rounded = (-(-measured // _ROUND) + 1) * _ROUND
     if rounded == runtime_bytes():
         return
     path = _profile_path()

@@ -107,7 +107,7 @@ class MergeRun:
         self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in tree(shape.root)}
         self.chains: dict[tuple[int, Merge], Chain] = {}
         self.digests = {write: TensorDigest(shape.grains.count) for write in shape.writes}
-        self.unwritten = {write: placement.tiles for write in shape.writes}
+        self.unwritten = dict.fromkeys(shape.writes, placement.tiles)
         self._open(0)
 
     def chain(self, number: int, merge: Merge) -> Chain:

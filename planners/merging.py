@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from engine.dtypes import DType
-from engine.errors import CheckpointError, ConfigError
+from engine.errors import CheckpointError
 from engine.graph import GraphBuilder, Load, Merge
 from engine.kernel import Copy
 from methods.method import REQUIRED, Base, Method, Parameter, ParameterError, TensorMerge

@@ -226,7 +226,9 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
         side_files=files,
         identity=identity,
         fingerprint=fingerprint,
-        unused=tuple(unused_tensors(stored, graph, stage.towers, stage.head)),
+        unused=tuple(
+            unused_tensors(stored, graph, stage.towers, stage.head if stage.tied else None)
+        ),
         warnings=tuple(dict.fromkeys(warnings)),
     )
 

@@ -70,9 +70,9 @@ def _copied(donor: Path, config: Mapping[str, Any]) -> list[str]:
     found = []
     for path in sorted([*donor.iterdir(), *donor.glob("*_Pooling/config.json")]):
         name = path.relative_to(donor).as_posix()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) and path.is_file():
-            if path.stat().st_size <= MAX_SIDE_FILE_BYTES:
-                found.append(name)
+        wanted = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        if wanted and path.is_file() and path.stat().st_size <= MAX_SIDE_FILE_BYTES:
+            found.append(name)
     return found
 
 

@@ -33,9 +33,12 @@ def unused_tensors(
     models: Mapping[str, Checkpoint],
     graph: Graph,
     towers: Sequence[TowerPlan],
-    head: str | None,
+    tied_head: str | None,
 ) -> Iterator[Unused]:
-    """Everything in ``models`` that no load of ``graph`` reads, grouped by model and reason."""
+    """Everything in ``models`` that no load of ``graph`` reads, grouped by model and reason.
+
+    ``tied_head`` is the name of the output head where the output has none.
+    """
     used = {(id(load.source), load.offset, load.name) for load in graph.loads}
     seen: set[int] = set()
     for name, checkpoint in models.items():
@@ -51,10 +54,10 @@ def unused_tensors(
             if layer is not None:
                 reason = "layers that no slice takes"
                 layers[reason].add(layer)
-            elif tensor == head:
+            elif tensor == tied_head:
                 reason = "the output head is tied to the embedding"
             else:
-                reason = "weights outside the layers come from the first and the last slice only"
+                reason = _outside_reason(tensor, towers)
             groups[reason].append(tensor)
         for reason, names in groups.items():
             entries = [checkpoint.tensors[tensor] for tensor in names]
@@ -65,6 +68,14 @@ def unused_tensors(
                 names=tuple(names),
                 nbytes=sum(_nbytes(entry.shape, entry.dtype.size) for entry in entries),
             )
+
+
+def _outside_reason(tensor: str, towers: Sequence[TowerPlan]) -> str:
+    if any(tensor in plan.tower.before for plan in towers):
+        return "weights before the layers come from the first slice"
+    if any(tensor in plan.tower.after for plan in towers):
+        return "weights after the layers come from the last slice"
+    return "the base or first model has no such tensor"
 
 
 def _layer(tensor: str, towers: Sequence[TowerPlan]) -> int | None:

@@ -1,0 +1,5 @@
+"""``python -m mergeloom``."""
+
+from mergeloom.cli import main
+
+main()

@@ -1,0 +1,173 @@
+"""The Python API: plan a merge, run it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine import job as jobs
+from engine import machine
+from engine.executor import Progress
+from engine.schedule import Schedule, schedule
+from engine.storage import IOMode
+from mergeloom.sizes import parse_size
+from planners.config import Configuration, load_config, parse_config
+from planners.hub import Resolver
+from planners.plan import DEFAULT_SHARD_BYTES, Plan, PlanOptions, make_plan
+
+Size = int | str
+Pathlike = str | os.PathLike[str]
+
+SEARCH_VARIABLE = "MERGELOOM_MODELS"
+"""Environment variable with folders that hold models, separated as in ``PATH``."""
+
+
+@dataclass(frozen=True)
+class PlannedMerge:
+    """A dry run: what a merge will do within a budget, known before a weight is read."""
+
+    plan: Plan
+    schedule: Schedule
+    budget_bytes: int
+
+    def document(self) -> dict[str, Any]:
+        """The plan as ``mergeloom plan --json`` prints it."""
+        from mergeloom.documents import plan_document
+
+        return plan_document(self)
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """A finished merge and what it took."""
+
+    output: Path
+    planned: PlannedMerge
+    outcome: jobs.Outcome
+
+    def document(self) -> dict[str, Any]:
+        """The result as ``mergeloom merge --json`` prints it."""
+        from mergeloom.documents import result_document
+
+        return result_document(self)
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Told how a merge goes on; ``downloading`` names a model that is about to be fetched."""
+
+    begun: Callable[[jobs.Begun], None] | None = None
+    progressed: Callable[[Progress], None] | None = None
+    downloading: Callable[[str], None] = field(default=lambda name: None)
+
+
+def plan(
+    config: Pathlike | Mapping[str, Any] | Configuration,
+    *,
+    ram: Size | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    max_shard_size: Size = DEFAULT_SHARD_BYTES,
+    model_dirs: Mapping[str, Pathlike] | None = None,
+    search: Sequence[Pathlike] = (),
+    allow_truncated_embeddings: bool = False,
+    observer: Observer | None = None,
+) -> PlannedMerge:
+    """Plan a merge; reads headers only and does not import torch.
+
+    ``config`` is the path of a YAML file, or its content as a mapping. ``ram`` is the memory
+    budget of the whole process, in bytes or as ``"8GiB"``; by default four fifths of what is
+    available. ``model_dirs`` maps model references, as the configuration writes them, to local
+    directories; ``search`` are folders that hold models.
+
+    Raises:
+        ConfigError, CheckpointError: the merge does not make sense, or a model is not there.
+        BudgetError: the budget cannot work; the message names the smallest that can.
+    """
+    configuration = _configuration(config)
+    observer = observer or Observer()
+    relative_to = configuration.path.parent if configuration.path is not None else None
+    resolver = Resolver(
+        model_dirs={name: Path(path) for name, path in (model_dirs or {}).items()},
+        search=[*map(Path, search), *_search_folders()],
+        relative_to=relative_to,
+        download=observer.downloading,
+    )
+    options = PlanOptions(seed, _bytes(max_shard_size), allow_truncated_embeddings)
+    made = make_plan(configuration, resolver, options)
+    budget = machine.default_budget() if ram is None else _bytes(ram)
+    made_schedule = schedule(made.graph, budget, machine.this_machine(threads))
+    return PlannedMerge(made, made_schedule, budget)
+
+
+def merge(
+    config: Pathlike | Mapping[str, Any] | Configuration | PlannedMerge,
+    output: Pathlike,
+    *,
+    threads: int | None = None,
+    io: IOMode | str = IOMode.AUTO,
+    restart: bool = False,
+    observer: Observer | None = None,
+    **options: Any,
+) -> MergeResult:
+    """Merge into the directory ``output``; continues where an interrupted run stopped.
+
+    Takes what `plan` takes, or its result. ``io`` is ``auto``, ``direct`` or ``buffered``;
+    ``restart`` discards what an earlier run left in ``output``.
+
+    Raises:
+        ConfigError, CheckpointError, BudgetError: as `plan`.
+        OutputError: ``output`` belongs to something else, is in use, or its disk is too small.
+        RunError: reading, arithmetic or writing failed; run again to continue.
+    """
+    observer = observer or Observer()
+    planned = config
+    if not isinstance(planned, PlannedMerge):
+        planned = plan(planned, threads=threads, observer=observer, **options)
+    elif options:
+        raise TypeError(f"{', '.join(options)} belong to the plan")
+    directory = Path(output)
+    about = {"program": program(), "threads": planned.schedule.workers}
+    outcome = jobs.run(
+        planned.plan.job(about),
+        directory,
+        jobs.Options(planned.budget_bytes, threads, IOMode(io), restart),
+        observer.begun,
+        observer.progressed,
+    )
+    return MergeResult(directory, planned, outcome)
+
+
+def program() -> dict[str, str]:
+    """Versions of this program and of what its results depend on."""
+    from importlib import metadata
+
+    found = {}
+    for name in ("mergeloom", "torch"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def _configuration(config: Pathlike | Mapping[str, Any] | Configuration) -> Configuration:
+    if isinstance(config, Configuration):
+        return config
+    if isinstance(config, Mapping):
+        import yaml
+
+        return parse_config(yaml.safe_dump(dict(config), sort_keys=False))
+    return load_config(Path(config))
+
+
+def _bytes(size: Size) -> int:
+    return parse_size(size) if isinstance(size, str) else size
+
+
+def _search_folders() -> list[Path]:
+    value = os.environ.get(SEARCH_VARIABLE, "")
+    return [Path(folder).expanduser() for folder in value.split(os.pathsep) if folder]

@@ -1,0 +1,357 @@
+"""The command line. Data goes to stdout, everything for people that is no answer to stderr."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engine.errors import LoomError
+
+if TYPE_CHECKING:
+    from mergeloom.api import PlannedMerge
+
+app = typer.Typer(
+    name="mergeloom",
+    help="Merge language models that do not fit in memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The merge configuration (YAML).")]
+Ram = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Memory budget of the whole process. [default: 4/5 of the available]"
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the methods that draw at random.")]
+ShardSize = Annotated[
+    str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest output shard.")
+]
+ModelDirs = Annotated[
+    list[str] | None,
+    typer.Option("--model-dir", metavar="ID=PATH", help="Take model ID from PATH; repeatable."),
+]
+Search = Annotated[
+    list[Path] | None,
+    typer.Option("--search-dir", metavar="DIR", help="A folder that holds models; repeatable."),
+]
+Truncate = Annotated[
+    bool,
+    typer.Option(
+        "--allow-truncated-embeddings",
+        help="Where vocabularies differ, keep the common leading rows.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+@app.callback()
+def _global_options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from mergeloom.api import program
+
+        print(f"mergeloom {program()['mergeloom']}")
+        raise typer.Exit
+
+
+@app.command()
+def plan(
+    config: Config,
+    output: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Ignored.")] = None,
+    ram: Ram = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+    max_shard_size: ShardSize = "5GB",
+    model_dir: ModelDirs = None,
+    search_dir: Search = None,
+    allow_truncated_embeddings: Truncate = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a merge would do: layers, memory, bytes. Reads no weights."""
+    planned = _planned(
+        config,
+        ram,
+        threads,
+        seed,
+        max_shard_size,
+        model_dir,
+        search_dir,
+        allow_truncated_embeddings,
+    )
+    if output is not None:
+        _say_state(output)
+    if as_json:
+        _print_json(planned.document())
+    else:
+        from mergeloom.render import render_plan
+
+        _print(render_plan(planned))
+
+
+@app.command()
+def merge(
+    config: Config,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to merge into.")],
+    ram: Ram = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+    max_shard_size: ShardSize = "5GB",
+    model_dir: ModelDirs = None,
+    search_dir: Search = None,
+    allow_truncated_embeddings: Truncate = False,
+    io: Annotated[
+        str, typer.Option(metavar="auto|direct|buffered", help="How files are accessed.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu", help="Where to compute.")] = "auto",
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard what an earlier run left in OUT.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Merge into OUT; the same command again continues after an interruption."""
+    from engine.storage import IOMode
+    from mergeloom import api
+
+    if device not in ("auto", "cpu"):
+        raise LoomError(f"--device '{device}' is not there: this version computes on 'cpu'")
+    if io not in [mode.value for mode in IOMode]:
+        raise LoomError(f"--io '{io}' is unknown: choose auto, direct or buffered")
+    planned = _planned(
+        config,
+        ram,
+        threads,
+        seed,
+        max_shard_size,
+        model_dir,
+        search_dir,
+        allow_truncated_embeddings,
+    )
+    _check_apart(planned, output)
+    with _shown(planned, quiet) as observer:
+        try:
+            result = api.merge(
+                planned, output, threads=threads, io=io, restart=restart, observer=observer
+            )
+        except KeyboardInterrupt:
+            _complain(f"interrupted; the same command continues '{output}' where it stopped")
+            raise typer.Exit(130) from None
+    if as_json:
+        _print_json(result.document())
+    elif not quiet:
+        from mergeloom.render import error_console, render_outcome
+
+        error_console().print(render_outcome(result.outcome, planned, str(output)))
+
+
+@app.command()
+def explain(
+    config: Config,
+    tensor: Annotated[
+        str | None,
+        typer.Argument(metavar="[TENSOR]", help="An output tensor, or a part of its name."),
+    ] = None,
+    model_dir: ModelDirs = None,
+    search_dir: Search = None,
+    allow_truncated_embeddings: Truncate = False,
+    as_json: Json = False,
+) -> None:
+    """Show where output tensors come from, and which entry of CONFIG set each parameter."""
+    from mergeloom import explaining
+
+    planned = _planned(
+        config, None, None, 0, "5GB", model_dir, search_dir, allow_truncated_embeddings
+    )
+    found = explaining.select(planned, tensor)
+    if as_json:
+        _print_json(explaining.document(found, planned))
+    else:
+        _print(explaining.render(found, planned))
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory or a hub id.")],
+    model_dir: ModelDirs = None,
+    search_dir: Search = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show tensors, layers, types and sizes of a checkpoint, from its headers."""
+    from mergeloom import inspecting
+
+    found = inspecting.inspect_model(model, _model_dirs(model_dir), search_dir or [], _downloading)
+    if as_json:
+        _print_json(inspecting.document(found))
+    else:
+        _print(inspecting.render(found, tensors))
+
+
+@app.command()
+def verify(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A directory merged into.")],
+    as_json: Json = False,
+) -> None:
+    """Compare the tensors of a finished or interrupted merge with their recorded digests."""
+    from mergeloom import verifying
+
+    found = verifying.verify_output(output)
+    if as_json:
+        _print_json(verifying.document(found))
+    else:
+        _print(verifying.render(found))
+    if not found.is_sound:
+        raise typer.Exit(1)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the merge methods, or describe one."""
+    from mergeloom.documents import method_document
+    from methods import registry
+
+    found = [registry.get(each) for each in ([name] if name else registry.names())]
+    if as_json:
+        documents = [method_document(method) for method in found]
+        _print_json(documents[0] if name else {"methods": documents})
+        return
+    from mergeloom.render import render_method, render_methods
+
+    _print(render_method(found[0]) if name else render_methods(found))
+
+
+def main() -> None:
+    """The program's entry: runs a command and turns errors into one line and an exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+        sys.argv.insert(1, "--debug")
+    try:
+        app()
+    except LoomError as error:
+        if debug:
+            raise
+        _complain(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        _complain(f"error: this should not happen: {reason} (--debug shows where)")
+        sys.exit(1)
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _planned(
+    config: Path,
+    ram: str | None,
+    threads: int | None,
+    seed: int,
+    max_shard_size: str,
+    model_dir: list[str] | None,
+    search_dir: list[Path] | None,
+    truncate: bool,
+) -> PlannedMerge:
+    from mergeloom import api
+
+    return api.plan(
+        config,
+        ram=ram,
+        threads=threads,
+        seed=seed,
+        max_shard_size=max_shard_size,
+        model_dirs=_model_dirs(model_dir),
+        search=search_dir or [],
+        allow_truncated_embeddings=truncate,
+        observer=api.Observer(downloading=_downloading),
+    )
+
+
+def _model_dirs(given: list[str] | None) -> dict[str, Path]:
+    result = {}
+    for text in given or []:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise LoomError(f"--model-dir '{text}': write ID=PATH")
+        result[name] = Path(path).expanduser()
+    return result
+
+
+def _check_apart(planned: PlannedMerge, output: Path) -> None:
+    for name, model in planned.plan.models.items():
+        if output.resolve() == model.directory.resolve():
+            raise LoomError(f"'{output}' is the input '{name}': choose another output directory")
+
+
+def _say_state(output: Path) -> None:
+    from engine.manifest import DIRECTORY, read_manifest
+
+    if read_manifest(output) is not None:
+        _complain(f"'{output}' is a finished merge")
+    elif (output / DIRECTORY).is_dir():
+        _complain(f"'{output}' holds an interrupted merge")
+
+
+@contextmanager
+def _shown(planned: PlannedMerge, quiet: bool) -> Iterator[Any]:
+    from mergeloom.api import Observer
+
+    if quiet:
+        yield Observer(downloading=_downloading)
+        return
+    from mergeloom.progress import ProgressDisplay
+    from mergeloom.render import error_console, render_plan
+
+    console = error_console()
+    console.print(render_plan(planned))
+    console.print()
+    with ProgressDisplay(console, planned.budget_bytes) as display:
+        yield Observer(display.begun, display.progressed, _downloading)
+
+
+def _downloading(name: str) -> None:
+    _complain(f"fetching '{name}' from the hub")
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def _print(renderable: Any) -> None:
+    from mergeloom.render import console
+
+    console().print(renderable)
+
+
+def _complain(message: str) -> None:
+    print(message, file=sys.stderr)
