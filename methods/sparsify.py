@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.kernel import GrainView, Statistic
-from methods.statistics import CoarseHistogram, FineHistogram, RankedMagnitude, Ranks, Source, below
+from methods.statistics import (
+    CoarseHistogram,
+    FineHistogram,
+    RankedMagnitude,
+    Ranks,
+    Source,
+    TieCounts,
+    below,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,41 +82,63 @@ class Edge:
     """A magnitude from which on elements are kept, with ``ties`` of those that are just as large.
 
     The ties that are kept are those of lowest index, so that exactly as many elements survive as
-    were asked for. ``cut`` says whether some ties are kept and some are not.
+    were asked for. ``cut`` says whether some ties are kept and some are not; ``places`` where
+    they lie, if that is known.
     """
 
     value: float
     ties: int
     cut: bool
+    places: TieCounts | None = None
 
     @staticmethod
     def of(found: RankedMagnitude) -> Edge:
         """The edge that keeps the ``found.rank`` largest magnitudes."""
-        ties = found.rank - found.above
-        return Edge(found.value, ties, found.value > 0 and ties < found.equal)
+        return Edge.keeping(found, found.rank - found.above)
+
+    @staticmethod
+    def keeping(found: RankedMagnitude, ties: int) -> Edge:
+        """The edge that keeps what is larger than ``found``, and ``ties`` that are equal."""
+        cut = found.value > 0 and 0 < ties < found.equal
+        return Edge(found.value, ties, cut, found.ties if cut else None)
+
+    @property
+    def needs_tally(self) -> bool:
+        """Whether ties must be counted, grain by grain."""
+        return self.cut and self.places is None
 
     def tally(self, vector: Tensor, work: Tensor) -> int:
         """How many elements of ``vector`` are ties; ``work`` is scratch."""
-        return int(_ties(vector, self.value, work).sum()) if self.cut else 0
+        return int(_ties(vector, self.value, work).sum())
 
-    def shrink(self, vector: Tensor, before: int, out: Tensor, work: Tensor) -> None:
+    def shrink(self, vector: Tensor, index: int, before: int, out: Tensor, work: Tensor) -> None:
         """Write ``vector``, with zero for what is dropped, to ``out`` (which may be ``vector``).
 
-        ``before`` ties lie in earlier grains. ``work`` is scratch; all are flat.
+        The vector is that of grain ``index``; ``before`` ties lie in earlier grains, if they were
+        counted. ``work`` is scratch; all are flat.
         """
         import torch
 
         # hardshrink(x, λ) is x where |x| > λ and 0 elsewhere: one step below the edge keeps ties.
         shrink = torch.ops.aten.hardshrink.out
-        if not self.cut:
-            shrink(vector, below(self.value), out=out)
-            return
-        quota = self.ties - before
-        end = 0 if quota <= 0 else _end_of_ties(_ties(vector, self.value, work), quota)
+        end = self._end(vector, index, before, work)
         if end:
             shrink(vector[:end], below(self.value), out=out[:end])
         if end < vector.numel():
             shrink(vector[end:], self.value, out=out[end:])
+
+    def _end(self, vector: Tensor, index: int, before: int, work: Tensor) -> int:
+        """How many elements of this grain lie before the first tie that is not kept."""
+        everything = vector.numel()
+        if not self.cut:
+            return everything if self.ties else 0
+        if self.places is not None:
+            before, here = self.places.of(index)
+            if before + here <= self.ties:
+                return everything
+        if before >= self.ties:
+            return 0
+        return _end_of_ties(_ties(vector, self.value, work), self.ties - before)
 
 
 def _ties(vector: Tensor, value: float, work: Tensor) -> Tensor:
@@ -168,14 +198,14 @@ class TopMagnitude(Sparsifier):
         return tuple(Edge.of(ranked[0]) if ranked else None for ranked in found.of)
 
     def needs_tally(self, statistics: Sequence[Any]) -> bool:
-        return any(edge is not None and edge.cut for edge in self._edges(statistics))
+        return any(edge is not None and edge.needs_tally for edge in self._edges(statistics))
 
     def tally(self, source: Source, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
         vector, work = grain.take(), grain.take()
         counts = []
         for number, edge in enumerate(self._edges(statistics)):
             count = 0
-            if edge is not None and edge.cut:
+            if edge is not None and edge.needs_tally:
                 source.write(number, grain, vector)
                 count = edge.tally(vector, work)
             counts.append(count)
@@ -202,7 +232,8 @@ class TopMagnitude(Sparsifier):
         edge = self._edges(statistics)[number]
         if edge is not None:
             flat = vector.view(-1)
-            edge.shrink(flat, before[number] if before else 0, flat, work[0].view(-1))
+            count = before[number] if before else 0
+            edge.shrink(flat, grain.index, count, flat, work[0].view(-1))
 
 
 def edge_sum(found: RankedMagnitude) -> float:

@@ -14,8 +14,10 @@ order; NaN ranks above infinity, so that a broken input cannot break a count.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from engine.grains import GRAIN_ELEMENTS
@@ -156,11 +158,14 @@ class GramMatrix(Statistic[GrainSums, "tuple[tuple[float, ...], ...]"]):
 # --- order statistics -----------------------------------------------------------------------
 
 _MAGNITUDE = 0x7FFFFFFF
-_HIGH = 0x7FFF0000
-_BUCKETS = 1 << 15
-_FINE = 1 << 16
-_COLUMNS = 16
-_FLUSH = 1 << 16
+_LOW_BITS = 15
+"""Halving 31 bits so keeps both tables of counters small, and a bucket holds few elements."""
+_FINE = 1 << _LOW_BITS
+_HIGH = _MAGNITUDE & -_FINE
+_BUCKETS = 1 << (31 - _LOW_BITS)
+_LEVEL_BITS = 9
+_LEVEL = 1 << _LEVEL_BITS
+_COLUMNS = 8
 
 
 def float_of(bits: int) -> float:
@@ -177,7 +182,7 @@ def below(value: float) -> float:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Where the magnitude of one rank lies: 2¹⁶ neighbouring floats with the same high bits."""
+    """Where the magnitude of one rank lies: 2¹⁵ neighbouring floats with the same high bits."""
 
     high: int
     above: int
@@ -185,10 +190,27 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class TieCounts:
+    """How many elements of each grain are just as large as a threshold, where there are any."""
+
+    grains: tuple[int, ...]
+    upto: tuple[int, ...]
+    """Ties in this grain and all before it."""
+
+    def of(self, grain: int) -> tuple[int, int]:
+        """How many ties lie in the grains before ``grain``, and how many in it."""
+        place = bisect_left(self.grains, grain)
+        before = self.upto[place - 1] if place else 0
+        here = place < len(self.grains) and self.grains[place] == grain
+        return before, self.upto[place] - before if here else 0
+
+
+@dataclass(frozen=True)
 class RankedMagnitude:
     """The magnitude of one rank: ``above`` are larger, ``equal`` are just that large.
 
-    ``sum_above`` is the sum of the larger magnitudes, where sums were asked for.
+    ``sum_above`` is the sum of the larger magnitudes, where sums were asked for. ``ties`` says in
+    which grains the equal ones lie, where that came out by the way.
     """
 
     value: float
@@ -196,11 +218,12 @@ class RankedMagnitude:
     above: int
     equal: int
     sum_above: float = 0.0
+    ties: TieCounts | None = None
 
 
 @dataclass
 class CoarseCounts:
-    """How many magnitudes of each vector share their 16 high bits, and how many are not zero."""
+    """How many magnitudes of each vector share their high bits, and how many are not zero."""
 
     counts: Tensor
     nonzero: list[int]
@@ -243,7 +266,7 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
             torch.bitwise_and(vector.view(torch.int32), _HIGH, out=high)
             if self.nonzero_share is not None:
                 into.nonzero[number] += int(torch.count_nonzero(vector))
-            counts = torch.bincount(high.bitwise_right_shift_(16).view(-1))
+            counts = torch.bincount(high.bitwise_right_shift_(_LOW_BITS).view(-1))
             into.counts[number, : counts.numel()] += counts
 
     def merge(self, into: CoarseCounts, other: CoarseCounts) -> None:
@@ -274,46 +297,80 @@ def _locate(counts: Tensor, rank: int) -> tuple[int, int, int, int]:
     return counts.numel() - 1 - place, int(at_least[place]) - inside, inside, rank
 
 
+Key = tuple[int, int]
+"""A vector's number and the high bits of a bucket."""
+
+
 @dataclass
 class FineCounts:
-    """Per vector and bucket: counts by low bits, and low bits that are not counted yet."""
+    """Per vector and bucket: counts by low bits, and low bits that are not counted yet.
 
-    counts: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    pending: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
+    ``levels`` holds per grain the counts of those low bits that are multiples of `_LEVEL`.
+    Differences of 16-bit floats have few significant bits, so many are equal; that their
+    threshold's ties are then counted already saves a search for them.
+    """
+
+    counts: dict[Key, Tensor] = field(default_factory=dict)
+    pending: dict[Key, list[Tensor]] = field(default_factory=dict)
+    levels: dict[Key, dict[int, Tensor]] = field(default_factory=dict)
     sums: GrainSums = field(default_factory=GrainSums)
 
-    def add(self, key: tuple[int, int], low: Tensor) -> None:
-        """Note the low 16 bits (int32) of magnitudes that lie in a bucket."""
+    def add_low(self, key: Key, index: int, low: Tensor) -> None:
+        """Note low bits (int32) of grain ``index`` one by one."""
+        import torch
+
+        even = low[(low & (_LEVEL - 1)) == 0] >> _LEVEL_BITS
+        self._level(key, index, torch.bincount(even, minlength=_FINE // _LEVEL))
         waiting = self.pending.setdefault(key, [])
         waiting.append(low)
-        # Counting costs a pass over 2¹⁶ counters, so it waits until that many elements are there.
-        if sum(part.numel() for part in waiting) >= _FLUSH:
-            self._count(key)
+        # Counting costs a pass over all counters, so it waits until that many elements are there.
+        if sum(part.numel() for part in waiting) >= 2 * _FINE:
+            self._flush(key)
 
-    def total(self, key: tuple[int, int]) -> Tensor:
+    def add_counts(self, key: Key, index: int, counts: Tensor) -> None:
+        """Note the counts by low bits (int64) of grain ``index``."""
+        self._level(key, index, counts[::_LEVEL])
+        self._count(key, counts)
+
+    def total(self, key: Key) -> Tensor:
         """Counts by low bits."""
         import torch
 
-        self._count(key)
-        if key not in self.counts:
-            self.counts[key] = torch.zeros(_FINE, dtype=torch.int64)
-        return self.counts[key]
+        self._flush(key)
+        return self.counts.setdefault(key, torch.zeros(0, dtype=torch.int64))
+
+    def ties(self, key: Key, low: int) -> TieCounts | None:
+        """Where the elements with these low bits lie, if that is known."""
+        level, finer = divmod(low, _LEVEL)
+        if finer:
+            return None
+        counts = [(grain, int(levels[level])) for grain, levels in self.levels[key].items()]
+        grains = sorted((grain, count) for grain, count in counts if count)
+        return TieCounts(
+            tuple(grain for grain, _ in grains), tuple(accumulate(count for _, count in grains))
+        )
 
     def merge(self, other: FineCounts) -> None:
-        for key in other.counts:
-            self.total(key).add_(other.counts[key])
-        for key, waiting in other.pending.items():
-            for low in waiting:
-                self.add(key, low)
+        for key, levels in other.levels.items():
+            self.levels.setdefault(key, {}).update(levels)
+        for key in {*other.counts, *other.pending}:
+            self._count(key, other.total(key))
         self.sums.merge(other.sums)
 
-    def _count(self, key: tuple[int, int]) -> None:
+    def _level(self, key: Key, index: int, levels: Tensor) -> None:
+        self.levels.setdefault(key, {})[index] = levels.int()
+
+    def _flush(self, key: Key) -> None:
         import torch
 
         waiting = self.pending.pop(key, [])
         if waiting:
-            counts = torch.bincount(torch.cat(waiting), minlength=_FINE)
-            self.counts[key] = counts if key not in self.counts else self.counts[key].add_(counts)
+            self._count(key, torch.bincount(torch.cat(waiting), minlength=_FINE))
+
+    def _count(self, key: Key, counts: Tensor) -> None:
+        if counts.numel():
+            present = self.counts.get(key)
+            self.counts[key] = counts if present is None else present.add_(counts)
 
 
 @dataclass(frozen=True)
@@ -339,9 +396,10 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
         return 2 + self.source.scratch * self.source.count
 
     def accumulator_bytes(self, inputs: int, row: int) -> int:
-        # Two buckets a vector at most in what there is; each with counters and waiting elements.
-        waiting = 4 * (_FLUSH + max(row, GRAIN_ELEMENTS))
-        return 3 * self.source.count * (8 * _FINE + 4 * _FLUSH) + 4 * waiting + 8 * _FINE
+        # At most three buckets a vector, each with counters, waiting elements and levels; and
+        # what counting one grain allocates.
+        kept = 3 * self.source.count * (8 * _FINE + 8 * _FINE + (512 << 10))
+        return kept + 3 * 8 * _FINE + 9 * max(row, GRAIN_ELEMENTS)
 
     def start(self) -> FineCounts:
         return FineCounts()
@@ -358,14 +416,12 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
             self.source.write(number, grain, vector)
             bits = vector.view(torch.int32).view(-1)
             for high in sorted({bucket.high for bucket in wanted}):
-                low = _inside(bits, high, work.view(torch.int32).view(-1))
-                if low.numel():
-                    into.add((number, high), low)
+                _look_inside(bits, high, work.view(torch.int32).view(-1), into, number, grain.index)
             if self.sums:
                 torch.abs(vector, out=vector)
                 sums.append(float(vector.sum(dtype=torch.float64)))
                 for bucket in wanted:
-                    last = float_of((bucket.high << 16) | 0xFFFF)
+                    last = float_of((bucket.high << _LOW_BITS) | (_FINE - 1))
                     torch.ops.aten.hardshrink.out(vector, last, out=work)
                     sums.append(float(work.sum(dtype=torch.float64)))
         if self.sums:
@@ -381,46 +437,53 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
             everything.append(next(summed, 0.0))
             ranked.append(
                 tuple(
-                    self._refine(total.total((number, bucket.high)), bucket, next(summed, 0.0))
+                    self._refine(total, (number, bucket.high), bucket, next(summed, 0.0))
                     for bucket in wanted
                 )
             )
         return Ranks(tuple(ranked), tuple(everything))
 
-    def _refine(self, counts: Tensor, bucket: Bucket, sum_above: float) -> RankedMagnitude:
+    def _refine(
+        self, total: FineCounts, key: Key, bucket: Bucket, sum_above: float
+    ) -> RankedMagnitude:
         import torch
 
+        counts = total.total(key)
         low, above, equal, _ = _locate(counts, bucket.rank - bucket.above)
-        value = float_of((bucket.high << 16) | low)
+        value = float_of((bucket.high << _LOW_BITS) | low)
         if self.sums and above:
-            bits = torch.arange(low + 1, _FINE, dtype=torch.int32) | (bucket.high << 16)
+            bits = torch.arange(low + 1, _FINE, dtype=torch.int32) | (bucket.high << _LOW_BITS)
             larger = bits.view(torch.float32).to(torch.float64)
             inside = counts[low + 1 :].to(torch.float64)
             sum_above += float(torch.where(inside > 0, larger * inside, inside).sum())
-        return RankedMagnitude(value, bucket.rank, bucket.above + above, equal, sum_above)
+        above += bucket.above
+        ties = total.ties(key, low)
+        return RankedMagnitude(value, bucket.rank, above, equal, sum_above, ties)
 
 
-def _inside(bits: Tensor, high: int, work: Tensor) -> Tensor:
-    """The low 16 bits of all elements whose magnitude's high bits are ``high``.
+def _look_inside(
+    bits: Tensor, high: int, work: Tensor, into: FineCounts, number: int, index: int
+) -> None:
+    """Note in ``into`` all elements of a grain whose magnitude's high bits are ``high``.
 
-    ``bits`` (int32, flat) is the vector, ``work`` scratch of that length. A bucket holds about
+    ``bits`` (int32, flat) is the vector, ``work`` scratch of that length. A bucket often holds
     one element in a hundred. Picking them one by one costs more than everything else, so the
-    elements are first laid out as rows of a short, wide matrix, and only columns with a hit
-    are looked at.
+    elements are first laid out as rows of a short, wide matrix, and only columns with a hit are
+    looked at. Where most columns have one, all elements are counted instead.
     """
     import torch
 
-    torch.bitwise_and(bits, _HIGH, out=work)
-    torch.bitwise_xor(work, high << 16, out=work)
+    torch.bitwise_and(bits, _MAGNITUDE, out=work)
+    work.bitwise_xor_(high << _LOW_BITS)  # now below 2¹⁵ just where the high bits agree
     width = bits.numel() // _COLUMNS
     edge = width * _COLUMNS
-    found = [bits[edge:][work[edge:] == 0]]
-    if width:
-        nearest = work[:edge].view(_COLUMNS, width).amin(0)
-        columns = torch.nonzero(nearest == 0).view(-1)
-        if columns.numel() * 4 > width:
-            found.append(bits[:edge][work[:edge] == 0])
-        else:
-            candidates = bits[:edge].view(_COLUMNS, width).index_select(1, columns).view(-1)
-            found.append(candidates[(candidates & _HIGH) == high << 16])
-    return torch.cat(found).bitwise_and_(0xFFFF)
+    columns = torch.nonzero(work[:edge].view(_COLUMNS, width).amin(0) < _FINE).view(-1)
+    if columns.numel() * 4 > width:
+        counts = torch.bincount(work.clamp_max_(_FINE), minlength=_FINE + 1)
+        into.add_counts((number, high), index, counts[:_FINE])
+        return
+    candidates = work[:edge].view(_COLUMNS, width).index_select(1, columns).view(-1)
+    candidates = torch.cat((candidates, work[edge:]))
+    low = candidates[candidates < _FINE]
+    if low.numel():
+        into.add_low((number, high), index, low)

@@ -56,7 +56,7 @@ def family(
             step = step * 0
         elif kind == "wide":
             step = step * torch.exp2(normal() * 6)
-        others.append(step + base.to(dtype).double())
+        others.append((step + base.to(dtype).double()).clamp(-1e4, 1e4))
     return Family(base.to(dtype), tuple(other.to(dtype) for other in others))
 
 
