@@ -14,8 +14,8 @@ from engine.kernel import Copy
 from methods.method import REQUIRED, Base, Method, Parameter, ParameterError, TensorMerge
 from planners.config import Document
 from planners.model import Model
-from planners.places import Place
 from planners.parameters import Level, Resolved, required, resolve
+from planners.places import Place
 from planners.slices import Recipe, Slice
 
 
@@ -39,7 +39,8 @@ class Contribution:
 class TensorPlan:
     """How one output tensor comes about, with every parameter and where it comes from.
 
-    ``method`` is ``None`` where the tensor is copied from its first contribution.
+    ``method`` is ``None`` where the tensor is copied from its only contribution; ``passed_over``
+    are then the inputs that should be equal to it. ``missing`` are the models without it.
     """
 
     name: str
@@ -48,6 +49,8 @@ class TensorPlan:
     contributions: tuple[Contribution, ...]
     settings: Mapping[str, Resolved]
     copied_because: str | None = None
+    passed_over: tuple[Contribution, ...] = ()
+    missing: tuple[Model, ...] = ()
 
 
 class Mismatch(Exception):
@@ -84,6 +87,8 @@ def plan_tensor(
     part, method = recipe.slice, rules.method
     models = [part.sources[position].model for position, _ in inputs]
     first = models[0]
+    present = {position for position, _ in inputs}
+    missing = tuple(s.model for i, s in enumerate(part.sources) if i not in present)
     integer = not first.dtype(inputs[0][1]).floating
     if len(inputs) > 1 and method.base is Base.REQUIRED and part.base not in dict(inputs):
         base = part.sources[part.base or 0].model.name
@@ -94,9 +99,11 @@ def plan_tensor(
     if integer or (len(inputs) == 1 and not method.merges_one):
         chosen = _donor(inputs, part) if integer else 0
         reason = "it holds integers" if integer else "only one model has it"
-        position, name = inputs[chosen]
-        only = _contribution(part, position, name, {})
-        return TensorPlan(recipe.name, recipe.layer, None, (only,), {}, reason)
+        found = [_contribution(part, position, name, {}) for position, name in inputs]
+        only = found.pop(chosen)
+        return TensorPlan(
+            recipe.name, recipe.layer, None, (only,), {}, reason, tuple(found), missing
+        )
     contributions = []
     for position, name in inputs:
         source = part.sources[position].source
@@ -113,7 +120,9 @@ def plan_tensor(
     for parameter in method.settings:
         if parameter.name not in settings:
             raise required(parameter, None, recipe.name, part.entry.place)
-    return TensorPlan(recipe.name, recipe.layer, method, tuple(contributions), settings)
+    return TensorPlan(
+        recipe.name, recipe.layer, method, tuple(contributions), settings, missing=missing
+    )
 
 
 def build_merge(plan: TensorPlan, builder: GraphBuilder, rules: MergingRules) -> Merge:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from planners.architecture import Tower
 from planners.checkpoint import Checkpoint, open_checkpoint
 from planners.config import Configuration, Document, Module, OutputSlice
 from planners.hub import Resolver
+from planners.integers import equal_bytes
 from planners.layout import Layout, OutputTensor, lay_out
 from planners.merging import (
     MergingRules,
@@ -197,7 +199,7 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
         if document.name is None:
             raise document.place.error("every stage but the last needs a 'name' to be used by")
         stage = _stage(document, models, options, warnings)
-        tensors = _build(stage, builder)
+        tensors = _build(stage, builder, warnings)
         config = _output_config(stage)
         models.stages[document.name] = StagedModel(
             document.name, config, {tensor.name: tensor for tensor in tensors}
@@ -205,7 +207,7 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     stage = _stage(last, models, options, warnings)
     for name in models.stages.keys() - models.used_stages:
         warnings.append(f"stage '{name}' is used by no later one")
-    tensors = _build(stage, builder)
+    tensors = _build(stage, builder, warnings)
     config = _output_config(stage)
     metadata = {"format": "pt"}
     layout = lay_out(tensors, options.max_shard_bytes, metadata)
@@ -444,8 +446,9 @@ def _matching_tower(model: Model, tower: Tower) -> Tower:
     return own
 
 
-def _build(stage: Stage, builder: GraphBuilder) -> list[OutputTensor]:
+def _build(stage: Stage, builder: GraphBuilder, warnings: list[str]) -> list[OutputTensor]:
     tensors = []
+    missing: dict[str, list[str]] = defaultdict(list)
     mismatches: list[Mismatch] = []
     for plan in stage.tensor_plans():
         try:
@@ -454,8 +457,19 @@ def _build(stage: Stage, builder: GraphBuilder) -> list[OutputTensor]:
             mismatches.append(mismatch)
             continue
         tensors.append(OutputTensor(plan.name, merge, output_dtype(plan, stage.document)))
+        for model in plan.missing:
+            missing[model.name].append(plan.name)
+        if not all(equal_bytes(plan.contributions[0], other) for other in plan.passed_over):
+            donor = plan.contributions[0].model.name
+            warnings.append(
+                f"'{plan.name}' holds integers that differ between models: copied from '{donor}'"
+            )
     if mismatches:
         raise _shapes_differ(mismatches)
+    for model_name, names in missing.items():
+        those = "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+        listed = f"'{names[0]}'" + (" and others" if len(names) > 1 else "")
+        warnings.append(f"{those} missing in '{model_name}' and made without it: {listed}")
     return tensors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,9 +48,15 @@ def unused_tensors(
         seen.add(id(checkpoint))
         groups: dict[str, list[str]] = defaultdict(list)
         layers: dict[str, set[int]] = defaultdict(set)
-        for tensor, entry in checkpoint.tensors.items():
-            if (id(entry.source), entry.offset, tensor) in used:
-                continue
+        left = [
+            tensor
+            for tensor, entry in checkpoint.tensors.items()
+            if (id(entry.source), entry.offset, tensor) not in used
+        ]
+        if len(left) == len(checkpoint.tensors):
+            yield _unused(name, checkpoint, "no slice uses it", left, set())
+            continue
+        for tensor in left:
             layer = _layer(tensor, towers)
             if layer is not None:
                 reason = "layers that no slice takes"
@@ -60,14 +67,15 @@ def unused_tensors(
                 reason = _outside_reason(tensor, towers)
             groups[reason].append(tensor)
         for reason, names in groups.items():
-            entries = [checkpoint.tensors[tensor] for tensor in names]
-            yield Unused(
-                model=name,
-                reason=reason if len(names) < len(checkpoint.tensors) else "no slice uses it",
-                layers=_ranges(layers[reason]),
-                names=tuple(names),
-                nbytes=sum(_nbytes(entry.shape, entry.dtype.size) for entry in entries),
-            )
+            yield _unused(name, checkpoint, reason, names, layers[reason])
+
+
+def _unused(
+    model: str, checkpoint: Checkpoint, reason: str, names: list[str], layers: set[int]
+) -> Unused:
+    entries = [checkpoint.tensors[tensor] for tensor in names]
+    nbytes = sum(math.prod(entry.shape) * entry.dtype.size for entry in entries)
+    return Unused(model, reason, _ranges(layers), tuple(names), nbytes)
 
 
 def _outside_reason(tensor: str, towers: Sequence[TowerPlan]) -> str:
@@ -96,9 +104,3 @@ def _ranges(layers: set[int]) -> tuple[tuple[int, int], ...]:
         else:
             ranges.append((layer, layer + 1))
     return tuple(ranges)
-
-
-def _nbytes(shape: tuple[int, ...], size: int) -> int:
-    for dimension in shape:
-        size *= dimension
-    return size

@@ -33,9 +33,7 @@ SHAPES = [(1000, 777), (3,), (), (2, 1 << 20), (0, 4), (513, 1025)]
 def every_kind(workshop: Workshop, shapes: list[tuple[int, ...]]) -> Graph:
     """Merges of every kind of kernel over inputs of several dtypes at odd offsets."""
     make = workshop.builder.merge
-    inputs = [
-        workshop.loads(dtype, shapes, gap) for dtype, gap in ((BF16, 24), (F16, 3), (F32, 8))
-    ]
+    inputs = [workshop.loads(dtype, shapes, gap) for dtype, gap in ((BF16, 24), (F16, 3), (F32, 8))]
     outputs: dict[str, tuple[Merge, DType]] = {}
     for number, shape in enumerate(shapes):
         own = [loads[number] for loads in inputs]
@@ -243,9 +241,7 @@ def test_another_job_in_the_same_output_is_refused_by_what_differs(
     assert sha256(tmp_path / "out") == sha256(directory / "out")
 
 
-def test_a_foreign_directory_is_refused(
-    made: tuple[Workshop, Graph, Path], tmp_path: Path
-) -> None:
+def test_a_foreign_directory_is_refused(made: tuple[Workshop, Graph, Path], tmp_path: Path) -> None:
     _, graph, _ = made
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):

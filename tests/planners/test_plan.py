@@ -1,0 +1,459 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.errors import CheckpointError, ConfigError, LoomError
+from engine.output import SideFile
+from planners.merging import TensorPlan
+from planners.plan import Plan
+from tests.planners.support import (
+    LLAMA_LAYER,
+    llama,
+    llama_names,
+    load_tensors,
+    plan_text,
+    write_checkpoint,
+)
+
+
+def made_of(tensor: TensorPlan) -> list[tuple[str, str]]:
+    return [(item.model.name, item.tensor) for item in tensor.contributions]
+
+
+def side_file(plan: Plan, name: str) -> Any:
+    (found,) = [file for file in plan.side_files if file.name == name]
+    assert isinstance(found, SideFile)
+    content = found.content if isinstance(found.content, bytes) else found.content.read_bytes()
+    return json.loads(content) if name.endswith(".json") else content.decode()
+
+
+def value(plan: Plan, tensor: str, parameter: str) -> object:
+    return plan.explain(tensor).settings[parameter].value
+
+
+STACK = """
+slices:
+  - sources: [{model: a, layer_range: [0, 3]}]
+  - sources: [{model: b, layer_range: [1, 4]}]
+merge_method: passthrough
+"""
+
+
+def test_slices_are_stacked(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    llama(tmp_path / "b", seed=1)
+    plan = plan_text(STACK, tmp_path)
+    assert plan.layers == 6
+    assert plan.config["num_hidden_layers"] == 6
+    layers = [
+        made_of(plan.explain(f"model.layers.{i}.self_attn.q_proj.weight"))[0] for i in range(6)
+    ]
+    assert layers == [
+        (model, f"model.layers.{i}.self_attn.q_proj.weight")
+        for model, i in [("a", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3)]
+    ]
+    assert made_of(plan.explain("model.embed_tokens.weight"))[0][0] == "a"
+    assert made_of(plan.explain("model.norm.weight"))[0][0] == "b"
+    assert made_of(plan.explain("lm_head.weight"))[0][0] == "b"
+    assert len(plan.graph.writes) == 6 * len(LLAMA_LAYER) + 3
+
+
+def test_everything_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    llama(tmp_path / "b", seed=1)
+    plan = plan_text(STACK, tmp_path)
+    left = {(item.model, item.reason): (item.layers, len(item.names)) for item in plan.unused}
+    assert left == {
+        ("a", "layers that no slice takes"): (((3, 4),), len(LLAMA_LAYER)),
+        ("a", "weights after the layers come from the last slice"): ((), 2),
+        ("b", "layers that no slice takes"): (((0, 1),), len(LLAMA_LAYER)),
+        ("b", "weights before the layers come from the first slice"): ((), 1),
+    }
+    used = {(load.source.name, load.name) for load in plan.graph.loads}
+    tensors = sum(len(model.tensors) for model in plan.models.values())
+    assert len(used) + sum(len(item.names) for item in plan.unused) == tensors
+
+
+def test_sources_of_one_slice_are_merged_with_gradients_over_its_layers(tmp_path: Path) -> None:
+    llama(tmp_path / "a", layers=6)
+    llama(tmp_path / "b", layers=6, seed=1)
+    plan = plan_text(
+        """
+        slices:
+          - sources: [{model: a, layer_range: [0, 5]}, {model: b, layer_range: [1, 6]}]
+            parameters: {t: [{filter: norm, value: 0.125}]}
+        merge_method: slerp
+        base_model: a
+        parameters:
+          t:
+            - {filter: self_attn, value: [0, 1]}
+            - {filter: mlp, value: [1, 0.5, 0]}
+            - value: [0.3, 0.9]
+        """,
+        tmp_path,
+    )
+    assert plan.layers == 5
+    layer = plan.explain("model.layers.3.self_attn.q_proj.weight")
+    assert made_of(layer) == [
+        ("a", "model.layers.3.self_attn.q_proj.weight"),
+        ("b", "model.layers.4.self_attn.q_proj.weight"),
+    ]
+    assert layer.contributions[0].is_base
+    assert value(plan, "model.layers.3.self_attn.q_proj.weight", "t") == 0.75
+    assert value(plan, "model.layers.1.mlp.up_proj.weight", "t") == 0.75
+    assert value(plan, "model.layers.4.mlp.up_proj.weight", "t") == 0.0
+    assert value(plan, "model.layers.4.input_layernorm.weight", "t") == 0.125
+    assert value(plan, "model.embed_tokens.weight", "t") == 0.3
+    assert value(plan, "lm_head.weight", "t") == 0.3
+
+
+def test_per_model_filters_see_the_input_name_and_global_ones_the_output_name(
+    tmp_path: Path,
+) -> None:
+    llama(tmp_path / "a", layers=4)
+    llama(tmp_path / "b", layers=4, seed=1)
+    plan = plan_text(
+        """
+        slices:
+          - sources:
+              - {model: a, layer_range: [0, 2], parameters: {weight: 1}}
+              - model: b
+                layer_range: [2, 4]
+                parameters: {weight: [{filter: layers.2., value: 5}, {value: 7}]}
+        merge_method: linear
+        parameters:
+          normalize: [{filter: layers.0., value: false}, {value: true}]
+        """,
+        tmp_path,
+    )
+    first = plan.explain("model.layers.0.mlp.up_proj.weight")
+    second = plan.explain("model.layers.1.mlp.up_proj.weight")
+    assert [item.parameters["weight"].value for item in first.contributions] == [1.0, 5.0]
+    assert [item.parameters["weight"].value for item in second.contributions] == [1.0, 7.0]
+    assert first.settings["normalize"].value is False
+    assert second.settings["normalize"].value is True
+
+
+def test_a_model_may_be_merged_with_itself_at_other_layers(tmp_path: Path) -> None:
+    llama(tmp_path / "a", layers=4)
+    plan = plan_text(
+        """
+        slices:
+          - sources:
+              - {model: a, layer_range: [0, 2], parameters: {weight: 1}}
+              - {model: a, layer_range: [2, 4], parameters: {weight: 3}}
+        merge_method: linear
+        """,
+        tmp_path,
+    )
+    tensor = plan.explain("model.layers.1.mlp.up_proj.weight")
+    assert made_of(tensor) == [
+        ("a", "model.layers.1.mlp.up_proj.weight"),
+        ("a", "model.layers.3.mlp.up_proj.weight"),
+    ]
+
+
+def test_repeated_layers_are_read_once_and_written_twice(tmp_path: Path) -> None:
+    llama(tmp_path / "a", layers=4)
+    plan = plan_text(
+        """
+        slices:
+          - sources: [{model: a, layer_range: [0, 3]}]
+          - sources: [{model: a, layer_range: [1, 4]}]
+        merge_method: passthrough
+        """,
+        tmp_path,
+    )
+    counts = plan.graph.counts()
+    assert counts["write"] == 6 * len(LLAMA_LAYER) + 3
+    assert counts["load"] == 4 * len(LLAMA_LAYER) + 3
+
+
+def test_the_base_is_added_where_it_is_not_among_the_models(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        llama(tmp_path / name, seed=seed)
+    text = "merge_method: ties\nbase_model: c\nmodels:\n"
+    text += "".join(f"- {{model: {m}, parameters: {{weight: 1}}}}\n" for m in "ab")
+    tensor = plan_text(text, tmp_path).explain("model.norm.weight")
+    assert [(item.model.name, item.is_base) for item in tensor.contributions] == [
+        ("c", True),
+        ("a", False),
+        ("b", False),
+    ]
+
+
+def test_a_linear_merge_takes_no_weights_from_its_base_model(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        llama(tmp_path / name, seed=seed)
+    text = "merge_method: linear\nbase_model: c\nmodels:\n"
+    text += "".join(f"- {{model: {m}, parameters: {{weight: 1}}}}\n" for m in "ab")
+    plan = plan_text(text, tmp_path)
+    assert [m for m, _ in made_of(plan.explain("model.norm.weight"))] == ["a", "b"]
+    assert [(item.model, item.reason) for item in plan.unused] == [("c", "no slice uses it")]
+
+
+REFUSED = {
+    "beyond": (
+        "slices: [{sources: [{model: a, layer_range: [0, 9]}]}]\nmerge_method: passthrough",
+        "slices[0].sources[0]: layer_range [0, 9] is outside the model: 'a' has 4 layers",
+    ),
+    "reversed": (
+        "slices: [{sources: [{model: a, layer_range: [3, 1]}]}]\nmerge_method: passthrough",
+        "layer_range [3, 1] is empty: 'a' has 4 layers",
+    ),
+    "lengths": (
+        "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]}]\n"
+        "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}",
+        "'a' gives 2 ([0, 2]), 'b' 3 ([0, 3]). to stack them, write two entries under 'slices'",
+    ),
+    "method": (
+        "models: [a, b]\nmerge_method: slurp",
+        "config.yml:2: merge_method: unknown merge method",
+    ),
+    "no base": (
+        "models: [a, b]\nmerge_method: slerp\nparameters: {t: 0.5}",
+        "needs a 'base_model'",
+    ),
+    "too many": (
+        "models: [a, b, c]\nmerge_method: slerp\nbase_model: a\nparameters: {t: 0.5}",
+        "'slerp' merges 1 models beside the base model, here are 2",
+    ),
+    "no weight": (
+        "models: [{model: a, parameters: {weight: 1}}, b]\nmerge_method: linear",
+        "models[1]: 'weight' of model 'b' has no value for tensor 'model.embed_tokens.weight'",
+    ),
+    "absent": ("models: [nowhere/x]\nmerge_method: passthrough", "--model-dir nowhere/x=PATH"),
+    "not an id": (
+        "models: [./nowhere]\nmerge_method: passthrough",
+        "'./nowhere' is not a directory",
+    ),
+    "adapter": ("models: [a+some/lora]\nmerge_method: passthrough", "adapters are not merged yet"),
+    "tokenizer": (
+        "models: [a]\nmerge_method: passthrough\n"
+        "tokenizer: {source: union, tokens: {x: {source: a}}}",
+        "config.yml:3: tokenizer: 'tokenizer' settings that change",
+    ),
+    "zero weights": (
+        "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: -1}}]\n"
+        "merge_method: linear",
+        "tensor 'model.embed_tokens.weight'",
+    ),
+    "module": ("modules: {text: {models: [a]}}\nmerge_method: passthrough", "no module 'text'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, case: str) -> None:
+    for seed, name in enumerate("abc"):
+        llama(tmp_path / name, seed=seed)
+    text, expected = REFUSED[case]
+    with pytest.raises(LoomError) as caught:
+        plan_text(text, tmp_path)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_different_vocabularies_name_both_ways_out(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    llama(tmp_path / "b", seed=1, vocabulary=40)
+    text = "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]\n"
+    text += "merge_method: linear"
+    with pytest.raises(CheckpointError) as caught:
+        plan_text(text, tmp_path)
+    message = str(caught.value)
+    assert "'model.embed_tokens.weight' (32x8 in 'a', 40x8 in 'b')" in message
+    assert "'lm_head.weight'" in message
+    assert "'tokenizer'" in message
+    assert "--allow-truncated-embeddings" in message
+    plan = plan_text(text, tmp_path, truncate_embeddings=True)
+    shapes = {write.name: write.shape for write in plan.graph.writes}
+    assert shapes["model.embed_tokens.weight"] == shapes["lm_head.weight"] == (32, 8)
+    assert plan.config["vocab_size"] == 32
+
+
+def test_other_shape_differences_are_listed_together(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    llama(tmp_path / "b", seed=1, width=12)
+    text = "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]\n"
+    with pytest.raises(CheckpointError, match=r"shapes differ in 39 tensors: .*; and 35 more"):
+        plan_text(text + "merge_method: linear", tmp_path)
+
+
+def two(weight_a: float = 1, weight_b: float = 1) -> str:
+    return (
+        f"models: [{{model: a, parameters: {{weight: {weight_a}}}}}, "
+        f"{{model: b, parameters: {{weight: {weight_b}}}}}]\nmerge_method: linear\n"
+    )
+
+
+def test_tied_inputs_give_a_tied_output(tmp_path: Path) -> None:
+    llama(tmp_path / "a", tied=True)
+    llama(tmp_path / "b", tied=True, seed=1)
+    plan = plan_text(two(), tmp_path)
+    assert "lm_head.weight" not in {write.name for write in plan.graph.writes}
+    assert plan.config["tie_word_embeddings"] is True
+
+
+def test_a_tied_embedding_stands_in_for_a_head(tmp_path: Path) -> None:
+    llama(tmp_path / "a", tied=True)
+    llama(tmp_path / "b", seed=1)
+    plan = plan_text(two(), tmp_path)
+    assert plan.config["tie_word_embeddings"] is False
+    assert made_of(plan.explain("lm_head.weight")) == [
+        ("a", "model.embed_tokens.weight"),
+        ("b", "lm_head.weight"),
+    ]
+
+
+def test_a_stored_head_of_a_tied_model_is_named_as_left_out(tmp_path: Path) -> None:
+    config = {"num_hidden_layers": 2, "tie_word_embeddings": True}
+    write_checkpoint(tmp_path / "a", llama_names(2), config)
+    plan = plan_text("models: [a]\nmerge_method: passthrough", tmp_path)
+    (left,) = plan.unused
+    assert left.names == ("lm_head.weight",)
+    assert left.reason == "the output head is tied to the embedding"
+
+
+def test_integers_are_copied_with_their_type(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        llama(tmp_path / name, seed=seed)
+        tensors = load_tensors(tmp_path / name)
+        tensors["model.position_ids"] = torch.arange(5)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        write_checkpoint(tmp_path / name, tensors, config)
+    plan = plan_text(two() + "dtype: bfloat16", tmp_path)
+    tensor = plan.explain("model.position_ids")
+    assert (made_of(tensor), tensor.copied_because) == (
+        [("a", "model.position_ids")],
+        "it holds integers",
+    )
+    dtypes = {write.name: write.dtype.name for write in plan.graph.writes}
+    assert dtypes["model.position_ids"] == "int64"
+    assert dtypes["model.norm.weight"] == "bfloat16"
+
+
+def test_integers_that_differ_are_reported(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        llama(tmp_path / name, seed=seed)
+        tensors = load_tensors(tmp_path / name)
+        tensors["model.position_ids"] = torch.arange(5) + seed
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        write_checkpoint(tmp_path / name, tensors, config)
+    plan = plan_text(two(), tmp_path)
+    assert plan.warnings == (
+        "'model.position_ids' holds integers that differ between models: copied from 'a'",
+    )
+
+
+def test_a_tensor_that_only_one_model_has_is_copied_and_reported(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    llama(tmp_path / "b", seed=1)
+    tensors = load_tensors(tmp_path / "b")
+    tensors["model.layers.2.self_attn.q_proj.bias"] = torch.ones(8)
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    write_checkpoint(tmp_path / "b", tensors, config)
+    plan = plan_text(two(), tmp_path)
+    tensor = plan.explain("model.layers.2.self_attn.q_proj.bias")
+    assert (made_of(tensor)[0][0], tensor.copied_because) == ("b", "only one model has it")
+    assert plan.warnings == (
+        "1 tensor is missing in 'a' and made without it: 'model.layers.2.self_attn.q_proj.bias'",
+    )
+
+
+def test_models_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    names = [f"h.{i}.{part}.weight" for i in range(4) for part in ("attn", "mlp", "norm")]
+    write_checkpoint(tmp_path / "b", ["wte.weight", *names], {"n_layer": 4})
+    with pytest.raises(
+        CheckpointError, match=r"'b' has no layers named 'model\.layers\.N'.*'h\.N'"
+    ):
+        plan_text(two(), tmp_path)
+
+
+def test_stages_feed_each_other(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        llama(tmp_path / name, seed=seed)
+    text = two() + "name: first\n---\nmerge_method: slerp\nbase_model: first\nmodels: [first, c]\n"
+    plan = plan_text(text + "parameters: {t: 0.5}", tmp_path)
+    counts = plan.graph.counts()
+    assert counts["merge"] == 2 * counts["write"]
+    assert counts["load"] == 3 * counts["write"]
+    assert made_of(plan.explain("model.norm.weight"))[0] == ("first", "model.norm.weight")
+
+
+def test_a_stage_without_a_name_cannot_be_used(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    llama(tmp_path / "b")
+    with pytest.raises(ConfigError, match="every stage but the last needs a 'name'"):
+        plan_text(two() + "---\n" + two(), tmp_path)
+
+
+def test_modules_are_merged_each_in_their_own_way(tmp_path: Path) -> None:
+    block = ("q.weight", "k.weight", "norm.weight")
+    names = [
+        f"{side}.block.{i}.{part}"
+        for side in ("encoder", "decoder")
+        for i in range(4)
+        for part in block
+    ]
+    config = {"num_layers": 4, "num_decoder_layers": 4, "vocab_size": 32}
+    for seed, name in enumerate("ab"):
+        write_checkpoint(tmp_path / name, ["shared.weight", *names], config, seed=seed)
+    text = """
+    merge_method: passthrough
+    modules:
+      encoder: {slices: [{sources: [{model: a, layer_range: [0, 2]}]}]}
+      decoder:
+        slices:
+          - sources: [{model: b, layer_range: [0, 4]}]
+          - sources: [{model: a, layer_range: [3, 4]}]
+    """
+    plan = plan_text(text, tmp_path)
+    assert {tower.tower.name: tower.layers for tower in plan.stage.towers} == {
+        "encoder": 2,
+        "decoder": 5,
+    }
+    assert (plan.config["num_layers"], plan.config["num_decoder_layers"]) == (2, 5)
+    with pytest.raises(ConfigError, match="has 2 towers of layers"):
+        plan_text(STACK.replace("[1, 4]", "[0, 1]"), tmp_path)
+    with pytest.raises(ConfigError, match="says nothing about encoder"):
+        plan_text("merge_method: passthrough\nmodules: {decoder: {models: [a]}}", tmp_path)
+
+
+def test_shards_index_and_side_files(tmp_path: Path) -> None:
+    llama(tmp_path / "a", shards=3)
+    for name in ("tokenizer.json", "generation_config.json", "chat_template.jinja", "LICENSE"):
+        (tmp_path / "a" / name).write_text(name)
+    (tmp_path / "a" / "training.log").write_text("no")
+    text = "models: [a]\nmerge_method: passthrough # as it is\n"
+    plan = plan_text(text, tmp_path, max_shard_bytes=4000)
+    names = [file.name for file in plan.graph.files]
+    assert len(names) > 2
+    assert names[0] == f"model-00001-of-{len(names):05d}.safetensors"
+    index = side_file(plan, "model.safetensors.index.json")
+    assert set(index["weight_map"].values()) == set(names)
+    assert index["metadata"]["total_size"] == sum(write.nbytes for write in plan.graph.writes)
+    found = {file.name for file in plan.side_files}
+    assert {"tokenizer.json", "generation_config.json", "chat_template.jinja", "LICENSE"} <= found
+    assert "training.log" not in found
+    assert side_file(plan, "mergeloom_config.yml") == text
+    assert text.rstrip() in side_file(plan, "README.md")
+
+
+def test_the_fingerprint_covers_what_the_output_depends_on(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    llama(tmp_path / "b", seed=1)
+    original = plan_text(two(), tmp_path)
+    assert plan_text(two(), tmp_path).fingerprint == original.fingerprint
+    assert plan_text(two(2), tmp_path).fingerprint != original.fingerprint
+    assert plan_text(two(), tmp_path, max_shard_bytes=4000).fingerprint != original.fingerprint
+    llama(tmp_path / "b", seed=2)
+    changed = plan_text(two(), tmp_path)
+    assert changed.fingerprint != original.fingerprint
+    differing = [k for k, v in changed.identity.items() if original.identity[k] != v]
+    assert differing == ["model 'b'"]
