@@ -225,13 +225,14 @@ def sync_directory(path: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Replace a small file in one step: temporary, sync, rename.
+    """Replace a small file in one step: temporary, sync, rename. Its directory may be new.
 
     Raises:
         RunError: the disk is full, or refuses otherwise.
     """
     temporary = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()

@@ -1,0 +1,252 @@
+"""The program as its user meets it: commands, exit codes, what goes where."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import LoomError
+from mergeloom.sizes import memory, parse_size
+from tests.planners.support import llama
+
+ROOT = Path(__file__).parents[2]
+
+LINEAR = """merge_method: linear
+models:
+  - {model: a, parameters: {weight: 1}}
+  - {model: b, parameters: {weight: 3}}
+dtype: bfloat16
+"""
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mergeloom", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    llama(tmp_path / "a")
+    llama(tmp_path / "b", seed=1)
+    path = tmp_path / "merge.yml"
+    path.write_text(LINEAR)
+    return path
+
+
+def test_plan_says_what_will_happen(config: Path) -> None:
+    found = run("plan", config)
+    assert found.returncode == 0, found.stderr
+    assert "4 layers" in found.stdout
+    assert "2 sources are merged with each other layer by layer" in found.stdout
+    document = json.loads(run("plan", config, "--json", "--ram", "1GiB").stdout)
+    assert document["output"]["layers"] == 4
+    assert document["tasks"]["write"] == document["output"]["tensors"] == 4 * 9 + 3
+    assert document["memory"]["budget_bytes"] == 1 << 30
+    assert document["memory"]["minimum_bytes"] <= document["memory"]["peak_bytes"] <= 1 << 30
+    assert document["io"]["read_bytes"] == 2 * document["output"]["parameters"] * 4
+    assert document["unused_inputs"] == []
+
+
+def test_planning_never_imports_torch(config: Path) -> None:
+    code = (
+        "import sys; from mergeloom.cli import main\n"
+        f"sys.argv = ['mergeloom', 'plan', {str(config)!r}]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules and 'huggingface_hub' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+def test_a_passthrough_never_imports_torch(config: Path, tmp_path: Path) -> None:
+    config.write_text("merge_method: passthrough\nmodels: [a]\n")
+    code = (
+        "import sys, mergeloom\n"
+        f"mergeloom.merge({str(config)!r}, {str(tmp_path / 'out')!r})\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+def test_merge_verify_and_merge_again(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = run("merge", config, out, "--json", "--quiet")
+    assert found.returncode == 0, found.stderr
+    document = json.loads(found.stdout)
+    assert document["measured"]["read_bytes"] == document["io"]["read_bytes"]
+    assert document["measured"]["write_bytes"] == document["io"]["write_bytes"]
+    assert document["measured"]["peak_rss_bytes"] <= document["memory"]["peak_bytes"]
+    assert document["wall_seconds"] > 0
+    manifest = json.loads((out / ".mergeloom" / "manifest.json").read_text())
+    assert manifest["fingerprint"] == document["fingerprint"]
+    assert manifest["about"]["configuration"] == LINEAR
+    assert manifest["about"]["measured"]["read_bytes"] == document["io"]["read_bytes"]
+    sound = run("verify", out)
+    assert (sound.returncode, "is sound" in sound.stdout) == (0, True)
+    again = run("merge", config, out)
+    assert (again.returncode, "nothing to do" in again.stderr) == (0, True)
+    assert again.stdout == ""
+    assert run("merge", config, out, "--seed", 1).returncode == 0  # linear draws nothing
+    config.write_text(LINEAR.replace("3", "4"))
+    other = run("merge", config, out)
+    assert other.returncode == 2
+    assert "different: configuration" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+def test_verify_finds_flipped_bits_and_missing_files(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("merge", config, out, "-q").returncode == 0
+    shard = out / "model.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 4
+    shard.write_bytes(content)
+    (out / "config.json").unlink()
+    found = run("verify", out, "--json")
+    assert found.returncode == 1
+    wrong = {item["what"]: item["why"] for item in json.loads(found.stdout)["wrong"]}
+    assert wrong == {
+        "config.json": "the file is missing",
+        "model.norm.weight": "its bytes differ from its digest",
+    }
+
+
+def test_explain_tells_which_entry_set_a_parameter(config: Path) -> None:
+    config.write_text(
+        "merge_method: slerp\nbase_model: a\nmodels: [a, b]\nparameters:\n  t:\n"
+        "    - filter: mlp\n      value: [0, 1]\n    - value: 0.25\n"
+    )
+    text = run("explain", config, "model.layers.3.mlp.up_proj.weight").stdout
+    assert (
+        "t = 1  (global, merge.yml:6: parameters.t[0], filter 'mlp', gradient [0, 1] at 1)" in text
+    )
+    found = json.loads(run("explain", config, "model.norm.weight", "--json").stdout)
+    assert found["parameters"]["t"]["value"] == 0.25
+    assert [item["model"] for item in found["inputs"]] == ["a", "b"]
+    table = run("explain", config, "layers.2.mlp").stdout
+    assert table.count("0.6667 [mlp]") == 3
+    wrong = run("explain", config, "model.layers.3.mlp.up_prj.weight")
+    assert wrong.returncode == 2
+    assert "did you mean 'model.layers.3.mlp.up_proj.weight'?" in wrong.stderr
+
+
+def test_inspect_and_methods(config: Path) -> None:
+    text = run("inspect", config.parent / "a").stdout
+    assert "4 layers, 'model.layers.N'" in text
+    assert "model.layers.N.mlp.up_proj.weight" in text
+    document = json.loads(run("inspect", config.parent / "a", "--json").stdout)
+    assert len(document["tensors"]) == 39
+    assert "ties" in run("methods").stdout
+    assert "arXiv:2306.01708" in run("methods", "ties").stdout
+    wrong = run("methods", "tise")
+    assert (wrong.returncode, "did you mean 'ties'?" in wrong.stderr) == (2, True)
+
+
+WRONG: dict[str, tuple[list[Any], str]] = {
+    "absent config": (["plan", "nowhere.yml"], "cannot read the configuration 'nowhere.yml'"),
+    "size": (["plan", "CONFIG", "--ram", "lots"], "'lots' is no size"),
+    "small budget": (["plan", "CONFIG", "--ram", "1MiB"], "the smallest is"),
+    "model dir": (["plan", "CONFIG", "--model-dir", "a"], "write ID=PATH"),
+    "into an input": (["merge", "CONFIG", "INPUT"], "is the input 'a'"),
+    "device": (["merge", "CONFIG", "OUT", "--device", "tpu"], "--device 'tpu'"),
+    "io": (["merge", "CONFIG", "OUT", "--io", "magic"], "--io 'magic'"),
+    "nothing to verify": (["verify", "OUT"], "was not made by mergeloom"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_errors_are_one_line_and_exit_with_2(config: Path, tmp_path: Path, case: str) -> None:
+    arguments, expected = WRONG[case]
+    names = {"CONFIG": config, "INPUT": tmp_path / "a", "OUT": tmp_path / "out"}
+    found = run(*[names.get(argument, argument) for argument in arguments])
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: ")
+    assert expected in found.stderr
+    assert found.stderr.count("\n") == 1
+    assert found.stdout == ""
+
+
+def test_the_smallest_feasible_budget_works(config: Path, tmp_path: Path) -> None:
+    refused = run("merge", config, tmp_path / "out", "--ram", "1MiB")
+    smallest = refused.stderr.split("(--ram ")[1].split(")")[0]
+    found = run("merge", config, tmp_path / "out", "--ram", smallest, "--json", "-q")
+    assert found.returncode == 0, found.stderr
+    document = json.loads(found.stdout)
+    assert document["measured"]["peak_rss_bytes"] <= parse_size(smallest)
+
+
+def test_model_dirs_and_search_folders_serve_hub_ids(config: Path, tmp_path: Path) -> None:
+    config.write_text(LINEAR.replace("model: a", "model: acme/a").replace("model: b", "model: x/b"))
+    (tmp_path / "hub" / "acme").mkdir(parents=True)
+    (tmp_path / "a").rename(tmp_path / "hub" / "acme" / "a")
+    (tmp_path / "b").rename(tmp_path / "elsewhere")
+    assert run("plan", config).returncode == 2
+    given = ["--model-dir", f"x/b={tmp_path / 'elsewhere'}", "--search-dir", tmp_path / "hub"]
+    assert run("plan", config, *given).returncode == 0
+    found = run("plan", config, *given[:2], MERGELOOM_MODELS=str(tmp_path / "hub"))
+    assert found.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_within_a_second_and_can_be_resumed(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    for seed, name in enumerate("ab"):
+        llama(tmp_path / name, layers=12, width=1200, seed=seed)
+    config = tmp_path / "merge.yml"
+    config.write_text("merge_method: slerp\nbase_model: a\nmodels: [a, b]\nparameters: {t: 0.5}\n")
+    out = tmp_path / "out"
+    arguments = [sys.executable, "-m", "mergeloom", "merge", config, out, "--threads", "1"]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    journal = out / ".mergeloom" / "journal"
+    while process.poll() is None and not (out / "model.safetensors.partial").exists():
+        time.sleep(0.01)
+    sent = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert time.monotonic() - sent < 3  # a second, and some more on a busy machine
+    assert process.returncode == 130, errors
+    assert "the same command continues" in errors
+    assert journal.exists()
+    assert not (out / "model.safetensors").exists()
+    finished = run("merge", config, out)
+    assert finished.returncode == 0, finished.stderr
+    assert run("verify", out).returncode == 0
+
+
+@given(st.integers(1, 1 << 45))
+def test_sizes_round_trip(nbytes: int) -> None:
+    assert parse_size(str(nbytes)) == nbytes
+    assert parse_size(memory(nbytes).replace(" ", "").replace("bytes", "")) == pytest.approx(
+        nbytes, rel=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [("8GiB", 8 << 30), ("8G", 8 * 10**9), ("8GB", 8 * 10**9), ("500M", 5 * 10**8), ("1.5k", 1500)],
+)
+def test_sizes(text: str, nbytes: int) -> None:
+    assert parse_size(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "0", "1QB", "1 2"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(LoomError, match="is no size"):
+        parse_size(text)
