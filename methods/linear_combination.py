@@ -3,7 +3,9 @@ decides.
 
 Spherical interpolation, the Karcher mean and model stock look different, yet all yield
 Σ cᵢ vᵢ, where the cᵢ depend on the pairwise dot products of the vᵢ alone. So they share one
-statistic and one kernel, and each is a rule from a small matrix to a few numbers.
+statistic and one kernel, and each is a rule from a small matrix to a few numbers. Variants that
+treat every row or column on its own apply the same rule to many small matrices
+(`methods.row_combination`).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.kernel import GrainSums, GrainView, Kernel, Statistic
-from methods.statistics import Differences, GramMatrix, Inputs, Source
+from methods.statistics import GramMatrix, Source, vectors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,10 +35,10 @@ class LinearCombination(Kernel):
 
 
 class Rule:
-    """How coefficients follow from the Gram matrix; subclass as a frozen dataclass."""
+    """How coefficients follow from dot products; subclass as a frozen dataclass."""
 
-    def coefficients(self, gram: Sequence[Sequence[float]]) -> Sequence[float]:
-        """Coefficient of every vector, in order.
+    def coefficients(self, gram: Tensor) -> Tensor:
+        """Coefficients cᵢ (m, k) of m vectors, from gram (m, m, k): k merges at once, in float64.
 
         Raises:
             RunError: the vectors admit no result.
@@ -51,7 +53,10 @@ class Coefficients(GramMatrix):
     rule: Rule
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> Any:
-        return tuple(self.rule.coefficients(super().finish(total, earlier)))
+        import torch
+
+        gram = torch.tensor(super().finish(total, earlier), dtype=torch.float64)
+        return tuple(self.rule.coefficients(gram.unsqueeze(-1)).squeeze(-1).tolist())
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,7 @@ class GramCombination(Kernel):
     @property
     def source(self) -> Source:
         """The vectors that are combined."""
-        if self.base is None:
-            return Inputs(self.positions)
-        return Differences(self.base, self.positions)
+        return vectors_of(self.positions, self.base)
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:

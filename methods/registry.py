@@ -24,6 +24,10 @@ GROUP = "mergeloom.methods"
 """The entry-point group of methods in other packages."""
 
 _BUILT_IN = {
+    "karcher": "methods.karcher:Karcher",
+    "model_stock": "methods.model_stock:ModelStock",
+    "multislerp": "methods.multislerp:MultiSlerp",
+    "nuslerp": "methods.nuslerp:NuSlerp",
     "linear": "methods.linear:Linear",
     "passthrough": "methods.passthrough:Passthrough",
     "slerp": "methods.slerp:Slerp",

@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from engine.kernel import Copy, Kernel
+from methods.cosines import cosines
 from methods.linear_combination import GramCombination, LinearCombination, Rule
 from methods.method import Base, Method, Parameter, TensorMerge
 from methods.parameters import base_of
 
-COLLINEAR = 0.9995
-"""Cosine from which on the arc is so flat that a straight line serves."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
-_NO_DIRECTION = 1e-8
-"""Norm below which a tensor counts as without direction: orthogonal to all."""
+COLLINEAR = 0.9995
+"""Cosine beyond which the arc is so flat that a straight line serves."""
 
 
 @dataclass(frozen=True)
 class Arc(Rule):
-    """The point at ``t`` on the arc from the first vector to the second (Shoemake 1985, eq. 3)."""
+    """The point at ``t`` on the arc from the first vector to the second (Shoemake 1985)."""
 
     t: float
 
-    def coefficients(self, gram: Sequence[Sequence[float]]) -> Sequence[float]:
-        cosine = cosine_of(gram, 0, 1)
-        if abs(cosine) > COLLINEAR:
-            return 1 - self.t, self.t
-        return arc(math.acos(cosine), self.t)
+    def coefficients(self, gram: Tensor) -> Tensor:
+        cosine = cosines(gram)[0, 1]
+        return on_arc(cosine, self.t, straight=cosine.abs() > COLLINEAR)
 
 
-def arc(angle: float, t: float) -> tuple[float, float]:
-    """Coefficients of the ends of an arc of ``angle`` at ``t``."""
-    return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+def on_arc(cosine: Tensor, t: float, straight: Tensor) -> Tensor:
+    """Coefficients (2, k) of the ends of k arcs, or of straight lines, at ``t``."""
+    import torch
 
-
-def cosine_of(gram: Sequence[Sequence[float]], i: int, j: int) -> float:
-    """Cosine between two vectors, within [-1, 1]; 0 where one has no direction."""
-    first, second = math.sqrt(gram[i][i]), math.sqrt(gram[j][j])
-    # A norm at or below the limit is not divided by, so that the dot product stays tiny.
-    first = first if first > _NO_DIRECTION else 1.0
-    second = second if second > _NO_DIRECTION else 1.0
-    return max(-1.0, min(1.0, gram[i][j] / first / second))
+    angle = torch.acos(cosine)
+    sine = torch.sin(angle).masked_fill(straight, 1.0)
+    start = torch.sin((1 - t) * angle) / sine
+    stop = torch.sin(t * angle) / sine
+    return torch.stack((start.masked_fill(straight, 1 - t), stop.masked_fill(straight, t)))
 
 
 class Slerp(Method):

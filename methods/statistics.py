@@ -84,6 +84,11 @@ class Differences(Source):
         torch.sub(grain.inputs[self.positions[number]], grain.inputs[self.base], out=out)
 
 
+def vectors_of(positions: tuple[int, ...], base: int | None) -> Source:
+    """The inputs at ``positions``, or their differences from a base."""
+    return Inputs(positions) if base is None else Differences(base, positions)
+
+
 # --- dot products ---------------------------------------------------------------------------
 
 

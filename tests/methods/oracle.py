@@ -57,6 +57,119 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: float) -> Answer:
     return Answer(x * a + y * b, (x * a).abs() + (y * b).abs())
 
 
+def nuslerp(
+    inputs: Tensors, weights: Sequence[float], base: torch.Tensor | None, dim: int | None
+) -> Answer:
+    """``dim``: the dimension that vectors run along; ``None``: all of them."""
+    vectors = doubles(inputs) if base is None else differences(base, inputs)
+    shape = vectors[0].shape
+    if dim is None or len(shape) < 2:
+        vectors, dim = [v.reshape(-1) for v in vectors], 0
+    a, b = vectors
+    t = 0.5 if abs(sum(weights)) < 1e-6 else weights[1] / sum(weights)
+
+    def unit(v: torch.Tensor) -> torch.Tensor:
+        norm = v.norm(dim=dim, keepdim=True)
+        return torch.where(norm > 1e-8, v / norm, 0.0)
+
+    cosine = (unit(a) * unit(b)).sum(dim, keepdim=True).clamp(-1, 1)
+    omega = torch.acos(cosine)
+    straight = omega.sin() < 1e-8
+    x = torch.where(straight, 1 - t, ((1 - t) * omega).sin() / omega.sin())
+    y = torch.where(straight, t, (t * omega).sin() / omega.sin())
+    value, scale = x * a + y * b, (x * a).abs() + (y * b).abs()
+    # Close to opposite directions the plane of the arc hangs on rounding, however it is found.
+    scale = scale / (1 + cosine).clamp_min(1e-6).clamp_max(1)
+    return on_base(base, value.view(shape), scale.view(shape))
+
+
+def on_base(base: torch.Tensor | None, value: torch.Tensor, scale: torch.Tensor) -> Answer:
+    if base is None:
+        return Answer(value, scale)
+    return Answer(base.double() + value, base.double().abs() + scale)
+
+
+def multislerp(
+    inputs: Tensors,
+    weights: Sequence[float],
+    base: torch.Tensor | None = None,
+    normalize: bool = True,
+) -> Answer:
+    """Step by step: to the tangent space at the mean, and back by the exponential map."""
+    vectors = doubles(inputs) if base is None else differences(base, inputs)
+    if normalize:
+        weights = [w / sum(weights) for w in weights]
+    lengths = [float(v.norm()) for v in vectors]
+    units = [v / n if n > 1e-8 else v * 0 for v, n in zip(vectors, lengths, strict=True)]
+    mean = torch.stack([w * u for w, u in zip(weights, units, strict=True)]).sum(0)
+    spread = float(mean.norm())
+    length = sum(w * n for w, n in zip(weights, lengths, strict=True))
+    if spread < 1e-7:
+        if not any(lengths):
+            return on_base(base, mean, mean)
+        t = weights[1] / sum(weights) if sum(weights) else 0.5
+        return on_base(
+            base,
+            (1 - t) * vectors[0] + t * vectors[1],
+            abs(1 - t) * vectors[0].abs() + abs(t) * vectors[1].abs(),
+        )
+    mean = mean / spread
+    tangents = [w * (u - (u * mean).sum() * mean) for w, u in zip(weights, units, strict=True)]
+    tangent = torch.stack(tangents).sum(0)
+    step = float(tangent.norm())
+    point = mean
+    if step > 1e-8:
+        point = math.cos(step) * mean + math.sin(step) * tangent / step
+    scale = sum(abs(w) * u.abs() for w, u in zip(weights, units, strict=True))
+    return on_base(base, point * length, torch.as_tensor(scale) * abs(length) / spread)
+
+
+def karcher(inputs: Tensors, max_iter: int = 10, tol: float = 1e-5) -> Answer:
+    vectors = doubles(inputs)
+    lengths = [float(v.norm()) for v in vectors]
+    units = [v / n for v, n in zip(vectors, lengths, strict=True) if n > 1e-8]
+    if not units:
+        return Answer(vectors[0] * 0, vectors[0] * 0)
+    mean = torch.stack(units).mean(0)
+    mean = mean / mean.norm() if mean.norm() > 1e-7 else units[0]
+    for _ in range(max_iter):
+        tangent = torch.zeros_like(mean)
+        for unit in units:
+            along = float((unit * mean).sum().clamp(-1, 1))
+            angle = math.acos(along)
+            if math.sin(angle) >= 1e-7:
+                tangent += angle / math.sin(angle) * (unit - along * mean) / len(units)
+        step = float(tangent.norm())
+        if step <= tol:
+            break
+        mean = math.cos(step) * mean + math.sin(step) * tangent / step
+    length = sum(lengths) / len(lengths)
+    scale = torch.stack([u.abs() for u in units]).sum(0) * length
+    return Answer(mean * length, scale)
+
+
+def model_stock(base: torch.Tensor, others: Tensors, filter_wise: bool = False) -> Answer:
+    taus = differences(base, others)
+    rows = [t.reshape(-1, t.shape[-1] if t.dim() else 1) for t in taus]
+    if not filter_wise:
+        rows = [row.reshape(1, -1) for row in rows]
+
+    def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        norms = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
+        dot = (a * b).sum(1, keepdim=True)
+        return torch.where((norms[0] > 1e-8) & (norms[1] > 1e-8), dot / norms[0] / norms[1], 0.0)
+
+    count = len(taus)
+    pairs = [(i, j) for i in range(count) for j in range(i)]
+    mean = torch.stack([cosine(rows[i], rows[j]) for i, j in pairs]).mean(0)
+    denominator = 1 + (count - 1) * mean
+    t = torch.where(denominator.abs() < 1e-8, 0.0, count * mean / denominator)
+    total = torch.stack(rows).sum(0) / count * t
+    scale = torch.stack(rows).abs().sum(0) * t.abs().clamp_min(1) / denominator.abs().clamp(1e-6, 1)
+    shape = base.shape
+    return on_base(base, total.view(shape), scale.view(shape))
+
+
 # --- task vectors -------------------------------------------------------------------------------
 
 

@@ -171,13 +171,14 @@ def assert_close(
     """
     rounded = result.to(dtype).to(torch.float64)
     noise = scale * NOISE + 1e-42  # products of float32 underflow there
-    if dtype is torch.float32:
-        tolerance = noise
-    else:
+    wrong = (rounded - expected).abs() > noise
+    if dtype is not torch.float32:
         info = torch.finfo(dtype)
         exponent = torch.floor(torch.log2((expected.abs() + noise).clamp_min(info.tiny)))
         tolerance = noise + torch.exp2(exponent) * info.eps * 0.5000001
     wrong = (rounded - expected).abs() > tolerance
+        wrong = (rounded - expected).abs() > tolerance
+        wrong &= (expected.abs() + noise < info.max)  # otherwise it may overflow
     wrong |= torch.isnan(rounded) != torch.isnan(expected)
     if either is not None:
         wrong &= ~either

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from engine.errors import RunError
 from engine.kernel import Copy
 from methods.linear_combination import LinearCombination
 from methods.method import ParameterError
@@ -68,6 +69,98 @@ def test_slerp_of_degenerate_directions_is_finite(a: torch.Tensor, b: torch.Tens
     kernel = kernel_of("slerp", SHAPE, [{}, {}], base=0, t=0.25)
     answer = oracle.slerp(a, b, 0.25)
     assert_close(run(kernel, [a, b]), answer.value, answer.scale)
+
+
+@given(
+    st.data(),
+    families(least=2, most=2),
+    st.booleans(),
+    st.sampled_from(("flat", "rows", "columns")),
+)
+def test_nuslerp(data: st.DataObject, models: Family, with_base: bool, mode: str) -> None:
+    chosen = some(data.draw, weights, 2)
+    parameters = [{"weight": weight} for weight in chosen]
+    settings = {"nuslerp_flatten": mode == "flat", "nuslerp_row_wise": mode == "columns"}
+    shape = models.base.shape
+    if with_base:
+        kernel = kernel_of("nuslerp", shape, [{}, *parameters], base=0, **settings)
+    else:
+        kernel = kernel_of("nuslerp", shape, parameters, **settings)
+    dim = {"flat": None, "rows": -1, "columns": 0}[mode]
+    answer = oracle.nuslerp(models.others, chosen, models.base if with_base else None, dim)
+    result = check_walks(kernel, models.all if with_base else models.others)
+    assume(float(answer.scale.max()) < 1e3 * float(answer.value.abs().max() + 1))
+    assert_close(result, answer.value, answer.scale, models.base.dtype)
+
+
+@given(st.data(), families(least=2, most=4), st.booleans(), st.booleans())
+def test_multislerp(data: st.DataObject, models: Family, with_base: bool, normalize: bool) -> None:
+    chosen = some(data.draw, positive if normalize else weights, len(models.others))
+    parameters = [{"weight": weight} for weight in chosen]
+    shape = models.base.shape
+    if with_base:
+        kernel = kernel_of(
+            "multislerp", shape, [{}, *parameters], base=0, normalize_weights=normalize
+        )
+    else:
+        kernel = kernel_of("multislerp", shape, parameters, normalize_weights=normalize)
+    base = models.base if with_base else None
+    answer = oracle.multislerp(models.others, chosen, base, normalize)
+    inputs = models.all if with_base else models.others
+    try:
+        result = check_walks(kernel, inputs)
+    except RunError:
+        assert len(chosen) > 2
+        return
+    assert_close(result, answer.value, answer.scale, models.base.dtype)
+
+
+def test_multislerp_of_opposite_directions() -> None:
+    a = torch.randn(SHAPE)
+    parameters = [{"weight": 1.0}, {"weight": 1.0}]
+    result = run(kernel_of("multislerp", SHAPE, parameters), [a, -2 * a])
+    assert torch.allclose(result, -0.5 * a)
+    parameters.append({"weight": 0.0})
+    kernel = kernel_of("multislerp", SHAPE, parameters, tensor="w")
+    with pytest.raises(RunError, match="'w': the weighted directions cancel"):
+        run(kernel, [a, -2 * a, a])
+
+
+@given(families(least=2, most=4), st.integers(0, 12))
+def test_karcher(models: Family, steps: int) -> None:
+    kernel = kernel_of("karcher", models.base.shape, [{}] * len(models.others), max_iter=steps)
+    answer = oracle.karcher(models.others, steps)
+    assert_close(check_walks(kernel, models.others), answer.value, answer.scale, models.base.dtype)
+
+
+def test_karcher_of_degenerate_directions() -> None:
+    a, zero = torch.randn(SHAPE), torch.zeros(SHAPE)
+    kernel = kernel_of("karcher", SHAPE, [{}, {}])
+    assert torch.allclose(run(kernel, [a, -2 * a]), 1.5 * a)
+    assert torch.allclose(run(kernel, [a, zero]), 0.5 * a)
+    assert not run(kernel, [zero, zero]).any()
+    assert torch.allclose(run(kernel_of("karcher", SHAPE, [{}, {}], tol=0.0), [a, a]), a)
+
+
+@given(families(least=2, most=4), st.booleans())
+def test_model_stock(models: Family, filter_wise: bool) -> None:
+    shape = models.base.shape
+    parameters = [{}] * len(models.all)
+    kernel = kernel_of("model_stock", shape, parameters, base=0, filter_wise=filter_wise)
+    answer = oracle.model_stock(models.base, models.others, filter_wise)
+    assert_close(check_walks(kernel, models.all), answer.value, answer.scale, models.base.dtype)
+
+
+def test_model_stock_needs_two_others() -> None:
+    with pytest.raises(ParameterError, match="two models"):
+        kernel_of("model_stock", SHAPE, [{}, {}], base=0)
+
+
+def test_model_stock_of_opposite_changes_is_the_base() -> None:
+    base, step = torch.zeros(SHAPE), torch.randn(SHAPE)
+    for filter_wise in (False, True):
+        kernel = kernel_of("model_stock", SHAPE, [{}] * 3, base=0, filter_wise=filter_wise)
+        assert not run(kernel, [base, base + step, base - step]).any()
 
 
 @pytest.mark.parametrize("method", ["linear", "slerp"])
