@@ -192,7 +192,7 @@ class Executor:
 
     def _begin(self, placement: Placement) -> MergeRun:
         run = MergeRun(placement)
-        for position in placement.held:
+        for position in placement.kept_fresh:
             load = placement.shape.leaves[position]
             block = self._ledger.grant(span_bytes(load.nbytes))
             run.held[load] = HeldLoad(block, lead(load.offset), load.nbytes)
@@ -220,38 +220,53 @@ class Executor:
         shape = run.placement.shape
         first, count = _elements(tile, run.placement)
         inputs: dict[Load, tuple[Block, int]] = {}
-        streamed: list[Block] = []
-        reads: list[tuple[Load, Block, int]] = []
-        awaited: list[HeldLoad] = []
+        transient: list[Block] = []
         for position in shape.passes[tile.number].leaves:
             load = shape.leaves[position]
-            start = load.offset + first * load.dtype.size
             held = run.held.get(load)
             if held is not None:
                 inputs[load] = held.block, held.at + first * load.dtype.size
-                if position not in tile.reads and position in run.placement.kept_before:
-                    awaited.append(held)
-            else:
-                block = self._ledger.grant(span_bytes(count * load.dtype.size))
-                streamed.append(block)
-                inputs[load] = block, lead(start)
-            if position in tile.reads:
-                reads.append((load, *inputs[load]))
+                continue
+            inputs[load] = self._tile_block(position, tile, run)
+            if position not in run.placement.resident or tile.writes:
+                transient.append(inputs[load][0])
         outputs: list[tuple[Write, Block, int]] = []
         if tile.writes:
             for write in shape.writes:
                 block = self._ledger.grant(span_bytes(count * write.dtype.size))
                 at = lead(write.offset + first * write.dtype.size)
                 outputs.append((write, block, at))
-        task = TileRun(order, tile, run, inputs, outputs, streamed, pending=len(reads) + 1)
-        with self._lock:
-            for held in awaited:
-                if held.unread:
-                    held.waiting.append(task)
-                    task.pending += 1
-        for load, block, at in reads:
+        reads = [shape.leaves[position] for position in tile.reads]
+        task = TileRun(order, tile, run, inputs, outputs, transient, pending=len(reads) + 1)
+        self._await_kept(task)
+        for load in reads:
+            block, at = inputs[load]
             self._to_read.put(lambda l=load, b=block, a=at: self._read(task, l, b, a))  # type: ignore[misc]  # noqa: E741
         self._arrived(task)
+
+    def _tile_block(self, position: int, tile: Tile, run: MergeRun) -> tuple[Block, int]:
+        """The block of one input of one tile: a new one, or the one it was read into before."""
+        load = run.placement.shape.leaves[position]
+        key = load, tile.first // run.placement.tile
+        if position not in tile.reads:
+            return run.resident[key]
+        first, count = _elements(tile, run.placement)
+        block = self._ledger.grant(span_bytes(count * load.dtype.size))
+        found = block, lead(load.offset + first * load.dtype.size)
+        if position in run.placement.resident:
+            run.resident[key] = found
+        return found
+
+    def _await_kept(self, task: TileRun) -> None:
+        """Let ``task`` wait for inputs that an earlier merge may still be reading."""
+        run = task.merge
+        with self._lock:
+            for position in run.placement.kept_before:
+                load = run.placement.shape.leaves[position]
+                held = run.held[load]
+                if load in task.inputs and held.unread:
+                    held.waiting.append(task)
+                    task.pending += 1
 
     # --- readers --------------------------------------------------------------------------
 
@@ -327,7 +342,7 @@ class Executor:
         else:
             assert bench is not None
             self._evaluate(task, bench)
-        for block in task.streamed:
+        for block in task.transient:
             self._ledger.release(block)
         for write, block, at in task.outputs:
             self._to_write.put(lambda w=write, b=block, a=at: self._write(task, w, b, a))  # type: ignore[misc]

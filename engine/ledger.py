@@ -16,7 +16,7 @@ from collections import OrderedDict
 PAGE = 4096
 """Alignment in bytes of blocks, and of direct reads and writes."""
 
-_CLASS = 16 * PAGE
+_CLASS = 4 * PAGE
 _HUGE = 4 << 20
 
 

@@ -40,14 +40,18 @@ class HeldLoad:
 
 @dataclass(eq=False, slots=True)
 class TileRun:
-    """One tile in flight. ``pending`` counts what must happen before it can be computed."""
+    """One tile in flight.
+
+    ``pending`` counts what must happen before it can be computed; the ``transient`` blocks are
+    given back when it is.
+    """
 
     order: int
     tile: Tile
     merge: MergeRun
     inputs: dict[Load, tuple[Block, int]]
     outputs: list[tuple[Write, Block, int]]
-    streamed: list[Block]
+    transient: list[Block]
     pending: int = 1
 
     def __lt__(self, other: TileRun) -> bool:
@@ -103,6 +107,8 @@ class MergeRun:
         shape = placement.shape
         self.placement = placement
         self.held: dict[Load, HeldLoad] = {}
+        self.resident: dict[tuple[Load, int], tuple[Block, int]] = {}
+        """Tiles that stay for all passes, by load and position; the dispatcher's alone."""
         self.passes = [PassRun(placement.tiles) for _ in shape.passes]
         self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in tree(shape.root)}
         self.chains: dict[tuple[int, Merge], Chain] = {}

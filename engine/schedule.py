@@ -6,14 +6,15 @@ Merges run in the order of the output, so that writes ascend. Each is a few pass
 inputs: one for each statistic, then one that writes. How a merge gets its inputs:
 
     streamed   every pass reads every tile again             memory: a few tiles
-    held       each input is read once, whole, and stays     memory: the inputs + a few tiles
-               until the last pass (or a later merge) is
-               done with it
+    resident   each tile is read once and stays until the    memory: the inputs + a few tiles
+               last pass is done with it
+    kept       read once, whole, and stays for a later       memory: the input, until then
+               merge
 
-One pass streams; several passes hold if the inputs fit, for memory is cheaper than disk. An input
-that a later merge uses again is kept if there is room, and when room runs out the one whose next
-use is farthest goes first (Belady 1966): the future is known here, so that is optimal for loads
-of one size.
+One pass streams; several passes are resident if the inputs fit, for memory is cheaper than disk.
+An input that a later merge uses again is kept if there is room, and when room runs out the one
+whose next use is farthest goes first (Belady 1966): the future is known here, so that is optimal
+for loads of one size.
 
 A tile is a run of whole grains. It is as long as a good disk request, and shorter where the
 budget demands it; one grain is the least. Tile lengths change no byte of the output.
@@ -30,7 +31,7 @@ from functools import cached_property
 from engine.errors import BudgetError
 from engine.grains import Access, Grains, partition
 from engine.graph import Graph, Load, Merge, Write, access, copied_dtype, leaves, tree
-from engine.ledger import block_bytes
+from engine.ledger import PAGE, block_bytes
 from engine.storage import span_bytes
 
 MIB = 1 << 20
@@ -41,8 +42,11 @@ REQUEST_BYTES = 8 * MIB
 TILES_IN_FLIGHT = 8
 """Tiles that keep readers, workers and writers busy at once."""
 
-PREFETCH_BYTES = 384 * MIB
+PREFETCH_BYTES = 128 * MIB
 """Memory that reading ahead may use beyond what the merges at hand need."""
+
+IMPORT_PREFETCH_BYTES = 512 * MIB
+"""The same where arithmetic is needed: reading goes on while its library is imported."""
 
 _NODE_BYTES = 400
 _HEAP_MARGIN = 24 * MIB
@@ -90,19 +94,20 @@ class Shape:
 
     def tile_bytes(self, tile: int, streamed: tuple[int, ...]) -> int:
         """Ledger bytes of one tile of ``tile`` grains whose inputs ``streamed`` are read for it."""
+        return self.input_bytes(tile, streamed) + self.output_bytes(tile)
+
+    def input_bytes(self, tile: int, positions: tuple[int, ...]) -> int:
+        """Ledger bytes of the blocks of these leaves for one tile."""
         elements = min(tile * self.grains.size, self.grains.total)
-        inputs = sum(
-            block_bytes(span_bytes(elements * self.leaves[i].dtype.size)) for i in streamed
-        )
-        return inputs + self.output_bytes(tile)
+        return sum(block_bytes(span_bytes(elements * self.leaves[i].dtype.size)) for i in positions)
 
     def output_bytes(self, tile: int) -> int:
         """Ledger bytes of the output blocks of one tile."""
         elements = min(tile * self.grains.size, self.grains.total)
         return sum(block_bytes(span_bytes(elements * write.dtype.size)) for write in self.writes)
 
-    def held_bytes(self, positions: tuple[int, ...]) -> int:
-        """Ledger bytes of holding these leaves whole."""
+    def whole_bytes(self, positions: tuple[int, ...]) -> int:
+        """Ledger bytes of these leaves in one block each."""
         return sum(block_bytes(span_bytes(self.leaves[i].nbytes)) for i in positions)
 
     @property
@@ -120,7 +125,7 @@ class Shape:
         """Memory that one worker needs for its arithmetic on one grain."""
         if not self.computes:
             return 0
-        grain = self.grains.size * 4
+        grain = -(-self.grains.size * 4 // PAGE) * PAGE
         return block_bytes(grain * scratch_tensors(self.root)) + sum(
             merge.kernel.workspace_bytes(merge.shape, len(merge.gather.inputs))
             for merge in tree(self.root)
@@ -143,15 +148,18 @@ class Placement:
     """How one root merge runs.
 
     ``tile`` is the tile length in grains. ``kept_before`` are leaf positions that an earlier
-    merge left in memory; ``held`` those that are read whole and stay for all passes; the others
-    are streamed. ``kept_after`` are those that stay for a later merge; ``kept_for_others`` the
-    ledger bytes of loads that stay in memory past this merge without being used by it.
+    merge left in memory; ``kept_fresh`` those that are read whole, into one block, because a
+    later merge needs them; ``resident`` those whose tiles stay from their first pass to the last;
+    the others are streamed. ``kept_after`` are all that stay for a later merge;
+    ``kept_for_others`` the ledger bytes of loads that stay in memory past this merge without
+    being used by it.
     """
 
     shape: Shape
     tile: int
     kept_before: tuple[int, ...]
-    held: tuple[int, ...]
+    kept_fresh: tuple[int, ...]
+    resident: tuple[int, ...]
     kept_after: tuple[int, ...]
     kept_for_others: int
 
@@ -161,32 +169,47 @@ class Placement:
 
     def reads(self, number: int) -> tuple[int, ...]:
         """Leaf positions that pass ``number`` reads from storage, tile by tile."""
-        held_already = set(self.kept_before)
+        there = set(self.kept_before)
         for earlier in self.shape.passes[:number]:
-            held_already.update(i for i in earlier.leaves if i in self.held)
-        return tuple(i for i in self.shape.passes[number].leaves if i not in held_already)
+            stay = (i for i in earlier.leaves if i in self.kept_fresh or i in self.resident)
+            there.update(stay)
+        return tuple(i for i in self.shape.passes[number].leaves if i not in there)
 
-    def streams(self, number: int) -> tuple[int, ...]:
-        """Leaf positions that pass ``number`` reads into blocks of a single tile."""
-        return tuple(i for i in self.reads(number) if i not in self.held)
+    def grants(self, number: int) -> tuple[int, ...]:
+        """Leaf positions for which each tile of pass ``number`` is granted a block of its own."""
+        return tuple(i for i in self.reads(number) if i not in self.kept_fresh)
 
     def tile_bytes(self, number: int) -> int:
         """Ledger bytes that are granted for one tile of pass ``number``."""
         last = number == len(self.shape.passes) - 1
-        inputs = self.shape.tile_bytes(self.tile, self.streams(number))
-        return inputs if last else inputs - self.shape.output_bytes(self.tile)
+        inputs = self.shape.input_bytes(self.tile, self.grants(number))
+        return inputs + self.shape.output_bytes(self.tile) if last else inputs
+
+    def kept_bytes(self) -> int:
+        """Ledger bytes of loads that are in memory whole during this merge."""
+        own = self.shape.whole_bytes(self.kept_fresh + self.kept_before)
+        return own + self.kept_for_others
+
+    def resident_bytes(self) -> int:
+        """Ledger bytes of all tiles that stay until the last pass."""
+        return self.tiles * self.shape.input_bytes(self.tile, self.resident)
 
     def granted_bytes(self) -> int:
-        """Ledger bytes that are granted in total, for held inputs and all tiles."""
+        """Ledger bytes that are granted in total, for kept inputs and all tiles."""
         passes = range(len(self.shape.passes))
         tiles = sum(self.tiles * self.tile_bytes(number) for number in passes)
-        return self.shape.held_bytes(self.held) + tiles
+        return self.shape.whole_bytes(self.kept_fresh) + tiles
 
     def working_bytes(self) -> int:
         """Ledger bytes in use while this merge runs at full speed."""
-        held = self.shape.held_bytes(self.held + self.kept_before) + self.kept_for_others
-        widest = max(self.tile_bytes(number) for number in range(len(self.shape.passes)))
-        return held + min(self.tiles, TILES_IN_FLIGHT) * widest
+        resident = self.shape.input_bytes(self.tile, self.resident)
+        widest = max(
+            self.tile_bytes(number)
+            - (resident if set(self.resident) & set(self.grants(number)) else 0)
+            for number in range(len(self.shape.passes))
+        )
+        in_flight = min(self.tiles, TILES_IN_FLIGHT) * widest
+        return self.kept_bytes() + self.resident_bytes() + in_flight
 
     def read_bytes(self) -> int:
         """Bytes that all passes of this merge read."""
@@ -389,7 +412,8 @@ def _stays(shapes: list[Shape], capacity: int) -> list[_Stay]:
             heapq.heappush(farthest, (-stay.end, order, stay))
         while farthest:
             rest = tuple(i for i, load in enumerate(shape.leaves) if load not in memory)
-            if memory.nbytes + _comfortable(shape, rest, capacity) <= capacity:
+            room = capacity - memory.nbytes
+            if _comfortable(shape, rest, room, capacity) <= room:
                 break
             _, _, stay = heapq.heappop(farthest)
             if stay in chosen and stay.end >= index:
@@ -440,15 +464,15 @@ def _place(shapes: list[Shape], capacity: int) -> tuple[Placement, ...]:
         whole = before[index] | after[index]
         own = tuple(i for i, load in enumerate(shape.leaves) if load in whole)
         rest = tuple(i for i in shape.all_leaves if i not in own)
-        available = capacity - kept_for_others - shape.held_bytes(own)
-        held, tile = _hold_or_stream(shape, rest, available)
-        fresh = tuple(i for i in own if shape.leaves[i] not in before[index])
+        available = capacity - kept_for_others - shape.whole_bytes(own)
+        resident, tile = _resident_or_streamed(shape, rest, available)
         placements.append(
             Placement(
                 shape=shape,
                 tile=tile,
                 kept_before=tuple(i for i in own if shape.leaves[i] in before[index]),
-                held=tuple(sorted(fresh + held)),
+                kept_fresh=tuple(i for i in own if shape.leaves[i] not in before[index]),
+                resident=resident,
                 kept_after=tuple(i for i in own if shape.leaves[i] in after[index]),
                 kept_for_others=kept_for_others,
             )
@@ -456,34 +480,71 @@ def _place(shapes: list[Shape], capacity: int) -> tuple[Placement, ...]:
     return tuple(placements)
 
 
-def _comfortable(shape: Shape, rest: tuple[int, ...], capacity: int) -> int:
-    """Ledger bytes with which ``shape`` runs well when ``rest`` is not in memory yet."""
+def _comfortable(shape: Shape, rest: tuple[int, ...], room: int, capacity: int) -> int:
+    """Ledger bytes with which ``shape`` runs well when ``rest`` is not in memory yet.
+
+    Of the whole ``capacity``, ``room`` bytes are left.
+    """
+    if len(shape.passes) > 1:
+        staying = Staying.of(shape, rest)
+        if staying.least() <= room:
+            return min(staying.needed(shape.longest_tile()), room)
     tiles = min(TILES_IN_FLIGHT, -(-shape.grains.count // shape.longest_tile()))
     streaming = tiles * shape.tile_bytes(shape.longest_tile(), rest)
-    if len(shape.passes) > 1:
-        holding = shape.held_bytes(rest) + tiles * shape.output_bytes(shape.longest_tile())
-        if holding <= capacity:
-            return holding
     return min(streaming, max(capacity // 2, shape.tile_bytes(1, rest)))
 
 
-def _hold_or_stream(
+@dataclass(frozen=True, slots=True)
+class Staying:
+    """What it takes to read everything once: ``resident`` tiles stay for all passes, ``late``
+    inputs are needed by the last pass only."""
+
+    shape: Shape
+    resident: tuple[int, ...]
+    late: tuple[int, ...]
+
+    @staticmethod
+    def of(shape: Shape, rest: tuple[int, ...]) -> Staying:
+        early = {i for current in shape.passes[:-1] for i in current.leaves}
+        resident = tuple(i for i in rest if i in early)
+        return Staying(shape, resident, tuple(i for i in rest if i not in early))
+
+    def needed(self, tile: int) -> int:
+        """Ledger bytes at full speed with tiles of ``tile`` grains."""
+        return self._bytes(tile, TILES_IN_FLIGHT)
+
+    def least(self) -> int:
+        """Ledger bytes with which it works at all."""
+        return self._bytes(1, 1)
+
+    def _bytes(self, tile: int, in_flight: int) -> int:
+        tiles = -(-self.shape.grains.count // tile)
+        moving = min(in_flight, tiles) * self.shape.tile_bytes(tile, self.late)
+        return tiles * self.shape.input_bytes(tile, self.resident) + moving
+
+
+def _resident_or_streamed(
     shape: Shape, rest: tuple[int, ...], available: int
 ) -> tuple[tuple[int, ...], int]:
+    """Whether ``rest`` stays in memory for all passes, and the tile length in grains."""
     if len(shape.passes) > 1:
-        held = shape.held_bytes(rest)
-        if held + shape.output_bytes(1) <= available:
-            return rest, _tile(shape, (), available - held)
-    return (), _tile(shape, rest, available)
+        staying = Staying.of(shape, rest)
+        if staying.least() <= available:
+            return staying.resident, _longest(shape, staying.needed, available)
+
+    def streaming(tile: int) -> int:
+        tiles = min(TILES_IN_FLIGHT, -(-shape.grains.count // tile))
+        return tiles * shape.tile_bytes(tile, rest)
+
+    return (), _longest(shape, streaming, available)
 
 
-def _tile(shape: Shape, streamed: tuple[int, ...], available: int) -> int:
-    """The longest tile of which several fit into ``available``; one grain at least."""
+def _longest(shape: Shape, needed: Callable[[int], int], available: int) -> int:
+    """The longest tile that needs no more than is ``available``; one grain at least."""
     low, high = 1, shape.longest_tile()
     while low < high:
         middle = (low + high + 1) // 2
-        tiles = min(TILES_IN_FLIGHT, -(-shape.grains.count // middle))
-        if tiles * shape.tile_bytes(middle, streamed) <= available:
+        if needed(middle) <= available:
             low = middle
         else:
             high = middle - 1
@@ -494,7 +555,9 @@ def _useful(placements: tuple[Placement, ...], available: int) -> int:
     """The ledger capacity beyond which memory would lie idle."""
     everything = sum(placement.granted_bytes() for placement in placements)
     most = max((placement.working_bytes() for placement in placements), default=0)
-    return min(available, everything, most + PREFETCH_BYTES)
+    computes = any(placement.shape.computes for placement in placements)
+    ahead = IMPORT_PREFETCH_BYTES if computes else PREFETCH_BYTES
+    return min(available, everything, most + ahead)
 
 
 def _infeasible(shapes: list[Shape], budget: int, minimum: int) -> str:

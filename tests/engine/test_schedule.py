@@ -102,9 +102,16 @@ class Simulation:
         assert before <= self.kept.keys(), "a load is taken for granted that nobody kept"
         others = sum(size for load, size in self.kept.items() if load not in before)
         assert others == placement.kept_for_others
-        held = shape.held_bytes(placement.held + placement.kept_before)
+        kept = others + shape.whole_bytes(placement.kept_fresh + placement.kept_before)
+        assert kept == placement.kept_bytes()
+        staying = 0
         for number in range(len(shape.passes)):
-            self.most = max(self.most, others + held + placement.tile_bytes(number))
+            grants = placement.grants(number)
+            stay = tuple(i for i in grants if i in placement.resident)
+            staying += placement.tiles * shape.input_bytes(placement.tile, stay)
+            moving = placement.tile_bytes(number) - shape.input_bytes(placement.tile, stay)
+            self.most = max(self.most, kept + staying + moving)
+        assert staying == placement.resident_bytes()
         for load in before:
             del self.kept[load]
         for position in placement.kept_after:
