@@ -192,51 +192,51 @@ class Executor:
 
     def _begin(self, placement: Placement) -> MergeRun:
         run = MergeRun(placement)
-        for position in placement.kept_fresh:
-            load = placement.shape.leaves[position]
+        for position in placement.flow.kept_fresh:
+            load = placement.work.leaves[position]
             block = self._ledger.grant(span_bytes(load.nbytes))
             run.held[load] = HeldLoad(block, lead(load.offset), load.nbytes)
-        for position in placement.kept_before:
-            load = placement.shape.leaves[position]
+        for position in placement.flow.kept_before:
+            load = placement.work.leaves[position]
             run.held[load] = self._kept.pop(load)
         for position in placement.kept_after:
-            load = placement.shape.leaves[position]
+            load = placement.work.leaves[position]
             self._kept[load] = run.held[load]
             with self._lock:
                 run.held[load].users += 1
         with self._lock:
             self._running.add(run)
-        if placement.shape.grains.count == 0:
+        if placement.work.grains.count == 0:
             self._finish_empty(run)
         return run
 
     def _finish_empty(self, run: MergeRun) -> None:
-        for write in run.placement.shape.writes:
+        for write in run.placement.work.writes:
             self._sink.completed(write, run.digests[write].hexdigest(), 0)
         self._release_held(run)
         self._merge_done(run)
 
     def _start(self, order: int, tile: Tile, run: MergeRun) -> None:
-        shape = run.placement.shape
+        work = run.placement.work
         first, count = _elements(tile, run.placement)
         inputs: dict[Load, tuple[Block, int]] = {}
         transient: list[Block] = []
-        for position in shape.passes[tile.number].leaves:
-            load = shape.leaves[position]
+        for position in work.passes[tile.number].leaves:
+            load = work.leaves[position]
             held = run.held.get(load)
             if held is not None:
                 inputs[load] = held.block, held.at + first * load.dtype.size
                 continue
             inputs[load] = self._tile_block(position, tile, run)
-            if position not in run.placement.resident or tile.writes:
+            if position not in run.placement.flow.resident or tile.writes:
                 transient.append(inputs[load][0])
         outputs: list[tuple[Write, Block, int]] = []
         if tile.writes:
-            for write in shape.writes:
+            for write in work.writes:
                 block = self._ledger.grant(span_bytes(count * write.dtype.size))
                 at = lead(write.offset + first * write.dtype.size)
                 outputs.append((write, block, at))
-        reads = [shape.leaves[position] for position in tile.reads]
+        reads = [work.leaves[position] for position in tile.reads]
         task = TileRun(order, tile, run, inputs, outputs, transient, pending=len(reads) + 1)
         self._await_kept(task)
         for load in reads:
@@ -246,14 +246,14 @@ class Executor:
 
     def _tile_block(self, position: int, tile: Tile, run: MergeRun) -> tuple[Block, int]:
         """The block of one input of one tile: a new one, or the one it was read into before."""
-        load = run.placement.shape.leaves[position]
-        key = load, tile.first // run.placement.tile
+        load = run.placement.work.leaves[position]
+        key = load, tile.first // run.placement.flow.tile
         if position not in tile.reads:
             return run.resident[key]
         first, count = _elements(tile, run.placement)
         block = self._ledger.grant(span_bytes(count * load.dtype.size))
         found = block, lead(load.offset + first * load.dtype.size)
-        if position in run.placement.resident:
+        if position in run.placement.flow.resident:
             run.resident[key] = found
         return found
 
@@ -261,8 +261,8 @@ class Executor:
         """Let ``task`` wait for inputs that an earlier merge may still be reading."""
         run = task.merge
         with self._lock:
-            for position in run.placement.kept_before:
-                load = run.placement.shape.leaves[position]
+            for position in run.placement.flow.kept_before:
+                load = run.placement.work.leaves[position]
                 held = run.held[load]
                 if load in task.inputs and held.unread:
                     held.waiting.append(task)
@@ -295,7 +295,7 @@ class Executor:
 
     def _offer(self, task: TileRun) -> None:
         state = task.merge.passes[task.tile.number]
-        index = task.tile.first // task.merge.placement.tile
+        index = task.tile.first // task.merge.placement.flow.tile
         if not state.open:
             state.waiting.append(task)
         elif index > state.next_taken and state.tallied:
@@ -326,7 +326,7 @@ class Executor:
                 return None
             task = heapq.heappop(self._ready)
             state = task.merge.passes[task.tile.number]
-            index = task.tile.first // task.merge.placement.tile
+            index = task.tile.first // task.merge.placement.flow.tile
             state.next_taken = max(state.next_taken, index + 1)
             parked = state.parked.pop(index + 1, None)
             if parked is not None:
@@ -335,9 +335,9 @@ class Executor:
             return task
 
     def _work(self, task: TileRun, bench: Bench | None) -> None:
-        shape = task.merge.placement.shape
-        self.progress.current = shape.writes[0].name
-        if not shape.computes:
+        work = task.merge.placement.work
+        self.progress.current = work.writes[0].name
+        if not work.profile.computes:
             _copy(task)
         else:
             assert bench is not None
@@ -352,19 +352,19 @@ class Executor:
         from engine.arithmetic import Span, TreeEvaluator
 
         run, tile = task.merge, task.tile
-        shape = run.placement.shape
-        current = shape.passes[tile.number]
+        work = run.placement.work
+        current = work.passes[tile.number]
         first, _ = _elements(tile, run.placement)
         spans = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
         tallies: dict[Merge, dict[int, tuple[int, ...]]] = {}
-        evaluator = TreeEvaluator(shape.root, shape.grains, spans, bench, run.statistics, tallies)
+        evaluator = TreeEvaluator(work.root, work.grains, spans, bench, run.statistics, tallies)
         indices = range(tile.first, tile.first + tile.grains)
         for merge in run.passes[tile.number].tallied:
             own = [evaluator.tally(merge, index) for index in indices]
             with self._lock:
                 chain = run.chain(tile.number, merge)
             total = tuple(map(sum, zip(*own, strict=True)))
-            before = chain.exchange(tile.first // run.placement.tile, total)
+            before = chain.exchange(tile.first // run.placement.flow.tile, total)
             tallies[merge] = {}
             for index, numbers in zip(indices, own, strict=True):
                 tallies[merge][index] = before
@@ -375,7 +375,7 @@ class Executor:
                 if self._stopping:
                     raise Closed
                 evaluator.output(index, outputs)
-                start, count = shape.grains.bounds(index)
+                start, count = work.grains.bounds(index)
                 for write, span in outputs:
                     run.digests[write].add(index, span.content(write.dtype, start, count))
             return
@@ -431,7 +431,7 @@ class Executor:
             complete = run.unwritten[write] == 0
             finished = not any(run.unwritten.values())
         if complete:
-            grain = run.placement.shape.grains.size * write.dtype.size
+            grain = run.placement.work.grains.size * write.dtype.size
             self._sink.completed(write, run.digests[write].hexdigest(), grain)
         if finished:
             self._merge_done(run)
@@ -451,14 +451,14 @@ def source_readers(schedule: Schedule, open_reader: Callable[[Source], R]) -> di
 
 
 def _elements(tile: Tile, placement: Placement) -> tuple[int, int]:
-    grains = placement.shape.grains
+    grains = placement.work.grains
     first = tile.first * grains.size
     return first, min(tile.grains * grains.size, grains.total - first)
 
 
 def _copy(task: TileRun) -> None:
     """Move the bytes of one tile from its input to its outputs, and digest them."""
-    grains = task.merge.placement.shape.grains
+    grains = task.merge.placement.work.grains
     (source, begin) = next(iter(task.inputs.values()))
     first, count = _elements(task.tile, task.merge.placement)
     for write, block, at in task.outputs:

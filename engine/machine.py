@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from engine.schedule import MIB, Machine
+from engine.footprint import MIB
+from engine.schedule import Machine
 
 _ROUND = 16 * MIB
 

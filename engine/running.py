@@ -104,16 +104,16 @@ class MergeRun:
     """One root merge in flight."""
 
     def __init__(self, placement: Placement) -> None:
-        shape = placement.shape
+        work = placement.work
         self.placement = placement
         self.held: dict[Load, HeldLoad] = {}
         self.resident: dict[tuple[Load, int], tuple[Block, int]] = {}
         """Tiles that stay for all passes, by load and position; the dispatcher's alone."""
-        self.passes = [PassRun(placement.tiles) for _ in shape.passes]
-        self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in tree(shape.root)}
+        self.passes = [PassRun(placement.flow.tiles) for _ in work.passes]
+        self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in tree(work.root)}
         self.chains: dict[tuple[int, Merge], Chain] = {}
-        self.digests = {write: TensorDigest(shape.grains.count) for write in shape.writes}
-        self.unwritten = dict.fromkeys(shape.writes, placement.tiles)
+        self.digests = {write: TensorDigest(work.grains.count) for write in work.writes}
+        self.unwritten = dict.fromkeys(work.writes, placement.flow.tiles)
         self._open(0)
 
     def chain(self, number: int, merge: Merge) -> Chain:
@@ -121,7 +121,7 @@ class MergeRun:
 
     def finish_pass(self, number: int) -> None:
         """Turn the accumulated total of a statistics pass into its result, and open the next."""
-        current = self.placement.shape.passes[number]
+        current = self.placement.work.passes[number]
         if current.statistic is not None:
             results = self.statistics[current.merge]
             statistic = current.merge.kernel.passes[current.statistic]
@@ -135,7 +135,7 @@ class MergeRun:
 
     def _open(self, number: int) -> None:
         """Admit the tiles of a pass, now that all statistics it builds on are there."""
-        current = self.placement.shape.passes[number]
+        current = self.placement.work.passes[number]
         self.passes[number].open = True
         self.passes[number].tallied = tuple(
             merge

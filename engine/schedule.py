@@ -24,23 +24,16 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from engine.errors import BudgetError
+from engine.footprint import MIB, Flow, Positions, Profile
 from engine.grains import Access, Grains, partition
-from engine.graph import Graph, Load, Merge, Write, access, copied_dtype, leaves, tree
+from engine.graph import Graph, Load, Merge, Write, copied_dtype, tree
 from engine.ledger import PAGE, block_bytes
 from engine.storage import span_bytes
-
-MIB = 1 << 20
-
-REQUEST_BYTES = 8 * MIB
-"""Bytes of one read request of a tile: large enough for a disk's full speed."""
-
-TILES_IN_FLIGHT = 8
-"""Tiles that keep readers, workers and writers busy at once."""
 
 PREFETCH_BYTES = 128 * MIB
 """Memory that reading ahead may use beyond what the merges at hand need."""
@@ -78,146 +71,36 @@ class Pass:
 
     merge: Merge
     statistic: int | None
-    leaves: tuple[int, ...]
+    leaves: Positions
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """What the scheduler knows of one root merge, whatever the budget."""
+class Work:
+    """One root merge, all that is written of it, and all that it needs."""
 
     root: Merge
     writes: tuple[Write, ...]
     leaves: tuple[Load, ...]
-    grains: Grains
     passes: tuple[Pass, ...]
-    computes: bool
-
-    def tile_bytes(self, tile: int, streamed: tuple[int, ...]) -> int:
-        """Ledger bytes of one tile of ``tile`` grains whose inputs ``streamed`` are read for it."""
-        return self.input_bytes(tile, streamed) + self.output_bytes(tile)
-
-    def input_bytes(self, tile: int, positions: tuple[int, ...]) -> int:
-        """Ledger bytes of the blocks of these leaves for one tile."""
-        elements = min(tile * self.grains.size, self.grains.total)
-        return sum(block_bytes(span_bytes(elements * self.leaves[i].dtype.size)) for i in positions)
-
-    def output_bytes(self, tile: int) -> int:
-        """Ledger bytes of the output blocks of one tile."""
-        elements = min(tile * self.grains.size, self.grains.total)
-        return sum(block_bytes(span_bytes(elements * write.dtype.size)) for write in self.writes)
-
-    def whole_bytes(self, positions: tuple[int, ...]) -> int:
-        """Ledger bytes of these leaves in one block each."""
-        return sum(block_bytes(span_bytes(self.leaves[i].nbytes)) for i in positions)
+    profile: Profile
 
     @property
-    def all_leaves(self) -> tuple[int, ...]:
-        return tuple(range(len(self.leaves)))
-
-    def longest_tile(self) -> int:
-        """Grains of a tile whose largest request has `REQUEST_BYTES`."""
-        widest = max(
-            [load.dtype.size for load in self.leaves] + [write.dtype.size for write in self.writes]
-        )
-        return max(1, min(REQUEST_BYTES // (self.grains.size * widest), self.grains.count))
-
-    def scratch_bytes(self) -> int:
-        """Memory that one worker needs for its arithmetic on one grain."""
-        if not self.computes:
-            return 0
-        grain = -(-self.grains.size * 4 // PAGE) * PAGE
-        return block_bytes(grain * scratch_tensors(self.root)) + sum(
-            merge.kernel.workspace_bytes(merge.shape, len(merge.gather.inputs))
-            for merge in tree(self.root)
-        )
-
-    def accumulator_bytes(self) -> int:
-        """Upper bound of one accumulator of the largest statistic."""
-        return max(
-            (
-                statistic.accumulator_bytes(len(merge.gather.inputs), self.grains.row)
-                for merge in tree(self.root)
-                for statistic in merge.kernel.passes
-            ),
-            default=0,
-        )
+    def grains(self) -> Grains:
+        return self.profile.grains
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     """How one root merge runs.
 
-    ``tile`` is the tile length in grains. ``kept_before`` are leaf positions that an earlier
-    merge left in memory; ``kept_fresh`` those that are read whole, into one block, because a
-    later merge needs them; ``resident`` those whose tiles stay from their first pass to the last;
-    the others are streamed. ``kept_after`` are all that stay for a later merge;
-    ``kept_for_others`` the ledger bytes of loads that stay in memory past this merge without
-    being used by it.
+    ``kept_after`` are the leaves that stay in memory for a later merge; ``kept_for_others`` the
+    ledger bytes of loads that stay past this merge without being used by it.
     """
 
-    shape: Shape
-    tile: int
-    kept_before: tuple[int, ...]
-    kept_fresh: tuple[int, ...]
-    resident: tuple[int, ...]
-    kept_after: tuple[int, ...]
+    work: Work
+    flow: Flow
+    kept_after: Positions
     kept_for_others: int
-
-    @property
-    def tiles(self) -> int:
-        return -(-self.shape.grains.count // self.tile)
-
-    def reads(self, number: int) -> tuple[int, ...]:
-        """Leaf positions that pass ``number`` reads from storage, tile by tile."""
-        there = set(self.kept_before)
-        for earlier in self.shape.passes[:number]:
-            stay = (i for i in earlier.leaves if i in self.kept_fresh or i in self.resident)
-            there.update(stay)
-        return tuple(i for i in self.shape.passes[number].leaves if i not in there)
-
-    def grants(self, number: int) -> tuple[int, ...]:
-        """Leaf positions for which each tile of pass ``number`` is granted a block of its own."""
-        return tuple(i for i in self.reads(number) if i not in self.kept_fresh)
-
-    def tile_bytes(self, number: int) -> int:
-        """Ledger bytes that are granted for one tile of pass ``number``."""
-        last = number == len(self.shape.passes) - 1
-        inputs = self.shape.input_bytes(self.tile, self.grants(number))
-        return inputs + self.shape.output_bytes(self.tile) if last else inputs
-
-    def kept_bytes(self) -> int:
-        """Ledger bytes of loads that are in memory whole during this merge."""
-        own = self.shape.whole_bytes(self.kept_fresh + self.kept_before)
-        return own + self.kept_for_others
-
-    def resident_bytes(self) -> int:
-        """Ledger bytes of all tiles that stay until the last pass."""
-        return self.tiles * self.shape.input_bytes(self.tile, self.resident)
-
-    def granted_bytes(self) -> int:
-        """Ledger bytes that are granted in total, for kept inputs and all tiles."""
-        passes = range(len(self.shape.passes))
-        tiles = sum(self.tiles * self.tile_bytes(number) for number in passes)
-        return self.shape.whole_bytes(self.kept_fresh) + tiles
-
-    def working_bytes(self) -> int:
-        """Ledger bytes in use while this merge runs at full speed."""
-        resident = self.shape.input_bytes(self.tile, self.resident)
-        widest = max(
-            self.tile_bytes(number)
-            - (resident if set(self.resident) & set(self.grants(number)) else 0)
-            for number in range(len(self.shape.passes))
-        )
-        in_flight = min(self.tiles, TILES_IN_FLIGHT) * widest
-        return self.kept_bytes() + self.resident_bytes() + in_flight
-
-    def read_bytes(self) -> int:
-        """Bytes that all passes of this merge read."""
-        return sum(
-            self.shape.leaves[i].nbytes
-            for number in range(len(self.shape.passes))
-            for i in self.reads(number)
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +144,7 @@ class Schedule:
     @cached_property
     def read_bytes(self) -> int:
         """Bytes of tensor data that the run reads."""
-        return sum(placement.read_bytes() for placement in self.placements)
+        return sum(placement.flow.read_bytes for placement in self.placements)
 
     @cached_property
     def write_bytes(self) -> int:
@@ -281,17 +164,17 @@ class Schedule:
     @property
     def computes(self) -> bool:
         """Whether any merge needs arithmetic; copies do not."""
-        return any(placement.shape.computes for placement in self.placements)
+        return any(placement.work.profile.computes for placement in self.placements)
 
     def steps(self) -> Iterator[Tile]:
         """Every tile of the run in the order in which it is started."""
         for index, placement in enumerate(self.placements):
-            count = placement.shape.grains.count
-            last = len(placement.shape.passes) - 1
-            for number in range(last + 1):
-                reads = placement.reads(number)
-                for first in range(0, count, placement.tile):
-                    grains = min(placement.tile, count - first)
+            count = placement.work.grains.count
+            tile = placement.flow.tile
+            last = len(placement.work.passes) - 1
+            for number, reads in enumerate(placement.flow.reads):
+                for first in range(0, count, tile):
+                    grains = min(tile, count - first)
                     yield Tile(index, number, first, grains, reads, number == last)
 
 
@@ -301,13 +184,14 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     Raises:
         BudgetError: no schedule fits; the message names the smallest budget that does.
     """
-    shapes = _shapes(graph)
-    scratch = max((shape.scratch_bytes() for shape in shapes), default=0)
-    overhead = _overhead(shapes, machine)
-    narrowest = max((shape.tile_bytes(1, shape.all_leaves) for shape in shapes), default=0)
+    works = _works(graph)
+    profiles = {work.profile for work in works}
+    scratch = max((profile.scratch_bytes for profile in profiles), default=0)
+    overhead = _overhead(profiles, len(works), machine)
+    narrowest = max((profile.narrowest for profile in profiles), default=0)
     minimum = -(-(overhead(1) + scratch + narrowest) // _MINIMUM_STEP) * _MINIMUM_STEP
     if budget is not None and budget < minimum:
-        raise BudgetError(_infeasible(shapes, budget, minimum))
+        raise BudgetError(_infeasible(works, budget, minimum))
 
     def capacity(workers: int) -> int:
         if budget is None:
@@ -318,7 +202,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     while workers > 1 and capacity(workers) < (workers + 2) * narrowest:
         workers -= 1
     available = capacity(workers)
-    placements = _place(shapes, available)
+    placements = _place(works, available)
     return Schedule(
         graph=graph,
         placements=placements,
@@ -331,46 +215,79 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     )
 
 
-def scratch_tensors(root: Merge) -> int:
-    """Grain-sized float32 tensors that evaluating ``root`` takes: inputs, scratch, results."""
-    needed = 0
-    for merge in tree(root):
-        statistics = [statistic.scratch for statistic in merge.kernel.passes]
-        own = max([merge.kernel.scratch, *statistics])
-        needed += len(merge.gather.inputs) + own + 1
-    return needed
-
-
-def _shapes(graph: Graph) -> list[Shape]:
+def _works(graph: Graph) -> list[Work]:
     writes: dict[Merge, list[Write]] = {}
     for write in graph.writes:
         writes.setdefault(write.merge, []).append(write)
-    shapes = []
-    for root, own in writes.items():
-        loads = leaves(root)
-        positions = {load: position for position, load in enumerate(loads)}
-        copied = copied_dtype(root)
-        computes = copied is None or any(write.dtype != copied for write in own)
-        grains = partition(root.shape, access(root) if computes else Access.ELEMENTWISE)
-        shapes.append(Shape(root, tuple(own), loads, grains, _passes(root, positions), computes))
-    return shapes
+    profiles: dict[Profile, Profile] = {}
+    return [_work(root, tuple(own), profiles) for root, own in writes.items()]
 
 
-def _passes(root: Merge, positions: dict[Load, int]) -> tuple[Pass, ...]:
-    passes = []
-    for merge in tree(root):
-        needed = tuple(positions[load] for load in leaves(merge))
-        for statistic in range(len(merge.kernel.passes)):
-            passes.append(Pass(merge, statistic, needed))
-    return (*passes, Pass(root, None, tuple(positions.values())))
+def _work(root: Merge, writes: tuple[Write, ...], profiles: dict[Profile, Profile]) -> Work:
+    merges = tuple(tree(root))
+    leaves: dict[Load, int] = {}
+    needed: dict[Merge, Positions] = {}
+    for merge in merges:  # inputs come before their users
+        own: dict[int, None] = {}
+        for node in merge.gather.inputs:
+            if isinstance(node, Load):
+                own[leaves.setdefault(node, len(leaves))] = None
+            else:
+                own.update(dict.fromkeys(needed[node]))
+        needed[merge] = tuple(own)
+    passes = [
+        Pass(merge, statistic, needed[merge])
+        for merge in merges
+        for statistic in range(len(merge.kernel.passes))
+    ]
+    passes.append(Pass(root, None, needed[root]))
+    copied = copied_dtype(root)
+    computes = copied is None or any(write.dtype != copied for write in writes)
+    access = max(merge.kernel.access for merge in merges) if computes else Access.ELEMENTWISE
+    grains = partition(root.shape, access)
+    profile = Profile(
+        grains=grains,
+        leaf_sizes=tuple(load.dtype.size for load in leaves),
+        write_sizes=tuple(write.dtype.size for write in writes),
+        passes=tuple(current.leaves for current in passes),
+        computes=computes,
+        scratch_bytes=_scratch_bytes(merges, grains) if computes else 0,
+        accumulator_bytes=_accumulator_bytes(merges, grains),
+    )
+    profile = profiles.setdefault(profile, profile)
+    return Work(root, writes, tuple(leaves), tuple(passes), profile)
 
 
-def _overhead(shapes: list[Shape], machine: Machine) -> Callable[[int], int]:
+def _scratch_bytes(merges: Sequence[Merge], grains: Grains) -> int:
+    """Memory that one worker needs for its arithmetic on one grain of a merge tree."""
+    tensors = workspace = 0
+    for merge in merges:
+        inputs = len(merge.gather.inputs)
+        passes = merge.kernel.passes
+        own = max([merge.kernel.scratch, *(statistic.scratch for statistic in passes)])
+        tensors += inputs + own + 1
+        workspace += merge.kernel.workspace_bytes(merge.shape, inputs)
+    return block_bytes(-(-grains.size * 4 // PAGE) * PAGE * tensors) + workspace
+
+
+def _accumulator_bytes(merges: Sequence[Merge], grains: Grains) -> int:
+    """Upper bound of one accumulator of the largest statistic."""
+    return max(
+        (
+            statistic.accumulator_bytes(len(merge.gather.inputs), grains.row)
+            for merge in merges
+            for statistic in merge.kernel.passes
+        ),
+        default=0,
+    )
+
+
+def _overhead(profiles: set[Profile], works: int, machine: Machine) -> Callable[[int], int]:
     """Bytes outside ledger and scratch, as a function of the number of workers."""
-    fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * len(shapes)
-    if any(shape.computes for shape in shapes):
+    fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * works
+    if any(profile.computes for profile in profiles):
         fixed += machine.runtime_bytes
-    accumulator = max((shape.accumulator_bytes() for shape in shapes), default=0)
+    accumulator = max((profile.accumulator_bytes for profile in profiles), default=0)
     return lambda workers: fixed + workers * (_WORKER_BYTES + accumulator) + 2 * accumulator
 
 
@@ -384,26 +301,26 @@ class _Stay:
     nbytes: int
 
 
-def _stays(shapes: list[Shape], capacity: int) -> list[_Stay]:
+def _stays(works: list[Work], capacity: int) -> list[_Stay]:
     """Which loads stay in memory between two merges that use them.
 
     All would; wherever they leave a merge too little room, the one that ends last is given up,
     and then it is not kept at all but read again when its time comes.
     """
     uses: dict[Load, int] = {}
-    later: list[list[_Stay]] = [[] for _ in shapes]
-    for index in reversed(range(len(shapes))):
-        for load in shapes[index].leaves:
+    later: list[list[_Stay]] = [[] for _ in works]
+    for index in reversed(range(len(works))):
+        for load in works[index].leaves:
             if load in uses:
                 nbytes = block_bytes(span_bytes(load.nbytes))
                 later[index].append(_Stay(load, index, uses[load], nbytes))
             uses[load] = index
     chosen: set[_Stay] = set()
-    ending: list[list[_Stay]] = [[] for _ in shapes]
+    ending: list[list[_Stay]] = [[] for _ in works]
     farthest: list[tuple[int, int, _Stay]] = []
     memory = _Occupied()
     order = 0
-    for index, shape in enumerate(shapes):
+    for index, work in enumerate(works):
         for stay in later[index]:
             chosen.add(stay)
             ending[stay.end].append(stay)
@@ -411,9 +328,9 @@ def _stays(shapes: list[Shape], capacity: int) -> list[_Stay]:
             order += 1
             heapq.heappush(farthest, (-stay.end, order, stay))
         while farthest:
-            rest = tuple(i for i, load in enumerate(shape.leaves) if load not in memory)
+            rest = tuple(i for i, load in enumerate(work.leaves) if load not in memory)
             room = capacity - memory.nbytes
-            if _comfortable(shape, rest, room, capacity) <= room:
+            if work.profile.comfortable(rest, room, capacity) <= room:
                 break
             _, _, stay = heapq.heappop(farthest)
             if stay in chosen and stay.end >= index:
@@ -448,122 +365,54 @@ class _Occupied:
             self.nbytes -= stay.nbytes
 
 
-def _place(shapes: list[Shape], capacity: int) -> tuple[Placement, ...]:
-    before: list[set[Load]] = [set() for _ in shapes]
-    after: list[set[Load]] = [set() for _ in shapes]
-    change = [0] * (len(shapes) + 1)
-    for stay in _stays(shapes, capacity):
+def _place(works: list[Work], capacity: int) -> tuple[Placement, ...]:
+    before: list[set[Load]] = [set() for _ in works]
+    after: list[set[Load]] = [set() for _ in works]
+    change = [0] * (len(works) + 1)
+    for stay in _stays(works, capacity):
         after[stay.start].add(stay.load)
         before[stay.end].add(stay.load)
         change[stay.start + 1] += stay.nbytes
         change[stay.end] -= stay.nbytes
     placements = []
     kept_for_others = 0
-    for index, shape in enumerate(shapes):
+    flows: dict[tuple[Profile, Positions, Positions, int], Flow] = {}
+    for index, work in enumerate(works):
         kept_for_others += change[index]
-        whole = before[index] | after[index]
-        own = tuple(i for i, load in enumerate(shape.leaves) if load in whole)
-        rest = tuple(i for i in shape.all_leaves if i not in own)
-        available = capacity - kept_for_others - shape.whole_bytes(own)
-        resident, tile = _resident_or_streamed(shape, rest, available)
-        placements.append(
-            Placement(
-                shape=shape,
-                tile=tile,
-                kept_before=tuple(i for i in own if shape.leaves[i] in before[index]),
-                kept_fresh=tuple(i for i in own if shape.leaves[i] not in before[index]),
-                resident=resident,
-                kept_after=tuple(i for i in own if shape.leaves[i] in after[index]),
-                kept_for_others=kept_for_others,
-            )
-        )
+        there = _positions(work, before[index])
+        fresh = _positions(work, after[index] - before[index])
+        key = work.profile, there, fresh, kept_for_others
+        flow = flows.get(key)
+        if flow is None:
+            flow = flows[key] = _flow(work.profile, there, fresh, capacity - kept_for_others)
+        after_this = _positions(work, after[index])
+        placements.append(Placement(work, flow, after_this, kept_for_others))
     return tuple(placements)
 
 
-def _comfortable(shape: Shape, rest: tuple[int, ...], room: int, capacity: int) -> int:
-    """Ledger bytes with which ``shape`` runs well when ``rest`` is not in memory yet.
-
-    Of the whole ``capacity``, ``room`` bytes are left.
-    """
-    if len(shape.passes) > 1:
-        staying = Staying.of(shape, rest)
-        if staying.least() <= room:
-            return min(staying.needed(shape.longest_tile()), room)
-    tiles = min(TILES_IN_FLIGHT, -(-shape.grains.count // shape.longest_tile()))
-    streaming = tiles * shape.tile_bytes(shape.longest_tile(), rest)
-    return min(streaming, max(capacity // 2, shape.tile_bytes(1, rest)))
+def _positions(work: Work, loads: set[Load]) -> Positions:
+    return tuple(i for i, load in enumerate(work.leaves) if load in loads) if loads else ()
 
 
-@dataclass(frozen=True, slots=True)
-class Staying:
-    """What it takes to read everything once: ``resident`` tiles stay for all passes, ``late``
-    inputs are needed by the last pass only."""
-
-    shape: Shape
-    resident: tuple[int, ...]
-    late: tuple[int, ...]
-
-    @staticmethod
-    def of(shape: Shape, rest: tuple[int, ...]) -> Staying:
-        early = {i for current in shape.passes[:-1] for i in current.leaves}
-        resident = tuple(i for i in rest if i in early)
-        return Staying(shape, resident, tuple(i for i in rest if i not in early))
-
-    def needed(self, tile: int) -> int:
-        """Ledger bytes at full speed with tiles of ``tile`` grains."""
-        return self._bytes(tile, TILES_IN_FLIGHT)
-
-    def least(self) -> int:
-        """Ledger bytes with which it works at all."""
-        return self._bytes(1, 1)
-
-    def _bytes(self, tile: int, in_flight: int) -> int:
-        tiles = -(-self.shape.grains.count // tile)
-        moving = min(in_flight, tiles) * self.shape.tile_bytes(tile, self.late)
-        return tiles * self.shape.input_bytes(tile, self.resident) + moving
-
-
-def _resident_or_streamed(
-    shape: Shape, rest: tuple[int, ...], available: int
-) -> tuple[tuple[int, ...], int]:
-    """Whether ``rest`` stays in memory for all passes, and the tile length in grains."""
-    if len(shape.passes) > 1:
-        staying = Staying.of(shape, rest)
-        if staying.least() <= available:
-            return staying.resident, _longest(shape, staying.needed, available)
-
-    def streaming(tile: int) -> int:
-        tiles = min(TILES_IN_FLIGHT, -(-shape.grains.count // tile))
-        return tiles * shape.tile_bytes(tile, rest)
-
-    return (), _longest(shape, streaming, available)
-
-
-def _longest(shape: Shape, needed: Callable[[int], int], available: int) -> int:
-    """The longest tile that needs no more than is ``available``; one grain at least."""
-    low, high = 1, shape.longest_tile()
-    while low < high:
-        middle = (low + high + 1) // 2
-        if needed(middle) <= available:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def _flow(profile: Profile, there: Positions, fresh: Positions, available: int) -> Flow:
+    whole = {*there, *fresh}
+    rest = tuple(i for i in profile.all_leaves if i not in whole)
+    room = available - profile.whole_bytes((*there, *fresh))
+    resident, tile = profile.resident_or_streamed(rest, room)
+    return Flow(profile, tile, there, fresh, resident)
 
 
 def _useful(placements: tuple[Placement, ...], available: int) -> int:
     """The ledger capacity beyond which memory would lie idle."""
-    everything = sum(placement.granted_bytes() for placement in placements)
-    most = max((placement.working_bytes() for placement in placements), default=0)
-    computes = any(placement.shape.computes for placement in placements)
+    everything = sum(placement.flow.granted_bytes for placement in placements)
+    working = (p.flow.working_bytes + p.kept_for_others for p in placements)
+    computes = any(placement.work.profile.computes for placement in placements)
     ahead = IMPORT_PREFETCH_BYTES if computes else PREFETCH_BYTES
-    return min(available, everything, most + ahead)
+    return min(available, everything, max(working, default=0) + ahead)
 
 
-def _infeasible(shapes: list[Shape], budget: int, minimum: int) -> str:
-    worst = max(
-        shapes, key=lambda shape: shape.scratch_bytes() + shape.tile_bytes(1, shape.all_leaves)
-    )
+def _infeasible(works: list[Work], budget: int, minimum: int) -> str:
+    worst = max(works, key=lambda work: work.profile.scratch_bytes + work.profile.narrowest)
     size = "x".join(map(str, worst.root.shape)) or "0-d"
     return (
         f"a budget of {budget / MIB:.0f} MiB cannot work: the smallest is "

@@ -18,11 +18,12 @@ from engine import job as jobs
 from engine import machine
 from engine.dtypes import BF16, F16, F32, DType
 from engine.errors import LoomError, OutputError, RunError
+from engine.footprint import MIB
 from engine.graph import Graph, Merge
 from engine.job import Options
 from engine.kernel import Copy
 from engine.manifest import read_manifest
-from engine.schedule import MIB, Machine, schedule
+from engine.schedule import Machine, schedule
 from engine.storage import IOMode
 from tests.engine.kernels import FirstPositives, Normalised, RowMean, Transposed, Weighted
 from tests.engine.support import Workshop, job, sha256, tensor_of

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from engine.dtypes import BF16, F32, DType
 from engine.errors import BudgetError
+from engine.footprint import MIB
 from engine.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
 from engine.kernel import Copy, Kernel
 from engine.ledger import block_bytes
-from engine.schedule import MIB, Machine, Placement, Schedule, schedule
+from engine.schedule import Machine, Placement, Schedule, schedule
 from engine.storage import span_bytes
 from tests.engine.kernels import FirstPositives, Normalised, RowMean, Transposed, Weighted
 
@@ -97,25 +98,25 @@ class Simulation:
         return self
 
     def _place(self, placement: Placement) -> None:
-        shape = placement.shape
-        before = {shape.leaves[i] for i in placement.kept_before}
+        work, flow = placement.work, placement.flow
+        before = {work.leaves[i] for i in flow.kept_before}
         assert before <= self.kept.keys(), "a load is taken for granted that nobody kept"
         others = sum(size for load, size in self.kept.items() if load not in before)
         assert others == placement.kept_for_others
-        kept = others + shape.whole_bytes(placement.kept_fresh + placement.kept_before)
-        assert kept == placement.kept_bytes()
+        kept = others + work.profile.whole_bytes(flow.kept_fresh + flow.kept_before)
+        assert kept == flow.kept_bytes + others
         staying = 0
-        for number in range(len(shape.passes)):
-            grants = placement.grants(number)
-            stay = tuple(i for i in grants if i in placement.resident)
-            staying += placement.tiles * shape.input_bytes(placement.tile, stay)
-            moving = placement.tile_bytes(number) - shape.input_bytes(placement.tile, stay)
+        for number in range(len(work.passes)):
+            grants = flow.grants[number]
+            stay = tuple(i for i in grants if i in flow.resident)
+            staying += flow.tiles * work.profile.input_bytes(flow.tile, stay)
+            moving = flow.tile_bytes[number] - work.profile.input_bytes(flow.tile, stay)
             self.most = max(self.most, kept + staying + moving)
-        assert staying == placement.resident_bytes()
+        assert staying == flow.resident_bytes
         for load in before:
             del self.kept[load]
         for position in placement.kept_after:
-            load = shape.leaves[position]
+            load = work.leaves[position]
             self.kept[load] = block_bytes(span_bytes(load.nbytes))
 
 
@@ -138,17 +139,17 @@ def test_the_steps_read_and_write_what_the_schedule_says(graph: Graph, more: int
     read = written = 0
     grains: Counter[tuple[int, int]] = Counter()
     for tile in made.steps():
-        shape = made.placements[tile.placement].shape
-        first = tile.first * shape.grains.size
-        elements = min(tile.grains * shape.grains.size, shape.grains.total - first)
+        work = made.placements[tile.placement].work
+        first = tile.first * work.grains.size
+        elements = min(tile.grains * work.grains.size, work.grains.total - first)
         assert elements > 0
         grains[tile.placement, tile.number] += tile.grains
-        read += sum(elements * shape.leaves[i].dtype.size for i in tile.reads)
+        read += sum(elements * work.leaves[i].dtype.size for i in tile.reads)
         if tile.writes:
-            written += sum(elements * write.dtype.size for write in shape.writes)
+            written += sum(elements * write.dtype.size for write in work.writes)
     for index, placement in enumerate(made.placements):
-        for number in range(len(placement.shape.passes)):
-            assert grains[index, number] == placement.shape.grains.count
+        for number in range(len(placement.work.passes)):
+            assert grains[index, number] == placement.work.grains.count
     assert read == made.read_bytes
     assert written + made.header_bytes == made.write_bytes
     assert made.repeated_bytes >= 0
@@ -198,7 +199,7 @@ def test_a_load_that_is_needed_soonest_is_the_one_that_stays() -> None:
     ]
     graph = graph_of([(merge, BF16) for merge in merges])
     made = schedule(graph, minimum(graph) + 220 * MIB, machine())
-    kept = [[p.shape.leaves[i].name for i in p.kept_after] for p in made.placements]
+    kept = [[p.work.leaves[i].name for i in p.kept_after] for p in made.placements]
     assert kept == [["near"], [], [], []]
     assert made.repeated_bytes == far.nbytes
 
@@ -211,7 +212,7 @@ def test_a_layer_that_stands_twice_is_read_and_computed_once() -> None:
     assert once is twice
     made = schedule(graph_of([(once, BF16), (twice, BF16)]), None, machine())
     assert len(made.placements) == 1
-    assert len(made.placements[0].shape.writes) == 2
+    assert len(made.placements[0].work.writes) == 2
 
 
 def test_copies_need_no_arithmetic_and_no_memory_for_it() -> None:

@@ -1,0 +1,221 @@
+"""What a merge occupies and reads, by its shape alone: the arithmetic behind every placement.
+
+Checkpoints hold few kinds of tensors and many of each kind. So everything that depends on the
+kind is kept in a `Profile`, everything that depends on how it is placed in a `Flow`, and merges
+of one kind share them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from engine.grains import Grains
+from engine.ledger import block_bytes
+from engine.storage import span_bytes
+
+MIB = 1 << 20
+
+REQUEST_BYTES = 8 * MIB
+"""Bytes of one read request of a tile: large enough for a disk's full speed."""
+
+TILES_IN_FLIGHT = 8
+"""Tiles that keep readers, workers and writers busy at once."""
+
+Positions = tuple[int, ...]
+"""Positions of leaves in a merge."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One kind of root merge.
+
+    ``leaf_sizes`` and ``write_sizes`` are bytes of one element; ``passes`` the positions of the
+    leaves that each pass needs, the last pass being the one that writes. ``scratch_bytes`` is
+    what one worker needs for its arithmetic on one grain, ``accumulator_bytes`` the upper bound
+    of one accumulator.
+    """
+
+    grains: Grains
+    leaf_sizes: tuple[int, ...]
+    write_sizes: tuple[int, ...]
+    passes: tuple[Positions, ...]
+    computes: bool
+    scratch_bytes: int
+    accumulator_bytes: int
+
+    def input_bytes(self, tile: int, positions: Positions) -> int:
+        """Ledger bytes of the blocks of these leaves for one tile of ``tile`` grains."""
+        elements = min(tile * self.grains.size, self.grains.total)
+        return sum(_block(elements * self.leaf_sizes[i]) for i in positions)
+
+    def output_bytes(self, tile: int) -> int:
+        """Ledger bytes of the output blocks of one tile."""
+        elements = min(tile * self.grains.size, self.grains.total)
+        return sum(_block(elements * size) for size in self.write_sizes)
+
+    def tile_bytes(self, tile: int, positions: Positions) -> int:
+        """Ledger bytes of one tile of the last pass for which these leaves are read."""
+        return self.input_bytes(tile, positions) + self.output_bytes(tile)
+
+    def whole_bytes(self, positions: Positions) -> int:
+        """Ledger bytes of these leaves in one block each."""
+        return sum(_block(self.leaf_bytes(i)) for i in positions)
+
+    def leaf_bytes(self, position: int) -> int:
+        """Bytes of one leaf."""
+        return self.grains.total * self.leaf_sizes[position]
+
+    @cached_property
+    def all_leaves(self) -> Positions:
+        return tuple(range(len(self.leaf_sizes)))
+
+    @cached_property
+    def narrowest(self) -> int:
+        """Ledger bytes with which the merge works, tile by tile, one at a time."""
+        return self.tile_bytes(1, self.all_leaves)
+
+    @cached_property
+    def longest_tile(self) -> int:
+        """Grains of a tile whose largest request has `REQUEST_BYTES`."""
+        widest = max(self.leaf_sizes + self.write_sizes)
+        return max(1, min(REQUEST_BYTES // (self.grains.size * widest), self.grains.count))
+
+    def comfortable(self, rest: Positions, room: int, capacity: int) -> int:
+        """Ledger bytes with which it runs well when ``rest`` is not in memory yet.
+
+        Of the whole ``capacity``, ``room`` bytes are left.
+        """
+        if len(self.passes) > 1:
+            staying = Staying.of(self, rest)
+            if staying.least() <= room:
+                return min(staying.needed(self.longest_tile), room)
+        tiles = min(TILES_IN_FLIGHT, -(-self.grains.count // self.longest_tile))
+        streaming = tiles * self.tile_bytes(self.longest_tile, rest)
+        return min(streaming, max(capacity // 2, self.tile_bytes(1, rest)))
+
+    def resident_or_streamed(self, rest: Positions, available: int) -> tuple[Positions, int]:
+        """Which of ``rest`` stay in memory for all passes, and the tile length in grains."""
+        if len(self.passes) > 1:
+            staying = Staying.of(self, rest)
+            if staying.least() <= available:
+                return staying.resident, self._longest(staying, available)
+        return (), self._longest(Staying(self, (), rest), available)
+
+    def _longest(self, staying: Staying, available: int) -> int:
+        """The longest tile that needs no more than is ``available``; one grain at least."""
+        low, high = 1, self.longest_tile
+        while low < high:
+            middle = (low + high + 1) // 2
+            if staying.needed(middle) <= available:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+
+@dataclass(frozen=True, slots=True)
+class Staying:
+    """What it takes to read everything once: ``resident`` tiles stay for all passes, ``late``
+    inputs are needed by the last pass only."""
+
+    profile: Profile
+    resident: Positions
+    late: Positions
+
+    @staticmethod
+    def of(profile: Profile, rest: Positions) -> Staying:
+        early = {i for leaves in profile.passes[:-1] for i in leaves}
+        resident = tuple(i for i in rest if i in early)
+        return Staying(profile, resident, tuple(i for i in rest if i not in early))
+
+    def needed(self, tile: int) -> int:
+        """Ledger bytes at full speed with tiles of ``tile`` grains."""
+        return self._bytes(tile, TILES_IN_FLIGHT)
+
+    def least(self) -> int:
+        """Ledger bytes with which it works at all."""
+        return self._bytes(1, 1)
+
+    def _bytes(self, tile: int, in_flight: int) -> int:
+        tiles = -(-self.profile.grains.count // tile)
+        moving = min(in_flight, tiles) * self.profile.tile_bytes(tile, self.late)
+        return tiles * self.profile.input_bytes(tile, self.resident) + moving
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """How the inputs of one kind of merge come into memory.
+
+    ``tile`` is the tile length in grains. ``kept_before`` are leaves that an earlier merge left
+    in memory; ``kept_fresh`` those that are read whole, into one block, because a later merge
+    needs them; ``resident`` those whose tiles stay from their first pass to the last; the others
+    are streamed.
+    """
+
+    profile: Profile
+    tile: int
+    kept_before: Positions
+    kept_fresh: Positions
+    resident: Positions
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.profile.grains.count // self.tile)
+
+    @cached_property
+    def reads(self) -> tuple[Positions, ...]:
+        """For each pass, the leaves that it reads from storage, tile by tile."""
+        there = set(self.kept_before)
+        result = []
+        for leaves in self.profile.passes:
+            result.append(tuple(i for i in leaves if i not in there))
+            there.update(i for i in leaves if i in self.kept_fresh or i in self.resident)
+        return tuple(result)
+
+    @cached_property
+    def grants(self) -> tuple[Positions, ...]:
+        """For each pass, the leaves for which each of its tiles is granted a block of its own."""
+        return tuple(tuple(i for i in reads if i not in self.kept_fresh) for reads in self.reads)
+
+    @cached_property
+    def tile_bytes(self) -> tuple[int, ...]:
+        """For each pass, the ledger bytes that are granted for one tile."""
+        inputs = [self.profile.input_bytes(self.tile, grants) for grants in self.grants]
+        inputs[-1] += self.profile.output_bytes(self.tile)
+        return tuple(inputs)
+
+    @cached_property
+    def kept_bytes(self) -> int:
+        """Ledger bytes of the leaves that are in memory whole."""
+        return self.profile.whole_bytes(self.kept_fresh + self.kept_before)
+
+    @cached_property
+    def resident_bytes(self) -> int:
+        """Ledger bytes of all tiles that stay until the last pass."""
+        return self.tiles * self.profile.input_bytes(self.tile, self.resident)
+
+    @cached_property
+    def granted_bytes(self) -> int:
+        """Ledger bytes that are granted in total, for kept inputs and all tiles."""
+        return self.profile.whole_bytes(self.kept_fresh) + self.tiles * sum(self.tile_bytes)
+
+    @cached_property
+    def working_bytes(self) -> int:
+        """Ledger bytes in use while the merge runs at full speed."""
+        moving = [
+            granted
+            - self.profile.input_bytes(self.tile, tuple(i for i in grants if i in self.resident))
+            for granted, grants in zip(self.tile_bytes, self.grants, strict=True)
+        ]
+        in_flight = min(self.tiles, TILES_IN_FLIGHT) * max(moving)
+        return self.kept_bytes + self.resident_bytes + in_flight
+
+    @cached_property
+    def read_bytes(self) -> int:
+        """Bytes that all passes read."""
+        return sum(self.profile.leaf_bytes(i) for reads in self.reads for i in reads)
+
+
+def _block(nbytes: int) -> int:
+    return block_bytes(span_bytes(nbytes))
