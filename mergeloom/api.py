@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,9 +99,10 @@ def plan(
         download=observer.downloading,
     )
     options = PlanOptions(seed, _bytes(max_shard_size), allow_truncated_embeddings)
-    made = make_plan(configuration, resolver, options)
-    budget = machine.default_budget() if ram is None else _bytes(ram)
-    made_schedule = schedule(made.graph, budget, machine.this_machine(threads))
+    with _no_collection():
+        made = make_plan(configuration, resolver, options)
+        budget = machine.default_budget() if ram is None else _bytes(ram)
+        made_schedule = schedule(made.graph, budget, machine.this_machine(threads))
     return PlannedMerge(made, made_schedule, budget)
 
 
@@ -152,6 +155,19 @@ def program() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "unknown"
     return found
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause the garbage collector: a plan is a million records without a cycle among them, and
+    walking them again and again would take a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _configuration(config: Pathlike | Mapping[str, Any] | Configuration) -> Configuration:
