@@ -93,6 +93,7 @@ def run(
     """
     began = time.perf_counter()
     counters = machine.device_bytes()
+    machine.bound_heap()
     # The budget is checked before anything is created.
     schedule(job.graph, options.ram, machine.this_machine(options.threads))
     with OutputDirectory(output) as directory:

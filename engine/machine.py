@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -14,6 +15,8 @@ from engine.footprint import MIB
 from engine.schedule import Machine
 
 _ROUND = 16 * MIB
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 _RUNTIME_BYTES = 256 * MIB
 """Memory that importing and using torch adds, until it was measured on this machine."""
@@ -58,6 +61,25 @@ def device_bytes() -> tuple[int, int] | None:
     return int(counters.read_bytes), int(counters.write_bytes)
 
 
+def bound_heap() -> None:
+    """Let glibc give freed memory back at once, for the rest of the process.
+
+    Its defaults adapt: once a large piece was freed, pieces of that size come from the heap,
+    which long-lived small ones then keep from shrinking. Hundreds of megabytes over the budget
+    were seen so. Elsewhere than with glibc this does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    for option, value in (
+        (_M_MMAP_THRESHOLD, 1 << 20),
+        (_M_TRIM_THRESHOLD, 8 << 20),
+        (_M_ARENA_MAX, 2),
+    ):
+        mallopt(option, value)
+
+
 def memory_limit() -> int:
     """Bytes of memory that this process may hope for: what is available, cgroups respected."""
     limits = [psutil.virtual_memory().available + resident_bytes()]
@@ -83,33 +105,41 @@ def runtime_is_ahead() -> bool:
 
 
 def runtime_bytes() -> int:
-    """Memory that torch will add to this process: as measured by an earlier run, or assumed."""
+    """Memory that torch will add to this process: as measured by earlier runs, or assumed."""
+    remembered = _remembered_runtime()
+    if remembered is not None:
+        return remembered
     version = _torch_version()
-    try:
-        profile = json.loads(_profile_path().read_bytes())
-        measured = profile["runtime_bytes"][version]
-        if isinstance(measured, int) and 0 < measured < 64 << 30:
-            return measured
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     accelerated = not version.endswith("+cpu") and sys.platform == "linux"
     return _ACCELERATED_RUNTIME_BYTES if accelerated else _RUNTIME_BYTES
 
 
 def remember_runtime_bytes(measured: int) -> None:
-    """Record what torch really took, for the plans to come; a hint, so failing is no matter."""
-    version = _torch_version()
+    """Record what torch took in a run, for the plans to come.
+
+    A run may leave something else behind, so the least that was ever measured counts. It is a
+    hint: that it cannot be recorded is no matter.
+    """
     rounded = (-(-measured // _ROUND) + 1) * _ROUND
-    if rounded == runtime_bytes():
+    remembered = _remembered_runtime()
+    if rounded <= 0 or (remembered is not None and remembered <= rounded):
         return
     path = _profile_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({"runtime_bytes": {version: rounded}}))
+        temporary.write_text(json.dumps({"runtime_bytes": {_torch_version(): rounded}}))
         os.replace(temporary, path)
     except OSError:
         pass
+
+
+def _remembered_runtime() -> int | None:
+    try:
+        found = json.loads(_profile_path().read_bytes())["runtime_bytes"][_torch_version()]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) and 0 < found < 64 << 30 else None
 
 
 def _profile_path() -> Path:

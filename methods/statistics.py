@@ -13,6 +13,7 @@ order; NaN ranks above infinity, so that a broken input cannot break a count.
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -171,6 +172,7 @@ _BUCKETS = 1 << (31 - _LOW_BITS)
 _LEVEL_BITS = 9
 _LEVEL = 1 << _LEVEL_BITS
 _COLUMNS = 8
+_COUNT = struct.Struct("=i")
 
 
 def float_of(bits: int) -> float:
@@ -317,7 +319,7 @@ class FineCounts:
 
     counts: dict[Key, Tensor] = field(default_factory=dict)
     pending: dict[Key, list[Tensor]] = field(default_factory=dict)
-    levels: dict[Key, dict[int, Tensor]] = field(default_factory=dict)
+    levels: dict[Key, dict[int, bytes]] = field(default_factory=dict)
     sums: GrainSums = field(default_factory=GrainSums)
 
     def add_low(self, key: Key, index: int, low: Tensor) -> None:
@@ -349,7 +351,10 @@ class FineCounts:
         level, finer = divmod(low, _LEVEL)
         if finer:
             return None
-        counts = [(grain, int(levels[level])) for grain, levels in self.levels[key].items()]
+        counts = [
+            (grain, _COUNT.unpack_from(levels, level * _COUNT.size)[0])
+            for grain, levels in self.levels[key].items()
+        ]
         grains = sorted((grain, count) for grain, count in counts if count)
         return TieCounts(
             tuple(grain for grain, _ in grains), tuple(accumulate(count for _, count in grains))
@@ -363,7 +368,11 @@ class FineCounts:
         self.sums.merge(other.sums)
 
     def _level(self, key: Key, index: int, levels: Tensor) -> None:
-        self.levels.setdefault(key, {})[index] = levels.int()
+        # As bytes: thousands of small tensors that stay would scatter over the heap and keep it
+        # from reusing the large pieces that come and go between them.
+        counts = levels.int()
+        content = ctypes.string_at(counts.data_ptr(), counts.nbytes)
+        self.levels.setdefault(key, {})[index] = content
 
     def _flush(self, key: Key) -> None:
         import torch
