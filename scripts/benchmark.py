@@ -28,6 +28,7 @@ from scripts.merges import configuration, model_directories
 from scripts.shapes import SHAPES
 
 USUAL = "passthrough,linear,slerp,ties,task_arithmetic"
+VARIABLES = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 _TUNES = 3
 
 
@@ -111,7 +112,7 @@ def methods(names: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: a name is unknown.
     """
-    listed = run([sys.executable, "-m", "mergeloom", "methods", "--json"], variables=_variables())
+    listed = run([sys.executable, "-m", "mergeloom", "methods", "--json"], variables=VARIABLES)
     known = {method["name"]: method for method in json.loads(listed.output)["methods"]}
     chosen = list(known) if names == "all" else names.split(",")
     for name in chosen:
@@ -205,10 +206,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _variables() -> dict[str, str]:
-    return {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-
-
 def _ours(plan: Plan, config: Path) -> list[str]:
     command = [sys.executable, "-m", "mergeloom", "merge", str(config), str(plan.work / "merged")]
     command += ["--quiet", "--json", "--io", plan.io]
@@ -230,9 +227,9 @@ def _cold(command: list[str], output: Path, files: list[Path], limit: int | None
     cool(files)
     imports = "import mergekit.merge" if "mergekit" in command[0] else "import torch, mergeloom.cli"
     python = Path(command[0]).parent / "python"
-    run([str(python), "-c", imports], variables=_variables())
+    run([str(python), "-c", imports], variables=VARIABLES)
     try:
-        return run(command, limit=limit, variables=_variables())
+        return run(command, limit=limit, variables=VARIABLES)
     finally:
         shutil.rmtree(output, ignore_errors=True)
 
@@ -283,7 +280,7 @@ def _startup(merge: str) -> float:
     """Seconds that the interpreter and the imports of a merge take; copying needs no torch."""
     imports = "import mergeloom.cli" if merge == "passthrough" else "import torch"
     command = [sys.executable, "-c", imports]
-    return statistics.median(run(command, variables=_variables()).seconds for _ in range(5))
+    return statistics.median(run(command, variables=VARIABLES).seconds for _ in range(5))
 
 
 _HEADING = (

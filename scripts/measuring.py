@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -15,6 +15,13 @@ from typing import IO
 from scripts.memory_group import GroupUsage, MemoryGroup
 
 _DROP = Path("/proc/sys/vm/drop_caches")
+
+
+_CHECK_SECONDS = 0.2
+
+
+class StoppedError(OSError):
+    """A run was stopped; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +39,18 @@ class Measured:
 
 
 def run(
-    command: Sequence[str], *, limit: int | None = None, variables: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    limit: int | None = None,
+    variables: Mapping[str, str] | None = None,
+    check: Callable[[], str | None] | None = None,
 ) -> Measured:
     """Run ``command`` to its end, in a memory cgroup of ``limit`` bytes if given.
 
+    ``check`` is called several times a second and stops the run by returning a reason.
+
     Raises:
+        StoppedError: ``check`` stopped it.
         OSError: it cannot be started, or the cgroup cannot be made.
     """
     with contextlib.ExitStack() as stack:
@@ -52,7 +66,13 @@ def run(
             env={**os.environ, **(variables or {})},
         )
         try:
-            _, status, used = os.wait4(process.pid, 0)
+            found, status, used = os.wait4(process.pid, 0 if check is None else os.WNOHANG)
+            while check is not None and found == 0:
+                reason = check()
+                if reason is not None:
+                    raise StoppedError(reason)
+                time.sleep(_CHECK_SECONDS)
+                found, status, used = os.wait4(process.pid, os.WNOHANG)
         except BaseException:
             process.kill()
             process.wait()
