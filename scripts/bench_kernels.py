@@ -73,9 +73,7 @@ def report(method: Method, shape: tuple[int, ...], count: int, dtype: torch.dtyp
     print(f"{method.name:18} {each:>30} {tallied:7.2f} {put:7.2f} {total:7.2f}", flush=True)
 
 
-def resolved(
-    method: Method, shape: tuple[int, ...], count: int, base: int | None
-) -> TensorMerge:
+def resolved(method: Method, shape: tuple[int, ...], count: int, base: int | None) -> TensorMerge:
     def value(name: str, default: Any) -> Any:
         chosen = EXAMPLES.get(name, {})
         given = chosen.get(method.name, chosen.get("*", default))
@@ -144,7 +142,7 @@ def measure(
                 rounded[: out.numel()].copy_(out.view(-1))
 
             figures = passes, tally, timed(output)
-            if best is None or sum(figures[0]) + tally + figures[2] < sum(best[0]) + sum(best[1:]):  # type: ignore[arg-type]
+            if best is None or sum(figures[0]) + tally + figures[2] < sum(best[0]) + sum(best[1:]):
                 best = figures
     assert best is not None
     return best

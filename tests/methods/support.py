@@ -176,9 +176,8 @@ def assert_close(
         info = torch.finfo(dtype)
         exponent = torch.floor(torch.log2((expected.abs() + noise).clamp_min(info.tiny)))
         tolerance = noise + torch.exp2(exponent) * info.eps * 0.5000001
-    wrong = (rounded - expected).abs() > tolerance
         wrong = (rounded - expected).abs() > tolerance
-        wrong &= (expected.abs() + noise < info.max)  # otherwise it may overflow
+        wrong &= expected.abs() + noise < info.max  # otherwise it may overflow
     wrong |= torch.isnan(rounded) != torch.isnan(expected)
     if either is not None:
         wrong &= ~either
