@@ -63,12 +63,20 @@ def read_manifest(output: Path) -> Manifest | None:
     path = manifest_path(output)
     try:
         document = json.loads(path.read_bytes())
-        if document.pop("version") != VERSION or document.pop("digests") != ALGORITHM:
-            raise OutputError(f"'{path}' was written by another version of this program")
-        tensors = tuple(TensorRecord(**record) for record in document.pop("tensors"))
-        side_files = tuple(document.pop("side_files"))
-        return Manifest(tensors=tensors, side_files=side_files, **document)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OutputError(f"'{path}' is damaged: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError(f"'{path}' cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise OutputError(f"'{path}' is damaged: it is not a JSON object")
+    if document.pop("version", None) != VERSION or document.pop("digests", None) != ALGORITHM:
+        raise OutputError(f"'{path}' was written by another version of this program")
+    # Late: most runs begin in a new directory, and pydantic takes a tenth of a second to import.
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Manifest).validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise OutputError(f"'{path}' is damaged: {place}: {first['msg']}") from error
