@@ -67,7 +67,10 @@ class FileReader:
             raise _failed("open", source.path, error) from error
         self._direct = -1
         self._check_unchanged()
-        direct = mode is IOMode.DIRECT or (mode is IOMode.AUTO and not _is_cached(self._fd))
+        cached = _is_cached(self._fd)
+        # What this run brings into the page cache it also removes, before the kernel must.
+        self._drops = not cached and hasattr(os, "posix_fadvise")
+        direct = mode is IOMode.DIRECT or (mode is IOMode.AUTO and not cached)
         if direct and _DIRECT:
             with contextlib.suppress(OSError):
                 self._direct = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC | _DIRECT)
@@ -109,6 +112,8 @@ class FileReader:
                         "it changed while it was read; restore it and start again"
                     )
                 done += count
+            if self._drops and not direct:
+                os.posix_fadvise(self._fd, position, done, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise _failed("read", self.source.path, error) from error
 
