@@ -24,11 +24,13 @@ GROUP = "mergeloom.methods"
 """The entry-point group of methods in other packages."""
 
 _BUILT_IN = {
+    "dare_linear": "methods.dare:DareLinear",
+    "dare_ties": "methods.dare:DareTies",
     "karcher": "methods.karcher:Karcher",
+    "linear": "methods.linear:Linear",
     "model_stock": "methods.model_stock:ModelStock",
     "multislerp": "methods.multislerp:MultiSlerp",
     "nuslerp": "methods.nuslerp:NuSlerp",
-    "linear": "methods.linear:Linear",
     "passthrough": "methods.passthrough:Passthrough",
     "slerp": "methods.slerp:Slerp",
     "task_arithmetic": "methods.task_arithmetic:TaskArithmetic",

@@ -1,16 +1,19 @@
 """Which elements of a task vector are kept.
 
 A sparsifier is asked for its statistics and then applied to one grain of one vector at a time.
-`TopMagnitude` keeps the largest elements, `KeepAll` all of them.
+`TopMagnitude` keeps the largest elements, `RandomKeep` a random choice, `KeepAll` all of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.kernel import GrainView, Statistic
+from engine.grains import Access
+from engine.kernel import GrainSums, GrainView, Statistic
+from methods import random
 from methods.statistics import (
     CoarseHistogram,
     FineHistogram,
@@ -19,6 +22,7 @@ from methods.statistics import (
     Source,
     TieCounts,
     below,
+    magnitude_sum,
 )
 
 if TYPE_CHECKING:
@@ -32,8 +36,17 @@ class Sparsifier:
     """Decides which elements of the vectors of a source survive; subclass as a frozen dataclass."""
 
     @property
+    def access(self) -> Access:
+        """See `Kernel.access`."""
+        return Access.ELEMENTWISE
+
+    @property
     def scratch(self) -> int:
         """Scratch tensors that `apply` is handed; `tally` takes one more at most."""
+        return 0
+
+    def workspace_bytes(self, row: int) -> int:
+        """See `Kernel.workspace_bytes`; ``row`` is the length of a row."""
         return 0
 
     @property
@@ -243,4 +256,125 @@ def edge_sum(found: RankedMagnitude) -> float:
 
 def l1_factor(whole: float, kept: float) -> float:
     """The factor that scales what is kept to the L1 norm of the whole; 1 where either vanishes."""
-    return whole / kept if whole >= NEGLIGIBLE and kept >= NEGLIGIBLE else 1.0
+    usual = whole >= NEGLIGIBLE and kept >= NEGLIGIBLE and math.isfinite(whole)
+    return whole / kept if usual else 1.0
+
+
+# --- decisions that need no statistic ---------------------------------------------------------
+
+
+class Dropping(Sparsifier):
+    """Decides grain by grain; statistics only serve to rescale."""
+
+    rescale: bool
+
+    def drops(self, number: int) -> bool:
+        """Whether anything of vector ``number`` may be dropped."""
+        raise NotImplementedError
+
+    def drop(self, number: int, vector: Tensor, work: Sequence[Tensor], grain: GrainView) -> None:
+        """Set to zero, in place, what is dropped of vector ``number``; see `apply`."""
+        raise NotImplementedError
+
+    def passes(self, source: Source) -> tuple[Statistic[Any, Any], ...]:
+        return (KeptNorms(source, self),) if self.rescale else ()
+
+    def factors(self, count: int, statistics: Sequence[Any]) -> tuple[float, ...]:
+        if not self.rescale:
+            return (1.0,) * count
+        return tuple(l1_factor(whole, kept) for whole, kept in statistics[0])
+
+    def apply(
+        self,
+        number: int,
+        vector: Tensor,
+        work: Sequence[Tensor],
+        grain: GrainView,
+        statistics: Sequence[Any],
+        before: tuple[int, ...],
+    ) -> None:
+        if self.drops(number):
+            self.drop(number, vector, work, grain)
+
+
+@dataclass(frozen=True)
+class KeptNorms(Statistic[GrainSums, "tuple[tuple[float, float], ...]"]):
+    """The L1 norm of every vector of a source, and that of what is kept of it."""
+
+    source: Source
+    dropping: Dropping
+
+    @property
+    def scratch(self) -> int:
+        return 1 + self.dropping.scratch + self.source.scratch * self.source.count
+
+    def accumulator_bytes(self, inputs: int, row: int) -> int:
+        return 64 * (200 + 16 * self.source.count)
+
+    def start(self) -> GrainSums:
+        return GrainSums()
+
+    def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
+        import torch
+
+        vector = grain.take()
+        work = [grain.take() for _ in range(self.dropping.scratch)]
+        sums = []
+        for number in range(self.source.count):
+            whole = kept = 0.0
+            if self.dropping.drops(number):
+                self.source.write(number, grain, vector)
+                vector.abs_()
+                whole = magnitude_sum(vector)
+                self.dropping.drop(number, vector, work, grain)
+                kept = magnitude_sum(vector)
+            sums += [whole, kept]
+        into.add(grain.index, torch.tensor(sums, dtype=torch.float64))
+
+    def merge(self, into: GrainSums, other: GrainSums) -> None:
+        into.merge(other)
+
+    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[float, float], ...]:
+        if total.total is None:
+            return ((0.0, 0.0),) * self.source.count
+        sums = total.total.tolist()
+        return tuple(zip(sums[::2], sums[1::2], strict=True))
+
+
+@dataclass(frozen=True)
+class RandomKeep(Dropping):
+    """Keeps each element of vector ``i`` with probability ``keep[i]``; ``None`` keeps all.
+
+    ``keys`` are those of `methods.random`.
+    """
+
+    keep: tuple[float | None, ...]
+    keys: tuple[int, ...]
+    rescale: bool
+
+    @property
+    def scratch(self) -> int:
+        return 2
+
+    @property
+    def cost(self) -> float:
+        return 2.8 if self.rescale else 1.2
+
+    def drops(self, number: int) -> bool:
+        return self.keep[number] is not None
+
+    def drop(self, number: int, vector: Tensor, work: Sequence[Tensor], grain: GrainView) -> None:
+        import torch
+
+        numbers = work[0].view(torch.int32)
+        random.draw(self.keys[number], grain.start, numbers, work[1].view(torch.int32))
+        numbers.ge_(random.threshold(self.keep[number] or 0.0))
+        mask_bits(vector, numbers)
+
+
+def mask_bits(vector: Tensor, drop: Tensor) -> None:
+    """Set ``vector`` to zero, in place, where ``drop`` (int32) is 1 and not 0; overwrites it."""
+    import torch
+
+    # One less is no bit or all bits: what is dropped becomes zero even where it is NaN.
+    vector.view(torch.int32).bitwise_and_(drop.sub_(1))

@@ -161,6 +161,20 @@ class GramMatrix(Statistic[GrainSums, "tuple[tuple[float, ...], ...]"]):
         return tuple(tuple(dot(i, j) for j in range(count)) for i in range(count))
 
 
+_SUMMED = 1 << 9
+"""Elements that are summed up in float32; sums of more are in float64."""
+
+
+def magnitude_sum(magnitudes: Tensor) -> float:
+    """The sum of numbers that are not negative, to float32 rounding; in any shape, contiguous."""
+    import torch
+
+    flat = magnitudes.view(-1)
+    edge = flat.numel() - flat.numel() % _SUMMED
+    inside = flat[:edge].view(-1, _SUMMED).sum(1).sum(dtype=torch.float64)
+    return float(inside + flat[edge:].sum(dtype=torch.float64))
+
+
 # --- order statistics -----------------------------------------------------------------------
 
 _MAGNITUDE = 0x7FFFFFFF

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.kernel import Kernel
 from methods.method import Base, Method, TensorMerge
-from methods.parameters import LAMBDA, WEIGHT, normalize
+from methods.parameters import INT8_MASK, LAMBDA, WEIGHT, normalize
 from methods.sparsify import KeepAll
 from methods.task_vectors import merge_task_vectors
 
@@ -18,7 +18,7 @@ class TaskArithmetic(Method):
     formula = "θ = θ₀ + λ Σ wᵢτᵢ,  τᵢ = θᵢ - θ₀   (normalize: divided by Σ wᵢ)"
     reference = "Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089"
     model_parameters = (WEIGHT,)
-    settings = (normalize(False), LAMBDA)
+    settings = (normalize(False), LAMBDA, INT8_MASK)
     base = Base.REQUIRED
     minimum = 1
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.grains import Access
 from engine.kernel import Copy, GrainView, Kernel, Statistic
 from methods.elect import elected_sum
 from methods.linear_combination import LinearCombination
@@ -42,6 +43,13 @@ class TaskVectors(Kernel):
     @property
     def source(self) -> Differences:
         return Differences(self.base, self.positions)
+
+    @property
+    def access(self) -> Access:
+        return self.sparsifier.access
+
+    def workspace_bytes(self, shape: tuple[int, ...], inputs: int) -> int:
+        return self.sparsifier.workspace_bytes(shape[-1] if shape else 1)
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:

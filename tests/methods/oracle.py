@@ -7,6 +7,7 @@ the magnitudes that were added up (which bound rounding), and where a decision h
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -246,3 +247,48 @@ def ties(
         kept = vector * largest(vector, keep)
         sparse.append(match_l1(vector, kept) if rescale and density < 1 else kept)
     return elect(base, sparse, weights, normalize, lam)
+
+
+# --- random choice ------------------------------------------------------------------------------
+
+
+def digest(*parts: object) -> int:
+    content = "\0".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def drawn(seed: int, tensor: str, number: int, shape: Sequence[int]) -> torch.Tensor:
+    """The generator in whole numbers: uniform in [0, 1), a multiple of 2⁻³²."""
+    key, word = digest(seed, number, tensor), 1 << 32
+    numbers = []
+    for index in range(math.prod(shape)):
+        first, second = divmod(digest(key, index // word), word)
+        x = (first + index * 0x9E3779B1) % word
+        x = ((x ^ (x >> 16)) * 0x21F0AAAD) % word ^ second
+        x = ((x ^ (x >> 15)) * 0xD35A2D97) % word
+        numbers.append(((x + word // 2) % word) / word)
+    return torch.tensor(numbers, dtype=torch.float64).view(tuple(shape))
+
+
+def dare(
+    base: torch.Tensor,
+    others: Tensors,
+    weights: Sequence[float],
+    densities: Sequence[float],
+    normalize: bool = False,
+    lam: float = 1.0,
+    rescale: bool = True,
+    *,
+    signs: bool,
+    seed: int,
+    tensor: str,
+) -> Answer:
+    sparse = []
+    for number, (vector, density) in enumerate(
+        zip(differences(base, others), densities, strict=True)
+    ):
+        keep = drawn(seed, tensor, number, base.shape) < density
+        kept = vector * keep
+        sparse.append(match_l1(vector, kept) if rescale and density < 1 else kept)
+    combine = elect if signs else add_up
+    return combine(base, sparse, weights, normalize, lam)

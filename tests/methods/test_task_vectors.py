@@ -14,6 +14,8 @@ from tests.methods.drawing import Family, densities, families, family, positive,
 from tests.methods.support import assert_close, check_walks, kernel_of, run
 
 SHAPE = (40, 11)
+FAMILY = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
+SPARSE = FAMILY[1:]
 
 
 @given(st.data(), families(), st.booleans(), st.floats(-2, 2))
@@ -43,6 +45,32 @@ def test_ties(
     assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
 
 
+@pytest.mark.parametrize("signs", [False, True])
+@given(st.data(), families(), st.booleans(), st.booleans(), st.integers(0, 1 << 40))
+def test_dare(
+    signs: bool, data: st.DataObject, models: Family, normalize: bool, rescale: bool, seed: int
+) -> None:
+    chosen = some(data.draw, positive if normalize else weights, len(models.others))
+    dense = some(data.draw, densities, len(models.others))
+    parameters = [
+        {},
+        *({"weight": weight, "density": d} for weight, d in zip(chosen, dense, strict=True)),
+    ]
+    lam = data.draw(st.floats(-2, 2))
+    settings = {"normalize": normalize, "rescale": rescale, "lambda": lam}
+    method = "dare_ties" if signs else "dare_linear"
+    name = data.draw(st.sampled_from(("model.norm.weight", "ä")))
+    kernel = kernel_of(
+        method, models.base.shape, parameters, base=0, seed=seed, tensor=name, **settings
+    )
+    answer = oracle.dare(
+        models.base, models.others, chosen, dense, normalize, lam, rescale,
+        signs=signs, seed=seed, tensor=name,
+    )  # fmt: skip
+    result = check_walks(kernel, models.all)
+    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+
+
 def test_ties_at_the_threshold_go_to_the_lowest_index() -> None:
     """Equal magnitudes everywhere: the first k survive, across grains, whatever their sign."""
     base = torch.zeros(1000)
@@ -64,7 +92,7 @@ def test_exactly_k_survive_among_larger_and_smaller_ones() -> None:
         assert torch.equal(result, other * oracle.largest(other, keep))
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+@pytest.mark.parametrize("method", FAMILY)
 def test_no_change_gives_the_base(method: str) -> None:
     models = family(SHAPE, 2, 0, torch.float32, "equal")
     parameters = [{}, {"weight": 0.3}, {"weight": 0.9}]
@@ -72,21 +100,22 @@ def test_no_change_gives_the_base(method: str) -> None:
     assert torch.equal(result, models.base)
 
 
-def test_density_0_gives_the_base() -> None:
+@pytest.mark.parametrize("method", SPARSE)
+def test_density_0_gives_the_base(method: str) -> None:
     models = family(SHAPE, 2, 0, torch.float32)
     parameters = [{}, {"weight": 1.0, "density": 0.0}, {"weight": 1.0, "density": 0.0}]
-    result = run(kernel_of("ties", SHAPE, parameters, base=0), models.all)
+    result = run(kernel_of(method, SHAPE, parameters, base=0), models.all)
     assert torch.equal(result, models.base)
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+@pytest.mark.parametrize("method", FAMILY)
 def test_weights_that_cancel_cannot_be_normalised(method: str) -> None:
     parameters = [{}, {"weight": 1.0}, {"weight": -1.0}]
     with pytest.raises(ParameterError, match="sum to zero"):
         kernel_of(method, SHAPE, parameters, base=0, normalize=True)
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+@pytest.mark.parametrize("method", FAMILY)
 def test_weights_that_are_all_zero_give_the_base(method: str) -> None:
     models = family(SHAPE, 2, 0, torch.float32)
     parameters = [{}, {"weight": 0.0}, {"weight": 0.0}]
@@ -94,25 +123,26 @@ def test_weights_that_are_all_zero_give_the_base(method: str) -> None:
     assert torch.equal(result, models.base)
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+@pytest.mark.parametrize("method", FAMILY)
 def test_one_input_is_copied(method: str) -> None:
     assert isinstance(kernel_of(method, SHAPE, [{}], base=0), Copy)
     assert isinstance(kernel_of(method, SHAPE, [{"weight": 0.5}]), Copy)
 
 
+@pytest.mark.parametrize("method", SPARSE)
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
-def test_broken_values_stay_where_they_are(broken: float) -> None:
+def test_broken_values_stay_where_they_are(method: str, broken: float) -> None:
     """Statistics count a NaN as a large magnitude; elements beside it are merged as ever."""
     models = family(SHAPE, 2, 3, torch.float32)
     models.others[0][3, 4] = broken
     parameters = [{}, {"weight": 1.0, "density": 0.5}, {"weight": 1.0, "density": 0.5}]
-    result = check_walks(kernel_of("ties", SHAPE, parameters, base=0), models.all)
+    result = check_walks(kernel_of(method, SHAPE, parameters, base=0), models.all)
     finite = torch.isfinite(result)
     assert int((~finite).sum()) <= 1
     assert bool(finite[0, 0])
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+@pytest.mark.parametrize("method", FAMILY)
 def test_a_tensor_that_the_base_lacks_is_refused(method: str) -> None:
     with pytest.raises(ParameterError, match="base model lacks"):
         kernel_of(method, SHAPE, [{"weight": 1.0}, {"weight": 1.0}])
