@@ -1,0 +1,158 @@
+"""Every method from YAML to files: the same bytes for every budget, and what the paper says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mergeloom
+from engine import machine
+from engine.footprint import MIB
+from engine.schedule import Machine
+from mergeloom.documents import method_document
+from methods import registry
+from scripts.merges import configuration
+from tests.methods import oracle
+from tests.methods.support import assert_close
+from tests.planners.support import load_tensors, write_checkpoint
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "model.embed_tokens.weight": (1700, 700),  # three grains
+    "model.layers.0.mlp.up_proj.weight": (333, 257),
+    "model.layers.0.mlp.gain": (),
+    "model.layers.0.norm.weight": (129,),
+    "model.layers.1.mlp.up_proj.weight": (2, 700_001),
+    "model.layers.1.mlp.gain": (),
+    "model.layers.1.norm.weight": (1,),
+    "model.norm.weight": (70_001,),
+}
+DTYPES = {
+    "base": torch.bfloat16,
+    "one": torch.bfloat16,
+    "two": torch.float16,
+    "three": torch.float32,
+}
+
+
+def this_machine(threads: int | None = None) -> Machine:
+    """A process that always occupies the same, so that budgets can be tight."""
+    return Machine(threads or 2, 300 * MIB, 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fixed_machine() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "this_machine", this_machine)
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and three fine-tunes of it, each in a type of its own."""
+    folder = tmp_path_factory.mktemp("models")
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    for name, dtype in DTYPES.items():
+        share = 0.0 if name == "base" else 0.1
+        tensors = {
+            key: (tensor + share * torch.randn(tensor.shape, generator=generator)).to(dtype)
+            for key, tensor in base.items()
+        }
+        config = {"num_hidden_layers": 2, "tie_word_embeddings": True, "vocab_size": 1700}
+        write_checkpoint(folder / name, tensors, config)
+    return folder
+
+
+def config_of(method: str, models: Path) -> dict[str, Any]:
+    tunes = [models / name for name in ("one", "two", "three")]
+    return configuration(method_document(registry.get(method)), models / "base", tunes, 2)
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.iterdir()
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_budgets_and_threads_change_no_byte(method: str, models: Path, tmp_path: Path) -> None:
+    config = config_of(method, models)
+    free = mergeloom.merge(config, tmp_path / "free", ram="8GiB", threads=2)
+    smallest = free.planned.schedule.minimum_bytes
+    for ram, threads in ((smallest, 1), (smallest + 8 * MIB, 8), (smallest + 32 * MIB, 3)):
+        out = tmp_path / f"{ram}"
+        tight = mergeloom.merge(config, out, ram=ram, threads=threads)
+        assert tight.planned.schedule.peak_bytes <= ram
+        assert digests(out) == digests(tmp_path / "free")
+
+
+ORACLES: dict[str, Any] = {
+    "linear": lambda b, m: oracle.linear(m[:2], [0.4, 0.4]),
+    "slerp": lambda b, m: oracle.slerp(m[0], m[1], 0.5),
+    "task_arithmetic": lambda b, m: oracle.task_arithmetic(b, m, [0.4] * 3),
+    "ties": lambda b, m: oracle.ties(b, m, [0.4] * 3, [0.5] * 3),
+}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("method", ORACLES)
+def test_results_are_those_of_the_paper(
+    method: str, dtype: str, models: Path, tmp_path: Path
+) -> None:
+    config = {**config_of(method, models), "dtype": dtype}
+    mergeloom.merge(config, tmp_path / "out", ram=448 * MIB, threads=2)
+    inputs = {name: load_tensors(models / name) for name in DTYPES}
+    merged = load_tensors(tmp_path / "out")
+    assert merged.keys() == SHAPES.keys()
+    for name, shape in SHAPES.items():
+        assert merged[name].dtype == getattr(torch, dtype)
+        assert merged[name].shape == shape
+        others = [inputs[model][name] for model in ("one", "two", "three")]
+        answer = ORACLES[method](inputs["base"][name], others)
+        assert_close(
+            merged[name].float(), answer.value, answer.scale, merged[name].dtype, answer.either
+        )
+
+
+def test_copies_are_byte_for_byte(models: Path, tmp_path: Path) -> None:
+    config = {"merge_method": "passthrough", "models": [str(models / "two")]}
+    mergeloom.merge(config, tmp_path / "out")
+    before, after = load_tensors(models / "two"), load_tensors(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_stages_equal_their_merges_one_by_one(models: Path, tmp_path: Path) -> None:
+    """Two documents in one file give what two merges through float32 files give."""
+    first = {
+        "merge_method": "linear",
+        "models": [
+            {"model": str(models / name), "parameters": {"weight": weight}}
+            for name, weight in (("one", 1.0), ("two", 3.0))
+        ],
+    }
+    second = {
+        "merge_method": "slerp",
+        "models": [str(models / "three")],
+        "parameters": {"t": 0.3},
+        "dtype": "bfloat16",
+    }
+    mergeloom.merge({**first, "dtype": "float32"}, tmp_path / "between")
+    between = {**second, "base_model": str(tmp_path / "between")}
+    mergeloom.merge(between, tmp_path / "by_files")
+    import yaml
+
+    text = yaml.safe_dump({**first, "name": "between"}) + "---\n"
+    text += yaml.safe_dump({**second, "base_model": "between"})
+    (tmp_path / "stages.yml").write_text(text)
+    mergeloom.merge(tmp_path / "stages.yml", tmp_path / "by_stages", ram=420 * MIB)
+    one, other = load_tensors(tmp_path / "by_files"), load_tensors(tmp_path / "by_stages")
+    assert one.keys() == other.keys() == SHAPES.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
