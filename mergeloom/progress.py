@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -81,21 +81,18 @@ class ProgressDisplay:
 
     def _figures(self, done: int) -> str:
         rate = self._rate()
-        left = duration((self._total - done) / rate) if rate > 0 else "?"
+        left = duration((self._total - done) / rate) if rate > 0 else "some time"
         return (
             f"{data(done)} of {data(self._total)}, {data(rate)}/s, {left} left, "
-            f"memory {memory(resident_bytes())} of {memory(self._budget)}"
+            f"{memory(resident_bytes())} of {memory(self._budget)}"
         )
 
     def _plain(self, progress: Progress, done: int) -> str:
         percent = 100 * done / max(self._total, 1)
         return f"{percent:3.0f} %  {self._figures(done)}  {progress.current}"
 
-    def _line(self, progress: Progress, done: int) -> Table:
+    def _line(self, progress: Progress, done: int) -> RenderableType:
         table = Table.grid(padding=(0, 1))
-        table.add_row(
-            ProgressBar(total=max(self._total, 1), completed=done, width=24),
-            Text(self._figures(done), no_wrap=True),
-            Text(progress.current, style="dim", no_wrap=True, overflow="ellipsis"),
-        )
-        return table
+        bar = ProgressBar(total=max(self._total, 1), completed=done, width=12)
+        table.add_row(bar, Text(self._figures(done), overflow="ellipsis", no_wrap=True))
+        return Group(table, Text(progress.current, style="dim", no_wrap=True, overflow="ellipsis"))

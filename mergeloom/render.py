@@ -189,7 +189,10 @@ def _slices(tower: TowerPlan, method: Method) -> RenderableType:
         )
         table.add_row(_layers(part.first, part.first + part.length), verb, made_of)
     first, last = tower.slices[0], tower.slices[-1]
-    lines: list[RenderableType] = [Text(title + how, style="bold"), Padding(table, (0, 0, 0, 2), expand=False)]
+    lines: list[RenderableType] = [
+        Text(title + how, style="bold"),
+        Padding(table, (0, 0, 0, 2), expand=False),
+    ]
     if len(tower.slices) > 1 and (tower.tower.before or tower.tower.after):
         before = " and ".join(dict.fromkeys(source.model.name for source in first.sources))
         after = " and ".join(dict.fromkeys(source.model.name for source in last.sources))
