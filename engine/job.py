@@ -140,7 +140,8 @@ def run(
         if measures_runtime:
             machine.remember_runtime_bytes(machine.resident_bytes() - baseline)
         outcome = _outcome(plan, executor.progress, began, counters, len(done), tuple(warnings))
-        sink.finish(job.side_files, {**job.about, "measured": measured(outcome)})
+        record = {**job.about, "measured": measured(outcome), "predicted": predicted(plan)}
+        sink.finish(job.side_files, record)
         return outcome
 
 
@@ -153,6 +154,15 @@ def measured(outcome: Outcome) -> dict[str, Any]:
         "write_bytes": outcome.write_bytes,
         "device_read_bytes": outcome.device_read_bytes,
         "device_write_bytes": outcome.device_write_bytes,
+    }
+
+
+def predicted(plan: Schedule) -> dict[str, Any]:
+    """What the schedule said of the figures that `measured` gives."""
+    return {
+        "peak_bytes": plan.peak_bytes,
+        "read_bytes": plan.read_bytes,
+        "write_bytes": plan.write_bytes,
     }
 
 

@@ -97,6 +97,7 @@ def test_merge_verify_and_merge_again(config: Path, tmp_path: Path) -> None:
     assert manifest["fingerprint"] == document["fingerprint"]
     assert manifest["about"]["configuration"] == LINEAR
     assert manifest["about"]["measured"]["read_bytes"] == document["io"]["read_bytes"]
+    assert manifest["about"]["predicted"]["read_bytes"] == document["io"]["read_bytes"]
     sound = run("verify", out)
     assert (sound.returncode, "is sound" in sound.stdout) == (0, True)
     again = run("merge", config, out)
