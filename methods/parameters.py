@@ -40,6 +40,11 @@ def rescale(default: bool) -> Parameter:
     )
 
 
+def kept_count(density: float, total: int) -> int | None:
+    """How many of ``total`` elements to keep; ``None`` for all."""
+    return None if density >= 1 else int(density * total)
+
+
 def sum_of_weights(weights: Sequence[float]) -> float:
     """The sum of ``weights``, to divide by.
 

@@ -24,6 +24,8 @@ GROUP = "mergeloom.methods"
 """The entry-point group of methods in other packages."""
 
 _BUILT_IN = {
+    "breadcrumbs": "methods.breadcrumbs:Breadcrumbs",
+    "breadcrumbs_ties": "methods.breadcrumbs:BreadcrumbsTies",
     "dare_linear": "methods.dare:DareLinear",
     "dare_ties": "methods.dare:DareTies",
     "karcher": "methods.karcher:Karcher",

@@ -180,58 +180,70 @@ def _end_of_ties(marks: Tensor, quota: int) -> int:
 class TopMagnitude(Sparsifier):
     """Keeps the ``keep[i]`` largest magnitudes of vector ``i``; ``None`` keeps all.
 
-    With ``rescale``, what is kept is scaled to the L1 norm of the whole.
+    Where ``skip`` is given, the ``skip[i]`` largest of all are dropped first. With ``rescale``,
+    what is kept is scaled to the L1 norm of the whole.
     """
 
     keep: tuple[int | None, ...]
     rescale: bool = False
+    skip: tuple[int, ...] = ()
 
     @property
     def scratch(self) -> int:
-        return 1
+        return 2 if any(self.skip) else 1
 
     @property
     def cost(self) -> float:
-        return 2.0
+        return 3.0 if any(self.skip) else 2.0
 
     @property
     def _idle(self) -> bool:
         return all(keep is None for keep in self.keep)
 
+    def _ranks(self, number: int) -> tuple[int, ...]:
+        """Ranks of the last element that is kept and, where there is one, the last skipped."""
+        keep = self.keep[number]
+        if keep is None:
+            return ()
+        skip = self.skip[number] if self.skip else 0
+        return (skip + keep, skip) if skip else (keep,)
+
     def passes(self, source: Source) -> tuple[Statistic[Any, Any], ...]:
         if self._idle:
             return ()
-        ranks = tuple(() if keep is None else (keep,) for keep in self.keep)
+        ranks = tuple(self._ranks(number) for number in range(len(self.keep)))
         return (CoarseHistogram(source, ranks), FineHistogram(source, self.rescale))
 
-    def _edges(self, statistics: Sequence[Any]) -> tuple[Edge | None, ...]:
+    def _edges(self, statistics: Sequence[Any]) -> tuple[tuple[Edge, ...], ...]:
+        """Per vector: the edge above which elements are kept, and the one above which not."""
         if self._idle:
-            return (None,) * len(self.keep)
+            return ((),) * len(self.keep)
         found: Ranks = statistics[1]
-        return tuple(Edge.of(ranked[0]) if ranked else None for ranked in found.of)
+        return tuple(tuple(map(Edge.of, ranked)) for ranked in found.of)
 
     def needs_tally(self, statistics: Sequence[Any]) -> bool:
-        return any(edge is not None and edge.needs_tally for edge in self._edges(statistics))
+        return any(edge.needs_tally for edges in self._edges(statistics) for edge in edges)
 
     def tally(self, source: Source, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
+        """Ties at both edges of every vector."""
         vector, work = grain.take(), grain.take()
         counts = []
-        for number, edge in enumerate(self._edges(statistics)):
-            count = 0
-            if edge is not None and edge.needs_tally:
+        for number, edges in enumerate(self._edges(statistics)):
+            if any(edge.needs_tally for edge in edges):
                 source.write(number, grain, vector)
-                count = edge.tally(vector, work)
-            counts.append(count)
+            both = [edge.tally(vector, work) if edge.needs_tally else 0 for edge in edges]
+            counts += [*both, 0, 0][:2]
         return tuple(counts)
 
     def factors(self, count: int, statistics: Sequence[Any]) -> tuple[float, ...]:
         if self._idle or not self.rescale:
             return (1.0,) * count
         found: Ranks = statistics[1]
-        return tuple(
-            l1_factor(whole, ranked[0].sum_above + edge_sum(ranked[0])) if ranked else 1.0
-            for whole, ranked in zip(found.sums, found.of, strict=True)
-        )
+        factors = []
+        for whole, ranked in zip(found.sums, found.of, strict=True):
+            sums = [edge.sum_above + edge_sum(edge) for edge in ranked]
+            factors.append(l1_factor(whole, sums[0] - sum(sums[1:])) if sums else 1.0)
+        return tuple(factors)
 
     def apply(
         self,
@@ -242,11 +254,19 @@ class TopMagnitude(Sparsifier):
         statistics: Sequence[Any],
         before: tuple[int, ...],
     ) -> None:
-        edge = self._edges(statistics)[number]
-        if edge is not None:
-            flat = vector.view(-1)
-            count = before[number] if before else 0
-            edge.shrink(flat, grain.index, count, flat, work[0].view(-1))
+        import torch
+
+        edges = self._edges(statistics)[number]
+        flat, scratch = vector.view(-1), work[0].view(-1)
+        counts = before[2 * number : 2 * number + 2] or (0, 0)
+        if len(edges) > 1:
+            skipped = work[1].view(-1)
+            edges[1].shrink(flat, grain.index, counts[1], skipped, scratch)
+        if edges:
+            edges[0].shrink(flat, grain.index, counts[0], flat, scratch)
+        if len(edges) > 1:
+            # What is skipped cancels, bit by bit: infinity and NaN too.
+            flat.view(torch.int32).bitwise_xor_(skipped.view(torch.int32))
 
 
 def edge_sum(found: RankedMagnitude) -> float:

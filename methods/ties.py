@@ -6,7 +6,7 @@ import math
 
 from engine.kernel import Kernel
 from methods.method import Base, Method, TensorMerge
-from methods.parameters import DENSITY, INT8_MASK, LAMBDA, WEIGHT, normalize, rescale
+from methods.parameters import DENSITY, INT8_MASK, LAMBDA, WEIGHT, kept_count, normalize, rescale
 from methods.sparsify import TopMagnitude
 from methods.task_vectors import merge_task_vectors
 
@@ -38,8 +38,3 @@ class Ties(Method):
             lambda kept: TopMagnitude(tuple(keep[number] for number in kept), rescaled),
             elect=True,
         )
-
-
-def kept_count(density: float, total: int) -> int | None:
-    """How many of ``total`` elements to keep; ``None`` for all."""
-    return None if density >= 1 else int(density * total)

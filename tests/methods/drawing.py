@@ -21,6 +21,8 @@ weights = st.one_of(st.sampled_from((0.0, 1.0, 0.5, -0.5)), st.floats(-2, 2, wid
 positive = st.floats(0.015625, 2, width=32)
 densities = st.one_of(st.sampled_from((0.0, 0.5, 1.0)), st.floats(0, 1.25, width=32))
 
+shares = st.one_of(st.sampled_from((0.0, 0.01, 0.5, 1.0)), st.floats(0, 1))
+
 
 @dataclass(frozen=True)
 class Family:

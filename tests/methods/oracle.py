@@ -249,6 +249,31 @@ def ties(
     return elect(base, sparse, weights, normalize, lam)
 
 
+def breadcrumbs(
+    base: torch.Tensor,
+    others: Tensors,
+    weights: Sequence[float],
+    densities: Sequence[float],
+    gammas: Sequence[float],
+    normalize: bool = False,
+    lam: float = 1.0,
+    rescale: bool = False,
+    *,
+    signs: bool,
+) -> Answer:
+    sparse = []
+    for vector, density, gamma in zip(differences(base, others), densities, gammas, strict=True):
+        total = vector.numel()
+        keep = int(density * total)
+        skip = min(int(gamma * total), total - keep)
+        kept = vector
+        if density < 1:
+            kept = vector * (largest(vector, skip + keep) & ~largest(vector, skip))
+        sparse.append(match_l1(vector, kept) if rescale and density < 1 else kept)
+    combine = elect if signs else add_up
+    return combine(base, sparse, weights, normalize, lam)
+
+
 # --- random choice ------------------------------------------------------------------------------
 
 

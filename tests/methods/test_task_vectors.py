@@ -10,11 +10,19 @@ from hypothesis import strategies as st
 from engine.kernel import Copy
 from methods.method import ParameterError
 from tests.methods import oracle
-from tests.methods.drawing import Family, densities, families, family, positive, some, weights
+from tests.methods.drawing import (
+    Family,
+    densities,
+    families,
+    family,
+    positive,
+    some,
+    weights,
+)
 from tests.methods.support import assert_close, check_walks, kernel_of, run
 
 SHAPE = (40, 11)
-FAMILY = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
+FAMILY = ("task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties")
 SPARSE = FAMILY[1:]
 
 
@@ -69,6 +77,47 @@ def test_dare(
     )  # fmt: skip
     result = check_walks(kernel, models.all)
     assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+
+
+@pytest.mark.parametrize("signs", [False, True])
+@given(st.data(), families(), st.booleans(), st.booleans())
+def test_breadcrumbs(
+    signs: bool, data: st.DataObject, models: Family, normalize: bool, rescale: bool
+) -> None:
+    count = len(models.others)
+    chosen = some(data.draw, positive if normalize else weights, count)
+    dense = some(data.draw, densities, count)
+    gammas = some(
+        data.draw, st.one_of(st.sampled_from((0.0, 0.01, 0.5, 1.0)), st.floats(0, 1)), count
+    )
+    parameters = [
+        {},
+        *(
+            {"weight": w, "density": d, "gamma": g}
+            for w, d, g in zip(chosen, dense, gammas, strict=True)
+        ),
+    ]
+    lam = data.draw(st.floats(-2, 2))
+    settings = {"normalize": normalize, "rescale": rescale, "lambda": lam}
+    method = "breadcrumbs_ties" if signs else "breadcrumbs"
+    kernel = kernel_of(method, models.base.shape, parameters, base=0, **settings)
+    answer = oracle.breadcrumbs(
+        models.base, models.others, chosen, dense, gammas, normalize, lam, rescale, signs=signs
+    )
+    result = check_walks(kernel, models.all)
+    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+
+
+def test_breadcrumbs_drops_what_is_largest_and_smallest() -> None:
+    other = torch.tensor([1.0, -5.0, 2.0, 5.0, -3.0, 0.5, 4.0, 0.0, 5.0, -2.0])
+    for gamma, density, expected in (
+        (0.2, 0.3, [0, 0, 0, 0, -3, 0, 4, 0, 5, 0]),  # of three fives the first two go
+        (0.3, 0.3, [0, 0, 2, 0, -3, 0, 4, 0, 0, 0]),
+        (0.9, 0.8, [1, 0, 2, 0, -3, 0.5, 4, 0, 5, -2]),  # no more than two can go
+    ):
+        parameters = [{}, {"weight": 1.0, "density": density + 0.05, "gamma": gamma + 0.05}]
+        kernel = kernel_of("breadcrumbs", (10,), parameters, base=0)
+        assert check_walks(kernel, [torch.zeros(10), other]).tolist() == expected
 
 
 def test_ties_at_the_threshold_go_to_the_lowest_index() -> None:
