@@ -28,6 +28,8 @@ _BUILT_IN = {
     "breadcrumbs_ties": "methods.breadcrumbs:BreadcrumbsTies",
     "dare_linear": "methods.dare:DareLinear",
     "dare_ties": "methods.dare:DareTies",
+    "della": "methods.della:Della",
+    "della_linear": "methods.della:DellaLinear",
     "karcher": "methods.karcher:Karcher",
     "linear": "methods.linear:Linear",
     "model_stock": "methods.model_stock:ModelStock",

@@ -1,7 +1,8 @@
 """Which elements of a task vector are kept.
 
 A sparsifier is asked for its statistics and then applied to one grain of one vector at a time.
-`TopMagnitude` keeps the largest elements, `RandomKeep` a random choice, `KeepAll` all of them.
+`TopMagnitude` keeps the largest elements, `RandomKeep` a random choice, `RandomByRank` one that
+prefers large elements, `KeepAll` all of them.
 """
 
 from __future__ import annotations
@@ -398,3 +399,75 @@ def mask_bits(vector: Tensor, drop: Tensor) -> None:
 
     # One less is no bit or all bits: what is dropped becomes zero even where it is NaN.
     vector.view(torch.int32).bitwise_and_(drop.sub_(1))
+
+
+_RANKED = 1 << 17
+"""Elements that are sorted at once, at least: fewer are no faster, more take more memory."""
+
+
+@dataclass(frozen=True)
+class RandomByRank(Dropping):
+    """Keeps elements of vector ``i`` at random, the likelier the larger they are in their row.
+
+    Of a row of n elements, the one of rank r (0 being the largest magnitude, equal ones in order
+    of their index) is kept with probability ``keep[i]`` + ``epsilon[i]`` (1 - 2r/(n - 1)); a
+    single element with ``keep[i]``. ``None`` keeps all. ``keys`` are those of `methods.random`.
+    """
+
+    keep: tuple[float | None, ...]
+    epsilon: tuple[float, ...]
+    keys: tuple[int, ...]
+    rescale: bool
+
+    @property
+    def access(self) -> Access:
+        return Access.ROWWISE
+
+    @property
+    def scratch(self) -> int:
+        return 2
+
+    @property
+    def cost(self) -> float:
+        return 40.0 if self.rescale else 20.0
+
+    def workspace_bytes(self, row: int) -> int:
+        # Keys, their sorted copies and places, and as much again inside of sorting; thresholds.
+        return 64 * max(row, _RANKED) + 32 * row
+
+    def drops(self, number: int) -> bool:
+        return self.keep[number] is not None
+
+    def drop(self, number: int, vector: Tensor, work: Sequence[Tensor], grain: GrainView) -> None:
+        import torch
+
+        numbers, bounds = work[0].view(torch.int32), work[1].view(torch.int32)
+        random.draw(self.keys[number], grain.start, numbers, bounds)
+        steps = self._thresholds(number, vector.shape[1])
+        many = max(1, _RANKED // vector.shape[1])
+        for first in range(0, vector.shape[0], many):
+            rows = slice(first, first + many)
+            _spread_by_rank(vector[rows], steps, bounds[rows])
+        mask_bits(vector, numbers.ge_(bounds))
+
+    def _thresholds(self, number: int, row: int) -> Tensor:
+        """What the random number of the element of each rank must lie below."""
+        import torch
+
+        keep, epsilon = self.keep[number] or 0.0, self.epsilon[number]
+        if row == 1:
+            epsilon = 0.0
+        share = torch.linspace(keep + epsilon, keep - epsilon, row, dtype=torch.float64)
+        return share.mul_(2.0**32).round_().sub_(2.0**31).clamp_(max=2.0**31 - 1).int()
+
+
+def _spread_by_rank(rows: Tensor, values: Tensor, out: Tensor) -> None:
+    """Write ``values[r]`` to ``out`` where the element of ``rows`` is of rank r in its row."""
+    import torch
+
+    count, row = rows.shape
+    # One sort of all rows together, by row and falling magnitude: whole numbers sort fastest.
+    keys = rows.reshape(-1).view(torch.int32).bitwise_or(-0x80000000).bitwise_not_().long()
+    keys.view(count, row).add_(torch.arange(count).unsqueeze(1) << 31)
+    places = torch.sort(keys, stable=True).indices
+    out.view(-1).index_copy_(0, places, values.repeat(count))

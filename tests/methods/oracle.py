@@ -317,3 +317,36 @@ def dare(
         sparse.append(match_l1(vector, kept) if rescale and density < 1 else kept)
     combine = elect if signs else add_up
     return combine(base, sparse, weights, normalize, lam)
+
+
+def della(
+    base: torch.Tensor,
+    others: Tensors,
+    weights: Sequence[float],
+    densities: Sequence[float],
+    epsilons: Sequence[float],
+    normalize: bool,
+    lam: float = 1.0,
+    rescale: bool = True,
+    *,
+    signs: bool,
+    seed: int,
+    tensor: str,
+) -> Answer:
+    sparse = []
+    for number, vector in enumerate(differences(base, others)):
+        density, epsilon = densities[number], epsilons[number]
+        kept = vector * (density > 0)
+        if 0 < density < 1:
+            rows = vector.reshape(-1, vector.shape[-1] if vector.dim() else 1)
+            probability = torch.empty_like(rows)
+            for row, chances in zip(rows, probability, strict=True):
+                n = len(row)
+                for rank, place in enumerate(torch.sort(-row.abs(), stable=True).indices):
+                    spread = 1 - 2 * rank / (n - 1) if n > 1 else 0
+                    chances[place] = density + epsilon * spread
+            keep = drawn(seed, tensor, number, base.shape) < probability.view(vector.shape)
+            kept = vector * keep
+        sparse.append(match_l1(vector, kept) if rescale and 0 < density < 1 else kept)
+    combine = elect if signs else add_up
+    return combine(base, sparse, weights, normalize, lam)

@@ -22,8 +22,16 @@ from tests.methods.drawing import (
 from tests.methods.support import assert_close, check_walks, kernel_of, run
 
 SHAPE = (40, 11)
-FAMILY = ("task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties")
-SPARSE = FAMILY[1:]
+SPARSE = (
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "della",
+    "della_linear",
+)
+FAMILY = ("task_arithmetic", *SPARSE)
 
 
 @given(st.data(), families(), st.booleans(), st.floats(-2, 2))
@@ -106,6 +114,68 @@ def test_breadcrumbs(
     )
     result = check_walks(kernel, models.all)
     assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+
+
+@pytest.mark.parametrize("signs", [False, True])
+@given(st.data(), families(), st.booleans(), st.booleans(), st.integers(0, 1 << 40))
+def test_della(
+    signs: bool, data: st.DataObject, models: Family, normalize: bool, rescale: bool, seed: int
+) -> None:
+    count = len(models.others)
+    chosen = some(data.draw, positive if normalize else weights, count)
+    dense = some(data.draw, densities, count)
+    room = [max(0.0, min(d, 1 - d)) * 0.99 for d in dense]
+    epsilons = [data.draw(st.floats(0, most)) for most in room]
+    parameters = [
+        {},
+        *(
+            {"weight": w, "density": d, "epsilon": e}
+            for w, d, e in zip(chosen, dense, epsilons, strict=True)
+        ),
+    ]
+    lam = data.draw(st.floats(-2, 2))
+    settings = {"normalize": normalize, "rescale": rescale, "lambda": lam}
+    method = "della" if signs else "della_linear"
+    kernel = kernel_of(method, models.base.shape, parameters, base=0, seed=seed, **settings)
+    answer = oracle.della(
+        models.base, models.others, chosen, dense, epsilons, normalize, lam, rescale,
+        signs=signs, seed=seed, tensor="layers.0.weight",
+    )  # fmt: skip
+    result = check_walks(kernel, models.all)
+    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+
+
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+@pytest.mark.parametrize(("density", "epsilon"), [(0.5, 0.5), (0.1, 0.15), (0.9, 0.15)])
+def test_della_refuses_probabilities_outside_of_0_and_1(
+    method: str, density: float, epsilon: float
+) -> None:
+    parameters = [{}, {"weight": 1.0, "density": density, "epsilon": epsilon}]
+    with pytest.raises(ParameterError, match="'epsilon' below"):
+        kernel_of(method, SHAPE, parameters, base=0)
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_della_keeps_each_rank_as_often_as_it_should(coarse: bool) -> None:
+    """Many rows of one and the same magnitudes, shuffled: a rate for every rank."""
+    rows, row, density, epsilon = 4000, 64, 0.4, 0.3
+    magnitudes = torch.arange(1.0, row + 1)
+    if coarse:
+        magnitudes = magnitudes.div(8).ceil()
+    source = torch.Generator().manual_seed(0)
+    order = torch.rand(rows, row, generator=source).argsort(1)
+    other = magnitudes[order] * torch.where(order % 3 == 0, -1.0, 1.0)
+    parameters = [{}, {"weight": 1.0, "density": density, "epsilon": epsilon}]
+    kernel = kernel_of("della_linear", other.shape, parameters, base=0, rescale=False)
+    kept = (run(kernel, [torch.zeros_like(other), other]) != 0).double()
+    for value in magnitudes.unique():
+        ranks = (magnitudes == value).nonzero().view(-1)
+        expected = float((density - epsilon + 2 * epsilon * ranks / (row - 1)).mean())
+        found = kept[other.abs() == value]
+        spread = (expected * (1 - expected) / found.numel()) ** 0.5
+        assert abs(float(found.mean()) - expected) < 5 * spread
+    per_row = kept.sum(1)
+    assert abs(float(per_row.mean()) - density * row) < 5 * (row * 0.25 / rows) ** 0.5
 
 
 def test_breadcrumbs_drops_what_is_largest_and_smallest() -> None:
