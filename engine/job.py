@@ -14,7 +14,7 @@ from engine.errors import OutputError
 from engine.executor import Executor, Progress, source_readers
 from engine.graph import Graph
 from engine.output import OutputDirectory, ShardSink, SideFile
-from engine.schedule import Schedule, schedule
+from engine.schedule import Machine, Schedule, schedule
 from engine.storage import FileReader, FileSource, IOMode
 
 
@@ -35,10 +35,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to run; none of it changes a byte of the output. ``ram`` is in bytes."""
+    """How to run; none of it changes a byte of the output.
+
+    ``ram`` is the budget in bytes, ``machine`` what the schedule reckons with: that of the dry
+    run, so that both have one schedule. Without it the machine is looked at.
+    """
 
     ram: int | None = None
-    threads: int | None = None
+    machine: Machine | None = None
     io: IOMode = IOMode.AUTO
     restart: bool = False
     verify_resumed: bool = True
@@ -94,8 +98,8 @@ def run(
     began = time.perf_counter()
     counters = machine.device_bytes()
     machine.bound_heap()
-    # The budget is checked before anything is created.
-    schedule(job.graph, options.ram, machine.this_machine(options.threads))
+    found = options.machine or machine.this_machine()
+    schedule(job.graph, options.ram, found)  # the budget is checked before anything is created
     with OutputDirectory(output) as directory:
         if options.restart:
             directory.clear()
@@ -117,7 +121,7 @@ def run(
                 )
         directory.check_space(job.graph)
         rest = job.graph.without(done)
-        plan = schedule(rest, options.ram, machine.this_machine(options.threads))
+        plan = schedule(rest, options.ram, found)
         if begun is not None:
             begun(Begun(plan, len(done)))
         measures_runtime = plan.computes and machine.runtime_is_ahead()

@@ -13,7 +13,7 @@ from typing import Any
 from engine import job as jobs
 from engine import machine
 from engine.executor import Progress
-from engine.schedule import Schedule, schedule
+from engine.schedule import Machine, Schedule, schedule
 from engine.storage import IOMode
 from mergeloom.sizes import parse_size
 from planners.config import Configuration, load_config, parse_config
@@ -34,6 +34,7 @@ class PlannedMerge:
     plan: Plan
     schedule: Schedule
     budget_bytes: int
+    machine: Machine
 
     def document(self) -> dict[str, Any]:
         """The plan as ``mergeloom plan --json`` prints it."""
@@ -102,15 +103,15 @@ def plan(
     with _no_collection():
         made = make_plan(configuration, resolver, options)
         budget = machine.default_budget() if ram is None else _bytes(ram)
-        made_schedule = schedule(made.graph, budget, machine.this_machine(threads))
-    return PlannedMerge(made, made_schedule, budget)
+        here = machine.this_machine(threads)
+        made_schedule = schedule(made.graph, budget, here)
+    return PlannedMerge(made, made_schedule, budget, here)
 
 
 def merge(
     config: Pathlike | Mapping[str, Any] | Configuration | PlannedMerge,
     output: Pathlike,
     *,
-    threads: int | None = None,
     io: IOMode | str = IOMode.AUTO,
     restart: bool = False,
     observer: Observer | None = None,
@@ -129,7 +130,7 @@ def merge(
     observer = observer or Observer()
     planned = config
     if not isinstance(planned, PlannedMerge):
-        planned = plan(planned, threads=threads, observer=observer, **options)
+        planned = plan(planned, observer=observer, **options)
     elif options:
         raise TypeError(f"{', '.join(options)} belong to the plan")
     directory = Path(output)
@@ -137,7 +138,7 @@ def merge(
     outcome = jobs.run(
         planned.plan.job(about),
         directory,
-        jobs.Options(planned.budget_bytes, threads, IOMode(io), restart),
+        jobs.Options(planned.budget_bytes, planned.machine, IOMode(io), restart),
         observer.begun,
         observer.progressed,
     )

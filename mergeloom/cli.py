@@ -147,9 +147,7 @@ def merge(
     _check_apart(planned, output)
     with _shown(planned, quiet) as observer:
         try:
-            result = api.merge(
-                planned, output, threads=threads, io=io, restart=restart, observer=observer
-            )
+            result = api.merge(planned, output, io=io, restart=restart, observer=observer)
         except KeyboardInterrupt:
             _complain(f"interrupted; the same command continues '{output}' where it stopped")
             raise typer.Exit(130) from None

@@ -123,7 +123,9 @@ def test_budget_threads_and_io_change_no_byte(
 ) -> None:
     _, graph, directory = made
     ram = smallest(graph, threads) if least else None
-    outcome = jobs.run(job(graph), tmp_path / "out", Options(ram=ram, threads=threads, io=mode))
+    outcome = jobs.run(
+        job(graph), tmp_path / "out", Options(ram=ram, machine=this_machine(threads), io=mode)
+    )
     assert sha256(tmp_path / "out") == sha256(directory / "out")
     assert outcome.schedule is not None
     assert outcome.read_bytes == outcome.schedule.read_bytes
@@ -154,9 +156,9 @@ def test_drawn_shapes_and_budgets_change_no_byte(
     directory = tmp_path_factory.mktemp("drawn")
     (directory / "in").mkdir()
     graph = every_kind(Workshop(directory / "in"), shapes)
-    jobs.run(job(graph), directory / "free", Options(threads=2))
+    jobs.run(job(graph), directory / "free", Options(machine=this_machine(2)))
     ram = smallest(graph, threads) + more * MIB
-    jobs.run(job(graph), directory / "tight", Options(ram=ram, threads=threads))
+    jobs.run(job(graph), directory / "tight", Options(ram=ram, machine=this_machine(threads)))
     assert sha256(directory / "free") == sha256(directory / "tight")
 
 
@@ -172,7 +174,7 @@ def interrupted(graph: Graph, output: Path, after: int) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        jobs.run(job(graph), output, Options(threads=1), poll=poll)
+        jobs.run(job(graph), output, Options(machine=this_machine(1)), poll=poll)
 
 
 def test_an_interrupted_run_continues_with_another_budget(
@@ -183,7 +185,7 @@ def test_an_interrupted_run_continues_with_another_budget(
     interrupted(graph, output, after=1)
     assert not (output / "out.bin").exists()
     assert read_manifest(output) is None
-    outcome = jobs.run(job(graph), output, Options(ram=smallest(graph, 2), threads=2))
+    outcome = jobs.run(job(graph), output, Options(ram=smallest(graph, 2), machine=this_machine(2)))
     assert sha256(output) == sha256(directory / "out")
     manifest = read_manifest(output)
     assert manifest is not None
@@ -216,7 +218,7 @@ def test_flipped_bits_are_found_and_merged_again(tmp_path: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        jobs.run(job(graph), output, Options(threads=1), poll=slow)
+        jobs.run(job(graph), output, Options(machine=this_machine(1)), poll=slow)
     partial = output / "out.bin.partial"
     present = partial if partial.exists() else output / "out.bin"
     with open(present, "r+b") as file:
@@ -301,7 +303,7 @@ def poll(progress):
     if progress.write_bytes > int(sys.argv[2]):
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
-jobs.run(job(graph), directory / "out", jobs.Options(threads=2), poll=poll)
+jobs.run(job(graph), directory / "out", jobs.Options(), poll=poll)
 """
 
 
