@@ -36,6 +36,7 @@ _BUILT_IN = {
     "multislerp": "methods.multislerp:MultiSlerp",
     "nuslerp": "methods.nuslerp:NuSlerp",
     "passthrough": "methods.passthrough:Passthrough",
+    "sce": "methods.sce:Sce",
     "slerp": "methods.slerp:Slerp",
     "task_arithmetic": "methods.task_arithmetic:TaskArithmetic",
     "ties": "methods.ties:Ties",

@@ -178,6 +178,51 @@ def _end_of_ties(marks: Tensor, quota: int) -> int:
 
 
 @dataclass(frozen=True)
+class TieLocation(Statistic["list[dict[int, int]]", "tuple[TieCounts | None, ...]"]):
+    """In which grains the ties at an edge lie, for statistics that must know which are kept.
+
+    Must follow a `FineHistogram` of the same source directly, which knows it already or not.
+    Looks at the first rank of every vector.
+    """
+
+    source: Source
+
+    @property
+    def scratch(self) -> int:
+        return 2 + self.source.scratch * self.source.count
+
+    def accumulator_bytes(self, inputs: int, row: int) -> int:
+        return 256 << 10
+
+    def start(self) -> list[dict[int, int]]:
+        return [{} for _ in range(self.source.count)]
+
+    def update(self, into: list[dict[int, int]], grain: GrainView, earlier: Sequence[Any]) -> None:
+        found: Ranks = earlier[-1]
+        vector, work = grain.take(), grain.take()
+        for number, ranked in enumerate(found.of):
+            edge = Edge.of(ranked[0]) if ranked else None
+            if edge is not None and edge.needs_tally:
+                self.source.write(number, grain, vector)
+                count = edge.tally(vector, work)
+                if count:
+                    into[number][grain.index] = count
+
+    def merge(self, into: list[dict[int, int]], other: list[dict[int, int]]) -> None:
+        for counts, more in zip(into, other, strict=True):
+            counts.update(more)
+
+    def finish(
+        self, total: list[dict[int, int]], earlier: Sequence[Any]
+    ) -> tuple[TieCounts | None, ...]:
+        found: Ranks = earlier[-1]
+        return tuple(
+            TieCounts.of_grains(counts) if counts else ranked[0].ties if ranked else None
+            for counts, ranked in zip(total, found.of, strict=True)
+        )
+
+
+@dataclass(frozen=True)
 class TopMagnitude(Sparsifier):
     """Keeps the ``keep[i]`` largest magnitudes of vector ``i``; ``None`` keeps all.
 

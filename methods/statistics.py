@@ -16,7 +16,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -218,6 +218,12 @@ class TieCounts:
     upto: tuple[int, ...]
     """Ties in this grain and all before it."""
 
+    @staticmethod
+    def of_grains(counts: Mapping[int, int]) -> TieCounts:
+        """From counts by grain."""
+        grains = sorted(grain for grain, count in counts.items() if count)
+        return TieCounts(tuple(grains), tuple(accumulate(counts[grain] for grain in grains)))
+
     def of(self, grain: int) -> tuple[int, int]:
         """How many ties lie in the grains before ``grain``, and how many in it."""
         place = bisect_left(self.grains, grain)
@@ -365,13 +371,11 @@ class FineCounts:
         level, finer = divmod(low, _LEVEL)
         if finer:
             return None
-        counts = [
-            (grain, _COUNT.unpack_from(levels, level * _COUNT.size)[0])
-            for grain, levels in self.levels[key].items()
-        ]
-        grains = sorted((grain, count) for grain, count in counts if count)
-        return TieCounts(
-            tuple(grain for grain, _ in grains), tuple(accumulate(count for _, count in grains))
+        return TieCounts.of_grains(
+            {
+                grain: _COUNT.unpack_from(levels, level * _COUNT.size)[0]
+                for grain, levels in self.levels[key].items()
+            }
         )
 
     def merge(self, other: FineCounts) -> None:

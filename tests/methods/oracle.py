@@ -274,6 +274,33 @@ def breadcrumbs(
     return combine(base, sparse, weights, normalize, lam)
 
 
+def sce(base: torch.Tensor, others: Tensors, select_topk: float = 1.0) -> Answer:
+    taus = differences(base, others)
+    if select_topk < 1:
+        # The order of variances is defined by their float32 values.
+        small = [tau.float() for tau in taus]
+        mean = torch.zeros_like(small[0])
+        for tau in small:
+            mean = mean + tau
+        mean = mean / len(small)
+        variance = torch.zeros_like(mean)
+        for tau in small:
+            variance = variance + (tau - mean) * (tau - mean)
+        keep = int(int((variance != 0).sum()) * select_topk)
+        taus = [tau * largest(variance, keep) for tau in taus]
+    squares = [float(tau.square().sum()) for tau in taus]
+    total = sum(squares)
+    weights = [square / total for square in squares] if total else [1.0] * len(taus)
+    vectors = torch.stack(taus)
+    weight = torch.tensor(weights, dtype=torch.float64).view(-1, *[1] * base.dim())
+    agrees = (vectors.sign() == torch.where(vectors.sum(0) >= 0, 1.0, -1.0)).double() * weight
+    divisor = agrees.sum(0)
+    value = torch.where(divisor > 0, (vectors * agrees).sum(0) / divisor, 0.0)
+    either = vectors.sum(0).abs() <= 1e-5 * vectors.abs().sum(0)
+    either &= vectors.abs().sum(0) > 0
+    return Answer(base.double() + value, base.double().abs() + vectors.abs().amax(0) * 4, either)
+
+
 # --- random choice ------------------------------------------------------------------------------
 
 

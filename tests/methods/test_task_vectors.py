@@ -16,6 +16,7 @@ from tests.methods.drawing import (
     families,
     family,
     positive,
+    shares,
     some,
     weights,
 )
@@ -178,6 +179,28 @@ def test_della_keeps_each_rank_as_often_as_it_should(coarse: bool) -> None:
     assert abs(float(per_row.mean()) - density * row) < 5 * (row * 0.25 / rows) ** 0.5
 
 
+@given(families(), shares)
+def test_sce(models: Family, select_topk: float) -> None:
+    parameters = [{}] * len(models.all)
+    kernel = kernel_of("sce", models.base.shape, parameters, base=0, select_topk=select_topk)
+    answer = oracle.sce(models.base, models.others, select_topk)
+    result = check_walks(kernel, models.all)
+    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+
+
+def test_sce_selects_the_first_of_equal_variances() -> None:
+    """The weights too come from what is selected only."""
+    base = torch.zeros(1000)
+    others = [torch.full((1000,), 3.0), torch.arange(1000) % 2 * 2.0 + 2.0]
+    for keep in (1, 64, 500, 777):
+        kernel = kernel_of("sce", (1000,), [{}] * 3, base=0, select_topk=(keep + 0.5) / 1000)
+        result = check_walks(kernel, [base, *others])
+        answer = oracle.sce(base, others, (keep + 0.5) / 1000)
+        assert_close(result, answer.value, answer.scale)
+        assert not result[keep:].any()
+        assert result[:keep].all()
+
+
 def test_breadcrumbs_drops_what_is_largest_and_smallest() -> None:
     other = torch.tensor([1.0, -5.0, 2.0, 5.0, -3.0, 0.5, 4.0, 0.0, 5.0, -2.0])
     for gamma, density, expected in (
@@ -211,10 +234,10 @@ def test_exactly_k_survive_among_larger_and_smaller_ones() -> None:
         assert torch.equal(result, other * oracle.largest(other, keep))
 
 
-@pytest.mark.parametrize("method", FAMILY)
+@pytest.mark.parametrize("method", [*FAMILY, "sce"])
 def test_no_change_gives_the_base(method: str) -> None:
     models = family(SHAPE, 2, 0, torch.float32, "equal")
-    parameters = [{}, {"weight": 0.3}, {"weight": 0.9}]
+    parameters = [{}, {}, {}] if method == "sce" else [{}, {"weight": 0.3}, {"weight": 0.9}]
     result = run(kernel_of(method, SHAPE, parameters, base=0), models.all)
     assert torch.equal(result, models.base)
 

@@ -1,0 +1,211 @@
+"""SCE: select where the fine-tunes differ most, weigh them by how much they changed, erase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from engine.kernel import Copy, GrainSums, GrainView, Kernel, Statistic
+from methods.elect import elected_sum
+from methods.linear_combination import LinearCombination
+from methods.method import Base, Method, Parameter, TensorMerge
+from methods.parameters import INT8_MASK, base_of
+from methods.sparsify import Edge, TieLocation
+from methods.statistics import (
+    CoarseHistogram,
+    Differences,
+    FineHistogram,
+    Ranks,
+    Source,
+    magnitude_sum,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Variance(Source):
+    """The sum of squared deviations of task vectors from their mean, element by element."""
+
+    taus: Differences
+    count = 1
+    scratch = 2
+
+    def write(self, number: int, grain: GrainView, out: Tensor) -> None:
+        self.compute(grain, out, grain.take(), grain.take())
+
+    def compute(self, grain: GrainView, out: Tensor, mean: Tensor, tau: Tensor) -> None:
+        """Write it to ``out``; ``mean`` and ``tau`` are overwritten."""
+        mean.zero_()
+        for number in range(self.taus.count):
+            self.taus.write(number, grain, tau)
+            mean.add_(tau)
+        mean.div_(self.taus.count)
+        out.zero_()
+        for number in range(self.taus.count):
+            self.taus.write(number, grain, tau)
+            # Two roundings, not one as in a fused operation: the same bits on every device.
+            tau.sub_(mean).square_()
+            out.add_(tau)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The positions that are kept: all, or those of highest variance."""
+
+    taus: Differences
+    share: float
+
+    @property
+    def everything(self) -> bool:
+        return self.share >= 1
+
+    @property
+    def passes(self) -> tuple[Statistic[Any, Any], ...]:
+        if self.everything:
+            return ()
+        variance = Variance(self.taus)
+        return (
+            CoarseHistogram(variance, ((),), self.share),
+            FineHistogram(variance),
+            TieLocation(variance),
+        )
+
+    def mask(
+        self, grain: GrainView, statistics: Sequence[Any], work: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor | None:
+        """All bits (int32) at positions that are kept, none elsewhere; ``None`` if all are."""
+        import torch
+
+        if self.everything:
+            return None
+        variance, *rest = work
+        found: Ranks = statistics[1]
+        if not found.of[0]:
+            return variance.zero_().view(torch.int32)
+        Variance(self.taus).compute(grain, variance, rest[0], rest[1])
+        edge = replace(Edge.of(found.of[0][0]), places=statistics[2][0])
+        flat = variance.view(-1)
+        edge.shrink(flat, grain.index, 0, flat, rest[0].view(-1))
+        return variance.eq_(0.0).view(torch.int32).clamp_max_(1).sub_(1)
+
+    def write(self, number: int, grain: GrainView, mask: Tensor | None, out: Tensor) -> None:
+        """Write task vector ``number`` to ``out``, with zero where nothing is kept."""
+        import torch
+
+        self.taus.write(number, grain, out)
+        if mask is not None:
+            out.view(torch.int32).bitwise_and_(mask)
+
+
+@dataclass(frozen=True)
+class SelectedSquares(Statistic[GrainSums, "tuple[float, ...]"]):
+    """Weights in proportion to Σ τᵢ² over the positions that are kept; the least is 1."""
+
+    selection: Selection
+    scratch = 4
+
+    def accumulator_bytes(self, inputs: int, row: int) -> int:
+        return 64 * (200 + 8 * inputs)
+
+    def start(self) -> GrainSums:
+        return GrainSums()
+
+    def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
+        import torch
+
+        mask = self.selection.mask(grain, earlier, (grain.take(), grain.take(), grain.take()))
+        vector, sums = grain.take(), []
+        for number in range(self.selection.taus.count):
+            self.selection.write(number, grain, mask, vector)
+            sums.append(magnitude_sum(vector.square_()))
+        into.add(grain.index, torch.tensor(sums, dtype=torch.float64))
+
+    def merge(self, into: GrainSums, other: GrainSums) -> None:
+        into.merge(other)
+
+    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[float, ...]:
+        import torch
+
+        count = self.selection.taus.count
+        if total.total is None or not bool(torch.isfinite(total.total).all()):
+            return (1.0,) * count
+        sums = total.total.tolist()
+        # Only ratios matter. The least being 1, no divisor is ever too small.
+        least = max(min((s for s in sums if s), default=1.0), max(sums) * _LEAST)
+        return tuple(s / least for s in sums)
+
+
+_LEAST = 1e-20
+"""Ratio of weights beyond which float32 might overflow."""
+
+
+@dataclass(frozen=True)
+class SelectCalculateErase(Kernel):
+    """θ₀ + Σ wᵢτ̂ᵢ / Σ wᵢ over what agrees with the elected sign."""
+
+    base: int
+    selection: Selection
+
+    @property
+    def passes(self) -> tuple[Statistic[Any, Any], ...]:
+        return (*self.selection.passes, SelectedSquares(self.selection))
+
+    @property
+    def scratch(self) -> int:
+        return self.selection.taus.count + 3
+
+    @property
+    def cost(self) -> float:
+        return 1.6 if self.selection.everything else 4.5
+
+    def combine(
+        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+    ) -> None:
+        weights: tuple[float, ...] = statistics[-1]
+        work = (grain.take(), grain.take(), grain.take())
+        mask = self.selection.mask(grain, statistics, work)
+        vectors = [grain.take() for _ in weights]
+        for number, vector in enumerate(vectors):
+            self.selection.write(number, grain, mask, vector)
+        elected_sum(vectors, [1.0] * len(weights), weights, weights, out, work)
+        out.add_(grain.inputs[self.base])
+
+
+class Sce(Method):
+    name = "sce"
+    summary = (
+        "Keeps the positions where the fine-tunes differ most from each other, lets the models "
+        "elect one sign for each parameter, and averages what agrees with it, with weights that "
+        "follow from how much each model changed. Needs no weights."
+    )
+    formula = (
+        "τ̂ᵢ = τᵢ at the k = int(select_topk · nonzero) positions of highest variance over i;  "
+        "wᵢ = Σ τ̂ᵢ² (over the tensor);  s = sign(Σ τ̂ᵢ), + at 0;  "
+        "θ = θ₀ + Σ wᵢτ̂ᵢ / Σ wᵢ, both sums over i with sign(τ̂ᵢ) = s"
+    )
+    reference = "Wan et al. 2024, FuseChat, arXiv:2408.07990"
+    settings = (
+        Parameter(
+            "select_topk",
+            float,
+            "share of the positions at which the models differ that is kept; 0 gives the base, "
+            "1 or more keeps all",
+            default=1.0,
+            minimum=0.0,
+        ),
+        INT8_MASK,
+    )
+    base = Base.REQUIRED
+    minimum = 1
+
+    def kernel(self, merge: TensorMerge) -> Kernel:
+        if len(merge.models) == 1:
+            return Copy()
+        base = base_of(merge)
+        if not merge.settings["select_topk"]:
+            return LinearCombination(tuple(float(i == base) for i in range(len(merge.models))))
+        selection = Selection(Differences(base, merge.others), merge.settings["select_topk"])
+        return SelectCalculateErase(base, selection)
