@@ -24,6 +24,7 @@ GROUP = "mergeloom.methods"
 """The entry-point group of methods in other packages."""
 
 _BUILT_IN = {
+    "arcee_fusion": "methods.arcee_fusion:ArceeFusion",
     "breadcrumbs": "methods.breadcrumbs:Breadcrumbs",
     "breadcrumbs_ties": "methods.breadcrumbs:BreadcrumbsTies",
     "dare_linear": "methods.dare:DareLinear",
@@ -34,8 +35,11 @@ _BUILT_IN = {
     "linear": "methods.linear:Linear",
     "model_stock": "methods.model_stock:ModelStock",
     "multislerp": "methods.multislerp:MultiSlerp",
+    "nearswap": "methods.nearswap:NearSwap",
     "nuslerp": "methods.nuslerp:NuSlerp",
     "passthrough": "methods.passthrough:Passthrough",
+    "ram": "methods.ram:Ram",
+    "ramplus_tl": "methods.ram:RamPlus",
     "sce": "methods.sce:Sce",
     "slerp": "methods.slerp:Slerp",
     "task_arithmetic": "methods.task_arithmetic:TaskArithmetic",

@@ -189,6 +189,11 @@ def chunk_rows(row: int) -> int:
     return max(1, _CHUNK // max(row, 1))
 
 
+def chunk_bytes(count: int, row: int) -> int:
+    """Bytes of ``count`` float64 tensors of so many rows, and of a number for each of the rows."""
+    return 8 * (count + 1) * max(row, _CHUNK)
+
+
 def gram_bytes(count: int, row: int) -> int:
     """Bytes that `gram_of` allocates for a moment, the result and a rule's work included."""
     rows = max(1, GRAIN_ELEMENTS // max(row, 1))

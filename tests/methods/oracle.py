@@ -377,3 +377,45 @@ def della(
         sparse.append(match_l1(vector, kept) if rescale and 0 < density < 1 else kept)
     combine = elect if signs else add_up
     return combine(base, sparse, weights, normalize, lam)
+
+
+# --- elements that one or several models changed ------------------------------------------------
+
+
+def ram(
+    base: torch.Tensor, others: Tensors, epsilon: float = 1e-5, r: float = 0.0, alpha: float = 0.0
+) -> Answer:
+    limit = float(torch.tensor(epsilon, dtype=torch.float32))
+    taus = [torch.where(tau.abs() > limit, tau, 0.0) for tau in differences(base, others)]
+    by = torch.stack([tau != 0 for tau in taus]).sum(0)
+    value = torch.stack(taus).sum(0) / by.clamp_min(1)
+    for tau in taus:
+        unique, shared = int((by == 1)[tau != 0].sum()), int((by > 1)[tau != 0].sum())
+        gain = r * min(shared / max(unique, 1), alpha)
+        value = value + tau * (by == 1) * gain
+    scale = torch.stack(taus).abs().sum(0) * (1 + 2 * abs(r) * alpha)
+    return Answer(base.double() + value, base.double().abs() + scale)
+
+
+# --- a base and one other model -----------------------------------------------------------------
+
+
+def nearswap(base: torch.Tensor, other: torch.Tensor, t: float) -> Answer:
+    a, b = doubles((base, other))
+    distance = (a - b).abs()
+    w = torch.where(distance > 0, t / distance, 1.0).clamp(0, 1)
+    return Answer(w * b + (1 - w) * a, a.abs() + b.abs())
+
+
+def arcee_fusion(base: torch.Tensor, other: torch.Tensor) -> Answer:
+    a, b = (t.reshape(-1, t.shape[-1] if t.dim() else 1) for t in doubles((base, other)))
+    p, q = b.log_softmax(1), a.log_softmax(1)
+    score = ((b - a).abs() * p.exp() * (p - q)).reshape(-1)
+    order = score.sort().values
+    low, middle, high = (float(order[int(share * (len(order) - 1))]) for share in (0.25, 0.5, 0.75))
+    limit = middle + 1.5 * (high - low)
+    chosen = torch.where(score.view(base.shape) >= limit, other.double(), base.double())
+    # Scores are differences of logarithms, each exact to some 1e-16 of magnitudes up to hundreds.
+    doubt = 1e-6 * abs(limit) + 1e-12 * float((b - a).abs().max()) * (1 + float(b.abs().max()))
+    either = ((score - limit).abs() <= doubt).view(base.shape)
+    return Answer(chosen, torch.zeros_like(chosen), either)

@@ -1,0 +1,92 @@
+"""Methods that decide element by element what is taken: ram, ramplus_tl, nearswap, arcee_fusion."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.kernel import Copy
+from methods.method import ParameterError
+from tests.methods import oracle
+from tests.methods.drawing import Family, families, family
+from tests.methods.support import assert_close, check_walks, kernel_of, run
+
+SHAPE = (40, 11)
+
+
+@given(families(), st.sampled_from((0.0, 1e-5, 0.05, 0.125)))
+def test_ram(models: Family, epsilon: float) -> None:
+    kernel = kernel_of("ram", models.base.shape, [{}] * len(models.all), base=0, epsilon=epsilon)
+    answer = oracle.ram(models.base, models.others, epsilon)
+    assert_close(check_walks(kernel, models.all), answer.value, answer.scale, models.base.dtype)
+
+
+@given(families(), st.sampled_from((0.0, 0.05, 0.125)), st.floats(-1, 1), st.floats(0, 3))
+def test_ramplus_tl(models: Family, epsilon: float, r: float, alpha: float) -> None:
+    parameters = [{}] * len(models.all)
+    settings = {"epsilon": epsilon, "r": r, "alpha": alpha}
+    kernel = kernel_of("ramplus_tl", models.base.shape, parameters, base=0, **settings)
+    answer = oracle.ram(models.base, models.others, epsilon, r, alpha)
+    assert_close(check_walks(kernel, models.all), answer.value, answer.scale, models.base.dtype)
+
+
+def test_ramplus_tl_amplifies_what_one_model_changed() -> None:
+    base = torch.zeros(8)
+    first = torch.tensor([1.0, 1, 1, 1, 1, 1, 0, 0])
+    second = torch.tensor([0.0, 0, 0, 0, 0, 2, 2, 2])
+    kernel = kernel_of("ramplus_tl", (8,), [{}] * 3, base=0, alpha=0.9)
+    expected = torch.tensor([1.02] * 5 + [1.5] + [2.1] * 2)
+    assert torch.allclose(run(kernel, [base, first, second]), expected)
+
+
+@given(families(least=1, most=1), st.one_of(st.sampled_from((0.0, 1e-4)), st.floats(0, 0.5)))
+def test_nearswap(models: Family, t: float) -> None:
+    kernel = kernel_of("nearswap", models.base.shape, [{}, {}], base=0, t=t)
+    answer = oracle.nearswap(models.base, *models.others, t)
+    assert_close(check_walks(kernel, models.all), answer.value, answer.scale, models.base.dtype)
+
+
+@given(families(least=1, most=1), st.booleans())
+def test_arcee_fusion(models: Family, base_first: bool) -> None:
+    inputs, base = (models.all, 0) if base_first else (models.all[::-1], 1)
+    kernel = kernel_of("arcee_fusion", models.base.shape, [{}, {}], base=base)
+    answer = oracle.arcee_fusion(models.base, *models.others)
+    result = check_walks(kernel, inputs)
+    assert_close(result, answer.value, answer.scale, either=answer.either)
+    taken = (result == models.base) | (result == models.others[0])
+    assert bool(taken.all())
+
+
+def test_arcee_fusion_takes_outliers() -> None:
+    models = family((64, 32), 1, 0, torch.float32)
+    result = run(kernel_of("arcee_fusion", (64, 32), [{}, {}], base=0), models.all)
+    share = float((result == models.others[0]).double().mean())
+    assert 0.01 < share < 0.3
+
+
+@pytest.mark.parametrize("method", ["ram", "ramplus_tl", "nearswap", "arcee_fusion"])
+def test_no_change_gives_the_base(method: str) -> None:
+    models = family(SHAPE, 1, 0, torch.float32, "equal")
+    settings = {"t": 0.1} if method == "nearswap" else {}
+    result = run(kernel_of(method, SHAPE, [{}, {}], base=0, **settings), models.all)
+    assert torch.equal(result, models.base)
+
+
+@pytest.mark.parametrize("method", ["sce", "ram", "ramplus_tl", "nearswap", "arcee_fusion"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_broken_values_stay_in_their_row(method: str, broken: float) -> None:
+    models = family(SHAPE, 1, 3, torch.float32)
+    models.others[0][3, 4] = broken
+    settings = {"t": 0.1} if method == "nearswap" else {}
+    result = check_walks(kernel_of(method, SHAPE, [{}, {}], base=0, **settings), models.all)
+    assert int((~torch.isfinite(result)).sum()) <= 1
+
+
+@pytest.mark.parametrize("method", ["sce", "ram", "ramplus_tl", "nearswap", "arcee_fusion"])
+def test_one_input_is_copied_and_a_missing_base_refused(method: str) -> None:
+    settings = {"t": 0.1} if method == "nearswap" else {}
+    assert isinstance(kernel_of(method, SHAPE, [{}], base=0, **settings), Copy)
+    with pytest.raises(ParameterError, match="base model lacks"):
+        kernel_of(method, SHAPE, [{}, {}], **settings)
