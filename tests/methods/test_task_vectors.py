@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.kernel import Copy
@@ -13,8 +13,10 @@ from tests.methods import oracle
 from tests.methods.drawing import (
     Family,
     densities,
+    dtypes,
     families,
     family,
+    kinds,
     positive,
     shares,
     some,
@@ -144,6 +146,22 @@ def test_della(
     )  # fmt: skip
     result = check_walks(kernel, models.all)
     assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 3), st.integers(500, 5000), kinds, dtypes, st.floats(0, 0.4), st.integers(0))
+def test_della_of_long_rows(
+    rows: int, row: int, kind: str, dtype: torch.dtype, epsilon: float, seed: int
+) -> None:
+    """Long rows are counted before they are sorted."""
+    models = family((rows, row), 1, seed % (1 << 30), dtype, kind)
+    parameters = [{}, {"weight": 1.0, "density": 0.45, "epsilon": epsilon}]
+    kernel = kernel_of("della_linear", (rows, row), parameters, base=0, seed=seed)
+    answer = oracle.della(
+        models.base, models.others, [1.0], [0.45], [epsilon], False,
+        signs=False, seed=seed, tensor="layers.0.weight",
+    )  # fmt: skip
+    assert_close(check_walks(kernel, models.all), answer.value, answer.scale, dtype)
 
 
 @pytest.mark.parametrize("method", ["della", "della_linear"])
