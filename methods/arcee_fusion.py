@@ -12,55 +12,52 @@ from engine.kernel import Copy, GrainView, Kernel, Statistic
 from methods.method import Base, Method, TensorMerge
 from methods.parameters import base_of
 from methods.row_combination import chunk_bytes, chunk_rows
-from methods.statistics import CoarseHistogram, FineHistogram, RankedMagnitude, Ranks, Source
+from methods.statistics import CoarseHistogram, FineHistogram, Ranks, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _QUANTILES = (0.25, 0.5, 0.75)
-_DOUBLES = 6
-"""Tensors in float64 that `importance` holds at once, if rows are short and their sums many."""
+_DOUBLES = 4
+"""Tensors in float64 that `importance` holds at once, numbers for each row included."""
 
 
 def importance(base: Tensor, other: Tensor, out: Tensor) -> None:
-    """Write |τ| p₁ (log p₁ - log p₀), p = softmax of each row, to ``out``, rounded to float32.
+    """Write |τ| KL(p₁‖p₀), p = softmax of each row, to ``out``, rounded to float32.
 
-    All are matrices. The arithmetic is float64: the two logarithms all but cancel.
+    All are matrices. The arithmetic is float64, as the divergence is a difference of numbers that
+    are much larger: Σ p₁ log(p₁/p₀) = Σ p₁τ - log Σ exp θ₁ + log Σ exp θ₀.
     """
-    for start in range(0, base.shape[0], chunk_rows(base.shape[1])):
-        rows = slice(start, start + chunk_rows(base.shape[1]))
-        new = other[rows].double()
-        new.sub_(new.amax(1, keepdim=True))
-        share = new.exp()
-        total = share.sum(1, keepdim=True)
-        share.div_(total)
-        new.sub_(total.log_())
-        old = base[rows].double()
-        old.sub_(old.amax(1, keepdim=True))
-        new.sub_(old)
-        new.add_(old.exp_().sum(1, keepdim=True).log_())
-        new.mul_(share)
-        share.copy_(other[rows])
-        new.mul_(share.sub_(base[rows]).abs_())
-        out[rows] = new
+    many = chunk_rows(base.shape[1])
+    for start in range(0, base.shape[0], many):
+        rows = slice(start, start + many)
+        work = base[rows].double()
+        divergence = _log_of_sum(work)
+        work.copy_(other[rows])
+        divergence.sub_(_log_of_sum(work))
+        step = other[rows].double().sub_(base[rows])
+        divergence.add_(work.mul_(step).sum(1, keepdim=True)).clamp_min_(0.0)
+        out[rows] = step.abs_().mul_(divergence)
+
+
+def _log_of_sum(rows: Tensor) -> Tensor:
+    """log Σ exp of each row, which becomes its softmax."""
+    highest = rows.amax(1, keepdim=True)
+    total = rows.sub_(highest).exp_().sum(1, keepdim=True)
+    rows.div_(total)
+    return total.log_().add_(highest)
 
 
 @dataclass(frozen=True)
 class Importance(Source):
-    """The importance of every element: where it is positive, and with its sign turned.
-
-    Histograms order magnitudes, and importance has a sign; each half has an order of its own.
-    """
+    """The importance of every element, which is never negative."""
 
     base: int
     other: int
-    count = 2
+    count = 1
 
     def write(self, number: int, grain: GrainView, out: Tensor) -> None:
         importance(grain.inputs[self.base], grain.inputs[self.other], out)
-        if number:
-            out.neg_()
-        out.clamp_min_(0.0)
 
 
 @dataclass(frozen=True)
@@ -72,16 +69,14 @@ class TakeOutliers(Kernel):
     total: int
     access = Access.ROWWISE
     scratch = 1
-    cost = 40.0
+    cost = 25.0
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
-        # Element k of the scores from the least up is the (n - k)-th largest of all, and would be
-        # the (k + 1)-th largest if their signs were turned: zero on the side where it is not.
-        places = [int(share * (self.total - 1)) for share in _QUANTILES]
-        ranks = (tuple(self.total - k for k in places), tuple(k + 1 for k in places))
+        # Element k of the scores from the least up is the (n - k)-th largest.
+        ranks = tuple(self.total - int(share * (self.total - 1)) for share in _QUANTILES)
         source = Importance(self.base, self.other)
-        return (CoarseHistogram(source, ranks), FineHistogram(source))
+        return (CoarseHistogram(source, (ranks,)), FineHistogram(source))
 
     def workspace_bytes(self, shape: tuple[int, ...], inputs: int) -> int:
         return chunk_bytes(_DOUBLES, shape[-1] if shape else 1)
@@ -102,12 +97,8 @@ class TakeOutliers(Kernel):
 
 
 def threshold(found: Ranks) -> float:
-    """Median + 1.5 · interquartile range, from the quantiles of both halves; up to NaN."""
-
-    def signed(positive: RankedMagnitude, negative: RankedMagnitude) -> float:
-        return positive.value - negative.value
-
-    low, middle, high = map(signed, *found.of)
+    """Median + 1.5 · interquartile range; infinite where one of them is not finite."""
+    low, middle, high = (ranked.value for ranked in found.of[0])
     limit = middle + 1.5 * (high - low)
     return limit if math.isfinite(limit) else math.inf
 
@@ -116,11 +107,11 @@ class ArceeFusion(Method):
     name = "arcee_fusion"
     summary = (
         "Takes from the other model those elements whose change matters most, measured by how far "
-        "they move and how much they shift the softmax of their row, and leaves the rest of the "
+        "they move and how much the softmax of their row shifts, and leaves the rest of the "
         "base as it is."
     )
     formula = (
-        "I = |τ| · p₁ (log p₁ - log p₀), p = softmax along the last dimension;  "
+        "I = |τ| · Σ p₁ log(p₁/p₀), p = softmax along the last dimension, the sum over its row;  "
         "θ = θ₁ where I ≥ median(I) + 1.5 (Q₃ - Q₁), else θ₀;  quantile q of n sorted scores is "
         "element int(q · (n-1))"
     )

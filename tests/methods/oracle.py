@@ -410,7 +410,7 @@ def nearswap(base: torch.Tensor, other: torch.Tensor, t: float) -> Answer:
 def arcee_fusion(base: torch.Tensor, other: torch.Tensor) -> Answer:
     a, b = (t.reshape(-1, t.shape[-1] if t.dim() else 1) for t in doubles((base, other)))
     p, q = b.log_softmax(1), a.log_softmax(1)
-    score = ((b - a).abs() * p.exp() * (p - q)).reshape(-1)
+    score = ((b - a).abs() * (p.exp() * (p - q)).sum(1, keepdim=True).clamp_min(0)).reshape(-1)
     order = score.sort().values
     low, middle, high = (float(order[int(share * (len(order) - 1))]) for share in (0.25, 0.5, 0.75))
     limit = middle + 1.5 * (high - low)
