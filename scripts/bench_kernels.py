@@ -62,10 +62,10 @@ def report(method: Method, shape: tuple[int, ...], count: int, dtype: torch.dtyp
     base = torch.randn(shape, generator=source).mul_(0.02).to(dtype)
     step = [torch.randn(shape, generator=source).mul_(1e-3) for _ in range(count - 1)]
     inputs = [base, *((base.float() + change).to(dtype) for change in step)]
-    position = None if method.base is Base.NONE else 0
+    position = 0 if method.base is Base.REQUIRED else None
     kernel = method.kernel(resolved(method, shape, count, position))
     passes, tally, output = measure(kernel, [tensor.view(-1) for tensor in inputs], shape, dtype)
-    merged = count - (position is not None) if method.base is Base.REQUIRED else count
+    merged = count - (position is not None)
     elements = math.prod(shape) * merged
     each = " + ".join(f"{seconds / elements * 1e9:.2f}" for seconds in passes)
     total = (sum(passes) + tally + output) / elements * 1e9
