@@ -4,13 +4,19 @@
     N bytes: JSON, {name: {"dtype", "shape", "data_offsets": [start, stop]}, "__metadata__": {...}}
     the rest: the tensors' bytes, contiguous, without gap or overlap
 
-Every byte of a file is untrusted: what is returned has been checked completely.
+Every byte of a file is untrusted: what is returned has been checked completely. The JSON is read
+tensor by tensor, so that memory follows from what a header describes, and not from what JSON can
+hold (20 bytes of memory for each byte of ``[[],[],...``).
 """
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +27,36 @@ from engine.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100 << 20
 MAX_DIMENSIONS = 32
+MAX_NAME = 1000
+MAX_TENSORS = 1_000_000
+MAX_METADATA_BYTES = 16 << 20
+MAX_METADATA_ENTRIES = 100_000
 _MAX_ELEMENTS = 1 << 62
+_MAX_VALUE = 2000
 _PREFIX = 8
+
+_SPACE = rb"[ \t\n\r]*"
+_NUMBER = rb"(?:0|[1-9]\d{0,18})"
+
+
+def _tokens(*patterns: bytes) -> re.Pattern[bytes]:
+    return re.compile(_SPACE + _SPACE.join(patterns) + _SPACE)
+
+
+_END = _tokens(rb"\}")
+_NEXT = _tokens(rb"([,}])")
+_METADATA_START = re.compile(r"(\{[ \t\n\r]*\}|\{)[ \t\n\r]*")
+_METADATA_COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
+_METADATA_NEXT = re.compile(r"[ \t\n\r]*([,}])[ \t\n\r]*")
+_KEY = _tokens(rb'"([^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*)"', rb":")
+_TENSOR = _tokens(
+    *(rb'"([^"\\\x00-\x1f]{0,%d})"' % MAX_NAME, rb":", rb"\{"),
+    *(rb'"dtype"', rb":", rb'"(\w+)"', rb","),
+    *(rb'"shape"', rb":", rb"\[([\d, ]{0,700})\]", rb","),
+    *(rb'"data_offsets"', rb":", rb"\[", b"(%s)" % _NUMBER, rb",", b"(%s)" % _NUMBER, rb"\]"),
+    rb"\}",
+)
+"""A tensor as every known writer puts it; what looks otherwise is read the long way."""
 
 
 class Entry(NamedTuple):
@@ -73,22 +107,13 @@ def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry]
         CheckpointError: the format is broken.
     """
     try:
-        document = json.loads(content, object_pairs_hook=_unique)
+        entries, metadata = _Scanner(content).scan()
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' has a broken header: {error}") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"'{path}' has a broken header: not a JSON object")
-    metadata = document.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise CheckpointError(f"'{path}' has a broken header: '__metadata__' is not text")
-    data_start = _PREFIX + len(content)
-    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
-    entries = [
-        (name, _entry(name, value, data_start, shapes, path)) for name, value in document.items()
-    ]
-    entries.sort(key=lambda item: (item[1].start, item[1].stop))
-    end = data_start
-    for name, entry in entries:
+    except _Malformed as error:
+        raise CheckpointError(f"'{path}' is malformed: {error}") from error
+    end = _PREFIX + len(content)
+    for name, entry in entries.items():
         if entry.start != end:
             how = "overlaps the tensor before it" if entry.start < end else "leaves a gap before it"
             raise CheckpointError(f"'{path}' is malformed: '{name}' {how}")
@@ -98,7 +123,7 @@ def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry]
         raise CheckpointError(
             f"'{path}' {how}: its header describes {end} bytes, the file has {size}"
         )
-    return dict(entries), metadata
+    return entries, metadata
 
 
 def build_header(
@@ -113,7 +138,7 @@ def build_header(
     document: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     ends = [0]
     for name, dtype, shape in tensors:
-        stop = ends[-1] + _nbytes(dtype, shape)
+        stop = ends[-1] + math.prod(shape) * dtype.size
         offsets = [ends[-1], stop]
         document[name] = {"dtype": dtype.code, "shape": list(shape), "data_offsets": offsets}
         ends.append(stop)
@@ -136,57 +161,166 @@ def _raw_header(prefix: bytes, size: int, path: Path) -> int:
     return length
 
 
+class _Malformed(Exception):
+    """JSON that describes no tensor."""
+
+
+class _Scanner:
+    """Reads the members of a header's object, one after the other.
+
+    Everything here raises `ValueError` for what is not JSON, `_Malformed` for what is no tensor.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._data_start = _PREFIX + len(content)
+        self._layouts: dict[tuple[bytes, bytes], tuple[DType, tuple[int, ...], int]] = {}
+
+    def scan(self) -> tuple[dict[str, Entry], dict[str, str]]:
+        """Tensors in the order of their data, and metadata."""
+        if not self._content.startswith(b"{"):
+            raise ValueError("not a JSON object")
+        entries: dict[str, Entry] = {}
+        metadata: dict[str, str] | None = None
+        in_order, last = True, 0
+        empty = _END.match(self._content, 1)
+        position, more = (1, True) if empty is None else (empty.end(), False)
+        while more:
+            usual = _TENSOR.match(self._content, position)
+            name, value = self._name(position) if usual is None else (_text(usual[1]), 0)
+            if name in entries or (name == "__metadata__" and metadata is not None):
+                raise ValueError(f"'{name}' stands there twice")
+            if name == "__metadata__":
+                metadata, position = self._metadata(value)
+            else:
+                try:
+                    if usual is not None:
+                        entry, position = self._usual(usual), usual.end()
+                    else:
+                        entry, position = self._unusual(value)
+                except _Malformed as error:
+                    raise _Malformed(f"'{name}': {error}") from error
+                entries[sys.intern(name)] = entry  # models that are merged share their names
+                in_order = in_order and last <= entry.start
+                last = entry.stop
+                if len(entries) > MAX_TENSORS:
+                    raise ValueError(f"it has more than {MAX_TENSORS} tensors")
+            following = _NEXT.match(self._content, position)
+            if following is None:
+                raise ValueError(f"a comma or its end is expected at byte {position}")
+            position, more = following.end(), following[1] == b","
+        if position != len(self._content):
+            raise ValueError(f"something follows its end, at byte {position}")
+        if not in_order:
+            entries = dict(sorted(entries.items(), key=lambda item: item[1][2:]))
+        return entries, metadata or {}
+
+    def _name(self, position: int) -> tuple[str, int]:
+        """The name that stands at ``position``, and where its value begins."""
+        match = _KEY.match(self._content, position, position + 8 * MAX_NAME)
+        if match is None:
+            raise ValueError(f"a name of at most {MAX_NAME} characters is expected at {position}")
+        return _text(match[1]), match.end()
+
+    def _usual(self, match: re.Match[bytes]) -> Entry:
+        _, code, sizes, start, stop = match.groups()
+        layout = self._layouts.get((code, sizes))
+        if layout is None:
+            layout = _layout(code.decode(), json.loads(b"[%s]" % sizes))
+            self._layouts[code, sizes] = layout
+        return self._entry(layout, int(start), int(stop))
+
+    def _unusual(self, position: int) -> tuple[Entry, int]:
+        """The tensor whose description begins at ``position``, and where that ends."""
+        stop = self._content.find(b"}", position, position + _MAX_VALUE) + 1
+        if self._content[position : position + 1] != b"{":
+            raise _Malformed("it needs dtype, shape and data_offsets")
+        if not stop:
+            raise ValueError(f"an object of at most {_MAX_VALUE} bytes is expected at {position}")
+        text = self._content[position:stop].decode()
+        value = json.loads(text, object_pairs_hook=_unique)
+        if value.keys() != {"dtype", "shape", "data_offsets"}:
+            raise _Malformed("it needs dtype, shape and data_offsets")
+        offsets = _numbers(value["data_offsets"], "data_offsets")
+        if len(offsets) != 2:
+            raise _Malformed("its data_offsets are not a range")
+        return self._entry(_layout(value["dtype"], value["shape"]), *offsets), stop
+
+    def _entry(self, layout: tuple[DType, tuple[int, ...], int], start: int, stop: int) -> Entry:
+        dtype, shape, nbytes = layout
+        if start > stop:
+            raise _Malformed("its data_offsets are not a range")
+        if stop - start != nbytes:
+            raise _Malformed("its dtype and shape do not fit its data_offsets")
+        return Entry(dtype, shape, self._data_start + start, self._data_start + stop)
+
+    def _metadata(self, position: int) -> tuple[dict[str, str], int]:
+        """The metadata whose value begins at ``position``, and where that ends."""
+        window = self._content[position : position + MAX_METADATA_BYTES]
+        text = codecs.getincrementaldecoder("utf-8")().decode(window)
+        if text.startswith("null"):
+            return {}, position + len("null")
+        result: dict[str, str] = {}
+        match = _METADATA_START.match(text)
+        while match is not None and match[1] in {"{", ","}:
+            key, at = _metadata_text(text, match.end())
+            colon = _METADATA_COLON.match(text, at)
+            if colon is None:
+                break
+            value, at = _metadata_text(text, colon.end())
+            if key in result:
+                raise ValueError(f"{key[:80]!r} stands there twice")
+            result[key] = value
+            if len(result) > MAX_METADATA_ENTRIES:
+                raise ValueError(f"'__metadata__' has more than {MAX_METADATA_ENTRIES} entries")
+            match = _METADATA_NEXT.match(text, at)
+        if match is None or not match[1].endswith("}"):
+            raise ValueError("'__metadata__' is not text")
+        return result, position + len(text[: match.end()].encode())
+
+
+def _metadata_text(text: str, position: int) -> tuple[str, int]:
+    if text[position : position + 1] != '"':
+        raise ValueError("'__metadata__' is not text")
+    value: str
+    value, end = json.JSONDecoder().raw_decode(text, position)
+    return value, end
+
+
+def _text(raw: bytes) -> str:
+    """A name between its quotation marks."""
+    name = raw.decode()
+    if "\\" in name:
+        name = json.loads(f'"{name}"')
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise ValueError(f"{name[:80]!r} is no name for a tensor")
+    return name
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"'{key}' stands there twice")
-            seen.add(key)
+        raise ValueError("a key stands twice in a tensor's description")
     return result
 
 
-def _entry(
-    name: str,
-    value: object,
-    data_start: int,
-    shapes: dict[tuple[int, ...], tuple[int, ...]],
-    path: str,
-) -> Entry:
-    try:
-        if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError("it needs dtype, shape and data_offsets")
-        dtype = BY_CODE.get(value["dtype"]) if isinstance(value["dtype"], str) else None
-        if dtype is None:
-            raise ValueError(f"its dtype {str(value['dtype'])[:40]!r} is not known")
-        shape = _numbers(value["shape"], "shape")
-        if len(shape) > MAX_DIMENSIONS:
-            raise ValueError(f"it has {len(shape)} dimensions")
-        offsets = _numbers(value["data_offsets"], "data_offsets")
-        if len(offsets) != 2 or offsets[0] > offsets[1]:
-            raise ValueError("its data_offsets are not a range")
-        if offsets[1] - offsets[0] != _nbytes(dtype, shape):
-            raise ValueError("its dtype and shape do not fit its data_offsets")
-    except ValueError as error:
-        raise CheckpointError(f"'{path}' is malformed: '{name[:200]}': {error}") from error
-    shape = shapes.setdefault(shape, shape)
-    return Entry(dtype, shape, data_start + offsets[0], data_start + offsets[1])
+def _layout(code: object, sizes: object) -> tuple[DType, tuple[int, ...], int]:
+    """Dtype, shape and bytes of a tensor."""
+    dtype = BY_CODE.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise _Malformed(f"its dtype {str(code)[:40]!r} is not known")
+    shape = _numbers(sizes, "shape")
+    if len(shape) > MAX_DIMENSIONS:
+        raise _Malformed(f"it has {len(shape)} dimensions")
+    if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
+        raise _Malformed("its shape is beyond any memory")
+    return dtype, shape, math.prod(shape) * dtype.size
 
 
 def _numbers(value: object, what: str) -> tuple[int, ...]:
     if not isinstance(value, list):
-        raise ValueError(f"its {what} is not a list")
+        raise _Malformed(f"its {what} is not a list")
     for item in value:
         if type(item) is not int or item < 0:
-            raise ValueError(f"its {what} holds {str(item)[:40]!r}")
+            raise _Malformed(f"its {what} holds {str(item)[:40]!r}")
     return tuple(value)
-
-
-def _nbytes(dtype: DType, shape: tuple[int, ...]) -> int:
-    elements = 1
-    for dimension in shape:
-        elements *= dimension
-        if elements > _MAX_ELEMENTS:
-            raise ValueError("its shape is beyond any memory")
-    return elements * dtype.size

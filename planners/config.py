@@ -14,7 +14,7 @@ from typing import Any
 from engine.dtypes import BF16, BY_NAME, F16, F32, F64, DType
 from engine.errors import ConfigError
 from planners.parameters import Parameters, read_parameters
-from planners.places import Place, Value, load_documents, nearest
+from planners.places import MAX_BYTES, Place, Value, load_documents, nearest
 from planners.reference import ModelReference, read_reference
 
 _DTYPES = {
@@ -124,7 +124,8 @@ def load_config(path: Path) -> Configuration:
         ConfigError: it cannot be read, or means nothing; the message names file, line and key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            text = file.read(MAX_BYTES + 1).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise ConfigError(f"cannot read the configuration '{path}': {reason}") from error
@@ -162,6 +163,8 @@ def _document(value: Value) -> Document:
     modules: dict[str | None, Module] = {}
     if kinds[0] == "modules":
         for name, item in keys["modules"].mapping("'modules'").items():
+            if not name.isprintable():
+                raise item.error("a module must have a name")
             modules[name] = _module(item, {"models", "slices", "parameters"})
         if not modules:
             raise keys["modules"].error("'modules' is empty")
@@ -181,10 +184,16 @@ def _document(value: Value) -> Document:
         parameters=_parameters(keys),
         tokenizer=tokenizer,
         chat_template=keys.get("chat_template") if _present(keys, "chat_template") else None,
-        name=str(keys["name"].content) if _present(keys, "name") else None,
+        name=_name(keys["name"]) if _present(keys, "name") else None,
         place=value.place,
         method_place=keys["merge_method"].place,
     )
+
+
+def _name(value: Value) -> str:
+    if isinstance(value.content, (int, float)):
+        return str(value.content)
+    return value.text("'name'")
 
 
 def _module(value: Value, allowed: set[str]) -> Module:
@@ -274,4 +283,4 @@ def _check_keys(
 ) -> None:
     for key, value in keys.items():
         if key not in allowed and key not in ignored:
-            raise value.error(f"unknown key '{key}'{nearest(key, allowed)}")
+            raise value.error(f"unknown key {key!r}{nearest(key, allowed)}")

@@ -6,6 +6,7 @@ are asked in order of precedence; the first that yields a value for a tensor win
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,8 +99,8 @@ def check_names(
         elif name not in per_model and name not in settings:
             if name not in elsewhere():
                 known = nearest(name, per_model | settings) or "; it takes none"
-                raise place.error(f"'{method.name}' has no parameter '{name}'{known}")
-            warnings.append(f"{place}: '{method.name}' has no parameter '{name}': it has no effect")
+                raise place.error(f"'{method.name}' has no parameter {name!r}{known}")
+            warnings.append(f"{place}: '{method.name}' has no parameter {name!r}: it has no effect")
     return warnings
 
 
@@ -163,11 +164,11 @@ def _filtered(value: Value) -> Entry:
     keys = value.mapping("an entry")
     for key, item in keys.items():
         if key not in {"filter", "value"}:
-            raise item.error(f"unknown key '{key}'{nearest(key, ['filter', 'value'])}")
+            raise item.error(f"unknown key {key!r}{nearest(key, ['filter', 'value'])}")
     if "value" not in keys:
         raise value.error("an entry with a filter needs 'value'")
     text = keys["filter"].content if "filter" in keys else None
-    if isinstance(text, (dict, list)):
+    if isinstance(text, (dict, list)) or not str(text).isprintable():
         raise keys["filter"].error("'filter' must be a part of a tensor's name")
     pattern = None if text is None or text == "*" else str(text)
     return Entry(pattern, _scalar_or_gradient(keys["value"]), value.place)
@@ -187,9 +188,11 @@ def _scalar(value: Value) -> Any:
         raise value.error(f"a number, true or false is needed here, not {value.kind}")
     if isinstance(content, str):
         try:
-            return float(content)  # YAML 1.1 reads 1e-5 as text
+            content = float(content)  # YAML 1.1 reads 1e-5 as text
         except ValueError:
-            raise value.error(f"a number, true or false is needed here, not '{content}'") from None
+            raise value.error(f"a number, true or false is needed here, not {value.kind}") from None
+    if isinstance(content, float) and not math.isfinite(content):
+        raise value.error(f"a finite number is needed here, not {content}")
     return content
 
 

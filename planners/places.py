@@ -7,11 +7,13 @@ duplicate keys, and aliases only as far as the expanded document stays small.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from yaml.events import CollectionEndEvent, CollectionStartEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from engine.errors import ConfigError
@@ -19,7 +21,11 @@ from engine.errors import ConfigError
 MAX_BYTES = 4 << 20
 MAX_NODES = 200_000
 MAX_DEPTH = 50
+MAX_NAME = 1000
+"""Characters of a name, and of a path of keys."""
 
+_MAX_NUMBER = 100
+_DIRECTIVE = re.compile(r"^%[A-Z]", re.MULTILINE)
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
 
@@ -76,12 +82,12 @@ class Value:
         return self.content
 
     def text(self, what: str) -> str:
-        """The content as a non-empty string.
+        """The content as a name: a string of printable characters, not empty.
 
         Raises:
             ConfigError: it is something else.
         """
-        if not isinstance(self.content, str) or not self.content:
+        if not isinstance(self.content, str) or not _is_name(self.content):
             raise self.error(f"{what} must be a name, not {self.kind}")
         return self.content
 
@@ -100,7 +106,7 @@ class Value:
             return "a mapping"
         if isinstance(self.content, list):
             return "a list"
-        return "nothing" if self.content is None else repr(self.content)
+        return "nothing" if self.content is None else _short(repr(self.content))
 
 
 def load_documents(text: str, file: str) -> list[Value]:
@@ -111,7 +117,11 @@ def load_documents(text: str, file: str) -> list[Value]:
     """
     if len(text) > MAX_BYTES:
         raise ConfigError(f"'{file}' has {len(text)} characters: too large for a configuration")
+    if directive := _DIRECTIVE.search(text):
+        line = text.count("\n", 0, directive.start()) + 1
+        raise ConfigError(f"{file}:{line}: YAML directives are not allowed: remove the line")
     try:
+        _check_nesting(text, file)
         nodes = list(yaml.compose_all(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -127,10 +137,37 @@ def load_documents(text: str, file: str) -> list[Value]:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """``; did you mean 'x'?`` with the closest valid name, or else the list of them."""
     names = sorted(valid)
+    name = name[:MAX_NAME]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; known: {', '.join(names)}" if names else ""
+
+
+def _check_nesting(text: str, file: str) -> None:
+    """Bound depth and size before anything recurses: PyYAML's composer is C and has no bound."""
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
+        if isinstance(event, CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH or count > 2 * MAX_NODES:  # a collection has a start and an end
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise _too_large(Place(file, line, ""))
+
+
+def _too_large(place: Place) -> ConfigError:
+    return place.error("the document is too large or too deep for a configuration")
+
+
+def _is_name(text: str) -> bool:
+    """Whether a message, a terminal and a file name can show ``text`` as it is."""
+    return 0 < len(text) <= MAX_NAME and text.isprintable()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class _Reader:
@@ -142,8 +179,8 @@ class _Reader:
     def value(self, node: Node, path: str, depth: int) -> Value:
         place = Place(self._file, node.start_mark.line + 1, path)
         self._count += 1
-        if self._count > MAX_NODES or depth > MAX_DEPTH:
-            raise place.error("the document is too large or too deep for a configuration")
+        if self._count > MAX_NODES or depth > MAX_DEPTH or len(path) > MAX_NAME:
+            raise _too_large(Place(self._file, place.line, path[:80]))
         if isinstance(node, MappingNode):
             return Value(self._mapping(node, path, depth), place)
         if isinstance(node, SequenceNode):
@@ -158,20 +195,24 @@ class _Reader:
         for key_node, value_node in node.value:
             place = Place(self._file, key_node.start_mark.line + 1, path)
             key = self._scalar(key_node, place) if isinstance(key_node, ScalarNode) else None
-            if key is None or isinstance(key, bool):
-                raise place.error("a key must be a name")
             name = str(key)
+            if key is None or isinstance(key, bool) or len(name) > MAX_NAME:
+                raise place.error(f"a key must be a name, not {_short(repr(key))}")
             if name in result:
-                raise place.error(f"'{name}' stands here twice")
-            result[name] = self.value(value_node, f"{path}.{name}".lstrip("."), depth + 1)
+                raise place.error(f"{name!r} stands here twice")
+            shown = name if _is_name(name) else repr(name)
+            result[name] = self.value(value_node, f"{path}.{shown}".lstrip("."), depth + 1)
         return result
 
     def _scalar(self, node: ScalarNode, place: Place) -> Any:
         if node.tag not in _PLAIN_TAGS:
             if node.tag.startswith("tag:yaml.org,2002:") and not node.tag.endswith("binary"):
                 return node.value  # dates and the like are meant as text
-            raise place.error(f"the tag '{node.tag}' is not allowed: write plain values")
+            tag = _short(repr(node.tag))
+            raise place.error(f"the tag {tag} is not allowed: write plain values")
+        if not node.tag.endswith(":str") and len(node.value) > _MAX_NUMBER:
+            raise place.error(f"not a value: {_short(repr(node.value))}")
         try:
             return self._scalars.construct_object(node)
         except (ValueError, yaml.YAMLError) as error:
-            raise place.error(f"not a value: {node.value[:80]!r}") from error
+            raise place.error(f"not a value: {_short(repr(node.value))}") from error

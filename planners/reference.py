@@ -56,7 +56,7 @@ def read_reference(value: Value) -> ModelReference:
     for key, item in keys.items():
         if key not in {"model", "lora", "override_architecture"}:
             known = nearest(key, ["model", "lora", "override_architecture"])
-            raise item.error(f"unknown key '{key}'{known}")
+            raise item.error(f"unknown key {key!r}{known}")
     if "model" not in keys:
         raise value.error("a model reference needs 'model'")
     override = keys.get("override_architecture")
@@ -78,13 +78,17 @@ def _read_location(value: Value) -> Location:
     keys = value.mapping("a model")
     for key, item in keys.items():
         if key not in {"path", "revision"}:
-            raise item.error(f"unknown key '{key}'{nearest(key, ['path', 'revision'])}")
+            raise item.error(f"unknown key {key!r}{nearest(key, ['path', 'revision'])}")
     if "path" not in keys:
         raise value.error("a model reference needs 'path'")
     revision = keys.get("revision")
     if revision is None or revision.content is None:
         return Location(keys["path"].text("'path'"))
-    return Location(keys["path"].text("'path'"), str(revision.content))
+    number = type(revision.content) is int  # a hash may have digits only
+    return Location(
+        keys["path"].text("'path'"),
+        str(revision.content) if number else revision.text("'revision'"),
+    )
 
 
 def _location(part: str, whole: str) -> Location:

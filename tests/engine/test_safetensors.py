@@ -20,7 +20,7 @@ from engine.errors import CheckpointError
 from engine.safetensors import build_header, parse_header, read_header
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
-    lambda name: name != "__metadata__"
+    lambda name: name != "__metadata__" and name.isprintable()
 )
 shapes = st.lists(st.integers(0, 9), max_size=4).map(tuple)
 dtypes = st.sampled_from([BF16, F16, F32, BY_NAME["int64"], BY_NAME["uint8"]])
@@ -88,6 +88,9 @@ def tensor(start: int, stop: int, shape: Any = None, dtype: Any = "U8") -> dict[
     }
 
 
+EMPTY = b'{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+EMPTY_A = b'{"a":%s}' % EMPTY
+
 MALFORMED = {
     "empty": (b"", "no safetensors file"),
     "short": (b"1234567", "no safetensors file"),
@@ -97,7 +100,25 @@ MALFORMED = {
     "no object": (raw([1]), "not a JSON object"),
     "deep": (raw(b"[" * 100_000), "broken header"),
     "not utf-8": (raw(b'{"\xff": 1}'), "broken header"),
-    "twice": (raw(b'{"a": 1, "a": 2}'), "'a' stands there twice"),
+    "space first": (raw(b" {}"), "not a JSON object"),
+    "utf-16": (raw("{}".encode("utf-16-le")), "broken header"),
+    "twice": (raw(b'{"a": %s, "a": {}}' % EMPTY), "'a' stands there twice"),
+    "shape twice": (raw(b'{"a": {"shape": [0], "shape": [0]}}'), "a key stands twice"),
+    "two values": (raw(b"{}{}"), "something follows its end"),
+    "two commas": (raw(b'{"a": %s,,}' % EMPTY), "a name of at most"),
+    "no comma": (raw(b'{"a": %s "b": %s}' % (EMPTY, EMPTY)), "a comma or its end is expected"),
+    "leading zeros": (raw(EMPTY_A.replace(b"[0]", b"[00]")), "broken header"),
+    "trailing comma": (raw(EMPTY_A.replace(b"[0]", b"[0,]")), "broken header"),
+    "line break in a name": (raw({"a\nb": tensor(0, 0)}), "is no name for a tensor"),
+    "control character": (raw({"a\x1b[2J": tensor(0, 0)}), "is no name for a tensor"),
+    "half a character": (raw(b'{"\\ud800": %s}' % EMPTY), "is no name for a tensor"),
+    "long name": (raw({"a" * 1001: tensor(0, 0)}), "broken header"),
+    "long description": (raw({"a": {"dtype": "x" * 3000}}), "broken header"),
+    "metadata twice": (raw(b'{"__metadata__": {}, "__metadata__": {}}'), "stands there twice"),
+    "metadata key twice": (raw(b'{"__metadata__": {"a": "", "a": ""}}'), "stands there twice"),
+    "metadata list": (raw({"__metadata__": []}), "'__metadata__' is not text"),
+    "metadata unfinished": (raw(b'{"__metadata__": {"a": "b",'), "'__metadata__' is not text"),
+    "enormous dimension of nothing": (raw({"a": tensor(0, 0, shape=[0, 1 << 70])}), "beyond any"),
     "metadata": (raw({"__metadata__": {"a": 1}}), "'__metadata__' is not text"),
     "no tensor": (raw({"a": 3}), "'a': it needs dtype"),
     "more keys": (raw({"a": {**tensor(0, 1), "x": 1}}, 1), "'a': it needs dtype"),
@@ -128,6 +149,38 @@ def test_malformed_files_are_refused_by_name(tmp_path: Path, case: str) -> None:
     assert expected in str(caught.value)
     assert "bad.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+WRITTEN = {
+    "compact": b'{"a":%s,"b":%s}' % (EMPTY, EMPTY),
+    "padded": EMPTY_A.replace(b"}}", b"} } \n\t") + b"    ",
+    "spaced": EMPTY_A.replace(b":", b" : ").replace(b",", b" ,\n").replace(b"[", b"[ "),
+    "another order": b'{"a":{"shape":[0],"data_offsets":[0,0],"dtype":"U8"}}',
+    "escaped name": rb'{"\u0061\"":%s}' % EMPTY,
+    "no metadata": b'{"__metadata__":null,"a":%s}' % EMPTY,
+    "empty metadata": b'{ "__metadata__" : { } , "a":%s}' % EMPTY,
+    "metadata last": b'{"a":%s,"__metadata__":{"k" : "\\u00e4 \xc3\xa4" , "l":"}"} }' % EMPTY,
+    "not in order": rb'{"b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]},'
+    rb'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_any_way_of_writing_json_is_read(case: str) -> None:
+    content = WRITTEN[case]
+    expected = json.loads(content)
+    metadata = expected.pop("__metadata__", None) or {}
+    data = max(value["data_offsets"][1] for value in expected.values())
+    entries, found = parse_header(content, 8 + len(content) + data, "x")
+    assert found == metadata
+    start = 8 + len(content)
+    assert {
+        name: [entry.dtype.code, list(entry.shape), [entry.start - start, entry.stop - start]]
+        for name, entry in entries.items()
+    } == {name: [v["dtype"], v["shape"], v["data_offsets"]] for name, v in expected.items()}
+    assert [entry.start for entry in entries.values()] == sorted(
+        entry.start for entry in entries.values()
+    )
 
 
 @given(st.data())

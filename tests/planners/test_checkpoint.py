@@ -187,5 +187,6 @@ def test_what_the_hub_refuses_is_said_in_words(
     with pytest.raises(CheckpointError, match=expected) as caught:
         Resolver(download=asked.append).directory(Location(model))
     server.shutdown()
+    server.server_close()
     assert asked == [model]
     assert f"--model-dir {model}=PATH" in str(caught.value)

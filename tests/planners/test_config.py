@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import pytest
@@ -49,6 +48,29 @@ WRONG = {
         ":2: 'merge_method' stands here twice",
     ),
     "tag": ("merge_method: !!python/object/apply:os.system [ls]\nmodels: [a]", "config.yml:1"),
+    "tag with a line break": ("merge_method: !<a%0Ab> x", "the tag 'a\\nb' is not allowed"),
+    "directive": ("%TAG ! tag:x\n---\nmerge_method: x", ":1: YAML directives are not allowed"),
+    "deep flow": ("a: " + "[" * 100_000 + "]" * 100_000, ":1: the document is too large or too"),
+    "deep blocks": ("- " * 100_000, ":1: the document is too large or too deep"),
+    "itself": ("a: &a [*a]", "too large or too deep"),
+    "long path": (
+        "".join("  " * i + "k" * 999 + ":\n" for i in range(3)) + "  " * 9 + "- x",
+        "too large or too deep",
+    ),
+    "endless number": ("a: 1" + ":59" * 200_000, "not a value: '1:59:59"),
+    "key that is no text": ("[a]: 1", "a key must be a name"),
+    "control characters": (
+        'merge_method: x\nmodels: [a]\n"p\\e[2J\\n": 1',
+        "unknown key 'p\\x1b[2J\\n'",
+    ),
+    "model with a line break": ('merge_method: x\nmodels: ["a\\nb"]', "models[0]: a model must be"),
+    "method with a line break": ('merge_method: "a\\nb"\nmodels: [a]', "must be a name"),
+    "infinite": (
+        "merge_method: x\nmodels: [{model: a, parameters: {weight: -.inf}}]",
+        "models[0].parameters.weight: a finite number is needed here, not -inf",
+    ),
+    "infinite text": ("merge_method: x\nmodels: [a]\nparameters: {t: [1e999, 1]}", "finite"),
+    "list for a name": ("merge_method: x\nmodels: [a]\nname: [a]", "'name' must be a name"),
     "text parameter": (
         "merge_method: linear\nmodels: [{model: a, parameters: {weight: lots}}]",
         "models[0].parameters.weight: a number, true or false is needed here, not 'lots'",
@@ -140,15 +162,25 @@ def test_alias_bombs_are_refused() -> None:
 def test_absent_and_binary_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load_config(tmp_path / "none.yml")
+    with pytest.raises(ConfigError, match="too large"):
+        load_config(Path("/dev/zero"))
     (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not text"):
         load_config(tmp_path / "binary.yml")
 
 
+def message(text: str) -> str:
+    """What is wrong with a configuration; empty if nothing is."""
+    try:
+        parse_config(text)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    with contextlib.suppress(ConfigError):
-        parse_config(text)
+    assert message(text).isprintable()
 
 
 words = st.text("abcXYZ09-_./", min_size=1, max_size=12)
