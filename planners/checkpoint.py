@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,10 +19,16 @@ from engine.storage import FileSource
 
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 64 << 20
+MAX_JSON_BRACKETS = 1_000_000
+MAX_JSON_COMMAS = 4_000_000
+MAX_TENSORS = 2_000_000
 
 _QUANTISED_NAMES = re.compile(
-    r"\.(qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state(\..*)?|weight_scale(_inv)?)$"
+    r"\.(qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state(\..*)?|weight_scale(_inv)?"
+    r"|weight_packed)$"
 )
+
+_NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.safetensors")
 
 
 class TensorEntry(NamedTuple):
@@ -67,6 +74,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     config = read_config(directory)
     _refuse_quantised(directory, config)
     shards = _shards(directory)
+    for name in shards:
+        check_inside(directory, name)
     with ThreadPoolExecutor(8) as pool:
         headers = list(pool.map(lambda name: read_header(directory / name), shards))
     tensors: dict[str, TensorEntry] = {}
@@ -85,12 +94,24 @@ def open_checkpoint(directory: Path) -> Checkpoint:
                 other = Path(tensors[tensor].source.path).name
                 raise CheckpointError(f"'{directory}': '{tensor}' is in '{other}' and in '{name}'")
             tensors[tensor] = TensorEntry(source, entry.start, entry.dtype, entry.shape)
+        if len(tensors) > MAX_TENSORS:
+            raise CheckpointError(f"'{directory}' has more than {MAX_TENSORS} tensors")
     quantised = next((name for name in tensors if _QUANTISED_NAMES.search(name)), None)
     if quantised is not None:
         raise _quantised(directory, f"it has '{quantised}'")
     if not tensors:
         raise CheckpointError(f"'{directory}' has no tensors")
     return Checkpoint(directory, config, tensors, tuple(sources))
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether ``directory`` has a configuration and every shard; contents are not looked at."""
+    if not (directory / "config.json").is_file():
+        return False
+    try:
+        return bool(_shards(directory))
+    except CheckpointError:
+        return False
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -112,9 +133,16 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: it cannot be read, is too large, or is something else.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
+        if not path.is_file():
+            raise CheckpointError(f"'{path}' is not a file")
+        with open(path, "rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+        if len(content) > MAX_JSON_BYTES:
             raise CheckpointError(f"'{path}' is larger than {MAX_JSON_BYTES >> 20} MiB")
-        document = json.loads(path.read_bytes())
+        brackets = content.count(b"[") + content.count(b"{")
+        if brackets > MAX_JSON_BRACKETS or content.count(b",") > MAX_JSON_COMMAS:
+            raise CheckpointError(f"'{path}' has more values than a model can need")
+        document = json.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -132,8 +160,9 @@ def _shards(directory: Path) -> dict[str, set[str]]:
     single = directory / "model.safetensors"
     if single.is_file():
         return {single.name: set()}
-    found = sorted(path.name for path in directory.glob("*.safetensors"))
+    found = sorted(path.name for path in directory.glob("*.safetensors") if path.is_file())
     if found:
+        _check_numbering(directory, found)
         return {name: set() for name in found}
     if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
         raise CheckpointError(
@@ -143,6 +172,17 @@ def _shards(directory: Path) -> dict[str, set[str]]:
     raise CheckpointError(f"'{directory}' has no .safetensors files")
 
 
+def _check_numbering(directory: Path, names: list[str]) -> None:
+    """Shards without an index: where they are numbered, all numbers must be there."""
+    found = [match.groups() for name in names if (match := _NUMBERED.match(name))]
+    for (family, total), count in Counter((family, total) for family, _, total in found).items():
+        if count < int(total):
+            raise CheckpointError(
+                f"'{directory}' has {count} of the {int(total)} shards '{family}-*-of-{total}', "
+                "and no index: copy or download it again"
+            )
+
+
 def _indexed_shards(directory: Path, index: Mapping[str, Any]) -> dict[str, set[str]]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -150,27 +190,45 @@ def _indexed_shards(directory: Path, index: Mapping[str, Any]) -> dict[str, set[
     shards: dict[str, set[str]] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str):
-            raise CheckpointError(f"'{directory / INDEX}': '{tensor}' is in no file")
+            raise CheckpointError(f"'{directory / INDEX}': {tensor[:200]!r} is in no file")
         shards.setdefault(name, set()).add(tensor)
     for name in shards:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-            raise CheckpointError(f"'{directory / INDEX}' names '{name}' outside the checkpoint")
-        if not (directory / name).is_file():
+        if path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable():
+            raise CheckpointError(f"'{directory / INDEX}' names {name!r} outside the checkpoint")
+        if not _is_file(directory / name):
             raise CheckpointError(
-                f"'{directory}' lacks the shard '{name}': copy or download it again"
+                f"'{directory}' lacks the shard '{name[:200]}': copy or download it again"
             )
-        _check_inside(directory, name)
     return dict(sorted(shards.items()))
 
 
-def _check_inside(directory: Path, name: str) -> None:
-    """A shard may be a link within the model's own tree, as in the hub's cache, and no other."""
+def check_inside(directory: Path, name: str) -> None:
+    """Check that a file of a checkpoint is one of its own.
+
+    It may be a link within ``directory``, or within the hub's cache, where a model's directory
+    ``snapshots/COMMIT`` links to ``blobs`` beside ``snapshots``.
+
+    Raises:
+        CheckpointError: it is a link that leads elsewhere.
+    """
     root = directory.resolve()
-    if root.parent.name == "snapshots":
-        root = root.parent.parent
-    if not (directory / name).resolve().is_relative_to(root):
-        raise CheckpointError(f"'{directory / name}' leads outside the checkpoint's directory")
+    roots = [root]
+    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+        roots.append(root.parent.parent / "blobs")
+    target = (directory / name).resolve()
+    if not any(target.is_relative_to(inside) for inside in roots):
+        raise CheckpointError(
+            f"'{directory / name}' is a link that leads outside the checkpoint's directory: "
+            "put the file itself there"
+        )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or none at all
+        return False
 
 
 def _source(path: Path, header: Header) -> FileSource:
@@ -180,12 +238,13 @@ def _source(path: Path, header: Header) -> FileSource:
 
 
 def _refuse_quantised(directory: Path, config: Mapping[str, Any]) -> None:
-    settings = config.get("quantization_config")
-    if isinstance(settings, dict):
-        method = settings.get("quant_method") or (
-            "bitsandbytes" if settings.get("load_in_4bit") or settings.get("load_in_8bit") else "?"
-        )
-        raise _quantised(directory, f"by {method}")
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for settings in (part.get("quantization_config") for part in parts):
+        if isinstance(settings, dict):
+            bits = settings.get("load_in_4bit") or settings.get("load_in_8bit")
+            method = settings.get("quant_method") or ("bitsandbytes" if bits else "?")
+            known = isinstance(method, str) and method.isprintable()
+            raise _quantised(directory, f"by {method[:40] if known else '?'}")
 
 
 def _quantised(directory: Path, how: str) -> CheckpointError:

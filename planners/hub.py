@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError
+from planners.checkpoint import is_complete
 from planners.reference import Location
 
 _WANTED = (
@@ -51,7 +52,7 @@ class Resolver:
                 raise CheckpointError(f"'{given}', given for '{location}', is not a directory")
             return given
         for candidate in self._local_candidates(location):
-            if candidate.is_dir():
+            if _is_directory(candidate):
                 return candidate
         if not is_hub_id(location.path):
             raise CheckpointError(
@@ -60,7 +61,7 @@ class Resolver:
         return self._from_hub(location)
 
     def _local_candidates(self, location: Location) -> list[Path]:
-        path = Path(location.path).expanduser()
+        path = Path(os.path.expanduser(location.path))
         candidates = [path]
         if self.relative_to is not None and not path.is_absolute():
             candidates.append(self.relative_to / path)
@@ -96,6 +97,13 @@ def is_hub_id(path: str) -> bool:
     )
 
 
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False
+
+
 def _offline() -> bool:
     flags = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     return any(os.environ.get(flag, "").upper() in {"1", "ON", "YES", "TRUE"} for flag in flags)
@@ -111,7 +119,7 @@ def _cache_folder() -> Path:
 
 
 def _cached(location: Location) -> Path | None:
-    """A complete snapshot in the cache.
+    """A complete snapshot in the cache; what is there in part only is left to be fetched.
 
     Layout of the cache: ``models--OWNER--NAME/refs/REVISION`` holds the commit's hash, and
     ``snapshots/HASH`` the files as links into ``blobs``.
@@ -123,11 +131,11 @@ def _cached(location: Location) -> Path | None:
     reference = model / "refs" / revision
     try:
         commit = reference.read_text().strip() if reference.is_file() else revision
-    except OSError:
+        snapshot = model / "snapshots" / commit
+        single_name = "/" not in commit and commit not in {"", ".", ".."}
+        return snapshot if single_name and is_complete(snapshot) else None
+    except (OSError, ValueError):
         return None
-    snapshot = model / "snapshots" / commit
-    complete = (snapshot / "config.json").is_file() and any(snapshot.glob("*.safetensors"))
-    return snapshot if complete and "/" not in commit and commit not in {".", ".."} else None
 
 
 def _download(location: Location, where: str) -> Path:
@@ -141,6 +149,7 @@ def _download(location: Location, where: str) -> Path:
         directory: Any = snapshot_download(
             location.path,
             revision=location.revision,
+            cache_dir=_cache_folder(),
             allow_patterns=list(_WANTED),
             ignore_patterns=list(_UNWANTED),
         )
@@ -154,7 +163,8 @@ def _download(location: Location, where: str) -> Path:
         raise failed(
             "the hub has no such model, or it is private: log in (hf auth login)"
         ) from error
-    except (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise failed(f"the hub does not answer ({reason})") from error
+    except Exception as error:  # whatever the libraries below raise when the network fails
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = "".join(letter if letter.isprintable() else "?" for letter in lines[0])
+        raise failed(f"the hub does not answer as it should ({reason})") from error
     return Path(directory)

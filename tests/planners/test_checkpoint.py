@@ -1,11 +1,10 @@
-"""Checkpoints and where they are found: complete, foreign, hostile."""
+"""Checkpoints: complete, foreign, hostile."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import pytest
 
 from engine.errors import CheckpointError
 from planners.checkpoint import INDEX, open_checkpoint
-from planners.hub import Resolver
-from planners.reference import Location
 from tests.planners.support import llama, llama_names, write_checkpoint
 
 
@@ -104,89 +101,68 @@ def test_quantised_tensors_are_refused_too(tmp_path: Path) -> None:
     assert "is quantised (it has 'model.layers.0.q_proj.qweight')" in refusal(tmp_path / "a")
 
 
-def cache(folder: Path, model: str, source: Path, revision: str = "main") -> None:
-    """A model in the hub's cache: links from a snapshot into blobs."""
-    root = folder / ("models--" + model.replace("/", "--"))
-    snapshot = root / "snapshots" / "abc123"
-    (root / "blobs").mkdir(parents=True)
-    snapshot.mkdir(parents=True)
-    for number, path in enumerate(sorted(source.iterdir())):
-        shutil.copy(path, root / "blobs" / str(number))
-        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
-    (root / "refs").mkdir()
-    (root / "refs" / revision).write_text("abc123")
+def test_quantised_parts_are_refused_too(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a")
+    part = {"text_config": {"quantization_config": {"quant_method": "fp8"}}}
+    (model / "config.json").write_text(json.dumps(part))
+    assert "is quantised (by fp8)" in refusal(model)
 
 
-def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    given = llama(tmp_path / "given")
-    near = llama(tmp_path / "configs" / "near")
-    folder = llama(tmp_path / "folder" / "acme" / "one")
-    flat = llama(tmp_path / "folder" / "two")
-    cache(tmp_path / "cache", "acme/three", llama(tmp_path / "three", shards=2), "v1")
-    resolver = Resolver(
-        model_dirs={"acme/given": given, "acme/old@v2": near},
-        search=[tmp_path / "folder"],
-        relative_to=tmp_path / "configs",
-    )
-
-    def found(path: str, revision: str | None = None) -> Path:
-        return resolver.directory(Location(path, revision)).resolve()
-
-    assert found("acme/given") == given
-    assert found("acme/given", "v9") == given
-    assert found("acme/old", "v2") == near
-    assert found("near") == near
-    assert found("./configs/near") == near
-    assert found("acme/one") == folder
-    assert found("acme/two") == flat
-    assert found("acme/three", "v1").name == "abc123"
-    assert set(open_checkpoint(found("acme/three", "v1")).tensors) == set(llama_names(4))
-    for missing in ("acme/three", "acme/none"):  # the first is there, but at another revision
-        with pytest.raises(CheckpointError, match=f"--model-dir {missing}=PATH"):
-            found(missing)
-    with pytest.raises(CheckpointError, match="no hub id either"):
-        found("../no/such/model")
-    with pytest.raises(CheckpointError, match="is not a directory"):
-        Resolver(model_dirs={"a": tmp_path / "none"}).directory(Location("a"))
+def test_a_single_file_does_not_lead_out_of_the_checkpoint(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a")
+    shutil.move(model / "model.safetensors", tmp_path / "elsewhere.safetensors")
+    (model / "model.safetensors").symlink_to("../elsewhere.safetensors")
+    assert "leads outside the checkpoint's directory" in refusal(model)
 
 
-class Refusing(BaseHTTPRequestHandler):
-    """A hub that knows nobody."""
-
-    def do_GET(self) -> None:
-        gated = "gated" in self.path
-        self.send_response(403 if gated else 404)
-        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+def test_a_directory_that_only_looks_like_the_cache_is_no_way_out(tmp_path: Path) -> None:
+    model = llama(tmp_path / "x" / "snapshots" / "a")
+    shutil.move(model / "model.safetensors", tmp_path / "x" / "secret")
+    (model / "model.safetensors").symlink_to("../../secret")
+    assert "leads outside the checkpoint's directory" in refusal(model)
 
 
-@pytest.mark.parametrize(
-    ("model", "expected"), [("acme/gated", "it is gated"), ("acme/none", "no such model")]
-)
-def test_what_the_hub_refuses_is_said_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, expected: str
-) -> None:
-    from huggingface_hub import constants
+def test_shards_without_an_index(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a", shards=3)
+    (model / INDEX).unlink()
+    assert set(open_checkpoint(model).tensors) == set(llama_names(4))
+    (model / "model-00002-of-00003.safetensors").unlink()
+    assert "has 2 of the 3 shards 'model-*-of-00003', and no index" in refusal(model)
+    shutil.copy(model / "model-00001-of-00003.safetensors", model / "other.safetensors")
+    (model / "model-00003-of-00003.safetensors").unlink()
+    (model / "model-00001-of-00003.safetensors").rename(model / "model.1.safetensors")
+    assert "is in 'model.1.safetensors' and in 'other.safetensors'" in refusal(model)
 
-    server = HTTPServer(("127.0.0.1", 0), Refusing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    asked: list[str] = []
-    with pytest.raises(CheckpointError, match=expected) as caught:
-        Resolver(download=asked.append).directory(Location(model))
-    server.shutdown()
-    server.server_close()
-    assert asked == [model]
-    assert f"--model-dir {model}=PATH" in str(caught.value)
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a", shards=2)
+    for path in model.glob("*.safetensors"):
+        path.unlink()
+        os.mkfifo(path)
+    assert "lacks the shard" in refusal(model)
+    (model / INDEX).unlink()
+    assert "no .safetensors files" in refusal(model)
+
+
+BOMBS = {
+    "lists": b"[" + b"[]," * 2_000_000 + b"0]",
+    "numbers": b"[" + b"1," * 5_000_000 + b"0]",
+    "deep": b"[" * 500_000,
+    "number": b'{"a": ' + b"9" * 10_000 + b"}",
+    "utf-16": "{}".encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("name", [INDEX, "config.json"])
+def test_json_that_would_fill_memory(tmp_path: Path, bomb: str, name: str) -> None:
+    model = llama(tmp_path / "a", shards=2)
+    (model / name).write_bytes(BOMBS[bomb])
+    assert f"{name}'" in refusal(model)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\n", "\x1b[2J", "", ".", "\ud800"])
+def test_names_of_shards_that_no_file_has(tmp_path: Path, name: str) -> None:
+    model = llama(tmp_path / "a", shards=2)
+    (model / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    assert refusal(model).isprintable()
