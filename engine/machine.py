@@ -18,11 +18,12 @@ _ROUND = 16 * MIB
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
-_RUNTIME_BYTES = 256 * MIB
-"""Memory that importing and using torch adds, until it was measured on this machine."""
+_RUNTIME_BYTES = 224 * MIB
+"""Memory that importing and using torch adds at least: less is not believed of any run, for how
+much of its libraries is mapped depends on what it does."""
 
 _ACCELERATED_RUNTIME_BYTES = 1024 * MIB
-"""The same for builds of torch that carry an accelerator's libraries."""
+"""The same for builds of torch that carry an accelerator's libraries, until it was measured."""
 
 
 def available_threads() -> int:
@@ -117,12 +118,11 @@ def runtime_bytes() -> int:
 def remember_runtime_bytes(measured: int) -> None:
     """Record what torch took in a run, for the plans to come.
 
-    A run may leave something else behind, so the least that was ever measured counts. It is a
-    hint: that it cannot be recorded is no matter.
+    Plans are upper bounds, so the most that was ever measured counts. It is a hint: that it
+    cannot be recorded is no matter.
     """
-    rounded = (-(-measured // _ROUND) + 1) * _ROUND
-    remembered = _remembered_runtime()
-    if rounded <= 0 or (remembered is not None and remembered <= rounded):
+    rounded = max((-(-measured // _ROUND) + 1) * _ROUND, _RUNTIME_BYTES)
+    if rounded <= (_remembered_runtime() or 0):
         return
     path = _profile_path()
     try:

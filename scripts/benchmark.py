@@ -1,11 +1,12 @@
 """Time mergeloom on generated checkpoints, beside mergekit where it is there.
 
-    scripts/bench --work DIR --mergekit ENVIRONMENT --repeat 3
+    scripts/bench --mergekit ENVIRONMENT --repeat 3
     scripts/bench --work DIR --merges linear,ties --memory-limit 512MiB --floor
 
 Every run is a whole process, start-up included, and begins with the checkpoints out of the page
 cache; the libraries of both programs are in it. Runs alternate between the programs. The least
-time of each counts. Checkpoints are made in DIR once and stay there; outputs are removed.
+time of each counts; bytes read and written are what the kernel counted. Checkpoints are made in
+the work directory once and used again, unless --clean removes them; outputs are removed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import shutil
 import statistics
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from scripts.shapes import SHAPES
 USUAL = "passthrough,linear,slerp,ties,task_arithmetic"
 VARIABLES = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 _TUNES = 3
+_WORK = Path(tempfile.gettempdir()) / "mergeloom-bench"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +59,16 @@ class Row:
     peak_bytes: int
     read_bytes: int
     write_bytes: int
-    device_read_bytes: int | None
-    device_write_bytes: int | None
+    predicted_read_bytes: int
+    predicted_write_bytes: int
     predicted_peak_bytes: int
     group_peak_bytes: int | None
     group_limit_hits: int | None
     group_killed: int | None
     mergekit_seconds: list[float]
     mergekit_peak_bytes: int | None
+    mergekit_read_bytes: int | None
+    mergekit_write_bytes: int | None
     floor_seconds: float | None
     floor_settings: str | None
     startup_seconds: float | None
@@ -85,7 +90,7 @@ class Row:
 
 
 def checkpoints(work: Path, shape: str) -> tuple[Path, list[Path]]:
-    """A base and three fine-tunes of it; made once.
+    """A base and three fine-tunes of it; made once, and again if the shape has changed.
 
     Raises:
         OSError: they cannot be written.
@@ -93,17 +98,31 @@ def checkpoints(work: Path, shape: str) -> tuple[Path, list[Path]]:
     directories = []
     for number in range(_TUNES + 1):
         target = work / f"{shape}-{'base' if number == 0 else f'tune{number}'}"
-        stamp = target.with_name(f"{target.name}.made")
-        if not stamp.exists():
+        stamp = _stamp(target)
+        wanted = json.dumps(asdict(SHAPES[shape]) | {"seed": number})
+        if not stamp.exists() or stamp.read_text() != wanted:
             # In a process of its own: this one's memory would show in its children's peaks.
             command = [sys.executable, str(ROOT / "scripts" / "make_checkpoint"), shape]
             command += [str(target), "--force", "--seed", str(number)]
+            stamp.unlink(missing_ok=True)
             made = run(command + (["--finetune-of", "0"] if number else []))
             if made.status != 0:
                 raise OSError(made.complaints.strip())
-            stamp.touch()
+            stamp.write_text(wanted)
         directories.append(target)
     return directories[0], directories[1:]
+
+
+def clean(directories: Sequence[Path]) -> None:
+    """Remove checkpoints that :func:`checkpoints` made."""
+    for directory in directories:
+        _stamp(directory).unlink(missing_ok=True)
+        shutil.rmtree(directory)
+
+
+def _stamp(directory: Path) -> Path:
+    """The file that says what a complete checkpoint was made from."""
+    return directory.with_name(f"{directory.name}.made")
 
 
 def methods(names: str) -> list[dict[str, Any]]:
@@ -176,6 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for method in chosen:
             rows.append(measure(method, plan, base, tunes))
             print(_line(rows[-1]), flush=True)
+        if options.clean:
+            clean([base, *tunes])
     except (OSError, ValueError, LoomError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -191,7 +212,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", choices=list(SHAPES), default="1b")
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="for all files")
+    parser.add_argument(
+        "--work", type=Path, default=_WORK, metavar="DIR", help=f"for all files, default {_WORK}"
+    )
     parser.add_argument("--merges", default=USUAL, metavar="NAMES", help=f"or all; default {USUAL}")
     parser.add_argument("--mergekit", type=Path, metavar="DIR", help="an environment that has it")
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each program")
@@ -203,6 +226,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, metavar="N")
     parser.add_argument("--floor", action="store_true", help="find the raw floor of each merge")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default DIR/bench.json")
+    after = parser.add_mutually_exclusive_group()
+    after.add_argument("--keep", action="store_true", help="keep the checkpoints (the default)")
+    after.add_argument("--clean", action="store_true", help="remove the checkpoints at the end")
     return parser
 
 
@@ -247,7 +273,7 @@ def _row(
     failures: list[str],
     files: list[Path],
 ) -> Row:
-    document = json.loads(ours[-1].output) if ours else {"measured": {}, "io": {}, "memory": {}}
+    document = json.loads(ours[-1].output) if ours else {"io": {}, "memory": {}}
     groups = [result.group for result in ours if result.group is not None]
     reads, writes = document["io"].get("read_bytes", 0), document["io"].get("write_bytes", 0)
     lowest: Floor | None = None
@@ -259,16 +285,18 @@ def _row(
         merge=method["name"],
         seconds=[result.seconds for result in ours],
         peak_bytes=max((result.peak_bytes for result in ours), default=0),
-        read_bytes=reads,
-        write_bytes=writes,
-        device_read_bytes=document["measured"].get("device_read_bytes"),
-        device_write_bytes=document["measured"].get("device_write_bytes"),
+        read_bytes=max((result.read_bytes for result in ours), default=0),
+        write_bytes=max((result.write_bytes for result in ours), default=0),
+        predicted_read_bytes=reads,
+        predicted_write_bytes=writes,
         predicted_peak_bytes=document["memory"].get("peak_bytes", 0),
         group_peak_bytes=max((group.peak_bytes for group in groups), default=None),
         group_limit_hits=max((group.limit_hits for group in groups), default=None),
         group_killed=sum(group.killed for group in groups) if groups else None,
         mergekit_seconds=[result.seconds for result in theirs],
         mergekit_peak_bytes=max((result.peak_bytes for result in theirs), default=None),
+        mergekit_read_bytes=max((result.read_bytes for result in theirs), default=None),
+        mergekit_write_bytes=max((result.write_bytes for result in theirs), default=None),
         floor_seconds=None if lowest is None else lowest.seconds,
         floor_settings=None if lowest is None else str(lowest.settings),
         startup_seconds=startup,
@@ -278,44 +306,57 @@ def _row(
 
 def _startup(merge: str) -> float:
     """Seconds that the interpreter and the imports of a merge take; copying needs no torch."""
-    imports = "import mergeloom.cli" if merge == "passthrough" else "import torch"
+    imports = "import mergeloom.cli" + ("" if merge == "passthrough" else ", torch")
     command = [sys.executable, "-c", imports]
     return statistics.median(run(command, variables=VARIABLES).seconds for _ in range(5))
 
 
-_HEADING = (
-    f"{'merge':<16}{'seconds':>8}{'peak':>9}{'in group':>9}{'hits':>6}{'read':>8}{'written':>8}"
-    f"{'mergekit':>10}{'peak':>9}{'ratio':>7}{'floor':>7}{'above':>7}"
+_COLUMNS = {
+    "seconds": 7,
+    "memory": 8,
+    "in group": 8,
+    "hits": 5,
+    "read": 8,
+    "of plan": 7,
+    "written": 8,
+    "of plan ": 7,
+    "mergekit": 8,
+    "memory ": 9,
+    "ratio": 6,
+    "floor": 6,
+    "above": 6,
+}
+_HEADING = "merge".ljust(16) + "".join(
+    f"  {name.strip():>{width}}" for name, width in _COLUMNS.items()
 )
 
 
 def _line(row: Row) -> str:
-    """A line of the table: seconds, MiB, decimal GB, ratios."""
-
-    def cell(value: float | None, width: int, text: str) -> str:
-        return "-".rjust(width) if value is None else text.format(value).rjust(width)
-
-    def mib(value: int | None) -> float | None:
-        return None if value is None else value / 2**20
-
-    def least(values: list[float]) -> float | None:
-        return min(values, default=None)
-
-    return row.merge.ljust(16) + "".join(
-        (
-            cell(least(row.seconds), 8, "{:.2f}"),
-            cell(mib(row.peak_bytes), 9, "{:.0f} MiB"),
-            cell(mib(row.group_peak_bytes), 9, "{:.0f} MiB"),
-            cell(row.group_limit_hits, 6, "{:.0f}"),
-            cell(row.read_bytes / 1e9, 8, "{:.2f} GB"),
-            cell(row.write_bytes / 1e9, 8, "{:.2f} GB"),
-            cell(least(row.mergekit_seconds), 10, "{:.1f} s"),
-            cell(mib(row.mergekit_peak_bytes), 9, "{:.0f} MiB"),
-            cell(row.ratio, 7, "{:.1f}x"),
-            cell(row.floor_seconds, 7, "{:.2f}"),
-            cell(row.above_floor, 7, "{:.2f}x"),
-        )
+    """A line of the table: seconds, MiB, decimal GB, per cent, ratios."""
+    ours, theirs = min(row.seconds, default=None), min(row.mergekit_seconds, default=None)
+    cells = (
+        _cell("{:.2f}", ours),
+        _cell("{:.0f} MiB", row.peak_bytes, 2**20),
+        _cell("{:.0f} MiB", row.group_peak_bytes, 2**20),
+        _cell("{:.0f}", row.group_limit_hits),
+        _cell("{:.2f} GB", row.read_bytes, 1e9),
+        _cell("{:.1%}", row.read_bytes, row.predicted_read_bytes),
+        _cell("{:.2f} GB", row.write_bytes, 1e9),
+        _cell("{:.1%}", row.write_bytes, row.predicted_write_bytes),
+        _cell("{:.1f} s", theirs),
+        _cell("{:.0f} MiB", row.mergekit_peak_bytes, 2**20),
+        _cell("{:.1f}x", row.ratio),
+        _cell("{:.2f}", row.floor_seconds),
+        _cell("{:.2f}x", row.above_floor),
     )
+    widths = _COLUMNS.values()
+    aligned = (f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    return row.merge.ljust(16) + "".join(aligned)
+
+
+def _cell(text: str, value: float | None, unit: float = 1) -> str:
+    """``value`` in ``unit`` as ``text`` formats it; a dash for what was not measured."""
+    return "-" if value is None or not unit else text.format(value / unit)
 
 
 def _write(path: Path, plan: Plan, rows: list[Row]) -> None:

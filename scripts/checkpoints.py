@@ -17,16 +17,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from engine.dtypes import BF16, F16, F32
-from engine.errors import LoomError
-from engine.safetensors import build_header
 from scripts.shapes import SHAPES, Shape, Tensor, config, tensors
 from scripts.tokenizer_files import tokenizer_files
 
-DTYPES = {"bf16": BF16, "f16": F16, "f32": F32}
-_OURS = ("*.safetensors", "*.json", "*.safetensors.index.json")
+
+class DType(NamedTuple):
+    """A storage type: its code in safetensors headers, torch's name, bytes of an element."""
+
+    code: str
+    name: str
+    size: int
+
+
+DTYPES = {
+    "bf16": DType("BF16", "bfloat16", 2),
+    "f16": DType("F16", "float16", 2),
+    "f32": DType("F32", "float32", 4),
+}
+_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
 
 def make(
@@ -82,13 +92,11 @@ def make(
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         if len(shards) == 1:
             name = "model.safetensors"
-        header, offsets = build_header(
-            [(tensor.name, DTYPES[dtype], tensor.shape) for tensor in shard], {"format": "pt"}, 8
-        )
+        header, size = _header(shard, DTYPES[dtype])
         with open(path / name, "wb") as file:
             file.write(header)
             if values is None:
-                file.truncate(offsets[-1] + DTYPES[dtype].size * math.prod(shard[-1].shape))
+                file.truncate(len(header) + size)
             else:
                 for tensor in shard:
                     file.writelines(block.data for block in values.blocks(tensor))
@@ -97,11 +105,7 @@ def make(
         total = DTYPES[dtype].size * sum(math.prod(tensor.shape) for tensor in everything)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(path / "model.safetensors.index.json", index)
-    _write_json(path / "config.json", config(shape, DTYPES[dtype].name))
-    if shape.family != "bert":
-        generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "do_sample": False}
-        _write_json(path / "generation_config.json", generation)
-    for name, document in tokenizer_files().items():
+    for name, document in _side_files(shape, DTYPES[dtype]).items():
         _write_json(path / name, document)
     return path
 
@@ -115,7 +119,8 @@ def parameters(shape_name_or_shape: str | Shape, layers: int | None = None) -> i
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; the result is its exit status."""
-    from mergeloom.sizes import parse_size  # what else it imports is slow
+    from engine.errors import LoomError
+    from mergeloom.sizes import parse_size
 
     parser = argparse.ArgumentParser(prog="make_checkpoint", description=__doc__.split("\n")[0])
     parser.add_argument("shape", choices=list(SHAPES), help="what to make")
@@ -168,14 +173,40 @@ def _shape(name_or_shape: str | Shape, tied: bool | None, layers: int | None) ->
 
 
 def _prepare(path: Path, force: bool) -> None:
+    """Make an empty directory; with ``force`` remove the checkpoint in it, and nothing else."""
     path.mkdir(parents=True, exist_ok=True)
     if not any(path.iterdir()):
         return
     if not force:
         raise FileExistsError(f"'{path}' is not empty: name another directory, or use --force")
-    for pattern in _OURS:
+    for pattern in (*_WEIGHTS, "config.json", "generation_config.json", *tokenizer_files()):
         for old in path.glob(pattern):
             old.unlink(missing_ok=True)
+
+
+def _side_files(shape: Shape, dtype: DType) -> dict[str, dict[str, Any]]:
+    """Contents of the files beside the weights, by file name."""
+    files = {"config.json": config(shape, dtype.name)} | tokenizer_files()
+    if shape.family != "bert":
+        ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        files["generation_config.json"] = ids | {"do_sample": False}
+    return files
+
+
+def _header(shard: list[Tensor], dtype: DType) -> tuple[bytes, int]:
+    """What stands before the data of a safetensors file, and the data's length in bytes.
+
+    Written here and not by the engine, so that the tests' data do not depend on what is tested.
+    """
+    document: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    stop = 0
+    for tensor in shard:
+        start, stop = stop, stop + dtype.size * math.prod(tensor.shape)
+        entry = {"dtype": dtype.code, "shape": tensor.shape, "data_offsets": (start, stop)}
+        document[tensor.name] = entry
+    text = json.dumps(document, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, stop
 
 
 def _shards(everything: list[Tensor], itemsize: int, limit: int) -> list[list[Tensor]]:

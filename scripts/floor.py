@@ -5,8 +5,9 @@
 
 Threads read the input files and write one output file, each request with its own buffer, reads
 and writes interleaved as a merge interleaves them, and the output made durable at the end.
-Direct and buffered files, several request sizes and numbers of requests in flight are tried on a
-cold page cache; the best one is the floor. Needs neither numpy nor torch.
+Direct and buffered files, several request sizes, numbers of requests in flight, and reserving the
+output's blocks or not are tried on a cold page cache; the best one is the floor. Needs neither
+numpy nor torch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,15 +33,19 @@ _PAGE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How bytes are moved: around the page cache or through it, bytes of a request, threads."""
+    """How bytes are moved: around the page cache or through it, bytes of a request, threads,
+    and whether the output's blocks are reserved before.
+    """
 
     direct: bool
     request: int
     flight: int
+    preallocate: bool
 
     def __str__(self) -> str:
         how = "direct" if self.direct else "buffered"
-        return f"{how}, {self.request // MIB} MiB, {self.flight} in flight"
+        where = "into reserved blocks" if self.preallocate else "into a growing file"
+        return f"{how}, {self.request // MIB} MiB, {self.flight} in flight, {where}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,8 @@ def floor(
 
     Each input gives its share of the bytes by its size. ``output`` is removed afterwards.
     Direct and buffered requests of 8 MiB are tried with 2, 4 and 8 in flight, then 4 and 16 MiB
-    in the better way; the best settings are measured ``repeat`` times and the least time counts.
+    in the better way, then without what was reserved or with it; the best settings are measured
+    ``repeat`` times and the least time counts.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -89,10 +95,12 @@ def floor(
 
     for direct in (True, False):
         for flight in (2, 4, 8):
-            attempt(Settings(direct, 8 * MIB, flight))
+            attempt(Settings(direct, 8 * MIB, flight, preallocate=direct))
     found = best().settings
     for request in (4, 16):
-        attempt(Settings(found.direct, request * MIB, found.flight))
+        attempt(replace(found, request=request * MIB))
+    found = best().settings
+    attempt(replace(found, preallocate=not found.preallocate))
     for _ in range(repeat - 1):
         attempt(best().settings)
     return best()
@@ -159,7 +167,7 @@ def _move(
                 raise _RefusedError from error
             raise
         opened.append(target)
-        if write_bytes and settings.direct:
+        if write_bytes and settings.preallocate:
             os.posix_fallocate(target, 0, write_bytes)
         sizes = [os.fstat(fd).st_size for fd in opened[:-1]]
         shares = [read_bytes * size // max(1, sum(sizes)) for size in sizes]

@@ -15,8 +15,7 @@ from typing import IO
 from scripts.memory_group import GroupUsage, MemoryGroup
 
 _DROP = Path("/proc/sys/vm/drop_caches")
-
-
+_SECTOR = 512
 _CHECK_SECONDS = 0.2
 
 
@@ -26,12 +25,15 @@ class StoppedError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run of a command: seconds of wall time, peak resident memory in bytes, exit status
-    (negative: the signal that ended it), what it printed, and what its memory cgroup counted.
+    """One run of a command: seconds of wall time, peak resident memory in bytes, bytes that it
+    had read from and written to disks (not the page cache), exit status (negative: the signal
+    that ended it), what it printed, and what its memory cgroup counted.
     """
 
     seconds: float
     peak_bytes: int
+    read_bytes: int
+    write_bytes: int
     status: int
     output: str
     complaints: str
@@ -82,6 +84,8 @@ def run(
         return Measured(
             seconds,
             used.ru_maxrss * 1024,
+            used.ru_inblock * _SECTOR,
+            used.ru_oublock * _SECTOR,
             process.returncode,
             _text(output),
             _text(complaints),

@@ -39,7 +39,8 @@ class Shape:
 
 SHAPES: dict[str, Shape] = {
     "tiny": Shape("llama", 4, 32, 64, 4, 2, 8, 512),
-    "small": Shape("llama", 18, 1024, 4096, 16, 4, 64, 32000, shard_bytes=200 * MB),
+    "small": Shape("llama", 12, 768, 2048, 12, 4, 64, 16000, tied=True, shard_bytes=50 * MB),
+    "demo": Shape("llama", 18, 1024, 4096, 16, 4, 64, 32000, shard_bytes=200 * MB),
     "1b": Shape("llama", 16, 2048, 8192, 32, 8, 64, 128256, tied=True, shard_bytes=1500 * MB),
     "3b": Shape("llama", 28, 3072, 8192, 24, 8, 128, 128256, tied=True),
     "7b": Shape("mistral", 32, 4096, 14336, 32, 8, 128, 32000),

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# What a test measures of this process must not guide the plans of other runs.
+_cache = tempfile.TemporaryDirectory(prefix="mergeloom-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 # Machines that run tests are often busy: time says nothing about what is tested.
 settings.register_profile("mergeloom", deadline=None, suppress_health_check=[HealthCheck.too_slow])

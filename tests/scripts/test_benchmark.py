@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from scripts import benchmark
 from scripts.measuring import run
 from scripts.memory_group import MemoryGroup
 from scripts.merges import configuration, model_directories
+from scripts.shapes import SHAPES
 
 
 def can_make_groups() -> bool:
@@ -42,15 +44,22 @@ def test_every_method_has_a_configuration(models, name):
     assert set(planned["models"].values()) == {str(path) for path in model_directories(document)}
 
 
-def test_checkpoints_are_made_once(models):
-    work, base, _ = models
+def test_checkpoints_are_made_once_for_a_shape(tmp_path, monkeypatch):
+    base, tunes = benchmark.checkpoints(tmp_path, "tiny")
     before = (base / "model.safetensors").stat().st_mtime_ns
-    benchmark.checkpoints(work, "tiny")
+    benchmark.checkpoints(tmp_path, "tiny")
     assert (base / "model.safetensors").stat().st_mtime_ns == before
+    monkeypatch.setitem(SHAPES, "tiny", replace(SHAPES["tiny"], shard_bytes=1))
+    benchmark.checkpoints(tmp_path, "tiny")
+    assert (base / "model.safetensors").stat().st_mtime_ns > before
+    benchmark.clean([base, *tunes])
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_whole_run(tmp_path):
+@pytest.mark.parametrize("clean", [False, True])
+def test_whole_run(tmp_path, clean):
     given = ["--work", tmp_path, "--shape", "tiny", "--merges", "passthrough"]
+    given += ["--clean"] if clean else []
     if can_make_groups():
         given += ["--memory-limit", "512MiB"]
     # In a process of its own: what the kernel counts of a child includes what its parent had.
@@ -64,11 +73,13 @@ def test_whole_run(tmp_path):
     document = json.loads((tmp_path / "bench.json").read_text())
     (row,) = document["merges"]
     assert row["failures"] == []
-    assert row["write_bytes"] > 100_000
+    assert row["predicted_write_bytes"] > 100_000
+    assert row["write_bytes"] >= row["predicted_write_bytes"]
     assert 0 < row["peak_bytes"] < 512 << 20
     if can_make_groups():
         assert 0 < row["group_peak_bytes"] <= 512 << 20
     assert not (tmp_path / "merged").exists()
+    assert (tmp_path / "tiny-base").exists() is not clean
     assert bench.stdout.splitlines()[1].startswith("passthrough")
 
 

@@ -17,8 +17,9 @@ def test_requests_cover_every_byte_once(tmp_path, direct, length):
         assert sum(request.length for request in requests if request.fd == fd) == size
 
 
+@pytest.mark.parametrize("preallocate", [False, True])
 @pytest.mark.parametrize("direct", [False, True])
-def test_moves_as_many_bytes_as_told(tmp_path, direct, monkeypatch):
+def test_moves_as_many_bytes_as_told(tmp_path, direct, preallocate, monkeypatch):
     inputs = [tmp_path / "a", tmp_path / "b"]
     inputs[0].write_bytes(b"a" * (5 * MIB + 7))
     inputs[1].write_bytes(b"b" * 3000)
@@ -31,7 +32,8 @@ def test_moves_as_many_bytes_as_told(tmp_path, direct, monkeypatch):
 
     monkeypatch.setattr(floor, "_carry_out", counting)
     try:
-        floor._move(inputs, tmp_path / "out", 5 * MIB, 6 * MIB + 1, Settings(direct, MIB, 3))
+        settings = Settings(direct, MIB, 3, preallocate)
+        floor._move(inputs, tmp_path / "out", 5 * MIB, 6 * MIB + 1, settings)
     except floor._RefusedError:
         pytest.skip("no direct requests here")
     assert (tmp_path / "out").stat().st_size == 6 * MIB + 1
