@@ -28,7 +28,7 @@ def test_shapes_have_the_parameters_of_their_models():
     assert parameters("7b", layers=24) == 5_496_836_096
     assert parameters("70b") == 70_553_706_496
     assert len(tensors(SHAPES["moe60k"])) >= 60_000
-    assert 640e6 < 2 * parameters("small") < 700e6
+    assert 640e6 < 2 * parameters("demo") < 700e6
 
 
 @pytest.mark.parametrize("name", ["tiny", "moe", "encoder"])
