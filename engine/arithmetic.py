@@ -74,7 +74,7 @@ class TreeEvaluator:
     """Evaluates a merge tree on the grains of one tile.
 
     ``statistics`` maps each merge of the tree to the results of its finished passes; ``tallies``
-    to what its kernel must know of earlier grains, by grain.
+    to what its kernel must know of earlier grains, by grain. ``compiled`` is told to kernels.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class TreeEvaluator:
         bench: Bench,
         statistics: Mapping[Merge, Sequence[Any]],
         tallies: Mapping[Merge, Mapping[int, tuple[int, ...]]],
+        compiled: bool = False,
     ) -> None:
         self._root = root
         self._grains = grains
@@ -92,6 +93,7 @@ class TreeEvaluator:
         self._bench = bench
         self._statistics = statistics
         self._tallies = tallies
+        self._compiled = compiled
         self._values: dict[Load | Merge, Tensor] = {}
 
     def statistic(self, merge: Merge, number: int, into: Any, index: int) -> None:
@@ -145,7 +147,7 @@ class TreeEvaluator:
             self._value(node, index, start, count).view(shape) for node in merge.gather.inputs
         ]
         take: Callable[[], Tensor] = lambda: self._bench.take(count).view(shape)  # noqa: E731
-        return GrainView(inputs, index, start, take)
+        return GrainView(inputs, index, start, take, self._compiled)
 
     def _value(self, node: Load | Merge, index: int, start: int, count: int) -> Tensor:
         value = self._values.get(node)

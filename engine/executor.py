@@ -357,7 +357,10 @@ class Executor:
         first, _ = _elements(tile, run.placement)
         spans = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
         tallies: dict[Merge, dict[int, tuple[int, ...]]] = {}
-        evaluator = TreeEvaluator(work.root, work.grains, spans, bench, run.statistics, tallies)
+        evaluator = TreeEvaluator(
+            *(work.root, work.grains, spans, bench, run.statistics, tallies),
+            compiled=self._schedule.compiled,
+        )
         indices = range(tile.first, tile.first + tile.grains)
         for merge in run.passes[tile.number].tallied:
             own = [evaluator.tally(merge, index) for index in indices]

@@ -124,7 +124,7 @@ def run(
         plan = schedule(rest, options.ram, found)
         if begun is not None:
             begun(Begun(plan, len(done)))
-        measures_runtime = plan.computes and machine.runtime_is_ahead()
+        measures_runtime = plan.computes and not plan.compiled and machine.runtime_is_ahead()
         baseline = machine.resident_bytes()
         sink = ShardSink(directory, job.graph, done, job.fingerprint, job.identity, options.io)
         readers: dict[int, FileReader] = {}

@@ -33,13 +33,15 @@ class GrainView:
 
     ``index`` is the grain's position in its tensor and ``start`` its first flat element.
     ``take()`` returns an uninitialised float32 scratch tensor of the shape of the inputs, valid
-    until the kernel returns; at most ``kernel.scratch`` may be taken for one call.
+    until the kernel returns; at most ``kernel.scratch`` may be taken for one call. ``compiled``
+    says that the schedule grants the memory of a just-in-time compiler.
     """
 
     inputs: Sequence[Tensor]
     index: int
     start: int
     take: Callable[[], Tensor]
+    compiled: bool = False
 
 
 class Statistic(Generic[A, R]):
@@ -144,6 +146,11 @@ class Kernel:
     def cost(self) -> float:
         """Nanoseconds for one element of one input, all passes, on one core of 2024, roughly."""
         return 1.0
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a just-in-time compiler makes it faster; it changes no bit of the result."""
+        return False
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:

@@ -6,7 +6,7 @@ import ctypes
 import json
 import os
 import sys
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 import psutil
@@ -24,6 +24,9 @@ much of its libraries is mapped depends on what it does."""
 
 _ACCELERATED_RUNTIME_BYTES = 1024 * MIB
 """The same for builds of torch that carry an accelerator's libraries, until it was measured."""
+
+_COMPILER, _COMPILER_BYTES = "numba", 144 * MIB
+"""The just-in-time compiler that kernels may use, and the memory that it adds."""
 
 
 def available_threads() -> int:
@@ -97,7 +100,8 @@ def this_machine(threads: int | None = None) -> Machine:
     """What a schedule made in this process has to reckon with."""
     occupied = -(-resident_bytes() // _ROUND) * _ROUND
     runtime = runtime_bytes() if runtime_is_ahead() else 0
-    return Machine(threads or available_threads(), occupied, runtime)
+    compiler = _COMPILER_BYTES if util.find_spec(_COMPILER) is not None else 0
+    return Machine(threads or available_threads(), occupied, runtime, compiler)
 
 
 def runtime_is_ahead() -> bool:

@@ -52,13 +52,15 @@ class Machine:
     """What a schedule must know of the machine and the process.
 
     ``process_bytes`` is what the process occupies before the run (interpreter, libraries, the
-    graph); ``runtime_bytes`` what importing and using the arithmetic library adds; ``threads``
-    how many workers may compute at once.
+    graph); ``runtime_bytes`` what importing and using the arithmetic library adds, and
+    ``compiler_bytes`` a just-in-time compiler (0 if there is none); ``threads`` how many workers
+    may compute at once.
     """
 
     threads: int
     process_bytes: int
     runtime_bytes: int
+    compiler_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class Tile:
 class Schedule:
     """The whole run, decided: placements in order, workers, memory.
 
+    ``compiled`` says whether kernels may load a just-in-time compiler, which costs memory.
     ``ledger_bytes`` is the ledger's capacity; ``scratch_bytes`` what each of ``workers`` has for
     arithmetic; ``overhead_bytes`` everything else the process occupies. Their sum is
     ``peak_bytes``, which the process never exceeds; ``minimum_bytes`` is the smallest budget
@@ -136,6 +139,7 @@ class Schedule:
     overhead_bytes: int
     minimum_bytes: int
     budget_bytes: int | None
+    compiled: bool = False
 
     @property
     def peak_bytes(self) -> int:
@@ -198,10 +202,16 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
             return 1 << 62
         return budget - overhead(workers) - workers * scratch
 
+    def suffices(workers: int, more: int = 0) -> bool:
+        return capacity(workers) - more >= max((workers + 2) * narrowest, more)
+
     workers = machine.threads
-    while workers > 1 and capacity(workers) < (workers + 2) * narrowest:
+    while workers > 1 and not suffices(workers):
         workers -= 1
-    available = capacity(workers)
+    compiler = machine.compiler_bytes if _compiles(works) else 0
+    if not suffices(workers, compiler):
+        compiler = 0
+    available = capacity(workers) - compiler
     placements = _place(works, available)
     return Schedule(
         graph=graph,
@@ -209,10 +219,17 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         workers=workers,
         ledger_bytes=_useful(placements, available),
         scratch_bytes=scratch,
-        overhead_bytes=overhead(workers),
+        overhead_bytes=overhead(workers) + compiler,
         minimum_bytes=minimum,
         budget_bytes=budget,
+        compiled=compiler > 0,
     )
+
+
+def _compiles(works: list[Work]) -> bool:
+    """Whether any kernel gains from a compiler."""
+    kernels = {merge.kernel for work in works for merge in tree(work.root)}
+    return any(kernel.compiles for kernel in kernels)
 
 
 def _works(graph: Graph) -> list[Work]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from methods.compiled import Loops
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -21,17 +23,21 @@ def elected_sum(
     coefficients: Sequence[float],
     shares: Sequence[float] | None,
     out: Tensor,
-    work: tuple[Tensor, Tensor, Tensor],
+    work: tuple[Tensor, ...],
+    loops: Loops | None = None,
 ) -> None:
     """Write Σ cᵢ vᵢ over the vectors that agree with the elected sign, per element, to ``out``.
 
     The sign s is that of Σ bᵢ vᵢ over the votes bᵢ, positive at zero; vᵢ agrees where bᵢ vᵢ has
     sign s and is not zero. With ``shares`` the sum is divided by Σ of the agreeing shares, where
-    that is not zero. All tensors are float32 of one shape; ``vectors`` are overwritten. A NaN
-    makes its own element NaN.
+    that is not zero. All tensors are float32 of one shape; ``vectors`` and the three of ``work``
+    are overwritten. A NaN makes its own element NaN.
     """
     import torch
 
+    if loops is not None:
+        loops.elected_sum(vectors, votes, coefficients, shares, CANCELLED, out)
+        return
     sign, agrees, divisor = work
     out.zero_()
     for vector, vote in zip(vectors, votes, strict=True):

@@ -15,6 +15,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from methods.compiled import Loops
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -36,7 +38,7 @@ def threshold(probability: float) -> int:
     return min(round(probability * _WORD), _WORD - 1) - _WORD // 2
 
 
-def draw(key: int, start: int, out: Tensor, work: Tensor) -> None:
+def draw(key: int, start: int, out: Tensor, work: Tensor, loops: Loops | None = None) -> None:
     """Write the numbers of the elements from ``start`` on to ``out``: uniform over all int32.
 
     Both tensors are int32, contiguous and of the same shape; ``work`` is overwritten.
@@ -46,13 +48,18 @@ def draw(key: int, start: int, out: Tensor, work: Tensor) -> None:
     while place < count:
         high, low = divmod(start + place, _WORD)
         stop = min(count, place + _WORD - low)
-        _draw(_digest(f"{key}\0{high}".encode()), low, out[place:stop], work[place:stop])
+        words = _digest(f"{key}\0{high}".encode())
+        _draw(words, low, out[place:stop], work[place:stop], loops)
         place = stop
 
 
-def _draw(key: int, low: int, out: Tensor, work: Tensor) -> None:
+def _draw(key: int, low: int, out: Tensor, work: Tensor, loops: Loops | None) -> None:
     first, second = divmod(key, _WORD)
-    _count(out, first + low * _WEYL)
+    first = (first + low * _WEYL) % _WORD
+    if loops is not None:
+        loops.draw((first, second, _WEYL, _FIRST, _SECOND), out)
+        return
+    _count(out, first)
     _fold(out, 16, work)
     out.mul_(_signed(_FIRST)).bitwise_xor_(_signed(second))
     _fold(out, 15, work)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.kernel import Copy, GrainSums, GrainView, Kernel, Statistic
+from methods.compiled import loops_for
 from methods.elect import elected_sum
 from methods.linear_combination import LinearCombination
 from methods.method import Base, Method, Parameter, TensorMerge
@@ -148,6 +149,7 @@ class SelectCalculateErase(Kernel):
 
     base: int
     selection: Selection
+    compiles = True
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
@@ -170,7 +172,8 @@ class SelectCalculateErase(Kernel):
         vectors = [grain.take() for _ in weights]
         for number, vector in enumerate(vectors):
             self.selection.write(number, grain, mask, vector)
-        elected_sum(vectors, [1.0] * len(weights), weights, weights, out, work)
+        votes = [1.0] * len(weights)
+        elected_sum(vectors, votes, weights, weights, out, work, loops_for(grain))
         out.add_(grain.inputs[self.base])
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engine.grains import Access
 from engine.kernel import GrainSums, GrainView, Statistic
 from methods import random
+from methods.compiled import loops_for
 from methods.statistics import (
     CoarseHistogram,
     FineHistogram,
@@ -432,10 +433,13 @@ class RandomKeep(Dropping):
     def drop(self, number: int, vector: Tensor, work: Sequence[Tensor], grain: GrainView) -> None:
         import torch
 
-        numbers = work[0].view(torch.int32)
-        random.draw(self.keys[number], grain.start, numbers, work[1].view(torch.int32))
-        numbers.ge_(random.threshold(self.keep[number] or 0.0))
-        mask_bits(vector, numbers)
+        numbers, loops = work[0].view(torch.int32), loops_for(grain)
+        random.draw(self.keys[number], grain.start, numbers, work[1].view(torch.int32), loops)
+        bound = random.threshold(self.keep[number] or 0.0)
+        if loops is not None:
+            loops.drop_from(vector, numbers, bound)
+        else:
+            mask_bits(vector, numbers.ge_(bound))
 
 
 def mask_bits(vector: Tensor, drop: Tensor) -> None:
@@ -492,8 +496,13 @@ class RandomByRank(Dropping):
         import torch
 
         numbers, bounds = work[0].view(torch.int32), work[1].view(torch.int32)
-        random.draw(self.keys[number], grain.start, numbers, bounds)
+        loops = loops_for(grain)
+        random.draw(self.keys[number], grain.start, numbers, bounds, loops)
         steps = self._thresholds(number, vector.shape[1])
+        if loops is not None:
+            buckets, width = _buckets(vector.shape[1])
+            loops.drop_by_rank(vector, numbers, steps, width, buckets)
+            return
         many = max(1, _RANKED // vector.shape[1])
         for first in range(0, vector.shape[0], many):
             rows = slice(first, first + many)

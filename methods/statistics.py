@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.grains import GRAIN_ELEMENTS
 from engine.kernel import GrainSums, GrainView, Statistic
+from methods.compiled import Loops, loops_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -286,10 +287,15 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
         import torch
 
         vector, high = grain.take(), grain.take().view(torch.int32)
+        loops = loops_for(grain)
         for number in range(self.source.count):
             if not self.ranks[number] and self.nonzero_share is None:
                 continue
             self.source.write(number, grain, vector)
+            if loops is not None:
+                bits = vector.view(-1).view(torch.int32)
+                into.nonzero[number] += loops.count_high(bits, _LOW_BITS, into.counts[number])
+                continue
             torch.bitwise_and(vector.view(torch.int32), _HIGH, out=high)
             if self.nonzero_share is not None:
                 into.nonzero[number] += int(torch.count_nonzero(vector))
@@ -358,6 +364,17 @@ class FineCounts:
         """Note the counts by low bits (int64) of grain ``index``."""
         self._level(key, index, counts[::_LEVEL])
         self._count(key, counts)
+
+    def add_all(self, key: Key, index: int, bits: Tensor, loops: Loops) -> None:
+        """Note the elements of ``key`` among all of grain ``index``."""
+        import torch
+
+        counts = self.counts.get(key)
+        if counts is None:
+            counts = self.counts[key] = torch.zeros(_FINE, dtype=torch.int64)
+        levels = torch.zeros(_FINE // _LEVEL, dtype=torch.int32)
+        if loops.count_low(bits, key[1], _LOW_BITS, _LEVEL_BITS, counts, levels):
+            self._level(key, index, levels)
 
     def total(self, key: Key) -> Tensor:
         """Counts by low bits."""
@@ -441,6 +458,7 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
 
         buckets: tuple[tuple[Bucket, ...], ...] = earlier[-1]
         vector, work = grain.take(), grain.take()
+        loops = loops_for(grain)
         sums: list[float] = []
         for number, wanted in enumerate(buckets):
             if not wanted and not self.sums:
@@ -448,7 +466,11 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
             self.source.write(number, grain, vector)
             bits = vector.view(torch.int32).view(-1)
             for high in sorted({bucket.high for bucket in wanted}):
-                _look_inside(bits, high, work.view(torch.int32).view(-1), into, number, grain.index)
+                key = number, high
+                if loops is not None:
+                    into.add_all(key, grain.index, bits, loops)
+                else:
+                    _look_inside(bits, work.view(torch.int32).view(-1), into, key, grain.index)
             if self.sums:
                 torch.abs(vector, out=vector)
                 sums.append(float(vector.sum(dtype=torch.float64)))
@@ -493,10 +515,8 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
         return RankedMagnitude(value, bucket.rank, above, equal, sum_above, ties)
 
 
-def _look_inside(
-    bits: Tensor, high: int, work: Tensor, into: FineCounts, number: int, index: int
-) -> None:
-    """Note in ``into`` all elements of a grain whose magnitude's high bits are ``high``.
+def _look_inside(bits: Tensor, work: Tensor, into: FineCounts, key: Key, index: int) -> None:
+    """Note in ``into`` all elements of a grain whose magnitude's high bits are those of ``key``.
 
     ``bits`` (int32, flat) is the vector, ``work`` scratch of that length. A bucket often holds
     one element in a hundred. Picking them one by one costs more than everything else, so the
@@ -506,16 +526,16 @@ def _look_inside(
     import torch
 
     torch.bitwise_and(bits, _MAGNITUDE, out=work)
-    work.bitwise_xor_(high << _LOW_BITS)  # now below 2¹⁵ just where the high bits agree
+    work.bitwise_xor_(key[1] << _LOW_BITS)  # now below 2¹⁵ just where the high bits agree
     width = bits.numel() // _COLUMNS
     edge = width * _COLUMNS
     columns = torch.nonzero(work[:edge].view(_COLUMNS, width).amin(0) < _FINE).view(-1)
     if columns.numel() * 4 > width:
         counts = torch.bincount(work.clamp_max_(_FINE), minlength=_FINE + 1)
-        into.add_counts((number, high), index, counts[:_FINE])
+        into.add_counts(key, index, counts[:_FINE])
         return
     candidates = work[:edge].view(_COLUMNS, width).index_select(1, columns).view(-1)
     candidates = torch.cat((candidates, work[edge:]))
     low = candidates[candidates < _FINE]
     if low.numel():
-        into.add_low((number, high), index, low)
+        into.add_low(key, index, low)

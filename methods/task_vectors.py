@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from engine.grains import Access
 from engine.kernel import Copy, GrainView, Kernel, Statistic
+from methods.compiled import loops_for
 from methods.elect import elected_sum
 from methods.linear_combination import LinearCombination
 from methods.method import TensorMerge
 from methods.parameters import base_of, sum_of_weights
-from methods.sparsify import Sparsifier
+from methods.sparsify import KeepAll, Sparsifier
 from methods.statistics import Differences
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class TaskVectors(Kernel):
     def cost(self) -> float:
         return self.sparsifier.cost + (1.2 if self.elect else 0.4)
 
+    @property
+    def compiles(self) -> bool:
+        return self.elect or not isinstance(self.sparsifier, KeepAll)
+
     def needs_tally(self, statistics: Sequence[Any]) -> bool:
         return self.sparsifier.needs_tally(statistics)
 
@@ -87,7 +92,7 @@ class TaskVectors(Kernel):
             vectors = [sparse(number, grain.take()) for number in range(len(coefficients))]
             shares = self.weights if self.normalize else None
             work = (grain.take(), grain.take(), grain.take())
-            elected_sum(vectors, coefficients, coefficients, shares, out, work)
+            elected_sum(vectors, coefficients, coefficients, shares, out, work, loops_for(grain))
         else:
             out.zero_()
             vector = grain.take()

@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
     parser.add_argument("--grains", type=int, default=4, help="size of the tensor in grains")
     parser.add_argument("--row", type=int, default=2048, help="length of a row")
+    parser.add_argument("--compiled", action="store_true", help="with compiled loops")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'method':18} {'passes':>30} {'tally':>7} {'output':>7} {'total':>7}  ns/element")
@@ -54,17 +55,20 @@ def main() -> None:
         if method.maximum is not None:
             count = min(count, method.maximum + (method.base is Base.REQUIRED))
         shape = (GRAIN_ELEMENTS * arguments.grains // arguments.row, arguments.row)
-        report(method, shape, count, DTYPES[arguments.dtype])
+        report(method, shape, count, DTYPES[arguments.dtype], arguments.compiled)
 
 
-def report(method: Method, shape: tuple[int, ...], count: int, dtype: torch.dtype) -> None:
+def report(
+    method: Method, shape: tuple[int, ...], count: int, dtype: torch.dtype, compiled: bool
+) -> None:
     source = torch.Generator().manual_seed(0)
     base = torch.randn(shape, generator=source).mul_(0.02).to(dtype)
     step = [torch.randn(shape, generator=source).mul_(1e-3) for _ in range(count - 1)]
     inputs = [base, *((base.float() + change).to(dtype) for change in step)]
     position = 0 if method.base is Base.REQUIRED else None
     kernel = method.kernel(resolved(method, shape, count, position))
-    passes, tally, output = measure(kernel, [tensor.view(-1) for tensor in inputs], shape, dtype)
+    flat = [tensor.view(-1) for tensor in inputs]
+    passes, tally, output = measure(kernel, flat, shape, dtype, compiled)
     merged = count - (position is not None)
     elements = math.prod(shape) * merged
     each = " + ".join(f"{seconds / elements * 1e9:.2f}" for seconds in passes)
@@ -88,7 +92,11 @@ def resolved(method: Method, shape: tuple[int, ...], count: int, base: int | Non
 
 
 def measure(
-    kernel: Kernel, inputs: list[Tensor], shape: tuple[int, ...], dtype: torch.dtype
+    kernel: Kernel,
+    inputs: list[Tensor],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    compiled: bool,
 ) -> tuple[list[float], float, float]:
     """Seconds of each statistics pass, of the tallies, and of the output pass; best of three."""
     grains = partition(shape, kernel.access)
@@ -108,7 +116,8 @@ def measure(
             if dtype is not torch.float32:
                 piece = next(free).copy_(piece)
             parts.append(piece.view(part))
-        return GrainView(parts, index, start, lambda: next(free).view(part)), part
+        take = lambda: next(free).view(part)  # noqa: E731
+        return GrainView(parts, index, start, take, compiled), part
 
     def timed(work: Callable[[int], object]) -> float:
         start = time.perf_counter()

@@ -228,3 +228,27 @@ def test_copies_need_no_arithmetic_and_no_memory_for_it() -> None:
 def test_scheduling_imports_no_torch() -> None:
     code = "import sys, engine.schedule, engine.job; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Compiling(Weighted):
+    """A kernel that a compiler makes faster."""
+
+    compiles = True
+
+
+def test_a_compiler_is_granted_where_its_memory_is_there() -> None:
+    def one(kernel: Kernel) -> Graph:
+        builder = GraphBuilder()
+        loads = [builder.load(Disk(name), 0, BF16, (4096, 4096), name) for name in "ab"]
+        return graph_of([(builder.merge(loads, kernel, "m"), BF16)])
+
+    graph = one(Compiling((1.0, 2.0)))
+    with_compiler = Machine(2, 50 * MIB, 200 * MIB, 100 * MIB)
+    small, large = (schedule(graph, ram * MIB, with_compiler) for ram in (450, 600))
+    assert (small.compiled, large.compiled) == (False, True)
+    assert small.minimum_bytes == large.minimum_bytes
+    assert large.overhead_bytes == small.overhead_bytes + with_compiler.compiler_bytes
+    assert large.peak_bytes <= 600 * MIB
+    assert schedule(graph, None, with_compiler).compiled
+    assert not schedule(graph, None, machine()).compiled
+    assert not schedule(one(Weighted((1.0, 2.0))), None, with_compiler).compiled

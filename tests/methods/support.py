@@ -94,7 +94,9 @@ def cut(shape: tuple[int, ...], access: Access, grain: int) -> Grains:
         grains_module.GRAIN_ELEMENTS = previous
 
 
-def run(kernel: Kernel, inputs: Sequence[torch.Tensor], walk: Walk = Walk()) -> torch.Tensor:
+def run(
+    kernel: Kernel, inputs: Sequence[torch.Tensor], walk: Walk = Walk(), compiled: bool = False
+) -> torch.Tensor:
     """The kernel's float32 result on ``inputs`` (any floating dtype, one shape)."""
     shape = tuple(inputs[0].shape)
     grains = cut(shape, kernel.access, walk.grain)
@@ -116,7 +118,7 @@ def run(kernel: Kernel, inputs: Sequence[torch.Tensor], walk: Walk = Walk()) -> 
         elif kernel.access is Access.WHOLE:
             part = shape
         parts = [tensor[start : start + count].view(part) for tensor in flat]
-        return GrainView(parts, index, start, Bench(part, limit).take)
+        return GrainView(parts, index, start, Bench(part, limit).take, compiled)
 
     with torch.inference_mode():
         statistics: list[Any] = []

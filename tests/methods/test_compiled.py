@@ -1,0 +1,159 @@
+"""Compiled loops give the bits that torch gives, one by one and in whole kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.kernel import GrainView
+from methods import compiled, random, sparsify
+from methods.elect import CANCELLED, elected_sum
+from methods.statistics import CoarseHistogram, FineHistogram, Inputs
+from tests.methods.support import kernel_of, run
+
+pytest.importorskip("numba", reason="compiled loops need the extra 'fast'")
+
+SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 3e38, float("inf"), float("nan")])
+
+
+def grain(*inputs: torch.Tensor) -> GrainView:
+    return GrainView(inputs, 0, 0, lambda: torch.full_like(inputs[0], float("nan")), True)
+
+
+def loops() -> compiled.Loops:
+    found = compiled.loops_for(grain(torch.zeros(1)))
+    assert found is not None, "numba is installed, but its loops differ from torch or fail"
+    return found
+
+
+def vectors(count: int, elements: int, seed: int, ties: bool) -> list[torch.Tensor]:
+    """Random numbers of many magnitudes; with ``ties`` few different ones, and special ones."""
+    source = torch.Generator().manual_seed(seed)
+    result = []
+    for _ in range(count):
+        vector = torch.randn(elements, generator=source)
+        vector *= torch.exp2(torch.randint(-6, 7, (elements,), generator=source).float())
+        if ties:
+            vector = (vector * 2).round() / 2
+            places = torch.randint(0, max(elements, 1), (elements // 9,), generator=source)
+            vector[places] = SPECIAL[places % len(SPECIAL)]
+        result.append(vector)
+    return result
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal bit for bit, but for which NaN a NaN is."""
+    broken = torch.isnan(one) & torch.isnan(other)
+    return bool((one.view(torch.int32).eq(other.view(torch.int32)) | broken).all())
+
+
+def test_without_the_schedules_consent_nothing_is_compiled() -> None:
+    view = GrainView((torch.zeros(1),), 0, 0, lambda: torch.zeros(1))
+    assert compiled.loops_for(view) is None
+
+
+@given(st.integers(1, 6), st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.booleans())
+@settings(max_examples=40)
+def test_elected_sum(count: int, elements: int, seed: int, ties: bool, normalize: bool) -> None:
+    given_vectors = vectors(count, elements, seed, ties)
+    weights = vectors(3, count, seed + 1, False)
+    votes, coefficients, shares = (weight.tolist() for weight in weights)
+    out, expected = torch.empty(2, elements)
+    divided = shares if normalize else None
+    loops().elected_sum(given_vectors, votes, coefficients, divided, CANCELLED, out)
+    work = tuple(torch.empty(3, elements))
+    elected_sum(given_vectors, votes, coefficients, divided, expected, work)
+    assert same(out, expected)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**34), st.integers(1, 5000))
+@settings(max_examples=40)
+def test_draw(key: int, start: int, elements: int) -> None:
+    out, expected, work = torch.empty(3, elements, dtype=torch.int32)
+    random.draw(key, start, out, work, loops())
+    random.draw(key, start, expected, work)
+    assert torch.equal(out, expected)
+
+
+def test_draw_across_the_end_of_a_word() -> None:
+    out, expected, work = torch.empty(3, 100, dtype=torch.int32)
+    random.draw(5, 2**32 - 50, out, work, loops())
+    random.draw(5, 2**32 - 50, expected, work)
+    assert torch.equal(out, expected)
+
+
+@given(st.integers(1, 5), st.integers(1, 4000), st.integers(0, 99), st.booleans())
+@settings(max_examples=60)
+def test_ranks_in_rows(count: int, row: int, seed: int, ties: bool) -> None:
+    (flat,) = vectors(1, count * row, seed, ties)
+    rows = flat.view(count, row)
+    choice = sparsify.RandomByRank((0.5,), (0.3,), (seed,), rescale=False)
+    dropped, expected = rows.clone(), rows.clone()
+    choice.drop(0, dropped, [torch.empty_like(rows) for _ in range(2)], grain(rows))
+    view = GrainView((rows,), 0, 0, lambda: torch.empty_like(rows))
+    choice.drop(0, expected, [torch.empty_like(rows) for _ in range(2)], view)
+    assert torch.equal(
+        dropped.view(torch.int32) & ~(1 << 31), expected.view(torch.int32) & ~(1 << 31)
+    )
+
+
+def test_ranks_in_rows_of_equal_magnitudes() -> None:
+    rows = torch.ones(2, 3000)
+    rows[:, ::2] = -1
+    choice = sparsify.RandomByRank((0.5,), (0.4,), (3,), rescale=False)
+    dropped, expected = rows.clone(), rows.clone()
+    choice.drop(0, dropped, [torch.empty_like(rows) for _ in range(2)], grain(rows))
+    view = GrainView((rows,), 0, 0, lambda: torch.empty_like(rows))
+    choice.drop(0, expected, [torch.empty_like(rows) for _ in range(2)], view)
+    assert torch.equal(dropped, expected)
+    assert 0 < int((dropped != 0).sum()) < rows.numel()
+
+
+@given(st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.data())
+@settings(max_examples=40)
+def test_selection_by_rank(elements: int, seed: int, ties: bool, data: st.DataObject) -> None:
+    (vector,) = vectors(1, elements, seed, ties)
+    ranks = data.draw(st.lists(st.integers(1, elements), min_size=1, max_size=2))
+    source = Inputs((0,))
+    found = []
+    for consent in (True, False):
+        view = GrainView((vector,), 0, 0, lambda: torch.empty_like(vector), consent)
+        coarse, fine = CoarseHistogram(source, (tuple(ranks),)), FineHistogram(source)
+        counts = coarse.start()
+        coarse.update(counts, view, [])
+        buckets = coarse.finish(counts, [])
+        inside = fine.start()
+        fine.update(inside, view, [buckets])
+        found.append(fine.finish(inside, [buckets]).of)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "models", "settings_"),
+    [
+        ("ties", {"weight": 0.4, "density": 0.3}, {}),
+        ("ties", {"weight": 0.4, "density": 0.3}, {"rescale": True}),
+        ("breadcrumbs", {"weight": 0.4, "density": 0.6, "gamma": 0.05}, {}),
+        ("breadcrumbs_ties", {"weight": -0.4, "density": 0.6, "gamma": 0.05}, {}),
+        ("dare_linear", {"weight": 0.4, "density": 0.3}, {}),
+        ("dare_ties", {"weight": 0.4, "density": 0.3}, {"normalize": True}),
+        ("della", {"weight": 0.4, "density": 0.5}, {}),
+        ("della_linear", {"weight": 0.4, "density": 0.5}, {}),
+        ("sce", {}, {"select_topk": 0.4}),
+        ("sce", {}, {"select_topk": 1.0}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whole_kernels(method: str, models: dict, settings_: dict, dtype: torch.dtype) -> None:
+    shape = (40, 333)
+    source = torch.Generator().manual_seed(1)
+    base = torch.randn(shape, generator=source).mul_(0.02)
+    tunes = [base + torch.randn(shape, generator=source).mul_(1e-3) for _ in range(3)]
+    kernel = kernel_of(method, shape, [{}, models, models, models], base=0, **settings_)
+    assert kernel.compiles
+    inputs = [tensor.to(dtype) for tensor in (base, *tunes)]
+    one, other = (run(kernel, inputs, compiled=consent) for consent in (True, False))
+    assert torch.equal(one.view(torch.int32), other.view(torch.int32))
+    assert not torch.equal(one, inputs[0].float())
