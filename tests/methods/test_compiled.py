@@ -127,7 +127,7 @@ def test_selection_by_rank(elements: int, seed: int, ties: bool, data: st.DataOb
         inside = fine.start()
         fine.update(inside, view, [buckets])
         found.append(fine.finish(inside, [buckets]).of)
-    assert found[0] == found[1]
+    assert repr(found[0]) == repr(found[1])  # where NaN equals NaN
 
 
 @pytest.mark.parametrize(
