@@ -17,29 +17,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Operands = tuple["Tensor", "Tensor | None"]
+"""A vector as the difference of two tensors, or one tensor and ``None``."""
+
+
 class Loops:
     """The loops of `methods.jit`, called with tensors: contiguous, on the CPU."""
 
     def __init__(self, jit: Any) -> None:
         self._jit = jit
 
-    def count_high(self, bits: Tensor, low: int, counts: Tensor) -> int:
-        """Count magnitudes (int32) by their bits above the ``low`` ones into ``counts`` (int64).
+    def count_high(self, operands: Operands, low: int, counts: Tensor) -> int:
+        """Count the magnitudes of a difference by their bits above the ``low`` ones.
 
-        Returns how many are not zero.
+        Adds to ``counts`` (int64) and returns how many are not zero.
         """
-        return int(self._jit.count_high(bits.numpy(), low, counts.numpy()))
+        return int(self._jit.count_high(*_flat(operands), low, counts.numpy()))
 
     def count_low(
-        self, bits: Tensor, high: int, low: int, step: int, counts: Tensor, levels: Tensor
+        self, operands: Operands, high: int, low: int, step: int, counts: Tensor, levels: Tensor
     ) -> int:
         """Count magnitudes with the high bits ``high`` by their ``low`` bits into ``counts``.
 
         ``levels`` (int32) counts those low bits that are multiples of 2**``step``. Returns how
         many elements there were.
         """
-        found = self._jit.count_low(bits.numpy(), high, low, step, counts.numpy(), levels.numpy())
-        return int(found)
+        tables = counts.numpy(), levels.numpy()
+        return int(self._jit.count_low(*_flat(operands), high, low, step, *tables))
 
     def elected_sum(
         self,
@@ -92,6 +96,12 @@ class Loops:
 
         bits = rows.view(torch.int32).numpy()
         self._jit.drop_by_rank(bits, numbers.numpy(), steps.numpy(), width, buckets)
+
+
+def _flat(operands: Operands) -> tuple[Any, Any]:
+    vector, minus = operands
+    flat = vector.view(-1).numpy()
+    return flat, flat[:0] if minus is None else minus.view(-1).numpy()
 
 
 def loops_for(grain: GrainView) -> Loops | None:

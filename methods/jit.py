@@ -45,37 +45,58 @@ def _floats(context: Any, address: Any) -> Any:
 
 
 @_compiled
-def count_high(bits: Array, low: int, counts: Array) -> int:
-    """Add to ``counts`` (int64) each magnitude by its bits above the ``low`` ones.
+def count_high(vector: Array, minus: Array, low: int, counts: Array) -> int:
+    """Add to ``counts`` (int64) each magnitude of a difference by its bits above the ``low`` ones.
 
-    ``bits`` are float32 as int32. The result is the number of elements that are not zero.
+    The result is the number of elements that are not zero. An empty ``minus`` means zeros.
     """
     nonzero = 0
-    for place in range(bits.size):
-        magnitude = bits[place] & 0x7FFFFFFF
-        counts[magnitude >> low] += 1
-        nonzero += magnitude != 0
+    block = np.empty(_BLOCK, np.float32)
+    bits = block.view(np.int32)
+    for start in range(0, vector.size, _BLOCK):
+        count = min(_BLOCK, vector.size - start)
+        for i in range(count):
+            block[i] = vector[start + i]
+        if minus.size:
+            for i in range(count):
+                block[i] -= minus[start + i]
+        for i in range(count):
+            magnitude = bits[i] & 0x7FFFFFFF
+            counts[magnitude >> low] += 1
+            nonzero += magnitude != 0
     return nonzero
 
 
 @_compiled
-def count_low(bits: Array, high: int, low: int, step: int, counts: Array, levels: Array) -> int:
+def count_low(
+    vector: Array, minus: Array, high: int, low: int, step: int, counts: Array, levels: Array
+) -> int:
     """Count the magnitudes whose bits above the ``low`` ones are ``high`` by those low bits.
 
     Adds to ``counts`` (int64); those whose low bits are a multiple of 2**``step`` go to
-    ``levels`` (int32) by that multiple too. The result is how many there were.
+    ``levels`` (int32) by that multiple too. The result is how many there were. The magnitudes are
+    those of a difference, as for `count_high`.
     """
     found = 0
     lowest = (1 << low) - 1
     finer = (1 << step) - 1
-    for place in range(bits.size):
-        magnitude = bits[place] & 0x7FFFFFFF
-        if magnitude >> low == high:
-            rest = magnitude & lowest
-            counts[rest] += 1
-            if rest & finer == 0:
-                levels[rest >> step] += 1
-            found += 1
+    block = np.empty(_BLOCK, np.float32)
+    bits = block.view(np.int32)
+    for start in range(0, vector.size, _BLOCK):
+        count = min(_BLOCK, vector.size - start)
+        for i in range(count):
+            block[i] = vector[start + i]
+        if minus.size:
+            for i in range(count):
+                block[i] -= minus[start + i]
+        for i in range(count):
+            magnitude = bits[i] & 0x7FFFFFFF
+            if magnitude >> low == high:
+                rest = magnitude & lowest
+                counts[rest] += 1
+                if rest & finer == 0:
+                    levels[rest >> step] += 1
+                found += 1
     return found
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.grains import GRAIN_ELEMENTS
 from engine.kernel import GrainSums, GrainView, Statistic
-from methods.compiled import Loops, loops_for
+from methods.compiled import Loops, Operands, loops_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +50,10 @@ class Source:
         """Vector ``number``, not to be changed: in ``scratch``, or where it lies already."""
         self.write(number, grain, scratch)
         return scratch
+
+    def operands(self, number: int, grain: GrainView, scratch: Tensor) -> Operands:
+        """Vector ``number`` as it can be had with the least work, not to be changed."""
+        return self.read(number, grain, scratch), None
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,9 @@ class Differences(Source):
         import torch
 
         torch.sub(grain.inputs[self.positions[number]], grain.inputs[self.base], out=out)
+
+    def operands(self, number: int, grain: GrainView, scratch: Tensor) -> Operands:
+        return grain.inputs[self.positions[number]], grain.inputs[self.base]
 
 
 def vectors_of(positions: tuple[int, ...], base: int | None) -> Source:
@@ -291,11 +298,11 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
         for number in range(self.source.count):
             if not self.ranks[number] and self.nonzero_share is None:
                 continue
-            self.source.write(number, grain, vector)
             if loops is not None:
-                bits = vector.view(-1).view(torch.int32)
-                into.nonzero[number] += loops.count_high(bits, _LOW_BITS, into.counts[number])
+                operands = self.source.operands(number, grain, vector)
+                into.nonzero[number] += loops.count_high(operands, _LOW_BITS, into.counts[number])
                 continue
+            self.source.write(number, grain, vector)
             torch.bitwise_and(vector.view(torch.int32), _HIGH, out=high)
             if self.nonzero_share is not None:
                 into.nonzero[number] += int(torch.count_nonzero(vector))
@@ -365,15 +372,15 @@ class FineCounts:
         self._level(key, index, counts[::_LEVEL])
         self._count(key, counts)
 
-    def add_all(self, key: Key, index: int, bits: Tensor, loops: Loops) -> None:
-        """Note the elements of ``key`` among all of grain ``index``."""
+    def add_all(self, key: Key, index: int, operands: Operands, loops: Loops) -> None:
+        """Note the elements of ``key`` among all of grain ``index``, a difference."""
         import torch
 
         counts = self.counts.get(key)
         if counts is None:
             counts = self.counts[key] = torch.zeros(_FINE, dtype=torch.int64)
         levels = torch.zeros(_FINE // _LEVEL, dtype=torch.int32)
-        if loops.count_low(bits, key[1], _LOW_BITS, _LEVEL_BITS, counts, levels):
+        if loops.count_low(operands, key[1], _LOW_BITS, _LEVEL_BITS, counts, levels):
             self._level(key, index, levels)
 
     def total(self, key: Key) -> Tensor:
@@ -463,13 +470,16 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
         for number, wanted in enumerate(buckets):
             if not wanted and not self.sums:
                 continue
-            self.source.write(number, grain, vector)
-            bits = vector.view(torch.int32).view(-1)
-            for high in sorted({bucket.high for bucket in wanted}):
-                key = number, high
-                if loops is not None:
-                    into.add_all(key, grain.index, bits, loops)
-                else:
+            keys = [(number, high) for high in sorted({bucket.high for bucket in wanted})]
+            if loops is not None:
+                operands = self.source.operands(number, grain, vector)
+                for key in keys:
+                    into.add_all(key, grain.index, operands, loops)
+            if loops is None or self.sums:
+                self.source.write(number, grain, vector)
+            if loops is None:
+                bits = vector.view(torch.int32).view(-1)
+                for key in keys:
                     _look_inside(bits, work.view(torch.int32).view(-1), into, key, grain.index)
             if self.sums:
                 torch.abs(vector, out=vector)
