@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import machine
-from engine.errors import OutputError, RunError
+from engine.errors import MEMORY_SHORT, OutputError, RunError, is_memory_short
 from engine.executor import Executor, Progress, source_readers
 from engine.files import FILES, Files
 from engine.graph import Graph
@@ -193,21 +192,12 @@ def _open(source: object, options: Options, opened: contextlib.ExitStack) -> Fil
 
 @contextlib.contextmanager
 def _memory_reported() -> Iterator[None]:
-    """Turn what Python, the system and torch raise when memory is short into one line."""
     try:
         yield
-    except (MemoryError, OSError, RuntimeError) as error:
-        short = isinstance(error, MemoryError)
-        short |= isinstance(error, OSError) and error.errno == errno.ENOMEM
-        short |= isinstance(error, RuntimeError) and any(
-            words in str(error) for words in ("can't allocate memory", "can't start new thread")
-        )
-        if not short:
-            raise
-        raise RunError(
-            "the system has no memory left for this process: the same command continues when "
-            "other programs have ended, or with a smaller --ram"
-        ) from error
+    except Exception as error:
+        if is_memory_short(error):
+            raise RunError(MEMORY_SHORT) from error
+        raise
 
 
 def _same_job(

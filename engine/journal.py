@@ -100,7 +100,11 @@ class Journal:
         self._files = files
         with reported("write", path):
             self._fd = files.open(path, os.O_RDWR | os.O_CREAT)
-            self._end = self._cut_torn_tail()
+            try:
+                self._end = self._cut_torn_tail()
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def is_empty(self) -> bool:

@@ -214,9 +214,9 @@ class OutputDirectory:
             free = shutil.disk_usage(self.path).free
         if needed > free:
             raise RunError(
-                f"'{self.path}' has {free / 1e9:.1f} GB free and the output needs "
-                f"{needed / 1e9:.1f} GB more: free {(needed - free) / 1e9:.1f} GB, "
-                "or choose another disk"
+                f"'{self.path}' has {_amount(free)} free and the output needs {_amount(needed)} "
+                f"more: free {_amount(needed - free)} and the same command continues, or choose "
+                "another disk"
             )
 
     def present(self, file: OutputFile) -> Path:
@@ -278,11 +278,15 @@ class ShardSink:
         self._closing = False
         self._failure: BaseException | None = None
         self._journal = Journal(output.journal_path, self._files)
-        if self._journal.is_empty:
-            self._journal.begin(fingerprint, identity, [file.name for file in graph.files])
-        self._prepare_files()
-        self._thread = threading.Thread(target=self._commit_regularly, daemon=True)
-        self._thread.start()
+        try:
+            if self._journal.is_empty:
+                self._journal.begin(fingerprint, identity, [file.name for file in graph.files])
+            self._prepare_files()
+            self._thread = threading.Thread(target=self._commit_regularly, daemon=True)
+            self._thread.start()
+        except BaseException:
+            self._close_files()
+            raise
 
     def writer(self, file: OutputFile) -> FileWriter:
         """The writer of one shard's partial file."""
@@ -312,11 +316,14 @@ class ShardSink:
         self._closing = True
         self._wake.set()
         self._thread.join()
+        self._close_files()
+        if self._failure is not None:
+            raise self._failure
+
+    def _close_files(self) -> None:
         self._journal.close()
         for writer in self._writers.values():
             writer.close()
-        if self._failure is not None:
-            raise self._failure
 
     def finish(self, side_files: Iterable[SideFile], about: Mapping[str, Any]) -> Manifest:
         """Write the side files and the manifest; the output is finished then. Call after `close`.
@@ -392,8 +399,10 @@ class ShardSink:
         with self._lock:
             writer = self._writers.pop(file, None)
         if writer is not None:
-            writer.sync()
-            writer.close()
+            try:
+                writer.sync()
+            finally:
+                writer.close()
         if not final.exists():
             with reported("write", final):
                 self._files.rename(partial_path(final), final)
@@ -403,6 +412,10 @@ class ShardSink:
 def partial_path(path: Path) -> Path:
     """Where a shard is written before it is complete."""
     return path.with_name(path.name + ".partial")
+
+
+def _amount(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def file_record(file: OutputFile) -> FileRecord:

@@ -63,10 +63,14 @@ class FileReader:
     def __init__(self, source: FileSource, mode: IOMode, files: Files = FILES) -> None:
         self.source = source
         self._files = files
+        self._direct = -1
         with reported("open", source.path):
             self._fd = files.open(source.path, os.O_RDONLY)
-        self._direct = -1
-        self.check_unchanged()
+        try:
+            self.check_unchanged()
+        except BaseException:
+            self.close()
+            raise
         cached = _is_cached(self._fd)
         # What this run brings into the page cache it also removes, before the kernel must.
         self._drops = not cached and hasattr(os, "posix_fadvise")
@@ -143,19 +147,26 @@ class FileWriter:
         self.path = path
         self.size = size
         self._files = files
+        self._fd = self._direct = -1
+        try:
+            with reported("create", path):
+                self._open(mode)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, mode: IOMode) -> None:
         flags = os.O_RDWR | os.O_CREAT
-        self._direct = -1
-        with reported("create", path):
-            self._fd = files.open(path, flags)
-            if os.fstat(self._fd).st_size != size:
-                files.truncate(self._fd, size)
-            if mode is not IOMode.BUFFERED and DIRECT:
-                with contextlib.suppress(OSError):
-                    self._direct = files.open(path, flags | DIRECT)
-            if self._direct >= 0:
-                files.allocate(self._fd, size)
-            # Records will speak of this file: it must be found after a power failure.
-            files.sync_directory(path.parent)
+        self._fd = self._files.open(self.path, flags)
+        if os.fstat(self._fd).st_size != self.size:
+            self._files.truncate(self._fd, self.size)
+        if mode is not IOMode.BUFFERED and DIRECT:
+            with contextlib.suppress(OSError):
+                self._direct = self._files.open(self.path, flags | DIRECT)
+        if self._direct >= 0:
+            self._files.allocate(self._fd, self.size)
+        # Records will speak of this file: it must be found after a power failure.
+        self._files.sync_directory(self.path.parent)
 
     @property
     def is_direct(self) -> bool:

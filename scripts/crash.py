@@ -14,7 +14,6 @@ what the journal held must not have been read again, and what was repeated must 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import mmap
 import os
@@ -39,6 +38,7 @@ from engine.journal import JournalContent, read_journal
 from engine.manifest import DIRECTORY
 from engine.schedule import Machine, Schedule, schedule
 from scripts.shapes import Shape
+from scripts.small_merges import digests
 
 R = TypeVar("R")
 MIB = 1 << 20
@@ -119,6 +119,7 @@ class CountingFiles(Files):
         self._after = after
         self.calls: Counter[str] = Counter()
         self._journal = -1
+        self._commit_began: int | None = None
         self._lock = threading.Lock()
 
     def open(self, path: Path | str, flags: int) -> int:
@@ -146,10 +147,13 @@ class CountingFiles(Files):
         )
 
     def sync(self, fd: int) -> None:
-        before = self._shared[READ]
+        # A commit takes what is complete when it begins: it syncs shards, then the journal.
+        if self._commit_began is None:
+            self._commit_began = self._shared[READ]
         self._counted("sync", lambda: super(CountingFiles, self).sync(fd))
         if fd == self._journal:
-            self._shared[READ_AT_COMMIT] = before
+            self._shared[READ_AT_COMMIT] = self._commit_began
+            self._commit_began = None
 
     def truncate(self, fd: int, size: int) -> None:
         self._counted("truncate", lambda: super(CountingFiles, self).truncate(fd, size))
@@ -158,6 +162,7 @@ class CountingFiles(Files):
         self._counted("make_directory", lambda: super(CountingFiles, self).make_directory(path))
 
     def rename(self, source: Path, target: Path) -> None:
+        self._commit_began = None  # a complete shard was synced once more, and recorded before
         self._counted("rename", lambda: super(CountingFiles, self).rename(source, target))
 
     def remove(self, path: Path) -> None:
@@ -235,7 +240,7 @@ class CrashTest:
         began = time.monotonic()
         self._calls = Counter(self._run(Setting(8 << 30, 2, "direct", 0.05))["calls"])
         self._seconds = time.monotonic() - began
-        self._expected = _digests(self._output)
+        self._expected = digests(self._output)
         self._output = directory / "out"
 
     def round(self, tally: Tally) -> None:
@@ -317,7 +322,7 @@ class CrashTest:
         told = self._run(setting)
         tally.runs += 1
         tally.undisturbed_bytes += self._planned.schedule.read_bytes
-        assert _digests(self._output) == self._expected, "the result differs"
+        assert digests(self._output) == self._expected, "the result differs"
         assert not told["warnings"], told["warnings"]
         if done:
             assert told["read_bytes"] == 0
@@ -399,15 +404,6 @@ def _reads(run: Schedule, done: set[Write]) -> tuple[int, int]:
         if done.issuperset(placement.work.writes)
     )
     return useful, max(totals, default=0)
-
-
-def _digests(output: Path) -> dict[str, str]:
-    """SHA-256 of every file of an output but its records."""
-    return {
-        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(output.rglob("*"))
-        if path.is_file() and path.parent.name != DIRECTORY
-    }
 
 
 def make_models(directory: Path) -> None:

@@ -14,8 +14,6 @@ tensor whose record had become durable, and whatever looked finished must have b
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
 import random
 import tempfile
 import threading
@@ -24,27 +22,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from engine.files import Files
 from engine.job import Job, Options, Outcome, run
 from engine.journal import read_journal
 from engine.manifest import DIRECTORY, manifest_path
-from engine.schedule import Machine
 from engine.storage import IOMode
-from scripts.shapes import Shape
+from scripts.small_merges import KINDS, MACHINE, digests, make_job, make_models, memory_directory
 
 SECTOR = 512
 WAYS = ("dropped", "kept", "torn")
 """What becomes of what no sync had made durable."""
-
-SHAPE = Shape("llama", 2, 64, 256, 4, 2, 16, 3000)
-_SHARD_BYTES = 300_000
-_MACHINE = Machine(2, 300 << 20, 0)
-_KINDS: dict[str, dict[str, Any]] = {
-    "passthrough": {"merge_method": "passthrough", "models": ["one"]},
-    "linear": {"merge_method": "linear", "models": ["base", "one"], "parameters": {"weight": 1}},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +294,7 @@ class Recording:
         write_out(disk.contents(way, chance), root)
         looked_finished = manifest_path(root / "out").exists()
         io = chance.choice([*IOMode])
-        outcome = run(self.job, root / "out", Options(8 << 30, _MACHINE, io))
+        outcome = run(self.job, root / "out", Options(8 << 30, MACHINE, io))
         assert digests(root / "out") == self.expected, "the result differs"
         assert outcome.was_finished == looked_finished, "it looked finished"
         assert looked_finished or length < len(self.calls), "it was finished and forgot it"
@@ -329,7 +317,7 @@ def record(
     before = read_in(root)
     files = recorder(root, pause=0.001)
     options = Options(
-        8 << 30, _MACHINE, IOMode.AUTO, restart=restart, commit_seconds=0.01, files=files
+        8 << 30, MACHINE, IOMode.AUTO, restart=restart, commit_seconds=0.01, files=files
     )
     run(job, root / "out", options)
     return Recording(
@@ -356,37 +344,6 @@ def _records(calls: Sequence[Call], before: Mapping[str, bytes]) -> list[int]:
     return counts
 
 
-def digests(output: Path) -> dict[str, str]:
-    """SHA-256 of every file of an output but its records."""
-    return {
-        name: hashlib.sha256(content).hexdigest()
-        for name, content in read_in(output).items()
-        if not name.startswith(DIRECTORY)
-    }
-
-
-def make_job(kind: str, models: Path) -> Job:
-    """A small merge into several shards."""
-    from mergeloom import api
-
-    planned = api.plan(
-        {"dtype": "bfloat16", **_KINDS[kind]},
-        ram="8GiB",
-        search=[models],
-        max_shard_size=_SHARD_BYTES,
-    )
-    return planned.plan.job({})
-
-
-def make_models(directory: Path) -> Path:
-    """The inputs of `make_job`."""
-    from scripts.checkpoints import make
-
-    make(directory / "base", SHAPE)
-    make(directory / "one", SHAPE, finetune_of=0, seed=1)
-    return directory
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; the result is its exit status."""
     parser = argparse.ArgumentParser(prog="power_loss", description=__doc__.split("\n")[0])
@@ -398,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lengths: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="power-loss-", dir=memory_directory()) as folder:
         models = make_models(Path(folder) / "models")
-        for kind in _KINDS:
+        for kind in KINDS:
             for name, recording in _recordings(make_job(kind, models), Path(folder) / kind):
                 lengths[f"{kind}, {name}"] = len(recording.calls)
                 for length in range(len(recording.calls) + 1):
@@ -432,8 +389,3 @@ def _recordings(job: Job, directory: Path) -> Iterator[tuple[str, Recording]]:
     write_out(disk.contents("torn", random.Random(1)), directory / "second")
     yield "resumed", record(job, directory / "second", first.expected)
     yield "with --restart", record(job, directory / "first", first.expected, restart=True)
-
-
-def memory_directory() -> str | None:
-    """A file system in memory, where there is one: thousands of syncs take their time."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -13,18 +13,8 @@ from hypothesis import strategies as st
 
 from engine.errors import LoomError
 from engine.job import Job
-from scripts.power_loss import (
-    WAYS,
-    Call,
-    Disk,
-    Recording,
-    RecordingFiles,
-    make_job,
-    make_models,
-    memory_directory,
-    record,
-    write_out,
-)
+from scripts.power_loss import WAYS, Call, Disk, Recording, RecordingFiles, record, write_out
+from scripts.small_merges import make_job, make_models, memory_directory
 
 seeds = st.integers(0, 1 << 32)
 
