@@ -6,10 +6,39 @@ somebody who forges a file on purpose.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
 import xxhash
 
 ALGORITHM = "xxh3-128/grains"
+PIECE = 1 << 20
+"""Bytes of a file that are read at once."""
+
 _LENGTH = 16
+
+
+ContentDigest = xxhash.xxh3_128
+"""Digest of content as a whole, piece by piece."""
+
+
+def digest_of(pieces: Iterable[bytes | memoryview]) -> str:
+    """Digest of content as a whole."""
+    digest = ContentDigest()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def pieces_of(path: Path) -> Iterator[bytes]:
+    """The content of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(PIECE):
+            yield piece
 
 
 class TensorDigest:

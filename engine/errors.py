@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+
+MEMORY_SHORT = (
+    "the system has no memory left for this process: the same command continues when other "
+    "programs have ended, or with a smaller --ram"
+)
+_WORDS = ("can't allocate memory", "can't start new thread", "failed to map segment")
+"""How torch, Python's threads and the loader of libraries put it."""
+
 
 class LoomError(Exception):
     """Base of every error that is reported without a traceback.
@@ -34,3 +43,11 @@ class RunError(LoomError):
     """The run failed; what is finished is kept, and the same command continues."""
 
     exit_code = 1
+
+
+def is_memory_short(error: BaseException) -> bool:
+    """Whether ``error`` is what Python, the system or torch raises for want of memory."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    worded = isinstance(error, (RuntimeError, ImportError))
+    return isinstance(error, MemoryError) or (worded and any(w in str(error) for w in _WORDS))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine import machine
-from engine.errors import OutputError
+from engine.errors import MEMORY_SHORT, OutputError, RunError, is_memory_short
 from engine.executor import Executor, Progress, source_readers
+from engine.files import FILES, Files
 from engine.graph import Graph
-from engine.output import OutputDirectory, ShardSink, SideFile
+from engine.output import COMMIT_SECONDS, OutputDirectory, ShardSink, SideFile
 from engine.schedule import Machine, Schedule, schedule
 from engine.storage import FileReader, FileSource, IOMode
 
@@ -38,7 +39,8 @@ class Options:
     """How to run; none of it changes a byte of the output.
 
     ``ram`` is the budget in bytes, ``machine`` what the schedule reckons with: that of the dry
-    run, so that both have one schedule. Without it the machine is looked at.
+    run, so that both have one schedule. Without it the machine is looked at. After at most
+    ``commit_seconds`` finished tensors are made durable. ``files`` is the file system.
     """
 
     ram: int | None = None
@@ -46,6 +48,8 @@ class Options:
     io: IOMode = IOMode.AUTO
     restart: bool = False
     verify_resumed: bool = True
+    commit_seconds: float = COMMIT_SECONDS
+    files: Files = FILES
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,9 @@ def run(
 
     Raises:
         BudgetError: the budget cannot work.
-        OutputError: the directory is not ours, is in use, belongs to another job, is too small.
-        RunError: reading, arithmetic or writing failed; what was merged is kept.
+        OutputError: the directory is not ours, or belongs to another job.
+        RunError: the directory is in use or its disk too small; or reading, arithmetic or writing
+            failed: what was merged is kept.
         KeyboardInterrupt: interrupted; what was merged is kept.
     """
     began = time.perf_counter()
@@ -100,7 +105,7 @@ def run(
     machine.bound_heap()
     found = options.machine or machine.this_machine()
     schedule(job.graph, options.ram, found)  # the budget is checked before anything is created
-    with OutputDirectory(output) as directory:
+    with _memory_reported(), OutputDirectory(output, options.files) as directory:
         if options.restart:
             directory.clear()
         manifest = directory.finished()
@@ -119,28 +124,38 @@ def run(
                     f"the journal had {journal.damaged} damaged records and {lost} tensors did "
                     "not match their digests: these are merged again"
                 )
-        directory.check_space(job.graph)
+        directory.check_space(job.graph, job.side_files)
         rest = job.graph.without(done)
         plan = schedule(rest, options.ram, found)
         if begun is not None:
             begun(Begun(plan, len(done)))
         measures_runtime = plan.computes and not plan.compiled and machine.runtime_is_ahead()
         baseline = machine.resident_bytes()
-        sink = ShardSink(directory, job.graph, done, job.fingerprint, job.identity, options.io)
-        readers: dict[int, FileReader] = {}
-        try:
-            readers = source_readers(plan, lambda source: _open(source, options.io))
+        with contextlib.ExitStack() as opened:
+            readers = source_readers(plan, lambda source: _open(source, options, opened))
+
+            def check() -> None:
+                for reader in readers.values():
+                    reader.check_unchanged()
+
+            sink = ShardSink(
+                directory,
+                job.graph,
+                done,
+                job.fingerprint,
+                job.identity,
+                options.io,
+                check,
+                options.commit_seconds,
+            )
             executor = Executor(plan, readers, sink)
-            executor.run(poll)
-        except BaseException:
-            with contextlib.suppress(Exception):
-                sink.close()
-            for reader in readers.values():
-                reader.abandon()
-            raise
-        sink.close()
-        for reader in readers.values():
-            reader.close()
+            try:
+                executor.run(poll)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    sink.close()
+                raise
+            sink.close()
         if measures_runtime:
             machine.remember_runtime_bytes(machine.resident_bytes() - baseline)
         outcome = _outcome(plan, executor.progress, began, counters, len(done), tuple(warnings))
@@ -170,9 +185,19 @@ def predicted(plan: Schedule) -> dict[str, Any]:
     }
 
 
-def _open(source: object, mode: IOMode) -> FileReader:
+def _open(source: object, options: Options, opened: contextlib.ExitStack) -> FileReader:
     assert isinstance(source, FileSource)
-    return FileReader(source, mode)
+    return opened.enter_context(contextlib.closing(FileReader(source, options.io, options.files)))
+
+
+@contextlib.contextmanager
+def _memory_reported() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if is_memory_short(error):
+            raise RunError(MEMORY_SHORT) from error
+        raise
 
 
 def _same_job(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from engine.digest import ALGORITHM
 from engine.errors import OutputError
 
-VERSION = 1
+VERSION = 2
 DIRECTORY = ".mergeloom"
 NAME = "manifest.json"
+MAX_BYTES = 1 << 30
+MIN_BLOCK_BYTES = 4096
+"""Digests are over grains, which are larger where the tensor is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +32,27 @@ class TensorRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One shard: its size, and the digest of its first ``header_bytes`` bytes."""
+
+    size: int
+    header_bytes: int
+    header_digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything that is recorded of a finished merge.
 
-    ``files`` are the shards with their sizes in bytes, ``side_files`` the other files written.
+    ``files`` are the shards by name, ``side_files`` the digests of the other files written.
     ``identity`` names what the result depends on, as the fingerprint does; ``about`` is the
     caller's own record (configuration, resolved inputs, versions, measured figures).
     """
 
     fingerprint: str
     identity: Mapping[str, str]
-    files: Mapping[str, int]
-    side_files: tuple[str, ...]
+    files: Mapping[str, FileRecord]
+    side_files: Mapping[str, str]
     tensors: tuple[TensorRecord, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -54,15 +66,19 @@ def manifest_path(output: Path) -> Path:
     return output / DIRECTORY / NAME
 
 
-def read_manifest(output: Path) -> Manifest | None:
+def read_manifest(output: Path, name: str = NAME) -> Manifest | None:
     """The manifest of an output directory; ``None`` if it is not finished.
 
     Raises:
-        OutputError: it cannot be read, or was written by another version.
+        OutputError: it cannot be read, is damaged, or was written by another version.
     """
-    path = manifest_path(output)
+    path = output / DIRECTORY / name
     try:
-        document = json.loads(path.read_bytes())
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise OutputError(f"'{path}' is larger than any manifest")
+        document = json.loads(content)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -75,8 +91,42 @@ def read_manifest(output: Path) -> Manifest | None:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(Manifest).validate_python(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise OutputError(f"'{path}' is damaged: {place}: {first['msg']}") from error
+        manifest = TypeAdapter(Manifest).validate_python(document)
+    except (ValidationError, RecursionError) as error:
+        raise OutputError(f"'{path}' is damaged: {_first(error)}") from error
+    fault = _fault(manifest)
+    if fault is not None:
+        raise OutputError(f"'{path}' is damaged: {fault}")
+    return manifest
+
+
+def is_inside(name: str) -> bool:
+    """Whether a recorded name is one of a file below the output directory."""
+    path = PurePath(name)
+    plain = name.isprintable() and ".." not in path.parts and "\\" not in name
+    return plain and bool(path.parts) and not path.is_absolute()
+
+
+def _fault(manifest: Manifest) -> str | None:
+    """What a manifest says that no run can have written."""
+    for name in (*manifest.files, *manifest.side_files):
+        if not is_inside(name):
+            return f"it names {name[:200]!r}, which is no file of the output"
+    for record in manifest.tensors:
+        file = manifest.files.get(record.file)
+        if file is None or not 0 <= record.offset <= record.offset + record.nbytes <= file.size:
+            return f"{record.name[:200]!r} lies outside its file"
+        if record.nbytes < 0 or record.block_bytes < min(record.nbytes, MIN_BLOCK_BYTES):
+            return f"{record.name[:200]!r} has sizes that make no sense"
+    return None
+
+
+def _first(error: Exception) -> str:
+    """The first thing that is wrong, in one line."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return "it is nested too deeply"
+    first = error.errors(include_input=False, include_url=False)[0]
+    place = ".".join(str(part)[:80] for part in first["loc"])
+    return ascii(f"{place}: {first['msg']}")[1:-1]

@@ -13,13 +13,14 @@ import contextlib
 import enum
 import errno
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import RunError
+from engine.files import DIRECT, FILES, Files, make_directories, reported, write_all, write_some
 from engine.ledger import PAGE, Block
 
-_DIRECT = getattr(os, "O_DIRECT", 0)
 _SAMPLES = 32
 _SMALL = 16 * PAGE
 
@@ -59,21 +60,24 @@ def span_bytes(nbytes: int) -> int:
 class FileReader:
     """Reads one source. Safe to use from several threads."""
 
-    def __init__(self, source: FileSource, mode: IOMode) -> None:
+    def __init__(self, source: FileSource, mode: IOMode, files: Files = FILES) -> None:
         self.source = source
-        try:
-            self._fd = os.open(source.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise _failed("open", source.path, error) from error
+        self._files = files
         self._direct = -1
-        self._check_unchanged()
+        with reported("open", source.path):
+            self._fd = files.open(source.path, os.O_RDONLY)
+        try:
+            self.check_unchanged()
+        except BaseException:
+            self.close()
+            raise
         cached = _is_cached(self._fd)
         # What this run brings into the page cache it also removes, before the kernel must.
         self._drops = not cached and hasattr(os, "posix_fadvise")
         direct = mode is IOMode.DIRECT or (mode is IOMode.AUTO and not cached)
-        if direct and _DIRECT:
+        if direct and DIRECT:
             with contextlib.suppress(OSError):
-                self._direct = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC | _DIRECT)
+                self._direct = files.open(source.path, os.O_RDONLY | DIRECT)
 
     @property
     def is_direct(self) -> bool:
@@ -96,11 +100,11 @@ class FileReader:
         view = block.memory[at - before : at - before + length]
         position, needed = start - before, stop - start + before
         done = 0
-        try:
+        with reported("read", self.source.path):
             while done < needed:
                 fd = self._direct if direct and done % PAGE == 0 else self._fd
                 try:
-                    count = os.preadv(fd, [view[done:]], position + done)
+                    count = self._files.read(fd, view[done:], position + done)
                 except OSError as error:
                     if fd == self._fd or error.errno != errno.EINVAL:
                         raise
@@ -109,60 +113,60 @@ class FileReader:
                 if count == 0:
                     raise RunError(
                         f"'{self.source.path}' ended at byte {position + done}, {stop} expected: "
-                        "it changed while it was read; restore it and start again"
+                        "it changed while it was read; restore it and the same command continues"
                     )
                 done += count
             if self._drops and not direct:
                 os.posix_fadvise(self._fd, position, done, os.POSIX_FADV_DONTNEED)
-        except OSError as error:
-            raise _failed("read", self.source.path, error) from error
 
-    def close(self) -> None:
-        """Close the file, first making sure that nobody changed it meanwhile.
+    def check_unchanged(self) -> None:
+        """Make sure that nobody has changed the file: what was read of it is what was planned with.
 
         Raises:
             RunError: its size or modification time is not what was planned with.
         """
-        try:
-            self._check_unchanged()
-        finally:
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Close the file without looking at it again."""
-        for fd in (self._fd, self._direct):
-            if fd >= 0:
-                os.close(fd)
-        self._fd = self._direct = -1
-
-    def _check_unchanged(self) -> None:
-        now = os.fstat(self._fd)
+        with reported("read", self.source.path):
+            now = os.fstat(self._fd)
         if (now.st_size, now.st_mtime_ns) != (self.source.size, self.source.modified):
             raise RunError(
-                f"'{self.source.path}' changed since it was planned with: "
-                "merge again with --restart, or restore it"
+                f"'{self.source.path}' changed since it was planned with: restore it and the same "
+                "command continues, or merge what is there now with --restart"
             )
+
+    def close(self) -> None:
+        for fd in (self._fd, self._direct):
+            if fd >= 0:
+                self._files.close(fd)
+        self._fd = self._direct = -1
 
 
 class FileWriter:
     """Writes slots of one preallocated file, at any position, from several threads."""
 
-    def __init__(self, path: Path, size: int, mode: IOMode) -> None:
+    def __init__(self, path: Path, size: int, mode: IOMode, files: Files = FILES) -> None:
         self.path = path
         self.size = size
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
-        self._direct = -1
+        self._files = files
+        self._fd = self._direct = -1
         try:
-            self._fd = os.open(path, flags, 0o644)
-            if os.fstat(self._fd).st_size != size:
-                os.ftruncate(self._fd, size)
-            if mode is not IOMode.BUFFERED and _DIRECT:
-                with contextlib.suppress(OSError):
-                    self._direct = os.open(path, flags | _DIRECT)
-            if self._direct >= 0:
-                _preallocate(self._fd, size)
-        except OSError as error:
-            raise _failed("create", path, error) from error
+            with reported("create", path):
+                self._open(mode)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, mode: IOMode) -> None:
+        flags = os.O_RDWR | os.O_CREAT
+        self._fd = self._files.open(self.path, flags)
+        if os.fstat(self._fd).st_size != self.size:
+            self._files.truncate(self._fd, self.size)
+        if mode is not IOMode.BUFFERED and DIRECT:
+            with contextlib.suppress(OSError):
+                self._direct = self._files.open(self.path, flags | DIRECT)
+        if self._direct >= 0:
+            self._files.allocate(self._fd, self.size)
+        # Records will speak of this file: it must be found after a power failure.
+        self._files.sync_directory(self.path.parent)
 
     @property
     def is_direct(self) -> bool:
@@ -178,83 +182,60 @@ class FileWriter:
         """
         offset = at - start
         first, last = -(-start // PAGE) * PAGE, stop // PAGE * PAGE
-        try:
+        with reported("write", self.path):
             if self._direct < 0 or offset % PAGE or last - first < _SMALL:
                 self._write(self._fd, start, stop, block, offset)
                 return
             self._write(self._fd, start, first, block, offset)
             self._write(self._direct, first, last, block, offset)
             self._write(self._fd, last, stop, block, offset)
-        except OSError as error:
-            raise _failed("write", self.path, error) from error
 
     def write_bytes(self, start: int, content: bytes) -> None:
         """Write a few bytes, such as a header, through the page cache."""
-        try:
-            done = 0
-            while done < len(content):
-                done += os.pwrite(self._fd, content[done:], start + done)
-        except OSError as error:
-            raise _failed("write", self.path, error) from error
+        with reported("write", self.path):
+            write_all(self._files, self._fd, content, start)
 
     def sync(self) -> None:
         """Return when everything written so far is durable."""
-        try:
-            getattr(os, "fdatasync", os.fsync)(self._fd)
+        with reported("write", self.path):
+            self._files.sync(self._fd)
             if self._direct < 0 and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        except OSError as error:
-            raise _failed("write", self.path, error) from error
 
     def close(self) -> None:
         for fd in (self._fd, self._direct):
             if fd >= 0:
-                os.close(fd)
+                self._files.close(fd)
         self._fd = self._direct = -1
 
     def _write(self, fd: int, start: int, stop: int, block: Block, offset: int) -> None:
         while start < stop:
             view = block.memory[start + offset : stop + offset]
-            start += os.pwritev(fd, [view], start)
+            start += write_some(self._files, fd, view, start)
             if start < stop and fd == self._direct and start % PAGE:
                 fd = self._fd  # a short direct write left the page grid
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes | Iterable[bytes], files: Files = FILES) -> None:
     """Replace a small file in one step: temporary, sync, rename. Its directory may be new.
 
     Raises:
         RunError: the disk is full, or refuses otherwise.
     """
     temporary = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise _failed("write", path, error) from error
-
-
-def _preallocate(fd: int, size: int) -> None:
-    if size and hasattr(os, "posix_fallocate"):
+    with reported("write", path):
+        make_directories(files, path.parent)
+        fd = files.open(temporary, os.O_WRONLY | os.O_CREAT)
         try:
-            os.posix_fallocate(fd, 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
+            files.truncate(fd, 0)
+            position = 0
+            for piece in (content,) if isinstance(content, bytes) else content:
+                position = write_all(files, fd, piece, position)
+            files.sync(fd)
+        finally:
+            files.close(fd)
+        files.rename(temporary, path)
+        files.sync_directory(path.parent)
 
 
 def _is_cached(fd: int) -> bool:
@@ -271,7 +252,3 @@ def _is_cached(fd: int) -> bool:
         except OSError:
             pass
     return hits > _SAMPLES * 3 // 4
-
-
-def _failed(verb: str, path: str | Path, error: OSError) -> RunError:
-    return RunError(f"cannot {verb} '{path}': {error.strerror or error}")

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from engine.digest import TensorDigest
+from engine.digest import PIECE, ContentDigest
 from engine.manifest import TensorRecord
 
 _THREADS = 4
 
 
-def digest_of(path: Path, record: TensorRecord) -> str | None:
+def tensor_digest(path: Path, record: TensorRecord) -> str | None:
     """Digest of the bytes at a record's place in the file ``path``; ``None`` if it ends early.
 
-    Reads one block of ``block_bytes`` at a time.
+    Takes `PIECE` bytes of memory, whatever the record says. The result is that of
+    `engine.digest.TensorDigest`.
+
+    Raises:
+        OSError: the file cannot be read.
     """
-    block_bytes = max(record.block_bytes, 1)
-    digest = TensorDigest(-(-record.nbytes // block_bytes))
-    buffer = memoryview(bytearray(min(block_bytes, max(record.nbytes, 1))))
+    digest = ContentDigest()
+    step = max(record.block_bytes, 1)
     with open(path, "rb", buffering=0) as file:
         file.seek(record.offset)
-        for index, start in enumerate(range(0, record.nbytes, block_bytes)):
-            block = buffer[: min(block_bytes, record.nbytes - start)]
-            done = 0
-            while done < len(block):
-                count = file.readinto(block[done:])
-                if not count:
+        for start in range(0, record.nbytes, step):
+            block = ContentDigest()
+            left = min(step, record.nbytes - start)
+            while left:
+                piece = file.read(min(left, PIECE))
+                if not piece:
                     return None
-                done += count
-            digest.add(index, block)
+                block.update(piece)
+                left -= len(piece)
+            digest.update(block.digest())
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), record.offset, record.nbytes, os.POSIX_FADV_DONTNEED)
     return digest.hexdigest()
@@ -40,13 +44,13 @@ def digest_of(path: Path, record: TensorRecord) -> str | None:
 def verify_tensors(
     places: Iterable[tuple[Path, TensorRecord]],
     progress: Callable[[TensorRecord], None] | None = None,
-) -> list[tuple[TensorRecord, str]]:
-    """Check tensors against their digests; returns what is wrong, with the reason."""
+) -> Iterator[tuple[TensorRecord, str]]:
+    """Check tensors against their digests; yields what is wrong, with the reason."""
 
     def check(place: tuple[Path, TensorRecord]) -> tuple[TensorRecord, str] | None:
         path, record = place
         try:
-            found = digest_of(path, record)
+            found = tensor_digest(path, record)
         except OSError as error:
             return record, f"'{path.name}' cannot be read: {error.strerror}"
         if progress is not None:
@@ -56,4 +60,4 @@ def verify_tensors(
         return None if found == record.digest else (record, "its bytes differ from its digest")
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        return [wrong for wrong in pool.map(check, places) if wrong is not None]
+        yield from (wrong for wrong in pool.map(check, places) if wrong is not None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.errors import LoomError
+from engine.errors import MEMORY_SHORT, LoomError, is_memory_short
 
 if TYPE_CHECKING:
     from mergeloom.api import PlannedMerge
@@ -148,9 +148,8 @@ def merge(
     with _shown(planned, quiet) as observer:
         try:
             result = api.merge(planned, output, io=io, restart=restart, observer=observer)
-        except KeyboardInterrupt:
-            _complain(f"interrupted; the same command continues '{output}' where it stopped")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as stop:
+            raise _Interrupted(f"the same command continues '{output}' where it stopped") from stop
     if as_json:
         _print_json(result.document())
     elif not quiet:
@@ -252,6 +251,13 @@ def main() -> None:
             raise
         _complain(f"error: {error}")
         sys.exit(error.exit_code)
+    except _Interrupted as stop:
+        _complain(f"interrupted; {stop}")
+        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of an interrupt anywhere else
+            _complain("interrupted")
+        raise
     except KeyboardInterrupt:
         _complain("interrupted")
         sys.exit(130)
@@ -261,9 +267,16 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if is_memory_short(error):
+            _complain(f"error: {MEMORY_SHORT}")
+            sys.exit(1)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         _complain(f"error: this should not happen: {reason} (--debug shows where)")
         sys.exit(1)
+
+
+class _Interrupted(Exception):
+    """A merge was interrupted; the message says how it goes on."""
 
 
 def _terminated(number: int, frame: Any) -> None:

@@ -123,6 +123,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
         raise CheckpointError(f"'{directory}' has no config.json: is it a model's directory?")
+    check_inside(directory, path.name)
     return read_json(path)
 
 
@@ -156,6 +157,7 @@ def _shards(directory: Path) -> dict[str, set[str]]:
     """Names of the shards in order, and the tensors that the index promises in each."""
     index = directory / INDEX
     if index.is_file():
+        check_inside(directory, INDEX)
         return _indexed_shards(directory, read_json(index))
     single = directory / "model.safetensors"
     if single.is_file():

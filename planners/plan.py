@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.digest import digest_of, pieces_of
 from engine.errors import CheckpointError, ConfigError
 from engine.graph import Graph, GraphBuilder
 from engine.job import Job
@@ -354,7 +355,11 @@ def _tokenizer_digest(directory: Path) -> str:
     )
     for name in names:
         path = directory / name
-        digest.update(path.read_bytes() if path.is_file() else b"-")
+        try:
+            found = path.is_file() and digest_of(pieces_of(path))
+        except OSError as error:
+            raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
+        digest.update(f"{found or '-'}\n".encode())
     return digest.hexdigest()
 
 
@@ -552,8 +557,7 @@ def _fingerprint(graph: Graph, files: Sequence[SideFile]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(graph.fingerprint().encode())
     for file in files:
-        content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
-        digest.update(f"\n{file.name} {_digest(content)}".encode())
+        digest.update(f"\n{file.name} {file.digest}".encode())
     return digest.hexdigest()
 
 

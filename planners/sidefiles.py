@@ -8,14 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.errors import CheckpointError
+from engine.manifest import is_inside
 from engine.output import SideFile
 from planners.card import model_card
-from planners.checkpoint import Checkpoint
+from planners.checkpoint import Checkpoint, check_inside
 from planners.config import Configuration
 from planners.layout import INDEX_NAME, Layout
 
 CONFIGURATION_NAME = "mergeloom_config.yml"
 MAX_SIDE_FILE_BYTES = 256 << 20
+MAX_SIDE_FILES = 1000
+MAX_SIDE_BYTES = 2 << 30
+"""Of all side files together."""
 
 _COPIED = (
     "tokenizer*",
@@ -48,18 +53,27 @@ def side_files(
     """All files of the output besides its shards.
 
     ``config`` is the output's configuration; ``donor`` the directory that tokenizer, templates
-    and the like are copied from, byte for byte.
+    and the like are copied from, byte for byte: nothing of them is read, rendered or run.
+
+    Raises:
+        CheckpointError: one of them cannot be read, or is a link out of the donor's directory.
     """
     files = {"config.json": _json(config)}
     if layout.index is not None:
         files[INDEX_NAME] = layout.index
     files[CONFIGURATION_NAME] = configuration.text.encode()
     files["README.md"] = model_card(configuration, models).encode()
-    result = [SideFile(name, content) for name, content in files.items()]
+    result = [SideFile.made(name, content) for name, content in files.items()]
     if donor is not None:
-        result += [
-            SideFile(name, donor / name) for name in _copied(donor, config) if name not in files
-        ]
+        for name in _copied(donor, config):
+            if name not in files:
+                check_inside(donor, name)
+                try:
+                    result.append(SideFile.copied(name, donor / name))
+                except OSError as error:
+                    raise CheckpointError(
+                        f"cannot read '{donor / name}': {error.strerror}"
+                    ) from error
     return tuple(result)
 
 
@@ -68,11 +82,21 @@ def _copied(donor: Path, config: Mapping[str, Any]) -> list[str]:
     if "auto_map" in config:  # the model's own code, without which nothing can load it
         patterns.append("*.py")
     found = []
+    total = 0
     for path in sorted([*donor.iterdir(), *donor.glob("*_Pooling/config.json")]):
         name = path.relative_to(donor).as_posix()
         wanted = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-        if wanted and path.is_file() and path.stat().st_size <= MAX_SIDE_FILE_BYTES:
-            found.append(name)
+        if not (wanted and path.is_file() and path.stat().st_size <= MAX_SIDE_FILE_BYTES):
+            continue
+        if not is_inside(name):
+            raise CheckpointError(f"'{donor}' has a file {name!r}: rename it, or remove it")
+        found.append(name)
+        total += path.stat().st_size
+        if len(found) > MAX_SIDE_FILES or total > MAX_SIDE_BYTES:
+            raise CheckpointError(
+                f"'{donor}' has more than {MAX_SIDE_FILES} files or {MAX_SIDE_BYTES >> 30} GiB "
+                "beside its weights that would be copied: remove what does not belong there"
+            )
     return found
 
 

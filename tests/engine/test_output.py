@@ -115,7 +115,7 @@ def test_a_disk_that_is_too_small_is_named_before_the_start(tmp_path: Path) -> N
     graph = Graph((), (), (), (OutputFile("huge.bin", b"", 1 << 60),))
     with (
         OutputDirectory(tmp_path / "out") as directory,
-        pytest.raises(OutputError, match="GB free"),
+        pytest.raises(RunError, match="GB free"),
     ):
         directory.check_space(graph)
 
@@ -154,7 +154,8 @@ def test_a_file_that_shrinks_or_changes_under_the_reader_is_an_error(tmp_path: P
     with pytest.raises(RunError, match="ended at byte"):
         reader.read(0, 10 * PAGE, block, 0)
     with pytest.raises(RunError, match="changed since it was planned with"):
-        reader.close()
+        reader.check_unchanged()
+    reader.close()
 
 
 def test_files_that_cannot_be_opened_are_named(tmp_path: Path) -> None:

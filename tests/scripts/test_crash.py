@@ -1,0 +1,21 @@
+"""Merges that are killed anywhere lose nothing: a short run of `scripts/crash`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from scripts.small_merges import memory_directory
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_killed_merges_end_with_the_same_bytes() -> None:
+    with tempfile.TemporaryDirectory(dir=memory_directory()) as folder:
+        command = [sys.executable, ROOT / "scripts" / "crash", "--kills", "8"]
+        command += ["--directory", folder]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "every result has the digests of the undisturbed run" in found.stdout
