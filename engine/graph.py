@@ -148,7 +148,8 @@ class Graph:
 
         Raises:
             GraphError: shapes or dtypes disagree; write slots overlap or leave a gap in a file;
-                a load or a merge is not used; an input lies outside its source.
+                two writes have one name; a load or a merge is not used; an input lies outside its
+                source.
         """
         loads, merges = _reachable(self.writes)
         if set(loads) != set(self.loads) or set(merges) != set(self.merges):
@@ -159,7 +160,11 @@ class Graph:
         for merge in self.merges:
             _verify_merge(merge)
         slots: dict[OutputFile, list[Write]] = {file: [] for file in self.files}
+        names: set[str] = set()
         for write in self.writes:
+            if write.name in names:
+                raise GraphError(f"{write.name!r} is written twice")
+            names.add(write.name)
             if write.file not in slots:
                 raise GraphError(f"{write.name!r} goes to an unknown file")
             copied = copied_dtype(write.merge)

@@ -12,12 +12,14 @@ from typing import Any
 
 from engine import job as jobs
 from engine import machine
+from engine.errors import ConfigError, OutputError
 from engine.executor import Progress
 from engine.schedule import Machine, Schedule, schedule
 from engine.storage import IOMode
 from mergeloom.sizes import parse_size
 from planners.config import Configuration, load_config, parse_config
 from planners.hub import Resolver
+from planners.places import nearest
 from planners.plan import DEFAULT_SHARD_BYTES, Plan, PlanOptions, make_plan
 
 Size = int | str
@@ -92,6 +94,7 @@ def plan(
     """
     configuration = _configuration(config)
     observer = observer or Observer()
+    _check_model_dirs(configuration, model_dirs or {})
     relative_to = configuration.path.parent if configuration.path is not None else None
     resolver = Resolver(
         model_dirs={name: Path(path) for name, path in (model_dirs or {}).items()},
@@ -134,6 +137,7 @@ def merge(
     elif options:
         raise TypeError(f"{', '.join(options)} belong to the plan")
     directory = Path(output)
+    check_apart(planned, directory)
     about = {"program": program(), "threads": planned.schedule.workers}
     outcome = jobs.run(
         planned.plan.job(about),
@@ -143,6 +147,30 @@ def merge(
         observer.progressed,
     )
     return MergeResult(directory, planned, outcome)
+
+
+def check_apart(planned: PlannedMerge, output: Path) -> None:
+    """Check that a merge does not write over what it reads.
+
+    Raises:
+        OutputError: it would.
+    """
+    for name, model in planned.plan.models.items():
+        if output.resolve() == model.directory.resolve():
+            raise OutputError(f"'{output}' is the input '{name}': choose another output directory")
+
+
+def _check_model_dirs(configuration: Configuration, given: Mapping[str, Pathlike]) -> None:
+    named: set[str] = set()
+    for document in configuration.documents:
+        for reference in document.references():
+            named |= {str(reference.model), reference.model.path}
+    for name in given:
+        if name not in named:
+            raise ConfigError(
+                f"a directory is given for '{name}', which the configuration does not name"
+                + nearest(name, named)
+            )
 
 
 def program() -> dict[str, str]:

@@ -58,23 +58,34 @@ Truncate = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
-@app.callback()
-def _global_options(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from mergeloom.api import program
 
         print(f"mergeloom {program()['mergeloom']}")
         raise typer.Exit
 
 
+@app.callback()
+def _global_options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Merge language models that do not fit in memory."""
+
+
 @app.command()
 def plan(
     config: Config,
-    output: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Ignored.")] = None,
+    output: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="Say what state it is in.")
+    ] = None,
     ram: Ram = None,
     threads: Threads = None,
     seed: Seed = 0,
@@ -96,6 +107,9 @@ def plan(
         allow_truncated_embeddings,
     )
     if output is not None:
+        from mergeloom.api import check_apart
+
+        check_apart(planned, output)
         _say_state(output)
     if as_json:
         _print_json(planned.document())
@@ -144,7 +158,7 @@ def merge(
         search_dir,
         allow_truncated_embeddings,
     )
-    _check_apart(planned, output)
+    api.check_apart(planned, output)
     with _shown(planned, quiet) as observer:
         try:
             result = api.merge(planned, output, io=io, restart=restart, observer=observer)
@@ -316,12 +330,6 @@ def _model_dirs(given: list[str] | None) -> dict[str, Path]:
             raise LoomError(f"--model-dir '{text}': write ID=PATH")
         result[name] = Path(path).expanduser()
     return result
-
-
-def _check_apart(planned: PlannedMerge, output: Path) -> None:
-    for name, model in planned.plan.models.items():
-        if output.resolve() == model.directory.resolve():
-            raise LoomError(f"'{output}' is the input '{name}': choose another output directory")
 
 
 def _say_state(output: Path) -> None:

@@ -81,7 +81,7 @@ class Tower:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The towers of a checkpoint, the largest first; together they hold every tensor once."""
+    """The towers of a checkpoint, the main one first; together they hold every tensor once."""
 
     towers: tuple[Tower, ...]
 
@@ -91,7 +91,8 @@ class Architecture:
 
     @property
     def main(self) -> Tower:
-        """The tower with most tensors, which holds what belongs to no other."""
+        """The tower that tokens go into, or else the one with most tensors; it holds what belongs
+        to no other."""
         return self.towers[0]
 
 
@@ -99,7 +100,12 @@ def infer(names: Iterable[str], config: Mapping[str, Any]) -> Architecture:
     """The architecture of a checkpoint with tensors ``names`` and ``config`` as configuration."""
     names = list(names)
     stacks = _stacks(names, config)
-    main = max(stacks, key=lambda prefix: (_weight(stacks[prefix]), prefix), default="")
+    embedding = token_embedding(names) or ""
+
+    def rank(prefix: str) -> tuple[int, int, str]:
+        return _shared_parts(prefix, embedding), _weight(stacks[prefix]), prefix
+
+    main = max(stacks, key=rank, default="")
     order = [main, *sorted(prefix for prefix in stacks if prefix != main)]
     titles = _tower_names([prefix for prefix in order if prefix])
     outside: dict[str, list[str]] = defaultdict(list)
@@ -114,11 +120,22 @@ def infer(names: Iterable[str], config: Mapping[str, Any]) -> Architecture:
                 name=titles.get(prefix, "default"),
                 prefix=prefix,
                 suffixes=tuple(tuple(layer.values()) for layer in stacks.get(prefix, ())),
-                before=tuple(name for name in around if _BEFORE.search(_within(name, prefix))),
-                after=tuple(name for name in around if not _BEFORE.search(_within(name, prefix))),
+                before=tuple(name for name in around if _is_before(name, prefix)),
+                after=tuple(name for name in around if not _is_before(name, prefix)),
             )
         )
     return Architecture(tuple(towers))
+
+
+def _is_before(name: str, prefix: str) -> bool:
+    """Whether a weight outside the layers of a tower acts before the first of them."""
+    return _BEFORE.search(_within(name, prefix)) is not None and _HEAD.search(name) is None
+
+
+def _shared_parts(prefix: str, name: str) -> int:
+    """How many leading parts two dotted names share."""
+    pairs = zip(prefix.split("."), name.split("."), strict=False)
+    return next((i for i, (one, other) in enumerate(pairs) if one != other), 0)
 
 
 def output_head(names: Iterable[str]) -> str | None:

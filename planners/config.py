@@ -6,7 +6,7 @@ keys, kinds of values, combinations. See ``docs/configuration.md`` for the forma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,25 @@ class Document:
     name: str | None
     place: Place
     method_place: Place
+    base_place: Place | None = None
+
+    def place_of(self, reference: ModelReference) -> Place:
+        """Where the document names a model first."""
+        for module in self.modules.values():
+            for part in module.slices:
+                for source in part.sources:
+                    if source.model == reference:
+                        return source.place
+        return self.base_place or self.place
+
+    def blocks(self) -> Iterator[Parameters]:
+        """Every ``parameters`` block."""
+        yield self.parameters
+        for module in self.modules.values():
+            yield module.parameters
+            for part in module.slices:
+                yield part.parameters
+                yield from (source.parameters for source in part.sources)
 
     def references(self) -> list[ModelReference]:
         """Every model that the document mentions, each once, in order."""
@@ -187,6 +206,7 @@ def _document(value: Value) -> Document:
         name=_name(keys["name"]) if _present(keys, "name") else None,
         place=value.place,
         method_place=keys["merge_method"].place,
+        base_place=keys["base_model"].place if "base_model" in keys else None,
     )
 
 
@@ -215,9 +235,9 @@ def _slices(value: Value, keys: Mapping[str, Value], parameters: Parameters) -> 
 
 def _output_slice(value: Value) -> OutputSlice:
     keys = value.mapping("a slice")
-    _check_keys(keys, {"sources", "base_model", "parameters"})
     if "sources" not in keys:
-        raise value.error("a slice needs 'sources'")
+        raise value.error("a slice needs 'sources', a list of models with their layers")
+    _check_keys(keys, {"sources", "base_model", "parameters"})
     sources = tuple(_source(item, "sources") for item in _filled(keys["sources"], "'sources'"))
     return OutputSlice(sources, _reference(keys, "base_model"), _parameters(keys), value.place)
 
@@ -262,8 +282,11 @@ def _dtype(keys: Mapping[str, Value], key: str) -> DType | None:
     dtype = _DTYPES.get(name.removeprefix("torch."))
     if dtype is None:
         known = [dtype.name for dtype in (BF16, F16, F32, F64)]
-        reason = "is not a type that tensors are merged into" if name in BY_NAME else "is no dtype"
-        raise keys[key].error(f"'{name}' {reason}{nearest(name, known)}")
+        if name in BY_NAME or name.startswith("float8"):
+            reason = f"is not a type that tensors are merged into; known: {', '.join(known)}"
+        else:
+            reason = f"is no dtype{nearest(name, known)}"
+        raise keys[key].error(f"'{name}' {reason}")
     return dtype
 
 

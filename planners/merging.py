@@ -107,7 +107,10 @@ def plan_tensor(
     contributions = []
     for position, name in inputs:
         source = part.sources[position].source
-        own = [Level("model", source.parameters), *levels] if source is not None else []
+        if source is not None:
+            own = [Level("model", source.parameters), *levels]
+        else:  # a base that was added has no parameters, unless it is merged like the others
+            own = [] if position == part.base else list(levels)
         resolved = _resolved(method.model_parameters, own, name, recipe.t)
         if position != part.base:
             for parameter in method.model_parameters:
@@ -119,6 +122,13 @@ def plan_tensor(
     settings = _resolved(method.settings, levels, recipe.name, recipe.t)
     for parameter in method.settings:
         if parameter.name not in settings:
+            blocks = [s.source.parameters.places for s in part.sources if s.source is not None]
+            misplaced = next((b[parameter.name] for b in blocks if parameter.name in b), None)
+            if misplaced is not None:
+                raise misplaced.error(
+                    f"'{parameter.name}' of '{method.name}' holds for all models together: "
+                    "write it under the global 'parameters'"
+                )
             raise required(parameter, None, recipe.name, part.entry.place)
     return TensorPlan(
         recipe.name, recipe.layer, method, tuple(contributions), settings, missing=missing
@@ -171,8 +181,11 @@ def check_models(method: Method, part: Slice, place: Place) -> None:
         wanted = (
             f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
         )
-        beside = " beside the base model" if method.base is Base.REQUIRED else ""
-        raise place.error(f"'{method.name}' merges {wanted} models{beside}, here are {others}")
+        beside = ""
+        if method.base is Base.REQUIRED and part.base is not None:
+            beside = f" beside the base model '{part.sources[part.base].model.name}'"
+        models = "model" if wanted == "1" else "models"
+        raise place.error(f"'{method.name}' merges {wanted} {models}{beside}, here are {others}")
 
 
 def _contribution(

@@ -14,6 +14,10 @@ from planners.architecture import LAYER_COUNT_KEYS
 _LAYER_INDICES = re.compile(r"(^|_)(layers|layer_ids|layer_idxs?|layer_indices)$")
 
 
+_NOT_LAYERS = re.compile(r"^architectures$|token_ids?$")
+"""Keys of lists that never have one entry a layer, whatever their length."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerChange:
     """What became of one tower: ``origins[i]`` is the donor's layer that output layer i stands
@@ -42,7 +46,8 @@ def rewrite_config(
     for change in changes:
         if change.origins == tuple(range(change.donor_layers)):
             continue
-        for place in _places(result, change, len(changes) > 1):
+        others = [other.tower for other in changes if other is not change]
+        for place in _places(result, change, others):
             _rewrite_layers(place, change)
     for place in _objects(result):
         if dtype is not None:
@@ -67,21 +72,38 @@ def _objects(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _objects(value)
 
 
-def _places(config: dict[str, Any], change: LayerChange, several: bool) -> Iterator[dict[str, Any]]:
+_SAME = {
+    "language": "text",
+    "llm": "text",
+    "visual": "vision",
+    "image": "vision",
+    "speech": "audio",
+}
+"""Words that name the same part of a model, some in tensors' names and some in configurations."""
+
+
+def _words(name: str) -> set[str]:
+    return {_SAME.get(word, word) for word in re.findall(r"[a-z]+", name)}
+
+
+def _places(
+    config: dict[str, Any], change: LayerChange, others: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """The objects that declare the tower's layer count.
 
     With several towers of equal depth, the object whose key shares a word with the tower's name
-    is meant, if there is one.
+    is meant, if there is one, and else those that share none with the ``others``' names.
     """
     found = [
         (path, place)
         for path, place in _with_paths(config, "")
         if any(place.get(key) == change.donor_layers for key in LAYER_COUNT_KEYS)
     ]
-    if several:
-        words = set(re.findall(r"[a-z]+", change.tower))
-        fitting = [(path, place) for path, place in found if words & set(path.split("_"))]
-        found = fitting or found
+    if others:
+        own, theirs = _words(change.tower), set().union(*map(_words, others))
+        fitting = [(path, place) for path, place in found if own & _words(path)]
+        free = [(path, place) for path, place in found if not (theirs - own) & _words(path)]
+        found = fitting or free
     for _, place in found:
         yield place
 
@@ -99,7 +121,7 @@ def _rewrite_layers(place: dict[str, Any], change: LayerChange) -> None:
     for key, value in place.items():
         if key in counts and value == old and not isinstance(value, bool):
             place[key] = new
-        elif isinstance(value, list) and len(value) == old and key != "architectures":
+        elif isinstance(value, list) and len(value) == old and not _NOT_LAYERS.search(key):
             place[key] = [value[origin] if origin < old else value[-1] for origin in change.origins]
         elif _is_layer_numbers(key, value, old):
             place[key] = [i for i, origin in enumerate(change.origins) if origin in value]

@@ -154,6 +154,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _entries(value: Value) -> list[Entry]:
+    if isinstance(value.content, dict):
+        return [_filtered(value)]
     items = value.content if isinstance(value.content, list) else None
     if items and all(isinstance(item.content, dict) for item in items):
         return [_filtered(item) for item in items]
@@ -162,6 +164,8 @@ def _entries(value: Value) -> list[Entry]:
 
 def _filtered(value: Value) -> Entry:
     keys = value.mapping("an entry")
+    if not keys.keys() & {"filter", "value"}:
+        raise value.error(f"a number, true or false is needed here, not {value.kind}")
     for key, item in keys.items():
         if key not in {"filter", "value"}:
             raise item.error(f"unknown key {key!r}{nearest(key, ['filter', 'value'])}")

@@ -25,6 +25,8 @@ MAX_NAME = 1000
 """Characters of a name, and of a path of keys."""
 
 _MAX_NUMBER = 100
+_LISTED = 30
+"""Names that a message lists."""
 _DIRECTIVE = re.compile(r"^%[A-Z]", re.MULTILINE)
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
@@ -139,9 +141,11 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     name = name[:MAX_NAME]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = close or difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(names)}" if names else ""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"; known: {', '.join(names[:_LISTED])}{more}" if names else ""
 
 
 def _check_nesting(text: str, file: str) -> None:

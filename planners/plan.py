@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.digest import digest_of, pieces_of
 from engine.errors import CheckpointError, ConfigError
 from engine.graph import Graph, GraphBuilder
 from engine.job import Job
 from engine.output import SideFile
 from methods import registry
-from methods.method import Base, Method
+from methods.method import REQUIRED, Base, Method
 from planners.architecture import Tower
 from planners.checkpoint import Checkpoint, open_checkpoint
 from planners.config import Configuration, Document, Module, OutputSlice
@@ -42,6 +41,7 @@ from planners.places import nearest
 from planners.reference import ModelReference
 from planners.sidefiles import side_files
 from planners.slices import LayerSource, Recipe, Slice, check_lengths, recipes, resolve_range
+from planners.tokenizer_settings import check_tokenizer_settings
 from planners.unused import Unused, unused_tensors
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -102,12 +102,16 @@ class Stage:
         """The head where only models of other slices have one of their own."""
         if self.tied or self.head is None:
             return
-        tower = self.towers[0]
+        homes = (tower for tower in self.towers if self._has_head(tower.slices))
+        tower = next(homes, self.towers[0])
         part = tower.slices[-1]
-        if not any(self.head in source.tower.after for source in part.sources):
+        if not self._has_head([part]):
             inputs = self._head_inputs(part)
             recipe = Recipe(self.head, part, None, 0.0, inputs)
             yield plan_tensor(recipe, inputs, self.rules, self._levels(part, tower))
+
+    def _has_head(self, slices: Sequence[Slice]) -> bool:
+        return any(self.head in source.tower.after for part in slices for source in part.sources)
 
     def _head_inputs(self, part: Slice) -> tuple[tuple[int, str], ...]:
         """A tied model's embedding stands in for its head."""
@@ -206,6 +210,8 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
             document.name, config, {tensor.name: tensor for tensor in tensors}
         )
     stage = _stage(last, models, options, warnings)
+    used = [models.get(reference) for reference in last.references()]
+    warnings += _idle_filters(last, [name for model in used for name in model])
     for name in models.stages.keys() - models.used_stages:
         warnings.append(f"stage '{name}' is used by no later one")
     tensors = _build(stage, builder, warnings)
@@ -286,12 +292,11 @@ def _stage(document: Document, models: _Models, options: PlanOptions, warnings: 
     except ConfigError as error:
         raise document.method_place.error(str(error)) from error
     _check_parameters(document, method, warnings)
-    references = document.references()
-    opened = [models.get(reference) for reference in references]
+    opened = [_opened(reference, document, models) for reference in document.references()]
     donor = models.get(document.base_model) if document.base_model else _first(document, models)
-    _refuse_tokenizer_changes(document, opened)
-    towers = _towers(document, method, donor, models)
     head, embedding = tied_names(opened)
+    check_tokenizer_settings(document, opened, embedding)
+    towers = _towers(document, method, donor, models, warnings)
     return Stage(
         document=document,
         rules=MergingRules(document, method, options.seed, options.truncate_embeddings),
@@ -301,6 +306,27 @@ def _stage(document: Document, models: _Models, options: PlanOptions, warnings: 
         embedding=embedding,
         head=head,
     )
+
+
+def _opened(reference: ModelReference, document: Document, models: _Models) -> Model:
+    """The model, or an error that says where the configuration names it."""
+    try:
+        return models.get(reference)
+    except (ConfigError, CheckpointError) as error:
+        raise type(error)(f"{document.place_of(reference)}: {error}") from error
+
+
+def _idle_filters(document: Document, names: Sequence[str]) -> Iterator[str]:
+    """Warnings about filters that no tensor's name contains."""
+    text = "\n".join(names)
+    for block in document.blocks():
+        for name, entries in block.entries.items():
+            for entry in entries:
+                if entry.filter is not None and entry.filter not in text:
+                    yield (
+                        f"{entry.place}: no tensor's name contains '{entry.filter}': this value "
+                        f"of '{name}' has no effect"
+                    )
 
 
 def _first(document: Document, models: _Models) -> Model:
@@ -322,49 +348,8 @@ def _check_parameters(document: Document, method: Method, warnings: list[str]) -
                 warnings += check_names(method, source.parameters, "model", elsewhere)
 
 
-def _refuse_tokenizer_changes(document: Document, models: Sequence[Model]) -> None:
-    """Tokenizer settings are understood only where they change nothing."""
-    for setting, what in (
-        (document.tokenizer, "tokenizer"),
-        (document.chat_template, "chat_template"),
-    ):
-        if setting is None:
-            continue
-        plain = setting.content in ("union", "base", "auto") or isinstance(setting.content, str)
-        stored = [model for model in models if isinstance(model, StoredModel)]
-        same = len({_tokenizer_digest(model.checkpoint.directory) for model in stored}) == 1
-        if not (plain and same and len(stored) == len(models)) or (
-            what == "chat_template" and setting.content != "auto"
-        ):
-            raise setting.error(
-                f"'{what}' settings that change the vocabulary or the template are not carried "
-                "out yet: leave them out where all models share one tokenizer"
-            )
-
-
-def _tokenizer_digest(directory: Path) -> str:
-    digest = hashlib.blake2b()
-    names = (
-        "tokenizer.json",
-        "tokenizer.model",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "added_tokens.json",
-        "tokenizer_config.json",
-    )
-    for name in names:
-        path = directory / name
-        try:
-            found = path.is_file() and digest_of(pieces_of(path))
-        except OSError as error:
-            raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
-        digest.update(f"{found or '-'}\n".encode())
-    return digest.hexdigest()
-
-
 def _towers(
-    document: Document, method: Method, donor: Model, models: _Models
+    document: Document, method: Method, donor: Model, models: _Models, warnings: list[str]
 ) -> Iterator[TowerPlan]:
     architecture = donor.architecture
     names = [tower.name for tower in architecture.towers]
@@ -392,6 +377,9 @@ def _towers(
         for entry in module.slices:
             first = slices[-1].first + slices[-1].length if slices else 0
             slices.append(_slice(entry, first, tower, module, document, method, models))
+            left_out = _left_out_base(entry, module, document, method)
+            if left_out is not None:
+                warnings.append(left_out)
         yield TowerPlan(tower, tuple(slices), module)
 
 
@@ -412,7 +400,12 @@ def _slice(
         sources.append(LayerSource(model, own, start, stop, source))
     reference = entry.base_model or document.base_model
     base = None
-    if reference is not None and method.base is not Base.NONE:
+    if reference is not None and method.base is Base.NONE:
+        if _joins(reference, entry, module, document, method):
+            model = models.get(reference)
+            own = _matching_tower(model, tower)
+            sources.insert(0, LayerSource(model, own, 0, own.layers, None))
+    elif reference is not None:
         listed = [i for i, s in enumerate(entry.sources) if s.model == reference]
         if listed:
             base = listed[0]
@@ -437,6 +430,40 @@ def _slice(
     part = Slice(first, length, tuple(sources), base, entry)
     check_models(method, part, entry.place)
     return part
+
+
+def _joins(
+    reference: ModelReference,
+    entry: OutputSlice,
+    module: Module,
+    document: Document,
+    method: Method,
+) -> bool:
+    """Whether a base model that is not listed is merged like any other, by a method without base.
+
+    It has no parameters of its own, so those that the method needs must stand higher up.
+    """
+    listed = any(source.model == reference for source in entry.sources)
+    full = method.maximum is not None and len(entry.sources) >= method.maximum
+    higher = {*module.parameters.entries, *document.parameters.entries}
+    needed = {p.name for p in method.model_parameters if p.default is REQUIRED}
+    return module.whole and not listed and not full and needed <= higher
+
+
+def _left_out_base(
+    entry: OutputSlice, module: Module, document: Document, method: Method
+) -> str | None:
+    """A warning where the base model gives no weights though it is named."""
+    reference = document.base_model
+    if reference is None or method.base is not Base.NONE or not module.whole:
+        return None
+    listed = any(source.model == reference for source in entry.sources)
+    if listed or _joins(reference, entry, module, document, method):
+        return None
+    return (
+        f"{document.place.file}: base_model '{reference}' gives configuration and tokenizer only: "
+        "to merge it too, list it among the models"
+    )
 
 
 def _matching_tower(model: Model, tower: Tower) -> Tower:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mergeloom
 from engine.errors import LoomError
 from mergeloom.sizes import memory, parse_size
 from tests.planners.support import llama
@@ -251,3 +252,32 @@ def test_sizes(text: str, nbytes: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(LoomError, match="is no size"):
         parse_size(text)
+
+
+def test_version() -> None:
+    found = run("--version")
+    assert (found.returncode, found.stdout.split()[0]) == (0, "mergeloom")
+
+
+def test_an_output_that_is_an_input_is_refused_by_plan_and_api(
+    config: Path, tmp_path: Path
+) -> None:
+    found = run("plan", config, tmp_path / "a")
+    assert found.returncode == 2
+    assert "is the input" in found.stderr
+    before = sorted(path.name for path in (tmp_path / "a").iterdir())
+    with pytest.raises(LoomError, match="is the input"):
+        mergeloom.merge(config, tmp_path / "a", restart=True)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == before
+
+
+def test_a_directory_for_a_model_that_is_not_named_is_refused(config: Path, tmp_path: Path) -> None:
+    found = run("plan", config, "--model-dir", f"aa={tmp_path / 'a'}")
+    assert found.returncode == 2
+    assert "did you mean 'a'" in found.stderr
+
+
+def test_explain_of_no_tensor_lists_some(config: Path) -> None:
+    found = run("explain", config, "zzz")
+    assert found.returncode == 2
+    assert found.stderr.endswith("and 9 more\n")

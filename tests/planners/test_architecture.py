@@ -112,3 +112,39 @@ def test_heads_and_embeddings(head: str) -> None:
     assert output_head(["attention.output.dense.weight", "x.output.weight.bias"]) is None
     assert token_embedding(["model.norm.weight", "model.embed_tokens.weight"]) is not None
     assert token_embedding(["embeddings.position_embeddings.weight"]) is None
+
+
+def test_a_head_that_is_called_embedding_stands_after_the_layers() -> None:
+    around = ["gpt_neox.embed_in.weight", "gpt_neox.final_layer_norm.weight", "embed_out.weight"]
+    found = [*names("gpt_neox.layers.", 4, *BLOCK), *around]
+    (tower,) = infer(found, {"num_hidden_layers": 4}).towers
+    assert tower.before == ("gpt_neox.embed_in.weight",)
+    assert "embed_out.weight" in tower.after
+
+
+@pytest.mark.parametrize(
+    ("vision", "embedding", "language"),
+    [
+        ("visual.blocks.", "model.embed_tokens.weight", "model.layers."),
+        (
+            "model.visual.blocks.",
+            "model.language_model.embed_tokens.weight",
+            "model.language_model.layers.",
+        ),
+    ],
+)
+def test_the_tower_of_the_tokens_is_the_main_one(
+    vision: str, embedding: str, language: str
+) -> None:
+    """Even where the other one has more tensors: the head follows it."""
+    found = [
+        *names(vision, 6, *BLOCK, "more.weight", "still_more.weight"),
+        "visual.patch_embed.proj.weight",
+        *names(language, 3, *BLOCK),
+        embedding,
+        "lm_head.weight",
+    ]
+    main, other = infer(found, {"num_hidden_layers": 3, "vision_config": {"depth": 6}}).towers
+    assert (main.prefix, other.prefix) == (language, vision)
+    assert "lm_head.weight" in main.after
+    assert embedding in main.before

@@ -118,3 +118,21 @@ def test_types_ties_and_vocabulary() -> None:
         "vocab_size": 7,
         "torch_dtype": "bfloat16",
     }
+
+
+def test_towers_of_equal_depth_keep_their_own_counts() -> None:
+    config = {
+        "text_config": {"num_hidden_layers": 4},
+        "vision_config": {"num_hidden_layers": 4},
+        "eos_token_id": [1, 2, 3, 4],
+    }
+    longer = LayerChange("language_model", 4, (0, 1, 2, 3, 2, 3))
+    same = LayerChange("vision_tower", 4, (0, 1, 2, 3))
+    found = rewrite_config(config, [longer, same], None, None, None)
+    assert found["text_config"]["num_hidden_layers"] == 6
+    assert found["vision_config"]["num_hidden_layers"] == 4
+    assert found["eos_token_id"] == [1, 2, 3, 4]
+    plain = {"num_hidden_layers": 4, "vision_config": {"depth": 4}, "eos_token_id": [1, 2, 3, 4]}
+    found = rewrite_config(plain, [LayerChange("model", 4, (0, 1)), same], None, None, None)
+    assert found["num_hidden_layers"] == 2
+    assert found["vision_config"]["depth"] == 4

@@ -221,7 +221,7 @@ REFUSED = {
     ),
     "too many": (
         "models: [a, b, c]\nmerge_method: slerp\nbase_model: a\nparameters: {t: 0.5}",
-        "'slerp' merges 1 models beside the base model, here are 2",
+        "'slerp' merges 1 model beside the base model 'a', here are 2",
     ),
     "no weight": (
         "models: [{model: a, parameters: {weight: 1}}, b]\nmerge_method: linear",
@@ -236,7 +236,7 @@ REFUSED = {
     "tokenizer": (
         "models: [a]\nmerge_method: passthrough\n"
         "tokenizer: {source: union, tokens: {x: {source: a}}}",
-        "config.yml:3: tokenizer: 'tokenizer' settings that change",
+        "config.yml:3: tokenizer.tokens: 'tokens' of tokenizer settings is not carried out yet",
     ),
     "zero weights": (
         "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: -1}}]\n"
@@ -457,3 +457,88 @@ def test_the_fingerprint_covers_what_the_output_depends_on(tmp_path: Path) -> No
     assert changed.fingerprint != original.fingerprint
     differing = [k for k, v in changed.identity.items() if original.identity[k] != v]
     assert differing == ["model 'b'"]
+
+
+NEOX = ("attention.dense.weight", "mlp.dense.weight", "input_layernorm.weight")
+
+
+def test_a_head_that_is_called_embedding_is_written_once(tmp_path: Path) -> None:
+    names = [f"gpt_neox.layers.{i}.{name}" for i in range(3) for name in NEOX]
+    names = ["gpt_neox.embed_in.weight", *names, "embed_out.weight"]
+    for seed, name in enumerate("ab"):
+        write_checkpoint(tmp_path / name, names, {"num_hidden_layers": 3}, seed=seed)
+    plan = plan_text("merge_method: linear\n" + BOTH, tmp_path)
+    assert sorted(write.name for write in plan.graph.writes) == sorted(names)
+    stacked = plan_text(STACK.replace("4", "3"), tmp_path)
+    assert made_of(stacked.explain("embed_out.weight")) == [("b", "embed_out.weight")]
+
+
+def test_the_head_of_a_vision_language_model_is_written_once(tmp_path: Path) -> None:
+    vision = [f"vision_tower.layers.{i}.{name}" for i in range(6) for name in LLAMA_LAYER]
+    names = [*vision, *(f"language_model.{name}" for name in llama_names(3))]
+    config = {"text_config": {"num_hidden_layers": 3}, "vision_config": {"num_hidden_layers": 6}}
+    for seed, name in enumerate("ab"):
+        write_checkpoint(tmp_path / name, names, config, seed=seed)
+    plan = plan_text("merge_method: linear\n" + BOTH, tmp_path)
+    assert sorted(write.name for write in plan.graph.writes) == sorted(names)
+    assert plan.layers == 3
+
+
+BOTH = "models: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"
+
+
+def test_a_base_beside_the_models_is_merged_by_methods_that_need_none(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        llama(tmp_path / name, seed=seed)
+    plan = plan_text("merge_method: linear\nbase_model: c\n" + BOTH, tmp_path)
+    assert [name for name, _ in made_of(plan.explain("model.norm.weight"))] == ["c", "a", "b"]
+    assert plan.warnings == ()
+    own = "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 2}}]\n"
+    plan = plan_text("merge_method: linear\nbase_model: c\n" + own, tmp_path)
+    assert [name for name, _ in made_of(plan.explain("model.norm.weight"))] == ["a", "b"]
+    (warning,) = plan.warnings
+    assert "base_model 'c' gives configuration and tokenizer only" in warning
+
+
+def test_filters_that_no_name_contains_are_told(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    llama(tmp_path / "b", seed=1)
+    t = "parameters: {t: [{filter: self_atn, value: 0}, {filter: mlp, value: 1}, {value: 0.5}]}\n"
+    plan = plan_text(
+        "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\n" + t, tmp_path
+    )
+    (warning,) = plan.warnings
+    assert warning.startswith("config.yml:4: parameters.t[0]: no tensor's name contains 'self_atn'")
+
+
+def test_one_filter_needs_no_list(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    llama(tmp_path / "b", seed=1)
+    t = "parameters: {t: {filter: norm, value: 0.25}}\n"
+    text = "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\n" + t
+    with pytest.raises(ConfigError, match="'t' has no value for tensor"):
+        plan_text(text, tmp_path)
+    text = text.replace("norm", "'*'")
+    assert value(plan_text(text, tmp_path), "model.norm.weight", "t") == 0.25
+
+
+def test_errors_of_models_say_where_they_are_named(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    text = "merge_method: linear\nmodels:\n  - {model: a}\n  - {model: ./nowhere}\n"
+    with pytest.raises(CheckpointError, match=r"^config.yml:4: models\[1\]: './nowhere' is not"):
+        plan_text(text, tmp_path)
+    text = "merge_method: slerp\nmodels: [{model: a, parameters: {t: 0.5}}]\nbase_model: b/c\n"
+    with pytest.raises(CheckpointError, match=r"^config.yml:3: base_model: 'b/c'"):
+        plan_text(text, tmp_path)
+
+
+def test_a_setting_under_a_model_is_sent_where_it_belongs(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    llama(tmp_path / "b", seed=1)
+    text = (
+        "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b, parameters: {t: 1}}]"
+    )
+    with pytest.raises(
+        ConfigError, match=r"models\[1\].parameters.t: 't' of 'slerp' holds for all"
+    ):
+        plan_text(text, tmp_path)
