@@ -115,9 +115,8 @@ class TensorMerge:
 class Method:
     """A merge method. Subclasses fill in the class attributes and `kernel`.
 
-    ``minimum`` and ``maximum`` bound the number of models beside the base (where the base is not
-    used or optional: of all models). A tensor that only one model has is copied by the planner
-    and never reaches `kernel`, unless ``merges_one`` is set.
+    ``minimum`` and ``maximum`` bound the number of models beside the base. A tensor that only one
+    model has is copied by the planner and never reaches `kernel`, unless ``merges_one`` is set.
     """
 
     name: ClassVar[str]

@@ -163,7 +163,7 @@ def check_models(method: Method, part: Slice, place: Place) -> None:
     Raises:
         ConfigError: it has not.
     """
-    others = len(part.sources) - (part.base is not None and method.base is Base.REQUIRED)
+    others = len(part.sources) - (part.base is not None)
     if method.base is Base.REQUIRED and part.base is None:
         raise place.error(f"'{method.name}' needs a 'base_model' among the models it merges")
     low, high = method.minimum, method.maximum
@@ -171,7 +171,7 @@ def check_models(method: Method, part: Slice, place: Place) -> None:
         wanted = (
             f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
         )
-        beside = " beside the base model" if method.base is Base.REQUIRED else ""
+        beside = " beside the base model" if part.base is not None else ""
         raise place.error(f"'{method.name}' merges {wanted} models{beside}, here are {others}")
 
 
