@@ -115,6 +115,7 @@ class TensorMerge:
 class Method:
     """A merge method. Subclasses fill in the class attributes and `kernel`.
 
+    ``works`` says in words what the kernel sees at once and which statistics it takes first.
     ``minimum`` and ``maximum`` bound the number of models beside the base. A tensor that only one
     model has is copied by the planner and never reaches `kernel`, unless ``merges_one`` is set.
     """
@@ -123,6 +124,7 @@ class Method:
     summary: ClassVar[str]
     formula: ClassVar[str]
     reference: ClassVar[str]
+    works: ClassVar[str] = ""
     model_parameters: ClassVar[tuple[Parameter, ...]] = ()
     settings: ClassVar[tuple[Parameter, ...]] = ()
     base: ClassVar[Base] = Base.NONE

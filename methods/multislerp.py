@@ -64,6 +64,7 @@ class MultiSlerp(Method):
         "which is m · Σ wᵢ‖θᵢ‖;  with a base θ₀ + the same of τᵢ"
     )
     reference = "Buss & Fillmore 2001, Spherical averages and applications, ACM TOG 20(2)"
+    works = "element by element, one pass of statistics (dot products)"
     model_parameters = (WEIGHT,)
     settings = (
         Parameter("normalize_weights", bool, "divide the weights by their sum first", default=True),

@@ -42,6 +42,10 @@ class NuSlerp(Method):
         "a straight line where sinΩ < 1e-8"
     )
     reference = "after Shoemake 1985, SIGGRAPH; named in Goddard et al. 2024, arXiv:2403.13257"
+    works = (
+        "element by element, one pass of statistics (dot products); nuslerp_flatten: false: "
+        "row by row, no statistics; nuslerp_row_wise beside it: row by row, one pass"
+    )
     model_parameters = (WEIGHT,)
     settings = (
         Parameter(

@@ -1,8 +1,9 @@
 """One tensor as both programs merged it: how far apart they are, and for which reason.
 
 Distances are in units: roundings of float32 (2⁻²³) of the magnitudes that were added up for an
-element, to which comes the last place of a result that is stored in 16 bits. Where mergeloom and mergekit are more than `LIMIT` units apart, one of `DIFFERENCES` must
-explain it. docs/methods.md describes each by its name.
+element, to which comes the last place of a result that is stored in 16 bits. Where mergeloom and
+mergekit are more than `LIMIT` units apart, one of `DIFFERENCES` must explain it. docs/methods.md
+describes each by its name.
 """
 
 from __future__ import annotations
