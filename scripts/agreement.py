@@ -25,6 +25,8 @@ _UNIT = 2.0**-23
 _ANGLES = 2.0**13
 """Units up to which an angle goes astray in float32: the arc cosine of a number near 1 loses half
 of the digits, so that 2⁻¹² of the angle is noise."""
+_SMALL = 1e-6
+"""Sum of mean squares below which mergekit weighs all models alike."""
 _SCORES = 0.15
 """Share of elements of a tensor whose choice may hang on scores in float32."""
 
@@ -83,7 +85,7 @@ class Results:
     theirs: Tensor
     answer: Answer
     scale: Tensor
-    epsilon: float
+    kind: torch.finfo
 
     @classmethod
     def of(cls, inputs: Inputs, ours: Tensor, theirs: Tensor) -> Results:
@@ -91,14 +93,16 @@ class Results:
         answer = inputs.answer()
         everything = (*inputs.others, *([] if inputs.base is None else [inputs.base]))
         scale = torch.stack([tensor.double().abs() for tensor in everything]).sum(0)
-        epsilon = torch.finfo(ours.dtype).eps
         scale = scale.maximum(answer.scale)
-        return cls(inputs, ours.double(), theirs.double(), answer, scale, epsilon)
+        kind = torch.finfo(ours.dtype)
+        return cls(inputs, ours.double(), theirs.double(), answer, scale, kind)
 
     def units(self, one: Tensor, other: Tensor) -> Tensor:
         """The distance of two results, element by element."""
-        place = one.abs() * self.epsilon if self.epsilon > _UNIT else 0.0
-        distance = (one - other).abs() / (self.scale * _UNIT + place + 1e-42)
+        unit = self.scale * _UNIT + 1e-42
+        if self.kind.bits == 16:
+            unit += one.abs().clamp_min(self.kind.tiny) * self.kind.eps
+        distance = (one - other).abs() / unit
         return torch.where(one == other, 0.0, distance).nan_to_num(float("inf"))
 
     @property
@@ -217,26 +221,33 @@ def _balanced_votes(results: Results) -> Tensor:
 
 
 def _small_squares(results: Results) -> Tensor:
-    """Where weights that are all alike, and the positions mergekit took, give what it has.
+    """Where mergekit has what weights that are all alike give, as the mean squares are small."""
+    return _as_selected(results, even=True)
 
-    The positions may be others only where variances are equal but for rounding.
+
+def _as_selected(results: Results, even: bool) -> Tensor:
+    """Where mergekit has what the method gives for the positions that it took.
+
+    These may be others only where variances are equal but for rounding. ``even``: weights are all
+    alike, which they may be only where the mean squares are small.
     """
     inputs = results.inputs
     nothing = torch.zeros_like(results.scale, dtype=torch.bool)
     if inputs.method != "sce":
         return nothing
-    base = inputs.start.float().double()
-    taken = results.theirs != base
-    topk = inputs.settings["select_topk"]
+    taus = oracle.differences(inputs.start, inputs.others)
+    topk, selection = inputs.settings["select_topk"], None
     if topk < 1:
+        selection = results.theirs != inputs.start.float().double()
         spread = oracle.variance(inputs.start, inputs.others)
         rank = int(int((spread != 0).sum()) * topk)
-        strange = taken & ~oracle.largest(spread, rank) & ~_at_ranks(spread.double(), (rank,), 1e-5)
-        if bool(strange.any()):
+        expected = oracle.largest(spread, rank) | _at_ranks(spread.double(), (rank,), 1e-5)
+        if bool((selection & ~expected).any()):
             return nothing
-    squares = [tau.square().mean() for tau in oracle.differences(inputs.start, inputs.others)]
-    even = float(torch.stack(squares).sum()) < 1e-6
-    answer = oracle.sce(inputs.start, inputs.others, topk, taken if topk < 1 else None, even)
+        taus = [tau * selection for tau in taus]
+    if even != (sum(float(tau.square().mean()) for tau in taus) < _SMALL):
+        return nothing
+    answer = oracle.sce(inputs.start, inputs.others, topk, selection, even)
     return results.units(results.theirs, answer.value) <= LIMIT
 
 
@@ -259,7 +270,7 @@ def _float32_scores(results: Results) -> Tensor:
 
 
 DIFFERENCES: dict[str, Callable[[Results], Tensor]] = {
-    "equal magnitudes": _equal_magnitudes,
+    "equal magnitudes": lambda r: _equal_magnitudes(r) | _as_selected(r, even=False),
     "balanced votes": _balanced_votes,
     "small squares": _small_squares,
     "float32 angles": _float32_angles,

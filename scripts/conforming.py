@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 _BUDGET = "4GiB"
 _VARIABLES = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+REASONS = ("cancelling weights", "no change", "missing head", "other draws")
+"""Names of differences that concern a whole merge or a whole tensor."""
 _PRECISIONS = {"results": "float32", "accuracy": "bfloat16"}
 
 
