@@ -103,6 +103,7 @@ def method_document(method: Method) -> dict[str, Any]:
         "summary": method.summary,
         "formula": method.formula,
         "reference": method.reference,
+        "works": method.works,
         "base_model": method.base.value,
         "models": [method.minimum, method.maximum],
         "model_parameters": [_parameter(parameter) for parameter in method.model_parameters],

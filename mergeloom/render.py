@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 from rich.console import Console, Group, RenderableType
@@ -79,12 +80,18 @@ def render_methods(methods: Iterable[Method]) -> RenderableType:
 
 def render_method(method: Method) -> RenderableType:
     """One method: idea, formula, what it needs, its parameters."""
+    about = Table.grid(padding=(0, 2))
+    about.add_column()
+    about.add_column()
+    about.add_row("formula", "\n".join(re.split(r";  |   (?=\()", method.formula)))
+    about.add_row("models", models_needed(method))
+    if method.works:
+        about.add_row("works", method.works)
+    about.add_row("reference", method.reference)
     parts: list[RenderableType] = [
         Text.assemble((method.name, "bold"), f": {method.summary}"),
         Text(),
-        Text(f"formula    {method.formula}"),
-        Text(f"reference  {method.reference}"),
-        Text(f"models     {models_needed(method)}"),
+        about,
     ]
     for title, parameters in (
         ("for each model", method.model_parameters),

@@ -116,6 +116,7 @@ class ArceeFusion(Method):
         "element int(q · (n-1))"
     )
     reference = "Goddard et al. 2024, MergeKit, arXiv:2403.13257; named by Arcee AI, 2025"
+    works = "row by row, two passes of statistics (order statistics)"
     base = Base.REQUIRED
     minimum = 1
     maximum = 1

@@ -22,6 +22,10 @@ from methods.task_vectors import merge_task_vectors
 
 class _Breadcrumbs(Method):
     reference = "Davari & Belilovsky 2023, Model Breadcrumbs, arXiv:2312.06795"
+    works = (
+        "element by element, two passes of statistics (order statistics); none where every "
+        "density is 1 or more"
+    )
     model_parameters = (
         WEIGHT,
         DENSITY,

@@ -16,6 +16,10 @@ _REFERENCE = "Yu et al. 2024, Language models are Super Mario, arXiv:2311.03099"
 
 class _Dare(Method):
     reference = _REFERENCE
+    works = (
+        "element by element, one pass of statistics (L1 norms); none with rescale: false, or "
+        "where every density is 1 or more"
+    )
     model_parameters = (WEIGHT, DENSITY)
     settings = (normalize(False), LAMBDA, INT8_MASK, rescale(True))
     base = Base.REQUIRED

@@ -23,6 +23,10 @@ _EPSILON = Parameter(
 
 class _Della(Method):
     reference = "Deep et al. 2024, DELLA-Merging, arXiv:2406.11617"
+    works = (
+        "row by row, one pass of statistics (L1 norms); none with rescale: false, or where "
+        "every density is 1 or more"
+    )
     model_parameters = (WEIGHT, DENSITY, _EPSILON)
     base = Base.REQUIRED
     minimum = 1

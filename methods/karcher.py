@@ -76,6 +76,7 @@ class Karcher(Method):
         "shorter than tol;  θ = m · 1/N Σ‖θᵢ‖"
     )
     reference = "Karcher 1977, Riemannian center of mass, Comm. Pure Appl. Math. 30"
+    works = "element by element, one pass of statistics (dot products)"
     settings = (
         Parameter("max_iter", int, "steps at most", default=10, minimum=0),
         Parameter(

@@ -115,15 +115,16 @@ class TensorMerge:
 class Method:
     """A merge method. Subclasses fill in the class attributes and `kernel`.
 
-    ``minimum`` and ``maximum`` bound the number of models beside the base (where the base is not
-    used or optional: of all models). A tensor that only one model has is copied by the planner
-    and never reaches `kernel`, unless ``merges_one`` is set.
+    ``works`` says in words what the kernel sees at once and which statistics it takes first.
+    ``minimum`` and ``maximum`` bound the number of models beside the base. A tensor that only one
+    model has is copied by the planner and never reaches `kernel`, unless ``merges_one`` is set.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     formula: ClassVar[str]
     reference: ClassVar[str]
+    works: ClassVar[str] = ""
     model_parameters: ClassVar[tuple[Parameter, ...]] = ()
     settings: ClassVar[tuple[Parameter, ...]] = ()
     base: ClassVar[Base] = Base.NONE

@@ -48,6 +48,10 @@ class ModelStock(Method):
         "θ = t · mean(θᵢ) + (1-t) θ₀   (filter_wise: for each row)"
     )
     reference = "Jang et al. 2024, Model Stock, arXiv:2403.19522"
+    works = (
+        "element by element, one pass of statistics (dot products); filter_wise: true: row "
+        "by row, no statistics"
+    )
     settings = (
         Parameter(
             "filter_wise",

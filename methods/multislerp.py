@@ -46,9 +46,7 @@ class SphericalMean(Rule):
         if not bool(length.any()):
             return weights
         if len(self.weights) == 2:
-            first, second = self.weights
-            t = second / (first + second) if first + second else 0.5
-            return weights.new_tensor([[1 - t], [t]])
+            return weights / (sum(self.weights) or 1.0)
         raise RunError(
             f"'{self.tensor}': the weighted directions cancel out, so that their mean has none: "
             "change the weights, or merge this tensor by another method"
@@ -66,6 +64,7 @@ class MultiSlerp(Method):
         "which is m · Σ wᵢ‖θᵢ‖;  with a base θ₀ + the same of τᵢ"
     )
     reference = "Buss & Fillmore 2001, Spherical averages and applications, ACM TOG 20(2)"
+    works = "element by element, one pass of statistics (dot products)"
     model_parameters = (WEIGHT,)
     settings = (
         Parameter("normalize_weights", bool, "divide the weights by their sum first", default=True),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.kernel import Copy, Kernel
 from methods.cosines import cosines
-from methods.linear_combination import GramCombination, Rule
+from methods.linear_combination import GramCombination, LinearCombination, Rule
 from methods.method import Base, Method, Parameter, TensorMerge
 from methods.parameters import WEIGHT
 from methods.row_combination import ColumnCombination, RowCombination
@@ -42,6 +42,10 @@ class NuSlerp(Method):
         "a straight line where sinΩ < 1e-8"
     )
     reference = "after Shoemake 1985, SIGGRAPH; named in Goddard et al. 2024, arXiv:2403.13257"
+    works = (
+        "element by element, one pass of statistics (dot products); nuslerp_flatten: false: "
+        "row by row, no statistics; nuslerp_row_wise beside it: row by row, one pass"
+    )
     model_parameters = (WEIGHT,)
     settings = (
         Parameter(
@@ -65,6 +69,8 @@ class NuSlerp(Method):
         if len(merge.models) == 1:
             return Copy()
         positions = merge.others
+        if len(positions) == 1:  # beside the base: nothing to turn it to
+            return LinearCombination(tuple(float(i in positions) for i in range(2)))
         first, second = merge.weights()
         total = first + second
         rule = LongArc(0.5 if abs(total) < 1e-6 else second / total)

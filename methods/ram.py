@@ -133,6 +133,7 @@ class Ram(Method):
     )
     formula = "θ = θ₀ + Σ τ̂ᵢ / max(1, number of i with τ̂ᵢ ≠ 0),  τ̂ᵢ = τᵢ where |τᵢ| > ε, else 0"
     reference = "Reinforced Agent Merging, arXiv:2601.13572"
+    works = "element by element, no statistics"
     settings: ClassVar[tuple[Parameter, ...]] = (_EPSILON,)
     base = Base.REQUIRED
     minimum = 1
@@ -160,6 +161,7 @@ class RamPlus(Ram):
         "τ̂ᵢ = τᵢ where |τᵢ| > ε, else 0;  λᵢ = 1 + r · clip(sharedᵢ / uniqueᵢ, 0, alpha), "
         "the numbers of elements of the tensor that i changed with others, and alone"
     )
+    works = "element by element, one pass of statistics (counts)"
     settings = (
         Parameter("r", float, "how strongly changes of one model alone are amplified", default=0.1),
         Parameter(

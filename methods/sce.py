@@ -190,6 +190,10 @@ class Sce(Method):
         "θ = θ₀ + Σ wᵢτ̂ᵢ / Σ wᵢ, both sums over i with sign(τ̂ᵢ) = s"
     )
     reference = "Wan et al. 2024, FuseChat, arXiv:2408.07990"
+    works = (
+        "element by element, one pass of statistics (squares); with select_topk below 1 four "
+        "(order statistics of the variance, the places of equal ones, squares)"
+    )
     settings = (
         Parameter(
             "select_topk",

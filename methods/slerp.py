@@ -51,6 +51,7 @@ class Slerp(Method):
         "tensors;  (1-t)θ₀ + tθ₁ where |cosΩ| > 0.9995"
     )
     reference = "Shoemake 1985, Animating rotation with quaternion curves, SIGGRAPH"
+    works = "element by element, one pass of statistics (dot products)"
     settings = (Parameter("t", float, "0 is the base, 1 the other model"),)
     base = Base.REQUIRED
     minimum = 1

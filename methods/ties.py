@@ -23,6 +23,10 @@ class Ties(Method):
         "θ = θ₀ + λ · Σ wᵢτ̂ᵢ / Σ wᵢ, both sums over i with sign(wᵢτ̂ᵢ) = s"
     )
     reference = "Yadav et al. 2023, TIES-Merging, arXiv:2306.01708"
+    works = (
+        "element by element, two passes of statistics (order statistics); none where every "
+        "density is 1 or more"
+    )
     model_parameters = (WEIGHT, DENSITY)
     settings = (normalize(True), LAMBDA, INT8_MASK, rescale(False))
     base = Base.REQUIRED

@@ -173,7 +173,7 @@ def check_models(method: Method, part: Slice, place: Place) -> None:
     Raises:
         ConfigError: it has not.
     """
-    others = len(part.sources) - (part.base is not None and method.base is Base.REQUIRED)
+    others = len(part.sources) - (part.base is not None)
     if method.base is Base.REQUIRED and part.base is None:
         raise place.error(f"'{method.name}' needs a 'base_model' among the models it merges")
     low, high = method.minimum, method.maximum
@@ -182,7 +182,7 @@ def check_models(method: Method, part: Slice, place: Place) -> None:
             f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
         )
         beside = ""
-        if method.base is Base.REQUIRED and part.base is not None:
+        if part.base is not None:
             beside = f" beside the base model '{part.sources[part.base].model.name}'"
         models = "model" if wanted == "1" else "models"
         raise place.error(f"'{method.name}' merges {wanted} {models}{beside}, here are {others}")

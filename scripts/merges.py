@@ -11,7 +11,12 @@ _VALUES = {"weight": 0.4, "density": 0.5, "t": 0.5}
 
 
 def configuration(
-    method: Mapping[str, Any], base: Path, tunes: Sequence[Path], layers: int
+    method: Mapping[str, Any],
+    base: Path,
+    tunes: Sequence[Path],
+    layers: int,
+    *,
+    everything: bool = False,
 ) -> dict[str, Any]:
     """A configuration that shows ``method`` at its usual work.
 
@@ -20,6 +25,8 @@ def configuration(
         base: directory of the base.
         tunes: directories of its fine-tunes, at least two.
         layers: number of layers of each.
+        everything: all fine-tunes that the method takes and a base where it may have one, instead
+            of what is usual.
     """
     name = method["name"]
     document: dict[str, Any] = {"merge_method": name, "dtype": "bfloat16"}
@@ -34,11 +41,11 @@ def configuration(
         document |= {"models": [{"model": str(model)} for model in tunes[:2]]}
         return document | {"base_model": str(tunes[0]), "parameters": {"t": 0.5}}
     maximum = method["models"][1] or len(tunes)
-    count = min(maximum, 2 if name in _TWO else len(tunes))
+    count = min(maximum, 2 if name in _TWO and not everything else len(tunes))
     document["models"] = [
         {"model": str(model)} | _parameters(method["model_parameters"]) for model in tunes[:count]
     ]
-    if method["base_model"] == "required":
+    if method["base_model"] in (("required", "optional") if everything else ("required",)):
         document["base_model"] = str(base)
     return document | _parameters(method["parameters"])
 

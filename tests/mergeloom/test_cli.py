@@ -155,7 +155,18 @@ def test_inspect_and_methods(config: Path) -> None:
     document = json.loads(run("inspect", config.parent / "a", "--json").stdout)
     assert len(document["tensors"]) == 39
     assert "ties" in run("methods").stdout
-    assert "arXiv:2306.01708" in run("methods", "ties").stdout
+    told = run("methods", "ties").stdout
+    for expected in (
+        "Keeps only the largest changes",
+        "s = sign(Σ wᵢτ̂ᵢ)",
+        "density  1.0       [0, inf)",
+        "1 or more, beside a base model",
+        "element by element, two passes of statistics",
+        "arXiv:2306.01708",
+    ):
+        assert expected in told
+    document = json.loads(run("methods", "ties", "--json").stdout)
+    assert document["works"].startswith("element by element")
     wrong = run("methods", "tise")
     assert (wrong.returncode, "did you mean 'ties'?" in wrong.stderr) == (2, True)
 

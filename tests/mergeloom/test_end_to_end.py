@@ -16,8 +16,8 @@ from engine.footprint import MIB
 from engine.schedule import Machine
 from mergeloom.documents import method_document
 from methods import registry
+from scripts import oracle
 from scripts.merges import configuration
-from tests.methods import oracle
 from tests.methods.support import assert_close
 from tests.planners.support import load_tensors, write_checkpoint
 

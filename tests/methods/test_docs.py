@@ -29,6 +29,7 @@ def test_every_method_is_described(name: str) -> None:
     method = registry.get(name)
     assert method.summary in section
     assert method.reference in section
+    assert f"- **Works** {method.works}." in section
     for parameters, whose in ((method.model_parameters, "each model"), (method.settings, "all")):
         for parameter in parameters:
             default = parameter.default

@@ -11,7 +11,7 @@ from engine.errors import RunError
 from engine.kernel import Copy
 from methods.linear_combination import LinearCombination
 from methods.method import ParameterError
-from tests.methods import oracle
+from scripts import oracle
 from tests.methods.drawing import Family, families, family, positive, some, weights
 from tests.methods.support import assert_close, check_walks, kernel_of, run
 
@@ -113,6 +113,21 @@ def test_multislerp(data: st.DataObject, models: Family, with_base: bool, normal
         assert len(chosen) > 2
         return
     assert_close(result, answer.value, answer.scale, models.base.dtype)
+
+
+def test_nuslerp_of_one_model_on_a_base_is_the_model() -> None:
+    """Where one of the two lacks the tensor, there is nothing to interpolate."""
+    base, other = torch.randn(2, *SHAPE)
+    result = run(kernel_of("nuslerp", SHAPE, [{}, {"weight": 0.3}], base=0), [base, other])
+    assert torch.equal(result, other)
+
+
+def test_multislerp_of_equal_models_whose_weights_cancel_is_nothing() -> None:
+    a = torch.randn(SHAPE)
+    parameters = [{"weight": 1.0}, {"weight": -1.0}]
+    kernel = kernel_of("multislerp", SHAPE, parameters, normalize_weights=False)
+    assert not run(kernel, [a, a]).any()
+    assert torch.allclose(run(kernel, [a, 3 * a]), -2 * a)
 
 
 def test_multislerp_of_opposite_directions() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from methods import random
-from tests.methods import oracle
+from scripts import oracle
 from tests.methods.support import Walk, kernel_of, run
 
 COUNT = 1 << 18

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import pytest
 
 from engine.errors import ConfigError
+from engine.grains import Access
 from engine.kernel import Copy, Kernel
 from methods import registry
-from methods.method import Method, Parameter, TensorMerge
+from methods.method import Base, Method, Parameter, TensorMerge
 
 
 class First(Method):
@@ -40,6 +42,27 @@ def test_every_method_describes_itself() -> None:
         for parameter in (*method.model_parameters, *method.settings):
             assert isinstance(parameter, Parameter)
             assert parameter.help
+
+
+USUAL = {"scale": 0.5, "weight": 0.5, "density": 0.5, "t": 0.5, "select_topk": 1.0}
+PASSES = ("no", "one pass of", "two passes of")
+ACCESS = {Access.ELEMENTWISE: "element by element", Access.ROWWISE: "row by row"}
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_the_kernel_is_of_the_kind_that_its_method_says(name: str) -> None:
+    method = registry.get(name)
+
+    def usual(parameters: Sequence[Parameter]) -> dict[str, Any]:
+        return {p.name: USUAL.get(p.name, p.default) for p in parameters}
+
+    count = min(method.maximum or 3, 3) + (method.base is Base.REQUIRED)
+    models = [usual(method.model_parameters)] * count
+    base = 0 if method.base is Base.REQUIRED else None
+    settings = usual(method.settings)
+    kernel = method.kernel(TensorMerge("w", (40, 7), tuple(models), base, settings))
+    words = f"{ACCESS[kernel.access]}, {PASSES[len(kernel.passes)]} statistics"
+    assert method.works.startswith(words)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:

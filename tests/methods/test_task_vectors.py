@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.kernel import Copy
 from methods.method import ParameterError
-from tests.methods import oracle
+from scripts import oracle
 from tests.methods.drawing import (
     Family,
     densities,

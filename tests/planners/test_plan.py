@@ -187,6 +187,17 @@ def test_the_base_is_added_where_it_is_not_among_the_models(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize("method", ["nuslerp", "multislerp"])
+def test_two_models_are_merged_on_a_base_if_there_is_one(tmp_path: Path, method: str) -> None:
+    for seed, name in enumerate("abc"):
+        llama(tmp_path / name, seed=seed)
+    text = two(1, 2).replace("linear", method)
+    for base, inputs in (("", 2), ("base_model: c", 3)):
+        plan = plan_text(text + base, tmp_path)
+        tensors = list(plan.stage.tensor_plans())
+        assert {len(tensor.contributions) for tensor in tensors} == {inputs}
+
+
 def test_a_linear_merge_takes_no_weights_from_its_base_model(tmp_path: Path) -> None:
     for seed, name in enumerate("abc"):
         llama(tmp_path / name, seed=seed)
@@ -222,6 +233,10 @@ REFUSED = {
     "too many": (
         "models: [a, b, c]\nmerge_method: slerp\nbase_model: a\nparameters: {t: 0.5}",
         "'slerp' merges 1 model beside the base model 'a', here are 2",
+    ),
+    "too few on a base": (
+        "models: [a, {model: b, parameters: {weight: 1}}]\nmerge_method: nuslerp\nbase_model: a",
+        "'nuslerp' merges 2 models beside the base model 'a', here are 1",
     ),
     "no weight": (
         "models: [{model: a, parameters: {weight: 1}}, b]\nmerge_method: linear",

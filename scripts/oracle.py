@@ -108,11 +108,11 @@ def multislerp(
     if spread < 1e-7:
         if not any(lengths):
             return on_base(base, mean, mean)
-        t = weights[1] / sum(weights) if sum(weights) else 0.5
+        first, second = (w / (sum(weights) or 1.0) for w in weights[:2])
         return on_base(
             base,
-            (1 - t) * vectors[0] + t * vectors[1],
-            abs(1 - t) * vectors[0].abs() + abs(t) * vectors[1].abs(),
+            first * vectors[0] + second * vectors[1],
+            abs(first) * vectors[0].abs() + abs(second) * vectors[1].abs(),
         )
     mean = mean / spread
     tangents = [w * (u - (u * mean).sum() * mean) for w, u in zip(weights, units, strict=True)]
@@ -274,23 +274,36 @@ def breadcrumbs(
     return combine(base, sparse, weights, normalize, lam)
 
 
-def sce(base: torch.Tensor, others: Tensors, select_topk: float = 1.0) -> Answer:
+def variance(base: torch.Tensor, others: Tensors) -> torch.Tensor:
+    """Sum of squared deviations of task vectors from their mean, float32: it orders positions."""
+    small = [tau.float() for tau in differences(base, others)]
+    mean = torch.zeros_like(small[0])
+    for tau in small:
+        mean = mean + tau
+    mean = mean / len(small)
+    total = torch.zeros_like(mean)
+    for tau in small:
+        total = total + (tau - mean) * (tau - mean)
+    return total
+
+
+def sce(
+    base: torch.Tensor,
+    others: Tensors,
+    select_topk: float = 1.0,
+    selection: torch.Tensor | None = None,
+    even: bool = False,
+) -> Answer:
+    """``selection`` and ``even`` stand in for the positions and for the weights of the method."""
     taus = differences(base, others)
-    if select_topk < 1:
-        # The order of variances is defined by their float32 values.
-        small = [tau.float() for tau in taus]
-        mean = torch.zeros_like(small[0])
-        for tau in small:
-            mean = mean + tau
-        mean = mean / len(small)
-        variance = torch.zeros_like(mean)
-        for tau in small:
-            variance = variance + (tau - mean) * (tau - mean)
-        keep = int(int((variance != 0).sum()) * select_topk)
-        taus = [tau * largest(variance, keep) for tau in taus]
+    if selection is None and select_topk < 1:
+        spread = variance(base, others)
+        selection = largest(spread, int(int((spread != 0).sum()) * select_topk))
+    if selection is not None:
+        taus = [tau * selection for tau in taus]
     squares = [float(tau.square().sum()) for tau in taus]
     total = sum(squares)
-    weights = [square / total for square in squares] if total else [1.0] * len(taus)
+    weights = [square / total for square in squares] if total and not even else [1.0] * len(taus)
     vectors = torch.stack(taus)
     weight = torch.tensor(weights, dtype=torch.float64).view(-1, *[1] * base.dim())
     agrees = (vectors.sign() == torch.where(vectors.sum(0) >= 0, 1.0, -1.0)).double() * weight
