@@ -25,7 +25,7 @@ much of its libraries is mapped depends on what it does."""
 _ACCELERATED_RUNTIME_BYTES = 1024 * MIB
 """The same for builds of torch that carry an accelerator's libraries, until it was measured."""
 
-_COMPILER, _COMPILER_BYTES = "numba", 144 * MIB
+_COMPILER, _COMPILER_BYTES = "numba", 128 * MIB
 """The just-in-time compiler that kernels may use, and the memory that it adds."""
 
 
@@ -125,7 +125,7 @@ def remember_runtime_bytes(measured: int) -> None:
     Plans are upper bounds, so the most that was ever measured counts. It is a hint: that it
     cannot be recorded is no matter.
     """
-    rounded = max((-(-measured // _ROUND) + 1) * _ROUND, _RUNTIME_BYTES)
+    rounded = max(-(-measured // _ROUND) * _ROUND, _RUNTIME_BYTES)
     if rounded <= (_remembered_runtime() or 0):
         return
     path = _profile_path()

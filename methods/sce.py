@@ -70,7 +70,7 @@ class Selection:
         variance = Variance(self.taus)
         return (
             CoarseHistogram(variance, ((),), self.share),
-            FineHistogram(variance),
+            FineHistogram(variance, ranks=1),
             TieLocation(variance),
         )
 

@@ -259,7 +259,8 @@ class TopMagnitude(Sparsifier):
         if self._idle:
             return ()
         ranks = tuple(self._ranks(number) for number in range(len(self.keep)))
-        return (CoarseHistogram(source, ranks), FineHistogram(source, self.rescale))
+        fine = FineHistogram(source, self.rescale, max(map(len, ranks)))
+        return (CoarseHistogram(source, ranks), fine)
 
     def _edges(self, statistics: Sequence[Any]) -> tuple[tuple[Edge, ...], ...]:
         """Per vector: the edge above which elements are kept, and the one above which not."""

@@ -441,20 +441,22 @@ class Ranks:
 class FineHistogram(Statistic[FineCounts, Ranks]):
     """Second half of a radix selection; must follow a `CoarseHistogram` directly.
 
-    With ``sums``, the magnitudes are summed up too: all of them, and those above each rank.
+    With ``sums``, the magnitudes are summed up too: all of them, and those above each rank. At
+    most ``ranks`` are wanted of any vector.
     """
 
     source: Source
     sums: bool = False
+    ranks: int = 3
 
     @property
     def scratch(self) -> int:
         return 2 + self.source.scratch * self.source.count
 
     def accumulator_bytes(self, inputs: int, row: int) -> int:
-        # At most three buckets a vector, each with counters, waiting elements and levels; and
-        # what counting one grain allocates.
-        kept = 3 * self.source.count * (8 * _FINE + 8 * _FINE + (512 << 10))
+        # At most one bucket a rank, each with counters, waiting elements and levels; and what
+        # counting one grain allocates.
+        kept = self.ranks * self.source.count * (8 * _FINE + 8 * _FINE + (512 << 10))
         return kept + 3 * 8 * _FINE + 9 * max(row, GRAIN_ELEMENTS)
 
     def start(self) -> FineCounts:
