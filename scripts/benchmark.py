@@ -5,8 +5,10 @@
 
 Every run is a whole process, start-up included, and begins with the checkpoints out of the page
 cache; the libraries of both programs are in it. Runs alternate between the programs. The least
-time of each counts; bytes read and written are what the kernel counted. Checkpoints are made in
-the work directory once and used again, unless --clean removes them; outputs are removed.
+time of each counts; bytes read and written are what the kernel counted. mergeloom's output is
+durable when it ends; *durable* is when mergekit's would be, written back right after its end.
+Checkpoints are made in the work directory once and used again, unless --clean removes them;
+outputs are removed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,7 @@ class Row:
     group_limit_hits: int | None
     group_killed: int | None
     mergekit_seconds: list[float]
+    mergekit_durable_seconds: list[float]
     mergekit_peak_bytes: int | None
     mergekit_read_bytes: int | None
     mergekit_write_bytes: int | None
@@ -89,15 +93,24 @@ class Row:
         return (min(self.seconds) - self.startup_seconds) / self.floor_seconds
 
 
-def checkpoints(work: Path, shape: str) -> tuple[Path, list[Path]]:
-    """A base and three fine-tunes of it; made once, and again if the shape has changed.
+def directories(work: Path, shape: str) -> tuple[Path, list[Path]]:
+    """Where a base and its fine-tunes lie."""
+    return work / f"{shape}-base", [work / f"{shape}-tune{n}" for n in range(1, _TUNES + 1)]
+
+
+def checkpoints(
+    work: Path, shape: str, needed: Collection[Path] | None = None
+) -> tuple[Path, list[Path]]:
+    """A base and three fine-tunes of it, or those that are ``needed``; made once, and again if
+    the shape has changed.
 
     Raises:
         OSError: they cannot be written.
     """
-    directories = []
-    for number in range(_TUNES + 1):
-        target = work / f"{shape}-{'base' if number == 0 else f'tune{number}'}"
+    base, tunes = directories(work, shape)
+    for number, target in enumerate([base, *tunes]):
+        if needed is not None and target not in needed:
+            continue
         stamp = _stamp(target)
         wanted = json.dumps(asdict(SHAPES[shape]) | {"seed": number})
         if not stamp.exists() or stamp.read_text() != wanted:
@@ -109,15 +122,14 @@ def checkpoints(work: Path, shape: str) -> tuple[Path, list[Path]]:
             if made.status != 0:
                 raise OSError(made.complaints.strip())
             stamp.write_text(wanted)
-        directories.append(target)
-    return directories[0], directories[1:]
+    return base, tunes
 
 
-def clean(directories: Sequence[Path]) -> None:
+def clean(made: Sequence[Path]) -> None:
     """Remove checkpoints that :func:`checkpoints` made."""
-    for directory in directories:
+    for directory in made:
         _stamp(directory).unlink(missing_ok=True)
-        shutil.rmtree(directory)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _stamp(directory: Path) -> Path:
@@ -150,7 +162,7 @@ def measure(method: dict[str, Any], plan: Plan, base: Path, tunes: Sequence[Path
         for model in model_directories(document)
         for file in sorted(model.glob("*.safetensors"))
     ]
-    runs: dict[str, list[Measured]] = {"mergeloom": [], "mergekit": []}
+    runs: dict[str, list[_Run]] = {"mergeloom": [], "mergekit": []}
     failures: list[str] = []
     for _ in range(plan.repeat):
         commands = {"mergeloom": _ours(plan, config)}
@@ -159,10 +171,10 @@ def measure(method: dict[str, Any], plan: Plan, base: Path, tunes: Sequence[Path
         for program, command in commands.items():
             limit = plan.limit if program == "mergeloom" else None
             result = _cold(command, plan.work / "merged", files, limit)
-            if result.status == 0:
+            if result.measured.status == 0:
                 runs[program].append(result)
             else:
-                failures.append(_failure(program, result))
+                failures.append(_failure(program, result.measured))
     return _row(method, plan, runs["mergeloom"], runs["mergekit"], failures, files)
 
 
@@ -189,7 +201,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"'{plan.mergekit}' is no environment with mergekit in it")
         chosen = methods(options.merges)
         plan.work.mkdir(parents=True, exist_ok=True)
-        base, tunes = checkpoints(plan.work, plan.shape)
+        base, tunes = directories(plan.work, plan.shape)
+        layers = SHAPES[plan.shape].layers
+        documents = (configuration(method, base, tunes, layers) for method in chosen)
+        needed = {model for document in documents for model in model_directories(document)}
+        checkpoints(plan.work, plan.shape, needed)
         rows = []
         print(_HEADING)
         for method in chosen:
@@ -247,7 +263,15 @@ def _theirs(environment: Path, plan: Plan, config: Path) -> list[str]:
     return [str(program), str(config), str(plan.work / "merged"), "--quiet"]
 
 
-def _cold(command: list[str], output: Path, files: list[Path], limit: int | None) -> Measured:
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run of a program, and the seconds after its end until what it wrote was durable."""
+
+    measured: Measured
+    sync_seconds: float
+
+
+def _cold(command: list[str], output: Path, files: list[Path], limit: int | None) -> _Run:
     """Run a command with its input files out of the page cache and its libraries in it."""
     shutil.rmtree(output, ignore_errors=True)
     cool(files)
@@ -255,7 +279,12 @@ def _cold(command: list[str], output: Path, files: list[Path], limit: int | None
     python = Path(command[0]).parent / "python"
     run([str(python), "-c", imports], variables=VARIABLES)
     try:
-        return run(command, limit=limit, variables=VARIABLES)
+        measured = run(command, limit=limit, variables=VARIABLES)
+        began = time.perf_counter()
+        for path in output.glob("*.safetensors"):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        return _Run(measured, time.perf_counter() - began)
     finally:
         shutil.rmtree(output, ignore_errors=True)
 
@@ -268,11 +297,13 @@ def _failure(program: str, result: Measured) -> str:
 def _row(
     method: dict[str, Any],
     plan: Plan,
-    ours: list[Measured],
-    theirs: list[Measured],
+    our_runs: list[_Run],
+    their_runs: list[_Run],
     failures: list[str],
     files: list[Path],
 ) -> Row:
+    ours = [each.measured for each in our_runs]
+    theirs = [each.measured for each in their_runs]
     document = json.loads(ours[-1].output) if ours else {"io": {}, "memory": {}}
     groups = [result.group for result in ours if result.group is not None]
     reads, writes = document["io"].get("read_bytes", 0), document["io"].get("write_bytes", 0)
@@ -294,6 +325,7 @@ def _row(
         group_limit_hits=max((group.limit_hits for group in groups), default=None),
         group_killed=sum(group.killed for group in groups) if groups else None,
         mergekit_seconds=[result.seconds for result in theirs],
+        mergekit_durable_seconds=[each.measured.seconds + each.sync_seconds for each in their_runs],
         mergekit_peak_bytes=max((result.peak_bytes for result in theirs), default=None),
         mergekit_read_bytes=max((result.read_bytes for result in theirs), default=None),
         mergekit_write_bytes=max((result.write_bytes for result in theirs), default=None),
@@ -321,6 +353,7 @@ _COLUMNS = {
     "written": 8,
     "of plan ": 7,
     "mergekit": 8,
+    "durable": 8,
     "memory ": 9,
     "ratio": 6,
     "floor": 6,
@@ -344,6 +377,7 @@ def _line(row: Row) -> str:
         _cell("{:.2f} GB", row.write_bytes, 1e9),
         _cell("{:.1%}", row.write_bytes, row.predicted_write_bytes),
         _cell("{:.1f} s", theirs),
+        _cell("{:.1f} s", min(row.mergekit_durable_seconds, default=None)),
         _cell("{:.0f} MiB", row.mergekit_peak_bytes, 2**20),
         _cell("{:.1f}x", row.ratio),
         _cell("{:.2f}", row.floor_seconds),
