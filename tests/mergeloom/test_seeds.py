@@ -14,6 +14,7 @@ import mergeloom
 from engine import machine
 from engine.footprint import MIB
 from engine.schedule import Machine
+from mergeloom.render import console, render_plan
 from tests.planners.support import load_tensors, write_checkpoint
 
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
@@ -71,6 +72,10 @@ def test_the_seed_is_recorded_and_chooses_the_draw(
         manifest = json.loads((tmp_path / name / ".mergeloom" / "manifest.json").read_text())
         assert manifest["about"]["seed"] == seed
     assert mergeloom.plan(config).document()["seed"] == 0
+    paper = console()
+    with paper.capture() as shown:
+        paper.print(render_plan(mergeloom.plan(config, seed=23)))
+    assert "23, which the random choice hangs on" in shown.get()
     assert equal(tmp_path / "a", tmp_path / "b")
     assert not equal(tmp_path / "a", tmp_path / "c")
     with pytest.raises(mergeloom.OutputError, match="seed"):
