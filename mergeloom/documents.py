@@ -104,6 +104,7 @@ def method_document(method: Method) -> dict[str, Any]:
         "formula": method.formula,
         "reference": method.reference,
         "works": method.works,
+        "draws": method.draws,
         "base_model": method.base.value,
         "models": [method.minimum, method.maximum],
         "model_parameters": [_parameter(parameter) for parameter in method.model_parameters],

@@ -87,6 +87,8 @@ def render_method(method: Method) -> RenderableType:
     about.add_row("models", models_needed(method))
     if method.works:
         about.add_row("works", method.works)
+    if method.draws:
+        about.add_row("draws", "at random; --seed chooses another draw")
     about.add_row("reference", method.reference)
     parts: list[RenderableType] = [
         Text.assemble((method.name, "bold"), f": {method.summary}"),
@@ -229,6 +231,8 @@ def _figures(planned: PlannedMerge) -> RenderableType:
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     table.add_row("method", planned.plan.stage.rules.method.name)
+    if planned.plan.stage.rules.method.draws:
+        table.add_row("seed", f"{planned.plan.options.seed}, which the random choice hangs on")
     table.add_row("tasks", ", ".join(f"{number} {kind}" for kind, number in tasks.items()))
     reads = data(made.read_bytes)
     if made.repeated_bytes:

@@ -22,6 +22,7 @@ class _Dare(Method):
     )
     model_parameters = (WEIGHT, DENSITY)
     settings = (normalize(False), LAMBDA, INT8_MASK, rescale(True))
+    draws = True
     base = Base.REQUIRED
     minimum = 1
     elect: ClassVar[bool]

@@ -28,6 +28,7 @@ class _Della(Method):
         "every density is 1 or more"
     )
     model_parameters = (WEIGHT, DENSITY, _EPSILON)
+    draws = True
     base = Base.REQUIRED
     minimum = 1
     elect: ClassVar[bool]

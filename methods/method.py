@@ -115,7 +115,8 @@ class TensorMerge:
 class Method:
     """A merge method. Subclasses fill in the class attributes and `kernel`.
 
-    ``works`` says in words what the kernel sees at once and which statistics it takes first.
+    ``works`` says in words what the kernel sees at once and which statistics it takes first;
+    ``draws`` that it chooses at random, by the run's seed.
     ``minimum`` and ``maximum`` bound the number of models beside the base. A tensor that only one
     model has is copied by the planner and never reaches `kernel`, unless ``merges_one`` is set.
     """
@@ -125,6 +126,7 @@ class Method:
     formula: ClassVar[str]
     reference: ClassVar[str]
     works: ClassVar[str] = ""
+    draws: ClassVar[bool] = False
     model_parameters: ClassVar[tuple[Parameter, ...]] = ()
     settings: ClassVar[tuple[Parameter, ...]] = ()
     base: ClassVar[Base] = Base.NONE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -60,9 +61,11 @@ def test_the_kernel_is_of_the_kind_that_its_method_says(name: str) -> None:
     models = [usual(method.model_parameters)] * count
     base = 0 if method.base is Base.REQUIRED else None
     settings = usual(method.settings)
-    kernel = method.kernel(TensorMerge("w", (40, 7), tuple(models), base, settings))
+    merge = TensorMerge("w", (40, 7), tuple(models), base, settings)
+    kernel = method.kernel(merge)
     words = f"{ACCESS[kernel.access]}, {PASSES[len(kernel.passes)]} statistics"
     assert method.works.startswith(words)
+    assert method.draws == (method.kernel(replace(merge, seed=1)) != kernel)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
