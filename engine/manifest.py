@@ -119,7 +119,8 @@ def is_inside(name: str) -> bool:
     """Whether a recorded name is one of a file below the output directory."""
     path = PurePath(name)
     plain = name.isprintable() and ".." not in path.parts and "\\" not in name
-    return plain and bool(path.parts) and not path.is_absolute()
+    short = len(path.parts) <= 8 and all(len(part.encode()) <= 240 for part in path.parts)
+    return plain and short and bool(path.parts) and not path.is_absolute()
 
 
 def _fault(manifest: Manifest) -> str | None:
