@@ -117,10 +117,11 @@ def _validator() -> TypeAdapter[Manifest]:
 
 def is_inside(name: str) -> bool:
     """Whether a recorded name is one of a file below the output directory."""
+    if not name.isprintable() or "\\" in name:
+        return False
     path = PurePath(name)
-    plain = name.isprintable() and ".." not in path.parts and "\\" not in name
     short = len(path.parts) <= 8 and all(len(part.encode()) <= 240 for part in path.parts)
-    return plain and short and bool(path.parts) and not path.is_absolute()
+    return short and bool(path.parts) and ".." not in path.parts and not path.is_absolute()
 
 
 def _fault(manifest: Manifest) -> str | None:
