@@ -149,6 +149,8 @@ def _slerp(p: Problem) -> Answer:
 
 
 def _nuslerp(p: Problem) -> Answer:
+    if len(p.others) == 1:  # beside the base: nothing to turn it to
+        return Answer(p.others[0].double(), p.others[0].double().abs())
     vectors = p.vectors()
     along = 0
     if p.merge.settings["nuslerp_flatten"] or vectors[0].dim() < 2:
@@ -186,10 +188,10 @@ def _multislerp(p: Problem) -> Answer:
     spread = float(mean.norm())
     length = sum(w * n for w, n in zip(weights, lengths, strict=True))
     if spread < max(eps, 1e-7):
-        total = weights[0] + weights[1]
-        t = weights[1] / total if total else 0.5
-        parts = [(1 - t) * vectors[0], t * vectors[1]]
-        return p.on_base(parts[0] + parts[1], parts[0].abs() + parts[1].abs())
+        parts = torch.stack(vectors)
+        parts *= torch.tensor(weights).double().view(-1, *[1] * vectors[0].dim())
+        parts /= sum(weights) or 1.0
+        return p.on_base(parts.sum(0), parts.abs().sum(0))
     scale = torch.stack(directed).abs().sum(0) * abs(length) / spread
     return p.on_base(mean / spread * length, scale)
 
