@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from engine import bounded_json
 from engine.errors import OutputError
 from engine.files import FILES, Files, reported, write_all
 
@@ -176,8 +177,8 @@ def _decode(line: bytes) -> dict[str, Any] | None:
     if xxhash.xxh3_64_hexdigest(text).encode() != checksum:
         return None
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
+        record = bounded_json.parse(text)
+    except ValueError:
         return None
     return record if isinstance(record, dict) else None
 

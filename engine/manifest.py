@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from engine import bounded_json
 from engine.digest import ALGORITHM
 from engine.errors import OutputError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 VERSION = 2
 DIRECTORY = ".mergeloom"
 NAME = "manifest.json"
-MAX_BYTES = 1 << 30
+MAX_BYTES = 512 << 20
+MAX_VALUES = 16_000_000
 MIN_BLOCK_BYTES = 4096
 """Digests are over grains, which are larger where the tensor is."""
 
@@ -75,23 +82,24 @@ def read_manifest(output: Path, name: str = NAME) -> Manifest | None:
     path = output / DIRECTORY / name
     try:
         with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise OutputError(f"'{path}' is larger than any manifest")
-        document = json.loads(content)
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise OutputError(f"'{path}' is larger than any manifest")
+            document = bounded_json.parse(file.read(), MAX_VALUES)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise OutputError(f"'{path}' cannot be read: {error}") from error
+    except OSError as error:
+        raise OutputError(f"cannot read '{path}': {error.strerror}") from error
+    except ValueError as error:
+        raise OutputError(f"'{path}' is damaged: {error}") from error
     if not isinstance(document, dict):
         raise OutputError(f"'{path}' is damaged: it is not a JSON object")
     if document.pop("version", None) != VERSION or document.pop("digests", None) != ALGORITHM:
         raise OutputError(f"'{path}' was written by another version of this program")
     # Late: most runs begin in a new directory, and pydantic takes a tenth of a second to import.
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        manifest = TypeAdapter(Manifest).validate_python(document)
+        manifest = _validator().validate_python(document)
     except (ValidationError, RecursionError) as error:
         raise OutputError(f"'{path}' is damaged: {_first(error)}") from error
     fault = _fault(manifest)
@@ -100,11 +108,20 @@ def read_manifest(output: Path, name: str = NAME) -> Manifest | None:
     return manifest
 
 
+@lru_cache(maxsize=1)
+def _validator() -> TypeAdapter[Manifest]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Manifest)
+
+
 def is_inside(name: str) -> bool:
     """Whether a recorded name is one of a file below the output directory."""
+    if not name.isprintable() or "\\" in name:
+        return False
     path = PurePath(name)
-    plain = name.isprintable() and ".." not in path.parts and "\\" not in name
-    return plain and bool(path.parts) and not path.is_absolute()
+    short = len(path.parts) <= 8 and all(len(part.encode()) <= 240 for part in path.parts)
+    return short and bool(path.parts) and ".." not in path.parts and not path.is_absolute()
 
 
 def _fault(manifest: Manifest) -> str | None:

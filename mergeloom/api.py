@@ -16,6 +16,7 @@ from engine.errors import ConfigError, OutputError
 from engine.executor import Progress
 from engine.schedule import Machine, Schedule, schedule
 from engine.storage import IOMode
+from mergeloom.checking import Checked, check_output
 from mergeloom.sizes import parse_size
 from planners.config import Configuration, load_config, parse_config
 from planners.hub import Resolver
@@ -52,6 +53,7 @@ class MergeResult:
     output: Path
     planned: PlannedMerge
     outcome: jobs.Outcome
+    checked: Checked | None = None
 
     def document(self) -> dict[str, Any]:
         """The result as ``mergeloom merge --json`` prints it."""
@@ -117,18 +119,21 @@ def merge(
     *,
     io: IOMode | str = IOMode.AUTO,
     restart: bool = False,
+    check: int = 0,
     observer: Observer | None = None,
     **options: Any,
 ) -> MergeResult:
     """Merge into the directory ``output``; continues where an interrupted run stopped.
 
     Takes what `plan` takes, or its result. ``io`` is ``auto``, ``direct`` or ``buffered``;
-    ``restart`` discards what an earlier run left in ``output``.
+    ``restart`` discards what an earlier run left in ``output``; ``check`` is the number of
+    tensors, drawn at random, that are computed again in another way when all is written.
 
     Raises:
         ConfigError, CheckpointError, BudgetError: as `plan`.
         OutputError: ``output`` belongs to something else, is in use, or its disk is too small.
-        RunError: reading, arithmetic or writing failed; run again to continue.
+        RunError: reading, arithmetic or writing failed; run again to continue. Or a tensor that was
+            checked is not what it should be.
     """
     observer = observer or Observer()
     planned = config
@@ -146,7 +151,10 @@ def merge(
         observer.begun,
         observer.progressed,
     )
-    return MergeResult(directory, planned, outcome)
+    checked = None
+    if check:
+        checked = check_output(planned.plan, directory, check, planned.budget_bytes)
+    return MergeResult(directory, planned, outcome, checked)
 
 
 def check_apart(planned: PlannedMerge, output: Path) -> None:

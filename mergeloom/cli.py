@@ -137,6 +137,10 @@ def merge(
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard what an earlier run left in OUT.")
     ] = False,
+    check: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Compute N random tensors again in another way."),
+    ] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -161,15 +165,19 @@ def merge(
     api.check_apart(planned, output)
     with _shown(planned, quiet) as observer:
         try:
-            result = api.merge(planned, output, io=io, restart=restart, observer=observer)
+            result = api.merge(
+                planned, output, io=io, restart=restart, check=check, observer=observer
+            )
         except KeyboardInterrupt as stop:
             raise _Interrupted(f"the same command continues '{output}' where it stopped") from stop
     if as_json:
         _print_json(result.document())
     elif not quiet:
-        from mergeloom.render import error_console, render_outcome
+        from mergeloom.render import error_console, render_checked, render_outcome
 
         error_console().print(render_outcome(result.outcome, planned, str(output)))
+        if result.checked is not None:
+            error_console().print(render_checked(result.checked))
 
 
 @app.command()

@@ -69,6 +69,7 @@ def result_document(result: MergeResult) -> dict[str, Any]:
     outcome = result.outcome
     measured = jobs.measured(outcome)
     seconds = measured.pop("wall_seconds")
+    checked = {} if result.checked is None else {"checked": result.checked.document()}
     return {
         **plan_document(result.planned),
         "directory": str(result.output),
@@ -77,6 +78,7 @@ def result_document(result: MergeResult) -> dict[str, Any]:
         "wall_seconds": seconds,
         "measured": measured,
         "run_warnings": list(outcome.warnings),
+        **checked,
     }
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from engine.job import Outcome
 from mergeloom.api import PlannedMerge
+from mergeloom.checking import Checked
 from mergeloom.sizes import count, data, duration, memory
 from methods.method import REQUIRED, Base, Method, Parameter
 from planners.merging import Contribution, TensorPlan, output_dtype
@@ -143,6 +144,18 @@ def render_outcome(outcome: Outcome, planned: PlannedMerge, output: str) -> Rend
         parts.append(Text(f"{outcome.resumed} tensors were there already"))
     parts += [Text(f"warning: {warning}", style="yellow") for warning in outcome.warnings]
     return Group(*parts)
+
+
+def render_checked(checked: Checked) -> Text:
+    """What ``--check`` computed again, and what it could not."""
+    text = Text(
+        f"checked: {checked.tensors} tensors ({checked.elements:,} elements) computed again in "
+        "float64 from the inputs, all equal within rounding",
+        style="green",
+    )
+    for reason, number in checked.passed_over.items():
+        text.append(f"; {number} drawn and not computed: {reason}", style="yellow")
+    return text
 
 
 def error_console() -> Console:

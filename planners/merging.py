@@ -149,22 +149,25 @@ def build_merge(plan: TensorPlan, builder: GraphBuilder, rules: MergingRules) ->
     ]
     if plan.method is None:
         return builder.merge(inputs, Copy(), plan.name)
-    shape = inputs[0].shape
-    base = next((i for i, item in enumerate(plan.contributions) if item.is_base), None)
-    merge = TensorMerge(
-        tensor=plan.name,
-        shape=shape,
-        models=tuple(_values(item.parameters) for item in plan.contributions),
-        base=base,
-        settings=_values(plan.settings),
-        seed=rules.seed,
-    )
+    merge = tensor_merge(plan, rules, inputs[0].shape)
     try:
         kernel = plan.method.kernel(merge)
     except ParameterError as error:
         place = rules.document.method_place
         raise place.error(f"tensor '{plan.name}': {error}") from error
     return builder.merge(inputs, kernel, plan.name)
+
+
+def tensor_merge(plan: TensorPlan, rules: MergingRules, shape: tuple[int, ...]) -> TensorMerge:
+    """What the method of ``plan`` is asked."""
+    return TensorMerge(
+        tensor=plan.name,
+        shape=shape,
+        models=tuple(_values(item.parameters) for item in plan.contributions),
+        base=next((i for i, item in enumerate(plan.contributions) if item.is_base), None),
+        settings=_values(plan.settings),
+        seed=rules.seed,
+    )
 
 
 def check_models(method: Method, part: Slice, place: Place) -> None:

@@ -101,4 +101,7 @@ def _copied(donor: Path, config: Mapping[str, Any]) -> list[str]:
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
+        return (json.dumps(document, indent=2) + "\n").encode()

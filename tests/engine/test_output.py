@@ -12,13 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine import job as jobs
+from engine.dtypes import F32
 from engine.errors import OutputError, RunError
+from engine.files import Files
 from engine.journal import Finished, Journal, read_journal
+from engine.kernel import Copy
 from engine.ledger import PAGE, Block, Ledger, block_bytes
 from engine.manifest import DIRECTORY, manifest_path, read_manifest
 from engine.output import OutputDirectory
 from engine.storage import FileReader, FileSource, FileWriter, IOMode, lead, span_bytes, write_file
-from tests.engine.support import file_source
+from tests.engine.support import Workshop, file_source, job
 
 ENTRIES = [Finished("a.bin", f"tensor-{i}", f"{i:032x}", 1 << 20) for i in range(5)]
 
@@ -97,6 +101,52 @@ def test_clearing_removes_what_was_recorded_and_nothing_else(tmp_path: Path) -> 
         assert directory.interrupted() is None
     assert (tmp_path / "outside").exists()
     assert {path.name for path in out.iterdir()} == {DIRECTORY, "b.bin.partial", "notes.txt"}
+
+
+def test_a_discarded_output_does_not_look_finished_however_it_is_interrupted(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "in").mkdir()
+    workshop = Workshop(tmp_path / "in")
+    (load,) = workshop.loads(F32, [(100,)])
+    graph = workshop.graph({"t": (workshop.builder.merge([load], Copy(), "c"), F32)})
+    out = tmp_path / "out"
+    jobs.run(job(graph), out, jobs.Options())
+
+    class Stopping(Files):
+        def remove(self, path: Path) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run(job(graph), out, jobs.Options(restart=True, files=Stopping()))
+    assert read_manifest(out) is None
+    with OutputDirectory(out):
+        assert [path.name for path in out.iterdir()] == [DIRECTORY]
+        assert not list((out / DIRECTORY).iterdir())
+
+
+def test_a_damaged_header_is_written_again(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    workshop = Workshop(tmp_path / "in")
+    (load,) = workshop.loads(F32, [(100,)])
+    graph = workshop.graph({"t": (workshop.builder.merge([load], Copy(), "c"), F32)})
+    out = tmp_path / "out"
+
+    class Stopping(Files):
+        def rename(self, source: Path, target: Path) -> None:
+            if target.name == "out.bin":
+                raise OSError(5, "Input/output error")
+            super().rename(source, target)
+
+    with pytest.raises(
+        RunError, match=r"out\.bin': Input/output error; the same command continues"
+    ):
+        jobs.run(job(graph), out, jobs.Options(files=Stopping()))
+    content = (out / "out.bin.partial").read_bytes()
+    (out / "out.bin.partial").write_bytes(b"xx" + content[2:])
+    outcome = jobs.run(job(graph), out, jobs.Options())
+    assert outcome.resumed == 1
+    assert (out / "out.bin").read_bytes() == content
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 import mergeloom
 from engine.errors import LoomError
+from engine.journal import Finished, Journal
 from mergeloom.sizes import memory, parse_size
 from tests.planners.support import llama
 
@@ -112,21 +114,83 @@ def test_merge_verify_and_merge_again(config: Path, tmp_path: Path) -> None:
     assert "Traceback" not in other.stderr
 
 
-def test_verify_finds_flipped_bits_and_missing_files(config: Path, tmp_path: Path) -> None:
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+def test_verify_finds_flipped_bits_missing_and_foreign_files(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run("merge", config, out, "-q").returncode == 0
-    shard = out / "model.safetensors"
-    content = bytearray(shard.read_bytes())
-    content[-3] ^= 4
-    shard.write_bytes(content)
+    (tmp_path / "a" / "tokenizer.json").write_text("{}")
+    assert run("merge", config, out, "-q", "--max-shard-size", "2kB").returncode == 0
+    first, second, third, *_ = sorted(out.glob("*.safetensors"))
+    flip(first, -3)
+    flip(second, 20)
+    third.unlink()
+    flip(out / "tokenizer.json", 0)
     (out / "config.json").unlink()
+    shutil.copy(second, out / "model-00099-of-00099.safetensors")
     found = run("verify", out, "--json")
     assert found.returncode == 1
     wrong = {item["what"]: item["why"] for item in json.loads(found.stdout)["wrong"]}
-    assert wrong == {
-        "config.json": "the file is missing",
-        "model.norm.weight": "its bytes differ from its digest",
-    }
+    assert len(wrong) == 6
+    assert wrong["config.json"] == "the file is missing"
+    assert wrong["tokenizer.json"] == "its bytes differ from its digest"
+    assert wrong[second.name] == "its header differs from its digest"
+    assert wrong[third.name] == "the shard is missing"
+    assert "another run" in wrong["model-00099-of-00099.safetensors"]
+    assert list(wrong.values()).count("its bytes differ from its digest") == 2
+
+
+def test_verify_finds_shards_of_another_run(config: Path, tmp_path: Path) -> None:
+    for name, weight in (("one", "3"), ("two", "4")):
+        config.write_text(LINEAR.replace("3", weight))
+        assert run("merge", config, tmp_path / name, "-q").returncode == 0
+    shutil.copy(tmp_path / "two" / "model.safetensors", tmp_path / "one" / "model.safetensors")
+    found = run("verify", tmp_path / "one", "--json")
+    assert found.returncode == 1
+    assert len(json.loads(found.stdout)["wrong"]) == 4 * 9 + 3
+
+
+def test_an_interrupted_merge_can_be_verified(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("merge", config, out, "-q").returncode == 0
+    # As a kill leaves it that came between the last record and the renaming of the shard.
+    manifest = json.loads((out / ".mergeloom" / "manifest.json").read_text())
+    (out / ".mergeloom" / "manifest.json").unlink()
+    (out / "model.safetensors").rename(out / "model.safetensors.partial")
+    journal = Journal(out / ".mergeloom" / "journal")
+    journal.begin(manifest["fingerprint"], manifest["identity"], ["model.safetensors"])
+    keys = ("file", "name", "digest", "block_bytes")
+    journal.append(Finished(*(record[key] for key in keys)) for record in manifest["tensors"])
+    journal.close()
+    found = run("verify", out)
+    assert (found.returncode, "is not finished; what it has is sound" in found.stdout) == (0, True)
+    flip(out / "model.safetensors.partial", -3)
+    found = run("verify", out, "--json")
+    assert found.returncode == 1
+    assert json.loads(found.stdout)["wrong"] == [
+        {"what": "model.norm.weight", "why": "its bytes differ from its digest"}
+    ]
+    lines = (out / ".mergeloom" / "journal").read_bytes().splitlines(keepends=True)
+    lines[5] = b"x" + lines[5][1:]
+    (out / ".mergeloom" / "journal").write_bytes(b"".join(lines))
+    again = run("merge", config, out)
+    assert again.returncode == 0
+    assert "the journal had 1 damaged records and 1 tensors did not match" in again.stderr
+    assert run("verify", out).returncode == 0
+
+
+def test_a_check_after_the_merge(config: Path, tmp_path: Path) -> None:
+    assert run("merge", config, tmp_path / "out", "-q").returncode == 0
+    found = run("merge", config, tmp_path / "out", "--check", 5)
+    assert found.returncode == 0
+    assert "checked: 5 tensors" in found.stderr
+    flip(tmp_path / "out" / "model.safetensors", -1)
+    found = run("merge", config, tmp_path / "out", "--check", 100)
+    assert found.returncode == 1
+    assert "'model.norm.weight' in 'model.safetensors' is wrong" in found.stderr
 
 
 def test_explain_tells_which_entry_set_a_parameter(config: Path) -> None:

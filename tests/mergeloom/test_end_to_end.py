@@ -12,8 +12,11 @@ import torch
 
 import mergeloom
 from engine import machine
+from engine.errors import RunError
 from engine.footprint import MIB
+from engine.machine import resident_bytes
 from engine.schedule import Machine
+from mergeloom import checking
 from mergeloom.documents import method_document
 from methods import registry
 from scripts import oracle
@@ -84,7 +87,9 @@ def digests(directory: Path) -> dict[str, str]:
 @pytest.mark.parametrize("method", registry.names())
 def test_budgets_and_threads_change_no_byte(method: str, models: Path, tmp_path: Path) -> None:
     config = config_of(method, models)
-    free = mergeloom.merge(config, tmp_path / "free", ram="8GiB", threads=2)
+    free = mergeloom.merge(config, tmp_path / "free", ram="8GiB", threads=2, check=100)
+    assert free.checked is not None
+    assert (free.checked.tensors, free.checked.passed_over) == (len(SHAPES), {})
     smallest = free.planned.schedule.minimum_bytes
     for ram, threads in ((smallest, 1), (smallest + 8 * MIB, 8), (smallest + 32 * MIB, 3)):
         out = tmp_path / f"{ram}"
@@ -156,3 +161,43 @@ def test_stages_equal_their_merges_one_by_one(models: Path, tmp_path: Path) -> N
     one, other = load_tensors(tmp_path / "by_files"), load_tensors(tmp_path / "by_stages")
     assert one.keys() == other.keys() == SHAPES.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_check_finds_what_is_wrong_and_says_what_it_could_not_see(
+    models: Path, tmp_path: Path
+) -> None:
+    config = config_of("slerp", models)
+    done = mergeloom.merge(config, tmp_path / "out", ram="8GiB", threads=2)
+    plan, out = done.planned.plan, tmp_path / "out"
+    small = checking.check_output(plan, out, 100, resident_bytes() + 16 * MIB)
+    assert 0 < small.tensors < len(SHAPES)
+    assert small.passed_over == {"too large for the memory budget": len(SHAPES) - small.tensors}
+    (write,) = [write for write in plan.graph.writes if write.name.endswith("1.norm.weight")]
+    with open(out / write.file.name, "r+b") as file:
+        file.seek(write.offset)
+        content = bytearray(file.read(write.nbytes))
+        content[-2] ^= 2
+        file.seek(write.offset)
+        file.write(content)
+    with pytest.raises(RunError, match=r"'model\.layers\.1\.norm\.weight'.*wrong in 1 of 1"):
+        mergeloom.merge(config, out, ram="8GiB", threads=2, check=100)
+
+
+def test_a_check_takes_rows_of_what_is_too_large(models: Path, tmp_path: Path) -> None:
+    config = config_of("linear", models)
+    plan = mergeloom.merge(config, tmp_path / "out", ram="8GiB").planned.plan
+    found = checking.check_output(plan, tmp_path / "out", 100, resident_bytes() + 128 * MIB)
+    assert found.tensors == len(SHAPES)
+    assert found.elements < plan.parameters
+    assert not found.passed_over
+
+
+def test_what_stages_make_is_not_computed_again(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "stages.yml").write_text(
+        "name: half\nmerge_method: passthrough\nmodels: [one]\n---\n"
+        "merge_method: passthrough\nmodels: [half]\n"
+    )
+    done = mergeloom.merge(tmp_path / "stages.yml", tmp_path / "out", search=[models], check=3)
+    assert done.checked is not None
+    assert done.checked.tensors == 0
+    assert done.checked.passed_over == {"made of an earlier stage": len(SHAPES)}

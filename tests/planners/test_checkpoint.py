@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, ConfigError
 from planners.checkpoint import INDEX, open_checkpoint
-from tests.planners.support import llama, llama_names, write_checkpoint
+from tests.planners.support import llama, llama_names, plan_text, write_checkpoint
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -166,3 +167,57 @@ def test_names_of_shards_that_no_file_has(tmp_path: Path, name: str) -> None:
     model = llama(tmp_path / "a", shards=2)
     (model / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
     assert refusal(model).isprintable()
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX, "tokenizer.json", "LICENSE"])
+def test_small_files_do_not_lead_out_of_the_checkpoint_either(tmp_path: Path, name: str) -> None:
+    """A link to somebody's keys would be copied to the output, and from there to the hub."""
+    model = llama(tmp_path / "a", shards=2)
+    content = (model / name).read_bytes() if (model / name).exists() else b"secret"
+    (tmp_path / "secret").write_bytes(content)
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to("../secret")
+    with pytest.raises(CheckpointError, match="leads outside the checkpoint's directory"):
+        plan_text("merge_method: passthrough\nmodels: [a]\n", tmp_path)
+
+
+def test_side_files_have_bounds(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a")
+    (model / "tokenizer\n.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"has a file 'tokenizer\\n.json'"):
+        plan_text("merge_method: passthrough\nmodels: [a]\n", tmp_path)
+    (model / "tokenizer\n.json").unlink()
+    for number in range(9):
+        with open(model / f"tokenizer.{number}", "wb") as file:
+            file.truncate(256 << 20)
+    with pytest.raises(CheckpointError, match="more than 1000 files or 2 GiB"):
+        plan_text("merge_method: passthrough\nmodels: [a]\n", tmp_path)
+
+
+def test_code_and_templates_are_copied_unread(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a")
+    config = json.loads((model / "config.json").read_text()) | {"auto_map": {"AutoModel": "evil.X"}}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    template = "{{ ''.__class__.__mro__ }} {% for x in range(10**12) %}"
+    (model / "chat_template.jinja").write_text(template)
+    (model / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    plan = plan_text("merge_method: passthrough\nmodels: [a]\n", tmp_path)
+    copied = {file.name: file for file in plan.side_files}
+    assert b"".join(copied["evil.py"].pieces()) == (model / "evil.py").read_bytes()
+    assert b"".join(copied["chat_template.jinja"].pieces()) == template.encode()
+    assert "pytorch_model.bin" not in copied
+    assert "evil" not in sys.modules
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "layers", ["[0, 1000000000]", "[-1, 2]", "[2, 1]", "[0, 1e30]", "[0, 1, 2]"]
+)
+def test_absurd_layer_ranges_are_refused_at_once(tmp_path: Path, layers: str) -> None:
+    llama(tmp_path / "a")
+    text = (
+        f"merge_method: passthrough\nslices: [{{sources: [{{model: a, layer_range: {layers}}}]}}]"
+    )
+    with pytest.raises(ConfigError, match="layer_range"):
+        plan_text(text, tmp_path)
