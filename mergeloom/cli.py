@@ -377,7 +377,13 @@ def _print_json(document: Any) -> None:
 def _print(renderable: Any) -> None:
     from mergeloom.render import console
 
-    console().print(renderable)
+    shown = console()
+    if shown.is_terminal:
+        shown.print(renderable)
+        return
+    with shown.capture() as captured:
+        shown.print(renderable)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))  # tables are padded
 
 
 def _complain(message: str) -> None:
