@@ -32,7 +32,7 @@ PLENTY = 1 << 30
 
 def machine(*devices: Accelerator, threads: int = 2) -> Machine:
     """A machine on which devices get all that they can do."""
-    return Machine(threads, 300 * MIB, 0, devices, forced=True)
+    return Machine(threads, 300 * MIB, 0, devices=devices, forced=True)
 
 
 @dataclass
