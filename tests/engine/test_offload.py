@@ -133,6 +133,24 @@ def test_no_budget_changes_a_byte(made: Made, threads: int, room: str, tight: bo
     assert device.copied_bytes > sum(load.nbytes for load in made.graph.loads)
 
 
+def test_a_tile_passes_through_few_slots_in_many_chunks(tmp_path: Path) -> None:
+    """Each chunk finds its slot as another has left it, with all that was there on its way."""
+    workshop = Workshop(tmp_path)
+    one, other = (workshop.loads(dtype, [(5 << 20,)])[0] for dtype in (BF16, F32))
+    make = workshop.builder.merge
+    outputs = {
+        "linear": (make([one], Weighted((0.5,)), "linear"), BF16),
+        "normalised": (make([other, one], Normalised(), "normalised"), BF16),
+        "positives": (make([other], FirstPositives(2_000_000), "positives"), F32),
+    }
+    graph = workshop.graph(outputs)
+    memory = least(graph)
+    ran = run(graph, machine(accelerator(memory)), Opener())
+    chunks = [(placement.chunk, placement.flow.tile) for placement in ran.schedule.placements]
+    assert any(tile >= 4 * chunk for chunk, tile in chunks)
+    assert ran.sink == run(graph, Machine(2, 300 * MIB, 0)).sink
+
+
 def test_several_devices_share_the_merges(made: Made) -> None:
     opener = Opener()
     here = machine(*(accelerator(PLENTY, f"fake:{number}") for number in range(3)))
