@@ -110,7 +110,9 @@ class Executor:
         self._ledger = Ledger(max(schedule.ledger_bytes, 1))
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
-        self._lanes = {device: _Lane(self._lock) for device in {None, *schedule.seated}}
+        self._lanes: dict[int | None, _Lane] = {
+            device: _Lane(self._lock) for device in (None, *schedule.used_devices)
+        }
         """By the number of a device; ``None`` is the CPU."""
         self._opened: list[Device] = []
         self._to_read: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -131,7 +133,7 @@ class Executor:
         bodies = [self._dispatch]
         bodies += [lambda: self._serve(self._to_read)] * READERS
         bodies += [self._compute] * self._schedule.workers
-        bodies += [partial(self._offload, number) for number in self._lanes if number is not None]
+        bodies += [partial(self._offload, number) for number in self._schedule.used_devices]
         bodies += [lambda: self._serve(self._to_write)] * WRITERS
         threads = [
             threading.Thread(target=self._guarded, args=(body,), daemon=True) for body in bodies

@@ -162,7 +162,7 @@ def run(
                     sink.close()
                 raise
             sink.close()
-        if measures_runtime and not plan.uses_devices:
+        if measures_runtime and not plan.used_devices:
             machine.remember_runtime_bytes(machine.resident_bytes() - baseline)
         warnings += executor.warnings
         outcome = _outcome(plan, executor.progress, began, counters, len(done), tuple(warnings))

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from engine.devices import Accelerator
+from engine.devices import CPU, Accelerator
 from engine.errors import BudgetError
 from engine.footprint import MIB, Flow, Positions, Profile
 from engine.grains import Access, Grains, partition
@@ -151,14 +151,18 @@ class Schedule:
     devices: tuple[Accelerator, ...] = ()
 
     @cached_property
-    def seated(self) -> dict[int | None, int]:
-        """How many merges each device computes, by number; ``None`` is the CPU."""
-        return dict(Counter(placement.seat.device for placement in self.placements))
+    def seats(self) -> dict[Seat, int]:
+        """How many merges compute in each place, for each reason, in order of first use."""
+        return dict(Counter(placement.seat for placement in self.placements))
 
     @property
-    def uses_devices(self) -> bool:
-        """Whether anything is computed elsewhere than on the CPU."""
-        return any(device is not None for device in self.seated)
+    def used_devices(self) -> list[int]:
+        """Numbers of the devices that compute anything."""
+        return sorted({seat.device for seat in self.seats if seat.device is not None})
+
+    def place_name(self, seat: Seat) -> str:
+        """The name of the device, or ``cpu``."""
+        return CPU if seat.device is None else self.devices[seat.device].name
 
     @property
     def peak_bytes(self) -> int:
