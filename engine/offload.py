@@ -28,7 +28,7 @@ from torch import Tensor
 from engine.arithmetic import Bench, Span, TreeEvaluator, check_finite
 from engine.device import Device, Mark, is_out_of_memory
 from engine.dtypes import DType
-from engine.errors import RunError
+from engine.errors import RunError, is_memory_short
 from engine.graph import Load, Merge, Write
 from engine.ledger import Block, Closed
 from engine.placement import SLOTS, bench_bytes, slot_bytes
@@ -121,6 +121,8 @@ class Offload:
         except (Closed, RunError):
             raise
         except Exception as error:
+            if is_memory_short(error):
+                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RunError(
                 f"'{self._device.name}' failed: {reason}; what is merged is kept, the same command "
