@@ -56,14 +56,17 @@ class OneDevice(TorchDispatchMode):
         return result
 
 
-def kernel_of(name: str, settings: dict[str, Any]) -> tuple[Kernel, int]:
+def kernel_of(
+    name: str, settings: dict[str, Any], shape: tuple[int, ...] = SHAPE
+) -> tuple[Kernel, int]:
+    """The kernel of a method with usual parameters, and how many inputs it has."""
     method = registry.get(name)
     count = 4 if method.maximum is None else method.maximum + (method.base is Base.REQUIRED)
     base = 0 if method.base is Base.REQUIRED else None
-    merge = resolved(method, SHAPE, count, base)
+    merge = resolved(method, shape, count, base)
     assert settings.keys() <= merge.settings.keys()
     merge = type(merge)(
-        merge.tensor, SHAPE, merge.models, base, {**merge.settings, **settings}, merge.seed
+        merge.tensor, shape, merge.models, base, {**merge.settings, **settings}, merge.seed
     )
     return method.kernel(merge), count
 
