@@ -3,7 +3,6 @@ must be the same on all, to rounding in the rest."""
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 
