@@ -6,9 +6,10 @@
 
 Every run is a whole process, start-up included, and begins with the checkpoints out of the page
 cache, or in it with --warm; the libraries of both programs are in it. With --device cuda mergekit
-runs with --cuda, and the peak memory of the device is what the driver counts. Runs alternate between the programs. The least
-time of each counts; bytes read and written are what the kernel counted. Checkpoints are made in
-the work directory once and used again, unless --clean removes them; outputs are removed.
+runs with --cuda, and the peak memory of the device is what the driver counts. Runs alternate
+between the programs. The least time of each counts; bytes read and written are what the kernel
+counted. Checkpoints are made in the work directory once and used again, unless --clean removes
+them; outputs are removed.
 """
 
 from __future__ import annotations
