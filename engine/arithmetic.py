@@ -1,8 +1,9 @@
 """Evaluating one merge tree on one tile, grain by grain. Only workers import this module.
 
 Everything here works on memory that exists already: inputs are views of ledger blocks, casts and
-intermediate results go to the worker's bench, outputs to views of ledger blocks. The operations
-of one grain are the same whatever the tile, so their results are too.
+intermediate results go to the worker's bench, outputs to views of ledger blocks; or the same in
+the memory of a device (`engine.offload`). The operations of one grain are the same whatever the
+tile, so their results are too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,11 +30,20 @@ _SAFE_SQUARES = {F16: 65504.0**2, BF16: 3e38}
 
 
 class Bench:
-    """A worker's scratch memory, handed out like a stack."""
+    """A worker's scratch memory, handed out like a stack.
 
-    def __init__(self, block: Block) -> None:
-        self._memory = torch.frombuffer(block.memory, dtype=torch.float32)
+    ``memory`` is flat and float32, at a multiple of `PAGE` bytes. ``on_device`` is that of
+    `GrainView`.
+    """
+
+    def __init__(self, memory: Tensor, on_device: bool = False) -> None:
+        self.on_device = on_device
+        self._memory = memory
         self._used = 0
+
+    @staticmethod
+    def in_block(block: Block) -> Bench:
+        return Bench(torch.frombuffer(block.memory, dtype=torch.float32))
 
     def take(self, elements: int) -> Tensor:
         """Uninitialised float32 elements, valid until the `mark` taken before is released."""
@@ -49,6 +59,13 @@ class Bench:
 
     def release(self, mark: int) -> None:
         self._used = mark
+
+
+class Stretch(Protocol):
+    """Elements of a tensor that lie in memory, of this machine or of a device."""
+
+    def view(self, dtype: DType, start: int, count: int) -> Tensor:
+        """Elements ``[start, start + count)`` as a flat tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +98,7 @@ class TreeEvaluator:
         self,
         root: Merge,
         grains: Grains,
-        inputs: Mapping[Load, Span],
+        inputs: Mapping[Load, Stretch],
         bench: Bench,
         statistics: Mapping[Merge, Sequence[Any]],
         tallies: Mapping[Merge, Mapping[int, tuple[int, ...]]],
@@ -103,33 +120,29 @@ class TreeEvaluator:
         merge.kernel.passes[number].update(into, self._view(merge, index), earlier)
         self._bench.release(start)
 
-    def tally(self, merge: Merge, index: int) -> tuple[int, ...]:
-        """What grain ``index`` of ``merge`` passes on to later grains."""
+    def tally(self, merge: Merge, index: int) -> tuple[int | Tensor, ...]:
+        """What grain ``index`` of ``merge`` passes on to later grains; see `Kernel.tally`."""
         start = self._begin()
         result = merge.kernel.tally(self._view(merge, index), self._statistics[merge])
         self._bench.release(start)
-        return tuple(int(number) for number in result)
+        return result
 
-    def output(self, index: int, writes: Sequence[tuple[Write, Span]]) -> None:
-        """Compute grain ``index`` of the root and round it into its output blocks.
+    def output(self, index: int, writes: Sequence[tuple[Write, Stretch]]) -> Tensor:
+        """Compute grain ``index`` of the root and round it into its outputs.
 
-        Raises:
-            RunError: a value is not finite although the inputs there are.
+        Returns the sum of the squares of its elements (0-d), for `check_finite`.
         """
         mark = self._begin()
         start, count = self._grains.bounds(index)
         direct = next((span for write, span in writes if write.dtype == F32), None)
         result = self._bench.take(count) if direct is None else direct.view(F32, start, count)
         self._combine(self._root, index, result)
-        squares = float(torch.dot(result, result))
+        squares = torch.dot(result, result)
         for write, span in writes:
             if span is not direct:
-                view = span.view(write.dtype, start, count)
-                view.copy_(result)
-            # A sum of squares costs a tenth of looking at each element, and bounds them all.
-            if not squares < _SAFE_SQUARES.get(write.dtype, math.inf):
-                self._check_finite(span.view(write.dtype, start, count), write)
+                span.view(write.dtype, start, count).copy_(result)
         self._bench.release(mark)
+        return squares
 
     def _begin(self) -> int:
         self._values.clear()
@@ -147,7 +160,7 @@ class TreeEvaluator:
             self._value(node, index, start, count).view(shape) for node in merge.gather.inputs
         ]
         take: Callable[[], Tensor] = lambda: self._bench.take(count).view(shape)  # noqa: E731
-        return GrainView(inputs, index, start, take, self._compiled)
+        return GrainView(inputs, index, start, take, self._compiled, self._bench.on_device)
 
     def _value(self, node: Load | Merge, index: int, start: int, count: int) -> Tensor:
         value = self._values.get(node)
@@ -170,20 +183,37 @@ class TreeEvaluator:
         merge.kernel.combine(view, out.view(shape), self._statistics[merge], before)
         self._bench.release(mark)
 
-    def _check_finite(self, output: Tensor, write: Write) -> None:
-        broken = ~torch.isfinite(output.float())
-        if not bool(broken.any()):
-            return
-        for load in {
-            node
-            for merge in tree(self._root)
-            for node in merge.gather.inputs
-            if isinstance(node, Load)
-        }:
-            broken &= torch.isfinite(self._values[load])
+
+def check_finite(
+    root: Merge,
+    bounds: tuple[int, int],
+    squares: float,
+    inputs: Mapping[Load, Span],
+    writes: Sequence[tuple[Write, Span]],
+) -> None:
+    """Check one grain of ``root`` that was computed, given the sum of the squares of its elements.
+
+    ``bounds`` are its first element and their number.
+
+    Raises:
+        RunError: a value is not finite although the inputs there are.
+    """
+    for write, span in writes:
+        # A sum of squares costs a tenth of looking at each element, and bounds them all.
+        if squares < _SAFE_SQUARES.get(write.dtype, math.inf):
+            continue
+        broken = ~_finite(span, write.dtype, bounds)
+        for merge in tree(root):
+            for node in merge.gather.inputs:
+                if isinstance(node, Load) and bool(broken.any()):
+                    broken &= _finite(inputs[node], node.dtype, bounds)
         if bool(broken.any()):
             raise RunError(
                 f"'{write.name}' gets {int(broken.sum())} or more values that are not finite as "
                 f"{write.dtype}, where its inputs are: try a wider out_dtype, or look at the "
                 "parameters and for infinities in the inputs"
             )
+
+
+def _finite(span: Span, dtype: DType, bounds: tuple[int, int]) -> Tensor:
+    return torch.isfinite(span.view(dtype, *bounds).float())

@@ -35,6 +35,10 @@ class BudgetError(LoomError):
     """A memory budget that cannot work; the message names the smallest one that can."""
 
 
+class DeviceError(LoomError):
+    """A device that is asked for and is not there."""
+
+
 class OutputError(LoomError):
     """An output directory that must not or cannot be written."""
 

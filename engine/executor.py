@@ -5,7 +5,8 @@
         └──────────────── ledger ◄──── released blocks ──────┴──────────┘
 
 The dispatcher walks the schedule in order and only ever waits for memory. Everything else waits
-for data. Tiles finish in any order; what must be ordered is ordered by `engine.running`.
+for data. Tiles finish in any order; what must be ordered is ordered by `engine.running`. Each
+device has a lane of ready tiles and one worker of its own, which is `engine.offload`.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ import ctypes
 import heapq
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from engine.devices import Accelerator
 from engine.graph import Load, Merge, OutputFile, Source, Write
 from engine.ledger import Block, Closed, Ledger
-from engine.running import HeldLoad, MergeRun, TileRun
+from engine.running import HeldLoad, MergeRun, TileRun, elements
 from engine.schedule import Placement, Schedule, Tile
 from engine.storage import lead, span_bytes
 
 if TYPE_CHECKING:
     from engine.arithmetic import Bench
+    from engine.device import Device
 
 R = TypeVar("R")
 
@@ -70,23 +74,47 @@ class Interrupted(Exception):
     """The run was asked to stop, and has stopped."""
 
 
+class _Lane:
+    """Tiles that are ready to be computed in one place, least order first."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.ready: list[TileRun] = []
+        self.offered = threading.Condition(lock)
+
+    def push(self, task: TileRun) -> None:
+        heapq.heappush(self.ready, task)
+        self.offered.notify()
+
+
 class Executor:
     """One run of one schedule.
 
-    ``readers`` maps each source to its reader. `run` returns when everything is handed to the
-    sink, or raises the first failure of any thread after all of them have stopped.
+    ``readers`` maps each source to its reader; ``opener`` opens a device. `run` returns when
+    everything is handed to the sink, or raises the first failure of any thread after all of them
+    have stopped. ``warnings`` then says what went otherwise than planned.
     """
 
-    def __init__(self, schedule: Schedule, readers: Mapping[int, Reader], sink: Sink) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        readers: Mapping[int, Reader],
+        sink: Sink,
+        opener: Callable[[Accelerator], Device] | None = None,
+    ) -> None:
         self.progress = Progress()
+        self.warnings: list[str] = []
+        self._opener = opener
         self._schedule = schedule
         self._readers = readers
         self._sink = sink
         self._ledger = Ledger(max(schedule.ledger_bytes, 1))
         self._lock = threading.Lock()
-        self._offered = threading.Condition(self._lock)
         self._ended = threading.Condition(self._lock)
-        self._ready: list[TileRun] = []
+        self._lanes: dict[int | None, _Lane] = {
+            device: _Lane(self._lock) for device in (None, *schedule.used_devices)
+        }
+        """By the number of a device; ``None`` is the CPU."""
+        self._opened: list[Device] = []
         self._to_read: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._to_write: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._kept: dict[Load, HeldLoad] = {}
@@ -105,6 +133,7 @@ class Executor:
         bodies = [self._dispatch]
         bodies += [lambda: self._serve(self._to_read)] * READERS
         bodies += [self._compute] * self._schedule.workers
+        bodies += [partial(self._offload, number) for number in self._schedule.used_devices]
         bodies += [lambda: self._serve(self._to_write)] * WRITERS
         threads = [
             threading.Thread(target=self._guarded, args=(body,), daemon=True) for body in bodies
@@ -122,6 +151,8 @@ class Executor:
             self._stop()
             for thread in threads:
                 thread.join()
+            for device in self._opened:
+                device.close()
             self._ledger.close()
         self._measure()
         if self._failure is not None:
@@ -161,7 +192,8 @@ class Executor:
                 return
             self._stopping = True
             chains = [chain for run in self._running for chain in run.chains.values()]
-            self._offered.notify_all()
+            for lane in self._lanes.values():
+                lane.offered.notify_all()
             self._ended.notify_all()
         self._ledger.close()
         for chain in chains:
@@ -218,7 +250,7 @@ class Executor:
 
     def _start(self, order: int, tile: Tile, run: MergeRun) -> None:
         work = run.placement.work
-        first, count = _elements(tile, run.placement)
+        first, count = elements(tile, run.placement)
         inputs: dict[Load, tuple[Block, int]] = {}
         transient: list[Block] = []
         for position in work.passes[tile.number].leaves:
@@ -250,7 +282,7 @@ class Executor:
         key = load, tile.first // run.placement.flow.tile
         if position not in tile.reads:
             return run.resident[key]
-        first, count = _elements(tile, run.placement)
+        first, count = elements(tile, run.placement)
         block = self._ledger.grant(span_bytes(count * load.dtype.size))
         found = block, lead(load.offset + first * load.dtype.size)
         if position in run.placement.flow.resident:
@@ -271,7 +303,7 @@ class Executor:
     # --- readers --------------------------------------------------------------------------
 
     def _read(self, task: TileRun, load: Load, block: Block, at: int) -> None:
-        first, count = _elements(task.tile, task.merge.placement)
+        first, count = elements(task.tile, task.merge.placement)
         nbytes = count * load.dtype.size
         start = load.offset + first * load.dtype.size
         self._readers[id(load.source)].read(start, start + nbytes, block, at)
@@ -301,8 +333,7 @@ class Executor:
         elif index > state.next_taken and state.tallied:
             state.parked[index] = task
         else:
-            heapq.heappush(self._ready, task)
-            self._offered.notify()
+            self._lanes[task.merge.device].push(task)
 
     # --- workers --------------------------------------------------------------------------
 
@@ -315,24 +346,62 @@ class Executor:
                 from engine.arithmetic import Bench
 
                 stack.enter_context(torch.inference_mode())
-                bench = Bench(Block(max(self._schedule.scratch_bytes, 1)))
-            while (task := self._take()) is not None:
+                bench = Bench.in_block(Block(max(self._schedule.scratch_bytes, 1)))
+            while (task := self.take(None)) is not None:
                 self._work(task, bench)
 
-    def _take(self) -> TileRun | None:
+    def _offload(self, number: int) -> None:
+        from engine.device import open_device
+        from engine.offload import Offload
+
+        accelerator = self._schedule.devices[number]
+        try:
+            device = (self._opener or open_device)(accelerator)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            self.warnings.append(f"'{accelerator.name}' cannot be used: {reason}")
+            while (task := self.take(number)) is not None:
+                self.give_up(task)
+            return
+        self._opened.append(device)
+        offload = Offload(device, number, self)
+        try:
+            offload.run()
+        finally:
+            self.warnings += offload.warnings()
+
+    def check(self) -> None:
+        """Raise `Closed` if the run was stopped."""
+        if self._stopping:
+            raise Closed
+
+    def take(self, device: int | None, wait: bool = True) -> TileRun | None:
+        """The next tile for a device; ``None`` at the end, or where none is ready now."""
+        lane = self._lanes[device]
         with self._lock:
-            self._offered.wait_for(lambda: self._ready or self._stopping)
-            if self._stopping:
+            if wait:
+                lane.offered.wait_for(lambda: lane.ready or self._stopping)
+            if self._stopping or not lane.ready:
                 return None
-            task = heapq.heappop(self._ready)
+            task = heapq.heappop(lane.ready)
             state = task.merge.passes[task.tile.number]
             index = task.tile.first // task.merge.placement.flow.tile
             state.next_taken = max(state.next_taken, index + 1)
             parked = state.parked.pop(index + 1, None)
             if parked is not None:
-                heapq.heappush(self._ready, parked)
-                self._offered.notify()
+                self._lanes[parked.merge.device].push(parked)
             return task
+
+    def give_up(self, task: TileRun) -> None:
+        """Let the CPU have a tile that a device took, and what is left of its merge."""
+        with self._lock:
+            lane = self._lanes[task.merge.device]
+            task.merge.device = None
+            others = [other for other in lane.ready if other.merge is task.merge]
+            lane.ready = [other for other in lane.ready if other.merge is not task.merge]
+            heapq.heapify(lane.ready)
+            for moved in (task, *others):
+                self._lanes[None].push(moved)
 
     def _work(self, task: TileRun, bench: Bench | None) -> None:
         work = task.merge.placement.work
@@ -342,6 +411,10 @@ class Executor:
         else:
             assert bench is not None
             self._evaluate(task, bench)
+        self.computed(task)
+
+    def computed(self, task: TileRun) -> None:
+        """A tile's outputs are in their blocks, or its pass has what it gathered."""
         for block in task.transient:
             self._ledger.release(block)
         for write, block, at in task.outputs:
@@ -349,51 +422,61 @@ class Executor:
         self._tile_done(task)
 
     def _evaluate(self, task: TileRun, bench: Bench) -> None:
-        from engine.arithmetic import Span, TreeEvaluator
+        from engine.arithmetic import Span, TreeEvaluator, check_finite
 
         run, tile = task.merge, task.tile
         work = run.placement.work
         current = work.passes[tile.number]
-        first, _ = _elements(tile, run.placement)
+        first, _ = elements(tile, run.placement)
         spans = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
-        tallies: dict[Merge, dict[int, tuple[int, ...]]] = {}
         evaluator = TreeEvaluator(
-            *(work.root, work.grains, spans, bench, run.statistics, tallies),
+            *(work.root, work.grains, spans, bench, run.statistics, task.tallies),
             compiled=self._schedule.compiled,
         )
         indices = range(tile.first, tile.first + tile.grains)
         for merge in run.passes[tile.number].tallied:
-            own = [evaluator.tally(merge, index) for index in indices]
-            with self._lock:
-                chain = run.chain(tile.number, merge)
-            total = tuple(map(sum, zip(*own, strict=True)))
-            before = chain.exchange(tile.first // run.placement.flow.tile, total)
-            tallies[merge] = {}
-            for index, numbers in zip(indices, own, strict=True):
-                tallies[merge][index] = before
-                before = tuple(a + b for a, b in zip(before, numbers, strict=True))
+            if merge not in task.tallies:  # a device may have got as far as this
+                own = [tuple(map(int, evaluator.tally(merge, index))) for index in indices]
+                self.exchange(task, merge, own)
         if current.statistic is None:
             outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
             for index in indices:
-                if self._stopping:
-                    raise Closed
-                evaluator.output(index, outputs)
-                start, count = work.grains.bounds(index)
+                self.check()
+                squares = float(evaluator.output(index, outputs))
+                bounds = work.grains.bounds(index)
+                check_finite(work.root, bounds, squares, spans, outputs)
                 for write, span in outputs:
-                    run.digests[write].add(index, span.content(write.dtype, start, count))
+                    run.digests[write].add(index, span.content(write.dtype, *bounds))
             return
         statistic = current.merge.kernel.passes[current.statistic]
         accumulator = statistic.start()
         for index in indices:
-            if self._stopping:
-                raise Closed
+            self.check()
             evaluator.statistic(current.merge, current.statistic, accumulator, index)
+        self.accumulate(task, accumulator)
+
+    def exchange(self, task: TileRun, merge: Merge, own: Sequence[tuple[int, ...]]) -> None:
+        """Pass on the tallies of a tile, grain by grain, and note in it those before each."""
+        run, tile = task.merge, task.tile
         with self._lock:
-            state = run.passes[tile.number]
+            chain = run.chain(tile.number, merge)
+        total = tuple(map(sum, zip(*own, strict=True)))
+        before = chain.exchange(tile.first // run.placement.flow.tile, total)
+        noted = task.tallies[merge] = {}
+        for index, numbers in enumerate(own, start=tile.first):
+            noted[index] = before
+            before = tuple(a + b for a, b in zip(before, numbers, strict=True))
+
+    def accumulate(self, task: TileRun, accumulator: Any) -> None:
+        """Add what a tile has gathered to its pass."""
+        current = task.merge.placement.work.passes[task.tile.number]
+        assert current.statistic is not None
+        with self._lock:
+            state = task.merge.passes[task.tile.number]
             if state.total is None:
                 state.total = accumulator
             else:
-                statistic.merge(state.total, accumulator)
+                current.merge.kernel.passes[current.statistic].merge(state.total, accumulator)
 
     def _tile_done(self, task: TileRun) -> None:
         run, number = task.merge, task.tile.number
@@ -423,7 +506,7 @@ class Executor:
 
     def _write(self, task: TileRun, write: Write, block: Block, at: int) -> None:
         run = task.merge
-        first, count = _elements(task.tile, run.placement)
+        first, count = elements(task.tile, run.placement)
         start = write.offset + first * write.dtype.size
         nbytes = count * write.dtype.size
         self._sink.writer(write.file).write(start, start + nbytes, block, at)
@@ -453,17 +536,11 @@ def source_readers(schedule: Schedule, open_reader: Callable[[Source], R]) -> di
     return {key: open_reader(source) for key, source in sources.items()}
 
 
-def _elements(tile: Tile, placement: Placement) -> tuple[int, int]:
-    grains = placement.work.grains
-    first = tile.first * grains.size
-    return first, min(tile.grains * grains.size, grains.total - first)
-
-
 def _copy(task: TileRun) -> None:
     """Move the bytes of one tile from its input to its outputs, and digest them."""
     grains = task.merge.placement.work.grains
     (source, begin) = next(iter(task.inputs.values()))
-    first, count = _elements(task.tile, task.merge.placement)
+    first, count = elements(task.tile, task.merge.placement)
     for write, block, at in task.outputs:
         size = write.dtype.size
         ctypes.memmove(block.address + at, source.address + begin, count * size)

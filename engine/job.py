@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine import machine
+from engine.devices import Accelerator
 from engine.errors import MEMORY_SHORT, OutputError, RunError, is_memory_short
 from engine.executor import Executor, Progress, source_readers
 from engine.files import FILES, Files
@@ -17,6 +18,9 @@ from engine.graph import Graph
 from engine.output import COMMIT_SECONDS, OutputDirectory, ShardSink, SideFile
 from engine.schedule import Machine, Schedule, schedule
 from engine.storage import FileReader, FileSource, IOMode
+
+if TYPE_CHECKING:
+    from engine.device import Device
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Options:
 
     ``ram`` is the budget in bytes, ``machine`` what the schedule reckons with: that of the dry
     run, so that both have one schedule. Without it the machine is looked at. After at most
-    ``commit_seconds`` finished tensors are made durable. ``files`` is the file system.
+    ``commit_seconds`` finished tensors are made durable. ``files`` is the file system; ``opener``
+    opens the machine's devices, if other than torch's are meant.
     """
 
     ram: int | None = None
@@ -50,6 +55,7 @@ class Options:
     verify_resumed: bool = True
     commit_seconds: float = COMMIT_SECONDS
     files: Files = FILES
+    opener: Callable[[Accelerator], Device] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ def run(
                 check,
                 options.commit_seconds,
             )
-            executor = Executor(plan, readers, sink)
+            executor = Executor(plan, readers, sink, options.opener)
             try:
                 executor.run(poll)
             except BaseException:
@@ -156,8 +162,9 @@ def run(
                     sink.close()
                 raise
             sink.close()
-        if measures_runtime:
+        if measures_runtime and not plan.used_devices:
             machine.remember_runtime_bytes(machine.resident_bytes() - baseline)
+        warnings += executor.warnings
         outcome = _outcome(plan, executor.progress, began, counters, len(done), tuple(warnings))
         record = {**job.about, "measured": measured(outcome), "predicted": predicted(plan)}
         sink.finish(job.side_files, record)

@@ -35,6 +35,10 @@ class GrainView:
     ``take()`` returns an uninitialised float32 scratch tensor of the shape of the inputs, valid
     until the kernel returns; at most ``kernel.scratch`` may be taken for one call. ``compiled``
     says that the schedule grants the memory of a just-in-time compiler.
+
+    The inputs may lie on any device, and what a kernel allocates must lie there too. ``on_device``
+    says that it is one that runs behind this thread: every number that is asked of it (``int``,
+    ``float``, ``nonzero``) makes both wait, so results stay there as tensors.
     """
 
     inputs: Sequence[Tensor]
@@ -42,6 +46,7 @@ class GrainView:
     start: int
     take: Callable[[], Tensor]
     compiled: bool = False
+    on_device: bool = False
 
 
 class Statistic(Generic[A, R]):
@@ -63,6 +68,11 @@ class Statistic(Generic[A, R]):
         """
         return 0
 
+    @property
+    def double(self) -> bool:
+        """Whether `update` computes in float64, which some devices cannot."""
+        return True
+
     def start(self) -> A:
         """An empty accumulator."""
         raise NotImplementedError
@@ -70,6 +80,9 @@ class Statistic(Generic[A, R]):
     def update(self, into: A, grain: GrainView, earlier: Sequence[Any]) -> None:
         """Add one grain; ``earlier`` holds the results of the kernel's earlier passes."""
         raise NotImplementedError
+
+    def fetch(self, into: A) -> None:
+        """Bring what `update` left on a device to main memory, where the other calls need it."""
 
     def merge(self, into: A, other: A) -> None:
         """Add ``other``, which holds other grains, to ``into``; ``other`` is not used again."""
@@ -83,9 +96,9 @@ class Statistic(Generic[A, R]):
 class GrainSums:
     """Sums of one value a grain, in an order that depends on the grains' positions alone.
 
-    A value is anything with ``+``: a float, a float64 tensor. Values are added along a fixed
-    binary tree over the positions as soon as both halves of a node are there, so an accumulator
-    that holds a run of n grains keeps at most 2·log2(n) values, wherever the run starts.
+    A value is anything with ``+``: a number, or a float64 tensor on any device. Values are added
+    along a fixed binary tree over the positions as soon as both halves of a node are there, so an
+    accumulator that holds a run of n grains keeps at most 2·log2(n) values, wherever it starts.
     """
 
     __slots__ = ("_nodes",)
@@ -103,6 +116,12 @@ class GrainSums:
         for node, value in other._nodes.items():
             self._insert(node, value)
 
+    def fetch(self) -> None:
+        """Bring sums that are tensors to main memory."""
+        for node, value in self._nodes.items():
+            if not isinstance(value, (int, float)):
+                self._nodes[node] = value.cpu()
+
     @property
     def total(self) -> Any:
         """The sum of all values, once no grain is missing; ``None`` if there is none."""
@@ -119,6 +138,19 @@ class GrainSums:
             level, position = level + 1, position >> 1
         assert (level, position) not in self._nodes, "a grain was added twice"
         self._nodes[(level, position)] = value
+
+
+class GrainSum(Statistic[GrainSums, R]):
+    """A statistic that is made of a sum over the grains."""
+
+    def start(self) -> GrainSums:
+        return GrainSums()
+
+    def fetch(self, into: GrainSums) -> None:
+        into.fetch()
+
+    def merge(self, into: GrainSums, other: GrainSums) -> None:
+        into.merge(other)
 
 
 class Kernel:
@@ -157,6 +189,11 @@ class Kernel:
         """The statistics, one pass over the inputs each, in order."""
         return ()
 
+    @property
+    def double(self) -> bool:
+        """Whether any of its arithmetic on grains is float64, which some devices cannot."""
+        return any(statistic.double for statistic in self.passes)
+
     def workspace_bytes(self, shape: tuple[int, ...], inputs: int) -> int:
         """Memory in bytes that one call of `combine`, `tally` or a statistic's `update` allocates
         by itself, beyond scratch, output and accumulator."""
@@ -169,8 +206,11 @@ class Kernel:
         """
         return False
 
-    def tally(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
-        """Integers of this grain that the grains after it must know the sums of."""
+    def tally(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[int | Tensor, ...]:
+        """Whole numbers of this grain that the grains after it must know the sums of.
+
+        They may be 0-d tensors.
+        """
         raise NotImplementedError
 
     def combine(

@@ -12,6 +12,7 @@ import ctypes
 import mmap
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 
 PAGE = 4096
 """Alignment in bytes of blocks, and of direct reads and writes."""
@@ -26,9 +27,12 @@ def block_bytes(nbytes: int) -> int:
 
 
 class Block:
-    """One page-aligned piece of memory; ``memory`` is its writable view, ``address`` its start."""
+    """One page-aligned piece of memory; ``memory`` is its writable view, ``address`` its start.
 
-    __slots__ = ("_map", "address", "memory", "size")
+    A device that has made its pages immovable, for its copies, leaves in ``unpin`` what undoes it.
+    """
+
+    __slots__ = ("_map", "address", "memory", "size", "unpin")
 
     def __init__(self, size: int) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -38,9 +42,17 @@ class Block:
         self.size = size
         self.memory = memoryview(self._map)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self.unpin: Callable[[], None] | None = None
+
+    def release_pages(self) -> None:
+        """Make the pages movable again."""
+        unpin, self.unpin = self.unpin, None
+        if unpin is not None:
+            unpin()
 
     def discard(self) -> None:
         """Give the pages back at once, even while a tensor still refers to the block."""
+        self.release_pages()
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from engine.devices import Accelerator, found_devices
 from engine.footprint import MIB
 from engine.schedule import Machine
 
@@ -96,12 +97,20 @@ def default_budget() -> int:
     return memory_limit() * 4 // 5
 
 
-def this_machine(threads: int | None = None) -> Machine:
-    """What a schedule made in this process has to reckon with."""
+def this_machine(
+    threads: int | None = None, devices: tuple[Accelerator, ...] = (), forced: bool = False
+) -> Machine:
+    """What a schedule made in this process has to reckon with; see `Machine`."""
     occupied = -(-resident_bytes() // _ROUND) * _ROUND
     runtime = runtime_bytes() if runtime_is_ahead() else 0
     compiler = _COMPILER_BYTES if util.find_spec(_COMPILER) is not None else 0
-    return Machine(threads or available_threads(), occupied, runtime, compiler)
+    threads = threads or available_threads()
+    return Machine(threads, occupied, runtime, compiler, devices, forced)
+
+
+def devices() -> tuple[Accelerator, ...]:
+    """The devices that can compute beside the CPU, with the memory that is free there now."""
+    return found_devices(_torch_version())
 
 
 def runtime_is_ahead() -> bool:

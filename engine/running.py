@@ -43,7 +43,7 @@ class TileRun:
     """One tile in flight.
 
     ``pending`` counts what must happen before it can be computed; the ``transient`` blocks are
-    given back when it is.
+    given back when it is. ``tallies`` are, by merge and grain, those of all grains before.
     """
 
     order: int
@@ -53,6 +53,7 @@ class TileRun:
     outputs: list[tuple[Write, Block, int]]
     transient: list[Block]
     pending: int = 1
+    tallies: dict[Merge, dict[int, tuple[int, ...]]] = field(default_factory=dict)
 
     def __lt__(self, other: TileRun) -> bool:
         return self.order < other.order
@@ -100,12 +101,21 @@ class Chain:
             self._changed.notify_all()
 
 
+def elements(tile: Tile, placement: Placement) -> tuple[int, int]:
+    """First element and number of elements of a tile."""
+    grains = placement.work.grains
+    first = tile.first * grains.size
+    return first, min(tile.grains * grains.size, grains.total - first)
+
+
 class MergeRun:
     """One root merge in flight."""
 
     def __init__(self, placement: Placement) -> None:
         work = placement.work
         self.placement = placement
+        self.device = placement.seat.device
+        """Who computes its tiles now: a device by number, or the CPU (``None``)."""
         self.held: dict[Load, HeldLoad] = {}
         self.resident: dict[tuple[Load, int], tuple[Block, int]] = {}
         """Tiles that stay for all passes, by load and position; the dispatcher's alone."""

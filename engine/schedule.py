@@ -24,15 +24,18 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from engine.devices import CPU, Accelerator
 from engine.errors import BudgetError
 from engine.footprint import MIB, Flow, Positions, Profile
 from engine.grains import Access, Grains, partition
 from engine.graph import Graph, Load, Merge, Write, copied_dtype, tree
 from engine.ledger import PAGE, block_bytes
+from engine.placement import Seat, Why, grains_at_once, seats, without_devices
 from engine.storage import span_bytes
 
 PREFETCH_BYTES = 128 * MIB
@@ -54,13 +57,15 @@ class Machine:
     ``process_bytes`` is what the process occupies before the run (interpreter, libraries, the
     graph); ``runtime_bytes`` what importing and using the arithmetic library adds, and
     ``compiler_bytes`` a just-in-time compiler (0 if there is none); ``threads`` how many workers
-    may compute at once.
+    may compute at once. ``devices`` may compute too; with ``forced`` they get all that they can.
     """
 
     threads: int
     process_bytes: int
     runtime_bytes: int
     compiler_bytes: int = 0
+    devices: tuple[Accelerator, ...] = ()
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +101,16 @@ class Placement:
     """How one root merge runs.
 
     ``kept_after`` are the leaves that stay in memory for a later merge; ``kept_for_others`` the
-    ledger bytes of loads that stay past this merge without being used by it.
+    ledger bytes of loads that stay past this merge without being used by it. ``seat`` says where
+    it computes; a device works on ``chunk`` grains of a tile at once.
     """
 
     work: Work
     flow: Flow
     kept_after: Positions
     kept_for_others: int
+    seat: Seat
+    chunk: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +148,21 @@ class Schedule:
     minimum_bytes: int
     budget_bytes: int | None
     compiled: bool = False
+    devices: tuple[Accelerator, ...] = ()
+
+    @cached_property
+    def seats(self) -> dict[Seat, int]:
+        """How many merges compute in each place, for each reason, in order of first use."""
+        return dict(Counter(placement.seat for placement in self.placements))
+
+    @property
+    def used_devices(self) -> list[int]:
+        """Numbers of the devices that compute anything."""
+        return sorted({seat.device for seat in self.seats if seat.device is not None})
+
+    def place_name(self, seat: Seat) -> str:
+        """The name of the device, or ``cpu``."""
+        return CPU if seat.device is None else self.devices[seat.device].name
 
     @property
     def peak_bytes(self) -> int:
@@ -191,11 +214,20 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     works = _works(graph)
     profiles = {work.profile for work in works}
     scratch = max((profile.scratch_bytes for profile in profiles), default=0)
-    overhead = _overhead(profiles, len(works), machine)
+    overhead = _overhead(profiles, len(works), machine, ())
     narrowest = max((profile.narrowest for profile in profiles), default=0)
     minimum = -(-(overhead(1) + scratch + narrowest) // _MINIMUM_STEP) * _MINIMUM_STEP
     if budget is not None and budget < minimum:
         raise BudgetError(_infeasible(works, budget, minimum))
+    seating = seats(works, machine.devices, machine.forced, machine.threads)
+    used = {seat.device for seat in seating if seat.device is not None}
+    if used:
+        taken = [machine.devices[number] for number in sorted(used)]
+        with_devices = _overhead(profiles, len(works), machine, taken)
+        if budget is not None and with_devices(1) + scratch + narrowest > budget:
+            seating = without_devices(seating, Why.NO_RAM)
+        else:
+            overhead = with_devices
 
     def capacity(workers: int) -> int:
         if budget is None:
@@ -212,7 +244,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     if not suffices(workers, compiler):
         compiler = 0
     available = capacity(workers) - compiler
-    placements = _place(works, available)
+    placements = _place(works, available, seating, machine.devices)
     return Schedule(
         graph=graph,
         placements=placements,
@@ -223,6 +255,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         minimum_bytes=minimum,
         budget_bytes=budget,
         compiled=compiler > 0,
+        devices=machine.devices,
     )
 
 
@@ -299,12 +332,20 @@ def _accumulator_bytes(merges: Sequence[Merge], grains: Grains) -> int:
     )
 
 
-def _overhead(profiles: set[Profile], works: int, machine: Machine) -> Callable[[int], int]:
-    """Bytes outside ledger and scratch, as a function of the number of workers."""
+def _overhead(
+    profiles: set[Profile], works: int, machine: Machine, devices: Sequence[Accelerator]
+) -> Callable[[int], int]:
+    """Bytes outside ledger and scratch, as a function of the number of workers.
+
+    The libraries of several ``devices`` are the same; what each of them adds is smaller.
+    """
     fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * works
     if any(profile.computes for profile in profiles):
         fixed += machine.runtime_bytes
     accumulator = max((profile.accumulator_bytes for profile in profiles), default=0)
+    libraries = sorted((device.host_bytes for device in devices), reverse=True)
+    fixed += sum(libraries[:1]) + sum(libraries[1:]) // 4
+    fixed += len(devices) * (_WORKER_BYTES + 2 * accumulator)
     return lambda workers: fixed + workers * (_WORKER_BYTES + accumulator) + 2 * accumulator
 
 
@@ -382,7 +423,9 @@ class _Occupied:
             self.nbytes -= stay.nbytes
 
 
-def _place(works: list[Work], capacity: int) -> tuple[Placement, ...]:
+def _place(
+    works: list[Work], capacity: int, seating: Sequence[Seat], devices: Sequence[Accelerator]
+) -> tuple[Placement, ...]:
     before: list[set[Load]] = [set() for _ in works]
     after: list[set[Load]] = [set() for _ in works]
     change = [0] * (len(works) + 1)
@@ -403,7 +446,11 @@ def _place(works: list[Work], capacity: int) -> tuple[Placement, ...]:
         if flow is None:
             flow = flows[key] = _flow(work.profile, there, fresh, capacity - kept_for_others)
         after_this = _positions(work, after[index])
-        placements.append(Placement(work, flow, after_this, kept_for_others))
+        seat, chunk = seating[index], 0
+        if seat.device is not None:
+            memory = devices[seat.device].memory_bytes
+            chunk = grains_at_once(work.profile, memory, flow.tile)
+        placements.append(Placement(work, flow, after_this, kept_for_others, seat, chunk))
     return tuple(placements)
 
 

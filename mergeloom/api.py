@@ -12,6 +12,7 @@ from typing import Any
 
 from engine import job as jobs
 from engine import machine
+from engine.devices import AUTO, choose
 from engine.errors import ConfigError, OutputError
 from engine.executor import Progress
 from engine.schedule import Machine, Schedule, schedule
@@ -76,6 +77,8 @@ def plan(
     *,
     ram: Size | None = None,
     threads: int | None = None,
+    device: str = AUTO,
+    vram: Size | None = None,
     seed: int = 0,
     max_shard_size: Size = DEFAULT_SHARD_BYTES,
     model_dirs: Mapping[str, Pathlike] | None = None,
@@ -87,13 +90,17 @@ def plan(
 
     ``config`` is the path of a YAML file, or its content as a mapping. ``ram`` is the memory
     budget of the whole process, in bytes or as ``"8GiB"``; by default four fifths of what is
-    available. ``model_dirs`` maps model references, as the configuration writes them, to local
-    directories; ``search`` are folders that hold models.
+    available. ``device`` is where to compute: ``auto`` lets the schedule choose, ``cpu``, ``cuda``
+    (all of them), ``cuda:N`` or ``mps``; ``vram`` is the memory budget on each device, by default
+    four fifths of what is free there. ``model_dirs`` maps model references, as the configuration
+    writes them, to local directories; ``search`` are folders that hold models.
 
     Raises:
         ConfigError, CheckpointError: the merge does not make sense, or a model is not there.
         BudgetError: the budget cannot work; the message names the smallest that can.
+        DeviceError: ``device`` is not there.
     """
+    devices = choose(device, None if vram is None else _bytes(vram), machine.devices)
     configuration = _configuration(config)
     observer = observer or Observer()
     _check_model_dirs(configuration, model_dirs or {})
@@ -108,7 +115,7 @@ def plan(
     with _no_collection():
         made = make_plan(configuration, resolver, options)
         budget = machine.default_budget() if ram is None else _bytes(ram)
-        here = machine.this_machine(threads)
+        here = machine.this_machine(threads, devices, forced=device != AUTO)
         made_schedule = schedule(made.graph, budget, here)
     return PlannedMerge(made, made_schedule, budget, here)
 

@@ -36,6 +36,11 @@ Ram = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
 ]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")]
+Vram = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory budget on each device. [default: 4/5 of the free]"),
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the methods that draw at random.")]
 ShardSize = Annotated[
     str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest output shard.")
@@ -88,6 +93,8 @@ def plan(
     ] = None,
     ram: Ram = None,
     threads: Threads = None,
+    device: Device = "auto",
+    vram: Vram = None,
     seed: Seed = 0,
     max_shard_size: ShardSize = "5GB",
     model_dir: ModelDirs = None,
@@ -100,6 +107,8 @@ def plan(
         config,
         ram,
         threads,
+        device,
+        vram,
         seed,
         max_shard_size,
         model_dir,
@@ -125,6 +134,8 @@ def merge(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to merge into.")],
     ram: Ram = None,
     threads: Threads = None,
+    device: Device = "auto",
+    vram: Vram = None,
     seed: Seed = 0,
     max_shard_size: ShardSize = "5GB",
     model_dir: ModelDirs = None,
@@ -133,7 +144,6 @@ def merge(
     io: Annotated[
         str, typer.Option(metavar="auto|direct|buffered", help="How files are accessed.")
     ] = "auto",
-    device: Annotated[str, typer.Option(metavar="auto|cpu", help="Where to compute.")] = "auto",
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard what an earlier run left in OUT.")
     ] = False,
@@ -148,14 +158,14 @@ def merge(
     from engine.storage import IOMode
     from mergeloom import api
 
-    if device not in ("auto", "cpu"):
-        raise LoomError(f"--device '{device}' is not there: this version computes on 'cpu'")
     if io not in [mode.value for mode in IOMode]:
         raise LoomError(f"--io '{io}' is unknown: choose auto, direct or buffered")
     planned = _planned(
         config,
         ram,
         threads,
+        device,
+        vram,
         seed,
         max_shard_size,
         model_dir,
@@ -196,7 +206,8 @@ def explain(
     from mergeloom import explaining
 
     planned = _planned(
-        config, None, None, 0, "5GB", model_dir, search_dir, allow_truncated_embeddings
+        *(config, None, None, "cpu", None),
+        *(0, "5GB", model_dir, search_dir, allow_truncated_embeddings),
     )
     found = explaining.select(planned, tensor)
     if as_json:
@@ -309,6 +320,8 @@ def _planned(
     config: Path,
     ram: str | None,
     threads: int | None,
+    device: str,
+    vram: str | None,
     seed: int,
     max_shard_size: str,
     model_dir: list[str] | None,
@@ -321,6 +334,8 @@ def _planned(
         config,
         ram=ram,
         threads=threads,
+        device=device,
+        vram=vram,
         seed=seed,
         max_shard_size=max_shard_size,
         model_dirs=_model_dirs(model_dir),

@@ -44,6 +44,20 @@ def plan_document(planned: PlannedMerge) -> dict[str, Any]:
             "minimum_bytes": schedule.minimum_bytes,
         },
         "workers": schedule.workers,
+        "devices": [
+            {
+                "name": device.name,
+                "title": device.title,
+                "memory_bytes": device.memory_bytes,
+                "bus_bytes_per_second": device.bus_rate,
+                "speed": device.speed,
+            }
+            for device in schedule.devices
+        ],
+        "placement": [
+            {"device": schedule.place_name(seat), "reason": seat.why.value, "merges": number}
+            for seat, number in schedule.seats.items()
+        ],
         "io": {
             "read_bytes": schedule.read_bytes,
             "write_bytes": schedule.write_bytes,

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.job import Outcome
+from engine.schedule import Schedule
 from mergeloom.api import PlannedMerge
 from mergeloom.checking import Checked
 from mergeloom.sizes import count, data, duration, memory
@@ -258,8 +259,22 @@ def _figures(planned: PlannedMerge) -> RenderableType:
         f"(the smallest that works: {math.ceil(made.minimum_bytes / (1 << 20))} MiB), "
         f"{made.workers} worker{'s' if made.workers > 1 else ''}",
     )
+    if made.devices:
+        table.add_row("computes", Text("\n").join(Text(line) for line in _places(made)))
     table.add_row("fingerprint", planned.plan.fingerprint)
     return table
+
+
+def _places(made: Schedule) -> list[str]:
+    """Where how many merges compute, and why."""
+    lines = []
+    for seat, number in made.seats.items():
+        place = made.place_name(seat)
+        if seat.device is not None:
+            device = made.devices[seat.device]
+            place += f" ({device.title}, {memory(device.memory_bytes)} at most)"
+        lines.append(f"{number} merge{'s' if number > 1 else ''} on {place}: {seat.why.value}")
+    return lines
 
 
 def _unused(item: Unused) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.grains import Access
+from engine.grains import GRAIN_ELEMENTS, Access
 from engine.kernel import Copy, GrainView, Kernel, Statistic
 from methods.method import Base, Method, TensorMerge
 from methods.parameters import base_of
-from methods.row_combination import chunk_bytes, chunk_rows
+from methods.row_combination import CHUNK, chunk_bytes, chunk_rows
 from methods.statistics import CoarseHistogram, FineHistogram, Ranks, Source
 
 if TYPE_CHECKING:
@@ -22,13 +22,14 @@ _DOUBLES = 4
 """Tensors in float64 that `importance` holds at once, numbers for each row included."""
 
 
-def importance(base: Tensor, other: Tensor, out: Tensor) -> None:
+def importance(base: Tensor, other: Tensor, out: Tensor, at_once: int) -> None:
     """Write |τ| KL(p₁‖p₀), p = softmax of each row, to ``out``, rounded to float32.
 
-    All are matrices. The arithmetic is float64, as the divergence is a difference of numbers that
-    are much larger: Σ p₁ log(p₁/p₀) = Σ p₁τ - log Σ exp θ₁ + log Σ exp θ₀.
+    All are matrices, of which rows of ``at_once`` elements in all are worked on at a time. The
+    arithmetic is float64, as the divergence is a difference of numbers that are much larger:
+    Σ p₁ log(p₁/p₀) = Σ p₁τ - log Σ exp θ₁ + log Σ exp θ₀.
     """
-    many = chunk_rows(base.shape[1])
+    many = chunk_rows(base.shape[1], at_once)
     for start in range(0, base.shape[0], many):
         rows = slice(start, start + many)
         work = base[rows].double()
@@ -55,9 +56,10 @@ class Importance(Source):
     base: int
     other: int
     count = 1
+    double = True
 
     def write(self, number: int, grain: GrainView, out: Tensor) -> None:
-        importance(grain.inputs[self.base], grain.inputs[self.other], out)
+        importance(grain.inputs[self.base], grain.inputs[self.other], out, _at_once(grain))
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,16 @@ class TakeOutliers(Kernel):
 
         base, other = grain.inputs[self.base], grain.inputs[self.other]
         score = grain.take()
-        importance(base, other, score)
+        importance(base, other, score, _at_once(grain))
         # Chosen bit by bit: what is taken is the other model's value and no sum of anything.
         taken = score.ge_(threshold(statistics[1])).view(torch.int32).clamp_max_(1).neg_()
         bits = out.view(torch.int32)
         torch.bitwise_xor(base.view(torch.int32), other.view(torch.int32), out=bits)
         bits.bitwise_and_(taken).bitwise_xor_(base.view(torch.int32))
+
+
+def _at_once(grain: GrainView) -> int:
+    return GRAIN_ELEMENTS if grain.on_device else CHUNK
 
 
 def threshold(found: Ranks) -> float:

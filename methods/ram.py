@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.kernel import Copy, GrainView, Kernel, Statistic
+from engine.kernel import Copy, GrainSum, GrainSums, GrainView, Kernel, Statistic
 from methods.method import Base, Method, Parameter, TensorMerge
 from methods.parameters import base_of
 from methods.statistics import Differences, magnitude_sum
@@ -32,7 +32,7 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Shares(Statistic["list[list[int]]", "tuple[tuple[int, int], ...]"]):
+class Shares(GrainSum["tuple[tuple[int, int], ...]"]):
     """How many elements each model changed together with others, and how many alone."""
 
     changes: Changes
@@ -41,31 +41,29 @@ class Shares(Statistic["list[list[int]]", "tuple[tuple[int, int], ...]"]):
     def scratch(self) -> int:
         return self.changes.taus.count + 2
 
-    def start(self) -> list[list[int]]:
-        return [[0, 0] for _ in range(self.changes.taus.count)]
+    def accumulator_bytes(self, inputs: int, row: int) -> int:
+        return 64 * (200 + 16 * self.changes.taus.count)
 
-    def update(self, into: list[list[int]], grain: GrainView, earlier: Sequence[Any]) -> None:
+    def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         import torch
 
         vector, by = grain.take(), grain.take().zero_()
-        changed = [grain.take() for _ in into]
+        changed = [grain.take() for _ in range(self.changes.taus.count)]
         for number, marks in enumerate(changed):
             self.changes.write(number, grain, vector, marks)
             by.add_(marks)
         alone = torch.eq(by, 1.0, out=by)
-        for counts, marks in zip(into, changed, strict=True):
-            everything = int(magnitude_sum(marks))
-            unique = int(magnitude_sum(marks.mul_(alone)))
-            counts[0] += everything - unique
-            counts[1] += unique
+        counts = []
+        for marks in changed:
+            counts += [magnitude_sum(marks), magnitude_sum(marks.mul_(alone))]
+        into.add(grain.index, torch.stack(counts))
 
-    def merge(self, into: list[list[int]], other: list[list[int]]) -> None:
-        for counts, more in zip(into, other, strict=True):
-            counts[0] += more[0]
-            counts[1] += more[1]
-
-    def finish(self, total: list[list[int]], earlier: Sequence[Any]) -> tuple[tuple[int, int], ...]:
-        return tuple((shared, unique) for shared, unique in total)
+    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+        if total.total is None:
+            return ((0, 0),) * self.changes.taus.count
+        counts = list(map(int, total.total.tolist()))
+        pairs = zip(counts[::2], counts[1::2], strict=True)
+        return tuple((everything - unique, unique) for everything, unique in pairs)
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.grains import GRAIN_ELEMENTS, Access
-from engine.kernel import GrainSums, GrainView, Kernel, Statistic
+from engine.kernel import GrainSum, GrainSums, GrainView, Kernel, Statistic
 from methods.linear_combination import Rule
 from methods.statistics import Source, vectors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CHUNK = 1 << 15
+CHUNK = 1 << 15
 """Elements that are converted to float64 at once, so that they stay in the nearest cache."""
 
 
@@ -34,6 +34,7 @@ class RowCombination(Kernel):
     positions: tuple[int, ...]
     base: int | None = None
     access = Access.ROWWISE
+    double = True
 
     @property
     def source(self) -> Source:
@@ -56,7 +57,8 @@ class RowCombination(Kernel):
     ) -> None:
         count = len(self.positions)
         vectors = [self.source.read(i, grain, grain.take()) for i in range(count)]
-        gram = gram_of(vectors, dim=-1)
+        # Rows are taken by themselves, so more of them at once change nothing.
+        gram = gram_of(vectors, dim=-1, at_once=GRAIN_ELEMENTS if grain.on_device else CHUNK)
         coefficients = self.rule.coefficients(gram).float().unsqueeze(-1)
         _weigh(vectors, coefficients, out)
         if self.base is not None:
@@ -64,7 +66,7 @@ class RowCombination(Kernel):
 
 
 @dataclass(frozen=True)
-class ColumnGram(Statistic[GrainSums, "Tensor"]):
+class ColumnGram(GrainSum["Tensor"]):
     """Coefficients (m, columns) from the dot products of vectors along the first dimension.
 
     ``shape`` is the tensor's; one column is one index into all dimensions but the first.
@@ -88,9 +90,6 @@ class ColumnGram(Statistic[GrainSums, "Tensor"]):
         selected = 0 if len(self.shape) == 2 else 4 * self.source.count * GRAIN_ELEMENTS
         return 8 * self._values * (kept + 4) + gram_bytes(self.source.count, row) + selected
 
-    def start(self) -> GrainSums:
-        return GrainSums()
-
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         import torch
 
@@ -100,7 +99,8 @@ class ColumnGram(Statistic[GrainSums, "Tensor"]):
         if places is None:
             into.add(grain.index, gram_of(vectors, dim=0))
             return
-        gram = torch.zeros(count, count, *self.shape[1:], dtype=torch.float64)
+        device = vectors[0].device
+        gram = torch.zeros(count, count, *self.shape[1:], dtype=torch.float64, device=device)
         gram = gram.view(count, count, -1, self.shape[-1])
         for place in range(gram.shape[2]):
             rows = torch.nonzero(places == place).view(-1)
@@ -108,9 +108,6 @@ class ColumnGram(Statistic[GrainSums, "Tensor"]):
                 chosen = [vector.index_select(0, rows) for vector in vectors]
                 gram[:, :, place] = gram_of(chosen, dim=0)
         into.add(grain.index, gram)
-
-    def merge(self, into: GrainSums, other: GrainSums) -> None:
-        into.merge(other)
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> Tensor:
         count = self.source.count
@@ -151,7 +148,7 @@ class ColumnCombination(Kernel):
     ) -> None:
         count = len(self.positions)
         vectors = [self.source.read(i, grain, grain.take()) for i in range(count)]
-        coefficients: Tensor = statistics[0]
+        coefficients: Tensor = statistics[0].to(out.device)
         places = row_places(grain, self.shape)
         if places is not None:
             coefficients = coefficients.index_select(1, places)
@@ -160,13 +157,17 @@ class ColumnCombination(Kernel):
             out.add_(grain.inputs[self.base])
 
 
-def gram_of(vectors: Sequence[Tensor], dim: int) -> Tensor:
-    """Dot products (m, m, k), float64, of m float32 matrices: of rows (-1) or of columns (0)."""
+def gram_of(vectors: Sequence[Tensor], dim: int, at_once: int = CHUNK) -> Tensor:
+    """Dot products (m, m, k), float64, of m float32 matrices: of rows (-1) or of columns (0).
+
+    ``at_once`` elements are converted to float64 at once.
+    """
     import torch
 
     count, (rows, row) = len(vectors), vectors[0].shape
-    gram = torch.zeros(count, count, rows if dim else row, dtype=torch.float64)
-    step = chunk_rows(row)
+    device = vectors[0].device
+    gram = torch.zeros(count, count, rows if dim else row, dtype=torch.float64, device=device)
+    step = chunk_rows(row, at_once)
     for start in range(0, rows, step):
         chunk = slice(start, start + step)
         parts = [vector[chunk].double() for vector in vectors]
@@ -184,20 +185,20 @@ def gram_of(vectors: Sequence[Tensor], dim: int) -> Tensor:
     return gram
 
 
-def chunk_rows(row: int) -> int:
+def chunk_rows(row: int, at_once: int = CHUNK) -> int:
     """Rows that are converted to float64 at once."""
-    return max(1, _CHUNK // max(row, 1))
+    return max(1, at_once // max(row, 1))
 
 
 def chunk_bytes(count: int, row: int) -> int:
     """Bytes of ``count`` float64 tensors of so many rows, and of a number for each of the rows."""
-    return 8 * (count + 1) * max(row, _CHUNK)
+    return 8 * (count + 1) * max(row, CHUNK)
 
 
 def gram_bytes(count: int, row: int) -> int:
     """Bytes that `gram_of` allocates for a moment, the result and a rule's work included."""
     rows = max(1, GRAIN_ELEMENTS // max(row, 1))
-    return 8 * (count + 2) * max(row, _CHUNK) + 32 * count**2 * rows
+    return 8 * (count + 2) * max(row, CHUNK) + 32 * count**2 * rows
 
 
 def row_places(grain: GrainView, shape: tuple[int, ...]) -> Tensor | None:
@@ -208,7 +209,8 @@ def row_places(grain: GrainView, shape: tuple[int, ...]) -> Tensor | None:
         return None
     rows, row = grain.inputs[0].shape
     first = grain.start // row
-    return torch.arange(first, first + rows) % math.prod(shape[1:-1])
+    places = torch.arange(first, first + rows, device=grain.inputs[0].device)
+    return places % math.prod(shape[1:-1])
 
 
 def _weigh(vectors: Sequence[Tensor], coefficients: Tensor, out: Tensor) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from engine.kernel import Copy, GrainSums, GrainView, Kernel, Statistic
+from engine.kernel import Copy, GrainSum, GrainSums, GrainView, Kernel, Statistic
 from methods.compiled import loops_for
 from methods.elect import elected_sum
 from methods.linear_combination import LinearCombination
@@ -102,7 +102,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class SelectedSquares(Statistic[GrainSums, "tuple[float, ...]"]):
+class SelectedSquares(GrainSum["tuple[float, ...]"]):
     """Weights in proportion to Σ τᵢ² over the positions that are kept; the least is 1."""
 
     selection: Selection
@@ -110,9 +110,6 @@ class SelectedSquares(Statistic[GrainSums, "tuple[float, ...]"]):
 
     def accumulator_bytes(self, inputs: int, row: int) -> int:
         return 64 * (200 + 8 * inputs)
-
-    def start(self) -> GrainSums:
-        return GrainSums()
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         import torch
@@ -122,10 +119,7 @@ class SelectedSquares(Statistic[GrainSums, "tuple[float, ...]"]):
         for number in range(self.selection.taus.count):
             self.selection.write(number, grain, mask, vector)
             sums.append(magnitude_sum(vector.square_()))
-        into.add(grain.index, torch.tensor(sums, dtype=torch.float64))
-
-    def merge(self, into: GrainSums, other: GrainSums) -> None:
-        into.merge(other)
+        into.add(grain.index, torch.stack(sums))
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[float, ...]:
         import torch

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.grains import Access
-from engine.kernel import GrainSums, GrainView, Statistic
+from engine.kernel import GrainSum, GrainSums, GrainView, Statistic
 from methods import random
 from methods.compiled import loops_for
 from methods.statistics import (
@@ -64,7 +64,9 @@ class Sparsifier:
         """See `Kernel.needs_tally`."""
         return False
 
-    def tally(self, source: Source, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
+    def tally(
+        self, source: Source, grain: GrainView, statistics: Sequence[Any]
+    ) -> tuple[int | Tensor, ...]:
         """See `Kernel.tally`."""
         raise NotImplementedError
 
@@ -122,9 +124,9 @@ class Edge:
         """Whether ties must be counted, grain by grain."""
         return self.cut and self.places is None
 
-    def tally(self, vector: Tensor, work: Tensor) -> int:
-        """How many elements of ``vector`` are ties; ``work`` is scratch."""
-        return int(_ties(vector, self.value, work).sum())
+    def tally(self, vector: Tensor, work: Tensor) -> Tensor:
+        """How many elements of ``vector`` are ties (0-d); ``work`` is scratch."""
+        return _ties(vector, self.value, work).sum()
 
     def shrink(self, vector: Tensor, index: int, before: int, out: Tensor, work: Tensor) -> None:
         """Write ``vector``, with zero for what is dropped, to ``out`` (which may be ``vector``).
@@ -179,7 +181,7 @@ def _end_of_ties(marks: Tensor, quota: int) -> int:
 
 
 @dataclass(frozen=True)
-class TieLocation(Statistic["list[dict[int, int]]", "tuple[TieCounts | None, ...]"]):
+class TieLocation(Statistic["list[dict[int, Any]]", "tuple[TieCounts | None, ...]"]):
     """In which grains the ties at an edge lie, for statistics that must know which are kept.
 
     Must follow a `FineHistogram` of the same source directly, which knows it already or not.
@@ -195,10 +197,14 @@ class TieLocation(Statistic["list[dict[int, int]]", "tuple[TieCounts | None, ...
     def accumulator_bytes(self, inputs: int, row: int) -> int:
         return 256 << 10
 
-    def start(self) -> list[dict[int, int]]:
+    @property
+    def double(self) -> bool:
+        return self.source.double
+
+    def start(self) -> list[dict[int, Any]]:
         return [{} for _ in range(self.source.count)]
 
-    def update(self, into: list[dict[int, int]], grain: GrainView, earlier: Sequence[Any]) -> None:
+    def update(self, into: list[dict[int, Any]], grain: GrainView, earlier: Sequence[Any]) -> None:
         found: Ranks = earlier[-1]
         vector, work = grain.take(), grain.take()
         for number, ranked in enumerate(found.of):
@@ -206,15 +212,22 @@ class TieLocation(Statistic["list[dict[int, int]]", "tuple[TieCounts | None, ...
             if edge is not None and edge.needs_tally:
                 self.source.write(number, grain, vector)
                 count = edge.tally(vector, work)
-                if count:
-                    into[number][grain.index] = count
+                into[number][grain.index] = count if grain.on_device else int(count)
 
-    def merge(self, into: list[dict[int, int]], other: list[dict[int, int]]) -> None:
+    def fetch(self, into: list[dict[int, Any]]) -> None:
+        import torch
+
+        for counts in into:
+            if counts:
+                fetched = torch.stack(list(counts.values())).tolist()
+                counts.update(zip(counts, map(int, fetched), strict=True))
+
+    def merge(self, into: list[dict[int, Any]], other: list[dict[int, Any]]) -> None:
         for counts, more in zip(into, other, strict=True):
             counts.update(more)
 
     def finish(
-        self, total: list[dict[int, int]], earlier: Sequence[Any]
+        self, total: list[dict[int, Any]], earlier: Sequence[Any]
     ) -> tuple[TieCounts | None, ...]:
         found: Ranks = earlier[-1]
         return tuple(
@@ -272,10 +285,12 @@ class TopMagnitude(Sparsifier):
     def needs_tally(self, statistics: Sequence[Any]) -> bool:
         return any(edge.needs_tally for edges in self._edges(statistics) for edge in edges)
 
-    def tally(self, source: Source, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
+    def tally(
+        self, source: Source, grain: GrainView, statistics: Sequence[Any]
+    ) -> tuple[int | Tensor, ...]:
         """Ties at both edges of every vector."""
         vector, work = grain.take(), grain.take()
-        counts = []
+        counts: list[int | Tensor] = []
         for number, edges in enumerate(self._edges(statistics)):
             if any(edge.needs_tally for edge in edges):
                 source.write(number, grain, vector)
@@ -366,7 +381,7 @@ class Dropping(Sparsifier):
 
 
 @dataclass(frozen=True)
-class KeptNorms(Statistic[GrainSums, "tuple[tuple[float, float], ...]"]):
+class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
     """The L1 norm of every vector of a source, and that of what is kept of it."""
 
     source: Source
@@ -379,17 +394,15 @@ class KeptNorms(Statistic[GrainSums, "tuple[tuple[float, float], ...]"]):
     def accumulator_bytes(self, inputs: int, row: int) -> int:
         return 64 * (200 + 16 * self.source.count)
 
-    def start(self) -> GrainSums:
-        return GrainSums()
-
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         import torch
 
         vector = grain.take()
         work = [grain.take() for _ in range(self.dropping.scratch)]
+        nothing = torch.zeros((), dtype=torch.float64, device=vector.device)
         sums = []
         for number in range(self.source.count):
-            whole = kept = 0.0
+            whole = kept = nothing
             if self.dropping.drops(number):
                 self.source.write(number, grain, vector)
                 vector.abs_()
@@ -397,10 +410,7 @@ class KeptNorms(Statistic[GrainSums, "tuple[tuple[float, float], ...]"]):
                 self.dropping.drop(number, vector, work, grain)
                 kept = magnitude_sum(vector)
             sums += [whole, kept]
-        into.add(grain.index, torch.tensor(sums, dtype=torch.float64))
-
-    def merge(self, into: GrainSums, other: GrainSums) -> None:
-        into.merge(other)
+        into.add(grain.index, torch.stack(sums))
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[float, float], ...]:
         if total.total is None:
@@ -499,10 +509,14 @@ class RandomByRank(Dropping):
         numbers, bounds = work[0].view(torch.int32), work[1].view(torch.int32)
         loops = loops_for(grain)
         random.draw(self.keys[number], grain.start, numbers, bounds, loops)
-        steps = self._thresholds(number, vector.shape[1])
+        steps = self._thresholds(number, vector.shape[1]).to(vector.device)
         if loops is not None:
             buckets, width = _buckets(vector.shape[1])
             loops.drop_by_rank(vector, numbers, steps, width, buckets)
+            return
+        if grain.on_device:
+            _bound_by_sorting(vector, steps, bounds)
+            mask_bits(vector, numbers.ge_(bounds))
             return
         many = max(1, _RANKED // vector.shape[1])
         for first in range(0, vector.shape[0], many):
@@ -535,12 +549,11 @@ def _bound_by_rank(rows: Tensor, numbers: Tensor, steps: Tensor, out: Tensor) ->
     import torch
 
     count, row = rows.shape
-    bits = rows.reshape(-1).view(torch.int32).bitwise_and(0x7FFFFFFF)
-    chosen, flat = numbers.reshape(-1), out.view(-1)
     if row <= _FEW:
-        order = _order(bits, torch.arange(count).repeat_interleave(row))
-        flat.index_copy_(0, order, steps.repeat(count))
+        _bound_by_sorting(rows, steps, out)
         return
+    bits = _magnitude_bits(rows)
+    chosen, flat = numbers.reshape(-1), out.view(-1)
     buckets, width = _buckets(row)
     codes = bits.bitwise_right_shift(width)
     codes.sub_(int(codes.max()) - buckets + 1).clamp_min_(1).mul_(bits.clamp_max(1))
@@ -566,6 +579,24 @@ def _bound_by_rank(rows: Tensor, numbers: Tensor, steps: Tensor, out: Tensor) ->
     order = _order(bits.index_select(0, members), within.long())
     ranks = torch.arange(members.numel()) + above.index_select(0, within.index_select(0, order))
     flat.index_copy_(0, members.index_select(0, order), steps.index_select(0, ranks))
+
+
+def _bound_by_sorting(rows: Tensor, steps: Tensor, out: Tensor) -> None:
+    """Write ``steps[r]`` to ``out``, r being the rank of an element of ``rows`` in its row."""
+    import torch
+
+    count, row = rows.shape
+    numbers = torch.arange(count, device=rows.device).repeat_interleave(
+        row, output_size=rows.numel()
+    )
+    order = _order(_magnitude_bits(rows), numbers)
+    out.view(-1).index_copy_(0, order, steps.repeat(count))
+
+
+def _magnitude_bits(rows: Tensor) -> Tensor:
+    import torch
+
+    return rows.reshape(-1).view(torch.int32).bitwise_and(0x7FFFFFFF)
 
 
 def _order(bits: Tensor, groups: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from engine.grains import GRAIN_ELEMENTS
-from engine.kernel import GrainSums, GrainView, Statistic
+from engine.kernel import GrainSum, GrainSums, GrainView, Statistic
 from methods.compiled import Loops, Operands, loops_for
+from methods.counting import add_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +42,11 @@ class Source:
     def scratch(self) -> int:
         """Scratch tensors that one call of `write` takes at most."""
         return 0
+
+    @property
+    def double(self) -> bool:
+        """Whether `write` computes in float64."""
+        return False
 
     def write(self, number: int, grain: GrainView, out: Tensor) -> None:
         """Write vector ``number`` on this grain to ``out``: float32, of the inputs' shape."""
@@ -114,7 +120,10 @@ class DoubleBuffers:
             floats = [grain.take().view(-1) for _ in range(count)]
             self._buffers = [scratch[: 2 * self._half].view(torch.float64) for scratch in floats]
         else:
-            self._buffers = [torch.empty(elements, dtype=torch.float64) for _ in range(count)]
+            device = grain.inputs[0].device
+            self._buffers = [
+                torch.empty(elements, dtype=torch.float64, device=device) for _ in range(count)
+            ]
 
     def parts(self) -> list[tuple[slice, list[Tensor]]]:
         """Runs of elements that together are the grain, and buffers of each run's length."""
@@ -124,7 +133,7 @@ class DoubleBuffers:
 
 
 @dataclass(frozen=True)
-class GramMatrix(Statistic[GrainSums, "tuple[tuple[float, ...], ...]"]):
+class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
     """G[i][j] = vᵢ·vⱼ over all elements, in float64."""
 
     source: Source
@@ -136,25 +145,18 @@ class GramMatrix(Statistic[GrainSums, "tuple[tuple[float, ...], ...]"]):
     def accumulator_bytes(self, inputs: int, row: int) -> int:
         return 64 * (200 + 8 * self.source.count**2)
 
-    def start(self) -> GrainSums:
-        return GrainSums()
-
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         import torch
 
         count = self.source.count
         vectors = [self.source.read(i, grain, grain.take()).reshape(-1) for i in range(count)]
-        dots = [0.0] * (count * (count + 1) // 2)
+        pairs = [(i, j) for i in range(count) for j in range(i + 1)]
+        dots = torch.zeros(len(pairs), dtype=torch.float64, device=vectors[0].device)
         for run, buffers in DoubleBuffers(grain, count).parts():
             for vector, buffer in zip(vectors, buffers, strict=True):
                 buffer.copy_(vector[run])
-            pairs = ((i, j) for i in range(count) for j in range(i + 1))
-            for place, (i, j) in enumerate(pairs):
-                dots[place] += float(torch.dot(buffers[i], buffers[j]))
-        into.add(grain.index, torch.tensor(dots, dtype=torch.float64))
-
-    def merge(self, into: GrainSums, other: GrainSums) -> None:
-        into.merge(other)
+            dots.add_(torch.stack([torch.dot(buffers[i], buffers[j]) for i, j in pairs]))
+        into.add(grain.index, dots)
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
         count = self.source.count
@@ -173,14 +175,17 @@ _SUMMED = 1 << 9
 """Elements that are summed up in float32; sums of more are in float64."""
 
 
-def magnitude_sum(magnitudes: Tensor) -> float:
-    """The sum of numbers that are not negative, to float32 rounding; in any shape, contiguous."""
+def magnitude_sum(magnitudes: Tensor) -> Tensor:
+    """The sum of numbers that are not negative, to float32 rounding: 0-d, float64.
+
+    They may have any shape, contiguous.
+    """
     import torch
 
     flat = magnitudes.view(-1)
     edge = flat.numel() - flat.numel() % _SUMMED
     inside = flat[:edge].view(-1, _SUMMED).sum(1).sum(dtype=torch.float64)
-    return float(inside + flat[edge:].sum(dtype=torch.float64))
+    return inside.add_(flat[edge:].sum(dtype=torch.float64))
 
 
 # --- order statistics -----------------------------------------------------------------------
@@ -261,7 +266,12 @@ class CoarseCounts:
     """How many magnitudes of each vector share their high bits, and how many are not zero."""
 
     counts: Tensor
-    nonzero: list[int]
+    nonzero: Tensor
+
+    def place_like(self, vector: Tensor) -> None:
+        """Let the counters lie where ``vector`` does."""
+        self.counts = self.counts.to(vector.device)
+        self.nonzero = self.nonzero.to(vector.device)
 
 
 @dataclass(frozen=True)
@@ -284,16 +294,22 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
     def accumulator_bytes(self, inputs: int, row: int) -> int:
         return 8 * _BUCKETS * (self.source.count + 2)
 
+    @property
+    def double(self) -> bool:
+        return self.source.double
+
     def start(self) -> CoarseCounts:
         import torch
 
         count = self.source.count
-        return CoarseCounts(torch.zeros(count, _BUCKETS, dtype=torch.int64), [0] * count)
+        counts = torch.zeros(count, _BUCKETS, dtype=torch.int64)
+        return CoarseCounts(counts, torch.zeros(count, dtype=torch.int64))
 
     def update(self, into: CoarseCounts, grain: GrainView, earlier: Sequence[Any]) -> None:
         import torch
 
         vector, high = grain.take(), grain.take().view(torch.int32)
+        into.place_like(vector)
         loops = loops_for(grain)
         for number in range(self.source.count):
             if not self.ranks[number] and self.nonzero_share is None:
@@ -305,20 +321,23 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
             self.source.write(number, grain, vector)
             torch.bitwise_and(vector.view(torch.int32), _HIGH, out=high)
             if self.nonzero_share is not None:
-                into.nonzero[number] += int(torch.count_nonzero(vector))
-            counts = torch.bincount(high.bitwise_right_shift_(_LOW_BITS).view(-1))
-            into.counts[number, : counts.numel()] += counts
+                into.nonzero[number] += torch.count_nonzero(vector)
+            high.bitwise_right_shift_(_LOW_BITS)
+            add_counts(high.view(-1), into.counts[number], grain.on_device)
+
+    def fetch(self, into: CoarseCounts) -> None:
+        into.counts, into.nonzero = into.counts.cpu(), into.nonzero.cpu()
 
     def merge(self, into: CoarseCounts, other: CoarseCounts) -> None:
         into.counts += other.counts
-        into.nonzero = [a + b for a, b in zip(into.nonzero, other.nonzero, strict=True)]
+        into.nonzero += other.nonzero
 
     def finish(self, total: CoarseCounts, earlier: Sequence[Any]) -> tuple[tuple[Bucket, ...], ...]:
         result = []
         for number, counts in enumerate(total.counts):
             wanted = self.ranks[number]
             if self.nonzero_share is not None:
-                wanted = (int(total.nonzero[number] * self.nonzero_share),)
+                wanted = (int(int(total.nonzero[number]) * self.nonzero_share),)
             found = (_locate(counts, rank) for rank in wanted if rank)
             result.append(tuple(Bucket(high, above, rank) for high, above, _, rank in found))
         return tuple(result)
@@ -352,7 +371,7 @@ class FineCounts:
 
     counts: dict[Key, Tensor] = field(default_factory=dict)
     pending: dict[Key, list[Tensor]] = field(default_factory=dict)
-    levels: dict[Key, dict[int, bytes]] = field(default_factory=dict)
+    levels: dict[Key, dict[int, Any]] = field(default_factory=dict)
     sums: GrainSums = field(default_factory=GrainSums)
 
     def add_low(self, key: Key, index: int, low: Tensor) -> None:
@@ -360,16 +379,18 @@ class FineCounts:
         import torch
 
         even = low[(low & (_LEVEL - 1)) == 0] >> _LEVEL_BITS
-        self._level(key, index, torch.bincount(even, minlength=_FINE // _LEVEL))
+        levels = torch.bincount(even, minlength=_FINE // _LEVEL)
+        self.levels.setdefault(key, {})[index] = _content(levels.int())
         waiting = self.pending.setdefault(key, [])
         waiting.append(low)
         # Counting costs a pass over all counters, so it waits until that many elements are there.
         if sum(part.numel() for part in waiting) >= 2 * _FINE:
             self._flush(key)
 
-    def add_counts(self, key: Key, index: int, counts: Tensor) -> None:
+    def add_counts(self, key: Key, index: int, counts: Tensor, on_device: bool) -> None:
         """Note the counts by low bits (int64) of grain ``index``."""
-        self._level(key, index, counts[::_LEVEL])
+        levels = counts[::_LEVEL].int()
+        self.levels.setdefault(key, {})[index] = levels if on_device else _content(levels)
         self._count(key, counts)
 
     def add_all(self, key: Key, index: int, operands: Operands, loops: Loops) -> None:
@@ -381,7 +402,17 @@ class FineCounts:
             counts = self.counts[key] = torch.zeros(_FINE, dtype=torch.int64)
         levels = torch.zeros(_FINE // _LEVEL, dtype=torch.int32)
         if loops.count_low(operands, key[1], _LOW_BITS, _LEVEL_BITS, counts, levels):
-            self._level(key, index, levels)
+            self.levels.setdefault(key, {})[index] = _content(levels)
+
+    def fetch(self) -> None:
+        """Bring counters to main memory that lie on a device, where nothing waits to be counted."""
+        import torch
+
+        self.counts = {key: counts.cpu() for key, counts in self.counts.items()}
+        for key, levels in self.levels.items():
+            fetched = torch.stack(list(levels.values())).cpu()
+            self.levels[key] = dict(zip(levels, map(_content, fetched), strict=True))
+        self.sums.fetch()
 
     def total(self, key: Key) -> Tensor:
         """Counts by low bits."""
@@ -409,13 +440,6 @@ class FineCounts:
             self._count(key, other.total(key))
         self.sums.merge(other.sums)
 
-    def _level(self, key: Key, index: int, levels: Tensor) -> None:
-        # As bytes: thousands of small tensors that stay would scatter over the heap and keep it
-        # from reusing the large pieces that come and go between them.
-        counts = levels.int()
-        content = ctypes.string_at(counts.data_ptr(), counts.nbytes)
-        self.levels.setdefault(key, {})[index] = content
-
     def _flush(self, key: Key) -> None:
         import torch
 
@@ -427,6 +451,15 @@ class FineCounts:
         if counts.numel():
             present = self.counts.get(key)
             self.counts[key] = counts if present is None else present.add_(counts)
+
+
+def _content(counts: Tensor) -> bytes:
+    """The bytes of a tensor in main memory.
+
+    Thousands of small tensors that stay would scatter over the heap and keep it from reusing the
+    large pieces that come and go between them.
+    """
+    return ctypes.string_at(counts.data_ptr(), counts.nbytes)
 
 
 @dataclass(frozen=True)
@@ -459,6 +492,10 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
         kept = self.ranks * self.source.count * (8 * _FINE + 8 * _FINE + (512 << 10))
         return kept + 3 * 8 * _FINE + 9 * max(row, GRAIN_ELEMENTS)
 
+    @property
+    def double(self) -> bool:
+        return self.sums or self.source.double
+
     def start(self) -> FineCounts:
         return FineCounts()
 
@@ -468,7 +505,7 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
         buckets: tuple[tuple[Bucket, ...], ...] = earlier[-1]
         vector, work = grain.take(), grain.take()
         loops = loops_for(grain)
-        sums: list[float] = []
+        sums: list[Tensor] = []
         for number, wanted in enumerate(buckets):
             if not wanted and not self.sums:
                 continue
@@ -480,18 +517,22 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
             if loops is None or self.sums:
                 self.source.write(number, grain, vector)
             if loops is None:
+                look = _count_inside if grain.on_device else _look_inside
                 bits = vector.view(torch.int32).view(-1)
                 for key in keys:
-                    _look_inside(bits, work.view(torch.int32).view(-1), into, key, grain.index)
+                    look(bits, work.view(torch.int32).view(-1), into, key, grain.index)
             if self.sums:
                 torch.abs(vector, out=vector)
-                sums.append(float(vector.sum(dtype=torch.float64)))
+                sums.append(vector.sum(dtype=torch.float64))
                 for bucket in wanted:
                     last = float_of((bucket.high << _LOW_BITS) | (_FINE - 1))
                     torch.ops.aten.hardshrink.out(vector, last, out=work)
-                    sums.append(float(work.sum(dtype=torch.float64)))
+                    sums.append(work.sum(dtype=torch.float64))
         if self.sums:
-            into.sums.add(grain.index, torch.tensor(sums, dtype=torch.float64))
+            into.sums.add(grain.index, torch.stack(sums))
+
+    def fetch(self, into: FineCounts) -> None:
+        into.fetch()
 
     def merge(self, into: FineCounts, other: FineCounts) -> None:
         into.merge(other)
@@ -537,17 +578,38 @@ def _look_inside(bits: Tensor, work: Tensor, into: FineCounts, key: Key, index: 
     """
     import torch
 
-    torch.bitwise_and(bits, _MAGNITUDE, out=work)
-    work.bitwise_xor_(key[1] << _LOW_BITS)  # now below 2¹⁵ just where the high bits agree
+    _low_bits(bits, key[1], work)
     width = bits.numel() // _COLUMNS
     edge = width * _COLUMNS
     columns = torch.nonzero(work[:edge].view(_COLUMNS, width).amin(0) < _FINE).view(-1)
     if columns.numel() * 4 > width:
         counts = torch.bincount(work.clamp_max_(_FINE), minlength=_FINE + 1)
-        into.add_counts(key, index, counts[:_FINE])
+        into.add_counts(key, index, counts[:_FINE], on_device=False)
         return
     candidates = work[:edge].view(_COLUMNS, width).index_select(1, columns).view(-1)
     candidates = torch.cat((candidates, work[edge:]))
     low = candidates[candidates < _FINE]
     if low.numel():
         into.add_low(key, index, low)
+
+
+def _count_inside(bits: Tensor, work: Tensor, into: FineCounts, key: Key, index: int) -> None:
+    """As `_look_inside`, but asks nothing: on a device a pass over all costs less than to wait."""
+    import torch
+
+    _low_bits(bits, key[1], work)
+    # Most elements lie elsewhere, and adding them all to one counter would take its time. They
+    # are spread over as many counters that nobody looks at.
+    other = torch.arange(bits.numel(), dtype=torch.int32, device=bits.device)
+    other.bitwise_and_(_FINE - 1).bitwise_or_(_FINE)
+    counts = torch.zeros(2 * _FINE, dtype=torch.int64, device=bits.device)
+    add_counts(torch.where(work < _FINE, work, other), counts, on_device=True)
+    into.add_counts(key, index, counts[:_FINE], on_device=True)
+
+
+def _low_bits(bits: Tensor, high: int, out: Tensor) -> None:
+    """Write to ``out`` the low bits where the high bits are ``high``, and 2¹⁵ or more elsewhere."""
+    import torch
+
+    torch.bitwise_and(bits, _MAGNITUDE, out=out)
+    out.bitwise_xor_(high << _LOW_BITS)

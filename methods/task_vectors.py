@@ -71,7 +71,7 @@ class TaskVectors(Kernel):
     def needs_tally(self, statistics: Sequence[Any]) -> bool:
         return self.sparsifier.needs_tally(statistics)
 
-    def tally(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
+    def tally(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[int | Tensor, ...]:
         return self.sparsifier.tally(self.source, grain, statistics)
 
     def combine(

@@ -139,7 +139,12 @@ def measure(
             tallies: list[tuple[int, ...]] = []
             tally = 0.0
             if kernel.needs_tally(statistics):
-                tally = timed(lambda i: tallies.append(kernel.tally(view(i)[0], statistics)))  # noqa: B023
+
+                def count(index: int) -> None:
+                    own = kernel.tally(view(index)[0], statistics)  # noqa: B023
+                    tallies.append(tuple(map(int, own)))  # noqa: B023
+
+                tally = timed(count)
 
             def output(index: int) -> None:
                 seen, part = view(index)

@@ -2,13 +2,15 @@
 
     scripts/bench --mergekit ENVIRONMENT --repeat 3
     scripts/bench --work DIR --merges linear,ties --memory-limit 512MiB --floor
+    scripts/bench --merges all --device cuda --vram 2GiB --warm --mergekit ENVIRONMENT
 
 Every run is a whole process, start-up included, and begins with the checkpoints out of the page
-cache; the libraries of both programs are in it. Runs alternate between the programs. The least
-time of each counts; bytes read and written are what the kernel counted. mergeloom's output is
-durable when it ends; *durable* is when mergekit's would be, written back right after its end.
-Checkpoints are made in the work directory once and used again, unless --clean removes them;
-outputs are removed.
+cache, or in it with --warm; the libraries of both programs are in it. With --device cuda mergekit
+runs with --cuda, and the peak memory of the device is what the driver counts. Runs alternate
+between the programs. The least time of each counts; bytes read and written are what the kernel
+counted. mergeloom's output is durable when it ends; *durable* is when mergekit's would be, written
+back right after its end. Checkpoints are made in the work directory once and used again, unless
+--clean removes them; outputs are removed.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.device_memory import DeviceMemory
 from scripts.environment import ROOT
 from scripts.floor import Floor, floor
-from scripts.measuring import Measured, cool, run
+from scripts.measuring import Measured, cool, run, warm_up
 from scripts.merges import configuration, model_directories
 from scripts.shapes import SHAPES
 
@@ -51,6 +54,9 @@ class Plan:
     io: str
     threads: int | None
     floor: bool
+    device: str | None
+    vram: str | None
+    warm: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,8 @@ class Row:
     mergekit_peak_bytes: int | None
     mergekit_read_bytes: int | None
     mergekit_write_bytes: int | None
+    device_peak_bytes: int | None
+    mergekit_device_peak_bytes: int | None
     floor_seconds: float | None
     floor_settings: str | None
     startup_seconds: float | None
@@ -170,7 +178,7 @@ def measure(method: dict[str, Any], plan: Plan, base: Path, tunes: Sequence[Path
             commands["mergekit"] = _theirs(plan.mergekit, plan, config)
         for program, command in commands.items():
             limit = plan.limit if program == "mergeloom" else None
-            result = _cold(command, plan.work / "merged", files, limit)
+            result = _fresh(command, plan.work / "merged", files, limit, plan.warm)
             if result.measured.status == 0:
                 runs[program].append(result)
             else:
@@ -196,6 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.io,
             options.threads,
             options.floor,
+            options.device,
+            options.vram,
+            options.warm,
         )
         if plan.mergekit is not None and not (plan.mergekit / "bin" / "mergekit-yaml").exists():
             raise ValueError(f"'{plan.mergekit}' is no environment with mergekit in it")
@@ -240,6 +251,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--io", choices=["auto", "direct", "buffered"], default="auto")
     parser.add_argument("--threads", type=int, metavar="N")
+    parser.add_argument("--device", metavar="NAME", help="where mergeloom computes")
+    parser.add_argument("--vram", metavar="SIZE", help="budget of mergeloom on each device")
+    parser.add_argument("--warm", action="store_true", help="with the inputs in the page cache")
     parser.add_argument("--floor", action="store_true", help="find the raw floor of each merge")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default DIR/bench.json")
     after = parser.add_mutually_exclusive_group()
@@ -255,38 +269,56 @@ def _ours(plan: Plan, config: Path) -> list[str]:
         command += ["--ram", plan.ram]
     if plan.threads is not None:
         command += ["--threads", str(plan.threads)]
+    if plan.device is not None:
+        command += ["--device", plan.device]
+    if plan.vram is not None:
+        command += ["--vram", plan.vram]
     return command
 
 
 def _theirs(environment: Path, plan: Plan, config: Path) -> list[str]:
     program = environment / "bin" / "mergekit-yaml"
-    return [str(program), str(config), str(plan.work / "merged"), "--quiet"]
+    command = [str(program), str(config), str(plan.work / "merged"), "--quiet"]
+    return [*command, "--cuda"] if (plan.device or "").startswith("cuda") else command
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One run of a program, and the seconds after its end until what it wrote was durable."""
+    """One run of a program, the seconds after its end until what it wrote was durable, and the
+    most memory of the device that was in use, where there is one."""
 
     measured: Measured
     sync_seconds: float
+    device_peak_bytes: int | None
 
 
-def _cold(command: list[str], output: Path, files: list[Path], limit: int | None) -> _Run:
-    """Run a command with its input files out of the page cache and its libraries in it."""
+def _fresh(
+    command: list[str], output: Path, files: list[Path], limit: int | None, warm: bool
+) -> _Run:
+    """Run a command with its libraries in the page cache, and its input files in it or not."""
     shutil.rmtree(output, ignore_errors=True)
     cool(files)
+    if warm:
+        warm_up(files)
     imports = "import mergekit.merge" if "mergekit" in command[0] else "import torch, mergeloom.cli"
     python = Path(command[0]).parent / "python"
     run([str(python), "-c", imports], variables=VARIABLES)
     try:
-        measured = run(command, limit=limit, variables=VARIABLES)
+        with DeviceMemory() as device:
+            measured = run(command, limit=limit, variables=VARIABLES)
         began = time.perf_counter()
         for path in output.glob("*.safetensors"):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        return _Run(measured, time.perf_counter() - began)
+        return _Run(measured, time.perf_counter() - began, device.peak_bytes)
     finally:
         shutil.rmtree(output, ignore_errors=True)
+
+
+def _most(runs: Sequence[_Run]) -> int | None:
+    """The most memory of a device that any of the runs used."""
+    found = [run.device_peak_bytes for run in runs if run.device_peak_bytes is not None]
+    return max(found, default=None)
 
 
 def _failure(program: str, result: Measured) -> str:
@@ -329,6 +361,8 @@ def _row(
         mergekit_peak_bytes=max((result.peak_bytes for result in theirs), default=None),
         mergekit_read_bytes=max((result.read_bytes for result in theirs), default=None),
         mergekit_write_bytes=max((result.write_bytes for result in theirs), default=None),
+        device_peak_bytes=_most(our_runs),
+        mergekit_device_peak_bytes=_most(their_runs),
         floor_seconds=None if lowest is None else lowest.seconds,
         floor_settings=None if lowest is None else str(lowest.settings),
         startup_seconds=startup,
@@ -355,6 +389,8 @@ _COLUMNS = {
     "mergekit": 8,
     "durable": 8,
     "memory ": 9,
+    "device": 9,
+    "device ": 9,
     "ratio": 6,
     "floor": 6,
     "above": 6,
@@ -379,6 +415,8 @@ def _line(row: Row) -> str:
         _cell("{:.1f} s", theirs),
         _cell("{:.1f} s", min(row.mergekit_durable_seconds, default=None)),
         _cell("{:.0f} MiB", row.mergekit_peak_bytes, 2**20),
+        _cell("{:.0f} MiB", row.device_peak_bytes, 2**20),
+        _cell("{:.0f} MiB", row.mergekit_device_peak_bytes, 2**20),
         _cell("{:.1f}x", row.ratio),
         _cell("{:.2f}", row.floor_seconds),
         _cell("{:.2f}x", row.above_floor),

@@ -26,9 +26,10 @@ class Walk:
     grain: int = 1 << 19
     accumulators: int = 1
     seed: int | None = None
+    on_device: bool = False
 
 
-WALKS = (Walk(64), Walk(64, 3, seed=1), Walk(64, 7, seed=2))
+WALKS = (Walk(64), Walk(64, 3, seed=1), Walk(64, 7, seed=2), Walk(64, 3, seed=3, on_device=True))
 
 
 def tensor_merge(
@@ -118,7 +119,9 @@ def run(
         elif kernel.access is Access.WHOLE:
             part = shape
         parts = [tensor[start : start + count].view(part) for tensor in flat]
-        return GrainView(parts, index, start, Bench(part, limit).take, compiled)
+        take = Bench(part, limit).take
+        loops = compiled and not walk.on_device
+        return GrainView(parts, index, start, take, loops, walk.on_device)
 
     with torch.inference_mode():
         statistics: list[Any] = []
@@ -127,6 +130,9 @@ def run(
             for place, index in enumerate(order()):
                 into = totals[place % len(totals)]
                 statistic.update(into, view(index, statistic.scratch), statistics)
+            if walk.on_device:
+                for total in totals:
+                    statistic.fetch(total)
             if walk.seed is not None:
                 chance.shuffle(totals)
             total = totals[0]
@@ -135,7 +141,10 @@ def run(
             statistics.append(statistic.finish(total, statistics))
         before: dict[int, tuple[int, ...]] = {}
         if kernel.needs_tally(statistics):
-            own = {i: kernel.tally(view(i, kernel.scratch), statistics) for i in order()}
+            own = {
+                i: tuple(map(int, kernel.tally(view(i, kernel.scratch), statistics)))
+                for i in order()
+            }
             running = tuple(0 for _ in own[0])
             for index in range(grains.count):
                 before[index] = running

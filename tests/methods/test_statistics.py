@@ -93,7 +93,7 @@ def test_gram(n: int, count: int, seed: int) -> None:
     source = torch.Generator().manual_seed(seed)
     inputs = [torch.randn(n, generator=source) for _ in range(count)]
     results = [ask(inputs, GramMatrix(Inputs(tuple(range(count)))), walk=walk)[0] for walk in WALKS]
-    assert results[0] == results[1] == results[2]
+    assert all(result == results[0] for result in results)
     matrix = torch.stack(inputs).double()
     gram = torch.tensor(results[0], dtype=torch.float64)
     assert torch.allclose(gram, matrix @ matrix.T, rtol=1e-13, atol=1e-13)

@@ -59,7 +59,7 @@ def test_checkpoints_are_made_once_for_a_shape(tmp_path, monkeypatch):
 @pytest.mark.parametrize("clean", [False, True])
 def test_whole_run(tmp_path, clean):
     given = ["--work", tmp_path, "--shape", "tiny", "--merges", "passthrough"]
-    given += ["--clean"] if clean else []
+    given += ["--clean", "--device", "cpu", "--vram", "1GiB", "--warm"] if clean else []
     if can_make_groups():
         given += ["--memory-limit", "512MiB"]
     # In a process of its own: what the kernel counts of a child includes what its parent had.

@@ -1,0 +1,202 @@
+"""Where each merge of a run computes: on the CPU, or on one of the devices beside it.
+
+A merge is worth moving to a device where the CPU is what the run waits for. So the run is walked
+in its order with a clock for storage, one for the CPU and one for each device, and every merge
+goes to whoever finishes it first; to the CPU as long as it keeps up with storage, for then a
+device gains nothing. If what the devices gain in all is less than what starting them takes, none
+is used.
+
+    storage   ███▏███▏███▏███▏███▏          bytes read and written / rate
+    CPU          ██████▏██████▏             cost of its kernels / cores
+    device          ███▏███▏███▏            the larger of bytes moved / bus and arithmetic / speed
+
+Rates are rough, and nothing but time hangs on them. What must hold is that every merge fits where
+it goes: a device works on a few grains at a time, and if it has no room for one, the CPU does it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine.devices import Accelerator
+from engine.footprint import MIB, Profile
+from engine.graph import Merge, tree
+from engine.ledger import PAGE, block_bytes
+
+if TYPE_CHECKING:
+    from engine.schedule import Work
+
+SLOTS = 3
+"""Parts of a device's memory that tiles pass through: one arrives, one is computed, one leaves."""
+
+STORAGE_RATE = 3e9
+"""Bytes a second that storage is assumed to give and take."""
+
+_CONVERSION = 0.4
+"""Nanoseconds on one core for widening one element of an input, in one pass."""
+_LAG = 0.25
+"""Seconds that the CPU may fall behind storage before a merge is moved away from it."""
+_RESERVE = 64 * MIB
+"""Device memory for what torch allocates by itself, beyond what kernels declare."""
+
+
+class Why(enum.Enum):
+    """Why a merge is placed where it is."""
+
+    COPIED = "nothing to compute"
+    NO_DEVICE = "there is no other device"
+    KEEPS_UP = "the CPU keeps up with storage"
+    FASTER_ON_CPU = "the CPU is done first"
+    TOO_LARGE = "one grain does not fit into the device's memory"
+    NEEDS_DOUBLE = "it needs float64, which the device lacks"
+    NOT_WORTH_STARTING = "starting a device would take longer than it saves"
+    NO_RAM = "the memory budget has no room for the device's libraries"
+    FASTER_THERE = "the device is done first"
+    ASKED_FOR = "asked for by --device"
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a merge computes: on device number ``device``, or on the CPU (``None``), and why."""
+
+    device: int | None
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds that a merge is thought to take: of storage, of one core, of a bus at one byte a
+    second each way."""
+
+    storage: float
+    core: float
+    bus_bytes: int
+
+    @staticmethod
+    def of(work: Work) -> Estimate:
+        profile = work.profile
+        moved_up = sum(profile.leaf_bytes(i) for leaves in profile.passes for i in leaves)
+        moved_down = sum(write.nbytes for write in work.writes)
+        stored = sum(profile.leaf_bytes(i) for i in profile.all_leaves) + moved_down
+        nanoseconds = sum(_nanoseconds(merge) for merge in tree(work.root))
+        core = nanoseconds * profile.grains.total / 1e9 if profile.computes else 0.0
+        return Estimate(stored / STORAGE_RATE, core, max(moved_up, moved_down))
+
+    def on(self, device: Accelerator) -> float:
+        """Seconds on ``device``, where copies and arithmetic go on at once."""
+        return max(self.core / device.speed, self.bus_bytes / device.bus_rate)
+
+
+@dataclass(slots=True)
+class _Clocks:
+    """When storage, the CPU and each device have done what was given to them, in seconds."""
+
+    threads: int
+    storage: float = 0.0
+    cpu: float = 0.0
+    devices: dict[int, float] = field(default_factory=dict)
+
+    def with_cpu(self, seconds: float) -> float:
+        return max(self.cpu, self.storage) + seconds / self.threads
+
+    def with_device(self, device: int, seconds: float) -> float:
+        return max(self.devices.get(device, 0.0), self.storage) + seconds
+
+    @property
+    def end(self) -> float:
+        return max(self.storage, self.cpu, *self.devices.values(), 0.0)
+
+
+def seats(
+    works: Sequence[Work], devices: Sequence[Accelerator], forced: bool, threads: int
+) -> list[Seat]:
+    """The place of each of ``works``, which run in this order.
+
+    With ``forced``, everything that can go to a device does.
+    """
+    if not devices:
+        why = {True: Why.NO_DEVICE, False: Why.COPIED}
+        return [Seat(None, why[work.profile.computes]) for work in works]
+    clocks, alone = _Clocks(threads), _Clocks(threads)
+    found = []
+    for work in works:
+        estimate = Estimate.of(work)
+        for each in (clocks, alone):
+            each.storage += estimate.storage
+        alone.cpu = alone.with_cpu(estimate.core)
+        seat = _seat(work, estimate, devices, forced, clocks)
+        if seat.device is None:
+            clocks.cpu = clocks.with_cpu(estimate.core)
+        else:
+            seconds = estimate.on(devices[seat.device])
+            clocks.devices[seat.device] = clocks.with_device(seat.device, seconds)
+        found.append(seat)
+    if clocks.devices and not forced:
+        start = max(devices[number].start_seconds for number in clocks.devices)
+        if clocks.end + start >= alone.end:
+            return without_devices(found, Why.NOT_WORTH_STARTING)
+    return found
+
+
+def without_devices(found: Sequence[Seat], why: Why) -> list[Seat]:
+    """The same, with the CPU for what was placed on a device."""
+    return [seat if seat.device is None else Seat(None, why) for seat in found]
+
+
+def _seat(
+    work: Work, estimate: Estimate, devices: Sequence[Accelerator], forced: bool, clocks: _Clocks
+) -> Seat:
+    if not work.profile.computes:
+        return Seat(None, Why.COPIED)
+    double = any(merge.kernel.double for merge in tree(work.root))
+    able = [number for number, device in enumerate(devices) if device.double or not double]
+    if not able:
+        return Seat(None, Why.NEEDS_DOUBLE)
+    able = [n for n in able if grains_at_once(work.profile, devices[n].memory_bytes, 1)]
+    if not able:
+        return Seat(None, Why.TOO_LARGE)
+    ends = {n: clocks.with_device(n, estimate.on(devices[n])) for n in able}
+    first = min(able, key=lambda number: ends[number])
+    if forced:
+        return Seat(first, Why.ASKED_FOR)
+    on_cpu = clocks.with_cpu(estimate.core)
+    if on_cpu <= clocks.storage + _LAG:
+        return Seat(None, Why.KEEPS_UP)
+    return Seat(first, Why.FASTER_THERE) if ends[first] < on_cpu else Seat(None, Why.FASTER_ON_CPU)
+
+
+def _nanoseconds(merge: Merge) -> float:
+    """Time on one core for one element of the output."""
+    inputs, passes = len(merge.gather.inputs), len(merge.kernel.passes) + 1
+    return inputs * (merge.kernel.cost + _CONVERSION * passes)
+
+
+# --- memory on a device ---------------------------------------------------------------------
+
+
+def grains_at_once(profile: Profile, memory: int, most: int) -> int:
+    """How many grains of a merge a device with ``memory`` bytes works on at once: ``most`` at
+    most, 0 if it has no room for one."""
+    outside = _RESERVE + profile.scratch_bytes + 2 * profile.accumulator_bytes
+    room = memory - outside - bench_bytes(profile)
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if SLOTS * slot_bytes(profile, middle) <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def slot_bytes(profile: Profile, grains: int) -> int:
+    """Device memory for the inputs and outputs of so many grains."""
+    return profile.tile_bytes(grains, profile.all_leaves)
+
+
+def bench_bytes(profile: Profile) -> int:
+    """Device memory for the arithmetic on one grain."""
+    return block_bytes(-(-profile.scratch_bytes // PAGE) * PAGE)

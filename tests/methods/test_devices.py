@@ -1,0 +1,112 @@
+"""Kernels on a device: everything they allocate lies there, and nothing makes it wait.
+
+Nothing is computed here: tensors of torch's device "meta" have no elements. So whatever must be
+known to go on fails, and what mixes them with others is found by looking at every operation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from engine.grains import Access
+from engine.kernel import GrainView, Kernel
+from methods import registry
+from methods.method import Base
+from scripts.bench_kernels import resolved
+from tests.methods.support import Bench
+
+SHAPE = (6, 40)
+DEVICE = "meta"
+VARIANTS = [
+    *((name, {}) for name in registry.names() if name != "passthrough"),
+    ("della", {"rescale": False}),
+    ("nuslerp", {"nuslerp_flatten": False}),
+    ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
+    ("model_stock", {"filter_wise": True}),
+    ("ties", {"rescale": True}),
+    ("sce", {"select_topk": 0.3}),
+]
+
+
+class OneDevice(TorchDispatchMode):
+    """Fails where an operation takes tensors of two devices, but for copies.
+
+    Without ``double`` it also fails where there are float64 numbers on the device.
+    """
+
+    def __init__(self, double: bool) -> None:
+        super().__init__()
+        self._double = double
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        devices = {tensor.device.type for tensor in tensors if tensor.dim()}
+        copies = func.name() in ("aten::_to_copy", "aten::copy_")
+        assert len(devices) < 2 or copies, f"{func.name()} with tensors on {devices}"
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == DEVICE:
+                assert self._double or leaf.dtype is not torch.float64, func.name()
+        return result
+
+
+def kernel_of(
+    name: str, settings: dict[str, Any], shape: tuple[int, ...] = SHAPE
+) -> tuple[Kernel, int]:
+    """The kernel of a method with usual parameters, and how many inputs it has."""
+    method = registry.get(name)
+    count = 4 if method.maximum is None else method.maximum + (method.base is Base.REQUIRED)
+    base = 0 if method.base is Base.REQUIRED else None
+    merge = resolved(method, shape, count, base)
+    assert settings.keys() <= merge.settings.keys()
+    merge = type(merge)(
+        merge.tensor, shape, merge.models, base, {**merge.settings, **settings}, merge.seed
+    )
+    return method.kernel(merge), count
+
+
+def view(kernel: Kernel, count: int, device: str, limit: int) -> GrainView:
+    shape = SHAPE if kernel.access is not Access.ELEMENTWISE else (math.prod(SHAPE),)
+    source = torch.Generator().manual_seed(1)
+    base = torch.randn(shape, generator=source)
+    inputs = [(base + torch.randn(shape, generator=source)).to(device) for _ in range(count)]
+    bench = Bench(shape, limit)
+    return GrainView(inputs, 0, 0, lambda: bench.take().to(device), on_device=device != "cpu")
+
+
+@pytest.mark.parametrize(("name", "settings"), VARIANTS)
+def test_kernels_stay_on_their_device_and_ask_it_nothing(name: str, settings: Any) -> None:
+    kernel, count = kernel_of(name, settings)
+    statistics: list[Any] = []
+    for statistic in kernel.passes:
+        total = statistic.start()
+        statistic.update(total, view(kernel, count, "cpu", statistic.scratch), statistics)
+        with OneDevice(statistic.double):
+            into = statistic.start()
+            grain = view(kernel, count, DEVICE, statistic.scratch)
+            statistic.update(into, grain, statistics)
+        statistics.append(statistic.finish(total, statistics))
+    before: tuple[int, ...] = ()
+    if kernel.needs_tally(statistics):
+        own = kernel.tally(view(kernel, count, "cpu", kernel.scratch), statistics)
+        before = (0,) * len(own)
+        with OneDevice(kernel.double):
+            kernel.tally(view(kernel, count, DEVICE, kernel.scratch), statistics)
+    with OneDevice(kernel.double):
+        grain = view(kernel, count, DEVICE, kernel.scratch)
+        out = torch.empty_like(grain.inputs[0])
+        kernel.combine(grain, out, statistics, before)
+        assert out.device.type == DEVICE
+
+
+def test_the_methods_that_need_no_double_precision_say_so() -> None:
+    """So that devices without it can run them."""
+    for name in ("linear", "task_arithmetic", "ties", "breadcrumbs_ties", "nearswap", "ram", "sce"):
+        kernel, _ = kernel_of(name, {})
+        assert kernel.double == (name == "sce"), name
