@@ -44,6 +44,7 @@ def plan_document(planned: PlannedMerge) -> dict[str, Any]:
             "minimum_bytes": schedule.minimum_bytes,
         },
         "workers": schedule.workers,
+        "compiled": schedule.compiled,
         "devices": [
             {
                 "name": device.name,
