@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -112,6 +112,8 @@ class TreeEvaluator:
         self._tallies = tallies
         self._compiled = compiled
         self._values: dict[Load | Merge, Tensor] = {}
+        self._narrow: dict[Load, Tensor] = {}
+        """Loads as they are stored, whose widened values nobody has asked for yet."""
 
     def statistic(self, merge: Merge, number: int, into: Any, index: int) -> None:
         """Add grain ``index`` to the accumulator of one statistic of ``merge``."""
@@ -146,6 +148,7 @@ class TreeEvaluator:
 
     def _begin(self) -> int:
         self._values.clear()
+        self._narrow.clear()
         return self._bench.mark()
 
     def _shape(self, access: Access, count: int) -> tuple[int, ...]:
@@ -156,11 +159,12 @@ class TreeEvaluator:
     def _view(self, merge: Merge, index: int) -> GrainView:
         start, count = self._grains.bounds(index)
         shape = self._shape(merge.kernel.access, count)
-        inputs = [
-            self._value(node, index, start, count).view(shape) for node in merge.gather.inputs
-        ]
+        nodes = merge.gather.inputs
+        values = [self._value(node, index, start, count).view(shape) for node in nodes]
+        inputs = _Inputs(nodes, values, self._narrow)
+        stored: Callable[[int], Tensor | None] = lambda i: self._stored(nodes[i], start, count)  # noqa: E731
         take: Callable[[], Tensor] = lambda: self._bench.take(count).view(shape)  # noqa: E731
-        return GrainView(inputs, index, start, take, self._compiled, self._bench.on_device)
+        return GrainView(inputs, index, start, take, self._compiled, self._bench.on_device, stored)
 
     def _value(self, node: Load | Merge, index: int, start: int, count: int) -> Tensor:
         value = self._values.get(node)
@@ -171,9 +175,15 @@ class TreeEvaluator:
             else:
                 value = self._inputs[node].view(node.dtype, start, count)
                 if node.dtype != F32:
-                    value = self._bench.take(count).copy_(value)
+                    self._narrow[node] = value
+                    value = self._bench.take(count)
             self._values[node] = value
         return value
+
+    def _stored(self, node: Load | Merge, start: int, count: int) -> Tensor | None:
+        if isinstance(node, Merge):
+            return None
+        return self._inputs[node].view(node.dtype, start, count)
 
     def _combine(self, merge: Merge, index: int, out: Tensor) -> None:
         view = self._view(merge, index)
@@ -182,6 +192,33 @@ class TreeEvaluator:
         shape = self._shape(merge.kernel.access, out.numel())
         merge.kernel.combine(view, out.view(shape), self._statistics[merge], before)
         self._bench.release(mark)
+
+
+class _Inputs(Sequence[Tensor]):
+    """The inputs of one grain; those that are ``narrow`` are widened when they are asked for."""
+
+    def __init__(
+        self, nodes: Sequence[Load | Merge], values: list[Tensor], narrow: dict[Load, Tensor]
+    ) -> None:
+        self._nodes = nodes
+        self._values = values
+        self._narrow = narrow
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @overload
+    def __getitem__(self, place: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Tensor]: ...
+    def __getitem__(self, place: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        node = self._nodes[place]
+        stored = self._narrow.pop(node, None) if isinstance(node, Load) else None
+        if stored is not None:
+            self._values[place].view(-1).copy_(stored)
+        return self._values[place]
 
 
 def check_finite(

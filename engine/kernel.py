@@ -39,6 +39,9 @@ class GrainView:
     The inputs may lie on any device, and what a kernel allocates must lie there too. ``on_device``
     says that it is one that runs behind this thread: every number that is asked of it (``int``,
     ``float``, ``nonzero``) makes both wait, so results stay there as tensors.
+
+    An input is widened to float32 when it is first looked at. ``stored(i)`` is input ``i`` as it
+    is stored, flat and read-only, for who can do without; ``None`` where it was computed.
     """
 
     inputs: Sequence[Tensor]
@@ -47,6 +50,7 @@ class GrainView:
     take: Callable[[], Tensor]
     compiled: bool = False
     on_device: bool = False
+    stored: Callable[[int], Tensor | None] = lambda place: None
 
 
 class Statistic(Generic[A, R]):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 Operands = tuple["Tensor", "Tensor | None"]
-"""A vector as the difference of two tensors, or one tensor and ``None``."""
+"""A vector as the difference of two tensors (float32 or bfloat16), or one tensor and ``None``."""
 
 
 class Loops:
@@ -100,8 +100,18 @@ class Loops:
 
 def _flat(operands: Operands) -> tuple[Any, Any]:
     vector, minus = operands
-    flat = vector.view(-1).numpy()
-    return flat, flat[:0] if minus is None else minus.view(-1).numpy()
+    flat = _numbers(vector)
+    return flat, flat[:0] if minus is None else _numbers(minus)
+
+
+def _numbers(tensor: Tensor) -> Any:
+    """Elements of a float32 tensor, or the bits of a bfloat16 one as uint16."""
+    import numpy as np
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(-1).view(torch.int16).numpy().view(np.uint16)
+    return tensor.view(-1).numpy()
 
 
 def loops_for(grain: GrainView) -> Loops | None:

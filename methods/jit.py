@@ -45,22 +45,35 @@ def _floats(context: Any, address: Any) -> Any:
 
 
 @_compiled
+def _widen(vector: Array, start: int, count: int, block: Array) -> None:
+    """Copy elements to ``block``: float32 numbers, or the bits of bfloat16 ones (uint16)."""
+    if vector.itemsize == 2:
+        bits = block.view(np.int32)
+        for i in range(count):
+            bits[i] = np.int32(vector[start + i]) << 16
+    else:
+        for i in range(count):
+            block[i] = vector[start + i]
+
+
+@_compiled
 def count_high(vector: Array, minus: Array, low: int, counts: Array) -> int:
     """Add to ``counts`` (int64) each magnitude of a difference by its bits above the ``low`` ones.
 
-    The result is the number of elements that are not zero. An empty ``minus`` means zeros.
+    The result is the number of elements that are not zero. An empty ``minus`` means zeros. Both
+    operands are float32, or the bits of bfloat16 as uint16.
     """
     nonzero = 0
     inside = np.empty(_BLOCK, np.int32)
-    block = np.empty(_BLOCK, np.float32)
+    block, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     bits = block.view(np.int32)
     for start in range(0, vector.size, _BLOCK):
         count = min(_BLOCK, vector.size - start)
-        for i in range(count):
-            block[i] = vector[start + i]
+        _widen(vector, start, count, block)
         if minus.size:
+            _widen(minus, start, count, other)
             for i in range(count):
-                block[i] -= minus[start + i]
+                block[i] -= other[i]
         # Fine-tunes leave much as it was. Counting zeros one after the other would wait each
         # time for the same counter.
         hits = 0
@@ -89,15 +102,15 @@ def count_low(
     lowest = (1 << low) - 1
     finer = (1 << step) - 1
     inside = np.empty(_BLOCK, np.int32)
-    block = np.empty(_BLOCK, np.float32)
+    block, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     bits = block.view(np.int32)
     for start in range(0, vector.size, _BLOCK):
         count = min(_BLOCK, vector.size - start)
-        for i in range(count):
-            block[i] = vector[start + i]
+        _widen(vector, start, count, block)
         if minus.size:
+            _widen(minus, start, count, other)
             for i in range(count):
-                block[i] -= minus[start + i]
+                block[i] -= other[i]
         # Which elements those are is unforeseeable for a processor, so this has no branch.
         hits = zeros = 0
         for i in range(count):

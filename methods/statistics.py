@@ -96,7 +96,17 @@ class Differences(Source):
         torch.sub(grain.inputs[self.positions[number]], grain.inputs[self.base], out=out)
 
     def operands(self, number: int, grain: GrainView, scratch: Tensor) -> Operands:
-        return grain.inputs[self.positions[number]], grain.inputs[self.base]
+        return _operand(grain, self.positions[number]), _operand(grain, self.base)
+
+
+def _operand(grain: GrainView, position: int) -> Tensor:
+    """An input as it is stored, where compiled loops can read that, or else widened."""
+    import torch
+
+    stored = grain.stored(position)
+    if stored is not None and stored.dtype in (torch.bfloat16, torch.float32):
+        return stored
+    return grain.inputs[position]
 
 
 def vectors_of(positions: tuple[int, ...], base: int | None) -> Source:

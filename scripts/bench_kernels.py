@@ -12,7 +12,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,23 @@ def resolved(method: Method, shape: tuple[int, ...], count: int, base: int | Non
     return TensorMerge("layers.0.weight", shape, models, base, settings)
 
 
+class Widened(Sequence[Tensor]):
+    """Inputs that are widened when they are looked at first, as the engine does it."""
+
+    def __init__(self, pieces: list[Tensor], room: Tensor, shape: tuple[int, ...]) -> None:
+        self._pieces: list[Tensor | None] = [*pieces]
+        self._values = [room[i].view(shape) for i in range(len(pieces))]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, place: Any) -> Any:
+        piece, self._pieces[place] = self._pieces[place], None
+        if piece is not None:
+            self._values[place].view(-1).copy_(piece)
+        return self._values[place]
+
+
 def measure(
     kernel: Kernel,
     inputs: list[Tensor],
@@ -109,15 +126,11 @@ def measure(
         part = (count,)
         if kernel.access is Access.ROWWISE:
             part = (count // grains.row, grains.row)  # type: ignore[assignment]
-        free = iter(bench[:, :count])
-        parts = []
-        for tensor in inputs:
-            piece = tensor[start : start + count]
-            if dtype is not torch.float32:
-                piece = next(free).copy_(piece)
-            parts.append(piece.view(part))
+        pieces = [tensor[start : start + count] for tensor in inputs]
+        free = iter(bench[len(inputs) :, :count])
         take = lambda: next(free).view(part)  # noqa: E731
-        return GrainView(parts, index, start, take, compiled), part
+        wide = pieces if dtype is torch.float32 else Widened(pieces, bench[:, :count], part)
+        return GrainView(wide, index, start, take, compiled, stored=pieces.__getitem__), part
 
     def timed(work: Callable[[int], object]) -> float:
         start = time.perf_counter()
