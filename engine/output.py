@@ -107,13 +107,9 @@ class OutputDirectory:
             make_directories(files, path / DIRECTORY)
             self._lock = os.open(path / DIRECTORY, os.O_RDONLY)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with reported("lock", path):
+                self._take_lock()
             self._remove_discarded()
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise RunError(
-                f"another process is writing '{path}': wait for it, or choose another output"
-            ) from error
         except BaseException:
             os.close(self._lock)
             raise
@@ -151,6 +147,15 @@ class OutputDirectory:
                     self.files.rename(record, record.with_name(_DISCARDED + record.name))
             self.files.sync_directory(self.path / DIRECTORY)
         self._remove_discarded()
+
+    def _take_lock(self) -> None:
+        """Take a lock that the system gives back when this process ends, however it ends."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"another process is writing '{self.path}': wait for it, or choose another output"
+            ) from error
 
     def _remove_discarded(self) -> None:
         """Remove the files of records that were set aside, and then the records."""

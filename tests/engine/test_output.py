@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +73,12 @@ def test_journals_of_other_versions_are_refused(tmp_path: Path) -> None:
     content = journal_of(tmp_path / "journal")
     (tmp_path / "journal").write_bytes(b"0" * 16 + content[16:])
     with pytest.raises(OutputError, match="damaged in its first record"):
+        read_journal(tmp_path / "journal")
+    head, _, rest = content.partition(b"\n")
+    text = head[17:].replace(b'"version":1', b'"version":9')
+    checksum = xxhash.xxh3_64_hexdigest(text).encode()
+    (tmp_path / "journal").write_bytes(checksum + b" " + text + b"\n" + rest)
+    with pytest.raises(OutputError, match="has version 9, this program writes 1"):
         read_journal(tmp_path / "journal")
 
 
