@@ -14,7 +14,7 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -261,6 +261,7 @@ class ShardSink:
         fingerprint: str,
         identity: Mapping[str, str],
         mode: IOMode,
+        side_files: Sequence[SideFile] = (),
         check: Callable[[], None] = lambda: None,
         commit_seconds: float = COMMIT_SECONDS,
     ) -> None:
@@ -271,6 +272,7 @@ class ShardSink:
         self._mode = mode
         self._fingerprint = fingerprint
         self._identity = identity
+        self._side_files = side_files
         self._check = check
         self._commit_seconds = commit_seconds
         self._writers: dict[OutputFile, FileWriter] = {}
@@ -285,7 +287,9 @@ class ShardSink:
         self._journal = Journal(output.journal_path, self._files)
         try:
             if self._journal.is_empty:
-                self._journal.begin(fingerprint, identity, [file.name for file in graph.files])
+                names = [file.name for file in graph.files]
+                names += [file.name for file in side_files]
+                self._journal.begin(fingerprint, identity, names)
             self._prepare_files()
             self._thread = threading.Thread(target=self._commit_regularly, daemon=True)
             self._thread.start()
@@ -330,7 +334,7 @@ class ShardSink:
         for writer in self._writers.values():
             writer.close()
 
-    def finish(self, side_files: Iterable[SideFile], about: Mapping[str, Any]) -> Manifest:
+    def finish(self, about: Mapping[str, Any]) -> Manifest:
         """Write the side files and the manifest; the output is finished then. Call after `close`.
 
         Raises:
@@ -341,7 +345,7 @@ class ShardSink:
         for file in self._graph.files:
             self._finish_file(file)
         side = {}
-        for side_file in side_files:
+        for side_file in self._side_files:
             target = self._output.path / side_file.name
             write_file(target, side_file.pieces(), self._files)
             side[side_file.name] = side_file.digest
