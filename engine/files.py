@@ -18,6 +18,9 @@ from engine.errors import RunError
 DIRECT = getattr(os, "O_DIRECT", 0)
 """Flag of `Files.open` for requests that bypass the page cache; 0 where there is none."""
 
+_NO_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES)
+"""What file systems answer that know no sync of directories, or forbid to look into one."""
+
 
 class Files:
     """Calls of the operating system. All raise `OSError`; positions and sizes are in bytes."""
@@ -64,12 +67,16 @@ class Files:
         os.unlink(path)
 
     def sync_directory(self, path: Path) -> None:
-        """Return when the names in a directory are durable."""
-        fd = os.open(path, os.O_RDONLY)
+        """Return when the names in a directory are durable, where the file system can tell."""
         try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno not in _NO_SYNC:
+                raise
 
 
 FILES = Files()

@@ -151,6 +151,7 @@ def run(
                 job.fingerprint,
                 job.identity,
                 options.io,
+                job.side_files,
                 check,
                 options.commit_seconds,
             )
@@ -167,7 +168,7 @@ def run(
         warnings += executor.warnings
         outcome = _outcome(plan, executor.progress, began, counters, len(done), tuple(warnings))
         record = {**job.about, "measured": measured(outcome), "predicted": predicted(plan)}
-        sink.finish(job.side_files, record)
+        sink.finish(record)
         return outcome
 
 

@@ -40,8 +40,8 @@ class Finished:
 class JournalContent:
     """What a journal says.
 
-    ``files`` are the shards of its run; ``damaged`` counts unreadable records other than a torn
-    last one.
+    ``files`` are the names of all files of its run; ``damaged`` counts unreadable records other
+    than a torn last one.
     """
 
     fingerprint: str
@@ -113,7 +113,7 @@ class Journal:
         return self._end == 0
 
     def begin(self, fingerprint: str, identity: Mapping[str, str], files: Sequence[str]) -> None:
-        """Write the first record of a new journal; ``files`` are the shards to come."""
+        """Write the first record of a new journal; ``files`` are the names of all to come."""
         head = {
             "version": VERSION,
             "fingerprint": fingerprint,

@@ -83,16 +83,16 @@ def read_manifest(output: Path, name: str = NAME) -> Manifest | None:
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise OutputError(f"'{path}' is larger than any manifest")
+                raise OutputError(f"'{path}' is larger than any manifest: merge with --restart")
             document = bounded_json.parse(file.read(), MAX_VALUES)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise OutputError(f"cannot read '{path}': {error.strerror}") from error
     except ValueError as error:
-        raise OutputError(f"'{path}' is damaged: {error}") from error
+        raise OutputError(f"'{path}' is damaged ({error}): merge with --restart") from error
     if not isinstance(document, dict):
-        raise OutputError(f"'{path}' is damaged: it is not a JSON object")
+        raise OutputError(f"'{path}' is damaged (no JSON object): merge with --restart")
     if document.pop("version", None) != VERSION or document.pop("digests", None) != ALGORITHM:
         raise OutputError(f"'{path}' was written by another version of this program")
     # Late: most runs begin in a new directory, and pydantic takes a tenth of a second to import.
@@ -101,10 +101,10 @@ def read_manifest(output: Path, name: str = NAME) -> Manifest | None:
     try:
         manifest = _validator().validate_python(document)
     except (ValidationError, RecursionError) as error:
-        raise OutputError(f"'{path}' is damaged: {_first(error)}") from error
+        raise OutputError(f"'{path}' is damaged ({_first(error)}): merge with --restart") from error
     fault = _fault(manifest)
     if fault is not None:
-        raise OutputError(f"'{path}' is damaged: {fault}")
+        raise OutputError(f"'{path}' is damaged ({fault}): merge with --restart")
     return manifest
 
 

@@ -14,7 +14,7 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,13 +107,9 @@ class OutputDirectory:
             make_directories(files, path / DIRECTORY)
             self._lock = os.open(path / DIRECTORY, os.O_RDONLY)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with reported("lock", path):
+                self._take_lock()
             self._remove_discarded()
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise RunError(
-                f"another process is writing '{path}': wait for it, or choose another output"
-            ) from error
         except BaseException:
             os.close(self._lock)
             raise
@@ -151,6 +147,15 @@ class OutputDirectory:
                     self.files.rename(record, record.with_name(_DISCARDED + record.name))
             self.files.sync_directory(self.path / DIRECTORY)
         self._remove_discarded()
+
+    def _take_lock(self) -> None:
+        """Take a lock that the system gives back when this process ends, however it ends."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"another process is writing '{self.path}': wait for it, or choose another output"
+            ) from error
 
     def _remove_discarded(self) -> None:
         """Remove the files of records that were set aside, and then the records."""
@@ -256,6 +261,7 @@ class ShardSink:
         fingerprint: str,
         identity: Mapping[str, str],
         mode: IOMode,
+        side_files: Sequence[SideFile] = (),
         check: Callable[[], None] = lambda: None,
         commit_seconds: float = COMMIT_SECONDS,
     ) -> None:
@@ -266,6 +272,7 @@ class ShardSink:
         self._mode = mode
         self._fingerprint = fingerprint
         self._identity = identity
+        self._side_files = side_files
         self._check = check
         self._commit_seconds = commit_seconds
         self._writers: dict[OutputFile, FileWriter] = {}
@@ -280,7 +287,9 @@ class ShardSink:
         self._journal = Journal(output.journal_path, self._files)
         try:
             if self._journal.is_empty:
-                self._journal.begin(fingerprint, identity, [file.name for file in graph.files])
+                names = [file.name for file in graph.files]
+                names += [file.name for file in side_files]
+                self._journal.begin(fingerprint, identity, names)
             self._prepare_files()
             self._thread = threading.Thread(target=self._commit_regularly, daemon=True)
             self._thread.start()
@@ -325,7 +334,7 @@ class ShardSink:
         for writer in self._writers.values():
             writer.close()
 
-    def finish(self, side_files: Iterable[SideFile], about: Mapping[str, Any]) -> Manifest:
+    def finish(self, about: Mapping[str, Any]) -> Manifest:
         """Write the side files and the manifest; the output is finished then. Call after `close`.
 
         Raises:
@@ -336,7 +345,7 @@ class ShardSink:
         for file in self._graph.files:
             self._finish_file(file)
         side = {}
-        for side_file in side_files:
+        for side_file in self._side_files:
             target = self._output.path / side_file.name
             write_file(target, side_file.pieces(), self._files)
             side[side_file.name] = side_file.digest

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ from engine.journal import Finished, Journal, read_journal
 from engine.kernel import Copy
 from engine.ledger import PAGE, Block, Ledger, block_bytes
 from engine.manifest import DIRECTORY, manifest_path, read_manifest
-from engine.output import OutputDirectory
+from engine.output import OutputDirectory, SideFile
 from engine.storage import FileReader, FileSource, FileWriter, IOMode, lead, span_bytes, write_file
 from tests.engine.support import Workshop, file_source, job
 
@@ -73,6 +74,12 @@ def test_journals_of_other_versions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "journal").write_bytes(b"0" * 16 + content[16:])
     with pytest.raises(OutputError, match="damaged in its first record"):
         read_journal(tmp_path / "journal")
+    head, _, rest = content.partition(b"\n")
+    text = head[17:].replace(b'"version":1', b'"version":9')
+    checksum = xxhash.xxh3_64_hexdigest(text).encode()
+    (tmp_path / "journal").write_bytes(checksum + b" " + text + b"\n" + rest)
+    with pytest.raises(OutputError, match="has version 9, this program writes 1"):
+        read_journal(tmp_path / "journal")
 
 
 LOCKED = "import sys; from pathlib import Path; from engine.output import OutputDirectory\n"
@@ -123,6 +130,28 @@ def test_a_discarded_output_does_not_look_finished_however_it_is_interrupted(
     with OutputDirectory(out):
         assert [path.name for path in out.iterdir()] == [DIRECTORY]
         assert not list((out / DIRECTORY).iterdir())
+
+
+def test_side_files_of_an_interrupted_run_are_discarded_too(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    workshop = Workshop(tmp_path / "in")
+    (load,) = workshop.loads(F32, [(100,)])
+    graph = workshop.graph({"t": (workshop.builder.merge([load], Copy(), "c"), F32)})
+    side_files = [SideFile.made("template", b"one"), SideFile.made("tokenizer", b"two")]
+    before = jobs.Job(graph, "before", {}, side_files)
+
+    class Stopping(Files):
+        def rename(self, source: Path, target: Path) -> None:
+            if target.name == "tokenizer":
+                raise OSError(28, "No space left on device")
+            super().rename(source, target)
+
+    out = tmp_path / "out"
+    with pytest.raises(RunError, match="tokenizer': No space left on device"):
+        jobs.run(before, out, jobs.Options(files=Stopping()))
+    assert (out / "template").exists()
+    jobs.run(job(graph), out, jobs.Options(restart=True))
+    assert {path.name for path in out.iterdir()} == {DIRECTORY, "out.bin"}
 
 
 def test_a_damaged_header_is_written_again(tmp_path: Path) -> None:
