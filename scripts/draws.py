@@ -116,7 +116,7 @@ def _counted(
         yield from _moments(draw, density, base, tunes)
     elif rescale:
         # Roundings of the base plus a task vector make the sum of magnitudes a little uncertain.
-        yield draw("Σ|kept| / Σ|τ|, rescaled", 1.0, lambda out: _size(out, base, tunes[0]), 1e-5)
+        yield draw("L1 norm when rescaled", 1.0, lambda out: _size(out, base, tunes[0]), 1e-5)
     elif method.startswith("della"):
         yield from _by_rank(draw, density, base, tunes[0])
     else:
