@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from engine.arithmetic import Bench, Span, TreeEvaluator, check_finite
-from engine.device import Device, Mark, is_out_of_memory
+from engine.device import Device, Mark, is_incapable, is_out_of_memory
 from engine.dtypes import DType
 from engine.errors import RunError, is_memory_short
 from engine.graph import Load, Merge, Write
@@ -373,7 +373,7 @@ def _smaller(chunk: int, error: Exception) -> int:
     Raises:
         Exception: ``error``, where fewer grains would not help.
     """
-    if isinstance(error, NotImplementedError):
+    if is_incapable(error):
         return 0
     if is_out_of_memory(error):
         return chunk // 2
