@@ -17,6 +17,7 @@ is taken once and noted in the tile.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -129,8 +130,10 @@ class Offload:
                 "continues, with --device cpu without it"
             ) from error
         finally:
-            # Nobody may release a block that a copy still reaches into.
-            self._device.settle()
+            # Nobody may release a block that a copy still reaches into. A broken device says so
+            # again, and copies nothing any more.
+            with contextlib.suppress(RuntimeError):
+                self._device.settle()
 
     def _run(self) -> None:
         while True:
