@@ -222,3 +222,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and ("out of memory" in text or "alloc_failed" in text)
+
+
+def is_incapable(error: BaseException) -> bool:
+    """Whether ``error`` says that a device, or a kernel on it, cannot do what was asked."""
+    if isinstance(error, NotImplementedError):
+        return True
+    text = str(error)
+    no_double = isinstance(error, TypeError) and "float64" in text
+    # A kernel that was written without devices in mind mixes their tensors with the CPU's.
+    return no_double or (isinstance(error, RuntimeError) and "on the same device" in text)

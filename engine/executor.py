@@ -384,6 +384,7 @@ class Executor:
             if self._stopping or not lane.ready:
                 return None
             task = heapq.heappop(lane.ready)
+            self.progress.current = task.merge.placement.work.writes[0].name
             state = task.merge.passes[task.tile.number]
             index = task.tile.first // task.merge.placement.flow.tile
             state.next_taken = max(state.next_taken, index + 1)
@@ -405,7 +406,6 @@ class Executor:
 
     def _work(self, task: TileRun, bench: Bench | None) -> None:
         work = task.merge.placement.work
-        self.progress.current = work.writes[0].name
         if not work.profile.computes:
             _copy(task)
         else:

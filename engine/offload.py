@@ -17,6 +17,7 @@ is taken once and noted in the tile.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from engine.arithmetic import Bench, Span, TreeEvaluator, check_finite
-from engine.device import Device, Mark, is_out_of_memory
+from engine.device import Device, Mark, is_incapable, is_out_of_memory
 from engine.dtypes import DType
 from engine.errors import RunError, is_memory_short
 from engine.graph import Load, Merge, Write
@@ -129,8 +130,10 @@ class Offload:
                 "continues, with --device cpu without it"
             ) from error
         finally:
-            # Nobody may release a block that a copy still reaches into.
-            self._device.settle()
+            # Nobody may release a block that a copy still reaches into. A broken device says so
+            # again, and copies nothing any more.
+            with contextlib.suppress(RuntimeError):
+                self._device.settle()
 
     def _run(self) -> None:
         while True:
@@ -373,7 +376,7 @@ def _smaller(chunk: int, error: Exception) -> int:
     Raises:
         Exception: ``error``, where fewer grains would not help.
     """
-    if isinstance(error, NotImplementedError):
+    if is_incapable(error):
         return 0
     if is_out_of_memory(error):
         return chunk // 2

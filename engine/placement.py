@@ -19,11 +19,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from engine.devices import Accelerator
 from engine.footprint import MIB, Profile
 from engine.graph import Merge, tree
+from engine.kernel import Kernel
 from engine.ledger import PAGE, block_bytes
 
 if TYPE_CHECKING:
@@ -151,7 +153,7 @@ def _seat(
 ) -> Seat:
     if not work.profile.computes:
         return Seat(None, Why.COPIED)
-    double = any(merge.kernel.double for merge in tree(work.root))
+    double = any(_demand(merge.kernel)[1] for merge in tree(work.root))
     able = [number for number, device in enumerate(devices) if device.double or not double]
     if not able:
         return Seat(None, Why.NEEDS_DOUBLE)
@@ -170,8 +172,13 @@ def _seat(
 
 def _nanoseconds(merge: Merge) -> float:
     """Time on one core for one element of the output."""
-    inputs, passes = len(merge.gather.inputs), len(merge.kernel.passes) + 1
-    return inputs * (merge.kernel.cost + _CONVERSION * passes)
+    return len(merge.gather.inputs) * _demand(merge.kernel)[0]
+
+
+@lru_cache(maxsize=1024)
+def _demand(kernel: Kernel) -> tuple[float, bool]:
+    """Time on one core for one element of one input, and whether float64 is needed."""
+    return kernel.cost + _CONVERSION * (len(kernel.passes) + 1), kernel.double
 
 
 # --- memory on a device ---------------------------------------------------------------------

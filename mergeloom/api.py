@@ -150,7 +150,12 @@ def merge(
         raise TypeError(f"{', '.join(options)} belong to the plan")
     directory = Path(output)
     check_apart(planned, directory)
-    about = {"program": program(), "threads": planned.schedule.workers}
+    made = planned.schedule
+    about = {
+        "program": program(),
+        "threads": made.workers,
+        "devices": [made.devices[number].title for number in made.used_devices],
+    }
     outcome = jobs.run(
         planned.plan.job(about),
         directory,

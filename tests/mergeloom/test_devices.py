@@ -1,0 +1,78 @@
+"""Plans on a machine with devices, which there need not be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import mergeloom
+from engine import machine
+from engine.devices import Accelerator
+from engine.errors import DeviceError, LoomError
+from engine.footprint import MIB
+from mergeloom.render import console, render_plan
+from tests.planners.support import llama
+
+TIES = {
+    "merge_method": "ties",
+    "base_model": "base",
+    "models": [{"model": name, "parameters": {"weight": 1, "density": 0.5}} for name in "ab"],
+    "dtype": "bfloat16",
+}
+GPU = Accelerator("cuda:0", "A Fast Card", 1000 * MIB, 2e10, 50.0)
+Planned = Callable[..., mergeloom.PlannedMerge]
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
+    for seed, name in enumerate(("base", "a", "b")):
+        llama(tmp_path / name, seed=seed)
+    other = replace(GPU, name="cuda:1", title="Another")
+    monkeypatch.setattr(machine, "devices", lambda: (GPU, other))
+    return lambda **options: mergeloom.plan(TIES, search=[tmp_path], **options)
+
+
+def shown(planned: mergeloom.PlannedMerge) -> str:
+    lines = console()
+    with lines.capture() as capture:
+        lines.print(render_plan(planned))
+    return capture.get()
+
+
+def test_small_merges_stay_on_the_cpu(plan: Planned) -> None:
+    planned = plan()
+    count = len(planned.plan.graph.writes)
+    assert f"computes     {count} merges on cpu: the CPU keeps up with storage" in shown(planned)
+    (placed,) = planned.document()["placement"]
+    reason = "the CPU keeps up with storage"
+    assert placed == {"device": "cpu", "reason": reason, "merges": count}
+
+
+def test_what_is_asked_for_is_shared_by_devices(plan: Planned) -> None:
+    planned = plan(device="cuda", vram="500MiB")
+    text = shown(planned)
+    assert "on cuda:0 (A Fast Card, 500 MiB at most): asked for by --device" in text
+    assert "on cuda:1 (Another, 500 MiB at most): asked for by --device" in text
+    document = planned.document()
+    assert [device["name"] for device in document["devices"]] == ["cuda:0", "cuda:1"]
+    assert {device["memory_bytes"] for device in document["devices"]} == {500 * MIB}
+    assert sum(p["merges"] for p in document["placement"]) == len(planned.plan.graph.writes)
+
+
+def test_devices_do_not_enter_the_fingerprint_and_cost_memory(plan: Planned) -> None:
+    there, here = plan(device="cuda:1", ram="8GiB"), plan(device="cpu", ram="8GiB")
+    assert there.plan.fingerprint == here.plan.fingerprint
+    assert here.document()["devices"] == []
+    assert "computes" not in shown(here)
+    more = there.schedule.overhead_bytes - here.schedule.overhead_bytes
+    assert more >= GPU.host_bytes
+
+
+def test_wrong_devices_and_sizes_are_refused(plan: Planned) -> None:
+    with pytest.raises(DeviceError, match=r"--device 'cuda:5' is not there.*cuda:0, cuda:1"):
+        plan(device="cuda:5")
+    with pytest.raises(LoomError, match="'much' is no size"):
+        plan(device="cuda", vram="much")
