@@ -47,13 +47,14 @@ def _floats(context: Any, address: Any) -> Any:
 @_compiled
 def _widen(vector: Array, start: int, count: int, block: Array) -> None:
     """Copy elements to ``block``: float32 numbers, or the bits of bfloat16 ones (uint16)."""
+    part = vector[start : start + count]  # indices from 0 on, so that loops become vector code
     if vector.itemsize == 2:
-        bits = block.view(np.int32)
+        bits = block.view(np.uint32)
         for i in range(count):
-            bits[i] = np.int32(vector[start + i]) << 16
+            bits[i] = np.uint32(part[i]) << np.uint32(16)
     else:
         for i in range(count):
-            block[i] = vector[start + i]
+            block[i] = part[i]
 
 
 @_compiled
@@ -64,7 +65,6 @@ def count_high(vector: Array, minus: Array, low: int, counts: Array) -> int:
     operands are float32, or the bits of bfloat16 as uint16.
     """
     nonzero = 0
-    inside = np.empty(_BLOCK, np.int32)
     block, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     bits = block.view(np.int32)
     for start in range(0, vector.size, _BLOCK):
@@ -74,17 +74,10 @@ def count_high(vector: Array, minus: Array, low: int, counts: Array) -> int:
             _widen(minus, start, count, other)
             for i in range(count):
                 block[i] -= other[i]
-        # Fine-tunes leave much as it was. Counting zeros one after the other would wait each
-        # time for the same counter.
-        hits = 0
         for i in range(count):
             magnitude = bits[i] & 0x7FFFFFFF
-            inside[hits] = magnitude >> low
-            hits += magnitude != 0
-        for i in range(hits):
-            counts[inside[i]] += 1
-        counts[0] += count - hits
-        nonzero += hits
+            counts[magnitude >> low] += 1
+            nonzero += magnitude != 0
     return nonzero
 
 
