@@ -98,15 +98,12 @@ def default_budget() -> int:
     return memory_limit() * 4 // 5
 
 
-def this_machine(
-    threads: int | None = None, devices: tuple[Accelerator, ...] = (), forced: bool = False
-) -> Machine:
-    """What a schedule made in this process has to reckon with; see `Machine`."""
+def this_machine(threads: int | None = None) -> Machine:
+    """What a schedule made in this process has to reckon with, devices apart."""
     occupied = -(-resident_bytes() // _ROUND) * _ROUND
     runtime = runtime_bytes() if runtime_is_ahead() else 0
     compiler = _COMPILER_BYTES if util.find_spec(_COMPILER) is not None else 0
-    threads = threads or available_threads()
-    return Machine(threads, occupied, runtime, compiler, devices, forced)
+    return Machine(threads or available_threads(), occupied, runtime, compiler)
 
 
 def devices() -> tuple[Accelerator, ...]:

@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def plan(
     with _no_collection():
         made = make_plan(configuration, resolver, options)
         budget = machine.default_budget() if ram is None else _bytes(ram)
-        here = machine.this_machine(threads, devices, forced=device != AUTO)
+        here = replace(machine.this_machine(threads), devices=devices, forced=device != AUTO)
         made_schedule = schedule(made.graph, budget, here)
     return PlannedMerge(made, made_schedule, budget, here)
 
