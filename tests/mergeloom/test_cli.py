@@ -280,6 +280,11 @@ def test_model_dirs_and_search_folders_serve_hub_ids(config: Path, tmp_path: Pat
     assert found.returncode == 0
 
 
+def _heed_interrupts() -> None:
+    """Tests may run in the background of a shell, which lets its children ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_stops_within_a_second_and_can_be_resumed(
     tmp_path: Path, number: signal.Signals
@@ -290,7 +295,9 @@ def test_an_interrupt_stops_within_a_second_and_can_be_resumed(
     config.write_text("merge_method: slerp\nbase_model: a\nmodels: [a, b]\nparameters: {t: 0.5}\n")
     out = tmp_path / "out"
     arguments = [sys.executable, "-m", "mergeloom", "merge", config, out, "--threads", "1"]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=_heed_interrupts
+    )
     journal = out / ".mergeloom" / "journal"
     while process.poll() is None and not (out / "model.safetensors.partial").exists():
         time.sleep(0.01)

@@ -62,13 +62,14 @@ def test_power_may_fail_again_while_it_continues(
 ) -> None:
     root = new_folder()
     disk = Disk()
-    for call in recording.calls[: data.draw(st.integers(0, len(recording.calls)))]:
+    for call in recording.calls[: round(data.draw(st.floats(0, 1)) * len(recording.calls))]:
         disk.apply(call)
     write_out(disk.contents("torn", random.Random(seed)), root)
     second = record(recording.job, root, recording.expected, restart)
     for _ in range(3):
-        length = data.draw(st.integers(0, len(second.calls)))
-        second.replay(length, "torn", seed, new_folder())
+        # How many calls there are hangs on time too, so a share of them is drawn.
+        share = data.draw(st.floats(0, 1))
+        second.replay(round(share * len(second.calls)), "torn", seed, new_folder())
 
 
 class SyncsNoFile(RecordingFiles):
