@@ -280,9 +280,11 @@ def test_model_dirs_and_search_folders_serve_hub_ids(config: Path, tmp_path: Pat
     assert found.returncode == 0
 
 
-def _heed_interrupts() -> None:
-    """Tests may run in the background of a shell, which lets its children ignore interrupts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+HEEDING = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from mergeloom.cli import main; main()"
+)
+"""The program, where tests run in the background of a shell that has interrupts ignored."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -294,10 +296,8 @@ def test_an_interrupt_stops_within_a_second_and_can_be_resumed(
     config = tmp_path / "merge.yml"
     config.write_text("merge_method: slerp\nbase_model: a\nmodels: [a, b]\nparameters: {t: 0.5}\n")
     out = tmp_path / "out"
-    arguments = [sys.executable, "-m", "mergeloom", "merge", config, out, "--threads", "1"]
-    process = subprocess.Popen(
-        arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=_heed_interrupts
-    )
+    arguments = [sys.executable, "-c", HEEDING, "merge", config, out, "--threads", "1"]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     journal = out / ".mergeloom" / "journal"
     while process.poll() is None and not (out / "model.safetensors.partial").exists():
         time.sleep(0.01)
