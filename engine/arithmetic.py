@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, overload
 
 import torch
@@ -162,7 +163,7 @@ class TreeEvaluator:
         nodes = merge.gather.inputs
         values = [self._value(node, index, start, count).view(shape) for node in nodes]
         inputs = _Inputs(nodes, values, self._narrow)
-        stored: Callable[[int], Tensor | None] = lambda i: self._stored(nodes[i], start, count)  # noqa: E731
+        stored = partial(self._stored, nodes, start, count)
         take: Callable[[], Tensor] = lambda: self._bench.take(count).view(shape)  # noqa: E731
         return GrainView(inputs, index, start, take, self._compiled, self._bench.on_device, stored)
 
@@ -180,7 +181,10 @@ class TreeEvaluator:
             self._values[node] = value
         return value
 
-    def _stored(self, node: Load | Merge, start: int, count: int) -> Tensor | None:
+    def _stored(
+        self, nodes: Sequence[Load | Merge], start: int, count: int, place: int
+    ) -> Tensor | None:
+        node = nodes[place]
         if isinstance(node, Merge):
             return None
         return self._inputs[node].view(node.dtype, start, count)

@@ -58,6 +58,18 @@ def _widen(vector: Array, start: int, count: int, block: Array) -> None:
 
 
 @_compiled
+def _subtract(
+    vector: Array, minus: Array, start: int, count: int, block: Array, other: Array
+) -> None:
+    """Write a difference to ``block``, with ``other`` as work; an empty ``minus`` means zeros."""
+    _widen(vector, start, count, block)
+    if minus.size:
+        _widen(minus, start, count, other)
+        for i in range(count):
+            block[i] -= other[i]
+
+
+@_compiled
 def count_high(vector: Array, minus: Array, low: int, counts: Array) -> int:
     """Add to ``counts`` (int64) each magnitude of a difference by its bits above the ``low`` ones.
 
@@ -69,11 +81,7 @@ def count_high(vector: Array, minus: Array, low: int, counts: Array) -> int:
     bits = block.view(np.int32)
     for start in range(0, vector.size, _BLOCK):
         count = min(_BLOCK, vector.size - start)
-        _widen(vector, start, count, block)
-        if minus.size:
-            _widen(minus, start, count, other)
-            for i in range(count):
-                block[i] -= other[i]
+        _subtract(vector, minus, start, count, block, other)
         for i in range(count):
             magnitude = bits[i] & 0x7FFFFFFF
             counts[magnitude >> low] += 1
@@ -99,11 +107,7 @@ def count_low(
     bits = block.view(np.int32)
     for start in range(0, vector.size, _BLOCK):
         count = min(_BLOCK, vector.size - start)
-        _widen(vector, start, count, block)
-        if minus.size:
-            _widen(minus, start, count, other)
-            for i in range(count):
-                block[i] -= other[i]
+        _subtract(vector, minus, start, count, block, other)
         # Which elements those are is unforeseeable for a processor, so this has no branch.
         hits = zeros = 0
         for i in range(count):
