@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from planners.checkpoint import read_json
+from planners.checkpoint import check_inside, read_json
 from planners.config import Document
 from planners.model import Model, StoredModel
 from planners.places import Value, nearest
-from planners.vocabulary import vocabulary
+from planners.vocabulary import read_content, vocabulary
 
 _KEYS = ("source", "tokens", "pad_to_multiple_of")
 
@@ -90,7 +90,9 @@ def _templates(models: Sequence[Model]) -> set[str | None]:
 
 def _template(directory: Path) -> str | None:
     plain, settings = directory / "chat_template.jinja", directory / "tokenizer_config.json"
+    for path in (plain, settings):
+        check_inside(directory, path.name)
     if plain.is_file():
-        return plain.read_text("utf-8", "replace")
+        return read_content(plain).decode("utf-8", "replace")
     found = read_json(settings).get("chat_template") if settings.is_file() else None
     return None if found is None else str(found)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError
-from planners.checkpoint import read_json
+from planners.checkpoint import check_inside, read_json
 
 MAX_BYTES = 64 << 20
 """Of a file of tokens."""
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+)
+_DECIMAL = re.compile("[0-9]{1,9}")
 
 
 def vocabulary(directory: Path) -> dict[str, int] | None:
@@ -19,6 +30,8 @@ def vocabulary(directory: Path) -> dict[str, int] | None:
     Raises:
         CheckpointError: a file is there and cannot be understood.
     """
+    for name in _FILES:
+        check_inside(directory, name)
     found = _base(directory)
     if found is None:
         return None
@@ -29,8 +42,9 @@ def vocabulary(directory: Path) -> dict[str, int] | None:
     if settings.is_file():
         later = read_json(settings).get("added_tokens_decoder")
         for number, token in (later if isinstance(later, dict) else {}).items():
-            if isinstance(token, Mapping) and number.isdecimal():
-                found[str(token.get("content"))] = int(number)
+            if not isinstance(token, Mapping) or not _DECIMAL.fullmatch(number):
+                raise _unclear(settings)
+            found[_text(token.get("content"), settings)] = int(number)
     return found
 
 
@@ -42,7 +56,7 @@ def _base(directory: Path) -> dict[str, int] | None:
         return {token: _number(number, plain) for token, number in read_json(plain).items()}
     lines = directory / "vocab.txt"
     if lines.is_file():
-        words = _content(lines).decode("utf-8", "replace").splitlines()
+        words = read_content(lines).decode("utf-8", "replace").splitlines()
         return {word: number for number, word in enumerate(words)}
     pieces = directory / "tokenizer.model"
     if pieces.is_file():
@@ -57,16 +71,19 @@ def _of_library(document: Mapping[str, Any], path: Path) -> Iterator[tuple[str, 
     if isinstance(found, Mapping):
         yield from ((token, _number(number, path)) for token, number in found.items())
     elif isinstance(found, list):  # with scores
-        yield from ((str(item[0]), number) for number, item in enumerate(found) if item)
+        for number, item in enumerate(found):
+            piece = item[0] if isinstance(item, list) and item else None
+            yield _text(piece, path), number
     added = document.get("added_tokens")
     for item in added if isinstance(added, list) else ():
-        if isinstance(item, Mapping):
-            yield str(item.get("content")), _number(item.get("id"), path)
+        if not isinstance(item, Mapping):
+            raise _unclear(path)
+        yield _text(item.get("content"), path), _number(item.get("id"), path)
 
 
 def _pieces(path: Path) -> Iterator[str]:
     """Pieces of a sentencepiece model: field 1 of its message, in which field 1 is the text."""
-    for number, piece in _fields(_content(path), path):
+    for number, piece in _fields(read_content(path), path):
         if number == 1:
             texts = (text for inner, text in _fields(piece, path) if inner == 1)
             yield next(texts, b"").decode("utf-8", "replace")
@@ -103,7 +120,12 @@ def _varint(message: bytes, place: int, path: Path) -> tuple[int, int]:
     raise _unclear(path)
 
 
-def _content(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """The bytes of a tokenizer's file.
+
+    Raises:
+        CheckpointError: it cannot be read, or is too large.
+    """
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -115,7 +137,13 @@ def _content(path: Path) -> bytes:
 
 
 def _number(value: object, path: Path) -> int:
-    if type(value) is not int:
+    if type(value) is not int or value < 0:
+        raise _unclear(path)
+    return value
+
+
+def _text(value: object, path: Path) -> str:
+    if not isinstance(value, str):
         raise _unclear(path)
     return value
 

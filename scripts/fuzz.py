@@ -286,6 +286,43 @@ def _manifest(folder: Path) -> Callable[[bytes], object]:
     return attempt
 
 
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+
+def _tokenizer(folder: Path) -> Callable[[bytes], object]:
+    """One file of a tokenizer, the first byte says which, where settings have it looked at."""
+    from planners.config import parse_config
+    from planners.hub import Resolver
+    from planners.plan import PlanOptions, make_plan
+
+    model = _model(folder / "a")
+    for name in TOKENIZERS:
+        (model / name).unlink(missing_ok=True)
+    settings = "tokenizer_source: union\nchat_template: auto\n"
+    merge = parse_config(f"merge_method: passthrough\nmodels: [{{model: a}}]\n{settings}")
+    resolver = Resolver(search=[folder])
+
+    def attempt(case: bytes) -> None:
+        path = model / TOKENIZERS[(case[0] if case else 0) % len(TOKENIZERS)]
+        plain = model / "vocab.txt"
+        plain.write_text("a\n")
+        path.write_bytes(case[1:])
+        try:
+            make_plan(merge, resolver, PlanOptions())
+        finally:
+            path.unlink()
+
+    return attempt
+
+
 def _words(folder: Path) -> Callable[[bytes], object]:
     """Arguments of the command line: sizes, references of models."""
     from mergeloom.sizes import parse_size
@@ -309,6 +346,7 @@ TARGETS: dict[str, Target] = {
     "configuration": Target(_configuration, share=0.6),
     "journal": Target(_journal, _journal_checksums, 1.0),
     "manifest": Target(_manifest, share=1.0),
+    "tokenizer": Target(_tokenizer, share=0.3),
     "words": Target(_words, share=1.0),
 }
 
