@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.kernel import Copy, GrainSum, GrainSums, GrainView, Kernel, Statistic
-from methods.compiled import loops_for
+from methods.compiled import Kept, loops_for
 from methods.elect import elected_sum
 from methods.linear_combination import LinearCombination
 from methods.method import Base, Method, Parameter, TensorMerge
@@ -20,6 +20,7 @@ from methods.statistics import (
     Ranks,
     Source,
     magnitude_sum,
+    operand,
 )
 
 if TYPE_CHECKING:
@@ -166,8 +167,13 @@ class SelectCalculateErase(Kernel):
         vectors = [grain.take() for _ in weights]
         for number, vector in enumerate(vectors):
             self.selection.write(number, grain, mask, vector)
-        votes = [1.0] * len(weights)
-        elected_sum(vectors, votes, weights, weights, out, work, loops_for(grain))
+        votes, loops = [1.0] * len(weights), loops_for(grain)
+        if loops is not None:
+            base = operand(grain, self.base)
+            described = [((vector, None), Kept()) for vector in vectors]
+            loops.combine(described, weights, votes, weights, base, 1.0, out)
+            return
+        elected_sum(vectors, votes, weights, weights, out, work)
         out.add_(grain.inputs[self.base])
 
 

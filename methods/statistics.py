@@ -95,11 +95,11 @@ class Differences(Source):
 
         torch.sub(grain.inputs[self.positions[number]], grain.inputs[self.base], out=out)
 
-    def operands(self, number: int, grain: GrainView, scratch: Tensor) -> Operands:
-        return _operand(grain, self.positions[number]), _operand(grain, self.base)
+    def operands(self, number: int, grain: GrainView, scratch: Tensor | None = None) -> Operands:
+        return operand(grain, self.positions[number]), operand(grain, self.base)
 
 
-def _operand(grain: GrainView, position: int) -> Tensor:
+def operand(grain: GrainView, position: int) -> Tensor:
     """An input as it is stored, where compiled loops can read that, or else widened."""
     import torch
 

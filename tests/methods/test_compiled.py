@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.kernel import GrainView
 from methods import compiled, random, sparsify
-from methods.elect import CANCELLED, elected_sum
+from methods.elect import elected_sum
 from methods.statistics import CoarseHistogram, FineHistogram, Inputs
 from tests.methods.support import kernel_of, run
 
@@ -62,9 +62,14 @@ def test_elected_sum(count: int, elements: int, seed: int, ties: bool, normalize
     votes, coefficients, shares = (weight.tolist() for weight in weights)
     out, expected = torch.empty(2, elements)
     divided = shares if normalize else None
-    loops().elected_sum(given_vectors, votes, coefficients, divided, CANCELLED, out)
+    base = torch.randn(elements)
+    described: list[tuple[compiled.Operands, compiled.Kept]] = [
+        ((vector.clone(), None), compiled.Kept()) for vector in given_vectors
+    ]
+    loops().combine(described, coefficients, votes, divided, base, 0.7, out)
     work = tuple(torch.empty(3, elements))
     elected_sum(given_vectors, votes, coefficients, divided, expected, work)
+    torch.add(base, expected, alpha=0.7, out=expected)
     assert same(out, expected)
 
 
@@ -145,7 +150,7 @@ def test_selection_by_rank(elements: int, seed: int, ties: bool, data: st.DataOb
         ("sce", {}, {"select_topk": 1.0}),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_whole_kernels(method: str, models: dict, settings_: dict, dtype: torch.dtype) -> None:
     shape = (40, 333)
     source = torch.Generator().manual_seed(1)
