@@ -314,6 +314,8 @@ def drop_by_rank(bits: Array, numbers: Array, steps: Array, width: int, buckets:
     wanted = np.zeros(buckets + 1, np.int32)
     bucket = np.empty(row, np.int32)
     drops = np.empty(row, np.bool_)
+    certain = np.empty(buckets + 1, np.int32)
+    possible = np.empty(buckets + 1, np.int32)
     between = np.empty(row + 1, np.int32)
     keys = np.empty(row, np.int64)
     for r in range(rows):
@@ -324,9 +326,10 @@ def drop_by_rank(bits: Array, numbers: Array, steps: Array, width: int, buckets:
         base = (largest >> width) - buckets
         for b in range(buckets + 1):
             above[b] = 0
-        for i in range(row):
+        for i in range(row):  # a loop of its own, so that it becomes vector code
             magnitude = own[i] & 0x7FFFFFFF
             bucket[i] = max((magnitude >> width) - base, 1) if magnitude else 0
+        for i in range(row):
             above[bucket[i]] += 1
         running = 0
         for b in range(buckets, -1, -1):
@@ -334,15 +337,17 @@ def drop_by_rank(bits: Array, numbers: Array, steps: Array, width: int, buckets:
             above[b] = running
             places[b] = running
             running += inside
+            if inside:
+                certain[b] = steps[above[b]]
+                possible[b] = steps[running - 1]
+        possible[0] = certain[0]  # zeros are decided: they stay what they are
         undecided = 0
         for i in range(row):
             # Without branches: which way they go is what is drawn at random.
             b = bucket[i]
-            first, last = above[b], above[max(b - 1, 0)] - 1
-            possible = (b > 0) & (drawn[i] >= steps[last])
-            drops[i] = possible & (drawn[i] >= steps[first])
+            drops[i] = drawn[i] >= certain[b]
             between[undecided] = i
-            undecided += possible & ~drops[i]
+            undecided += (drawn[i] >= possible[b]) & ~drops[i]
         if undecided:
             for u in range(undecided):
                 wanted[bucket[between[u]]] += 1
