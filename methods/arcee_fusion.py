@@ -71,7 +71,7 @@ class TakeOutliers(Kernel):
     total: int
     access = Access.ROWWISE
     scratch = 1
-    cost = 25.0
+    cost = 14.0
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
