@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engine.kernel import GrainView
 from methods.elect import CANCELLED, elected_sum
 from methods.random import HASH
+from methods.sums import RUN, sum_of_runs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,6 +80,16 @@ class Loops:
         ``out`` may be the vector itself.
         """
         self._jit.sparse(self._vectors([(operands, kept)]), _hash(), out.view(-1).numpy())
+
+    def magnitude_sums(self, operands: Operands, kept: Kept) -> tuple[Tensor, Tensor]:
+        """`methods.sums.magnitude_sum` of a vector, and of what is kept of it."""
+        import torch
+
+        size = operands[0].numel()
+        whole, rest = torch.empty(2, -(-size // RUN))
+        vectors = self._vectors([(operands, kept)])
+        self._jit.run_sums(vectors, _hash(), size, whole.numpy(), rest.numpy())
+        return sum_of_runs(whole), sum_of_runs(rest)
 
     def combine(
         self,

@@ -14,6 +14,8 @@ from numba.extending import intrinsic
 
 _BLOCK = 2048
 """Elements of a block: what is in work fits the first-level cache."""
+_RUN = 512
+"""Elements that are summed up in float32; see `methods.sums`."""
 _SCANNED = 24
 """Elements of a bucket whose ranks are counted one by one; for more the bucket is sorted."""
 
@@ -233,6 +235,43 @@ def sparse(vectors: Array, constants: Array, out: Array) -> None:
 
 
 @_compiled
+def _sum_runs(block: Array, work: Array, sums: Array) -> None:
+    """Write the sums of runs of magnitudes, by adding halves; what lacks of the last run is 0."""
+    for run in range(sums.size):
+        part = block[run * _RUN : (run + 1) * _RUN]
+        for i in range(part.size):
+            work[i] = abs(part[i])
+        for i in range(part.size, _RUN):
+            work[i] = np.float32(0.0)
+        half = _RUN // 2
+        while half:
+            upper = work[half : 2 * half]
+            for i in range(half):
+                work[i] += upper[i]
+            half //= 2
+        sums[run] = work[0]
+
+
+@_compiled
+def run_sums(vectors: Array, constants: Array, size: int, whole: Array, kept: Array) -> None:
+    """Sums of the magnitudes of the one vector in ``vectors``, run by run, and of what is kept."""
+    other, numbers = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
+    block, work = np.empty(_BLOCK, np.float32), np.empty(_RUN, np.float32)
+    vector = vectors[0]
+    trims = vector.above or vector.upto or vector.draws
+    for start in range(0, size, _BLOCK):
+        part = block[: min(_BLOCK, size - start)]
+        runs = slice(start // _RUN, -(-(start + part.size) // _RUN))
+        _difference(vector, start, part, other[: part.size])
+        _sum_runs(part, work, whole[runs])
+        if trims:
+            _trim(vector, start, part, numbers[: part.size], constants)
+            _sum_runs(part, work, kept[runs])
+        else:
+            kept[runs] = whole[runs]
+
+
+@_compiled
 def combine(
     vectors: Array,
     constants: Array,
@@ -297,6 +336,22 @@ def combine(
 
 
 @_compiled
+def _sort_into_buckets(row: Array, width: int, bucket: Array, inside: Array) -> None:
+    """Write the bucket of each element of a row, and how many lie inside of each."""
+    buckets = inside.size - 1
+    largest = 0
+    for i in range(row.size):
+        largest = max(largest, row[i] & 0x7FFFFFFF)
+    base = (largest >> width) - buckets
+    for i in range(row.size):  # a loop of its own, so that it becomes vector code
+        magnitude = row[i] & 0x7FFFFFFF
+        bucket[i] = max((magnitude >> width) - base, 1) if magnitude else 0
+    inside[:] = 0
+    for i in range(row.size):
+        inside[bucket[i]] += 1
+
+
+@_compiled
 def drop_by_rank(bits: Array, numbers: Array, steps: Array, width: int, buckets: int) -> None:
     """Set to zero, in place, each element whose number is not below the step of its rank.
 
@@ -320,17 +375,7 @@ def drop_by_rank(bits: Array, numbers: Array, steps: Array, width: int, buckets:
     keys = np.empty(row, np.int64)
     for r in range(rows):
         own, drawn = bits[r], numbers[r]
-        largest = 0
-        for i in range(row):
-            largest = max(largest, own[i] & 0x7FFFFFFF)
-        base = (largest >> width) - buckets
-        for b in range(buckets + 1):
-            above[b] = 0
-        for i in range(row):  # a loop of its own, so that it becomes vector code
-            magnitude = own[i] & 0x7FFFFFFF
-            bucket[i] = max((magnitude >> width) - base, 1) if magnitude else 0
-        for i in range(row):
-            above[bucket[i]] += 1
+        _sort_into_buckets(own, width, bucket, above)
         running = 0
         for b in range(buckets, -1, -1):
             inside = above[b]

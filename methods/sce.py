@@ -19,9 +19,9 @@ from methods.statistics import (
     FineHistogram,
     Ranks,
     Source,
-    magnitude_sum,
     operand,
 )
+from methods.sums import magnitude_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,11 +115,12 @@ class SelectedSquares(GrainSum["tuple[float, ...]"]):
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         import torch
 
-        mask = self.selection.mask(grain, earlier, (grain.take(), grain.take(), grain.take()))
+        work = (grain.take(), grain.take(), grain.take())
+        mask = self.selection.mask(grain, earlier, work)
         vector, sums = grain.take(), []
         for number in range(self.selection.taus.count):
             self.selection.write(number, grain, mask, vector)
-            sums.append(magnitude_sum(vector.square_()))
+            sums.append(magnitude_sum(vector.square_(), work[2]))
         into.add(grain.index, torch.stack(sums))
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[float, ...]:
@@ -145,6 +146,7 @@ class SelectCalculateErase(Kernel):
     base: int
     selection: Selection
     compiles = True
+    version = 2
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:

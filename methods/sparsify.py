@@ -24,8 +24,8 @@ from methods.statistics import (
     Source,
     TieCounts,
     below,
-    magnitude_sum,
 )
+from methods.sums import magnitude_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -456,17 +456,24 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
         nothing = torch.zeros((), dtype=torch.float64, device=vector.device)
         sums = []
         for number in range(self.source.count):
-            whole = kept = nothing
-            if self.dropping.drops(number):
-                if loops is not None:
-                    loops.sparse(self.source.operands(number, grain, vector), Kept(), vector)
-                else:
-                    self.source.write(number, grain, vector)
-                vector.abs_()
-                whole = magnitude_sum(vector)
+            if not self.dropping.drops(number):
+                sums += [nothing, nothing]
+                continue
+            if loops is None:
+                self.source.write(number, grain, vector)
+                sums.append(magnitude_sum(vector.abs_(), work[0]))
                 self.dropping.drop(number, vector, work, grain)
-                kept = magnitude_sum(vector)
-            sums += [whole, kept]
+                sums.append(magnitude_sum(vector, work[0]))
+                continue
+            operands = self.source.operands(number, grain, vector)
+            if self.dropping.access is Access.ELEMENTWISE:
+                kept = self.dropping.kept(number, lambda: vector, work, grain, earlier, ())
+                sums += loops.magnitude_sums(operands, kept)
+                continue
+            loops.sparse(operands, Kept(), vector)
+            sums.append(loops.magnitude_sums((vector, None), Kept())[0])
+            self.dropping.drop(number, vector, work, grain)
+            sums.append(loops.magnitude_sums((vector, None), Kept())[0])
         into.add(grain.index, torch.stack(sums))
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[float, float], ...]:

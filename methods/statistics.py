@@ -181,23 +181,6 @@ class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
         return tuple(tuple(dot(i, j) for j in range(count)) for i in range(count))
 
 
-_SUMMED = 1 << 9
-"""Elements that are summed up in float32; sums of more are in float64."""
-
-
-def magnitude_sum(magnitudes: Tensor) -> Tensor:
-    """The sum of numbers that are not negative, to float32 rounding: 0-d, float64.
-
-    They may have any shape, contiguous.
-    """
-    import torch
-
-    flat = magnitudes.view(-1)
-    edge = flat.numel() - flat.numel() % _SUMMED
-    inside = flat[:edge].view(-1, _SUMMED).sum(1).sum(dtype=torch.float64)
-    return inside.add_(flat[edge:].sum(dtype=torch.float64))
-
-
 # --- order statistics -----------------------------------------------------------------------
 
 _MAGNITUDE = 0x7FFFFFFF

@@ -40,6 +40,7 @@ class TaskVectors(Kernel):
     elect: bool
     normalize: bool
     scale: float
+    version = 2
 
     @property
     def source(self) -> Differences:

@@ -11,6 +11,7 @@ from engine.kernel import GrainView
 from methods import compiled, random, sparsify
 from methods.elect import elected_sum
 from methods.statistics import CoarseHistogram, FineHistogram, Inputs
+from methods.sums import magnitude_sum
 from tests.methods.support import kernel_of, run
 
 pytest.importorskip("numba", reason="compiled loops need the extra 'fast'")
@@ -71,6 +72,24 @@ def test_elected_sum(count: int, elements: int, seed: int, ties: bool, normalize
     elected_sum(given_vectors, votes, coefficients, divided, expected, work)
     torch.add(base, expected, alpha=0.7, out=expected)
     assert same(out, expected)
+
+
+@given(st.integers(1, 9000), st.integers(0, 99), st.booleans())
+@settings(max_examples=40)
+def test_magnitude_sums(elements: int, seed: int, halves: bool) -> None:
+    vector, minus = vectors(2, elements, seed, False)
+    if halves:
+        vector = vector.bfloat16()
+    kept = compiled.Kept(draw=(*random.words(seed, 0), random.threshold(0.4)))
+    whole, rest = loops().magnitude_sums((vector, minus), kept)
+    difference = vector.float() - minus
+    numbers, work = torch.empty(2, elements, dtype=torch.int32)
+    random.draw(seed, 0, numbers, work)
+    chosen = difference * (numbers < random.threshold(0.4))
+    for found, expected in ((whole, difference), (rest, chosen)):
+        plain = magnitude_sum(expected.abs(), torch.empty(elements))
+        assert float(found) == float(plain)
+        assert float(found) == pytest.approx(float(expected.double().abs().sum()), rel=1e-6)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**34), st.integers(1, 5000))
