@@ -9,6 +9,7 @@ told.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from types import TracebackType
 from typing import Any
@@ -31,6 +32,13 @@ class Mark:
 
     def wait(self) -> None:
         """Return when everything before it has happened."""
+
+    def seconds_since(self, earlier: Mark) -> float:
+        """Time from ``earlier``, a mark of the same queue; NaN if the device does not tell.
+
+        Both must have been reached.
+        """
+        return math.nan
 
 
 class Queue:
@@ -99,11 +107,16 @@ class Device:
 
 class CudaMark(Mark):
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.event = _cuda.Event(blocking=True)  # waiting leaves the core to others
+        # Waiting leaves the core to others.
+        self.event = _cuda.Event(enable_timing=True, blocking=True)
         self.event.record(stream)
 
     def wait(self) -> None:
         self.event.synchronize()
+
+    def seconds_since(self, earlier: Mark) -> float:
+        assert isinstance(earlier, CudaMark)
+        return float(earlier.event.elapsed_time(self.event)) / 1e3
 
 
 class CudaQueue(Queue):

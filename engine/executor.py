@@ -16,6 +16,7 @@ import ctypes
 import heapq
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from engine.devices import Accelerator
 from engine.graph import Load, Merge, OutputFile, Source, Write
 from engine.ledger import Block, Closed, Ledger
+from engine.placement import Estimate
+from engine.rates import Busy, Stopwatch
 from engine.running import HeldLoad, MergeRun, TileRun, elements
 from engine.schedule import Placement, Schedule, Tile
 from engine.storage import lead, span_bytes
@@ -91,7 +94,8 @@ class Executor:
 
     ``readers`` maps each source to its reader; ``opener`` opens a device. `run` returns when
     everything is handed to the sink, or raises the first failure of any thread after all of them
-    have stopped. ``warnings`` then says what went otherwise than planned.
+    have stopped. ``warnings`` then says what went otherwise than planned, ``stopwatch`` how fast
+    processors were; for ``storage.seconds`` requests were under way.
     """
 
     def __init__(
@@ -103,6 +107,11 @@ class Executor:
     ) -> None:
         self.progress = Progress()
         self.warnings: list[str] = []
+        self.stopwatch = Stopwatch()
+        self.storage = Busy()
+        self._first_tile: tuple[float, float] | None = None
+        """When it was taken, and for how long storage was busy before."""
+        self._ended_at = 0.0
         self._opener = opener
         self._schedule = schedule
         self._readers = readers
@@ -159,6 +168,15 @@ class Executor:
             raise self._failure
         if poll is not None:
             poll(self.progress)
+
+    @property
+    def storage_share(self) -> float:
+        """The share of the time since the first tile was taken in which storage was busy.
+
+        Before, libraries are imported, and reading stops when it is far enough ahead.
+        """
+        began, busy = self._first_tile or (0.0, 0.0)
+        return (self.storage.seconds - busy) / max(self._ended_at - began, 1e-9)
 
     # --- the run as a whole ---------------------------------------------------------------
 
@@ -307,7 +325,8 @@ class Executor:
         first, count = elements(task.tile, task.merge.placement)
         nbytes = count * load.dtype.size
         start = load.offset + first * load.dtype.size
-        self._readers[id(load.source)].read(start, start + nbytes, block, at)
+        with self.storage:
+            self._readers[id(load.source)].read(start, start + nbytes, block, at)
         freed: list[TileRun] = []
         with self._lock:
             self.progress.read_bytes += nbytes
@@ -370,6 +389,9 @@ class Executor:
             offload.run()
         finally:
             self.warnings += offload.warnings()
+            with self._lock:
+                uploaded = offload.uploaded_bytes, offload.uploading_seconds
+                self.stopwatch.over_bus(accelerator, *uploaded)
 
     def check(self) -> None:
         """Raise `Closed` if the run was stopped."""
@@ -385,6 +407,8 @@ class Executor:
             if self._stopping or not lane.ready:
                 return None
             task = heapq.heappop(lane.ready)
+            if self._first_tile is None:
+                self._first_tile = time.perf_counter(), self.storage.seconds
             self.progress.current = task.merge.placement.work.writes[0].name
             state = task.merge.passes[task.tile.number]
             index = task.merge.placement.flow.index(task.tile.first)
@@ -407,20 +431,25 @@ class Executor:
 
     def _work(self, task: TileRun, bench: Bench | None) -> None:
         work = task.merge.placement.work
+        # The thread's own time: it may wait for other tiles, and other programs take turns.
+        began = time.thread_time()
         if not work.profile.computes:
             _copy(task)
         else:
             assert bench is not None
             self._evaluate(task, bench)
-        self.computed(task)
+        self.computed(task, time.thread_time() - began)
 
-    def computed(self, task: TileRun) -> None:
-        """A tile's outputs are in their blocks, or its pass has what it gathered."""
+    def computed(self, task: TileRun, seconds: float) -> None:
+        """A tile's outputs are in their blocks, or its pass has what it gathered.
+
+        That took its processor so many ``seconds``, or NaN.
+        """
         for block in task.transient:
             self._ledger.release(block)
         for write, block, at in task.outputs:
             self._to_write.put(lambda w=write, b=block, a=at: self._write(task, w, b, a))  # type: ignore[misc]
-        self._tile_done(task)
+        self._tile_done(task, seconds)
 
     def _evaluate(self, task: TileRun, bench: Bench) -> None:
         from engine.arithmetic import Span, TreeEvaluator, check_finite
@@ -479,10 +508,11 @@ class Executor:
             else:
                 current.merge.kernel.passes[current.statistic].merge(state.total, accumulator)
 
-    def _tile_done(self, task: TileRun) -> None:
+    def _tile_done(self, task: TileRun, seconds: float) -> None:
         run, number = task.merge, task.tile.number
         state = run.passes[number]
         with self._lock:
+            run.seconds += seconds
             state.done += 1
             if state.done < state.tiles:
                 return
@@ -493,7 +523,19 @@ class Executor:
                 for freed in waiting:
                     self._offer(freed)
                 return
+            self._time(run)
         self._release_held(run)
+
+    def _time(self, run: MergeRun) -> None:
+        """Note how long a merge took, unless it went from one processor to another."""
+        if run.device != run.placement.seat.device:
+            return
+        estimate = Estimate.of(run.placement.work, self._schedule.compiled)
+        if run.device is None:
+            self.stopwatch.on_cpu(estimate.cpu_core, run.seconds, estimate.compiled)
+        else:
+            device = self._schedule.devices[run.device]
+            self.stopwatch.on_device(device, estimate.core, run.seconds)
 
     def _release_held(self, run: MergeRun) -> None:
         for held in run.held.values():
@@ -510,7 +552,8 @@ class Executor:
         first, count = elements(task.tile, run.placement)
         start = write.offset + first * write.dtype.size
         nbytes = count * write.dtype.size
-        self._sink.writer(write.file).write(start, start + nbytes, block, at)
+        with self.storage:
+            self._sink.writer(write.file).write(start, start + nbytes, block, at)
         self._ledger.release(block)
         with self._lock:
             self.progress.write_bytes += nbytes
@@ -526,6 +569,7 @@ class Executor:
     def _merge_done(self, run: MergeRun) -> None:
         with self._lock:
             self._running.discard(run)
+            self._ended_at = time.perf_counter()
             self.progress.merges_done += 1
             self._unfinished -= 1
             self._ended.notify_all()

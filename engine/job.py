@@ -16,6 +16,7 @@ from engine.executor import Executor, Progress, source_readers
 from engine.files import FILES, Files
 from engine.graph import Graph
 from engine.output import COMMIT_SECONDS, OutputDirectory, ShardSink, SideFile
+from engine.rates import Sample, storage_samples
 from engine.schedule import Machine, Schedule, schedule
 from engine.storage import FileReader, FileSource, IOMode
 
@@ -166,6 +167,7 @@ def run(
         if measures_runtime and not plan.used_devices:
             machine.remember_runtime_bytes(machine.resident_bytes() - baseline)
         warnings += executor.warnings
+        machine.remember_rates(_rates(executor, sink, counters))
         outcome = _outcome(plan, executor.progress, began, counters, len(done), tuple(warnings))
         record = {**job.about, "measured": measured(outcome), "predicted": predicted(plan)}
         sink.finish(record)
@@ -191,6 +193,19 @@ def predicted(plan: Schedule) -> dict[str, Any]:
         "read_bytes": plan.read_bytes,
         "write_bytes": plan.write_bytes,
     }
+
+
+def _rates(
+    executor: Executor, sink: ShardSink, counters: tuple[int, int] | None
+) -> dict[str, Sample]:
+    """What a run that is over has measured; ``counters`` are the kernel's from its beginning."""
+    found = executor.stopwatch.samples()
+    if sink.is_direct:  # else writing returns when the page cache has it
+        progress, now = executor.progress, machine.device_bytes()
+        stored = sum(now) - sum(counters) if now and counters else None
+        moved = progress.read_bytes + progress.write_bytes
+        found |= storage_samples(moved, stored, executor.storage.seconds, executor.storage_share)
+    return found
 
 
 def _open(source: object, options: Options, opened: contextlib.ExitStack) -> FileReader:

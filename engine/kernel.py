@@ -184,6 +184,11 @@ class Kernel:
         return 1.0
 
     @property
+    def compiled_cost(self) -> float:
+        """The same with the loops of a just-in-time compiler, where it has any."""
+        return self.cost
+
+    @property
     def compiles(self) -> bool:
         """Whether a just-in-time compiler makes it faster; it changes no bit of the result."""
         return False

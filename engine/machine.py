@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import sys
+from collections.abc import Mapping
 from importlib import metadata, util
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import psutil
 
 from engine.devices import Accelerator, found_devices
 from engine.footprint import MIB
+from engine.rates import Rates, Sample
+from engine.remembered import keep, recall
 from engine.schedule import Machine
 
 _ROUND = 16 * MIB
@@ -29,6 +31,9 @@ _ACCELERATED_RUNTIME_BYTES = 1024 * MIB
 _COMPILER, _COMPILER_BYTES = "numba", 192 * MIB
 """The just-in-time compiler that kernels may use, and the memory that it adds: a first run, which
 compiles everything, was measured to take 177 MiB; later ones, which load it, 126."""
+
+_RUNTIME, _RATES = "runtime_bytes", "rates"
+"""Sections of what is remembered."""
 
 
 def available_threads() -> int:
@@ -103,7 +108,8 @@ def this_machine(threads: int | None = None) -> Machine:
     occupied = -(-resident_bytes() // _ROUND) * _ROUND
     runtime = runtime_bytes() if runtime_is_ahead() else 0
     compiler = _COMPILER_BYTES if util.find_spec(_COMPILER) is not None else 0
-    return Machine(threads or available_threads(), occupied, runtime, compiler)
+    workers = threads or available_threads()
+    return Machine(workers, occupied, runtime, compiler, rates=remembered_rates())
 
 
 def devices() -> tuple[Accelerator, ...]:
@@ -129,33 +135,28 @@ def runtime_bytes() -> int:
 def remember_runtime_bytes(measured: int) -> None:
     """Record what torch took in a run, for the plans to come.
 
-    Plans are upper bounds, so the most that was ever measured counts. It is a hint: that it
-    cannot be recorded is no matter.
+    Plans are upper bounds, so the most that was ever measured counts.
     """
     rounded = max(-(-measured // _ROUND) * _ROUND, _RUNTIME_BYTES)
-    if rounded <= (_remembered_runtime() or 0):
-        return
-    path = _profile_path()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({"runtime_bytes": {_torch_version(): rounded}}))
-        os.replace(temporary, path)
-    except OSError:
-        pass
+    if rounded > (_remembered_runtime() or 0):
+        keep(_RUNTIME, {_torch_version(): rounded})
+
+
+def remembered_rates() -> Rates:
+    """How fast this machine was in earlier runs."""
+    return Rates.of_record(recall(_RATES))
+
+
+def remember_rates(samples: Mapping[str, Sample]) -> None:
+    """Record what a run has measured, for the plans to come."""
+    if samples:
+        keep(_RATES, dict(remembered_rates().learnt(samples).measured))
 
 
 def _remembered_runtime() -> int | None:
-    try:
-        found = json.loads(_profile_path().read_bytes())["runtime_bytes"][_torch_version()]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, int) and 0 < found < 64 << 30 else None
-
-
-def _profile_path() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "mergeloom" / "profile.json"
+    found = recall(_RUNTIME)
+    nbytes = found.get(_torch_version()) if isinstance(found, dict) else None
+    return nbytes if isinstance(nbytes, int) and 0 < nbytes < 64 << 30 else None
 
 
 def _torch_version() -> str:

@@ -51,7 +51,7 @@ class Host(Protocol):
 
     def accumulate(self, task: TileRun, accumulator: Any) -> None: ...
 
-    def computed(self, task: TileRun) -> None: ...
+    def computed(self, task: TileRun, seconds: float) -> None: ...
 
     def give_up(self, task: TileRun) -> None: ...
 
@@ -78,6 +78,15 @@ class _Slot:
     free: Mark | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """When ``nbytes`` of one chunk began and ended to arrive, and when its arithmetic did."""
+
+    nbytes: int
+    arriving: tuple[Mark, Mark]
+    computing: tuple[Mark, Mark]
+
+
 @dataclass(slots=True)
 class _Flight:
     """A tile for which all orders are given, and what is to be looked at when it has arrived."""
@@ -87,10 +96,14 @@ class _Flight:
     arrived: Mark | None = None
     squares: list[Tensor] = field(default_factory=list)
     accumulator: Any = None
+    timed: list[_Timed] = field(default_factory=list)
 
 
 class Offload:
-    """The worker of one device, which is number ``number`` of the schedule."""
+    """The worker of one device, which is number ``number`` of the schedule.
+
+    Of finished tiles, ``uploaded_bytes`` took ``uploading_seconds`` (NaN: it does not tell).
+    """
 
     def __init__(self, device: Device, number: int, host: Host) -> None:
         self._device = device
@@ -108,6 +121,8 @@ class Offload:
         self._again: deque[TileRun] = deque()
         self._halved = 0
         self._given_up: dict[Merge, None] = {}
+        self.uploaded_bytes = 0
+        self.uploading_seconds = 0.0
 
     def run(self) -> None:
         """Compute tiles to the end of the run.
@@ -206,7 +221,12 @@ class Offload:
             self._finish(task, squares)
         if flight.accumulator is not None:
             self._host.accumulate(task, flight.accumulator)
-        self._host.computed(task)
+        computing = 0.0
+        for chunk in flight.timed:
+            self.uploaded_bytes += chunk.nbytes
+            self.uploading_seconds += _seconds(chunk.arriving)
+            computing += _seconds(chunk.computing)
+        self._host.computed(task, computing)
 
     def _finish(self, task: TileRun, squares: Sequence[float]) -> None:
         """Check and digest what has arrived in the output blocks."""
@@ -223,15 +243,14 @@ class Offload:
     def _launch(self, task: TileRun, chunk: int) -> _Flight:
         """Give all orders for a tile, ``chunk`` grains at a time."""
         run, tile = task.merge, task.tile
+        flight = _Flight(task, chunk)
         for merge in run.passes[tile.number].tallied:
             if merge not in task.tallies:
-                self._host.exchange(task, merge, self._tallies(task, merge, chunk))
-        flight = _Flight(task, chunk)
+                self._host.exchange(task, merge, self._tallies(flight, merge))
         current = run.placement.work.passes[tile.number]
         if current.statistic is None:
             flight.arrived = self._walk(
-                task,
-                chunk,
+                flight,
                 lambda evaluator, index, outputs: flight.squares.append(
                     evaluator.output(index, outputs)
                 ),
@@ -240,17 +259,16 @@ class Offload:
             number, into = current.statistic, _statistic(task).start()
             flight.accumulator = into
             flight.arrived = self._walk(
-                task,
-                chunk,
+                flight,
                 lambda evaluator, index, _: evaluator.statistic(current.merge, number, into, index),
             )
         return flight
 
-    def _tallies(self, task: TileRun, merge: Merge, chunk: int) -> list[tuple[int, ...]]:
+    def _tallies(self, flight: _Flight, merge: Merge) -> list[tuple[int, ...]]:
         """The tallies of a tile's grains: their sums are needed before anything is written."""
         found: list[tuple[int | Tensor, ...]] = []
         self._walk(
-            task, chunk, lambda evaluator, index, _: found.append(evaluator.tally(merge, index))
+            flight, lambda evaluator, index, _: found.append(evaluator.tally(merge, index))
         ).wait()
         with self._fetch:
             numbers = [number for own in found for number in own if isinstance(number, Tensor)]
@@ -261,28 +279,31 @@ class Offload:
 
     def _walk(
         self,
-        task: TileRun,
-        chunk: int,
+        flight: _Flight,
         each: Callable[[TreeEvaluator, int, Sequence[tuple[Write, DeviceSpan]]], None],
     ) -> Mark:
         """Send a tile through the device and call ``each`` for its grains.
 
         At the mark that is returned everything has happened.
         """
+        task = flight.task
         run, work = task.merge, task.merge.placement.work
         bench, last = self._bench, Mark()
         assert bench is not None
-        for indices in _chunks(_grains(task), chunk):
+        for indices in _chunks(_grains(task), flight.chunk):
             self._host.check()
             slot = self._slots[self._turn]
             self._turn = (self._turn + 1) % SLOTS
-            inputs, outputs, there = self._arrange(task, indices, slot.memory)
+            inputs, outputs, written = self._arrange(task, indices, slot.memory)
             if slot.free is not None:
                 self._upload.after(slot.free)
+            leaving = self._upload.mark()
             for span, host in inputs.values():
                 self._upload.copy(_bytes(span, host.numel()), host)
-            self._compute.after(self._upload.mark())
+            there = self._upload.mark()
+            self._compute.after(there)
             with self._compute:
+                begun = self._compute.mark()
                 evaluator = TreeEvaluator(
                     work.root,
                     work.grains,
@@ -292,8 +313,10 @@ class Offload:
                     task.tallies,
                 )
                 for index in indices:
-                    each(evaluator, index, there)
+                    each(evaluator, index, written)
             computed = self._compute.mark()
+            nbytes = sum(host.numel() for _, host in inputs.values())
+            flight.timed.append(_Timed(nbytes, (leaving, there), (begun, computed)))
             self._download.after(computed)
             for span, host in outputs:
                 self._download.copy(host, _bytes(span, host.numel()))
@@ -387,6 +410,10 @@ def _statistic(task: TileRun) -> Any:
     current = task.merge.placement.work.passes[task.tile.number]
     assert current.statistic is not None
     return current.merge.kernel.passes[current.statistic]
+
+
+def _seconds(marks: tuple[Mark, Mark]) -> float:
+    return marks[1].seconds_since(marks[0])
 
 
 def _grains(task: TileRun) -> range:

@@ -282,6 +282,8 @@ class ShardSink:
         self._pending: list[tuple[Write, Finished]] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self.is_direct = True
+        """Whether all writers that were opened go around the page cache."""
         self._closing = False
         self._failure: BaseException | None = None
         self._journal = Journal(output.journal_path, self._files)
@@ -307,6 +309,7 @@ class ShardSink:
                 path = partial_path(self._output.path / file.name)
                 writer = FileWriter(path, file.size, self._mode, self._files)
                 self._writers[file] = writer
+                self.is_direct = self.is_direct and writer.is_direct
                 writer.write_bytes(0, file.header)
             return writer
 

@@ -10,8 +10,9 @@ is used.
     CPU          ██████▏██████▏             cost of its kernels / cores
     device          ███▏███▏███▏            the larger of bytes moved / bus and arithmetic / speed
 
-Rates are rough, and nothing but time hangs on them. What must hold is that every merge fits where
-it goes: a device works on a few grains at a time, and if it has no room for one, the CPU does it.
+Rates are those of `engine.rates`, and nothing but time hangs on them. What must hold is that every
+merge fits where it goes: a device works on a few grains at a time, and if it has no room for one,
+the CPU does it.
 """
 
 from __future__ import annotations
@@ -24,18 +25,16 @@ from typing import TYPE_CHECKING
 
 from engine.devices import Accelerator
 from engine.footprint import MIB, Profile
-from engine.graph import Merge, tree
+from engine.graph import tree
 from engine.kernel import Kernel
 from engine.ledger import PAGE, block_bytes
+from engine.rates import Rates
 
 if TYPE_CHECKING:
     from engine.schedule import Work
 
 SLOTS = 3
 """Parts of a device's memory that tiles pass through: one arrives, one is computed, one leaves."""
-
-STORAGE_RATE = 3e9
-"""Bytes a second that storage is assumed to give and take."""
 
 _CONVERSION = 0.4
 """Nanoseconds on one core for widening one element of an input, in one pass."""
@@ -70,22 +69,41 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds that a merge is thought to take: of storage, of one core, of a bus at one byte a
-    second each way."""
+    """What a merge asks of storage, processors and a bus, whatever their rates.
 
-    storage: float
+    ``stored_bytes`` are read and written once. ``core`` is the cost of its kernels in seconds on
+    one core, and ``cpu_core`` the same with compiled loops where the CPU has them, of which
+    ``compiled`` tells. ``bus_bytes`` go over a bus in the direction that has more of them.
+    """
+
+    stored_bytes: int
     core: float
+    cpu_core: float
+    compiled: bool
     bus_bytes: int
 
     @staticmethod
-    def of(work: Work) -> Estimate:
+    def of(work: Work, compiled: bool) -> Estimate:
+        """The estimate of ``work``; ``compiled`` says whether kernels may use a compiler."""
         profile = work.profile
         moved_up = sum(profile.leaf_bytes(i) for leaves in profile.passes for i in leaves)
         moved_down = sum(write.nbytes for write in work.writes)
         stored = sum(profile.leaf_bytes(i) for i in profile.all_leaves) + moved_down
-        nanoseconds = sum(_nanoseconds(merge) for merge in tree(work.root))
-        core = nanoseconds * profile.grains.total / 1e9 if profile.computes else 0.0
-        return Estimate(stored / STORAGE_RATE, core, max(moved_up, moved_down))
+        seconds = profile.grains.total / 1e9 if profile.computes else 0.0
+        core = cpu_core = 0.0
+        for merge in tree(work.root):
+            demand, inputs = _demand(merge.kernel), len(merge.gather.inputs)
+            core += inputs * demand.cost * seconds
+            cpu_core += inputs * (demand.compiled_cost if compiled else demand.cost) * seconds
+        return Estimate(stored, core, cpu_core, cpu_core < core, max(moved_up, moved_down))
+
+    def on_storage(self, rates: Rates) -> float:
+        """Seconds of storage."""
+        return self.stored_bytes / rates.storage
+
+    def on_core(self, rates: Rates) -> float:
+        """Seconds of one core."""
+        return self.cpu_core * rates.cpu(self.compiled)
 
     def on(self, device: Accelerator) -> float:
         """Seconds on ``device``, where copies and arithmetic go on at once."""
@@ -113,25 +131,33 @@ class _Clocks:
 
 
 def seats(
-    works: Sequence[Work], devices: Sequence[Accelerator], forced: bool, threads: int
+    works: Sequence[Work],
+    devices: Sequence[Accelerator],
+    forced: bool,
+    threads: int,
+    compiled: bool,
+    rates: Rates,
 ) -> list[Seat]:
     """The place of each of ``works``, which run in this order.
 
-    With ``forced``, everything that can go to a device does.
+    With ``forced``, everything that can go to a device does. The CPU has ``threads`` workers and,
+    if ``compiled``, a just-in-time compiler.
     """
     if not devices:
         why = {True: Why.NO_DEVICE, False: Why.COPIED}
         return [Seat(None, why[work.profile.computes]) for work in works]
+    devices = [rates.of(device) for device in devices]
     clocks, alone = _Clocks(threads), _Clocks(threads)
     found = []
     for work in works:
-        estimate = Estimate.of(work)
+        estimate = Estimate.of(work, compiled)
+        core = estimate.on_core(rates)
         for each in (clocks, alone):
-            each.storage += estimate.storage
-        alone.cpu = alone.with_cpu(estimate.core)
-        seat = _seat(work, estimate, devices, forced, clocks)
+            each.storage += estimate.on_storage(rates)
+        alone.cpu = alone.with_cpu(core)
+        seat = _seat(work, estimate, core, devices, forced, clocks)
         if seat.device is None:
-            clocks.cpu = clocks.with_cpu(estimate.core)
+            clocks.cpu = clocks.with_cpu(core)
         else:
             seconds = estimate.on(devices[seat.device])
             clocks.devices[seat.device] = clocks.with_device(seat.device, seconds)
@@ -149,11 +175,16 @@ def without_devices(found: Sequence[Seat], why: Why) -> list[Seat]:
 
 
 def _seat(
-    work: Work, estimate: Estimate, devices: Sequence[Accelerator], forced: bool, clocks: _Clocks
+    work: Work,
+    estimate: Estimate,
+    core: float,
+    devices: Sequence[Accelerator],
+    forced: bool,
+    clocks: _Clocks,
 ) -> Seat:
     if not work.profile.computes:
         return Seat(None, Why.COPIED)
-    double = any(_demand(merge.kernel)[1] for merge in tree(work.root))
+    double = any(_demand(merge.kernel).double for merge in tree(work.root))
     able = [number for number, device in enumerate(devices) if device.double or not double]
     if not able:
         return Seat(None, Why.NEEDS_DOUBLE)
@@ -164,21 +195,25 @@ def _seat(
     first = min(able, key=lambda number: ends[number])
     if forced:
         return Seat(first, Why.ASKED_FOR)
-    on_cpu = clocks.with_cpu(estimate.core)
+    on_cpu = clocks.with_cpu(core)
     if on_cpu <= clocks.storage + _LAG:
         return Seat(None, Why.KEEPS_UP)
     return Seat(first, Why.FASTER_THERE) if ends[first] < on_cpu else Seat(None, Why.FASTER_ON_CPU)
 
 
-def _nanoseconds(merge: Merge) -> float:
-    """Time on one core for one element of the output."""
-    return len(merge.gather.inputs) * _demand(merge.kernel)[0]
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """Nanoseconds on one core for one element of one input, and whether float64 is needed."""
+
+    cost: float
+    compiled_cost: float
+    double: bool
 
 
 @lru_cache(maxsize=1024)
-def _demand(kernel: Kernel) -> tuple[float, bool]:
-    """Time on one core for one element of one input, and whether float64 is needed."""
-    return kernel.cost + _CONVERSION * (len(kernel.passes) + 1), kernel.double
+def _demand(kernel: Kernel) -> _Demand:
+    widening = _CONVERSION * (len(kernel.passes) + 1)
+    return _Demand(kernel.cost + widening, kernel.compiled_cost + widening, kernel.double)
 
 
 # --- memory on a device ---------------------------------------------------------------------

@@ -124,6 +124,8 @@ class MergeRun:
         self.chains: dict[tuple[int, Merge], Chain] = {}
         self.digests = {write: TensorDigest(work.grains.count) for write in work.writes}
         self.unwritten = dict.fromkeys(work.writes, placement.flow.tiles)
+        self.seconds = 0.0
+        """Time that its tiles took whoever computed them; NaN if that is not known."""
         self._open(0)
 
     def chain(self, number: int, merge: Merge) -> Chain:

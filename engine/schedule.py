@@ -37,6 +37,7 @@ from engine.grains import Access, Grains, partition
 from engine.graph import Graph, Load, Merge, Write, copied_dtype, tree
 from engine.ledger import PAGE, block_bytes
 from engine.placement import Seat, Why, grains_at_once, seats, without_devices
+from engine.rates import ASSUMED, Rates
 from engine.storage import span_bytes
 
 PREFETCH_BYTES = 128 * MIB
@@ -59,6 +60,7 @@ class Machine:
     graph); ``runtime_bytes`` what importing and using the arithmetic library adds, and
     ``compiler_bytes`` a just-in-time compiler (0 if there is none); ``threads`` how many workers
     may compute at once. ``devices`` may compute too; with ``forced`` they get all that they can.
+    ``rates`` are what is known of its speed.
     """
 
     threads: int
@@ -67,6 +69,7 @@ class Machine:
     compiler_bytes: int = 0
     devices: tuple[Accelerator, ...] = ()
     forced: bool = False
+    rates: Rates = ASSUMED
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,7 @@ class Schedule:
     ``ledger_bytes`` is the ledger's capacity; ``scratch_bytes`` what each of ``workers`` has for
     arithmetic; ``overhead_bytes`` everything else the process occupies. Their sum is
     ``peak_bytes``, which the process never exceeds; ``minimum_bytes`` is the smallest budget
-    that can work.
+    that can work. ``rates`` are those by which places were decided.
     """
 
     graph: Graph
@@ -150,6 +153,7 @@ class Schedule:
     budget_bytes: int | None
     compiled: bool = False
     devices: tuple[Accelerator, ...] = ()
+    rates: Rates = ASSUMED
 
     @cached_property
     def seats(self) -> dict[Seat, int]:
@@ -221,15 +225,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     minimum = -(-(overhead(1) + scratch + narrowest) // _MINIMUM_STEP) * _MINIMUM_STEP
     if budget is not None and budget < minimum:
         raise BudgetError(_infeasible(works, budget, minimum))
-    seating = seats(works, machine.devices, machine.forced, machine.threads)
-    used = {seat.device for seat in seating if seat.device is not None}
-    if used:
-        taken = [machine.devices[number] for number in sorted(used)]
-        with_devices = _overhead(profiles, len(works), machine, taken)
-        if budget is not None and with_devices(1) + scratch + narrowest > budget:
-            seating = without_devices(seating, Why.NO_RAM)
-        else:
-            overhead = with_devices
+    compiler = machine.compiler_bytes if _compiles(works) else 0
 
     def capacity(workers: int) -> int:
         if budget is None:
@@ -239,13 +235,27 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     def suffices(workers: int, more: int = 0) -> bool:
         return capacity(workers) - more >= max((workers + 2) * narrowest, more)
 
-    workers = machine.threads
-    while workers > 1 and not suffices(workers):
-        workers -= 1
-    compiler = machine.compiler_bytes if _compiles(works) else 0
-    if not suffices(workers, compiler):
-        compiler = 0
-    available = capacity(workers) - compiler
+    def staff() -> tuple[int, int]:
+        """How many workers there is room for, and the bytes of a compiler if there is for it."""
+        workers = machine.threads
+        while workers > 1 and not suffices(workers):
+            workers -= 1
+        return workers, compiler if suffices(workers, compiler) else 0
+
+    # What a device takes from the CPU's memory is known only when it is used. So places are
+    # decided with the CPU at its best.
+    workers, granted = staff()
+    seating = seats(works, machine.devices, machine.forced, workers, granted > 0, machine.rates)
+    used = {seat.device for seat in seating if seat.device is not None}
+    if used:
+        taken = [machine.devices[number] for number in sorted(used)]
+        with_devices = _overhead(profiles, len(works), machine, taken)
+        if budget is not None and with_devices(1) + scratch + narrowest > budget:
+            seating = without_devices(seating, Why.NO_RAM)
+        else:
+            overhead = with_devices
+            workers, granted = staff()
+    available = capacity(workers) - granted
     placements = _place(works, available, seating, machine.devices)
     return Schedule(
         graph=graph,
@@ -253,11 +263,12 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         workers=workers,
         ledger_bytes=_useful(placements, available),
         scratch_bytes=scratch,
-        overhead_bytes=overhead(workers) + compiler,
+        overhead_bytes=overhead(workers) + granted,
         minimum_bytes=minimum,
         budget_bytes=budget,
-        compiled=compiler > 0,
+        compiled=granted > 0,
         devices=machine.devices,
+        rates=machine.rates,
     )
 
 

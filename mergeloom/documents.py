@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from engine import job as jobs
+from engine.devices import Accelerator
+from engine.rates import Rates
 from methods.method import REQUIRED, Method, Parameter
 from planners.merging import Contribution, TensorPlan, output_dtype
 from planners.parameters import Resolved
@@ -45,16 +47,13 @@ def plan_document(planned: PlannedMerge) -> dict[str, Any]:
         },
         "workers": schedule.workers,
         "compiled": schedule.compiled,
-        "devices": [
-            {
-                "name": device.name,
-                "title": device.title,
-                "memory_bytes": device.memory_bytes,
-                "bus_bytes_per_second": device.bus_rate,
-                "speed": device.speed,
-            }
-            for device in schedule.devices
-        ],
+        "devices": [_device(device, schedule.rates) for device in schedule.devices],
+        "rates": {
+            "storage_bytes_per_second": schedule.rates.storage,
+            "storage_measured": schedule.rates.knows_storage,
+            "cpu_speed": 1 / schedule.rates.cpu(schedule.compiled),
+            "cpu_measured": schedule.rates.knows_cpu,
+        },
         "placement": [
             {"device": schedule.place_name(seat), "reason": seat.why.value, "merges": number}
             for seat, number in schedule.seats.items()
@@ -126,6 +125,19 @@ def method_document(method: Method) -> dict[str, Any]:
         "models": [method.minimum, method.maximum],
         "model_parameters": [_parameter(parameter) for parameter in method.model_parameters],
         "parameters": [_parameter(parameter) for parameter in method.settings],
+    }
+
+
+def _device(device: Accelerator, rates: Rates) -> dict[str, Any]:
+    there = rates.of(device)
+    return {
+        "name": device.name,
+        "title": device.title,
+        "memory_bytes": device.memory_bytes,
+        "bus_bytes_per_second": there.bus_rate,
+        "bus_measured": rates.knows_bus(device),
+        "speed": there.speed,
+        "speed_measured": rates.knows_speed(device),
     }
 
 

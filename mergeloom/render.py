@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from engine.devices import Accelerator
 from engine.job import Outcome
 from engine.schedule import Schedule
 from mergeloom.api import PlannedMerge
@@ -262,6 +263,7 @@ def _figures(planned: PlannedMerge) -> RenderableType:
     )
     if made.devices:
         table.add_row("computes", Text("\n").join(Text(line) for line in _places(made)))
+        table.add_row("rates", _rates(made))
     table.add_row("fingerprint", planned.plan.fingerprint)
     return table
 
@@ -276,6 +278,25 @@ def _places(made: Schedule) -> list[str]:
             place += f" ({device.title}, {memory(device.memory_bytes)} at most)"
         lines.append(f"{number} merge{'s' if number > 1 else ''} on {place}: {seat.why.value}")
     return lines
+
+
+def _rates(made: Schedule) -> str:
+    """The rates by which places were decided; processors in cores of what kernels' cost is for."""
+    rates = made.rates
+    found = [(f"storage {data(rates.storage)}/s", rates.knows_storage)]
+    found.append((f"cpu {1 / rates.cpu(made.compiled):.3g} x", rates.knows_cpu))
+    models: dict[str, Accelerator] = {}
+    for device in made.devices:
+        models.setdefault(device.title, device)
+    for device in models.values():
+        there = rates.of(device)
+        found.append((f"{there.name} {there.speed:.3g} x", rates.knows_speed(device)))
+        found.append((f"its bus {data(there.bus_rate)}/s", rates.knows_bus(device)))
+    groups = []
+    for title, wanted in (("measured", True), ("assumed", False)):
+        texts = [text for text, measured in found if measured is wanted]
+        groups += [f"{title}: {', '.join(texts)}"] if texts else []
+    return "; ".join(groups)
 
 
 def _unused(item: Unused) -> str:

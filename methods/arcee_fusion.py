@@ -110,7 +110,8 @@ class TakeOutliers(Kernel):
     total: int
     access = Access.ROWWISE
     scratch = 1
-    cost = 13.0
+    cost = 14.0
+    compiled_cost = 11.5
     compiles = True
     version = 2
 

@@ -82,7 +82,7 @@ class GramCombination(Kernel):
 
     @property
     def cost(self) -> float:
-        return 0.6 + 0.1 * len(self.positions)
+        return 1.0 + 0.2 * len(self.positions)
 
     def combine(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]

@@ -25,7 +25,7 @@ class LimitedStep(Kernel):
     base: int
     other: int
     limit: float
-    cost = 0.3
+    cost = 0.45
 
     def combine(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]

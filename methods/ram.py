@@ -93,7 +93,7 @@ class DisjointMean(Kernel):
 
     @property
     def cost(self) -> float:
-        return 2.4 if self.amplified else 0.9
+        return 3.4 if self.amplified else 1.4
 
     def combine(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]

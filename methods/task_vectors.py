@@ -63,7 +63,11 @@ class TaskVectors(Kernel):
 
     @property
     def cost(self) -> float:
-        return self.sparsifier.cost + (1.2 if self.elect else 0.4)
+        return self.sparsifier.cost + (1.3 if self.elect else 0.6)
+
+    @property
+    def compiled_cost(self) -> float:
+        return self.sparsifier.compiled_cost + (0.25 if self.elect else 0.05)
 
     @property
     def compiles(self) -> bool:

@@ -11,6 +11,8 @@ calls to a driver is as on a real one:
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -34,12 +36,22 @@ def accelerator(memory: int, name: str = "fake:0", **changes: Any) -> Accelerato
 
 
 class FakeMark(Mark):
-    def __init__(self, queue: FakeQueue, place: int) -> None:
+    def __init__(self, queue: FakeQueue) -> None:
         self._queue = queue
-        self._place = place
+        self.place = 0
+        self.reached = math.nan
+
+    def reach(self) -> None:
+        self.reached = time.perf_counter()
 
     def wait(self) -> None:
-        self._queue.advance(self._place)
+        self._queue.advance(self.place)
+
+    def seconds_since(self, earlier: Mark) -> float:
+        assert isinstance(earlier, FakeMark)
+        assert earlier._queue is self._queue
+        assert not math.isnan(self.reached - earlier.reached), "a mark was asked before its time"
+        return self.reached - earlier.reached
 
 
 class FakeQueue(Queue):
@@ -75,7 +87,13 @@ class FakeQueue(Queue):
         self._device.copied_bytes += source.numel()
 
     def mark(self) -> Mark:
-        return FakeMark(self, self._given)
+        mark = FakeMark(self)
+        if self._put_off:
+            self._put(mark.reach)
+        else:
+            mark.reach()
+        mark.place = self._given
+        return mark
 
     def advance(self, place: int) -> None:
         while self._put_off and self._put_off[0][0] <= place:

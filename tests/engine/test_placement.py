@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from engine.footprint import MIB
 from engine.graph import Graph, GraphBuilder
 from engine.kernel import Copy, Kernel
 from engine.placement import SLOTS, Estimate, Why, bench_bytes, grains_at_once, slot_bytes
+from engine.rates import ASSUMED, Rates
 from engine.schedule import Machine, Schedule, schedule
 from tests.engine.kernels import Normalised, Transposed
 from tests.engine.test_schedule import Disk, graph_of
@@ -42,9 +44,7 @@ def many(cost: float, count: int = 40) -> Graph:
     return layers(*(Costly(cost, number=number) for number in range(count)))
 
 
-def placed(
-    graph: Graph, *devices: Accelerator, ram: int | None = None, **changes: bool
-) -> Schedule:
+def placed(graph: Graph, *devices: Accelerator, ram: int | None = None, **changes: Any) -> Schedule:
     return schedule(graph, ram, Machine(2, 50 * MIB, 250 * MIB, devices=devices, **changes))
 
 
@@ -132,11 +132,52 @@ def test_chunks_fit_into_the_memory(mib: int) -> None:
 
 def test_an_estimate_counts_every_pass_over_the_bus() -> None:
     (placement,) = placed(layers(Normalised())).placements
-    estimate = Estimate.of(placement.work)
+    estimate = Estimate.of(placement.work, compiled=False)
     loaded = sum(load.nbytes for load in placement.work.leaves)
     assert estimate.bus_bytes > loaded
-    assert estimate.storage == pytest.approx((loaded + loaded / 3) / 3e9)
+    assert estimate.stored_bytes == loaded + loaded // 3
+    assert estimate.on_storage(ASSUMED) == pytest.approx(estimate.stored_bytes / 3e9)
     assert estimate.on(GPU) == max(estimate.core / 50.0, estimate.bus_bytes / 2e10)
+
+
+@dataclass(frozen=True)
+class CheapCompiled(Costly):
+    """The same, but with compiled loops it costs next to nothing."""
+
+    compiles = True
+    compiled_cost = 0.05
+
+
+def test_compiled_loops_keep_merges_on_the_cpu() -> None:
+    graph = layers(*(CheapCompiled(20.0, number=number) for number in range(40)))
+    assert placed(graph, GPU).used_devices == [0]
+    with_compiler = placed(graph, GPU, compiler_bytes=100 * MIB)
+    assert with_compiler.compiled
+    assert set(reasons(with_compiler)) == {Why.KEEPS_UP}
+    # Without room for the compiler they would be slow.
+    tight = placed(graph).minimum_bytes + GPU.host_bytes + 64 * MIB
+    without = placed(graph, GPU, ram=tight, compiler_bytes=2 << 30)
+    assert not without.compiled
+    assert without.used_devices == [0]
+
+
+def share(rates: dict[str, float], cost: float = 2.0) -> float:
+    """The share of merges that is placed on the device."""
+    made = placed(many(cost), GPU, rates=Rates(rates))
+    assert made.rates.measured == rates
+    return sum(number for seat, number in made.seats.items() if seat.device == 0) / 40
+
+
+def test_measured_rates_decide() -> None:
+    usual = share({})
+    assert 0.1 < usual < 1.0
+    assert share({"storage": 1e8}) == 0.0, "the CPU keeps up with slow storage"
+    assert share({"storage": 3e10}) > usual
+    assert share({"cpu": 0.1}) == 0.0
+    assert share({"cpu": 8.0}) > usual
+    assert share({"device speed: card": 0.5}) < usual
+    assert share({"device bus: card": 1e8}) < usual
+    assert share({"device speed: another": 0.5}) == usual
 
 
 def test_the_fingerprint_knows_no_device() -> None:

@@ -13,6 +13,7 @@ from engine import machine
 from engine.devices import Accelerator
 from engine.errors import DeviceError, LoomError
 from engine.footprint import MIB
+from engine.rates import Sample
 from mergeloom.render import console, render_plan
 from tests.planners.support import llama
 
@@ -32,6 +33,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
         llama(tmp_path / name, seed=seed)
     other = replace(GPU, name="cuda:1", title="Another")
     monkeypatch.setattr(machine, "devices", lambda: (GPU, other))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # nothing is measured yet
     return lambda **options: mergeloom.plan(TIES, search=[tmp_path], **options)
 
 
@@ -69,6 +71,23 @@ def test_devices_do_not_enter_the_fingerprint_and_cost_memory(plan: Planned) -> 
     assert "computes" not in shown(here)
     more = there.schedule.overhead_bytes - here.schedule.overhead_bytes
     assert more >= GPU.host_bytes
+
+
+def test_a_plan_says_by_which_rates_it_was_made(plan: Planned) -> None:
+    assumed = "assumed: storage 3 GB/s, cpu 1 x, cuda:0 50 x, its bus 20 GB/s"
+    assert assumed in shown(plan())
+    machine.remember_rates({"storage": Sample(1e9), f"device speed: {GPU.title}": Sample(25.0)})
+    planned = plan()
+    (line,) = [line for line in shown(planned).splitlines() if "rates" in line]
+    assert "measured: storage 1 GB/s, cuda:0 25 x; assumed: cpu 1 x, its bus" in line
+    document = planned.document()
+    assert document["rates"]["storage_bytes_per_second"] == 1e9
+    assert document["rates"]["storage_measured"]
+    assert not document["rates"]["cpu_measured"]
+    first, second = document["devices"]
+    assert (first["speed"], first["speed_measured"]) == (25.0, True)
+    assert (second["speed"], second["bus_measured"]) == (50.0, False)
+    assert "rates" not in shown(plan(device="cpu"))
 
 
 def test_wrong_devices_and_sizes_are_refused(plan: Planned) -> None:

@@ -177,6 +177,7 @@ def test_whole_kernels(method: str, models: dict, settings_: dict, dtype: torch.
     tunes = [base + torch.randn(shape, generator=source).mul_(1e-3) for _ in range(3)]
     kernel = kernel_of(method, shape, [{}, models, models, models], base=0, **settings_)
     assert kernel.compiles
+    assert kernel.compiled_cost < kernel.cost
     inputs = [tensor.to(dtype) for tensor in (base, *tunes)]
     one, other = (run(kernel, inputs, compiled=consent) for consent in (True, False))
     assert torch.equal(one.view(torch.int32), other.view(torch.int32))
