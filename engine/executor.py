@@ -260,7 +260,7 @@ class Executor:
                 inputs[load] = held.block, held.at + first * load.dtype.size
                 continue
             inputs[load] = self._tile_block(position, tile, run)
-            if position not in run.placement.flow.resident or tile.writes:
+            if tile.writes or not run.placement.flow.stays(position, tile.first):
                 transient.append(inputs[load][0])
         outputs: list[tuple[Write, Block, int]] = []
         if tile.writes:
@@ -279,13 +279,14 @@ class Executor:
     def _tile_block(self, position: int, tile: Tile, run: MergeRun) -> tuple[Block, int]:
         """The block of one input of one tile: a new one, or the one it was read into before."""
         load = run.placement.work.leaves[position]
-        key = load, tile.first // run.placement.flow.tile
+        flow = run.placement.flow
+        key = load, flow.index(tile.first)
         if position not in tile.reads:
             return run.resident[key]
         first, count = elements(tile, run.placement)
         block = self._ledger.grant(span_bytes(count * load.dtype.size))
         found = block, lead(load.offset + first * load.dtype.size)
-        if position in run.placement.flow.resident:
+        if flow.stays(position, tile.first):
             run.resident[key] = found
         return found
 
@@ -327,7 +328,7 @@ class Executor:
 
     def _offer(self, task: TileRun) -> None:
         state = task.merge.passes[task.tile.number]
-        index = task.tile.first // task.merge.placement.flow.tile
+        index = task.merge.placement.flow.index(task.tile.first)
         if not state.open:
             state.waiting.append(task)
         elif index > state.next_taken and state.tallied:
@@ -386,7 +387,7 @@ class Executor:
             task = heapq.heappop(lane.ready)
             self.progress.current = task.merge.placement.work.writes[0].name
             state = task.merge.passes[task.tile.number]
-            index = task.tile.first // task.merge.placement.flow.tile
+            index = task.merge.placement.flow.index(task.tile.first)
             state.next_taken = max(state.next_taken, index + 1)
             parked = state.parked.pop(index + 1, None)
             if parked is not None:
@@ -466,7 +467,7 @@ class Executor:
         with self._lock:
             chain = run.chain(tile.number, merge)
         total = tuple(map(sum, zip(*own, strict=True)))
-        before = chain.exchange(tile.first // run.placement.flow.tile, total)
+        before = chain.exchange(run.placement.flow.index(tile.first), total)
         noted = task.tallies[merge] = {}
         for index, numbers in enumerate(own, start=tile.first):
             noted[index] = before

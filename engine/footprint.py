@@ -94,13 +94,25 @@ class Profile:
         streaming = tiles * self.tile_bytes(self.longest_tile, rest)
         return min(streaming, max(capacity // 2, self.tile_bytes(1, rest)))
 
-    def resident_or_streamed(self, rest: Positions, available: int) -> tuple[Positions, int]:
-        """Which of ``rest`` stay in memory for all passes, and the tile length in grains."""
-        if len(self.passes) > 1:
-            staying = Staying.of(self, rest)
-            if staying.least() <= available:
-                return staying.resident, self._longest(staying, available)
-        return (), self._longest(Staying(self, (), rest), available)
+    def resident_or_streamed(self, rest: Positions, available: int) -> tuple[Positions, int, int]:
+        """Which of ``rest`` are to stay in memory for all passes, tile length, tiles that stay.
+
+        The tile length is in grains. All tiles stay if there is room, or else as many as there is
+        room for beside those that are streamed at full speed.
+        """
+        streaming = Staying(self, (), rest)
+        if len(self.passes) == 1:
+            return (), self._longest(streaming, available), 0
+        staying = Staying.of(self, rest)
+        if staying.least() <= available:
+            tile = self._longest(staying, available)
+            return staying.resident, tile, -(-self.grains.count // tile)
+        tile = self._longest(streaming, available)
+        room = available - streaming.needed(self.longest_tile)
+        if room <= 0:  # more memory is to make tiles longer first, never to have more read
+            return (), tile, 0
+        count = room // self.input_bytes(tile, staying.resident)
+        return staying.resident, tile, min(count, -(-self.grains.count // tile))
 
     def _longest(self, staying: Staying, available: int) -> int:
         """The longest tile that needs no more than is ``available``; one grain at least."""
@@ -149,8 +161,8 @@ class Flow:
 
     ``tile`` is the tile length in grains. ``kept_before`` are leaves that an earlier merge left
     in memory; ``kept_fresh`` those that are read whole, into one block, because a later merge
-    needs them; ``resident`` those whose tiles stay from their first pass to the last; the others
-    are streamed.
+    needs them; ``resident`` those that stay from their first pass to the last in the first
+    ``staying`` tiles; the others are streamed.
     """
 
     profile: Profile
@@ -158,32 +170,41 @@ class Flow:
     kept_before: Positions
     kept_fresh: Positions
     resident: Positions
+    staying: int
 
     @property
     def tiles(self) -> int:
         return -(-self.profile.grains.count // self.tile)
 
+    def index(self, first: int) -> int:
+        """Number of the tile that begins with grain ``first``."""
+        return first // self.tile
+
+    def stays(self, position: int, first: int) -> bool:
+        """Whether a leaf stays for the next pass in the tile that begins with grain ``first``."""
+        return self.index(first) < self.staying and position in self.resident
+
+    def reads(self, number: int, first: int) -> Positions:
+        """The leaves that a tile reads from storage in one pass."""
+        return (self._reads if self.index(first) < self.staying else self._streamed)[number]
+
     @cached_property
-    def reads(self) -> tuple[Positions, ...]:
-        """For each pass, the leaves that it reads from storage, tile by tile."""
+    def _reads(self) -> tuple[Positions, ...]:
+        """For each pass, the leaves that are read in tiles that stay."""
+        return self._read_once(self.kept_fresh + self.resident)
+
+    @cached_property
+    def _streamed(self) -> tuple[Positions, ...]:
+        """For each pass, the leaves that are read in all other tiles."""
+        return self._read_once(self.kept_fresh)
+
+    def _read_once(self, once: Positions) -> tuple[Positions, ...]:
         there = set(self.kept_before)
         result = []
         for leaves in self.profile.passes:
             result.append(tuple(i for i in leaves if i not in there))
-            there.update(i for i in leaves if i in self.kept_fresh or i in self.resident)
+            there.update(i for i in leaves if i in once)
         return tuple(result)
-
-    @cached_property
-    def grants(self) -> tuple[Positions, ...]:
-        """For each pass, the leaves for which each of its tiles is granted a block of its own."""
-        return tuple(tuple(i for i in reads if i not in self.kept_fresh) for reads in self.reads)
-
-    @cached_property
-    def tile_bytes(self) -> tuple[int, ...]:
-        """For each pass, the ledger bytes that are granted for one tile."""
-        inputs = [self.profile.input_bytes(self.tile, grants) for grants in self.grants]
-        inputs[-1] += self.profile.output_bytes(self.tile)
-        return tuple(inputs)
 
     @cached_property
     def kept_bytes(self) -> int:
@@ -192,29 +213,56 @@ class Flow:
 
     @cached_property
     def resident_bytes(self) -> int:
-        """Ledger bytes of all tiles that stay until the last pass."""
-        return self.tiles * self.profile.input_bytes(self.tile, self.resident)
+        """Ledger bytes of what stays until the last pass."""
+        return self.staying * self.profile.input_bytes(self.tile, self.resident)
 
     @cached_property
     def granted_bytes(self) -> int:
         """Ledger bytes that are granted in total, for kept inputs and all tiles."""
-        return self.profile.whole_bytes(self.kept_fresh) + self.tiles * sum(self.tile_bytes)
+        streamed = sum(self._moving_bytes(reads) for reads in self._streamed)
+        resident = sum(self._moving_bytes(reads, self.resident) for reads in self._reads)
+        outputs = self.tiles * self.profile.output_bytes(self.tile)
+        moving = (self.tiles - self.staying) * streamed + self.staying * resident
+        return self.profile.whole_bytes(self.kept_fresh) + self.resident_bytes + moving + outputs
+
+    @cached_property
+    def moving_bytes(self) -> int:
+        """Ledger bytes of one tile that do not stay, in the pass in which they are the most."""
+        outputs = [0] * (len(self._reads) - 1) + [self.profile.output_bytes(self.tile)]
+        kinds = []
+        if self.staying:
+            kinds.append([self._moving_bytes(reads, self.resident) for reads in self._reads])
+        if self.staying < self.tiles:
+            kinds.append([self._moving_bytes(reads) for reads in self._streamed])
+        return max((a + b for kind in kinds for a, b in zip(kind, outputs, strict=True)), default=0)
 
     @cached_property
     def working_bytes(self) -> int:
         """Ledger bytes in use while the merge runs at full speed."""
-        moving = [
-            granted
-            - self.profile.input_bytes(self.tile, tuple(i for i in grants if i in self.resident))
-            for granted, grants in zip(self.tile_bytes, self.grants, strict=True)
-        ]
-        in_flight = min(self.tiles, TILES_IN_FLIGHT) * max(moving)
+        in_flight = min(self.tiles, TILES_IN_FLIGHT) * self.moving_bytes
         return self.kept_bytes + self.resident_bytes + in_flight
 
     @cached_property
     def read_bytes(self) -> int:
         """Bytes that all passes read."""
-        return sum(self.profile.leaf_bytes(i) for reads in self.reads for i in reads)
+        grains = self.profile.grains
+        staying = min(self.staying * self.tile * grains.size, grains.total)
+        sizes = self.profile.leaf_sizes
+        return sum(
+            elements * sizes[i]
+            for elements, passes in (
+                (staying, self._reads),
+                (grains.total - staying, self._streamed),
+            )
+            for reads in passes
+            for i in reads
+        )
+
+    def _moving_bytes(self, reads: Positions, staying: Positions = ()) -> int:
+        """Ledger bytes of the blocks that one tile is granted for what it reads and does not
+        keep."""
+        own = tuple(i for i in reads if i not in self.kept_fresh and i not in staying)
+        return self.profile.input_bytes(self.tile, own)
 
 
 def _block(nbytes: int) -> int:

@@ -11,7 +11,8 @@ inputs: one for each statistic, then one that writes. How a merge gets its input
     kept       read once, whole, and stays for a later       memory: the input, until then
                merge
 
-One pass streams; several passes are resident if the inputs fit, for memory is cheaper than disk.
+One pass streams; of several passes as many tiles are resident as fit, for memory is cheaper than
+disk.
 An input that a later merge uses again is kept if there is room, and when room runs out the one
 whose next use is farthest goes first (Belady 1966): the future is known here, so that is optimal
 for loads of one size.
@@ -201,9 +202,10 @@ class Schedule:
             count = placement.work.grains.count
             tile = placement.flow.tile
             last = len(placement.work.passes) - 1
-            for number, reads in enumerate(placement.flow.reads):
+            for number in range(last + 1):
                 for first in range(0, count, tile):
                     grains = min(tile, count - first)
+                    reads = placement.flow.reads(number, first)
                     yield Tile(index, number, first, grains, reads, number == last)
 
 
@@ -465,8 +467,8 @@ def _flow(profile: Profile, there: Positions, fresh: Positions, available: int) 
     whole = {*there, *fresh}
     rest = tuple(i for i in profile.all_leaves if i not in whole)
     room = available - profile.whole_bytes((*there, *fresh))
-    resident, tile = profile.resident_or_streamed(rest, room)
-    return Flow(profile, tile, there, fresh, resident)
+    resident, tile, staying = profile.resident_or_streamed(rest, room)
+    return Flow(profile, tile, there, fresh, resident, staying)
 
 
 def _useful(placements: tuple[Placement, ...], available: int) -> int:

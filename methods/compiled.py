@@ -8,10 +8,14 @@ probe is computed both ways, and where a bit differs, on whatever machine, torch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engine.kernel import GrainView
+from methods.elect import CANCELLED, elected_sum
+from methods.random import HASH
+from methods.sums import RUN, sum_of_runs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +23,29 @@ if TYPE_CHECKING:
 
 Operands = tuple["Tensor", "Tensor | None"]
 """A vector as the difference of two tensors (float32 or bfloat16), or one tensor and ``None``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A magnitude: ``before`` for the first ``end`` elements of a grain, ``after`` for the rest."""
+
+    before: float
+    after: float
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What of a vector is kept on a grain: all that each condition given lets through.
+
+    ``above``: what is larger in magnitude, or NaN. ``upto``: what is not larger, and no NaN.
+    ``draw``: the two words of the grain's random numbers (`methods.random.words`), and the bound
+    that they lie below.
+    """
+
+    above: Limit | None = None
+    upto: Limit | None = None
+    draw: tuple[int, int, int] | None = None
 
 
 class Loops:
@@ -32,7 +59,8 @@ class Loops:
 
         Adds to ``counts`` (int64) and returns how many are not zero.
         """
-        return int(self._jit.count_high(*_flat(operands), low, counts.numpy()))
+        vectors, size = self._vectors([(operands, Kept())]), operands[0].numel()
+        return int(self._jit.count_high(vectors, size, low, counts.numpy()))
 
     def count_low(
         self, operands: Operands, high: int, low: int, step: int, counts: Tensor, levels: Tensor
@@ -42,47 +70,65 @@ class Loops:
         ``levels`` (int32) counts those low bits that are multiples of 2**``step``. Returns how
         many elements there were.
         """
+        vectors, size = self._vectors([(operands, Kept())]), operands[0].numel()
         tables = counts.numpy(), levels.numpy()
-        return int(self._jit.count_low(*_flat(operands), high, low, step, *tables))
+        return int(self._jit.count_low(vectors, size, high, low, step, *tables))
 
-    def elected_sum(
+    def sparse(self, operands: Operands, kept: Kept, out: Tensor) -> None:
+        """Write what is kept of a vector to ``out`` (float32), with zero for the rest.
+
+        ``out`` may be the vector itself.
+        """
+        self._jit.sparse(self._vectors([(operands, kept)]), _hash(), out.view(-1).numpy())
+
+    def magnitude_sums(self, operands: Operands, kept: Kept) -> tuple[Tensor, Tensor]:
+        """`methods.sums.magnitude_sum` of a vector, and of what is kept of it."""
+        import torch
+
+        size = operands[0].numel()
+        whole, rest = torch.empty(2, -(-size // RUN))
+        vectors = self._vectors([(operands, kept)])
+        self._jit.run_sums(vectors, _hash(), size, whole.numpy(), rest.numpy())
+        return sum_of_runs(whole), sum_of_runs(rest)
+
+    def combine(
         self,
-        vectors: Sequence[Tensor],
-        votes: Sequence[float],
+        vectors: Sequence[tuple[Operands, Kept]],
         coefficients: Sequence[float],
+        votes: Sequence[float] | None,
         shares: Sequence[float] | None,
-        cancelled: float,
+        base: Tensor,
+        scale: float,
         out: Tensor,
     ) -> None:
-        """See `methods.elect.elected_sum`; the vectors are only read."""
+        """Write ``base`` + ``scale`` times the combination of sparse vectors to ``out`` (float32).
+
+        The combination is the sum of the vectors times their ``coefficients``; with ``votes`` it
+        is their `methods.elect.elected_sum`.
+        """
         import numpy as np
 
-        def floats(values: Sequence[float]) -> Any:
-            return np.array(values, np.float32)
-
-        self._jit.elected_sum(
-            np.array([vector.data_ptr() for vector in vectors], np.int64),
-            floats(votes),
-            floats(coefficients),
-            floats(votes if shares is None else shares),
+        described = self._vectors(vectors)
+        described["coefficient"] = coefficients
+        described["vote"] = coefficients if votes is None else votes
+        described["share"] = coefficients if shares is None else shares
+        self._jit.combine(
+            described,
+            _hash(),
+            votes is not None,
             shares is not None,
-            np.float32(cancelled),
+            np.float32(CANCELLED),
+            *_place(base),
+            np.float32(scale),
             out.view(-1).numpy(),
         )
 
     def draw(self, words: Sequence[int], out: Tensor) -> None:
-        """See `methods.random`; ``words`` are first, second, and three constants."""
+        """Write the numbers of `methods.random` with these words to ``out`` (int32)."""
         import numpy as np
 
-        self._jit.draw(*(np.uint32(word) for word in words), out.numpy().view(np.uint32))
-
-    def drop_from(self, vector: Tensor, numbers: Tensor, bound: int) -> None:
-        """Set to zero, in place, elements of ``vector`` whose number is ``bound`` or more."""
-        import torch
-
-        self._jit.drop_from(
-            vector.view(-1).view(torch.int32).numpy(), numbers.view(-1).numpy(), bound
-        )
+        first, second = (np.uint32(word) for word in words)
+        self._jit.draw(first, second, *_hash(), out.numpy().view(np.uint32))
 
     def drop_by_rank(
         self, rows: Tensor, numbers: Tensor, steps: Tensor, width: int, buckets: int
@@ -97,21 +143,38 @@ class Loops:
         bits = rows.view(torch.int32).numpy()
         self._jit.drop_by_rank(bits, numbers.numpy(), steps.numpy(), width, buckets)
 
+    def _vectors(self, vectors: Sequence[tuple[Operands, Kept]]) -> Any:
+        """Records of `methods.jit.VECTOR`, valid as long as the tensors are."""
+        import numpy as np
 
-def _flat(operands: Operands) -> tuple[Any, Any]:
-    vector, minus = operands
-    flat = _numbers(vector)
-    return flat, flat[:0] if minus is None else _numbers(minus)
+        described = np.zeros(len(vectors), self._jit.VECTOR)
+        for record, ((vector, minus), kept) in zip(described, vectors, strict=True):
+            record["address"], record["bytes"] = _place(vector)
+            if minus is not None:
+                record["minus"], record["minus_bytes"] = _place(minus)
+            for name, limit in (("above", kept.above), ("upto", kept.upto)):
+                if limit is not None:
+                    record[name] = True
+                    record[f"{name}_before"] = limit.before
+                    record[f"{name}_after"] = limit.after
+                    record[f"{name}_end"] = limit.end
+            if kept.draw is not None:
+                record["draws"] = True
+                record["first"], record["second"], record["bound"] = kept.draw
+        return described
 
 
-def _numbers(tensor: Tensor) -> Any:
-    """Elements of a float32 tensor, or the bits of a bfloat16 one as uint16."""
+def _place(tensor: Tensor) -> tuple[int, int]:
+    """Address of a tensor and bytes of an element."""
+    assert tensor.is_contiguous()
+    return tensor.data_ptr(), tensor.element_size()
+
+
+@cache
+def _hash() -> tuple[Any, ...]:
     import numpy as np
-    import torch
 
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(-1).view(torch.int16).numpy().view(np.uint16)
-    return tensor.view(-1).numpy()
+    return tuple(np.uint32(word) for word in HASH)
 
 
 def loops_for(grain: GrainView) -> Loops | None:
@@ -134,13 +197,23 @@ def _agrees(loops: Loops) -> bool:
     """Whether arithmetic on floats gives the bits that torch gives on this machine."""
     import torch
 
-    from methods.elect import CANCELLED, elected_sum
-
     source = torch.Generator().manual_seed(0)
-    vectors = [torch.randn(5003, generator=source) for _ in range(4)]
-    out, expected = torch.empty(2, 5003)
+    base, *inputs = [torch.randn(5003, generator=source) for _ in range(5)]
+    inputs[0] = inputs[0].bfloat16()
+    limits = [Limit(0.1 * number, 0.2 * number, 1111 * number) for number in range(4)]
     votes, coefficients, shares = (0.3, 0.7, -0.2, 1.1), (0.1, 0.9, 0.5, -0.3), (0.3, 0.6, 0.2, 0.8)
-    loops.elected_sum(vectors, votes, coefficients, shares, CANCELLED, out)
-    work = tuple(torch.empty(3, 5003))
-    elected_sum(vectors, votes, coefficients, shares, expected, work)
+    out, expected = torch.empty(2, 5003)
+    described = [
+        ((each, base), Kept(above=limit)) for each, limit in zip(inputs, limits, strict=True)
+    ]
+    loops.combine(described, coefficients, votes, shares, base, 0.7, out)
+    vectors = [each.float() - base for each in inputs]
+    for vector, limit in zip(vectors, limits, strict=True):
+        for part, value in (
+            (vector[: limit.end], limit.before),
+            (vector[limit.end :], limit.after),
+        ):
+            torch.ops.aten.hardshrink.out(part, value, out=part)
+    elected_sum(vectors, votes, coefficients, shares, expected, tuple(torch.empty(3, 5003)))
+    torch.add(base, expected, alpha=0.7, out=expected)
     return torch.equal(out.view(torch.int32), expected.view(torch.int32))

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from methods.compiled import Loops
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,7 +22,6 @@ def elected_sum(
     shares: Sequence[float] | None,
     out: Tensor,
     work: tuple[Tensor, ...],
-    loops: Loops | None = None,
 ) -> None:
     """Write Σ cᵢ vᵢ over the vectors that agree with the elected sign, per element, to ``out``.
 
@@ -35,9 +32,6 @@ def elected_sum(
     """
     import torch
 
-    if loops is not None:
-        loops.elected_sum(vectors, votes, coefficients, shares, CANCELLED, out)
-        return
     sign, agrees, divisor = work
     out.zero_()
     for vector, vote in zip(vectors, votes, strict=True):

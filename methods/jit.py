@@ -14,6 +14,8 @@ from numba.extending import intrinsic
 
 _BLOCK = 2048
 """Elements of a block: what is in work fits the first-level cache."""
+_RUN = 512
+"""Elements that are summed up in float32; see `methods.sums`."""
 _SCANNED = 24
 """Elements of a bucket whose ranks are counted one by one; for more the bucket is sorted."""
 
@@ -44,44 +46,82 @@ def _floats(context: Any, address: Any) -> Any:
     return pointer(types.int64), generate
 
 
+@intrinsic
+def _halves(context: Any, address: Any) -> Any:
+    """The 16-bit words at an address."""
+    pointer = types.CPointer(types.uint16)
+
+    def generate(inner: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], inner.get_value_type(pointer))
+
+    return pointer(types.int64), generate
+
+
+VECTOR = np.dtype(
+    [
+        ("address", np.int64),
+        ("bytes", np.int64),
+        ("minus", np.int64),
+        ("minus_bytes", np.int64),
+        ("above", np.bool_),
+        ("above_end", np.int64),
+        ("above_before", np.float32),
+        ("above_after", np.float32),
+        ("upto", np.bool_),
+        ("upto_end", np.int64),
+        ("upto_before", np.float32),
+        ("upto_after", np.float32),
+        ("draws", np.bool_),
+        ("first", np.uint32),
+        ("second", np.uint32),
+        ("bound", np.int32),
+        ("vote", np.float32),
+        ("coefficient", np.float32),
+        ("share", np.float32),
+    ],
+    align=True,
+)
+"""A vector: the addresses of its operands (``minus`` may be 0: none), the bytes of an element, the
+conditions of `methods.compiled.Kept`, and the weights it has."""
+
+
 @_compiled
-def _widen(vector: Array, start: int, count: int, block: Array) -> None:
-    """Copy elements to ``block``: float32 numbers, or the bits of bfloat16 ones (uint16)."""
-    part = vector[start : start + count]  # indices from 0 on, so that loops become vector code
-    if vector.itemsize == 2:
+def _load(address: int, size: int, start: int, block: Array) -> None:
+    """Fill ``block`` with elements at an address: float32 numbers, or bfloat16 ones."""
+    count = block.size
+    if size == 2:
+        halves = carray(_halves(address + 2 * start), (count,))
         bits = block.view(np.uint32)
         for i in range(count):
-            bits[i] = np.uint32(part[i]) << np.uint32(16)
+            bits[i] = np.uint32(halves[i]) << np.uint32(16)
     else:
+        floats = carray(_floats(address + 4 * start), (count,))
         for i in range(count):
-            block[i] = part[i]
+            block[i] = floats[i]
 
 
 @_compiled
-def _subtract(
-    vector: Array, minus: Array, start: int, count: int, block: Array, other: Array
-) -> None:
-    """Write a difference to ``block``, with ``other`` as work; an empty ``minus`` means zeros."""
-    _widen(vector, start, count, block)
-    if minus.size:
-        _widen(minus, start, count, other)
-        for i in range(count):
+def _difference(vector: Any, start: int, block: Array, other: Array) -> None:
+    """Write the elements of a vector from ``start`` on to ``block``; ``other`` is work as long."""
+    _load(vector.address, vector.bytes, start, block)
+    if vector.minus:
+        _load(vector.minus, vector.minus_bytes, start, other)
+        for i in range(block.size):
             block[i] -= other[i]
 
 
 @_compiled
-def count_high(vector: Array, minus: Array, low: int, counts: Array) -> int:
-    """Add to ``counts`` (int64) each magnitude of a difference by its bits above the ``low`` ones.
+def count_high(vectors: Array, size: int, low: int, counts: Array) -> int:
+    """Add to ``counts`` (int64) each magnitude of a vector by its bits above the ``low`` ones.
 
-    The result is the number of elements that are not zero. An empty ``minus`` means zeros. Both
-    operands are float32, or the bits of bfloat16 as uint16.
+    It is the one in ``vectors``, of ``size`` elements. The result is how many are not zero.
     """
     nonzero = 0
     block, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     bits = block.view(np.int32)
-    for start in range(0, vector.size, _BLOCK):
-        count = min(_BLOCK, vector.size - start)
-        _subtract(vector, minus, start, count, block, other)
+    for start in range(0, size, _BLOCK):
+        count = min(_BLOCK, size - start)
+        _difference(vectors[0], start, block[:count], other[:count])
         for i in range(count):
             magnitude = bits[i] & 0x7FFFFFFF
             counts[magnitude >> low] += 1
@@ -91,13 +131,12 @@ def count_high(vector: Array, minus: Array, low: int, counts: Array) -> int:
 
 @_compiled
 def count_low(
-    vector: Array, minus: Array, high: int, low: int, step: int, counts: Array, levels: Array
+    vectors: Array, size: int, high: int, low: int, step: int, counts: Array, levels: Array
 ) -> int:
     """Count the magnitudes whose bits above the ``low`` ones are ``high`` by those low bits.
 
     Adds to ``counts`` (int64); those whose low bits are a multiple of 2**``step`` go to
-    ``levels`` (int32) by that multiple too. The result is how many there were. The magnitudes are
-    those of a difference, as for `count_high`.
+    ``levels`` (int32) by that multiple too. The result is how many there were.
     """
     found = 0
     lowest = (1 << low) - 1
@@ -105,9 +144,9 @@ def count_low(
     inside = np.empty(_BLOCK, np.int32)
     block, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     bits = block.view(np.int32)
-    for start in range(0, vector.size, _BLOCK):
-        count = min(_BLOCK, vector.size - start)
-        _subtract(vector, minus, start, count, block, other)
+    for start in range(0, size, _BLOCK):
+        count = min(_BLOCK, size - start)
+        _difference(vectors[0], start, block[:count], other[:count])
         # Which elements those are is unforeseeable for a processor, so this has no branch.
         hits = zeros = 0
         for i in range(count):
@@ -125,51 +164,6 @@ def count_low(
                 levels[inside[i] >> step] += 1
         found += hits
     return found
-
-
-@_compiled
-def elected_sum(
-    addresses: Array,
-    votes: Array,
-    coefficients: Array,
-    shares: Array,
-    divides: bool,
-    cancelled: np.float32,
-    out: Array,
-) -> None:
-    """See `methods.elect.elected_sum`. The vectors lie at ``addresses``; they are only read."""
-    zero, one = np.float32(0.0), np.float32(1.0)
-    sign = np.empty(_BLOCK, np.float32)
-    total = np.empty(_BLOCK, np.float32)
-    divisor = np.empty(_BLOCK, np.float32)
-    for start in range(0, out.size, _BLOCK):
-        count = min(_BLOCK, out.size - start)
-        for i in range(count):
-            total[i] = zero
-            divisor[i] = zero
-        for number in range(addresses.size):
-            vector = carray(_floats(addresses[number] + 4 * start), (count,))
-            vote = votes[number]
-            for i in range(count):
-                total[i] = _fused(vote, vector[i], total[i])
-        for i in range(count):
-            sign[i] = one if total[i] >= zero else -one
-            total[i] = zero
-        for number in range(addresses.size):
-            vector = carray(_floats(addresses[number] + 4 * start), (count,))
-            flip = -one if votes[number] < zero else one
-            coefficient = flip * coefficients[number]
-            share = shares[number]
-            for i in range(count):
-                value = vector[i] * sign[i] * flip
-                agreeing = zero if value < zero else value
-                total[i] = _fused(coefficient, agreeing, total[i])
-                divisor[i] += share if agreeing > zero else zero
-        for i in range(count):
-            value = total[i] * sign[i]
-            if divides:
-                value /= divisor[i] + (one if abs(divisor[i]) <= cancelled else zero)
-            out[start + i] = value
 
 
 @_compiled
@@ -191,10 +185,170 @@ def draw(
 
 
 @_compiled
-def drop_from(bits: Array, numbers: Array, bound: int) -> None:
-    """Set to zero, in place, each element whose number (int32) is not below ``bound``."""
-    for place in range(bits.size):
-        bits[place] = bits[place] if numbers[place] < bound else 0
+def _keep_above(part: Array, limit: np.float32) -> None:
+    """Set to zero, in place, what is not larger than ``limit``; NaN stays."""
+    for i in range(part.size):
+        part[i] = np.float32(0.0) if abs(part[i]) <= limit else part[i]
+
+
+@_compiled
+def _keep_upto(part: Array, limit: np.float32) -> None:
+    """Set to zero, in place, what is larger than ``limit``, and NaN."""
+    for i in range(part.size):
+        part[i] = part[i] if abs(part[i]) <= limit else np.float32(0.0)
+
+
+@_compiled
+def _trim(vector: Any, start: int, block: Array, numbers: Array, constants: Array) -> None:
+    """Set to zero what is dropped of a vector's elements from ``start`` on, which fill ``block``.
+
+    ``numbers`` (int32) is work as long as ``block``.
+    """
+    count = block.size
+    if vector.above:
+        end = min(max(vector.above_end - start, 0), count)
+        _keep_above(block[:end], vector.above_before)
+        _keep_above(block[end:], vector.above_after)
+    if vector.upto:
+        end = min(max(vector.upto_end - start, 0), count)
+        _keep_upto(block[:end], vector.upto_before)
+        _keep_upto(block[end:], vector.upto_after)
+    if vector.draws:
+        weyl, factor, other = constants
+        first = np.uint32(vector.first + np.uint32(np.uint32(start) * weyl))
+        draw(first, vector.second, weyl, factor, other, numbers.view(np.uint32))
+        bits = block.view(np.int32)
+        for i in range(count):
+            bits[i] = bits[i] if numbers[i] < vector.bound else 0
+
+
+@_compiled
+def sparse(vectors: Array, constants: Array, out: Array) -> None:
+    """Write what is kept of the one vector in ``vectors`` to ``out``; the rest is zero."""
+    other, numbers = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
+    vector = vectors[0]
+    for start in range(0, out.size, _BLOCK):
+        count = min(_BLOCK, out.size - start)
+        block = out[start : start + count]
+        _difference(vector, start, block, other[:count])
+        _trim(vector, start, block, numbers[:count], constants)
+
+
+@_compiled
+def _sum_runs(block: Array, work: Array, sums: Array) -> None:
+    """Write the sums of runs of magnitudes, by adding halves; what lacks of the last run is 0."""
+    for run in range(sums.size):
+        part = block[run * _RUN : (run + 1) * _RUN]
+        for i in range(part.size):
+            work[i] = abs(part[i])
+        for i in range(part.size, _RUN):
+            work[i] = np.float32(0.0)
+        half = _RUN // 2
+        while half:
+            upper = work[half : 2 * half]
+            for i in range(half):
+                work[i] += upper[i]
+            half //= 2
+        sums[run] = work[0]
+
+
+@_compiled
+def run_sums(vectors: Array, constants: Array, size: int, whole: Array, kept: Array) -> None:
+    """Sums of the magnitudes of the one vector in ``vectors``, run by run, and of what is kept."""
+    other, numbers = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
+    block, work = np.empty(_BLOCK, np.float32), np.empty(_RUN, np.float32)
+    vector = vectors[0]
+    trims = vector.above or vector.upto or vector.draws
+    for start in range(0, size, _BLOCK):
+        part = block[: min(_BLOCK, size - start)]
+        runs = slice(start // _RUN, -(-(start + part.size) // _RUN))
+        _difference(vector, start, part, other[: part.size])
+        _sum_runs(part, work, whole[runs])
+        if trims:
+            _trim(vector, start, part, numbers[: part.size], constants)
+            _sum_runs(part, work, kept[runs])
+        else:
+            kept[runs] = whole[runs]
+
+
+@_compiled
+def combine(
+    vectors: Array,
+    constants: Array,
+    elects: bool,
+    divides: bool,
+    cancelled: np.float32,
+    base: int,
+    base_bytes: int,
+    scale: np.float32,
+    out: Array,
+) -> None:
+    """See `methods.compiled.Loops.combine`."""
+    zero, one = np.float32(0.0), np.float32(1.0)
+    blocks = np.empty((vectors.size, _BLOCK), np.float32)
+    other, numbers = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
+    sign = np.empty(_BLOCK, np.float32)
+    total = np.empty(_BLOCK, np.float32)
+    divisor = np.empty(_BLOCK, np.float32)
+    for start in range(0, out.size, _BLOCK):
+        count = min(_BLOCK, out.size - start)
+        for i in range(count):
+            total[i] = zero
+            divisor[i] = zero
+        loaded = 0
+        for number in range(vectors.size):
+            vector, block = vectors[number], blocks[number, :count]
+            _load(vector.address, vector.bytes, start, block)
+            if vector.minus:
+                if vector.minus != loaded:
+                    loaded = vector.minus
+                    _load(loaded, vector.minus_bytes, start, other[:count])
+                for i in range(count):
+                    block[i] -= other[i]
+            _trim(vector, start, block, numbers[:count], constants)
+            weight = vector.vote if elects else vector.coefficient
+            for i in range(count):
+                total[i] = _fused(weight, block[i], total[i])
+        if elects:
+            for i in range(count):
+                sign[i] = one if total[i] >= zero else -one
+                total[i] = zero
+            for number in range(vectors.size):
+                vector, block = vectors[number], blocks[number, :count]
+                flip = -one if vector.vote < zero else one
+                coefficient = flip * vector.coefficient
+                share = vector.share
+                for i in range(count):
+                    value = block[i] * sign[i] * flip
+                    agreeing = zero if value < zero else value
+                    total[i] = _fused(coefficient, agreeing, total[i])
+                    divisor[i] += share if agreeing > zero else zero
+            for i in range(count):
+                value = total[i] * sign[i]
+                if divides:
+                    value /= divisor[i] + (one if abs(divisor[i]) <= cancelled else zero)
+                total[i] = value
+        result = out[start : start + count]
+        if base != loaded:
+            _load(base, base_bytes, start, other[:count])
+        for i in range(count):
+            result[i] = _fused(scale, total[i], other[i])
+
+
+@_compiled
+def _sort_into_buckets(row: Array, width: int, bucket: Array, inside: Array) -> None:
+    """Write the bucket of each element of a row, and how many lie inside of each."""
+    buckets = inside.size - 1
+    largest = 0
+    for i in range(row.size):
+        largest = max(largest, row[i] & 0x7FFFFFFF)
+    base = (largest >> width) - buckets
+    for i in range(row.size):  # a loop of its own, so that it becomes vector code
+        magnitude = row[i] & 0x7FFFFFFF
+        bucket[i] = max((magnitude >> width) - base, 1) if magnitude else 0
+    inside[:] = 0
+    for i in range(row.size):
+        inside[bucket[i]] += 1
 
 
 @_compiled
@@ -215,35 +369,30 @@ def drop_by_rank(bits: Array, numbers: Array, steps: Array, width: int, buckets:
     wanted = np.zeros(buckets + 1, np.int32)
     bucket = np.empty(row, np.int32)
     drops = np.empty(row, np.bool_)
+    certain = np.empty(buckets + 1, np.int32)
+    possible = np.empty(buckets + 1, np.int32)
     between = np.empty(row + 1, np.int32)
     keys = np.empty(row, np.int64)
     for r in range(rows):
         own, drawn = bits[r], numbers[r]
-        largest = 0
-        for i in range(row):
-            largest = max(largest, own[i] & 0x7FFFFFFF)
-        base = (largest >> width) - buckets
-        for b in range(buckets + 1):
-            above[b] = 0
-        for i in range(row):
-            magnitude = own[i] & 0x7FFFFFFF
-            bucket[i] = max((magnitude >> width) - base, 1) if magnitude else 0
-            above[bucket[i]] += 1
+        _sort_into_buckets(own, width, bucket, above)
         running = 0
         for b in range(buckets, -1, -1):
             inside = above[b]
             above[b] = running
             places[b] = running
             running += inside
+            if inside:
+                certain[b] = steps[above[b]]
+                possible[b] = steps[running - 1]
+        possible[0] = certain[0]  # zeros are decided: they stay what they are
         undecided = 0
         for i in range(row):
             # Without branches: which way they go is what is drawn at random.
             b = bucket[i]
-            first, last = above[b], above[max(b - 1, 0)] - 1
-            possible = (b > 0) & (drawn[i] >= steps[last])
-            drops[i] = possible & (drawn[i] >= steps[first])
+            drops[i] = drawn[i] >= certain[b]
             between[undecided] = i
-            undecided += possible & ~drops[i]
+            undecided += (drawn[i] >= possible[b]) & ~drops[i]
         if undecided:
             for u in range(undecided):
                 wanted[bucket[between[u]]] += 1

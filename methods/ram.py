@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.kernel import Copy, GrainSum, GrainSums, GrainView, Kernel, Statistic
 from methods.method import Base, Method, Parameter, TensorMerge
 from methods.parameters import base_of
-from methods.statistics import Differences, magnitude_sum
+from methods.statistics import Differences
+from methods.sums import magnitude_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +56,7 @@ class Shares(GrainSum["tuple[tuple[int, int], ...]"]):
         alone = torch.eq(by, 1.0, out=by)
         counts = []
         for marks in changed:
-            counts += [magnitude_sum(marks), magnitude_sum(marks.mul_(alone))]
+            counts += [magnitude_sum(marks, vector), magnitude_sum(marks.mul_(alone), vector)]
         into.add(grain.index, torch.stack(counts))
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[int, int], ...]:

@@ -15,15 +15,15 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from methods.compiled import Loops
-
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from methods.compiled import Loops
+
 _WORD = 1 << 32
-_WEYL = 0x9E3779B1
-_FIRST = 0x21F0AAAD
-_SECOND = 0xD35A2D97
+HASH = (0x9E3779B1, 0x21F0AAAD, 0xD35A2D97)
+"""The step of the sequence, and the factors that mix it."""
+_WEYL, _FIRST, _SECOND = HASH
 _COUNTED = 1 << 10
 """Elements that are counted one by one; the rest is added on, in runs of doubling length."""
 
@@ -46,19 +46,24 @@ def draw(key: int, start: int, out: Tensor, work: Tensor, loops: Loops | None = 
     out, work = out.view(-1), work.view(-1)
     place, count = 0, out.numel()
     while place < count:
-        high, low = divmod(start + place, _WORD)
-        stop = min(count, place + _WORD - low)
-        words = _digest(f"{key}\0{high}".encode())
-        _draw(words, low, out[place:stop], work[place:stop], loops)
+        stop = min(count, place + _WORD - (start + place) % _WORD)
+        _draw(words(key, start + place), out[place:stop], work[place:stop], loops)
         place = stop
 
 
-def _draw(key: int, low: int, out: Tensor, work: Tensor, loops: Loops | None) -> None:
-    first, second = divmod(key, _WORD)
-    first = (first + low * _WEYL) % _WORD
+def words(key: int, start: int) -> tuple[int, int]:
+    """The two 32-bit words that the numbers from element ``start`` to the next multiple of 2³²
+    are made of."""
+    high, low = divmod(start, _WORD)
+    first, second = divmod(_digest(f"{key}\0{high}".encode()), _WORD)
+    return (first + low * _WEYL) % _WORD, second
+
+
+def _draw(words: tuple[int, int], out: Tensor, work: Tensor, loops: Loops | None) -> None:
     if loops is not None:
-        loops.draw((first, second, _WEYL, _FIRST, _SECOND), out)
+        loops.draw(words, out)
         return
+    first, second = words
     _count(out, first)
     _fold(out, 16, work)
     out.mul_(_signed(_FIRST)).bitwise_xor_(_signed(second))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.kernel import Copy, GrainSum, GrainSums, GrainView, Kernel, Statistic
-from methods.compiled import loops_for
+from methods.compiled import Kept, loops_for
 from methods.elect import elected_sum
 from methods.linear_combination import LinearCombination
 from methods.method import Base, Method, Parameter, TensorMerge
@@ -19,8 +19,9 @@ from methods.statistics import (
     FineHistogram,
     Ranks,
     Source,
-    magnitude_sum,
+    operand,
 )
+from methods.sums import magnitude_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,11 +115,12 @@ class SelectedSquares(GrainSum["tuple[float, ...]"]):
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         import torch
 
-        mask = self.selection.mask(grain, earlier, (grain.take(), grain.take(), grain.take()))
+        work = (grain.take(), grain.take(), grain.take())
+        mask = self.selection.mask(grain, earlier, work)
         vector, sums = grain.take(), []
         for number in range(self.selection.taus.count):
             self.selection.write(number, grain, mask, vector)
-            sums.append(magnitude_sum(vector.square_()))
+            sums.append(magnitude_sum(vector.square_(), work[2]))
         into.add(grain.index, torch.stack(sums))
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[float, ...]:
@@ -144,6 +146,7 @@ class SelectCalculateErase(Kernel):
     base: int
     selection: Selection
     compiles = True
+    version = 2
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
@@ -166,8 +169,13 @@ class SelectCalculateErase(Kernel):
         vectors = [grain.take() for _ in weights]
         for number, vector in enumerate(vectors):
             self.selection.write(number, grain, mask, vector)
-        votes = [1.0] * len(weights)
-        elected_sum(vectors, votes, weights, weights, out, work, loops_for(grain))
+        votes, loops = [1.0] * len(weights), loops_for(grain)
+        if loops is not None:
+            base = operand(grain, self.base)
+            described = [((vector, None), Kept()) for vector in vectors]
+            loops.combine(described, weights, votes, weights, base, 1.0, out)
+            return
+        elected_sum(vectors, votes, weights, weights, out, work)
         out.add_(grain.inputs[self.base])
 
 

@@ -8,14 +8,14 @@ prefers large elements, `KeepAll` all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.grains import Access
 from engine.kernel import GrainSum, GrainSums, GrainView, Statistic
 from methods import random
-from methods.compiled import loops_for
+from methods.compiled import Kept, Limit, loops_for
 from methods.statistics import (
     CoarseHistogram,
     FineHistogram,
@@ -24,8 +24,8 @@ from methods.statistics import (
     Source,
     TieCounts,
     below,
-    magnitude_sum,
 )
+from methods.sums import magnitude_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,6 +88,21 @@ class Sparsifier:
         ``vector`` and the ``scratch`` tensors of ``work`` are float32, of a grain's shape.
         """
 
+    def kept(
+        self,
+        number: int,
+        vector: Callable[[], Tensor],
+        work: Sequence[Tensor],
+        grain: GrainView,
+        statistics: Sequence[Any],
+        before: tuple[int, ...],
+    ) -> Kept:
+        """What `apply` keeps, for compiled loops; only asked of who decides element by element.
+
+        ``vector`` computes the vector, for who cannot decide without.
+        """
+        return Kept()
+
 
 @dataclass(frozen=True)
 class KeepAll(Sparsifier):
@@ -136,26 +151,38 @@ class Edge:
         """
         import torch
 
-        # hardshrink(x, λ) is x where |x| > λ and 0 elsewhere: one step below the edge keeps ties.
+        limit = self.limit(lambda: vector, vector.numel(), index, before, work)
+        # hardshrink(x, λ) is x where |x| > λ and 0 elsewhere.
         shrink = torch.ops.aten.hardshrink.out
-        end = self._end(vector, index, before, work)
-        if end:
-            shrink(vector[:end], below(self.value), out=out[:end])
-        if end < vector.numel():
-            shrink(vector[end:], self.value, out=out[end:])
+        if limit.end:
+            shrink(vector[: limit.end], limit.before, out=out[: limit.end])
+        if limit.end < vector.numel():
+            shrink(vector[limit.end :], limit.after, out=out[limit.end :])
 
-    def _end(self, vector: Tensor, index: int, before: int, work: Tensor) -> int:
+    def limit(
+        self, vector: Callable[[], Tensor], count: int, index: int, before: int, work: Tensor
+    ) -> Limit:
+        """What the kept elements among the ``count`` of grain ``index`` are larger than.
+
+        ``vector`` gives the grain's elements, flat, where they must be looked at.
+        """
+        # One step below the edge keeps ties.
+        end = self._end(vector, count, index, before, work)
+        return Limit(below(self.value), self.value, end)
+
+    def _end(
+        self, vector: Callable[[], Tensor], count: int, index: int, before: int, work: Tensor
+    ) -> int:
         """How many elements of this grain lie before the first tie that is not kept."""
-        everything = vector.numel()
         if not self.cut:
-            return everything if self.ties else 0
+            return count if self.ties else 0
         if self.places is not None:
             before, here = self.places.of(index)
             if before + here <= self.ties:
-                return everything
+                return count
         if before >= self.ties:
             return 0
-        return _end_of_ties(_ties(vector, self.value, work), self.ties - before)
+        return _end_of_ties(_ties(vector(), self.value, work), self.ties - before)
 
 
 def _ties(vector: Tensor, value: float, work: Tensor) -> Tensor:
@@ -331,6 +358,23 @@ class TopMagnitude(Sparsifier):
             # What is skipped cancels, bit by bit: infinity and NaN too.
             flat.view(torch.int32).bitwise_xor_(skipped.view(torch.int32))
 
+    def kept(
+        self,
+        number: int,
+        vector: Callable[[], Tensor],
+        work: Sequence[Tensor],
+        grain: GrainView,
+        statistics: Sequence[Any],
+        before: tuple[int, ...],
+    ) -> Kept:
+        scratch = work[0].view(-1)
+        counts = before[2 * number : 2 * number + 2] or (0, 0)
+        limits = [
+            edge.limit(lambda: vector().view(-1), scratch.numel(), grain.index, count, scratch)
+            for edge, count in zip(self._edges(statistics)[number], counts, strict=False)
+        ]
+        return Kept(above=limits[0] if limits else None, upto=limits[1] if limits[1:] else None)
+
 
 def edge_sum(found: RankedMagnitude) -> float:
     """Sum of the ties that are kept at an edge."""
@@ -399,17 +443,28 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
 
         vector = grain.take()
         work = [grain.take() for _ in range(self.dropping.scratch)]
+        loops = loops_for(grain)
         nothing = torch.zeros((), dtype=torch.float64, device=vector.device)
         sums = []
         for number in range(self.source.count):
-            whole = kept = nothing
-            if self.dropping.drops(number):
+            if not self.dropping.drops(number):
+                sums += [nothing, nothing]
+                continue
+            if loops is None:
                 self.source.write(number, grain, vector)
-                vector.abs_()
-                whole = magnitude_sum(vector)
+                sums.append(magnitude_sum(vector.abs_(), work[0]))
                 self.dropping.drop(number, vector, work, grain)
-                kept = magnitude_sum(vector)
-            sums += [whole, kept]
+                sums.append(magnitude_sum(vector, work[0]))
+                continue
+            operands = self.source.operands(number, grain, vector)
+            if self.dropping.access is Access.ELEMENTWISE:
+                kept = self.dropping.kept(number, lambda: vector, work, grain, earlier, ())
+                sums += loops.magnitude_sums(operands, kept)
+                continue
+            loops.sparse(operands, Kept(), vector)
+            sums.append(loops.magnitude_sums((vector, None), Kept())[0])
+            self.dropping.drop(number, vector, work, grain)
+            sums.append(loops.magnitude_sums((vector, None), Kept())[0])
         into.add(grain.index, torch.stack(sums))
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[float, float], ...]:
@@ -444,13 +499,28 @@ class RandomKeep(Dropping):
     def drop(self, number: int, vector: Tensor, work: Sequence[Tensor], grain: GrainView) -> None:
         import torch
 
-        numbers, loops = work[0].view(torch.int32), loops_for(grain)
-        random.draw(self.keys[number], grain.start, numbers, work[1].view(torch.int32), loops)
-        bound = random.threshold(self.keep[number] or 0.0)
+        loops = loops_for(grain)
         if loops is not None:
-            loops.drop_from(vector, numbers, bound)
-        else:
-            mask_bits(vector, numbers.ge_(bound))
+            loops.sparse((vector, None), self._kept(number, grain), vector)
+            return
+        numbers = work[0].view(torch.int32)
+        random.draw(self.keys[number], grain.start, numbers, work[1].view(torch.int32))
+        mask_bits(vector, numbers.ge_(random.threshold(self.keep[number] or 0.0)))
+
+    def kept(
+        self,
+        number: int,
+        vector: Callable[[], Tensor],
+        work: Sequence[Tensor],
+        grain: GrainView,
+        statistics: Sequence[Any],
+        before: tuple[int, ...],
+    ) -> Kept:
+        return self._kept(number, grain) if self.drops(number) else Kept()
+
+    def _kept(self, number: int, grain: GrainView) -> Kept:
+        words = random.words(self.keys[number], grain.start)
+        return Kept(draw=(*words, random.threshold(self.keep[number] or 0.0)))
 
 
 def mask_bits(vector: Tensor, drop: Tensor) -> None:

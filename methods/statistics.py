@@ -95,11 +95,11 @@ class Differences(Source):
 
         torch.sub(grain.inputs[self.positions[number]], grain.inputs[self.base], out=out)
 
-    def operands(self, number: int, grain: GrainView, scratch: Tensor) -> Operands:
-        return _operand(grain, self.positions[number]), _operand(grain, self.base)
+    def operands(self, number: int, grain: GrainView, scratch: Tensor | None = None) -> Operands:
+        return operand(grain, self.positions[number]), operand(grain, self.base)
 
 
-def _operand(grain: GrainView, position: int) -> Tensor:
+def operand(grain: GrainView, position: int) -> Tensor:
     """An input as it is stored, where compiled loops can read that, or else widened."""
     import torch
 
@@ -179,23 +179,6 @@ class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
             return float(dots[i * (i + 1) // 2 + j])
 
         return tuple(tuple(dot(i, j) for j in range(count)) for i in range(count))
-
-
-_SUMMED = 1 << 9
-"""Elements that are summed up in float32; sums of more are in float64."""
-
-
-def magnitude_sum(magnitudes: Tensor) -> Tensor:
-    """The sum of numbers that are not negative, to float32 rounding: 0-d, float64.
-
-    They may have any shape, contiguous.
-    """
-    import torch
-
-    flat = magnitudes.view(-1)
-    edge = flat.numel() - flat.numel() % _SUMMED
-    inside = flat[:edge].view(-1, _SUMMED).sum(1).sum(dtype=torch.float64)
-    return inside.add_(flat[edge:].sum(dtype=torch.float64))
 
 
 # --- order statistics -----------------------------------------------------------------------

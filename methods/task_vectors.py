@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from engine.grains import Access
 from engine.kernel import Copy, GrainView, Kernel, Statistic
-from methods.compiled import loops_for
+from methods.compiled import Kept, Operands, loops_for
 from methods.elect import elected_sum
 from methods.linear_combination import LinearCombination
 from methods.method import TensorMerge
 from methods.parameters import base_of, sum_of_weights
 from methods.sparsify import KeepAll, Sparsifier
-from methods.statistics import Differences
+from methods.statistics import Differences, operand
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,7 @@ class TaskVectors(Kernel):
     elect: bool
     normalize: bool
     scale: float
+    version = 2
 
     @property
     def source(self) -> Differences:
@@ -81,18 +82,39 @@ class TaskVectors(Kernel):
 
         factors = self.sparsifier.factors(len(self.positions), statistics)
         coefficients = [w * factor for w, factor in zip(self.weights, factors, strict=True)]
+        votes = coefficients if self.elect else None
+        shares = self.weights if self.normalize else None
         pool = [grain.take() for _ in range(self.sparsifier.scratch)]
+        loops = loops_for(grain)
+        elementwise = self.access is Access.ELEMENTWISE
 
         def sparse(number: int, vector: Tensor) -> Tensor:
             self.source.write(number, grain, vector)
             self.sparsifier.apply(number, vector, pool, grain, statistics, before)
             return vector
 
-        if self.elect:
-            vectors = [sparse(number, grain.take()) for number in range(len(coefficients))]
-            shares = self.weights if self.normalize else None
+        def described(number: int, vector: Tensor) -> tuple[Operands, Kept]:
+            def values() -> Tensor:
+                self.source.write(number, grain, vector)
+                return vector
+
+            kept = self.sparsifier.kept(number, values, pool, grain, statistics, before)
+            return self.source.operands(number, grain), kept
+
+        if loops is not None and (self.elect or elementwise):
+            numbers = range(len(coefficients))
+            if elementwise:
+                vector = grain.take()
+                vectors = [described(number, vector) for number in numbers]
+            else:
+                vectors = [((sparse(number, grain.take()), None), Kept()) for number in numbers]
+            base = operand(grain, self.base)
+            loops.combine(vectors, coefficients, votes, shares, base, self.scale, out)
+            return
+        if votes is not None:
+            taken = [sparse(number, grain.take()) for number in range(len(coefficients))]
             work = (grain.take(), grain.take(), grain.take())
-            elected_sum(vectors, coefficients, coefficients, shares, out, work, loops_for(grain))
+            elected_sum(taken, votes, coefficients, shares, out, work)
         else:
             out.zero_()
             vector = grain.take()

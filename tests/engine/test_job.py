@@ -162,6 +162,30 @@ def test_drawn_shapes_and_budgets_change_no_byte(
     assert sha256(directory / "free") == sha256(directory / "tight")
 
 
+def test_what_stays_in_part_changes_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the tiles of a merge with several passes some stay in memory, the others are streamed."""
+    monkeypatch.setattr("engine.footprint.REQUEST_BYTES", 4 * MIB)
+    monkeypatch.setattr("engine.footprint.TILES_IN_FLIGHT", 1)
+    (tmp_path / "in").mkdir()
+    workshop = Workshop(tmp_path / "in")
+    own = [workshop.loads(dtype, [(9, 1 << 19)], 8)[0] for dtype in (BF16, F32)]
+    statistic = workshop.builder.merge(own, Normalised(), "normalised")
+    graph = workshop.graph({"t": (workshop.builder.merge([statistic], Normalised(), "n"), BF16)})
+    budgets = [smallest(graph, 2) + more * MIB for more in range(0, 64, 6)]
+    outputs = set()
+    for ram in (None, *budgets):
+        options = Options(ram=ram, machine=this_machine(2))
+        outcome = jobs.run(job(graph), tmp_path / f"out{ram}", options)
+        assert outcome.schedule is not None
+        assert outcome.read_bytes == outcome.schedule.read_bytes
+        outputs.add(sha256(tmp_path / f"out{ram}")["out.bin"])
+    assert len(outputs) == 1
+    flows = [schedule(graph, ram, this_machine(2)).placements[0].flow for ram in budgets]
+    assert any(0 < flow.staying < flow.tiles for flow in flows)
+
+
 class Stop(Exception):
     """Raised by the tests' observers to interrupt a run."""
 

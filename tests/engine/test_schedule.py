@@ -107,12 +107,16 @@ class Simulation:
         assert kept == flow.kept_bytes + others
         staying = 0
         for number in range(len(work.passes)):
-            grants = flow.grants[number]
-            stay = tuple(i for i in grants if i in flow.resident)
-            staying += flow.tiles * work.profile.input_bytes(flow.tile, stay)
-            moving = flow.tile_bytes[number] - work.profile.input_bytes(flow.tile, stay)
-            self.most = max(self.most, kept + staying + moving)
-        assert staying == flow.resident_bytes
+            outputs = work.profile.output_bytes(flow.tile) if number == len(work.passes) - 1 else 0
+            for first in range(0, work.grains.count, flow.tile):
+                grants = [i for i in flow.reads(number, first) if i not in flow.kept_fresh]
+                stay = tuple(i for i in grants if flow.stays(i, first))
+                move = tuple(i for i in grants if i not in stay)
+                staying += work.profile.input_bytes(flow.tile, stay)
+                moving = work.profile.input_bytes(flow.tile, move) + outputs
+                assert moving <= flow.moving_bytes
+                self.most = max(self.most, kept + staying + moving)
+        assert staying == (flow.resident_bytes if len(work.passes) > 1 else 0)
         for load in before:
             del self.kept[load]
         for position in placement.kept_after:
@@ -172,17 +176,17 @@ def test_an_infeasible_budget_names_one_that_works(graph: Graph, less: int) -> N
 
 def test_more_memory_never_reads_more() -> None:
     builder = GraphBuilder()
-    loads = [builder.load(Disk(f"d{i}"), 0, BF16, (64, 1 << 19), "t") for i in range(4)]
+    loads = [builder.load(Disk(f"d{i}"), 0, BF16, (160, 1 << 19), "t") for i in range(4)]
     merges = [builder.merge(loads, Normalised(), "m")]
     merges += [builder.merge(loads[:2], Weighted((1.0, float(i))), "m") for i in range(3)]
     graph = graph_of([(merge, BF16) for merge in merges])
     reads = [
-        schedule(graph, minimum(graph) + more * 16 * MIB, machine()).read_bytes
+        schedule(graph, minimum(graph) + more * 32 * MIB, machine()).read_bytes
         for more in range(40)
     ]
     assert reads == sorted(reads, reverse=True)
     assert reads[-1] == sum(load.nbytes for load in graph.loads)
-    assert reads[0] > reads[-1]
+    assert len(set(reads)) > 6, "it is not all or nothing that stays in memory"
 
 
 def test_a_load_that_is_needed_soonest_is_the_one_that_stays() -> None:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from engine.kernel import GrainView
 from methods import compiled, random, sparsify
-from methods.elect import CANCELLED, elected_sum
+from methods.elect import elected_sum
 from methods.statistics import CoarseHistogram, FineHistogram, Inputs
+from methods.sums import magnitude_sum
 from tests.methods.support import kernel_of, run
 
 pytest.importorskip("numba", reason="compiled loops need the extra 'fast'")
@@ -62,10 +63,33 @@ def test_elected_sum(count: int, elements: int, seed: int, ties: bool, normalize
     votes, coefficients, shares = (weight.tolist() for weight in weights)
     out, expected = torch.empty(2, elements)
     divided = shares if normalize else None
-    loops().elected_sum(given_vectors, votes, coefficients, divided, CANCELLED, out)
+    base = torch.randn(elements)
+    described: list[tuple[compiled.Operands, compiled.Kept]] = [
+        ((vector.clone(), None), compiled.Kept()) for vector in given_vectors
+    ]
+    loops().combine(described, coefficients, votes, divided, base, 0.7, out)
     work = tuple(torch.empty(3, elements))
     elected_sum(given_vectors, votes, coefficients, divided, expected, work)
+    torch.add(base, expected, alpha=0.7, out=expected)
     assert same(out, expected)
+
+
+@given(st.integers(1, 9000), st.integers(0, 99), st.booleans())
+@settings(max_examples=40)
+def test_magnitude_sums(elements: int, seed: int, halves: bool) -> None:
+    vector, minus = vectors(2, elements, seed, False)
+    if halves:
+        vector = vector.bfloat16()
+    kept = compiled.Kept(draw=(*random.words(seed, 0), random.threshold(0.4)))
+    whole, rest = loops().magnitude_sums((vector, minus), kept)
+    difference = vector.float() - minus
+    numbers, work = torch.empty(2, elements, dtype=torch.int32)
+    random.draw(seed, 0, numbers, work)
+    chosen = difference * (numbers < random.threshold(0.4))
+    for found, expected in ((whole, difference), (rest, chosen)):
+        plain = magnitude_sum(expected.abs(), torch.empty(elements))
+        assert float(found) == float(plain)
+        assert float(found) == pytest.approx(float(expected.double().abs().sum()), rel=1e-6)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**34), st.integers(1, 5000))
@@ -145,7 +169,7 @@ def test_selection_by_rank(elements: int, seed: int, ties: bool, data: st.DataOb
         ("sce", {}, {"select_topk": 1.0}),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_whole_kernels(method: str, models: dict, settings_: dict, dtype: torch.dtype) -> None:
     shape = (40, 333)
     source = torch.Generator().manual_seed(1)
