@@ -13,6 +13,7 @@ from methods.method import Base, Method, TensorMerge
 from methods.parameters import base_of
 from methods.row_combination import CHUNK, chunk_bytes, chunk_rows
 from methods.statistics import CoarseHistogram, FineHistogram, Ranks, Source
+from methods.transfer import beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +79,7 @@ class Divergences(Statistic["dict[int, Tensor]", "dict[int, Tensor]"]):
         into.update(other)
 
     def finish(self, total: dict[int, Tensor], earlier: Sequence[Any]) -> dict[int, Tensor]:
-        return total
+        return {index: found.float() for index, found in total.items()}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Importance(Source):
     def write(self, number: int, grain: GrainView, out: Tensor) -> None:
         import torch
 
-        divergence = self.divergences[grain.index].float().to(out.device)
+        divergence = beside(self.divergences[grain.index], out)
         torch.sub(grain.inputs[self.other], grain.inputs[self.base], out=out)
         out.abs_().mul_(divergence)
 

@@ -266,9 +266,12 @@ class CoarseCounts:
     nonzero: Tensor
 
     def place_like(self, vector: Tensor) -> None:
-        """Let the counters lie where ``vector`` does."""
-        self.counts = self.counts.to(vector.device)
-        self.nonzero = self.nonzero.to(vector.device)
+        """Let the counters, which have counted nothing elsewhere, lie where ``vector`` does."""
+        import torch
+
+        if self.counts.device != vector.device:  # zeros made there, for to send them is to wait
+            self.counts = torch.zeros_like(self.counts, device=vector.device)
+            self.nonzero = torch.zeros_like(self.nonzero, device=vector.device)
 
 
 @dataclass(frozen=True)
