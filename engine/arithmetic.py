@@ -44,7 +44,7 @@ class Bench:
 
     @staticmethod
     def in_block(block: Block) -> Bench:
-        return Bench(torch.frombuffer(block.memory, dtype=torch.float32))
+        return Bench(torch.frombuffer(block.memory, dtype=torch.float32, count=block.size // 4))
 
     def take(self, elements: int) -> Tensor:
         """Uninitialised float32 elements, valid until the `mark` taken before is released."""

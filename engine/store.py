@@ -1,4 +1,5 @@
-"""What stays on a device between the passes of a merge: inputs, uploaded once.
+"""What stays on a device between the passes of a merge: inputs, uploaded once. Only workers import
+this module.
 
     store   |  merge a  |  merge b  |              |
                                      the widest gap: for merge c
