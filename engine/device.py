@@ -158,6 +158,7 @@ class CudaDevice(Device):
         torch.cuda.set_device(accelerator.name)  # of this thread, and no other is ever touched
         super().__init__(accelerator)
         total = torch.cuda.get_device_properties(self._device).total_memory
+        self._share_before = float(torch.cuda.get_per_process_memory_fraction(self._device))
         share = min(accelerator.memory_bytes / total, 1.0)
         torch.cuda.set_per_process_memory_fraction(share, self._device)
         self._pinned: dict[int, Block] = {}
@@ -183,6 +184,10 @@ class CudaDevice(Device):
         with torch.cuda.device(self._device):
             for block in list(self._pinned.values()):
                 block.release_pages()
+            # Who called the run may go on using torch, and did not ask for the cap.
+            with contextlib.suppress(RuntimeError):  # a broken device has said so before
+                torch.cuda.empty_cache()
+                torch.cuda.set_per_process_memory_fraction(self._share_before, self._device)
 
     def _register(self, block: Block) -> None:
         # Blocks are reused, so that the time this takes is spent once for each.
@@ -203,12 +208,18 @@ class CudaDevice(Device):
 
 
 class MpsDevice(Device):
-    """Apple's; memory is shared with the CPU, and everything happens in order."""
+    """Apple's; memory is shared with the CPU, and everything happens in order.
+
+    Tensors never exceed its memory budget. torch tells nobody what cap it had before, so that one
+    stays.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         if not torch.backends.mps.is_available():
             raise RuntimeError("torch cannot use Metal here")
         super().__init__(accelerator)
+        share = accelerator.memory_bytes / max(torch.mps.recommended_max_memory(), 1)
+        torch.mps.set_per_process_memory_fraction(min(share, 1.0))
 
     def settle(self) -> None:
         torch.mps.synchronize()

@@ -384,7 +384,7 @@ class Executor:
                 self.give_up(task)
             return
         self._opened.append(device)
-        offload = Offload(device, number, self)
+        offload = Offload(device, number, accelerator.memory_bytes, self)
         try:
             offload.run()
         finally:
@@ -417,6 +417,11 @@ class Executor:
             if parked is not None:
                 self._lanes[parked.merge.device].push(parked)
             return task
+
+    def put_back(self, task: TileRun) -> None:
+        """Let a tile that a device took wait again: another may be better to do first."""
+        with self._lock:
+            self._lanes[task.merge.device].push(task)
 
     def give_up(self, task: TileRun) -> None:
         """Let the CPU have a tile that a device took, and what is left of its merge."""

@@ -1,18 +1,21 @@
 """Computes tiles on a device. Only the worker of a device imports this module.
 
-    block ──upload──► slot ──compute──► slot ──download──► block ──► writers
-                          (bench)
+    block ──upload──► slot or store ──compute──► slot ──download──► block ──► writers
+                                       (bench)
 
 A tile passes through the device in chunks of a few grains, each in one of the slots of its memory
 in turn, so that one chunk arrives while another is computed and a third leaves. Bytes travel as
 they are stored; they are widened and rounded on the device. The thread only gives orders: it looks
 at a tile's results when it has given those for the next ones.
 
+What several passes of a merge need is uploaded once, where there is room, and stays in the store.
+
 Memory that does not suffice is nothing special. A tile whose orders could not all be given is
-given up and begun again in smaller chunks, and when one grain is too much, its merge goes to the
-CPU. That a tile can be begun again is easy to see: its inputs stay in their blocks until it is
-done, what it adds to a statistic is kept apart until then, and its place in the chain of tallies
-is taken once and noted in the tile.
+given up and begun again: first with a smaller store, so that more is uploaded for each pass, then
+in smaller chunks, and when one grain is too much, its merge goes to the CPU. That a tile can be
+begun again is easy to see: its inputs stay in their blocks until it is done, what it adds to a
+statistic is kept apart until then, and its place in the chain of tallies is taken once and noted
+in the tile.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,14 +33,20 @@ from engine.arithmetic import Bench, Span, TreeEvaluator, check_finite
 from engine.device import Device, Mark, is_incapable, is_out_of_memory
 from engine.dtypes import DType
 from engine.errors import RunError, is_memory_short
+from engine.grains import Grains
 from engine.graph import Load, Merge, Write
 from engine.ledger import Block, Closed
-from engine.placement import SLOTS, bench_bytes, slot_bytes
-from engine.running import TileRun, elements
+from engine.placement import SLOTS, bench_bytes, outside_bytes, slot_bytes, stay_bytes, stride
+from engine.running import MergeRun, TileRun, elements
+from engine.store import Stay, Store
 
-_ALIGNED = 256
 _FLYING = 2
 """Tiles for which all orders are given before the results of the first are looked at."""
+
+
+_SHRINKS = 4
+"""Parts of a store that was too large, of which the next one is one."""
+_LEAST_STORE = 1 << 20
 
 
 class Host(Protocol):
@@ -53,21 +62,55 @@ class Host(Protocol):
 
     def computed(self, task: TileRun, seconds: float) -> None: ...
 
+    def put_back(self, task: TileRun) -> None: ...
+
     def give_up(self, task: TileRun) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpan:
-    """Elements of a tensor on a device: element ``first`` at byte ``at`` of ``memory``."""
+    """Grains of a tensor on a device: grain ``first`` at byte ``at`` of ``memory``, each at a
+    distance of `stride` from the one before."""
 
     memory: Tensor
     at: int
     first: int
+    grains: Grains
 
     def view(self, dtype: DType, start: int, count: int) -> Tensor:
-        """Elements ``[start, start + count)`` as a flat tensor."""
-        offset = self.at + (start - self.first) * dtype.size
-        return self.memory[offset : offset + count * dtype.size].view(dtype.torch)
+        """Elements ``[start, start + count)`` of one grain as a flat tensor."""
+        return self._bytes(dtype.size, start, count).view(dtype.torch)
+
+    def pieces(self, indices: range, size: int, host: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Bytes of grains ``indices`` here, and their places in ``host``, which holds nothing
+        else; elements have ``size`` bytes."""
+        grains = self.grains
+        dense = stride(grains, size) == grains.size * size
+        begin, _ = _elements(grains, indices)
+        for run in _chunks(indices, len(indices) if dense else 1, 0):
+            start, count = _elements(grains, run)
+            at = (start - begin) * size
+            yield self._bytes(size, start, count), host[at : at + count * size]
+
+    def _bytes(self, size: int, start: int, count: int) -> Tensor:
+        index, inside = divmod(start, self.grains.size)
+        at = self.at + (index - self.first) * stride(self.grains, size) + inside * size
+        return self.memory[at : at + count * size]
+
+
+class _Sizes(NamedTuple):
+    """Bytes on a device: left to torch, of the bench, of one slot."""
+
+    outside: int
+    bench: int
+    slot: int
+
+    @property
+    def total(self) -> int:
+        return self.outside + self.bench + SLOTS * self.slot
+
+
+_NOTHING = _Sizes(0, 0, 0)
 
 
 @dataclass(slots=True)
@@ -100,14 +143,16 @@ class _Flight:
 
 
 class Offload:
-    """The worker of one device, which is number ``number`` of the schedule.
+    """The worker of one device, which is number ``number`` of the schedule and may be given
+    ``memory`` bytes.
 
     Of finished tiles, ``uploaded_bytes`` took ``uploading_seconds`` (NaN: it does not tell).
     """
 
-    def __init__(self, device: Device, number: int, host: Host) -> None:
+    def __init__(self, device: Device, number: int, memory: int, host: Host) -> None:
         self._device = device
         self._number = number
+        self._memory = memory
         self._host = host
         self._upload, self._compute, self._download, self._fetch = (
             device.queue() for _ in range(4)
@@ -115,10 +160,13 @@ class Offload:
         self._slots: list[_Slot] = []
         self._turn = 0
         self._bench: Bench | None = None
-        self._reserved = (0, 0)
+        self._store = Store()
+        self._sizes = _NOTHING
+        self._storable = memory
         self._most: int | None = None
         self._flying: deque[_Flight] = deque()
         self._again: deque[TileRun] = deque()
+        self._shrunk = 0
         self._halved = 0
         self._given_up: dict[Merge, None] = {}
         self.uploaded_bytes = 0
@@ -166,11 +214,13 @@ class Offload:
     def warnings(self) -> list[str]:
         """What went otherwise than planned, a line each."""
         lines = []
-        if self._halved:
-            smaller = f"{self._halved} time{'s' if self._halved > 1 else ''}"
-            lines.append(
-                f"'{self._device.name}' ran out of memory: tiles were made smaller {smaller}"
-            )
+        for count, what in (
+            (self._shrunk, "room for inputs that stay there was made smaller"),
+            (self._halved, "tiles were made smaller"),
+        ):
+            if count:
+                times = f"{count} time{'s' if count > 1 else ''}"
+                lines.append(f"'{self._device.name}' ran out of memory: {what} {times}")
         if self._given_up:
             count = len(self._given_up)
             merges = "1 merge" if count == 1 else f"{count} merges"
@@ -185,12 +235,17 @@ class Offload:
 
     def _attempt(self, task: TileRun) -> None:
         placement = task.merge.placement
+        if self._stays(task) and self._store.crowded(placement, self._others(task)):
+            # Those who take its room are under way, and often about to leave.
+            self._land_all()
+            self._host.put_back(task)
+            return
         chunk = min(placement.chunk, task.tile.grains, self._most or placement.chunk)
         try:
             self._reserve(task, chunk)
             self._flying.append(self._launch(task, chunk))
         except Exception as error:
-            chunk = _smaller(chunk, error)
+            chunk = self._smaller(chunk, error)
         else:
             return
         # Only here: as long as an error is handled, it keeps the memory from being given back.
@@ -208,7 +263,7 @@ class Offload:
                     _statistic(task).fetch(flight.accumulator)
                 squares = torch.stack(flight.squares).tolist() if flight.squares else []
         except Exception as error:
-            chunk = _smaller(flight.chunk, error)
+            chunk = self._smaller(flight.chunk, error)
         else:
             self._arrived(flight, squares)
             return
@@ -221,12 +276,21 @@ class Offload:
             self._finish(task, squares)
         if flight.accumulator is not None:
             self._host.accumulate(task, flight.accumulator)
+        self._store.done(task)
         computing = 0.0
         for chunk in flight.timed:
             self.uploaded_bytes += chunk.nbytes
             self.uploading_seconds += _seconds(chunk.arriving)
             computing += _seconds(chunk.computing)
         self._host.computed(task, computing)
+
+    def _land_all(self) -> None:
+        while self._flying:
+            self._land()
+
+    def _others(self, task: TileRun) -> set[MergeRun]:
+        """Merges under way but the one of ``task``."""
+        return {flight.task.merge for flight in self._flying} - {task.merge}
 
     def _finish(self, task: TileRun, squares: Sequence[float]) -> None:
         """Check and digest what has arrived in the output blocks."""
@@ -290,120 +354,179 @@ class Offload:
         run, work = task.merge, task.merge.placement.work
         bench, last = self._bench, Mark()
         assert bench is not None
-        for indices in _chunks(_grains(task), flight.chunk):
+        stay = self._store.admit(run) if self._stays(task) else self._store.stays.get(run)
+        for indices in _chunks(_grains(task), flight.chunk, 0 if stay is None else stay.grains):
             self._host.check()
             slot = self._slots[self._turn]
             self._turn = (self._turn + 1) % SLOTS
-            inputs, outputs, written = self._arrange(task, indices, slot.memory)
+            inputs, uploads, outputs, downloads = self._arrange(task, indices, slot.memory, stay)
             if slot.free is not None:
                 self._upload.after(slot.free)
             leaving = self._upload.mark()
-            for span, host in inputs.values():
-                self._upload.copy(_bytes(span, host.numel()), host)
+            for target, source in uploads:
+                self._upload.copy(target, source)
             there = self._upload.mark()
             self._compute.after(there)
             with self._compute:
                 begun = self._compute.mark()
                 evaluator = TreeEvaluator(
-                    work.root,
-                    work.grains,
-                    {load: span for load, (span, _) in inputs.items()},
-                    bench,
-                    run.statistics,
-                    task.tallies,
+                    work.root, work.grains, inputs, bench, run.statistics, task.tallies
                 )
                 for index in indices:
-                    each(evaluator, index, written)
+                    each(evaluator, index, outputs)
             computed = self._compute.mark()
-            nbytes = sum(host.numel() for _, host in inputs.values())
+            nbytes = sum(source.numel() for _, source in uploads)
             flight.timed.append(_Timed(nbytes, (leaving, there), (begun, computed)))
             self._download.after(computed)
-            for span, host in outputs:
-                self._download.copy(host, _bytes(span, host.numel()))
+            for source, target in downloads:
+                self._download.copy(target, source)
             slot.free = last = self._download.mark()
         return last
 
     def _arrange(
-        self, task: TileRun, indices: range, memory: Tensor
+        self, task: TileRun, indices: range, memory: Tensor, stay: Stay | None
     ) -> tuple[
-        dict[Load, tuple[DeviceSpan, Tensor]],
-        list[tuple[DeviceSpan, Tensor]],
+        dict[Load, DeviceSpan],
+        list[tuple[Tensor, Tensor]],
         list[tuple[Write, DeviceSpan]],
+        list[tuple[Tensor, Tensor]],
     ]:
-        """Where the inputs and outputs of some grains go in a slot, beside their bytes here."""
+        """Where the inputs of some grains are, what of them is to be uploaded; where the outputs
+        go, what of them is to be downloaded: pairs of bytes on the device and here.
+
+        Grains are all among those that stay, or none of them is.
+        """
         grains = task.merge.placement.work.grains
         tile_first, _ = elements(task.tile, task.merge.placement)
-        first = indices.start * grains.size
-        count = min(len(indices) * grains.size, grains.total - first)
+        first, count = _elements(grains, indices)
+        staying = stay if stay is not None and indices.stop <= stay.grains else None
         at = 0
 
-        def place(dtype: DType, block: Block, start: int) -> tuple[DeviceSpan, Tensor]:
+        def in_slot(dtype: DType) -> DeviceSpan:
             nonlocal at
-            self._device.pin(block)
-            span, nbytes = DeviceSpan(memory, at, first), count * dtype.size
-            at += -(-nbytes // _ALIGNED) * _ALIGNED
-            offset = start + (first - tile_first) * dtype.size
-            return span, torch.frombuffer(
-                block.memory, dtype=torch.uint8, count=nbytes, offset=offset
-            )
+            span = DeviceSpan(memory, at, indices.start, grains)
+            at += len(indices) * stride(grains, dtype.size)
+            return span
 
-        inputs = {
-            load: place(load.dtype, block, start) for load, (block, start) in task.inputs.items()
-        }
-        outputs = [place(write.dtype, block, start) for write, block, start in task.outputs]
-        writes = [write for write, _, _ in task.outputs]
-        there = [(write, span) for write, (span, _) in zip(writes, outputs, strict=True)]
-        return inputs, outputs, there
+        def pieces(
+            span: DeviceSpan, dtype: DType, block: Block, start: int
+        ) -> Iterator[tuple[Tensor, Tensor]]:
+            self._device.pin(block)
+            offset = start + (first - tile_first) * dtype.size
+            nbytes = count * dtype.size
+            host = torch.frombuffer(block.memory, dtype=torch.uint8, count=nbytes, offset=offset)
+            return span.pieces(indices, dtype.size, host)
+
+        inputs: dict[Load, DeviceSpan] = {}
+        uploads: list[tuple[Tensor, Tensor]] = []
+        for load, (block, start) in task.inputs.items():
+            if staying is not None and load in staying.places:
+                span = DeviceSpan(self._store.memory, staying.places[load], 0, grains)
+                missing = staying.arrives(load, indices)
+            else:
+                span, missing = in_slot(load.dtype), True
+            inputs[load] = span
+            if missing:
+                uploads += pieces(span, load.dtype, block, start)
+        outputs: list[tuple[Write, DeviceSpan]] = []
+        downloads: list[tuple[Tensor, Tensor]] = []
+        for write, block, start in task.outputs:
+            span = in_slot(write.dtype)
+            outputs.append((write, span))
+            downloads += pieces(span, write.dtype, block, start)
+        return inputs, uploads, outputs, downloads
 
     # --- memory ---------------------------------------------------------------------------
 
+    def _stays(self, task: TileRun) -> bool:
+        """Whether this tile's inputs should be there for later passes too."""
+        return (
+            task.merge.placement.staying > 0
+            and not task.tile.writes  # nothing comes after the last pass
+            and task.merge.device == self._number  # nor where the CPU goes on
+            and task.merge not in self._store.stays
+        )
+
     def _reserve(self, task: TileRun, chunk: int) -> None:
-        """See that bench and slots are as large as this tile needs them; they only grow."""
-        profile = task.merge.placement.work.profile
-        needed = (bench_bytes(profile), slot_bytes(profile, chunk))
-        if all(there >= wanted for there, wanted in zip(self._reserved, needed, strict=True)):
+        """See that bench, slots and store are as large as this tile needs them.
+
+        They only grow, the store as far as the others and the kernels leave room.
+        """
+        placement = task.merge.placement
+        profile = placement.work.profile
+        needed = _Sizes(outside_bytes(profile), bench_bytes(profile), slot_bytes(profile, chunk))
+        sizes = _Sizes(*map(max, zip(self._sizes, needed, strict=True)))
+        if sizes.total > self._memory:
+            sizes = needed  # what others needed gives way
+        store = self._store.size
+        if self._stays(task) and (own := stay_bytes(profile, placement.staying)) > store:
+            store = SLOTS * own  # while one merge ends, others begin
+        store = max(min(store, self._memory - sizes.total, self._storable), 0)
+        if sizes == self._sizes and store == self._store.size:
             return
-        while self._flying:
-            self._land()
-        bench, slot = map(max, zip(self._reserved, needed, strict=True))
+        self._land_all()
+        if sizes == self._sizes and self._store.stays:
+            return  # a larger store is not worth uploading again what is there
         self._drop()
-        self._bench = Bench(self._device.allocate(bench).view(torch.float32), on_device=True)
-        memory = self._device.allocate(SLOTS * slot)
-        self._slots = [_Slot(memory[i * slot : (i + 1) * slot]) for i in range(SLOTS)]
-        self._reserved = (bench, slot)
+        self._bench = Bench(self._device.allocate(sizes.bench).view(torch.float32), on_device=True)
+        memory = self._device.allocate(SLOTS * sizes.slot)
+        self._slots = [_Slot(memory[i * sizes.slot :][: sizes.slot]) for i in range(SLOTS)]
+        self._sizes = sizes
+        self._allocate_store(store)
+
+    def _allocate_store(self, nbytes: int) -> None:
+        """Make a store of so many bytes, or of as many as there are."""
+        while nbytes := min(nbytes, self._storable):
+            try:
+                self._store = Store(self._device.allocate(nbytes))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._shrink(nbytes)
+            else:
+                return
+
+    def _shrink(self, nbytes: int) -> None:
+        """Have no store any more that is nearly as large as ``nbytes``, for that was too much."""
+        self._shrunk += 1
+        smaller = nbytes // _SHRINKS
+        self._storable = smaller if smaller >= _LEAST_STORE else 0
 
     def _drop(self) -> None:
         self._device.settle()
-        self._reserved = (0, 0)
+        self._sizes = _NOTHING
         self._bench = None
         self._slots = []
+        self._store = Store()
         self._device.reclaim()
 
     def _retry(self, task: TileRun, chunk: int) -> None:
         """Begin ``task`` again with so many grains at a time; with none, let the CPU have it."""
-        while self._flying:
-            self._land()
+        self._land_all()
         self._drop()
         if chunk == 0:
             self._given_up[task.merge.placement.work.root] = None
             self._host.give_up(task)
             return
-        self._halved += 1
-        self._most = min(self._most or chunk, chunk)
         self._again.append(task)
 
+    def _smaller(self, chunk: int, error: Exception) -> int:
+        """How many grains to try at a time where ``chunk`` ended in ``error``; 0 for none.
 
-def _smaller(chunk: int, error: Exception) -> int:
-    """How many grains to try at a time where ``chunk`` ended in ``error``; 0 for none.
-
-    Raises:
-        Exception: ``error``, where fewer grains would not help.
-    """
-    if is_incapable(error):
-        return 0
-    if is_out_of_memory(error):
+        Raises:
+            Exception: ``error``, where fewer grains would not help.
+        """
+        if is_incapable(error):
+            return 0
+        if not is_out_of_memory(error):
+            raise error
+        if self._store.size:
+            self._shrink(self._store.size)
+            return chunk
+        if chunk > 1:
+            self._halved += 1
+            self._most = min(self._most or chunk, chunk // 2)
         return chunk // 2
-    raise error
 
 
 def _statistic(task: TileRun) -> Any:
@@ -420,10 +543,17 @@ def _grains(task: TileRun) -> range:
     return range(task.tile.first, task.tile.first + task.tile.grains)
 
 
-def _chunks(grains: range, length: int) -> Iterator[range]:
-    for first in range(grains.start, grains.stop, length):
-        yield range(first, min(first + length, grains.stop))
+def _elements(grains: Grains, indices: range) -> tuple[int, int]:
+    """First element of a run of grains, and number of elements."""
+    first, _ = grains.bounds(indices.start)
+    return first, min(len(indices) * grains.size, grains.total - first)
 
 
-def _bytes(span: DeviceSpan, nbytes: int) -> Tensor:
-    return span.memory[span.at : span.at + nbytes]
+def _chunks(grains: range, length: int, edge: int) -> Iterator[range]:
+    """Runs of at most ``length``; none of them has ``edge`` inside."""
+    first = grains.start
+    while first < grains.stop:
+        last = grains.stop if first >= edge else min(edge, grains.stop)
+        following = min(first + length, last)
+        yield range(first, following)
+        first = following

@@ -24,7 +24,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from engine.devices import Accelerator
-from engine.footprint import MIB, Profile
+from engine.footprint import MIB, Positions, Profile
+from engine.grains import Grains
 from engine.graph import tree
 from engine.kernel import Kernel
 from engine.ledger import PAGE, block_bytes
@@ -42,6 +43,10 @@ _LAG = 0.25
 """Seconds that the CPU may fall behind storage before a merge is moved away from it."""
 _RESERVE = 64 * MIB
 """Device memory for what torch allocates by itself, beyond what kernels declare."""
+_SLOTS_SHARE = 4
+"""Part of the memory that slots take at most where inputs can stay beside them."""
+_ALIGNED = 256
+"""Bytes at whose multiples grains begin; no device reads more at once."""
 
 
 class Why(enum.Enum):
@@ -73,20 +78,19 @@ class Estimate:
 
     ``stored_bytes`` are read and written once. ``core`` is the cost of its kernels in seconds on
     one core, and ``cpu_core`` the same with compiled loops where the CPU has them, of which
-    ``compiled`` tells. ``bus_bytes`` go over a bus in the direction that has more of them.
+    ``compiled`` tells. ``profile`` is the merge's kind.
     """
 
     stored_bytes: int
     core: float
     cpu_core: float
     compiled: bool
-    bus_bytes: int
+    profile: Profile
 
     @staticmethod
     def of(work: Work, compiled: bool) -> Estimate:
         """The estimate of ``work``; ``compiled`` says whether kernels may use a compiler."""
         profile = work.profile
-        moved_up = sum(profile.leaf_bytes(i) for leaves in profile.passes for i in leaves)
         moved_down = sum(write.nbytes for write in work.writes)
         stored = sum(profile.leaf_bytes(i) for i in profile.all_leaves) + moved_down
         seconds = profile.grains.total / 1e9 if profile.computes else 0.0
@@ -95,7 +99,7 @@ class Estimate:
             demand, inputs = _demand(merge.kernel), len(merge.gather.inputs)
             core += inputs * demand.cost * seconds
             cpu_core += inputs * (demand.compiled_cost if compiled else demand.cost) * seconds
-        return Estimate(stored, core, cpu_core, cpu_core < core, max(moved_up, moved_down))
+        return Estimate(stored, core, cpu_core, cpu_core < core, profile)
 
     def on_storage(self, rates: Rates) -> float:
         """Seconds of storage."""
@@ -107,7 +111,8 @@ class Estimate:
 
     def on(self, device: Accelerator) -> float:
         """Seconds on ``device``, where copies and arithmetic go on at once."""
-        return max(self.core / device.speed, self.bus_bytes / device.bus_rate)
+        moved = bus_bytes(self.profile, device.memory_bytes)
+        return max(self.core / device.speed, moved / device.bus_rate)
 
 
 @dataclass(slots=True)
@@ -217,28 +222,81 @@ def _demand(kernel: Kernel) -> _Demand:
 
 
 # --- memory on a device ---------------------------------------------------------------------
+#
+#     outside     for what torch allocates by itself: kernels' own tensors, statistics
+#     bench       arithmetic on one grain
+#     slots       inputs and outputs of one chunk each
+#     store       inputs that stay for all passes, in whatever room is left
 
 
 def grains_at_once(profile: Profile, memory: int, most: int) -> int:
     """How many grains of a merge a device with ``memory`` bytes works on at once: ``most`` at
     most, 0 if it has no room for one."""
-    outside = _RESERVE + profile.scratch_bytes + 2 * profile.accumulator_bytes
-    room = memory - outside - bench_bytes(profile)
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        if SLOTS * slot_bytes(profile, middle) <= room:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    room = memory - outside_bytes(profile) - bench_bytes(profile)
+    each = SLOTS * slot_bytes(profile, 1)
+    # A grain is enough for the bus's full speed; what several passes need had better stay.
+    wanted = room // _SLOTS_SHARE if lasting(profile) else room
+    return max(0, min(most, max(wanted // each, min(1, room // each))))
+
+
+def grains_staying(profile: Profile, memory: int, chunk: int) -> int:
+    """Of how many grains of a merge the inputs stay on a device with ``memory`` bytes that works
+    on ``chunk`` of them at once."""
+    working = bench_bytes(profile) + SLOTS * slot_bytes(profile, chunk)
+    return grains_stored(profile, memory - outside_bytes(profile) - working)
+
+
+def grains_stored(profile: Profile, room: int) -> int:
+    """Of how many grains the inputs have room in so many bytes of a store."""
+    each = stay_bytes(profile, 1)
+    return max(0, min(profile.grains.count, room // each)) if each else 0
+
+
+def lasting(profile: Profile) -> Positions:
+    """The leaves that more than one pass needs; the last pass needs all."""
+    return tuple(sorted({i for leaves in profile.passes[:-1] for i in leaves}))
+
+
+def stay_bytes(profile: Profile, grains: int) -> int:
+    """Bytes of a store for the inputs of so many grains that more than one pass needs."""
+    sizes = (profile.leaf_sizes[i] for i in lasting(profile))
+    return grains * sum(stride(profile.grains, size) for size in sizes)
 
 
 def slot_bytes(profile: Profile, grains: int) -> int:
     """Device memory for the inputs and outputs of so many grains."""
-    return profile.tile_bytes(grains, profile.all_leaves)
+    sizes = profile.leaf_sizes + profile.write_sizes
+    return grains * sum(stride(profile.grains, size) for size in sizes)
+
+
+def stride(grains: Grains, size: int) -> int:
+    """Bytes from one grain to the next on a device, for elements of ``size`` bytes.
+
+    Devices add up what lies at odd places in another order. So every grain begins at an even
+    one, whichever grains lie before it.
+    """
+    return -(-grains.size * size // _ALIGNED) * _ALIGNED
 
 
 def bench_bytes(profile: Profile) -> int:
     """Device memory for the arithmetic on one grain."""
     return block_bytes(-(-profile.scratch_bytes // PAGE) * PAGE)
+
+
+def outside_bytes(profile: Profile) -> int:
+    """Device memory that is left to torch."""
+    return _RESERVE + profile.scratch_bytes + 2 * profile.accumulator_bytes
+
+
+@lru_cache(maxsize=1024)
+def bus_bytes(profile: Profile, memory: int) -> int:
+    """Bytes that a merge moves over the bus of a device with ``memory`` bytes, in the direction
+    in which it moves more."""
+    chunk = grains_at_once(profile, memory, profile.longest_tile)
+    staying = grains_staying(profile, memory, chunk)
+    elements = min(staying * profile.grains.size, profile.grains.total)
+    passes = [i for leaves in profile.passes for i in leaves]
+    up = sum(profile.leaf_bytes(i) for i in passes)
+    saved = sum((passes.count(i) - 1) * profile.leaf_sizes[i] for i in lasting(profile))
+    down = sum(profile.grains.total * size for size in profile.write_sizes)
+    return max(up - saved * elements, down)

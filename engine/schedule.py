@@ -36,7 +36,7 @@ from engine.footprint import MIB, Flow, Positions, Profile
 from engine.grains import Access, Grains, partition
 from engine.graph import Graph, Load, Merge, Write, copied_dtype, tree
 from engine.ledger import PAGE, block_bytes
-from engine.placement import Seat, Why, grains_at_once, seats, without_devices
+from engine.placement import Seat, Why, grains_at_once, grains_staying, seats, without_devices
 from engine.rates import ASSUMED, Rates
 from engine.storage import span_bytes
 
@@ -106,7 +106,8 @@ class Placement:
 
     ``kept_after`` are the leaves that stay in memory for a later merge; ``kept_for_others`` the
     ledger bytes of loads that stay past this merge without being used by it. ``seat`` says where
-    it computes; a device works on ``chunk`` grains of a tile at once.
+    it computes; a device works on ``chunk`` grains of a tile at once, and keeps the inputs of the
+    first ``staying`` grains from their first pass to the last.
     """
 
     work: Work
@@ -114,7 +115,8 @@ class Placement:
     kept_after: Positions
     kept_for_others: int
     seat: Seat
-    chunk: int
+    chunk: int = 0
+    staying: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,11 +461,12 @@ def _place(
         if flow is None:
             flow = flows[key] = _flow(work.profile, there, fresh, capacity - kept_for_others)
         after_this = _positions(work, after[index])
-        seat, chunk = seating[index], 0
+        seat, chunk, staying = seating[index], 0, 0
         if seat.device is not None:
             memory = devices[seat.device].memory_bytes
             chunk = grains_at_once(work.profile, memory, flow.tile)
-        placements.append(Placement(work, flow, after_this, kept_for_others, seat, chunk))
+            staying = grains_staying(work.profile, memory, chunk)
+        placements.append(Placement(work, flow, after_this, kept_for_others, seat, chunk, staying))
     return tuple(placements)
 
 

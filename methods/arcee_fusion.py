@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.grains import GRAIN_ELEMENTS, Access
@@ -13,53 +13,93 @@ from methods.method import Base, Method, TensorMerge
 from methods.parameters import base_of
 from methods.row_combination import CHUNK, chunk_bytes, chunk_rows
 from methods.statistics import CoarseHistogram, FineHistogram, Ranks, Source
+from methods.transfer import beside
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _QUANTILES = (0.25, 0.5, 0.75)
-_DOUBLES = 4
-"""Tensors in float64 that `importance` holds at once, numbers for each row included."""
+_DOUBLES = 3
+"""Tensors in float64 that `divergences` holds at once, numbers for each row included."""
 
 
-def importance(base: Tensor, other: Tensor, out: Tensor, at_once: int) -> None:
-    """Write |τ| KL(p₁‖p₀), p = softmax of each row, to ``out``, rounded to float32.
+def divergences(base: Tensor, other: Tensor, at_once: int) -> Tensor:
+    """KL(p₁‖p₀) of each row, p = softmax of the row: float64, a column.
 
-    All are matrices, of which rows of ``at_once`` elements in all are worked on at a time. The
+    Both are matrices, of which rows of ``at_once`` elements in all are worked on at a time. The
     arithmetic is float64, as the divergence is a difference of numbers that are much larger:
     Σ p₁ log(p₁/p₀) = Σ p₁τ - log Σ exp θ₁ + log Σ exp θ₀.
     """
+    import torch
+
     many = chunk_rows(base.shape[1], at_once)
+    found = []
     for start in range(0, base.shape[0], many):
         rows = slice(start, start + many)
-        work = base[rows].double()
-        divergence = _log_of_sum(work)
-        work.copy_(other[rows])
-        divergence.sub_(_log_of_sum(work))
-        step = other[rows].double().sub_(base[rows])
-        divergence.add_(work.mul_(step).sum(1, keepdim=True)).clamp_min_(0.0)
-        out[rows] = step.abs_().mul_(divergence)
+        work, divergence = _exponentials(base[rows])
+        total = work.sum(1, keepdim=True)
+        divergence.add_(total.log_())
+        work, highest = _exponentials(other[rows])
+        total = work.sum(1, keepdim=True)
+        work.mul_(other[rows].double().sub_(base[rows]))
+        divergence.add_(work.sum(1, keepdim=True).div_(total))
+        found.append(divergence.sub_(highest).sub_(total.log_()).clamp_min_(0.0))
+    return torch.cat(found)
 
 
-def _log_of_sum(rows: Tensor) -> Tensor:
-    """log Σ exp of each row, which becomes its softmax."""
-    highest = rows.amax(1, keepdim=True)
-    total = rows.sub_(highest).exp_().sum(1, keepdim=True)
-    rows.div_(total)
-    return total.log_().add_(highest)
+def _exponentials(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(x - h), and h, the highest x of each row; float64."""
+    highest = rows.amax(1, keepdim=True).double()
+    return rows.double().sub_(highest).exp_(), highest
+
+
+@dataclass(frozen=True)
+class Divergences(Statistic["dict[int, Tensor]", "dict[int, Tensor]"]):
+    """`divergences` of the rows of each grain, of ``total`` elements in all."""
+
+    base: int
+    other: int
+    total: int
+
+    def accumulator_bytes(self, inputs: int, row: int) -> int:
+        return 2 * (8 * self.total // max(row, 1) + 512 * (1 + self.total // GRAIN_ELEMENTS))
+
+    def start(self) -> dict[int, Tensor]:
+        return {}
+
+    def update(self, into: dict[int, Tensor], grain: GrainView, earlier: Sequence[Any]) -> None:
+        base, other = grain.inputs[self.base], grain.inputs[self.other]
+        into[grain.index] = divergences(base, other, _at_once(grain))
+
+    def fetch(self, into: dict[int, Tensor]) -> None:
+        for index, found in into.items():
+            into[index] = found.cpu()
+
+    def merge(self, into: dict[int, Tensor], other: dict[int, Tensor]) -> None:
+        into.update(other)
+
+    def finish(self, total: dict[int, Tensor], earlier: Sequence[Any]) -> dict[int, Tensor]:
+        return {index: found.float() for index, found in total.items()}
 
 
 @dataclass(frozen=True)
 class Importance(Source):
-    """The importance of every element, which is never negative."""
+    """|τ| KL(p₁‖p₀) of every element, which is never negative; follows `Divergences`."""
 
     base: int
     other: int
+    divergences: Any = None
     count = 1
-    double = True
+
+    def given(self, earlier: Sequence[Any]) -> Importance:
+        return replace(self, divergences=earlier[0])
 
     def write(self, number: int, grain: GrainView, out: Tensor) -> None:
-        importance(grain.inputs[self.base], grain.inputs[self.other], out, _at_once(grain))
+        import torch
+
+        divergence = beside(self.divergences[grain.index], out)
+        torch.sub(grain.inputs[self.other], grain.inputs[self.base], out=out)
+        out.abs_().mul_(divergence)
 
 
 @dataclass(frozen=True)
@@ -72,16 +112,27 @@ class TakeOutliers(Kernel):
     access = Access.ROWWISE
     scratch = 1
     cost = 14.0
+    compiled_cost = 11.5
+    compiles = True
+    version = 2
+
+    @property
+    def source(self) -> Importance:
+        return Importance(self.base, self.other)
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
         # Element k of the scores from the least up is the (n - k)-th largest.
         ranks = tuple(self.total - int(share * (self.total - 1)) for share in _QUANTILES)
-        source = Importance(self.base, self.other)
-        return (CoarseHistogram(source, (ranks,)), FineHistogram(source))
+        return (
+            Divergences(self.base, self.other, self.total),
+            CoarseHistogram(self.source, (ranks,)),
+            FineHistogram(self.source),
+        )
 
     def workspace_bytes(self, shape: tuple[int, ...], inputs: int) -> int:
-        return chunk_bytes(_DOUBLES, shape[-1] if shape else 1)
+        row = shape[-1] if shape else 1
+        return chunk_bytes(_DOUBLES, row) + max(row, GRAIN_ELEMENTS)
 
     def combine(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
@@ -90,12 +141,8 @@ class TakeOutliers(Kernel):
 
         base, other = grain.inputs[self.base], grain.inputs[self.other]
         score = grain.take()
-        importance(base, other, score, _at_once(grain))
-        # Chosen bit by bit: what is taken is the other model's value and no sum of anything.
-        taken = score.ge_(threshold(statistics[1])).view(torch.int32).clamp_max_(1).neg_()
-        bits = out.view(torch.int32)
-        torch.bitwise_xor(base.view(torch.int32), other.view(torch.int32), out=bits)
-        bits.bitwise_and_(taken).bitwise_xor_(base.view(torch.int32))
+        self.source.given(statistics).write(0, grain, score)
+        torch.where(score.ge(threshold(statistics[2])), other, base, out=out)
 
 
 def _at_once(grain: GrainView) -> int:
@@ -122,7 +169,7 @@ class ArceeFusion(Method):
         "element int(q · (n-1))"
     )
     reference = "Goddard et al. 2024, MergeKit, arXiv:2403.13257; named by Arcee AI, 2025"
-    works = "row by row, two passes of statistics (order statistics)"
+    works = "row by row, three passes of statistics (divergences of rows, order statistics)"
     base = Base.REQUIRED
     minimum = 1
     maximum = 1

@@ -63,16 +63,34 @@ class Loops:
         return int(self._jit.count_high(vectors, size, low, counts.numpy()))
 
     def count_low(
-        self, operands: Operands, high: int, low: int, step: int, counts: Tensor, levels: Tensor
-    ) -> int:
-        """Count magnitudes with the high bits ``high`` by their ``low`` bits into ``counts``.
+        self,
+        operands: Operands,
+        highs: Sequence[int],
+        low: int,
+        step: int,
+        counts: Sequence[Tensor],
+        levels: Tensor,
+    ) -> None:
+        """Count magnitudes with one of three ``highs`` at most as high bits by their ``low`` bits.
 
-        ``levels`` (int32) counts those low bits that are multiples of 2**``step``. Returns how
-        many elements there were.
+        Each of ``highs`` has ``counts`` (int64) of its own, and a row of ``levels`` (int32), which
+        count those low bits that are multiples of 2**``step``.
         """
+        import numpy as np
+
+        tables = [each.numpy() for each in counts]
+        while len(tables) < 3:  # always three, so that the loop is compiled once
+            tables.append(tables[-1])
         vectors, size = self._vectors([(operands, Kept())]), operands[0].numel()
-        tables = counts.numpy(), levels.numpy()
-        return int(self._jit.count_low(vectors, size, high, low, step, *tables))
+        self._jit.count_low(
+            vectors,
+            size,
+            np.array(highs, np.int32),
+            low,
+            step,
+            tuple(tables),
+            levels.numpy(),
+        )
 
     def sparse(self, operands: Operands, kept: Kept, out: Tensor) -> None:
         """Write what is kept of a vector to ``out`` (float32), with zero for the rest.

@@ -131,19 +131,21 @@ def count_high(vectors: Array, size: int, low: int, counts: Array) -> int:
 
 @_compiled
 def count_low(
-    vectors: Array, size: int, high: int, low: int, step: int, counts: Array, levels: Array
-) -> int:
-    """Count the magnitudes whose bits above the ``low`` ones are ``high`` by those low bits.
+    vectors: Array, size: int, highs: Array, low: int, step: int, counts: Any, levels: Array
+) -> None:
+    """Count the magnitudes whose bits above the ``low`` ones are one of ``highs`` by those below.
 
-    Adds to ``counts`` (int64); those whose low bits are a multiple of 2**``step`` go to
-    ``levels`` (int32) by that multiple too. The result is how many there were.
+    Each of ``highs`` (int32) has one of the three arrays ``counts`` (int64); those whose low bits
+    are a multiple of 2**``step`` go to its row of ``levels`` (int32) by that multiple too.
     """
-    found = 0
     lowest = (1 << low) - 1
     finer = (1 << step) - 1
     inside = np.empty(_BLOCK, np.int32)
     block, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     bits = block.view(np.int32)
+    wanted = np.zeros(1 << (31 - low), np.uint8)
+    for high in highs:
+        wanted[high] = 1
     for start in range(0, size, _BLOCK):
         count = min(_BLOCK, size - start)
         _difference(vectors[0], start, block[:count], other[:count])
@@ -151,19 +153,20 @@ def count_low(
         hits = zeros = 0
         for i in range(count):
             magnitude = bits[i] & 0x7FFFFFFF
-            inside[hits] = magnitude & lowest
-            hits += (magnitude >> low == high) & (magnitude != 0)
+            inside[hits] = magnitude
+            hits += wanted[magnitude >> low] & (magnitude != 0)
             zeros += magnitude == 0
-        if high == 0:
-            counts[0] += zeros
-            levels[0] += zeros
-            found += zeros
-        for i in range(hits):
-            counts[inside[i]] += 1
-            if inside[i] & finer == 0:
-                levels[inside[i] >> step] += 1
-        found += hits
-    return found
+        for key in range(len(highs)):
+            high, table, multiples = highs[key], counts[key], levels[key]
+            if high == 0:
+                table[0] += zeros
+                multiples[0] += zeros
+            for i in range(hits):
+                if inside[i] >> low == high:
+                    magnitude = inside[i] & lowest
+                    table[magnitude] += 1
+                    if magnitude & finer == 0:
+                        multiples[magnitude >> step] += 1
 
 
 @_compiled

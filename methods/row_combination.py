@@ -15,6 +15,7 @@ from engine.grains import GRAIN_ELEMENTS, Access
 from engine.kernel import GrainSum, GrainSums, GrainView, Kernel, Statistic
 from methods.linear_combination import Rule
 from methods.statistics import Source, vectors_of
+from methods.transfer import beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,17 +96,18 @@ class ColumnGram(GrainSum["Tensor"]):
 
         count = self.source.count
         vectors = [self.source.read(i, grain, grain.take()) for i in range(count)]
-        places = row_places(grain, self.shape)
-        if places is None:
+        if len(self.shape) <= 2:
             into.add(grain.index, gram_of(vectors, dim=0))
             return
         device = vectors[0].device
         gram = torch.zeros(count, count, *self.shape[1:], dtype=torch.float64, device=device)
         gram = gram.view(count, count, -1, self.shape[-1])
-        for place in range(gram.shape[2]):
-            rows = torch.nonzero(places == place).view(-1)
-            if rows.numel():
-                chosen = [vector.index_select(0, rows) for vector in vectors]
+        # Rows of one place are evenly spaced: nothing has to be looked for, on no device.
+        middle = gram.shape[2]
+        first = grain.start // vectors[0].shape[1] % middle
+        for place in range(middle):
+            chosen = [vector[(place - first) % middle :: middle] for vector in vectors]
+            if chosen[0].shape[0]:
                 gram[:, :, place] = gram_of(chosen, dim=0)
         into.add(grain.index, gram)
 
@@ -148,7 +150,7 @@ class ColumnCombination(Kernel):
     ) -> None:
         count = len(self.positions)
         vectors = [self.source.read(i, grain, grain.take()) for i in range(count)]
-        coefficients: Tensor = statistics[0].to(out.device)
+        coefficients = beside(statistics[0], out)
         places = row_places(grain, self.shape)
         if places is not None:
             coefficients = coefficients.index_select(1, places)

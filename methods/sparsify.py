@@ -26,6 +26,7 @@ from methods.statistics import (
     below,
 )
 from methods.sums import magnitude_sum
+from methods.transfer import beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -596,7 +597,7 @@ class RandomByRank(Dropping):
         numbers, bounds = work[0].view(torch.int32), work[1].view(torch.int32)
         loops = loops_for(grain)
         random.draw(self.keys[number], grain.start, numbers, bounds, loops)
-        steps = self._thresholds(number, vector.shape[1]).to(vector.device)
+        steps = beside(self._thresholds(number, vector.shape[1]), vector)
         if loops is not None:
             buckets, width = _buckets(vector.shape[1])
             loops.drop_by_rank(vector, numbers, steps, width, buckets)

@@ -48,6 +48,10 @@ class Source:
         """Whether `write` computes in float64."""
         return False
 
+    def given(self, earlier: Sequence[Any]) -> Source:
+        """The source that knows the results of the kernel's earlier passes, if it needs any."""
+        return self
+
     def write(self, number: int, grain: GrainView, out: Tensor) -> None:
         """Write vector ``number`` on this grain to ``out``: float32, of the inputs' shape."""
         raise NotImplementedError
@@ -262,9 +266,12 @@ class CoarseCounts:
     nonzero: Tensor
 
     def place_like(self, vector: Tensor) -> None:
-        """Let the counters lie where ``vector`` does."""
-        self.counts = self.counts.to(vector.device)
-        self.nonzero = self.nonzero.to(vector.device)
+        """Let the counters, which have counted nothing elsewhere, lie where ``vector`` does."""
+        import torch
+
+        if self.counts.device != vector.device:  # zeros made there, for to send them is to wait
+            self.counts = torch.zeros_like(self.counts, device=vector.device)
+            self.nonzero = torch.zeros_like(self.nonzero, device=vector.device)
 
 
 @dataclass(frozen=True)
@@ -303,15 +310,15 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
 
         vector, high = grain.take(), grain.take().view(torch.int32)
         into.place_like(vector)
-        loops = loops_for(grain)
-        for number in range(self.source.count):
+        source, loops = self.source.given(earlier), loops_for(grain)
+        for number in range(source.count):
             if not self.ranks[number] and self.nonzero_share is None:
                 continue
             if loops is not None:
-                operands = self.source.operands(number, grain, vector)
+                operands = source.operands(number, grain, vector)
                 into.nonzero[number] += loops.count_high(operands, _LOW_BITS, into.counts[number])
                 continue
-            self.source.write(number, grain, vector)
+            source.write(number, grain, vector)
             torch.bitwise_and(vector.view(torch.int32), _HIGH, out=high)
             if self.nonzero_share is not None:
                 into.nonzero[number] += torch.count_nonzero(vector)
@@ -386,16 +393,20 @@ class FineCounts:
         self.levels.setdefault(key, {})[index] = levels if on_device else _content(levels)
         self._count(key, counts)
 
-    def add_all(self, key: Key, index: int, operands: Operands, loops: Loops) -> None:
-        """Note the elements of ``key`` among all of grain ``index``, a difference."""
+    def add_all(self, keys: Sequence[Key], index: int, operands: Operands, loops: Loops) -> None:
+        """Note the elements of ``keys``, which are of one vector, among all of grain ``index``."""
         import torch
 
-        counts = self.counts.get(key)
-        if counts is None:
-            counts = self.counts[key] = torch.zeros(_FINE, dtype=torch.int64)
-        levels = torch.zeros(_FINE // _LEVEL, dtype=torch.int32)
-        if loops.count_low(operands, key[1], _LOW_BITS, _LEVEL_BITS, counts, levels):
-            self.levels.setdefault(key, {})[index] = _content(levels)
+        for key in keys:
+            if key not in self.counts:
+                self.counts[key] = torch.zeros(_FINE, dtype=torch.int64)
+        counts = [self.counts[key] for key in keys]
+        levels = torch.zeros(len(keys), _FINE // _LEVEL, dtype=torch.int32)
+        highs = [high for _, high in keys]
+        loops.count_low(operands, highs, _LOW_BITS, _LEVEL_BITS, counts, levels)
+        for key, own in zip(keys, levels, strict=True):
+            if bool(own.any()):
+                self.levels.setdefault(key, {})[index] = _content(own)
 
     def fetch(self) -> None:
         """Bring counters to main memory that lie on a device, where nothing waits to be counted."""
@@ -422,7 +433,7 @@ class FineCounts:
         return TieCounts.of_grains(
             {
                 grain: _COUNT.unpack_from(levels, level * _COUNT.size)[0]
-                for grain, levels in self.levels[key].items()
+                for grain, levels in self.levels.get(key, {}).items()
             }
         )
 
@@ -497,18 +508,17 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
 
         buckets: tuple[tuple[Bucket, ...], ...] = earlier[-1]
         vector, work = grain.take(), grain.take()
-        loops = loops_for(grain)
+        source, loops = self.source.given(earlier), loops_for(grain)
         sums: list[Tensor] = []
         for number, wanted in enumerate(buckets):
             if not wanted and not self.sums:
                 continue
             keys = [(number, high) for high in sorted({bucket.high for bucket in wanted})]
-            if loops is not None:
-                operands = self.source.operands(number, grain, vector)
-                for key in keys:
-                    into.add_all(key, grain.index, operands, loops)
+            if loops is not None and keys:
+                operands = source.operands(number, grain, vector)
+                into.add_all(keys, grain.index, operands, loops)
             if loops is None or self.sums:
-                self.source.write(number, grain, vector)
+                source.write(number, grain, vector)
             if loops is None:
                 look = _count_inside if grain.on_device else _look_inside
                 bits = vector.view(torch.int32).view(-1)

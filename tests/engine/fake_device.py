@@ -84,7 +84,10 @@ class FakeQueue(Queue):
         assert target.dtype == source.dtype == torch.uint8
         assert target.numel() == source.numel()
         self._put(lambda: target.copy_(source))
-        self._device.copied_bytes += source.numel()
+        if self._device.has(target):
+            self._device.uploaded_bytes += source.numel()
+        else:
+            self._device.downloaded_bytes += source.numel()
 
     def mark(self) -> Mark:
         mark = FakeMark(self)
@@ -147,7 +150,8 @@ class FakeDevice(Device):
         self.allocations = 0
         self.peak = 0
         self._taken: list[tuple[StorageWeakRef, int]] = []
-        self.copied_bytes = 0
+        self.uploaded_bytes = 0
+        self.downloaded_bytes = 0
         self.closed = False
 
     def allocate(self, nbytes: int) -> torch.Tensor:
@@ -159,6 +163,11 @@ class FakeDevice(Device):
     def used(self) -> int:
         self._taken = [taken for taken in self._taken if not taken[0].expired()]
         return sum(nbytes for _, nbytes in self._taken)
+
+    def has(self, tensor: torch.Tensor) -> bool:
+        """Whether ``tensor`` lies in its memory."""
+        sought = StorageWeakRef(tensor.untyped_storage())
+        return any(taken == sought for taken, _ in self._taken)
 
     def take(self, storage: torch.UntypedStorage) -> None:
         """Count ``storage`` as used for as long as it lives."""

@@ -11,9 +11,21 @@ import pytest
 from engine.devices import Accelerator
 from engine.dtypes import BF16
 from engine.footprint import MIB
+from engine.grains import Grains
 from engine.graph import Graph, GraphBuilder
 from engine.kernel import Copy, Kernel
-from engine.placement import SLOTS, Estimate, Why, bench_bytes, grains_at_once, slot_bytes
+from engine.placement import (
+    SLOTS,
+    Estimate,
+    Why,
+    bench_bytes,
+    bus_bytes,
+    grains_at_once,
+    outside_bytes,
+    slot_bytes,
+    stay_bytes,
+    stride,
+)
 from engine.rates import ASSUMED, Rates
 from engine.schedule import Machine, Schedule, schedule
 from tests.engine.kernels import Normalised, Transposed
@@ -130,14 +142,51 @@ def test_chunks_fit_into_the_memory(mib: int) -> None:
         assert mib < 150
 
 
-def test_an_estimate_counts_every_pass_over_the_bus() -> None:
+def test_an_estimate_counts_every_pass_over_the_bus_but_what_stays() -> None:
     (placement,) = placed(layers(Normalised())).placements
+    profile = placement.work.profile
     estimate = Estimate.of(placement.work, compiled=False)
     loaded = sum(load.nbytes for load in placement.work.leaves)
-    assert estimate.bus_bytes > loaded
     assert estimate.stored_bytes == loaded + loaded // 3
     assert estimate.on_storage(ASSUMED) == pytest.approx(estimate.stored_bytes / 3e9)
-    assert estimate.on(GPU) == max(estimate.core / 50.0, estimate.bus_bytes / 2e10)
+    assert estimate.on(replace(GPU, bus_rate=1e30)) == estimate.core / 50.0
+    small, some, large = (replace(GPU, memory_bytes=n * MIB) for n in (96, 150, 1000))
+    assert grains_at_once(profile, small.memory_bytes, 1) == 1
+    streamed, partly, once = (bus_bytes(profile, d.memory_bytes) for d in (small, some, large))
+    assert (streamed, once) == (3 * loaded, loaded)
+    assert once < partly < streamed
+    slow = replace(large, bus_rate=1.0)
+    assert estimate.on(slow) == once
+
+
+@pytest.mark.parametrize("mib", [60, 96, 110, 130, 200, 1000])
+def test_what_stays_fits_beside_the_rest(mib: int) -> None:
+    (placement,) = placed(
+        layers(Normalised(), shape=(20, 1 << 19)), replace(GPU, memory_bytes=mib * MIB), forced=True
+    ).placements
+    profile, chunk, staying = placement.work.profile, placement.chunk, placement.staying
+    assert (chunk > 0) == (mib >= 96)
+    if not chunk:
+        return
+    sizes = outside_bytes(profile), bench_bytes(profile), SLOTS * slot_bytes(profile, chunk)
+    room = mib * MIB - sum(sizes)
+    assert stay_bytes(profile, staying) <= room
+    assert staying == profile.grains.count or stay_bytes(profile, staying + 1) > room
+    assert (staying == profile.grains.count) == (mib >= 200)
+
+
+def test_nothing_stays_for_a_single_pass() -> None:
+    (placement,) = placed(layers(Costly(1.0)), GPU, forced=True).placements
+    assert placement.chunk > 0
+    assert placement.staying == 0
+
+
+def test_grains_lie_at_even_places_whatever_their_length() -> None:
+    for total, size in ((1 << 30, 1 << 19), (999 * 777, 674 * 777), (5, 5)):
+        for element in (1, 2, 4):
+            step = stride(Grains(total, size, 1), element)
+            assert step % 256 == 0
+            assert size * element <= step < size * element + 256
 
 
 @dataclass(frozen=True)

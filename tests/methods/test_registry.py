@@ -46,7 +46,7 @@ def test_every_method_describes_itself() -> None:
 
 
 USUAL = {"scale": 0.5, "weight": 0.5, "density": 0.5, "t": 0.5, "select_topk": 1.0}
-PASSES = ("no", "one pass of", "two passes of")
+PASSES = ("no", "one pass of", "two passes of", "three passes of")
 ACCESS = {Access.ELEMENTWISE: "element by element", Access.ROWWISE: "row by row"}
 
 
