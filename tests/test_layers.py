@@ -15,7 +15,7 @@ LAYERS = ("engine", "methods", "planners", "mergeloom")
 LATE = {"torch", "transformers", "tokenizers", "huggingface_hub", "networkx", "pydantic"}
 """Slow to import: none of it at the top of a module."""
 
-WORKERS = {ROOT / "engine" / f"{name}.py" for name in ("arithmetic", "device", "offload")}
+WORKERS = {ROOT / "engine" / f"{name}.py" for name in ("arithmetic", "device", "offload", "store")}
 WORKERS.add(ROOT / "methods" / "plain.py")
 """Only threads that compute import these."""
 
