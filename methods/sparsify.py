@@ -505,7 +505,7 @@ class RandomKeep(Dropping):
 
     @property
     def compiled_cost(self) -> float:
-        return 0.9 if self.rescale else 0.3
+        return 0.6 if self.rescale else 0.3
 
     def drops(self, number: int) -> bool:
         return self.keep[number] is not None
