@@ -99,14 +99,16 @@ class Loops:
         """
         self._jit.sparse(self._vectors([(operands, kept)]), _hash(), out.view(-1).numpy())
 
-    def magnitude_sums(self, operands: Operands, kept: Kept) -> tuple[Tensor, Tensor]:
-        """`methods.sums.magnitude_sum` of a vector, and of what is kept of it."""
+    def magnitude_sums(
+        self, operands: Operands, kept: Kept, squares: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """`methods.sums.magnitude_sum` of a vector, and of what is kept of it, or of squares."""
         import torch
 
         size = operands[0].numel()
         whole, rest = torch.empty(2, -(-size // RUN))
         vectors = self._vectors([(operands, kept)])
-        self._jit.run_sums(vectors, _hash(), size, whole.numpy(), rest.numpy())
+        self._jit.run_sums(vectors, _hash(), size, squares, whole.numpy(), rest.numpy())
         return sum_of_runs(whole), sum_of_runs(rest)
 
     def combine(

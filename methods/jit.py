@@ -238,12 +238,15 @@ def sparse(vectors: Array, constants: Array, out: Array) -> None:
 
 
 @_compiled
-def _sum_runs(block: Array, work: Array, sums: Array) -> None:
-    """Write the sums of runs of magnitudes, by adding halves; what lacks of the last run is 0."""
+def _sum_runs(block: Array, squares: bool, work: Array, sums: Array) -> None:
+    """Write the sums of runs of magnitudes or squares, by adding halves.
+
+    What lacks of the last run is 0.
+    """
     for run in range(sums.size):
         part = block[run * _RUN : (run + 1) * _RUN]
         for i in range(part.size):
-            work[i] = abs(part[i])
+            work[i] = part[i] * part[i] if squares else abs(part[i])
         for i in range(part.size, _RUN):
             work[i] = np.float32(0.0)
         half = _RUN // 2
@@ -256,8 +259,13 @@ def _sum_runs(block: Array, work: Array, sums: Array) -> None:
 
 
 @_compiled
-def run_sums(vectors: Array, constants: Array, size: int, whole: Array, kept: Array) -> None:
-    """Sums of the magnitudes of the one vector in ``vectors``, run by run, and of what is kept."""
+def run_sums(
+    vectors: Array, constants: Array, size: int, squares: bool, whole: Array, kept: Array
+) -> None:
+    """Sums of the magnitudes of the one vector in ``vectors``, run by run, and of what is kept.
+
+    Or of their squares.
+    """
     other, numbers = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
     block, work = np.empty(_BLOCK, np.float32), np.empty(_RUN, np.float32)
     vector = vectors[0]
@@ -266,10 +274,10 @@ def run_sums(vectors: Array, constants: Array, size: int, whole: Array, kept: Ar
         part = block[: min(_BLOCK, size - start)]
         runs = slice(start // _RUN, -(-(start + part.size) // _RUN))
         _difference(vector, start, part, other[: part.size])
-        _sum_runs(part, work, whole[runs])
+        _sum_runs(part, squares, work, whole[runs])
         if trims:
             _trim(vector, start, part, numbers[: part.size], constants)
-            _sum_runs(part, work, kept[runs])
+            _sum_runs(part, squares, work, kept[runs])
         else:
             kept[runs] = whole[runs]
 

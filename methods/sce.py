@@ -117,8 +117,12 @@ class SelectedSquares(GrainSum["tuple[float, ...]"]):
 
         work = (grain.take(), grain.take(), grain.take())
         mask = self.selection.mask(grain, earlier, work)
-        vector, sums = grain.take(), []
+        vector, sums, loops = grain.take(), [], loops_for(grain)
         for number in range(self.selection.taus.count):
+            if loops is not None and mask is None:
+                operands = self.selection.taus.operands(number, grain)
+                sums.append(loops.magnitude_sums(operands, Kept(), squares=True)[0])
+                continue
             self.selection.write(number, grain, mask, vector)
             sums.append(magnitude_sum(vector.square_(), work[2]))
         into.add(grain.index, torch.stack(sums))
@@ -170,13 +174,17 @@ class SelectCalculateErase(Kernel):
         weights: tuple[float, ...] = statistics[-1]
         work = (grain.take(), grain.take(), grain.take())
         mask = self.selection.mask(grain, statistics, work)
-        vectors = [grain.take() for _ in weights]
-        for number, vector in enumerate(vectors):
-            self.selection.write(number, grain, mask, vector)
         votes, loops = [1.0] * len(weights), loops_for(grain)
+        if loops is not None and mask is None:
+            taus = [self.selection.taus.operands(number, grain) for number in range(len(weights))]
+        else:
+            vectors = [grain.take() for _ in weights]
+            for number, vector in enumerate(vectors):
+                self.selection.write(number, grain, mask, vector)
+            taus = [(vector, None) for vector in vectors]
         if loops is not None:
             base = operand(grain, self.base)
-            described = [((vector, None), Kept()) for vector in vectors]
+            described = [(tau, Kept()) for tau in taus]
             loops.combine(described, weights, votes, weights, base, 1.0, out)
             return
         elected_sum(vectors, votes, weights, weights, out, work)

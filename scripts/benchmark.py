@@ -37,6 +37,12 @@ from scripts.shapes import SHAPES
 
 USUAL = "passthrough,linear,slerp,ties,task_arithmetic"
 VARIABLES = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+_OUR_IMPORTS = """
+import contextlib, torch, mergeloom.cli
+with contextlib.suppress(ImportError):
+    import methods.jit
+"""
+_THEIR_IMPORTS = "import mergekit.merge"
 _TUNES = 3
 _WORK = Path(tempfile.gettempdir()) / "mergeloom-bench"
 
@@ -300,8 +306,8 @@ def _fresh(
     cool(files)
     if warm:
         warm_up(files)
-    imports = "import mergekit.merge" if "mergekit" in command[0] else "import torch, mergeloom.cli"
     python = Path(command[0]).parent / "python"
+    imports = _THEIR_IMPORTS if "mergekit" in command[0] else _OUR_IMPORTS
     run([str(python), "-c", imports], variables=VARIABLES)
     try:
         with DeviceMemory() as device:
