@@ -35,26 +35,22 @@ def _fused(context: Any, factor: Any, other: Any, addend: Any) -> Any:
     return single(single, single, single), generate
 
 
-@intrinsic
-def _floats(context: Any, address: Any) -> Any:
-    """The float32 numbers at an address."""
-    pointer = types.CPointer(types.float32)
+def _numbers_at(kind: Any) -> Any:
+    """The function that takes an address to the numbers of a type that begin there."""
 
-    def generate(inner: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], inner.get_value_type(pointer))
+    @intrinsic
+    def at(context: Any, address: Any) -> Any:
+        pointer = types.CPointer(kind)
 
-    return pointer(types.int64), generate
+        def generate(inner: Any, builder: Any, __: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], inner.get_value_type(pointer))
+
+        return pointer(types.int64), generate
+
+    return at
 
 
-@intrinsic
-def _halves(context: Any, address: Any) -> Any:
-    """The 16-bit words at an address."""
-    pointer = types.CPointer(types.uint16)
-
-    def generate(inner: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], inner.get_value_type(pointer))
-
-    return pointer(types.int64), generate
+_floats, _halves = _numbers_at(types.float32), _numbers_at(types.uint16)
 
 
 VECTOR = np.dtype(

@@ -121,7 +121,10 @@ def run(
         parts = [tensor[start : start + count].view(part) for tensor in flat]
         take = Bench(part, limit).take
         loops = compiled and not walk.on_device
-        stored = lambda i: inputs[i].reshape(-1)[start : start + count]  # noqa: E731
+
+        def stored(place: int) -> torch.Tensor:
+            return inputs[place].reshape(-1)[start : start + count]
+
         return GrainView(parts, index, start, take, loops, walk.on_device, stored)
 
     with torch.inference_mode():

@@ -82,7 +82,10 @@ def view(kernel: Kernel, count: int, device: str, limit: int) -> GrainView:
     bench = Bench(shape, limit)
     if device == "cpu":
         return GrainView(inputs, 0, 0, bench.take)
-    take = lambda: torch.empty_like(bench.take(), device=device)  # noqa: E731
+
+    def take() -> torch.Tensor:
+        return torch.empty_like(bench.take(), device=device)
+
     return GrainView(inputs, 0, 0, take, on_device=True)
 
 
