@@ -141,19 +141,20 @@ class _Pending:
 class Disk:
     """What a disk may hold after a power failure: a replay of recorded calls.
 
-    ``before`` is what lay there durably when the recording began, by path; directories are known
-    by their paths too, with the number -1.
+    ``before`` is what lay there durably when the recording began, by path, with ``None`` for
+    directories; these have the number -1.
     """
 
-    def __init__(self, before: Mapping[str, bytes] | None = None) -> None:
+    def __init__(self, before: Mapping[str, bytes | None] | None = None) -> None:
         self._files: dict[int, _Pending] = {}
         self._directories: dict[str, _Pending] = {".": _Pending()}
-        for number, (path, content) in enumerate(sorted((before or {}).items())):
-            self._files[number] = _Pending(content=bytearray(content))
-            for parent in reversed([*Path(path).parents][:-1]):
-                self._enter(parent.as_posix(), -1)
-                self._directories.setdefault(parent.as_posix(), _Pending())
+        for path, content in sorted((before or {}).items()):  # directories before what is in them
+            number = -1 if content is None else len(self._files)
             self._enter(path, number)
+            if content is None:
+                self._directories[path] = _Pending()
+            else:
+                self._files[number] = _Pending(content=bytearray(content))
 
     def _enter(self, path: str, number: int) -> None:
         self._directories[_parent(path)].names[path] = number
@@ -259,12 +260,11 @@ def write_out(contents: Mapping[str, bytes | None], root: Path) -> None:
             (root / path).write_bytes(content)
 
 
-def read_in(root: Path) -> dict[str, bytes]:
-    """The files below a directory."""
+def read_in(root: Path) -> dict[str, bytes | None]:
+    """The files below a directory, and the directories, which have no content."""
     return {
-        path.relative_to(root).as_posix(): path.read_bytes()
+        path.relative_to(root).as_posix(): path.read_bytes() if path.is_file() else None
         for path in sorted(root.rglob("*"))
-        if path.is_file()
     }
 
 
@@ -277,7 +277,7 @@ class Recording:
 
     job: Job
     calls: Sequence[Call]
-    before: Mapping[str, bytes]
+    before: Mapping[str, bytes | None]
     expected: Mapping[str, str]
     records: Sequence[int]
 
@@ -325,7 +325,7 @@ def record(
     )
 
 
-def _records(calls: Sequence[Call], before: Mapping[str, bytes]) -> list[int]:
+def _records(calls: Sequence[Call], before: Mapping[str, bytes | None]) -> list[int]:
     """How many distinct tensors a durable journal speaks of before each call, and at the end."""
     disk = Disk(before)
     counts = []

@@ -72,6 +72,14 @@ def test_power_may_fail_again_while_it_continues(
         second.replay(round(share * len(second.calls)), "torn", seed, new_folder())
 
 
+def test_what_is_left_may_be_empty_directories(recording: Recording, new_folder: NewFolder) -> None:
+    root = new_folder()
+    (root / "out" / ".mergeloom").mkdir(parents=True)
+    second = record(recording.job, root, recording.expected)
+    for length in (0, len(second.calls) // 2, len(second.calls)):
+        second.replay(length, "dropped", 0, new_folder())
+
+
 class SyncsNoFile(RecordingFiles):
     def sync(self, fd: int) -> None:
         pass
