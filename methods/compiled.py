@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engine.kernel import GrainView
+from methods import dots
 from methods.elect import CANCELLED, elected_sum
 from methods.random import HASH
 from methods.sums import RUN, sum_of_runs
@@ -111,20 +112,30 @@ class Loops:
         self._jit.run_sums(vectors, _hash(), size, squares, whole.numpy(), rest.numpy())
         return sum_of_runs(whole), sum_of_runs(rest)
 
+    def dot_products(self, vectors: Sequence[Operands]) -> Tensor:
+        """`methods.dots.dot_products` of vectors."""
+        import torch
+
+        size, count = vectors[0][0].numel(), len(dots.pairs(len(vectors)))
+        sums = torch.empty(count, -(-size // dots.RUN), dtype=torch.float64)
+        described = self._vectors([(vector, Kept()) for vector in vectors])
+        self._jit.dot_products(described, size, sums.numpy())
+        return dots.sum_of_runs(sums)
+
     def combine(
         self,
         vectors: Sequence[tuple[Operands, Kept]],
         coefficients: Sequence[float],
         votes: Sequence[float] | None,
         shares: Sequence[float] | None,
-        base: Tensor,
+        base: Tensor | None,
         scale: float,
         out: Tensor,
     ) -> None:
         """Write ``base`` + ``scale`` times the combination of sparse vectors to ``out`` (float32).
 
-        The combination is the sum of the vectors times their ``coefficients``; with ``votes`` it
-        is their `methods.elect.elected_sum`.
+        Without a base, write the combination itself. It is the sum of the vectors times their
+        ``coefficients``; with ``votes`` their `methods.elect.elected_sum`.
         """
         import numpy as np
 
@@ -138,7 +149,7 @@ class Loops:
             votes is not None,
             shares is not None,
             np.float32(CANCELLED),
-            *_place(base),
+            *((0, 0) if base is None else _place(base)),
             np.float32(scale),
             out.view(-1).numpy(),
         )
@@ -236,4 +247,8 @@ def _agrees(loops: Loops) -> bool:
             torch.ops.aten.hardshrink.out(part, value, out=part)
     elected_sum(vectors, votes, coefficients, shares, expected, tuple(torch.empty(3, 5003)))
     torch.add(base, expected, alpha=0.7, out=expected)
-    return torch.equal(out.view(torch.int32), expected.view(torch.int32))
+    products = loops.dot_products([(each, base) for each in inputs])
+    floats = [each.float() - base for each in inputs]
+    return torch.equal(out.view(torch.int32), expected.view(torch.int32)) and torch.equal(
+        products, dots.dot_products(floats, lambda: torch.empty(5003))
+    )

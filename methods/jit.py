@@ -16,6 +16,8 @@ _BLOCK = 2048
 """Elements of a block: what is in work fits the first-level cache."""
 _RUN = 512
 """Elements that are summed up in float32; see `methods.sums`."""
+_DOT_RUN, _LANES = 1024, 128
+"""Elements that are summed up in float64, in so many sums at once; see `methods.dots`."""
 _SCANNED = 24
 """Elements of a bucket whose ranks are counted one by one; for more the bucket is sorted."""
 
@@ -279,6 +281,47 @@ def run_sums(
 
 
 @_compiled
+def dot_products(vectors: Array, size: int, sums: Array) -> None:
+    """Write the dot products of all pairs of vectors to ``sums``, run by run; see `methods.dots`.
+
+    ``sums`` is a float64 matrix, of a row for each pair.
+    """
+    block, other = np.empty(_DOT_RUN, np.float32), np.empty(_DOT_RUN, np.float32)
+    doubles = np.empty((vectors.size, _DOT_RUN), np.float64)
+    lanes = np.empty(_LANES, np.float64)
+    for run in range(sums.shape[1]):
+        start = run * _DOT_RUN
+        count = min(_DOT_RUN, size - start)
+        for number in range(vectors.size):
+            _difference(vectors[number], start, block[:count], other[:count])
+            for i in range(count):
+                doubles[number, i] = block[i]
+            for i in range(count, _DOT_RUN):
+                doubles[number, i] = 0.0
+        pair = 0
+        for first in range(vectors.size):
+            for second in range(first + 1):
+                sums[pair, run] = _dot(doubles[first], doubles[second], lanes)
+                pair += 1
+
+
+@_compiled
+def _dot(one: Array, other: Array, lanes: Array) -> Any:
+    """The dot product of a run; overwrites ``lanes``."""
+    for k in range(_LANES):
+        lanes[k] = one[k] * other[k]
+    for start in range(_LANES, _DOT_RUN, _LANES):
+        for k in range(_LANES):
+            lanes[k] += one[start + k] * other[start + k]
+    half = _LANES // 2
+    while half:
+        for k in range(half):
+            lanes[k] += lanes[half + k]
+        half //= 2
+    return lanes[0]
+
+
+@_compiled
 def combine(
     vectors: Array,
     constants: Array,
@@ -292,6 +335,8 @@ def combine(
 ) -> None:
     """See `methods.compiled.Loops.combine`."""
     zero, one = np.float32(0.0), np.float32(1.0)
+    # Without a base the first product has to stay what it is, even the sign of a zero.
+    nothing = zero if base else -zero
     blocks = np.empty((vectors.size, _BLOCK), np.float32)
     other, numbers = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
     sign = np.empty(_BLOCK, np.float32)
@@ -300,7 +345,7 @@ def combine(
     for start in range(0, out.size, _BLOCK):
         count = min(_BLOCK, out.size - start)
         for i in range(count):
-            total[i] = zero
+            total[i] = nothing
             divisor[i] = zero
         loaded = 0
         for number in range(vectors.size):
@@ -336,6 +381,9 @@ def combine(
                     value /= divisor[i] + (one if abs(divisor[i]) <= cancelled else zero)
                 total[i] = value
         result = out[start : start + count]
+        if not base:
+            result[:] = total[:count]
+            continue
         if base != loaded:
             _load(base, base_bytes, start, other[:count])
         for i in range(count):

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.kernel import GrainSums, GrainView, Kernel, Statistic
-from methods.statistics import GramMatrix, Source, vectors_of
+from methods.compiled import Kept, loops_for
+from methods.statistics import GramMatrix, Source, operand, vectors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +67,8 @@ class GramCombination(Kernel):
     rule: Rule
     positions: tuple[int, ...]
     base: int | None = None
+    compiles = True
+    version = 2
 
     @property
     def source(self) -> Source:
@@ -82,13 +85,27 @@ class GramCombination(Kernel):
 
     @property
     def cost(self) -> float:
-        return 1.0 + 0.2 * len(self.positions)
+        return 1.4 + 0.3 * len(self.positions)
+
+    @property
+    def compiled_cost(self) -> float:
+        return 0.3 + 0.1 * len(self.positions)
 
     def combine(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         coefficients = statistics[0]
-        if self.base is None:
+        loops = loops_for(grain)
+        if loops is not None and any(coefficients):
+            terms = [
+                ((self.source.operands(number, grain, out), Kept()), coefficient)
+                for number, coefficient in enumerate(coefficients)
+                if coefficient
+            ]
+            base = None if self.base is None else operand(grain, self.base)
+            vectors, factors = zip(*terms, strict=True)
+            loops.combine(vectors, factors, None, None, base, 1.0, out)
+        elif self.base is None:
             weighted_sum([grain.inputs[i] for i in self.positions], coefficients, out)
         else:
             add_weighted(self.source, coefficients, grain, out)

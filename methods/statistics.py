@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.grains import GRAIN_ELEMENTS
 from engine.kernel import GrainSum, GrainSums, GrainView, Statistic
+from methods import dots
 from methods.compiled import Loops, Operands, loops_for
 from methods.counting import add_counts
 
@@ -82,6 +83,9 @@ class Inputs(Source):
     def read(self, number: int, grain: GrainView, scratch: Tensor) -> Tensor:
         return grain.inputs[self.positions[number]]
 
+    def operands(self, number: int, grain: GrainView, scratch: Tensor) -> Operands:
+        return operand(grain, self.positions[number]), None
+
 
 @dataclass(frozen=True)
 class Differences(Source):
@@ -121,31 +125,6 @@ def vectors_of(positions: tuple[int, ...], base: int | None) -> Source:
 # --- dot products ---------------------------------------------------------------------------
 
 
-class DoubleBuffers:
-    """Scratch tensors used as float64: each holds half a grain, so a grain is done in parts."""
-
-    def __init__(self, grain: GrainView, count: int) -> None:
-        import torch
-
-        elements = grain.inputs[0].numel()
-        self._elements = elements
-        self._half = max(elements // 2, 1)
-        if elements > 1:
-            floats = [grain.take().view(-1) for _ in range(count)]
-            self._buffers = [scratch[: 2 * self._half].view(torch.float64) for scratch in floats]
-        else:
-            device = grain.inputs[0].device
-            self._buffers = [
-                torch.empty(elements, dtype=torch.float64, device=device) for _ in range(count)
-            ]
-
-    def parts(self) -> list[tuple[slice, list[Tensor]]]:
-        """Runs of elements that together are the grain, and buffers of each run's length."""
-        starts = range(0, self._elements, self._half)
-        runs = [slice(start, min(start + self._half, self._elements)) for start in starts]
-        return [(run, [b[: run.stop - run.start] for b in self._buffers]) for run in runs]
-
-
 @dataclass(frozen=True)
 class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
     """G[i][j] = vᵢ·vⱼ over all elements, in float64."""
@@ -154,35 +133,29 @@ class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
 
     @property
     def scratch(self) -> int:
-        return 2 * self.source.count + self.source.scratch
+        return 2 * self.source.count + 1 + self.source.scratch
 
     def accumulator_bytes(self, inputs: int, row: int) -> int:
-        return 64 * (200 + 8 * self.source.count**2)
+        count = self.source.count
+        sums = 64 * (200 + 8 * count**2)
+        return sums + dots.workspace_bytes(count, max(row, GRAIN_ELEMENTS))
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
-        import torch
-
         count = self.source.count
+        loops = loops_for(grain)
+        if loops is not None:
+            operands = [self.source.operands(i, grain, grain.take()) for i in range(count)]
+            into.add(grain.index, loops.dot_products(operands))
+            return
         vectors = [self.source.read(i, grain, grain.take()).reshape(-1) for i in range(count)]
-        pairs = [(i, j) for i in range(count) for j in range(i + 1)]
-        dots = torch.zeros(len(pairs), dtype=torch.float64, device=vectors[0].device)
-        for run, buffers in DoubleBuffers(grain, count).parts():
-            for vector, buffer in zip(vectors, buffers, strict=True):
-                buffer.copy_(vector[run])
-            dots.add_(torch.stack([torch.dot(buffers[i], buffers[j]) for i, j in pairs]))
-        into.add(grain.index, dots)
+        into.add(grain.index, dots.dot_products(vectors, grain.take))
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
         count = self.source.count
         if total.total is None:
             return ((0.0,) * count,) * count
-        dots = total.total.tolist()
-
-        def dot(i: int, j: int) -> float:
-            i, j = max(i, j), min(i, j)
-            return float(dots[i * (i + 1) // 2 + j])
-
-        return tuple(tuple(dot(i, j) for j in range(count)) for i in range(count))
+        found = dict(zip(dots.pairs(count), total.total.tolist(), strict=True))
+        return tuple(tuple(found[max(i, j), min(i, j)] for j in range(count)) for i in range(count))
 
 
 # --- order statistics -----------------------------------------------------------------------

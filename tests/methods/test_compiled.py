@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.kernel import GrainView
-from methods import compiled, random, sparsify
+from methods import compiled, dots, random, sparsify
 from methods.elect import elected_sum
+from methods.linear_combination import GramCombination, Rule
 from methods.statistics import CoarseHistogram, FineHistogram, Inputs
 from methods.sums import magnitude_sum
 from tests.methods.support import kernel_of, run
@@ -17,6 +20,11 @@ from tests.methods.support import kernel_of, run
 pytest.importorskip("numba", reason="compiled loops need the extra 'fast'")
 
 SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 3e38, float("inf"), float("nan")])
+
+
+@dataclass(frozen=True)
+class Norms(Rule):
+    """Not asked for coefficients here."""
 
 
 def grain(*inputs: torch.Tensor) -> GrainView:
@@ -90,6 +98,38 @@ def test_magnitude_sums(elements: int, seed: int, halves: bool) -> None:
         plain = magnitude_sum(expected.abs(), torch.empty(elements))
         assert float(found) == float(plain)
         assert float(found) == pytest.approx(float(expected.double().abs().sum()), rel=1e-6)
+
+
+@given(st.integers(1, 5), st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.booleans())
+@settings(max_examples=40)
+def test_dot_products(count: int, elements: int, seed: int, halves: bool, based: bool) -> None:
+    base, *stored = vectors(count + 1, elements, seed, False)
+    if halves:
+        stored = [vector.bfloat16() for vector in stored]
+    found = loops().dot_products([(vector, base if based else None) for vector in stored])
+    floats = [vector.float() - base if based else vector.float() for vector in stored]
+    plain = dots.dot_products(floats, lambda: torch.empty(elements))
+    assert torch.equal(found, plain)
+    doubles = torch.stack(floats).double()
+    gram = doubles @ doubles.T
+    size = doubles.norm(dim=1).max() ** 2
+    for (one, other), dot in zip(dots.pairs(count), found.tolist(), strict=True):
+        assert dot == pytest.approx(float(gram[one, other]), rel=1e-12, abs=1e-14 * float(size))
+
+
+@given(st.integers(1, 4), st.integers(1, 5000), st.integers(0, 99), st.booleans())
+@settings(max_examples=40)
+def test_combinations_with_coefficients_of_a_rule(
+    count: int, elements: int, seed: int, based: bool
+) -> None:
+    inputs = vectors(count + 1, elements, seed, True)
+    coefficients = [0.0 if seed % 3 == number else 0.3 - number for number in range(count)]
+    kernel = GramCombination(Norms(), tuple(range(1, count + 1)), 0 if based else None)
+    out, expected = torch.empty(2, elements)
+    kernel.combine(grain(*inputs), out, [coefficients], ())
+    view = GrainView(inputs, 0, 0, lambda: torch.empty(elements))
+    kernel.combine(view, expected, [coefficients], ())
+    assert same(out, expected)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**34), st.integers(1, 5000))
