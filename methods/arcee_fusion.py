@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from engine.grains import GRAIN_ELEMENTS, Access
 from engine.kernel import Copy, GrainView, Kernel, Statistic
+from methods.compiled import Operands, loops_for
 from methods.method import Base, Method, TensorMerge
 from methods.parameters import base_of
 from methods.row_combination import CHUNK, chunk_bytes, chunk_rows
-from methods.statistics import CoarseHistogram, FineHistogram, Ranks, Source
+from methods.statistics import CoarseHistogram, FineHistogram, Ranks, Source, operand
 from methods.transfer import beside
 
 if TYPE_CHECKING:
@@ -101,6 +102,11 @@ class Importance(Source):
         torch.sub(grain.inputs[self.other], grain.inputs[self.base], out=out)
         out.abs_().mul_(divergence)
 
+    def operands(self, number: int, grain: GrainView, scratch: Tensor | None = None) -> Operands:
+        """Compiled loops look at magnitudes, so the sign may stay."""
+        vector, minus = operand(grain, self.other), operand(grain, self.base)
+        return vector, minus, self.divergences[grain.index]
+
 
 @dataclass(frozen=True)
 class TakeOutliers(Kernel):
@@ -139,10 +145,17 @@ class TakeOutliers(Kernel):
     ) -> None:
         import torch
 
-        base, other = grain.inputs[self.base], grain.inputs[self.other]
+        source, least, loops = (
+            self.source.given(statistics),
+            threshold(statistics[2]),
+            loops_for(grain),
+        )
+        if loops is not None:
+            loops.choose(source.operands(0, grain), least, out)
+            return
         score = grain.take()
-        self.source.given(statistics).write(0, grain, score)
-        torch.where(score.ge(threshold(statistics[2])), other, base, out=out)
+        source.write(0, grain, score)
+        torch.where(score.ge(least), grain.inputs[self.other], grain.inputs[self.base], out=out)
 
 
 def _at_once(grain: GrainView) -> int:

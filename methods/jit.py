@@ -59,6 +59,8 @@ VECTOR = np.dtype(
         ("bytes", np.int64),
         ("minus", np.int64),
         ("minus_bytes", np.int64),
+        ("factors", np.int64),
+        ("row", np.int64),
         ("above", np.bool_),
         ("above_end", np.int64),
         ("above_before", np.float32),
@@ -78,7 +80,8 @@ VECTOR = np.dtype(
     align=True,
 )
 """A vector: the addresses of its operands (``minus`` may be 0: none), the bytes of an element, the
-conditions of `methods.compiled.Kept`, and the weights it has."""
+address of the factors of its rows (or 0) and their length, the conditions of
+`methods.compiled.Kept`, and the weights it has."""
 
 
 @_compiled
@@ -104,6 +107,20 @@ def _difference(vector: Any, start: int, block: Array, other: Array) -> None:
         _load(vector.minus, vector.minus_bytes, start, other)
         for i in range(block.size):
             block[i] -= other[i]
+    _multiply_rows(vector, start, block)
+
+
+@_compiled
+def _multiply_rows(vector: Any, start: int, block: Array) -> None:
+    """Multiply elements from ``start`` on, in place, by the factors of their rows, if any."""
+    if vector.factors:
+        stop, row = start + block.size, vector.row
+        factors = carray(_floats(vector.factors), (-(-stop // row),))
+        for number in range(start // row, factors.size):
+            factor = factors[number]
+            part = block[max(number * row - start, 0) : (number + 1) * row - start]
+            for i in range(part.size):
+                part[i] *= factor
 
 
 @_compiled
@@ -312,6 +329,7 @@ def combine(
                     _load(loaded, vector.minus_bytes, start, other[:count])
                 for i in range(count):
                     block[i] -= other[i]
+            _multiply_rows(vector, start, block)
             _trim(vector, start, block, numbers[:count], constants)
             weight = vector.vote if elects else vector.coefficient
             for i in range(count):
@@ -340,6 +358,42 @@ def combine(
             _load(base, base_bytes, start, other[:count])
         for i in range(count):
             result[i] = _fused(scale, total[i], other[i])
+
+
+@_compiled
+def choose(vectors: Array, least: float, out: Array) -> None:
+    """Write a vector's first operand where its magnitude reaches ``least``, else its second."""
+    score, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    vector, limit = vectors[0], np.float32(least)
+    for start in range(0, out.size, _BLOCK):
+        count = min(_BLOCK, out.size - start)
+        block = out[start : start + count]
+        _load(vector.address, vector.bytes, start, block)
+        _load(vector.minus, vector.minus_bytes, start, other[:count])
+        for i in range(count):
+            score[i] = block[i] - other[i]
+        _multiply_rows(vector, start, score[:count])
+        for i in range(count):
+            first, second = block[i], other[i]
+            block[i] = first if abs(score[i]) >= limit else second
+
+
+@_compiled
+def step(vectors: Array, most: float, out: Array) -> None:
+    """Write a vector's second operand plus the vector, clipped to ``most`` in magnitude.
+
+    NaN stays.
+    """
+    other = np.empty(_BLOCK, np.float32)
+    limit = np.float32(most)
+    for start in range(0, out.size, _BLOCK):
+        count = min(_BLOCK, out.size - start)
+        block = out[start : start + count]
+        _difference(vectors[0], start, block, other[:count])
+        for i in range(count):
+            value = block[i]
+            value = -limit if value < -limit else value
+            block[i] = (limit if value > limit else value) + other[i]
 
 
 @_compiled
