@@ -152,6 +152,17 @@ class Loops:
         """
         self._jit.choose(self._vectors([(operands, Kept())]), least, out.view(-1).numpy())
 
+    def subtract_highest(self, rows: Tensor, out: Tensor, highest: Tensor) -> None:
+        """Write rows (float32 or bfloat16) less the highest element of each to ``out`` (float64).
+
+        ``highest`` (float64) gets those elements; in a row with NaN, any of its elements.
+        """
+        self._jit.subtract_highest(*_place(rows), out.numpy(), highest.view(-1).numpy())
+
+    def weigh(self, minuend: Tensor, subtrahend: Tensor, out: Tensor) -> None:
+        """Multiply ``out`` (float64), in place, by the difference of two tensors, in float64."""
+        self._jit.weigh(*_place(minuend), *_place(subtrahend), out.view(-1).numpy())
+
     def step(self, operands: Operands, most: float, out: Tensor) -> None:
         """Write to ``out`` (float32) the second of a vector's operands plus the vector.
 

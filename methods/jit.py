@@ -379,6 +379,61 @@ def choose(vectors: Array, least: float, out: Array) -> None:
 
 
 @_compiled
+def _raise(highest: Array, others: Array) -> None:
+    """Raise elements, in place, to those of ``others`` that are higher."""
+    for i in range(others.size):
+        own, other = highest[i], others[i]
+        highest[i] = other if other > own else own
+
+
+@_compiled
+def _highest(address: int, size: int, start: int, count: int, top: Array, block: Array) -> Any:
+    """The highest of elements at an address, or any where one is NaN; two blocks are work."""
+    width = min(count, _BLOCK)
+    _load(address, size, start, top[:width])
+    for first in range(width, count, _BLOCK):
+        part = block[: min(_BLOCK, count - first)]
+        _load(address, size, start + first, part)
+        _raise(top, part)
+    while width > 1:
+        half = (width + 1) // 2
+        _raise(top, top[half:width])
+        width = half
+    return top[0]
+
+
+@_compiled
+def subtract_highest(address: int, size: int, out: Array, highest: Array) -> None:
+    """Write the rows at an address, less their highest elements, to ``out`` (a float64 matrix).
+
+    ``highest`` gets those elements.
+    """
+    block, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    row = out.shape[1]
+    for number in range(out.shape[0]):
+        begin = number * row
+        top = np.float64(_highest(address, size, begin, row, block, other))
+        highest[number] = top
+        for start in range(0, row, _BLOCK):
+            part = out[number, start : start + _BLOCK]
+            _load(address, size, begin + start, block[: part.size])
+            for i in range(part.size):
+                part[i] = np.float64(block[i]) - top
+
+
+@_compiled
+def weigh(address: int, size: int, minus: int, minus_size: int, out: Array) -> None:
+    """Multiply ``out`` (float64), in place, by the differences of elements at two addresses."""
+    block, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    for start in range(0, out.size, _BLOCK):
+        part = out[start : start + _BLOCK]
+        _load(address, size, start, block[: part.size])
+        _load(minus, minus_size, start, other[: part.size])
+        for i in range(part.size):
+            part[i] *= np.float64(block[i]) - np.float64(other[i])
+
+
+@_compiled
 def step(vectors: Array, most: float, out: Array) -> None:
     """Write a vector's second operand plus the vector, clipped to ``most`` in magnitude.
 

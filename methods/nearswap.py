@@ -27,8 +27,8 @@ class LimitedStep(Kernel):
     base: int
     other: int
     limit: float
-    cost = 1.3
-    compiled_cost = 0.2
+    cost = 0.45
+    compiled_cost = 0.05
     compiles = True
 
     def combine(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from engine.kernel import GrainView
 from methods import compiled, random, registry, sparsify
+from methods.arcee_fusion import divergences
 from methods.elect import elected_sum
 from methods.statistics import CoarseHistogram, FineHistogram, Inputs
 from methods.sums import magnitude_sum
@@ -175,6 +176,23 @@ def test_choice_by_weighted_rows(
     out = torch.empty(count, row)
     loops().choose((first.view(-1), second, factors), least, out)
     assert same(out, torch.where(score >= least, first.float(), second.float()))
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 5000),
+    st.integers(0, 99),
+    st.booleans(),
+    st.sampled_from((torch.float32, torch.bfloat16)),
+)
+@settings(max_examples=60)
+def test_divergences(count: int, row: int, seed: int, ties: bool, dtype: torch.dtype) -> None:
+    rows = vectors(2, count * row, seed, ties)
+    base, other = (each.to(dtype).view(count, row) for each in rows)
+    found = divergences(base, other, 1 << 13, loops())
+    expected = divergences(base.float(), other.float(), 1 << 12)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
 
 
 @given(st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.floats(0, 2, width=32))
