@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from engine.grains import GRAIN_ELEMENTS, Access
 from engine.kernel import Copy, GrainView, Kernel, Statistic
+from methods.compiled import Loops, Operands, loops_for
 from methods.method import Base, Method, TensorMerge
 from methods.parameters import base_of
 from methods.row_combination import CHUNK, chunk_bytes, chunk_rows
-from methods.statistics import CoarseHistogram, FineHistogram, Ranks, Source
+from methods.statistics import CoarseHistogram, FineHistogram, Ranks, Source, operand
 from methods.transfer import beside
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 _QUANTILES = (0.25, 0.5, 0.75)
 _DOUBLES = 3
-"""Tensors in float64 that `divergences` holds at once, numbers for each row included."""
+"""Tensors in float64 that `divergences` holds at once."""
+_NUMBERS = 8
+"""Numbers in float64 that it holds for each row of a grain."""
 
 
-def divergences(base: Tensor, other: Tensor, at_once: int) -> Tensor:
+def divergences(base: Tensor, other: Tensor, at_once: int, loops: Loops | None = None) -> Tensor:
     """KL(p₁‖p₀) of each row, p = softmax of the row: float64, a column.
 
     Both are matrices, of which rows of ``at_once`` elements in all are worked on at a time. The
@@ -32,34 +35,56 @@ def divergences(base: Tensor, other: Tensor, at_once: int) -> Tensor:
     """
     import torch
 
-    many = chunk_rows(base.shape[1], at_once)
-    found = []
-    for start in range(0, base.shape[0], many):
-        rows = slice(start, start + many)
-        work, divergence = _exponentials(base[rows])
-        total = work.sum(1, keepdim=True)
-        divergence.add_(total.log_())
-        work, highest = _exponentials(other[rows])
-        total = work.sum(1, keepdim=True)
-        work.mul_(other[rows].double().sub_(base[rows]))
-        divergence.add_(work.sum(1, keepdim=True).div_(total))
-        found.append(divergence.sub_(highest).sub_(total.log_()).clamp_min_(0.0))
-    return torch.cat(found)
+    rows, row = base.shape
+    many = min(chunk_rows(row, at_once), rows)
+
+    def doubles(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float64, device=base.device)
+
+    highest, total, weighted = doubles(2, rows, 1), doubles(2, rows, 1), doubles(rows, 1)
+    room = doubles(2, many, row)
+    for start in range(0, rows, many):
+        chunk = slice(start, min(start + many, rows))
+        pair, work = (base[chunk], other[chunk]), room[:, : chunk.stop - start]
+        _subtract_highest(pair, work, highest[:, chunk], loops)
+        torch.sum(work.exp_(), 2, keepdim=True, out=total[:, chunk])
+        _weigh(pair, work, loops)
+        torch.sum(work[1], 1, keepdim=True, out=weighted[chunk])
+    divergence: Tensor = weighted.div_(total[1]).add_(total[0].log() + highest[0])
+    return divergence.sub_(highest[1]).sub_(total[1].log()).clamp_min_(0.0)
 
 
-def _exponentials(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(x - h), and h, the highest x of each row; float64."""
-    highest = rows.amax(1, keepdim=True).double()
-    return rows.double().sub_(highest).exp_(), highest
+Pair = tuple["Tensor", "Tensor"]
+"""Rows of the base and of the other model."""
+
+
+def _subtract_highest(pair: Pair, work: Tensor, highest: Tensor, loops: Loops | None) -> None:
+    """Write the rows to ``work`` less the highest element of each, and that to ``highest``."""
+    for rows, out, top in zip(pair, work, highest, strict=True):
+        if loops is not None:
+            loops.subtract_highest(rows, out, top)
+        else:
+            top.copy_(rows.amax(1, keepdim=True))
+            out.copy_(rows).sub_(top)
+
+
+def _weigh(pair: Pair, work: Tensor, loops: Loops | None) -> None:
+    """Multiply the second half of ``work`` by how far the elements moved; the first is free."""
+    base, other = pair
+    if loops is not None:
+        loops.weigh(other, base, work[1])
+    else:
+        work[1].mul_(work[0].copy_(other).sub_(base))
 
 
 @dataclass(frozen=True)
 class Divergences(Statistic["dict[int, Tensor]", "dict[int, Tensor]"]):
-    """`divergences` of the rows of each grain, of ``total`` elements in all."""
+    """`divergences` of the rows of each grain, each of ``row`` elements, ``total`` in all."""
 
     base: int
     other: int
     total: int
+    row: int
 
     def accumulator_bytes(self, inputs: int, row: int) -> int:
         return 2 * (8 * self.total // max(row, 1) + 512 * (1 + self.total // GRAIN_ELEMENTS))
@@ -68,8 +93,17 @@ class Divergences(Statistic["dict[int, Tensor]", "dict[int, Tensor]"]):
         return {}
 
     def update(self, into: dict[int, Tensor], grain: GrainView, earlier: Sequence[Any]) -> None:
-        base, other = grain.inputs[self.base], grain.inputs[self.other]
-        into[grain.index] = divergences(base, other, _at_once(grain))
+        loops = loops_for(grain)
+        base, other = (
+            operand(grain, position).view(-1, self.row)
+            if loops is not None
+            else grain.inputs[position]
+            for position in (self.base, self.other)
+        )
+        # Compiled loops need less memory for an element, and wait less often for more of them.
+        chunk = 2 * CHUNK if loops is not None else CHUNK
+        at_once = GRAIN_ELEMENTS if grain.on_device else chunk
+        into[grain.index] = divergences(base, other, at_once, loops)
 
     def fetch(self, into: dict[int, Tensor]) -> None:
         for index, found in into.items():
@@ -101,6 +135,11 @@ class Importance(Source):
         torch.sub(grain.inputs[self.other], grain.inputs[self.base], out=out)
         out.abs_().mul_(divergence)
 
+    def operands(self, number: int, grain: GrainView, scratch: Tensor | None = None) -> Operands:
+        """Compiled loops look at magnitudes, so the sign may stay."""
+        vector, minus = operand(grain, self.other), operand(grain, self.base)
+        return vector, minus, self.divergences[grain.index]
+
 
 @dataclass(frozen=True)
 class TakeOutliers(Kernel):
@@ -109,10 +148,11 @@ class TakeOutliers(Kernel):
     base: int
     other: int
     total: int
+    row: int
     access = Access.ROWWISE
     scratch = 1
-    cost = 14.0
-    compiled_cost = 11.5
+    cost = 7.0
+    compiled_cost = 1.7
     compiles = True
     version = 2
 
@@ -125,28 +165,32 @@ class TakeOutliers(Kernel):
         # Element k of the scores from the least up is the (n - k)-th largest.
         ranks = tuple(self.total - int(share * (self.total - 1)) for share in _QUANTILES)
         return (
-            Divergences(self.base, self.other, self.total),
+            Divergences(self.base, self.other, self.total, self.row),
             CoarseHistogram(self.source, (ranks,)),
             FineHistogram(self.source),
         )
 
     def workspace_bytes(self, shape: tuple[int, ...], inputs: int) -> int:
         row = shape[-1] if shape else 1
-        return chunk_bytes(_DOUBLES, row) + max(row, GRAIN_ELEMENTS)
+        numbers = 8 * _NUMBERS * max(GRAIN_ELEMENTS // max(row, 1), 1)
+        return chunk_bytes(_DOUBLES, row) + numbers + max(row, GRAIN_ELEMENTS)
 
     def combine(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         import torch
 
-        base, other = grain.inputs[self.base], grain.inputs[self.other]
+        source, least, loops = (
+            self.source.given(statistics),
+            threshold(statistics[2]),
+            loops_for(grain),
+        )
+        if loops is not None:
+            loops.choose(source.operands(0, grain), least, out)
+            return
         score = grain.take()
-        self.source.given(statistics).write(0, grain, score)
-        torch.where(score.ge(threshold(statistics[2])), other, base, out=out)
-
-
-def _at_once(grain: GrainView) -> int:
-    return GRAIN_ELEMENTS if grain.on_device else CHUNK
+        source.write(0, grain, score)
+        torch.where(score.ge(least), grain.inputs[self.other], grain.inputs[self.base], out=out)
 
 
 def threshold(found: Ranks) -> float:
@@ -179,4 +223,5 @@ class ArceeFusion(Method):
             return Copy()
         base = base_of(merge)
         (other,) = merge.others
-        return TakeOutliers(base, other, math.prod(merge.shape))
+        row = merge.shape[-1] if merge.shape else 1
+        return TakeOutliers(base, other, math.prod(merge.shape), row)

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Operands = tuple["Tensor", "Tensor | None"]
-"""A vector as the difference of two tensors (float32 or bfloat16), or one tensor and ``None``."""
+Operands = tuple["Tensor", "Tensor | None"] | tuple["Tensor", "Tensor", "Tensor"]
+"""A vector as the difference of two tensors (float32 or bfloat16), or one tensor and ``None``.
+
+A third tensor (float32) has factors, one for each row of the difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,31 @@ class Loops:
             out.view(-1).numpy(),
         )
 
+    def choose(self, operands: Operands, least: float, out: Tensor) -> None:
+        """Write to ``out`` (float32) the first of a vector's operands, or the second.
+
+        The first is taken where the vector's magnitude is at least ``least``.
+        """
+        self._jit.choose(self._vectors([(operands, Kept())]), least, out.view(-1).numpy())
+
+    def subtract_highest(self, rows: Tensor, out: Tensor, highest: Tensor) -> None:
+        """Write rows (float32 or bfloat16) less the highest element of each to ``out`` (float64).
+
+        ``highest`` (float64) gets those elements; in a row with NaN, any of its elements.
+        """
+        self._jit.subtract_highest(*_place(rows), out.numpy(), highest.view(-1).numpy())
+
+    def weigh(self, minuend: Tensor, subtrahend: Tensor, out: Tensor) -> None:
+        """Multiply ``out`` (float64), in place, by the difference of two tensors, in float64."""
+        self._jit.weigh(*_place(minuend), *_place(subtrahend), out.view(-1).numpy())
+
+    def step(self, operands: Operands, most: float, out: Tensor) -> None:
+        """Write to ``out`` (float32) the second of a vector's operands plus the vector.
+
+        No element of the vector counts more than ``most`` in magnitude.
+        """
+        self._jit.step(self._vectors([(operands, Kept())]), most, out.view(-1).numpy())
+
     def draw(self, words: Sequence[int], out: Tensor) -> None:
         """Write the numbers of `methods.random` with these words to ``out`` (int32)."""
         import numpy as np
@@ -179,8 +206,11 @@ class Loops:
         import numpy as np
 
         described = np.zeros(len(vectors), self._jit.VECTOR)
-        for record, ((vector, minus), kept) in zip(described, vectors, strict=True):
+        for record, ((vector, minus, *factors), kept) in zip(described, vectors, strict=True):
             record["address"], record["bytes"] = _place(vector)
+            for each in factors:
+                record["factors"], _ = _place(each)
+                record["row"] = vector.numel() // each.numel()
             if minus is not None:
                 record["minus"], record["minus_bytes"] = _place(minus)
             for name, limit in (("above", kept.above), ("upto", kept.upto)):

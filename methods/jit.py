@@ -61,6 +61,8 @@ VECTOR = np.dtype(
         ("bytes", np.int64),
         ("minus", np.int64),
         ("minus_bytes", np.int64),
+        ("factors", np.int64),
+        ("row", np.int64),
         ("above", np.bool_),
         ("above_end", np.int64),
         ("above_before", np.float32),
@@ -80,7 +82,8 @@ VECTOR = np.dtype(
     align=True,
 )
 """A vector: the addresses of its operands (``minus`` may be 0: none), the bytes of an element, the
-conditions of `methods.compiled.Kept`, and the weights it has."""
+address of the factors of its rows (or 0) and their length, the conditions of
+`methods.compiled.Kept`, and the weights it has."""
 
 
 @_compiled
@@ -106,6 +109,20 @@ def _difference(vector: Any, start: int, block: Array, other: Array) -> None:
         _load(vector.minus, vector.minus_bytes, start, other)
         for i in range(block.size):
             block[i] -= other[i]
+    _multiply_rows(vector, start, block)
+
+
+@_compiled
+def _multiply_rows(vector: Any, start: int, block: Array) -> None:
+    """Multiply elements from ``start`` on, in place, by the factors of their rows, if any."""
+    if vector.factors:
+        stop, row = start + block.size, vector.row
+        factors = carray(_floats(vector.factors), (-(-stop // row),))
+        for number in range(start // row, factors.size):
+            factor = factors[number]
+            part = block[max(number * row - start, 0) : (number + 1) * row - start]
+            for i in range(part.size):
+                part[i] *= factor
 
 
 @_compiled
@@ -357,6 +374,7 @@ def combine(
                     _load(loaded, vector.minus_bytes, start, other[:count])
                 for i in range(count):
                     block[i] -= other[i]
+            _multiply_rows(vector, start, block)
             _trim(vector, start, block, numbers[:count], constants)
             weight = vector.vote if elects else vector.coefficient
             for i in range(count):
@@ -388,6 +406,97 @@ def combine(
             _load(base, base_bytes, start, other[:count])
         for i in range(count):
             result[i] = _fused(scale, total[i], other[i])
+
+
+@_compiled
+def choose(vectors: Array, least: float, out: Array) -> None:
+    """Write a vector's first operand where its magnitude reaches ``least``, else its second."""
+    score, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    vector, limit = vectors[0], np.float32(least)
+    for start in range(0, out.size, _BLOCK):
+        count = min(_BLOCK, out.size - start)
+        block = out[start : start + count]
+        _load(vector.address, vector.bytes, start, block)
+        _load(vector.minus, vector.minus_bytes, start, other[:count])
+        for i in range(count):
+            score[i] = block[i] - other[i]
+        _multiply_rows(vector, start, score[:count])
+        for i in range(count):
+            first, second = block[i], other[i]
+            block[i] = first if abs(score[i]) >= limit else second
+
+
+@_compiled
+def _raise(highest: Array, others: Array) -> None:
+    """Raise elements, in place, to those of ``others`` that are higher."""
+    for i in range(others.size):
+        own, other = highest[i], others[i]
+        highest[i] = other if other > own else own
+
+
+@_compiled
+def _highest(address: int, size: int, start: int, count: int, top: Array, block: Array) -> Any:
+    """The highest of elements at an address, or any where one is NaN; two blocks are work."""
+    width = min(count, _BLOCK)
+    _load(address, size, start, top[:width])
+    for first in range(width, count, _BLOCK):
+        part = block[: min(_BLOCK, count - first)]
+        _load(address, size, start + first, part)
+        _raise(top, part)
+    while width > 1:
+        half = (width + 1) // 2
+        _raise(top, top[half:width])
+        width = half
+    return top[0]
+
+
+@_compiled
+def subtract_highest(address: int, size: int, out: Array, highest: Array) -> None:
+    """Write the rows at an address, less their highest elements, to ``out`` (a float64 matrix).
+
+    ``highest`` gets those elements.
+    """
+    block, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    row = out.shape[1]
+    for number in range(out.shape[0]):
+        begin = number * row
+        top = np.float64(_highest(address, size, begin, row, block, other))
+        highest[number] = top
+        for start in range(0, row, _BLOCK):
+            part = out[number, start : start + _BLOCK]
+            _load(address, size, begin + start, block[: part.size])
+            for i in range(part.size):
+                part[i] = np.float64(block[i]) - top
+
+
+@_compiled
+def weigh(address: int, size: int, minus: int, minus_size: int, out: Array) -> None:
+    """Multiply ``out`` (float64), in place, by the differences of elements at two addresses."""
+    block, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    for start in range(0, out.size, _BLOCK):
+        part = out[start : start + _BLOCK]
+        _load(address, size, start, block[: part.size])
+        _load(minus, minus_size, start, other[: part.size])
+        for i in range(part.size):
+            part[i] *= np.float64(block[i]) - np.float64(other[i])
+
+
+@_compiled
+def step(vectors: Array, most: float, out: Array) -> None:
+    """Write a vector's second operand plus the vector, clipped to ``most`` in magnitude.
+
+    NaN stays.
+    """
+    other = np.empty(_BLOCK, np.float32)
+    limit = np.float32(most)
+    for start in range(0, out.size, _BLOCK):
+        count = min(_BLOCK, out.size - start)
+        block = out[start : start + count]
+        _difference(vectors[0], start, block, other[:count])
+        for i in range(count):
+            value = block[i]
+            value = -limit if value < -limit else value
+            block[i] = (limit if value > limit else value) + other[i]
 
 
 @_compiled

@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.kernel import GrainView
-from methods import compiled, dots, random, sparsify
+from methods import compiled, dots, random, registry, sparsify
+from methods.arcee_fusion import divergences
 from methods.elect import elected_sum
 from methods.linear_combination import GramCombination, Rule
 from methods.statistics import CoarseHistogram, FineHistogram, Inputs
 from methods.sums import magnitude_sum
-from tests.methods.support import kernel_of, run
+from tests.methods.drawing import DTYPES
+from tests.methods.support import Walk, kernel_of, run
 
 pytest.importorskip("numba", reason="compiled loops need the extra 'fast'")
 
@@ -194,6 +196,71 @@ def test_selection_by_rank(elements: int, seed: int, ties: bool, data: st.DataOb
     assert repr(found[0]) == repr(found[1])  # where NaN equals NaN
 
 
+@given(
+    st.integers(1, 70),
+    st.integers(1, 300),
+    st.integers(0, 99),
+    st.booleans(),
+    st.sampled_from((torch.float32, torch.bfloat16)),
+)
+@settings(max_examples=60)
+def test_choice_by_weighted_rows(
+    count: int, row: int, seed: int, ties: bool, dtype: torch.dtype
+) -> None:
+    rows = vectors(2, count * row, seed, ties)
+    first, second = (each.to(dtype).view(count, row) for each in rows)
+    (factors,) = vectors(1, count, seed + 1, ties)
+    factors = factors.view(count, 1).abs()
+    score = (first.float() - second.float()).abs() * factors
+    least = float(score.view(-1)[seed % score.numel()])
+    out = torch.empty(count, row)
+    loops().choose((first.view(-1), second, factors), least, out)
+    assert same(out, torch.where(score >= least, first.float(), second.float()))
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 5000),
+    st.integers(0, 99),
+    st.booleans(),
+    st.sampled_from((torch.float32, torch.bfloat16)),
+)
+@settings(max_examples=60)
+def test_divergences(count: int, row: int, seed: int, ties: bool, dtype: torch.dtype) -> None:
+    rows = vectors(2, count * row, seed, ties)
+    base, other = (each.to(dtype).view(count, row) for each in rows)
+    found = divergences(base, other, 1 << 13, loops())
+    expected = divergences(base.float(), other.float(), 1 << 12)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+
+
+@given(st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.floats(0, 2, width=32))
+@settings(max_examples=40)
+def test_step(elements: int, seed: int, ties: bool, most: float) -> None:
+    vector, minus = vectors(2, elements, seed, ties)
+    minus = minus.bfloat16()
+    out = torch.empty(elements)
+    loops().step((vector, minus), most, out)
+    assert same(out, (vector - minus.float()).clamp_(-most, most).add_(minus))
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 300),
+    st.integers(0, 99),
+    st.booleans(),
+    st.sampled_from(DTYPES),
+)
+@settings(max_examples=40)
+def test_arcee_fusion(count: int, row: int, seed: int, ties: bool, dtype: torch.dtype) -> None:
+    inputs = [each.to(dtype).view(count, row) for each in vectors(2, count * row, seed, ties)]
+    kernel = kernel_of("arcee_fusion", (count, row), [{}, {}], base=0)
+    walk = Walk(64, 3)
+    one, other = (run(kernel, inputs, walk, compiled=consent) for consent in (True, False))
+    assert same(one, other)
+
+
 @pytest.mark.parametrize(
     ("method", "models", "settings_"),
     [
@@ -207,6 +274,8 @@ def test_selection_by_rank(elements: int, seed: int, ties: bool, data: st.DataOb
         ("della_linear", {"weight": 0.4, "density": 0.5}, {}),
         ("sce", {}, {"select_topk": 0.4}),
         ("sce", {}, {"select_topk": 1.0}),
+        ("nearswap", {}, {"t": 1e-3}),
+        ("arcee_fusion", {}, {}),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -214,8 +283,9 @@ def test_whole_kernels(method: str, models: dict, settings_: dict, dtype: torch.
     shape = (40, 333)
     source = torch.Generator().manual_seed(1)
     base = torch.randn(shape, generator=source).mul_(0.02)
-    tunes = [base + torch.randn(shape, generator=source).mul_(1e-3) for _ in range(3)]
-    kernel = kernel_of(method, shape, [{}, models, models, models], base=0, **settings_)
+    count = 1 if registry.get(method).maximum == 1 else 3
+    tunes = [base + torch.randn(shape, generator=source).mul_(1e-3) for _ in range(count)]
+    kernel = kernel_of(method, shape, [{}, *[models] * count], base=0, **settings_)
     assert kernel.compiles
     assert kernel.compiled_cost < kernel.cost
     inputs = [tensor.to(dtype) for tensor in (base, *tunes)]
