@@ -235,11 +235,13 @@ def _buckets(row: int) -> tuple[int, int]:
 def _room_for_ranks(vectors: Array) -> Any:
     """Work for `_decide_by_rank` on rows of these vectors: none where nothing is ranked."""
     row = vectors["row"].max()
-    magnitudes, tables = np.empty((2, row), np.int32), np.empty((4, _buckets(row)[0] + 1), np.int32)
-    places = np.empty((3, row), np.uint32)
+    buckets = _buckets(row)[0] + 1
+    # No matrices: of the rows they are unpacked to numba does not know that they are contiguous.
     return (
-        *(magnitudes[0], magnitudes[1], places[0], places[1], places[2]),
-        *(tables[0], tables[1], tables[2], tables[3]),
+        (np.empty(row, np.int32), np.empty(row, np.int32)),
+        (np.empty(row, np.uint32), np.empty(row, np.uint32), np.empty(row, np.uint32)),
+        (np.empty(buckets, np.int32), np.empty(buckets, np.int32)),
+        (np.empty(buckets, np.int32), np.empty(buckets, np.int32)),
     )
 
 
@@ -396,7 +398,7 @@ def _decide_by_rank(bits: Array, numbers: Array, steps: Array, work: Any) -> Non
     bucket's ends does the rank itself matter.
     """
     row = steps.size
-    magnitudes, ordered, undecided, bucket, place, above, lowest, highest, wanted = work
+    (magnitudes, ordered), (undecided, bucket, place), (above, wanted), (lowest, highest) = work
     for start in range(0, bits.size, row):
         drawn = numbers[start : start + row]
         count = _find_between(drawn, steps[-1], steps[0], undecided)
