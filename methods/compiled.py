@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engine.kernel import GrainView
 from methods import dots
 from methods.elect import CANCELLED, elected_sum
-from methods.random import HASH
+from methods.random import HASH, WORD, words
 from methods.sums import RUN, sum_of_runs
 
 if TYPE_CHECKING:
@@ -38,17 +38,38 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Draw:
+    """A random choice: elements whose random numbers lie below a bound.
+
+    The words (`methods.random.words`) that the numbers are made of are ``before`` for the first
+    ``end`` elements of a grain, ``after`` for the rest. ``bound`` is a number; or a tensor (int32)
+    as long as a row of the grain, whose numbers fall: that of rank r by falling magnitude in its
+    row, equal ones by their index, is the bound of an element.
+    """
+
+    before: tuple[int, int]
+    after: tuple[int, int]
+    end: int
+    bound: int | Tensor
+
+    @staticmethod
+    def of(key: int, start: int, bound: int | Tensor) -> Draw:
+        """The choice by the numbers of ``key`` in a grain from element ``start`` on."""
+        end = WORD - start % WORD
+        return Draw(words(key, start), words(key, start + end), end, bound)
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
     """What of a vector is kept on a grain: all that each condition given lets through.
 
     ``above``: what is larger in magnitude, or NaN. ``upto``: what is not larger, and no NaN.
-    ``draw``: the two words of the grain's random numbers (`methods.random.words`), and the bound
-    that they lie below.
+    ``draw``: what is chosen at random.
     """
 
     above: Limit | None = None
     upto: Limit | None = None
-    draw: tuple[int, int, int] | None = None
+    draw: Draw | None = None
 
 
 class Loops:
@@ -94,13 +115,6 @@ class Loops:
             tuple(tables),
             levels.numpy(),
         )
-
-    def sparse(self, operands: Operands, kept: Kept, out: Tensor) -> None:
-        """Write what is kept of a vector to ``out`` (float32), with zero for the rest.
-
-        ``out`` may be the vector itself.
-        """
-        self._jit.sparse(self._vectors([(operands, kept)]), _hash(), out.view(-1).numpy())
 
     def magnitude_sums(
         self, operands: Operands, kept: Kept, squares: bool = False
@@ -181,26 +195,6 @@ class Loops:
         """
         self._jit.step(self._vectors([(operands, Kept())]), most, out.view(-1).numpy())
 
-    def draw(self, words: Sequence[int], out: Tensor) -> None:
-        """Write the numbers of `methods.random` with these words to ``out`` (int32)."""
-        import numpy as np
-
-        first, second = (np.uint32(word) for word in words)
-        self._jit.draw(first, second, *_hash(), out.numpy().view(np.uint32))
-
-    def drop_by_rank(
-        self, rows: Tensor, numbers: Tensor, steps: Tensor, width: int, buckets: int
-    ) -> None:
-        """Set to zero, in place, elements whose number is at least the step of their rank.
-
-        The rank is by falling magnitude in a row, equal ones by their index; see
-        `methods.jit.drop_by_rank`.
-        """
-        import torch
-
-        bits = rows.view(torch.int32).numpy()
-        self._jit.drop_by_rank(bits, numbers.numpy(), steps.numpy(), width, buckets)
-
     def _vectors(self, vectors: Sequence[tuple[Operands, Kept]]) -> Any:
         """Records of `methods.jit.VECTOR`, valid as long as the tensors are."""
         import numpy as np
@@ -210,7 +204,7 @@ class Loops:
             record["address"], record["bytes"] = _place(vector)
             for each in factors:
                 record["factors"], _ = _place(each)
-                record["row"] = vector.numel() // each.numel()
+                record["factor_row"] = vector.numel() // each.numel()
             if minus is not None:
                 record["minus"], record["minus_bytes"] = _place(minus)
             for name, limit in (("above", kept.above), ("upto", kept.upto)):
@@ -220,8 +214,15 @@ class Loops:
                     record[f"{name}_after"] = limit.after
                     record[f"{name}_end"] = limit.end
             if kept.draw is not None:
-                record["draws"] = True
-                record["first"], record["second"], record["bound"] = kept.draw
+                draw = kept.draw
+                record["draws"], record["word_end"] = True, draw.end
+                record["first"], record["second"] = draw.before
+                record["next_first"], record["next_second"] = draw.after
+                if isinstance(draw.bound, int):
+                    record["bound"] = draw.bound
+                else:
+                    record["steps"], _ = _place(draw.bound)
+                    record["ranked_row"], record["bound"] = draw.bound.numel(), draw.bound[0]
         return described
 
 

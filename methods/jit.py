@@ -18,8 +18,16 @@ _RUN = 512
 """Elements that are summed up in float32; see `methods.sums`."""
 _DOT_RUN, _LANES = 1024, 128
 """Elements that are summed up in float64, in so many sums at once; see `methods.dots`."""
-_SCANNED = 24
-"""Elements of a bucket whose ranks are counted one by one; for more the bucket is sorted."""
+_FEW = 8
+"""Elements whose ranks are counted without looking for less work."""
+_COUNTED = 32
+"""Elements whose ranks are counted in their row; for more it is put in order of its buckets."""
+_SCANNED = 512
+"""Elements whose ranks are counted in their bucket; for more it is sorted."""
+_OCTAVES = 8
+"""Powers of two below the largest magnitude within which buckets tell magnitudes apart."""
+_GREATEST = np.int32(0x7FFFFFFF)
+"""The largest number, and the bits of a float32 that tell its magnitude."""
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
 
@@ -53,6 +61,7 @@ def _numbers_at(kind: Any) -> Any:
 
 
 _floats, _halves = _numbers_at(types.float32), _numbers_at(types.uint16)
+_ints = _numbers_at(types.int32)
 
 
 VECTOR = np.dtype(
@@ -62,7 +71,7 @@ VECTOR = np.dtype(
         ("minus", np.int64),
         ("minus_bytes", np.int64),
         ("factors", np.int64),
-        ("row", np.int64),
+        ("factor_row", np.int64),
         ("above", np.bool_),
         ("above_end", np.int64),
         ("above_before", np.float32),
@@ -74,7 +83,12 @@ VECTOR = np.dtype(
         ("draws", np.bool_),
         ("first", np.uint32),
         ("second", np.uint32),
+        ("word_end", np.int64),
+        ("next_first", np.uint32),
+        ("next_second", np.uint32),
         ("bound", np.int32),
+        ("steps", np.int64),
+        ("ranked_row", np.int64),
         ("vote", np.float32),
         ("coefficient", np.float32),
         ("share", np.float32),
@@ -82,8 +96,9 @@ VECTOR = np.dtype(
     align=True,
 )
 """A vector: the addresses of its operands (``minus`` may be 0: none), the bytes of an element, the
-address of the factors of its rows (or 0) and their length, the conditions of
-`methods.compiled.Kept`, and the weights it has."""
+address of a factor for each row (or 0) and the length of those rows, the conditions of
+`methods.compiled.Kept`, and the weights it has. ``ranked_row`` is the length of a row where
+elements are ranked, else 0."""
 
 
 @_compiled
@@ -116,7 +131,7 @@ def _difference(vector: Any, start: int, block: Array, other: Array) -> None:
 def _multiply_rows(vector: Any, start: int, block: Array) -> None:
     """Multiply elements from ``start`` on, in place, by the factors of their rows, if any."""
     if vector.factors:
-        stop, row = start + block.size, vector.row
+        stop, row = start + block.size, vector.factor_row
         factors = carray(_floats(vector.factors), (-(-stop // row),))
         for number in range(start // row, factors.size):
             factor = factors[number]
@@ -185,21 +200,28 @@ def count_low(
 
 
 @_compiled
-def draw(
-    first: np.uint32,
-    second: np.uint32,
-    weyl: np.uint32,
-    factor: np.uint32,
-    other: np.uint32,
-    out: Array,
-) -> None:
-    """The numbers of `methods.random`, as uint32."""
+def _hash(first: np.uint32, second: np.uint32, constants: Array, out: Array) -> None:
+    """The numbers of `methods.random` with these words, as uint32."""
+    weyl, factor, other = constants
     for place in range(out.size):
         x = np.uint32(first + np.uint32(np.uint32(place) * weyl))
         x ^= x >> np.uint32(16)
         x = np.uint32(x * factor) ^ second
         x ^= x >> np.uint32(15)
         out[place] = np.uint32(x * other)
+
+
+@_compiled
+def _draw(vector: Any, start: int, constants: Array, numbers: Array) -> None:
+    """Write the numbers of a vector's elements from ``start`` on to ``numbers`` (int32)."""
+    out, weyl = numbers.view(np.uint32), constants[0]
+    end = min(max(vector.word_end - start, 0), out.size)
+    first = np.uint32(vector.first + np.uint32(np.uint32(start) * weyl))
+    _hash(first, vector.second, constants, out[:end])
+    if end < out.size:
+        place = np.uint32(start + end - vector.word_end)
+        first = np.uint32(vector.next_first + np.uint32(place * weyl))
+        _hash(first, vector.next_second, constants, out[end:])
 
 
 @_compiled
@@ -217,10 +239,210 @@ def _keep_upto(part: Array, limit: np.float32) -> None:
 
 
 @_compiled
-def _trim(vector: Any, start: int, block: Array, numbers: Array, constants: Array) -> None:
+def _buckets(row: int) -> tuple[int, int]:
+    """How many buckets the magnitudes of a row are sorted into, and how many bits that ignores.
+
+    The lowest bucket is for zeros, the next one for all that is small.
+    """
+    finer = 2
+    while finer < 8 and _OCTAVES << finer < row // 4:
+        finer += 1
+    return (_OCTAVES << finer) + 1, 23 - finer
+
+
+@_compiled
+def _room_for_ranks(vectors: Array) -> Any:
+    """Work for `_decide_by_rank` on rows of these vectors: none where nothing is ranked."""
+    row = vectors["ranked_row"].max()
+    buckets = _buckets(row)[0] + 1
+    # No matrices: of the rows they are unpacked to numba does not know that they are contiguous.
+    return (
+        (np.empty(row, np.int32), np.empty(row, np.int32)),
+        (np.empty(row, np.uint32), np.empty(row, np.uint32), np.empty(row, np.uint32)),
+        (np.empty(buckets, np.int32), np.empty(buckets, np.int32)),
+        (np.empty(buckets, np.int32), np.empty(buckets, np.int32)),
+    )
+
+
+@_compiled
+def _find_between(numbers: Array, low: int, high: int, found: Array) -> int:
+    """Write the places of numbers from ``low`` up to, not with, ``high``; returns how many."""
+    # Without branches: which way they go is what is drawn at random. So in all that follows.
+    span = np.uint32(high - low)
+    count = np.uint32(0)
+    for i in range(numbers.size):
+        found[count] = i
+        count = np.uint32(count + np.uint32(np.uint32(numbers[i] - low) < span))
+    return int(count)
+
+
+@_compiled
+def _sort_into_buckets(magnitudes: Array, bucket: Array, above: Array) -> None:
+    """Write the bucket of each magnitude, and how many lie in buckets ``above`` each.
+
+    Buckets of larger magnitudes have higher numbers; none lies above the last, an empty one.
+    """
+    largest = np.int32(0)
+    for i in range(magnitudes.size):
+        largest = max(largest, magnitudes[i])
+    buckets, width = _buckets(magnitudes.size)
+    shift = np.int32(width)
+    base = np.int32(max((largest >> width) - (buckets - 1), 0))
+    for i in range(magnitudes.size):  # in 32 bits all along, so that it becomes vector code
+        least = min(magnitudes[i], np.int32(1))
+        bucket[i] = max(np.int32(np.int32(magnitudes[i] >> shift) - base), least)
+    above[:] = 0
+    for i in range(magnitudes.size):
+        above[bucket[i]] += 1
+    running = 0
+    for b in range(buckets, -1, -1):
+        inside = above[b]
+        above[b] = running
+        running += inside
+
+
+@_compiled
+def _steps_of_buckets(above: Array, steps: Array, lowest: Array, highest: Array) -> None:
+    """Write the steps of the last and the first rank in each bucket; see `_sort_into_buckets`."""
+    last = steps.size - 1
+    for b in range(above.size):
+        end = above[b - 1] if b else steps.size
+        highest[b] = steps[np.uint32(min(above[b], last))]
+        lowest[b] = steps[np.uint32(max(end - 1, 0))]
+    lowest[0] = highest[0]  # zeros are decided: they stay what they are
+
+
+@_compiled
+def _narrow(
+    bucket: Array, numbers: Array, lowest: Array, highest: Array, places: Array, count: int
+) -> int:
+    """Keep of ``count`` places those with a number between the steps of its bucket's ends.
+
+    Returns how many. Elsewhere a number that is too large becomes the largest.
+    """
+    left = np.uint32(0)
+    for k in range(count):
+        i = places[k]
+        number, low, high = numbers[i], lowest[bucket[i]], highest[bucket[i]]
+        places[left] = i
+        left = np.uint32(left + np.uint32(np.uint32(number - low) < np.uint32(high - low)))
+        numbers[i] = _GREATEST if number >= high else number
+    return int(left)
+
+
+@_compiled
+def _rank(magnitudes: Array, place: int) -> int:
+    """How many magnitudes are larger than the one at a place, or as large and before it."""
+    own = magnitudes[place]
+    before, after = magnitudes[:place], magnitudes[place + 1 :]
+    rank = np.int32(0)
+    for i in range(before.size):
+        rank = np.int32(rank + np.int32(before[i] >= own))
+    for i in range(after.size):
+        rank = np.int32(rank + np.int32(after[i] > own))
+    return int(rank)
+
+
+@_compiled
+def _rank_all(magnitudes: Array, asked: int) -> bool:
+    """Replace all magnitudes by their ranks if that is less work than to count ``asked`` of them.
+
+    Returns whether it was.
+    """
+    falls = True
+    for i in range(1, magnitudes.size):
+        falls &= magnitudes[i - 1] >= magnitudes[i]
+    if falls:  # as where all are equal, which is usual
+        for i in range(magnitudes.size):
+            magnitudes[i] = i
+    elif asked > _SCANNED:
+        order = np.argsort(_GREATEST - magnitudes, kind="mergesort")
+        for rank in range(order.size):
+            magnitudes[order[rank]] = rank
+    return falls or asked > _SCANNED
+
+
+@_compiled
+def _order_by_bucket(
+    magnitudes: Array, bucket: Array, ends: Array, ordered: Array, place: Array
+) -> None:
+    """Put magnitudes in falling order of their buckets, and write the ``place`` of each.
+
+    ``ends`` is where each bucket begins, and becomes where it ends.
+    """
+    for i in range(magnitudes.size):
+        b = bucket[i]
+        end = np.uint32(ends[b])
+        ordered[end] = magnitudes[i]
+        place[i] = end
+        ends[b] = end + 1
+
+
+@_compiled
+def _decide_in_order(
+    numbers: Array,
+    steps: Array,
+    undecided: Array,
+    bucket: Array,
+    ends: Array,
+    ordered: Array,
+    place: Array,
+    wanted: Array,
+) -> None:
+    """See `_decide_by_rank` and `_order_by_bucket`; ``wanted`` is work."""
+    wanted[:] = 0
+    for i in undecided:
+        wanted[bucket[i]] += 1
+    for i in undecided:
+        b = bucket[i]
+        start = ends[b + 1]
+        own, inside = place[i] - start, ordered[start : ends[b]]
+        if wanted[b] > _FEW:
+            wanted[b] = -1 if _rank_all(inside, wanted[b]) else 0
+        rank = _rank(inside, own) if wanted[b] >= 0 else inside[own]
+        if numbers[i] >= steps[start + rank]:
+            numbers[i] = _GREATEST
+
+
+@_compiled
+def _decide_by_rank(bits: Array, numbers: Array, steps: Array, work: Any) -> None:
+    """Make the number of each element the largest if it is not below the step of its rank.
+
+    Then those below the first step are those that are below their own. ``bits`` are those of
+    float32 values, all are int32; ``steps``, as long as a row, falls. The rank of an element is
+    how many in its row are larger in magnitude, or as large and before it; that of zeros is any.
+
+    Most numbers lie below all steps or none. For the others magnitudes are counted by buckets,
+    each of which holds neighbouring ranks; only where a number lies between the steps of its
+    bucket's ends does the rank itself matter.
+    """
+    row = steps.size
+    (magnitudes, ordered), (undecided, bucket, place), (above, wanted), (lowest, highest) = work
+    for start in range(0, bits.size, row):
+        drawn = numbers[start : start + row]
+        count = _find_between(drawn, steps[-1], steps[0], undecided)
+        for i in range(row):
+            magnitudes[i] = bits[start + i] & _GREATEST
+        if count > _FEW:
+            _sort_into_buckets(magnitudes, bucket, above)
+            _steps_of_buckets(above, steps, lowest, highest)
+            count = _narrow(bucket, drawn, lowest, highest, undecided, count)
+        if count <= _COUNTED:
+            for i in undecided[:count]:
+                if drawn[i] >= steps[_rank(magnitudes, i)]:
+                    drawn[i] = _GREATEST
+        else:
+            _order_by_bucket(magnitudes, bucket, above, ordered, place)
+            _decide_in_order(drawn, steps, undecided[:count], bucket, above, ordered, place, wanted)
+
+
+@_compiled
+def _trim(
+    vector: Any, start: int, block: Array, numbers: Array, work: Array, constants: Array
+) -> None:
     """Set to zero what is dropped of a vector's elements from ``start`` on, which fill ``block``.
 
-    ``numbers`` (int32) is work as long as ``block``.
+    ``numbers`` (int32) is work as long as ``block``, ``work`` is that of `_room_for_ranks`.
     """
     count = block.size
     if vector.above:
@@ -232,45 +454,45 @@ def _trim(vector: Any, start: int, block: Array, numbers: Array, constants: Arra
         _keep_upto(block[:end], vector.upto_before)
         _keep_upto(block[end:], vector.upto_after)
     if vector.draws:
-        weyl, factor, other = constants
-        first = np.uint32(vector.first + np.uint32(np.uint32(start) * weyl))
-        draw(first, vector.second, weyl, factor, other, numbers.view(np.uint32))
         bits = block.view(np.int32)
+        _draw(vector, start, constants, numbers)
+        if vector.ranked_row:
+            steps = carray(_ints(vector.steps), (vector.ranked_row,))
+            _decide_by_rank(bits, numbers, steps, work)
         for i in range(count):
             bits[i] = bits[i] if numbers[i] < vector.bound else 0
 
 
 @_compiled
-def sparse(vectors: Array, constants: Array, out: Array) -> None:
-    """Write what is kept of the one vector in ``vectors`` to ``out``; the rest is zero."""
-    other, numbers = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
-    vector = vectors[0]
-    for start in range(0, out.size, _BLOCK):
-        count = min(_BLOCK, out.size - start)
-        block = out[start : start + count]
-        _difference(vector, start, block, other[:count])
-        _trim(vector, start, block, numbers[:count], constants)
+def _block_of(vectors: Array) -> int:
+    """Elements that are worked on at once: whole rows where a vector's elements are ranked."""
+    row = vectors["ranked_row"].max()
+    return max(_BLOCK // row, 1) * row if row else _BLOCK
 
 
 @_compiled
-def _sum_runs(block: Array, squares: bool, work: Array, sums: Array) -> None:
-    """Write the sums of runs of magnitudes or squares, by adding halves.
+def _sum_runs(block: Array, start: int, size: int, squares: bool, run: Array, sums: Array) -> None:
+    """Write sums of runs of magnitudes or squares, by adding halves; what lacks of the last is 0.
 
-    What lacks of the last run is 0.
+    Blocks of a vector of ``size`` come one after the other, this one from ``start`` on; what
+    begins of a run in one block and ends in another waits in ``run``.
     """
-    for run in range(sums.size):
-        part = block[run * _RUN : (run + 1) * _RUN]
+    done = 0
+    while done < block.size:
+        place = (start + done) % _RUN
+        part = block[done : done + _RUN - place]
         for i in range(part.size):
-            work[i] = part[i] * part[i] if squares else abs(part[i])
-        for i in range(part.size, _RUN):
-            work[i] = np.float32(0.0)
-        half = _RUN // 2
-        while half:
-            upper = work[half : 2 * half]
-            for i in range(half):
-                work[i] += upper[i]
-            half //= 2
-        sums[run] = work[0]
+            run[place + i] = part[i] * part[i] if squares else abs(part[i])
+        done += part.size
+        if place + part.size == _RUN or start + done == size:
+            run[place + part.size :] = 0.0
+            half = _RUN // 2
+            while half:
+                upper = run[half : 2 * half]
+                for i in range(half):
+                    run[i] += upper[i]
+                half //= 2
+            sums[(start + done - 1) // _RUN] = run[0]
 
 
 @_compiled
@@ -281,20 +503,21 @@ def run_sums(
 
     Or of their squares.
     """
-    other, numbers = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
-    block, work = np.empty(_BLOCK, np.float32), np.empty(_RUN, np.float32)
+    length, work = _block_of(vectors), _room_for_ranks(vectors)
+    other, numbers = np.empty(length, np.float32), np.empty(length, np.int32)
+    block = np.empty(length, np.float32)
+    run, kept_run = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
     vector = vectors[0]
     trims = vector.above or vector.upto or vector.draws
-    for start in range(0, size, _BLOCK):
-        part = block[: min(_BLOCK, size - start)]
-        runs = slice(start // _RUN, -(-(start + part.size) // _RUN))
+    for start in range(0, size, length):
+        part = block[: min(length, size - start)]
         _difference(vector, start, part, other[: part.size])
-        _sum_runs(part, squares, work, whole[runs])
+        _sum_runs(part, start, size, squares, run, whole)
         if trims:
-            _trim(vector, start, part, numbers[: part.size], constants)
-            _sum_runs(part, squares, work, kept[runs])
-        else:
-            kept[runs] = whole[runs]
+            _trim(vector, start, part, numbers[: part.size], work, constants)
+            _sum_runs(part, start, size, squares, kept_run, kept)
+    if not trims:
+        kept[:] = whole
 
 
 @_compiled
@@ -354,13 +577,14 @@ def combine(
     zero, one = np.float32(0.0), np.float32(1.0)
     # Without a base the first product has to stay what it is, even the sign of a zero.
     nothing = zero if base else -zero
-    blocks = np.empty((vectors.size, _BLOCK), np.float32)
-    other, numbers = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
-    sign = np.empty(_BLOCK, np.float32)
-    total = np.empty(_BLOCK, np.float32)
-    divisor = np.empty(_BLOCK, np.float32)
-    for start in range(0, out.size, _BLOCK):
-        count = min(_BLOCK, out.size - start)
+    length, work = _block_of(vectors), _room_for_ranks(vectors)
+    blocks = np.empty((vectors.size, length), np.float32)
+    other, numbers = np.empty(length, np.float32), np.empty(length, np.int32)
+    sign = np.empty(length, np.float32)
+    total = np.empty(length, np.float32)
+    divisor = np.empty(length, np.float32)
+    for start in range(0, out.size, length):
+        count = min(length, out.size - start)
         for i in range(count):
             total[i] = nothing
             divisor[i] = zero
@@ -375,7 +599,7 @@ def combine(
                 for i in range(count):
                     block[i] -= other[i]
             _multiply_rows(vector, start, block)
-            _trim(vector, start, block, numbers[:count], constants)
+            _trim(vector, start, block, numbers[:count], work, constants)
             weight = vector.vote if elects else vector.coefficient
             for i in range(count):
                 total[i] = _fused(weight, block[i], total[i])
@@ -497,90 +721,3 @@ def step(vectors: Array, most: float, out: Array) -> None:
             value = block[i]
             value = -limit if value < -limit else value
             block[i] = (limit if value > limit else value) + other[i]
-
-
-@_compiled
-def _sort_into_buckets(row: Array, width: int, bucket: Array, inside: Array) -> None:
-    """Write the bucket of each element of a row, and how many lie inside of each."""
-    buckets = inside.size - 1
-    largest = 0
-    for i in range(row.size):
-        largest = max(largest, row[i] & 0x7FFFFFFF)
-    base = (largest >> width) - buckets
-    for i in range(row.size):  # a loop of its own, so that it becomes vector code
-        magnitude = row[i] & 0x7FFFFFFF
-        bucket[i] = max((magnitude >> width) - base, 1) if magnitude else 0
-    inside[:] = 0
-    for i in range(row.size):
-        inside[bucket[i]] += 1
-
-
-@_compiled
-def drop_by_rank(bits: Array, numbers: Array, steps: Array, width: int, buckets: int) -> None:
-    """Set to zero, in place, each element whose number is not below the step of its rank.
-
-    ``bits`` and ``numbers`` are int32 matrices, ``steps`` falls. The rank of an element is the
-    number of elements in its row that are larger in magnitude, or as large and before it.
-
-    Magnitudes are told apart by the bits above the ``width`` lowest, in ``buckets`` buckets below
-    the row's largest, zeros apart. A bucket holds neighbouring ranks; only where a number lies
-    between the steps of its bucket's ends does the rank itself matter.
-    """
-    rows, row = bits.shape
-    # Bucket b is number b + 1, zeros are number 0.
-    above = np.empty(buckets + 1, np.int64)
-    places = np.empty(buckets + 1, np.int64)
-    wanted = np.zeros(buckets + 1, np.int32)
-    bucket = np.empty(row, np.int32)
-    drops = np.empty(row, np.bool_)
-    certain = np.empty(buckets + 1, np.int32)
-    possible = np.empty(buckets + 1, np.int32)
-    between = np.empty(row + 1, np.int32)
-    keys = np.empty(row, np.int64)
-    for r in range(rows):
-        own, drawn = bits[r], numbers[r]
-        _sort_into_buckets(own, width, bucket, above)
-        running = 0
-        for b in range(buckets, -1, -1):
-            inside = above[b]
-            above[b] = running
-            places[b] = running
-            running += inside
-            if inside:
-                certain[b] = steps[above[b]]
-                possible[b] = steps[running - 1]
-        possible[0] = certain[0]  # zeros are decided: they stay what they are
-        undecided = 0
-        for i in range(row):
-            # Without branches: which way they go is what is drawn at random.
-            b = bucket[i]
-            drops[i] = drawn[i] >= certain[b]
-            between[undecided] = i
-            undecided += (drawn[i] >= possible[b]) & ~drops[i]
-        if undecided:
-            for u in range(undecided):
-                wanted[bucket[between[u]]] += 1
-            for i in range(row):
-                b = bucket[i]
-                keys[places[b]] = ((own[i] & 0x7FFFFFFF) ^ 0x7FFFFFFF) << 32 | i
-                places[b] += 1
-            for u in range(undecided):
-                i = between[u]
-                b = bucket[i]
-                start, stop = above[b], above[b - 1]
-                if 0 < wanted[b] <= _SCANNED:
-                    key = ((own[i] & 0x7FFFFFFF) ^ 0x7FFFFFFF) << 32 | i
-                    rank = start
-                    for k in range(start, stop):
-                        rank += keys[k] < key
-                    drops[i] = drawn[i] >= steps[rank]
-                elif wanted[b]:
-                    keys[start:stop].sort()
-                    for k in range(start, stop):
-                        i = keys[k] & 0xFFFFFFFF
-                        drops[i] = drawn[i] >= steps[k]
-                    wanted[b] = 0
-            for u in range(undecided):
-                wanted[bucket[between[u]]] = 0
-        for i in range(row):
-            own[i] = 0 if drops[i] else own[i]

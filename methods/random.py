@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from methods.compiled import Loops
-
-_WORD = 1 << 32
+WORD = 1 << 32
+"""Elements whose numbers are made of the same words, at most."""
 HASH = (0x9E3779B1, 0x21F0AAAD, 0xD35A2D97)
 """The step of the sequence, and the factors that mix it."""
 _WEYL, _FIRST, _SECOND = HASH
@@ -35,10 +34,10 @@ def key_of(seed: int, tensor: str, number: int) -> int:
 
 def threshold(probability: float) -> int:
     """The bound that a drawn number lies below with ``probability``, but for 2⁻³²."""
-    return min(round(probability * _WORD), _WORD - 1) - _WORD // 2
+    return min(round(probability * WORD), WORD - 1) - WORD // 2
 
 
-def draw(key: int, start: int, out: Tensor, work: Tensor, loops: Loops | None = None) -> None:
+def draw(key: int, start: int, out: Tensor, work: Tensor) -> None:
     """Write the numbers of the elements from ``start`` on to ``out``: uniform over all int32.
 
     Both tensors are int32, contiguous and of the same shape; ``work`` is overwritten.
@@ -46,23 +45,20 @@ def draw(key: int, start: int, out: Tensor, work: Tensor, loops: Loops | None = 
     out, work = out.view(-1), work.view(-1)
     place, count = 0, out.numel()
     while place < count:
-        stop = min(count, place + _WORD - (start + place) % _WORD)
-        _draw(words(key, start + place), out[place:stop], work[place:stop], loops)
+        stop = min(count, place + WORD - (start + place) % WORD)
+        _draw(words(key, start + place), out[place:stop], work[place:stop])
         place = stop
 
 
 def words(key: int, start: int) -> tuple[int, int]:
     """The two 32-bit words that the numbers from element ``start`` to the next multiple of 2³²
     are made of."""
-    high, low = divmod(start, _WORD)
-    first, second = divmod(_digest(f"{key}\0{high}".encode()), _WORD)
-    return (first + low * _WEYL) % _WORD, second
+    high, low = divmod(start, WORD)
+    first, second = divmod(_digest(f"{key}\0{high}".encode()), WORD)
+    return (first + low * _WEYL) % WORD, second
 
 
-def _draw(words: tuple[int, int], out: Tensor, work: Tensor, loops: Loops | None) -> None:
-    if loops is not None:
-        loops.draw(words, out)
-        return
+def _draw(words: tuple[int, int], out: Tensor, work: Tensor) -> None:
     first, second = words
     _count(out, first)
     _fold(out, 16, work)
@@ -95,7 +91,7 @@ def _fold(out: Tensor, bits: int, work: Tensor) -> None:
 
 def _signed(word: int) -> int:
     """The int32 with the low 32 bits of ``word``."""
-    return (word + _WORD // 2) % _WORD - _WORD // 2
+    return (word + WORD // 2) % WORD - WORD // 2
 
 
 def _digest(content: bytes) -> int:

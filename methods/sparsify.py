@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engine.grains import Access
 from engine.kernel import GrainSum, GrainSums, GrainView, Statistic
 from methods import random
-from methods.compiled import Kept, Limit, loops_for
+from methods.compiled import Draw, Kept, Limit, loops_for
 from methods.statistics import (
     CoarseHistogram,
     FineHistogram,
@@ -103,7 +103,7 @@ class Sparsifier:
         statistics: Sequence[Any],
         before: tuple[int, ...],
     ) -> Kept:
-        """What `apply` keeps, for compiled loops; only asked of who decides element by element.
+        """What `apply` keeps, for compiled loops.
 
         ``vector`` computes the vector, for who cannot decide without.
         """
@@ -467,14 +467,8 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
                 sums.append(magnitude_sum(vector, work[0]))
                 continue
             operands = self.source.operands(number, grain, vector)
-            if self.dropping.access is Access.ELEMENTWISE:
-                kept = self.dropping.kept(number, lambda: vector, work, grain, earlier, ())
-                sums += loops.magnitude_sums(operands, kept)
-                continue
-            loops.sparse(operands, Kept(), vector)
-            sums.append(loops.magnitude_sums((vector, None), Kept())[0])
-            self.dropping.drop(number, vector, work, grain)
-            sums.append(loops.magnitude_sums((vector, None), Kept())[0])
+            kept = self.dropping.kept(number, lambda: vector, work, grain, earlier, ())
+            sums += loops.magnitude_sums(operands, kept)
         into.add(grain.index, torch.stack(sums))
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[float, float], ...]:
@@ -513,10 +507,6 @@ class RandomKeep(Dropping):
     def drop(self, number: int, vector: Tensor, work: Sequence[Tensor], grain: GrainView) -> None:
         import torch
 
-        loops = loops_for(grain)
-        if loops is not None:
-            loops.sparse((vector, None), self._kept(number, grain), vector)
-            return
         numbers = work[0].view(torch.int32)
         random.draw(self.keys[number], grain.start, numbers, work[1].view(torch.int32))
         mask_bits(vector, numbers.ge_(random.threshold(self.keep[number] or 0.0)))
@@ -530,11 +520,10 @@ class RandomKeep(Dropping):
         statistics: Sequence[Any],
         before: tuple[int, ...],
     ) -> Kept:
-        return self._kept(number, grain) if self.drops(number) else Kept()
-
-    def _kept(self, number: int, grain: GrainView) -> Kept:
-        words = random.words(self.keys[number], grain.start)
-        return Kept(draw=(*words, random.threshold(self.keep[number] or 0.0)))
+        if not self.drops(number):
+            return Kept()
+        bound = random.threshold(self.keep[number] or 0.0)
+        return Kept(draw=Draw.of(self.keys[number], grain.start, bound))
 
 
 def mask_bits(vector: Tensor, drop: Tensor) -> None:
@@ -581,12 +570,15 @@ class RandomByRank(Dropping):
 
     @property
     def compiled_cost(self) -> float:
-        return 9.4 if self.rescale else 5.0
+        return 5.8 if self.rescale else 2.9
 
     def workspace_bytes(self, row: int) -> int:
         # At worst everything is sorted: magnitudes, buckets and their counts, then keys, their
         # sorted copies and places, and as much again inside of sorting. Thresholds by rank.
-        return 88 * max(row, _RANKED) + 32 * row
+        sorting = 88 * max(row, _RANKED) + 32 * row
+        # Compiled loops hold a row of each vector and its thresholds, of their sums five more, of
+        # what ranks are found with five, and sort magnitudes with their order in 64 bits.
+        return max(sorting, (8 * len(self.keep) + 80) * max(row, 1 << 11))
 
     def drops(self, number: int) -> bool:
         return self.keep[number] is not None
@@ -595,13 +587,8 @@ class RandomByRank(Dropping):
         import torch
 
         numbers, bounds = work[0].view(torch.int32), work[1].view(torch.int32)
-        loops = loops_for(grain)
-        random.draw(self.keys[number], grain.start, numbers, bounds, loops)
+        random.draw(self.keys[number], grain.start, numbers, bounds)
         steps = beside(self._thresholds(number, vector.shape[1]), vector)
-        if loops is not None:
-            buckets, width = _buckets(vector.shape[1])
-            loops.drop_by_rank(vector, numbers, steps, width, buckets)
-            return
         if grain.on_device:
             _bound_by_sorting(vector, steps, bounds)
             mask_bits(vector, numbers.ge_(bounds))
@@ -611,6 +598,20 @@ class RandomByRank(Dropping):
             rows = slice(first, first + many)
             _bound_by_rank(vector[rows], numbers[rows], steps, bounds[rows])
         mask_bits(vector, numbers.ge_(bounds))
+
+    def kept(
+        self,
+        number: int,
+        vector: Callable[[], Tensor],
+        work: Sequence[Tensor],
+        grain: GrainView,
+        statistics: Sequence[Any],
+        before: tuple[int, ...],
+    ) -> Kept:
+        if not self.drops(number):
+            return Kept()
+        steps = self._thresholds(number, work[0].shape[1])
+        return Kept(draw=Draw.of(self.keys[number], grain.start, steps))
 
     def _thresholds(self, number: int, row: int) -> Tensor:
         """What the random number of the element of each rank must lie below."""

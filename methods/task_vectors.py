@@ -90,7 +90,6 @@ class TaskVectors(Kernel):
         shares = self.weights if self.normalize else None
         pool = [grain.take() for _ in range(self.sparsifier.scratch)]
         loops = loops_for(grain)
-        elementwise = self.access is Access.ELEMENTWISE
 
         def sparse(number: int, vector: Tensor) -> Tensor:
             self.source.write(number, grain, vector)
@@ -105,13 +104,9 @@ class TaskVectors(Kernel):
             kept = self.sparsifier.kept(number, values, pool, grain, statistics, before)
             return self.source.operands(number, grain), kept
 
-        if loops is not None and (self.elect or elementwise):
-            numbers = range(len(coefficients))
-            if elementwise:
-                vector = grain.take()
-                vectors = [described(number, vector) for number in numbers]
-            else:
-                vectors = [((sparse(number, grain.take()), None), Kept()) for number in numbers]
+        if loops is not None:
+            vector = grain.take()
+            vectors = [described(number, vector) for number in range(len(coefficients))]
             base = operand(grain, self.base)
             loops.combine(vectors, coefficients, votes, shares, base, self.scale, out)
             return

@@ -90,7 +90,7 @@ def test_magnitude_sums(elements: int, seed: int, halves: bool) -> None:
     vector, minus = vectors(2, elements, seed, False)
     if halves:
         vector = vector.bfloat16()
-    kept = compiled.Kept(draw=(*random.words(seed, 0), random.threshold(0.4)))
+    kept = compiled.Kept(draw=compiled.Draw.of(seed, 0, random.threshold(0.4)))
     whole, rest = loops().magnitude_sums((vector, minus), kept)
     difference = vector.float() - minus
     numbers, work = torch.empty(2, elements, dtype=torch.int32)
@@ -134,47 +134,74 @@ def test_combinations_with_coefficients_of_a_rule(
     assert same(out, expected)
 
 
+def choose(rows: torch.Tensor, choice: sparsify.Dropping, start: int = 0) -> None:
+    """See that compiled loops keep of ``rows`` what torch keeps, and sum it up alike."""
+    work = [torch.empty_like(rows) for _ in range(2)]
+    view = GrainView((rows,), 0, start, lambda: torch.empty_like(rows))
+    expected = rows.clone()
+    choice.drop(0, expected, work, view)
+    kept = choice.kept(0, lambda: rows, work, view, (), ())
+    vector: compiled.Operands = (rows, None)
+    out = torch.empty_like(rows)
+    loops().combine([(vector, kept)], [1.0], None, None, torch.zeros_like(rows), 1.0, out)
+    assert same(out, expected + 0.0)  # no zero is negative
+    sums = loops().magnitude_sums(vector, kept)
+    for found, values in zip(sums, (rows, expected), strict=True):
+        assert same(found.float(), magnitude_sum(values.abs(), work[0]).float())
+
+
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**34), st.integers(1, 5000))
 @settings(max_examples=40)
 def test_draw(key: int, start: int, elements: int) -> None:
-    out, expected, work = torch.empty(3, elements, dtype=torch.int32)
-    random.draw(key, start, out, work, loops())
-    random.draw(key, start, expected, work)
-    assert torch.equal(out, expected)
+    choose(torch.ones(elements), sparsify.RandomKeep((0.5,), (key,), rescale=False), start)
 
 
-def test_draw_across_the_end_of_a_word() -> None:
-    out, expected, work = torch.empty(3, 100, dtype=torch.int32)
-    random.draw(5, 2**32 - 50, out, work, loops())
-    random.draw(5, 2**32 - 50, expected, work)
-    assert torch.equal(out, expected)
+@pytest.mark.parametrize("before", [0, 1, 99, 2048, 3333, 5000])
+def test_draw_across_the_end_of_a_word(before: int) -> None:
+    choice = sparsify.RandomKeep((0.5,), (5,), rescale=False)
+    choose(torch.ones(5000), choice, 2**32 - before)
 
 
-@given(st.integers(1, 5), st.integers(1, 4000), st.integers(0, 99), st.booleans())
-@settings(max_examples=60)
-def test_ranks_in_rows(count: int, row: int, seed: int, ties: bool) -> None:
+@given(
+    st.integers(1, 5),
+    st.one_of(st.integers(1, 70), st.integers(1, 9000)),
+    st.integers(0, 99),
+    st.booleans(),
+    st.sampled_from((0.0, 1e-9, 0.01, 0.15, 0.499999)),
+)
+@settings(max_examples=120)
+def test_ranks_in_rows(count: int, row: int, seed: int, ties: bool, epsilon: float) -> None:
     (flat,) = vectors(1, count * row, seed, ties)
-    rows = flat.view(count, row)
-    choice = sparsify.RandomByRank((0.5,), (0.3,), (seed,), rescale=False)
-    dropped, expected = rows.clone(), rows.clone()
-    choice.drop(0, dropped, [torch.empty_like(rows) for _ in range(2)], grain(rows))
-    view = GrainView((rows,), 0, 0, lambda: torch.empty_like(rows))
-    choice.drop(0, expected, [torch.empty_like(rows) for _ in range(2)], view)
-    assert torch.equal(
-        dropped.view(torch.int32) & ~(1 << 31), expected.view(torch.int32) & ~(1 << 31)
-    )
+    choice = sparsify.RandomByRank((0.5,), (epsilon,), (seed,), rescale=False)
+    choose(flat.view(count, row), choice, 2**32 - seed * row)
 
 
-def test_ranks_in_rows_of_equal_magnitudes() -> None:
-    rows = torch.ones(2, 3000)
-    rows[:, ::2] = -1
+@pytest.mark.parametrize("row", [1, 3, 512, 3000, 70000])
+@pytest.mark.parametrize(
+    "magnitudes",
+    [
+        (1.0,),
+        (0.0,),
+        (0.0, 1e-45),
+        (1.0, float("nan")),
+        (1.0, 1.0 + 2**-23),
+        (1e-45, 3e-45, 1e30),
+        (0.0, 1e-45, 1.0, 1.0 + 2**-20, float("inf")),
+    ],
+)
+def test_ranks_in_rows_of_few_magnitudes(row: int, magnitudes: tuple[float, ...]) -> None:
+    source = torch.Generator().manual_seed(row)
+    places = torch.randint(0, len(magnitudes), (2, row), generator=source)
+    signs = torch.randint(0, 2, (2, row), generator=source) * 2 - 1
     choice = sparsify.RandomByRank((0.5,), (0.4,), (3,), rescale=False)
-    dropped, expected = rows.clone(), rows.clone()
-    choice.drop(0, dropped, [torch.empty_like(rows) for _ in range(2)], grain(rows))
-    view = GrainView((rows,), 0, 0, lambda: torch.empty_like(rows))
-    choice.drop(0, expected, [torch.empty_like(rows) for _ in range(2)], view)
-    assert torch.equal(dropped, expected)
-    assert 0 < int((dropped != 0).sum()) < rows.numel()
+    choose(torch.tensor(magnitudes)[places] * signs, choice)
+
+
+@pytest.mark.parametrize("outlier", [1.0, 1e4, float("inf")])
+def test_ranks_in_rows_that_one_magnitude_towers_over(outlier: float) -> None:
+    rows = torch.randn((2, 20000), generator=torch.Generator().manual_seed(2)) * 1e-3
+    rows[:, 777] = outlier
+    choose(rows, sparsify.RandomByRank((0.5,), (0.3,), (4,), rescale=False))
 
 
 @given(st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.data())
