@@ -158,7 +158,7 @@ def run(
             )
             executor = Executor(plan, readers, sink, options.opener)
             try:
-                executor.run(poll)
+                executor.run(_trimming(poll))
             except BaseException:
                 with contextlib.suppress(Exception):
                     sink.close()
@@ -172,6 +172,17 @@ def run(
         record = {**job.about, "measured": measured(outcome), "predicted": predicted(plan)}
         sink.finish(record)
         return outcome
+
+
+def _trimming(poll: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+    """``poll``, and the heap kept as small as what lies in it."""
+
+    def polled(progress: Progress) -> None:
+        machine.trim_heap()
+        if poll is not None:
+            poll(progress)
+
+    return polled
 
 
 def measured(outcome: Outcome) -> dict[str, Any]:

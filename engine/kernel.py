@@ -68,7 +68,14 @@ class Statistic(Generic[A, R]):
     def accumulator_bytes(self, inputs: int, row: int) -> int:
         """Upper bound of one accumulator's size in bytes, for rows of ``row`` elements.
 
-        What `update` allocates for a moment counts too.
+        What `merge` and `finish` allocate for a moment counts too.
+        """
+        return 0
+
+    def workspace_bytes(self, row: int) -> int:
+        """Memory in bytes that one call of `update` allocates for a moment, beyond scratch.
+
+        Where the kernel's is larger, that is there.
         """
         return 0
 

@@ -331,7 +331,8 @@ def _scratch_bytes(merges: Sequence[Merge], grains: Grains) -> int:
         passes = merge.kernel.passes
         own = max([merge.kernel.scratch, *(statistic.scratch for statistic in passes)])
         tensors += inputs + own + 1
-        workspace += merge.kernel.workspace_bytes(merge.shape, inputs)
+        allocated = [statistic.workspace_bytes(grains.row) for statistic in passes]
+        workspace += max(merge.kernel.workspace_bytes(merge.shape, inputs), *allocated, 0)
     return block_bytes(-(-grains.size * 4 // PAGE) * PAGE * tensors) + workspace
 
 

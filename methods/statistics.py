@@ -465,9 +465,13 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
 
     def accumulator_bytes(self, inputs: int, row: int) -> int:
         # At most one bucket a rank, each with counters, waiting elements and levels; and what
-        # counting one grain allocates.
+        # counting those that wait allocates.
         kept = self.ranks * self.source.count * (8 * _FINE + 8 * _FINE + (512 << 10))
-        return kept + 3 * 8 * _FINE + 9 * max(row, GRAIN_ELEMENTS)
+        return kept + 3 * 8 * _FINE
+
+    def workspace_bytes(self, row: int) -> int:
+        # What is looked at of a grain, by what it is in a bucket or not.
+        return 9 * max(row, GRAIN_ELEMENTS)
 
     @property
     def double(self) -> bool:

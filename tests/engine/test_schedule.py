@@ -19,7 +19,14 @@ from engine.kernel import Copy, Kernel
 from engine.ledger import block_bytes
 from engine.schedule import Machine, Placement, Schedule, schedule
 from engine.storage import span_bytes
-from tests.engine.kernels import FirstPositives, Normalised, RowMean, Transposed, Weighted
+from tests.engine.kernels import (
+    FirstPositives,
+    Moment,
+    Normalised,
+    RowMean,
+    Transposed,
+    Weighted,
+)
 
 
 @dataclass(frozen=True)
@@ -227,6 +234,27 @@ def test_copies_need_no_arithmetic_and_no_memory_for_it() -> None:
     assert not copied.computes
     assert cast.computes
     assert copied.overhead_bytes + 250 * MIB <= cast.overhead_bytes + MIB
+
+
+class Allocating(Moment):
+    """A statistic that allocates while it looks at a grain."""
+
+    def workspace_bytes(self, row: int) -> int:
+        return 32 * MIB
+
+
+class Looking(Normalised):
+    passes = (Moment(), Allocating())
+
+
+def test_what_a_statistic_allocates_for_a_moment_counts_for_each_worker() -> None:
+    def made(kernel: Kernel) -> Schedule:
+        builder = GraphBuilder()
+        load = builder.load(Disk("d"), 0, BF16, (4096, 4096), "t")
+        merge = builder.merge([load], kernel, "m")
+        return schedule(graph_of([(merge, BF16)]), 1 << 40, machine(threads=3))
+
+    assert made(Looking()).peak_bytes - made(Normalised()).peak_bytes == 3 * 32 * MIB
 
 
 def test_scheduling_imports_no_torch() -> None:
