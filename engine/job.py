@@ -158,7 +158,7 @@ def run(
             )
             executor = Executor(plan, readers, sink, options.opener)
             try:
-                executor.run(_trimming(poll))
+                executor.run(_trimming(poll, plan.peak_bytes))
             except BaseException:
                 with contextlib.suppress(Exception):
                     sink.close()
@@ -174,11 +174,19 @@ def run(
         return outcome
 
 
-def _trimming(poll: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
-    """``poll``, and the heap kept as small as what lies in it."""
+_CLOSE = 0.9
+"""The share of the predicted peak from which on the heap is kept small."""
+
+
+def _trimming(
+    poll: Callable[[Progress], None] | None, peak_bytes: int
+) -> Callable[[Progress], None]:
+    """``poll``, and the heap trimmed where memory comes close to what was predicted."""
 
     def polled(progress: Progress) -> None:
-        machine.trim_heap()
+        # Not always: what is given back and needed again has to be cleared again.
+        if machine.resident_bytes() > peak_bytes * _CLOSE:
+            machine.trim_heap()
         if poll is not None:
             poll(progress)
 

@@ -29,7 +29,7 @@ much of its libraries is mapped depends on what it does."""
 _ACCELERATED_RUNTIME_BYTES = 1024 * MIB
 """The same for builds of torch that carry an accelerator's libraries, until it was measured."""
 
-_COMPILER, _COMPILER_BYTES = "numba", 152 * MIB
+_COMPILER, _COMPILER_BYTES = "numba", 160 * MIB
 """The just-in-time compiler that kernels may use, and the memory that it adds.
 
 Loops that come from its cache were measured to take 126 MiB, those of one merge up to 190 in a

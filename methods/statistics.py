@@ -136,9 +136,10 @@ class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
         return 2 * self.source.count + 1 + self.source.scratch
 
     def accumulator_bytes(self, inputs: int, row: int) -> int:
-        count = self.source.count
-        sums = 64 * (200 + 8 * count**2)
-        return sums + dots.workspace_bytes(count, max(row, GRAIN_ELEMENTS))
+        return 64 * (200 + 8 * self.source.count**2)
+
+    def workspace_bytes(self, row: int) -> int:
+        return dots.workspace_bytes(self.source.count, max(row, GRAIN_ELEMENTS))
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         count = self.source.count
