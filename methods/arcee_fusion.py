@@ -11,9 +11,10 @@ from engine.grains import GRAIN_ELEMENTS, Access
 from engine.kernel import Copy, GrainView, Kernel, Statistic
 from methods.compiled import Loops, Operands, loops_for
 from methods.method import Base, Method, TensorMerge
+from methods.order_statistics import CoarseHistogram, FineHistogram, Ranks
 from methods.parameters import base_of
 from methods.row_combination import CHUNK, chunk_bytes, chunk_rows
-from methods.statistics import CoarseHistogram, FineHistogram, Ranks, Source, operand
+from methods.sources import Source, operand
 from methods.transfer import beside
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import math
 from typing import ClassVar
 
 from engine.kernel import Kernel
+from methods.keep_largest import TopMagnitude
 from methods.method import Base, Method, Parameter, TensorMerge
 from methods.parameters import (
     DENSITY,
@@ -16,7 +17,6 @@ from methods.parameters import (
     normalize,
     rescale,
 )
-from methods.sparsify import TopMagnitude
 from methods.task_vectors import merge_task_vectors
 
 

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from engine.kernel import Kernel
 from methods import random
+from methods.keep_random import RandomKeep
 from methods.method import Base, Method, TensorMerge
 from methods.parameters import DENSITY, INT8_MASK, LAMBDA, WEIGHT, normalize, rescale
-from methods.sparsify import RandomKeep
 from methods.task_vectors import merge_task_vectors
 
 _REFERENCE = "Yu et al. 2024, Language models are Super Mario, arXiv:2311.03099"

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from engine.kernel import Kernel
 from methods import random
+from methods.keep_random import RandomByRank
 from methods.method import Base, Method, Parameter, ParameterError, TensorMerge
 from methods.parameters import DENSITY, INT8_MASK, LAMBDA, WEIGHT, normalize, rescale
-from methods.sparsify import RandomByRank
 from methods.task_vectors import merge_task_vectors
 
 _EPSILON = Parameter(

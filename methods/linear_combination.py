@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine.kernel import GrainSums, GrainView, Kernel, Statistic
 from methods.compiled import Kept, loops_for
-from methods.statistics import GramMatrix, Source, operand, vectors_of
+from methods.gram import GramMatrix
+from methods.sources import Source, operand, vectors_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from engine.kernel import Copy, GrainView, Kernel
 from methods.compiled import loops_for
 from methods.method import Base, Method, Parameter, TensorMerge
 from methods.parameters import base_of
-from methods.statistics import operand
+from methods.sources import operand
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.kernel import Copy, GrainSum, GrainSums, GrainView, Kernel, Statistic
 from methods.method import Base, Method, Parameter, TensorMerge
 from methods.parameters import base_of
-from methods.statistics import Differences
+from methods.sources import Differences
 from methods.sums import magnitude_sum
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from engine.grains import GRAIN_ELEMENTS, Access
 from engine.kernel import GrainSum, GrainSums, GrainView, Kernel, Statistic
 from methods.linear_combination import Rule
-from methods.statistics import Source, vectors_of
+from methods.sources import Source, vectors_of
 from methods.transfer import beside
 
 if TYPE_CHECKING:

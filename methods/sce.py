@@ -9,18 +9,12 @@ from typing import TYPE_CHECKING, Any
 from engine.kernel import Copy, GrainSum, GrainSums, GrainView, Kernel, Statistic
 from methods.compiled import Kept, loops_for
 from methods.elect import elected_sum
+from methods.keep_largest import Edge, TieLocation
 from methods.linear_combination import LinearCombination
 from methods.method import Base, Method, Parameter, TensorMerge
+from methods.order_statistics import CoarseHistogram, FineHistogram, Ranks
 from methods.parameters import INT8_MASK, base_of
-from methods.sparsify import Edge, TieLocation
-from methods.statistics import (
-    CoarseHistogram,
-    Differences,
-    FineHistogram,
-    Ranks,
-    Source,
-    operand,
-)
+from methods.sources import Differences, Source, operand
 from methods.sums import magnitude_sum
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from methods.elect import elected_sum
 from methods.linear_combination import LinearCombination
 from methods.method import TensorMerge
 from methods.parameters import base_of, sum_of_weights
+from methods.sources import Differences, operand
 from methods.sparsify import KeepAll, Sparsifier
-from methods.statistics import Differences, operand
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from engine.kernel import Kernel
+from methods.keep_largest import TopMagnitude
 from methods.method import Base, Method, TensorMerge
 from methods.parameters import DENSITY, INT8_MASK, LAMBDA, WEIGHT, kept_count, normalize, rescale
-from methods.sparsify import TopMagnitude
 from methods.task_vectors import merge_task_vectors
 
 

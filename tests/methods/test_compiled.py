@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.kernel import GrainView
-from methods import compiled, dots, random, registry, sparsify
+from methods import compiled, dots, keep_random, random, registry
 from methods.arcee_fusion import divergences
 from methods.elect import elected_sum
 from methods.linear_combination import GramCombination, Rule
-from methods.statistics import CoarseHistogram, FineHistogram, Inputs
+from methods.order_statistics import CoarseHistogram, FineHistogram
+from methods.sources import Inputs
 from methods.sums import magnitude_sum
 from tests.methods.drawing import DTYPES
 from tests.methods.support import Walk, kernel_of, run
@@ -134,7 +135,7 @@ def test_combinations_with_coefficients_of_a_rule(
     assert same(out, expected)
 
 
-def choose(rows: torch.Tensor, choice: sparsify.Dropping, start: int = 0) -> None:
+def choose(rows: torch.Tensor, choice: keep_random.Dropping, start: int = 0) -> None:
     """See that compiled loops keep of ``rows`` what torch keeps, and sum it up alike."""
     work = [torch.empty_like(rows) for _ in range(2)]
     view = GrainView((rows,), 0, start, lambda: torch.empty_like(rows))
@@ -153,12 +154,12 @@ def choose(rows: torch.Tensor, choice: sparsify.Dropping, start: int = 0) -> Non
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**34), st.integers(1, 5000))
 @settings(max_examples=40)
 def test_draw(key: int, start: int, elements: int) -> None:
-    choose(torch.ones(elements), sparsify.RandomKeep((0.5,), (key,), rescale=False), start)
+    choose(torch.ones(elements), keep_random.RandomKeep((0.5,), (key,), rescale=False), start)
 
 
 @pytest.mark.parametrize("before", [0, 1, 99, 2048, 3333, 5000])
 def test_draw_across_the_end_of_a_word(before: int) -> None:
-    choice = sparsify.RandomKeep((0.5,), (5,), rescale=False)
+    choice = keep_random.RandomKeep((0.5,), (5,), rescale=False)
     choose(torch.ones(5000), choice, 2**32 - before)
 
 
@@ -172,7 +173,7 @@ def test_draw_across_the_end_of_a_word(before: int) -> None:
 @settings(max_examples=120)
 def test_ranks_in_rows(count: int, row: int, seed: int, ties: bool, epsilon: float) -> None:
     (flat,) = vectors(1, count * row, seed, ties)
-    choice = sparsify.RandomByRank((0.5,), (epsilon,), (seed,), rescale=False)
+    choice = keep_random.RandomByRank((0.5,), (epsilon,), (seed,), rescale=False)
     choose(flat.view(count, row), choice, 2**32 - seed * row)
 
 
@@ -193,7 +194,7 @@ def test_ranks_in_rows_of_few_magnitudes(row: int, magnitudes: tuple[float, ...]
     source = torch.Generator().manual_seed(row)
     places = torch.randint(0, len(magnitudes), (2, row), generator=source)
     signs = torch.randint(0, 2, (2, row), generator=source) * 2 - 1
-    choice = sparsify.RandomByRank((0.5,), (0.4,), (3,), rescale=False)
+    choice = keep_random.RandomByRank((0.5,), (0.4,), (3,), rescale=False)
     choose(torch.tensor(magnitudes)[places] * signs, choice)
 
 
@@ -201,7 +202,7 @@ def test_ranks_in_rows_of_few_magnitudes(row: int, magnitudes: tuple[float, ...]
 def test_ranks_in_rows_that_one_magnitude_towers_over(outlier: float) -> None:
     rows = torch.randn((2, 20000), generator=torch.Generator().manual_seed(2)) * 1e-3
     rows[:, 777] = outlier
-    choose(rows, sparsify.RandomByRank((0.5,), (0.3,), (4,), rescale=False))
+    choose(rows, keep_random.RandomByRank((0.5,), (0.3,), (4,), rescale=False))
 
 
 @given(st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.data())

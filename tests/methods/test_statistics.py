@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.kernel import Kernel
+from methods.gram import GramMatrix
 from methods.linear_combination import GramCombination, Rule
-from methods.statistics import CoarseHistogram, FineHistogram, GramMatrix, Inputs, Ranks
+from methods.order_statistics import CoarseHistogram, FineHistogram, Ranks
+from methods.sources import Inputs
 from tests.methods.support import WALKS, Walk, run
 
 
@@ -88,7 +90,7 @@ def test_the_share_of_elements_that_are_not_zero() -> None:
     assert [ranked.value for ranked in found.of[0]] == [4.0]
 
 
-@given(st.integers(1, 400), st.integers(1, 4), st.integers(0, 1 << 30))
+@given(st.integers(1, 5000), st.integers(1, 4), st.integers(0, 1 << 30))
 def test_gram(n: int, count: int, seed: int) -> None:
     source = torch.Generator().manual_seed(seed)
     inputs = [torch.randn(n, generator=source) for _ in range(count)]

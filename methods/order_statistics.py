@@ -1,11 +1,8 @@
-"""Statistics over whole tensors, gathered grain by grain.
+"""The exact k-th largest magnitude of whole tensors, gathered grain by grain in two passes.
 
-- `GramMatrix`: all pairwise dot products of the vectors, in float64.
-- `CoarseHistogram` and `FineHistogram`: the exact k-th largest magnitude, in two passes.
-
-What is measured are the vectors of a `Source`: the inputs, or what can be computed from them
-element by element. Results depend on the vectors alone, not on how grains are grouped: counts are
-integers, and sums are folded by `GrainSums`.
+`CoarseHistogram` finds the bucket in which it lies, `FineHistogram` its place in there. Results
+depend on the vectors alone, not on how grains are grouped: counts are integers, and sums are folded
+by `GrainSums`.
 
 Magnitudes are compared by their float32 bits with the sign cleared. For numbers that is their
 order; NaN ranks above infinity, so that a broken input cannot break a count.
@@ -22,144 +19,14 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from engine.grains import GRAIN_ELEMENTS
-from engine.kernel import GrainSum, GrainSums, GrainView, Statistic
-from methods import dots
+from engine.kernel import GrainSums, GrainView, Statistic
 from methods.compiled import Loops, Operands, loops_for
 from methods.counting import add_counts
+from methods.sources import Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-class Source:
-    """Vectors that are functions of a grain's inputs; subclass as a frozen dataclass."""
-
-    @property
-    def count(self) -> int:
-        """Number of vectors."""
-        raise NotImplementedError
-
-    @property
-    def scratch(self) -> int:
-        """Scratch tensors that one call of `write` takes at most."""
-        return 0
-
-    @property
-    def double(self) -> bool:
-        """Whether `write` computes in float64."""
-        return False
-
-    def given(self, earlier: Sequence[Any]) -> Source:
-        """The source that knows the results of the kernel's earlier passes, if it needs any."""
-        return self
-
-    def write(self, number: int, grain: GrainView, out: Tensor) -> None:
-        """Write vector ``number`` on this grain to ``out``: float32, of the inputs' shape."""
-        raise NotImplementedError
-
-    def read(self, number: int, grain: GrainView, scratch: Tensor) -> Tensor:
-        """Vector ``number``, not to be changed: in ``scratch``, or where it lies already."""
-        self.write(number, grain, scratch)
-        return scratch
-
-    def operands(self, number: int, grain: GrainView, scratch: Tensor) -> Operands:
-        """Vector ``number`` as it can be had with the least work, not to be changed."""
-        return self.read(number, grain, scratch), None
-
-
-@dataclass(frozen=True)
-class Inputs(Source):
-    """The inputs at ``positions`` themselves."""
-
-    positions: tuple[int, ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.positions)
-
-    def write(self, number: int, grain: GrainView, out: Tensor) -> None:
-        out.copy_(grain.inputs[self.positions[number]])
-
-    def read(self, number: int, grain: GrainView, scratch: Tensor) -> Tensor:
-        return grain.inputs[self.positions[number]]
-
-    def operands(self, number: int, grain: GrainView, scratch: Tensor) -> Operands:
-        return operand(grain, self.positions[number]), None
-
-
-@dataclass(frozen=True)
-class Differences(Source):
-    """Task vectors τᵢ = θᵢ - θ₀ of the inputs at ``positions``, rounded to float32."""
-
-    base: int
-    positions: tuple[int, ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.positions)
-
-    def write(self, number: int, grain: GrainView, out: Tensor) -> None:
-        import torch
-
-        torch.sub(grain.inputs[self.positions[number]], grain.inputs[self.base], out=out)
-
-    def operands(self, number: int, grain: GrainView, scratch: Tensor | None = None) -> Operands:
-        return operand(grain, self.positions[number]), operand(grain, self.base)
-
-
-def operand(grain: GrainView, position: int) -> Tensor:
-    """An input as it is stored, where compiled loops can read that, or else widened."""
-    import torch
-
-    stored = grain.stored(position)
-    if stored is not None and stored.dtype in (torch.bfloat16, torch.float32):
-        return stored
-    return grain.inputs[position]
-
-
-def vectors_of(positions: tuple[int, ...], base: int | None) -> Source:
-    """The inputs at ``positions``, or their differences from a base."""
-    return Inputs(positions) if base is None else Differences(base, positions)
-
-
-# --- dot products ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
-    """G[i][j] = vᵢ·vⱼ over all elements, in float64."""
-
-    source: Source
-
-    @property
-    def scratch(self) -> int:
-        return 2 * self.source.count + 1 + self.source.scratch
-
-    def accumulator_bytes(self, inputs: int, row: int) -> int:
-        return 64 * (200 + 8 * self.source.count**2)
-
-    def workspace_bytes(self, row: int) -> int:
-        return dots.workspace_bytes(self.source.count, max(row, GRAIN_ELEMENTS))
-
-    def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
-        count = self.source.count
-        loops = loops_for(grain)
-        if loops is not None:
-            operands = [self.source.operands(i, grain, grain.take()) for i in range(count)]
-            into.add(grain.index, loops.dot_products(operands))
-            return
-        vectors = [self.source.read(i, grain, grain.take()).reshape(-1) for i in range(count)]
-        into.add(grain.index, dots.dot_products(vectors, grain.take))
-
-    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
-        count = self.source.count
-        if total.total is None:
-            return ((0.0,) * count,) * count
-        found = dict(zip(dots.pairs(count), total.total.tolist(), strict=True))
-        return tuple(tuple(found[max(i, j), min(i, j)] for j in range(count)) for i in range(count))
-
-
-# --- order statistics -----------------------------------------------------------------------
 
 _MAGNITUDE = 0x7FFFFFFF
 _LOW_BITS = 15
