@@ -188,13 +188,6 @@ class Loops:
         """Multiply ``out`` (float64), in place, by the difference of two tensors, in float64."""
         self._jit.weigh(*_place(minuend), *_place(subtrahend), out.view(-1).numpy())
 
-    def step(self, operands: Operands, most: float, out: Tensor) -> None:
-        """Write to ``out`` (float32) the second of a vector's operands plus the vector.
-
-        No element of the vector counts more than ``most`` in magnitude.
-        """
-        self._jit.step(self._vectors([(operands, Kept())]), most, out.view(-1).numpy())
-
     def _vectors(self, vectors: Sequence[tuple[Operands, Kept]]) -> Any:
         """Records of `methods.jit.VECTOR`, valid as long as the tensors are."""
         import numpy as np

@@ -2,6 +2,9 @@
 
 Each gives bit for bit what the torch operations that it stands for give: the same roundings in the
 same order. Arrays are flat and contiguous unless said otherwise.
+
+They are in one file because numba's cache notices what changes in the file of a loop, and not in
+those of the loops that it calls.
 """
 
 from __future__ import annotations
@@ -703,21 +706,3 @@ def weigh(address: int, size: int, minus: int, minus_size: int, out: Array) -> N
         _load(minus, minus_size, start, other[: part.size])
         for i in range(part.size):
             part[i] *= np.float64(block[i]) - np.float64(other[i])
-
-
-@_compiled
-def step(vectors: Array, most: float, out: Array) -> None:
-    """Write a vector's second operand plus the vector, clipped to ``most`` in magnitude.
-
-    NaN stays.
-    """
-    other = np.empty(_BLOCK, np.float32)
-    limit = np.float32(most)
-    for start in range(0, out.size, _BLOCK):
-        count = min(_BLOCK, out.size - start)
-        block = out[start : start + count]
-        _difference(vectors[0], start, block, other[:count])
-        for i in range(count):
-            value = block[i]
-            value = -limit if value < -limit else value
-            block[i] = (limit if value > limit else value) + other[i]

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.kernel import Copy, GrainView, Kernel
-from methods.compiled import loops_for
 from methods.method import Base, Method, Parameter, TensorMerge
 from methods.parameters import base_of
-from methods.sources import operand
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,18 +26,12 @@ class LimitedStep(Kernel):
     other: int
     limit: float
     cost = 0.45
-    compiled_cost = 0.05
-    compiles = True
 
     def combine(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         import torch
 
-        loops = loops_for(grain)
-        if loops is not None:
-            loops.step((operand(grain, self.other), operand(grain, self.base)), self.limit, out)
-            return
         torch.sub(grain.inputs[self.other], grain.inputs[self.base], out=out)
         out.clamp_(-self.limit, self.limit).add_(grain.inputs[self.base])
 

@@ -38,9 +38,10 @@ from scripts.shapes import SHAPES
 USUAL = "passthrough,linear,slerp,ties,task_arithmetic"
 VARIABLES = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 _OUR_IMPORTS = """
-import contextlib, torch, mergeloom.cli
-with contextlib.suppress(ImportError):
-    import methods.jit
+import torch, mergeloom.cli
+from engine.kernel import GrainView
+from methods.compiled import loops_for
+loops_for(GrainView((), 0, 0, torch.empty, compiled=True))  # loads a compiler, where there is one
 """
 _THEIR_IMPORTS = "import mergekit.merge"
 _TUNES = 3

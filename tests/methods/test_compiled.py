@@ -263,16 +263,6 @@ def test_divergences(count: int, row: int, seed: int, ties: bool, dtype: torch.d
     assert torch.equal(found.nan_to_num(), expected.nan_to_num())
 
 
-@given(st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.floats(0, 2, width=32))
-@settings(max_examples=40)
-def test_step(elements: int, seed: int, ties: bool, most: float) -> None:
-    vector, minus = vectors(2, elements, seed, ties)
-    minus = minus.bfloat16()
-    out = torch.empty(elements)
-    loops().step((vector, minus), most, out)
-    assert same(out, (vector - minus.float()).clamp_(-most, most).add_(minus))
-
-
 @given(
     st.integers(1, 40),
     st.integers(1, 300),
@@ -302,7 +292,6 @@ def test_arcee_fusion(count: int, row: int, seed: int, ties: bool, dtype: torch.
         ("della_linear", {"weight": 0.4, "density": 0.5}, {}),
         ("sce", {}, {"select_topk": 0.4}),
         ("sce", {}, {"select_topk": 1.0}),
-        ("nearswap", {}, {"t": 1e-3}),
         ("arcee_fusion", {}, {}),
     ],
 )
