@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata, util
 from pathlib import Path
 
@@ -85,10 +84,7 @@ def bound_heap() -> None:
     which long-lived small ones then keep from shrinking. Hundreds of megabytes over the budget
     were seen so. Elsewhere than with glibc this does nothing.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
+    mallopt = _of_glibc("mallopt")
     for option, value in (
         (_M_MMAP_THRESHOLD, 1 << 20),
         (_M_TRIM_THRESHOLD, 8 << 20),
@@ -103,8 +99,16 @@ def trim_heap() -> None:
     Compilers and arithmetic leave gaps between long-lived small pieces: a hundred megabytes of
     them were seen. It takes a millisecond. Elsewhere than with glibc this does nothing.
     """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    _of_glibc("malloc_trim")(0)
+
+
+def _of_glibc(function: str) -> Callable[..., object]:
+    """A function of glibc, or one that does nothing where that is not the C library."""
+    try:
+        found: Callable[..., object] = getattr(ctypes.CDLL(None), function)
+    except (AttributeError, OSError, TypeError):
+        return lambda *_: None
+    return found
 
 
 def memory_limit() -> int:

@@ -181,11 +181,8 @@ class TakeOutliers(Kernel):
     ) -> None:
         import torch
 
-        source, least, loops = (
-            self.source.given(statistics),
-            threshold(statistics[2]),
-            loops_for(grain),
-        )
+        source, least = self.source.given(statistics), threshold(statistics[2])
+        loops = loops_for(grain)
         if loops is not None:
             loops.choose(source.operands(0, grain), least, out)
             return

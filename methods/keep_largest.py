@@ -249,7 +249,7 @@ class TopMagnitude(Sparsifier):
         found: Ranks = statistics[1]
         factors = []
         for whole, ranked in zip(found.sums, found.of, strict=True):
-            sums = [edge.sum_above + edge_sum(edge) for edge in ranked]
+            sums = [edge.sum_above + _edge_sum(edge) for edge in ranked]
             factors.append(l1_factor(whole, sums[0] - sum(sums[1:])) if sums else 1.0)
         return tuple(factors)
 
@@ -294,6 +294,6 @@ class TopMagnitude(Sparsifier):
         return Kept(above=limits[0] if limits else None, upto=limits[1] if limits[1:] else None)
 
 
-def edge_sum(found: RankedMagnitude) -> float:
+def _edge_sum(found: RankedMagnitude) -> float:
     """Sum of the ties that are kept at an edge."""
     return (found.rank - found.above) * found.value

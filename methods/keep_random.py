@@ -1,7 +1,4 @@
-"""Keeps a random choice of elements: all alike, or the likelier the larger they are in their row.
-
-Both decide grain by grain; statistics only serve to rescale.
-"""
+"""Keeps a random choice of elements, all alike or the likelier the larger they are in their row."""
 
 from __future__ import annotations
 
@@ -23,17 +20,33 @@ if TYPE_CHECKING:
 
 
 class Dropping(Sparsifier):
-    """Decides grain by grain; statistics only serve to rescale."""
+    """Decides grain by grain; statistics only serve to rescale.
 
+    ``keep[i]`` is how likely elements of vector ``i`` are kept, ``None`` keeps all; ``keys`` are
+    those of `methods.random`.
+    """
+
+    keep: tuple[float | None, ...]
+    keys: tuple[int, ...]
     rescale: bool
 
     def drops(self, number: int) -> bool:
         """Whether anything of vector ``number`` may be dropped."""
-        raise NotImplementedError
+        return self.keep[number] is not None
 
     def drop(self, number: int, vector: Tensor, work: Sequence[Tensor], grain: GrainView) -> None:
         """Set to zero, in place, what is dropped of vector ``number``; see `apply`."""
         raise NotImplementedError
+
+    def bound(self, number: int, row: int) -> int | Tensor:
+        """What the random numbers of vector ``number`` must lie below; see `Draw`."""
+        raise NotImplementedError
+
+    def chosen(self, number: int, row: int, grain: GrainView) -> Kept:
+        """What is kept of vector ``number``, in rows of ``row`` elements."""
+        if not self.drops(number):
+            return Kept()
+        return Kept(draw=Draw.of(self.keys[number], grain.start, self.bound(number, row)))
 
     def passes(self, source: Source) -> tuple[Statistic[Any, Any], ...]:
         return (KeptNorms(source, self),) if self.rescale else ()
@@ -54,6 +67,17 @@ class Dropping(Sparsifier):
     ) -> None:
         if self.drops(number):
             self.drop(number, vector, work, grain)
+
+    def kept(
+        self,
+        number: int,
+        vector: Callable[[], Tensor],
+        work: Sequence[Tensor],
+        grain: GrainView,
+        statistics: Sequence[Any],
+        before: tuple[int, ...],
+    ) -> Kept:
+        return self.chosen(number, work[0].shape[-1], grain)
 
 
 @dataclass(frozen=True)
@@ -89,7 +113,7 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
                 sums.append(magnitude_sum(vector, work[0]))
                 continue
             operands = self.source.operands(number, grain, vector)
-            kept = self.dropping.kept(number, lambda: vector, work, grain, earlier, ())
+            kept = self.dropping.chosen(number, vector.shape[-1], grain)
             sums += loops.magnitude_sums(operands, kept)
         into.add(grain.index, torch.stack(sums))
 
@@ -102,10 +126,7 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
 
 @dataclass(frozen=True)
 class RandomKeep(Dropping):
-    """Keeps each element of vector ``i`` with probability ``keep[i]``; ``None`` keeps all.
-
-    ``keys`` are those of `methods.random`.
-    """
+    """Keeps each element of vector ``i`` with probability ``keep[i]``."""
 
     keep: tuple[float | None, ...]
     keys: tuple[int, ...]
@@ -123,32 +144,18 @@ class RandomKeep(Dropping):
     def compiled_cost(self) -> float:
         return 0.6 if self.rescale else 0.3
 
-    def drops(self, number: int) -> bool:
-        return self.keep[number] is not None
-
     def drop(self, number: int, vector: Tensor, work: Sequence[Tensor], grain: GrainView) -> None:
         import torch
 
         numbers = work[0].view(torch.int32)
         random.draw(self.keys[number], grain.start, numbers, work[1].view(torch.int32))
-        mask_bits(vector, numbers.ge_(random.threshold(self.keep[number] or 0.0)))
+        _mask_bits(vector, numbers.ge_(self.bound(number, vector.shape[-1])))
 
-    def kept(
-        self,
-        number: int,
-        vector: Callable[[], Tensor],
-        work: Sequence[Tensor],
-        grain: GrainView,
-        statistics: Sequence[Any],
-        before: tuple[int, ...],
-    ) -> Kept:
-        if not self.drops(number):
-            return Kept()
-        bound = random.threshold(self.keep[number] or 0.0)
-        return Kept(draw=Draw.of(self.keys[number], grain.start, bound))
+    def bound(self, number: int, row: int) -> int:
+        return random.threshold(self.keep[number] or 0.0)
 
 
-def mask_bits(vector: Tensor, drop: Tensor) -> None:
+def _mask_bits(vector: Tensor, drop: Tensor) -> None:
     """Set ``vector`` to zero, in place, where ``drop`` (int32) is 1 and not 0; overwrites it."""
     import torch
 
@@ -170,7 +177,7 @@ class RandomByRank(Dropping):
 
     Of a row of n elements, the one of rank r (0 being the largest magnitude, equal ones in order
     of their index) is kept with probability ``keep[i]`` + ``epsilon[i]`` (1 - 2r/(n - 1)); a
-    single element with ``keep[i]``. ``None`` keeps all. ``keys`` are those of `methods.random`.
+    single element with ``keep[i]``.
     """
 
     keep: tuple[float | None, ...]
@@ -202,41 +209,23 @@ class RandomByRank(Dropping):
         # what ranks are found with five, and sort magnitudes with their order in 64 bits.
         return max(sorting, (8 * len(self.keep) + 80) * max(row, 1 << 11))
 
-    def drops(self, number: int) -> bool:
-        return self.keep[number] is not None
-
     def drop(self, number: int, vector: Tensor, work: Sequence[Tensor], grain: GrainView) -> None:
         import torch
 
         numbers, bounds = work[0].view(torch.int32), work[1].view(torch.int32)
         random.draw(self.keys[number], grain.start, numbers, bounds)
-        steps = beside(self._thresholds(number, vector.shape[1]), vector)
+        steps = beside(self.bound(number, vector.shape[1]), vector)
         if grain.on_device:
             _bound_by_sorting(vector, steps, bounds)
-            mask_bits(vector, numbers.ge_(bounds))
+            _mask_bits(vector, numbers.ge_(bounds))
             return
         many = max(1, _RANKED // vector.shape[1])
         for first in range(0, vector.shape[0], many):
             rows = slice(first, first + many)
             _bound_by_rank(vector[rows], numbers[rows], steps, bounds[rows])
-        mask_bits(vector, numbers.ge_(bounds))
+        _mask_bits(vector, numbers.ge_(bounds))
 
-    def kept(
-        self,
-        number: int,
-        vector: Callable[[], Tensor],
-        work: Sequence[Tensor],
-        grain: GrainView,
-        statistics: Sequence[Any],
-        before: tuple[int, ...],
-    ) -> Kept:
-        if not self.drops(number):
-            return Kept()
-        steps = self._thresholds(number, work[0].shape[1])
-        return Kept(draw=Draw.of(self.keys[number], grain.start, steps))
-
-    def _thresholds(self, number: int, row: int) -> Tensor:
-        """What the random number of the element of each rank must lie below."""
+    def bound(self, number: int, row: int) -> Tensor:
         import torch
 
         keep, epsilon = self.keep[number] or 0.0, self.epsilon[number]

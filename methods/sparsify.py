@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-NEGLIGIBLE = 1e-7
+_NEGLIGIBLE = 1e-7
 """L1 norms below this are not rescaled: what is left is rounding noise."""
 
 
@@ -107,5 +107,5 @@ class KeepAll(Sparsifier):
 
 def l1_factor(whole: float, kept: float) -> float:
     """The factor that scales what is kept to the L1 norm of the whole; 1 where either vanishes."""
-    usual = whole >= NEGLIGIBLE and kept >= NEGLIGIBLE and math.isfinite(whole)
+    usual = whole >= _NEGLIGIBLE and kept >= _NEGLIGIBLE and math.isfinite(whole)
     return whole / kept if usual else 1.0

@@ -141,7 +141,7 @@ def choose(rows: torch.Tensor, choice: keep_random.Dropping, start: int = 0) -> 
     view = GrainView((rows,), 0, start, lambda: torch.empty_like(rows))
     expected = rows.clone()
     choice.drop(0, expected, work, view)
-    kept = choice.kept(0, lambda: rows, work, view, (), ())
+    kept = choice.chosen(0, rows.shape[-1], view)
     vector: compiled.Operands = (rows, None)
     out = torch.empty_like(rows)
     loops().combine([(vector, kept)], [1.0], None, None, torch.zeros_like(rows), 1.0, out)
