@@ -92,7 +92,8 @@ class TreeEvaluator:
     """Evaluates a merge tree on the grains of one tile.
 
     ``statistics`` maps each merge of the tree to the results of its finished passes; ``tallies``
-    to what its kernel must know of earlier grains, by grain. ``compiled`` is told to kernels.
+    to what its kernel must know of earlier grains, by grain. ``loops`` are handed to kernels that
+    name any.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class TreeEvaluator:
         bench: Bench,
         statistics: Mapping[Merge, Sequence[Any]],
         tallies: Mapping[Merge, Mapping[int, tuple[int, ...]]],
-        compiled: bool = False,
+        loops: Any = None,
     ) -> None:
         self._root = root
         self._grains = grains
@@ -111,7 +112,7 @@ class TreeEvaluator:
         self._bench = bench
         self._statistics = statistics
         self._tallies = tallies
-        self._compiled = compiled
+        self._loops = loops
         self._values: dict[Load | Merge, Tensor] = {}
         self._narrow: dict[Load, Tensor] = {}
         """Loads as they are stored, whose widened values nobody has asked for yet."""
@@ -165,7 +166,8 @@ class TreeEvaluator:
         inputs = _Inputs(nodes, values, self._narrow)
         stored = partial(self._stored, nodes, start, count)
         take: Callable[[], Tensor] = lambda: self._bench.take(count).view(shape)  # noqa: E731
-        return GrainView(inputs, index, start, take, self._compiled, self._bench.on_device, stored)
+        loops = self._loops if merge.kernel.loops else None
+        return GrainView(inputs, index, start, take, loops, self._bench.on_device, stored)
 
     def _value(self, node: Load | Merge, index: int, start: int, count: int) -> Tensor:
         value = self._values.get(node)

@@ -20,11 +20,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from engine.devices import Accelerator
 from engine.graph import Load, Merge, OutputFile, Source, Write
 from engine.ledger import Block, Closed, Ledger
+from engine.native import Library, NativeError
 from engine.placement import Estimate
 from engine.rates import Busy, Stopwatch
 from engine.running import HeldLoad, MergeRun, TileRun, elements
@@ -89,10 +90,26 @@ class _Lane:
         self.offered.notify()
 
 
+class _Once(Generic[R]):
+    """The result of a function that is called by the first thread that asks for it."""
+
+    def __init__(self, function: Callable[[], R]) -> None:
+        self._function = function
+        self._lock = threading.Lock()
+        self._results: list[R] = []
+
+    def __call__(self) -> R:
+        with self._lock:
+            if not self._results:
+                self._results.append(self._function())
+            return self._results[0]
+
+
 class Executor:
     """One run of one schedule.
 
-    ``readers`` maps each source to its reader; ``opener`` opens a device. `run` returns when
+    ``readers`` maps each source to its reader; ``opener`` opens a device; ``library`` has the loops
+    that the schedule names. `run` returns when
     everything is handed to the sink, or raises the first failure of any thread after all of them
     have stopped. ``warnings`` then says what went otherwise than planned, ``stopwatch`` how fast
     processors were; for ``storage.seconds`` requests were under way.
@@ -104,6 +121,7 @@ class Executor:
         readers: Mapping[int, Reader],
         sink: Sink,
         opener: Callable[[Accelerator], Device] | None = None,
+        library: Library | None = None,
     ) -> None:
         self.progress = Progress()
         self.warnings: list[str] = []
@@ -113,6 +131,8 @@ class Executor:
         """When it was taken, and for how long storage was busy before."""
         self._ended_at = 0.0
         self._opener = opener
+        self._library = library
+        self._loops = _Once(self._open_loops)
         self._schedule = schedule
         self._readers = readers
         self._sink = sink
@@ -141,7 +161,7 @@ class Executor:
         """
         bodies = [self._dispatch]
         bodies += [lambda: self._serve(self._to_read)] * READERS
-        bodies += [self._compute] * self._schedule.workers
+        bodies += [partial(self._compute, number) for number in range(self._schedule.workers)]
         bodies += [partial(self._offload, number) for number in self._schedule.used_devices]
         bodies += [lambda: self._serve(self._to_write)] * WRITERS
         threads = [
@@ -357,8 +377,9 @@ class Executor:
 
     # --- workers --------------------------------------------------------------------------
 
-    def _compute(self) -> None:
+    def _compute(self, number: int) -> None:
         bench: Bench | None = None
+        loops: Any = None
         with contextlib.ExitStack() as stack:
             if self._schedule.computes:
                 import torch
@@ -367,8 +388,21 @@ class Executor:
 
                 stack.enter_context(torch.inference_mode())
                 bench = Bench.in_block(Block(max(self._schedule.scratch_bytes, 1)))
+                loops = self._loops()
+                if self._schedule.loops and loops is None and number:
+                    return  # without loops there is memory for one worker
             while (task := self.take(None)) is not None:
-                self._work(task, bench)
+                self._work(task, bench, loops)
+
+    def _open_loops(self) -> Any:
+        names = self._schedule.loops
+        if self._library is None or not names:
+            return None
+        try:
+            return self._library.open(names)
+        except NativeError as error:
+            self.warnings.append(f"compiled loops cannot be used, which is slower: {error}")
+            return None
 
     def _offload(self, number: int) -> None:
         from engine.device import open_device
@@ -434,7 +468,7 @@ class Executor:
             for moved in (task, *others):
                 self._lanes[None].push(moved)
 
-    def _work(self, task: TileRun, bench: Bench | None) -> None:
+    def _work(self, task: TileRun, bench: Bench | None, loops: Any) -> None:
         work = task.merge.placement.work
         # The thread's own time: it may wait for other tiles, and other programs take turns.
         began = time.thread_time()
@@ -442,7 +476,7 @@ class Executor:
             _copy(task)
         else:
             assert bench is not None
-            self._evaluate(task, bench)
+            self._evaluate(task, bench, loops)
         self.computed(task, time.thread_time() - began)
 
     def computed(self, task: TileRun, seconds: float) -> None:
@@ -456,7 +490,7 @@ class Executor:
             self._to_write.put(lambda w=write, b=block, a=at: self._write(task, w, b, a))  # type: ignore[misc]
         self._tile_done(task, seconds)
 
-    def _evaluate(self, task: TileRun, bench: Bench) -> None:
+    def _evaluate(self, task: TileRun, bench: Bench, loops: Any) -> None:
         from engine.arithmetic import Span, TreeEvaluator, check_finite
 
         run, tile = task.merge, task.tile
@@ -466,7 +500,7 @@ class Executor:
         spans = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
         evaluator = TreeEvaluator(
             *(work.root, work.grains, spans, bench, run.statistics, task.tallies),
-            compiled=self._schedule.compiled,
+            loops=loops,
         )
         indices = range(tile.first, tile.first + tile.grains)
         for merge in run.passes[tile.number].tallied:

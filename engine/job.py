@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from engine.errors import MEMORY_SHORT, OutputError, RunError, is_memory_short
 from engine.executor import Executor, Progress, source_readers
 from engine.files import FILES, Files
 from engine.graph import Graph
+from engine.native import Library, NativeError
 from engine.output import COMMIT_SECONDS, OutputDirectory, ShardSink, SideFile
 from engine.rates import Sample, storage_samples
 from engine.schedule import Machine, Schedule, schedule
@@ -29,7 +30,8 @@ class Job:
     """What is to be made: tasks, side files, and what the result depends on.
 
     ``identity`` names every thing that the fingerprint covers, for telling what differs when an
-    output was begun by another job. ``about`` goes into the manifest.
+    output was begun by another job. ``about`` goes into the manifest. ``library`` has the compiled
+    loops that kernels can use.
     """
 
     graph: Graph
@@ -37,6 +39,7 @@ class Job:
     identity: Mapping[str, str]
     side_files: Sequence[SideFile] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+    library: Library | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,11 @@ def run(
     options: Options,
     begun: Callable[[Begun], None] | None = None,
     poll: Callable[[Progress], None] | None = None,
+    building: Callable[[frozenset[str]], None] | None = None,
 ) -> Outcome:
     """Run ``job`` into the directory ``output``, continuing an interrupted run of the same job.
+
+    ``building`` is told the names of compiled loops that are built first, which takes seconds.
 
     Raises:
         BudgetError: the budget cannot work.
@@ -110,7 +116,7 @@ def run(
     began = time.perf_counter()
     counters = machine.device_bytes()
     machine.bound_heap()
-    found = options.machine or machine.this_machine()
+    found = options.machine or machine.this_machine(library=job.library)
     schedule(job.graph, options.ram, found)  # the budget is checked before anything is created
     with _memory_reported(), OutputDirectory(output, options.files) as directory:
         if options.restart:
@@ -134,6 +140,8 @@ def run(
         directory.check_space(job.graph, job.side_files)
         rest = job.graph.without(done)
         plan = schedule(rest, options.ram, found)
+        if not _build(job.library, plan.missing, building, warnings):
+            plan = schedule(rest, options.ram, replace(found, loops=None))
         if begun is not None:
             begun(Begun(plan, len(done)))
         measures_runtime = plan.computes and not plan.compiled and machine.runtime_is_ahead()
@@ -156,7 +164,7 @@ def run(
                 check,
                 options.commit_seconds,
             )
-            executor = Executor(plan, readers, sink, options.opener)
+            executor = Executor(plan, readers, sink, options.opener, job.library)
             try:
                 executor.run(_trimming(poll, plan.peak_bytes))
             except BaseException:
@@ -172,6 +180,25 @@ def run(
         record = {**job.about, "measured": measured(outcome), "predicted": predicted(plan)}
         sink.finish(record)
         return outcome
+
+
+def _build(
+    library: Library | None,
+    missing: frozenset[str],
+    building: Callable[[frozenset[str]], None] | None,
+    warnings: list[str],
+) -> bool:
+    """Build the loops that are missing; returns whether all are there."""
+    if library is None or not missing:
+        return True
+    if building is not None:
+        building(missing)
+    try:
+        library.build(missing)
+    except NativeError as error:
+        warnings.append(f"compiled loops cannot be built, which is slower: {error}")
+        return False
+    return True
 
 
 _CLOSE = 0.9

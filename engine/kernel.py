@@ -33,8 +33,8 @@ class GrainView:
 
     ``index`` is the grain's position in its tensor and ``start`` its first flat element.
     ``take()`` returns an uninitialised float32 scratch tensor of the shape of the inputs, valid
-    until the kernel returns; at most ``kernel.scratch`` may be taken for one call. ``compiled``
-    says that the schedule grants the memory of a just-in-time compiler.
+    until the kernel returns; at most ``kernel.scratch`` may be taken for one call. ``loops`` are
+    the compiled loops that the kernel names, where the schedule grants them.
 
     The inputs may lie on any device, and what a kernel allocates must lie there too. ``on_device``
     says that it is one that runs behind this thread: every number that is asked of it (``int``,
@@ -48,7 +48,7 @@ class GrainView:
     index: int
     start: int
     take: Callable[[], Tensor]
-    compiled: bool = False
+    loops: Any = None
     on_device: bool = False
     stored: Callable[[int], Tensor | None] = lambda place: None
 
@@ -64,6 +64,11 @@ class Statistic(Generic[A, R]):
     def scratch(self) -> int:
         """Scratch tensors that one call of `update` takes at most."""
         return 0
+
+    @property
+    def loops(self) -> frozenset[str]:
+        """Names of the compiled loops that `update` can use; see `Kernel.loops`."""
+        return frozenset()
 
     def accumulator_bytes(self, inputs: int, row: int) -> int:
         """Upper bound of one accumulator's size in bytes, for rows of ``row`` elements.
@@ -192,13 +197,16 @@ class Kernel:
 
     @property
     def compiled_cost(self) -> float:
-        """The same with the loops of a just-in-time compiler, where it has any."""
+        """The same with compiled loops, where it has any."""
         return self.cost
 
     @property
-    def compiles(self) -> bool:
-        """Whether a just-in-time compiler makes it faster; it changes no bit of the result."""
-        return False
+    def loops(self) -> frozenset[str]:
+        """Names of the compiled loops that make it faster; they change no bit of the result.
+
+        Those of its statistics are meant too. See `engine.native`.
+        """
+        return frozenset[str]().union(*(statistic.loops for statistic in self.passes))
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:

@@ -6,16 +6,17 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Mapping
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 
 import psutil
 
 from engine.devices import Accelerator, found_devices
 from engine.footprint import MIB
+from engine.native import Library
 from engine.rates import Rates, Sample
 from engine.remembered import keep, recall
-from engine.schedule import Machine
+from engine.schedule import LoopSupport, Machine
 
 _ROUND = 16 * MIB
 
@@ -28,14 +29,11 @@ much of its libraries is mapped depends on what it does."""
 _ACCELERATED_RUNTIME_BYTES = 1024 * MIB
 """The same for builds of torch that carry an accelerator's libraries, until it was measured."""
 
-_COMPILER, _COMPILER_BYTES = "numba", 160 * MIB
-"""The just-in-time compiler that kernels may use, and the memory that it adds.
+_LOADED_BYTES = 48 * MIB
+"""Memory that compiled loops add, with what loads them."""
 
-Loops that come from its cache were measured to take 126 MiB, those of one merge up to 190 in a
-first run, which compiles them. To grant that always would leave it idle in all runs but one. The
-first has the difference elsewhere: torch takes less than `_RUNTIME_BYTES`, the heap less than its
-margin, and where loops do the work, most of the workers' scratch stays untouched.
-"""
+_COMPILER_BYTES = 320 * MIB
+"""Memory of the process that compiles loops."""
 
 _RUNTIME, _RATES = "runtime_bytes", "rates"
 """Sections of what is remembered."""
@@ -123,13 +121,19 @@ def default_budget() -> int:
     return memory_limit() * 4 // 5
 
 
-def this_machine(threads: int | None = None) -> Machine:
-    """What a schedule made in this process has to reckon with, devices apart."""
+def this_machine(threads: int | None = None, library: Library | None = None) -> Machine:
+    """What a schedule made in this process has to reckon with, devices apart.
+
+    ``library`` has the loops that kernels may use.
+    """
     occupied = -(-resident_bytes() // _ROUND) * _ROUND
     runtime = runtime_bytes() if runtime_is_ahead() else 0
-    compiler = _COMPILER_BYTES if util.find_spec(_COMPILER) is not None else 0
     workers = threads or available_threads()
-    return Machine(workers, occupied, runtime, compiler, rates=remembered_rates())
+    loops = None
+    if library is not None and library.can_load:
+        compiler = _COMPILER_BYTES if library.can_build else None
+        loops = LoopSupport(library.built(), _LOADED_BYTES, compiler)
+    return Machine(workers, occupied, runtime, loops, rates=remembered_rates())
 
 
 def devices() -> tuple[Accelerator, ...]:

@@ -89,7 +89,7 @@ class Estimate:
 
     @staticmethod
     def of(work: Work, compiled: bool) -> Estimate:
-        """The estimate of ``work``; ``compiled`` says whether kernels may use a compiler."""
+        """The estimate of ``work``; ``compiled`` says whether kernels may use loops."""
         profile = work.profile
         moved_down = sum(write.nbytes for write in work.writes)
         stored = sum(profile.leaf_bytes(i) for i in profile.all_leaves) + moved_down
@@ -146,7 +146,7 @@ def seats(
     """The place of each of ``works``, which run in this order.
 
     With ``forced``, everything that can go to a device does. The CPU has ``threads`` workers and,
-    if ``compiled``, a just-in-time compiler.
+    if ``compiled``, compiled loops.
     """
     if not devices:
         why = {True: Why.NO_DEVICE, False: Why.COPIED}

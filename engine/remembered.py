@@ -50,5 +50,14 @@ def _content() -> dict[str, Any]:
 
 
 def _path() -> Path:
+    return cache_directory() / "profile.json"
+
+
+def cache_directory() -> Path:
+    """Where this program keeps what can be had anew.
+
+    Raises:
+        RuntimeError: there is no home.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "mergeloom" / "profile.json"
+    return Path(cache).expanduser() / "mergeloom"

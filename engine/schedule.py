@@ -53,20 +53,33 @@ _MINIMUM_STEP = 8 * MIB
 
 
 @dataclass(frozen=True, slots=True)
+class LoopSupport:
+    """What a schedule must know of compiled loops on a machine.
+
+    ``built`` are the names of those that are there. Loading any takes ``loaded_bytes``; to build
+    more a compiler needs ``compiler_bytes`` before the run (``None``: there is none).
+    """
+
+    built: frozenset[str]
+    loaded_bytes: int
+    compiler_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """What a schedule must know of the machine and the process.
 
     ``process_bytes`` is what the process occupies before the run (interpreter, libraries, the
-    graph); ``runtime_bytes`` what importing and using the arithmetic library adds, and
-    ``compiler_bytes`` a just-in-time compiler (0 if there is none); ``threads`` how many workers
-    may compute at once. ``devices`` may compute too; with ``forced`` they get all that they can.
-    ``rates`` are what is known of its speed.
+    graph); ``runtime_bytes`` what importing and using the arithmetic library adds; ``threads`` how
+    many workers may compute at once. ``loops`` is about compiled loops, where it has any.
+    ``devices`` may compute too; with ``forced`` they get all that they can. ``rates`` are what is
+    known of its speed.
     """
 
     threads: int
     process_bytes: int
     runtime_bytes: int
-    compiler_bytes: int = 0
+    loops: LoopSupport | None = None
     devices: tuple[Accelerator, ...] = ()
     forced: bool = False
     rates: Rates = ASSUMED
@@ -138,11 +151,12 @@ class Tile:
 class Schedule:
     """The whole run, decided: placements in order, workers, memory.
 
-    ``compiled`` says whether kernels may load a just-in-time compiler, which costs memory.
-    ``ledger_bytes`` is the ledger's capacity; ``scratch_bytes`` what each of ``workers`` has for
-    arithmetic; ``overhead_bytes`` everything else the process occupies. Their sum is
-    ``peak_bytes``, which the process never exceeds; ``minimum_bytes`` is the smallest budget
-    that can work. ``rates`` are those by which places were decided.
+    ``loops`` are the compiled loops that kernels may use, for which there is memory; ``missing``
+    those of them that have to be built first. ``ledger_bytes`` is the ledger's capacity;
+    ``scratch_bytes`` what each of ``workers`` has for arithmetic; ``overhead_bytes`` everything
+    else the process occupies. Their sum is ``peak_bytes``, which the process never exceeds;
+    ``minimum_bytes`` is the smallest budget that can work. ``rates`` are those by which places
+    were decided.
     """
 
     graph: Graph
@@ -153,9 +167,15 @@ class Schedule:
     overhead_bytes: int
     minimum_bytes: int
     budget_bytes: int | None
-    compiled: bool = False
+    loops: frozenset[str] = frozenset()
+    missing: frozenset[str] = frozenset()
     devices: tuple[Accelerator, ...] = ()
     rates: Rates = ASSUMED
+
+    @property
+    def compiled(self) -> bool:
+        """Whether kernels may use compiled loops."""
+        return bool(self.loops)
 
     @cached_property
     def seats(self) -> dict[Seat, int]:
@@ -227,7 +247,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     minimum = -(-(overhead(1) + scratch + narrowest) // _MINIMUM_STEP) * _MINIMUM_STEP
     if budget is not None and budget < minimum:
         raise BudgetError(_infeasible(works, budget, minimum))
-    compiler = machine.compiler_bytes if _compiles(works) else 0
+    loops, missing, loading = _loops(works, budget, machine)
 
     def capacity(workers: int) -> int:
         if budget is None:
@@ -238,11 +258,11 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         return capacity(workers) - more >= max((workers + 2) * narrowest, more)
 
     def staff() -> tuple[int, int]:
-        """How many workers there is room for, and the bytes of a compiler if there is for it."""
+        """How many workers there is room for, and the bytes of loops if there is for them."""
         workers = machine.threads
         while workers > 1 and not suffices(workers):
             workers -= 1
-        return workers, compiler if suffices(workers, compiler) else 0
+        return workers, loading if suffices(workers, loading) else 0
 
     # What a device takes from the CPU's memory is known only when it is used. So places are
     # decided with the CPU at its best.
@@ -268,16 +288,30 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         overhead_bytes=overhead(workers) + granted,
         minimum_bytes=minimum,
         budget_bytes=budget,
-        compiled=granted > 0,
+        loops=loops if granted else frozenset(),
+        missing=missing if granted else frozenset(),
         devices=machine.devices,
         rates=machine.rates,
     )
 
 
-def _compiles(works: list[Work]) -> bool:
-    """Whether any kernel gains from a compiler."""
+def _loops(
+    works: list[Work], budget: int | None, machine: Machine
+) -> tuple[frozenset[str], frozenset[str], int]:
+    """The loops that kernels can use here, those of them to be built, and the bytes of all."""
+    none: frozenset[str] = frozenset()
+    support = machine.loops
+    if support is None:
+        return none, none, 0
     kernels = {merge.kernel for work in works for merge in tree(work.root)}
-    return any(kernel.compiles for kernel in kernels)
+    loops = none.union(*(kernel.loops for kernel in kernels))
+    missing = loops - support.built
+    if missing:
+        if support.compiler_bytes is None:
+            return none, none, 0
+        if budget is not None and machine.process_bytes + support.compiler_bytes > budget:
+            return none, none, 0
+    return loops, missing, support.loaded_bytes if loops else 0
 
 
 def _works(graph: Graph) -> list[Work]:

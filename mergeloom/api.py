@@ -19,6 +19,7 @@ from engine.schedule import Machine, Schedule, schedule
 from engine.storage import IOMode
 from mergeloom.checking import Checked, check_output
 from mergeloom.sizes import parse_size
+from methods.compiled import LIBRARY
 from planners.config import Configuration, load_config, parse_config
 from planners.hub import Resolver
 from planners.places import nearest
@@ -65,11 +66,13 @@ class MergeResult:
 
 @dataclass(frozen=True)
 class Observer:
-    """Told how a merge goes on; ``downloading`` names a model that is about to be fetched."""
+    """Told how a merge goes on; ``downloading`` names a model that is about to be fetched, and
+    ``building`` compiled loops that are about to be made for this machine."""
 
     begun: Callable[[jobs.Begun], None] | None = None
     progressed: Callable[[Progress], None] | None = None
     downloading: Callable[[str], None] = field(default=lambda name: None)
+    building: Callable[[frozenset[str]], None] | None = None
 
 
 def plan(
@@ -115,7 +118,9 @@ def plan(
     with _no_collection():
         made = make_plan(configuration, resolver, options)
         budget = machine.default_budget() if ram is None else _bytes(ram)
-        here = replace(machine.this_machine(threads), devices=devices, forced=device != AUTO)
+        here = replace(
+            machine.this_machine(threads, LIBRARY), devices=devices, forced=device != AUTO
+        )
         made_schedule = schedule(made.graph, budget, here)
     return PlannedMerge(made, made_schedule, budget, here)
 
@@ -162,6 +167,7 @@ def merge(
         jobs.Options(planned.budget_bytes, planned.machine, IOMode(io), restart),
         observer.begun,
         observer.progressed,
+        observer.building,
     )
     checked = None
     if check:

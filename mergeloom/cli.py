@@ -369,7 +369,7 @@ def _shown(planned: PlannedMerge, quiet: bool) -> Iterator[Any]:
     from mergeloom.api import Observer
 
     if quiet:
-        yield Observer(downloading=_downloading)
+        yield Observer(downloading=_downloading, building=_building)
         return
     from mergeloom.progress import ProgressDisplay
     from mergeloom.render import error_console, render_plan
@@ -378,11 +378,15 @@ def _shown(planned: PlannedMerge, quiet: bool) -> Iterator[Any]:
     console.print(render_plan(planned))
     console.print()
     with ProgressDisplay(console, planned.budget_bytes) as display:
-        yield Observer(display.begun, display.progressed, _downloading)
+        yield Observer(display.begun, display.progressed, _downloading, _building)
 
 
 def _downloading(name: str) -> None:
     _complain(f"fetching '{name}' from the hub")
+
+
+def _building(names: frozenset[str]) -> None:
+    _complain(f"compiling {', '.join(sorted(names))} for this machine: once, some seconds each")
 
 
 def _print_json(document: Any) -> None:

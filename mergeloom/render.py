@@ -259,7 +259,8 @@ def _figures(planned: PlannedMerge) -> RenderableType:
         f"{memory(made.peak_bytes)} at most, budget {memory(planned.budget_bytes)} "
         f"(the smallest that works: {math.ceil(made.minimum_bytes / (1 << 20))} MiB), "
         f"{made.workers} worker{'s' if made.workers > 1 else ''}"
-        + (", compiled loops" if made.compiled else ""),
+        + (", compiled loops" if made.compiled else "")
+        + (", to be built first" if made.missing else ""),
     )
     if made.devices:
         table.add_row("computes", Text("\n").join(Text(line) for line in _places(made)))

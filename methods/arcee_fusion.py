@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.grains import GRAIN_ELEMENTS, Access
 from engine.kernel import Copy, GrainView, Kernel, Statistic
-from methods.compiled import Loops, Operands, loops_for
+from methods.compiled import Loops, Operands
 from methods.method import Base, Method, TensorMerge
 from methods.order_statistics import CoarseHistogram, FineHistogram, Ranks
 from methods.parameters import base_of
@@ -87,6 +87,8 @@ class Divergences(Statistic["dict[int, Tensor]", "dict[int, Tensor]"]):
     total: int
     row: int
 
+    loops = frozenset({"subtract_highest", "weigh"})
+
     def accumulator_bytes(self, inputs: int, row: int) -> int:
         return 2 * (8 * self.total // max(row, 1) + 512 * (1 + self.total // GRAIN_ELEMENTS))
 
@@ -94,7 +96,7 @@ class Divergences(Statistic["dict[int, Tensor]", "dict[int, Tensor]"]):
         return {}
 
     def update(self, into: dict[int, Tensor], grain: GrainView, earlier: Sequence[Any]) -> None:
-        loops = loops_for(grain)
+        loops = grain.loops
         base, other = (
             operand(grain, position).view(-1, self.row)
             if loops is not None
@@ -154,7 +156,6 @@ class TakeOutliers(Kernel):
     scratch = 1
     cost = 7.0
     compiled_cost = 1.7
-    compiles = True
     version = 2
 
     @property
@@ -171,6 +172,10 @@ class TakeOutliers(Kernel):
             FineHistogram(self.source),
         )
 
+    @property
+    def loops(self) -> frozenset[str]:
+        return super().loops | {"choose"}
+
     def workspace_bytes(self, shape: tuple[int, ...], inputs: int) -> int:
         row = shape[-1] if shape else 1
         numbers = 8 * _NUMBERS * max(GRAIN_ELEMENTS // max(row, 1), 1)
@@ -182,7 +187,7 @@ class TakeOutliers(Kernel):
         import torch
 
         source, least = self.source.given(statistics), threshold(statistics[2])
-        loops = loops_for(grain)
+        loops = grain.loops
         if loops is not None:
             loops.choose(source.operands(0, grain), least, out)
             return

@@ -1,18 +1,19 @@
 """Compiled loops for what torch can only do in many passes over memory.
 
-Optional: they need numba (the extra ``fast``), are used where the schedule grants the memory of a
-compiler, and change no byte of any result. That is proved on the spot: before the first use a
-probe is computed both ways, and where a bit differs, on whatever machine, torch does the work.
+Optional: they need numba (the extra ``fast``), are used where the schedule has memory for them, and
+change no byte of any result. That is proved on the spot: before the first use a probe is computed
+both ways, and where a bit differs, on whatever machine, torch does the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.kernel import GrainView
+from engine.native import Function, Library
 from methods import dots
 from methods.elect import CANCELLED, elected_sum
 from methods.random import HASH, WORD, words
@@ -73,18 +74,18 @@ class Kept:
 
 
 class Loops:
-    """The loops of `methods.jit`, called with tensors: contiguous, on the CPU."""
+    """The loops of `methods.loops`, called with tensors: contiguous, on the CPU."""
 
-    def __init__(self, jit: Any) -> None:
-        self._jit = jit
+    def __init__(self, functions: Mapping[str, Function]) -> None:
+        self._functions = functions
 
     def count_high(self, operands: Operands, low: int, counts: Tensor) -> int:
         """Count the magnitudes of a difference by their bits above the ``low`` ones.
 
         Adds to ``counts`` (int64) and returns how many are not zero.
         """
-        vectors, size = self._vectors([(operands, Kept())]), operands[0].numel()
-        return int(self._jit.count_high(vectors, size, low, counts.numpy()))
+        vectors, size = _vectors([(operands, Kept())]), operands[0].numel()
+        return int(self._call("count_high", vectors, size, low, counts))
 
     def count_low(
         self,
@@ -95,26 +96,16 @@ class Loops:
         counts: Sequence[Tensor],
         levels: Tensor,
     ) -> None:
-        """Count magnitudes with one of three ``highs`` at most as high bits by their ``low`` bits.
+        """Count magnitudes with one of ``highs`` as high bits by their ``low`` bits.
 
         Each of ``highs`` has ``counts`` (int64) of its own, and a row of ``levels`` (int32), which
         count those low bits that are multiples of 2**``step``.
         """
         import numpy as np
 
-        tables = [each.numpy() for each in counts]
-        while len(tables) < 3:  # always three, so that the loop is compiled once
-            tables.append(tables[-1])
-        vectors, size = self._vectors([(operands, Kept())]), operands[0].numel()
-        self._jit.count_low(
-            vectors,
-            size,
-            np.array(highs, np.int32),
-            low,
-            step,
-            tuple(tables),
-            levels.numpy(),
-        )
+        vectors, size = _vectors([(operands, Kept())]), operands[0].numel()
+        keys, tables = np.array(highs, np.int32), np.array([_address(each) for each in counts])
+        self._call("count_low", vectors, size, keys, len(highs), low, step, tables, levels)
 
     def magnitude_sums(
         self, operands: Operands, kept: Kept, squares: bool = False
@@ -124,8 +115,8 @@ class Loops:
 
         size = operands[0].numel()
         whole, rest = torch.empty(2, -(-size // RUN))
-        vectors = self._vectors([(operands, kept)])
-        self._jit.run_sums(vectors, _hash(), size, squares, whole.numpy(), rest.numpy())
+        vectors = _vectors([(operands, kept)])
+        self._call("run_sums", vectors, _hash(), size, squares, whole, rest)
         return sum_of_runs(whole), sum_of_runs(rest)
 
     def dot_products(self, vectors: Sequence[Operands]) -> Tensor:
@@ -134,8 +125,8 @@ class Loops:
 
         size, count = vectors[0][0].numel(), len(dots.pairs(len(vectors)))
         sums = torch.empty(count, -(-size // dots.RUN), dtype=torch.float64)
-        described = self._vectors([(vector, Kept()) for vector in vectors])
-        self._jit.dot_products(described, size, sums.numpy())
+        described = _vectors([(vector, Kept()) for vector in vectors])
+        self._call("dot_products", described, len(vectors), size, sums)
         return dots.sum_of_runs(sums)
 
     def combine(
@@ -153,21 +144,16 @@ class Loops:
         Without a base, write the combination itself. It is the sum of the vectors times their
         ``coefficients``; with ``votes`` their `methods.elect.elected_sum`.
         """
-        import numpy as np
-
-        described = self._vectors(vectors)
+        described = _vectors(vectors)
         described["coefficient"] = coefficients
         described["vote"] = coefficients if votes is None else votes
         described["share"] = coefficients if shares is None else shares
-        self._jit.combine(
-            described,
-            _hash(),
-            votes is not None,
-            shares is not None,
-            np.float32(CANCELLED),
+        self._call(
+            "combine",
+            *(described, len(vectors), _hash()),
+            *(votes is not None, shares is not None, CANCELLED),
             *((0, 0) if base is None else _place(base)),
-            np.float32(scale),
-            out.view(-1).numpy(),
+            *(scale, out, out.numel()),
         )
 
     def choose(self, operands: Operands, least: float, out: Tensor) -> None:
@@ -175,48 +161,76 @@ class Loops:
 
         The first is taken where the vector's magnitude is at least ``least``.
         """
-        self._jit.choose(self._vectors([(operands, Kept())]), least, out.view(-1).numpy())
+        self._call("choose", _vectors([(operands, Kept())]), least, out, out.numel())
 
     def subtract_highest(self, rows: Tensor, out: Tensor, highest: Tensor) -> None:
         """Write rows (float32 or bfloat16) less the highest element of each to ``out`` (float64).
 
         ``highest`` (float64) gets those elements; in a row with NaN, any of its elements.
         """
-        self._jit.subtract_highest(*_place(rows), out.numpy(), highest.view(-1).numpy())
+        self._call("subtract_highest", *_place(rows), *rows.shape, out, highest)
 
     def weigh(self, minuend: Tensor, subtrahend: Tensor, out: Tensor) -> None:
         """Multiply ``out`` (float64), in place, by the difference of two tensors, in float64."""
-        self._jit.weigh(*_place(minuend), *_place(subtrahend), out.view(-1).numpy())
+        self._call("weigh", *_place(minuend), *_place(subtrahend), out, out.numel())
 
-    def _vectors(self, vectors: Sequence[tuple[Operands, Kept]]) -> Any:
-        """Records of `methods.jit.VECTOR`, valid as long as the tensors are."""
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """Call a loop with numbers, tensors and arrays, and with memory to work in."""
         import numpy as np
 
-        described = np.zeros(len(vectors), self._jit.VECTOR)
-        for record, ((vector, minus, *factors), kept) in zip(described, vectors, strict=True):
-            record["address"], record["bytes"] = _place(vector)
-            for each in factors:
-                record["factors"], _ = _place(each)
-                record["factor_row"] = vector.numel() // each.numel()
-            if minus is not None:
-                record["minus"], record["minus_bytes"] = _place(minus)
-            for name, limit in (("above", kept.above), ("upto", kept.upto)):
-                if limit is not None:
-                    record[name] = True
-                    record[f"{name}_before"] = limit.before
-                    record[f"{name}_after"] = limit.after
-                    record[f"{name}_end"] = limit.end
-            if kept.draw is not None:
-                draw = kept.draw
-                record["draws"], record["word_end"] = True, draw.end
-                record["first"], record["second"] = draw.before
-                record["next_first"], record["next_second"] = draw.after
-                if isinstance(draw.bound, int):
-                    record["bound"] = draw.bound
-                else:
-                    record["steps"], _ = _place(draw.bound)
-                    record["ranked_row"], record["bound"] = draw.bound.numel(), draw.bound[0]
-        return described
+        from methods.loops.layout import work_bytes
+
+        vectors = arguments[0]
+        count, row = 1, 0
+        if isinstance(vectors, np.ndarray):
+            count, row = len(vectors), int(vectors["ranked_row"].max())
+        work = np.empty(work_bytes(count, row) // 8)
+        return self._functions[name](*map(_address, arguments), _address(work))
+
+
+def _address(argument: Any) -> Any:
+    """A number as it is; of a tensor or an array, where its elements begin."""
+    import numpy as np
+    import torch
+
+    if isinstance(argument, torch.Tensor):
+        return _place(argument)[0]
+    if isinstance(argument, np.ndarray):
+        return argument.ctypes.data
+    return argument
+
+
+def _vectors(vectors: Sequence[tuple[Operands, Kept]]) -> Any:
+    """Records of `methods.loops.layout.VECTOR`, valid as long as the tensors are."""
+    import numpy as np
+
+    from methods.loops.layout import VECTOR
+
+    described = np.zeros(len(vectors), VECTOR)
+    for record, ((vector, minus, *factors), kept) in zip(described, vectors, strict=True):
+        record["address"], record["bytes"] = _place(vector)
+        for each in factors:
+            record["factors"], _ = _place(each)
+            record["factor_row"] = vector.numel() // each.numel()
+        if minus is not None:
+            record["minus"], record["minus_bytes"] = _place(minus)
+        for name, limit in (("above", kept.above), ("upto", kept.upto)):
+            if limit is not None:
+                record[name] = True
+                record[f"{name}_before"] = limit.before
+                record[f"{name}_after"] = limit.after
+                record[f"{name}_end"] = limit.end
+        if kept.draw is not None:
+            draw = kept.draw
+            record["draws"], record["word_end"] = True, draw.end
+            record["first"], record["second"] = draw.before
+            record["next_first"], record["next_second"] = draw.after
+            if isinstance(draw.bound, int):
+                record["bound"] = draw.bound
+            else:
+                record["steps"], _ = _place(draw.bound)
+                record["ranked_row"], record["bound"] = draw.bound.numel(), draw.bound[0]
+    return described
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:
@@ -226,38 +240,32 @@ def _place(tensor: Tensor) -> tuple[int, int]:
 
 
 @cache
-def _hash() -> tuple[Any, ...]:
+def _hash() -> Any:
     import numpy as np
 
-    return tuple(np.uint32(word) for word in HASH)
+    return np.array(HASH, np.uint32)
 
 
-def loops_for(grain: GrainView) -> Loops | None:
-    """The compiled loops, where the schedule granted them and they prove equal here."""
-    return _proven() if grain.compiled else None
+class LoopLibrary(Library):
+    """The loops of `methods.loops` as machine code; kernels get `Loops`."""
+
+    def trusted(self, functions: Mapping[str, Function]) -> Loops | None:
+        loops = Loops(functions)
+        agree = all(proof(loops) for name, proof in _PROOFS.items() if name in functions)
+        return loops if agree else None
 
 
-@cache
-def _proven() -> Loops | None:
-    try:
-        from methods import jit
-
-        loops = Loops(jit)
-        return loops if _agrees(loops) else None
-    except Exception:  # an optional speed-up, in whatever state it was installed, stops no merge
-        return None
+LIBRARY = LoopLibrary("methods.loops.building", Path(__file__).resolve().parent / "loops")
 
 
-def _agrees(loops: Loops) -> bool:
-    """Whether arithmetic on floats gives the bits that torch gives on this machine."""
+def _combines_alike(loops: Loops) -> bool:
+    """Whether `Loops.combine` gives the bits that torch gives on this machine."""
     import torch
 
-    source = torch.Generator().manual_seed(0)
-    base, *inputs = [torch.randn(5003, generator=source) for _ in range(5)]
-    inputs[0] = inputs[0].bfloat16()
+    base, *inputs = _probe()
     limits = [Limit(0.1 * number, 0.2 * number, 1111 * number) for number in range(4)]
     votes, coefficients, shares = (0.3, 0.7, -0.2, 1.1), (0.1, 0.9, 0.5, -0.3), (0.3, 0.6, 0.2, 0.8)
-    out, expected = torch.empty(2, 5003)
+    out, expected = torch.empty(2, base.numel())
     described = [
         ((each, base), Kept(above=limit)) for each, limit in zip(inputs, limits, strict=True)
     ]
@@ -269,10 +277,30 @@ def _agrees(loops: Loops) -> bool:
             (vector[limit.end :], limit.after),
         ):
             torch.ops.aten.hardshrink.out(part, value, out=part)
-    elected_sum(vectors, votes, coefficients, shares, expected, tuple(torch.empty(3, 5003)))
+    work = tuple(torch.empty(3, base.numel()))
+    elected_sum(vectors, votes, coefficients, shares, expected, work)
     torch.add(base, expected, alpha=0.7, out=expected)
+    return torch.equal(out.view(torch.int32), expected.view(torch.int32))
+
+
+def _multiplies_alike(loops: Loops) -> bool:
+    """Whether `Loops.dot_products` gives the bits that torch gives on this machine."""
+    import torch
+
+    base, *inputs = _probe()
     products = loops.dot_products([(each, base) for each in inputs])
     floats = [each.float() - base for each in inputs]
-    return torch.equal(out.view(torch.int32), expected.view(torch.int32)) and torch.equal(
-        products, dots.dot_products(floats, lambda: torch.empty(5003))
-    )
+    return torch.equal(products, dots.dot_products(floats, lambda: torch.empty(base.numel())))
+
+
+_PROOFS = {"combine": _combines_alike, "dot_products": _multiplies_alike}
+"""Computations on floats that depend on how a compiler orders and rounds."""
+
+
+def _probe() -> list[Tensor]:
+    import torch
+
+    source = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(5003, generator=source) for _ in range(5)]
+    drawn[1] = drawn[1].bfloat16()
+    return drawn

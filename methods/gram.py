@@ -9,7 +9,6 @@ from typing import Any
 from engine.grains import GRAIN_ELEMENTS
 from engine.kernel import GrainSum, GrainSums, GrainView
 from methods import dots
-from methods.compiled import loops_for
 from methods.sources import Source
 
 
@@ -18,6 +17,8 @@ class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
     """G[i][j] = vᵢ·vⱼ over all elements, in float64."""
 
     source: Source
+
+    loops = frozenset({"dot_products"})
 
     @property
     def scratch(self) -> int:
@@ -31,7 +32,7 @@ class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         count = self.source.count
-        loops = loops_for(grain)
+        loops = grain.loops
         if loops is not None:
             operands = [self.source.operands(i, grain, grain.take()) for i in range(count)]
             into.add(grain.index, loops.dot_products(operands))

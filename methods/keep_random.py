@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engine.grains import Access
 from engine.kernel import GrainSum, GrainSums, GrainView, Statistic
 from methods import random
-from methods.compiled import Draw, Kept, loops_for
+from methods.compiled import Draw, Kept
 from methods.sources import Source
 from methods.sparsify import Sparsifier, l1_factor
 from methods.sums import magnitude_sum
@@ -86,6 +86,7 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
 
     source: Source
     dropping: Dropping
+    loops = frozenset({"run_sums"})
 
     @property
     def scratch(self) -> int:
@@ -99,7 +100,7 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
 
         vector = grain.take()
         work = [grain.take() for _ in range(self.dropping.scratch)]
-        loops = loops_for(grain)
+        loops = grain.loops
         nothing = torch.zeros((), dtype=torch.float64, device=vector.device)
         sums = []
         for number in range(self.source.count):

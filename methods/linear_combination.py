@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.kernel import GrainSums, GrainView, Kernel, Statistic
-from methods.compiled import Kept, loops_for
+from methods.compiled import Kept
 from methods.gram import GramMatrix
 from methods.sources import Source, operand, vectors_of
 
@@ -68,7 +68,6 @@ class GramCombination(Kernel):
     rule: Rule
     positions: tuple[int, ...]
     base: int | None = None
-    compiles = True
     version = 2
 
     @property
@@ -79,6 +78,10 @@ class GramCombination(Kernel):
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
         return (Coefficients(self.source, self.rule),)
+
+    @property
+    def loops(self) -> frozenset[str]:
+        return super().loops | {"combine"}
 
     @property
     def scratch(self) -> int:
@@ -96,7 +99,7 @@ class GramCombination(Kernel):
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         coefficients = statistics[0]
-        loops = loops_for(grain)
+        loops = grain.loops
         if loops is not None and any(coefficients):
             terms = [
                 ((self.source.operands(number, grain, out), Kept()), coefficient)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.grains import GRAIN_ELEMENTS
 from engine.kernel import GrainSums, GrainView, Statistic
-from methods.compiled import Loops, Operands, loops_for
+from methods.compiled import Loops, Operands
 from methods.counting import add_counts
 from methods.sources import Source
 
@@ -127,6 +127,7 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
     source: Source
     ranks: tuple[tuple[int, ...], ...]
     nonzero_share: float | None = None
+    loops = frozenset({"count_high"})
 
     @property
     def scratch(self) -> int:
@@ -151,7 +152,7 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
 
         vector, high = grain.take(), grain.take().view(torch.int32)
         into.place_like(vector)
-        source, loops = self.source.given(earlier), loops_for(grain)
+        source, loops = self.source.given(earlier), grain.loops
         for number in range(source.count):
             if not self.ranks[number] and self.nonzero_share is None:
                 continue
@@ -326,6 +327,7 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
     source: Source
     sums: bool = False
     ranks: int = 3
+    loops = frozenset({"count_low"})
 
     @property
     def scratch(self) -> int:
@@ -353,7 +355,7 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
 
         buckets: tuple[tuple[Bucket, ...], ...] = earlier[-1]
         vector, work = grain.take(), grain.take()
-        source, loops = self.source.given(earlier), loops_for(grain)
+        source, loops = self.source.given(earlier), grain.loops
         sums: list[Tensor] = []
         for number, wanted in enumerate(buckets):
             if not wanted and not self.sums:

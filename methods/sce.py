@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.kernel import Copy, GrainSum, GrainSums, GrainView, Kernel, Statistic
-from methods.compiled import Kept, loops_for
+from methods.compiled import Kept
 from methods.elect import elected_sum
 from methods.keep_largest import Edge, TieLocation
 from methods.linear_combination import LinearCombination
@@ -103,6 +103,10 @@ class SelectedSquares(GrainSum["tuple[float, ...]"]):
     selection: Selection
     scratch = 4
 
+    @property
+    def loops(self) -> frozenset[str]:
+        return frozenset({"run_sums"} if self.selection.everything else ())
+
     def accumulator_bytes(self, inputs: int, row: int) -> int:
         return 64 * (200 + 8 * inputs)
 
@@ -111,7 +115,7 @@ class SelectedSquares(GrainSum["tuple[float, ...]"]):
 
         work = (grain.take(), grain.take(), grain.take())
         mask = self.selection.mask(grain, earlier, work)
-        vector, sums, loops = grain.take(), [], loops_for(grain)
+        vector, sums, loops = grain.take(), [], grain.loops
         for number in range(self.selection.taus.count):
             if loops is not None and mask is None:
                 operands = self.selection.taus.operands(number, grain)
@@ -143,12 +147,15 @@ class SelectCalculateErase(Kernel):
 
     base: int
     selection: Selection
-    compiles = True
     version = 2
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
         return (*self.selection.passes, SelectedSquares(self.selection))
+
+    @property
+    def loops(self) -> frozenset[str]:
+        return super().loops | {"combine"}
 
     @property
     def scratch(self) -> int:
@@ -168,7 +175,7 @@ class SelectCalculateErase(Kernel):
         weights: tuple[float, ...] = statistics[-1]
         work = (grain.take(), grain.take(), grain.take())
         mask = self.selection.mask(grain, statistics, work)
-        votes, loops = [1.0] * len(weights), loops_for(grain)
+        votes, loops = [1.0] * len(weights), grain.loops
         if loops is not None and mask is None:
             taus = [self.selection.taus.operands(number, grain) for number in range(len(weights))]
         else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.grains import Access
 from engine.kernel import Copy, GrainView, Kernel, Statistic
-from methods.compiled import Kept, Operands, loops_for
+from methods.compiled import Kept, Operands
 from methods.elect import elected_sum
 from methods.linear_combination import LinearCombination
 from methods.method import TensorMerge
@@ -70,8 +70,9 @@ class TaskVectors(Kernel):
         return self.sparsifier.compiled_cost + (0.25 if self.elect else 0.05)
 
     @property
-    def compiles(self) -> bool:
-        return self.elect or not isinstance(self.sparsifier, KeepAll)
+    def loops(self) -> frozenset[str]:
+        gains = self.elect or not isinstance(self.sparsifier, KeepAll)
+        return super().loops | {"combine"} if gains else super().loops
 
     def needs_tally(self, statistics: Sequence[Any]) -> bool:
         return self.sparsifier.needs_tally(statistics)
@@ -89,7 +90,7 @@ class TaskVectors(Kernel):
         votes = coefficients if self.elect else None
         shares = self.weights if self.normalize else None
         pool = [grain.take() for _ in range(self.sparsifier.scratch)]
-        loops = loops_for(grain)
+        loops = grain.loops
 
         def sparse(number: int, vector: Tensor) -> Tensor:
             self.source.write(number, grain, vector)

@@ -18,6 +18,7 @@ from engine.graph import Graph, GraphBuilder
 from engine.job import Job
 from engine.output import SideFile
 from methods import registry
+from methods.compiled import LIBRARY
 from methods.method import REQUIRED, Base, Method
 from planners.architecture import Tower
 from planners.checkpoint import Checkpoint, open_checkpoint
@@ -172,7 +173,8 @@ class Plan:
             "seed": self.options.seed,
             **about,
         }
-        return Job(self.graph, self.fingerprint, self.identity, self.side_files, record)
+        identity, files = self.identity, self.side_files
+        return Job(self.graph, self.fingerprint, identity, files, record, LIBRARY)
 
     def explain(self, tensor: str) -> TensorPlan:
         """How one output tensor comes about.

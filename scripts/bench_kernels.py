@@ -23,7 +23,9 @@ from torch import Tensor
 
 from engine.grains import GRAIN_ELEMENTS, Access, partition
 from engine.kernel import GrainView, Kernel
+from engine.machine import bound_heap
 from methods import registry
+from methods.compiled import LIBRARY
 from methods.method import REQUIRED, Base, Method, TensorMerge
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="with compiled loops")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    bound_heap()
     print(f"{'method':18} {'passes':>30} {'tally':>7} {'output':>7} {'total':>7}  ns/element")
     for name in arguments.methods or registry.names():
         method = registry.get(name)
@@ -117,6 +120,7 @@ def measure(
 ) -> tuple[list[float], float, float]:
     """Seconds of each statistics pass, of the tallies, and of the output pass; best of three."""
     grains = partition(shape, kernel.access)
+    loops = LIBRARY.prepare(kernel.loops) if compiled and kernel.loops else None
     scratch = max([kernel.scratch, *(statistic.scratch for statistic in kernel.passes)])
     bench = torch.empty(len(inputs) + scratch + 1, grains.size)
     rounded = torch.empty(grains.size, dtype=dtype)
@@ -130,7 +134,7 @@ def measure(
         free = iter(bench[len(inputs) :, :count])
         take = lambda: next(free).view(part)  # noqa: E731
         wide = pieces if dtype is torch.float32 else Widened(pieces, bench[:, :count], part)
-        return GrainView(wide, index, start, take, compiled, stored=pieces.__getitem__), part
+        return GrainView(wide, index, start, take, loops, stored=pieces.__getitem__), part
 
     def timed(work: Callable[[int], object]) -> float:
         start = time.perf_counter()

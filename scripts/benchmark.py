@@ -39,9 +39,8 @@ USUAL = "passthrough,linear,slerp,ties,task_arithmetic"
 VARIABLES = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 _OUR_IMPORTS = """
 import torch, mergeloom.cli
-from engine.kernel import GrainView
-from methods.compiled import loops_for
-loops_for(GrainView((), 0, 0, torch.empty, compiled=True))  # loads a compiler, where there is one
+from methods.compiled import LIBRARY
+LIBRARY.open(LIBRARY.built())  # reads what loads compiled loops, where there are any
 """
 _THEIR_IMPORTS = "import mergekit.merge"
 _TUNES = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
@@ -13,6 +14,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # What a test measures of this process must not guide the plans of other runs.
 _cache = tempfile.TemporaryDirectory(prefix="mergeloom-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache.name
+
+# But compiled loops are the same in all of them, and take half a minute to build.
+_loops = Path(__file__).parent.parent / ".pytest_cache" / "loops"
+_loops.mkdir(parents=True, exist_ok=True)
+(Path(_cache.name) / "mergeloom").mkdir()
+(Path(_cache.name) / "mergeloom" / "loops").symlink_to(_loops, target_is_directory=True)
 
 # Machines that run tests are often busy: time says nothing about what is tested.
 settings.register_profile("mergeloom", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -6,8 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +24,10 @@ from engine.errors import LoomError, OutputError, RunError
 from engine.footprint import MIB
 from engine.graph import Graph, Merge
 from engine.job import Options
-from engine.kernel import Copy
+from engine.kernel import Copy, GrainView
 from engine.manifest import read_manifest
-from engine.schedule import Machine, schedule
+from engine.native import Library, NativeError
+from engine.schedule import LoopSupport, Machine, schedule
 from engine.storage import IOMode
 from tests.engine.kernels import FirstPositives, Normalised, RowMean, Transposed, Weighted
 from tests.engine.support import Workshop, job, sha256, tensor_of
@@ -54,7 +58,7 @@ def every_kind(workshop: Workshop, shapes: list[tuple[int, ...]]) -> Graph:
     return workshop.graph(outputs)
 
 
-def this_machine(threads: int | None = None) -> Machine:
+def this_machine(threads: int | None = None, library: object = None) -> Machine:
     """A machine whose process always occupies the same, so that budgets can be tight."""
     return Machine(threads or 2, 300 * MIB, 0)
 
@@ -346,3 +350,67 @@ def test_a_killed_run_continues(tmp_path: Path, after: int) -> None:
     jobs.run(job(graph), tmp_path / "out", Options())
     jobs.run(job(graph), tmp_path / "whole", Options())
     assert sha256(tmp_path / "out") == sha256(tmp_path / "whole")
+
+
+class Faulty(Library):
+    """A library of loops that can be built or opened, or not."""
+
+    builds = opens = True
+
+    def build(self, names: frozenset[str]) -> None:
+        if not self.builds:
+            raise NativeError("the compiler is broken")
+
+    def open(self, names: frozenset[str]) -> object:
+        if not self.opens:
+            raise NativeError("they differ from torch on this machine")
+        return self
+
+
+@dataclass(frozen=True)
+class Looping(Weighted):
+    """A kernel with loops, which are no faster; it notes who called it with what."""
+
+    seen: list[tuple[int, object]] = field(default_factory=list, hash=False, compare=False)
+    loops = frozenset({"loop"})
+
+    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+        self.seen.append((threading.get_ident(), grain.loops))
+        super().combine(grain, out, statistics, before)
+
+
+@pytest.mark.parametrize(
+    ("builds", "opens", "warning"),
+    [(True, True, None), (False, True, "cannot be built"), (True, False, "cannot be used")],
+)
+def test_loops_that_fail_cost_time_only(
+    tmp_path: Path, builds: bool, opens: bool, warning: str | None
+) -> None:
+    (tmp_path / "in").mkdir()
+    workshop = Workshop(tmp_path / "in")
+    inputs = [workshop.loads(BF16, [(4, 1 << 21)], gap)[0] for gap in (8, 16)]
+    kernel, plain = Looping((0.5, 0.25)), Weighted((0.5, 0.25))
+    graph = workshop.graph({"a": (workshop.builder.merge(inputs, kernel, "a"), BF16)})
+    without = workshop.graph({"a": (workshop.builder.merge(inputs, plain, "a"), BF16)})
+    library = Faulty("nowhere", tmp_path)
+    library.__dict__.update(builds=builds, opens=opens)
+    here = replace(this_machine(3), loops=LoopSupport(frozenset(), MIB, MIB))
+    told: list[frozenset[str]] = []
+    outcome = jobs.run(
+        replace(job(graph), library=library),
+        tmp_path / "out",
+        Options(machine=here),
+        building=told.append,
+    )
+    jobs.run(job(without), tmp_path / "plain", Options(machine=here))
+    assert sha256(tmp_path / "out") == sha256(tmp_path / "plain")
+    assert told == [frozenset({"loop"})]
+    loops = {given for _, given in kernel.seen}
+    assert loops == ({library} if warning is None else {None})
+    if warning is None:
+        assert outcome.warnings == ()
+    else:
+        assert len(outcome.warnings) == 1
+        assert warning in outcome.warnings[0]
+    if not opens:  # there is memory for one of them that works without loops
+        assert len({thread for thread, _ in kernel.seen}) == 1

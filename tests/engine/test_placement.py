@@ -27,7 +27,7 @@ from engine.placement import (
     stride,
 )
 from engine.rates import ASSUMED, Rates
-from engine.schedule import Machine, Schedule, schedule
+from engine.schedule import LoopSupport, Machine, Schedule, schedule
 from tests.engine.kernels import Normalised, Transposed
 from tests.engine.test_schedule import Disk, graph_of
 
@@ -193,19 +193,20 @@ def test_grains_lie_at_even_places_whatever_their_length() -> None:
 class CheapCompiled(Costly):
     """The same, but with compiled loops it costs next to nothing."""
 
-    compiles = True
+    loops = frozenset({"loop"})
     compiled_cost = 0.05
 
 
 def test_compiled_loops_keep_merges_on_the_cpu() -> None:
     graph = layers(*(CheapCompiled(20.0, number=number) for number in range(40)))
     assert placed(graph, GPU).used_devices == [0]
-    with_compiler = placed(graph, GPU, compiler_bytes=100 * MIB)
-    assert with_compiler.compiled
-    assert set(reasons(with_compiler)) == {Why.KEEPS_UP}
-    # Without room for the compiler they would be slow.
+    loops = LoopSupport(CheapCompiled.loops, 100 * MIB)
+    with_loops = placed(graph, GPU, loops=loops)
+    assert with_loops.compiled
+    assert set(reasons(with_loops)) == {Why.KEEPS_UP}
+    # Without room for loops they would be slow.
     tight = placed(graph).minimum_bytes + GPU.host_bytes + 64 * MIB
-    without = placed(graph, GPU, ram=tight, compiler_bytes=2 << 30)
+    without = placed(graph, GPU, ram=tight, loops=replace(loops, loaded_bytes=2 << 30))
     assert not without.compiled
     assert without.used_devices == [0]
 

@@ -17,7 +17,7 @@ from engine.footprint import MIB
 from engine.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
 from engine.kernel import Copy, Kernel
 from engine.ledger import block_bytes
-from engine.schedule import Machine, Placement, Schedule, schedule
+from engine.schedule import LoopSupport, Machine, Placement, Schedule, schedule
 from engine.storage import span_bytes
 from tests.engine.kernels import (
     FirstPositives,
@@ -262,25 +262,44 @@ def test_scheduling_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-class Compiling(Weighted):
-    """A kernel that a compiler makes faster."""
+class Looping(Weighted):
+    """A kernel that compiled loops make faster."""
 
-    compiles = True
+    loops = frozenset({"loop", "other"})
 
 
-def test_a_compiler_is_granted_where_its_memory_is_there() -> None:
+def test_loops_are_granted_where_their_memory_is_there() -> None:
     def one(kernel: Kernel) -> Graph:
         builder = GraphBuilder()
         loads = [builder.load(Disk(name), 0, BF16, (4096, 4096), name) for name in "ab"]
         return graph_of([(builder.merge(loads, kernel, "m"), BF16)])
 
-    graph = one(Compiling((1.0, 2.0)))
-    with_compiler = Machine(2, 50 * MIB, 200 * MIB, 100 * MIB)
-    small, large = (schedule(graph, ram * MIB, with_compiler) for ram in (450, 600))
-    assert (small.compiled, large.compiled) == (False, True)
+    graph = one(Looping((1.0, 2.0)))
+    support = LoopSupport(Looping.loops, 100 * MIB)
+    there = Machine(2, 50 * MIB, 200 * MIB, support)
+    small, large = (schedule(graph, ram * MIB, there) for ram in (450, 600))
+    assert (small.loops, large.loops) == (frozenset(), Looping.loops)
     assert small.minimum_bytes == large.minimum_bytes
-    assert large.overhead_bytes == small.overhead_bytes + with_compiler.compiler_bytes
+    assert large.overhead_bytes == small.overhead_bytes + support.loaded_bytes
     assert large.peak_bytes <= 600 * MIB
-    assert schedule(graph, None, with_compiler).compiled
-    assert not schedule(graph, None, machine()).compiled
-    assert not schedule(one(Weighted((1.0, 2.0))), None, with_compiler).compiled
+    assert schedule(graph, None, there).loops
+    assert not schedule(graph, None, machine()).loops
+    assert not schedule(one(Weighted((1.0, 2.0))), None, there).loops
+
+
+@pytest.mark.parametrize(
+    ("compiler", "ram", "granted"),
+    [(None, 900, False), (800, 900, True), (851, 900, False), (9000, None, True)],
+)
+def test_loops_that_are_missing_are_built_where_a_compiler_fits(
+    compiler: int | None, ram: int | None, granted: bool
+) -> None:
+    builder = GraphBuilder()
+    loads = [builder.load(Disk(name), 0, BF16, (4096, 4096), name) for name in "ab"]
+    graph = graph_of([(builder.merge(loads, Looping((1.0, 2.0)), "m"), BF16)])
+    compiling = None if compiler is None else compiler * MIB
+    support = LoopSupport(frozenset({"other", "third"}), 10 * MIB, compiling)
+    budget = None if ram is None else ram * MIB
+    made = schedule(graph, budget, Machine(2, 50 * MIB, 200 * MIB, support))
+    assert made.compiled == granted
+    assert made.missing == (frozenset({"loop"}) if granted else frozenset())

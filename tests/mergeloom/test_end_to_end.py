@@ -42,7 +42,7 @@ DTYPES = {
 }
 
 
-def this_machine(threads: int | None = None) -> Machine:
+def this_machine(threads: int | None = None, library: object = None) -> Machine:
     """A process that always occupies the same, so that budgets can be tight."""
     return Machine(threads or 2, 300 * MIB, 0)
 

@@ -86,7 +86,7 @@ def test_the_seed_is_recorded_and_chooses_the_draw(
 def test_an_interruption_does_not_change_the_draw(
     method: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def this_machine(threads: int | None = None) -> Machine:
+    def this_machine(threads: int | None = None, library: object = None) -> Machine:
         return Machine(threads or 2, 300 * MIB, 0)
 
     def stop(progress: Any) -> None:

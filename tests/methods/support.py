@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from engine import grains as grains_module
 from engine.grains import Access, Grains, partition
 from engine.kernel import GrainView, Kernel
 from methods import registry
+from methods.compiled import LIBRARY, Loops
 from methods.method import REQUIRED, Method, TensorMerge
 
 NOISE = 2.0**-21
@@ -86,6 +88,14 @@ class Bench:
         return torch.full(self._shape, float("nan"))
 
 
+@cache
+def loops_of(names: frozenset[str]) -> Loops:
+    """The compiled loops with these names, built if need be."""
+    found = LIBRARY.prepare(names)
+    assert isinstance(found, Loops)
+    return found
+
+
 def cut(shape: tuple[int, ...], access: Access, grain: int) -> Grains:
     previous = grains_module.GRAIN_ELEMENTS
     grains_module.GRAIN_ELEMENTS = grain
@@ -100,6 +110,7 @@ def run(
 ) -> torch.Tensor:
     """The kernel's float32 result on ``inputs`` (any floating dtype, one shape)."""
     shape = tuple(inputs[0].shape)
+    loops = loops_of(kernel.loops) if compiled and kernel.loops and not walk.on_device else None
     grains = cut(shape, kernel.access, walk.grain)
     flat = [tensor.reshape(-1).to(torch.float32) for tensor in inputs]
     untouched = [tensor.clone() for tensor in flat]
@@ -120,8 +131,6 @@ def run(
             part = shape
         parts = [tensor[start : start + count].view(part) for tensor in flat]
         take = Bench(part, limit).take
-        loops = compiled and not walk.on_device
-
         def stored(place: int) -> torch.Tensor:
             return inputs[place].reshape(-1)[start : start + count]
 

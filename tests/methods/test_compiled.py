@@ -18,9 +18,11 @@ from methods.order_statistics import CoarseHistogram, FineHistogram
 from methods.sources import Inputs
 from methods.sums import magnitude_sum
 from tests.methods.drawing import DTYPES
-from tests.methods.support import Walk, kernel_of, run
+from tests.methods.support import Walk, kernel_of, loops_of, run
 
 pytest.importorskip("numba", reason="compiled loops need the extra 'fast'")
+
+from methods.loops import building
 
 SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 3e38, float("inf"), float("nan")])
 
@@ -31,13 +33,12 @@ class Norms(Rule):
 
 
 def grain(*inputs: torch.Tensor) -> GrainView:
-    return GrainView(inputs, 0, 0, lambda: torch.full_like(inputs[0], float("nan")), True)
+    take = lambda: torch.full_like(inputs[0], float("nan"))  # noqa: E731
+    return GrainView(inputs, 0, 0, take, loops())
 
 
 def loops() -> compiled.Loops:
-    found = compiled.loops_for(grain(torch.zeros(1)))
-    assert found is not None, "numba is installed, but its loops differ from torch or fail"
-    return found
+    return loops_of(frozenset(name for name, _ in building.loops()))
 
 
 def vectors(count: int, elements: int, seed: int, ties: bool) -> list[torch.Tensor]:
@@ -59,11 +60,6 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Equal bit for bit, but for which NaN a NaN is."""
     broken = torch.isnan(one) & torch.isnan(other)
     return bool((one.view(torch.int32).eq(other.view(torch.int32)) | broken).all())
-
-
-def test_without_the_schedules_consent_nothing_is_compiled() -> None:
-    view = GrainView((torch.zeros(1),), 0, 0, lambda: torch.zeros(1))
-    assert compiled.loops_for(view) is None
 
 
 @given(st.integers(1, 6), st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.booleans())
@@ -212,8 +208,8 @@ def test_selection_by_rank(elements: int, seed: int, ties: bool, data: st.DataOb
     ranks = data.draw(st.lists(st.integers(1, elements), min_size=1, max_size=2))
     source = Inputs((0,))
     found = []
-    for consent in (True, False):
-        view = GrainView((vector,), 0, 0, lambda: torch.empty_like(vector), consent)
+    for given_loops in (loops(), None):
+        view = GrainView((vector,), 0, 0, lambda: torch.empty_like(vector), given_loops)
         coarse, fine = CoarseHistogram(source, (tuple(ranks),)), FineHistogram(source)
         counts = coarse.start()
         coarse.update(counts, view, [])
@@ -303,7 +299,7 @@ def test_whole_kernels(method: str, models: dict, settings_: dict, dtype: torch.
     count = 1 if registry.get(method).maximum == 1 else 3
     tunes = [base + torch.randn(shape, generator=source).mul_(1e-3) for _ in range(count)]
     kernel = kernel_of(method, shape, [{}, *[models] * count], base=0, **settings_)
-    assert kernel.compiles
+    assert kernel.loops
     assert kernel.compiled_cost < kernel.cost
     inputs = [tensor.to(dtype) for tensor in (base, *tunes)]
     one, other = (run(kernel, inputs, compiled=consent) for consent in (True, False))

@@ -1,0 +1,85 @@
+"""What is kept of a vector: by limits of magnitude, or by random numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from methods.loops.blocks import Address, Array, compiled, ints
+from methods.loops.ranks import decide_by_rank, room_for_ranks
+
+
+@compiled
+def _hash(first: np.uint32, second: np.uint32, constants: Array, out: Array) -> None:
+    """The numbers of `methods.random` with these words, as uint32."""
+    weyl, factor, other = constants
+    for place in range(out.size):
+        x = np.uint32(first + np.uint32(np.uint32(place) * weyl))
+        x ^= x >> np.uint32(16)
+        x = np.uint32(x * factor) ^ second
+        x ^= x >> np.uint32(15)
+        out[place] = np.uint32(x * other)
+
+
+@compiled
+def _draw(vector: Any, start: int, constants: Array, numbers: Array) -> None:
+    """Write the numbers of a vector's elements from ``start`` on to ``numbers`` (int32)."""
+    out, weyl = numbers.view(np.uint32), constants[0]
+    end = min(max(vector.word_end - start, 0), out.size)
+    first = np.uint32(vector.first + np.uint32(np.uint32(start) * weyl))
+    _hash(first, vector.second, constants, out[:end])
+    if end < out.size:
+        place = np.uint32(start + end - vector.word_end)
+        first = np.uint32(vector.next_first + np.uint32(place * weyl))
+        _hash(first, vector.next_second, constants, out[end:])
+
+
+@compiled
+def _keep_above(part: Array, limit: np.float32) -> None:
+    """Set to zero, in place, what is not larger than ``limit``; NaN stays."""
+    for i in range(part.size):
+        part[i] = np.float32(0.0) if abs(part[i]) <= limit else part[i]
+
+
+@compiled
+def _keep_upto(part: Array, limit: np.float32) -> None:
+    """Set to zero, in place, what is larger than ``limit``, and NaN."""
+    for i in range(part.size):
+        part[i] = part[i] if abs(part[i]) <= limit else np.float32(0.0)
+
+
+@compiled
+def trim(
+    vector: Any, start: int, block: Array, numbers: Array, room: Address, constants: Array
+) -> None:
+    """Set to zero what is dropped of a vector's elements from ``start`` on, which fill ``block``.
+
+    ``numbers`` (int32) is work as long as ``block``, ``room`` memory as of `room_for_ranks`.
+    """
+    count = block.size
+    if vector.above:
+        end = min(max(vector.above_end - start, 0), count)
+        _keep_above(block[:end], vector.above_before)
+        _keep_above(block[end:], vector.above_after)
+    if vector.upto:
+        end = min(max(vector.upto_end - start, 0), count)
+        _keep_upto(block[:end], vector.upto_before)
+        _keep_upto(block[end:], vector.upto_after)
+    if vector.draws:
+        bits = block.view(np.int32)
+        _draw(vector, start, constants, numbers)
+        if vector.ranked_row:
+            steps = ints(vector.steps, vector.ranked_row)
+            decide_by_rank(bits, numbers, steps, room_for_ranks(room, vector.ranked_row))
+        for i in range(count):
+            bits[i] = bits[i] if numbers[i] < vector.bound else 0
+
+
+@compiled
+def ranked_row(vectors: Array) -> int:
+    """The length of the rows in which elements of any of these vectors are ranked, or 0."""
+    longest = 0
+    for number in range(vectors.size):
+        longest = max(longest, vectors[number].ranked_row)
+    return longest

@@ -1,0 +1,144 @@
+"""Machine code is kept whole, used where it belongs, and never in the way."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.native import FLOAT, INT, Function, Library, Native, NativeError, host, target_machine
+
+binding = pytest.importorskip("llvmlite.binding", reason="machine code is loaded by llvmlite")
+
+ASSEMBLY = """
+define double @twice_(double %number, i64 %times) {
+  %factor = sitofp i64 %times to double
+  %product = fmul double %number, %factor
+  ret double %product
+}
+"""
+BUILDER = '''
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from engine.native import FLOAT, INT, Native, host
+directory, *names = sys.argv[1:]
+for name in names:
+    if name == "wrong":
+        raise SystemExit("there is no such loop")
+    Native(name, name, INT, INT, *host(), b"code of " + name.encode()).save(Path(directory))
+'''
+
+
+@pytest.fixture
+def native() -> Native:
+    code = target_machine().emit_object(binding.parse_assembly(ASSEMBLY))
+    return Native("twice", "twice_", FLOAT + INT, FLOAT, *host(), code)
+
+
+def test_a_function_is_loaded_from_its_file(native: Native, tmp_path: Path) -> None:
+    native.save(tmp_path / "new")
+    assert os.listdir(tmp_path / "new") == ["twice"]
+    found = Native.read(tmp_path / "new" / "twice")
+    assert found == native
+    assert found.load()(1.25, 3) == 3.75
+
+
+def test_code_for_another_processor_is_not_loaded(native: Native) -> None:
+    with pytest.raises(NativeError, match="another processor"):
+        replace(native, cpu="i386").load()
+    with pytest.raises(NativeError, match="another processor"):
+        replace(native, features=native.features + ",+more").load()
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_damage_is_noticed(data: st.DataObject, tmp_path_factory: Any) -> None:
+    directory = tmp_path_factory.mktemp("native")
+    Native("name", "symbol", INT, INT, "cpu", "+features", bytes(range(99))).save(directory)
+    content = bytearray((directory / "name").read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content[place] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        del content[place:]
+    (directory / "name").write_bytes(content)
+    with pytest.raises(NativeError, match="is damaged"):
+        Native.read(directory / "name")
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    root = Path(__file__).resolve().parents[2]
+    (sources / "builder.py").write_text(BUILDER.format(root=str(root)))
+    monkeypatch.setenv("PYTHONPATH", str(sources))
+    return Library("builder", sources)
+
+
+def test_another_process_builds_what_is_missing(library: Library) -> None:
+    assert library.built() == frozenset()
+    library.build(frozenset({"one", "two"}))
+    assert library.built() == {"one", "two"}
+    assert "numba" not in sys.modules or "torch" in sys.modules
+    assert Native.read(library.directory / "two").code == b"code of two"
+
+
+def test_what_is_damaged_is_built_again(library: Library) -> None:
+    library.build(frozenset({"one", "two"}))
+    path = library.directory / "one"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert library.built() == {"two"}
+    (library.directory / ".one.99").write_bytes(b"an interrupted writer left this")
+    library.build(frozenset({"one"}))
+    assert library.built() == {"one", "two"}
+
+
+def test_other_sources_have_other_code(library: Library) -> None:
+    library.build(frozenset({"one"}))
+    before = library.directory
+    (library.sources / "more.py").write_text("different = True\n")
+    assert library.directory != before
+    assert library.built() == frozenset()
+
+
+def test_a_builder_that_fails_says_why(library: Library) -> None:
+    with pytest.raises(NativeError, match="^there is no such loop$"):
+        library.build(frozenset({"wrong"}))
+    missing = replace(library, builder="nowhere.to.be.found")
+    with pytest.raises(NativeError, match="nowhere"):
+        missing.build(frozenset({"one"}))
+
+
+def test_without_a_place_to_keep_it_nothing_is_built(
+    library: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert library.built() == frozenset()
+    with pytest.raises(NativeError):
+        library.build(frozenset({"one"}))
+
+
+def test_what_cannot_be_opened_is_one_line(library: Library, native: Native) -> None:
+    class Wary(Library):
+        def trusted(self, functions: Mapping[str, Function]) -> Any | None:
+            if functions["twice"](1.0, 2) == 2.0:
+                return None
+            raise AssertionError
+
+    with pytest.raises(NativeError, match="FileNotFoundError"):
+        library.open(frozenset({"twice"}))
+    native.save(library.directory)
+    assert library.open(frozenset({"twice"}))["twice"](2.0, 4) == 8.0
+    with pytest.raises(NativeError, match="differ"):
+        Wary("builder", library.sources).open(frozenset({"twice"}))
