@@ -131,6 +131,7 @@ def run(
             part = shape
         parts = [tensor[start : start + count].view(part) for tensor in flat]
         take = Bench(part, limit).take
+
         def stored(place: int) -> torch.Tensor:
             return inputs[place].reshape(-1)[start : start + count]
 
