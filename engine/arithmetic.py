@@ -21,7 +21,7 @@ from engine.dtypes import BF16, F16, F32, DType
 from engine.errors import RunError
 from engine.grains import Access, Grains
 from engine.graph import Load, Merge, Write, tree
-from engine.kernel import GrainView
+from engine.kernel import AS_STORED, GrainView, Kernel, Statistic
 from engine.ledger import PAGE, Block
 
 torch.set_num_threads(1)  # parallelism comes from tiles in flight
@@ -121,13 +121,14 @@ class TreeEvaluator:
         """Add grain ``index`` to the accumulator of one statistic of ``merge``."""
         start = self._begin()
         earlier = self._statistics[merge]
-        merge.kernel.passes[number].update(into, self._view(merge, index), earlier)
+        statistic = merge.kernel.passes[number]
+        statistic.update(into, self._view(merge, statistic, index), earlier)
         self._bench.release(start)
 
     def tally(self, merge: Merge, index: int) -> tuple[int | Tensor, ...]:
         """What grain ``index`` of ``merge`` passes on to later grains; see `Kernel.tally`."""
         start = self._begin()
-        result = merge.kernel.tally(self._view(merge, index), self._statistics[merge])
+        result = merge.kernel.tally(self._view(merge, merge.kernel, index), self._statistics[merge])
         self._bench.release(start)
         return result
 
@@ -158,16 +159,23 @@ class TreeEvaluator:
             return (count // self._grains.row, self._grains.row)
         return self._root.shape if access is Access.WHOLE else (count,)
 
-    def _view(self, merge: Merge, index: int) -> GrainView:
+    def _view(self, merge: Merge, part: Kernel | Statistic[Any, Any], index: int) -> GrainView:
         start, count = self._grains.bounds(index)
         shape = self._shape(merge.kernel.access, count)
         nodes = merge.gather.inputs
-        values = [self._value(node, index, start, count).view(shape) for node in nodes]
+        loops = self._loops if merge.kernel.loops else None
+        widens = loops is None or part.looped_scratch is None
+        values = [
+            self._value(node, index, start, count).view(shape)
+            if widens or isinstance(node, Merge) or node.dtype not in AS_STORED
+            else None
+            for node in nodes
+        ]
         inputs = _Inputs(nodes, values, self._narrow)
         stored = partial(self._stored, nodes, start, count)
         take: Callable[[], Tensor] = lambda: self._bench.take(count).view(shape)  # noqa: E731
-        loops = self._loops if merge.kernel.loops else None
-        return GrainView(inputs, index, start, take, loops, self._bench.on_device, stored)
+        on_device = self._bench.on_device
+        return GrainView(inputs, index, start, shape, take, loops, on_device, stored)
 
     def _value(self, node: Load | Merge, index: int, start: int, count: int) -> Tensor:
         value = self._values.get(node)
@@ -192,7 +200,7 @@ class TreeEvaluator:
         return self._inputs[node].view(node.dtype, start, count)
 
     def _combine(self, merge: Merge, index: int, out: Tensor) -> None:
-        view = self._view(merge, index)
+        view = self._view(merge, merge.kernel, index)
         mark = self._bench.mark()
         before = self._tallies[merge][index] if merge in self._tallies else ()
         shape = self._shape(merge.kernel.access, out.numel())
@@ -201,10 +209,16 @@ class TreeEvaluator:
 
 
 class _Inputs(Sequence[Tensor]):
-    """The inputs of one grain; those that are ``narrow`` are widened when they are asked for."""
+    """The inputs of one grain; those that are ``narrow`` are widened when they are asked for.
+
+    There is no memory for those that are ``None``.
+    """
 
     def __init__(
-        self, nodes: Sequence[Load | Merge], values: list[Tensor], narrow: dict[Load, Tensor]
+        self,
+        nodes: Sequence[Load | Merge],
+        values: list[Tensor | None],
+        narrow: dict[Load, Tensor],
     ) -> None:
         self._nodes = nodes
         self._values = values
@@ -220,11 +234,13 @@ class _Inputs(Sequence[Tensor]):
     def __getitem__(self, place: int | slice) -> Tensor | list[Tensor]:
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
-        node = self._nodes[place]
+        node, value = self._nodes[place], self._values[place]
+        if value is None:
+            raise AssertionError("a kernel looks at an input that it says it does not need")
         stored = self._narrow.pop(node, None) if isinstance(node, Load) else None
         if stored is not None:
-            self._values[place].view(-1).copy_(stored)
-        return self._values[place]
+            value.view(-1).copy_(stored)
+        return value
 
 
 def check_finite(

@@ -387,10 +387,12 @@ class Executor:
                 from engine.arithmetic import Bench
 
                 stack.enter_context(torch.inference_mode())
-                bench = Bench.in_block(Block(max(self._schedule.scratch_bytes, 1)))
                 loops = self._loops()
                 if self._schedule.loops and loops is None and number:
                     return  # without loops there is memory for one worker
+                schedule = self._schedule
+                scratch = schedule.scratch_bytes if loops is None else schedule.looped_scratch_bytes
+                bench = Bench.in_block(Block(max(scratch, 1)))
             while (task := self.take(None)) is not None:
                 self._work(task, bench, loops)
 

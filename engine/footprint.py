@@ -7,6 +7,7 @@ of one kind share them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,8 +23,39 @@ REQUEST_BYTES = 8 * MIB
 TILES_IN_FLIGHT = 8
 """Tiles that keep readers, workers and writers busy at once."""
 
+_WORKER_BYTES = 4 * MIB
+"""What a thread that computes takes by itself."""
+
 Positions = tuple[int, ...]
 """Positions of leaves in a merge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """What one worker needs: ``scratch_bytes`` for one grain, ``accumulator_bytes`` at most for one
+    accumulator."""
+
+    scratch_bytes: int
+    accumulator_bytes: int
+
+    def of_workers(self, count: int) -> int:
+        """What so many need, the accumulator that theirs are added to, and one more in between."""
+        own = _WORKER_BYTES + self.scratch_bytes + self.accumulator_bytes
+        return count * own + 2 * self.accumulator_bytes
+
+    @property
+    def beside_device(self) -> int:
+        """What the thread needs that hands grains to a device, which has its own scratch."""
+        return _WORKER_BYTES + 2 * self.accumulator_bytes
+
+    @staticmethod
+    def most(needs: Iterable[Working]) -> Working:
+        """The most of each."""
+        scratch = accumulator = 0
+        for each in needs:
+            scratch = max(scratch, each.scratch_bytes)
+            accumulator = max(accumulator, each.accumulator_bytes)
+        return Working(scratch, accumulator)
 
 
 @dataclass(frozen=True)
@@ -31,9 +63,8 @@ class Profile:
     """One kind of root merge.
 
     ``leaf_sizes`` and ``write_sizes`` are bytes of one element; ``passes`` the positions of the
-    leaves that each pass needs, the last pass being the one that writes. ``scratch_bytes`` is
-    what one worker needs for its arithmetic on one grain, ``accumulator_bytes`` the upper bound
-    of one accumulator.
+    leaves that each pass needs, the last pass being the one that writes. ``worker`` is what one
+    worker needs for its arithmetic, ``looped`` the same where compiled loops do the work.
     """
 
     grains: Grains
@@ -41,8 +72,8 @@ class Profile:
     write_sizes: tuple[int, ...]
     passes: tuple[Positions, ...]
     computes: bool
-    scratch_bytes: int
-    accumulator_bytes: int
+    worker: Working
+    looped: Working
 
     def input_bytes(self, tile: int, positions: Positions) -> int:
         """Ledger bytes of the blocks of these leaves for one tile of ``tile`` grains."""

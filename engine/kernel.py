@@ -14,10 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from engine.grains import Access
+from engine.dtypes import BF16, F32
+from engine.grains import Access, Grains
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+AS_STORED = (BF16, F32)
+"""Types that compiled loops read as they are stored."""
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -27,14 +31,14 @@ R = TypeVar("R")
 class GrainView:
     """What a kernel sees of one grain.
 
-    ``inputs`` are float32 tensors, one for each input of the gather in order: of shape
+    ``inputs`` are float32 tensors of ``shape``, one for each input of the gather in order: that is
     ``(elements,)`` for an elementwise kernel, ``(rows, row)`` for a rowwise one, the tensor's own
     shape for a whole one. They are read-only: several kernels may share them.
 
     ``index`` is the grain's position in its tensor and ``start`` its first flat element.
-    ``take()`` returns an uninitialised float32 scratch tensor of the shape of the inputs, valid
-    until the kernel returns; at most ``kernel.scratch`` may be taken for one call. ``loops`` are
-    the compiled loops that the kernel names, where the schedule grants them.
+    ``take()`` returns an uninitialised float32 scratch tensor of that shape, valid until the kernel
+    returns; at most ``kernel.scratch`` may be taken for one call, or ``looped_scratch`` where there
+    are ``loops``: compiled ones that the kernel names, if the schedule grants them.
 
     The inputs may lie on any device, and what a kernel allocates must lie there too. ``on_device``
     says that it is one that runs behind this thread: every number that is asked of it (``int``,
@@ -47,6 +51,7 @@ class GrainView:
     inputs: Sequence[Tensor]
     index: int
     start: int
+    shape: tuple[int, ...]
     take: Callable[[], Tensor]
     loops: Any = None
     on_device: bool = False
@@ -70,8 +75,13 @@ class Statistic(Generic[A, R]):
         """Names of the compiled loops that `update` can use; see `Kernel.loops`."""
         return frozenset()
 
-    def accumulator_bytes(self, inputs: int, row: int) -> int:
-        """Upper bound of one accumulator's size in bytes, for rows of ``row`` elements.
+    @property
+    def looped_scratch(self) -> int | None:
+        """See `Kernel.looped_scratch`."""
+        return None
+
+    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
+        """Upper bound of one accumulator's size in bytes, where loops work if ``looped``.
 
         What `merge` and `finish` allocate for a moment counts too.
         """
@@ -207,6 +217,15 @@ class Kernel:
         Those of its statistics are meant too. See `engine.native`.
         """
         return frozenset[str]().union(*(statistic.loops for statistic in self.passes))
+
+    @property
+    def looped_scratch(self) -> int | None:
+        """Scratch tensors that one call takes at most where loops do the work.
+
+        Inputs of the types `AS_STORED` are then there as they are stored only. ``None`` where that
+        does not suffice: it needs what it needs without loops.
+        """
+        return None
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:

@@ -280,12 +280,13 @@ def stride(grains: Grains, size: int) -> int:
 
 def bench_bytes(profile: Profile) -> int:
     """Device memory for the arithmetic on one grain."""
-    return block_bytes(-(-profile.scratch_bytes // PAGE) * PAGE)
+    return block_bytes(-(-profile.worker.scratch_bytes // PAGE) * PAGE)
 
 
 def outside_bytes(profile: Profile) -> int:
     """Device memory that is left to torch."""
-    return _RESERVE + profile.scratch_bytes + 2 * profile.accumulator_bytes
+    worker = profile.worker
+    return _RESERVE + worker.scratch_bytes + 2 * worker.accumulator_bytes
 
 
 @lru_cache(maxsize=1024)

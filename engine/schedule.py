@@ -26,15 +26,17 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from engine.devices import CPU, Accelerator
 from engine.errors import BudgetError
-from engine.footprint import MIB, Flow, Positions, Profile
+from engine.footprint import MIB, Flow, Positions, Profile, Working
 from engine.grains import Access, Grains, partition
 from engine.graph import Graph, Load, Merge, Write, copied_dtype, tree
+from engine.kernel import AS_STORED, Kernel, Statistic
 from engine.ledger import PAGE, block_bytes
 from engine.placement import Seat, Why, grains_at_once, grains_staying, seats, without_devices
 from engine.rates import ASSUMED, Rates
@@ -48,7 +50,6 @@ IMPORT_PREFETCH_BYTES = 512 * MIB
 
 _NODE_BYTES = 400
 _HEAP_MARGIN = 24 * MIB
-_WORKER_BYTES = 4 * MIB
 _MINIMUM_STEP = 8 * MIB
 
 
@@ -153,10 +154,10 @@ class Schedule:
 
     ``loops`` are the compiled loops that kernels may use, for which there is memory; ``missing``
     those of them that have to be built first. ``ledger_bytes`` is the ledger's capacity;
-    ``scratch_bytes`` what each of ``workers`` has for arithmetic; ``overhead_bytes`` everything
-    else the process occupies. Their sum is ``peak_bytes``, which the process never exceeds;
-    ``minimum_bytes`` is the smallest budget that can work. ``rates`` are those by which places
-    were decided.
+    ``overhead_bytes`` everything else the process occupies, of which each of ``workers`` may take
+    ``scratch_bytes`` for arithmetic, or ``looped_scratch_bytes`` where loops work. Their sum is
+    ``peak_bytes``, which the process never exceeds; ``minimum_bytes`` is the smallest budget that
+    can work. ``rates`` are those by which places were decided.
     """
 
     graph: Graph
@@ -164,6 +165,7 @@ class Schedule:
     workers: int
     ledger_bytes: int
     scratch_bytes: int
+    looped_scratch_bytes: int
     overhead_bytes: int
     minimum_bytes: int
     budget_bytes: int | None
@@ -193,7 +195,7 @@ class Schedule:
 
     @property
     def peak_bytes(self) -> int:
-        return self.overhead_bytes + self.workers * self.scratch_bytes + self.ledger_bytes
+        return self.overhead_bytes + self.ledger_bytes
 
     @cached_property
     def read_bytes(self) -> int:
@@ -241,28 +243,25 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     """
     works = _works(graph)
     profiles = {work.profile for work in works}
-    scratch = max((profile.scratch_bytes for profile in profiles), default=0)
-    overhead = _overhead(profiles, len(works), machine, ())
+    needed = _Needed.of(profiles, len(works), machine, ())
     narrowest = max((profile.narrowest for profile in profiles), default=0)
-    minimum = -(-(overhead(1) + scratch + narrowest) // _MINIMUM_STEP) * _MINIMUM_STEP
+    minimum = -(-(needed.bytes(1) + narrowest) // _MINIMUM_STEP) * _MINIMUM_STEP
     if budget is not None and budget < minimum:
         raise BudgetError(_infeasible(works, budget, minimum))
     loops, missing, loading = _loops(works, budget, machine)
 
-    def capacity(workers: int) -> int:
-        if budget is None:
-            return 1 << 62
-        return budget - overhead(workers) - workers * scratch
-
-    def suffices(workers: int, more: int = 0) -> bool:
-        return capacity(workers) - more >= max((workers + 2) * narrowest, more)
+    def capacity(workers: int, loading: int = 0) -> int:
+        return 1 << 62 if budget is None else budget - needed.bytes(workers, loading)
 
     def staff() -> tuple[int, int]:
         """How many workers there is room for, and the bytes of loops if there is for them."""
         workers = machine.threads
-        while workers > 1 and not suffices(workers):
+        while workers > 1 and capacity(workers) < (workers + 2) * narrowest:
             workers -= 1
-        return workers, loading if suffices(workers, loading) else 0
+        for looped in range(machine.threads, workers - 1, -1) if loading else ():
+            if capacity(looped, loading) >= max((looped + 2) * narrowest, loading):
+                return looped, loading
+        return workers, 0
 
     # What a device takes from the CPU's memory is known only when it is used. So places are
     # decided with the CPU at its best.
@@ -271,21 +270,22 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     used = {seat.device for seat in seating if seat.device is not None}
     if used:
         taken = [machine.devices[number] for number in sorted(used)]
-        with_devices = _overhead(profiles, len(works), machine, taken)
-        if budget is not None and with_devices(1) + scratch + narrowest > budget:
+        with_devices = _Needed.of(profiles, len(works), machine, taken)
+        if budget is not None and with_devices.bytes(1) + narrowest > budget:
             seating = without_devices(seating, Why.NO_RAM)
         else:
-            overhead = with_devices
+            needed = with_devices
             workers, granted = staff()
-    available = capacity(workers) - granted
+    available = capacity(workers, granted)
     placements = _place(works, available, seating, machine.devices)
     return Schedule(
         graph=graph,
         placements=placements,
         workers=workers,
         ledger_bytes=_useful(placements, available),
-        scratch_bytes=scratch,
-        overhead_bytes=overhead(workers) + granted,
+        scratch_bytes=needed.worker.scratch_bytes,
+        looped_scratch_bytes=needed.looped.scratch_bytes,
+        overhead_bytes=needed.bytes(workers, granted),
         minimum_bytes=minimum,
         budget_bytes=budget,
         loops=loops if granted else frozenset(),
@@ -293,6 +293,40 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         devices=machine.devices,
         rates=machine.rates,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Needed:
+    """Bytes outside of the ledger: ``fixed`` ones, and those of workers."""
+
+    fixed: int
+    worker: Working
+    looped: Working
+
+    @staticmethod
+    def of(
+        profiles: set[Profile], works: int, machine: Machine, devices: Sequence[Accelerator]
+    ) -> _Needed:
+        """What it takes to use ``devices`` too.
+
+        Their libraries are the same; what each of several adds is smaller.
+        """
+        worker = Working.most(profile.worker for profile in profiles)
+        fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * works
+        if any(profile.computes for profile in profiles):
+            fixed += machine.runtime_bytes
+        libraries = sorted((device.host_bytes for device in devices), reverse=True)
+        fixed += sum(libraries[:1]) + sum(libraries[1:]) // 4
+        fixed += sum(worker.beside_device for _ in devices)
+        return _Needed(fixed, worker, Working.most(profile.looped for profile in profiles))
+
+    def bytes(self, workers: int, loading: int = 0) -> int:
+        """With so many workers and, where ``loading`` them takes some bytes, with loops."""
+        if not loading:
+            return self.fixed + self.worker.of_workers(workers)
+        # Should loops fail, one worker goes on without.
+        alone, looped = self.worker.of_workers(1), self.looped.of_workers(workers)
+        return self.fixed + loading + max(alone, looped)
 
 
 def _loops(
@@ -350,53 +384,35 @@ def _work(root: Merge, writes: tuple[Write, ...], profiles: dict[Profile, Profil
         write_sizes=tuple(write.dtype.size for write in writes),
         passes=tuple(current.leaves for current in passes),
         computes=computes,
-        scratch_bytes=_scratch_bytes(merges, grains) if computes else 0,
-        accumulator_bytes=_accumulator_bytes(merges, grains),
+        worker=_working(merges, grains, False) if computes else Working(0, 0),
+        looped=_working(merges, grains, True) if computes else Working(0, 0),
     )
     profile = profiles.setdefault(profile, profile)
     return Work(root, writes, tuple(leaves), tuple(passes), profile)
 
 
-def _scratch_bytes(merges: Sequence[Merge], grains: Grains) -> int:
-    """Memory that one worker needs for its arithmetic on one grain of a merge tree."""
-    tensors = workspace = 0
+def _working(merges: Sequence[Merge], grains: Grains, looped: bool) -> Working:
+    """What one worker needs for its arithmetic on a merge tree."""
+    tensors = workspace = accumulator = 0
     for merge in merges:
-        inputs = len(merge.gather.inputs)
-        passes = merge.kernel.passes
-        own = max([merge.kernel.scratch, *(statistic.scratch for statistic in passes)])
-        tensors += inputs + own + 1
-        allocated = [statistic.workspace_bytes(grains.row) for statistic in passes]
-        workspace += max(merge.kernel.workspace_bytes(merge.shape, inputs), *allocated, 0)
-    return block_bytes(-(-grains.size * 4 // PAGE) * PAGE * tensors) + workspace
+        kernel, nodes = merge.kernel, merge.gather.inputs
+        works = looped and bool(kernel.loops)
+        parts: tuple[Kernel | Statistic[Any, Any], ...] = (kernel, *kernel.passes)
+        own = [_tensors(part.scratch, part.looped_scratch, nodes, works) for part in parts]
+        tensors += max(own) + 1
+        allocated = [statistic.workspace_bytes(grains.row) for statistic in kernel.passes]
+        workspace += max(kernel.workspace_bytes(merge.shape, len(nodes)), *allocated, 0)
+        for statistic in kernel.passes:
+            accumulator = max(accumulator, statistic.accumulator_bytes(grains, works))
+    scratch = block_bytes(-(-grains.size * 4 // PAGE) * PAGE * tensors) + workspace
+    return Working(scratch, accumulator)
 
 
-def _accumulator_bytes(merges: Sequence[Merge], grains: Grains) -> int:
-    """Upper bound of one accumulator of the largest statistic."""
-    return max(
-        (
-            statistic.accumulator_bytes(len(merge.gather.inputs), grains.row)
-            for merge in merges
-            for statistic in merge.kernel.passes
-        ),
-        default=0,
-    )
-
-
-def _overhead(
-    profiles: set[Profile], works: int, machine: Machine, devices: Sequence[Accelerator]
-) -> Callable[[int], int]:
-    """Bytes outside ledger and scratch, as a function of the number of workers.
-
-    The libraries of several ``devices`` are the same; what each of them adds is smaller.
-    """
-    fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * works
-    if any(profile.computes for profile in profiles):
-        fixed += machine.runtime_bytes
-    accumulator = max((profile.accumulator_bytes for profile in profiles), default=0)
-    libraries = sorted((device.host_bytes for device in devices), reverse=True)
-    fixed += sum(libraries[:1]) + sum(libraries[1:]) // 4
-    fixed += len(devices) * (_WORKER_BYTES + 2 * accumulator)
-    return lambda workers: fixed + workers * (_WORKER_BYTES + accumulator) + 2 * accumulator
+def _tensors(scratch: int, looped: int | None, nodes: Sequence[Load | Merge], works: bool) -> int:
+    """Tensors of a grain's size that a kernel or a statistic needs: inputs, and its scratch."""
+    if looped is None or not works:
+        return len(nodes) + scratch
+    return looped + sum(not isinstance(node, Load) or node.dtype not in AS_STORED for node in nodes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -527,7 +543,7 @@ def _useful(placements: tuple[Placement, ...], available: int) -> int:
 
 
 def _infeasible(works: list[Work], budget: int, minimum: int) -> str:
-    worst = max(works, key=lambda work: work.profile.scratch_bytes + work.profile.narrowest)
+    worst = max(works, key=lambda work: work.profile.worker.scratch_bytes + work.profile.narrowest)
     size = "x".join(map(str, worst.root.shape)) or "0-d"
     return (
         f"a budget of {budget / MIB:.0f} MiB cannot work: the smallest is "

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from engine.grains import GRAIN_ELEMENTS, Access
+from engine.grains import GRAIN_ELEMENTS, Access, Grains
 from engine.kernel import Copy, GrainView, Kernel, Statistic
 from methods.compiled import Loops, Operands
 from methods.method import Base, Method, TensorMerge
@@ -80,17 +80,16 @@ def _weigh(pair: Pair, work: Tensor, loops: Loops | None) -> None:
 
 @dataclass(frozen=True)
 class Divergences(Statistic["dict[int, Tensor]", "dict[int, Tensor]"]):
-    """`divergences` of the rows of each grain, each of ``row`` elements, ``total`` in all."""
+    """`divergences` of the rows of each grain, each of ``row`` elements."""
 
     base: int
     other: int
-    total: int
     row: int
-
     loops = frozenset({"subtract_highest", "weigh"})
+    looped_scratch = 0
 
-    def accumulator_bytes(self, inputs: int, row: int) -> int:
-        return 2 * (8 * self.total // max(row, 1) + 512 * (1 + self.total // GRAIN_ELEMENTS))
+    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
+        return 2 * (8 * grains.total // max(grains.row, 1) + 512 * grains.count)
 
     def start(self) -> dict[int, Tensor]:
         return {}
@@ -127,6 +126,7 @@ class Importance(Source):
     other: int
     divergences: Any = None
     count = 1
+    computed = False
 
     def given(self, earlier: Sequence[Any]) -> Importance:
         return replace(self, divergences=earlier[0])
@@ -138,7 +138,7 @@ class Importance(Source):
         torch.sub(grain.inputs[self.other], grain.inputs[self.base], out=out)
         out.abs_().mul_(divergence)
 
-    def operands(self, number: int, grain: GrainView, scratch: Tensor | None = None) -> Operands:
+    def operands(self, number: int, grain: GrainView, take: Callable[[], Tensor]) -> Operands:
         """Compiled loops look at magnitudes, so the sign may stay."""
         vector, minus = operand(grain, self.other), operand(grain, self.base)
         return vector, minus, self.divergences[grain.index]
@@ -154,6 +154,7 @@ class TakeOutliers(Kernel):
     row: int
     access = Access.ROWWISE
     scratch = 1
+    looped_scratch = 0
     cost = 7.0
     compiled_cost = 1.7
     version = 2
@@ -167,7 +168,7 @@ class TakeOutliers(Kernel):
         # Element k of the scores from the least up is the (n - k)-th largest.
         ranks = tuple(self.total - int(share * (self.total - 1)) for share in _QUANTILES)
         return (
-            Divergences(self.base, self.other, self.total, self.row),
+            Divergences(self.base, self.other, self.row),
             CoarseHistogram(self.source, (ranks,)),
             FineHistogram(self.source),
         )
@@ -189,7 +190,7 @@ class TakeOutliers(Kernel):
         source, least = self.source.given(statistics), threshold(statistics[2])
         loops = grain.loops
         if loops is not None:
-            loops.choose(source.operands(0, grain), least, out)
+            loops.choose(source.operands(0, grain, grain.take), least, out)
             return
         score = grain.take()
         source.write(0, grain, score)

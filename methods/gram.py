@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.grains import GRAIN_ELEMENTS
+from engine.grains import GRAIN_ELEMENTS, Grains
 from engine.kernel import GrainSum, GrainSums, GrainView
 from methods import dots
 from methods.sources import Source
@@ -24,7 +24,11 @@ class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
     def scratch(self) -> int:
         return 2 * self.source.count + 1 + self.source.scratch
 
-    def accumulator_bytes(self, inputs: int, row: int) -> int:
+    @property
+    def looped_scratch(self) -> int | None:
+        return None if self.source.computed else 0
+
+    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
         return 64 * (200 + 8 * self.source.count**2)
 
     def workspace_bytes(self, row: int) -> int:
@@ -34,7 +38,7 @@ class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
         count = self.source.count
         loops = grain.loops
         if loops is not None:
-            operands = [self.source.operands(i, grain, grain.take()) for i in range(count)]
+            operands = [self.source.operands(i, grain, grain.take) for i in range(count)]
             into.add(grain.index, loops.dot_products(operands))
             return
         vectors = [self.source.read(i, grain, grain.take()).reshape(-1) for i in range(count)]

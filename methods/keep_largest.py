@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.grains import Grains
 from engine.kernel import GrainView, Statistic
 from methods.compiled import Kept, Limit
 from methods.order_statistics import (
@@ -16,7 +17,7 @@ from methods.order_statistics import (
     TieCounts,
     below,
 )
-from methods.sources import Source
+from methods.sources import Source, write_operands
 from methods.sparsify import Sparsifier, l1_factor
 
 if TYPE_CHECKING:
@@ -135,8 +136,8 @@ class TieLocation(Statistic["list[dict[int, Any]]", "tuple[TieCounts | None, ...
     def scratch(self) -> int:
         return 2 + self.source.scratch * self.source.count
 
-    def accumulator_bytes(self, inputs: int, row: int) -> int:
-        return 256 << 10
+    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
+        return grains.count * self.source.count * 192
 
     @property
     def double(self) -> bool:
@@ -194,6 +195,10 @@ class TopMagnitude(Sparsifier):
         return 2 if any(self.skip) else 1
 
     @property
+    def looped_scratch(self) -> int:
+        return 1  # what the ties at an edge are found with
+
+    @property
     def cost(self) -> float:
         return 5.5 if any(self.skip) else 4.8
 
@@ -238,7 +243,11 @@ class TopMagnitude(Sparsifier):
         counts: list[int | Tensor] = []
         for number, edges in enumerate(self._edges(statistics)):
             if any(edge.needs_tally for edge in edges):
-                source.write(number, grain, vector)
+                if grain.loops is None:
+                    source.write(number, grain, vector)
+                else:
+                    operands = source.operands(number, grain, lambda: vector)
+                    write_operands(operands, vector, lambda: work)
             both = [edge.tally(vector, work) if edge.needs_tally else 0 for edge in edges]
             counts += [*both, 0, 0][:2]
         return tuple(counts)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.grains import Access
+from engine.grains import Access, Grains
 from engine.kernel import GrainSum, GrainSums, GrainView, Statistic
 from methods import random
 from methods.compiled import Draw, Kept
@@ -42,11 +42,12 @@ class Dropping(Sparsifier):
         """What the random numbers of vector ``number`` must lie below; see `Draw`."""
         raise NotImplementedError
 
-    def chosen(self, number: int, row: int, grain: GrainView) -> Kept:
-        """What is kept of vector ``number``, in rows of ``row`` elements."""
+    def chosen(self, number: int, grain: GrainView) -> Kept:
+        """What is kept of vector ``number``."""
         if not self.drops(number):
             return Kept()
-        return Kept(draw=Draw.of(self.keys[number], grain.start, self.bound(number, row)))
+        bound = self.bound(number, grain.shape[-1])
+        return Kept(draw=Draw.of(self.keys[number], grain.start, bound))
 
     def passes(self, source: Source) -> tuple[Statistic[Any, Any], ...]:
         return (KeptNorms(source, self),) if self.rescale else ()
@@ -77,7 +78,7 @@ class Dropping(Sparsifier):
         statistics: Sequence[Any],
         before: tuple[int, ...],
     ) -> Kept:
-        return self.chosen(number, work[0].shape[-1], grain)
+        return self.chosen(number, grain)
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,22 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
     def scratch(self) -> int:
         return 1 + self.dropping.scratch + self.source.scratch * self.source.count
 
-    def accumulator_bytes(self, inputs: int, row: int) -> int:
+    @property
+    def looped_scratch(self) -> int | None:
+        return None if self.source.computed else 0
+
+    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
         return 64 * (200 + 16 * self.source.count)
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         import torch
 
-        vector = grain.take()
-        work = [grain.take() for _ in range(self.dropping.scratch)]
         loops = grain.loops
-        nothing = torch.zeros((), dtype=torch.float64, device=vector.device)
+        if loops is None:
+            vector = grain.take()
+            work = [grain.take() for _ in range(self.dropping.scratch)]
+        device = vector.device if loops is None else None
+        nothing = torch.zeros((), dtype=torch.float64, device=device)
         sums = []
         for number in range(self.source.count):
             if not self.dropping.drops(number):
@@ -113,8 +120,8 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
                 self.dropping.drop(number, vector, work, grain)
                 sums.append(magnitude_sum(vector, work[0]))
                 continue
-            operands = self.source.operands(number, grain, vector)
-            kept = self.dropping.chosen(number, vector.shape[-1], grain)
+            operands = self.source.operands(number, grain, grain.take)
+            kept = self.dropping.chosen(number, grain)
             sums += loops.magnitude_sums(operands, kept)
         into.add(grain.index, torch.stack(sums))
 

@@ -83,6 +83,8 @@ class GramCombination(Kernel):
     def loops(self) -> frozenset[str]:
         return super().loops | {"combine"}
 
+    looped_scratch = 0
+
     @property
     def scratch(self) -> int:
         return 0 if self.base is None else 1
@@ -102,7 +104,7 @@ class GramCombination(Kernel):
         loops = grain.loops
         if loops is not None and any(coefficients):
             terms = [
-                ((self.source.operands(number, grain, out), Kept()), coefficient)
+                ((self.source.operands(number, grain, lambda: out), Kept()), coefficient)
                 for number, coefficient in enumerate(coefficients)
                 if coefficient
             ]

@@ -15,10 +15,11 @@ import struct
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from engine.grains import GRAIN_ELEMENTS
+from engine.grains import GRAIN_ELEMENTS, Grains
 from engine.kernel import GrainSums, GrainView, Statistic
 from methods.compiled import Loops, Operands
 from methods.counting import add_counts
@@ -38,6 +39,8 @@ _LEVEL_BITS = 9
 _LEVEL = 1 << _LEVEL_BITS
 _COLUMNS = 8
 _COUNT = struct.Struct("=i")
+_ENTRY = 192
+"""Bytes of a small object in a dictionary, at most."""
 
 
 def float_of(bits: int) -> float:
@@ -133,7 +136,11 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
     def scratch(self) -> int:
         return 2 + self.source.scratch * self.source.count
 
-    def accumulator_bytes(self, inputs: int, row: int) -> int:
+    @property
+    def looped_scratch(self) -> int | None:
+        return None if self.source.computed else 0
+
+    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
         return 8 * _BUCKETS * (self.source.count + 2)
 
     @property
@@ -150,14 +157,15 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
     def update(self, into: CoarseCounts, grain: GrainView, earlier: Sequence[Any]) -> None:
         import torch
 
-        vector, high = grain.take(), grain.take().view(torch.int32)
-        into.place_like(vector)
-        source, loops = self.source.given(earlier), grain.loops
+        source, loops, vector_room = self.source.given(earlier), grain.loops, cache(grain.take)
+        if loops is None:
+            vector, high = vector_room(), grain.take().view(torch.int32)
+            into.place_like(vector)
         for number in range(source.count):
             if not self.ranks[number] and self.nonzero_share is None:
                 continue
             if loops is not None:
-                operands = source.operands(number, grain, vector)
+                operands = source.operands(number, grain, vector_room)
                 into.nonzero[number] += loops.count_high(operands, _LOW_BITS, into.counts[number])
                 continue
             source.write(number, grain, vector)
@@ -333,11 +341,20 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
     def scratch(self) -> int:
         return 2 + self.source.scratch * self.source.count
 
-    def accumulator_bytes(self, inputs: int, row: int) -> int:
-        # At most one bucket a rank, each with counters, waiting elements and levels; and what
-        # counting those that wait allocates.
-        kept = self.ranks * self.source.count * (8 * _FINE + 8 * _FINE + (512 << 10))
-        return kept + 3 * 8 * _FINE
+    @property
+    def looped_scratch(self) -> int | None:
+        return None if self.sums or self.source.computed else 0
+
+    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
+        # At most one bucket a rank, each with counters, elements that wait for them, and levels of
+        # each grain; and what counting those that wait allocates.
+        counted = 8 * _FINE
+        levels = grains.count * (_COUNT.size * (_FINE >> _LEVEL_BITS) + _ENTRY)
+        every = self.ranks * self.source.count
+        sums = 64 * (512 + 8 * (every + self.source.count))
+        if looped:
+            return every * (counted + levels) + counted + sums
+        return every * (2 * counted + levels) + 3 * counted + sums
 
     def workspace_bytes(self, row: int) -> int:
         # What is looked at of a grain, by what it is in a bucket or not.
@@ -354,15 +371,16 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
         import torch
 
         buckets: tuple[tuple[Bucket, ...], ...] = earlier[-1]
-        vector, work = grain.take(), grain.take()
-        source, loops = self.source.given(earlier), grain.loops
+        source, loops, vector_room = self.source.given(earlier), grain.loops, cache(grain.take)
+        if loops is None or self.sums:
+            vector, work = vector_room(), grain.take()
         sums: list[Tensor] = []
         for number, wanted in enumerate(buckets):
             if not wanted and not self.sums:
                 continue
             keys = [(number, high) for high in sorted({bucket.high for bucket in wanted})]
             if loops is not None and keys:
-                operands = source.operands(number, grain, vector)
+                operands = source.operands(number, grain, vector_room)
                 into.add_all(keys, grain.index, operands, loops)
             if loops is None or self.sums:
                 source.write(number, grain, vector)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine.grains import Grains
 from engine.kernel import Copy, GrainSum, GrainSums, GrainView, Kernel, Statistic
 from methods.method import Base, Method, Parameter, TensorMerge
 from methods.parameters import base_of
@@ -42,7 +43,7 @@ class Shares(GrainSum["tuple[tuple[int, int], ...]"]):
     def scratch(self) -> int:
         return self.changes.taus.count + 2
 
-    def accumulator_bytes(self, inputs: int, row: int) -> int:
+    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
         return 64 * (200 + 16 * self.changes.taus.count)
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:

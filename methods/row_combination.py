@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.grains import GRAIN_ELEMENTS, Access
+from engine.grains import GRAIN_ELEMENTS, Access, Grains
 from engine.kernel import GrainSum, GrainSums, GrainView, Kernel, Statistic
 from methods.linear_combination import Rule
 from methods.sources import Source, vectors_of
@@ -85,11 +85,10 @@ class ColumnGram(GrainSum["Tensor"]):
     def scratch(self) -> int:
         return self.source.count * (1 + self.source.scratch)
 
-    def accumulator_bytes(self, inputs: int, row: int) -> int:
-        rows = math.prod(self.shape[:-1])
-        kept = 2 * (2 * rows * row // GRAIN_ELEMENTS + 2).bit_length()
+    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
+        kept = 2 * (grains.count + 2).bit_length()
         selected = 0 if len(self.shape) == 2 else 4 * self.source.count * GRAIN_ELEMENTS
-        return 8 * self._values * (kept + 4) + gram_bytes(self.source.count, row) + selected
+        return 8 * self._values * (kept + 4) + gram_bytes(self.source.count, grains.row) + selected
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         import torch

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from engine.grains import Grains
 from engine.kernel import Copy, GrainSum, GrainSums, GrainView, Kernel, Statistic
 from methods.compiled import Kept
 from methods.elect import elected_sum
@@ -107,22 +108,27 @@ class SelectedSquares(GrainSum["tuple[float, ...]"]):
     def loops(self) -> frozenset[str]:
         return frozenset({"run_sums"} if self.selection.everything else ())
 
-    def accumulator_bytes(self, inputs: int, row: int) -> int:
-        return 64 * (200 + 8 * inputs)
+    @property
+    def looped_scratch(self) -> int | None:
+        return 0 if self.selection.everything else None
+
+    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
+        return 64 * (200 + 8 * self.selection.taus.count)
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         import torch
 
-        work = (grain.take(), grain.take(), grain.take())
-        mask = self.selection.mask(grain, earlier, work)
-        vector, sums, loops = grain.take(), [], grain.loops
-        for number in range(self.selection.taus.count):
-            if loops is not None and mask is None:
-                operands = self.selection.taus.operands(number, grain)
-                sums.append(loops.magnitude_sums(operands, Kept(), squares=True)[0])
-                continue
-            self.selection.write(number, grain, mask, vector)
-            sums.append(magnitude_sum(vector.square_(), work[2]))
+        loops, taus = grain.loops, self.selection.taus
+        if loops is not None and self.selection.everything:
+            whole = [taus.operands(number, grain, grain.take) for number in range(taus.count)]
+            sums = [loops.magnitude_sums(tau, Kept(), squares=True)[0] for tau in whole]
+        else:
+            work = (grain.take(), grain.take(), grain.take())
+            mask = self.selection.mask(grain, earlier, work)
+            vector, sums = grain.take(), []
+            for number in range(taus.count):
+                self.selection.write(number, grain, mask, vector)
+                sums.append(magnitude_sum(vector.square_(), work[2]))
         into.add(grain.index, torch.stack(sums))
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[float, ...]:
@@ -162,6 +168,10 @@ class SelectCalculateErase(Kernel):
         return self.selection.taus.count + 3
 
     @property
+    def looped_scratch(self) -> int | None:
+        return 0 if self.selection.everything else None
+
+    @property
     def cost(self) -> float:
         return 5.0 if self.selection.everything else 13.7
 
@@ -173,12 +183,12 @@ class SelectCalculateErase(Kernel):
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         weights: tuple[float, ...] = statistics[-1]
-        work = (grain.take(), grain.take(), grain.take())
-        mask = self.selection.mask(grain, statistics, work)
-        votes, loops = [1.0] * len(weights), grain.loops
-        if loops is not None and mask is None:
-            taus = [self.selection.taus.operands(number, grain) for number in range(len(weights))]
+        votes, loops, every = [1.0] * len(weights), grain.loops, self.selection.taus
+        if loops is not None and self.selection.everything:
+            taus = [every.operands(number, grain, grain.take) for number in range(len(weights))]
         else:
+            work = (grain.take(), grain.take(), grain.take())
+            mask = self.selection.mask(grain, statistics, work)
             vectors = [grain.take() for _ in weights]
             for number, vector in enumerate(vectors):
                 self.selection.write(number, grain, mask, vector)

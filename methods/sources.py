@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.kernel import GrainView
+from engine.kernel import AS_STORED, GrainView
 from methods.compiled import Operands
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ class Source:
         """Whether `write` computes in float64."""
         return False
 
+    @property
+    def computed(self) -> bool:
+        """Whether `operands` computes anything, instead of telling where it is stored."""
+        return True
+
     def given(self, earlier: Sequence[Any]) -> Source:
         """The source that knows the results of the kernel's earlier passes, if it needs any."""
         return self
@@ -44,9 +49,9 @@ class Source:
         self.write(number, grain, scratch)
         return scratch
 
-    def operands(self, number: int, grain: GrainView, scratch: Tensor) -> Operands:
-        """Vector ``number`` as it can be had with the least work, not to be changed."""
-        return self.read(number, grain, scratch), None
+    def operands(self, number: int, grain: GrainView, take: Callable[[], Tensor]) -> Operands:
+        """Vector ``number`` for compiled loops, not to be changed; ``take`` gives scratch."""
+        return self.read(number, grain, take()), None
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Inputs(Source):
     """The inputs at ``positions`` themselves."""
 
     positions: tuple[int, ...]
+    computed = False
 
     @property
     def count(self) -> int:
@@ -65,7 +71,7 @@ class Inputs(Source):
     def read(self, number: int, grain: GrainView, scratch: Tensor) -> Tensor:
         return grain.inputs[self.positions[number]]
 
-    def operands(self, number: int, grain: GrainView, scratch: Tensor) -> Operands:
+    def operands(self, number: int, grain: GrainView, take: Callable[[], Tensor]) -> Operands:
         return operand(grain, self.positions[number]), None
 
 
@@ -75,6 +81,7 @@ class Differences(Source):
 
     base: int
     positions: tuple[int, ...]
+    computed = False
 
     @property
     def count(self) -> int:
@@ -85,16 +92,27 @@ class Differences(Source):
 
         torch.sub(grain.inputs[self.positions[number]], grain.inputs[self.base], out=out)
 
-    def operands(self, number: int, grain: GrainView, scratch: Tensor | None = None) -> Operands:
+    def operands(self, number: int, grain: GrainView, take: Callable[[], Tensor]) -> Operands:
         return operand(grain, self.positions[number]), operand(grain, self.base)
+
+
+def write_operands(operands: Operands, out: Tensor, take: Callable[[], Tensor]) -> None:
+    """Write a vector to ``out`` (float32), given its operands; ``take`` gives scratch for it."""
+    vector, minus, *factors = operands
+    out.view(-1).copy_(vector.reshape(-1))
+    if minus is not None:
+        wide = take().view(-1)
+        wide.copy_(minus.reshape(-1))
+        out.view(-1).sub_(wide)
+    for each in factors:
+        if each is not None:
+            out.view(each.numel(), -1).mul_(each.view(-1, 1))
 
 
 def operand(grain: GrainView, position: int) -> Tensor:
     """An input as it is stored, where compiled loops can read that, or else widened."""
-    import torch
-
     stored = grain.stored(position)
-    if stored is not None and stored.dtype in (torch.bfloat16, torch.float32):
+    if stored is not None and stored.dtype in [dtype.torch for dtype in AS_STORED]:
         return stored
     return grain.inputs[position]
 

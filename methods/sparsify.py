@@ -38,6 +38,11 @@ class Sparsifier:
         """Scratch tensors that `apply` is handed; `tally` takes one more at most."""
         return 0
 
+    @property
+    def looped_scratch(self) -> int:
+        """Those of them that are written to where loops do the work."""
+        return 0
+
     def workspace_bytes(self, row: int) -> int:
         """See `Kernel.workspace_bytes`; ``row`` is the length of a row."""
         return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engine.grains import Access
@@ -18,7 +19,7 @@ from methods.elect import elected_sum
 from methods.linear_combination import LinearCombination
 from methods.method import TensorMerge
 from methods.parameters import base_of, sum_of_weights
-from methods.sources import Differences, operand
+from methods.sources import Differences, operand, write_operands
 from methods.sparsify import KeepAll, Sparsifier
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class TaskVectors(Kernel):
         return self.sparsifier.scratch + (len(self.positions) + 3 if self.elect else 1)
 
     @property
+    def looped_scratch(self) -> int:
+        # A vector where ties are looked for, and what it takes to compute it.
+        return self.sparsifier.looped_scratch + 2
+
+    @property
     def cost(self) -> float:
         return self.sparsifier.cost + (1.3 if self.elect else 0.6)
 
@@ -89,25 +95,27 @@ class TaskVectors(Kernel):
         coefficients = [w * factor for w, factor in zip(self.weights, factors, strict=True)]
         votes = coefficients if self.elect else None
         shares = self.weights if self.normalize else None
-        pool = [grain.take() for _ in range(self.sparsifier.scratch)]
-        loops = grain.loops
+        loops, sparsifier = grain.loops, self.sparsifier
+        few = sparsifier.scratch if loops is None else sparsifier.looped_scratch
+        pool = [grain.take() for _ in range(few)]
 
         def sparse(number: int, vector: Tensor) -> Tensor:
             self.source.write(number, grain, vector)
             self.sparsifier.apply(number, vector, pool, grain, statistics, before)
             return vector
 
-        def described(number: int, vector: Tensor) -> tuple[Operands, Kept]:
-            def values() -> Tensor:
-                self.source.write(number, grain, vector)
-                return vector
+        def described(number: int, room: Sequence[Callable[[], Tensor]]) -> tuple[Operands, Kept]:
+            operands = self.source.operands(number, grain, room[0])
 
-            kept = self.sparsifier.kept(number, values, pool, grain, statistics, before)
-            return self.source.operands(number, grain), kept
+            def values() -> Tensor:
+                write_operands(operands, room[0](), room[1])
+                return room[0]()
+
+            return operands, self.sparsifier.kept(number, values, pool, grain, statistics, before)
 
         if loops is not None:
-            vector = grain.take()
-            vectors = [described(number, vector) for number in range(len(coefficients))]
+            room = cache(grain.take), cache(grain.take)
+            vectors = [described(number, room) for number in range(len(coefficients))]
             base = operand(grain, self.base)
             loops.combine(vectors, coefficients, votes, shares, base, self.scale, out)
             return

@@ -134,7 +134,7 @@ def measure(
         free = iter(bench[len(inputs) :, :count])
         take = lambda: next(free).view(part)  # noqa: E731
         wide = pieces if dtype is torch.float32 else Widened(pieces, bench[:, :count], part)
-        return GrainView(wide, index, start, take, loops, stored=pieces.__getitem__), part
+        return GrainView(wide, index, start, part, take, loops, stored=pieces.__getitem__), part
 
     def timed(work: Callable[[int], object]) -> float:
         start = time.perf_counter()

@@ -137,7 +137,7 @@ def test_chunks_fit_into_the_memory(mib: int) -> None:
     assert 0 <= grains <= placement.flow.tile
     if grains:
         needed = bench_bytes(profile) + SLOTS * slot_bytes(profile, grains)
-        assert needed + profile.scratch_bytes < mib * MIB
+        assert needed + profile.worker.scratch_bytes < mib * MIB
     else:
         assert mib < 150
 

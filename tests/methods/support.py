@@ -12,7 +12,7 @@ import torch
 
 from engine import grains as grains_module
 from engine.grains import Access, Grains, partition
-from engine.kernel import GrainView, Kernel
+from engine.kernel import AS_STORED, GrainView, Kernel, Statistic
 from methods import registry
 from methods.compiled import LIBRARY, Loops
 from methods.method import REQUIRED, Method, TensorMerge
@@ -96,6 +96,23 @@ def loops_of(names: frozenset[str]) -> Loops:
     return found
 
 
+class _Hiding(Sequence[torch.Tensor]):
+    """Inputs, of which some are not there as float32."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor], hidden: Sequence[bool]) -> None:
+        self._tensors = tensors
+        self._hidden = hidden
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        assert not self._hidden[place], "a kernel looks at an input that it says it does not need"
+        return self._tensors[place]
+
+
 def cut(shape: tuple[int, ...], access: Access, grain: int) -> Grains:
     previous = grains_module.GRAIN_ELEMENTS
     grains_module.GRAIN_ELEMENTS = grain
@@ -122,7 +139,7 @@ def run(
             chance.shuffle(indices)
         return indices
 
-    def view(index: int, limit: int) -> GrainView:
+    def view(index: int, user: Kernel | Statistic[Any, Any]) -> GrainView:
         start, count = grains.bounds(index)
         part: tuple[int, ...] = (count,)
         if kernel.access is Access.ROWWISE:
@@ -130,12 +147,16 @@ def run(
         elif kernel.access is Access.WHOLE:
             part = shape
         parts = [tensor[start : start + count].view(part) for tensor in flat]
-        take = Bench(part, limit).take
+        few = None if loops is None else user.looped_scratch
+        take = Bench(part, user.scratch if few is None else few).take
+        dtypes = [dtype.torch for dtype in AS_STORED]
+        hidden = [few is not None and tensor.dtype in dtypes for tensor in inputs]
 
         def stored(place: int) -> torch.Tensor:
             return inputs[place].reshape(-1)[start : start + count]
 
-        return GrainView(parts, index, start, take, loops, walk.on_device, stored)
+        seen = _Hiding(parts, hidden)
+        return GrainView(seen, index, start, part, take, loops, walk.on_device, stored)
 
     with torch.inference_mode():
         statistics: list[Any] = []
@@ -143,7 +164,7 @@ def run(
             totals = [statistic.start() for _ in range(walk.accumulators)]
             for place, index in enumerate(order()):
                 into = totals[place % len(totals)]
-                statistic.update(into, view(index, statistic.scratch), statistics)
+                statistic.update(into, view(index, statistic), statistics)
             if walk.on_device:
                 for total in totals:
                     statistic.fetch(total)
@@ -155,10 +176,7 @@ def run(
             statistics.append(statistic.finish(total, statistics))
         before: dict[int, tuple[int, ...]] = {}
         if kernel.needs_tally(statistics):
-            own = {
-                i: tuple(map(int, kernel.tally(view(i, kernel.scratch), statistics)))
-                for i in order()
-            }
+            own = {i: tuple(map(int, kernel.tally(view(i, kernel), statistics))) for i in order()}
             running = tuple(0 for _ in own[0])
             for index in range(grains.count):
                 before[index] = running
@@ -166,8 +184,8 @@ def run(
         result = torch.full((grains.total,), float("nan"))
         for index in order():
             start, count = grains.bounds(index)
-            seen = view(index, kernel.scratch)
-            out = result[start : start + count].view(seen.inputs[0].shape)
+            seen = view(index, kernel)
+            out = result[start : start + count].view(seen.shape)
             kernel.combine(seen, out, statistics, before.get(index, ()))
     for tensor, copy in zip(flat, untouched, strict=True):
         assert torch.equal(tensor.view(torch.int32), copy.view(torch.int32)), "inputs were changed"

@@ -34,7 +34,7 @@ class Norms(Rule):
 
 def grain(*inputs: torch.Tensor) -> GrainView:
     take = lambda: torch.full_like(inputs[0], float("nan"))  # noqa: E731
-    return GrainView(inputs, 0, 0, take, loops())
+    return GrainView(inputs, 0, 0, inputs[0].shape, take, loops())
 
 
 def loops() -> compiled.Loops:
@@ -126,7 +126,7 @@ def test_combinations_with_coefficients_of_a_rule(
     kernel = GramCombination(Norms(), tuple(range(1, count + 1)), 0 if based else None)
     out, expected = torch.empty(2, elements)
     kernel.combine(grain(*inputs), out, [coefficients], ())
-    view = GrainView(inputs, 0, 0, lambda: torch.empty(elements))
+    view = GrainView(inputs, 0, 0, (elements,), lambda: torch.empty(elements))
     kernel.combine(view, expected, [coefficients], ())
     assert same(out, expected)
 
@@ -134,10 +134,10 @@ def test_combinations_with_coefficients_of_a_rule(
 def choose(rows: torch.Tensor, choice: keep_random.Dropping, start: int = 0) -> None:
     """See that compiled loops keep of ``rows`` what torch keeps, and sum it up alike."""
     work = [torch.empty_like(rows) for _ in range(2)]
-    view = GrainView((rows,), 0, start, lambda: torch.empty_like(rows))
+    view = GrainView((rows,), 0, start, rows.shape, lambda: torch.empty_like(rows))
     expected = rows.clone()
     choice.drop(0, expected, work, view)
-    kept = choice.chosen(0, rows.shape[-1], view)
+    kept = choice.chosen(0, view)
     vector: compiled.Operands = (rows, None)
     out = torch.empty_like(rows)
     loops().combine([(vector, kept)], [1.0], None, None, torch.zeros_like(rows), 1.0, out)
@@ -209,7 +209,8 @@ def test_selection_by_rank(elements: int, seed: int, ties: bool, data: st.DataOb
     source = Inputs((0,))
     found = []
     for given_loops in (loops(), None):
-        view = GrainView((vector,), 0, 0, lambda: torch.empty_like(vector), given_loops)
+        take = lambda: torch.empty_like(vector)  # noqa: E731
+        view = GrainView((vector,), 0, 0, vector.shape, take, given_loops)
         coarse, fine = CoarseHistogram(source, (tuple(ranks),)), FineHistogram(source)
         counts = coarse.start()
         coarse.update(counts, view, [])
@@ -289,15 +290,25 @@ def test_arcee_fusion(count: int, row: int, seed: int, ties: bool, dtype: torch.
         ("sce", {}, {"select_topk": 0.4}),
         ("sce", {}, {"select_topk": 1.0}),
         ("arcee_fusion", {}, {}),
+        ("model_stock", {}, {}),
+        ("multislerp", {"weight": 0.4}, {}),
+        ("nuslerp", {"weight": 0.4}, {}),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_whole_kernels(method: str, models: dict, settings_: dict, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("ties", [False, True])
+def test_whole_kernels(
+    method: str, models: dict, settings_: dict, dtype: torch.dtype, ties: bool
+) -> None:
     shape = (40, 333)
     source = torch.Generator().manual_seed(1)
     base = torch.randn(shape, generator=source).mul_(0.02)
-    count = 1 if registry.get(method).maximum == 1 else 3
-    tunes = [base + torch.randn(shape, generator=source).mul_(1e-3) for _ in range(count)]
+    count = min(registry.get(method).maximum or 3, 3)
+    changes = [torch.randn(shape, generator=source).mul_(1e-3) for _ in range(count)]
+    if ties:  # of magnitudes with all their low bits
+        base.zero_()
+        changes = [change.sign() * (change.abs() * 1e3).ceil() * 0.1234567 for change in changes]
+    tunes = [base + change for change in changes]
     kernel = kernel_of(method, shape, [{}, *[models] * count], base=0, **settings_)
     assert kernel.loops
     assert kernel.compiled_cost < kernel.cost

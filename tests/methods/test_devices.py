@@ -81,12 +81,12 @@ def view(kernel: Kernel, count: int, device: str, limit: int) -> GrainView:
     inputs = [vector.to(device, non_blocking=True) for vector in made]
     bench = Bench(shape, limit)
     if device == "cpu":
-        return GrainView(inputs, 0, 0, bench.take)
+        return GrainView(inputs, 0, 0, shape, bench.take)
 
     def take() -> torch.Tensor:
         return torch.empty_like(bench.take(), device=device)
 
-    return GrainView(inputs, 0, 0, take, on_device=True)
+    return GrainView(inputs, 0, 0, shape, take, on_device=True)
 
 
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
