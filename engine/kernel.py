@@ -87,7 +87,7 @@ class Statistic(Generic[A, R]):
         """
         return 0
 
-    def workspace_bytes(self, row: int) -> int:
+    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
         """Memory in bytes that one call of `update` allocates for a moment, beyond scratch.
 
         Where the kernel's is larger, that is there.
@@ -237,9 +237,9 @@ class Kernel:
         """Whether any of its arithmetic on grains is float64, which some devices cannot."""
         return any(statistic.double for statistic in self.passes)
 
-    def workspace_bytes(self, shape: tuple[int, ...], inputs: int) -> int:
+    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
         """Memory in bytes that one call of `combine`, `tally` or a statistic's `update` allocates
-        by itself, beyond scratch, output and accumulator."""
+        by itself, beyond scratch, output and accumulator; where loops work if ``looped``."""
         return 0
 
     def needs_tally(self, statistics: Sequence[Any]) -> bool:

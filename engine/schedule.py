@@ -400,8 +400,7 @@ def _working(merges: Sequence[Merge], grains: Grains, looped: bool) -> Working:
         parts: tuple[Kernel | Statistic[Any, Any], ...] = (kernel, *kernel.passes)
         own = [_tensors(part.scratch, part.looped_scratch, nodes, works) for part in parts]
         tensors += max(own) + 1
-        allocated = [statistic.workspace_bytes(grains.row) for statistic in kernel.passes]
-        workspace += max(kernel.workspace_bytes(merge.shape, len(nodes)), *allocated, 0)
+        workspace += max(part.workspace_bytes(grains, works) for part in parts)
         for statistic in kernel.passes:
             accumulator = max(accumulator, statistic.accumulator_bytes(grains, works))
     scratch = block_bytes(-(-grains.size * 4 // PAGE) * PAGE * tensors) + workspace

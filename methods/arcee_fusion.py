@@ -177,10 +177,9 @@ class TakeOutliers(Kernel):
     def loops(self) -> frozenset[str]:
         return super().loops | {"choose"}
 
-    def workspace_bytes(self, shape: tuple[int, ...], inputs: int) -> int:
-        row = shape[-1] if shape else 1
-        numbers = 8 * _NUMBERS * max(GRAIN_ELEMENTS // max(row, 1), 1)
-        return chunk_bytes(_DOUBLES, row) + numbers + max(row, GRAIN_ELEMENTS)
+    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
+        numbers = 8 * _NUMBERS * max(grains.size // max(grains.row, 1), 1)
+        return chunk_bytes(_DOUBLES, grains.row) + numbers + grains.size
 
     def combine(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]

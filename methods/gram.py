@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.grains import GRAIN_ELEMENTS, Grains
+from engine.grains import Grains
 from engine.kernel import GrainSum, GrainSums, GrainView
 from methods import dots
 from methods.sources import Source
@@ -31,8 +31,8 @@ class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
     def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
         return 64 * (200 + 8 * self.source.count**2)
 
-    def workspace_bytes(self, row: int) -> int:
-        return dots.workspace_bytes(self.source.count, max(row, GRAIN_ELEMENTS))
+    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
+        return dots.workspace_bytes(self.source.count, grains.size)
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         count = self.source.count

@@ -209,13 +209,15 @@ class RandomByRank(Dropping):
     def compiled_cost(self) -> float:
         return 5.8 if self.rescale else 2.9
 
-    def workspace_bytes(self, row: int) -> int:
+    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
+        row = grains.row
+        if looped:
+            # A row of each vector and its thresholds, of their sums five more, of what ranks are
+            # found with eight; and the thresholds that are computed, in float64.
+            return (8 * len(self.keep) + 84) * max(row, 1 << 11) + (1 << 18)
         # At worst everything is sorted: magnitudes, buckets and their counts, then keys, their
         # sorted copies and places, and as much again inside of sorting. Thresholds by rank.
-        sorting = 88 * max(row, _RANKED) + 32 * row
-        # Compiled loops hold a row of each vector and its thresholds, of their sums five more, of
-        # what ranks are found with five, and sort magnitudes with their order in 64 bits.
-        return max(sorting, (8 * len(self.keep) + 80) * max(row, 1 << 11))
+        return 88 * max(row, _RANKED) + 32 * row
 
     def drop(self, number: int, vector: Tensor, work: Sequence[Tensor], grain: GrainView) -> None:
         import torch

@@ -19,7 +19,7 @@ from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from engine.grains import GRAIN_ELEMENTS, Grains
+from engine.grains import Grains
 from engine.kernel import GrainSums, GrainView, Statistic
 from methods.compiled import Loops, Operands
 from methods.counting import add_counts
@@ -356,9 +356,9 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
             return every * (counted + levels) + counted + sums
         return every * (2 * counted + levels) + 3 * counted + sums
 
-    def workspace_bytes(self, row: int) -> int:
+    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
         # What is looked at of a grain, by what it is in a bucket or not.
-        return 9 * max(row, GRAIN_ELEMENTS)
+        return 0 if looped and not self.source.computed else 9 * grains.size
 
     @property
     def double(self) -> bool:

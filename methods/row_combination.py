@@ -50,8 +50,8 @@ class RowCombination(Kernel):
     def cost(self) -> float:
         return 0.3 * len(self.positions) + 0.4
 
-    def workspace_bytes(self, shape: tuple[int, ...], inputs: int) -> int:
-        return gram_bytes(len(self.positions), shape[-1] if shape else 1)
+    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
+        return gram_bytes(len(self.positions), grains.row)
 
     def combine(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
@@ -141,8 +141,9 @@ class ColumnCombination(Kernel):
     def scratch(self) -> int:
         return len(self.positions)
 
-    def workspace_bytes(self, shape: tuple[int, ...], inputs: int) -> int:
-        return 0 if len(shape) == 2 else 8 * max(shape[-1], GRAIN_ELEMENTS) * (inputs + 1)
+    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
+        vectors = len(self.positions) + 2
+        return 0 if len(self.shape) == 2 else 8 * grains.size * vectors
 
     def combine(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]

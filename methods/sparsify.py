@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.grains import Access
+from engine.grains import Access, Grains
 from engine.kernel import GrainView, Statistic
 from methods.compiled import Kept
 from methods.sources import Source
@@ -43,8 +43,8 @@ class Sparsifier:
         """Those of them that are written to where loops do the work."""
         return 0
 
-    def workspace_bytes(self, row: int) -> int:
-        """See `Kernel.workspace_bytes`; ``row`` is the length of a row."""
+    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
+        """See `Kernel.workspace_bytes`."""
         return 0
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from engine.grains import Access
+from engine.grains import Access, Grains
 from engine.kernel import Copy, GrainView, Kernel, Statistic
 from methods.compiled import Kept, Operands
 from methods.elect import elected_sum
@@ -51,8 +51,8 @@ class TaskVectors(Kernel):
     def access(self) -> Access:
         return self.sparsifier.access
 
-    def workspace_bytes(self, shape: tuple[int, ...], inputs: int) -> int:
-        return self.sparsifier.workspace_bytes(shape[-1] if shape else 1)
+    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
+        return self.sparsifier.workspace_bytes(grains, looped)
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from engine.dtypes import BF16, F32, DType
 from engine.errors import BudgetError
 from engine.footprint import MIB
+from engine.grains import Grains
 from engine.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
 from engine.kernel import Copy, Kernel
 from engine.ledger import block_bytes
@@ -239,7 +240,7 @@ def test_copies_need_no_arithmetic_and_no_memory_for_it() -> None:
 class Allocating(Moment):
     """A statistic that allocates while it looks at a grain."""
 
-    def workspace_bytes(self, row: int) -> int:
+    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
         return 32 * MIB
 
 
