@@ -88,12 +88,27 @@ class Span:
         return self.block.memory[offset : offset + count * dtype.size]
 
 
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """Where notes on a run of grains lie in memory: ``nbytes`` each, from grain ``first`` on."""
+
+    block: Block
+    nbytes: int
+    first: int
+
+    def of(self, index: int) -> Tensor:
+        """Those on grain ``index``."""
+        offset = (index - self.first) * self.nbytes
+        memory = self.block.memory
+        return torch.frombuffer(memory, dtype=torch.uint8, count=self.nbytes, offset=offset)
+
+
 class TreeEvaluator:
     """Evaluates a merge tree on the grains of one tile.
 
     ``statistics`` maps each merge of the tree to the results of its finished passes; ``tallies``
     to what its kernel must know of earlier grains, by grain. ``loops`` are handed to kernels that
-    name any.
+    name any, ``notes`` to that of the root.
     """
 
     def __init__(
@@ -105,6 +120,7 @@ class TreeEvaluator:
         statistics: Mapping[Merge, Sequence[Any]],
         tallies: Mapping[Merge, Mapping[int, tuple[int, ...]]],
         loops: Any = None,
+        notes: Notes | None = None,
     ) -> None:
         self._root = root
         self._grains = grains
@@ -113,6 +129,7 @@ class TreeEvaluator:
         self._statistics = statistics
         self._tallies = tallies
         self._loops = loops
+        self._notes = notes
         self._values: dict[Load | Merge, Tensor] = {}
         self._narrow: dict[Load, Tensor] = {}
         """Loads as they are stored, whose widened values nobody has asked for yet."""
@@ -174,8 +191,10 @@ class TreeEvaluator:
         inputs = _Inputs(nodes, values, self._narrow)
         stored = partial(self._stored, nodes, start, count)
         take: Callable[[], Tensor] = lambda: self._bench.take(count).view(shape)  # noqa: E731
-        on_device = self._bench.on_device
-        return GrainView(inputs, index, start, shape, take, loops, on_device, stored)
+        on_device, notes = self._bench.on_device, None
+        if self._notes is not None and merge is self._root:
+            notes = self._notes.of(index)
+        return GrainView(inputs, index, start, shape, take, loops, on_device, stored, notes)
 
     def _value(self, node: Load | Merge, index: int, start: int, count: int) -> Tensor:
         value = self._values.get(node)

@@ -300,6 +300,9 @@ class Executor:
             inputs[load] = self._tile_block(position, tile, run)
             if tile.writes or not run.placement.flow.stays(position, tile.first):
                 transient.append(inputs[load][0])
+        notes = self._notes_block(tile, run)
+        if notes is not None and tile.writes:
+            transient.append(notes)
         outputs: list[tuple[Write, Block, int]] = []
         if tile.writes:
             for write in work.writes:
@@ -307,7 +310,7 @@ class Executor:
                 at = lead(write.offset + first * write.dtype.size)
                 outputs.append((write, block, at))
         reads = [work.leaves[position] for position in tile.reads]
-        task = TileRun(order, tile, run, inputs, outputs, transient, pending=len(reads) + 1)
+        task = TileRun(order, tile, run, inputs, outputs, transient, notes, len(reads) + 1)
         self._await_kept(task)
         for load in reads:
             block, at = inputs[load]
@@ -327,6 +330,16 @@ class Executor:
         if flow.stays(position, tile.first):
             run.resident[key] = found
         return found
+
+    def _notes_block(self, tile: Tile, run: MergeRun) -> Block | None:
+        """The block of the notes on one tile, if there are any: the one of earlier passes."""
+        flow = run.placement.flow
+        if not flow.noted:
+            return None
+        index = flow.index(tile.first)
+        if tile.number == 0:
+            run.notes[index] = self._ledger.grant(flow.profile.tile_notes_bytes(tile.grains))
+        return run.notes.pop(index) if tile.writes else run.notes[index]
 
     def _await_kept(self, task: TileRun) -> None:
         """Let ``task`` wait for inputs that an earlier merge may still be reading."""
@@ -493,16 +506,20 @@ class Executor:
         self._tile_done(task, seconds)
 
     def _evaluate(self, task: TileRun, bench: Bench, loops: Any) -> None:
-        from engine.arithmetic import Span, TreeEvaluator, check_finite
+        from engine.arithmetic import Notes, Span, TreeEvaluator, check_finite
 
         run, tile = task.merge, task.tile
         work = run.placement.work
         current = work.passes[tile.number]
         first, _ = elements(tile, run.placement)
         spans = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
+        notes = None
+        if task.notes is not None:
+            notes = Notes(task.notes, work.profile.notes_bytes, tile.first)
         evaluator = TreeEvaluator(
             *(work.root, work.grains, spans, bench, run.statistics, task.tallies),
             loops=loops,
+            notes=notes,
         )
         indices = range(tile.first, tile.first + tile.grains)
         for merge in run.passes[tile.number].tallied:

@@ -64,7 +64,8 @@ class Profile:
 
     ``leaf_sizes`` and ``write_sizes`` are bytes of one element; ``passes`` the positions of the
     leaves that each pass needs, the last pass being the one that writes. ``worker`` is what one
-    worker needs for its arithmetic, ``looped`` the same where compiled loops do the work.
+    worker needs for its arithmetic, ``looped`` the same where compiled loops do the work;
+    ``notes_bytes`` those of one grain's notes (`Kernel.notes_bytes`).
     """
 
     grains: Grains
@@ -74,6 +75,7 @@ class Profile:
     computes: bool
     worker: Working
     looped: Working
+    notes_bytes: int = 0
 
     def input_bytes(self, tile: int, positions: Positions) -> int:
         """Ledger bytes of the blocks of these leaves for one tile of ``tile`` grains."""
@@ -84,6 +86,11 @@ class Profile:
         """Ledger bytes of the output blocks of one tile."""
         elements = min(tile * self.grains.size, self.grains.total)
         return sum(_block(elements * size) for size in self.write_sizes)
+
+    def tile_notes_bytes(self, tile: int) -> int:
+        """Ledger bytes of the notes on one tile of ``tile`` grains."""
+        grains = min(tile, self.grains.count)
+        return block_bytes(grains * self.notes_bytes) if self.notes_bytes else 0
 
     def tile_bytes(self, tile: int, positions: Positions) -> int:
         """Ledger bytes of one tile of the last pass for which these leaves are read."""
@@ -193,7 +200,7 @@ class Flow:
     ``tile`` is the tile length in grains. ``kept_before`` are leaves that an earlier merge left
     in memory; ``kept_fresh`` those that are read whole, into one block, because a later merge
     needs them; ``resident`` those that stay from their first pass to the last in the first
-    ``staying`` tiles; the others are streamed.
+    ``staying`` tiles; the others are streamed. If ``noted``, notes on all tiles stay too.
     """
 
     profile: Profile
@@ -202,6 +209,7 @@ class Flow:
     kept_fresh: Positions
     resident: Positions
     staying: int
+    noted: bool = False
 
     @property
     def tiles(self) -> int:
@@ -245,7 +253,8 @@ class Flow:
     @cached_property
     def resident_bytes(self) -> int:
         """Ledger bytes of what stays until the last pass."""
-        return self.staying * self.profile.input_bytes(self.tile, self.resident)
+        notes = self.tiles * self.profile.tile_notes_bytes(self.tile) if self.noted else 0
+        return notes + self.staying * self.profile.input_bytes(self.tile, self.resident)
 
     @cached_property
     def granted_bytes(self) -> int:

@@ -44,6 +44,10 @@ class GrainView:
     says that it is one that runs behind this thread: every number that is asked of it (``int``,
     ``float``, ``nonzero``) makes both wait, so results stay there as tensors.
 
+    ``notes`` (uint8, flat) is what earlier passes have left of this grain, or room for that, where
+    the kernel asks for it by `Kernel.notes_bytes` and the schedule grants it; then it does so for
+    all passes over all grains.
+
     An input is widened to float32 when it is first looked at. ``stored(i)`` is input ``i`` as it
     is stored, flat and read-only, for who can do without; ``None`` where it was computed.
     """
@@ -56,6 +60,7 @@ class GrainView:
     loops: Any = None
     on_device: bool = False
     stored: Callable[[int], Tensor | None] = lambda place: None
+    notes: Tensor | None = None
 
 
 class Statistic(Generic[A, R]):
@@ -240,6 +245,13 @@ class Kernel:
     def workspace_bytes(self, grains: Grains, looped: bool) -> int:
         """Memory in bytes that one call of `combine`, `tally` or a statistic's `update` allocates
         by itself, beyond scratch, output and accumulator; where loops work if ``looped``."""
+        return 0
+
+    def notes_bytes(self, grains: Grains) -> int:
+        """Bytes of one grain's notes: what passes find out that later ones would find out again.
+
+        They are granted where loops work and memory is there; no result may hang on that.
+        """
         return 0
 
     def needs_tally(self, statistics: Sequence[Any]) -> bool:

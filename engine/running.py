@@ -43,7 +43,8 @@ class TileRun:
     """One tile in flight.
 
     ``pending`` counts what must happen before it can be computed; the ``transient`` blocks are
-    given back when it is. ``tallies`` are, by merge and grain, those of all grains before.
+    given back when it is. ``notes`` is where passes leave notes to later ones. ``tallies`` are, by
+    merge and grain, those of all grains before.
     """
 
     order: int
@@ -52,6 +53,7 @@ class TileRun:
     inputs: dict[Load, tuple[Block, int]]
     outputs: list[tuple[Write, Block, int]]
     transient: list[Block]
+    notes: Block | None = None
     pending: int = 1
     tallies: dict[Merge, dict[int, tuple[int, ...]]] = field(default_factory=dict)
 
@@ -119,6 +121,8 @@ class MergeRun:
         self.held: dict[Load, HeldLoad] = {}
         self.resident: dict[tuple[Load, int], tuple[Block, int]] = {}
         """Tiles that stay for all passes, by load and position; the dispatcher's alone."""
+        self.notes: dict[int, Block] = {}
+        """Notes of tiles, by position; the dispatcher's alone."""
         self.passes = [PassRun(placement.flow.tiles) for _ in work.passes]
         self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in tree(work.root)}
         self.chains: dict[tuple[int, Merge], Chain] = {}

@@ -50,6 +50,8 @@ IMPORT_PREFETCH_BYTES = 512 * MIB
 
 _NODE_BYTES = 400
 _HEAP_MARGIN = 24 * MIB
+_NOTED_SHARE = 0.25
+"""The most of the ledger that notes may take: they save arithmetic, inputs that stay reading."""
 _MINIMUM_STEP = 8 * MIB
 
 
@@ -277,7 +279,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
             needed = with_devices
             workers, granted = staff()
     available = capacity(workers, granted)
-    placements = _place(works, available, seating, machine.devices)
+    placements = _place(works, available, seating, machine.devices, granted > 0)
     return Schedule(
         graph=graph,
         placements=placements,
@@ -386,6 +388,7 @@ def _work(root: Merge, writes: tuple[Write, ...], profiles: dict[Profile, Profil
         computes=computes,
         worker=_working(merges, grains, False) if computes else Working(0, 0),
         looped=_working(merges, grains, True) if computes else Working(0, 0),
+        notes_bytes=root.kernel.notes_bytes(grains) if computes else 0,
     )
     profile = profiles.setdefault(profile, profile)
     return Work(root, writes, tuple(leaves), tuple(passes), profile)
@@ -489,7 +492,11 @@ class _Occupied:
 
 
 def _place(
-    works: list[Work], capacity: int, seating: Sequence[Seat], devices: Sequence[Accelerator]
+    works: list[Work],
+    capacity: int,
+    seating: Sequence[Seat],
+    devices: Sequence[Accelerator],
+    looped: bool,
 ) -> tuple[Placement, ...]:
     before: list[set[Load]] = [set() for _ in works]
     after: list[set[Load]] = [set() for _ in works]
@@ -501,17 +508,18 @@ def _place(
         change[stay.end] -= stay.nbytes
     placements = []
     kept_for_others = 0
-    flows: dict[tuple[Profile, Positions, Positions, int], Flow] = {}
+    flows: dict[tuple[Profile, Positions, Positions, int, bool], Flow] = {}
     for index, work in enumerate(works):
         kept_for_others += change[index]
         there = _positions(work, before[index])
         fresh = _positions(work, after[index] - before[index])
-        key = work.profile, there, fresh, kept_for_others
+        seat, chunk, staying = seating[index], 0, 0
+        notes = looped and seat.device is None
+        key = work.profile, there, fresh, kept_for_others, notes
         flow = flows.get(key)
         if flow is None:
-            flow = flows[key] = _flow(work.profile, there, fresh, capacity - kept_for_others)
+            flow = flows[key] = _flow(work.profile, there, fresh, capacity - kept_for_others, notes)
         after_this = _positions(work, after[index])
-        seat, chunk, staying = seating[index], 0, 0
         if seat.device is not None:
             memory = devices[seat.device].memory_bytes
             chunk = grains_at_once(work.profile, memory, flow.tile)
@@ -524,12 +532,17 @@ def _positions(work: Work, loads: set[Load]) -> Positions:
     return tuple(i for i, load in enumerate(work.leaves) if load in loads) if loads else ()
 
 
-def _flow(profile: Profile, there: Positions, fresh: Positions, available: int) -> Flow:
+def _flow(
+    profile: Profile, there: Positions, fresh: Positions, available: int, notes: bool
+) -> Flow:
     whole = {*there, *fresh}
     rest = tuple(i for i in profile.all_leaves if i not in whole)
     room = available - profile.whole_bytes((*there, *fresh))
-    resident, tile, staying = profile.resident_or_streamed(rest, room)
-    return Flow(profile, tile, there, fresh, resident, staying)
+    noted = profile.tile_notes_bytes(1) * profile.grains.count if notes else 0
+    if noted > room * _NOTED_SHARE or room - noted < 2 * profile.narrowest:
+        noted = 0
+    resident, tile, staying = profile.resident_or_streamed(rest, room - noted)
+    return Flow(profile, tile, there, fresh, resident, staying, noted > 0)
 
 
 def _useful(placements: tuple[Placement, ...], available: int) -> int:

@@ -46,12 +46,17 @@ class Draw:
     ``end`` elements of a grain, ``after`` for the rest. ``bound`` is a number; or a tensor (int32)
     as long as a row of the grain, whose numbers fall: that of rank r by falling magnitude in its
     row, equal ones by their index, is the bound of an element.
+
+    What is chosen is written to ``notes`` (uint8), if there are any; or read from there where it is
+    ``noted`` already.
     """
 
     before: tuple[int, int]
     after: tuple[int, int]
     end: int
     bound: int | Tensor
+    notes: Tensor | None = None
+    noted: bool = False
 
     @staticmethod
     def of(key: int, start: int, bound: int | Tensor) -> Draw:
@@ -178,7 +183,7 @@ class Loops:
         """Call a loop with numbers, tensors and arrays, and with memory to work in."""
         import numpy as np
 
-        from methods.loops.layout import work_bytes
+        from methods.loops.sizes import work_bytes
 
         vectors = arguments[0]
         count, row = 1, 0
@@ -230,6 +235,8 @@ def _vectors(vectors: Sequence[tuple[Operands, Kept]]) -> Any:
             else:
                 record["steps"], _ = _place(draw.bound)
                 record["ranked_row"], record["bound"] = draw.bound.numel(), draw.bound[0]
+            if draw.notes is not None:
+                (record["notes"], _), record["noted"] = _place(draw.notes), draw.noted
     return described
 
 

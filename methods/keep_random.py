@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.grains import Access, Grains
 from engine.kernel import GrainSum, GrainSums, GrainView, Statistic
 from methods import random
 from methods.compiled import Draw, Kept
+from methods.loops.sizes import notes_bytes
 from methods.sources import Source
 from methods.sparsify import Sparsifier, l1_factor
 from methods.sums import magnitude_sum
@@ -42,12 +43,18 @@ class Dropping(Sparsifier):
         """What the random numbers of vector ``number`` must lie below; see `Draw`."""
         raise NotImplementedError
 
-    def chosen(self, number: int, grain: GrainView) -> Kept:
-        """What is kept of vector ``number``."""
+    def chosen(self, number: int, grain: GrainView, again: bool) -> Kept:
+        """What is kept of vector ``number``.
+
+        If ``again``, that was asked before, of each vector; so it stands in the grain's notes.
+        """
         if not self.drops(number):
             return Kept()
-        bound = self.bound(number, grain.shape[-1])
-        return Kept(draw=Draw.of(self.keys[number], grain.start, bound))
+        draw = Draw.of(self.keys[number], grain.start, self.bound(number, grain.shape[-1]))
+        if grain.notes is not None:
+            mine = grain.notes.view(len(self.keep), -1)[number]
+            draw = replace(draw, notes=mine, noted=again)
+        return Kept(draw=draw)
 
     def passes(self, source: Source) -> tuple[Statistic[Any, Any], ...]:
         return (KeptNorms(source, self),) if self.rescale else ()
@@ -78,7 +85,7 @@ class Dropping(Sparsifier):
         statistics: Sequence[Any],
         before: tuple[int, ...],
     ) -> Kept:
-        return self.chosen(number, grain)
+        return self.chosen(number, grain, again=self.rescale)
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
                 sums.append(magnitude_sum(vector, work[0]))
                 continue
             operands = self.source.operands(number, grain, grain.take)
-            kept = self.dropping.chosen(number, grain)
+            kept = self.dropping.chosen(number, grain, again=False)
             sums += loops.magnitude_sums(operands, kept)
         into.add(grain.index, torch.stack(sums))
 
@@ -208,6 +215,10 @@ class RandomByRank(Dropping):
     @property
     def compiled_cost(self) -> float:
         return 5.8 if self.rescale else 2.9
+
+    def notes_bytes(self, grains: Grains) -> int:
+        # To rank again takes as long as all the rest.
+        return len(self.keep) * notes_bytes(grains.size, grains.row) if self.rescale else 0
 
     def workspace_bytes(self, grains: Grains, looped: bool) -> int:
         row = grains.row

@@ -43,6 +43,10 @@ class Sparsifier:
         """Those of them that are written to where loops do the work."""
         return 0
 
+    def notes_bytes(self, grains: Grains) -> int:
+        """See `Kernel.notes_bytes`."""
+        return 0
+
     def workspace_bytes(self, grains: Grains, looped: bool) -> int:
         """See `Kernel.workspace_bytes`."""
         return 0

@@ -51,6 +51,9 @@ class TaskVectors(Kernel):
     def access(self) -> Access:
         return self.sparsifier.access
 
+    def notes_bytes(self, grains: Grains) -> int:
+        return self.sparsifier.notes_bytes(grains)
+
     def workspace_bytes(self, grains: Grains, looped: bool) -> int:
         return self.sparsifier.workspace_bytes(grains, looped)
 

@@ -3,5 +3,5 @@
 Each gives bit for bit what the torch operations that it stands for give: the same roundings in the
 same order. `methods.loops.building` makes machine code of them, in a process of its own; who merges
 loads that (`engine.native`) and never numba. So a loop takes numbers and addresses of memory only,
-allocates nothing, and works in memory that it is given (`methods.loops.layout.work_bytes`).
+allocates nothing, and works in memory that it is given (`methods.loops.sizes.work_bytes`).
 """

@@ -18,7 +18,7 @@ from methods.loops.blocks import (
     words,
 )
 from methods.loops.keeping import ranked_row, trim
-from methods.loops.layout import BLOCK, block_length
+from methods.loops.sizes import BLOCK, block_length
 
 _block_length = compiled(block_length)
 

@@ -13,7 +13,7 @@ from methods.loops.blocks import (
     longs,
     vectors_at,
 )
-from methods.loops.layout import BLOCK
+from methods.loops.sizes import BLOCK
 
 
 @Loop

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from methods.loops.blocks import Address, Array, compiled, ints
+from methods.loops.blocks import Address, Array, bytes_, compiled, fill, ints
 from methods.loops.ranks import decide_by_rank, room_for_ranks
+from methods.loops.sizes import area_bytes, block_length
+
+_block_length, _area_bytes = compiled(block_length), compiled(area_bytes)
 
 
 @compiled
@@ -50,6 +53,27 @@ def _keep_upto(part: Array, limit: np.float32) -> None:
 
 
 @compiled
+def _note(numbers: Array, bound: int, notes: Array) -> None:
+    """Note which numbers lie below ``bound``; see `methods.loops.sizes.area_bytes`."""
+    width = notes.size
+    fill(notes, 0)
+    for bit in range(8):
+        part = numbers[min(bit * width, numbers.size) : (bit + 1) * width]
+        for j in range(part.size):
+            notes[j] |= np.uint8(np.uint8(part[j] < bound) << np.uint8(bit))
+
+
+@compiled
+def _drop_as_noted(bits: Array, notes: Array) -> None:
+    """Set to zero what `_note` did not find below its bound."""
+    width = notes.size
+    for bit in range(8):
+        part = bits[min(bit * width, bits.size) : (bit + 1) * width]
+        for j in range(part.size):
+            part[j] &= -np.int32((notes[j] >> np.uint8(bit)) & np.uint8(1))
+
+
+@compiled
 def trim(
     vector: Any, start: int, block: Array, numbers: Array, room: Address, constants: Array
 ) -> None:
@@ -68,12 +92,19 @@ def trim(
         _keep_upto(block[end:], vector.upto_after)
     if vector.draws:
         bits = block.view(np.int32)
+        length = _block_length(vector.ranked_row)
+        notes = vector.notes + start // length * _area_bytes(length)
+        if vector.noted:
+            _drop_as_noted(bits, bytes_(notes, _area_bytes(count)))
+            return
         _draw(vector, start, constants, numbers)
         if vector.ranked_row:
             steps = ints(vector.steps, vector.ranked_row)
             decide_by_rank(bits, numbers, steps, room_for_ranks(room, vector.ranked_row))
         for i in range(count):
             bits[i] = bits[i] if numbers[i] < vector.bound else 0
+        if vector.notes:
+            _note(numbers, vector.bound, bytes_(notes, _area_bytes(count)))
 
 
 @compiled

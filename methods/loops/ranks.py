@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from methods.loops.blocks import Address, Array, compiled, copy, fill, ints, words
-from methods.loops.layout import MOST_BUCKETS, buckets
+from methods.loops.sizes import MOST_BUCKETS, buckets
 
 _FEW = 8
 """Elements whose ranks are counted without looking for less work."""

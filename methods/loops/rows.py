@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from methods.loops.blocks import Address, Array, Loop, compiled, doubles, floats, load
-from methods.loops.layout import BLOCK
+from methods.loops.sizes import BLOCK
 
 
 @compiled

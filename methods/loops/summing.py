@@ -19,7 +19,7 @@ from methods.loops.blocks import (
     words,
 )
 from methods.loops.keeping import ranked_row, trim
-from methods.loops.layout import DOT_RUN, LANES, RUN, block_length
+from methods.loops.sizes import DOT_RUN, LANES, RUN, block_length
 
 _block_length = compiled(block_length)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from engine.grains import Access
+from engine.grains import Access, Grains
 from engine.kernel import GrainSums, GrainView, Kernel, Statistic
 
 
@@ -99,3 +99,41 @@ class Transposed(Kernel):
 
     def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
         out.copy_(grain.inputs[0] + grain.inputs[0].double().sum(0, keepdim=True).float())
+
+
+class Noting(Statistic[list[int], None]):
+    """Leaves notes on every grain, where there is room for them."""
+
+    looped_scratch = 0
+
+    def start(self) -> list[int]:
+        return []
+
+    def update(self, into: list[int], grain: GrainView, earlier: Sequence[Any]) -> None:
+        if grain.notes is not None:
+            grain.notes.fill_(1 + grain.index % 99)
+
+    def merge(self, into: list[int], other: list[int]) -> None:
+        pass
+
+    def finish(self, total: list[int], earlier: Sequence[Any]) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Noted(Weighted):
+    """Finds what its statistic has noted; keeps in ``seen`` whether it was there."""
+
+    seen: list[bool] = field(default_factory=list, hash=False, compare=False)
+    passes = (Noting(),)
+    loops = frozenset({"loop"})
+
+    def notes_bytes(self, grains: Grains) -> int:
+        return -(-grains.size // 8)
+
+    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+        if grain.notes is not None:
+            assert bool((grain.notes == 1 + grain.index % 99).all())
+            assert grain.notes.numel() >= out.numel() / 8
+        self.seen.append(grain.notes is not None)
+        super().combine(grain, out, statistics, before)

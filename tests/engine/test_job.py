@@ -29,7 +29,7 @@ from engine.manifest import read_manifest
 from engine.native import Library, NativeError
 from engine.schedule import LoopSupport, Machine, schedule
 from engine.storage import IOMode
-from tests.engine.kernels import FirstPositives, Normalised, RowMean, Transposed, Weighted
+from tests.engine.kernels import FirstPositives, Normalised, Noted, RowMean, Transposed, Weighted
 from tests.engine.support import Workshop, job, sha256, tensor_of
 
 SHAPES = [(1000, 777), (3,), (), (2, 1 << 20), (0, 4), (513, 1025)]
@@ -377,6 +377,37 @@ class Looping(Weighted):
     def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
         self.seen.append((threading.get_ident(), grain.loops))
         super().combine(grain, out, statistics, before)
+
+
+def test_notes_are_found_again_where_there_is_room_for_them(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    workshop = Workshop(tmp_path / "in")
+    shapes = [(40, 1 << 19), (700, 1111), (5,)]
+    inputs = [workshop.loads(BF16, shapes, gap) for gap in (8, 16)]
+    kernel = Noted((0.5, 0.25))
+    merges = [
+        workshop.builder.merge(list(loads), kernel, "m") for loads in zip(*inputs, strict=True)
+    ]
+    graph = workshop.graph({f"t{n}": (merge, BF16) for n, merge in enumerate(merges)})
+    here = replace(this_machine(2), loops=LoopSupport(kernel.loops, MIB))
+    ledgers = []
+    digests = []
+    for number, ram in enumerate(
+        (None, 460 * MIB, 400 * MIB, schedule(graph, None, here).minimum_bytes)
+    ):
+        kernel.seen.clear()
+        options = Options(ram=ram, machine=here)
+        library = Faulty("nowhere", tmp_path)
+        outcome = jobs.run(replace(job(graph), library=library), tmp_path / str(number), options)
+        assert outcome.schedule is not None
+        noted = [placement.flow.noted for placement in outcome.schedule.placements]
+        grains = [placement.work.grains.count for placement in outcome.schedule.placements]
+        assert sum(kernel.seen) == sum(g for g, n in zip(grains, noted, strict=True) if n)
+        ledgers.append(noted)
+        digests.append(sha256(tmp_path / str(number)))
+    assert all(found == digests[0] for found in digests)
+    assert all(ledgers[0])
+    assert not all(ledgers[-1])
 
 
 @pytest.mark.parametrize(

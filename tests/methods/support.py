@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -29,6 +29,7 @@ class Walk:
     accumulators: int = 1
     seed: int | None = None
     on_device: bool = False
+    notes: bool = False
 
 
 WALKS = (Walk(64), Walk(64, 3, seed=1), Walk(64, 7, seed=2), Walk(64, 3, seed=3, on_device=True))
@@ -88,6 +89,10 @@ class Bench:
         return torch.full(self._shape, float("nan"))
 
 
+def rubbish(rows: int, nbytes: int) -> torch.Tensor:
+    return torch.randint(0, 256, (rows, nbytes)).byte()
+
+
 @cache
 def loops_of(names: frozenset[str]) -> Loops:
     """The compiled loops with these names, built if need be."""
@@ -122,6 +127,32 @@ def cut(shape: tuple[int, ...], access: Access, grain: int) -> Grains:
         grains_module.GRAIN_ELEMENTS = previous
 
 
+def gathered(
+    kernel: Kernel,
+    walk: Walk,
+    view: Callable[[int, Statistic[Any, Any]], GrainView],
+    order: Callable[[], list[int]],
+    chance: random.Random,
+) -> list[Any]:
+    """The results of all statistics of a kernel."""
+    statistics: list[Any] = []
+    for statistic in kernel.passes:
+        totals = [statistic.start() for _ in range(walk.accumulators)]
+        for place, index in enumerate(order()):
+            into = totals[place % len(totals)]
+            statistic.update(into, view(index, statistic), statistics)
+        if walk.on_device:
+            for total in totals:
+                statistic.fetch(total)
+        if walk.seed is not None:
+            chance.shuffle(totals)
+        total = totals[0]
+        for other in totals[1:]:
+            statistic.merge(total, other)
+        statistics.append(statistic.finish(total, statistics))
+    return statistics
+
+
 def run(
     kernel: Kernel, inputs: Sequence[torch.Tensor], walk: Walk = Walk(), compiled: bool = False
 ) -> torch.Tensor:
@@ -132,6 +163,8 @@ def run(
     flat = [tensor.reshape(-1).to(torch.float32) for tensor in inputs]
     untouched = [tensor.clone() for tensor in flat]
     chance = random.Random(walk.seed)
+    noted = kernel.notes_bytes(grains) if walk.notes and loops is not None else 0
+    notes = rubbish(grains.count, noted) if noted else None
 
     def order() -> list[int]:
         indices = list(range(grains.count))
@@ -155,25 +188,12 @@ def run(
         def stored(place: int) -> torch.Tensor:
             return inputs[place].reshape(-1)[start : start + count]
 
-        seen = _Hiding(parts, hidden)
-        return GrainView(seen, index, start, part, take, loops, walk.on_device, stored)
+        seen, on_device = _Hiding(parts, hidden), walk.on_device
+        note = None if notes is None else notes[index]
+        return GrainView(seen, index, start, part, take, loops, on_device, stored, note)
 
     with torch.inference_mode():
-        statistics: list[Any] = []
-        for statistic in kernel.passes:
-            totals = [statistic.start() for _ in range(walk.accumulators)]
-            for place, index in enumerate(order()):
-                into = totals[place % len(totals)]
-                statistic.update(into, view(index, statistic), statistics)
-            if walk.on_device:
-                for total in totals:
-                    statistic.fetch(total)
-            if walk.seed is not None:
-                chance.shuffle(totals)
-            total = totals[0]
-            for other in totals[1:]:
-                statistic.merge(total, other)
-            statistics.append(statistic.finish(total, statistics))
+        statistics = gathered(kernel, walk, view, order, chance)
         before: dict[int, tuple[int, ...]] = {}
         if kernel.needs_tally(statistics):
             own = {i: tuple(map(int, kernel.tally(view(i, kernel), statistics))) for i in order()}

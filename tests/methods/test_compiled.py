@@ -137,7 +137,7 @@ def choose(rows: torch.Tensor, choice: keep_random.Dropping, start: int = 0) -> 
     view = GrainView((rows,), 0, start, rows.shape, lambda: torch.empty_like(rows))
     expected = rows.clone()
     choice.drop(0, expected, work, view)
-    kept = choice.chosen(0, view)
+    kept = choice.chosen(0, view, again=False)
     vector: compiled.Operands = (rows, None)
     out = torch.empty_like(rows)
     loops().combine([(vector, kept)], [1.0], None, None, torch.zeros_like(rows), 1.0, out)
@@ -199,6 +199,25 @@ def test_ranks_in_rows_that_one_magnitude_towers_over(outlier: float) -> None:
     rows = torch.randn((2, 20000), generator=torch.Generator().manual_seed(2)) * 1e-3
     rows[:, 777] = outlier
     choose(rows, keep_random.RandomByRank((0.5,), (0.3,), (4,), rescale=False))
+
+
+@given(
+    st.integers(1, 9),
+    st.one_of(st.integers(1, 70), st.integers(1, 5000)),
+    st.integers(1, 4),
+    st.integers(0, 99),
+    st.integers(1, 20000),
+)
+@settings(max_examples=60)
+def test_choices_that_are_noted(count: int, row: int, models: int, seed: int, grain: int) -> None:
+    base, *tunes = (each.view(count, row) for each in vectors(models + 1, count * row, seed, True))
+    parameters = [
+        {"weight": 0.4, "density": 1.0 if number == 1 else 0.5} for number in range(models)
+    ]
+    kernel = kernel_of("della", (count, row), [{}, *parameters], base=0)
+    plain = run(kernel, [base, *tunes], Walk(grain))
+    noted = run(kernel, [base, *tunes], Walk(grain, 3, seed=seed, notes=True), compiled=True)
+    assert same(noted, plain)
 
 
 @given(st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.data())
@@ -316,3 +335,6 @@ def test_whole_kernels(
     one, other = (run(kernel, inputs, compiled=consent) for consent in (True, False))
     assert torch.equal(one.view(torch.int32), other.view(torch.int32))
     assert not torch.equal(one, inputs[0].float())
+    noted = run(kernel, inputs, Walk(1000, 3, notes=True), compiled=True)
+    plain = run(kernel, inputs, Walk(1000, 3))
+    assert torch.equal(noted.view(torch.int32), plain.view(torch.int32))

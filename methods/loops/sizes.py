@@ -1,0 +1,69 @@
+"""Sizes that loops and their callers have to agree on. Planning needs some: nothing is imported."""
+
+from __future__ import annotations
+
+BLOCK = 2048
+"""Elements of a block: what is in work fits the first-level cache."""
+
+DOT_RUN = 1024
+"""Elements that are summed up in float64; see `methods.dots`."""
+
+RUN = 512
+"""Elements that are summed up in float32; see `methods.sums`."""
+
+LANES = 128
+"""Sums that such a run is added up in at once."""
+
+MOST_BUCKETS = 2049
+"""The most buckets that `buckets` gives."""
+
+MOST_HIGHS = 1 << 16
+"""The most different high bits that magnitudes are counted by."""
+
+_OCTAVES = 8
+"""Powers of two below the largest magnitude within which buckets tell magnitudes apart."""
+
+
+def block_length(row: int) -> int:
+    """Elements that are worked on at once: whole rows where elements are ranked in such rows."""
+    return max(BLOCK // row, 1) * row if row else BLOCK
+
+
+def buckets(row: int) -> tuple[int, int]:
+    """How many buckets the magnitudes of a row are sorted into, and how many bits that ignores.
+
+    The lowest bucket is for zeros, the next one for all that is small.
+    """
+    finer = 2
+    while finer < 8 and _OCTAVES << finer < row // 4:
+        finer += 1
+    return (_OCTAVES << finer) + 1, 23 - finer
+
+
+def work_bytes(vectors: int, row: int) -> int:
+    """Memory in bytes, at a multiple of 8, that any loop works in.
+
+    ``vectors`` is how many it is given, ``row`` the length of rows in which elements are ranked.
+    """
+    blocks = 4 * (vectors + 5) * block_length(row)
+    ranks = 4 * (8 * row + 4 * (MOST_BUCKETS + 1))
+    doubles = 8 * (vectors + 2) * DOT_RUN
+    return blocks + ranks + doubles + MOST_HIGHS
+
+
+def notes_bytes(elements: int, row: int) -> int:
+    """Bytes of notes on so many elements of one vector, ranked in rows: a bit for each.
+
+    Each block has its own, of whole bytes.
+    """
+    length = block_length(row)
+    return -(-elements // length) * area_bytes(length)
+
+
+def area_bytes(length: int) -> int:
+    """Bytes of notes on a block of this length.
+
+    Byte j has elements j, j + n, j + 2n … of n bytes: neighbours lie in neighbouring bytes, which
+    makes vector code of whoever packs and unpacks them.
+    """
+    return -(-length // 8)
