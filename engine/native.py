@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -62,7 +63,7 @@ class Native:
         """Write it to its file in ``directory``: all of it, or nothing."""
         about = {key: value for key, value in asdict(self).items() if key != "code"}
         content = json.dumps(about).encode() + b"\n" + self.code
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = directory / f".{self.name}.{os.getpid()}"
         temporary.write_bytes(_digest(content) + b"\n" + content)
         os.replace(temporary, directory / self.name)
@@ -72,9 +73,12 @@ class Native:
         """What `save` wrote.
 
         Raises:
-            NativeError: it is damaged.
+            NativeError: it is damaged, or others may have written it.
             OSError: it cannot be read.
         """
+        for each in (path, path.parent):
+            if not _is_private(each):
+                raise NativeError(f"'{each}' can be written by others")
         digest, _, content = path.read_bytes().partition(b"\n")
         if digest != _digest(content):
             raise NativeError(f"'{path}' is damaged")
@@ -192,6 +196,13 @@ class Library:
         if found is None:
             raise NativeError("they differ from torch on this machine")
         return found
+
+
+def _is_private(path: Path) -> bool:
+    """Whether only this user, and who may do anything, can write there."""
+    found = path.stat()
+    own = not hasattr(os, "geteuid") or found.st_uid in (os.geteuid(), 0)
+    return own and not found.st_mode & stat.S_IWOTH
 
 
 def _digest(content: bytes) -> bytes:

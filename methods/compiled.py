@@ -99,12 +99,12 @@ class Loops:
         low: int,
         step: int,
         counts: Sequence[Tensor],
-        levels: Tensor,
+        levels: Any,
     ) -> None:
         """Count magnitudes with one of ``highs`` as high bits by their ``low`` bits.
 
-        Each of ``highs`` has ``counts`` (int64) of its own, and a row of ``levels`` (int32), which
-        count those low bits that are multiples of 2**``step``.
+        Each of ``highs`` has ``counts`` (int64) of its own, and a row of ``levels`` (an array of
+        int32), which count those low bits that are multiples of 2**``step``.
         """
         import numpy as np
 

@@ -166,7 +166,9 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
                 continue
             if loops is not None:
                 operands = source.operands(number, grain, vector_room)
-                into.nonzero[number] += loops.count_high(operands, _LOW_BITS, into.counts[number])
+                nonzero = loops.count_high(operands, _LOW_BITS, into.counts[number])
+                if self.nonzero_share is not None:
+                    into.nonzero[number] += nonzero
                 continue
             source.write(number, grain, vector)
             torch.bitwise_and(vector.view(torch.int32), _HIGH, out=high)
@@ -245,18 +247,19 @@ class FineCounts:
 
     def add_all(self, keys: Sequence[Key], index: int, operands: Operands, loops: Loops) -> None:
         """Note the elements of ``keys``, which are of one vector, among all of grain ``index``."""
+        import numpy as np
         import torch
 
         for key in keys:
             if key not in self.counts:
                 self.counts[key] = torch.zeros(_FINE, dtype=torch.int64)
         counts = [self.counts[key] for key in keys]
-        levels = torch.zeros(len(keys), _FINE // _LEVEL, dtype=torch.int32)
+        levels = np.zeros((len(keys), _FINE // _LEVEL), np.int32)
         highs = [high for _, high in keys]
         loops.count_low(operands, highs, _LOW_BITS, _LEVEL_BITS, counts, levels)
         for key, own in zip(keys, levels, strict=True):
-            if bool(own.any()):
-                self.levels.setdefault(key, {})[index] = _content(own)
+            if own.any():
+                self.levels.setdefault(key, {})[index] = own.tobytes()
 
     def fetch(self) -> None:
         """Bring counters to main memory that lie on a device, where nothing waits to be counted."""

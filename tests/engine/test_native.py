@@ -101,6 +101,17 @@ def test_what_is_damaged_is_built_again(library: Library) -> None:
     assert library.built() == {"one", "two"}
 
 
+def test_what_others_can_write_is_not_used(library: Library) -> None:
+    library.build(frozenset({"one", "two"}))
+    (library.directory / "one").chmod(0o666)
+    assert library.built() == {"two"}
+    (library.directory / "one").chmod(0o644)
+    library.directory.chmod(0o777)
+    assert library.built() == frozenset()
+    with pytest.raises(NativeError, match="can be written by others"):
+        library.open(frozenset({"one"}))
+
+
 def test_other_sources_have_other_code(library: Library) -> None:
     library.build(frozenset({"one"}))
     before = library.directory
