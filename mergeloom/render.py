@@ -20,8 +20,8 @@ from mergeloom.sizes import count, data, duration, memory
 from methods.method import REQUIRED, Base, Method, Parameter
 from planners.merging import Contribution, TensorPlan, output_dtype
 from planners.parameters import Resolved
-from planners.plan import TowerPlan
 from planners.slices import LayerSource, Slice
+from planners.stage import TowerPlan
 from planners.unused import Unused
 
 

@@ -6,13 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from engine.graph import Graph
 from planners.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from planners.plan import TowerPlan
+from planners.stage import TowerPlan
 
 
 @dataclass(frozen=True, slots=True)
