@@ -102,15 +102,20 @@ class GramCombination(Kernel):
     ) -> None:
         coefficients = statistics[0]
         loops = grain.loops
-        if loops is not None and any(coefficients):
+        if loops is not None:
             terms = [
                 ((self.source.operands(number, grain, lambda: out), Kept()), coefficient)
                 for number, coefficient in enumerate(coefficients)
                 if coefficient
             ]
             base = None if self.base is None else operand(grain, self.base)
-            vectors, factors = zip(*terms, strict=True)
-            loops.combine(vectors, factors, None, None, base, 1.0, out)
+            if terms:
+                vectors, factors = zip(*terms, strict=True)
+                loops.combine(vectors, factors, None, None, base, 1.0, out)
+                return
+            out.zero_()
+            if base is not None:
+                out.add_(base.view(out.shape))
         elif self.base is None:
             weighted_sum([grain.inputs[i] for i in self.positions], coefficients, out)
         else:

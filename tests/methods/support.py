@@ -101,7 +101,7 @@ def loops_of(names: frozenset[str]) -> Loops:
     return found
 
 
-class _Hiding(Sequence[torch.Tensor]):
+class Hiding(Sequence[torch.Tensor]):
     """Inputs, of which some are not there as float32."""
 
     def __init__(self, tensors: Sequence[torch.Tensor], hidden: Sequence[bool]) -> None:
@@ -188,7 +188,7 @@ def run(
         def stored(place: int) -> torch.Tensor:
             return inputs[place].reshape(-1)[start : start + count]
 
-        seen, on_device = _Hiding(parts, hidden), walk.on_device
+        seen, on_device = Hiding(parts, hidden), walk.on_device
         note = None if notes is None else notes[index]
         return GrainView(seen, index, start, part, take, loops, on_device, stored, note)
 

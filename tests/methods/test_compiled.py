@@ -18,7 +18,7 @@ from methods.order_statistics import CoarseHistogram, FineHistogram
 from methods.sources import Inputs
 from methods.sums import magnitude_sum
 from tests.methods.drawing import DTYPES
-from tests.methods.support import Walk, kernel_of, loops_of, run
+from tests.methods.support import Hiding, Walk, kernel_of, loops_of, run
 
 pytest.importorskip("numba", reason="compiled loops need the extra 'fast'")
 
@@ -34,7 +34,8 @@ class Norms(Rule):
 
 def grain(*inputs: torch.Tensor) -> GrainView:
     take = lambda: torch.full_like(inputs[0], float("nan"))  # noqa: E731
-    return GrainView(inputs, 0, 0, inputs[0].shape, take, loops())
+    shape, hidden = inputs[0].shape, Hiding(inputs, [True] * len(inputs))
+    return GrainView(hidden, 0, 0, shape, take, loops(), stored=inputs.__getitem__)
 
 
 def loops() -> compiled.Loops:
