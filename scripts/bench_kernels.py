@@ -124,6 +124,8 @@ def measure(
     scratch = max([kernel.scratch, *(statistic.scratch for statistic in kernel.passes)])
     bench = torch.empty(len(inputs) + scratch + 1, grains.size)
     rounded = torch.empty(grains.size, dtype=dtype)
+    noted = kernel.notes_bytes(grains) if loops is not None else 0
+    notes = torch.empty(grains.count, noted, dtype=torch.uint8)
 
     def view(index: int, convert: bool = True) -> tuple[GrainView, tuple[int, ...]]:
         start, count = grains.bounds(index)
@@ -134,7 +136,8 @@ def measure(
         free = iter(bench[len(inputs) :, :count])
         take = lambda: next(free).view(part)  # noqa: E731
         wide = pieces if dtype is torch.float32 else Widened(pieces, bench[:, :count], part)
-        return GrainView(wide, index, start, part, take, loops, stored=pieces.__getitem__), part
+        note, stored = notes[index] if noted else None, pieces.__getitem__
+        return GrainView(wide, index, start, part, take, loops, False, stored, note), part
 
     def timed(work: Callable[[int], object]) -> float:
         start = time.perf_counter()
