@@ -401,9 +401,9 @@ class Executor:
 
                 stack.enter_context(torch.inference_mode())
                 loops = self._loops()
-                if self._schedule.loops and loops is None and number:
-                    return  # without loops there is memory for one worker
                 schedule = self._schedule
+                if schedule.loops and loops is None and number >= schedule.workers_without_loops:
+                    return  # there is no memory for it
                 scratch = schedule.scratch_bytes if loops is None else schedule.looped_scratch_bytes
                 bench = Bench.in_block(Block(max(scratch, 1)))
             while (task := self.take(None)) is not None:
@@ -588,7 +588,8 @@ class Executor:
         """Note how long a merge took, unless it went from one processor to another."""
         if run.device != run.placement.seat.device:
             return
-        estimate = Estimate.of(run.placement.work, self._schedule.compiled)
+        compiled = self._schedule.compiled and self._loops() is not None
+        estimate = Estimate.of(run.placement.work, compiled)
         if run.device is None:
             self.stopwatch.on_cpu(estimate.cpu_core, run.seconds, estimate.compiled)
         else:

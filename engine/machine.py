@@ -29,7 +29,7 @@ much of its libraries is mapped depends on what it does."""
 _ACCELERATED_RUNTIME_BYTES = 1024 * MIB
 """The same for builds of torch that carry an accelerator's libraries, until it was measured."""
 
-_LOADED_BYTES = 48 * MIB
+_LOADED_BYTES = 56 * MIB
 """Memory that compiled loops add, with what loads them."""
 
 _COMPILER_BYTES = 320 * MIB
@@ -94,7 +94,7 @@ def bound_heap() -> None:
 def trim_heap() -> None:
     """Give back what lies free between pieces of the heap that are in use.
 
-    Compilers and arithmetic leave gaps between long-lived small pieces: a hundred megabytes of
+    Arithmetic leaves gaps between long-lived small pieces: a hundred megabytes of
     them were seen. It takes a millisecond. Elsewhere than with glibc this does nothing.
     """
     _of_glibc("malloc_trim")(0)
@@ -130,7 +130,7 @@ def this_machine(threads: int | None = None, library: Library | None = None) -> 
     runtime = runtime_bytes() if runtime_is_ahead() else 0
     workers = threads or available_threads()
     loops = None
-    if library is not None and library.can_load:
+    if library is not None and library.usable:
         compiler = _COMPILER_BYTES if library.can_build else None
         loops = LoopSupport(library.built(), _LOADED_BYTES, compiler)
     return Machine(workers, occupied, runtime, loops, rates=remembered_rates())

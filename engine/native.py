@@ -16,6 +16,7 @@ import platform
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
@@ -33,6 +34,9 @@ INT, FLOAT, NOTHING = "i", "d", "v"
 _TYPES = {INT: ctypes.c_int64, FLOAT: ctypes.c_double, NOTHING: None}
 
 _COMPILER, _LINKER = "numba", "llvmlite"
+
+_DISTRUSTED = ".distrusted"
+"""The file that says that what is there does not do what it should."""
 
 _ROOT = Path(__file__).resolve().parent.parent
 """Where the packages lie, so that another process finds the same ones."""
@@ -64,16 +68,22 @@ class Native:
         about = {key: value for key, value in asdict(self).items() if key != "code"}
         content = json.dumps(about).encode() + b"\n" + self.code
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = directory / f".{self.name}.{os.getpid()}"
-        temporary.write_bytes(_digest(content) + b"\n" + content)
-        os.replace(temporary, directory / self.name)
+        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=directory)  # for this user alone
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(_digest(content) + b"\n" + content)
+            os.replace(temporary, directory / self.name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
 
     @staticmethod
     def read(path: Path) -> Native:
         """What `save` wrote.
 
         Raises:
-            NativeError: it is damaged, or others may have written it.
+            NativeError: it is damaged, or others may have written it, or it is something else.
             OSError: it cannot be read.
         """
         for each in (path, path.parent):
@@ -83,7 +93,13 @@ class Native:
         if digest != _digest(content):
             raise NativeError(f"'{path}' is damaged")
         about, _, code = content.partition(b"\n")
-        return Native(code=code, **json.loads(about))
+        try:
+            found = Native(code=code, **json.loads(about))
+        except (TypeError, ValueError) as error:
+            raise NativeError(f"'{path}' is of another version") from error
+        if found.name != path.name:
+            raise NativeError(f"'{path}' is '{found.name}'")
+        return found
 
     def load(self) -> Function:
         """The function, to be called with numbers.
@@ -122,22 +138,27 @@ class Library:
     def directory(self) -> Path:
         """Where the machine code for this version, on this machine, is kept."""
         digest = hashlib.sha256()
-        for path in sorted(self.sources.glob("*.py")):
+        for path in (Path(__file__), *sorted(self.sources.glob("*.py"))):
             digest.update(path.read_bytes())
         digest.update(repr((*map(_version, (_COMPILER, _LINKER)), _processor())).encode())
         return cache_directory() / "loops" / digest.hexdigest()[:32]
 
     @property
-    def can_load(self) -> bool:
-        """Whether there is what loads machine code."""
-        return util.find_spec(_LINKER) is not None
+    def usable(self) -> bool:
+        """Whether there is what loads machine code, and no earlier run found that it is wrong."""
+        if util.find_spec(_LINKER) is None:
+            return False
+        try:
+            return not (self.directory / _DISTRUSTED).exists()
+        except (OSError, RuntimeError):
+            return True
 
     def built(self) -> frozenset[str]:
         """The names of what is there as machine code, undamaged."""
         found = set()
         with contextlib.suppress(OSError, RuntimeError):
             for path in self.directory.iterdir():
-                with contextlib.suppress(NativeError):
+                with contextlib.suppress(NativeError, OSError):
                     found.add(Native.read(path).name)
         return frozenset(found)
 
@@ -152,8 +173,12 @@ class Library:
         Raises:
             NativeError: it failed.
         """
-        command = [sys.executable, "-m", self.builder, str(self.directory), *sorted(names)]
         try:
+            directory = self.directory
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):  # or else all would be in vain
+                pass
+            command = [sys.executable, "-m", self.builder, str(directory), *sorted(names)]
             subprocess.run(
                 command,
                 cwd=_ROOT,
@@ -166,8 +191,11 @@ class Library:
         except subprocess.CalledProcessError as error:
             said = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
             raise NativeError(said[-1]) from error
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            raise NativeError(str(error).splitlines()[0]) from error
+        except Exception as error:  # an optional speed-up stops no merge
+            raise NativeError(_one_line(error)) from error
+        left = names - self.built()
+        if left:
+            raise NativeError(f"{', '.join(sorted(left))} cannot be read back from '{directory}'")
 
     def prepare(self, names: frozenset[str]) -> Any:
         """What kernels get of the functions with these names, of which the missing ones are built.
@@ -187,12 +215,14 @@ class Library:
             NativeError: it cannot be used.
         """
         try:
-            functions = {name: Native.read(self.directory / name).load() for name in names}
-            found = self.trusted(functions)
+            directory = self.directory
+            found = self.trusted({name: _loaded(directory / name) for name in sorted(names)})
+            if found is None:
+                (directory / _DISTRUSTED).touch()  # it would be no better the next time
         except NativeError:
             raise
         except Exception as error:  # an optional speed-up, in whatever state, stops no merge
-            raise NativeError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+            raise NativeError(_one_line(error)) from error
         if found is None:
             raise NativeError("they differ from torch on this machine")
         return found
@@ -202,11 +232,24 @@ def _is_private(path: Path) -> bool:
     """Whether only this user, and who may do anything, can write there."""
     found = path.stat()
     own = not hasattr(os, "geteuid") or found.st_uid in (os.geteuid(), 0)
-    return own and not found.st_mode & stat.S_IWOTH
+    return own and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest().encode()
+
+
+def _loaded(path: Path) -> Function:
+    native = Native.read(path)
+    try:
+        return native.load()
+    except NativeError:
+        path.unlink()  # so that it is built again
+        raise
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def host() -> tuple[str, str]:

@@ -201,7 +201,7 @@ class Stopwatch:
 def _median_factor(merges: list[tuple[float, float]]) -> float:
     """Measured over stated seconds of the merge in the middle, weighted by their stated seconds.
 
-    The first merges of a run compile or load their loops, which a mean would count in.
+    The first merges of a run touch memory and libraries first, which a mean would count in.
     """
     factors = sorted((seconds / stated, stated) for stated, seconds in merges)
     passed = list(accumulate(stated for _, stated in factors))

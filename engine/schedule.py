@@ -155,7 +155,8 @@ class Schedule:
     """The whole run, decided: placements in order, workers, memory.
 
     ``loops`` are the compiled loops that kernels may use, for which there is memory; ``missing``
-    those of them that have to be built first. ``ledger_bytes`` is the ledger's capacity;
+    those of them that have to be built first, and ``workers_without_loops`` how many workers the
+    budget has room for should loops fail. ``ledger_bytes`` is the ledger's capacity;
     ``overhead_bytes`` everything else the process occupies, of which each of ``workers`` may take
     ``scratch_bytes`` for arithmetic, or ``looped_scratch_bytes`` where loops work. Their sum is
     ``peak_bytes``, which the process never exceeds; ``minimum_bytes`` is the smallest budget that
@@ -173,6 +174,7 @@ class Schedule:
     budget_bytes: int | None
     loops: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
+    workers_without_loops: int = 1
     devices: tuple[Accelerator, ...] = ()
     rates: Rates = ASSUMED
 
@@ -250,12 +252,12 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     minimum = -(-(needed.bytes(1) + narrowest) // _MINIMUM_STEP) * _MINIMUM_STEP
     if budget is not None and budget < minimum:
         raise BudgetError(_infeasible(works, budget, minimum))
-    loops, missing, loading = _loops(works, budget, machine)
+    loading = _loading_bytes(_loop_names(works), budget, machine)
 
     def capacity(workers: int, loading: int = 0) -> int:
         return 1 << 62 if budget is None else budget - needed.bytes(workers, loading)
 
-    def staff() -> tuple[int, int]:
+    def staff(loading: int) -> tuple[int, int]:
         """How many workers there is room for, and the bytes of loops if there is for them."""
         workers = machine.threads
         while workers > 1 and capacity(workers) < (workers + 2) * narrowest:
@@ -267,7 +269,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
 
     # What a device takes from the CPU's memory is known only when it is used. So places are
     # decided with the CPU at its best.
-    workers, granted = staff()
+    workers, granted = staff(loading)
     seating = seats(works, machine.devices, machine.forced, workers, granted > 0, machine.rates)
     used = {seat.device for seat in seating if seat.device is not None}
     if used:
@@ -277,21 +279,29 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
             seating = without_devices(seating, Why.NO_RAM)
         else:
             needed = with_devices
-            workers, granted = staff()
+            workers, granted = staff(loading)
+    here = [work for work, seat in zip(works, seating, strict=True) if seat.device is None]
+    if granted and not _loop_names(here):
+        workers, granted = staff(0)
+    loops = _loop_names(works) if granted else frozenset()  # a device may give any of them up
     available = capacity(workers, granted)
     placements = _place(works, available, seating, machine.devices, granted > 0)
+    ledger_bytes = _useful(placements, available)
+    room = math.inf if budget is None else budget - granted - ledger_bytes
+    fitting = [number for number in range(1, workers + 1) if needed.bytes(number) <= room]
     return Schedule(
         graph=graph,
         placements=placements,
         workers=workers,
-        ledger_bytes=_useful(placements, available),
+        ledger_bytes=ledger_bytes,
         scratch_bytes=needed.worker.scratch_bytes,
         looped_scratch_bytes=needed.looped.scratch_bytes,
         overhead_bytes=needed.bytes(workers, granted),
         minimum_bytes=minimum,
         budget_bytes=budget,
-        loops=loops if granted else frozenset(),
-        missing=missing if granted else frozenset(),
+        loops=loops,
+        missing=loops - machine.loops.built if machine.loops is not None else frozenset(),
+        workers_without_loops=max(fitting, default=1),
         devices=machine.devices,
         rates=machine.rates,
     )
@@ -331,23 +341,23 @@ class _Needed:
         return self.fixed + loading + max(alone, looped)
 
 
-def _loops(
-    works: list[Work], budget: int | None, machine: Machine
-) -> tuple[frozenset[str], frozenset[str], int]:
-    """The loops that kernels can use here, those of them to be built, and the bytes of all."""
-    none: frozenset[str] = frozenset()
+def _loading_bytes(loops: frozenset[str], budget: int | None, machine: Machine) -> int:
+    """What it takes to load these loops, or 0 where that cannot be done."""
     support = machine.loops
-    if support is None:
-        return none, none, 0
-    kernels = {merge.kernel for work in works for merge in tree(work.root)}
-    loops = none.union(*(kernel.loops for kernel in kernels))
-    missing = loops - support.built
-    if missing:
+    if support is None or not loops:
+        return 0
+    if not loops <= support.built:
         if support.compiler_bytes is None:
-            return none, none, 0
+            return 0
         if budget is not None and machine.process_bytes + support.compiler_bytes > budget:
-            return none, none, 0
-    return loops, missing, support.loaded_bytes if loops else 0
+            return 0
+    return support.loaded_bytes
+
+
+def _loop_names(works: Sequence[Work]) -> frozenset[str]:
+    """The loops that kernels can use."""
+    kernels = {merge.kernel for work in works for merge in tree(work.root)}
+    return frozenset[str]().union(*(kernel.loops for kernel in kernels))
 
 
 def _works(graph: Graph) -> list[Work]:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from engine.native import Function, Library
 from methods import dots
 from methods.elect import CANCELLED, elected_sum
+from methods.loops.sizes import DOT_RUN, RUN
 from methods.random import HASH, WORD, words
-from methods.sums import RUN, sum_of_runs
+from methods.sums import sum_of_runs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,7 +130,7 @@ class Loops:
         import torch
 
         size, count = vectors[0][0].numel(), len(dots.pairs(len(vectors)))
-        sums = torch.empty(count, -(-size // dots.RUN), dtype=torch.float64)
+        sums = torch.empty(count, -(-size // DOT_RUN), dtype=torch.float64)
         described = _vectors([(vector, Kept()) for vector in vectors])
         self._call("dot_products", described, len(vectors), size, sums)
         return dots.sum_of_runs(sums)
@@ -189,7 +190,7 @@ class Loops:
         count, row = 1, 0
         if isinstance(vectors, np.ndarray):
             count, row = len(vectors), int(vectors["ranked_row"].max())
-        work = np.empty(work_bytes(count, row) // 8)
+        work = np.empty(-(-work_bytes(count, row) // 8))
         return self._functions[name](*map(_address, arguments), _address(work))
 
 

@@ -1,7 +1,7 @@
 """Dot products in float64 that are the same with compiled loops.
 
 Products of two float32 numbers are exact in float64, so only the order of the sums matters. Runs
-of `RUN` elements are rows of `LANES`: the rows are added up one by one, then the halves of what
+of `DOT_RUN` elements are rows of `LANES`: the rows are added up one by one, then the halves of what
 remains. That suits the registers of a processor and the operations of torch alike.
 """
 
@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from methods.loops.sizes import DOT_RUN, LANES
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-RUN = 1 << 10
-"""Elements that are summed up in one fixed order; what lacks of the last run is zero."""
-LANES = 1 << 7
 
 
 def pairs(count: int) -> list[tuple[int, int]]:
@@ -49,7 +47,7 @@ def sum_of_runs(runs: Tensor) -> Tensor:
 def workspace_bytes(count: int, elements: int) -> int:
     """What the dot products of ``count`` vectors allocate, in bytes, scratch apart."""
     # The sums of runs twice, and what is too short for scratch tensors.
-    return 16 * len(pairs(count)) * (elements // RUN + 2) + 32 * RUN * (count + 1)
+    return 16 * len(pairs(count)) * (elements // DOT_RUN + 2) + 32 * DOT_RUN * (count + 1)
 
 
 def _widened(vectors: Sequence[Tensor], take: Callable[[], Tensor]) -> Iterator[list[Tensor]]:
@@ -58,7 +56,8 @@ def _widened(vectors: Sequence[Tensor], take: Callable[[], Tensor]) -> Iterator[
 
     elements = vectors[0].numel()
     scratch = [take().view(-1) for _ in range(len(vectors) + 1)]
-    step = elements // (2 * RUN) * RUN  # a scratch tensor holds half as many float64 numbers
+    # A scratch tensor holds half as many float64 numbers.
+    step = elements // (2 * DOT_RUN) * DOT_RUN
     buffers = [each[: 2 * step].view(torch.float64) for each in scratch]
     edge = 2 * step
     for start in range(0, edge, max(step, 1)):
@@ -66,7 +65,7 @@ def _widened(vectors: Sequence[Tensor], take: Callable[[], Tensor]) -> Iterator[
             buffer.copy_(vector[start : start + step])
         yield buffers
     if edge < elements:
-        filled = -(-(elements - edge) // RUN) * RUN
+        filled = -(-(elements - edge) // DOT_RUN) * DOT_RUN
         buffers = list(torch.zeros(len(vectors) + 1, filled, dtype=torch.float64))
         for vector, buffer in zip(vectors, buffers, strict=False):
             buffer[: elements - edge] = vector[edge:]
@@ -77,7 +76,7 @@ def _run_sums(one: Tensor, other: Tensor, work: Tensor) -> Tensor:
     """The dot products of runs; overwrites ``work``."""
     import torch
 
-    rows = RUN // LANES
+    rows = DOT_RUN // LANES
     left, right = one.view(-1, rows, LANES), other.view(-1, rows, LANES)
     sums = work[: left.shape[0] * LANES].view(-1, LANES)
     torch.mul(left[:, 0], right[:, 0], out=sums)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from methods.loops.sizes import RUN
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-RUN = 1 << 9
-"""Elements that are summed up in float32; sums of more are in float64."""
 
 
 def magnitude_sum(magnitudes: Tensor, work: Tensor) -> Tensor:

@@ -67,7 +67,9 @@ def main(arguments: Sequence[str]) -> None:
     directory, *names = arguments
     found = dict(loops())
     for name in names:
-        build(name, found[name].function).save(Path(directory))
+        native = build(name, found[name].function)
+        native.load()  # where that ends a process, it had better be this one
+        native.save(Path(directory))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def combine(
     multiple, smallest = np.float32(scale), np.float32(cancelled)
     # Without a base the first product has to stay what it is, even the sign of a zero.
     nothing = zero if base else -zero
-    given, hashed, results = vectors_at(vectors, count_of_vectors), words(constants, 3), out
+    given, hashed = vectors_at(vectors, count_of_vectors), words(constants, 3)
     length = _block_length(ranked_row(given))
     step = 4 * length
     other, numbers = floats(work, length), ints(work + step, length)
@@ -89,7 +89,7 @@ def combine(
                 if divides:
                     value /= divisor[i] + (one if abs(divisor[i]) <= smallest else zero)
                 total[i] = value
-        result = floats(results + 4 * start, count)
+        result = floats(out + 4 * start, count)
         if not base:
             copy(total, result)
             continue

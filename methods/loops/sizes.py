@@ -6,10 +6,10 @@ BLOCK = 2048
 """Elements of a block: what is in work fits the first-level cache."""
 
 DOT_RUN = 1024
-"""Elements that are summed up in float64; see `methods.dots`."""
+"""Elements whose products are summed up in one fixed order; see `methods.dots`."""
 
 RUN = 512
-"""Elements that are summed up in float32; see `methods.sums`."""
+"""Elements that are summed up in float32; sums of more are in float64. See `methods.sums`."""
 
 LANES = 128
 """Sums that such a run is added up in at once."""
@@ -41,7 +41,7 @@ def buckets(row: int) -> tuple[int, int]:
 
 
 def work_bytes(vectors: int, row: int) -> int:
-    """Memory in bytes, at a multiple of 8, that any loop works in.
+    """Memory in bytes that any loop works in; it begins at a multiple of 8.
 
     ``vectors`` is how many it is given, ``row`` the length of rows in which elements are ranked.
     """

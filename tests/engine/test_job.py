@@ -369,12 +369,25 @@ class Faulty(Library):
 
 @dataclass(frozen=True)
 class Looping(Weighted):
-    """A kernel with loops, which are no faster; it notes who called it with what."""
+    """A kernel with loops, which need less memory; it notes who called it with what."""
 
     seen: list[tuple[int, object]] = field(default_factory=list, hash=False, compare=False)
     loops = frozenset({"loop"})
+    scratch = 4
+
+    @property
+    def looped_scratch(self) -> int:
+        return 0
 
     def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+        if grain.loops is not None:
+            self.seen.append((threading.get_ident(), grain.loops))
+            stored = [grain.stored(place) for place in range(len(self.weights))]
+            view = replace(
+                grain, inputs=[tensor.float() for tensor in stored if tensor is not None]
+            )
+            super().combine(view, out, statistics, before)
+            return
         self.seen.append((threading.get_ident(), grain.loops))
         super().combine(grain, out, statistics, before)
 
@@ -443,5 +456,29 @@ def test_loops_that_fail_cost_time_only(
     else:
         assert len(outcome.warnings) == 1
         assert warning in outcome.warnings[0]
-    if not opens:  # there is memory for one of them that works without loops
-        assert len({thread for thread, _ in kernel.seen}) == 1
+    plan = outcome.schedule
+    assert plan is not None
+    assert plan.workers_without_loops == plan.workers == 3  # of an unlimited budget
+
+
+def test_where_memory_is_short_fewer_workers_go_on_without_loops(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    workshop = Workshop(tmp_path / "in")
+    inputs = [workshop.loads(BF16, [(4, 1 << 21)], gap)[0] for gap in (8, 16)]
+    kernel = Looping((0.5, 0.25))
+    graph = workshop.graph({"a": (workshop.builder.merge(inputs, kernel, "a"), BF16)})
+    library = Faulty("nowhere", tmp_path)
+    library.__dict__.update(opens=False)
+    here = replace(this_machine(3), loops=LoopSupport(kernel.loops, MIB))
+    least = schedule(graph, None, here).minimum_bytes
+    few = set()
+    for more in range(0, 80, 8):
+        kernel.seen.clear()
+        options = Options(ram=least + more * MIB, machine=here)
+        outcome = jobs.run(replace(job(graph), library=library), tmp_path / str(more), options)
+        plan = outcome.schedule
+        assert plan is not None
+        few.add(plan.compiled and plan.workers_without_loops < plan.workers)
+        threads = {thread for thread, _ in kernel.seen}
+        assert len(threads) <= (plan.workers_without_loops if plan.compiled else plan.workers)
+    assert few == {True, False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine import native as native_module
 from engine.native import FLOAT, INT, Function, Library, Native, NativeError, host, target_machine
 
 binding = pytest.importorskip("llvmlite.binding", reason="machine code is loaded by llvmlite")
@@ -24,7 +26,7 @@ define double @twice_(double %number, i64 %times) {
 }
 """
 BUILDER = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from engine.native import FLOAT, INT, Native, host
@@ -32,6 +34,12 @@ directory, *names = sys.argv[1:]
 for name in names:
     if name == "wrong":
         raise SystemExit("there is no such loop")
+    if name == "killed":
+        os.kill(os.getpid(), 9)
+    if name == "hangs":
+        time.sleep(60)
+    if name == "silent":
+        continue
     Native(name, name, INT, INT, *host(), b"code of " + name.encode()).save(Path(directory))
 """
 
@@ -96,7 +104,10 @@ def test_what_is_damaged_is_built_again(library: Library) -> None:
     path = library.directory / "one"
     path.write_bytes(path.read_bytes()[:-1])
     assert library.built() == {"two"}
-    (library.directory / ".one.99").write_bytes(b"an interrupted writer left this")
+    (library.directory / ".one").write_bytes((library.directory / "two").read_bytes())
+    (library.directory / ".gone").symlink_to(library.directory / "nowhere")
+    (library.directory / "three").write_bytes((library.directory / "two").read_bytes())
+    assert library.built() == {"two"}
     library.build(frozenset({"one"}))
     assert library.built() == {"one", "two"}
 
@@ -128,6 +139,51 @@ def test_a_builder_that_fails_says_why(library: Library) -> None:
         missing.build(frozenset({"one"}))
 
 
+def test_files_are_for_this_user_alone_whatever_the_umask(library: Library) -> None:
+    previous = os.umask(0)
+    try:
+        library.build(frozenset({"one"}))
+    finally:
+        os.umask(previous)
+    assert library.built() == {"one"}
+
+
+def test_a_file_of_another_version_is_not_used(library: Library) -> None:
+    library.build(frozenset({"one"}))
+    path = library.directory / "one"
+    content = b'{"name": "one", "more": 1}\ncode'
+    path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+    with pytest.raises(NativeError, match="of another version"):
+        Native.read(path)
+    assert library.built() == frozenset()
+
+
+def test_without_a_home_nothing_is_built(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert library.usable
+    assert library.built() == frozenset()
+    with pytest.raises(NativeError, match="home directory"):
+        library.build(frozenset({"one"}))
+
+
+def test_a_builder_that_is_killed_or_hangs_is_told_of(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NativeError, match="exit status -9"):
+        library.build(frozenset({"killed"}))
+    monkeypatch.setattr(native_module, "_PATIENCE", 0.5)
+    with pytest.raises(NativeError, match="timed out"):
+        library.build(frozenset({"hangs"}))
+
+
+def test_a_builder_that_leaves_nothing_is_told_of(library: Library) -> None:
+    with pytest.raises(NativeError, match="silent cannot be read back"):
+        library.build(frozenset({"silent"}))
+
+
 def test_without_a_place_to_keep_it_nothing_is_built(
     library: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -149,5 +205,13 @@ def test_what_cannot_be_opened_is_one_line(library: Library, native: Native) -> 
         library.open(frozenset({"twice"}))
     native.save(library.directory)
     assert library.open(frozenset({"twice"}))["twice"](2.0, 4) == 8.0
+    wary = Wary("builder", library.sources)
+    assert wary.usable
     with pytest.raises(NativeError, match="differ"):
-        Wary("builder", library.sources).open(frozenset({"twice"}))
+        wary.open(frozenset({"twice"}))
+    assert not wary.usable  # nor will it be the next time
+    replace(native, cpu="i386").save(library.directory)
+    assert library.built() == {"twice"}
+    with pytest.raises(NativeError, match="another processor"):
+        library.open(frozenset({"twice"}))
+    assert library.built() == frozenset()  # so it is built again

@@ -204,6 +204,12 @@ def test_compiled_loops_keep_merges_on_the_cpu() -> None:
     with_loops = placed(graph, GPU, loops=loops)
     assert with_loops.compiled
     assert set(reasons(with_loops)) == {Why.KEEPS_UP}
+    # Where a device does everything nobody needs loops.
+    unbuilt = replace(loops, built=frozenset(), compiler_bytes=0)
+    forced = placed(graph, GPU, loops=unbuilt, forced=True)
+    assert not forced.compiled
+    assert not forced.missing
+    assert forced.overhead_bytes == placed(graph, GPU, forced=True).overhead_bytes
     # Without room for loops they would be slow.
     tight = placed(graph).minimum_bytes + GPU.host_bytes + 64 * MIB
     without = placed(graph, GPU, ram=tight, loops=replace(loops, loaded_bytes=2 << 30))

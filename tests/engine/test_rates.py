@@ -124,7 +124,7 @@ def test_storage_is_not_measured_by_what_does_not_show_it(
 
 def test_a_processor_is_measured_by_the_merge_in_the_middle() -> None:
     watch = Stopwatch()
-    watch.on_cpu(0.1, 30.0, compiled=True)  # compiles its loops
+    watch.on_cpu(0.1, 30.0, compiled=True)  # touches everything first
     for number in range(20):
         watch.on_cpu(0.2, 0.4 + 0.001 * number, compiled=True)
         watch.on_cpu(1e-7, 1e-3, compiled=True)  # a norm: all overhead

@@ -30,6 +30,8 @@ class Walk:
     seed: int | None = None
     on_device: bool = False
     notes: bool = False
+    forgetful: bool = False
+    """Whether notes are lost between the passes."""
 
 
 WALKS = (Walk(64), Walk(64, 3, seed=1), Walk(64, 7, seed=2), Walk(64, 3, seed=3, on_device=True))
@@ -194,6 +196,8 @@ def run(
 
     with torch.inference_mode():
         statistics = gathered(kernel, walk, view, order, chance)
+        if walk.forgetful and notes is not None:
+            notes.zero_()
         before: dict[int, tuple[int, ...]] = {}
         if kernel.needs_tally(statistics):
             own = {i: tuple(map(int, kernel.tally(view(i, kernel), statistics))) for i in order()}

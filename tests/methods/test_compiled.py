@@ -221,6 +221,14 @@ def test_choices_that_are_noted(count: int, row: int, models: int, seed: int, gr
     assert same(noted, plain)
 
 
+def test_what_is_noted_is_not_chosen_again() -> None:
+    base, *tunes = (each.view(40, 100) for each in vectors(3, 4000, 1, False))
+    models = [{"weight": 0.4, "density": 0.5}] * 2
+    kernel = kernel_of("della", (40, 100), [{}, *models], base=0)
+    lost = run(kernel, [base, *tunes], Walk(notes=True, forgetful=True), compiled=True)
+    assert torch.equal(lost, base)
+
+
 @given(st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.data())
 @settings(max_examples=40)
 def test_selection_by_rank(elements: int, seed: int, ties: bool, data: st.DataObject) -> None:
