@@ -132,7 +132,8 @@ def karcher(inputs: Tensors, max_iter: int = 10, tol: float = 1e-5) -> Answer:
     if not units:
         return Answer(vectors[0] * 0, vectors[0] * 0)
     mean = torch.stack(units).mean(0)
-    mean = mean / mean.norm() if mean.norm() > 1e-7 else units[0]
+    left = float(mean.norm())
+    mean = mean / left if left > 1e-7 else units[0]
     for _ in range(max_iter):
         tangent = torch.zeros_like(mean)
         for unit in units:
@@ -146,7 +147,8 @@ def karcher(inputs: Tensors, max_iter: int = 10, tol: float = 1e-5) -> Answer:
         mean = math.cos(step) * mean + math.sin(step) * tangent / step
     length = sum(lengths) / len(lengths)
     scale = torch.stack([u.abs() for u in units]).sum(0) * length
-    return Answer(mean * length, scale)
+    # Directions that are nearly opposite cancel, and what is left of them is made longer.
+    return Answer(mean * length, scale * max(1.0, 1 / (len(units) * max(left, 1e-7))))
 
 
 def model_stock(base: torch.Tensor, others: Tensors, filter_wise: bool = False) -> Answer:

@@ -148,6 +148,15 @@ def test_karcher(models: Family, steps: int) -> None:
     assert_close(check_walks(kernel, models.others), answer.value, answer.scale, models.base.dtype)
 
 
+def test_karcher_of_nearly_opposite_directions() -> None:
+    one = torch.tensor([-9.3369e-01, -1.0000e04, -1.4343e00, 1.1036e00])
+    other = torch.tensor([-0.9960, 315.3181, -1.6037, -1.4596])
+    kernel = kernel_of("karcher", one.shape, [{}] * 2, max_iter=0)
+    answer = oracle.karcher([one, other], 0)
+    assert_close(run(kernel, [one, other]), answer.value, answer.scale)
+    assert float((answer.value[1] - one[1]).abs()) > 5000  # so that something is compared
+
+
 def test_karcher_of_degenerate_directions() -> None:
     a, zero = torch.randn(SHAPE), torch.zeros(SHAPE)
     kernel = kernel_of("karcher", SHAPE, [{}, {}])
