@@ -409,20 +409,22 @@ def _working(merges: Sequence[Merge], grains: Grains, looped: bool) -> Working:
     tensors = workspace = accumulator = 0
     for merge in merges:
         kernel, nodes = merge.kernel, merge.gather.inputs
-        works = looped and bool(kernel.loops)
+        loops_work = looped and bool(kernel.loops)
         parts: tuple[Kernel | Statistic[Any, Any], ...] = (kernel, *kernel.passes)
-        own = [_tensors(part.scratch, part.looped_scratch, nodes, works) for part in parts]
+        own = [_tensors(part.scratch, part.looped_scratch, nodes, loops_work) for part in parts]
         tensors += max(own) + 1
-        workspace += max(part.workspace_bytes(grains, works) for part in parts)
+        workspace += max(part.workspace_bytes(grains, loops_work) for part in parts)
         for statistic in kernel.passes:
-            accumulator = max(accumulator, statistic.accumulator_bytes(grains, works))
+            accumulator = max(accumulator, statistic.accumulator_bytes(grains, loops_work))
     scratch = block_bytes(-(-grains.size * 4 // PAGE) * PAGE * tensors) + workspace
     return Working(scratch, accumulator)
 
 
-def _tensors(scratch: int, looped: int | None, nodes: Sequence[Load | Merge], works: bool) -> int:
+def _tensors(
+    scratch: int, looped: int | None, nodes: Sequence[Load | Merge], loops_work: bool
+) -> int:
     """Tensors of a grain's size that a kernel or a statistic needs: inputs, and its scratch."""
-    if looped is None or not works:
+    if looped is None or not loops_work:
         return len(nodes) + scratch
     return looped + sum(not isinstance(node, Load) or node.dtype not in AS_STORED for node in nodes)
 

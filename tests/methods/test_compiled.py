@@ -33,7 +33,10 @@ class Norms(Rule):
 
 
 def grain(*inputs: torch.Tensor) -> GrainView:
-    take = lambda: torch.full_like(inputs[0], float("nan"))  # noqa: E731
+
+    def take() -> torch.Tensor:
+        return torch.full_like(inputs[0], float("nan"))
+
     shape, hidden = inputs[0].shape, Hiding(inputs, [True] * len(inputs))
     return GrainView(hidden, 0, 0, shape, take, loops(), stored=inputs.__getitem__)
 
@@ -237,8 +240,7 @@ def test_selection_by_rank(elements: int, seed: int, ties: bool, data: st.DataOb
     source = Inputs((0,))
     found = []
     for given_loops in (loops(), None):
-        take = lambda: torch.empty_like(vector)  # noqa: E731
-        view = GrainView((vector,), 0, 0, vector.shape, take, given_loops)
+        view = GrainView((vector,), 0, 0, vector.shape, vector.clone, given_loops)
         coarse, fine = CoarseHistogram(source, (tuple(ranks),)), FineHistogram(source)
         counts = coarse.start()
         coarse.update(counts, view, [])
