@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.native import Function, Library
 from methods import dots
 from methods.elect import CANCELLED, elected_sum
-from methods.loops.sizes import DOT_RUN, RUN
+from methods.loops.sizes import DOT_RUN, RUN, work_bytes
 from methods.random import HASH, WORD, words
 from methods.sums import sum_of_runs
 
@@ -44,23 +44,16 @@ class Draw:
     """A random choice: elements whose random numbers lie below a bound.
 
     The words (`methods.random.words`) that the numbers are made of are ``before`` for the first
-    ``end`` elements of a grain, ``after`` for the rest. ``bound`` is a number; or a tensor (int32)
-    as long as a row of the grain, whose numbers fall: that of rank r by falling magnitude in its
-    row, equal ones by their index, is the bound of an element.
-
-    What is chosen is written to ``notes`` (uint8), if there are any; or read from there where it is
-    ``noted`` already.
+    ``end`` elements of a grain, ``after`` for the rest.
     """
 
     before: tuple[int, int]
     after: tuple[int, int]
     end: int
-    bound: int | Tensor
-    notes: Tensor | None = None
-    noted: bool = False
+    bound: int
 
     @staticmethod
-    def of(key: int, start: int, bound: int | Tensor) -> Draw:
+    def of(key: int, start: int, bound: int) -> Draw:
         """The choice by the numbers of ``key`` in a grain from element ``start`` on."""
         end = WORD - start % WORD
         return Draw(words(key, start), words(key, start + end), end, bound)
@@ -71,12 +64,13 @@ class Kept:
     """What of a vector is kept on a grain: all that each condition given lets through.
 
     ``above``: what is larger in magnitude, or NaN. ``upto``: what is not larger, and no NaN.
-    ``draw``: what is chosen at random.
+    ``draw``: what is chosen at random. ``noted`` (uint8): what these notes on the grain name.
     """
 
     above: Limit | None = None
     upto: Limit | None = None
     draw: Draw | None = None
+    noted: Tensor | None = None
 
 
 class Loops:
@@ -162,6 +156,21 @@ class Loops:
             *(scale, out, out.numel()),
         )
 
+    def choose_by_rank(
+        self, operands: Operands, key: int, start: int, steps: Tensor, notes: Tensor
+    ) -> None:
+        """Choose elements at random, by bounds that hang on ranks, and write that to ``notes``.
+
+        The numbers are those of ``key`` (`methods.random`) from element ``start`` on. ``steps``
+        (int32) are as many as elements in a row of the grain, and fall: that of rank r by falling
+        magnitude in its row, equal ones by their index, is the bound of an element. ``notes``
+        (uint8) are as many as `methods.loops.sizes.notes_bytes` says. What is 0 may be chosen or
+        not.
+        """
+        row, size = steps.numel(), operands[0].numel()
+        vectors = _vectors([(operands, Kept(draw=Draw.of(key, start, int(steps[0]))))])
+        self._call("choose_by_rank", vectors, _hash(), steps, row, notes, size, row=row)
+
     def choose(self, operands: Operands, least: float, out: Tensor) -> None:
         """Write to ``out`` (float32) the first of a vector's operands, or the second.
 
@@ -180,16 +189,12 @@ class Loops:
         """Multiply ``out`` (float64), in place, by the difference of two tensors, in float64."""
         self._call("weigh", *_place(minuend), *_place(subtrahend), out, out.numel())
 
-    def _call(self, name: str, *arguments: Any) -> Any:
+    def _call(self, name: str, *arguments: Any, row: int = 0) -> Any:
         """Call a loop with numbers, tensors and arrays, and with memory to work in."""
         import numpy as np
 
-        from methods.loops.sizes import work_bytes
-
         vectors = arguments[0]
-        count, row = 1, 0
-        if isinstance(vectors, np.ndarray):
-            count, row = len(vectors), int(vectors["ranked_row"].max())
+        count = len(vectors) if isinstance(vectors, np.ndarray) else 1
         work = np.empty(-(-work_bytes(count, row) // 8))
         return self._functions[name](*map(_address, arguments), _address(work))
 
@@ -231,13 +236,9 @@ def _vectors(vectors: Sequence[tuple[Operands, Kept]]) -> Any:
             record["draws"], record["word_end"] = True, draw.end
             record["first"], record["second"] = draw.before
             record["next_first"], record["next_second"] = draw.after
-            if isinstance(draw.bound, int):
-                record["bound"] = draw.bound
-            else:
-                record["steps"], _ = _place(draw.bound)
-                record["ranked_row"], record["bound"] = draw.bound.numel(), draw.bound[0]
-            if draw.notes is not None:
-                (record["notes"], _), record["noted"] = _place(draw.notes), draw.noted
+            record["bound"] = draw.bound
+        if kept.noted is not None:
+            record["noted"], _ = _place(kept.noted)
     return described
 
 

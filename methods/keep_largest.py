@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.grains import Grains
 from engine.kernel import GrainView, Statistic
-from methods.compiled import Kept, Limit
+from methods.compiled import Kept, Limit, Operands
 from methods.order_statistics import (
     CoarseHistogram,
     FineHistogram,
@@ -196,7 +196,7 @@ class TopMagnitude(Sparsifier):
 
     @property
     def looped_scratch(self) -> int:
-        return 1  # what the ties at an edge are found with
+        return 2  # a vector, and what the ties at an edge are found with
 
     @property
     def cost(self) -> float:
@@ -288,16 +288,21 @@ class TopMagnitude(Sparsifier):
     def kept(
         self,
         number: int,
-        vector: Callable[[], Tensor],
+        operands: Operands,
         work: Sequence[Tensor],
         grain: GrainView,
         statistics: Sequence[Any],
         before: tuple[int, ...],
     ) -> Kept:
-        scratch = work[0].view(-1)
+        vector, scratch = (each.view(-1) for each in work)
+
+        def values() -> Tensor:
+            write_operands(operands, vector, lambda: scratch)
+            return vector
+
         counts = before[2 * number : 2 * number + 2] or (0, 0)
         limits = [
-            edge.limit(lambda: vector().view(-1), scratch.numel(), grain.index, count, scratch)
+            edge.limit(values, scratch.numel(), grain.index, count, scratch)
             for edge, count in zip(self._edges(statistics)[number], counts, strict=False)
         ]
         return Kept(above=limits[0] if limits else None, upto=limits[1] if limits[1:] else None)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.grains import Access, Grains
 from engine.kernel import GrainSum, GrainSums, GrainView, Statistic
 from methods import random
-from methods.compiled import Draw, Kept
-from methods.loops.sizes import notes_bytes
+from methods.compiled import Draw, Kept, Operands
+from methods.loops.sizes import notes_bytes, work_bytes
 from methods.sources import Source
 from methods.sparsify import Sparsifier, l1_factor
 from methods.sums import magnitude_sum
@@ -39,22 +39,12 @@ class Dropping(Sparsifier):
         """Set to zero, in place, what is dropped of vector ``number``; see `apply`."""
         raise NotImplementedError
 
-    def bound(self, number: int, row: int) -> int | Tensor:
-        """What the random numbers of vector ``number`` must lie below; see `Draw`."""
-        raise NotImplementedError
+    def chosen(self, number: int, operands: Operands, grain: GrainView, again: bool) -> Kept:
+        """What `drop` leaves, for compiled loops.
 
-    def chosen(self, number: int, grain: GrainView, again: bool) -> Kept:
-        """What is kept of vector ``number``.
-
-        If ``again``, that was asked before, of each vector; so it stands in the grain's notes.
+        If ``again``, that was asked of every vector that `drops` before, in an earlier pass.
         """
-        if not self.drops(number):
-            return Kept()
-        draw = Draw.of(self.keys[number], grain.start, self.bound(number, grain.shape[-1]))
-        if grain.notes is not None:
-            mine = grain.notes.view(len(self.keep), -1)[number]
-            draw = replace(draw, notes=mine, noted=again)
-        return Kept(draw=draw)
+        raise NotImplementedError
 
     def passes(self, source: Source) -> tuple[Statistic[Any, Any], ...]:
         return (KeptNorms(source, self),) if self.rescale else ()
@@ -79,13 +69,15 @@ class Dropping(Sparsifier):
     def kept(
         self,
         number: int,
-        vector: Callable[[], Tensor],
+        operands: Operands,
         work: Sequence[Tensor],
         grain: GrainView,
         statistics: Sequence[Any],
         before: tuple[int, ...],
     ) -> Kept:
-        return self.chosen(number, grain, again=self.rescale)
+        if not self.drops(number):
+            return Kept()
+        return self.chosen(number, operands, grain, again=self.rescale)
 
 
 @dataclass(frozen=True)
@@ -94,7 +86,10 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
 
     source: Source
     dropping: Dropping
-    loops = frozenset({"run_sums"})
+
+    @property
+    def loops(self) -> frozenset[str]:
+        return frozenset({"run_sums"}) | self.dropping.loops
 
     @property
     def scratch(self) -> int:
@@ -128,7 +123,7 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
                 sums.append(magnitude_sum(vector, work[0]))
                 continue
             operands = self.source.operands(number, grain, grain.take)
-            kept = self.dropping.chosen(number, grain, again=False)
+            kept = self.dropping.chosen(number, operands, grain, again=False)
             sums += loops.magnitude_sums(operands, kept)
         into.add(grain.index, torch.stack(sums))
 
@@ -164,9 +159,12 @@ class RandomKeep(Dropping):
 
         numbers = work[0].view(torch.int32)
         random.draw(self.keys[number], grain.start, numbers, work[1].view(torch.int32))
-        _mask_bits(vector, numbers.ge_(self.bound(number, vector.shape[-1])))
+        _mask_bits(vector, numbers.ge_(self._bound(number)))
 
-    def bound(self, number: int, row: int) -> int:
+    def chosen(self, number: int, operands: Operands, grain: GrainView, again: bool) -> Kept:
+        return Kept(draw=Draw.of(self.keys[number], grain.start, self._bound(number)))
+
+    def _bound(self, number: int) -> int:
         return random.threshold(self.keep[number] or 0.0)
 
 
@@ -216,16 +214,20 @@ class RandomByRank(Dropping):
     def compiled_cost(self) -> float:
         return 5.8 if self.rescale else 2.9
 
+    @property
+    def loops(self) -> frozenset[str]:
+        return frozenset({"choose_by_rank"})
+
     def notes_bytes(self, grains: Grains) -> int:
         # To rank again takes as long as all the rest.
-        return len(self.keep) * notes_bytes(grains.size, grains.row) if self.rescale else 0
+        return len(self.keep) * notes_bytes(grains.size) if self.rescale else 0
 
     def workspace_bytes(self, grains: Grains, looped: bool) -> int:
         row = grains.row
         if looped:
-            # A row of each vector and its thresholds, of their sums five more, of what ranks are
-            # found with eight; and the thresholds that are computed, in float64.
-            return (8 * len(self.keep) + 84) * max(row, 1 << 11) + (1 << 18)
+            # What loops work in, thresholds as they are computed in float64, and notes on a grain.
+            models = len(self.keep)
+            return work_bytes(models, row) + 32 * row + models * notes_bytes(grains.size)
         # At worst everything is sorted: magnitudes, buckets and their counts, then keys, their
         # sorted copies and places, and as much again inside of sorting. Thresholds by rank.
         return 88 * max(row, _RANKED) + 32 * row
@@ -235,7 +237,7 @@ class RandomByRank(Dropping):
 
         numbers, bounds = work[0].view(torch.int32), work[1].view(torch.int32)
         random.draw(self.keys[number], grain.start, numbers, bounds)
-        steps = beside(self.bound(number, vector.shape[1]), vector)
+        steps = beside(self._steps(number, vector.shape[1]), vector)
         if grain.on_device:
             _bound_by_sorting(vector, steps, bounds)
             _mask_bits(vector, numbers.ge_(bounds))
@@ -246,7 +248,20 @@ class RandomByRank(Dropping):
             _bound_by_rank(vector[rows], numbers[rows], steps, bounds[rows])
         _mask_bits(vector, numbers.ge_(bounds))
 
-    def bound(self, number: int, row: int) -> Tensor:
+    def chosen(self, number: int, operands: Operands, grain: GrainView, again: bool) -> Kept:
+        import torch
+
+        if grain.notes is None:
+            notes = torch.empty(notes_bytes(operands[0].numel()), dtype=torch.uint8)
+        else:
+            notes = grain.notes.view(len(self.keep), -1)[number]
+        if grain.notes is None or not again:
+            steps = self._steps(number, grain.shape[-1])
+            grain.loops.choose_by_rank(operands, self.keys[number], grain.start, steps, notes)
+        return Kept(noted=notes)
+
+    def _steps(self, number: int, row: int) -> Tensor:
+        """What the numbers of vector ``number`` must lie below, by rank in a row: int32."""
         import torch
 
         keep, epsilon = self.keep[number] or 0.0, self.epsilon[number]

@@ -8,13 +8,13 @@ a random choice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.grains import Access, Grains
 from engine.kernel import GrainView, Statistic
-from methods.compiled import Kept
+from methods.compiled import Kept, Operands
 from methods.sources import Source
 
 if TYPE_CHECKING:
@@ -40,8 +40,13 @@ class Sparsifier:
 
     @property
     def looped_scratch(self) -> int:
-        """Those of them that are written to where loops do the work."""
+        """Scratch tensors that `kept` is handed."""
         return 0
+
+    @property
+    def loops(self) -> frozenset[str]:
+        """Names of the compiled loops that `kept` calls."""
+        return frozenset()
 
     def notes_bytes(self, grains: Grains) -> int:
         """See `Kernel.notes_bytes`."""
@@ -96,16 +101,13 @@ class Sparsifier:
     def kept(
         self,
         number: int,
-        vector: Callable[[], Tensor],
+        operands: Operands,
         work: Sequence[Tensor],
         grain: GrainView,
         statistics: Sequence[Any],
         before: tuple[int, ...],
     ) -> Kept:
-        """What `apply` keeps, for compiled loops.
-
-        ``vector`` computes the vector, for who cannot decide without.
-        """
+        """What `apply` keeps, for compiled loops; ``work`` is `looped_scratch` tensors."""
         return Kept()
 
 

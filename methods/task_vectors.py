@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engine.grains import Access, Grains
@@ -19,7 +18,7 @@ from methods.elect import elected_sum
 from methods.linear_combination import LinearCombination
 from methods.method import TensorMerge
 from methods.parameters import base_of, sum_of_weights
-from methods.sources import Differences, operand, write_operands
+from methods.sources import Differences, operand
 from methods.sparsify import KeepAll, Sparsifier
 
 if TYPE_CHECKING:
@@ -67,8 +66,7 @@ class TaskVectors(Kernel):
 
     @property
     def looped_scratch(self) -> int:
-        # A vector where ties are looked for, and what it takes to compute it.
-        return self.sparsifier.looped_scratch + 2
+        return self.sparsifier.looped_scratch
 
     @property
     def cost(self) -> float:
@@ -81,7 +79,7 @@ class TaskVectors(Kernel):
     @property
     def loops(self) -> frozenset[str]:
         gains = self.elect or not isinstance(self.sparsifier, KeepAll)
-        return super().loops | {"combine"} if gains else super().loops
+        return super().loops | self.sparsifier.loops | ({"combine"} if gains else frozenset())
 
     def needs_tally(self, statistics: Sequence[Any]) -> bool:
         return self.sparsifier.needs_tally(statistics)
@@ -104,21 +102,15 @@ class TaskVectors(Kernel):
 
         def sparse(number: int, vector: Tensor) -> Tensor:
             self.source.write(number, grain, vector)
-            self.sparsifier.apply(number, vector, pool, grain, statistics, before)
+            sparsifier.apply(number, vector, pool, grain, statistics, before)
             return vector
 
-        def described(number: int, room: Sequence[Callable[[], Tensor]]) -> tuple[Operands, Kept]:
-            operands = self.source.operands(number, grain, room[0])
-
-            def values() -> Tensor:
-                write_operands(operands, room[0](), room[1])
-                return room[0]()
-
-            return operands, self.sparsifier.kept(number, values, pool, grain, statistics, before)
+        def described(number: int) -> tuple[Operands, Kept]:
+            operands = self.source.operands(number, grain, grain.take)
+            return operands, sparsifier.kept(number, operands, pool, grain, statistics, before)
 
         if loops is not None:
-            room = cache(grain.take), cache(grain.take)
-            vectors = [described(number, room) for number in range(len(coefficients))]
+            vectors = [described(number) for number in range(len(coefficients))]
             base = operand(grain, self.base)
             loops.combine(vectors, coefficients, votes, shares, base, self.scale, out)
             return

@@ -19,7 +19,7 @@ from numba import cfunc, types
 from engine.native import FLOAT, INT, NOTHING, Native, host, target_machine
 from methods.loops.blocks import Loop
 
-_MODULES = ("combining", "counting", "rows", "summing")
+_MODULES = ("choosing", "combining", "counting", "rows", "summing")
 
 _KINDS = {"int": INT, "Address": INT, "float": FLOAT, "None": NOTHING}
 _TYPES = {INT: types.int64, FLOAT: types.float64, NOTHING: types.void}

@@ -7,7 +7,6 @@ import numpy as np
 from methods.loops.blocks import (
     Address,
     Loop,
-    compiled,
     copy,
     floats,
     fused,
@@ -17,10 +16,8 @@ from methods.loops.blocks import (
     vectors_at,
     words,
 )
-from methods.loops.keeping import ranked_row, trim
-from methods.loops.sizes import BLOCK, block_length
-
-_block_length = compiled(block_length)
+from methods.loops.keeping import trim
+from methods.loops.sizes import BLOCK
 
 
 @Loop
@@ -44,14 +41,12 @@ def combine(
     # Without a base the first product has to stay what it is, even the sign of a zero.
     nothing = zero if base else -zero
     given, hashed = vectors_at(vectors, count_of_vectors), words(constants, 3)
-    length = _block_length(ranked_row(given))
-    step = 4 * length
-    other, numbers = floats(work, length), ints(work + step, length)
-    sign, total = floats(work + 2 * step, length), floats(work + 3 * step, length)
-    divisor, blocks = floats(work + 4 * step, length), work + 5 * step
-    room = blocks + step * count_of_vectors
-    for start in range(0, size, length):
-        count = min(length, size - start)
+    step = 4 * BLOCK
+    other, numbers = floats(work, BLOCK), ints(work + step, BLOCK)
+    sign, total = floats(work + 2 * step, BLOCK), floats(work + 3 * step, BLOCK)
+    divisor, blocks = floats(work + 4 * step, BLOCK), work + 5 * step
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
         for i in range(count):
             total[i] = nothing
             divisor[i] = zero
@@ -66,7 +61,7 @@ def combine(
                 for i in range(count):
                     block[i] -= other[i]
             multiply_rows(vector, start, block)
-            trim(vector, start, block, numbers[:count], room, hashed)
+            trim(vector, start, block, numbers[:count], hashed)
             weight = vector.vote if elects else vector.coefficient
             for i in range(count):
                 total[i] = fused(weight, block[i], total[i])

@@ -1,4 +1,4 @@
-"""What is kept of a vector: by limits of magnitude, or by random numbers."""
+"""What is kept of a vector: by limits of magnitude, by random numbers, or as it is noted."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from methods.loops.blocks import Address, Array, bytes_, compiled, fill, ints
-from methods.loops.ranks import decide_by_rank, room_for_ranks
-from methods.loops.sizes import area_bytes, block_length
-
-_block_length, _area_bytes = compiled(block_length), compiled(area_bytes)
+from methods.loops.blocks import Array, bytes_, compiled
+from methods.loops.sizes import BLOCK, NOTED
 
 
 @compiled
@@ -26,7 +23,7 @@ def _hash(first: np.uint32, second: np.uint32, constants: Array, out: Array) -> 
 
 
 @compiled
-def _draw(vector: Any, start: int, constants: Array, numbers: Array) -> None:
+def draw(vector: Any, start: int, constants: Array, numbers: Array) -> None:
     """Write the numbers of a vector's elements from ``start`` on to ``numbers`` (int32)."""
     out, weyl = numbers.view(np.uint32), constants[0]
     end = min(max(vector.word_end - start, 0), out.size)
@@ -53,35 +50,21 @@ def _keep_upto(part: Array, limit: np.float32) -> None:
 
 
 @compiled
-def _note(numbers: Array, bound: int, notes: Array) -> None:
-    """Note which numbers lie below ``bound``; see `methods.loops.sizes.area_bytes`."""
-    width = notes.size
-    fill(notes, 0)
-    for bit in range(8):
-        part = numbers[min(bit * width, numbers.size) : (bit + 1) * width]
-        for j in range(part.size):
-            notes[j] |= np.uint8(np.uint8(part[j] < bound) << np.uint8(bit))
-
-
-@compiled
 def _drop_as_noted(bits: Array, notes: Array) -> None:
-    """Set to zero what `_note` did not find below its bound."""
-    width = notes.size
+    """Set to zero those of a block that notes on it (`methods.loops.sizes.notes_bytes`) lack."""
     for bit in range(8):
-        part = bits[min(bit * width, bits.size) : (bit + 1) * width]
+        part = bits[min(bit * NOTED, bits.size) : (bit + 1) * NOTED]
         for j in range(part.size):
             part[j] &= -np.int32((notes[j] >> np.uint8(bit)) & np.uint8(1))
 
 
 @compiled
-def trim(
-    vector: Any, start: int, block: Array, numbers: Array, room: Address, constants: Array
-) -> None:
+def trim(vector: Any, start: int, block: Array, numbers: Array, constants: Array) -> None:
     """Set to zero what is dropped of a vector's elements from ``start`` on, which fill ``block``.
 
-    ``numbers`` (int32) is work as long as ``block``, ``room`` memory as of `room_for_ranks`.
+    Blocks begin at multiples of `BLOCK`. ``numbers`` (int32) is work as long as ``block``.
     """
-    count = block.size
+    count, bits = block.size, block.view(np.int32)
     if vector.above:
         end = min(max(vector.above_end - start, 0), count)
         _keep_above(block[:end], vector.above_before)
@@ -91,26 +74,8 @@ def trim(
         _keep_upto(block[:end], vector.upto_before)
         _keep_upto(block[end:], vector.upto_after)
     if vector.draws:
-        bits = block.view(np.int32)
-        length = _block_length(vector.ranked_row)
-        notes = vector.notes + start // length * _area_bytes(length)
-        if vector.noted:
-            _drop_as_noted(bits, bytes_(notes, _area_bytes(count)))
-            return
-        _draw(vector, start, constants, numbers)
-        if vector.ranked_row:
-            steps = ints(vector.steps, vector.ranked_row)
-            decide_by_rank(bits, numbers, steps, room_for_ranks(room, vector.ranked_row))
+        draw(vector, start, constants, numbers)
         for i in range(count):
             bits[i] = bits[i] if numbers[i] < vector.bound else 0
-        if vector.notes:
-            _note(numbers, vector.bound, bytes_(notes, _area_bytes(count)))
-
-
-@compiled
-def ranked_row(vectors: Array) -> int:
-    """The length of the rows in which elements of any of these vectors are ranked, or 0."""
-    longest = 0
-    for number in range(vectors.size):
-        longest = max(longest, vectors[number].ranked_row)
-    return longest
+    if vector.noted:
+        _drop_as_noted(bits, bytes_(vector.noted + start // BLOCK * NOTED, NOTED))

@@ -27,10 +27,7 @@ VECTOR = np.dtype(
         ("next_first", np.uint32),
         ("next_second", np.uint32),
         ("bound", np.int32),
-        ("steps", np.int64),
-        ("ranked_row", np.int64),
-        ("notes", np.int64),
-        ("noted", np.bool_),
+        ("noted", np.int64),
         ("vote", np.float32),
         ("coefficient", np.float32),
         ("share", np.float32),
@@ -39,6 +36,4 @@ VECTOR = np.dtype(
 )
 """A vector: the addresses of its operands (``minus`` may be 0: none), the bytes of an element, the
 address of a factor for each row (or 0) and the length of those rows, the conditions of
-`methods.compiled.Kept`, and the weights it has. ``ranked_row`` is the length of a row where
-elements are ranked, else 0. What is chosen at random is written to ``notes``, or where it is
-``noted`` read from there (see `methods.loops.sizes`)."""
+`methods.compiled.Kept` (``noted`` is an address, or 0), and the weights it has."""

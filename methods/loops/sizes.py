@@ -24,9 +24,13 @@ _OCTAVES = 8
 """Powers of two below the largest magnitude within which buckets tell magnitudes apart."""
 
 
-def block_length(row: int) -> int:
-    """Elements that are worked on at once: whole rows where elements are ranked in such rows."""
-    return max(BLOCK // row, 1) * row if row else BLOCK
+NOTED = BLOCK // 8
+"""Bytes of notes on a block: a bit for each element; see `notes_bytes`."""
+
+
+def whole_rows(row: int) -> int:
+    """Elements of as many whole rows as fit a block, or of one."""
+    return max(BLOCK // row, 1) * row
 
 
 def buckets(row: int) -> tuple[int, int]:
@@ -40,30 +44,21 @@ def buckets(row: int) -> tuple[int, int]:
     return (_OCTAVES << finer) + 1, 23 - finer
 
 
-def work_bytes(vectors: int, row: int) -> int:
+def work_bytes(vectors: int, row: int = 0) -> int:
     """Memory in bytes that any loop works in; it begins at a multiple of 8.
 
     ``vectors`` is how many it is given, ``row`` the length of rows in which elements are ranked.
     """
-    blocks = 4 * (vectors + 5) * block_length(row)
-    ranks = 4 * (8 * row + 4 * (MOST_BUCKETS + 1))
+    blocks = 4 * (vectors + 5) * BLOCK
+    ranks = 4 * (3 * whole_rows(row) + 8 * row + 4 * (MOST_BUCKETS + 1)) if row else 0
     doubles = 8 * (vectors + 2) * DOT_RUN
     return blocks + ranks + doubles + MOST_HIGHS
 
 
-def notes_bytes(elements: int, row: int) -> int:
-    """Bytes of notes on so many elements of one vector, ranked in rows: a bit for each.
+def notes_bytes(elements: int) -> int:
+    """Bytes of notes on so many elements of one vector: a bit for each, in whole blocks.
 
-    Each block has its own, of whole bytes.
+    Of a block's n bytes, byte j has elements j, j + n, j + 2n …: neighbours lie in neighbouring
+    bytes, which makes vector code of whoever packs and unpacks them.
     """
-    length = block_length(row)
-    return -(-elements // length) * area_bytes(length)
-
-
-def area_bytes(length: int) -> int:
-    """Bytes of notes on a block of this length.
-
-    Byte j has elements j, j + n, j + 2n … of n bytes: neighbours lie in neighbouring bytes, which
-    makes vector code of whoever packs and unpacks them.
-    """
-    return -(-length // 8)
+    return -(-elements // BLOCK) * NOTED

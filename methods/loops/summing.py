@@ -18,10 +18,8 @@ from methods.loops.blocks import (
     vectors_at,
     words,
 )
-from methods.loops.keeping import ranked_row, trim
-from methods.loops.sizes import DOT_RUN, LANES, RUN, block_length
-
-_block_length = compiled(block_length)
+from methods.loops.keeping import trim
+from methods.loops.sizes import BLOCK, DOT_RUN, LANES, RUN
 
 
 @compiled
@@ -64,18 +62,18 @@ def run_sums(
     Or of their squares. ``whole`` and ``kept`` (float32) get one for each run.
     """
     given, hashed, runs = vectors_at(vectors, 1), words(constants, 3), -(-size // RUN)
-    vector, length = given[0], _block_length(ranked_row(given))
+    vector = given[0]
     sums, kept_sums = floats(whole, runs), floats(kept, runs)
     run, kept_run = floats(work, RUN), floats(work + 4 * RUN, RUN)
-    step, first = 4 * length, work + 8 * RUN
-    block, other, numbers = floats(first, length), floats(first + step, length), first + 2 * step
-    room, trims = numbers + step, vector.above or vector.upto or vector.draws
-    for start in range(0, size, length):
-        part = block[: min(length, size - start)]
+    step, first = 4 * BLOCK, work + 8 * RUN
+    block, other, numbers = floats(first, BLOCK), floats(first + step, BLOCK), first + 2 * step
+    trims = vector.above or vector.upto or vector.draws or vector.noted
+    for start in range(0, size, BLOCK):
+        part = block[: min(BLOCK, size - start)]
         difference(vector, start, part, other[: part.size])
         _sum_runs(part, start, size, squares, run, sums)
         if trims:
-            trim(vector, start, part, ints(numbers, part.size), room, hashed)
+            trim(vector, start, part, ints(numbers, part.size), hashed)
             _sum_runs(part, start, size, squares, kept_run, kept_sums)
     if not trims:
         copy(sums, kept_sums)

@@ -138,11 +138,11 @@ def test_combinations_with_coefficients_of_a_rule(
 def choose(rows: torch.Tensor, choice: keep_random.Dropping, start: int = 0) -> None:
     """See that compiled loops keep of ``rows`` what torch keeps, and sum it up alike."""
     work = [torch.empty_like(rows) for _ in range(2)]
-    view = GrainView((rows,), 0, start, rows.shape, lambda: torch.empty_like(rows))
+    view = GrainView((rows,), 0, start, rows.shape, lambda: torch.empty_like(rows), loops())
     expected = rows.clone()
     choice.drop(0, expected, work, view)
-    kept = choice.chosen(0, view, again=False)
     vector: compiled.Operands = (rows, None)
+    kept = choice.chosen(0, vector, view, again=False)
     out = torch.empty_like(rows)
     loops().combine([(vector, kept)], [1.0], None, None, torch.zeros_like(rows), 1.0, out)
     assert same(out, expected + 0.0)  # no zero is negative
