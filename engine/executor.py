@@ -5,14 +5,13 @@
         └──────────────── ledger ◄──── released blocks ──────┴──────────┘
 
 The dispatcher walks the schedule in order and only ever waits for memory. Everything else waits
-for data. Tiles finish in any order; what must be ordered is ordered by `engine.running`. Each
-device has a lane of ready tiles and one worker of its own, which is `engine.offload`.
+for data. Tiles finish in any order; what must be ordered is ordered by `engine.running`. Workers
+are `engine.worker`; each device has a lane of ready tiles and one of its own, `engine.offload`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import heapq
 import queue
 import threading
@@ -31,6 +30,7 @@ from engine.rates import Busy, Stopwatch
 from engine.running import HeldLoad, MergeRun, TileRun, elements
 from engine.schedule import Placement, Schedule, Tile
 from engine.storage import lead, span_bytes
+from engine.worker import Worker
 
 if TYPE_CHECKING:
     from engine.arithmetic import Bench
@@ -197,6 +197,11 @@ class Executor:
         """
         began, busy = self._first_tile or (0.0, 0.0)
         return (self.storage.seconds - busy) / max(self._ended_at - began, 1e-9)
+
+    @property
+    def has_loops(self) -> bool:
+        """Whether compiled loops do their work; opens them if no worker has yet."""
+        return self._loops() is not None
 
     # --- the run as a whole ---------------------------------------------------------------
 
@@ -406,8 +411,7 @@ class Executor:
                     return  # there is no memory for it
                 scratch = schedule.scratch_bytes if loops is None else schedule.looped_scratch_bytes
                 bench = Bench.in_block(Block(max(scratch, 1)))
-            while (task := self.take(None)) is not None:
-                self._work(task, bench, loops)
+            Worker(self, bench, loops).run()
 
     def _open_loops(self) -> Any:
         names = self._schedule.loops
@@ -483,17 +487,6 @@ class Executor:
             for moved in (task, *others):
                 self._lanes[None].push(moved)
 
-    def _work(self, task: TileRun, bench: Bench | None, loops: Any) -> None:
-        work = task.merge.placement.work
-        # The thread's own time: it may wait for other tiles, and other programs take turns.
-        began = time.thread_time()
-        if not work.profile.computes:
-            _copy(task)
-        else:
-            assert bench is not None
-            self._evaluate(task, bench, loops)
-        self.computed(task, time.thread_time() - began)
-
     def computed(self, task: TileRun, seconds: float) -> None:
         """A tile's outputs are in their blocks, or its pass has what it gathered.
 
@@ -504,44 +497,6 @@ class Executor:
         for write, block, at in task.outputs:
             self._to_write.put(lambda w=write, b=block, a=at: self._write(task, w, b, a))  # type: ignore[misc]
         self._tile_done(task, seconds)
-
-    def _evaluate(self, task: TileRun, bench: Bench, loops: Any) -> None:
-        from engine.arithmetic import Notes, Span, TreeEvaluator, check_finite
-
-        run, tile = task.merge, task.tile
-        work = run.placement.work
-        current = work.passes[tile.number]
-        first, _ = elements(tile, run.placement)
-        spans = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
-        notes = None
-        if task.notes is not None:
-            notes = Notes(task.notes, work.profile.notes_bytes, tile.first)
-        evaluator = TreeEvaluator(
-            *(work.root, work.grains, spans, bench, run.statistics, task.tallies),
-            loops=loops,
-            notes=notes,
-        )
-        indices = range(tile.first, tile.first + tile.grains)
-        for merge in run.passes[tile.number].tallied:
-            if merge not in task.tallies:  # a device may have got as far as this
-                own = [tuple(map(int, evaluator.tally(merge, index))) for index in indices]
-                self.exchange(task, merge, own)
-        if current.statistic is None:
-            outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
-            for index in indices:
-                self.check()
-                squares = float(evaluator.output(index, outputs))
-                bounds = work.grains.bounds(index)
-                check_finite(work.root, bounds, squares, spans, outputs)
-                for write, span in outputs:
-                    run.digests[write].add(index, span.content(write.dtype, *bounds))
-            return
-        statistic = current.merge.kernel.passes[current.statistic]
-        accumulator = statistic.start()
-        for index in indices:
-            self.check()
-            evaluator.statistic(current.merge, current.statistic, accumulator, index)
-        self.accumulate(task, accumulator)
 
     def exchange(self, task: TileRun, merge: Merge, own: Sequence[tuple[int, ...]]) -> None:
         """Pass on the tallies of a tile, grain by grain, and note in it those before each."""
@@ -588,8 +543,7 @@ class Executor:
         """Note how long a merge took, unless it went from one processor to another."""
         if run.device != run.placement.seat.device:
             return
-        compiled = self._schedule.compiled and self._loops() is not None
-        estimate = Estimate.of(run.placement.work, compiled)
+        estimate = Estimate.of(run.placement.work, self.has_loops)
         if run.device is None:
             self.stopwatch.on_cpu(estimate.cpu_core, run.seconds, estimate.compiled)
         else:
@@ -638,17 +592,3 @@ def source_readers(schedule: Schedule, open_reader: Callable[[Source], R]) -> di
     """One reader for each source of the schedule's loads, by the source's `id`."""
     sources = {id(load.source): load.source for load in schedule.graph.loads}
     return {key: open_reader(source) for key, source in sources.items()}
-
-
-def _copy(task: TileRun) -> None:
-    """Move the bytes of one tile from its input to its outputs, and digest them."""
-    grains = task.merge.placement.work.grains
-    (source, begin) = next(iter(task.inputs.values()))
-    first, count = elements(task.tile, task.merge.placement)
-    for write, block, at in task.outputs:
-        size = write.dtype.size
-        ctypes.memmove(block.address + at, source.address + begin, count * size)
-        for index in range(task.tile.first, task.tile.first + task.tile.grains):
-            start, length = grains.bounds(index)
-            offset = at + (start - first) * size
-            task.merge.digests[write].add(index, block.memory[offset : offset + length * size])

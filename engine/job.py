@@ -144,8 +144,8 @@ def run(
             plan = schedule(rest, options.ram, replace(found, loops=None))
         if begun is not None:
             begun(Begun(plan, len(done)))
-        measures_runtime = plan.computes and not plan.compiled and machine.runtime_is_ahead()
-        baseline = machine.resident_bytes()
+        importing = plan.computes and machine.runtime_is_ahead() and not plan.used_devices
+        baseline = machine.resident_bytes() if importing else None
         with contextlib.ExitStack() as opened:
             readers = source_readers(plan, lambda source: _open(source, options, opened))
 
@@ -172,8 +172,8 @@ def run(
                     sink.close()
                 raise
             sink.close()
-        if measures_runtime and not plan.used_devices:
-            machine.remember_runtime_bytes(machine.resident_bytes() - baseline)
+        if baseline is not None and executor.has_loops == plan.compiled:
+            machine.remember_runtime_bytes(machine.resident_bytes() - baseline, plan.compiled)
         warnings += executor.warnings
         machine.remember_rates(_rates(executor, sink, counters))
         outcome = _outcome(plan, executor.progress, began, counters, len(done), tuple(warnings))

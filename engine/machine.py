@@ -156,11 +156,13 @@ def runtime_bytes() -> int:
     return _ACCELERATED_RUNTIME_BYTES if accelerated else _RUNTIME_BYTES
 
 
-def remember_runtime_bytes(measured: int) -> None:
-    """Record what torch took in a run, for the plans to come.
+def remember_runtime_bytes(measured: int, with_loops: bool = False) -> None:
+    """Record what torch took in a run, with compiled loops or without, for the plans to come.
 
     Plans are upper bounds, so the most that was ever measured counts.
     """
+    if with_loops:  # for which every plan with loops reckons by itself
+        measured -= _LOADED_BYTES
     rounded = max(-(-measured // _ROUND) * _ROUND, _RUNTIME_BYTES)
     if rounded > (_remembered_runtime() or 0):
         keep(_RUNTIME, {_torch_version(): rounded})

@@ -24,7 +24,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,34 +37,16 @@ from engine.grains import Grains
 from engine.graph import Load, Merge, Write
 from engine.ledger import Block, Closed
 from engine.placement import SLOTS, bench_bytes, outside_bytes, slot_bytes, stay_bytes, stride
-from engine.running import MergeRun, TileRun, elements
+from engine.running import Host, MergeRun, TileRun, elements
 from engine.store import Stay, Store
 
 _FLYING = 2
-"""Tiles for which all orders are given before the results of the first are looked at."""
+"""Tiles for which all orders are given after a tile before its results are looked at."""
 
 
 _SHRINKS = 4
 """Parts of a store that was too large, of which the next one is one."""
 _LEAST_STORE = 1 << 20
-
-
-class Host(Protocol):
-    """What the worker of a device asks of the executor; see `engine.executor.Executor`."""
-
-    def check(self) -> None: ...
-
-    def take(self, device: int | None, wait: bool) -> TileRun | None: ...
-
-    def exchange(self, task: TileRun, merge: Merge, own: Sequence[tuple[int, ...]]) -> None: ...
-
-    def accumulate(self, task: TileRun, accumulator: Any) -> None: ...
-
-    def computed(self, task: TileRun, seconds: float) -> None: ...
-
-    def put_back(self, task: TileRun) -> None: ...
-
-    def give_up(self, task: TileRun) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,7 +432,7 @@ class Offload:
     def _reserve(self, task: TileRun, chunk: int) -> None:
         """See that bench, slots and store are as large as this tile needs them.
 
-        They only grow, the store as far as the others and the kernels leave room.
+        They grow; the store as far as the others and the kernels leave room, to which it gives way.
         """
         placement = task.merge.placement
         profile = placement.work.profile

@@ -7,13 +7,16 @@ between them is decided here, under one lock that the executor owns:
   inputs that another merge is still reading are there;
 - where a kernel passes tallies on, tiles of a pass are taken in order, so that nobody waits for
   a tile that no worker has taken.
+
+`Host` is what workers ask of the executor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Condition
-from typing import Any
+from typing import Any, Protocol
 
 from engine.digest import TensorDigest
 from engine.graph import Load, Merge, Write, tree
@@ -101,6 +104,24 @@ class Chain:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+
+
+class Host(Protocol):
+    """What those who compute tiles ask of the executor; see `engine.executor.Executor`."""
+
+    def check(self) -> None: ...
+
+    def take(self, device: int | None, wait: bool = True) -> TileRun | None: ...
+
+    def exchange(self, task: TileRun, merge: Merge, own: Sequence[tuple[int, ...]]) -> None: ...
+
+    def accumulate(self, task: TileRun, accumulator: Any) -> None: ...
+
+    def computed(self, task: TileRun, seconds: float) -> None: ...
+
+    def put_back(self, task: TileRun) -> None: ...
+
+    def give_up(self, task: TileRun) -> None: ...
 
 
 def elements(tile: Tile, placement: Placement) -> tuple[int, int]:

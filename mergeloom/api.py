@@ -142,10 +142,10 @@ def merge(
     tensors, drawn at random, that are computed again in another way when all is written.
 
     Raises:
-        ConfigError, CheckpointError, BudgetError: as `plan`.
-        OutputError: ``output`` belongs to something else, is in use, or its disk is too small.
-        RunError: reading, arithmetic or writing failed; run again to continue. Or a tensor that was
-            checked is not what it should be.
+        ConfigError, CheckpointError, BudgetError, DeviceError: as `plan`.
+        OutputError: ``output`` belongs to something else, or to another merge.
+        RunError: ``output`` is in use, its disk is too small, or reading, arithmetic or writing
+            failed; run again to continue. Or a tensor that was checked is wrong.
     """
     observer = observer or Observer()
     planned = config

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="mergeloom",
     help="Merge language models that do not fit in memory.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -83,6 +83,9 @@ def _global_options(
     ] = False,
 ) -> None:
     """Merge language models that do not fit in memory."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -278,7 +281,10 @@ def main() -> None:
         sys.argv.remove("--debug")
         sys.argv.insert(1, "--debug")
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except _UsageError as error:
+        _complain(f"error: {_usage(error)}")
+        sys.exit(2)
     except LoomError as error:
         if debug:
             raise
@@ -291,7 +297,7 @@ def main() -> None:
         if end.code == 130:  # what typer makes of an interrupt anywhere else
             _complain("interrupted")
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted")
         sys.exit(130)
     except BrokenPipeError:
@@ -306,6 +312,17 @@ def main() -> None:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         _complain(f"error: this should not happen: {reason} (--debug shows where)")
         sys.exit(1)
+
+
+_UsageError: Any = typer.BadParameter.__bases__[0]
+"""What is raised for a command line that cannot be understood. (typer names its kinds only.)"""
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with a command line, where, and how to mend it."""
+    what = error.format_message().strip().rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else app.info.name
+    return f"{what}: '{command} --help' shows how it is used"
 
 
 class _Interrupted(Exception):

@@ -1,8 +1,9 @@
 """Compiled loops for what torch can only do in many passes over memory.
 
-Optional: they need numba (the extra ``fast``), are used where the schedule has memory for them, and
-change no byte of any result. That is proved on the spot: before the first use a probe is computed
-both ways, and where a bit differs, on whatever machine, torch does the work.
+Optional: they need numba (the extra ``fast``), are used where the schedule has memory for them,
+and change no byte of any result. Where a compiler might fuse, or add up in another order, that is
+proved on the spot (`_PROOFS`): before the first use a probe is computed both ways, and where a bit
+differs, on whatever machine, torch does the work.
 """
 
 from __future__ import annotations

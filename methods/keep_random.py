@@ -82,7 +82,10 @@ class Dropping(Sparsifier):
 
 @dataclass(frozen=True)
 class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
-    """The L1 norm of every vector of a source, and that of what is kept of it."""
+    """The L1 norm of every vector of a source, and that of what is kept of it.
+
+    Both are 0 of a vector of which nothing is dropped.
+    """
 
     source: Source
     dropping: Dropping

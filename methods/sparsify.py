@@ -1,6 +1,8 @@
 """Which elements of a task vector are kept.
 
-A sparsifier is asked for its statistics and then applied to one grain of one vector at a time.
+A sparsifier is asked for its statistics and then applied to one grain of one vector at a time: to
+the vector itself by torch (`Sparsifier.apply`), or in the words of compiled loops
+(`Sparsifier.kept`), which has to come to the same.
 `KeepAll` keeps all elements, `methods.keep_largest` the largest of a tensor, `methods.keep_random`
 a random choice.
 """
@@ -40,7 +42,7 @@ class Sparsifier:
 
     @property
     def looped_scratch(self) -> int:
-        """Scratch tensors that `kept` is handed."""
+        """Scratch tensors that `kept` is handed; `tally` takes no more where loops do the work."""
         return 0
 
     @property
@@ -97,6 +99,7 @@ class Sparsifier:
 
         ``vector`` and the ``scratch`` tensors of ``work`` are float32, of a grain's shape.
         """
+        raise NotImplementedError
 
     def kept(
         self,
@@ -108,12 +111,34 @@ class Sparsifier:
         before: tuple[int, ...],
     ) -> Kept:
         """What `apply` keeps, for compiled loops; ``work`` is `looped_scratch` tensors."""
-        return Kept()
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class KeepAll(Sparsifier):
     """Drops nothing."""
+
+    def apply(
+        self,
+        number: int,
+        vector: Tensor,
+        work: Sequence[Tensor],
+        grain: GrainView,
+        statistics: Sequence[Any],
+        before: tuple[int, ...],
+    ) -> None:
+        pass
+
+    def kept(
+        self,
+        number: int,
+        operands: Operands,
+        work: Sequence[Tensor],
+        grain: GrainView,
+        statistics: Sequence[Any],
+        before: tuple[int, ...],
+    ) -> Kept:
+        return Kept()
 
 
 def l1_factor(whole: float, kept: float) -> float:

@@ -80,7 +80,8 @@ class Resolver:
         if _offline() or self.download is None:
             why = "HF_HUB_OFFLINE is set" if _offline() else "downloads are off"
             raise CheckpointError(
-                f"'{location}' is no directory and not in the hub's cache, and {why}: {where}"
+                f"'{location}' is no directory, the hub's cache has no complete copy of it, and "
+                f"{why}: {where}"
             )
         self.download(str(location))
         return _download(location, where)

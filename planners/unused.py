@@ -38,6 +38,7 @@ def unused_tensors(
     ``tied_head`` is the name of the output head where the output has none.
     """
     used = {(id(load.source), load.offset, load.name) for load in graph.loads}
+    integers = {load.name for load in graph.loads if not load.dtype.floating}
     seen: set[int] = set()
     for name, checkpoint in models.items():
         if id(checkpoint) in seen:
@@ -55,7 +56,9 @@ def unused_tensors(
             continue
         for tensor in left:
             layer = _layer(tensor, towers)
-            if layer is not None:
+            if tensor in integers:
+                reason = "integers are not merged: another model's are copied"
+            elif layer is not None:
                 reason = "layers that no slice takes"
                 layers[reason].add(layer)
             elif tensor == tied_head:

@@ -211,7 +211,7 @@ def _decide_in_order(
 
 @compiled
 def decide_by_rank(bits: Array, numbers: Array, steps: Array, work: Any) -> None:
-    """Make the number of each element the largest if it is not below the step of its rank.
+    """Make a number below the first step the largest if it is not below the step of its rank.
 
     Then those below the first step are those that are below their own. ``bits`` are those of
     float32 values, all are int32; ``steps``, as long as a row, falls. The rank of an element is

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 import mergeloom
 from engine.errors import LoomError
 from engine.journal import Finished, Journal
+from engine.remembered import cache_directory
 from mergeloom.sizes import memory, parse_size
 from tests.planners.support import llama
 
@@ -66,6 +68,29 @@ def test_plan_says_what_will_happen(config: Path) -> None:
     assert document["unused_inputs"] == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("merge",), "Missing argument 'CONFIG'"),
+        (("merge", "a", "b", "--foo"), "No such option: --foo"),
+        (("plan", "a", "--threads", 0), "Invalid value for '--threads'"),
+        (("frob",), "No such command 'frob'"),
+    ],
+)
+def test_a_command_line_that_cannot_be_understood(arguments: tuple[object, ...], says: str) -> None:
+    found = run(*arguments)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith(f"error: {says}")
+    assert found.stderr.endswith("--help' shows how it is used\n")
+    assert found.stderr.count("\n") == 1
+
+
+def test_without_a_command_there_is_help() -> None:
+    found = run()
+    assert found.returncode == 2
+    assert "Commands:" in found.stdout
+
+
 def test_planning_never_imports_torch(config: Path) -> None:
     code = (
         "import sys; from mergeloom.cli import main\n"
@@ -85,6 +110,18 @@ def test_a_passthrough_never_imports_torch(config: Path, tmp_path: Path) -> None
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+@pytest.mark.parametrize("method", ["linear", "dare_linear"])  # without and with compiled loops
+def test_what_torch_takes_is_learnt(config: Path, tmp_path: Path, method: str) -> None:
+    config.write_text(LINEAR.replace("linear", f"{method}\nbase_model: a"))
+    own = tmp_path / "cache" / "mergeloom"
+    own.mkdir(parents=True)
+    (own / "loops").symlink_to(cache_directory() / "loops", target_is_directory=True)
+    assert run("merge", config, tmp_path / "out", XDG_CACHE_HOME=str(own.parent)).returncode == 0
+    ((version, learnt),) = json.loads((own / "profile.json").read_text())["runtime_bytes"].items()
+    assert version == metadata.version("torch")
+    assert 200 << 20 < learnt < 2 << 30
 
 
 def test_merge_verify_and_merge_again(config: Path, tmp_path: Path) -> None:

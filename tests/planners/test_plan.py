@@ -349,6 +349,9 @@ def test_integers_are_copied_with_their_type(tmp_path: Path) -> None:
     )
     dtypes = {write.name: write.dtype.name for write in plan.graph.writes}
     assert dtypes["model.position_ids"] == "int64"
+    (left,) = plan.unused
+    assert (left.model, left.names) == ("b", ("model.position_ids",))
+    assert left.reason == "integers are not merged: another model's are copied"
     assert dtypes["model.norm.weight"] == "bfloat16"
 
 
