@@ -281,7 +281,7 @@ def main() -> None:
         sys.argv.remove("--debug")
         sys.argv.insert(1, "--debug")
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False) or 0)
     except _UsageError as error:
         _complain(f"error: {_usage(error)}")
         sys.exit(2)
