@@ -54,8 +54,9 @@ def _drop_as_noted(bits: Array, notes: Array) -> None:
     """Set to zero those of a block that notes on it (`methods.loops.sizes.notes_bytes`) lack."""
     for bit in range(8):
         part = bits[min(bit * NOTED, bits.size) : (bit + 1) * NOTED]
+        own, mask = notes[: part.size], np.uint8(1 << bit)  # a choice becomes vector code
         for j in range(part.size):
-            part[j] &= -np.int32((notes[j] >> np.uint8(bit)) & np.uint8(1))
+            part[j] = part[j] if own[j] & mask else np.int32(0)
 
 
 @compiled
