@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,16 +36,16 @@ class Dropping(Sparsifier):
         """Whether anything of vector ``number`` may be dropped."""
         return self.keep[number] is not None
 
+    @abstractmethod
     def drop(self, number: int, vector: Tensor, work: Sequence[Tensor], grain: GrainView) -> None:
         """Set to zero, in place, what is dropped of vector ``number``; see `apply`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def chosen(self, number: int, operands: Operands, grain: GrainView, again: bool) -> Kept:
         """What `drop` leaves, for compiled loops.
 
         If ``again``, that was asked of every vector that `drops` before, in an earlier pass.
         """
-        raise NotImplementedError
 
     def passes(self, source: Source) -> tuple[Statistic[Any, Any], ...]:
         return (KeptNorms(source, self),) if self.rescale else ()

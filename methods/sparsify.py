@@ -10,6 +10,7 @@ a random choice.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ _NEGLIGIBLE = 1e-7
 """L1 norms below this are not rescaled: what is left is rounding noise."""
 
 
-class Sparsifier:
+class Sparsifier(ABC):
     """Decides which elements of the vectors of a source survive; subclass as a frozen dataclass."""
 
     @property
@@ -86,6 +87,7 @@ class Sparsifier:
         """What each vector is to be multiplied with once it is sparse."""
         return (1.0,) * count
 
+    @abstractmethod
     def apply(
         self,
         number: int,
@@ -99,8 +101,8 @@ class Sparsifier:
 
         ``vector`` and the ``scratch`` tensors of ``work`` are float32, of a grain's shape.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def kept(
         self,
         number: int,
@@ -111,7 +113,6 @@ class Sparsifier:
         before: tuple[int, ...],
     ) -> Kept:
         """What `apply` keeps, for compiled loops; ``work`` is `looped_scratch` tensors."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -226,8 +226,9 @@ def _shapes_differ(mismatches: Sequence[Mismatch]) -> CheckpointError:
     more = f"; and {len(mismatches) - 4} more" if len(mismatches) > 4 else ""
     if all(rows_only(mismatch) for mismatch in mismatches):
         return CheckpointError(
-            f"vocabularies differ: {shown}{more}: "
-            "keep the common leading rows by --allow-truncated-embeddings"
+            f"vocabularies differ: {shown}{more}: keep the common leading rows by "
+            "--allow-truncated-embeddings ('tokenizer' settings, which would bring them together, "
+            "are not carried out yet)"
         )
     return CheckpointError(
         f"shapes differ in {len(mismatches)} tensors: {shown}{more}: "

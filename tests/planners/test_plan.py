@@ -273,7 +273,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, case: str) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_different_vocabularies_name_the_way_out(tmp_path: Path) -> None:
+def test_different_vocabularies_name_both_ways_out(tmp_path: Path) -> None:
     llama(tmp_path / "a")
     llama(tmp_path / "b", seed=1, vocabulary=40)
     text = "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]\n"
@@ -283,6 +283,7 @@ def test_different_vocabularies_name_the_way_out(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "'model.embed_tokens.weight' (32x8 in 'a', 40x8 in 'b')" in message
     assert "'lm_head.weight'" in message
+    assert "'tokenizer'" in message
     assert "--allow-truncated-embeddings" in message
     plan = plan_text(text, tmp_path, truncate_embeddings=True)
     shapes = {write.name: write.shape for write in plan.graph.writes}
