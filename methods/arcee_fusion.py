@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from engine.grains import GRAIN_ELEMENTS, Access, Grains
+from engine.grains import Access, Grains
 from engine.kernel import Copy, GrainView, Kernel, Statistic
-from methods.compiled import Loops, Operands
+from methods.compiled import Operands
+from methods.divergence import divergences, workspace_bytes
 from methods.method import Base, Method, TensorMerge
 from methods.order_statistics import CoarseHistogram, FineHistogram, Ranks
 from methods.parameters import base_of
-from methods.row_combination import CHUNK, chunk_bytes, chunk_rows
 from methods.sources import Source, operand
 from methods.transfer import beside
 
@@ -21,61 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _QUANTILES = (0.25, 0.5, 0.75)
-_DOUBLES = 3
-"""Tensors in float64 that `divergences` holds at once."""
-_NUMBERS = 8
-"""Numbers in float64 that it holds for each row of a grain."""
-
-
-def divergences(base: Tensor, other: Tensor, at_once: int, loops: Loops | None = None) -> Tensor:
-    """KL(p₁‖p₀) of each row, p = softmax of the row: float64, a column.
-
-    Both are matrices, of which rows of ``at_once`` elements in all are worked on at a time. The
-    arithmetic is float64, as the divergence is a difference of numbers that are much larger:
-    Σ p₁ log(p₁/p₀) = Σ p₁τ - log Σ exp θ₁ + log Σ exp θ₀.
-    """
-    import torch
-
-    rows, row = base.shape
-    many = min(chunk_rows(row, at_once), rows)
-
-    def doubles(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float64, device=base.device)
-
-    highest, total, weighted = doubles(2, rows, 1), doubles(2, rows, 1), doubles(rows, 1)
-    room = doubles(2, many, row)
-    for start in range(0, rows, many):
-        chunk = slice(start, min(start + many, rows))
-        pair, work = (base[chunk], other[chunk]), room[:, : chunk.stop - start]
-        _subtract_highest(pair, work, highest[:, chunk], loops)
-        torch.sum(work.exp_(), 2, keepdim=True, out=total[:, chunk])
-        _weigh(pair, work, loops)
-        torch.sum(work[1], 1, keepdim=True, out=weighted[chunk])
-    divergence: Tensor = weighted.div_(total[1]).add_(total[0].log() + highest[0])
-    return divergence.sub_(highest[1]).sub_(total[1].log()).clamp_min_(0.0)
-
-
-Pair = tuple["Tensor", "Tensor"]
-"""Rows of the base and of the other model."""
-
-
-def _subtract_highest(pair: Pair, work: Tensor, highest: Tensor, loops: Loops | None) -> None:
-    """Write the rows to ``work`` less the highest element of each, and that to ``highest``."""
-    for rows, out, top in zip(pair, work, highest, strict=True):
-        if loops is not None:
-            loops.subtract_highest(rows, out, top)
-        else:
-            top.copy_(rows.amax(1, keepdim=True))
-            out.copy_(rows).sub_(top)
-
-
-def _weigh(pair: Pair, work: Tensor, loops: Loops | None) -> None:
-    """Multiply the second half of ``work`` by how far the elements moved; the first is free."""
-    base, other = pair
-    if loops is not None:
-        loops.weigh(other, base, work[1])
-    else:
-        work[1].mul_(work[0].copy_(other).sub_(base))
 
 
 @dataclass(frozen=True)
@@ -85,7 +30,7 @@ class Divergences(Statistic["dict[int, Tensor]", "dict[int, Tensor]"]):
     base: int
     other: int
     row: int
-    loops = frozenset({"subtract_highest", "weigh"})
+    loops = frozenset({"softmax_sums"})
     looped_scratch = 0
 
     def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
@@ -102,10 +47,7 @@ class Divergences(Statistic["dict[int, Tensor]", "dict[int, Tensor]"]):
             else grain.inputs[position]
             for position in (self.base, self.other)
         )
-        # Compiled loops need less memory for an element, and wait less often for more of them.
-        chunk = 2 * CHUNK if loops is not None else CHUNK
-        at_once = GRAIN_ELEMENTS if grain.on_device else chunk
-        into[grain.index] = divergences(base, other, at_once, loops)
+        into[grain.index] = divergences(base, other, loops)
 
     def fetch(self, into: dict[int, Tensor]) -> None:
         for index, found in into.items():
@@ -155,9 +97,9 @@ class TakeOutliers(Kernel):
     access = Access.ROWWISE
     scratch = 1
     looped_scratch = 0
-    cost = 7.0
+    cost = 9.0
     compiled_cost = 1.7
-    version = 2
+    version = 3
 
     @property
     def source(self) -> Importance:
@@ -178,8 +120,8 @@ class TakeOutliers(Kernel):
         return super().loops | {"choose"}
 
     def workspace_bytes(self, grains: Grains, looped: bool) -> int:
-        numbers = 8 * _NUMBERS * max(grains.size // max(grains.row, 1), 1)
-        return chunk_bytes(_DOUBLES, grains.row) + numbers + grains.size
+        rows = grains.size // max(grains.row, 1)
+        return workspace_bytes(rows, grains.row, looped) + grains.size
 
     def combine(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.native import Function, Library
 from methods import dots
+from methods.divergence import softmax_sums
 from methods.elect import CANCELLED, elected_sum
 from methods.loops.sizes import DOT_RUN, RUN, work_bytes
 from methods.random import HASH, WORD, words
@@ -179,16 +180,14 @@ class Loops:
         """
         self._call("choose", _vectors([(operands, Kept())]), least, out, out.numel())
 
-    def subtract_highest(self, rows: Tensor, out: Tensor, highest: Tensor) -> None:
-        """Write rows (float32 or bfloat16) less the highest element of each to ``out`` (float64).
+    def softmax_sums(self, base: Tensor, other: Tensor) -> Tensor:
+        """`methods.divergence.softmax_sums` of two matrices (float32 or bfloat16)."""
+        import torch
 
-        ``highest`` (float64) gets those elements; in a row with NaN, any of its elements.
-        """
-        self._call("subtract_highest", *_place(rows), *rows.shape, out, highest)
-
-    def weigh(self, minuend: Tensor, subtrahend: Tensor, out: Tensor) -> None:
-        """Multiply ``out`` (float64), in place, by the difference of two tensors, in float64."""
-        self._call("weigh", *_place(minuend), *_place(subtrahend), out, out.numel())
+        rows, row = base.shape
+        sums = torch.empty(5, rows, dtype=torch.float64)
+        self._call("softmax_sums", *_place(base), *_place(other), rows, row, sums)
+        return sums
 
     def _call(self, name: str, *arguments: Any, row: int = 0) -> Any:
         """Call a loop with numbers, tensors and arrays, and with memory to work in."""
@@ -303,7 +302,19 @@ def _multiplies_alike(loops: Loops) -> bool:
     return torch.equal(products, dots.dot_products(floats, lambda: torch.empty(base.numel())))
 
 
-_PROOFS = {"combine": _combines_alike, "dot_products": _multiplies_alike}
+def _diverges_alike(loops: Loops) -> bool:
+    """Whether `Loops.softmax_sums` gives the bits that torch gives on this machine."""
+    import torch
+
+    base, other, *_ = (each.view(-1, 1667)[:, :-1].contiguous() for each in _probe())
+    return torch.equal(loops.softmax_sums(base, other), softmax_sums(base.float(), other.float()))
+
+
+_PROOFS = {
+    "combine": _combines_alike,
+    "dot_products": _multiplies_alike,
+    "softmax_sums": _diverges_alike,
+}
 """Computations on floats that depend on how a compiler orders and rounds."""
 
 
@@ -311,6 +322,6 @@ def _probe() -> list[Tensor]:
     import torch
 
     source = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(5003, generator=source) for _ in range(5)]
+    drawn = [torch.randn(5001, generator=source) for _ in range(5)]
     drawn[1] = drawn[1].bfloat16()
     return drawn

@@ -69,15 +69,21 @@ def copy(source: Array, block: Array) -> None:
         block[i] = source[i]
 
 
-@intrinsic
-def fused(context: Any, factor: Any, other: Any, addend: Any) -> Any:
-    """factor * other + addend with one rounding, as torch adds a multiple."""
-    single = types.float32
+def _fused(kind: Any) -> Any:
+    """The function factor * other + addend with one rounding, as torch adds a multiple."""
 
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.fma(*arguments)
+    @intrinsic
+    def fused(context: Any, factor: Any, other: Any, addend: Any) -> Any:
 
-    return single(single, single, single), generate
+        def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+            return builder.fma(*arguments)
+
+        return kind(kind, kind, kind), generate
+
+    return fused
+
+
+fused, fused_double = _fused(types.float32), _fused(types.float64)
 
 
 @compiled

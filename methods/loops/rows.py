@@ -1,4 +1,4 @@
-"""What the softmax of rows is made of, but for exponentials and sums."""
+"""Divergences of the softmax of rows, in the order of operations of torch's side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from methods.loops.blocks import Address, Array, Loop, compiled, doubles, floats, load
+from methods.loops.blocks import Address, Array, Loop, compiled, doubles, floats, fused_double, load
+from methods.loops.series import (
+    EXPONENT_BIAS,
+    LANES,
+    LEAST,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2_E,
+    MANTISSA_BITS,
+    TERMS,
+    TO_INTEGER,
+)
 from methods.loops.sizes import BLOCK
 
 
@@ -34,48 +45,90 @@ def _highest(address: Address, size: int, start: int, count: int, top: Array, bl
     return top[0]
 
 
+@compiled
+def _exponential(block: Array, highest: Any, out: Array, powers: Array) -> None:
+    """Write e**(x - ``highest``) of a block's float32 numbers; ``powers`` is work as long.
+
+    The operations are those of `methods.exponential.exponential_`.
+    """
+    for i in range(block.size):
+        x = max(np.float64(block[i]) - highest, LEAST)
+        whole = fused_double(x, LOG2_E, TO_INTEGER)
+        powers[i] = whole
+        whole -= TO_INTEGER
+        out[i] = fused_double(whole, -LN2_LOW, fused_double(whole, -LN2_HIGH, x))
+    bits = powers.view(np.int64)
+    for i in range(block.size):
+        bits[i] = (bits[i] + EXPONENT_BIAS) << MANTISSA_BITS
+    for i in range(block.size):
+        rest = out[i]
+        power = fused_double(rest, TERMS[12], TERMS[11])
+        for k in range(10, -1, -1):
+            power = fused_double(power, rest, TERMS[k])
+        out[i] = power * powers[i]
+
+
+@compiled
+def _sum(lanes: Array) -> Any:
+    """The sum of all elements, by adding halves, which overwrites them."""
+    width = lanes.size
+    while width > 1:
+        half = (width + 1) // 2
+        for i in range(width - half):
+            lanes[i] += lanes[half + i]
+        width = half
+    return lanes[0]
+
+
 @Loop
-def subtract_highest(
-    address: Address,
-    bytes_: int,
+def softmax_sums(
+    base: Address,
+    base_bytes: int,
+    other: Address,
+    other_bytes: int,
     rows: int,
     row: int,
-    out: Address,
-    highest: Address,
+    sums: Address,
     work: Address,
 ) -> None:
-    """Write rows of elements of so many bytes, less their highest elements, to ``out`` (float64).
+    """Write the sums that `methods.divergence` is made of: a float64 matrix with a column a row.
 
-    ``highest`` (float64) gets those elements.
+    Its rows: the highest elements of both matrices, the sums of the exponentials, and the sum of
+    the other's exponentials times the differences.
     """
-    block, other = floats(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
-    tops = doubles(highest, rows)
+    found = doubles(sums, 5 * rows)
+    own, theirs = floats(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
+    lanes, first = min(row, LANES), work + 8 * BLOCK
+    low, high = doubles(first, lanes), doubles(first + 8 * LANES, lanes)
+    weighted = doubles(first + 16 * LANES, lanes)
+    values, powers = doubles(first + 24 * LANES, lanes), doubles(first + 32 * LANES, lanes)
     for number in range(rows):
         begin = number * row
-        top = np.float64(_highest(address, bytes_, begin, row, block, other))
-        tops[number] = top
-        for start in range(begin, begin + row, BLOCK):
-            part = doubles(out + 8 * start, min(BLOCK, begin + row - start))
-            load(address, bytes_, start, block[: part.size])
-            for i in range(part.size):
-                part[i] = np.float64(block[i]) - top
-
-
-@Loop
-def weigh(
-    address: Address,
-    bytes_: int,
-    minus: Address,
-    minus_bytes: int,
-    out: Address,
-    size: int,
-    work: Address,
-) -> None:
-    """Multiply ``out`` (float64), in place, by the differences of elements at two addresses."""
-    block, other = floats(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
-    for start in range(0, size, BLOCK):
-        part = doubles(out + 8 * start, min(BLOCK, size - start))
-        load(address, bytes_, start, block[: part.size])
-        load(minus, minus_bytes, start, other[: part.size])
-        for i in range(part.size):
-            part[i] *= np.float64(block[i]) - np.float64(other[i])
+        base_top = np.float64(_highest(base, base_bytes, begin, row, own, theirs))
+        other_top = np.float64(_highest(other, other_bytes, begin, row, own, theirs))
+        for start in range(0, row, LANES):
+            count = min(LANES, row - start)
+            value, power = values[:count], powers[:count]
+            load(base, base_bytes, begin + start, own[:count])
+            load(other, other_bytes, begin + start, theirs[:count])
+            _exponential(own[:count], base_top, value, power)
+            if start:
+                for i in range(count):
+                    low[i] += value[i]
+            else:
+                for i in range(count):
+                    low[i] = value[i]
+            _exponential(theirs[:count], other_top, value, power)
+            if start:
+                for i in range(count):
+                    high[i] += value[i]
+                    weighted[i] += value[i] * (np.float64(theirs[i]) - np.float64(own[i]))
+            else:
+                for i in range(count):
+                    high[i] = value[i]
+                    weighted[i] = value[i] * (np.float64(theirs[i]) - np.float64(own[i]))
+        found[number] = base_top
+        found[rows + number] = other_top
+        found[2 * rows + number] = _sum(low)
+        found[3 * rows + number] = _sum(high)
+        found[4 * rows + number] = _sum(weighted)
