@@ -24,7 +24,17 @@ from engine.graph import Load, Merge, Write, tree
 from engine.kernel import AS_STORED, GrainView, Kernel, Statistic
 from engine.ledger import PAGE, Block
 
-torch.set_num_threads(1)  # parallelism comes from tiles in flight
+
+def use_one_thread() -> None:
+    """Keep torch, for the thread that calls, from starting others: parallel are tiles in flight.
+
+    Each thread that computes has to call it: the library that torch takes logarithms from counts
+    the threads that it may use for each thread by itself.
+    """
+    torch.set_num_threads(1)
+
+
+use_one_thread()
 
 _SAFE_SQUARES = {F16: 65504.0**2, BF16: 3e38}
 """Bounds of a sum of squares below which no element becomes infinite by rounding to a type."""
@@ -128,18 +138,18 @@ class TreeEvaluator:
         self._bench = bench
         self._statistics = statistics
         self._tallies = tallies
-        self._loops = loops
+        self._loops = {merge: loops if merge.kernel.loops else None for merge in tree(root)}
         self._notes = notes
         self._values: dict[Load | Merge, Tensor] = {}
         self._narrow: dict[Load, Tensor] = {}
         """Loads as they are stored, whose widened values nobody has asked for yet."""
 
-    def statistic(self, merge: Merge, number: int, into: Any, index: int) -> None:
+    def statistic(
+        self, merge: Merge, statistic: Statistic[Any, Any], into: Any, index: int
+    ) -> None:
         """Add grain ``index`` to the accumulator of one statistic of ``merge``."""
         start = self._begin()
-        earlier = self._statistics[merge]
-        statistic = merge.kernel.passes[number]
-        statistic.update(into, self._view(merge, statistic, index), earlier)
+        statistic.update(into, self._view(merge, statistic, index), self._statistics[merge])
         self._bench.release(start)
 
     def tally(self, merge: Merge, index: int) -> tuple[int | Tensor, ...]:
@@ -180,7 +190,7 @@ class TreeEvaluator:
         start, count = self._grains.bounds(index)
         shape = self._shape(merge.kernel.access, count)
         nodes = merge.gather.inputs
-        loops = self._loops if merge.kernel.loops else None
+        loops = self._loops[merge]
         widens = loops is None or part.looped_scratch is None
         values = [
             self._value(node, index, start, count).view(shape)
@@ -214,7 +224,7 @@ class TreeEvaluator:
         self, nodes: Sequence[Load | Merge], start: int, count: int, place: int
     ) -> Tensor | None:
         node = nodes[place]
-        if isinstance(node, Merge):
+        if isinstance(node, Merge) or node.dtype not in AS_STORED:
             return None
         return self._inputs[node].view(node.dtype, start, count)
 

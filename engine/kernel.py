@@ -49,7 +49,7 @@ class GrainView:
     all passes over all grains.
 
     An input is widened to float32 when it is first looked at. ``stored(i)`` is input ``i`` as it
-    is stored, flat and read-only, for who can do without; ``None`` where it was computed.
+    is stored, flat and read-only, if it is of a type in `AS_STORED`; ``None`` if not, or computed.
     """
 
     inputs: Sequence[Tensor]

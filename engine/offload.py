@@ -302,11 +302,13 @@ class Offload:
                 ),
             )
         else:
-            number, into = current.statistic, _statistic(task).start()
-            flight.accumulator = into
+            statistic = _statistic(task)
+            flight.accumulator = into = statistic.start()
             flight.arrived = self._walk(
                 flight,
-                lambda evaluator, index, _: evaluator.statistic(current.merge, number, into, index),
+                lambda evaluator, index, _: evaluator.statistic(
+                    current.merge, statistic, into, index
+                ),
             )
         return flight
 

@@ -32,6 +32,10 @@ class Worker:
             RunError: a result is not finite where the inputs are, or cannot be computed.
             Closed: the run was stopped.
         """
+        if self._bench is not None:
+            from engine.arithmetic import use_one_thread
+
+            use_one_thread()
         while (task := self._host.take(None)) is not None:
             # The thread's own time: it may wait for other tiles, and other programs take turns.
             began = time.thread_time()
@@ -64,10 +68,11 @@ class Worker:
         current = task.merge.placement.work.passes[task.tile.number]
         assert current.statistic is not None
         evaluator, _ = self._evaluator(task)
-        accumulator = current.merge.kernel.passes[current.statistic].start()
+        statistic = current.merge.kernel.passes[current.statistic]
+        accumulator = statistic.start()
         for index in _indices(task):
             self._host.check()
-            evaluator.statistic(current.merge, current.statistic, accumulator, index)
+            evaluator.statistic(current.merge, statistic, accumulator, index)
         self._host.accumulate(task, accumulator)
 
     def _evaluator(self, task: TileRun) -> tuple[TreeEvaluator, dict[Load, Span]]:

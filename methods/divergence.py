@@ -22,7 +22,7 @@ def divergences(base: Tensor, other: Tensor, loops: Loops | None = None) -> Tens
     Σ p₁ log(p₁/p₀) = Σ p₁τ - log Σ exp θ₁ + log Σ exp θ₀
     """
     sums = loops.softmax_sums(base, other) if loops else softmax_sums(base, other)
-    base_highest, highest, base_total, total, weighted = sums
+    base_highest, highest, base_total, total, weighted = sums.unbind()
     moved = weighted.div_(total).add_(base_highest.sub_(highest))
     divergence: Tensor = moved.add_(base_total.div_(total).log_()).clamp_min_(0.0)
     return divergence.unsqueeze(1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.kernel import AS_STORED, GrainView
+from engine.kernel import GrainView
 from methods.compiled import Operands
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ def write_operands(operands: Operands, out: Tensor, take: Callable[[], Tensor]) 
 def operand(grain: GrainView, position: int) -> Tensor:
     """An input as it is stored, where compiled loops can read that, or else widened."""
     stored = grain.stored(position)
-    if stored is not None and stored.dtype in [dtype.torch for dtype in AS_STORED]:
-        return stored
-    return grain.inputs[position]
+    return grain.inputs[position] if stored is None else stored
 
 
 def vectors_of(positions: tuple[int, ...], base: int | None) -> Source:

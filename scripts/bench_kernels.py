@@ -136,7 +136,8 @@ def measure(
         free = iter(bench[len(inputs) :, :count])
         take = lambda: next(free).view(part)  # noqa: E731
         wide = pieces if dtype is torch.float32 else Widened(pieces, bench[:, :count], part)
-        note, stored = notes[index] if noted else None, pieces.__getitem__
+        note = notes[index] if noted else None
+        stored = pieces.__getitem__ if dtype is not torch.float16 else lambda place: None
         return GrainView(wide, index, start, part, take, loops, False, stored, note), part
 
     def timed(work: Callable[[int], object]) -> float:

@@ -187,7 +187,9 @@ def run(
         dtypes = [dtype.torch for dtype in AS_STORED]
         hidden = [few is not None and tensor.dtype in dtypes for tensor in inputs]
 
-        def stored(place: int) -> torch.Tensor:
+        def stored(place: int) -> torch.Tensor | None:
+            if inputs[place].dtype not in dtypes:
+                return None
             return inputs[place].reshape(-1)[start : start + count]
 
         seen, on_device = Hiding(parts, hidden), walk.on_device
