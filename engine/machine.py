@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -48,7 +49,12 @@ def available_threads() -> int:
 
 def resident_bytes() -> int:
     """Memory that this process occupies now, as the kernel counts it."""
-    return int(psutil.Process().memory_info().rss)
+    return int(_process(os.getpid()).memory_info().rss)
+
+
+@cache
+def _process(number: int) -> psutil.Process:
+    return psutil.Process(number)
 
 
 def peak_bytes() -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -273,45 +274,58 @@ def methods(
     _print(render_method(found[0]) if name else render_methods(found))
 
 
-def main() -> None:
-    """The program's entry: runs a command and turns errors into one line and an exit code."""
+def main() -> NoReturn:
+    """The program's entry: runs a command and ends the process."""
     signal.signal(signal.SIGTERM, _terminated)
+    status = _status()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError, ValueError):  # nobody listens; it is closed
+            stream.flush()
+    if "torch" in sys.modules:  # a second would go by until it has been taken apart
+        os._exit(status)
+    sys.exit(status)
+
+
+def _status() -> int:
+    """Run a command and turn errors into one line and an exit code, which is the result."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
         sys.argv.insert(1, "--debug")
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        status = int(app(standalone_mode=False) or 0)
+        sys.stdout.flush()
+        return status
     except _UsageError as error:
         _complain(f"error: {_usage(error)}")
-        sys.exit(2)
+        return 2
     except LoomError as error:
         if debug:
             raise
         _complain(f"error: {error}")
-        sys.exit(error.exit_code)
+        return error.exit_code
     except _Interrupted as stop:
         _complain(f"interrupted; {stop}")
-        sys.exit(130)
+        return 130
     except SystemExit as end:
         if end.code == 130:  # what typer makes of an interrupt anywhere else
             _complain("interrupted")
-        raise
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted")
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(1)
+        return 1
     except Exception as error:
         if debug:
             raise
         if is_memory_short(error):
             _complain(f"error: {MEMORY_SHORT}")
-            sys.exit(1)
+            return 1
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         _complain(f"error: this should not happen: {reason} (--debug shows where)")
-        sys.exit(1)
+        return 1
 
 
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -381,7 +395,7 @@ def _say_state(output: Path) -> None:
         _complain(f"'{output}' holds an interrupted merge")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _shown(planned: PlannedMerge, quiet: bool) -> Iterator[Any]:
     from mergeloom.api import Observer
 

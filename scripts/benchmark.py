@@ -378,8 +378,9 @@ def _row(
 
 def _startup(merge: str) -> float:
     """Seconds that the interpreter and the imports of a merge take; copying needs no torch."""
-    imports = "import mergeloom.cli" + ("" if merge == "passthrough" else ", torch")
-    command = [sys.executable, "-c", imports]
+    imports = "mergeloom.cli" + ("" if merge == "passthrough" else ", torch")
+    # Ended as the program is, which does not wait until torch is taken apart.
+    command = [sys.executable, "-c", f"import os, {imports}; os._exit(0)"]
     return statistics.median(run(command, variables=VARIABLES).seconds for _ in range(5))
 
 

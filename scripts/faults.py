@@ -297,7 +297,6 @@ def command(
                 sys.argv = ["mergeloom", *arguments]
                 before()
                 run_command_line()
-                status = 0
             except SystemExit as end:
                 status = end.code if isinstance(end.code, int) else 70
             except BaseException:
