@@ -6,6 +6,9 @@
 >>> mergeloom.merge(planned, "merged")
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from engine.errors import (
     BudgetError,
     CheckpointError,
@@ -15,8 +18,10 @@ from engine.errors import (
     OutputError,
     RunError,
 )
-from mergeloom.api import MergeResult, Observer, PlannedMerge, merge, plan
-from methods.registry import register as register_method
+
+if TYPE_CHECKING:
+    from mergeloom.api import MergeResult, Observer, PlannedMerge, merge, plan
+    from methods.registry import register as register_method
 
 __all__ = [
     "BudgetError",
@@ -33,3 +38,16 @@ __all__ = [
     "plan",
     "register_method",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What is not imported yet: the command line begins, and can be interrupted, without it."""
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    if name == "register_method":
+        return import_module("methods.registry").register
+    return getattr(import_module("mergeloom.api"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -274,6 +274,9 @@ def methods(
     _print(render_method(found[0]) if name else render_methods(found))
 
 
+_INTERRUPTED = 130
+
+
 def main() -> NoReturn:
     """The program's entry: runs a command and ends the process."""
     signal.signal(signal.SIGTERM, _terminated)
@@ -295,6 +298,8 @@ def _status() -> int:
     try:
         status = int(app(standalone_mode=False) or 0)
         sys.stdout.flush()
+        if status == _INTERRUPTED:  # which typer makes of an interrupt
+            _complain("interrupted")
         return status
     except _UsageError as error:
         _complain(f"error: {_usage(error)}")
@@ -306,14 +311,10 @@ def _status() -> int:
         return error.exit_code
     except _Interrupted as stop:
         _complain(f"interrupted; {stop}")
-        return 130
-    except SystemExit as end:
-        if end.code == 130:  # what typer makes of an interrupt anywhere else
-            _complain("interrupted")
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        return _INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted")
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 1

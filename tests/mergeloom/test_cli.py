@@ -351,6 +351,23 @@ def test_an_interrupt_stops_within_a_second_and_can_be_resumed(
     assert run("verify", out).returncode == 0
 
 
+def test_an_interrupt_while_modules_are_imported_is_one_line(config: Path) -> None:
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'mergeloom.api': raise KeyboardInterrupt\n"
+        "from mergeloom.cli import main\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        f"sys.argv = ['mergeloom', 'plan', {str(config)!r}]\n"
+        "main()"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "interrupted\n")
+
+
 @given(st.integers(1, 1 << 45))
 def test_sizes_round_trip(nbytes: int) -> None:
     assert parse_size(str(nbytes)) == nbytes
