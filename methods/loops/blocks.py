@@ -51,7 +51,7 @@ def _numbers_at(kind: Any) -> Any:
 
 floats, doubles = _numbers_at(types.float32), _numbers_at(types.float64)
 bytes_, halves, words = (_numbers_at(kind) for kind in (types.uint8, types.uint16, types.uint32))
-ints, longs = _numbers_at(types.int32), _numbers_at(types.int64)
+shorts, ints, longs = (_numbers_at(kind) for kind in (types.int16, types.int32, types.int64))
 vectors_at = _numbers_at(from_dtype(VECTOR))
 
 

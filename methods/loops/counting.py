@@ -56,21 +56,28 @@ def count_low(
     tables = longs(counts, count_of_highs)
     lowest, finer, level = (1 << low) - 1, (1 << step) - 1, 1 << (low - step)
     block, bits, other = floats(work, BLOCK), ints(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
-    inside = ints(work + 8 * BLOCK, BLOCK)
-    wanted = bytes_(work + 12 * BLOCK, 1 << (31 - low))
-    fill(wanted, 0)
-    for high in keys:
-        wanted[high] = 1
+    numbers, inside = ints(work + 4 * BLOCK, BLOCK), ints(work + 8 * BLOCK, BLOCK)
+    wanted = bytes_(work + 12 * BLOCK, BLOCK)
+    eights = longs(work + 12 * BLOCK, BLOCK // 8)
     for start in range(0, size, BLOCK):
         count = min(BLOCK, size - start)
         difference(vector, start, block[:count], other[:count])
-        # Which elements those are is unforeseeable for a processor, so this has no branch.
-        hits = zeros = 0
+        zeros = 0
         for i in range(count):
             magnitude = bits[i] & 0x7FFFFFFF
-            inside[hits] = magnitude
-            hits += wanted[magnitude >> low] & (magnitude != 0)
+            numbers[i] = magnitude >> low if magnitude else -1
             zeros += magnitude == 0
+        fill(wanted, 0)
+        for high in keys:
+            for i in range(count):
+                wanted[i] |= numbers[i] == high
+        # Few elements are wanted, most often: what has none of them is passed over by eights.
+        hits = 0
+        for group in range(BLOCK // 8):
+            if eights[group]:
+                for i in range(8 * group, 8 * group + 8):
+                    inside[hits] = bits[i] & 0x7FFFFFFF
+                    hits += wanted[i]
         for key in range(count_of_highs):
             high, table = keys[key], longs(tables[key], lowest + 1)
             multiples = ints(levels + 4 * level * key, level)

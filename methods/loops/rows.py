@@ -6,7 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from methods.loops.blocks import Address, Array, Loop, compiled, doubles, floats, fused_double, load
+from methods.loops.blocks import (
+    Address,
+    Array,
+    Loop,
+    compiled,
+    doubles,
+    floats,
+    fused_double,
+    ints,
+    load,
+    shorts,
+)
 from methods.loops.series import (
     EXPONENT_BIAS,
     LANES,
@@ -22,27 +33,38 @@ from methods.loops.sizes import BLOCK
 
 
 @compiled
-def _raise(highest: Array, others: Array) -> None:
-    """Raise elements, in place, to those of ``others`` that are higher."""
-    for i in range(others.size):
-        own, other = highest[i], others[i]
-        highest[i] = max(own, other)
+def _highest(address: Address, size: int, start: int, count: int, work: Address) -> Any:
+    """The highest of elements at an address, or any where one is NaN.
+
+    Bits of a number are ordered as the numbers are, but for those of the negative ones, which have
+    to be turned round but for the sign.
+    """
+    bits = ints(work, 1)
+    if size == 2:
+        narrow = shorts(address + 2 * start, count)
+        top = np.int16(-32768)
+        for i in range(count):
+            top = max(top, _ordered_short(narrow[i]))
+        bits[0] = np.int32(_ordered_short(top)) << 16
+    else:
+        wide = ints(address + 4 * start, count)
+        highest = np.int32(-2147483648)
+        for i in range(count):
+            highest = max(highest, _ordered(wide[i]))
+        bits[0] = _ordered(highest)
+    return np.float64(floats(work, 1)[0])
 
 
 @compiled
-def _highest(address: Address, size: int, start: int, count: int, top: Array, block: Array) -> Any:
-    """The highest of elements at an address, or any where one is NaN; two blocks are work."""
-    width = min(count, BLOCK)
-    load(address, size, start, top[:width])
-    for first in range(width, count, BLOCK):
-        part = block[: min(BLOCK, count - first)]
-        load(address, size, start + first, part)
-        _raise(top, part)
-    while width > 1:
-        half = (width + 1) // 2
-        _raise(top, top[half:width])
-        width = half
-    return top[0]
+def _ordered_short(bits: Any) -> Any:
+    """An integer that is ordered as bfloat16 numbers are, from the bits of one; and back."""
+    return np.int16(bits ^ np.int16(np.int16(bits >> 15) & np.int16(0x7FFF)))
+
+
+@compiled
+def _ordered(bits: Any) -> Any:
+    """An integer that is ordered as float32 numbers are, from the bits of one; and back."""
+    return np.int32(bits ^ np.int32(np.int32(bits >> 31) & np.int32(0x7FFFFFFF)))
 
 
 @compiled
@@ -104,8 +126,8 @@ def softmax_sums(
     values, powers = doubles(first + 24 * LANES, lanes), doubles(first + 32 * LANES, lanes)
     for number in range(rows):
         begin = number * row
-        base_top = np.float64(_highest(base, base_bytes, begin, row, own, theirs))
-        other_top = np.float64(_highest(other, other_bytes, begin, row, own, theirs))
+        base_top = _highest(base, base_bytes, begin, row, work)
+        other_top = _highest(other, other_bytes, begin, row, work)
         for start in range(0, row, LANES):
             count = min(LANES, row - start)
             value, power = values[:count], powers[:count]

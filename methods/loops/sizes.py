@@ -17,9 +17,6 @@ LANES = 128
 MOST_BUCKETS = 2049
 """The most buckets that `buckets` gives."""
 
-MOST_HIGHS = 1 << 16
-"""The most different high bits that magnitudes are counted by."""
-
 _OCTAVES = 8
 """Powers of two below the largest magnitude within which buckets tell magnitudes apart."""
 
@@ -52,7 +49,7 @@ def work_bytes(vectors: int, row: int = 0) -> int:
     blocks = 4 * (vectors + 5) * BLOCK
     ranks = 4 * (3 * whole_rows(row) + 8 * row + 4 * (MOST_BUCKETS + 1)) if row else 0
     doubles = 8 * (vectors + 2) * DOT_RUN
-    return blocks + ranks + doubles + MOST_HIGHS
+    return blocks + ranks + doubles
 
 
 def notes_bytes(elements: int) -> int:
