@@ -185,6 +185,8 @@ class FileWriter:
         with reported("write", self.path):
             if self._direct < 0 or offset % PAGE or last - first < _SMALL:
                 self._write(self._fd, start, stop, block, offset)
+                if self._direct < 0:
+                    self._forget()
                 return
             self._write(self._fd, start, first, block, offset)
             self._write(self._direct, first, last, block, offset)
@@ -199,14 +201,22 @@ class FileWriter:
         """Return when everything written so far is durable."""
         with reported("write", self.path):
             self._files.sync(self._fd)
-            if self._direct < 0 and hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            if self._direct < 0:
+                self._forget()
 
     def close(self) -> None:
         for fd in (self._fd, self._direct):
             if fd >= 0:
                 self._files.close(fd)
         self._fd = self._direct = -1
+
+    def _forget(self) -> None:
+        """Have what is not on the disk yet sent there, and what is removed from the page cache.
+
+        If that waited for the kernel, a memory limit would fill up with pages that it cannot free.
+        """
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _write(self, fd: int, start: int, stop: int, block: Block, offset: int) -> None:
         while start < stop:
