@@ -34,7 +34,7 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-use_one_thread()
+use_one_thread()  # what a thread begins with that does not
 
 _SAFE_SQUARES = {F16: 65504.0**2, BF16: 3e38}
 """Bounds of a sum of squares below which no element becomes infinite by rounding to a type."""

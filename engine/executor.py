@@ -12,16 +12,16 @@ are `engine.worker`; each device has a lane of ready tiles and one of its own, `
 from __future__ import annotations
 
 import contextlib
-import gc
 import heapq
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from engine.collection import collection_paused
 from engine.devices import Accelerator
 from engine.graph import Load, Merge, OutputFile, Source, Write
 from engine.ledger import Block, Closed, Ledger
@@ -401,11 +401,12 @@ class Executor:
         loops: Any = None
         with contextlib.ExitStack() as stack:
             if self._schedule.computes:
-                with _collection_paused():
+                with collection_paused():  # 0.2 s less of 2
                     import torch
 
-                    from engine.arithmetic import Bench
+                    from engine.arithmetic import Bench, use_one_thread
 
+                use_one_thread()
                 stack.enter_context(torch.inference_mode())
                 loops = self._loops()
                 schedule = self._schedule
@@ -588,18 +589,6 @@ class Executor:
             self.progress.merges_done += 1
             self._unfinished -= 1
             self._ended.notify_all()
-
-
-@contextlib.contextmanager
-def _collection_paused() -> Iterator[None]:
-    """Import without the search for garbage, of which there is none: 0.2 of the 2 s of torch."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def source_readers(schedule: Schedule, open_reader: Callable[[Source], R]) -> dict[int, R]:

@@ -54,6 +54,7 @@ def resident_bytes() -> int:
 
 @cache
 def _process(number: int) -> psutil.Process:
+    # Each new one looks up when the process began.
     return psutil.Process(number)
 
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.arithmetic import Bench, Span, TreeEvaluator, check_finite
+from engine.arithmetic import Bench, Span, TreeEvaluator, check_finite, use_one_thread
 from engine.device import Device, Mark, is_incapable, is_out_of_memory
 from engine.dtypes import DType
 from engine.errors import RunError, is_memory_short
@@ -161,6 +161,7 @@ class Offload:
             Closed: the run was stopped.
             RunError: the device failed otherwise than for want of memory.
         """
+        use_one_thread()
         try:
             with torch.inference_mode():
                 self._run()

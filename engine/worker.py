@@ -32,10 +32,6 @@ class Worker:
             RunError: a result is not finite where the inputs are, or cannot be computed.
             Closed: the run was stopped.
         """
-        if self._bench is not None:
-            from engine.arithmetic import use_one_thread
-
-            use_one_thread()
         while (task := self._host.take(None)) is not None:
             # The thread's own time: it may wait for other tiles, and other programs take turns.
             began = time.thread_time()

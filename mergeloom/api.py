@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from engine import job as jobs
 from engine import machine
+from engine.collection import collection_paused
 from engine.devices import AUTO, choose
 from engine.errors import ConfigError, OutputError
 from engine.executor import Progress
@@ -115,7 +114,9 @@ def plan(
         download=observer.downloading,
     )
     options = PlanOptions(seed, _bytes(max_shard_size), allow_truncated_embeddings)
-    with _no_collection():
+    # A plan is a million records without a cycle among them: walking them again and again would
+    # take a third of the time.
+    with collection_paused():
         made = make_plan(configuration, resolver, options)
         budget = machine.default_budget() if ram is None else _bytes(ram)
         here = replace(
@@ -210,19 +211,6 @@ def program() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "unknown"
     return found
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Pause the garbage collector: a plan is a million records without a cycle among them, and
-    walking them again and again would take a third of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _configuration(config: Pathlike | Mapping[str, Any] | Configuration) -> Configuration:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from methods.exponential import exponential_
-from methods.loops.series import LANES
+from methods.loops.sizes import ROW_LANES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,29 +33,35 @@ def softmax_sums(base: Tensor, other: Tensor) -> Tensor:
 
     The highest elements h₀ and h₁ of the base and of the other, Σ exp(θ₀ - h₀), Σ exp(θ₁ - h₁), and
     Σ exp(θ₁ - h₁) τ. On the CPU all of it is the same, bit for bit, with compiled loops: element i
-    of a row is added to sum i mod `LANES`, then the halves of what remains to each other.
+    of a row is added to sum i mod `ROW_LANES`, then the halves of what remains to each other.
     """
     import torch
 
-    rows, row = base.shape
-    sums = torch.empty(5, rows, dtype=torch.float64, device=base.device)
     if base.device.type != "cpu":  # no loop is to be equal to, and its own way is much faster
-        torch.stack([base.amax(1), other.amax(1)], out=sums[:2])
-        values = [
-            (each.double() - top.unsqueeze(1)).exp_()
-            for each, top in zip((base, other), sums, strict=False)
-        ]
-        weights = (other.double() - base) * values[1]
-        torch.stack([each.sum(1) for each in (*values, weights)], out=sums[2:])
-        return sums
+        return native_softmax_sums(base, other)
+    rows, row = base.shape
+    sums = torch.empty(5, rows, dtype=torch.float64)
     many = min(max(_CHUNK // row, 1), rows)
     room = torch.empty(3, many, row, dtype=torch.float64)
-    lanes = torch.empty(3, many, min(row, LANES), dtype=torch.float64)
+    lanes = torch.empty(3, many, min(row, ROW_LANES), dtype=torch.float64)
     for start in range(0, rows, many):
         count = min(many, rows - start)
         chunk = slice(start, start + count)
         _chunk_sums(base[chunk], other[chunk], room[:, :count], lanes[:, :count], sums[:, chunk])
     return sums
+
+
+def native_softmax_sums(base: Tensor, other: Tensor) -> Tensor:
+    """The same, with whatever exponential and order of sums torch has for the device."""
+    import torch
+
+    tops = [each.amax(1).double() for each in (base, other)]
+    values = [
+        (each.double() - top.unsqueeze(1)).exp_()
+        for each, top in zip((base, other), tops, strict=True)
+    ]
+    weights = (other.double() - base) * values[1]
+    return torch.stack([*tops, *(each.sum(1) for each in (*values, weights))])
 
 
 def workspace_bytes(rows: int, row: int, looped: bool) -> int:
@@ -84,7 +90,7 @@ def _chunk_sums(base: Tensor, other: Tensor, room: Tensor, lanes: Tensor, sums: 
 def _fold(values: Tensor, lanes: Tensor) -> None:
     """Write the sums of columns that lie a width of ``lanes`` apart."""
     width = lanes.shape[1]
-    lanes.copy_(values[:, :width])
-    for start in range(width, values.shape[1], width):
+    lanes.zero_()
+    for start in range(0, values.shape[1], width):
         part = values[:, start : start + width]
         lanes[:, : part.shape[1]].add_(part)

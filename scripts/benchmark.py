@@ -38,7 +38,7 @@ from scripts.shapes import SHAPES
 USUAL = "passthrough,linear,slerp,ties,task_arithmetic"
 VARIABLES = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 _OUR_IMPORTS = """
-import torch, mergeloom.cli
+import torch, mergeloom.cli, mergeloom.api
 from methods.compiled import LIBRARY
 LIBRARY.open(LIBRARY.built())  # reads what loads compiled loops, where there are any
 """
@@ -378,7 +378,7 @@ def _row(
 
 def _startup(merge: str) -> float:
     """Seconds that the interpreter and the imports of a merge take; copying needs no torch."""
-    imports = "mergeloom.cli" + ("" if merge == "passthrough" else ", torch")
+    imports = "mergeloom.cli, mergeloom.api" + ("" if merge == "passthrough" else ", torch")
     # Ended as the program is, which does not wait until torch is taken apart.
     command = [sys.executable, "-c", f"import os, {imports}; os._exit(0)"]
     return statistics.median(run(command, variables=VARIABLES).seconds for _ in range(5))

@@ -12,6 +12,7 @@ from methods.loops.blocks import (
     Loop,
     compiled,
     doubles,
+    fill,
     floats,
     fused_double,
     ints,
@@ -20,7 +21,6 @@ from methods.loops.blocks import (
 )
 from methods.loops.series import (
     EXPONENT_BIAS,
-    LANES,
     LEAST,
     LN2_HIGH,
     LN2_LOW,
@@ -29,7 +29,7 @@ from methods.loops.series import (
     TERMS,
     TO_INTEGER,
 )
-from methods.loops.sizes import BLOCK
+from methods.loops.sizes import BLOCK, ROW_LANES
 
 
 @compiled
@@ -84,8 +84,8 @@ def _exponential(block: Array, highest: Any, out: Array, powers: Array) -> None:
         bits[i] = (bits[i] + EXPONENT_BIAS) << MANTISSA_BITS
     for i in range(block.size):
         rest = out[i]
-        power = fused_double(rest, TERMS[12], TERMS[11])
-        for k in range(10, -1, -1):
+        power = fused_double(rest, TERMS[-1], TERMS[-2])
+        for k in range(len(TERMS) - 3, -1, -1):
             power = fused_double(power, rest, TERMS[k])
         out[i] = power * powers[i]
 
@@ -120,35 +120,29 @@ def softmax_sums(
     """
     found = doubles(sums, 5 * rows)
     own, theirs = floats(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
-    lanes, first = min(row, LANES), work + 8 * BLOCK
-    low, high = doubles(first, lanes), doubles(first + 8 * LANES, lanes)
-    weighted = doubles(first + 16 * LANES, lanes)
-    values, powers = doubles(first + 24 * LANES, lanes), doubles(first + 32 * LANES, lanes)
+    lanes, first = min(row, ROW_LANES), work + 8 * BLOCK
+    low, high = doubles(first, lanes), doubles(first + 8 * ROW_LANES, lanes)
+    weighted = doubles(first + 16 * ROW_LANES, lanes)
+    values, powers = doubles(first + 24 * ROW_LANES, lanes), doubles(first + 32 * ROW_LANES, lanes)
     for number in range(rows):
         begin = number * row
         base_top = _highest(base, base_bytes, begin, row, work)
         other_top = _highest(other, other_bytes, begin, row, work)
-        for start in range(0, row, LANES):
-            count = min(LANES, row - start)
+        fill(low, 0.0)
+        fill(high, 0.0)
+        fill(weighted, 0.0)
+        for start in range(0, row, ROW_LANES):
+            count = min(ROW_LANES, row - start)
             value, power = values[:count], powers[:count]
             load(base, base_bytes, begin + start, own[:count])
             load(other, other_bytes, begin + start, theirs[:count])
             _exponential(own[:count], base_top, value, power)
-            if start:
-                for i in range(count):
-                    low[i] += value[i]
-            else:
-                for i in range(count):
-                    low[i] = value[i]
+            for i in range(count):
+                low[i] += value[i]
             _exponential(theirs[:count], other_top, value, power)
-            if start:
-                for i in range(count):
-                    high[i] += value[i]
-                    weighted[i] += value[i] * (np.float64(theirs[i]) - np.float64(own[i]))
-            else:
-                for i in range(count):
-                    high[i] = value[i]
-                    weighted[i] = value[i] * (np.float64(theirs[i]) - np.float64(own[i]))
+            for i in range(count):
+                high[i] += value[i]
+                weighted[i] += value[i] * (np.float64(theirs[i]) - np.float64(own[i]))
         found[number] = base_top
         found[rows + number] = other_top
         found[2 * rows + number] = _sum(low)

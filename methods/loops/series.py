@@ -26,6 +26,3 @@ MANTISSA_BITS, EXPONENT_BIAS = 52, 1023
 
 TERMS = tuple(1 / factorial(k) for k in range(13))
 """Coefficients of the powers of r, from r**0 on."""
-
-LANES = 512
-"""Sums in float64 that a row is added up in at once."""

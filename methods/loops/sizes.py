@@ -14,6 +14,9 @@ RUN = 512
 LANES = 128
 """Sums that such a run is added up in at once."""
 
+ROW_LANES = 512
+"""Sums in float64 that a row is added up in at once; see `methods.divergence`."""
+
 MOST_BUCKETS = 2049
 """The most buckets that `buckets` gives."""
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods.divergence import divergences
+from methods.divergence import divergences, native_softmax_sums, softmax_sums
 from methods.exponential import exponential_
 
 
@@ -58,6 +58,14 @@ def test_divergences(row: int, seed: int, size: float) -> None:
         # The terms are as large as the numbers, so that is what rounding is relative to.
         scale = 1 + float(base.abs().max() + other.abs().max())
         assert float(found[number]) == pytest.approx(float(exact), rel=1e-13, abs=1e-15 * scale)
+
+
+@given(st.integers(1, 5), st.integers(1, 2000), st.integers(0, 99))
+def test_sums_as_devices_take_them(rows: int, row: int, seed: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    base, other = torch.randn(2, rows, row, generator=source)
+    found, expected = native_softmax_sums(base, other), softmax_sums(base, other)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_rows_far_from_zero() -> None:
