@@ -9,20 +9,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import machine
-from engine.devices import Accelerator
-from engine.errors import MEMORY_SHORT, OutputError, RunError, is_memory_short
-from engine.executor import Executor, Progress, source_readers
-from engine.files import FILES, Files
-from engine.graph import Graph
-from engine.native import Library, NativeError
-from engine.output import COMMIT_SECONDS, OutputDirectory, ShardSink, SideFile
-from engine.rates import Sample, storage_samples
-from engine.schedule import Machine, Schedule, schedule
-from engine.storage import FileReader, FileSource, IOMode
+from mergeloom.engine.base.errors import MEMORY_SHORT, OutputError, RunError, is_memory_short
+from mergeloom.engine.graph.graph import Graph
+from mergeloom.engine.hardware import process as machine
+from mergeloom.engine.hardware.accelerators import Accelerator
+from mergeloom.engine.hardware.machine_code import Library, NativeError
+from mergeloom.engine.hardware.rates import Sample, storage_samples
+from mergeloom.engine.output.directory import COMMIT_SECONDS, OutputDirectory, ShardSink, SideFile
+from mergeloom.engine.plan.schedule import Machine, Schedule, schedule
+from mergeloom.engine.run.executor import Executor, Progress, source_readers
+from mergeloom.engine.storage.file_system import FILES, Files
+from mergeloom.engine.storage.files import FileReader, FileSource, IOMode
 
 if TYPE_CHECKING:
-    from engine.device import Device
+    from mergeloom.engine.run.torch_device import Device
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import (
+from mergeloom.engine.base.errors import (
     BudgetError,
     CheckpointError,
     ConfigError,
@@ -21,7 +21,7 @@ from engine.errors import (
 
 if TYPE_CHECKING:
     from mergeloom.api import MergeResult, Observer, PlannedMerge, merge, plan
-    from methods.registry import register as register_method
+    from mergeloom.methods.registry import register as register_method
 
 __all__ = [
     "BudgetError",
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     if name == "register_method":
-        return import_module("methods.registry").register
+        return import_module("mergeloom.methods.registry").register
     return getattr(import_module("mergeloom.api"), name)
 
 

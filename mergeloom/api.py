@@ -8,21 +8,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine import job as jobs
-from engine import machine
-from engine.collection import collection_paused
-from engine.devices import AUTO, choose
-from engine.errors import ConfigError, OutputError
-from engine.executor import Progress
-from engine.schedule import Machine, Schedule, schedule
-from engine.storage import IOMode
-from mergeloom.checking import Checked, check_output
-from mergeloom.sizes import parse_size
-from methods.compiled import LIBRARY
-from planners.config import Configuration, load_config, parse_config
-from planners.hub import Resolver
-from planners.places import nearest
-from planners.plan import DEFAULT_SHARD_BYTES, Plan, PlanOptions, make_plan
+from mergeloom.check import Checked, check_output
+from mergeloom.engine import job as jobs
+from mergeloom.engine.base.errors import ConfigError, OutputError
+from mergeloom.engine.base.gc_pause import collection_paused
+from mergeloom.engine.hardware import process as machine
+from mergeloom.engine.hardware.accelerators import AUTO, choose
+from mergeloom.engine.plan.schedule import Machine, Schedule, schedule
+from mergeloom.engine.run.executor import Progress
+from mergeloom.engine.storage.files import IOMode
+from mergeloom.methods.ops.compiled_ops import LIBRARY
+from mergeloom.planners.config.config import Configuration, load_config, parse_config
+from mergeloom.planners.config.yaml_values import nearest
+from mergeloom.planners.models.resolve import Resolver
+from mergeloom.planners.plan import DEFAULT_SHARD_BYTES, Plan, PlanOptions, make_plan
+from mergeloom.report.units import parse_size
 
 Size = int | str
 Pathlike = str | os.PathLike[str]
@@ -42,7 +42,7 @@ class PlannedMerge:
 
     def document(self) -> dict[str, Any]:
         """The plan as ``mergeloom plan --json`` prints it."""
-        from mergeloom.documents import plan_document
+        from mergeloom.report.documents import plan_document
 
         return plan_document(self)
 
@@ -58,7 +58,7 @@ class MergeResult:
 
     def document(self) -> dict[str, Any]:
         """The result as ``mergeloom merge --json`` prints it."""
-        from mergeloom.documents import result_document
+        from mergeloom.report.documents import result_document
 
         return result_document(self)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from engine.errors import MEMORY_SHORT, LoomError, is_memory_short
+from mergeloom.engine.base.errors import MEMORY_SHORT, LoomError, is_memory_short
 
 if TYPE_CHECKING:
     from mergeloom.api import PlannedMerge
@@ -127,7 +127,7 @@ def plan(
     if as_json:
         _print_json(planned.document())
     else:
-        from mergeloom.render import render_plan
+        from mergeloom.report.terminal import render_plan
 
         _print(render_plan(planned))
 
@@ -159,8 +159,8 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Merge into OUT; the same command again continues after an interruption."""
-    from engine.storage import IOMode
     from mergeloom import api
+    from mergeloom.engine.storage.files import IOMode
 
     if io not in [mode.value for mode in IOMode]:
         raise LoomError(f"--io '{io}' is unknown: choose auto, direct or buffered")
@@ -187,7 +187,7 @@ def merge(
     if as_json:
         _print_json(result.document())
     elif not quiet:
-        from mergeloom.render import error_console, render_checked, render_outcome
+        from mergeloom.report.terminal import error_console, render_checked, render_outcome
 
         error_console().print(render_outcome(result.outcome, planned, str(output)))
         if result.checked is not None:
@@ -207,7 +207,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show where output tensors come from, and which entry of CONFIG set each parameter."""
-    from mergeloom import explaining
+    from mergeloom.commands import explain as explaining
 
     planned = _planned(
         *(config, None, None, "cpu", None),
@@ -229,7 +229,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show tensors, layers, types and sizes of a checkpoint, from its headers."""
-    from mergeloom import inspecting
+    from mergeloom.commands import inspect as inspecting
 
     found = inspecting.inspect_model(model, _model_dirs(model_dir), search_dir or [], _downloading)
     if as_json:
@@ -244,7 +244,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare the tensors of a finished or interrupted merge with their recorded digests."""
-    from mergeloom import verifying
+    from mergeloom.commands import verify as verifying
 
     found = verifying.verify_output(output)
     if as_json:
@@ -261,15 +261,15 @@ def methods(
     as_json: Json = False,
 ) -> None:
     """List the merge methods, or describe one."""
-    from mergeloom.documents import method_document
-    from methods import registry
+    from mergeloom.methods import registry
+    from mergeloom.report.documents import method_document
 
     found = [registry.get(each) for each in ([name] if name else registry.names())]
     if as_json:
         documents = [method_document(method) for method in found]
         _print_json(documents[0] if name else {"methods": documents})
         return
-    from mergeloom.render import render_method, render_methods
+    from mergeloom.report.terminal import render_method, render_methods
 
     _print(render_method(found[0]) if name else render_methods(found))
 
@@ -388,7 +388,7 @@ def _model_dirs(given: list[str] | None) -> dict[str, Path]:
 
 
 def _say_state(output: Path) -> None:
-    from engine.manifest import DIRECTORY, read_manifest
+    from mergeloom.engine.output.manifest import DIRECTORY, read_manifest
 
     if read_manifest(output) is not None:
         _complain(f"'{output}' is a finished merge")
@@ -403,8 +403,8 @@ def _shown(planned: PlannedMerge, quiet: bool) -> Iterator[Any]:
     if quiet:
         yield Observer(downloading=_downloading, building=_building)
         return
-    from mergeloom.progress import ProgressDisplay
-    from mergeloom.render import error_console, render_plan
+    from mergeloom.report.progress import ProgressDisplay
+    from mergeloom.report.terminal import error_console, render_plan
 
     console = error_console()
     console.print(render_plan(planned))
@@ -426,7 +426,7 @@ def _print_json(document: Any) -> None:
 
 
 def _print(renderable: Any) -> None:
-    from mergeloom.render import console
+    from mergeloom.report.terminal import console
 
     shown = console()
     if shown.is_terminal:

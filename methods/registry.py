@@ -17,33 +17,33 @@ import importlib
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from engine.errors import ConfigError
-from methods.method import Method
+from mergeloom.engine.base.errors import ConfigError
+from mergeloom.methods.declare import Method
 
 GROUP = "mergeloom.methods"
 """The entry-point group of methods in other packages."""
 
 _BUILT_IN = {
-    "arcee_fusion": "methods.arcee_fusion:ArceeFusion",
-    "breadcrumbs": "methods.breadcrumbs:Breadcrumbs",
-    "breadcrumbs_ties": "methods.breadcrumbs:BreadcrumbsTies",
-    "dare_linear": "methods.dare:DareLinear",
-    "dare_ties": "methods.dare:DareTies",
-    "della": "methods.della:Della",
-    "della_linear": "methods.della:DellaLinear",
-    "karcher": "methods.karcher:Karcher",
-    "linear": "methods.linear:Linear",
-    "model_stock": "methods.model_stock:ModelStock",
-    "multislerp": "methods.multislerp:MultiSlerp",
-    "nearswap": "methods.nearswap:NearSwap",
-    "nuslerp": "methods.nuslerp:NuSlerp",
-    "passthrough": "methods.passthrough:Passthrough",
-    "ram": "methods.ram:Ram",
-    "ramplus_tl": "methods.ram:RamPlus",
-    "sce": "methods.sce:Sce",
-    "slerp": "methods.slerp:Slerp",
-    "task_arithmetic": "methods.task_arithmetic:TaskArithmetic",
-    "ties": "methods.ties:Ties",
+    "arcee_fusion": "mergeloom.methods.catalog.arcee_fusion:ArceeFusion",
+    "breadcrumbs": "mergeloom.methods.catalog.breadcrumbs:Breadcrumbs",
+    "breadcrumbs_ties": "mergeloom.methods.catalog.breadcrumbs:BreadcrumbsTies",
+    "dare_linear": "mergeloom.methods.catalog.dare:DareLinear",
+    "dare_ties": "mergeloom.methods.catalog.dare:DareTies",
+    "della": "mergeloom.methods.catalog.della:Della",
+    "della_linear": "mergeloom.methods.catalog.della:DellaLinear",
+    "karcher": "mergeloom.methods.catalog.karcher:Karcher",
+    "linear": "mergeloom.methods.catalog.linear:Linear",
+    "model_stock": "mergeloom.methods.catalog.model_stock:ModelStock",
+    "multislerp": "mergeloom.methods.catalog.multislerp:MultiSlerp",
+    "nearswap": "mergeloom.methods.catalog.nearswap:NearSwap",
+    "nuslerp": "mergeloom.methods.catalog.nuslerp:NuSlerp",
+    "passthrough": "mergeloom.methods.catalog.passthrough:Passthrough",
+    "ram": "mergeloom.methods.catalog.ram:Ram",
+    "ramplus_tl": "mergeloom.methods.catalog.ram:RamPlus",
+    "sce": "mergeloom.methods.catalog.sce:Sce",
+    "slerp": "mergeloom.methods.catalog.slerp:Slerp",
+    "task_arithmetic": "mergeloom.methods.catalog.task_arithmetic:TaskArithmetic",
+    "ties": "mergeloom.methods.catalog.ties:Ties",
 }
 
 _registered: dict[str, Method] = {}
@@ -112,7 +112,9 @@ def _offered() -> dict[str, EntryPoint]:
 def _instance(method: Any, what: str) -> Method:
     instance = method() if isinstance(method, type) else method
     if not isinstance(instance, Method):
-        raise ConfigError(f"{what} is no merge method: it must derive from methods.method.Method")
+        raise ConfigError(
+            f"{what} is no merge method: it must derive from mergeloom.methods.declare.Method"
+        )
     missing = [
         attribute
         for attribute in ("name", "summary", "formula", "reference")

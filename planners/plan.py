@@ -12,30 +12,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.errors import CheckpointError, ConfigError
-from engine.graph import Graph, GraphBuilder
-from engine.job import Job
-from engine.output import SideFile
-from methods.compiled import LIBRARY
-from planners.checkpoint import Checkpoint
-from planners.config import Configuration, Document
-from planners.hub import Resolver
-from planners.integers import equal_bytes
-from planners.layout import Layout, OutputTensor, lay_out
-from planners.merging import (
+from mergeloom.engine.base.errors import CheckpointError, ConfigError
+from mergeloom.engine.graph.graph import Graph, GraphBuilder
+from mergeloom.engine.job import Job
+from mergeloom.engine.output.directory import SideFile
+from mergeloom.methods.ops.compiled_ops import LIBRARY
+from mergeloom.planners.config.config import Configuration, Document
+from mergeloom.planners.config.yaml_values import nearest
+from mergeloom.planners.models.checkpoint import Checkpoint
+from mergeloom.planners.models.model import Model, StagedModel
+from mergeloom.planners.models.pool import Models
+from mergeloom.planners.models.resolve import Resolver
+from mergeloom.planners.output.config_json import LayerChange, rewrite_config
+from mergeloom.planners.output.shards import Layout, OutputTensor, lay_out
+from mergeloom.planners.output.side_files import side_files
+from mergeloom.planners.slices.document import Stage, plan_stage
+from mergeloom.planners.slices.integer_tensors import equal_bytes
+from mergeloom.planners.slices.slices import Slice
+from mergeloom.planners.slices.tensor_plan import (
     Mismatch,
     TensorPlan,
     build_merge,
     output_dtype,
 )
-from planners.model import Model, StagedModel
-from planners.opened import Models
-from planners.output_config import LayerChange, rewrite_config
-from planners.places import nearest
-from planners.sidefiles import side_files
-from planners.slices import Slice
-from planners.stage import Stage, plan_stage
-from planners.unused import Unused, unused_tensors
+from mergeloom.planners.slices.unused import Unused, unused_tensors
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import mergeloom
-from planners.config import load_config
-from scripts.checkpoints import make
+from mergeloom.planners.config.config import load_config
+from scripts.fixtures.checkpoints import make
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yml"))
 QUESTION = ("AIDC-ai-business/Marcoroni-7B-v3", "Toten5/Marcoroni-neural-chat-7B-v2")

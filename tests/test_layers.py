@@ -6,8 +6,11 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
+import networkx
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -15,35 +18,92 @@ LAYERS = ("engine", "methods", "planners", "mergeloom")
 LATE = {"torch", "transformers", "tokenizers", "huggingface_hub", "networkx", "pydantic"}
 """Slow to import: none of it at the top of a module."""
 
-WORKERS = {ROOT / "engine" / f"{name}.py" for name in ("arithmetic", "device", "offload", "store")}
-WORKERS.add(ROOT / "methods" / "plain.py")
+WORKERS = {
+    ROOT / "engine" / "run" / f"{name}.py"
+    for name in ("evaluate", "torch_device", "device_worker", "device_cache")
+}
+WORKERS.add(ROOT / "methods" / "reference.py")
 """Only threads that compute import these."""
 
-MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+MODULES = {
+    "mergeloom."
+    + ".".join(path.relative_to(ROOT).with_suffix("").parts).removeprefix("mergeloom."): path
+    for layer in LAYERS
+    for path in sorted((ROOT / layer).rglob("*.py"))
+    if path.name not in {"__init__.py", "__main__.py"}
+    and (ROOT / layer / path.relative_to(ROOT / layer).parts[0]).is_symlink() is False
+}
+"""Every module by its name."""
+
+
+def layer(module: str) -> int:
+    """Which of `LAYERS` a module belongs to; the front door is all of ``mergeloom`` that is no
+    folder of its own."""
+    part = module.split(".")[1] if "." in module else ""
+    return LAYERS.index(part) if part in LAYERS else LAYERS.index("mergeloom")
 
 
 def imported(nodes: list[ast.stmt]) -> Iterator[str]:
+    """Modules that statements import; of `from package import name` the name where it is one."""
     for node in nodes:
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            yield str(node.module).split(".")[0]
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from {name if name in MODULES else str(node.module) for name in inside}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_one_way(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    own = LAYERS.index(path.relative_to(ROOT).parts[0])
-    everything = set(imported([node for node in ast.walk(tree) if isinstance(node, ast.stmt)]))
-    assert not everything & set(LAYERS[own + 1 :])
-    if path not in WORKERS:
-        assert not set(imported(tree.body)) & LATE
+def run_statements(tree: ast.Module) -> list[ast.stmt]:
+    """All statements but those that only a type checker reads."""
+
+    def reached(nodes: list[ast.stmt]) -> Iterator[ast.stmt]:
+        for node in nodes:
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                continue
+            yield node
+            for name in ("body", "orelse", "finalbody", "handlers"):
+                yield from reached(getattr(node, name, []))
+
+    return list(reached(tree.body))
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    tree = tree_of(module)
+    everything = imported([node for node in ast.walk(tree) if isinstance(node, ast.stmt)])
+    own = [name for name in everything if name.split(".")[0] == "mergeloom"]
+    assert [name for name in own if layer(name) > layer(module)] == []
+    if MODULES[module] not in WORKERS:
+        assert not {name.split(".")[0] for name in imported(tree.body)} & LATE
+
+
+def test_no_two_files_import_each_other() -> None:
+    graph = networkx.DiGraph(
+        (module, name)
+        for module in MODULES
+        for name in imported(run_statements(tree_of(module)))
+        if name in MODULES
+    )
+    circles = [sorted(found) for found in networkx.strongly_connected_components(graph)]
+    assert [circle for circle in circles if len(circle) > 1] == []
+
+
+def test_all_layers_are_looked_at() -> None:
+    counts = [sum(layer(module) == number for module in MODULES) for number in range(len(LAYERS))]
+    assert all(count > 5 for count in counts)
+    assert all(layer(low) <= layer(high) for low, high in pairwise(sorted(MODULES, key=layer)))
 
 
 def test_the_front_door_imports_nothing_slow() -> None:
     code = (
-        "import sys, mergeloom, mergeloom.cli, mergeloom.render, mergeloom.inspecting, "
-        f"mergeloom.verifying\nsys.exit(', '.join({LATE!r} & sys.modules.keys()) or 0)"
+        "import sys, mergeloom, mergeloom.cli, mergeloom.report.terminal, "
+        "mergeloom.commands.inspect, mergeloom.commands.verify\n"
+        f"sys.exit(', '.join({LATE!r} & sys.modules.keys()) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

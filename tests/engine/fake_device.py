@@ -22,9 +22,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.device import Device, Mark, Queue
-from engine.devices import Accelerator
-from engine.ledger import Block
+from mergeloom.engine.hardware.accelerators import Accelerator
+from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.run.torch_device import Device, Mark, Queue
 
 RUBBISH = 0xA5
 _SMALL = 4096

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.grains import Access, Grains
-from engine.kernel import GrainSums, GrainView, Kernel, Statistic
+from mergeloom.engine.base.grains import Access, Grains
+from mergeloom.engine.graph.kernel import GrainSums, GrainView, Kernel, Statistic
 
 
 @dataclass(frozen=True)

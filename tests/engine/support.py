@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.dtypes import DType
-from engine.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
-from engine.job import Job
-from engine.storage import FileSource
+from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
+from mergeloom.engine.job import Job
+from mergeloom.engine.storage.files import FileSource
 
 
 def file_source(path: Path) -> FileSource:

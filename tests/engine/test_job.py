@@ -17,18 +17,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import job as jobs
-from engine import machine
-from engine.dtypes import BF16, F16, F32, DType
-from engine.errors import LoomError, OutputError, RunError
-from engine.footprint import MIB
-from engine.graph import Graph, Merge
-from engine.job import Options
-from engine.kernel import Copy, GrainView
-from engine.manifest import read_manifest
-from engine.native import Library, NativeError
-from engine.schedule import LoopSupport, Machine, schedule
-from engine.storage import IOMode
+from mergeloom.engine import job as jobs
+from mergeloom.engine.base.dtypes import BF16, F16, F32, DType
+from mergeloom.engine.base.errors import LoomError, OutputError, RunError
+from mergeloom.engine.graph.graph import Graph, Merge
+from mergeloom.engine.graph.kernel import Copy, GrainView
+from mergeloom.engine.hardware import process as machine
+from mergeloom.engine.hardware.machine_code import Library, NativeError
+from mergeloom.engine.job import Options
+from mergeloom.engine.output.manifest import read_manifest
+from mergeloom.engine.plan.footprint import MIB
+from mergeloom.engine.plan.schedule import LoopSupport, Machine, schedule
+from mergeloom.engine.storage.files import IOMode
 from tests.engine.kernels import FirstPositives, Normalised, Noted, RowMean, Transposed, Weighted
 from tests.engine.support import Workshop, job, sha256, tensor_of
 
@@ -170,8 +170,8 @@ def test_what_stays_in_part_changes_no_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the tiles of a merge with several passes some stay in memory, the others are streamed."""
-    monkeypatch.setattr("engine.footprint.REQUEST_BYTES", 4 * MIB)
-    monkeypatch.setattr("engine.footprint.TILES_IN_FLIGHT", 1)
+    monkeypatch.setattr("mergeloom.engine.plan.footprint.REQUEST_BYTES", 4 * MIB)
+    monkeypatch.setattr("mergeloom.engine.plan.footprint.TILES_IN_FLIGHT", 1)
     (tmp_path / "in").mkdir()
     workshop = Workshop(tmp_path / "in")
     own = [workshop.loads(dtype, [(9, 1 << 19)], 8)[0] for dtype in (BF16, F32)]
@@ -321,7 +321,7 @@ def test_infinities_of_the_inputs_pass(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from engine import job as jobs
+from mergeloom.engine import job as jobs
 from tests.engine.test_job import SHAPES, every_kind
 from tests.engine.support import Workshop, job
 

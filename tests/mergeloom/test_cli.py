@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mergeloom
-from engine.errors import LoomError
-from engine.journal import Finished, Journal
-from engine.remembered import cache_directory
-from mergeloom.sizes import memory, parse_size
+from mergeloom.engine.base.errors import LoomError
+from mergeloom.engine.hardware.profile import cache_directory
+from mergeloom.engine.output.journal import Finished, Journal
+from mergeloom.report.units import memory, parse_size
 from tests.planners.support import llama
 
 ROOT = Path(__file__).parents[2]

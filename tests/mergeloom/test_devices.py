@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import mergeloom
-from engine import machine
-from engine.devices import Accelerator
-from engine.errors import DeviceError, LoomError
-from engine.footprint import MIB
-from engine.rates import Sample
-from mergeloom.render import console, render_plan
+from mergeloom.engine.base.errors import DeviceError, LoomError
+from mergeloom.engine.hardware import process as machine
+from mergeloom.engine.hardware.accelerators import Accelerator
+from mergeloom.engine.hardware.rates import Sample
+from mergeloom.engine.plan.footprint import MIB
+from mergeloom.report.terminal import console, render_plan
 from tests.planners.support import llama
 
 TIES = {

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import mergeloom
-from engine.errors import BudgetError, RunError
-from mergeloom.documents import method_document
-from methods import registry
-from methods.method import Base
-from scripts import oracle
-from scripts.merges import configuration
+from mergeloom.engine.base.errors import BudgetError, RunError
+from mergeloom.methods import registry
+from mergeloom.methods.declare import Base
+from mergeloom.report.documents import method_document
+from scripts.bench.configurations import configuration
+from scripts.conformance import oracle
 from tests.methods.support import assert_close, kernel_of, run
 from tests.planners.support import load_tensors, write_checkpoint
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 import mergeloom
-from engine import machine
-from engine.errors import RunError
-from engine.footprint import MIB
-from engine.machine import resident_bytes
-from engine.schedule import Machine
-from mergeloom import checking
-from mergeloom.documents import method_document
-from methods import registry
-from scripts import oracle
-from scripts.merges import configuration
+from mergeloom import check as checking
+from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.hardware import process as machine
+from mergeloom.engine.hardware.process import resident_bytes
+from mergeloom.engine.plan.footprint import MIB
+from mergeloom.engine.plan.schedule import Machine
+from mergeloom.methods import registry
+from mergeloom.report.documents import method_document
+from scripts.bench.configurations import configuration
+from scripts.conformance import oracle
 from tests.methods.support import assert_close
 from tests.planners.support import load_tensors, write_checkpoint
 

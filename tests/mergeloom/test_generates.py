@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mergeloom
-from scripts.checkpoints import make
+from scripts.fixtures.checkpoints import make
 
 
 def generate(directory: Path) -> str:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import mergeloom
-from engine import machine
-from engine.footprint import MIB
-from engine.schedule import Machine
-from mergeloom.render import console, render_plan
+from mergeloom.engine.hardware import process as machine
+from mergeloom.engine.plan.footprint import MIB
+from mergeloom.engine.plan.schedule import Machine
+from mergeloom.report.terminal import console, render_plan
 from tests.planners.support import load_tensors, write_checkpoint
 
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from engine import grains as grains_module
-from engine.grains import Access, Grains, partition
-from engine.kernel import AS_STORED, GrainView, Kernel, Statistic
-from methods import registry
-from methods.compiled import LIBRARY, Loops
-from methods.method import REQUIRED, Method, TensorMerge
+from mergeloom.engine.base import grains as grains_module
+from mergeloom.engine.base.grains import Access, Grains, partition
+from mergeloom.engine.graph.kernel import AS_STORED, GrainView, Kernel, Statistic
+from mergeloom.methods import registry
+from mergeloom.methods.declare import REQUIRED, Method, TensorMerge
+from mergeloom.methods.ops.compiled_ops import LIBRARY, Loops
 
 NOISE = 2.0**-21
 """Relative rounding of a short chain of float32 operations."""

@@ -14,11 +14,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.grains import Access
-from engine.kernel import GrainView, Kernel
-from methods import registry
-from methods.method import Base
-from scripts.bench_kernels import resolved
+from mergeloom.engine.base.grains import Access
+from mergeloom.engine.graph.kernel import GrainView, Kernel
+from mergeloom.methods import registry
+from mergeloom.methods.declare import Base
+from scripts.bench.kernels import resolved
 from tests.methods.support import Bench
 
 SHAPE = (6, 40)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import mergeloom
-from methods import registry
-from methods.method import REQUIRED, Method
+from mergeloom.methods import registry
+from mergeloom.methods.declare import REQUIRED, Method
 from tests.planners.support import llama, load_tensors
 
 ROOT = Path(__file__).resolve().parents[2]

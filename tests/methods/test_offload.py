@@ -6,15 +6,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.devices import found_devices
-from engine.dtypes import BF16, F16, F32
-from engine.footprint import MIB
-from engine.graph import Graph, Merge, Write
-from engine.placement import Why
-from engine.schedule import Machine
+from mergeloom.engine.base.dtypes import BF16, F16, F32
+from mergeloom.engine.graph.graph import Graph, Merge, Write
+from mergeloom.engine.hardware.accelerators import found_devices
+from mergeloom.engine.plan.assignment import Why
+from mergeloom.engine.plan.footprint import MIB
+from mergeloom.engine.plan.schedule import Machine
 from tests.engine.fake_device import accelerator
+from tests.engine.run.test_device_worker import Memory, Opener, Ran, machine, run
 from tests.engine.support import Workshop
-from tests.engine.test_offload import Memory, Opener, Ran, machine, run
 from tests.methods.test_devices import VARIANTS, kernel_of
 
 SHAPES = {"wide": (27, 21000), "rows": (900, 600), "vector": (530_000,)}
@@ -81,7 +81,7 @@ def test_cuda_agrees_with_the_cpu_and_with_itself(graph: Graph, expected: Memory
 
 @needs_cuda
 def test_cuda_draws_the_same_random_numbers() -> None:
-    from methods import random
+    from mergeloom.methods.ops import draws as random
 
     for count in (1, 1000, 1 << 19):
         drawn = []

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from engine.errors import ConfigError
-from engine.grains import Access
-from engine.kernel import Copy, Kernel
-from methods import registry
-from methods.method import Base, Method, Parameter, TensorMerge
+from mergeloom.engine.base.errors import ConfigError
+from mergeloom.engine.base.grains import Access
+from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.methods import registry
+from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 
 
 class First(Method):
@@ -118,7 +118,7 @@ def test_entry_points_are_loaded_when_asked_for(monkeypatch: pytest.MonkeyPatch)
 def test_planning_does_not_import_torch() -> None:
     program = (
         "import sys\n"
-        "from methods import registry\n"
+        "from mergeloom.methods import registry\n"
         "for name in registry.names(): registry.get(name)\n"
         "assert 'torch' not in sys.modules\n"
     )

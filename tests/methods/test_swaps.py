@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.kernel import Copy
-from methods.method import ParameterError
-from scripts import oracle
+from mergeloom.engine.graph.kernel import Copy
+from mergeloom.methods.declare import ParameterError
+from scripts.conformance import oracle
 from tests.methods.drawing import Family, families, family
 from tests.methods.support import assert_close, check_walks, kernel_of, run
 

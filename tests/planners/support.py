@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from planners.config import parse_config
-from planners.hub import Resolver
-from planners.plan import Plan, PlanOptions, make_plan
+from mergeloom.planners.config.config import parse_config
+from mergeloom.planners.models.resolve import Resolver
+from mergeloom.planners.plan import Plan, PlanOptions, make_plan
 
 LLAMA_LAYER = (
     "input_layernorm.weight",

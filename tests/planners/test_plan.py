@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.errors import CheckpointError, ConfigError, LoomError
-from engine.output import SideFile
-from planners.merging import TensorPlan
-from planners.plan import Plan
+from mergeloom.engine.base.errors import CheckpointError, ConfigError, LoomError
+from mergeloom.engine.output.directory import SideFile
+from mergeloom.planners.plan import Plan
+from mergeloom.planners.slices.tensor_plan import TensorPlan
 from tests.planners.support import (
     LLAMA_LAYER,
     llama,

@@ -8,10 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SHELL = ("scripts/setup", "scripts/test", "scripts/demo", ".ci/run")
-PYTHON = (
-    *("scripts/make_checkpoint", "scripts/bench", "scripts/bench_floor", "scripts/run_70b"),
-    *("scripts/crash", "scripts/power_loss", "scripts/faults", "scripts/fuzz"),
-)
+PYTHON = ("scripts/run",)
 
 
 def started(*command):

@@ -1,0 +1,1 @@
+"""Words that the whole engine shares: dtypes, grains, units, errors."""

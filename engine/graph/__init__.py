@@ -1,0 +1,1 @@
+"""The task graph: loads, gathers, merges, writes, and the protocol of kernels."""

@@ -1,0 +1,290 @@
+"""Machine code for what torch can only do in many passes over memory.
+
+A compiler is large and slow to start. So it runs in a process of its own, once, before a merge
+takes any memory; what it makes is kept in the user's cache, and loading that takes some
+milliseconds. All of it is optional: whatever fails here, there is another way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergeloom.engine.hardware.profile import cache_directory
+
+if TYPE_CHECKING:
+    from llvmlite import binding
+
+INT, FLOAT, NOTHING = "i", "d", "v"
+"""Types of arguments and results: 64 bits each; addresses are integers."""
+
+_TYPES = {INT: ctypes.c_int64, FLOAT: ctypes.c_double, NOTHING: None}
+
+_COMPILER, _LINKER = "numba", "llvmlite"
+
+_DISTRUSTED = ".distrusted"
+"""The file that says that what is there does not do what it should."""
+
+_ROOT = Path(__file__).absolute().parents[__name__.count(".")]
+"""Where the packages lie, so that another process finds the same ones."""
+
+_PATIENCE = 600.0
+"""Seconds after which a compiler is given up."""
+
+Function = Callable[..., Any]
+
+
+class NativeError(Exception):
+    """Machine code cannot be made, or not be used here; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Native:
+    """One function: its name, where it begins, its types, and the processor it is made for."""
+
+    name: str
+    symbol: str
+    arguments: str
+    result: str
+    cpu: str
+    features: str
+    code: bytes
+
+    def save(self, directory: Path) -> None:
+        """Write it to its file in ``directory``: all of it, or nothing."""
+        about = {key: value for key, value in asdict(self).items() if key != "code"}
+        content = json.dumps(about).encode() + b"\n" + self.code
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=directory)  # for this user alone
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(_digest(content) + b"\n" + content)
+            os.replace(temporary, directory / self.name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    @staticmethod
+    def read(path: Path) -> Native:
+        """What `save` wrote.
+
+        Raises:
+            NativeError: it is damaged, or others may have written it, or it is something else.
+            OSError: it cannot be read.
+        """
+        for each in (path, path.parent):
+            if not _is_private(each):
+                raise NativeError(f"'{each}' can be written by others")
+        digest, _, content = path.read_bytes().partition(b"\n")
+        if digest != _digest(content):
+            raise NativeError(f"'{path}' is damaged")
+        about, _, code = content.partition(b"\n")
+        try:
+            found = Native(code=code, **json.loads(about))
+        except (TypeError, ValueError) as error:
+            raise NativeError(f"'{path}' is of another version") from error
+        if found.name != path.name:
+            raise NativeError(f"'{path}' is '{found.name}'")
+        return found
+
+    def load(self) -> Function:
+        """The function, to be called with numbers.
+
+        Raises:
+            NativeError: it is made for another processor.
+        """
+        from llvmlite import binding
+
+        if (self.cpu, self.features) != host():
+            raise NativeError(f"'{self.name}' is made for another processor")
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target_machine())
+        engine.add_object_file(binding.ObjectFileRef.from_data(self.code))
+        engine.finalize_object()
+        types: list[Any] = [_TYPES[kind] for kind in (self.result, *self.arguments)]
+        called = ctypes.CFUNCTYPE(*types)(engine.get_function_address(self.symbol))
+        called.belongs_to = engine  # type: ignore[attr-defined]  # as long as it may be called
+        return called
+
+
+@dataclass(frozen=True)
+class Library:
+    """Functions that a module makes machine code of; ``sources`` is the folder of their code.
+
+    As a program ``builder`` is given a directory and names, and saves a `Native` of each there.
+    """
+
+    builder: str
+    sources: Path
+
+    def trusted(self, functions: Mapping[str, Function]) -> Any | None:
+        """What kernels get of these functions; ``None`` if they do not what they should."""
+        return functions
+
+    @property
+    def directory(self) -> Path:
+        """Where the machine code for this version, on this machine, is kept."""
+        digest = hashlib.sha256()
+        for path in (Path(__file__), *sorted(self.sources.glob("*.py"))):
+            digest.update(path.read_bytes())
+        digest.update(repr((*map(_version, (_COMPILER, _LINKER)), _processor())).encode())
+        return cache_directory() / "loops" / digest.hexdigest()[:32]
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is what loads machine code, and no earlier run found that it is wrong."""
+        if util.find_spec(_LINKER) is None:
+            return False
+        try:
+            return not (self.directory / _DISTRUSTED).exists()
+        except (OSError, RuntimeError):
+            return True
+
+    def built(self) -> frozenset[str]:
+        """The names of what is there as machine code, undamaged."""
+        found = set()
+        with contextlib.suppress(OSError, RuntimeError):
+            for path in self.directory.iterdir():
+                with contextlib.suppress(NativeError, OSError):
+                    found.add(Native.read(path).name)
+        return frozenset(found)
+
+    @property
+    def can_build(self) -> bool:
+        """Whether there is a compiler."""
+        return util.find_spec(_COMPILER) is not None
+
+    def build(self, names: frozenset[str]) -> None:
+        """Make machine code of functions, in another process.
+
+        Raises:
+            NativeError: it failed.
+        """
+        try:
+            directory = self.directory
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):  # or else all would be in vain
+                pass
+            command = [sys.executable, "-m", self.builder, str(directory), *sorted(names)]
+            subprocess.run(
+                command,
+                cwd=_ROOT,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=True,
+                timeout=_PATIENCE,
+                text=True,
+            )
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
+            raise NativeError(said[-1]) from error
+        except Exception as error:  # an optional speed-up stops no merge
+            raise NativeError(_one_line(error)) from error
+        left = names - self.built()
+        if left:
+            raise NativeError(f"{', '.join(sorted(left))} cannot be read back from '{directory}'")
+
+    def prepare(self, names: frozenset[str]) -> Any:
+        """What kernels get of the functions with these names, of which the missing ones are built.
+
+        Raises:
+            NativeError: it failed, or cannot be used.
+        """
+        missing = names - self.built()
+        if missing:
+            self.build(missing)
+        return self.open(names)
+
+    def open(self, names: frozenset[str]) -> Any:
+        """What kernels get of the functions with these names.
+
+        Raises:
+            NativeError: it cannot be used.
+        """
+        try:
+            directory = self.directory
+            found = self.trusted({name: _loaded(directory / name) for name in sorted(names)})
+            if found is None:
+                (directory / _DISTRUSTED).touch()  # it would be no better the next time
+        except NativeError:
+            raise
+        except Exception as error:  # an optional speed-up, in whatever state, stops no merge
+            raise NativeError(_one_line(error)) from error
+        if found is None:
+            raise NativeError("they differ from torch on this machine")
+        return found
+
+
+def _is_private(path: Path) -> bool:
+    """Whether only this user, and who may do anything, can write there."""
+    found = path.stat()
+    own = not hasattr(os, "geteuid") or found.st_uid in (os.geteuid(), 0)
+    return own and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def _loaded(path: Path) -> Function:
+    native = Native.read(path)
+    try:
+        return native.load()
+    except NativeError:
+        path.unlink()  # so that it is built again
+        raise
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def host() -> tuple[str, str]:
+    """The processor at hand and its features, as the compiler names them."""
+    from llvmlite import binding
+
+    return str(binding.get_host_cpu_name()), str(binding.get_host_cpu_features().flatten())
+
+
+def target_machine() -> binding.TargetMachine:
+    """Makes and loads code for the processor at hand."""
+    from llvmlite import binding
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    cpu, features = host()
+    target = binding.Target.from_triple(binding.get_process_triple())
+    return target.create_target_machine(
+        cpu=cpu, features=features, opt=3, reloc="default", codemodel="jitdefault", jit=True
+    )
+
+
+def _processor() -> str:
+    """What tells processors apart that need different code, without the compiler's help."""
+    told = ("vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features")
+    try:
+        with open("/proc/cpuinfo") as file:
+            one = file.read().split("\n\n")[0].splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return "\n".join([platform.machine(), *(line for line in one if line.startswith(told))])
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

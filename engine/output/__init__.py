@@ -1,0 +1,1 @@
+"""The output directory: shards, side files, journal, manifest, verification."""

@@ -1,0 +1,206 @@
+"""The journal: which tensors of an unfinished output are durable, and their digests.
+
+One record a line: the xxh3-64 of the rest of the line, a space, JSON. Records are appended only
+after the data they speak of is durable, so a record that reads well speaks the truth. A torn last
+line is what a kill leaves behind; a damaged line elsewhere is dropped, which at worst means that
+a tensor is merged again. Whoever continues compares contents with the digests all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from mergeloom.engine.base import bounded_json
+from mergeloom.engine.base.errors import OutputError
+from mergeloom.engine.storage.file_system import FILES, Files, reported, write_all
+
+VERSION = 1
+MAX_BYTES = 1 << 30
+MAX_RECORD_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One tensor that is durable: its digest over blocks of ``block_bytes`` bytes."""
+
+    file: str
+    tensor: str
+    digest: str
+    block_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class JournalContent:
+    """What a journal says.
+
+    ``files`` are the names of all files of its run; ``damaged`` counts unreadable records other
+    than a torn last one.
+    """
+
+    fingerprint: str
+    identity: Mapping[str, str]
+    files: tuple[str, ...]
+    finished: tuple[Finished, ...]
+    damaged: int
+
+
+def read_journal(path: Path) -> JournalContent | None:
+    """Read a journal; ``None`` if there is none, or nothing of it became durable.
+
+    Raises:
+        OutputError: it was written by a newer version, or its first record is damaged.
+    """
+    head: dict[str, Any] | None = None
+    finished: list[Finished] = []
+    damaged = 0
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise OutputError(f"'{path}' is larger than any journal: start anew with --restart")
+            lines = _lines(file)
+            first = next(lines, None)
+            if first is None:
+                return None
+            head = _decode(first)
+            if head is None or not _is_head(head):
+                raise OutputError(
+                    f"'{path}' is damaged in its first record: start anew with --restart"
+                )
+            if head["version"] != VERSION:
+                raise OutputError(
+                    f"'{path}' has version {head['version']}, this program writes {VERSION}: "
+                    "finish it with the program that began it, or start anew with --restart"
+                )
+            for line in lines:
+                entry = _finished(_decode(line))
+                if entry is None:
+                    damaged += 1
+                else:
+                    finished.append(entry)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OutputError(f"cannot read '{path}': {error.strerror}") from error
+    return JournalContent(
+        head["fingerprint"], head["identity"], tuple(head["files"]), tuple(finished), damaged
+    )
+
+
+class Journal:
+    """Appends records. `append` returns when they are durable."""
+
+    def __init__(self, path: Path, files: Files = FILES) -> None:
+        self._path = path
+        self._files = files
+        with reported("write", path):
+            self._fd = files.open(path, os.O_RDWR | os.O_CREAT)
+            try:
+                self._end = self._cut_torn_tail()
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was recorded yet, not even what the journal is for."""
+        return self._end == 0
+
+    def begin(self, fingerprint: str, identity: Mapping[str, str], files: Sequence[str]) -> None:
+        """Write the first record of a new journal; ``files`` are the names of all to come."""
+        head = {
+            "version": VERSION,
+            "fingerprint": fingerprint,
+            "identity": dict(identity),
+            "files": list(files),
+        }
+        self._append([head])
+        with reported("write", self._path):
+            self._files.sync_directory(self._path.parent)
+
+    def append(self, finished: Iterable[Finished]) -> None:
+        """Record tensors whose data is durable.
+
+        Raises:
+            RunError: the disk is full, or refuses otherwise.
+        """
+        self._append(
+            {
+                "file": entry.file,
+                "tensor": entry.tensor,
+                "digest": entry.digest,
+                "block_bytes": entry.block_bytes,
+            }
+            for entry in finished
+        )
+
+    def close(self) -> None:
+        self._files.close(self._fd)
+
+    def _append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        content = b"".join(_encode(record) for record in records)
+        with reported("write", self._path):
+            self._end = write_all(self._files, self._fd, content, self._end)
+            self._files.sync(self._fd)
+
+    def _cut_torn_tail(self) -> int:
+        size = os.fstat(self._fd).st_size
+        tail = os.pread(self._fd, size, 0)
+        whole = tail.rfind(b"\n") + 1
+        if whole != size:
+            self._files.truncate(self._fd, whole)
+        return whole
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Whole lines without their ends; a longer one than any record comes in pieces."""
+    while line := file.readline(MAX_RECORD_BYTES):
+        if line.endswith(b"\n"):
+            yield line[:-1]
+        elif len(line) == MAX_RECORD_BYTES:
+            yield line
+
+
+def _encode(record: Mapping[str, Any]) -> bytes:
+    text = json.dumps(record, separators=(",", ":")).encode()
+    return xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"
+
+
+def _decode(line: bytes) -> dict[str, Any] | None:
+    checksum, _, text = line.partition(b" ")
+    if xxhash.xxh3_64_hexdigest(text).encode() != checksum:
+        return None
+    try:
+        record = bounded_json.parse(text)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _is_head(record: Mapping[str, Any]) -> bool:
+    """Whether a record is one that `Journal.begin` writes: checksums are no proof of that."""
+    identity, files = record.get("identity"), record.get("files")
+    return (
+        isinstance(record.get("version"), int)
+        and isinstance(record.get("fingerprint"), str)
+        and isinstance(identity, dict)
+        and all(isinstance(value, str) for value in identity.values())
+        and isinstance(files, list)
+        and all(isinstance(name, str) for name in files)
+    )
+
+
+def _finished(record: Mapping[str, Any] | None) -> Finished | None:
+    if record is None:
+        return None
+    file, tensor, digest = (record.get(key) for key in ("file", "tensor", "digest"))
+    nbytes = record.get("block_bytes")
+    if not (isinstance(file, str) and isinstance(tensor, str) and isinstance(digest, str)):
+        return None
+    return Finished(file, tensor, digest, nbytes) if type(nbytes) is int and nbytes >= 0 else None

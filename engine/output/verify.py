@@ -1,0 +1,63 @@
+"""Comparing the tensors of an output with their digests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mergeloom.engine.output.manifest import TensorRecord
+from mergeloom.engine.storage.digest import PIECE, ContentDigest
+
+_THREADS = 4
+
+
+def tensor_digest(path: Path, record: TensorRecord) -> str | None:
+    """Digest of the bytes at a record's place in the file ``path``; ``None`` if it ends early.
+
+    Takes `PIECE` bytes of memory, whatever the record says. The result is that of
+    `engine.storage.digest.TensorDigest`.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = ContentDigest()
+    step = max(record.block_bytes, 1)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(record.offset)
+        for start in range(0, record.nbytes, step):
+            block = ContentDigest()
+            left = min(step, record.nbytes - start)
+            while left:
+                piece = file.read(min(left, PIECE))
+                if not piece:
+                    return None
+                block.update(piece)
+                left -= len(piece)
+            digest.update(block.digest())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), record.offset, record.nbytes, os.POSIX_FADV_DONTNEED)
+    return digest.hexdigest()
+
+
+def verify_tensors(
+    places: Iterable[tuple[Path, TensorRecord]],
+    progress: Callable[[TensorRecord], None] | None = None,
+) -> Iterator[tuple[TensorRecord, str]]:
+    """Check tensors against their digests; yields what is wrong, with the reason."""
+
+    def check(place: tuple[Path, TensorRecord]) -> tuple[TensorRecord, str] | None:
+        path, record = place
+        try:
+            found = tensor_digest(path, record)
+        except OSError as error:
+            return record, f"'{path.name}' cannot be read: {error.strerror}"
+        if progress is not None:
+            progress(record)
+        if found is None:
+            return record, f"'{path.name}' ends before it"
+        return None if found == record.digest else (record, "its bytes differ from its digest")
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from (wrong for wrong in pool.map(check, places) if wrong is not None)

@@ -1,0 +1,1 @@
+"""What will be done, decided without input or output: order, tiles, devices, memory."""

@@ -1,0 +1,303 @@
+"""Where each merge of a run computes: on the CPU, or on one of the devices beside it.
+
+A merge is worth moving to a device where the CPU is what the run waits for. So the run is walked
+in its order with a clock for storage, one for the CPU and one for each device, and every merge
+goes to whoever finishes it first; to the CPU as long as it keeps up with storage, for then a
+device gains nothing. If what the devices gain in all is less than what starting them takes, none
+is used.
+
+    storage   ███▏███▏███▏███▏███▏          bytes read and written / rate
+    CPU          ██████▏██████▏             cost of its kernels / cores
+    device          ███▏███▏███▏            the larger of bytes moved / bus and arithmetic / speed
+
+Rates are those of `engine.hardware.rates`, and nothing but time hangs on them. What must hold is
+that every merge fits where it goes: a device works on a few grains at a time, and if it has no room
+for one, the CPU does it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.graph.graph import tree
+from mergeloom.engine.graph.kernel import Kernel
+from mergeloom.engine.hardware.accelerators import Accelerator
+from mergeloom.engine.hardware.rates import Rates
+from mergeloom.engine.memory.ledger import PAGE, block_bytes
+from mergeloom.engine.plan.footprint import MIB, Positions, Profile
+
+if TYPE_CHECKING:
+    from mergeloom.engine.plan.schedule import Work
+
+SLOTS = 3
+"""Parts of a device's memory that tiles pass through: one arrives, one is computed, one leaves."""
+
+_CONVERSION = 0.4
+"""Nanoseconds on one core for widening one element of an input, in one pass."""
+_LAG = 0.25
+"""Seconds that the CPU may fall behind storage before a merge is moved away from it."""
+_RESERVE = 64 * MIB
+"""Device memory for what torch allocates by itself, beyond what kernels declare."""
+_SLOTS_SHARE = 4
+"""Part of the memory that slots take at most where inputs can stay beside them."""
+_ALIGNED = 256
+"""Bytes at whose multiples grains begin; no device reads more at once."""
+
+
+class Why(enum.Enum):
+    """Why a merge is placed where it is."""
+
+    COPIED = "nothing to compute"
+    NO_DEVICE = "there is no other device"
+    KEEPS_UP = "the CPU keeps up with storage"
+    FASTER_ON_CPU = "the CPU is done first"
+    TOO_LARGE = "one grain does not fit into the device's memory"
+    NEEDS_DOUBLE = "it needs float64, which the device lacks"
+    NOT_WORTH_STARTING = "starting a device would take longer than it saves"
+    NO_RAM = "the memory budget has no room for the device's libraries"
+    FASTER_THERE = "the device is done first"
+    ASKED_FOR = "asked for by --device"
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a merge computes: on device number ``device``, or on the CPU (``None``), and why."""
+
+    device: int | None
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a merge asks of storage, processors and a bus, whatever their rates.
+
+    ``stored_bytes`` are read and written once. ``core`` is the cost of its kernels in seconds on
+    one core, and ``cpu_core`` the same with compiled loops where the CPU has them, of which
+    ``compiled`` tells. ``profile`` is the merge's kind.
+    """
+
+    stored_bytes: int
+    core: float
+    cpu_core: float
+    compiled: bool
+    profile: Profile
+
+    @staticmethod
+    def of(work: Work, compiled: bool) -> Estimate:
+        """The estimate of ``work``; ``compiled`` says whether kernels may use loops."""
+        profile = work.profile
+        moved_down = sum(write.nbytes for write in work.writes)
+        stored = sum(profile.leaf_bytes(i) for i in profile.all_leaves) + moved_down
+        seconds = profile.grains.total / 1e9 if profile.computes else 0.0
+        core = cpu_core = 0.0
+        for merge in tree(work.root):
+            demand, inputs = _demand(merge.kernel), len(merge.gather.inputs)
+            core += inputs * demand.cost * seconds
+            cpu_core += inputs * (demand.compiled_cost if compiled else demand.cost) * seconds
+        return Estimate(stored, core, cpu_core, cpu_core < core, profile)
+
+    def on_storage(self, rates: Rates) -> float:
+        """Seconds of storage."""
+        return self.stored_bytes / rates.storage
+
+    def on_core(self, rates: Rates) -> float:
+        """Seconds of one core."""
+        return self.cpu_core * rates.cpu(self.compiled)
+
+    def on(self, device: Accelerator) -> float:
+        """Seconds on ``device``, where copies and arithmetic go on at once."""
+        moved = bus_bytes(self.profile, device.memory_bytes)
+        return max(self.core / device.speed, moved / device.bus_rate)
+
+
+@dataclass(slots=True)
+class _Clocks:
+    """When storage, the CPU and each device have done what was given to them, in seconds."""
+
+    threads: int
+    storage: float = 0.0
+    cpu: float = 0.0
+    devices: dict[int, float] = field(default_factory=dict)
+
+    def with_cpu(self, seconds: float) -> float:
+        return max(self.cpu, self.storage) + seconds / self.threads
+
+    def with_device(self, device: int, seconds: float) -> float:
+        return max(self.devices.get(device, 0.0), self.storage) + seconds
+
+    @property
+    def end(self) -> float:
+        return max(self.storage, self.cpu, *self.devices.values(), 0.0)
+
+
+def seats(
+    works: Sequence[Work],
+    devices: Sequence[Accelerator],
+    forced: bool,
+    threads: int,
+    compiled: bool,
+    rates: Rates,
+) -> list[Seat]:
+    """The place of each of ``works``, which run in this order.
+
+    With ``forced``, everything that can go to a device does. The CPU has ``threads`` workers and,
+    if ``compiled``, compiled loops.
+    """
+    if not devices:
+        why = {True: Why.NO_DEVICE, False: Why.COPIED}
+        return [Seat(None, why[work.profile.computes]) for work in works]
+    devices = [rates.of(device) for device in devices]
+    clocks, alone = _Clocks(threads), _Clocks(threads)
+    found = []
+    for work in works:
+        estimate = Estimate.of(work, compiled)
+        core = estimate.on_core(rates)
+        for each in (clocks, alone):
+            each.storage += estimate.on_storage(rates)
+        alone.cpu = alone.with_cpu(core)
+        seat = _seat(work, estimate, core, devices, forced, clocks)
+        if seat.device is None:
+            clocks.cpu = clocks.with_cpu(core)
+        else:
+            seconds = estimate.on(devices[seat.device])
+            clocks.devices[seat.device] = clocks.with_device(seat.device, seconds)
+        found.append(seat)
+    if clocks.devices and not forced:
+        start = max(devices[number].start_seconds for number in clocks.devices)
+        if clocks.end + start >= alone.end:
+            return without_devices(found, Why.NOT_WORTH_STARTING)
+    return found
+
+
+def without_devices(found: Sequence[Seat], why: Why) -> list[Seat]:
+    """The same, with the CPU for what was placed on a device."""
+    return [seat if seat.device is None else Seat(None, why) for seat in found]
+
+
+def _seat(
+    work: Work,
+    estimate: Estimate,
+    core: float,
+    devices: Sequence[Accelerator],
+    forced: bool,
+    clocks: _Clocks,
+) -> Seat:
+    if not work.profile.computes:
+        return Seat(None, Why.COPIED)
+    double = any(_demand(merge.kernel).double for merge in tree(work.root))
+    able = [number for number, device in enumerate(devices) if device.double or not double]
+    if not able:
+        return Seat(None, Why.NEEDS_DOUBLE)
+    able = [n for n in able if grains_at_once(work.profile, devices[n].memory_bytes, 1)]
+    if not able:
+        return Seat(None, Why.TOO_LARGE)
+    ends = {n: clocks.with_device(n, estimate.on(devices[n])) for n in able}
+    first = min(able, key=lambda number: ends[number])
+    if forced:
+        return Seat(first, Why.ASKED_FOR)
+    on_cpu = clocks.with_cpu(core)
+    if on_cpu <= clocks.storage + _LAG:
+        return Seat(None, Why.KEEPS_UP)
+    return Seat(first, Why.FASTER_THERE) if ends[first] < on_cpu else Seat(None, Why.FASTER_ON_CPU)
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """Nanoseconds on one core for one element of one input, and whether float64 is needed."""
+
+    cost: float
+    compiled_cost: float
+    double: bool
+
+
+@lru_cache(maxsize=1024)
+def _demand(kernel: Kernel) -> _Demand:
+    widening = _CONVERSION * (len(kernel.passes) + 1)
+    return _Demand(kernel.cost + widening, kernel.compiled_cost + widening, kernel.double)
+
+
+# --- memory on a device ---------------------------------------------------------------------
+#
+#     outside     for what torch allocates by itself: kernels' own tensors, statistics
+#     bench       arithmetic on one grain
+#     slots       inputs and outputs of one chunk each
+#     store       inputs that stay for all passes, in whatever room is left
+
+
+def grains_at_once(profile: Profile, memory: int, most: int) -> int:
+    """How many grains of a merge a device with ``memory`` bytes works on at once: ``most`` at
+    most, 0 if it has no room for one."""
+    room = memory - outside_bytes(profile) - bench_bytes(profile)
+    each = SLOTS * slot_bytes(profile, 1)
+    # A grain is enough for the bus's full speed; what several passes need had better stay.
+    wanted = room // _SLOTS_SHARE if lasting(profile) else room
+    return max(0, min(most, max(wanted // each, min(1, room // each))))
+
+
+def grains_staying(profile: Profile, memory: int, chunk: int) -> int:
+    """Of how many grains of a merge the inputs stay on a device with ``memory`` bytes that works
+    on ``chunk`` of them at once."""
+    working = bench_bytes(profile) + SLOTS * slot_bytes(profile, chunk)
+    return grains_stored(profile, memory - outside_bytes(profile) - working)
+
+
+def grains_stored(profile: Profile, room: int) -> int:
+    """Of how many grains the inputs have room in so many bytes of a store."""
+    each = stay_bytes(profile, 1)
+    return max(0, min(profile.grains.count, room // each)) if each else 0
+
+
+def lasting(profile: Profile) -> Positions:
+    """The leaves that more than one pass needs; the last pass needs all."""
+    return tuple(sorted({i for leaves in profile.passes[:-1] for i in leaves}))
+
+
+def stay_bytes(profile: Profile, grains: int) -> int:
+    """Bytes of a store for the inputs of so many grains that more than one pass needs."""
+    sizes = (profile.leaf_sizes[i] for i in lasting(profile))
+    return grains * sum(stride(profile.grains, size) for size in sizes)
+
+
+def slot_bytes(profile: Profile, grains: int) -> int:
+    """Device memory for the inputs and outputs of so many grains."""
+    sizes = profile.leaf_sizes + profile.write_sizes
+    return grains * sum(stride(profile.grains, size) for size in sizes)
+
+
+def stride(grains: Grains, size: int) -> int:
+    """Bytes from one grain to the next on a device, for elements of ``size`` bytes.
+
+    Devices add up what lies at odd places in another order. So every grain begins at an even
+    one, whichever grains lie before it.
+    """
+    return -(-grains.size * size // _ALIGNED) * _ALIGNED
+
+
+def bench_bytes(profile: Profile) -> int:
+    """Device memory for the arithmetic on one grain."""
+    return block_bytes(-(-profile.worker.scratch_bytes // PAGE) * PAGE)
+
+
+def outside_bytes(profile: Profile) -> int:
+    """Device memory that is left to torch."""
+    worker = profile.worker
+    return _RESERVE + worker.scratch_bytes + 2 * worker.accumulator_bytes
+
+
+@lru_cache(maxsize=1024)
+def bus_bytes(profile: Profile, memory: int) -> int:
+    """Bytes that a merge moves over the bus of a device with ``memory`` bytes, in the direction
+    in which it moves more."""
+    chunk = grains_at_once(profile, memory, profile.longest_tile)
+    staying = grains_staying(profile, memory, chunk)
+    elements = min(staying * profile.grains.size, profile.grains.total)
+    passes = [i for leaves in profile.passes for i in leaves]
+    up = sum(profile.leaf_bytes(i) for i in passes)
+    saved = sum((passes.count(i) - 1) * profile.leaf_sizes[i] for i in lasting(profile))
+    down = sum(profile.grains.total * size for size in profile.write_sizes)
+    return max(up - saved * elements, down)

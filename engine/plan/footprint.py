@@ -1,0 +1,309 @@
+"""What a merge occupies and reads, by its shape alone: the arithmetic behind every placement.
+
+Checkpoints hold few kinds of tensors and many of each kind. So everything that depends on the
+kind is kept in a `Profile`, everything that depends on how it is placed in a `Flow`, and merges
+of one kind share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.memory.ledger import block_bytes
+from mergeloom.engine.storage.files import span_bytes
+
+MIB = 1 << 20
+
+REQUEST_BYTES = 8 * MIB
+"""Bytes of one read request of a tile: large enough for a disk's full speed."""
+
+TILES_IN_FLIGHT = 8
+"""Tiles that keep readers, workers and writers busy at once."""
+
+_WORKER_BYTES = 4 * MIB
+"""What a thread that computes takes by itself."""
+
+Positions = tuple[int, ...]
+"""Positions of leaves in a merge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """What one worker needs: ``scratch_bytes`` for one grain, ``accumulator_bytes`` at most for one
+    accumulator."""
+
+    scratch_bytes: int
+    accumulator_bytes: int
+
+    def of_workers(self, count: int) -> int:
+        """What so many need, the accumulator that theirs are added to, and one more in between."""
+        own = _WORKER_BYTES + self.scratch_bytes + self.accumulator_bytes
+        return count * own + 2 * self.accumulator_bytes
+
+    @property
+    def beside_device(self) -> int:
+        """What the thread needs that hands grains to a device, which has its own scratch."""
+        return _WORKER_BYTES + 2 * self.accumulator_bytes
+
+    @staticmethod
+    def most(needs: Iterable[Working]) -> Working:
+        """The most of each."""
+        scratch = accumulator = 0
+        for each in needs:
+            scratch = max(scratch, each.scratch_bytes)
+            accumulator = max(accumulator, each.accumulator_bytes)
+        return Working(scratch, accumulator)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One kind of root merge.
+
+    ``leaf_sizes`` and ``write_sizes`` are bytes of one element; ``passes`` the positions of the
+    leaves that each pass needs, the last pass being the one that writes. ``worker`` is what one
+    worker needs for its arithmetic, ``looped`` the same where compiled loops do the work;
+    ``notes_bytes`` those of one grain's notes (`Kernel.notes_bytes`).
+    """
+
+    grains: Grains
+    leaf_sizes: tuple[int, ...]
+    write_sizes: tuple[int, ...]
+    passes: tuple[Positions, ...]
+    computes: bool
+    worker: Working
+    looped: Working
+    notes_bytes: int = 0
+
+    def input_bytes(self, tile: int, positions: Positions) -> int:
+        """Ledger bytes of the blocks of these leaves for one tile of ``tile`` grains."""
+        elements = min(tile * self.grains.size, self.grains.total)
+        return sum(_block(elements * self.leaf_sizes[i]) for i in positions)
+
+    def output_bytes(self, tile: int) -> int:
+        """Ledger bytes of the output blocks of one tile."""
+        elements = min(tile * self.grains.size, self.grains.total)
+        return sum(_block(elements * size) for size in self.write_sizes)
+
+    def tile_notes_bytes(self, tile: int) -> int:
+        """Ledger bytes of the notes on one tile of ``tile`` grains."""
+        grains = min(tile, self.grains.count)
+        return block_bytes(grains * self.notes_bytes) if self.notes_bytes else 0
+
+    def tile_bytes(self, tile: int, positions: Positions) -> int:
+        """Ledger bytes of one tile of the last pass for which these leaves are read."""
+        return self.input_bytes(tile, positions) + self.output_bytes(tile)
+
+    def whole_bytes(self, positions: Positions) -> int:
+        """Ledger bytes of these leaves in one block each."""
+        return sum(_block(self.leaf_bytes(i)) for i in positions)
+
+    def leaf_bytes(self, position: int) -> int:
+        """Bytes of one leaf."""
+        return self.grains.total * self.leaf_sizes[position]
+
+    @cached_property
+    def all_leaves(self) -> Positions:
+        return tuple(range(len(self.leaf_sizes)))
+
+    @cached_property
+    def narrowest(self) -> int:
+        """Ledger bytes with which the merge works, tile by tile, one at a time."""
+        return self.tile_bytes(1, self.all_leaves)
+
+    @cached_property
+    def longest_tile(self) -> int:
+        """Grains of a tile whose largest request has `REQUEST_BYTES`."""
+        widest = max(self.leaf_sizes + self.write_sizes)
+        return max(1, min(REQUEST_BYTES // (self.grains.size * widest), self.grains.count))
+
+    def comfortable(self, rest: Positions, room: int, capacity: int) -> int:
+        """Ledger bytes with which it runs well when ``rest`` is not in memory yet.
+
+        Of the whole ``capacity``, ``room`` bytes are left.
+        """
+        if len(self.passes) > 1:
+            staying = Staying.of(self, rest)
+            if staying.least() <= room:
+                return min(staying.needed(self.longest_tile), room)
+        tiles = min(TILES_IN_FLIGHT, -(-self.grains.count // self.longest_tile))
+        streaming = tiles * self.tile_bytes(self.longest_tile, rest)
+        return min(streaming, max(capacity // 2, self.tile_bytes(1, rest)))
+
+    def resident_or_streamed(self, rest: Positions, available: int) -> tuple[Positions, int, int]:
+        """Which of ``rest`` are to stay in memory for all passes, tile length, tiles that stay.
+
+        The tile length is in grains. All tiles stay if there is room, or else as many as there is
+        room for beside those that are streamed at full speed.
+        """
+        streaming = Staying(self, (), rest)
+        if len(self.passes) == 1:
+            return (), self._longest(streaming, available), 0
+        staying = Staying.of(self, rest)
+        if staying.least() <= available:
+            tile = self._longest(staying, available)
+            return staying.resident, tile, -(-self.grains.count // tile)
+        tile = self._longest(streaming, available)
+        room = available - streaming.needed(self.longest_tile)
+        if room <= 0:  # more memory is to make tiles longer first, never to have more read
+            return (), tile, 0
+        count = room // self.input_bytes(tile, staying.resident)
+        return staying.resident, tile, min(count, -(-self.grains.count // tile))
+
+    def _longest(self, staying: Staying, available: int) -> int:
+        """The longest tile that needs no more than is ``available``; one grain at least."""
+        low, high = 1, self.longest_tile
+        while low < high:
+            middle = (low + high + 1) // 2
+            if staying.needed(middle) <= available:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+
+@dataclass(frozen=True, slots=True)
+class Staying:
+    """What it takes to read everything once: ``resident`` tiles stay for all passes, ``late``
+    inputs are needed by the last pass only."""
+
+    profile: Profile
+    resident: Positions
+    late: Positions
+
+    @staticmethod
+    def of(profile: Profile, rest: Positions) -> Staying:
+        early = {i for leaves in profile.passes[:-1] for i in leaves}
+        resident = tuple(i for i in rest if i in early)
+        return Staying(profile, resident, tuple(i for i in rest if i not in early))
+
+    def needed(self, tile: int) -> int:
+        """Ledger bytes at full speed with tiles of ``tile`` grains."""
+        return self._bytes(tile, TILES_IN_FLIGHT)
+
+    def least(self) -> int:
+        """Ledger bytes with which it works at all."""
+        return self._bytes(1, 1)
+
+    def _bytes(self, tile: int, in_flight: int) -> int:
+        tiles = -(-self.profile.grains.count // tile)
+        moving = min(in_flight, tiles) * self.profile.tile_bytes(tile, self.late)
+        return tiles * self.profile.input_bytes(tile, self.resident) + moving
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """How the inputs of one kind of merge come into memory.
+
+    ``tile`` is the tile length in grains. ``kept_before`` are leaves that an earlier merge left
+    in memory; ``kept_fresh`` those that are read whole, into one block, because a later merge
+    needs them; ``resident`` those that stay from their first pass to the last in the first
+    ``staying`` tiles; the others are streamed. If ``noted``, notes on all tiles stay too.
+    """
+
+    profile: Profile
+    tile: int
+    kept_before: Positions
+    kept_fresh: Positions
+    resident: Positions
+    staying: int
+    noted: bool = False
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.profile.grains.count // self.tile)
+
+    def index(self, first: int) -> int:
+        """Number of the tile that begins with grain ``first``."""
+        return first // self.tile
+
+    def stays(self, position: int, first: int) -> bool:
+        """Whether a leaf stays for the next pass in the tile that begins with grain ``first``."""
+        return self.index(first) < self.staying and position in self.resident
+
+    def reads(self, number: int, first: int) -> Positions:
+        """The leaves that a tile reads from storage in one pass."""
+        return (self._reads if self.index(first) < self.staying else self._streamed)[number]
+
+    @cached_property
+    def _reads(self) -> tuple[Positions, ...]:
+        """For each pass, the leaves that are read in tiles that stay."""
+        return self._read_once(self.kept_fresh + self.resident)
+
+    @cached_property
+    def _streamed(self) -> tuple[Positions, ...]:
+        """For each pass, the leaves that are read in all other tiles."""
+        return self._read_once(self.kept_fresh)
+
+    def _read_once(self, once: Positions) -> tuple[Positions, ...]:
+        there = set(self.kept_before)
+        result = []
+        for leaves in self.profile.passes:
+            result.append(tuple(i for i in leaves if i not in there))
+            there.update(i for i in leaves if i in once)
+        return tuple(result)
+
+    @cached_property
+    def kept_bytes(self) -> int:
+        """Ledger bytes of the leaves that are in memory whole."""
+        return self.profile.whole_bytes(self.kept_fresh + self.kept_before)
+
+    @cached_property
+    def resident_bytes(self) -> int:
+        """Ledger bytes of what stays until the last pass."""
+        notes = self.tiles * self.profile.tile_notes_bytes(self.tile) if self.noted else 0
+        return notes + self.staying * self.profile.input_bytes(self.tile, self.resident)
+
+    @cached_property
+    def granted_bytes(self) -> int:
+        """Ledger bytes that are granted in total, for kept inputs and all tiles."""
+        streamed = sum(self._moving_bytes(reads) for reads in self._streamed)
+        resident = sum(self._moving_bytes(reads, self.resident) for reads in self._reads)
+        outputs = self.tiles * self.profile.output_bytes(self.tile)
+        moving = (self.tiles - self.staying) * streamed + self.staying * resident
+        return self.profile.whole_bytes(self.kept_fresh) + self.resident_bytes + moving + outputs
+
+    @cached_property
+    def moving_bytes(self) -> int:
+        """Ledger bytes of one tile that do not stay, in the pass in which they are the most."""
+        outputs = [0] * (len(self._reads) - 1) + [self.profile.output_bytes(self.tile)]
+        kinds = []
+        if self.staying:
+            kinds.append([self._moving_bytes(reads, self.resident) for reads in self._reads])
+        if self.staying < self.tiles:
+            kinds.append([self._moving_bytes(reads) for reads in self._streamed])
+        return max((a + b for kind in kinds for a, b in zip(kind, outputs, strict=True)), default=0)
+
+    @cached_property
+    def working_bytes(self) -> int:
+        """Ledger bytes in use while the merge runs at full speed."""
+        in_flight = min(self.tiles, TILES_IN_FLIGHT) * self.moving_bytes
+        return self.kept_bytes + self.resident_bytes + in_flight
+
+    @cached_property
+    def read_bytes(self) -> int:
+        """Bytes that all passes read."""
+        grains = self.profile.grains
+        staying = min(self.staying * self.tile * grains.size, grains.total)
+        sizes = self.profile.leaf_sizes
+        return sum(
+            elements * sizes[i]
+            for elements, passes in (
+                (staying, self._reads),
+                (grains.total - staying, self._streamed),
+            )
+            for reads in passes
+            for i in reads
+        )
+
+    def _moving_bytes(self, reads: Positions, staying: Positions = ()) -> int:
+        """Ledger bytes of the blocks that one tile is granted for what it reads and does not
+        keep."""
+        own = tuple(i for i in reads if i not in self.kept_fresh and i not in staying)
+        return self.profile.input_bytes(self.tile, own)
+
+
+def _block(nbytes: int) -> int:
+    return block_bytes(span_bytes(nbytes))

@@ -1,0 +1,1 @@
+"""Carrying out a schedule: readers, workers, writers."""

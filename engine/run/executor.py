@@ -1,0 +1,598 @@
+"""Runs a schedule: readers, compute workers and writers, joined by the ledger.
+
+    dispatcher ─grants blocks─► readers ─► ready tiles ─► workers ─► writers ─► sink
+        ▲                                                    │          │
+        └──────────────── ledger ◄──── released blocks ──────┴──────────┘
+
+The dispatcher walks the schedule in order and only ever waits for memory. Everything else waits
+for data. Tiles finish in any order; what must be ordered is ordered by `engine.run.state`. Workers
+are `engine.run.cpu_worker`; each device has a lane of ready tiles and one of its own,
+`engine.run.device_worker`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from mergeloom.engine.base.gc_pause import collection_paused
+from mergeloom.engine.graph.graph import Load, Merge, OutputFile, Source, Write
+from mergeloom.engine.hardware.accelerators import Accelerator
+from mergeloom.engine.hardware.machine_code import Library, NativeError
+from mergeloom.engine.hardware.rates import Busy, Stopwatch
+from mergeloom.engine.memory.ledger import Block, Closed, Ledger
+from mergeloom.engine.plan.assignment import Estimate
+from mergeloom.engine.plan.schedule import Placement, Schedule, Tile
+from mergeloom.engine.run.cpu_worker import Worker
+from mergeloom.engine.run.state import HeldLoad, MergeRun, TileRun, elements
+from mergeloom.engine.storage.files import lead, span_bytes
+
+if TYPE_CHECKING:
+    from mergeloom.engine.run.evaluate import Bench
+    from mergeloom.engine.run.torch_device import Device
+
+R = TypeVar("R")
+
+READERS = 6
+WRITERS = 3
+
+
+class Reader(Protocol):
+    """Reads one source by position; see `engine.storage.files.FileReader`."""
+
+    def read(self, start: int, stop: int, block: Block, at: int) -> None: ...
+
+
+class Writer(Protocol):
+    """Writes one output file by position; see `engine.storage.files.FileWriter`."""
+
+    def write(self, start: int, stop: int, block: Block, at: int) -> None: ...
+
+
+class Sink(Protocol):
+    """Where results go; see `engine.output.directory`."""
+
+    def writer(self, file: OutputFile) -> Writer: ...
+
+    def completed(self, write: Write, digest: str, block_bytes: int) -> None: ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counters of a run, in bytes and tasks; read them at any time from any thread."""
+
+    read_bytes: int = 0
+    write_bytes: int = 0
+    merges_done: int = 0
+    ledger_bytes: int = 0
+    ledger_peak: int = 0
+    current: str = ""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has stopped."""
+
+
+class _Lane:
+    """Tiles that are ready to be computed in one place, least order first."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.ready: list[TileRun] = []
+        self.offered = threading.Condition(lock)
+
+    def push(self, task: TileRun) -> None:
+        heapq.heappush(self.ready, task)
+        self.offered.notify()
+
+
+class _Once(Generic[R]):
+    """The result of a function that is called by the first thread that asks for it."""
+
+    def __init__(self, function: Callable[[], R]) -> None:
+        self._function = function
+        self._lock = threading.Lock()
+        self._results: list[R] = []
+
+    def __call__(self) -> R:
+        with self._lock:
+            if not self._results:
+                self._results.append(self._function())
+            return self._results[0]
+
+
+class Executor:
+    """One run of one schedule.
+
+    ``readers`` maps each source to its reader; ``opener`` opens a device; ``library`` has the loops
+    that the schedule names. `run` returns when
+    everything is handed to the sink, or raises the first failure of any thread after all of them
+    have stopped. ``warnings`` then says what went otherwise than planned, ``stopwatch`` how fast
+    processors were; for ``storage.seconds`` requests were under way.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        readers: Mapping[int, Reader],
+        sink: Sink,
+        opener: Callable[[Accelerator], Device] | None = None,
+        library: Library | None = None,
+    ) -> None:
+        self.progress = Progress()
+        self.warnings: list[str] = []
+        self.stopwatch = Stopwatch()
+        self.storage = Busy()
+        self._first_tile: tuple[float, float] | None = None
+        """When it was taken, and for how long storage was busy before."""
+        self._ended_at = 0.0
+        self._opener = opener
+        self._library = library
+        self._loops = _Once(self._open_loops)
+        self._schedule = schedule
+        self._readers = readers
+        self._sink = sink
+        self._ledger = Ledger(max(schedule.ledger_bytes, 1))
+        self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
+        self._lanes: dict[int | None, _Lane] = {
+            device: _Lane(self._lock) for device in (None, *schedule.used_devices)
+        }
+        """By the number of a device; ``None`` is the CPU."""
+        self._opened: list[Device] = []
+        self._to_read: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._to_write: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._kept: dict[Load, HeldLoad] = {}
+        self._unfinished = len(schedule.placements)
+        self._running: set[MergeRun] = set()
+        self._failure: BaseException | None = None
+        self._stopping = False
+
+    def run(self, poll: Callable[[Progress], None] | None = None, every: float = 0.1) -> None:
+        """Run to the end; ``poll`` is called in this thread every ``every`` seconds.
+
+        Raises:
+            RunError: reading, arithmetic or writing failed.
+            KeyboardInterrupt: as raised by ``poll`` or a signal; all threads have stopped.
+        """
+        bodies = [self._dispatch]
+        bodies += [lambda: self._serve(self._to_read)] * READERS
+        bodies += [partial(self._compute, number) for number in range(self._schedule.workers)]
+        bodies += [partial(self._offload, number) for number in self._schedule.used_devices]
+        bodies += [lambda: self._serve(self._to_write)] * WRITERS
+        threads = [
+            threading.Thread(target=self._guarded, args=(body,), daemon=True) for body in bodies
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            while not self._finished(every):
+                self._measure()
+                if poll is not None:
+                    poll(self.progress)
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._stop()
+            for thread in threads:
+                thread.join()
+            for device in self._opened:
+                device.close()
+            self._ledger.close()
+        self._measure()
+        if self._failure is not None:
+            raise self._failure
+        if poll is not None:
+            poll(self.progress)
+
+    @property
+    def storage_share(self) -> float:
+        """The share of the time since the first tile was taken in which storage was busy.
+
+        Before, libraries are imported, and reading stops when it is far enough ahead.
+        """
+        began, busy = self._first_tile or (0.0, 0.0)
+        return (self.storage.seconds - busy) / max(self._ended_at - began, 1e-9)
+
+    @property
+    def has_loops(self) -> bool:
+        """Whether compiled loops do their work; opens them if no worker has yet."""
+        return self._loops() is not None
+
+    # --- the run as a whole ---------------------------------------------------------------
+
+    def _finished(self, timeout: float) -> bool:
+        with self._lock:
+            return self._ended.wait_for(
+                lambda: self._unfinished == 0 or self._failure is not None, timeout
+            )
+
+    def _measure(self) -> None:
+        self.progress.ledger_bytes = self._ledger.granted
+        self.progress.ledger_peak = self._ledger.peak
+
+    def _guarded(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except Closed:
+            pass
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            if self._failure is None:
+                self._failure = error
+        self._stop()
+
+    def _stop(self) -> None:
+        with self._lock:
+            if self._stopping:
+                return
+            self._stopping = True
+            chains = [chain for run in self._running for chain in run.chains.values()]
+            for lane in self._lanes.values():
+                lane.offered.notify_all()
+            self._ended.notify_all()
+        self._ledger.close()
+        for chain in chains:
+            chain.stop()
+        for _ in range(READERS):
+            self._to_read.put(None)
+        for _ in range(WRITERS):
+            self._to_write.put(None)
+
+    def _serve(self, requests: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+        while (request := requests.get()) is not None:
+            if self._failure is None:
+                request()
+
+    # --- dispatcher -----------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        run: MergeRun | None = None
+        current = -1
+        for order, tile in enumerate(self._schedule.steps()):
+            while current < tile.placement:  # a tensor without elements has no tile
+                current += 1
+                run = self._begin(self._schedule.placements[current])
+            assert run is not None
+            self._start(order, tile, run)
+        for placement in self._schedule.placements[current + 1 :]:
+            self._begin(placement)
+
+    def _begin(self, placement: Placement) -> MergeRun:
+        run = MergeRun(placement)
+        for position in placement.flow.kept_fresh:
+            load = placement.work.leaves[position]
+            block = self._ledger.grant(span_bytes(load.nbytes))
+            run.held[load] = HeldLoad(block, lead(load.offset), load.nbytes)
+        for position in placement.flow.kept_before:
+            load = placement.work.leaves[position]
+            run.held[load] = self._kept.pop(load)
+        for position in placement.kept_after:
+            load = placement.work.leaves[position]
+            self._kept[load] = run.held[load]
+            with self._lock:
+                run.held[load].users += 1
+        with self._lock:
+            self._running.add(run)
+        if placement.work.grains.count == 0:
+            self._finish_empty(run)
+        return run
+
+    def _finish_empty(self, run: MergeRun) -> None:
+        for write in run.placement.work.writes:
+            self._sink.completed(write, run.digests[write].hexdigest(), 0)
+        self._release_held(run)
+        self._merge_done(run)
+
+    def _start(self, order: int, tile: Tile, run: MergeRun) -> None:
+        work = run.placement.work
+        first, count = elements(tile, run.placement)
+        inputs: dict[Load, tuple[Block, int]] = {}
+        transient: list[Block] = []
+        for position in work.passes[tile.number].leaves:
+            load = work.leaves[position]
+            held = run.held.get(load)
+            if held is not None:
+                inputs[load] = held.block, held.at + first * load.dtype.size
+                continue
+            inputs[load] = self._tile_block(position, tile, run)
+            if tile.writes or not run.placement.flow.stays(position, tile.first):
+                transient.append(inputs[load][0])
+        notes = self._notes_block(tile, run)
+        if notes is not None and tile.writes:
+            transient.append(notes)
+        outputs: list[tuple[Write, Block, int]] = []
+        if tile.writes:
+            for write in work.writes:
+                block = self._ledger.grant(span_bytes(count * write.dtype.size))
+                at = lead(write.offset + first * write.dtype.size)
+                outputs.append((write, block, at))
+        reads = [work.leaves[position] for position in tile.reads]
+        task = TileRun(order, tile, run, inputs, outputs, transient, notes, len(reads) + 1)
+        self._await_kept(task)
+        for load in reads:
+            block, at = inputs[load]
+            self._to_read.put(lambda l=load, b=block, a=at: self._read(task, l, b, a))  # type: ignore[misc]  # noqa: E741
+        self._arrived(task)
+
+    def _tile_block(self, position: int, tile: Tile, run: MergeRun) -> tuple[Block, int]:
+        """The block of one input of one tile: a new one, or the one it was read into before."""
+        load = run.placement.work.leaves[position]
+        flow = run.placement.flow
+        key = load, flow.index(tile.first)
+        if position not in tile.reads:
+            return run.resident[key]
+        first, count = elements(tile, run.placement)
+        block = self._ledger.grant(span_bytes(count * load.dtype.size))
+        found = block, lead(load.offset + first * load.dtype.size)
+        if flow.stays(position, tile.first):
+            run.resident[key] = found
+        return found
+
+    def _notes_block(self, tile: Tile, run: MergeRun) -> Block | None:
+        """The block of the notes on one tile, if there are any: the one of earlier passes."""
+        flow = run.placement.flow
+        if not flow.noted:
+            return None
+        index = flow.index(tile.first)
+        if tile.number == 0:
+            run.notes[index] = self._ledger.grant(flow.profile.tile_notes_bytes(tile.grains))
+        return run.notes.pop(index) if tile.writes else run.notes[index]
+
+    def _await_kept(self, task: TileRun) -> None:
+        """Let ``task`` wait for inputs that an earlier merge may still be reading."""
+        run = task.merge
+        with self._lock:
+            for position in run.placement.flow.kept_before:
+                load = run.placement.work.leaves[position]
+                held = run.held[load]
+                if load in task.inputs and held.unread:
+                    held.waiting.append(task)
+                    task.pending += 1
+
+    # --- readers --------------------------------------------------------------------------
+
+    def _read(self, task: TileRun, load: Load, block: Block, at: int) -> None:
+        first, count = elements(task.tile, task.merge.placement)
+        nbytes = count * load.dtype.size
+        start = load.offset + first * load.dtype.size
+        with self.storage:
+            self._readers[id(load.source)].read(start, start + nbytes, block, at)
+        freed: list[TileRun] = []
+        with self._lock:
+            self.progress.read_bytes += nbytes
+            held = task.merge.held.get(load)
+            if held is not None:
+                held.unread -= nbytes
+                if not held.unread:
+                    freed, held.waiting = held.waiting, []
+        for waiting in (task, *freed):
+            self._arrived(waiting)
+
+    def _arrived(self, task: TileRun) -> None:
+        """One thing that ``task`` waited for has happened."""
+        with self._lock:
+            task.pending -= 1
+            if task.pending == 0:
+                self._offer(task)
+
+    def _offer(self, task: TileRun) -> None:
+        state = task.merge.passes[task.tile.number]
+        index = task.merge.placement.flow.index(task.tile.first)
+        if not state.open:
+            state.waiting.append(task)
+        elif index > state.next_taken and state.tallied:
+            state.parked[index] = task
+        else:
+            self._lanes[task.merge.device].push(task)
+
+    # --- workers --------------------------------------------------------------------------
+
+    def _compute(self, number: int) -> None:
+        bench: Bench | None = None
+        loops: Any = None
+        with contextlib.ExitStack() as stack:
+            if self._schedule.computes:
+                with collection_paused():  # 0.2 s less of 2
+                    import torch
+
+                    from mergeloom.engine.run.evaluate import Bench, use_one_thread
+
+                use_one_thread()
+                stack.enter_context(torch.inference_mode())
+                loops = self._loops()
+                schedule = self._schedule
+                if schedule.loops and loops is None and number >= schedule.workers_without_loops:
+                    return  # there is no memory for it
+                scratch = schedule.scratch_bytes if loops is None else schedule.looped_scratch_bytes
+                bench = Bench.in_block(Block(max(scratch, 1)))
+            Worker(self, bench, loops).run()
+
+    def _open_loops(self) -> Any:
+        names = self._schedule.loops
+        if self._library is None or not names:
+            return None
+        try:
+            return self._library.open(names)
+        except NativeError as error:
+            self.warnings.append(f"compiled loops cannot be used, which is slower: {error}")
+            return None
+
+    def _offload(self, number: int) -> None:
+        from mergeloom.engine.run.device_worker import Offload
+        from mergeloom.engine.run.torch_device import open_device
+
+        accelerator = self._schedule.devices[number]
+        try:
+            device = (self._opener or open_device)(accelerator)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            self.warnings.append(f"'{accelerator.name}' cannot be used: {reason}")
+            while (task := self.take(number)) is not None:
+                self.give_up(task)
+            return
+        self._opened.append(device)
+        offload = Offload(device, number, accelerator.memory_bytes, self)
+        try:
+            offload.run()
+        finally:
+            self.warnings += offload.warnings()
+            with self._lock:
+                uploaded = offload.uploaded_bytes, offload.uploading_seconds
+                self.stopwatch.over_bus(accelerator, *uploaded)
+
+    def check(self) -> None:
+        """Raise `Closed` if the run was stopped."""
+        if self._stopping:
+            raise Closed
+
+    def take(self, device: int | None, wait: bool = True) -> TileRun | None:
+        """The next tile for a device; ``None`` at the end, or where none is ready now."""
+        lane = self._lanes[device]
+        with self._lock:
+            if wait:
+                lane.offered.wait_for(lambda: lane.ready or self._stopping)
+            if self._stopping or not lane.ready:
+                return None
+            task = heapq.heappop(lane.ready)
+            if self._first_tile is None:
+                self._first_tile = time.perf_counter(), self.storage.seconds
+            self.progress.current = task.merge.placement.work.writes[0].name
+            state = task.merge.passes[task.tile.number]
+            index = task.merge.placement.flow.index(task.tile.first)
+            state.next_taken = max(state.next_taken, index + 1)
+            parked = state.parked.pop(index + 1, None)
+            if parked is not None:
+                self._lanes[parked.merge.device].push(parked)
+            return task
+
+    def put_back(self, task: TileRun) -> None:
+        """Let a tile that a device took wait again: another may be better to do first."""
+        with self._lock:
+            self._lanes[task.merge.device].push(task)
+
+    def give_up(self, task: TileRun) -> None:
+        """Let the CPU have a tile that a device took, and what is left of its merge."""
+        with self._lock:
+            lane = self._lanes[task.merge.device]
+            task.merge.device = None
+            others = [other for other in lane.ready if other.merge is task.merge]
+            lane.ready = [other for other in lane.ready if other.merge is not task.merge]
+            heapq.heapify(lane.ready)
+            for moved in (task, *others):
+                self._lanes[None].push(moved)
+
+    def computed(self, task: TileRun, seconds: float) -> None:
+        """A tile's outputs are in their blocks, or its pass has what it gathered.
+
+        That took its processor so many ``seconds``, or NaN.
+        """
+        for block in task.transient:
+            self._ledger.release(block)
+        for write, block, at in task.outputs:
+            self._to_write.put(lambda w=write, b=block, a=at: self._write(task, w, b, a))  # type: ignore[misc]
+        self._tile_done(task, seconds)
+
+    def exchange(self, task: TileRun, merge: Merge, own: Sequence[tuple[int, ...]]) -> None:
+        """Pass on the tallies of a tile, grain by grain, and note in it those before each."""
+        run, tile = task.merge, task.tile
+        with self._lock:
+            chain = run.chain(tile.number, merge)
+        total = tuple(map(sum, zip(*own, strict=True)))
+        before = chain.exchange(run.placement.flow.index(tile.first), total)
+        noted = task.tallies[merge] = {}
+        for index, numbers in enumerate(own, start=tile.first):
+            noted[index] = before
+            before = tuple(a + b for a, b in zip(before, numbers, strict=True))
+
+    def accumulate(self, task: TileRun, accumulator: Any) -> None:
+        """Add what a tile has gathered to its pass."""
+        current = task.merge.placement.work.passes[task.tile.number]
+        assert current.statistic is not None
+        with self._lock:
+            state = task.merge.passes[task.tile.number]
+            if state.total is None:
+                state.total = accumulator
+            else:
+                current.merge.kernel.passes[current.statistic].merge(state.total, accumulator)
+
+    def _tile_done(self, task: TileRun, seconds: float) -> None:
+        run, number = task.merge, task.tile.number
+        state = run.passes[number]
+        with self._lock:
+            run.seconds += seconds
+            state.done += 1
+            if state.done < state.tiles:
+                return
+            run.finish_pass(number)
+            if number + 1 < len(run.passes):
+                following = run.passes[number + 1]
+                waiting, following.waiting = following.waiting, []
+                for freed in waiting:
+                    self._offer(freed)
+                return
+            self._time(run)
+        self._release_held(run)
+
+    def _time(self, run: MergeRun) -> None:
+        """Note how long a merge took, unless it went from one processor to another."""
+        if run.device != run.placement.seat.device:
+            return
+        estimate = Estimate.of(run.placement.work, self.has_loops)
+        if run.device is None:
+            self.stopwatch.on_cpu(estimate.cpu_core, run.seconds, estimate.compiled)
+        else:
+            device = self._schedule.devices[run.device]
+            self.stopwatch.on_device(device, estimate.core, run.seconds)
+
+    def _release_held(self, run: MergeRun) -> None:
+        for held in run.held.values():
+            with self._lock:
+                held.users -= 1
+                unused = held.users == 0
+            if unused:
+                self._ledger.release(held.block)
+
+    # --- writers --------------------------------------------------------------------------
+
+    def _write(self, task: TileRun, write: Write, block: Block, at: int) -> None:
+        run = task.merge
+        first, count = elements(task.tile, run.placement)
+        start = write.offset + first * write.dtype.size
+        nbytes = count * write.dtype.size
+        with self.storage:
+            self._sink.writer(write.file).write(start, start + nbytes, block, at)
+        self._ledger.release(block)
+        with self._lock:
+            self.progress.write_bytes += nbytes
+            run.unwritten[write] -= 1
+            complete = run.unwritten[write] == 0
+            finished = not any(run.unwritten.values())
+        if complete:
+            grain = run.placement.work.grains.size * write.dtype.size
+            self._sink.completed(write, run.digests[write].hexdigest(), grain)
+        if finished:
+            self._merge_done(run)
+
+    def _merge_done(self, run: MergeRun) -> None:
+        with self._lock:
+            self._running.discard(run)
+            self._ended_at = time.perf_counter()
+            self.progress.merges_done += 1
+            self._unfinished -= 1
+            self._ended.notify_all()
+
+
+def source_readers(schedule: Schedule, open_reader: Callable[[Source], R]) -> dict[int, R]:
+    """One reader for each source of the schedule's loads, by the source's `id`."""
+    sources = {id(load.source): load.source for load in schedule.graph.loads}
+    return {key: open_reader(source) for key, source in sources.items()}

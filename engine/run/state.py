@@ -1,0 +1,182 @@
+"""The state of one merge while it runs: passes, barriers, tallies, digests. No I/O, no threads.
+
+A merge's tiles pass through reading, arithmetic and writing, several at once. What must hold
+between them is decided here, under one lock that the executor owns:
+
+- a tile of a pass may be computed when its reads are done, the pass before is complete, and
+  inputs that another merge is still reading are there;
+- where a kernel passes tallies on, tiles of a pass are taken in order, so that nobody waits for
+  a tile that no worker has taken.
+
+`Host` is what workers ask of the executor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Condition
+from typing import Any, Protocol
+
+from mergeloom.engine.graph.graph import Load, Merge, Write, tree
+from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.plan.schedule import Placement, Tile
+from mergeloom.engine.storage.digest import TensorDigest
+
+
+class HeldLoad:
+    """A load that lies in memory whole, from byte ``at`` of ``block`` on.
+
+    ``unread`` bytes are still to come. ``users`` counts the merges that hold it, among them the
+    later one that it is kept for.
+    """
+
+    __slots__ = ("at", "block", "unread", "users", "waiting")
+
+    def __init__(self, block: Block, at: int, nbytes: int) -> None:
+        self.block = block
+        self.at = at
+        self.unread = nbytes
+        self.users = 1
+        self.waiting: list[TileRun] = []
+
+
+@dataclass(eq=False, slots=True)
+class TileRun:
+    """One tile in flight.
+
+    ``pending`` counts what must happen before it can be computed; the ``transient`` blocks are
+    given back when it is. ``notes`` is where passes leave notes to later ones. ``tallies`` are, by
+    merge and grain, those of all grains before.
+    """
+
+    order: int
+    tile: Tile
+    merge: MergeRun
+    inputs: dict[Load, tuple[Block, int]]
+    outputs: list[tuple[Write, Block, int]]
+    transient: list[Block]
+    notes: Block | None = None
+    pending: int = 1
+    tallies: dict[Merge, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+
+    def __lt__(self, other: TileRun) -> bool:
+        return self.order < other.order
+
+
+@dataclass(eq=False, slots=True)
+class PassRun:
+    """Progress of one pass; ``tallied`` are the merges whose tallies its tiles exchange."""
+
+    tiles: int
+    open: bool = False
+    tallied: tuple[Merge, ...] = ()
+    parked: dict[int, TileRun] = field(default_factory=dict)
+    waiting: list[TileRun] = field(default_factory=list)
+    next_taken: int = 0
+    done: int = 0
+    total: Any = None
+
+
+class Chain:
+    """Running sums of tallies over the tiles of one pass, in tile order."""
+
+    __slots__ = ("_changed", "_next", "_stopped", "_sum")
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._next = 0
+        self._sum: tuple[int, ...] = ()
+        self._stopped = False
+
+    def exchange(self, tile: int, own: tuple[int, ...]) -> tuple[int, ...]:
+        """Wait for the tiles before ``tile``, return their sum, and add ``own`` to it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._next == tile or self._stopped)
+            before = self._sum or tuple(0 for _ in own)
+            self._sum = tuple(a + b for a, b in zip(before, own, strict=True))
+            self._next = tile + 1
+            self._changed.notify_all()
+            return before
+
+    def stop(self) -> None:
+        """Let everybody go: the run is over."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+class Host(Protocol):
+    """What those who compute tiles ask of the executor; see `engine.run.executor.Executor`."""
+
+    def check(self) -> None: ...
+
+    def take(self, device: int | None, wait: bool = True) -> TileRun | None: ...
+
+    def exchange(self, task: TileRun, merge: Merge, own: Sequence[tuple[int, ...]]) -> None: ...
+
+    def accumulate(self, task: TileRun, accumulator: Any) -> None: ...
+
+    def computed(self, task: TileRun, seconds: float) -> None: ...
+
+    def put_back(self, task: TileRun) -> None: ...
+
+    def give_up(self, task: TileRun) -> None: ...
+
+
+def elements(tile: Tile, placement: Placement) -> tuple[int, int]:
+    """First element and number of elements of a tile."""
+    grains = placement.work.grains
+    first = tile.first * grains.size
+    return first, min(tile.grains * grains.size, grains.total - first)
+
+
+class MergeRun:
+    """One root merge in flight."""
+
+    def __init__(self, placement: Placement) -> None:
+        work = placement.work
+        self.placement = placement
+        self.device = placement.seat.device
+        """Who computes its tiles now: a device by number, or the CPU (``None``)."""
+        self.held: dict[Load, HeldLoad] = {}
+        self.resident: dict[tuple[Load, int], tuple[Block, int]] = {}
+        """Tiles that stay for all passes, by load and position; the dispatcher's alone."""
+        self.notes: dict[int, Block] = {}
+        """Notes of tiles, by position; the dispatcher's alone."""
+        self.passes = [PassRun(placement.flow.tiles) for _ in work.passes]
+        self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in tree(work.root)}
+        self.chains: dict[tuple[int, Merge], Chain] = {}
+        self.digests = {write: TensorDigest(work.grains.count) for write in work.writes}
+        self.unwritten = dict.fromkeys(work.writes, placement.flow.tiles)
+        self.seconds = 0.0
+        """Time that its tiles took whoever computed them; NaN if that is not known."""
+        self._open(0)
+
+    def chain(self, number: int, merge: Merge) -> Chain:
+        return self.chains.setdefault((number, merge), Chain())
+
+    def finish_pass(self, number: int) -> None:
+        """Turn the accumulated total of a statistics pass into its result, and open the next."""
+        current = self.placement.work.passes[number]
+        if current.statistic is not None:
+            results = self.statistics[current.merge]
+            statistic = current.merge.kernel.passes[current.statistic]
+            total = self.passes[number].total
+            if total is None:
+                total = statistic.start()
+            results.append(statistic.finish(total, results))
+            self.passes[number].total = None
+        if number + 1 < len(self.passes):
+            self._open(number + 1)
+
+    def _open(self, number: int) -> None:
+        """Admit the tiles of a pass, now that all statistics it builds on are there."""
+        current = self.placement.work.passes[number]
+        self.passes[number].open = True
+        self.passes[number].tallied = tuple(
+            merge
+            for merge in tree(current.merge)
+            if (current.statistic is None or merge is not current.merge)
+            and merge.kernel.needs_tally(self.statistics[merge])
+        )

@@ -1,0 +1,1 @@
+"""Bytes outside of memory: files, their formats and digests."""

@@ -1,0 +1,272 @@
+"""Positioned reads and writes between files and caller-owned blocks.
+
+Direct requests bypass the page cache: on a cold disk they are faster and leave no cache behind
+that a memory limit would count. They demand that file position, memory address and length are
+multiples of a page, so a reader widens its request to whole pages, and a writer sends the whole
+pages of a tile directly and its ragged ends through the page cache. Where the file system refuses
+direct requests, or the input is cached already, the same calls go through the page cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.memory.ledger import PAGE, Block
+from mergeloom.engine.storage.file_system import (
+    DIRECT,
+    FILES,
+    Files,
+    make_directories,
+    reported,
+    write_all,
+    write_some,
+)
+
+_SAMPLES = 32
+_SMALL = 16 * PAGE
+
+
+class IOMode(str, enum.Enum):
+    """How files are accessed: through the page cache, around it, or as the file suggests."""
+
+    AUTO = "auto"
+    DIRECT = "direct"
+    BUFFERED = "buffered"
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A local file as a source of loads; ``modified`` is its modification time in nanoseconds."""
+
+    path: str
+    size: int
+    modified: int
+    identity: str
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+
+def lead(position: int) -> int:
+    """Where in a block the byte at file ``position`` goes, so that pages match pages."""
+    return position % PAGE
+
+
+def span_bytes(nbytes: int) -> int:
+    """Block size in bytes that holds ``nbytes`` at any alignment, widened to whole pages."""
+    return nbytes + 2 * PAGE
+
+
+class FileReader:
+    """Reads one source. Safe to use from several threads."""
+
+    def __init__(self, source: FileSource, mode: IOMode, files: Files = FILES) -> None:
+        self.source = source
+        self._files = files
+        self._direct = -1
+        with reported("open", source.path):
+            self._fd = files.open(source.path, os.O_RDONLY)
+        try:
+            self.check_unchanged()
+        except BaseException:
+            self.close()
+            raise
+        cached = _is_cached(self._fd)
+        # What this run brings into the page cache it also removes, before the kernel must.
+        self._drops = not cached and hasattr(os, "posix_fadvise")
+        direct = mode is IOMode.DIRECT or (mode is IOMode.AUTO and not cached)
+        if direct and DIRECT:
+            with contextlib.suppress(OSError):
+                self._direct = files.open(source.path, os.O_RDONLY | DIRECT)
+
+    @property
+    def is_direct(self) -> bool:
+        return self._direct >= 0
+
+    def read(self, start: int, stop: int, block: Block, at: int) -> None:
+        """Read file bytes ``[start, stop)`` so that the first lands at byte ``at`` of ``block``.
+
+        ``at`` must be congruent to ``start`` modulo `PAGE`, and whole pages around the range
+        must lie within the block: they may be overwritten.
+
+        Raises:
+            RunError: the file ends early, vanished, changed, or cannot be read.
+        """
+        direct = self._direct >= 0 and stop - start >= PAGE
+        before = start % PAGE if direct else 0
+        length = stop - start + before
+        if direct:
+            length = -(-length // PAGE) * PAGE
+        view = block.memory[at - before : at - before + length]
+        position, needed = start - before, stop - start + before
+        done = 0
+        with reported("read", self.source.path):
+            while done < needed:
+                fd = self._direct if direct and done % PAGE == 0 else self._fd
+                try:
+                    count = self._files.read(fd, view[done:], position + done)
+                except OSError as error:
+                    if fd == self._fd or error.errno != errno.EINVAL:
+                        raise
+                    direct = False
+                    continue
+                if count == 0:
+                    raise RunError(
+                        f"'{self.source.path}' ended at byte {position + done}, {stop} expected: "
+                        "it changed while it was read; restore it and the same command continues"
+                    )
+                done += count
+            if self._drops and not direct:
+                os.posix_fadvise(self._fd, position, done, os.POSIX_FADV_DONTNEED)
+
+    def check_unchanged(self) -> None:
+        """Make sure that nobody has changed the file: what was read of it is what was planned with.
+
+        Raises:
+            RunError: its size or modification time is not what was planned with.
+        """
+        with reported("read", self.source.path):
+            now = os.fstat(self._fd)
+        if (now.st_size, now.st_mtime_ns) != (self.source.size, self.source.modified):
+            raise RunError(
+                f"'{self.source.path}' changed since it was planned with: restore it and the same "
+                "command continues, or merge what is there now with --restart"
+            )
+
+    def close(self) -> None:
+        for fd in (self._fd, self._direct):
+            if fd >= 0:
+                self._files.close(fd)
+        self._fd = self._direct = -1
+
+
+class FileWriter:
+    """Writes slots of one preallocated file, at any position, from several threads."""
+
+    def __init__(self, path: Path, size: int, mode: IOMode, files: Files = FILES) -> None:
+        self.path = path
+        self.size = size
+        self._files = files
+        self._fd = self._direct = -1
+        try:
+            with reported("create", path):
+                self._open(mode)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, mode: IOMode) -> None:
+        flags = os.O_RDWR | os.O_CREAT
+        self._fd = self._files.open(self.path, flags)
+        if os.fstat(self._fd).st_size != self.size:
+            self._files.truncate(self._fd, self.size)
+        if mode is not IOMode.BUFFERED and DIRECT:
+            with contextlib.suppress(OSError):
+                self._direct = self._files.open(self.path, flags | DIRECT)
+        if self._direct >= 0:
+            self._files.allocate(self._fd, self.size)
+        # Records will speak of this file: it must be found after a power failure.
+        self._files.sync_directory(self.path.parent)
+
+    @property
+    def is_direct(self) -> bool:
+        return self._direct >= 0
+
+    def write(self, start: int, stop: int, block: Block, at: int) -> None:
+        """Write ``block`` bytes from ``at`` on to file bytes ``[start, stop)``.
+
+        Whole pages go directly where ``at`` is congruent to ``start`` modulo `PAGE`.
+
+        Raises:
+            RunError: the disk is full, or refuses otherwise.
+        """
+        offset = at - start
+        first, last = -(-start // PAGE) * PAGE, stop // PAGE * PAGE
+        with reported("write", self.path):
+            if self._direct < 0 or offset % PAGE or last - first < _SMALL:
+                self._write(self._fd, start, stop, block, offset)
+                if self._direct < 0:
+                    self._forget()
+                return
+            self._write(self._fd, start, first, block, offset)
+            self._write(self._direct, first, last, block, offset)
+            self._write(self._fd, last, stop, block, offset)
+
+    def write_bytes(self, start: int, content: bytes) -> None:
+        """Write a few bytes, such as a header, through the page cache."""
+        with reported("write", self.path):
+            write_all(self._files, self._fd, content, start)
+
+    def sync(self) -> None:
+        """Return when everything written so far is durable."""
+        with reported("write", self.path):
+            self._files.sync(self._fd)
+            if self._direct < 0:
+                self._forget()
+
+    def close(self) -> None:
+        for fd in (self._fd, self._direct):
+            if fd >= 0:
+                self._files.close(fd)
+        self._fd = self._direct = -1
+
+    def _forget(self) -> None:
+        """Have what is not on the disk yet sent there, and what is removed from the page cache.
+
+        If that waited for the kernel, a memory limit would fill up with pages that it cannot free.
+        """
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def _write(self, fd: int, start: int, stop: int, block: Block, offset: int) -> None:
+        while start < stop:
+            view = block.memory[start + offset : stop + offset]
+            start += write_some(self._files, fd, view, start)
+            if start < stop and fd == self._direct and start % PAGE:
+                fd = self._fd  # a short direct write left the page grid
+
+
+def write_file(path: Path, content: bytes | Iterable[bytes], files: Files = FILES) -> None:
+    """Replace a small file in one step: temporary, sync, rename. Its directory may be new.
+
+    Raises:
+        RunError: the disk is full, or refuses otherwise.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    with reported("write", path):
+        make_directories(files, path.parent)
+        fd = files.open(temporary, os.O_WRONLY | os.O_CREAT)
+        try:
+            files.truncate(fd, 0)
+            position = 0
+            for piece in (content,) if isinstance(content, bytes) else content:
+                position = write_all(files, fd, piece, position)
+            files.sync(fd)
+        finally:
+            files.close(fd)
+        files.rename(temporary, path)
+        files.sync_directory(path.parent)
+
+
+def _is_cached(fd: int) -> bool:
+    """Whether most of a file lies in the page cache, from a sample of its pages."""
+    size = os.fstat(fd).st_size
+    if not hasattr(os, "RWF_NOWAIT") or size == 0:
+        return False
+    hits = 0
+    probe = bytearray(1)
+    for sample in range(_SAMPLES):
+        try:
+            os.preadv(fd, [probe], size * sample // _SAMPLES, os.RWF_NOWAIT)
+            hits += 1
+        except OSError:
+            pass
+    return hits > _SAMPLES * 3 // 4

@@ -1,0 +1,326 @@
+"""Headers of safetensors files, read and written by position; no tensor byte is touched.
+
+    8 bytes: length N of the header, little endian
+    N bytes: JSON, {name: {"dtype", "shape", "data_offsets": [start, stop]}, "__metadata__": {...}}
+    the rest: the tensors' bytes, contiguous, without gap or overlap
+
+Every byte of a file is untrusted: what is returned has been checked completely. The JSON is read
+tensor by tensor, so that memory follows from what a header describes, and not from what JSON can
+hold (20 bytes of memory for each byte of ``[[],[],...``).
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mergeloom.engine.base.dtypes import BY_CODE, DType
+from mergeloom.engine.base.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100 << 20
+MAX_DIMENSIONS = 32
+MAX_NAME = 1000
+MAX_TENSORS = 1_000_000
+MAX_METADATA_BYTES = 16 << 20
+MAX_METADATA_ENTRIES = 100_000
+_MAX_ELEMENTS = 1 << 62
+_MAX_VALUE = 2000
+_PREFIX = 8
+
+_SPACE = rb"[ \t\n\r]*"
+_NUMBER = rb"(?:0|[1-9]\d{0,18})"
+
+
+def _tokens(*patterns: bytes) -> re.Pattern[bytes]:
+    return re.compile(_SPACE + _SPACE.join(patterns) + _SPACE)
+
+
+_END = _tokens(rb"\}")
+_NEXT = _tokens(rb"([,}])")
+_METADATA_START = re.compile(r"(\{[ \t\n\r]*\}|\{)[ \t\n\r]*")
+_METADATA_COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
+_METADATA_NEXT = re.compile(r"[ \t\n\r]*([,}])[ \t\n\r]*")
+_KEY = _tokens(rb'"([^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*)"', rb":")
+_TENSOR = _tokens(
+    *(rb'"([^"\\\x00-\x1f]{0,%d})"' % MAX_NAME, rb":", rb"\{"),
+    *(rb'"dtype"', rb":", rb'"(\w+)"', rb","),
+    *(rb'"shape"', rb":", rb"\[([\d, ]{0,700})\]", rb","),
+    *(rb'"data_offsets"', rb":", rb"\[", b"(%s)" % _NUMBER, rb",", b"(%s)" % _NUMBER, rb"\]"),
+    rb"\}",
+)
+"""A tensor as every known writer puts it; what looks otherwise is read the long way."""
+
+
+class Entry(NamedTuple):
+    """One tensor: bytes ``[start, stop)`` of its file."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file holds. ``entries`` stand in the order of the data; ``size`` is the file's
+    length in bytes, ``modified`` its modification time in nanoseconds, ``raw`` the header's bytes.
+    """
+
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+    size: int
+    modified: int
+    raw: bytes
+
+
+def read_header(path: Path) -> Header:
+    """Read and validate the header of a safetensors file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or breaks the format.
+    """
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            raw = _raw_header(file.read(_PREFIX), status.st_size, path)
+            content = file.read(raw)
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
+    if len(content) != raw:
+        raise CheckpointError(f"'{path}' ends within its header: copy or download it again")
+    entries, metadata = parse_header(content, status.st_size, str(path))
+    return Header(entries, metadata, status.st_size, status.st_mtime_ns, content)
+
+
+def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Tensors and metadata of a header in a file of ``size`` bytes.
+
+    Raises:
+        CheckpointError: the format is broken.
+    """
+    try:
+        entries, metadata = _Scanner(content).scan()
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"'{path}' has a broken header: {error}") from error
+    except _Malformed as error:
+        raise CheckpointError(f"'{path}' is malformed: {error}") from error
+    end = _PREFIX + len(content)
+    for name, entry in entries.items():
+        if entry.start != end:
+            how = "overlaps the tensor before it" if entry.start < end else "leaves a gap before it"
+            raise CheckpointError(f"'{path}' is malformed: '{name}' {how}")
+        end = entry.stop
+    if end != size:
+        how = "is truncated" if end > size else "has bytes that no tensor covers"
+        raise CheckpointError(
+            f"'{path}' {how}: its header describes {end} bytes, the file has {size}"
+        )
+    return entries, metadata
+
+
+def build_header(
+    tensors: Sequence[tuple[str, DType, tuple[int, ...]]],
+    metadata: Mapping[str, str],
+    alignment: int,
+) -> tuple[bytes, list[int]]:
+    """First bytes of a file that holds ``tensors`` in this order, and each one's file offset.
+
+    The header is padded with spaces so that the data starts at a multiple of ``alignment``.
+    """
+    document: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    ends = [0]
+    for name, dtype, shape in tensors:
+        stop = ends[-1] + math.prod(shape) * dtype.size
+        offsets = [ends[-1], stop]
+        document[name] = {"dtype": dtype.code, "shape": list(shape), "data_offsets": offsets}
+        ends.append(stop)
+    content = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    start = -(-(_PREFIX + len(content)) // alignment) * alignment
+    content = content.ljust(start - _PREFIX)
+    header = len(content).to_bytes(_PREFIX, "little") + content
+    return header, [start + end for end in ends[:-1]]
+
+
+def _raw_header(prefix: bytes, size: int, path: Path) -> int:
+    if len(prefix) < _PREFIX:
+        raise CheckpointError(f"'{path}' is no safetensors file: it has {size} bytes")
+    length = int.from_bytes(prefix, "little")
+    if length > MAX_HEADER_BYTES or length > size - _PREFIX:
+        raise CheckpointError(
+            f"'{path}' is no safetensors file, or truncated: its header would have {length} bytes, "
+            f"the file has {size}"
+        )
+    return length
+
+
+class _Malformed(Exception):
+    """JSON that describes no tensor."""
+
+
+class _Scanner:
+    """Reads the members of a header's object, one after the other.
+
+    Everything here raises `ValueError` for what is not JSON, `_Malformed` for what is no tensor.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._data_start = _PREFIX + len(content)
+        self._layouts: dict[tuple[bytes, bytes], tuple[DType, tuple[int, ...], int]] = {}
+
+    def scan(self) -> tuple[dict[str, Entry], dict[str, str]]:
+        """Tensors in the order of their data, and metadata."""
+        if not self._content.startswith(b"{"):
+            raise ValueError("not a JSON object")
+        entries: dict[str, Entry] = {}
+        metadata: dict[str, str] | None = None
+        in_order, last = True, 0
+        empty = _END.match(self._content, 1)
+        position, more = (1, True) if empty is None else (empty.end(), False)
+        while more:
+            usual = _TENSOR.match(self._content, position)
+            name, value = self._name(position) if usual is None else (_text(usual[1]), 0)
+            if name in entries or (name == "__metadata__" and metadata is not None):
+                raise ValueError(f"'{name}' stands there twice")
+            if name == "__metadata__":
+                metadata, position = self._metadata(value)
+            else:
+                try:
+                    if usual is not None:
+                        entry, position = self._usual(usual), usual.end()
+                    else:
+                        entry, position = self._unusual(value)
+                except _Malformed as error:
+                    raise _Malformed(f"'{name}': {error}") from error
+                entries[sys.intern(name)] = entry  # models that are merged share their names
+                in_order = in_order and last <= entry.start
+                last = entry.stop
+                if len(entries) > MAX_TENSORS:
+                    raise ValueError(f"it has more than {MAX_TENSORS} tensors")
+            following = _NEXT.match(self._content, position)
+            if following is None:
+                raise ValueError(f"a comma or its end is expected at byte {position}")
+            position, more = following.end(), following[1] == b","
+        if position != len(self._content):
+            raise ValueError(f"something follows its end, at byte {position}")
+        if not in_order:
+            entries = dict(sorted(entries.items(), key=lambda item: item[1][2:]))
+        return entries, metadata or {}
+
+    def _name(self, position: int) -> tuple[str, int]:
+        """The name that stands at ``position``, and where its value begins."""
+        match = _KEY.match(self._content, position, position + 8 * MAX_NAME)
+        if match is None:
+            raise ValueError(f"a name of at most {MAX_NAME} characters is expected at {position}")
+        return _text(match[1]), match.end()
+
+    def _usual(self, match: re.Match[bytes]) -> Entry:
+        _, code, sizes, start, stop = match.groups()
+        layout = self._layouts.get((code, sizes))
+        if layout is None:
+            layout = _layout(code.decode(), json.loads(b"[%s]" % sizes))
+            self._layouts[code, sizes] = layout
+        return self._entry(layout, int(start), int(stop))
+
+    def _unusual(self, position: int) -> tuple[Entry, int]:
+        """The tensor whose description begins at ``position``, and where that ends."""
+        stop = self._content.find(b"}", position, position + _MAX_VALUE) + 1
+        if self._content[position : position + 1] != b"{":
+            raise _Malformed("it needs dtype, shape and data_offsets")
+        if not stop:
+            raise ValueError(f"an object of at most {_MAX_VALUE} bytes is expected at {position}")
+        text = self._content[position:stop].decode()
+        value = json.loads(text, object_pairs_hook=_unique)
+        if value.keys() != {"dtype", "shape", "data_offsets"}:
+            raise _Malformed("it needs dtype, shape and data_offsets")
+        offsets = _numbers(value["data_offsets"], "data_offsets")
+        if len(offsets) != 2:
+            raise _Malformed("its data_offsets are not a range")
+        return self._entry(_layout(value["dtype"], value["shape"]), *offsets), stop
+
+    def _entry(self, layout: tuple[DType, tuple[int, ...], int], start: int, stop: int) -> Entry:
+        dtype, shape, nbytes = layout
+        if start > stop:
+            raise _Malformed("its data_offsets are not a range")
+        if stop - start != nbytes:
+            raise _Malformed("its dtype and shape do not fit its data_offsets")
+        return Entry(dtype, shape, self._data_start + start, self._data_start + stop)
+
+    def _metadata(self, position: int) -> tuple[dict[str, str], int]:
+        """The metadata whose value begins at ``position``, and where that ends."""
+        window = self._content[position : position + MAX_METADATA_BYTES]
+        text = codecs.getincrementaldecoder("utf-8")().decode(window)
+        if text.startswith("null"):
+            return {}, position + len("null")
+        result: dict[str, str] = {}
+        match = _METADATA_START.match(text)
+        while match is not None and match[1] in {"{", ","}:
+            key, at = _metadata_text(text, match.end())
+            colon = _METADATA_COLON.match(text, at)
+            if colon is None:
+                break
+            value, at = _metadata_text(text, colon.end())
+            if key in result:
+                raise ValueError(f"{key[:80]!r} stands there twice")
+            result[key] = value
+            if len(result) > MAX_METADATA_ENTRIES:
+                raise ValueError(f"'__metadata__' has more than {MAX_METADATA_ENTRIES} entries")
+            match = _METADATA_NEXT.match(text, at)
+        if match is None or not match[1].endswith("}"):
+            raise ValueError("'__metadata__' is not text")
+        return result, position + len(text[: match.end()].encode())
+
+
+def _metadata_text(text: str, position: int) -> tuple[str, int]:
+    if text[position : position + 1] != '"':
+        raise ValueError("'__metadata__' is not text")
+    value: str
+    value, end = json.JSONDecoder().raw_decode(text, position)
+    return value, end
+
+
+def _text(raw: bytes) -> str:
+    """A name between its quotation marks."""
+    name = raw.decode()
+    if "\\" in name:
+        name = json.loads(f'"{name}"')
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise ValueError(f"{name[:80]!r} is no name for a tensor")
+    return name
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice in a tensor's description")
+    return result
+
+
+def _layout(code: object, sizes: object) -> tuple[DType, tuple[int, ...], int]:
+    """Dtype, shape and bytes of a tensor."""
+    dtype = BY_CODE.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise _Malformed(f"its dtype {str(code)[:40]!r} is not known")
+    shape = _numbers(sizes, "shape")
+    if len(shape) > MAX_DIMENSIONS:
+        raise _Malformed(f"it has {len(shape)} dimensions")
+    if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
+        raise _Malformed("its shape is beyond any memory")
+    return dtype, shape, math.prod(shape) * dtype.size
+
+
+def _numbers(value: object, what: str) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise _Malformed(f"its {what} is not a list")
+    for item in value:
+        if type(item) is not int or item < 0:
+            raise _Malformed(f"its {what} holds {str(item)[:40]!r}")
+    return tuple(value)

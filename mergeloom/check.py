@@ -1,0 +1,154 @@
+"""``--check``: a random sample of an output, computed again in another way.
+
+Inputs and output are read by the safetensors library and the arithmetic is that of
+`methods.reference`: whole tensors in float64, straight from the formulas. Only the plan is shared
+with the merge: which tensors are merged, by which method, with which parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.graph.graph import Write
+from mergeloom.engine.hardware import process as machine
+from mergeloom.planners.models.model import StoredModel
+from mergeloom.planners.plan import Plan
+from mergeloom.planners.slices.tensor_plan import TensorPlan, tensor_merge
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Checked:
+    """What was computed again: ``tensors`` and ``elements`` of them, all as they should be.
+
+    ``passed_over`` counts tensors that were drawn and could not be, by the reason.
+    """
+
+    tensors: int = 0
+    elements: int = 0
+    passed_over: dict[str, int] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """The result as ``--json`` prints it."""
+        return {
+            "tensors": self.tensors,
+            "elements": self.elements,
+            "passed_over": self.passed_over,
+        }
+
+
+def check_output(
+    plan: Plan, output: Path, number: int, budget: int, chance: random.Random | None = None
+) -> Checked:
+    """Compute ``number`` tensors of a finished output again, drawn at random, within ``budget``
+    bytes of memory.
+
+    Of a tensor that is too large, a random run of rows is taken where the method allows it.
+
+    Raises:
+        RunError: one of them is not what its inputs and parameters give.
+    """
+    chance = chance or random.Random()
+    writes = {write.name: write for write in plan.graph.writes}
+    drawn = [*plan.stage.tensor_plans()]
+    chance.shuffle(drawn)
+    checked = Checked()
+    for tensor in drawn:
+        if checked.tensors == number:
+            break
+        reason = _pass_over(tensor)
+        if reason is None:
+            rows = _rows(tensor, writes[tensor.name], budget, chance)
+            if rows is None:
+                reason = "too large for the memory budget"
+        if reason is not None:
+            checked.passed_over[reason] = checked.passed_over.get(reason, 0) + 1
+            continue
+        checked.elements += _check(tensor, writes[tensor.name], plan, output, rows)
+        checked.tensors += 1
+    return checked
+
+
+def _pass_over(tensor: TensorPlan) -> str | None:
+    from mergeloom.methods import reference as plain
+
+    if not all(isinstance(item.model, StoredModel) for item in tensor.contributions):
+        return "made of an earlier stage"
+    if tensor.method is not None and not plain.knows(tensor.method):
+        return "by a method without a plain formula"
+    return None
+
+
+def _rows(
+    tensor: TensorPlan, write: Write, budget: int, chance: random.Random
+) -> tuple[int, int] | None:
+    """The rows to compute: all, or some that fit; ``None`` if there is no way."""
+    from mergeloom.methods import reference as plain
+
+    shape = write.shape
+    count = shape[0] if shape else 1
+    whole = plain.TENSORS_PER_INPUT * len(tensor.contributions) + plain.TENSORS
+    row_bytes = 8 * whole * math.prod(shape[1:])
+    fitting = (budget - machine.resident_bytes()) // max(row_bytes, 1)
+    if count <= fitting:
+        return 0, count
+    if fitting < 1 or (tensor.method is not None and tensor.method.name not in plain.ELEMENTWISE):
+        return None
+    start = chance.randrange(count - fitting + 1)
+    return start, start + fitting
+
+
+def _check(
+    tensor: TensorPlan, write: Write, plan: Plan, output: Path, rows: tuple[int, int] | None
+) -> int:
+    import torch
+
+    from mergeloom.methods import reference as plain
+
+    assert rows is not None
+    with torch.inference_mode():
+        found = _read(output / write.file.name, write.name, rows)
+        inputs = [_read(path, name, rows) for path, name in _places(tensor)]
+        if not found.dtype.is_floating_point:
+            wrong = found != inputs[0]
+        else:
+            merge = tensor_merge(tensor, plan.stage.rules, tuple(found.shape))
+            method = "passthrough" if tensor.method is None else tensor.method.name
+            answer = plain.evaluate(method, merge, inputs)
+            assert answer is not None
+            wrong = plain.disagreeing(found, answer)
+        number = int(wrong.sum())
+        if number:
+            raise RunError(
+                f"'{write.name}' in '{write.file.name}' is wrong in {number} of {found.numel()} "
+                "elements that were computed again: do not use this output; merge again with "
+                "--restart, and report it if that continues"
+            )
+        return found.numel()
+
+
+def _places(tensor: TensorPlan) -> Iterator[tuple[str, str]]:
+    for item in tensor.contributions:
+        assert isinstance(item.model, StoredModel)
+        yield item.model.checkpoint.tensors[item.tensor].source.path, item.tensor
+
+
+def _read(path: str | Path, name: str, rows: tuple[int, int]) -> Tensor:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            part = file.get_slice(name)
+            scalar = not part.get_shape()
+            found: Tensor = file.get_tensor(name) if scalar else part[rows[0] : rows[1]]
+            return found
+    except Exception as error:  # the library raises types of its own, and others
+        raise RunError(f"'{name}' cannot be read from '{path}': {error}") from error

@@ -1,0 +1,1 @@
+"""What is shown: documents, terminal text, progress, units."""

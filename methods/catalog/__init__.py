@@ -1,0 +1,1 @@
+"""One merge method, or one family of methods, a file."""

@@ -1,0 +1,76 @@
+"""Model Stock: how far to go from the base to the mean, from the angle between the models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.methods.declare import Base, Method, Parameter, ParameterError, TensorMerge
+from mergeloom.methods.kernels.linear_combination import GramCombination, Rule
+from mergeloom.methods.kernels.row_combination import RowCombination
+from mergeloom.methods.shared_parameters import base_of
+from mergeloom.methods.statistics.angles import cosines
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FLAT = 1e-8
+
+
+@dataclass(frozen=True)
+class Stock(Rule):
+    """t/N for every task vector, t = N cosΩ / (1 + (N-1) cosΩ) (Jang et al. 2024, eq. 2).
+
+    cosΩ is the mean over all pairs. Where the denominator vanishes, as between two opposite task
+    vectors, the mean of the models is the base, and t is 0.
+    """
+
+    def coefficients(self, gram: Tensor) -> Tensor:
+        count = gram.shape[0]
+        cosine = cosines(gram)
+        everything = cosine.sum((0, 1)) - cosine.diagonal(dim1=0, dim2=1).sum(-1)
+        mean = everything / (count * (count - 1))
+        denominator = 1 + (count - 1) * mean
+        flat = denominator.abs() < _FLAT
+        share = (mean / denominator.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
+        return share.expand(count, -1)
+
+
+class ModelStock(Method):
+    name = "model_stock"
+    summary = (
+        "Averages fine-tunes and pulls the mean towards the base, the more so the less they agree: "
+        "the angle between their task vectors tells how much of them is noise."
+    )
+    formula = (
+        "cosΩ = mean over pairs of cos(τᵢ, τⱼ);  t = N cosΩ / (1 + (N-1) cosΩ);  "
+        "θ = t · mean(θᵢ) + (1-t) θ₀   (filter_wise: for each row)"
+    )
+    reference = "Jang et al. 2024, Model Stock, arXiv:2403.19522"
+    works = (
+        "element by element, one pass of statistics (dot products); filter_wise: true: row "
+        "by row, no statistics"
+    )
+    settings = (
+        Parameter(
+            "filter_wise",
+            bool,
+            "take the angle of each row (along the last dimension) by itself",
+            default=False,
+        ),
+    )
+    base = Base.REQUIRED
+    minimum = 2
+
+    def kernel(self, merge: TensorMerge) -> Kernel:
+        if len(merge.models) == 1:
+            return Copy()
+        base = base_of(merge)
+        if len(merge.others) < 2:
+            raise ParameterError(
+                "model_stock needs two models beside the base, and only one has this tensor"
+            )
+        if merge.settings["filter_wise"]:
+            return RowCombination(Stock(), merge.others, base)
+        return GramCombination(Stock(), merge.others, base)

@@ -1,0 +1,90 @@
+"""MultiSlerp: spherical interpolation between any number of models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
+from mergeloom.methods.kernels.linear_combination import GramCombination, Rule
+from mergeloom.methods.shared_parameters import WEIGHT, sum_of_weights
+from mergeloom.methods.statistics.angles import NO_DIRECTION, UNRESOLVED, norms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SphericalMean(Rule):
+    """The weighted mean direction, times the weighted mean length.
+
+    The method projects the unit vectors to the tangent space at their normalised mean m, takes
+    the weighted mean there, and maps it back to the sphere. That tangent mean is
+    Σ wᵢuᵢ - ((Σ wᵢuᵢ)·m) m, and m is Σ wᵢuᵢ but for its length: it is zero, and the result is m.
+    """
+
+    weights: tuple[float, ...]
+    eps: float
+    tensor: str
+
+    def coefficients(self, gram: Tensor) -> Tensor:
+        import torch
+
+        length = norms(gram)
+        weights = torch.tensor(self.weights, dtype=torch.float64).unsqueeze(-1)
+        directed = weights / length.clamp_min(self.eps)
+        directed = directed.masked_fill(length <= min(self.eps, NO_DIRECTION), 0.0)
+        squared = torch.einsum("ik,ijk,jk->k", directed, gram, directed)
+        mean = float(squared.clamp_min(0.0).sqrt())
+        if mean < max(self.eps, UNRESOLVED):
+            return self._without_direction(length, weights)
+        return directed / mean * (weights * length).sum(0)
+
+    def _without_direction(self, length: Tensor, weights: Tensor) -> Tensor:
+        if not bool(length.any()):
+            return weights
+        if len(self.weights) == 2:
+            return weights / (sum(self.weights) or 1.0)
+        raise RunError(
+            f"'{self.tensor}': the weighted directions cancel out, so that their mean has none: "
+            "change the weights, or merge this tensor by another method"
+        )
+
+
+class MultiSlerp(Method):
+    name = "multislerp"
+    summary = (
+        "Spherical interpolation between any number of models: averages their directions and "
+        "their lengths apart. With a base it does so with what they changed."
+    )
+    formula = (
+        "uᵢ = θᵢ/‖θᵢ‖;  m = Σ wᵢuᵢ / ‖Σ wᵢuᵢ‖;  θ = exp_m(Σ wᵢ (uᵢ - (uᵢ·m)m)) · Σ wᵢ‖θᵢ‖, "
+        "which is m · Σ wᵢ‖θᵢ‖;  with a base θ₀ + the same of τᵢ"
+    )
+    reference = "Buss & Fillmore 2001, Spherical averages and applications, ACM TOG 20(2)"
+    works = "element by element, one pass of statistics (dot products)"
+    model_parameters = (WEIGHT,)
+    settings = (
+        Parameter("normalize_weights", bool, "divide the weights by their sum first", default=True),
+        Parameter(
+            "eps",
+            float,
+            "length below which a mean direction counts as none",
+            default=1e-8,
+            minimum=0.0,
+        ),
+    )
+    base = Base.OPTIONAL
+    minimum = 2
+
+    def kernel(self, merge: TensorMerge) -> Kernel:
+        if len(merge.models) == 1:
+            return Copy()
+        weights = merge.weights()
+        if merge.settings["normalize_weights"]:
+            divisor = sum_of_weights(weights)
+            weights = tuple(weight / divisor for weight in weights)
+        rule = SphericalMean(weights, merge.settings["eps"], merge.tensor)
+        return GramCombination(rule, merge.others, merge.base)

@@ -1,0 +1,60 @@
+"""NearSwap: move the base towards another model, all the way where they are close."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mergeloom.engine.graph.kernel import Copy, GrainView, Kernel
+from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
+from mergeloom.methods.shared_parameters import base_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LimitedStep(Kernel):
+    """θ₀ + clip(τ, -limit, limit).
+
+    With w = clip(limit/|τ|, 0, 1), wτ is τ where |τ| ≤ limit, and else of length limit: so this
+    is w θ₁ + (1-w) θ₀ without a division by differences that vanish.
+    """
+
+    base: int
+    other: int
+    limit: float
+    cost = 0.45
+
+    def combine(
+        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+    ) -> None:
+        import torch
+
+        torch.sub(grain.inputs[self.other], grain.inputs[self.base], out=out)
+        out.clamp_(-self.limit, self.limit).add_(grain.inputs[self.base])
+
+
+class NearSwap(Method):
+    name = "nearswap"
+    summary = (
+        "Takes the other model's value wherever it lies near the base's, and moves at most t "
+        "towards it elsewhere."
+    )
+    formula = "w = clip(t / |θ₁ - θ₀|, 0, 1);  θ = w θ₁ + (1-w) θ₀ = θ₀ + clip(θ₁ - θ₀, -t, t)"
+    reference = "published with Alchemonaut/QuartetAnemoi-70B-t0.0001, 2024, as NearSwap"
+    works = "element by element, no statistics"
+    settings = (
+        Parameter("t", float, "how far an element may move; 0 gives the base", minimum=0.0),
+    )
+    base = Base.REQUIRED
+    minimum = 1
+    maximum = 1
+
+    def kernel(self, merge: TensorMerge) -> Kernel:
+        if len(merge.models) == 1:
+            return Copy()
+        base = base_of(merge)
+        (other,) = merge.others
+        return LimitedStep(base, other, merge.settings["t"])

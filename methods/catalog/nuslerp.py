@@ -1,0 +1,81 @@
+"""NuSlerp: spherical interpolation between two models by weights, whole or vector by vector."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.methods.catalog.slerp import on_arc
+from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
+from mergeloom.methods.kernels.linear_combination import GramCombination, LinearCombination, Rule
+from mergeloom.methods.kernels.row_combination import ColumnCombination, RowCombination
+from mergeloom.methods.shared_parameters import WEIGHT
+from mergeloom.methods.statistics.angles import cosines
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LongArc(Rule):
+    """The point at ``t`` on the arc, however flat it is; a line only where it has no plane."""
+
+    t: float
+
+    def coefficients(self, gram: Tensor) -> Tensor:
+        cosine = cosines(gram)[0, 1]
+        return on_arc(cosine, self.t, straight=(1 - cosine * cosine).sqrt() < 1e-8)
+
+
+class NuSlerp(Method):
+    name = "nuslerp"
+    summary = (
+        "Spherical interpolation between two models with a weight each instead of one t. With a "
+        "base it interpolates what they changed. Can treat every row or column as a vector of its "
+        "own."
+    )
+    formula = (
+        "t = w₂ / (w₁ + w₂), 0.5 where |w₁ + w₂| < 1e-6;  "
+        "θ = sin((1-t)Ω)/sinΩ · θ₁ + sin(tΩ)/sinΩ · θ₂;  with a base θ₀ + the same of τ₁, τ₂;  "
+        "a straight line where sinΩ < 1e-8"
+    )
+    reference = "after Shoemake 1985, SIGGRAPH; named in Goddard et al. 2024, arXiv:2403.13257"
+    works = (
+        "element by element, one pass of statistics (dot products); nuslerp_flatten: false: "
+        "row by row, no statistics; nuslerp_row_wise beside it: row by row, one pass"
+    )
+    model_parameters = (WEIGHT,)
+    settings = (
+        Parameter(
+            "nuslerp_flatten",
+            bool,
+            "interpolate the whole tensor as one vector; false: vector by vector",
+            default=True,
+        ),
+        Parameter(
+            "nuslerp_row_wise",
+            bool,
+            "with nuslerp_flatten: false, vectors run along the first dimension, not the last",
+            default=False,
+        ),
+    )
+    base = Base.OPTIONAL
+    minimum = 2
+    maximum = 2
+
+    def kernel(self, merge: TensorMerge) -> Kernel:
+        if len(merge.models) == 1:
+            return Copy()
+        positions = merge.others
+        if len(positions) == 1:  # beside the base: nothing to turn it to
+            return LinearCombination(tuple(float(i in positions) for i in range(2)))
+        first, second = merge.weights()
+        total = first + second
+        rule = LongArc(0.5 if abs(total) < 1e-6 else second / total)
+        if merge.settings["nuslerp_flatten"] or math.prod(merge.shape) == 0:
+            return GramCombination(rule, positions, merge.base)
+        if merge.settings["nuslerp_row_wise"] and len(merge.shape) > 1:
+            return ColumnCombination(rule, positions, merge.shape, merge.base)
+        return RowCombination(rule, positions, merge.base)

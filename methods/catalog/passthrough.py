@@ -1,0 +1,33 @@
+"""Passthrough: one model's tensor as it is, or scaled."""
+
+from __future__ import annotations
+
+from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.methods.declare import Method, Parameter, TensorMerge
+from mergeloom.methods.kernels.linear_combination import LinearCombination
+
+
+class Passthrough(Method):
+    name = "passthrough"
+    summary = (
+        "Takes every tensor from one model unchanged, or times a number. Stacking slices of one or "
+        "several models with it makes deeper models ('frankenmerges')."
+    )
+    formula = "θ = scale · θ₁"
+    reference = "used since Goliath-120B (2023); Kim et al. 2023, SOLAR 10.7B, arXiv:2312.15166"
+    works = "element by element, no statistics"
+    model_parameters = (
+        Parameter(
+            "scale",
+            float,
+            "factor of the tensor; without it (or with 1) the tensor is copied byte for byte",
+            default=None,
+        ),
+    )
+    minimum = 1
+    maximum = 1
+    merges_one = True
+
+    def kernel(self, merge: TensorMerge) -> Kernel:
+        scale = merge.models[0].get("scale")
+        return Copy() if scale is None or scale == 1 else LinearCombination((scale,))

@@ -1,0 +1,69 @@
+"""Slerp: along the great circle between two models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
+from mergeloom.methods.kernels.linear_combination import GramCombination, LinearCombination, Rule
+from mergeloom.methods.shared_parameters import base_of
+from mergeloom.methods.statistics.angles import cosines
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COLLINEAR = 0.9995
+"""Cosine beyond which the arc is so flat that a straight line serves."""
+
+
+@dataclass(frozen=True)
+class Arc(Rule):
+    """The point at ``t`` on the arc from the first vector to the second (Shoemake 1985)."""
+
+    t: float
+
+    def coefficients(self, gram: Tensor) -> Tensor:
+        cosine = cosines(gram)[0, 1]
+        return on_arc(cosine, self.t, straight=cosine.abs() > COLLINEAR)
+
+
+def on_arc(cosine: Tensor, t: float, straight: Tensor) -> Tensor:
+    """Coefficients (2, k) of the ends of k arcs, or of straight lines, at ``t``."""
+    import torch
+
+    angle = torch.acos(cosine)
+    sine = torch.sin(angle).masked_fill(straight, 1.0)
+    start = torch.sin((1 - t) * angle) / sine
+    stop = torch.sin(t * angle) / sine
+    return torch.stack((start.masked_fill(straight, 1 - t), stop.masked_fill(straight, t)))
+
+
+class Slerp(Method):
+    name = "slerp"
+    summary = (
+        "Spherical interpolation from the base to one other model: turns the direction of each "
+        "tensor evenly and keeps its length better than a straight mean does."
+    )
+    formula = (
+        "θ = sin((1-t)Ω)/sinΩ · θ₀ + sin(tΩ)/sinΩ · θ₁,  cosΩ = θ₀·θ₁ / ‖θ₀‖‖θ₁‖ over flattened "
+        "tensors;  (1-t)θ₀ + tθ₁ where |cosΩ| > 0.9995"
+    )
+    reference = "Shoemake 1985, Animating rotation with quaternion curves, SIGGRAPH"
+    works = "element by element, one pass of statistics (dot products)"
+    settings = (Parameter("t", float, "0 is the base, 1 the other model"),)
+    base = Base.REQUIRED
+    minimum = 1
+    maximum = 1
+
+    def kernel(self, merge: TensorMerge) -> Kernel:
+        if len(merge.models) == 1:
+            return Copy()
+        base = base_of(merge)
+        t = merge.settings["t"]
+        (other,) = merge.others
+        if t in (0, 1):
+            chosen = base if t == 0 else other
+            return LinearCombination(tuple(float(i == chosen) for i in range(2)))
+        return GramCombination(Arc(t), (base, other))

@@ -1,0 +1,143 @@
+"""What a merge method declares, and what it is asked: the interface to the planners."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mergeloom.engine.base.errors import ConfigError
+from mergeloom.engine.graph.kernel import Kernel
+
+
+class Required(enum.Enum):
+    """The default of a parameter that has none."""
+
+    REQUIRED = "required"
+
+    def __repr__(self) -> str:
+        return self.value
+
+
+REQUIRED = Required.REQUIRED
+
+
+class Base(enum.Enum):
+    """What a method does with a base model."""
+
+    NONE = "not used"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+class ParameterError(ConfigError):
+    """Resolved parameters that a method cannot work with; the planner adds tensor and place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a method.
+
+    ``kind`` is the type of a resolved value: `float`, `int` or `bool`. A number must lie in
+    ``[minimum, maximum]`` (an end that is ``None`` is open).
+    """
+
+    name: str
+    kind: type
+    help: str
+    default: Any = REQUIRED
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def check(self, value: object) -> float | int | bool | None:
+        """Return ``value`` as this parameter's kind.
+
+        Raises:
+            ParameterError: it is of another kind, or outside the range.
+        """
+        if value is None and self.default is None:
+            return None
+        if self.kind is bool:
+            if not isinstance(value, bool):
+                raise ParameterError(f"'{self.name}' must be true or false, not {value!r}")
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ParameterError(f"'{self.name}' must be a number, not {value!r}")
+        if not math.isfinite(value):
+            raise ParameterError(f"'{self.name}' must be finite, not {value!r}")
+        if self.kind is int and value != int(value):
+            raise ParameterError(f"'{self.name}' must be a whole number, not {value!r}")
+        low, high = self.minimum, self.maximum
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise ParameterError(f"'{self.name}' must lie in {self.range_text()}, not {value!r}")
+        return int(value) if self.kind is int else float(value)
+
+    def range_text(self) -> str:
+        """The allowed range in words, or ``"any"``."""
+        if self.kind is bool:
+            return "true or false"
+        if self.minimum is None and self.maximum is None:
+            return "any"
+        low = "(-inf" if self.minimum is None else f"[{self.minimum:g}"
+        high = "inf)" if self.maximum is None else f"{self.maximum:g}]"
+        return f"{low}, {high}"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMerge:
+    """One output tensor for which a method must supply the kernel.
+
+    ``models`` holds, input by input, the resolved per-model parameters; every declared parameter
+    is present, except that the base's may be missing where it is not listed as a model. ``base``
+    is the base's position among the inputs, or ``None``. ``settings`` holds the resolved global
+    parameters, ``seed`` the run's seed.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    models: tuple[Mapping[str, Any], ...]
+    base: int | None
+    settings: Mapping[str, Any]
+    seed: int = 0
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """Positions of the inputs that are not the base."""
+        return tuple(i for i in range(len(self.models)) if i != self.base)
+
+    def weights(self, parameter: str = "weight") -> tuple[float, ...]:
+        """One per-model parameter of every input that is not the base, in order."""
+        return tuple(self.models[i][parameter] for i in self.others)
+
+
+class Method:
+    """A merge method. Subclasses fill in the class attributes and `kernel`.
+
+    ``works`` says in words what the kernel sees at once and which statistics it takes first;
+    ``draws`` that it chooses at random, by the run's seed.
+    ``minimum`` and ``maximum`` bound the number of models beside the base. A tensor that only one
+    model has is copied by the planner and never reaches `kernel`, unless ``merges_one`` is set.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    formula: ClassVar[str]
+    reference: ClassVar[str]
+    works: ClassVar[str] = ""
+    draws: ClassVar[bool] = False
+    model_parameters: ClassVar[tuple[Parameter, ...]] = ()
+    settings: ClassVar[tuple[Parameter, ...]] = ()
+    base: ClassVar[Base] = Base.NONE
+    minimum: ClassVar[int] = 1
+    maximum: ClassVar[int | None] = None
+    merges_one: ClassVar[bool] = False
+
+    def kernel(self, merge: TensorMerge) -> Kernel:
+        """The kernel for one output tensor; its inputs come in the order of ``merge.models``.
+
+        Raises:
+            ParameterError: parameters that are each allowed but do not work together.
+        """
+        raise NotImplementedError

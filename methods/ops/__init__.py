@@ -1,0 +1,1 @@
+"""Arithmetic: compiled machine code on the CPU, torch on devices."""

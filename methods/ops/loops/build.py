@@ -1,0 +1,76 @@
+"""Makes machine code of loops: `engine.hardware.machine_code` starts this module as a program.
+
+python -m mergeloom.methods.ops.loops.build DIRECTORY NAME ...
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from llvmlite import binding
+from numba import cfunc, types
+
+from mergeloom.engine.hardware.machine_code import FLOAT, INT, NOTHING, Native, host, target_machine
+from mergeloom.methods.ops.loops.blocks import Loop
+
+_MODULES = ("choose", "combine", "count", "softmax", "sum")
+
+_KINDS = {"int": INT, "Address": INT, "float": FLOAT, "None": NOTHING}
+_TYPES = {INT: types.int64, FLOAT: types.float64, NOTHING: types.void}
+
+_OF_AN_INTERPRETER = re.compile(
+    r"^declare (.* @(?:numba_|NRT_|_?Py)\w+\(.*\)[^#\n]*)(?:#\d+)?$", re.MULTILINE
+)
+_ENDS = r"define \1 {\n  call void @llvm.trap()\n  unreachable\n}"
+
+
+def loops() -> Iterator[tuple[str, Loop]]:
+    """All loops with their names."""
+    for name in _MODULES:
+        for key, value in vars(import_module(f"mergeloom.methods.ops.loops.{name}")).items():
+            if isinstance(value, Loop):
+                yield key, value
+
+
+def build(name: str, function: Any) -> Native:
+    """The machine code of one loop for the processor at hand."""
+    signature = inspect.signature(function)
+    arguments = "".join(_KINDS[each.annotation] for each in signature.parameters.values())
+    result = _KINDS[signature.return_annotation]
+    typed = _TYPES[result](*(_TYPES[kind] for kind in arguments))
+    compiled = cfunc(typed, error_model="numpy")(function)
+    module = binding.parse_assembly(_alone(compiled.inspect_llvm()))
+    module.verify()
+    cpu, features = host()
+    return Native(
+        *(name, compiled.native_name, arguments, result, cpu, features),
+        code=target_machine().emit_object(module),
+    )
+
+
+def _alone(assembly: str) -> str:
+    """The same code, for a process without numba.
+
+    What it calls there stands behind checks of what cannot be: that an array belongs to numba, that
+    a loop raises. Should it be so, the process ends.
+    """
+    return _OF_AN_INTERPRETER.sub(_ENDS, assembly)
+
+
+def main(arguments: Sequence[str]) -> None:
+    directory, *names = arguments
+    found = dict(loops())
+    for name in names:
+        native = build(name, found[name].function)
+        native.load()  # where that ends a process, it had better be this one
+        native.save(Path(directory))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,82 @@
+"""What is kept of a vector: by limits of magnitude, by random numbers, or as it is noted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mergeloom.methods.ops.loops.blocks import Array, bytes_, compiled
+from mergeloom.methods.ops.loops.sizes import BLOCK, NOTED
+
+
+@compiled
+def _hash(first: np.uint32, second: np.uint32, constants: Array, out: Array) -> None:
+    """The numbers of `methods.ops.draws` with these words, as uint32."""
+    weyl, factor, other = constants
+    for place in range(out.size):
+        x = np.uint32(first + np.uint32(np.uint32(place) * weyl))
+        x ^= x >> np.uint32(16)
+        x = np.uint32(x * factor) ^ second
+        x ^= x >> np.uint32(15)
+        out[place] = np.uint32(x * other)
+
+
+@compiled
+def draw(vector: Any, start: int, constants: Array, numbers: Array) -> None:
+    """Write the numbers of a vector's elements from ``start`` on to ``numbers`` (int32)."""
+    out, weyl = numbers.view(np.uint32), constants[0]
+    end = min(max(vector.word_end - start, 0), out.size)
+    first = np.uint32(vector.first + np.uint32(np.uint32(start) * weyl))
+    _hash(first, vector.second, constants, out[:end])
+    if end < out.size:
+        place = np.uint32(start + end - vector.word_end)
+        first = np.uint32(vector.next_first + np.uint32(place * weyl))
+        _hash(first, vector.next_second, constants, out[end:])
+
+
+@compiled
+def _keep_above(part: Array, limit: np.float32) -> None:
+    """Set to zero, in place, what is not larger than ``limit``; NaN stays."""
+    for i in range(part.size):
+        part[i] = np.float32(0.0) if abs(part[i]) <= limit else part[i]
+
+
+@compiled
+def _keep_upto(part: Array, limit: np.float32) -> None:
+    """Set to zero, in place, what is larger than ``limit``, and NaN."""
+    for i in range(part.size):
+        part[i] = part[i] if abs(part[i]) <= limit else np.float32(0.0)
+
+
+@compiled
+def _drop_as_noted(bits: Array, notes: Array) -> None:
+    """Set to zero what the notes of a block lack; see `methods.ops.loops.sizes.notes_bytes`."""
+    for bit in range(8):
+        part = bits[min(bit * NOTED, bits.size) : (bit + 1) * NOTED]
+        own, mask = notes[: part.size], np.uint8(1 << bit)  # a choice becomes vector code
+        for j in range(part.size):
+            part[j] = part[j] if own[j] & mask else np.int32(0)
+
+
+@compiled
+def trim(vector: Any, start: int, block: Array, numbers: Array, constants: Array) -> None:
+    """Set to zero what is dropped of a vector's elements from ``start`` on, which fill ``block``.
+
+    Blocks begin at multiples of `BLOCK`. ``numbers`` (int32) is work as long as ``block``.
+    """
+    count, bits = block.size, block.view(np.int32)
+    if vector.above:
+        end = min(max(vector.above_end - start, 0), count)
+        _keep_above(block[:end], vector.above_before)
+        _keep_above(block[end:], vector.above_after)
+    if vector.upto:
+        end = min(max(vector.upto_end - start, 0), count)
+        _keep_upto(block[:end], vector.upto_before)
+        _keep_upto(block[end:], vector.upto_after)
+    if vector.draws:
+        draw(vector, start, constants, numbers)
+        for i in range(count):
+            bits[i] = bits[i] if numbers[i] < vector.bound else 0
+    if vector.noted:
+        _drop_as_noted(bits, bytes_(vector.noted + start // BLOCK * NOTED, NOTED))

@@ -1,0 +1,72 @@
+"""Parameters that several methods share, and what several do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mergeloom.methods.declare import Parameter, ParameterError, TensorMerge
+
+WEIGHT = Parameter(
+    "weight", float, "how much this model counts; may be negative, and need not add up to 1"
+)
+DENSITY = Parameter(
+    "density",
+    float,
+    "share of this model's task vector that is kept; 0 leaves the model out, 1 or more keeps all",
+    default=1.0,
+    minimum=0.0,
+)
+LAMBDA = Parameter("lambda", float, "factor of the merged task vector", default=1.0)
+INT8_MASK = Parameter(
+    "int8_mask",
+    bool,
+    "accepted because published configurations set it; no masks are stored here, nothing changes",
+    default=False,
+)
+
+
+def normalize(default: bool) -> Parameter:
+    return Parameter(
+        "normalize", bool, "divide by the sum of the weights that take part", default=default
+    )
+
+
+def rescale(default: bool) -> Parameter:
+    return Parameter(
+        "rescale",
+        bool,
+        "scale what is kept of a task vector so that its L1 norm is that of the whole",
+        default=default,
+    )
+
+
+def kept_count(density: float, total: int) -> int | None:
+    """How many of ``total`` elements to keep; ``None`` for all."""
+    return None if density >= 1 else int(density * total)
+
+
+def sum_of_weights(weights: Sequence[float]) -> float:
+    """The sum of ``weights``, to divide by.
+
+    Raises:
+        ParameterError: they cancel out, but for rounding.
+    """
+    total = sum(weights)
+    if abs(total) <= 1e-12 * sum(map(abs, weights)):
+        listed = ", ".join(f"{weight:g}" for weight in weights)
+        raise ParameterError(
+            f"the weights ({listed}) sum to zero and cannot be normalised: "
+            "change them, or set 'normalize: false'"
+        )
+    return total
+
+
+def base_of(merge: TensorMerge) -> int:
+    """The base's position.
+
+    Raises:
+        ParameterError: the base model lacks this tensor, and several others have it.
+    """
+    if merge.base is None:
+        raise ParameterError("the base model lacks this tensor, so there is nothing to start from")
+    return merge.base

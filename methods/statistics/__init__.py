@@ -1,0 +1,1 @@
+"""Statistics that kernels gather in passes before the output pass."""

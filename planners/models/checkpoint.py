@@ -1,0 +1,259 @@
+"""Checkpoints on disk: their tensors from headers, their configuration, their other files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from mergeloom.engine.base import bounded_json
+from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.files import FileSource
+from mergeloom.engine.storage.safetensors import MAX_NAME, Header, read_header
+
+INDEX = "model.safetensors.index.json"
+MAX_JSON_BYTES = 64 << 20
+MAX_TENSORS = 2_000_000
+
+_QUANTISED_NAMES = re.compile(
+    r"\.(qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state(\..*)?|weight_scale(_inv)?"
+    r"|weight_packed)$"
+)
+
+_NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.safetensors")
+
+
+class TensorEntry(NamedTuple):
+    """Where one tensor's bytes are: from byte ``offset`` of ``source`` on."""
+
+    source: FileSource
+    offset: int
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in ``directory``; ``tensors`` stand in the order of shards and their data."""
+
+    directory: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorEntry]
+    sources: tuple[FileSource, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(source.size for source in self.sources)
+
+    @property
+    def identity(self) -> str:
+        """Digest of what is known of the contents without reading weights."""
+        digest = hashlib.blake2b(digest_size=12)
+        for source in self.sources:
+            digest.update(f"{source.identity}\n".encode())
+        return digest.hexdigest()
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Read the headers and the configuration of the checkpoint in ``directory``.
+
+    Raises:
+        CheckpointError: it is missing, malformed, incomplete, quantised, or in another format.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"'{directory}' is not a directory")
+    config = read_config(directory)
+    _refuse_quantised(directory, config)
+    shards = _shards(directory)
+    for name in shards:
+        check_inside(directory, name)
+    with ThreadPoolExecutor(8) as pool:
+        headers = list(pool.map(lambda name: read_header(directory / name), shards))
+    tensors: dict[str, TensorEntry] = {}
+    sources = []
+    for (name, expected), header in zip(shards.items(), headers, strict=True):
+        source = _source(directory / name, header)
+        sources.append(source)
+        missing = expected - header.entries.keys()
+        if missing:
+            raise CheckpointError(
+                f"'{directory / name}' lacks {_some(missing)}, which the index promises: "
+                "copy or download the checkpoint again"
+            )
+        for tensor, entry in header.entries.items():
+            if tensor in tensors:
+                other = Path(tensors[tensor].source.path).name
+                raise CheckpointError(f"'{directory}': '{tensor}' is in '{other}' and in '{name}'")
+            tensors[tensor] = TensorEntry(source, entry.start, entry.dtype, entry.shape)
+        if len(tensors) > MAX_TENSORS:
+            raise CheckpointError(f"'{directory}' has more than {MAX_TENSORS} tensors")
+    quantised = next((name for name in tensors if _QUANTISED_NAMES.search(name)), None)
+    if quantised is not None:
+        raise _quantised(directory, f"it has '{quantised}'")
+    if not tensors:
+        raise CheckpointError(f"'{directory}' has no tensors")
+    return Checkpoint(directory, config, tensors, tuple(sources))
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether ``directory`` has a configuration and every shard; contents are not looked at."""
+    if not (directory / "config.json").is_file():
+        return False
+    try:
+        return bool(_shards(directory))
+    except CheckpointError:
+        return False
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of ``config.json``.
+
+    Raises:
+        CheckpointError: it is missing or no JSON object.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"'{directory}' has no config.json: is it a model's directory?")
+    check_inside(directory, path.name)
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object from a file that nobody vouches for.
+
+    Raises:
+        CheckpointError: it cannot be read, is too large, or is something else.
+    """
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"'{path}' is not a file")
+        with open(path, "rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+        if len(content) > MAX_JSON_BYTES:
+            raise CheckpointError(f"'{path}' is larger than {MAX_JSON_BYTES >> 20} MiB")
+        document = bounded_json.parse(content)
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"'{path}' is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"'{path}' is not a JSON object")
+    return document
+
+
+def _shards(directory: Path) -> dict[str, set[str]]:
+    """Names of the shards in order, and the tensors that the index promises in each."""
+    index = directory / INDEX
+    if index.is_file():
+        check_inside(directory, INDEX)
+        return _indexed_shards(directory, read_json(index))
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return {single.name: set()}
+    found = sorted(path.name for path in directory.glob("*.safetensors") if path.is_file())
+    if found:
+        _check_numbering(directory, found)
+        return {name: set() for name in found}
+    if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
+        raise CheckpointError(
+            f"'{directory}' has weights in PyTorch's pickle format only, which is not read: "
+            "convert it to safetensors"
+        )
+    raise CheckpointError(f"'{directory}' has no .safetensors files")
+
+
+def _check_numbering(directory: Path, names: list[str]) -> None:
+    """Shards without an index: where they are numbered, all numbers must be there."""
+    found = [match.groups() for name in names if (match := _NUMBERED.match(name))]
+    for (family, total), count in Counter((family, total) for family, _, total in found).items():
+        if count < int(total):
+            raise CheckpointError(
+                f"'{directory}' has {count} of the {int(total)} shards '{family}-*-of-{total}', "
+                "and no index: copy or download it again"
+            )
+
+
+def _indexed_shards(directory: Path, index: Mapping[str, Any]) -> dict[str, set[str]]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"'{directory / INDEX}' has no 'weight_map'")
+    shards: dict[str, set[str]] = {}
+    for tensor, name in weight_map.items():
+        if not tensor.isprintable() or len(tensor) > MAX_NAME:
+            raise CheckpointError(f"'{directory / INDEX}': {tensor[:80]!a} is no tensor's name")
+        if not isinstance(name, str):
+            raise CheckpointError(f"'{directory / INDEX}': '{tensor}' is in no file")
+        shards.setdefault(name, set()).add(tensor)
+    for name in shards:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable():
+            raise CheckpointError(
+                f"'{directory / INDEX}' names {name[:200]!r} outside the checkpoint"
+            )
+        if not _is_file(directory / name):
+            raise CheckpointError(
+                f"'{directory}' lacks the shard '{name[:200]}': copy or download it again"
+            )
+    return dict(sorted(shards.items()))
+
+
+def check_inside(directory: Path, name: str) -> None:
+    """Check that a file of a checkpoint is one of its own.
+
+    It may be a link within ``directory``, or within the hub's cache, where a model's directory
+    ``snapshots/COMMIT`` links to ``blobs`` beside ``snapshots``.
+
+    Raises:
+        CheckpointError: it is a link that leads elsewhere.
+    """
+    root = directory.resolve()
+    roots = [root]
+    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+        roots.append(root.parent.parent / "blobs")
+    target = (directory / name).resolve()
+    if not any(target.is_relative_to(inside) for inside in roots):
+        raise CheckpointError(
+            f"'{directory / name}' is a link that leads outside the checkpoint's directory: "
+            "put the file itself there"
+        )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or none at all
+        return False
+
+
+def _source(path: Path, header: Header) -> FileSource:
+    digest = hashlib.blake2b(header.raw, digest_size=12).hexdigest()
+    identity = f"{digest}-{header.size}-{header.modified}"
+    return FileSource(str(path), header.size, header.modified, identity)
+
+
+def _refuse_quantised(directory: Path, config: Mapping[str, Any]) -> None:
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for settings in (part.get("quantization_config") for part in parts):
+        if isinstance(settings, dict):
+            bits = settings.get("load_in_4bit") or settings.get("load_in_8bit")
+            method = settings.get("quant_method") or ("bitsandbytes" if bits else "?")
+            known = isinstance(method, str) and method.isprintable()
+            raise _quantised(directory, f"by {method[:40] if known else '?'}")
+
+
+def _quantised(directory: Path, how: str) -> CheckpointError:
+    return CheckpointError(
+        f"'{directory}' is quantised ({how}): merge the original weights and quantise the result"
+    )
+
+
+def _some(names: set[str]) -> str:
+    first, *others = sorted(names)
+    return f"'{first}'" + (f" and {len(others)} more" if others else "")

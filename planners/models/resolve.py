@@ -1,0 +1,171 @@
+"""From a model reference to a local directory: given paths, search folders, cache, download."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.planners.config.model_reference import Location
+from mergeloom.planners.models.checkpoint import is_complete
+
+_WANTED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+)
+_UNWANTED = ("consolidated*", "original/*", "*/*", "openvino*", "onnx*")
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """Finds models.
+
+    ``model_dirs`` maps references, as the configuration writes them, to directories;
+    ``search`` are folders that hold models; ``relative_to`` is where relative paths start besides
+    the working directory. ``download`` is called with a model's id before it is fetched; without
+    it nothing is fetched.
+    """
+
+    model_dirs: Mapping[str, Path] = field(default_factory=dict)
+    search: Sequence[Path] = ()
+    relative_to: Path | None = None
+    download: Callable[[str], None] | None = None
+
+    def directory(self, location: Location) -> Path:
+        """The directory of a model.
+
+        Raises:
+            CheckpointError: it is nowhere, or cannot be fetched.
+        """
+        given = self.model_dirs.get(str(location), self.model_dirs.get(location.path))
+        if given is not None:
+            if not given.is_dir():
+                raise CheckpointError(f"'{given}', given for '{location}', is not a directory")
+            return given
+        for candidate in self._local_candidates(location):
+            if _is_directory(candidate):
+                return candidate
+        if not is_hub_id(location.path):
+            raise CheckpointError(
+                f"'{location.path}' is not a directory, and no hub id either (owner/name)"
+            )
+        return self._from_hub(location)
+
+    def _local_candidates(self, location: Location) -> list[Path]:
+        path = Path(os.path.expanduser(location.path))
+        candidates = [path]
+        if self.relative_to is not None and not path.is_absolute():
+            candidates.append(self.relative_to / path)
+        if not path.is_absolute() and ".." not in path.parts:
+            for folder in self.search:
+                whole = str(path)
+                names = (whole, path.name, whole.replace("/", "--"), whole.replace("/", "_"))
+                candidates += [folder / name for name in names]
+        return candidates
+
+    def _from_hub(self, location: Location) -> Path:
+        cached = _cached(location)
+        if cached is not None:
+            return cached
+        where = f"give its directory by --model-dir {location.path}=PATH"
+        if _offline() or self.download is None:
+            why = "HF_HUB_OFFLINE is set" if _offline() else "downloads are off"
+            raise CheckpointError(
+                f"'{location}' is no directory, the hub's cache has no complete copy of it, and "
+                f"{why}: {where}"
+            )
+        self.download(str(location))
+        return _download(location, where)
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether ``path`` looks like ``owner/name`` or ``name`` on the hub."""
+    parts = path.split("/")
+    return len(parts) in (1, 2) and all(
+        part
+        and part[0] not in ".-~"
+        and part.replace("-", "").replace("_", "").replace(".", "").isalnum()
+        for part in parts
+    )
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False
+
+
+def _offline() -> bool:
+    flags = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(flag, "").upper() in {"1", "ON", "YES", "TRUE"} for flag in flags)
+
+
+def _cache_folder() -> Path:
+    """Where the hub's library keeps its cache, without importing it (that takes a second)."""
+    for key, suffix in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if os.environ.get(key):
+            return Path(os.environ[key]).expanduser() / suffix
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "huggingface" / "hub"
+
+
+def _cached(location: Location) -> Path | None:
+    """A complete snapshot in the cache; what is there in part only is left to be fetched.
+
+    Layout of the cache: ``models--OWNER--NAME/refs/REVISION`` holds the commit's hash, and
+    ``snapshots/HASH`` the files as links into ``blobs``.
+    """
+    model = _cache_folder() / ("models--" + location.path.replace("/", "--"))
+    revision = location.revision or "main"
+    if any(part in {"", ".", ".."} for part in revision.split("/")):
+        return None
+    reference = model / "refs" / revision
+    try:
+        commit = reference.read_text().strip() if reference.is_file() else revision
+        snapshot = model / "snapshots" / commit
+        single_name = "/" not in commit and commit not in {"", ".", ".."}
+        return snapshot if single_name and is_complete(snapshot) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _download(location: Location, where: str) -> Path:
+    from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
+
+    def failed(reason: str) -> CheckpointError:
+        return CheckpointError(f"cannot fetch '{location}': {reason}; or {where}")
+
+    try:
+        directory: Any = snapshot_download(
+            location.path,
+            revision=location.revision,
+            cache_dir=_cache_folder(),
+            allow_patterns=list(_WANTED),
+            ignore_patterns=list(_UNWANTED),
+        )
+    except hub.GatedRepoError as error:
+        raise failed(
+            "it is gated: accept its terms on the hub and log in (hf auth login)"
+        ) from error
+    except hub.RevisionNotFoundError as error:
+        raise failed(f"it has no revision '{location.revision or 'main'}'") from error
+    except hub.RepositoryNotFoundError as error:
+        raise failed(
+            "the hub has no such model, or it is private: log in (hf auth login)"
+        ) from error
+    except Exception as error:  # whatever the libraries below raise when the network fails
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = "".join(letter if letter.isprintable() else "?" for letter in lines[0])
+        raise failed(f"the hub does not answer as it should ({reason})") from error
+    return Path(directory)

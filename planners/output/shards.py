@@ -1,0 +1,92 @@
+"""Where each output tensor goes: shards, headers and the index, known before anything is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.graph.graph import Merge, OutputFile, Write
+from mergeloom.engine.storage.safetensors import build_header
+
+ALIGNMENT = 4096
+"""Data starts at a multiple of this many bytes, so that most of it can be written directly."""
+
+INDEX_NAME = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One tensor of the output: ``merge`` rounded to ``dtype``."""
+
+    name: str
+    merge: Merge
+    dtype: DType
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.merge.shape) * self.dtype.size
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Shards and slots; ``index`` is the index file's content, or ``None`` for a single shard."""
+
+    files: tuple[OutputFile, ...]
+    writes: tuple[Write, ...]
+    index: bytes | None
+
+
+def lay_out(
+    tensors: Sequence[OutputTensor], max_shard_bytes: int, metadata: Mapping[str, str]
+) -> Layout:
+    """Distribute ``tensors``, in order, over shards of at most ``max_shard_bytes`` of data.
+
+    A tensor larger than that gets a shard of its own. Within a shard wider types come first, so
+    that every tensor is aligned to its elements.
+    """
+    shards = _shards(tensors, max_shard_bytes)
+    names = _shard_names(len(shards))
+    files = []
+    writes = []
+    weight_map = {}
+    for name, shard in zip(names, shards, strict=True):
+        ordered = sorted(shard, key=lambda tensor: -tensor.dtype.size)
+        entries = [(tensor.name, tensor.dtype, tensor.merge.shape) for tensor in ordered]
+        header, offsets = build_header(entries, metadata, ALIGNMENT)
+        size = len(header) + sum(tensor.nbytes for tensor in ordered)
+        file = OutputFile(name, header, size)
+        files.append(file)
+        for tensor, offset in zip(ordered, offsets, strict=True):
+            writes.append(Write(tensor.merge, file, offset, tensor.dtype, tensor.name))
+            weight_map[tensor.name] = name
+    index = None
+    if len(files) > 1:
+        total = sum(tensor.nbytes for tensor in tensors)
+        parameters = sum(math.prod(tensor.merge.shape) for tensor in tensors)
+        document = {
+            "metadata": {"total_parameters": parameters, "total_size": total},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+        index = (json.dumps(document, indent=2) + "\n").encode()
+    return Layout(tuple(files), tuple(writes), index)
+
+
+def _shards(tensors: Sequence[OutputTensor], max_shard_bytes: int) -> list[list[OutputTensor]]:
+    shards: list[list[OutputTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.nbytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.nbytes
+    return shards
+
+
+def _shard_names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]

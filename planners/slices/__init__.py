@@ -1,0 +1,1 @@
+"""Planning of whole models, slices and modules."""

@@ -1,0 +1,253 @@
+"""One output tensor: from its recipe to the merge that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
+from mergeloom.engine.graph.kernel import Copy
+from mergeloom.methods.declare import REQUIRED, Base, Method, Parameter, ParameterError, TensorMerge
+from mergeloom.planners.config.config import Document
+from mergeloom.planners.config.parameters import Level, Resolved, required, resolve
+from mergeloom.planners.config.yaml_values import Place
+from mergeloom.planners.models.model import Model
+from mergeloom.planners.slices.slices import Recipe, Slice
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One input of one output tensor: ``tensor`` of ``model``, in layer ``layer`` there.
+
+    ``parameters`` are the per-model ones, with their provenance; ``stands_in`` says that a tied
+    embedding stands in for a head.
+    """
+
+    model: Model
+    tensor: str
+    layer: int | None
+    is_base: bool
+    parameters: Mapping[str, Resolved]
+    stands_in: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """How one output tensor comes about, with every parameter and where it comes from.
+
+    ``method`` is ``None`` where the tensor is copied from its only contribution; ``passed_over``
+    are then the inputs that should be equal to it. ``missing`` are the models without it.
+    """
+
+    name: str
+    layer: int | None
+    method: Method | None
+    contributions: tuple[Contribution, ...]
+    settings: Mapping[str, Resolved]
+    copied_because: str | None = None
+    passed_over: tuple[Contribution, ...] = ()
+    missing: tuple[Model, ...] = ()
+
+
+class Mismatch(Exception):
+    """Inputs of one tensor whose shapes differ; collected, and reported together."""
+
+    def __init__(self, tensor: str, inputs: Sequence[Contribution]) -> None:
+        super().__init__(tensor)
+        self.tensor = tensor
+        self.inputs = inputs
+
+
+@dataclass(frozen=True, slots=True)
+class MergingRules:
+    """What holds for all tensors of one document."""
+
+    document: Document
+    method: Method
+    seed: int
+    truncate: bool
+    """Whether embeddings of different lengths are cut to their common leading rows."""
+
+
+def plan_tensor(
+    recipe: Recipe, inputs: Sequence[tuple[int, str]], rules: MergingRules, levels: Sequence[Level]
+) -> TensorPlan:
+    """Decide how ``recipe`` is merged from those ``inputs`` that exist: (source position, name).
+
+    ``levels`` are the slice's, the module's and the global parameters.
+
+    Raises:
+        ConfigError: a required parameter has no value, or one is wrong.
+        CheckpointError: the base lacks the tensor.
+    """
+    part, method = recipe.slice, rules.method
+    models = [part.sources[position].model for position, _ in inputs]
+    first = models[0]
+    present = {position for position, _ in inputs}
+    missing = tuple(s.model for i, s in enumerate(part.sources) if i not in present)
+    integer = not first.dtype(inputs[0][1]).floating
+    if len(inputs) > 1 and method.base is Base.REQUIRED and part.base not in dict(inputs):
+        base = part.sources[part.base or 0].model.name
+        raise CheckpointError(
+            f"'{recipe.name}' is in {len(inputs)} models and not in the base model '{base}', "
+            f"which '{method.name}' starts from"
+        )
+    if integer or (len(inputs) == 1 and not method.merges_one):
+        chosen = _donor(inputs, part) if integer else 0
+        reason = "it holds integers" if integer else "only one model has it"
+        found = [_contribution(part, position, name, {}) for position, name in inputs]
+        only = found.pop(chosen)
+        return TensorPlan(
+            recipe.name, recipe.layer, None, (only,), {}, reason, tuple(found), missing
+        )
+    contributions = []
+    for position, name in inputs:
+        source = part.sources[position].source
+        if source is not None:
+            own = [Level("model", source.parameters), *levels]
+        else:  # a base that was added has no parameters, unless it is merged like the others
+            own = [] if position == part.base else list(levels)
+        resolved = _resolved(method.model_parameters, own, name, recipe.t)
+        if position != part.base:
+            for parameter in method.model_parameters:
+                if parameter.name not in resolved:
+                    place = source.place if source is not None else part.entry.place
+                    model = part.sources[position].model.name
+                    raise required(parameter, model, name, place)
+        contributions.append(_contribution(part, position, name, resolved))
+    settings = _resolved(method.settings, levels, recipe.name, recipe.t)
+    for parameter in method.settings:
+        if parameter.name not in settings:
+            blocks = [s.source.parameters.places for s in part.sources if s.source is not None]
+            misplaced = next((b[parameter.name] for b in blocks if parameter.name in b), None)
+            if misplaced is not None:
+                raise misplaced.error(
+                    f"'{parameter.name}' of '{method.name}' holds for all models together: "
+                    "write it under the global 'parameters'"
+                )
+            raise required(parameter, None, recipe.name, part.entry.place)
+    return TensorPlan(
+        recipe.name, recipe.layer, method, tuple(contributions), settings, missing=missing
+    )
+
+
+def build_merge(plan: TensorPlan, builder: GraphBuilder, rules: MergingRules) -> Merge:
+    """The merge that carries out ``plan``.
+
+    Raises:
+        Mismatch: shapes of the inputs differ.
+        ConfigError: the parameters do not work together.
+    """
+    rows = _common_rows(plan, rules.truncate)
+    inputs: list[Load | Merge] = [
+        contribution.model.node(builder, contribution.tensor, rows)
+        for contribution in plan.contributions
+    ]
+    if plan.method is None:
+        return builder.merge(inputs, Copy(), plan.name)
+    merge = tensor_merge(plan, rules, inputs[0].shape)
+    try:
+        kernel = plan.method.kernel(merge)
+    except ParameterError as error:
+        place = rules.document.method_place
+        raise place.error(f"tensor '{plan.name}': {error}") from error
+    return builder.merge(inputs, kernel, plan.name)
+
+
+def tensor_merge(plan: TensorPlan, rules: MergingRules, shape: tuple[int, ...]) -> TensorMerge:
+    """What the method of ``plan`` is asked."""
+    return TensorMerge(
+        tensor=plan.name,
+        shape=shape,
+        models=tuple(_values(item.parameters) for item in plan.contributions),
+        base=next((i for i, item in enumerate(plan.contributions) if item.is_base), None),
+        settings=_values(plan.settings),
+        seed=rules.seed,
+    )
+
+
+def check_models(method: Method, part: Slice, place: Place) -> None:
+    """Check that a slice has as many models as its method needs, and a base where it needs one.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    others = len(part.sources) - (part.base is not None)
+    if method.base is Base.REQUIRED and part.base is None:
+        raise place.error(f"'{method.name}' needs a 'base_model' among the models it merges")
+    low, high = method.minimum, method.maximum
+    if others < low or (high is not None and others > high):
+        wanted = (
+            f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+        )
+        beside = ""
+        if part.base is not None:
+            beside = f" beside the base model '{part.sources[part.base].model.name}'"
+        models = "model" if wanted == "1" else "models"
+        raise place.error(f"'{method.name}' merges {wanted} {models}{beside}, here are {others}")
+
+
+def _contribution(
+    part: Slice, position: int, name: str, parameters: Mapping[str, Resolved]
+) -> Contribution:
+    source = part.sources[position]
+    layer = None
+    if name.startswith(source.tower.prefix) and source.tower.prefix:
+        number = name[len(source.tower.prefix) :].partition(".")[0]
+        layer = int(number) if number.isdigit() else None
+    return Contribution(source.model, name, layer, position == part.base, parameters)
+
+
+def _resolved(
+    parameters: Sequence[Parameter], levels: Sequence[Level], tensor: str, t: float
+) -> dict[str, Resolved]:
+    """Every parameter that has a value or a default."""
+    result = {}
+    for parameter in parameters:
+        found = resolve(parameter, levels, tensor, t) if levels else None
+        if found is None and parameter.default is not REQUIRED:
+            found = _default(parameter)
+        if found is not None:
+            result[parameter.name] = found
+    return result
+
+
+@lru_cache(maxsize=256)
+def _default(parameter: Parameter) -> Resolved:
+    return Resolved(parameter.default, "default", None, None)
+
+
+def _values(resolved: Mapping[str, Resolved]) -> dict[str, Any]:
+    return {name: item.value for name, item in resolved.items()}
+
+
+def _donor(inputs: Sequence[tuple[int, str]], part: Slice) -> int:
+    """Index of the base among the inputs, or of the first."""
+    return next((i for i, (position, _) in enumerate(inputs) if position == part.base), 0)
+
+
+def _common_rows(plan: TensorPlan, truncate: bool) -> int | None:
+    shapes = [item.model.shape(item.tensor) for item in plan.contributions]
+    if all(shape == shapes[0] for shape in shapes):
+        return None
+    only_rows_differ = all(len(s) == 2 and s[1:] == shapes[0][1:] for s in shapes)
+    if truncate and only_rows_differ and plan.layer is None:
+        return min(shape[0] for shape in shapes)
+    raise Mismatch(plan.name, plan.contributions)
+
+
+def output_dtype(plan: TensorPlan, document: Document) -> DType:
+    """The type that a tensor is written in.
+
+    Integers keep theirs; without `dtype` and `out_dtype` a tensor has its base's, or its first
+    input's, type.
+    """
+    own = next((item for item in plan.contributions if item.is_base), plan.contributions[0])
+    dtype = own.model.dtype(own.tensor)
+    if not dtype.floating:
+        return dtype
+    return document.out_dtype or document.dtype or dtype

@@ -1,0 +1,1 @@
+"""Measuring time and memory, beside mergekit and beside raw reading and writing."""

@@ -1,0 +1,236 @@
+"""The floor under a merge: a raw program that moves as many bytes, with nothing to compute.
+
+    scripts/run floor --read A/model.safetensors --read B/model.safetensors --write OUT \\
+        [--read-bytes N] [--write-bytes N]
+
+Threads read the input files and write one output file, each request with its own buffer, reads
+and writes interleaved as a merge interleaves them, and the output made durable at the end.
+Direct and buffered files, several request sizes, numbers of requests in flight, and reserving the
+output's blocks or not are tried on a cold page cache; the best one is the floor. Needs neither
+numpy nor torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts.bench.measure import cool
+
+MIB = 1 << 20
+_PAGE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How bytes are moved: around the page cache or through it, bytes of a request, threads,
+    and whether the output's blocks are reserved before.
+    """
+
+    direct: bool
+    request: int
+    flight: int
+    preallocate: bool
+
+    def __str__(self) -> str:
+        how = "direct" if self.direct else "buffered"
+        where = "into reserved blocks" if self.preallocate else "into a growing file"
+        return f"{how}, {self.request // MIB} MiB, {self.flight} in flight, {where}"
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The best seconds, and the settings that they took."""
+
+    seconds: float
+    settings: Settings
+    read_bytes: int
+    write_bytes: int
+
+
+class _Request(NamedTuple):
+    fd: int
+    position: int
+    length: int
+    writes: bool
+
+
+def floor(
+    inputs: Sequence[Path],
+    output: Path,
+    read_bytes: int,
+    write_bytes: int,
+    *,
+    repeat: int = 1,
+) -> Floor:
+    """The fastest way found to read ``read_bytes`` of ``inputs`` and write ``write_bytes``.
+
+    Each input gives its share of the bytes by its size. ``output`` is removed afterwards.
+    Direct and buffered requests of 8 MiB are tried with 2, 4 and 8 in flight, then 4 and 16 MiB
+    in the better way, then without what was reserved or with it; the best settings are measured
+    ``repeat`` times and the least time counts.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    tried: list[Floor] = []
+
+    def attempt(settings: Settings) -> None:
+        with suppress(_RefusedError):
+            seconds = _measured(inputs, output, read_bytes, write_bytes, settings)
+            tried.append(Floor(seconds, settings, read_bytes, write_bytes))
+
+    def best() -> Floor:
+        return min(tried, key=lambda result: result.seconds)
+
+    for direct in (True, False):
+        for flight in (2, 4, 8):
+            attempt(Settings(direct, 8 * MIB, flight, preallocate=direct))
+    found = best().settings
+    for request in (4, 16):
+        attempt(replace(found, request=request * MIB))
+    found = best().settings
+    attempt(replace(found, preallocate=not found.preallocate))
+    for _ in range(repeat - 1):
+        attempt(best().settings)
+    return best()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; the result is its exit status."""
+    parser = argparse.ArgumentParser(prog="run floor", description=__doc__.split("\n")[0])
+    parser.add_argument("--read", type=Path, action="append", required=True, metavar="FILE")
+    parser.add_argument("--write", type=Path, required=True, metavar="FILE", help="removed after")
+    parser.add_argument("--read-bytes", type=int, help="by default all bytes of the inputs")
+    parser.add_argument("--write-bytes", type=int, help="by default the mean size of an input")
+    parser.add_argument("--repeat", type=int, default=1, help="of the best settings")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    options = parser.parse_args(arguments)
+    try:
+        size = sum(path.stat().st_size for path in options.read)
+        found = floor(
+            options.read,
+            options.write,
+            size if options.read_bytes is None else options.read_bytes,
+            size // len(options.read) if options.write_bytes is None else options.write_bytes,
+            repeat=options.repeat,
+        )
+    except OSError as error:
+        print(f"bench_floor: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(asdict(found)))
+    else:
+        moved = found.read_bytes + found.write_bytes
+        print(f"{found.seconds:.2f} s, {moved / found.seconds / 1e6:.0f} MB/s ({found.settings})")
+    return 0
+
+
+class _RefusedError(Exception):
+    """The file system does not do direct requests."""
+
+
+def _measured(
+    inputs: Sequence[Path], output: Path, read_bytes: int, write_bytes: int, settings: Settings
+) -> float:
+    output.unlink(missing_ok=True)
+    cool(inputs)
+    began = time.perf_counter()
+    try:
+        _move(inputs, output, read_bytes, write_bytes, settings)
+        return time.perf_counter() - began
+    finally:
+        output.unlink(missing_ok=True)
+
+
+def _move(
+    inputs: Sequence[Path], output: Path, read_bytes: int, write_bytes: int, settings: Settings
+) -> None:
+    direct = os.O_DIRECT if settings.direct else 0
+    opened: list[int] = []
+    try:
+        try:
+            opened.extend(os.open(path, os.O_RDONLY | direct) for path in inputs)
+            target = os.open(output, os.O_RDWR | os.O_CREAT | direct, 0o644)
+        except OSError as error:
+            if direct:
+                raise _RefusedError from error
+            raise
+        opened.append(target)
+        if write_bytes and settings.preallocate:
+            os.posix_fallocate(target, 0, write_bytes)
+        sizes = [os.fstat(fd).st_size for fd in opened[:-1]]
+        shares = [read_bytes * size // max(1, sum(sizes)) for size in sizes]
+        reads = _requests(list(zip(opened, shares, strict=False)), settings.request, False)
+        writes = _requests([(target, write_bytes)], settings.request, True)
+        _serve(_interleaved(reads, writes), settings)
+        os.ftruncate(target, write_bytes)
+        os.fdatasync(target)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _requests(parts: Sequence[tuple[int, int]], size: int, writes: bool) -> list[_Request]:
+    """Requests for the leading bytes of each file; the files take turns, as in a merge."""
+    found = [
+        (position / max(1, length), _Request(fd, position, min(size, length - position), writes))
+        for fd, length in parts
+        for position in range(0, length, size)
+    ]
+    return [request for _, request in sorted(found, key=lambda item: item[0])]
+
+
+def _interleaved(reads: list[_Request], writes: list[_Request]) -> list[_Request]:
+    turns = [((number + 0.5) / len(reads), request) for number, request in enumerate(reads)]
+    turns += [((number + 1.0) / len(writes), request) for number, request in enumerate(writes)]
+    return [request for _, request in sorted(turns, key=lambda item: item[0])]
+
+
+def _serve(requests: list[_Request], settings: Settings) -> None:
+    """Carry out requests in order, ``flight`` at a time."""
+    waiting: Iterator[_Request] = iter(requests)
+    lock = threading.Lock()
+    errors: list[OSError] = []
+
+    def work() -> None:
+        with mmap.mmap(-1, settings.request) as block, memoryview(block) as memory:
+            while not errors:
+                with lock:
+                    request = next(waiting, None)
+                if request is None:
+                    return
+                try:
+                    _carry_out(request, memory, settings.direct)
+                except OSError as error:
+                    errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(settings.flight)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _carry_out(request: _Request, memory: memoryview, direct: bool) -> None:
+    length = -(-request.length // _PAGE) * _PAGE if direct else request.length
+    call = os.pwritev if request.writes else os.preadv
+    done = 0
+    while done < request.length:
+        with memory[done:length] as rest:
+            count = call(request.fd, [rest], request.position + done)
+        if count == 0:
+            return
+        done += count

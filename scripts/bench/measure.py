@@ -1,0 +1,120 @@
+"""Whole processes, measured: wall time, peak memory, on a cold page cache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from scripts.bench.cgroup import GroupUsage, MemoryGroup
+
+_DROP = Path("/proc/sys/vm/drop_caches")
+_SECTOR = 512
+_CHECK_SECONDS = 0.2
+
+
+class StoppedError(OSError):
+    """A run was stopped; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run of a command: seconds of wall time, peak resident memory in bytes, bytes that it
+    had read from and written to disks (not the page cache), exit status (negative: the signal
+    that ended it), what it printed, and what its memory cgroup counted.
+    """
+
+    seconds: float
+    peak_bytes: int
+    read_bytes: int
+    write_bytes: int
+    status: int
+    output: str
+    complaints: str
+    group: GroupUsage | None
+
+
+def run(
+    command: Sequence[str],
+    *,
+    limit: int | None = None,
+    variables: Mapping[str, str] | None = None,
+    check: Callable[[], str | None] | None = None,
+) -> Measured:
+    """Run ``command`` to its end, in a memory cgroup of ``limit`` bytes if given.
+
+    ``check`` is called several times a second and stops the run by returning a reason.
+
+    Raises:
+        StoppedError: ``check`` stopped it.
+        OSError: it cannot be started, or the cgroup cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        group = None if limit is None else stack.enter_context(MemoryGroup(limit))
+        output = stack.enter_context(tempfile.TemporaryFile())
+        complaints = stack.enter_context(tempfile.TemporaryFile())
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            list(command) if group is None else group.command(command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=complaints,
+            env={**os.environ, **(variables or {})},
+        )
+        try:
+            found, status, used = os.wait4(process.pid, 0 if check is None else os.WNOHANG)
+            while check is not None and found == 0:
+                reason = check()
+                if reason is not None:
+                    raise StoppedError(reason)
+                time.sleep(_CHECK_SECONDS)
+                found, status, used = os.wait4(process.pid, os.WNOHANG)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return Measured(
+            seconds,
+            used.ru_maxrss * 1024,
+            used.ru_inblock * _SECTOR,
+            used.ru_oublock * _SECTOR,
+            process.returncode,
+            _text(output),
+            _text(complaints),
+            None if group is None else group.usage(),
+        )
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+def cool(files: Iterable[Path]) -> str:
+    """Put ``files`` out of the page cache, all others too if permitted; say how."""
+    os.sync()
+    try:
+        _DROP.write_text("1")
+    except OSError:
+        for path in files:
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return "fadvise"
+    return "drop_caches"
+
+
+def warm_up(files: Iterable[Path]) -> None:
+    """Put ``files`` into the page cache."""
+    piece = bytearray(1 << 24)
+    for path in files:
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(piece):
+                pass

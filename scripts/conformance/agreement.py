@@ -1,0 +1,341 @@
+"""One tensor as both programs merged it: how far apart they are, and for which reason.
+
+Distances are in units: roundings of float32 (2⁻²³) of the magnitudes that were added up for an
+element, to which comes the last place of a result that is stored in 16 bits. Where mergeloom and
+mergekit are more than `LIMIT` units apart, one of `DIFFERENCES` must explain it. docs/methods.md
+describes each by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scripts.conformance import oracle
+from scripts.conformance.oracle import Answer
+
+LIMIT = 4.0
+"""Units that a few float32 operations in another order make."""
+
+_UNIT = 2.0**-23
+_ANGLES = 2.0**13
+"""Units up to which an angle goes astray in float32: the arc cosine of a number near 1 loses half
+of the digits, so that 2⁻¹² of the angle is noise."""
+_SMALL = 1e-6
+"""Sum of mean squares below which mergekit weighs all models alike."""
+_SCORES = 0.15
+"""Share of elements of a tensor whose choice may hang on scores in float32."""
+
+_GRAM = ("slerp", "nuslerp", "multislerp", "karcher", "model_stock")
+_BAND = ("ties", "breadcrumbs", "breadcrumbs_ties")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a tensor was merged from: the inputs as stored, and the parameters for them.
+
+    ``method`` is ``None`` where the one tensor of ``others`` was copied. ``each`` goes by
+    ``others``.
+    """
+
+    method: str | None
+    base: Tensor | None
+    others: tuple[Tensor, ...]
+    each: tuple[Mapping[str, Any], ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def answer(self) -> Answer:
+        """The method's result in float64.
+
+        Raises:
+            ValueError: it hangs on a random choice.
+        """
+        return _ANSWERS[self.method](self)
+
+    def all(self, name: str) -> list[Any]:
+        """A parameter of each of the models that are not the base."""
+        return [given[name] for given in self.each]
+
+    def some(self, *names: str) -> list[Any]:
+        """Parameters of all models together."""
+        return [self.settings[name] for name in names]
+
+    @property
+    def start(self) -> Tensor:
+        """The base.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.base is None:
+            raise ValueError("no base")
+        return self.base
+
+
+@dataclass(frozen=True)
+class Results:
+    """A tensor of both programs, in float64, beside the right answer and its scale."""
+
+    inputs: Inputs
+    ours: Tensor
+    theirs: Tensor
+    answer: Answer
+    scale: Tensor
+    kind: torch.finfo
+
+    @classmethod
+    def of(cls, inputs: Inputs, ours: Tensor, theirs: Tensor) -> Results:
+        """From the tensors as written."""
+        answer = inputs.answer()
+        everything = (*inputs.others, *([] if inputs.base is None else [inputs.base]))
+        scale = torch.stack([tensor.double().abs() for tensor in everything]).sum(0)
+        scale = scale.maximum(answer.scale)
+        kind = torch.finfo(ours.dtype)
+        return cls(inputs, ours.double(), theirs.double(), answer, scale, kind)
+
+    def units(self, one: Tensor, other: Tensor) -> Tensor:
+        """The distance of two results, element by element."""
+        unit = self.scale * _UNIT + 1e-42
+        if self.kind.bits == 16:
+            unit += one.abs().clamp_min(self.kind.tiny) * self.kind.eps
+        distance = (one - other).abs() / unit
+        return torch.where(one == other, 0.0, distance).nan_to_num(float("inf"))
+
+    @property
+    def error(self) -> Tensor:
+        """Units from mergeloom to the answer; 0 where a decision hangs on the last bit."""
+        off = self.units(self.ours, self.answer.value)
+        return off if self.answer.either is None else off.masked_fill(self.answer.either, 0.0)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two results compare.
+
+    ``units`` is the largest distance of what no difference explains, ``error`` that of mergeloom
+    from the answer, ``apart`` that of both programs where reasons are roundings. ``explained``
+    counts the elements that were decided otherwise, by reason.
+    """
+
+    elements: int
+    units: float
+    error: float
+    apart: float
+    explained: Mapping[str, int]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is left unexplained, and mergeloom is right."""
+        return self.units <= LIMIT and self.error <= LIMIT
+
+
+def compare(results: Results) -> Agreement:
+    """Compare both programs' results for one tensor."""
+    distance = results.units(results.ours, results.theirs)
+    left = distance > LIMIT
+    explained = {}
+    decided = torch.zeros_like(left)
+    for name, explains in DIFFERENCES.items():
+        if not bool(left.any()):
+            break
+        found = explains(results) & left
+        if bool(found.any()):
+            explained[name] = int(found.sum())
+            left &= ~found
+            decided |= found if name != "float32 angles" else False
+    angles = distance.masked_fill(decided, 0.0)
+    unexplained = distance if "float32 angles" not in explained else distance * left
+    return Agreement(
+        distance.numel(),
+        _most(unexplained.masked_fill(decided, 0.0)),
+        _most(results.error),
+        _most(angles),
+        explained,
+    )
+
+
+def decisions(results: Results) -> Tensor:
+    """Where the result hangs on equal numbers or on the last bit: roundings do not show there."""
+    either = results.answer.either
+    doubtful = torch.zeros_like(results.scale, dtype=torch.bool) if either is None else either
+    return doubtful | _equal_magnitudes(results)
+
+
+def ulps(found: Tensor, results: Results) -> Tensor:
+    """Distances from the answer in units in the last place of bfloat16.
+
+    Where an answer is less than 2⁻⁸ of the magnitudes that were added up, it is less than the last
+    place of what it was made from: then the unit is that of 2⁻⁸ of them.
+    """
+    exact = results.answer.value
+    magnitude = exact.abs().maximum(results.scale * 2.0**-8)
+    exponent = torch.floor(torch.log2(magnitude.clamp_min(torch.finfo(torch.bfloat16).tiny)))
+    return (found - exact).abs() / torch.exp2(exponent - 7)
+
+
+def _most(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0
+
+
+# --- differences, by the names that the documentation has -----------------------------------------
+
+
+def _equal_magnitudes(results: Results) -> Tensor:
+    """Where an element is just as large as the last one that is kept, or dropped."""
+    inputs = results.inputs
+    found = torch.zeros_like(results.scale, dtype=torch.bool)
+    if inputs.method == "sce" and inputs.settings["select_topk"] < 1:
+        spread = oracle.variance(inputs.start, inputs.others).double()
+        rank = int(int((spread != 0).sum()) * inputs.settings["select_topk"])
+        return found | _at_ranks(spread, (rank,), 1e-5)
+    if inputs.method in _BAND:
+        taus = oracle.differences(inputs.start, inputs.others)
+        for tau, each in zip(taus, inputs.each, strict=True):
+            if each["density"] < 1:
+                keep = int(each["density"] * tau.numel())
+                skip = min(int(each.get("gamma", 0) * tau.numel()), tau.numel() - keep)
+                found |= _at_ranks(tau.abs(), (skip, skip + keep), 0.0)
+    return found
+
+
+def _at_ranks(magnitudes: Tensor, ranks: Sequence[int], near: float) -> Tensor:
+    """Where magnitudes equal that of a rank behind which there are more of them."""
+    order = magnitudes.reshape(-1).sort(descending=True).values
+    found = torch.zeros_like(magnitudes, dtype=torch.bool)
+    for rank in ranks:
+        if 0 < rank < len(order) and order[rank - 1] - order[rank] <= near * order[rank - 1]:
+            found |= (magnitudes - order[rank - 1]).abs() <= near * order[rank - 1]
+    return found
+
+
+def _balanced_votes(results: Results) -> Tensor:
+    """Where the votes for both signs are the same but for rounding."""
+    either = results.answer.either
+    if either is None or results.inputs.method == "arcee_fusion":
+        return torch.zeros_like(results.scale, dtype=torch.bool)
+    return either
+
+
+def _small_squares(results: Results) -> Tensor:
+    """Where mergekit has what weights that are all alike give, as the mean squares are small."""
+    return _as_selected(results, even=True)
+
+
+def _as_selected(results: Results, even: bool) -> Tensor:
+    """Where mergekit has what the method gives for the positions that it took.
+
+    These may be others only where variances are equal but for rounding. ``even``: weights are all
+    alike, which they may be only where the mean squares are small.
+    """
+    inputs = results.inputs
+    nothing = torch.zeros_like(results.scale, dtype=torch.bool)
+    if inputs.method != "sce":
+        return nothing
+    taus = oracle.differences(inputs.start, inputs.others)
+    topk, selection = inputs.settings["select_topk"], None
+    if topk < 1:
+        selection = results.theirs != inputs.start.float().double()
+        spread = oracle.variance(inputs.start, inputs.others)
+        rank = int(int((spread != 0).sum()) * topk)
+        expected = oracle.largest(spread, rank) | _at_ranks(spread.double(), (rank,), 1e-5)
+        if bool((selection & ~expected).any()):
+            return nothing
+        taus = [tau * selection for tau in taus]
+    if even != (sum(float(tau.square().mean()) for tau in taus) < _SMALL):
+        return nothing
+    answer = oracle.sce(inputs.start, inputs.others, topk, selection, even)
+    return results.units(results.theirs, answer.value) <= LIMIT
+
+
+def _float32_angles(results: Results) -> Tensor:
+    """Where a norm or an angle was computed in float32, and mergeloom's is the right one."""
+    if results.inputs.method not in _GRAM or _most(results.error) > LIMIT:
+        return torch.zeros_like(results.scale, dtype=torch.bool)
+    return results.units(results.ours, results.theirs) <= _ANGLES
+
+
+def _float32_scores(results: Results) -> Tensor:
+    """Where both programs took the value of one model or the other, but not of the same."""
+    inputs = results.inputs
+    if inputs.method != "arcee_fusion":
+        return torch.zeros_like(results.scale, dtype=torch.bool)
+    ends = [tensor.double() for tensor in (inputs.start, *inputs.others)]
+    one, other = ((results.theirs == end) | (results.ours == end) for end in ends)
+    found = one & other & (results.ours != results.theirs)
+    return found if float(found.double().mean()) <= _SCORES else torch.zeros_like(found)
+
+
+DIFFERENCES: dict[str, Callable[[Results], Tensor]] = {
+    "equal magnitudes": lambda r: _equal_magnitudes(r) | _as_selected(r, even=False),
+    "balanced votes": _balanced_votes,
+    "small squares": _small_squares,
+    "float32 angles": _float32_angles,
+    "float32 scores": _float32_scores,
+}
+
+
+# --- right answers --------------------------------------------------------------------------------
+
+
+def _without_drops(inputs: Inputs) -> Answer:
+    """What is left of a method that drops at random where it drops nothing."""
+    alike = all(torch.equal(other, inputs.start) for other in inputs.others)
+    if not alike and any(density < 1 for density in inputs.all("density")):
+        raise ValueError("a random choice has no answer of its own")
+    combine = oracle.elect if inputs.method in ("dare_ties", "della") else oracle.add_up
+    taus = oracle.differences(inputs.start, inputs.others)
+    return combine(inputs.start, taus, inputs.all("weight"), *inputs.some("normalize", "lambda"))
+
+
+def _band(inputs: Inputs) -> Answer:
+    weights, densities, gammas = (inputs.all(name) for name in ("weight", "density", "gamma"))
+    settings = inputs.some("normalize", "lambda", "rescale")
+    signs = inputs.method == "breadcrumbs_ties"
+    return oracle.breadcrumbs(
+        inputs.start, inputs.others, weights, densities, gammas, *settings, signs=signs
+    )
+
+
+def _nuslerp(inputs: Inputs) -> Answer:
+    flat, rows = inputs.some("nuslerp_flatten", "nuslerp_row_wise")
+    dim = None if flat else 0 if rows else -1
+    return oracle.nuslerp(inputs.others, inputs.all("weight"), inputs.base, dim)
+
+
+_ANSWERS: dict[str | None, Callable[[Inputs], Answer]] = {
+    None: lambda i: oracle.linear(i.others, [1.0], False),
+    "passthrough": lambda i: oracle.linear(i.others, [i.all("scale")[0] or 1.0], False),
+    "linear": lambda i: oracle.linear(i.others, i.all("weight"), *i.some("normalize")),
+    "slerp": lambda i: oracle.slerp(i.start, i.others[0], *i.some("t")),
+    "nuslerp": _nuslerp,
+    "multislerp": lambda i: oracle.multislerp(
+        i.others, i.all("weight"), i.base, *i.some("normalize_weights")
+    ),
+    "karcher": lambda i: oracle.karcher(i.others, *i.some("max_iter", "tol")),
+    "model_stock": lambda i: oracle.model_stock(i.start, i.others, *i.some("filter_wise")),
+    "task_arithmetic": lambda i: oracle.task_arithmetic(
+        i.start, i.others, i.all("weight"), *i.some("normalize", "lambda")
+    ),
+    "ties": lambda i: oracle.ties(
+        i.start,
+        i.others,
+        i.all("weight"),
+        i.all("density"),
+        *i.some("normalize", "lambda", "rescale"),
+    ),
+    "breadcrumbs": _band,
+    "breadcrumbs_ties": _band,
+    "dare_linear": _without_drops,
+    "dare_ties": _without_drops,
+    "della": _without_drops,
+    "della_linear": _without_drops,
+    "sce": lambda i: oracle.sce(i.start, i.others, *i.some("select_topk")),
+    "ram": lambda i: oracle.ram(i.start, i.others, *i.some("epsilon")),
+    "ramplus_tl": lambda i: oracle.ram(i.start, i.others, *i.some("epsilon", "r", "alpha")),
+    "nearswap": lambda i: oracle.nearswap(i.start, i.others[0], *i.some("t")),
+    "arcee_fusion": lambda i: oracle.arcee_fusion(i.start, i.others[0]),
+}

@@ -1,0 +1,1 @@
+"""Kills, faults, power loss, hostile files."""

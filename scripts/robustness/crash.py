@@ -1,0 +1,479 @@
+"""Kill merges anywhere, resume them, and compare with a run that nobody disturbed.
+
+    scripts/run crash                       one round of every kind of kernel
+    scripts/run crash --kills 500           until so many processes were killed
+    scripts/run crash --seed 7 --kinds copy,rank
+
+A round merges into a new directory. It kills the process (SIGKILL) at a random moment, or right
+before or after one of its calls of the file system (with a liking for renames, syncs and the
+journal), once or several times in a row, each time resuming with another budget, number of
+threads and way of access. At the end every file must have the SHA-256 of the undisturbed run,
+what the journal held must not have been read again, and what was repeated must have been in flight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mergeloom.engine.graph.graph import Write
+from mergeloom.engine.output.journal import JournalContent, read_journal
+from mergeloom.engine.output.manifest import DIRECTORY
+from mergeloom.engine.plan.schedule import Machine, Schedule, schedule
+from mergeloom.engine.storage.file_system import Files
+from scripts.fixtures.shapes import Shape
+from scripts.robustness.small_merges import digests
+
+R = TypeVar("R")
+MIB = 1 << 20
+
+KINDS: dict[str, dict[str, Any]] = {
+    "copy": {"merge_method": "passthrough", "models": ["one"]},
+    "elementwise": {
+        "merge_method": "linear",
+        "models": ["base", "one", "two"],
+        "parameters": {"weight": 0.4},
+    },
+    "gram": {
+        "merge_method": "slerp",
+        "base_model": "base",
+        "models": ["one"],
+        "parameters": {"t": 0.3},
+    },
+    "rank": {
+        "merge_method": "ties",
+        "base_model": "base",
+        "models": ["one", "two"],
+        "parameters": {"weight": 0.5, "density": 0.3},
+    },
+    "random": {
+        "merge_method": "dare_ties",
+        "base_model": "base",
+        "models": ["one", "two"],
+        "parameters": {"weight": 0.5, "density": 0.4},
+    },
+    "rowwise": {
+        "merge_method": "nuslerp",
+        "models": ["one", "two"],
+        "parameters": {"weight": 0.5, "nuslerp_row_wise": True},
+    },
+}
+"""A merge for each kind of kernel."""
+
+SHAPE = Shape("llama", 3, 512, 1536, 8, 4, 64, 6000, shard_bytes=4 * MIB)
+_SHARD_BYTES = 3 * MIB
+_OCCUPIED = 300 * MIB
+_LIKED = ("rename", "sync", "journal", "sync_directory", "remove", "make_directory", "truncate")
+
+
+class Shared:
+    """Numbers that outlive the process that counts them."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def __getitem__(self, place: int) -> int:
+        (value,) = struct.unpack_from("q", self._memory, 8 * place)
+        return int(value)
+
+    def __setitem__(self, place: int, value: int) -> None:
+        struct.pack_into("q", self._memory, 8 * place, value)
+
+    def clear(self) -> None:
+        self._memory[:] = bytes(mmap.PAGESIZE)
+
+
+READ, READS, READ_AT_COMMIT = range(3)
+"""What is shared: bytes read, requests, bytes read when the last commit to be durable began."""
+
+
+class CountingFiles(Files):
+    """Counts what is read and which calls are made; ends the process at one of them.
+
+    ``kind`` and ``number`` choose the call (the first is 1); ``after`` says on which side of it
+    the process is killed. A write is cut short first, so that a torn one is left behind.
+    """
+
+    def __init__(
+        self, shared: Shared, kind: str | None = None, number: int = 0, after: bool = False
+    ) -> None:
+        self._shared = shared
+        self._kind = kind
+        self._number = number
+        self._after = after
+        self.calls: Counter[str] = Counter()
+        self._journal = -1
+        self._commit_began: int | None = None
+        self._lock = threading.Lock()
+
+    def open(self, path: Path | str, flags: int) -> int:
+        fd = super().open(path, flags)
+        if Path(path).name == "journal":
+            self._journal = fd
+        return fd
+
+    def read(self, fd: int, buffer: memoryview, position: int) -> int:
+        count = super().read(fd, buffer, position)
+        with self._lock:
+            self._shared[READ] += count
+            self._shared[READS] += 1
+        return count
+
+    def write(self, fd: int, content: memoryview | bytes, position: int) -> int:
+        view = memoryview(content)
+        kind = "journal" if fd == self._journal else "write"
+
+        def torn() -> None:
+            super(CountingFiles, self).write(fd, view[: len(view) // 2], position)
+
+        return self._counted(
+            kind, lambda: super(CountingFiles, self).write(fd, view, position), torn
+        )
+
+    def sync(self, fd: int) -> None:
+        # A commit takes what is complete when it begins: it syncs shards, then the journal.
+        if self._commit_began is None:
+            self._commit_began = self._shared[READ]
+        self._counted("sync", lambda: super(CountingFiles, self).sync(fd))
+        if fd == self._journal:
+            self._shared[READ_AT_COMMIT] = self._commit_began
+            self._commit_began = None
+
+    def truncate(self, fd: int, size: int) -> None:
+        self._counted("truncate", lambda: super(CountingFiles, self).truncate(fd, size))
+
+    def make_directory(self, path: Path) -> None:
+        self._counted("make_directory", lambda: super(CountingFiles, self).make_directory(path))
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._commit_began = None  # a complete shard was synced once more, and recorded before
+        self._counted("rename", lambda: super(CountingFiles, self).rename(source, target))
+
+    def remove(self, path: Path) -> None:
+        self._counted("remove", lambda: super(CountingFiles, self).remove(path))
+
+    def sync_directory(self, path: Path) -> None:
+        self._counted("sync_directory", lambda: super(CountingFiles, self).sync_directory(path))
+
+    def _counted(
+        self, kind: str, call: Callable[[], R], torn: Callable[[], None] = lambda: None
+    ) -> R:
+        with self._lock:
+            self.calls[kind] += 1
+            chosen = (kind, self.calls[kind]) == (self._kind, self._number)
+        if chosen and not self._after:
+            torn()
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = call()
+        if chosen:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How one process of a round runs, and what is to end it."""
+
+    ram: int
+    threads: int
+    io: str
+    commit_seconds: float
+    restart: bool = False
+    seconds: float | None = None
+    call: str | None = None
+    number: int = 0
+    after: bool = False
+
+    @property
+    def machine(self) -> Machine:
+        return Machine(self.threads, _OCCUPIED, 0)
+
+
+@dataclass
+class Tally:
+    """What was tried, how often, and how much work was repeated for it."""
+
+    kills: Counter[str]
+    runs: int = 0
+    rounds: int = 0
+    undisturbed_bytes: int = 0
+    repeated_bytes: int = 0
+    largest_repeated: int = 0
+
+
+class CrashTest:
+    """Merges of one kind, in a directory of their own, with models in ``models``.
+
+    All merges run in forked processes, so that hundreds of them need not import torch again.
+    """
+
+    def __init__(self, kind: str, models: Path, directory: Path, seed: int) -> None:
+        from mergeloom import api
+
+        self.kind = kind
+        self._directory = directory
+        self._chance = random.Random(f"{kind} {seed}")
+        self._shared = Shared()
+        config = {"dtype": "bfloat16", **KINDS[kind]}
+        self._planned = api.plan(
+            config, ram="8GiB", search=[models], max_shard_size=_SHARD_BYTES, threads=2
+        )
+        self._graph = self._planned.plan.graph
+        self._writes = {(write.file.name, write.name): write for write in self._graph.writes}
+        self._output = directory / "reference"
+        began = time.monotonic()
+        self._calls = Counter(self._run(Setting(8 << 30, 2, "direct", 0.05))["calls"])
+        self._seconds = time.monotonic() - began
+        self._expected = digests(self._output)
+        self._output = directory / "out"
+
+    def round(self, tally: Tally) -> None:
+        """One merge, killed once or several times, and finished.
+
+        Raises:
+            AssertionError: something was lost, or repeated that need not be.
+        """
+        shutil.rmtree(self._output, ignore_errors=True)
+        finished_before = self._chance.random() < 0.1
+        if finished_before:  # another merge's output is in the way: --restart
+            shutil.copytree(self._directory / "reference", self._output)
+            tally.runs += 1
+        kills = 1
+        while self._chance.random() < 0.5:
+            kills += 1
+        for number in range(kills):
+            restart = (finished_before and number == 0) or self._chance.random() < 0.05
+            self._killed(self._drawn(restart), tally)
+        manifest = self._output / DIRECTORY / "manifest.json"
+        if finished_before and manifest.exists():  # killed before it began
+            shutil.rmtree(self._output)
+        self._finished(replace(self._drawn(False), seconds=None, call=None), tally)
+        tally.rounds += 1
+
+    def _drawn(self, restart: bool) -> Setting:
+        chance = self._chance
+        threads = chance.choice((1, 2, 4))
+        least = schedule(self._graph, None, Machine(threads, _OCCUPIED, 0)).minimum_bytes
+        ram = chance.choice((least, least + chance.randrange(64) * MIB, 8 << 30))
+        io = chance.choice(("direct", "buffered", "auto"))
+        commit = chance.choice((0.01, 0.03, 0.1))
+        if chance.random() < 0.5:
+            seconds = self._seconds * chance.uniform(0, 1)
+            return Setting(ram, threads, io, commit, restart, seconds=seconds)
+        kinds = [kind for kind in _LIKED if self._calls[kind]] + ["write"]
+        call = chance.choice(kinds)
+        number = 1 + int(self._calls[call] * chance.random() ** 2)  # a resumed run makes fewer
+        after = chance.random() < 0.5
+        return Setting(ram, threads, io, commit, restart, call=call, number=number, after=after)
+
+    def _killed(self, setting: Setting, tally: Tally) -> None:
+        """Run until the kill; check what it left against what it had read."""
+        before = set() if setting.restart else self._recorded()
+        self._shared.clear()
+        pid = self._fork(setting)
+        if setting.seconds is not None:
+            time.sleep(setting.seconds)
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        tally.runs += 1
+        if not os.WIFSIGNALED(status):  # it was faster
+            self._told()
+            return
+        tally.kills[setting.call or "any moment"] += 1
+        recorded = self._recorded()
+        if setting.restart and before <= recorded and not self._shared[READ]:
+            return  # killed before the old records went aside
+        if not (self._output / DIRECTORY / "journal").exists():
+            return  # nothing was begun, or all is finished
+        assert before <= recorded, "the journal forgot tensors"
+        run = schedule(self._graph.without(before), setting.ram, setting.machine)
+        useful, largest = _reads(run, recorded - before)
+        read, slack = self._shared[READ], 8192 * self._shared[READS]
+        repeated = max(read - useful - slack, 0)
+        since = read - self._shared[READ_AT_COMMIT]
+        bound = since + run.ledger_bytes + 2 * largest
+        assert repeated <= bound, (
+            f"{repeated} of {read} bytes read will be read again, {bound} were in flight"
+        )
+        tally.repeated_bytes += repeated
+        tally.largest_repeated = max(tally.largest_repeated, repeated)
+
+    def _finished(self, setting: Setting, tally: Tally) -> None:
+        """Run to the end; check the result, and that nothing that was recorded was read again."""
+        before = self._recorded()
+        done = (self._output / DIRECTORY / "manifest.json").exists()
+        self._shared.clear()
+        told = self._run(setting)
+        tally.runs += 1
+        tally.undisturbed_bytes += self._planned.schedule.read_bytes
+        assert digests(self._output) == self._expected, "the result differs"
+        assert not told["warnings"], told["warnings"]
+        if done:
+            assert told["read_bytes"] == 0
+            return
+        rest = schedule(self._graph.without(before), setting.ram, setting.machine)
+        assert told["resumed"] == len(before), "recorded tensors were merged again"
+        assert told["read_bytes"] == rest.read_bytes
+
+    def _recorded(self) -> set[Write]:
+        """The writes that the journal speaks of."""
+        path = self._output / DIRECTORY / "journal"
+        found: JournalContent | None = read_journal(path) if path.exists() else None
+        if found is None:
+            return set()
+        assert found.damaged == 0, "the journal is damaged"
+        return {self._writes[entry.file, entry.tensor] for entry in found.finished}
+
+    def _run(self, setting: Setting) -> dict[str, Any]:
+        pid = self._fork(setting)
+        _, status = os.waitpid(pid, 0)
+        told = self._told()
+        assert status == 0, f"ended with status {status}"
+        return told
+
+    def _told(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads((self._directory / "told").read_text())
+        assert "error" not in told, told["error"]
+        return told
+
+    def _fork(self, setting: Setting) -> int:
+        (self._directory / "told").unlink(missing_ok=True)
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            told = self._merge(setting)
+        except BaseException:
+            told = {"error": traceback.format_exc()}
+        (self._directory / "told").write_text(json.dumps(told))
+        os._exit(0)
+
+    def _merge(self, setting: Setting) -> dict[str, Any]:
+        from mergeloom.engine import job as jobs
+        from mergeloom.engine.storage.files import IOMode
+
+        files = CountingFiles(self._shared, setting.call, setting.number, setting.after)
+        outcome = jobs.run(
+            self._planned.plan.job({}),
+            self._output,
+            jobs.Options(
+                ram=setting.ram,
+                machine=setting.machine,
+                io=IOMode(setting.io),
+                restart=setting.restart,
+                commit_seconds=setting.commit_seconds,
+                files=files,
+            ),
+        )
+        return {
+            "calls": dict(files.calls),
+            "read_bytes": outcome.read_bytes,
+            "resumed": outcome.resumed,
+            "warnings": outcome.warnings,
+        }
+
+
+def _reads(run: Schedule, done: set[Write]) -> tuple[int, int]:
+    """Bytes that a run reads for the merges of ``done``, and the most for any one merge."""
+    totals = [0] * len(run.placements)
+    for tile in run.steps():
+        work = run.placements[tile.placement].work
+        grains = work.grains
+        first = tile.first * grains.size
+        count = min(tile.grains * grains.size, grains.total - first)
+        totals[tile.placement] += sum(count * work.leaves[at].dtype.size for at in tile.reads)
+    useful = sum(
+        total
+        for total, placement in zip(totals, run.placements, strict=True)
+        if done.issuperset(placement.work.writes)
+    )
+    return useful, max(totals, default=0)
+
+
+def make_models(directory: Path) -> None:
+    """A base and two fine-tunes, in a process of their own: making them starts threads."""
+    pid = os.fork()
+    if not pid:
+        from scripts.fixtures.checkpoints import make
+
+        make(directory / "base", SHAPE)
+        make(directory / "one", SHAPE, finetune_of=0, seed=1)
+        make(directory / "two", SHAPE, finetune_of=0, seed=2)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if status:
+        raise OSError("the models could not be made")
+
+
+def rounds(
+    kinds: Sequence[str], kills: int, seed: int, directory: Path
+) -> Iterator[tuple[str, Tally]]:
+    """Rounds of every kind in turn, until ``kills`` processes were killed; yields after each."""
+    models = directory / "models"
+    make_models(models)
+    tests, tallies = {}, {}
+    for kind in kinds:
+        (directory / kind).mkdir()
+        tests[kind] = CrashTest(kind, models, directory / kind, seed)
+        tallies[kind] = Tally(Counter())
+    while True:
+        for kind in kinds:
+            tests[kind].round(tallies[kind])
+            yield kind, tallies[kind]
+        if sum(tally.kills.total() for tally in tallies.values()) >= kills:
+            return
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; the result is its exit status."""
+    parser = argparse.ArgumentParser(prog="run crash", description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=1, help="how many at least")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="such as copy,rank")
+    parser.add_argument("--directory", type=Path, help="where to work [default: a temporary one]")
+    options = parser.parse_args(arguments)
+    kinds = options.kinds.split(",")
+    if unknown := set(kinds) - set(KINDS):
+        parser.error(f"no kind '{min(unknown)}': choose from {', '.join(KINDS)}")
+    os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
+    import mergeloom.api
+    import mergeloom.engine.run.evaluate  # noqa: F401  # imported once, for all that will be forked
+
+    assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked"
+    last: dict[str, Tally] = {}
+    with tempfile.TemporaryDirectory(prefix="crash-", dir=options.directory) as folder:
+        try:
+            for kind, tally in rounds(kinds, options.kills, options.seed, Path(folder)):
+                last[kind] = tally
+        except AssertionError as error:
+            print(f"crash: {kind if last else ''}: {error}", file=sys.stderr)
+            raise
+    print(
+        f"{'kind':<13}{'rounds':>7}{'runs':>6}{'kills':>6}{'repeated':>11}{'at most':>10}  kills at"
+    )
+    for kind, tally in last.items():
+        share = tally.repeated_bytes / max(tally.undisturbed_bytes, 1)
+        places = ", ".join(f"{number} {place}" for place, number in tally.kills.most_common())
+        print(
+            f"{kind:<13}{tally.rounds:>7}{tally.runs:>6}{tally.kills.total():>6}{share:>11.1%}"
+            f"{tally.largest_repeated / 1e6:>7.1f} MB  {places}"
+        )
+    total = sum(tally.kills.total() for tally in last.values())
+    print(f"{total} kills; every result has the digests of the undisturbed run")
+    return 0

@@ -1,0 +1,558 @@
+"""Let every call of a merge fail in every way, and see one clear line, and nothing lost.
+
+    scripts/run faults                  all that can be tried here; some of it needs root
+
+Calls of the file system fail, once or for good, are cut short, find their files changed; disks
+are too small or read-only, memory runs out, signals arrive. A merge then either ends well, or it
+ends with one line and exit code 1 (130 after a signal), and when the cause is gone the same
+command ends with the bytes of an undisturbed run. What comes later and reads or writes in other
+ways (remote sources, other formats) is tried by giving it a place in ``FAULTS``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from mergeloom.cli import main as run_command_line
+from mergeloom.engine.base.errors import LoomError, RunError
+from mergeloom.engine.job import Job, Options, run
+from mergeloom.engine.storage.file_system import FILES, Files
+from mergeloom.engine.storage.files import IOMode
+from scripts.robustness.small_merges import (
+    MACHINE,
+    digests,
+    make_job,
+    make_models,
+    memory_directory,
+)
+
+R = TypeVar("R")
+MIB = 1 << 20
+
+_WRITING = frozenset(
+    ("create", "write", "truncate", "allocate", "sync", "make_directory", "rename")
+)
+ERRORS: dict[str, tuple[int, frozenset[str] | None]] = {
+    "disk full": (errno.ENOSPC, _WRITING),
+    "quota exceeded": (errno.EDQUOT, _WRITING),
+    "read-only file system": (errno.EROFS, _WRITING | {"remove"}),
+    "input/output error": (errno.EIO, None),
+    "no memory": (errno.ENOMEM, None),
+    "stale handle": (errno.ESTALE, None),
+}
+"""Errors of the system, and the calls that may return them (``None``: all)."""
+
+
+class FaultyFiles(Files):
+    """A file system on which a call fails: the one with this ``number``, or all from it on."""
+
+    def __init__(
+        self, error: int, kinds: frozenset[str] | None, number: int, lasting: bool
+    ) -> None:
+        self.calls = 0
+        self.failures = 0
+        self._error = error
+        self._kinds = kinds
+        self._number = number
+        self._lasting = lasting
+        self._lock = threading.Lock()
+
+    def open(self, path: Path | str, flags: int) -> int:
+        kind = "create" if flags & os.O_CREAT else "open"
+        return self._call(kind, lambda: FILES.open(path, flags))
+
+    def read(self, fd: int, buffer: memoryview, position: int) -> int:
+        return self._call("read", lambda: FILES.read(fd, buffer, position))
+
+    def write(self, fd: int, content: memoryview | bytes, position: int) -> int:
+        return self._call("write", lambda: FILES.write(fd, content, position))
+
+    def truncate(self, fd: int, size: int) -> None:
+        self._call("truncate", lambda: FILES.truncate(fd, size))
+
+    def allocate(self, fd: int, size: int) -> None:
+        self._call("allocate", lambda: FILES.allocate(fd, size))
+
+    def sync(self, fd: int) -> None:
+        self._call("sync", lambda: FILES.sync(fd))
+
+    def make_directory(self, path: Path) -> None:
+        self._call("make_directory", lambda: FILES.make_directory(path))
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._call("rename", lambda: FILES.rename(source, target))
+
+    def remove(self, path: Path) -> None:
+        self._call("remove", lambda: FILES.remove(path))
+
+    def sync_directory(self, path: Path) -> None:
+        self._call("sync", lambda: FILES.sync_directory(path))
+
+    def _call(self, kind: str, call: Callable[[], R]) -> R:
+        if self._kinds is None or kind in self._kinds:
+            with self._lock:
+                self.calls += 1
+                fails = self.calls == self._number or (self._lasting and self.calls > self._number)
+                self.failures += fails
+            if fails:
+                raise OSError(self._error, os.strerror(self._error))
+        return call()
+
+
+class ShortFiles(Files):
+    """Reads and writes a part of what it is asked to, as a file system may."""
+
+    def __init__(self, seed: int) -> None:
+        self._chance = random.Random(seed)
+
+    def read(self, fd: int, buffer: memoryview, position: int) -> int:
+        return FILES.read(fd, buffer[: self._part(len(buffer))], position)
+
+    def write(self, fd: int, content: memoryview | bytes, position: int) -> int:
+        view = memoryview(content)
+        return FILES.write(fd, view[: self._part(len(view))], position)
+
+    def _part(self, length: int) -> int:
+        return self._chance.choice((length, 4096, self._chance.randint(1, length)))
+
+
+class MeddlingFiles(Files):
+    """Does something to the inputs right before one of the reads."""
+
+    def __init__(self, number: int, meddle: Callable[[], None]) -> None:
+        self._number = number
+        self._meddle = meddle
+        self._reads = 0
+        self._lock = threading.Lock()
+
+    def read(self, fd: int, buffer: memoryview, position: int) -> int:
+        with self._lock:
+            self._reads += 1
+            if self._reads == self._number:
+                self._meddle()
+        return FILES.read(fd, buffer, position)
+
+
+@dataclass
+class Bench:
+    """Where merges are tried: a job, its models, the right result, a new directory each time.
+
+    ``most`` is how many of many like cases are tried, drawn at random; ``None`` for all.
+    """
+
+    job: Job
+    models: Path
+    expected: dict[str, str]
+    folder: Path
+    counts: Counter[tuple[str, str]]
+    most: int | None = None
+
+    def some(self, cases: range) -> list[int]:
+        """The cases to try."""
+        if self.most is None or self.most >= len(cases):
+            return [*cases]
+        return sorted(random.Random(len(cases)).sample(cases, self.most))
+
+    def try_files(self, what: str, files: Files, io_mode: IOMode = IOMode.AUTO) -> bool:
+        """One merge with ``files``, then another without; whether the first one ended well."""
+        output = self.new()
+        try:
+            run(self.job, output, _options(io_mode, files))
+            well = True
+        except LoomError as error:
+            check_error(error)
+            well = False
+        self.resume(what, output, well)
+        return well
+
+    def resume(self, what: str, output: Path, well: bool) -> None:
+        """The cause is gone: the same merge must end well, with the right bytes."""
+        outcome = run(self.job, output, _options(IOMode.AUTO))
+        assert digests(output) == self.expected, "the result differs"
+        assert not outcome.warnings, outcome.warnings
+        shutil.rmtree(output)
+        self.counts[what, "ended well" if well else "one line, then resumed"] += 1
+
+    def new(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self.folder)) / "out"
+
+
+def _options(io_mode: IOMode, files: Files = FILES) -> Options:
+    return Options(8 << 30, MACHINE, io_mode, commit_seconds=0.01, files=files)
+
+
+def check_error(error: LoomError) -> None:
+    """A failure at run time is one line for a person, and says that it can be continued."""
+    assert isinstance(error, RunError), repr(error)
+    assert error.exit_code == 1
+    assert str(error).isprintable()
+    assert "continue" in str(error), str(error)
+
+
+def system_errors(bench: Bench) -> None:
+    """Every call fails with every error that it can return, once and for good."""
+    for what, (error, kinds) in ERRORS.items():
+        for io_mode in (IOMode.DIRECT, IOMode.BUFFERED):
+            counting = FaultyFiles(error, kinds, 0, False)
+            run(bench.job, bench.new(), _options(io_mode, counting))
+            for number in bench.some(range(1, counting.calls + 1)):
+                for lasting in (False, True):
+                    files = FaultyFiles(error, kinds, number, lasting)
+                    bench.try_files(what, files, io_mode)
+
+
+def short_calls(bench: Bench) -> None:
+    """Reads and writes end early, at any byte."""
+    for seed in bench.some(range(30)):
+        for io_mode in IOMode:
+            assert bench.try_files("short reads and writes", ShortFiles(seed), io_mode)
+
+
+def inputs_change(bench: Bench) -> None:
+    """A file is cut, written over, replaced or removed while it is read."""
+    path = bench.models / "one" / "model.safetensors"
+    kept = path.with_suffix(".kept")
+    shutil.copy2(path, kept)
+
+    def cut() -> None:
+        os.truncate(path, path.stat().st_size // 2)
+
+    def overwrite() -> None:
+        size = path.stat().st_size
+        with open(path, "r+b") as file:
+            file.seek(size // 3)
+            file.write(os.urandom(size // 2))
+        os.utime(path)
+
+    def replace() -> None:
+        other = path.with_suffix(".other")
+        other.write_bytes(os.urandom(path.stat().st_size))
+        os.replace(other, path)
+
+    meddling: dict[str, Callable[[], None]] = {
+        "file cut while read": cut,
+        "file overwritten while read": overwrite,
+        "file replaced while read": replace,
+        "file removed while read": path.unlink,
+    }
+    for what, meddle in meddling.items():
+        for number in bench.some(range(1, 30)):
+            output = bench.new()
+            try:
+                run(bench.job, output, _options(IOMode.AUTO, MeddlingFiles(number, meddle)))
+                well = True
+            except LoomError as error:
+                check_error(error)
+                well = False
+            # What was read of the old file is right: a file that is open does not change by being
+            # replaced or removed. What was read of a changed one must not have been recorded.
+            shutil.copy2(kept, path)
+            bench.resume(what, output, well)
+    path.unlink()
+    try:
+        run(bench.job, bench.new(), _options(IOMode.AUTO))
+        raise AssertionError("a missing input went unnoticed")
+    except LoomError as error:
+        check_error(error)
+    shutil.copy2(kept, path)
+    bench.counts["file missing at the start", "one line, then resumed"] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended: exit status (negative: a signal's number) and what it complained of."""
+
+    status: int
+    complaints: str
+
+
+def command(
+    arguments: Sequence[str],
+    before: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[int], None] = lambda pid: None,
+) -> Ended:
+    """Run the command line in a forked process, where torch is imported already.
+
+    ``before`` runs in that process first; ``meanwhile`` gets its id when it has begun.
+    """
+    with tempfile.TemporaryFile() as complaints:
+        pid = os.fork()
+        if not pid:
+            status = 70
+            try:
+                os.dup2(complaints.fileno(), 2)
+                sys.stderr = os.fdopen(2, "w", buffering=1)
+                sys.argv = ["mergeloom", *arguments]
+                before()
+                run_command_line()
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else 70
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        meanwhile(pid)
+        _, state = os.waitpid(pid, 0)
+        complaints.seek(0)
+        return Ended(os.waitstatus_to_exitcode(state), complaints.read().decode())
+
+
+def _merge(bench: Bench, output: Path, *more: str) -> list[str]:
+    config = bench.models / "merge.yml"
+    config.write_text(
+        "merge_method: linear\nmodels: [base, one]\nparameters: {weight: 1}\ndtype: bfloat16\n"
+    )
+    return [
+        "merge",
+        str(config),
+        str(output),
+        "--quiet",
+        "--max-shard-size",
+        "300kB",
+        "--search-dir",
+        str(bench.models),
+        *more,
+    ]
+
+
+def _check_command(ended: Ended, status: int = 1) -> None:
+    assert ended.status == status, ended
+    assert ended.complaints.count("\n") == 1, ended
+    assert "continue" in ended.complaints, ended.complaints
+
+
+def signals(bench: Bench) -> None:
+    """SIGINT and SIGTERM at any moment."""
+    chance = random.Random(0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        what = signal.Signals(number).name
+        for _ in bench.some(range(30)):
+            output = bench.new()
+
+            def interrupt(pid: int, number: int = number) -> None:
+                time.sleep(chance.uniform(0.02, 0.35))
+                os.kill(pid, number)
+
+            ended = command(_merge(bench, output), meanwhile=interrupt)
+            if ended.status not in (0, -number):  # not begun yet, or over already
+                assert ended.status == 130, ended
+                assert ended.complaints.count("\n") == 1, ended
+                assert ended.complaints.startswith("interrupted"), ended
+            again = command(_merge(bench, output))
+            assert again.status == 0, again
+            assert {**digests(output)} == _by_command(bench), "the result differs"
+            shutil.rmtree(output)
+            how = {0: "ended well", 130: "one line, then resumed"}
+            bench.counts[what, how.get(ended.status, "before it began")] += 1
+
+
+def memory(bench: Bench) -> None:
+    """The system gives no more memory, from some point on."""
+    expected = _by_command(bench)
+    for extra in bench.some(range(0, 120, 4)):
+        output = bench.new()
+
+        def limit(extra: int = extra) -> None:
+            with open("/proc/self/statm") as file:
+                now = int(file.read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (now + extra * MIB, resource.RLIM_INFINITY))
+
+        ended = command(_merge(bench, output), before=limit)
+        if ended.status:
+            _check_command(ended)
+        assert command(_merge(bench, output)).status == 0
+        assert digests(output) == expected, "the result differs"
+        shutil.rmtree(output)
+        well = "one line, then resumed" if ended.status else "ended well"
+        bench.counts["memory limit (RLIMIT_AS)", well] += 1
+
+
+def small_disks(bench: Bench) -> None:
+    """File systems of a fixed size: too small from the start, or filled while a merge runs."""
+    needed = sum(file.size for file in bench.job.graph.files)
+    for kind in ("tmpfs", "ext4"):
+        with mounted(bench.folder, kind, 8 * MIB) as volume:
+            output = volume / "out"
+            filler = volume / "filler"
+            _fill(filler, _free(volume) - needed // 2)
+            ended = command(_merge(bench, output))
+            _check_command(ended)
+            assert "MB" in ended.complaints
+            assert not list(output.glob("*.safetensors*")), "something was begun"
+            bench.counts[f"{kind} too small at the start", "one line, then resumed"] += 1
+            filler.unlink()
+            shutil.rmtree(output)
+            for io_mode in ("buffered", "direct"):
+                for left in bench.some(range(0, 2 * needed, needed // 10)):
+                    options = _options(IOMode(io_mode))
+                    try:
+                        run(bench.job, output, options, begun=_filling(volume, left))
+                        well = True
+                    except LoomError as error:
+                        check_error(error)
+                        well = False
+                    filler.unlink()
+                    bench.resume(f"{kind} filled while it ran", output, well)
+
+
+def _filling(volume: Path, left: int) -> Callable[[object], None]:
+    """Something that fills the disk after the free space was looked at, all but ``left`` bytes."""
+    return lambda _: _fill(volume / "filler", _free(volume) - left)
+
+
+def read_only(bench: Bench) -> None:
+    """The output's file system is read-only, from the start or when it is continued."""
+    with mounted(bench.folder, "tmpfs", 16 * MIB) as volume:
+        output = volume / "out"
+        for begun in (False, True):
+            if begun:
+                files = FaultyFiles(errno.EIO, frozenset(("read",)), 10, True)
+                with suppress(RunError):
+                    run(bench.job, output, _options(IOMode.AUTO, files))
+            _remount(volume, "ro")
+            try:
+                run(bench.job, output, _options(IOMode.AUTO))
+                raise AssertionError("a read-only file system was written")
+            except LoomError as error:
+                check_error(error)
+            _remount(volume, "rw")
+            bench.resume("read-only output", output, False)
+
+
+def locks(bench: Bench) -> None:
+    """A second process on one output is refused, until the first one is gone, however it went."""
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        output = bench.new()
+        ready, done = os.pipe()
+        pid = os.fork()
+        if not pid:
+            from mergeloom.engine.output.directory import OutputDirectory
+
+            with OutputDirectory(output):
+                os.write(done, b"x")
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                time.sleep(60)
+            os._exit(0)
+        os.read(ready, 1)
+        ended = command(_merge(bench, output))
+        assert (ended.status, ended.complaints.count("\n")) == (1, 1), ended
+        assert "another process is writing" in ended.complaints
+        os.kill(pid, end)
+        os.waitpid(pid, 0)
+        bench.resume("second process on one output", output, False)
+
+
+FAULTS: dict[str, tuple[Callable[[Bench], None], bool]] = {
+    "errors": (system_errors, False),
+    "short": (short_calls, False),
+    "inputs": (inputs_change, False),
+    "signals": (signals, False),
+    "memory": (memory, False),
+    "locks": (locks, False),
+    "small-disks": (small_disks, True),
+    "read-only": (read_only, True),
+}
+"""Everything that is tried, and whether it mounts file systems, for which it needs root."""
+
+
+def _by_command(bench: Bench) -> dict[str, str]:
+    """What the command line makes: its configuration has a name and comments of its own."""
+    output = bench.models / "by-command"
+    if not output.exists():
+        ended = command(_merge(bench, output))
+        assert ended.status == 0, ended
+    return digests(output)
+
+
+@contextmanager
+def mounted(folder: Path, kind: str, size: int) -> Iterator[Path]:
+    """A ``tmpfs``, or an ``ext4`` in a file, of so many bytes. Needs root.
+
+    Raises:
+        OSError: it cannot be mounted here.
+    """
+    volume, image = folder / "volume", folder / "image"
+    volume.mkdir()
+    try:
+        if kind == "tmpfs":
+            _call("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(volume))
+        else:
+            with open(image, "wb") as file:
+                file.truncate(size)
+            _call("mkfs.ext4", "-q", "-m", "0", str(image))
+            _call("mount", "-o", "loop", str(image), str(volume))
+        try:
+            yield volume
+        finally:
+            _call("umount", str(volume))
+    finally:
+        volume.rmdir()
+        image.unlink(missing_ok=True)
+
+
+def _remount(volume: Path, mode: str) -> None:
+    _call("mount", "-o", f"remount,{mode}", str(volume))
+
+
+def _call(*arguments: str) -> None:
+    found = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise OSError(found.stderr.strip() or f"{arguments[0]} failed")
+
+
+def _free(volume: Path) -> int:
+    return shutil.disk_usage(volume).free
+
+
+def _fill(path: Path, size: int) -> None:
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(size, 1))
+
+
+def make_bench(kind: str, folder: Path, most: int | None = None) -> Bench:
+    """The place to try one of the small merges at."""
+    models = make_models(folder / "models")
+    job = make_job(kind, models)
+    run(job, folder / "reference", _options(IOMode.AUTO))
+    return Bench(job, models, digests(folder / "reference"), folder, Counter(), most)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; the result is its exit status."""
+    parser = argparse.ArgumentParser(prog="run faults", description=__doc__.split("\n")[0])
+    parser.add_argument("--faults", default=",".join(FAULTS), help="such as errors,signals")
+    parser.add_argument("--most", type=int, help="cases of a kind that are tried [default: all]")
+    options = parser.parse_args(arguments)
+    chosen = options.faults.split(",")
+    if unknown := set(chosen) - set(FAULTS):
+        parser.error(f"no fault '{min(unknown)}': choose from {', '.join(FAULTS)}")
+    with tempfile.TemporaryDirectory(prefix="faults-", dir=memory_directory()) as folder:
+        bench = make_bench("linear", Path(folder), options.most)
+        for name in chosen:
+            attempt, needs_root = FAULTS[name]
+            if needs_root and os.geteuid() != 0:
+                print(f"{name}: not tried, it needs root", file=sys.stderr)
+                continue
+            attempt(bench)
+    for (what, how), count in bench.counts.items():
+        print(f"{what:<34}{how:<24}{count:>6}")
+    print(f"{bench.counts.total()} faults; every result has the digests of the undisturbed run")
+    return 0

@@ -1,0 +1,398 @@
+"""Cut the power after every step of a merge, and see that it continues with nothing lost.
+
+    scripts/run power_loss                  every prefix of one run of each kind, in three ways
+    scripts/run power_loss --rounds 20      and 20 random tears of each prefix
+
+A merge runs through a layer that records every effect on the file system. `Disk` replays a prefix
+of the record under the rules that a disk and its file system obey: what was written to a file is
+certain to be there only after a sync of that file, and a name only after a sync of its directory.
+Everything later may be there, or not, or in part, sector by sector, in any order. The merge is
+then resumed in what is left: it must end with the bytes of an undisturbed run, take over every
+tensor whose record had become durable, and whatever looked finished must have been finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mergeloom.engine.job import Job, Options, Outcome, run
+from mergeloom.engine.output.journal import read_journal
+from mergeloom.engine.output.manifest import DIRECTORY, manifest_path
+from mergeloom.engine.storage.file_system import Files
+from mergeloom.engine.storage.files import IOMode
+from scripts.robustness.small_merges import (
+    KINDS,
+    MACHINE,
+    digests,
+    make_job,
+    make_models,
+    memory_directory,
+)
+
+SECTOR = 512
+WAYS = ("dropped", "kept", "torn")
+"""What becomes of what no sync had made durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One effect on the file system. ``file`` is the number of the file it is about; paths are
+    relative to the directory that is watched; ``size`` is a length or a position in bytes."""
+
+    kind: str
+    file: int = -1
+    path: str = ""
+    target: str = ""
+    size: int = 0
+    content: bytes = b""
+
+
+class RecordingFiles(Files):
+    """Records every effect below ``root``, in an order in which they can have happened."""
+
+    def __init__(self, root: Path, pause: float = 0.0) -> None:
+        self.calls: list[Call] = []
+        self._root = root
+        self._pause = pause
+        self._names: dict[str, int] = {}
+        self._open: dict[int, int] = {}
+        self._count = 0
+        self._lock = threading.RLock()
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                self._names[self._at(path)] = self._new()
+
+    def open(self, path: Path | str, flags: int) -> int:
+        with self._lock:
+            if not Path(path).is_relative_to(self._root):
+                return super().open(path, flags)
+            name = self._at(Path(path))
+            fd = super().open(path, flags)
+            if name not in self._names:
+                self._names[name] = self._new()
+                self.calls.append(Call("create", self._names[name], name))
+            self._open[fd] = self._names[name]
+            return fd
+
+    def close(self, fd: int) -> None:
+        with self._lock:
+            self._open.pop(fd, None)
+            super().close(fd)
+
+    def write(self, fd: int, content: memoryview | bytes, position: int) -> int:
+        time.sleep(self._pause)
+        with self._lock:
+            count = super().write(fd, content, position)
+            written = bytes(memoryview(content)[:count])
+            self.calls.append(Call("write", self._open[fd], size=position, content=written))
+            return count
+
+    def truncate(self, fd: int, size: int) -> None:
+        with self._lock:
+            super().truncate(fd, size)
+            self.calls.append(Call("truncate", self._open[fd], size=size))
+
+    def sync(self, fd: int) -> None:
+        with self._lock:
+            super().sync(fd)
+            self.calls.append(Call("sync", self._open[fd]))
+
+    def make_directory(self, path: Path) -> None:
+        with self._lock:
+            super().make_directory(path)
+            self.calls.append(Call("make_directory", path=self._at(path)))
+
+    def rename(self, source: Path, target: Path) -> None:
+        with self._lock:
+            super().rename(source, target)
+            number = self._names.pop(self._at(source))
+            self._names[self._at(target)] = number
+            self.calls.append(Call("rename", number, self._at(source), self._at(target)))
+
+    def remove(self, path: Path) -> None:
+        with self._lock:
+            super().remove(path)
+            number = self._names.pop(self._at(path))
+            self.calls.append(Call("remove", number, self._at(path)))
+
+    def sync_directory(self, path: Path) -> None:
+        with self._lock:
+            super().sync_directory(path)
+            self.calls.append(Call("sync_directory", path=self._at(path)))
+
+    def _new(self) -> int:
+        self._count += 1
+        return self._count - 1
+
+    def _at(self, path: Path) -> str:
+        return path.relative_to(self._root).as_posix()
+
+
+@dataclass
+class _Pending:
+    """Something that may be lost: durable state and the calls since it was synced."""
+
+    calls: list[Call] = field(default_factory=list)
+    content: bytearray = field(default_factory=bytearray)
+    names: dict[str, int] = field(default_factory=dict)
+
+
+class Disk:
+    """What a disk may hold after a power failure: a replay of recorded calls.
+
+    ``before`` is what lay there durably when the recording began, by path, with ``None`` for
+    directories; these have the number -1.
+    """
+
+    def __init__(self, before: Mapping[str, bytes | None] | None = None) -> None:
+        self._files: dict[int, _Pending] = {}
+        self._directories: dict[str, _Pending] = {".": _Pending()}
+        for path, content in sorted((before or {}).items()):  # directories before what is in them
+            number = -1 if content is None else len(self._files)
+            self._enter(path, number)
+            if content is None:
+                self._directories[path] = _Pending()
+            else:
+                self._files[number] = _Pending(content=bytearray(content))
+
+    def _enter(self, path: str, number: int) -> None:
+        self._directories[_parent(path)].names[path] = number
+
+    def apply(self, call: Call) -> None:
+        """One more call has returned."""
+        if call.kind == "sync":
+            state = self._files[call.file]
+            for each in state.calls:
+                _change(state.content, each)
+            state.calls.clear()
+        elif call.kind == "sync_directory":
+            if call.path in self._directories:
+                state = self._directories[call.path]
+                for each in state.calls:
+                    _rename(state.names, each)
+                state.calls.clear()
+        elif call.kind in ("write", "truncate"):
+            self._files[call.file].calls.append(call)
+        else:
+            if call.kind == "create":
+                self._files[call.file] = _Pending()
+            if call.kind == "make_directory":
+                self._directories[call.path] = _Pending()
+            self._directories[_parent(call.path)].calls.append(call)
+
+    def contents(self, way: str, chance: random.Random) -> dict[str, bytes | None]:
+        """Files by path after the power failed now; directories are ``None``."""
+        found: dict[str, bytes | None] = {}
+        waiting = ["."]
+        while waiting:
+            state = self._directories[waiting.pop()]
+            names = dict(state.names)
+            for call in state.calls:
+                if way == "kept" or (way == "torn" and chance.random() < 0.5):
+                    _rename(names, call)
+            for path, number in names.items():
+                if number < 0:
+                    found[path] = None
+                    waiting.append(path)
+                else:
+                    found[path] = self._content(self._files[number], way, chance)
+        return found
+
+    def _content(self, state: _Pending, way: str, chance: random.Random) -> bytes:
+        content = bytearray(state.content)
+        if way == "dropped":
+            return bytes(content)
+        for call in state.calls:
+            if way == "kept":
+                _change(content, call)
+                continue
+            likely = chance.choice((0.0, 0.1, 0.5, 0.9, 1.0))
+            for part in _parts(call):
+                if chance.random() < likely:
+                    _change(content, part)
+        return bytes(content)
+
+
+def _parts(call: Call) -> Iterator[Call]:
+    """A write, sector by sector; the ends of the sectors are those of the disk."""
+    if call.kind != "write":
+        yield call
+        return
+    start = 0
+    while start < len(call.content):
+        stop = start + SECTOR - (call.size + start) % SECTOR
+        yield Call("write", call.file, size=call.size + start, content=call.content[start:stop])
+        start = stop
+
+
+def _change(content: bytearray, call: Call) -> None:
+    if call.kind == "truncate":
+        del content[call.size :]
+        content.extend(bytes(call.size - len(content)))
+        return
+    content.extend(bytes(max(call.size - len(content), 0)))
+    content[call.size : call.size + len(call.content)] = call.content
+
+
+def _rename(names: dict[str, int], call: Call) -> None:
+    if call.kind == "remove":
+        names.pop(call.path, None)
+    elif call.kind == "rename":
+        names.pop(call.path, None)
+        names[call.target] = call.file
+    else:
+        names[call.path] = call.file
+
+
+def _parent(path: str) -> str:
+    return Path(path).parent.as_posix()
+
+
+def write_out(contents: Mapping[str, bytes | None], root: Path) -> None:
+    """Make the directory that a disk holds."""
+    for path in sorted(contents):
+        content = contents[path]
+        if content is None:
+            (root / path).mkdir(parents=True, exist_ok=True)
+        else:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_bytes(content)
+
+
+def read_in(root: Path) -> dict[str, bytes | None]:
+    """The files below a directory, and the directories, which have no content."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(root.rglob("*"))
+    }
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A run that was recorded: its calls, what lay there before, and what it ends with.
+
+    ``records`` counts, call by call, the tensors whose records were durable by then.
+    """
+
+    job: Job
+    calls: Sequence[Call]
+    before: Mapping[str, bytes | None]
+    expected: Mapping[str, str]
+    records: Sequence[int]
+
+    def replay(self, length: int, way: str, seed: int, root: Path) -> Outcome:
+        """Cut the power after ``length`` calls, resume in the directory ``root``, check the end.
+
+        Raises:
+            AssertionError: something was lost, or looked finished and was not.
+        """
+        chance = random.Random(seed)
+        disk = Disk(self.before)
+        for call in self.calls[:length]:
+            disk.apply(call)
+        write_out(disk.contents(way, chance), root)
+        looked_finished = manifest_path(root / "out").exists()
+        io = chance.choice([*IOMode])
+        outcome = run(self.job, root / "out", Options(8 << 30, MACHINE, io))
+        assert digests(root / "out") == self.expected, "the result differs"
+        assert outcome.was_finished == looked_finished, "it looked finished"
+        assert looked_finished or length < len(self.calls), "it was finished and forgot it"
+        if not looked_finished:
+            recorded = self.records[length]
+            assert outcome.resumed >= recorded, f"{recorded} were recorded"
+        if way != "torn":
+            assert not outcome.warnings, outcome.warnings
+        return outcome
+
+
+def record(
+    job: Job,
+    root: Path,
+    expected: Mapping[str, str] | None = None,
+    restart: bool = False,
+    recorder: type[RecordingFiles] = RecordingFiles,
+) -> Recording:
+    """Run ``job`` into ``root / 'out'``, which may hold an earlier run, and record its calls."""
+    before = read_in(root)
+    files = recorder(root, pause=0.001)
+    options = Options(
+        8 << 30, MACHINE, IOMode.AUTO, restart=restart, commit_seconds=0.01, files=files
+    )
+    run(job, root / "out", options)
+    return Recording(
+        job, files.calls, before, expected or digests(root / "out"), _records(files.calls, before)
+    )
+
+
+def _records(calls: Sequence[Call], before: Mapping[str, bytes | None]) -> list[int]:
+    """How many distinct tensors a durable journal speaks of before each call, and at the end."""
+    disk = Disk(before)
+    counts = []
+    count = 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "journal"
+        for number in range(len(calls) + 1):
+            if number:
+                disk.apply(calls[number - 1])
+            if number == 0 or calls[number - 1].kind in ("sync", "sync_directory"):
+                content = disk.contents("dropped", random.Random(0))
+                path.write_bytes(content.get(f"out/{DIRECTORY}/journal") or b"")
+                found = read_journal(path)
+                count = len({(e.file, e.tensor) for e in found.finished}) if found else 0
+            counts.append(count)
+    return counts
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; the result is its exit status."""
+    parser = argparse.ArgumentParser(prog="run power_loss", description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=1, help="tears of every prefix")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    chance = random.Random(options.seed)
+    counts: Counter[str] = Counter()
+    lengths: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="power-loss-", dir=memory_directory()) as folder:
+        models = make_models(Path(folder) / "models")
+        for kind in KINDS:
+            for name, recording in _recordings(make_job(kind, models), Path(folder) / kind):
+                lengths[f"{kind}, {name}"] = len(recording.calls)
+                for length in range(len(recording.calls) + 1):
+                    for way in ("dropped", "kept", *["torn"] * options.rounds):
+                        seed = chance.randrange(1 << 32)
+                        with tempfile.TemporaryDirectory(dir=folder) as root:
+                            try:
+                                recording.replay(length, way, seed, Path(root))
+                            except Exception:
+                                print(f"{kind}, {name}: {way} after {length} calls, seed {seed}")
+                                raise
+                        counts[way] += 1
+    for name, length in lengths.items():
+        print(f"{name}: every prefix of {length} calls")
+    print(", ".join(f"{count} {way}" for way, count in counts.items()))
+    print(f"{counts.total()} power failures; every result has the digests of the undisturbed run")
+    return 0
+
+
+def _recordings(job: Job, directory: Path) -> Iterator[tuple[str, Recording]]:
+    """A first run, one resumed in what the power left, one that discards a finished output."""
+    directory.mkdir()
+    (directory / "first").mkdir()
+    first = record(job, directory / "first")
+    yield "from the start", first
+    half = len(first.calls) // 2
+    disk = Disk(first.before)
+    for call in first.calls[:half]:
+        disk.apply(call)
+    (directory / "second").mkdir()
+    write_out(disk.contents("torn", random.Random(1)), directory / "second")
+    yield "resumed", record(job, directory / "second", first.expected)
+    yield "with --restart", record(job, directory / "first", first.expected, restart=True)

@@ -1,0 +1,125 @@
+"""The graph's specification: what `verify` finds, what the fingerprint covers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import networkx
+import pytest
+
+from mergeloom.engine.base.dtypes import BF16, BY_NAME, F32
+from mergeloom.engine.graph.graph import (
+    Gather,
+    Graph,
+    GraphBuilder,
+    GraphError,
+    Merge,
+    OutputFile,
+    Write,
+)
+from mergeloom.engine.graph.kernel import Copy
+from tests.engine.kernels import Weighted
+from tests.engine.plan.test_schedule import Disk
+
+
+def small(weight: float = 1.0, name: str = "disk") -> Graph:
+    builder = GraphBuilder()
+    disk = Disk(name, 1000)
+    loads = [builder.load(disk, offset, BF16, (4, 5), f"l{offset}") for offset in (0, 40)]
+    merged = builder.merge(loads, Weighted((weight, 2.0)), "merged")
+    copied = builder.merge(loads[:1], Copy(), "copied")
+    again = builder.merge([merged, loads[1]], Weighted((1.0, 1.0)), "again")
+    file = OutputFile("out", b"head", 4 + 40 + 40 + 80)
+    writes = [
+        Write(merged, file, 4, BF16, "a"),
+        Write(copied, file, 44, BF16, "b"),
+        Write(again, file, 84, F32, "c"),
+    ]
+    return builder.build(writes, [file])
+
+
+def test_a_sound_graph_is_verified() -> None:
+    graph = small()
+    graph.verify()
+    assert graph.counts() == {"load": 2, "gather": 3, "merge": 3, "write": 3}
+
+
+def with_write(graph: Graph, number: int, **changes: Any) -> Graph:
+    writes = list(graph.writes)
+    write = writes[number]
+    fields = {name: getattr(write, name) for name in ("merge", "file", "offset", "dtype", "name")}
+    writes[number] = Write(**{**fields, **changes})
+    return replace(graph, writes=tuple(writes))
+
+
+def with_merge(graph: Graph, kernel: Any, inputs: Callable[[Graph], tuple[Any, ...]]) -> Graph:
+    file = OutputFile("out", b"", 40)
+    builder = GraphBuilder()
+    merge = Merge(Gather(inputs(graph)), kernel, "bad")
+    return builder.build([Write(merge, file, 0, BF16, "bad")], [file])
+
+
+DEFECTS: dict[str, tuple[Callable[[], Graph], str]] = {
+    "gap": (lambda: with_write(small(), 1, offset=48), "at 48, expected 44"),
+    "overlap": (lambda: with_write(small(), 2, offset=80), "at 80, expected 84"),
+    "end": (lambda: with_write(small(), 2, dtype=BF16), "has 164 bytes, its slots end at 124"),
+    "file": (lambda: with_write(small(), 0, file=OutputFile("x", b"", 1)), "unknown file"),
+    "integer": (lambda: with_write(small(), 0, dtype=BY_NAME["int16"]), "integer tensor's dtype"),
+    "unused": (lambda: replace(small(), writes=small().writes[:1]), "not used by any write"),
+    "nothing": (lambda: with_merge(small(), Copy(), lambda g: ()), "has no input"),
+    "two copies": (lambda: with_merge(small(), Copy(), lambda g: g.loads), "copies 2 inputs"),
+}
+
+
+@pytest.mark.parametrize("case", DEFECTS)
+def test_every_defect_is_found(case: str) -> None:
+    make, expected = DEFECTS[case]
+    with pytest.raises(GraphError, match=expected):
+        make().verify()
+
+
+def test_inputs_outside_their_source_and_of_other_shapes_are_found() -> None:
+    builder = GraphBuilder()
+    disk = Disk("disk", 50)
+    near, far = (builder.load(disk, offset, BF16, (4, 5), "l") for offset in (0, 40))
+    wide = builder.load(disk, 0, BF16, (5, 5), "wide")
+    file = OutputFile("out", b"", 40)
+
+    def graph(*loads: Any) -> Graph:
+        merge = builder.merge(loads, Weighted((1.0,) * len(loads)), "m")
+        return builder.build([Write(merge, file, 0, BF16, "m")], [file])
+
+    graph(near).verify()
+    with pytest.raises(GraphError, match="lies outside 'disk'"):
+        graph(far).verify()
+    with pytest.raises(GraphError, match="shapes differ"):
+        graph(near, wide).verify()
+
+
+def test_the_fingerprint_covers_inputs_kernels_and_layout() -> None:
+    original = small().fingerprint()
+    assert small().fingerprint() == original
+    others = [small(weight=2.0), small(name="other"), with_write(small(), 0, dtype=F32)]
+    assert len({original, *(graph.fingerprint() for graph in others)}) == 4
+
+
+def test_networkx_sees_a_graph_without_cycles() -> None:
+    exported = small().to_networkx()
+    assert networkx.is_directed_acyclic_graph(exported)
+    kinds = [data["kind"] for _, data in exported.nodes(data=True)]
+    assert {kind: kinds.count(kind) for kind in kinds} == small().counts()
+    longest = networkx.dag_longest_path(exported)
+    assert [exported.nodes[node]["kind"] for node in longest] == [
+        "load", "gather", "merge", "gather", "merge", "write",
+    ]  # fmt: skip
+
+
+def test_what_is_left_is_a_graph_of_its_own() -> None:
+    graph = small()
+    rest = graph.without(graph.writes[:2])
+    assert [write.name for write in rest.writes] == ["c"]
+    assert len(rest.loads) == 2
+    assert len(rest.merges) == 2
+    assert graph.without(graph.writes).loads == ()

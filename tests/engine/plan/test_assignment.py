@@ -1,0 +1,241 @@
+"""Where merges are placed: on a device where the CPU is what the run waits for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from mergeloom.engine.base.dtypes import BF16
+from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.graph.graph import Graph, GraphBuilder
+from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.engine.hardware.accelerators import Accelerator
+from mergeloom.engine.hardware.rates import ASSUMED, Rates
+from mergeloom.engine.plan.assignment import (
+    SLOTS,
+    Estimate,
+    Why,
+    bench_bytes,
+    bus_bytes,
+    grains_at_once,
+    outside_bytes,
+    slot_bytes,
+    stay_bytes,
+    stride,
+)
+from mergeloom.engine.plan.footprint import MIB
+from mergeloom.engine.plan.schedule import LoopSupport, Machine, Schedule, schedule
+from tests.engine.kernels import Normalised, Transposed
+from tests.engine.plan.test_schedule import Disk, graph_of
+
+GPU = Accelerator("cuda:0", "card", 8 << 30, 2e10, 50.0, start_seconds=0.0, host_bytes=500 * MIB)
+
+
+@dataclass(frozen=True)
+class Costly(Kernel):
+    """Takes ``cost`` nanoseconds for an element of an input, whatever it does."""
+
+    cost: float = 1.0  # type: ignore[misc]  # the protocol's is a property
+    double: bool = False  # type: ignore[misc]
+    number: int = 0
+
+
+def layers(*kernels: Kernel, shape: tuple[int, ...] = (64, 1 << 19)) -> Graph:
+    builder = GraphBuilder()
+    disk = Disk("d")
+    loads = [builder.load(disk, i << 32, BF16, shape, f"{i}") for i in range(3)]
+    inputs = [loads[:1] if isinstance(kernel, Copy) else loads for kernel in kernels]
+    merges = [builder.merge(i, k, "m") for i, k in zip(inputs, kernels, strict=True)]
+    return graph_of([(merge, BF16) for merge in merges])
+
+
+def many(cost: float, count: int = 40) -> Graph:
+    return layers(*(Costly(cost, number=number) for number in range(count)))
+
+
+def placed(graph: Graph, *devices: Accelerator, ram: int | None = None, **changes: Any) -> Schedule:
+    return schedule(graph, ram, Machine(2, 50 * MIB, 250 * MIB, devices=devices, **changes))
+
+
+def reasons(made: Schedule) -> list[Why]:
+    return [placement.seat.why for placement in made.placements]
+
+
+def test_cheap_merges_stay_on_the_cpu_and_costly_ones_move() -> None:
+    assert set(reasons(placed(many(0.05), GPU))) == {Why.KEEPS_UP}
+    made = placed(many(20.0), GPU)
+    assert made.seats[made.placements[-1].seat] > 30
+    assert reasons(made).count(Why.FASTER_THERE) > 30
+
+
+def test_the_cpu_takes_its_share_of_what_both_can_do() -> None:
+    """Where a device is as fast as two cores, each gets half, one after the other."""
+    slow = replace(GPU, speed=2.0)
+    made = placed(many(20.0), slow)
+    places = [placement.seat.device for placement in made.placements]
+    assert 15 <= places.count(0) <= 25
+    changes = sum(one != other for one, other in pairwise(places))
+    assert changes > 20, "both should be at work at any time"
+
+
+def test_several_devices_get_as_much_as_they_can_do() -> None:
+    fast, slow = GPU, replace(GPU, name="cuda:1", speed=25.0, bus_rate=1e10)
+    made = placed(many(200.0, 60), fast, slow)
+    counts = [sum(n for seat, n in made.seats.items() if seat.device == d) for d in (0, 1)]
+    assert counts[0] == pytest.approx(2 * counts[1], rel=0.2)
+
+
+def test_a_slow_bus_keeps_merges_on_the_cpu() -> None:
+    assert 0 not in placed(many(2.0), replace(GPU, bus_rate=1e7)).used_devices
+
+
+def test_what_starting_a_device_takes_must_be_saved() -> None:
+    graph = many(20.0)
+    assert placed(graph, replace(GPU, start_seconds=5.0)).used_devices == [0]
+    made = placed(graph, replace(GPU, start_seconds=5000.0))
+    assert made.used_devices == []
+    assert Why.NOT_WORTH_STARTING in reasons(made)
+    assert placed(graph, replace(GPU, start_seconds=5000.0), forced=True).used_devices == [0]
+
+
+def test_forced_everything_goes_that_can() -> None:
+    graph = layers(Copy(), Costly(0.01), Normalised(), shape=(8, 1 << 19))
+    assert reasons(placed(graph, GPU, forced=True)) == [Why.COPIED, Why.ASKED_FOR, Why.ASKED_FOR]
+    single = replace(GPU, double=False)
+    found = reasons(placed(graph, single, forced=True))
+    assert found == [Why.COPIED, Why.ASKED_FOR, Why.NEEDS_DOUBLE]
+    assert reasons(placed(graph)) == [Why.COPIED, Why.NO_DEVICE, Why.NO_DEVICE]
+
+
+def test_a_merge_that_needs_more_memory_than_there_is_stays() -> None:
+    graph = layers(Transposed(), Costly(1.0), shape=(100, 1 << 19))
+    made = placed(graph, replace(GPU, memory_bytes=300 * MIB), forced=True)
+    assert reasons(made) == [Why.TOO_LARGE, Why.ASKED_FOR]
+
+
+def test_a_budget_without_room_for_the_libraries_keeps_devices_out() -> None:
+    graph = many(20.0)
+    usual = placed(graph)
+    low = placed(graph, GPU, ram=usual.minimum_bytes)
+    assert low.minimum_bytes == usual.minimum_bytes
+    assert low.used_devices == []
+    assert Why.NO_RAM in reasons(low)
+    enough = placed(graph, GPU, ram=usual.minimum_bytes + GPU.host_bytes + 64 * MIB)
+    assert enough.used_devices == [0]
+    assert enough.overhead_bytes >= low.overhead_bytes + GPU.host_bytes
+    assert enough.peak_bytes <= usual.minimum_bytes + GPU.host_bytes + 64 * MIB
+
+
+@pytest.mark.parametrize("mib", [64, 80, 100, 150, 300, 1000])
+def test_chunks_fit_into_the_memory(mib: int) -> None:
+    (placement,) = placed(layers(Normalised())).placements
+    profile = placement.work.profile
+    grains = grains_at_once(profile, mib * MIB, placement.flow.tile)
+    assert 0 <= grains <= placement.flow.tile
+    if grains:
+        needed = bench_bytes(profile) + SLOTS * slot_bytes(profile, grains)
+        assert needed + profile.worker.scratch_bytes < mib * MIB
+    else:
+        assert mib < 150
+
+
+def test_an_estimate_counts_every_pass_over_the_bus_but_what_stays() -> None:
+    (placement,) = placed(layers(Normalised())).placements
+    profile = placement.work.profile
+    estimate = Estimate.of(placement.work, compiled=False)
+    loaded = sum(load.nbytes for load in placement.work.leaves)
+    assert estimate.stored_bytes == loaded + loaded // 3
+    assert estimate.on_storage(ASSUMED) == pytest.approx(estimate.stored_bytes / 3e9)
+    assert estimate.on(replace(GPU, bus_rate=1e30)) == estimate.core / 50.0
+    small, some, large = (replace(GPU, memory_bytes=n * MIB) for n in (96, 150, 1000))
+    assert grains_at_once(profile, small.memory_bytes, 1) == 1
+    streamed, partly, once = (bus_bytes(profile, d.memory_bytes) for d in (small, some, large))
+    assert (streamed, once) == (3 * loaded, loaded)
+    assert once < partly < streamed
+    slow = replace(large, bus_rate=1.0)
+    assert estimate.on(slow) == once
+
+
+@pytest.mark.parametrize("mib", [60, 96, 110, 130, 200, 1000])
+def test_what_stays_fits_beside_the_rest(mib: int) -> None:
+    (placement,) = placed(
+        layers(Normalised(), shape=(20, 1 << 19)), replace(GPU, memory_bytes=mib * MIB), forced=True
+    ).placements
+    profile, chunk, staying = placement.work.profile, placement.chunk, placement.staying
+    assert (chunk > 0) == (mib >= 96)
+    if not chunk:
+        return
+    sizes = outside_bytes(profile), bench_bytes(profile), SLOTS * slot_bytes(profile, chunk)
+    room = mib * MIB - sum(sizes)
+    assert stay_bytes(profile, staying) <= room
+    assert staying == profile.grains.count or stay_bytes(profile, staying + 1) > room
+    assert (staying == profile.grains.count) == (mib >= 200)
+
+
+def test_nothing_stays_for_a_single_pass() -> None:
+    (placement,) = placed(layers(Costly(1.0)), GPU, forced=True).placements
+    assert placement.chunk > 0
+    assert placement.staying == 0
+
+
+def test_grains_lie_at_even_places_whatever_their_length() -> None:
+    for total, size in ((1 << 30, 1 << 19), (999 * 777, 674 * 777), (5, 5)):
+        for element in (1, 2, 4):
+            step = stride(Grains(total, size, 1), element)
+            assert step % 256 == 0
+            assert size * element <= step < size * element + 256
+
+
+@dataclass(frozen=True)
+class CheapCompiled(Costly):
+    """The same, but with compiled loops it costs next to nothing."""
+
+    loops = frozenset({"loop"})
+    compiled_cost = 0.05
+
+
+def test_compiled_loops_keep_merges_on_the_cpu() -> None:
+    graph = layers(*(CheapCompiled(20.0, number=number) for number in range(40)))
+    assert placed(graph, GPU).used_devices == [0]
+    loops = LoopSupport(CheapCompiled.loops, 100 * MIB)
+    with_loops = placed(graph, GPU, loops=loops)
+    assert with_loops.compiled
+    assert set(reasons(with_loops)) == {Why.KEEPS_UP}
+    # Where a device does everything nobody needs loops.
+    unbuilt = replace(loops, built=frozenset(), compiler_bytes=0)
+    forced = placed(graph, GPU, loops=unbuilt, forced=True)
+    assert not forced.compiled
+    assert not forced.missing
+    assert forced.overhead_bytes == placed(graph, GPU, forced=True).overhead_bytes
+    # Without room for loops they would be slow.
+    tight = placed(graph).minimum_bytes + GPU.host_bytes + 64 * MIB
+    without = placed(graph, GPU, ram=tight, loops=replace(loops, loaded_bytes=2 << 30))
+    assert not without.compiled
+    assert without.used_devices == [0]
+
+
+def share(rates: dict[str, float], cost: float = 2.0) -> float:
+    """The share of merges that is placed on the device."""
+    made = placed(many(cost), GPU, rates=Rates(rates))
+    assert made.rates.measured == rates
+    return sum(number for seat, number in made.seats.items() if seat.device == 0) / 40
+
+
+def test_measured_rates_decide() -> None:
+    usual = share({})
+    assert 0.1 < usual < 1.0
+    assert share({"storage": 1e8}) == 0.0, "the CPU keeps up with slow storage"
+    assert share({"storage": 3e10}) > usual
+    assert share({"cpu": 0.1}) == 0.0
+    assert share({"cpu": 8.0}) > usual
+    assert share({"device speed: card": 0.5}) < usual
+    assert share({"device bus: card": 1e8}) < usual
+    assert share({"device speed: another": 0.5}) == usual
+
+
+def test_the_fingerprint_knows_no_device() -> None:
+    graph = many(20.0, 3)
+    assert placed(graph, GPU).graph.fingerprint() == placed(graph).graph.fingerprint()

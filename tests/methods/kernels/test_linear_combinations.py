@@ -1,0 +1,194 @@
+"""Passthrough, linear and the methods whose coefficients follow from the Gram matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.graph.kernel import Copy
+from mergeloom.methods.declare import ParameterError
+from mergeloom.methods.kernels.linear_combination import LinearCombination
+from scripts.conformance import oracle
+from tests.methods.drawing import Family, families, family, positive, some, weights
+from tests.methods.support import assert_close, check_walks, kernel_of, run
+
+SHAPE = (3, 5)
+
+
+def test_passthrough_without_a_scale_copies() -> None:
+    assert isinstance(kernel_of("passthrough", SHAPE, [{}]), Copy)
+    assert isinstance(kernel_of("passthrough", SHAPE, [{"scale": 1}]), Copy)
+
+
+def test_passthrough_scales() -> None:
+    (tensor,) = family(SHAPE, 1, 0, torch.float32).others
+    result = run(kernel_of("passthrough", SHAPE, [{"scale": -0.5}]), [tensor])
+    assert torch.equal(result, tensor * -0.5)
+
+
+@given(st.data(), families(), st.booleans())
+def test_linear(data: st.DataObject, models: Family, normalize: bool) -> None:
+    strategy = positive if normalize else weights
+    chosen = some(data.draw, strategy, len(models.all))
+    parameters = [{"weight": weight} for weight in chosen]
+    kernel = kernel_of("linear", models.base.shape, parameters, normalize=normalize)
+    answer = oracle.linear(models.all, chosen, normalize)
+    assert_close(check_walks(kernel, models.all), answer.value, answer.scale, models.base.dtype)
+
+
+@pytest.mark.parametrize("chosen", [(0.0, 0.0), (1.0, -1.0), (0.1, 0.2, -0.3)])
+def test_weights_that_cancel_cannot_be_normalised(chosen: tuple[float, ...]) -> None:
+    parameters = [{"weight": weight} for weight in chosen]
+    with pytest.raises(ParameterError, match="sum to zero"):
+        kernel_of("linear", SHAPE, parameters)
+    assert isinstance(kernel_of("linear", SHAPE, parameters, normalize=False), LinearCombination)
+
+
+@given(families(least=1, most=1), st.one_of(st.floats(0, 1), st.floats(-1, 2)), st.booleans())
+def test_slerp(models: Family, t: float, base_first: bool) -> None:
+    inputs = models.all if base_first else models.all[::-1]
+    base = 0 if base_first else 1
+    kernel = kernel_of("slerp", models.base.shape, [{}, {}], base=base, t=t)
+    answer = oracle.slerp(*models.all, t)
+    assert_close(check_walks(kernel, inputs), answer.value, answer.scale, models.base.dtype)
+
+
+@pytest.mark.parametrize("t", [0.0, 1.0])
+def test_slerp_ends_at_its_inputs(t: float) -> None:
+    a, b = torch.randn(SHAPE), torch.randn(SHAPE)
+    result = run(kernel_of("slerp", SHAPE, [{}, {}], base=0, t=t), [a, b])
+    assert torch.equal(result, b if t else a)
+
+
+@pytest.mark.parametrize("a", [torch.zeros(SHAPE), torch.ones(SHAPE)])
+@pytest.mark.parametrize("b", [torch.zeros(SHAPE), torch.ones(SHAPE), -torch.ones(SHAPE)])
+def test_slerp_of_degenerate_directions_is_finite(a: torch.Tensor, b: torch.Tensor) -> None:
+    kernel = kernel_of("slerp", SHAPE, [{}, {}], base=0, t=0.25)
+    answer = oracle.slerp(a, b, 0.25)
+    assert_close(run(kernel, [a, b]), answer.value, answer.scale)
+
+
+@given(
+    st.data(),
+    families(least=2, most=2),
+    st.booleans(),
+    st.sampled_from(("flat", "rows", "columns")),
+)
+def test_nuslerp(data: st.DataObject, models: Family, with_base: bool, mode: str) -> None:
+    chosen = some(data.draw, weights, 2)
+    parameters = [{"weight": weight} for weight in chosen]
+    settings = {"nuslerp_flatten": mode == "flat", "nuslerp_row_wise": mode == "columns"}
+    shape = models.base.shape
+    if with_base:
+        kernel = kernel_of("nuslerp", shape, [{}, *parameters], base=0, **settings)
+    else:
+        kernel = kernel_of("nuslerp", shape, parameters, **settings)
+    dim = {"flat": None, "rows": -1, "columns": 0}[mode]
+    answer = oracle.nuslerp(models.others, chosen, models.base if with_base else None, dim)
+    result = check_walks(kernel, models.all if with_base else models.others)
+    assume(float(answer.scale.max()) < 1e3 * float(answer.value.abs().max() + 1))
+    assert_close(result, answer.value, answer.scale, models.base.dtype)
+
+
+@given(st.data(), families(least=2, most=4), st.booleans(), st.booleans())
+def test_multislerp(data: st.DataObject, models: Family, with_base: bool, normalize: bool) -> None:
+    chosen = some(data.draw, positive if normalize else weights, len(models.others))
+    parameters = [{"weight": weight} for weight in chosen]
+    shape = models.base.shape
+    if with_base:
+        kernel = kernel_of(
+            "multislerp", shape, [{}, *parameters], base=0, normalize_weights=normalize
+        )
+    else:
+        kernel = kernel_of("multislerp", shape, parameters, normalize_weights=normalize)
+    base = models.base if with_base else None
+    answer = oracle.multislerp(models.others, chosen, base, normalize)
+    inputs = models.all if with_base else models.others
+    try:
+        result = check_walks(kernel, inputs)
+    except RunError:
+        assert len(chosen) > 2
+        return
+    assert_close(result, answer.value, answer.scale, models.base.dtype)
+
+
+def test_nuslerp_of_one_model_on_a_base_is_the_model() -> None:
+    """Where one of the two lacks the tensor, there is nothing to interpolate."""
+    base, other = torch.randn(2, *SHAPE)
+    result = run(kernel_of("nuslerp", SHAPE, [{}, {"weight": 0.3}], base=0), [base, other])
+    assert torch.equal(result, other)
+
+
+def test_multislerp_of_equal_models_whose_weights_cancel_is_nothing() -> None:
+    a = torch.randn(SHAPE)
+    parameters = [{"weight": 1.0}, {"weight": -1.0}]
+    kernel = kernel_of("multislerp", SHAPE, parameters, normalize_weights=False)
+    assert not run(kernel, [a, a]).any()
+    assert torch.allclose(run(kernel, [a, 3 * a]), -2 * a)
+
+
+def test_multislerp_of_opposite_directions() -> None:
+    a = torch.randn(SHAPE)
+    parameters = [{"weight": 1.0}, {"weight": 1.0}]
+    result = run(kernel_of("multislerp", SHAPE, parameters), [a, -2 * a])
+    assert torch.allclose(result, -0.5 * a)
+    parameters.append({"weight": 0.0})
+    kernel = kernel_of("multislerp", SHAPE, parameters, tensor="w")
+    with pytest.raises(RunError, match="'w': the weighted directions cancel"):
+        run(kernel, [a, -2 * a, a])
+
+
+@given(families(least=2, most=4), st.integers(0, 12))
+def test_karcher(models: Family, steps: int) -> None:
+    kernel = kernel_of("karcher", models.base.shape, [{}] * len(models.others), max_iter=steps)
+    answer = oracle.karcher(models.others, steps)
+    assert_close(check_walks(kernel, models.others), answer.value, answer.scale, models.base.dtype)
+
+
+def test_karcher_of_nearly_opposite_directions() -> None:
+    one = torch.tensor([-9.3369e-01, -1.0000e04, -1.4343e00, 1.1036e00])
+    other = torch.tensor([-0.9960, 315.3181, -1.6037, -1.4596])
+    kernel = kernel_of("karcher", one.shape, [{}] * 2, max_iter=0)
+    answer = oracle.karcher([one, other], 0)
+    assert_close(run(kernel, [one, other]), answer.value, answer.scale)
+    assert float((answer.value[1] - one[1]).abs()) > 5000  # so that something is compared
+
+
+def test_karcher_of_degenerate_directions() -> None:
+    a, zero = torch.randn(SHAPE), torch.zeros(SHAPE)
+    kernel = kernel_of("karcher", SHAPE, [{}, {}])
+    assert torch.allclose(run(kernel, [a, -2 * a]), 1.5 * a)
+    assert torch.allclose(run(kernel, [a, zero]), 0.5 * a)
+    assert not run(kernel, [zero, zero]).any()
+    assert torch.allclose(run(kernel_of("karcher", SHAPE, [{}, {}], tol=0.0), [a, a]), a)
+
+
+@given(families(least=2, most=4), st.booleans())
+def test_model_stock(models: Family, filter_wise: bool) -> None:
+    shape = models.base.shape
+    parameters = [{}] * len(models.all)
+    kernel = kernel_of("model_stock", shape, parameters, base=0, filter_wise=filter_wise)
+    answer = oracle.model_stock(models.base, models.others, filter_wise)
+    assert_close(check_walks(kernel, models.all), answer.value, answer.scale, models.base.dtype)
+
+
+def test_model_stock_needs_two_others() -> None:
+    with pytest.raises(ParameterError, match="two models"):
+        kernel_of("model_stock", SHAPE, [{}, {}], base=0)
+
+
+def test_model_stock_of_opposite_changes_is_the_base() -> None:
+    base, step = torch.zeros(SHAPE), torch.randn(SHAPE)
+    for filter_wise in (False, True):
+        kernel = kernel_of("model_stock", SHAPE, [{}] * 3, base=0, filter_wise=filter_wise)
+        assert not run(kernel, [base, base + step, base - step]).any()
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp"])
+def test_one_input_is_copied(method: str) -> None:
+    settings = {"t": 0.5} if method == "slerp" else {}
+    models = [{"weight": 0.5}] if method == "linear" else [{}]
+    assert isinstance(kernel_of(method, SHAPE, models, **settings), Copy)

@@ -1,0 +1,318 @@
+"""Task vectors: sparsified, elected, combined."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mergeloom.engine.graph.kernel import Copy
+from mergeloom.methods.declare import ParameterError
+from mergeloom.methods.kernels.sparsifier import Sparsifier
+from scripts.conformance import oracle
+from tests.methods.drawing import (
+    Family,
+    densities,
+    dtypes,
+    families,
+    family,
+    kinds,
+    positive,
+    shares,
+    some,
+    weights,
+)
+from tests.methods.support import assert_close, check_walks, kernel_of, run
+
+SHAPE = (40, 11)
+SPARSE = (
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "della",
+    "della_linear",
+)
+FAMILY = ("task_arithmetic", *SPARSE)
+
+
+@given(st.data(), families(), st.booleans(), st.floats(-2, 2))
+def test_task_arithmetic(data: st.DataObject, models: Family, normalize: bool, lam: float) -> None:
+    chosen = some(data.draw, positive if normalize else weights, len(models.others))
+    parameters = [{}, *({"weight": weight} for weight in chosen)]
+    settings = {"normalize": normalize, "lambda": lam}
+    kernel = kernel_of("task_arithmetic", models.base.shape, parameters, base=0, **settings)
+    answer = oracle.task_arithmetic(models.base, models.others, chosen, normalize, lam)
+    assert_close(check_walks(kernel, models.all), answer.value, answer.scale, models.base.dtype)
+
+
+@given(st.data(), families(), st.booleans(), st.booleans(), st.floats(-2, 2))
+def test_ties(
+    data: st.DataObject, models: Family, normalize: bool, rescale: bool, lam: float
+) -> None:
+    chosen = some(data.draw, positive if normalize else weights, len(models.others))
+    dense = some(data.draw, densities, len(models.others))
+    parameters = [
+        {},
+        *({"weight": weight, "density": d} for weight, d in zip(chosen, dense, strict=True)),
+    ]
+    settings = {"normalize": normalize, "rescale": rescale, "lambda": lam}
+    kernel = kernel_of("ties", models.base.shape, parameters, base=0, **settings)
+    answer = oracle.ties(models.base, models.others, chosen, dense, normalize, lam, rescale)
+    result = check_walks(kernel, models.all)
+    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+
+
+@pytest.mark.parametrize("signs", [False, True])
+@given(st.data(), families(), st.booleans(), st.booleans(), st.integers(0, 1 << 40))
+def test_dare(
+    signs: bool, data: st.DataObject, models: Family, normalize: bool, rescale: bool, seed: int
+) -> None:
+    chosen = some(data.draw, positive if normalize else weights, len(models.others))
+    dense = some(data.draw, densities, len(models.others))
+    parameters = [
+        {},
+        *({"weight": weight, "density": d} for weight, d in zip(chosen, dense, strict=True)),
+    ]
+    lam = data.draw(st.floats(-2, 2))
+    settings = {"normalize": normalize, "rescale": rescale, "lambda": lam}
+    method = "dare_ties" if signs else "dare_linear"
+    name = data.draw(st.sampled_from(("model.norm.weight", "ä")))
+    kernel = kernel_of(
+        method, models.base.shape, parameters, base=0, seed=seed, tensor=name, **settings
+    )
+    answer = oracle.dare(
+        models.base, models.others, chosen, dense, normalize, lam, rescale,
+        signs=signs, seed=seed, tensor=name,
+    )  # fmt: skip
+    result = check_walks(kernel, models.all)
+    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+
+
+@pytest.mark.parametrize("signs", [False, True])
+@given(st.data(), families(), st.booleans(), st.booleans())
+def test_breadcrumbs(
+    signs: bool, data: st.DataObject, models: Family, normalize: bool, rescale: bool
+) -> None:
+    count = len(models.others)
+    chosen = some(data.draw, positive if normalize else weights, count)
+    dense = some(data.draw, densities, count)
+    gammas = some(
+        data.draw, st.one_of(st.sampled_from((0.0, 0.01, 0.5, 1.0)), st.floats(0, 1)), count
+    )
+    parameters = [
+        {},
+        *(
+            {"weight": w, "density": d, "gamma": g}
+            for w, d, g in zip(chosen, dense, gammas, strict=True)
+        ),
+    ]
+    lam = data.draw(st.floats(-2, 2))
+    settings = {"normalize": normalize, "rescale": rescale, "lambda": lam}
+    method = "breadcrumbs_ties" if signs else "breadcrumbs"
+    kernel = kernel_of(method, models.base.shape, parameters, base=0, **settings)
+    answer = oracle.breadcrumbs(
+        models.base, models.others, chosen, dense, gammas, normalize, lam, rescale, signs=signs
+    )
+    result = check_walks(kernel, models.all)
+    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+
+
+@pytest.mark.parametrize("signs", [False, True])
+@given(st.data(), families(), st.booleans(), st.booleans(), st.integers(0, 1 << 40))
+def test_della(
+    signs: bool, data: st.DataObject, models: Family, normalize: bool, rescale: bool, seed: int
+) -> None:
+    count = len(models.others)
+    chosen = some(data.draw, positive if normalize else weights, count)
+    dense = some(data.draw, densities, count)
+    room = [max(0.0, min(d, 1 - d)) * 0.99 for d in dense]
+    epsilons = [data.draw(st.floats(0, most)) for most in room]
+    parameters = [
+        {},
+        *(
+            {"weight": w, "density": d, "epsilon": e}
+            for w, d, e in zip(chosen, dense, epsilons, strict=True)
+        ),
+    ]
+    lam = data.draw(st.floats(-2, 2))
+    settings = {"normalize": normalize, "rescale": rescale, "lambda": lam}
+    method = "della" if signs else "della_linear"
+    kernel = kernel_of(method, models.base.shape, parameters, base=0, seed=seed, **settings)
+    answer = oracle.della(
+        models.base, models.others, chosen, dense, epsilons, normalize, lam, rescale,
+        signs=signs, seed=seed, tensor="layers.0.weight",
+    )  # fmt: skip
+    result = check_walks(kernel, models.all)
+    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 3), st.integers(500, 5000), kinds, dtypes, st.floats(0, 0.4), st.integers(0))
+def test_della_of_long_rows(
+    rows: int, row: int, kind: str, dtype: torch.dtype, epsilon: float, seed: int
+) -> None:
+    """Long rows are counted before they are sorted."""
+    models = family((rows, row), 1, seed % (1 << 30), dtype, kind)
+    parameters = [{}, {"weight": 1.0, "density": 0.45, "epsilon": epsilon}]
+    kernel = kernel_of("della_linear", (rows, row), parameters, base=0, seed=seed)
+    answer = oracle.della(
+        models.base, models.others, [1.0], [0.45], [epsilon], False,
+        signs=False, seed=seed, tensor="layers.0.weight",
+    )  # fmt: skip
+    assert_close(check_walks(kernel, models.all), answer.value, answer.scale, dtype)
+
+
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+@pytest.mark.parametrize(("density", "epsilon"), [(0.5, 0.5), (0.1, 0.15), (0.9, 0.15)])
+def test_della_refuses_probabilities_outside_of_0_and_1(
+    method: str, density: float, epsilon: float
+) -> None:
+    parameters = [{}, {"weight": 1.0, "density": density, "epsilon": epsilon}]
+    with pytest.raises(ParameterError, match="'epsilon' below"):
+        kernel_of(method, SHAPE, parameters, base=0)
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_della_keeps_each_rank_as_often_as_it_should(coarse: bool) -> None:
+    """Many rows of one and the same magnitudes, shuffled: a rate for every rank."""
+    rows, row, density, epsilon = 4000, 64, 0.4, 0.3
+    magnitudes = torch.arange(1.0, row + 1)
+    if coarse:
+        magnitudes = magnitudes.div(8).ceil()
+    source = torch.Generator().manual_seed(0)
+    order = torch.rand(rows, row, generator=source).argsort(1)
+    other = magnitudes[order] * torch.where(order % 3 == 0, -1.0, 1.0)
+    parameters = [{}, {"weight": 1.0, "density": density, "epsilon": epsilon}]
+    kernel = kernel_of("della_linear", other.shape, parameters, base=0, rescale=False)
+    kept = (run(kernel, [torch.zeros_like(other), other]) != 0).double()
+    for value in magnitudes.unique():
+        ranks = (magnitudes == value).nonzero().view(-1)
+        expected = float((density - epsilon + 2 * epsilon * ranks / (row - 1)).mean())
+        found = kept[other.abs() == value]
+        spread = (expected * (1 - expected) / found.numel()) ** 0.5
+        assert abs(float(found.mean()) - expected) < 5 * spread
+    per_row = kept.sum(1)
+    assert abs(float(per_row.mean()) - density * row) < 5 * (row * 0.25 / rows) ** 0.5
+
+
+@given(families(), shares)
+def test_sce(models: Family, select_topk: float) -> None:
+    parameters = [{}] * len(models.all)
+    kernel = kernel_of("sce", models.base.shape, parameters, base=0, select_topk=select_topk)
+    answer = oracle.sce(models.base, models.others, select_topk)
+    result = check_walks(kernel, models.all)
+    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+
+
+def test_sce_selects_the_first_of_equal_variances() -> None:
+    """The weights too come from what is selected only."""
+    base = torch.zeros(1000)
+    others = [torch.full((1000,), 3.0), torch.arange(1000) % 2 * 2.0 + 2.0]
+    for keep in (1, 64, 500, 777):
+        kernel = kernel_of("sce", (1000,), [{}] * 3, base=0, select_topk=(keep + 0.5) / 1000)
+        result = check_walks(kernel, [base, *others])
+        answer = oracle.sce(base, others, (keep + 0.5) / 1000)
+        assert_close(result, answer.value, answer.scale)
+        assert not result[keep:].any()
+        assert result[:keep].all()
+
+
+def test_breadcrumbs_drops_what_is_largest_and_smallest() -> None:
+    other = torch.tensor([1.0, -5.0, 2.0, 5.0, -3.0, 0.5, 4.0, 0.0, 5.0, -2.0])
+    for gamma, density, expected in (
+        (0.2, 0.3, [0, 0, 0, 0, -3, 0, 4, 0, 5, 0]),  # of three fives the first two go
+        (0.3, 0.3, [0, 0, 2, 0, -3, 0, 4, 0, 0, 0]),
+        (0.9, 0.8, [1, 0, 2, 0, -3, 0.5, 4, 0, 5, -2]),  # no more than two can go
+    ):
+        parameters = [{}, {"weight": 1.0, "density": density + 0.05, "gamma": gamma + 0.05}]
+        kernel = kernel_of("breadcrumbs", (10,), parameters, base=0)
+        assert check_walks(kernel, [torch.zeros(10), other]).tolist() == expected
+
+
+def test_ties_at_the_threshold_go_to_the_lowest_index() -> None:
+    """Equal magnitudes everywhere: the first k survive, across grains, whatever their sign."""
+    base = torch.zeros(1000)
+    signs = torch.where(torch.rand(1000) < 0.5, -1.0, 1.0)
+    for keep in (1, 63, 64, 65, 500, 999):
+        parameters = [{}, {"weight": 1.0, "density": (keep + 0.5) / 1000}]
+        kernel = kernel_of("ties", (1000,), parameters, base=0)
+        result = check_walks(kernel, [base, signs])
+        assert torch.equal(result[:keep], signs[:keep])
+        assert not result[keep:].any()
+
+
+def test_exactly_k_survive_among_larger_and_smaller_ones() -> None:
+    other = torch.tensor([1.0, 2.0, 1.0, 3.0, 1.0, 0.5, 1.0, 0.0] * 50)
+    for keep in (50, 100, 101, 150, 299, 300, 301, 350):
+        parameters = [{}, {"weight": 1.0, "density": (keep + 0.5) / 400}]
+        kernel = kernel_of("ties", (400,), parameters, base=0)
+        result = check_walks(kernel, [torch.zeros(400), other])
+        assert torch.equal(result, other * oracle.largest(other, keep))
+
+
+@pytest.mark.parametrize("method", [*FAMILY, "sce"])
+def test_no_change_gives_the_base(method: str) -> None:
+    models = family(SHAPE, 2, 0, torch.float32, "equal")
+    parameters = [{}, {}, {}] if method == "sce" else [{}, {"weight": 0.3}, {"weight": 0.9}]
+    result = run(kernel_of(method, SHAPE, parameters, base=0), models.all)
+    assert torch.equal(result, models.base)
+
+
+@pytest.mark.parametrize("method", SPARSE)
+def test_density_0_gives_the_base(method: str) -> None:
+    models = family(SHAPE, 2, 0, torch.float32)
+    parameters = [{}, {"weight": 1.0, "density": 0.0}, {"weight": 1.0, "density": 0.0}]
+    result = run(kernel_of(method, SHAPE, parameters, base=0), models.all)
+    assert torch.equal(result, models.base)
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_weights_that_cancel_cannot_be_normalised(method: str) -> None:
+    parameters = [{}, {"weight": 1.0}, {"weight": -1.0}]
+    with pytest.raises(ParameterError, match="sum to zero"):
+        kernel_of(method, SHAPE, parameters, base=0, normalize=True)
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_weights_that_are_all_zero_give_the_base(method: str) -> None:
+    models = family(SHAPE, 2, 0, torch.float32)
+    parameters = [{}, {"weight": 0.0}, {"weight": 0.0}]
+    result = run(kernel_of(method, SHAPE, parameters, base=0, normalize=True), models.all)
+    assert torch.equal(result, models.base)
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_one_input_is_copied(method: str) -> None:
+    assert isinstance(kernel_of(method, SHAPE, [{}], base=0), Copy)
+    assert isinstance(kernel_of(method, SHAPE, [{"weight": 0.5}]), Copy)
+
+
+@pytest.mark.parametrize("method", SPARSE)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_broken_values_stay_where_they_are(method: str, broken: float) -> None:
+    """Statistics count a NaN as a large magnitude; elements beside it are merged as ever."""
+    models = family(SHAPE, 2, 3, torch.float32)
+    models.others[0][3, 4] = broken
+    parameters = [{}, {"weight": 1.0, "density": 0.5}, {"weight": 1.0, "density": 0.5}]
+    result = check_walks(kernel_of(method, SHAPE, parameters, base=0), models.all)
+    finite = torch.isfinite(result)
+    assert int((~finite).sum()) <= 1
+    assert bool(finite[0, 0])
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_a_tensor_that_the_base_lacks_is_refused(method: str) -> None:
+    with pytest.raises(ParameterError, match="base model lacks"):
+        kernel_of(method, SHAPE, [{"weight": 1.0}, {"weight": 1.0}])
+
+
+def test_a_sparsifier_says_what_it_keeps_to_compiled_loops_too() -> None:
+    class Halves(Sparsifier):
+        def apply(self, number: int, vector: torch.Tensor, *others: object) -> None:
+            vector.view(-1)[1::2] = 0
+
+    with pytest.raises(TypeError, match="kept"):
+        Halves()

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergeloom.engine.base.errors import ConfigError
+from mergeloom.methods import registry
+from mergeloom.methods.declare import Parameter
+from mergeloom.planners.config.parameters import (
+    Level,
+    Parameters,
+    at_gradient,
+    check_names,
+    read_parameters,
+    resolve,
+)
+from mergeloom.planners.config.yaml_values import load_documents
+
+T = Parameter("t", float, "place between the models", 0.0, 0.0, 1.0)
+WEIGHT = Parameter("weight", float, "weight")
+FLAG = Parameter("normalize", bool, "flag", True)
+
+
+def block(text: str) -> Parameters:
+    return read_parameters(load_documents(text, "c.yml")[0])
+
+
+def value(parameter: Parameter, levels: list[Level], tensor: str, t: float = 0.0) -> object:
+    found = resolve(parameter, levels, tensor, t)
+    return None if found is None else found.value
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=9), st.floats(0, 1))
+def test_gradients_interpolate_linearly(values: list[float], t: float) -> None:
+    if len(values) == 1:
+        expected = values[0]
+    else:
+        expected = float(np.interp(t, np.linspace(0, 1, len(values)), values))
+    assert at_gradient(values, t) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_ends_of_a_gradient_are_exact() -> None:
+    assert at_gradient([0.1, 0.7, 0.3], 0.0) == 0.1
+    assert at_gradient([0.1, 0.7, 0.3], 0.5) == 0.7
+    assert at_gradient([0.1, 0.7, 0.3], 1.0) == 0.3
+
+
+def test_the_first_filter_that_admits_a_name_wins() -> None:
+    levels = [
+        Level(
+            "global",
+            block(
+                "t: [{filter: self_attn, value: [0, 1]}, {filter: '*', value: 0.25}, {value: 0.5}]"
+            ),
+        )
+    ]
+    assert value(T, levels, "model.layers.3.self_attn.q_proj.weight", 0.75) == 0.75
+    assert value(T, levels, "model.layers.3.mlp.up_proj.weight", 0.75) == 0.25
+
+
+def test_no_match_falls_through_to_the_next_level() -> None:
+    levels = [
+        Level("model", block("weight: [{filter: mlp, value: 3}]")),
+        Level("slice", Parameters()),
+        Level("module", block("weight: [{filter: norm, value: 2}]")),
+        Level("global", block("weight: 1")),
+    ]
+    assert value(WEIGHT, levels, "mlp.weight") == 3.0
+    assert value(WEIGHT, levels, "norm.weight") == 2.0
+    assert value(WEIGHT, levels, "q.weight") == 1.0
+    assert value(T, levels, "q.weight") is None
+
+
+def test_values_know_where_they_come_from() -> None:
+    levels = [Level("global", block("\nt:\n  - filter: mlp\n    value: [0, 1]\n"))]
+    found = resolve(T, levels, "x.mlp.y", 0.5)
+    assert found is not None
+    assert (found.value, found.level, found.t) == (0.5, "global", 0.5)
+    assert found.entry is not None
+    assert found.entry.place.line == 3
+
+
+def test_a_list_of_booleans_is_picked_from() -> None:
+    levels = [Level("global", block("normalize: [true, false, true]"))]
+    assert [value(FLAG, levels, "x", t) for t in (0.0, 0.4, 0.5, 0.9, 1.0)] == [
+        True, True, False, False, True,
+    ]  # fmt: skip
+
+
+def test_zero_and_one_stand_for_booleans() -> None:
+    assert value(FLAG, [Level("global", block("normalize: 0"))], "x") is False
+    assert value(FLAG, [Level("global", block("normalize: 1.0"))], "x") is True
+
+
+def test_values_out_of_range_name_their_place() -> None:
+    with pytest.raises(ConfigError, match=r"c\.yml:1: t: 't' must lie in \[0, 1\], not 1\.5"):
+        resolve(T, [Level("global", block("t: 1.5"))], "x", 0.0)
+    with pytest.raises(ConfigError, match="must be a number, not True"):
+        resolve(T, [Level("global", block("t: true"))], "x", 0.0)
+
+
+def test_unknown_names_are_refused_and_stray_ones_reported() -> None:
+    ties = registry.get("ties")
+
+    def known() -> set[str]:
+        return {"weight", "density", "t", "normalize"}
+
+    with pytest.raises(
+        ConfigError, match=r"c\.yml:1: weigth: 'ties' has no parameter 'weigth'; did"
+    ):
+        check_names(ties, block("weigth: 1"), "model", known)
+    (warning,) = check_names(ties, block("t: 1"), "global", known)
+    assert "'ties' has no parameter 't': it has no effect" in warning
+    (warning,) = check_names(ties, block("normalize: true"), "model", known)
+    assert "holds for all models together" in warning
+    assert check_names(ties, block("{weight: 1, density: 0.5}"), "global", known) == []

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mergeloom.planners.models.architecture import infer, output_head, token_embedding
+from tests.planners.support import llama_names
+
+
+def names(prefix: str, layers: int, *suffixes: str) -> list[str]:
+    return [f"{prefix}{i}.{suffix}" for i in range(layers) for suffix in suffixes]
+
+
+BLOCK = ("attn.q.weight", "attn.k.weight", "mlp.weight", "norm.weight")
+
+
+def test_a_decoder() -> None:
+    found = names("model.layers.", 12, *BLOCK)
+    around = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+    shuffled = [*found, *around]
+    random.Random(3).shuffle(shuffled)
+    (tower,) = infer(shuffled, {"num_hidden_layers": 12}).towers
+    assert (tower.name, tower.prefix, tower.layers) == ("default", "model.layers.", 12)
+    assert tower.before == ("model.embed_tokens.weight",)
+    assert set(tower.after) == {"model.norm.weight", "lm_head.weight"}
+    assert set(tower.names()) == set(shuffled)
+    assert len(list(tower.names())) == len(shuffled)
+
+
+def test_gpt2_and_bert() -> None:
+    gpt2 = [*names("h.", 3, *BLOCK), "wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"]
+    (tower,) = infer(gpt2, {"n_layer": 3}).towers
+    assert (tower.prefix, tower.layers) == ("h.", 3)
+    assert tower.before == ("wte.weight", "wpe.weight")
+    assert tower.after == ("ln_f.weight", "ln_f.bias")
+    bert = [
+        "embeddings.word_embeddings.weight",
+        "embeddings.LayerNorm.weight",
+        *names("encoder.layer.", 6, *BLOCK),
+        "pooler.dense.weight",
+    ]
+    (tower,) = infer(bert, {"num_hidden_layers": 6}).towers
+    assert tower.before == ("embeddings.word_embeddings.weight", "embeddings.LayerNorm.weight")
+    assert tower.after == ("pooler.dense.weight",)
+
+
+def test_experts_belong_to_the_name_within_a_layer() -> None:
+    experts = [f"block_sparse_moe.experts.{e}.w{k}.weight" for e in range(8) for k in (1, 2, 3)]
+    found = [*names("model.layers.", 4, *BLOCK, *experts), "model.embed_tokens.weight"]
+    (tower,) = infer(found, {"num_hidden_layers": 4}).towers
+    assert tower.layers == 4
+    assert all(len(layer) == len(BLOCK) + 24 for layer in tower.suffixes)
+    assert tower.layer_name(2, tower.suffixes[2][-1]) in found
+
+
+def test_two_towers_of_an_encoder_decoder() -> None:
+    found = [
+        "shared.weight",
+        *names("encoder.block.", 3, "layer.0.q.weight", "layer.1.wi.weight", "layer.1.wo.weight"),
+        "encoder.final_layer_norm.weight",
+        *names("decoder.block.", 4, "layer.0.q.weight", "layer.1.q.weight", "layer.2.wo.weight"),
+        "decoder.final_layer_norm.weight",
+        "lm_head.weight",
+    ]
+    architecture = infer(found, {"num_layers": 3, "num_decoder_layers": 4})
+    assert [tower.name for tower in architecture.towers] == ["decoder", "encoder"]
+    decoder, encoder = architecture.towers
+    assert encoder.after == ("encoder.final_layer_norm.weight",)
+    assert decoder.before == ("shared.weight",)
+    assert decoder.after == ("decoder.final_layer_norm.weight", "lm_head.weight")
+    assert {name for tower in architecture.towers for name in tower.names()} == set(found)
+
+
+def test_a_vision_language_model() -> None:
+    found = [
+        "vision_tower.vision_model.embeddings.patch_embedding.weight",
+        *names("vision_tower.vision_model.encoder.layers.", 3, *BLOCK),
+        "multi_modal_projector.linear_1.weight",
+        *[f"language_model.{name}" for name in llama_names(4)],
+    ]
+    config = {"text_config": {"num_hidden_layers": 4}, "vision_config": {"num_hidden_layers": 3}}
+    architecture = infer(found, config)
+    language, vision = architecture.towers
+    assert (language.name, language.layers) == ("language_model", 4)
+    assert (vision.name, vision.layers) == ("vision_tower", 3)
+    assert "multi_modal_projector.linear_1.weight" in language.after
+    assert vision.before == ("vision_tower.vision_model.embeddings.patch_embedding.weight",)
+
+
+def test_numbered_parts_of_a_small_network_are_no_layers() -> None:
+    found = [*llama_names(4), "projector.0.weight", "projector.1.weight", "score.0.bias"]
+    (tower,) = infer(found, {"num_hidden_layers": 4}).towers
+    assert tower.layers == 4
+    assert {"projector.0.weight", "score.0.bias"} <= set(tower.after)
+
+
+def test_a_checkpoint_without_layers() -> None:
+    (tower,) = infer(["embed.weight", "head.weight"], {}).towers
+    assert tower.layers == 0
+    assert list(tower.names()) == ["embed.weight", "head.weight"]
+
+
+def test_one_layer_is_a_stack_where_the_configuration_says_so() -> None:
+    (tower,) = infer(llama_names(1), {"num_hidden_layers": 1}).towers
+    assert tower.layers == 1
+
+
+@pytest.mark.parametrize("head", ["lm_head.weight", "embed_out.weight", "output.weight"])
+def test_heads_and_embeddings(head: str) -> None:
+    assert output_head(["a.weight", head]) == head
+    assert output_head(["attention.output.dense.weight", "x.output.weight.bias"]) is None
+    assert token_embedding(["model.norm.weight", "model.embed_tokens.weight"]) is not None
+    assert token_embedding(["embeddings.position_embeddings.weight"]) is None
+
+
+def test_a_head_that_is_called_embedding_stands_after_the_layers() -> None:
+    around = ["gpt_neox.embed_in.weight", "gpt_neox.final_layer_norm.weight", "embed_out.weight"]
+    found = [*names("gpt_neox.layers.", 4, *BLOCK), *around]
+    (tower,) = infer(found, {"num_hidden_layers": 4}).towers
+    assert tower.before == ("gpt_neox.embed_in.weight",)
+    assert "embed_out.weight" in tower.after
+
+
+@pytest.mark.parametrize(
+    ("vision", "embedding", "language"),
+    [
+        ("visual.blocks.", "model.embed_tokens.weight", "model.layers."),
+        (
+            "model.visual.blocks.",
+            "model.language_model.embed_tokens.weight",
+            "model.language_model.layers.",
+        ),
+    ],
+)
+def test_the_tower_of_the_tokens_is_the_main_one(
+    vision: str, embedding: str, language: str
+) -> None:
+    """Even where the other one has more tensors: the head follows it."""
+    found = [
+        *names(vision, 6, *BLOCK, "more.weight", "still_more.weight"),
+        "visual.patch_embed.proj.weight",
+        *names(language, 3, *BLOCK),
+        embedding,
+        "lm_head.weight",
+    ]
+    main, other = infer(found, {"num_hidden_layers": 3, "vision_config": {"depth": 6}}).towers
+    assert (main.prefix, other.prefix) == (language, vision)
+    assert "lm_head.weight" in main.after
+    assert embedding in main.before

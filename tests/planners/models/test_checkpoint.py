@@ -1,0 +1,223 @@
+"""Checkpoints: complete, foreign, hostile."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mergeloom.engine.base.errors import CheckpointError, ConfigError
+from mergeloom.planners.models.checkpoint import INDEX, open_checkpoint
+from tests.planners.support import llama, llama_names, plan_text, write_checkpoint
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_every_tensor_is_found(tmp_path: Path, shards: int) -> None:
+    found = open_checkpoint(llama(tmp_path / "a", shards=shards))
+    assert set(found.tensors) == set(llama_names(4))
+    assert len(found.sources) == shards
+    assert found.config["num_hidden_layers"] == 4
+
+
+def test_identity_follows_the_content(tmp_path: Path) -> None:
+    first = open_checkpoint(llama(tmp_path / "a")).identity
+    assert open_checkpoint(tmp_path / "a").identity == first
+    llama(tmp_path / "a", seed=1)
+    assert open_checkpoint(tmp_path / "a").identity != first
+
+
+def refusal(directory: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(directory)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_incomplete_checkpoints_name_what_is_missing(tmp_path: Path) -> None:
+    assert "is not a directory" in refusal(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in refusal(tmp_path / "empty")
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    assert "no .safetensors files" in refusal(tmp_path / "empty")
+    (tmp_path / "empty" / "pytorch_model.bin").write_bytes(b"\x80")
+    assert "convert it to safetensors" in refusal(tmp_path / "empty")
+    model = llama(tmp_path / "a", shards=3)
+    index = json.loads((model / INDEX).read_text())
+    index["weight_map"]["extra.weight"] = "model-00001-of-00003.safetensors"
+    (model / INDEX).write_text(json.dumps(index))
+    assert "lacks 'extra.weight', which the index promises" in refusal(model)
+    (model / "model-00002-of-00003.safetensors").unlink()
+    assert "lacks the shard 'model-00002-of-00003.safetensors'" in refusal(model)
+    (model / INDEX).write_text("[")
+    assert "is not valid JSON" in refusal(model)
+
+
+def test_truncated_shards_are_refused(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a")
+    shard = model / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert "is truncated" in refusal(model)
+
+
+@pytest.mark.parametrize("name", ["../b/model.safetensors", "/etc/passwd", "x/../../y", "a\\b"])
+def test_an_index_does_not_lead_out_of_the_checkpoint(tmp_path: Path, name: str) -> None:
+    llama(tmp_path / "b")
+    model = llama(tmp_path / "a", shards=2)
+    index = {"weight_map": dict.fromkeys(llama_names(4), name)}
+    (model / INDEX).write_text(json.dumps(index))
+    assert "outside the checkpoint" in refusal(model)
+
+
+def test_a_link_does_not_lead_out_of_the_checkpoint(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a", shards=2)
+    shard = model / "model-00001-of-00002.safetensors"
+    shutil.move(shard, tmp_path / "elsewhere.safetensors")
+    shard.symlink_to(tmp_path / "elsewhere.safetensors")
+    assert "leads outside the checkpoint's directory" in refusal(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"quant_method": "gptq"}, "gptq"),
+        ({"quant_method": "awq"}, "awq"),
+        ({"load_in_4bit": True}, "bitsandbytes"),
+    ],
+)
+def test_quantised_checkpoints_are_refused_by_name(
+    tmp_path: Path, settings: dict[str, Any], expected: str
+) -> None:
+    model = llama(tmp_path / "a")
+    (model / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    assert f"is quantised (by {expected})" in refusal(model)
+
+
+def test_quantised_tensors_are_refused_too(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a", ["model.layers.0.q_proj.qweight"], {})
+    assert "is quantised (it has 'model.layers.0.q_proj.qweight')" in refusal(tmp_path / "a")
+
+
+def test_quantised_parts_are_refused_too(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a")
+    part = {"text_config": {"quantization_config": {"quant_method": "fp8"}}}
+    (model / "config.json").write_text(json.dumps(part))
+    assert "is quantised (by fp8)" in refusal(model)
+
+
+def test_a_single_file_does_not_lead_out_of_the_checkpoint(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a")
+    shutil.move(model / "model.safetensors", tmp_path / "elsewhere.safetensors")
+    (model / "model.safetensors").symlink_to("../elsewhere.safetensors")
+    assert "leads outside the checkpoint's directory" in refusal(model)
+
+
+def test_a_directory_that_only_looks_like_the_cache_is_no_way_out(tmp_path: Path) -> None:
+    model = llama(tmp_path / "x" / "snapshots" / "a")
+    shutil.move(model / "model.safetensors", tmp_path / "x" / "secret")
+    (model / "model.safetensors").symlink_to("../../secret")
+    assert "leads outside the checkpoint's directory" in refusal(model)
+
+
+def test_shards_without_an_index(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a", shards=3)
+    (model / INDEX).unlink()
+    assert set(open_checkpoint(model).tensors) == set(llama_names(4))
+    (model / "model-00002-of-00003.safetensors").unlink()
+    assert "has 2 of the 3 shards 'model-*-of-00003', and no index" in refusal(model)
+    shutil.copy(model / "model-00001-of-00003.safetensors", model / "other.safetensors")
+    (model / "model-00003-of-00003.safetensors").unlink()
+    (model / "model-00001-of-00003.safetensors").rename(model / "model.1.safetensors")
+    assert "is in 'model.1.safetensors' and in 'other.safetensors'" in refusal(model)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a", shards=2)
+    for path in model.glob("*.safetensors"):
+        path.unlink()
+        os.mkfifo(path)
+    assert "lacks the shard" in refusal(model)
+    (model / INDEX).unlink()
+    assert "no .safetensors files" in refusal(model)
+
+
+BOMBS = {
+    "lists": b"[" + b"[]," * 2_000_000 + b"0]",
+    "numbers": b"[" + b"1," * 5_000_000 + b"0]",
+    "deep": b"[" * 500_000,
+    "number": b'{"a": ' + b"9" * 10_000 + b"}",
+    "utf-16": "{}".encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("name", [INDEX, "config.json"])
+def test_json_that_would_fill_memory(tmp_path: Path, bomb: str, name: str) -> None:
+    model = llama(tmp_path / "a", shards=2)
+    (model / name).write_bytes(BOMBS[bomb])
+    assert f"{name}'" in refusal(model)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\n", "\x1b[2J", "", ".", "\ud800"])
+def test_names_of_shards_that_no_file_has(tmp_path: Path, name: str) -> None:
+    model = llama(tmp_path / "a", shards=2)
+    (model / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    assert refusal(model).isprintable()
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX, "tokenizer.json", "LICENSE"])
+def test_small_files_do_not_lead_out_of_the_checkpoint_either(tmp_path: Path, name: str) -> None:
+    """A link to somebody's keys would be copied to the output, and from there to the hub."""
+    model = llama(tmp_path / "a", shards=2)
+    content = (model / name).read_bytes() if (model / name).exists() else b"secret"
+    (tmp_path / "secret").write_bytes(content)
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to("../secret")
+    with pytest.raises(CheckpointError, match="leads outside the checkpoint's directory"):
+        plan_text("merge_method: passthrough\nmodels: [a]\n", tmp_path)
+
+
+def test_side_files_have_bounds(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a")
+    (model / "tokenizer\n.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"has a file 'tokenizer\\n.json'"):
+        plan_text("merge_method: passthrough\nmodels: [a]\n", tmp_path)
+    (model / "tokenizer\n.json").unlink()
+    for number in range(9):
+        with open(model / f"tokenizer.{number}", "wb") as file:
+            file.truncate(256 << 20)
+    with pytest.raises(CheckpointError, match="more than 1000 files or 2 GiB"):
+        plan_text("merge_method: passthrough\nmodels: [a]\n", tmp_path)
+
+
+def test_code_and_templates_are_copied_unread(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a")
+    config = json.loads((model / "config.json").read_text()) | {"auto_map": {"AutoModel": "evil.X"}}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    template = "{{ ''.__class__.__mro__ }} {% for x in range(10**12) %}"
+    (model / "chat_template.jinja").write_text(template)
+    (model / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    plan = plan_text("merge_method: passthrough\nmodels: [a]\n", tmp_path)
+    copied = {file.name: file for file in plan.side_files}
+    assert b"".join(copied["evil.py"].pieces()) == (model / "evil.py").read_bytes()
+    assert b"".join(copied["chat_template.jinja"].pieces()) == template.encode()
+    assert "pytorch_model.bin" not in copied
+    assert "evil" not in sys.modules
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "layers", ["[0, 1000000000]", "[-1, 2]", "[2, 1]", "[0, 1e30]", "[0, 1, 2]"]
+)
+def test_absurd_layer_ranges_are_refused_at_once(tmp_path: Path, layers: str) -> None:
+    llama(tmp_path / "a")
+    text = (
+        f"merge_method: passthrough\nslices: [{{sources: [{{model: a, layer_range: {layers}}}]}}]"
+    )
+    with pytest.raises(ConfigError, match="layer_range"):
+        plan_text(text, tmp_path)
