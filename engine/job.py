@@ -15,8 +15,11 @@ from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.machine_code import Library, NativeError
 from mergeloom.engine.hardware.rates import Sample, storage_samples
-from mergeloom.engine.output.directory import COMMIT_SECONDS, OutputDirectory, ShardSink, SideFile
-from mergeloom.engine.plan.schedule import Machine, Schedule, schedule
+from mergeloom.engine.hardware.spec import Machine
+from mergeloom.engine.output.directory import OutputDirectory
+from mergeloom.engine.output.side_files import SideFile
+from mergeloom.engine.output.sink import COMMIT_SECONDS, ShardSink
+from mergeloom.engine.plan.schedule import Schedule, schedule
 from mergeloom.engine.run.executor import Executor, Progress, source_readers
 from mergeloom.engine.storage.file_system import FILES, Files
 from mergeloom.engine.storage.files import FileReader, FileSource, IOMode

@@ -20,8 +20,9 @@ from mergeloom.engine.base.errors import (
 )
 
 if TYPE_CHECKING:
-    from mergeloom.api import MergeResult, Observer, PlannedMerge, merge, plan
+    from mergeloom.api import Observer, merge, plan
     from mergeloom.methods.registry import register as register_method
+    from mergeloom.results import MergeResult, PlannedMerge
 
 __all__ = [
     "BudgetError",

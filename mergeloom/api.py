@@ -8,59 +8,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mergeloom.check import Checked, check_output
+from mergeloom.check import check_output
 from mergeloom.engine import job as jobs
 from mergeloom.engine.base.errors import ConfigError, OutputError
 from mergeloom.engine.base.gc_pause import collection_paused
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.accelerators import AUTO, choose
-from mergeloom.engine.plan.schedule import Machine, Schedule, schedule
+from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.run.executor import Progress
 from mergeloom.engine.storage.files import IOMode
 from mergeloom.methods.ops.compiled_ops import LIBRARY
 from mergeloom.planners.config.config import Configuration, load_config, parse_config
 from mergeloom.planners.config.yaml_values import nearest
 from mergeloom.planners.models.resolve import Resolver
-from mergeloom.planners.plan import DEFAULT_SHARD_BYTES, Plan, PlanOptions, make_plan
+from mergeloom.planners.plan import DEFAULT_SHARD_BYTES, PlanOptions, make_plan
 from mergeloom.report.units import parse_size
+from mergeloom.results import MergeResult, PlannedMerge
 
 Size = int | str
 Pathlike = str | os.PathLike[str]
 
 SEARCH_VARIABLE = "MERGELOOM_MODELS"
 """Environment variable with folders that hold models, separated as in ``PATH``."""
-
-
-@dataclass(frozen=True)
-class PlannedMerge:
-    """A dry run: what a merge will do within a budget, known before a weight is read."""
-
-    plan: Plan
-    schedule: Schedule
-    budget_bytes: int
-    machine: Machine
-
-    def document(self) -> dict[str, Any]:
-        """The plan as ``mergeloom plan --json`` prints it."""
-        from mergeloom.report.documents import plan_document
-
-        return plan_document(self)
-
-
-@dataclass(frozen=True)
-class MergeResult:
-    """A finished merge and what it took."""
-
-    output: Path
-    planned: PlannedMerge
-    outcome: jobs.Outcome
-    checked: Checked | None = None
-
-    def document(self) -> dict[str, Any]:
-        """The result as ``mergeloom merge --json`` prints it."""
-        from mergeloom.report.documents import result_document
-
-        return result_document(self)
 
 
 @dataclass(frozen=True)

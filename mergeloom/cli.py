@@ -16,7 +16,7 @@ import typer
 from mergeloom.engine.base.errors import MEMORY_SHORT, LoomError, is_memory_short
 
 if TYPE_CHECKING:
-    from mergeloom.api import PlannedMerge
+    from mergeloom.results import PlannedMerge
 
 app = typer.Typer(
     name="mergeloom",

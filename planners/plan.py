@@ -15,16 +15,16 @@ from typing import Any
 from mergeloom.engine.base.errors import CheckpointError, ConfigError
 from mergeloom.engine.graph.graph import Graph, GraphBuilder
 from mergeloom.engine.job import Job
-from mergeloom.engine.output.directory import SideFile
+from mergeloom.engine.output.side_files import SideFile
 from mergeloom.methods.ops.compiled_ops import LIBRARY
 from mergeloom.planners.config.config import Configuration, Document
 from mergeloom.planners.config.yaml_values import nearest
 from mergeloom.planners.models.checkpoint import Checkpoint
-from mergeloom.planners.models.model import Model, StagedModel
+from mergeloom.planners.models.model import Model, OutputTensor, StagedModel
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.output.config_json import LayerChange, rewrite_config
-from mergeloom.planners.output.shards import Layout, OutputTensor, lay_out
+from mergeloom.planners.output.shards import Layout, lay_out
 from mergeloom.planners.output.side_files import side_files
 from mergeloom.planners.slices.document import Stage, plan_stage
 from mergeloom.planners.slices.integer_tensors import equal_bytes

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from mergeloom.engine.base.dtypes import BF16, F32
 from mergeloom.engine.base.grains import Access, Grains
+from mergeloom.engine.graph.sums import GrainSums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,53 +123,6 @@ class Statistic(Generic[A, R]):
     def finish(self, total: A, earlier: Sequence[Any]) -> R:
         """The statistic's result, handed to later passes and to `Kernel.combine`."""
         raise NotImplementedError
-
-
-class GrainSums:
-    """Sums of one value a grain, in an order that depends on the grains' positions alone.
-
-    A value is anything with ``+``: a number, or a float64 tensor on any device. Values are added
-    along a fixed binary tree over the positions as soon as both halves of a node are there, so an
-    accumulator that holds a run of n grains keeps at most 2·log2(n) values, wherever it starts.
-    """
-
-    __slots__ = ("_nodes",)
-
-    def __init__(self) -> None:
-        self._nodes: dict[tuple[int, int], Any] = {}
-        """Sums of grains ``[position << level, (position + 1) << level)`` by (level, position)."""
-
-    def add(self, index: int, value: Any) -> None:
-        """Add the value of grain ``index``."""
-        self._insert((0, index), value)
-
-    def merge(self, other: GrainSums) -> None:
-        """Add the values that ``other`` holds."""
-        for node, value in other._nodes.items():
-            self._insert(node, value)
-
-    def fetch(self) -> None:
-        """Bring sums that are tensors to main memory."""
-        for node, value in self._nodes.items():
-            if not isinstance(value, (int, float)):
-                self._nodes[node] = value.cpu()
-
-    @property
-    def total(self) -> Any:
-        """The sum of all values, once no grain is missing; ``None`` if there is none."""
-        total: Any = None
-        for _, value in sorted(self._nodes.items(), key=lambda item: item[0][1] << item[0][0]):
-            total = value if total is None else total + value
-        return total
-
-    def _insert(self, node: tuple[int, int], value: Any) -> None:
-        level, position = node
-        while (sibling := (level, position ^ 1)) in self._nodes:
-            beside = self._nodes.pop(sibling)
-            value = beside + value if position & 1 else value + beside
-            level, position = level + 1, position >> 1
-        assert (level, position) not in self._nodes, "a grain was added twice"
-        self._nodes[(level, position)] = value
 
 
 class GrainSum(Statistic[GrainSums, R]):

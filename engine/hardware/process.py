@@ -12,12 +12,12 @@ from pathlib import Path
 
 import psutil
 
+from mergeloom.engine.base.units import MIB
 from mergeloom.engine.hardware.accelerators import Accelerator, found_devices
 from mergeloom.engine.hardware.machine_code import Library
 from mergeloom.engine.hardware.profile import keep, recall
 from mergeloom.engine.hardware.rates import Rates, Sample
-from mergeloom.engine.plan.footprint import MIB
-from mergeloom.engine.plan.schedule import LoopSupport, Machine
+from mergeloom.engine.hardware.spec import LoopSupport, Machine
 
 _ROUND = 16 * MIB
 

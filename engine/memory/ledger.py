@@ -14,16 +14,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
-PAGE = 4096
-"""Alignment in bytes of blocks, and of direct reads and writes."""
+from mergeloom.engine.memory.pages import block_bytes
 
-_CLASS = 4 * PAGE
 _HUGE = 4 << 20
-
-
-def block_bytes(nbytes: int) -> int:
-    """Size of the block that is granted for ``nbytes``; sizes fall into classes to be reused."""
-    return -(-max(nbytes, 1) // _CLASS) * _CLASS
 
 
 class Block:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import OutputError
-from mergeloom.engine.storage.digest import ALGORITHM
+from mergeloom.engine.graph.graph import OutputFile, Write
+from mergeloom.engine.output.journal import Finished
+from mergeloom.engine.storage.digest import ALGORITHM, digest_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -147,3 +149,15 @@ def _first(error: Exception) -> str:
     first = error.errors(include_input=False, include_url=False)[0]
     place = ".".join(str(part)[:80] for part in first["loc"])
     return ascii(f"{place}: {first['msg']}")[1:-1]
+
+
+def file_record(file: OutputFile) -> FileRecord:
+    """The manifest's record of one shard."""
+    return FileRecord(file.size, len(file.header), digest_of([file.header]))
+
+
+def tensor_record(write: Write, entry: Finished) -> TensorRecord:
+    """The manifest's record of one finished write."""
+    return TensorRecord(
+        write.name, write.file.name, write.offset, write.nbytes, entry.digest, entry.block_bytes
+    )

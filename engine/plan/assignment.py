@@ -23,30 +23,21 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.graph.graph import tree
 from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
-from mergeloom.engine.memory.ledger import PAGE, block_bytes
-from mergeloom.engine.plan.footprint import MIB, Positions, Profile
+from mergeloom.engine.plan.device_memory import bus_bytes, grains_at_once
+from mergeloom.engine.plan.footprint import Profile
 
 if TYPE_CHECKING:
-    from mergeloom.engine.plan.schedule import Work
+    from mergeloom.engine.plan.work import Work
 
-SLOTS = 3
-"""Parts of a device's memory that tiles pass through: one arrives, one is computed, one leaves."""
 
 _CONVERSION = 0.4
 """Nanoseconds on one core for widening one element of an input, in one pass."""
 _LAG = 0.25
 """Seconds that the CPU may fall behind storage before a merge is moved away from it."""
-_RESERVE = 64 * MIB
-"""Device memory for what torch allocates by itself, beyond what kernels declare."""
-_SLOTS_SHARE = 4
-"""Part of the memory that slots take at most where inputs can stay beside them."""
-_ALIGNED = 256
-"""Bytes at whose multiples grains begin; no device reads more at once."""
 
 
 class Why(enum.Enum):
@@ -227,77 +218,3 @@ def _demand(kernel: Kernel) -> _Demand:
 #     bench       arithmetic on one grain
 #     slots       inputs and outputs of one chunk each
 #     store       inputs that stay for all passes, in whatever room is left
-
-
-def grains_at_once(profile: Profile, memory: int, most: int) -> int:
-    """How many grains of a merge a device with ``memory`` bytes works on at once: ``most`` at
-    most, 0 if it has no room for one."""
-    room = memory - outside_bytes(profile) - bench_bytes(profile)
-    each = SLOTS * slot_bytes(profile, 1)
-    # A grain is enough for the bus's full speed; what several passes need had better stay.
-    wanted = room // _SLOTS_SHARE if lasting(profile) else room
-    return max(0, min(most, max(wanted // each, min(1, room // each))))
-
-
-def grains_staying(profile: Profile, memory: int, chunk: int) -> int:
-    """Of how many grains of a merge the inputs stay on a device with ``memory`` bytes that works
-    on ``chunk`` of them at once."""
-    working = bench_bytes(profile) + SLOTS * slot_bytes(profile, chunk)
-    return grains_stored(profile, memory - outside_bytes(profile) - working)
-
-
-def grains_stored(profile: Profile, room: int) -> int:
-    """Of how many grains the inputs have room in so many bytes of a store."""
-    each = stay_bytes(profile, 1)
-    return max(0, min(profile.grains.count, room // each)) if each else 0
-
-
-def lasting(profile: Profile) -> Positions:
-    """The leaves that more than one pass needs; the last pass needs all."""
-    return tuple(sorted({i for leaves in profile.passes[:-1] for i in leaves}))
-
-
-def stay_bytes(profile: Profile, grains: int) -> int:
-    """Bytes of a store for the inputs of so many grains that more than one pass needs."""
-    sizes = (profile.leaf_sizes[i] for i in lasting(profile))
-    return grains * sum(stride(profile.grains, size) for size in sizes)
-
-
-def slot_bytes(profile: Profile, grains: int) -> int:
-    """Device memory for the inputs and outputs of so many grains."""
-    sizes = profile.leaf_sizes + profile.write_sizes
-    return grains * sum(stride(profile.grains, size) for size in sizes)
-
-
-def stride(grains: Grains, size: int) -> int:
-    """Bytes from one grain to the next on a device, for elements of ``size`` bytes.
-
-    Devices add up what lies at odd places in another order. So every grain begins at an even
-    one, whichever grains lie before it.
-    """
-    return -(-grains.size * size // _ALIGNED) * _ALIGNED
-
-
-def bench_bytes(profile: Profile) -> int:
-    """Device memory for the arithmetic on one grain."""
-    return block_bytes(-(-profile.worker.scratch_bytes // PAGE) * PAGE)
-
-
-def outside_bytes(profile: Profile) -> int:
-    """Device memory that is left to torch."""
-    worker = profile.worker
-    return _RESERVE + worker.scratch_bytes + 2 * worker.accumulator_bytes
-
-
-@lru_cache(maxsize=1024)
-def bus_bytes(profile: Profile, memory: int) -> int:
-    """Bytes that a merge moves over the bus of a device with ``memory`` bytes, in the direction
-    in which it moves more."""
-    chunk = grains_at_once(profile, memory, profile.longest_tile)
-    staying = grains_staying(profile, memory, chunk)
-    elements = min(staying * profile.grains.size, profile.grains.total)
-    passes = [i for leaves in profile.passes for i in leaves]
-    up = sum(profile.leaf_bytes(i) for i in passes)
-    saved = sum((passes.count(i) - 1) * profile.leaf_sizes[i] for i in lasting(profile))
-    down = sum(profile.grains.total * size for size in profile.write_sizes)
-    return max(up - saved * elements, down)

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mergeloom.engine.base.grains import Grains
-from mergeloom.engine.memory.ledger import block_bytes
-from mergeloom.engine.storage.files import span_bytes
-
-MIB = 1 << 20
+from mergeloom.engine.base.units import MIB
+from mergeloom.engine.memory.pages import block_bytes, span_bytes
 
 REQUEST_BYTES = 8 * MIB
 """Bytes of one read request of a tile: large enough for a disk's full speed."""

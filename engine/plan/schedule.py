@@ -23,31 +23,23 @@ budget demands it; one grain is the least. Tile lengths change no byte of the ou
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from mergeloom.engine.base.errors import BudgetError
-from mergeloom.engine.base.grains import Access, Grains, partition
-from mergeloom.engine.graph.graph import Graph, Load, Merge, Write, copied_dtype, tree
-from mergeloom.engine.graph.kernel import AS_STORED, Kernel, Statistic
+from mergeloom.engine.base.units import MIB
+from mergeloom.engine.graph.graph import Graph, Load
 from mergeloom.engine.hardware.accelerators import CPU, Accelerator
 from mergeloom.engine.hardware.rates import ASSUMED, Rates
-from mergeloom.engine.memory.ledger import PAGE, block_bytes
-from mergeloom.engine.plan.assignment import (
-    Seat,
-    Why,
-    grains_at_once,
-    grains_staying,
-    seats,
-    without_devices,
-)
-from mergeloom.engine.plan.footprint import MIB, Flow, Positions, Profile, Working
-from mergeloom.engine.storage.files import span_bytes
+from mergeloom.engine.hardware.spec import Machine
+from mergeloom.engine.plan.assignment import Seat, Why, seats, without_devices
+from mergeloom.engine.plan.device_memory import grains_at_once, grains_staying
+from mergeloom.engine.plan.footprint import Flow, Positions, Profile, Working
+from mergeloom.engine.plan.residency import stays_of
+from mergeloom.engine.plan.work import Work, loop_names, works_of
 
 PREFETCH_BYTES = 128 * MIB
 """Memory that reading ahead may use beyond what the merges at hand need."""
@@ -60,67 +52,6 @@ _HEAP_MARGIN = 24 * MIB
 _NOTED_SHARE = 0.25
 """The most of the ledger that notes may take: they save arithmetic, inputs that stay reading."""
 _MINIMUM_STEP = 8 * MIB
-
-
-@dataclass(frozen=True, slots=True)
-class LoopSupport:
-    """What a schedule must know of compiled loops on a machine.
-
-    ``built`` are the names of those that are there. Loading any takes ``loaded_bytes``; to build
-    more a compiler needs ``compiler_bytes`` before the run (``None``: there is none).
-    """
-
-    built: frozenset[str]
-    loaded_bytes: int
-    compiler_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What a schedule must know of the machine and the process.
-
-    ``process_bytes`` is what the process occupies before the run (interpreter, libraries, the
-    graph); ``runtime_bytes`` what importing and using the arithmetic library adds; ``threads`` how
-    many workers may compute at once. ``loops`` is about compiled loops, where it has any.
-    ``devices`` may compute too; with ``forced`` they get all that they can. ``rates`` are what is
-    known of its speed.
-    """
-
-    threads: int
-    process_bytes: int
-    runtime_bytes: int
-    loops: LoopSupport | None = None
-    devices: tuple[Accelerator, ...] = ()
-    forced: bool = False
-    rates: Rates = ASSUMED
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One walk over the inputs of a merge tree.
-
-    ``merge`` is the merge whose statistic number ``statistic`` is gathered; for the last pass it
-    is the root and ``statistic`` is ``None``. ``leaves`` are the positions of the loads needed.
-    """
-
-    merge: Merge
-    statistic: int | None
-    leaves: Positions
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One root merge, all that is written of it, and all that it needs."""
-
-    root: Merge
-    writes: tuple[Write, ...]
-    leaves: tuple[Load, ...]
-    passes: tuple[Pass, ...]
-    profile: Profile
-
-    @property
-    def grains(self) -> Grains:
-        return self.profile.grains
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,14 +183,14 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     Raises:
         BudgetError: no schedule fits; the message names the smallest budget that does.
     """
-    works = _works(graph)
+    works = works_of(graph)
     profiles = {work.profile for work in works}
     needed = _Needed.of(profiles, len(works), machine, ())
     narrowest = max((profile.narrowest for profile in profiles), default=0)
     minimum = -(-(needed.bytes(1) + narrowest) // _MINIMUM_STEP) * _MINIMUM_STEP
     if budget is not None and budget < minimum:
         raise BudgetError(_infeasible(works, budget, minimum))
-    loading = _loading_bytes(_loop_names(works), budget, machine)
+    loading = _loading_bytes(loop_names(works), budget, machine)
 
     def capacity(workers: int, loading: int = 0) -> int:
         return 1 << 62 if budget is None else budget - needed.bytes(workers, loading)
@@ -288,9 +219,9 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
             needed = with_devices
             workers, granted = staff(loading)
     here = [work for work, seat in zip(works, seating, strict=True) if seat.device is None]
-    if granted and not _loop_names(here):
+    if granted and not loop_names(here):
         workers, granted = staff(0)
-    loops = _loop_names(works) if granted else frozenset()  # a device may give any of them up
+    loops = loop_names(works) if granted else frozenset()  # a device may give any of them up
     available = capacity(workers, granted)
     placements = _place(works, available, seating, machine.devices, granted > 0)
     ledger_bytes = _useful(placements, available)
@@ -361,155 +292,6 @@ def _loading_bytes(loops: frozenset[str], budget: int | None, machine: Machine) 
     return support.loaded_bytes
 
 
-def _loop_names(works: Sequence[Work]) -> frozenset[str]:
-    """The loops that kernels can use."""
-    kernels = {merge.kernel for work in works for merge in tree(work.root)}
-    return frozenset[str]().union(*(kernel.loops for kernel in kernels))
-
-
-def _works(graph: Graph) -> list[Work]:
-    writes: dict[Merge, list[Write]] = {}
-    for write in graph.writes:
-        writes.setdefault(write.merge, []).append(write)
-    profiles: dict[Profile, Profile] = {}
-    return [_work(root, tuple(own), profiles) for root, own in writes.items()]
-
-
-def _work(root: Merge, writes: tuple[Write, ...], profiles: dict[Profile, Profile]) -> Work:
-    merges = tuple(tree(root))
-    leaves: dict[Load, int] = {}
-    needed: dict[Merge, Positions] = {}
-    for merge in merges:  # inputs come before their users
-        own: dict[int, None] = {}
-        for node in merge.gather.inputs:
-            if isinstance(node, Load):
-                own[leaves.setdefault(node, len(leaves))] = None
-            else:
-                own.update(dict.fromkeys(needed[node]))
-        needed[merge] = tuple(own)
-    passes = [
-        Pass(merge, statistic, needed[merge])
-        for merge in merges
-        for statistic in range(len(merge.kernel.passes))
-    ]
-    passes.append(Pass(root, None, needed[root]))
-    copied = copied_dtype(root)
-    computes = copied is None or any(write.dtype != copied for write in writes)
-    access = max(merge.kernel.access for merge in merges) if computes else Access.ELEMENTWISE
-    grains = partition(root.shape, access)
-    profile = Profile(
-        grains=grains,
-        leaf_sizes=tuple(load.dtype.size for load in leaves),
-        write_sizes=tuple(write.dtype.size for write in writes),
-        passes=tuple(current.leaves for current in passes),
-        computes=computes,
-        worker=_working(merges, grains, False) if computes else Working(0, 0),
-        looped=_working(merges, grains, True) if computes else Working(0, 0),
-        notes_bytes=root.kernel.notes_bytes(grains) if computes else 0,
-    )
-    profile = profiles.setdefault(profile, profile)
-    return Work(root, writes, tuple(leaves), tuple(passes), profile)
-
-
-def _working(merges: Sequence[Merge], grains: Grains, looped: bool) -> Working:
-    """What one worker needs for its arithmetic on a merge tree."""
-    tensors = workspace = accumulator = 0
-    for merge in merges:
-        kernel, nodes = merge.kernel, merge.gather.inputs
-        loops_work = looped and bool(kernel.loops)
-        parts: tuple[Kernel | Statistic[Any, Any], ...] = (kernel, *kernel.passes)
-        own = [_tensors(part.scratch, part.looped_scratch, nodes, loops_work) for part in parts]
-        tensors += max(own) + 1
-        workspace += max(part.workspace_bytes(grains, loops_work) for part in parts)
-        for statistic in kernel.passes:
-            accumulator = max(accumulator, statistic.accumulator_bytes(grains, loops_work))
-    scratch = block_bytes(-(-grains.size * 4 // PAGE) * PAGE * tensors) + workspace
-    return Working(scratch, accumulator)
-
-
-def _tensors(
-    scratch: int, looped: int | None, nodes: Sequence[Load | Merge], loops_work: bool
-) -> int:
-    """Tensors of a grain's size that a kernel or a statistic needs: inputs, and its scratch."""
-    if looped is None or not loops_work:
-        return len(nodes) + scratch
-    return looped + sum(not isinstance(node, Load) or node.dtype not in AS_STORED for node in nodes)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Stay:
-    """A load that stays in memory from merge ``start``, which reads it, to merge ``end``."""
-
-    load: Load
-    start: int
-    end: int
-    nbytes: int
-
-
-def _stays(works: list[Work], capacity: int) -> list[_Stay]:
-    """Which loads stay in memory between two merges that use them.
-
-    All would; wherever they leave a merge too little room, the one that ends last is given up,
-    and then it is not kept at all but read again when its time comes.
-    """
-    uses: dict[Load, int] = {}
-    later: list[list[_Stay]] = [[] for _ in works]
-    for index in reversed(range(len(works))):
-        for load in works[index].leaves:
-            if load in uses:
-                nbytes = block_bytes(span_bytes(load.nbytes))
-                later[index].append(_Stay(load, index, uses[load], nbytes))
-            uses[load] = index
-    chosen: set[_Stay] = set()
-    ending: list[list[_Stay]] = [[] for _ in works]
-    farthest: list[tuple[int, int, _Stay]] = []
-    memory = _Occupied()
-    order = 0
-    for index, work in enumerate(works):
-        for stay in later[index]:
-            chosen.add(stay)
-            ending[stay.end].append(stay)
-            memory.add(stay)
-            order += 1
-            heapq.heappush(farthest, (-stay.end, order, stay))
-        while farthest:
-            rest = tuple(i for i, load in enumerate(work.leaves) if load not in memory)
-            room = capacity - memory.nbytes
-            if work.profile.comfortable(rest, room, capacity) <= room:
-                break
-            _, _, stay = heapq.heappop(farthest)
-            if stay in chosen and stay.end >= index:
-                chosen.discard(stay)
-                memory.remove(stay)
-        for stay in ending[index]:
-            if stay in chosen:
-                memory.remove(stay)
-    return sorted(chosen, key=lambda stay: stay.start)
-
-
-class _Occupied:
-    """Bytes of the loads that at least one stay keeps in memory."""
-
-    def __init__(self) -> None:
-        self.nbytes = 0
-        self._stays: dict[Load, int] = {}
-
-    def __contains__(self, load: Load) -> bool:
-        return load in self._stays
-
-    def add(self, stay: _Stay) -> None:
-        count = self._stays.get(stay.load, 0)
-        self._stays[stay.load] = count + 1
-        self.nbytes += 0 if count else stay.nbytes
-
-    def remove(self, stay: _Stay) -> None:
-        count = self._stays.pop(stay.load) - 1
-        if count:
-            self._stays[stay.load] = count
-        else:
-            self.nbytes -= stay.nbytes
-
-
 def _place(
     works: list[Work],
     capacity: int,
@@ -520,7 +302,7 @@ def _place(
     before: list[set[Load]] = [set() for _ in works]
     after: list[set[Load]] = [set() for _ in works]
     change = [0] * (len(works) + 1)
-    for stay in _stays(works, capacity):
+    for stay in stays_of(works, capacity):
         after[stay.start].add(stay.load)
         before[stay.end].add(stay.load)
         change[stay.start + 1] += stay.nbytes

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mergeloom.engine.graph.graph import Load
-from mergeloom.engine.plan.assignment import grains_stored, lasting, stride
+from mergeloom.engine.plan.device_memory import grains_stored, lasting, stride
 from mergeloom.engine.plan.schedule import Placement
 from mergeloom.engine.run.state import MergeRun, TileRun
 

@@ -34,7 +34,7 @@ from mergeloom.engine.base.errors import RunError, is_memory_short
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.graph.graph import Load, Merge, Write
 from mergeloom.engine.memory.ledger import Block, Closed
-from mergeloom.engine.plan.assignment import (
+from mergeloom.engine.plan.device_memory import (
     SLOTS,
     bench_bytes,
     outside_bytes,

@@ -22,7 +22,8 @@ from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.graph.graph import Load, Merge, Write, tree
 from mergeloom.engine.graph.kernel import AS_STORED, GrainView, Kernel, Statistic
-from mergeloom.engine.memory.ledger import PAGE, Block
+from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.memory.pages import PAGE
 
 
 def use_one_thread() -> None:

@@ -28,11 +28,11 @@ from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.machine_code import Library, NativeError
 from mergeloom.engine.hardware.rates import Busy, Stopwatch
 from mergeloom.engine.memory.ledger import Block, Closed, Ledger
+from mergeloom.engine.memory.pages import lead, span_bytes
 from mergeloom.engine.plan.assignment import Estimate
 from mergeloom.engine.plan.schedule import Placement, Schedule, Tile
 from mergeloom.engine.run.cpu_worker import Worker
 from mergeloom.engine.run.state import HeldLoad, MergeRun, TileRun, elements
-from mergeloom.engine.storage.files import lead, span_bytes
 
 if TYPE_CHECKING:
     from mergeloom.engine.run.evaluate import Bench

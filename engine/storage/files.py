@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergeloom.engine.base.errors import RunError
-from mergeloom.engine.memory.ledger import PAGE, Block
+from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.memory.pages import PAGE
 from mergeloom.engine.storage.file_system import (
     DIRECT,
     FILES,
@@ -53,16 +54,6 @@ class FileSource:
     @property
     def name(self) -> str:
         return self.path
-
-
-def lead(position: int) -> int:
-    """Where in a block the byte at file ``position`` goes, so that pages match pages."""
-    return position % PAGE
-
-
-def span_bytes(nbytes: int) -> int:
-    """Block size in bytes that holds ``nbytes`` at any alignment, widened to whole pages."""
-    return nbytes + 2 * PAGE
 
 
 class FileReader:

@@ -9,12 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mergeloom.api import PlannedMerge
 from mergeloom.engine.base.errors import ConfigError
 from mergeloom.planners.config.parameters import Resolved
 from mergeloom.planners.slices.tensor_plan import TensorPlan
 from mergeloom.report.documents import explain_document
 from mergeloom.report.terminal import render_tensor
+from mergeloom.results import PlannedMerge
 
 
 def select(planned: PlannedMerge, pattern: str | None) -> list[TensorPlan]:

@@ -11,7 +11,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from mergeloom.engine.base.errors import LoomError, OutputError
-from mergeloom.engine.output.directory import partial_path
 from mergeloom.engine.output.journal import JournalContent, read_journal
 from mergeloom.engine.output.manifest import (
     DIRECTORY,
@@ -22,6 +21,7 @@ from mergeloom.engine.output.manifest import (
     is_inside,
     read_manifest,
 )
+from mergeloom.engine.output.shard_files import partial_path
 from mergeloom.engine.output.verify import verify_tensors
 from mergeloom.engine.storage.digest import PIECE, digest_of, pieces_of
 from mergeloom.engine.storage.safetensors import Entry, read_header

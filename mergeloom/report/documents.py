@@ -14,7 +14,7 @@ from mergeloom.planners.slices.slices import Slice
 from mergeloom.planners.slices.tensor_plan import Contribution, TensorPlan, output_dtype
 
 if TYPE_CHECKING:
-    from mergeloom.api import MergeResult, PlannedMerge
+    from mergeloom.results import MergeResult, PlannedMerge
 
 
 def plan_document(planned: PlannedMerge) -> dict[str, Any]:

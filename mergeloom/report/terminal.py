@@ -11,7 +11,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mergeloom.api import PlannedMerge
 from mergeloom.check import Checked
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.job import Outcome
@@ -23,6 +22,7 @@ from mergeloom.planners.slices.slices import LayerSource, Slice
 from mergeloom.planners.slices.tensor_plan import Contribution, TensorPlan, output_dtype
 from mergeloom.planners.slices.unused import Unused
 from mergeloom.report.units import count, data, duration, memory
+from mergeloom.results import PlannedMerge
 
 
 def render_plan(planned: PlannedMerge) -> RenderableType:

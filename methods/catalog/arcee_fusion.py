@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.graph.kernel import Copy, GrainView, Kernel, Statistic
 from mergeloom.methods.declare import Base, Method, TensorMerge
-from mergeloom.methods.ops.compiled_ops import Operands
+from mergeloom.methods.ops.descriptions import Operands
 from mergeloom.methods.ops.torch_softmax import divergences, workspace_bytes
 from mergeloom.methods.ops.torch_transfer import beside
 from mergeloom.methods.ops.vectors import Source, operand

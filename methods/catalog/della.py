@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.methods.declare import Base, Method, Parameter, ParameterError, TensorMerge
-from mergeloom.methods.kernels.keep_at_random import RandomByRank
+from mergeloom.methods.kernels.keep_by_rank import RandomByRank
 from mergeloom.methods.kernels.task_vectors import merge_task_vectors
 from mergeloom.methods.ops import draws as random
 from mergeloom.methods.shared_parameters import (

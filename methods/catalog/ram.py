@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mergeloom.engine.base.grains import Grains
-from mergeloom.engine.graph.kernel import Copy, GrainSum, GrainSums, GrainView, Kernel, Statistic
+from mergeloom.engine.graph.kernel import Copy, GrainSum, GrainView, Kernel, Statistic
+from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.ops.torch_sums import magnitude_sum
 from mergeloom.methods.ops.vectors import Differences

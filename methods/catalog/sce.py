@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.grains import Grains
-from mergeloom.engine.graph.kernel import Copy, GrainSum, GrainSums, GrainView, Kernel, Statistic
+from mergeloom.engine.graph.kernel import Copy, GrainSum, GrainView, Kernel, Statistic
+from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.kernels.keep_by_magnitude import Edge, TieLocation
 from mergeloom.methods.kernels.linear_combination import LinearCombination
-from mergeloom.methods.ops.compiled_ops import Kept
+from mergeloom.methods.ops.descriptions import Kept
 from mergeloom.methods.ops.torch_elect import elected_sum
 from mergeloom.methods.ops.torch_sums import magnitude_sum
 from mergeloom.methods.ops.vectors import Differences, Source, operand

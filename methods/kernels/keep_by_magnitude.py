@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.graph.kernel import GrainView, Statistic
 from mergeloom.methods.kernels.sparsifier import Sparsifier, l1_factor
-from mergeloom.methods.ops.compiled_ops import Kept, Limit, Operands
+from mergeloom.methods.ops.descriptions import Kept, Limit, Operands
 from mergeloom.methods.ops.vectors import Source, write_operands
 from mergeloom.methods.statistics.selection import (
     CoarseHistogram,

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mergeloom.engine.graph.kernel import GrainSums, GrainView, Kernel, Statistic
-from mergeloom.methods.ops.compiled_ops import Kept
+from mergeloom.engine.graph.kernel import GrainView, Kernel, Statistic
+from mergeloom.engine.graph.sums import GrainSums
+from mergeloom.methods.ops.descriptions import Kept
 from mergeloom.methods.ops.vectors import Source, operand, vectors_of
 from mergeloom.methods.statistics.gram import GramMatrix
 

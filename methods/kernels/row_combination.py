@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.grains import GRAIN_ELEMENTS, Access, Grains
-from mergeloom.engine.graph.kernel import GrainSum, GrainSums, GrainView, Kernel, Statistic
+from mergeloom.engine.graph.kernel import GrainSum, GrainView, Kernel, Statistic
+from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.kernels.linear_combination import Rule
 from mergeloom.methods.ops.torch_transfer import beside
 from mergeloom.methods.ops.vectors import Source, vectors_of

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.graph.kernel import GrainView, Statistic
-from mergeloom.methods.ops.compiled_ops import Kept, Operands
+from mergeloom.methods.ops.descriptions import Kept, Operands
 from mergeloom.methods.ops.vectors import Source
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from mergeloom.engine.graph.kernel import Copy, GrainView, Kernel, Statistic
 from mergeloom.methods.declare import TensorMerge
 from mergeloom.methods.kernels.linear_combination import LinearCombination
 from mergeloom.methods.kernels.sparsifier import KeepAll, Sparsifier
-from mergeloom.methods.ops.compiled_ops import Kept, Operands
+from mergeloom.methods.ops.descriptions import Kept, Operands
 from mergeloom.methods.ops.torch_elect import elected_sum
 from mergeloom.methods.ops.vectors import Differences, operand
 from mergeloom.methods.shared_parameters import base_of, sum_of_weights

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.graph.kernel import GrainView
-from mergeloom.methods.ops.compiled_ops import Operands
+from mergeloom.methods.ops.descriptions import Operands
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.grains import Grains
-from mergeloom.engine.graph.kernel import GrainSum, GrainSums, GrainView
+from mergeloom.engine.graph.kernel import GrainSum, GrainView
+from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.ops import torch_dots as dots
 from mergeloom.methods.ops.vectors import Source
 

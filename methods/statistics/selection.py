@@ -20,8 +20,10 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.grains import Grains
-from mergeloom.engine.graph.kernel import GrainSums, GrainView, Statistic
-from mergeloom.methods.ops.compiled_ops import Loops, Operands
+from mergeloom.engine.graph.kernel import GrainView, Statistic
+from mergeloom.engine.graph.sums import GrainSums
+from mergeloom.methods.ops.compiled_ops import Loops
+from mergeloom.methods.ops.descriptions import Operands
 from mergeloom.methods.ops.torch_counts import add_counts
 from mergeloom.methods.ops.vectors import Source
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,6 @@ from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.planners.models.architecture import Architecture, infer, output_head, token_embedding
 from mergeloom.planners.models.checkpoint import Checkpoint
-from mergeloom.planners.output.shards import OutputTensor
 
 Shape = tuple[int, ...]
 
@@ -117,3 +117,16 @@ def tied_names(models: Collection[Model]) -> tuple[str | None, str | None]:
     head = next((name for model in models if (name := output_head(model))), None)
     embedding = next((name for model in models if (name := token_embedding(model))), None)
     return head, embedding
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One tensor of the output: ``merge`` rounded to ``dtype``."""
+
+    name: str
+    merge: Merge
+    dtype: DType
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.merge.shape) * self.dtype.size

@@ -7,27 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mergeloom.engine.base.dtypes import DType
-from mergeloom.engine.graph.graph import Merge, OutputFile, Write
+from mergeloom.engine.graph.graph import OutputFile, Write
 from mergeloom.engine.storage.safetensors import build_header
+from mergeloom.planners.models.model import OutputTensor
 
 ALIGNMENT = 4096
 """Data starts at a multiple of this many bytes, so that most of it can be written directly."""
 
 INDEX_NAME = "model.safetensors.index.json"
-
-
-@dataclass(frozen=True, slots=True)
-class OutputTensor:
-    """One tensor of the output: ``merge`` rounded to ``dtype``."""
-
-    name: str
-    merge: Merge
-    dtype: DType
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.merge.shape) * self.dtype.size
 
 
 @dataclass(frozen=True, slots=True)

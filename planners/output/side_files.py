@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
-from mergeloom.engine.output.directory import SideFile
 from mergeloom.engine.output.manifest import is_inside
+from mergeloom.engine.output.side_files import SideFile
 from mergeloom.planners.config.config import Configuration
 from mergeloom.planners.models.checkpoint import Checkpoint, check_inside
 from mergeloom.planners.output.model_card import model_card

@@ -25,9 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.conformance.cases import FAMILIES, Case, cases
-from scripts.fixtures.environment import ROOT
+from scripts.conformance.mergekit import load, run_mergekit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
     from scripts.conformance.draws import Draw
 
 _BUDGET = "4GiB"
-_VARIABLES = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+
 REASONS = ("cancelling weights", "no change", "missing head", "other draws")
 """Names of differences that concern a whole merge or a whole tensor."""
 _PRECISIONS = {"results": "float32", "accuracy": "bfloat16"}
@@ -132,48 +130,7 @@ def run_all(chosen: Sequence[Case], out: Path, mergekit: Path) -> list[Outcome]:
     ]
 
 
-def run_mergekit(
-    merges: Sequence[tuple[Mapping[str, Any], Path]], environment: Path, seed: int = 0
-) -> list[str | None]:
-    """Run configurations by mergekit, all in one process; an error each, or ``None``.
-
-    Raises:
-        OSError: the process cannot be started, or ends early.
-    """
-    lines = [
-        json.dumps({"config": config, "output": str(output), "seed": seed})
-        for config, output in merges
-    ]
-    command = [
-        str(environment / "bin" / "python"),
-        str(ROOT / "scripts" / "conformance" / "mergekit_worker.py"),
-    ]
-    done = subprocess.run(
-        command,
-        input="\n".join(lines) + "\n",
-        env={**os.environ, **_VARIABLES},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    answers = [json.loads(line)["error"] for line in done.stdout.splitlines()]
-    if done.returncode != 0 or len(answers) != len(merges):
-        words = done.stderr.strip().splitlines()
-        raise OSError(f"mergekit ended early: {words[-1] if words else done.returncode}")
-    return answers
-
-
 # --- comparing --------------------------------------------------------------------------------
-
-
-def load(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        tensors.update(load_file(path))
-    return tensors
 
 
 class Models:

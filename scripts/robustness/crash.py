@@ -33,9 +33,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mergeloom.engine.graph.graph import Write
+from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.output.journal import JournalContent, read_journal
 from mergeloom.engine.output.manifest import DIRECTORY
-from mergeloom.engine.plan.schedule import Machine, Schedule, schedule
+from mergeloom.engine.plan.schedule import Schedule, schedule
 from mergeloom.engine.storage.file_system import Files
 from scripts.fixtures.shapes import Shape
 from scripts.robustness.small_merges import digests

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Job
 from mergeloom.engine.output.manifest import DIRECTORY
-from mergeloom.engine.plan.schedule import Machine
 from scripts.fixtures.shapes import Shape
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
-from mergeloom.engine.graph.kernel import GrainSums, GrainView, Kernel, Statistic
+from mergeloom.engine.graph.kernel import GrainView, Kernel, Statistic
+from mergeloom.engine.graph.sums import GrainSums
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,15 @@ from hypothesis import strategies as st
 from mergeloom.engine import job as jobs
 from mergeloom.engine.base.dtypes import BF16, F16, F32, DType
 from mergeloom.engine.base.errors import LoomError, OutputError, RunError
+from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, Merge
 from mergeloom.engine.graph.kernel import Copy, GrainView
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.machine_code import Library, NativeError
+from mergeloom.engine.hardware.spec import LoopSupport, Machine
 from mergeloom.engine.job import Options
 from mergeloom.engine.output.manifest import read_manifest
-from mergeloom.engine.plan.footprint import MIB
-from mergeloom.engine.plan.schedule import LoopSupport, Machine, schedule
+from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.storage.files import IOMode
 from tests.engine.kernels import FirstPositives, Normalised, Noted, RowMean, Transposed, Weighted
 from tests.engine.support import Workshop, job, sha256, tensor_of

@@ -10,10 +10,10 @@ import pytest
 
 import mergeloom
 from mergeloom.engine.base.errors import DeviceError, LoomError
+from mergeloom.engine.base.units import MIB
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Sample
-from mergeloom.engine.plan.footprint import MIB
 from mergeloom.report.terminal import console, render_plan
 from tests.planners.support import llama
 

@@ -13,10 +13,10 @@ import torch
 import mergeloom
 from mergeloom import check as checking
 from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.base.units import MIB
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.process import resident_bytes
-from mergeloom.engine.plan.footprint import MIB
-from mergeloom.engine.plan.schedule import Machine
+from mergeloom.engine.hardware.spec import Machine
 from mergeloom.methods import registry
 from mergeloom.report.documents import method_document
 from scripts.bench.configurations import configuration

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import mergeloom
+from mergeloom.engine.base.units import MIB
 from mergeloom.engine.hardware import process as machine
-from mergeloom.engine.plan.footprint import MIB
-from mergeloom.engine.plan.schedule import Machine
+from mergeloom.engine.hardware.spec import Machine
 from mergeloom.report.terminal import console, render_plan
 from tests.planners.support import load_tensors, write_checkpoint
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mergeloom.engine.base.dtypes import BF16, F16, F32
+from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, Merge, Write
 from mergeloom.engine.hardware.accelerators import found_devices
+from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.assignment import Why
-from mergeloom.engine.plan.footprint import MIB
-from mergeloom.engine.plan.schedule import Machine
 from tests.engine.fake_device import accelerator
 from tests.engine.run.test_device_worker import Memory, Opener, Ran, machine, run
 from tests.engine.support import Workshop

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mergeloom.engine.base.errors import CheckpointError, ConfigError, LoomError
-from mergeloom.engine.output.directory import SideFile
+from mergeloom.engine.output.side_files import SideFile
 from mergeloom.planners.plan import Plan
 from mergeloom.planners.slices.tensor_plan import TensorPlan
 from tests.planners.support import (

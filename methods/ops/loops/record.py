@@ -36,4 +36,4 @@ VECTOR = np.dtype(
 )
 """A vector: the addresses of its operands (``minus`` may be 0: none), the bytes of an element, the
 address of a factor for each row (or 0) and the length of those rows, the conditions of
-`methods.ops.compiled_ops.Kept` (``noted`` is an address, or 0), and the weights it has."""
+`methods.ops.descriptions.Kept` (``noted`` is an address, or 0), and the weights it has."""

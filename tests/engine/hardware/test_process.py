@@ -6,8 +6,8 @@ import ctypes
 
 import pytest
 
+from mergeloom.engine.base.units import MIB
 from mergeloom.engine.hardware import process as machine
-from mergeloom.engine.plan.footprint import MIB
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="no glibc here")

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeloom.engine import job as jobs
+from mergeloom.engine.base.units import MIB
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware import profile as remembered
 from mergeloom.engine.hardware import rates
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import ASSUMED, Busy, Rates, Sample, Stopwatch, storage_samples
+from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Options
-from mergeloom.engine.plan.footprint import MIB
-from mergeloom.engine.plan.schedule import Machine
 from tests.engine.fake_device import accelerator
 from tests.engine.run.test_device_worker import Opener
 from tests.engine.support import Workshop, job

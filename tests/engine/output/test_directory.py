@@ -17,20 +17,14 @@ from mergeloom.engine import job as jobs
 from mergeloom.engine.base.dtypes import F32
 from mergeloom.engine.base.errors import OutputError, RunError
 from mergeloom.engine.graph.kernel import Copy
-from mergeloom.engine.memory.ledger import PAGE, Block, Ledger, block_bytes
-from mergeloom.engine.output.directory import OutputDirectory, SideFile
+from mergeloom.engine.memory.ledger import Block, Ledger
+from mergeloom.engine.memory.pages import PAGE, block_bytes, lead, span_bytes
+from mergeloom.engine.output.directory import OutputDirectory
 from mergeloom.engine.output.journal import Finished, Journal, read_journal
 from mergeloom.engine.output.manifest import DIRECTORY, manifest_path, read_manifest
+from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.storage.file_system import Files
-from mergeloom.engine.storage.files import (
-    FileReader,
-    FileSource,
-    FileWriter,
-    IOMode,
-    lead,
-    span_bytes,
-    write_file,
-)
+from mergeloom.engine.storage.files import FileReader, FileSource, FileWriter, IOMode, write_file
 from tests.engine.support import Workshop, file_source, job
 
 ENTRIES = [Finished("a.bin", f"tensor-{i}", f"{i:032x}", 1 << 20) for i in range(5)]

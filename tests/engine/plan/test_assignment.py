@@ -10,14 +10,15 @@ import pytest
 
 from mergeloom.engine.base.dtypes import BF16
 from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, GraphBuilder
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import ASSUMED, Rates
-from mergeloom.engine.plan.assignment import (
+from mergeloom.engine.hardware.spec import LoopSupport, Machine
+from mergeloom.engine.plan.assignment import Estimate, Why
+from mergeloom.engine.plan.device_memory import (
     SLOTS,
-    Estimate,
-    Why,
     bench_bytes,
     bus_bytes,
     grains_at_once,
@@ -26,8 +27,7 @@ from mergeloom.engine.plan.assignment import (
     stay_bytes,
     stride,
 )
-from mergeloom.engine.plan.footprint import MIB
-from mergeloom.engine.plan.schedule import LoopSupport, Machine, Schedule, schedule
+from mergeloom.engine.plan.schedule import Schedule, schedule
 from tests.engine.kernels import Normalised, Transposed
 from tests.engine.plan.test_schedule import Disk, graph_of
 

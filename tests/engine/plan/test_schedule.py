@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from mergeloom.engine.base.dtypes import BF16, F32, DType
 from mergeloom.engine.base.errors import BudgetError
 from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
 from mergeloom.engine.graph.kernel import Copy, Kernel
-from mergeloom.engine.memory.ledger import block_bytes
-from mergeloom.engine.plan.footprint import MIB
-from mergeloom.engine.plan.schedule import LoopSupport, Machine, Placement, Schedule, schedule
-from mergeloom.engine.storage.files import span_bytes
+from mergeloom.engine.hardware.spec import LoopSupport, Machine
+from mergeloom.engine.memory.pages import block_bytes, span_bytes
+from mergeloom.engine.plan.schedule import Placement, Schedule, schedule
 from tests.engine.kernels import (
     FirstPositives,
     Moment,

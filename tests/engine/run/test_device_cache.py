@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergeloom.engine.base.dtypes import BF16, F16, F32
+from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, tree
-from mergeloom.engine.plan.assignment import stay_bytes
-from mergeloom.engine.plan.footprint import MIB
-from mergeloom.engine.plan.schedule import Machine, Placement, Tile, schedule
+from mergeloom.engine.hardware.spec import Machine
+from mergeloom.engine.plan.device_memory import stay_bytes
+from mergeloom.engine.plan.schedule import Placement, Tile, schedule
 from mergeloom.engine.run import executor
 from mergeloom.engine.run.device_cache import Store
 from mergeloom.engine.run.state import MergeRun, TileRun

@@ -12,13 +12,14 @@ import pytest
 from mergeloom.engine import job as jobs
 from mergeloom.engine.base.dtypes import BF16, F32
 from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, OutputFile, Write
 from mergeloom.engine.hardware.accelerators import Accelerator
+from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Options
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.plan.assignment import Why
-from mergeloom.engine.plan.footprint import MIB
-from mergeloom.engine.plan.schedule import Machine, Schedule, schedule
+from mergeloom.engine.plan.schedule import Schedule, schedule
 from mergeloom.engine.run.executor import Executor, Progress, source_readers
 from mergeloom.engine.storage.files import FileReader, IOMode
 from tests.engine.fake_device import FakeDevice, accelerator

@@ -14,8 +14,9 @@ from mergeloom.engine.base.dtypes import BF16, BY_NAME, F32, DType
 from mergeloom.engine.graph.graph import GraphBuilder
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.storage.safetensors import parse_header
+from mergeloom.planners.models.model import OutputTensor
 from mergeloom.planners.output.config_json import LayerChange, rewrite_config
-from mergeloom.planners.output.shards import ALIGNMENT, OutputTensor, lay_out
+from mergeloom.planners.output.shards import ALIGNMENT, lay_out
 from tests.engine.plan.test_schedule import Disk
 
 dtypes = st.sampled_from([BF16, F32, BY_NAME["int64"], BY_NAME["uint8"]])

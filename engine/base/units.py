@@ -1,0 +1,5 @@
+"""Units of memory, in bytes."""
+
+from __future__ import annotations
+
+MIB = 1 << 20
