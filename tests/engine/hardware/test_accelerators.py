@@ -158,5 +158,8 @@ def test_what_is_not_there_is_refused_and_what_is_there_named() -> None:
 
 
 def test_looking_imports_no_torch() -> None:
-    code = "import sys, engine.machine as m; m.devices(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, mergeloom.engine.hardware.process as m; m.devices(); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
