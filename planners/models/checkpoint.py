@@ -16,15 +16,11 @@ from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.safetensors import MAX_NAME, Header, read_header
+from mergeloom.planners.models.quantised import quantised_by_config, quantised_by_tensor
 
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 64 << 20
 MAX_TENSORS = 2_000_000
-
-_QUANTISED_NAMES = re.compile(
-    r"\.(qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state(\..*)?|weight_scale(_inv)?"
-    r"|weight_packed)$"
-)
 
 _NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.safetensors")
 
@@ -70,7 +66,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     if not directory.is_dir():
         raise CheckpointError(f"'{directory}' is not a directory")
     config = read_config(directory)
-    _refuse_quantised(directory, config)
+    _refuse_quantised(directory, quantised_by_config(config))
     shards = _shards(directory)
     for name in shards:
         check_inside(directory, name)
@@ -94,9 +90,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
             tensors[tensor] = TensorEntry(source, entry.start, entry.dtype, entry.shape)
         if len(tensors) > MAX_TENSORS:
             raise CheckpointError(f"'{directory}' has more than {MAX_TENSORS} tensors")
-    quantised = next((name for name in tensors if _QUANTISED_NAMES.search(name)), None)
-    if quantised is not None:
-        raise _quantised(directory, f"it has '{quantised}'")
+    kinds = {name: (entry.dtype, entry.shape) for name, entry in tensors.items()}
+    _refuse_quantised(directory, quantised_by_tensor(kinds))
     if not tensors:
         raise CheckpointError(f"'{directory}' has no tensors")
     return Checkpoint(directory, config, tensors, tuple(sources))
@@ -238,20 +233,12 @@ def _source(path: Path, header: Header) -> FileSource:
     return FileSource(str(path), header.size, header.modified, identity)
 
 
-def _refuse_quantised(directory: Path, config: Mapping[str, Any]) -> None:
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    for settings in (part.get("quantization_config") for part in parts):
-        if isinstance(settings, dict):
-            bits = settings.get("load_in_4bit") or settings.get("load_in_8bit")
-            method = settings.get("quant_method") or ("bitsandbytes" if bits else "?")
-            known = isinstance(method, str) and method.isprintable()
-            raise _quantised(directory, f"by {method[:40] if known else '?'}")
-
-
-def _quantised(directory: Path, how: str) -> CheckpointError:
-    return CheckpointError(
-        f"'{directory}' is quantised ({how}): merge the original weights and quantise the result"
-    )
+def _refuse_quantised(directory: Path, how: str | None) -> None:
+    if how is not None:
+        raise CheckpointError(
+            f"'{directory}' is quantised ({how}): merge the original weights and quantise the "
+            "result"
+        )
 
 
 def _some(names: set[str]) -> str:

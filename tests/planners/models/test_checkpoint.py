@@ -7,13 +7,12 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mergeloom.engine.base.errors import CheckpointError, ConfigError
 from mergeloom.planners.models.checkpoint import INDEX, open_checkpoint
-from tests.planners.support import llama, llama_names, plan_text, write_checkpoint
+from tests.planners.support import llama, llama_names, plan_text
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -79,34 +78,6 @@ def test_a_link_does_not_lead_out_of_the_checkpoint(tmp_path: Path) -> None:
     shutil.move(shard, tmp_path / "elsewhere.safetensors")
     shard.symlink_to(tmp_path / "elsewhere.safetensors")
     assert "leads outside the checkpoint's directory" in refusal(model)
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"quant_method": "gptq"}, "gptq"),
-        ({"quant_method": "awq"}, "awq"),
-        ({"load_in_4bit": True}, "bitsandbytes"),
-    ],
-)
-def test_quantised_checkpoints_are_refused_by_name(
-    tmp_path: Path, settings: dict[str, Any], expected: str
-) -> None:
-    model = llama(tmp_path / "a")
-    (model / "config.json").write_text(json.dumps({"quantization_config": settings}))
-    assert f"is quantised (by {expected})" in refusal(model)
-
-
-def test_quantised_tensors_are_refused_too(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "a", ["model.layers.0.q_proj.qweight"], {})
-    assert "is quantised (it has 'model.layers.0.q_proj.qweight')" in refusal(tmp_path / "a")
-
-
-def test_quantised_parts_are_refused_too(tmp_path: Path) -> None:
-    model = llama(tmp_path / "a")
-    part = {"text_config": {"quantization_config": {"quant_method": "fp8"}}}
-    (model / "config.json").write_text(json.dumps(part))
-    assert "is quantised (by fp8)" in refusal(model)
 
 
 def test_a_single_file_does_not_lead_out_of_the_checkpoint(tmp_path: Path) -> None:

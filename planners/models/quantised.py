@@ -1,0 +1,69 @@
+"""Whether a checkpoint's weights are codes: told by its configuration, or by its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mergeloom.engine.base.dtypes import DType
+
+Shape = tuple[int, ...]
+
+_BY_NAME = (
+    ("GPTQ or AWQ", r"qweight|qzeros|g_idx", False),
+    ("bitsandbytes", r"SCB|(nested_)?(absmax|quant_map)|quant_state(\..*)?", False),
+    ("scales beside the weights", r"weight_scale(s|_inv|_2)?|scale_weight", False),
+    ("compressed-tensors", r"weight_packed|weight_zero_point", False),
+    ("torchao", r"_weight_(qdata|scale|zero_point)", False),
+    ("quanto", r"weight\._(data|scale)", False),
+    ("HQQ", r"W_q", False),
+    ("EXL2", r"q_weight|q_scale_max|q_invperm", False),
+    ("EXL3", r"trellis", True),
+    ("AQLM", r"codes", True),
+    ("VPTQ", r"indices|res_indices", True),
+    ("MXFP4", r"(\w+_)?blocks", True),
+)
+"""Formats by the last part of a tensor's name. The flag asks for whole numbers too, where models
+that are not quantised may use the name."""
+
+_NAMES = tuple((found, re.compile(rf"(^|\.)({name})$"), whole) for found, name, whole in _BY_NAME)
+_ANY = re.compile("|".join(pattern.pattern for _, pattern, _ in _NAMES))
+_WEIGHT = re.compile(r"(^|[._])weight$|_proj$")
+_CODES = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
+"""Types in which codes and their scales are stored, and nothing else."""
+
+
+def quantised_by_config(config: Mapping[str, Any]) -> str | None:
+    """How the configuration says that weights are quantised, in words; ``None`` if it does not."""
+    for part in (config, *(part for part in config.values() if isinstance(part, Mapping))):
+        settings = part.get("quantization_config")
+        if isinstance(settings, Mapping):
+            bits = settings.get("load_in_4bit") or settings.get("load_in_8bit")
+            method = settings.get("quant_method") or ("bitsandbytes" if bits else "?")
+            known = isinstance(method, str) and method.isprintable()
+            return f"by {method[:40] if known else '?'}"
+        settings = part.get("quantization")
+        if isinstance(settings, Mapping) and {"bits", "group_size", "mode"} & settings.keys():
+            return "by MLX"
+        settings = part.get("compression_config")
+        if isinstance(settings, Mapping) and {"config_groups", "quant_method"} & settings.keys():
+            return "by compressed-tensors"
+    return None
+
+
+def quantised_by_tensor(tensors: Mapping[str, tuple[DType, Shape]]) -> str | None:
+    """The first tensor by which weights are seen to be quantised, in words; ``None`` if none is."""
+    return next(_found(tensors), None)
+
+
+def _found(tensors: Mapping[str, tuple[DType, Shape]]) -> Iterator[str]:
+    for name, (dtype, shape) in tensors.items():
+        whole = not dtype.floating
+        if _ANY.search(name):
+            for found, pattern, only_whole in _NAMES:
+                if pattern.search(name) and ((len(shape) > 1 and whole) or not only_whole):
+                    yield f"{found}: it has '{name}'"
+        if dtype.code in _CODES or (whole and len(shape) > 1 and _WEIGHT.search(name)):
+            mlx = name.endswith("weight") and name.removesuffix("weight") + "scales" in tensors
+            yield f"{'MLX: ' if mlx else ''}'{name}' holds {dtype.code}, which are codes"

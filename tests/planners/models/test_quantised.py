@@ -1,0 +1,100 @@
+"""Quantised checkpoints are told by their configuration, or by their tensors alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.planners.models.checkpoint import open_checkpoint
+from tests.planners.support import llama, write_checkpoint
+
+LINEAR = "model.layers.0.mlp.up_proj"
+
+
+def refusal(directory: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(directory)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, "by gptq"),
+        ({"quantization_config": {"load_in_4bit": True}}, "by bitsandbytes"),
+        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "by fp8"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "by MLX"),
+        ({"compression_config": {"config_groups": {}}}, "by compressed-tensors"),
+    ],
+)
+def test_by_its_configuration(tmp_path: Path, config: dict[str, Any], expected: str) -> None:
+    model = llama(tmp_path / "a")
+    (model / "config.json").write_text(json.dumps(config))
+    assert f"is quantised ({expected})" in refusal(model)
+
+
+def whole(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    return torch.ones(shape, dtype=dtype)
+
+
+FORMATS = {
+    "GPTQ or AWQ": {"qweight": whole(1, 8), "qzeros": whole(1, 1), "scales": torch.ones(1, 8)},
+    "bitsandbytes": {
+        "weight.absmax": torch.ones(1),
+        "weight": whole(32, 1, dtype=torch.uint8),
+        "weight.quant_state.bitsandbytes__nf4": whole(3, dtype=torch.uint8),
+    },
+    "scales beside the weights": {
+        "weight": torch.ones(8, 8).to(torch.float8_e4m3fn),
+        "weight_scale_inv": torch.ones(1, 1),
+    },
+    "compressed-tensors": {"weight_packed": whole(8, 1), "weight_shape": whole(2)},
+    "torchao": {"_weight_qdata": whole(8, 8, dtype=torch.int8)},
+    "quanto": {"weight._data": whole(8, 8, dtype=torch.int8), "weight._scale": torch.ones(8, 1)},
+    "HQQ": {"W_q": whole(4, 8, dtype=torch.uint8), "scale": torch.ones(8, 1)},
+    "EXL2": {"q_weight": whole(1, 8), "q_scale": whole(1, 1), "q_groups": whole(2)},
+    "EXL3": {"trellis": whole(1, 1, 16, dtype=torch.int16), "suh": torch.ones(8)},
+    "AQLM": {"codes": whole(8, 1, 1, dtype=torch.int8), "codebooks": torch.ones(1, 256, 1, 8)},
+    "VPTQ": {"centroids": torch.ones(1, 8, 8), "indices": whole(1, 8)},
+    "MXFP4": {
+        "gate_up_proj_blocks": whole(2, 8, 1, 16, dtype=torch.uint8),
+        "gate_up_proj_scales": whole(2, 8, 1, dtype=torch.uint8),
+    },
+    "MLX": {
+        "weight": whole(8, 1, dtype=torch.uint32),
+        "scales": torch.ones(8, 1),
+        "biases": torch.ones(8, 1),
+    },
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_by_its_tensors(tmp_path: Path, name: str) -> None:
+    tensors = {f"{LINEAR}.{part}": tensor for part, tensor in FORMATS[name].items()}
+    write_checkpoint(tmp_path / "a", tensors, {})
+    assert f"is quantised ({name}: " in refusal(tmp_path / "a")
+
+
+def test_whole_numbers_called_weight(tmp_path: Path) -> None:
+    for name, tensor in (("weight", whole(8, 1, dtype=torch.uint8)), ("down_proj", whole(2, 8, 8))):
+        write_checkpoint(tmp_path / name, {f"{LINEAR}.{name}": tensor}, {})
+        assert f"is quantised ('{LINEAR}.{name}' holds " in refusal(tmp_path / name)
+
+
+def test_what_only_looks_like_it(tmp_path: Path) -> None:
+    tensors = {
+        "embeddings.position_ids": whole(1, 8, dtype=torch.int64),
+        "h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool),
+        "norm.num_batches_tracked": whole(dtype=torch.int64),
+        "vision.blocks": torch.ones(4, 4),
+        "quantizer.codes": torch.ones(4, 4),
+        "count.weight": whole(4),
+        "proj.scales": torch.ones(4),
+    }
+    write_checkpoint(tmp_path / "a", tensors, {"compression_config": {}, "quantization": None})
+    assert set(open_checkpoint(tmp_path / "a").tensors) == set(tensors)
