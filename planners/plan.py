@@ -145,7 +145,8 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     graph = builder.build(layout.writes, layout.files)
     graph.verify()
     stored = models.stored_by_name()
-    files = side_files(configuration, config, layout, models.donor_directory(stage.donor), stored)
+    donor = models.donor_directory(stage.donor)
+    files = side_files(configuration, config, layout, donor, stored, warnings)
     identity = _identity(configuration, options, stored)
     fingerprint = _fingerprint(graph, files)
     return Plan(

@@ -126,6 +126,25 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read, is too large, or is something else.
     """
+    document = _read_json(path)
+    if not isinstance(document, dict):
+        raise CheckpointError(f"'{path}' is not a JSON object")
+    return document
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A small JSON list from a file that nobody vouches for.
+
+    Raises:
+        CheckpointError: it cannot be read, is too large, or is something else.
+    """
+    document = _read_json(path)
+    if not isinstance(document, list):
+        raise CheckpointError(f"'{path}' is not a JSON list")
+    return document
+
+
+def _read_json(path: Path) -> Any:
     try:
         if not path.is_file():
             raise CheckpointError(f"'{path}' is not a file")
@@ -133,14 +152,11 @@ def read_json(path: Path) -> dict[str, Any]:
             content = file.read(MAX_JSON_BYTES + 1)
         if len(content) > MAX_JSON_BYTES:
             raise CheckpointError(f"'{path}' is larger than {MAX_JSON_BYTES >> 20} MiB")
-        document = bounded_json.parse(content)
+        return bounded_json.parse(content)
     except OSError as error:
         raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"'{path}' is not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"'{path}' is not a JSON object")
-    return document
 
 
 def _shards(directory: Path) -> dict[str, set[str]]:

@@ -21,8 +21,12 @@ _WANTED = (
     "*.jinja",
     "LICENSE*",
     "NOTICE*",
+    "*.tiktoken",
+    "[0-9]_*/pytorch_model.bin",
 )
-_UNWANTED = ("consolidated*", "original/*", "*/*", "openvino*", "onnx*")
+_UNWANTED = ("consolidated*", "openvino*", "onnx*", "[!0-9a]*/*", "a[!d]*/*")
+"""Of folders only those are fetched that belong to a sentence-transformers model (``2_Dense``) and
+``additional_chat_templates``: they begin with a digit and with ``ad``."""
 
 
 @dataclass(frozen=True)
