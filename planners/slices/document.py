@@ -13,7 +13,7 @@ from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.parameters import Level, check_names
 from mergeloom.planners.config.yaml_values import nearest
 from mergeloom.planners.models.architecture import Tower
-from mergeloom.planners.models.model import Model, is_tied, tied_names
+from mergeloom.planners.models.model import Model, StoredModel, is_tied, tied_names
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.slices.slices import (
     LayerSource,
@@ -30,6 +30,7 @@ from mergeloom.planners.slices.tensor_plan import (
     plan_tensor,
 )
 from mergeloom.planners.slices.tokenizer_settings import check_tokenizer_settings
+from mergeloom.planners.vocabulary.compare import comparison_warnings
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,8 @@ def plan_stage(
     donor = models.get(document.base_model) if document.base_model else _first(document, models)
     head, embedding = tied_names(opened)
     check_tokenizer_settings(document, opened, embedding)
+    if document.tokenizer is None and embedding is not None:
+        warnings += _compared_tokenizers(opened, donor, embedding)
     towers = _towers(document, method, donor, models, warnings)
     return Stage(
         document=document,
@@ -134,6 +137,16 @@ def plan_stage(
         embedding=embedding,
         head=head,
     )
+
+
+def _compared_tokenizers(models: Sequence[Model], donor: Model, embedding: str) -> Iterator[str]:
+    """What is said of tokenizers where embeddings are merged row by row."""
+    stored = [m for m in models if isinstance(m, StoredModel) and embedding in m]
+    if len(stored) > 1:
+        directory = donor.checkpoint.directory if isinstance(donor, StoredModel) else None
+        yield from comparison_warnings(
+            [(m.name, m.checkpoint.directory, m.shape(embedding)[0]) for m in stored], directory
+        )
 
 
 def _opened(reference: ModelReference, document: Document, models: Models) -> Model:

@@ -13,7 +13,7 @@ from mergeloom.planners.config.config import Document
 from mergeloom.planners.config.yaml_values import Value, nearest
 from mergeloom.planners.models.checkpoint import check_inside, read_json
 from mergeloom.planners.models.model import Model, StoredModel
-from mergeloom.planners.models.vocabulary import read_content, vocabulary
+from mergeloom.planners.vocabulary.tokens import read_content, vocabulary
 
 _KEYS = ("source", "tokens", "pad_to_multiple_of")
 

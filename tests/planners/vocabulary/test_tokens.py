@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeloom.engine.base.errors import CheckpointError, ConfigError, LoomError
-from mergeloom.planners.models.vocabulary import vocabulary
+from mergeloom.planners.vocabulary.tokens import vocabulary
 from tests.planners.support import llama, plan_text
 
 

@@ -13,7 +13,7 @@ from mergeloom.planners.models.checkpoint import check_inside, read_json
 MAX_BYTES = 64 << 20
 """Of a file of tokens."""
 
-_FILES = (
+FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "added_tokens.json",
@@ -30,7 +30,7 @@ def vocabulary(directory: Path) -> dict[str, int] | None:
     Raises:
         CheckpointError: a file is there and cannot be understood.
     """
-    for name in _FILES:
+    for name in FILES:
         check_inside(directory, name)
     found = _base(directory)
     if found is None:

@@ -1,0 +1,1 @@
+"""Vocabularies: tokenizers read, compared, united and written; rows of models brought to them."""

@@ -1,0 +1,124 @@
+"""Warnings about tokenizers that do not fit the rows that are merged, where no settings align them.
+
+Rows of embeddings are merged by number: that is right only where all models give a number to the
+same token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.planners.vocabulary.tokens import FILES, vocabulary
+
+REMEDY = "'tokenizer: {source: union}' brings them together"
+
+
+class Compared:
+    """Vocabularies by the contents of their files: equal ones are read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Mapping[str, int] | None] = {}
+
+    def of(self, directory: Path) -> Mapping[str, int] | None:
+        """The vocabulary in ``directory``, ``None`` if its files do not tell one.
+
+        Raises:
+            CheckpointError: they cannot be understood.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for name in FILES:
+            try:
+                content = (directory / name).read_bytes()
+            except OSError:
+                continue
+            digest.update(f"{name} {len(content)} ".encode() + content)
+        key = digest.digest()
+        if key not in self._known:
+            self._known[key] = vocabulary(directory)
+        return self._known[key]
+
+
+def comparison_warnings(
+    models: Sequence[tuple[str, Path, int]], donor: Path | None
+) -> Iterator[str]:
+    """What is said about ``models``: (name, directory, rows of the embedding).
+
+    ``donor`` is the directory that the output's tokenizer is copied from.
+    """
+    compared = Compared()
+    found: dict[str, Mapping[str, int]] = {}
+    seen: set[Path] = set()
+    for name, directory, rows in models:
+        if directory in seen:
+            continue
+        seen.add(directory)
+        try:
+            ids = compared.of(directory)
+        except CheckpointError as error:
+            yield f"the tokenizer of '{name}' is not compared with the others: {error}"
+            continue
+        if ids is None:
+            continue
+        found[name] = ids
+        beyond = [token for token, number in ids.items() if number >= rows]
+        if beyond:
+            first = min(beyond, key=ids.__getitem__)
+            yield (
+                f"{_tokens(len(beyond))} of '{name}' {_have(beyond)} no row in its embedding of "
+                f"{rows} rows: {_shown(first)} has the id {ids[first]}"
+            )
+    whose = next((name for name, directory, _ in models if directory == donor), None)
+    if whose is not None and whose not in found and found:
+        others = next(iter(found))
+        yield f"'{whose}' has no tokenizer, so the output gets none; '{others}' has one"
+    names = list(found)
+    for other in names[1:]:
+        yield from _difference(names[0], found[names[0]], other, found[other])
+
+
+def _difference(
+    first: str, ids: Mapping[str, int], other: str, others: Mapping[str, int]
+) -> Iterator[str]:
+    if ids is others or ids == others:
+        return
+    tokens = {number: token for token, number in ids.items()}
+    theirs = {number: token for token, number in others.items()}
+    clash = sorted(n for n, token in tokens.items() if n in theirs and theirs[n] != token)
+    if clash:
+        number = clash[0]
+        yield (
+            f"{_ids(len(clash))} different tokens in '{first}' and '{other}' "
+            f"({number} is {_shown(tokens[number])} and {_shown(theirs[number])}), and their rows "
+            f"are merged by id: {REMEDY}"
+        )
+        return
+    for one, its, another, not_its in (
+        (first, tokens, other, theirs),
+        (other, theirs, first, tokens),
+    ):
+        more = sorted(its.keys() - not_its.keys())
+        if more:
+            yield (
+                f"'{one}' has {_tokens(len(more))} that '{another}' lacks ({_shown(its[more[0]])}, "
+                f"id {more[0]}): their rows are merged with rows of no token: {REMEDY}"
+            )
+
+
+def _tokens(count: int) -> str:
+    return "1 token" if count == 1 else f"{count} tokens"
+
+
+def _ids(count: int) -> str:
+    return "1 id stands for" if count == 1 else f"{count} ids stand for"
+
+
+def _have(tokens: Sequence[str]) -> str:
+    return "has" if len(tokens) == 1 else "have"
+
+
+def _shown(token: str) -> str:
+    shown = repr(token)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

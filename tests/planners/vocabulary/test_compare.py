@@ -1,0 +1,83 @@
+"""What is said where embeddings are merged by number and tokenizers do not agree on the numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.planners.support import llama, plan_text
+
+MERGE = "models: [{model: a}, {model: b}]\nparameters: {weight: 1}\nmerge_method: linear\n"
+REMEDY = "'tokenizer: {source: union}' brings them together"
+
+
+def tokenizer(directory: Path, tokens: list[str], added: list[str] = [], **more: object) -> None:  # noqa: B006
+    ids = {token: number for number, token in enumerate(tokens)}
+    extra = [{"id": len(tokens) + i, "content": token} for i, token in enumerate(added)]
+    document = {"model": {"type": "BPE", "vocab": ids}, "added_tokens": extra, **more}
+    (directory / "tokenizer.json").write_text(json.dumps(document))
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    for seed, name in enumerate("ab"):
+        llama(tmp_path / name, seed=seed, vocabulary=4)
+        tokenizer(tmp_path / name, ["x", "y", "z"], padding={"length": seed})
+    return tmp_path
+
+
+def warnings(models: Path, text: str = MERGE) -> tuple[str, ...]:
+    return plan_text(text, models).warnings
+
+
+def test_alike(models: Path) -> None:
+    assert not warnings(models)
+
+
+def test_an_id_beyond_the_rows(models: Path) -> None:
+    for name in "ab":
+        tokenizer(models / name, ["x", "y", "z"], ["<s>", "<pad>", "</s>"])
+    assert warnings(models) == tuple(
+        f"2 tokens of '{name}' have no row in its embedding of 4 rows: '<pad>' has the id 4"
+        for name in "ab"
+    )
+
+
+def test_one_size_and_different_words(models: Path) -> None:
+    tokenizer(models / "b", ["y", "x", "z"])
+    assert warnings(models) == (
+        "2 ids stand for different tokens in 'a' and 'b' (0 is 'x' and 'y'), and their rows are "
+        f"merged by id: {REMEDY}",
+    )
+
+
+def test_tokens_that_one_lacks(models: Path) -> None:
+    tokenizer(models / "b", ["x", "y", "z"], ["<|im_end|>"])
+    said = "that 'a' lacks ('<|im_end|>', id 3): their rows are merged with rows of no token"
+    assert warnings(models) == (f"'b' has 1 token {said}: {REMEDY}",)
+
+
+def test_a_first_model_without_one(models: Path) -> None:
+    (models / "a" / "tokenizer.json").unlink()
+    assert warnings(models) == ("'a' has no tokenizer, so the output gets none; 'b' has one",)
+    (models / "b" / "tokenizer.json").unlink()
+    assert not warnings(models)
+
+
+def test_one_that_cannot_be_understood(models: Path) -> None:
+    (models / "b" / "tokenizer.json").write_text("[]")
+    (found,) = warnings(models)
+    assert found.startswith("the tokenizer of 'b' is not compared with the others: '")
+
+
+def test_stacks_are_compared_too(models: Path) -> None:
+    tokenizer(models / "b", ["y", "x", "z"])
+    text = """
+    merge_method: passthrough
+    slices:
+      - sources: [{model: a, layer_range: [0, 2]}]
+      - sources: [{model: b, layer_range: [2, 4]}]
+    """
+    assert len(warnings(models, text)) == 1
