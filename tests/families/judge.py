@@ -1,0 +1,192 @@
+"""Carry out what the table of families says and tell what is not so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from mergeloom import api
+from mergeloom.engine.base.errors import LoomError
+from mergeloom.planners.models.checkpoint import open_checkpoint
+from mergeloom.planners.models.model import StoredModel
+from tests.families.by_function import layers_of, watch, wrong_around, wrong_layers
+from tests.families.family import Family, Stack
+from tests.families.tiny import fill, make_model
+
+LOADED = ("missing_keys", "unexpected_keys", "mismatched_keys")
+
+
+class Pair:
+    """Two models of one family with different weights, saved and loaded."""
+
+    def __init__(self, family: Family, folder: Path) -> None:
+        self.family = family
+        self.cls = getattr(transformers, family.cls)
+        self.paths = (folder / "A", folder / "B")
+        self.models = []
+        model = make_model(family.cls, family.sizes)
+        for seed, path in enumerate(self.paths):
+            fill(model, seed)
+            model.save_pretrained(path)
+            self._like_the_hub(path)
+            self.models.append(self.load(path))
+
+    def _like_the_hub(self, path: Path) -> None:
+        if self.family.config is not None:
+            config = read_config(path)
+            self.family.config(config)
+            (path / "config.json").write_text(json.dumps(config, indent=2))
+        if self.family.tensors is not None:
+            tensors = load_tensors(path)
+            self.family.tensors(tensors)
+            save_file(tensors, path / "model.safetensors", {"format": "pt"})
+
+    def load(self, path: Path) -> Any:
+        """The model in a directory; the reason, as text, if it does not load as a whole."""
+        try:
+            model, about = self.cls.from_pretrained(
+                path, output_loading_info=True, attn_implementation="eager"
+            )
+        except Exception as error:
+            return f"does not load: {type(error).__name__}: {error}".replace("\n", " ")[:300]
+        for key in LOADED:
+            found = sorted(map(str, about[key]))
+            if self.family.predictor:
+                depth = len(layers_of(model, self.family.stacks[0].path))
+                found = [name for name in found if f".{depth}." not in name]
+            if found:
+                return f"{key.replace('_', ' ')}: {found[:4]}"
+        return model.eval()
+
+    def path(self, which: str) -> Path:
+        return self.paths["AB".index(which)]
+
+    def model(self, which: str) -> Any:
+        return self.models["AB".index(which)]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    return json.loads((path / "config.json").read_text())
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint."""
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted(path.glob("*.safetensors")):
+        tensors.update(load_file(shard))
+    return tensors
+
+
+def merge(config: Mapping[str, Any], output: Path) -> api.MergeResult:
+    return api.merge(config, output, threads=1, ram="4GiB", device="cpu", io="buffered")
+
+
+def wrong_whole(pair: Pair, folder: Path) -> Iterator[str]:
+    """What is wrong with a copy of one model, and with the mean of two."""
+    a, b = map(load_tensors, pair.paths)
+    mean = {name: _mean(tensor, b[name]) for name, tensor in a.items()}
+    copy = {"merge_method": "passthrough", "models": [{"model": str(pair.paths[0])}]}
+    half = {"weight": 0.5}
+    models = [{"model": str(path), "parameters": half} for path in pair.paths]
+    linear = {"merge_method": "linear", "models": models}
+    for what, config, expected in (("copy", copy, a), ("mean", linear, mean)):
+        output = folder / what
+        try:
+            merge(config, output)
+        except LoomError as error:
+            yield f"{what} refused: {error}"
+            continue
+        except Exception as error:
+            yield f"{what} crashes: {error!r}"
+            continue
+        yield from (f"{what}: {fault}" for fault in _differences(load_tensors(output), expected))
+        before, after = read_config(pair.paths[0]), read_config(output)
+        for key in sorted(before.keys() | after.keys()):
+            if before.get(key) != after.get(key):
+                yield f"{what}: config has {key}: {after.get(key)!r}, not {before.get(key)!r}"
+
+
+def _mean(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    if not one.is_floating_point():
+        return one
+    return one.double().add(other.double()).div(2).to(one.dtype)
+
+
+def _differences(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> Iterator[str]:
+    if found.keys() != expected.keys():
+        yield f"lacks {sorted(expected.keys() - found.keys())[:4]}"
+        yield f"has {sorted(found.keys() - expected.keys())[:4]} besides"
+    for name in found.keys() & expected.keys():
+        one, other = found[name], expected[name]
+        if (one.dtype, one.shape) != (other.dtype, other.shape) or not torch.allclose(one, other):
+            yield f"'{name}' differs"
+
+
+def wrong_stack(pair: Pair, stack: Stack, output: Path) -> Iterator[str]:
+    """What is wrong with one stack of layers of the two models."""
+    try:
+        result = merge(_stack_config(pair, stack), output)
+    except LoomError as error:
+        if stack.refused is None:
+            yield f"refused: {error}"
+        elif stack.refused not in str(error):
+            yield f"not refused for '{stack.refused}' but: {error}"
+        return
+    except Exception as error:
+        yield f"crashes: {error!r}"
+        return
+    if stack.refused is not None:
+        yield f"not refused for '{stack.refused}'"
+        return
+    model = pair.load(output)
+    if isinstance(model, str):
+        yield model
+        return
+    origins = [("AB".index(w), i) for w, start, stop in stack.spans for i in range(start, stop)]
+    if (count := len(layers_of(model, stack.path))) != len(origins):
+        yield f"{count} layers instead of {len(origins)}"
+        return
+    run = stack.run or pair.family.run
+    calls = watch(model, stack.path, run)
+    if stack.says is None:
+        yield from wrong_layers(calls, pair.models, origins, stack.path, run)
+    elif not any(stack.says in warning for warning in result.planned.plan.warnings):
+        yield f"no warning says '{stack.says}'"
+    first, last = pair.model(stack.spans[0][0]), pair.model(stack.spans[-1][0])
+    yield from wrong_around(model, calls, first, last, stack)
+
+
+def _stack_config(pair: Pair, stack: Stack) -> dict[str, Any]:
+    spans = [
+        {"model": str(pair.path(which)), "layer_range": [start, stop]}
+        for which, start, stop in stack.spans
+    ]
+    slices = [{"sources": [span]} for span in spans]
+    if stack.module is None:
+        return {"merge_method": "passthrough", "slices": slices}
+    donor = StoredModel("A", open_checkpoint(pair.paths[0]))
+    names = [tower.name for tower in donor.architecture.towers]
+    assert stack.module in names, f"{stack.module} is not among {names}"
+    whole = {"models": [{"model": str(pair.paths[0])}]}
+    modules = {name: {"slices": slices} if name == stack.module else whole for name in names}
+    return {"merge_method": "passthrough", "modules": modules}
+
+
+def problems(family: Family, folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """What is judged of a family, and what is wrong with each."""
+    pair = Pair(family, folder)
+    unloaded = [model for model in pair.models if isinstance(model, str)]
+    yield "itself", unloaded
+    if unloaded:
+        return
+    yield "whole", list(wrong_whole(pair, folder))
+    for number, stack in enumerate(family.stacks):
+        yield f"stack {number}", list(wrong_stack(pair, stack, folder / f"stack{number}"))
