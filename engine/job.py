@@ -22,7 +22,7 @@ from mergeloom.engine.output.sink import COMMIT_SECONDS, ShardSink
 from mergeloom.engine.plan.schedule import Schedule, schedule
 from mergeloom.engine.run.executor import Executor, Progress, source_readers
 from mergeloom.engine.storage.file_system import FILES, Files
-from mergeloom.engine.storage.files import FileReader, FileSource, IOMode
+from mergeloom.engine.storage.source import Access, IOMode
 
 if TYPE_CHECKING:
     from mergeloom.engine.run.torch_device import Device
@@ -63,6 +63,11 @@ class Options:
     commit_seconds: float = COMMIT_SECONDS
     files: Files = FILES
     opener: Callable[[Accelerator], Device] | None = None
+
+    @property
+    def access(self) -> Access:
+        """How sources are read."""
+        return Access(self.io, self.files)
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,12 @@ def run(
         importing = plan.computes and machine.runtime_is_ahead() and not plan.used_devices
         baseline = machine.resident_bytes() if importing else None
         with contextlib.ExitStack() as opened:
-            readers = source_readers(plan, lambda source: _open(source, options, opened))
+            readers = source_readers(
+                plan,
+                lambda source: opened.enter_context(
+                    contextlib.closing(source.open(options.access))
+                ),
+            )
 
             def check() -> None:
                 for reader in readers.values():
@@ -255,11 +265,6 @@ def _rates(
         moved = progress.read_bytes + progress.write_bytes
         found |= storage_samples(moved, stored, executor.storage.seconds, executor.storage_share)
     return found
-
-
-def _open(source: object, options: Options, opened: contextlib.ExitStack) -> FileReader:
-    assert isinstance(source, FileSource)
-    return opened.enter_context(contextlib.closing(FileReader(source, options.io, options.files)))
 
 
 @contextlib.contextmanager

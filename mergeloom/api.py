@@ -16,7 +16,7 @@ from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.accelerators import AUTO, choose
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.run.executor import Progress
-from mergeloom.engine.storage.files import IOMode
+from mergeloom.engine.storage.source import IOMode
 from mergeloom.methods.ops.compiled_ops import LIBRARY
 from mergeloom.planners.config.config import Configuration, load_config, parse_config
 from mergeloom.planners.config.yaml_values import nearest

@@ -138,7 +138,8 @@ def _check(
 def _places(tensor: TensorPlan) -> Iterator[tuple[str, str]]:
     for item in tensor.contributions:
         assert isinstance(item.model, StoredModel)
-        yield item.model.checkpoint.tensors[item.tensor].source.path, item.tensor
+        for part in item.model.checkpoint.tensors[item.tensor].bytes.ranges():
+            yield part.source.name, item.tensor
 
 
 def _read(path: str | Path, name: str, rows: tuple[int, int]) -> Tensor:

@@ -160,7 +160,7 @@ def merge(
 ) -> None:
     """Merge into OUT; the same command again continues after an interruption."""
     from mergeloom import api
-    from mergeloom.engine.storage.files import IOMode
+    from mergeloom.engine.storage.source import IOMode
 
     if io not in [mode.value for mode in IOMode]:
         raise LoomError(f"--io '{io}' is unknown: choose auto, direct or buffered")

@@ -21,7 +21,8 @@ class Access(enum.IntEnum):
 
     ELEMENTWISE = 0
     ROWWISE = 1
-    WHOLE = 2
+    MATRIXWISE = 2
+    WHOLE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ def partition(shape: tuple[int, ...], access: Access) -> Grains:
     """Cut a tensor of ``shape`` into grains that a kernel of this access pattern can work on.
 
     Elementwise kernels get `GRAIN_ELEMENTS` elements, rowwise kernels as many whole rows as fit
-    into that (at least one), whole kernels everything at once.
+    into that (at least one), matrixwise kernels as many whole matrices (of the last two
+    dimensions), whole kernels everything at once.
     """
     total = math.prod(shape)
     row = shape[-1] if shape else 1
@@ -57,6 +59,9 @@ def partition(shape: tuple[int, ...], access: Access) -> Grains:
         size = max(total, 1)
     elif access is Access.ROWWISE:
         size = max(1, GRAIN_ELEMENTS // row) * row
+    elif access is Access.MATRIXWISE:
+        matrix = math.prod(shape[-2:])
+        size = max(1, GRAIN_ELEMENTS // matrix) * matrix
     else:
         size = GRAIN_ELEMENTS
     return Grains(total, min(size, max(total, 1)), max(row, 1))

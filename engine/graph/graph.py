@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.grains import Access
 from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.engine.graph.pieces import Bytes, Range
+from mergeloom.engine.storage.source import Source
 
 if TYPE_CHECKING:
     import networkx
@@ -27,28 +29,15 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 
-class Source(Protocol):
-    """Where the bytes of loads come from: a file, later a remote object.
-
-    ``identity`` names the content for the fingerprint: equal identities mean equal bytes.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def identity(self) -> str: ...
+class GraphError(Exception):
+    """A graph that breaks its specification: a defect of a planner, not of its input."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Load:
-    """The bytes of one tensor: ``nbytes`` from byte ``offset`` of ``source``."""
+    """One tensor as it is stored; ``bytes`` says where its bytes lie."""
 
-    source: Source
-    offset: int
+    bytes: Bytes
     dtype: DType
     shape: Shape
     name: str
@@ -59,31 +48,50 @@ class Load:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.size
+        """Bytes in memory."""
+        return self.dtype.nbytes(math.prod(self.shape))
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that are read for it: all but those that are missing."""
+        return self.bytes.stored(0, self.nbytes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gather:
-    """The aligned inputs of one merge, in order; the same node may stand there twice."""
+    """What one merge needs.
+
+    ``inputs`` are aligned, element for element, in order; the same node may stand there twice.
+    ``side`` are small tensors of shapes of their own, which are held whole while the merge runs.
+    """
 
     inputs: tuple[Load | Merge, ...]
+    side: tuple[Load, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Merge:
     """One kernel over one gather; an input of another merge, or written, or both.
 
-    The result has the shape of the inputs. It is float32 until a `Write` rounds it once, except
-    for a copy, whose bytes are those of its input where the dtypes are equal.
+    The result has the shape that `Kernel.output_shape` says. It is float32 until a `Write` rounds
+    it once, except for a copy, whose bytes are those of its input where the dtypes are equal.
+
+    Raises:
+        GraphError: the shapes of the inputs do not go together.
     """
 
     gather: Gather
     kernel: Kernel
     name: str
+    shape: Shape = field(init=False)
 
-    @property
-    def shape(self) -> Shape:
-        return self.gather.inputs[0].shape
+    def __post_init__(self) -> None:
+        inputs = [node.shape for node in self.gather.inputs]
+        try:
+            shape = self.kernel.output_shape(inputs, [load.shape for load in self.gather.side])
+        except ValueError as error:
+            raise GraphError(f"{self.name!r}: {error}") from error
+        object.__setattr__(self, "shape", shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +110,7 @@ class Write:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.merge.shape) * self.dtype.size
+        return self.dtype.nbytes(math.prod(self.merge.shape))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,10 +120,6 @@ class OutputFile:
     name: str
     header: bytes = field(repr=False)
     size: int
-
-
-class GraphError(Exception):
-    """A graph that breaks its specification: a defect of a planner, not of its input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +153,13 @@ class Graph:
         Raises:
             GraphError: shapes or dtypes disagree; write slots overlap or leave a gap in a file;
                 two writes have one name; a load or a merge is not used; an input lies outside its
-                source.
+                source, or has other bytes than its shape asks for.
         """
         loads, merges = _reachable(self.writes)
         if set(loads) != set(self.loads) or set(merges) != set(self.merges):
             raise GraphError("a task is not used by any write, or is not listed")
         for load in self.loads:
-            if load.offset < 0 or load.offset + load.nbytes > load.source.size:
-                raise GraphError(f"{load.name!r} lies outside {load.source.name!r}")
+            _verify_load(load)
         for merge in self.merges:
             _verify_merge(merge)
         slots: dict[OutputFile, list[Write]] = {file: [] for file in self.files}
@@ -182,15 +185,23 @@ class Graph:
         """
         digest = hashlib.blake2b(digest_size=16)
         numbers: dict[Load | Merge, int] = {}
-        sources: dict[int, str] = {}
+        identities: dict[int, str] = {}
+
+        def identity(source: Source) -> str:
+            found = identities.get(id(source))
+            if found is None:
+                found = identities[id(source)] = source.identity
+            return found
+
         for load in self.loads:
-            identity = sources.setdefault(id(load.source), load.source.identity)
             numbers[load] = len(numbers)
-            digest.update(f"L{identity}|{load.offset}|{load.dtype}|{load.shape}\n".encode())
+            stored = load.bytes.describe(identity)
+            digest.update(f"L{stored}|{load.dtype}|{load.shape}\n".encode())
         for merge in self.merges:
             inputs = ",".join(str(numbers[node]) for node in merge.gather.inputs)
+            side = "".join(f";{numbers[node]}" for node in merge.gather.side)
             numbers[merge] = len(numbers)
-            digest.update(f"M{inputs}|{merge.kernel!r}|{merge.kernel.version}\n".encode())
+            digest.update(f"M{inputs}{side}|{merge.kernel!r}|{merge.kernel.version}\n".encode())
         for file in self.files:
             digest.update(f"F{file.name}|{file.size}\n".encode())
             digest.update(file.header)
@@ -211,6 +222,9 @@ class Graph:
             for position, node in enumerate(merge.gather.inputs):
                 graph.add_node(node, kind="load" if isinstance(node, Load) else "merge")
                 graph.add_edge(node, merge.gather, position=position)
+            for load in merge.gather.side:
+                graph.add_node(load, kind="load")
+                graph.add_edge(load, merge.gather, side=True)
         for write in self.writes:
             graph.add_node(write, kind="write")
             graph.add_edge(write.merge, write)
@@ -221,25 +235,40 @@ class GraphBuilder:
     """Collects tasks, keeping one node for equal loads and one for equal merges."""
 
     def __init__(self) -> None:
-        self._loads: dict[tuple[int, int, str, Shape], Load] = {}
-        self._merges: dict[tuple[tuple[int, ...], Kernel], Merge] = {}
-        self._sources: dict[int, Source] = {}
+        self._loads: dict[tuple[Hashable, str, Shape], Load] = {}
+        self._merges: dict[tuple[tuple[int, ...], tuple[int, ...], Kernel], Merge] = {}
 
     def load(self, source: Source, offset: int, dtype: DType, shape: Shape, name: str) -> Load:
-        """The load of these bytes."""
-        self._sources[id(source)] = source  # keeps the id from being used again
-        key = (id(source), offset, dtype.code, shape)
+        """The load of a tensor that lies in ``source`` from byte ``offset`` on, without a gap."""
+        stored = Range(source, offset, dtype.nbytes(math.prod(shape)))
+        return self.load_bytes(stored, dtype, shape, name)
+
+    def load_bytes(self, stored: Bytes, dtype: DType, shape: Shape, name: str) -> Load:
+        """The load of a tensor whose bytes lie as ``stored`` says."""
+        key = (stored.key, dtype.code, shape)
         node = self._loads.get(key)
         if node is None:
-            node = self._loads[key] = Load(source, offset, dtype, shape, name)
+            # The node keeps the sources, by whose ids bytes are told apart.
+            node = self._loads[key] = Load(stored, dtype, shape, name)
         return node
 
-    def merge(self, inputs: Sequence[Load | Merge], kernel: Kernel, name: str) -> Merge:
-        """The merge of ``inputs`` by ``kernel``; ``name`` serves messages only."""
-        key = (tuple(map(id, inputs)), kernel)
+    def merge(
+        self,
+        inputs: Sequence[Load | Merge],
+        kernel: Kernel,
+        name: str,
+        side: Sequence[Load] = (),
+    ) -> Merge:
+        """The merge of ``inputs`` by ``kernel``, with ``side`` beside them; ``name`` serves
+        messages only.
+
+        Raises:
+            GraphError: their shapes do not go together.
+        """
+        key = (tuple(map(id, inputs)), tuple(map(id, side)), kernel)
         node = self._merges.get(key)
         if node is None:
-            node = self._merges[key] = Merge(Gather(tuple(inputs)), kernel, name)
+            node = self._merges[key] = Merge(Gather(tuple(inputs), tuple(side)), kernel, name)
         return node
 
     def build(self, writes: Sequence[Write], files: Sequence[OutputFile]) -> Graph:
@@ -264,7 +293,7 @@ def tree(root: Merge) -> Iterator[Merge]:
 
 
 def leaves(root: Merge) -> tuple[Load, ...]:
-    """The loads below ``root``, each once, in the order of first use."""
+    """The aligned loads below ``root``, each once, in the order of first use."""
     found: dict[Load, None] = {}
     for merge in tree(root):
         for node in merge.gather.inputs:
@@ -294,23 +323,30 @@ def _reachable(writes: Iterable[Write]) -> tuple[tuple[Load, ...], tuple[Merge, 
             continue
         for merge in tree(write.merge):
             merges[merge] = None
-            for node in merge.gather.inputs:
+            for node in (*merge.gather.inputs, *merge.gather.side):
                 if isinstance(node, Load):
                     loads[node] = None
     return tuple(loads), tuple(merges)
 
 
+def _verify_load(load: Load) -> None:
+    for part in load.bytes.ranges():
+        if part.offset < 0 or part.offset + part.length > part.source.size:
+            raise GraphError(f"{load.name!r} lies outside {part.source.name!r}")
+    if load.bytes.nbytes != load.nbytes:
+        raise GraphError(f"{load.name!r} has {load.bytes.nbytes} bytes, not {load.nbytes}")
+    if load.shape and load.shape[-1] * load.dtype.bits % 8:
+        raise GraphError(f"rows of {load.name!r} are no whole bytes")
+
+
 def _verify_merge(merge: Merge) -> None:
     inputs = merge.gather.inputs
-    if not inputs:
-        raise GraphError(f"{merge.name!r} has no input")
-    if any(node.shape != merge.shape for node in inputs):
-        shapes = ", ".join(str(node.shape) for node in inputs)
-        raise GraphError(f"{merge.name!r}: shapes differ: {shapes}")
     if isinstance(merge.kernel, Copy):
         if len(inputs) != 1:
             raise GraphError(f"{merge.name!r} copies {len(inputs)} inputs")
-    elif any(isinstance(node, Load) and not node.dtype.floating for node in inputs):
+    elif not merge.kernel.integers and any(
+        isinstance(node, Load) and not node.dtype.floating for node in inputs
+    ):
         raise GraphError(f"{merge.name!r} computes with an integer tensor")
 
 

@@ -51,6 +51,9 @@ class GrainView:
 
     An input is widened to float32 when it is first looked at. ``stored(i)`` is input ``i`` as it
     is stored, flat and read-only, if it is of a type in `AS_STORED`; ``None`` if not, or computed.
+
+    ``side`` are the tensors beside the inputs, each whole, in its own shape and as it is stored;
+    ``whole`` is the shape of the whole first input, of which this is one grain.
     """
 
     inputs: Sequence[Tensor]
@@ -62,6 +65,8 @@ class GrainView:
     on_device: bool = False
     stored: Callable[[int], Tensor | None] = lambda place: None
     notes: Tensor | None = None
+    side: Sequence[Tensor] = ()
+    whole: tuple[int, ...] = ()
 
 
 class Statistic(Generic[A, R]):
@@ -149,6 +154,12 @@ class Kernel:
     version: ClassVar[int] = 1
     """Raised whenever the bytes of the result change."""
 
+    integers: ClassVar[bool] = False
+    """Whether inputs may hold integers: codes that stand for values."""
+
+    aligned: ClassVar[bool] = True
+    """Whether element i of the result comes of elements i of the inputs, wherever else they lie."""
+
     @property
     def access(self) -> Access:
         """What of the inputs every pass must see at once."""
@@ -207,6 +218,24 @@ class Kernel:
         They are granted where loops work and memory is there; no result may hang on that.
         """
         return 0
+
+    def output_shape(
+        self, inputs: Sequence[tuple[int, ...]], side: Sequence[tuple[int, ...]]
+    ) -> tuple[int, ...]:
+        """The shape of the result, from those of the inputs and of what lies beside them.
+
+        It has as many elements as each input.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+        if not inputs:
+            raise ValueError("it has no input")
+        if any(shape != inputs[0] for shape in inputs):
+            raise ValueError(f"shapes differ: {', '.join(map(str, inputs))}")
+        if side:
+            raise ValueError(f"it has no use for {len(side)} tensors beside its inputs")
+        return inputs[0]
 
     def needs_tally(self, statistics: Sequence[Any]) -> bool:
         """Whether `combine` must know the sum of `tally` over all earlier grains.

@@ -18,7 +18,8 @@ from mergeloom.engine.output.manifest import (
 from mergeloom.engine.output.shard_files import has_header, partial_path
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.storage.file_system import reported
-from mergeloom.engine.storage.files import FileWriter, IOMode, write_file
+from mergeloom.engine.storage.files import FileWriter, write_file
+from mergeloom.engine.storage.source import IOMode
 
 COMMIT_SECONDS = 1.0
 """How often finished tensors are made durable and recorded."""

@@ -50,6 +50,7 @@ class Why(enum.Enum):
     TOO_LARGE = "one grain does not fit into the device's memory"
     NEEDS_DOUBLE = "it needs float64, which the device lacks"
     NOT_WORTH_STARTING = "starting a device would take longer than it saves"
+    CPU_ONLY = "it has tensors beside its inputs, or codes of less than a byte"
     NO_RAM = "the memory budget has no room for the device's libraries"
     FASTER_THERE = "the device is done first"
     ASKED_FOR = "asked for by --device"
@@ -83,7 +84,8 @@ class Estimate:
         """The estimate of ``work``; ``compiled`` says whether kernels may use loops."""
         profile = work.profile
         moved_down = sum(write.nbytes for write in work.writes)
-        stored = sum(profile.leaf_bytes(i) for i in profile.all_leaves) + moved_down
+        stored = sum(map(profile.leaf_bytes, profile.all_leaves)) + sum(profile.side_bytes)
+        stored += moved_down
         seconds = profile.grains.total / 1e9 if profile.computes else 0.0
         core = cpu_core = 0.0
         for merge in tree(work.root):
@@ -180,6 +182,8 @@ def _seat(
 ) -> Seat:
     if not work.profile.computes:
         return Seat(None, Why.COPIED)
+    if work.side or any(bits % 8 for bits in work.profile.leaf_bits):
+        return Seat(None, Why.CPU_ONLY)
     double = any(_demand(merge.kernel).double for merge in tree(work.root))
     able = [number for number, device in enumerate(devices) if device.double or not double]
     if not able:

@@ -60,30 +60,47 @@ class Working:
 class Profile:
     """One kind of root merge.
 
-    ``leaf_sizes`` and ``write_sizes`` are bytes of one element; ``passes`` the positions of the
+    ``leaf_bits`` and ``write_bits`` are bits of one element; ``passes`` the positions of the
     leaves that each pass needs, the last pass being the one that writes. ``worker`` is what one
     worker needs for its arithmetic, ``looped`` the same where compiled loops do the work;
-    ``notes_bytes`` those of one grain's notes (`Kernel.notes_bytes`).
+    ``notes_bytes`` those of one grain's notes (`Kernel.notes_bytes`). ``side_bytes`` are those of
+    each load that is held whole while the merge runs.
     """
 
     grains: Grains
-    leaf_sizes: tuple[int, ...]
-    write_sizes: tuple[int, ...]
+    leaf_bits: tuple[int, ...]
+    write_bits: tuple[int, ...]
     passes: tuple[Positions, ...]
     computes: bool
     worker: Working
     looped: Working
     notes_bytes: int = 0
+    side_bytes: tuple[int, ...] = ()
+
+    @property
+    def leaf_sizes(self) -> tuple[int, ...]:
+        """Bytes of one element of each leaf, of which it fills at least a part."""
+        return tuple(-(-bits // 8) for bits in self.leaf_bits)
+
+    @property
+    def write_sizes(self) -> tuple[int, ...]:
+        """The same of what is written."""
+        return tuple(-(-bits // 8) for bits in self.write_bits)
+
+    @cached_property
+    def beside_bytes(self) -> int:
+        """Ledger bytes of what is held whole while the merge runs."""
+        return sum(_block(nbytes) for nbytes in self.side_bytes)
 
     def input_bytes(self, tile: int, positions: Positions) -> int:
         """Ledger bytes of the blocks of these leaves for one tile of ``tile`` grains."""
         elements = min(tile * self.grains.size, self.grains.total)
-        return sum(_block(elements * self.leaf_sizes[i]) for i in positions)
+        return sum(_block(_nbytes(elements, self.leaf_bits[i])) for i in positions)
 
     def output_bytes(self, tile: int) -> int:
         """Ledger bytes of the output blocks of one tile."""
         elements = min(tile * self.grains.size, self.grains.total)
-        return sum(_block(elements * size) for size in self.write_sizes)
+        return sum(_block(_nbytes(elements, bits)) for bits in self.write_bits)
 
     def tile_notes_bytes(self, tile: int) -> int:
         """Ledger bytes of the notes on one tile of ``tile`` grains."""
@@ -100,28 +117,33 @@ class Profile:
 
     def leaf_bytes(self, position: int) -> int:
         """Bytes of one leaf."""
-        return self.grains.total * self.leaf_sizes[position]
+        return _nbytes(self.grains.total, self.leaf_bits[position])
 
     @cached_property
     def all_leaves(self) -> Positions:
-        return tuple(range(len(self.leaf_sizes)))
+        return tuple(range(len(self.leaf_bits)))
 
     @cached_property
     def narrowest(self) -> int:
         """Ledger bytes with which the merge works, tile by tile, one at a time."""
-        return self.tile_bytes(1, self.all_leaves)
+        return self.beside_bytes + self.tile_bytes(1, self.all_leaves)
 
     @cached_property
     def longest_tile(self) -> int:
         """Grains of a tile whose largest request has `REQUEST_BYTES`."""
-        widest = max(self.leaf_sizes + self.write_sizes)
-        return max(1, min(REQUEST_BYTES // (self.grains.size * widest), self.grains.count))
+        widest = max(self.leaf_bits + self.write_bits)
+        longest = REQUEST_BYTES // _nbytes(self.grains.size, widest)
+        return max(1, min(longest, self.grains.count))
 
     def comfortable(self, rest: Positions, room: int, capacity: int) -> int:
         """Ledger bytes with which it runs well when ``rest`` is not in memory yet.
 
         Of the whole ``capacity``, ``room`` bytes are left.
         """
+        beside = self.beside_bytes
+        return beside + self._comfortable(rest, room - beside, capacity - beside)
+
+    def _comfortable(self, rest: Positions, room: int, capacity: int) -> int:
         if len(self.passes) > 1:
             staying = Staying.of(self, rest)
             if staying.least() <= room:
@@ -136,6 +158,7 @@ class Profile:
         The tile length is in grains. All tiles stay if there is room, or else as many as there is
         room for beside those that are streamed at full speed.
         """
+        available -= self.beside_bytes
         streaming = Staying(self, (), rest)
         if len(self.passes) == 1:
             return (), self._longest(streaming, available), 0
@@ -245,8 +268,9 @@ class Flow:
 
     @cached_property
     def kept_bytes(self) -> int:
-        """Ledger bytes of the leaves that are in memory whole."""
-        return self.profile.whole_bytes(self.kept_fresh + self.kept_before)
+        """Ledger bytes of the leaves, and of what lies beside them, that are in memory whole."""
+        kept = self.profile.whole_bytes(self.kept_fresh + self.kept_before)
+        return self.profile.beside_bytes + kept
 
     @cached_property
     def resident_bytes(self) -> int:
@@ -261,7 +285,8 @@ class Flow:
         resident = sum(self._moving_bytes(reads, self.resident) for reads in self._reads)
         outputs = self.tiles * self.profile.output_bytes(self.tile)
         moving = (self.tiles - self.staying) * streamed + self.staying * resident
-        return self.profile.whole_bytes(self.kept_fresh) + self.resident_bytes + moving + outputs
+        whole = self.profile.beside_bytes + self.profile.whole_bytes(self.kept_fresh)
+        return whole + self.resident_bytes + moving + outputs
 
     @cached_property
     def moving_bytes(self) -> int:
@@ -282,18 +307,25 @@ class Flow:
 
     @cached_property
     def read_bytes(self) -> int:
-        """Bytes that all passes read."""
+        """Bytes that all passes read, and those beside them, if none of them is missing."""
+        grains, bits = self.profile.grains, self.profile.leaf_bits
+        streamed = sum(_nbytes(grains.total, bits[i]) for reads in self._streamed for i in reads)
+        staying = self.staying_elements
+        more = sum(_nbytes(staying, bits[i]) for reads in self._reads for i in reads)
+        less = sum(_nbytes(staying, bits[i]) for reads in self._streamed for i in reads)
+        return streamed + more - less + sum(self.profile.side_bytes)
+
+    @property
+    def staying_elements(self) -> int:
+        """How many elements tiles have that stay from the first pass to the last."""
         grains = self.profile.grains
-        staying = min(self.staying * self.tile * grains.size, grains.total)
-        sizes = self.profile.leaf_sizes
-        return sum(
-            elements * sizes[i]
-            for elements, passes in (
-                (staying, self._reads),
-                (grains.total - staying, self._streamed),
-            )
-            for reads in passes
-            for i in reads
+        return min(self.staying * self.tile * grains.size, grains.total)
+
+    def times_read(self, position: int) -> tuple[int, int]:
+        """How many passes read a leaf: in tiles that stay, in all others."""
+        return (
+            sum(position in reads for reads in self._reads),
+            sum(position in reads for reads in self._streamed),
         )
 
     def _moving_bytes(self, reads: Positions, staying: Positions = ()) -> int:
@@ -301,6 +333,10 @@ class Flow:
         keep."""
         own = tuple(i for i in reads if i not in self.kept_fresh and i not in staying)
         return self.profile.input_bytes(self.tile, own)
+
+
+def _nbytes(elements: int, bits: int) -> int:
+    return -(-elements * bits // 8)
 
 
 def _block(nbytes: int) -> int:

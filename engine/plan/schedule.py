@@ -72,6 +72,24 @@ class Placement:
     chunk: int = 0
     staying: int = 0
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that are read from sources, in all passes."""
+        missing = 0
+        for position, load in enumerate(self.work.leaves):
+            if load.bytes.has_holes:
+                end, total = self.flow.staying_elements, self.work.grains.total
+                own, streamed = self.flow.times_read(position)
+                missing += own * _missing(load, 0, end) + streamed * _missing(load, end, total)
+        missing += sum(_missing(load, 0, load.elements) for load in self.work.side)
+        return self.flow.read_bytes - missing
+
+
+def _missing(load: Load, first: int, last: int) -> int:
+    """Bytes of elements ``[first, last)`` that are stored nowhere."""
+    start, stop = load.dtype.nbytes(first), load.dtype.nbytes(last)
+    return stop - start - load.bytes.stored(start, stop)
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -142,7 +160,7 @@ class Schedule:
     @cached_property
     def read_bytes(self) -> int:
         """Bytes of tensor data that the run reads."""
-        return sum(placement.flow.read_bytes for placement in self.placements)
+        return sum(placement.read_bytes for placement in self.placements)
 
     @cached_property
     def write_bytes(self) -> int:
@@ -157,7 +175,7 @@ class Schedule:
     @cached_property
     def repeated_bytes(self) -> int:
         """Bytes read beyond reading each load once, because memory did not suffice."""
-        return self.read_bytes - sum(load.nbytes for load in self.graph.loads)
+        return self.read_bytes - sum(load.stored_bytes for load in self.graph.loads)
 
     @property
     def computes(self) -> bool:
@@ -358,8 +376,9 @@ def _useful(placements: tuple[Placement, ...], available: int) -> int:
 def _infeasible(works: list[Work], budget: int, minimum: int) -> str:
     worst = max(works, key=lambda work: work.profile.worker.scratch_bytes + work.profile.narrowest)
     size = "x".join(map(str, worst.root.shape)) or "0-d"
+    beside = f" and {len(worst.side)} beside them" if worst.side else ""
     return (
         f"a budget of {budget / MIB:.0f} MiB cannot work: the smallest is "
         f"{math.ceil(minimum / MIB)} MiB (--ram {math.ceil(minimum / MIB)}MiB), "
-        f"decided by '{worst.writes[0].name}' ({size}, {len(worst.leaves)} inputs)"
+        f"decided by '{worst.writes[0].name}' ({size}, {len(worst.leaves)} inputs{beside})"
     )

@@ -28,11 +28,15 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One root merge, all that is written of it, and all that it needs."""
+    """One root merge, all that is written of it, and all that it needs.
+
+    ``leaves`` are its aligned loads, ``side`` those that are held whole while it runs.
+    """
 
     root: Merge
     writes: tuple[Write, ...]
     leaves: tuple[Load, ...]
+    side: tuple[Load, ...]
     passes: tuple[Pass, ...]
     profile: Profile
 
@@ -58,6 +62,7 @@ def works_of(graph: Graph) -> list[Work]:
 def _work(root: Merge, writes: tuple[Write, ...], profiles: dict[Profile, Profile]) -> Work:
     merges = tuple(tree(root))
     leaves: dict[Load, int] = {}
+    side = dict.fromkeys(load for merge in merges for load in merge.gather.side)
     needed: dict[Merge, Positions] = {}
     for merge in merges:  # inputs come before their users
         own: dict[int, None] = {}
@@ -79,16 +84,17 @@ def _work(root: Merge, writes: tuple[Write, ...], profiles: dict[Profile, Profil
     grains = partition(root.shape, access)
     profile = Profile(
         grains=grains,
-        leaf_sizes=tuple(load.dtype.size for load in leaves),
-        write_sizes=tuple(write.dtype.size for write in writes),
+        leaf_bits=tuple(load.dtype.bits for load in leaves),
+        write_bits=tuple(write.dtype.bits for write in writes),
         passes=tuple(current.leaves for current in passes),
         computes=computes,
         worker=_working(merges, grains, False) if computes else Working(0, 0),
         looped=_working(merges, grains, True) if computes else Working(0, 0),
         notes_bytes=root.kernel.notes_bytes(grains) if computes else 0,
+        side_bytes=tuple(load.nbytes for load in side),
     )
     profile = profiles.setdefault(profile, profile)
-    return Work(root, writes, tuple(leaves), tuple(passes), profile)
+    return Work(root, writes, tuple(leaves), tuple(side), tuple(passes), profile)
 
 
 def _working(merges: Sequence[Merge], grains: Grains, looped: bool) -> Working:

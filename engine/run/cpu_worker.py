@@ -49,6 +49,7 @@ class Worker:
 
         run, work = task.merge, task.merge.placement.work
         evaluator, spans = self._evaluator(task)
+        spans |= {load: Span(held.block, held.at, 0) for load, held in run.side.items()}
         first, _ = elements(task.tile, run.placement)
         outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
         for index in _indices(task):
@@ -87,6 +88,7 @@ class Worker:
             *(work.root, work.grains, spans, self._bench, run.statistics, task.tallies),
             loops=self._loops,
             notes=notes,
+            side={load: Span(held.block, held.at, 0) for load, held in run.side.items()},
         )
         for merge in run.passes[tile.number].tallied:
             if merge not in task.tallies:  # a device may have got as far as this
@@ -105,9 +107,9 @@ def _copy(task: TileRun) -> None:
     (source, begin) = next(iter(task.inputs.values()))
     first, count = elements(task.tile, task.merge.placement)
     for write, block, at in task.outputs:
-        size = write.dtype.size
-        ctypes.memmove(block.address + at, source.address + begin, count * size)
+        nbytes = write.dtype.nbytes
+        ctypes.memmove(block.address + at, source.address + begin, nbytes(count))
         for index in _indices(task):
             start, length = grains.bounds(index)
-            offset = at + (start - first) * size
-            task.merge.digests[write].add(index, block.memory[offset : offset + length * size])
+            offset = at + nbytes(start - first)
+            task.merge.digests[write].add(index, block.memory[offset : offset + nbytes(length)])

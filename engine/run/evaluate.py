@@ -17,7 +17,7 @@ from typing import Any, Protocol, overload
 import torch
 from torch import Tensor
 
-from mergeloom.engine.base.dtypes import BF16, F16, F32, DType
+from mergeloom.engine.base.dtypes import BF16, F16, F32, U8, DType
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.graph.graph import Load, Merge, Write, tree
@@ -89,14 +89,16 @@ class Span:
     first: int
 
     def view(self, dtype: DType, start: int, count: int) -> Tensor:
-        """Elements ``[start, start + count)`` as a flat tensor."""
-        offset = self.at + (start - self.first) * dtype.size
-        return torch.frombuffer(self.block.memory, dtype=dtype.torch, count=count, offset=offset)
+        """Elements ``[start, start + count)`` as a flat tensor; those of less than a byte as the
+        bytes that they share."""
+        offset = self.at + dtype.nbytes(start - self.first)
+        kind, count = (U8, dtype.nbytes(count)) if dtype.bits < 8 else (dtype, count)
+        return torch.frombuffer(self.block.memory, dtype=kind.torch, count=count, offset=offset)
 
     def content(self, dtype: DType, start: int, count: int) -> memoryview:
         """The bytes of elements ``[start, start + count)``."""
-        offset = self.at + (start - self.first) * dtype.size
-        return self.block.memory[offset : offset + count * dtype.size]
+        offset = self.at + dtype.nbytes(start - self.first)
+        return self.block.memory[offset : offset + dtype.nbytes(count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class TreeEvaluator:
 
     ``statistics`` maps each merge of the tree to the results of its finished passes; ``tallies``
     to what its kernel must know of earlier grains, by grain. ``loops`` are handed to kernels that
-    name any, ``notes`` to that of the root.
+    name any, ``notes`` to that of the root, ``side`` to those that have loads beside their inputs.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class TreeEvaluator:
         tallies: Mapping[Merge, Mapping[int, tuple[int, ...]]],
         loops: Any = None,
         notes: Notes | None = None,
+        side: Mapping[Load, Span] | None = None,
     ) -> None:
         self._root = root
         self._grains = grains
@@ -141,6 +144,7 @@ class TreeEvaluator:
         self._tallies = tallies
         self._loops = {merge: loops if merge.kernel.loops else None for merge in tree(root)}
         self._notes = notes
+        self._side = {load: _beside(load, span) for load, span in (side or {}).items()}
         self._values: dict[Load | Merge, Tensor] = {}
         self._narrow: dict[Load, Tensor] = {}
         """Loads as they are stored, whose widened values nobody has asked for yet."""
@@ -182,15 +186,11 @@ class TreeEvaluator:
         self._narrow.clear()
         return self._bench.mark()
 
-    def _shape(self, access: Access, count: int) -> tuple[int, ...]:
-        if access is Access.ROWWISE:
-            return (count // self._grains.row, self._grains.row)
-        return self._root.shape if access is Access.WHOLE else (count,)
-
     def _view(self, merge: Merge, part: Kernel | Statistic[Any, Any], index: int) -> GrainView:
         start, count = self._grains.bounds(index)
-        shape = self._shape(merge.kernel.access, count)
         nodes = merge.gather.inputs
+        whole = nodes[0].shape
+        shape = _shape(whole, merge.kernel.access, count)
         loops = self._loops[merge]
         widens = loops is None or part.looped_scratch is None
         values = [
@@ -205,7 +205,10 @@ class TreeEvaluator:
         on_device, notes = self._bench.on_device, None
         if self._notes is not None and merge is self._root:
             notes = self._notes.of(index)
-        return GrainView(inputs, index, start, shape, take, loops, on_device, stored, notes)
+        side = [self._side[load] for load in merge.gather.side]
+        return GrainView(
+            *(inputs, index, start, shape, take, loops, on_device, stored, notes, side, whole)
+        )
 
     def _value(self, node: Load | Merge, index: int, start: int, count: int) -> Tensor:
         value = self._values.get(node)
@@ -233,7 +236,7 @@ class TreeEvaluator:
         view = self._view(merge, merge.kernel, index)
         mark = self._bench.mark()
         before = self._tallies[merge][index] if merge in self._tallies else ()
-        shape = self._shape(merge.kernel.access, out.numel())
+        shape = _shape(merge.shape, merge.kernel.access, out.numel())
         merge.kernel.combine(view, out.view(shape), self._statistics[merge], before)
         self._bench.release(mark)
 
@@ -267,10 +270,53 @@ class _Inputs(Sequence[Tensor]):
         node, value = self._nodes[place], self._values[place]
         if value is None:
             raise AssertionError("a kernel looks at an input that it says it does not need")
-        stored = self._narrow.pop(node, None) if isinstance(node, Load) else None
-        if stored is not None:
-            value.view(-1).copy_(stored)
+        if isinstance(node, Load) and node in self._narrow:
+            widen(node.dtype, self._narrow.pop(node), value.view(-1))
         return value
+
+
+def _beside(load: Load, span: Span) -> Tensor:
+    """A tensor beside the inputs as kernels get it: as it is stored, or widened if elements share
+    bytes."""
+    stored = span.view(load.dtype, 0, load.elements)
+    if load.dtype.bits < 8:
+        widened = torch.empty(load.elements)
+        widen(load.dtype, stored, widened)
+        stored = widened
+    return stored.view(load.shape)
+
+
+def _shape(whole: tuple[int, ...], access: Access, count: int) -> tuple[int, ...]:
+    """The shape in which a kernel sees ``count`` elements of a tensor."""
+    if access is Access.ROWWISE:
+        row = whole[-1] if whole else 1
+        return (count // row, row)
+    if access is Access.MATRIXWISE:
+        matrix = whole[-2:]
+        return (count // math.prod(matrix), *matrix)
+    return whole if access is Access.WHOLE else (count,)
+
+
+_FOUR_BIT = {
+    "F4": [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0],
+    "I4": [*range(8), *range(-8, 0)],
+    "U4": list(range(16)),
+}
+_UNPACKED = 1 << 16
+"""Bytes that are unpacked at once."""
+
+
+def widen(dtype: DType, stored: Tensor, out: Tensor) -> None:
+    """Write elements as float32 to ``out`` (flat); of less than a byte as in `Span.view`."""
+    if dtype.bits >= 8:
+        out.copy_(stored)
+        return
+    values = torch.tensor(_FOUR_BIT[dtype.code], dtype=torch.float32, device=stored.device)
+    pairs = torch.stack([values.repeat(16), values.repeat_interleave(16)], 1)
+    couples = out.view(-1, 2)
+    for start in range(0, len(couples), _UNPACKED):
+        part = slice(start, start + _UNPACKED)
+        torch.index_select(pairs, 0, stored[part].int(), out=couples[part])
 
 
 def check_finite(
@@ -282,20 +328,27 @@ def check_finite(
 ) -> None:
     """Check one grain of ``root`` that was computed, given the sum of the squares of its elements.
 
-    ``bounds`` are its first element and their number.
+    ``bounds`` are its first element and their number; ``inputs`` are where the loads of the tree
+    lie, those beside its inputs too.
 
     Raises:
         RunError: a value is not finite although the inputs there are.
     """
+    merges = list(tree(root))
+    aligned = all(merge.kernel.aligned for merge in merges)
     for write, span in writes:
         # A sum of squares costs a tenth of looking at each element, and bounds them all.
         if squares < _SAFE_SQUARES.get(write.dtype, math.inf):
             continue
         broken = ~_finite(span, write.dtype, bounds)
-        for merge in tree(root):
+        for merge in merges:
             for node in merge.gather.inputs:
                 if isinstance(node, Load) and bool(broken.any()):
-                    broken &= _finite(inputs[node], node.dtype, bounds)
+                    finite = _finite(inputs[node], node.dtype, bounds)
+                    broken &= finite if aligned else finite.all()
+            for load in merge.gather.side:
+                if bool(broken.any()):
+                    broken &= _finite(inputs[load], load.dtype, (0, load.elements)).all()
         if bool(broken.any()):
             raise RunError(
                 f"'{write.name}' gets {int(broken.sum())} or more values that are not finite as "
@@ -305,4 +358,6 @@ def check_finite(
 
 
 def _finite(span: Span, dtype: DType, bounds: tuple[int, int]) -> Tensor:
+    if dtype.bits < 8:
+        return torch.ones(bounds[1], dtype=torch.bool)
     return torch.isfinite(span.view(dtype, *bounds).float())

@@ -23,16 +23,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mergeloom.engine.base.gc_pause import collection_paused
-from mergeloom.engine.graph.graph import Load, Merge, OutputFile, Source, Write
+from mergeloom.engine.graph.graph import Load, Merge, OutputFile, Write
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.machine_code import Library, NativeError
 from mergeloom.engine.hardware.rates import Busy, Stopwatch
 from mergeloom.engine.memory.ledger import Block, Closed, Ledger
 from mergeloom.engine.memory.pages import lead, span_bytes
 from mergeloom.engine.plan.assignment import Estimate
+from mergeloom.engine.plan.footprint import REQUEST_BYTES
 from mergeloom.engine.plan.schedule import Placement, Schedule, Tile
+from mergeloom.engine.run.arrange import read_bytes
 from mergeloom.engine.run.cpu_worker import Worker
 from mergeloom.engine.run.state import HeldLoad, MergeRun, TileRun, elements
+from mergeloom.engine.storage.source import Reader, Source
 
 if TYPE_CHECKING:
     from mergeloom.engine.run.evaluate import Bench
@@ -42,12 +45,6 @@ R = TypeVar("R")
 
 READERS = 6
 WRITERS = 3
-
-
-class Reader(Protocol):
-    """Reads one source by position; see `engine.storage.files.FileReader`."""
-
-    def read(self, start: int, stop: int, block: Block, at: int) -> None: ...
 
 
 class Writer(Protocol):
@@ -272,7 +269,7 @@ class Executor:
         for position in placement.flow.kept_fresh:
             load = placement.work.leaves[position]
             block = self._ledger.grant(span_bytes(load.nbytes))
-            run.held[load] = HeldLoad(block, lead(load.offset), load.nbytes)
+            run.held[load] = HeldLoad(block, lead(load.bytes.position(0)), load.nbytes)
         for position in placement.flow.kept_before:
             load = placement.work.leaves[position]
             run.held[load] = self._kept.pop(load)
@@ -285,7 +282,20 @@ class Executor:
             self._running.add(run)
         if placement.work.grains.count == 0:
             self._finish_empty(run)
+        else:
+            self._read_side(run)
         return run
+
+    def _read_side(self, run: MergeRun) -> None:
+        """Have what lies beside the inputs of a merge read, before its first tile is."""
+        for load in run.placement.work.side:
+            block = self._ledger.grant(span_bytes(load.nbytes))
+            at = lead(load.bytes.position(0))
+            held = run.side[load] = HeldLoad(block, at, load.nbytes)
+            step = REQUEST_BYTES // load.dtype.bits * 8  # a whole number of elements
+            for start in range(0, load.nbytes, step):
+                stop = min(start + step, load.nbytes)
+                self._to_read.put(partial(self._read_held, load, held, start, stop))
 
     def _finish_empty(self, run: MergeRun) -> None:
         for write in run.placement.work.writes:
@@ -295,14 +305,14 @@ class Executor:
 
     def _start(self, order: int, tile: Tile, run: MergeRun) -> None:
         work = run.placement.work
-        first, count = elements(tile, run.placement)
         inputs: dict[Load, tuple[Block, int]] = {}
+        first, count = elements(tile, run.placement)
         transient: list[Block] = []
         for position in work.passes[tile.number].leaves:
             load = work.leaves[position]
             held = run.held.get(load)
             if held is not None:
-                inputs[load] = held.block, held.at + first * load.dtype.size
+                inputs[load] = held.block, held.at + load.dtype.nbytes(first)
                 continue
             inputs[load] = self._tile_block(position, tile, run)
             if tile.writes or not run.placement.flow.stays(position, tile.first):
@@ -313,8 +323,8 @@ class Executor:
         outputs: list[tuple[Write, Block, int]] = []
         if tile.writes:
             for write in work.writes:
-                block = self._ledger.grant(span_bytes(count * write.dtype.size))
-                at = lead(write.offset + first * write.dtype.size)
+                block = self._ledger.grant(span_bytes(write.dtype.nbytes(count)))
+                at = lead(write.offset + write.dtype.nbytes(first))
                 outputs.append((write, block, at))
         reads = [work.leaves[position] for position in tile.reads]
         task = TileRun(order, tile, run, inputs, outputs, transient, notes, len(reads) + 1)
@@ -332,8 +342,8 @@ class Executor:
         if position not in tile.reads:
             return run.resident[key]
         first, count = elements(tile, run.placement)
-        block = self._ledger.grant(span_bytes(count * load.dtype.size))
-        found = block, lead(load.offset + first * load.dtype.size)
+        block = self._ledger.grant(span_bytes(load.dtype.nbytes(count)))
+        found = block, lead(load.bytes.position(load.dtype.nbytes(first)))
         if flow.stays(position, tile.first):
             run.resident[key] = found
         return found
@@ -351,11 +361,12 @@ class Executor:
     def _await_kept(self, task: TileRun) -> None:
         """Let ``task`` wait for inputs that an earlier merge may still be reading."""
         run = task.merge
+        leaves = run.placement.work.leaves
+        kept = [leaves[position] for position in run.placement.flow.kept_before]
+        awaited = [run.held[load] for load in kept if load in task.inputs]
         with self._lock:
-            for position in run.placement.flow.kept_before:
-                load = run.placement.work.leaves[position]
-                held = run.held[load]
-                if load in task.inputs and held.unread:
+            for held in (*awaited, *run.side.values()):
+                if held.unread:
                     held.waiting.append(task)
                     task.pending += 1
 
@@ -363,19 +374,32 @@ class Executor:
 
     def _read(self, task: TileRun, load: Load, block: Block, at: int) -> None:
         first, count = elements(task.tile, task.merge.placement)
-        nbytes = count * load.dtype.size
-        start = load.offset + first * load.dtype.size
+        start = load.dtype.nbytes(first)
+        stop = start + load.dtype.nbytes(count)
+        self._fill(load, start, stop, block, at)
+        held = task.merge.held.get(load)
+        if held is not None:
+            self._filled(held, stop - start)
+        self._arrived(task)
+
+    def _read_held(self, load: Load, held: HeldLoad, start: int, stop: int) -> None:
+        self._fill(load, start, stop, held.block, held.at + start)
+        self._filled(held, stop - start)
+
+    def _fill(self, load: Load, start: int, stop: int, block: Block, at: int) -> None:
         with self.storage:
-            self._readers[id(load.source)].read(start, start + nbytes, block, at)
+            count = read_bytes(load.bytes, start, stop, block, at, self._readers)
+        with self._lock:
+            self.progress.read_bytes += count
+
+    def _filled(self, held: HeldLoad, nbytes: int) -> None:
+        """So many more bytes of what is held whole are there: at the end nothing waits for it."""
         freed: list[TileRun] = []
         with self._lock:
-            self.progress.read_bytes += nbytes
-            held = task.merge.held.get(load)
-            if held is not None:
-                held.unread -= nbytes
-                if not held.unread:
-                    freed, held.waiting = held.waiting, []
-        for waiting in (task, *freed):
+            held.unread -= nbytes
+            if not held.unread:
+                freed, held.waiting = held.waiting, []
+        for waiting in freed:
             self._arrived(waiting)
 
     def _arrived(self, task: TileRun) -> None:
@@ -555,7 +579,7 @@ class Executor:
             self.stopwatch.on_device(device, estimate.core, run.seconds)
 
     def _release_held(self, run: MergeRun) -> None:
-        for held in run.held.values():
+        for held in (*run.held.values(), *run.side.values()):
             with self._lock:
                 held.users -= 1
                 unused = held.users == 0
@@ -567,8 +591,8 @@ class Executor:
     def _write(self, task: TileRun, write: Write, block: Block, at: int) -> None:
         run = task.merge
         first, count = elements(task.tile, run.placement)
-        start = write.offset + first * write.dtype.size
-        nbytes = count * write.dtype.size
+        start = write.offset + write.dtype.nbytes(first)
+        nbytes = write.dtype.nbytes(count)
         with self.storage:
             self._sink.writer(write.file).write(start, start + nbytes, block, at)
         self._ledger.release(block)
@@ -578,7 +602,7 @@ class Executor:
             complete = run.unwritten[write] == 0
             finished = not any(run.unwritten.values())
         if complete:
-            grain = run.placement.work.grains.size * write.dtype.size
+            grain = write.dtype.nbytes(run.placement.work.grains.size)
             self._sink.completed(write, run.digests[write].hexdigest(), grain)
         if finished:
             self._merge_done(run)
@@ -594,5 +618,6 @@ class Executor:
 
 def source_readers(schedule: Schedule, open_reader: Callable[[Source], R]) -> dict[int, R]:
     """One reader for each source of the schedule's loads, by the source's `id`."""
-    sources = {id(load.source): load.source for load in schedule.graph.loads}
+    loads = schedule.graph.loads
+    sources = {id(part.source): part.source for load in loads for part in load.bytes.ranges()}
     return {key: open_reader(source) for key, source in sources.items()}

@@ -140,6 +140,8 @@ class MergeRun:
         self.device = placement.seat.device
         """Who computes its tiles now: a device by number, or the CPU (``None``)."""
         self.held: dict[Load, HeldLoad] = {}
+        self.side: dict[Load, HeldLoad] = {}
+        """Loads beside the inputs."""
         self.resident: dict[tuple[Load, int], tuple[Block, int]] = {}
         """Tiles that stay for all passes, by load and position; the dispatcher's alone."""
         self.notes: dict[int, Block] = {}

@@ -10,7 +10,6 @@ direct requests, or the input is cached already, the same calls go through the p
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import os
 from collections.abc import Iterable
@@ -29,17 +28,10 @@ from mergeloom.engine.storage.file_system import (
     write_all,
     write_some,
 )
+from mergeloom.engine.storage.source import Access, IOMode
 
 _SAMPLES = 32
 _SMALL = 16 * PAGE
-
-
-class IOMode(str, enum.Enum):
-    """How files are accessed: through the page cache, around it, or as the file suggests."""
-
-    AUTO = "auto"
-    DIRECT = "direct"
-    BUFFERED = "buffered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +47,19 @@ class FileSource:
     def name(self) -> str:
         return self.path
 
+    def open(self, access: Access) -> FileReader:
+        """Open the file.
+
+        Raises:
+            RunError: it is gone, has changed, or cannot be read.
+        """
+        return FileReader(self, access.io, access.files)
+
 
 class FileReader:
     """Reads one source. Safe to use from several threads."""
+
+    connections = 6
 
     def __init__(self, source: FileSource, mode: IOMode, files: Files = FILES) -> None:
         self.source = source
@@ -82,16 +84,28 @@ class FileReader:
     def is_direct(self) -> bool:
         return self._direct >= 0
 
-    def read(self, start: int, stop: int, block: Block, at: int) -> None:
+    def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
         """Read file bytes ``[start, stop)`` so that the first lands at byte ``at`` of ``block``.
 
-        ``at`` must be congruent to ``start`` modulo `PAGE`, and whole pages around the range
-        must lie within the block: they may be overwritten.
+        Where ``at`` is congruent to ``start`` modulo `PAGE`, requests may be direct. If they are
+        ``alone``, whole pages around them lie within the block and may be overwritten.
 
         Raises:
             RunError: the file ends early, vanished, changed, or cannot be read.
         """
-        direct = self._direct >= 0 and stop - start >= PAGE
+        direct = self._direct >= 0 and stop - start >= PAGE and (at - start) % PAGE == 0
+        if alone or not direct:
+            self._read(start, stop, block, at, direct)
+            return
+        first, last = -(-start // PAGE) * PAGE, stop // PAGE * PAGE
+        if last - first < _SMALL:
+            self._read(start, stop, block, at, False)
+            return
+        for begin, end in ((start, first), (first, last), (last, stop)):
+            if begin < end:
+                self._read(begin, end, block, at + begin - start, begin == first)
+
+    def _read(self, start: int, stop: int, block: Block, at: int, direct: bool) -> None:
         before = start % PAGE if direct else 0
         length = stop - start + before
         if direct:

@@ -138,7 +138,7 @@ def build_header(
     document: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     ends = [0]
     for name, dtype, shape in tensors:
-        stop = ends[-1] + math.prod(shape) * dtype.size
+        stop = ends[-1] + dtype.nbytes(math.prod(shape))
         offsets = [ends[-1], stop]
         document[name] = {"dtype": dtype.code, "shape": list(shape), "data_offsets": offsets}
         ends.append(stop)
@@ -314,7 +314,9 @@ def _layout(code: object, sizes: object) -> tuple[DType, tuple[int, ...], int]:
         raise _Malformed(f"it has {len(shape)} dimensions")
     if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
         raise _Malformed("its shape is beyond any memory")
-    return dtype, shape, math.prod(shape) * dtype.size
+    if (shape[-1] if shape else 1) * dtype.bits % 8:
+        raise _Malformed("its rows are no whole bytes")
+    return dtype, shape, dtype.nbytes(math.prod(shape))
 
 
 def _numbers(value: object, what: str) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ class Inspected:
         """Bytes by type."""
         found: Counter[str] = Counter()
         for entry in self.model.checkpoint.tensors.values():
-            found[entry.dtype.name] += math.prod(entry.shape) * entry.dtype.size
+            found[entry.dtype.name] += entry.bytes.nbytes
         return dict(found)
 
 

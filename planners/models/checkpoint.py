@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from mergeloom.engine.base import bounded_json
-from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.safetensors import MAX_NAME, Header, read_header
 from mergeloom.planners.models.quantised import quantised_by_config, quantised_by_tensor
@@ -25,22 +25,13 @@ MAX_TENSORS = 2_000_000
 _NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.safetensors")
 
 
-class TensorEntry(NamedTuple):
-    """Where one tensor's bytes are: from byte ``offset`` of ``source`` on."""
-
-    source: FileSource
-    offset: int
-    dtype: DType
-    shape: tuple[int, ...]
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint in ``directory``; ``tensors`` stand in the order of shards and their data."""
 
     directory: Path
     config: Mapping[str, Any]
-    tensors: Mapping[str, TensorEntry]
+    tensors: Mapping[str, StoredTensor]
     sources: tuple[FileSource, ...]
 
     @property
@@ -72,7 +63,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         check_inside(directory, name)
     with ThreadPoolExecutor(8) as pool:
         headers = list(pool.map(lambda name: read_header(directory / name), shards))
-    tensors: dict[str, TensorEntry] = {}
+    tensors: dict[str, StoredTensor] = {}
     sources = []
     for (name, expected), header in zip(shards.items(), headers, strict=True):
         source = _source(directory / name, header)
@@ -85,9 +76,9 @@ def open_checkpoint(directory: Path) -> Checkpoint:
             )
         for tensor, entry in header.entries.items():
             if tensor in tensors:
-                other = Path(tensors[tensor].source.path).name
+                other = next(n for n, h in zip(shards, headers, strict=True) if tensor in h.entries)
                 raise CheckpointError(f"'{directory}': '{tensor}' is in '{other}' and in '{name}'")
-            tensors[tensor] = TensorEntry(source, entry.start, entry.dtype, entry.shape)
+            tensors[tensor] = StoredTensor.at(source, entry.start, entry.dtype, entry.shape)
         if len(tensors) > MAX_TENSORS:
             raise CheckpointError(f"'{directory}' has more than {MAX_TENSORS} tensors")
     kinds = {name: (entry.dtype, entry.shape) for name, entry in tensors.items()}

@@ -69,9 +69,10 @@ class StoredModel:
         return self.checkpoint.tensors[tensor].dtype
 
     def node(self, builder: GraphBuilder, tensor: str, rows: int | None = None) -> Load:
-        entry = self.checkpoint.tensors[tensor]
-        shape = entry.shape if rows is None else (rows, *entry.shape[1:])
-        return builder.load(entry.source, entry.offset, entry.dtype, shape, tensor)
+        stored = self.checkpoint.tensors[tensor]
+        if rows is not None:
+            stored = stored.rows(range(rows))
+        return builder.load_bytes(stored.bytes, stored.dtype, stored.shape, tensor)
 
 
 @dataclass(frozen=True)
@@ -129,4 +130,4 @@ class OutputTensor:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.merge.shape) * self.dtype.size
+        return self.dtype.nbytes(math.prod(self.merge.shape))

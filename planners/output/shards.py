@@ -40,7 +40,7 @@ def lay_out(
     writes = []
     weight_map = {}
     for name, shard in zip(names, shards, strict=True):
-        ordered = sorted(shard, key=lambda tensor: -tensor.dtype.size)
+        ordered = sorted(shard, key=lambda tensor: -tensor.dtype.bits)
         entries = [(tensor.name, tensor.dtype, tensor.merge.shape) for tensor in ordered]
         header, offsets = build_header(entries, metadata, ALIGNMENT)
         size = len(header) + sum(tensor.nbytes for tensor in ordered)

@@ -6,8 +6,8 @@ counters, a few kilobytes.
 
 from __future__ import annotations
 
-import math
-
+from mergeloom.engine.run.arrange import content
+from mergeloom.engine.storage.source import Access
 from mergeloom.planners.models.model import StoredModel
 from mergeloom.planners.slices.tensor_plan import Contribution
 
@@ -24,9 +24,5 @@ def _content(item: Contribution) -> bytes | int | None:
     if not isinstance(item.model, StoredModel):
         return None
     entry = item.model.checkpoint.tensors[item.tensor]
-    nbytes = math.prod(entry.shape) * entry.dtype.size
-    if nbytes > MAX_COMPARED_BYTES:
-        return nbytes
-    with open(entry.source.path, "rb") as file:
-        file.seek(entry.offset)
-        return file.read(nbytes)
+    nbytes = entry.bytes.nbytes
+    return nbytes if nbytes > MAX_COMPARED_BYTES else bytes(content(entry, Access()))

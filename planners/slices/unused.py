@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from mergeloom.engine.graph.graph import Graph
+from mergeloom.engine.graph.pieces import Range
+from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.slices.document import TowerPlan
 
@@ -37,7 +40,7 @@ def unused_tensors(
 
     ``tied_head`` is the name of the output head where the output has none.
     """
-    used = {(id(load.source), load.offset, load.name) for load in graph.loads}
+    used = _Used(graph)
     integers = {load.name for load in graph.loads if not load.dtype.floating}
     seen: set[int] = set()
     for name, checkpoint in models.items():
@@ -47,9 +50,7 @@ def unused_tensors(
         groups: dict[str, list[str]] = defaultdict(list)
         layers: dict[str, set[int]] = defaultdict(set)
         left = [
-            tensor
-            for tensor, entry in checkpoint.tensors.items()
-            if (id(entry.source), entry.offset, tensor) not in used
+            tensor for tensor, entry in checkpoint.tensors.items() if not used.reads(tensor, entry)
         ]
         if len(left) == len(checkpoint.tensors):
             yield _unused(name, checkpoint, "no slice uses it", left, set())
@@ -70,11 +71,38 @@ def unused_tensors(
             yield _unused(name, checkpoint, reason, names, layers[reason])
 
 
+class _Used:
+    """The runs of sources that the loads of a graph are made of."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._names = {load.name for load in graph.loads}
+        runs: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for load in graph.loads:
+            for part in load.bytes.ranges():
+                runs[id(part.source)].append((part.offset, part.offset + part.length))
+        self._runs: dict[int, tuple[list[int], list[int]]] = {}
+        for source, found in runs.items():
+            found.sort()
+            ends = list(accumulate((end for _, end in found), max))
+            self._runs[source] = [start for start, _ in found], ends
+
+    def reads(self, name: str, stored: StoredTensor) -> bool:
+        """Whether any byte of a tensor is read; of an empty one, whether it has its ``name``."""
+        if not stored.bytes.nbytes:
+            return name in self._names
+        return any(self._touches(part) for part in stored.bytes.ranges())
+
+    def _touches(self, part: Range) -> bool:
+        starts, ends = self._runs.get(id(part.source), ([], []))
+        before = bisect_left(starts, part.offset + part.length)
+        return before > 0 and ends[before - 1] > part.offset
+
+
 def _unused(
     model: str, checkpoint: Checkpoint, reason: str, names: list[str], layers: set[int]
 ) -> Unused:
     entries = [checkpoint.tensors[tensor] for tensor in names]
-    nbytes = sum(math.prod(entry.shape) * entry.dtype.size for entry in entries)
+    nbytes = sum(entry.bytes.nbytes for entry in entries)
     return Unused(model, reason, _ranges(layers), tuple(names), nbytes)
 
 

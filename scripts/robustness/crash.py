@@ -367,7 +367,7 @@ class CrashTest:
 
     def _merge(self, setting: Setting) -> dict[str, Any]:
         from mergeloom.engine import job as jobs
-        from mergeloom.engine.storage.files import IOMode
+        from mergeloom.engine.storage.source import IOMode
 
         files = CountingFiles(self._shared, setting.call, setting.number, setting.after)
         outcome = jobs.run(
@@ -398,7 +398,7 @@ def _reads(run: Schedule, done: set[Write]) -> tuple[int, int]:
         grains = work.grains
         first = tile.first * grains.size
         count = min(tile.grains * grains.size, grains.total - first)
-        totals[tile.placement] += sum(count * work.leaves[at].dtype.size for at in tile.reads)
+        totals[tile.placement] += sum(work.leaves[at].dtype.nbytes(count) for at in tile.reads)
     useful = sum(
         total
         for total, placement in zip(totals, run.placements, strict=True)

@@ -35,7 +35,7 @@ from mergeloom.cli import main as run_command_line
 from mergeloom.engine.base.errors import LoomError, RunError
 from mergeloom.engine.job import Job, Options, run
 from mergeloom.engine.storage.file_system import FILES, Files
-from mergeloom.engine.storage.files import IOMode
+from mergeloom.engine.storage.source import IOMode
 from scripts.robustness.small_merges import (
     MACHINE,
     digests,

@@ -27,7 +27,7 @@ from mergeloom.engine.job import Job, Options, Outcome, run
 from mergeloom.engine.output.journal import read_journal
 from mergeloom.engine.output.manifest import DIRECTORY, manifest_path
 from mergeloom.engine.storage.file_system import Files
-from mergeloom.engine.storage.files import IOMode
+from mergeloom.engine.storage.source import IOMode
 from scripts.robustness.small_merges import (
     KINDS,
     MACHINE,

@@ -68,6 +68,12 @@ class Workshop:
         return graph
 
 
+def source_name(load: Load) -> str:
+    """The file that a load reads."""
+    (name,) = {part.source.name for part in load.bytes.ranges()}
+    return name
+
+
 def job(graph: Graph) -> Job:
     return Job(graph, graph.fingerprint(), {"graph": graph.fingerprint()})
 

@@ -29,9 +29,9 @@ from mergeloom.engine.hardware.spec import LoopSupport, Machine
 from mergeloom.engine.job import Options
 from mergeloom.engine.output.manifest import read_manifest
 from mergeloom.engine.plan.schedule import schedule
-from mergeloom.engine.storage.files import IOMode
+from mergeloom.engine.storage.source import IOMode
 from tests.engine.kernels import FirstPositives, Normalised, Noted, RowMean, Transposed, Weighted
-from tests.engine.support import Workshop, job, sha256, tensor_of
+from tests.engine.support import Workshop, job, sha256, source_name, tensor_of
 
 SHAPES = [(1000, 777), (3,), (), (2, 1 << 20), (0, 4), (513, 1025)]
 
@@ -88,8 +88,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workshop, Graph, Pat
 def test_results_equal_a_plain_oracle(made: tuple[Workshop, Graph, Path]) -> None:
     workshop, graph, directory = made
     found = {write.name: tensor_of(directory / "out", write).double() for write in graph.writes}
-    files = sorted({load.source.name for load in graph.loads})
-    by_place = {(load.source.name, load.name.split(":")[1]): load for load in graph.loads}
+    files = sorted({source_name(load) for load in graph.loads})
+    by_place = {(source_name(load), load.name.split(":")[1]): load for load in graph.loads}
     for number, shape in enumerate(SHAPES):
         x, y, z = (
             workshop.tensors[by_place[file, str(number)]].double().reshape(shape) for file in files
@@ -286,7 +286,7 @@ def test_a_changed_input_is_noticed(tmp_path: Path) -> None:
     workshop = Workshop(tmp_path / "in")
     (load,) = workshop.loads(F32, [(1 << 16,)])
     graph = workshop.graph({"t": (workshop.builder.merge([load], Copy(), "c"), F32)})
-    os.utime(load.source.name, ns=(1, 1))
+    os.utime(source_name(load), ns=(1, 1))
     with pytest.raises((RunError, LoomError), match="changed"):
         jobs.run(job(graph), tmp_path / "out", Options())
 
@@ -305,11 +305,11 @@ def test_infinities_of_the_inputs_pass(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     workshop = Workshop(tmp_path / "in")
     (load,) = workshop.loads(F32, [(1000,)])
-    content = bytearray(Path(load.source.name).read_bytes())
+    content = bytearray(Path(source_name(load)).read_bytes())
     content[:8] = torch.tensor([float("inf"), float("nan")]).numpy().tobytes()
-    status = os.stat(load.source.name)
-    Path(load.source.name).write_bytes(content)
-    os.utime(load.source.name, ns=(status.st_atime_ns, status.st_mtime_ns))
+    status = os.stat(source_name(load))
+    Path(source_name(load)).write_bytes(content)
+    os.utime(source_name(load), ns=(status.st_atime_ns, status.st_mtime_ns))
     merge = workshop.builder.merge([load], Weighted((2.0,)), "m")
     graph = workshop.graph({"t": (merge, BF16)})
     jobs.run(job(graph), tmp_path / "out", Options())

@@ -11,6 +11,7 @@ from mergeloom.engine.base.errors import CheckpointError, ConfigError, LoomError
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.planners.plan import Plan
 from mergeloom.planners.slices.tensor_plan import TensorPlan
+from tests.engine.support import source_name
 from tests.planners.support import (
     LLAMA_LAYER,
     llama,
@@ -74,7 +75,7 @@ def test_everything_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
         ("b", "layers that no slice takes"): (((0, 1),), len(LLAMA_LAYER)),
         ("b", "weights before the layers come from the first slice"): ((), 1),
     }
-    used = {(load.source.name, load.name) for load in plan.graph.loads}
+    used = {(source_name(load), load.name) for load in plan.graph.loads}
     tensors = sum(len(model.tensors) for model in plan.models.values())
     assert len(used) + sum(len(item.names) for item in plan.unused) == tensors
 

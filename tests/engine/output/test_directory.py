@@ -24,7 +24,8 @@ from mergeloom.engine.output.journal import Finished, Journal, read_journal
 from mergeloom.engine.output.manifest import DIRECTORY, manifest_path, read_manifest
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.storage.file_system import Files
-from mergeloom.engine.storage.files import FileReader, FileSource, FileWriter, IOMode, write_file
+from mergeloom.engine.storage.files import FileReader, FileSource, FileWriter, write_file
+from mergeloom.engine.storage.source import IOMode
 from tests.engine.support import Workshop, file_source, job
 
 ENTRIES = [Finished("a.bin", f"tensor-{i}", f"{i:032x}", 1 << 20) for i in range(5)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -20,6 +21,7 @@ from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.engine.hardware.spec import LoopSupport, Machine
 from mergeloom.engine.memory.pages import block_bytes, span_bytes
 from mergeloom.engine.plan.schedule import Placement, Schedule, schedule
+from mergeloom.engine.storage.source import Access, Reader
 from tests.engine.kernels import (
     FirstPositives,
     Moment,
@@ -42,6 +44,9 @@ class Disk:
     def identity(self) -> str:
         return self.name
 
+    def open(self, access: Access) -> Reader:
+        raise NotImplementedError
+
 
 def machine(threads: int = 2) -> Machine:
     return Machine(threads, 50 * MIB, 250 * MIB, LoopSupport(Noted.loops, 10 * MIB))
@@ -49,7 +54,7 @@ def machine(threads: int = 2) -> Machine:
 
 def graph_of(merges: list[tuple[Merge, DType]]) -> Graph:
     builder = GraphBuilder()
-    size = 4 + sum(Load(Disk("d"), 0, dtype, merge.shape, "").nbytes for merge, dtype in merges)
+    size = 4 + sum(dtype.nbytes(math.prod(merge.shape)) for merge, dtype in merges)
     file = OutputFile("out", b"head", size)
     writes, offset = [], 4
     for number, (merge, dtype) in enumerate(merges):
@@ -161,7 +166,7 @@ def test_the_steps_read_and_write_what_the_schedule_says(graph: Graph, more: int
         elements = min(tile.grains * work.grains.size, work.grains.total - first)
         assert elements > 0
         grains[tile.placement, tile.number] += tile.grains
-        read += sum(elements * work.leaves[i].dtype.size for i in tile.reads)
+        read += sum(work.leaves[i].dtype.nbytes(elements) for i in tile.reads)
         if tile.writes:
             written += sum(elements * write.dtype.size for write in work.writes)
     for index, placement in enumerate(made.placements):

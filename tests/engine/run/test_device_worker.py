@@ -21,7 +21,8 @@ from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.plan.assignment import Why
 from mergeloom.engine.plan.schedule import Schedule, schedule
 from mergeloom.engine.run.executor import Executor, Progress, source_readers
-from mergeloom.engine.storage.files import FileReader, IOMode
+from mergeloom.engine.storage.files import FileReader
+from mergeloom.engine.storage.source import IOMode
 from tests.engine.fake_device import FakeDevice, accelerator
 from tests.engine.kernels import FirstPositives, Normalised, Weighted
 from tests.engine.support import Workshop, job

@@ -1,0 +1,41 @@
+"""The last two dimensions exchanged, of what is computed.
+
+What is only stored the other way round is arranged by the reader:
+`engine.pieces.StoredTensor.transpose`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mergeloom.engine.base.grains import Access
+from mergeloom.engine.graph.kernel import GrainView, Kernel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Transpose(Kernel):
+    """The one input (…, a, b) as (…, b, a)."""
+
+    access = Access.MATRIXWISE
+    aligned = False
+    cost = 1.0
+    double = False
+
+    def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:
+        (shape,) = inputs
+        if len(shape) < 2:
+            raise ValueError(f"{shape} has no two dimensions to exchange")
+        return (*shape[:-2], shape[-1], shape[-2])
+
+    def combine(
+        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+    ) -> None:
+        matrices = grain.inputs[0].transpose(-2, -1)
+        out.view(matrices.shape).copy_(matrices)

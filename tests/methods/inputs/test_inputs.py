@@ -1,0 +1,402 @@
+"""Values made from side inputs: each against plain float64, with the same bytes at every budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from mergeloom.engine import job as jobs
+from mergeloom.engine.base.dtypes import (
+    BF16,
+    BY_CODE,
+    F4,
+    F8_E8M0,
+    F16,
+    F32,
+    I4,
+    U4,
+    U8,
+    DType,
+)
+from mergeloom.engine.base.errors import BudgetError, RunError
+from mergeloom.engine.base.units import MIB
+from mergeloom.engine.graph.graph import (
+    Graph,
+    GraphBuilder,
+    GraphError,
+    Load,
+    Merge,
+    OutputFile,
+    Write,
+)
+from mergeloom.engine.graph.kernel import Kernel
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.engine.hardware.spec import Machine
+from mergeloom.engine.job import Options, Outcome
+from mergeloom.engine.plan.schedule import schedule
+from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.methods.inputs.dequantise import Dequantise, Scale
+from mergeloom.methods.inputs.fill_rows import FillRows
+from mergeloom.methods.inputs.low_rank import LowRank
+from mergeloom.methods.inputs.transpose import Transpose
+from mergeloom.methods.kernels.linear_combination import LinearCombination
+from tests.engine.support import sha256, tensor_of
+
+E4M3 = BY_CODE["F8_E4M3"]
+I8 = BY_CODE["I8"]
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + 7)).to(dtype)
+
+
+def whole_numbers(low: int, high: int, *shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Desk:
+    """Collects tensors and merges for one graph."""
+
+    def __init__(self) -> None:
+        self.builder = GraphBuilder()
+
+    def stored(self, tensor: torch.Tensor, dtype: DType, shape: Sequence[int] = ()) -> StoredTensor:
+        content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        source = MemorySource(b"\0" * 24 + content, "tensor")
+        return StoredTensor.at(source, 24, dtype, tuple(shape or tensor.shape))
+
+    def load(self, tensor: torch.Tensor, dtype: DType, shape: Sequence[int] = ()) -> Load:
+        return self.of(self.stored(tensor, dtype, shape))
+
+    def of(self, stored: StoredTensor) -> Load:
+        return self.builder.load_bytes(stored.bytes, stored.dtype, stored.shape, "tensor")
+
+    def graph(self, merge: Merge, dtype: DType) -> Graph:
+        file = OutputFile("out.bin", b"head", 4 + dtype.nbytes(torch.Size(merge.shape).numel()))
+        graph = self.builder.build([Write(merge, file, 4, dtype, "out")], [file])
+        graph.verify()
+        return graph
+
+
+def machine(threads: int) -> Machine:
+    return Machine(threads, 300 * MIB, 0)
+
+
+def run(graph: Graph, output: Path, ram: int | None = None, threads: int = 2) -> Outcome:
+    fingerprint = graph.fingerprint()
+    job = jobs.Job(graph, fingerprint, {"graph": fingerprint})
+    outcome = jobs.run(job, output, Options(ram=ram, machine=machine(threads)))
+    assert outcome.schedule is not None
+    assert outcome.read_bytes == outcome.schedule.read_bytes
+    return outcome
+
+
+def at_every_budget(desk: Desk, merge: Merge, tmp_path: Path, dtype: DType = F32) -> torch.Tensor:
+    """The result, after checking that no budget and no number of threads changes a byte."""
+    graph = desk.graph(merge, dtype)
+    least = schedule(graph, None, machine(1)).minimum_bytes
+    run(graph, tmp_path / "free")
+    for more, threads in ((0, 1), (5 * MIB, 2), (30 * MIB, 3)):
+        output = tmp_path / f"{more}"
+        run(graph, output, least + more, threads)
+        assert sha256(output) == sha256(tmp_path / "free")
+    return tensor_of(tmp_path / "free", graph.writes[0])
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, relative: float = 1e-5) -> None:
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found.double(), expected, rtol=relative, atol=relative * scale)
+
+
+# --- adapters ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1500, 1024), (3, 700_000), (640, 32, 3, 3), (9, 5)])
+def test_low_rank_is_weight_plus_scaled_product(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    desk, rank = Desk(), 8
+    weight = drawn(*shape, dtype=torch.bfloat16)
+    down = drawn(rank, weight[0].numel(), seed=1)
+    up = drawn(shape[0], rank, dtype=torch.float16, seed=2)
+    side = [desk.load(down, F32), desk.load(up, F16)]
+    merge = desk.builder.merge([desk.load(weight, BF16)], LowRank(0.5, rank), "w", side)
+    found = at_every_budget(desk, merge, tmp_path)
+    close(found, weight.double() + 0.5 * (up.double() @ down.double()).view(shape))
+
+
+def test_two_adapters_and_one_that_is_stored_the_other_way_round(tmp_path: Path) -> None:
+    desk = Desk()
+    weight = drawn(1200, 900)
+    first, second = (
+        (drawn(4, 900, seed=1), drawn(1200, 4, seed=2)),
+        (
+            drawn(6, 1200, seed=3),
+            drawn(900, 6, seed=4),
+        ),
+    )
+    one = desk.builder.merge(
+        *([desk.load(weight, F32)], LowRank(2.0, 4), "w"),
+        [desk.load(each, F32) for each in first],
+    )
+    turned = [desk.of(desk.stored(each, F32).transpose()) for each in reversed(second)]
+    both = desk.builder.merge([one], LowRank(-0.25, 6), "w", turned)
+    found = at_every_budget(desk, both, tmp_path)
+    (a, b), (c, d) = ([each.double() for each in pair] for pair in (first, second))
+    close(found, weight.double() + 2 * b @ a - 0.25 * (d @ c).T)
+
+
+def test_an_adapted_model_is_merged_with_another(tmp_path: Path) -> None:
+    desk = Desk()
+    weight, other = drawn(1100, 1000), drawn(1100, 1000, dtype=torch.bfloat16, seed=1)
+    down, up = drawn(4, 1000, seed=2), drawn(1100, 4, seed=3)
+    side = [desk.load(down, F32), desk.load(up, F32)]
+    adapted = desk.builder.merge([desk.load(weight, F32)], LowRank(1.0, 4), "w", side)
+    merge = desk.builder.merge(
+        [adapted, desk.load(other, BF16)], LinearCombination((0.25, 0.75)), "m"
+    )
+    found = at_every_budget(desk, merge, tmp_path, BF16)
+    expected = 0.25 * (weight.double() + up.double() @ down.double()) + 0.75 * other.double()
+    close(found, expected, 2**-8)
+
+
+# --- codes and scales -------------------------------------------------------------------------
+
+
+def expanded(scales: torch.Tensor, block: tuple[int, int], shape: Sequence[int]) -> torch.Tensor:
+    """The scale of each element, the plain way."""
+    rows, columns = (size or whole for size, whole in zip(block, shape[-2:], strict=True))
+    down, across = -(-shape[-2] // rows), -(-shape[-1] // columns)
+    grid = scales.double().reshape(*(shape[:-2] if scales.numel() > 1 else ()), -1)
+    grid = grid.reshape(*grid.shape[:-1], down, across)
+    wide = grid.repeat_interleave(rows, -2).repeat_interleave(columns, -1)
+    return wide[..., : shape[-2], : shape[-1]]
+
+
+@pytest.mark.parametrize("shape", [(1500, 1024), (3, 260, 909), (1, 7)])
+@pytest.mark.parametrize("block", [(0, 0), (1, 0), (128, 128), (1, 32)])
+def test_blocks_of_float8_with_ragged_edges(
+    tmp_path: Path, shape: tuple[int, ...], block: tuple[int, int]
+) -> None:
+    desk = Desk()
+    codes = drawn(*shape).to(torch.float8_e4m3fn)
+    scale = Scale(*block)
+    scales = drawn(*scale.grid(shape), seed=1).abs() + 0.1
+    kernel = Dequantise((scale,))
+    merge = desk.builder.merge([desk.load(codes, E4M3)], kernel, "w", [desk.load(scales, F32)])
+    found = at_every_budget(desk, merge, tmp_path)
+    close(found, codes.double() * expanded(scales, block, shape))
+
+
+FP4 = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def packed(codes: torch.Tensor) -> torch.Tensor:
+    """Two codes a byte, the first in the lower half."""
+    return (codes[..., ::2] | codes[..., 1::2] << 4).to(torch.uint8)
+
+
+def test_mxfp4_as_gpt_oss_stores_it(tmp_path: Path) -> None:
+    """Blocks of 32 in sixteen bytes, scales as exponents, experts in a stack, dense transposed."""
+    desk = Desk()
+    codes = whole_numbers(0, 16, 3, 700, 640)
+    exponents = whole_numbers(110, 135, 3, 700, 20, seed=1).to(torch.uint8)
+    stored = desk.stored(packed(codes), U8, (3, 700, 20, 16)).reshape((3, 700, 320)).view_as(F4)
+    scales = desk.stored(exponents, U8).view_as(F8_E8M0)
+    values = desk.builder.merge(
+        [desk.of(stored)], Dequantise((Scale(1, 32),)), "w", [desk.of(scales)]
+    )
+    merge = desk.builder.merge([values], Transpose(), "w")
+    assert merge.shape == (3, 640, 700)
+    found = at_every_budget(desk, merge, tmp_path)
+    powers = 2.0 ** (exponents.double() - 127)
+    expected = FP4[codes].double() * expanded(powers, (1, 32), codes.shape)
+    assert torch.equal(found.double(), expected.transpose(1, 2))
+
+
+def test_every_other_row_of_codes(tmp_path: Path) -> None:
+    """Gate and up of gpt-oss are interleaved: one of them costs half of the reading."""
+    desk = Desk()
+    codes = whole_numbers(0, 16, 900, 640)
+    exponents = whole_numbers(120, 130, 900, 20, seed=1).to(torch.uint8)
+    stored = desk.stored(packed(codes), U8).view_as(F4).rows(range(1, 900, 2))
+    scales = desk.stored(exponents, U8).view_as(F8_E8M0).rows(range(1, 900, 2))
+    kernel = Dequantise((Scale(1, 32),))
+    merge = desk.builder.merge([desk.of(stored)], kernel, "up", [desk.of(scales)])
+    found = at_every_budget(desk, merge, tmp_path)
+    powers = 2.0 ** (exponents.double() - 127)
+    expected = FP4[codes].double() * expanded(powers, (1, 32), codes.shape)
+    assert torch.equal(found.double(), expected[1::2])
+
+
+def test_two_scales_of_which_one_divides(tmp_path: Path) -> None:
+    desk = Desk()
+    codes = whole_numbers(0, 16, 800, 1024)
+    scales = drawn(800, 64, seed=1).abs().to(torch.float8_e4m3fn)
+    merge = desk.builder.merge(
+        *([desk.load(packed(codes), F4, (800, 1024))],),
+        Dequantise((Scale(1, 16), Scale(inverse=True))),
+        "w",
+        [desk.load(scales, E4M3), desk.load(torch.tensor([3.0]), F32)],
+    )
+    found = at_every_budget(desk, merge, tmp_path)
+    close(found, FP4[codes].double() * expanded(scales, (1, 16), codes.shape) / 3)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "uint4 and zero points", "table"])
+def test_integers_stand_for_values(tmp_path: Path, kind: str) -> None:
+    desk = Desk()
+    shape = (900, 640)
+    scales = drawn(900, 5, seed=1)
+    side = [desk.load(scales, F32)]
+    codes = whole_numbers(0, 16, *shape)
+    table = tuple(float(each) for each in drawn(16, seed=5))
+    points = whole_numbers(0, 16, 900, 5, seed=2)
+    block = (Scale(1, 128),)
+    if kind == "int8":
+        codes = whole_numbers(-128, 128, *shape)
+        load, kernel, values = desk.load(codes.to(torch.int8), I8), Dequantise(block), codes
+    elif kind == "int4":
+        load, kernel = desk.load(packed(codes), I4, shape), Dequantise(block)
+        values = torch.where(codes > 7, codes - 16, codes)
+    elif kind == "table":
+        load, kernel = desk.load(packed(codes), U4, shape), Dequantise(block, table=table)
+        values = torch.tensor(table)[codes]
+    else:
+        load = desk.load(packed(codes), U4, shape)
+        kernel = Dequantise(block, zero=1.0, points=True)
+        values = codes - 1 - expanded(points, (1, 128), shape)
+        side.append(desk.load(points.to(torch.uint8), U8))
+    found = at_every_budget(desk, desk.builder.merge([load], kernel, "w", side), tmp_path)
+    close(found, values.double() * expanded(scales, (1, 128), shape))
+
+
+def test_scales_that_do_not_fit_are_refused_while_planning() -> None:
+    desk = Desk()
+    codes, scales = desk.load(drawn(300, 200), F32), desk.load(drawn(2, 2), F32)
+    with pytest.raises(GraphError, match=r"need 1x3x2 scales, here are \(2, 2\)"):
+        desk.builder.merge([codes], Dequantise((Scale(128, 128),)), "w", [scales])
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+def table_of(sets: Sequence[Sequence[int]], inputs: int) -> torch.Tensor:
+    table = torch.zeros(len(sets), inputs, dtype=torch.uint8)
+    for row, own in enumerate(sets):
+        table[row, list(own)] = 1
+    return table
+
+
+@pytest.mark.parametrize("padding", [0, 70])
+@pytest.mark.parametrize("width", [900, 1])
+def test_rows_are_taken_averaged_or_zero(tmp_path: Path, padding: int, width: int) -> None:
+    desk, rows = Desk(), 1300
+    chance = torch.Generator().manual_seed(3)
+    inputs, loads, present = [], [], []
+    for number, dtype in enumerate((BF16, F32, F16)):
+        there = torch.rand(rows, generator=chance) < (0.9, 0.5, 0.3)[number]
+        own = drawn(int(there.sum()), width, dtype=dtype.torch, seed=number)
+        own[0] = -0.0
+        place = iter(range(rows))
+        numbers = [next(place) if each else -1 for each in there.tolist()]
+        stored = desk.stored(own, dtype).rows(numbers)
+        loads.append(desk.of(stored if width > 1 else stored.reshape((rows,))))
+        dense = torch.zeros(rows, width, dtype=torch.float64)
+        dense[there] = own.double()
+        inputs.append(dense)
+        present.append(there)
+    sets = [
+        [0] if present[0][row] else [n for n in (1, 2) if present[n][row]] for row in range(rows)
+    ]
+    side = [desk.load(table_of(sets, 3), U8)]
+    merge = desk.builder.merge(loads, FillRows(padding), "embed", side)
+    found = at_every_budget(desk, merge, tmp_path).reshape(rows, width)
+    expected = torch.zeros(rows, width, dtype=torch.float64)
+    for row, own in enumerate(sets):
+        for number in own:
+            expected[row] += inputs[number][row] / len(own)
+    if padding:
+        expected[-padding:] = expected[:-padding].mean(0)
+    close(found, expected, 1e-6)
+    alone = [row for row, own in enumerate(sets[: rows - padding]) if len(own) == 1]
+    assert torch.equal(found[alone].double(), expected[alone])
+    minus = found[: rows - padding].signbit() & (found[: rows - padding] == 0)
+    assert bool(minus.any())
+
+
+def test_holes_are_not_read(tmp_path: Path) -> None:
+    desk = Desk()
+    stored = desk.stored(drawn(1000, 800), F32)
+    load = desk.of(stored.rows([*range(300), *[-1] * 900, *range(300, 1000)]))
+    merge = desk.builder.merge([load], LinearCombination((2.0,)), "w")
+    graph = desk.graph(merge, F32)
+    outcome = run(graph, tmp_path / "out", schedule(graph, None, machine(1)).minimum_bytes)
+    assert outcome.read_bytes == 1000 * 800 * 4
+    found = tensor_of(tmp_path / "out", graph.writes[0])
+    assert not bool(found[300:1200].any())
+    assert torch.equal(found[1200:], 2 * drawn(1000, 800)[300:])
+
+
+def test_copies_of_arranged_bytes(tmp_path: Path) -> None:
+    from mergeloom.engine.graph.kernel import Copy
+
+    desk = Desk()
+    first, second = drawn(700, 900, dtype=torch.bfloat16), drawn(500, 900, dtype=torch.bfloat16)
+    joined = StoredTensor.join([desk.stored(first, BF16), desk.stored(second, BF16).rows([3, -1])])
+    merge = desk.builder.merge([desk.of(joined.transpose())], Copy(), "w")
+    found = at_every_budget(desk, merge, tmp_path, BF16)
+    assert torch.equal(found, torch.cat([first, second[3:4], 0 * second[:1]]).T)
+
+
+# --- what holds for all -----------------------------------------------------------------------
+
+
+def test_what_lies_beside_counts_for_the_smallest_budget() -> None:
+    desk = Desk()
+    weight, down, up = drawn(64, 1 << 16), drawn(256, 1 << 16), drawn(64, 256)
+    side = [desk.load(down, F32), desk.load(up, F32)]
+    merge = desk.builder.merge([desk.load(weight, F32)], LowRank(1.0, 256), "w", side)
+    graph = desk.graph(merge, F32)
+    least = schedule(graph, None, machine(1)).minimum_bytes
+    assert least > 300 * MIB + 2 * 64 * MIB
+    with pytest.raises(BudgetError, match=r"1 inputs and 2 beside them"):
+        schedule(graph, least - 8 * MIB, machine(1))
+
+
+def test_infinite_scales_are_the_inputs_fault(tmp_path: Path) -> None:
+    desk = Desk()
+    scales = torch.tensor([255, 127], dtype=torch.uint8)
+    load = desk.of(desk.stored(scales, U8).view_as(F8_E8M0))
+    merge = desk.builder.merge(
+        [desk.load(drawn(2, 32), F32)], Dequantise((Scale(1, 0),)), "w", [load]
+    )
+    graph = desk.graph(merge, F32)
+    run(graph, tmp_path / "out")
+    assert bool(tensor_of(tmp_path / "out", graph.writes[0])[0].isnan().all())
+
+
+def test_values_that_overflow_are_still_found(tmp_path: Path) -> None:
+    desk = Desk()
+    scale = desk.load(torch.tensor([1e6]), F32)
+    merge = desk.builder.merge(
+        *([desk.load(drawn(40, 30), F32)], Dequantise((Scale(),)), "w", [scale])
+    )
+    turned = desk.builder.merge([merge], Transpose(), "w")
+    with pytest.raises(RunError, match="not finite as float16"):
+        run(desk.graph(turned, F16), tmp_path / "out")
+
+
+def test_kernels_say_what_shapes_they_take() -> None:
+    desk = Desk()
+    matrix, vector = desk.load(drawn(6, 4), F32), desk.load(drawn(6), F32)
+    cases: list[tuple[Kernel, list[Load], list[Load], str]] = [
+        (LowRank(1.0, 2), [matrix], [matrix, matrix], "of rank 2 do not go together"),
+        (Transpose(), [vector], [], "no two dimensions"),
+        (FillRows(), [matrix, matrix], [matrix], "do not fit"),
+        (LinearCombination((1.0,)), [matrix], [vector], "no use for 1 tensors beside"),
+    ]
+    for kernel, inputs, side, message in cases:
+        with pytest.raises(GraphError, match=message):
+            desk.builder.merge(inputs, kernel, "w", side)
