@@ -12,14 +12,16 @@ from mergeloom.check import check_output
 from mergeloom.engine import job as jobs
 from mergeloom.engine.base.errors import ConfigError, OutputError
 from mergeloom.engine.base.gc_pause import collection_paused
+from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.accelerators import AUTO, choose
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.run.executor import Progress
 from mergeloom.engine.storage.source import IOMode
 from mergeloom.methods.ops.compiled_ops import LIBRARY
-from mergeloom.planners.config.config import Configuration, load_config, parse_config
-from mergeloom.planners.config.yaml_values import nearest
+from mergeloom.planners.config.config import Configuration
+from mergeloom.planners.config.findings import check_known
+from mergeloom.planners.config.load import config_from, load_config
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.plan import DEFAULT_SHARD_BYTES, PlanOptions, make_plan
 from mergeloom.report.units import parse_size
@@ -55,6 +57,7 @@ def plan(
     model_dirs: Mapping[str, Pathlike] | None = None,
     search: Sequence[Pathlike] = (),
     allow_truncated_embeddings: bool = False,
+    strict: bool = False,
     observer: Observer | None = None,
 ) -> PlannedMerge:
     """Plan a merge; reads headers only and does not import torch.
@@ -64,7 +67,8 @@ def plan(
     available. ``device`` is where to compute: ``auto`` lets the schedule choose, ``cpu``, ``cuda``
     (all of them), ``cuda:N`` or ``mps``; ``vram`` is the memory budget on each device, by default
     four fifths of what is free there. ``model_dirs`` maps model references, as the configuration
-    writes them, to local directories; ``search`` are folders that hold models.
+    writes them, to local directories; ``search`` are folders that hold models. With
+    ``strict``, keys and parameters that are unknown or misplaced are errors, not warnings.
 
     Raises:
         ConfigError, CheckpointError: the merge does not make sense, or a model is not there.
@@ -73,6 +77,8 @@ def plan(
     """
     devices = choose(device, None if vram is None else _bytes(vram), machine.devices)
     configuration = _configuration(config)
+    if strict:
+        check_known(configuration.warnings)
     observer = observer or Observer()
     _check_model_dirs(configuration, model_dirs or {})
     relative_to = configuration.path.parent if configuration.path is not None else None
@@ -159,13 +165,13 @@ def check_apart(planned: PlannedMerge, output: Path) -> None:
 def _check_model_dirs(configuration: Configuration, given: Mapping[str, Pathlike]) -> None:
     named: set[str] = set()
     for document in configuration.documents:
-        for reference in document.references():
-            named |= {str(reference.model), reference.model.path}
+        for reference in document.mentioned():
+            named |= {str(reference), str(reference.model), reference.model.path}
     for name in given:
         if name not in named:
             raise ConfigError(
-                f"a directory is given for '{name}', which the configuration does not name"
-                + nearest(name, named)
+                f"a directory is given for '{name}', which the configuration does not name",
+                remedy=suggest(name, named),
             )
 
 
@@ -186,9 +192,7 @@ def _configuration(config: Pathlike | Mapping[str, Any] | Configuration) -> Conf
     if isinstance(config, Configuration):
         return config
     if isinstance(config, Mapping):
-        import yaml
-
-        return parse_config(yaml.safe_dump(dict(config), sort_keys=False))
+        return config_from(config)
     return load_config(Path(config))
 
 

@@ -61,6 +61,9 @@ Truncate = Annotated[
         help="Where vocabularies differ, keep the common leading rows.",
     ),
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse unknown keys and parameters in CONFIG.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -104,6 +107,7 @@ def plan(
     model_dir: ModelDirs = None,
     search_dir: Search = None,
     allow_truncated_embeddings: Truncate = False,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Show what a merge would do: layers, memory, bytes. Reads no weights."""
@@ -118,6 +122,7 @@ def plan(
         model_dir,
         search_dir,
         allow_truncated_embeddings,
+        strict,
     )
     if output is not None:
         from mergeloom.api import check_apart
@@ -145,6 +150,7 @@ def merge(
     model_dir: ModelDirs = None,
     search_dir: Search = None,
     allow_truncated_embeddings: Truncate = False,
+    strict: Strict = False,
     io: Annotated[
         str, typer.Option(metavar="auto|direct|buffered", help="How files are accessed.")
     ] = "auto",
@@ -175,6 +181,7 @@ def merge(
         model_dir,
         search_dir,
         allow_truncated_embeddings,
+        strict,
     )
     api.check_apart(planned, output)
     with _shown(planned, quiet) as observer:
@@ -204,6 +211,7 @@ def explain(
     model_dir: ModelDirs = None,
     search_dir: Search = None,
     allow_truncated_embeddings: Truncate = False,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Show where output tensors come from, and which entry of CONFIG set each parameter."""
@@ -212,6 +220,7 @@ def explain(
     planned = _planned(
         *(config, None, None, "cpu", None),
         *(0, "5GB", model_dir, search_dir, allow_truncated_embeddings),
+        strict=strict,
     )
     found = explaining.select(planned, tensor)
     if as_json:
@@ -307,7 +316,8 @@ def _status() -> int:
     except LoomError as error:
         if debug:
             raise
-        _complain(f"error: {error}")
+        for finding in error.findings:
+            _complain(f"{finding.severity.value}: {finding}")
         return error.exit_code
     except _Interrupted as stop:
         _complain(f"interrupted; {stop}")
@@ -359,6 +369,7 @@ def _planned(
     model_dir: list[str] | None,
     search_dir: list[Path] | None,
     truncate: bool,
+    strict: bool,
 ) -> PlannedMerge:
     from mergeloom import api
 
@@ -373,6 +384,7 @@ def _planned(
         model_dirs=_model_dirs(model_dir),
         search=search_dir or [],
         allow_truncated_embeddings=truncate,
+        strict=strict,
         observer=api.Observer(downloading=_downloading),
     )
 

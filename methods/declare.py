@@ -41,7 +41,8 @@ class Parameter:
     """One parameter of a method.
 
     ``kind`` is the type of a resolved value: `float`, `int` or `bool`. A number must lie in
-    ``[minimum, maximum]`` (an end that is ``None`` is open).
+    ``[minimum, maximum]`` (an end that is ``None`` is open); outside ``usual`` it works, but is
+    hardly meant.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Parameter:
     default: Any = REQUIRED
     minimum: float | None = None
     maximum: float | None = None
+    usual: tuple[float, float] | None = None
 
     def check(self, value: object) -> float | int | bool | None:
         """Return ``value`` as this parameter's kind.

@@ -15,6 +15,7 @@ DENSITY = Parameter(
     "share of this model's task vector that is kept; 0 leaves the model out, 1 or more keeps all",
     default=1.0,
     minimum=0.0,
+    usual=(0.0, 1.0),
 )
 LAMBDA = Parameter("lambda", float, "factor of the merged task vector", default=1.0)
 INT8_MASK = Parameter(

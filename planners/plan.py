@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergeloom.engine.base.errors import CheckpointError, ConfigError
+from mergeloom.engine.base.errors import CheckpointError, ConfigError, Finding, Severity
+from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.graph.graph import Graph, GraphBuilder
 from mergeloom.engine.job import Job
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.methods.ops.compiled_ops import LIBRARY
 from mergeloom.planners.config.config import Configuration, Document
-from mergeloom.planners.config.yaml_values import nearest
+from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.model import Model, OutputTensor, StagedModel
 from mergeloom.planners.models.pool import Models
@@ -54,7 +55,8 @@ class Plan:
     """A merge, planned: everything known before the first weight is read.
 
     ``config`` is the output's configuration; ``models`` the checkpoints by the names that the
-    merge configuration gives them; ``unused`` what is left of their tensors, with reasons.
+    merge configuration gives them; ``unused`` what is left of their tensors, with reasons;
+    ``findings`` what there is to warn about.
     """
 
     configuration: Configuration
@@ -68,7 +70,12 @@ class Plan:
     identity: Mapping[str, str]
     fingerprint: str
     unused: tuple[Unused, ...]
-    warnings: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What there is to warn about, a line each."""
+        return tuple(map(str, self.findings))
 
     @property
     def parameters(self) -> int:
@@ -104,8 +111,8 @@ class Plan:
             if found.name == tensor:
                 return found
         raise ConfigError(
-            f"the output has no tensor '{tensor}'"
-            + nearest(tensor, [write.name for write in self.graph.writes][:20000])
+            f"the output has no tensor '{tensor}'",
+            remedy=suggest(tensor, [write.name for write in self.graph.writes][:20000]),
         )
 
 
@@ -120,18 +127,24 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     builder = GraphBuilder()
     warnings: list[str] = []
 
+    findings = Findings()
+
     def stage_of(document: Document) -> Stage:
-        return plan_stage(document, models, options.seed, options.truncate_embeddings, warnings)
+        return plan_stage(
+            document, models, options.seed, options.truncate_embeddings, warnings, findings
+        )
 
     *earlier, last = configuration.documents
     for document in earlier:
-        if document.name is None:
-            raise document.place.error("every stage but the last needs a 'name' to be used by")
+        assert document.name is not None
         stage = stage_of(document)
         tensors = _build(stage, builder, warnings)
         config = _output_config(stage)
         models.stages[document.name] = StagedModel(
-            document.name, config, {tensor.name: tensor for tensor in tensors}
+            document.name,
+            config,
+            {tensor.name: tensor for tensor in tensors},
+            models.donor_directory(stage.donor),
         )
     stage = stage_of(last)
     used = [models.get(reference) for reference in last.references()]
@@ -146,7 +159,7 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     graph.verify()
     stored = models.stored_by_name()
     donor = models.donor_directory(stage.donor)
-    files = side_files(configuration, config, layout, donor, stored, warnings)
+    files = side_files(configuration, config, layout, donor, models.found, warnings)
     identity = _identity(configuration, options, stored)
     fingerprint = _fingerprint(graph, files)
     return Plan(
@@ -163,7 +176,15 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
         unused=tuple(
             unused_tensors(stored, graph, stage.towers, stage.head if stage.tied else None)
         ),
-        warnings=tuple(dict.fromkeys(warnings)),
+        findings=tuple(
+            dict.fromkeys(
+                (
+                    *configuration.warnings,
+                    *findings,
+                    *(Finding(text, severity=Severity.WARNING) for text in warnings),
+                )
+            )
+        ),
     )
 
 

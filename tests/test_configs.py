@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import mergeloom
-from mergeloom.planners.config.config import load_config
+from mergeloom.planners.config.load import load_config
 from scripts.fixtures.checkpoints import make
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yml"))

@@ -228,6 +228,7 @@ class Sce(Method):
             "1 or more keeps all",
             default=1.0,
             minimum=0.0,
+            usual=(0.0, 1.0),
         ),
         INT8_MASK,
     )

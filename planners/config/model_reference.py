@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mergeloom.engine.base.errors import ConfigError
-from mergeloom.planners.config.yaml_values import Value, nearest
+from mergeloom.planners.config.findings import Findings
+from mergeloom.planners.config.keys import LOCATION, REFERENCE, Fields
+from mergeloom.planners.config.yaml_values import Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,26 @@ def parse_reference(text: str) -> ModelReference:
     return ModelReference(_location(model, text), _location(adapter, text) if plus else None)
 
 
-def read_reference(value: Value) -> ModelReference:
+def readings(reference: ModelReference) -> Iterator[ModelReference]:
+    """What a reference may mean if directories have ``+`` or ``@`` in their names: the longest
+    directory first, and the reference itself last."""
+    text = str(reference)
+    for end in range(len(text), 0, -1):
+        if end < len(text) and text[end] not in "+@":
+            continue
+        path, rest = text[:end], text[end:]
+        if "+" not in path and "@" not in path:
+            break
+        try:
+            tail = parse_reference("x" + rest)
+        except ConfigError:
+            continue
+        location = Location(path, tail.model.revision)
+        yield ModelReference(location, tail.adapter, reference.override_architecture)
+    yield reference
+
+
+def read_reference(value: Value, findings: Findings) -> ModelReference:
     """The reference in a configuration, written as a string or as a mapping.
 
     Raises:
@@ -51,48 +73,42 @@ def read_reference(value: Value) -> ModelReference:
         try:
             return parse_reference(value.text("a model"))
         except ConfigError as error:
-            raise value.error(str(error)) from error
-    keys = value.mapping("a model")
-    for key, item in keys.items():
-        if key not in {"model", "lora", "override_architecture"}:
-            known = nearest(key, ["model", "lora", "override_architecture"])
-            raise item.error(f"unknown key {key!r}{known}")
-    if "model" not in keys:
-        raise value.error("a model reference needs 'model'")
-    override = keys.get("override_architecture")
-    lora = keys.get("lora")
-    return ModelReference(
-        _read_location(keys["model"]),
-        _read_location(lora) if lora is not None and lora.content is not None else None,
-        override.text("'override_architecture'") if override and override.content else None,
-    )
+            raise error.at(value.place) from error
+    if "path" in value.content and "model" not in value.content:
+        return ModelReference(_read_location(value, findings))
+    fields = Fields(value, REFERENCE, findings)
+    override = fields.read("override_architecture", lambda each: each.text("a class"))
+    if override is not None:
+        findings.warn(
+            fields["override_architecture"].place,
+            "'override_architecture' has no effect: the architecture is read off the tensors",
+            code="no-effect",
+        )
+    lora = fields.read("lora", lambda each: _read_location(each, findings))
+    return ModelReference(_read_location(fields.require("model"), findings), lora, override)
 
 
-def _read_location(value: Value) -> Location:
+def _read_location(value: Value, findings: Findings) -> Location:
     if not isinstance(value.content, dict):
         text = value.text("a model")
         try:
             return _location(text, text)
         except ConfigError as error:
-            raise value.error(str(error)) from error
-    keys = value.mapping("a model")
-    for key, item in keys.items():
-        if key not in {"path", "revision"}:
-            raise item.error(f"unknown key {key!r}{nearest(key, ['path', 'revision'])}")
-    if "path" not in keys:
-        raise value.error("a model reference needs 'path'")
-    revision = keys.get("revision")
-    if revision is None or revision.content is None:
-        return Location(keys["path"].text("'path'"))
-    number = type(revision.content) is int  # a hash may have digits only
-    return Location(
-        keys["path"].text("'path'"),
-        str(revision.content) if number else revision.text("'revision'"),
-    )
+            raise error.at(value.place) from error
+    fields = Fields(value, LOCATION, findings)
+    revision = fields.read("revision", _revision)
+    return Location(fields.require("path").text("'path'"), revision)
+
+
+def _revision(value: Value) -> str:
+    number = type(value.content) is int  # a hash may have digits only
+    return str(value.content) if number else value.text("'revision'")
 
 
 def _location(part: str, whole: str) -> Location:
     path, at, revision = part.strip().partition("@")
     if not path or (at and not revision):
-        raise ConfigError(f"'{whole}' is no model reference: write model[@revision][+adapter]")
+        raise ConfigError(
+            f"'{whole}' is no model reference", remedy="write model[@revision][+adapter]"
+        )
     return Location(path, revision or None)

@@ -1,14 +1,13 @@
-"""YAML that remembers where everything stands, so that every error can point at its line.
+"""YAML that remembers where everything stands, so that every finding can point at its line.
 
-Only plain data is accepted: mappings, lists, strings, numbers, booleans, null. No tags, no
-duplicate keys, and aliases only as far as the expanded document stays small.
+Only plain data is accepted: mappings, lists, strings, numbers, booleans, null. No tags, and
+aliases only as far as the expanded document stays small. JSON is read as the YAML that it is.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,8 @@ import yaml
 from yaml.events import CollectionEndEvent, CollectionStartEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from mergeloom.engine.base.errors import ConfigError
+from mergeloom.engine.base.errors import ConfigError, Place
+from mergeloom.planners.config.findings import Findings
 
 MAX_BYTES = 4 << 20
 MAX_NODES = 200_000
@@ -25,28 +25,13 @@ MAX_NAME = 1000
 """Characters of a name, and of a path of keys."""
 
 _MAX_NUMBER = 100
-_LISTED = 30
-"""Names that a message lists."""
-_DIRECTIVE = re.compile(r"^%[A-Z]", re.MULTILINE)
+_DIRECTIVE = re.compile(r"^%([A-Z]+)", re.MULTILINE)
+_SURROGATES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+_OCTAL = re.compile(r"[+-]?0[0-7]*[1-9][0-7]*")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a value stands: file, line (from 1) and path of keys (``slices[0].sources``)."""
-
-    file: str
-    line: int
-    path: str
-
-    def __str__(self) -> str:
-        where = f"{self.file}:{self.line}"
-        return f"{where}: {self.path}" if self.path else where
-
-    def error(self, message: str) -> ConfigError:
-        """An error that begins with this place."""
-        return ConfigError(f"{self}: {message}")
+_TAG = "tag:yaml.org,2002:"
+_PLAIN_TAGS = {f"{_TAG}{kind}" for kind in ("str", "int", "float", "bool", "null")}
+_MERGE = f"{_TAG}merge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +44,9 @@ class Value:
     content: Any
     place: Place
 
-    def error(self, message: str) -> ConfigError:
-        """An error that begins with this value's place."""
-        return self.place.error(message)
+    def error(self, cause: str, remedy: str = "", code: str = "") -> ConfigError:
+        """An error at this value's place."""
+        return self.place.error(cause, remedy, code)
 
     def mapping(self, what: str) -> Mapping[str, Value]:
         """The content as a mapping.
@@ -89,9 +74,24 @@ class Value:
         Raises:
             ConfigError: it is something else.
         """
-        if not isinstance(self.content, str) or not _is_name(self.content):
+        if not isinstance(self.content, str) or not is_name(self.content):
             raise self.error(f"{what} must be a name, not {self.kind}")
         return self.content
+
+    def whole(self, what: str) -> int:
+        """The content as a whole number, which may be written as ``4.0`` or as text.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        content = self.content
+        if isinstance(content, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", content.strip()):
+            return int(content)
+        if isinstance(content, float) and content.is_integer():
+            return int(content)
+        if type(content) is not int:
+            raise self.error(f"{what} must be a whole number, not {self.kind}")
+        return content
 
     def plain(self) -> Any:
         """The content without places."""
@@ -102,50 +102,78 @@ class Value:
         return self.content
 
     @property
+    def given(self) -> bool:
+        """Whether anything is written: neither null nor an empty text, list or mapping."""
+        return self.content is not None and self.content not in ("", [], {})
+
+    @property
     def kind(self) -> str:
         """What the content is, in words."""
         if isinstance(self.content, dict):
             return "a mapping"
         if isinstance(self.content, list):
             return "a list"
-        return "nothing" if self.content is None else _short(repr(self.content))
+        return "nothing" if self.content is None else short(repr(self.content))
 
 
-def load_documents(text: str, file: str) -> list[Value]:
-    """All documents of a YAML text; empty ones are left out.
+def load_documents(text: str, file: str, findings: Findings) -> list[Value]:
+    """All documents of a YAML or JSON text; empty ones are left out.
 
     Raises:
-        ConfigError: it is not YAML, or not plain data, or absurdly large.
+        ConfigError: it is not YAML, or absurdly large.
     """
     if len(text) > MAX_BYTES:
         raise ConfigError(f"'{file}' has {len(text)} characters: too large for a configuration")
-    if directive := _DIRECTIVE.search(text):
-        line = text.count("\n", 0, directive.start()) + 1
-        raise ConfigError(f"{file}:{line}: YAML directives are not allowed: remove the line")
+    for directive in _DIRECTIVE.finditer(text):
+        if directive[1] != "YAML":
+            line = text.count("\n", 0, directive.start()) + 1
+            raise ConfigError(
+                "YAML directives are not allowed", place=Place(file, line), remedy="remove the line"
+            )
+    if text.lstrip().startswith("{"):  # JSON writes letters beyond the first 65,536 as two
+        text = _SURROGATES.sub(_joined, text)
     try:
         _check_nesting(text, file)
         nodes = list(yaml.compose_all(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark is not None else 1
-        raise ConfigError(f"{file}:{line}: not valid YAML: {error.problem}") from error
+        raise _not_yaml(error, text, file) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from error
-    reader = _Reader(file)
+    reader = _Reader(file, findings)
     values = [reader.value(node, "", 0) for node in nodes]
     return [value for value in values if value.content is not None]
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` with the closest valid name, or else the list of them."""
-    names = sorted(valid)
-    name = name[:MAX_NAME]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    close = close or difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"; known: {', '.join(names[:_LISTED])}{more}" if names else ""
+def is_name(text: str) -> bool:
+    """Whether a message, a terminal and a file name can show ``text`` as it is."""
+    return 0 < len(text) <= MAX_NAME and text.isprintable()
+
+
+def short(text: str) -> str:
+    """``text``, cut after 80 characters."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _joined(pair: re.Match[str]) -> str:
+    high, low = int(pair[1], 16), int(pair[2], 16)
+    return f"\\U{0x10000 + ((high - 0xD800) << 10) + low - 0xDC00:08X}"
+
+
+def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
+    """The error for a text that cannot be parsed, with the usual causes in plain words."""
+    mark = error.problem_mark or error.context_mark
+    line = mark.line if mark is not None else 0
+    written = [*text.splitlines(), *[""] * (line + 1)][line]
+    place = Place(file, line + 1)
+    if "\t" in written[: len(written) - len(written.lstrip())]:
+        cause, remedy = "a tab", "YAML is indented by spaces"
+    else:
+        cause, remedy = f"not valid YAML: {error.problem}", ""
+        if "escape" in str(error.problem):
+            remedy = "put text with backslashes into single quotes"
+        elif "block" in str(error.context):
+            remedy = "is this line indented like its neighbours?"
+    return ConfigError(cause, place=place, remedy=remedy, code="syntax")
 
 
 def _check_nesting(text: str, file: str) -> None:
@@ -158,25 +186,17 @@ def _check_nesting(text: str, file: str) -> None:
             depth -= 1
         if depth > MAX_DEPTH or count > 2 * MAX_NODES:  # a collection has a start and an end
             line = event.start_mark.line + 1 if event.start_mark else 1
-            raise _too_large(Place(file, line, ""))
+            raise _too_large(Place(file, line))
 
 
 def _too_large(place: Place) -> ConfigError:
-    return place.error("the document is too large or too deep for a configuration")
-
-
-def _is_name(text: str) -> bool:
-    """Whether a message, a terminal and a file name can show ``text`` as it is."""
-    return 0 < len(text) <= MAX_NAME and text.isprintable()
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return ConfigError("the document is too large or too deep for a configuration", place=place)
 
 
 class _Reader:
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, findings: Findings) -> None:
         self._file = file
+        self._findings = findings
         self._count = 0
         self._scalars = _LOADER("")
 
@@ -195,28 +215,66 @@ class _Reader:
         return Value(self._scalar(node, place), place)
 
     def _mapping(self, node: MappingNode, path: str, depth: int) -> dict[str, Value]:
-        result: dict[str, Value] = {}
+        own: dict[str, Value] = {}
+        merged: dict[str, Value] = {}
         for key_node, value_node in node.value:
             place = Place(self._file, key_node.start_mark.line + 1, path)
+            if key_node.tag == _MERGE:
+                for name, value in self._merged(value_node, path, depth).items():
+                    merged.setdefault(name, value)
+                continue
             key = self._scalar(key_node, place) if isinstance(key_node, ScalarNode) else None
             name = str(key)
             if key is None or isinstance(key, bool) or len(name) > MAX_NAME:
-                raise place.error(f"a key must be a name, not {_short(repr(key))}")
-            if name in result:
-                raise place.error(f"{name!r} stands here twice")
-            shown = name if _is_name(name) else repr(name)
-            result[name] = self.value(value_node, f"{path}.{shown}".lstrip("."), depth + 1)
-        return result
+                self._findings.error(place, f"a key must be a name, not {short(repr(key))}")
+                continue
+            shown = name if is_name(name) else repr(name)
+            below = f"{path}.{shown}".lstrip(".")
+            if name in own:
+                self._findings.warn(
+                    Place(self._file, place.line, below),
+                    f"{short(repr(name))} is written a second time, after line "
+                    f"{own[name].place.line}, and this one counts",
+                    "remove one of them",
+                    "repeated-key",
+                )
+            own[name] = self.value(value_node, below, depth + 1)
+        return {**merged, **own}
+
+    def _merged(self, node: Node, path: str, depth: int) -> Mapping[str, Value]:
+        """What a merge key (``<<``) brings: a mapping, or several, of which the first counts."""
+        nodes: Sequence[Node] = node.value if isinstance(node, SequenceNode) else [node]
+        found: dict[str, Value] = {}
+        for each in nodes:
+            if not isinstance(each, MappingNode):
+                place = Place(self._file, node.start_mark.line + 1, path)
+                self._findings.error(place, "'<<' takes a mapping, or a list of mappings")
+                continue
+            mapping: dict[str, Value] = self.value(each, path, depth + 1).content
+            found = {**mapping, **found}
+        return found
 
     def _scalar(self, node: ScalarNode, place: Place) -> Any:
         if node.tag not in _PLAIN_TAGS:
-            if node.tag.startswith("tag:yaml.org,2002:") and not node.tag.endswith("binary"):
+            if node.tag.startswith(_TAG) and not node.tag.endswith("binary"):
                 return node.value  # dates and the like are meant as text
-            tag = _short(repr(node.tag))
-            raise place.error(f"the tag {tag} is not allowed: write plain values")
-        if not node.tag.endswith(":str") and len(node.value) > _MAX_NUMBER:
-            raise place.error(f"not a value: {_short(repr(node.value))}")
+            tag = short(repr(node.tag))
+            self._findings.error(place, f"the tag {tag} is not allowed", "write plain values")
+            return None
+        if not node.tag.endswith(":str"):
+            if len(node.value) > _MAX_NUMBER:
+                self._findings.error(place, f"not a value: {short(repr(node.value))}")
+                return None
+            if ":" in node.value:  # YAML 1.1 counts 1:30 in sixties, and nobody means that
+                return node.value
+            if _OCTAL.fullmatch(node.value) and int(node.value, 8) != int(node.value):
+                self._findings.warn(
+                    place,
+                    f"'{node.value}' is an octal number in YAML, {int(node.value, 8)}",
+                    "remove the zero in front for a decimal one",
+                )
         try:
             return self._scalars.construct_object(node)
-        except (ValueError, yaml.YAMLError) as error:
-            raise place.error(f"not a value: {_short(repr(node.value))}") from error
+        except (ValueError, yaml.YAMLError):
+            self._findings.error(place, f"not a value: {short(repr(node.value))}")
+            return None

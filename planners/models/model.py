@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from mergeloom.engine.base.dtypes import DType
@@ -82,6 +83,8 @@ class StagedModel:
     name: str
     config: Mapping[str, Any]
     tensors: Mapping[str, OutputTensor]
+    directory: Path | None = None
+    """Where the tokenizer and the other small files are that it would have."""
 
     @cached_property
     def architecture(self) -> Architecture:

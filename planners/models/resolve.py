@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import enum
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
-from mergeloom.planners.config.model_reference import Location
+from mergeloom.engine.base.suggest import nearest
+from mergeloom.planners.config.model_reference import Location, ModelReference, readings
 from mergeloom.planners.models.checkpoint import is_complete
 
 _WANTED = (
@@ -29,6 +31,27 @@ _UNWANTED = ("consolidated*", "openvino*", "onnx*", "[!0-9a]*/*", "a[!d]*/*")
 ``additional_chat_templates``: they begin with a digit and with ``ad``."""
 
 
+class Origin(enum.Enum):
+    """How a model's directory was found."""
+
+    GIVEN = "given"
+    """It was named for this model."""
+    PATH = "path"
+    """The reference is its path."""
+    SEARCH = "search"
+    """A folder that holds models has it."""
+    HUB = "hub"
+    """The hub's cache has it, or it was fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model's directory, and how it was found."""
+
+    directory: Path
+    origin: Origin
+
+
 @dataclass(frozen=True)
 class Resolver:
     """Finds models.
@@ -44,7 +67,7 @@ class Resolver:
     relative_to: Path | None = None
     download: Callable[[str], None] | None = None
 
-    def directory(self, location: Location) -> Path:
+    def find(self, location: Location) -> Found:
         """The directory of a model.
 
         Raises:
@@ -54,27 +77,67 @@ class Resolver:
         if given is not None:
             if not given.is_dir():
                 raise CheckpointError(f"'{given}', given for '{location}', is not a directory")
-            return given
-        for candidate in self._local_candidates(location):
-            if _is_directory(candidate):
-                return candidate
+            return Found(given, Origin.GIVEN)
+        local = self._local(location)
+        if local is not None:
+            return local
         if not is_hub_id(location.path):
-            raise CheckpointError(
-                f"'{location.path}' is not a directory, and no hub id either (owner/name)"
-            )
-        return self._from_hub(location)
+            raise self._nowhere(location)
+        return Found(self._from_hub(location), Origin.HUB)
 
-    def _local_candidates(self, location: Location) -> list[Path]:
+    def directory(self, location: Location) -> Path:
+        """The directory of a model.
+
+        Raises:
+            CheckpointError: it is nowhere, or cannot be fetched.
+        """
+        return self.find(location).directory
+
+    def settle(self, reference: ModelReference) -> ModelReference:
+        """The reading of a reference that is meant: a directory that exists is one, whatever
+        letters its name has, and what follows it is revision and adapter."""
+        for reading in readings(reference):
+            model = Location(reading.model.path)
+            if str(model) in self.model_dirs or self._local(model) is not None:
+                return reading
+        return reference
+
+    def _local(self, location: Location) -> Found | None:
+        for candidate, origin in self._local_candidates(location):
+            if _is_directory(candidate):
+                return Found(candidate, origin)
+        return None
+
+    def _local_candidates(self, location: Location) -> Iterator[tuple[Path, Origin]]:
         path = Path(os.path.expanduser(location.path))
-        candidates = [path]
+        yield path, Origin.PATH
         if self.relative_to is not None and not path.is_absolute():
-            candidates.append(self.relative_to / path)
+            yield self.relative_to / path, Origin.PATH
         if not path.is_absolute() and ".." not in path.parts:
             for folder in self.search:
                 whole = str(path)
                 names = (whole, path.name, whole.replace("/", "--"), whole.replace("/", "_"))
-                candidates += [folder / name for name in names]
-        return candidates
+                for name in names:
+                    yield folder / name, Origin.SEARCH
+
+    def _nowhere(self, location: Location) -> CheckpointError:
+        """The error for a path at which there is no directory."""
+        path = Path(os.path.expanduser(location.path))
+        try:
+            file = next((p for p, _ in self._local_candidates(location) if p.is_file()), None)
+            near = nearest(path.name, (p.name for p in path.parent.iterdir() if p.is_dir()))
+        except OSError:
+            file = near = None
+        if file is not None:
+            return CheckpointError(
+                f"'{location.path}' is a file, and a model is a directory",
+                remedy="files of weights alone (raw state dicts) are not merged: give the "
+                "directory with config.json",
+            )
+        return CheckpointError(
+            f"'{location.path}' is not a directory, and no hub id either (owner/name)",
+            remedy=f"did you mean '{path.parent / near}'?" if near else "",
+        )
 
     def _from_hub(self, location: Location) -> Path:
         cached = _cached(location)
@@ -85,7 +148,8 @@ class Resolver:
             why = "HF_HUB_OFFLINE is set" if _offline() else "downloads are off"
             raise CheckpointError(
                 f"'{location}' is no directory, the hub's cache has no complete copy of it, and "
-                f"{why}: {where}"
+                f"{why}",
+                remedy=where,
             )
         self.download(str(location))
         return _download(location, where)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
 from mergeloom.methods import registry
 from mergeloom.planners.config.config import Configuration
-from mergeloom.planners.models.resolve import is_hub_id
+from mergeloom.planners.models.resolve import Found, Origin, is_hub_id
 
 
-def model_card(configuration: Configuration, models: Iterable[str]) -> str:
-    """``README.md`` of the output, in Markdown; ``models`` are the inputs' references."""
-    names = list(models)
-    ids = [name.partition("@")[0] for name in names if is_hub_id(name.partition("@")[0])]
+def model_card(configuration: Configuration, models: Mapping[str, Found]) -> str:
+    """``README.md`` of the output, in Markdown; ``models`` are the inputs by their references."""
     front = {
-        "base_model": [name for name in ids if "/" in name],
+        "base_model": [_id(name) for name, found in models.items() if _is_on_hub(name, found)],
         "library_name": "transformers",
         "tags": ["mergeloom", "merge"],
     }
@@ -28,7 +26,7 @@ def model_card(configuration: Configuration, models: Iterable[str]) -> str:
     title = last.name or (configuration.path.stem if configuration.path else "merge")
     methods = dict.fromkeys(document.merge_method for document in configuration.documents)
     described = "".join(f"- {_describe(name)}\n" for name in methods)
-    listed = "".join(f"- {_link(name)}\n" for name in names)
+    listed = "".join(f"- {_link(name, found)}\n" for name, found in models.items())
     return (
         f"---\n{header}---\n\n# {title}\n\n"
         "A merge of language models, made by mergeloom.\n\n"
@@ -43,9 +41,22 @@ def _describe(method: str) -> str:
     return f"`{method}`: {found.summary}"
 
 
-def _link(name: str) -> str:
+def _id(name: str) -> str:
+    return name.partition("@")[0]
+
+
+def _is_on_hub(name: str, found: Found) -> bool:
+    """Whether a model is known to be the one of that name on the hub, not a directory that only
+    looks like it: it was fetched from there, or its directory was given for a hub's name."""
+    if not is_hub_id(_id(name)) or "/" not in name:
+        return False
+    fetched = (found.directory / ".cache" / "huggingface").is_dir()
+    return fetched or found.origin in (Origin.HUB, Origin.GIVEN)
+
+
+def _link(name: str, found: Found) -> str:
     path, _, revision = name.partition("@")
-    if not is_hub_id(path) or "/" not in path:
-        return Path(path).name
+    if not _is_on_hub(name, found):
+        return f"`{Path(name).name}`"
     at = f" at `{revision}`" if revision else ""
     return f"[{path}](https://huggingface.co/{path}){at}"

@@ -10,7 +10,8 @@ from typing import Any
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.planners.config.config import Configuration
-from mergeloom.planners.models.checkpoint import Checkpoint, check_inside
+from mergeloom.planners.models.checkpoint import check_inside
+from mergeloom.planners.models.resolve import Found
 from mergeloom.planners.output.donor_files import donor_files, folder_warnings
 from mergeloom.planners.output.model_card import model_card
 from mergeloom.planners.output.shards import INDEX_NAME, Layout
@@ -23,7 +24,7 @@ def side_files(
     config: Mapping[str, Any],
     layout: Layout,
     donor: Path | None,
-    models: Mapping[str, Checkpoint],
+    models: Mapping[str, Found],
     warnings: list[str],
 ) -> tuple[SideFile, ...]:
     """All files of the output besides its shards; adds to ``warnings`` what is not taken over.
@@ -50,7 +51,7 @@ def side_files(
                     raise CheckpointError(
                         f"cannot read '{donor / name}': {error.strerror}"
                     ) from error
-    directories = {name: checkpoint.directory for name, checkpoint in models.items()}
+    directories = {name: found.directory for name, found in models.items()}
     warnings += folder_warnings(directories, donor, [file.name for file in result])
     return tuple(result)
 

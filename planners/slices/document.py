@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mergeloom.engine.base.errors import CheckpointError, ConfigError
+from mergeloom.engine.base.errors import CheckpointError, LoomError
+from mergeloom.engine.base.suggest import suggest
 from mergeloom.methods import registry
 from mergeloom.methods.declare import REQUIRED, Base, Method
 from mergeloom.planners.config.config import Document, Module, OutputSlice
+from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.model_reference import ModelReference
-from mergeloom.planners.config.parameters import Level, check_names
-from mergeloom.planners.config.yaml_values import nearest
+from mergeloom.planners.config.parameters import Level
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model, StoredModel, is_tied, tied_names
 from mergeloom.planners.models.pool import Models
+from mergeloom.planners.slices.doubts import (
+    check_required,
+    slice_levels,
+    warn_of_empty,
+    warn_of_idle,
+)
 from mergeloom.planners.slices.slices import (
     LayerSource,
     Recipe,
@@ -100,34 +107,38 @@ class Stage:
         return tuple(inputs)
 
     def _levels(self, part: Slice, tower: TowerPlan) -> list[Level]:
-        return [
-            Level("slice", part.entry.parameters),
-            Level("module", tower.module.parameters),
-            Level("global", self.document.parameters),
-        ]
+        return slice_levels(part, tower.module, self.document)
 
 
 def plan_stage(
-    document: Document, models: Models, seed: int, truncate: bool, warnings: list[str]
+    document: Document,
+    models: Models,
+    seed: int,
+    truncate: bool,
+    warnings: list[str],
+    findings: Findings,
 ) -> Stage:
-    """Plan one document, and add to ``warnings``; ``truncate`` embeddings to their common rows.
+    """Plan one document, and add to ``warnings`` and ``findings``; ``truncate`` embeddings to
+    their common rows.
 
     Raises:
         ConfigError: it does not make sense for these models.
         CheckpointError: a model is missing, malformed, or does not fit the others.
     """
-    try:
-        method = registry.get(document.merge_method)
-    except ConfigError as error:
-        raise document.method_place.error(str(error)) from error
-    _check_parameters(document, method, warnings)
-    opened = [_opened(reference, document, models) for reference in document.references()]
+    method = registry.get(document.merge_method)
+    found = [
+        findings.attempt(_opened, reference, document, models, findings)
+        for reference in document.references()
+    ]
+    findings.check()
+    opened = list({id(model): model for model in found if model is not None}.values())
     donor = models.get(document.base_model) if document.base_model else _first(document, models)
     head, embedding = tied_names(opened)
-    check_tokenizer_settings(document, opened, embedding)
+    findings.attempt(check_tokenizer_settings, document, opened, models, embedding)
     if document.tokenizer is None and embedding is not None:
         warnings += _compared_tokenizers(opened, donor, embedding)
-    towers = _towers(document, method, donor, models, warnings)
+    towers = _towers(document, method, donor, models, warnings, findings)
+    findings.check()
     return Stage(
         document=document,
         rules=MergingRules(document, method, seed, truncate),
@@ -149,12 +160,21 @@ def _compared_tokenizers(models: Sequence[Model], donor: Model, embedding: str) 
         )
 
 
-def _opened(reference: ModelReference, document: Document, models: Models) -> Model:
+def _opened(
+    reference: ModelReference, document: Document, models: Models, findings: Findings
+) -> Model:
     """The model, or an error that says where the configuration names it."""
+    place = document.place_of(reference)
     try:
-        return models.get(reference)
-    except (ConfigError, CheckpointError) as error:
-        raise type(error)(f"{document.place_of(reference)}: {error}") from error
+        model = models.get(reference)
+    except LoomError as error:
+        raise error.at(place) from error
+    if models.ignores_revision(reference):
+        findings.warn(
+            place,
+            f"the revision of '{reference}' has no effect: a local directory is taken as it is",
+        )
+    return model
 
 
 def _first(document: Document, models: Models) -> Model:
@@ -162,37 +182,29 @@ def _first(document: Document, models: Models) -> Model:
     return models.get(module.slices[0].sources[0].model)
 
 
-def _check_parameters(document: Document, method: Method, warnings: list[str]) -> None:
-    def elsewhere() -> set[str]:
-        found = [registry.get(name) for name in registry.names()]
-        return {p.name for m in found for p in (*m.model_parameters, *m.settings)}
-
-    warnings += check_names(method, document.parameters, "global", elsewhere)
-    for module in document.modules.values():
-        warnings += check_names(method, module.parameters, "module", elsewhere)
-        for part in module.slices:
-            warnings += check_names(method, part.parameters, "slice", elsewhere)
-            for source in part.sources:
-                warnings += check_names(method, source.parameters, "model", elsewhere)
-
-
 def _towers(
-    document: Document, method: Method, donor: Model, models: Models, warnings: list[str]
-) -> Iterator[TowerPlan]:
+    document: Document,
+    method: Method,
+    donor: Model,
+    models: Models,
+    warnings: list[str],
+    findings: Findings,
+) -> list[TowerPlan]:
+    """The towers of the output; what is wrong with any slice of them goes to ``findings``."""
     architecture = donor.architecture
     names = [tower.name for tower in architecture.towers]
     if None in document.modules:
         module = document.modules[None]
         if not module.whole and len(names) > 1:
             raise document.place.error(
-                f"'{donor.name}' has {len(names)} towers of layers ({', '.join(names)}): "
-                "write 'modules' with 'slices' for each, or 'models' to merge them whole"
+                f"'{donor.name}' has {len(names)} towers of layers ({', '.join(names)})",
+                "write 'modules' with 'slices' for each, or 'models' to merge them whole",
             )
         chosen = [(tower, module) for tower in architecture.towers]
     else:
         for name, module in document.modules.items():
             if name not in names:
-                raise module.place.error(f"no module '{name}'{nearest(str(name), names)}")
+                raise module.place.error(f"no module '{name}'", suggest(str(name), names))
         missing = [name for name in names if name not in document.modules]
         if missing:
             raise document.place.error(
@@ -200,15 +212,24 @@ def _towers(
                 f"'{donor.name}' needs an entry"
             )
         chosen = [(tower, document.modules[tower.name]) for tower in architecture.towers]
+    towers = []
     for tower, module in chosen:
         slices: list[Slice] = []
         for entry in module.slices:
             first = slices[-1].first + slices[-1].length if slices else 0
-            slices.append(_slice(entry, first, tower, module, document, method, models))
-            left_out = _left_out_base(entry, module, document, method)
+            part = findings.attempt(_slice, entry, first, tower, module, document, method, models)
+            if part is not None:
+                slices.append(part)
+                levels = slice_levels(part, module, document)
+                check_required(part, method, levels, findings)
+                warn_of_idle(part, method, levels, findings)
+            left_out = _left_out_base(entry, module, document, method, models)
             if left_out is not None:
                 warnings.append(left_out)
-        yield TowerPlan(tower, tuple(slices), module)
+        if len(slices) == len(module.slices):
+            warn_of_empty(slices, module, findings)
+        towers.append(TowerPlan(tower, tuple(slices), module))
+    return towers
 
 
 def _slice(
@@ -229,22 +250,21 @@ def _slice(
     reference = entry.base_model or document.base_model
     base = None
     if reference is not None and method.base is Base.NONE:
-        if _joins(reference, entry, module, document, method):
+        if _joins(reference, entry, module, document, method, models):
             model = models.get(reference)
             own = _matching_tower(model, tower)
             sources.insert(0, LayerSource(model, own, 0, own.layers, None))
     elif reference is not None:
-        listed = [i for i, s in enumerate(entry.sources) if s.model == reference]
-        if listed:
-            base = listed[0]
-        else:
+        model = models.get(reference)
+        base = next((i for i, source in enumerate(sources) if source.model is model), None)
+        if base is None:
             ranges = {(source.start, source.stop) for source in sources}
             if len(ranges) > 1:
                 raise entry.place.error(
                     f"the base model '{reference}' is not among the sources, which take different "
-                    "layers: add it with the layer_range that is its part"
+                    "layers",
+                    "add it with the layer_range that is its part",
                 )
-            model = models.get(reference)
             own = _matching_tower(model, tower)
             start, stop = (0, own.layers) if module.whole else next(iter(ranges))
             if stop > own.layers:
@@ -266,12 +286,13 @@ def _joins(
     module: Module,
     document: Document,
     method: Method,
+    models: Models,
 ) -> bool:
     """Whether a base model that is not listed is merged like any other, by a method without base.
 
     It has no parameters of its own, so those that the method needs must stand higher up.
     """
-    listed = any(source.model == reference for source in entry.sources)
+    listed = any(models.get(source.model) is models.get(reference) for source in entry.sources)
     full = method.maximum is not None and len(entry.sources) >= method.maximum
     higher = {*module.parameters.entries, *document.parameters.entries}
     needed = {p.name for p in method.model_parameters if p.default is REQUIRED}
@@ -279,18 +300,18 @@ def _joins(
 
 
 def _left_out_base(
-    entry: OutputSlice, module: Module, document: Document, method: Method
+    entry: OutputSlice, module: Module, document: Document, method: Method, models: Models
 ) -> str | None:
     """A warning where the base model gives no weights though it is named."""
     reference = document.base_model
     if reference is None or method.base is not Base.NONE or not module.whole:
         return None
-    listed = any(source.model == reference for source in entry.sources)
-    if listed or _joins(reference, entry, module, document, method):
+    listed = any(models.get(source.model) is models.get(reference) for source in entry.sources)
+    if listed or _joins(reference, entry, module, document, method, models):
         return None
     return (
-        f"{document.place.file}: base_model '{reference}' gives configuration and tokenizer only: "
-        "to merge it too, list it among the models"
+        f"{document.base_place or document.place}: '{reference}' gives configuration and "
+        "tokenizer only: to merge it too, list it among the models"
     )
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from mergeloom.engine.base.errors import Place
 from mergeloom.planners.config.config import OutputSlice, Source
-from mergeloom.planners.config.yaml_values import Place
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model
 
@@ -62,16 +62,16 @@ def resolve_range(source: Source, tower: Tower, model: str) -> tuple[int, int]:
     """The layers that a source takes.
 
     Raises:
-        ConfigError: the range is empty, reversed or beyond the model.
+        ConfigError: the range is reversed or beyond the model.
     """
     if source.layer_range is None:
         return 0, tower.layers
     start, stop = source.layer_range
-    if start < 0 or stop > tower.layers or start >= stop:
-        reason = "is empty" if 0 <= start >= stop else "is outside the model"
+    if start < 0 or stop > tower.layers or start > stop:
+        reason = "is reversed" if 0 <= stop < start else "is outside the model"
         raise source.place.error(
-            f"layer_range [{start}, {stop}] {reason}: '{model}' has {tower.layers} layers, "
-            f"so [0, {tower.layers}] at most",
+            f"layer_range [{start}, {stop}] {reason}: '{model}' has {tower.layers} layers",
+            f"[0, {tower.layers}] at most",
         )
     return start, stop
 
@@ -89,8 +89,8 @@ def check_lengths(sources: Sequence[LayerSource], place: Place) -> int:
             raise place.error(
                 "the sources of one slice are merged layer by layer and need equally many layers: "
                 f"'{first.model.name}' gives {lengths[0]} ([{first.start}, {first.stop}]), "
-                f"'{source.model.name}' {length} ([{source.start}, {source.stop}]). "
-                "to stack them, write two entries under 'slices'"
+                f"'{source.model.name}' {length} ([{source.start}, {source.stop}])",
+                "to stack them, write two entries under 'slices'",
             )
     return lengths[0]
 

@@ -8,13 +8,12 @@ from functools import lru_cache
 from typing import Any
 
 from mergeloom.engine.base.dtypes import DType
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import CheckpointError, Place
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.methods.declare import REQUIRED, Base, Method, Parameter, ParameterError, TensorMerge
 from mergeloom.planners.config.config import Document
 from mergeloom.planners.config.parameters import Level, Resolved, required, resolve
-from mergeloom.planners.config.yaml_values import Place
 from mergeloom.planners.models.model import Model
 from mergeloom.planners.slices.slices import Recipe, Slice
 
@@ -122,13 +121,6 @@ def plan_tensor(
     settings = _resolved(method.settings, levels, recipe.name, recipe.t)
     for parameter in method.settings:
         if parameter.name not in settings:
-            blocks = [s.source.parameters.places for s in part.sources if s.source is not None]
-            misplaced = next((b[parameter.name] for b in blocks if parameter.name in b), None)
-            if misplaced is not None:
-                raise misplaced.error(
-                    f"'{parameter.name}' of '{method.name}' holds for all models together: "
-                    "write it under the global 'parameters'"
-                )
             raise required(parameter, None, recipe.name, part.entry.place)
     return TensorPlan(
         recipe.name, recipe.layer, method, tuple(contributions), settings, missing=missing
@@ -154,7 +146,7 @@ def build_merge(plan: TensorPlan, builder: GraphBuilder, rules: MergingRules) ->
         kernel = plan.method.kernel(merge)
     except ParameterError as error:
         place = rules.document.method_place
-        raise place.error(f"tensor '{plan.name}': {error}") from error
+        raise place.error(f"tensor '{plan.name}': {error.cause}", error.remedy) from error
     return builder.merge(inputs, kernel, plan.name)
 
 
@@ -178,7 +170,9 @@ def check_models(method: Method, part: Slice, place: Place) -> None:
     """
     others = len(part.sources) - (part.base is not None)
     if method.base is Base.REQUIRED and part.base is None:
-        raise place.error(f"'{method.name}' needs a 'base_model' among the models it merges")
+        raise place.error(
+            f"'{method.name}' needs a base model", "write 'base_model: MODEL' at the top level"
+        )
     low, high = method.minimum, method.maximum
     if others < low or (high is not None and others > high):
         wanted = (
@@ -188,7 +182,16 @@ def check_models(method: Method, part: Slice, place: Place) -> None:
         if part.base is not None:
             beside = f" beside the base model '{part.sources[part.base].model.name}'"
         models = "model" if wanted == "1" else "models"
-        raise place.error(f"'{method.name}' merges {wanted} {models}{beside}, here are {others}")
+        remedy = ""
+        if high == 1 and others == 2 and part.base is not None:
+            first, second = (s.model.name for i, s in enumerate(part.sources) if i != part.base)
+            remedy = (
+                f"to merge '{first}' with '{second}', write 'base_model: {first}', which is then "
+                "one of the two"
+            )
+        raise place.error(
+            f"'{method.name}' merges {wanted} {models}{beside}, here are {others}", remedy
+        )
 
 
 def _contribution(

@@ -6,20 +6,22 @@ token and no more. Whatever else they ask for is refused, in so many words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from mergeloom.engine.base.errors import CheckpointError, LoomError
+from mergeloom.engine.base.suggest import nearest
 from mergeloom.planners.config.config import Document
-from mergeloom.planners.config.yaml_values import Value, nearest
+from mergeloom.planners.config.model_reference import ModelReference
+from mergeloom.planners.config.tokenizer import TokenizerSettings
 from mergeloom.planners.models.checkpoint import check_inside, read_json
-from mergeloom.planners.models.model import Model, StoredModel
+from mergeloom.planners.models.model import Model, StagedModel, StoredModel
+from mergeloom.planners.models.pool import Models
 from mergeloom.planners.vocabulary.tokens import read_content, vocabulary
-
-_KEYS = ("source", "tokens", "pad_to_multiple_of")
 
 
 def check_tokenizer_settings(
-    document: Document, models: Sequence[Model], embedding: str | None
+    document: Document, models: Sequence[Model], pool: Models, embedding: str | None
 ) -> None:
     """Check the settings of ``document``; ``embedding`` is the token embedding's name.
 
@@ -27,11 +29,17 @@ def check_tokenizer_settings(
         ConfigError: they name no model, or would change something.
         CheckpointError: a tokenizer's file cannot be understood.
     """
-    if document.tokenizer is not None:
-        _check_source(document.tokenizer, [str(each.model) for each in document.references()])
-        reason = _change(models, embedding)
+    settings = document.tokenizer
+    if settings is not None:
+        place = settings.place
+        if settings.tokens:
+            raise place.error("'tokens' of tokenizer settings is not carried out yet")
+        try:
+            reason = _change(settings, models, pool, embedding)
+        except LoomError as error:
+            raise error.at(place) from error
         if reason is not None:
-            raise document.tokenizer.error(
+            raise place.error(
                 f"tokenizer settings are not carried out yet, and here they would change the "
                 f"output: {reason}"
             )
@@ -43,31 +51,14 @@ def check_tokenizer_settings(
         )
 
 
-def _check_source(setting: Value, models: Sequence[str]) -> None:
-    source = setting
-    if isinstance(setting.content, dict):
-        keys: Mapping[str, Value] = setting.content
-        for key, value in keys.items():
-            if key not in _KEYS:
-                raise value.error(f"unknown key {key!r}{nearest(key, _KEYS)}")
-            if key != "source" and value.content is not None:
-                raise value.error(f"'{key}' of tokenizer settings is not carried out yet")
-        if "source" not in keys:
-            return
-        source = keys["source"]
-    name = source.text("the source of the tokenizer")
-    if name not in {"union", "base", *models}:
-        known = nearest(name, ["union", "base", *models])
-        raise source.error(f"'{name}' is neither 'union', 'base' nor a model of this merge{known}")
-
-
-def _change(models: Sequence[Model], embedding: str | None) -> str | None:
+def _change(
+    settings: TokenizerSettings, models: Sequence[Model], pool: Models, embedding: str | None
+) -> str | None:
     """What tokenizer settings would change; ``None`` if nothing."""
     first: dict[str, int] | None = None
     for model in models:
-        if not isinstance(model, StoredModel):
-            return f"'{model.name}' is made by an earlier stage"
-        found = vocabulary(model.checkpoint.directory)
+        directory = _directory(model)
+        found = vocabulary(directory) if directory is not None else None
         if found is None:
             return f"the files of '{model.name}' do not tell its tokens"
         first = found if first is None else first
@@ -77,15 +68,38 @@ def _change(models: Sequence[Model], embedding: str | None) -> str | None:
             rows, needed = model.shape(embedding)[0], max(found.values(), default=-1) + 1
             if rows != needed:
                 return f"the embedding of '{model.name}' has {rows} rows for {needed} tokens"
+            multiple = settings.pad_to_multiple_of
+            if multiple is not None and rows % multiple:
+                return f"{rows} rows of the embedding are no multiple of {multiple}"
+    if isinstance(settings.source, ModelReference):
+        directory = _source(settings.source, models, pool)
+        if directory is None or vocabulary(directory) != first:
+            return f"'{settings.source}' has another vocabulary than the models"
     return None
+
+
+def _source(reference: ModelReference, models: Sequence[Model], pool: Models) -> Path | None:
+    """Where the model is whose tokenizer is asked for; it need not be one of those merged."""
+    try:
+        return pool.directory(reference)
+    except CheckpointError as error:
+        near = nearest(str(reference), ["union", "base", *(model.name for model in models)])
+        raise CheckpointError(
+            f"'{reference}' is neither 'union', 'base' nor a model that is there ({error.cause})",
+            remedy=f"did you mean '{near}'?" if near is not None else error.remedy,
+        ) from error
+
+
+def _directory(model: Model) -> Path | None:
+    if isinstance(model, StagedModel):
+        return model.directory
+    return model.checkpoint.directory if isinstance(model, StoredModel) else None
 
 
 def _templates(models: Sequence[Model]) -> set[str | None]:
     """The chat templates of the models, unread; ``None`` for having none."""
-    return {
-        _template(model.checkpoint.directory) if isinstance(model, StoredModel) else None
-        for model in models
-    }
+    directories = (_directory(model) for model in models)
+    return {None if directory is None else _template(directory) for directory in directories}
 
 
 def _template(directory: Path) -> str | None:

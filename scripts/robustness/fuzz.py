@@ -143,7 +143,7 @@ def _file_length(case: bytes, chance: random.Random) -> bytes:
 def _plan(folder: Path) -> Callable[[bytes], object]:
     """A header, in a file that is as long as it says, that is planned with and scheduled."""
     from mergeloom.engine.plan.schedule import schedule
-    from mergeloom.planners.config.config import parse_config
+    from mergeloom.planners.config.load import parse_config
     from mergeloom.planners.models.resolve import Resolver
     from mergeloom.planners.plan import PlanOptions, make_plan
 
@@ -189,7 +189,7 @@ def _index(folder: Path) -> Callable[[bytes], object]:
 
 def _model_config(folder: Path) -> Callable[[bytes], object]:
     """``config.json`` of a model that is stacked and merged: read, believed, rewritten."""
-    from mergeloom.planners.config.config import parse_config
+    from mergeloom.planners.config.load import parse_config
     from mergeloom.planners.models.resolve import Resolver
     from mergeloom.planners.plan import PlanOptions, make_plan
 
@@ -211,7 +211,7 @@ def _model_config(folder: Path) -> Callable[[bytes], object]:
 
 def _configuration(folder: Path) -> Callable[[bytes], object]:
     """A merge configuration, parsed and planned with the models that are there."""
-    from mergeloom.planners.config.config import load_config
+    from mergeloom.planners.config.load import load_config
     from mergeloom.planners.models.resolve import Resolver
     from mergeloom.planners.plan import PlanOptions, make_plan
 
@@ -299,7 +299,7 @@ TOKENIZERS = (
 
 def _tokenizer(folder: Path) -> Callable[[bytes], object]:
     """One file of a tokenizer, the first byte says which, where settings have it looked at."""
-    from mergeloom.planners.config.config import parse_config
+    from mergeloom.planners.config.load import parse_config
     from mergeloom.planners.models.resolve import Resolver
     from mergeloom.planners.plan import PlanOptions, make_plan
 

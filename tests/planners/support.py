@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from mergeloom.planners.config.config import parse_config
+from mergeloom.planners.config.load import parse_config
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.plan import Plan, PlanOptions, make_plan
 

@@ -216,12 +216,12 @@ REFUSED = {
     ),
     "reversed": (
         "slices: [{sources: [{model: a, layer_range: [3, 1]}]}]\nmerge_method: passthrough",
-        "layer_range [3, 1] is empty: 'a' has 4 layers",
+        "layer_range [3, 1] is reversed: 'a' has 4 layers",
     ),
     "lengths": (
         "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]}]\n"
         "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}",
-        "'a' gives 2 ([0, 2]), 'b' 3 ([0, 3]). to stack them, write two entries under 'slices'",
+        "'a' gives 2 ([0, 2]), 'b' 3 ([0, 3]): to stack them, write two entries under 'slices'",
     ),
     "method": (
         "models: [a, b]\nmerge_method: slurp",
@@ -229,11 +229,12 @@ REFUSED = {
     ),
     "no base": (
         "models: [a, b]\nmerge_method: slerp\nparameters: {t: 0.5}",
-        "needs a 'base_model'",
+        "'slerp' needs a base model: write 'base_model: MODEL' at the top level",
     ),
     "too many": (
         "models: [a, b, c]\nmerge_method: slerp\nbase_model: a\nparameters: {t: 0.5}",
-        "'slerp' merges 1 model beside the base model 'a', here are 2",
+        "'slerp' merges 1 model beside the base model 'a', here are 2: to merge 'b' with 'c', "
+        "write 'base_model: b', which is then one of the two",
     ),
     "too few on a base": (
         "models: [a, {model: b, parameters: {weight: 1}}]\nmerge_method: nuslerp\nbase_model: a",
@@ -241,7 +242,7 @@ REFUSED = {
     ),
     "no weight": (
         "models: [{model: a, parameters: {weight: 1}}, b]\nmerge_method: linear",
-        "models[1]: 'weight' of model 'b' has no value for tensor 'model.embed_tokens.weight'",
+        "models[1]: 'linear' needs 'weight' of the model 'b': add 'parameters: {weight: ...}'",
     ),
     "absent": ("models: [nowhere/x]\nmerge_method: passthrough", "--model-dir nowhere/x=PATH"),
     "not an id": (
@@ -252,7 +253,7 @@ REFUSED = {
     "tokenizer": (
         "models: [a]\nmerge_method: passthrough\n"
         "tokenizer: {source: union, tokens: {x: {source: a}}}",
-        "config.yml:3: tokenizer.tokens: 'tokens' of tokenizer settings is not carried out yet",
+        "config.yml:3: tokenizer: 'tokens' of tokenizer settings is not carried out yet",
     ),
     "zero weights": (
         "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: -1}}]\n"
@@ -408,7 +409,7 @@ def test_stages_feed_each_other(tmp_path: Path) -> None:
 def test_a_stage_without_a_name_cannot_be_used(tmp_path: Path) -> None:
     llama(tmp_path / "a")
     llama(tmp_path / "b")
-    with pytest.raises(ConfigError, match="every stage but the last needs a 'name'"):
+    with pytest.raises(ConfigError, match="every stage but one needs a 'name'"):
         plan_text(two() + "---\n" + two(), tmp_path)
 
 
@@ -516,7 +517,7 @@ def test_a_base_beside_the_models_is_merged_by_methods_that_need_none(tmp_path: 
     plan = plan_text("merge_method: linear\nbase_model: c\n" + own, tmp_path)
     assert [name for name, _ in made_of(plan.explain("model.norm.weight"))] == ["a", "b"]
     (warning,) = plan.warnings
-    assert "base_model 'c' gives configuration and tokenizer only" in warning
+    assert "base_model: 'c' gives configuration and tokenizer only" in warning
 
 
 def test_filters_that_no_name_contains_are_told(tmp_path: Path) -> None:

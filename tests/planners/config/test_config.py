@@ -1,97 +1,199 @@
 from __future__ import annotations
 
+import enum
+import io
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeloom.engine.base.dtypes import BF16, F16
-from mergeloom.engine.base.errors import ConfigError
-from mergeloom.planners.config.config import load_config, parse_config
+from mergeloom.engine.base.errors import ConfigError, Place, Severity
+from mergeloom.planners.config.findings import Findings, check_known
+from mergeloom.planners.config.load import config_from, load_config, parse_config
 from mergeloom.planners.config.model_reference import Location, ModelReference, parse_reference
 from mergeloom.planners.config.yaml_values import load_documents
 
 WRONG = {
     "nothing": ("", "config.yml: the configuration is empty"),
     "no yaml": ("a: [1,\nb: ]]", "not valid YAML"),
+    "tab": (
+        "merge_method: linear\nmodels:\n\t- a",
+        "config.yml:3: a tab: YAML is indented by spac",
+    ),
+    "tab after a value": ("merge_method: linear\n\tmodels: [a]", "config.yml:2: a tab"),
+    "backslash": (
+        'models: ["C:\\new"]\nname: "\\q"',
+        "put text with backslashes into single quotes",
+    ),
+    "indentation": ("models:\n  - model: a\n   b: 1", "config.yml:3: not valid YAML"),
     "no mapping": ("- a", "config.yml:1: a configuration must be a mapping, not a list"),
-    "no method": ("models: [a]", "'merge_method' is missing"),
+    "no method": ("models: [a]", "config.yml:1: 'merge_method' is missing: name a method"),
     "no models": ("merge_method: linear", "exactly one of 'models', 'slices', 'modules'"),
+    "misspelt models": ("merge_method: linear\nmodel: [a]", "did you mean 'models' by 'model'?"),
+    "unknown method": (
+        "merge_method: liner\nmodels: [{model: a, parameters: {x: {y: 1}}}]",
+        "config.yml:1: merge_method: unknown merge method 'liner': did you mean 'linear'?",
+    ),
     "both": (
         "merge_method: linear\nmodels: [a]\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]",
         "found 'models' and 'slices'",
     ),
     "misspelt key": (
         "merge_metod: linear\nmodels: [a]",
-        "config.yml:1: merge_metod: unknown key 'merge_metod'; did you mean 'merge_method'?",
-    ),
-    "misspelt nested key": (
-        "merge_method: linear\nmodels:\n  - model: a\n    paramters: {weight: 1}",
-        "config.yml:4: models[0].paramters: unknown key 'paramters'; did you mean 'parameters'?",
-    ),
-    "range on models": (
-        "merge_method: linear\nmodels:\n- {model: a, layer_range: [0, 4]}",
-        "config.yml:3: models[0].layer_range: 'models' takes whole models",
+        "'merge_method' is missing: did you mean 'merge_method' by 'merge_metod'?",
     ),
     "three numbers": (
-        "merge_method: x\nslices: [{sources: [{model: a, layer_range: [0, 4, 5]}]}]",
+        "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 4, 5]}]}]",
         "slices[0].sources[0].layer_range: 'layer_range' must be two whole numbers",
     ),
-    "dtype": (
-        "merge_method: x\nmodels: [a]\ndtype: bfloat61",
-        "config.yml:3: dtype: 'bfloat61' is no dtype; did you mean 'bfloat16'?",
+    "half a layer": (
+        "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 4.5]}]}]",
+        "layer_range[1]: a layer of 'layer_range' must be a whole number, not 4.5",
     ),
-    "integer dtype": ("merge_method: x\nmodels: [a]\ndtype: int8", "not a type that tensors are"),
-    "duplicate": (
-        "merge_method: x\nmerge_method: y\nmodels: [a]",
-        ":2: 'merge_method' stands here twice",
+    "dtype": (
+        "merge_method: linear\nmodels: [a]\ndtype: bfloat61",
+        "config.yml:3: dtype: 'bfloat61' is no dtype: did you mean 'bfloat16'?",
+    ),
+    "capitals": (
+        "merge_method: linear\nmodels: [a]\nout_dtype: BFloat16",
+        "out_dtype: 'BFloat16' is no dtype: did you mean 'bfloat16'?",
+    ),
+    "integer dtype": (
+        "merge_method: linear\nmodels: [a]\ndtype: int8",
+        "not a type that tensors are",
     ),
     "tag": ("merge_method: !!python/object/apply:os.system [ls]\nmodels: [a]", "config.yml:1"),
-    "tag with a line break": ("merge_method: !<a%0Ab> x", "the tag 'a\\nb' is not allowed"),
-    "directive": ("%TAG ! tag:x\n---\nmerge_method: x", ":1: YAML directives are not allowed"),
+    "tag with a line break": (
+        "merge_method: linear\nmodels: [a]\nname: !<a%0Ab> x",
+        "the tag 'a\\nb' is not allowed",
+    ),
+    "directive": ("%TAG ! tag:x\n---\nmerge_method: linear", ":1: YAML directives are not allowed"),
     "deep flow": ("a: " + "[" * 100_000 + "]" * 100_000, ":1: the document is too large or too"),
     "deep blocks": ("- " * 100_000, ":1: the document is too large or too deep"),
     "itself": ("a: &a [*a]", "too large or too deep"),
+    "merged into itself": ("a: &a {<<: *a}", "too large or too deep"),
     "long path": (
         "".join("  " * i + "k" * 999 + ":\n" for i in range(3)) + "  " * 9 + "- x",
         "too large or too deep",
     ),
-    "endless number": ("a: 1" + ":59" * 200_000, "not a value: '1:59:59"),
-    "key that is no text": ("[a]: 1", "a key must be a name"),
-    "control characters": (
-        'merge_method: x\nmodels: [a]\n"p\\e[2J\\n": 1',
-        "unknown key 'p\\x1b[2J\\n'",
+    "endless number": (
+        "merge_method: linear\nmodels: [a]\nname: " + "1" * 200_000,
+        "not a value: '11111",
     ),
-    "model with a line break": ('merge_method: x\nmodels: ["a\\nb"]', "models[0]: a model must be"),
+    "key that is no text": ("[a]: 1\nmerge_method: linear\nmodels: [a]", "a key must be a name"),
+    "merging a list": (
+        "merge_method: linear\nmodels: [{model: a, <<: 4}]",
+        "'<<' takes a mapping, or a list of mappings",
+    ),
+    "model with a line break": (
+        'merge_method: linear\nmodels: ["a\\nb"]',
+        "models[0]: a model must be",
+    ),
     "method with a line break": ('merge_method: "a\\nb"\nmodels: [a]', "must be a name"),
     "infinite": (
-        "merge_method: x\nmodels: [{model: a, parameters: {weight: -.inf}}]",
-        "models[0].parameters.weight: a finite number is needed here, not -inf",
+        "merge_method: linear\nmodels: [{model: a, parameters: {weight: -.inf}}]",
+        "models[0].parameters.weight: 'weight' must be finite, not -inf",
     ),
-    "infinite text": ("merge_method: x\nmodels: [a]\nparameters: {t: [1e999, 1]}", "finite"),
-    "list for a name": ("merge_method: x\nmodels: [a]\nname: [a]", "'name' must be a name"),
+    "infinite text": (
+        "merge_method: slerp\nbase_model: a\nmodels: [a, b]\nparameters: {t: [1e999, 1]}",
+        "config.yml:4: parameters.t[0]: 't' must be finite",
+    ),
+    "list for a name": ("merge_method: linear\nmodels: [a]\nname: [a]", "'name' must be a name"),
     "text parameter": (
         "merge_method: linear\nmodels: [{model: a, parameters: {weight: lots}}]",
-        "models[0].parameters.weight: a number, true or false is needed here, not 'lots'",
+        "models[0].parameters.weight: 'weight' must be a number, not 'lots'",
+    ),
+    "sixties": (
+        "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1:30}}]",
+        "'weight' must be a number, not '1:30'",
+    ),
+    "no space": (
+        "merge_method: ties\nmodels: [{model: a, parameters: {weight: 1, density:0.5}}]",
+        "'density:0.5' has no value: write a space after the colon, 'density: 0.5'",
+    ),
+    "comma": (
+        "merge_method: ties\nmodels: [{model: a, parameters: {weight: 0,5}}]",
+        "'5' has no value: for a decimal number write 'weight: 0.5'",
+    ),
+    "misspelt and empty": (
+        "merge_method: ties\nmodels:\n- model: a\n  parameters:\n    densty:\n",
+        "config.yml:5: models[0].parameters.densty: 'densty' has no value: did you mean 'density'",
+    ),
+    "empty parameter": (
+        "merge_method: ties\nmodels: [a]\nparameters: {lambda: ~}",
+        "config.yml:3: parameters.lambda: 'lambda' has no value: add it, or remove the key",
+    ),
+    "out of range": (
+        "merge_method: ties\nmodels: [{model: a, parameters: {weight: 1, density: [1, -2]}}]",
+        "parameters.density[1]: 'density' must lie in [0, inf), not -2",
+    ),
+    "mapping for a number": (
+        "merge_method: ties\nmodels: [a]\nparameters: {lambda: {x: 1}}",
+        "'lambda' must be a number, not a mapping",
     ),
     "filter without value": (
-        "merge_method: x\nmodels: [a]\nparameters: {t: [{filter: mlp}]}",
-        "parameters.t[0]: an entry with a filter needs 'value'",
+        "merge_method: slerp\nmodels: [a]\nparameters: {t: [{filter: mlp}]}",
+        "parameters.t[0]: 'value' is missing: an entry with a filter needs it",
     ),
-    "empty gradient": ("merge_method: x\nmodels: [a]\nparameters: {t: []}", "at least one value"),
-    "empty revision": ("merge_method: x\nmodels: ['a@']", "'a@' is no model reference"),
-    "empty slices": ("merge_method: x\nslices: []", "'slices' is empty"),
-    "sources": ("merge_method: x\nslices: [{}]", "slices[0]: a slice needs 'sources'"),
-    "module": ("merge_method: x\nmodules: {m: {}}", "modules.m: a module needs either"),
+    "empty gradient": (
+        "merge_method: slerp\nmodels: [a]\nparameters: {t: []}",
+        "at least one value",
+    ),
+    "empty revision": ("merge_method: linear\nmodels: ['a@']", "'a@' is no model reference"),
+    "empty slices": ("merge_method: linear\nslices: []", "found none of them"),
+    "sources": (
+        "merge_method: linear\nslices: [{}]",
+        "slices[0]: 'sources' is missing: a slice is",
+    ),
+    "no sources": (
+        "merge_method: linear\nslices:\n- sources:\n",
+        "config.yml:3: slices[0].sources: 'sources' has no value",
+    ),
+    "module": ("merge_method: linear\nmodules: {m: {}}", "modules.m: a module needs either"),
     "two tokenizers": (
-        "merge_method: x\nmodels: [a]\ntokenizer: {source: base}\ntokenizer_source: base",
+        "merge_method: linear\nmodels: [a]\ntokenizer: {source: base}\ntokenizer_source: base",
         "exclude each other",
     ),
+    "kind of token": (
+        "merge_method: linear\nmodels: [a]\ntokenizer: {tokens: {x: {source: {kind: zerro}}}}",
+        "tokenizer.tokens.x.source.kind: 'kind' must be zero or model_token, not 'zerro'",
+    ),
+    "token of nothing": (
+        "merge_method: linear\nmodels: [a]\n"
+        "tokenizer: {tokens: {x: {source: {kind: model_token, model: a}}}}",
+        "a model_token needs either 'token' or 'token_id'",
+    ),
+    "padding": (
+        "merge_method: linear\nmodels: [a]\ntokenizer: {pad_to_multiple_of: 0}",
+        "'pad_to_multiple_of' must be 1 or more, not 0",
+    ),
     "two stages of a name": (
-        "merge_method: x\nmodels: [a]\nname: s\n---\nmerge_method: x\nmodels: [a]\nname: s",
+        "merge_method: linear\nmodels: [a]\nname: s\n---\n"
+        "merge_method: linear\nmodels: [a]\nname: s",
         "two stages are named 's'",
     ),
+    "two stages without": (
+        "merge_method: linear\nmodels: [a]\n---\nmerge_method: linear\nmodels: [a]",
+        "config.yml:1: every stage but one needs a 'name' to be used by",
+    ),
+    "stage of itself": (
+        "merge_method: linear\nmodels: [a]\nname: a",
+        "config.yml:2: models[0]: a cycle: stage 'a' uses itself",
+    ),
+    "stages in a cycle": (
+        "merge_method: linear\nname: a\nmodels: [b]\n---\n"
+        "merge_method: linear\nname: b\nmodels: [a]",
+        "a cycle: stages 'a' and 'b' use each other",
+    ),
+    "mixture of experts": (
+        "base_model: a\ngate_mode: hidden\nexperts: [{source_model: b}]",
+        "config.yml:3: experts: 'experts' makes this a configuration for a mixture of experts",
+    ),
+    "evolution": ("genome: {models: [a]}\ntasks: []", "a configuration for an evolutionary search"),
 }
 
 
@@ -100,8 +202,9 @@ def test_errors_name_place_and_cause(case: str) -> None:
     text, expected = WRONG[case]
     with pytest.raises(ConfigError) as caught:
         parse_config(text, "config.yml")
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
+    errors = [each for each in caught.value.findings if each.severity is Severity.ERROR]
+    assert [expected in str(each) for each in errors] == [True]
+    assert "\n" not in str(errors[0])
 
 
 def test_a_configuration_becomes_records() -> None:
@@ -139,6 +242,256 @@ def test_a_configuration_becomes_records() -> None:
     assert str(entries[1].place) == "config:16: parameters.t[1]"
 
 
+WARNED = {
+    "repeated key": (
+        "merge_method: slerp\nmodels: [a]\nmerge_method: linear",
+        "config.yml:3: merge_method: 'merge_method' is written a second time, after line 1",
+    ),
+    "misspelt key": (
+        "merge_method: linear\nmodels:\n  - model: a\n    paramters: {weight: 1}",
+        "config.yml:4: models[0].paramters: unknown key 'paramters', it is ignored: did you mean "
+        "'parameters'?",
+    ),
+    "range on models": (
+        "merge_method: linear\nmodels:\n- {model: a, layer_range: [0, 4]}",
+        "config.yml:3: models[0].layer_range: 'layer_range' has no effect here: 'models' takes",
+    ),
+    "control characters": (
+        'merge_method: linear\nmodels: [a]\n"p\\e[2J\\n": 1',
+        "unknown key 'p\\x1b[2J\\n'",
+    ),
+    "parameter at the top": (
+        "merge_method: ties\nmodels: [a]\nnormalize: true",
+        "normalize: 'normalize' has no effect here: write it under the global 'parameters'",
+    ),
+    "weight beside the model": (
+        "merge_method: ties\nmodels: [{model: a, weight: 1}]",
+        "models[0].weight: 'weight' has no effect here: write it under 'parameters'",
+    ),
+    "padding at the top": (
+        "merge_method: ties\nmodels: [a]\npad_to_multiple_of: 64",
+        "'pad_to_multiple_of' has no effect here: write it under 'tokenizer'",
+    ),
+    "revision beside the model": (
+        "merge_method: linear\nmodels: [{model: a/b, revision: v1}]",
+        "models[0].revision: 'revision' has no effect here: write 'model: a/b@v1'",
+    ),
+    "adapter beside the model": (
+        "merge_method: linear\nmodels: [{model: a/b, lora: c/d}]",
+        "models[0].lora: 'lora' has no effect here: write 'model: a/b+c/d'",
+    ),
+    "dtype among parameters": (
+        "merge_method: linear\nmodels: [a]\nparameters: {dtype: bfloat16}",
+        "parameters.dtype: 'dtype' has no effect here: write it at the top level",
+    ),
+    "seed": (
+        "merge_method: linear\nmodels: [a]\nparameters: {random_seed: 4}",
+        "parameters.random_seed: 'random_seed' has no effect here: it belongs to the command line: "
+        "--seed N",
+    ),
+    "needless": (
+        "merge_method: linear\nmodels: [a]\noverride_architecture: X",
+        "'override_architecture' has no effect: the architecture is read off the tensors",
+    ),
+    "misspelt parameter": (
+        "merge_method: ties\nmodels: [a]\nparameters: {lamda: 1}",
+        "parameters.lamda: 'ties' has no parameter 'lamda', it is ignored: did you mean 'lambda'?",
+    ),
+    "parameter of no method": (
+        "merge_method: slerp\nmodels: [a]\nparameters: {int_space: cs}",
+        "'slerp' has no parameter 'int_space', it is ignored: known: t",
+    ),
+    "setting at a model": (
+        "merge_method: ties\nmodels: [{model: a, parameters: {normalize: true}}]",
+        "'normalize' of 'ties' holds for all models together and has no effect under one of them",
+    ),
+    "percent": (
+        "merge_method: ties\nmodels: [{model: a, parameters: {weight: 1, density: 50}}]",
+        "'density' is 50, outside the usual 0 to 1: did you mean 0.5?",
+    ),
+    "far": (
+        "merge_method: slerp\nmodels: [a]\nparameters: {t: [0, {x: 1}, 200]}".replace(
+            "{x: 1}", "1"
+        ),
+        "parameters.t[2]: 't' is 200, outside the usual 0 to 1",
+    ),
+    "octal": (
+        "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 010]}]}]",
+        "layer_range[1]: '010' is an octal number in YAML, 8",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WARNED)
+def test_what_has_no_effect_is_a_warning_and_with_strict_an_error(case: str) -> None:
+    text, expected = WARNED[case]
+    (warning,) = parse_config(text, "config.yml").warnings
+    assert expected in str(warning)
+    assert warning.severity is Severity.WARNING
+    strict = {"unknown-key", "unknown-parameter", "misplaced"}
+    if warning.code not in strict:
+        check_known([warning])
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_known([warning])
+    assert str(caught.value) == str(warning)
+    assert [each.severity for each in caught.value.findings] == [Severity.ERROR]
+
+
+def test_all_faults_are_reported_at_once_by_line() -> None:
+    text = """
+merge_method: ties
+base_model: a
+models:
+- {modle: b}
+- {model: c, parameters: {density: -1}}
+normalize: true
+dtype: bfloat61
+parameters: {lambda: ~}
+"""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "c.yml")
+    found = [(f.place.line if f.place else 0, f.severity.value) for f in caught.value.findings]
+    assert found == [
+        (5, "warning"),
+        (5, "error"),
+        (6, "error"),
+        (7, "warning"),
+        (8, "error"),
+        (9, "error"),
+    ]
+    assert str(caught.value).count("\n") == 5
+    dtype = caught.value.findings[4]
+    assert (dtype.cause, dtype.remedy) == ("'bfloat61' is no dtype", "did you mean 'bfloat16'?")
+    assert dtype.place == Place("c.yml", 8, "dtype")
+
+
+def test_merge_keys_of_yaml() -> None:
+    text = """
+merge_method: ties
+license: &one {weight: 1, density: 0.5}
+author: &two {weight: 2, density: 0.25}
+models:
+- {model: a, parameters: {<<: *one, weight: 3}}
+- model: b
+  parameters:
+    weight: 4
+    <<: [*two, *one]
+"""
+    (document,) = parse_config(text).documents
+    (part,) = document.modules[None].slices
+    values = [
+        {name: entry.value for name, (entry,) in source.parameters.entries.items()}
+        for source in part.sources
+    ]
+    assert values == [{"weight": 3, "density": 0.5}, {"weight": 4, "density": 0.25}]
+    assert str(part.sources[0].parameters.entries["density"][0].place) == (
+        "config:3: models[0].parameters.density"
+    )
+
+
+def test_json_is_a_configuration() -> None:
+    data = {
+        "merge_method": "linear",
+        "models": [{"model": "a\U0001f600/b", "parameters": {"weight": [1e-3, 2]}}],
+        "dtype": "bfloat16",
+    }
+    for indent in (None, 2, "\t"):
+        (document,) = parse_config(json.dumps(data, indent=indent)).documents
+        (source,) = document.modules[None].slices[0].sources
+        assert str(source.model) == "a\U0001f600/b"
+        assert source.parameters.entries["weight"][0].value == (0.001, 2)
+    with pytest.raises(ConfigError, match=r"config:6: dtype: 'x' is no dtype"):
+        parse_config(json.dumps(data | {"dtype": "x", "models": ["a"]}, indent=2))
+
+
+def test_python_data_is_a_configuration() -> None:
+    class Method(enum.Enum):
+        LINEAR = "linear"
+
+    data = {
+        "merge_method": Method.LINEAR,
+        "models": (
+            {"model": Path("a") / "b", "parameters": {"weight": np.float32(0.5)}},
+            {"model": "c", "parameters": {"weight": np.array([0.25, 1])}},
+        ),
+        "name": np.int64(3),
+        "parameters": {"normalize": np.bool_(True)},
+    }
+    (document,) = config_from(data).documents
+    first, second = document.modules[None].slices[0].sources
+    assert (str(first.model), document.name) == ("a/b", "3")
+    assert first.parameters.entries["weight"][0].value == 0.5
+    assert second.parameters.entries["weight"][0].value == (0.25, 1)
+    with pytest.raises(ConfigError, match=r"config: models\[0\].x: object is no value that a"):
+        config_from({"models": [{"x": object()}]})
+    loop: dict[str, object] = {}
+    loop["x"] = loop
+    with pytest.raises(ConfigError, match="too deep"):
+        config_from(loop)
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = io.TextIOWrapper(io.BytesIO("merge_method: linear\nmodels: [a]\nx: é".encode()))
+    monkeypatch.setattr("sys.stdin", given)
+    configuration = load_config(Path("-"))
+    assert configuration.path is None
+    assert str(configuration.warnings[0]).startswith("stdin:3: x: unknown key 'x'")
+
+
+def test_tokenizer_settings_are_records() -> None:
+    (document,) = parse_config(
+        """
+merge_method: linear
+models: [a]
+tokenizer:
+  pad_to_multiple_of: 64
+  tokens:
+    <|im_start|>: {source: b/c@v1, force: true}
+    x: {source: {kind: zero}}
+    y: {source: {kind: model_token, model: d, token_id: 7}}
+    z: {}
+"""
+    ).documents
+    settings = document.tokenizer
+    assert settings is not None
+    assert (settings.source, settings.pad_to_multiple_of) == ("union", 64)
+    rows = {
+        token: (row.model and str(row.model), row.token_id, row.zero, row.force)
+        for token, row in settings.tokens.items()
+    }
+    assert rows == {
+        "<|im_start|>": ("b/c@v1", None, False, True),
+        "x": (None, None, True, False),
+        "y": ("d", 7, False, False),
+        "z": (None, None, False, False),
+    }
+    assert [str(reference) for reference in document.mentioned()] == ["a", "b/c@v1", "d"]
+    (old,) = parse_config("merge_method: linear\nmodels: [a]\ntokenizer_source: model:b").documents
+    assert old.tokenizer is not None
+    assert str(old.tokenizer.source) == "b"
+
+
+def test_stages_are_put_into_an_order_in_which_they_can_be_made() -> None:
+    text = """
+merge_method: linear
+models: [two, three]
+name: {}
+---
+merge_method: linear
+models: [three]
+name: two
+---
+merge_method: linear
+models: [a]
+name: three
+"""
+    for name in ("final", "~"):
+        documents = parse_config(text.replace("{}", name)).documents
+        assert [document.name for document in documents[:2]] == ["three", "two"]
+        assert documents[2].name == (None if name == "~" else name)
+
+
 def test_several_documents_are_stages() -> None:
     text = """
 merge_method: linear
@@ -156,7 +509,7 @@ def test_alias_bombs_are_refused() -> None:
     for level in range(1, 12):
         lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]")
     with pytest.raises(ConfigError, match="too large or too deep"):
-        load_documents("\n".join(lines), "bomb.yml")
+        load_documents("\n".join(lines), "bomb.yml", Findings())
 
 
 def test_absent_and_binary_files(tmp_path: Path) -> None:

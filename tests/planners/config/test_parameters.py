@@ -6,25 +6,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeloom.engine.base.errors import ConfigError
-from mergeloom.methods import registry
-from mergeloom.methods.declare import Parameter
-from mergeloom.planners.config.parameters import (
-    Level,
-    Parameters,
-    at_gradient,
-    check_names,
-    read_parameters,
-    resolve,
-)
+from mergeloom.methods.declare import Method, Parameter
+from mergeloom.planners.config.findings import Findings
+from mergeloom.planners.config.parameter_blocks import read_parameters
+from mergeloom.planners.config.parameters import Level, Parameters, at_gradient, resolve
 from mergeloom.planners.config.yaml_values import load_documents
 
 T = Parameter("t", float, "place between the models", 0.0, 0.0, 1.0)
 WEIGHT = Parameter("weight", float, "weight")
 FLAG = Parameter("normalize", bool, "flag", True)
+STEPS = Parameter("steps", int, "steps", 1)
 
 
-def block(text: str) -> Parameters:
-    return read_parameters(load_documents(text, "c.yml")[0])
+class Any(Method):
+    name = "any"
+    model_parameters = (WEIGHT,)
+    settings = (T, FLAG, STEPS)
+
+
+def block(text: str, findings: Findings | None = None) -> Parameters:
+    findings = findings or Findings()
+    (value,) = load_documents(text, "c.yml", findings)
+    return read_parameters(value, Any(), False, findings)
 
 
 def value(parameter: Parameter, levels: list[Level], tensor: str, t: float = 0.0) -> object:
@@ -95,24 +98,18 @@ def test_zero_and_one_stand_for_booleans() -> None:
 
 
 def test_values_out_of_range_name_their_place() -> None:
-    with pytest.raises(ConfigError, match=r"c\.yml:1: t: 't' must lie in \[0, 1\], not 1\.5"):
-        resolve(T, [Level("global", block("t: 1.5"))], "x", 0.0)
-    with pytest.raises(ConfigError, match="must be a number, not True"):
-        resolve(T, [Level("global", block("t: true"))], "x", 0.0)
+    for text, message in {
+        "t: 1.5": r"c\.yml:1: t: 't' must lie in \[0, 1\], not 1\.5",
+        "t: true": "must be a number, not True",
+    }.items():
+        findings = Findings()
+        block(text, findings)
+        with pytest.raises(ConfigError, match=message):
+            findings.check()
 
 
-def test_unknown_names_are_refused_and_stray_ones_reported() -> None:
-    ties = registry.get("ties")
-
-    def known() -> set[str]:
-        return {"weight", "density", "t", "normalize"}
-
-    with pytest.raises(
-        ConfigError, match=r"c\.yml:1: weigth: 'ties' has no parameter 'weigth'; did"
-    ):
-        check_names(ties, block("weigth: 1"), "model", known)
-    (warning,) = check_names(ties, block("t: 1"), "global", known)
-    assert "'ties' has no parameter 't': it has no effect" in warning
-    (warning,) = check_names(ties, block("normalize: true"), "model", known)
-    assert "holds for all models together" in warning
-    assert check_names(ties, block("{weight: 1, density: 0.5}"), "global", known) == []
+def test_what_no_parameter_takes_along_a_gradient_names_its_place() -> None:
+    levels = [Level("global", block("\nsteps: [1, 2]"))]
+    assert value(STEPS, levels, "x", 1.0) == 2
+    with pytest.raises(ConfigError, match=r"c\.yml:2: steps: 'steps' must be a whole number"):
+        value(STEPS, levels, "x", 0.5)

@@ -1,0 +1,213 @@
+"""One document of a configuration: from its values to records, with all that is wrong in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mergeloom.engine.base.dtypes import BF16, BY_NAME, F16, F32, F64, DType
+from mergeloom.engine.base.errors import ConfigError
+from mergeloom.engine.base.suggest import suggest
+from mergeloom.methods import registry
+from mergeloom.methods.declare import Method
+from mergeloom.planners.config.config import Document, Module, OutputSlice, Source
+from mergeloom.planners.config.findings import Findings
+from mergeloom.planners.config.keys import (
+    CONFIGURATION,
+    MODEL,
+    MODULE,
+    SLICE,
+    SOURCE,
+    Fields,
+    Level,
+)
+from mergeloom.planners.config.model_reference import ModelReference, read_reference
+from mergeloom.planners.config.parameter_blocks import read_parameters
+from mergeloom.planners.config.parameters import Parameters
+from mergeloom.planners.config.tokenizer import (
+    TokenizerSettings,
+    read_tokenizer,
+    read_tokenizer_source,
+)
+from mergeloom.planners.config.yaml_values import Value
+
+T = TypeVar("T")
+
+_DTYPES = {
+    "bf16": BF16,
+    "fp16": F16,
+    "f16": F16,
+    "half": F16,
+    "float": F32,
+    "fp32": F32,
+    "f32": F32,
+}
+_DTYPES |= {dtype.name: dtype for dtype in (BF16, F16, F32, F64)}
+
+_OTHERS = {
+    "experts": "a mixture of experts",
+    "gate_mode": "a mixture of experts",
+    "genome": "an evolutionary search",
+    "layer_slices": "bakllama, an older stacker of layers",
+}
+"""Keys that tell configurations of other programs, and what those are for."""
+
+
+def read_document(value: Value, findings: Findings) -> Document | None:
+    """The merge that a document describes; ``None`` where ``findings`` got errors that leave
+    nothing to return."""
+    return findings.attempt(_Reader(findings).document, value)
+
+
+@dataclass
+class _Reader:
+    findings: Findings
+    method: Method | None = None
+
+    def document(self, value: Value) -> Document | None:
+        keys = value.mapping("a configuration")
+        other = next((key for key in _OTHERS if key in keys and "merge_method" not in keys), None)
+        if other is not None:
+            raise keys[other].error(
+                f"'{other}' makes this a configuration for {_OTHERS[other]}, which is not a merge",
+                "'mergeloom merge' takes 'merge_method' with 'models', 'slices' or 'modules'",
+                "other-kind",
+            )
+        written = keys.get("merge_method")
+        name = None
+        if written is not None and written.given:
+            name = self.findings.attempt(written.text, "'merge_method'")
+        if written is not None and name is not None:
+            self.method = self.findings.attempt(_method, written, name)
+        fields = Fields(value, CONFIGURATION, self.findings, self.method)
+        if written is None or not written.given:
+            self.findings.attempt(fields.require, "merge_method", "name a method")
+        modules = self.findings.attempt(self._modules, value, fields)
+        document = Document(
+            merge_method=name or "",
+            modules=modules or {},
+            base_model=self._reference(fields, "base_model"),
+            dtype=fields.read("dtype", lambda each: _dtype(each, "dtype")),
+            out_dtype=fields.read("out_dtype", lambda each: _dtype(each, "out_dtype")),
+            parameters=self._parameters(fields),
+            tokenizer=self._tokenizer(fields),
+            chat_template=fields.read("chat_template", lambda each: each),
+            name=fields.read("name", _name),
+            place=value.place,
+            method_place=written.place if written is not None else value.place,
+            base_place=fields["base_model"].place if "base_model" in fields else None,
+        )
+        return document if modules is not None else None
+
+    def _modules(self, value: Value, fields: Fields) -> dict[str | None, Module]:
+        kinds = [key for key in ("models", "slices", "modules") if key in fields]
+        if len(kinds) != 1:
+            found = " and ".join(f"'{kind}'" for kind in kinds) or "none of them"
+            remedy = "" if kinds else fields.meant("models", "slices", "modules")
+            raise value.error(
+                f"exactly one of 'models', 'slices', 'modules' is needed, found {found}", remedy
+            )
+        if kinds[0] != "modules":
+            return {None: self._slices(fields, Parameters())}
+        modules: dict[str | None, Module] = {}
+        for name, item in fields["modules"].mapping("'modules'").items():
+            if not name.isprintable():
+                raise item.error("a module must have a name")
+            module = self.findings.attempt(self._module, item)
+            if module is not None:
+                modules[name] = module
+        return modules
+
+    def _module(self, value: Value) -> Module:
+        fields = Fields(value, MODULE, self.findings, self.method)
+        if ("models" in fields) == ("slices" in fields):
+            raise value.error("a module needs either 'models' or 'slices'")
+        return self._slices(fields, self._parameters(fields))
+
+    def _slices(self, fields: Fields, parameters: Parameters) -> Module:
+        if "models" in fields:
+            models = fields["models"]
+            sources = self._each(models.items("'models'"), lambda each: self._source(each, MODEL))
+            whole = OutputSlice(sources, None, Parameters(), models.place)
+            return Module((whole,), True, parameters, fields.place)
+        slices = self._each(fields["slices"].items("'slices'"), self._slice)
+        return Module(slices, False, parameters, fields.place)
+
+    def _slice(self, value: Value) -> OutputSlice:
+        fields = Fields(value, SLICE, self.findings, self.method)
+        base = self._reference(fields, "base_model")
+        parameters = self._parameters(fields)
+        written = fields.require("sources", "a slice is a list of models with their layers")
+        items = written.items("'sources'")
+        sources = self._each(items, lambda each: self._source(each, SOURCE))
+        return OutputSlice(sources, base, parameters, value.place)
+
+    def _source(self, value: Value, level: Level) -> Source:
+        if isinstance(value.content, str):  # a bare name
+            return Source(read_reference(value, self.findings), None, Parameters(), value.place)
+        fields = Fields(value, level, self.findings, self.method)
+        layer_range = fields.read("layer_range", _layer_range) if level is SOURCE else None
+        parameters = self._parameters(fields, per_model=True)
+        model = read_reference(fields.require("model"), self.findings)
+        return Source(model, layer_range, parameters, value.place)
+
+    def _each(self, items: list[Value], read: Callable[[Value], T]) -> tuple[T, ...]:
+        """What ``read`` makes of each item; all that is wrong in any of them is found."""
+        found = [self.findings.attempt(read, item) for item in items]
+        return tuple(each for each in found if each is not None)
+
+    def _parameters(self, fields: Fields, per_model: bool = False) -> Parameters:
+        found = fields.read(
+            "parameters",
+            lambda each: read_parameters(each, self.method, per_model, self.findings),
+        )
+        return found or Parameters()
+
+    def _reference(self, fields: Fields, key: str) -> ModelReference | None:
+        return fields.read(key, lambda each: read_reference(each, self.findings))
+
+    def _tokenizer(self, fields: Fields) -> TokenizerSettings | None:
+        if "tokenizer" in fields and "tokenizer_source" in fields:
+            self.findings.error(
+                fields["tokenizer"].place,
+                "'tokenizer' and 'tokenizer_source' exclude each other",
+                "write the source as 'source' under 'tokenizer'",
+            )
+        return fields.read("tokenizer", lambda each: read_tokenizer(each, self.findings)) or (
+            fields.read("tokenizer_source", lambda each: read_tokenizer_source(each, self.findings))
+        )
+
+
+def _method(value: Value, name: str) -> Method:
+    try:
+        return registry.get(name)
+    except ConfigError as error:
+        raise error.at(value.place) from error
+
+
+def _name(value: Value) -> str:
+    if isinstance(value.content, (int, float)):
+        return str(value.content)
+    return value.text("'name'")
+
+
+def _layer_range(value: Value) -> tuple[int, int]:
+    items = value.items("'layer_range'")
+    if len(items) != 2:
+        raise value.error("'layer_range' must be two whole numbers, [first, end), end excluded")
+    start, stop = (item.whole("a layer of 'layer_range'") for item in items)
+    return start, stop
+
+
+def _dtype(value: Value, key: str) -> DType:
+    name = value.text(f"'{key}'")
+    dtype = _DTYPES.get(name.removeprefix("torch."))
+    if dtype is not None:
+        return dtype
+    known = [dtype.name for dtype in (BF16, F16, F32, F64)]
+    if name in BY_NAME or name.startswith("float8"):
+        raise value.error(
+            f"'{name}' is not a type that tensors are merged into", f"known: {', '.join(known)}"
+        )
+    raise value.error(f"'{name}' is no dtype", suggest(name, known))

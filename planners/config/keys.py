@@ -1,0 +1,208 @@
+"""Which keys stand where in a configuration, and what is said of one that stands elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mergeloom.engine.base.suggest import nearest, suggest
+from mergeloom.methods.declare import Method
+from mergeloom.planners.config.findings import MISPLACED, UNKNOWN_KEY, Findings
+from mergeloom.planners.config.yaml_values import Value, short
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One kind of mapping: what it is, where it stands, and the keys that it may have."""
+
+    title: str
+    where: str
+    keys: frozenset[str]
+    ignored: frozenset[str] = frozenset()
+
+
+CONFIGURATION = Level(
+    "a configuration",
+    "at the top level",
+    frozenset(
+        {
+            "merge_method",
+            "models",
+            "slices",
+            "modules",
+            "base_model",
+            "dtype",
+            "out_dtype",
+            "parameters",
+            "tokenizer",
+            "tokenizer_source",
+            "chat_template",
+            "name",
+        }
+    ),
+    frozenset({"license", "description", "author", "tags"}),
+)
+MODULE = Level("a module", "at a module", frozenset({"slices", "models", "parameters"}))
+SLICE = Level(
+    "a slice", "at an entry of 'slices'", frozenset({"sources", "base_model", "parameters"})
+)
+SOURCE = Level(
+    "an entry of 'sources'",
+    "at an entry of 'sources'",
+    frozenset({"model", "layer_range", "parameters"}),
+)
+MODEL = Level("an entry of 'models'", "at an entry of 'models'", frozenset({"model", "parameters"}))
+REFERENCE = Level(
+    "a model", "at a model that is a mapping", frozenset({"model", "lora", "override_architecture"})
+)
+LOCATION = Level("a model", "at a model that is a mapping", frozenset({"path", "revision"}))
+FILTERED = Level(
+    "an entry of a parameter", "at a value of a parameter", frozenset({"filter", "value"})
+)
+TOKENIZER = Level(
+    "'tokenizer'", "under 'tokenizer'", frozenset({"source", "tokens", "pad_to_multiple_of"})
+)
+TOKEN = Level("a token", "at a token under 'tokenizer.tokens'", frozenset({"source", "force"}))
+TOKEN_SOURCE = Level(
+    "the source of a token",
+    "at the source of a token",
+    frozenset({"kind", "model", "token", "token_id"}),
+)
+
+_LEVELS = (CONFIGURATION, MODULE, SLICE, SOURCE, MODEL, TOKENIZER, TOKEN, REFERENCE, LOCATION)
+
+_OPTIONS = {
+    "random_seed": "--seed N",
+    "seed": "--seed N",
+    "out_path": "the output directory, OUT of 'mergeloom merge CONFIG OUT'",
+    "output": "the output directory, OUT of 'mergeloom merge CONFIG OUT'",
+    "output_path": "the output directory, OUT of 'mergeloom merge CONFIG OUT'",
+    "output_dir": "the output directory, OUT of 'mergeloom merge CONFIG OUT'",
+    "out_shard_size": "--max-shard-size SIZE",
+    "max_shard_size": "--max-shard-size SIZE",
+    "device": "--device NAME",
+    "cuda": "--device cuda",
+    "num_threads": "--threads N",
+    "threads": "--threads N",
+    "ram": "--ram SIZE",
+    "vram": "--vram SIZE",
+}
+_NEEDLESS = {
+    "override_architecture": "the architecture is read off the tensors",
+    "residual_weight": "no program uses it",
+    "lora_merge_cache": "nothing is cached",
+    "transformers_cache": "HF_HUB_CACHE says where the hub's cache is",
+    "copy_tokenizer": "the tokenizer is copied anyway",
+    "lazy_unpickle": "tensors are read when they are needed anyway",
+    "low_cpu_memory": "--ram bounds the memory",
+    "trust_remote_code": "no code of a model is run",
+    "clone_tensors": "nothing needs it",
+    "safe_serialization": "only safetensors files are written",
+    "write_model_card": "the model card is written anyway",
+}
+
+
+class Fields:
+    """The keys of one mapping of a known kind; unknown ones become findings.
+
+    ``method`` is the merge method, if it is known: its parameters are told from keys.
+    """
+
+    def __init__(
+        self, value: Value, level: Level, findings: Findings, method: Method | None = None
+    ) -> None:
+        self.place = value.place
+        self._value = value
+        self._level = level
+        self._findings = findings
+        self._method = method
+        self._keys: Mapping[str, Value] = value.mapping(level.title)
+        for key, item in self._keys.items():
+            if key not in level.keys and key not in level.ignored:
+                self._unknown(key, item)
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the key is there and has a value."""
+        return key in self._keys and self._keys[key].given
+
+    def __getitem__(self, key: str) -> Value:
+        return self._keys[key]
+
+    def read(self, key: str, read: Callable[[Value], T]) -> T | None:
+        """What ``read`` makes of the value of ``key``; ``None`` if it has none, or a wrong one."""
+        return self._findings.attempt(read, self._keys[key]) if key in self else None
+
+    def require(self, key: str, what: str = "") -> Value:
+        """The value of ``key``.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if key in self:
+            return self._keys[key]
+        if key in self._keys:
+            raise self._keys[key].error(f"'{key}' has no value", what)
+        raise self._value.error(f"'{key}' is missing", self.meant(key) or what)
+
+    def meant(self, *keys: str) -> str:
+        """A question whether an unknown key is one of those that are missing."""
+        unknown = [name for name in self._keys if name not in self._level.keys]
+        for key in keys:
+            near = nearest(key, unknown)
+            if near is not None:
+                return f"did you mean '{key}' by '{near}'?"
+        return ""
+
+    def _unknown(self, key: str, item: Value) -> None:
+        shown = short(repr(key))
+        if key in _NEEDLESS:
+            cause = f"{shown} has no effect: {_NEEDLESS[key]}"
+            self._findings.warn(item.place, cause, "remove it", UNKNOWN_KEY)
+            return
+        misplaced = self._misplaced(key, item)
+        if misplaced:
+            self._findings.warn(item.place, f"{shown} has no effect here", misplaced, MISPLACED)
+            return
+        remedy = suggest(key, self._level.keys)
+        if nearest(key, self._level.keys) is None and self._method is not None:
+            named = {p.name for p in (*self._method.model_parameters, *self._method.settings)}
+            near = nearest(key, named, 0.75)
+            remedy = f"did you mean '{near}', under 'parameters'?" if near else remedy
+        self._findings.warn(item.place, f"unknown key {shown}, it is ignored", remedy, UNKNOWN_KEY)
+
+    def _misplaced(self, key: str, item: Value) -> str:
+        """Where a key is to be written that means something elsewhere; empty if it does not."""
+        level = self._level
+        if level in (SOURCE, MODEL) and key in {"revision", "lora", "adapter"}:
+            sign = "@" if key == "revision" else "+"
+            model = self._keys.get("model")
+            name = model.content if model is not None else None
+            name = name if isinstance(name, str) else "MODEL"
+            text = item.content if isinstance(item.content, (str, int)) else key.upper()
+            return f"write 'model: {name}{sign}{text}'"
+        if key == "layer_range" and level is MODEL:
+            return "'models' takes whole models, to choose layers write 'slices' with 'sources'"
+        if nearest(key, level.keys, 0.88):
+            return ""
+        if self._method is not None:
+            if key in {p.name for p in self._method.settings}:
+                return "write it under the global 'parameters'"
+            if key in {p.name for p in self._method.model_parameters}:
+                return "write it under 'parameters'"
+        if key in _OPTIONS:
+            return f"it belongs to the command line: {_OPTIONS[key]}"
+        return belongs(key, level)
+
+
+def belongs(key: str, level: Level | None = None) -> str:
+    """Where a key is to be written that is unknown at ``level``; empty if it is one nowhere."""
+    levels = [each for each in _LEVELS if each is not level and key in each.keys]
+    return f"write it {levels[0].where}" if levels else ""
+
+
+def option(key: str) -> str:
+    """The option of the command line that has the effect which a key is meant to have."""
+    return _OPTIONS.get(key, "")

@@ -1,0 +1,117 @@
+"""A configuration's text, from a file, standard input or Python data, to records."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from mergeloom.engine.base.errors import ConfigError, Finding
+from mergeloom.planners.config.config import Configuration, Document
+from mergeloom.planners.config.document import read_document
+from mergeloom.planners.config.findings import Findings
+from mergeloom.planners.config.plain_data import yaml_text
+from mergeloom.planners.config.yaml_values import MAX_BYTES, load_documents
+
+STANDARD_INPUT = Path("-")
+
+
+def load_config(path: Path) -> Configuration:
+    """Read a configuration file; ``-`` is standard input.
+
+    Raises:
+        ConfigError: it cannot be read, or means nothing; the message names file, line and key of
+            everything that is wrong.
+    """
+    stream = path == STANDARD_INPUT
+    name = "standard input" if stream else f"'{path}'"
+    try:
+        if stream:
+            content = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with open(path, "rb") as file:
+                content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except IsADirectoryError as error:
+        raise ConfigError(
+            f"cannot read the configuration {name}: it is a directory",
+            remedy="give the configuration's file",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise ConfigError(f"cannot read the configuration {name}: {reason}") from error
+    if stream:
+        return parse_config(text, "stdin")
+    return parse_config(text, path.name, path)
+
+
+def parse_config(text: str, file: str = "config", path: Path | None = None) -> Configuration:
+    """The configuration that ``text`` stands for; ``file`` is how messages call it.
+
+    Raises:
+        ConfigError: it means nothing; the message names file, line and key of everything that is
+            wrong.
+    """
+    findings = Findings()
+    values = load_documents(text, file, findings)
+    if not values:
+        findings.check()
+        raise ConfigError(f"{file}: the configuration is empty")
+    documents = [read_document(value, findings) for value in values]
+    complete = [document for document in documents if document is not None]
+    ordered = complete
+    if len(complete) == len(values):
+        ordered = _in_order(complete, findings)
+    return Configuration(tuple(ordered), text, path, findings.check())
+
+
+def config_from(data: Mapping[Any, Any]) -> Configuration:
+    """The configuration that Python data stands for, as a YAML file would.
+
+    Raises:
+        ConfigError: it means nothing; the message names the key of everything that is wrong.
+    """
+    return parse_config(yaml_text(data, "config"))
+
+
+def _in_order(documents: Sequence[Document], findings: Findings) -> list[Document]:
+    """The stages, each after those that it uses, and the output last: the one without a name, or
+    else the last that no other uses."""
+    named: dict[str, int] = {}
+    for number, document in enumerate(documents):
+        if document.name in named:
+            findings.error(document.place, f"two stages are named '{document.name}'")
+        elif document.name is not None:
+            named[document.name] = number
+    unnamed = [number for number, document in enumerate(documents) if document.name is None]
+    for number in unnamed[:-1]:
+        findings.error(documents[number].place, "every stage but one needs a 'name' to be used by")
+    sorter: TopologicalSorter[int] = TopologicalSorter()
+    used: set[int] = set()
+    for number, document in enumerate(documents):
+        parts = [named[name] for each in document.mentioned() if (name := str(each)) in named]
+        sorter.add(number, *parts)
+        used.update(parts)
+    try:
+        ordered = list(sorter.static_order())
+    except CycleError as error:
+        findings.add(_cycle([documents[number] for number in error.args[1]]))
+        return []
+    output = unnamed[-1] if unnamed else max(set(ordered) - used)
+    return [documents[number] for number in (*(n for n in ordered if n != output), output)]
+
+
+def _cycle(stages: Sequence[Document]) -> Finding:
+    """The finding for stages each of which is used by the next, and the first is the last."""
+    used, user = stages[-2:]
+    place = next(user.place_of(each) for each in user.mentioned() if str(each) == used.name)
+    names = dict.fromkeys(f"'{stage.name}'" for stage in stages)
+    what = " and ".join(names) + (" uses itself" if len(names) == 1 else " use each other")
+    return Finding(
+        f"a cycle: stage{'s' * (len(names) > 1)} {what}",
+        place,
+        "a model that has the name of a stage needs another name for the stage",
+        "cycle",
+    )

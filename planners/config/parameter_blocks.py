@@ -1,0 +1,161 @@
+"""``parameters`` blocks, read and checked against the parameters that the method has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mergeloom.engine.base.errors import Place
+from mergeloom.engine.base.suggest import nearest, suggest
+from mergeloom.methods.declare import Method, Parameter, ParameterError
+from mergeloom.planners.config.findings import MISPLACED, UNKNOWN_PARAMETER, Findings
+from mergeloom.planners.config.keys import CONFIGURATION, FILTERED, Fields, belongs, option
+from mergeloom.planners.config.parameters import Entry, Parameters, is_number
+from mergeloom.planners.config.yaml_values import Value, short
+
+_TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def read_parameters(
+    value: Value, method: Method | None, per_model: bool, findings: Findings
+) -> Parameters:
+    """The parameters block that stands at ``value``.
+
+    ``method`` is ``None`` where it is unknown, which is said elsewhere: nothing can be said of
+    its parameters then. ``per_model`` says that the block belongs to one model. What is wrong,
+    unknown or without effect goes to ``findings``.
+
+    Raises:
+        ConfigError: it is no mapping.
+    """
+    block = value.mapping("'parameters'")
+    if method is None:
+        return Parameters()
+    own = {parameter.name: parameter for parameter in method.model_parameters}
+    settings = {parameter.name: parameter for parameter in method.settings}
+    entries: dict[str, tuple[Entry, ...]] = {}
+    misplaced: dict[str, Place] = {}
+    for name, item in block.items():
+        parameter = own.get(name) or settings.get(name)
+        if item.content is None:
+            _no_value(name, item, block, [*own, *settings], findings)
+        elif parameter is None:
+            _unknown(name, item, method, findings)
+        elif per_model and name not in own:
+            misplaced[name] = item.place
+            findings.warn(
+                item.place,
+                f"'{name}' of '{method.name}' holds for all models together and has no effect "
+                "under one of them",
+                "write it under the global 'parameters'",
+                MISPLACED,
+            )
+        else:
+            found = (findings.attempt(_entry, each, parameter, findings) for each in _written(item))
+            entries[name] = tuple(entry for entry in found if entry is not None)
+    return Parameters(entries, misplaced)
+
+
+def _no_value(
+    name: str, item: Value, block: Mapping[str, Value], known: Sequence[str], findings: Findings
+) -> None:
+    """A parameter that has no value: forgotten, or swallowed by a comma or a missing space."""
+    before = list(block)[: list(block).index(name)]
+    whole = block[before[-1]].content if before else None
+    if name.isdigit() and type(whole) is int:
+        remedy = f"for a decimal number write '{before[-1]}: {whole}.{name}'"
+    elif ":" in name:
+        key, _, rest = name.partition(":")
+        remedy = f"write a space after the colon, '{key}: {rest}'"
+    else:
+        near = None if name in known else nearest(name, known)
+        remedy = f"did you mean '{near}', and which value?" if near else "add it, or remove the key"
+    findings.error(item.place, f"{short(repr(name))} has no value", remedy, "no-value")
+
+
+def _unknown(name: str, item: Value, method: Method, findings: Findings) -> None:
+    """A parameter that the method does not have: published configurations carry many along."""
+    shown = short(repr(name))
+    known = {parameter.name for parameter in (*method.model_parameters, *method.settings)}
+    if name in CONFIGURATION.keys:
+        findings.warn(item.place, f"{shown} has no effect here", belongs(name), MISPLACED)
+        return
+    if option(name):
+        remedy = f"it belongs to the command line: {option(name)}"
+        findings.warn(item.place, f"{shown} has no effect here", remedy, MISPLACED)
+        return
+    findings.warn(
+        item.place,
+        f"'{method.name}' has no parameter {shown}, it is ignored",
+        suggest(name, known) or "it has none",
+        UNKNOWN_PARAMETER,
+    )
+
+
+def _written(value: Value) -> list[Value]:
+    """The entries of a parameter's value: one, or a list of them with filters."""
+    items = value.content if isinstance(value.content, list) else None
+    if items and any(isinstance(item.content, dict) for item in items):
+        return items
+    return [value]
+
+
+def _entry(value: Value, parameter: Parameter, findings: Findings) -> Entry:
+    if not isinstance(value.content, dict):
+        return Entry(None, _scalar_or_gradient(value, parameter, findings), value.place)
+    if not value.content.keys() & FILTERED.keys:
+        raise value.error(f"'{parameter.name}' must be {_wanted(parameter)}, not {value.kind}")
+    fields = Fields(value, FILTERED, findings)
+    written = fields.require("value", "an entry with a filter needs it")
+    text = fields["filter"].content if "filter" in fields else None
+    if isinstance(text, (dict, list)) or not str(text).isprintable():
+        raise fields["filter"].error("'filter' must be a part of a tensor's name")
+    pattern = None if text is None or text == "*" else str(text)
+    return Entry(pattern, _scalar_or_gradient(written, parameter, findings), value.place)
+
+
+def _scalar_or_gradient(value: Value, parameter: Parameter, findings: Findings) -> Any:
+    if isinstance(value.content, list):
+        if not value.content:
+            raise value.error("a gradient needs at least one value")
+        return tuple(_scalar(item, parameter, findings) for item in value.content)
+    return _scalar(value, parameter, findings)
+
+
+def _scalar(value: Value, parameter: Parameter, findings: Findings) -> Any:
+    content = value.content
+    if isinstance(content, (dict, list)) or content is None:
+        raise value.error(f"'{parameter.name}' must be {_wanted(parameter)}, not {value.kind}")
+    if isinstance(content, str):
+        content = _from_text(content, parameter)
+    if parameter.kind is bool and is_number(content) and content in (0, 1):
+        content = bool(content)  # as many published configurations write it
+    try:
+        checked = parameter.check(content)
+    except ParameterError as error:
+        raise error.at(value.place) from error
+    if parameter.usual is not None and checked is not None:
+        low, high = parameter.usual
+        if not low <= checked <= high:
+            percent = high == 1 and 2 <= checked <= 100
+            findings.warn(
+                value.place,
+                f"'{parameter.name}' is {content:g}, outside the usual {low:g} to {high:g}",
+                f"did you mean {checked / 100:g}?" if percent else "",
+                "unusual-value",
+            )
+    return content
+
+
+def _from_text(text: str, parameter: Parameter) -> Any:
+    """A truth or a number that is written as text (YAML 1.1 reads ``1e-5`` as one)."""
+    if parameter.kind is bool:
+        return _TRUTHS.get(text.lower(), text)
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _wanted(parameter: Parameter) -> str:
+    return {bool: "true or false", int: "a whole number"}.get(parameter.kind, "a number")

@@ -1,0 +1,56 @@
+"""Python data that stands for a configuration, as the YAML text that it would be in a file."""
+
+from __future__ import annotations
+
+import enum
+import numbers
+import os
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import yaml
+
+from mergeloom.engine.base.errors import ConfigError, Place
+from mergeloom.planners.config.yaml_values import MAX_DEPTH
+
+
+def yaml_text(data: Mapping[Any, Any], file: str) -> str:
+    """The YAML of ``data``, which may hold paths, enumerations, arrays and numbers of numpy.
+
+    Raises:
+        ConfigError: something in it has no such form; the message says where.
+    """
+    return yaml.safe_dump(_plain(data, file, "", 0), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any, file: str, path: str, depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        raise ConfigError("this is too deep for a configuration", place=Place(file, 0, path[:80]))
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, enum.Enum):
+        return _plain(value.value, file, path, depth)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, os.PathLike):
+        return str(os.fspath(value))
+    if isinstance(value, Mapping):
+        return {
+            _plain(key, file, path, depth + 1): _plain(
+                item, file, f"{path}.{key}".lstrip("."), depth + 1
+            )
+            for key, item in value.items()
+        }
+    if hasattr(value, "tolist"):  # numbers and arrays of numpy, and tensors
+        return _plain(value.tolist(), file, path, depth + 1)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, (Sequence, Set)) and not isinstance(value, (bytes, bytearray)):
+        return [_plain(item, file, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
+    raise ConfigError(
+        f"{type(value).__name__} is no value that a configuration can have",
+        place=Place(file, 0, path),
+        remedy="use text, numbers, true or false, lists and mappings",
+    )

@@ -1,0 +1,131 @@
+"""Tokenizer settings of a configuration, as records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from mergeloom.engine.base.errors import Place
+from mergeloom.planners.config.findings import Findings
+from mergeloom.planners.config.keys import TOKEN, TOKEN_SOURCE, TOKENIZER, Fields
+from mergeloom.planners.config.model_reference import (
+    ModelReference,
+    parse_reference,
+    read_reference,
+)
+from mergeloom.planners.config.yaml_values import Value
+
+UNION, BASE = "union", "base"
+_OLD = "model:"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """Where the row of one token is from: a model's row of the same token (``model`` alone), its
+    row of another token or number, or zeros (``zero``); by the usual rules where all are absent.
+
+    ``force`` replaces the row of every model, not only of those that lack the token.
+    """
+
+    model: ModelReference | None
+    token: str | None
+    token_id: int | None
+    zero: bool
+    force: bool
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSettings:
+    """``tokenizer`` or ``tokenizer_source``: ``source`` is ``union``, ``base`` or a model;
+    ``pad_to_multiple_of`` counts rows."""
+
+    source: str | ModelReference
+    place: Place
+    tokens: Mapping[str, TokenRow] = field(default_factory=dict)
+    pad_to_multiple_of: int | None = None
+
+    def models(self) -> Iterator[ModelReference]:
+        """The models that the settings name."""
+        if isinstance(self.source, ModelReference):
+            yield self.source
+        yield from (row.model for row in self.tokens.values() if row.model is not None)
+
+
+def read_tokenizer_source(value: Value, findings: Findings) -> TokenizerSettings:
+    """``tokenizer_source``.
+
+    Raises:
+        ConfigError: it is neither 'union', 'base' nor a model.
+    """
+    return TokenizerSettings(_source(value, findings), value.place)
+
+
+def read_tokenizer(value: Value, findings: Findings) -> TokenizerSettings:
+    """``tokenizer``, a mapping, or only the source.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if isinstance(value.content, str):
+        return read_tokenizer_source(value, findings)
+    fields = Fields(value, TOKENIZER, findings)
+    rows: dict[str, TokenRow] = {}
+    if "tokens" in fields:
+        for token, item in fields["tokens"].mapping("'tokens'").items():
+            row = findings.attempt(_row, item, findings)
+            if row is not None:
+                rows[token] = row
+    source = fields.read("source", lambda each: _source(each, findings))
+    multiple = fields.read("pad_to_multiple_of", _multiple)
+    return TokenizerSettings(source or UNION, value.place, rows, multiple)
+
+
+def _source(value: Value, findings: Findings) -> str | ModelReference:
+    if value.content in (UNION, BASE):
+        return str(value.content)
+    if isinstance(value.content, str) and value.content.startswith(_OLD):
+        return parse_reference(value.text("a model").removeprefix(_OLD))
+    return read_reference(value, findings)
+
+
+def _multiple(value: Value) -> int:
+    number = value.whole("'pad_to_multiple_of'")
+    if number < 1:
+        raise value.error(f"'pad_to_multiple_of' must be 1 or more, not {number}")
+    return number
+
+
+def _row(value: Value, findings: Findings) -> TokenRow:
+    fields = Fields(value, TOKEN, findings)
+    force = fields.read("force", _truth) or False
+    if "source" not in fields:
+        return TokenRow(None, None, None, False, force, value.place)
+    source = fields["source"]
+    kind = source.content.get("kind") if isinstance(source.content, dict) else None
+    if kind is None:
+        model = read_reference(source, findings)
+        return TokenRow(model, None, None, False, force, value.place)
+    inner = Fields(source, TOKEN_SOURCE, findings)
+    if kind.content == "zero":
+        return TokenRow(None, None, None, True, force, value.place)
+    if kind.content != "model_token":
+        raise kind.error(f"'kind' must be zero or model_token, not {kind.kind}")
+    model = read_reference(inner.require("model"), findings)
+    token = inner.read("token", _token)
+    number = inner.read("token_id", lambda each: each.whole("'token_id'"))
+    if (token is None) == (number is None):
+        raise source.error("a model_token needs either 'token' or 'token_id'")
+    return TokenRow(model, token, number, False, force, value.place)
+
+
+def _token(value: Value) -> str:
+    if not isinstance(value.content, str):
+        raise value.error(f"'token' must be text, not {value.kind}", "put it into quotes")
+    return value.content
+
+
+def _truth(value: Value) -> bool:
+    if not isinstance(value.content, bool):
+        raise value.error(f"'force' must be true or false, not {value.kind}")
+    return value.content

@@ -1,0 +1,131 @@
+"""What is doubtful about a slice before its tensors are looked at: parameters that are missing, or
+have no effect; models that are listed twice; slices of no layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mergeloom.methods.declare import REQUIRED, Base, Method
+from mergeloom.planners.config.config import Document, Module
+from mergeloom.planners.config.findings import Findings
+from mergeloom.planners.config.parameters import Level
+from mergeloom.planners.slices.slices import LayerSource, Slice
+
+
+def slice_levels(part: Slice, module: Module, document: Document) -> list[Level]:
+    """The parameters that hold for a slice, highest precedence first."""
+    return [
+        Level("slice", part.entry.parameters),
+        Level("module", module.parameters),
+        Level("global", document.parameters),
+    ]
+
+
+def check_required(
+    part: Slice, method: Method, levels: Sequence[Level], findings: Findings
+) -> None:
+    """Find parameters that a slice needs and that no level has at all."""
+    if len(part.sources) == 1 and not method.merges_one:
+        return  # copied
+    higher = {name for level in levels for name in level.parameters.entries}
+    for position, layers in enumerate(part.sources):
+        if position == part.base or layers.source is None:
+            continue
+        for parameter in method.model_parameters:
+            own = layers.source.parameters.entries
+            if parameter.default is REQUIRED and parameter.name not in {*own, *higher}:
+                findings.error(
+                    layers.source.place,
+                    f"'{method.name}' needs '{parameter.name}' of the model '{layers.model.name}'",
+                    f"add 'parameters: {{{parameter.name}: ...}}'",
+                    "missing-parameter",
+                )
+    for parameter in method.settings:
+        if parameter.default is not REQUIRED or parameter.name in higher:
+            continue
+        blocks = [s.source.parameters.misplaced for s in part.sources if s.source is not None]
+        misplaced = next((b[parameter.name] for b in blocks if parameter.name in b), None)
+        if misplaced is not None:
+            findings.error(
+                misplaced,
+                f"'{parameter.name}' of '{method.name}' holds for all models together",
+                "write it under the global 'parameters'",
+                "missing-parameter",
+            )
+        else:
+            findings.error(
+                part.entry.place,
+                f"'{method.name}' needs '{parameter.name}'",
+                f"add it under the global 'parameters' ({parameter.help})",
+                "missing-parameter",
+            )
+
+
+def warn_of_idle(part: Slice, method: Method, levels: Sequence[Level], findings: Findings) -> None:
+    """Find settings of a slice that have no effect, and models that are listed twice."""
+    base = part.sources[part.base].source if part.base is not None else None
+    if base is not None:
+        for name, entries in base.parameters.entries.items():
+            findings.warn(
+                entries[0].place if entries else base.place,
+                f"'{name}' has no effect on the base model '{base.model}': what the others differ "
+                "from it by is merged",
+                code="no-effect",
+            )
+    others = [layers for i, layers in enumerate(part.sources) if i != part.base]
+    if len(others) == 1 and method.base is not Base.NONE:
+        _warn_of_one_weight(others[0], method, levels, findings)
+    for position, layers in enumerate(part.sources):
+        for first in part.sources[:position]:
+            same = first.model is layers.model and first.start == layers.start
+            if same and layers.source is not None and layers.tower.prefix == first.tower.prefix:
+                spelled = str(layers.source.model)
+                again = f"'{spelled}' is listed a second time"
+                if spelled != first.model.name:
+                    again = f"'{spelled}' is the model '{first.model.name}', listed a second time"
+                findings.warn(
+                    layers.source.place, again, "it counts twice, if that is meant", "listed-twice"
+                )
+                break
+
+
+def _warn_of_one_weight(
+    layers: LayerSource, method: Method, levels: Sequence[Level], findings: Findings
+) -> None:
+    """A single weight that is divided by itself."""
+    normalize = next((p for p in method.settings if p.name == "normalize"), None)
+    if normalize is None or layers.source is None:
+        return
+    blocks = [level.parameters.entries for level in levels]
+    written = next((block["normalize"] for block in blocks if "normalize" in block), None)
+    normalizes = all(e.value is True for e in written) if written else normalize.default
+    blocks.insert(0, layers.source.parameters.entries)
+    weights = next((block["weight"] for block in blocks if "weight" in block), ())
+    values = [value for entry in weights for value in entry.values if value not in (0, 1)]
+    if normalizes and values:
+        sign = ", and the sign is lost" if any(value < 0 for value in values) else ""
+        findings.warn(
+            weights[0].place,
+            f"with 'normalize' the weight of the only model beside the base is divided by itself: "
+            f"{values[0]:g} counts as 1{sign}",
+            "write 'normalize: false' for the weight to count",
+            "no-effect",
+        )
+
+
+def warn_of_empty(slices: Sequence[Slice], module: Module, findings: Findings) -> None:
+    """Find slices of no layers; all of them empty is an error."""
+    empty = [part for part in slices if part.length == 0]
+    if not empty or module.whole:
+        return
+    if len(empty) == len(slices):
+        findings.error(module.place, "no slice takes any layer, so the output would have none")
+        return
+    for part in empty:
+        if part is slices[-1]:
+            what = "of its models only what acts after the layers (final norm, head) is taken"
+        elif part is slices[0]:
+            what = "of its models only what stands before the layers (embeddings) is taken"
+        else:
+            what = "it has no effect"
+        findings.warn(part.entry.place, f"a slice of no layers: {what}", code="empty-slice")
