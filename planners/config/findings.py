@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ T = TypeVar("T")
 UNKNOWN_KEY = "unknown-key"
 UNKNOWN_PARAMETER = "unknown-parameter"
 MISPLACED = "misplaced"
+MOST = 100
+"""Findings that are reported at once."""
 
 
 _UNKNOWN = frozenset({UNKNOWN_KEY, UNKNOWN_PARAMETER, MISPLACED})
@@ -57,12 +60,27 @@ class Findings:
                 the class of the first.
         """
         if self._has_errors:
-            raise self._kind.of(sorted(self, key=lambda each: each.place.line if each.place else 0))
-        return tuple(self)
+            raise self._kind.of(sorted(self._listed(), key=_line))
+        return tuple(self._listed())
+
+    def _listed(self) -> list[Finding]:
+        """Errors before warnings, and no more than a person reads."""
+        found = sorted(self, key=lambda each: each.severity is not Severity.ERROR)
+        more = len(found) - MOST
+        if more > 0:
+            severity = found[MOST].severity
+            found[MOST:] = [Finding(f"and {more} more like these", None, "", "more", severity)]
+        return found
 
     @property
     def _has_errors(self) -> bool:
         return any(each.severity is Severity.ERROR for each in self)
+
+
+def _line(finding: Finding) -> float:
+    if finding.code == "more":
+        return math.inf
+    return finding.place.line if finding.place is not None else 0
 
 
 def check_known(warnings: Iterable[Finding]) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from mergeloom.engine.base.suggest import nearest, suggest
 from mergeloom.methods.declare import Method
 from mergeloom.planners.config.findings import MISPLACED, UNKNOWN_KEY, Findings
-from mergeloom.planners.config.yaml_values import Value, short
+from mergeloom.planners.config.yaml_values import Value, is_name, short
 
 T = TypeVar("T")
 
@@ -153,7 +153,7 @@ class Fields:
         for key in keys:
             near = nearest(key, unknown)
             if near is not None:
-                return f"did you mean '{key}' by '{near}'?"
+                return f"did you mean '{key}' by {short(repr(near))}?"
         return ""
 
     def _unknown(self, key: str, item: Value) -> None:
@@ -182,7 +182,7 @@ class Fields:
             name = model.content if model is not None else None
             name = name if isinstance(name, str) else "MODEL"
             text = item.content if isinstance(item.content, (str, int)) else key.upper()
-            return f"write 'model: {name}{sign}{text}'"
+            return f"write 'model: {name}{sign}{text}'" if is_name(f"{name}{text}") else ""
         if key == "layer_range" and level is MODEL:
             return "'models' takes whole models, to choose layers write 'slices' with 'sources'"
         if nearest(key, level.keys, 0.88):

@@ -11,7 +11,7 @@ from mergeloom.methods.declare import Method, Parameter, ParameterError
 from mergeloom.planners.config.findings import MISPLACED, UNKNOWN_PARAMETER, Findings
 from mergeloom.planners.config.keys import CONFIGURATION, FILTERED, Fields, belongs, option
 from mergeloom.planners.config.parameters import Entry, Parameters, is_number
-from mergeloom.planners.config.yaml_values import Value, short
+from mergeloom.planners.config.yaml_values import Value, is_name, short
 
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -62,9 +62,9 @@ def _no_value(
     """A parameter that has no value: forgotten, or swallowed by a comma or a missing space."""
     before = list(block)[: list(block).index(name)]
     whole = block[before[-1]].content if before else None
-    if name.isdigit() and type(whole) is int:
+    if name.isdigit() and type(whole) is int and is_name(before[-1]):
         remedy = f"for a decimal number write '{before[-1]}: {whole}.{name}'"
-    elif ":" in name:
+    elif ":" in name and is_name(name):
         key, _, rest = name.partition(":")
         remedy = f"write a space after the colon, '{key}: {rest}'"
     else:
@@ -124,10 +124,10 @@ def _scalar_or_gradient(value: Value, parameter: Parameter, findings: Findings) 
 
 def _scalar(value: Value, parameter: Parameter, findings: Findings) -> Any:
     content = value.content
-    if isinstance(content, (dict, list)) or content is None:
-        raise value.error(f"'{parameter.name}' must be {_wanted(parameter)}, not {value.kind}")
     if isinstance(content, str):
         content = _from_text(content, parameter)
+    if isinstance(content, (dict, list, str)) or content is None:
+        raise value.error(f"'{parameter.name}' must be {_wanted(parameter)}, not {value.kind}")
     if parameter.kind is bool and is_number(content) and content in (0, 1):
         content = bool(content)  # as many published configurations write it
     try:

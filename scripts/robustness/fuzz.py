@@ -5,7 +5,7 @@
     scripts/run fuzz --targets header --seconds 60 --atheris
                                             guided by coverage, where atheris is installed
 
-A target takes bytes, and may raise nothing but a `LoomError` of one printable line. It may not
+A target takes bytes, and may raise nothing but a `LoomError` of printable lines. It may not
 take longer than ``CASE_SECONDS`` nor more memory than ``MEMORY_BYTES``, and an audit hook sees to
 it that it opens no file for writing outside its directory, starts no process, connects to
 nothing, unpickles nothing and imports or runs no code. What comes later (other formats, adapters,
@@ -513,9 +513,10 @@ def attempt(function: Callable[[bytes], object], case: bytes, guard: Guard) -> s
     try:
         function(case)
     except LoomError as error:
-        text = str(error)
-        if not text.isprintable() or len(text) > 5000:
-            raise AssertionError(f"not one printable line: {text[:300]!r}") from error
+        lines = [str(finding) for finding in error.findings]
+        for line in lines:
+            if not line.isprintable() or len(line) > 5000 or len(lines) > 1000:
+                raise AssertionError(f"not one printable line: {line[:300]!r}") from error
         return "refused"
     finally:
         guard.watching = False

@@ -353,8 +353,8 @@ parameters: {lambda: ~}
         parse_config(text, "c.yml")
     found = [(f.place.line if f.place else 0, f.severity.value) for f in caught.value.findings]
     assert found == [
-        (5, "warning"),
         (5, "error"),
+        (5, "warning"),
         (6, "error"),
         (7, "warning"),
         (8, "error"),
@@ -364,6 +364,15 @@ parameters: {lambda: ~}
     dtype = caught.value.findings[4]
     assert (dtype.cause, dtype.remedy) == ("'bfloat61' is no dtype", "did you mean 'bfloat16'?")
     assert dtype.place == Place("c.yml", 8, "dtype")
+
+
+def test_no_more_faults_are_listed_than_a_person_reads() -> None:
+    keys = "".join(f"key{i}: 1\n" for i in range(300))
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f"{keys}merge_method: linear\nmodels: [4]\n")
+    found = caught.value.findings
+    assert [each.severity for each in found].count(Severity.ERROR) == 1
+    assert (len(found), str(found[-1])) == (101, "and 201 more like these")
 
 
 def test_merge_keys_of_yaml() -> None:
