@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError, ConfigError, Finding, Severity
@@ -21,15 +21,17 @@ from mergeloom.methods.ops.compiled_ops import LIBRARY
 from mergeloom.planners.config.config import Configuration, Document
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.models.checkpoint import Checkpoint
-from mergeloom.planners.models.model import Model, OutputTensor, StagedModel
+from mergeloom.planners.models.model import OutputTensor, StagedModel
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.resolve import Resolver
-from mergeloom.planners.output.config_json import LayerChange, rewrite_config
+from mergeloom.planners.output.config_json import rewrite_config
+from mergeloom.planners.output.layers.rewrite import rewrite_layers
+from mergeloom.planners.output.layers.stack import Rewritten
+from mergeloom.planners.output.restacked import restacked
 from mergeloom.planners.output.shards import Layout, lay_out
 from mergeloom.planners.output.side_files import side_files
 from mergeloom.planners.slices.document import Stage, plan_stage
 from mergeloom.planners.slices.integer_tensors import equal_bytes
-from mergeloom.planners.slices.slices import Slice
 from mergeloom.planners.slices.tensor_plan import (
     Mismatch,
     TensorPlan,
@@ -54,7 +56,8 @@ class PlanOptions:
 class Plan:
     """A merge, planned: everything known before the first weight is read.
 
-    ``config`` is the output's configuration; ``models`` the checkpoints by the names that the
+    ``config`` is the output's configuration, ``config_changes`` what in it is not as in the model
+    that it is from because the layers are others; ``models`` the checkpoints by the names that the
     merge configuration gives them; ``unused`` what is left of their tensors, with reasons;
     ``findings`` what there is to warn about.
     """
@@ -65,6 +68,7 @@ class Plan:
     graph: Graph
     layout: Layout
     config: Mapping[str, Any]
+    config_changes: tuple[str, ...]
     models: Mapping[str, Checkpoint]
     side_files: tuple[SideFile, ...]
     identity: Mapping[str, str]
@@ -139,7 +143,7 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
         assert document.name is not None
         stage = stage_of(document)
         tensors = _build(stage, builder, warnings)
-        config = _output_config(stage)
+        config = _output_config(stage, warnings).config
         models.stages[document.name] = StagedModel(
             document.name,
             config,
@@ -152,7 +156,8 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     for name in models.stages.keys() - models.used_stages:
         warnings.append(f"stage '{name}' is used by no later one")
     tensors = _build(stage, builder, warnings)
-    config = _output_config(stage)
+    rewritten = _output_config(stage, warnings)
+    config = rewritten.config
     metadata = {"format": "pt"}
     layout = lay_out(tensors, options.max_shard_bytes, metadata)
     graph = builder.build(layout.writes, layout.files)
@@ -169,6 +174,7 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
         graph=graph,
         layout=layout,
         config=config,
+        config_changes=tuple(rewritten.notes),
         models=stored,
         side_files=files,
         identity=identity,
@@ -258,19 +264,17 @@ def _shapes_differ(mismatches: Sequence[Mismatch]) -> CheckpointError:
     )
 
 
-def _output_config(stage: Stage) -> dict[str, Any]:
+def _output_config(stage: Stage, warnings: list[str]) -> Rewritten:
+    """The output's configuration; what may not be as meant is added to ``warnings``.
+
+    Raises:
+        ConfigError: no configuration describes a model of these layers.
+    """
     document = stage.document
-    changes = []
-    for tower in stage.towers:
-        if tower.tower.layers:
-            origins = [
-                origin
-                for part in tower.slices
-                for origin in range(
-                    _origin(part, stage.donor), _origin(part, stage.donor) + part.length
-                )
-            ]
-            changes.append(LayerChange(tower.tower.name, tower.tower.layers, tuple(origins)))
+    rewritten = rewrite_layers(stage.donor.config, restacked(stage))
+    if rewritten.refusals:
+        raise ConfigError.of(rewritten.refusals).at(document.place)
+    warnings += rewritten.warnings
     vocabulary = None
     if stage.rules.truncate and stage.embedding is not None:
         part = stage.towers[0].slices[0]
@@ -282,14 +286,10 @@ def _output_config(stage: Stage) -> dict[str, Any]:
         if rows:
             vocabulary = (stage.donor.shape(stage.embedding)[0], min(rows))
     tied = stage.tied if stage.head is not None else None
-    return rewrite_config(
-        stage.donor.config, changes, document.out_dtype or document.dtype, tied, vocabulary
+    config = rewrite_config(
+        rewritten.config, document.out_dtype or document.dtype, tied, vocabulary
     )
-
-
-def _origin(part: Slice, donor: Model) -> int:
-    own = [source for source in part.sources if source.model is donor]
-    return (own or part.sources)[0].start
+    return replace(rewritten, config=config)
 
 
 def _identity(

@@ -1,0 +1,74 @@
+"""Layers whose tensors differ, and nothing in the configuration says which layer is which."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+from mergeloom.planners.output.layers import keys
+from mergeloom.planners.output.layers.stack import Edit, values
+
+
+def refuse_unexplained(edit: Edit) -> None:
+    """Refuse where layers of the donor differ in their tensors, nothing that is known in its
+    configuration tells them apart, and an output layer is not like the one that the donor's class
+    makes at its number. Only the first or the last layer may differ by its place alone."""
+    sets = [frozenset(layer) for layer in edit.donor.tower.suffixes]
+    if len(set(sets)) == 1:
+        return
+    kinds = _kinds(edit)
+    depth, new = len(sets), edit.tower.depth
+    if _function(kinds, sets) is not None:
+        return
+    placed = _function([(kind, _end(i, depth)) for i, kind in enumerate(kinds)], sets)
+    inner = (
+        {} if placed is None else {kind: placed[kind, ""] for kind in kinds if (kind, "") in placed}
+    )
+    for i, origin in enumerate(edit.tower.origins):
+        if origin.of is not edit.donor:
+            continue
+        kind = kinds[origin.layer]
+        needed = (placed or {}).get((kind, _end(i, new)), inner.get(kind))
+        if needed is None and placed is None and origin.layer == i and new == depth:
+            needed = sets[i]
+        if needed != sets[origin.layer]:
+            odd = sorted(
+                sets[origin.layer] ^ (needed or next(s for s in sets if s != sets[origin.layer]))
+            )
+            edit.refuse(
+                f"layer {i} of the output's '{edit.tower.name}' is made from {origin}, whose "
+                f"tensors differ from those of other layers ('{odd[0].lstrip('.')}'), and nothing "
+                "known in config.json says which layers are of which kind: keep every layer at its "
+                "number, or merge whole models"
+            )
+            return
+
+
+def _kinds(edit: Edit) -> list[Hashable]:
+    """What the donor's configuration says of each layer: its kinds by rules and by lists."""
+    donor = edit.donor
+    columns: list[list[str]] = [
+        list(map(repr, found)) for rule in donor.rules if (found := donor.kinds(rule.name))
+    ]
+    for path in edit.inner():
+        for key, value in values(donor.place, path).items():
+            if keys.is_one_a_layer(key, value, donor.depth):
+                columns.append(list(map(repr, donor.entries(path, key) or ())))
+            elif (named := donor.numbers(path, key)) is not None:
+                columns.append([str(i in named) for i in range(donor.depth)])
+    rows = zip(*(column for column in columns if len(column) == donor.depth), strict=True)
+    return list(rows) or [()] * donor.depth
+
+
+def _end(i: int, depth: int) -> str:
+    return "first" if i == 0 else "last" if i == depth - 1 else ""
+
+
+def _function(
+    kinds: Sequence[Hashable], sets: Sequence[frozenset[str]]
+) -> Mapping[Hashable, frozenset[str]] | None:
+    """The tensors of each kind, if the kind says which tensors a layer has."""
+    found: dict[Hashable, frozenset[str]] = {}
+    for kind, layer in zip(kinds, sets, strict=True):
+        if found.setdefault(kind, layer) != layer:
+            return None
+    return found

@@ -1,0 +1,122 @@
+"""One tower as the configuration of its model describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mergeloom.planners.models.architecture import Tower
+from mergeloom.planners.output.layers import keys
+from mergeloom.planners.output.layers.families import FAMILIES, KEYS
+from mergeloom.planners.output.layers.homes import Home, Path, at, homes, words
+from mergeloom.planners.output.layers.rules import Kinds, Rule
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model's configuration says of one of its towers.
+
+    ``home`` is where it says it, ``None`` if nowhere.
+    """
+
+    model: str
+    config: Mapping[str, Any]
+    tower: Tower
+    home: Home | None
+
+    @property
+    def depth(self) -> int:
+        return self.tower.layers
+
+    @cached_property
+    def place(self) -> Mapping[str, Any]:
+        """The object that describes the tower; empty if there is none."""
+        found: Mapping[str, Any] = at(self.config, self.home.path) if self.home else {}
+        return found
+
+    @cached_property
+    def family(self) -> str:
+        """The ``model_type`` whose rules hold: the object's own, or that of what it is part of."""
+        if self.home is None:
+            return ""
+        path = self.home.path
+        for length in range(len(path), -1, -1):
+            name = at(self.config, path[:length]).get("model_type")
+            if isinstance(name, str):
+                below = {word for key in path[length:] for word in words(key)}
+                senses = {"vision", "audio"} & {word for key in path for word in words(key)}
+                own = below <= {"text", "thinker"} and senses <= set(words(name))
+                return name if own else f"{name}.{path[-1]}"
+        return ""
+
+    @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules that say which of its layers is of which kind."""
+        known = FAMILIES.get(self.family)
+        if known is None:
+            known = tuple(rule for key, rule, _ in KEYS if self.place.get(key) is not None)
+        if self.home is None:
+            return ()
+        return tuple(
+            rule
+            for rule in known
+            if (self.home.head if not rule.side else rule.side == self.home.side)
+        )
+
+    @property
+    def predicting(self) -> int:
+        """Layers beyond the tower's that predict further tokens (MTP), as far as it says."""
+        value = self.place.get("num_nextn_predict_layers", self.place.get("num_mtp_layers"))
+        return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+    def rule(self, name: str) -> Rule | None:
+        """The rule for a property, if there is one."""
+        return next((rule for rule in self.rules if rule.name == name), None)
+
+    def entries(self, path: Path, key: str) -> Sequence[Any] | None:
+        """The property ``key`` of each layer: listed (at ``path`` within the object), else by rule,
+        else one value for all."""
+        inner = _inner(self.place, path)
+        for name in (key, keys.ALIASES.get(key)):
+            if name is not None and (found := keys.entries(name, inner.get(name), self.depth)):
+                return found
+        rule = self.rule(key)
+        if rule is not None and rule.listed and not path:
+            return rule.of(self.place, self.depth)
+        value = inner.get(key)
+        return None if value is None or isinstance(value, list | str) else [value] * self.depth
+
+    def kinds(self, name: str) -> Kinds | None:
+        """One kind a layer of a property that a rule is about."""
+        rule = self.rule(name)
+        if rule is None or rule.listed:
+            found = self.entries((), name)
+            return None if found is None else list(found)
+        return rule.of(self.place, self.depth)
+
+    def numbers(self, path: Path, key: str) -> list[int] | None:
+        """The layers that the list ``key`` names, counted from 0."""
+        return keys.numbers(key, _inner(self.place, path), self.depth)
+
+    def by_number(self, path: Path, key: str) -> Mapping[str, Any]:
+        """An object with layer numbers as keys."""
+        value = _inner(self.place, path).get(key)
+        fits = isinstance(value, Mapping) and keys.is_by_number(key, value, self.depth)
+        return value if isinstance(value, Mapping) and fits else {}
+
+
+def _inner(place: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    found: Any = place
+    for key in path:
+        found = found.get(key, {}) if isinstance(found, Mapping) else {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def describe(model: str, config: Mapping[str, Any], towers: Sequence[Tower]) -> list[Description]:
+    """What ``config`` says of each of the towers, the main one first."""
+    found = homes(config, towers)
+    return [
+        Description(model, config, tower, home) for tower, home in zip(towers, found, strict=True)
+    ]

@@ -1,0 +1,385 @@
+"""Which families have layers of several kinds by which rules: facts, by ``model_type``.
+
+Each was read in the family's configuration and modelling code of transformers 5.23, and the tests
+compare them with what those classes make of the same settings. Settings of families that are not
+here (code of a model's own repository) are understood as in the family that the key is known from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mergeloom.planners.output.layers.rules import (
+    DENSE,
+    FULL,
+    LAYERS,
+    LINEAR,
+    MLPS,
+    SLIDING,
+    SPARSE,
+    Config,
+    Kinds,
+    Rule,
+    alike,
+    every,
+    integer,
+    leading,
+    numbered,
+    offset,
+    repeated,
+    sparse_from,
+    sparse_interval,
+    sparse_steps,
+    trailing,
+    unless,
+    window_beyond,
+    window_within,
+)
+
+PARITY = every(None, 2)
+_FOURTH_FIRST = every(None, 4, shift=0)
+_LINEAR_BUT_FOURTH = every("full_attention_interval", 4, FULL, LINEAR)
+_ROPE = every("no_rope_layer_interval", 4, 0, 1, name="no_rope_layers")
+_KV_SHARED = trailing("num_kv_shared_layers", 0, "own", "shared", name="key and value sharing")
+_ONE_DENSE, _THREE_DENSE = leading(None, 1), leading(None, 3)
+
+
+def _chunked(config: Config, depth: int) -> Kinds | None:
+    """Llama 4: layers with rotary positions attend within chunks."""
+    listed = config.get("no_rope_layers")
+    rope = listed if isinstance(listed, list) and listed else _ROPE.of(config, depth)
+    return None if rope is None else ["chunked_attention" if use else FULL for use in rope[:depth]]
+
+
+def _window_without_rope(config: Config, depth: int) -> Kinds | None:
+    """SmolLM 3: layers without rotary positions have windows, if windows are used."""
+    listed = config.get("no_rope_layers")
+    rope = listed if isinstance(listed, list) else _ROPE.of(config, depth)
+    uses = bool(config.get("use_sliding_window")) and config.get("sliding_window") is not None
+    return None if rope is None else [FULL if use or not uses else SLIDING for use in rope[:depth]]
+
+
+def _mixtures_of_llama4(config: Config, depth: int) -> Kinds | None:
+    listed, step = config.get("moe_layers"), integer(config, "interleave_moe_layer_step", 1)
+    if isinstance(listed, list):
+        return [SPARSE if i in listed else DENSE for i in range(depth)]
+    return None if step <= 0 else [DENSE if (i + 1) % step else SPARSE for i in range(depth)]
+
+
+def _zamba(config: Config, depth: int) -> Kinds | None:
+    period, start = integer(config, "attn_layer_period", 6), integer(config, "attn_layer_offset", 4)
+    if period <= 0:
+        return None
+    rest = ["hybrid" if i % period == start else LINEAR for i in range(max(0, depth - 3))]
+    return [LINEAR, LINEAR, "hybrid", *rest][:depth]
+
+
+def _indexers(config: Config, depth: int) -> Kinds | None:
+    """GLM-5: which layers choose keys themselves and which take another layer's choice."""
+    if config.get("index_topk_pattern") is not None:
+        return None
+    step = max(integer(config, "index_topk_freq", 1), 1)
+    start = integer(config, "index_skip_topk_offset", 2)
+    return ["full" if max(i - start + 1, 0) % step == 0 else "shared" for i in range(depth)]
+
+
+def _windows_before_mixtures(config: Config, depth: int) -> Kinds | None:
+    """Cohere 2 MoE: one pattern of windows in the dense layers, another from there on."""
+    dense = integer(config, "first_k_dense_replace", 0)
+    first = integer(config, "prefix_dense_sliding_window_pattern", 1)
+    rest = integer(config, "sliding_window_pattern", 4)
+    if first <= 0 or rest <= 0:
+        return None
+    before = [SLIDING if (i + 1) % first else FULL for i in range(min(dense, depth))]
+    return before + [SLIDING if (i + 1) % rest else FULL for i in range(depth - len(before))]
+
+
+def _exaone(config: Config, depth: int) -> Kinds | None:
+    if config.get("sliding_window", 4096) is None:
+        return None
+    return every("sliding_window_pattern", 4).of(config, depth)
+
+
+def _sparsity(config: Config, depth: int) -> Kinds:
+    count = 10 if depth > 10 else 0
+    return [0.95] * count + [0.0] * (depth - count)
+
+
+def _hash_first(config: Config, depth: int) -> Kinds:
+    count = integer(config, "num_hash_layers", 3)
+    return ["hash_moe" if i < count else "moe" for i in range(depth)]
+
+
+def _nllb(side: str) -> Rule:
+    """NLLB-MoE: every n-th layer of each side is a mixture of experts."""
+    key = f"{side}_sparse_step"
+
+    def kinds(config: Config, depth: int) -> Kinds:
+        step = integer(config, key, 4)
+        return [SPARSE if step > 0 and not (i + 1) % step else DENSE for i in range(depth)]
+
+    return Rule(MLPS, kinds, (key,), listed=False, side=side)
+
+
+def _switch(side: str) -> Rule:
+    """Switch Transformers: mixtures of experts, n of them, spread evenly over each side."""
+    key = f"num_sparse_{side}_layers"
+
+    def kinds(config: Config, depth: int) -> Kinds | None:
+        count = integer(config, key, 3)
+        step = depth // count if count > 0 else depth
+        if step <= 0:
+            return None
+        return [SPARSE if step == 1 or i % step == 1 else DENSE for i in range(depth)]
+
+    return Rule(MLPS, kinds, (key,), (key,), listed=False, side=side)
+
+
+def _inkling(config: Config, depth: int) -> Kinds:
+    local = config.get("local_layer_ids")
+    if isinstance(local, list):
+        return ["hybrid_sliding" if i in local else "hybrid" for i in range(depth)]
+    return ["hybrid_sliding" if (i + 1) % 6 else "hybrid" for i in range(depth)]
+
+
+def _kimi(config: Config, depth: int) -> Kinds:
+    """Kimi-Linear: full attention where ``linear_attn_config`` says so, counted from 1."""
+    lists = config.get("linear_attn_config")
+    if isinstance(lists, Mapping) and isinstance(full := lists.get("full_attn_layers"), list):
+        return [FULL if i + 1 in full else LINEAR for i in range(depth)]
+    return [FULL if i and i % 4 == 0 else LINEAR for i in range(depth)]
+
+
+def _flint(i: int, depth: int) -> str:
+    return FULL if i < 2 or i % 4 == 1 or i == depth - 1 else SLIDING
+
+
+def _fourth_from_the_end(i: int, depth: int) -> str:
+    return SLIDING if (depth - 1 - i) % 4 else FULL
+
+
+def _windows_of_dots(i: int, depth: int) -> str:
+    return "indexed_attention" if i < 2 or i % 4 == 1 else SLIDING
+
+
+def _compressed(i: int, depth: int) -> str:
+    return "heavily_compressed_attention" if i < 2 or i % 2 == 0 else "compressed_sparse_attention"
+
+
+def _lfm3(i: int, depth: int) -> str:
+    return FULL if i % 4 == 2 else SLIDING if i % 4 == 0 and i else "conv"
+
+
+JAMBA = (
+    Rule(
+        "attention or Mamba",
+        offset("attn_layer_period", "attn_layer_offset", FULL, LINEAR, (8, 4)),
+        ("attn_layer_period", "attn_layer_offset"),
+        listed=False,
+    ),
+    Rule(
+        MLPS,
+        offset("expert_layer_period", "expert_layer_offset", SPARSE, DENSE, (2, 1)),
+        ("expert_layer_period", "expert_layer_offset"),
+        listed=False,
+    ),
+)
+RECURRENT_GEMMA = Rule(
+    "block_types",
+    repeated("block_types", ("recurrent", "recurrent", "attention")),
+    ("block_types",),
+    listed=False,
+    written=lambda kinds: {"block_types": kinds},
+)
+CROSS_ATTENTION = every(
+    "cross_attention_frequency",
+    2,
+    "with cross-attention",
+    "without",
+    shift=0,
+    name="cross-attention",
+    listed=False,
+)
+
+_TABLE: dict[str, tuple[Rule, ...]] = {
+    "afmoe": (
+        every("global_attn_every_n_layers", 4),
+        leading("num_dense_layers", 1, listed=False),
+    ),
+    "axk1": (sparse_from(1, listed=True),),
+    "axk2": (sparse_from(1, listed=True), alike("indexed_attention")),
+    "bailing_hybrid": (
+        every("layer_group_size", 6, FULL, LINEAR),
+        leading("first_k_dense_replace", 2),
+    ),
+    "beam": (every(None, 6, last=FULL), _THREE_DENSE),
+    "blip_2_qformer instructblip_qformer instructblipvideo_qformer": (CROSS_ATTENTION,),
+    "cohere2": (every("sliding_window_pattern", 4),),
+    "cohere2_moe": (
+        Rule(
+            LAYERS,
+            _windows_before_mixtures,
+            ("first_k_dense_replace", "sliding_window_pattern"),
+        ),
+        leading("first_k_dense_replace", 0),
+    ),
+    "cwm granite_swa granitemoe_swa": (_FOURTH_FIRST,),
+    "deepseek_v2": (leading("first_k_dense_replace", 0, listed=False),),
+    "deepseek_v3": (leading("first_k_dense_replace", 3, listed=False),),
+    "glm4_moe glm4v_moe glm4v_moe_text": (leading("first_k_dense_replace", 1, listed=False),),
+    "mistral4": (leading("first_k_dense_replace", 0, listed=False),),
+    "dots1": (window_beyond(62, None), leading("first_k_dense_replace", 0, listed=False)),
+    "deepseek_v32": (leading("first_k_dense_replace", 3), alike("indexed_attention")),
+    "deepseek_v4": (
+        unless("compress_ratios", numbered(_compressed)),
+        Rule(MLPS, _hash_first, ("num_hash_layers",), ("num_hash_layers",)),
+    ),
+    "diffusion_gemma_text gemma4_unified_text gemma4_text gemma4 gemma4_unified": (
+        every(None, 6, last=FULL),
+        _KV_SHARED,
+    ),
+    "dots3_note_text": (numbered(_windows_of_dots), sparse_from(1, listed=True)),
+    "embedding_gemma2_text": (every("sliding_window_pattern", 6, last=FULL),),
+    "ernie4_5_moe": (sparse_interval(),),
+    "ernie4_5_vl_moe_text hy_v3 glm4_moe_lite": (_ONE_DENSE,),
+    "exaone4": (Rule(LAYERS, _exaone, ("sliding_window_pattern",)),),
+    "exaone_moe": (
+        Rule(LAYERS, _exaone, ("sliding_window_pattern",)),
+        leading("first_k_dense_replace", 1),
+    ),
+    "flint": (numbered(_flint), sparse_steps()),
+    "gemma2 gpt_oss t5_gemma_module vaultgemma": (PARITY,),
+    "gemma3 gemma3_text t5gemma2_text t5gemma2_decoder": (every("sliding_window_pattern", 6),),
+    "gemma3n gemma3n_text": (
+        every(None, 5),
+        Rule("activation_sparsity_pattern", _sparsity),
+        trailing("num_kv_shared_layers", 15, "own", "shared", name="key and value sharing"),
+    ),
+    "glm5_next_text": (
+        every(None, 4, "indexed_attention", LINEAR),
+        _THREE_DENSE,
+        Rule("indexer_types", _indexers, ("index_topk_freq", "index_skip_topk_offset")),
+    ),
+    "glm_moe_dsa": (
+        leading("first_k_dense_replace", 3),
+        alike("indexed_attention"),
+        Rule("indexer_types", _indexers, ("index_topk_freq", "index_skip_topk_offset")),
+    ),
+    "hy_v4": (
+        alike("indexed_attention"),
+        _ONE_DENSE,
+        numbered(
+            lambda i, depth: "full" if i == 0 or (i - 1) % 4 == 0 else "shared",
+            name="indexer_types",
+        ),
+    ),
+    "inkling_text": (Rule(LAYERS, _inkling, ("local_layer_ids",)), leading("dense_mlp_idx", 0)),
+    "inkling2_text": (every(None, 6, "hybrid", "hybrid_sliding"),),
+    "jamba": JAMBA,
+    "kimi_linear": (
+        Rule(LAYERS, _kimi, ("linear_attn_config",)),
+        leading("first_k_dense_replace", 1),
+    ),
+    "kolibri1": (every(None, 5),),
+    "laguna": (_ONE_DENSE, alike(FULL)),
+    "lfm2_moe": (leading("num_dense_layers", 2, listed=False),),
+    "lfm3": (numbered(_lfm3),),
+    "lfm3_vl_vision": (numbered(lambda i, depth: "conv" if i < 2 or i % 2 else FULL),),
+    "llama4_text llama4": (
+        _ROPE,
+        Rule(LAYERS, _chunked, ("no_rope_layers", "no_rope_layer_interval")),
+        Rule(
+            MLPS,
+            _mixtures_of_llama4,
+            ("interleave_moe_layer_step", "moe_layers"),
+            listed=False,
+            written=lambda kinds: {"moe_layers": [i for i, k in enumerate(kinds) if k == SPARSE]},
+        ),
+    ),
+    "mimo_v2_flash": (
+        numbered(lambda i, depth: FULL if i == 0 or (i + 1) % 6 == 0 else SLIDING),
+        _ONE_DENSE,
+    ),
+    "minimax": (every(None, 2, LINEAR, FULL),),
+    "mistral_large4_text": (
+        _ROPE,
+        leading("first_k_dense_replace", 1),
+        alike("indexed_attention"),
+        Rule("indexer_types", _indexers, ("index_topk_freq", "index_skip_topk_offset")),
+    ),
+    "modernbert modernbert-decoder": (every("global_attn_every_n_layers", 3, shift=0),),
+    "muse_glimmer_text muse_spark_text": (numbered(_fourth_from_the_end),),
+    "muse_glimmer_vision muse_spark_vision": (every(None, 4, FULL, "window_attention", last=FULL),),
+    "neomme": (every(None, 6, last=FULL),),
+    "nllb-moe": (_nllb("encoder"), _nllb("decoder")),
+    "olmo3": (every(None, 4),),
+    "olmo_hybrid": (every(None, 4, FULL, LINEAR),),
+    "pegasus_x": (
+        every(None, 2, "staggered", "aligned", name="blocks of local attention", listed=False),
+    ),
+    "qwen2 qwen3 qwen2_5_omni_text qwen2_5_omni_talker qwen3_omni_moe_talker_code_predictor": (
+        window_beyond(28),
+    ),
+    "deepseek_ocr2_encoder": (window_beyond(28),),
+    "qwen2_vl qwen2_vl_text qwen2_5_vl qwen2_5_vl_text": (window_beyond(80),),
+    "qwen2_moe": (window_within(28), sparse_steps()),
+    "qwen3_5_text qwen3_5_moe_text": (_LINEAR_BUT_FOURTH,),
+    "qwen3_moe qwen3_vl_moe_text qwen3_omni_moe_text qwen3_omni_moe_talker_text": (sparse_steps(),),
+    "qwen3_next": (_LINEAR_BUT_FOURTH, sparse_steps()),
+    "qwen4_exp_text": (every("full_attention_interval", 4, "indexed_attention", LINEAR),),
+    "recurrent_gemma": (RECURRENT_GEMMA,),
+    "smollm3": (
+        _ROPE,
+        Rule(LAYERS, _window_without_rope, ("no_rope_layers", "no_rope_layer_interval")),
+    ),
+    "step3p5": (alike(FULL), unless("moe_layers_enum", _THREE_DENSE)),
+    "switch_transformers": (_switch("encoder"), _switch("decoder")),
+    "ultrabert": (unless("attention_windows", every(None, 3)),),
+    "unlimited_ocr_text": (leading("first_k_dense_replace", 1),),
+    "zamba": (Rule("layers_block_type", _zamba, ("attn_layer_period", "attn_layer_offset")),),
+}
+
+FAMILIES: dict[str, tuple[Rule, ...]] = {
+    family: rules for families, rules in _TABLE.items() for family in families.split()
+}
+
+KEYS: tuple[tuple[str, Rule, str], ...] = (
+    ("sliding_window_pattern", every("sliding_window_pattern", 6, listed=False), "Gemma 3"),
+    (
+        "global_attn_every_n_layers",
+        every("global_attn_every_n_layers", 3, shift=0, listed=False),
+        "ModernBERT",
+    ),
+    (
+        "full_attention_interval",
+        every("full_attention_interval", 4, FULL, LINEAR, listed=False),
+        "Qwen 3-Next",
+    ),
+    ("layer_group_size", every("layer_group_size", 6, FULL, LINEAR, listed=False), "Bailing"),
+    (
+        "no_rope_layer_interval",
+        every("no_rope_layer_interval", 4, 0, 1, name="no_rope_layers", listed=False),
+        "SmolLM 3",
+    ),
+    ("first_k_dense_replace", sparse_from(0, listed=False), "DeepSeek"),
+    ("num_dense_layers", leading("num_dense_layers", 0, listed=False), "LFM 2 MoE"),
+    ("moe_layer_interval", sparse_interval(), "Ernie 4.5"),
+    ("decoder_sparse_step", sparse_steps(), "Qwen 2 MoE"),
+    (
+        "interleave_moe_layer_step",
+        every("interleave_moe_layer_step", 1, SPARSE, DENSE, name=MLPS, listed=False),
+        "Llama 4",
+    ),
+    ("attn_layer_period", JAMBA[0], "Jamba"),
+    ("expert_layer_period", JAMBA[1], "Jamba"),
+    ("block_types", RECURRENT_GEMMA, "RecurrentGemma"),
+    ("cross_attention_frequency", CROSS_ATTENTION, "BLIP-2"),
+    ("use_sliding_window", window_beyond(28), "Qwen 2"),
+    ("num_kv_shared_layers", _KV_SHARED, "Gemma 3n"),
+    (
+        "num_hash_layers",
+        Rule(MLPS, _hash_first, ("num_hash_layers",), ("num_hash_layers",), listed=False),
+        "DeepSeek V4",
+    ),
+)
+"""Rules by a key that says enough, and where each is known from, for families not listed above."""

@@ -1,0 +1,163 @@
+"""What the keys of configurations mean where they speak of layers: facts, by name.
+
+Lists are told apart by name, since any list may happen to have as many entries as a model has
+layers. The names are those of transformers 5.23 and of published configurations with code of
+their own (OpenELM, Nemotron, Hymba, Kimi, MiniMax, Step, MiMo).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_LISTS = """
+    activation_sparsity_pattern attention_layers attention_types attention_window attention_windows
+    attn_layers attn_type_list block_configs block_repeats block_sizes compress_ratios
+    ffn_multipliers hybrid_layer_pattern hybrid_override_pattern index_topk_pattern indexer_types
+    intermediate_size layer_rope_theta layer_type layer_types layers_block_type mlp_layer_types
+    moe_layer_freq moe_topk no_rope_layers num_attention_heads_per_layer num_experts
+    num_key_value_heads_per_layer num_kv_heads num_query_heads partial_rotary_factors
+    sliding_windows swiglu_limits swiglu_limits_shared
+"""
+LISTS = frozenset(_LISTS.split())
+"""Keys of lists, or of texts of one letter a layer, with one entry a layer."""
+
+ALIASES = {"layer_types": "layers_block_type", "layers_block_type": "layer_types"}
+
+_NO_LISTS = re.compile(
+    r"token|label|quantile|architecture|lang|suppress|decoder_ids|mean|std|kernel|stride|dilat|padd"
+    r"|channel|conv|ratio|rates|section|factor|grid|shape|lags|cardinal|threshold|bands?width|coef"
+    r"|class|names|modules|exclu|bins|dims?$|sizes?$|levels|points|multiplier|strides|embed"
+    r"|resolution|scales?$|features|indices|stage|dropout|drop_path|vocab|prompt|files|tags|pattern_ids"
+)
+"""Keys of lists that never have one entry a layer, whatever their length."""
+
+_NUMBERS = re.compile(
+    r"(^|_)(layers|layers_enum|layer_ids?|layer_idxs?|layer_indices|layer_indexes|attn_idxs?"
+    r"|attn_layer_indices|attn_indexes|block_ids|block_idxs?|block_indexes|block_indices"
+    r"|attention_blocks)$"
+)
+
+TAPS: Mapping[str, int] = {
+    "deepstack_visual_indexes": 0,
+    "extract_layers": 0,
+    "intermediate_hidden_state_indices": 0,
+    "intermediate_layers_indices": 1,
+    "out_indices": 1,
+    "_out_indices": 1,
+    "segmentation_indices": 1,
+}
+"""Keys of layers whose outputs are used elsewhere, with the number that stands for layer 0's
+output (1 where 0 is the input of the first layer). Each entry has weights or columns of its own,
+so none may get lost."""
+
+VISION_TAPS: Mapping[str, int] = {
+    "mm_vision_select_layer": 1,
+    "select_layer": 1,
+    "vision_feature_layer": 1,
+    "vision_select_layer": 1,
+}
+"""The same, of the vision tower, wherever in the configuration the key is."""
+
+KNOWN_FROM_ONE = frozenset({"kda_layers", "full_attn_layers"})
+"""Keys of layer numbers counted from 1, as a rule (Kimi-Linear's ``linear_attn_config``)."""
+
+SHARING = frozenset({"kv_source_layers", "kv_reuse_group"})
+"""Keys that say which layer's keys and values a layer uses."""
+
+WHOLE = ("max_window_layers", "mtp_base_layer_idx")
+"""Keys that are the depth where they mean all layers."""
+
+LONGEST_AMBIGUOUS = 3
+"""Lists of so few entries under unknown keys are taken to have nothing to do with layers."""
+
+
+def is_one_a_layer(key: str, value: object, depth: int) -> bool:
+    """Whether a setting has one entry for each of ``depth`` layers."""
+    if key in TAPS or key in VISION_TAPS:
+        return False
+    if key == "attention_types":
+        return entries(key, value, depth) is not None
+    if isinstance(value, str):
+        return key in LISTS and len(value) == depth
+    if not isinstance(value, list) or len(value) != depth:
+        return False
+    if key in LISTS:
+        return True
+    if _NUMBERS.search(key) or key in SHARING:
+        return False
+    return depth > LONGEST_AMBIGUOUS and not _NO_LISTS.search(key)
+
+
+def entries(key: str, value: Any, depth: int) -> list[Any] | None:
+    """The entries of such a setting, one a layer; ``None`` if it has fewer or is no list."""
+    if key == "attention_types":
+        value = _expanded(value)
+    whole = isinstance(value, list | str) and len(value) >= depth
+    return list(value)[:depth] if whole else None
+
+
+def encoded(key: str, old: Any, new: Sequence[Any], depth: int) -> Any:
+    """New entries in the form that ``old`` has; what it has beyond ``depth`` entries (layers
+    that predict further tokens) stays behind them."""
+    if key == "attention_types":
+        return [[list(new), 1]]
+    if isinstance(old, str):
+        return "".join(new) + old[depth:]
+    return [*new, *old[depth:]]
+
+
+def _expanded(value: Any) -> Any:
+    """GPT-Neo's ``[[["global", "local"], 12]]`` as 24 entries."""
+    try:
+        return [kind for kinds, times in value for _ in range(times) for kind in kinds]
+    except (TypeError, ValueError):
+        return None
+
+
+def numbers(key: str, place: Mapping[str, Any], depth: int) -> list[int] | None:
+    """Layer numbers, from 0 on, of a setting that lists some of ``depth`` layers by number;
+    ``None`` if it is something else."""
+    value = place.get(key)
+    if not _NUMBERS.search(key) or key in LISTS or key in TAPS or key in VISION_TAPS:
+        return None
+    items = as_numbers(value)
+    if not items and value != []:
+        return None
+    first = first_number(key, place, depth)
+    found = [item - first for item in items]
+    right = len(set(found)) == len(found) and all(0 <= i < depth for i in found)
+    return found if right else None
+
+
+def as_numbers(value: object) -> list[int]:
+    """The numbers of a list, or of a text with commas; none if there is anything else in it."""
+    items: object = value
+    if isinstance(value, str):
+        parts = value.split(",")
+        items = [int(part) if part.strip().isdecimal() else None for part in parts]
+    whole = isinstance(items, list) and all(type(item) is int for item in items)
+    return list(items) if isinstance(items, list) and whole else []
+
+
+def first_number(key: str, place: Mapping[str, Any], depth: int) -> int:
+    """The number that stands for the first layer in the list ``key`` of ``place``.
+
+    It is 1 where the depth is among the numbers, or for keys known to count so, unless there is a
+    0 in it or in a list beside it.
+    """
+    known = key in KNOWN_FROM_ONE
+    lists = KNOWN_FROM_ONE if known else {key}
+    found = {item for name in lists for item in as_numbers(place.get(name))}
+    return int((known or depth in found) and 0 not in found)
+
+
+def is_by_number(key: str, value: object, depth: int) -> bool:
+    """Whether a setting is an object with layer numbers as keys (``per_layer_config``)."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and "label" not in key
+        and all(str(item).isdecimal() and int(item) < depth for item in value)
+    )

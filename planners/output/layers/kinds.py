@@ -1,0 +1,106 @@
+"""Layer kinds by rules: each output layer needs the kind that its source had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+from mergeloom.planners.output.layers import keys
+from mergeloom.planners.output.layers.rules import Kinds, Rule
+from mergeloom.planners.output.layers.stack import Edit, Origin
+
+
+def keep_kinds(edit: Edit) -> None:
+    """See that every rule of the donor gives each output layer the kind of the layer that it
+    stands for, by other settings, or by a list where transformers reads one; else refuse."""
+    for rule in edit.donor.rules:
+        wanted = _wanted(edit, rule)
+        if wanted is not None:
+            _keep(edit, rule, wanted)
+
+
+def _wanted(edit: Edit, rule: Rule) -> Kinds | None:
+    wanted: Kinds = []
+    for origin in edit.tower.origins:
+        kinds = origin.of.kinds(rule.name)
+        if kinds is None or origin.layer >= len(kinds):
+            if edit.donor.kinds(rule.name) is not None:
+                edit.warn(
+                    f"which {rule.name} the layers of '{origin.of.model}' have is not known: its "
+                    f"config.json does not say it as that of '{edit.donor.model}' does"
+                )
+            return None
+        wanted.append(kinds[origin.layer])
+    return wanted
+
+
+def _keep(edit: Edit, rule: Rule, wanted: Kinds) -> None:
+    listed = rule.listed and any(
+        isinstance(edit.place.get(key), list) and edit.place[key]
+        for key in (rule.name, keys.ALIASES.get(rule.name, rule.name))
+    )
+    if not listed and rule.of(edit.place, edit.tower.depth) != wanted:
+        thresholds = _thresholds(edit, rule, wanted)
+        settings = thresholds if thresholds is not None else rule.settings(wanted)
+        if settings is None:
+            edit.refuse(_conflict(edit, rule, wanted))
+            return
+        for key, value in settings.items():
+            edit.set(edit.path, key, value)
+    elif listed and (thresholds := _thresholds(edit, rule, wanted)) is not None:
+        for key, value in thresholds.items():  # for readers that know the rule only
+            edit.set(edit.path, key, value)
+    if rule.last is not None and wanted[-1] != rule.last:
+        edit.refuse(
+            f"the last layer of the output's '{edit.tower.name}' is made from "
+            f"{edit.tower.origins[-1]}, which has '{wanted[-1]}', and the last layer of a "
+            f"{edit.donor.family} always has '{rule.last}': end with a layer that has it"
+        )
+
+
+def _thresholds(edit: Edit, rule: Rule, wanted: Kinds) -> dict[str, int] | None:
+    """Numbers of layers with which the rule yields these kinds: those that are set, if they do."""
+    depth = edit.tower.depth
+    given = [key for key in rule.thresholds if key in edit.place]
+
+    def choices() -> Iterator[dict[str, int]]:
+        yield {}
+        for key in given:
+            yield from ({key: number} for number in range(depth + 1))
+        if len(given) == 2:
+            for pair in product(range(depth + 1), repeat=2):
+                yield dict(zip(given, pair, strict=True))
+
+    for settings in choices():
+        if rule.of({**edit.place, **settings, rule.name: None}, depth) == wanted:
+            return settings
+    return None
+
+
+def _conflict(edit: Edit, rule: Rule, wanted: Kinds) -> str:
+    given = rule.of(edit.place, edit.tower.depth) or []
+    pairs = enumerate(zip(wanted, given, strict=True))
+    i, (want, have) = next(item for item in pairs if item[1][0] != item[1][1])
+    return (
+        f"layer {i} of the output's '{edit.tower.name}' is made from {edit.tower.origins[i]}, "
+        f"which is '{want}', and would be '{have}' by {rule.described(edit.place)} of config.json: "
+        "choose layer ranges that keep each kind in its place"
+    )
+
+
+def warn_of_mixtures(edit: Edit) -> None:
+    """Warn where layers of different kinds are merged into one."""
+    for rule in edit.donor.rules:
+        for i, sources in enumerate(edit.tower.merged):
+            found: dict[str, Origin] = {}
+            for origin in sources:
+                kinds = origin.of.kinds(rule.name)
+                if kinds is not None and origin.layer < len(kinds):
+                    found.setdefault(repr(kinds[origin.layer]), origin)
+            if len(found) > 1:
+                (one, first), (other, second), *_ = found.items()
+                edit.warn(
+                    f"layer {i} of the output's '{edit.tower.name}' is merged from layers of "
+                    f"different {rule.name}: {first} has {one}, {second} has {other}"
+                )
+                break

@@ -1,0 +1,58 @@
+"""The donor's configuration, rewritten for the layers that an output is made of."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mergeloom.planners.output.layers.alike import refuse_unexplained
+from mergeloom.planners.output.layers.constants import keep_constants
+from mergeloom.planners.output.layers.counts import set_counts
+from mergeloom.planners.output.layers.entries import follow_layers
+from mergeloom.planners.output.layers.homes import at
+from mergeloom.planners.output.layers.kinds import keep_kinds, warn_of_mixtures
+from mergeloom.planners.output.layers.stack import Edit, Restacked, Rewritten
+from mergeloom.planners.output.layers.taps import follow_sharing, follow_taps
+
+
+def rewrite_layers(config: Mapping[str, Any], towers: Sequence[Restacked]) -> Rewritten:
+    """``config``, the donor's, for an output whose towers are made of other layers than its own.
+
+    Counts, lists and rules follow the layers; what cannot is refused or warned about.
+    """
+    result = Rewritten(copy.deepcopy(dict(config)))
+    for tower in towers:
+        edit = Edit(result, tower, towers)
+        warn_of_mixtures(edit)
+        if tower.unchanged:
+            continue
+        if tower.donor.home is None:
+            if tower.depth != tower.donor.depth:
+                edit.refuse(
+                    f"the config.json of '{tower.donor.model}' has no object that describes "
+                    f"the {tower.donor.depth} layers of '{tower.name}' (its counts differ), so "
+                    f"that there may be {tower.depth} of them: correct them, or keep all its layers"
+                )
+            continue
+        set_counts(edit)
+        follow_layers(edit)
+        follow_taps(edit)
+        follow_sharing(edit)
+        keep_kinds(edit)
+        keep_constants(edit)
+        _repeat(edit)
+        refuse_unexplained(edit)
+    return result
+
+
+def _repeat(edit: Edit) -> None:
+    """Change what other objects repeat of the tower's own in the same way."""
+    home = edit.donor.home
+    for path, _ in home.others if home is not None else ():
+        other = at(edit.result.config, path)
+        for key, value in edit.place.items():
+            if key not in edit.donor.place:
+                other.setdefault(key, copy.deepcopy(value))
+            elif value != edit.donor.place[key] and other.get(key) == edit.donor.place[key]:
+                other[key] = copy.deepcopy(value)

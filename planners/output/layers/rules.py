@@ -1,0 +1,235 @@
+"""Rules by which configurations say of which kind each layer is, without listing the layers.
+
+A rule is a function of a configuration and a depth that yields one kind a layer. Under another
+number the same layer may be of another kind, so a rule that stays must give each output layer the
+kind that its source had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from typing import Any
+
+Config = Mapping[str, Any]
+Kinds = list[Any]
+KindsOf = Callable[[Config, int], Kinds | None]
+"""Kinds of ``depth`` layers, or ``None`` where the configuration does not use the rule."""
+
+LAYERS, MLPS = "layer_types", "mlp_layer_types"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+DENSE, SPARSE = "dense", "sparse"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One property of layers that follows from their number.
+
+    ``name`` is the property. If ``listed``, it is also the key of the list with one entry a layer
+    that transformers reads instead, where a configuration has one; else ``written``, if given,
+    yields settings that say the same as any list of kinds. ``keys`` are the settings that the rule
+    depends on; ``thresholds`` those of them that are a number of layers or a layer's number, and
+    may be another for another depth. ``last`` is the kind that the class forces on the last layer,
+    whatever rule or list say. A rule with a ``side`` speaks of the encoder or the decoder only,
+    where one object describes both.
+    """
+
+    name: str
+    kinds: KindsOf
+    keys: tuple[str, ...] = ()
+    thresholds: tuple[str, ...] = ()
+    listed: bool = True
+    last: str | None = None
+    side: str | None = None
+    written: Callable[[Kinds], Mapping[str, Any]] | None = None
+
+    def settings(self, kinds: Kinds) -> Mapping[str, Any] | None:
+        """Settings that give each layer its kind without the rule, where there are some."""
+        if self.listed:
+            return {self.name: kinds}
+        return None if self.written is None else self.written(kinds)
+
+    def of(self, config: Config, depth: int) -> Kinds | None:
+        """One kind a layer, or ``None`` where the rule does not apply."""
+        kinds = self.kinds(config, depth)
+        return [*kinds[:-1], self.last] if kinds and self.last is not None else kinds
+
+    def described(self, config: Config) -> str:
+        """The rule's settings with their values, for people."""
+        found = [f"{key} {config[key]}" for key in self.keys if config.get(key) is not None]
+        return ", ".join(found) or "a rule of its architecture"
+
+
+def integer(config: Config, key: str | None, default: int) -> int:
+    """An integer setting, or ``default`` where it is absent, null or of another type."""
+    value = config.get(key) if key is not None else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def every(
+    key: str | None,
+    default: int,
+    at: Any = FULL,
+    elsewhere: Any = SLIDING,
+    *,
+    shift: int = 1,
+    name: str = LAYERS,
+    listed: bool = True,
+    last: str | None = None,
+) -> Rule:
+    """Every n-th layer is ``at``: those whose number plus ``shift`` n divides."""
+
+    def kinds(config: Config, depth: int) -> Kinds | None:
+        period = integer(config, key, default)
+        if period <= 0:
+            return None
+        return [elsewhere if (i + shift) % period else at for i in range(depth)]
+
+    return Rule(name, kinds, (key,) if key else (), (), listed, last)
+
+
+def leading(
+    key: str | None,
+    default: int,
+    first: Any = DENSE,
+    rest: Any = SPARSE,
+    *,
+    name: str = MLPS,
+    listed: bool = True,
+) -> Rule:
+    """The first n layers are ``first``, the others ``rest``."""
+
+    def kinds(config: Config, depth: int) -> Kinds:
+        count = integer(config, key, default)
+        return [first if i < count else rest for i in range(depth)]
+
+    own = (key,) if key else ()
+    return Rule(name, kinds, own, own, listed)
+
+
+def trailing(key: str, default: int, rest: Any, last: Any, *, name: str) -> Rule:
+    """The last n layers are ``last``, the others ``rest``."""
+
+    def kinds(config: Config, depth: int) -> Kinds:
+        count = integer(config, key, default)
+        return [last if i >= depth - count else rest for i in range(depth)]
+
+    return Rule(name, kinds, (key,), (key,), listed=False)
+
+
+def numbered(test: Callable[[int, int], Any], *, name: str = LAYERS) -> Rule:
+    """Kinds by layer number and depth alone."""
+    return Rule(name, lambda config, depth: [test(i, depth) for i in range(depth)])
+
+
+def unless(key: str, rule: Rule) -> Rule:
+    """A rule that holds only where another list, ``key``, does not say the same layer by layer."""
+
+    def kinds(config: Config, depth: int) -> Kinds | None:
+        return None if config.get(key) is not None else rule.kinds(config, depth)
+
+    return replace(rule, kinds=kinds)
+
+
+def alike(kind: str, *, name: str = LAYERS) -> Rule:
+    """All layers of one kind, unless a list says otherwise."""
+    return Rule(name, lambda config, depth: [kind] * depth)
+
+
+def sparse_from(default: int, *, listed: bool) -> Rule:
+    """DeepSeek's mixtures of experts: from a layer on, where ``moe_layer_freq`` divides."""
+
+    def kinds(config: Config, depth: int) -> Kinds | None:
+        start = integer(config, "first_k_dense_replace", default)
+        step = integer(config, "moe_layer_freq", 1)
+        if step <= 0 or isinstance(config.get("moe_layer_freq"), list):
+            return None
+        return [SPARSE if i >= start and i % step == 0 else DENSE for i in range(depth)]
+
+    keys = ("first_k_dense_replace", "moe_layer_freq")
+    return Rule(MLPS, kinds, keys, keys[:1], listed)
+
+
+def sparse_steps() -> Rule:
+    """Qwen's mixtures of experts: every n-th layer that ``mlp_only_layers`` does not name.
+
+    That list can name any layers, so it takes what the step cannot say.
+    """
+
+    def kinds(config: Config, depth: int) -> Kinds | None:
+        step = integer(config, "decoder_sparse_step", 1)
+        only = config.get("mlp_only_layers") or ()
+        if step <= 0 or config.get("num_experts") == 0:
+            return None
+        return [DENSE if i in only or (i + 1) % step else SPARSE for i in range(depth)]
+
+    def written(kinds: Kinds) -> Mapping[str, Any]:
+        dense = [i for i, kind in enumerate(kinds) if kind == DENSE]
+        return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+
+    keys = ("decoder_sparse_step", "mlp_only_layers")
+    return Rule(MLPS, kinds, keys, (), listed=False, written=written)
+
+
+def sparse_interval() -> Rule:
+    """Ernie 4.5's mixtures of experts: every n-th layer between a first and a last one."""
+
+    def kinds(config: Config, depth: int) -> Kinds | None:
+        step = integer(config, "moe_layer_interval", 1)
+        start = integer(config, "moe_layer_start_index", 1)
+        stop = integer(config, "moe_layer_end_index", -1)
+        stop = depth - 1 if stop == -1 else stop
+        if step <= 0:
+            return None
+        return [
+            SPARSE if not (i + 1) % step and start <= i <= stop else DENSE for i in range(depth)
+        ]
+
+    keys = ("moe_layer_interval", "moe_layer_start_index", "moe_layer_end_index")
+    return Rule(MLPS, kinds, keys, keys[1:], listed=False)
+
+
+def window_beyond(default: int, switch: str | None = "use_sliding_window") -> Rule:
+    """Windows from layer ``max_window_layers`` on (Qwen 2 and 3), if windows are used at all."""
+
+    def kinds(config: Config, depth: int) -> Kinds:
+        uses = config.get("sliding_window", 4096) is not None
+        uses = uses and (switch is None or bool(config.get(switch)))
+        start = integer(config, "max_window_layers", default)
+        return [SLIDING if uses and i >= start else FULL for i in range(depth)]
+
+    return Rule(LAYERS, kinds, ("max_window_layers",), ("max_window_layers",))
+
+
+def window_within(default: int) -> Rule:
+    """Windows in every other layer before ``max_window_layers`` (Qwen 2 MoE), if they are used."""
+
+    def kinds(config: Config, depth: int) -> Kinds:
+        uses = bool(config.get("use_sliding_window"))
+        stop = integer(config, "max_window_layers", default)
+        return [FULL if not uses or i % 2 or i >= stop else SLIDING for i in range(depth)]
+
+    return Rule(LAYERS, kinds, ("max_window_layers",), ("max_window_layers",))
+
+
+def offset(period: str, start: str, at: Any, elsewhere: Any, defaults: tuple[int, int]) -> KindsOf:
+    """Kinds where every n-th layer, counted from one, is ``at`` (Jamba)."""
+
+    def kinds(config: Config, depth: int) -> Kinds | None:
+        step, first = integer(config, period, defaults[0]), integer(config, start, defaults[1])
+        if step <= 0:
+            return None
+        return [at if i % step == first else elsewhere for i in range(depth)]
+
+    return kinds
+
+
+def repeated(key: str, default: Sequence[str]) -> KindsOf:
+    """Kinds that are a short list repeated over all layers (RecurrentGemma)."""
+
+    def kinds(config: Config, depth: int) -> Kinds | None:
+        pattern = config.get(key) or default
+        return list(islice(cycle(pattern), depth)) if isinstance(pattern, list | tuple) else None
+
+    return kinds

@@ -1,0 +1,90 @@
+"""Layers whose outputs are used elsewhere, and layers that share keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mergeloom.planners.output.layers import keys
+from mergeloom.planners.output.layers.homes import Path, words
+from mergeloom.planners.output.layers.stack import Edit, name, values
+
+
+def follow_taps(edit: Edit) -> None:
+    """Renumber layers whose outputs go elsewhere: each must be there, its last copy counts."""
+    for path in edit.inner():
+        for key, value in values(edit.donor.place, path).items():
+            if key in keys.TAPS:
+                _tap(edit, (*edit.path, *path), key, value, keys.TAPS[key])
+    if "vision" in words(edit.donor.tower.prefix) or "vision" in str(edit.path):
+        for path, place in _objects(edit.donor.config, ()):
+            for key, value in place.items():
+                if key in keys.VISION_TAPS:
+                    _tap(edit, path, key, value, keys.VISION_TAPS[key])
+
+
+def _objects(config: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    yield path, config
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _objects(value, (*path, key))
+
+
+def _tap(edit: Edit, path: Path, key: str, value: Any, first: int) -> None:
+    items = value if isinstance(value, list) else [value]
+    if not all(type(item) is int for item in items):
+        return
+    new = []
+    for item in items:
+        layer = edit.donor.depth + item if item < 0 else item - first
+        copies = [i for i, o in enumerate(edit.tower.origins) if o.layer == layer]
+        if layer < 0:  # the input of the first layer
+            new.append(item)
+        elif not copies:
+            edit.refuse(
+                f"'{name(path, key)}' of config.json takes the output of layer {layer} of "
+                f"'{edit.tower.name}', and no layer of the output stands for it: keep that layer"
+            )
+            return
+        else:
+            new.append(copies[-1] - edit.tower.depth if item < 0 else copies[-1] + first)
+    edit.set(path, key, new if isinstance(value, list) else new[0])
+
+
+def follow_sharing(edit: Edit) -> None:
+    """Renumber the layers whose keys and values other layers use.
+
+    A layer that uses another's needs a copy of that one before it, from the same model.
+    """
+    for path in edit.inner():
+        place = values(edit.donor.place, path)
+        if isinstance(sources := place.get("kv_source_layers"), list):
+            new = [_nearest(edit, i, sources) for i in range(edit.tower.depth)]
+            if all(number is not None for number in new):
+                edit.set((*edit.path, *path), "kv_source_layers", new)
+        if isinstance(groups := place.get("kv_reuse_group"), list):
+            owners = {layer: group[0] for group in groups for layer in group}
+            flat = [owners.get(layer, layer) for layer in range(edit.donor.depth)]
+            found: dict[int, list[int]] = {}
+            for i, origin in enumerate(edit.tower.origins):
+                owner = _nearest(edit, i, flat)
+                if origin.layer in owners and owner is not None:
+                    found.setdefault(owner, []).append(i)
+            edit.set((*edit.path, *path), "kv_reuse_group", list(found.values()))
+
+
+def _nearest(edit: Edit, i: int, sources: list[int]) -> int | None:
+    """The output layer whose keys and values output layer ``i`` uses."""
+    own = edit.tower.origins[i]
+    source = sources[own.layer] if own.layer < len(sources) else own.layer
+    if source == own.layer:
+        return i
+    for j in range(i - 1, -1, -1):
+        other = edit.tower.origins[j]
+        if other.layer == source and other.of is own.of:
+            return j
+    edit.refuse(
+        f"layer {i} of the output's '{edit.tower.name}' is made from {own}, which uses keys and "
+        f"values of layer {source}, and no layer before it stands for that one: keep both"
+    )
+    return None

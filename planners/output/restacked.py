@@ -1,0 +1,53 @@
+"""From the slices of a stage to the layers that its output's ``config.json`` speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mergeloom.planners.models.architecture import Tower
+from mergeloom.planners.models.model import Model
+from mergeloom.planners.output.layers.described import Description, describe
+from mergeloom.planners.output.layers.stack import Origin, Restacked
+from mergeloom.planners.slices.document import Stage
+from mergeloom.planners.slices.slices import LayerSource, Slice
+
+
+def restacked(stage: Stage) -> list[Restacked]:
+    """What the towers of the output are made of, layer by layer.
+
+    An output layer stands for the donor's layer if the donor has a part in it, or else for the
+    layer of the base model, or of the first source.
+    """
+    described: dict[str, list[Description]] = {}
+
+    def description(model: Model, tower: Tower) -> Description:
+        if model.name not in described:
+            described[model.name] = describe(model.name, model.config, model.architecture.towers)
+        return next(item for item in described[model.name] if item.tower.prefix == tower.prefix)
+
+    found = []
+    for plan in stage.towers:
+        if not plan.tower.layers:
+            continue
+        merged = tuple(
+            tuple(
+                Origin(description(source.model, source.tower), source.start + step)
+                for source in sources
+            )
+            for step, sources in _steps(plan.slices, stage.donor)
+        )
+        donor = description(stage.donor, plan.tower)
+        origins = tuple(sources[0] for sources in merged)
+        found.append(Restacked(plan.tower.name, donor, origins, merged))
+    return found
+
+
+def _steps(slices: tuple[Slice, ...], donor: Model) -> Iterator[tuple[int, list[LayerSource]]]:
+    """For each output layer its number within its slice, and its sources, the leading one first."""
+    for part in slices:
+        base = part.sources[part.base] if part.base is not None else None
+        sources = sorted(
+            part.sources, key=lambda source: (source.model is not donor, source is not base)
+        )
+        for step in range(part.length):
+            yield step, sources

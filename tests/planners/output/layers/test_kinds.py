@@ -1,0 +1,190 @@
+"""Layer kinds, judged by transformers: each layer of the output's class is what its source was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from mergeloom.planners.output.layers.rewrite import rewrite_layers
+from mergeloom.planners.output.layers.stack import Origin, Restacked
+from tests.planners.output.layers.support import Config, model, ok, restacked, stacked
+
+TEXT = "model.language_model.layers."
+
+
+def kinds(config: Config, *properties: str) -> list[tuple[Any, ...]]:
+    """What transformers' class makes of each layer."""
+    found = CONFIG_MAPPING[config["model_type"]].from_dict(json.loads(json.dumps(config)))
+    text = found.get_text_config()
+    columns = []
+    for name in properties:
+        value = getattr(text, name)
+        numbers = name in ("moe_layers", "cross_attention_layers", "mlp_only_layers")
+        depth = text.num_hidden_layers
+        columns.append([i in value for i in range(depth)] if numbers else value)
+    return list(zip(*columns, strict=True))
+
+
+def hub(family: str, **settings: Any) -> Config:
+    return {"model_type": family, "num_hidden_layers": 8, **settings}
+
+
+def text(family: str, **settings: Any) -> Config:
+    return {"model_type": family, "text_config": hub(f"{family}_text", **settings)}
+
+
+LISTED = [
+    (hub("gemma2", sliding_window=4096), "layer_types"),
+    (text("gemma3", sliding_window_pattern=3, sliding_window=1024), "layer_types"),
+    (hub("gemma3_text"), "layer_types"),
+    (hub("cohere2", sliding_window_pattern=4), "layer_types"),
+    (hub("modernbert", global_attn_every_n_layers=3), "layer_types"),
+    (hub("smollm3", no_rope_layer_interval=4), "no_rope_layers"),
+    (hub("exaone4", sliding_window_pattern=4), "layer_types"),
+    (hub("olmo3", sliding_window=4096), "layer_types"),
+    (hub("gpt_oss", sliding_window=128), "layer_types"),
+    (hub("qwen3_next", full_attention_interval=4), "layer_types"),
+    (hub("qwen2", use_sliding_window=True, sliding_window=64, max_window_layers=5), "layer_types"),
+    (hub("lfm2", full_attn_idxs=[2, 5]), "layer_types"),
+    (hub("bamba", attn_layer_indices=[3]), "layers_block_type"),
+    (text("llama4", interleave_moe_layer_step=2, no_rope_layer_interval=4), "moe_layers"),
+    (text("llama4", no_rope_layers=[], no_rope_layer_interval=4), "no_rope_layers"),
+    (text("llama4", no_rope_layers=[], no_rope_layer_interval=4), "layer_types"),
+    (hub("gemma3n_text", intermediate_size=64, num_kv_shared_layers=0), "layer_types"),
+    (
+        hub("recurrent_gemma", block_types=["recurrent", "recurrent", "attention"]),
+        "layers_block_type",
+    ),
+    (hub("minimax", layer_types=["full_attention", "linear_attention"] * 4), "layer_types"),
+    (
+        hub(
+            "kimi_linear",
+            linear_attn_config={
+                "kda_layers": [1, 2, 3, 5, 6, 7],
+                "full_attn_layers": [4, 8],
+                "head_dim": 8,
+                "num_heads": 2,
+                "short_conv_kernel_size": 4,
+            },
+        ),
+        "layer_types",
+    ),
+    (hub("glm_moe_dsa", first_k_dense_replace=3, index_topk_freq=4), "indexer_types"),
+    (
+        hub("granitemoehybrid", layer_types=["mamba", "mamba", "attention", "mamba"] * 2),
+        "layer_types",
+    ),
+    (
+        hub(
+            "step3p5",
+            num_nextn_predict_layers=2,
+            moe_layers_enum="2,3,4,5,6,7",
+            layer_types=["full_attention", "sliding_attention"] * 5,
+        ),
+        "layer_types",
+    ),
+]
+SHIFTS = ([0, 1, 2, 3, 4, 3, 4, 5, 6, 7], [0, 1, 3, 4, 5, 7], [7, 6, 5, 4, 3, 2, 1, 0])
+
+
+@pytest.mark.parametrize("origins", SHIFTS, ids=["stacked", "dropped", "reversed"])
+@pytest.mark.parametrize(
+    ("config", "name"), LISTED, ids=[f"{config['model_type']}-{name}" for config, name in LISTED]
+)
+def test_kinds_follow_their_layers(config: Config, name: str, origins: list[int]) -> None:
+    prefix = TEXT if "text_config" in config else "model.layers."
+    found = stacked(config, origins, prefix)
+    if config["model_type"] == "minimax":
+        found.warnings.clear()  # of its decay, which no list can keep
+    before, after = kinds(config, name), kinds(ok(found), name)
+    assert after == [before[origin] for origin in origins]
+
+
+def test_a_rule_that_fits_stays() -> None:
+    gemma = hub("gemma2")
+    assert ok(stacked(gemma, [0, 1, 2, 3, 2, 3, 4, 5, 6, 7])) == {**gemma, "num_hidden_layers": 10}
+    qwen = hub("qwen2", use_sliding_window=False, sliding_window=131072, max_window_layers=8)
+    found = ok(stacked(qwen, [0, 1, 2, 2]))
+    assert found == {**qwen, "num_hidden_layers": 4, "max_window_layers": 4}
+
+
+def test_numbers_of_layers_become_others_before_a_list_is_written() -> None:
+    dense = hub("deepseek_v3", first_k_dense_replace=3)
+    assert ok(stacked(dense, [0, 2, 3, 4, 5, 4, 5, 6]))["first_k_dense_replace"] == 2
+    ernie = hub(
+        "ernie4_5_moe", moe_layer_start_index=1, moe_layer_end_index=7, moe_layer_interval=1
+    )
+    found = ok(stacked(ernie, [0, 1, 2, 3, 4, 5, 6, 7, 6, 7]))
+    assert (found["moe_layer_start_index"], found["moe_layer_end_index"]) == (1, 9)
+    found = ok(stacked(ernie, [1, 2, 3]))
+    assert (found["moe_layer_start_index"], found["moe_layer_end_index"]) in ((0, 7), (0, 2))
+    qwen = hub("qwen2", use_sliding_window=True, sliding_window=64, max_window_layers=6)
+    assert ok(stacked(qwen, [0, 1, 2, 3, 2, 3, 4, 5, 6, 7]))["max_window_layers"] == 8
+
+
+def test_mixtures_of_experts_that_a_step_cannot_place_are_listed() -> None:
+    """Qwen's classes read no list of kinds, but one of the layers that are no mixtures."""
+    config = hub("qwen3_moe", decoder_sparse_step=2, num_experts=4, mlp_only_layers=[])
+    found = ok(stacked(config, [0, 1, 1, 2, 3]))
+    assert (found["decoder_sparse_step"], found["mlp_only_layers"]) == (1, [0, 3])
+
+
+REFUSED: list[tuple[Config, Sequence[int], tuple[str, ...]]] = [
+    (
+        hub("deepseek_v3", first_k_dense_replace=3),
+        [0, 1, 2, 3, 0],
+        (
+            "layer 4 of the output",
+            "layer 0 of 'm'",
+            "'dense'",
+            "'sparse'",
+            "first_k_dense_replace 3",
+        ),
+    ),
+    (
+        hub("jamba", attn_layer_period=4, attn_layer_offset=1, expert_layer_period=2),
+        [0, 1, 1, 2],
+        ("layer 2 of the output", "'full_attention'", "attn_layer_period 4"),
+    ),
+    (hub("afmoe", num_dense_layers=2), [0, 2, 1], ("num_dense_layers 2",)),
+    (hub("blip_2_qformer", cross_attention_frequency=2), [0, 0, 1], ("cross_attention_frequency",)),
+    (hub("gemma4_text"), [0, 1, 2, 3, 4, 5, 6], ("the last layer", "'sliding_attention'")),
+    (hub("strange", first_k_dense_replace=1), [1, 0], ("first_k_dense_replace 1",)),
+    (
+        {"model_type": "switch_transformers", "num_layers": 8, "num_sparse_encoder_layers": 4},
+        [0, 1, 1, 2],
+        ("num_sparse_encoder_layers 4",),
+    ),
+    (
+        {"model_type": "nllb-moe", "encoder_layers": 8, "encoder_sparse_step": 4},
+        [0, 3, 1, 2],
+        ("encoder_sparse_step 4",),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "origins", "words"), REFUSED, ids=[c["model_type"] for c, _, _ in REFUSED]
+)
+def test_what_no_setting_can_say_is_refused(
+    config: Config, origins: list[int], words: tuple[str, ...]
+) -> None:
+    prefix = "encoder.layers." if "encoder" in str(config) else "model.layers."
+    refusal, *_ = restacked(config, {prefix: 8}, {prefix: origins}).refusals
+    for word in words:
+        assert word in refusal
+    assert "choose layer ranges" in refusal or "end with a layer" in refusal
+
+
+def test_layers_of_different_kinds_merged_into_one_are_warned_about() -> None:
+    (donor,) = model(hub("gemma2"), {"model.layers.": 8})
+    (other,) = model(hub("gemma2"), {"model.layers.": 8}, "other")
+    made = tuple((Origin(donor, i), Origin(other, i + 1)) for i in range(4))
+    tower = Restacked("default", donor, tuple(pair[0] for pair in made), made)
+    (warning,) = rewrite_layers(donor.config, [tower]).warnings
+    assert "layer 0 of the output" in warning
+    assert "layer 1 of 'other' has 'full_attention'" in warning

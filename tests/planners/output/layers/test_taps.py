@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from mergeloom.planners.models.architecture import infer
+from mergeloom.planners.output.layers.described import describe
+from mergeloom.planners.output.layers.rewrite import rewrite_layers
+from mergeloom.planners.output.layers.stack import Origin, Restacked
+from tests.planners.output.layers.support import BLOCK, Config, ok, restacked, stacked
+
+VISION, TEXT = "model.visual.blocks.", "model.language_model.layers."
+
+
+def with_vision(vision: Config, origins: list[int], **top: object) -> Config:
+    config = {
+        "model_type": "m",
+        "text_config": {"num_hidden_layers": 2},
+        "vision_config": {"depth": 6, **vision},
+        **top,
+    }
+    return ok(restacked(config, {TEXT: 2, VISION: 6}, {VISION: origins}))
+
+
+def test_layers_whose_outputs_go_elsewhere_keep_their_number_of_entries() -> None:
+    """Each entry of Qwen 3-VL's list has a merger of its own."""
+    taps = {"deepstack_visual_indexes": [1, 3, 5]}
+    found = with_vision(taps, [0, 1, 2, 3, 2, 3, 4, 5])
+    assert found["vision_config"]["deepstack_visual_indexes"] == [1, 5, 7]
+    members = {"fullatt_block_indexes": [1, 3]}
+    found = with_vision(members, [0, 1, 2, 3, 2, 3, 4, 5])
+    assert found["vision_config"]["fullatt_block_indexes"] == [1, 3, 5]
+
+
+def test_outputs_counted_from_the_embedding_or_from_the_end() -> None:
+    found = with_vision({"out_indices": [0, 2, 6]}, [0, 1, 1, 2, 3, 4, 5])
+    assert found["vision_config"]["out_indices"] == [0, 3, 7]
+    found = with_vision({}, [0, 1, 2, 3, 3, 4, 5], vision_feature_layer=-2)
+    assert found["vision_feature_layer"] == -2
+    found = with_vision({}, [0, 1, 2, 3, 4, 5, 5], vision_feature_layer=[-2, 1])
+    assert found["vision_feature_layer"] == [-3, 1]
+
+
+def test_a_layer_whose_output_is_needed_must_be_there() -> None:
+    config = {"num_hidden_layers": 6, "extract_layers": [2, 4]}
+    (refusal,) = stacked(config, [0, 1, 3, 4, 5]).refusals
+    assert "takes the output of layer 2" in refusal
+    assert "keep that layer" in refusal
+
+
+def test_layers_that_use_keys_and_values_of_others() -> None:
+    config = {"num_hidden_layers": 4, "kv_source_layers": [0, 0, 2, 2]}
+    found = ok(stacked(config, [0, 1, 1, 2, 3]))
+    assert found["kv_source_layers"] == [0, 0, 0, 3, 3]
+    (refusal,) = stacked(config, [1, 2, 3]).refusals
+    assert "keys and values of layer 0" in refusal
+    assert "keep both" in refusal
+    hymba = {"num_hidden_layers": 4, "kv_reuse_group": [[0, 1], [2, 3]]}
+    found = ok(stacked(hymba, [0, 1, 1, 2, 3]))
+    assert found["kv_reuse_group"] == [[0, 1, 2], [3, 4]]
+
+
+def test_a_factor_that_follows_the_depth_stays_what_it_was() -> None:
+    """MiniCPM multiplies what a layer adds by scale_depth / sqrt(num_hidden_layers)."""
+    config = {"model_type": "minicpm3", "num_hidden_layers": 4, "scale_depth": 1.4}
+    found = stacked(config, [0, 1, 2, 3, 3])
+    assert math.isclose(ok(found)["scale_depth"] / math.sqrt(5), 1.4 / math.sqrt(4))
+    assert "scale_depth: 1.4 -> 1.56525" in found.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        (
+            {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx",
+        ),
+        ({"model_type": "diffllama"}, "lambda"),
+        ({"model_type": "minimax", "layer_types": ["full_attention"] * 4}, "decay"),
+    ],
+)
+def test_what_a_layers_number_decides_is_warned_about(config: Config, word: str) -> None:
+    config = {**config, "num_hidden_layers": 4}
+    (warning,) = stacked(config, [0, 1, 2, 2, 3]).warnings
+    assert word in warning
+    assert "'m'" in warning
+    assert stacked(config, range(4)).warnings == []
+
+
+def uneven(origins: list[int], **settings: object) -> list[str]:
+    """Refusals for a model whose layers 2 and 3 have a tensor more than layers 0 and 1."""
+    return _refusals(origins, {2, 3}, settings)
+
+
+def _refusals(origins: list[int], more: set[int], settings: dict[str, object]) -> list[str]:
+    config = {"num_hidden_layers": 4, **settings}
+    names = [f"model.layers.{i}{part}" for i in range(4) for part in BLOCK]
+    names += [f"model.layers.{i}.mlp.experts.0.weight" for i in more]
+    (donor,) = describe("m", config, infer(names, config).towers)
+    made = tuple(Origin(donor, layer) for layer in origins)
+    return rewrite_layers(config, [Restacked("default", donor, made)]).refusals
+
+
+def test_layers_that_differ_without_a_word_in_the_configuration() -> None:
+    (refusal,) = uneven([0, 1, 2, 2, 3])
+    assert "mlp.experts.0.weight" in refusal
+    assert "keep every layer at its number" in refusal
+    assert uneven([0, 1, 2, 3]) == []
+    assert uneven([0, 1, 2, 2, 3], mlp_only_layers=[0, 1]) == []
+    assert uneven([0, 1, 2, 2, 3], some_kinds=["d", "d", "s", "s"]) == []
+    assert uneven([0, 1, 2, 2, 3], some_kinds=["d", "d", "d", "s"]) != []
+
+
+def test_a_first_layer_that_is_different_may_stay_first() -> None:
+    assert _refusals([0, 1, 2, 2, 3], {0}, {}) == []
+    assert _refusals([0, 1, 0, 2, 3], {0}, {}) != []
+    assert _refusals([1, 2, 3], {0}, {}) != []
+    assert _refusals([0, 1, 2, 3, 1, 2, 3], {0}, {}) == []
+    assert _refusals([0, 3, 1, 2], {3}, {}) != []
