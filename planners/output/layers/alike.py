@@ -55,7 +55,8 @@ def _kinds(edit: Edit) -> list[Hashable]:
                 columns.append(list(map(repr, donor.entries(path, key) or ())))
             elif (named := donor.numbers(path, key)) is not None:
                 columns.append([str(i in named) for i in range(donor.depth)])
-    rows = zip(*(column for column in columns if len(column) == donor.depth), strict=True)
+    telling = [c for c in columns if len(c) == donor.depth and len(set(c)) < max(3, len(c))]
+    rows = zip(*telling, strict=True)
     return list(rows) or [()] * donor.depth
 
 

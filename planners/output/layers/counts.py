@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mergeloom.planners.output.layers import keys
+from mergeloom.planners.output.layers.homes import is_main_stack
 from mergeloom.planners.output.layers.stack import Edit, Restacked
 
 
@@ -23,9 +24,11 @@ def set_counts(edit: Edit) -> None:
     for key in keys.WHOLE:
         if edit.donor.place.get(key) == edit.donor.depth:
             edit.set(edit.path, key, new)
-    if not home.counts:
+    if home.counts:
+        _refuse_other_depths(edit)
+    else:
         _default(edit)
-    elif home.side == "encoder":
+    if home.side == "encoder":
         _keep_decoder(edit)
 
 
@@ -33,21 +36,19 @@ _CLASS_COUNTS = {
     "qwen2_vl.vision_config": "depth",
     "qwen2_5_vl.vision_config": "depth",
     "glm4v.vision_config": "depth",
-    "nemotron_h": "",
 }
-"""What families read that do not know ``num_hidden_layers``; empty where a list says all."""
+"""What families read that do not know ``num_hidden_layers``."""
 
 
 def _default(edit: Edit) -> None:
-    depth, donor = edit.tower.depth, edit.donor
+    donor, depth = edit.donor, edit.tower.depth
     if any(keys.is_one_a_layer(key, value, donor.depth) for key, value in donor.place.items()):
         return  # a list is the only count
-    twins = [other for other in edit.towers if other is not edit.tower and _one_count(edit, other)]
-    if not twins and donor.family:
-        key = _CLASS_COUNTS.get(donor.family, "num_hidden_layers")
-        edit.set(edit.path, key, depth)
-    elif twins and "num_layers" in donor.place:  # T5: the decoder's is the encoder's unless given
+    twins = [other for other in edit.towers if _without_count(edit, other)]
+    if twins and "num_layers" in donor.place:  # T5: the decoder's is the encoder's unless given
         edit.set(edit.path, "num_decoder_layers", depth)
+    elif not twins and donor.family and is_main_stack(donor.tower, edit.path):
+        edit.set(edit.path, _CLASS_COUNTS.get(donor.family, "num_hidden_layers"), depth)
     elif not twins or any(twin.depth != depth for twin in twins):
         edit.refuse(
             f"no key of the config.json of '{donor.model}' counts the {donor.depth} layers of "
@@ -56,23 +57,40 @@ def _default(edit: Edit) -> None:
 
 
 def _keep_decoder(edit: Edit) -> None:
-    """Give a decoder its own count where it has had the encoder's."""
+    """Give a decoder of T5 its own count where it has had the encoder's."""
     for other in edit.towers:
         home = other.donor.home
-        if other is edit.tower or home is None or home.counts or not _one_count(edit, other):
-            continue
-        if home.side != "decoder":
-            continue
-        if "num_layers" in edit.donor.place:
-            edit.set(edit.path, "num_decoder_layers", other.depth)
-        elif other.depth != edit.tower.depth:
-            edit.refuse(
-                f"one key of the config.json of '{edit.donor.model}' counts the layers of "
-                f"'{edit.tower.name}' and of '{other.name}': give both the same number of layers"
-            )
+        if _without_count(edit, other) and home is not None and home.side == "decoder":
+            if "num_layers" in edit.donor.place:
+                edit.set(edit.path, "num_decoder_layers", other.depth)
+            elif not home.counts and other.depth != edit.tower.depth:
+                _one_key(edit, other)
 
 
-def _one_count(edit: Edit, other: Restacked) -> bool:
-    """Whether one key counts the layers of both towers."""
+def _without_count(edit: Edit, other: Restacked) -> bool:
+    """Whether another tower's depth may be what this tower's count says, as it has no other."""
     home = other.donor.home
-    return home is not None and home.path == edit.path and other.donor.depth == edit.donor.depth
+    if other is edit.tower or home is None or home.path != edit.path:
+        return False
+    own = edit.donor.home
+    alone = not home.counts or own is None or not own.counts
+    return alone and other.donor.depth == edit.donor.depth
+
+
+def _refuse_other_depths(edit: Edit) -> None:
+    """Refuse where a key counts another tower too, and that one has another depth."""
+    own = edit.donor.home
+    for other in edit.towers:
+        home = other.donor.home
+        if other is edit.tower or home is None or own is None or home.path != own.path:
+            continue
+        if set(home.counts) & set(own.counts) and other.depth != edit.tower.depth:
+            _one_key(edit, other)
+
+
+def _one_key(edit: Edit, other: Restacked) -> None:
+    first, second = sorted((edit.tower.name, other.name))
+    edit.refuse(
+        f"one key of the config.json of '{edit.donor.model}' counts the layers of '{first}' and of "
+        f"'{second}': give both the same number of layers"
+    )

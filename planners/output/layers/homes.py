@@ -212,6 +212,14 @@ def _repeated(
     return tuple(found)
 
 
+_STACKS = {"layers", "layer", "blocks", "block", "h", "transformer", "backbone", "text", "encoder"}
+
+
+def is_main_stack(stack: Stack, path: Path) -> bool:
+    """Whether a tower is the layers of what ``path`` describes, not of a part of it."""
+    return set(words(stack.prefix)) <= _STACKS | {"decoder"} | _words_of(path)
+
+
 # ---- which keys
 
 

@@ -52,6 +52,9 @@ TAPS: Mapping[str, int] = {
 output (1 where 0 is the input of the first layer). Each entry has weights or columns of its own,
 so none may get lost."""
 
+STAGES = frozenset({"stage_names", "out_features", "_out_features"})
+"""The same, by names: ``stem`` for the input, ``stage1`` for layer 0's output."""
+
 VISION_TAPS: Mapping[str, int] = {
     "mm_vision_select_layer": 1,
     "select_layer": 1,
@@ -75,7 +78,7 @@ LONGEST_AMBIGUOUS = 3
 
 def is_one_a_layer(key: str, value: object, depth: int) -> bool:
     """Whether a setting has one entry for each of ``depth`` layers."""
-    if key in TAPS or key in VISION_TAPS:
+    if key in TAPS or key in VISION_TAPS or key in STAGES:
         return False
     if key == "attention_types":
         return entries(key, value, depth) is not None

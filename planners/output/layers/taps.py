@@ -16,6 +16,8 @@ def follow_taps(edit: Edit) -> None:
         for key, value in values(edit.donor.place, path).items():
             if key in keys.TAPS:
                 _tap(edit, (*edit.path, *path), key, value, keys.TAPS[key])
+            elif key in keys.STAGES and isinstance(value, list):
+                _stages(edit, (*edit.path, *path), key, value)
     if "vision" in words(edit.donor.tower.prefix) or "vision" in str(edit.path):
         for path, place in _objects(edit.donor.config, ()):
             for key, value in place.items():
@@ -34,6 +36,13 @@ def _tap(edit: Edit, path: Path, key: str, value: Any, first: int) -> None:
     items = value if isinstance(value, list) else [value]
     if not all(type(item) is int for item in items):
         return
+    found = _outputs(edit, path, key, items, first)
+    if found is not None:
+        edit.set(path, key, found if isinstance(value, list) else found[0])
+
+
+def _outputs(edit: Edit, path: Path, key: str, items: list[int], first: int) -> list[int] | None:
+    """New numbers for outputs of layers; ``first`` is what stands for that of layer 0."""
     new = []
     for item in items:
         layer = edit.donor.depth + item if item < 0 else item - first
@@ -45,10 +54,25 @@ def _tap(edit: Edit, path: Path, key: str, value: Any, first: int) -> None:
                 f"'{name(path, key)}' of config.json takes the output of layer {layer} of "
                 f"'{edit.tower.name}', and no layer of the output stands for it: keep that layer"
             )
-            return
+            return None
         else:
             new.append(copies[-1] - edit.tower.depth if item < 0 else copies[-1] + first)
-    edit.set(path, key, new if isinstance(value, list) else new[0])
+    return new
+
+
+def _stages(edit: Edit, path: Path, key: str, value: list[Any]) -> None:
+    """The same where outputs are named ``stage1``, ``stage2``, … and the input ``stem``."""
+    names = [f"stage{i + 1}" for i in range(edit.donor.depth)]
+    if value == ["stem", *names]:
+        new = [f"stage{i + 1}" for i in range(edit.tower.depth)]
+        edit.set(path, key, ["stem", *new], "one stage for each layer")
+        return
+    if not all(item in ("stem", *names) for item in value):
+        return
+    numbers = [0 if item == "stem" else names.index(item) + 1 for item in value]
+    found = _outputs(edit, path, key, numbers, 1)
+    if found is not None:
+        edit.set(path, key, ["stem" if number == 0 else f"stage{number}" for number in found])
 
 
 def follow_sharing(edit: Edit) -> None:
