@@ -37,8 +37,8 @@ def refuse_unexplained(edit: Edit) -> None:
             edit.refuse(
                 f"layer {i} of the output's '{edit.tower.name}' is made from {origin}, whose "
                 f"tensors differ from those of other layers ('{odd[0].lstrip('.')}'), and nothing "
-                "known in config.json says which layers are of which kind: keep every layer at its "
-                "number, or merge whole models"
+                "known in config.json says which layers are of which kind",
+                "keep every layer at its number, or merge whole models",
             )
             return
 

@@ -52,7 +52,8 @@ def _default(edit: Edit) -> None:
     elif not twins or any(twin.depth != depth for twin in twins):
         edit.refuse(
             f"no key of the config.json of '{donor.model}' counts the {donor.depth} layers of "
-            f"'{edit.tower.name}' alone, so that there may be {depth} of them: keep all its layers"
+            f"'{edit.tower.name}' alone, so that there may be {depth} of them",
+            "keep all its layers",
         )
 
 
@@ -92,5 +93,6 @@ def _one_key(edit: Edit, other: Restacked) -> None:
     first, second = sorted((edit.tower.name, other.name))
     edit.refuse(
         f"one key of the config.json of '{edit.donor.model}' counts the layers of '{first}' and of "
-        f"'{second}': give both the same number of layers"
+        f"'{second}'",
+        "give both the same number of layers",
     )

@@ -46,7 +46,8 @@ def _entries(edit: Edit, path: Path, key: str, value: Any) -> None:
         if origin.layer >= len(entries):
             edit.refuse(
                 f"'{name(full, key)}' of config.json has no entry for {origin}, which layer {i} of "
-                "the output is made from: add the list to that model's config.json"
+                "the output is made from",
+                "add the list to that model's config.json",
             )
             return
         found.append(entries[origin.layer])

@@ -43,7 +43,10 @@ def _keep(edit: Edit, rule: Rule, wanted: Kinds) -> None:
         thresholds = _thresholds(edit, rule, wanted)
         settings = thresholds if thresholds is not None else rule.settings(wanted)
         if settings is None:
-            edit.refuse(_conflict(edit, rule, wanted))
+            edit.refuse(
+                _conflict(edit, rule, wanted),
+                "choose layer ranges that keep each kind in its place",
+            )
             return
         for key, value in settings.items():
             edit.set(edit.path, key, value)
@@ -54,7 +57,8 @@ def _keep(edit: Edit, rule: Rule, wanted: Kinds) -> None:
         edit.refuse(
             f"the last layer of the output's '{edit.tower.name}' is made from "
             f"{edit.tower.origins[-1]}, which has '{wanted[-1]}', and the last layer of a "
-            f"{edit.donor.family} always has '{rule.last}': end with a layer that has it"
+            f"{edit.donor.family} always has '{rule.last}'",
+            "end with a layer that has it",
         )
 
 
@@ -83,8 +87,7 @@ def _conflict(edit: Edit, rule: Rule, wanted: Kinds) -> str:
     i, (want, have) = next(item for item in pairs if item[1][0] != item[1][1])
     return (
         f"layer {i} of the output's '{edit.tower.name}' is made from {edit.tower.origins[i]}, "
-        f"which is '{want}', and would be '{have}' by {rule.described(edit.place)} of config.json: "
-        "choose layer ranges that keep each kind in its place"
+        f"which is '{want}', and would be '{have}' by {rule.described(edit.place)} of config.json"
     )
 
 

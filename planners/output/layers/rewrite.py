@@ -32,7 +32,8 @@ def rewrite_layers(config: Mapping[str, Any], towers: Sequence[Restacked]) -> Re
                 edit.refuse(
                     f"the config.json of '{tower.donor.model}' has no object that describes "
                     f"the {tower.donor.depth} layers of '{tower.name}' (its counts differ), so "
-                    f"that there may be {tower.depth} of them: correct them, or keep all its layers"
+                    f"that there may be {tower.depth} of them",
+                    "correct them, or keep all its layers",
                 )
             continue
         set_counts(edit)

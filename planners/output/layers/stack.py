@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergeloom.engine.base.errors import Finding
 from mergeloom.planners.output.layers.described import Description
 from mergeloom.planners.output.layers.homes import Path, at, inner
 
@@ -49,14 +50,14 @@ class Restacked:
 class Rewritten:
     """A configuration and what is to be said of it.
 
-    ``notes`` say what was changed, ``warnings`` what may not be as meant, ``refusals`` why the
-    output cannot be described, with ways out; each is one line.
+    ``notes`` say what was changed, ``warnings`` what may not be as meant, each in one line;
+    ``refusals`` why the output cannot be described.
     """
 
     config: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
+    refusals: list[Finding] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,10 @@ class Edit:
         if line not in self.result.warnings:
             self.result.warnings.append(line)
 
-    def refuse(self, line: str) -> None:
-        if line not in self.result.refusals:
-            self.result.refusals.append(line)
+    def refuse(self, cause: str, remedy: str) -> None:
+        found = Finding(cause, None, remedy, "layers")
+        if found not in self.result.refusals:
+            self.result.refusals.append(found)
 
 
 def name(path: Path, key: str) -> str:

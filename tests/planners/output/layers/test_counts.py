@@ -100,7 +100,7 @@ def test_t5s_decoder_has_the_encoders_count_unless_it_is_given(
 def test_one_count_of_two_towers_that_are_not_to_be_told_apart() -> None:
     config = {"model_type": "mimi", "num_hidden_layers": 4}
     sides = {"encoder.layers.": 4, "decoder.layers.": 4}
-    (refusal,) = restacked(config, sides, {"encoder.layers.": MORE}).refusals
+    (refusal,) = map(str, restacked(config, sides, {"encoder.layers.": MORE}).refusals)
     assert "give both the same number of layers" in refusal
     both = restacked(config, sides, {"encoder.layers.": MORE, "decoder.layers.": MORE})
     assert ok(both) == {**config, "num_hidden_layers": 6}
@@ -201,11 +201,15 @@ def test_a_list_may_be_the_only_count() -> None:
 
 def test_a_depth_that_shows_nowhere_is_refused() -> None:
     contradicted = {"model_type": "llama", "num_hidden_layers": 5}
-    (refusal,) = restacked(contradicted, {"model.layers.": 4}, {"model.layers.": MORE}).refusals
+    (refusal,) = map(
+        str, restacked(contradicted, {"model.layers.": 4}, {"model.layers.": MORE}).refusals
+    )
     assert "4 layers" in refusal
     assert "keep all its layers" in refusal
     unknown = {"hidden_size": 4}
-    (refusal,) = restacked(unknown, {"model.layers.": 4}, {"model.layers.": MORE}).refusals
+    (refusal,) = map(
+        str, restacked(unknown, {"model.layers.": 4}, {"model.layers.": MORE}).refusals
+    )
     assert "no key" in refusal
 
 

@@ -174,7 +174,7 @@ def test_what_no_setting_can_say_is_refused(
     config: Config, origins: list[int], words: tuple[str, ...]
 ) -> None:
     prefix = "encoder.layers." if "encoder" in str(config) else "model.layers."
-    refusal, *_ = restacked(config, {prefix: 8}, {prefix: origins}).refusals
+    refusal, *_ = map(str, restacked(config, {prefix: 8}, {prefix: origins}).refusals)
     for word in words:
         assert word in refusal
     assert "choose layer ranges" in refusal or "end with a layer" in refusal

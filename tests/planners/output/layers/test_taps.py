@@ -44,7 +44,7 @@ def test_outputs_counted_from_the_embedding_or_from_the_end() -> None:
 
 def test_a_layer_whose_output_is_needed_must_be_there() -> None:
     config = {"num_hidden_layers": 6, "extract_layers": [2, 4]}
-    (refusal,) = stacked(config, [0, 1, 3, 4, 5]).refusals
+    (refusal,) = map(str, stacked(config, [0, 1, 3, 4, 5]).refusals)
     assert "takes the output of layer 2" in refusal
     assert "keep that layer" in refusal
 
@@ -53,7 +53,7 @@ def test_layers_that_use_keys_and_values_of_others() -> None:
     config = {"num_hidden_layers": 4, "kv_source_layers": [0, 0, 2, 2]}
     found = ok(stacked(config, [0, 1, 1, 2, 3]))
     assert found["kv_source_layers"] == [0, 0, 0, 3, 3]
-    (refusal,) = stacked(config, [1, 2, 3]).refusals
+    (refusal,) = map(str, stacked(config, [1, 2, 3]).refusals)
     assert "keys and values of layer 0" in refusal
     assert "keep both" in refusal
     hymba = {"num_hidden_layers": 4, "kv_reuse_group": [[0, 1], [2, 3]]}
@@ -99,7 +99,9 @@ def _refusals(origins: list[int], more: set[int], settings: dict[str, object]) -
     names += [f"model.layers.{i}.mlp.experts.0.weight" for i in more]
     (donor,) = describe("m", config, infer(names, config).towers)
     made = tuple(Origin(donor, layer) for layer in origins)
-    return rewrite_layers(config, [Restacked("default", donor, made)]).refusals
+    return [
+        str(each) for each in rewrite_layers(config, [Restacked("default", donor, made)]).refusals
+    ]
 
 
 def test_layers_that_differ_without_a_word_in_the_configuration() -> None:
