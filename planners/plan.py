@@ -153,6 +153,7 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     stage = stage_of(last)
     used = [models.get(reference) for reference in last.references()]
     warnings += _idle_filters(last, [name for model in used for name in model])
+    warnings += models.notes
     for name in models.stages.keys() - models.used_stages:
         warnings.append(f"stage '{name}' is used by no later one")
     tensors = _build(stage, builder, warnings)

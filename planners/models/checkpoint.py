@@ -58,7 +58,22 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         raise CheckpointError(f"'{directory}' is not a directory")
     config = read_config(directory)
     _refuse_quantised(directory, quantised_by_config(config))
-    shards = _shards(directory)
+    checkpoint = open_shards(directory, config, _shards(directory))
+    kinds = {name: (entry.dtype, entry.shape) for name, entry in checkpoint.tensors.items()}
+    _refuse_quantised(directory, quantised_by_tensor(kinds))
+    return checkpoint
+
+
+def open_shards(
+    directory: Path, config: Mapping[str, Any], shards: Mapping[str, set[str]]
+) -> Checkpoint:
+    """Read the headers of files of ``directory``; ``shards`` are their names, each with the
+    tensors that it is said to hold.
+
+    Raises:
+        CheckpointError: a file is missing or malformed, lacks what it is said to hold, or holds
+            what another holds too.
+    """
     for name in shards:
         check_inside(directory, name)
     with ThreadPoolExecutor(8) as pool:
@@ -81,8 +96,6 @@ def open_checkpoint(directory: Path) -> Checkpoint:
             tensors[tensor] = StoredTensor.at(source, entry.start, entry.dtype, entry.shape)
         if len(tensors) > MAX_TENSORS:
             raise CheckpointError(f"'{directory}' has more than {MAX_TENSORS} tensors")
-    kinds = {name: (entry.dtype, entry.shape) for name, entry in tensors.items()}
-    _refuse_quantised(directory, quantised_by_tensor(kinds))
     if not tensors:
         raise CheckpointError(f"'{directory}' has no tensors")
     return Checkpoint(directory, config, tensors, tuple(sources))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from mergeloom.engine.base.errors import CheckpointError, ConfigError
+from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.suggest import nearest
-from mergeloom.planners.config.model_reference import ModelReference
+from mergeloom.planners.config.model_reference import Location, ModelReference
+from mergeloom.planners.models.adapted import AdaptedModel, adapt
+from mergeloom.planners.models.adapter import Adapter, has_adapter, is_adapter, open_adapter
 from mergeloom.planners.models.checkpoint import Checkpoint, open_checkpoint
 from mergeloom.planners.models.model import Model, StagedModel, StoredModel
 from mergeloom.planners.models.resolve import Found, Origin, Resolver
@@ -23,7 +26,10 @@ class Models:
         self._resolver = resolver
         self._by_reference: dict[ModelReference, Model] = {}
         self._by_directory: dict[Path, StoredModel] = {}
+        self._adapters: dict[Path, Adapter] = {}
         self._found: dict[str, Found] = {}
+        self.notes: list[str] = []
+        """What was taken for what, for the plan's warnings."""
         self.stages: dict[str, StagedModel] = {}
         self.used_stages: set[str] = set()
 
@@ -60,13 +66,11 @@ class Models:
             return False
         return self._resolver.find(settled.model).origin in (Origin.PATH, Origin.SEARCH)
 
-    def _open(self, reference: ModelReference) -> StoredModel:
+    def _open(self, reference: ModelReference) -> Model:
         settled = self._resolver.settle(reference)
         if settled.adapter is not None:
-            raise ConfigError(
-                f"'{reference}': adapters are not merged yet",
-                remedy="merge the adapter into its model first and name the result",
-            )
+            base = self.get(replace(settled, adapter=None))
+            return adapt(str(reference), base, self._adapter(settled.adapter))
         try:
             found = self._resolver.find(settled.model)
         except CheckpointError as error:
@@ -75,6 +79,8 @@ class Models:
                 raise
             remedy = f"did you mean the stage '{stage}'?"
             raise CheckpointError(error.cause, remedy=remedy) from error
+        if is_adapter(found.directory):
+            return self._alone(settled)
         place = found.directory.resolve()
         model = self._by_directory.get(place)
         if model is None:
@@ -83,9 +89,36 @@ class Models:
             self._found[model.name] = found
         return model
 
+    def _adapter(self, location: Location) -> Adapter:
+        directory = self._resolver.find(location, has_adapter).directory
+        adapter = self._adapters.get(directory.resolve())
+        if adapter is None:
+            adapter = self._adapters[directory.resolve()] = open_adapter(str(location), directory)
+        return adapter
+
+    def _alone(self, reference: ModelReference) -> Model:
+        """An adapter that stands where a model is expected: with the model that it was made for."""
+        adapter = self._adapter(reference.model)
+        if adapter.base is None:
+            raise CheckpointError(
+                f"'{reference}' is an adapter that does not say for which model",
+                remedy=f"write MODEL+{reference.model}",
+            )
+        base = Location(adapter.base, adapter.base_revision)
+        self.notes.append(
+            f"'{reference}' is an adapter: it is merged into '{base}', for which it was made"
+        )
+        try:
+            return adapt(str(reference), self.get(ModelReference(base)), adapter)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"'{reference}' is an adapter for '{base}': {error.cause}", remedy=error.remedy
+            ) from error
+
     def stored_by_name(self) -> dict[str, Checkpoint]:
-        """The checkpoints among the models that were asked for."""
-        return {model.name: model.checkpoint for model in self._by_directory.values()}
+        """The checkpoints that the models asked for are made of, adapters too."""
+        models = {model.name: model.checkpoint for model in self._by_directory.values()}
+        return models | {item.name: item.checkpoint for item in self._adapters.values()}
 
     @property
     def found(self) -> Mapping[str, Found]:
@@ -96,4 +129,6 @@ class Models:
         """Where the side files come from: the donor's directory; of a stage, its donor's."""
         if isinstance(donor, StagedModel):
             return donor.directory
+        if isinstance(donor, AdaptedModel):
+            return self.donor_directory(donor.base)
         return donor.checkpoint.directory if isinstance(donor, StoredModel) else None

@@ -12,6 +12,7 @@ from typing import Any
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.suggest import nearest
 from mergeloom.planners.config.model_reference import Location, ModelReference, readings
+from mergeloom.planners.models.adapter import has_adapter
 from mergeloom.planners.models.checkpoint import is_complete
 
 _WANTED = (
@@ -52,6 +53,11 @@ class Found:
     origin: Origin
 
 
+def is_model(directory: Path) -> bool:
+    """Whether a directory holds a whole model, or an adapter, which names its model."""
+    return is_complete(directory) or has_adapter(directory)
+
+
 @dataclass(frozen=True)
 class Resolver:
     """Finds models.
@@ -67,8 +73,8 @@ class Resolver:
     relative_to: Path | None = None
     download: Callable[[str], None] | None = None
 
-    def find(self, location: Location) -> Found:
-        """The directory of a model.
+    def find(self, location: Location, complete: Callable[[Path], bool] = is_model) -> Found:
+        """The directory of a model, or of something else that ``complete`` knows when it is there.
 
         Raises:
             CheckpointError: it is nowhere, or cannot be fetched.
@@ -83,7 +89,7 @@ class Resolver:
             return local
         if not is_hub_id(location.path):
             raise self._nowhere(location)
-        return Found(self._from_hub(location), Origin.HUB)
+        return Found(self._from_hub(location, complete), Origin.HUB)
 
     def directory(self, location: Location) -> Path:
         """The directory of a model.
@@ -139,8 +145,8 @@ class Resolver:
             remedy=f"did you mean '{path.parent / near}'?" if near else "",
         )
 
-    def _from_hub(self, location: Location) -> Path:
-        cached = _cached(location)
+    def _from_hub(self, location: Location, complete: Callable[[Path], bool]) -> Path:
+        cached = _cached(location, complete)
         if cached is not None:
             return cached
         where = f"give its directory by --model-dir {location.path}=PATH"
@@ -187,7 +193,7 @@ def _cache_folder() -> Path:
     return Path(home).expanduser() / "huggingface" / "hub"
 
 
-def _cached(location: Location) -> Path | None:
+def _cached(location: Location, complete: Callable[[Path], bool]) -> Path | None:
     """A complete snapshot in the cache; what is there in part only is left to be fetched.
 
     Layout of the cache: ``models--OWNER--NAME/refs/REVISION`` holds the commit's hash, and
@@ -202,7 +208,7 @@ def _cached(location: Location) -> Path | None:
         commit = reference.read_text().strip() if reference.is_file() else revision
         snapshot = model / "snapshots" / commit
         single_name = "/" not in commit and commit not in {"", ".", ".."}
-        return snapshot if single_name and is_complete(snapshot) else None
+        return snapshot if single_name and complete(snapshot) else None
     except (OSError, ValueError):
         return None
 

@@ -1,0 +1,253 @@
+"""A model with an adapter: the model's tensors, changed where the adapter changes them.
+
+Nothing is stored: each tensor that is changed is a task of its own over the model's, so that
+several adapters over one model read it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mergeloom.engine.base.dtypes import F32, U8, DType
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.methods.inputs.fill_rows import FillRows
+from mergeloom.methods.inputs.low_rank import LowRank
+from mergeloom.methods.inputs.transpose import Transpose
+from mergeloom.planners.models.adapter import Adapter, Change, NewRows, Product
+from mergeloom.planners.models.architecture import Architecture, infer, token_embedding
+from mergeloom.planners.models.model import Model, is_tied
+
+Shape = tuple[int, ...]
+HEAD = "lm_head"
+_ONE = MemorySource(b"\x00\x00\x80\x3f", "the number 1")
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """``base`` with ``adapter``; ``changes`` are by the names of the base's tensors.
+
+    ``head`` is the name of the output head that the base shares with its embedding, where the
+    adapter parts the two, so that the result has both.
+    """
+
+    name: str
+    base: Model
+    adapter: Adapter
+    changes: Mapping[str, Change]
+    head: str | None
+    prefixes: tuple[str, str]
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        changed = dict(self.base.config)
+        if self.head is not None:
+            changed["tie_word_embeddings"] = False
+            inner = changed.get("text_config")
+            if isinstance(inner, Mapping) and "tie_word_embeddings" in inner:
+                changed["text_config"] = {**inner, "tie_word_embeddings": False}
+        embedding = token_embedding(self.base)
+        if embedding is not None:
+            before, after = self.base.shape(embedding)[0], self.shape(embedding)[0]
+            if before != after and changed.get("vocab_size") == before:
+                changed["vocab_size"] = after
+        return changed
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return infer(self, self.config)
+
+    def __contains__(self, tensor: str) -> bool:
+        return tensor in self.base or tensor == self.head
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.base
+        if self.head is not None:
+            yield self.head
+
+    def shape(self, tensor: str) -> Shape:
+        replaced = self._replaced(tensor)
+        return self.base.shape(self._below(tensor)) if replaced is None else replaced.shape
+
+    def dtype(self, tensor: str) -> DType:
+        return self.base.dtype(self._below(tensor))
+
+    def node(self, builder: GraphBuilder, tensor: str, rows: int | None = None) -> Load | Merge:
+        module, _, last = tensor.rpartition(".")
+        change = self.changes.get(module)
+        replaced = self._replaced(tensor)
+        if replaced is not None:
+            node: Load | Merge = _load(builder, _leading(replaced, rows), tensor)
+        else:
+            node = self.base.node(builder, self._below(tensor), rows)
+        if change is None:
+            return node
+        product = change.product
+        if last == "bias" and product is not None and product.bias is not None:
+            return _add_bias(builder, node, product.bias, product.scale, tensor)
+        if last != "weight":
+            return node
+        if change.rows is not None:
+            node = _replace_rows(builder, node, change.rows, tensor)
+        if product is not None:
+            node = _add_product(builder, node, product, tensor, rows)
+        return node
+
+    def _below(self, tensor: str) -> str:
+        """The base's tensor that one is made of."""
+        if tensor == self.head:
+            embedding = token_embedding(self.base)
+            assert embedding is not None, "a head that is tied is tied to an embedding"
+            return embedding
+        return tensor
+
+    def _replaced(self, tensor: str) -> StoredTensor | None:
+        module, _, last = tensor.rpartition(".")
+        change = self.changes.get(module)
+        return None if change is None else change.replaced.get(last)
+
+
+def adapt(name: str, base: Model, adapter: Adapter) -> AdaptedModel:
+    """``base`` with ``adapter``, called ``name``.
+
+    Raises:
+        CheckpointError: the adapter changes what the model does not have, or does not fit it.
+    """
+    tied = is_tied(base) and token_embedding(base) is not None
+    embedding = (token_embedding(base) or "").rpartition(".")[0]
+    modules = {tensor.rpartition(".")[0] for tensor in base}
+    if tied:
+        modules.add(HEAD)
+    prefixes = _prefixes(name, adapter, modules)
+    strip, add = prefixes
+    changes = {add + module[len(strip) :]: change for module, change in adapter.changes.items()}
+    parted = tied and any(
+        module in changes and changes[module].rows is None for module in (HEAD, embedding)
+    )
+    model = AdaptedModel(
+        name, base, adapter, changes, f"{HEAD}.weight" if parted else None, prefixes
+    )
+    _check(model)
+    return model
+
+
+def _prefixes(name: str, adapter: Adapter, modules: Iterable[str]) -> tuple[str, str]:
+    """What the names of an adapter's modules begin with, and what stands there in the model.
+
+    An adapter that was trained on the same layers inside another class of model names them with
+    another prefix: ``model.layers`` where they are ``layers``, or ``language_model.model.layers``.
+    """
+    known = set(modules)
+    wanted = list(adapter.changes)
+    if known.issuperset(wanted):
+        return "", ""
+    for first in wanted:
+        parts = first.split(".")
+        for cut in range(len(parts)):
+            rest = ".".join(parts[cut:])
+            strip = first[: len(first) - len(rest)]
+            for candidate in sorted(m for m in known if m == rest or m.endswith(f".{rest}")):
+                add = candidate[: len(candidate) - len(rest)]
+                moved = (add + m[len(strip) :] for m in wanted if m.startswith(strip))
+                if all(m.startswith(strip) for m in wanted) and known.issuperset(moved):
+                    return strip, add
+        break
+    missing = sorted(set(wanted) - known)
+    shown = ", ".join(f"'{each}'" for each in missing[:5])
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    made_for = f" (it was made for '{adapter.base}')" if adapter.base else ""
+    raise CheckpointError(
+        f"'{name}': the adapter changes modules that the model does not have: {shown}{more}: "
+        f"is it an adapter for this model?{made_for}"
+    )
+
+
+def _check(model: AdaptedModel) -> None:
+    """Check that all that is changed is there and fits."""
+    for module, change in model.changes.items():
+        weight, bias = f"{module}.weight", f"{module}.bias"
+        for last in change.replaced:
+            if f"{module}.{last}" not in model:
+                raise CheckpointError(
+                    f"'{model.name}': the adapter brings '{module}.{last}', which the model "
+                    "does not have"
+                )
+        if (change.product or change.rows) and weight not in model:
+            raise CheckpointError(f"'{model.name}': the model has no '{weight}' to be adapted")
+        if change.product is not None:
+            _check_product(model.name, weight, model.shape(weight), change.product)
+            if change.product.bias is not None and bias not in model:
+                raise CheckpointError(
+                    f"'{model.name}': the adapter adds a bias to '{module}', which has none"
+                )
+        if change.rows is not None:
+            shape, new = model.shape(weight), change.rows
+            if new.rows.shape[1:] != shape[1:] or max(new.indices, default=0) >= shape[0]:
+                raise CheckpointError(
+                    f"'{model.name}': the adapter's rows for '{weight}' do not fit the model's"
+                )
+
+
+def _check_product(name: str, weight: str, shape: Shape, product: Product) -> None:
+    wanted: Shape = (product.up.shape[0], *product.down.shape[1:])  # of a convolution, more than 2
+    if product.swapped:
+        wanted = wanted[::-1]
+    if shape != wanted:
+        raise CheckpointError(
+            f"'{name}': the adapter is for a weight of shape {'x'.join(map(str, wanted))}, the "
+            f"model's '{weight}' is {'x'.join(map(str, shape))}: it was made for another model"
+        )
+
+
+def _load(builder: GraphBuilder, tensor: StoredTensor, name: str) -> Load:
+    return builder.load_bytes(tensor.bytes, tensor.dtype, tensor.shape, name)
+
+
+def _leading(tensor: StoredTensor, rows: int | None) -> StoredTensor:
+    return tensor if rows is None else tensor.rows(range(rows))
+
+
+def _add_product(
+    builder: GraphBuilder, node: Load | Merge, product: Product, name: str, rows: int | None
+) -> Merge:
+    down, up = product.down, product.up
+    if product.lengths is not None:
+        beside = [_load(builder, each, name) for each in (down, up, product.lengths)]
+        kernel = LowRank(product.scale, product.rank, lengths=True)
+        if not product.swapped:
+            return builder.merge([node], kernel, name, side=beside)
+        turned = builder.merge([node], Transpose(), name)
+        adapted = builder.merge([turned], kernel, name, side=beside)
+        return builder.merge([adapted], Transpose(), name)
+    if product.swapped:
+        down, up = up.transpose(), down.transpose()
+    beside = [_load(builder, each, name) for each in (down, _leading(up, rows))]
+    return builder.merge([node], LowRank(product.scale, product.rank), name, side=beside)
+
+
+def _add_bias(
+    builder: GraphBuilder, node: Load | Merge, bias: StoredTensor, scale: float, name: str
+) -> Merge:
+    """The bias and ``scale`` times the adapter's: a product of rank 1 with the number 1."""
+    unit = builder.load(_ONE, 0, F32, (1, 1), _ONE.name)
+    column = _load(builder, bias.reshape((*bias.shape, 1)), name)
+    return builder.merge([node], LowRank(scale, 1), name, side=[unit, column])
+
+
+def _replace_rows(builder: GraphBuilder, node: Load | Merge, new: NewRows, name: str) -> Merge:
+    count = node.shape[0]
+    origin = [-1] * count
+    table = bytearray(b"\x01\x00" * count)
+    for place, index in enumerate(new.indices):
+        if index < count:
+            origin[index] = place
+            table[2 * index : 2 * index + 2] = b"\x00\x01"
+    rows = _load(builder, new.rows.rows(origin), name)
+    source = MemorySource(bytes(table), f"rows of {name}")
+    choice = builder.load(source, 0, U8, (count, 2), f"rows of {name}")
+    return builder.merge([node, rows], FillRows(), name, side=[choice])

@@ -1,0 +1,306 @@
+"""Adapters as PEFT saves them: what each of their tensors does to which module of a model.
+
+An adapter's directory holds ``adapter_config.json`` and ``adapter_model.safetensors``. Its tensors
+are named ``base_model.model.MODULE.PART``, where PART says what is done to the module:
+
+    lora_A, lora_B                       W + s·B·A          (Hu et al. 2021, arXiv:2106.09685)
+    lora_embedding_A, lora_embedding_B   the same for an embedding, both of them transposed
+    lora_magnitude_vector                rows of W + s·B·A get this length (DoRA, Liu et al. 2024,
+                                         arXiv:2402.09353)
+    lora_B.bias                          s times it is added to the module's bias
+    trainable_tokens_delta               rows of an embedding, in place of those that
+                                         ``trainable_token_indices`` names
+    weight, bias                         stand in place of the module's own (``modules_to_save``)
+
+s is ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` for rsLoRA (Kalajdzievski 2023,
+arXiv:2312.03732); ``rank_pattern`` and ``alpha_pattern`` give r and alpha for some modules.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.planners.models.checkpoint import Checkpoint, check_inside, open_shards, read_json
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+_MATRICES = ("lora_A.weight", "lora_B.weight")
+_PART = re.compile(
+    r"(?P<module>.+?)\.(?:"
+    r"(?P<matrix>lora_A|lora_B)(?:\.(?!weight$|bias$)[^.]+)?\.(?P<of>weight|bias)"
+    r"|(?P<embedding>lora_embedding_[AB])(?:\.[^.]+)?"
+    r"|(?P<magnitude>lora_magnitude_vector)(?:\.[^.]+)?(?:\.weight)?"
+    r"|(?:token_adapter\.)?(?P<rows>trainable_tokens_delta)(?:\.[^.]+)?"
+    r")"
+)
+_WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.[^.]+$)")
+"""What PEFT puts into the names of a module that it wraps."""
+
+_CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Initialisations that subtract from the base model what the adapter begins with."""
+
+_UNDERSTOOD = {"LORA"}
+_REFUSED = {
+    "use_qalora": "it is a QALoRA adapter, whose matrix A is over groups of inputs",
+    "alora_invocation_tokens": "it acts from certain tokens on only (aLoRA), which weights cannot",
+    "arrow_config": "it chooses between adapters while it runs (Arrow)",
+    "layer_replication": "it is for a model whose layers PEFT stacks first (layer_replication)",
+    "target_parameters": "it changes parameters of experts (target_parameters)",
+    "megatron_config": "it is for modules of Megatron",
+}
+
+
+@dataclass(frozen=True)
+class Product:
+    """``scale``·up·down for a weight (out, in): ``down`` is (rank, in), ``up`` (out, rank).
+
+    ``swapped`` says that the model stores the weight as (in, out), as embeddings and GPT-2's linear
+    layers are. ``lengths`` (out) are DoRA's. ``bias`` (out), ``scale`` times, is for the bias.
+    """
+
+    down: StoredTensor
+    up: StoredTensor
+    scale: float
+    swapped: bool
+    lengths: StoredTensor | None
+    bias: StoredTensor | None
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """``rows`` in place of the rows ``indices`` of a weight."""
+
+    rows: StoredTensor
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter does to one module; ``replaced`` are tensors in place of the module's own,
+    by the last part of their names."""
+
+    product: Product | None
+    rows: NewRows | None
+    replaced: Mapping[str, StoredTensor]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter: ``checkpoint`` is its file, ``changes`` are by the names of modules.
+
+    ``name`` is how the merge's configuration calls it. ``base`` is the model that it was made for,
+    as its own configuration calls it, ``base_revision`` the revision of that.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    base: str | None
+    base_revision: str | None
+    changes: Mapping[str, Change]
+
+    @property
+    def directory(self) -> Path:
+        return self.checkpoint.directory
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter and no model."""
+    return (directory / CONFIG).is_file() and not (directory / "config.json").is_file()
+
+
+def has_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter with its weights; contents are not looked at."""
+    return (directory / CONFIG).is_file() and (directory / WEIGHTS).is_file()
+
+
+def open_adapter(name: str, directory: Path) -> Adapter:
+    """Read the configuration of an adapter called ``name``, and the header of its weights.
+
+    Raises:
+        CheckpointError: it is missing, malformed, or of a kind that cannot be merged into weights
+            or is not understood.
+    """
+    if not (directory / CONFIG).is_file():
+        model = (directory / "config.json").is_file()
+        what = "it is a model: name it under 'models'" if model else "is it an adapter's directory?"
+        raise CheckpointError(f"'{directory}' has no {CONFIG}: {what}")
+    check_inside(directory, CONFIG)
+    config = read_json(directory / CONFIG)
+    _refuse(directory, config)
+    if not (directory / WEIGHTS).is_file():
+        pickled = (directory / "adapter_model.bin").is_file()
+        raise CheckpointError(
+            f"'{directory}' has its weights in adapter_model.bin only, which is not read: load "
+            "and save it again with peft"
+            if pickled
+            else f"'{directory}' has no {WEIGHTS}: copy or download it again"
+        )
+    checkpoint = open_shards(directory, config, {WEIGHTS: set()})
+    changes = dict(_changes(checkpoint))
+    base, revision = (
+        value if isinstance(value, str) and value else None
+        for value in (config.get("base_model_name_or_path"), config.get("revision"))
+    )
+    return Adapter(name, checkpoint, base, revision, changes)
+
+
+def _refuse(directory: Path, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind not in _UNDERSTOOD:
+        name = kind if isinstance(kind, str) and kind.isprintable() else "unknown"
+        raise CheckpointError(
+            f"'{directory}' is a {name[:40]} adapter, and only LoRA (with DoRA and rsLoRA) is "
+            "merged: merge it into its model with peft (merge_and_unload) first"
+        )
+    for key, reason in _REFUSED.items():
+        if config.get(key):
+            raise CheckpointError(
+                f"'{directory}' cannot be merged: {reason}; merge it with peft (merge_and_unload) "
+                "first, where that can"
+            )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
+        raise CheckpointError(
+            f"'{directory}' was begun by '{start[:40]}', which changes the base model too, so it "
+            "does not belong to the original one: save it again with peft's "
+            "path_initial_model_for_weight_conversion"
+        )
+
+
+def _changes(checkpoint: Checkpoint) -> Iterator[tuple[str, Change]]:
+    """What is done to each module."""
+    parts: dict[str, dict[str, StoredTensor]] = {}
+    replaced: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        path = name.removeprefix(_PREFIX)
+        match = _PART.fullmatch(path)
+        if match is not None:
+            part = match["matrix"] and f"{match['matrix']}.{match['of']}"
+            part = part or match["embedding"] or match["magnitude"] or match["rows"]
+            module = match["module"].removesuffix(".base_layer")
+            parts.setdefault(module, {})[part] = tensor
+        elif ".original_module." not in path:
+            module, _, last = _WRAPPED.sub("", path).rpartition(".")
+            replaced.setdefault(module, {})[last] = tensor
+    for module in dict.fromkeys((*parts, *replaced)):
+        yield module, _change(checkpoint, module, parts.get(module, {}), replaced.get(module, {}))
+
+
+def _change(
+    checkpoint: Checkpoint,
+    module: str,
+    parts: Mapping[str, StoredTensor],
+    replaced: Mapping[str, StoredTensor],
+) -> Change:
+    rows = parts.get("trainable_tokens_delta")
+    return Change(
+        product=_product(checkpoint, module, parts),
+        rows=NewRows(rows, _indices(checkpoint, module, rows)) if rows is not None else None,
+        replaced=replaced,
+    )
+
+
+def _product(
+    checkpoint: Checkpoint, module: str, parts: Mapping[str, StoredTensor]
+) -> Product | None:
+    config, directory = checkpoint.config, checkpoint.directory
+    embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
+    names = ("lora_embedding_A", "lora_embedding_B") if embedding else _MATRICES
+    down, up = (parts.get(name) for name in names)
+    if down is None and up is None:
+        return None
+    if down is None or up is None:
+        raise CheckpointError(f"'{directory}' has only one of the two matrices for '{module}'")
+    rank = _setting(config, module, "rank_pattern", "r", directory)
+    alpha = _setting(config, module, "alpha_pattern", "lora_alpha", directory)
+    if len(down.shape) < 2 or len(up.shape) < 2 or down.shape[0] != rank or up.shape[1] != rank:
+        raise CheckpointError(
+            f"'{directory}': the matrices for '{module}' are {_text(down)} and {_text(up)}, "
+            f"which is not rank {rank:g}, as its configuration says"
+        )
+    lengths = parts.get("lora_magnitude_vector")
+    if lengths is not None and len(down.shape) != 2:
+        raise CheckpointError(
+            f"'{directory}': DoRA of '{module}', which is no matrix, is not merged: merge it with "
+            "peft (merge_and_unload) first"
+        )
+    return Product(
+        down=down,
+        up=up,
+        scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
+        swapped=embedding or bool(config.get("fan_in_fan_out")),
+        lengths=lengths,
+        bias=parts.get("lora_B.bias"),
+    )
+
+
+def _text(tensor: StoredTensor) -> str:
+    return "x".join(map(str, tensor.shape))
+
+
+def _setting(
+    config: Mapping[str, Any], module: str, pattern: str, key: str, directory: Path
+) -> float:
+    """A number of a module: of the first pattern that its name ends with, or the general one."""
+    value = config.get(key, 8)
+    patterns = config.get(pattern) or {}
+    if isinstance(patterns, Mapping):
+        found = (each for text, each in patterns.items() if _matches(text, module, directory))
+        value = next(found, value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise CheckpointError(f"'{directory / CONFIG}': {value!r} is no number for '{key}'")
+    return float(value)
+
+
+def _matches(pattern: object, module: str, directory: Path) -> bool:
+    """Whether a module's name, or its last parts, are what a pattern describes.
+
+    A pattern is a regular expression that nobody vouches for, so it is kept to what cannot take
+    long: no more than one repetition in it may be of more than one letter's choice.
+    """
+    if not isinstance(pattern, str):
+        return False
+    if module == pattern or module.endswith(f".{pattern}"):
+        return True
+    if (
+        len(pattern) > 1000
+        or len(re.findall(r"[*+{]", pattern)) > 8
+        or re.search(r"[)\]}*+?]\s*[*+{]", pattern.replace("]*", "").replace("]+", ""))
+    ):
+        raise CheckpointError(
+            f"'{directory / CONFIG}': the pattern {pattern[:80]!r} is too intricate to be trusted"
+        )
+    try:
+        return re.match(rf"(?:.*\.)?(?:{pattern})$", module) is not None
+    except re.error:
+        return False
+
+
+def _indices(checkpoint: Checkpoint, module: str, rows: StoredTensor) -> tuple[int, ...]:
+    """Which rows of a module's weight an adapter replaces."""
+    where = f"'{checkpoint.directory / CONFIG}'"
+    given = checkpoint.config.get("trainable_token_indices")
+    if isinstance(given, Mapping):
+        last = module.rpartition(".")[2]
+        given = given.get(module, given.get(last, next(iter(given.values()), None)))
+    if not isinstance(given, list) or not all(type(each) is int and each >= 0 for each in given):
+        raise CheckpointError(f"{where}: 'trainable_token_indices' is no list of token numbers")
+    if len(given) != rows.shape[0]:
+        raise CheckpointError(
+            f"{where}: 'trainable_token_indices' names {len(given)} tokens of '{module}', the "
+            f"weights have {rows.shape[0]}"
+        )
+    return tuple(given)

@@ -1,0 +1,286 @@
+"""Adapters that PEFT makes and saves, against what PEFT makes of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mergeloom
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.planners.models.adapter import open_adapter
+
+peft = pytest.importorskip("peft", reason="adapters are judged by peft")
+transformers = pytest.importorskip("transformers", reason="models are made by transformers")
+
+ATTENTION = ["q_proj", "v_proj"]
+
+
+def llama(tied: bool = False, bias: bool = False) -> Any:
+    config = transformers.LlamaConfig(
+        vocab_size=48,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        attention_bias=bias,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def gpt2() -> Any:
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=48, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    )
+
+
+KINDS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "plain": (llama, {"target_modules": ATTENTION}),
+    "all linear, alpha": (llama, {"target_modules": "all-linear", "lora_alpha": 13}),
+    "rslora": (llama, {"target_modules": ATTENTION, "use_rslora": True, "lora_alpha": 5}),
+    "patterns": (
+        llama,
+        {
+            "target_modules": [*ATTENTION, "up_proj"],
+            "rank_pattern": {"layers.1.self_attn.q_proj": 2, "up_proj": 3},
+            "alpha_pattern": {r"layers\.0\..*v_proj": 7, "up_proj": 9},
+        },
+    ),
+    "fan in fan out": (gpt2, {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+    "modules to save": (llama, {"target_modules": ATTENTION, "modules_to_save": ["lm_head"]}),
+    "embedding": (llama, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "tokens": (llama, {"target_modules": ATTENTION, "trainable_token_indices": [7, 3, 40]}),
+    "all biases": (lambda: llama(bias=True), {"target_modules": ATTENTION, "bias": "all"}),
+    "biases of lora": (
+        lambda: llama(bias=True),
+        {"target_modules": ATTENTION, "bias": "lora_only", "lora_bias": True},
+    ),
+    "some layers": (llama, {"target_modules": ATTENTION, "layers_to_transform": [1]}),
+    "dora": (llama, {"target_modules": [*ATTENTION, "down_proj"], "use_dora": True}),
+    "dora, fan in fan out": (
+        gpt2,
+        {"target_modules": ["c_attn"], "fan_in_fan_out": True, "use_dora": True},
+    ),
+    "dora of an embedding": (llama, {"target_modules": ["embed_tokens"], "use_dora": True}),
+    "head": (llama, {"target_modules": ["lm_head"]}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def saved(make: Callable[[], Any], settings: dict[str, Any], folder: Path, base: str = "base"):
+    """Save a model and an adapter with values other than those that it begins with."""
+    model = make()
+    if not (folder / base).exists():
+        model.save_pretrained(folder / base)
+    model = type(model).from_pretrained(folder / base)
+    config = peft.LoraConfig(r=4, task_type="CAUSAL_LM", **{"lora_alpha": 8, **settings})
+    config.base_model_name_or_path = str(folder / base)
+    adapted = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if parameter.requires_grad:
+                change = torch.randn_like(parameter) * 0.3
+                parameter.copy_(
+                    parameter.abs() + 0.1 if "magnitude" in name else parameter + change
+                )
+    adapted.save_pretrained(folder / "adapter")
+    return adapted
+
+
+def merged(config: dict[str, Any], out: Path, **options: Any) -> dict[str, torch.Tensor]:
+    mergeloom.merge(config, out, **options)
+    return load_file(out / "model.safetensors")
+
+
+def passthrough(model: str) -> dict[str, Any]:
+    return {"merge_method": "passthrough", "models": [{"model": model}], "dtype": "float32"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_peft_merges(kind: str, tmp_path: Path) -> None:
+    adapted = saved(*KINDS[kind], tmp_path)
+    whole = adapted.merge_and_unload()
+    whole.save_pretrained(tmp_path / "theirs")
+    expected = load_file(tmp_path / "theirs" / "model.safetensors")
+    found = merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "out")
+    assert found.keys() == expected.keys()
+    untouched = load_file(tmp_path / "base" / "model.safetensors")
+    assert any(not torch.equal(found[name], untouched[name]) for name in found)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=2e-6, atol=2e-6, msg=name)
+
+
+TIED = {
+    "embedding": {"target_modules": ["embed_tokens"]},
+    "head": {"target_modules": ["lm_head"]},
+    "head saved": {"target_modules": ATTENTION, "modules_to_save": ["lm_head"]},
+    "tokens": {"target_modules": ATTENTION, "trainable_token_indices": [7, 3]},
+    "neither": {"target_modules": ATTENTION},
+}
+
+
+@pytest.mark.parametrize("kind", TIED)
+def test_a_tied_model_computes_what_it_computes_with_the_adapter(kind: str, tmp_path: Path) -> None:
+    adapted = saved(lambda: llama(tied=True), TIED[kind], tmp_path).eval()
+    tokens = torch.randint(48, (1, 9))
+    with torch.no_grad():
+        expected = adapted(tokens).logits
+    mergeloom.merge(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "out")
+    model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_alone_is_merged_into_the_model_it_names(tmp_path: Path) -> None:
+    saved(*KINDS["plain"], tmp_path)
+    alone = merged(passthrough(f"{tmp_path}/adapter"), tmp_path / "alone")
+    named = merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "named")
+    assert all(torch.equal(alone[name], named[name]) for name in named)
+    planned = mergeloom.plan(passthrough(f"{tmp_path}/adapter"))
+    assert any("is an adapter: it is merged into" in text for text in planned.plan.warnings)
+
+
+def test_many_adapters_over_one_model_read_it_once(tmp_path: Path) -> None:
+    models = []
+    for number in range(9):
+        torch.manual_seed(number)
+        saved(*KINDS["plain"], tmp_path)
+        (tmp_path / "adapter").rename(tmp_path / f"a{number}")
+        models.append(f"{tmp_path}/base+{tmp_path}/a{number}")
+    config = {
+        "merge_method": "ties",
+        "base_model": f"{tmp_path}/base",
+        "models": [{"model": m, "parameters": {"weight": 1, "density": 0.5}} for m in models],
+        "dtype": "float32",
+    }
+    planned = mergeloom.plan(config, ram="2GiB")
+    base = (tmp_path / "base" / "model.safetensors").stat().st_size
+    ranks = sum((tmp_path / f"a{n}" / "adapter_model.safetensors").stat().st_size for n in range(9))
+    assert planned.schedule.read_bytes <= base + ranks
+    free = merged(config, tmp_path / "free", ram="2GiB", threads=2)
+    wanted = (tmp_path / "free" / "model.safetensors").read_bytes()
+    smallest = mergeloom.plan(config, ram="2GiB").schedule.minimum_bytes
+    mergeloom.merge(config, tmp_path / "tight", ram=smallest, threads=1)
+    assert (tmp_path / "tight" / "model.safetensors").read_bytes() == wanted
+    untouched = load_file(tmp_path / "base" / "model.safetensors")
+    changed = {name for name in free if not torch.equal(free[name], untouched[name])}
+    assert changed == {n for n in free if any(f"{part}.weight" in n for part in ATTENTION)}
+
+
+def test_another_prefix(tmp_path: Path) -> None:
+    saved(*KINDS["plain"], tmp_path)
+    named = merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "named")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file(
+        {n.replace("model.model.", "model.language_model."): t for n, t in tensors.items()}, file
+    )
+    moved = merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "moved")
+    assert all(torch.equal(moved[name], named[name]) for name in named)
+
+
+def test_what_does_not_belong_to_the_model_is_listed(tmp_path: Path) -> None:
+    saved(*KINDS["plain"], tmp_path)
+    gpt2().save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        CheckpointError,
+        match=r"does not have: .*layers\.0\.self_attn\.q_proj.*layers\.1\.self_attn\.v_proj",
+    ):
+        mergeloom.plan(passthrough(f"{tmp_path}/other+{tmp_path}/adapter"))
+
+
+def test_another_size_is_refused(tmp_path: Path) -> None:
+    saved(*KINDS["plain"], tmp_path)
+    config = transformers.LlamaConfig(
+        vocab_size=48, hidden_size=32, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "large")
+    with pytest.raises(CheckpointError, match=r"16x16, the model's .* is 32x32"):
+        mergeloom.plan(passthrough(f"{tmp_path}/large+{tmp_path}/adapter"))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: peft.LoHaConfig(target_modules=ATTENTION), "LOHA adapter"),
+        (lambda: peft.LoKrConfig(target_modules=ATTENTION), "LOKR adapter"),
+        (
+            lambda: peft.IA3Config(target_modules=ATTENTION, feedforward_modules=[]),
+            "IA3 adapter",
+        ),
+        (lambda: peft.OFTConfig(target_modules=ATTENTION, oft_block_size=8), "OFT adapter"),
+        (lambda: peft.VeraConfig(target_modules=["q_proj", "o_proj"]), "VERA adapter"),
+    ],
+)
+def test_other_kinds_are_refused_by_name(
+    make: Callable[[], Any], words: str, tmp_path: Path
+) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path / "base")
+    peft.get_peft_model(model, make()).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=words):
+        open_adapter("it", tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base model too"),
+        ({"target_parameters": ["experts.down_proj"]}, "parameters of experts"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"r": 3}, "is not rank 3"),
+        ({"lora_alpha": "x"}, "no number for 'lora_alpha'"),
+        ({"alpha_pattern": {"((a*)*)*q": 1}}, "too intricate"),
+    ],
+)
+def test_settings_that_cannot_be_followed(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    saved(*KINDS["plain"], tmp_path)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=words):
+        open_adapter("it", tmp_path / "adapter")
+
+
+def test_a_model_named_as_an_adapter_and_an_adapter_without_weights(tmp_path: Path) -> None:
+    saved(*KINDS["plain"], tmp_path)
+    with pytest.raises(CheckpointError, match="it is a model"):
+        mergeloom.plan(passthrough(f"{tmp_path}/base+{tmp_path}/base"))
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="copy or download it again"):
+        mergeloom.plan(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"))
+
+
+def test_every_tensor_of_an_adapter_is_accounted_for(tmp_path: Path) -> None:
+    saved(*KINDS["modules to save"], tmp_path)
+    model = f"{tmp_path}/base+{tmp_path}/adapter"
+    shutil.copytree(tmp_path / "base", tmp_path / "two")
+    config = {
+        "merge_method": "passthrough",
+        "slices": [{"sources": [{"model": model, "layer_range": [0, 1]}]}],
+        "dtype": "float32",
+    }
+    planned = mergeloom.plan(config)
+    left = {item.model: item for item in planned.plan.unused}
+    names = {name for item in planned.plan.unused for name in item.names}
+    assert "lm_head.weight" in names
+    assert sum("layers.1" in name and "lora_" in name for name in names) == 4
+    assert len(left) == 2
