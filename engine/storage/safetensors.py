@@ -110,6 +110,8 @@ def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry]
         entries, metadata = _Scanner(content).scan()
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' has a broken header: {error}") from error
+    except _Unsupported as error:
+        raise CheckpointError(f"'{path}' has what is not supported: {error}") from error
     except _Malformed as error:
         raise CheckpointError(f"'{path}' is malformed: {error}") from error
     end = _PREFIX + len(content)
@@ -165,6 +167,10 @@ class _Malformed(Exception):
     """JSON that describes no tensor."""
 
 
+class _Unsupported(_Malformed):
+    """A description of a tensor that may be right, and cannot be read here."""
+
+
 class _Scanner:
     """Reads the members of a header's object, one after the other.
 
@@ -199,7 +205,7 @@ class _Scanner:
                     else:
                         entry, position = self._unusual(value)
                 except _Malformed as error:
-                    raise _Malformed(f"'{name}': {error}") from error
+                    raise type(error)(f"'{name}': {error}") from error
                 entries[sys.intern(name)] = entry  # models that are merged share their names
                 in_order = in_order and last <= entry.start
                 last = entry.stop
@@ -308,7 +314,8 @@ def _layout(code: object, sizes: object) -> tuple[DType, tuple[int, ...], int]:
     """Dtype, shape and bytes of a tensor."""
     dtype = BY_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise _Malformed(f"its dtype {str(code)[:40]!r} is not known")
+        unreadable = _Unsupported if isinstance(code, str) else _Malformed
+        raise unreadable(f"its dtype {str(code)[:40]!r} is not known")
     shape = _numbers(sizes, "shape")
     if len(shape) > MAX_DIMENSIONS:
         raise _Malformed(f"it has {len(shape)} dimensions")

@@ -18,6 +18,7 @@ from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.safetensors import MAX_NAME, Header, read_header
 from mergeloom.planners.models.quantised import quantised_by_config, quantised_by_tensor
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 64 << 20
 MAX_TENSORS = 2_000_000
@@ -27,12 +28,16 @@ _NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.safetensors")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in ``directory``; ``tensors`` stand in the order of shards and their data."""
+    """A checkpoint in ``directory``; ``tensors`` stand in the order of shards and their data.
+
+    ``passed_over`` are files of weights there that are not read.
+    """
 
     directory: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     sources: tuple[FileSource, ...]
+    passed_over: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -98,7 +103,7 @@ def open_shards(
             raise CheckpointError(f"'{directory}' has more than {MAX_TENSORS} tensors")
     if not tensors:
         raise CheckpointError(f"'{directory}' has no tensors")
-    return Checkpoint(directory, config, tensors, tuple(sources))
+    return Checkpoint(directory, config, tensors, tuple(sources), _passed_over(directory, shards))
 
 
 def is_complete(directory: Path) -> bool:
@@ -119,9 +124,35 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / "config.json"
     if not path.is_file():
-        raise CheckpointError(f"'{directory}' has no config.json: is it a model's directory?")
+        raise _no_config(directory)
     check_inside(directory, path.name)
     return read_json(path)
+
+
+def _no_config(directory: Path) -> CheckpointError:
+    """The error for a directory that holds no model, but maybe something else."""
+    adapter = directory / "adapter_config.json"
+    if adapter.is_file():
+        base = read_json(adapter).get("base_model_name_or_path")
+        named = isinstance(base, str) and base.isprintable() and 0 < len(base) < MAX_NAME
+        return CheckpointError(
+            f"'{directory}' is an adapter (adapter_config.json), not a model",
+            remedy=f"name the model that it belongs to, '{base}'" if named else "name its model",
+            code="adapter",
+        )
+    if (directory / "model_index.json").is_file():
+        return CheckpointError(
+            f"'{directory}' is a pipeline of several models (model_index.json)",
+            remedy="give the directory of one of them",
+        )
+    try:
+        near = next((path.parent for path in sorted(directory.glob("*/config.json"))), None)
+    except OSError:
+        near = None
+    return CheckpointError(
+        f"'{directory}' has no config.json",
+        remedy=f"did you mean '{near}'?" if near is not None else "is it a model's directory?",
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -164,15 +195,20 @@ def _read_json(path: Path) -> Any:
 
 
 def _shards(directory: Path) -> dict[str, set[str]]:
-    """Names of the shards in order, and the tensors that the index promises in each."""
-    index = directory / INDEX
-    if index.is_file():
-        check_inside(directory, INDEX)
-        return _indexed_shards(directory, read_json(index))
-    single = directory / "model.safetensors"
+    """Names of the shards in order, and the tensors that the index promises in each.
+
+    The files are those that transformers reads: one file before an index. Without either, which
+    it does not read, all files of one numbered family are taken, or else all but those that hold
+    something else (the original's own format, an adapter).
+    """
+    single, index = directory / SINGLE, directory / INDEX
     if single.is_file():
         return {single.name: set()}
+    if index.is_file():
+        check_inside(directory, INDEX)
+        return indexed_shards(directory, read_json(index))
     found = sorted(path.name for path in directory.glob("*.safetensors") if path.is_file())
+    found = _preferred(found)
     if found:
         _check_numbering(directory, found)
         return {name: set() for name in found}
@@ -182,6 +218,20 @@ def _shards(directory: Path) -> dict[str, set[str]]:
             "convert it to safetensors"
         )
     raise CheckpointError(f"'{directory}' has no .safetensors files")
+
+
+def _preferred(names: list[str]) -> list[str]:
+    """Of files without an index, those of the model."""
+    numbered = [name for name in names if name.startswith("model-") and _NUMBERED.match(name)]
+    others = [name for name in names if not name.startswith(("consolidated", "adapter_model"))]
+    return numbered or others or names
+
+
+def _passed_over(directory: Path, shards: Mapping[str, set[str]]) -> tuple[str, ...]:
+    """Files of weights beside those that are read."""
+    found = sorted(path.name for path in directory.glob("*.safetensors") if path.is_file())
+    index = [INDEX] if SINGLE in shards and (directory / INDEX).is_file() else []
+    return tuple(name for name in (*found, *index) if name not in shards and name.isprintable())
 
 
 def _check_numbering(directory: Path, names: list[str]) -> None:
@@ -195,7 +245,12 @@ def _check_numbering(directory: Path, names: list[str]) -> None:
             )
 
 
-def _indexed_shards(directory: Path, index: Mapping[str, Any]) -> dict[str, set[str]]:
+def indexed_shards(directory: Path, index: Mapping[str, Any]) -> dict[str, set[str]]:
+    """The shards that an index names, and the tensors that it promises in each.
+
+    Raises:
+        CheckpointError: it is malformed, or a shard is missing.
+    """
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"'{directory / INDEX}' has no 'weight_map'")

@@ -87,8 +87,9 @@ class Resolver:
         local = self._local(location)
         if local is not None:
             return local
-        if not is_hub_id(location.path):
-            raise self._nowhere(location)
+        nowhere = self._nowhere(location)
+        if nowhere is not None:
+            raise nowhere
         return Found(self._from_hub(location, complete), Origin.HUB)
 
     def directory(self, location: Location) -> Path:
@@ -126,20 +127,21 @@ class Resolver:
                 for name in names:
                     yield folder / name, Origin.SEARCH
 
-    def _nowhere(self, location: Location) -> CheckpointError:
-        """The error for a path at which there is no directory."""
-        path = Path(os.path.expanduser(location.path))
-        try:
-            file = next((p for p, _ in self._local_candidates(location) if p.is_file()), None)
-            near = nearest(path.name, (p.name for p in path.parent.iterdir() if p.is_dir()))
-        except OSError:
-            file = near = None
-        if file is not None:
+    def _nowhere(self, location: Location) -> CheckpointError | None:
+        """The error for a path at which there is no directory, and which is no id of the hub."""
+        if any(_is_file(path) for path, _ in self._local_candidates(location)):
             return CheckpointError(
                 f"'{location.path}' is a file, and a model is a directory",
                 remedy="files of weights alone (raw state dicts) are not merged: give the "
                 "directory with config.json",
             )
+        if is_hub_id(location.path):
+            return None
+        path = Path(os.path.expanduser(location.path))
+        try:
+            near = nearest(path.name, (p.name for p in path.parent.iterdir() if p.is_dir()))
+        except OSError:
+            near = None
         return CheckpointError(
             f"'{location.path}' is not a directory, and no hub id either (owner/name)",
             remedy=f"did you mean '{path.parent / near}'?" if near else "",
@@ -176,6 +178,13 @@ def _is_directory(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:  # a name that is too long, a folder that may not be entered
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
         return False
 
 

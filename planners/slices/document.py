@@ -169,6 +169,15 @@ def _opened(
         model = models.get(reference)
     except LoomError as error:
         raise error.at(place) from error
+    if isinstance(model, StoredModel) and model.checkpoint.passed_over:
+        files = model.checkpoint.passed_over
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        findings.warn(
+            place,
+            f"'{model.name}' has '{files[0]}'{more} beside its weights, which transformers does "
+            "not read and which is not read here",
+            code="passed-over",
+        )
     if models.ignores_revision(reference):
         findings.warn(
             place,

@@ -176,13 +176,13 @@ def _plan_size(case: bytes, chance: random.Random) -> bytes:
 
 
 def _index(folder: Path) -> Callable[[bytes], object]:
-    from mergeloom.planners.models.checkpoint import INDEX, open_checkpoint
+    from mergeloom.planners.models.checkpoint import INDEX, indexed_shards, read_json
 
     model = _model(folder / "a")
 
     def attempt(case: bytes) -> None:
         (model / INDEX).write_bytes(case)
-        open_checkpoint(model)
+        indexed_shards(model, read_json(model / INDEX))
 
     return attempt
 

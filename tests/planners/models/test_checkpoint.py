@@ -192,3 +192,27 @@ def test_absurd_layer_ranges_are_refused_at_once(tmp_path: Path, layers: str) ->
     )
     with pytest.raises(ConfigError, match="layer_range"):
         plan_text(text, tmp_path)
+
+
+def test_the_files_that_transformers_reads_are_read(tmp_path: Path) -> None:
+    """One file before an index; the model's shards before files of other formats."""
+    whole = llama(tmp_path / "whole")
+    stale = {"weight_map": {"model.norm.weight": "gone.safetensors"}}
+    (whole / INDEX).write_text(json.dumps(stale))
+    shutil.copy(whole / "model.safetensors", whole / "consolidated.safetensors")
+    found = open_checkpoint(whole)
+    assert [Path(source.path).name for source in found.sources] == ["model.safetensors"]
+    assert found.passed_over == ("consolidated.safetensors", INDEX)
+    parts = llama(tmp_path / "parts", shards=2)
+    shutil.copy(whole / "model.safetensors", parts / "consolidated.safetensors")
+    shutil.copy(whole / "model.safetensors", parts / "adapter_model.safetensors")
+    indexed = open_checkpoint(parts)
+    (parts / INDEX).unlink()
+    bare = open_checkpoint(parts)
+    assert indexed.passed_over == bare.passed_over
+    assert bare.passed_over == ("adapter_model.safetensors", "consolidated.safetensors")
+    assert [s.path for s in indexed.sources] == [s.path for s in bare.sources]
+    assert set(bare.tensors) == set(indexed.tensors) == set(found.tensors)
+    only = llama(tmp_path / "only")
+    (only / "model.safetensors").rename(only / "consolidated.safetensors")
+    assert set(open_checkpoint(only).tensors) == set(found.tensors)

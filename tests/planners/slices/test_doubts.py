@@ -1,0 +1,107 @@
+"""What is said about slices before their tensors are looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mergeloom.engine.base.errors import ConfigError
+from tests.planners.support import llama, plan_text
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    for seed, name in enumerate("abc"):
+        llama(tmp_path / name, seed=seed)
+    return tmp_path
+
+
+def test_all_parameters_that_are_missing_are_named_at_once(models: Path) -> None:
+    text = "merge_method: nearswap\nbase_model: a\nslices:\n"
+    text += "- sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]\n"
+    text += "- sources: [{model: a, layer_range: [2, 9]}]\n"
+    with pytest.raises(ConfigError) as caught:
+        plan_text(text, models)
+    first, second = map(str, caught.value.findings)
+    assert first.startswith("config.yml:4: slices[0]: 'nearswap' needs 't': add it under the globa")
+    assert "layer_range [2, 9] is outside the model: 'a' has 4 layers" in second
+    text = "merge_method: ties\nbase_model: a\nmodels: [b, c, a]"
+    with pytest.raises(ConfigError) as caught:
+        plan_text(text, models)
+    assert [str(finding) for finding in caught.value.findings] == [
+        f"config.yml:3: models[{i}]: 'ties' needs 'weight' of the model '{name}': add 'parameters: "
+        "{weight: ...}'"
+        for i, name in enumerate("bc")
+    ]
+
+
+def test_a_setting_under_a_model_that_is_needed_is_told_its_place(models: Path) -> None:
+    text = "merge_method: slerp\nbase_model: a\nmodels: [a, {model: b, parameters: {t: 0.5}}]"
+    with pytest.raises(ConfigError) as caught:
+        plan_text(text, models)
+    assert str(caught.value) == (
+        "config.yml:3: models[1].parameters.t: 't' of 'slerp' holds for all models together: write "
+        "it under the global 'parameters'"
+    )
+
+
+def test_parameters_of_the_base_have_no_effect(models: Path) -> None:
+    text = "merge_method: ties\nbase_model: a\nparameters: {normalize: false}\nmodels:\n"
+    text += "- {model: a, parameters: {weight: 1, density: 0.5}}\n"
+    text += "- {model: b, parameters: {weight: 1}}\n"
+    found = plan_text(text, models).warnings
+    assert [w.partition(": what")[0] for w in found] == [
+        f"config.yml:5: models[0].parameters.{name}: '{name}' has no effect on the base model 'a'"
+        for name in ("weight", "density")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "weight", "warned"),
+    [
+        ("task_arithmetic", "{normalize: true}", "-0.5", "-0.5 counts as 1, and the sign is lost"),
+        ("ties", "{}", "0.5", "0.5 counts as 1: write 'normalize: false'"),
+        ("ties", "{}", "1", None),
+        ("ties", "{normalize: false}", "0.5", None),
+        ("task_arithmetic", "{}", "-0.5", None),
+        ("dare_ties", "{normalize: 1}", "[0, 0.5]", "0.5 counts as 1"),
+    ],
+)
+def test_a_single_weight_that_is_divided_by_itself_is_said(
+    models: Path, method: str, settings: str, weight: str, warned: str | None
+) -> None:
+    text = f"merge_method: {method}\nbase_model: a\nparameters: {settings}\n"
+    text += f"models: [{{model: b, parameters: {{weight: {weight}}}}}]"
+    found = plan_text(text, models).warnings
+    assert len(found) == (warned is not None)
+    assert warned is None or warned in found[0]
+
+
+def stack(*ranges: tuple[str, int, int]) -> str:
+    lines = [f"- sources: [{{model: {m}, layer_range: [{i}, {j}]}}]\n" for m, i, j in ranges]
+    return "merge_method: passthrough\nslices:\n" + "".join(lines)
+
+
+def test_an_empty_slice_gives_what_stands_around_the_layers(models: Path) -> None:
+    plan = plan_text(stack(("b", 0, 0), ("a", 0, 4), ("c", 2, 2), ("a", 0, 1), ("c", 4, 4)), models)
+    assert plan.layers == plan.config["num_hidden_layers"] == 5
+    of = {
+        name: plan.explain(name).contributions[0].model.name
+        for name in (
+            "model.embed_tokens.weight",
+            "model.layers.4.mlp.up_proj.weight",
+            "model.norm.weight",
+            "lm_head.weight",
+        )
+    }
+    assert list(of.values()) == ["b", "a", "c", "c"]
+    assert [warning.partition(": ")[2] for warning in plan.warnings] == [
+        "slices[0]: a slice of no layers: of its models only what stands before the layers "
+        "(embeddings) is taken",
+        "slices[2]: a slice of no layers: it has no effect",
+        "slices[4]: a slice of no layers: of its models only what acts after the layers (final "
+        "norm, head) is taken",
+    ]
+    with pytest.raises(ConfigError, match="no slice takes any layer"):
+        plan_text(stack(("a", 2, 2), ("b", 4, 4)), models)
