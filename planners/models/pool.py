@@ -27,6 +27,7 @@ class Models:
         self._by_reference: dict[ModelReference, Model] = {}
         self._by_directory: dict[Path, StoredModel] = {}
         self._adapters: dict[Path, Adapter] = {}
+        self._adapted: dict[tuple[int, int], Model] = {}
         self._found: dict[str, Found] = {}
         self.notes: list[str] = []
         """What was taken for what, for the plan's warnings."""
@@ -70,7 +71,7 @@ class Models:
         settled = self._resolver.settle(reference)
         if settled.adapter is not None:
             base = self.get(replace(settled, adapter=None))
-            return adapt(str(reference), base, self._adapter(settled.adapter))
+            return self._adapt(str(reference), base, self._adapter(settled.adapter))
         try:
             found = self._resolver.find(settled.model)
         except CheckpointError as error:
@@ -96,6 +97,14 @@ class Models:
             adapter = self._adapters[directory.resolve()] = open_adapter(str(location), directory)
         return adapter
 
+    def _adapt(self, name: str, base: Model, adapter: Adapter) -> Model:
+        """A model with an adapter, one whatever it is called."""
+        key = id(base), id(adapter)  # both are kept here
+        model = self._adapted.get(key)
+        if model is None:
+            model = self._adapted[key] = adapt(name, base, adapter)
+        return model
+
     def _alone(self, reference: ModelReference) -> Model:
         """An adapter that stands where a model is expected: with the model that it was made for."""
         adapter = self._adapter(reference.model)
@@ -109,7 +118,7 @@ class Models:
             f"'{reference}' is an adapter: it is merged into '{base}', for which it was made"
         )
         try:
-            return adapt(str(reference), self.get(ModelReference(base)), adapter)
+            return self._adapt(str(reference), self.get(ModelReference(base)), adapter)
         except CheckpointError as error:
             raise CheckpointError(
                 f"'{reference}' is an adapter for '{base}': {error.cause}", remedy=error.remedy
