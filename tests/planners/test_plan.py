@@ -249,7 +249,7 @@ REFUSED = {
         "models: [./nowhere]\nmerge_method: passthrough",
         "'./nowhere' is not a directory",
     ),
-    "adapter": ("models: [a+some/lora]\nmerge_method: passthrough", "adapters are not merged yet"),
+    "adapter": ("models: [a+some/lora]\nmerge_method: passthrough", "--model-dir some/lora=PATH"),
     "tokenizer": (
         "models: [a]\nmerge_method: passthrough\n"
         "tokenizer: {source: union, tokens: {x: {source: a}}}",
