@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from mergeloom.engine.job import Job
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.methods.ops.compiled_ops import LIBRARY
 from mergeloom.planners.config.config import Configuration, Document
-from mergeloom.planners.config.findings import Findings
+from mergeloom.planners.config.findings import Findings, placed
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.model import OutputTensor, StagedModel
 from mergeloom.planners.models.pool import Models
@@ -130,34 +130,28 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     models = Models(resolver)
     builder = GraphBuilder()
     warnings: list[str] = []
-
     findings = Findings()
 
-    def stage_of(document: Document) -> Stage:
-        return plan_stage(
-            document, models, options.seed, options.truncate_embeddings, warnings, findings
-        )
-
-    *earlier, last = configuration.documents
-    for document in earlier:
-        assert document.name is not None
-        stage = stage_of(document)
-        tensors = _build(stage, builder, warnings)
-        config = _output_config(stage, warnings).config
-        models.stages[document.name] = StagedModel(
-            document.name,
-            config,
-            {tensor.name: tensor for tensor in tensors},
-            models.donor_directory(stage.donor),
-        )
-    stage = stage_of(last)
-    used = [models.get(reference) for reference in last.references()]
-    warnings += _idle_filters(last, [name for model in used for name in model])
+    for document in configuration.documents:
+        with placed(document.place):
+            stage = plan_stage(
+                document, models, options.seed, options.truncate_embeddings, warnings, findings
+            )
+            tensors = _build(stage, builder, warnings)
+            rewritten = _output_config(stage, warnings)
+        used = [models.get(reference) for reference in document.references()]
+        _warn_of_idle_filters(document, [name for model in used for name in model], findings)
+        if document.name is not None:
+            models.stages[document.name] = StagedModel(
+                document.name,
+                rewritten.config,
+                {tensor.name: tensor for tensor in tensors},
+                models.donor_directory(stage.donor),
+            )
     warnings += models.notes
-    for name in models.stages.keys() - models.used_stages:
-        warnings.append(f"stage '{name}' is used by no later one")
-    tensors = _build(stage, builder, warnings)
-    rewritten = _output_config(stage, warnings)
+    for document in configuration.documents[:-1]:
+        if document.name not in models.used_stages:
+            findings.warn(document.place, f"stage '{document.name}' is used by no other")
     config = rewritten.config
     metadata = {"format": "pt"}
     layout = lay_out(tensors, options.max_shard_bytes, metadata)
@@ -195,16 +189,18 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     )
 
 
-def _idle_filters(document: Document, names: Sequence[str]) -> Iterator[str]:
-    """Warnings about filters that no tensor's name contains."""
+def _warn_of_idle_filters(document: Document, names: Sequence[str], findings: Findings) -> None:
+    """Find filters that no tensor's name contains."""
     text = "\n".join(names)
     for block in document.blocks():
         for name, entries in block.entries.items():
             for entry in entries:
                 if entry.filter is not None and entry.filter not in text:
-                    yield (
-                        f"{entry.place}: no tensor's name contains '{entry.filter}': this value "
-                        f"of '{name}' has no effect"
+                    findings.warn(
+                        entry.place,
+                        f"no tensor's name contains '{entry.filter}': this value of '{name}' has "
+                        "no effect",
+                        code="idle-filter",
                     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -75,6 +76,15 @@ class Findings:
     @property
     def _has_errors(self) -> bool:
         return any(each.severity is Severity.ERROR for each in self)
+
+
+@contextmanager
+def placed(place: Place) -> Iterator[None]:
+    """Within it, errors that have no place are at this one."""
+    try:
+        yield
+    except LoomError as error:
+        raise error.at(place) from error
 
 
 def _line(finding: Finding) -> float:

@@ -10,7 +10,7 @@ from mergeloom.engine.base.suggest import suggest
 from mergeloom.methods import registry
 from mergeloom.methods.declare import REQUIRED, Base, Method
 from mergeloom.planners.config.config import Document, Module, OutputSlice
-from mergeloom.planners.config.findings import Findings
+from mergeloom.planners.config.findings import Findings, placed
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.parameters import Level
 from mergeloom.planners.models.architecture import Tower
@@ -250,6 +250,20 @@ def _slice(
     method: Method,
     models: Models,
 ) -> Slice:
+    with placed(entry.place):
+        return _aligned(entry, first, tower, module, document, method, models)
+
+
+def _aligned(
+    entry: OutputSlice,
+    first: int,
+    tower: Tower,
+    module: Module,
+    document: Document,
+    method: Method,
+    models: Models,
+) -> Slice:
+    """The sources of a slice, the base among them, each with as many layers."""
     sources = []
     for source in entry.sources:
         model = models.get(source.model)

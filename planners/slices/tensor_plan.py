@@ -93,7 +93,8 @@ def plan_tensor(
         base = part.sources[part.base or 0].model.name
         raise CheckpointError(
             f"'{recipe.name}' is in {len(inputs)} models and not in the base model '{base}', "
-            f"which '{method.name}' starts from"
+            f"which '{method.name}' starts from",
+            place=part.entry.place,
         )
     if integer or (len(inputs) == 1 and not method.merges_one):
         chosen = _donor(inputs, part) if integer else 0
