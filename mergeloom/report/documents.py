@@ -64,6 +64,7 @@ def plan_document(planned: PlannedMerge) -> dict[str, Any]:
             "repeated_bytes": schedule.repeated_bytes,
         },
         "warnings": list(plan.warnings),
+        "config_changes": list(plan.config_changes),
         "unused_inputs": [
             {
                 "model": item.model,

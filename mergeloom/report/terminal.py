@@ -32,6 +32,9 @@ def render_plan(planned: PlannedMerge) -> RenderableType:
     for tower in plan.stage.towers:
         parts += [_slices(tower, plan.stage.rules.method), Text()]
     parts.append(_figures(planned))
+    if plan.config_changes:
+        parts += [Text(), Text("config.json", style="bold")]
+        parts += [Text(f"  {change}") for change in plan.config_changes]
     if plan.unused:
         parts += [Text(), Text("not used", style="bold")]
         parts += [Text(f"  {_unused(item)}") for item in plan.unused]

@@ -100,11 +100,12 @@ class Description:
         """The layers that the list ``key`` names, counted from 0."""
         return keys.numbers(key, _inner(self.place, path), self.depth)
 
-    def by_number(self, path: Path, key: str) -> Mapping[str, Any]:
+    def by_number(self, path: Path, key: str) -> Mapping[int, Any]:
         """An object with layer numbers as keys."""
         value = _inner(self.place, path).get(key)
-        fits = isinstance(value, Mapping) and keys.is_by_number(key, value, self.depth)
-        return value if isinstance(value, Mapping) and fits else {}
+        if not isinstance(value, Mapping) or not keys.is_by_number(key, value, self.depth):
+            return {}
+        return {int(number): item for number, item in value.items()}
 
 
 def _inner(place: Mapping[str, Any], path: Path) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ def follow_layers(edit: Edit) -> None:
             ):
                 _entries(edit, path, key, value)
             elif keys.is_by_number(key, value, depth):
-                _by_number(edit, path, key)
+                _by_number(edit, path, key, value)
             elif edit.donor.numbers(path, key) is not None:
                 _numbers(edit, path, key, place)
     _only_elsewhere(edit)
@@ -55,12 +55,14 @@ def _entries(edit: Edit, path: Path, key: str, value: Any) -> None:
     edit.set(full, key, new, "each entry from the model that the layer is from")
 
 
-def _by_number(edit: Edit, path: Path, key: str) -> None:
+def _by_number(edit: Edit, path: Path, key: str, value: Mapping[str, Any]) -> None:
+    padded = any(number != str(int(number)) for number in value)
+    width = len(str(edit.tower.depth - 1)) if padded else 1
     new = {}
     for i, origin in enumerate(edit.tower.origins):
         own = origin.of.by_number(path, key)
-        if str(origin.layer) in own:
-            new[str(i)] = copy.deepcopy(own[str(origin.layer)])
+        if origin.layer in own:
+            new[f"{i:0{width}}"] = copy.deepcopy(own[origin.layer])
     edit.set((*edit.path, *path), key, new, "layer numbers follow the layers")
 
 

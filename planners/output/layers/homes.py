@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 Path = tuple[str, ...]
@@ -71,11 +71,21 @@ def homes(config: Mapping[str, Any], stacks: Sequence[Stack]) -> list[Home | Non
         ]
         counts = _counts(at(config, path), stack, mates)
         others = _repeated(objects, stack, path, places, main=i == 0)
-        sides = {_side(mate) for mate in mates}
-        head = _side(stack) == "encoder" if "encoder" in {*sides, _side(stack)} else False
-        head = head or not mates or ("encoder" not in sides and path not in places[:i])
-        found.append(Home(path, counts, others, head, _side(stack)))
-    return found
+        found.append(Home(path, counts, others, False, _side(stack)))
+    heads = {path: _head(path, found) for path in places if path is not None}
+    return [
+        None if home is None else replace(home, head=heads[home.path] == i)
+        for i, home in enumerate(found)
+    ]
+
+
+def _head(path: Path, found: Sequence[Home | None]) -> int:
+    """Which of the towers at home at ``path`` settings there speak of that name none: the encoder,
+    or the first one that is counted by a key that names none, or the first."""
+    there = [(i, home) for i, home in enumerate(found) if home is not None and home.path == path]
+    encoders = [i for i, home in there if home.side == "encoder"]
+    plain = [i for i, home in there if any(not _qualifiers(key) for key in home.counts)]
+    return [*encoders, *plain, *(i for i, _ in there)][0]
 
 
 def inner(config: Mapping[str, Any], home: Home, others: Sequence[Home | None]) -> Iterator[Path]:

@@ -109,7 +109,7 @@ DECODERS = (
         **LATENT,
     ),
     decoder("deepseek_v3", "DeepseekV3ForCausalLM", first_k_dense_replace=1, **LATENT),
-    decoder("minicpm3", "MiniCPM3ForCausalLM", LAYERS, Stack(LAYERS, says="scale_depth"), **LATENT),
+    decoder("minicpm3", "MiniCPM3ForCausalLM", scale_depth=1.4, **LATENT),
     decoder("glm", "GlmForCausalLM"),
     decoder("glm4", "Glm4ForCausalLM"),
     decoder("glm4_moe", "Glm4MoeForCausalLM", first_k_dense_replace=1),
@@ -203,7 +203,13 @@ DECODERS = (
     decoder("helium", "HeliumForCausalLM"),
     decoder("seed_oss", "SeedOssForCausalLM"),
     decoder("apertus", "ApertusForCausalLM"),
-    decoder("diffllama", "DiffLlamaForCausalLM", num_key_value_heads=2),
+    decoder(
+        "diffllama",
+        "DiffLlamaForCausalLM",
+        LAYERS,
+        Stack(LAYERS, says="lambda"),
+        num_key_value_heads=2,
+    ),
     decoder(
         "dbrx",
         "DbrxForCausalLM",

@@ -106,6 +106,14 @@ def test_one_count_of_two_towers_that_are_not_to_be_told_apart() -> None:
     assert ok(both) == {**config, "num_hidden_layers": 6}
 
 
+def test_stacks_in_step_are_counted_by_one_key() -> None:
+    config = {"model_type": "flaubert", "n_layers": 4}
+    step = {"transformer.attentions.": 4, "transformer.ffns.": 4}
+    (refusal,) = map(str, restacked(config, step, {"transformer.ffns.": MORE}).refusals)
+    assert "give both the same number of layers" in refusal
+    assert ok(restacked(config, step, dict.fromkeys(step, MORE))) == {**config, "n_layers": 6}
+
+
 LLAVA = {
     "model_type": "llava",
     "text_config": {"model_type": "llama", "hidden_size": 16},

@@ -146,6 +146,9 @@ def test_objects_with_layer_numbers_as_keys() -> None:
     config = {"num_hidden_layers": 4, "per_layer_config": {"1": {"heads": 2}, "3": {"heads": 4}}}
     found = ok(stacked(config, [0, 1, 1, 3]))["per_layer_config"]
     assert found == {"1": {"heads": 2}, "2": {"heads": 2}, "3": {"heads": 4}}
+    saved = {"num_hidden_layers": 12, "per_layer_config": {"05": {"heads": 2}, "11": {"heads": 4}}}
+    found = ok(stacked(saved, [*range(12), 11]))["per_layer_config"]
+    assert found == {"05": {"heads": 2}, "11": {"heads": 4}, "12": {"heads": 4}}
 
 
 def test_the_lists_of_one_object_are_not_those_of_another() -> None:

@@ -42,6 +42,31 @@ def test_outputs_counted_from_the_embedding_or_from_the_end() -> None:
     assert found["vision_feature_layer"] == [-3, 1]
 
 
+def test_outputs_named_as_stages() -> None:
+    stages = ["stem", "stage1", "stage2", "stage3", "stage4"]
+    config = {"num_hidden_layers": 4, "out_features": ["stage2", "stage4"], "stage_names": stages}
+    found = ok(stacked(config, [0, 1, 1, 2, 3]))
+    assert found["out_features"] == ["stage3", "stage5"]
+    assert found["stage_names"] == [*stages, "stage5"]
+
+
+def test_what_names_no_tower_is_of_the_one_that_a_plain_count_counts() -> None:
+    """Mllama's vision model has global layers of their own behind the others."""
+    vision = {"num_hidden_layers": 4, "num_global_layers": 2, "intermediate_layers_indices": [1, 4]}
+    config = {"model_type": "m", "text_config": {"num_hidden_layers": 2}, "vision_config": vision}
+    towers = {
+        TEXT: 2,
+        "model.vision_model.global_transformer.layers.": 2,
+        "model.vision_model.transformer.layers.": 4,
+    }
+    local = {"model.vision_model.transformer.layers.": [0, 0, 1, 2, 3]}
+    found = ok(restacked(config, towers, local))["vision_config"]
+    assert found == {**vision, "num_hidden_layers": 5, "intermediate_layers_indices": [2, 5]}
+    several = {"model.vision_model.global_transformer.layers.": [0, 1, 1]}
+    found = ok(restacked(config, towers, several))["vision_config"]
+    assert found == {**vision, "num_global_layers": 3}
+
+
 def test_a_layer_whose_output_is_needed_must_be_there() -> None:
     config = {"num_hidden_layers": 6, "extract_layers": [2, 4]}
     (refusal,) = map(str, stacked(config, [0, 1, 3, 4, 5]).refusals)
