@@ -43,6 +43,20 @@ def refuse_unexplained(edit: Edit) -> None:
             return
 
 
+def refuse_stages(edit: Edit) -> None:
+    """Refuse other stages than the donor's: each has a width of its own and halves the image."""
+    place, depth = edit.donor.place, edit.donor.depth
+    for key in keys.WIDTHS:
+        value = place.get(key)
+        if isinstance(value, list) and len(value) == depth:
+            edit.refuse(
+                f"what '{edit.tower.name}' of '{edit.donor.model}' has {depth} of are stages of "
+                f"several widths ('{key}' of config.json), not layers",
+                "merge it whole",
+            )
+            return
+
+
 def _kinds(edit: Edit) -> list[Hashable]:
     """What the donor's configuration says of each layer: its kinds by rules and by lists."""
     donor = edit.donor

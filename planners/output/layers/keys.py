@@ -55,6 +55,9 @@ so none may get lost."""
 STAGES = frozenset({"stage_names", "out_features", "_out_features"})
 """The same, by names: ``stem`` for the input, ``stage1`` for layer 0's output."""
 
+WIDTHS = ("depths", "hidden_sizes", "embed_dims", "stage_out_channels")
+"""Lists with one entry a stage, of models whose stages have several widths."""
+
 VISION_TAPS: Mapping[str, int] = {
     "mm_vision_select_layer": 1,
     "select_layer": 1,

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergeloom.planners.output.layers.alike import refuse_unexplained
+from mergeloom.planners.output.layers.alike import refuse_stages, refuse_unexplained
 from mergeloom.planners.output.layers.constants import keep_constants
 from mergeloom.planners.output.layers.counts import set_counts
 from mergeloom.planners.output.layers.entries import follow_layers
@@ -44,6 +44,7 @@ def rewrite_layers(config: Mapping[str, Any], towers: Sequence[Restacked]) -> Re
         keep_constants(edit)
         _repeat(edit)
         refuse_unexplained(edit)
+        refuse_stages(edit)
     return result
 
 

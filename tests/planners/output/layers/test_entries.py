@@ -72,7 +72,6 @@ def test_what_only_another_model_lists_is_warned_about() -> None:
         ("label2id", {"0": 0, "1": 1, "2": 2, "3": 3}),
         ("rope_scaling", {"long_factor": [1, 2, 3, 4], "mrope_section": [1, 2, 3, 4]}),
         ("mrope_section", [1, 2, 3, 4]),
-        ("hidden_sizes", [1, 2, 3, 4]),
     ],
 )
 def test_lists_that_happen_to_have_the_length_are_left_alone(key: str, value: object) -> None:

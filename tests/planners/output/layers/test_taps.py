@@ -113,6 +113,14 @@ def test_what_a_layers_number_decides_is_warned_about(config: Config, word: str)
     assert stacked(config, range(4)).warnings == []
 
 
+def test_stages_are_no_layers() -> None:
+    config = {"model_type": "swin", "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
+    swin = {"encoder.layers.": 4}
+    refusal, *_ = map(str, restacked(config, swin, {"encoder.layers.": [0, 1, 1, 2, 3]}).refusals)
+    assert "stages of several widths ('depths' of config.json)" in refusal
+    assert ok(restacked(config, swin, {"encoder.layers.": range(4)})) == config
+
+
 def uneven(origins: list[int], **settings: object) -> list[str]:
     """Refusals for a model whose layers 2 and 3 have a tensor more than layers 0 and 1."""
     return _refusals(origins, {2, 3}, settings)
