@@ -41,6 +41,8 @@ from mergeloom.planners.slices.tensor_plan import (
 from mergeloom.planners.slices.unused import Unused, unused_tensors
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
+SMALL_SHARD_BYTES = 1_000_000
+"""Shards below this are hardly meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,8 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     config = rewritten.config
     metadata = {"format": "pt"}
     layout = lay_out(tensors, options.max_shard_bytes, metadata)
+    if options.max_shard_bytes < SMALL_SHARD_BYTES and len(layout.files) > 1:
+        findings.add(_small_shards(options.max_shard_bytes, len(layout.files)))
     graph = builder.build(layout.writes, layout.files)
     graph.verify()
     stored = models.stored_by_name()
@@ -187,6 +191,13 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
             )
         ),
     )
+
+
+def _small_shards(nbytes: int, files: int) -> Finding:
+    """Shards so small that something else was meant: elsewhere ``5B`` are five billion."""
+    remedy = f"did you mean {nbytes}GB?" if nbytes < 1000 else ""
+    cause = f"the largest shard has {nbytes} bytes, so there are {files} files"
+    return Finding(cause, None, remedy, "unusual-value", Severity.WARNING)
 
 
 def _warn_of_idle_filters(document: Document, names: Sequence[str], findings: Findings) -> None:

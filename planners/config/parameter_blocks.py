@@ -13,7 +13,8 @@ from mergeloom.planners.config.keys import CONFIGURATION, FILTERED, Fields, belo
 from mergeloom.planners.config.parameters import Entry, Parameters, is_number
 from mergeloom.planners.config.yaml_values import Value, is_name, short
 
-_TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_TRUTHS = dict.fromkeys(("true", "yes", "on", "t", "y", "1"), True)
+_TRUTHS |= dict.fromkeys(("false", "no", "off", "f", "n", "0"), False)
 
 
 def read_parameters(
@@ -41,6 +42,10 @@ def read_parameters(
             _no_value(name, item, block, [*own, *settings], findings)
         elif parameter is None:
             _unknown(name, item, method, findings)
+        elif item.content == []:
+            findings.warn(
+                item.place, f"'{name}' is an empty list and has no effect", code="no-value"
+            )
         elif per_model and name not in own:
             misplaced[name] = item.place
             findings.warn(

@@ -140,8 +140,8 @@ WRONG = {
         "parameters.t[0]: 'value' is missing: an entry with a filter needs it",
     ),
     "empty gradient": (
-        "merge_method: slerp\nmodels: [a]\nparameters: {t: []}",
-        "at least one value",
+        "merge_method: slerp\nmodels: [a]\nparameters: {t: [{value: []}]}",
+        "parameters.t[0].value: 'value' has no value: an entry with a filter needs it",
     ),
     "empty revision": ("merge_method: linear\nmodels: ['a@']", "'a@' is no model reference"),
     "empty slices": ("merge_method: linear\nslices: []", "found none of them"),
@@ -314,6 +314,10 @@ WARNED = {
             "{x: 1}", "1"
         ),
         "parameters.t[2]: 't' is 200, outside the usual 0 to 1",
+    ),
+    "empty list": (
+        "merge_method: slerp\nmodels: [a]\nparameters: {t: []}",
+        "config.yml:3: parameters.t: 't' is an empty list and has no effect",
     ),
     "octal": (
         "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 010]}]}]",

@@ -105,3 +105,10 @@ def test_an_empty_slice_gives_what_stands_around_the_layers(models: Path) -> Non
     ]
     with pytest.raises(ConfigError, match="no slice takes any layer"):
         plan_text(stack(("a", 2, 2), ("b", 4, 4)), models)
+
+
+def test_shards_of_a_few_bytes_are_said(models: Path) -> None:
+    text = "merge_method: passthrough\nmodels: [a]"
+    (warning,) = plan_text(text, models, max_shard_bytes=5).warnings
+    assert warning == "the largest shard has 5 bytes, so there are 39 files: did you mean 5GB?"
+    assert plan_text(text, models, max_shard_bytes=1_000_000).warnings == ()

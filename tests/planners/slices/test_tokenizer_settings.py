@@ -1,0 +1,49 @@
+"""Tokenizer settings that change nothing, wherever the tokenizer is said to come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mergeloom.engine.base.errors import LoomError
+from tests.planners.support import llama, plan_text
+
+STAGES = """
+merge_method: linear
+models: [a, b]
+parameters: {weight: 1}
+tokenizer_source: union
+name: first
+---
+merge_method: slerp
+base_model: c
+models: [c, first]
+parameters: {t: 0.5}
+tokenizer_source: SOURCE
+"""
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    for seed, name in enumerate("abcd"):
+        llama(tmp_path / name, seed=seed, vocabulary=3)
+        vocabulary(tmp_path / name, ["x", "y", "z"])
+    return tmp_path
+
+
+def vocabulary(folder: Path, tokens: list[str]) -> None:
+    numbers = {token: number for number, token in enumerate(tokens)}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": numbers}}))
+
+
+@pytest.mark.parametrize("source", ["union", "base", "first", "d", "model:d"])
+def test_stages_and_other_models_may_give_the_same_tokenizer(models: Path, source: str) -> None:
+    plan = plan_text(STAGES.replace("SOURCE", source), models)
+    assert plan.layers == 4
+
+
+def test_a_source_that_is_not_there_is_refused(models: Path) -> None:
+    with pytest.raises(LoomError, match=r"config\.yml:12: tokenizer_source: 'firzt' is neither"):
+        plan_text(STAGES.replace("SOURCE", "firzt"), models)
