@@ -7,25 +7,32 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mergeloom.engine.base.errors import MEMORY_SHORT, OutputError, RunError, is_memory_short
-from mergeloom.engine.graph.graph import Graph
+from mergeloom.engine.graph.graph import Graph, Write
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.machine_code import Library, NativeError
 from mergeloom.engine.hardware.rates import Sample, storage_samples
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.output.directory import OutputDirectory
+from mergeloom.engine.output.journal import Finished
+from mergeloom.engine.output.manifest import Manifest
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.output.sink import COMMIT_SECONDS, ShardSink
+from mergeloom.engine.output.state import differences, listed, missing_files, only_touched
 from mergeloom.engine.plan.schedule import Schedule, schedule
+from mergeloom.engine.run.compare import ComparingSink
 from mergeloom.engine.run.executor import Executor, Progress, source_readers
 from mergeloom.engine.storage.file_system import FILES, Files
 from mergeloom.engine.storage.source import Access, IOMode
 
 if TYPE_CHECKING:
     from mergeloom.engine.run.torch_device import Device
+
+
+S = TypeVar("S", ShardSink, ComparingSink)
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,9 @@ class Options:
 
     ``ram`` is the budget in bytes, ``machine`` what the schedule reckons with: that of the dry
     run, so that both have one schedule. Without it the machine is looked at. After at most
-    ``commit_seconds`` finished tensors are made durable. ``files`` is the file system; ``opener``
+    ``commit_seconds`` finished tensors are made durable. With ``verify_resumed`` what an
+    interrupted run has left is compared with its digests, with ``verify_finished`` what a finished
+    one has. ``files`` is the file system; ``opener``
     opens the machine's devices, if other than torch's are meant.
     """
 
@@ -60,6 +69,7 @@ class Options:
     io: IOMode = IOMode.AUTO
     restart: bool = False
     verify_resumed: bool = True
+    verify_finished: bool = False
     commit_seconds: float = COMMIT_SECONDS
     files: Files = FILES
     opener: Callable[[Accelerator], Device] | None = None
@@ -129,44 +139,20 @@ def run(
     with _memory_reported(), OutputDirectory(output, options.files) as directory:
         if options.restart:
             directory.clear()
-        manifest = directory.finished()
-        if manifest is not None:
-            _same_job(job, manifest.fingerprint, manifest.identity, output, "was finished")
-            return _outcome(None, None, began, counters, len(job.graph.writes), ())
-        journal = directory.interrupted()
-        done = {}
         warnings: list[str] = []
-        if journal is not None:
-            _same_job(job, journal.fingerprint, journal.identity, output, "was begun")
-            done = directory.resumable(job.graph, journal, options.verify_resumed)
-            lost = len(journal.finished) - len(done)
-            if journal.damaged or lost:
-                warnings.append(
-                    f"the journal had {journal.damaged} damaged records and {lost} tensors did "
-                    "not match their digests: these are merged again"
-                )
+        run = _Run(job, options, found, poll, begun, building, warnings)
+        manifest = directory.finished()
+        if manifest is not None and _is_whole(manifest, directory, run):
+            everything = len(job.graph.writes)
+            return _outcome(None, None, began, counters, everything, tuple(warnings))
+        done = _resumed(directory, run, repairs=manifest is not None)
         directory.check_space(job.graph, job.side_files)
-        rest = job.graph.without(done)
-        plan = schedule(rest, options.ram, found)
-        if not _build(job.library, plan.missing, building, warnings):
-            plan = schedule(rest, options.ram, replace(found, loops=None))
-        if begun is not None:
-            begun(Begun(plan, len(done)))
+        plan = run.schedule(job.graph.without(done), len(done))
         importing = plan.computes and machine.runtime_is_ahead() and not plan.used_devices
         baseline = machine.resident_bytes() if importing else None
-        with contextlib.ExitStack() as opened:
-            readers = source_readers(
-                plan,
-                lambda source: opened.enter_context(
-                    contextlib.closing(source.open(options.access))
-                ),
-            )
 
-            def check() -> None:
-                for reader in readers.values():
-                    reader.check_unchanged()
-
-            sink = ShardSink(
+        def sink_of(check: Callable[[], None]) -> ShardSink:
+            return ShardSink(
                 directory,
                 job.graph,
                 done,
@@ -177,7 +163,8 @@ def run(
                 check,
                 options.commit_seconds,
             )
-            executor = Executor(plan, readers, sink, options.opener, job.library)
+
+        with run.executor(plan, sink_of) as (executor, sink):
             try:
                 executor.run(_trimming(poll, plan.peak_bytes))
             except BaseException:
@@ -193,6 +180,145 @@ def run(
         record = {**job.about, "measured": measured(outcome), "predicted": predicted(plan)}
         sink.finish(record)
         return outcome
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the parts of one run share; ``warnings`` grows."""
+
+    job: Job
+    options: Options
+    machine: Machine
+    poll: Callable[[Progress], None] | None
+    begun: Callable[[Begun], None] | None
+    building: Callable[[frozenset[str]], None] | None
+    warnings: list[str]
+
+    def schedule(self, graph: Graph, resumed: int) -> Schedule:
+        """The schedule of a graph, for which all loops are built; says that it begins."""
+        plan = schedule(graph, self.options.ram, self.machine)
+        if not _build(self.job.library, plan.missing, self.building, self.warnings):
+            plan = schedule(graph, self.options.ram, replace(self.machine, loops=None))
+        if self.begun is not None:
+            self.begun(Begun(plan, resumed))
+        return plan
+
+    @contextlib.contextmanager
+    def executor(
+        self, plan: Schedule, sink_of: Callable[[Callable[[], None]], S]
+    ) -> Iterator[tuple[Executor, S]]:
+        """What runs a schedule, its inputs open. ``sink_of`` makes its sink, given a function that
+        raises if inputs are no longer those that were planned with."""
+        with contextlib.ExitStack() as opened:
+            readers = source_readers(
+                plan,
+                lambda source: opened.enter_context(
+                    contextlib.closing(source.open(self.options.access))
+                ),
+            )
+
+            def check() -> None:
+                for reader in readers.values():
+                    reader.check_unchanged()
+
+            sink = sink_of(check)
+            yield Executor(plan, readers, sink, self.options.opener, self.job.library), sink
+
+
+def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool:
+    """Whether a finished output has all of its files. If not, it becomes an interrupted one.
+
+    Raises:
+        OutputError: the directory belongs to another merge.
+    """
+    recorded = [
+        Finished(each.file, each.name, each.digest, each.block_bytes) for each in manifest.tensors
+    ]
+    touched = _check_same(manifest.fingerprint, manifest.identity, recorded, run, directory)
+    faults = list(missing_files(directory.path, manifest))
+    if not faults and run.options.verify_finished:
+        faults = list(directory.wrong_tensors(manifest))
+    job = run.job
+    if faults:
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        run.warnings.append(
+            f"'{directory.path}' was finished, but {faults[0]}{more}: what is missing or wrong is "
+            "made again"
+        )
+        directory.begin_again(job.fingerprint, job.identity, manifest.all_files, recorded)
+    elif touched:
+        directory.identify(manifest, job.fingerprint, job.identity)
+    return not faults
+
+
+def _resumed(directory: OutputDirectory, run: _Run, repairs: bool) -> dict[Write, Finished]:
+    """The tensors that an interrupted run has left, and that are as it recorded them. Where one
+    ``repairs``, it is known that some are not.
+
+    Raises:
+        OutputError: the directory belongs to another merge.
+    """
+    journal = directory.interrupted()
+    if journal is None:
+        return {}
+    job = run.job
+    recorded = journal.finished
+    if _check_same(journal.fingerprint, journal.identity, recorded, run, directory):
+        directory.begin_again(job.fingerprint, job.identity, journal.files, recorded)
+    done = directory.resumable(job.graph, journal, run.options.verify_resumed)
+    lost = len(set(recorded)) - len(done)
+    if journal.damaged or (lost and not repairs):
+        run.warnings.append(
+            f"the journal had {journal.damaged} damaged records and {lost} tensors did "
+            "not match their digests: these are merged again"
+        )
+    return done
+
+
+def _check_same(
+    fingerprint: str,
+    identity: Mapping[str, str],
+    recorded: Sequence[Finished],
+    run: _Run,
+    directory: OutputDirectory,
+) -> bool:
+    """Check that what is in a directory is of this job. Returns whether inputs had new
+    modification times: then what was ``recorded`` was computed again, and came out the same.
+
+    Raises:
+        OutputError: it is of another job.
+    """
+    job = run.job
+    if fingerprint == job.fingerprint:
+        return False
+    found = differences(identity, job.identity)
+    where = f"'{directory.path}' was made by another merge"
+    ways_out = "start anew with --restart, or choose another output"
+    if not only_touched(found):
+        raise OutputError(f"{where}; different: {listed(found)}. {ways_out}")
+    touched = ", ".join(each.what for each in found[:3])
+    if _differing(recorded, run):
+        raise OutputError(
+            f"{where}: {touched} was modified since, and its contents are other ones. {ways_out}"
+        )
+    run.warnings.append(
+        f"{touched} was touched since '{directory.path}' was begun: {len(recorded)} tensors were "
+        "computed again and came out the same"
+    )
+    return True
+
+
+def _differing(recorded: Sequence[Finished], run: _Run) -> list[str]:
+    """Names of recorded tensors that come out otherwise now. Nothing is written."""
+    graph = run.job.graph
+    by_name = {(each.file, each.tensor): each for each in recorded}
+    wanted = {
+        w: by_name[w.file.name, w.name] for w in graph.writes if (w.file.name, w.name) in by_name
+    }
+    plan = run.schedule(graph.without(w for w in graph.writes if w not in wanted), 0)
+    with run.executor(plan, lambda check: ComparingSink(wanted)) as (executor, sink):
+        executor.run(_trimming(run.poll, plan.peak_bytes))
+        return sink.differing
 
 
 def _build(
@@ -275,19 +401,6 @@ def _memory_reported() -> Iterator[None]:
         if is_memory_short(error):
             raise RunError(MEMORY_SHORT) from error
         raise
-
-
-def _same_job(
-    job: Job, fingerprint: str, identity: Mapping[str, str], output: Path, what: str
-) -> None:
-    if fingerprint == job.fingerprint:
-        return
-    keys = dict.fromkeys([*identity, *job.identity])
-    differing = [key for key in keys if identity.get(key) != job.identity.get(key)]
-    raise OutputError(
-        f"'{output}' {what} by another merge; different: {', '.join(differing) or 'the plan'}. "
-        "start anew with --restart, or choose another output"
-    )
 
 
 def _outcome(

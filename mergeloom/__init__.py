@@ -2,7 +2,7 @@
 
 >>> import mergeloom
 >>> planned = mergeloom.plan("merge.yml", ram="4GiB")       # headers only, no torch
->>> planned.document()["memory"]["peak_bytes"]
+>>> planned.report.memory.peak_bytes
 >>> mergeloom.merge(planned, "merged")
 """
 
@@ -20,9 +20,21 @@ from mergeloom.engine.base.errors import (
 )
 
 if TYPE_CHECKING:
-    from mergeloom.api import Observer, merge, plan
+    from mergeloom.api import (
+        LoomWarning,
+        Observer,
+        explain,
+        inspect,
+        list_methods,
+        merge,
+        plan,
+        schema,
+        verify,
+    )
     from mergeloom.methods.registry import register as register_method
+    from mergeloom.report.meter import Progress
     from mergeloom.results import MergeResult, PlannedMerge
+    from mergeloom.version import VERSION as __version__
 
 __all__ = [
     "BudgetError",
@@ -30,24 +42,39 @@ __all__ = [
     "ConfigError",
     "DeviceError",
     "LoomError",
+    "LoomWarning",
     "MergeResult",
     "Observer",
     "OutputError",
     "PlannedMerge",
+    "Progress",
     "RunError",
+    "__version__",
+    "explain",
+    "inspect",
+    "list_methods",
     "merge",
     "plan",
     "register_method",
+    "schema",
+    "verify",
 ]
+
+_ELSEWHERE = {
+    "register_method": ("mergeloom.methods.registry", "register"),
+    "Progress": ("mergeloom.report.meter", "Progress"),
+    "MergeResult": ("mergeloom.results", "MergeResult"),
+    "PlannedMerge": ("mergeloom.results", "PlannedMerge"),
+    "__version__": ("mergeloom.version", "VERSION"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """What is not imported yet: the command line begins, and can be interrupted, without it."""
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    if name == "register_method":
-        return import_module("mergeloom.methods.registry").register
-    return getattr(import_module("mergeloom.api"), name)
+    module, attribute = _ELSEWHERE.get(name, ("mergeloom.api", name))
+    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -1,53 +1,76 @@
-"""The Python API: plan a merge, run it."""
+"""The Python API: what each command does, as a function that returns a record."""
 
 from __future__ import annotations
 
 import os
+import warnings as python_warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mergeloom import arguments
+from mergeloom.arguments import Pathlike, Size
 from mergeloom.check import check_output
 from mergeloom.engine import job as jobs
-from mergeloom.engine.base.errors import ConfigError, OutputError
+from mergeloom.engine.base.errors import ConfigError, Finding, LoomError, Severity
 from mergeloom.engine.base.gc_pause import collection_paused
 from mergeloom.engine.base.suggest import suggest
-from mergeloom.engine.hardware import process as machine
+from mergeloom.engine.hardware import process
 from mergeloom.engine.hardware.accelerators import AUTO, choose
 from mergeloom.engine.plan.schedule import schedule
-from mergeloom.engine.run.executor import Progress
+from mergeloom.engine.run.executor import Progress as Counters
 from mergeloom.engine.storage.source import IOMode
 from mergeloom.methods.ops.compiled_ops import LIBRARY
+from mergeloom.output import at_output, check_apart
 from mergeloom.planners.config.config import Configuration
 from mergeloom.planners.config.findings import check_known
 from mergeloom.planners.config.load import config_from, load_config
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.plan import DEFAULT_SHARD_BYTES, PlanOptions, make_plan
-from mergeloom.report.units import parse_size
+from mergeloom.report.meter import Meter, Progress
+from mergeloom.report.records import (
+    DOCUMENTS,
+    ExplainReport,
+    InspectReport,
+    MethodsReport,
+    Options,
+    VerifyReport,
+)
 from mergeloom.results import MergeResult, PlannedMerge
+from mergeloom.version import program
 
-Size = int | str
-Pathlike = str | os.PathLike[str]
+Config = Pathlike | Mapping[str, Any] | Configuration
 
 SEARCH_VARIABLE = "MERGELOOM_MODELS"
 """Environment variable with folders that hold models, separated as in ``PATH``."""
 
 
+class LoomWarning(UserWarning):
+    """What is probably not as its author meant it, told to a Python program."""
+
+
 @dataclass(frozen=True)
 class Observer:
-    """Told how a merge goes on; ``downloading`` names a model that is about to be fetched, and
-    ``building`` compiled loops that are about to be made for this machine."""
+    """Told how a merge goes on.
 
-    begun: Callable[[jobs.Begun], None] | None = None
+    ``resumed`` gets the number of tensors that an earlier run has finished, ``progressed`` a
+    snapshot several times a second, ``downloading`` the name of a model that is about to be
+    fetched, ``building`` the compiled loops that are about to be made for this machine, and
+    ``warned`` each warning. Without ``warned``, warnings are Python's, of class `LoomWarning`.
+    """
+
+    resumed: Callable[[int], None] | None = None
     progressed: Callable[[Progress], None] | None = None
     downloading: Callable[[str], None] = field(default=lambda name: None)
     building: Callable[[frozenset[str]], None] | None = None
+    warned: Callable[[Finding], None] | None = None
 
 
 def plan(
-    config: Pathlike | Mapping[str, Any] | Configuration,
+    config: Config,
     *,
+    output: Pathlike | None = None,
     ram: Size | None = None,
     threads: int | None = None,
     device: str = AUTO,
@@ -55,58 +78,89 @@ def plan(
     seed: int = 0,
     max_shard_size: Size = DEFAULT_SHARD_BYTES,
     model_dirs: Mapping[str, Pathlike] | None = None,
-    search: Sequence[Pathlike] = (),
+    search: Pathlike | Sequence[Pathlike] = (),
     allow_truncated_embeddings: bool = False,
     strict: bool = False,
     observer: Observer | None = None,
 ) -> PlannedMerge:
     """Plan a merge; reads headers only and does not import torch.
 
-    ``config`` is the path of a YAML file, or its content as a mapping. ``ram`` is the memory
+    ``config`` is the path of a YAML file, or its content as a mapping. ``output`` is where the
+    merge would go: its state and free disk become part of the report. ``ram`` is the memory
     budget of the whole process, in bytes or as ``"8GiB"``; by default four fifths of what is
     available. ``device`` is where to compute: ``auto`` lets the schedule choose, ``cpu``, ``cuda``
     (all of them), ``cuda:N`` or ``mps``; ``vram`` is the memory budget on each device, by default
     four fifths of what is free there. ``model_dirs`` maps model references, as the configuration
-    writes them, to local directories; ``search`` are folders that hold models. With
-    ``strict``, keys and parameters that are unknown or misplaced are errors, not warnings.
+    writes them, to local directories; ``search`` are folders that hold models, or one of them.
+    With ``strict``, keys and parameters that are unknown or misplaced are errors, not warnings.
 
     Raises:
+        LoomError: an argument is of the wrong kind.
         ConfigError, CheckpointError: the merge does not make sense, or a model is not there.
         BudgetError: the budget cannot work; the message names the smallest that can.
         DeviceError: ``device`` is not there.
+        OutputError: ``output`` is an input.
     """
-    devices = choose(device, None if vram is None else _bytes(vram), machine.devices)
-    configuration = _configuration(config)
-    if strict:
-        check_known(configuration.warnings)
-    observer = observer or Observer()
-    _check_model_dirs(configuration, model_dirs or {})
-    relative_to = configuration.path.parent if configuration.path is not None else None
-    resolver = Resolver(
-        model_dirs={name: Path(path) for name, path in (model_dirs or {}).items()},
-        search=[*map(Path, search), *_search_folders()],
-        relative_to=relative_to,
-        download=observer.downloading,
+    options = Options(
+        ram=None if ram is None else arguments.size(ram, "ram"),
+        threads=None if threads is None else arguments.whole(threads, "threads", 1),
+        device=arguments.text(device, "device"),
+        vram=None if vram is None else arguments.size(vram, "vram"),
+        seed=arguments.whole(seed, "seed"),
+        max_shard_bytes=arguments.size(max_shard_size, "max_shard_size"),
+        allow_truncated_embeddings=arguments.flag(
+            allow_truncated_embeddings, "allow_truncated_embeddings"
+        ),
+        strict=arguments.flag(strict, "strict"),
     )
-    options = PlanOptions(seed, _bytes(max_shard_size), allow_truncated_embeddings)
+    directory = None if output is None else arguments.path_of(output, "the output")
+    observer = observer or Observer()
+    devices = choose(options.device, options.vram, process.devices)
+    configuration = _configuration(config)
+    if options.strict:
+        check_known(configuration.warnings)
+    resolver = _resolver(configuration, model_dirs, search, observer)
     # A plan is a million records without a cycle among them: walking them again and again would
     # take a third of the time.
     with collection_paused():
-        made = make_plan(configuration, resolver, options)
-        budget = machine.default_budget() if ram is None else _bytes(ram)
+        made = make_plan(
+            configuration,
+            resolver,
+            PlanOptions(options.seed, options.max_shard_bytes, options.allow_truncated_embeddings),
+        )
+        limit = process.memory_limit()
+        budget = process.default_budget() if options.ram is None else options.ram
         here = replace(
-            machine.this_machine(threads, LIBRARY), devices=devices, forced=device != AUTO
+            process.this_machine(options.threads, LIBRARY),
+            devices=devices,
+            forced=options.device != AUTO,
         )
         made_schedule = schedule(made.graph, budget, here)
-    return PlannedMerge(made, made_schedule, budget, here)
+    planned = PlannedMerge(
+        plan=made,
+        schedule=made_schedule,
+        budget_bytes=budget,
+        machine=here,
+        options=options,
+        memory_limit=limit,
+        findings=(
+            *made.findings,
+            *arguments.budget_findings(options.ram, limit, process.machine_bytes()),
+        ),
+    )
+    if directory is not None:
+        planned = at_output(planned, directory)
+    _tell(planned.findings, observer)
+    return planned
 
 
 def merge(
-    config: Pathlike | Mapping[str, Any] | Configuration | PlannedMerge,
+    config: Config | PlannedMerge,
     output: Pathlike,
     *,
     io: IOMode | str = IOMode.AUTO,
     restart: bool = False,
+    verify: bool = False,
     check: int = 0,
     observer: Observer | None = None,
     **options: Any,
@@ -114,55 +168,200 @@ def merge(
     """Merge into the directory ``output``; continues where an interrupted run stopped.
 
     Takes what `plan` takes, or its result. ``io`` is ``auto``, ``direct`` or ``buffered``;
-    ``restart`` discards what an earlier run left in ``output``; ``check`` is the number of
+    ``restart`` discards what an earlier run left in ``output``; with ``verify`` what is finished
+    already is compared with its digests, not with its size only; ``check`` is the number of
     tensors, drawn at random, that are computed again in another way when all is written.
 
     Raises:
+        LoomError: an argument is of the wrong kind.
         ConfigError, CheckpointError, BudgetError, DeviceError: as `plan`.
         OutputError: ``output`` belongs to something else, or to another merge.
         RunError: ``output`` is in use, its disk is too small, or reading, arithmetic or writing
             failed; run again to continue. Or a tensor that was checked is wrong.
     """
+    directory = arguments.path_of(output, "the output")
+    mode = IOMode(arguments.choice(io, "io", [each.value for each in IOMode]))
+    number = arguments.whole(check, "check", 0)
     observer = observer or Observer()
     planned = config
     if not isinstance(planned, PlannedMerge):
-        planned = plan(planned, observer=observer, **options)
+        planned = plan(planned, output=directory, observer=observer, **_known(options))
     elif options:
-        raise TypeError(f"{', '.join(options)} belong to the plan")
-    directory = Path(output)
-    check_apart(planned, directory)
+        raise LoomError(f"{', '.join(options)} belong to the plan: give them to plan()")
+    else:
+        check_apart(planned, directory)
     made = planned.schedule
     about = {
-        "program": program(),
+        "program": dict(program()),
         "threads": made.workers,
         "devices": [made.devices[number].title for number in made.used_devices],
     }
+    meter: Meter | None = None
+
+    def begun(event: jobs.Begun) -> None:
+        nonlocal meter
+        meter = Meter(event)
+        if observer.resumed is not None and event.resumed:
+            observer.resumed(event.resumed)
+
+    def progressed(counters: Counters) -> None:
+        if meter is not None and observer.progressed is not None:
+            observer.progressed(meter.snapshot(counters))
+
     outcome = jobs.run(
         planned.plan.job(about),
         directory,
-        jobs.Options(planned.budget_bytes, planned.machine, IOMode(io), restart),
-        observer.begun,
-        observer.progressed,
+        jobs.Options(
+            planned.budget_bytes,
+            planned.machine,
+            mode,
+            arguments.flag(restart, "restart"),
+            verify_finished=arguments.flag(verify, "verify"),
+        ),
+        begun,
+        progressed,
         observer.building,
     )
+    findings = tuple(
+        Finding(text, code="run", severity=Severity.WARNING) for text in outcome.warnings
+    )
+    _tell(findings, observer)
     checked = None
-    if check:
-        checked = check_output(planned.plan, directory, check, planned.budget_bytes)
-    return MergeResult(directory, planned, outcome, checked)
+    if number:
+        checked = check_output(planned.plan, directory, number, planned.budget_bytes)
+    return MergeResult(directory, planned, outcome, checked, findings)
 
 
-def check_apart(planned: PlannedMerge, output: Path) -> None:
-    """Check that a merge does not write over what it reads.
+def explain(
+    config: Config | PlannedMerge, tensor: str | None = None, **options: Any
+) -> ExplainReport:
+    """Where output tensors come from, and which entry of the configuration set each parameter.
+
+    Takes what `plan` takes, or its result. ``tensor`` is a name or a part of names; without it
+    all tensors are explained.
 
     Raises:
-        OutputError: it would.
+        ConfigError: no tensor is called so; or as `plan`.
     """
-    for name, model in planned.plan.models.items():
-        if output.resolve() == model.directory.resolve():
-            raise OutputError(f"'{output}' is the input '{name}': choose another output directory")
+    from mergeloom.report.tensors import explain_report
+
+    pattern = None if tensor is None else arguments.text(tensor, "tensor")
+    planned = config
+    if not isinstance(planned, PlannedMerge):
+        planned = plan(planned, **_known({"device": "cpu", **options}))
+    return explain_report(planned.plan.matching(pattern), planned)
 
 
-def _check_model_dirs(configuration: Configuration, given: Mapping[str, Pathlike]) -> None:
+def inspect(
+    model: Pathlike,
+    *,
+    model_dirs: Mapping[str, Pathlike] | None = None,
+    search: Pathlike | Sequence[Pathlike] = (),
+    observer: Observer | None = None,
+) -> InspectReport:
+    """What a checkpoint holds, from its headers; ``model`` is a directory or a hub id.
+
+    Raises:
+        ConfigError, CheckpointError: it is nowhere, or malformed.
+    """
+    from mergeloom.planners.config.model_reference import parse_reference
+    from mergeloom.planners.models.checkpoint import open_checkpoint
+    from mergeloom.planners.models.model import StoredModel
+    from mergeloom.report.checkpoint import inspect_report
+
+    path = arguments.path_of(model, "the model")
+    if path.exists():
+        return inspect_report(StoredModel(str(model), open_checkpoint(path)))
+    reference = parse_reference(str(model))
+    resolver = _resolver(None, model_dirs, search, observer or Observer())
+    directory = resolver.directory(reference.model)
+    return inspect_report(StoredModel(str(model), open_checkpoint(directory)))
+
+
+def verify(output: Pathlike) -> VerifyReport:
+    """Compare a finished or interrupted output with the digests that were recorded of it.
+
+    Raises:
+        OutputError: nothing is there to verify, or the records are damaged.
+    """
+    from mergeloom.report.verification import verify_report
+
+    return verify_report(arguments.path_of(output, "the output"))
+
+
+def list_methods(name: str | None = None) -> MethodsReport:
+    """The merge methods, or the one called ``name``.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    from mergeloom.methods import registry
+    from mergeloom.report.methods import methods_report
+
+    names = registry.names() if name is None else [arguments.text(name, "name")]
+    return methods_report([registry.get(each) for each in names])
+
+
+def schema(document: str | None = None) -> dict[str, Any]:
+    """The JSON schema of one document, or those of all by their names.
+
+    Raises:
+        LoomError: there is no such document.
+    """
+    from mergeloom.report import json
+
+    if document is None:
+        return json.schemas(list(DOCUMENTS))
+    if document not in DOCUMENTS:
+        raise LoomError(
+            f"there is no document {document!r}", remedy=suggest(str(document), DOCUMENTS)
+        )
+    return json.schema(document)
+
+
+def _tell(findings: Sequence[Finding], observer: Observer) -> None:
+    for finding in findings:
+        if observer.warned is not None:
+            observer.warned(finding)
+        else:
+            python_warnings.warn(str(finding), LoomWarning, stacklevel=3)
+
+
+_PLAN_OPTIONS = frozenset(
+    {
+        "ram", "threads", "device", "vram", "seed", "max_shard_size", "model_dirs", "search",
+        "allow_truncated_embeddings", "strict", "observer", "output",
+    }
+)  # fmt: skip
+
+
+def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in options:
+        if name not in _PLAN_OPTIONS:
+            raise LoomError(f"there is no option {name!r}", remedy=suggest(name, _PLAN_OPTIONS))
+    return options
+
+
+def _resolver(
+    configuration: Configuration | None,
+    model_dirs: Mapping[str, Pathlike] | None,
+    search: Pathlike | Sequence[Pathlike],
+    observer: Observer,
+) -> Resolver:
+    given = arguments.paths_by_name(model_dirs or {}, "model_dirs")
+    relative_to = None
+    if configuration is not None:
+        _check_model_dirs(configuration, given)
+        relative_to = configuration.path.parent if configuration.path is not None else None
+    return Resolver(
+        model_dirs=given,
+        search=[*arguments.paths_of(search, "search"), *_search_folders()],
+        relative_to=relative_to,
+        download=observer.downloading,
+    )
+
+
+def _check_model_dirs(configuration: Configuration, given: Mapping[str, Path]) -> None:
     named: set[str] = set()
     for document in configuration.documents:
         for reference in document.mentioned():
@@ -175,29 +374,12 @@ def _check_model_dirs(configuration: Configuration, given: Mapping[str, Pathlike
             )
 
 
-def program() -> dict[str, str]:
-    """Versions of this program and of what its results depend on."""
-    from importlib import metadata
-
-    found = {}
-    for name in ("mergeloom", "torch"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found
-
-
-def _configuration(config: Pathlike | Mapping[str, Any] | Configuration) -> Configuration:
+def _configuration(config: object) -> Configuration:
     if isinstance(config, Configuration):
         return config
     if isinstance(config, Mapping):
         return config_from(config)
-    return load_config(Path(config))
-
-
-def _bytes(size: Size) -> int:
-    return parse_size(size) if isinstance(size, str) else size
+    return load_config(arguments.path_of(config, "config"))
 
 
 def _search_folders() -> list[Path]:

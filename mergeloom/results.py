@@ -1,45 +1,112 @@
-"""What planning and merging give: records for the caller."""
+"""What planning and merging return: short to look at, whole as a report."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mergeloom.check import Checked
-from mergeloom.engine import job as jobs
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.schedule import Schedule
 from mergeloom.planners.plan import Plan
 
+if TYPE_CHECKING:
+    from mergeloom.check import Checked
+    from mergeloom.engine.base.errors import Finding
+    from mergeloom.engine.job import Outcome
+    from mergeloom.report.records import (
+        DiskReport,
+        MergeReport,
+        Options,
+        OutputState,
+        PlanReport,
+    )
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class PlannedMerge:
-    """A dry run: what a merge will do within a budget, known before a weight is read."""
+    """A dry run: what a merge will do within a budget, known before a weight is read.
+
+    ``memory_limit`` is what this process may hope for now, in bytes; ``findings`` are all
+    warnings. ``disk`` and ``output_state`` are there where an output directory was named.
+    """
 
     plan: Plan
     schedule: Schedule
     budget_bytes: int
     machine: Machine
+    options: Options
+    memory_limit: int
+    findings: tuple[Finding, ...] = ()
+    disk: DiskReport | None = None
+    output_state: OutputState | None = None
+
+    @cached_property
+    def report(self) -> PlanReport:
+        """Everything that is to be known of it, as a record."""
+        from mergeloom.report.plan import plan_report
+
+        return plan_report(self)
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """What is probably not as its author meant it."""
+        return self.findings
 
     def document(self) -> dict[str, Any]:
         """The plan as ``mergeloom plan --json`` prints it."""
-        from mergeloom.report.documents import plan_document
+        from mergeloom.report.json import plain
 
-        return plan_document(self)
+        return plain(self.report)
+
+    def __repr__(self) -> str:
+        from mergeloom.report.terminal.plan import one_line
+
+        return f"<PlannedMerge: {one_line(self.report)}>"
+
+    def _repr_html_(self) -> str:
+        from mergeloom.report.terminal.console import html
+        from mergeloom.report.terminal.plan import render_plan
+
+        return html(render_plan(self.report))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MergeResult:
     """A finished merge and what it took."""
 
     output: Path
     planned: PlannedMerge
-    outcome: jobs.Outcome
+    outcome: Outcome
     checked: Checked | None = None
+    findings: tuple[Finding, ...] = field(default=())
+
+    @cached_property
+    def report(self) -> MergeReport:
+        """Everything that is to be known of it, as a record."""
+        from mergeloom.report.plan import merge_report
+
+        return merge_report(self)
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """Warnings of the plan, and those of the run."""
+        return (*self.report.warnings, *self.report.run_warnings)
 
     def document(self) -> dict[str, Any]:
         """The result as ``mergeloom merge --json`` prints it."""
-        from mergeloom.report.documents import result_document
+        from mergeloom.report.json import plain
 
-        return result_document(self)
+        return plain(self.report)
+
+    def __repr__(self) -> str:
+        from mergeloom.report.terminal.run import one_line
+
+        return f"<MergeResult: {one_line(self.report)}>"
+
+    def _repr_html_(self) -> str:
+        from mergeloom.report.terminal.console import html
+        from mergeloom.report.terminal.run import render_outcome
+
+        return html(render_outcome(self.report))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError, ConfigError, Finding, Severity
@@ -17,9 +18,11 @@ from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.graph.graph import Graph, GraphBuilder
 from mergeloom.engine.job import Job
 from mergeloom.engine.output.side_files import SideFile
+from mergeloom.engine.output.state import DIGEST
 from mergeloom.methods.ops.compiled_ops import LIBRARY
 from mergeloom.planners.config.config import Configuration, Document
 from mergeloom.planners.config.findings import Findings, placed
+from mergeloom.planners.config.yaml_values import Value, load_documents
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.model import OutputTensor, StagedModel
 from mergeloom.planners.models.pool import Models
@@ -29,7 +32,7 @@ from mergeloom.planners.output.layers.rewrite import rewrite_layers
 from mergeloom.planners.output.layers.stack import Rewritten
 from mergeloom.planners.output.restacked import restacked
 from mergeloom.planners.output.shards import Layout, lay_out
-from mergeloom.planners.output.side_files import side_files
+from mergeloom.planners.output.side_files import CONFIGURATION_NAME, side_files
 from mergeloom.planners.slices.document import Stage, plan_stage
 from mergeloom.planners.slices.integer_tensors import equal_bytes
 from mergeloom.planners.slices.tensor_plan import (
@@ -54,7 +57,7 @@ class PlanOptions:
     truncate_embeddings: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A merge, planned: everything known before the first weight is read.
 
@@ -66,7 +69,7 @@ class Plan:
 
     configuration: Configuration
     options: PlanOptions
-    stage: Stage
+    stages: tuple[Stage, ...]
     graph: Graph
     layout: Layout
     config: Mapping[str, Any]
@@ -82,6 +85,11 @@ class Plan:
     def warnings(self) -> tuple[str, ...]:
         """What there is to warn about, a line each."""
         return tuple(map(str, self.findings))
+
+    @property
+    def stage(self) -> Stage:
+        """The document that makes the output; earlier ones make inputs of it."""
+        return self.stages[-1]
 
     @property
     def parameters(self) -> int:
@@ -107,19 +115,41 @@ class Plan:
         identity, files = self.identity, self.side_files
         return Job(self.graph, self.fingerprint, identity, files, record, LIBRARY)
 
+    def matching(self, pattern: str | None) -> list[TensorPlan]:
+        """How the output tensor called ``pattern`` comes about, or else all whose names contain
+        it; without a pattern, all of them.
+
+        Raises:
+            ConfigError: the output has no such tensor.
+        """
+        found = list(self.stage.tensor_plans())
+        if pattern is None:
+            return found
+        exact = [tensor for tensor in found if tensor.name == pattern]
+        matching = exact or [tensor for tensor in found if pattern in tensor.name]
+        if not matching:
+            raise _no_tensor(pattern, found)
+        return matching
+
     def explain(self, tensor: str) -> TensorPlan:
         """How one output tensor comes about.
 
         Raises:
             ConfigError: the output has no such tensor.
         """
-        for found in self.stage.tensor_plans():
-            if found.name == tensor:
-                return found
-        raise ConfigError(
-            f"the output has no tensor '{tensor}'",
-            remedy=suggest(tensor, [write.name for write in self.graph.writes][:20000]),
-        )
+        found = list(self.stage.tensor_plans())
+        for each in found:
+            if each.name == tensor:
+                return each
+        raise _no_tensor(tensor, found)
+
+    def __repr__(self) -> str:
+        return f"<Plan of {len(self.graph.writes)} tensors, {self.fingerprint}>"
+
+
+def _no_tensor(name: str, found: Sequence[TensorPlan]) -> ConfigError:
+    known = [tensor.name for tensor in found[:20000]]
+    return ConfigError(f"the output has no tensor '{name}'", remedy=suggest(name, known))
 
 
 def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOptions) -> Plan:
@@ -134,11 +164,13 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     warnings: list[str] = []
     findings = Findings()
 
+    stages: list[Stage] = []
     for document in configuration.documents:
         with placed(document.place):
             stage = plan_stage(
                 document, models, options.seed, options.truncate_embeddings, warnings, findings
             )
+            stages.append(stage)
             tensors = _build(stage, builder, warnings)
             rewritten = _output_config(stage, warnings)
         used = [models.get(reference) for reference in document.references()]
@@ -164,12 +196,12 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     stored = models.stored_by_name()
     donor = models.donor_directory(stage.donor)
     files = side_files(configuration, config, layout, donor, models.found, warnings)
-    identity = _identity(configuration, options, stored)
+    identity = _identity(configuration, options, stored, files)
     fingerprint = _fingerprint(graph, files)
     return Plan(
         configuration=configuration,
         options=options,
-        stage=stage,
+        stages=tuple(stages),
         graph=graph,
         layout=layout,
         config=config,
@@ -301,15 +333,42 @@ def _output_config(stage: Stage, warnings: list[str]) -> Rewritten:
 
 
 def _identity(
-    configuration: Configuration, options: PlanOptions, models: Mapping[str, Checkpoint]
+    configuration: Configuration,
+    options: PlanOptions,
+    models: Mapping[str, Checkpoint],
+    files: Sequence[SideFile],
 ) -> dict[str, str]:
-    identity = {"configuration": _digest(configuration.text.encode())}
+    """Everything that the fingerprint covers by its name, with values that people can read."""
+    identity: dict[str, str] = {}
+    documents = load_documents(configuration.text, "config", Findings())
+    for number, document in enumerate(documents):
+        stage = "" if len(documents) == 1 else f"{number + 1}. "
+        for key, value in _leaves(document):
+            identity[f"configuration: {stage}{key}"] = str(value.content)
     for name, checkpoint in models.items():
-        identity[f"model '{name}'"] = checkpoint.identity
+        for source in checkpoint.sources:
+            identity[f"'{Path(source.path).name}' of model '{name}'"] = source.description
     identity["seed"] = str(options.seed)
     identity["max shard size"] = str(options.max_shard_bytes)
     identity["truncated embeddings"] = str(options.truncate_embeddings)
+    for file in files:
+        if isinstance(file.content, Path):
+            identity[f"file '{file.name}'"] = DIGEST + file.digest
+        elif file.name == CONFIGURATION_NAME:
+            identity["configuration: its comments and layout"] = DIGEST + file.digest
     return identity
+
+
+def _leaves(value: Value) -> Iterator[tuple[str, Value]]:
+    """Every value of a document that holds no others, with its path of keys."""
+    if isinstance(value.content, dict):
+        for item in value.content.values():
+            yield from _leaves(item)
+    elif isinstance(value.content, list):
+        for item in value.content:
+            yield from _leaves(item)
+    else:
+        yield value.place.path, value
 
 
 def _fingerprint(graph: Graph, files: Sequence[SideFile]) -> str:
@@ -318,7 +377,3 @@ def _fingerprint(graph: Graph, files: Sequence[SideFile]) -> str:
     for file in files:
         digest.update(f"\n{file.name} {file.digest}".encode())
     return digest.hexdigest()
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=12).hexdigest()

@@ -122,7 +122,7 @@ class OutputFile:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Graph:
     """All tasks of one run. ``merges`` and ``writes`` stand in the order of the output."""
 
@@ -130,6 +130,9 @@ class Graph:
     merges: tuple[Merge, ...]
     writes: tuple[Write, ...]
     files: tuple[OutputFile, ...]
+
+    def __repr__(self) -> str:
+        return f"<Graph of {', '.join(f'{n} {kind}' for kind, n in self.counts().items())}>"
 
     def counts(self) -> dict[str, int]:
         """Number of tasks of each kind."""

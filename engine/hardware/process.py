@@ -67,8 +67,11 @@ def peak_bytes() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows, where psutil asks the system
+        memory = _process(os.getpid()).memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -119,6 +122,13 @@ def _of_glibc(function: str) -> Callable[..., object]:
 def memory_limit() -> int:
     """Bytes of memory that this process may hope for: what is available, cgroups respected."""
     limits = [psutil.virtual_memory().available + resident_bytes()]
+    limits += [limit for path in _cgroup_limit_files() if (limit := _read_limit(path))]
+    return min(limits)
+
+
+def machine_bytes() -> int:
+    """Bytes of memory that this machine has for this process: all of it, cgroups respected."""
+    limits = [psutil.virtual_memory().total]
     limits += [limit for path in _cgroup_limit_files() if (limit := _read_limit(path))]
     return min(limits)
 

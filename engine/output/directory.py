@@ -10,15 +10,16 @@ before the next one begins that relies on it, so this holds after a power failur
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mergeloom.engine.base.errors import OutputError, RunError
 from mergeloom.engine.graph.graph import Graph, OutputFile, Write
-from mergeloom.engine.output.journal import Finished, JournalContent, read_journal
+from mergeloom.engine.output.journal import Finished, Journal, JournalContent, read_journal
+from mergeloom.engine.output.lock import Locked, hold
 from mergeloom.engine.output.manifest import (
     DIRECTORY,
     MIN_BLOCK_BYTES,
@@ -30,8 +31,10 @@ from mergeloom.engine.output.manifest import (
 )
 from mergeloom.engine.output.shard_files import partial_path
 from mergeloom.engine.output.side_files import SideFile
+from mergeloom.engine.output.state import Condition, occupation
 from mergeloom.engine.output.verify import verify_tensors
 from mergeloom.engine.storage.file_system import FILES, Files, make_directories, reported
+from mergeloom.engine.storage.files import write_file
 
 _RESERVE = 1 << 20
 _DISCARDED = "discarded-"
@@ -51,20 +54,24 @@ class OutputDirectory:
         self._check_ours()
         with reported("create", path):
             make_directories(files, path / DIRECTORY)
-            self._lock = os.open(path / DIRECTORY, os.O_RDONLY)
+        with reported("lock", path):
+            try:
+                self._release = hold(path / DIRECTORY)
+            except Locked as error:
+                raise RunError(
+                    f"another process is writing '{path}': wait for it, or choose another output"
+                ) from error
         try:
-            with reported("lock", path):
-                self._take_lock()
             self._remove_discarded()
         except BaseException:
-            os.close(self._lock)
+            self._release()
             raise
 
     def __enter__(self) -> OutputDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._lock)
+        self._release()
 
     @property
     def journal_path(self) -> Path:
@@ -77,6 +84,52 @@ class OutputDirectory:
     def interrupted(self) -> JournalContent | None:
         """The journal if a run began here and did not finish."""
         return read_journal(self.journal_path)
+
+    def begin_again(
+        self,
+        fingerprint: str,
+        identity: Mapping[str, str],
+        files: Sequence[str],
+        finished: Iterable[Finished],
+    ) -> None:
+        """Make of what is here an interrupted merge that has finished these tensors.
+
+        Until its journal is durable, the records that were here count.
+
+        Raises:
+            RunError: the disk refuses.
+        """
+        new = partial_path(self.journal_path)
+        with reported("write", new):
+            if new.exists():
+                self.files.remove(new)
+        journal = Journal(new, self.files)
+        try:
+            journal.begin(fingerprint, identity, files)
+            journal.append(finished)
+        finally:
+            journal.close()
+        with reported("write", self.journal_path):
+            self.files.rename(new, self.journal_path)
+            self.files.sync_directory(new.parent)
+            if manifest_path(self.path).exists():
+                self.files.remove(manifest_path(self.path))
+                self.files.sync_directory(new.parent)
+
+    def identify(self, manifest: Manifest, fingerprint: str, identity: Mapping[str, str]) -> None:
+        """Record of a finished output what it is made of now.
+
+        Raises:
+            RunError: the disk refuses.
+        """
+        found = replace(manifest, fingerprint=fingerprint, identity=dict(identity))
+        write_file(manifest_path(self.path), found.encode(), self.files)
+
+    def wrong_tensors(self, manifest: Manifest) -> Iterator[str]:
+        """Which tensors of a finished output are not as recorded, and how; reads all of them."""
+        places = [(self.path / record.file, record) for record in manifest.tensors]
+        for record, reason in verify_tensors(places):
+            yield f"'{record.name}': {reason}"
 
     def clear(self) -> None:
         """Remove what earlier runs have put here, as they recorded it, and nothing else.
@@ -93,15 +146,6 @@ class OutputDirectory:
                     self.files.rename(record, record.with_name(_DISCARDED + record.name))
             self.files.sync_directory(self.path / DIRECTORY)
         self._remove_discarded()
-
-    def _take_lock(self) -> None:
-        """Take a lock that the system gives back when this process ends, however it ends."""
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(
-                f"another process is writing '{self.path}': wait for it, or choose another output"
-            ) from error
 
     def _remove_discarded(self) -> None:
         """Remove the files of records that were set aside, and then the records."""
@@ -155,12 +199,7 @@ class OutputDirectory:
         Raises:
             RunError: the disk is too small; the message says by how much.
         """
-        needed = _RESERVE + sum(file.size for file in side_files)
-        for file in graph.files:
-            with contextlib.suppress(OSError):
-                status = os.stat(self.present(file))
-                needed -= min(status.st_blocks * 512, file.size)
-            needed += file.size
+        needed = needed_bytes(self.path, graph, side_files)
         with reported("read", self.path):
             free = shutil.disk_usage(self.path).free
         if needed > free:
@@ -172,23 +211,39 @@ class OutputDirectory:
 
     def present(self, file: OutputFile) -> Path:
         """Where a shard is: under its final name, or being written."""
-        final = self.path / file.name
-        return final if final.exists() else partial_path(final)
+        return present(self.path, file)
 
     def _check_ours(self) -> None:
-        try:
-            entries = {entry.name for entry in self.path.iterdir()}
-        except FileNotFoundError:
+        found = occupation(self.path)
+        if found is None or found.condition in (Condition.ABSENT, Condition.EMPTY):
             return
-        except NotADirectoryError as error:
-            raise OutputError(f"'{self.path}' is a file, not a directory") from error
-        except OSError as error:
-            raise OutputError(f"cannot read '{self.path}': {error.strerror}") from error
-        if entries and DIRECTORY not in entries:
-            raise OutputError(
-                f"'{self.path}' is not empty and was not made by mergeloom: "
-                "choose another output directory"
-            )
+        if found.condition is Condition.FILE:
+            raise OutputError(f"'{self.path}' is a file, not a directory")
+        if found.condition is Condition.UNREADABLE:
+            raise OutputError(f"cannot read '{self.path}': {found.reason}")
+        raise OutputError(
+            f"'{self.path}' is not empty and was not made by mergeloom: "
+            "choose another output directory"
+        )
+
+
+def present(output: Path, file: OutputFile) -> Path:
+    """Where a shard of an output is: under its final name, or being written."""
+    final = output / file.name
+    return final if final.exists() else partial_path(final)
+
+
+def needed_bytes(output: Path, graph: Graph, side_files: Iterable[SideFile] = ()) -> int:
+    """Bytes of disk that shards and side files of an output still need, with a small reserve."""
+    needed = _RESERVE + sum(file.size for file in side_files)
+    for file in graph.files:
+        with contextlib.suppress(OSError):
+            status = os.stat(present(output, file))
+            allocated = getattr(status, "st_blocks", None)  # Windows does not tell
+            held = status.st_size if allocated is None else allocated * 512
+            needed -= min(held, file.size)
+        needed += file.size
+    return needed
 
 
 def _amount(nbytes: int) -> str:

@@ -150,10 +150,9 @@ class Journal:
             self._files.sync(self._fd)
 
     def _cut_torn_tail(self) -> int:
-        size = os.fstat(self._fd).st_size
-        tail = os.pread(self._fd, size, 0)
-        whole = tail.rfind(b"\n") + 1
-        if whole != size:
+        content = self._path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
             self._files.truncate(self._fd, whole)
         return whole
 

@@ -65,6 +65,11 @@ class Manifest:
     tensors: tuple[TensorRecord, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def all_files(self) -> tuple[str, ...]:
+        """Names of all files that were written, shards first."""
+        return (*self.files, *self.side_files)
+
     def encode(self) -> bytes:
         """The manifest as JSON."""
         document = {"version": VERSION, "digests": ALGORITHM, **asdict(self)}

@@ -106,7 +106,7 @@ class Tile:
     writes: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Schedule:
     """The whole run, decided: placements in order, workers, memory.
 
@@ -114,9 +114,9 @@ class Schedule:
     those of them that have to be built first, and ``workers_without_loops`` how many workers the
     budget has room for should loops fail. ``ledger_bytes`` is the ledger's capacity;
     ``overhead_bytes`` everything else the process occupies, of which each of ``workers`` may take
-    ``scratch_bytes`` for arithmetic, or ``looped_scratch_bytes`` where loops work. Their sum is
-    ``peak_bytes``, which the process never exceeds; ``minimum_bytes`` is the smallest budget that
-    can work. ``rates`` are those by which places were decided.
+    ``scratch_bytes`` for arithmetic, or ``looped_scratch_bytes`` where loops work. Their sum,
+    or ``minimum_bytes``, the smallest budget that can work, if that is more, is ``peak_bytes``,
+    which the process never exceeds. ``rates`` are those by which places were decided.
     """
 
     graph: Graph
@@ -133,6 +133,9 @@ class Schedule:
     workers_without_loops: int = 1
     devices: tuple[Accelerator, ...] = ()
     rates: Rates = ASSUMED
+
+    def __repr__(self) -> str:
+        return f"<Schedule of {len(self.placements)} merges in {self.peak_bytes} bytes>"
 
     @property
     def compiled(self) -> bool:
@@ -155,7 +158,7 @@ class Schedule:
 
     @property
     def peak_bytes(self) -> int:
-        return self.overhead_bytes + self.ledger_bytes
+        return max(self.overhead_bytes + self.ledger_bytes, self.minimum_bytes)
 
     @cached_property
     def read_bytes(self) -> int:
@@ -377,8 +380,9 @@ def _infeasible(works: list[Work], budget: int, minimum: int) -> str:
     worst = max(works, key=lambda work: work.profile.worker.scratch_bytes + work.profile.narrowest)
     size = "x".join(map(str, worst.root.shape)) or "0-d"
     beside = f" and {len(worst.side)} beside them" if worst.side else ""
+    asked = f"{budget / MIB:.0f} MiB" if budget >= MIB else f"{budget} bytes"
     return (
-        f"a budget of {budget / MIB:.0f} MiB cannot work: the smallest is "
+        f"a budget of {asked} cannot work: the smallest is "
         f"{math.ceil(minimum / MIB)} MiB (--ram {math.ceil(minimum / MIB)}MiB), "
         f"decided by '{worst.writes[0].name}' ({size}, {len(worst.leaves)} inputs{beside})"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,11 @@ from mergeloom.engine.base.errors import RunError
 
 DIRECT = getattr(os, "O_DIRECT", 0)
 """Flag of `Files.open` for requests that bypass the page cache; 0 where there is none."""
+
+_ALWAYS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+_SEEKING = threading.Lock()
+"""Held where a descriptor has one position for all threads, and no call that names another."""
 
 _NO_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 """What file systems answer that know no sync of directories, or forbid to look into one."""
@@ -27,18 +33,28 @@ class Files:
 
     def open(self, path: Path | str, flags: int) -> int:
         """A descriptor of a file, which is made if ``flags`` say so."""
-        return os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o644)
+        return os.open(path, flags | _ALWAYS, 0o644)
 
     def close(self, fd: int) -> None:
         os.close(fd)
 
     def read(self, fd: int, buffer: memoryview, position: int) -> int:
         """Fill the start of ``buffer``; how many bytes came, 0 at the end of the file."""
-        return os.preadv(fd, [buffer], position)
+        if hasattr(os, "preadv"):
+            return os.preadv(fd, [buffer], position)
+        with _SEEKING:
+            os.lseek(fd, position, os.SEEK_SET)
+            content = os.read(fd, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
 
     def write(self, fd: int, content: memoryview | bytes, position: int) -> int:
         """Write the start of ``content``; how many bytes went."""
-        return os.pwritev(fd, [content], position)
+        if hasattr(os, "pwritev"):
+            return os.pwritev(fd, [content], position)
+        with _SEEKING:
+            os.lseek(fd, position, os.SEEK_SET)
+            return os.write(fd, content)
 
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)

@@ -34,14 +34,25 @@ _SAMPLES = 32
 _SMALL = 16 * PAGE
 
 
+MODIFIED = ", modified "
+"""What stands before the modification time in the description of a source."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """A local file as a source of loads; ``modified`` is its modification time in nanoseconds."""
+    """A local file as a source of loads; ``modified`` is its modification time in nanoseconds,
+    ``header_digest`` that of what stands before its tensors."""
 
     path: str
     size: int
     modified: int
     identity: str
+    header_digest: str = ""
+
+    @property
+    def description(self) -> str:
+        """What the identity is made of, in words."""
+        return f"{self.size} bytes, header {self.header_digest}{MODIFIED}{self.modified}"
 
     @property
     def name(self) -> str:

@@ -1,1 +1,0 @@
-"""What is shown: documents, terminal text, progress, units."""

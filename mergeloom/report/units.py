@@ -6,6 +6,8 @@ import re
 
 from mergeloom.engine.base.errors import LoomError
 
+MIB = 1 << 20
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{prefix}i": 1 << (10 * power) for power, prefix in enumerate("KMGT", 1)}
 

@@ -305,7 +305,7 @@ def _is_file(path: Path) -> bool:
 def _source(path: Path, header: Header) -> FileSource:
     digest = hashlib.blake2b(header.raw, digest_size=12).hexdigest()
     identity = f"{digest}-{header.size}-{header.modified}"
-    return FileSource(str(path), header.size, header.modified, identity)
+    return FileSource(str(path), header.size, header.modified, identity, digest)
 
 
 def _refuse_quantised(directory: Path, how: str | None) -> None:

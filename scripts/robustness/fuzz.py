@@ -229,9 +229,11 @@ def _configuration(folder: Path) -> Callable[[bytes], object]:
 
 def _journal(folder: Path) -> Callable[[bytes], object]:
     """A journal of an interrupted output: read, verified, continued, discarded."""
-    from mergeloom.commands.verify import render, verify_output
     from mergeloom.engine.output.directory import OutputDirectory
     from mergeloom.engine.output.journal import Journal, read_journal
+    from mergeloom.engine.output.state import examine
+    from mergeloom.report.terminal.verification import render_verify
+    from mergeloom.report.verification import verify_report
 
     out = folder / "out"
     OutputDirectory(out).__exit__()
@@ -241,8 +243,9 @@ def _journal(folder: Path) -> Callable[[bytes], object]:
     def attempt(case: bytes) -> None:
         path.write_bytes(case)
         (out / "model.safetensors.partial").write_bytes(shard)
+        examine(out)
         with suppress(LoomError):
-            render(verify_output(out))
+            render_verify(verify_report(out))
         read_journal(path)
         Journal(path).close()
         with OutputDirectory(out) as directory:
@@ -262,9 +265,11 @@ def _journal_checksums(case: bytes, chance: random.Random) -> bytes:
 
 def _manifest(folder: Path) -> Callable[[bytes], object]:
     """The manifest of an output: read, verified, discarded."""
-    from mergeloom.commands.verify import render, verify_output
     from mergeloom.engine.output.directory import OutputDirectory
     from mergeloom.engine.output.manifest import manifest_path, read_manifest
+    from mergeloom.engine.output.state import examine
+    from mergeloom.report.terminal.verification import render_verify
+    from mergeloom.report.verification import verify_report
 
     out = folder / "out"
     OutputDirectory(out).__exit__()
@@ -274,8 +279,9 @@ def _manifest(folder: Path) -> Callable[[bytes], object]:
     def attempt(case: bytes) -> None:
         manifest_path(out).write_bytes(case)
         (out / "model.safetensors").write_bytes(shard)
+        examine(out)
         try:
-            render(verify_output(out))
+            render_verify(verify_report(out))
             read_manifest(out)
         finally:
             with OutputDirectory(out) as directory:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -22,27 +21,8 @@ from mergeloom.engine.base.errors import LoomError
 from mergeloom.engine.hardware.profile import cache_directory
 from mergeloom.engine.output.journal import Finished, Journal
 from mergeloom.report.units import memory, parse_size
+from tests.mergeloom.support import LINEAR, ROOT, run
 from tests.planners.support import llama
-
-ROOT = Path(__file__).parents[2]
-
-LINEAR = """merge_method: linear
-models:
-  - {model: a, parameters: {weight: 1}}
-  - {model: b, parameters: {weight: 3}}
-dtype: bfloat16
-"""
-
-
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mergeloom", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-    )
 
 
 @pytest.fixture
@@ -240,8 +220,9 @@ def test_explain_tells_which_entry_set_a_parameter(config: Path) -> None:
         "t = 1  (global, merge.yml:6: parameters.t[0], filter 'mlp', gradient [0, 1] at 1)" in text
     )
     found = json.loads(run("explain", config, "model.norm.weight", "--json").stdout)
-    assert found["parameters"]["t"]["value"] == 0.25
-    assert [item["model"] for item in found["inputs"]] == ["a", "b"]
+    (tensor,) = found["tensors"]
+    assert tensor["parameters"]["t"]["value"] == 0.25
+    assert [item["model"] for item in tensor["inputs"]] == ["a", "b"]
     table = run("explain", config, "layers.2.mlp").stdout
     assert table.count("0.6667 [mlp]") == 3
     wrong = run("explain", config, "model.layers.3.mlp.up_prj.weight")
@@ -267,7 +248,7 @@ def test_inspect_and_methods(config: Path) -> None:
     ):
         assert expected in told
     document = json.loads(run("methods", "ties", "--json").stdout)
-    assert document["works"].startswith("element by element")
+    assert document["methods"][0]["works"].startswith("element by element")
     wrong = run("methods", "tise")
     assert (wrong.returncode, "did you mean 'ties'?" in wrong.stderr) == (2, True)
 

@@ -14,7 +14,8 @@ from mergeloom.engine.base.units import MIB
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Sample
-from mergeloom.report.terminal import console, render_plan
+from mergeloom.report.terminal.console import text_of
+from mergeloom.report.terminal.plan import render_plan
 from tests.planners.support import llama
 
 TIES = {
@@ -38,10 +39,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
 
 
 def shown(planned: mergeloom.PlannedMerge) -> str:
-    lines = console()
-    with lines.capture() as capture:
-        lines.print(render_plan(planned))
-    return capture.get()
+    return text_of(render_plan(planned.report))
 
 
 def test_small_merges_stay_on_the_cpu(plan: Planned) -> None:

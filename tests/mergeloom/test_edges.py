@@ -14,9 +14,9 @@ import mergeloom
 from mergeloom.engine.base.errors import BudgetError, RunError
 from mergeloom.methods import registry
 from mergeloom.methods.declare import Base
-from mergeloom.report.documents import method_document
 from scripts.bench.configurations import configuration
 from scripts.conformance import oracle
+from tests.mergeloom.support import method_as_json
 from tests.methods.support import assert_close, kernel_of, run
 from tests.planners.support import load_tensors, write_checkpoint
 
@@ -51,7 +51,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(method: str, models: Path) -> dict[str, Any]:
-    document = method_document(registry.get(method))
+    document = method_as_json(method)
     tunes = [models / name for name in TUNES]
     config = configuration(document, models / "base", tunes, 1, everything=True)
     return {**config, "dtype": "float32"}

@@ -18,9 +18,9 @@ from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.process import resident_bytes
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.methods import registry
-from mergeloom.report.documents import method_document
 from scripts.bench.configurations import configuration
 from scripts.conformance import oracle
+from tests.mergeloom.support import method_as_json
 from tests.methods.support import assert_close
 from tests.planners.support import load_tensors, write_checkpoint
 
@@ -73,7 +73,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(method: str, models: Path) -> dict[str, Any]:
     tunes = [models / name for name in ("one", "two", "three")]
-    return configuration(method_document(registry.get(method)), models / "base", tunes, 2)
+    return configuration(method_as_json(method), models / "base", tunes, 2)
 
 
 def digests(directory: Path) -> dict[str, str]:

@@ -476,7 +476,7 @@ def test_the_fingerprint_covers_what_the_output_depends_on(tmp_path: Path) -> No
     changed = plan_text(two(), tmp_path)
     assert changed.fingerprint != original.fingerprint
     differing = [k for k, v in changed.identity.items() if original.identity[k] != v]
-    assert differing == ["model 'b'"]
+    assert differing == ["'model.safetensors' of model 'b'"]
 
 
 NEOX = ("attention.dense.weight", "mlp.dense.weight", "input_layernorm.weight")

@@ -10,12 +10,12 @@ import pytest
 
 import mergeloom
 from mergeloom.methods import registry
-from mergeloom.report.documents import method_document
 from scripts.bench import compare as benchmark
 from scripts.bench.cgroup import MemoryGroup
 from scripts.bench.configurations import configuration, model_directories
 from scripts.bench.measure import run
 from scripts.fixtures.shapes import SHAPES
+from tests.mergeloom.support import method_as_json
 
 
 def can_make_groups() -> bool:
@@ -35,7 +35,7 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize("name", registry.names())
 def test_every_method_has_a_configuration(models, name):
     work, base, tunes = models
-    document = configuration(method_document(registry.get(name)), base, tunes, 4)
+    document = configuration(method_as_json(name), base, tunes, 4)
     path = work / f"{name}.yml"
     path.write_text(json.dumps(document))
     planned = mergeloom.plan(path, ram="4GiB").document()

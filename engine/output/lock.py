@@ -1,0 +1,60 @@
+"""One process at a time writes an output: a lock that the system gives back when the process ends.
+
+Where there is ``flock``, the directory itself is locked and nothing is left behind. Elsewhere the
+``filelock`` package locks a file, in the way that the system knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_POSIX: Any = None
+"""The module ``fcntl``, where the system has it."""
+with contextlib.suppress(ImportError):
+    import fcntl
+
+    _POSIX = fcntl
+
+NAME = "lock"
+"""The file that is locked where directories cannot be."""
+
+
+class Locked(Exception):
+    """Another process holds the lock."""
+
+
+def hold(directory: Path) -> Callable[[], None]:
+    """Lock an existing ``directory``; returns what gives the lock back.
+
+    Raises:
+        Locked: another process holds it.
+        OSError: the file system knows no locks.
+    """
+    return _hold_file(directory / NAME) if _POSIX is None else _hold_directory(directory)
+
+
+def _hold_directory(directory: Path) -> Callable[[], None]:
+    number = os.open(directory, os.O_RDONLY)
+    try:
+        _POSIX.flock(number, _POSIX.LOCK_EX | _POSIX.LOCK_NB)
+    except BaseException as error:
+        os.close(number)
+        if isinstance(error, BlockingIOError):
+            raise Locked from error
+        raise
+    return lambda: os.close(number)
+
+
+def _hold_file(path: Path) -> Callable[[], None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise Locked from error
+    return lock.release

@@ -1,0 +1,151 @@
+"""Whether an output is sound: its files and the bytes of its tensors against recorded digests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergeloom.engine.base.errors import LoomError, OutputError
+from mergeloom.engine.output.journal import JournalContent, read_journal
+from mergeloom.engine.output.manifest import (
+    DIRECTORY,
+    MIN_BLOCK_BYTES,
+    FileRecord,
+    Manifest,
+    TensorRecord,
+    is_inside,
+    read_manifest,
+)
+from mergeloom.engine.output.shard_files import partial_path
+from mergeloom.engine.output.verify import verify_tensors
+from mergeloom.engine.storage.digest import PIECE, digest_of, pieces_of
+from mergeloom.engine.storage.safetensors import Entry, read_header
+
+Fault = tuple[str, str]
+"""What is wrong, and how."""
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.safetensors.partial", "*.bin", "*.pt")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was checked and what is wrong; of an interrupted merge, what it has recorded so far."""
+
+    output: Path
+    finished: bool
+    tensors: int
+    nbytes: int
+    wrong: tuple[Fault, ...]
+
+    @property
+    def is_sound(self) -> bool:
+        return not self.wrong
+
+
+def verify_output(output: Path) -> Verified:
+    """Check every file and tensor of a finished merge against its digest, and that there are no
+    weights beside them; or the tensors that an interrupted merge has recorded.
+
+    Raises:
+        OutputError: nothing is there to verify, or the records are damaged.
+    """
+    manifest = read_manifest(output)
+    if manifest is not None:
+        records, wrong = manifest.tensors, [*_wrong_files(output, manifest)]
+        places = [(output / r.file, r) for r in records if (output / r.file).is_file()]
+    else:
+        if not (output / DIRECTORY).is_dir():
+            raise OutputError(f"'{output}' was not made by mergeloom: it has no manifest")
+        journal = read_journal(output / DIRECTORY / "journal")
+        if journal is None:
+            raise OutputError(f"'{output}' holds a merge that has not recorded any tensor yet")
+        places, wrong = _recorded(output, journal)
+        records = tuple(record for _, record in places)
+    wrong += [(record.name, reason) for record, reason in verify_tensors(places)]
+    nbytes = sum(record.nbytes for record in records)
+    return Verified(output, manifest is not None, len(records), nbytes, tuple(wrong))
+
+
+def _wrong_files(output: Path, manifest: Manifest) -> Iterator[Fault]:
+    for name, file in manifest.files.items():
+        path = output / name
+        if not path.is_file():
+            yield name, "the shard is missing"
+        elif path.stat().st_size != file.size:
+            yield name, f"it has {path.stat().st_size} bytes, {file.size} were written"
+        else:
+            yield from _wrong_header(path, file, manifest.tensors)
+    for name, digest in manifest.side_files.items():
+        try:
+            if digest_of(pieces_of(output / name)) != digest:
+                yield name, "its bytes differ from its digest"
+        except FileNotFoundError:
+            yield name, "the file is missing"
+        except OSError as error:
+            yield name, f"it cannot be read: {error.strerror}"
+    known = {*manifest.files, *manifest.side_files}
+    for path in sorted({found for pattern in _WEIGHTS for found in output.glob(pattern)}):
+        if path.name not in known:
+            yield path.name, "this merge did not write it: weights of another run"
+
+
+def _wrong_header(
+    path: Path, file: FileRecord, records: tuple[TensorRecord, ...]
+) -> Iterator[Fault]:
+    """Whether a shard's header is as it was written, and places the tensors where they were."""
+    try:
+        if digest_of(_first_bytes(path, file.header_bytes)) != file.header_digest:
+            yield path.name, "its header differs from its digest"
+            return
+        entries = read_header(path).entries
+    except OSError as error:
+        yield path.name, f"it cannot be read: {error.strerror}"
+        return
+    except LoomError as error:
+        yield path.name, str(error)
+        return
+    expected = {r.name: (r.offset, r.offset + r.nbytes) for r in records if r.file == path.name}
+    found = {name: (entry.start, entry.stop) for name, entry in entries.items()}
+    if expected != found:
+        yield path.name, "its header places tensors elsewhere"
+
+
+def _first_bytes(path: Path, count: int) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while count > 0 and (piece := file.read(min(count, PIECE))):
+            yield piece
+            count -= len(piece)
+
+
+def _recorded(
+    output: Path, journal: JournalContent
+) -> tuple[list[tuple[Path, TensorRecord]], list[Fault]]:
+    """Where the tensors of a journal are, by the headers of their shards."""
+    wrong: list[Fault] = []
+    if journal.damaged:
+        wrong.append(("journal", f"{journal.damaged} of its records are damaged"))
+    shards: dict[str, tuple[Path, dict[str, Entry]]] = {}
+    for name in filter(is_inside, dict.fromkeys(entry.file for entry in journal.finished)):
+        path = output / name
+        path = path if path.exists() else partial_path(path)
+        try:
+            shards[name] = path, dict(read_header(path).entries)
+        except LoomError as error:
+            wrong.append((name, str(error)))
+    places = {}
+    for entry in journal.finished:
+        path, entries = shards.get(entry.file, (output, {}))
+        found = entries.get(entry.tensor)
+        if found is not None:
+            offset, nbytes = found.start, found.stop - found.start
+            if entry.block_bytes < min(nbytes, MIN_BLOCK_BYTES):
+                wrong.append((entry.tensor, "its record makes no sense"))
+                continue
+            record = TensorRecord(
+                entry.tensor, entry.file, offset, nbytes, entry.digest, entry.block_bytes
+            )
+            places[entry.file, entry.tensor] = path, record
+        elif entries:
+            wrong.append((entry.tensor, f"the header of {entry.file[:80]!r} does not have it"))
+    return [*places.values()], wrong

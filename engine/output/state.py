@@ -1,0 +1,191 @@
+"""What an output directory holds, looked at without changing anything."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mergeloom.engine.base.errors import OutputError
+from mergeloom.engine.output.journal import JournalContent, read_journal
+from mergeloom.engine.output.manifest import DIRECTORY, Manifest, read_manifest
+from mergeloom.engine.storage.files import MODIFIED
+
+
+class Condition(str, enum.Enum):
+    """What stands where an output would go."""
+
+    ABSENT = "absent"
+    EMPTY = "empty"
+    FILE = "file"
+    UNREADABLE = "unreadable"
+    FOREIGN = "foreign"
+    """Not empty, and not made by this program."""
+    DAMAGED = "damaged"
+    """Its records cannot be understood."""
+    INTERRUPTED = "interrupted"
+    INCOMPLETE = "incomplete"
+    """It was finished; since then files were removed, cut or changed."""
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class OutputState:
+    """What a directory holds.
+
+    ``fingerprint`` and ``identity`` are those of the merge that was run there, where any was;
+    ``finished`` counts the tensors that it has recorded. ``faults`` say what an incomplete output
+    lacks, ``reason`` why one is unreadable or damaged.
+    """
+
+    path: Path
+    condition: Condition
+    fingerprint: str | None = None
+    identity: Mapping[str, str] = field(default_factory=dict)
+    finished: int = 0
+    faults: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What two merges differ in: the value there and here, ``None`` where one has none."""
+
+    what: str
+    there: str | None
+    here: str | None
+
+    @property
+    def group(self) -> str:
+        """What several differences are part of, such as a configuration."""
+        return self.what.partition(": ")[0]
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the values mean something to people."""
+        return _readable(self.there) is not None and _readable(self.here) is not None
+
+    def __str__(self) -> str:
+        if not self.is_readable:
+            return self.what
+        return f"{self.what} ({_readable(self.there)} there, {_readable(self.here)} here)"
+
+
+DIGEST = "digest "
+"""How a value of an identity begins that means nothing to people."""
+
+_LONGEST = 60
+
+
+def examine(path: Path) -> OutputState:
+    """What ``path`` holds. Contents of shards are not read."""
+    occupied = occupation(path)
+    if occupied is not None:
+        return occupied
+    try:
+        manifest = read_manifest(path)
+        journal = read_journal(path / DIRECTORY / "journal") if manifest is None else None
+    except OutputError as error:
+        return OutputState(path, Condition.DAMAGED, reason=str(error))
+    return _recorded(path, manifest, journal)
+
+
+def occupation(path: Path) -> OutputState | None:
+    """The state of what is no output of this program; ``None`` if it is one."""
+    try:
+        entries = set(os.listdir(path))
+    except FileNotFoundError:
+        return OutputState(path, Condition.ABSENT)
+    except NotADirectoryError:
+        return OutputState(path, Condition.FILE)
+    except OSError as error:
+        return OutputState(path, Condition.UNREADABLE, reason=error.strerror or str(error))
+    if not entries:
+        return OutputState(path, Condition.EMPTY)
+    if DIRECTORY not in entries or not (path / DIRECTORY).is_dir():
+        return OutputState(path, Condition.FOREIGN)
+    return None
+
+
+def _recorded(path: Path, manifest: Manifest | None, journal: JournalContent | None) -> OutputState:
+    if manifest is not None:
+        faults = tuple(missing_files(path, manifest))
+        return OutputState(
+            path,
+            Condition.INCOMPLETE if faults else Condition.FINISHED,
+            manifest.fingerprint,
+            manifest.identity,
+            len(manifest.tensors),
+            faults,
+        )
+    if journal is None:
+        return OutputState(path, Condition.INTERRUPTED)
+    return OutputState(
+        path,
+        Condition.INTERRUPTED,
+        journal.fingerprint,
+        journal.identity,
+        len({(entry.file, entry.tensor) for entry in journal.finished}),
+    )
+
+
+def missing_files(path: Path, manifest: Manifest) -> Iterator[str]:
+    """What a finished output lacks: shards by existence and size, small files by existence.
+
+    People edit a model card or a configuration, so that a changed small file is no fault.
+    """
+    for name, file in manifest.files.items():
+        try:
+            size = (path / name).stat().st_size
+        except FileNotFoundError:
+            yield f"'{name}' is missing"
+        except OSError as error:
+            yield f"'{name}' cannot be read ({error.strerror})"
+        else:
+            if size != file.size:
+                yield f"'{name}' has {size:,} bytes, {file.size:,} were written"
+    for name in manifest.side_files:
+        if not (path / name).exists():
+            yield f"'{name}' is missing"
+
+
+def differences(there: Mapping[str, str], here: Mapping[str, str]) -> tuple[Difference, ...]:
+    """What the identities of two merges differ in."""
+    return tuple(
+        Difference(key, there.get(key), here.get(key))
+        for key in dict.fromkeys([*there, *here])
+        if there.get(key) != here.get(key)
+    )
+
+
+def only_touched(found: tuple[Difference, ...]) -> bool:
+    """Whether merges differ in nothing but modification times of files that they read."""
+
+    def but_time(value: str | None) -> str | None:
+        text, mark, _ = (value or "").rpartition(MODIFIED)
+        return text if mark else None
+
+    return bool(found) and all(
+        but_time(each.there) is not None and but_time(each.there) == but_time(each.here)
+        for each in found
+    )
+
+
+def listed(found: tuple[Difference, ...], most: int = 3) -> str:
+    """Differences in one line."""
+    if not found:
+        return "how it is computed (another version of this program)"
+    groups = {each.group for each in found if each.is_readable}
+    shown = [each for each in found if each.is_readable or each.group not in groups]
+    more = f"; and {len(shown) - most} more" if len(shown) > most else ""
+    return "; ".join(map(str, shown[:most])) + more
+
+
+def _readable(value: str | None) -> str | None:
+    if value is None:
+        return "nothing"
+    if value.startswith(DIGEST) or not value.isprintable():
+        return None
+    return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 3]}..."

@@ -1,0 +1,181 @@
+"""Arguments of the Python API and of the command line: one check for both.
+
+Whatever is not of the right kind is a `LoomError` of one line. Numbers may be numpy's, paths any
+path, names members of an enumeration.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergeloom.engine.base.errors import Finding, LoomError, Severity
+from mergeloom.report.units import memory, parse_size
+
+Size = int | str
+Pathlike = str | os.PathLike[str]
+
+
+def path_of(value: object, name: str) -> Path:
+    """A path; ``~`` is the home directory.
+
+    Raises:
+        LoomError: it is none, or empty.
+    """
+    try:
+        text = os.fspath(value)  # type: ignore[call-overload]
+    except TypeError:
+        raise _wrong(name, "a path", value) from None
+    if isinstance(text, bytes):
+        text = os.fsdecode(text)
+    if not text.strip():
+        raise LoomError(f"{name} is empty: name a path (. is the current directory)")
+    if "\0" in text:
+        raise LoomError(f"{name} is {text[:80]!a}, which no path can be")
+    return Path(text).expanduser() if text.startswith("~") else Path(text)
+
+
+def paths_of(value: object, name: str) -> list[Path]:
+    """Several paths; one alone counts as a list of one.
+
+    Raises:
+        LoomError: one of them is none.
+    """
+    if isinstance(value, (str, bytes, os.PathLike)):
+        return [path_of(value, name)]
+    if not isinstance(value, (Sequence, set, frozenset)):
+        raise _wrong(name, "a list of paths", value)
+    return [path_of(each, name) for each in value]
+
+
+def paths_by_name(value: object, name: str) -> dict[str, Path]:
+    """Paths by models' names.
+
+    Raises:
+        LoomError: it is no mapping, or has something else in it.
+    """
+    if not isinstance(value, Mapping):
+        raise _wrong(name, "a mapping of models to directories", value)
+    return {text(key, name): path_of(path, name) for key, path in value.items()}
+
+
+def whole(value: object, name: str, least: int | None = None) -> int:
+    """A whole number, at least ``least``.
+
+    Raises:
+        LoomError: it is none, or smaller.
+    """
+    value = _scalar(value)
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise _wrong(name, "a whole number", value) from None
+    if least is not None and number < least:
+        raise LoomError(f"{name} is {number}: it must be {least} or more")
+    return number
+
+
+def size(value: object, name: str) -> int:
+    """A size in bytes: a number, or text such as ``8GiB``.
+
+    Raises:
+        LoomError: it is none, or not positive.
+    """
+    value = _scalar(value)
+    if isinstance(value, str):
+        return parse_size(value)
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    if isinstance(value, float):
+        raise _wrong(name, "a size in bytes, or text such as '8GiB'", value)
+    return whole(value, name, 1)
+
+
+def choice(value: object, name: str, choices: Sequence[str]) -> str:
+    """One of ``choices``.
+
+    Raises:
+        LoomError: it is none of them.
+    """
+    value = _scalar(value)
+    if value not in choices:
+        raise LoomError(f"{name} {value!r} is unknown: choose {_listed(choices)}")
+    return str(value)
+
+
+def text(value: object, name: str) -> str:
+    """A text.
+
+    Raises:
+        LoomError: it is something else.
+    """
+    value = _scalar(value)
+    if not isinstance(value, str):
+        raise _wrong(name, "text", value)
+    return value
+
+
+def flag(value: object, name: str) -> bool:
+    """True or false.
+
+    Raises:
+        LoomError: it is something else.
+    """
+    value = _scalar(value)
+    if not isinstance(value, bool):
+        raise _wrong(name, "True or False", value)
+    return value
+
+
+def budget_findings(asked: int | None, available: int, whole_machine: int) -> tuple[Finding, ...]:
+    """Warnings about a memory budget: bytes that were asked for, that are available now, and that
+    the machine has."""
+    if asked is None or asked <= available:
+        return ()
+    where = "this machine has" if asked > whole_machine else "is available now"
+    there = whole_machine if asked > whole_machine else available
+    return (
+        Finding(
+            f"a budget of {memory(asked)} is more memory than {where}",
+            remedy=f"--ram {there >> 20}MiB is all of it",
+            code="budget-above-memory",
+            severity=Severity.WARNING,
+        ),
+    )
+
+
+def _scalar(value: object) -> Any:
+    """Numbers of other libraries as Python's, members of enumerations as their values."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, str):
+        return str(value)
+    for method in ("item", "tolist"):  # of numpy and torch
+        if hasattr(value, method) and not isinstance(value, type):
+            try:
+                return getattr(value, method)()
+            except (ValueError, TypeError, RuntimeError):
+                continue
+    return value
+
+
+def _wrong(name: str, wanted: str, value: object) -> LoomError:
+    return LoomError(f"{name} must be {wanted}, not {_named(value)}")
+
+
+def _named(value: object) -> str:
+    shown = ascii(value)
+    kind = type(value).__name__
+    return f"{shown[:40]} ({kind})" if len(shown) <= 40 else f"a {kind}"
+
+
+def _listed(choices: Sequence[str]) -> str:
+    *most, last = choices
+    return f"{', '.join(most)} or {last}" if most else last

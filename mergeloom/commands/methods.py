@@ -1,0 +1,25 @@
+"""``mergeloom methods``: the merge methods there are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mergeloom.options import AsJson
+from mergeloom.printer import Printer
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the merge methods, or describe one."""
+    from mergeloom import api
+    from mergeloom.report.terminal.methods import render_method, render_methods
+
+    found = api.list_methods(name)
+    Printer(as_json).answer(
+        found,
+        lambda: render_method(found.methods[0]) if name else render_methods(found.methods),
+    )

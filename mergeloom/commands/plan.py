@@ -1,0 +1,67 @@
+"""``mergeloom plan``: what a merge would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mergeloom.options import (
+    AsJson,
+    Config,
+    Finding,
+    Meaning,
+    Resources,
+    grouped,
+    optional_path,
+    planned,
+)
+from mergeloom.printer import Printer
+
+
+@grouped
+def plan(
+    config: Config,
+    finding: Finding,
+    meaning: Meaning,
+    resources: Resources,
+    output: Annotated[
+        Path | None,
+        typer.Argument(metavar="[OUT]", help="Say what state it is in.", parser=optional_path),
+    ] = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option(
+            "--graph",
+            metavar="FILE",
+            help="Write the task graph to FILE: .graphml, .dot or .json.",
+            parser=optional_path,
+        ),
+    ] = None,
+    tasks: Annotated[
+        bool, typer.Option("--tasks", help="List the tasks in the order in which they run.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a merge would do: layers, memory, time, bytes. Reads no weights."""
+    printer = Printer(as_json)
+    found = planned(config, finding, meaning, resources, printer.planning(), output)
+    if graph is not None:
+        from mergeloom.report.graph import write_graph
+
+        write_graph(found.plan.graph, graph)
+        printer.note(f"the task graph is in '{graph}'")
+    if tasks:
+        from mergeloom.report.tasks import task_list
+        from mergeloom.report.terminal.tasks import task_lines
+
+        listed = task_list(found)
+        if as_json:
+            printer.answer(listed, lambda: "")
+        else:
+            printer.lines(task_lines(listed))
+        return
+    from mergeloom.report.terminal.plan import render_plan
+
+    printer.answer(found.report, lambda: render_plan(found.report))

@@ -1,0 +1,22 @@
+"""``mergeloom schema``: what the JSON documents look like."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from mergeloom.printer import Printer
+
+
+def schema(
+    document: Annotated[
+        str | None,
+        typer.Argument(metavar="[DOCUMENT]", help="One document, as 'plan'; all without it."),
+    ] = None,
+) -> None:
+    """Print the JSON schemas of the documents that --json prints."""
+    from mergeloom import api
+
+    Printer(as_json=True).lines([json.dumps(api.schema(document), indent=2)])

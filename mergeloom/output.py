@@ -1,0 +1,74 @@
+"""The output directory that a plan is made for: what it holds, its disk, and its inputs' places."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergeloom.engine.base.errors import Finding, OutputError, Severity
+from mergeloom.engine.output.directory import needed_bytes
+from mergeloom.engine.output.state import examine
+from mergeloom.report.records import DiskReport
+from mergeloom.report.state import state_record
+
+if TYPE_CHECKING:
+    from mergeloom.results import PlannedMerge
+
+
+def at_output(planned: PlannedMerge, output: Path) -> PlannedMerge:
+    """``planned`` with what is to be known of the directory that it is meant for.
+
+    Raises:
+        OutputError: the merge would write over what it reads.
+    """
+    findings = check_apart(planned, output)
+    plan = planned.plan
+    state = state_record(examine(output), plan.fingerprint, plan.identity, len(plan.graph.writes))
+    return replace(
+        planned,
+        output_state=state,
+        disk=_disk(planned, output, state.will == "nothing"),
+        findings=(*planned.findings, *findings),
+    )
+
+
+def check_apart(planned: PlannedMerge, output: Path) -> tuple[Finding, ...]:
+    """Check that a merge does not write over what it reads; warns where it comes close.
+
+    Raises:
+        OutputError: it would write over an input.
+    """
+    return tuple(_too_close(planned, output))
+
+
+def _too_close(planned: PlannedMerge, output: Path) -> Iterator[Finding]:
+    target = Path(os.path.realpath(output))
+    for name, model in planned.plan.models.items():
+        source = Path(os.path.realpath(model.directory))
+        if target == source:
+            raise OutputError(f"'{output}' is the input '{name}': choose another output directory")
+        if target.is_relative_to(source):
+            yield Finding(
+                f"the output '{output}' lies inside the input '{name}'",
+                remedy="choose a directory beside it, so that nothing takes one for the other",
+                code="output-inside-input",
+                severity=Severity.WARNING,
+            )
+
+
+def _disk(planned: PlannedMerge, output: Path, finished: bool) -> DiskReport | None:
+    """Room for the output on its disk; ``None`` where the system does not tell."""
+    parents = (output, *output.absolute().parents)
+    parent = next((each for each in parents if os.path.isdir(each)), None)
+    if parent is None:
+        return None
+    try:
+        free = shutil.disk_usage(parent).free
+    except OSError:
+        return None
+    needed = needed_bytes(output, planned.plan.graph, planned.plan.side_files)
+    return DiskReport(0 if finished else needed, free)

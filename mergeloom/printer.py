@@ -1,0 +1,168 @@
+"""What is said, and where: answers go to stdout, everything else that people read to stderr.
+
+`--quiet` hides progress and results, never warnings and errors. `--json` makes the answer, or the
+error, one JSON document on stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mergeloom.engine.base.errors import LoomError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from mergeloom.api import Observer
+    from mergeloom.engine.base.errors import Finding
+    from mergeloom.report.records import Document
+    from mergeloom.results import PlannedMerge
+
+
+class AnswerLost(LoomError):
+    """The answer could not be written to stdout."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Printer:
+    """Says things as the command line asks for it."""
+
+    as_json: bool = False
+    quiet: bool = False
+
+    def answer(self, report: Document, render: Callable[[], RenderableType]) -> None:
+        """Write the answer of a command to stdout: the record, or how it is rendered.
+
+        Raises:
+            AnswerLost: stdout is closed, or its disk is full.
+            BrokenPipeError: nobody reads it any more.
+        """
+        with _reported():
+            if self.as_json:
+                from mergeloom.report.json import encode
+
+                print(encode(report))
+            else:
+                _print(render())
+            sys.stdout.flush()
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Write an answer line by line.
+
+        Raises:
+            AnswerLost, BrokenPipeError: as `answer`.
+        """
+        with _reported():
+            for line in lines:
+                print(line)
+            sys.stdout.flush()
+
+    def result(self, report: Document, render: Callable[[], RenderableType]) -> None:
+        """Say how something ended that was done: for people on stderr, as JSON on stdout.
+
+        Raises:
+            AnswerLost, BrokenPipeError: as `answer`, of JSON.
+        """
+        if self.as_json:
+            self.answer(report, render)
+        elif not self.quiet:
+            self.show(render())
+
+    def show(self, renderable: RenderableType) -> None:
+        """Show something on stderr; that nobody sees it is no failure."""
+        from mergeloom.report.terminal.console import console, text_of
+
+        shown = console(stderr=True)
+        if shown.is_terminal:
+            with contextlib.suppress(OSError, ValueError):
+                shown.print(renderable)
+        else:
+            complain(text_of(renderable))
+
+    def note(self, text: str) -> None:
+        """Say something in passing."""
+        if not self.quiet:
+            complain(text)
+
+    def warn(self, finding: Finding) -> None:
+        """Say a warning."""
+        from mergeloom.report.terminal.console import warning
+
+        self.show(warning(finding))
+
+    def planning(self) -> Observer:
+        """What is said while a merge is planned: models that are fetched."""
+        from mergeloom.api import Observer
+
+        return Observer(downloading=self._downloading, warned=lambda finding: None)
+
+    @contextlib.contextmanager
+    def running(self, planned: PlannedMerge) -> Iterator[Observer]:
+        """What is said while a merge runs: the plan, warnings, progress."""
+        from mergeloom.api import Observer
+        from mergeloom.report.progress import ProgressDisplay
+        from mergeloom.report.terminal.console import console
+        from mergeloom.report.terminal.plan import render_plan
+
+        if self.quiet:
+            for finding in planned.warnings:
+                self.warn(finding)
+            yield Observer(downloading=self._downloading, building=_building, warned=self.warn)
+            return
+        self.show(render_plan(planned.report))
+        self.show("")
+        with ProgressDisplay(console(stderr=True), planned.budget_bytes) as display:
+            yield Observer(
+                resumed=self._resumed,
+                progressed=display.progressed,
+                downloading=self._downloading,
+                building=_building,
+                warned=self.warn,
+            )
+
+    def _resumed(self, tensors: int) -> None:
+        from mergeloom.report.terminal.console import plural
+
+        self.note(f"continuing: {plural(tensors, 'tensor')} are there already")
+
+    def _downloading(self, name: str) -> None:
+        complain(f"fetching '{name}' from the hub")
+
+
+def complain(text: str) -> None:
+    """One line on stderr, if anybody listens."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr)
+        sys.stderr.flush()
+
+
+def _building(names: frozenset[str]) -> None:
+    complain(f"compiling {', '.join(sorted(names))} for this machine: once, some seconds each")
+
+
+def _print(renderable: Any) -> None:
+    from mergeloom.report.terminal.console import console, text_of
+
+    shown = console()
+    if shown.is_terminal:
+        shown.print(renderable)
+    else:
+        print(text_of(renderable))
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    if getattr(sys.stdout, "is_nowhere", False):
+        raise AnswerLost("stdout is closed: there is nowhere to write the answer to")
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise AnswerLost(f"cannot write the answer to stdout: {error.strerror}") from error

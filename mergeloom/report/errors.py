@@ -1,0 +1,15 @@
+"""Errors as records."""
+
+from __future__ import annotations
+
+from mergeloom.engine.base.errors import LoomError
+from mergeloom.report.records import ErrorReport
+
+
+def error_report(error: LoomError) -> ErrorReport:
+    """What ``--json`` prints of an error."""
+    return ErrorReport(
+        kind=type(error).__name__,
+        findings=error.findings,
+        exit_status=error.exit_code,
+    )

@@ -1,0 +1,106 @@
+"""The task graph of a plan as a file that other tools read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergeloom.engine.base.errors import LoomError, OutputError
+from mergeloom.engine.graph.graph import Gather, Graph, Load, Merge, Write
+
+if TYPE_CHECKING:
+    import networkx
+
+SUFFIXES = (".graphml", ".dot", ".gv", ".json")
+
+_SHAPES = {"load": "cylinder", "gather": "point", "merge": "box", "write": "note"}
+
+
+def write_graph(graph: Graph, path: Path) -> None:
+    """Write the task graph to ``path``, in the format that its suffix names.
+
+    Raises:
+        LoomError: the suffix names none.
+        OutputError: the file cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise LoomError(
+            f"--graph '{path}': its suffix must say the format: .graphml, .dot or .json"
+        )
+    described = describe(graph)
+    try:
+        if suffix == ".graphml":
+            import networkx
+
+            networkx.write_graphml(described, path)
+        elif suffix == ".json":
+            from networkx import node_link_data
+
+            document = node_link_data(described, edges="edges")
+            path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        else:
+            path.write_text("\n".join(_dot(described)) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': {error.strerror}") from error
+
+
+def describe(graph: Graph) -> networkx.DiGraph[str]:
+    """The graph with names for nodes and plain values for what they are.
+
+    A node is ``KIND:NUMBER``, numbered in the order of the run; an edge into a gather has the
+    ``position`` of the input.
+    """
+    import networkx
+
+    result: networkx.DiGraph[str] = networkx.DiGraph()
+    names: dict[Load | Gather | Merge | Write, str] = {}
+    tasks = graph.to_networkx()
+    for kind, task in _in_order(graph):
+        if task not in names:
+            names[task] = f"{kind}:{len(names)}"
+            result.add_node(names[task], **_about(task))
+    for start, end, about in tasks.edges(data=True):
+        result.add_edge(names[start], names[end], **about)
+    return result
+
+
+def _in_order(graph: Graph) -> Iterator[tuple[str, Load | Gather | Merge | Write]]:
+    yield from (("load", load) for load in graph.loads)
+    for merge in graph.merges:
+        yield "gather", merge.gather
+        yield "merge", merge
+    yield from (("write", write) for write in graph.writes)
+
+
+def _about(task: Load | Gather | Merge | Write) -> dict[str, Any]:
+    if isinstance(task, Gather):
+        return {"kind": "gather", "inputs": len(task.inputs), "side": len(task.side)}
+    shape = "x".join(map(str, task.shape))
+    if isinstance(task, Merge):
+        kernel = type(task.kernel).__name__
+        return {"kind": "merge", "name": task.name, "kernel": kernel, "shape": shape}
+    place = {"name": task.name, "dtype": task.dtype.name, "shape": shape, "bytes": task.nbytes}
+    if isinstance(task, Write):
+        return {"kind": "write", **place, "file": task.file.name, "offset": task.offset}
+    parts = list(task.bytes.ranges())
+    first = {"file": parts[0].source.name, "offset": parts[0].offset} if parts else {}
+    return {"kind": "load", **place, **first, "parts": len(parts)}
+
+
+def _dot(graph: networkx.DiGraph[str]) -> Iterator[str]:
+    yield "digraph tasks {"
+    yield '  rankdir=LR; node [fontname="sans-serif"];'
+    for name, about in graph.nodes(data=True):
+        lines = [about.get("name", ""), about.get("kernel", about.get("dtype", ""))]
+        label = "\\n".join(_quoted(line) for line in (*lines, about.get("shape", "")) if line)
+        yield f'  "{name}" [label="{label}", shape={_SHAPES[about["kind"]]}];'
+    for start, end in graph.edges():
+        yield f'  "{start}" -> "{end}";'
+    yield "}"
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')

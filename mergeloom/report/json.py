@@ -1,0 +1,39 @@
+"""Records as JSON, and the schemas of the documents. Only this module needs pydantic."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from mergeloom.report.records import DOCUMENTS, Document
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+
+def plain(document: Document) -> dict[str, Any]:
+    """A document as JSON's own types. What is not finite becomes null."""
+    found: dict[str, Any] = _adapter(document.document).dump_python(document, mode="json")
+    return found
+
+
+def encode(document: Document) -> str:
+    """A document as JSON text. All of it is ASCII, so that any stream can carry it."""
+    return _adapter(document.document).dump_json(document, indent=2, ensure_ascii=True).decode()
+
+
+def schema(name: str) -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a document."""
+    return _adapter(name).json_schema(mode="serialization")
+
+
+def schemas(names: list[str]) -> dict[str, Any]:
+    """The schemas of documents, by their names."""
+    return {name: schema(name) for name in names}
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # late: it takes a tenth of a second
+
+    return TypeAdapter(DOCUMENTS[name])

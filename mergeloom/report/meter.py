@@ -1,0 +1,90 @@
+"""How far a run is: immutable snapshots of it, with totals and the time that is left."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from mergeloom.engine.hardware import process
+from mergeloom.engine.job import Begun
+from mergeloom.engine.run.executor import Progress as Counters
+
+_RATE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A run at one moment. Sizes in bytes, times in seconds.
+
+    ``seconds_left`` is what the rest takes at the rate of the last ten seconds; ``None`` until
+    there is one. ``tensors_before`` were finished by an earlier run and count in no other field.
+    """
+
+    read_bytes: int
+    read_total: int
+    write_bytes: int
+    write_total: int
+    merges_done: int
+    merges_total: int
+    tensors_before: int
+    current: str
+    """Name of a tensor that is being merged."""
+    seconds: float
+    bytes_per_second: float
+    seconds_left: float | None
+    memory_bytes: int
+    """Memory that the process occupies."""
+
+    @property
+    def done_bytes(self) -> int:
+        return self.read_bytes + self.write_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.read_total + self.write_total
+
+    @property
+    def share(self) -> float:
+        """The part that is done, from 0 to 1."""
+        return min(self.done_bytes / self.total_bytes, 1.0) if self.total_bytes else 1.0
+
+
+class Meter:
+    """Makes snapshots of one run; ``begun`` is what the engine said when it began."""
+
+    def __init__(self, begun: Begun) -> None:
+        self._begun = begun
+        self._began = time.monotonic()
+        self._history: deque[tuple[float, int]] = deque([(self._began, 0)])
+
+    def snapshot(self, counters: Counters) -> Progress:
+        """The run now."""
+        schedule = self._begun.schedule
+        now = time.monotonic()
+        done = counters.read_bytes + counters.write_bytes
+        rate = self._rate(now, done)
+        to_write = schedule.write_bytes - schedule.header_bytes
+        rest = schedule.read_bytes + to_write - done
+        return Progress(
+            read_bytes=counters.read_bytes,
+            read_total=schedule.read_bytes,
+            write_bytes=counters.write_bytes,
+            write_total=to_write,
+            merges_done=counters.merges_done,
+            merges_total=len(schedule.placements),
+            tensors_before=self._begun.resumed,
+            current=counters.current,
+            seconds=now - self._began,
+            bytes_per_second=rate,
+            seconds_left=max(rest, 0) / rate if rate > 0 else None,
+            memory_bytes=process.resident_bytes(),
+        )
+
+    def _rate(self, now: float, done: int) -> float:
+        history = self._history
+        history.append((now, done))
+        while len(history) > 2 and history[0][0] < now - _RATE_SECONDS:
+            history.popleft()
+        (start, before), (end, after) = history[0], history[-1]
+        return (after - before) / (end - start) if end > start else 0.0

@@ -1,0 +1,122 @@
+"""The outline of a plan: which layers of which models make which layers of the output.
+
+The one place of the reports that knows of towers and slices; everything else sees plain records.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from mergeloom.planners.plan import Plan
+from mergeloom.planners.slices.document import Stage as PlannedStage
+from mergeloom.planners.slices.document import TowerPlan
+from mergeloom.planners.slices.slices import Slice
+from mergeloom.report.records import Layers, OutlinePart, OutlineSlice, OutlineSource, Stage
+
+_LISTED = 3
+
+Scales = Mapping[Layers, Mapping[str, Sequence[float]]]
+"""Factors of the tensors of a slice, by the layers of the slice and the part of a tensor's name
+that its layer's number leaves."""
+
+
+def stages(plan: Plan) -> tuple[Stage, ...]:
+    """Every document of the configuration in order; the last one makes the output."""
+    return tuple(_stage(stage) for stage in plan.stages)
+
+
+def _stage(stage: PlannedStage) -> Stage:
+    document = stage.document
+    dtype = document.out_dtype or document.dtype
+    return Stage(
+        name=document.name,
+        method=document.merge_method,
+        dtype=dtype.name if dtype is not None else None,
+        parts=tuple(_part(tower, stage) for tower in stage.towers),
+    )
+
+
+def _part(plan: TowerPlan, stage: PlannedStage) -> OutlinePart:
+    tower = plan.tower
+    scales = _scales(stage, plan)
+    return OutlinePart(
+        name=tower.name,
+        layers=plan.layers,
+        slices=tuple(_slice(part, stage, scales) for part in plan.slices if tower.layers),
+        notes=tuple(_around(plan)),
+    )
+
+
+def _around(plan: TowerPlan) -> list[str]:
+    """Where the weights before and after the layers come from, if that is a question."""
+    if len(plan.slices) < 2 or not (plan.tower.before or plan.tower.after):
+        return []
+    first, last = _models(plan.slices[0]), _models(plan.slices[-1])
+    return [f"weights before the layers from {first}, after them from {last}"]
+
+
+def _models(part: Slice) -> str:
+    return " and ".join(dict.fromkeys(source.model.name for source in part.sources))
+
+
+def _slice(part: Slice, stage: PlannedStage, scales: Scales) -> OutlineSlice:
+    layers = part.first, part.first + part.length
+    how, detail = "merged", ""
+    if stage.document.merge_method == "passthrough":
+        how, detail = _copied(scales.get(layers, {}))
+    return OutlineSlice(
+        layers=layers,
+        how=how,
+        detail=detail,
+        sources=tuple(
+            OutlineSource(source.model.name, (source.start, source.stop), position == part.base)
+            for position, source in enumerate(part.sources)
+        ),
+    )
+
+
+def _copied(factors: Mapping[str, Sequence[float]]) -> tuple[str, str]:
+    """How a slice is copied whose tensors have these factors, and what is scaled by how much."""
+    scaled = {name: values for name, values in factors.items() if any(v != 1 for v in values)}
+    if not scaled:
+        return "copied", ""
+    by_factor: dict[str, list[str]] = defaultdict(list)
+    for name, values in scaled.items():
+        by_factor[_range(values)].append(name)
+    if len(scaled) == len(factors) and len(by_factor) == 1:
+        return "scaled", f"scaled by {next(iter(by_factor))}"
+    parts = []
+    for factor, names in by_factor.items():
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        parts.append(f"{', '.join(names[:_LISTED])}{more} scaled by {factor}")
+    return "partly scaled", "; ".join(parts)
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+
+def _scales(stage: PlannedStage, plan: TowerPlan) -> Scales:
+    """The factors of everything that a stage copies; empty where it scales nothing."""
+    blocks = stage.document.blocks()
+    if stage.document.merge_method != "passthrough" or not any(
+        "scale" in b.entries for b in blocks
+    ):
+        return {}
+    found: dict[Layers, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    prefix = plan.tower.prefix
+    for tensor in stage.tensor_plans():
+        if tensor.layer is None or not tensor.name.startswith(prefix):
+            continue
+        layers = next(
+            (part.first, part.first + part.length)
+            for part in plan.slices
+            if part.first <= tensor.layer < part.first + part.length
+        )
+        scale = tensor.contributions[0].parameters.get("scale")
+        factor = 1.0 if scale is None or scale.value is None else float(scale.value)
+        suffix = tensor.name[len(prefix) :].partition(".")[2].removesuffix(".weight")
+        found[layers][suffix].append(factor)
+    return found

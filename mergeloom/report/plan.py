@@ -1,0 +1,137 @@
+"""The reports of ``plan`` and ``merge``: what was planned, and what a run took, as records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from mergeloom.engine import job as jobs
+from mergeloom.engine.hardware.accelerators import Accelerator
+from mergeloom.engine.hardware.rates import Rates
+from mergeloom.engine.plan.duration import estimated_seconds
+from mergeloom.planners.slices.unused import Unused
+from mergeloom.report import records
+from mergeloom.report.outline import stages
+from mergeloom.report.records import MergeReport, PlanReport
+
+if TYPE_CHECKING:
+    from mergeloom.check import Checked
+    from mergeloom.results import MergeResult, PlannedMerge
+
+
+def plan_report(planned: PlannedMerge) -> PlanReport:
+    """What is to be known of a plan."""
+    return PlanReport(**_common(planned))
+
+
+def merge_report(result: MergeResult) -> MergeReport:
+    """What is to be known of a finished merge."""
+    outcome = result.outcome
+    measured = jobs.measured(outcome)
+    seconds = measured.pop("wall_seconds")
+    predicted = None
+    if outcome.schedule is not None:
+        predicted = records.Predicted(**jobs.predicted(outcome.schedule))
+    return MergeReport(
+        **_common(result.planned),
+        directory=str(result.output),
+        resumed_tensors=outcome.resumed,
+        was_finished=outcome.was_finished,
+        wall_seconds=seconds,
+        measured=records.Measured(**measured),
+        predicted=predicted,
+        run_warnings=result.findings,
+        checked=None if result.checked is None else _checked(result.checked),
+    )
+
+
+def _common(planned: PlannedMerge) -> dict[str, Any]:
+    plan, schedule = planned.plan, planned.schedule
+    path = plan.configuration.path
+    methods = [stage.rules.method for stage in plan.stages]
+    return {
+        "configuration": None if path is None else str(path),
+        "output": _output(planned),
+        "stages": stages(plan),
+        "method": methods[-1].name,
+        "draws": any(method.draws for method in methods),
+        "seed": plan.options.seed,
+        "options": planned.options,
+        "models": tuple(
+            records.InputReport(name, str(model.directory), model.nbytes, len(model.tensors))
+            for name, model in plan.models.items()
+        ),
+        "tasks": plan.graph.counts(),
+        "memory": records.MemoryReport(
+            planned.budget_bytes,
+            schedule.peak_bytes,
+            schedule.minimum_bytes,
+            planned.memory_limit,
+        ),
+        "workers": schedule.workers,
+        "compiled": schedule.compiled,
+        "to_compile": tuple(sorted(schedule.missing)),
+        "devices": tuple(_device(device, schedule.rates) for device in schedule.devices),
+        "rates": records.RatesReport(
+            schedule.rates.storage,
+            schedule.rates.knows_storage,
+            1 / schedule.rates.cpu(schedule.compiled),
+            schedule.rates.knows_cpu,
+        ),
+        "placement": tuple(
+            records.PlacementReport(schedule.place_name(seat), seat.why.value, number)
+            for seat, number in schedule.seats.items()
+        ),
+        "io": records.IOReport(schedule.read_bytes, schedule.write_bytes, schedule.repeated_bytes),
+        "time": _time(planned),
+        "disk": planned.disk,
+        "output_state": planned.output_state,
+        "warnings": planned.findings,
+        "unused_inputs": tuple(map(_unused, plan.unused)),
+        "fingerprint": plan.fingerprint,
+    }
+
+
+def _output(planned: PlannedMerge) -> records.OutputReport:
+    plan = planned.plan
+    writes, files = plan.graph.writes, plan.graph.files
+    stage = plan.stage
+    return records.OutputReport(
+        layers=plan.layers,
+        parameters=plan.parameters,
+        bytes=sum(file.size for file in files),
+        tensors=len(writes),
+        dtypes=dict(Counter(write.dtype.name for write in writes)),
+        tied=stage.tied if stage.head is not None or stage.tied else None,
+        shards=tuple(records.Shard(file.name, file.size) for file in files),
+        side_files=tuple(file.name for file in plan.side_files),
+        config_changes=plan.config_changes,
+    )
+
+
+def _time(planned: PlannedMerge) -> records.TimeReport:
+    estimated = estimated_seconds(planned.schedule)
+    rates = planned.schedule.rates
+    known = rates.knows_storage if estimated.storage >= estimated.compute else rates.knows_cpu
+    return records.TimeReport(estimated.whole, estimated.storage, estimated.compute, known)
+
+
+def _checked(checked: Checked) -> records.CheckReport:
+    return records.CheckReport(checked.tensors, checked.elements, dict(checked.passed_over))
+
+
+def _device(device: Accelerator, rates: Rates) -> records.DeviceReport:
+    there = rates.of(device)
+    return records.DeviceReport(
+        name=device.name,
+        title=device.title,
+        memory_bytes=device.memory_bytes,
+        bus_bytes_per_second=there.bus_rate,
+        bus_measured=rates.knows_bus(device),
+        speed=there.speed,
+        speed_measured=rates.knows_speed(device),
+    )
+
+
+def _unused(item: Unused) -> records.UnusedInput:
+    return records.UnusedInput(item.model, item.reason, item.layers, item.names, item.nbytes)

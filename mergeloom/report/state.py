@@ -1,0 +1,112 @@
+"""What an output directory holds and what ``merge`` will do about it, in words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mergeloom.engine.output.state import (
+    Condition,
+    Difference,
+    OutputState,
+    differences,
+    listed,
+    only_touched,
+)
+from mergeloom.report import records
+
+_SHOWN = 2
+
+_OTHER = "choose another output directory, or start anew there with --restart"
+
+
+def state_record(
+    found: OutputState, fingerprint: str, identity: Mapping[str, str], tensors: int
+) -> records.OutputState:
+    """The state of a directory, as it matters to the merge with this fingerprint and identity.
+
+    ``tensors`` is the number of tensors that the merge writes.
+    """
+    same = None if found.fingerprint is None else found.fingerprint == fingerprint
+    differing = differences(found.identity, identity) if same is False else ()
+    if only_touched(differing):
+        will, message = _touched(found, differing)
+    else:
+        will, message = _in_words(found, same, listed(differing), tensors)
+    return records.OutputState(
+        directory=str(found.path),
+        condition=found.condition.value,
+        same=same,
+        will=will,
+        message=message,
+        finished_tensors=found.finished,
+        differences=tuple(
+            records.Difference(each.what, each.there, each.here) for each in differing
+        ),
+        faults=found.faults,
+    )
+
+
+def _in_words(
+    found: OutputState, same: bool | None, different: str, tensors: int
+) -> tuple[str, str]:
+    """What ``merge`` will do, and a sentence about the directory."""
+    out, condition = f"'{found.path}'", found.condition
+    if condition is Condition.ABSENT:
+        lacking = _unwritable(found.path)
+        if lacking is not None:
+            return "refuse", f"{out} cannot be made: {lacking}"
+        return "start", f"{out} does not exist yet: merge will make it"
+    if condition is Condition.EMPTY:
+        return "start", f"{out} is an empty directory: merge will fill it"
+    if condition is Condition.FILE:
+        return "refuse", f"{out} is a file, or lies in one: choose another output directory"
+    if condition is Condition.UNREADABLE:
+        return "refuse", f"{out} cannot be read ({found.reason}): choose another output directory"
+    if condition is Condition.FOREIGN:
+        return "refuse", (
+            f"{out} is not empty and was not made by mergeloom: choose another output directory"
+        )
+    if condition is Condition.DAMAGED:
+        return "refuse", f"{out} holds a merge whose records are damaged: {found.reason}"
+    finished = condition is not Condition.INTERRUPTED
+    if same is None:
+        return "start", f"{out} holds a merge that was interrupted before it had finished a tensor"
+    if not same:
+        what = "a finished merge" if finished else "an interrupted merge"
+        return "refuse", f"{out} holds {what} of another kind; different: {different}: {_OTHER}"
+    if condition is Condition.FINISHED:
+        return "nothing", f"{out} holds this merge, finished: nothing is left to do"
+    if condition is Condition.INCOMPLETE:
+        faults = ", ".join(found.faults[:_SHOWN])
+        more = f" and {len(found.faults) - _SHOWN} more" if len(found.faults) > _SHOWN else ""
+        return "repair", (
+            f"{out} holds this merge, finished, but {faults}{more}: merge will make again "
+            "what is missing"
+        )
+    return "continue", (
+        f"{out} holds this merge, interrupted: {found.finished:,} of {tensors:,} tensors are "
+        "recorded, merge will continue"
+    )
+
+
+def _touched(found: OutputState, differing: Sequence[Difference]) -> tuple[str, str]:
+    files = ", ".join(each.what for each in differing[:_SHOWN])
+    more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+    return "compare", (
+        f"'{found.path}' holds this merge, of which {found.finished:,} tensors are recorded; but "
+        f"{files}{more} was touched since: merge will compute them again and compare"
+    )
+
+
+def _unwritable(path: Path) -> str | None:
+    """Why a directory cannot be made, if that can be told."""
+    parent = next((each for each in path.absolute().parents if each.exists()), None)
+    if parent is None:
+        return "nothing of its path exists"
+    if not parent.is_dir():
+        return f"'{parent}' is a file"
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return f"'{parent}' may not be written"
+    return None

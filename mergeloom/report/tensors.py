@@ -1,0 +1,65 @@
+"""The report of ``explain``: where output tensors come from, as records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from mergeloom.planners.config.parameters import Resolved
+from mergeloom.planners.slices.tensor_plan import Contribution, TensorPlan, output_dtype
+from mergeloom.report import records
+
+if TYPE_CHECKING:
+    from mergeloom.results import PlannedMerge
+
+
+def explain_report(tensors: Sequence[TensorPlan], planned: PlannedMerge) -> records.ExplainReport:
+    """What is to be known of some output tensors."""
+    writes = {write.name: write for write in planned.plan.graph.writes}
+    document = planned.plan.stage.document
+    found = []
+    for tensor in tensors:
+        write = writes[tensor.name]
+        found.append(
+            records.TensorReport(
+                tensor=tensor.name,
+                shape=write.shape,
+                dtype=output_dtype(tensor, document).name,
+                file=write.file.name,
+                layer=tensor.layer,
+                method=tensor.method.name if tensor.method is not None else "copy",
+                formula=tensor.method.formula if tensor.method is not None else None,
+                copied_because=tensor.copied_because,
+                parameters=_values(tensor.settings),
+                inputs=tuple(map(_input, tensor.contributions)),
+            )
+        )
+    return records.ExplainReport(tensors=tuple(found))
+
+
+def _input(item: Contribution) -> records.TensorInput:
+    return records.TensorInput(
+        model=item.model.name,
+        tensor=item.tensor,
+        layer=item.layer,
+        base=item.is_base,
+        shape=item.model.shape(item.tensor),
+        dtype=item.model.dtype(item.tensor).name,
+        parameters=_values(item.parameters),
+    )
+
+
+def _values(parameters: Mapping[str, Resolved]) -> Mapping[str, records.ParameterValue]:
+    return {name: _value(found) for name, found in parameters.items()}
+
+
+def _value(found: Resolved) -> records.ParameterValue:
+    entry = found.entry
+    return records.ParameterValue(
+        value=found.value,
+        level=found.level,
+        place=entry.place if entry is not None else None,
+        filter=entry.filter if entry is not None else None,
+        gradient=tuple(entry.value) if entry is not None and found.t is not None else None,
+        t=found.t,
+    )

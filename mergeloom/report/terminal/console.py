@@ -1,0 +1,89 @@
+"""Consoles, and what every rendering shares: tables, plurals, text that a terminal may see."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mergeloom.engine.base.errors import Finding
+from mergeloom.report.records import Layers
+
+_WIDE = 240
+"""Columns where there is no terminal: lines are cut by who reads them."""
+_PAGE = 110
+
+
+def console(stderr: bool = False) -> Console:
+    """A console as wide as the terminal; wide enough for anything where there is none."""
+    file = sys.stderr if stderr else sys.stdout
+    found = Console(file=file, highlight=False, markup=False, emoji=False)
+    if found.is_terminal:
+        return found
+    return Console(file=file, highlight=False, markup=False, emoji=False, width=_WIDE)
+
+
+def text_of(renderable: RenderableType) -> str:
+    """What a file gets: plain text without the blanks that tables are filled up with."""
+    found = Console(file=io.StringIO(), highlight=False, markup=False, emoji=False, width=_WIDE)
+    with found.capture() as captured:
+        found.print(renderable)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def html(renderable: RenderableType) -> str:
+    """What a notebook shows."""
+    found = Console(
+        file=io.StringIO(), record=True, highlight=False, markup=False, emoji=False, width=_PAGE
+    )
+    found.print(renderable)
+    return found.export_html(
+        inline_styles=True,
+        code_format='<pre style="line-height:1.3;font-family:monospace">{code}</pre>',
+    )
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """A number of things: ``1 tensor``, ``2 tensors``."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def layers_text(layers: Layers) -> str:
+    """Layers as people count them: first and last, both included."""
+    start, stop = layers
+    if stop <= start:
+        return "none"
+    return str(start) if stop - start == 1 else f"{start}-{stop - 1}"
+
+
+def layers_named(*ranges: Layers) -> str:
+    """Layers with the word before them: ``layer 3``, ``layers 0-2, 7``."""
+    one = len(ranges) == 1 and ranges[0][1] - ranges[0][0] == 1
+    return f"layer{'' if one else 's'} {', '.join(map(layers_text, ranges))}"
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """A shape: ``4096x32000``."""
+    return "x".join(map(str, shape)) or "0-d"
+
+
+def columns(*titles: str) -> Table:
+    """A table without lines; a title may be empty."""
+    table = Table(box=None, pad_edge=False, header_style="dim", show_header=any(titles))
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
+
+
+def warning(finding: Finding) -> Text:
+    """A warning as one line."""
+    return Text(f"warning: {shown(str(finding))}", style="yellow")
+
+
+def shown(text: str) -> str:
+    """``text`` as a terminal may see it: names in records are not trusted."""
+    return text if text.isprintable() else ascii(text)[1:-1]

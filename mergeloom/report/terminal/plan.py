@@ -1,0 +1,228 @@
+"""A plan as text: what comes out, what each layer is made of, what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from mergeloom.report import records
+from mergeloom.report.records import PlanReport
+from mergeloom.report.terminal.console import columns, layers_named, layers_text, plural, warning
+from mergeloom.report.units import MIB, count, data, duration, memory
+
+_MANY_SLICES = 60
+"""Slices of one part that are listed; published stacks have up to some forty."""
+
+
+def one_line(report: PlanReport) -> str:
+    """A plan in one line."""
+    output = report.output
+    return (
+        f"{plural(output.layers, 'layer')}, {count(output.parameters)} parameters, "
+        f"{_dtypes(output)}, {data(output.bytes)} by {report.method}; "
+        f"reads {data(report.io.read_bytes)}, "
+        f"{memory(report.memory.peak_bytes)} of memory at most, "
+        f"about {duration(report.time.seconds)}"
+    )
+
+
+def render_plan(report: PlanReport) -> RenderableType:
+    """A plan at a glance."""
+    parts: list[RenderableType] = [_headline(report), Text()]
+    for number, stage in enumerate(report.stages, 1):
+        if len(report.stages) > 1:
+            parts.append(_stage_title(stage, number, len(report.stages)))
+        for part in stage.parts:
+            parts += [_part(part, stage), Text()]
+    parts.append(_figures(report))
+    if report.output.config_changes:
+        parts += [Text(), Text("config.json", style="bold")]
+        parts += [Text(f"  {change}") for change in report.output.config_changes]
+    if report.unused_inputs:
+        parts += [Text(), Text("not used", style="bold")]
+        parts += [Text(f"  {_unused(item)}") for item in report.unused_inputs]
+    if report.output_state is not None:
+        refuses = report.output_state.will in ("refuse", "repair")
+        style = "yellow" if refuses else ""
+        parts += [Text(), Text(report.output_state.message, style=style)]
+    if report.warnings:
+        parts.append(Text())
+        parts += [warning(finding) for finding in report.warnings]
+    return Group(*parts)
+
+
+def _headline(report: PlanReport) -> Text:
+    output = report.output
+    text = Text.assemble((plural(output.layers, "layer"), "bold"), ", ")
+    text.append(f"{count(output.parameters)} parameters", style="bold")
+    text.append(f" ({output.parameters:,}), {_dtypes(output)}, {data(output.bytes)}")
+    text.append(f" in {plural(len(output.shards), 'shard')}, {plural(output.tensors, 'tensor')}")
+    if output.tied:
+        text.append(", head tied to the embedding")
+    return text
+
+
+def _dtypes(output: records.OutputReport) -> str:
+    return " and ".join(list(output.dtypes)[:3]) or "nothing"
+
+
+def _stage_title(stage: records.Stage, number: int, total: int) -> Text:
+    name = f" '{stage.name}'" if stage.name is not None else ""
+    dtype = f", {stage.dtype}" if stage.dtype is not None else ""
+    what = "the output" if number == total else "kept in memory, tensor by tensor"
+    return Text.assemble(
+        (f"stage {number} of {total}{name}", "bold"), (f": {stage.method}{dtype}, {what}", "dim")
+    )
+
+
+def _part(part: records.OutlinePart, stage: records.Stage) -> RenderableType:
+    """One line for each output slice: these input layers make those output layers."""
+    title = "" if part.name == "default" else f"{part.name}: "
+    if not part.slices:
+        return Text(f"{title}no layers; every tensor by {stage.method}")
+    lengths = [stop - start for start, stop in (each.layers for each in part.slices)]
+    if len(lengths) > 1:
+        shown = " + ".join(map(str, lengths)) if len(lengths) <= 12 else f"{lengths[0]} + ..."
+        how = f"{shown} = {sum(lengths)} layers: {len(lengths)} slices, stacked one after the other"
+    else:
+        number = len(part.slices[0].sources)
+        how = f"{plural(lengths[0], 'layer')}: one slice"
+        if number > 1:
+            how += f", in which {number} sources are merged with each other layer by layer"
+    table = columns("output layers", "", "made of")
+    table.columns[0].no_wrap = True
+    table.columns[1].no_wrap = True
+    for each in part.slices[:_MANY_SLICES]:
+        lines = [Text(_source(source, each)) for source in each.sources]
+        if each.detail and each.how != "scaled":
+            lines.append(Text(each.detail, style="dim"))
+        table.add_row(layers_text(each.layers), _verb(each, stage), Text("\n").join(lines))
+    lines_: list[RenderableType] = [
+        Text(title + how, style="bold"),
+        Padding(table, (0, 0, 0, 2), expand=False),
+    ]
+    if len(part.slices) > _MANY_SLICES:
+        lines_.append(Text(f"  and {len(part.slices) - _MANY_SLICES} more slices", style="dim"))
+    lines_ += [Text(f"  {note}", style="dim") for note in part.notes]
+    return Group(*lines_)
+
+
+def _verb(part: records.OutlineSlice, stage: records.Stage) -> str:
+    if part.how == "copied":
+        return "copy of"
+    if part.how == "scaled":
+        return part.detail
+    if part.how == "partly scaled":
+        return "scaled copy of"
+    return stage.method
+
+
+def _source(source: records.OutlineSource, part: records.OutlineSlice) -> str:
+    shift = source.layers[0] - part.layers[0]
+    text = f"{source.model}  {layers_named(source.layers)}"
+    if shift:
+        text += f"  (output layer i from its layer i{shift:+d})"
+    return f"{text}  base" if source.base else text
+
+
+def _figures(report: PlanReport) -> RenderableType:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(report):
+        table.add_row(name, value)
+    return table
+
+
+def _rows(report: PlanReport) -> Iterator[tuple[str, str | Text]]:
+    if len(report.stages) == 1:
+        yield "method", report.method
+    if report.draws:
+        yield "seed", f"{report.seed} (another one draws other elements)"
+    reads = data(report.io.read_bytes)
+    if report.io.repeated_bytes:
+        reads += f", {data(report.io.repeated_bytes)} of it again because memory is short"
+    yield "reads", reads
+    writes = data(report.io.write_bytes)
+    if report.disk is not None:
+        writes += f"; {data(report.disk.free_bytes)} free on its disk"
+        if report.disk.needed_bytes > report.disk.free_bytes:
+            lacking = report.disk.needed_bytes - report.disk.free_bytes
+            writes += f", {data(lacking)} too little"
+    yield "writes", writes
+    yield "memory", _memory(report)
+    yield "time", _time(report)
+    if report.devices:
+        yield "computes", Text("\n").join(Text(line) for line in _places(report))
+        yield "rates", _rates(report)
+    yield "tasks", ", ".join(f"{number:,} {kind}" for kind, number in report.tasks.items())
+    yield "fingerprint", report.fingerprint
+
+
+def _memory(report: PlanReport) -> str:
+    found = report.memory
+    text = (
+        f"{memory(found.peak_bytes)} at most, budget {memory(found.budget_bytes)} "
+        f"(the smallest that works: {-(-found.minimum_bytes // MIB):,} MiB), "
+        f"{plural(report.workers, 'worker')}"
+    )
+    if report.compiled:
+        text += ", compiled loops"
+    return f"{text}, to be built first" if report.to_compile else text
+
+
+def _time(report: PlanReport) -> str:
+    """What a run takes, and what decides it."""
+    found, rates = report.time, report.rates
+    if found.storage_seconds >= found.compute_seconds:
+        known = "measured here" if rates.storage_measured else "assumed: not measured here yet"
+        why = f"storage at {data(rates.storage_bytes_per_second)}/s, {known}"
+    else:
+        known = "measured here" if rates.cpu_measured else "its speed is assumed"
+        why = f"storage waits for arithmetic, {known}"
+    first = ", and some more once, to compile loops" if report.to_compile else ""
+    return f"about {duration(found.seconds)}{first} ({why})"
+
+
+def _places(report: PlanReport) -> Iterator[str]:
+    """Where how many merges compute, and why."""
+    devices = {device.name: device for device in report.devices}
+    for place in report.placement:
+        where = place.device
+        if where in devices:
+            device = devices[where]
+            where += f" ({device.title}, {memory(device.memory_bytes)} at most)"
+        yield f"{plural(place.merges, 'merge')} on {where}: {place.reason}"
+
+
+def _rates(report: PlanReport) -> str:
+    """The rates by which places were decided; processors in cores of what kernels' cost is for."""
+    rates = report.rates
+    found = [(f"storage {data(rates.storage_bytes_per_second)}/s", rates.storage_measured)]
+    found.append((f"cpu {rates.cpu_speed:.3g} x", rates.cpu_measured))
+    models: dict[str, records.DeviceReport] = {}
+    for device in report.devices:
+        models.setdefault(device.title, device)
+    for device in models.values():
+        found.append((f"{device.name} {device.speed:.3g} x", device.speed_measured))
+        found.append((f"its bus {data(device.bus_bytes_per_second)}/s", device.bus_measured))
+    groups = []
+    for title, wanted in (("measured", True), ("assumed", False)):
+        texts = [text for text, measured in found if measured is wanted]
+        groups += [f"{title}: {', '.join(texts)}"] if texts else []
+    return "; ".join(groups)
+
+
+def _unused(item: records.UnusedInput) -> str:
+    what = f"{layers_named(*item.layers)} " if item.layers else ""
+    names = (
+        ""
+        if item.layers
+        else f": {', '.join(item.tensors[:3])}{' ...' if item.tensors[3:] else ''}"
+    )
+    tensors = f"{plural(len(item.tensors), 'tensor')}, {data(item.bytes)}"
+    return f"{item.model}  {what}({tensors}): {item.reason}{names}"

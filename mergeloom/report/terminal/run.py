@@ -1,0 +1,64 @@
+"""A finished merge as text: what it took, beside what was predicted."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from mergeloom.report.records import CheckReport, MergeReport
+from mergeloom.report.terminal.console import columns, plural
+from mergeloom.report.units import data, duration, memory
+
+
+def one_line(report: MergeReport) -> str:
+    """A finished merge in one line."""
+    if report.was_finished:
+        return f"'{report.directory}' is finished already; nothing to do"
+    return _merged(report)
+
+
+def render_outcome(report: MergeReport) -> RenderableType:
+    """What a finished merge took. Its warnings are said apart."""
+    if report.was_finished:
+        parts: list[RenderableType] = [Text(one_line(report), style="green")]
+    else:
+        parts = [Text(_merged(report), style="green"), _figures(report)]
+        if report.resumed_tensors:
+            parts.append(Text(f"{plural(report.resumed_tensors, 'tensor')} were there already"))
+    if report.checked is not None:
+        parts.append(_checked(report.checked))
+    return Group(*parts)
+
+
+def _merged(report: MergeReport) -> str:
+    moved = report.measured.read_bytes + report.measured.write_bytes
+    rate = data(moved / max(report.wall_seconds, 1e-9))
+    return f"merged into '{report.directory}' in {duration(report.wall_seconds)} ({rate}/s)"
+
+
+def _figures(report: MergeReport) -> RenderableType:
+    measured, predicted = report.measured, report.predicted
+    assert predicted is not None, "a run that did something was predicted"
+    table = columns("", "measured", "predicted")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row("read", data(measured.read_bytes), data(predicted.read_bytes))
+    table.add_row("written", data(measured.write_bytes), data(predicted.write_bytes))
+    if measured.device_read_bytes is not None and measured.device_write_bytes is not None:
+        table.add_row("  from storage", data(measured.device_read_bytes), "")
+        table.add_row("  to storage", data(measured.device_write_bytes), "")
+    most = f"≤ {memory(predicted.peak_bytes)}"
+    table.add_row("peak memory", memory(measured.peak_rss_bytes), most)
+    return table
+
+
+def _checked(checked: CheckReport) -> Text:
+    """What ``--check`` computed again, and what it could not."""
+    text = Text(
+        f"checked: {plural(checked.tensors, 'tensor')} ({checked.elements:,} elements) computed "
+        "again in float64 from the inputs, all equal within rounding",
+        style="green",
+    )
+    for reason, number in checked.passed_over.items():
+        text.append(f"; {number} drawn and not computed: {reason}", style="yellow")
+    return text

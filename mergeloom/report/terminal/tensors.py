@@ -1,0 +1,93 @@
+"""Explanations as text: one tensor in full, or a table of several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from mergeloom.report.records import ExplainReport, ParameterValue, TensorReport
+from mergeloom.report.terminal.console import columns, shape_text
+
+
+def render_explain(report: ExplainReport) -> RenderableType:
+    """One tensor in full, several as a table."""
+    if len(report.tensors) == 1:
+        return _tensor(report.tensors[0])
+    table = columns("tensor", "made of", "parameters")
+    for tensor in report.tensors:
+        table.add_row(tensor.tensor, _sources(tensor), Text(_short_parameters(tensor)))
+    hint = Text("one tensor's full name shows which entry of the configuration set what", "dim")
+    return Group(table, hint)
+
+
+def _tensor(tensor: TensorReport) -> RenderableType:
+    """Where one output tensor comes from, and which entry of the configuration set what."""
+    about = f"  {shape_text(tensor.shape)} {tensor.dtype}, in {tensor.file}"
+    head = Text.assemble((tensor.tensor, "bold"), about)
+    if tensor.layer is not None:
+        head.append(f", output layer {tensor.layer}")
+    parts: list[RenderableType] = [head, Text()]
+    if tensor.copied_because is not None:
+        parts.append(Text(f"copied: {tensor.copied_because}"))
+    else:
+        parts.append(Text(f"merged by {tensor.method}: {tensor.formula}"))
+    table = columns("from", "tensor", "layer", "parameters")
+    merged = tensor.copied_because is None
+    for item in tensor.inputs:
+        table.add_row(
+            item.model + ("  (base)" if item.base and merged else ""),
+            item.tensor,
+            "" if item.layer is None else str(item.layer),
+            "\n".join(f"{name} = {_full(value)}" for name, value in item.parameters.items()),
+        )
+    parts += [Text(), table]
+    if tensor.parameters:
+        parts.append(Text())
+        parts += [Text(f"{name} = {_full(value)}") for name, value in tensor.parameters.items()]
+    return Group(*parts)
+
+
+def _full(found: ParameterValue) -> str:
+    value = f"{found.value:.6g}" if isinstance(found.value, float) else str(found.value)
+    if found.place is None:
+        return f"{value}  (default)"
+    why = f"{found.level}, {found.place}"
+    if found.filter is not None:
+        why += f", filter '{found.filter}'"
+    if found.gradient is not None and found.t is not None:
+        gradient = ", ".join(
+            f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in found.gradient
+        )
+        why += f", gradient [{gradient}] at {found.t:.3g}"
+    return f"{value}  ({why})"
+
+
+def _sources(tensor: TensorReport) -> str:
+    parts = []
+    for item in tensor.inputs:
+        layer = "" if item.layer is None else f" {item.layer}"
+        parts.append(f"{item.model}{layer}")
+    return " + ".join(parts) + ("" if tensor.copied_because is None else "  (copied)")
+
+
+def _short_parameters(tensor: TensorReport) -> str:
+    parts = [f"{name} {_short(value)}" for name, value in _set(tensor.parameters).items()]
+    names = dict.fromkeys(name for item in tensor.inputs for name in item.parameters)
+    for name in names:
+        values = [
+            _short(item.parameters[name]) if name in item.parameters else "-"
+            for item in tensor.inputs
+        ]
+        parts.append(f"{name} {'/'.join(values)}")
+    return ", ".join(parts)
+
+
+def _set(parameters: Mapping[str, ParameterValue]) -> Mapping[str, ParameterValue]:
+    return {name: value for name, value in parameters.items() if value.place is not None}
+
+
+def _short(found: ParameterValue) -> str:
+    value = f"{found.value:.4g}" if isinstance(found.value, float) else str(found.value)
+    return f"{value} [{found.filter}]" if found.filter is not None else value

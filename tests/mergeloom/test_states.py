@@ -1,0 +1,228 @@
+"""What an output directory holds, as ``plan`` says it and ``merge`` heeds it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mergeloom
+from mergeloom.engine.base.errors import OutputError
+from mergeloom.engine.output.journal import Finished, Journal
+from mergeloom.engine.output.manifest import read_manifest
+from tests.mergeloom.support import LINEAR, run
+from tests.planners.support import llama
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    llama(tmp_path / "a")
+    llama(tmp_path / "b", seed=1)
+    path = tmp_path / "merge.yml"
+    path.write_text(LINEAR)
+    return path
+
+
+def state(config: Path, out: Path) -> Any:
+    found = mergeloom.plan(config, output=out).report.output_state
+    assert found is not None
+    return found
+
+
+def merged(config: Path, out: Path, **options: Any) -> bytes:
+    mergeloom.merge(config, out, **options)
+    return b"".join(path.read_bytes() for path in sorted(out.glob("*.safetensors")))
+
+
+def interrupt(out: Path, tensors: int) -> None:
+    """Leave a finished output as a kill would have that came after some tensors."""
+    manifest = read_manifest(out)
+    assert manifest is not None
+    (out / ".mergeloom" / "manifest.json").unlink()
+    for name in manifest.files:
+        (out / name).rename(out / f"{name}.partial")
+    journal = Journal(out / ".mergeloom" / "journal")
+    journal.begin(manifest.fingerprint, manifest.identity, list(manifest.files))
+    journal.append(
+        Finished(each.file, each.name, each.digest, each.block_bytes)
+        for each in manifest.tensors[:tensors]
+    )
+    journal.close()
+
+
+STATES: dict[str, tuple[Callable[[Path, Path], None], str, str, str]] = {
+    "absent": (lambda config, out: None, "absent", "start", "does not exist yet"),
+    "empty": (lambda config, out: out.mkdir(), "empty", "start", "an empty directory"),
+    "a file": (lambda config, out: out.write_text("x"), "file", "refuse", "is a file"),  # type: ignore[dict-item, return-value]
+    "foreign": (
+        lambda config, out: (out.mkdir(), (out / "x").touch())[1],
+        "foreign",
+        "refuse",
+        "was not made by mergeloom",
+    ),
+    "finished": (
+        lambda config, out: merged(config, out) and None,
+        "finished",
+        "nothing",
+        "finished: nothing is left to do",
+    ),
+    "interrupted": (
+        lambda config, out: (merged(config, out), interrupt(out, 5))[1],
+        "interrupted",
+        "continue",
+        "5 of 39 tensors are recorded",
+    ),
+    "a shard is gone": (
+        lambda config, out: (merged(config, out), (out / "model.safetensors").unlink())[1],
+        "incomplete",
+        "repair",
+        "'model.safetensors' is missing",
+    ),
+    "a shard is cut": (
+        lambda config, out: (merged(config, out), os.truncate(out / "model.safetensors", 99))[1],
+        "incomplete",
+        "repair",
+        "'model.safetensors' has 99 bytes",
+    ),
+    "damaged": (
+        lambda config, out: (
+            (
+                merged(config, out),
+                (out / ".mergeloom" / "manifest.json").write_text("{"),
+            )[0]
+            and None
+        ),
+        "damaged",
+        "refuse",
+        "records are damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_plan_says_what_is_so_and_merge_does_what_it_said(
+    config: Path, tmp_path: Path, case: str
+) -> None:
+    prepare, condition, will, words = STATES[case]
+    out = tmp_path / "out"
+    prepare(config, out)
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    found = state(config, out)
+    assert (found.condition, found.will) == (condition, will)
+    assert words in found.message
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before, "looking changed something"
+    if will == "refuse":
+        with pytest.raises(OutputError):
+            mergeloom.merge(config, out)
+        return
+    result = mergeloom.merge(config, out)
+    assert result.outcome.was_finished == (will == "nothing")
+    assert (result.outcome.resumed > 0) == (will in ("continue", "nothing"))
+    assert merged(config, out) == merged(config, tmp_path / "anew")
+    assert mergeloom.verify(out).sound
+
+
+def test_what_is_left_of_a_finished_output_is_kept(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    whole = merged(config, out, max_shard_size="2kB")
+    shards = sorted(out.glob("*.safetensors"))
+    shards[1].unlink()
+    kept = shards[0].stat().st_mtime_ns
+    result = mergeloom.merge(config, out, max_shard_size="2kB")
+    assert 0 < result.outcome.resumed < 39
+    assert any("is missing" in str(notice) for notice in result.warnings)
+    assert shards[0].stat().st_mtime_ns == kept
+    assert merged(config, out, max_shard_size="2kB") == whole
+
+
+def test_digests_are_looked_at_on_request(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    whole = merged(config, out)
+    content = bytearray((out / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (out / "model.safetensors").write_bytes(content)
+    assert mergeloom.merge(config, out).outcome.was_finished
+    found = run("merge", config, out, "--verify")
+    assert found.returncode == 0
+    assert "'model.norm.weight'" in found.stderr
+    assert (out / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_differs_is_named_with_its_values(
+    config: Path, tmp_path: Path, interrupted: bool
+) -> None:
+    out = tmp_path / "out"
+    merged(config, out)
+    if interrupted:
+        interrupt(out, 3)
+    config.write_text(LINEAR.replace("3", "4"))
+    found = state(config, out)
+    assert (found.same, found.will) == (False, "refuse")
+    assert [
+        (each.what, each.there, each.here) for each in found.differences if "weight" in each.what
+    ] == [("configuration: models[1].parameters.weight", "3", "4")]
+    refused = run("merge", config, out)
+    assert refused.returncode == 2
+    assert "configuration: models[1].parameters.weight (3 there, 4 here)" in refused.stderr
+    config.write_text(LINEAR.replace("dtype: bfloat16\n", ""))
+    assert "configuration: dtype (bfloat16 there, nothing here)" in state(config, out).message
+
+
+def test_an_input_that_was_only_touched_is_shown_to_be_the_same(
+    config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    whole = merged(config, out)
+    os.utime(tmp_path / "b" / "model.safetensors")
+    found = state(config, out)
+    assert (found.condition, found.will) == ("finished", "compare")
+    result = mergeloom.merge(config, out)
+    assert any("touched" in str(notice) for notice in result.warnings)
+    assert merged(config, out) == whole
+    assert state(config, out).will == "nothing"
+    interrupt(out, 7)
+    os.utime(tmp_path / "a" / "model.safetensors")
+    assert mergeloom.merge(config, out).outcome.resumed == 7
+    assert merged(config, out) == whole
+
+
+def test_an_input_that_was_changed_is_refused_though_its_header_is_the_same(
+    config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    merged(config, out)
+    weights = tmp_path / "b" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(OutputError, match=r"'b'.*contents are other ones"):
+        mergeloom.merge(config, out)
+    assert mergeloom.verify(out).sound
+
+
+def test_an_unreadable_directory_is_one_line(config: Path, tmp_path: Path) -> None:
+    name = "x" * 300  # no directory can be called so; rights do not stop root
+    found = run("plan", config, tmp_path / name)
+    assert found.returncode == 0, found.stderr
+    refused = run("merge", config, tmp_path / name)
+    assert refused.returncode in (1, 2)
+    assert refused.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in refused.stderr
+
+
+def test_an_output_inside_an_input_is_warned_about(config: Path, tmp_path: Path) -> None:
+    found = run("merge", config, tmp_path / "a" / "merged", "--quiet")
+    assert found.returncode == 0
+    assert "lies inside the input 'a'" in found.stderr
+
+
+def test_json_of_a_state(config: Path, tmp_path: Path) -> None:
+    document = json.loads(run("plan", config, tmp_path / "out", "--json").stdout)
+    assert document["output_state"]["condition"] == "absent"
+    assert document["disk"]["needed_bytes"] > document["output"]["bytes"]
+    assert document["disk"]["free_bytes"] > 0
