@@ -1,7 +1,8 @@
 """Adapters as PEFT saves them: what each of their tensors does to which module of a model.
 
-An adapter's directory holds ``adapter_config.json`` and ``adapter_model.safetensors``. Its tensors
-are named ``base_model.model.MODULE.PART``, where PART says what is done to the module:
+An adapter's directory holds ``adapter_config.json`` and ``adapter_model.safetensors`` (or, older,
+``adapter_model.bin``). Its tensors are named ``base_model.model.MODULE.PART``, where PART says
+what is done to the module:
 
     lora_A, lora_B                       W + s·B·A          (Hu et al. 2021, arXiv:2106.09685)
     lora_embedding_A, lora_embedding_B   the same for an embedding, both of them transposed
@@ -30,7 +31,7 @@ from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.planners.models.checkpoint import Checkpoint, check_inside, open_shards, read_json
 
 CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 _PREFIX = "base_model.model."
 _MATRICES = ("lora_A.weight", "lora_B.weight")
@@ -123,7 +124,7 @@ def is_adapter(directory: Path) -> bool:
 
 def has_adapter(directory: Path) -> bool:
     """Whether a directory holds an adapter with its weights; contents are not looked at."""
-    return (directory / CONFIG).is_file() and (directory / WEIGHTS).is_file()
+    return (directory / CONFIG).is_file() and _weights(directory) is not None
 
 
 def open_adapter(name: str, directory: Path) -> Adapter:
@@ -140,21 +141,20 @@ def open_adapter(name: str, directory: Path) -> Adapter:
     check_inside(directory, CONFIG)
     config = read_json(directory / CONFIG)
     _refuse(directory, config)
-    if not (directory / WEIGHTS).is_file():
-        pickled = (directory / "adapter_model.bin").is_file()
-        raise CheckpointError(
-            f"'{directory}' has its weights in adapter_model.bin only, which is not read: load "
-            "and save it again with peft"
-            if pickled
-            else f"'{directory}' has no {WEIGHTS}: copy or download it again"
-        )
-    checkpoint = open_shards(directory, config, {WEIGHTS: set()})
+    weights = _weights(directory)
+    if weights is None:
+        raise CheckpointError(f"'{directory}' has no {WEIGHTS[0]}: copy or download it again")
+    checkpoint = open_shards(directory, config, {weights: set()})
     changes = dict(_changes(checkpoint))
     base, revision = (
         value if isinstance(value, str) and value else None
         for value in (config.get("base_model_name_or_path"), config.get("revision"))
     )
     return Adapter(name, checkpoint, base, revision, changes)
+
+
+def _weights(directory: Path) -> str | None:
+    return next((name for name in WEIGHTS if (directory / name).is_file()), None)
 
 
 def _refuse(directory: Path, config: Mapping[str, Any]) -> None:

@@ -16,14 +16,22 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.safetensors import MAX_NAME, Header, read_header
+from mergeloom.engine.storage.torch_zip import TorchFile, read_torch
 from mergeloom.planners.models.quantised import quantised_by_config, quantised_by_tensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt"})
+"""How names of files end that `torch.save` writes."""
+NO_WEIGHTS = frozenset(
+    {"training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth"}
+)
+"""Files that training programs put beside the weights."""
 MAX_JSON_BYTES = 64 << 20
 MAX_TENSORS = 2_000_000
 
-_NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.safetensors")
+_NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.\w+")
 
 
 @dataclass(frozen=True)
@@ -82,28 +90,49 @@ def open_shards(
     for name in shards:
         check_inside(directory, name)
     with ThreadPoolExecutor(8) as pool:
-        headers = list(pool.map(lambda name: read_header(directory / name), shards))
+        files = list(pool.map(lambda name: read_tensors(directory / name), shards))
     tensors: dict[str, StoredTensor] = {}
-    sources = []
-    for (name, expected), header in zip(shards.items(), headers, strict=True):
-        source = _source(directory / name, header)
-        sources.append(source)
-        missing = expected - header.entries.keys()
+    for (name, expected), (_, inside) in zip(shards.items(), files, strict=True):
+        missing = expected - inside.keys()
         if missing:
             raise CheckpointError(
                 f"'{directory / name}' lacks {_some(missing)}, which the index promises: "
                 "copy or download the checkpoint again"
             )
-        for tensor, entry in header.entries.items():
+        for tensor, stored in inside.items():
             if tensor in tensors:
-                other = next(n for n, h in zip(shards, headers, strict=True) if tensor in h.entries)
+                other = next(n for n, (_, f) in zip(shards, files, strict=True) if tensor in f)
                 raise CheckpointError(f"'{directory}': '{tensor}' is in '{other}' and in '{name}'")
-            tensors[tensor] = StoredTensor.at(source, entry.start, entry.dtype, entry.shape)
+            tensors[tensor] = stored
         if len(tensors) > MAX_TENSORS:
             raise CheckpointError(f"'{directory}' has more than {MAX_TENSORS} tensors")
     if not tensors:
         raise CheckpointError(f"'{directory}' has no tensors")
-    return Checkpoint(directory, config, tensors, tuple(sources), _passed_over(directory, shards))
+    sources = tuple(source for source, _ in files)
+    return Checkpoint(directory, config, tensors, sources, _passed_over(directory, shards))
+
+
+def read_tensors(path: Path) -> tuple[FileSource, dict[str, StoredTensor]]:
+    """The tensors of one file, from its header: of safetensors, or as `torch.save` writes them.
+
+    Raises:
+        CheckpointError: it cannot be read, is malformed, or of another format.
+    """
+    if path.suffix in PICKLED:
+        found = read_torch(path)
+        source = _source(path, found)
+        return source, {
+            name: StoredTensor.strided(
+                source, entry.offset, entry.dtype, entry.shape, entry.strides
+            )
+            for name, entry in found.entries.items()
+        }
+    header = read_header(path)
+    source = _source(path, header)
+    return source, {
+        name: StoredTensor.at(source, entry.start, entry.dtype, entry.shape)
+        for name, entry in header.entries.items()
+    }
 
 
 def is_complete(directory: Path) -> bool:
@@ -206,18 +235,35 @@ def _shards(directory: Path) -> dict[str, set[str]]:
         return {single.name: set()}
     if index.is_file():
         check_inside(directory, INDEX)
-        return indexed_shards(directory, read_json(index))
+        return indexed_shards(directory, INDEX)
     found = sorted(path.name for path in directory.glob("*.safetensors") if path.is_file())
     found = _preferred(found)
     if found:
         _check_numbering(directory, found)
         return {name: set() for name in found}
-    if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
-        raise CheckpointError(
-            f"'{directory}' has weights in PyTorch's pickle format only, which is not read: "
-            "convert it to safetensors"
-        )
-    raise CheckpointError(f"'{directory}' has no .safetensors files")
+    return _pickled_shards(directory)
+
+
+def _pickled_shards(directory: Path) -> dict[str, set[str]]:
+    """The same of a checkpoint as `torch.save` writes it."""
+    single = directory / "pytorch_model.bin"
+    if single.is_file():
+        return {single.name: set()}
+    index = directory / PICKLED_INDEX
+    if index.is_file():
+        check_inside(directory, PICKLED_INDEX)
+        return indexed_shards(directory, PICKLED_INDEX)
+    found = [path.name for path in directory.iterdir() if path.suffix in PICKLED]
+    found = sorted(name for name in found if name not in NO_WEIGHTS)
+    if found:
+        _check_numbering(directory, found)
+        if len(found) > 1 and not all(_NUMBERED.match(name) for name in found):
+            raise CheckpointError(
+                f"'{directory}' has several files of weights ({', '.join(found[:4])})",
+                remedy="keep the one that is meant there",
+            )
+        return {name: set() for name in found}
+    raise CheckpointError(f"'{directory}' has no .safetensors files, and no .bin or .pt either")
 
 
 def _preferred(names: list[str]) -> list[str]:
@@ -245,27 +291,27 @@ def _check_numbering(directory: Path, names: list[str]) -> None:
             )
 
 
-def indexed_shards(directory: Path, index: Mapping[str, Any]) -> dict[str, set[str]]:
-    """The shards that an index names, and the tensors that it promises in each.
+def indexed_shards(directory: Path, index: str) -> dict[str, set[str]]:
+    """The shards that the file ``index`` names, and the tensors that it promises in each.
 
     Raises:
         CheckpointError: it is malformed, or a shard is missing.
     """
-    weight_map = index.get("weight_map")
+    weight_map = read_json(directory / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"'{directory / INDEX}' has no 'weight_map'")
+        raise CheckpointError(f"'{directory / index}' has no 'weight_map'")
     shards: dict[str, set[str]] = {}
     for tensor, name in weight_map.items():
         if not tensor.isprintable() or len(tensor) > MAX_NAME:
-            raise CheckpointError(f"'{directory / INDEX}': {tensor[:80]!a} is no tensor's name")
+            raise CheckpointError(f"'{directory / index}': {tensor[:80]!a} is no tensor's name")
         if not isinstance(name, str):
-            raise CheckpointError(f"'{directory / INDEX}': '{tensor}' is in no file")
+            raise CheckpointError(f"'{directory / index}': '{tensor}' is in no file")
         shards.setdefault(name, set()).add(tensor)
     for name in shards:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable():
             raise CheckpointError(
-                f"'{directory / INDEX}' names {name[:200]!r} outside the checkpoint"
+                f"'{directory / index}' names {name[:200]!r} outside the checkpoint"
             )
         if not _is_file(directory / name):
             raise CheckpointError(
@@ -302,7 +348,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _source(path: Path, header: Header) -> FileSource:
+def _source(path: Path, header: Header | TorchFile) -> FileSource:
     digest = hashlib.blake2b(header.raw, digest_size=12).hexdigest()
     identity = f"{digest}-{header.size}-{header.modified}"
     return FileSource(str(path), header.size, header.modified, identity, digest)

@@ -27,6 +27,8 @@ _WANTED = (
     "*.tiktoken",
     "[0-9]_*/pytorch_model.bin",
 )
+_PICKLED = ("*.bin", "*.bin.index.json")
+"""Fetched where there is nothing else."""
 _UNWANTED = ("consolidated*", "openvino*", "onnx*", "[!0-9a]*/*", "a[!d]*/*")
 """Of folders only those are fetched that belong to a sentence-transformers model (``2_Dense``) and
 ``additional_chat_templates``: they begin with a digit and with ``ad``."""
@@ -160,7 +162,7 @@ class Resolver:
                 remedy=where,
             )
         self.download(str(location))
-        return _download(location, where)
+        return _download(location, where, complete)
 
 
 def is_hub_id(path: str) -> bool:
@@ -222,7 +224,7 @@ def _cached(location: Location, complete: Callable[[Path], bool]) -> Path | None
         return None
 
 
-def _download(location: Location, where: str) -> Path:
+def _download(location: Location, where: str, complete: Callable[[Path], bool]) -> Path:
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
@@ -230,13 +232,16 @@ def _download(location: Location, where: str) -> Path:
         return CheckpointError(f"cannot fetch '{location}': {reason}; or {where}")
 
     try:
-        directory: Any = snapshot_download(
-            location.path,
-            revision=location.revision,
-            cache_dir=_cache_folder(),
-            allow_patterns=list(_WANTED),
-            ignore_patterns=list(_UNWANTED),
-        )
+        for wanted in (_WANTED, (*_WANTED, *_PICKLED)):
+            directory: Any = snapshot_download(
+                location.path,
+                revision=location.revision,
+                cache_dir=_cache_folder(),
+                allow_patterns=list(wanted),
+                ignore_patterns=list(_UNWANTED),
+            )
+            if complete(Path(directory)):
+                break
     except hub.GatedRepoError as error:
         raise failed(
             "it is gated: accept its terms on the hub and log in (hf auth login)"

@@ -140,6 +140,37 @@ def _file_length(case: bytes, chance: random.Random) -> bytes:
     return max(stop - 8, 0).to_bytes(8, "little") + case[8:]
 
 
+def _pickle(folder: Path) -> Callable[[bytes], object]:
+    """The pickle of a file of torch.save, in an archive with three storages."""
+    import zipfile
+
+    from mergeloom.engine.storage.torch_zip import read_torch
+
+    path = folder / "pytorch_model.bin"
+
+    def attempt(case: bytes) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", case)
+            for key in range(3):
+                archive.writestr(f"archive/data/{key}", bytes(64))
+        read_torch(path)
+
+    return attempt
+
+
+def _torch_file(folder: Path) -> Callable[[bytes], object]:
+    """A whole file of torch.save: archive, pickle, storages."""
+    from mergeloom.engine.storage.torch_zip import read_torch
+
+    path = folder / "pytorch_model.bin"
+
+    def attempt(case: bytes) -> None:
+        path.write_bytes(case)
+        read_torch(path)
+
+    return attempt
+
+
 def _plan(folder: Path) -> Callable[[bytes], object]:
     """A header, in a file that is as long as it says, that is planned with and scheduled."""
     from mergeloom.engine.plan.schedule import schedule
@@ -176,13 +207,13 @@ def _plan_size(case: bytes, chance: random.Random) -> bytes:
 
 
 def _index(folder: Path) -> Callable[[bytes], object]:
-    from mergeloom.planners.models.checkpoint import INDEX, indexed_shards, read_json
+    from mergeloom.planners.models.checkpoint import INDEX, indexed_shards
 
     model = _model(folder / "a")
 
     def attempt(case: bytes) -> None:
         (model / INDEX).write_bytes(case)
-        indexed_shards(model, read_json(model / INDEX))
+        indexed_shards(model, INDEX)
 
     return attempt
 
@@ -346,6 +377,8 @@ def _words(folder: Path) -> Callable[[bytes], object]:
 TARGETS: dict[str, Target] = {
     "header": Target(_header, _header_size, 8.0),
     "file": Target(_file, _file_length, 3.0),
+    "pickle": Target(_pickle, share=1.0),
+    "torch-file": Target(_torch_file, share=1.0),
     "plan": Target(_plan, _plan_size, 0.2),
     "index": Target(_index, share=1.0),
     "config-json": Target(_model_config, share=0.3),

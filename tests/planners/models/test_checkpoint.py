@@ -44,7 +44,7 @@ def test_incomplete_checkpoints_name_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "empty" / "config.json").write_text("{}")
     assert "no .safetensors files" in refusal(tmp_path / "empty")
     (tmp_path / "empty" / "pytorch_model.bin").write_bytes(b"\x80")
-    assert "convert it to safetensors" in refusal(tmp_path / "empty")
+    assert "save it again with torch.save, or as safetensors" in refusal(tmp_path / "empty")
     model = llama(tmp_path / "a", shards=3)
     index = json.loads((model / INDEX).read_text())
     index["weight_map"]["extra.weight"] = "model-00001-of-00003.safetensors"

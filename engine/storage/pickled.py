@@ -1,0 +1,376 @@
+"""What a pickle of tensors says, without running it.
+
+A pickle is a program for a machine with a stack. Unpickling runs it and calls whatever it names;
+here its instructions (`pickletools` takes them apart) are followed by a machine that builds lists,
+dictionaries, numbers and text, knows the few functions by which torch rebuilds tensors, and turns
+every other call into a `Foreign` value that says what would have been called. Nothing is imported
+and nothing of the file is executed.
+
+The instructions are those of protocols 2 to 5: https://docs.python.org/3/library/pickletools.html
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+MAX_INSTRUCTIONS = 40_000_000
+MAX_DEPTH = 64
+
+_MARK = object()
+_DAMAGE = (ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error)
+
+
+class PickleFault(Exception):
+    """The bytes are no pickle, or one that would do what no saved tensors need."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A class or function that a pickle names: ``module.name``."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Foreign:
+    """The result of a call that was not made: of ``called``."""
+
+    called: str
+
+
+@dataclass(frozen=True, slots=True)
+class StorageRef:
+    """A storage that a pickle refers to: its record's ``key``, the kind of storage, and how many
+    elements it has."""
+
+    key: str
+    kind: str
+    elements: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PickledTensor:
+    """A tensor: ``offset`` and ``strides`` in elements of ``dtype``, a name of torch's."""
+
+    storage: StorageRef
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read_pickle(content: bytes) -> Any:
+    """The value that ``content`` stands for: dictionaries, lists, tuples, numbers, text,
+    `PickledTensor`, `Foreign`.
+
+    Raises:
+        PickleFault: it is malformed, or refers to storages in an unknown way.
+    """
+    machine = _Machine()
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+            if count > MAX_INSTRUCTIONS:
+                raise PickleFault("it has too many instructions")
+            if opcode.name == "STOP":
+                return machine.pop()
+            step = _STEPS.get(opcode.name)
+            if step is None:
+                raise PickleFault(f"it has the instruction {opcode.name}, which is not understood")
+            step(machine, argument)
+    except PickleFault:
+        raise
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        UnicodeError,
+        struct.error,
+    ) as error:
+        raise PickleFault(f"it is damaged ({type(error).__name__})") from error
+    raise PickleFault("it has no end")
+
+
+class _Machine:
+    """The stack and the memo of a pickle."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def pop(self) -> Any:
+        value = self.stack.pop()
+        if value is _MARK:
+            raise PickleFault("it is damaged (a mark where a value is expected)")
+        return value
+
+    def since_mark(self) -> list[Any]:
+        for place in range(len(self.stack) - 1, -1, -1):
+            if self.stack[place] is _MARK:
+                found = self.stack[place + 1 :]
+                del self.stack[place:]
+                return found
+        raise PickleFault("it is damaged (no mark)")
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def reduce(self, called: Any, arguments: Any) -> None:
+        self.push(_call(called, arguments if isinstance(arguments, tuple) else ()))
+
+    def set_items(self, pairs: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, dict):
+            for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+                target[_hashable(key)] = value
+
+    def append(self, values: list[Any]) -> None:
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(values)
+
+
+def _hashable(key: Any) -> Any:
+    """The key of an entry; what could be none, or is nested without end, is of no use here."""
+    if isinstance(key, (str, int, float, bytes, type(None))):
+        return key
+    return Foreign("a key")
+
+
+def _call(called: Any, arguments: tuple[Any, ...]) -> Any:
+    rebuild = _REBUILDS.get(str(called)) if isinstance(called, Name) else None
+    if rebuild is None:
+        what = str(called) if isinstance(called, Name) else "something unnamed"
+        return Foreign(what)
+    try:
+        return rebuild(*arguments)
+    except (TypeError, ValueError) as error:
+        raise PickleFault(f"it calls {called} in an unknown way") from error
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (tuple, list)):
+        raise TypeError
+    if len(value) > MAX_DEPTH or not all(type(each) is int and each >= 0 for each in value):
+        raise ValueError
+    return tuple(value)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> PickledTensor:
+    if not isinstance(storage, StorageRef) or type(offset) is not int or offset < 0:
+        raise TypeError
+    if storage.kind == "UntypedStorage":
+        raise ValueError
+    return PickledTensor(
+        storage, _STORAGES.get(storage.kind, storage.kind), offset, _sizes(shape), _sizes(strides)
+    )
+
+
+def _tensor_of(
+    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+) -> PickledTensor:
+    """Tensors of dtypes that have no storage class of their own; their storage counts bytes."""
+    if not isinstance(storage, StorageRef) or type(offset) is not int or offset < 0:
+        raise TypeError
+    if not isinstance(dtype, Name) or dtype.module != "torch":
+        raise TypeError
+    return PickledTensor(storage, dtype.name, offset, _sizes(shape), _sizes(strides))
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _rebuilt(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+    """Tensors of a subclass: their data is what the function gives."""
+    return _call(function, arguments if isinstance(arguments, tuple) else ())
+
+
+def _mapping(pairs: Any = (), *_: Any) -> Any:
+    found: dict[Any, Any] = {}
+    for pair in pairs if isinstance(pairs, (list, tuple)) else ():
+        key, value = pair
+        found[_hashable(key)] = value
+    return found
+
+
+_REBUILDS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._tensor._rebuild_from_type_v2": _rebuilt,
+    "torch._tensor._rebuild_from_type": _rebuilt,
+    "torch.nn.parameter.Parameter": _first,
+    "torch.Size": lambda value=(): tuple(value),
+    "collections.OrderedDict": _mapping,
+    "collections.defaultdict": lambda *_: {},
+    "builtins.dict": _mapping,
+    "__builtin__.dict": _mapping,
+    "builtins.tuple": lambda value=(): tuple(value),
+}
+
+_STORAGES = {
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+}
+
+
+def _storage(reference: Any) -> StorageRef:
+    """What torch's pickles refer to from outside: ("storage", class, key, device, elements)."""
+    if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
+        raise PickleFault("it refers to something that is no storage of torch")
+    kind, key, elements = reference[1], reference[2], reference[4]
+    if not isinstance(kind, Name) or not isinstance(key, str) or type(elements) is not int:
+        raise PickleFault("it refers to a storage in an unknown way")
+    return StorageRef(key, kind.name, elements)
+
+
+Step = Callable[[_Machine, Any], None]
+
+
+def _literal(machine: _Machine, argument: Any) -> None:
+    machine.push(argument)
+
+
+def _constant(value: Any) -> Step:
+    return lambda machine, _: machine.push(value)
+
+
+def _fresh(make: Callable[[], Any]) -> Step:
+    return lambda machine, _: machine.push(make())
+
+
+def _tuple(count: int) -> Step:
+    def step(machine: _Machine, _: Any) -> None:
+        values = [machine.pop() for _ in range(count)]
+        machine.push(tuple(reversed(values)))
+
+    return step
+
+
+def _remember(machine: _Machine, argument: Any) -> None:
+    machine.memo[argument] = machine.stack[-1]
+
+
+def _memoize(machine: _Machine, _: Any) -> None:
+    machine.memo[len(machine.memo)] = machine.stack[-1]
+
+
+def _global(machine: _Machine, argument: str) -> None:
+    module, _, name = argument.partition(" ")
+    machine.push(Name(module, name))
+
+
+def _stack_global(machine: _Machine, _: Any) -> None:
+    name, module = machine.pop(), machine.pop()
+    if not isinstance(name, str) or not isinstance(module, str):
+        raise PickleFault("it names a class in an unknown way")
+    machine.push(Name(module, name))
+
+
+def _reduce(machine: _Machine, _: Any) -> None:
+    arguments, called = machine.pop(), machine.pop()
+    machine.reduce(called, arguments)
+
+
+def _new(machine: _Machine, _: Any) -> None:
+    arguments, called = machine.pop(), machine.pop()
+    machine.reduce(called, arguments)
+
+
+def _new_with_names(machine: _Machine, _: Any) -> None:
+    machine.pop()
+    _new(machine, _)
+
+
+def _drop(machine: _Machine, _: Any) -> None:
+    """What an object is told after it was made, or what is not looked at again."""
+    machine.stack.pop()
+
+
+def _drop_since_mark(machine: _Machine, _: Any) -> None:
+    machine.since_mark()
+
+
+def _frozen_set(machine: _Machine, _: Any) -> None:
+    machine.since_mark()
+    machine.push(Foreign("builtins.frozenset"))
+
+
+def _set_item(machine: _Machine, _: Any) -> None:
+    value, key = machine.pop(), machine.pop()
+    machine.set_items([key, value])
+
+
+def _append(machine: _Machine, _: Any) -> None:
+    value = machine.pop()
+    machine.append([value])
+
+
+_STEPS: dict[str, Step] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda machine, _: None),
+    **dict.fromkeys(
+        (
+            *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG", "BINFLOAT", "FLOAT"),
+            *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINBYTES"),
+            *("SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING", "STRING"),
+        ),
+        _literal,
+    ),
+    "NONE": _constant(None),
+    "NEWTRUE": _constant(True),
+    "NEWFALSE": _constant(False),
+    "EMPTY_TUPLE": _constant(()),
+    "EMPTY_DICT": _fresh(dict),
+    "EMPTY_LIST": _fresh(list),
+    "EMPTY_SET": _fresh(lambda: Foreign("builtins.set")),
+    "MARK": _constant(_MARK),
+    **dict.fromkeys(("POP", "BUILD"), _drop),
+    **dict.fromkeys(("POP_MARK", "ADDITEMS"), _drop_since_mark),
+    "DUP": lambda machine, _: machine.push(machine.stack[-1]),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
+    "TUPLE1": _tuple(1),
+    "TUPLE2": _tuple(2),
+    "TUPLE3": _tuple(3),
+    "LIST": lambda machine, _: machine.push(machine.since_mark()),
+    "DICT": lambda machine, _: machine.push(
+        dict(zip(*[iter(map(_hashable, machine.since_mark()))] * 2, strict=True))
+    ),
+    "FROZENSET": _frozen_set,
+    "APPEND": _append,
+    "APPENDS": lambda machine, _: machine.append(machine.since_mark()),
+    "SETITEM": _set_item,
+    "SETITEMS": lambda machine, _: machine.set_items(machine.since_mark()),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _remember),
+    "MEMOIZE": _memoize,
+    **dict.fromkeys(
+        ("GET", "BINGET", "LONG_BINGET"),
+        lambda machine, argument: machine.push(machine.memo[argument]),
+    ),
+    "GLOBAL": _global,
+    "STACK_GLOBAL": _stack_global,
+    "REDUCE": _reduce,
+    "NEWOBJ": _new,
+    "NEWOBJ_EX": _new_with_names,
+    "BINPERSID": lambda machine, _: machine.push(_storage(machine.pop())),
+}

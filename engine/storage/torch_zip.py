@@ -1,0 +1,256 @@
+"""Files that ``torch.save`` writes: a zip archive with one record for each storage.
+
+    NAME/data.pkl      a pickle of the saved object, with references to storages
+    NAME/data/KEY      the bytes of one storage, not compressed, at an offset of its own
+    NAME/byteorder     "little" or "big"
+
+The archive's directory and the pickle are read; the pickle is not executed
+(`engine.storage.pickled`), and no storage is touched. Every byte of a file is untrusted.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mergeloom.engine.base.dtypes import BY_NAME, DType
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.pickled import (
+    Foreign,
+    PickledTensor,
+    PickleFault,
+    read_pickle,
+)
+
+MAX_PICKLE_BYTES = 256 << 20
+MAX_RECORDS = 1_000_000
+MAX_ENTRIES = 2_000_000
+MAX_DIMENSIONS = 32
+MAX_NAME = 1000
+_MAX_NESTING = 4
+_LOCAL = struct.Struct("<4s5H3L2H")
+_LEGACY = (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02\x8a\x0a")
+"""How files of torch before version 1.6 begin: a pickle of a magic number."""
+
+_PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "module", "weights")
+"""Keys under which training programs keep a model's tensors beside other things."""
+
+_WRAPPER = "module."
+"""What parallel training puts before every name."""
+
+
+class StridedEntry(NamedTuple):
+    """One tensor: it begins at byte ``offset`` of its file; ``strides`` count elements."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFile:
+    """What a file holds. ``size`` is the file's length in bytes, ``modified`` its modification
+    time in nanoseconds, ``raw`` the pickle's bytes."""
+
+    entries: Mapping[str, StridedEntry]
+    size: int
+    modified: int
+    raw: bytes
+
+
+def read_torch(path: Path) -> TorchFile:
+    """The tensors in a file that ``torch.save`` wrote; only its directory and pickle are read.
+
+    Raises:
+        CheckpointError: it cannot be read, is damaged, compressed, of another kind, or holds no
+            one set of named tensors.
+    """
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            _check_kind(path, file.read(32))
+            with zipfile.ZipFile(file) as archive:
+                records, pickle = _records(path, archive)
+            placed = _Records(path, file, records, status.st_size)
+            named = _named(path, read_pickle(pickle))
+            entries = {name: placed.entry(name, tensor) for name, tensor in named.items()}
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, struct.error) as error:
+        raise CheckpointError(
+            f"'{path}' is damaged: {error}", remedy="copy or download it again"
+        ) from error
+    except PickleFault as error:
+        raise CheckpointError(
+            f"'{path}' is not read: its pickle is no plain one: {error}"
+        ) from error
+    return TorchFile(entries, status.st_size, status.st_mtime_ns, pickle)
+
+
+def _check_kind(path: Path, start: bytes) -> None:
+    if start.startswith(b"PK\x03\x04"):
+        return
+    again = "load it with torch.load and save it again with torch.save, or as safetensors"
+    if start.startswith(_LEGACY) or start.startswith(b"\x80"):
+        raise CheckpointError(
+            f"'{path}' is in the format of torch before 1.6, which is not read", remedy=again
+        )
+    raise CheckpointError(f"'{path}' is no file of torch.save", remedy="is it the right file?")
+
+
+def _records(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo], bytes]:
+    """The records of storages by key, and the pickle."""
+    entries = archive.infolist()
+    if len(entries) > MAX_RECORDS:
+        raise CheckpointError(f"'{path}' has more than {MAX_RECORDS} records")
+    pickles = [entry for entry in entries if entry.filename.count("/") == 1]
+    pickles = [entry for entry in pickles if entry.filename.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise CheckpointError(f"'{path}' is a zip archive, but none of torch.save")
+    root = pickles[0].filename.removesuffix("data.pkl")
+    names = {entry.filename: entry for entry in entries}
+    if f"{root}constants.pkl" in names:
+        raise CheckpointError(
+            f"'{path}' is a TorchScript program, not weights alone",
+            remedy="load it with torch.jit.load and save its state_dict() with torch.save",
+        )
+    order = names.get(f"{root}byteorder")
+    if order is not None and _content(path, archive, order, 16) != b"little":
+        raise CheckpointError(f"'{path}' was written by a big-endian machine, which is not read")
+    prefix = f"{root}data/"
+    storages = {
+        name.removeprefix(prefix): entry for name, entry in names.items() if name.startswith(prefix)
+    }
+    return storages, _content(path, archive, pickles[0], MAX_PICKLE_BYTES)
+
+
+def _content(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int) -> bytes:
+    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+        raise CheckpointError(f"'{path}' is compressed or encrypted, which torch.save never does")
+    if entry.file_size > limit:
+        raise CheckpointError(f"'{path}': '{entry.filename}' is larger than {limit} bytes")
+    return archive.read(entry)
+
+
+class _Records:
+    """Where the bytes of storages lie in the file."""
+
+    def __init__(
+        self,
+        path: Path,
+        file: Any,
+        entries: Mapping[str, zipfile.ZipInfo],
+        size: int,
+    ) -> None:
+        self._path, self._file, self._entries, self._size = path, file, entries, size
+        self._starts: dict[str, int] = {}
+
+    def entry(self, name: str, tensor: PickledTensor) -> StridedEntry:
+        """Where a tensor lies."""
+        dtype = BY_NAME.get(tensor.dtype)
+        if dtype is None:
+            raise CheckpointError(
+                f"'{self._path}': '{name}' is {tensor.dtype}, which is not merged"
+            )
+        shape, strides = tensor.shape, tensor.strides
+        if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
+            raise CheckpointError(f"'{self._path}' is damaged: '{name}' has no shape")
+        entry = self._entries.get(tensor.storage.key)
+        if entry is None:
+            raise CheckpointError(
+                f"'{self._path}' is damaged: the bytes of '{name}' are not there",
+                remedy="copy or download it again",
+            )
+        offset = tensor.offset if all(shape) else 0
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if all(shape) and (last + 1) * dtype.size > entry.file_size:
+            raise CheckpointError(f"'{self._path}' is damaged: '{name}' is larger than its storage")
+        start = self._start(tensor.storage.key, entry) + offset * dtype.size
+        return StridedEntry(dtype, shape, start, strides)
+
+    def _start(self, key: str, entry: zipfile.ZipInfo) -> int:
+        """Where a record's bytes begin: behind a header of its own, whose length it tells."""
+        start = self._starts.get(key)
+        if start is None:
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                raise CheckpointError(f"'{self._path}' is compressed, which torch.save never does")
+            self._file.seek(entry.header_offset)
+            header = _LOCAL.unpack(self._file.read(_LOCAL.size))
+            if header[0] != b"PK\x03\x04":
+                raise zipfile.BadZipFile(f"the record '{entry.filename}' has no header")
+            start = entry.header_offset + _LOCAL.size + header[-2] + header[-1]
+            if start + entry.file_size > self._size:
+                raise zipfile.BadZipFile(f"the record '{entry.filename}' ends beyond the file")
+            self._starts[key] = start
+        return start
+
+
+def _named(path: Path, value: Any) -> dict[str, PickledTensor]:
+    """The one set of named tensors in what was saved.
+
+    That is the saved dictionary itself, or a dictionary inside of it: under one of the usual keys,
+    or the only one that holds tensors. Dictionaries within it are flattened with dots.
+    """
+    if isinstance(value, Foreign):
+        raise CheckpointError(
+            f"'{path}' holds an object of class {value.called[:200]!r}, not named tensors",
+            remedy="load it where that class is known, and save its state_dict()",
+        )
+    if not isinstance(value, dict):
+        raise CheckpointError(f"'{path}' holds a {type(value).__name__}, not named tensors")
+    if _has_tensors(value):
+        return _checked(path, _flattened(path, value))
+    inside = {str(key): item for key, item in value.items() if isinstance(item, dict)}
+    usable = {key: tensors for key, item in inside.items() if (tensors := _flattened(path, item))}
+    for key in _PREFERRED:
+        if key in usable:
+            return _checked(path, usable[key])
+    direct = [key for key in usable if _has_tensors(inside[key])]
+    if len(direct) == 1:
+        return _checked(path, usable[direct[0]])
+    if not usable:
+        raise CheckpointError(f"'{path}' holds no named tensors")
+    listed = ", ".join(f"'{key[:80]}'" for key in (direct or list(usable))[:6])
+    raise CheckpointError(
+        f"'{path}' holds several sets of tensors ({listed})",
+        remedy="save the one that is meant in a file of its own",
+    )
+
+
+def _has_tensors(value: Mapping[Any, Any]) -> bool:
+    return any(isinstance(item, PickledTensor) for item in value.values())
+
+
+def _flattened(path: Path, value: Mapping[Any, Any]) -> dict[str, PickledTensor]:
+    """The tensors in a dictionary and in those within it, by their keys joined with dots."""
+    found: dict[str, PickledTensor] = {}
+    waiting: list[tuple[str, Mapping[Any, Any], int]] = [("", value, 0)]
+    looked_at = 0
+    while waiting:
+        prefix, items, depth = waiting.pop()
+        looked_at += len(items)
+        if looked_at > MAX_ENTRIES:
+            raise CheckpointError(f"'{path}' has more than {MAX_ENTRIES} entries")
+        inner = []
+        for key, item in items.items():
+            if isinstance(item, PickledTensor) and isinstance(key, str):
+                found[prefix + key] = item
+            elif isinstance(item, dict) and isinstance(key, str) and depth < _MAX_NESTING:
+                inner.append((f"{prefix}{key}.", item, depth + 1))
+        waiting += reversed(inner)
+    return found
+
+
+def _checked(path: Path, tensors: dict[str, PickledTensor]) -> dict[str, PickledTensor]:
+    if tensors and all(name.startswith(_WRAPPER) for name in tensors):
+        tensors = {name.removeprefix(_WRAPPER): tensor for name, tensor in tensors.items()}
+    for name in tensors:
+        if not name or not name.isprintable() or len(name) > MAX_NAME:
+            raise CheckpointError(f"'{path}': {name[:80]!r} is no name for a tensor")
+    return tensors

@@ -1,0 +1,237 @@
+"""Files that torch.save wrote, read without unpickling, against torch.load."""
+
+from __future__ import annotations
+
+import collections
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.pickled import PickleFault, read_pickle
+from mergeloom.engine.storage.torch_zip import TorchFile, read_torch
+
+DTYPES = [
+    *(torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn),
+    *(torch.float8_e5m2, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+    *(torch.bool, torch.uint16, torch.uint32),
+]
+
+
+def values(path: Path, found: TorchFile, name: str) -> bytes:
+    """The bytes of a tensor in the order of its elements, by its entry."""
+    dtype, shape, offset, strides = found.entries[name]
+    content = np.fromfile(path, dtype=np.uint8)[offset:]
+    item = dtype.size
+    view = np.lib.stride_tricks.as_strided(
+        content, (*shape, item), (*(step * item for step in strides), 1)
+    )
+    return view.tobytes()
+
+
+def expected(tensor: torch.Tensor) -> bytes:
+    flat = tensor.detach().reshape(-1).clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+def saved(value: Any, path: Path) -> TorchFile:
+    torch.save(value, path)
+    return read_torch(path)
+
+
+def test_every_dtype(tmp_path: Path) -> None:
+    state = {str(dtype): torch.randint(0, 2, (3, 5)).to(dtype) for dtype in DTYPES}
+    path = tmp_path / "a.bin"
+    found = saved(state, path)
+    assert list(found.entries) == list(state)
+    for name, tensor in state.items():
+        assert found.entries[name].shape == (3, 5)
+        assert values(path, found, name) == expected(tensor)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_views_of_shared_storages(data: st.DataObject, tmp_path: Path) -> None:
+    whole = torch.arange(7 * 6 * 5, dtype=torch.float32).view(7, 6, 5)
+    state = {}
+    for number in range(data.draw(st.integers(1, 4))):
+        view = whole
+        for axis in range(3):
+            start = data.draw(st.integers(0, view.shape[axis]))
+            stop = data.draw(st.integers(start, view.shape[axis]))
+            step = data.draw(st.integers(1, 3))
+            view = view.narrow(axis, start, stop - start)
+            view = view[tuple([slice(None)] * axis + [slice(None, None, step)])]
+        view = view.permute(data.draw(st.permutations(range(3))))
+        if data.draw(st.booleans()) and view.shape[0]:
+            view = view[0]
+        state[f"t{number}"] = view
+    state["row of all"] = torch.ones(3).expand(4, 3)
+    path = tmp_path / "a.pt"
+    found = saved(state, path)
+    for name, tensor in state.items():
+        assert found.entries[name].shape == tuple(tensor.shape)
+        if tensor.numel():
+            assert values(path, found, name) == expected(tensor)
+
+
+def test_parameters_subclasses_and_modules(tmp_path: Path) -> None:
+    class Marked(torch.Tensor):
+        pass
+
+    globals()["Marked"] = Marked  # torch.save wants to find it
+    Marked.__qualname__ = "Marked"
+    layer = torch.nn.Linear(3, 2)
+    parameter = torch.nn.Parameter(torch.randn(2, 3))
+    parameter.note = "kept as an attribute"
+    state = {
+        **layer.state_dict(),
+        "parameter": parameter,
+        "marked": torch.randn(4).as_subclass(Marked),
+    }
+    path = tmp_path / "a.pth"
+    found = saved(collections.OrderedDict(state), path)
+    for name, tensor in state.items():
+        assert values(path, found, name) == expected(torch.Tensor(tensor.data))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_protocols(protocol: int, tmp_path: Path) -> None:
+    state = {"a": torch.randn(2, 2), "b": torch.randn(3)}
+    torch.save(state, tmp_path / "a.pt", pickle_protocol=protocol)
+    assert list(read_torch(tmp_path / "a.pt").entries) == ["a", "b"]
+
+
+NESTED = {
+    "lightning": ({"state_dict": {"a": 1}, "optimizer_states": [{"m": 1}], "epoch": 3}, ["a"]),
+    "model beside optimizer": ({"model": {"a": 1}, "optimizer": {"state": {0: {"m": 1}}}}, ["a"]),
+    "parallel": ({"module.a": 1, "module.b.c": 1}, ["a", "b.c"]),
+    "parallel inside": ({"state_dict": {"module.a": 1}}, ["a"]),
+    "the only one": ({"net": {"a": 1, "b": 1}, "step": 5}, ["a", "b"]),
+    "flattened": ({"a": 1, "b": {"c": 1, "d": {"e": 1}}}, ["a", "b.c", "b.d.e"]),
+}
+
+
+def filled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: filled(item) for key, item in value.items()}
+    return torch.randn(2) if type(value) is int and value == 1 else value
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_where_the_tensors_are(kind: str, tmp_path: Path) -> None:
+    value, names = NESTED[kind]
+    assert sorted(saved(filled(value), tmp_path / "a.ckpt").entries) == sorted(names)
+
+
+class Config:
+    """Something that training programs leave in their files."""
+
+    def __init__(self) -> None:
+        self.rate = 0.1
+
+
+def test_objects_beside_the_weights_are_not_made(tmp_path: Path) -> None:
+    value = {"state_dict": {"a": torch.ones(2)}, "hyper_parameters": Config(), "seen": {1, 2}}
+    assert list(saved(value, tmp_path / "a.ckpt").entries) == ["a"]
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (eval, ("__import__('pathlib').Path('harm').write_text('done')",))
+
+
+def test_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list(saved({"a": torch.ones(2), "b": Evil()}, tmp_path / "a.bin").entries) == ["a"]
+    with pytest.raises(CheckpointError, match=r"object of class '.*builtin.*\.eval'"):
+        saved(Evil(), tmp_path / "b.bin")
+    assert not (tmp_path / "harm").exists()
+
+
+REFUSED = {
+    "a list": ([torch.ones(2)], "holds a list"),
+    "two sets": ({"params": {"a": 1}, "params_ema": {"a": 1}}, "several sets .*'params'"),
+    "no tensors": ({"a": 5}, "no named tensors"),
+    "a module": (torch.nn.Linear(2, 2), r"class 'torch\.nn\.modules\.linear\.Linear'"),
+    "complex": ({"a": torch.ones(2, dtype=torch.complex64)}, "complex64, which is not merged"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_set_of_tensors(kind: str, tmp_path: Path) -> None:
+    value, words = REFUSED[kind]
+    with pytest.raises(CheckpointError, match=words):
+        saved(
+            filled(value) if isinstance(value, dict) and kind != "complex" else value,
+            tmp_path / "a",
+        )
+
+
+def test_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"before 1\.6.*save it again"):
+        read_torch(path)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        read_torch(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "text")
+    with pytest.raises(CheckpointError, match=r"none of torch\.save"):
+        read_torch(path)
+    path.write_bytes(b"no such thing")
+    with pytest.raises(CheckpointError, match=r"no file of torch\.save"):
+        read_torch(path)
+
+
+def test_a_file_cut_anywhere_is_an_error(tmp_path: Path) -> None:
+    torch.save({"a": torch.randn(8, 8), "b": torch.randn(3)}, tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    for length in range(0, len(content), 23):
+        (tmp_path / "cut.pt").write_bytes(content[:length])
+        with pytest.raises(CheckpointError):
+            read_torch(tmp_path / "cut.pt")
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(64)}, tmp_path / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as plain,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+    with pytest.raises(CheckpointError, match="compressed"):
+        read_torch(tmp_path / "b.pt")
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_value_or_a_fault(content: bytes) -> None:
+    try:
+        read_pickle(content)
+    except PickleFault:
+        return
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_damaged_pickle_is_a_value_or_a_fault(data: st.DataObject) -> None:
+    buffer = io.BytesIO()
+    pickle.dump({"a": [1, (2, "x")], "b": {"c": 1.5, "d": None}}, buffer, protocol=4)
+    content = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        read_pickle(bytes(content))
+    except PickleFault:
+        return
