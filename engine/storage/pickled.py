@@ -11,6 +11,7 @@ The instructions are those of protocols 2 to 5: https://docs.python.org/3/librar
 
 from __future__ import annotations
 
+import codecs
 import pickletools
 import struct
 from collections.abc import Callable
@@ -21,6 +22,8 @@ MAX_INSTRUCTIONS = 40_000_000
 MAX_DEPTH = 64
 
 _MARK = object()
+_CODEC = codecs.lookup("raw-unicode-escape")
+"""Looked up here, since reading a pickle imports nothing."""
 _DAMAGE = (ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error)
 
 

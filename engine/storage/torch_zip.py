@@ -37,6 +37,12 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _LEGACY = (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02\x8a\x0a")
 """How files of torch before version 1.6 begin: a pickle of a magic number."""
 
+_DAMAGE = (
+    *(zipfile.BadZipFile, EOFError, RuntimeError, ValueError, LookupError, OverflowError),
+    struct.error,
+)
+"""What reading a damaged archive raises."""
+
 _PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "module", "weights")
 """Keys under which training programs keep a model's tensors beside other things."""
 
@@ -76,15 +82,15 @@ def read_torch(path: Path) -> TorchFile:
             status = os.fstat(file.fileno())
             _check_kind(path, file.read(32))
             with zipfile.ZipFile(file) as archive:
-                records, pickle = _records(path, archive)
-            placed = _Records(path, file, records, status.st_size)
+                archive_file = _Archive(path, file, status.st_size, archive.infolist())
+            pickle = archive_file.pickle()
             named = _named(path, read_pickle(pickle))
-            entries = {name: placed.entry(name, tensor) for name, tensor in named.items()}
+            entries = {name: archive_file.entry(name, tensor) for name, tensor in named.items()}
     except OSError as error:
         raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, struct.error) as error:
+    except _DAMAGE as error:
         raise CheckpointError(
-            f"'{path}' is damaged: {error}", remedy="copy or download it again"
+            f"'{path}' is damaged: it is no sound zip archive", remedy="copy or download it again"
         ) from error
     except PickleFault as error:
         raise CheckpointError(
@@ -104,90 +110,78 @@ def _check_kind(path: Path, start: bytes) -> None:
     raise CheckpointError(f"'{path}' is no file of torch.save", remedy="is it the right file?")
 
 
-def _records(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo], bytes]:
-    """The records of storages by key, and the pickle."""
-    entries = archive.infolist()
-    if len(entries) > MAX_RECORDS:
-        raise CheckpointError(f"'{path}' has more than {MAX_RECORDS} records")
-    pickles = [entry for entry in entries if entry.filename.count("/") == 1]
-    pickles = [entry for entry in pickles if entry.filename.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise CheckpointError(f"'{path}' is a zip archive, but none of torch.save")
-    root = pickles[0].filename.removesuffix("data.pkl")
-    names = {entry.filename: entry for entry in entries}
-    if f"{root}constants.pkl" in names:
-        raise CheckpointError(
-            f"'{path}' is a TorchScript program, not weights alone",
-            remedy="load it with torch.jit.load and save its state_dict() with torch.save",
-        )
-    order = names.get(f"{root}byteorder")
-    if order is not None and _content(path, archive, order, 16) != b"little":
-        raise CheckpointError(f"'{path}' was written by a big-endian machine, which is not read")
-    prefix = f"{root}data/"
-    storages = {
-        name.removeprefix(prefix): entry for name, entry in names.items() if name.startswith(prefix)
-    }
-    return storages, _content(path, archive, pickles[0], MAX_PICKLE_BYTES)
+class _Archive:
+    """The records of an archive, and where their bytes lie in the file."""
 
-
-def _content(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int) -> bytes:
-    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-        raise CheckpointError(f"'{path}' is compressed or encrypted, which torch.save never does")
-    if entry.file_size > limit:
-        raise CheckpointError(f"'{path}': '{entry.filename}' is larger than {limit} bytes")
-    return archive.read(entry)
-
-
-class _Records:
-    """Where the bytes of storages lie in the file."""
-
-    def __init__(
-        self,
-        path: Path,
-        file: Any,
-        entries: Mapping[str, zipfile.ZipInfo],
-        size: int,
-    ) -> None:
-        self._path, self._file, self._entries, self._size = path, file, entries, size
+    def __init__(self, path: Path, file: Any, size: int, records: list[zipfile.ZipInfo]) -> None:
+        if len(records) > MAX_RECORDS:
+            raise CheckpointError(f"'{path}' has more than {MAX_RECORDS} records")
+        names = {record.filename: record for record in records}
+        roots = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise CheckpointError(f"'{path}' is a zip archive, but none of torch.save")
+        self._path, self._file, self._size, self._records = path, file, size, names
+        self._root = roots[0].removesuffix("data.pkl")
         self._starts: dict[str, int] = {}
+
+    def pickle(self) -> bytes:
+        """The pickle of what was saved."""
+        if f"{self._root}constants.pkl" in self._records:
+            raise CheckpointError(
+                f"'{self._path}' is a TorchScript program, not weights alone",
+                remedy="load it with torch.jit.load and save its state_dict() with torch.save",
+            )
+        order = self._records.get(f"{self._root}byteorder")
+        if order is not None and self._content(order, 16) != b"little":
+            raise CheckpointError(
+                f"'{self._path}' was written by a big-endian machine, which is not read"
+            )
+        return self._content(self._records[f"{self._root}data.pkl"], MAX_PICKLE_BYTES)
 
     def entry(self, name: str, tensor: PickledTensor) -> StridedEntry:
         """Where a tensor lies."""
         dtype = BY_NAME.get(tensor.dtype)
         if dtype is None:
-            raise CheckpointError(
-                f"'{self._path}': '{name}' is {tensor.dtype}, which is not merged"
-            )
+            kind = tensor.dtype[:40]
+            raise CheckpointError(f"'{self._path}': '{name}' is of a dtype, {kind!a}, not merged")
         shape, strides = tensor.shape, tensor.strides
         if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
             raise CheckpointError(f"'{self._path}' is damaged: '{name}' has no shape")
-        entry = self._entries.get(tensor.storage.key)
-        if entry is None:
+        record = self._records.get(f"{self._root}data/{tensor.storage.key}")
+        if record is None:
             raise CheckpointError(
                 f"'{self._path}' is damaged: the bytes of '{name}' are not there",
                 remedy="copy or download it again",
             )
         offset = tensor.offset if all(shape) else 0
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        if all(shape) and (last + 1) * dtype.size > entry.file_size:
+        if all(shape) and (last + 1) * dtype.size > record.file_size:
             raise CheckpointError(f"'{self._path}' is damaged: '{name}' is larger than its storage")
-        start = self._start(tensor.storage.key, entry) + offset * dtype.size
-        return StridedEntry(dtype, shape, start, strides)
+        return StridedEntry(dtype, shape, self._start(record) + offset * dtype.size, strides)
 
-    def _start(self, key: str, entry: zipfile.ZipInfo) -> int:
+    def _content(self, record: zipfile.ZipInfo, limit: int) -> bytes:
+        if record.file_size > limit:
+            raise CheckpointError(f"'{self._path}': a record is larger than {limit} bytes")
+        self._file.seek(self._start(record))
+        content: bytes = self._file.read(record.file_size)
+        return content
+
+    def _start(self, record: zipfile.ZipInfo) -> int:
         """Where a record's bytes begin: behind a header of its own, whose length it tells."""
-        start = self._starts.get(key)
+        start = self._starts.get(record.filename)
         if start is None:
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                raise CheckpointError(f"'{self._path}' is compressed, which torch.save never does")
-            self._file.seek(entry.header_offset)
+            if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
+                raise CheckpointError(
+                    f"'{self._path}' is compressed or encrypted, which torch.save never does"
+                )
+            self._file.seek(record.header_offset)
             header = _LOCAL.unpack(self._file.read(_LOCAL.size))
             if header[0] != b"PK\x03\x04":
-                raise zipfile.BadZipFile(f"the record '{entry.filename}' has no header")
-            start = entry.header_offset + _LOCAL.size + header[-2] + header[-1]
-            if start + entry.file_size > self._size:
-                raise zipfile.BadZipFile(f"the record '{entry.filename}' ends beyond the file")
-            self._starts[key] = start
+                raise zipfile.BadZipFile
+            start = record.header_offset + _LOCAL.size + header[-2] + header[-1]
+            if start + record.file_size > self._size:
+                raise zipfile.BadZipFile
+            self._starts[record.filename] = start
         return start
 
 
@@ -199,7 +193,7 @@ def _named(path: Path, value: Any) -> dict[str, PickledTensor]:
     """
     if isinstance(value, Foreign):
         raise CheckpointError(
-            f"'{path}' holds an object of class {value.called[:200]!r}, not named tensors",
+            f"'{path}' holds an object of class {value.called[:200]!a}, not named tensors",
             remedy="load it where that class is known, and save its state_dict()",
         )
     if not isinstance(value, dict):
@@ -216,7 +210,7 @@ def _named(path: Path, value: Any) -> dict[str, PickledTensor]:
         return _checked(path, usable[direct[0]])
     if not usable:
         raise CheckpointError(f"'{path}' holds no named tensors")
-    listed = ", ".join(f"'{key[:80]}'" for key in (direct or list(usable))[:6])
+    listed = ", ".join(ascii(key[:80]) for key in (direct or list(usable))[:6])
     raise CheckpointError(
         f"'{path}' holds several sets of tensors ({listed})",
         remedy="save the one that is meant in a file of its own",
@@ -252,5 +246,5 @@ def _checked(path: Path, tensors: dict[str, PickledTensor]) -> dict[str, Pickled
         tensors = {name.removeprefix(_WRAPPER): tensor for name, tensor in tensors.items()}
     for name in tensors:
         if not name or not name.isprintable() or len(name) > MAX_NAME:
-            raise CheckpointError(f"'{path}': {name[:80]!r} is no name for a tensor")
+            raise CheckpointError(f"'{path}': {name[:80]!a} is no name for a tensor")
     return tensors
