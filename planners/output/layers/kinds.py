@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from mergeloom.planners.output.layers import keys
-from mergeloom.planners.output.layers.rules import Kinds, Rule
+from mergeloom.planners.output.layers.rules import FULL, LINEAR, Kinds, Rule
 from mergeloom.planners.output.layers.stack import Edit, Origin
 
 
@@ -91,6 +91,15 @@ def _conflict(edit: Edit, rule: Rule, wanted: Kinds) -> str:
     )
 
 
+_NOW: dict[object, str] = {
+    "attention": FULL,
+    "deepseek_sparse_attention": "indexed_attention",
+    "mamba": LINEAR,
+    "qwen_sparse_attention": "indexed_attention",
+}
+"""What transformers calls the kinds of layers that it once called otherwise."""
+
+
 def warn_of_mixtures(edit: Edit) -> None:
     """Warn where layers of different kinds are merged into one."""
     for rule in edit.donor.rules:
@@ -99,7 +108,8 @@ def warn_of_mixtures(edit: Edit) -> None:
             for origin in sources:
                 kinds = origin.of.kinds(rule.name)
                 if kinds is not None and origin.layer < len(kinds):
-                    found.setdefault(repr(kinds[origin.layer]), origin)
+                    kind = kinds[origin.layer]
+                    found.setdefault(repr(_NOW.get(kind, kind)), origin)
             if len(found) > 1:
                 (one, first), (other, second), *_ = found.items()
                 edit.warn(

@@ -188,3 +188,14 @@ def test_layers_of_different_kinds_merged_into_one_are_warned_about() -> None:
     (warning,) = rewrite_layers(donor.config, [tower]).warnings
     assert "layer 0 of the output" in warning
     assert "layer 1 of 'other' has 'full_attention'" in warning
+
+
+def test_one_kind_under_two_names_is_one() -> None:
+    old = hub("kimi_linear", layer_types=["mamba", "attention"] * 4)
+    new = hub("kimi_linear", layer_types=["linear_attention", "full_attention"] * 4)
+    (donor,), (other,) = (
+        model(config, {"model.layers.": 8}, name) for config, name in ((old, "old"), (new, "new"))
+    )
+    made = tuple((Origin(donor, i), Origin(other, i)) for i in range(8))
+    tower = Restacked("default", donor, tuple(pair[0] for pair in made), made)
+    assert rewrite_layers(donor.config, [tower]).warnings == []
