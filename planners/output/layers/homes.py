@@ -131,6 +131,8 @@ _SAME = {
     "image": "vision",
     "video": "vision",
     "vit": "vision",
+    "vpm": "vision",
+    "apm": "audio",
     "speech": "audio",
     "sound": "audio",
     "enc": "encoder",

@@ -27,9 +27,10 @@ ALIASES = {"layer_types": "layers_block_type", "layers_block_type": "layer_types
 
 _NO_LISTS = re.compile(
     r"token|label|quantile|architecture|lang|suppress|decoder_ids|mean|std|kernel|stride|dilat|padd"
-    r"|channel|conv|ratio|rates|section|factor|grid|shape|lags|cardinal|threshold|bands?width|coef"
-    r"|class|names|modules|exclu|bins|dims?$|sizes?$|levels|points|multiplier|strides|embed"
-    r"|resolution|scales?$|features|indices|stage|dropout|drop_path|vocab|prompt|files|tags|pattern_ids"
+    r"|channel|conv|ratio|rates|section|factor|grid|shape|lags|cardinal|threshold|bandwidth|coef"
+    r"|class|names|modules|exclu|bins|dims?$|sizes?$|levels|points|multiplier|embed|resolution"
+    r"|scales?$|features|indices|stage|dropout|drop_path|vocab|prompt|files|tags|words|(^|_)ids?$"
+    r"|delay|duration|freeze|loss|task|inference|loader|vision_feature"
 )
 """Keys of lists that never have one entry a layer, whatever their length."""
 

@@ -48,8 +48,10 @@ def _keep(edit: Edit, rule: Rule, wanted: Kinds) -> None:
                 "choose layer ranges that keep each kind in its place",
             )
             return
+        rules = rule.described(edit.place)
         for key, value in settings.items():
-            edit.set(edit.path, key, value)
+            said = f"given layer by layer, as {rules} would give other kinds"
+            edit.set(edit.path, key, value, said if thresholds is None else None)
     elif listed and (thresholds := _thresholds(edit, rule, wanted)) is not None:
         for key, value in thresholds.items():  # for readers that know the rule only
             edit.set(edit.path, key, value)

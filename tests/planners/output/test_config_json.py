@@ -48,7 +48,7 @@ def test_a_plan_says_what_became_of_the_layers(tmp_path: Path) -> None:
     assert plan.config["layer_types"] == [*kinds, "sliding_attention", "full_attention", kinds[0]]
     assert plan.config["num_hidden_layers"] == 6
     assert plan.config_changes[0] == "num_hidden_layers: 4 -> 6"
-    assert "layer_types: not given -> " in plan.config_changes[1]
+    assert plan.config_changes[1].startswith("layer_types: given layer by layer, as a rule")
     whole = plan_text(
         "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]", tmp_path
     )

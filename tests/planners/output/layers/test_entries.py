@@ -72,6 +72,9 @@ def test_what_only_another_model_lists_is_warned_about() -> None:
         ("label2id", {"0": 0, "1": 1, "2": 2, "3": 3}),
         ("rope_scaling", {"long_factor": [1, 2, 3, 4], "mrope_section": [1, 2, 3, 4]}),
         ("mrope_section", [1, 2, 3, 4]),
+        ("bad_words_ids", [[1], [2], [3], [4]]),
+        ("image_grid_pinpoints", [[1, 2], [2, 1], [3, 3], [4, 4]]),
+        ("delay_pattern", [0, 1, 2, 3]),
     ],
 )
 def test_lists_that_happen_to_have_the_length_are_left_alone(key: str, value: object) -> None:
