@@ -347,7 +347,7 @@ def _identity(
             identity[f"configuration: {stage}{key}"] = str(value.content)
     for name, checkpoint in models.items():
         for source in checkpoint.sources:
-            identity[f"'{Path(source.path).name}' of model '{name}'"] = source.description
+            identity[f"'{Path(source.name).name}' of model '{name}'"] = source.description
     identity["seed"] = str(options.seed)
     identity["max shard size"] = str(options.max_shard_bytes)
     identity["truncated embeddings"] = str(options.truncate_embeddings)

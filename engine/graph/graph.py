@@ -243,8 +243,9 @@ class GraphBuilder:
 
     def load(self, source: Source, offset: int, dtype: DType, shape: Shape, name: str) -> Load:
         """The load of a tensor that lies in ``source`` from byte ``offset`` on, without a gap."""
-        stored = Range(source, offset, dtype.nbytes(math.prod(shape)))
-        return self.load_bytes(stored, dtype, shape, name)
+        nbytes = dtype.nbytes(math.prod(shape))
+        node = self._loads.get(((id(source), offset, nbytes), dtype.code, shape))
+        return node or self.load_bytes(Range(source, offset, nbytes), dtype, shape, name)
 
     def load_bytes(self, stored: Bytes, dtype: DType, shape: Shape, name: str) -> Load:
         """The load of a tensor whose bytes lie as ``stored`` says."""

@@ -20,6 +20,7 @@ from mergeloom.engine.output.manifest import (
 from mergeloom.engine.output.shard_files import partial_path
 from mergeloom.engine.output.verify import verify_tensors
 from mergeloom.engine.storage.digest import PIECE, digest_of, pieces_of
+from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.safetensors import Entry, read_header
 
 Fault = tuple[str, str]
@@ -98,7 +99,7 @@ def _wrong_header(
         if digest_of(_first_bytes(path, file.header_bytes)) != file.header_digest:
             yield path.name, "its header differs from its digest"
             return
-        entries = read_header(path).entries
+        entries = read_header(FileSource.at(path)).entries
     except OSError as error:
         yield path.name, f"it cannot be read: {error.strerror}"
         return
@@ -130,7 +131,7 @@ def _recorded(
         path = output / name
         path = path if path.exists() else partial_path(path)
         try:
-            shards[name] = path, dict(read_header(path).entries)
+            shards[name] = path, dict(read_header(FileSource.at(path)).entries)
         except LoomError as error:
             wrong.append((name, str(error)))
     places = {}

@@ -23,7 +23,7 @@ WINDOW_BYTES = 256 << 10
 
 _LONG = 64 << 10
 """Bytes of a run that is worth a request of its own."""
-_GAP = PAGE
+_GAP = 4 * PAGE
 """Bytes between two runs that cost less to read than another request."""
 _UNITS: dict[int, Literal["B", "H", "I", "Q"]] = {8: "Q", 4: "I", 2: "H", 1: "B"}
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 READERS = 6
+MOST_READERS = 16
 WRITERS = 3
 
 
@@ -134,6 +135,8 @@ class Executor:
         self._loops = _Once(self._open_loops)
         self._schedule = schedule
         self._readers = readers
+        wanted = max((reader.connections for reader in readers.values()), default=READERS)
+        self._requests = min(max(wanted, READERS), MOST_READERS)
         self._sink = sink
         self._ledger = Ledger(max(schedule.ledger_bytes, 1))
         self._lock = threading.Lock()
@@ -159,7 +162,7 @@ class Executor:
             KeyboardInterrupt: as raised by ``poll`` or a signal; all threads have stopped.
         """
         bodies = [self._dispatch]
-        bodies += [lambda: self._serve(self._to_read)] * READERS
+        bodies += [lambda: self._serve(self._to_read)] * self._requests
         bodies += [partial(self._compute, number) for number in range(self._schedule.workers)]
         bodies += [partial(self._offload, number) for number in self._schedule.used_devices]
         bodies += [lambda: self._serve(self._to_write)] * WRITERS
@@ -240,7 +243,7 @@ class Executor:
         self._ledger.close()
         for chain in chains:
             chain.stop()
-        for _ in range(READERS):
+        for _ in range(self._requests):
             self._to_read.put(None)
         for _ in range(WRITERS):
             self._to_write.put(None)

@@ -13,10 +13,10 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.base.errors import CheckpointError, RunError
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import PAGE
 from mergeloom.engine.storage.file_system import (
@@ -57,6 +57,24 @@ class FileSource:
     @property
     def name(self) -> str:
         return self.path
+
+    @staticmethod
+    def at(path: Path) -> FileSource:
+        """The file at ``path`` as it is now, known by its size and modification time.
+
+        Raises:
+            CheckpointError: it is not there, or cannot be looked at.
+        """
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
+        identity = f"{status.st_size}-{status.st_mtime_ns}"
+        return FileSource(str(path), status.st_size, status.st_mtime_ns, identity)
+
+    def identified(self, digest: str) -> FileSource:
+        """The same file, of whose header the digest is known."""
+        return replace(self, identity=f"{digest}-{self.identity}", header_digest=digest)
 
     def open(self, access: Access) -> FileReader:
         """Open the file.

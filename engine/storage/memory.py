@@ -25,6 +25,13 @@ class MemorySource:
     def identity(self) -> str:
         return "memory-" + hashlib.blake2b(self.content, digest_size=16).hexdigest()
 
+    @property
+    def description(self) -> str:
+        return f"{self.size} bytes, {self.identity}"
+
+    def identified(self, digest: str) -> MemorySource:
+        return self
+
     def open(self, access: Access) -> MemoryReader:
         return MemoryReader(self.content)
 

@@ -14,16 +14,16 @@ from __future__ import annotations
 import codecs
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mergeloom.engine.base.dtypes import BY_CODE, DType
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.source import Source, read_part
+from mergeloom.engine.storage.source_file import planning
 
 MAX_HEADER_BYTES = 100 << 20
 MAX_DIMENSIONS = 32
@@ -70,34 +70,26 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file holds. ``entries`` stand in the order of the data; ``size`` is the file's
-    length in bytes, ``modified`` its modification time in nanoseconds, ``raw`` the header's bytes.
-    """
+    """What a file holds. ``entries`` stand in the order of the data; ``raw`` are the header's
+    bytes."""
 
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
-    size: int
-    modified: int
     raw: bytes
 
 
-def read_header(path: Path) -> Header:
+def read_header(source: Source) -> Header:
     """Read and validate the header of a safetensors file.
 
     Raises:
         CheckpointError: the file cannot be read, or breaks the format.
     """
-    try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            raw = _raw_header(file.read(_PREFIX), status.st_size, path)
-            content = file.read(raw)
-    except OSError as error:
-        raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
-    if len(content) != raw:
-        raise CheckpointError(f"'{path}' ends within its header: copy or download it again")
-    entries, metadata = parse_header(content, status.st_size, str(path))
-    return Header(entries, metadata, status.st_size, status.st_mtime_ns, content)
+    with planning(source) as reader:
+        prefix = read_part(reader, 0, min(_PREFIX, source.size))
+        length = _raw_header(prefix, source.size, source.name)
+        content = read_part(reader, _PREFIX, _PREFIX + length)
+    entries, metadata = parse_header(content, source.size, source.name)
+    return Header(entries, metadata, content)
 
 
 def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -151,7 +143,7 @@ def build_header(
     return header, [start + end for end in ends[:-1]]
 
 
-def _raw_header(prefix: bytes, size: int, path: Path) -> int:
+def _raw_header(prefix: bytes, size: int, path: str) -> int:
     if len(prefix) < _PREFIX:
         raise CheckpointError(f"'{path}' is no safetensors file: it has {size} bytes")
     length = int.from_bytes(prefix, "little")

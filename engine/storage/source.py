@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.memory.pages import lead, span_bytes
 from mergeloom.engine.storage.file_system import FILES, Files
 
 
@@ -55,6 +56,17 @@ class Reader(Protocol):
     def close(self) -> None: ...
 
 
+def read_part(reader: Reader, start: int, stop: int) -> bytes:
+    """A few bytes of a source.
+
+    Raises:
+        RunError: they cannot be read.
+    """
+    block, at = Block(span_bytes(stop - start)), lead(start)
+    reader.read(start, stop, block, at)
+    return bytes(block.memory[at : at + stop - start])
+
+
 class Source(Protocol):
     """Where the bytes of loads come from: a file, memory, a remote object.
 
@@ -70,6 +82,15 @@ class Source(Protocol):
 
     @property
     def identity(self) -> str: ...
+
+    @property
+    def description(self) -> str:
+        """What the identity is made of, in words."""
+        ...
+
+    def identified(self, digest: str) -> Source:
+        """The same source, of which more is known: the digest of a part of its bytes."""
+        ...
 
     def open(self, access: Access) -> Reader:
         """Open it for reading.

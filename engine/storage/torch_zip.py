@@ -10,12 +10,10 @@ The archive's directory and the pickle are read; the pickle is not executed
 
 from __future__ import annotations
 
-import os
 import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mergeloom.engine.base.dtypes import BY_NAME, DType
@@ -26,6 +24,8 @@ from mergeloom.engine.storage.pickled import (
     PickleFault,
     read_pickle,
 )
+from mergeloom.engine.storage.source import Source
+from mergeloom.engine.storage.source_file import opened_file
 
 MAX_PICKLE_BYTES = 256 << 20
 MAX_RECORDS = 1_000_000
@@ -61,33 +61,28 @@ class StridedEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TorchFile:
-    """What a file holds. ``size`` is the file's length in bytes, ``modified`` its modification
-    time in nanoseconds, ``raw`` the pickle's bytes."""
+    """What a file holds; ``raw`` are the pickle's bytes."""
 
     entries: Mapping[str, StridedEntry]
-    size: int
-    modified: int
     raw: bytes
 
 
-def read_torch(path: Path) -> TorchFile:
+def read_torch(source: Source) -> TorchFile:
     """The tensors in a file that ``torch.save`` wrote; only its directory and pickle are read.
 
     Raises:
         CheckpointError: it cannot be read, is damaged, compressed, of another kind, or holds no
             one set of named tensors.
     """
+    path = source.name
     try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
+        with opened_file(source) as file:
             _check_kind(path, file.read(32))
             with zipfile.ZipFile(file) as archive:
-                archive_file = _Archive(path, file, status.st_size, archive.infolist())
+                archive_file = _Archive(path, file, source.size, archive.infolist())
             pickle = archive_file.pickle()
             named = _named(path, read_pickle(pickle))
             entries = {name: archive_file.entry(name, tensor) for name, tensor in named.items()}
-    except OSError as error:
-        raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
     except _DAMAGE as error:
         raise CheckpointError(
             f"'{path}' is damaged: it is no sound zip archive", remedy="copy or download it again"
@@ -96,10 +91,10 @@ def read_torch(path: Path) -> TorchFile:
         raise CheckpointError(
             f"'{path}' is not read: its pickle is no plain one: {error}"
         ) from error
-    return TorchFile(entries, status.st_size, status.st_mtime_ns, pickle)
+    return TorchFile(entries, pickle)
 
 
-def _check_kind(path: Path, start: bytes) -> None:
+def _check_kind(path: str, start: bytes) -> None:
     if start.startswith(b"PK\x03\x04"):
         return
     again = "load it with torch.load and save it again with torch.save, or as safetensors"
@@ -113,7 +108,7 @@ def _check_kind(path: Path, start: bytes) -> None:
 class _Archive:
     """The records of an archive, and where their bytes lie in the file."""
 
-    def __init__(self, path: Path, file: Any, size: int, records: list[zipfile.ZipInfo]) -> None:
+    def __init__(self, path: str, file: Any, size: int, records: list[zipfile.ZipInfo]) -> None:
         if len(records) > MAX_RECORDS:
             raise CheckpointError(f"'{path}' has more than {MAX_RECORDS} records")
         names = {record.filename: record for record in records}
@@ -185,7 +180,7 @@ class _Archive:
         return start
 
 
-def _named(path: Path, value: Any) -> dict[str, PickledTensor]:
+def _named(path: str, value: Any) -> dict[str, PickledTensor]:
     """The one set of named tensors in what was saved.
 
     That is the saved dictionary itself, or a dictionary inside of it: under one of the usual keys,
@@ -221,7 +216,7 @@ def _has_tensors(value: Mapping[Any, Any]) -> bool:
     return any(isinstance(item, PickledTensor) for item in value.values())
 
 
-def _flattened(path: Path, value: Mapping[Any, Any]) -> dict[str, PickledTensor]:
+def _flattened(path: str, value: Mapping[Any, Any]) -> dict[str, PickledTensor]:
     """The tensors in a dictionary and in those within it, by their keys joined with dots."""
     found: dict[str, PickledTensor] = {}
     waiting: list[tuple[str, Mapping[Any, Any], int]] = [("", value, 0)]
@@ -241,7 +236,7 @@ def _flattened(path: Path, value: Mapping[Any, Any]) -> dict[str, PickledTensor]
     return found
 
 
-def _checked(path: Path, tensors: dict[str, PickledTensor]) -> dict[str, PickledTensor]:
+def _checked(path: str, tensors: dict[str, PickledTensor]) -> dict[str, PickledTensor]:
     if tensors and all(name.startswith(_WRAPPER) for name in tensors):
         tensors = {name.removeprefix(_WRAPPER): tensor for name, tensor in tensors.items()}
     for name in tensors:

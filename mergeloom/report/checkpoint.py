@@ -56,7 +56,7 @@ def inspect_report(model: StoredModel) -> records.InspectReport:
         declared={".".join(path): number for path, number in declared_layers(config)},
         stacks=tuple(_stack(tower, model) for tower in model.architecture.towers),
         shards=tuple(
-            records.Shard(Path(source.path).name, source.size) for source in checkpoint.sources
+            records.Shard(Path(source.name).name, source.size) for source in checkpoint.sources
         ),
         tensors={
             name: records.StoredTensor(entry.dtype.name, entry.shape)

@@ -28,7 +28,9 @@ from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.planners.models.checkpoint import Checkpoint, check_inside, open_shards, read_json
+from mergeloom.engine.storage.folder import LocalFolder
+from mergeloom.planners.models.checkpoint import Checkpoint, open_files
+from mergeloom.planners.models.small_files import read_object
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -138,13 +140,13 @@ def open_adapter(name: str, directory: Path) -> Adapter:
         model = (directory / "config.json").is_file()
         what = "it is a model: name it under 'models'" if model else "is it an adapter's directory?"
         raise CheckpointError(f"'{directory}' has no {CONFIG}: {what}")
-    check_inside(directory, CONFIG)
-    config = read_json(directory / CONFIG)
+    folder = LocalFolder(directory)
+    config = read_object(folder, CONFIG)
     _refuse(directory, config)
     weights = _weights(directory)
     if weights is None:
         raise CheckpointError(f"'{directory}' has no {WEIGHTS[0]}: copy or download it again")
-    checkpoint = open_shards(directory, config, {weights: set()})
+    checkpoint = open_files(folder, config, {weights: set()})
     changes = dict(_changes(checkpoint))
     base, revision = (
         value if isinstance(value, str) and value else None

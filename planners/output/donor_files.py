@@ -12,7 +12,7 @@ from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.output.manifest import is_inside
-from mergeloom.planners.models.checkpoint import check_inside, read_json_list
+from mergeloom.planners.models.small_files import check_inside, read_json_list
 
 MAX_SIDE_FILE_BYTES = 256 << 20
 MAX_SIDE_FILES = 1000

@@ -10,8 +10,8 @@ from typing import Any
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.planners.config.config import Configuration
-from mergeloom.planners.models.checkpoint import check_inside
 from mergeloom.planners.models.resolve import Found
+from mergeloom.planners.models.small_files import check_inside
 from mergeloom.planners.output.donor_files import donor_files, folder_warnings
 from mergeloom.planners.output.model_card import model_card
 from mergeloom.planners.output.shards import INDEX_NAME, Layout

@@ -14,9 +14,9 @@ from mergeloom.engine.base.suggest import nearest
 from mergeloom.planners.config.config import Document
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.tokenizer import TokenizerSettings
-from mergeloom.planners.models.checkpoint import check_inside, read_json
 from mergeloom.planners.models.model import Model, StagedModel, StoredModel
 from mergeloom.planners.models.pool import Models
+from mergeloom.planners.models.small_files import check_inside, read_json
 from mergeloom.planners.vocabulary.tokens import read_content, vocabulary
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
-from mergeloom.planners.models.checkpoint import check_inside, read_json
+from mergeloom.planners.models.small_files import check_inside, read_json
 
 MAX_BYTES = 64 << 20
 """Of a file of tokens."""

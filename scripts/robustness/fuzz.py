@@ -122,13 +122,14 @@ def _header_size(case: bytes, chance: random.Random) -> bytes:
 
 def _file(folder: Path) -> Callable[[bytes], object]:
     """A whole file: length, header, data."""
+    from mergeloom.engine.storage.files import FileSource
     from mergeloom.engine.storage.safetensors import read_header
 
     path = folder / "model.safetensors"
 
     def attempt(case: bytes) -> None:
         path.write_bytes(case)
-        read_header(path)
+        read_header(FileSource.at(path))
 
     return attempt
 
@@ -144,6 +145,7 @@ def _pickle(folder: Path) -> Callable[[bytes], object]:
     """The pickle of a file of torch.save, in an archive with three storages."""
     import zipfile
 
+    from mergeloom.engine.storage.files import FileSource
     from mergeloom.engine.storage.torch_zip import read_torch
 
     path = folder / "pytorch_model.bin"
@@ -153,20 +155,21 @@ def _pickle(folder: Path) -> Callable[[bytes], object]:
             archive.writestr("archive/data.pkl", case)
             for key in range(3):
                 archive.writestr(f"archive/data/{key}", bytes(64))
-        read_torch(path)
+        read_torch(FileSource.at(path))
 
     return attempt
 
 
 def _torch_file(folder: Path) -> Callable[[bytes], object]:
     """A whole file of torch.save: archive, pickle, storages."""
+    from mergeloom.engine.storage.files import FileSource
     from mergeloom.engine.storage.torch_zip import read_torch
 
     path = folder / "pytorch_model.bin"
 
     def attempt(case: bytes) -> None:
         path.write_bytes(case)
-        read_torch(path)
+        read_torch(FileSource.at(path))
 
     return attempt
 
@@ -207,13 +210,15 @@ def _plan_size(case: bytes, chance: random.Random) -> bytes:
 
 
 def _index(folder: Path) -> Callable[[bytes], object]:
-    from mergeloom.planners.models.checkpoint import INDEX, indexed_shards
+    from mergeloom.engine.storage.folder import LocalFolder
+    from mergeloom.planners.models.formats import SAFETENSORS
+    from mergeloom.planners.models.weight_files import indexed_shards
 
-    model = _model(folder / "a")
+    model, name = LocalFolder(_model(folder / "a")), SAFETENSORS.index
 
     def attempt(case: bytes) -> None:
-        (model / INDEX).write_bytes(case)
-        indexed_shards(model, INDEX)
+        (model.path / name).write_bytes(case)
+        indexed_shards(model, name)
 
     return attempt
 

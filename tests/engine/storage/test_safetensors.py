@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from mergeloom.engine.base.dtypes import BF16, BY_NAME, F16, F32, DType
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.safetensors import build_header, parse_header, read_header
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
@@ -56,7 +57,7 @@ def test_the_reference_library_reads_what_is_built(
         for name, (dtype, shape) in tensors.items():
             assert tuple(file.get_slice(name).get_shape()) == shape
             assert file.get_tensor(name).dtype == dtype.torch
-    found = read_header(path)
+    found = read_header(FileSource.at(path))
     assert {name: (entry.dtype, entry.shape) for name, entry in found.entries.items()} == tensors
     assert found.metadata == metadata
     starts = {name: entry.start for name, entry in found.entries.items()}
@@ -71,7 +72,7 @@ def test_what_the_reference_library_writes_is_read(
     path = tmp_path_factory.mktemp("saved") / "model.safetensors"
     made = {name: torch.ones(shape).to(dtype.torch) for name, (dtype, shape) in tensors.items()}
     save_file(made, path)
-    found = read_header(path)
+    found = read_header(FileSource.at(path))
     assert {name: (entry.dtype, entry.shape) for name, entry in found.entries.items()} == tensors
     content = path.read_bytes()
     for name, tensor in made.items():
@@ -145,7 +146,7 @@ def test_malformed_files_are_refused_by_name(tmp_path: Path, case: str) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
-        read_header(path)
+        read_header(FileSource.at(path))
     assert expected in str(caught.value)
     assert "bad.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.pickled import PickleFault, read_pickle
 from mergeloom.engine.storage.torch_zip import TorchFile, read_torch
 
@@ -44,7 +45,7 @@ def expected(tensor: torch.Tensor) -> bytes:
 
 def saved(value: Any, path: Path) -> TorchFile:
     torch.save(value, path)
-    return read_torch(path)
+    return read_torch(FileSource.at(path))
 
 
 def test_every_dtype(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_parameters_subclasses_and_modules(tmp_path: Path) -> None:
 def test_protocols(protocol: int, tmp_path: Path) -> None:
     state = {"a": torch.randn(2, 2), "b": torch.randn(3)}
     torch.save(state, tmp_path / "a.pt", pickle_protocol=protocol)
-    assert list(read_torch(tmp_path / "a.pt").entries) == ["a", "b"]
+    assert list(read_torch(FileSource.at(tmp_path / "a.pt")).entries) == ["a", "b"]
 
 
 NESTED = {
@@ -180,17 +181,17 @@ def test_other_files(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=r"before 1\.6.*save it again"):
-        read_torch(path)
+        read_torch(FileSource.at(path))
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
     with pytest.raises(CheckpointError, match="TorchScript"):
-        read_torch(path)
+        read_torch(FileSource.at(path))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "text")
     with pytest.raises(CheckpointError, match=r"none of torch\.save"):
-        read_torch(path)
+        read_torch(FileSource.at(path))
     path.write_bytes(b"no such thing")
     with pytest.raises(CheckpointError, match=r"no file of torch\.save"):
-        read_torch(path)
+        read_torch(FileSource.at(path))
 
 
 def test_a_file_cut_anywhere_is_an_error(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_a_file_cut_anywhere_is_an_error(tmp_path: Path) -> None:
     for length in range(0, len(content), 23):
         (tmp_path / "cut.pt").write_bytes(content[:length])
         with pytest.raises(CheckpointError):
-            read_torch(tmp_path / "cut.pt")
+            read_torch(FileSource.at(tmp_path / "cut.pt"))
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
         for entry in plain.infolist():
             packed.writestr(entry.filename, plain.read(entry))
     with pytest.raises(CheckpointError, match="compressed"):
-        read_torch(tmp_path / "b.pt")
+        read_torch(FileSource.at(tmp_path / "b.pt"))
 
 
 @settings(max_examples=400, deadline=None)

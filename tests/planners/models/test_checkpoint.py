@@ -201,7 +201,7 @@ def test_the_files_that_transformers_reads_are_read(tmp_path: Path) -> None:
     (whole / INDEX).write_text(json.dumps(stale))
     shutil.copy(whole / "model.safetensors", whole / "consolidated.safetensors")
     found = open_checkpoint(whole)
-    assert [Path(source.path).name for source in found.sources] == ["model.safetensors"]
+    assert [Path(source.name).name for source in found.sources] == ["model.safetensors"]
     assert found.passed_over == ("consolidated.safetensors", INDEX)
     parts = llama(tmp_path / "parts", shards=2)
     shutil.copy(whole / "model.safetensors", parts / "consolidated.safetensors")

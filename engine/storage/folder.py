@@ -1,0 +1,137 @@
+"""The files of a checkpoint, wherever they lie: names, small contents, and sources for the rest.
+
+Only `LocalFolder` knows of paths. Another kind of folder (remote, in an archive) is another class
+with the same words, and passes the same tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.files import FileSource
+from mergeloom.engine.storage.source import Source
+
+
+class Folder(Protocol):
+    """A folder of files; names are relative, with ``/`` between their parts."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Equal for what is one folder, however it was named."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """The files that lie directly in it, in order.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        ...
+
+    def folders(self) -> Sequence[str]:
+        """The folders that lie directly in it, in order; none if it cannot be read."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Whether it has such a file."""
+        ...
+
+    def read(self, name: str, most: int) -> bytes:
+        """The content of a small file, of ``most`` bytes at the most.
+
+        Raises:
+            CheckpointError: it is not there, too large, cannot be read, or leads outside.
+        """
+        ...
+
+    def source(self, name: str) -> Source:
+        """A file that is read by position.
+
+        Raises:
+            CheckpointError: it is not there, or leads outside.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFolder:
+    """A directory of this machine.
+
+    Files may be links within it, or within the hub's cache, where a model's directory
+    ``snapshots/COMMIT`` links to ``blobs`` beside ``snapshots``.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def identity(self) -> str:
+        return str(self.path.resolve())
+
+    def names(self) -> Sequence[str]:
+        try:
+            return sorted(entry.name for entry in self.path.iterdir() if entry.is_file())
+        except OSError as error:
+            raise CheckpointError(f"cannot read '{self.path}': {error.strerror}") from error
+
+    def folders(self) -> Sequence[str]:
+        try:
+            return sorted(entry.name for entry in self.path.iterdir() if entry.is_dir())
+        except OSError:
+            return []
+
+    def has(self, name: str) -> bool:
+        try:
+            return (self.path / name).is_file()
+        except (OSError, ValueError):  # a name that is too long, or none at all
+            return False
+
+    def read(self, name: str, most: int) -> bytes:
+        path = self._inside(name)
+        try:
+            if not path.is_file():
+                raise CheckpointError(f"'{path}' is not a file")
+            with open(path, "rb") as file:
+                content = file.read(most + 1)
+        except OSError as error:
+            raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
+        if len(content) > most:
+            raise CheckpointError(f"'{path}' is larger than {most >> 20} MiB")
+        return content
+
+    def source(self, name: str) -> FileSource:
+        return FileSource.at(self._inside(name))
+
+    def check(self, name: str) -> None:
+        """Check that a file is one of its own.
+
+        Raises:
+            CheckpointError: it is a link that leads elsewhere.
+        """
+        self._inside(name)
+
+    def _inside(self, name: str) -> Path:
+        root = self.path.resolve()
+        roots = [root]
+        if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+            roots.append(root.parent.parent / "blobs")
+        path = self.path / name
+        target = path.resolve()
+        if not any(target.is_relative_to(inside) for inside in roots):
+            raise CheckpointError(
+                f"'{path}' is a link that leads outside the checkpoint's directory: "
+                "put the file itself there"
+            )
+        return path

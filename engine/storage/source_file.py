@@ -1,0 +1,72 @@
+"""A source as a file object, for libraries that read files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mergeloom.engine.base.errors import CheckpointError, RunError
+from mergeloom.engine.storage.source import Access, IOMode, Reader, Source, read_part
+
+_BUFFER = 1 << 16
+
+
+class SourceFile(io.RawIOBase):
+    """The bytes of a source of ``size`` bytes, from wherever one seeks to."""
+
+    def __init__(self, reader: Reader, size: int) -> None:
+        self._reader = reader
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError("a negative position")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._position + len(buffer), self._size)
+        if stop <= self._position:
+            return 0
+        content = read_part(self._reader, self._position, stop)
+        buffer[: len(content)] = content
+        self._position = stop
+        return len(content)
+
+
+@contextmanager
+def planning(source: Source) -> Iterator[Reader]:
+    """A reader of a few bytes while planning, when what fails is a checkpoint, not a run.
+
+    Raises:
+        CheckpointError: the source cannot be opened or read.
+    """
+    try:
+        with contextlib.closing(source.open(Access(IOMode.BUFFERED))) as reader:
+            yield reader
+    except RunError as error:
+        reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else str(error)
+        raise CheckpointError(f"cannot read '{source.name}': {reason}") from error
+
+
+@contextmanager
+def opened_file(source: Source) -> Iterator[io.BufferedReader]:
+    """A source as a file object that is closed afterwards.
+
+    Raises:
+        CheckpointError: it cannot be opened or read.
+    """
+    with planning(source) as reader:
+        yield io.BufferedReader(SourceFile(reader, source.size), _BUFFER)

@@ -1,0 +1,112 @@
+"""The formats of weight files: which files they have, and what tensors are in one.
+
+A format is a record: to read another one, write a function from a source to its tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.engine.storage.safetensors import read_header
+from mergeloom.engine.storage.source import Source
+from mergeloom.engine.storage.torch_zip import read_torch
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """One file of weights: ``tensors`` in the order of their data, all of them in ``source``.
+
+    The source's identity is as close as can be told without reading weights.
+    """
+
+    source: Source
+    tensors: Mapping[str, StoredTensor]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """How a checkpoint in one format is laid out.
+
+    ``index`` is the file that says in which shard each tensor is, ``single`` the name of a
+    checkpoint of one file. Without either, files that end in one of ``suffixes`` are weights, but
+    for the ``others``; ``several`` says whether they may be many that are not numbered.
+
+    ``read`` looks at one file. It raises `CheckpointError`: the file cannot be read, or breaks
+    the format.
+    """
+
+    index: str
+    single: str
+    suffixes: tuple[str, ...]
+    read: Callable[[Source], WeightFile]
+    several: bool = True
+    others: frozenset[str] = frozenset()
+
+
+def _read_safetensors(source: Source) -> WeightFile:
+    header = read_header(source)
+    source = source.identified(_digest(header.raw))
+    return WeightFile(
+        source,
+        {
+            name: StoredTensor.at(source, entry.start, entry.dtype, entry.shape)
+            for name, entry in header.entries.items()
+        },
+    )
+
+
+def _read_torch(source: Source) -> WeightFile:
+    found = read_torch(source)
+    source = source.identified(_digest(found.raw))
+    return WeightFile(
+        source,
+        {
+            name: StoredTensor.strided(
+                source, entry.offset, entry.dtype, entry.shape, entry.strides
+            )
+            for name, entry in found.entries.items()
+        },
+    )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
+
+
+SAFETENSORS = WeightFormat(
+    index="model.safetensors.index.json",
+    single="model.safetensors",
+    suffixes=(".safetensors",),
+    read=_read_safetensors,
+)
+
+TORCH = WeightFormat(
+    index="pytorch_model.bin.index.json",
+    single="pytorch_model.bin",
+    suffixes=(".bin", ".pt", ".pth", ".ckpt"),
+    read=_read_torch,
+    several=False,
+    # What training programs put beside the weights.
+    others=frozenset(
+        {"training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth"}
+    ),
+)
+
+FORMATS = (SAFETENSORS, TORCH)
+"""The formats that are read, the one that is preferred first."""
+
+
+def read_weights(source: Source, name: str) -> WeightFile:
+    """The tensors of the file called ``name``, in the format that its name tells.
+
+    Raises:
+        CheckpointError: no format has such names, or it cannot be read, or breaks the format.
+    """
+    how = next((how for how in FORMATS if name.endswith(how.suffixes)), None)
+    if how is None:
+        raise CheckpointError(f"'{source.name}' is in no format of weights that is known")
+    return how.read(source)

@@ -1,0 +1,100 @@
+"""Which files of a folder are the weights of its model."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.folder import Folder
+from mergeloom.engine.storage.safetensors import MAX_NAME
+from mergeloom.planners.models.formats import FORMATS, SAFETENSORS, WeightFormat
+from mergeloom.planners.models.small_files import read_object
+
+_NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.\w+")
+
+
+def weight_files(folder: Folder) -> dict[str, set[str]]:
+    """Names of the files of weights in order, and the tensors that the index promises in each.
+
+    The files are those that transformers reads: one file before an index. Without either, which
+    it does not read, all files of one numbered family are taken, or else all but those that hold
+    something else (the original's own format, an adapter).
+
+    Raises:
+        CheckpointError: there are none that can be read, or some are missing.
+    """
+    names = folder.names()
+    for how in FORMATS:
+        if how.single in names:
+            return {how.single: set()}
+        if how.index in names:
+            return indexed_shards(folder, how.index)
+        found = [n for n in names if n.endswith(how.suffixes) and n not in how.others]
+        found = _preferred(found, how)
+        if found:
+            _check_numbering(folder, found)
+            if len(found) > 1 and not (how.several or all(map(_NUMBERED.match, found))):
+                raise CheckpointError(
+                    f"'{folder.name}' has several files of weights ({', '.join(found[:4])})",
+                    remedy="keep the one that is meant there",
+                )
+            return {name: set() for name in found}
+    raise CheckpointError(f"'{folder.name}' has no .safetensors files, and no .bin or .pt either")
+
+
+def passed_over(folder: Folder, read: Mapping[str, set[str]]) -> tuple[str, ...]:
+    """Files of weights, and indices, beside those that are ``read``."""
+    names = folder.names()
+    found = [name for name in names if name.endswith(SAFETENSORS.suffixes)]
+    found += [how.index for how in FORMATS if how.single in read and how.index in names]
+    return tuple(name for name in found if name not in read and name.isprintable())
+
+
+def indexed_shards(folder: Folder, index: str) -> dict[str, set[str]]:
+    """The shards that the file ``index`` names, and the tensors that it promises in each.
+
+    Raises:
+        CheckpointError: it is malformed, or a shard is missing.
+    """
+    where = f"'{folder.name}/{index}'"
+    weight_map = read_object(folder, index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{where} has no 'weight_map'")
+    shards: dict[str, set[str]] = {}
+    for tensor, shard in weight_map.items():
+        if not tensor.isprintable() or len(tensor) > MAX_NAME:
+            raise CheckpointError(f"{where}: {tensor[:80]!a} is no tensor's name")
+        if not isinstance(shard, str):
+            raise CheckpointError(f"{where}: '{tensor}' is in no file")
+        shards.setdefault(shard, set()).add(tensor)
+    for shard in shards:
+        path = PurePosixPath(shard)
+        if path.is_absolute() or ".." in path.parts or "\\" in shard or not shard.isprintable():
+            raise CheckpointError(f"{where} names {shard[:200]!r} outside the checkpoint")
+        if not folder.has(shard):
+            raise CheckpointError(
+                f"'{folder.name}' lacks the shard '{shard[:200]}': copy or download it again"
+            )
+    return dict(sorted(shards.items()))
+
+
+def _preferred(names: list[str], how: WeightFormat) -> list[str]:
+    """Of files without an index, those of the model."""
+    family = how.single.partition(".")[0] + "-"
+    numbered = [name for name in names if name.startswith(family) and _NUMBERED.match(name)]
+    others = [name for name in names if not name.startswith(("consolidated", "adapter_model"))]
+    return numbered or others or names
+
+
+def _check_numbering(folder: Folder, names: Sequence[str]) -> None:
+    """Shards without an index: where they are numbered, all numbers must be there."""
+    found = [match.groups() for name in names if (match := _NUMBERED.match(name))]
+    for (family, total), count in Counter((family, total) for family, _, total in found).items():
+        if count < int(total):
+            raise CheckpointError(
+                f"'{folder.name}' has {count} of the {int(total)} shards '{family}-*-of-{total}', "
+                "and no index: copy or download it again"
+            )

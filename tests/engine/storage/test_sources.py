@@ -1,0 +1,249 @@
+"""Every source passes these tests: a new one is added to `SOURCES`, and so are wrappers."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.memory.pages import PAGE, lead, span_bytes
+from mergeloom.engine.storage.files import FileSource
+from mergeloom.engine.storage.folder import LocalFolder
+from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.engine.storage.source import Access, IOMode, Reader, Source, read_part
+from mergeloom.engine.storage.wrappers import Limited, PassingError, Retrying, Wrapped
+
+CONTENT = random.Random(5).randbytes(3 * (1 << 20) + 1234)
+
+
+def in_file(directory: Path) -> FileSource:
+    (directory / "numbers").write_bytes(CONTENT)
+    return FileSource.at(directory / "numbers")
+
+
+SOURCES: dict[str, Callable[[Path], Source]] = {
+    "file": in_file,
+    "file of a folder": lambda path: (in_file(path), LocalFolder(path).source("numbers"))[1],
+    "memory": lambda path: MemorySource(CONTENT, "numbers"),
+    "identified": lambda path: in_file(path).identified("digest"),
+    "retrying": lambda path: Retrying(Flaky(in_file(path)), sleep=lambda seconds: None),
+    "limited": lambda path: Limited(in_file(path), 2, 1e12),
+}
+
+
+@dataclass(frozen=True)
+class Flaky(Wrapped):
+    """Fails the first ``failures`` times that a thread asks for the same thing."""
+
+    failures: int = 1
+    after: float = 0.0
+    asked: Counter[object] = field(default_factory=Counter, compare=False)
+
+    def open(self, access: Access) -> Reader:
+        self.fail("open")
+        return FlakyReader(super().open(access), self)
+
+    def fail(self, *what: object) -> None:
+        key = (threading.get_ident(), *what)
+        self.asked[key] += 1
+        if self.asked[key] <= self.failures:
+            raise PassingError(f"'{self.name}' is busy", self.after)
+
+
+class FlakyReader:
+    connections = 4
+
+    def __init__(self, inner: Reader, source: Flaky) -> None:
+        self._inner = inner
+        self._source = source
+
+    def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
+        self._source.fail(start, stop)
+        self._inner.read(start, stop, block, at, alone)
+
+    def check_unchanged(self) -> None:
+        self._source.fail("check")
+        self._inner.check_unchanged()
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+@pytest.fixture(params=[(name, mode) for name in SOURCES for mode in IOMode], ids=str)
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Source, Reader]]:
+    name, mode = request.param
+    source = SOURCES[name](tmp_path)
+    reader = source.open(Access(mode))
+    yield source, reader
+    reader.close()
+
+
+def test_a_source_is_read_at_any_place(opened: tuple[Source, Reader]) -> None:
+    source, reader = opened
+    assert source.size == len(CONTENT)
+    assert source.name
+    assert source.identity
+    assert source.description
+    assert source.identified("more").size == source.size
+    assert reader.connections >= 1
+    chance = random.Random(2)
+    ends = [(0, 0), (0, 1), (len(CONTENT) - 1, len(CONTENT)), (0, len(CONTENT))]
+    for start, stop in [*ends, *(drawn(chance) for _ in range(30))]:
+        assert read_part(reader, start, stop) == CONTENT[start:stop]
+    reader.check_unchanged()
+
+
+def drawn(chance: random.Random) -> tuple[int, int]:
+    start = chance.choice([chance.randrange(len(CONTENT)), chance.randrange(600) * PAGE])
+    return start, min(len(CONTENT), start + chance.choice([1, 100, PAGE, 20 * PAGE, 1 << 20]))
+
+
+def test_what_is_read_into_the_middle_leaves_the_rest(opened: tuple[Source, Reader]) -> None:
+    _, reader = opened
+    chance = random.Random(3)
+    block = Block(1 << 22)
+    for _ in range(30):
+        start, stop = drawn(chance)
+        at = PAGE + chance.choice([lead(start), chance.randrange(PAGE)])
+        block.memory[:] = b"\xee" * block.size
+        reader.read(start, stop, block, at, alone=False)
+        end = at + stop - start
+        assert block.memory[at:end] == CONTENT[start:stop]
+        assert bytes(block.memory[:at]).strip(b"\xee") == b""
+        assert bytes(block.memory[end:]).strip(b"\xee") == b""
+
+
+def test_threads_read_at_once(opened: tuple[Source, Reader]) -> None:
+    _, reader = opened
+    wrong: list[tuple[int, int]] = []
+
+    def read(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(10):
+            start, stop = drawn(chance)
+            if read_part(reader, start, stop) != CONTENT[start:stop]:
+                wrong.append((start, stop))
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_identity_is_that_of_the_content(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = SOURCES[name](tmp_path)
+    if name != "memory":
+        times = (tmp_path / "numbers").stat()
+        monkeypatch.setattr(
+            Path, "write_bytes", lambda path, content: os.utime(path, ns=(1, times.st_mtime_ns))
+        )
+    assert SOURCES[name](tmp_path).identity == first.identity
+    if name != "memory":
+        os.utime(tmp_path / "numbers", ns=(1, 1))
+        monkeypatch.setattr(Path, "write_bytes", lambda path, content: None)
+        assert SOURCES[name](tmp_path).identity != first.identity
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "memory"])
+def test_what_changed_is_noticed(name: str, tmp_path: Path) -> None:
+    source = SOURCES[name](tmp_path)
+    reader = source.open(Access())
+    os.utime(tmp_path / "numbers", ns=(1, 1))
+    with pytest.raises(RunError, match=r"numbers' changed since it was planned with"):
+        reader.check_unchanged()
+    reader.close()
+    with pytest.raises(RunError, match="changed"):
+        source.open(Access())
+    (tmp_path / "numbers").unlink()
+    with pytest.raises(RunError, match=r"cannot open .*numbers'"):
+        source.open(Access())
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "memory"])
+def test_what_became_shorter_is_noticed(name: str, tmp_path: Path) -> None:
+    source = SOURCES[name](tmp_path)
+    reader = source.open(Access())
+    os.truncate(tmp_path / "numbers", 1 << 20)
+    with pytest.raises(RunError, match=r"ended at byte 1048576, 2097152 expected"):
+        reader.read(1 << 19, 1 << 21, Block(span_bytes(1 << 21)), 0)
+    reader.close()
+
+
+# --- wrappers ---------------------------------------------------------------------------------
+
+
+def test_patience_ends_and_grows(tmp_path: Path) -> None:
+    waits: list[float] = []
+    never = Retrying(Flaky(in_file(tmp_path), 99), 4, 0.5, waits.append)
+    with pytest.raises(PassingError, match="is busy"):
+        never.open(Access())
+    assert waits == [0.5, 1.0, 2.0]
+    waits.clear()
+    asked = Retrying(Flaky(in_file(tmp_path), after=7.0), 4, 0.5, waits.append)
+    asked.open(Access()).close()
+    assert waits == [7.0]
+
+
+def test_what_fails_for_good_is_asked_once(tmp_path: Path) -> None:
+    waits: list[float] = []
+    source = Retrying(in_file(tmp_path), 4, 0.5, waits.append)
+    (tmp_path / "numbers").unlink()
+    with pytest.raises(RunError, match="cannot open"):
+        source.open(Access())
+    assert waits == []
+
+
+def test_requests_at_once_are_limited(tmp_path: Path) -> None:
+    class Slow(Wrapped):
+        most = now = 0
+        lock = threading.Lock()
+
+        def open(self, access: Access) -> Reader:
+            return SlowReader(super().open(access))
+
+    class SlowReader(FlakyReader):
+        def __init__(self, inner: Reader) -> None:
+            super().__init__(inner, Flaky(in_file(tmp_path), 0))
+
+        def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
+            with Slow.lock:
+                Slow.now += 1
+                Slow.most = max(Slow.most, Slow.now)
+            threading.Event().wait(0.01)
+            with Slow.lock:
+                Slow.now -= 1
+
+    reader = Limited(Slow(in_file(tmp_path)), 2).open(Access())
+    assert reader.connections == 2
+    threads = [threading.Thread(target=read_part, args=(reader, 0, 1)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Slow.most == 2
+
+
+def test_bytes_a_second_are_limited(tmp_path: Path) -> None:
+    now = [100.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    limited = Limited(MemorySource(CONTENT, "numbers"), 4, 1e6, lambda: now[0], sleep)
+    reader = limited.open(Access())
+    for _ in range(5):
+        read_part(reader, 0, 500_000)
+    assert now[0] == pytest.approx(102.0)
