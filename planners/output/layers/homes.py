@@ -69,7 +69,7 @@ def homes(config: Mapping[str, Any], stacks: Sequence[Stack]) -> list[Home | Non
             for j, (other, place) in enumerate(zip(stacks, places, strict=True))
             if place == path and i != j
         ]
-        counts = _counts(at(config, path), stack, mates)
+        counts = _counts(at(config, path), path, stack, mates)
         others = _repeated(objects, stack, path, places, main=i == 0)
         found.append(Home(path, counts, others, False, _side(stack)))
     heads = {path: _head(path, found) for path in places if path is not None}
@@ -266,7 +266,7 @@ def _count_items(place: Mapping[str, Any], stack: Stack) -> Iterator[tuple[str, 
         if not _is_number(value) or not _COUNT.search(key):
             continue
         named = _qualifiers(key)
-        if set(named) <= own and (named or not _NO_DEPTH.search(key)):
+        if _names(named, own) and (named or not _NO_DEPTH.search(key)):
             yield key, value
 
 
@@ -275,16 +275,27 @@ def _qualifiers(key: str) -> list[str]:
     return [word for word in words(key.replace("_", " ")) if word not in _EMPTY_QUALIFIERS]
 
 
+def _names(qualifiers: Sequence[str], own: set[str]) -> bool:
+    """Whether all words are a tower's own, or the beginnings of such (``conf`` of a conformer)."""
+    return all(
+        any(word == name or (len(word) > 2 and name.startswith(word)) for name in own)
+        for word in qualifiers
+    )
+
+
 def _side(stack: Stack) -> str | None:
     return next((word for word in words(stack.prefix) if word in _SIDES), None)
 
 
-def _counts(place: Mapping[str, Any], stack: Stack, mates: Sequence[Stack]) -> tuple[str, ...]:
+def _counts(
+    place: Mapping[str, Any], path: Path, stack: Stack, mates: Sequence[Stack]
+) -> tuple[str, ...]:
     """The keys of ``place`` that hold the tower's depth, and no other tower's.
 
     Keys that name the tower come first; those that name nothing count the only tower, or the
     encoder where there is a decoder too (in transformers ``num_hidden_layers`` stands for the
-    encoder's count in such a family); those that name something else count a tower that is alone.
+    encoder's count in such a family). Those that name something else are taken to count a tower
+    that is alone, or that is the layers of what ``path`` describes.
     """
     own = [key for key, value in _count_items(place, stack) if value == stack.layers]
     named = [key for key in own if _qualifiers(key)]
@@ -295,7 +306,7 @@ def _counts(place: Mapping[str, Any], stack: Stack, mates: Sequence[Stack]) -> t
         if value == stack.layers
         and key not in own
         and _counts_some(key, value)
-        and not any(set(_qualifiers(key)) <= set(words(mate.prefix)) for mate in mates)
+        and not any(_names(_qualifiers(key), set(words(mate.prefix))) for mate in mates)
     ]
     sides = {
         word
@@ -309,9 +320,11 @@ def _counts(place: Mapping[str, Any], stack: Stack, mates: Sequence[Stack]) -> t
         return tuple(named)
     if any(set(_qualifiers(key)) - _SIDES for key in named):
         return tuple(named)
+    sided = [key for key in other if set(_qualifiers(key)) <= _SIDES]
     if named or plain:
         one_sided = len(sides) == 1 and not mates and not named
-        return (*named, *plain, *(other if one_sided else ()))
-    if len(other) > 1 and not mates:
-        other = [key for key in other if "encoder" in _qualifiers(key)] or other
-    return tuple(other)
+        return (*named, *plain, *(sided if one_sided else ()))
+    if sided and not mates:
+        encoders = [key for key in sided if "encoder" in _qualifiers(key)]
+        return tuple(encoders or sided)
+    return tuple(other) if is_main_stack(stack, path) else ()

@@ -47,6 +47,22 @@ def test_numbers_of_other_layers_are_left_alone() -> None:
     assert found == {**config, "num_hidden_layers": 6}
 
 
+def test_a_count_with_a_word_of_the_tower_or_its_beginning() -> None:
+    config = {"model_type": "x", "num_hidden_layers": 4, "conf_num_hidden_layers": 4}
+    towers = {"model.layers.": 4, "model.conformer.": 4}
+    found = ok(restacked(config, towers, {"model.conformer.": MORE}))
+    assert found == {**config, "conf_num_hidden_layers": 6}
+    found = ok(restacked(config, towers, {"model.layers.": MORE}))
+    assert found == {**config, "num_hidden_layers": 6}
+
+
+def test_a_part_that_nothing_counts_is_not_made_longer() -> None:
+    config = {"model_type": "vits", "num_hidden_layers": 6, "prior_encoder_num_wavenet_layers": 4}
+    towers = {"text_encoder.encoder.layers.": 6, "flow.flows.": 4}
+    (refusal,) = map(str, restacked(config, towers, {"flow.flows.": MORE}).refusals)
+    assert "keep all its layers" in refusal
+
+
 BART = {
     "model_type": "bart",
     "d_model": 16,
