@@ -12,12 +12,12 @@ asked for, and none imports torch before arithmetic runs.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from mergeloom.engine.base.errors import ConfigError
+from mergeloom.engine.base.suggest import suggest
 from mergeloom.methods.declare import Method
 
 GROUP = "mergeloom.methods"
@@ -94,7 +94,9 @@ def _load(name: str) -> Method:
         return _instance(getattr(importlib.import_module(module), attribute), f"'{name}'")
     offered = _offered().get(name)
     if offered is None:
-        raise ConfigError(f"unknown merge method '{name}'{_suggestion(name)}")
+        raise ConfigError(
+            f"unknown merge method '{name}'", remedy=suggest(name, names()), code="unknown-method"
+        )
     try:
         found = offered.load()
     except Exception as error:
@@ -123,11 +125,3 @@ def _instance(method: Any, what: str) -> Method:
     if missing:
         raise ConfigError(f"{what} lacks the class attribute '{missing[0]}'")
     return instance
-
-
-def _suggestion(name: str) -> str:
-    known = names()
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f": did you mean '{near[0]}'?"
-    return f": there are {', '.join(known)}"

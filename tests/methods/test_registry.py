@@ -71,7 +71,7 @@ def test_the_kernel_is_of_the_kind_that_its_method_says(name: str) -> None:
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown merge method 'tees': did you mean 'ties'"):
         registry.get("tees")
-    with pytest.raises(ConfigError, match=r"there are .*linear"):
+    with pytest.raises(ConfigError, match=r"known: .*linear"):
         registry.get("qqqqqq")
 
 
