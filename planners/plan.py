@@ -21,7 +21,7 @@ from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.output.state import DIGEST
 from mergeloom.methods.ops.compiled_ops import LIBRARY
 from mergeloom.planners.config.config import Configuration, Document
-from mergeloom.planners.config.findings import Findings, placed
+from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.yaml_values import Value, load_documents
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.model import OutputTensor, StagedModel
@@ -162,11 +162,11 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     models = Models(resolver)
     builder = GraphBuilder()
     warnings: list[str] = []
-    findings = Findings()
+    findings = Findings(configuration.warnings)
 
     stages: list[Stage] = []
     for document in configuration.documents:
-        with placed(document.place):
+        with findings.together(document.place):
             stage = plan_stage(
                 document, models, options.seed, options.truncate_embeddings, warnings, findings
             )
@@ -216,7 +216,6 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
         findings=tuple(
             dict.fromkeys(
                 (
-                    *configuration.warnings,
                     *findings,
                     *(Finding(text, severity=Severity.WARNING) for text in warnings),
                 )

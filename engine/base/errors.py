@@ -93,24 +93,29 @@ class LoomError(Exception):
         return self.of([replace(each, place=each.place or place) for each in self.findings])
 
     @property
+    def _first(self) -> Finding:
+        errors = (each for each in self.findings if each.severity is Severity.ERROR)
+        return next(errors, self.findings[0])
+
+    @property
     def cause(self) -> str:
-        """What is wrong, without place and remedy; of the first finding."""
-        return self.findings[0].cause
+        """What is wrong, without place and remedy; of the first error."""
+        return self._first.cause
 
     @property
     def place(self) -> Place | None:
-        """Where it is wrong, if it is in a file; of the first finding."""
-        return self.findings[0].place
+        """Where it is wrong, if it is in a file; of the first error."""
+        return self._first.place
 
     @property
     def remedy(self) -> str:
-        """How to mend it, empty if the cause says so or nobody knows; of the first finding."""
-        return self.findings[0].remedy
+        """How to mend it, empty if the cause says so or nobody knows; of the first error."""
+        return self._first.remedy
 
     @property
     def code(self) -> str:
-        """The kind of error for programs; of the first finding."""
-        return self.findings[0].code
+        """The kind of error for programs; of the first error."""
+        return self._first.code
 
 
 class ConfigError(LoomError):

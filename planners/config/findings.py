@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -19,21 +18,26 @@ MOST = 100
 """Findings that are reported at once."""
 
 
+_MORE = "more"
 _UNKNOWN = frozenset({UNKNOWN_KEY, UNKNOWN_PARAMETER, MISPLACED})
 
 
 class Findings:
-    """What a reader has to say, collected, so that all faults are reported at once."""
+    """What a reader has to say, collected, so that all faults are reported at once; ``earlier``
+    are warnings that were found before."""
 
-    def __init__(self) -> None:
-        self._found: dict[Finding, None] = {}
-        self._kind: type[LoomError] = ConfigError
+    def __init__(self, earlier: Iterable[Finding] = ()) -> None:
+        self._found = dict.fromkeys(earlier)
+        self._kind: type[LoomError] | None = None
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self._found)
 
-    def add(self, finding: Finding) -> None:
+    def add(self, finding: Finding, kind: type[LoomError] = ConfigError) -> None:
+        """Add a finding; ``kind`` is what to raise if it is the first error."""
         self._found[finding] = None
+        if finding.severity is Severity.ERROR and self._kind is None:
+            self._kind = kind
 
     def error(self, place: Place, cause: str, remedy: str = "", code: str = "") -> None:
         self.add(Finding(cause, place, remedy, code or ConfigError.kind))
@@ -47,35 +51,37 @@ class Findings:
         try:
             return read(*arguments)
         except LoomError as error:
-            if not self._has_errors:
-                self._kind = type(error)
-            for finding in error.findings:
-                self.add(finding)
+            self._collect(error)
             return None
+
+    @contextmanager
+    def together(self, place: Place) -> Iterator[None]:
+        """Within it, an error is raised together with all that was found before; it is at
+        ``place`` if it has none."""
+        try:
+            yield
+        except LoomError as error:
+            self._collect(error.at(place))
+            self.check()
 
     def check(self) -> tuple[Finding, ...]:
         """The warnings.
 
         Raises:
-            LoomError: there are errors. It has all of them and the warnings, by line, and is of
-                the class of the first.
+            LoomError: there are errors. It has the warnings and then the errors, both by line, and
+                is of the class of the first error.
         """
-        if self._has_errors:
-            raise self._kind.of(sorted(self._listed(), key=_line))
-        return tuple(self._listed())
+        found = sorted(self, key=_by_line)
+        if self._kind is None:
+            return _listed(found)
+        errors = [each for each in found if each.severity is Severity.ERROR]
+        warnings = [each for each in found if each.severity is Severity.WARNING]
+        raise self._kind.of([*_listed(warnings), *_listed(errors)])
 
-    def _listed(self) -> list[Finding]:
-        """Errors before warnings, and no more than a person reads."""
-        found = sorted(self, key=lambda each: each.severity is not Severity.ERROR)
-        more = len(found) - MOST
-        if more > 0:
-            severity = found[MOST].severity
-            found[MOST:] = [Finding(f"and {more} more like these", None, "", "more", severity)]
-        return found
-
-    @property
-    def _has_errors(self) -> bool:
-        return any(each.severity is Severity.ERROR for each in self)
+    def _collect(self, error: LoomError) -> None:
+        for finding in error.findings:
+            if finding.code != _MORE:
+                self.add(finding, type(error))
 
 
 @contextmanager
@@ -87,10 +93,16 @@ def placed(place: Place) -> Iterator[None]:
         raise error.at(place) from error
 
 
-def _line(finding: Finding) -> float:
-    if finding.code == "more":
-        return math.inf
+def _by_line(finding: Finding) -> int:
     return finding.place.line if finding.place is not None else 0
+
+
+def _listed(found: Sequence[Finding]) -> tuple[Finding, ...]:
+    """No more than a person reads."""
+    if len(found) <= MOST:
+        return tuple(found)
+    more = f"and {len(found) - MOST} more like these"
+    return (*found[:MOST], Finding(more, None, "", _MORE, found[MOST].severity))
 
 
 def check_known(warnings: Iterable[Finding]) -> None:

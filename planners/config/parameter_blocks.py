@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergeloom.engine.base.errors import Place
 from mergeloom.engine.base.suggest import nearest, suggest
 from mergeloom.methods.declare import Method, Parameter, ParameterError
 from mergeloom.planners.config.findings import MISPLACED, UNKNOWN_PARAMETER, Findings
@@ -35,7 +34,6 @@ def read_parameters(
     own = {parameter.name: parameter for parameter in method.model_parameters}
     settings = {parameter.name: parameter for parameter in method.settings}
     entries: dict[str, tuple[Entry, ...]] = {}
-    misplaced: dict[str, Place] = {}
     for name, item in block.items():
         parameter = own.get(name) or settings.get(name)
         if item.content is None:
@@ -47,7 +45,6 @@ def read_parameters(
                 item.place, f"'{name}' is an empty list and has no effect", code="no-value"
             )
         elif per_model and name not in own:
-            misplaced[name] = item.place
             findings.warn(
                 item.place,
                 f"'{name}' of '{method.name}' holds for all models together and has no effect "
@@ -58,7 +55,7 @@ def read_parameters(
         else:
             found = (findings.attempt(_entry, each, parameter, findings) for each in _written(item))
             entries[name] = tuple(entry for entry in found if entry is not None)
-    return Parameters(entries, misplaced)
+    return Parameters(entries)
 
 
 def _no_value(

@@ -38,12 +38,10 @@ class Entry:
 class Parameters:
     """One ``parameters`` block: entries by parameter name, in the order in which they are tried.
 
-    It has the parameters of the document's method only; ``misplaced`` says where others of the
-    method's stand that have no effect in this block.
+    It has only parameters of the document's method that have an effect in this block.
     """
 
     entries: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
-    misplaced: Mapping[str, Place] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

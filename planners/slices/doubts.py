@@ -43,22 +43,12 @@ def check_required(
     for parameter in method.settings:
         if parameter.default is not REQUIRED or parameter.name in higher:
             continue
-        blocks = [s.source.parameters.misplaced for s in part.sources if s.source is not None]
-        misplaced = next((b[parameter.name] for b in blocks if parameter.name in b), None)
-        if misplaced is not None:
-            findings.error(
-                misplaced,
-                f"'{parameter.name}' of '{method.name}' holds for all models together",
-                "write it under the global 'parameters'",
-                "missing-parameter",
-            )
-        else:
-            findings.error(
-                part.entry.place,
-                f"'{method.name}' needs '{parameter.name}'",
-                f"add it under the global 'parameters' ({parameter.help})",
-                "missing-parameter",
-            )
+        findings.error(
+            part.entry.place,
+            f"'{method.name}' needs '{parameter.name}'",
+            f"add it under the global 'parameters' ({parameter.help})",
+            "missing-parameter",
+        )
 
 
 def warn_of_idle(part: Slice, method: Method, levels: Sequence[Level], findings: Findings) -> None:

@@ -548,7 +548,7 @@ def test_errors_of_models_say_where_they_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"^config.yml:4: models\[1\]: './nowhere' is not"):
         plan_text(text, tmp_path)
     text = "merge_method: slerp\nmodels: [{model: a, parameters: {t: 0.5}}]\nbase_model: b/c\n"
-    with pytest.raises(CheckpointError, match=r"^config.yml:3: base_model: 'b/c'"):
+    with pytest.raises(CheckpointError, match=r"\nconfig.yml:3: base_model: 'b/c'"):
         plan_text(text, tmp_path)
 
 

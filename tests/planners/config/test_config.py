@@ -357,10 +357,10 @@ parameters: {lambda: ~}
         parse_config(text, "c.yml")
     found = [(f.place.line if f.place else 0, f.severity.value) for f in caught.value.findings]
     assert found == [
-        (5, "error"),
         (5, "warning"),
-        (6, "error"),
         (7, "warning"),
+        (5, "error"),
+        (6, "error"),
         (8, "error"),
         (9, "error"),
     ]
@@ -368,6 +368,8 @@ parameters: {lambda: ~}
     dtype = caught.value.findings[4]
     assert (dtype.cause, dtype.remedy) == ("'bfloat61' is no dtype", "did you mean 'bfloat16'?")
     assert dtype.place == Place("c.yml", 8, "dtype")
+    assert caught.value.cause == "'model' is missing"
+    assert caught.value.place == Place("c.yml", 5, "models[0]")
 
 
 def test_no_more_faults_are_listed_than_a_person_reads() -> None:
@@ -376,7 +378,7 @@ def test_no_more_faults_are_listed_than_a_person_reads() -> None:
         parse_config(f"{keys}merge_method: linear\nmodels: [4]\n")
     found = caught.value.findings
     assert [each.severity for each in found].count(Severity.ERROR) == 1
-    assert (len(found), str(found[-1])) == (101, "and 201 more like these")
+    assert (len(found), str(found[-2])) == (102, "and 200 more like these")
 
 
 def test_merge_keys_of_yaml() -> None:

@@ -40,10 +40,12 @@ def test_a_setting_under_a_model_that_is_needed_is_told_its_place(models: Path) 
     text = "merge_method: slerp\nbase_model: a\nmodels: [a, {model: b, parameters: {t: 0.5}}]"
     with pytest.raises(ConfigError) as caught:
         plan_text(text, models)
-    assert str(caught.value) == (
-        "config.yml:3: models[1].parameters.t: 't' of 'slerp' holds for all models together: write "
-        "it under the global 'parameters'"
-    )
+    assert [str(finding).partition(": write")[0] for finding in caught.value.findings] == [
+        "config.yml:3: models[1].parameters.t: 't' of 'slerp' holds for all models together and "
+        "has no effect under one of them",
+        "config.yml:3: models: 'slerp' needs 't': add it under the global 'parameters' (0 is the "
+        "base, 1 the other model)",
+    ]
 
 
 def test_parameters_of_the_base_have_no_effect(models: Path) -> None:
@@ -112,3 +114,16 @@ def test_shards_of_a_few_bytes_are_said(models: Path) -> None:
     (warning,) = plan_text(text, models, max_shard_bytes=5).warnings
     assert warning == "the largest shard has 5 bytes, so there are 39 files: did you mean 5GB?"
     assert plan_text(text, models, max_shard_bytes=1_000_000).warnings == ()
+
+
+def test_a_misspelt_parameter_is_named_beside_the_one_that_is_missing(models: Path) -> None:
+    text = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n"
+    with pytest.raises(ConfigError) as caught:
+        plan_text(text + "- {model: b, parameters: {weigth: 1}}", models)
+    assert str(caught.value) == (
+        "config.yml:4: models[1].parameters.weigth: 'linear' has no parameter 'weigth', it is "
+        "ignored: did you mean 'weight'?\n"
+        "config.yml:4: models[1]: 'linear' needs 'weight' of the model 'b': add 'parameters: "
+        "{weight: ...}'"
+    )
+    assert caught.value.code == "missing-parameter"
