@@ -168,7 +168,8 @@ def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
     if "\t" in written[: len(written) - len(written.lstrip())]:
         cause, remedy = "a tab", "YAML is indented by spaces"
     else:
-        cause, remedy = f"not valid YAML: {error.problem}", ""
+        kind = "JSON" if file.lower().endswith(".json") else "YAML"
+        cause, remedy = f"not valid {kind}: {error.problem}", ""
         if "escape" in str(error.problem):
             remedy = "put text with backslashes into single quotes"
         elif "block" in str(error.context):
