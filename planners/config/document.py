@@ -26,6 +26,7 @@ from mergeloom.planners.config.model_reference import ModelReference, read_refer
 from mergeloom.planners.config.parameter_blocks import read_parameters
 from mergeloom.planners.config.parameters import Parameters
 from mergeloom.planners.config.tokenizer import (
+    UNION,
     TokenizerSettings,
     read_tokenizer,
     read_tokenizer_source,
@@ -52,6 +53,7 @@ _OTHERS = {
     "layer_slices": "bakllama, an older stacker of layers",
 }
 """Keys that tell configurations of other programs, and what those are for."""
+_MERGED = frozenset({"models", "slices", "modules"})
 
 
 def read_document(value: Value, findings: Findings) -> Document | None:
@@ -67,7 +69,7 @@ class _Reader:
 
     def document(self, value: Value) -> Document | None:
         keys = value.mapping("a configuration")
-        other = next((key for key in _OTHERS if key in keys and "merge_method" not in keys), None)
+        other = next((key for key in _OTHERS if key in keys and not keys.keys() & _MERGED), None)
         if other is not None:
             raise keys[other].error(
                 f"'{other}' makes this a configuration for {_OTHERS[other]}, which is not a merge",
@@ -174,6 +176,8 @@ class _Reader:
                 "'tokenizer' and 'tokenizer_source' exclude each other",
                 "write the source as 'source' under 'tokenizer'",
             )
+        if "tokenizer" in fields.empty:  # everything in it has a default
+            return TokenizerSettings(UNION, fields["tokenizer"].place)
         return fields.read("tokenizer", lambda each: read_tokenizer(each, self.findings)) or (
             fields.read("tokenizer_source", lambda each: read_tokenizer_source(each, self.findings))
         )

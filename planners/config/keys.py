@@ -131,6 +131,11 @@ class Fields:
     def __getitem__(self, key: str) -> Value:
         return self._keys[key]
 
+    @property
+    def empty(self) -> list[str]:
+        """The keys whose value is a mapping of nothing."""
+        return [key for key, value in self._keys.items() if value.content == {}]
+
     def read(self, key: str, read: Callable[[Value], T]) -> T | None:
         """What ``read`` makes of the value of ``key``; ``None`` if it has none, or a wrong one."""
         return self._findings.attempt(read, self._keys[key]) if key in self else None

@@ -193,6 +193,10 @@ WRONG = {
         "base_model: a\ngate_mode: hidden\nexperts: [{source_model: b}]",
         "config.yml:3: experts: 'experts' makes this a configuration for a mixture of experts",
     ),
+    "mixture by a method": (
+        "merge_method: moe\nbase_model: a\nexperts: [{source_model: b}]",
+        "config.yml:3: experts: 'experts' makes this a configuration for a mixture of experts",
+    ),
     "evolution": ("genome: {models: [a]}\ntasks: []", "a configuration for an evolutionary search"),
 }
 
@@ -482,6 +486,9 @@ tokenizer:
         "z": (None, None, False, False),
     }
     assert [str(reference) for reference in document.mentioned()] == ["a", "b/c@v1", "d"]
+    (empty,) = parse_config("merge_method: linear\nmodels: [a]\ntokenizer: {}").documents
+    assert empty.tokenizer is not None
+    assert empty.tokenizer.source == "union"
     (old,) = parse_config("merge_method: linear\nmodels: [a]\ntokenizer_source: model:b").documents
     assert old.tokenizer is not None
     assert str(old.tokenizer.source) == "b"
