@@ -165,6 +165,7 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     findings = Findings(configuration.warnings)
 
     stages: list[Stage] = []
+    changes: list[str] = []
     for document in configuration.documents:
         with findings.together(document.place):
             stage = plan_stage(
@@ -173,6 +174,8 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
             stages.append(stage)
             tensors = _build(stage, builder, warnings)
             rewritten = _output_config(stage, warnings)
+        of_stage = f"stage '{document.name}': " if document.name is not None else ""
+        changes += [of_stage + change for change in rewritten.notes]
         used = [models.get(reference) for reference in document.references()]
         _warn_of_idle_filters(document, [name for model in used for name in model], findings)
         if document.name is not None:
@@ -205,7 +208,7 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
         graph=graph,
         layout=layout,
         config=config,
-        config_changes=tuple(rewritten.notes),
+        config_changes=tuple(changes),
         models=stored,
         side_files=files,
         identity=identity,

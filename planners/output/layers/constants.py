@@ -24,6 +24,8 @@ def keep_constants(edit: Edit) -> None:
             f"{scale} -> {scale * math.sqrt(new / old):.6g}, so that what each layer adds is still "
             f"multiplied by {scale / math.sqrt(old):.6g} (scale_depth / sqrt(layers))",
         )
+    if place.get("model_type") == "neomme" and place.get("residual_multiplier") is None:
+        edit.set(edit.path, "residual_multiplier", (2 * old) ** -0.5)
     moved = [i for i, origin in enumerate(edit.tower.origins) if origin.layer != i]
     for applies, text, by_number in _FACTS:
         if applies(place) and (moved if by_number else old != new):
@@ -50,7 +52,7 @@ _FACTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, bool], ...] = (
         True,
     ),
     (
-        lambda place: place.get("model_type") in ("minimax", "minimax_text_01", "MiniMaxText01"),
+        lambda place: place.get("model_type") in ("minimax", "minimax_m1", "minimax_text_01"),
         "the decay of linear attention follows a layer's number and the number of layers: layers "
         "of linear attention decay differently than they did",
         True,
@@ -58,13 +60,6 @@ _FACTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, bool], ...] = (
     (
         lambda place: place.get("model_type") == "esmc",
         "what each layer adds is scaled by the square root of the number of layers",
-        False,
-    ),
-    (
-        lambda place: (
-            place.get("model_type") == "neomme" and place.get("residual_multiplier") is None
-        ),
-        "what each layer adds is scaled by the number of layers, unless residual_multiplier is set",
         False,
     ),
 )

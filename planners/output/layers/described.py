@@ -56,7 +56,11 @@ class Description:
         """The rules that say which of its layers is of which kind."""
         known = FAMILIES.get(self.family)
         if known is None:
-            known = tuple(rule for key, rule, _ in KEYS if self.place.get(key) is not None)
+            known = tuple(
+                rule
+                for key, rule in KEYS.items()
+                if self.place.get(key) is not None and not self.lists(rule.name)
+            )
         if self.home is None:
             return ()
         return tuple(
@@ -70,6 +74,11 @@ class Description:
         """Layers beyond the tower's that predict further tokens (MTP), as far as it says."""
         value = self.place.get("num_nextn_predict_layers", self.place.get("num_mtp_layers"))
         return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+    def lists(self, name: str) -> bool:
+        """Whether the property ``name`` is given layer by layer."""
+        given = (self.place.get(key) for key in (name, keys.ALIASES.get(name, name)))
+        return any(isinstance(value, list) and len(value) > 0 for value in given)
 
     def rule(self, name: str) -> Rule | None:
         """The rule for a property, if there is one."""

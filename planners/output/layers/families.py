@@ -8,6 +8,7 @@ here (code of a model's own repository) are understood as in the family that the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from mergeloom.planners.output.layers.rules import (
     DENSE,
@@ -41,6 +42,7 @@ _FOURTH_FIRST = every(None, 4, shift=0)
 _LINEAR_BUT_FOURTH = every("full_attention_interval", 4, FULL, LINEAR)
 _ROPE = every("no_rope_layer_interval", 4, 0, 1, name="no_rope_layers")
 _KV_SHARED = trailing("num_kv_shared_layers", 0, "own", "shared", name="key and value sharing")
+_HASH, _CLA = ("num_hash_layers",), ("use_cla", "cla_share_factor")
 _ONE_DENSE, _THREE_DENSE = leading(None, 1), leading(None, 3)
 
 
@@ -119,6 +121,14 @@ def _nllb(side: str) -> Rule:
         return [SPARSE if step > 0 and not (i + 1) % step else DENSE for i in range(depth)]
 
     return Rule(MLPS, kinds, (key,), listed=False, side=side)
+
+
+def _cross_layer(config: Config, depth: int) -> Kinds | None:
+    """Hunyuan: groups of layers use the keys and values of the group's first."""
+    share = integer(config, "cla_share_factor", 1)
+    if not config.get("use_cla") or share <= 1:
+        return None
+    return ["another layer's keys and values" if i % share else "own" for i in range(depth)]
 
 
 def _switch(side: str) -> Rule:
@@ -232,7 +242,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     "deepseek_v32": (leading("first_k_dense_replace", 3), alike("indexed_attention")),
     "deepseek_v4": (
         unless("compress_ratios", numbered(_compressed)),
-        Rule(MLPS, _hash_first, ("num_hash_layers",), ("num_hash_layers",)),
+        Rule(MLPS, _hash_first, _HASH, _HASH),
     ),
     "diffusion_gemma_text gemma4_unified_text gemma4_text gemma4 gemma4_unified": (
         every(None, 6, last=FULL),
@@ -343,31 +353,24 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
     family: rules for families, rules in _TABLE.items() for family in families.split()
 }
 
-KEYS: tuple[tuple[str, Rule, str], ...] = (
-    ("sliding_window_pattern", every("sliding_window_pattern", 6, listed=False), "Gemma 3"),
+_OF_KEYS: tuple[tuple[str, Rule, str], ...] = (
+    ("sliding_window_pattern", every("sliding_window_pattern", 6), "Gemma 3"),
+    ("global_attn_every_n_layers", every("global_attn_every_n_layers", 3, shift=0), "ModernBERT"),
     (
-        "global_attn_every_n_layers",
-        every("global_attn_every_n_layers", 3, shift=0, listed=False),
-        "ModernBERT",
+        "dense_attention_every_n_layers",
+        every("dense_attention_every_n_layers", 2, FULL, "block-sparse attention"),
+        "Phi-3-small",
     ),
-    (
-        "full_attention_interval",
-        every("full_attention_interval", 4, FULL, LINEAR, listed=False),
-        "Qwen 3-Next",
-    ),
-    ("layer_group_size", every("layer_group_size", 6, FULL, LINEAR, listed=False), "Bailing"),
-    (
-        "no_rope_layer_interval",
-        every("no_rope_layer_interval", 4, 0, 1, name="no_rope_layers", listed=False),
-        "SmolLM 3",
-    ),
+    ("full_attention_interval", _LINEAR_BUT_FOURTH, "Qwen 3-Next"),
+    ("layer_group_size", every("layer_group_size", 6, FULL, LINEAR), "Bailing"),
+    ("no_rope_layer_interval", _ROPE, "SmolLM 3"),
     ("first_k_dense_replace", sparse_from(0, listed=False), "DeepSeek"),
-    ("num_dense_layers", leading("num_dense_layers", 0, listed=False), "LFM 2 MoE"),
+    ("num_dense_layers", leading("num_dense_layers", 0), "LFM 2 MoE"),
     ("moe_layer_interval", sparse_interval(), "Ernie 4.5"),
     ("decoder_sparse_step", sparse_steps(), "Qwen 2 MoE"),
     (
         "interleave_moe_layer_step",
-        every("interleave_moe_layer_step", 1, SPARSE, DENSE, name=MLPS, listed=False),
+        every("interleave_moe_layer_step", 1, SPARSE, DENSE, name=MLPS),
         "Llama 4",
     ),
     ("attn_layer_period", JAMBA[0], "Jamba"),
@@ -376,10 +379,11 @@ KEYS: tuple[tuple[str, Rule, str], ...] = (
     ("cross_attention_frequency", CROSS_ATTENTION, "BLIP-2"),
     ("use_sliding_window", window_beyond(28), "Qwen 2"),
     ("num_kv_shared_layers", _KV_SHARED, "Gemma 3n"),
-    (
-        "num_hash_layers",
-        Rule(MLPS, _hash_first, ("num_hash_layers",), ("num_hash_layers",), listed=False),
-        "DeepSeek V4",
-    ),
+    ("num_hash_layers", Rule(MLPS, _hash_first, _HASH, _HASH), "DeepSeek V4"),
+    ("use_cla", Rule("cross-layer attention", _cross_layer, _CLA, listed=False), "Hunyuan"),
 )
-"""Rules by a key that says enough, and where each is known from, for families not listed above."""
+KEYS: dict[str, Rule] = {
+    key: replace(rule, listed=False, written=None, like=like) for key, rule, like in _OF_KEYS
+}
+"""Rules by a key that says enough, for families that are not in the table: what is written in place
+of the rule is not known to be read there."""

@@ -89,7 +89,7 @@ def _conflict(edit: Edit, rule: Rule, wanted: Kinds) -> str:
     i, (want, have) = next(item for item in pairs if item[1][0] != item[1][1])
     return (
         f"layer {i} of the output's '{edit.tower.name}' is made from {edit.tower.origins[i]}, "
-        f"which is '{want}', and would be '{have}' by {rule.described(edit.place)} of config.json"
+        f"which is '{want}', and would be '{have}' by {rule.described(edit.place)} in config.json"
     )
 
 

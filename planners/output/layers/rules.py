@@ -32,7 +32,8 @@ class Rule:
     depends on; ``thresholds`` those of them that are a number of layers or a layer's number, and
     may be another for another depth. ``last`` is the kind that the class forces on the last layer,
     whatever rule or list say. A rule with a ``side`` speaks of the encoder or the decoder only,
-    where one object describes both.
+    where one object describes both. ``like`` names the family that a rule is from, where the
+    model's own is not known.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Rule:
     last: str | None = None
     side: str | None = None
     written: Callable[[Kinds], Mapping[str, Any]] | None = None
+    like: str = ""
 
     def settings(self, kinds: Kinds) -> Mapping[str, Any] | None:
         """Settings that give each layer its kind without the rule, where there are some."""
@@ -58,7 +60,8 @@ class Rule:
     def described(self, config: Config) -> str:
         """The rule's settings with their values, for people."""
         found = [f"{key} {config[key]}" for key in self.keys if config.get(key) is not None]
-        return ", ".join(found) or "a rule of its architecture"
+        said = ", ".join(found) or "a rule of its architecture"
+        return f"{said} (as in {self.like})" if self.like else said
 
 
 def integer(config: Config, key: str | None, default: int) -> int:

@@ -55,6 +55,15 @@ def test_a_plan_says_what_became_of_the_layers(tmp_path: Path) -> None:
     assert whole.config_changes == ()
 
 
+def test_what_became_of_a_stage_is_said_too(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        gemma(tmp_path / name, 6)
+    whole = "merge_method: linear\nmodels: [{model: deep, parameters: {weight: 1}}]"
+    plan = plan_text(f"name: deep\n{STACK}---\n{whole}", tmp_path)
+    assert plan.config_changes[0].startswith("stage 'deep': layer_types: given")
+    assert len(plan.config["layer_types"]) == plan.config["num_hidden_layers"] == 6
+
+
 def test_a_stack_that_no_configuration_describes_is_refused(tmp_path: Path) -> None:
     config = {"model_type": "deepseek_v3", "num_hidden_layers": 6, "first_k_dense_replace": 1}
     for name in ("a", "b"):

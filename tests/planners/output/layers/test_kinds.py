@@ -180,6 +180,14 @@ def test_what_no_setting_can_say_is_refused(
     assert "choose layer ranges" in refusal or "end with a layer" in refusal
 
 
+def test_a_list_says_more_than_a_rule_whose_family_is_not_known() -> None:
+    config = hub("exaone9", sliding_window_pattern=4, layer_types=["s", "s", "s", "f"] * 2)
+    found = ok(stacked(config, [0, 1, 2, 3, 2, 3]))
+    assert found["layer_types"] == ["s", "s", "s", "f", "s", "f"]
+    (refusal,) = map(str, stacked(hub("exaone9", sliding_window_pattern=4), [0, 2, 3]).refusals)
+    assert "sliding_window_pattern 4 (as in Gemma 3)" in refusal
+
+
 def test_layers_of_different_kinds_merged_into_one_are_warned_about() -> None:
     (donor,) = model(hub("gemma2"), {"model.layers.": 8})
     (other,) = model(hub("gemma2"), {"model.layers.": 8}, "other")

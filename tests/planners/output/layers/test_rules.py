@@ -74,7 +74,7 @@ def test_every_family_of_a_rule_is_one_of_transformers() -> None:
 
 def test_a_key_means_the_same_as_in_the_family_it_is_known_from() -> None:
     """Families that are not in the table are read by keys."""
-    kinds = {key: rule.of({key: 3}, 12) for key, rule, _ in KEYS if key != "block_types"}
+    kinds = {key: rule.of({key: 3}, 12) for key, rule in KEYS.items() if key != "block_types"}
     for key, family in (
         ("sliding_window_pattern", "gemma3_text"),
         ("global_attn_every_n_layers", "modernbert"),
