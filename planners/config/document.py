@@ -147,6 +147,11 @@ class _Reader:
 
     def _source(self, value: Value, level: Level) -> Source:
         if isinstance(value.content, str):  # a bare name
+            if value.content.startswith("model:"):
+                raise value.error(
+                    f"a model must be a name, not {value.kind}",
+                    "write a space after the colon, 'model: NAME'",
+                )
             return Source(read_reference(value, self.findings), None, Parameters(), value.place)
         fields = Fields(value, level, self.findings, self.method)
         layer_range = fields.read("layer_range", _layer_range) if level is SOURCE else None

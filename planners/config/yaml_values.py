@@ -27,6 +27,12 @@ MAX_NAME = 1000
 _MAX_NUMBER = 100
 _DIRECTIVE = re.compile(r"^%([A-Z]+)", re.MULTILINE)
 _SURROGATES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+_REMEDIES = (
+    ("escape", "put text with backslashes into single quotes"),
+    ("mapping values", "is a space missing after a colon, or a line indented wrongly?"),
+    ("block", "is this line indented like its neighbours?"),
+)
+"""What helps, by words of the parser's complaint."""
 _OCTAL = re.compile(r"[+-]?0[0-7]*[1-9][0-7]*")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
@@ -165,15 +171,17 @@ def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
     line = mark.line if mark is not None else 0
     written = [*text.splitlines(), *[""] * (line + 1)][line]
     place = Place(file, line + 1)
-    if "\t" in written[: len(written) - len(written.lstrip())]:
+    here = written[mark.column : mark.column + 1] if mark is not None else ""
+    if "\t" in (here or written[: len(written) - len(written.lstrip())]):
         cause, remedy = "a tab", "YAML is indented by spaces"
+    elif written.startswith("```"):
+        cause, remedy = "a fence of Markdown", "remove the lines with ```"
     else:
         kind = "JSON" if file.lower().endswith(".json") else "YAML"
-        cause, remedy = f"not valid {kind}: {error.problem}", ""
-        if "escape" in str(error.problem):
-            remedy = "put text with backslashes into single quotes"
-        elif "block" in str(error.context):
-            remedy = "is this line indented like its neighbours?"
+        cause = f"not valid {kind}: {error.problem}"
+        remedy = next(
+            (r for words, r in _REMEDIES if words in f"{error.problem} {error.context}"), ""
+        )
     return ConfigError(cause, place=place, remedy=remedy, code="syntax")
 
 

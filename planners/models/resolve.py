@@ -229,7 +229,7 @@ def _download(location: Location, where: str, complete: Callable[[Path], bool]) 
     from huggingface_hub import snapshot_download
 
     def failed(reason: str) -> CheckpointError:
-        return CheckpointError(f"cannot fetch '{location}': {reason}; or {where}")
+        return CheckpointError(f"cannot fetch '{location}': {reason}", remedy=f"or {where}")
 
     try:
         for wanted in (_WANTED, (*_WANTED, *_PICKLED)):

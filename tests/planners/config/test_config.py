@@ -25,6 +25,14 @@ WRONG = {
         "config.yml:3: a tab: YAML is indented by spac",
     ),
     "tab after a value": ("merge_method: linear\n\tmodels: [a]", "config.yml:2: a tab"),
+    "tab after a dash": ("merge_method: linear\nmodels:\n-\ta: b", "config.yml:3: a tab: YAML is"),
+    "tab below": ("a:\n  - b: 1\n\t  c: 1", "config.yml:3: a tab: YAML is indented by spaces"),
+    "fence": ("```yaml\na: 1\n```", "config.yml:1: a fence of Markdown: remove the lines"),
+    "no space at the top": ("merge_method:linear\na: b", "is a space missing after a colon"),
+    "no space at a model": (
+        "merge_method: linear\nmodels: ['model:a']",
+        "models[0]: a model must be a name, not 'model:a': write a space after the colon",
+    ),
     "backslash": (
         'models: ["C:\\new"]\nname: "\\q"',
         "put text with backslashes into single quotes",
