@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 
 from mergeloom.planners.output.layers import keys
-from mergeloom.planners.output.layers.stack import Edit, values
+from mergeloom.planners.output.layers.homes import values
+from mergeloom.planners.output.layers.stack import Edit
 
 
 def refuse_unexplained(edit: Edit) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.output.layers import keys
 from mergeloom.planners.output.layers.families import FAMILIES, KEYS
-from mergeloom.planners.output.layers.homes import Home, Path, at, homes, words
+from mergeloom.planners.output.layers.homes import Home, Path, at, homes, values, words
 from mergeloom.planners.output.layers.rules import Kinds, Rule
 
 
@@ -87,7 +87,7 @@ class Description:
     def entries(self, path: Path, key: str) -> Sequence[Any] | None:
         """The property ``key`` of each layer: listed (at ``path`` within the object), else by rule,
         else one value for all."""
-        inner = _inner(self.place, path)
+        inner = values(self.place, path)
         for name in (key, keys.ALIASES.get(key)):
             if name is not None and (found := keys.entries(name, inner.get(name), self.depth)):
                 return found
@@ -107,21 +107,14 @@ class Description:
 
     def numbers(self, path: Path, key: str) -> list[int] | None:
         """The layers that the list ``key`` names, counted from 0."""
-        return keys.numbers(key, _inner(self.place, path), self.depth)
+        return keys.numbers(key, values(self.place, path), self.depth)
 
     def by_number(self, path: Path, key: str) -> Mapping[int, Any]:
         """An object with layer numbers as keys."""
-        value = _inner(self.place, path).get(key)
+        value = values(self.place, path).get(key)
         if not isinstance(value, Mapping) or not keys.is_by_number(key, value, self.depth):
             return {}
         return {int(number): item for number, item in value.items()}
-
-
-def _inner(place: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    found: Any = place
-    for key in path:
-        found = found.get(key, {}) if isinstance(found, Mapping) else {}
-    return found if isinstance(found, Mapping) else {}
 
 
 def describe(model: str, config: Mapping[str, Any], towers: Sequence[Tower]) -> list[Description]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mergeloom.planners.output.layers import keys
-from mergeloom.planners.output.layers.homes import Path
-from mergeloom.planners.output.layers.stack import Edit, Origin, name, values
+from mergeloom.planners.output.layers.homes import Path, values
+from mergeloom.planners.output.layers.stack import Edit, Origin, name
 
 
 def follow_layers(edit: Edit) -> None:

@@ -32,8 +32,8 @@ class Home:
     """The object at ``path`` describes a tower; ``counts`` are its keys that hold the depth.
 
     ``others`` are further objects and keys that repeat the depth. ``head`` says that what names no
-    tower there speaks of this one: it is alone, or the encoder, or the first. ``side`` is
-    ``encoder`` or ``decoder`` if its tensors' names say so.
+    tower there speaks of this one. ``side`` is ``encoder`` or ``decoder`` if its tensors' names
+    say so.
     """
 
     path: Path
@@ -49,6 +49,14 @@ def at(config: Mapping[str, Any], path: Path) -> Any:
     for key in path:
         found = found[key]
     return found
+
+
+def values(place: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The object of ``place`` at ``path``, empty where there is none."""
+    found: Any = place
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def homes(config: Mapping[str, Any], stacks: Sequence[Stack]) -> list[Home | None]:
@@ -80,12 +88,12 @@ def homes(config: Mapping[str, Any], stacks: Sequence[Stack]) -> list[Home | Non
 
 
 def _head(path: Path, found: Sequence[Home | None]) -> int:
-    """Which of the towers at home at ``path`` settings there speak of that name none: the encoder,
-    or the first one that is counted by a key that names none, or the first."""
+    """Which of the towers at home at ``path`` settings there speak of that name none: the first
+    that is counted by a key that names none, or the encoder, or the first."""
     there = [(i, home) for i, home in enumerate(found) if home is not None and home.path == path]
     encoders = [i for i, home in there if home.side == "encoder"]
     plain = [i for i, home in there if any(not _qualifiers(key) for key in home.counts)]
-    return [*encoders, *plain, *(i for i, _ in there)][0]
+    return next(iter((*plain, *encoders, *(i for i, _ in there))))
 
 
 def inner(config: Mapping[str, Any], home: Home, others: Sequence[Home | None]) -> Iterator[Path]:

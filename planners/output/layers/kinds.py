@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from mergeloom.planners.output.layers import keys
 from mergeloom.planners.output.layers.rules import FULL, LINEAR, Kinds, Rule
 from mergeloom.planners.output.layers.stack import Edit, Origin
 
@@ -35,10 +34,7 @@ def _wanted(edit: Edit, rule: Rule) -> Kinds | None:
 
 
 def _keep(edit: Edit, rule: Rule, wanted: Kinds) -> None:
-    listed = rule.listed and any(
-        isinstance(edit.place.get(key), list) and edit.place[key]
-        for key in (rule.name, keys.ALIASES.get(rule.name, rule.name))
-    )
+    listed = rule.listed and edit.donor.lists(rule.name)
     if not listed and rule.of(edit.place, edit.tower.depth) != wanted:
         thresholds = _thresholds(edit, rule, wanted)
         settings = thresholds if thresholds is not None else rule.settings(wanted)
@@ -67,15 +63,14 @@ def _keep(edit: Edit, rule: Rule, wanted: Kinds) -> None:
 def _thresholds(edit: Edit, rule: Rule, wanted: Kinds) -> dict[str, int] | None:
     """Numbers of layers with which the rule yields these kinds: those that are set, if they do."""
     depth = edit.tower.depth
-    given = [key for key in rule.thresholds if key in edit.place]
 
     def choices() -> Iterator[dict[str, int]]:
         yield {}
-        for key in given:
+        for key in rule.thresholds:
             yield from ({key: number} for number in range(depth + 1))
-        if len(given) == 2:
+        if len(rule.thresholds) == 2:
             for pair in product(range(depth + 1), repeat=2):
-                yield dict(zip(given, pair, strict=True))
+                yield dict(zip(rule.thresholds, pair, strict=True))
 
     for settings in choices():
         if rule.of({**edit.place, **settings, rule.name: None}, depth) == wanted:

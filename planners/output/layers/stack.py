@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,19 +115,6 @@ def name(path: Path, key: str) -> str:
     return ".".join((*path, key))
 
 
-def layers_text(numbers: Sequence[int]) -> str:
-    """Layer numbers for people."""
-    return f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {_short(list(numbers))}"
-
-
 def _short(value: Any) -> str:
     text = str(value).lower() if isinstance(value, bool) or value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def values(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The object at ``path``, empty where there is none."""
-    found: Any = config
-    for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else {}

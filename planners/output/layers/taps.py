@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mergeloom.planners.output.layers import keys
-from mergeloom.planners.output.layers.homes import Path, words
-from mergeloom.planners.output.layers.stack import Edit, name, values
+from mergeloom.planners.output.layers.homes import Path, values, words
+from mergeloom.planners.output.layers.stack import Edit, name
 
 
 def follow_taps(edit: Edit) -> None:

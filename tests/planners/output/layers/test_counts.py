@@ -113,6 +113,15 @@ def test_t5s_decoder_has_the_encoders_count_unless_it_is_given(
     assert found == {"model_type": "t5", **wanted}
 
 
+def test_an_encoder_of_images_beside_the_main_tower() -> None:
+    config = {"model_type": "x", "num_hidden_layers": 4, "vision_n_layers": 2, "kinds": [*"abcd"]}
+    towers = {"model.layers.": 4, "vision.encoder.layers.": 2}
+    found = ok(restacked(config, towers, {"model.layers.": MORE}))
+    assert found == {**config, "num_hidden_layers": 6, "kinds": [*"abcdcd"]}
+    found = ok(restacked(config, towers, {"vision.encoder.layers.": [0, 1, 1]}))
+    assert found == {**config, "vision_n_layers": 3}
+
+
 def test_one_count_of_two_towers_that_are_not_to_be_told_apart() -> None:
     config = {"model_type": "mimi", "num_hidden_layers": 4}
     sides = {"encoder.layers.": 4, "decoder.layers.": 4}
