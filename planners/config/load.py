@@ -47,15 +47,18 @@ def load_config(path: Path) -> Configuration:
     return parse_config(text, path.name, path)
 
 
-def parse_config(text: str, file: str = "config", path: Path | None = None) -> Configuration:
-    """The configuration that ``text`` stands for; ``file`` is how messages call it.
+def parse_config(
+    text: str, file: str = "config", path: Path | None = None, lines: bool = True
+) -> Configuration:
+    """The configuration that ``text`` stands for; ``file`` is how messages call it, with ``lines``
+    or, where nobody has seen the text, without.
 
     Raises:
         ConfigError: it means nothing; the message names file, line and key of everything that is
             wrong.
     """
     findings = Findings()
-    values = load_documents(text, file, findings)
+    values = load_documents(text, file, findings, lines)
     if not values:
         findings.check()
         raise ConfigError(f"{file}: the configuration is empty")
@@ -73,7 +76,7 @@ def config_from(data: Mapping[Any, Any]) -> Configuration:
     Raises:
         ConfigError: it means nothing; the message names the key of everything that is wrong.
     """
-    return parse_config(yaml_text(data, "config"))
+    return parse_config(yaml_text(data, "config"), "config", lines=False)
 
 
 def _in_order(documents: Sequence[Document], findings: Findings) -> list[Document]:

@@ -122,8 +122,9 @@ class Value:
         return "nothing" if self.content is None else short(repr(self.content))
 
 
-def load_documents(text: str, file: str, findings: Findings) -> list[Value]:
-    """All documents of a YAML or JSON text; empty ones are left out.
+def load_documents(text: str, file: str, findings: Findings, lines: bool = True) -> list[Value]:
+    """All documents of a YAML or JSON text; empty ones are left out. Places have ``lines``, unless
+    nobody has seen the text.
 
     Raises:
         ConfigError: it is not YAML, or absurdly large.
@@ -145,7 +146,7 @@ def load_documents(text: str, file: str, findings: Findings) -> list[Value]:
         raise _not_yaml(error, text, file) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from error
-    reader = _Reader(file, findings)
+    reader = _Reader(file, findings, lines)
     values = [reader.value(node, "", 0) for node in nodes]
     return [value for value in values if value.content is not None]
 
@@ -203,14 +204,15 @@ def _too_large(place: Place) -> ConfigError:
 
 
 class _Reader:
-    def __init__(self, file: str, findings: Findings) -> None:
+    def __init__(self, file: str, findings: Findings, lines: bool) -> None:
         self._file = file
+        self._lines = lines
         self._findings = findings
         self._count = 0
         self._scalars = _LOADER("")
 
     def value(self, node: Node, path: str, depth: int) -> Value:
-        place = Place(self._file, node.start_mark.line + 1, path)
+        place = self._place(node, path)
         self._count += 1
         if self._count > MAX_NODES or depth > MAX_DEPTH or len(path) > MAX_NAME:
             raise _too_large(Place(self._file, place.line, path[:80]))
@@ -223,11 +225,14 @@ class _Reader:
         assert isinstance(node, ScalarNode)
         return Value(self._scalar(node, place), place)
 
+    def _place(self, node: Node, path: str) -> Place:
+        return Place(self._file, node.start_mark.line + 1 if self._lines else 0, path)
+
     def _mapping(self, node: MappingNode, path: str, depth: int) -> dict[str, Value]:
         own: dict[str, Value] = {}
         merged: dict[str, Value] = {}
         for key_node, value_node in node.value:
-            place = Place(self._file, key_node.start_mark.line + 1, path)
+            place = self._place(key_node, path)
             if key_node.tag == _MERGE:
                 for name, value in self._merged(value_node, path, depth).items():
                     merged.setdefault(name, value)
@@ -256,7 +261,7 @@ class _Reader:
         found: dict[str, Value] = {}
         for each in nodes:
             if not isinstance(each, MappingNode):
-                place = Place(self._file, node.start_mark.line + 1, path)
+                place = self._place(node, path)
                 self._findings.error(place, "'<<' takes a mapping, or a list of mappings")
                 continue
             mapping: dict[str, Value] = self.value(each, path, depth + 1).content

@@ -123,7 +123,10 @@ MALFORMED = {
     "metadata": (raw({"__metadata__": {"a": 1}}), "'__metadata__' is not text"),
     "no tensor": (raw({"a": 3}), "'a': it needs dtype"),
     "more keys": (raw({"a": {**tensor(0, 1), "x": 1}}, 1), "'a': it needs dtype"),
-    "dtype": (raw({"a": tensor(0, 1, dtype="Q4")}, 1), "has what is not supported: 'a': its dtype 'Q4' is not known"),
+    "dtype": (
+        raw({"a": tensor(0, 1, dtype="Q4")}, 1),
+        "has what is not supported: 'a': its dtype 'Q4' is not known",
+    ),
     "dtype list": (raw({"a": tensor(0, 1, dtype=["U8"])}, 1), "is not known"),
     "gap": (raw({"a": tensor(0, 1), "b": tensor(2, 3)}, 3), "'b' leaves a gap"),
     "overlap": (raw({"a": tensor(0, 2), "b": tensor(1, 3)}, 3), "'b' overlaps"),

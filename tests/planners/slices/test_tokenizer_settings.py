@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 
-from mergeloom.engine.base.errors import LoomError
+import mergeloom
+from mergeloom.engine.base.errors import ConfigError, LoomError
 from tests.planners.support import llama, plan_text
 
 STAGES = """
@@ -47,3 +49,21 @@ def test_stages_and_other_models_may_give_the_same_tokenizer(models: Path, sourc
 def test_a_source_that_is_not_there_is_refused(models: Path) -> None:
     with pytest.raises(LoomError, match=r"config\.yml:12: tokenizer_source: 'firzt' is neither"):
         plan_text(STAGES.replace("SOURCE", "firzt"), models)
+
+
+def test_a_directory_may_be_given_for_a_tokenizer_alone(models: Path) -> None:
+    data = {
+        "merge_method": "linear",
+        "models": ["a", "b"],
+        "parameters": {"weight": 1, "densty": 0.5},
+        "tokenizer_source": "acme/tokens",
+    }
+    given = {"acme/tokens": models / "d"}
+    with warnings.catch_warnings(record=True):
+        planned = mergeloom.plan(data, model_dirs=given, search=[models])
+    (warning,) = planned.plan.warnings
+    assert warning.startswith("config: parameters.densty: 'linear' has no parameter 'densty'")
+    with pytest.raises(ConfigError, match="'linear' has no parameter 'densty'"):
+        mergeloom.plan(data, model_dirs=given, search=[models], strict=True)
+    with pytest.raises(ConfigError, match=r"a directory is given for 'acme/token'.*'acme/tokens'"):
+        mergeloom.plan(data, model_dirs={"acme/token": models / "d"}, search=[models])
