@@ -123,6 +123,16 @@ def _nllb(side: str) -> Rule:
     return Rule(MLPS, kinds, (key,), listed=False, side=side)
 
 
+def _groups(config: Config, depth: int) -> Kinds | None:
+    """Ling-linear: the last layer of each group has full attention, and so have those that make no
+    whole group."""
+    size = integer(config, "layer_group_size", 1)
+    whole = depth - depth % size if size > 0 else 0
+    if size <= 0:
+        return None
+    return [LINEAR if (i + 1) % size and i < whole else FULL for i in range(depth)]
+
+
 def _cross_layer(config: Config, depth: int) -> Kinds | None:
     """Hunyuan: groups of layers use the keys and values of the group's first."""
     share = integer(config, "cla_share_factor", 1)
@@ -195,7 +205,7 @@ JAMBA = (
     ),
 )
 RECURRENT_GEMMA = Rule(
-    "block_types",
+    "temporal block",
     repeated("block_types", ("recurrent", "recurrent", "attention")),
     ("block_types",),
     listed=False,
@@ -362,7 +372,7 @@ _OF_KEYS: tuple[tuple[str, Rule, str], ...] = (
         "Phi-3-small",
     ),
     ("full_attention_interval", _LINEAR_BUT_FOURTH, "Qwen 3-Next"),
-    ("layer_group_size", every("layer_group_size", 6, FULL, LINEAR), "Bailing"),
+    ("layer_group_size", Rule(LAYERS, _groups, ("layer_group_size",)), "Ling-linear"),
     ("no_rope_layer_interval", _ROPE, "SmolLM 3"),
     ("first_k_dense_replace", sparse_from(0, listed=False), "DeepSeek"),
     ("num_dense_layers", leading("num_dense_layers", 0), "LFM 2 MoE"),

@@ -188,6 +188,30 @@ def test_a_list_says_more_than_a_rule_whose_family_is_not_known() -> None:
     assert "sliding_window_pattern 4 (as in Gemma 3)" in refusal
 
 
+RULES: list[tuple[Config, str]] = [
+    (hub("phi3small", dense_attention_every_n_layers=2), "SBSBSBSB"),
+    (hub("bailing_moe_linear", layer_group_size=3), "LLFLLFFF"),
+    (hub("hunyuan", use_cla=True, cla_share_factor=2), "OAOAOAOA"),
+    (hub("kimi_k2", first_k_dense_replace=1, moe_layer_freq=1), "DSSSSSSS"),
+    (hub("deepseek", first_k_dense_replace=1, moe_layer_freq=2), "DDSDSDSD"),
+    (hub("ernie4_5_moe_vl", moe_layer_interval=2, moe_layer_start_index=2), "DDDSDSDS"),
+    (hub("griffin", block_types=["recurrent", "attention"]), "RARARARA"),
+]
+
+
+@pytest.mark.parametrize(("config", "kinds"), RULES, ids=[c["model_type"] for c, _ in RULES])
+def test_rules_of_code_of_a_models_own(config: Config, kinds: str) -> None:
+    """As the published modelling code of each has them; one that cannot be kept is refused."""
+    (description,) = model(config, {"model.layers.": 8})
+    (rule,) = description.rules
+    found = [str(kind) for kind in description.kinds(rule.name) or ()]
+    assert [[*kinds].index(k) for k in kinds] == [found.index(kind) for kind in found]
+    other = next(i for i, kind in enumerate(kinds) if kind != kinds[0])
+    swapped = [{0: other, other: 0}.get(i, i) for i in range(8)]
+    refusal, *_ = map(str, stacked(config, swapped).refusals)
+    assert rule.like in refusal
+
+
 def test_layers_of_different_kinds_merged_into_one_are_warned_about() -> None:
     (donor,) = model(hub("gemma2"), {"model.layers.": 8})
     (other,) = model(hub("gemma2"), {"model.layers.": 8}, "other")
