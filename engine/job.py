@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mergeloom.engine.base.errors import MEMORY_SHORT, OutputError, RunError, is_memory_short
 from mergeloom.engine.graph.graph import Graph, Write
+from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.accelerators import Accelerator
-from mergeloom.engine.hardware.machine_code import Library, NativeError
 from mergeloom.engine.hardware.rates import Sample, storage_samples
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.output.directory import OutputDirectory
@@ -40,16 +40,17 @@ class Job:
     """What is to be made: tasks, side files, and what the result depends on.
 
     ``identity`` names every thing that the fingerprint covers, for telling what differs when an
-    output was begun by another job. ``about`` goes into the manifest. ``library`` has the compiled
-    loops that kernels can use.
+    output was begun by another job. ``about`` goes into the manifest.
+    ``arithmetic`` computes on the CPU, ``torch`` elsewhere and for kernels that name no words.
     """
 
     graph: Graph
     fingerprint: str
     identity: Mapping[str, str]
+    arithmetic: Arithmetic
+    torch: Arithmetic
     side_files: Sequence[SideFile] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
-    library: Library | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def run(
 ) -> Outcome:
     """Run ``job`` into the directory ``output``, continuing an interrupted run of the same job.
 
-    ``building`` is told the names of compiled loops that are built first, which takes seconds.
+    ``building`` is told for what machine code is built first, which takes seconds.
 
     Raises:
         BudgetError: the budget cannot work.
@@ -134,7 +135,7 @@ def run(
     began = time.perf_counter()
     counters = machine.device_bytes()
     machine.bound_heap()
-    found = options.machine or machine.this_machine(library=job.library)
+    found = options.machine or machine.this_machine(job.arithmetic, job.torch)
     schedule(job.graph, options.ram, found)  # the budget is checked before anything is created
     with _memory_reported(), OutputDirectory(output, options.files) as directory:
         if options.restart:
@@ -148,7 +149,8 @@ def run(
         done = _resumed(directory, run, repairs=manifest is not None)
         directory.check_space(job.graph, job.side_files)
         plan = run.schedule(job.graph.without(done), len(done))
-        importing = plan.computes and machine.runtime_is_ahead() and not plan.used_devices
+        torch_alone = [arithmetic.uses_torch for arithmetic in plan.words] == [True]
+        importing = torch_alone and machine.runtime_is_ahead() and not plan.used_devices
         baseline = machine.resident_bytes() if importing else None
 
         def sink_of(check: Callable[[], None]) -> ShardSink:
@@ -172,8 +174,8 @@ def run(
                     sink.close()
                 raise
             sink.close()
-        if baseline is not None and executor.has_loops == plan.compiled:
-            machine.remember_runtime_bytes(machine.resident_bytes() - baseline, plan.compiled)
+        if baseline is not None:
+            machine.remember_runtime_bytes(machine.resident_bytes() - baseline)
         warnings += executor.warnings
         machine.remember_rates(_rates(executor, sink, counters))
         outcome = _outcome(plan, executor.progress, began, counters, len(done), tuple(warnings))
@@ -195,10 +197,9 @@ class _Run:
     warnings: list[str]
 
     def schedule(self, graph: Graph, resumed: int) -> Schedule:
-        """The schedule of a graph, for which all loops are built; says that it begins."""
+        """The schedule of a graph, for which all machine code is built; says that it begins."""
         plan = schedule(graph, self.options.ram, self.machine)
-        if not _build(self.job.library, plan.missing, self.building, self.warnings):
-            plan = schedule(graph, self.options.ram, replace(self.machine, loops=None))
+        _build(plan, self.building)
         if self.begun is not None:
             self.begun(Begun(plan, resumed))
         return plan
@@ -222,7 +223,7 @@ class _Run:
                     reader.check_unchanged()
 
             sink = sink_of(check)
-            yield Executor(plan, readers, sink, self.options.opener, self.job.library), sink
+            yield Executor(plan, readers, sink, self.options.opener), sink
 
 
 def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool:
@@ -321,23 +322,14 @@ def _differing(recorded: Sequence[Finished], run: _Run) -> list[str]:
         return sink.differing
 
 
-def _build(
-    library: Library | None,
-    missing: frozenset[str],
-    building: Callable[[frozenset[str]], None] | None,
-    warnings: list[str],
-) -> bool:
-    """Build the loops that are missing; returns whether all are there."""
-    if library is None or not missing:
-        return True
-    if building is not None:
-        building(missing)
-    try:
-        library.build(missing)
-    except NativeError as error:
-        warnings.append(f"compiled loops cannot be built, which is slower: {error}")
-        return False
-    return True
+def _build(plan: Schedule, building: Callable[[frozenset[str]], None] | None) -> None:
+    """Build the machine code that is missing."""
+    if plan.missing and building is not None:
+        building(plan.missing)
+    for arithmetic, words in plan.words.items():
+        missing = arithmetic.missing(words)
+        if missing:
+            arithmetic.build(missing)
 
 
 _CLOSE = 0.9

@@ -21,7 +21,7 @@ from mergeloom.engine.hardware.accelerators import AUTO, choose
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.run.executor import Progress as Counters
 from mergeloom.engine.storage.source import IOMode
-from mergeloom.methods.ops.compiled_ops import LIBRARY
+from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.output import at_output, check_apart
 from mergeloom.planners.config.config import Configuration
 from mergeloom.planners.config.findings import check_known
@@ -56,7 +56,7 @@ class Observer:
 
     ``resumed`` gets the number of tensors that an earlier run has finished, ``progressed`` a
     snapshot several times a second, ``downloading`` the name of a model that is about to be
-    fetched, ``building`` the compiled loops that are about to be made for this machine, and
+    fetched, ``building`` the machine code that is about to be built, and
     ``warned`` each warning. Without ``warned``, warnings are Python's, of class `LoomWarning`.
     """
 
@@ -131,7 +131,7 @@ def plan(
         limit = process.memory_limit()
         budget = process.default_budget() if options.ram is None else options.ram
         here = replace(
-            process.this_machine(options.threads, LIBRARY),
+            process.this_machine(cpu_arithmetic(), TORCH, options.threads),
             devices=devices,
             forced=options.device != AUTO,
         )

@@ -16,6 +16,7 @@ from mergeloom.commands.inspect import inspect
 from mergeloom.commands.merge import Interrupted, merge
 from mergeloom.commands.methods import methods
 from mergeloom.commands.plan import plan
+from mergeloom.commands.prepare import prepare
 from mergeloom.commands.schema import schema
 from mergeloom.commands.verify import verify
 from mergeloom.engine.base.errors import MEMORY_SHORT, LoomError, RunError, is_memory_short
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (plan, merge, explain, inspect, verify, methods, schema):
+for _command in (plan, merge, explain, inspect, verify, methods, schema, prepare):
     app.command()(_command)
 
 

@@ -113,7 +113,7 @@ class Printer:
         if self.quiet:
             for finding in planned.warnings:
                 self.warn(finding)
-            yield Observer(downloading=self._downloading, building=_building, warned=self.warn)
+            yield Observer(downloading=self._downloading, building=building, warned=self.warn)
             return
         self.show(render_plan(planned.report))
         self.show("")
@@ -122,7 +122,7 @@ class Printer:
                 resumed=self._resumed,
                 progressed=display.progressed,
                 downloading=self._downloading,
-                building=_building,
+                building=building,
                 warned=self.warn,
             )
 
@@ -142,8 +142,9 @@ def complain(text: str) -> None:
         sys.stderr.flush()
 
 
-def _building(names: frozenset[str]) -> None:
-    complain(f"compiling {', '.join(sorted(names))} for this machine: once, some seconds each")
+def building(names: frozenset[str]) -> None:
+    listed = ", ".join(sorted(names))
+    complain(f"building machine code for {listed}: once for this machine, some seconds each")
 
 
 def _print(renderable: Any) -> None:

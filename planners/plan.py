@@ -16,10 +16,11 @@ from typing import Any
 from mergeloom.engine.base.errors import CheckpointError, ConfigError, Finding, Severity
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.graph.graph import Graph, GraphBuilder
+from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.job import Job
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.output.state import DIGEST
-from mergeloom.methods.ops.compiled_ops import LIBRARY
+from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners.config.config import Configuration, Document
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.yaml_values import Value, load_documents
@@ -113,7 +114,8 @@ class Plan:
             **about,
         }
         identity, files = self.identity, self.side_files
-        return Job(self.graph, self.fingerprint, identity, files, record, LIBRARY)
+        arithmetic = cpu_arithmetic()
+        return Job(self.graph, self.fingerprint, identity, arithmetic, TORCH, files, record)
 
     def matching(self, pattern: str | None) -> list[TensorPlan]:
         """How the output tensor called ``pattern`` comes about, or else all whose names contain
@@ -199,8 +201,8 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     stored = models.stored_by_name()
     donor = models.donor_directory(stage.donor)
     files = side_files(configuration, config, layout, donor, models.found, warnings)
-    identity = _identity(configuration, options, stored, files)
-    fingerprint = _fingerprint(graph, files)
+    identity = {**_identity(configuration, options, stored, files), **_arithmetic(graph)}
+    fingerprint = _fingerprint(graph, files, identity.get("arithmetic", ""))
     return Plan(
         configuration=configuration,
         options=options,
@@ -373,9 +375,16 @@ def _leaves(value: Value) -> Iterator[tuple[str, Value]]:
         yield value.place.path, value
 
 
-def _fingerprint(graph: Graph, files: Sequence[SideFile]) -> str:
+def _arithmetic(graph: Graph) -> dict[str, str]:
+    """By which arithmetic results come about, where anything is computed."""
+    kernels = [merge.kernel for merge in graph.merges if not isinstance(merge.kernel, Copy)]
+    names = {(cpu_arithmetic() if kernel.uses else TORCH).name for kernel in kernels}
+    return {"arithmetic": ", ".join(sorted(names))} if names else {}
+
+
+def _fingerprint(graph: Graph, files: Sequence[SideFile], arithmetic: str) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(graph.fingerprint().encode())
+    digest.update(f"{graph.fingerprint()}\n{arithmetic}".encode())
     for file in files:
         digest.update(f"\n{file.name} {file.digest}".encode())
     return digest.hexdigest()

@@ -11,13 +11,12 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# What a test measures of this process must not guide the plans of other runs.
+# What a test measures of this process must not guide the plans of other runs. But machine code is
+# the same in all of them (its place is named after its sources), and takes a minute to build.
+_loops = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mergeloom" / "loops"
+_loops.mkdir(mode=0o700, parents=True, exist_ok=True)
 _cache = tempfile.TemporaryDirectory(prefix="mergeloom-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache.name
-
-# But compiled loops are the same in all of them, and take half a minute to build.
-_loops = Path(__file__).parent.parent / ".pytest_cache" / "loops"
-_loops.mkdir(parents=True, exist_ok=True)
 (Path(_cache.name) / "mergeloom").mkdir()
 (Path(_cache.name) / "mergeloom" / "loops").symlink_to(_loops, target_is_directory=True)
 

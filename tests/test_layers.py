@@ -20,9 +20,9 @@ LATE = {"torch", "transformers", "tokenizers", "huggingface_hub", "networkx", "p
 
 WORKERS = {
     ROOT / "engine" / "run" / f"{name}.py"
-    for name in ("evaluate", "torch_device", "device_worker", "device_cache")
+    for name in ("torch_arrays", "torch_device", "device_worker", "device_cache")
 }
-WORKERS.add(ROOT / "methods" / "reference.py")
+WORKERS |= {ROOT / "methods" / "reference.py", ROOT / "methods" / "ops" / "torch_ops.py"}
 """Only threads that compute import these."""
 
 MODULES = {

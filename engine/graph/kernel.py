@@ -1,72 +1,189 @@
 """The protocol between the engine and the arithmetic of merging.
 
-A kernel is an immutable record: its access pattern, the statistics it needs and how much scratch
-it takes are known without torch, so that planning can place it; its arithmetic imports torch when
-it runs. The engine walks a merge in up to ``len(kernel.passes) + 1`` passes over its inputs: one
-for each statistic, then one that writes the output. Within a pass it hands over one grain at a
-time, in any order and from several threads; nothing may be carried from grain to grain except
-through a `Statistic` or a tally.
+A kernel is an immutable record: its access pattern, the statistics it needs and what arithmetic it
+uses are known without any library, so that planning can place it. The engine walks a merge in up to
+``len(kernel.passes) + 1`` passes over its inputs: one for each statistic, then one that writes the
+output. Within a pass it hands over one grain at a time, in any order and from several threads;
+nothing may be carried from grain to grain except through a `Statistic` or a tally.
+
+Arithmetic has one seam. A kernel that names the words it `uses` speaks to ``grain.ops`` alone and
+runs on whatever that works on: plain memory, or tensors of a device. A kernel that names none works
+on torch's tensors itself.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-from mergeloom.engine.base.dtypes import BF16, F32
+from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.graph.sums import GrainSums
+from mergeloom.engine.memory.ledger import Block
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-AS_STORED = (BF16, F32)
-"""Types that compiled loops read as they are stored."""
-
 A = TypeVar("A")
 R = TypeVar("R")
+
+Array = Any
+"""What arithmetic works on: `engine.memory.elements.Elements`, or a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A word of arithmetic that a kernel or statistic uses, on ``vectors`` vectors at once.
+
+    ``electing`` where it makes them vote.
+    """
+
+    word: str
+    vectors: int = 1
+    electing: bool = False
+
+
+class Ops(Protocol):
+    """What the engine itself asks of arithmetic; kernels ask for more.
+
+    One belongs to one thread, and has scratch memory that is handed out like a stack.
+    """
+
+    @property
+    def on_device(self) -> bool:
+        """See `GrainView`."""
+
+    def reads(self, dtype: DType) -> bool:
+        """Whether kernels take elements of a type as they are stored, without widening."""
+
+    def view(self, block: Block, offset: int, dtype: DType, count: int) -> Array:
+        """``count`` elements at a byte of a block of main memory."""
+
+    def shaped(self, array: Array, shape: tuple[int, ...]) -> Array:
+        """The same elements as kernels are to see them."""
+
+    def take(self, count: int) -> Array:
+        """``count`` uninitialised float32 elements, valid until a `top` before is released."""
+
+    def top(self) -> int:
+        """How far scratch is handed out."""
+
+    def release(self, top: int) -> None:
+        """Take back what was handed out beyond ``top``."""
+
+    def widen(self, dtype: DType, array: Array, out: Array) -> None:
+        """Write elements of a type as float32; of less than a byte from the bytes they share."""
+
+    def whole_bytes(self, dtype: DType, array: Array, count: int) -> Array:
+        """``count`` elements as they are stored, or widened if they share bytes."""
+
+    def store(self, result: Array, out: Array) -> Any:
+        """Round float32 elements to the type of ``out``, which may be ``result``.
+
+        Returns whether any is not finite then, or may not be: a number, or a 0-d tensor.
+        """
+
+
+class Arithmetic(ABC):
+    """One way to compute merges. What planning asks of it needs no library."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name and version: results of two that differ agree to rounding only."""
+
+    uses_torch: ClassVar[bool]
+
+    @abstractmethod
+    def reads(self, dtype: DType) -> bool:
+        """Whether its words take elements of a type as they are stored, without widening."""
+
+    @abstractmethod
+    def widens(self, dtype: DType) -> bool:
+        """Whether it can take elements of a type at all."""
+
+    @abstractmethod
+    def writes(self, dtype: DType) -> bool:
+        """Whether it can round results to a type."""
+
+    @abstractmethod
+    def workspace_bytes(self, use: Use, grains: Grains) -> int:
+        """Memory in bytes that a use takes for a moment, beyond inputs, output and scratch."""
+
+    @abstractmethod
+    def cost(self, use: Use) -> float:
+        """Nanoseconds for one element of the output on one core of 2024, roughly."""
+
+    @abstractmethod
+    def library_bytes(self, words: frozenset[str]) -> int:
+        """Memory in bytes that loading what these words need adds to the process."""
+
+    @abstractmethod
+    def missing(self, words: frozenset[str]) -> frozenset[str]:
+        """Those of ``words`` that machine code has to be built for first."""
+
+    @abstractmethod
+    def build(self, words: frozenset[str]) -> None:
+        """Build the machine code of ``words``.
+
+        Raises:
+            RunError: it failed.
+        """
+
+    @abstractmethod
+    def open(self, words: frozenset[str]) -> Callable[[Any], Ops]:
+        """Load what ``words`` need: a function that makes an `Ops` with scratch memory.
+
+        That is a `Block`, or a float32 tensor of a device.
+
+        Raises:
+            RunError: it cannot be loaded.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class GrainView:
     """What a kernel sees of one grain.
 
-    ``inputs`` are float32 tensors of ``shape``, one for each input of the gather in order: that is
-    ``(elements,)`` for an elementwise kernel, ``(rows, row)`` for a rowwise one, the tensor's own
-    shape for a whole one. They are read-only: several kernels may share them.
+    ``inputs`` are one array for each input of the gather, in order, read-only: several kernels may
+    share them. For a kernel of torch they are float32 tensors of ``shape``: that is ``(elements,)``
+    for an elementwise kernel, ``(rows, row)`` for a rowwise one, the tensor's own shape for a whole
+    one. ``ops`` is the arithmetic at hand, which those that name their `Kernel.uses` go by.
 
     ``index`` is the grain's position in its tensor and ``start`` its first flat element.
-    ``take()`` returns an uninitialised float32 scratch tensor of that shape, valid until the kernel
-    returns; at most ``kernel.scratch`` may be taken for one call, or ``looped_scratch`` where there
-    are ``loops``: compiled ones that the kernel names, if the schedule grants them.
+    ``take()`` returns an uninitialised float32 scratch array of that shape, valid until the kernel
+    returns; at most ``kernel.scratch`` may be taken for one call.
 
     The inputs may lie on any device, and what a kernel allocates must lie there too. ``on_device``
     says that it is one that runs behind this thread: every number that is asked of it (``int``,
     ``float``, ``nonzero``) makes both wait, so results stay there as tensors.
 
-    ``notes`` (uint8, flat) is what earlier passes have left of this grain, or room for that, where
-    the kernel asks for it by `Kernel.notes_bytes` and the schedule grants it; then it does so for
+    ``memo`` (uint8, flat) is what earlier passes have left of this grain, or room for that, where
+    the kernel asks for it by `Kernel.memo_bytes` and the schedule grants it; then it does so for
     all passes over all grains.
-
-    An input is widened to float32 when it is first looked at. ``stored(i)`` is input ``i`` as it
-    is stored, flat and read-only, if it is of a type in `AS_STORED`; ``None`` if not, or computed.
 
     ``side`` are the tensors beside the inputs, each whole, in its own shape and as it is stored;
     ``whole`` is the shape of the whole first input, of which this is one grain.
     """
 
-    inputs: Sequence[Tensor]
+    inputs: Sequence[Any]
     index: int
     start: int
     shape: tuple[int, ...]
-    take: Callable[[], Tensor]
-    loops: Any = None
+    take: Callable[[], Any]
+    ops: Any = None
     on_device: bool = False
-    stored: Callable[[int], Tensor | None] = lambda place: None
-    notes: Tensor | None = None
-    side: Sequence[Tensor] = ()
+    memo: Any = None
+    side: Sequence[Any] = ()
     whole: tuple[int, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
 
 
 class Statistic(Generic[A, R]):
@@ -77,31 +194,26 @@ class Statistic(Generic[A, R]):
     """
 
     @property
+    def uses(self) -> tuple[Use, ...]:
+        """What `update` uses of ``grain.ops``; see `Kernel.uses`."""
+        return ()
+
+    @property
     def scratch(self) -> int:
-        """Scratch tensors that one call of `update` takes at most."""
+        """Scratch arrays that one call of `update` takes at most."""
         return 0
 
-    @property
-    def loops(self) -> frozenset[str]:
-        """Names of the compiled loops that `update` can use; see `Kernel.loops`."""
-        return frozenset()
-
-    @property
-    def looped_scratch(self) -> int | None:
-        """See `Kernel.looped_scratch`."""
-        return None
-
-    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
-        """Upper bound of one accumulator's size in bytes, where loops work if ``looped``.
+    def accumulator_bytes(self, grains: Grains) -> int:
+        """Upper bound of one accumulator's size in bytes.
 
         What `merge` and `finish` allocate for a moment counts too.
         """
         return 0
 
-    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
-        """Memory in bytes that one call of `update` allocates for a moment, beyond scratch.
+    def workspace_bytes(self, grains: Grains) -> int:
+        """Memory in bytes that one call of `update` allocates by itself, beyond scratch and `uses`.
 
-        Where the kernel's is larger, that is there.
+        The larger of this and the kernel's is reserved.
         """
         return 0
 
@@ -161,41 +273,31 @@ class Kernel:
     """Whether element i of the result comes of elements i of the inputs, wherever else they lie."""
 
     @property
+    def uses(self) -> tuple[Use, ...]:
+        """The words of ``grain.ops`` that `combine` and `tally` use.
+
+        Memory, machine code and time follow from them. Without any, the kernel works on torch's
+        tensors.
+        """
+        return ()
+
+    @property
     def access(self) -> Access:
         """What of the inputs every pass must see at once."""
         return Access.ELEMENTWISE
 
     @property
     def scratch(self) -> int:
-        """Scratch tensors that one call of `combine` or `tally` takes at most."""
+        """Scratch arrays that one call of `combine` or `tally` takes at most."""
         return 0
 
     @property
     def cost(self) -> float:
-        """Nanoseconds for one element of one input, all passes, on one core of 2024, roughly."""
-        return 1.0
+        """Nanoseconds for one element of one input, all passes, on one core of 2024, roughly.
 
-    @property
-    def compiled_cost(self) -> float:
-        """The same with compiled loops, where it has any."""
-        return self.cost
-
-    @property
-    def loops(self) -> frozenset[str]:
-        """Names of the compiled loops that make it faster; they change no bit of the result.
-
-        Those of its statistics are meant too. See `engine.hardware.machine_code`.
+        Of what is not told by ``uses``.
         """
-        return frozenset[str]().union(*(statistic.loops for statistic in self.passes))
-
-    @property
-    def looped_scratch(self) -> int | None:
-        """Scratch tensors that one call takes at most where loops do the work.
-
-        Inputs of the types `AS_STORED` are then there as they are stored only. ``None`` where that
-        does not suffice: it needs what it needs without loops.
-        """
-        return None
+        return 0.0 if self.uses else 1.0
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
@@ -207,15 +309,15 @@ class Kernel:
         """Whether any of its arithmetic on grains is float64, which some devices cannot."""
         return any(statistic.double for statistic in self.passes)
 
-    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
+    def workspace_bytes(self, grains: Grains) -> int:
         """Memory in bytes that one call of `combine`, `tally` or a statistic's `update` allocates
-        by itself, beyond scratch, output and accumulator; where loops work if ``looped``."""
+        by itself, beyond scratch, output, accumulator and `uses`."""
         return 0
 
-    def notes_bytes(self, grains: Grains) -> int:
-        """Bytes of one grain's notes: what passes find out that later ones would find out again.
+    def memo_bytes(self, grains: Grains) -> int:
+        """Bytes of one grain's memo: what passes find out that later ones would find out again.
 
-        They are granted where loops work and memory is there; no result may hang on that.
+        It is granted on the CPU where memory is there; no result may depend on that.
         """
         return 0
 
@@ -254,7 +356,7 @@ class Kernel:
     def combine(
         self,
         grain: GrainView,
-        out: Tensor,
+        out: Array,
         statistics: Sequence[Any],
         before: tuple[int, ...],
     ) -> None:
@@ -270,11 +372,18 @@ class Kernel:
 class Copy(Kernel):
     """The one input as it is; byte for byte where the output has the input's dtype."""
 
+    uses = (Use("copy"),)
+
     def combine(
         self,
         grain: GrainView,
-        out: Tensor,
+        out: Array,
         statistics: Sequence[Any],
         before: tuple[int, ...],
     ) -> None:
-        out.copy_(grain.inputs[0])
+        grain.ops.copy(grain.inputs[0], out)
+
+
+def all_uses(kernel: Kernel) -> tuple[Use, ...]:
+    """What a kernel and its statistics use."""
+    return kernel.uses + tuple(use for statistic in kernel.passes for use in statistic.uses)

@@ -1,16 +1,26 @@
-"""Sums over grains, combined in the order of grains."""
+"""Sums over the grains of a tensor that do not depend on how grains are grouped."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
+class Sums(tuple[float, ...]):
+    """Several numbers that are added to others one by one."""
+
+    __slots__ = ()
+
+    def __add__(self, other: Any) -> Sums:
+        return Sums(own + more for own, more in zip(self, other, strict=True))
+
+
 class GrainSums:
     """Sums of one value a grain, in an order that depends on the grains' positions alone.
 
-    A value is anything with ``+``: a number, or a float64 tensor on any device. Values are added
-    along a fixed binary tree over the positions as soon as both halves of a node are there, so an
-    accumulator that holds a run of n grains keeps at most 2·log2(n) values, wherever it starts.
+    A value is anything with ``+``: a number, `Sums`, an array or a tensor of float64. Values are
+    added along a fixed binary tree over the positions as soon as both halves of a node are there,
+    so an accumulator that holds a run of n grains keeps at most 2·log2(n) values, wherever it
+    starts.
     """
 
     __slots__ = ("_nodes",)
@@ -29,10 +39,10 @@ class GrainSums:
             self._insert(node, value)
 
     def fetch(self) -> None:
-        """Bring sums that are tensors to main memory."""
+        """Bring sums that are tensors to main memory: `Sums` of flat ones, else arrays of numpy."""
         for node, value in self._nodes.items():
-            if not isinstance(value, (int, float)):
-                self._nodes[node] = value.cpu()
+            if hasattr(value, "cpu"):
+                self._nodes[node] = _here(value.cpu())
 
     @property
     def total(self) -> Any:
@@ -50,3 +60,10 @@ class GrainSums:
             level, position = level + 1, position >> 1
         assert (level, position) not in self._nodes, "a grain was added twice"
         self._nodes[(level, position)] = value
+
+
+def _here(value: Any) -> Any:
+    """A tensor of main memory as `Sums` or as an array of numpy; of other kinds as it is."""
+    if not hasattr(value, "tolist"):
+        return value
+    return Sums(value.tolist()) if value.ndim == 1 else value.numpy()

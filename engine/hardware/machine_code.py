@@ -1,8 +1,7 @@
-"""Machine code for what torch can only do in many passes over memory.
+"""Machine code of functions that a compiler makes, kept in the user's cache.
 
-A compiler is large and slow to start. So it runs in a process of its own, once, before a merge
-takes any memory; what it makes is kept in the user's cache, and loading that takes some
-milliseconds. All of it is optional: whatever fails here, there is another way.
+A compiler is large and slow to start. So it runs in processes of its own, once, before a merge
+takes any memory; loading what it made takes some milliseconds.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +35,11 @@ _TYPES = {INT: ctypes.c_int64, FLOAT: ctypes.c_double, NOTHING: None}
 
 _COMPILER, _LINKER = "numba", "llvmlite"
 
-_DISTRUSTED = ".distrusted"
-"""The file that says that what is there does not do what it should."""
-
 _ROOT = Path(__file__).absolute().parents[__name__.count(".")]
 """Where the packages lie, so that another process finds the same ones."""
+
+_COMPILERS = 4
+"""Compilers that run at once, at most: each takes some hundred megabytes."""
 
 _PATIENCE = 600.0
 """Seconds after which a compiler is given up."""
@@ -130,10 +130,6 @@ class Library:
     builder: str
     sources: Path
 
-    def trusted(self, functions: Mapping[str, Function]) -> Any | None:
-        """What kernels get of these functions; ``None`` if they do not what they should."""
-        return functions
-
     @property
     def directory(self) -> Path:
         """Where the machine code for this version, on this machine, is kept."""
@@ -142,16 +138,6 @@ class Library:
             digest.update(path.read_bytes())
         digest.update(repr((*map(_version, (_COMPILER, _LINKER)), _processor())).encode())
         return cache_directory() / "loops" / digest.hexdigest()[:32]
-
-    @property
-    def usable(self) -> bool:
-        """Whether there is what loads machine code, and no earlier run found that it is wrong."""
-        if util.find_spec(_LINKER) is None:
-            return False
-        try:
-            return not (self.directory / _DISTRUSTED).exists()
-        except (OSError, RuntimeError):
-            return True
 
     def built(self) -> frozenset[str]:
         """The names of what is there as machine code, undamaged."""
@@ -162,13 +148,8 @@ class Library:
                     found.add(Native.read(path).name)
         return frozenset(found)
 
-    @property
-    def can_build(self) -> bool:
-        """Whether there is a compiler."""
-        return util.find_spec(_COMPILER) is not None
-
     def build(self, names: frozenset[str]) -> None:
-        """Make machine code of functions, in another process.
+        """Make machine code of functions, in other processes, a few at a time.
 
         Raises:
             NativeError: it failed.
@@ -178,54 +159,42 @@ class Library:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=directory):  # or else all would be in vain
                 pass
-            command = [sys.executable, "-m", self.builder, str(directory), *sorted(names)]
-            subprocess.run(
-                command,
-                cwd=_ROOT,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=True,
-                timeout=_PATIENCE,
-                text=True,
-            )
+            some = max(1, min(len(names), os.cpu_count() or 1, _COMPILERS))
+            ordered = sorted(names)
+            with ThreadPoolExecutor(some) as threads:
+                parts = [ordered[number::some] for number in range(some)]
+                for done in [threads.submit(self._compile, directory, part) for part in parts]:
+                    done.result()
         except subprocess.CalledProcessError as error:
             said = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
             raise NativeError(said[-1]) from error
-        except Exception as error:  # an optional speed-up stops no merge
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise NativeError(_one_line(error)) from error
         left = names - self.built()
         if left:
             raise NativeError(f"{', '.join(sorted(left))} cannot be read back from '{directory}'")
 
-    def prepare(self, names: frozenset[str]) -> Any:
-        """What kernels get of the functions with these names, of which the missing ones are built.
+    def _compile(self, directory: Path, names: Sequence[str]) -> None:
+        subprocess.run(
+            [sys.executable, "-m", self.builder, str(directory), *names],
+            cwd=_ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            timeout=_PATIENCE,
+            text=True,
+        )
+
+    def open(self, names: frozenset[str]) -> dict[str, Function]:
+        """The functions with these names.
 
         Raises:
-            NativeError: it failed, or cannot be used.
-        """
-        missing = names - self.built()
-        if missing:
-            self.build(missing)
-        return self.open(names)
-
-    def open(self, names: frozenset[str]) -> Any:
-        """What kernels get of the functions with these names.
-
-        Raises:
-            NativeError: it cannot be used.
+            NativeError: they are not there, or cannot be used.
         """
         try:
-            directory = self.directory
-            found = self.trusted({name: _loaded(directory / name) for name in sorted(names)})
-            if found is None:
-                (directory / _DISTRUSTED).touch()  # it would be no better the next time
-        except NativeError:
-            raise
-        except Exception as error:  # an optional speed-up, in whatever state, stops no merge
+            return {name: _loaded(self.directory / name) for name in sorted(names)}
+        except (OSError, RuntimeError, ValueError) as error:
             raise NativeError(_one_line(error)) from error
-        if found is None:
-            raise NativeError("they differ from torch on this machine")
-        return found
 
 
 def _is_private(path: Path) -> bool:

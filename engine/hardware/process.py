@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 
 from mergeloom.engine.base.units import MIB
+from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware.accelerators import Accelerator, found_devices
-from mergeloom.engine.hardware.machine_code import Library
 from mergeloom.engine.hardware.profile import keep, recall
 from mergeloom.engine.hardware.rates import Rates, Sample
-from mergeloom.engine.hardware.spec import LoopSupport, Machine
+from mergeloom.engine.hardware.spec import Machine
 
 _ROUND = 16 * MIB
 
@@ -29,12 +29,6 @@ maps what surrounds a page of a library where it is cached, which makes 70 MiB o
 
 _ACCELERATED_RUNTIME_BYTES = 1024 * MIB
 """The same for builds of torch that carry an accelerator's libraries, until it was measured."""
-
-_LOADED_BYTES = 56 * MIB
-"""Memory that compiled loops add, with what loads them."""
-
-_COMPILER_BYTES = 320 * MIB
-"""Memory of the process that compiles loops."""
 
 _RUNTIME, _RATES = "runtime_bytes", "rates"
 """Sections of what is remembered."""
@@ -138,19 +132,15 @@ def default_budget() -> int:
     return memory_limit() * 4 // 5
 
 
-def this_machine(threads: int | None = None, library: Library | None = None) -> Machine:
+def this_machine(arithmetic: Arithmetic, torch: Arithmetic, threads: int | None = None) -> Machine:
     """What a schedule made in this process has to reckon with, devices apart.
 
-    ``library`` has the loops that kernels may use.
+    The CPU computes by ``arithmetic``, and what that cannot do by ``torch``.
     """
     occupied = -(-resident_bytes() // _ROUND) * _ROUND
     runtime = runtime_bytes() if runtime_is_ahead() else 0
     workers = threads or available_threads()
-    loops = None
-    if library is not None and library.usable:
-        compiler = _COMPILER_BYTES if library.can_build else None
-        loops = LoopSupport(library.built(), _LOADED_BYTES, compiler)
-    return Machine(workers, occupied, runtime, loops, rates=remembered_rates())
+    return Machine(workers, occupied, runtime, arithmetic, torch, rates=remembered_rates())
 
 
 def devices() -> tuple[Accelerator, ...]:
@@ -173,13 +163,11 @@ def runtime_bytes() -> int:
     return _ACCELERATED_RUNTIME_BYTES if accelerated else _RUNTIME_BYTES
 
 
-def remember_runtime_bytes(measured: int, with_loops: bool = False) -> None:
-    """Record what torch took in a run, with compiled loops or without, for the plans to come.
+def remember_runtime_bytes(measured: int) -> None:
+    """Record what torch took in a run, for the plans to come.
 
     Plans are upper bounds, so the most that was ever measured counts.
     """
-    if with_loops:  # for which every plan with loops reckons by itself
-        measured -= _LOADED_BYTES
     rounded = max(-(-measured // _ROUND) * _ROUND, _RUNTIME_BYTES)
     if rounded > (_remembered_runtime() or 0):
         keep(_RUNTIME, {_torch_version(): rounded})

@@ -79,7 +79,7 @@ class Rates:
         return _STORAGE in self.measured
 
     def cpu(self, compiled: bool) -> float:
-        """Time that one core takes over the cost that kernels state, with compiled loops or not."""
+        """Time that one core takes over the cost that kernels state, by machine code or not."""
         # A core that is slow at one is slow at the other.
         own, other = (_COMPILED, _CPU) if compiled else (_CPU, _COMPILED)
         return self.measured.get(own, self.measured.get(other, 1.0))

@@ -24,9 +24,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mergeloom.engine.graph.graph import tree
-from mergeloom.engine.graph.kernel import Kernel
+from mergeloom.engine.graph.kernel import Arithmetic, Kernel, all_uses
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
+from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.device_memory import bus_bytes, grains_at_once
 from mergeloom.engine.plan.footprint import Profile
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 _CONVERSION = 0.4
 """Nanoseconds on one core for widening one element of an input, in one pass."""
+_STORING = 0.3
+"""The same for rounding and checking one element of the output."""
 _LAG = 0.25
 """Seconds that the CPU may fall behind storage before a merge is moved away from it."""
 
@@ -69,8 +72,8 @@ class Estimate:
     """What a merge asks of storage, processors and a bus, whatever their rates.
 
     ``stored_bytes`` are read and written once. ``core`` is the cost of its kernels in seconds on
-    one core, and ``cpu_core`` the same with compiled loops where the CPU has them, of which
-    ``compiled`` tells. ``profile`` is the merge's kind.
+    one core by torch, and ``cpu_core`` the same by the CPU's own arithmetic, ``compiled`` whether
+    that is machine code. ``profile`` is the merge's kind.
     """
 
     stored_bytes: int
@@ -80,8 +83,8 @@ class Estimate:
     profile: Profile
 
     @staticmethod
-    def of(work: Work, compiled: bool) -> Estimate:
-        """The estimate of ``work``; ``compiled`` says whether kernels may use loops."""
+    def of(work: Work, torch: Arithmetic) -> Estimate:
+        """The estimate of ``work``, which devices do by ``torch``."""
         profile = work.profile
         moved_down = sum(write.nbytes for write in work.writes)
         stored = sum(map(profile.leaf_bytes, profile.all_leaves)) + sum(profile.side_bytes)
@@ -89,10 +92,10 @@ class Estimate:
         seconds = profile.grains.total / 1e9 if profile.computes else 0.0
         core = cpu_core = 0.0
         for merge in tree(work.root):
-            demand, inputs = _demand(merge.kernel), len(merge.gather.inputs)
-            core += inputs * demand.cost * seconds
-            cpu_core += inputs * (demand.compiled_cost if compiled else demand.cost) * seconds
-        return Estimate(stored, core, cpu_core, cpu_core < core, profile)
+            inputs = len(merge.gather.inputs)
+            core += cost(merge.kernel, inputs, torch) * seconds
+            cpu_core += cost(merge.kernel, inputs, work.arithmetic) * seconds
+        return Estimate(stored, core, cpu_core, not work.arithmetic.uses_torch, profile)
 
     def on_storage(self, rates: Rates) -> float:
         """Seconds of storage."""
@@ -128,19 +131,13 @@ class _Clocks:
         return max(self.storage, self.cpu, *self.devices.values(), 0.0)
 
 
-def seats(
-    works: Sequence[Work],
-    devices: Sequence[Accelerator],
-    forced: bool,
-    threads: int,
-    compiled: bool,
-    rates: Rates,
-) -> list[Seat]:
+def seats(works: Sequence[Work], machine: Machine, threads: int) -> list[Seat]:
     """The place of each of ``works``, which run in this order.
 
-    With ``forced``, everything that can go to a device does. The CPU has ``threads`` workers and,
-    if ``compiled``, compiled loops.
+    Where devices are forced, everything that can go to one does. The CPU has ``threads`` workers.
     """
+    devices: Sequence[Accelerator] = machine.devices
+    forced, rates = machine.forced, machine.rates
     if not devices:
         why = {True: Why.NO_DEVICE, False: Why.COPIED}
         return [Seat(None, why[work.profile.computes]) for work in works]
@@ -148,7 +145,7 @@ def seats(
     clocks, alone = _Clocks(threads), _Clocks(threads)
     found = []
     for work in works:
-        estimate = Estimate.of(work, compiled)
+        estimate = Estimate.of(work, machine.torch)
         core = estimate.on_core(rates)
         for each in (clocks, alone):
             each.storage += estimate.on_storage(rates)
@@ -184,7 +181,7 @@ def _seat(
         return Seat(None, Why.COPIED)
     if work.side or any(bits % 8 for bits in work.profile.leaf_bits):
         return Seat(None, Why.CPU_ONLY)
-    double = any(_demand(merge.kernel).double for merge in tree(work.root))
+    double = any(merge.kernel.double for merge in tree(work.root))
     able = [number for number, device in enumerate(devices) if device.double or not double]
     if not able:
         return Seat(None, Why.NEEDS_DOUBLE)
@@ -201,19 +198,12 @@ def _seat(
     return Seat(first, Why.FASTER_THERE) if ends[first] < on_cpu else Seat(None, Why.FASTER_ON_CPU)
 
 
-@dataclass(frozen=True, slots=True)
-class _Demand:
-    """Nanoseconds on one core for one element of one input, and whether float64 is needed."""
-
-    cost: float
-    compiled_cost: float
-    double: bool
-
-
 @lru_cache(maxsize=1024)
-def _demand(kernel: Kernel) -> _Demand:
-    widening = _CONVERSION * (len(kernel.passes) + 1)
-    return _Demand(kernel.cost + widening, kernel.compiled_cost + widening, kernel.double)
+def cost(kernel: Kernel, inputs: int, arithmetic: Arithmetic) -> float:
+    """Nanoseconds on one core for one element, all passes."""
+    widening = _CONVERSION * (len(kernel.passes) + 1) if arithmetic.uses_torch else 0.0
+    words = sum(arithmetic.cost(use) for use in all_uses(kernel))
+    return inputs * (kernel.cost + widening) + words + _STORING
 
 
 # --- memory on a device ---------------------------------------------------------------------

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.memory.pages import PAGE, block_bytes
 from mergeloom.engine.plan.footprint import Positions, Profile
-
-if TYPE_CHECKING:
-    pass
-
 
 SLOTS = 3
 """Parts of a device's memory that tiles pass through: one arrives, one is computed, one leaves."""
@@ -81,12 +76,12 @@ def stride(grains: Grains, size: int) -> int:
 
 def bench_bytes(profile: Profile) -> int:
     """Device memory for the arithmetic on one grain."""
-    return block_bytes(-(-profile.worker.scratch_bytes // PAGE) * PAGE)
+    return block_bytes(-(-profile.on_device.scratch_bytes // PAGE) * PAGE)
 
 
 def outside_bytes(profile: Profile) -> int:
     """Device memory that is left to torch."""
-    worker = profile.worker
+    worker = profile.on_device
     return _RESERVE + worker.scratch_bytes + 2 * worker.accumulator_bytes
 
 

@@ -29,7 +29,7 @@ def estimated_seconds(schedule: Schedule) -> Duration:
     for placed in schedule.placements:
         if not placed.work.profile.computes:
             continue
-        estimate = Estimate.of(placed.work, schedule.compiled)
+        estimate = Estimate.of(placed.work, schedule.torch)
         number = placed.seat.device
         if number is None:
             cpu += estimate.on_core(rates) / schedule.workers

@@ -62,9 +62,9 @@ class Profile:
 
     ``leaf_bits`` and ``write_bits`` are bits of one element; ``passes`` the positions of the
     leaves that each pass needs, the last pass being the one that writes. ``worker`` is what one
-    worker needs for its arithmetic, ``looped`` the same where compiled loops do the work;
-    ``notes_bytes`` those of one grain's notes (`Kernel.notes_bytes`). ``side_bytes`` are those of
-    each load that is held whole while the merge runs.
+    worker needs for its arithmetic, ``on_device`` what a device would need; ``memo_bytes`` those of
+    one grain's memo (`Kernel.memo_bytes`). ``side_bytes`` are those of each load that is held whole
+    while the merge runs.
     """
 
     grains: Grains
@@ -73,8 +73,8 @@ class Profile:
     passes: tuple[Positions, ...]
     computes: bool
     worker: Working
-    looped: Working
-    notes_bytes: int = 0
+    on_device: Working
+    memo_bytes: int = 0
     side_bytes: tuple[int, ...] = ()
 
     @property
@@ -102,10 +102,10 @@ class Profile:
         elements = min(tile * self.grains.size, self.grains.total)
         return sum(_block(_nbytes(elements, bits)) for bits in self.write_bits)
 
-    def tile_notes_bytes(self, tile: int) -> int:
-        """Ledger bytes of the notes on one tile of ``tile`` grains."""
+    def tile_memo_bytes(self, tile: int) -> int:
+        """Ledger bytes of the memos of one tile of ``tile`` grains."""
         grains = min(tile, self.grains.count)
-        return block_bytes(grains * self.notes_bytes) if self.notes_bytes else 0
+        return block_bytes(grains * self.memo_bytes) if self.memo_bytes else 0
 
     def tile_bytes(self, tile: int, positions: Positions) -> int:
         """Ledger bytes of one tile of the last pass for which these leaves are read."""
@@ -221,7 +221,7 @@ class Flow:
     ``tile`` is the tile length in grains. ``kept_before`` are leaves that an earlier merge left
     in memory; ``kept_fresh`` those that are read whole, into one block, because a later merge
     needs them; ``resident`` those that stay from their first pass to the last in the first
-    ``staying`` tiles; the others are streamed. If ``noted``, notes on all tiles stay too.
+    ``staying`` tiles; the others are streamed. If ``memos``, those of all tiles stay too.
     """
 
     profile: Profile
@@ -230,7 +230,7 @@ class Flow:
     kept_fresh: Positions
     resident: Positions
     staying: int
-    noted: bool = False
+    memos: bool = False
 
     @property
     def tiles(self) -> int:
@@ -275,8 +275,8 @@ class Flow:
     @cached_property
     def resident_bytes(self) -> int:
         """Ledger bytes of what stays until the last pass."""
-        notes = self.tiles * self.profile.tile_notes_bytes(self.tile) if self.noted else 0
-        return notes + self.staying * self.profile.input_bytes(self.tile, self.resident)
+        memos = self.tiles * self.profile.tile_memo_bytes(self.tile) if self.memos else 0
+        return memos + self.staying * self.profile.input_bytes(self.tile, self.resident)
 
     @cached_property
     def granted_bytes(self) -> int:

@@ -25,13 +25,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from mergeloom.engine.base.errors import BudgetError
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, Load
+from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware.accelerators import CPU, Accelerator
 from mergeloom.engine.hardware.rates import ASSUMED, Rates
 from mergeloom.engine.hardware.spec import Machine
@@ -39,7 +40,7 @@ from mergeloom.engine.plan.assignment import Seat, Why, seats, without_devices
 from mergeloom.engine.plan.device_memory import grains_at_once, grains_staying
 from mergeloom.engine.plan.footprint import Flow, Positions, Profile, Working
 from mergeloom.engine.plan.residency import stays_of
-from mergeloom.engine.plan.work import Work, loop_names, works_of
+from mergeloom.engine.plan.work import Work, words_of, works_of
 
 PREFETCH_BYTES = 128 * MIB
 """Memory that reading ahead may use beyond what the merges at hand need."""
@@ -49,8 +50,8 @@ IMPORT_PREFETCH_BYTES = 512 * MIB
 
 _NODE_BYTES = 400
 _HEAP_MARGIN = 24 * MIB
-_NOTED_SHARE = 0.25
-"""The most of the ledger that notes may take: they save arithmetic, inputs that stay reading."""
+_MEMO_SHARE = 0.25
+"""The most of the ledger that memos may take: they save arithmetic, inputs that stay reading."""
 _MINIMUM_STEP = 8 * MIB
 
 
@@ -110,13 +111,12 @@ class Tile:
 class Schedule:
     """The whole run, decided: placements in order, workers, memory.
 
-    ``loops`` are the compiled loops that kernels may use, for which there is memory; ``missing``
-    those of them that have to be built first, and ``workers_without_loops`` how many workers the
-    budget has room for should loops fail. ``ledger_bytes`` is the ledger's capacity;
-    ``overhead_bytes`` everything else the process occupies, of which each of ``workers`` may take
-    ``scratch_bytes`` for arithmetic, or ``looped_scratch_bytes`` where loops work. Their sum,
-    or ``minimum_bytes``, the smallest budget that can work, if that is more, is ``peak_bytes``,
-    which the process never exceeds. ``rates`` are those by which places were decided.
+    ``words`` are those that kernels use of each arithmetic on the CPU; devices compute by
+    ``torch``. ``ledger_bytes`` is the ledger's capacity; ``overhead_bytes`` everything else the
+    process occupies, of which each of ``workers`` may take ``scratch_bytes`` for arithmetic. Their
+    sum, or ``minimum_bytes``, the
+    smallest budget that can work, if that is more, is ``peak_bytes``, which the process never
+    exceeds. ``rates`` are those by which places were decided.
     """
 
     graph: Graph
@@ -124,13 +124,11 @@ class Schedule:
     workers: int
     ledger_bytes: int
     scratch_bytes: int
-    looped_scratch_bytes: int
     overhead_bytes: int
     minimum_bytes: int
     budget_bytes: int | None
-    loops: frozenset[str] = frozenset()
-    missing: frozenset[str] = frozenset()
-    workers_without_loops: int = 1
+    torch: Arithmetic
+    words: Mapping[Arithmetic, frozenset[str]] = field(default_factory=dict)
     devices: tuple[Accelerator, ...] = ()
     rates: Rates = ASSUMED
 
@@ -139,8 +137,13 @@ class Schedule:
 
     @property
     def compiled(self) -> bool:
-        """Whether kernels may use compiled loops."""
-        return bool(self.loops)
+        """Whether machine code computes on the CPU."""
+        return any(not arithmetic.uses_torch for arithmetic in self.words)
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """The words that machine code has to be built of first."""
+        return frozenset[str]().union(*(each.missing(own) for each, own in self.words.items()))
 
     @cached_property
     def seats(self) -> dict[Seat, int]:
@@ -204,63 +207,52 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     Raises:
         BudgetError: no schedule fits; the message names the smallest budget that does.
     """
-    works = works_of(graph)
+    works = works_of(graph, machine)
     profiles = {work.profile for work in works}
-    needed = _Needed.of(profiles, len(works), machine, ())
+    needed = _Needed.of(works, machine, ())
     narrowest = max((profile.narrowest for profile in profiles), default=0)
     minimum = -(-(needed.bytes(1) + narrowest) // _MINIMUM_STEP) * _MINIMUM_STEP
     if budget is not None and budget < minimum:
         raise BudgetError(_infeasible(works, budget, minimum))
-    loading = _loading_bytes(loop_names(works), budget, machine)
+    if budget is not None and machine.process_bytes + machine.compiler_bytes > budget:
+        _check_built(works, budget)
 
-    def capacity(workers: int, loading: int = 0) -> int:
-        return 1 << 62 if budget is None else budget - needed.bytes(workers, loading)
+    def capacity(workers: int) -> int:
+        return 1 << 62 if budget is None else budget - needed.bytes(workers)
 
-    def staff(loading: int) -> tuple[int, int]:
-        """How many workers there is room for, and the bytes of loops if there is for them."""
+    def staff() -> int:
+        """The number of workers there is room for."""
         workers = machine.threads
         while workers > 1 and capacity(workers) < (workers + 2) * narrowest:
             workers -= 1
-        for looped in range(machine.threads, workers - 1, -1) if loading else ():
-            if capacity(looped, loading) >= max((looped + 2) * narrowest, loading):
-                return looped, loading
-        return workers, 0
+        return workers
 
     # What a device takes from the CPU's memory is known only when it is used. So places are
     # decided with the CPU at its best.
-    workers, granted = staff(loading)
-    seating = seats(works, machine.devices, machine.forced, workers, granted > 0, machine.rates)
+    workers = staff()
+    seating = seats(works, machine, workers)
     used = {seat.device for seat in seating if seat.device is not None}
     if used:
         taken = [machine.devices[number] for number in sorted(used)]
-        with_devices = _Needed.of(profiles, len(works), machine, taken)
+        with_devices = _Needed.of(works, machine, taken)
         if budget is not None and with_devices.bytes(1) + narrowest > budget:
             seating = without_devices(seating, Why.NO_RAM)
         else:
             needed = with_devices
-            workers, granted = staff(loading)
-    here = [work for work, seat in zip(works, seating, strict=True) if seat.device is None]
-    if granted and not loop_names(here):
-        workers, granted = staff(0)
-    loops = loop_names(works) if granted else frozenset()  # a device may give any of them up
-    available = capacity(workers, granted)
-    placements = _place(works, available, seating, machine.devices, granted > 0)
-    ledger_bytes = _useful(placements, available)
-    room = math.inf if budget is None else budget - granted - ledger_bytes
-    fitting = [number for number in range(1, workers + 1) if needed.bytes(number) <= room]
+            workers = staff()
+    available = capacity(workers)
+    placements = _place(works, available, seating, machine.devices)
     return Schedule(
         graph=graph,
         placements=placements,
         workers=workers,
-        ledger_bytes=ledger_bytes,
+        ledger_bytes=_useful(placements, available),
         scratch_bytes=needed.worker.scratch_bytes,
-        looped_scratch_bytes=needed.looped.scratch_bytes,
-        overhead_bytes=needed.bytes(workers, granted),
+        overhead_bytes=needed.bytes(workers),
         minimum_bytes=minimum,
         budget_bytes=budget,
-        loops=loops,
-        missing=loops - machine.loops.built if machine.loops is not None else frozenset(),
-        workers_without_loops=max(fitting, default=1),
+        torch=machine.torch,
+        words=words_of(works),  # a device may give any of them up
         devices=machine.devices,
         rates=machine.rates,
     )
@@ -272,45 +264,42 @@ class _Needed:
 
     fixed: int
     worker: Working
-    looped: Working
 
     @staticmethod
-    def of(
-        profiles: set[Profile], works: int, machine: Machine, devices: Sequence[Accelerator]
-    ) -> _Needed:
+    def of(works: Sequence[Work], machine: Machine, devices: Sequence[Accelerator]) -> _Needed:
         """What it takes to use ``devices`` too.
 
         Their libraries are the same; what each of several adds is smaller.
         """
-        worker = Working.most(profile.worker for profile in profiles)
-        fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * works
-        if any(profile.computes for profile in profiles):
+        profiles = {work.profile for work in works}
+        words = words_of(works)
+        fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * len(works)
+        fixed += sum(arithmetic.library_bytes(own) for arithmetic, own in words.items())
+        if devices or any(arithmetic.uses_torch for arithmetic in words):
             fixed += machine.runtime_bytes
         libraries = sorted((device.host_bytes for device in devices), reverse=True)
         fixed += sum(libraries[:1]) + sum(libraries[1:]) // 4
-        fixed += sum(worker.beside_device for _ in devices)
-        return _Needed(fixed, worker, Working.most(profile.looped for profile in profiles))
+        there = Working.most(profile.on_device for profile in profiles)
+        fixed += sum(there.beside_device for _ in devices)
+        return _Needed(fixed, Working.most(profile.worker for profile in profiles))
 
-    def bytes(self, workers: int, loading: int = 0) -> int:
-        """With so many workers and, where ``loading`` them takes some bytes, with loops."""
-        if not loading:
-            return self.fixed + self.worker.of_workers(workers)
-        # Should loops fail, one worker goes on without.
-        alone, looped = self.worker.of_workers(1), self.looped.of_workers(workers)
-        return self.fixed + loading + max(alone, looped)
+    def bytes(self, workers: int) -> int:
+        """Those of ``workers`` workers and everything else."""
+        return self.fixed + self.worker.of_workers(workers)
 
 
-def _loading_bytes(loops: frozenset[str], budget: int | None, machine: Machine) -> int:
-    """What it takes to load these loops, or 0 where that cannot be done."""
-    support = machine.loops
-    if support is None or not loops:
-        return 0
-    if not loops <= support.built:
-        if support.compiler_bytes is None:
-            return 0
-        if budget is not None and machine.process_bytes + support.compiler_bytes > budget:
-            return 0
-    return support.loaded_bytes
+def _check_built(works: Sequence[Work], budget: int) -> None:
+    """Check that no compiler is needed, for which the budget is too small.
+
+    Raises:
+        BudgetError: one is.
+    """
+    for arithmetic, words in words_of(works).items():
+        if arithmetic.missing(words):
+            raise BudgetError(
+                f"a budget of {budget / MIB:.0f} MiB is too small to build machine code for this "
+                "merge: run 'mergeloom prepare' once, which builds all of it for this machine"
+            )
 
 
 def _place(
@@ -318,7 +307,6 @@ def _place(
     capacity: int,
     seating: Sequence[Seat],
     devices: Sequence[Accelerator],
-    looped: bool,
 ) -> tuple[Placement, ...]:
     before: list[set[Load]] = [set() for _ in works]
     after: list[set[Load]] = [set() for _ in works]
@@ -336,11 +324,11 @@ def _place(
         there = _positions(work, before[index])
         fresh = _positions(work, after[index] - before[index])
         seat, chunk, staying = seating[index], 0, 0
-        notes = looped and seat.device is None
-        key = work.profile, there, fresh, kept_for_others, notes
+        memos = seat.device is None
+        key = work.profile, there, fresh, kept_for_others, memos
         flow = flows.get(key)
         if flow is None:
-            flow = flows[key] = _flow(work.profile, there, fresh, capacity - kept_for_others, notes)
+            flow = flows[key] = _flow(work.profile, there, fresh, capacity - kept_for_others, memos)
         after_this = _positions(work, after[index])
         if seat.device is not None:
             memory = devices[seat.device].memory_bytes
@@ -355,16 +343,16 @@ def _positions(work: Work, loads: set[Load]) -> Positions:
 
 
 def _flow(
-    profile: Profile, there: Positions, fresh: Positions, available: int, notes: bool
+    profile: Profile, there: Positions, fresh: Positions, available: int, memos: bool
 ) -> Flow:
     whole = {*there, *fresh}
     rest = tuple(i for i in profile.all_leaves if i not in whole)
     room = available - profile.whole_bytes((*there, *fresh))
-    noted = profile.tile_notes_bytes(1) * profile.grains.count if notes else 0
-    if noted > room * _NOTED_SHARE or room - noted < 2 * profile.narrowest:
-        noted = 0
-    resident, tile, staying = profile.resident_or_streamed(rest, room - noted)
-    return Flow(profile, tile, there, fresh, resident, staying, noted > 0)
+    memo = profile.tile_memo_bytes(1) * profile.grains.count if memos else 0
+    if memo > room * _MEMO_SHARE or room - memo < 2 * profile.narrowest:
+        memo = 0
+    resident, tile, staying = profile.resident_or_streamed(rest, room - memo)
+    return Flow(profile, tile, there, fresh, resident, staying, memo > 0)
 
 
 def _useful(placements: tuple[Placement, ...], available: int) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains, partition
 from mergeloom.engine.graph.graph import Graph, Load, Merge, Write, copied_dtype, tree
-from mergeloom.engine.graph.kernel import AS_STORED, Kernel, Statistic
+from mergeloom.engine.graph.kernel import Arithmetic, Kernel, Statistic, all_uses
+from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.memory.pages import PAGE, block_bytes
 from mergeloom.engine.plan.footprint import Positions, Profile, Working
 
@@ -31,6 +32,7 @@ class Work:
     """One root merge, all that is written of it, and all that it needs.
 
     ``leaves`` are its aligned loads, ``side`` those that are held whole while it runs.
+    ``arithmetic`` computes it on the CPU, where it has to be computed.
     """
 
     root: Merge
@@ -39,27 +41,35 @@ class Work:
     side: tuple[Load, ...]
     passes: tuple[Pass, ...]
     profile: Profile
+    arithmetic: Arithmetic
 
     @property
     def grains(self) -> Grains:
         return self.profile.grains
 
 
-def loop_names(works: Sequence[Work]) -> frozenset[str]:
-    """The loops that kernels can use."""
-    kernels = {merge.kernel for work in works for merge in tree(work.root)}
-    return frozenset[str]().union(*(kernel.loops for kernel in kernels))
+def words_of(works: Sequence[Work]) -> dict[Arithmetic, frozenset[str]]:
+    """The words that are used of each arithmetic on the CPU."""
+    found: dict[Arithmetic, set[str]] = {}
+    for work in works:
+        if work.profile.computes:
+            own = found.setdefault(work.arithmetic, set())
+            for merge in tree(work.root):
+                own.update(use.word for use in all_uses(merge.kernel))
+    return {arithmetic: frozenset(own) for arithmetic, own in found.items()}
 
 
-def works_of(graph: Graph) -> list[Work]:
+def works_of(graph: Graph, machine: Machine) -> list[Work]:
     writes: dict[Merge, list[Write]] = {}
     for write in graph.writes:
         writes.setdefault(write.merge, []).append(write)
     profiles: dict[Profile, Profile] = {}
-    return [_work(root, tuple(own), profiles) for root, own in writes.items()]
+    return [_work(root, tuple(own), profiles, machine) for root, own in writes.items()]
 
 
-def _work(root: Merge, writes: tuple[Write, ...], profiles: dict[Profile, Profile]) -> Work:
+def _work(
+    root: Merge, writes: tuple[Write, ...], profiles: dict[Profile, Profile], machine: Machine
+) -> Work:
     merges = tuple(tree(root))
     leaves: dict[Load, int] = {}
     side = dict.fromkeys(load for merge in merges for load in merge.gather.side)
@@ -82,41 +92,55 @@ def _work(root: Merge, writes: tuple[Write, ...], profiles: dict[Profile, Profil
     computes = copied is None or any(write.dtype != copied for write in writes)
     access = max(merge.kernel.access for merge in merges) if computes else Access.ELEMENTWISE
     grains = partition(root.shape, access)
+    arithmetic = _arithmetic(merges, writes, machine)
     profile = Profile(
         grains=grains,
         leaf_bits=tuple(load.dtype.bits for load in leaves),
         write_bits=tuple(write.dtype.bits for write in writes),
         passes=tuple(current.leaves for current in passes),
         computes=computes,
-        worker=_working(merges, grains, False) if computes else Working(0, 0),
-        looped=_working(merges, grains, True) if computes else Working(0, 0),
-        notes_bytes=root.kernel.notes_bytes(grains) if computes else 0,
+        worker=_working(merges, grains, arithmetic) if computes else Working(0, 0),
+        on_device=_working(merges, grains, machine.torch) if computes else Working(0, 0),
+        memo_bytes=root.kernel.memo_bytes(grains) if computes and not arithmetic.uses_torch else 0,
         side_bytes=tuple(load.nbytes for load in side),
     )
     profile = profiles.setdefault(profile, profile)
-    return Work(root, writes, tuple(leaves), tuple(side), tuple(passes), profile)
+    return Work(root, writes, tuple(leaves), tuple(side), tuple(passes), profile, arithmetic)
 
 
-def _working(merges: Sequence[Merge], grains: Grains, looped: bool) -> Working:
+def _arithmetic(merges: Sequence[Merge], writes: Sequence[Write], machine: Machine) -> Arithmetic:
+    """What computes a merge tree on the CPU: the machine's own, if all kernels speak its words."""
+    speak = all(
+        merge.kernel.uses
+        and all(
+            machine.arithmetic.widens(node.dtype)
+            for node in merge.gather.inputs
+            if isinstance(node, Load)
+        )
+        for merge in merges
+    )
+    if speak and all(machine.arithmetic.writes(write.dtype) for write in writes):
+        return machine.arithmetic
+    return machine.torch
+
+
+def _working(merges: Sequence[Merge], grains: Grains, arithmetic: Arithmetic) -> Working:
     """What one worker needs for its arithmetic on a merge tree."""
-    tensors = workspace = accumulator = 0
+    arrays = workspace = accumulator = 0
     for merge in merges:
-        kernel, nodes = merge.kernel, merge.gather.inputs
-        loops_work = looped and bool(kernel.loops)
+        kernel = merge.kernel
         parts: tuple[Kernel | Statistic[Any, Any], ...] = (kernel, *kernel.passes)
-        own = [_tensors(part.scratch, part.looped_scratch, nodes, loops_work) for part in parts]
-        tensors += max(own) + 1
-        workspace += max(part.workspace_bytes(grains, loops_work) for part in parts)
+        arrays += max(part.scratch for part in parts) + 1
+        arrays += sum(
+            isinstance(node, Load) and not arithmetic.reads(node.dtype)
+            for node in merge.gather.inputs
+        )
+        workspace += max(
+            part.workspace_bytes(grains)
+            + sum(arithmetic.workspace_bytes(use, grains) for use in part.uses)
+            for part in parts
+        )
         for statistic in kernel.passes:
-            accumulator = max(accumulator, statistic.accumulator_bytes(grains, loops_work))
-    scratch = block_bytes(-(-grains.size * 4 // PAGE) * PAGE * tensors) + workspace
+            accumulator = max(accumulator, statistic.accumulator_bytes(grains))
+    scratch = block_bytes(-(-grains.size * 4 // PAGE) * PAGE * arrays + workspace)
     return Working(scratch, accumulator)
-
-
-def _tensors(
-    scratch: int, looped: int | None, nodes: Sequence[Load | Merge], loops_work: bool
-) -> int:
-    """Tensors of a grain's size that a kernel or a statistic needs: inputs, and its scratch."""
-    if looped is None or not loops_work:
-        return len(nodes) + scratch
-    return looped + sum(not isinstance(node, Load) or node.dtype not in AS_STORED for node in nodes)

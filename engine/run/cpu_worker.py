@@ -1,29 +1,26 @@
-"""Computes tiles on the CPU. Copies need no arithmetic, and so no torch."""
+"""Computes tiles on the CPU."""
 
 from __future__ import annotations
 
 import ctypes
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
+from mergeloom.engine.graph.graph import Load
+from mergeloom.engine.graph.kernel import Arithmetic, Ops
+from mergeloom.engine.run.evaluate import Memo, Span, TreeEvaluator, check_finite
 from mergeloom.engine.run.state import Host, TileRun, elements
-
-if TYPE_CHECKING:
-    from mergeloom.engine.graph.graph import Load
-    from mergeloom.engine.run.evaluate import Bench, Span, TreeEvaluator
 
 
 class Worker:
     """One thread's work: it takes tiles and computes them, grain by grain.
 
-    ``bench`` is its scratch memory, where any merge needs arithmetic; ``loops`` are handed to
-    kernels.
+    ``ops`` gives the thread's own arithmetic of a kind.
     """
 
-    def __init__(self, host: Host, bench: Bench | None, loops: Any) -> None:
+    def __init__(self, host: Host, ops: Callable[[Arithmetic], Ops]) -> None:
         self._host = host
-        self._bench = bench
-        self._loops = loops
+        self._ops = ops
 
     def run(self) -> None:
         """Work until the executor has no tile any more.
@@ -45,8 +42,6 @@ class Worker:
 
     def _combine(self, task: TileRun) -> None:
         """Compute the outputs of a tile of the last pass, and digest them."""
-        from mergeloom.engine.run.evaluate import Span, check_finite
-
         run, work = task.merge, task.merge.placement.work
         evaluator, spans = self._evaluator(task)
         spans |= {load: Span(held.block, held.at, 0) for load, held in run.side.items()}
@@ -54,9 +49,10 @@ class Worker:
         outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
         for index in _indices(task):
             self._host.check()
-            squares = float(evaluator.output(index, outputs))
+            doubtful = evaluator.output(index, outputs)
             bounds = work.grains.bounds(index)
-            check_finite(work.root, bounds, squares, spans, outputs)
+            if doubtful:
+                check_finite(work.root, bounds, spans, outputs)
             for write, span in outputs:
                 run.digests[write].add(index, span.content(write.dtype, *bounds))
 
@@ -70,24 +66,21 @@ class Worker:
         for index in _indices(task):
             self._host.check()
             evaluator.statistic(current.merge, statistic, accumulator, index)
+        statistic.fetch(accumulator)
         self._host.accumulate(task, accumulator)
 
     def _evaluator(self, task: TileRun) -> tuple[TreeEvaluator, dict[Load, Span]]:
         """What evaluates the tile, once it knows the tallies before it; and where inputs lie."""
-        from mergeloom.engine.run.evaluate import Notes, Span, TreeEvaluator
-
         run, tile = task.merge, task.tile
         work = run.placement.work
         first, _ = elements(tile, run.placement)
         spans = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
-        notes = None
-        if task.notes is not None:
-            notes = Notes(task.notes, work.profile.notes_bytes, tile.first)
-        assert self._bench is not None
+        memo = None
+        if task.memo is not None:
+            memo = Memo(task.memo, work.profile.memo_bytes, tile.first)
+        ops = self._ops(work.arithmetic)
         evaluator = TreeEvaluator(
-            *(work.root, work.grains, spans, self._bench, run.statistics, task.tallies),
-            loops=self._loops,
-            notes=notes,
+            *(work.root, work.grains, spans, ops, run.statistics, task.tallies, memo),
             side={load: Span(held.block, held.at, 0) for load, held in run.side.items()},
         )
         for merge in run.passes[tile.number].tallied:

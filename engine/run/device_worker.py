@@ -33,6 +33,7 @@ from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import RunError, is_memory_short
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.graph.graph import Load, Merge, Write
+from mergeloom.engine.graph.kernel import Ops
 from mergeloom.engine.memory.ledger import Block, Closed
 from mergeloom.engine.plan.device_memory import (
     SLOTS,
@@ -43,8 +44,9 @@ from mergeloom.engine.plan.device_memory import (
     stride,
 )
 from mergeloom.engine.run.device_cache import Stay, Store
-from mergeloom.engine.run.evaluate import Bench, Span, TreeEvaluator, check_finite, use_one_thread
+from mergeloom.engine.run.evaluate import Span, TreeEvaluator, check_finite
 from mergeloom.engine.run.state import Host, MergeRun, TileRun, elements
+from mergeloom.engine.run.torch_arrays import use_one_thread
 from mergeloom.engine.run.torch_device import Device, Mark, is_incapable, is_out_of_memory
 
 _FLYING = 2
@@ -66,7 +68,7 @@ class DeviceSpan:
     first: int
     grains: Grains
 
-    def view(self, dtype: DType, start: int, count: int) -> Tensor:
+    def view(self, ops: Ops, dtype: DType, start: int, count: int) -> Tensor:
         """Elements ``[start, start + count)`` of one grain as a flat tensor."""
         return self._bytes(dtype.size, start, count).view(dtype.torch)
 
@@ -126,19 +128,27 @@ class _Flight:
     task: TileRun
     chunk: int
     arrived: Mark | None = None
-    squares: list[Tensor] = field(default_factory=list)
+    doubtful: list[Tensor] = field(default_factory=list)
     accumulator: Any = None
     timed: list[_Timed] = field(default_factory=list)
 
 
 class Offload:
     """The worker of one device, which is number ``number`` of the schedule and may be given
-    ``memory`` bytes.
+    ``memory`` bytes. ``arithmetic`` makes its operations, with scratch there.
 
     Of finished tiles, ``uploaded_bytes`` took ``uploading_seconds`` (NaN: it does not tell).
     """
 
-    def __init__(self, device: Device, number: int, memory: int, host: Host) -> None:
+    def __init__(
+        self,
+        device: Device,
+        number: int,
+        memory: int,
+        host: Host,
+        arithmetic: Callable[..., Ops],
+    ) -> None:
+        self._arithmetic = arithmetic
         self._device = device
         self._number = number
         self._memory = memory
@@ -148,7 +158,7 @@ class Offload:
         )
         self._slots: list[_Slot] = []
         self._turn = 0
-        self._bench: Bench | None = None
+        self._ops: Ops | None = None
         self._store = Store()
         self._sizes = _NOTHING
         self._storable = memory
@@ -251,19 +261,19 @@ class Offload:
             with self._fetch:
                 if flight.accumulator is not None:
                     _statistic(task).fetch(flight.accumulator)
-                squares = torch.stack(flight.squares).tolist() if flight.squares else []
+                doubtful = torch.stack(flight.doubtful).tolist() if flight.doubtful else []
         except Exception as error:
             chunk = self._smaller(flight.chunk, error)
         else:
-            self._arrived(flight, squares)
+            self._arrived(flight, doubtful)
             return
         del flight
         self._retry(task, chunk)
 
-    def _arrived(self, flight: _Flight, squares: Sequence[float]) -> None:
+    def _arrived(self, flight: _Flight, doubtful: Sequence[float]) -> None:
         task = flight.task
-        if squares:
-            self._finish(task, squares)
+        if doubtful:
+            self._finish(task, doubtful)
         if flight.accumulator is not None:
             self._host.accumulate(task, flight.accumulator)
         self._store.done(task)
@@ -282,15 +292,16 @@ class Offload:
         """Merges under way but the one of ``task``."""
         return {flight.task.merge for flight in self._flying} - {task.merge}
 
-    def _finish(self, task: TileRun, squares: Sequence[float]) -> None:
+    def _finish(self, task: TileRun, doubtful: Sequence[float]) -> None:
         """Check and digest what has arrived in the output blocks."""
         run, work = task.merge, task.merge.placement.work
         first, _ = elements(task.tile, run.placement)
         inputs = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
         outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
-        for index, square in zip(_grains(task), squares, strict=True):
+        for index, doubt in zip(_grains(task), doubtful, strict=True):
             bounds = work.grains.bounds(index)
-            check_finite(work.root, bounds, square, inputs, outputs)
+            if doubt:
+                check_finite(work.root, bounds, inputs, outputs)
             for write, span in outputs:
                 run.digests[write].add(index, span.content(write.dtype, *bounds))
 
@@ -305,7 +316,7 @@ class Offload:
         if current.statistic is None:
             flight.arrived = self._walk(
                 flight,
-                lambda evaluator, index, outputs: flight.squares.append(
+                lambda evaluator, index, outputs: flight.doubtful.append(
                     evaluator.output(index, outputs)
                 ),
             )
@@ -344,8 +355,8 @@ class Offload:
         """
         task = flight.task
         run, work = task.merge, task.merge.placement.work
-        bench, last = self._bench, Mark()
-        assert bench is not None
+        ops, last = self._ops, Mark()
+        assert ops is not None
         stay = self._store.admit(run) if self._stays(task) else self._store.stays.get(run)
         for indices in _chunks(_grains(task), flight.chunk, 0 if stay is None else stay.grains):
             self._host.check()
@@ -362,7 +373,7 @@ class Offload:
             with self._compute:
                 begun = self._compute.mark()
                 evaluator = TreeEvaluator(
-                    work.root, work.grains, inputs, bench, run.statistics, task.tallies
+                    work.root, work.grains, inputs, ops, run.statistics, task.tallies
                 )
                 for index in indices:
                     each(evaluator, index, outputs)
@@ -460,7 +471,9 @@ class Offload:
         if sizes == self._sizes and self._store.stays:
             return  # a larger store is not worth uploading again what is there
         self._drop()
-        self._bench = Bench(self._device.allocate(sizes.bench).view(torch.float32), on_device=True)
+        scratch = self._device.allocate(sizes.bench).view(torch.float32)
+        self._ops = self._arithmetic(scratch, on_device=True)
+        del scratch
         memory = self._device.allocate(SLOTS * sizes.slot)
         self._slots = [_Slot(memory[i * sizes.slot :][: sizes.slot]) for i in range(SLOTS)]
         self._sizes = sizes
@@ -487,7 +500,7 @@ class Offload:
     def _drop(self) -> None:
         self._device.settle()
         self._sizes = _NOTHING
-        self._bench = None
+        self._ops = None
         self._slots = []
         self._store = Store()
         self._device.reclaim()

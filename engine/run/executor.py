@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mergeloom.engine.base.gc_pause import collection_paused
 from mergeloom.engine.graph.graph import Load, Merge, OutputFile, Write
+from mergeloom.engine.graph.kernel import Arithmetic, Ops
 from mergeloom.engine.hardware.accelerators import Accelerator
-from mergeloom.engine.hardware.machine_code import Library, NativeError
 from mergeloom.engine.hardware.rates import Busy, Stopwatch
 from mergeloom.engine.memory.ledger import Block, Closed, Ledger
 from mergeloom.engine.memory.pages import lead, span_bytes
@@ -38,7 +38,6 @@ from mergeloom.engine.run.state import HeldLoad, MergeRun, TileRun, elements
 from mergeloom.engine.storage.source import Reader, Source
 
 if TYPE_CHECKING:
-    from mergeloom.engine.run.evaluate import Bench
     from mergeloom.engine.run.torch_device import Device
 
 R = TypeVar("R")
@@ -108,8 +107,7 @@ class _Once(Generic[R]):
 class Executor:
     """One run of one schedule.
 
-    ``readers`` maps each source to its reader; ``opener`` opens a device; ``library`` has the loops
-    that the schedule names. `run` returns when
+    ``readers`` maps each source to its reader; ``opener`` opens a device. `run` returns when
     everything is handed to the sink, or raises the first failure of any thread after all of them
     have stopped. ``warnings`` then says what went otherwise than planned, ``stopwatch`` how fast
     processors were; for ``storage.seconds`` requests were under way.
@@ -121,7 +119,6 @@ class Executor:
         readers: Mapping[int, Reader],
         sink: Sink,
         opener: Callable[[Accelerator], Device] | None = None,
-        library: Library | None = None,
     ) -> None:
         self.progress = Progress()
         self.warnings: list[str] = []
@@ -131,8 +128,10 @@ class Executor:
         """When it was taken, and for how long storage was busy before."""
         self._ended_at = 0.0
         self._opener = opener
-        self._library = library
-        self._loops = _Once(self._open_loops)
+        self._arithmetics = {
+            arithmetic: _Once(partial(arithmetic.open, words))
+            for arithmetic, words in schedule.words.items()
+        }
         self._schedule = schedule
         self._readers = readers
         wanted = max((reader.connections for reader in readers.values()), default=READERS)
@@ -163,7 +162,7 @@ class Executor:
         """
         bodies = [self._dispatch]
         bodies += [lambda: self._serve(self._to_read)] * self._requests
-        bodies += [partial(self._compute, number) for number in range(self._schedule.workers)]
+        bodies += [self._compute] * self._schedule.workers
         bodies += [partial(self._offload, number) for number in self._schedule.used_devices]
         bodies += [lambda: self._serve(self._to_write)] * WRITERS
         threads = [
@@ -199,11 +198,6 @@ class Executor:
         """
         began, busy = self._first_tile or (0.0, 0.0)
         return (self.storage.seconds - busy) / max(self._ended_at - began, 1e-9)
-
-    @property
-    def has_loops(self) -> bool:
-        """Whether compiled loops do their work; opens them if no worker has yet."""
-        return self._loops() is not None
 
     # --- the run as a whole ---------------------------------------------------------------
 
@@ -320,9 +314,9 @@ class Executor:
             inputs[load] = self._tile_block(position, tile, run)
             if tile.writes or not run.placement.flow.stays(position, tile.first):
                 transient.append(inputs[load][0])
-        notes = self._notes_block(tile, run)
-        if notes is not None and tile.writes:
-            transient.append(notes)
+        memo = self._memo_block(tile, run)
+        if memo is not None and tile.writes:
+            transient.append(memo)
         outputs: list[tuple[Write, Block, int]] = []
         if tile.writes:
             for write in work.writes:
@@ -330,7 +324,7 @@ class Executor:
                 at = lead(write.offset + write.dtype.nbytes(first))
                 outputs.append((write, block, at))
         reads = [work.leaves[position] for position in tile.reads]
-        task = TileRun(order, tile, run, inputs, outputs, transient, notes, len(reads) + 1)
+        task = TileRun(order, tile, run, inputs, outputs, transient, memo, len(reads) + 1)
         self._await_kept(task)
         for load in reads:
             block, at = inputs[load]
@@ -351,15 +345,15 @@ class Executor:
             run.resident[key] = found
         return found
 
-    def _notes_block(self, tile: Tile, run: MergeRun) -> Block | None:
-        """The block of the notes on one tile, if there are any: the one of earlier passes."""
+    def _memo_block(self, tile: Tile, run: MergeRun) -> Block | None:
+        """The block of the memos of one tile, if there are any: the one of earlier passes."""
         flow = run.placement.flow
-        if not flow.noted:
+        if not flow.memos:
             return None
         index = flow.index(tile.first)
         if tile.number == 0:
-            run.notes[index] = self._ledger.grant(flow.profile.tile_notes_bytes(tile.grains))
-        return run.notes.pop(index) if tile.writes else run.notes[index]
+            run.memos[index] = self._ledger.grant(flow.profile.tile_memo_bytes(tile.grains))
+        return run.memos.pop(index) if tile.writes else run.memos[index]
 
     def _await_kept(self, task: TileRun) -> None:
         """Let ``task`` wait for inputs that an earlier merge may still be reading."""
@@ -424,35 +418,22 @@ class Executor:
 
     # --- workers --------------------------------------------------------------------------
 
-    def _compute(self, number: int) -> None:
-        bench: Bench | None = None
-        loops: Any = None
+    def _compute(self) -> None:
+        block = Block(max(self._schedule.scratch_bytes, 1)) if self._schedule.computes else None
         with contextlib.ExitStack() as stack:
-            if self._schedule.computes:
+            opened: dict[Arithmetic, Ops] = {}
+            for arithmetic, open_once in self._arithmetics.items():
                 with collection_paused():  # 0.2 s less of 2
+                    make = open_once()
+                if arithmetic.uses_torch:
                     import torch
 
-                    from mergeloom.engine.run.evaluate import Bench, use_one_thread
+                    from mergeloom.engine.run.torch_arrays import use_one_thread
 
-                use_one_thread()
-                stack.enter_context(torch.inference_mode())
-                loops = self._loops()
-                schedule = self._schedule
-                if schedule.loops and loops is None and number >= schedule.workers_without_loops:
-                    return  # there is no memory for it
-                scratch = schedule.scratch_bytes if loops is None else schedule.looped_scratch_bytes
-                bench = Bench.in_block(Block(max(scratch, 1)))
-            Worker(self, bench, loops).run()
-
-    def _open_loops(self) -> Any:
-        names = self._schedule.loops
-        if self._library is None or not names:
-            return None
-        try:
-            return self._library.open(names)
-        except NativeError as error:
-            self.warnings.append(f"compiled loops cannot be used, which is slower: {error}")
-            return None
+                    use_one_thread()
+                    stack.enter_context(torch.inference_mode())
+                opened[arithmetic] = make(block)
+            Worker(self, opened.__getitem__).run()
 
     def _offload(self, number: int) -> None:
         from mergeloom.engine.run.device_worker import Offload
@@ -468,7 +449,8 @@ class Executor:
                 self.give_up(task)
             return
         self._opened.append(device)
-        offload = Offload(device, number, accelerator.memory_bytes, self)
+        make = self._schedule.torch.open(frozenset())
+        offload = Offload(device, number, accelerator.memory_bytes, self, make)
         try:
             offload.run()
         finally:
@@ -574,7 +556,8 @@ class Executor:
         """Note how long a merge took, unless it went from one processor to another."""
         if run.device != run.placement.seat.device:
             return
-        estimate = Estimate.of(run.placement.work, self.has_loops)
+        work = run.placement.work
+        estimate = Estimate.of(work, self._schedule.torch)
         if run.device is None:
             self.stopwatch.on_cpu(estimate.cpu_core, run.seconds, estimate.compiled)
         else:

@@ -46,7 +46,7 @@ class TileRun:
     """One tile in flight.
 
     ``pending`` counts what must happen before it can be computed; the ``transient`` blocks are
-    given back when it is. ``notes`` is where passes leave notes to later ones. ``tallies`` are, by
+    given back when it is. ``memo`` is what passes leave to later ones. ``tallies`` are, by
     merge and grain, those of all grains before.
     """
 
@@ -56,7 +56,7 @@ class TileRun:
     inputs: dict[Load, tuple[Block, int]]
     outputs: list[tuple[Write, Block, int]]
     transient: list[Block]
-    notes: Block | None = None
+    memo: Block | None = None
     pending: int = 1
     tallies: dict[Merge, dict[int, tuple[int, ...]]] = field(default_factory=dict)
 
@@ -144,8 +144,8 @@ class MergeRun:
         """Loads beside the inputs."""
         self.resident: dict[tuple[Load, int], tuple[Block, int]] = {}
         """Tiles that stay for all passes, by load and position; the dispatcher's alone."""
-        self.notes: dict[int, Block] = {}
-        """Notes of tiles, by position; the dispatcher's alone."""
+        self.memos: dict[int, Block] = {}
+        """Memos of tiles, by position; the dispatcher's alone."""
         self.passes = [PassRun(placement.flow.tiles) for _ in work.passes]
         self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in tree(work.root)}
         self.chains: dict[tuple[int, Merge], Chain] = {}

@@ -280,9 +280,9 @@ class PlanReport(Document):
     memory: MemoryReport
     workers: int
     compiled: bool
-    """Whether compiled loops are used."""
+    """Whether machine code computes on the CPU."""
     to_compile: tuple[str, ...]
-    """Loops that are compiled first, once on this machine."""
+    """What machine code is built for first, once on this machine."""
     devices: tuple[DeviceReport, ...]
     rates: RatesReport
     placement: tuple[PlacementReport, ...]

@@ -3,87 +3,66 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
-from mergeloom.engine.graph.kernel import Copy, GrainView, Kernel, Statistic
+from mergeloom.engine.graph.kernel import Array, Copy, GrainView, Kernel, Statistic, Use
 from mergeloom.methods.declare import Base, Method, TensorMerge
-from mergeloom.methods.ops.descriptions import Operands
-from mergeloom.methods.ops.torch_softmax import divergences, workspace_bytes
-from mergeloom.methods.ops.torch_transfer import beside
-from mergeloom.methods.ops.vectors import Source, operand
+from mergeloom.methods.ops.vectors import VectorExpr
+from mergeloom.methods.ops.words import Factors, Vector, here
 from mergeloom.methods.shared_parameters import base_of
 from mergeloom.methods.statistics.selection import CoarseHistogram, FineHistogram, Ranks
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _QUANTILES = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
-class Divergences(Statistic["dict[int, Tensor]", "dict[int, Tensor]"]):
-    """`divergences` of the rows of each grain, each of ``row`` elements."""
+class Divergences(Statistic["dict[int, Any]", "dict[int, Any]"]):
+    """The divergences of the rows of each grain (`Ops.divergences`), each of ``row`` elements."""
 
     base: int
     other: int
     row: int
-    loops = frozenset({"softmax_sums"})
-    looped_scratch = 0
+    uses = (Use("divergences"),)
 
-    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
+    def accumulator_bytes(self, grains: Grains) -> int:
         return 2 * (8 * grains.total // max(grains.row, 1) + 512 * grains.count)
 
-    def start(self) -> dict[int, Tensor]:
+    def start(self) -> dict[int, Any]:
         return {}
 
-    def update(self, into: dict[int, Tensor], grain: GrainView, earlier: Sequence[Any]) -> None:
-        loops = grain.loops
-        base, other = (
-            operand(grain, position).view(-1, self.row)
-            if loops is not None
-            else grain.inputs[position]
-            for position in (self.base, self.other)
-        )
-        into[grain.index] = divergences(base, other, loops)
+    def update(self, into: dict[int, Any], grain: GrainView, earlier: Sequence[Any]) -> None:
+        base, other = grain.inputs[self.base], grain.inputs[self.other]
+        into[grain.index] = grain.ops.divergences(base, other, self.row)
 
-    def fetch(self, into: dict[int, Tensor]) -> None:
+    def fetch(self, into: dict[int, Any]) -> None:
         for index, found in into.items():
-            into[index] = found.cpu()
+            into[index] = here(found)
 
-    def merge(self, into: dict[int, Tensor], other: dict[int, Tensor]) -> None:
+    def merge(self, into: dict[int, Any], other: dict[int, Any]) -> None:
         into.update(other)
 
-    def finish(self, total: dict[int, Tensor], earlier: Sequence[Any]) -> dict[int, Tensor]:
-        return {index: found.float() for index, found in total.items()}
+    def finish(self, total: dict[int, Any], earlier: Sequence[Any]) -> dict[int, Any]:
+        return total
 
 
 @dataclass(frozen=True)
-class Importance(Source):
-    """|τ| KL(p₁‖p₀) of every element, which is never negative; follows `Divergences`."""
+class Importance(VectorExpr):
+    """τ KL(p₁‖p₀) of every element, whose magnitude is its importance; follows `Divergences`."""
 
     base: int
     other: int
     divergences: Any = None
     count = 1
-    computed = False
 
     def given(self, earlier: Sequence[Any]) -> Importance:
         return replace(self, divergences=earlier[0])
 
-    def write(self, number: int, grain: GrainView, out: Tensor) -> None:
-        import torch
-
-        divergence = beside(self.divergences[grain.index], out)
-        torch.sub(grain.inputs[self.other], grain.inputs[self.base], out=out)
-        out.abs_().mul_(divergence)
-
-    def operands(self, number: int, grain: GrainView, take: Callable[[], Tensor]) -> Operands:
-        """Compiled loops look at magnitudes, so the sign may stay."""
-        vector, minus = operand(grain, self.other), operand(grain, self.base)
-        return vector, minus, self.divergences[grain.index]
+    def read(self, number: int, grain: GrainView) -> Vector:
+        factors = Factors(grain.ops.there(self.divergences[grain.index]))
+        return Vector(grain.inputs[self.other], grain.inputs[self.base], factors)
 
 
 @dataclass(frozen=True)
@@ -95,11 +74,8 @@ class TakeOutliers(Kernel):
     total: int
     row: int
     access = Access.ROWWISE
-    scratch = 1
-    looped_scratch = 0
-    cost = 9.0
-    compiled_cost = 1.7
-    version = 3
+    uses = (Use("choose"),)
+    version = 4
 
     @property
     def source(self) -> Importance:
@@ -115,27 +91,11 @@ class TakeOutliers(Kernel):
             FineHistogram(self.source),
         )
 
-    @property
-    def loops(self) -> frozenset[str]:
-        return super().loops | {"choose"}
-
-    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
-        rows = grains.size // max(grains.row, 1)
-        return workspace_bytes(rows, grains.row, looped) + grains.size
-
     def combine(
-        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
-        import torch
-
         source, least = self.source.given(statistics), threshold(statistics[2])
-        loops = grain.loops
-        if loops is not None:
-            loops.choose(source.operands(0, grain, grain.take), least, out)
-            return
-        score = grain.take()
-        source.write(0, grain, score)
-        torch.where(score.ge(least), grain.inputs[self.other], grain.inputs[self.base], out=out)
+        grain.ops.choose(source.read(0, grain), least, out)
 
 
 def threshold(found: Ranks) -> float:

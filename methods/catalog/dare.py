@@ -8,7 +8,7 @@ from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.methods.declare import Base, Method, TensorMerge
 from mergeloom.methods.kernels.keep_at_random import RandomKeep
 from mergeloom.methods.kernels.task_vectors import merge_task_vectors
-from mergeloom.methods.ops import draws as random
+from mergeloom.methods.ops.draws import key_of
 from mergeloom.methods.shared_parameters import (
     DENSITY,
     INT8_MASK,
@@ -36,7 +36,7 @@ class _Dare(Method):
 
     def kernel(self, merge: TensorMerge) -> Kernel:
         densities = merge.weights("density") if len(merge.models) > 1 else ()
-        keys = [random.key_of(merge.seed, merge.tensor, i) for i in range(len(densities))]
+        keys = [key_of(merge.seed, merge.tensor, i) for i in range(len(densities))]
 
         def sparsifier(kept: tuple[int, ...]) -> RandomKeep:
             keep = [densities[number] for number in kept]

@@ -8,7 +8,7 @@ from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.methods.declare import Base, Method, Parameter, ParameterError, TensorMerge
 from mergeloom.methods.kernels.keep_by_rank import RandomByRank
 from mergeloom.methods.kernels.task_vectors import merge_task_vectors
-from mergeloom.methods.ops import draws as random
+from mergeloom.methods.ops.draws import key_of
 from mergeloom.methods.shared_parameters import (
     DENSITY,
     INT8_MASK,
@@ -52,7 +52,7 @@ class _Della(Method):
             return RandomByRank(
                 tuple(None if density >= 1 else density for density in keep),
                 tuple(epsilons[number] for number in kept),
-                tuple(random.key_of(merge.seed, merge.tensor, number) for number in kept),
+                tuple(key_of(merge.seed, merge.tensor, number) for number in kept),
                 rescale=merge.settings["rescale"] and min(keep) < 1,
             )
 

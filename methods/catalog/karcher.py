@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.methods.declare import Method, Parameter, TensorMerge
 from mergeloom.methods.kernels.linear_combination import GramCombination, Rule
-from mergeloom.methods.statistics.angles import NO_DIRECTION, UNRESOLVED, cosines, norms
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeloom.methods.ops.maths import NUMBERS, Maths
+from mergeloom.methods.statistics.angles import NO_DIRECTION, UNRESOLVED, Matrix, cosines, norms
 
 _NO_PLANE = 1e-7
 """Sine below which two directions are one, or opposite: no step leads from one to the other."""
@@ -30,39 +28,56 @@ class KarcherMean(Rule):
     max_iter: int
     tol: float
 
-    def coefficients(self, gram: Tensor) -> Tensor:
-        import torch
+    def coefficients(self, gram: Matrix, maths: Maths) -> Sequence[float]:
+        length = norms(gram, maths)
+        directed = [own > NO_DIRECTION for own in length]
+        if not any(directed):
+            return length
+        cosine = cosines(gram, maths)
+        for i in range(len(cosine)):
+            cosine[i][i] = 1.0
+        share = [own / sum(directed) for own in directed]
 
-        length = norms(gram).squeeze(-1)
-        directed = length > NO_DIRECTION
-        cosine = cosines(gram).squeeze(-1)
-        if not bool(directed.any()):
-            return length.unsqueeze(-1)
-        cosine = cosine.fill_diagonal_(1.0)
-        share = directed.double() / directed.sum()
+        def along(coordinates: Sequence[float]) -> list[float]:
+            return [_dot(row, coordinates) for row in cosine]
 
-        def size(coordinates: Tensor) -> float:
-            return math.sqrt(max(float(coordinates @ cosine @ coordinates), 0.0))
+        def size(coordinates: Sequence[float]) -> float:
+            return math.sqrt(max(_dot(coordinates, along(coordinates)), 0.0))
 
         spread = size(share)
-        if spread > UNRESOLVED:
-            mean = share / spread
-        else:  # evenly spread: any point will do, so the first
-            mean = torch.zeros_like(share)
-            mean[int(torch.nonzero(directed)[0])] = 1.0
+        # Evenly spread: any point will do, so the first.
+        first = directed.index(True)
+        mean = (
+            [each / spread for each in share]
+            if spread > UNRESOLVED
+            else [float(i == first) for i in range(len(share))]
+        )
         for _ in range(self.max_iter):
-            along = (cosine @ mean).clamp(-1.0, 1.0)
-            angle = torch.acos(along)
-            sine = torch.sin(angle)
-            still = sine < _NO_PLANE
-            steps = share * (angle / sine.masked_fill(still, 1.0)).masked_fill(still, 0.0)
-            tangent = steps - (steps @ along) * mean
+            near = [maths.clip(each, -1.0, 1.0) for each in along(mean)]
+            steps = [own * _stretch(each) for own, each in zip(share, near, strict=True)]
+            inward = _dot(steps, near)
+            tangent = [each - inward * own for each, own in zip(steps, mean, strict=True)]
             distance = size(tangent)
-            if distance <= self.tol:
+            if distance <= self.tol or math.isnan(distance):
                 break
-            mean = math.cos(distance) * mean + math.sin(distance) / distance * tangent
-        safe = length.masked_fill(~directed, 1.0)
-        return (mean / safe * length.mean()).unsqueeze(-1)
+            ahead, aside = math.cos(distance), math.sin(distance) / distance
+            mean = [ahead * own + aside * each for own, each in zip(mean, tangent, strict=True)]
+        scale = sum(length) / len(length)
+        return [
+            each / (own if is_directed else 1.0) * scale
+            for each, own, is_directed in zip(mean, length, directed, strict=True)
+        ]
+
+
+def _dot(one: Sequence[float], other: Sequence[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def _stretch(cosine: float) -> float:
+    """Ω/sinΩ, or 0 where no step leads from one direction to the other."""
+    angle = NUMBERS.acos(cosine)
+    sine = NUMBERS.sin(angle)
+    return 0.0 if sine < _NO_PLANE else angle / sine
 
 
 class Karcher(Method):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.methods.declare import Base, Method, Parameter, ParameterError, TensorMerge
 from mergeloom.methods.kernels.linear_combination import GramCombination, Rule
 from mergeloom.methods.kernels.row_combination import RowCombination
+from mergeloom.methods.ops.maths import Maths
+from mergeloom.methods.ops.words import pairs
 from mergeloom.methods.shared_parameters import base_of
-from mergeloom.methods.statistics.angles import cosines
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeloom.methods.statistics.angles import Matrix, cosines
 
 _FLAT = 1e-8
 
@@ -26,15 +26,15 @@ class Stock(Rule):
     vectors, the mean of the models is the base, and t is 0.
     """
 
-    def coefficients(self, gram: Tensor) -> Tensor:
-        count = gram.shape[0]
-        cosine = cosines(gram)
-        everything = cosine.sum((0, 1)) - cosine.diagonal(dim1=0, dim2=1).sum(-1)
-        mean = everything / (count * (count - 1))
+    def coefficients(self, gram: Matrix, maths: Maths) -> Sequence[Any]:
+        count = len(gram)
+        cosine = cosines(gram, maths)
+        everything = sum(cosine[i][j] for i, j in pairs(count) if i != j)
+        mean = 2 * everything / (count * (count - 1))
         denominator = 1 + (count - 1) * mean
-        flat = denominator.abs() < _FLAT
-        share = (mean / denominator.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
-        return share.expand(count, -1)
+        flat = abs(denominator) < _FLAT
+        share = maths.where(flat, 0.0, mean / maths.where(flat, 1.0, denominator))
+        return (share,) * count
 
 
 class ModelStock(Method):

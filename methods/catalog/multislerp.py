@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.kernels.linear_combination import GramCombination, Rule
+from mergeloom.methods.ops.maths import Maths
 from mergeloom.methods.shared_parameters import WEIGHT, sum_of_weights
-from mergeloom.methods.statistics.angles import NO_DIRECTION, UNRESOLVED, norms
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeloom.methods.statistics.angles import NO_DIRECTION, UNRESOLVED, Matrix, norms
 
 
 @dataclass(frozen=True)
@@ -29,24 +28,30 @@ class SphericalMean(Rule):
     eps: float
     tensor: str
 
-    def coefficients(self, gram: Tensor) -> Tensor:
-        import torch
-
-        length = norms(gram)
-        weights = torch.tensor(self.weights, dtype=torch.float64).unsqueeze(-1)
-        directed = weights / length.clamp_min(self.eps)
-        directed = directed.masked_fill(length <= min(self.eps, NO_DIRECTION), 0.0)
-        squared = torch.einsum("ik,ijk,jk->k", directed, gram, directed)
-        mean = float(squared.clamp_min(0.0).sqrt())
+    def coefficients(self, gram: Matrix, maths: Maths) -> Sequence[float]:
+        length, weights = norms(gram, maths), self.weights
+        least = min(self.eps, NO_DIRECTION)
+        directed = [
+            0.0 if own <= least else weight / max(own, self.eps)
+            for own, weight in zip(length, weights, strict=True)
+        ]
+        squared = sum(
+            a * b * product
+            for a, row in zip(directed, gram, strict=True)
+            for b, product in zip(directed, row, strict=True)
+        )
+        mean = squared if math.isnan(squared) else math.sqrt(max(squared, 0.0))
         if mean < max(self.eps, UNRESOLVED):
-            return self._without_direction(length, weights)
-        return directed / mean * (weights * length).sum(0)
+            return self._without_direction(length)
+        total = sum(weight * own for weight, own in zip(weights, length, strict=True))
+        return [each / mean * total for each in directed]
 
-    def _without_direction(self, length: Tensor, weights: Tensor) -> Tensor:
-        if not bool(length.any()):
-            return weights
+    def _without_direction(self, length: Sequence[float]) -> Sequence[float]:
+        if not any(length):
+            return self.weights
         if len(self.weights) == 2:
-            return weights / (sum(self.weights) or 1.0)
+            divisor = sum(self.weights) or 1.0
+            return [weight / divisor for weight in self.weights]
         raise RunError(
             f"'{self.tensor}': the weighted directions cancel out, so that their mean has none: "
             "change the weights, or merge this tensor by another method"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mergeloom.engine.graph.kernel import Copy, GrainView, Kernel
+from mergeloom.engine.graph.kernel import Array, Copy, GrainView, Kernel, Use
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
+from mergeloom.methods.ops.words import Vector
 from mergeloom.methods.shared_parameters import base_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,15 +23,14 @@ class LimitedStep(Kernel):
     base: int
     other: int
     limit: float
-    cost = 0.45
+    uses = (Use("step"),)
+    version = 2
 
     def combine(
-        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
-        import torch
-
-        torch.sub(grain.inputs[self.other], grain.inputs[self.base], out=out)
-        out.clamp_(-self.limit, self.limit).add_(grain.inputs[self.base])
+        base = grain.inputs[self.base]
+        grain.ops.step(Vector(grain.inputs[self.other], base), self.limit, base, out)
 
 
 class NearSwap(Method):

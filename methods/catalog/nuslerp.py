@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.methods.catalog.slerp import on_arc
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.kernels.linear_combination import GramCombination, LinearCombination, Rule
 from mergeloom.methods.kernels.row_combination import ColumnCombination, RowCombination
+from mergeloom.methods.ops.maths import Maths
 from mergeloom.methods.shared_parameters import WEIGHT
-from mergeloom.methods.statistics.angles import cosines
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeloom.methods.statistics.angles import Matrix, cosines
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class LongArc(Rule):
 
     t: float
 
-    def coefficients(self, gram: Tensor) -> Tensor:
-        cosine = cosines(gram)[0, 1]
-        return on_arc(cosine, self.t, straight=(1 - cosine * cosine).sqrt() < 1e-8)
+    def coefficients(self, gram: Matrix, maths: Maths) -> Sequence[Any]:
+        cosine = cosines(gram, maths)[0][1]
+        return on_arc(cosine, self.t, maths.sqrt(1 - cosine * cosine) < 1e-8, maths)
 
 
 class NuSlerp(Method):

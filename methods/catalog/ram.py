@@ -4,67 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from mergeloom.engine.base.grains import Grains
-from mergeloom.engine.graph.kernel import Copy, GrainSum, GrainView, Kernel, Statistic
+from mergeloom.engine.graph.kernel import Array, Copy, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
-from mergeloom.methods.ops.torch_sums import magnitude_sum
 from mergeloom.methods.ops.vectors import Differences
 from mergeloom.methods.shared_parameters import base_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Changes:
-    """Task vectors without the elements that hardly changed: those with |τ| up to ``epsilon``."""
-
-    taus: Differences
-    epsilon: float
-
-    def write(self, number: int, grain: GrainView, out: Tensor, changed: Tensor) -> None:
-        """Write task vector ``number`` to ``out``, and to ``changed`` where it is not zero."""
-        import torch
-
-        self.taus.write(number, grain, out)
-        torch.ops.aten.hardshrink.out(out, self.epsilon, out=out)
-        torch.ne(out, 0.0, out=changed)
 
 
 @dataclass(frozen=True)
 class Shares(GrainSum["tuple[tuple[int, int], ...]"]):
-    """How many elements each model changed together with others, and how many alone."""
+    """How many elements each model changed together with others, and how many alone.
 
-    changes: Changes
+    Changes up to ``epsilon`` are none.
+    """
+
+    taus: Differences
+    epsilon: float
 
     @property
-    def scratch(self) -> int:
-        return self.changes.taus.count + 2
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("shared", self.taus.count),)
 
-    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
-        return 64 * (200 + 16 * self.changes.taus.count)
+    def accumulator_bytes(self, grains: Grains) -> int:
+        return 64 * (200 + 16 * self.taus.count)
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
-        import torch
-
-        vector, by = grain.take(), grain.take().zero_()
-        changed = [grain.take() for _ in range(self.changes.taus.count)]
-        for number, marks in enumerate(changed):
-            self.changes.write(number, grain, vector, marks)
-            by.add_(marks)
-        alone = torch.eq(by, 1.0, out=by)
-        counts = []
-        for marks in changed:
-            counts += [magnitude_sum(marks, vector), magnitude_sum(marks.mul_(alone), vector)]
-        into.add(grain.index, torch.stack(counts))
+        into.add(grain.index, grain.ops.shared(self.taus.read_all(grain), self.epsilon))
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[int, int], ...]:
         if total.total is None:
-            return ((0, 0),) * self.changes.taus.count
-        counts = list(map(int, total.total.tolist()))
+            return ((0, 0),) * self.taus.count
+        counts = list(map(int, total.total))
         pairs = zip(counts[::2], counts[1::2], strict=True)
         return tuple((everything - unique, unique) for everything, unique in pairs)
 
@@ -76,10 +49,11 @@ class DisjointMean(Kernel):
     Where that is one model i, its change counts 1 + ``r`` · clip(sharedᵢ / uniqueᵢ, 0, ``alpha``).
     """
 
-    base: int
-    changes: Changes
+    taus: Differences
+    epsilon: float
     r: float = 0.0
     alpha: float = 0.0
+    version = 2
 
     @property
     def amplified(self) -> bool:
@@ -87,34 +61,20 @@ class DisjointMean(Kernel):
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
-        return (Shares(self.changes),) if self.amplified else ()
+        return (Shares(self.taus, self.epsilon),) if self.amplified else ()
 
     @property
-    def scratch(self) -> int:
-        return 4 if self.amplified else 3
-
-    @property
-    def cost(self) -> float:
-        return 3.4 if self.amplified else 1.4
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("disjoint", self.taus.count),)
 
     def combine(
-        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
-        import torch
-
-        vector, changed, by = grain.take(), grain.take(), grain.take().zero_()
-        more = grain.take().zero_() if self.amplified else None
-        out.zero_()
-        for number in range(self.changes.taus.count):
-            self.changes.write(number, grain, vector, changed)
-            out.add_(vector)
-            by.add_(changed)
-            if more is not None:
-                more.add_(vector, alpha=self._excess(*statistics[0][number]))
-        if more is not None:
-            torch.eq(by, 1.0, out=changed)
-            out.addcmul_(more, changed)
-        out.div_(by.clamp_min_(1.0)).add_(grain.inputs[self.base])
+        excess = [0.0] * self.taus.count
+        if self.amplified:
+            excess = [self._excess(*counts) for counts in statistics[0]]
+        vectors, base = self.taus.read_all(grain), grain.inputs[self.taus.base]
+        grain.ops.disjoint(vectors, self.epsilon, excess, base, out)
 
     def _excess(self, shared: int, unique: int) -> float:
         return self.r * min(max(shared / max(unique, 1), 0.0), self.alpha)
@@ -142,9 +102,8 @@ class Ram(Method):
     def kernel(self, merge: TensorMerge) -> Kernel:
         if len(merge.models) == 1:
             return Copy()
-        base = base_of(merge)
-        taus = Differences(base, merge.others)
-        return DisjointMean(base, Changes(taus, merge.settings["epsilon"]), *self.gain(merge))
+        taus = Differences(base_of(merge), merge.others)
+        return DisjointMean(taus, merge.settings["epsilon"], *self.gain(merge))
 
     def gain(self, merge: TensorMerge) -> tuple[float, float]:
         """The factor and the bound of what is amplified."""

@@ -2,51 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergeloom.engine.base.grains import Grains
-from mergeloom.engine.graph.kernel import Copy, GrainSum, GrainView, Kernel, Statistic
+from mergeloom.engine.graph.kernel import Array, Copy, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.kernels.keep_by_magnitude import Edge, TieLocation
 from mergeloom.methods.kernels.linear_combination import LinearCombination
-from mergeloom.methods.ops.descriptions import Kept
-from mergeloom.methods.ops.torch_elect import elected_sum
-from mergeloom.methods.ops.torch_sums import magnitude_sum
-from mergeloom.methods.ops.vectors import Differences, Source, operand
+from mergeloom.methods.ops.vectors import Differences, VectorExpr
+from mergeloom.methods.ops.words import KEEP_ALL, Bound, KeepRule, Vector
 from mergeloom.methods.shared_parameters import INT8_MASK, base_of
 from mergeloom.methods.statistics.selection import CoarseHistogram, FineHistogram, Ranks
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 @dataclass(frozen=True)
-class Variance(Source):
+class Variance(VectorExpr):
     """The sum of squared deviations of task vectors from their mean, element by element."""
 
     taus: Differences
     count = 1
-    scratch = 2
+    scratch = 1
 
-    def write(self, number: int, grain: GrainView, out: Tensor) -> None:
-        self.compute(grain, out, grain.take(), grain.take())
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("variance", self.taus.count),)
 
-    def compute(self, grain: GrainView, out: Tensor, mean: Tensor, tau: Tensor) -> None:
-        """Write it to ``out``; ``mean`` and ``tau`` are overwritten."""
-        mean.zero_()
-        for number in range(self.taus.count):
-            self.taus.write(number, grain, tau)
-            mean.add_(tau)
-        mean.div_(self.taus.count)
-        out.zero_()
-        for number in range(self.taus.count):
-            self.taus.write(number, grain, tau)
-            # Two roundings, not one as in a fused operation: the same bits on every device.
-            tau.sub_(mean).square_()
-            out.add_(tau)
+    def read(self, number: int, grain: GrainView) -> Vector:
+        out = grain.take()
+        grain.ops.variance(self.taus.read_all(grain), out)
+        return Vector(out)
 
 
 @dataclass(frozen=True)
@@ -71,31 +59,33 @@ class Selection:
             TieLocation(variance),
         )
 
-    def mask(
-        self, grain: GrainView, statistics: Sequence[Any], work: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor | None:
-        """All bits (int32) at positions that are kept, none elsewhere; ``None`` if all are."""
-        import torch
-
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """What `rule` uses of ``grain.ops``."""
         if self.everything:
-            return None
-        variance, *rest = work
+            return ()
+        return (Use("mark"), Use("end_of_equal"), *Variance(self.taus).uses)
+
+    @property
+    def scratch(self) -> int:
+        """Scratch arrays that `rule` takes."""
+        return 0 if self.everything else 1
+
+    def rule(self, grain: GrainView, statistics: Sequence[Any]) -> KeepRule:
+        """What is kept of every task vector on a grain."""
+        if self.everything:
+            return KEEP_ALL
         found: Ranks = statistics[1]
         if not found.of[0]:
-            return variance.zero_().view(torch.int32)
-        Variance(self.taus).compute(grain, variance, rest[0], rest[1])
+            return _NOTHING
+        variance = Variance(self.taus).read(0, grain)
         edge = replace(Edge.of(found.of[0][0]), places=statistics[2][0])
-        flat = variance.view(-1)
-        edge.shrink(flat, grain.index, 0, flat, rest[0].view(-1))
-        return variance.eq_(0.0).view(torch.int32).clamp_max_(1).sub_(1)
+        bound = edge.bound(variance, grain, 0)
+        marks = grain.ops.new_marks(grain, 0, 1)
+        return KeepRule(marks=grain.ops.mark(variance, KeepRule(above=bound), marks))
 
-    def write(self, number: int, grain: GrainView, mask: Tensor | None, out: Tensor) -> None:
-        """Write task vector ``number`` to ``out``, with zero where nothing is kept."""
-        import torch
 
-        self.taus.write(number, grain, out)
-        if mask is not None:
-            out.view(torch.int32).bitwise_and_(mask)
+_NOTHING = KeepRule(upto=Bound(-1.0, -1.0, 0))
 
 
 @dataclass(frozen=True)
@@ -103,42 +93,27 @@ class SelectedSquares(GrainSum["tuple[float, ...]"]):
     """Weights in proportion to Σ τᵢ² over the positions that are kept; the least is 1."""
 
     selection: Selection
-    scratch = 4
 
     @property
-    def loops(self) -> frozenset[str]:
-        return frozenset({"run_sums"} if self.selection.everything else ())
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("magnitudes", self.selection.taus.count), *self.selection.uses)
 
     @property
-    def looped_scratch(self) -> int | None:
-        return 0 if self.selection.everything else None
+    def scratch(self) -> int:
+        return self.selection.scratch
 
-    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
+    def accumulator_bytes(self, grains: Grains) -> int:
         return 64 * (200 + 8 * self.selection.taus.count)
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
-        import torch
-
-        loops, taus = grain.loops, self.selection.taus
-        if loops is not None and self.selection.everything:
-            whole = [taus.operands(number, grain, grain.take) for number in range(taus.count)]
-            sums = [loops.magnitude_sums(tau, Kept(), squares=True)[0] for tau in whole]
-        else:
-            work = (grain.take(), grain.take(), grain.take())
-            mask = self.selection.mask(grain, earlier, work)
-            vector, sums = grain.take(), []
-            for number in range(taus.count):
-                self.selection.write(number, grain, mask, vector)
-                sums.append(magnitude_sum(vector.square_(), work[2]))
-        into.add(grain.index, torch.stack(sums))
+        kept, ops = self.selection.rule(grain, earlier), grain.ops
+        sums = [ops.squares(tau, kept) for tau in self.selection.taus.read_all(grain)]
+        into.add(grain.index, ops.sums(sums))
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[float, ...]:
-        import torch
-
-        count = self.selection.taus.count
-        if total.total is None or not bool(torch.isfinite(total.total).all()):
-            return (1.0,) * count
-        sums = total.total.tolist()
+        sums = total.total
+        if sums is None or not all(map(math.isfinite, sums)):
+            return (1.0,) * self.selection.taus.count
         # Only ratios matter. The least being 1, no divisor is ever too small.
         least = max(min((s for s in sums if s), default=1.0), max(sums) * _LEAST)
         return tuple(s / least for s in sums)
@@ -154,53 +129,35 @@ class SelectCalculateErase(Kernel):
 
     base: int
     selection: Selection
-    version = 2
+    version = 3
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
         return (*self.selection.passes, SelectedSquares(self.selection))
 
     @property
-    def loops(self) -> frozenset[str]:
-        return super().loops | {"combine"}
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("combine", self.selection.taus.count, electing=True), *self.selection.uses)
 
     @property
     def scratch(self) -> int:
-        return self.selection.taus.count + 3
-
-    @property
-    def looped_scratch(self) -> int | None:
-        return 0 if self.selection.everything else None
-
-    @property
-    def cost(self) -> float:
-        return 5.0 if self.selection.everything else 13.7
-
-    @property
-    def compiled_cost(self) -> float:
-        return 2.6 if self.selection.everything else 10.8
+        return self.selection.scratch
 
     def combine(
-        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         weights: tuple[float, ...] = statistics[-1]
-        votes, loops, every = [1.0] * len(weights), grain.loops, self.selection.taus
-        if loops is not None and self.selection.everything:
-            taus = [every.operands(number, grain, grain.take) for number in range(len(weights))]
-        else:
-            work = (grain.take(), grain.take(), grain.take())
-            mask = self.selection.mask(grain, statistics, work)
-            vectors = [grain.take() for _ in weights]
-            for number, vector in enumerate(vectors):
-                self.selection.write(number, grain, mask, vector)
-            taus = [(vector, None) for vector in vectors]
-        if loops is not None:
-            base = operand(grain, self.base)
-            described = [(tau, Kept()) for tau in taus]
-            loops.combine(described, weights, votes, weights, base, 1.0, out)
-            return
-        elected_sum(vectors, votes, weights, weights, out, work)
-        out.add_(grain.inputs[self.base])
+        count = len(weights)
+        kept = self.selection.rule(grain, statistics)
+        grain.ops.combine(
+            self.selection.taus.read_all(grain),
+            weights,
+            out,
+            kept=[kept] * count,
+            votes=[1.0] * count,
+            shares=weights,
+            base=grain.inputs[self.base],
+        )
 
 
 class Sce(Method):

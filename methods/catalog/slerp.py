@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.kernels.linear_combination import GramCombination, LinearCombination, Rule
+from mergeloom.methods.ops.maths import Maths
 from mergeloom.methods.shared_parameters import base_of
-from mergeloom.methods.statistics.angles import cosines
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeloom.methods.statistics.angles import Matrix, cosines
 
 COLLINEAR = 0.9995
 """Cosine beyond which the arc is so flat that a straight line serves."""
@@ -24,20 +23,17 @@ class Arc(Rule):
 
     t: float
 
-    def coefficients(self, gram: Tensor) -> Tensor:
-        cosine = cosines(gram)[0, 1]
-        return on_arc(cosine, self.t, straight=cosine.abs() > COLLINEAR)
+    def coefficients(self, gram: Matrix, maths: Maths) -> Sequence[Any]:
+        cosine = cosines(gram, maths)[0][1]
+        return on_arc(cosine, self.t, abs(cosine) > COLLINEAR, maths)
 
 
-def on_arc(cosine: Tensor, t: float, straight: Tensor) -> Tensor:
-    """Coefficients (2, k) of the ends of k arcs, or of straight lines, at ``t``."""
-    import torch
-
-    angle = torch.acos(cosine)
-    sine = torch.sin(angle).masked_fill(straight, 1.0)
-    start = torch.sin((1 - t) * angle) / sine
-    stop = torch.sin(t * angle) / sine
-    return torch.stack((start.masked_fill(straight, 1 - t), stop.masked_fill(straight, t)))
+def on_arc(cosine: Any, t: float, straight: Any, maths: Maths) -> Sequence[Any]:
+    """Coefficients of both ends of an arc, or of a straight line, at ``t``."""
+    angle = maths.acos(cosine)
+    sine = maths.where(straight, 1.0, maths.sin(angle))
+    start, stop = maths.sin((1 - t) * angle) / sine, maths.sin(t * angle) / sine
+    return maths.where(straight, 1 - t, start), maths.where(straight, t, stop)
 
 
 class Slerp(Method):

@@ -73,7 +73,7 @@ class Dequantise(Kernel):
     def cost(self) -> float:
         return 0.5 + 0.5 * len(self.scales) + (2.0 if self.table else 0.0)
 
-    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
+    def workspace_bytes(self, grains: Grains) -> int:
         """Scales of a grain's rows, numbers of the rows, and indices into the table."""
         rows = grains.size // grains.row
         least = min((scale.columns or grains.row for scale in self.scales), default=grains.row)

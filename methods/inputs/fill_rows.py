@@ -48,7 +48,7 @@ class FillRows(Kernel):
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
         return (MeanRow(self.padding),) if self.padding else ()
 
-    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
+    def workspace_bytes(self, grains: Grains) -> int:
         """Rows of several inputs in float64: the sum, and one that is added to it."""
         return 24 * grains.size
 
@@ -67,10 +67,10 @@ class MeanRow(GrainSum["Tensor"]):
     padding: int
     scratch = 1
 
-    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
+    def accumulator_bytes(self, grains: Grains) -> int:
         return (2 * grains.count.bit_length() + 2) * grains.row * 8
 
-    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
+    def workspace_bytes(self, grains: Grains) -> int:
         return 24 * grains.size
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:

@@ -52,7 +52,7 @@ class LowRank(Kernel):
     def cost(self) -> float:
         return 0.3 + 0.03 * self.rank
 
-    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
+    def workspace_bytes(self, grains: Grains) -> int:
         """Both matrices as float32, and the product, where its rows are not those of the grain."""
         rows = grains.size // grains.row
         matrices = self.rank * (grains.total // max(rows, 1) + grains.row + rows)

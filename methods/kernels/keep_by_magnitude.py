@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergeloom.engine.base.grains import Grains
-from mergeloom.engine.graph.kernel import GrainView, Statistic
+from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.methods.kernels.sparsifier import Sparsifier, l1_factor
-from mergeloom.methods.ops.descriptions import Kept, Limit, Operands
-from mergeloom.methods.ops.vectors import Source, write_operands
+from mergeloom.methods.ops.vectors import VectorExpr
+from mergeloom.methods.ops.words import KEEP_ALL, Bound, KeepRule, Vector
 from mergeloom.methods.statistics.selection import (
     CoarseHistogram,
     FineHistogram,
@@ -19,9 +19,6 @@ from mergeloom.methods.statistics.selection import (
     TieCounts,
     below,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -54,72 +51,25 @@ class Edge:
         """Whether ties must be counted, grain by grain."""
         return self.cut and self.places is None
 
-    def tally(self, vector: Tensor, work: Tensor) -> Tensor:
-        """How many elements of ``vector`` are ties (0-d); ``work`` is scratch."""
-        return _ties(vector, self.value, work).sum()
+    def bound(self, vector: Vector, grain: GrainView, before: int) -> Bound:
+        """What the kept elements of ``vector`` on a grain are larger than.
 
-    def shrink(self, vector: Tensor, index: int, before: int, out: Tensor, work: Tensor) -> None:
-        """Write ``vector``, with zero for what is dropped, to ``out`` (which may be ``vector``).
-
-        The vector is that of grain ``index``; ``before`` ties lie in earlier grains, if they were
-        counted. ``work`` is scratch; all are flat.
-        """
-        import torch
-
-        limit = self.limit(lambda: vector, vector.numel(), index, before, work)
-        # hardshrink(x, λ) is x where |x| > λ and 0 elsewhere.
-        shrink = torch.ops.aten.hardshrink.out
-        if limit.end:
-            shrink(vector[: limit.end], limit.before, out=out[: limit.end])
-        if limit.end < vector.numel():
-            shrink(vector[limit.end :], limit.after, out=out[limit.end :])
-
-    def limit(
-        self, vector: Callable[[], Tensor], count: int, index: int, before: int, work: Tensor
-    ) -> Limit:
-        """What the kept elements among the ``count`` of grain ``index`` are larger than.
-
-        ``vector`` gives the grain's elements, flat, where they must be looked at.
+        ``before`` ties lie in earlier grains, if they were counted.
         """
         # One step below the edge keeps ties.
-        end = self._end(vector, count, index, before, work)
-        return Limit(below(self.value), self.value, end)
+        return Bound(below(self.value), self.value, self._end(vector, grain, before))
 
-    def _end(
-        self, vector: Callable[[], Tensor], count: int, index: int, before: int, work: Tensor
-    ) -> int:
+    def _end(self, vector: Vector, grain: GrainView, before: int) -> int:
         """How many elements of this grain lie before the first tie that is not kept."""
         if not self.cut:
-            return count if self.ties else 0
+            return grain.count if self.ties else 0
         if self.places is not None:
-            before, here = self.places.of(index)
+            before, here = self.places.of(grain.index)
             if before + here <= self.ties:
-                return count
+                return grain.count
         if before >= self.ties:
             return 0
-        return _end_of_ties(_ties(vector(), self.value, work), self.ties - before)
-
-
-def _ties(vector: Tensor, value: float, work: Tensor) -> Tensor:
-    """1.0 where the magnitude is ``value``, else 0.0."""
-    import torch
-
-    return torch.abs(vector, out=work).eq_(value)
-
-
-def _end_of_ties(marks: Tensor, quota: int) -> int:
-    """Length of the longest prefix of ``marks`` (0.0 or 1.0) with ``quota`` ones at most."""
-    if int(marks.sum()) <= quota:
-        return marks.numel()
-    start, stop = 0, marks.numel()
-    while stop - start > 1:  # the prefix ends in [start, stop)
-        middle = (start + stop) // 2
-        inside = int(marks[start:middle].sum())
-        if inside <= quota:
-            start, quota = middle, quota - inside
-        else:
-            stop = middle
-    return start
+        return int(grain.ops.end_of_equal(vector, self.value, self.ties - before))
 
 
 @dataclass(frozen=True)
@@ -130,39 +80,36 @@ class TieLocation(Statistic["list[dict[int, Any]]", "tuple[TieCounts | None, ...
     Looks at the first rank of every vector.
     """
 
-    source: Source
+    source: VectorExpr
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("count_equal"), *self.source.uses)
 
     @property
     def scratch(self) -> int:
-        return 2 + self.source.scratch * self.source.count
+        return self.source.count * self.source.scratch
 
-    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
+    def accumulator_bytes(self, grains: Grains) -> int:
         return grains.count * self.source.count * 192
 
-    @property
-    def double(self) -> bool:
-        return self.source.double
+    double = False
 
     def start(self) -> list[dict[int, Any]]:
         return [{} for _ in range(self.source.count)]
 
     def update(self, into: list[dict[int, Any]], grain: GrainView, earlier: Sequence[Any]) -> None:
         found: Ranks = earlier[-1]
-        vector, work = grain.take(), grain.take()
         for number, ranked in enumerate(found.of):
             edge = Edge.of(ranked[0]) if ranked else None
             if edge is not None and edge.needs_tally:
-                self.source.write(number, grain, vector)
-                count = edge.tally(vector, work)
-                into[number][grain.index] = count if grain.on_device else int(count)
+                vector = self.source.read(number, grain)
+                into[number][grain.index] = grain.ops.count_equal(vector, edge.value)
 
     def fetch(self, into: list[dict[int, Any]]) -> None:
-        import torch
-
         for counts in into:
-            if counts:
-                fetched = torch.stack(list(counts.values())).tolist()
-                counts.update(zip(counts, map(int, fetched), strict=True))
+            for index, count in counts.items():
+                counts[index] = int(count)
 
     def merge(self, into: list[dict[int, Any]], other: list[dict[int, Any]]) -> None:
         for counts, more in zip(into, other, strict=True):
@@ -191,20 +138,8 @@ class TopMagnitude(Sparsifier):
     skip: tuple[int, ...] = ()
 
     @property
-    def scratch(self) -> int:
-        return 2 if any(self.skip) else 1
-
-    @property
-    def looped_scratch(self) -> int:
-        return 2  # a vector, and what the ties at an edge are found with
-
-    @property
-    def cost(self) -> float:
-        return 5.5 if any(self.skip) else 4.8
-
-    @property
-    def compiled_cost(self) -> float:
-        return 2.5 if any(self.skip) else 1.3
+    def uses(self) -> tuple[Use, ...]:
+        return () if self._idle else (Use("count_equal"), Use("end_of_equal"))
 
     @property
     def _idle(self) -> bool:
@@ -218,7 +153,7 @@ class TopMagnitude(Sparsifier):
         skip = self.skip[number] if self.skip else 0
         return (skip + keep, skip) if skip else (keep,)
 
-    def passes(self, source: Source) -> tuple[Statistic[Any, Any], ...]:
+    def passes(self, source: VectorExpr) -> tuple[Statistic[Any, Any], ...]:
         if self._idle:
             return ()
         ranks = tuple(self._ranks(number) for number in range(len(self.keep)))
@@ -236,19 +171,16 @@ class TopMagnitude(Sparsifier):
         return any(edge.needs_tally for edges in self._edges(statistics) for edge in edges)
 
     def tally(
-        self, source: Source, grain: GrainView, statistics: Sequence[Any]
-    ) -> tuple[int | Tensor, ...]:
+        self, source: VectorExpr, grain: GrainView, statistics: Sequence[Any]
+    ) -> tuple[Any, ...]:
         """Ties at both edges of every vector."""
-        vector, work = grain.take(), grain.take()
-        counts: list[int | Tensor] = []
+        counts: list[Any] = []
         for number, edges in enumerate(self._edges(statistics)):
-            if any(edge.needs_tally for edge in edges):
-                if grain.loops is None:
-                    source.write(number, grain, vector)
-                else:
-                    operands = source.operands(number, grain, lambda: vector)
-                    write_operands(operands, vector, lambda: work)
-            both = [edge.tally(vector, work) if edge.needs_tally else 0 for edge in edges]
+            vector = source.read(number, grain)
+            both = [
+                grain.ops.count_equal(vector, edge.value) if edge.needs_tally else 0
+                for edge in edges
+            ]
             counts += [*both, 0, 0][:2]
         return tuple(counts)
 
@@ -262,50 +194,22 @@ class TopMagnitude(Sparsifier):
             factors.append(l1_factor(whole, sums[0] - sum(sums[1:])) if sums else 1.0)
         return tuple(factors)
 
-    def apply(
+    def rule(
         self,
         number: int,
-        vector: Tensor,
-        work: Sequence[Tensor],
+        vector: Vector,
         grain: GrainView,
         statistics: Sequence[Any],
         before: tuple[int, ...],
-    ) -> None:
-        import torch
-
+    ) -> KeepRule:
         edges = self._edges(statistics)[number]
-        flat, scratch = vector.view(-1), work[0].view(-1)
+        if not edges:
+            return KEEP_ALL
         counts = before[2 * number : 2 * number + 2] or (0, 0)
-        if len(edges) > 1:
-            skipped = work[1].view(-1)
-            edges[1].shrink(flat, grain.index, counts[1], skipped, scratch)
-        if edges:
-            edges[0].shrink(flat, grain.index, counts[0], flat, scratch)
-        if len(edges) > 1:
-            # What is skipped cancels, bit by bit: infinity and NaN too.
-            flat.view(torch.int32).bitwise_xor_(skipped.view(torch.int32))
-
-    def kept(
-        self,
-        number: int,
-        operands: Operands,
-        work: Sequence[Tensor],
-        grain: GrainView,
-        statistics: Sequence[Any],
-        before: tuple[int, ...],
-    ) -> Kept:
-        vector, scratch = (each.view(-1) for each in work)
-
-        def values() -> Tensor:
-            write_operands(operands, vector, lambda: scratch)
-            return vector
-
-        counts = before[2 * number : 2 * number + 2] or (0, 0)
-        limits = [
-            edge.limit(values, scratch.numel(), grain.index, count, scratch)
-            for edge, count in zip(self._edges(statistics)[number], counts, strict=False)
+        bounds = [
+            edge.bound(vector, grain, count) for edge, count in zip(edges, counts, strict=False)
         ]
-        return Kept(above=limits[0] if limits else None, upto=limits[1] if limits[1:] else None)
+        return KeepRule(above=bounds[0], upto=bounds[1] if bounds[1:] else None)
 
 
 def _edge_sum(found: RankedMagnitude) -> float:

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mergeloom.engine.graph.kernel import GrainView, Kernel, Statistic
+from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
-from mergeloom.methods.ops.descriptions import Kept
-from mergeloom.methods.ops.vectors import Source, operand, vectors_of
+from mergeloom.methods.ops.maths import NUMBERS, Maths
+from mergeloom.methods.ops.vectors import Inputs, VectorExpr, vectors_of
+from mergeloom.methods.statistics.angles import Matrix
 from mergeloom.methods.statistics.gram import GramMatrix
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,19 +27,25 @@ class LinearCombination(Kernel):
     """Σ cᵢ θᵢ with constant coefficients; inputs with coefficient 0 are not looked at."""
 
     coefficients: tuple[float, ...]
-    cost = 0.2
+    version = 2
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("combine", len(self.coefficients)),)
 
     def combine(
-        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
-        weighted_sum(grain.inputs, self.coefficients, out)
+        weighted_sum(Inputs(tuple(range(len(self.coefficients)))), self.coefficients, grain, out)
 
 
 class Rule:
     """How coefficients follow from dot products; subclass as a frozen dataclass."""
 
-    def coefficients(self, gram: Tensor) -> Tensor:
-        """Coefficients cᵢ (m, k) of m vectors, from gram (m, m, k): k merges at once, in float64.
+    def coefficients(self, gram: Matrix, maths: Maths) -> Sequence[Any]:
+        """Coefficients cᵢ of m vectors, from the (m, m) dot products of each two of them.
+
+        Those are float64: single numbers, or arrays with an entry for each of many merges at once.
 
         Raises:
             RunError: the vectors admit no result.
@@ -56,10 +60,7 @@ class Coefficients(GramMatrix):
     rule: Rule
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> Any:
-        import torch
-
-        gram = torch.tensor(super().finish(total, earlier), dtype=torch.float64)
-        return tuple(self.rule.coefficients(gram.unsqueeze(-1)).squeeze(-1).tolist())
+        return tuple(self.rule.coefficients(super().finish(total, earlier), NUMBERS))
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ class GramCombination(Kernel):
     rule: Rule
     positions: tuple[int, ...]
     base: int | None = None
-    version = 2
+    version = 3
 
     @property
-    def source(self) -> Source:
+    def source(self) -> VectorExpr:
         """The vectors that are combined."""
         return vectors_of(self.positions, self.base)
 
@@ -81,69 +82,24 @@ class GramCombination(Kernel):
         return (Coefficients(self.source, self.rule),)
 
     @property
-    def loops(self) -> frozenset[str]:
-        return super().loops | {"combine"}
-
-    looped_scratch = 0
-
-    @property
-    def scratch(self) -> int:
-        return 0 if self.base is None else 1
-
-    @property
-    def cost(self) -> float:
-        return 1.4 + 0.3 * len(self.positions)
-
-    @property
-    def compiled_cost(self) -> float:
-        return 0.3 + 0.1 * len(self.positions)
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("combine", len(self.positions)),)
 
     def combine(
-        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
-        coefficients = statistics[0]
-        loops = grain.loops
-        if loops is not None:
-            terms = [
-                ((self.source.operands(number, grain, lambda: out), Kept()), coefficient)
-                for number, coefficient in enumerate(coefficients)
-                if coefficient
-            ]
-            base = None if self.base is None else operand(grain, self.base)
-            if terms:
-                vectors, factors = zip(*terms, strict=True)
-                loops.combine(vectors, factors, None, None, base, 1.0, out)
-                return
-            out.zero_()
-            if base is not None:
-                out.add_(base.view(out.shape))
-        elif self.base is None:
-            weighted_sum([grain.inputs[i] for i in self.positions], coefficients, out)
-        else:
-            add_weighted(self.source, coefficients, grain, out)
-            out.add_(grain.inputs[self.base])
+        base = None if self.base is None else grain.inputs[self.base]
+        weighted_sum(self.source, statistics[0], grain, out, base)
 
 
-def weighted_sum(vectors: Sequence[Tensor], coefficients: Sequence[float], out: Tensor) -> None:
-    """Write Σ cᵢ vᵢ to ``out`` (float32, of the vectors' shape), leaving out what has cᵢ = 0."""
-    import torch
-
-    terms = [(v, c) for v, c in zip(vectors, coefficients, strict=True) if c]
-    if not terms:
-        out.zero_()
-        return
-    torch.mul(*terms[0], out=out)
-    for vector, coefficient in terms[1:]:
-        out.add_(vector, alpha=coefficient)
-
-
-def add_weighted(
-    source: Source, coefficients: Sequence[float], grain: GrainView, out: Tensor
+def weighted_sum(
+    source: VectorExpr,
+    coefficients: Sequence[float],
+    grain: GrainView,
+    out: Array,
+    base: Array | None = None,
 ) -> None:
-    """Write Σ cᵢ vᵢ over the vectors of ``source`` to ``out``; takes one scratch tensor."""
-    vector = grain.take()
-    out.zero_()
-    for number, coefficient in enumerate(coefficients):
-        if coefficient:
-            source.write(number, grain, vector)
-            out.add_(vector, alpha=coefficient)
+    """Write Σ cᵢ vᵢ to ``out``, leaving out what has cᵢ = 0; on a base, if there is one."""
+    numbers = [number for number, coefficient in enumerate(coefficients) if coefficient] or [0]
+    vectors = [source.read(number, grain) for number in numbers]
+    grain.ops.combine(vectors, [coefficients[number] for number in numbers], out, base=base)

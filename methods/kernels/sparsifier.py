@@ -1,10 +1,8 @@
 """Which elements of a task vector are kept.
 
-A sparsifier is asked for its statistics and then applied to one grain of one vector at a time: to
-the vector itself by torch (`Sparsifier.apply`), or in the words of compiled loops
-(`Sparsifier.kept`), which has to come to the same.
-`KeepAll` keeps all elements, `methods.kernels.keep_by_magnitude` the largest of a tensor,
-`methods.kernels.keep_at_random` a random choice.
+A sparsifier is asked for its statistics, and then for the rule by which one vector is made sparse
+on one grain. `KeepAll` keeps all elements, `methods.kernels.keep_by_magnitude` the largest of a
+tensor, `methods.kernels.keep_at_random` a random choice.
 """
 
 from __future__ import annotations
@@ -13,16 +11,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
-from mergeloom.engine.graph.kernel import GrainView, Statistic
-from mergeloom.methods.ops.descriptions import Kept, Operands
-from mergeloom.methods.ops.vectors import Source
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
+from mergeloom.methods.ops.vectors import VectorExpr
+from mergeloom.methods.ops.words import KEEP_ALL, KeepRule, Vector
 
 _NEGLIGIBLE = 1e-7
 """L1 norms below this are not rescaled: what is left is rounding noise."""
@@ -37,39 +31,15 @@ class Sparsifier(ABC):
         return Access.ELEMENTWISE
 
     @property
-    def scratch(self) -> int:
-        """Scratch tensors that `apply` is handed; `tally` takes one more at most."""
+    def uses(self) -> tuple[Use, ...]:
+        """What `rule` and `tally` use of ``grain.ops``."""
+        return ()
+
+    def memo_bytes(self, grains: Grains) -> int:
+        """See `Kernel.memo_bytes`."""
         return 0
 
-    @property
-    def looped_scratch(self) -> int:
-        """Scratch tensors that `kept` is handed; `tally` takes no more where loops do the work."""
-        return 0
-
-    @property
-    def loops(self) -> frozenset[str]:
-        """Names of the compiled loops that `kept` calls."""
-        return frozenset()
-
-    def notes_bytes(self, grains: Grains) -> int:
-        """See `Kernel.notes_bytes`."""
-        return 0
-
-    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
-        """See `Kernel.workspace_bytes`."""
-        return 0
-
-    @property
-    def cost(self) -> float:
-        """See `Kernel.cost`."""
-        return 0.0
-
-    @property
-    def compiled_cost(self) -> float:
-        """See `Kernel.compiled_cost`."""
-        return 0.0
-
-    def passes(self, source: Source) -> tuple[Statistic[Any, Any], ...]:
+    def passes(self, source: VectorExpr) -> tuple[Statistic[Any, Any], ...]:
         """The statistics that are needed, one pass each."""
         return ()
 
@@ -78,8 +48,8 @@ class Sparsifier(ABC):
         return False
 
     def tally(
-        self, source: Source, grain: GrainView, statistics: Sequence[Any]
-    ) -> tuple[int | Tensor, ...]:
+        self, source: VectorExpr, grain: GrainView, statistics: Sequence[Any]
+    ) -> tuple[Any, ...]:
         """See `Kernel.tally`."""
         raise NotImplementedError
 
@@ -88,58 +58,30 @@ class Sparsifier(ABC):
         return (1.0,) * count
 
     @abstractmethod
-    def apply(
+    def rule(
         self,
         number: int,
-        vector: Tensor,
-        work: Sequence[Tensor],
+        vector: Vector,
         grain: GrainView,
         statistics: Sequence[Any],
         before: tuple[int, ...],
-    ) -> None:
-        """Set to zero, in place, what is dropped of vector ``number``.
-
-        ``vector`` and the ``scratch`` tensors of ``work`` are float32, of a grain's shape.
-        """
-
-    @abstractmethod
-    def kept(
-        self,
-        number: int,
-        operands: Operands,
-        work: Sequence[Tensor],
-        grain: GrainView,
-        statistics: Sequence[Any],
-        before: tuple[int, ...],
-    ) -> Kept:
-        """What `apply` keeps, for compiled loops; ``work`` is `looped_scratch` tensors."""
+    ) -> KeepRule:
+        """What is kept of vector ``number`` on a grain."""
 
 
 @dataclass(frozen=True)
 class KeepAll(Sparsifier):
     """Drops nothing."""
 
-    def apply(
+    def rule(
         self,
         number: int,
-        vector: Tensor,
-        work: Sequence[Tensor],
+        vector: Vector,
         grain: GrainView,
         statistics: Sequence[Any],
         before: tuple[int, ...],
-    ) -> None:
-        pass
-
-    def kept(
-        self,
-        number: int,
-        operands: Operands,
-        work: Sequence[Tensor],
-        grain: GrainView,
-        statistics: Sequence[Any],
-        before: tuple[int, ...],
-    ) -> Kept:
-        return Kept()
+    ) -> KeepRule:
+        return KEEP_ALL
 
 
 def l1_factor(whole: float, kept: float) -> float:

@@ -1,280 +1,343 @@
-"""Compiled loops for what torch can only do in many passes over memory.
+"""Arithmetic by machine code on plain memory: it defines the results on the CPU.
 
-Optional: they need numba (the extra ``fast``), are used where the schedule has memory for them,
-and change no byte of any result. Where a compiler might fuse, or add up in another order, that is
-proved on the spot (`_PROOFS`): before the first use a probe is computed both ways, and where a bit
-differs, on whatever machine, torch does the work.
+The code is that of `methods.ops.loops`. numpy is imported by those words only that count or that
+have numbers for each row.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from mergeloom.engine.hardware.machine_code import Function, Library
-from mergeloom.methods.ops import torch_dots as dots
-from mergeloom.methods.ops.descriptions import Draw, Kept, Limit, Operands
-from mergeloom.methods.ops.draws import HASH
-from mergeloom.methods.ops.loops.sizes import DOT_RUN, RUN, work_bytes
-from mergeloom.methods.ops.torch_elect import CANCELLED, elected_sum
-from mergeloom.methods.ops.torch_softmax import softmax_sums
-from mergeloom.methods.ops.torch_sums import sum_of_runs
+from mergeloom.engine.base.dtypes import BF16, F32, DType
+from mergeloom.engine.graph.kernel import GrainView
+from mergeloom.engine.graph.sums import Sums
+from mergeloom.engine.hardware.machine_code import Function
+from mergeloom.engine.memory.elements import Arena, Elements
+from mergeloom.engine.memory.ledger import Block
+from mergeloom.methods.ops.draws import HASH, WORD, words
+from mergeloom.methods.ops.loops.record import VECTOR
+from mergeloom.methods.ops.loops.sizes import Kind, marks_bytes, work_bytes
+from mergeloom.methods.ops.maths import ArrayMaths
+from mergeloom.methods.ops.words import (
+    CANCELLED,
+    KEEP_ALL,
+    Draw,
+    Factors,
+    KeepRule,
+    Vector,
+    matrix,
+    pairs,
+)
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+
+_CTYPES: dict[str, Any] = {
+    "q": ctypes.c_int64,
+    "i": ctypes.c_int32,
+    "I": ctypes.c_uint32,
+    "f": ctypes.c_float,
+    "?": ctypes.c_bool,
+}
 
 
-class Loops:
-    """The loops of `methods.ops.loops`, called with tensors: contiguous, on the CPU."""
+class _Record(ctypes.Structure):
+    _fields_ = [(name, _CTYPES[kind]) for name, kind in VECTOR]
 
-    def __init__(self, functions: Mapping[str, Function]) -> None:
+
+_HASH = (ctypes.c_uint32 * len(HASH))(*HASH)
+_HASH_AT = ctypes.addressof(_HASH)
+_SIZES = {BF16: 2, F32: 4}
+
+
+class CompiledOps(Arena):
+    """`methods.ops.words.Ops` on `Elements` in main memory; scratch comes from one block."""
+
+    on_device = False
+
+    def reads(self, dtype: DType) -> bool:
+        return dtype in _SIZES
+
+    def __init__(self, functions: Mapping[str, Function], block: Block) -> None:
+        super().__init__(block)
         self._functions = functions
 
-    def count_high(self, operands: Operands, low: int, counts: Tensor) -> int:
-        """Count the magnitudes of a difference by their bits above the ``low`` ones.
+    # --- what the engine asks for ---------------------------------------------------------
 
-        Adds to ``counts`` (int64) and returns how many are not zero.
+    def view(self, block: Block, offset: int, dtype: DType, count: int) -> Elements:
+        """Elements at a byte of a block."""
+        return Elements(block.address + offset, dtype, count)
+
+    def shaped(self, array: Elements, shape: tuple[int, ...]) -> Elements:
+        """The same: shapes are told by the grain."""
+        return array
+
+    def widen(self, dtype: DType, array: Elements, out: Elements) -> None:
+        """Write elements of any `Kind` as float32."""
+        self._call("widen", array.address, Kind[dtype.code], array.count, out.address)
+
+    def whole_bytes(self, dtype: DType, array: Elements, count: int) -> Elements:
+        return array
+
+    def store(self, result: Elements, out: Elements) -> int:
+        """Round float32 to the type of ``out``, which may be ``result``.
+
+        Returns how many elements there are not finite.
         """
-        vectors, size = _vectors([(operands, Kept())]), operands[0].numel()
-        return int(self._call("count_high", vectors, size, low, counts))
+        kind = Kind[out.dtype.code]
+        found = self._call("store", result.address, result.count, out.address, kind)
+        return int(found)
 
-    def count_low(
-        self,
-        operands: Operands,
-        highs: Sequence[int],
-        low: int,
-        step: int,
-        counts: Sequence[Tensor],
-        levels: Any,
-    ) -> None:
-        """Count magnitudes with one of ``highs`` as high bits by their ``low`` bits.
-
-        Each of ``highs`` has ``counts`` (int64) of its own, and a row of ``levels`` (an array of
-        int32), which count those low bits that are multiples of 2**``step``.
-        """
+    @cached_property
+    def maths(self) -> ArrayMaths:
         import numpy as np
 
-        vectors, size = _vectors([(operands, Kept())]), operands[0].numel()
-        keys, tables = np.array(highs, np.int32), np.array([_address(each) for each in counts])
-        self._call("count_low", vectors, size, keys, len(highs), low, step, tables, levels)
+        return ArrayMaths(np)
 
-    def magnitude_sums(
-        self, operands: Operands, kept: Kept, squares: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """`methods.ops.torch_sums.magnitude_sum` of a vector and of its kept part, or squares."""
-        import torch
+    def sums(self, numbers: Sequence[Any]) -> Sums:
+        return Sums(numbers)
 
-        size = operands[0].numel()
-        whole, rest = torch.empty(2, -(-size // RUN))
-        vectors = _vectors([(operands, kept)])
-        self._call("run_sums", vectors, _hash(), size, squares, whole, rest)
-        return sum_of_runs(whole), sum_of_runs(rest)
+    def counters(self, count: int) -> np.ndarray[Any, Any]:
+        import numpy as np
 
-    def dot_products(self, vectors: Sequence[Operands]) -> Tensor:
-        """`methods.ops.torch_dots.dot_products` of vectors."""
-        import torch
+        return np.zeros(count, np.int64)
 
-        size, count = vectors[0][0].numel(), len(dots.pairs(len(vectors)))
-        sums = torch.empty(count, -(-size // DOT_RUN), dtype=torch.float64)
-        described = _vectors([(vector, Kept()) for vector in vectors])
-        self._call("dot_products", described, len(vectors), size, sums)
-        return dots.sum_of_runs(sums)
+    def single(self, numbers: Any) -> Any:
+        import numpy as np
+
+        return np.ascontiguousarray(numbers, np.float32)
+
+    def there(self, numbers: Any) -> Any:
+        return numbers
+
+    # --- measuring ------------------------------------------------------------------------
+
+    def dots(self, vectors: Sequence[Vector]) -> Sums:
+        size, found = vectors[0].array.count, (ctypes.c_double * len(pairs(len(vectors))))()
+        self._call("dots", self._vectors(vectors), len(vectors), size, ctypes.addressof(found))
+        return Sums(found)
+
+    def magnitudes(self, vector: Vector, kept: KeepRule) -> tuple[float, float]:
+        return self._run_sums(vector, kept, False)
+
+    def squares(self, vector: Vector, kept: KeepRule) -> float:
+        return self._run_sums(vector, kept, True)[1]
+
+    def _run_sums(self, vector: Vector, kept: KeepRule, squares: bool) -> tuple[float, float]:
+        size, found = vector.array.count, (ctypes.c_double * 2)()
+        described, place = self._vectors([vector], [kept]), ctypes.addressof(found)
+        self._call("magnitudes", described, _HASH_AT, size, squares, place)
+        whole, rest = found
+        return whole, rest
+
+    def shared(self, vectors: Sequence[Vector], epsilon: float) -> Sums:
+        size, counts = vectors[0].array.count, (ctypes.c_int64 * (2 * len(vectors)))()
+        address = ctypes.addressof(counts)
+        self._call("shared", self._vectors(vectors), len(vectors), size, epsilon, address)
+        return Sums(counts)
+
+    def count_high(self, vector: Vector, low: int, counts: Any) -> int:
+        size = vector.array.count
+        found = self._call("count_high", self._vectors([vector]), size, low, counts.ctypes.data)
+        return int(found)
+
+    def count_low(
+        self, vector: Vector, highs: Sequence[int], low: int, step: int, counts: Sequence[Any]
+    ) -> Any:
+        import numpy as np
+
+        levels = np.zeros((len(highs), 1 << (low - step)), np.int32)
+        keys = (ctypes.c_int32 * len(highs))(*highs)
+        tables = (ctypes.c_int64 * len(highs))(*(table.ctypes.data for table in counts))
+        self._call(
+            *("count_low", self._vectors([vector]), vector.array.count),
+            *(ctypes.addressof(keys), len(highs), low, step),
+            *(ctypes.addressof(tables), levels.ctypes.data),
+        )
+        return levels
+
+    def count_equal(self, vector: Vector, value: float) -> int:
+        size = vector.array.count
+        return int(self._call("count_equal", self._vectors([vector]), size, value))
+
+    def end_of_equal(self, vector: Vector, value: float, most: int) -> int:
+        size = vector.array.count
+        return int(self._call("end_of_equal", self._vectors([vector]), size, value, most))
+
+    def row_dots(self, vectors: Sequence[Vector], row: int) -> list[list[Any]]:
+        import numpy as np
+
+        count, rows = len(vectors), vectors[0].array.count // row
+        found = np.empty((len(pairs(count)), rows))
+        self._call("row_dots", self._vectors(vectors), count, rows, row, found.ctypes.data)
+        return matrix(list(found), count)
+
+    def column_dots(self, vectors: Sequence[Vector], columns: int, first: int) -> Any:
+        import numpy as np
+
+        count, size = len(vectors), vectors[0].array.count
+        found = np.empty((len(pairs(count)), columns))
+        described = self._vectors(vectors)
+        self._call("column_dots", described, count, size, columns, first, found.ctypes.data)
+        return found
+
+    def divergences(self, base: Elements, other: Elements, row: int) -> Any:
+        import numpy as np
+
+        rows = base.count // row
+        sums = np.empty((5, rows))
+        places = *_place(base), *_place(other)
+        self._call("divergences", *places, rows, row, sums.ctypes.data)
+        return divergences_of(sums, np).astype(np.float32)
+
+    # --- choosing -------------------------------------------------------------------------
+
+    def new_marks(self, grain: GrainView, number: int, vectors: int) -> int:
+        count = grain.count
+        if grain.memo is None:
+            return self.take_bytes(marks_bytes(count))
+        size: int = grain.memo.count
+        address: int = grain.memo.address
+        return address + number * (size // vectors)
+
+    def choose_by_rank(
+        self, vector: Vector, row: int, key: int, start: int, steps: Any, marks: int
+    ) -> int:
+        rule = KeepRule(draw=Draw(key, start, int(steps[0])))
+        described, size = self._vectors([vector], [rule]), vector.array.count
+        place = steps.ctypes.data
+        self._call("choose_by_rank", described, _HASH_AT, place, row, marks, size, row=row)
+        return marks
+
+    def mark(self, vector: Vector, kept: KeepRule, marks: int) -> int:
+        described = self._vectors([vector], [kept])
+        self._call("mark", described, _HASH_AT, marks, vector.array.count)
+        return marks
+
+    # --- writing --------------------------------------------------------------------------
 
     def combine(
         self,
-        vectors: Sequence[tuple[Operands, Kept]],
+        vectors: Sequence[Vector],
         coefficients: Sequence[float],
-        votes: Sequence[float] | None,
-        shares: Sequence[float] | None,
-        base: Tensor | None,
-        scale: float,
-        out: Tensor,
+        out: Elements,
+        *,
+        kept: Sequence[KeepRule] | None = None,
+        votes: Sequence[float] | None = None,
+        shares: Sequence[float] | None = None,
+        base: Elements | None = None,
+        scale: float = 1.0,
     ) -> None:
-        """Write ``base`` + ``scale`` times the combination of sparse vectors to ``out`` (float32).
-
-        Without a base, write the combination itself. It is the sum of the vectors times their
-        ``coefficients``; with ``votes`` their `methods.ops.torch_elect.elected_sum`.
-        """
-        described = _vectors(vectors)
-        described["coefficient"] = coefficients
-        described["vote"] = coefficients if votes is None else votes
-        described["share"] = coefficients if shares is None else shares
+        described = self._vectors(vectors, kept)
+        for number, record in enumerate(described):
+            record.coefficient = coefficients[number]
+            record.vote = (votes or coefficients)[number]
+            record.share = (shares or coefficients)[number]
         self._call(
-            "combine",
-            *(described, len(vectors), _hash()),
+            *("combine", described, len(vectors), _HASH_AT),
             *(votes is not None, shares is not None, CANCELLED),
             *((0, 0) if base is None else _place(base)),
-            *(scale, out, out.numel()),
+            *(scale, out.address, out.count),
         )
 
-    def choose_by_rank(
-        self, operands: Operands, key: int, start: int, steps: Tensor, notes: Tensor
+    def step(self, vector: Vector, limit: float, base: Elements, out: Elements) -> None:
+        place = _place(base)
+        self._call("step", self._vectors([vector]), limit, *place, out.address, out.count)
+
+    def disjoint(
+        self,
+        vectors: Sequence[Vector],
+        epsilon: float,
+        excess: Sequence[float],
+        base: Elements,
+        out: Elements,
     ) -> None:
-        """Choose elements at random, by bounds that hang on ranks, and write that to ``notes``.
+        described = self._vectors(vectors)
+        for record, more in zip(described, excess, strict=True):
+            record.coefficient = more
+        place = *_place(base), out.address, out.count
+        self._call("disjoint", described, len(vectors), epsilon, *place)
 
-        The numbers are those of ``key`` (`methods.ops.draws`) from element ``start`` on. ``steps``
-        (int32) are as many as elements in a row of the grain, and fall: that of rank r by falling
-        magnitude in its row, equal ones by their index, is the bound of an element. ``notes``
-        (uint8) are as many as `methods.ops.loops.sizes.notes_bytes` says. What is 0 may be chosen
-        or not.
-        """
-        row, size = steps.numel(), operands[0].numel()
-        vectors = _vectors([(operands, Kept(draw=Draw.of(key, start, int(steps[0]))))])
-        self._call("choose_by_rank", vectors, _hash(), steps, row, notes, size, row=row)
+    def variance(self, vectors: Sequence[Vector], out: Elements) -> None:
+        self._call("variance", self._vectors(vectors), len(vectors), out.address, out.count)
 
-    def choose(self, operands: Operands, least: float, out: Tensor) -> None:
-        """Write to ``out`` (float32) the first of a vector's operands, or the second.
+    def choose(self, vector: Vector, least: float, out: Elements) -> None:
+        self._call("choose", self._vectors([vector]), least, out.address, out.count)
 
-        The first is taken where the vector's magnitude is at least ``least``.
-        """
-        self._call("choose", _vectors([(operands, Kept())]), least, out, out.numel())
+    def copy(self, array: Elements, out: Elements) -> None:
+        self.widen(array.dtype, array, out)
 
-    def softmax_sums(self, base: Tensor, other: Tensor) -> Tensor:
-        """`methods.ops.torch_softmax.softmax_sums` of two matrices (float32 or bfloat16)."""
-        import torch
-
-        rows, row = base.shape
-        sums = torch.empty(5, rows, dtype=torch.float64)
-        self._call("softmax_sums", *_place(base), *_place(other), rows, row, sums)
-        return sums
+    # --- calls ----------------------------------------------------------------------------
 
     def _call(self, name: str, *arguments: Any, row: int = 0) -> Any:
-        """Call a loop with numbers, tensors and arrays, and with memory to work in."""
-        import numpy as np
+        """Call machine code with numbers and addresses, and with memory to work in."""
+        first, vectors = arguments[0], 1
+        if isinstance(first, ctypes.Array):
+            vectors = len(first)
+            arguments = ctypes.addressof(first), *arguments[1:]
+        top = self.top()
+        work = self.take_bytes(work_bytes(vectors, row))
+        result = self._functions[name](*arguments, work)
+        self.release(top)
+        return result
 
-        vectors = arguments[0]
-        count = len(vectors) if isinstance(vectors, np.ndarray) else 1
-        work = np.empty(-(-work_bytes(count, row) // 8))
-        return self._functions[name](*map(_address, arguments), _address(work))
-
-
-def _address(argument: Any) -> Any:
-    """A number as it is; of a tensor or an array, where its elements begin."""
-    import numpy as np
-    import torch
-
-    if isinstance(argument, torch.Tensor):
-        return _place(argument)[0]
-    if isinstance(argument, np.ndarray):
-        return argument.ctypes.data
-    return argument
-
-
-def _vectors(vectors: Sequence[tuple[Operands, Kept]]) -> Any:
-    """Records of `methods.ops.loops.record.VECTOR`, valid as long as the tensors are."""
-    import numpy as np
-
-    from mergeloom.methods.ops.loops.record import VECTOR
-
-    described = np.zeros(len(vectors), VECTOR)
-    for record, ((vector, minus, *factors), kept) in zip(described, vectors, strict=True):
-        record["address"], record["bytes"] = _place(vector)
-        for each in factors:
-            record["factors"], _ = _place(each)
-            record["factor_row"] = vector.numel() // each.numel()
-        if minus is not None:
-            record["minus"], record["minus_bytes"] = _place(minus)
-        for name, limit in (("above", kept.above), ("upto", kept.upto)):
-            if limit is not None:
-                record[name] = True
-                record[f"{name}_before"] = limit.before
-                record[f"{name}_after"] = limit.after
-                record[f"{name}_end"] = limit.end
-        if kept.draw is not None:
-            draw = kept.draw
-            record["draws"], record["word_end"] = True, draw.end
-            record["first"], record["second"] = draw.before
-            record["next_first"], record["next_second"] = draw.after
-            record["bound"] = draw.bound
-        if kept.noted is not None:
-            record["noted"], _ = _place(kept.noted)
-    return described
+    def _vectors(self, vectors: Sequence[Vector], kept: Sequence[KeepRule] | None = None) -> Any:
+        """Records of `methods.ops.loops.record`, valid as long as the arrays are."""
+        described = (_Record * len(vectors))()
+        for number, record in enumerate(described):
+            vector = vectors[number]
+            record.address, record.bytes = _place(vector.array)
+            if vector.minus is not None:
+                record.minus, record.minus_bytes = _place(vector.minus)
+            if vector.factors is not None:
+                _describe_factors(record, vector.factors, vector.array.count)
+            if kept is not None and kept[number] is not KEEP_ALL:
+                _describe_rule(record, kept[number])
+        return described
 
 
-def _place(tensor: Tensor) -> tuple[int, int]:
-    """Address of a tensor and bytes of an element."""
-    assert tensor.is_contiguous()
-    return tensor.data_ptr(), tensor.element_size()
+def divergences_of(sums: Any, library: Any) -> Any:
+    """Divergences of rows from what both arithmetics sum up: float64.
+
+    ``sums`` is a float64 matrix with a column a row: the highest elements h₀ and h₁ of the base
+    and of the other, Σ exp(θ₀ - h₀), Σ exp(θ₁ - h₁), and Σ exp(θ₁ - h₁) τ.
+    """
+    base_highest, highest, base_total, total, weighted = sums
+    moved = weighted / total + (base_highest - highest)
+    return library.clip(moved + library.log(base_total / total), 0.0, library.inf)
 
 
-@cache
-def _hash() -> Any:
-    import numpy as np
-
-    return np.array(HASH, np.uint32)
+def _place(elements: Elements) -> tuple[int, int]:
+    """Address and bytes of an element."""
+    return elements.address, _SIZES[elements.dtype]
 
 
-class LoopLibrary(Library):
-    """The loops of `methods.ops.loops` as machine code; kernels get `Loops`."""
-
-    def trusted(self, functions: Mapping[str, Function]) -> Loops | None:
-        loops = Loops(functions)
-        agree = all(proof(loops) for name, proof in _PROOFS.items() if name in functions)
-        return loops if agree else None
-
-
-LIBRARY = LoopLibrary(
-    "mergeloom.methods.ops.loops.build", Path(__file__).resolve().parent / "loops"
-)
+def _describe_factors(record: Any, factors: Factors, count: int) -> None:
+    numbers = factors.numbers
+    record.factors = numbers.ctypes.data
+    if factors.by_column:
+        record.factor_columns, record.first_column = numbers.size, factors.first_column
+    else:
+        record.factor_row = count // numbers.size
 
 
-def _combines_alike(loops: Loops) -> bool:
-    """Whether `Loops.combine` gives the bits that torch gives on this machine."""
-    import torch
-
-    base, *inputs = _probe()
-    limits = [Limit(0.1 * number, 0.2 * number, 1111 * number) for number in range(4)]
-    votes, coefficients, shares = (0.3, 0.7, -0.2, 1.1), (0.1, 0.9, 0.5, -0.3), (0.3, 0.6, 0.2, 0.8)
-    out, expected = torch.empty(2, base.numel())
-    described = [
-        ((each, base), Kept(above=limit)) for each, limit in zip(inputs, limits, strict=True)
-    ]
-    loops.combine(described, coefficients, votes, shares, base, 0.7, out)
-    vectors = [each.float() - base for each in inputs]
-    for vector, limit in zip(vectors, limits, strict=True):
-        for part, value in (
-            (vector[: limit.end], limit.before),
-            (vector[limit.end :], limit.after),
-        ):
-            torch.ops.aten.hardshrink.out(part, value, out=part)
-    work = tuple(torch.empty(3, base.numel()))
-    elected_sum(vectors, votes, coefficients, shares, expected, work)
-    torch.add(base, expected, alpha=0.7, out=expected)
-    return torch.equal(out.view(torch.int32), expected.view(torch.int32))
-
-
-def _multiplies_alike(loops: Loops) -> bool:
-    """Whether `Loops.dot_products` gives the bits that torch gives on this machine."""
-    import torch
-
-    base, *inputs = _probe()
-    products = loops.dot_products([(each, base) for each in inputs])
-    floats = [each.float() - base for each in inputs]
-    return torch.equal(products, dots.dot_products(floats, lambda: torch.empty(base.numel())))
-
-
-def _diverges_alike(loops: Loops) -> bool:
-    """Whether `Loops.softmax_sums` gives the bits that torch gives on this machine."""
-    import torch
-
-    base, other, *_ = (each.view(-1, 1667)[:, :-1].contiguous() for each in _probe())
-    return torch.equal(loops.softmax_sums(base, other), softmax_sums(base.float(), other.float()))
-
-
-_PROOFS = {
-    "combine": _combines_alike,
-    "dot_products": _multiplies_alike,
-    "softmax_sums": _diverges_alike,
-}
-"""Computations on floats that depend on how a compiler orders and rounds."""
-
-
-def _probe() -> list[Tensor]:
-    import torch
-
-    source = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(5001, generator=source) for _ in range(5)]
-    drawn[1] = drawn[1].bfloat16()
-    return drawn
+def _describe_rule(record: Any, rule: KeepRule) -> None:
+    if rule.above is not None:
+        above = rule.above
+        record.above, record.above_end = True, above.end
+        record.above_before, record.above_after = above.before, above.after
+    if rule.upto is not None:
+        upto = rule.upto
+        record.upto, record.upto_end = True, upto.end
+        record.upto_before, record.upto_after = upto.before, upto.after
+    if rule.draw is not None:
+        draw = rule.draw
+        end = WORD - draw.start % WORD
+        record.draws, record.word_end, record.bound = True, end, draw.bound
+        record.first, record.second = words(draw.key, draw.start)
+        record.next_first, record.next_second = words(draw.key, draw.start + end)
+    if rule.marks is not None:
+        record.marks = rule.marks

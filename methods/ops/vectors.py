@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mergeloom.engine.graph.kernel import GrainView
-from mergeloom.methods.ops.descriptions import Operands
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeloom.engine.graph.kernel import GrainView, Use
+from mergeloom.methods.ops.words import Vector
 
 
-class Source:
+class VectorExpr:
     """Vectors that are functions of a grain's inputs; subclass as a frozen dataclass."""
 
     @property
@@ -23,98 +20,56 @@ class Source:
 
     @property
     def scratch(self) -> int:
-        """Scratch tensors that one call of `write` takes at most."""
+        """Scratch arrays that one call of `read` takes."""
         return 0
 
     @property
-    def double(self) -> bool:
-        """Whether `write` computes in float64."""
-        return False
+    def uses(self) -> tuple[Use, ...]:
+        """What `read` uses of ``grain.ops``."""
+        return ()
 
-    @property
-    def computed(self) -> bool:
-        """Whether `operands` computes anything, instead of telling where it is stored."""
-        return True
-
-    def given(self, earlier: Sequence[Any]) -> Source:
-        """The source that knows the results of the kernel's earlier passes, if it needs any."""
+    def given(self, earlier: Sequence[Any]) -> VectorExpr:
+        """The same that knows the results of the kernel's earlier passes, if it needs any."""
         return self
 
-    def write(self, number: int, grain: GrainView, out: Tensor) -> None:
-        """Write vector ``number`` on this grain to ``out``: float32, of the inputs' shape."""
+    def read(self, number: int, grain: GrainView) -> Vector:
+        """Vector ``number`` on this grain."""
         raise NotImplementedError
 
-    def read(self, number: int, grain: GrainView, scratch: Tensor) -> Tensor:
-        """Vector ``number``, not to be changed: in ``scratch``, or where it lies already."""
-        self.write(number, grain, scratch)
-        return scratch
-
-    def operands(self, number: int, grain: GrainView, take: Callable[[], Tensor]) -> Operands:
-        """Vector ``number`` for compiled loops, not to be changed; ``take`` gives scratch."""
-        return self.read(number, grain, take()), None
+    def read_all(self, grain: GrainView) -> list[Vector]:
+        """All vectors on this grain."""
+        return [self.read(number, grain) for number in range(self.count)]
 
 
 @dataclass(frozen=True)
-class Inputs(Source):
+class Inputs(VectorExpr):
     """The inputs at ``positions`` themselves."""
 
     positions: tuple[int, ...]
-    computed = False
 
     @property
     def count(self) -> int:
         return len(self.positions)
 
-    def write(self, number: int, grain: GrainView, out: Tensor) -> None:
-        out.copy_(grain.inputs[self.positions[number]])
-
-    def read(self, number: int, grain: GrainView, scratch: Tensor) -> Tensor:
-        return grain.inputs[self.positions[number]]
-
-    def operands(self, number: int, grain: GrainView, take: Callable[[], Tensor]) -> Operands:
-        return operand(grain, self.positions[number]), None
+    def read(self, number: int, grain: GrainView) -> Vector:
+        return Vector(grain.inputs[self.positions[number]])
 
 
 @dataclass(frozen=True)
-class Differences(Source):
+class Differences(VectorExpr):
     """Task vectors τᵢ = θᵢ - θ₀ of the inputs at ``positions``, rounded to float32."""
 
     base: int
     positions: tuple[int, ...]
-    computed = False
 
     @property
     def count(self) -> int:
         return len(self.positions)
 
-    def write(self, number: int, grain: GrainView, out: Tensor) -> None:
-        import torch
-
-        torch.sub(grain.inputs[self.positions[number]], grain.inputs[self.base], out=out)
-
-    def operands(self, number: int, grain: GrainView, take: Callable[[], Tensor]) -> Operands:
-        return operand(grain, self.positions[number]), operand(grain, self.base)
+    def read(self, number: int, grain: GrainView) -> Vector:
+        return Vector(grain.inputs[self.positions[number]], grain.inputs[self.base])
 
 
-def write_operands(operands: Operands, out: Tensor, take: Callable[[], Tensor]) -> None:
-    """Write a vector to ``out`` (float32), given its operands; ``take`` gives scratch for it."""
-    vector, minus, *factors = operands
-    out.view(-1).copy_(vector.reshape(-1))
-    if minus is not None:
-        wide = take().view(-1)
-        wide.copy_(minus.reshape(-1))
-        out.view(-1).sub_(wide)
-    for each in factors:
-        if each is not None:
-            out.view(each.numel(), -1).mul_(each.view(-1, 1))
-
-
-def operand(grain: GrainView, position: int) -> Tensor:
-    """An input as it is stored, where compiled loops can read that, or else widened."""
-    stored = grain.stored(position)
-    return grain.inputs[position] if stored is None else stored
-
-
-def vectors_of(positions: tuple[int, ...], base: int | None) -> Source:
+def vectors_of(positions: tuple[int, ...], base: int | None) -> VectorExpr:
     """The inputs at ``positions``, or their differences from a base."""
     return Inputs(positions) if base is None else Differences(base, positions)

@@ -1,11 +1,16 @@
-"""Angles between vectors, from their dot products."""
+"""Angles between vectors, from their dot products.
+
+Entries of matrices may be single numbers or arrays, which ``maths`` are of: `methods.ops.maths`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeloom.methods.ops.maths import Maths
+
+Matrix = Sequence[Sequence[Any]]
 
 NO_DIRECTION = 1e-8
 """Norm up to which a vector counts as without direction, orthogonal to everything."""
@@ -15,18 +20,20 @@ UNRESOLVED = 1e-7
 of numbers near 1, so that float64 resolves it to 1e-8 only."""
 
 
-def norms(gram: Tensor) -> Tensor:
-    """‖vᵢ‖ (m, k) from dot products (m, m, k)."""
-    import torch
-
-    return torch.diagonal(gram, dim1=0, dim2=1).T.sqrt()
+def norms(gram: Matrix, maths: Maths) -> list[Any]:
+    """‖vᵢ‖ from dot products."""
+    return [maths.sqrt(gram[i][i]) for i in range(len(gram))]
 
 
-def cosines(gram: Tensor) -> Tensor:
-    """cos(vᵢ, vⱼ) (m, m, k) in [-1, 1] from dot products; 0 where a vector has no direction."""
-    length = norms(gram)
-    directed = length > NO_DIRECTION
-    # Dividing one after the other: the product of two norms might underflow.
-    safe = length.masked_fill(~directed, 1.0)
-    cosine = (gram / safe.unsqueeze(0) / safe.unsqueeze(1)).clamp(-1.0, 1.0)
-    return cosine.masked_fill(~(directed.unsqueeze(0) & directed.unsqueeze(1)), 0.0)
+def cosines(gram: Matrix, maths: Maths) -> list[list[Any]]:
+    """cos(vᵢ, vⱼ) in [-1, 1] from dot products; 0 where a vector has no direction."""
+    length = norms(gram, maths)
+    directed = [each > NO_DIRECTION for each in length]
+    safe = [maths.where(own, each, 1.0) for own, each in zip(directed, length, strict=True)]
+
+    def cosine(i: int, j: int) -> Any:
+        # Dividing one after the other: the product of two norms might underflow.
+        value = maths.clip(gram[i][j] / safe[i] / safe[j], -1.0, 1.0)
+        return maths.where(directed[i] & directed[j], value, 0.0)
+
+    return [[cosine(i, j) for j in range(len(gram))] for i in range(len(gram))]

@@ -7,47 +7,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.grains import Grains
-from mergeloom.engine.graph.kernel import GrainSum, GrainView
+from mergeloom.engine.graph.kernel import GrainSum, GrainView, Use
 from mergeloom.engine.graph.sums import GrainSums
-from mergeloom.methods.ops import torch_dots as dots
-from mergeloom.methods.ops.vectors import Source
+from mergeloom.methods.ops.vectors import VectorExpr
+from mergeloom.methods.ops.words import matrix
 
 
 @dataclass(frozen=True)
 class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
     """G[i][j] = vᵢ·vⱼ over all elements, in float64."""
 
-    source: Source
+    source: VectorExpr
 
-    loops = frozenset({"dot_products"})
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("dots", self.source.count), *self.source.uses)
 
     @property
     def scratch(self) -> int:
-        return 2 * self.source.count + 1 + self.source.scratch
+        return self.source.count * self.source.scratch
 
-    @property
-    def looped_scratch(self) -> int | None:
-        return None if self.source.computed else 0
-
-    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
+    def accumulator_bytes(self, grains: Grains) -> int:
         return 64 * (200 + 8 * self.source.count**2)
 
-    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
-        return dots.workspace_bytes(self.source.count, grains.size)
-
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
-        count = self.source.count
-        loops = grain.loops
-        if loops is not None:
-            operands = [self.source.operands(i, grain, grain.take) for i in range(count)]
-            into.add(grain.index, loops.dot_products(operands))
-            return
-        vectors = [self.source.read(i, grain, grain.take()).reshape(-1) for i in range(count)]
-        into.add(grain.index, dots.dot_products(vectors, grain.take))
+        into.add(grain.index, grain.ops.dots(self.source.read_all(grain)))
 
     def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
         count = self.source.count
         if total.total is None:
             return ((0.0,) * count,) * count
-        found = dict(zip(dots.pairs(count), total.total.tolist(), strict=True))
-        return tuple(tuple(found[max(i, j), min(i, j)] for j in range(count)) for i in range(count))
+        return tuple(map(tuple, matrix(total.total, count)))

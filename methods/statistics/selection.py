@@ -10,36 +10,25 @@ order; NaN ranks above infinity, so that a broken input cannot break a count.
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergeloom.engine.base.grains import Grains
-from mergeloom.engine.graph.kernel import GrainView, Statistic
+from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
-from mergeloom.methods.ops.compiled_ops import Loops
-from mergeloom.methods.ops.descriptions import Operands
-from mergeloom.methods.ops.torch_counts import add_counts
-from mergeloom.methods.ops.vectors import Source
+from mergeloom.methods.ops.vectors import VectorExpr
+from mergeloom.methods.ops.words import KEEP_ALL, Bound, KeepRule, Vector, here
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-_MAGNITUDE = 0x7FFFFFFF
 _LOW_BITS = 15
 """Halving 31 bits so keeps both tables of counters small, and a bucket holds few elements."""
 _FINE = 1 << _LOW_BITS
-_HIGH = _MAGNITUDE & -_FINE
 _BUCKETS = 1 << (31 - _LOW_BITS)
 _LEVEL_BITS = 9
 _LEVEL = 1 << _LEVEL_BITS
-_COLUMNS = 8
 _COUNT = struct.Struct("=i")
 _ENTRY = 192
 """Bytes of a small object in a dictionary, at most."""
@@ -106,18 +95,10 @@ class RankedMagnitude:
 
 @dataclass
 class CoarseCounts:
-    """How many magnitudes of each vector share their high bits, and how many are not zero."""
+    """By vector: how many magnitudes share their high bits, and how many are not zero."""
 
-    counts: Tensor
-    nonzero: Tensor
-
-    def place_like(self, vector: Tensor) -> None:
-        """Let the counters, which have counted nothing elsewhere, lie where ``vector`` does."""
-        import torch
-
-        if self.counts.device != vector.device:  # zeros made there, for to send them is to wait
-            self.counts = torch.zeros_like(self.counts, device=vector.device)
-            self.nonzero = torch.zeros_like(self.nonzero, device=vector.device)
+    counts: dict[int, Any] = field(default_factory=dict)
+    nonzero: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,85 +110,70 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
     its elements that are not zero, rounded down; a rank of 0 gives no bucket.
     """
 
-    source: Source
+    source: VectorExpr
     ranks: tuple[tuple[int, ...], ...]
     nonzero_share: float | None = None
-    loops = frozenset({"count_high"})
+    double = False
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("count_high", self.source.count), *self.source.uses)
 
     @property
     def scratch(self) -> int:
-        return 2 + self.source.scratch * self.source.count
+        return self.source.scratch * self.source.count
 
-    @property
-    def looped_scratch(self) -> int | None:
-        return None if self.source.computed else 0
-
-    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
+    def accumulator_bytes(self, grains: Grains) -> int:
         return 8 * _BUCKETS * (self.source.count + 2)
 
-    @property
-    def double(self) -> bool:
-        return self.source.double
-
     def start(self) -> CoarseCounts:
-        import torch
-
-        count = self.source.count
-        counts = torch.zeros(count, _BUCKETS, dtype=torch.int64)
-        return CoarseCounts(counts, torch.zeros(count, dtype=torch.int64))
+        return CoarseCounts()
 
     def update(self, into: CoarseCounts, grain: GrainView, earlier: Sequence[Any]) -> None:
-        import torch
-
-        source, loops, vector_room = self.source.given(earlier), grain.loops, cache(grain.take)
-        if loops is None:
-            vector, high = vector_room(), grain.take().view(torch.int32)
-            into.place_like(vector)
+        source, ops = self.source.given(earlier), grain.ops
         for number in range(source.count):
             if not self.ranks[number] and self.nonzero_share is None:
                 continue
-            if loops is not None:
-                operands = source.operands(number, grain, vector_room)
-                nonzero = loops.count_high(operands, _LOW_BITS, into.counts[number])
-                if self.nonzero_share is not None:
-                    into.nonzero[number] += nonzero
-                continue
-            source.write(number, grain, vector)
-            torch.bitwise_and(vector.view(torch.int32), _HIGH, out=high)
-            if self.nonzero_share is not None:
-                into.nonzero[number] += torch.count_nonzero(vector)
-            high.bitwise_right_shift_(_LOW_BITS)
-            add_counts(high.view(-1), into.counts[number], grain.on_device)
+            if number not in into.counts:
+                into.counts[number] = ops.counters(_BUCKETS)
+            found = ops.count_high(source.read(number, grain), _LOW_BITS, into.counts[number])
+            into.nonzero[number] = into.nonzero.get(number, 0) + found
 
     def fetch(self, into: CoarseCounts) -> None:
-        into.counts, into.nonzero = into.counts.cpu(), into.nonzero.cpu()
+        into.counts = {number: here(counts) for number, counts in into.counts.items()}
+        into.nonzero = {number: int(count) for number, count in into.nonzero.items()}
 
     def merge(self, into: CoarseCounts, other: CoarseCounts) -> None:
-        into.counts += other.counts
-        into.nonzero += other.nonzero
+        for number, counts in other.counts.items():
+            present = into.counts.get(number)
+            into.counts[number] = counts if present is None else _added(present, counts)
+            into.nonzero[number] = into.nonzero.get(number, 0) + other.nonzero[number]
 
     def finish(self, total: CoarseCounts, earlier: Sequence[Any]) -> tuple[tuple[Bucket, ...], ...]:
         result = []
-        for number, counts in enumerate(total.counts):
+        for number in range(self.source.count):
             wanted = self.ranks[number]
             if self.nonzero_share is not None:
-                wanted = (int(int(total.nonzero[number]) * self.nonzero_share),)
-            found = (_locate(counts, rank) for rank in wanted if rank)
+                wanted = (int(total.nonzero.get(number, 0) * self.nonzero_share),)
+            found = (_locate(total.counts[number], rank) for rank in wanted if rank)
             result.append(tuple(Bucket(high, above, rank) for high, above, _, rank in found))
         return tuple(result)
 
 
-def _locate(counts: Tensor, rank: int) -> tuple[int, int, int, int]:
+def _added(counts: Any, more: Any) -> Any:
+    counts += more
+    return counts
+
+
+def _locate(counts: Any, rank: int) -> tuple[int, int, int, int]:
     """The bin in which the ``rank``-th largest lies: its number, how many lie above, in it; rank.
 
     ``rank`` must lie in 1 … the number of all.
     """
-    import torch
-
-    at_least = counts.flip(0).cumsum(0)
-    place = int(torch.searchsorted(at_least, rank))
-    inside = int(counts[counts.numel() - 1 - place])
-    return counts.numel() - 1 - place, int(at_least[place]) - inside, inside, rank
+    at_least = counts[::-1].cumsum()
+    place = int(at_least.searchsorted(rank))
+    inside = int(counts[counts.size - 1 - place])
+    return counts.size - 1 - place, int(at_least[place]) - inside, inside, rank
 
 
 Key = tuple[int, int]
@@ -216,69 +182,46 @@ Key = tuple[int, int]
 
 @dataclass
 class FineCounts:
-    """Per vector and bucket: counts by low bits, and low bits that are not counted yet.
+    """Per vector and bucket: counts by low bits.
 
     ``levels`` holds per grain the counts of those low bits that are multiples of `_LEVEL`.
     Differences of 16-bit floats have few significant bits, so many are equal; that their
     threshold's ties are then counted already saves a search for them.
     """
 
-    counts: dict[Key, Tensor] = field(default_factory=dict)
-    pending: dict[Key, list[Tensor]] = field(default_factory=dict)
+    counts: dict[Key, Any] = field(default_factory=dict)
     levels: dict[Key, dict[int, Any]] = field(default_factory=dict)
     sums: GrainSums = field(default_factory=GrainSums)
 
-    def add_low(self, key: Key, index: int, low: Tensor) -> None:
-        """Note low bits (int32) of grain ``index`` one by one."""
-        import torch
-
-        even = low[(low & (_LEVEL - 1)) == 0] >> _LEVEL_BITS
-        levels = torch.bincount(even, minlength=_FINE // _LEVEL)
-        self.levels.setdefault(key, {})[index] = _content(levels.int())
-        waiting = self.pending.setdefault(key, [])
-        waiting.append(low)
-        # Counting costs a pass over all counters, so it waits until that many elements are there.
-        if sum(part.numel() for part in waiting) >= 2 * _FINE:
-            self._flush(key)
-
-    def add_counts(self, key: Key, index: int, counts: Tensor, on_device: bool) -> None:
-        """Note the counts by low bits (int64) of grain ``index``."""
-        levels = counts[::_LEVEL].int()
-        self.levels.setdefault(key, {})[index] = levels if on_device else _content(levels)
-        self._count(key, counts)
-
-    def add_all(self, keys: Sequence[Key], index: int, operands: Operands, loops: Loops) -> None:
-        """Note the elements of ``keys``, which are of one vector, among all of grain ``index``."""
-        import numpy as np
-        import torch
-
+    def add(self, keys: Sequence[Key], grain: GrainView, vector: Vector) -> None:
+        """Count the elements of a grain that belong to ``keys``, which are of one vector."""
         for key in keys:
             if key not in self.counts:
-                self.counts[key] = torch.zeros(_FINE, dtype=torch.int64)
-        counts = [self.counts[key] for key in keys]
-        levels = np.zeros((len(keys), _FINE // _LEVEL), np.int32)
-        highs = [high for _, high in keys]
-        loops.count_low(operands, highs, _LOW_BITS, _LEVEL_BITS, counts, levels)
+                self.counts[key] = grain.ops.counters(_FINE)
+        counts, highs = [self.counts[key] for key in keys], [high for _, high in keys]
+        levels = grain.ops.count_low(vector, highs, _LOW_BITS, _LEVEL_BITS, counts)
         for key, own in zip(keys, levels, strict=True):
-            if own.any():
-                self.levels.setdefault(key, {})[index] = own.tobytes()
+            self.levels.setdefault(key, {})[grain.index] = own
 
     def fetch(self) -> None:
-        """Bring counters to main memory that lie on a device, where nothing waits to be counted."""
-        import torch
+        """Bring to main memory what lies elsewhere.
 
-        self.counts = {key: counts.cpu() for key, counts in self.counts.items()}
+        Thousands of small arrays that stay would scatter over the heap and keep it from reusing the
+        large pieces that come and go between them: levels become bytes, and only those that count.
+        """
+        self.counts = {key: here(counts) for key, counts in self.counts.items()}
         for key, levels in self.levels.items():
-            fetched = torch.stack(list(levels.values())).cpu()
-            self.levels[key] = dict(zip(levels, map(_content, fetched), strict=True))
+            found = ((grain, here(own)) for grain, own in levels.items())
+            self.levels[key] = {grain: own.tobytes() for grain, own in found if own.any()}
         self.sums.fetch()
 
-    def total(self, key: Key) -> Tensor:
+    def total(self, key: Key) -> Any:
         """Counts by low bits."""
-        import torch
+        if key not in self.counts:
+            import numpy as np
 
-        self._flush(key)
-        return self.counts.setdefault(key, torch.zeros(0, dtype=torch.int64))
+            self.counts[key] = np.zeros(_FINE, np.int64)
+        return self.counts[key]
 
     def ties(self, key: Key, low: int) -> TieCounts | None:
         """Where the elements with these low bits lie, if that is known."""
@@ -295,30 +238,10 @@ class FineCounts:
     def merge(self, other: FineCounts) -> None:
         for key, levels in other.levels.items():
             self.levels.setdefault(key, {}).update(levels)
-        for key in {*other.counts, *other.pending}:
-            self._count(key, other.total(key))
-        self.sums.merge(other.sums)
-
-    def _flush(self, key: Key) -> None:
-        import torch
-
-        waiting = self.pending.pop(key, [])
-        if waiting:
-            self._count(key, torch.bincount(torch.cat(waiting), minlength=_FINE))
-
-    def _count(self, key: Key, counts: Tensor) -> None:
-        if counts.numel():
+        for key, counts in other.counts.items():
             present = self.counts.get(key)
-            self.counts[key] = counts if present is None else present.add_(counts)
-
-
-def _content(counts: Tensor) -> bytes:
-    """The bytes of a tensor in main memory.
-
-    Thousands of small tensors that stay would scatter over the heap and keep it from reusing the
-    large pieces that come and go between them.
-    """
-    return ctypes.string_at(counts.data_ptr(), counts.nbytes)
+            self.counts[key] = counts if present is None else _added(present, counts)
+        self.sums.merge(other.sums)
 
 
 @dataclass(frozen=True)
@@ -337,72 +260,52 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
     most ``ranks`` are wanted of any vector.
     """
 
-    source: Source
+    source: VectorExpr
     sums: bool = False
     ranks: int = 3
-    loops = frozenset({"count_low"})
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        count = self.source.count
+        summing = (Use("magnitudes", count),) if self.sums else ()
+        return (Use("count_low", count), *summing, *self.source.uses)
 
     @property
     def scratch(self) -> int:
-        return 2 + self.source.scratch * self.source.count
+        return self.source.scratch * self.source.count
 
-    @property
-    def looped_scratch(self) -> int | None:
-        return None if self.sums or self.source.computed else 0
-
-    def accumulator_bytes(self, grains: Grains, looped: bool) -> int:
-        # At most one bucket a rank, each with counters, elements that wait for them, and levels of
-        # each grain; and what counting those that wait allocates.
-        counted = 8 * _FINE
+    def accumulator_bytes(self, grains: Grains) -> int:
+        # At most one bucket a rank, each with counters and levels of each grain.
         levels = grains.count * (_COUNT.size * (_FINE >> _LEVEL_BITS) + _ENTRY)
         every = self.ranks * self.source.count
         sums = 64 * (512 + 8 * (every + self.source.count))
-        if looped:
-            return every * (counted + levels) + counted + sums
-        return every * (2 * counted + levels) + 3 * counted + sums
-
-    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
-        # What is looked at of a grain, by what it is in a bucket or not.
-        return 0 if looped and not self.source.computed else 9 * grains.size
+        return every * (8 * _FINE + levels) + 8 * _FINE + sums
 
     @property
     def double(self) -> bool:
-        return self.sums or self.source.double
+        return self.sums
 
     def start(self) -> FineCounts:
         return FineCounts()
 
     def update(self, into: FineCounts, grain: GrainView, earlier: Sequence[Any]) -> None:
-        import torch
-
         buckets: tuple[tuple[Bucket, ...], ...] = earlier[-1]
-        source, loops, vector_room = self.source.given(earlier), grain.loops, cache(grain.take)
-        if loops is None or self.sums:
-            vector, work = vector_room(), grain.take()
-        sums: list[Tensor] = []
+        source, ops = self.source.given(earlier), grain.ops
+        sums: list[Any] = []
         for number, wanted in enumerate(buckets):
             if not wanted and not self.sums:
                 continue
-            keys = [(number, high) for high in sorted({bucket.high for bucket in wanted})]
-            if loops is not None and keys:
-                operands = source.operands(number, grain, vector_room)
-                into.add_all(keys, grain.index, operands, loops)
-            if loops is None or self.sums:
-                source.write(number, grain, vector)
-            if loops is None:
-                look = _count_inside if grain.on_device else _look_inside
-                bits = vector.view(torch.int32).view(-1)
-                for key in keys:
-                    look(bits, work.view(torch.int32).view(-1), into, key, grain.index)
+            vector = source.read(number, grain)
+            if wanted:
+                highs = sorted({bucket.high for bucket in wanted})
+                into.add([(number, high) for high in highs], grain, vector)
             if self.sums:
-                torch.abs(vector, out=vector)
-                sums.append(vector.sum(dtype=torch.float64))
-                for bucket in wanted:
-                    last = float_of((bucket.high << _LOW_BITS) | (_FINE - 1))
-                    torch.ops.aten.hardshrink.out(vector, last, out=work)
-                    sums.append(work.sum(dtype=torch.float64))
+                limits = [float_of((bucket.high << _LOW_BITS) | (_FINE - 1)) for bucket in wanted]
+                rules = [KeepRule(above=Bound(limit, limit, 0)) for limit in limits]
+                found = [ops.magnitudes(vector, rule) for rule in rules or [KEEP_ALL]]
+                sums += [found[0][0], *(above for _, above in found[: len(rules)])]
         if self.sums:
-            into.sums.add(grain.index, torch.stack(sums))
+            into.sums.add(grain.index, ops.sums(sums))
 
     def fetch(self, into: FineCounts) -> None:
         into.fetch()
@@ -411,7 +314,7 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
         into.merge(other)
 
     def finish(self, total: FineCounts, earlier: Sequence[Any]) -> Ranks:
-        summed = iter([] if total.sums.total is None else total.sums.total.tolist())
+        summed = iter(total.sums.total or ())
         everything, ranked = [], []
         for number, wanted in enumerate(earlier[-1]):
             everything.append(next(summed, 0.0))
@@ -426,63 +329,17 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
     def _refine(
         self, total: FineCounts, key: Key, bucket: Bucket, sum_above: float
     ) -> RankedMagnitude:
-        import torch
+        import numpy as np
 
         counts = total.total(key)
         low, above, equal, _ = _locate(counts, bucket.rank - bucket.above)
         value = float_of((bucket.high << _LOW_BITS) | low)
         if self.sums and above:
-            bits = torch.arange(low + 1, _FINE, dtype=torch.int32) | (bucket.high << _LOW_BITS)
-            larger = bits.view(torch.float32).to(torch.float64)
-            inside = counts[low + 1 :].to(torch.float64)
-            sum_above += float(torch.where(inside > 0, larger * inside, inside).sum())
+            bits = np.arange(low + 1, _FINE, dtype=np.int32) | (bucket.high << _LOW_BITS)
+            inside = counts[low + 1 :]
+            there = inside > 0
+            larger = bits.astype(np.int32)[there].view(np.float32).astype(np.float64)
+            sum_above += float((larger * inside[there]).sum())
         above += bucket.above
         ties = total.ties(key, low)
         return RankedMagnitude(value, bucket.rank, above, equal, sum_above, ties)
-
-
-def _look_inside(bits: Tensor, work: Tensor, into: FineCounts, key: Key, index: int) -> None:
-    """Note in ``into`` all elements of a grain whose magnitude's high bits are those of ``key``.
-
-    ``bits`` (int32, flat) is the vector, ``work`` scratch of that length. A bucket often holds
-    one element in a hundred. Picking them one by one costs more than everything else, so the
-    elements are first laid out as rows of a short, wide matrix, and only columns with a hit are
-    looked at. Where most columns have one, all elements are counted instead.
-    """
-    import torch
-
-    _low_bits(bits, key[1], work)
-    width = bits.numel() // _COLUMNS
-    edge = width * _COLUMNS
-    columns = torch.nonzero(work[:edge].view(_COLUMNS, width).amin(0) < _FINE).view(-1)
-    if columns.numel() * 4 > width:
-        counts = torch.bincount(work.clamp_max_(_FINE), minlength=_FINE + 1)
-        into.add_counts(key, index, counts[:_FINE], on_device=False)
-        return
-    candidates = work[:edge].view(_COLUMNS, width).index_select(1, columns).view(-1)
-    candidates = torch.cat((candidates, work[edge:]))
-    low = candidates[candidates < _FINE]
-    if low.numel():
-        into.add_low(key, index, low)
-
-
-def _count_inside(bits: Tensor, work: Tensor, into: FineCounts, key: Key, index: int) -> None:
-    """As `_look_inside`, but asks nothing: on a device a pass over all costs less than to wait."""
-    import torch
-
-    _low_bits(bits, key[1], work)
-    # Most elements lie elsewhere, and adding them all to one counter would take its time. They
-    # are spread over as many counters that nobody looks at.
-    other = torch.arange(bits.numel(), dtype=torch.int32, device=bits.device)
-    other.bitwise_and_(_FINE - 1).bitwise_or_(_FINE)
-    counts = torch.zeros(2 * _FINE, dtype=torch.int64, device=bits.device)
-    add_counts(torch.where(work < _FINE, work, other), counts, on_device=True)
-    into.add_counts(key, index, counts[:_FINE], on_device=True)
-
-
-def _low_bits(bits: Tensor, high: int, out: Tensor) -> None:
-    """Write to ``out`` the low bits where the high bits are ``high``, and 2¹⁵ or more elsewhere."""
-    import torch
-
-    torch.bitwise_and(bits, _MAGNITUDE, out=out)
-    out.bitwise_xor_(high << _LOW_BITS)

@@ -38,9 +38,9 @@ from scripts.fixtures.shapes import SHAPES
 USUAL = "passthrough,linear,slerp,ties,task_arithmetic"
 VARIABLES = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 _OUR_IMPORTS = """
-import torch, mergeloom.cli, mergeloom.api
-from mergeloom.methods.ops.compiled_ops import LIBRARY
-LIBRARY.open(LIBRARY.built())  # reads what loads compiled loops, where there are any
+import numpy, mergeloom.cli, mergeloom.api
+from mergeloom.methods.ops.arithmetic import LIBRARY
+LIBRARY.open(LIBRARY.built())  # reads what loads machine code
 """
 _THEIR_IMPORTS = "import mergekit.merge"
 _TUNES = 3

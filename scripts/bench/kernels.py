@@ -12,7 +12,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import torch
 from torch import Tensor
 
-from mergeloom.engine.base.grains import GRAIN_ELEMENTS, Access, partition
-from mergeloom.engine.graph.kernel import GrainView, Kernel
+from mergeloom.engine.base.dtypes import BF16, F16, F32, DType
+from mergeloom.engine.base.grains import GRAIN_ELEMENTS
+from mergeloom.engine.graph.graph import GraphBuilder, Merge, OutputFile, Write
+from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.engine.hardware.process import bound_heap
+from mergeloom.engine.hardware.spec import Machine
+from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.plan.work import words_of, works_of
+from mergeloom.engine.run.evaluate import Memo, Span, TreeEvaluator
+from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.methods import registry
 from mergeloom.methods.declare import REQUIRED, Base, Method, TensorMerge
-from mergeloom.methods.ops.compiled_ops import LIBRARY
+from mergeloom.methods.ops.arithmetic import COMPILED, TORCH
 
-DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+DTYPES = {"bf16": BF16, "f16": F16, "f32": F32}
 
 EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "density": {"*": 0.5, "della": 0.5},
@@ -47,7 +54,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
     parser.add_argument("--grains", type=int, default=4, help="size of the tensor in grains")
     parser.add_argument("--row", type=int, default=2048, help="length of a row")
-    parser.add_argument("--compiled", action="store_true", help="with compiled loops")
+    parser.add_argument("--torch", action="store_true", help="by torch, not by machine code")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bound_heap()
@@ -58,20 +65,18 @@ def main() -> None:
         if method.maximum is not None:
             count = min(count, method.maximum + (method.base is Base.REQUIRED))
         shape = (GRAIN_ELEMENTS * arguments.grains // arguments.row, arguments.row)
-        report(method, shape, count, DTYPES[arguments.dtype], arguments.compiled)
+        report(method, shape, count, DTYPES[arguments.dtype], arguments.torch)
 
 
-def report(
-    method: Method, shape: tuple[int, ...], count: int, dtype: torch.dtype, compiled: bool
-) -> None:
+def report(method: Method, shape: tuple[int, ...], count: int, dtype: DType, torchs: bool) -> None:
     source = torch.Generator().manual_seed(0)
-    base = torch.randn(shape, generator=source).mul_(0.02).to(dtype)
+    base = torch.randn(shape, generator=source).mul_(0.02).to(dtype.torch)
     step = [torch.randn(shape, generator=source).mul_(1e-3) for _ in range(count - 1)]
-    inputs = [base, *((base.float() + change).to(dtype) for change in step)]
+    inputs = [base, *((base.float() + change).to(dtype.torch) for change in step)]
     position = 0 if method.base is Base.REQUIRED else None
     kernel = method.kernel(resolved(method, shape, count, position))
     flat = [tensor.view(-1) for tensor in inputs]
-    passes, tally, output = measure(kernel, flat, shape, dtype, compiled)
+    passes, tally, output = measure(kernel, flat, shape, dtype, torchs)
     merged = count - (position is not None)
     elements = math.prod(shape) * merged
     each = " + ".join(f"{seconds / elements * 1e9:.2f}" for seconds in passes)
@@ -94,93 +99,69 @@ def resolved(method: Method, shape: tuple[int, ...], count: int, base: int | Non
     return TensorMerge("layers.0.weight", shape, models, base, settings)
 
 
-class Widened(Sequence[Tensor]):
-    """Inputs that are widened when they are looked at first, as the engine does it."""
-
-    def __init__(self, pieces: list[Tensor], room: Tensor, shape: tuple[int, ...]) -> None:
-        self._pieces: list[Tensor | None] = [*pieces]
-        self._values = [room[i].view(shape) for i in range(len(pieces))]
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getitem__(self, place: Any) -> Any:
-        piece, self._pieces[place] = self._pieces[place], None
-        if piece is not None:
-            self._values[place].view(-1).copy_(piece)
-        return self._values[place]
-
-
 def measure(
-    kernel: Kernel,
-    inputs: list[Tensor],
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    compiled: bool,
+    kernel: Kernel, inputs: list[Tensor], shape: tuple[int, ...], dtype: DType, torchs: bool
 ) -> tuple[list[float], float, float]:
     """Seconds of each statistics pass, of the tallies, and of the output pass; best of three."""
-    grains = partition(shape, kernel.access)
-    loops = LIBRARY.prepare(kernel.loops) if compiled and kernel.loops else None
-    scratch = max([kernel.scratch, *(statistic.scratch for statistic in kernel.passes)])
-    bench = torch.empty(len(inputs) + scratch + 1, grains.size)
-    rounded = torch.empty(grains.size, dtype=dtype)
-    noted = kernel.notes_bytes(grains) if loops is not None else 0
-    notes = torch.empty(grains.count, noted, dtype=torch.uint8)
-
-    def view(index: int, convert: bool = True) -> tuple[GrainView, tuple[int, ...]]:
-        start, count = grains.bounds(index)
-        part = (count,)
-        if kernel.access is Access.ROWWISE:
-            part = (count // grains.row, grains.row)  # type: ignore[assignment]
-        pieces = [tensor[start : start + count] for tensor in inputs]
-        free = iter(bench[len(inputs) :, :count])
-        take = lambda: next(free).view(part)  # noqa: E731
-        wide = pieces if dtype is torch.float32 else Widened(pieces, bench[:, :count], part)
-        note = notes[index] if noted else None
-        stored = pieces.__getitem__ if dtype is not torch.float16 else lambda place: None
-        return GrainView(wide, index, start, part, take, loops, False, stored, note), part
+    builder, source = GraphBuilder(), MemorySource(b"", "nothing")
+    loads = [builder.load(source, 0, dtype, shape, str(i)) for i in range(len(inputs))]
+    root = builder.merge(loads, kernel, "merged")
+    write = Write(root, OutputFile("out", b"", 0), 0, dtype, "merged")
+    arithmetic = TORCH if torchs else COMPILED
+    machine = Machine(1, 0, 0, arithmetic, TORCH)
+    (work,) = works_of(builder.build([write], [write.file]), machine)
+    arithmetic.build(arithmetic.missing(words_of([work])[arithmetic]))
+    make = arithmetic.open(words_of([work])[arithmetic])
+    ops, grains = make(Block(work.profile.worker.scratch_bytes)), work.grains
+    blocks = [_block(tensor) for tensor in inputs]
+    out = Block(grains.total * dtype.size)
+    spans = {load: Span(block, 0, 0) for load, block in zip(loads, blocks, strict=True)}
+    size = work.profile.memo_bytes
+    memo = Memo(Block(grains.count * size), size, 0) if size else None
+    statistics: dict[Merge, list[Any]] = {root: []}
+    tallies: dict[Merge, dict[int, tuple[int, ...]]] = {}
+    evaluator = TreeEvaluator(root, grains, spans, ops, statistics, tallies, memo)
 
     def timed(work: Callable[[int], object]) -> float:
-        start = time.perf_counter()
+        start = time.thread_time()
         for index in range(grains.count):
             work(index)
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     best: tuple[list[float], float, float] | None = None
     with torch.inference_mode():
         for _ in range(3):
-            statistics: list[Any] = []
+            statistics[root] = []
+            tallies.clear()
             passes = []
             for statistic in kernel.passes:
                 into = statistic.start()
                 passes.append(
-                    timed(lambda i: statistic.update(into, view(i)[0], statistics))  # noqa: B023
+                    timed(lambda i: evaluator.statistic(root, statistic, into, i))  # noqa: B023
                 )
-                statistics.append(statistic.finish(into, statistics))
-            tallies: list[tuple[int, ...]] = []
-            tally = 0.0
-            if kernel.needs_tally(statistics):
-
-                def count(index: int) -> None:
-                    own = kernel.tally(view(index)[0], statistics)  # noqa: B023
-                    tallies.append(tuple(map(int, own)))  # noqa: B023
-
-                tally = timed(count)
-
-            def output(index: int) -> None:
-                seen, part = view(index)
-                out = bench[-1, : math.prod(part)].view(part)
-                before = tuple(map(sum, zip(*tallies[:index], strict=True)))  # noqa: B023
-                if tallies and not index:  # noqa: B023
-                    before = (0,) * len(tallies[0])  # noqa: B023
-                kernel.combine(seen, out, statistics, before)  # noqa: B023
-                rounded[: out.numel()].copy_(out.view(-1))
-
-            figures = passes, tally, timed(output)
-            if best is None or sum(figures[0]) + tally + figures[2] < sum(best[0]) + sum(best[1:]):
-                best = figures
+                statistic.fetch(into)
+                statistics[root].append(statistic.finish(into, statistics[root]))
+            tally, found = 0.0, list[tuple[int, ...]]()
+            if kernel.needs_tally(statistics[root]):
+                tally = timed(
+                    lambda i: found.append(tuple(map(int, evaluator.tally(root, i))))  # noqa: B023
+                )
+                before = (0,) * len(found[0])
+                tallies[root] = {}
+                for index, own in enumerate(found):
+                    tallies[root][index] = before
+                    before = tuple(map(sum, zip(before, own, strict=True)))
+            output = timed(lambda i: evaluator.output(i, [(write, Span(out, 0, 0))]))
+            if best is None or sum(passes) + tally + output < sum(best[0]) + sum(best[1:]):
+                best = passes, tally, output
     assert best is not None
     return best
+
+
+def _block(tensor: Tensor) -> Block:
+    block = Block(tensor.nbytes)
+    torch.frombuffer(block.memory, dtype=tensor.dtype, count=tensor.numel()).copy_(tensor)
+    return block
 
 
 if __name__ == "__main__":

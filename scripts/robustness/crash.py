@@ -39,7 +39,7 @@ from mergeloom.engine.output.manifest import DIRECTORY
 from mergeloom.engine.plan.schedule import Schedule, schedule
 from mergeloom.engine.storage.file_system import Files
 from scripts.fixtures.shapes import Shape
-from scripts.robustness.small_merges import digests
+from scripts.robustness.small_merges import MACHINE, digests
 
 R = TypeVar("R")
 MIB = 1 << 20
@@ -203,7 +203,7 @@ class Setting:
 
     @property
     def machine(self) -> Machine:
-        return Machine(self.threads, _OCCUPIED, 0)
+        return replace(MACHINE, threads=self.threads, process_bytes=_OCCUPIED)
 
 
 @dataclass
@@ -270,7 +270,8 @@ class CrashTest:
     def _drawn(self, restart: bool) -> Setting:
         chance = self._chance
         threads = chance.choice((1, 2, 4))
-        least = schedule(self._graph, None, Machine(threads, _OCCUPIED, 0)).minimum_bytes
+        here = replace(MACHINE, threads=threads, process_bytes=_OCCUPIED)
+        least = schedule(self._graph, None, here).minimum_bytes
         ram = chance.choice((least, least + chance.randrange(64) * MIB, 8 << 30))
         io = chance.choice(("direct", "buffered", "auto"))
         commit = chance.choice((0.01, 0.03, 0.1))

@@ -10,13 +10,14 @@ from typing import Any
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Job
 from mergeloom.engine.output.manifest import DIRECTORY
+from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from scripts.fixtures.shapes import Shape
 
 KINDS: dict[str, dict[str, Any]] = {
     "passthrough": {"merge_method": "passthrough", "models": ["one"]},
     "linear": {"merge_method": "linear", "models": ["base", "one"], "parameters": {"weight": 1}},
 }
-MACHINE = Machine(2, 300 << 20, 0)
+MACHINE = Machine(2, 300 << 20, 0, cpu_arithmetic(), TORCH)
 """What schedules reckon with, so that they do not depend on the process."""
 
 _SHAPE = Shape("llama", 2, 64, 256, 4, 2, 16, 3000)

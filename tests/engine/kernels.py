@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
-from mergeloom.engine.graph.kernel import GrainView, Kernel, Statistic
+from mergeloom.engine.graph.kernel import GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
+from mergeloom.methods.ops.words import Vector
 
 
 @dataclass(frozen=True)
@@ -102,17 +104,15 @@ class Transposed(Kernel):
         out.copy_(grain.inputs[0] + grain.inputs[0].double().sum(0, keepdim=True).float())
 
 
-class Noting(Statistic[list[int], None]):
-    """Leaves notes on every grain, where there is room for them."""
-
-    looped_scratch = 0
+class Remembering(Statistic[list[int], None]):
+    """Leaves a memo of every grain, where there is room for it."""
 
     def start(self) -> list[int]:
         return []
 
     def update(self, into: list[int], grain: GrainView, earlier: Sequence[Any]) -> None:
-        if grain.notes is not None:
-            grain.notes.fill_(1 + grain.index % 99)
+        if grain.memo is not None:
+            ctypes.memset(grain.memo.address, 1 + grain.index % 99, grain.memo.count)
 
     def merge(self, into: list[int], other: list[int]) -> None:
         pass
@@ -122,19 +122,21 @@ class Noting(Statistic[list[int], None]):
 
 
 @dataclass(frozen=True)
-class Noted(Weighted):
-    """Finds what its statistic has noted; keeps in ``seen`` whether it was there."""
+class Remembered(Kernel):
+    """Finds what its statistic has left; keeps in ``seen`` whether it was there."""
 
+    weights: tuple[float, ...]
     seen: list[bool] = field(default_factory=list, hash=False, compare=False)
-    passes = (Noting(),)
-    loops = frozenset({"loop"})
+    passes = (Remembering(),)
+    uses = (Use("combine", 2),)
 
-    def notes_bytes(self, grains: Grains) -> int:
+    def memo_bytes(self, grains: Grains) -> int:
         return -(-grains.size // 8)
 
     def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
-        if grain.notes is not None:
-            assert bool((grain.notes == 1 + grain.index % 99).all())
-            assert grain.notes.numel() >= out.numel() / 8
-        self.seen.append(grain.notes is not None)
-        super().combine(grain, out, statistics, before)
+        if grain.memo is not None:
+            found = ctypes.string_at(grain.memo.address, grain.memo.count)
+            assert found == bytes([1 + grain.index % 99]) * len(found)
+            assert len(found) >= grain.count / 8
+        self.seen.append(grain.memo is not None)
+        grain.ops.combine([Vector(each) for each in grain.inputs], self.weights, out)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
+from mergeloom.engine.graph.kernel import Arithmetic, Ops, Use
+from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Job
 from mergeloom.engine.storage.files import FileSource
+from mergeloom.methods.ops.arithmetic import COMPILED, TORCH
 
 
 def file_source(path: Path) -> FileSource:
@@ -74,8 +79,52 @@ def source_name(load: Load) -> str:
     return name
 
 
+def spec(threads: int, process_bytes: int, runtime_bytes: int, **changes: Any) -> Machine:
+    """A machine with both arithmetics, on paper."""
+    return Machine(threads, process_bytes, runtime_bytes, COMPILED, TORCH, **changes)
+
+
+@dataclass(frozen=True)
+class Paper(Arithmetic):
+    """An arithmetic for planning, of known cost and size."""
+
+    price: float = 1.0
+    size: int = 0
+    lacking: frozenset[str] = frozenset()
+    name = "paper"
+    uses_torch = False
+
+    def reads(self, dtype: DType) -> bool:
+        return True
+
+    def widens(self, dtype: DType) -> bool:
+        return True
+
+    def writes(self, dtype: DType) -> bool:
+        return True
+
+    def workspace_bytes(self, use: Use, grains: Grains) -> int:
+        return 0
+
+    def cost(self, use: Use) -> float:
+        return self.price
+
+    def library_bytes(self, words: frozenset[str]) -> int:
+        return self.size
+
+    def missing(self, words: frozenset[str]) -> frozenset[str]:
+        return words & self.lacking
+
+    def build(self, words: frozenset[str]) -> None:
+        raise NotImplementedError
+
+    def open(self, words: frozenset[str]) -> Callable[[Any], Ops]:
+        raise NotImplementedError
+
+
 def job(graph: Graph) -> Job:
-    return Job(graph, graph.fingerprint(), {"graph": graph.fingerprint()})
+    identity = {"graph": graph.fingerprint()}
+    return Job(graph, graph.fingerprint(), identity, COMPILED, TORCH)
 
 
 def tensor_of(directory: Path, write: Write) -> torch.Tensor:

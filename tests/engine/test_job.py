@@ -6,9 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,22 @@ from mergeloom.engine.base.dtypes import BF16, F16, F32, DType
 from mergeloom.engine.base.errors import LoomError, OutputError, RunError
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, Merge
-from mergeloom.engine.graph.kernel import Copy, GrainView
+from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.hardware import process as machine
-from mergeloom.engine.hardware.machine_code import Library, NativeError
-from mergeloom.engine.hardware.spec import LoopSupport, Machine
+from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Options
 from mergeloom.engine.output.manifest import read_manifest
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.storage.source import IOMode
-from tests.engine.kernels import FirstPositives, Normalised, Noted, RowMean, Transposed, Weighted
-from tests.engine.support import Workshop, job, sha256, source_name, tensor_of
+from tests.engine.kernels import (
+    FirstPositives,
+    Normalised,
+    Remembered,
+    RowMean,
+    Transposed,
+    Weighted,
+)
+from tests.engine.support import Paper, Workshop, job, sha256, source_name, spec, tensor_of
 
 SHAPES = [(1000, 777), (3,), (), (2, 1 << 20), (0, 4), (513, 1025)]
 
@@ -59,9 +64,9 @@ def every_kind(workshop: Workshop, shapes: list[tuple[int, ...]]) -> Graph:
     return workshop.graph(outputs)
 
 
-def this_machine(threads: int | None = None, library: object = None) -> Machine:
+def this_machine(threads: int = 2) -> Machine:
     """A machine whose process always occupies the same, so that budgets can be tight."""
-    return Machine(threads or 2, 300 * MIB, 0)
+    return spec(threads, 300 * MIB, 0)
 
 
 def smallest(graph: Graph, threads: int) -> int:
@@ -71,7 +76,7 @@ def smallest(graph: Graph, threads: int) -> int:
 @pytest.fixture(scope="module", autouse=True)
 def fixed_machine() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "this_machine", this_machine)
+        patch.setattr(machine, "this_machine", lambda *_: this_machine())
         yield
 
 
@@ -263,7 +268,8 @@ def test_another_job_in_the_same_output_is_refused_by_what_differs(
     made: tuple[Workshop, Graph, Path], tmp_path: Path
 ) -> None:
     _, graph, directory = made
-    other = jobs.Job(graph, "other", {"graph": graph.fingerprint(), "seed": "1"})
+    identity = {"graph": graph.fingerprint(), "seed": "1"}
+    other = replace(job(graph), fingerprint="other", identity=identity)
     with pytest.raises(OutputError, match=r"different: seed.*--restart"):
         jobs.run(other, directory / "out", Options())
     interrupted(graph, tmp_path / "out", after=1)
@@ -324,7 +330,7 @@ import sys, time
 from pathlib import Path
 from mergeloom.engine import job as jobs
 from tests.engine.test_job import SHAPES, every_kind
-from tests.engine.support import Workshop, job
+from tests.engine.support import Paper, Workshop, job
 
 directory = Path(sys.argv[1])
 graph = every_kind(Workshop(directory / "in"), SHAPES[:4])
@@ -353,133 +359,56 @@ def test_a_killed_run_continues(tmp_path: Path, after: int) -> None:
     assert sha256(tmp_path / "out") == sha256(tmp_path / "whole")
 
 
-class Faulty(Library):
-    """A library of loops that can be built or opened, or not."""
-
-    builds = opens = True
-
-    def build(self, names: frozenset[str]) -> None:
-        if not self.builds:
-            raise NativeError("the compiler is broken")
-
-    def open(self, names: frozenset[str]) -> object:
-        if not self.opens:
-            raise NativeError("they differ from torch on this machine")
-        return self
-
-
-@dataclass(frozen=True)
-class Looping(Weighted):
-    """A kernel with loops, which need less memory; it notes who called it with what."""
-
-    seen: list[tuple[int, object]] = field(default_factory=list, hash=False, compare=False)
-    loops = frozenset({"loop"})
-    scratch = 4
-
-    @property
-    def looped_scratch(self) -> int:
-        return 0
-
-    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
-        if grain.loops is not None:
-            self.seen.append((threading.get_ident(), grain.loops))
-            stored = [grain.stored(place) for place in range(len(self.weights))]
-            view = replace(
-                grain, inputs=[tensor.float() for tensor in stored if tensor is not None]
-            )
-            super().combine(view, out, statistics, before)
-            return
-        self.seen.append((threading.get_ident(), grain.loops))
-        super().combine(grain, out, statistics, before)
-
-
-def test_notes_are_found_again_where_there_is_room_for_them(tmp_path: Path) -> None:
+def test_memos_are_found_again_where_there_is_room_for_them(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     workshop = Workshop(tmp_path / "in")
     shapes = [(40, 1 << 19), (700, 1111), (5,)]
     inputs = [workshop.loads(BF16, shapes, gap) for gap in (8, 16)]
-    kernel = Noted((0.5, 0.25))
+    kernel = Remembered((0.5, 0.25))
     merges = [
         workshop.builder.merge(list(loads), kernel, "m") for loads in zip(*inputs, strict=True)
     ]
     graph = workshop.graph({f"t{n}": (merge, BF16) for n, merge in enumerate(merges)})
-    here = replace(this_machine(2), loops=LoopSupport(kernel.loops, MIB))
+    here = this_machine(2)
+    least = schedule(graph, None, here).minimum_bytes
     ledgers = []
     digests = []
-    for number, ram in enumerate(
-        (None, 460 * MIB, 400 * MIB, schedule(graph, None, here).minimum_bytes)
-    ):
+    for number, ram in enumerate((None, least + 100 * MIB, least + 40 * MIB, least)):
         kernel.seen.clear()
         options = Options(ram=ram, machine=here)
-        library = Faulty("nowhere", tmp_path)
-        outcome = jobs.run(replace(job(graph), library=library), tmp_path / str(number), options)
+        outcome = jobs.run(job(graph), tmp_path / str(number), options)
         assert outcome.schedule is not None
-        noted = [placement.flow.noted for placement in outcome.schedule.placements]
+        memos = [placement.flow.memos for placement in outcome.schedule.placements]
         grains = [placement.work.grains.count for placement in outcome.schedule.placements]
-        assert sum(kernel.seen) == sum(g for g, n in zip(grains, noted, strict=True) if n)
-        ledgers.append(noted)
+        assert sum(kernel.seen) == sum(g for g, there in zip(grains, memos, strict=True) if there)
+        ledgers.append(memos)
         digests.append(sha256(tmp_path / str(number)))
     assert all(found == digests[0] for found in digests)
     assert all(ledgers[0])
     assert not all(ledgers[-1])
 
 
-@pytest.mark.parametrize(
-    ("builds", "opens", "warning"),
-    [(True, True, None), (False, True, "cannot be built"), (True, False, "cannot be used")],
-)
-def test_loops_that_fail_cost_time_only(
-    tmp_path: Path, builds: bool, opens: bool, warning: str | None
-) -> None:
+@dataclass(frozen=True)
+class Broken(Paper):
+    """Machine code that cannot be built, or not be loaded."""
+
+    def build(self, words: frozenset[str]) -> None:
+        raise RunError("machine code cannot be built: the compiler is broken")
+
+    def open(self, words: frozenset[str]) -> Any:
+        raise RunError("machine code cannot be loaded: it is for another processor")
+
+
+@pytest.mark.parametrize("lacking", [frozenset({"combine"}), frozenset()])
+def test_machine_code_that_fails_ends_the_run(tmp_path: Path, lacking: frozenset[str]) -> None:
+    """Another arithmetic would give another result."""
     (tmp_path / "in").mkdir()
     workshop = Workshop(tmp_path / "in")
     inputs = [workshop.loads(BF16, [(4, 1 << 21)], gap)[0] for gap in (8, 16)]
-    kernel, plain = Looping((0.5, 0.25)), Weighted((0.5, 0.25))
-    graph = workshop.graph({"a": (workshop.builder.merge(inputs, kernel, "a"), BF16)})
-    without = workshop.graph({"a": (workshop.builder.merge(inputs, plain, "a"), BF16)})
-    library = Faulty("nowhere", tmp_path)
-    library.__dict__.update(builds=builds, opens=opens)
-    here = replace(this_machine(3), loops=LoopSupport(frozenset(), MIB, MIB))
+    merge = workshop.builder.merge(inputs, Remembered((0.5, 0.25)), "a")
+    graph = workshop.graph({"a": (merge, BF16)})
+    here = replace(this_machine(2), arithmetic=Broken(lacking=lacking))
     told: list[frozenset[str]] = []
-    outcome = jobs.run(
-        replace(job(graph), library=library),
-        tmp_path / "out",
-        Options(machine=here),
-        building=told.append,
-    )
-    jobs.run(job(without), tmp_path / "plain", Options(machine=here))
-    assert sha256(tmp_path / "out") == sha256(tmp_path / "plain")
-    assert told == [frozenset({"loop"})]
-    loops = {given for _, given in kernel.seen}
-    assert loops == ({library} if warning is None else {None})
-    if warning is None:
-        assert outcome.warnings == ()
-    else:
-        assert len(outcome.warnings) == 1
-        assert warning in outcome.warnings[0]
-    plan = outcome.schedule
-    assert plan is not None
-    assert plan.workers_without_loops == plan.workers == 3  # of an unlimited budget
-
-
-def test_where_memory_is_short_fewer_workers_go_on_without_loops(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
-    inputs = [workshop.loads(BF16, [(4, 1 << 21)], gap)[0] for gap in (8, 16)]
-    kernel = Looping((0.5, 0.25))
-    graph = workshop.graph({"a": (workshop.builder.merge(inputs, kernel, "a"), BF16)})
-    library = Faulty("nowhere", tmp_path)
-    library.__dict__.update(opens=False)
-    here = replace(this_machine(3), loops=LoopSupport(kernel.loops, MIB))
-    least = schedule(graph, None, here).minimum_bytes
-    few = set()
-    for more in range(0, 80, 8):
-        kernel.seen.clear()
-        options = Options(ram=least + more * MIB, machine=here)
-        outcome = jobs.run(replace(job(graph), library=library), tmp_path / str(more), options)
-        plan = outcome.schedule
-        assert plan is not None
-        few.add(plan.compiled and plan.workers_without_loops < plan.workers)
-        threads = {thread for thread, _ in kernel.seen}
-        assert len(threads) <= (plan.workers_without_loops if plan.compiled else plan.workers)
-    assert few == {True, False}
+    with pytest.raises(RunError, match="cannot be built" if lacking else "cannot be loaded"):
+        jobs.run(job(graph), tmp_path / "out", Options(machine=here), building=told.append)
+    assert told == ([lacking] if lacking else [])

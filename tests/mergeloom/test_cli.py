@@ -92,13 +92,33 @@ def test_a_passthrough_never_imports_torch(config: Path, tmp_path: Path) -> None
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
-@pytest.mark.parametrize("method", ["linear", "dare_linear"])  # without and with compiled loops
-def test_what_torch_takes_is_learnt(config: Path, tmp_path: Path, method: str) -> None:
-    config.write_text(LINEAR.replace("linear", f"{method}\nbase_model: a"))
+@pytest.mark.parametrize("method", ["linear", "ties", "della", "arcee_fusion", "karcher"])
+def test_a_merge_on_the_cpu_never_imports_torch(config: Path, tmp_path: Path, method: str) -> None:
+    based = "" if method in ("linear", "karcher") else "\nbase_model: a"
+    config.write_text(LINEAR.replace("linear", method + based))
+    code = (
+        "import sys, mergeloom\n"
+        f"mergeloom.merge({str(config)!r}, {str(tmp_path / 'out')!r})\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+def test_another_arithmetic_does_not_continue(config: Path, tmp_path: Path) -> None:
+    config.write_text(LINEAR)
+    assert run("merge", config, tmp_path / "out").returncode == 0
+    found = run("merge", config, tmp_path / "out", MERGELOOM_ARITHMETIC="torch")
+    assert found.returncode == 2
+    assert "different: arithmetic" in found.stderr
+
+
+def test_what_torch_takes_is_learnt(config: Path, tmp_path: Path) -> None:
+    config.write_text(LINEAR)
     own = tmp_path / "cache" / "mergeloom"
     own.mkdir(parents=True)
     (own / "loops").symlink_to(cache_directory() / "loops", target_is_directory=True)
-    assert run("merge", config, tmp_path / "out", XDG_CACHE_HOME=str(own.parent)).returncode == 0
+    variables = {"XDG_CACHE_HOME": str(own.parent), "MERGELOOM_ARITHMETIC": "torch"}
+    assert run("merge", config, tmp_path / "out", **variables).returncode == 0
     ((version, learnt),) = json.loads((own / "profile.json").read_text())["runtime_bytes"].items()
     assert version == metadata.version("torch")
     assert 200 << 20 < learnt < 2 << 30

@@ -67,11 +67,8 @@ def test_devices_do_not_enter_the_fingerprint_and_cost_memory(plan: Planned) -> 
     assert there.plan.fingerprint == here.plan.fingerprint
     assert here.document()["devices"] == []
     assert "computes" not in shown(here)
-    loops = here.machine.loops  # of no use to what a device does
-    saved = loops.loaded_bytes if loops is not None and here.schedule.compiled else 0
-    assert not there.schedule.compiled
     more = there.schedule.overhead_bytes - here.schedule.overhead_bytes
-    assert more + saved >= GPU.host_bytes
+    assert more >= GPU.host_bytes
 
 
 def test_a_plan_says_by_which_rates_it_was_made(plan: Planned) -> None:

@@ -14,6 +14,7 @@ import mergeloom
 from mergeloom import check as checking
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.units import MIB
+from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.process import resident_bytes
 from mergeloom.engine.hardware.spec import Machine
@@ -42,9 +43,9 @@ DTYPES = {
 }
 
 
-def this_machine(threads: int | None = None, library: object = None) -> Machine:
+def this_machine(arithmetic: Arithmetic, torch: Arithmetic, threads: int | None = None) -> Machine:
     """A process that always occupies the same, so that budgets can be tight."""
-    return Machine(threads or 2, 300 * MIB, 0)
+    return Machine(threads or 2, 300 * MIB, 0, arithmetic, torch)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,6 +12,7 @@ import torch
 
 import mergeloom
 from mergeloom.engine.base.units import MIB
+from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.report.terminal.console import text_of
@@ -85,8 +86,10 @@ def test_the_seed_is_recorded_and_chooses_the_draw(
 def test_an_interruption_does_not_change_the_draw(
     method: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def this_machine(threads: int | None = None, library: object = None) -> Machine:
-        return Machine(threads or 2, 300 * MIB, 0)
+    def this_machine(
+        arithmetic: Arithmetic, torch: Arithmetic, threads: int | None = None
+    ) -> Machine:
+        return Machine(threads or 2, 300 * MIB, 0, arithmetic, torch)
 
     def stop(progress: Any) -> None:
         if progress.write_bytes > 2 * math.prod(SHAPE):

@@ -11,11 +11,16 @@ from typing import Any
 import torch
 
 from mergeloom.engine.base import grains as grains_module
+from mergeloom.engine.base.dtypes import BY_NAME
 from mergeloom.engine.base.grains import Access, Grains, partition
-from mergeloom.engine.graph.kernel import AS_STORED, GrainView, Kernel, Statistic
+from mergeloom.engine.graph.kernel import GrainView, Kernel, Statistic
+from mergeloom.engine.memory.elements import Elements
+from mergeloom.engine.memory.ledger import Block
 from mergeloom.methods import registry
 from mergeloom.methods.declare import REQUIRED, Method, TensorMerge
-from mergeloom.methods.ops.compiled_ops import LIBRARY, Loops
+from mergeloom.methods.ops.arithmetic import COMPILED, LIBRARY, WORDS
+from mergeloom.methods.ops.compiled_ops import CompiledOps
+from mergeloom.methods.ops.torch_ops import TorchOps
 
 NOISE = 2.0**-21
 """Relative rounding of a short chain of float32 operations."""
@@ -29,12 +34,13 @@ class Walk:
     accumulators: int = 1
     seed: int | None = None
     on_device: bool = False
-    notes: bool = False
+    memo: bool = False
     forgetful: bool = False
-    """Whether notes are lost between the passes."""
+    """Whether memos are lost between the passes."""
 
 
-WALKS = (Walk(64), Walk(64, 3, seed=1), Walk(64, 7, seed=2), Walk(64, 3, seed=3, on_device=True))
+WALKS = (Walk(64), Walk(64, 3, seed=1), Walk(64, 7, seed=2, memo=True))
+ON_DEVICE = Walk(64, 3, seed=3, on_device=True)
 
 
 def tensor_merge(
@@ -77,47 +83,50 @@ def kernel_of(method: str | Method, *args: Any, **kwargs: Any) -> Kernel:
     return found.kernel(tensor_merge(found, *args, **kwargs))
 
 
-class Bench:
+class Scratch:
     """Scratch that is full of rubbish, counts what is taken, and is never shared."""
 
-    def __init__(self, shape: Sequence[int], limit: int) -> None:
-        self._shape = tuple(shape)
+    def __init__(self, make: Callable[[], Any], limit: int) -> None:
+        self._make = make
         self._limit = limit
         self._taken = 0
 
-    def take(self) -> torch.Tensor:
+    def take(self) -> Any:
         self._taken += 1
         assert self._taken <= self._limit, "a kernel took more scratch than it declares"
-        return torch.full(self._shape, float("nan"))
+        return self._make()
 
 
 def rubbish(rows: int, nbytes: int) -> torch.Tensor:
     return torch.randint(0, 256, (rows, nbytes)).byte()
 
 
+def elements_of(tensor: torch.Tensor) -> Elements:
+    """A tensor that is kept alive by others, as machine code sees it."""
+    assert tensor.is_contiguous()
+    name = str(tensor.dtype).removeprefix("torch.")
+    return Elements(tensor.data_ptr(), BY_NAME[name], tensor.numel())
+
+
 @cache
-def loops_of(names: frozenset[str]) -> Loops:
-    """The compiled loops with these names, built if need be."""
-    found = LIBRARY.prepare(names)
-    assert isinstance(found, Loops)
-    return found
+def functions_of(words: frozenset[str]) -> Mapping[str, Callable[..., Any]]:
+    """Machine code, built if need be."""
+    LIBRARY.build(words - LIBRARY.built())
+    return LIBRARY.open(words)
 
 
-class Hiding(Sequence[torch.Tensor]):
-    """Inputs, of which some are not there as float32."""
+def compiled_ops(nbytes: int = 1 << 24) -> CompiledOps:
+    """All words in machine code, with so much scratch."""
+    return CompiledOps(functions_of(WORDS), Block(nbytes))
 
-    def __init__(self, tensors: Sequence[torch.Tensor], hidden: Sequence[bool]) -> None:
-        self._tensors = tensors
-        self._hidden = hidden
 
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        assert not self._hidden[place], "a kernel looks at an input that it says it does not need"
-        return self._tensors[place]
+def sized_ops(kernel: Kernel, grains: Grains) -> CompiledOps:
+    """Machine code with as much scratch as the kernel's uses need."""
+    needed = [
+        sum(COMPILED.workspace_bytes(use, grains) for use in part.uses)
+        for part in (kernel, *kernel.passes)
+    ]
+    return CompiledOps(functions_of(WORDS), Block(max(*needed, 1)))
 
 
 def cut(shape: tuple[int, ...], access: Access, grain: int) -> Grains:
@@ -142,10 +151,12 @@ def gathered(
         totals = [statistic.start() for _ in range(walk.accumulators)]
         for place, index in enumerate(order()):
             into = totals[place % len(totals)]
-            statistic.update(into, view(index, statistic), statistics)
-        if walk.on_device:
-            for total in totals:
-                statistic.fetch(total)
+            seen = view(index, statistic)
+            top = seen.ops.top()
+            statistic.update(into, seen, statistics)
+            seen.ops.release(top)
+        for total in totals:
+            statistic.fetch(total)
         if walk.seed is not None:
             chance.shuffle(totals)
         total = totals[0]
@@ -156,23 +167,35 @@ def gathered(
 
 
 def run(
-    kernel: Kernel, inputs: Sequence[torch.Tensor], walk: Walk = Walk(), compiled: bool = False
+    kernel: Kernel, inputs: Sequence[torch.Tensor], walk: Walk = Walk(), torchs: bool = False
 ) -> torch.Tensor:
-    """The kernel's float32 result on ``inputs`` (any floating dtype, one shape)."""
+    """The kernel's float32 result on ``inputs`` (any floating dtype, one shape).
+
+    Machine code computes it, or torch if ``torchs``.
+    """
     shape = tuple(inputs[0].shape)
-    loops = loops_of(kernel.loops) if compiled and kernel.loops and not walk.on_device else None
     grains = cut(shape, kernel.access, walk.grain)
-    flat = [tensor.reshape(-1).to(torch.float32) for tensor in inputs]
+    torchs = torchs or walk.on_device or not kernel.uses
+    ops: Any = TorchOps(torch.empty(0), walk.on_device) if torchs else sized_ops(kernel, grains)
+    raw = () if torchs else (torch.float32, torch.bfloat16)
+    flat = [
+        tensor.reshape(-1).contiguous() if tensor.dtype in raw else tensor.reshape(-1).float()
+        for tensor in inputs
+    ]
     untouched = [tensor.clone() for tensor in flat]
     chance = random.Random(walk.seed)
-    noted = kernel.notes_bytes(grains) if walk.notes and loops is not None else 0
-    notes = rubbish(grains.count, noted) if noted else None
+    size = kernel.memo_bytes(grains) if walk.memo and not torchs else 0
+    memos = rubbish(grains.count, size) if size else None
+    alive: list[torch.Tensor] = []
 
     def order() -> list[int]:
         indices = list(range(grains.count))
         if walk.seed is not None:
             chance.shuffle(indices)
         return indices
+
+    def array(tensor: torch.Tensor, part: tuple[int, ...]) -> Any:
+        return tensor.view(part) if torchs else elements_of(tensor)
 
     def view(index: int, user: Kernel | Statistic[Any, Any]) -> GrainView:
         start, count = grains.bounds(index)
@@ -181,25 +204,20 @@ def run(
             part = (count // grains.row, grains.row)
         elif kernel.access is Access.WHOLE:
             part = shape
-        parts = [tensor[start : start + count].view(part) for tensor in flat]
-        few = None if loops is None else user.looped_scratch
-        take = Bench(part, user.scratch if few is None else few).take
-        dtypes = [dtype.torch for dtype in AS_STORED]
-        hidden = [few is not None and tensor.dtype in dtypes for tensor in inputs]
 
-        def stored(place: int) -> torch.Tensor | None:
-            if inputs[place].dtype not in dtypes:
-                return None
-            return inputs[place].reshape(-1)[start : start + count]
+        def fresh() -> Any:
+            alive.append(torch.full((count,), float("nan")))
+            return array(alive[-1], part)
 
-        seen, on_device = Hiding(parts, hidden), walk.on_device
-        note = None if notes is None else notes[index]
-        return GrainView(seen, index, start, part, take, loops, on_device, stored, note)
+        parts = [array(tensor[start : start + count], part) for tensor in flat]
+        take = Scratch(fresh, user.scratch).take
+        memo = None if memos is None else elements_of(memos[index])
+        return GrainView(parts, index, start, part, take, ops, walk.on_device, memo)
 
     with torch.inference_mode():
         statistics = gathered(kernel, walk, view, order, chance)
-        if walk.forgetful and notes is not None:
-            notes.zero_()
+        if walk.forgetful and memos is not None:
+            memos.zero_()
         before: dict[int, tuple[int, ...]] = {}
         if kernel.needs_tally(statistics):
             own = {i: tuple(map(int, kernel.tally(view(i, kernel), statistics))) for i in order()}
@@ -210,19 +228,25 @@ def run(
         result = torch.full((grains.total,), float("nan"))
         for index in order():
             start, count = grains.bounds(index)
-            seen = view(index, kernel)
-            out = result[start : start + count].view(seen.shape)
+            seen, top = view(index, kernel), ops.top()
+            out = array(result[start : start + count], seen.shape)
             kernel.combine(seen, out, statistics, before.get(index, ()))
+            ops.release(top)
     for tensor, copy in zip(flat, untouched, strict=True):
-        assert torch.equal(tensor.view(torch.int32), copy.view(torch.int32)), "inputs were changed"
+        assert torch.equal(tensor.view(torch.uint8), copy.view(torch.uint8)), "inputs were changed"
     return result.view(shape)
 
 
 def check_walks(kernel: Kernel, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The result, having checked that order and grouping do not change a bit of it."""
+    """The result of machine code, having checked that order and grouping change no bit of it.
+
+    Nor of what torch gives, which may be another by its last bits.
+    """
     results = [run(kernel, inputs, walk) for walk in WALKS]
-    for other in results[1:]:
-        assert torch.equal(results[0].view(torch.int32), other.view(torch.int32))
+    torchs = [run(kernel, inputs, walk, torchs=True) for walk in (*WALKS[:2], ON_DEVICE)]
+    for first, *others in (results, torchs):
+        for other in others:
+            assert torch.equal(first.view(torch.int32), other.view(torch.int32))
     return results[0]
 
 

@@ -18,8 +18,9 @@ from mergeloom.engine.base.grains import Access
 from mergeloom.engine.graph.kernel import GrainView, Kernel
 from mergeloom.methods import registry
 from mergeloom.methods.declare import Base
+from mergeloom.methods.ops.torch_ops import TorchOps
 from scripts.bench.kernels import resolved
-from tests.methods.support import Bench
+from tests.methods.support import Scratch
 
 SHAPE = (6, 40)
 DEVICE = "meta"
@@ -79,14 +80,9 @@ def view(kernel: Kernel, count: int, device: str, limit: int) -> GrainView:
     base = torch.randn(shape, generator=source)
     made = [base + torch.randn(shape, generator=source) for _ in range(count)]
     inputs = [vector.to(device, non_blocking=True) for vector in made]
-    bench = Bench(shape, limit)
-    if device == "cpu":
-        return GrainView(inputs, 0, 0, shape, bench.take)
-
-    def take() -> torch.Tensor:
-        return torch.empty_like(bench.take(), device=device)
-
-    return GrainView(inputs, 0, 0, shape, take, on_device=True)
+    take = Scratch(lambda: torch.empty(shape, device=device), limit).take
+    ops = TorchOps(torch.empty(0, device=device), device != "cpu")
+    return GrainView(inputs, 0, 0, shape, take, ops, ops.on_device)
 
 
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
@@ -96,6 +92,7 @@ def test_kernels_stay_on_their_device_and_ask_it_nothing(name: str, settings: An
     for statistic in kernel.passes:
         total = statistic.start()
         statistic.update(total, view(kernel, count, "cpu", statistic.scratch), statistics)
+        statistic.fetch(total)
         with OneDevice(statistic.double):
             into = statistic.start()
             grain = view(kernel, count, DEVICE, statistic.scratch)

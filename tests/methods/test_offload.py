@@ -12,13 +12,14 @@ from mergeloom.engine.graph.graph import Graph, Merge, Write
 from mergeloom.engine.hardware.accelerators import found_devices
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.assignment import Why
+from mergeloom.methods.ops.arithmetic import TORCH
 from tests.engine.fake_device import accelerator
 from tests.engine.run.test_device_worker import Memory, Opener, Ran, machine, run
 from tests.engine.support import Workshop
 from tests.methods.test_devices import VARIANTS, kernel_of
 
 SHAPES = {"wide": (27, 21000), "rows": (900, 600), "vector": (530_000,)}
-CPU = Machine(2, 300 * MIB, 0)
+CPU = Machine(2, 300 * MIB, 0, TORCH, TORCH)
 CUDA = [device for device in found_devices(torch.__version__) if torch.cuda.is_available()]
 needs_cuda = pytest.mark.skipif(not CUDA, reason="there is no CUDA device that torch can use")
 

@@ -171,7 +171,7 @@ def _memory(report: PlanReport) -> str:
         f"{plural(report.workers, 'worker')}"
     )
     if report.compiled:
-        text += ", compiled loops"
+        text += ", machine code"
     return f"{text}, to be built first" if report.to_compile else text
 
 
@@ -184,7 +184,7 @@ def _time(report: PlanReport) -> str:
     else:
         known = "measured here" if rates.cpu_measured else "its speed is assumed"
         why = f"storage waits for arithmetic, {known}"
-    first = ", and some more once, to compile loops" if report.to_compile else ""
+    first = ", and some more once, to build machine code" if report.to_compile else ""
     return f"about {duration(found.seconds)}{first} ({why})"
 
 

@@ -51,8 +51,10 @@ def _numbers_at(kind: Any) -> Any:
 
 floats, doubles = _numbers_at(types.float32), _numbers_at(types.float64)
 bytes_, halves, words = (_numbers_at(kind) for kind in (types.uint8, types.uint16, types.uint32))
-shorts, ints, longs = (_numbers_at(kind) for kind in (types.int16, types.int32, types.int64))
-vectors_at = _numbers_at(from_dtype(VECTOR))
+tinies, shorts, ints, longs, longwords = (
+    _numbers_at(kind) for kind in (types.int8, types.int16, types.int32, types.int64, types.uint64)
+)
+vectors_at = _numbers_at(from_dtype(np.dtype(list(VECTOR), align=True)))
 
 
 @compiled
@@ -88,7 +90,7 @@ fused, fused_double = _fused(types.float32), _fused(types.float64)
 
 @compiled
 def load(address: Address, size: int, start: int, block: Array) -> None:
-    """Fill ``block`` with elements at an address: float32 numbers, or bfloat16 ones."""
+    """Fill ``block`` with elements at an address: float32 numbers, or bfloat16 ones (2 bytes)."""
     count = block.size
     if size == 2:
         narrow, bits = halves(address + 2 * start, count), block.view(np.uint32)
@@ -108,17 +110,39 @@ def difference(vector: Any, start: int, block: Array, other: Array) -> None:
         load(vector.minus, vector.minus_bytes, start, other)
         for i in range(block.size):
             block[i] -= other[i]
-    multiply_rows(vector, start, block)
+    multiply(vector, start, block)
 
 
 @compiled
-def multiply_rows(vector: Any, start: int, block: Array) -> None:
-    """Multiply elements from ``start`` on, in place, by the factors of their rows, if any."""
+def multiply(vector: Any, start: int, block: Array) -> None:
+    """Multiply elements from ``start`` on, in place, by the factors of their rows or columns."""
     if vector.factors:
-        stop, row = start + block.size, vector.factor_row
-        factors = floats(vector.factors, -(-stop // row))
-        for number in range(start // row, factors.size):
-            factor = factors[number]
-            part = block[max(number * row - start, 0) : (number + 1) * row - start]
-            for i in range(part.size):
-                part[i] *= factor
+        if vector.factor_columns:
+            _multiply_columns(vector, start, block)
+        else:
+            _multiply_rows(vector, start, block)
+
+
+@compiled
+def _multiply_rows(vector: Any, start: int, block: Array) -> None:
+    stop, row = start + block.size, vector.factor_row
+    factors = floats(vector.factors, -(-stop // row))
+    for number in range(start // row, factors.size):
+        factor = factors[number]
+        part = block[max(number * row - start, 0) : (number + 1) * row - start]
+        for i in range(part.size):
+            part[i] *= factor
+
+
+@compiled
+def _multiply_columns(vector: Any, start: int, block: Array) -> None:
+    columns = vector.factor_columns
+    factors = floats(vector.factors, columns)
+    done = 0
+    while done < block.size:
+        column = (vector.first_column + start + done) % columns
+        part = block[done : done + columns - column]
+        own = factors[column : column + part.size]
+        for i in range(part.size):
+            part[i] *= own[i]
+        done += part.size

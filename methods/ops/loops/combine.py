@@ -8,11 +8,13 @@ from mergeloom.methods.ops.loops.blocks import (
     Address,
     Loop,
     copy,
+    difference,
+    fill,
     floats,
     fused,
     ints,
     load,
-    multiply_rows,
+    multiply,
     vectors_at,
     words,
 )
@@ -35,7 +37,7 @@ def combine(
     size: int,
     work: Address,
 ) -> None:
-    """See `methods.ops.compiled_ops.Loops.combine`."""
+    """See `methods.ops.words.Ops.combine`."""
     zero, one = np.float32(0.0), np.float32(1.0)
     multiple, smallest = np.float32(scale), np.float32(cancelled)
     # Without a base the first product has to stay what it is, even the sign of a zero.
@@ -60,7 +62,7 @@ def combine(
                     load(loaded, vector.minus_bytes, start, other[:count])
                 for i in range(count):
                     block[i] -= other[i]
-            multiply_rows(vector, start, block)
+            multiply(vector, start, block)
             trim(vector, start, block, numbers[:count], hashed)
             weight = vector.vote if elects else vector.coefficient
             for i in range(count):
@@ -106,7 +108,98 @@ def choose(vectors: Address, least: float, out: Address, size: int, work: Addres
         load(vector.minus, vector.minus_bytes, start, other[:count])
         for i in range(count):
             score[i] = block[i] - other[i]
-        multiply_rows(vector, start, score[:count])
+        multiply(vector, start, score[:count])
         for i in range(count):
             first, second = block[i], other[i]
             block[i] = first if abs(score[i]) >= limit else second
+
+
+@Loop
+def step(
+    vectors: Address,
+    limit: float,
+    base: Address,
+    base_bytes: int,
+    out: Address,
+    size: int,
+    work: Address,
+) -> None:
+    """Write the base and a vector, of which no element is larger than ``limit``."""
+    vector, most = vectors_at(vectors, 1)[0], np.float32(limit)
+    other = floats(work, BLOCK)
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
+        block = floats(out + 4 * start, count)
+        difference(vector, start, block, other[:count])
+        load(base, base_bytes, start, other[:count])
+        for i in range(count):
+            value = block[i]
+            value = min(value, most)
+            value = max(value, -most)
+            block[i] = value + other[i]
+
+
+@Loop
+def disjoint(
+    vectors: Address,
+    count_of_vectors: int,
+    epsilon: float,
+    base: Address,
+    base_bytes: int,
+    out: Address,
+    size: int,
+    work: Address,
+) -> None:
+    """See `methods.ops.words.Ops.disjoint`; a vector's ``coefficient`` is its excess."""
+    zero, one, least = np.float32(0.0), np.float32(1.0), np.float32(epsilon)
+    given = vectors_at(vectors, count_of_vectors)
+    step = 4 * BLOCK
+    block, other = floats(work, BLOCK), floats(work + step, BLOCK)
+    more, by = floats(work + 2 * step, BLOCK), floats(work + 3 * step, BLOCK)
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
+        total = floats(out + 4 * start, count)
+        for i in range(count):
+            total[i] = zero
+            more[i] = zero
+            by[i] = zero
+        for number in range(count_of_vectors):
+            vector = given[number]
+            difference(vector, start, block[:count], other[:count])
+            excess = vector.coefficient
+            for i in range(count):
+                value = zero if abs(block[i]) <= least else block[i]
+                total[i] += value
+                more[i] = fused(excess, value, more[i])
+                by[i] += one if value != zero else zero
+        load(base, base_bytes, start, other[:count])
+        for i in range(count):
+            value = total[i] + (more[i] if by[i] == one else zero)
+            total[i] = value / max(by[i], one) + other[i]
+
+
+@Loop
+def variance(
+    vectors: Address, count_of_vectors: int, out: Address, size: int, work: Address
+) -> None:
+    """Write the sums of squared deviations of vectors from their mean, element by element."""
+    given, divisor = vectors_at(vectors, count_of_vectors), np.float32(count_of_vectors)
+    step = 4 * BLOCK
+    other, mean, blocks = floats(work, BLOCK), floats(work + step, BLOCK), work + 2 * step
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
+        total = floats(out + 4 * start, count)
+        fill(mean[:count], np.float32(0.0))
+        for number in range(count_of_vectors):
+            block = floats(blocks + step * number, count)
+            difference(given[number], start, block, other[:count])
+            for i in range(count):
+                mean[i] += block[i]
+        for i in range(count):
+            mean[i] /= divisor
+            total[i] = np.float32(0.0)
+        for number in range(count_of_vectors):
+            block = floats(blocks + step * number, count)
+            for i in range(count):
+                deviation = block[i] - mean[i]
+                total[i] += deviation * deviation

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mergeloom.methods.ops.loops.blocks import (
     Address,
     Loop,
@@ -90,3 +92,73 @@ def count_low(
                     table[magnitude] += 1
                     if magnitude & finer == 0:
                         multiples[magnitude >> step] += 1
+
+
+@Loop
+def count_equal(vectors: Address, size: int, value: float, work: Address) -> int:
+    """How many magnitudes of the one vector are ``value``."""
+    vector, sought = vectors_at(vectors, 1)[0], np.float32(value)
+    block, other = floats(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
+    found = 0
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
+        difference(vector, start, block[:count], other[:count])
+        inside = np.int32(0)
+        for i in range(count):
+            inside += np.int32(abs(block[i]) == sought)
+        found += inside
+    return found
+
+
+@Loop
+def end_of_equal(vectors: Address, size: int, value: float, most: int, work: Address) -> int:
+    """Length of the longest beginning of a vector in which ``most`` magnitudes are ``value``."""
+    vector, sought = vectors_at(vectors, 1)[0], np.float32(value)
+    block, other = floats(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
+    left = most
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
+        difference(vector, start, block[:count], other[:count])
+        for i in range(count):
+            if abs(block[i]) == sought:
+                if left == 0:
+                    return start + i
+                left -= 1
+    return size
+
+
+@Loop
+def shared(
+    vectors: Address,
+    count_of_vectors: int,
+    size: int,
+    epsilon: float,
+    counts: Address,
+    work: Address,
+) -> None:
+    """How many magnitudes of each vector exceed ``epsilon``, and how many where no other does.
+
+    NaN exceeds it. ``counts`` (int64) gets both numbers of each vector.
+    """
+    given, found = vectors_at(vectors, count_of_vectors), longs(counts, 2 * count_of_vectors)
+    least, step = np.float32(epsilon), 4 * BLOCK
+    block, other, by = floats(work, BLOCK), floats(work + step, BLOCK), ints(work + 2 * step, BLOCK)
+    blocks = work + 3 * step
+    fill(found, 0)
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
+        fill(by[:count], 0)
+        for number in range(count_of_vectors):
+            changed = ints(blocks + step * number, count)
+            difference(given[number], start, block[:count], other[:count])
+            for i in range(count):
+                changed[i] = np.int32(0) if abs(block[i]) <= least else np.int32(1)
+                by[i] += changed[i]
+        for number in range(count_of_vectors):
+            changed = ints(blocks + step * number, count)
+            every, alone = np.int32(0), np.int32(0)
+            for i in range(count):
+                every += changed[i]
+                alone += changed[i] if by[i] == 1 else np.int32(0)
+            found[2 * number] += every
+            found[2 * number + 1] += alone

@@ -1,4 +1,4 @@
-"""What is kept of a vector: by limits of magnitude, by random numbers, or as it is noted."""
+"""What is kept of a vector: by limits of magnitude, by random numbers, or as it is marked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mergeloom.methods.ops.loops.blocks import Array, bytes_, compiled
-from mergeloom.methods.ops.loops.sizes import BLOCK, NOTED
+from mergeloom.methods.ops.loops.sizes import BLOCK, MARKED
 
 
 @compiled
@@ -50,11 +50,11 @@ def _keep_upto(part: Array, limit: np.float32) -> None:
 
 
 @compiled
-def _drop_as_noted(bits: Array, notes: Array) -> None:
-    """Set to zero what the notes of a block lack; see `methods.ops.loops.sizes.notes_bytes`."""
+def _drop_unmarked(bits: Array, marks: Array) -> None:
+    """Set to zero those of a block that are not marked; see `sizes.marks_bytes`."""
     for bit in range(8):
-        part = bits[min(bit * NOTED, bits.size) : (bit + 1) * NOTED]
-        own, mask = notes[: part.size], np.uint8(1 << bit)  # a choice becomes vector code
+        part = bits[min(bit * MARKED, bits.size) : (bit + 1) * MARKED]
+        own, mask = marks[: part.size], np.uint8(1 << bit)  # a choice becomes vector code
         for j in range(part.size):
             part[j] = part[j] if own[j] & mask else np.int32(0)
 
@@ -78,5 +78,5 @@ def trim(vector: Any, start: int, block: Array, numbers: Array, constants: Array
         draw(vector, start, constants, numbers)
         for i in range(count):
             bits[i] = bits[i] if numbers[i] < vector.bound else 0
-    if vector.noted:
-        _drop_as_noted(bits, bytes_(vector.noted + start // BLOCK * NOTED, NOTED))
+    if vector.marks:
+        _drop_unmarked(bits, bytes_(vector.marks + start // BLOCK * MARKED, MARKED))

@@ -1,39 +1,40 @@
-"""The record by which vectors are handed to loops. Needs no compiler."""
+"""The record by which vectors are handed to loops: numba and ctypes make their types of it."""
 
 from __future__ import annotations
 
-import numpy as np
-
-VECTOR = np.dtype(
-    [
-        ("address", np.int64),
-        ("bytes", np.int64),
-        ("minus", np.int64),
-        ("minus_bytes", np.int64),
-        ("factors", np.int64),
-        ("factor_row", np.int64),
-        ("above", np.bool_),
-        ("above_end", np.int64),
-        ("above_before", np.float32),
-        ("above_after", np.float32),
-        ("upto", np.bool_),
-        ("upto_end", np.int64),
-        ("upto_before", np.float32),
-        ("upto_after", np.float32),
-        ("draws", np.bool_),
-        ("first", np.uint32),
-        ("second", np.uint32),
-        ("word_end", np.int64),
-        ("next_first", np.uint32),
-        ("next_second", np.uint32),
-        ("bound", np.int32),
-        ("noted", np.int64),
-        ("vote", np.float32),
-        ("coefficient", np.float32),
-        ("share", np.float32),
-    ],
-    align=True,
+VECTOR = (
+    ("address", "q"),
+    ("bytes", "q"),
+    ("minus", "q"),
+    ("minus_bytes", "q"),
+    ("factors", "q"),
+    ("factor_row", "q"),
+    ("factor_columns", "q"),
+    ("first_column", "q"),
+    ("above", "?"),
+    ("above_end", "q"),
+    ("above_before", "f"),
+    ("above_after", "f"),
+    ("upto", "?"),
+    ("upto_end", "q"),
+    ("upto_before", "f"),
+    ("upto_after", "f"),
+    ("draws", "?"),
+    ("first", "I"),
+    ("second", "I"),
+    ("word_end", "q"),
+    ("next_first", "I"),
+    ("next_second", "I"),
+    ("bound", "i"),
+    ("marks", "q"),
+    ("vote", "f"),
+    ("coefficient", "f"),
+    ("share", "f"),
 )
-"""A vector: the addresses of its operands (``minus`` may be 0: none), the bytes of an element, the
-address of a factor for each row (or 0) and the length of those rows, the conditions of
-`methods.ops.descriptions.Kept` (``noted`` is an address, or 0), and the weights it has."""
+"""Fields of a vector with their types, as numpy and `struct` abbreviate them.
+
+They are the addresses of its two arrays (``minus`` may be 0: none) and the bytes of an element; the
+address of float32 factors (or 0), of which there is one for every ``factor_row`` elements or, where
+``factor_columns`` is not 0, one for each of that many columns, the first element being in column
+``first_column``; the conditions of `methods.ops.words.KeepRule` (``marks`` is an address, or 0);
+and the weights it has."""

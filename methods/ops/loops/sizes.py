@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import enum
+
+
+class Kind(enum.IntEnum):
+    """Types of elements, by the names that safetensors headers have for them."""
+
+    BF16 = 0
+    F32 = 1
+    F16 = 2
+    F64 = 3
+    F8_E4M3 = 4
+    F8_E5M2 = 5
+    I64 = 6
+    I32 = 7
+    I16 = 8
+    I8 = 9
+    U64 = 10
+    U32 = 11
+    U16 = 12
+    U8 = 13
+    BOOL = 14
+
+
 BLOCK = 2048
 """Elements of a block: what is in work fits the first-level cache."""
 
 DOT_RUN = 1024
-"""Elements whose products are summed up in one fixed order; see `methods.ops.torch_dots`."""
+"""Elements whose products are summed up in one fixed order; see `methods.dots`."""
 
 RUN = 512
-"""Elements summed up in float32; sums of more are in float64. See `methods.ops.torch_sums`."""
+"""Elements that are summed up in float32; sums of more are in float64. See `methods.sums`."""
 
 LANES = 128
 """Sums that such a run is added up in at once."""
 
 ROW_LANES = 512
-"""Sums in float64 that a row is added up in at once; see `methods.ops.torch_softmax`."""
+"""Sums in float64 that a row is added up in at once; see `methods.divergence`."""
 
 MOST_BUCKETS = 2049
 """The most buckets that `buckets` gives."""
@@ -24,8 +47,8 @@ _OCTAVES = 8
 """Powers of two below the largest magnitude within which buckets tell magnitudes apart."""
 
 
-NOTED = BLOCK // 8
-"""Bytes of notes on a block: a bit for each element; see `notes_bytes`."""
+MARKED = BLOCK // 8
+"""Bytes of the marks of a block: a bit for each element; see `marks_bytes`."""
 
 
 def whole_rows(row: int) -> int:
@@ -55,10 +78,10 @@ def work_bytes(vectors: int, row: int = 0) -> int:
     return blocks + ranks + doubles
 
 
-def notes_bytes(elements: int) -> int:
-    """Bytes of notes on so many elements of one vector: a bit for each, in whole blocks.
+def marks_bytes(elements: int) -> int:
+    """Bytes of marks on so many elements of one vector: a bit for each, in whole blocks.
 
     Of a block's n bytes, byte j has elements j, j + n, j + 2n …: neighbours lie in neighbouring
     bytes, which makes vector code of whoever packs and unpacks them.
     """
-    return -(-elements // BLOCK) * NOTED
+    return -(-elements // BLOCK) * MARKED

@@ -1,4 +1,4 @@
-"""Divergences of the softmax of rows, in the order of operations of torch's side."""
+"""Sums of the exponentials of rows, of which divergences of their softmax are made."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _ordered(bits: Any) -> Any:
 def _exponential(block: Array, highest: Any, out: Array, powers: Array) -> None:
     """Write e**(x - ``highest``) of a block's float32 numbers; ``powers`` is work as long.
 
-    The operations are those of `methods.ops.torch_exp.exponential_`.
+    See `methods.ops.loops.exp_series`.
     """
     for i in range(block.size):
         x = max(np.float64(block[i]) - highest, LEAST)
@@ -103,7 +103,7 @@ def _sum(lanes: Array) -> Any:
 
 
 @Loop
-def softmax_sums(
+def divergences(
     base: Address,
     base_bytes: int,
     other: Address,
@@ -113,8 +113,7 @@ def softmax_sums(
     sums: Address,
     work: Address,
 ) -> None:
-    """Write the sums that `methods.ops.torch_softmax` is made of: a float64 matrix with a column a
-    row.
+    """Write the sums that divergences are made of: a float64 matrix with a column for each row.
 
     Its rows: the highest elements of both matrices, the sums of the exponentials, and the sum of
     the other's exponentials times the differences.

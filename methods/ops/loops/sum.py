@@ -1,15 +1,16 @@
-"""Sums of magnitudes and dot products, in the order in which torch's side adds them up."""
+"""Sums of magnitudes and dot products, in an order that depends on the elements' places alone."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
 
 from mergeloom.methods.ops.loops.blocks import (
     Address,
     Array,
     Loop,
     compiled,
-    copy,
     difference,
     doubles,
     fill,
@@ -23,13 +24,14 @@ from mergeloom.methods.ops.loops.sizes import BLOCK, DOT_RUN, LANES, RUN
 
 
 @compiled
-def _sum_runs(block: Array, start: int, size: int, squares: int, run: Array, sums: Array) -> None:
-    """Write sums of runs of magnitudes or squares, by adding halves; what lacks of the last is 0.
+def _sum_runs(block: Array, start: int, size: int, squares: int, run: Array) -> Any:
+    """The sum of sums of runs of magnitudes or squares, each by adding halves in float32.
 
-    Blocks of a vector of ``size`` come one after the other, this one from ``start`` on; what
-    begins of a run in one block and ends in another waits in ``run``.
+    Blocks of a vector of ``size`` come one after the other, this one from ``start`` on; the part of
+    a run that begins in one block and ends in another waits in ``run``. What the last run lacks is
+    0.
     """
-    done = 0
+    done, total = 0, 0.0
     while done < block.size:
         place = (start + done) % RUN
         part = block[done : done + RUN - place]
@@ -44,56 +46,49 @@ def _sum_runs(block: Array, start: int, size: int, squares: int, run: Array, sum
                 for i in range(half):
                     run[i] += upper[i]
                 half //= 2
-            sums[(start + done - 1) // RUN] = run[0]
+            total += np.float64(run[0])
+    return total
 
 
 @Loop
-def run_sums(
-    vectors: Address,
-    constants: Address,
-    size: int,
-    squares: int,
-    whole: Address,
-    kept: Address,
-    work: Address,
+def magnitudes(
+    vectors: Address, constants: Address, size: int, squares: int, sums: Address, work: Address
 ) -> None:
-    """Sums of the magnitudes of the one vector in ``vectors``, run by run, and of what is kept.
+    """The sum of the magnitudes of the one vector in ``vectors``, and of what is kept of it.
 
-    Or of their squares. ``whole`` and ``kept`` (float32) get one for each run.
+    Or of their squares. ``sums`` (float64) gets both.
     """
-    given, hashed, runs = vectors_at(vectors, 1), words(constants, 3), -(-size // RUN)
+    given, hashed, found = vectors_at(vectors, 1), words(constants, 3), doubles(sums, 2)
     vector = given[0]
-    sums, kept_sums = floats(whole, runs), floats(kept, runs)
     run, kept_run = floats(work, RUN), floats(work + 4 * RUN, RUN)
     step, first = 4 * BLOCK, work + 8 * RUN
     block, other, numbers = floats(first, BLOCK), floats(first + step, BLOCK), first + 2 * step
-    trims = vector.above or vector.upto or vector.draws or vector.noted
+    trims = vector.above or vector.upto or vector.draws or vector.marks
+    whole = kept = 0.0
     for start in range(0, size, BLOCK):
         part = block[: min(BLOCK, size - start)]
         difference(vector, start, part, other[: part.size])
-        _sum_runs(part, start, size, squares, run, sums)
+        whole += _sum_runs(part, start, size, squares, run)
         if trims:
             trim(vector, start, part, ints(numbers, part.size), hashed)
-            _sum_runs(part, start, size, squares, kept_run, kept_sums)
-    if not trims:
-        copy(sums, kept_sums)
+            kept += _sum_runs(part, start, size, squares, kept_run)
+    found[0] = whole
+    found[1] = kept if trims else whole
 
 
 @Loop
-def dot_products(
-    vectors: Address, count_of_vectors: int, size: int, sums: Address, work: Address
-) -> None:
-    """Write the dot products of all pairs of vectors to ``sums``, run by run; see
-    `methods.ops.torch_dots`.
+def dots(vectors: Address, count_of_vectors: int, size: int, sums: Address, work: Address) -> None:
+    """Write the dot products of all pairs of vectors to ``sums`` (float64).
 
-    ``sums`` is a float64 matrix, of a row for each pair.
+    Runs of `DOT_RUN` elements are summed up by `_dot`, and one after the other.
     """
-    given, runs = vectors_at(vectors, count_of_vectors), -(-size // DOT_RUN)
+    given = vectors_at(vectors, count_of_vectors)
+    found = doubles(sums, count_of_vectors * (count_of_vectors + 1) // 2)
     lanes, values = doubles(work, LANES), work + 8 * LANES
     single = values + 8 * DOT_RUN * count_of_vectors
     block, other = floats(single, DOT_RUN), floats(single + 4 * DOT_RUN, DOT_RUN)
-    for run in range(runs):
-        start = run * DOT_RUN
+    fill(found, 0.0)
+    for start in range(0, size, DOT_RUN):
         count = min(DOT_RUN, size - start)
         for number in range(count_of_vectors):
             difference(given[number], start, block[:count], other[:count])
@@ -107,7 +102,7 @@ def dot_products(
             one = doubles(values + 8 * DOT_RUN * first, DOT_RUN)
             for second in range(first + 1):
                 two = doubles(values + 8 * DOT_RUN * second, DOT_RUN)
-                doubles(sums, (pair + 1) * runs)[pair * runs + run] = _dot(one, two, lanes)
+                found[pair] += _dot(one, two, lanes)
                 pair += 1
 
 
@@ -116,7 +111,7 @@ def _dot(one: Array, other: Array, lanes: Array) -> Any:
     """The dot product of a run; overwrites ``lanes``."""
     for k in range(LANES):
         lanes[k] = one[k] * other[k]
-    for start in range(LANES, DOT_RUN, LANES):
+    for start in range(LANES, one.size, LANES):
         for k in range(LANES):
             lanes[k] += one[start + k] * other[start + k]
     half = LANES // 2
@@ -125,3 +120,73 @@ def _dot(one: Array, other: Array, lanes: Array) -> Any:
             lanes[k] += lanes[half + k]
         half //= 2
     return lanes[0]
+
+
+@Loop
+def row_dots(
+    vectors: Address, count_of_vectors: int, rows: int, row: int, sums: Address, work: Address
+) -> None:
+    """Write the dot products of all pairs of vectors for each row: float64, (pairs, rows)."""
+    given = vectors_at(vectors, count_of_vectors)
+    pairs = count_of_vectors * (count_of_vectors + 1) // 2
+    found = doubles(sums, pairs * rows)
+    lanes, values = doubles(work, LANES), work + 8 * LANES
+    single = values + 8 * DOT_RUN * count_of_vectors
+    block, other = floats(single, DOT_RUN), floats(single + 4 * DOT_RUN, DOT_RUN)
+    fill(found, 0.0)
+    for number in range(rows):
+        for start in range(0, row, DOT_RUN):
+            count = min(DOT_RUN, row - start)
+            filled = -(-count // LANES) * LANES
+            for each in range(count_of_vectors):
+                difference(given[each], number * row + start, block[:count], other[:count])
+                wide = doubles(values + 8 * DOT_RUN * each, filled)
+                for i in range(count):
+                    wide[i] = block[i]
+                fill(wide[count:], 0.0)
+            pair = 0
+            for first in range(count_of_vectors):
+                one = doubles(values + 8 * DOT_RUN * first, filled)
+                for second in range(first + 1):
+                    two = doubles(values + 8 * DOT_RUN * second, filled)
+                    found[pair * rows + number] += _dot(one, two, lanes)
+                    pair += 1
+
+
+@Loop
+def column_dots(
+    vectors: Address,
+    count_of_vectors: int,
+    size: int,
+    columns: int,
+    first_column: int,
+    sums: Address,
+    work: Address,
+) -> None:
+    """Write the dot products of all pairs of vectors along columns: float64, (pairs, columns).
+
+    The first element is in column ``first_column``.
+    """
+    given = vectors_at(vectors, count_of_vectors)
+    pairs = count_of_vectors * (count_of_vectors + 1) // 2
+    other, blocks = floats(work, BLOCK), work + 4 * BLOCK
+    fill(doubles(sums, pairs * columns), 0.0)
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
+        for each in range(count_of_vectors):
+            block = floats(blocks + 4 * BLOCK * each, count)
+            difference(given[each], start, block, other[:count])
+        done = 0
+        while done < count:
+            column = (first_column + start + done) % columns
+            length = min(columns - column, count - done)
+            pair = 0
+            for first in range(count_of_vectors):
+                one = floats(blocks + 4 * (BLOCK * first + done), length)
+                for second in range(first + 1):
+                    two = floats(blocks + 4 * (BLOCK * second + done), length)
+                    own = doubles(sums + 8 * (pair * columns + column), length)
+                    for i in range(length):
+                        own[i] += np.float64(one[i]) * np.float64(two[i])
+                    pair += 1
+            done += length

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from mergeloom.engine.hardware import machine_code as native_module
 from mergeloom.engine.hardware.machine_code import (
     FLOAT,
     INT,
-    Function,
     Library,
     Native,
     NativeError,
@@ -172,7 +170,6 @@ def test_without_a_home_nothing_is_built(library: Library, monkeypatch: pytest.M
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "expanduser", homeless)
-    assert library.usable
     assert library.built() == frozenset()
     with pytest.raises(NativeError, match="home directory"):
         library.build(frozenset({"one"}))
@@ -204,21 +201,10 @@ def test_without_a_place_to_keep_it_nothing_is_built(
 
 
 def test_what_cannot_be_opened_is_one_line(library: Library, native: Native) -> None:
-    class Wary(Library):
-        def trusted(self, functions: Mapping[str, Function]) -> Any | None:
-            if functions["twice"](1.0, 2) == 2.0:
-                return None
-            raise AssertionError
-
     with pytest.raises(NativeError, match="FileNotFoundError"):
         library.open(frozenset({"twice"}))
     native.save(library.directory)
     assert library.open(frozenset({"twice"}))["twice"](2.0, 4) == 8.0
-    wary = Wary("builder", library.sources)
-    assert wary.usable
-    with pytest.raises(NativeError, match="differ"):
-        wary.open(frozenset({"twice"}))
-    assert not wary.usable  # nor will it be the next time
     replace(native, cpu="i386").save(library.directory)
     assert library.built() == {"twice"}
     with pytest.raises(NativeError, match="another processor"):

@@ -17,11 +17,11 @@ from mergeloom.engine.hardware import profile as remembered
 from mergeloom.engine.hardware import rates
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import ASSUMED, Busy, Rates, Sample, Stopwatch, storage_samples
-from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Options
+from mergeloom.methods.ops.arithmetic import COMPILED, TORCH
 from tests.engine.fake_device import accelerator
 from tests.engine.run.test_device_worker import Opener
-from tests.engine.support import Workshop, job
+from tests.engine.support import Workshop, job, spec
 from tests.engine.test_job import every_kind
 
 GPU = Accelerator("cuda:0", "card", 8 << 30, 2e10, 50.0)
@@ -181,7 +181,7 @@ def test_rates_and_other_things_are_remembered_beside_each_other(cache: Path) ->
     machine.remember_rates({"cpu": Sample(2.0)})
     machine.remember_rates({"storage": Sample(1e9)})
     assert machine.remembered_rates() == Rates({"cpu": 2.0, "storage": 1e9})
-    assert machine.this_machine(2).rates == machine.remembered_rates()
+    assert machine.this_machine(COMPILED, TORCH, 2).rates == machine.remembered_rates()
     assert machine.runtime_bytes() >= 300 * MIB
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
 
@@ -222,11 +222,11 @@ def test_a_run_is_measured_on_every_processor(
     monkeypatch.setattr(rates, "_LEAST_SECONDS", 1e-4)
     (tmp_path / "in").mkdir()
     graph = every_kind(Workshop(tmp_path / "in"), [(1000, 777), (2, 1 << 20)])
-    here = Machine(2, 300 * MIB, 0)
+    here = spec(2, 300 * MIB, 0)
     jobs.run(job(graph), tmp_path / "cpu", Options(machine=here))
     assert "cpu" in machine.remembered_rates().measured
     device = accelerator(GIB)
-    there = Machine(2, 300 * MIB, 0, devices=(device,), forced=True)
+    there = spec(2, 300 * MIB, 0, devices=(device,), forced=True)
     jobs.run(job(graph), tmp_path / "there", Options(machine=there, opener=Opener()))
     found = machine.remembered_rates()
     assert found.knows_speed(device)
@@ -236,5 +236,5 @@ def test_a_run_is_measured_on_every_processor(
 def test_a_short_run_is_not_remembered(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "in").mkdir()
     graph = every_kind(Workshop(tmp_path / "in"), [(30, 70)])
-    jobs.run(job(graph), tmp_path / "out", Options(machine=Machine(2, 300 * MIB, 0)))
+    jobs.run(job(graph), tmp_path / "out", Options(machine=spec(2, 300 * MIB, 0)))
     assert remembered.recall("rates") is None

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,7 @@ def test_side_files_of_an_interrupted_run_are_discarded_too(tmp_path: Path) -> N
     (load,) = workshop.loads(F32, [(100,)])
     graph = workshop.graph({"t": (workshop.builder.merge([load], Copy(), "c"), F32)})
     side_files = [SideFile.made("template", b"one"), SideFile.made("tokenizer", b"two")]
-    before = jobs.Job(graph, "before", {}, side_files)
+    before = replace(job(graph), fingerprint="before", identity={}, side_files=side_files)
 
     class Stopping(Files):
         def rename(self, source: Path, target: Path) -> None:

@@ -12,10 +12,9 @@ from mergeloom.engine.base.dtypes import BF16
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, GraphBuilder
-from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.engine.graph.kernel import Copy, Kernel, Use
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import ASSUMED, Rates
-from mergeloom.engine.hardware.spec import LoopSupport, Machine
 from mergeloom.engine.plan.assignment import Estimate, Why
 from mergeloom.engine.plan.device_memory import (
     SLOTS,
@@ -28,8 +27,10 @@ from mergeloom.engine.plan.device_memory import (
     stride,
 )
 from mergeloom.engine.plan.schedule import Schedule, schedule
+from mergeloom.methods.ops.arithmetic import TORCH
 from tests.engine.kernels import Normalised, Transposed
 from tests.engine.plan.test_schedule import Disk, graph_of
+from tests.engine.support import Paper, spec
 
 GPU = Accelerator("cuda:0", "card", 8 << 30, 2e10, 50.0, start_seconds=0.0, host_bytes=500 * MIB)
 
@@ -57,7 +58,8 @@ def many(cost: float, count: int = 40) -> Graph:
 
 
 def placed(graph: Graph, *devices: Accelerator, ram: int | None = None, **changes: Any) -> Schedule:
-    return schedule(graph, ram, Machine(2, 50 * MIB, 250 * MIB, devices=devices, **changes))
+    here = spec(2, 50 * MIB, 250 * MIB, devices=devices)
+    return schedule(graph, ram, replace(here, **changes))
 
 
 def reasons(made: Schedule) -> list[Why]:
@@ -137,7 +139,7 @@ def test_chunks_fit_into_the_memory(mib: int) -> None:
     assert 0 <= grains <= placement.flow.tile
     if grains:
         needed = bench_bytes(profile) + SLOTS * slot_bytes(profile, grains)
-        assert needed + profile.worker.scratch_bytes < mib * MIB
+        assert needed + profile.on_device.scratch_bytes < mib * MIB
     else:
         assert mib < 150
 
@@ -145,7 +147,7 @@ def test_chunks_fit_into_the_memory(mib: int) -> None:
 def test_an_estimate_counts_every_pass_over_the_bus_but_what_stays() -> None:
     (placement,) = placed(layers(Normalised())).placements
     profile = placement.work.profile
-    estimate = Estimate.of(placement.work, compiled=False)
+    estimate = Estimate.of(placement.work, TORCH)
     loaded = sum(load.nbytes for load in placement.work.leaves)
     assert estimate.stored_bytes == loaded + loaded // 3
     assert estimate.on_storage(ASSUMED) == pytest.approx(estimate.stored_bytes / 3e9)
@@ -190,31 +192,19 @@ def test_grains_lie_at_even_places_whatever_their_length() -> None:
 
 
 @dataclass(frozen=True)
-class CheapCompiled(Costly):
-    """The same, but with compiled loops it costs next to nothing."""
+class Worded(Costly):
+    """The same, in words, of which machine code makes short work."""
 
-    loops = frozenset({"loop"})
-    compiled_cost = 0.05
+    uses = (Use("combine"),)
 
 
-def test_compiled_loops_keep_merges_on_the_cpu() -> None:
-    graph = layers(*(CheapCompiled(20.0, number=number) for number in range(40)))
-    assert placed(graph, GPU).used_devices == [0]
-    loops = LoopSupport(CheapCompiled.loops, 100 * MIB)
-    with_loops = placed(graph, GPU, loops=loops)
-    assert with_loops.compiled
-    assert set(reasons(with_loops)) == {Why.KEEPS_UP}
-    # Where a device does everything nobody needs loops.
-    unbuilt = replace(loops, built=frozenset(), compiler_bytes=0)
-    forced = placed(graph, GPU, loops=unbuilt, forced=True)
-    assert not forced.compiled
-    assert not forced.missing
-    assert forced.overhead_bytes == placed(graph, GPU, forced=True).overhead_bytes
-    # Without room for loops they would be slow.
-    tight = placed(graph).minimum_bytes + GPU.host_bytes + 64 * MIB
-    without = placed(graph, GPU, ram=tight, loops=replace(loops, loaded_bytes=2 << 30))
-    assert not without.compiled
-    assert without.used_devices == [0]
+def test_machine_code_keeps_merges_on_the_cpu() -> None:
+    graph = layers(*(Worded(0.0, number=number) for number in range(40)))
+    slow, fast = Paper(60.0), Paper(0.05)
+    assert placed(graph, GPU, torch=slow, arithmetic=slow).used_devices == [0]
+    made = placed(graph, GPU, torch=slow, arithmetic=fast)
+    assert made.compiled
+    assert set(reasons(made)) == {Why.KEEPS_UP}
 
 
 def share(rates: dict[str, float], cost: float = 2.0) -> float:

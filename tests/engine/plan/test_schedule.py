@@ -17,20 +17,22 @@ from mergeloom.engine.base.errors import BudgetError
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
-from mergeloom.engine.graph.kernel import Copy, Kernel
-from mergeloom.engine.hardware.spec import LoopSupport, Machine
+from mergeloom.engine.graph.kernel import Copy, Kernel, Use
+from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.memory.pages import block_bytes, span_bytes
 from mergeloom.engine.plan.schedule import Placement, Schedule, schedule
 from mergeloom.engine.storage.source import Access, Reader
+from mergeloom.methods.ops.arithmetic import COMPILED
 from tests.engine.kernels import (
     FirstPositives,
     Moment,
     Normalised,
-    Noted,
+    Remembered,
     RowMean,
     Transposed,
     Weighted,
 )
+from tests.engine.support import Paper, spec
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Disk:
 
 
 def machine(threads: int = 2) -> Machine:
-    return Machine(threads, 50 * MIB, 250 * MIB, LoopSupport(Noted.loops, 10 * MIB))
+    return spec(threads, 50 * MIB, 250 * MIB)
 
 
 def graph_of(merges: list[tuple[Merge, DType]]) -> Graph:
@@ -82,7 +84,7 @@ def graphs(draw: st.DrawFn) -> Graph:
             st.sampled_from([Normalised(), FirstPositives(5), Weighted((1.0,) * len(inputs))])
         )
         if draw(st.booleans()):
-            kernel = Noted((1.0,) * len(inputs))
+            kernel = Remembered((1.0,) * len(inputs))
         if len(shape) == 2 and draw(st.booleans()):
             kernel = draw(st.sampled_from([RowMean(), Transposed()]))
         if draw(st.integers(0, 3)) == 0:
@@ -128,8 +130,8 @@ class Simulation:
                 grants = [i for i in flow.reads(number, first) if i not in flow.kept_fresh]
                 stay = tuple(i for i in grants if flow.stays(i, first))
                 move = tuple(i for i in grants if i not in stay)
-                if flow.noted and number == 0:
-                    staying += work.profile.tile_notes_bytes(flow.tile)
+                if flow.memos and number == 0:
+                    staying += work.profile.tile_memo_bytes(flow.tile)
                 staying += work.profile.input_bytes(flow.tile, stay)
                 moving = work.profile.input_bytes(flow.tile, move) + outputs
                 assert moving <= flow.moving_bytes
@@ -244,13 +246,14 @@ def test_copies_need_no_arithmetic_and_no_memory_for_it() -> None:
     cast = schedule(graph_of([(builder.merge([load], Copy(), "c"), F32)]), None, machine())
     assert not copied.computes
     assert cast.computes
-    assert copied.overhead_bytes + 250 * MIB <= cast.overhead_bytes + MIB
+    assert not copied.words
+    assert copied.overhead_bytes + COMPILED.library_bytes(frozenset()) <= cast.overhead_bytes + MIB
 
 
 class Allocating(Moment):
     """A statistic that allocates while it looks at a grain."""
 
-    def workspace_bytes(self, grains: Grains, looped: bool) -> int:
+    def workspace_bytes(self, grains: Grains) -> int:
         return 32 * MIB
 
 
@@ -274,44 +277,39 @@ def test_scheduling_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-class Looping(Weighted):
-    """A kernel that compiled loops make faster."""
+class Worded(Weighted):
+    """A kernel that names its words."""
 
-    loops = frozenset({"loop", "other"})
-
-
-def test_loops_are_granted_where_their_memory_is_there() -> None:
-    def one(kernel: Kernel) -> Graph:
-        builder = GraphBuilder()
-        loads = [builder.load(Disk(name), 0, BF16, (4096, 4096), name) for name in "ab"]
-        return graph_of([(builder.merge(loads, kernel, "m"), BF16)])
-
-    graph = one(Looping((1.0, 2.0)))
-    support = LoopSupport(Looping.loops, 100 * MIB)
-    there = Machine(2, 50 * MIB, 200 * MIB, support)
-    small, large = (schedule(graph, ram * MIB, there) for ram in (450, 600))
-    assert (small.loops, large.loops) == (frozenset(), Looping.loops)
-    assert small.minimum_bytes == large.minimum_bytes
-    assert large.overhead_bytes == small.overhead_bytes + support.loaded_bytes
-    assert large.peak_bytes <= 600 * MIB
-    assert schedule(graph, None, there).loops
-    assert not schedule(graph, None, replace(there, loops=None)).loops
-    assert not schedule(one(Weighted((1.0, 2.0))), None, there).loops
+    uses = (Use("one"), Use("other"))
 
 
-@pytest.mark.parametrize(
-    ("compiler", "ram", "granted"),
-    [(None, 900, False), (800, 900, True), (851, 900, False), (9000, None, True)],
-)
-def test_loops_that_are_missing_are_built_where_a_compiler_fits(
-    compiler: int | None, ram: int | None, granted: bool
-) -> None:
+def one(kernel: Kernel) -> Graph:
     builder = GraphBuilder()
     loads = [builder.load(Disk(name), 0, BF16, (4096, 4096), name) for name in "ab"]
-    graph = graph_of([(builder.merge(loads, Looping((1.0, 2.0)), "m"), BF16)])
-    compiling = None if compiler is None else compiler * MIB
-    support = LoopSupport(frozenset({"other", "third"}), 10 * MIB, compiling)
-    budget = None if ram is None else ram * MIB
-    made = schedule(graph, budget, Machine(2, 50 * MIB, 200 * MIB, support))
-    assert made.compiled == granted
-    assert made.missing == (frozenset({"loop"}) if granted else frozenset())
+    return graph_of([(builder.merge(loads, kernel, "m"), BF16)])
+
+
+def test_what_names_its_words_needs_no_torch() -> None:
+    paper = Paper(size=100 * MIB)
+    there = replace(machine(), arithmetic=paper)
+    worded, plain = (
+        schedule(one(kernel((1.0, 2.0))), None, there) for kernel in (Worded, Weighted)
+    )
+    assert worded.words == {paper: {"one", "other"}}
+    assert worded.compiled
+    assert not plain.compiled
+    assert list(plain.words) == [there.torch]
+    larger = schedule(one(Worded((1.0, 2.0))), None, replace(there, arithmetic=Paper()))
+    assert worded.overhead_bytes == larger.overhead_bytes + 100 * MIB
+    unlimited = replace(there, runtime_bytes=9 << 30)
+    assert schedule(one(Worded((1.0, 2.0))), None, unlimited).peak_bytes == worded.peak_bytes
+
+
+def test_machine_code_that_is_missing_is_built_where_a_compiler_fits() -> None:
+    paper = Paper(lacking=frozenset({"other", "third"}))
+    there = replace(machine(), arithmetic=paper, compiler_bytes=400 * MIB)
+    graph = one(Worded((1.0, 2.0)))
+    assert schedule(graph, 450 * MIB, there).missing == {"other"}
+    with pytest.raises(BudgetError, match="run 'mergeloom prepare' once"):
+        schedule(graph, 449 * MIB, there)
+    assert not schedule(graph, 449 * MIB, replace(there, arithmetic=Paper())).missing

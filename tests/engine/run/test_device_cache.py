@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from mergeloom.engine.base.dtypes import BF16, F16, F32
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, tree
-from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.device_memory import stay_bytes
 from mergeloom.engine.plan.schedule import Placement, Tile, schedule
 from mergeloom.engine.run import executor
@@ -23,9 +22,9 @@ from mergeloom.engine.run.state import MergeRun, TileRun
 from tests.engine.fake_device import accelerator
 from tests.engine.kernels import FirstPositives, Normalised, RowMean
 from tests.engine.run.test_device_worker import PLENTY, Made, Opener, least, machine, run
-from tests.engine.support import Workshop
+from tests.engine.support import Workshop, spec
 
-CPU = Machine(2, 300 * MIB, 0)
+CPU = spec(2, 300 * MIB, 0)
 PASSES = 3
 
 

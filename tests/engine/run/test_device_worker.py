@@ -25,7 +25,7 @@ from mergeloom.engine.storage.files import FileReader
 from mergeloom.engine.storage.source import IOMode
 from tests.engine.fake_device import FakeDevice, accelerator
 from tests.engine.kernels import FirstPositives, Normalised, Weighted
-from tests.engine.support import Workshop, job
+from tests.engine.support import Workshop, job, spec
 from tests.engine.test_job import every_kind
 
 SHAPES = [(1000, 777), (3,), (), (2, 1 << 20), (0, 4), (513, 1025)]
@@ -34,7 +34,7 @@ PLENTY = 1 << 30
 
 def machine(*devices: Accelerator, threads: int = 2) -> Machine:
     """A machine on which devices get all that they can do."""
-    return Machine(threads, 300 * MIB, 0, devices=devices, forced=True)
+    return spec(threads, 300 * MIB, 0, devices=devices, forced=True)
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     graph = every_kind(Workshop(tmp_path_factory.mktemp("in")), SHAPES)
-    return Made(graph, run(graph, Machine(2, 300 * MIB, 0)).sink)
+    return Made(graph, run(graph, spec(2, 300 * MIB, 0)).sink)
 
 
 def least(graph: Graph) -> int:
@@ -150,7 +150,7 @@ def test_a_tile_passes_through_few_slots_in_many_chunks(tmp_path: Path) -> None:
     ran = run(graph, machine(accelerator(memory)), Opener())
     chunks = [(placement.chunk, placement.flow.tile) for placement in ran.schedule.placements]
     assert any(tile >= 4 * chunk for chunk, tile in chunks)
-    assert ran.sink == run(graph, Machine(2, 300 * MIB, 0)).sink
+    assert ran.sink == run(graph, spec(2, 300 * MIB, 0)).sink
 
 
 def test_several_devices_share_the_merges(made: Made) -> None:
@@ -194,7 +194,7 @@ def test_any_allocation_may_fail(tmp_path: Path) -> None:
     positives = make([other], FirstPositives(400_000), "positives")
     nested = make([positives, one], Normalised(), "nested")
     graph = workshop.graph({"nested": (nested, F32)})
-    expected = run(graph, Machine(2, 300 * MIB, 0)).sink
+    expected = run(graph, spec(2, 300 * MIB, 0)).sink
     counted = Opener()
     run(graph, machine(accelerator(PLENTY)), counted)
     allocations = counted.opened[0].allocations

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 LOGARITHMS = """
 import threading
 import psutil, torch
-from mergeloom.engine.run.evaluate import use_one_thread
+from mergeloom.engine.run.torch_arrays import use_one_thread
 
 numbers = torch.full((256,), 2.0, dtype=torch.float64)
 begun = []

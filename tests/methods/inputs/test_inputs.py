@@ -43,7 +43,7 @@ from mergeloom.methods.inputs.fill_rows import FillRows
 from mergeloom.methods.inputs.low_rank import LowRank
 from mergeloom.methods.inputs.transpose import Transpose
 from mergeloom.methods.kernels.linear_combination import LinearCombination
-from tests.engine.support import sha256, tensor_of
+from tests.engine.support import job, sha256, spec, tensor_of
 
 E4M3 = BY_CODE["F8_E4M3"]
 I8 = BY_CODE["I8"]
@@ -82,13 +82,11 @@ class Desk:
 
 
 def machine(threads: int) -> Machine:
-    return Machine(threads, 300 * MIB, 0)
+    return spec(threads, 300 * MIB, 0)
 
 
 def run(graph: Graph, output: Path, ram: int | None = None, threads: int = 2) -> Outcome:
-    fingerprint = graph.fingerprint()
-    job = jobs.Job(graph, fingerprint, {"graph": fingerprint})
-    outcome = jobs.run(job, output, Options(ram=ram, machine=machine(threads)))
+    outcome = jobs.run(job(graph), output, Options(ram=ram, machine=machine(threads)))
     assert outcome.schedule is not None
     assert outcome.read_bytes == outcome.schedule.read_bytes
     return outcome

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.methods.declare import ParameterError
-from mergeloom.methods.kernels.sparsifier import Sparsifier
 from scripts.conformance import oracle
 from tests.methods.drawing import (
     Family,
@@ -307,12 +306,3 @@ def test_broken_values_stay_where_they_are(method: str, broken: float) -> None:
 def test_a_tensor_that_the_base_lacks_is_refused(method: str) -> None:
     with pytest.raises(ParameterError, match="base model lacks"):
         kernel_of(method, SHAPE, [{"weight": 1.0}, {"weight": 1.0}])
-
-
-def test_a_sparsifier_says_what_it_keeps_to_compiled_loops_too() -> None:
-    class Halves(Sparsifier):
-        def apply(self, number: int, vector: torch.Tensor, *others: object) -> None:
-            vector.view(-1)[1::2] = 0
-
-    with pytest.raises(TypeError, match="kept"):
-        Halves()

@@ -1,52 +1,30 @@
-"""Compiled loops give the bits that torch gives, one by one and in whole kernels."""
+"""Machine code: each word against torch's, and whole kernels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mergeloom.engine.base.dtypes import BY_CODE
 from mergeloom.engine.graph.kernel import GrainView
 from mergeloom.methods import registry
-from mergeloom.methods.kernels import keep_at_random as keep_random
-from mergeloom.methods.kernels.linear_combination import GramCombination, Rule
-from mergeloom.methods.ops import compiled_ops as compiled
-from mergeloom.methods.ops import draws as random
-from mergeloom.methods.ops import torch_dots as dots
-from mergeloom.methods.ops.torch_elect import elected_sum
-from mergeloom.methods.ops.torch_softmax import divergences
-from mergeloom.methods.ops.torch_sums import magnitude_sum
-from mergeloom.methods.ops.vectors import Inputs
-from mergeloom.methods.statistics.selection import CoarseHistogram, FineHistogram
-from tests.methods.drawing import DTYPES
-from tests.methods.support import Hiding, Walk, kernel_of, loops_of, run
-
-pytest.importorskip("numba", reason="compiled loops need the extra 'fast'")
-
-from mergeloom.methods.ops.loops import build as building
+from mergeloom.methods.kernels import keep_at_random, keep_by_rank
+from mergeloom.methods.ops import draws
+from mergeloom.methods.ops.arithmetic import COMPILED, WORDS
+from mergeloom.methods.ops.loops import build
+from mergeloom.methods.ops.torch_ops import TorchOps
+from mergeloom.methods.ops.words import Bound, Draw, Factors, KeepRule, Vector, pairs
+from tests.methods.support import Walk, compiled_ops, elements_of, kernel_of, run
 
 SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 3e38, float("inf"), float("nan")])
 
 
-@dataclass(frozen=True)
-class Norms(Rule):
-    """Not asked for coefficients here."""
-
-
-def grain(*inputs: torch.Tensor) -> GrainView:
-
-    def take() -> torch.Tensor:
-        return torch.full_like(inputs[0], float("nan"))
-
-    shape, hidden = inputs[0].shape, Hiding(inputs, [True] * len(inputs))
-    return GrainView(hidden, 0, 0, shape, take, loops(), stored=inputs.__getitem__)
-
-
-def loops() -> compiled.Loops:
-    return loops_of(frozenset(name for name, _ in building.loops()))
+def torch_ops() -> TorchOps:
+    return TorchOps(torch.empty(0))
 
 
 def vectors(count: int, elements: int, seed: int, ties: bool) -> list[torch.Tensor]:
@@ -70,100 +48,175 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool((one.view(torch.int32).eq(other.view(torch.int32)) | broken).all())
 
 
-@given(st.integers(1, 6), st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.booleans())
-@settings(max_examples=40)
-def test_elected_sum(count: int, elements: int, seed: int, ties: bool, normalize: bool) -> None:
-    given_vectors = vectors(count, elements, seed, ties)
-    weights = vectors(3, count, seed + 1, False)
-    votes, coefficients, shares = (weight.tolist() for weight in weights)
-    out, expected = torch.empty(2, elements)
-    divided = shares if normalize else None
-    base = torch.randn(elements)
-    described: list[tuple[compiled.Operands, compiled.Kept]] = [
-        ((vector.clone(), None), compiled.Kept()) for vector in given_vectors
-    ]
-    loops().combine(described, coefficients, votes, divided, base, 0.7, out)
-    work = tuple(torch.empty(3, elements))
-    elected_sum(given_vectors, votes, coefficients, divided, expected, work)
-    torch.add(base, expected, alpha=0.7, out=expected)
-    assert same(out, expected)
+def test_every_word_has_a_loop_and_every_loop_is_a_word() -> None:
+    assert {name for name, _ in build.loops()} == WORDS
 
 
-@given(st.integers(1, 9000), st.integers(0, 99), st.booleans())
+# --- conversions ------------------------------------------------------------------------------
+
+_FLOATS = ["BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2"]
+
+
+@pytest.mark.parametrize("code", [*_FLOATS, "I64", "I32", "I16", "I8", "U8", "BOOL"])
+def test_widening_is_that_of_torch(code: str) -> None:
+    dtype = BY_CODE[code]
+    if dtype.size == 1:
+        stored = torch.arange(256).to(torch.uint8)
+        stored = stored.bool() if code == "BOOL" else stored.view(dtype.torch)
+    elif dtype.size == 2:
+        stored = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype.torch)
+    elif dtype.floating:
+        stored = torch.cat(vectors(3, 3000, 1, True)).to(dtype.torch)
+    else:
+        stored = torch.randint(-(1 << 31), 1 << 31, (5000,)).to(dtype.torch)
+    out = torch.empty(stored.numel())
+    compiled_ops().widen(dtype, elements_of(stored), elements_of(out))
+    assert same(out, stored.float())
+
+
+@pytest.mark.parametrize("code", _FLOATS)
+def test_rounding_is_that_of_torch(code: str) -> None:
+    dtype = BY_CODE[code]
+    halves = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.float16).float()
+    eights = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn).float()
+    near = torch.cat([halves, eights, *vectors(2, 3000, 2, True)])
+    bits = near.view(torch.int32)
+    values = torch.cat([near, *((bits + step).view(torch.float32) for step in (-1, 1, 0x0FFF))])
+    values = torch.cat([values, values * 2**-8, values * 1.5, values * 2**-14])
+    if code == "F8_E5M2":  # where torch's own way may be to infinity or to NaN
+        values = values[values.abs() < 57344]
+    if code == "F8_E4M3":  # or to the largest number
+        values = values[values.abs() <= 464]
+    out = torch.empty(values.numel(), dtype=dtype.torch)
+    bad = compiled_ops().store(elements_of(values), elements_of(out))
+    expected = values.to(dtype.torch)
+    found, wanted = out.float(), expected.float()
+    wrong = found.view(torch.int32).ne(wanted.view(torch.int32)) & ~(found.isnan() & wanted.isnan())
+    assert not wrong.any(), (values[wrong][:5], found[wrong][:5], wanted[wrong][:5])
+    assert bad == int((~wanted.isfinite()).sum())
+
+
+def test_what_is_stored_where_it_is_stays_there() -> None:
+    values = torch.tensor([1.0, float("inf"), -0.0, float("nan")])
+    kept = values.clone()
+    assert compiled_ops().store(elements_of(values), elements_of(values)) == 2
+    assert same(values, kept)
+
+
+# --- measuring --------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.booleans())
 @settings(max_examples=40)
-def test_magnitude_sums(elements: int, seed: int, halves: bool) -> None:
+def test_magnitudes(elements: int, seed: int, halves: bool, squares: bool) -> None:
     vector, minus = vectors(2, elements, seed, False)
     if halves:
         vector = vector.bfloat16()
-    kept = compiled.Kept(draw=compiled.Draw.of(seed, 0, random.threshold(0.4)))
-    whole, rest = loops().magnitude_sums((vector, minus), kept)
+    rule = KeepRule(draw=Draw(seed, 0, draws.threshold(0.4)))
+    ops, given_ = compiled_ops(), Vector(elements_of(vector), elements_of(minus))
     difference = vector.float() - minus
     numbers, work = torch.empty(2, elements, dtype=torch.int32)
-    random.draw(seed, 0, numbers, work)
-    chosen = difference * (numbers < random.threshold(0.4))
-    for found, expected in ((whole, difference), (rest, chosen)):
-        plain = magnitude_sum(expected.abs(), torch.empty(elements))
-        assert float(found) == float(plain)
-        assert float(found) == pytest.approx(float(expected.double().abs().sum()), rel=1e-6)
+    draws.draw(seed, 0, numbers, work)
+    chosen = difference * (numbers < draws.threshold(0.4))
+    if squares:
+        assert ops.squares(given_, rule) == pytest.approx(
+            float(chosen.double().square().sum()), 1e-5
+        )
+        return
+    for found, expected in zip(ops.magnitudes(given_, rule), (difference, chosen), strict=True):
+        assert found == pytest.approx(float(expected.double().abs().sum()), rel=1e-6)
 
 
 @given(st.integers(1, 5), st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.booleans())
 @settings(max_examples=40)
-def test_dot_products(count: int, elements: int, seed: int, halves: bool, based: bool) -> None:
+def test_dots(count: int, elements: int, seed: int, halves: bool, based: bool) -> None:
     base, *stored = vectors(count + 1, elements, seed, False)
     if halves:
         stored = [vector.bfloat16() for vector in stored]
-    found = loops().dot_products([(vector, base if based else None) for vector in stored])
+    minus = elements_of(base) if based else None
+    found = compiled_ops().dots([Vector(elements_of(vector), minus) for vector in stored])
     floats = [vector.float() - base if based else vector.float() for vector in stored]
-    plain = dots.dot_products(floats, lambda: torch.empty(elements))
-    assert torch.equal(found, plain)
     doubles = torch.stack(floats).double()
     gram = doubles @ doubles.T
     size = doubles.norm(dim=1).max() ** 2
-    for (one, other), dot in zip(dots.pairs(count), found.tolist(), strict=True):
+    for (one, other), dot in zip(pairs(count), found, strict=True):
         assert dot == pytest.approx(float(gram[one, other]), rel=1e-12, abs=1e-14 * float(size))
 
 
-@given(st.integers(1, 4), st.integers(1, 5000), st.integers(0, 99), st.booleans())
+@given(
+    st.integers(1, 4), st.integers(1, 40), st.integers(1, 3000), st.integers(0, 9), st.booleans()
+)
 @settings(max_examples=40)
-def test_combinations_with_coefficients_of_a_rule(
-    count: int, elements: int, seed: int, based: bool
+def test_dots_of_rows_and_columns(
+    count: int, rows: int, row: int, seed: int, columns: bool
 ) -> None:
-    inputs = vectors(count + 1, elements, seed, True)
-    coefficients = [0.0 if seed % 3 == number else 0.3 - number for number in range(count)]
-    kernel = GramCombination(Norms(), tuple(range(1, count + 1)), 0 if based else None)
-    out, expected = torch.empty(2, elements)
-    kernel.combine(grain(*inputs), out, [coefficients], ())
-    view = GrainView(inputs, 0, 0, (elements,), lambda: torch.empty(elements))
-    kernel.combine(view, expected, [coefficients], ())
-    assert same(out, expected)
+    stored = [each.view(rows, row) for each in vectors(count, rows * row, seed, False)]
+    given_ = [Vector(elements_of(each)) for each in stored]
+    ops = compiled_ops()
+    doubles = [each.double() for each in stored]
+    for number, (i, j) in enumerate(pairs(count)):
+        expected = (doubles[i] * doubles[j]).sum(0 if columns else 1)
+        size = float((doubles[i] * doubles[j]).abs().sum(0 if columns else 1).max())
+        if columns:
+            first = seed % row
+            found = torch.from_numpy(ops.column_dots(given_, row, first)[number]).roll(-first)
+        else:
+            found = torch.from_numpy(ops.row_dots(given_, row)[i][j])
+        assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14 * size)
 
 
-def choose(rows: torch.Tensor, choice: keep_random.Dropping, start: int = 0) -> None:
-    """See that compiled loops keep of ``rows`` what torch keeps, and sum it up alike."""
-    work = [torch.empty_like(rows) for _ in range(2)]
-    view = GrainView((rows,), 0, start, rows.shape, lambda: torch.empty_like(rows), loops())
-    expected = rows.clone()
-    choice.drop(0, expected, work, view)
-    vector: compiled.Operands = (rows, None)
-    kept = choice.chosen(0, vector, view, again=False)
-    out = torch.empty_like(rows)
-    loops().combine([(vector, kept)], [1.0], None, None, torch.zeros_like(rows), 1.0, out)
-    assert same(out, expected + 0.0)  # no zero is negative
-    sums = loops().magnitude_sums(vector, kept)
-    for found, values in zip(sums, (rows, expected), strict=True):
-        assert same(found.float(), magnitude_sum(values.abs(), work[0]).float())
+@given(st.integers(1, 5000), st.integers(0, 99), st.sampled_from((0.0, 0.5, 1.0, 7.7)))
+@settings(max_examples=40)
+def test_counts_of_what_is_equal(elements: int, seed: int, value: float) -> None:
+    (vector,) = vectors(1, elements, seed, True)
+    given_, ops, plain = Vector(elements_of(vector)), compiled_ops(), Vector(vector)
+    places = torch.nonzero(vector.abs() == value).view(-1).tolist()
+    assert ops.count_equal(given_, value) == len(places)
+    assert int(torch_ops().count_equal(plain, value)) == len(places)
+    for most in {0, 1, len(places) // 2, len(places), len(places) + 1}:
+        end = places[most] if most < len(places) else elements
+        assert ops.end_of_equal(given_, value, most) == end
+        assert torch_ops().end_of_equal(plain, value, most) == end
+
+
+@given(st.integers(1, 4), st.integers(1, 5000), st.integers(0, 99))
+@settings(max_examples=40)
+def test_shared(count: int, elements: int, seed: int) -> None:
+    stored = vectors(count, elements, seed, True)
+    found = compiled_ops().shared([Vector(elements_of(each)) for each in stored], 1.5)
+    assert list(found) == torch_ops().shared([Vector(each) for each in stored], 1.5).tolist()
+
+
+# --- choosing ---------------------------------------------------------------------------------
+
+
+def choose(rows: torch.Tensor, choice: keep_at_random.Dropping, start: int = 0) -> None:
+    """See that machine code keeps of ``rows`` what torch keeps."""
+    shape = tuple(rows.shape)
+    kept = torch.empty_like(rows)
+    ops, plain = compiled_ops(), torch_ops()
+    given_ = Vector(elements_of(rows))
+    take: Any = None
+    view = GrainView((given_.array,), 0, start, shape, take, ops)
+    rule = choice.chosen(0, given_, view, again=False)
+    ops.combine([given_], [1.0], elements_of(kept), kept=[rule])
+    seen = GrainView((rows,), 0, start, shape, take, plain)
+    expected = torch.empty_like(rows)
+    plain.combine(
+        [Vector(rows)], [1.0], expected, kept=[choice.chosen(0, Vector(rows), seen, again=False)]
+    )
+    assert same(kept + 0.0, expected + 0.0)  # no zero is negative
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**34), st.integers(1, 5000))
 @settings(max_examples=40)
 def test_draw(key: int, start: int, elements: int) -> None:
-    choose(torch.ones(elements), keep_random.RandomKeep((0.5,), (key,), rescale=False), start)
+    choose(torch.ones(elements), keep_at_random.RandomKeep((0.5,), (key,), rescale=False), start)
 
 
 @pytest.mark.parametrize("before", [0, 1, 99, 2048, 3333, 5000])
 def test_draw_across_the_end_of_a_word(before: int) -> None:
-    choice = keep_random.RandomKeep((0.5,), (5,), rescale=False)
+    choice = keep_at_random.RandomKeep((0.5,), (5,), rescale=False)
     choose(torch.ones(5000), choice, 2**32 - before)
 
 
@@ -177,7 +230,7 @@ def test_draw_across_the_end_of_a_word(before: int) -> None:
 @settings(max_examples=120)
 def test_ranks_in_rows(count: int, row: int, seed: int, ties: bool, epsilon: float) -> None:
     (flat,) = vectors(1, count * row, seed, ties)
-    choice = keep_random.RandomByRank((0.5,), (epsilon,), (seed,), rescale=False)
+    choice = keep_by_rank.RandomByRank((0.5,), (epsilon,), (seed,), rescale=False)
     choose(flat.view(count, row), choice, 2**32 - seed * row)
 
 
@@ -198,7 +251,7 @@ def test_ranks_in_rows_of_few_magnitudes(row: int, magnitudes: tuple[float, ...]
     source = torch.Generator().manual_seed(row)
     places = torch.randint(0, len(magnitudes), (2, row), generator=source)
     signs = torch.randint(0, 2, (2, row), generator=source) * 2 - 1
-    choice = keep_random.RandomByRank((0.5,), (0.4,), (3,), rescale=False)
+    choice = keep_by_rank.RandomByRank((0.5,), (0.4,), (3,), rescale=False)
     choose(torch.tensor(magnitudes)[places] * signs, choice)
 
 
@@ -206,7 +259,22 @@ def test_ranks_in_rows_of_few_magnitudes(row: int, magnitudes: tuple[float, ...]
 def test_ranks_in_rows_that_one_magnitude_towers_over(outlier: float) -> None:
     rows = torch.randn((2, 20000), generator=torch.Generator().manual_seed(2)) * 1e-3
     rows[:, 777] = outlier
-    choose(rows, keep_random.RandomByRank((0.5,), (0.3,), (4,), rescale=False))
+    choose(rows, keep_by_rank.RandomByRank((0.5,), (0.3,), (4,), rescale=False))
+
+
+@given(st.integers(1, 5000), st.integers(0, 99), st.integers(0, 5000), st.booleans())
+@settings(max_examples=40)
+def test_marks(elements: int, seed: int, end: int, upto: bool) -> None:
+    (vector,) = vectors(1, elements, seed, True)
+    bound = Bound(0.4, 1.0, min(end, elements))
+    rule = KeepRule(upto=bound) if upto else KeepRule(above=bound)
+    ops, given_ = compiled_ops(), Vector(elements_of(vector))
+    marks = ops.mark(given_, rule, ops.take_bytes(elements))
+    ones, out, expected = torch.ones(elements), torch.empty(elements), torch.empty(elements)
+    ops.combine([Vector(elements_of(ones))], [1.0], elements_of(out), kept=[KeepRule(marks=marks)])
+    plain = torch_ops().mark(Vector(vector), rule, None)
+    torch_ops().combine([Vector(ones)], [1.0], expected, kept=[KeepRule(marks=plain)])
+    assert torch.equal(out, expected)
 
 
 @given(
@@ -217,42 +285,28 @@ def test_ranks_in_rows_that_one_magnitude_towers_over(outlier: float) -> None:
     st.integers(1, 20000),
 )
 @settings(max_examples=60)
-def test_choices_that_are_noted(count: int, row: int, models: int, seed: int, grain: int) -> None:
+def test_choices_that_are_remembered(
+    count: int, row: int, models: int, seed: int, grain: int
+) -> None:
     base, *tunes = (each.view(count, row) for each in vectors(models + 1, count * row, seed, True))
     parameters = [
         {"weight": 0.4, "density": 1.0 if number == 1 else 0.5} for number in range(models)
     ]
     kernel = kernel_of("della", (count, row), [{}, *parameters], base=0)
     plain = run(kernel, [base, *tunes], Walk(grain))
-    noted = run(kernel, [base, *tunes], Walk(grain, 3, seed=seed, notes=True), compiled=True)
-    assert same(noted, plain)
+    remembered = run(kernel, [base, *tunes], Walk(grain, 3, seed=seed, memo=True))
+    assert same(remembered, plain)
 
 
-def test_what_is_noted_is_not_chosen_again() -> None:
+def test_what_is_remembered_is_not_chosen_again() -> None:
     base, *tunes = (each.view(40, 100) for each in vectors(3, 4000, 1, False))
     models = [{"weight": 0.4, "density": 0.5}] * 2
     kernel = kernel_of("della", (40, 100), [{}, *models], base=0)
-    lost = run(kernel, [base, *tunes], Walk(notes=True, forgetful=True), compiled=True)
+    lost = run(kernel, [base, *tunes], Walk(memo=True, forgetful=True))
     assert torch.equal(lost, base)
 
 
-@given(st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.data())
-@settings(max_examples=40)
-def test_selection_by_rank(elements: int, seed: int, ties: bool, data: st.DataObject) -> None:
-    (vector,) = vectors(1, elements, seed, ties)
-    ranks = data.draw(st.lists(st.integers(1, elements), min_size=1, max_size=2))
-    source = Inputs((0,))
-    found = []
-    for given_loops in (loops(), None):
-        view = GrainView((vector,), 0, 0, vector.shape, vector.clone, given_loops)
-        coarse, fine = CoarseHistogram(source, (tuple(ranks),)), FineHistogram(source)
-        counts = coarse.start()
-        coarse.update(counts, view, [])
-        buckets = coarse.finish(counts, [])
-        inside = fine.start()
-        fine.update(inside, view, [buckets])
-        found.append(fine.finish(inside, [buckets]).of)
-    assert repr(found[0]) == repr(found[1])  # where NaN equals NaN
+# --- writing ----------------------------------------------------------------------------------
 
 
 @given(
@@ -269,50 +323,40 @@ def test_choice_by_weighted_rows(
     rows = vectors(2, count * row, seed, ties)
     first, second = (each.to(dtype).view(count, row) for each in rows)
     (factors,) = vectors(1, count, seed + 1, ties)
-    factors = factors.view(count, 1).abs()
-    score = (first.float() - second.float()).abs() * factors
+    factors = factors.abs()
+    score = (first.float() - second.float()).abs() * factors.view(count, 1)
     least = float(score.view(-1)[seed % score.numel()])
     out = torch.empty(count, row)
-    loops().choose((first.view(-1), second, factors), least, out)
+    vector = Vector(elements_of(first), elements_of(second), Factors(factors.numpy()))
+    compiled_ops().choose(vector, least, elements_of(out))
     assert same(out, torch.where(score >= least, first.float(), second.float()))
 
 
-@given(
-    st.integers(1, 9),
-    st.integers(1, 5000),
-    st.integers(0, 99),
-    st.booleans(),
-    st.sampled_from((torch.float32, torch.bfloat16)),
-)
-@settings(max_examples=60)
-def test_divergences(count: int, row: int, seed: int, ties: bool, dtype: torch.dtype) -> None:
-    rows = vectors(2, count * row, seed, ties)
-    base, other = (each.to(dtype).view(count, row) for each in rows)
-    found = divergences(base, other, loops())
-    expected = divergences(base.float(), other.float())
-    assert torch.equal(found.isnan(), expected.isnan())
-    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
-
-
-@given(
-    st.integers(1, 40),
-    st.integers(1, 300),
-    st.integers(0, 99),
-    st.booleans(),
-    st.sampled_from(DTYPES),
-)
+@given(st.integers(1, 30), st.integers(1, 300), st.integers(0, 400), st.integers(0, 99))
 @settings(max_examples=40)
-def test_arcee_fusion(count: int, row: int, seed: int, ties: bool, dtype: torch.dtype) -> None:
-    inputs = [each.to(dtype).view(count, row) for each in vectors(2, count * row, seed, ties)]
-    kernel = kernel_of("arcee_fusion", (count, row), [{}, {}], base=0)
-    walk = Walk(64, 3)
-    one, other = (run(kernel, inputs, walk, compiled=consent) for consent in (True, False))
-    assert same(one, other)
+def test_factors_of_columns(rows: int, columns: int, first: int, seed: int) -> None:
+    (vector,) = vectors(1, rows * columns, seed, False)
+    (factors,) = vectors(1, columns, seed + 1, False)
+    out, expected = torch.empty(vector.numel()), torch.empty(vector.numel())
+    by_column = Factors(factors.numpy(), by_column=True, first_column=first % columns)
+    compiled_ops().combine([Vector(elements_of(vector), None, by_column)], [1.0], elements_of(out))
+    here = Factors(factors, by_column=True, first_column=first % columns)
+    torch_ops().combine([Vector(vector, None, here)], [1.0], expected)
+    assert torch.equal(out, expected)
+    assert torch.equal(out.view(rows, columns), vector.view(rows, columns) * factors.roll(-first))
+
+
+def agree(one: torch.Tensor, other: torch.Tensor, few: int = 0) -> None:
+    """Equal to rounding, but for a few elements at which a decision depends on the last bit."""
+    wrong = ~torch.isclose(one, other, rtol=1e-5, atol=1e-6 * float(one.abs().max()))
+    assert int(wrong.sum()) <= few
 
 
 @pytest.mark.parametrize(
     ("method", "models", "settings_"),
     [
+        ("linear", {"weight": 0.4}, {}),
+        ("task_arithmetic", {"weight": 0.4}, {}),
         ("ties", {"weight": 0.4, "density": 0.3}, {}),
         ("ties", {"weight": 0.4, "density": 0.3}, {"rescale": True}),
         ("breadcrumbs", {"weight": 0.4, "density": 0.6, "gamma": 0.05}, {}),
@@ -325,8 +369,14 @@ def test_arcee_fusion(count: int, row: int, seed: int, ties: bool, dtype: torch.
         ("sce", {}, {"select_topk": 1.0}),
         ("arcee_fusion", {}, {}),
         ("model_stock", {}, {}),
+        ("model_stock", {}, {"filter_wise": True}),
         ("multislerp", {"weight": 0.4}, {}),
         ("nuslerp", {"weight": 0.4}, {}),
+        ("nuslerp", {"weight": 0.4}, {"nuslerp_flatten": False}),
+        ("nuslerp", {"weight": 0.4}, {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
+        ("ram", {}, {}),
+        ("ramplus_tl", {}, {}),
+        ("nearswap", {}, {"t": 1e-3}),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -343,13 +393,14 @@ def test_whole_kernels(
         base.zero_()
         changes = [change.sign() * (change.abs() * 1e3).ceil() * 0.1234567 for change in changes]
     tunes = [base + change for change in changes]
-    kernel = kernel_of(method, shape, [{}, *[models] * count], base=0, **settings_)
-    assert kernel.loops
-    assert kernel.compiled_cost < kernel.cost
+    based = None if method == "linear" else 0
+    parameters = [models] * (count + 1) if based is None else [{}, *[models] * count]
+    kernel = kernel_of(method, shape, parameters, base=based, **settings_)
+    assert sum(map(COMPILED.cost, kernel.uses)) > 0
     inputs = [tensor.to(dtype) for tensor in (base, *tunes)]
-    one, other = (run(kernel, inputs, compiled=consent) for consent in (True, False))
-    assert torch.equal(one.view(torch.int32), other.view(torch.int32))
+    one, other = (run(kernel, inputs, torchs=torchs) for torchs in (False, True))
+    agree(one, other, few=3 if method in ("arcee_fusion", "sce") else 0)
     assert not torch.equal(one, inputs[0].float())
-    noted = run(kernel, inputs, Walk(1000, 3, notes=True), compiled=True)
+    remembered = run(kernel, inputs, Walk(1000, 3, memo=True))
     plain = run(kernel, inputs, Walk(1000, 3))
-    assert torch.equal(noted.view(torch.int32), plain.view(torch.int32))
+    assert torch.equal(remembered.view(torch.int32), plain.view(torch.int32))

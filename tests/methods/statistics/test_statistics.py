@@ -9,9 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeloom.engine.graph.kernel import Kernel
+from mergeloom.engine.graph.kernel import Kernel, Use
 from mergeloom.methods.kernels.linear_combination import GramCombination, Rule
+from mergeloom.methods.ops.maths import Maths
 from mergeloom.methods.ops.vectors import Inputs
+from mergeloom.methods.statistics.angles import Matrix
 from mergeloom.methods.statistics.gram import GramMatrix
 from mergeloom.methods.statistics.selection import CoarseHistogram, FineHistogram, Ranks
 from tests.methods.support import WALKS, Walk, run
@@ -28,14 +30,17 @@ class Asking(Kernel):
     def passes(self) -> tuple[object, ...]:  # type: ignore[override]
         return self.statistics
 
-    def combine(self, grain: object, out: torch.Tensor, statistics: object, before: object) -> None:
-        out.zero_()
+    uses = (Use("copy"),)
+
+    def combine(self, grain: object, out: object, statistics: object, before: object) -> None:
         self.found[:] = statistics  # type: ignore[call-overload]
 
 
-def ask(inputs: list[torch.Tensor], *statistics: object, walk: Walk = WALKS[0]) -> list[object]:
+def ask(
+    inputs: list[torch.Tensor], *statistics: object, walk: Walk = WALKS[0], torchs: bool = False
+) -> list[object]:
     found: list[object] = []
-    run(Asking(statistics, found), inputs, walk)
+    run(Asking(statistics, found), inputs, walk, torchs)
     return found
 
 
@@ -49,7 +54,7 @@ def test_the_rank_is_exact(n: int, seed: int, digits: int, data: st.DataObject) 
     source_ = Inputs((0,))
     walk = data.draw(st.sampled_from(WALKS))
     coarse, fine = CoarseHistogram(source_, (tuple(ranks),)), FineHistogram(source_, sums=True)
-    found = ask([x], coarse, fine, walk=walk)[1]
+    found = ask([x], coarse, fine, walk=walk, torchs=data.draw(st.booleans()))[1]
     assert isinstance(found, Ranks)
     magnitudes = x.abs().sort(descending=True).values
     for rank, ranked in zip(ranks, found.of[0], strict=True):
@@ -58,8 +63,8 @@ def test_the_rank_is_exact(n: int, seed: int, digits: int, data: st.DataObject) 
         assert ranked.above == int((magnitudes > value).sum())
         assert ranked.equal == int((magnitudes == value).sum())
         expected = float(magnitudes[magnitudes > value].double().sum())
-        assert ranked.sum_above == pytest.approx(expected, rel=1e-12)
-    assert found.sums[0] == pytest.approx(float(magnitudes.double().sum()), rel=1e-12)
+        assert ranked.sum_above == pytest.approx(expected, rel=1e-6)
+    assert found.sums[0] == pytest.approx(float(magnitudes.double().sum()), rel=1e-6)
 
 
 def test_the_rank_in_a_crowded_bucket_and_a_large_grain() -> None:
@@ -94,7 +99,8 @@ def test_the_share_of_elements_that_are_not_zero() -> None:
 def test_gram(n: int, count: int, seed: int) -> None:
     source = torch.Generator().manual_seed(seed)
     inputs = [torch.randn(n, generator=source) for _ in range(count)]
-    results = [ask(inputs, GramMatrix(Inputs(tuple(range(count)))), walk=walk)[0] for walk in WALKS]
+    statistic = GramMatrix(Inputs(tuple(range(count))))
+    results = [ask(inputs, statistic, walk=walk)[0] for walk in WALKS]
     assert all(result == results[0] for result in results)
     matrix = torch.stack(inputs).double()
     gram = torch.tensor(results[0], dtype=torch.float64)
@@ -103,8 +109,8 @@ def test_gram(n: int, count: int, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Norms(Rule):
-    def coefficients(self, gram: torch.Tensor) -> torch.Tensor:
-        return torch.diagonal(gram, dim1=0, dim2=1).T
+    def coefficients(self, gram: Matrix, maths: Maths) -> list[float]:
+        return [gram[i][i] for i in range(len(gram))]
 
 
 def test_a_rule_gets_the_gram_matrix_of_differences() -> None:

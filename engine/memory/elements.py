@@ -1,0 +1,48 @@
+"""Elements in main memory, and scratch that is handed out like a stack. Needs no library."""
+
+from __future__ import annotations
+
+from mergeloom.engine.base.dtypes import F32, DType
+from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.memory.pages import PAGE
+
+
+class Elements:
+    """``count`` elements of a type that follow each other from an address on.
+
+    They are valid as long as the block is granted that they lie in.
+    """
+
+    __slots__ = ("address", "count", "dtype")
+
+    def __init__(self, address: int, dtype: DType, count: int) -> None:
+        self.address = address
+        self.dtype = dtype
+        self.count = count
+
+
+class Arena:
+    """A worker's scratch memory: one block, handed out like a stack."""
+
+    def __init__(self, block: Block) -> None:
+        self._block = block  # kept alive
+        self._next = block.address
+        self._end = block.address + block.size
+
+    def take_bytes(self, nbytes: int) -> int:
+        """Address of so many uninitialised bytes, valid until a `top` before is released."""
+        start = self._next
+        self._next = start + -(-nbytes // PAGE) * PAGE
+        if self._next > self._end:
+            raise AssertionError("a kernel took more scratch than it declares")
+        return start
+
+    def take(self, count: int) -> Elements:
+        """``count`` uninitialised float32 elements; see `take_bytes`."""
+        return Elements(self.take_bytes(count * 4), F32, count)
+
+    def top(self) -> int:
+        return self._next
+
+    def release(self, top: int) -> None:
+        self._next = top

@@ -1,0 +1,111 @@
+"""What the engine itself asks of arithmetic, by torch on tensors. Only workers import this."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergeloom.engine.base.dtypes import BF16, F16, F32, DType
+from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.memory.pages import PAGE
+
+_SAFE_SQUARES = {F16: 65504.0**2, BF16: 3e38}
+"""Bounds of a sum of squares below which no element becomes infinite by rounding to a type."""
+
+
+_FOUR_BIT = {
+    "F4": [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0],
+    "I4": [*range(8), *range(-8, 0)],
+    "U4": list(range(16)),
+}
+_UNPACKED = 1 << 16
+"""Bytes that are unpacked at once."""
+
+
+def use_one_thread() -> None:
+    """Keep torch, for the thread that calls, from starting others: parallel are tiles in flight.
+
+    Each thread that computes has to call it: the library that torch takes logarithms from counts
+    the threads that it may use for each thread by itself.
+    """
+    torch.set_num_threads(1)
+
+
+use_one_thread()  # what a thread begins with that does not
+
+
+class TorchArrays:
+    """`engine.graph.kernel.Ops` by torch.
+
+    ``memory`` is a block, or flat float32 on any device, at a multiple of `PAGE` bytes. It is
+    handed out like a stack. ``on_device`` is that of `GrainView`.
+    """
+
+    def __init__(self, memory: Block | Tensor, on_device: bool = False) -> None:
+        if isinstance(memory, Block):
+            count = memory.size // 4
+            memory = torch.frombuffer(memory.memory, dtype=torch.float32, count=count)
+        self.on_device = on_device
+        self._memory = memory
+        self._used = 0
+
+    def reads(self, dtype: DType) -> bool:
+        return dtype == F32
+
+    def view(self, block: Block, offset: int, dtype: DType, count: int) -> Tensor:
+        """Elements at a byte of a block, as a flat tensor."""
+        return torch.frombuffer(block.memory, dtype=dtype.torch, count=count, offset=offset)
+
+    def shaped(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return array.view(shape)
+
+    def take(self, count: int) -> Tensor:
+        """Uninitialised float32 elements, valid until the `top` taken before is released."""
+        start = self._used
+        self._used = start + -(-count * 4 // PAGE) * PAGE // 4
+        taken = self._memory[start : start + count]
+        if taken.numel() != count:
+            raise AssertionError("a kernel took more scratch than it declares")
+        return taken
+
+    def top(self) -> int:
+        return self._used
+
+    def release(self, top: int) -> None:
+        self._used = top
+
+    def widen(self, dtype: DType, array: Tensor, out: Tensor) -> None:
+        """Write elements as float32; of less than a byte from the bytes that they share."""
+        if dtype.bits >= 8:
+            out.copy_(array.view(out.shape))
+            return
+        values = torch.tensor(_FOUR_BIT[dtype.code], dtype=torch.float32, device=array.device)
+        pairs = torch.stack([values.repeat(16), values.repeat_interleave(16)], 1)
+        couples = out.view(-1, 2)
+        for start in range(0, len(couples), _UNPACKED):
+            part = slice(start, start + _UNPACKED)
+            torch.index_select(pairs, 0, array[part].int(), out=couples[part])
+
+    def whole_bytes(self, dtype: DType, array: Tensor, count: int) -> Tensor:
+        """``count`` elements as they are stored, or widened if they share bytes."""
+        if dtype.bits >= 8:
+            return array
+        widened = torch.empty(count)
+        self.widen(dtype, array, widened)
+        return widened
+
+    def copy(self, array: Tensor, out: Tensor) -> None:
+        """Write an array as it is."""
+        out.copy_(array)
+
+    def store(self, result: Tensor, out: Tensor) -> Any:
+        """Round elements; returns whether any may not be finite then (0-d)."""
+        if out.data_ptr() != result.data_ptr():
+            out.copy_(result)
+        # A sum of squares costs a tenth of looking at each element, and bounds them all.
+        squares = torch.dot(result, result)
+        bound = next((most for dtype, most in _SAFE_SQUARES.items() if dtype.torch == out.dtype), 0)
+        return squares.lt(bound or math.inf).logical_not_()

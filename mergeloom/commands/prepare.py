@@ -1,0 +1,23 @@
+"""``mergeloom prepare``: machine code for all that merges compute, before it is needed."""
+
+from __future__ import annotations
+
+from mergeloom.printer import building
+
+
+def prepare() -> None:
+    """Build the machine code that merges compute by: once for this machine, a minute or two.
+
+    Without it, the first merge that needs a piece builds it, which takes some hundred megabytes.
+    """
+    from mergeloom.methods.ops.arithmetic import WORDS, cpu_arithmetic
+
+    arithmetic = cpu_arithmetic()
+    if arithmetic.uses_torch:
+        print(f"the CPU computes by {arithmetic.name}, which needs no machine code")
+        return
+    missing = arithmetic.missing(WORDS)
+    if missing:
+        building(missing)
+        arithmetic.build(missing)
+    print(f"machine code is ready: {len(WORDS)} functions, {len(missing)} of them new")

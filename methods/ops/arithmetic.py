@@ -1,0 +1,227 @@
+"""The two arithmetics: what planning must know of them, and how workers get them.
+
+Planning imports neither torch nor what loads machine code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from mergeloom.engine.base.dtypes import BF16, F32, DType
+from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.base.units import MIB
+from mergeloom.engine.graph.kernel import Arithmetic, Ops, Use
+from mergeloom.engine.hardware.machine_code import Library, NativeError
+from mergeloom.methods.ops.loops.sizes import Kind, marks_bytes, work_bytes
+
+VARIABLE = "MERGELOOM_ARITHMETIC"
+"""Environment variable that says which arithmetic the CPU uses: ``compiled`` or ``torch``."""
+
+WORDS = frozenset(
+    {
+        *("choose", "choose_by_rank", "column_dots", "combine", "count_equal", "count_high"),
+        *("count_low", "disjoint", "divergences", "dots", "end_of_equal", "magnitudes", "mark"),
+        *("row_dots", "shared", "step", "store", "variance", "widen"),
+    }
+)
+"""All that machine code can be built of."""
+
+_ALWAYS = frozenset({"store", "widen"})
+_COUNTING = frozenset(
+    {"choose_by_rank", "column_dots", "count_high", "count_low", "divergences", "row_dots"}
+)
+"""Words that import numpy."""
+
+_COMPILED_COST = {
+    "choose": 0.6,
+    "choose_by_rank": 2.8,
+    "column_dots": 0.5,
+    "combine": 0.1,
+    "count_high": 0.6,
+    "count_low": 0.5,
+    "disjoint": 0.4,
+    "divergences": 2.0,
+    "dots": 0.2,
+    "draw": 0.2,
+    "magnitudes": 0.3,
+    "row_dots": 0.4,
+    "shared": 0.3,
+    "variance": 0.4,
+}
+_TORCH_COST = {
+    "choose": 1.5,
+    "choose_by_rank": 30.0,
+    "column_dots": 1.2,
+    "combine": 0.6,
+    "count_high": 3.0,
+    "count_low": 3.0,
+    "disjoint": 1.5,
+    "divergences": 14.0,
+    "dots": 0.9,
+    "draw": 2.0,
+    "magnitudes": 1.0,
+    "row_dots": 1.0,
+    "shared": 2.0,
+    "variance": 1.5,
+}
+"""Nanoseconds for one element of one vector on one core of 2024, measured roughly."""
+_ELECTING = 2.0
+"""How much longer `Ops.combine` takes where it elects signs."""
+
+
+class CompiledArithmetic(Arithmetic):
+    """Machine code, which ``library`` builds and loads."""
+
+    uses_torch = False
+    name = "compiled 1"
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    def reads(self, dtype: DType) -> bool:
+        return dtype in (BF16, F32)
+
+    def widens(self, dtype: DType) -> bool:
+        return dtype.code in Kind.__members__
+
+    def writes(self, dtype: DType) -> bool:
+        return dtype.floating and self.widens(dtype)
+
+    def workspace_bytes(self, use: Use, grains: Grains) -> int:
+        rows = -(-grains.size // max(grains.row, 1))
+        own = work_bytes(use.vectors, grains.row if use.word == "choose_by_rank" else 0)
+        if use.word == "choose_by_rank":
+            own += use.vectors * _pages(marks_bytes(grains.size)) + 32 * grains.row
+        if use.word == "mark":
+            own += _pages(marks_bytes(grains.size))
+        if use.word == "row_dots":
+            own += 8 * rows * (3 * use.vectors**2 + 16)
+        if use.word == "divergences":
+            own += 8 * rows * 12
+        return _pages(own)
+
+    def cost(self, use: Use) -> float:
+        return _cost(_COMPILED_COST, use)
+
+    def library_bytes(self, words: frozenset[str]) -> int:
+        return (72 if words & _COUNTING else 52) * MIB
+
+    def missing(self, words: frozenset[str]) -> frozenset[str]:
+        return self._code(words) - self._library.built()
+
+    def build(self, words: frozenset[str]) -> None:
+        try:
+            self._library.build(words)
+        except NativeError as error:
+            raise RunError(
+                f"machine code cannot be built: {error}: set {VARIABLE}=torch to merge without it"
+            ) from error
+
+    def open(self, words: frozenset[str]) -> Callable[[Any], Ops]:
+        from mergeloom.methods.ops.compiled_ops import CompiledOps
+
+        try:
+            functions = self._library.open(self._code(words))
+        except NativeError as error:
+            raise RunError(
+                f"machine code cannot be loaded: {error}: set {VARIABLE}=torch to merge without it"
+            ) from error
+        return lambda block: CompiledOps(functions, block)
+
+    def _code(self, words: frozenset[str]) -> frozenset[str]:
+        return (words & WORDS) | _ALWAYS
+
+
+class TorchArithmetic(Arithmetic):
+    """torch's operations."""
+
+    uses_torch = True
+
+    @property
+    def name(self) -> str:
+        try:
+            return f"torch {metadata.version('torch')}"
+        except metadata.PackageNotFoundError:
+            return "torch"
+
+    def reads(self, dtype: DType) -> bool:
+        return dtype == F32
+
+    def widens(self, dtype: DType) -> bool:
+        return True
+
+    def writes(self, dtype: DType) -> bool:
+        return True
+
+    def workspace_bytes(self, use: Use, grains: Grains) -> int:
+        count = use.vectors
+        arrays = {
+            "choose": 4,
+            "choose_by_rank": 24,
+            "column_dots": 2 * count + 8,
+            "combine": count + 8 if use.electing else 8,
+            "count_low": 9,
+            "disjoint": 6,
+            "divergences": 16,
+            "dots": 3 * count + 4,
+            "draw": 4,
+            "magnitudes": 6,
+            "row_dots": 2 * count + 8,
+            "shared": 3 * count + 4,
+            "variance": count + 4,
+        }.get(use.word, 5)
+        return 4 * arrays * grains.size + MIB
+
+    def cost(self, use: Use) -> float:
+        return _cost(_TORCH_COST, use)
+
+    def library_bytes(self, words: frozenset[str]) -> int:
+        return 0  # what torch takes is measured
+
+    def missing(self, words: frozenset[str]) -> frozenset[str]:
+        return frozenset()
+
+    def build(self, words: frozenset[str]) -> None:
+        pass
+
+    def open(self, words: frozenset[str]) -> Callable[[Any], Ops]:
+        from mergeloom.methods.ops.torch_ops import TorchOps
+
+        return TorchOps
+
+
+def _cost(table: dict[str, float], use: Use) -> float:
+    return table.get(use.word, 0.3) * use.vectors * (_ELECTING if use.electing else 1.0)
+
+
+def _pages(nbytes: int) -> int:
+    """Scratch is handed out in pages."""
+    return -(-nbytes // 4096) * 4096
+
+
+LIBRARY = Library("mergeloom.methods.ops.loops.build", Path(__file__).resolve().parent / "loops")
+
+COMPILED: Arithmetic = CompiledArithmetic(LIBRARY)
+TORCH: Arithmetic = TorchArithmetic()
+
+
+def cpu_arithmetic() -> Arithmetic:
+    """The arithmetic of the CPU on this machine: machine code, where there is a compiler.
+
+    Raises:
+        RunError: the environment asks for one that is not there.
+    """
+    there = util.find_spec("numba") is not None and util.find_spec("llvmlite") is not None
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted == "torch" or (not wanted and not there):
+        return TORCH
+    if wanted not in ("", "compiled"):
+        raise RunError(f"{VARIABLE} is '{wanted}': it may be 'compiled' or 'torch'")
+    if not there:
+        raise RunError(f"{VARIABLE} is 'compiled', which needs numba: install it")
+    return COMPILED

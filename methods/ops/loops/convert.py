@@ -1,0 +1,193 @@
+"""Conversions between float32 and the types of elements, each rounded once, to nearest even."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mergeloom.methods.ops.loops.blocks import (
+    Address,
+    Array,
+    Loop,
+    bytes_,
+    compiled,
+    doubles,
+    floats,
+    halves,
+    ints,
+    load,
+    longs,
+    longwords,
+    shorts,
+    tinies,
+    words,
+)
+from mergeloom.methods.ops.loops.sizes import BLOCK, Kind
+
+_BF16, _F32, _F16, _F64 = int(Kind.BF16), int(Kind.F32), int(Kind.F16), int(Kind.F64)
+_E4M3, _E5M2 = int(Kind.F8_E4M3), int(Kind.F8_E5M2)
+_I64, _I32, _I16, _I8 = int(Kind.I64), int(Kind.I32), int(Kind.I16), int(Kind.I8)
+_U64, _U32, _U16, _U8 = int(Kind.U64), int(Kind.U32), int(Kind.U16), int(Kind.U8)
+
+_INFINITE = np.uint32(0x7F800000)
+
+
+@compiled
+def _widen_half(narrow: Array, shift: int, signs: Array, block: Array) -> None:
+    """Widen float16, or float8_e5m2, which is its upper byte."""
+    bits = block.view(np.uint32)
+    for i in range(block.size):
+        code = np.uint32(narrow[i]) << np.uint32(shift)
+        signs[i] = code
+        bits[i] = (code & np.uint32(0x7FFF)) << np.uint32(13)
+    scale = np.float32(2.0**112)
+    for i in range(block.size):
+        block[i] *= scale
+    for i in range(block.size):
+        code = signs[i]
+        special = _INFINITE if code & np.uint32(0x7C00) == np.uint32(0x7C00) else np.uint32(0)
+        bits[i] |= special | ((code & np.uint32(0x8000)) << np.uint32(16))
+
+
+@compiled
+def _widen_e4m3(narrow: Array, block: Array) -> None:
+    bits = block.view(np.uint32)
+    for i in range(block.size):
+        bits[i] = (np.uint32(narrow[i]) & np.uint32(0x7F)) << np.uint32(20)
+    scale = np.float32(2.0**120)
+    for i in range(block.size):
+        block[i] *= scale
+    for i in range(block.size):
+        code = np.uint32(narrow[i])
+        nan = np.uint32(0x7FC00000) if code & np.uint32(0x7F) == np.uint32(0x7F) else np.uint32(0)
+        bits[i] |= nan | ((code & np.uint32(0x80)) << np.uint32(24))
+
+
+@compiled
+def _cast(source: Array, block: Array) -> None:
+    for i in range(block.size):
+        block[i] = np.float32(source[i])
+
+
+@Loop
+def widen(address: Address, kind: int, size: int, out: Address, work: Address) -> None:
+    """Write elements of a `Kind` as float32 to ``out``."""
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
+        block = floats(out + 4 * start, count)
+        if kind == _BF16:
+            load(address, 2, start, block)
+        elif kind == _F32:
+            load(address, 4, start, block)
+        elif kind == _F16:
+            _widen_half(halves(address + 2 * start, count), 0, words(work, count), block)
+        elif kind == _E5M2:
+            _widen_half(bytes_(address + start, count), 8, words(work, count), block)
+        elif kind == _E4M3:
+            _widen_e4m3(bytes_(address + start, count), block)
+        elif kind == _F64:
+            _cast(doubles(address + 8 * start, count), block)
+        elif kind == _I64:
+            _cast(longs(address + 8 * start, count), block)
+        elif kind == _I32:
+            _cast(ints(address + 4 * start, count), block)
+        elif kind == _I16:
+            _cast(shorts(address + 2 * start, count), block)
+        elif kind == _I8:
+            _cast(tinies(address + start, count), block)
+        elif kind == _U64:
+            _cast(longwords(address + 8 * start, count), block)
+        elif kind == _U32:
+            _cast(words(address + 4 * start, count), block)
+        elif kind == _U16:
+            _cast(halves(address + 2 * start, count), block)
+        else:
+            _cast(bytes_(address + start, count), block)
+
+
+@compiled
+def _narrow(
+    block: Array, sums: Array, mantissa: int, bias: int, top: int, nan: int, codes: Array
+) -> int:
+    """Write the codes (uint32, without sign) of float32 numbers in a type of fewer bits.
+
+    ``top`` is the code of what overflows, ``nan`` that of what is no number. ``sums`` (float32) is
+    work. Returns how many are ``top`` or ``nan``.
+    """
+    bits, rounded = block.view(np.uint32), sums.view(np.uint32)
+    width = np.uint32(23 - mantissa)
+    least, shift = np.uint32((128 - bias) << 23), np.uint32((127 - bias) << 23)
+    half = np.uint32((1 << (22 - mantissa)) - 1)
+    # The unit in the last place of this number is that of the smallest subnormal number.
+    magic_bits = np.uint32((127 - bias + 24 - mantissa) << 23)
+    for i in range(block.size):
+        rounded[i] = magic_bits
+    for i in range(block.size):
+        sums[i] += abs(block[i])
+    bad = 0
+    highest = np.uint32(min(top, nan))
+    for i in range(block.size):
+        own = bits[i] & np.uint32(0x7FFFFFFF)
+        odd = np.uint32((own >> width) & np.uint32(1))
+        normal = np.uint32(np.uint32(own - shift + half + odd) >> width)
+        small = np.uint32(rounded[i] - magic_bits)
+        code = small if own < least else min(normal, np.uint32(top))
+        code = np.uint32(nan) if own > _INFINITE else code
+        codes[i] = code
+        bad += np.int64(code >= highest)
+    return bad
+
+
+@Loop
+def store(source: Address, size: int, out: Address, kind: int, work: Address) -> int:
+    """Write float32 numbers as elements of a `Kind`; returns how many of these are not finite.
+
+    float32 may stay where it is.
+    """
+    bad = 0
+    one = np.uint32(1)
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
+        block, bits = floats(source + 4 * start, count), words(source + 4 * start, count)
+        if kind == _BF16:
+            narrow, found = halves(out + 2 * start, count), np.uint32(0)
+            for i in range(count):
+                code = bits[i]
+                odd = (code >> np.uint32(16)) & one
+                rounded = np.uint32(np.uint32(code + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+                quiet = (code >> np.uint32(16)) | np.uint32(0x40)
+                nan = code & np.uint32(0x7FFFFFFF) > _INFINITE
+                rounded = quiet if nan else rounded
+                narrow[i] = np.uint16(rounded)
+                found += one if rounded & np.uint32(0x7F80) == np.uint32(0x7F80) else np.uint32(0)
+            bad += np.int64(found)
+        elif kind == _F32:
+            found = np.uint32(0)
+            for i in range(count):
+                found += one if bits[i] & _INFINITE == _INFINITE else np.uint32(0)
+            bad += np.int64(found)
+            if out != source:
+                target = words(out + 4 * start, count)
+                for i in range(count):
+                    target[i] = bits[i]
+        elif kind == _F64:
+            wide, found = doubles(out + 8 * start, count), np.uint32(0)
+            for i in range(count):
+                wide[i] = np.float64(block[i])
+                found += one if bits[i] & _INFINITE == _INFINITE else np.uint32(0)
+            bad += np.int64(found)
+        elif kind == _F16:
+            codes, narrow = words(work, count), halves(out + 2 * start, count)
+            sums = floats(work + 4 * BLOCK, count)
+            bad += _narrow(block, sums, 10, 15, 0x7C00, 0x7E00, codes)
+            for i in range(count):
+                narrow[i] = np.uint16(codes[i] | (bits[i] >> np.uint32(16)) & np.uint32(0x8000))
+        else:
+            codes, tiny = words(work, count), bytes_(out + start, count)
+            sums = floats(work + 4 * BLOCK, count)
+            if kind == _E5M2:
+                bad += _narrow(block, sums, 2, 15, 0x7C, 0x7F, codes)
+            else:
+                bad += _narrow(block, sums, 3, 7, 0x7F, 0x7F, codes)
+            for i in range(count):
+                tiny[i] = np.uint8(codes[i] | (bits[i] >> np.uint32(24)) & np.uint32(0x80))
+    return bad

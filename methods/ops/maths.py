@@ -1,0 +1,70 @@
+"""Functions of numbers that may be single ones, arrays of numpy, or tensors.
+
+So a rule that makes coefficients of dot products is written once, for one tensor (plain numbers,
+which need no library), for all its rows or columns, and for a device.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any, Protocol
+
+
+class Maths(Protocol):
+    """Elementwise functions."""
+
+    def sqrt(self, x: Any) -> Any: ...
+
+    def sin(self, x: Any) -> Any: ...
+
+    def acos(self, x: Any) -> Any: ...
+
+    def clip(self, x: Any, low: float, high: float) -> Any: ...
+
+    def where(self, condition: Any, x: Any, y: Any) -> Any:
+        """``x`` where the condition holds, ``y`` elsewhere; both may be numbers."""
+
+
+class NumberMaths:
+    """Of single floats. What is no number stays so, and the root of less than 0 is none."""
+
+    def sqrt(self, x: float) -> float:
+        return math.sqrt(x) if x >= 0 else math.nan
+
+    def sin(self, x: float) -> float:
+        return math.sin(x) if math.isfinite(x) else math.nan
+
+    def acos(self, x: float) -> float:
+        return math.acos(x) if -1 <= x <= 1 else math.nan
+
+    def clip(self, x: float, low: float, high: float) -> float:
+        return x if math.isnan(x) else min(max(x, low), high)
+
+    def where(self, condition: bool, x: float, y: float) -> float:
+        return x if condition else y
+
+
+class ArrayMaths:
+    """Of arrays of a library whose names are those of numpy: numpy itself, or torch."""
+
+    def __init__(self, library: ModuleType) -> None:
+        self._library = library
+
+    def sqrt(self, x: Any) -> Any:
+        return self._library.sqrt(x)
+
+    def sin(self, x: Any) -> Any:
+        return self._library.sin(x)
+
+    def acos(self, x: Any) -> Any:
+        return self._library.arccos(x)
+
+    def clip(self, x: Any, low: float, high: float) -> Any:
+        return self._library.clip(x, low, high)
+
+    def where(self, condition: Any, x: Any, y: Any) -> Any:
+        return self._library.where(condition, x, y)
+
+
+NUMBERS = NumberMaths()

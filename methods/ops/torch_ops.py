@@ -1,0 +1,308 @@
+"""Arithmetic by torch on tensors: for devices, for kernels of other packages, and where no machine
+code can be had. Workers import this module.
+
+What a word needs for a moment is allocated by torch (`methods.ops.arithmetic` says how much).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergeloom.engine.graph.kernel import GrainView
+from mergeloom.engine.run.torch_arrays import TorchArrays
+from mergeloom.methods.ops import draws
+from mergeloom.methods.ops.compiled_ops import divergences_of
+from mergeloom.methods.ops.maths import ArrayMaths
+from mergeloom.methods.ops.words import CANCELLED, KEEP_ALL, KeepRule, Vector, matrix, pairs
+
+_MAGNITUDE = 0x7FFFFFFF
+
+
+class TorchOps(TorchArrays):
+    """`methods.ops.words.Ops` on tensors of one device, of a grain's shape."""
+
+    @cached_property
+    def maths(self) -> ArrayMaths:
+        return ArrayMaths(torch)
+
+    def sums(self, numbers: Sequence[Any]) -> Tensor:
+        options: dict[str, Any] = {"dtype": torch.float64, "device": self._memory.device}
+        return torch.stack([torch.as_tensor(number, **options) for number in numbers])
+
+    def counters(self, count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.int64, device=self._memory.device)
+
+    def single(self, numbers: Tensor) -> Tensor:
+        return numbers.float()
+
+    def there(self, numbers: Any) -> Tensor:
+        """An array of numpy, on the device of grains.
+
+        On CUDA nobody waits: pageable memory is taken over before the call returns. Otherwise each
+        call would wait for all that the device has been told to do before. Metal reads the memory
+        later, when it may be gone; there one has to wait.
+        """
+        device = self._memory.device
+        return torch.from_numpy(numbers).to(device, non_blocking=device.type != "mps")
+
+    # --- measuring ------------------------------------------------------------------------
+
+    def dots(self, vectors: Sequence[Vector]) -> Tensor:
+        doubles = [_values(vector).reshape(-1).double() for vector in vectors]
+        return torch.stack([(doubles[i] * doubles[j]).sum() for i, j in pairs(len(vectors))])
+
+    def magnitudes(self, vector: Vector, kept: KeepRule) -> tuple[Tensor, Tensor]:
+        values = _values(vector)
+        whole = values.abs().sum(dtype=torch.float64)
+        if kept is KEEP_ALL:
+            return whole, whole
+        return whole, _trimmed(values, kept).abs_().sum(dtype=torch.float64)
+
+    def squares(self, vector: Vector, kept: KeepRule) -> Tensor:
+        return _trimmed(_values(vector), kept).square_().sum(dtype=torch.float64)
+
+    def shared(self, vectors: Sequence[Vector], epsilon: float) -> Tensor:
+        changed = [_exceeds(_values(vector), epsilon) for vector in vectors]
+        alone = torch.stack(changed).sum(0).eq(1)
+        counts = [(marks.sum(), (marks & alone).sum()) for marks in changed]
+        return self.sums([count for both in counts for count in both])
+
+    def count_high(self, vector: Vector, low: int, counts: Tensor) -> Tensor:
+        bits = _values(vector).reshape(-1).view(torch.int32).bitwise_and(_MAGNITUDE)
+        nonzero = torch.count_nonzero(bits)
+        self._count(bits.bitwise_right_shift_(low), counts)
+        return nonzero
+
+    def count_low(
+        self, vector: Vector, highs: Sequence[int], low: int, step: int, counts: Sequence[Tensor]
+    ) -> Tensor:
+        bits, size = _values(vector).reshape(-1).view(torch.int32), 1 << low
+        levels = []
+        # Most elements lie elsewhere, and adding them all to one counter would take its time. They
+        # are spread over as many counters that nobody looks at.
+        other = torch.arange(bits.numel(), dtype=torch.int32, device=bits.device)
+        other.bitwise_and_(size - 1).bitwise_or_(size)
+        for high, own in zip(highs, counts, strict=True):
+            found = bits.bitwise_and(_MAGNITUDE).bitwise_xor_(high << low)
+            inside = self.counters(2 * size)
+            self._count(torch.where(found < size, found, other), inside)
+            own.add_(inside[:size])
+            levels.append(inside[: size : 1 << step].int())
+        return torch.stack(levels)
+
+    def count_equal(self, vector: Vector, value: float) -> Tensor:
+        return _values(vector).abs_().eq(value).sum()
+
+    def end_of_equal(self, vector: Vector, value: float, most: int) -> int:
+        upto = _values(vector).reshape(-1).abs_().eq_(value).cumsum(0, dtype=torch.int32)
+        return int(torch.searchsorted(upto, most, right=True))
+
+    def row_dots(self, vectors: Sequence[Vector], row: int) -> list[list[Tensor]]:
+        doubles = [_values(vector).reshape(-1, row).double() for vector in vectors]
+        found = [(doubles[i] * doubles[j]).sum(1) for i, j in pairs(len(vectors))]
+        return matrix(found, len(vectors))
+
+    def column_dots(self, vectors: Sequence[Vector], columns: int, first: int) -> Tensor:
+        whole = [_values(vector).reshape(-1) for vector in vectors]
+        if columns != vectors[0].array.shape[-1]:  # rows of a matrix that is not there as such
+            after = -(first + whole[0].numel()) % columns
+            whole = [torch.nn.functional.pad(values, (first, after)) for values in whole]
+        doubles = [values.view(-1, columns).double() for values in whole]
+        return torch.stack([(doubles[i] * doubles[j]).sum(0) for i, j in pairs(len(vectors))])
+
+    def divergences(self, base: Tensor, other: Tensor, row: int) -> Tensor:
+        base, other = base.view(-1, row), other.view(-1, row)
+        tops = [each.amax(1).double() for each in (base, other)]
+        values = [
+            (each.double() - top.unsqueeze(1)).exp_()
+            for each, top in zip((base, other), tops, strict=True)
+        ]
+        # No bit of a difference of float32 numbers of like size is lost in float64.
+        weights = (other.double() - base) * values[1]
+        sums = torch.stack([*tops, *(each.sum(1) for each in (*values, weights))])
+        found: Tensor = divergences_of(sums, torch).float()
+        return found
+
+    # --- choosing -------------------------------------------------------------------------
+
+    def new_marks(self, grain: GrainView, number: int, vectors: int) -> None:
+        return None
+
+    def choose_by_rank(
+        self, vector: Vector, row: int, key: int, start: int, steps: Any, marks: None
+    ) -> Tensor:
+        values = _values(vector).reshape(-1, row)
+        numbers, bounds = torch.empty(2, *values.shape, dtype=torch.int32, device=values.device)
+        draws.draw(key, start, numbers, bounds)
+        rows = torch.arange(values.shape[0], device=values.device).repeat_interleave(
+            row, output_size=values.numel()
+        )
+        bits = values.view(-1).view(torch.int32).bitwise_and(_MAGNITUDE)
+        # All at once, as whole numbers, which sort fastest: by row, falling magnitude, place.
+        keys = rows.bitwise_left_shift_(31).add_(bits.bitwise_xor_(_MAGNITUDE))
+        order = torch.sort(keys, stable=True).indices
+        bounds.view(-1).index_copy_(0, order, self.there(steps).repeat(values.shape[0]))
+        chosen: Tensor = numbers.lt(bounds)
+        return chosen
+
+    def mark(self, vector: Vector, kept: KeepRule, marks: None) -> Tensor:
+        marks_there: Tensor = _trimmed(_values(vector), kept).ne(0.0)
+        return marks_there
+
+    # --- writing --------------------------------------------------------------------------
+
+    def combine(
+        self,
+        vectors: Sequence[Vector],
+        coefficients: Sequence[float],
+        out: Tensor,
+        *,
+        kept: Sequence[KeepRule] | None = None,
+        votes: Sequence[float] | None = None,
+        shares: Sequence[float] | None = None,
+        base: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        rules = kept or [KEEP_ALL] * len(vectors)
+        given = zip(vectors, rules, strict=True)
+        if votes is not None:
+            sparse = [_trimmed(_values(vector), rule) for vector, rule in given]
+            _elected_sum(sparse, votes, coefficients, shares, out)
+        else:
+            # The first product stays what it is, even the sign of a zero.
+            out.fill_(-0.0 if base is None else 0.0)
+            for coefficient, (vector, rule) in zip(coefficients, given, strict=True):
+                plain = vector.minus is None and vector.factors is None and rule is KEEP_ALL
+                values = vector.array if plain else _trimmed(_values(vector), rule)
+                out.add_(values.view(out.shape), alpha=coefficient)
+        if base is not None:
+            torch.add(base, out, alpha=scale, out=out)
+
+    def step(self, vector: Vector, limit: float, base: Tensor, out: Tensor) -> None:
+        torch.add(_values(vector).clamp_(-limit, limit), base, out=out)
+
+    def disjoint(
+        self,
+        vectors: Sequence[Vector],
+        epsilon: float,
+        excess: Sequence[float],
+        base: Tensor,
+        out: Tensor,
+    ) -> None:
+        out.zero_()
+        by, more = torch.zeros_like(out), torch.zeros_like(out)
+        for vector, own in zip(vectors, excess, strict=True):
+            values = torch.ops.aten.hardshrink(_values(vector), epsilon)
+            out.add_(values)
+            by.add_(values.ne(0.0))
+            more.add_(values, alpha=own)
+        out.add_(more.masked_fill_(by.ne(1.0), 0.0))
+        out.div_(by.clamp_min_(1.0)).add_(base)
+
+    def variance(self, vectors: Sequence[Vector], out: Tensor) -> None:
+        values = [_values(vector) for vector in vectors]
+        mean = torch.zeros_like(out)
+        for each in values:
+            mean.add_(each)
+        mean.div_(len(values))
+        out.zero_()
+        for each in values:
+            # Two roundings, not one as in a fused operation: the same bits on every device.
+            out.add_(each.sub_(mean).square_())
+
+    def choose(self, vector: Vector, least: float, out: Tensor) -> None:
+        assert vector.minus is not None
+        chosen = _values(vector).abs_().ge(least)
+        torch.where(chosen, vector.array, vector.minus, out=out)
+
+    def _count(self, values: Tensor, into: Tensor) -> None:
+        """Add to ``into``, at each place, how many ``values`` (int32, flat) are that place.
+
+        On a device torch's own way would ask for the least and the largest value before it counts,
+        and make everybody wait. Adding to the counters one by one needs no answer; whole numbers
+        add up to the same in any order.
+        """
+        if self.on_device:
+            one = torch.ones((), dtype=into.dtype, device=into.device)
+            into.scatter_add_(0, values.long(), one.expand(values.numel()))
+            return
+        into += torch.bincount(values, minlength=into.numel())
+
+
+def _values(vector: Vector) -> Tensor:
+    """A vector's elements, which the caller may overwrite."""
+    array: Tensor = vector.array
+    values = array.clone() if vector.minus is None else array - vector.minus
+    factors = vector.factors
+    if factors is None:
+        return values
+    if not factors.by_column:
+        values.view(factors.numbers.numel(), -1).mul_(factors.numbers.view(-1, 1))
+        return values
+    columns = factors.numbers.numel()
+    if columns == array.shape[-1] and not factors.first_column:
+        return values.mul_(factors.numbers)
+    places = torch.arange(values.numel(), device=values.device).add_(factors.first_column)
+    return values.mul_(factors.numbers[places.remainder_(columns)].view(values.shape))
+
+
+def _exceeds(values: Tensor, limit: float) -> Tensor:
+    """Where a magnitude is larger, or NaN."""
+    return values.abs_().le_(limit).eq(0.0)
+
+
+def _trimmed(values: Tensor, rule: KeepRule) -> Tensor:
+    """What is kept of ``values``, in place."""
+    flat = values.view(-1)
+    if rule.above is not None:
+        for part, limit in _parts(flat, rule.above):
+            torch.ops.aten.hardshrink.out(part, limit, out=part)
+    if rule.upto is not None:
+        for part, limit in _parts(flat, rule.upto):
+            part.masked_fill_(part.abs().le_(limit).eq_(0.0).bool(), 0.0)
+    if rule.draw is not None:
+        numbers, work = torch.empty(2, flat.numel(), dtype=torch.int32, device=flat.device)
+        draws.draw(rule.draw.key, rule.draw.start, numbers, work)
+        flat.masked_fill_(numbers.ge(rule.draw.bound), 0.0)
+    if rule.marks is not None:
+        flat.masked_fill_(rule.marks.view(-1).logical_not(), 0.0)
+    return values
+
+
+def _parts(flat: Tensor, bound: Any) -> list[tuple[Tensor, float]]:
+    """The parts of a grain with their limits of magnitude."""
+    parts = [(flat[: bound.end], bound.before), (flat[bound.end :], bound.after)]
+    return [(part, limit) for part, limit in parts if part.numel()]
+
+
+def _elected_sum(
+    vectors: Sequence[Tensor],
+    votes: Sequence[float],
+    coefficients: Sequence[float],
+    shares: Sequence[float] | None,
+    out: Tensor,
+) -> None:
+    """The sum over what agrees with the elected sign; overwrites ``vectors``."""
+    out.zero_()
+    for vector, vote in zip(vectors, votes, strict=True):
+        out.add_(vector.view(out.shape), alpha=vote)
+    sign = torch.ge(out, 0.0).to(torch.float32).mul_(2.0).sub_(1.0)
+    out.zero_()
+    divisor = torch.zeros_like(out)
+    # After multiplication with the elected sign, agreeing is being positive (negative for a
+    # negative vote): clamping then drops what disagrees, cheaper than any mask.
+    for number, vector in enumerate(vectors):
+        agreeing = vector.view(out.shape).mul_(sign)
+        flip = -1.0 if votes[number] < 0 else 1.0
+        agreeing.mul_(flip).clamp_min_(0.0)
+        out.add_(agreeing, alpha=flip * coefficients[number])
+        if shares is not None:
+            divisor.add_(agreeing.gt(0.0), alpha=shares[number])
+    out.mul_(sign)
+    if shares is not None:
+        out.div_(divisor.add_(divisor.abs().le(CANCELLED)))
