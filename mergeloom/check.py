@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.graph.graph import Write
 from mergeloom.engine.hardware import process as machine
-from mergeloom.planners.models.model import StoredModel
 from mergeloom.planners.plan import Plan
 from mergeloom.planners.slices.tensor_plan import TensorPlan, tensor_merge
 
@@ -80,7 +79,7 @@ def check_output(
 def _pass_over(tensor: TensorPlan) -> str | None:
     from mergeloom.methods import reference as plain
 
-    if not all(isinstance(item.model, StoredModel) for item in tensor.contributions):
+    if any(item.model.stored(item.tensor) is None for item in tensor.contributions):
         return "made of an earlier stage"
     if tensor.method is not None and not plain.knows(tensor.method):
         return "by a method without a plain formula"
@@ -137,9 +136,10 @@ def _check(
 
 def _places(tensor: TensorPlan) -> Iterator[tuple[str, str]]:
     for item in tensor.contributions:
-        assert isinstance(item.model, StoredModel)
-        for part in item.model.checkpoint.tensors[item.tensor].bytes.ranges():
-            yield part.source.name, item.tensor
+        stored = item.model.stored(item.tensor)
+        assert stored is not None
+        for part in stored.entry.bytes.ranges():
+            yield part.source.name, stored.name
 
 
 def _read(path: str | Path, name: str, rows: tuple[int, int]) -> Tensor:

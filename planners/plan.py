@@ -28,14 +28,16 @@ from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.model import OutputTensor, StagedModel
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.resolve import Resolver
+from mergeloom.planners.models.token_weights import Head, declared_tied
 from mergeloom.planners.output.config_json import rewrite_config
 from mergeloom.planners.output.layers.rewrite import rewrite_layers
 from mergeloom.planners.output.layers.stack import Rewritten
 from mergeloom.planners.output.restacked import restacked
 from mergeloom.planners.output.shards import Layout, lay_out
 from mergeloom.planners.output.side_files import CONFIGURATION_NAME, side_files
-from mergeloom.planners.slices.document import Stage, plan_stage
-from mergeloom.planners.slices.integer_tensors import equal_bytes
+from mergeloom.planners.slices.document import plan_stage
+from mergeloom.planners.slices.integer_tensors import equal_contents
+from mergeloom.planners.slices.stage import Stage
 from mergeloom.planners.slices.tensor_plan import (
     Mismatch,
     TensorPlan,
@@ -215,9 +217,7 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
         side_files=files,
         identity=identity,
         fingerprint=fingerprint,
-        unused=tuple(
-            unused_tensors(stored, graph, stage.towers, stage.head if stage.tied else None)
-        ),
+        unused=tuple(unused_tensors(stored, graph, stage)),
         findings=tuple(
             dict.fromkeys(
                 (
@@ -264,10 +264,11 @@ def _build(stage: Stage, builder: GraphBuilder, warnings: list[str]) -> list[Out
         tensors.append(OutputTensor(plan.name, merge, output_dtype(plan, stage.document)))
         for model in plan.missing:
             missing[model.name].append(plan.name)
-        if not all(equal_bytes(plan.contributions[0], other) for other in plan.passed_over):
+        if not all(equal_contents(plan.contributions[0], other) for other in plan.passed_over):
             donor = plan.contributions[0].model.name
             warnings.append(
-                f"'{plan.name}' holds integers that differ between models: copied from '{donor}'"
+                f"'{plan.name}' is not merged, because {plan.copied_because}, and differs between "
+                f"models: copied from '{donor}'"
             )
     if mismatches:
         raise _shapes_differ(mismatches)
@@ -329,11 +330,22 @@ def _output_config(stage: Stage, warnings: list[str]) -> Rewritten:
         ]
         if rows:
             vocabulary = (stage.donor.shape(stage.embedding)[0], min(rows))
-    tied = stage.tied if stage.head is not None else None
     config = rewrite_config(
-        rewritten.config, document.out_dtype or document.dtype, tied, vocabulary
+        rewritten.config,
+        document.out_dtype or document.dtype,
+        _declared_tied(stage),
+        vocabulary,
     )
     return replace(rewritten, config=config)
+
+
+def _declared_tied(stage: Stage) -> bool | None:
+    """What the output's configuration must say of it; ``None`` where the donor's says it well."""
+    kind = stage.donor.tokens.kind
+    if stage.head is None or stage.tied or kind is Head.NONE:
+        return None
+    declared = declared_tied(stage.donor.config)
+    return False if kind is Head.TIED or declared is True else None
 
 
 def _identity(

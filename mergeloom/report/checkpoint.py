@@ -9,13 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergeloom.planners.models.architecture import (
-    Tower,
-    declared_layers,
-    output_head,
-    token_embedding,
-)
-from mergeloom.planners.models.model import StoredModel, is_tied
+from mergeloom.planners.models.architecture import Tower, declared_layers
+from mergeloom.planners.models.model import StoredModel
+from mergeloom.planners.models.token_weights import Head
 from mergeloom.report import records
 
 _LARGEST = 256 << 20
@@ -52,7 +48,7 @@ def inspect_report(model: StoredModel) -> records.InspectReport:
         parameters=sum(math.prod(entry.shape) for entry in entries.values()),
         bytes=checkpoint.nbytes,
         dtypes=dict(dtypes),
-        tied=is_tied(model) if output_head(model) or token_embedding(model) else None,
+        tied=None if model.tokens.kind is Head.NONE else model.tokens.kind is Head.TIED,
         declared={".".join(path): number for path, number in declared_layers(config)},
         stacks=tuple(_stack(tower, model) for tower in model.architecture.towers),
         shards=tuple(
@@ -90,7 +86,7 @@ def _templates(tower: Tower, model: StoredModel) -> Counter[tuple[str, tuple[int
 
 
 def _vocabulary(model: StoredModel) -> int | None:
-    embedding = token_embedding(model)
+    embedding = model.tokens.embedding
     if embedding is not None:
         return model.shape(embedding)[0]
     for config in (model.config, model.config.get("text_config")):

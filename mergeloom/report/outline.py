@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from mergeloom.planners.plan import Plan
-from mergeloom.planners.slices.document import Stage as PlannedStage
-from mergeloom.planners.slices.document import TowerPlan
 from mergeloom.planners.slices.slices import Slice
+from mergeloom.planners.slices.stage import Stage as PlannedStage
+from mergeloom.planners.slices.stage import TowerPlan
 from mergeloom.report.records import Layers, OutlinePart, OutlineSlice, OutlineSource, Stage
 
 _LISTED = 3
@@ -34,6 +34,7 @@ def _stage(stage: PlannedStage) -> Stage:
         method=document.merge_method,
         dtype=dtype.name if dtype is not None else None,
         parts=tuple(_part(tower, stage) for tower in stage.towers),
+        notes=stage.notes,
     )
 
 
@@ -43,27 +44,16 @@ def _part(plan: TowerPlan, stage: PlannedStage) -> OutlinePart:
     return OutlinePart(
         name=tower.name,
         layers=plan.layers,
-        slices=tuple(_slice(part, stage, scales) for part in plan.slices if tower.layers),
-        notes=tuple(_around(plan)),
+        slices=tuple(_slice(part, stage, plan, scales) for part in plan.slices if tower.layers),
     )
 
 
-def _around(plan: TowerPlan) -> list[str]:
-    """Where the weights before and after the layers come from, if that is a question."""
-    if len(plan.slices) < 2 or not (plan.tower.before or plan.tower.after):
-        return []
-    first, last = _models(plan.slices[0]), _models(plan.slices[-1])
-    return [f"weights before the layers from {first}, after them from {last}"]
-
-
-def _models(part: Slice) -> str:
-    return " and ".join(dict.fromkeys(source.model.name for source in part.sources))
-
-
-def _slice(part: Slice, stage: PlannedStage, scales: Scales) -> OutlineSlice:
+def _slice(part: Slice, stage: PlannedStage, plan: TowerPlan, scales: Scales) -> OutlineSlice:
     layers = part.first, part.first + part.length
     how, detail = "merged", ""
-    if stage.document.merge_method == "passthrough":
+    if plan.copied:
+        how = "copied"
+    elif stage.document.merge_method == "passthrough":
         how, detail = _copied(scales.get(layers, {}))
     return OutlineSlice(
         layers=layers,

@@ -81,8 +81,6 @@ class OutlinePart:
     name: str
     layers: int
     slices: tuple[OutlineSlice, ...]
-    notes: tuple[str, ...]
-    """What else is to be known of this part, such as where the weights around it come from."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,8 @@ class Stage:
     dtype: str | None
     """The type that is written, where the configuration names one."""
     parts: tuple[OutlinePart, ...]
+    notes: tuple[str, ...]
+    """What was understood of the models, such as where the weights around the layers come from."""
 
 
 @dataclass(frozen=True)

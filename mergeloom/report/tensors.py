@@ -40,7 +40,7 @@ def explain_report(tensors: Sequence[TensorPlan], planned: PlannedMerge) -> reco
 def _input(item: Contribution) -> records.TensorInput:
     return records.TensorInput(
         model=item.model.name,
-        tensor=item.tensor,
+        tensor=item.stored_name,
         layer=item.layer,
         base=item.is_base,
         shape=item.model.shape(item.tensor),

@@ -20,8 +20,9 @@ from mergeloom.methods.inputs.fill_rows import FillRows
 from mergeloom.methods.inputs.low_rank import LowRank
 from mergeloom.methods.inputs.transpose import Transpose
 from mergeloom.planners.models.adapter import Adapter, Change, NewRows, Product
-from mergeloom.planners.models.architecture import Architecture, infer, token_embedding
-from mergeloom.planners.models.model import Model, is_tied
+from mergeloom.planners.models.architecture import Architecture, infer
+from mergeloom.planners.models.model import Model, Stored
+from mergeloom.planners.models.token_weights import Head, TokenWeights
 
 Shape = tuple[int, ...]
 HEAD = "lm_head"
@@ -51,7 +52,7 @@ class AdaptedModel:
             inner = changed.get("text_config")
             if isinstance(inner, Mapping) and "tie_word_embeddings" in inner:
                 changed["text_config"] = {**inner, "tie_word_embeddings": False}
-        embedding = token_embedding(self.base)
+        embedding = self.base.tokens.embedding
         if embedding is not None:
             before, after = self.base.shape(embedding)[0], self.shape(embedding)[0]
             if before != after and changed.get("vocab_size") == before:
@@ -60,7 +61,19 @@ class AdaptedModel:
 
     @cached_property
     def architecture(self) -> Architecture:
-        return infer(self, self.config)
+        return infer({tensor: self.shape(tensor) for tensor in self}, self.config)
+
+    @cached_property
+    def tokens(self) -> TokenWeights:
+        """The base's, apart where the adapter parts them."""
+        found = self.base.tokens
+        names = [*([found.embedding] if found.embedding is not None else []), *found.twins]
+        changed = any(self._is_changed(name) for name in names)
+        twins: frozenset[str] = frozenset() if changed else found.twins
+        if self.head is not None:
+            return TokenWeights(found.embedding, self.head, Head.OWN, twins)
+        kind = Head.OWN if changed and found.head in found.twins else found.kind
+        return TokenWeights(found.embedding, found.head, kind, twins)
 
     def __contains__(self, tensor: str) -> bool:
         return tensor in self.base or tensor == self.head
@@ -69,6 +82,14 @@ class AdaptedModel:
         yield from self.base
         if self.head is not None:
             yield self.head
+
+    def stored(self, tensor: str) -> Stored | None:
+        if tensor == self.head or self._is_changed(tensor):
+            return None
+        return self.base.stored(tensor)
+
+    def _is_changed(self, tensor: str) -> bool:
+        return tensor.rpartition(".")[0] in self.changes
 
     def shape(self, tensor: str) -> Shape:
         replaced = self._replaced(tensor)
@@ -101,7 +122,7 @@ class AdaptedModel:
     def _below(self, tensor: str) -> str:
         """The base's tensor that one is made of."""
         if tensor == self.head:
-            embedding = token_embedding(self.base)
+            embedding = self.base.tokens.embedding
             assert embedding is not None, "a head that is tied is tied to an embedding"
             return embedding
         return tensor
@@ -118,8 +139,9 @@ def adapt(name: str, base: Model, adapter: Adapter) -> AdaptedModel:
     Raises:
         CheckpointError: the adapter changes what the model does not have, or does not fit it.
     """
-    tied = is_tied(base) and token_embedding(base) is not None
-    embedding = (token_embedding(base) or "").rpartition(".")[0]
+    tokens = base.tokens
+    tied = tokens.kind is Head.TIED and tokens.head is None and tokens.embedding is not None
+    embedding = (tokens.embedding or "").rpartition(".")[0]
     modules = {tensor.rpartition(".")[0] for tensor in base}
     if tied:
         modules.add(HEAD)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +11,21 @@ from typing import Any, Protocol
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
-from mergeloom.planners.models.architecture import Architecture, infer, output_head, token_embedding
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.planners.models.architecture import Architecture, infer
 from mergeloom.planners.models.checkpoint import Checkpoint
+from mergeloom.planners.models.sameness import equal_bytes
+from mergeloom.planners.models.token_weights import TokenWeights, token_weights
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor on disk: its name there and where its bytes are."""
+
+    name: str
+    entry: StoredTensor
 
 
 class Model(Protocol):
@@ -28,6 +39,15 @@ class Model(Protocol):
 
     @property
     def architecture(self) -> Architecture: ...
+
+    @property
+    def tokens(self) -> TokenWeights:
+        """Its embedding and output head."""
+        ...
+
+    def stored(self, tensor: str) -> Stored | None:
+        """Where a tensor lies as it is; ``None`` for one that is computed."""
+        ...
 
     def __contains__(self, tensor: str) -> bool: ...
 
@@ -55,7 +75,21 @@ class StoredModel:
 
     @cached_property
     def architecture(self) -> Architecture:
-        return infer(self.checkpoint.tensors, self.checkpoint.config)
+        shapes = {name: entry.shape for name, entry in self.checkpoint.tensors.items()}
+        return infer(shapes, self.checkpoint.config)
+
+    @cached_property
+    def tokens(self) -> TokenWeights:
+        entries = self.checkpoint.tensors
+        return token_weights(
+            self.architecture,
+            self.config,
+            self.shape,
+            lambda one, other: equal_bytes(entries[one], entries[other]),
+        )
+
+    def stored(self, tensor: str) -> Stored:
+        return Stored(tensor, self.checkpoint.tensors[tensor])
 
     def __contains__(self, tensor: str) -> bool:
         return tensor in self.checkpoint.tensors
@@ -88,7 +122,17 @@ class StagedModel:
 
     @cached_property
     def architecture(self) -> Architecture:
-        return infer(self.tensors, self.config)
+        return infer({name: self.shape(name) for name in self.tensors}, self.config)
+
+    @cached_property
+    def tokens(self) -> TokenWeights:
+        def same(one: str, other: str) -> bool:
+            return self.tensors[one].merge is self.tensors[other].merge
+
+        return token_weights(self.architecture, self.config, self.shape, same)
+
+    def stored(self, tensor: str) -> None:
+        return None
 
     def __contains__(self, tensor: str) -> bool:
         return tensor in self.tensors
@@ -106,21 +150,6 @@ class StagedModel:
         merge = self.tensors[tensor].merge
         assert rows is None or rows == merge.shape[0], "stages are not truncated"
         return merge
-
-
-def is_tied(model: Model) -> bool:
-    """Whether the model's output head is its token embedding: declared so, or no head is there."""
-    for config in (model.config, model.config.get("text_config")):
-        if isinstance(config, Mapping) and config.get("tie_word_embeddings") is True:
-            return True
-    return output_head(model) is None and token_embedding(model) is not None
-
-
-def tied_names(models: Collection[Model]) -> tuple[str | None, str | None]:
-    """Names of head and embedding among ``models``, where any has them."""
-    head = next((name for model in models if (name := output_head(model))), None)
-    embedding = next((name for model in models if (name := token_embedding(model))), None)
-    return head, embedding
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model
 from mergeloom.planners.output.layers.described import Description, describe
 from mergeloom.planners.output.layers.stack import Origin, Restacked
-from mergeloom.planners.slices.document import Stage
 from mergeloom.planners.slices.slices import LayerSource, Slice
+from mergeloom.planners.slices.stage import Stage
 
 
 def restacked(stage: Stage) -> list[Restacked]:

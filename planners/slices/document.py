@@ -3,111 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from mergeloom.engine.base.errors import CheckpointError, LoomError
-from mergeloom.engine.base.suggest import suggest
 from mergeloom.methods import registry
 from mergeloom.methods.declare import REQUIRED, Base, Method
 from mergeloom.planners.config.config import Document, Module, OutputSlice
 from mergeloom.planners.config.findings import Findings, placed
 from mergeloom.planners.config.model_reference import ModelReference
-from mergeloom.planners.config.parameters import Level
+from mergeloom.planners.config.parameters import Parameters
 from mergeloom.planners.models.architecture import Tower
-from mergeloom.planners.models.model import Model, StoredModel, is_tied, tied_names
+from mergeloom.planners.models.model import Model, StoredModel
 from mergeloom.planners.models.pool import Models
+from mergeloom.planners.models.roles import follows_depth, is_shared
+from mergeloom.planners.models.token_weights import Head, TokenWeights, makes_words
 from mergeloom.planners.slices.doubts import (
     check_required,
     slice_levels,
     warn_of_empty,
     warn_of_idle,
 )
+from mergeloom.planners.slices.fitting import Fitting
+from mergeloom.planners.slices.modules import Assigned, assign
+from mergeloom.planners.slices.notes import notes
 from mergeloom.planners.slices.slices import (
     LayerSource,
-    Recipe,
     Slice,
     check_lengths,
-    recipes,
     resolve_range,
 )
+from mergeloom.planners.slices.stage import Stage, TowerPlan
 from mergeloom.planners.slices.tensor_plan import (
     MergingRules,
-    TensorPlan,
     check_models,
-    plan_tensor,
 )
 from mergeloom.planners.slices.tokenizer_settings import check_tokenizer_settings
 from mergeloom.planners.vocabulary.compare import comparison_warnings
-
-
-@dataclass(frozen=True, slots=True)
-class TowerPlan:
-    """One tower of the output and the slices that it is stacked from."""
-
-    tower: Tower
-    slices: tuple[Slice, ...]
-    module: Module
-
-    @property
-    def layers(self) -> int:
-        return sum(part.length for part in self.slices)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One planned document."""
-
-    document: Document
-    rules: MergingRules
-    towers: tuple[TowerPlan, ...]
-    donor: Model
-    tied: bool
-    embedding: str | None
-    head: str | None
-
-    def tensor_plans(self) -> Iterator[TensorPlan]:
-        """How each tensor of the output comes about, in order."""
-        for tower in self.towers:
-            for recipe in recipes(tower.tower, tower.slices):
-                plan = self._plan(recipe, tower)
-                if plan is not None:
-                    yield plan
-        yield from self._missing_head()
-
-    def _plan(self, recipe: Recipe, tower: TowerPlan) -> TensorPlan | None:
-        inputs = recipe.inputs
-        if recipe.name == self.head and recipe.layer is None:
-            if self.tied:
-                return None
-            inputs = self._head_inputs(recipe.slice)
-        return plan_tensor(recipe, inputs, self.rules, self._levels(recipe.slice, tower))
-
-    def _missing_head(self) -> Iterator[TensorPlan]:
-        """The head where only models of other slices have one of their own."""
-        if self.tied or self.head is None:
-            return
-        homes = (tower for tower in self.towers if self._has_head(tower.slices))
-        tower = next(homes, self.towers[0])
-        part = tower.slices[-1]
-        if not self._has_head([part]):
-            inputs = self._head_inputs(part)
-            recipe = Recipe(self.head, part, None, 0.0, inputs)
-            yield plan_tensor(recipe, inputs, self.rules, self._levels(part, tower))
-
-    def _has_head(self, slices: Sequence[Slice]) -> bool:
-        return any(self.head in source.tower.after for part in slices for source in part.sources)
-
-    def _head_inputs(self, part: Slice) -> tuple[tuple[int, str], ...]:
-        """A tied model's embedding stands in for its head."""
-        inputs = []
-        for position, source in enumerate(part.sources):
-            name = self.embedding if is_tied(source.model) else self.head
-            if name is not None and name in source.model:
-                inputs.append((position, name))
-        return tuple(inputs)
-
-    def _levels(self, part: Slice, tower: TowerPlan) -> list[Level]:
-        return slice_levels(part, tower.module, self.document)
 
 
 def plan_stage(
@@ -133,31 +63,92 @@ def plan_stage(
     findings.check()
     opened = list({id(model): model for model in found if model is not None}.values())
     donor = models.get(document.base_model) if document.base_model else _first(document, models)
-    head, embedding = tied_names(opened)
+    fitting = Fitting(models, donor)
+    tokens = [donor.tokens, *(fitting.fit(model).tokens for model in opened)]
+    embedding = next((each.embedding for each in tokens if each.embedding), None)
+    head = next((each.head for each in tokens if each.head), None)
     findings.attempt(check_tokenizer_settings, document, opened, models, embedding)
     if document.tokenizer is None and embedding is not None:
-        warnings += _compared_tokenizers(opened, donor, embedding)
-    towers = _towers(document, method, donor, models, warnings, findings)
+        warnings += _compared_tokenizers(opened, donor)
+    towers = _towers(document, method, donor, fitting, warnings, findings)
+    for tower in towers:
+        findings.attempt(_check_depth, tower)
     findings.check()
+    tied = _is_tied(tokens)
+    if embedding is None and tied:
+        embedding = head
+    if head is not None and not tied and not _may_have_head(donor):
+        findings.warn(
+            document.place,
+            f"the output head '{head}' is left out: the output is of the class of '{donor.name}', "
+            f"{donor.config['architectures'][0]}, which has none",
+        )
+        head = None
     return Stage(
         document=document,
         rules=MergingRules(document, method, seed, truncate),
         towers=tuple(towers),
         donor=donor,
-        tied=all(is_tied(model) for model in opened),
+        tied=tied,
         embedding=embedding,
         head=head,
+        notes=tuple(notes(document, towers, fitting)),
     )
 
 
-def _compared_tokenizers(models: Sequence[Model], donor: Model, embedding: str) -> Iterator[str]:
+def _compared_tokenizers(models: Sequence[Model], donor: Model) -> Iterator[str]:
     """What is said of tokenizers where embeddings are merged row by row."""
-    stored = [m for m in models if isinstance(m, StoredModel) and embedding in m]
+    stored = [m for m in models if isinstance(m, StoredModel) and m.tokens.embedding is not None]
     if len(stored) > 1:
         directory = donor.checkpoint.directory if isinstance(donor, StoredModel) else None
         yield from comparison_warnings(
-            [(m.name, m.checkpoint.directory, m.shape(embedding)[0]) for m in stored], directory
+            [
+                (m.name, m.checkpoint.directory, m.shape(m.tokens.embedding)[0])
+                for m in stored
+                if m.tokens.embedding is not None
+            ],
+            directory,
         )
+
+
+def _is_tied(tokens: Sequence[TokenWeights]) -> bool:
+    """Whether the output's head is its embedding: where that holds for every model with a head."""
+    kinds = {found.kind for found in tokens} - {Head.NONE}
+    return kinds == {Head.TIED}
+
+
+def _may_have_head(donor: Model) -> bool:
+    return donor.tokens.kind is not Head.NONE or makes_words(donor.config)
+
+
+def _check_depth(plan: TowerPlan) -> None:
+    """Refuse to stack what cannot be stacked by layers.
+
+    Raises:
+        CheckpointError: a weight has a part for each layer, or layers share their weights.
+    """
+    if plan.unchanged:
+        return
+    for part in plan.slices:
+        for source in part.sources:
+            tower, name = source.tower, source.model.name
+            for weight in (*tower.before, *tower.after):
+                shape = source.model.shape(weight)
+                if follows_depth(weight, shape, tower.layers):
+                    raise CheckpointError(
+                        f"'{weight}' ({'x'.join(map(str, shape))}) of '{name}' has a part for each "
+                        f"of its {tower.layers} layers and is not taken apart yet",
+                        place=part.entry.place,
+                        remedy="merge whole models",
+                    )
+            shared = next((s for layer in tower.suffixes for s in layer if is_shared(s)), None)
+            if shared is not None:
+                raise CheckpointError(
+                    f"layers of '{name}' share weights ('{tower.prefix}N{shared}'), so that they "
+                    "cannot be stacked",
+                    place=part.entry.place,
+                    remedy="merge whole models",
+                )
 
 
 def _opened(
@@ -195,34 +186,23 @@ def _towers(
     document: Document,
     method: Method,
     donor: Model,
-    models: Models,
+    models: Fitting,
     warnings: list[str],
     findings: Findings,
 ) -> list[TowerPlan]:
     """The towers of the output; what is wrong with any slice of them goes to ``findings``."""
-    architecture = donor.architecture
-    names = [tower.name for tower in architecture.towers]
-    if None in document.modules:
-        module = document.modules[None]
-        if not module.whole and len(names) > 1:
-            raise document.place.error(
-                f"'{donor.name}' has {len(names)} towers of layers ({', '.join(names)})",
-                "write 'modules' with 'slices' for each, or 'models' to merge them whole",
-            )
-        chosen = [(tower, module) for tower in architecture.towers]
-    else:
-        for name, module in document.modules.items():
-            if name not in names:
-                raise module.place.error(f"no module '{name}'", suggest(str(name), names))
-        missing = [name for name in names if name not in document.modules]
-        if missing:
-            raise document.place.error(
-                f"'modules' says nothing about {', '.join(missing)}: every tower of "
-                f"'{donor.name}' needs an entry"
-            )
-        chosen = [(tower, document.modules[tower.name]) for tower in architecture.towers]
+    assigned = _assigned(document, donor, findings)
+    models.parts = {
+        item.tower.name: frozenset(item.tower.before)
+        for item in assigned
+        if not item.tower.layers and None not in document.modules
+    }
     towers = []
-    for tower, module in chosen:
+    for item in assigned:
+        tower, module = item.tower, item.module
+        if module is None:
+            towers.append(_as_it_is(tower, document, donor))
+            continue
         slices: list[Slice] = []
         for entry in module.slices:
             first = slices[-1].first + slices[-1].length if slices else 0
@@ -241,6 +221,37 @@ def _towers(
     return towers
 
 
+def _assigned(document: Document, donor: Model, findings: Findings) -> tuple[Assigned, ...]:
+    """The towers of the base or first model, and the module that each is made by."""
+    architecture = donor.architecture
+    if None not in document.modules:
+        found = assign(document, architecture)
+        for item in found:
+            if item.module is None:
+                findings.warn(
+                    document.place,
+                    f"'modules' says nothing about '{item.tower.name}': it is copied from "
+                    f"'{donor.name}'",
+                )
+        return found
+    module = document.modules[None]
+    names = [tower.name for tower in architecture.towers]
+    if not module.whole and len(names) > 1:
+        raise document.place.error(
+            f"'{donor.name}' has {len(names)} towers of layers ({', '.join(names)})",
+            "write 'modules' with 'slices' for each, or 'models' to merge them whole",
+        )
+    return tuple(Assigned(tower, module) for tower in architecture.towers)
+
+
+def _as_it_is(tower: Tower, document: Document, donor: Model) -> TowerPlan:
+    """A tower that is copied from the base or first model."""
+    entry = OutputSlice((), None, Parameters(), document.place)
+    source = LayerSource(donor, tower, 0, tower.layers, None)
+    part = Slice(0, tower.layers, (source,), None, entry)
+    return TowerPlan(tower, (part,), Module((entry,), True, Parameters(), document.place), True)
+
+
 def _slice(
     entry: OutputSlice,
     first: int,
@@ -248,7 +259,7 @@ def _slice(
     module: Module,
     document: Document,
     method: Method,
-    models: Models,
+    models: Fitting,
 ) -> Slice:
     with placed(entry.place):
         return _aligned(entry, first, tower, module, document, method, models)
@@ -261,13 +272,13 @@ def _aligned(
     module: Module,
     document: Document,
     method: Method,
-    models: Models,
+    models: Fitting,
 ) -> Slice:
     """The sources of a slice, the base among them, each with as many layers."""
     sources = []
     for source in entry.sources:
         model = models.get(source.model)
-        own = _matching_tower(model, tower)
+        own = models.tower(model, tower)
         start, stop = resolve_range(source, own, model.name)
         sources.append(LayerSource(model, own, start, stop, source))
     reference = entry.base_model or document.base_model
@@ -275,7 +286,7 @@ def _aligned(
     if reference is not None and method.base is Base.NONE:
         if _joins(reference, entry, module, document, method, models):
             model = models.get(reference)
-            own = _matching_tower(model, tower)
+            own = models.tower(model, tower)
             sources.insert(0, LayerSource(model, own, 0, own.layers, None))
     elif reference is not None:
         model = models.get(reference)
@@ -288,7 +299,7 @@ def _aligned(
                     "layers",
                     "add it with the layer_range that is its part",
                 )
-            own = _matching_tower(model, tower)
+            own = models.tower(model, tower)
             start, stop = (0, own.layers) if module.whole else next(iter(ranges))
             if stop > own.layers:
                 raise entry.place.error(
@@ -309,7 +320,7 @@ def _joins(
     module: Module,
     document: Document,
     method: Method,
-    models: Models,
+    models: Fitting,
 ) -> bool:
     """Whether a base model that is not listed is merged like any other, by a method without base.
 
@@ -323,7 +334,7 @@ def _joins(
 
 
 def _left_out_base(
-    entry: OutputSlice, module: Module, document: Document, method: Method, models: Models
+    entry: OutputSlice, module: Module, document: Document, method: Method, models: Fitting
 ) -> str | None:
     """A warning where the base model gives no weights though it is named."""
     reference = document.base_model
@@ -336,15 +347,3 @@ def _left_out_base(
         f"{document.base_place or document.place}: '{reference}' gives configuration and "
         "tokenizer only: to merge it too, list it among the models"
     )
-
-
-def _matching_tower(model: Model, tower: Tower) -> Tower:
-    """The tower of ``model`` that corresponds to ``tower``."""
-    own = next((t for t in model.architecture.towers if t.prefix == tower.prefix), None)
-    if own is None:
-        found = ", ".join(f"'{t.prefix}N'" for t in model.architecture.towers)
-        raise CheckpointError(
-            f"'{model.name}' has no layers named '{tower.prefix}N' as the first or base model has, "
-            f"but {found}: models of different architectures cannot be merged"
-        )
-    return own

@@ -7,8 +7,9 @@ slices:  A[0,4]         output layer   0 1 2 3 4 5     one entry of `slices` aft
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mergeloom.engine.base.errors import Place
 from mergeloom.planners.config.config import OutputSlice, Source
@@ -96,31 +97,80 @@ def check_lengths(sources: Sequence[LayerSource], place: Place) -> int:
 
 
 def recipes(tower: Tower, slices: Sequence[Slice]) -> Iterator[Recipe]:
-    """Every tensor of the output's tower in order: before the layers, the layers, after them."""
-    yield from _around(slices[0], "before")
+    """Every tensor of the output's tower in order: before the layers, the layers, after them.
+
+    What belongs to the first or the last place and not to a layer, and layers beyond the last,
+    come from the first or the last slice like other weights outside the layers.
+    """
+    depth = sum(part.length for part in slices)
+    towers = [source.tower for part in slices for source in part.sources]
+    first = frozenset(suffix for tower in towers for suffix in tower.first)
+    last = frozenset(suffix for tower in towers for suffix in tower.last)
+    yield from _around(tower, slices, "before")
+    if depth:
+        yield from _placed(tower, slices[0], 0, lambda source: 0, first)
     for part in slices:
         for step in range(part.length):
             t = step / (part.length - 1) if part.length > 1 else 1.0
-            yield from _layer(tower, part, step, t)
-    yield from _around(slices[-1], "after")
+            yield from _layer(tower, part, step, t, first | last)
+    if depth:
+        yield from _placed(tower, slices[-1], depth - 1, lambda source: source.layers - 1, last)
+    for extra in range(max(len(source.tower.beyond) for source in slices[-1].sources)):
+        yield from _placed(tower, slices[-1], depth + extra, partial(_beyond, extra), None)
+    yield from _around(tower, slices[::-1], "after")
 
 
-def _around(part: Slice, side: str) -> Iterator[Recipe]:
-    names: dict[str, list[tuple[int, str]]] = {}
+def _beyond(extra: int, tower: Tower) -> int:
+    return tower.layers + extra
+
+
+def _around(tower: Tower, slices: Sequence[Slice], side: str) -> Iterator[Recipe]:
+    """Weights on one side of the layers, from the nearest slice; where no model of that one has
+    what the output's tower needs, from the next."""
+    missing = set(getattr(tower, side))
+    for part in slices:
+        names: dict[str, list[tuple[int, str]]] = {}
+        for position, source in enumerate(part.sources):
+            for name in getattr(source.tower, side):
+                if part is slices[0] or name in missing:
+                    names.setdefault(name, []).append((position, name))
+        missing -= names.keys()
+        for name, inputs in names.items():
+            yield Recipe(name, part, None, 0.0, tuple(inputs))
+
+
+def _placed(
+    tower: Tower,
+    part: Slice,
+    layer: int,
+    origin: Callable[[Tower], int],
+    wanted: Collection[str] | None,
+) -> Iterator[Recipe]:
+    """What output layer ``layer`` takes from layer ``origin(source's tower)`` of each source.
+
+    Only the ``wanted`` suffixes; ``None`` for all.
+    """
+    suffixes: dict[str, list[tuple[int, str]]] = {}
     for position, source in enumerate(part.sources):
-        for name in getattr(source.tower, side):
-            names.setdefault(name, []).append((position, name))
-    for name, inputs in names.items():
-        yield Recipe(name, part, None, 0.0, tuple(inputs))
+        number = origin(source.tower)
+        for suffix in source.tower.layer_suffixes(number):
+            if wanted is None or suffix in wanted:
+                name = source.tower.layer_name(number, suffix)
+                suffixes.setdefault(suffix, []).append((position, name))
+    for suffix, inputs in suffixes.items():
+        yield Recipe(tower.layer_name(layer, suffix), part, layer, 0.0, tuple(inputs))
 
 
-def _layer(tower: Tower, part: Slice, step: int, t: float) -> Iterator[Recipe]:
+def _layer(
+    tower: Tower, part: Slice, step: int, t: float, placed: Collection[str]
+) -> Iterator[Recipe]:
     suffixes: dict[str, list[tuple[int, str]]] = {}
     for position, source in enumerate(part.sources):
         layer = source.start + step
         for suffix in source.tower.suffixes[layer]:
-            name = source.tower.layer_name(layer, suffix)
-            suffixes.setdefault(suffix, []).append((position, name))
+            if suffix not in placed:
+                name = source.tower.layer_name(layer, suffix)
+                suffixes.setdefault(suffix, []).append((position, name))
     layer = part.first + step
     for suffix, inputs in suffixes.items():
         yield Recipe(tower.layer_name(layer, suffix), part, layer, t, tuple(inputs))

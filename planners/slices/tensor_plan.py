@@ -15,6 +15,7 @@ from mergeloom.methods.declare import REQUIRED, Base, Method, Parameter, Paramet
 from mergeloom.planners.config.config import Document
 from mergeloom.planners.config.parameters import Level, Resolved, required, resolve
 from mergeloom.planners.models.model import Model
+from mergeloom.planners.models.roles import is_buffer
 from mergeloom.planners.slices.slices import Recipe, Slice
 
 
@@ -22,8 +23,7 @@ from mergeloom.planners.slices.slices import Recipe, Slice
 class Contribution:
     """One input of one output tensor: ``tensor`` of ``model``, in layer ``layer`` there.
 
-    ``parameters`` are the per-model ones, with their provenance; ``stands_in`` says that a tied
-    embedding stands in for a head.
+    ``parameters`` are the per-model ones, with their provenance.
     """
 
     model: Model
@@ -31,13 +31,19 @@ class Contribution:
     layer: int | None
     is_base: bool
     parameters: Mapping[str, Resolved]
-    stands_in: bool = False
+
+    @property
+    def stored_name(self) -> str:
+        """The tensor's name where it is stored, which may be another than the planner calls it."""
+        stored = self.model.stored(self.tensor)
+        return stored.name if stored is not None else self.tensor
 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
     """How one output tensor comes about, with every parameter and where it comes from.
 
+    ``same_as`` is the output's tensor that this one is once more, under another name.
     ``method`` is ``None`` where the tensor is copied from its only contribution; ``passed_over``
     are then the inputs that should be equal to it. ``missing`` are the models without it.
     """
@@ -50,6 +56,7 @@ class TensorPlan:
     copied_because: str | None = None
     passed_over: tuple[Contribution, ...] = ()
     missing: tuple[Model, ...] = ()
+    same_as: str | None = None
 
 
 class Mismatch(Exception):
@@ -88,7 +95,7 @@ def plan_tensor(
     first = models[0]
     present = {position for position, _ in inputs}
     missing = tuple(s.model for i, s in enumerate(part.sources) if i not in present)
-    integer = not first.dtype(inputs[0][1]).floating
+    constant = _constant(first, inputs[0][1])
     if len(inputs) > 1 and method.base is Base.REQUIRED and part.base not in dict(inputs):
         base = part.sources[part.base or 0].model.name
         raise CheckpointError(
@@ -96,14 +103,10 @@ def plan_tensor(
             f"which '{method.name}' starts from",
             place=part.entry.place,
         )
-    if integer or (len(inputs) == 1 and not method.merges_one):
-        chosen = _donor(inputs, part) if integer else 0
-        reason = "it holds integers" if integer else "only one model has it"
-        found = [_contribution(part, position, name, {}) for position, name in inputs]
-        only = found.pop(chosen)
-        return TensorPlan(
-            recipe.name, recipe.layer, None, (only,), {}, reason, tuple(found), missing
-        )
+    if constant is not None:
+        return copy_tensor(recipe, inputs, constant)
+    if len(inputs) == 1 and not method.merges_one:
+        return copy_tensor(recipe, inputs, "only one model has it")
     contributions = []
     for position, name in inputs:
         source = part.sources[position].source
@@ -126,6 +129,25 @@ def plan_tensor(
     return TensorPlan(
         recipe.name, recipe.layer, method, tuple(contributions), settings, missing=missing
     )
+
+
+def copy_tensor(recipe: Recipe, inputs: Sequence[tuple[int, str]], reason: str) -> TensorPlan:
+    """Copy ``recipe`` from the base among ``inputs``, or from the first."""
+    part = recipe.slice
+    found = [_contribution(part, position, name, {}) for position, name in inputs]
+    only = found.pop(_donor(inputs, part))
+    present = {position for position, _ in inputs}
+    missing = tuple(s.model for i, s in enumerate(part.sources) if i not in present)
+    return TensorPlan(recipe.name, recipe.layer, None, (only,), {}, reason, tuple(found), missing)
+
+
+def _constant(model: Model, tensor: str) -> str | None:
+    """Why a tensor is copied whatever the method: it is no weight."""
+    if not model.dtype(tensor).floating:
+        return "it holds integers"
+    if is_buffer(tensor, model.shape(tensor)):
+        return "it is a constant, not a weight"
+    return None
 
 
 def build_merge(plan: TensorPlan, builder: GraphBuilder, rules: MergingRules) -> Merge:
@@ -154,7 +176,7 @@ def build_merge(plan: TensorPlan, builder: GraphBuilder, rules: MergingRules) ->
 def tensor_merge(plan: TensorPlan, rules: MergingRules, shape: tuple[int, ...]) -> TensorMerge:
     """What the method of ``plan`` is asked."""
     return TensorMerge(
-        tensor=plan.name,
+        tensor=plan.same_as or plan.name,
         shape=shape,
         models=tuple(_values(item.parameters) for item in plan.contributions),
         base=next((i for i, item in enumerate(plan.contributions) if item.is_base), None),
@@ -247,11 +269,11 @@ def _common_rows(plan: TensorPlan, truncate: bool) -> int | None:
 def output_dtype(plan: TensorPlan, document: Document) -> DType:
     """The type that a tensor is written in.
 
-    Integers keep theirs; without `dtype` and `out_dtype` a tensor has its base's, or its first
-    input's, type.
+    Integers and constants keep theirs; without `dtype` and `out_dtype` a tensor has its base's, or
+    its first input's, type.
     """
     own = next((item for item in plan.contributions if item.is_base), plan.contributions[0])
     dtype = own.model.dtype(own.tensor)
-    if not dtype.floating:
+    if _constant(own.model, own.tensor) is not None:
         return dtype
     return document.out_dtype or document.dtype or dtype

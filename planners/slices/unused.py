@@ -12,7 +12,7 @@ from mergeloom.engine.graph.graph import Graph
 from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.planners.models.checkpoint import Checkpoint
-from mergeloom.planners.slices.document import TowerPlan
+from mergeloom.planners.slices.stage import Stage, TowerPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,11 @@ class Unused:
 
 
 def unused_tensors(
-    models: Mapping[str, Checkpoint],
-    graph: Graph,
-    towers: Sequence[TowerPlan],
-    tied_head: str | None,
+    models: Mapping[str, Checkpoint], graph: Graph, stage: Stage
 ) -> Iterator[Unused]:
-    """Everything in ``models`` that no load of ``graph`` reads, grouped by model and reason.
-
-    ``tied_head`` is the name of the output head where the output has none.
-    """
+    """Everything in ``models`` that no load of ``graph`` reads, grouped by model and reason."""
+    towers = stage.towers
+    same = _same_as_embedding(stage)
     used = _Used(graph)
     integers = {load.name for load in graph.loads if not load.dtype.floating}
     seen: set[int] = set()
@@ -62,8 +58,8 @@ def unused_tensors(
             elif layer is not None:
                 reason = "layers that no slice takes"
                 layers[reason].add(layer)
-            elif tensor == tied_head:
-                reason = "the output head is tied to the embedding"
+            elif tensor in same:
+                reason = f"its bytes are the embedding's, '{same[tensor]}'"
             else:
                 reason = _outside_reason(tensor, towers)
             groups[reason].append(tensor)
@@ -96,6 +92,19 @@ class _Used:
         starts, ends = self._runs.get(id(part.source), ([], []))
         before = bisect_left(starts, part.offset + part.length)
         return before > 0 and ends[before - 1] > part.offset
+
+
+def _same_as_embedding(stage: Stage) -> dict[str, str]:
+    """Weights that are their model's embedding once more, and that one's name, as stored."""
+    found = {}
+    for model in stage.models:
+        tokens = model.tokens
+        embedding = model.stored(tokens.embedding) if tokens.embedding is not None else None
+        for name in tokens.twins if embedding is not None else ():
+            twin = model.stored(name)
+            if twin is not None and embedding is not None:
+                found[twin.name] = embedding.name
+    return found
 
 
 def _unused(

@@ -208,7 +208,7 @@ def test_an_interrupted_merge_can_be_verified(config: Path, tmp_path: Path) -> N
     found = run("verify", out, "--json")
     assert found.returncode == 1
     assert json.loads(found.stdout)["wrong"] == [
-        {"what": "model.norm.weight", "why": "its bytes differ from its digest"}
+        {"what": "lm_head.weight", "why": "its bytes differ from its digest"}
     ]
     lines = (out / ".mergeloom" / "journal").read_bytes().splitlines(keepends=True)
     lines[5] = b"x" + lines[5][1:]
@@ -227,7 +227,7 @@ def test_a_check_after_the_merge(config: Path, tmp_path: Path) -> None:
     flip(tmp_path / "out" / "model.safetensors", -1)
     found = run("merge", config, tmp_path / "out", "--check", 100)
     assert found.returncode == 1
-    assert "'model.norm.weight' in 'model.safetensors' is wrong" in found.stderr
+    assert "'lm_head.weight' in 'model.safetensors' is wrong" in found.stderr
 
 
 def test_explain_tells_which_entry_set_a_parameter(config: Path) -> None:

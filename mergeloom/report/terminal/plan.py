@@ -38,6 +38,8 @@ def render_plan(report: PlanReport) -> RenderableType:
             parts.append(_stage_title(stage, number, len(report.stages)))
         for part in stage.parts:
             parts += [_part(part, stage), Text()]
+        if stage.notes:
+            parts += [*(Text(note, style="dim") for note in stage.notes), Text()]
     parts.append(_figures(report))
     if report.output.config_changes:
         parts += [Text(), Text("config.json", style="bold")]
@@ -107,7 +109,6 @@ def _part(part: records.OutlinePart, stage: records.Stage) -> RenderableType:
     ]
     if len(part.slices) > _MANY_SLICES:
         lines_.append(Text(f"  and {len(part.slices) - _MANY_SLICES} more slices", style="dim"))
-    lines_ += [Text(f"  {note}", style="dim") for note in part.notes]
     return Group(*lines_)
 
 

@@ -148,6 +148,8 @@ DECODERS = (
     decoder(
         "zamba",
         "ZambaForCausalLM",
+        LAYERS,
+        Stack(LAYERS, refused="share weights"),
         layers_block_type=["mamba", "hybrid"] * 2,
         attention_head_dim=16,
         num_key_value_heads=2,
@@ -157,6 +159,8 @@ DECODERS = (
     decoder(
         "zamba2",
         "Zamba2ForCausalLM",
+        LAYERS,
+        Stack(LAYERS, refused="share weights"),
         layers_block_type=["mamba", "hybrid"] * 2,
         mamba_d_state=8,
         n_mamba_heads=4,

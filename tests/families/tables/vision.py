@@ -21,7 +21,15 @@ SECTIONS = {
 }
 QWEN_VISION = {"hidden_size": 16, "out_hidden_size": 16, "num_heads": 2}
 FROM_FIRST = (
-    *("projector", "merger", "connector", "qformer", "language_projection", "adapter"),
+    *(
+        "projector",
+        "merger",
+        "connector",
+        "qformer",
+        "language_projection",
+        "adapter",
+        "downsample",
+    ),
     *("post_tile_positional_embedding", "global_transformer"),  # act between Mllama's two towers
 )
 
@@ -153,8 +161,8 @@ VISION = (
     both(
         "qwen3_vl",
         "Qwen3VLForConditionalGeneration",
-        language("language_model.layers"),
-        vision("visual.blocks", "model.visual.blocks", seen_patches),
+        language("language_model"),
+        vision("visual", "model.visual.blocks", seen_patches),
         text_config=SECTIONS,
         vision_config={
             **QWEN_VISION,
@@ -178,7 +186,7 @@ VISION = (
     both(
         "mllama",
         "MllamaForConditionalGeneration",
-        Stack("model.language_model.layers", module="language_model.model", run=mllama_run),
+        Stack("model.language_model.layers", module="language_model", run=mllama_run),
         vision(
             "vision_model.transformer",
             "model.vision_model.transformer.layers",

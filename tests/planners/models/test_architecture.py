@@ -1,15 +1,23 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
-from mergeloom.planners.models.architecture import infer, output_head, token_embedding
+from mergeloom.planners.models import architecture
+from mergeloom.planners.models.architecture import Architecture
+from mergeloom.planners.models.roles import output_head, token_embedding
 from tests.planners.support import llama_names
 
 
 def names(prefix: str, layers: int, *suffixes: str) -> list[str]:
     return [f"{prefix}{i}.{suffix}" for i in range(layers) for suffix in suffixes]
+
+
+def infer(names: list[str], config: dict[str, Any]) -> Architecture:
+    """The architecture of matrices with these names."""
+    return architecture.infer(dict.fromkeys(names, (32, 8)), config)
 
 
 BLOCK = ("attn.q.weight", "attn.k.weight", "mlp.weight", "norm.weight")
@@ -84,7 +92,7 @@ def test_a_vision_language_model() -> None:
     language, vision = architecture.towers
     assert (language.name, language.layers) == ("language_model", 4)
     assert (vision.name, vision.layers) == ("vision_tower", 3)
-    assert "multi_modal_projector.linear_1.weight" in language.after
+    assert "multi_modal_projector.linear_1.weight" in language.before
     assert vision.before == ("vision_tower.vision_model.embeddings.patch_embedding.weight",)
 
 
@@ -92,7 +100,8 @@ def test_numbered_parts_of_a_small_network_are_no_layers() -> None:
     found = [*llama_names(4), "projector.0.weight", "projector.1.weight", "score.0.bias"]
     (tower,) = infer(found, {"num_hidden_layers": 4}).towers
     assert tower.layers == 4
-    assert {"projector.0.weight", "score.0.bias"} <= set(tower.after)
+    assert {"projector.0.weight", "projector.1.weight"} <= set(tower.before)
+    assert "score.0.bias" in tower.after
 
 
 def test_a_checkpoint_without_layers() -> None:
@@ -108,10 +117,24 @@ def test_one_layer_is_a_stack_where_the_configuration_says_so() -> None:
 
 @pytest.mark.parametrize("head", ["lm_head.weight", "embed_out.weight", "output.weight"])
 def test_heads_and_embeddings(head: str) -> None:
-    assert output_head(["a.weight", head]) == head
-    assert output_head(["attention.output.dense.weight", "x.output.weight.bias"]) is None
-    assert token_embedding(["model.norm.weight", "model.embed_tokens.weight"]) is not None
-    assert token_embedding(["embeddings.position_embeddings.weight"]) is None
+    embedding = "model.embed_tokens.weight"
+    shapes = {"a.weight": (8, 8), embedding: (32, 8), head: (32, 8), "score.weight": (1, 8)}
+    assert output_head(shapes, embedding) == head
+    assert token_embedding(shapes, {}) == embedding
+    del shapes[head]
+    assert output_head(shapes, embedding) is None
+    assert token_embedding({"embeddings.position_embeddings.weight": (32, 8)}, {}) is None
+
+
+def test_the_embedding_is_the_one_with_a_row_for_each_token() -> None:
+    shapes = {"talker.embed_tokens.weight": (90, 8), "thinker.embed_tokens.weight": (32, 8)}
+    assert token_embedding(shapes, {"vocab_size": 90}) == "talker.embed_tokens.weight"
+    assert token_embedding(shapes, {"t": {"vocab_size": 32}}) == "thinker.embed_tokens.weight"
+
+
+def test_a_head_of_an_unknown_name_has_the_embeddings_shape() -> None:
+    shapes = {"embed.weight": (32, 8), "talk.weight": (32, 8), "pooler.dense.weight": (32, 8)}
+    assert output_head(shapes, "embed.weight") == "talk.weight"
 
 
 def test_a_head_that_is_called_embedding_stands_after_the_layers() -> None:

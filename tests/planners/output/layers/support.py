@@ -22,7 +22,7 @@ def model(config: Config, depths: Mapping[str, int], name: str = "m") -> list[De
     names += [
         f"{prefix}{i}{part}" for prefix, n in depths.items() for i in range(n) for part in BLOCK
     ]
-    towers = {tower.prefix: tower for tower in infer(names, config).towers}
+    towers = {tower.prefix: tower for tower in infer(dict.fromkeys(names, (8, 8)), config).towers}
     return describe(name, config, [towers[prefix] for prefix in depths])
 
 

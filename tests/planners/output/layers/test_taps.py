@@ -130,7 +130,7 @@ def _refusals(origins: list[int], more: set[int], settings: dict[str, object]) -
     config = {"num_hidden_layers": 4, **settings}
     names = [f"model.layers.{i}{part}" for i in range(4) for part in BLOCK]
     names += [f"model.layers.{i}.mlp.experts.0.weight" for i in more]
-    (donor,) = describe("m", config, infer(names, config).towers)
+    (donor,) = describe("m", config, infer(dict.fromkeys(names, (8, 8)), config).towers)
     made = tuple(Origin(donor, layer) for layer in origins)
     return [
         str(each) for each in rewrite_layers(config, [Restacked("default", donor, made)]).refusals
@@ -147,9 +147,9 @@ def test_layers_that_differ_without_a_word_in_the_configuration() -> None:
     assert uneven([0, 1, 2, 2, 3], some_kinds=["d", "d", "d", "s"]) != []
 
 
-def test_a_first_layer_that_is_different_may_stay_first() -> None:
-    assert _refusals([0, 1, 2, 2, 3], {0}, {}) == []
-    assert _refusals([0, 1, 0, 2, 3], {0}, {}) != []
-    assert _refusals([1, 2, 3], {0}, {}) != []
-    assert _refusals([0, 1, 2, 3, 1, 2, 3], {0}, {}) == []
-    assert _refusals([0, 3, 1, 2], {3}, {}) != []
+def test_what_only_the_first_or_the_last_layer_has_belongs_to_the_place() -> None:
+    """It is no part of the layers, which are all alike then."""
+    for place in (0, 3):
+        assert _refusals([0, 1, 0, 2, 3], {place}, {}) == []
+        assert _refusals([1, 2, 3], {place}, {}) == []
+    assert _refusals([0, 3, 1, 2], {1}, {}) != []

@@ -1,0 +1,147 @@
+"""One architecture under two prefixes: another model's tensors under the first one's names.
+
+    GPT-2         h.0.mlp.c_fc.weight           transformer.h.0.mlp.c_fc.weight
+    a language    model.layers.0.mlp.up.weight  model.language_model.layers.0.mlp.up.weight
+    model in a    model.embed_tokens.weight     model.language_model.embed_tokens.weight
+    larger one    lm_head.weight                lm_head.weight
+
+Two towers correspond if their layers have mostly the same suffixes. What their prefixes end in
+alike is dropped, and what is left are the two roots that names are translated between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
+from mergeloom.planners.models.architecture import Architecture, Tower, infer
+from mergeloom.planners.models.model import Model, Shape, Stored
+from mergeloom.planners.models.token_weights import TokenWeights
+
+ALIKE = 0.5
+"""Share of suffixes that two towers' layers must have in common, of all that either has."""
+
+
+@dataclass(frozen=True)
+class RenamedModel:
+    """A model whose tensors go by the names that another model has for them.
+
+    ``names`` gives the stored name by the new one, ``prefixes`` the new prefix of a tower's layers
+    by the stored one.
+    """
+
+    model: Model
+    names: Mapping[str, str]
+    prefixes: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.model.config
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return infer({name: self.shape(name) for name in self.names}, self.config)
+
+    @cached_property
+    def tokens(self) -> TokenWeights:
+        return self.model.tokens.renamed({old: new for new, old in self.names.items()})
+
+    def __contains__(self, tensor: str) -> bool:
+        return tensor in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def stored(self, tensor: str) -> Stored | None:
+        return self.model.stored(self.names[tensor])
+
+    def shape(self, tensor: str) -> Shape:
+        return self.model.shape(self.names[tensor])
+
+    def dtype(self, tensor: str) -> DType:
+        return self.model.dtype(self.names[tensor])
+
+    def node(self, builder: GraphBuilder, tensor: str, rows: int | None = None) -> Load | Merge:
+        return self.model.node(builder, self.names[tensor], rows)
+
+
+def aligned(model: Model, first: Model) -> Model:
+    """``model`` under the names of ``first``; itself if its layers go by the same names already,
+    or by names that have nothing in common.
+    """
+    own, theirs = model.architecture, first.architecture
+    known = {tower.prefix for tower in theirs.towers}
+    if all(tower.prefix in known for tower in own.towers):
+        return model
+    pairs = dict(_pairs(own, theirs))
+    if not pairs:
+        return model
+    names: dict[str, str] = {}
+    for tower in own.towers:
+        translate = _translation(tower, pairs.get(tower.prefix), own, theirs)
+        for name in tower.names():
+            names[translate(name)] = name
+    return RenamedModel(model, names, {own: other.prefix for own, other in pairs.items()})
+
+
+def _translation(
+    tower: Tower, other: Tower | None, own: Architecture, theirs: Architecture
+) -> Callable[[str], str]:
+    """From names of ``tower`` and of what is around it to the names there."""
+    root, new_root = _roots(tower.prefix, other.prefix) if other is not None else ("", "")
+    roles = {own.embedding: theirs.embedding, own.head: theirs.head}
+
+    def translate(name: str) -> str:
+        role = roles.get(name)
+        if role is not None:
+            return role
+        if other is not None and name.startswith(tower.prefix):
+            return other.prefix + name.removeprefix(tower.prefix)
+        moved = new_root + name.removeprefix(root) if name.startswith(root) else name
+        if moved in theirs.around or name in theirs.around:
+            return moved if moved in theirs.around else name
+        ends = [n for n in theirs.around if n.endswith(f".{name}") or name.endswith(f".{n}")]
+        if len(ends) == 1:
+            return ends[0]
+        return name if name == own.head and "." not in tower.prefix.rstrip(".") else moved
+
+    return translate
+
+
+def _pairs(own: Architecture, theirs: Architecture) -> Iterator[tuple[str, Tower]]:
+    """The towers that correspond: the prefix here, the tower there."""
+    free = {tower.prefix: tower for tower in theirs.towers if tower.layers}
+    for tower in own.towers:
+        if tower.layers and free:
+            found = max(free.values(), key=lambda other: _likeness(tower, other))
+            if _likeness(tower, found)[0] >= ALIKE:
+                del free[found.prefix]
+                yield tower.prefix, found
+
+
+def _likeness(one: Tower, other: Tower) -> tuple[float, int]:
+    """How much of two towers' layers is named alike, and how far their prefixes end alike."""
+    mine, theirs = (
+        {suffix for layer in tower.suffixes for suffix in layer} for tower in (one, other)
+    )
+    share = len(mine & theirs) / len(mine | theirs)
+    same = one.prefix == other.prefix
+    root, _ = _roots(one.prefix, other.prefix)
+    return 1.0 if same else share, one.prefix.count(".") - root.count(".")
+
+
+def _roots(one: str, other: str) -> tuple[str, str]:
+    """Two prefixes without the modules that they end in alike."""
+    first, second = one.split("."), other.split(".")
+    while first and second and first[-1] == second[-1]:
+        first.pop()
+        second.pop()
+    return "".join(f"{part}." for part in first), "".join(f"{part}." for part in second)

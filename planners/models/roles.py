@@ -1,0 +1,189 @@
+"""What a weight outside the layers does, told from its name and shape.
+
+Only a few roles act after the layers: the final norm, heads, poolers and classifiers. Everything
+else (embeddings, convolutions in front, projectors of other modalities) acts before them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+Shape = tuple[int, ...]
+
+_AFTER = re.compile(
+    r"(\w*_)?lm_heads?|heads?|\w+_head|head_norm|embed_out|lm_loss|cls|(\w+_)?predictions?"
+    r"|pred_layer|score|(pre_)?classifiers?|classification_head|(\w+_)?pooler|qa_outputs|logits_proj"
+    r"|sequence_summary|final_logits_bias|proj_out|project_out|output|output_projection|output_layer"
+    r"|vocab_(projector|transform|layer_norm)|altup_unembed_projections|final_(linear|layer|proj)"
+)
+"""Modules that act after the layers, besides norms."""
+
+_NORM = re.compile(r"norm|^ln|_ln$|_ln_|layrnorm|^ln_f$", re.IGNORECASE)
+_EARLY_NORM = re.compile(
+    r"(?<!un)emb|(^|_)pre|(^|_)in(put)?(_|$)|before|conv|group|batch|proj|patch|asr|speaker",
+    re.IGNORECASE,
+)
+"""Marks of a norm beside the layers that acts before them."""
+
+_FINAL_NORM = re.compile(r"embedding_norm|emb_layer_norm_after")
+"""Final norms whose names say something else (LFM2, ESM)."""
+
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed_tokens|wte|(word|tok|token|tokens|input|text)_?embed(ding)?s?|tokens_embed"
+    r"|embed_in|embed|shared|embeddings?|word_embed|embed_tokens\.embed|transformer\.w|w)\.weight$"
+)
+_HEAD = re.compile(
+    r"(^|\.)((\w*_)?lm_head(\.(decoder|out_proj|linear))?|embed_out|output|predictions\.decoder"
+    r"|decoder|proj_out|head|vocab_projector|lm_loss|output_projection|output_layer"
+    r"|pred_layer\.proj|unembed(ding)?)\.weight$"
+)
+_SHARED = re.compile(r"(^|\.)shared\.weight$")
+_LANGUAGE = re.compile(r"language|text|llm|decoder|thinker")
+_NOT_WORDS = re.compile(
+    r"posit|_type|segment|per_layer|patch|vision|visual|image|pixel|audio|speech|codec"
+)
+_NO_HEAD = re.compile(
+    r"dense|transform|pooler|classifier|score|qa_outputs|embed(?!_out)|wte|wpe|proj(?!_out)"
+)
+
+
+def parts(name: str) -> list[str]:
+    """The modules that a weight's name leads through, without the weight itself."""
+    return name.split(".")[:-1]
+
+
+def acts_after(name: str, prefix: str, names: Collection[str], config: Mapping[str, Any]) -> bool:
+    """Whether a weight outside the layers acts after the last of them.
+
+    ``prefix`` is the layers' names' part before the number; ``names`` are all names, ``config``
+    the model's configuration: in two families they tell where a norm stands.
+    """
+    modules, stack = parts(name), parts(prefix + "0.")
+    own = len(modules)
+    while own and modules[:own] != stack[:own]:
+        own -= 1
+    inner = modules[own:] or [name.rpartition(".")[2]]
+    if any(_AFTER.fullmatch(module) for module in inner) or inner == ["decoder"]:
+        return True
+    norm = inner[-1]
+    if len(inner) > 1 or _NORM.search(norm) is None:
+        return False
+    if _FINAL_NORM.fullmatch(norm):
+        return True
+    if _EARLY_NORM.search(norm):
+        return False
+    beside = ".".join([*modules[:own], ""])
+    return not _stands_in_front(beside, names, config)
+
+
+def _stands_in_front(beside: str, names: Collection[str], config: Mapping[str, Any]) -> bool:
+    """Whether a norm among modules ``beside`` the layers acts before them, as in two families.
+
+    Speech encoders of the wav2vec 2.0 kind normalise before the layers unless they are 'stable';
+    DeBERTa normalises its relative embeddings.
+    """
+    if any(name.startswith(f"{beside}pos_conv_embed.") for name in names):
+        return config.get("do_stable_layer_norm") is not True
+    return any(
+        name.startswith((f"{beside}rel_embeddings.", f"{beside}feature_extractor."))
+        for name in names
+    )
+
+
+def token_embedding(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> str | None:
+    """The name of the input embedding of tokens among weights outside the layers, if there is one.
+
+    Where several could be it: the one with as many rows as the configuration has tokens, the one
+    that encoder and decoder share, the language model's, the largest.
+    """
+    sizes = set(vocabulary_sizes(config))
+
+    def rank(name: str) -> tuple[bool, bool, bool, int]:
+        rows = shapes[name][0]
+        return (
+            rows in sizes,
+            _SHARED.search(name) is not None,
+            _LANGUAGE.search(name) is not None,
+            rows,
+        )
+
+    found = [name for name, shape in shapes.items() if len(shape) == 2 and _is_embedding(name)]
+    return max(found, key=rank, default=None)
+
+
+def _is_embedding(name: str) -> bool:
+    inner = ".".join(name.split(".")[-3:])
+    return _EMBEDDING.search(name) is not None and _NOT_WORDS.search(inner) is None
+
+
+def output_head(shapes: Mapping[str, Shape], embedding: str | None) -> str | None:
+    """The name of the output head among weights outside the layers, if there is one.
+
+    It has a usual name, or else the embedding's shape. Rows may differ: an embedding may have some
+    for tokens that are never said.
+    """
+    like = shapes[embedding] if embedding is not None else None
+    others = {
+        name: shape for name, shape in shapes.items() if len(shape) == 2 and name != embedding
+    }
+    named = [name for name in others if _HEAD.search(name)]
+    if like is not None:
+        named = [n for n in named if like[0] == others[n][0]] or [
+            n for n in named if n.endswith("lm_head.weight")
+        ]
+        if not named:
+            named = [
+                name
+                for name, shape in others.items()
+                if shape == like and name.endswith(".weight") and not _NO_HEAD.search(name)
+            ]
+    return min(named, key=lambda name: name.count("."), default=None)
+
+
+_VOCABULARY_KEYS = {"vocab_size", "n_vocab", "padded_vocab_size", "n_tokens"}
+
+
+def vocabulary_sizes(config: Mapping[str, Any]) -> Iterable[int]:
+    """Numbers of tokens that a configuration declares, nested ones too."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from vocabulary_sizes(value)
+        elif key in _VOCABULARY_KEYS and type(value) is int:
+            yield value
+
+
+_BUFFER = re.compile(
+    r"(^|\.)(\w*inv_freq|masked_bias|\w*position_ids|causal_mask|freqs_cis|(cos|sin)_cached"
+    r"|(attn|attention|self)\.(bias|mask))$"
+)
+
+
+def is_buffer(name: str, shape: Shape) -> bool:
+    """Whether a stored tensor is a constant of the computation and not a weight.
+
+    Frequencies of rotary positions, masks, numbers of positions; a bias of an attention only where
+    it has the dimensions of a mask.
+    """
+    found = _BUFFER.search(name)
+    return found is not None and (not found[0].endswith("bias") or len(shape) != 1)
+
+
+_DEEP = re.compile(r"per_layer|contact_head|layer_weights|scalar_mix")
+
+
+def follows_depth(name: str, shape: Shape, layers: int) -> bool:
+    """Whether a weight outside ``layers`` layers has a part for each of them.
+
+    Gemma 3n's embeddings for each layer, ESM's contacts from the attentions of all layers, weights
+    of a sum over all layers.
+    """
+    if _DEEP.search(name) is None or not layers:
+        return False
+    return any(size % layers == 0 or size == layers + 1 for size in shape[-2:] if size > 1)
+
+
+def is_shared(suffix: str) -> bool:
+    """Whether a layer's tensor is one that several layers share (Zamba)."""
+    return "shared_transf" in suffix

@@ -1,0 +1,41 @@
+"""Whether two stored tensors hold the same bytes: all of them, or a sample where they are many.
+
+Besides integers, these are the only bytes of weights that are looked at while planning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.engine.run.arrange import content
+from mergeloom.engine.storage.source import Access
+
+SAMPLE_BYTES = 1 << 20
+"""Tensors up to this many bytes are compared whole, larger ones in about as many bytes."""
+
+_BLOCKS = 64
+
+
+def equal_bytes(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors are equal, as far as `SAMPLE_BYTES` spread evenly over them tell."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    if one.bytes.nbytes <= SAMPLE_BYTES:
+        return content(one, Access()) == content(other, Access())
+    count = math.prod(one.shape)
+    first, second = one.reshape((count,)), other.reshape((count,))
+    return all(
+        content(first.narrow(0, start, stop), Access())
+        == content(second.narrow(0, start, stop), Access())
+        for start, stop in _blocks(count, count * SAMPLE_BYTES // one.bytes.nbytes)
+    )
+
+
+def _blocks(count: int, looked_at: int) -> Iterator[tuple[int, int]]:
+    """Ranges of ``looked_at`` of ``count`` elements, the first and the last among them."""
+    length = looked_at // _BLOCKS
+    for number in range(_BLOCKS):
+        start = (count - length) * number // (_BLOCKS - 1)
+        yield start, start + length

@@ -1,0 +1,138 @@
+"""Which towers and which other parts of a model the entries of ``modules`` mean.
+
+A tower goes by its own name (``language_model``), by the layers' prefix, or by a usual word
+(``text_decoder``, ``vision_tower``). A word for a larger part (``vision_model``) means all towers
+in it. Weights outside the layers, a projector's for example, follow their tower unless a module
+names them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from mergeloom.engine.base.suggest import suggest
+from mergeloom.planners.config.config import Document, Module
+from mergeloom.planners.models.architecture import Architecture, Tower
+
+_MAIN = {"default", "text_decoder", "text_model", "language_model", "llm", "decoder_model"}
+"""Words for the tower that tokens go into."""
+
+_SENSES = (
+    re.compile(r"vision|visual|image|vit|pixtral|siglip|clip"),
+    re.compile(r"audio|speech|whisper"),
+)
+_PROJECTOR = re.compile(r"proj(?!_out)|connect|merger|resampler|adapt|align|bridge|abstractor|mlp1")
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """A tower and the module that says what it is made of; ``None`` where nothing says it."""
+
+    tower: Tower
+    module: Module | None
+
+
+def assign(document: Document, architecture: Architecture) -> tuple[Assigned, ...]:
+    """Every tower of ``architecture`` with its module, and parts that have modules of their own.
+
+    Raises:
+        ConfigError: a module names nothing, or what another one names.
+    """
+    modules = {name: module for name, module in document.modules.items() if name is not None}
+    chosen: dict[str, str] = {}
+    unclear = []
+    for name, module in modules.items():
+        tower = next((t for t in architecture.towers if _is_called(t, name)), None)
+        if tower is None:
+            unclear.append(name)
+        else:
+            _claim(chosen, tower, name, module)
+    parts = []
+    for name in unclear:
+        meant = list(_meant(name, architecture))
+        free = [tower for tower in meant if tower.name not in chosen]
+        for tower in free or meant:
+            if name != "default" or tower.name not in chosen:
+                _claim(chosen, tower, name, modules[name])
+        if not free:
+            parts.append(name)
+    for name in parts:
+        inside = frozenset(_inside(name, architecture))
+        if not inside:
+            known = [tower.name for tower in architecture.towers]
+            known += projectors(architecture.around)
+            raise modules[name].place.error(f"no module '{name}'", suggest(name, known))
+        architecture = architecture.without(name, inside)
+        chosen[name] = name
+    return tuple(
+        Assigned(tower, modules[chosen[tower.name]] if tower.name in chosen else None)
+        for tower in architecture.towers
+    )
+
+
+def projectors(names: Collection[str]) -> list[str]:
+    """The modules that lead from one tower to another, by their paths, among weights' ``names``."""
+    found: dict[str, None] = {}
+    for name in names:
+        modules = name.split(".")[:-1]
+        depth = next((n for n, part in enumerate(modules) if _PROJECTOR.search(part)), None)
+        if depth is not None:
+            found[".".join(modules[: depth + 1])] = None
+    return list(found)
+
+
+def modules_around(tower: Tower, names: Sequence[str]) -> list[str]:
+    """The modules of weights outside a tower's layers, named from where they part from these."""
+    stack = tower.prefix.split(".")
+    found: dict[str, None] = {}
+    for name in names:
+        modules = name.split(".")
+        while len(modules) > 1 and modules[0] == stack[0]:
+            modules, stack = modules[1:], stack[1:]
+        stack = tower.prefix.split(".")
+        found[".".join(modules[:-1] or modules)] = None
+    return list(found)
+
+
+def _claim(chosen: dict[str, str], tower: Tower, name: str, module: Module) -> None:
+    other = chosen.setdefault(tower.name, name)
+    if other != name:
+        raise module.place.error(
+            f"'{name}' and '{other}' mean the same layers, '{tower.prefix}N'", "name them once"
+        )
+
+
+def _is_called(tower: Tower, name: str) -> bool:
+    return name in (tower.name, tower.prefix.removesuffix("."))
+
+
+def _meant(name: str, architecture: Architecture) -> Iterator[Tower]:
+    """The towers that a word means which is no tower's own name."""
+    inside = [tower for tower in architecture.towers if tower.name.startswith(f"{name}.")]
+    if inside:
+        yield from inside
+    elif name in _MAIN:
+        yield architecture.main
+    else:
+        senses = [sense for sense in _SENSES if sense.search(name)]
+        for tower in architecture.towers[1:]:
+            if any(sense.search(tower.name) for sense in senses):
+                yield tower
+
+
+def _inside(name: str, architecture: Architecture) -> Iterator[str]:
+    """Weights outside the layers that lie under a module called ``name``.
+
+    ``default`` means all of them, as in the peer's reading of a model it does not know.
+    """
+    around = architecture.around
+    if name == "default":
+        yield from around
+        return
+    found = [weight for weight in around if f".{name}." in f".{weight}"]
+    if not found and _PROJECTOR.search(name):
+        paths = projectors(around)
+        found = [weight for weight in around if any(weight.startswith(f"{p}.") for p in paths)]
+    yield from found

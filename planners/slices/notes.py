@@ -1,0 +1,46 @@
+"""What is said of a document that is right, where its author may have meant something else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from mergeloom.planners.config.config import Document
+from mergeloom.planners.slices.fitting import Fitting
+from mergeloom.planners.slices.modules import modules_around, projectors
+from mergeloom.planners.slices.stage import TowerPlan
+
+
+def notes(document: Document, towers: Sequence[TowerPlan], models: Fitting) -> Iterator[str]:
+    """What was understood of the models' structure, where a person may have meant otherwise."""
+    for model in models.renamed():
+        for stored, prefix in model.prefixes.items():
+            yield (
+                f"'{model.name}': its layers '{stored}N' are taken for '{prefix}N', and what "
+                "stands around them likewise"
+            )
+    for plan in towers:
+        tower = plan.tower
+        ends = [plan.slices[0], plan.slices[-1]]
+        first, last = (_and(source.model.name for source in part.sources) for part in ends)
+        if first != last and (tower.before or tower.after):
+            before, after = (modules_around(tower, side) for side in (tower.before, tower.after))
+            title = "" if tower.name == "default" else f"{tower.name}: "
+            yield (
+                f"{title}weights outside the layers from {first}: {_some(before)}; "
+                f"from {last}: {_some(after)}"
+            )
+        if None not in document.modules:
+            for path in projectors((*tower.before, *tower.after)):
+                if tower.name != path.rpartition(".")[2]:
+                    yield (
+                        f"'{path}' is made like '{tower.name}': give it an entry of its own under "
+                        "'modules' to make it otherwise"
+                    )
+
+
+def _and(names: Iterable[str]) -> str:
+    return " and ".join(f"'{name}'" for name in dict.fromkeys(names))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "") or "none"
