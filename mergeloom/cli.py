@@ -77,8 +77,6 @@ def show_help(
 
 
 _INTERRUPTED = 130
-_NOBODY_READS = 141
-"""What a shell makes of a program that a closed pipe has ended."""
 
 
 def main() -> NoReturn:
@@ -119,7 +117,7 @@ def _status() -> int:
         complain("interrupted")
         return _INTERRUPTED
     except BrokenPipeError:
-        return _NOBODY_READS
+        return 1
     except Exception as error:
         if debug:
             raise

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 from collections.abc import Iterable
+from typing import IO
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -18,18 +20,29 @@ _WIDE = 240
 _PAGE = 110
 
 
+class _Console(Console):
+    """A console without colours for words that happen to look like something."""
+
+    def __init__(self, file: IO[str], width: int | None = None, record: bool = False) -> None:
+        super().__init__(
+            file=file, width=width, record=record, highlight=False, markup=False, emoji=False
+        )
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller, who may have more to do than to print."""
+        raise BrokenPipeError(errno.EPIPE, "nobody reads")
+
+
 def console(stderr: bool = False) -> Console:
     """A console as wide as the terminal; wide enough for anything where there is none."""
     file = sys.stderr if stderr else sys.stdout
-    found = Console(file=file, highlight=False, markup=False, emoji=False)
-    if found.is_terminal:
-        return found
-    return Console(file=file, highlight=False, markup=False, emoji=False, width=_WIDE)
+    found = _Console(file)
+    return found if found.is_terminal else _Console(file, _WIDE)
 
 
 def text_of(renderable: RenderableType) -> str:
     """What a file gets: plain text without the blanks that tables are filled up with."""
-    found = Console(file=io.StringIO(), highlight=False, markup=False, emoji=False, width=_WIDE)
+    found = _Console(io.StringIO(), _WIDE)
     with found.capture() as captured:
         found.print(renderable)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
@@ -37,9 +50,7 @@ def text_of(renderable: RenderableType) -> str:
 
 def html(renderable: RenderableType) -> str:
     """What a notebook shows."""
-    found = Console(
-        file=io.StringIO(), record=True, highlight=False, markup=False, emoji=False, width=_PAGE
-    )
+    found = _Console(io.StringIO(), _PAGE, record=True)
     found.print(renderable)
     return found.export_html(
         inline_styles=True,
