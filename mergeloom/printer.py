@@ -92,9 +92,9 @@ class Printer:
 
     def warn(self, finding: Finding) -> None:
         """Say a warning."""
-        from mergeloom.report.terminal.console import warning
+        from mergeloom.report.terminal.console import warnings
 
-        self.show(warning(finding))
+        self.show(warnings([finding]))
 
     def planning(self) -> Observer:
         """What is said while a merge is planned: models that are fetched."""

@@ -15,8 +15,8 @@ from rich.text import Text
 from mergeloom.engine.base.errors import Finding
 from mergeloom.report.records import Layers
 
-_WIDE = 240
-"""Columns where there is no terminal: lines are cut by who reads them."""
+_WIDE = 4000
+"""Columns where there is no terminal: lines are cut by whatever reads them."""
 _PAGE = 110
 
 
@@ -90,9 +90,20 @@ def columns(*titles: str) -> Table:
     return table
 
 
-def warning(finding: Finding) -> Text:
-    """A warning as one line."""
-    return Text(f"warning: {shown(str(finding))}", style="yellow")
+def hanging(mark: str, items: Iterable[Text]) -> Table:
+    """Lines that begin with ``mark``; where one is too long for the terminal, it goes on under
+    its own beginning."""
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for item in items:
+        table.add_row(Text(mark, style=item.style), item)
+    return table
+
+
+def warnings(findings: Iterable[Finding]) -> Table:
+    """Warnings, a line each."""
+    return hanging("warning:", (Text(shown(str(each)), style="yellow") for each in findings))
 
 
 def shown(text: str) -> str:

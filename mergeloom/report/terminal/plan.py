@@ -11,7 +11,14 @@ from rich.text import Text
 
 from mergeloom.report import records
 from mergeloom.report.records import PlanReport
-from mergeloom.report.terminal.console import columns, layers_named, layers_text, plural, warning
+from mergeloom.report.terminal.console import (
+    columns,
+    hanging,
+    layers_named,
+    layers_text,
+    plural,
+    warnings,
+)
 from mergeloom.report.units import MIB, count, data, duration, memory
 
 _MANY_SLICES = 60
@@ -43,17 +50,17 @@ def render_plan(report: PlanReport) -> RenderableType:
     parts.append(_figures(report))
     if report.output.config_changes:
         parts += [Text(), Text("config.json", style="bold")]
-        parts += [Text(f"  {change}") for change in report.output.config_changes]
+        parts.append(hanging("", map(Text, report.output.config_changes)))
     if report.unused_inputs:
         parts += [Text(), Text("not used", style="bold")]
-        parts += [Text(f"  {_unused(item)}") for item in report.unused_inputs]
+        parts.append(hanging("", (Text(_unused(item)) for item in report.unused_inputs)))
     if report.output_state is not None:
         refuses = report.output_state.will in ("refuse", "repair")
         style = "yellow" if refuses else ""
         parts += [Text(), Text(report.output_state.message, style=style)]
     if report.warnings:
         parts.append(Text())
-        parts += [warning(finding) for finding in report.warnings]
+        parts.append(warnings(report.warnings))
     return Group(*parts)
 
 
@@ -99,7 +106,7 @@ def _part(part: records.OutlinePart, stage: records.Stage) -> RenderableType:
     table.columns[0].no_wrap = True
     table.columns[1].no_wrap = True
     for each in part.slices[:_MANY_SLICES]:
-        lines = [Text(_source(source, each)) for source in each.sources]
+        lines = [Text(_source(source)) for source in each.sources]
         if each.detail and each.how != "scaled":
             lines.append(Text(each.detail, style="dim"))
         table.add_row(layers_text(each.layers), _verb(each, stage), Text("\n").join(lines))
@@ -122,11 +129,8 @@ def _verb(part: records.OutlineSlice, stage: records.Stage) -> str:
     return stage.method
 
 
-def _source(source: records.OutlineSource, part: records.OutlineSlice) -> str:
-    shift = source.layers[0] - part.layers[0]
+def _source(source: records.OutlineSource) -> str:
     text = f"{source.model}  {layers_named(source.layers)}"
-    if shift:
-        text += f"  (output layer i from its layer i{shift:+d})"
     return f"{text}  base" if source.base else text
 
 
