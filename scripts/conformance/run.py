@@ -114,12 +114,13 @@ def run_all(chosen: Sequence[Case], out: Path, mergekit: Path) -> list[Outcome]:
     import mergeloom
 
     outcomes = []
+    silent = mergeloom.Observer(warned=lambda finding: None)
     for number, case in enumerate(chosen):
         ours, theirs = out / "mergeloom" / str(number), out / "mergekit" / str(number)
         planned, error = None, None
         try:
-            planned = mergeloom.plan(case.document, ram=_BUDGET, threads=1)
-            mergeloom.merge(planned, ours)
+            planned = mergeloom.plan(case.document, ram=_BUDGET, threads=1, observer=silent)
+            mergeloom.merge(planned, ours, observer=silent)
         except mergeloom.LoomError as raised:
             error = str(raised)
         outcomes.append(Outcome(case, planned, ours, theirs, error, None))

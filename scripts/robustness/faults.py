@@ -278,7 +278,8 @@ def inputs_change(bench: Bench) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended: exit status (negative: a signal's number) and what it complained of."""
+    """How a command ended: exit status (negative: a signal's number) and what it complained of,
+    warnings apart."""
 
     status: int
     complaints: str
@@ -312,7 +313,9 @@ def command(
         meanwhile(pid)
         _, state = os.waitpid(pid, 0)
         complaints.seek(0)
-        return Ended(os.waitstatus_to_exitcode(state), complaints.read().decode())
+        lines = complaints.read().decode().splitlines(keepends=True)
+        said = "".join(line for line in lines if not line.startswith("warning: "))
+        return Ended(os.waitstatus_to_exitcode(state), said)
 
 
 def _merge(bench: Bench, output: Path, *more: str) -> list[str]:
