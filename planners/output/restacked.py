@@ -18,12 +18,17 @@ def restacked(stage: Stage) -> list[Restacked]:
     An output layer stands for the donor's layer if the donor has a part in it, or else for the
     layer of the base model, or of the first source.
     """
-    described: dict[str, list[Description]] = {}
+    described: dict[tuple[str, str], Description] = {}
 
     def description(model: Model, tower: Tower) -> Description:
-        if model.name not in described:
-            described[model.name] = describe(model.name, model.config, model.architecture.towers)
-        return next(item for item in described[model.name] if item.tower.prefix == tower.prefix)
+        key = model.name, tower.prefix
+        if key not in described:
+            towers = model.architecture.towers
+            if all(own.prefix != tower.prefix for own in towers):
+                towers = (tower,)  # the one that is taken, under another model's names
+            for each in describe(model.name, model.config, towers):
+                described.setdefault((model.name, each.tower.prefix), each)
+        return described[key]
 
     found = []
     for plan in stage.towers:
