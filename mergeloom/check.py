@@ -80,7 +80,7 @@ def _pass_over(tensor: TensorPlan) -> str | None:
     from mergeloom.methods import reference as plain
 
     if any(item.model.stored(item.tensor) is None for item in tensor.contributions):
-        return "made of an earlier stage"
+        return "computed from an earlier stage, an adapter or codes"
     if tensor.method is not None and not plain.knows(tensor.method):
         return "by a method without a plain formula"
     return None

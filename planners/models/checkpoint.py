@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder, LocalFolder
 from mergeloom.engine.storage.safetensors import MAX_NAME
 from mergeloom.engine.storage.source import Source
+from mergeloom.planners.models.coded import Decoded, decode, hints_of, is_understood
 from mergeloom.planners.models.formats import SAFETENSORS, read_weights
 from mergeloom.planners.models.quantised import quantised_by_config, quantised_by_tensor
 from mergeloom.planners.models.small_files import read_object
@@ -35,6 +36,8 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     sources: tuple[Source, ...]
     passed_over: tuple[str, ...] = ()
+    decoded: Decoded | None = None
+    """The weights by value, where some of them are codes."""
 
     @property
     def directory(self) -> Path:
@@ -67,11 +70,13 @@ def open_checkpoint(folder: Folder | Path) -> Checkpoint:
             raise CheckpointError(f"'{folder}' is not a directory")
         folder = LocalFolder(folder)
     config = read_config(folder)
-    _refuse_quantised(folder, quantised_by_config(config))
     checkpoint = open_files(folder, config, weight_files(folder))
-    kinds = {name: (entry.dtype, entry.shape) for name, entry in checkpoint.tensors.items()}
+    decoded = decode(checkpoint.tensors, folder.name, hints_of(config))
+    if not (decoded.coded and is_understood(config)):
+        _refuse_quantised(folder, quantised_by_config(config))
+    kinds = {name: (entry.dtype, entry.shape) for name, entry in decoded.plain.items()}
     _refuse_quantised(folder, quantised_by_tensor(kinds))
-    return checkpoint
+    return replace(checkpoint, decoded=decoded if decoded.coded else None)
 
 
 def open_files(

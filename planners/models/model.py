@@ -88,7 +88,7 @@ class StoredModel:
             lambda one, other: equal_bytes(entries[one], entries[other]),
         )
 
-    def stored(self, tensor: str) -> Stored:
+    def stored(self, tensor: str) -> Stored | None:
         return Stored(tensor, self.checkpoint.tensors[tensor])
 
     def __contains__(self, tensor: str) -> bool:
@@ -103,7 +103,7 @@ class StoredModel:
     def dtype(self, tensor: str) -> DType:
         return self.checkpoint.tensors[tensor].dtype
 
-    def node(self, builder: GraphBuilder, tensor: str, rows: int | None = None) -> Load:
+    def node(self, builder: GraphBuilder, tensor: str, rows: int | None = None) -> Load | Merge:
         stored = self.checkpoint.tensors[tensor]
         if rows is not None:
             stored = stored.rows(range(rows))

@@ -12,6 +12,7 @@ from mergeloom.planners.config.model_reference import Location, ModelReference
 from mergeloom.planners.models.adapted import AdaptedModel, adapt
 from mergeloom.planners.models.adapter import Adapter, has_adapter, is_adapter, open_adapter
 from mergeloom.planners.models.checkpoint import Checkpoint, open_checkpoint
+from mergeloom.planners.models.dequantised import stored_model
 from mergeloom.planners.models.model import Model, StagedModel, StoredModel
 from mergeloom.planners.models.resolve import Found, Origin, Resolver
 
@@ -85,7 +86,7 @@ class Models:
         place = found.directory.resolve()
         model = self._by_directory.get(place)
         if model is None:
-            model = StoredModel(str(reference), open_checkpoint(found.directory))
+            model = stored_model(str(reference), open_checkpoint(found.directory))
             self._by_directory[place] = model
             self._found[model.name] = found
         return model

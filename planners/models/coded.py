@@ -1,0 +1,288 @@
+"""Weights that are stored as codes and scales: which tensors belong together, and their values.
+
+They are told by the tensors themselves, by name and type of what lies beside a weight's codes:
+
+    codes                       beside them                         as written by
+    weight, 8-bit float         weight_scale_inv, or scale          DeepSeek-V3, Kimi K2
+    weight, 8-bit float, int8   weight_scale                        compressed-tensors, ModelOpt
+    weight, fp4 in bytes        weight_scale and weight_scale_2     ModelOpt's NVFP4
+    weight, fp4 in bytes        scale, powers of two                DeepSeek-V4
+    weight_packed, fp4          weight_scale, weight_global_scale   compressed-tensors' NVFP4
+    weight_packed, fp4          weight_scale, powers of two         compressed-tensors' MXFP4
+    weight_packed, int4, int8   weight_scale, weight_shape          Kimi K2 Thinking
+    NAME_blocks, fp4            NAME_scales, powers of two          gpt-oss, transposed
+
+A value is its code times its scales; divided by ``weight_global_scale``; packed integers are first
+lowered by half of their range. A scale is for the whole tensor, for a row, or for a block of rows
+and columns, as the numbers of scales and codes say. fp4 is e2m1 of the OCP Microscaling Formats
+specification 1.0; two lie in a byte, the first in the lower half.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mergeloom.engine.base.dtypes import F4, F8_E8M0, U4, U8
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.methods.inputs.dequantise import Dequantise, Scale
+
+Shape = tuple[int, ...]
+
+_FLOAT8 = {"F8_E4M3", "F8_E5M2"}
+_OF_ACTIVATIONS = ("input_scale", "input_global_scale", "activation_scale", "k_scale", "v_scale")
+"""Scales of what flows through a module, not of its weight: of no use once that has values."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """One weight in codes: ``kernel`` over ``codes`` and ``beside`` gives its values.
+
+    ``swapped`` says that the values are those of the model's weight with the last two dimensions
+    exchanged. ``shape`` is the weight's.
+    """
+
+    codes: StoredTensor
+    kernel: Dequantise
+    beside: tuple[StoredTensor, ...]
+    swapped: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        shape = self.codes.shape
+        return (*shape[:-2], shape[-1], shape[-2]) if self.swapped else shape
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A checkpoint's weights by value: ``coded`` ones by the names that the model knows, the
+    ``plain`` ones, and the tensors that are of no use besides (``left``)."""
+
+    coded: Mapping[str, Coded]
+    plain: Mapping[str, StoredTensor]
+    left: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a configuration says of blocks (rows, columns) and of bits of packed integers."""
+
+    block: tuple[int, int] | None = None
+    bits: int | None = None
+
+
+def hints_of(config: Mapping[str, Any]) -> Hints:
+    """What the settings of quantisation say; what they do not say is told by shapes."""
+    settings = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(settings, Mapping):
+        return Hints()
+    block = settings.get("weight_block_size")
+    if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int for n in block)):
+        block = None
+    groups = settings.get("config_groups")
+    weights = (
+        [group.get("weights") for group in (groups or {}).values() if isinstance(group, Mapping)]
+        if isinstance(groups, Mapping)
+        else []
+    )
+    bits = {each.get("num_bits") for each in weights if isinstance(each, Mapping)}
+    only = bits.pop() if len(bits) == 1 else None
+    return Hints(
+        block=(block[0], block[1]) if block is not None and min(block) > 0 else None,
+        bits=only if only in (4, 8) else None,
+    )
+
+
+_UNDERSTOOD = {"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4"}
+"""Methods, as configurations call them, whose weights are described above."""
+
+
+def is_understood(config: Mapping[str, Any]) -> bool:
+    """Whether the configuration names no method of quantisation but those described above."""
+    settings = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(settings, Mapping):
+        return not any(
+            isinstance(p, Mapping) and "quantization_config" in p for p in config.values()
+        )
+    return settings.get("quant_method") in _UNDERSTOOD
+
+
+def decode(tensors: Mapping[str, StoredTensor], where: str, hints: Hints = Hints()) -> Decoded:
+    """Find the weights that are codes with their scales.
+
+    Raises:
+        CheckpointError: scales and codes do not fit each other. ``where`` names the checkpoint.
+    """
+    coded: dict[str, Coded] = {}
+    taken: set[str] = set()
+    left: list[str] = []
+    for name in tensors:
+        stem, _, last = name.rpartition(".")
+        prefix = f"{stem}." if stem else ""
+        try:
+            if last == "weight":
+                found = _weight(tensors, prefix, hints)
+            elif last == "weight_packed":
+                found = _packed(tensors, prefix, hints)
+            elif last.endswith("_blocks"):
+                found = _blocks(tensors, name)
+            else:
+                continue
+        except ValueError as error:
+            raise CheckpointError(
+                f"'{where}': the codes of '{name}' and their scales do not fit: {error}"
+            ) from error
+        if found is not None:
+            target, value, used, unused = found
+            coded[target] = value
+            taken.update(used)
+            left += unused
+    if coded:
+        taken.update(left)
+        of_activations = [n for n in tensors if n.rpartition(".")[2] in _OF_ACTIVATIONS]
+        taken.update(of_activations)
+        left += of_activations
+    plain = {name: tensor for name, tensor in tensors.items() if name not in taken}
+    return Decoded(coded, plain, tuple(left))
+
+
+def without_codes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that says nothing of codes any more, nested ones too."""
+    return {
+        key: without_codes(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in ("quantization_config", "compression_config", "expert_dtype")
+    }
+
+
+_Found = tuple[str, Coded, list[str], list[str]]
+"""The weight's name, its value, the tensors that it is made of, and those of no use."""
+
+
+def _weight(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> _Found | None:
+    """``weight`` with scales beside it."""
+    name = f"{prefix}weight"
+    codes, kind = tensors[name], tensors[name].dtype.code
+    if kind not in _FLOAT8 and kind not in ("I8", "U8", "F4"):
+        return None
+    first = next(
+        (
+            part
+            for part in ("weight_scale_inv", "weight_scale", "scale")
+            if prefix + part in tensors
+        ),
+        None,
+    )
+    if first is None or prefix + "weight_zero_point" in tensors:
+        return None
+    scale = _scales(tensors[prefix + first])
+    beside, used = [scale], [name, prefix + first]
+    kernels = []
+    if kind in ("U8", "F4") or (kind == "I8" and scale.dtype == F8_E8M0):
+        codes = codes.view_as(F4)
+    block = hints.block if codes.dtype.bits == 8 else None
+    kernels.append(_scale_of(codes.shape, scale.shape, block))
+    second = tensors.get(f"{prefix}weight_scale_2")
+    if second is not None:
+        beside.append(second)
+        used.append(f"{prefix}weight_scale_2")
+        kernels.append(Scale())
+    return name, Coded(codes, Dequantise(tuple(kernels)), tuple(beside)), used, []
+
+
+def _packed(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> _Found | None:
+    """``weight_packed`` of compressed-tensors."""
+    packed, scale = tensors[f"{prefix}weight_packed"], tensors.get(f"{prefix}weight_scale")
+    if scale is None or any(
+        prefix + part in tensors for part in ("weight_zero_point", "weight_g_idx")
+    ):
+        return None
+    used = [f"{prefix}weight_packed", f"{prefix}weight_scale"]
+    unused = [prefix + "weight_shape"] if prefix + "weight_shape" in tensors else []
+    beside, kernels, zero = [_scales(scale)], [], 0.0
+    if packed.dtype.code == "I32":
+        bits = hints.bits or _bits(packed.shape, scale.shape)
+        codes = packed.view_as(U4 if bits == 4 else U8)
+        zero = float(1 << (bits - 1))
+    else:
+        codes = packed.view_as(F4)
+    kernels.append(_scale_of(codes.shape, beside[0].shape))
+    overall = tensors.get(f"{prefix}weight_global_scale")
+    if overall is not None:
+        beside.append(overall)
+        used.append(f"{prefix}weight_global_scale")
+        kernels.append(Scale(inverse=True))
+    value = Coded(codes, Dequantise(tuple(kernels), zero=zero), tuple(beside))
+    return f"{prefix}weight", value, used, unused
+
+
+def _blocks(tensors: Mapping[str, StoredTensor], name: str) -> _Found | None:
+    """Experts of gpt-oss: 32 codes in 16 bytes, blocks along the last dimension but one."""
+    target = name.removesuffix("_blocks")
+    scale, blocks = tensors.get(f"{target}_scales"), tensors[name]
+    if scale is None or blocks.dtype != U8 or len(blocks.shape) < 3:
+        return None
+    *outer, count, size = blocks.shape
+    codes = blocks.reshape((*outer, count * size)).view_as(F4)
+    value = Coded(codes, Dequantise((Scale(1, 2 * size),)), (_scales(scale),), swapped=True)
+    return target, value, [name, f"{target}_scales"], []
+
+
+def _scales(tensor: StoredTensor) -> StoredTensor:
+    """Scales as numbers: a byte is the exponent of a power of two."""
+    return tensor.view_as(F8_E8M0) if tensor.dtype == U8 else tensor
+
+
+def _scale_of(codes: Shape, scales: Shape, block: tuple[int, int] | None = None) -> Scale:
+    """The block that each scale is for; ``block`` is what it should be, if that is known.
+
+    Raises:
+        ValueError: no block gives so many scales.
+    """
+    if math.prod(scales) == 1:
+        return Scale()
+    *outer, rows, columns = codes
+    if scales == (rows,) and not outer:
+        return Scale(1, 0)
+    if len(scales) != len(codes) or list(scales[:-2]) != outer:
+        raise ValueError(f"{_text(codes)} and {_text(scales)}")
+    if block is not None:
+        down, across = block
+        if scales[-2:] == (-(-rows // down), -(-columns // across)):
+            return Scale(down, across)
+    return Scale(_block(rows, scales[-2]), _block(columns, scales[-1]))
+
+
+def _block(size: int, count: int) -> int:
+    """Elements of a dimension that share a scale; 0 for all of them."""
+    if count == 1:
+        return 0
+    if count == size:
+        return 1
+    for block in (128, 32, 64, 16, 256, 512):  # the last one may be ragged
+        if -(-size // block) == count:
+            return block
+    raise ValueError(f"{size} elements and {count} scales")
+
+
+def _bits(packed: Shape, scales: Shape) -> int:
+    """Bits of a code, by the number of words and of groups in a row: groups have 32 to 256
+    elements.
+
+    Raises:
+        ValueError: neither 4 nor 8 bits fit.
+    """
+    words, groups = packed[-1], scales[-1]
+    if groups > 1:
+        for bits in (4, 8):
+            size = words * (32 // bits) / groups
+            if size in (32, 64, 128, 256):
+                return bits
+    raise ValueError(f"{_text(packed)} words and {_text(scales)} scales")
+
+
+def _text(shape: Shape) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,94 @@
+"""A checkpoint whose weights are codes, as a model whose weights are values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mergeloom.engine.base.dtypes import BF16, BY_NAME, DType
+from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.methods.inputs.transpose import Transpose
+from mergeloom.planners.models.architecture import Architecture, infer
+from mergeloom.planners.models.checkpoint import Checkpoint
+from mergeloom.planners.models.coded import Coded, Decoded, without_codes
+from mergeloom.planners.models.model import Stored, StoredModel
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DequantisedModel(StoredModel):
+    """``checkpoint`` by value: ``decoded`` says which of its tensors are codes.
+
+    Values are computed where they are needed, tile by tile. They are declared in the dtype that the
+    configuration names, which is what the model was trained in, or else in bfloat16.
+    """
+
+    decoded: Decoded
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        return without_codes(self.checkpoint.config)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return infer(self, self.config)
+
+    @cached_property
+    def _value_dtype(self) -> DType:
+        for part in (self.config, self.config.get("text_config")):
+            if isinstance(part, Mapping):
+                for key in ("dtype", "torch_dtype"):
+                    found = BY_NAME.get(str(part.get(key)).removeprefix("torch."))
+                    if found is not None and found.floating and found.bits >= 16:
+                        return found
+        return BF16
+
+    def stored(self, tensor: str) -> Stored | None:
+        plain = self.decoded.plain.get(tensor)
+        return None if plain is None else Stored(tensor, plain)
+
+    def __contains__(self, tensor: str) -> bool:
+        return tensor in self.decoded.plain or tensor in self.decoded.coded
+
+    def __iter__(self) -> Iterator[str]:
+        """Names in the order of the file, a coded weight where its codes are."""
+        yield from self.decoded.plain
+        yield from self.decoded.coded
+
+    def shape(self, tensor: str) -> Shape:
+        coded = self.decoded.coded.get(tensor)
+        return self.decoded.plain[tensor].shape if coded is None else coded.shape
+
+    def dtype(self, tensor: str) -> DType:
+        plain = self.decoded.plain.get(tensor)
+        return self._value_dtype if plain is None else plain.dtype
+
+    def node(self, builder: GraphBuilder, tensor: str, rows: int | None = None) -> Load | Merge:
+        coded = self.decoded.coded.get(tensor)
+        if coded is None:
+            stored = self.decoded.plain[tensor]
+            return _load(builder, stored if rows is None else stored.rows(range(rows)), tensor)
+        assert rows is None, "weights in codes are not truncated"
+        return _values(builder, coded, tensor)
+
+
+def _load(builder: GraphBuilder, tensor: StoredTensor, name: str) -> Load:
+    return builder.load_bytes(tensor.bytes, tensor.dtype, tensor.shape, name)
+
+
+def _values(builder: GraphBuilder, coded: Coded, name: str) -> Merge:
+    codes = _load(builder, coded.codes, name)
+    beside = [_load(builder, each, name) for each in coded.beside]
+    values = builder.merge([codes], coded.kernel, name, side=beside)
+    return builder.merge([values], Transpose(), name) if coded.swapped else values
+
+
+def stored_model(name: str, checkpoint: Checkpoint) -> StoredModel:
+    """The model that a checkpoint holds, by value."""
+    if checkpoint.decoded is None:
+        return StoredModel(name, checkpoint)
+    return DequantisedModel(name, checkpoint, checkpoint.decoded)

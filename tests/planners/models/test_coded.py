@@ -1,0 +1,303 @@
+"""Weights stored as codes, merged by value: against what the formats' own libraries read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mergeloom
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.planners.models.coded import without_codes
+from tests.planners.support import llama_names
+
+WIDTH, ROWS = 256, 160
+CONFIG = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": WIDTH,
+    "vocab_size": 64,
+    "torch_dtype": "bfloat16",
+}
+Tensors = dict[str, torch.Tensor]
+FP8 = torch.float8_e4m3fn
+
+
+def weights(seed: int) -> Tensors:
+    """A small decoder in bfloat16; its matrices have ragged blocks of 128 rows."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def make(name: str) -> torch.Tensor:
+        shape = (
+            (WIDTH,)
+            if "norm" in name
+            else (64 if "embed" in name or "head" in name else ROWS, WIDTH)
+        )
+        return (torch.randn(shape, generator=generator) * 0.05).bfloat16()
+
+    return {name: make(name) for name in llama_names(2)}
+
+
+def spread(scales: torch.Tensor, rows: int, columns: int, block: tuple[int, int]) -> torch.Tensor:
+    """Scales of blocks as scales of elements."""
+    large = scales.double().repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    return large[:rows, :columns]
+
+
+def fp8_blocks(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """DeepSeek-V3: float8 with one factor for each 128 x 128, called inverse."""
+    rows, columns = weight.shape
+    scales = torch.rand(-(-rows // 128), -(-columns // 128)) * 0.01 + 0.001
+    codes = (weight.double() / spread(scales, rows, columns, (128, 128))).to(FP8)
+    value = codes.double() * spread(scales, rows, columns, (128, 128))
+    return {"weight": codes, "weight_scale_inv": scales}, value
+
+
+def fp8_channels(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    scales = weight.abs().amax(1, keepdim=True).float() / 448
+    codes = (weight.float() / scales).to(FP8)
+    parts = {"weight": codes, "weight_scale": scales, "input_scale": torch.ones(1)}
+    return parts, codes.double() * scales.double()
+
+
+def fp8_whole(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    scale = weight.abs().max().float() / 448
+    codes = (weight.float() / scale).to(FP8)
+    return {"weight": codes, "weight_scale": scale}, codes.double() * scale.double()
+
+
+def int8_channels(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    scales = weight.abs().amax(1, keepdim=True).float() / 127
+    codes = (weight.float() / scales).round().to(torch.int8)
+    return {"weight": codes, "weight_scale": scales}, codes.double() * scales.double()
+
+
+def fp4_values(packed: torch.Tensor) -> torch.Tensor:
+    """Two to a byte, the first in the lower half; the highest bit is the sign."""
+    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)
+    halves = torch.stack([packed & 15, packed >> 4], -1).flatten(-2).long()
+    return torch.where(halves >= 8, -table[halves & 7], table[halves & 7])
+
+
+def compressed(kind: str) -> Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]:
+    """By the library that writes the format, and reads it again as the oracle."""
+
+    def make(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        library = pytest.importorskip("compressed_tensors", reason="the format's own library")
+        from compressed_tensors.compressors.mxfp4.base import MXFP4PackedCompressor
+        from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
+        from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+
+        assert library
+        arguments = library.quantization.QuantizationArgs
+        columns = weight.shape[1]
+        if kind == "nvfp4":
+            args = arguments(
+                num_bits=4, type="float", strategy="tensor_group", group_size=16, symmetric=True,
+                scale_dtype=FP8,
+            )  # fmt: skip
+            compressor, group = NVFP4PackedCompressor, 16
+        elif kind == "mxfp4":
+            args = arguments(
+                num_bits=4, type="float", strategy="group", group_size=32, symmetric=True,
+                scale_dtype=torch.uint8,
+            )  # fmt: skip
+            compressor, group = MXFP4PackedCompressor, 32
+        else:
+            bits = int(kind.removeprefix("int"))
+            args = arguments(
+                num_bits=bits, type="int", strategy="group", group_size=32, symmetric=True
+            )
+            compressor, group = PackedQuantizationCompressor, 32
+        largest = weight.float().unflatten(1, (columns // group, group)).abs().amax(-1)
+        state: Tensors = {"weight": weight.float()}
+        if kind == "nvfp4":
+            overall = torch.tensor([448.0 * 6.0]) / weight.abs().max().float()
+            state |= {"weight_scale": largest / 6 * overall, "weight_global_scale": overall}
+        elif kind == "mxfp4":
+            state |= {"weight_scale": torch.exp2(torch.floor(torch.log2(largest / 4)))}
+        else:
+            state |= {"weight_scale": (largest / (2 ** (args.num_bits - 1) - 1)).bfloat16().float()}
+        scheme = library.quantization.QuantizationScheme(targets=["Linear"], weights=args)
+        parts = compressor.compress(dict(state), scheme)
+        value = compressor.decompress(dict(parts), scheme)["weight"]
+        if kind == "nvfp4":  # the library computes in bfloat16
+            exact = fp4_values(parts["weight_packed"]).unflatten(1, (columns // group, group))
+            exact = exact * parts["weight_scale"].double().unsqueeze(-1) / overall.double()
+            torch.testing.assert_close(exact.flatten(1), value.double(), rtol=8e-3, atol=0)
+            value = exact.flatten(1)
+        return {name: t.contiguous() for name, t in parts.items() if t is not None}, value.double()
+
+    return make
+
+
+def packed_settings(bits: int) -> dict[str, Any]:
+    groups = {"group_0": {"weights": {"num_bits": bits, "group_size": 32}, "targets": ["Linear"]}}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": groups,
+    }
+
+
+FORMATS: dict[str, tuple[Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]], Any]] = {
+    "fp8 blocks": (fp8_blocks, {"quant_method": "fp8", "weight_block_size": [128, 128]}),
+    "fp8 channels": (fp8_channels, {"quant_method": "compressed-tensors"}),
+    "fp8 whole": (fp8_whole, {"quant_method": "modelopt"}),
+    "int8 channels": (int8_channels, {"quant_method": "compressed-tensors"}),
+    "int4 groups": (compressed("int4"), packed_settings(4)),
+    "int8 groups": (compressed("int8"), packed_settings(8)),
+    "nvfp4": (compressed("nvfp4"), {"quant_method": "compressed-tensors"}),
+    "mxfp4": (compressed("mxfp4"), {"quant_method": "compressed-tensors"}),
+}
+
+
+def quantised(kind: str, folder: Path, seed: int) -> Tensors:
+    """Write a checkpoint whose linear layers are codes; the values of all of its weights."""
+    make, settings = FORMATS[kind]
+    stored: Tensors = {}
+    values: Tensors = {}
+    for name, weight in weights(seed).items():
+        if "proj" not in name:
+            stored[name], values[name] = weight, weight.double()
+            continue
+        parts, values[name] = make(weight)
+        stored |= {f"{name.removesuffix('weight')}{part}": t for part, t in parts.items()}
+    folder.mkdir()
+    save_file(stored, folder / "model.safetensors")
+    config = CONFIG | {"quantization_config": settings}
+    (folder / "config.json").write_text(json.dumps(config))
+    return values
+
+
+def plain(folder: Path, seed: int) -> Tensors:
+    folder.mkdir()
+    save_file(weights(seed), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return {name: tensor.double() for name, tensor in weights(seed).items()}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_values(kind: str, tmp_path: Path) -> None:
+    values = quantised(kind, tmp_path / "a", seed=1)
+    config = {
+        "merge_method": "passthrough",
+        "models": [{"model": str(tmp_path / "a")}],
+        "dtype": "float32",
+    }
+    mergeloom.merge(config, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert found.keys() == values.keys()
+    for name, value in values.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=3e-7, atol=1e-12, msg=name)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in written
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_codes_and_plain_weights_are_merged_in_any_budget(kind: str, tmp_path: Path) -> None:
+    first = quantised(kind, tmp_path / "a", seed=1)
+    second = plain(tmp_path / "b", seed=2)
+    config = {
+        "merge_method": "linear",
+        "models": [
+            {"model": str(tmp_path / name), "parameters": {"weight": weight}}
+            for name, weight in (("a", 0.25), ("b", 0.75))
+        ],
+        "dtype": "bfloat16",
+    }
+    mergeloom.merge(config, tmp_path / "out", ram="2GiB", threads=2)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    for name in first:
+        wanted = 0.25 * first[name] + 0.75 * second[name]
+        torch.testing.assert_close(found[name].double(), wanted, rtol=4e-3, atol=1e-6, msg=name)
+    smallest = mergeloom.plan(config, ram="2GiB").schedule.minimum_bytes
+    mergeloom.merge(config, tmp_path / "tight", ram=smallest, threads=1)
+    again = (tmp_path / "tight" / "model.safetensors").read_bytes()
+    assert again == (tmp_path / "out" / "model.safetensors").read_bytes()
+
+
+def test_experts_of_gpt_oss(tmp_path: Path) -> None:
+    """Against the decoder of transformers: transposed, gate and up interleaved as they are."""
+    mxfp4 = pytest.importorskip("transformers.integrations.mxfp4", reason="the format's own code")
+    torch.manual_seed(0)
+    experts, out, inside = 3, 64, 96
+    blocks = torch.randint(0, 256, (experts, out, inside // 32, 16), dtype=torch.uint8)
+    scales = torch.randint(118, 130, (experts, out, inside // 32), dtype=torch.uint8)
+    prefix = "model.layers.0.mlp.experts."
+    stored = {
+        f"{prefix}gate_up_proj_blocks": blocks,
+        f"{prefix}gate_up_proj_scales": scales,
+        f"{prefix}gate_up_proj_bias": torch.randn(experts, out).bfloat16(),
+        "model.layers.0.input_layernorm.weight": torch.ones(inside).bfloat16(),
+        "model.layers.0.self_attn.sinks": torch.ones(4).bfloat16(),
+        "model.embed_tokens.weight": torch.randn(8, inside).bfloat16(),
+    }
+    expected = mxfp4.convert_moe_packed_tensors(blocks.clone(), scales.clone(), dtype=torch.float32)
+    (tmp_path / "a").mkdir()
+    save_file(stored, tmp_path / "a" / "model.safetensors")
+    config = {
+        "model_type": "gpt_oss",
+        "num_hidden_layers": 1,
+        "tie_word_embeddings": True,
+        "vocab_size": 8,
+        "layer_types": ["sliding_attention"],
+        "quantization_config": {"quant_method": "mxfp4"},
+    }
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    merge = {
+        "merge_method": "passthrough",
+        "models": [{"model": str(tmp_path / "a")}],
+        "dtype": "float32",
+    }
+    mergeloom.merge(merge, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(found[f"{prefix}gate_up_proj"], expected)
+    assert found.keys() == {n.replace("_blocks", "") for n in stored if "_scales" not in n}
+
+
+def test_scales_are_counted_and_what_is_of_no_use_is_named(tmp_path: Path) -> None:
+    quantised("fp8 channels", tmp_path / "a", seed=1)
+    merge = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "a")}]}
+    planned = mergeloom.plan(merge)
+    size = (tmp_path / "a" / "model.safetensors").stat().st_size
+    scales = 14 * 4  # one number beside each of seven matrices in two layers
+    header = size - scales - planned.schedule.read_bytes
+    assert 0 < header < 8192
+    left = [name for item in planned.plan.unused for name in item.names]
+    assert len(left) == 14
+    assert all(name.endswith("input_scale") for name in left)
+
+
+def test_what_is_not_understood_is_refused(tmp_path: Path) -> None:
+    quantised("int8 channels", tmp_path / "a", seed=1)
+    path = tmp_path / "a" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"quantization_config": {"quant_method": "torchao"}}))
+    merge = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "a")}]}
+    with pytest.raises(CheckpointError, match="by torchao"):
+        mergeloom.plan(merge)
+
+
+def test_scales_that_do_not_fit(tmp_path: Path) -> None:
+    quantised("fp8 blocks", tmp_path / "a", seed=1)
+    file = tmp_path / "a" / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight_scale_inv"
+    save_file(tensors | {name: torch.ones(7, 5)}, file)
+    merge = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "a")}]}
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight' and their scales do not fit"):
+        mergeloom.plan(merge)
+
+
+def test_a_configuration_without_codes() -> None:
+    inner = {"quantization_config": {"quant_method": "fp8"}, "hidden_size": 8}
+    assert without_codes({"text_config": inner, "expert_dtype": "fp4", "a": 1}) == {
+        "text_config": {"hidden_size": 8},
+        "a": 1,
+    }
