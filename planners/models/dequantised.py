@@ -15,6 +15,8 @@ from mergeloom.planners.models.architecture import Architecture, infer
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.coded import Coded, Decoded, without_codes
 from mergeloom.planners.models.model import Stored, StoredModel
+from mergeloom.planners.models.sameness import equal_bytes
+from mergeloom.planners.models.token_weights import TokenWeights, token_weights
 
 Shape = tuple[int, ...]
 
@@ -35,7 +37,17 @@ class DequantisedModel(StoredModel):
 
     @cached_property
     def architecture(self) -> Architecture:
-        return infer(self, self.config)
+        return infer({tensor: self.shape(tensor) for tensor in self}, self.config)
+
+    @cached_property
+    def tokens(self) -> TokenWeights:
+        """As of any checkpoint; what is in codes is equal to nothing else."""
+        plain = self.decoded.plain
+
+        def equal(one: str, other: str) -> bool:
+            return one in plain and other in plain and equal_bytes(plain[one], plain[other])
+
+        return token_weights(self.architecture, self.config, self.shape, equal)
 
     @cached_property
     def _value_dtype(self) -> DType:

@@ -201,4 +201,6 @@ def test_what_stages_make_is_not_computed_again(models: Path, tmp_path: Path) ->
     done = mergeloom.merge(tmp_path / "stages.yml", tmp_path / "out", search=[models], check=3)
     assert done.checked is not None
     assert done.checked.tensors == 0
-    assert done.checked.passed_over == {"computed from an earlier stage, an adapter or codes": len(SHAPES)}
+    assert done.checked.passed_over == {
+        "computed from an earlier stage, an adapter or codes": len(SHAPES)
+    }
