@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from mergeloom.planners.config.keys import CONFIGURATION, FILTERED, Fields, belo
 from mergeloom.planners.config.parameters import Entry, Parameters, is_number
 from mergeloom.planners.config.yaml_values import Value, is_name, short
 
+_COMMA = re.compile(r"\s*([+-]?[0-9]{1,9}),([0-9]{1,9})\s*")
+_PERCENT = re.compile(r"\s*([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*%\s*")
 _TRUTHS = dict.fromkeys(("true", "yes", "on", "t", "y", "1"), True)
 _TRUTHS |= dict.fromkeys(("false", "no", "off", "f", "n", "0"), False)
 
@@ -129,7 +132,8 @@ def _scalar(value: Value, parameter: Parameter, findings: Findings) -> Any:
     if isinstance(content, str):
         content = _from_text(content, parameter)
     if isinstance(content, (dict, list, str)) or content is None:
-        raise value.error(f"'{parameter.name}' must be {_wanted(parameter)}, not {value.kind}")
+        cause = f"'{parameter.name}' must be {_wanted(parameter)}, not {value.kind}"
+        raise value.error(cause, _number_meant(content) if isinstance(content, str) else "")
     if parameter.kind is bool and is_number(content) and content in (0, 1):
         content = bool(content)  # as many published configurations write it
     try:
@@ -157,6 +161,14 @@ def _from_text(text: str, parameter: Parameter) -> Any:
         return float(text)
     except ValueError:
         return text
+
+
+def _number_meant(text: str) -> str:
+    """The question whether a text with a comma or a percent sign is meant as a number."""
+    comma, percent = _COMMA.fullmatch(text), _PERCENT.fullmatch(text)
+    if comma is not None:
+        return f"did you mean {comma[1]}.{comma[2]}?"
+    return f"did you mean {float(percent[1]) / 100:g}?" if percent is not None else ""
 
 
 def _wanted(parameter: Parameter) -> str:

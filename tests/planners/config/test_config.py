@@ -115,6 +115,14 @@ WRONG = {
         "merge_method: linear\nmodels: [{model: a, parameters: {weight: lots}}]",
         "models[0].parameters.weight: 'weight' must be a number, not 'lots'",
     ),
+    "comma of a number": (
+        "merge_method: linear\nmodels:\n- model: a\n  parameters:\n    weight: 0,5",
+        "models[0].parameters.weight: 'weight' must be a number, not '0,5': did you mean 0.5?",
+    ),
+    "percent sign": (
+        "merge_method: ties\nmodels: [a]\nparameters: {density: 45 %}",
+        "'density' must be a number, not '45 %': did you mean 0.45?",
+    ),
     "sixties": (
         "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1:30}}]",
         "'weight' must be a number, not '1:30'",
