@@ -170,7 +170,9 @@ def is_buffer(name: str, shape: Shape) -> bool:
     return found is not None and (not found[0].endswith("bias") or len(shape) != 1)
 
 
-_DEEP = re.compile(r"per_layer|contact_head|layer_weights|scalar_mix")
+_DEEP = re.compile(
+    r"embed_tokens_per_layer|per_layer_model_projection|contact_head|layer_weights|scalar_mix"
+)
 
 
 def follows_depth(name: str, shape: Shape, layers: int) -> bool:
@@ -182,6 +184,17 @@ def follows_depth(name: str, shape: Shape, layers: int) -> bool:
     if _DEEP.search(name) is None or not layers:
         return False
     return any(size % layers == 0 or size == layers + 1 for size in shape[-2:] if size > 1)
+
+
+def layer_axis(name: str) -> int | None:
+    """The dimension along which such a weight has its parts, one after the other as the layers.
+
+    Known of Gemma 3n's and 4's: the embeddings of all layers are beside each other in a row, and
+    their projections below each other.
+    """
+    if "embed_tokens_per_layer" in name:
+        return 1
+    return 0 if "per_layer_model_projection" in name else None
 
 
 def is_shared(suffix: str) -> bool:

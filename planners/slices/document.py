@@ -14,7 +14,7 @@ from mergeloom.planners.config.parameters import Parameters
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model, StoredModel
 from mergeloom.planners.models.pool import Models
-from mergeloom.planners.models.roles import follows_depth, is_shared
+from mergeloom.planners.models.roles import follows_depth, is_shared, layer_axis
 from mergeloom.planners.models.token_weights import Head, TokenWeights, makes_words
 from mergeloom.planners.slices.doubts import (
     check_required,
@@ -134,10 +134,11 @@ def _check_depth(plan: TowerPlan) -> None:
             tower, name = source.tower, source.model.name
             for weight in (*tower.before, *tower.after):
                 shape = source.model.shape(weight)
-                if follows_depth(weight, shape, tower.layers):
+                deep = follows_depth(weight, shape, tower.layers)
+                if deep and layer_axis(weight) is None:
                     raise CheckpointError(
                         f"'{weight}' ({'x'.join(map(str, shape))}) of '{name}' has a part for each "
-                        f"of its {tower.layers} layers and is not taken apart yet",
+                        f"of its {tower.layers} layers and cannot be taken apart",
                         place=part.entry.place,
                         remedy="merge whole models",
                     )

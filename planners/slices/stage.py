@@ -9,7 +9,9 @@ from mergeloom.planners.config.config import Document, Module
 from mergeloom.planners.config.parameters import Level
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model
+from mergeloom.planners.models.roles import follows_depth
 from mergeloom.planners.models.token_weights import Head
+from mergeloom.planners.slices.by_layer import gather
 from mergeloom.planners.slices.doubts import slice_levels
 from mergeloom.planners.slices.slices import (
     Recipe,
@@ -106,6 +108,11 @@ class Stage:
 
         Where only some models store it apart, the others' embedding stands in for it.
         """
+        shape = recipe.slice.sources[recipe.inputs[0][0]].model.shape(recipe.inputs[0][1])
+        layers = tower.tower.layers
+        if follows_depth(recipe.name, shape, layers) and not tower.unchanged:
+            recipe = gather(recipe, tower.slices)
+            return self._plan(recipe, recipe.inputs, tower)
         part, present = recipe.slice, dict(recipe.inputs)
         models = [source.model for source in part.sources]
         twin = any(name in models[i].tokens.twins for i, name in present.items())

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from tests.families.family import Stack
+from tests.families.tiny import DEPTH
 
 Run = Callable[[nn.Module], Any]
 Origin = tuple[int, int]
@@ -159,12 +160,25 @@ def wrong_around(
     for name, tensor in own.items():
         if name.startswith(f"{stack.path}.") or not tensor.is_floating_point():
             continue
+        if any(part in name for part in stack.by_layer):
+            if not _same(tensor, _by_layer(a[name], b[name], tensor.shape, stack)):
+                yield f"'{name}' does not have its parts from the layers' models"
+            continue
         after = acts[id(tensor)] >= calls.last and name.startswith(stack.root)
         after = after and not any(part in name for part in stack.from_first)
         after = after or any(part in name for part in stack.from_last)
         if not _same(tensor, (b if after else a)[name]):
             other = " but the other's" if _same(tensor, (a if after else b)[name]) else ""
             yield f"'{name}' is not the {'last' if after else 'first'} slice's{other}"
+
+
+def _by_layer(a: torch.Tensor, b: torch.Tensor, shape: Sequence[int], stack: Stack) -> torch.Tensor:
+    """The parts of each layer's own model, along the dimension that is longer in the output."""
+    axis = next(n for n, size in enumerate(shape) if size != a.shape[n])
+    parts = {which: whole.chunk(DEPTH, axis) for which, whole in (("A", a), ("B", b))}
+    return torch.cat(
+        [parts[w][i] for w, start, stop in stack.spans for i in range(start, stop)], axis
+    )
 
 
 def _begin(name: str, calls: Calls) -> int:

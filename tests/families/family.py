@@ -25,7 +25,8 @@ class Stack:
     model; ``says`` words of a warning, where the layers compute something else because a constant
     of theirs follows the depth. ``root`` is the module beyond which no weight acts after these
     layers, however late it runs. Names with a part in ``from_first`` or ``from_last`` are that
-    slice's wherever they act.
+    slice's wherever they act; those in ``by_layer`` have a part for each layer, which is that
+    layer's.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Stack:
     root: str = ""
     from_first: tuple[str, ...] = ()
     from_last: tuple[str, ...] = ()
+    by_layer: tuple[str, ...] = ()
     run: Run | None = None
 
 

@@ -39,6 +39,8 @@ DECODERS = (
     decoder(
         "gemma3n",
         "Gemma3nForCausalLM",
+        LAYERS,
+        Stack(LAYERS, by_layer=("per_layer_model_projection", "embed_tokens_per_layer")),
         layer_types=["sliding_attention", "full_attention"] * 2,
         num_kv_shared_layers=0,
         hidden_size_per_layer_input=8,
@@ -49,6 +51,8 @@ DECODERS = (
     decoder(
         "gemma4",
         "Gemma4ForCausalLM",
+        LAYERS,
+        Stack(LAYERS, by_layer=("per_layer_model_projection", "embed_tokens_per_layer")),
         layer_types=["sliding_attention", "full_attention"] * 2,
         num_kv_shared_layers=0,
         hidden_size_per_layer_input=8,

@@ -103,14 +103,12 @@ def test_layers_that_predict_further_tokens_move_with_the_end(tmp_path: Path) ->
     ("kind", "name"),
     [
         ("EsmForMaskedLM", "esm.contact_head.regression.weight"),
-        ("Gemma4ForCausalLM", "model.embed_tokens_per_layer.weight"),
         ("WavLMForCTC", "layer_weights"),
     ],
 )
 def test_shapes_that_follow_the_depth_are_not_stacked(tmp_path: Path, kind: str, name: str) -> None:
     sizes: dict[str, dict[str, Any]] = {
         "EsmForMaskedLM": {"mask_token_id": 3},
-        "Gemma4ForCausalLM": {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8},
     }
     first, second = pair(tmp_path, kind, **sizes.get(kind, {}))
     if kind == "WavLMForCTC":
@@ -121,6 +119,35 @@ def test_shapes_that_follow_the_depth_are_not_stacked(tmp_path: Path, kind: str,
     out = merged(blend(first, second), tmp_path / "out")
     expected = (tensors(first)[name] + tensors(second)[name]) / 2
     torch.testing.assert_close(out[name], expected)
+
+
+def test_parts_of_layers_are_gathered_and_merged_as_the_layers_are(tmp_path: Path) -> None:
+    kind = "Gemma4ForCausalLM"
+    first, second = pair(
+        tmp_path, kind, vocab_size_per_layer_input=64, hidden_size_per_layer_input=8
+    )
+    ranges = ([0, 2], [1, 4])
+    parts = [
+        {
+            "sources": [
+                {"model": str(model), "layer_range": list(layers), "parameters": {"weight": 1}}
+                for model in models
+            ]
+        }
+        for layers, models in zip(ranges, ((first, second), (second, first)), strict=True)
+    ]
+    found = merged({"merge_method": "linear", "slices": parts}, tmp_path / "out")
+    one, other = tensors(first), tensors(second)
+    for name, axis in (("embed_tokens_per_layer", 1), ("per_layer_model_projection", 0)):
+        mean = (one[f"model.{name}.weight"] + other[f"model.{name}.weight"]) / 2
+        chunks = mean.chunk(4, axis)
+        expected = torch.cat(
+            [chunks[layer] for start, stop in ranges for layer in range(start, stop)], axis
+        )
+        torch.testing.assert_close(found[f"model.{name}.weight"], expected)
+    parts[1]["sources"].pop()
+    with pytest.raises(CheckpointError, match="different numbers of sources"):
+        planned({"merge_method": "linear", "slices": parts})
 
 
 def test_layers_that_share_weights_are_not_stacked(tmp_path: Path) -> None:
