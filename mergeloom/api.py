@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect as inspect_frames
 import os
 import warnings as python_warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -324,7 +325,16 @@ def _tell(findings: Sequence[Finding], observer: Observer) -> None:
         if observer.warned is not None:
             observer.warned(finding)
         else:
-            python_warnings.warn(str(finding), LoomWarning, stacklevel=3)
+            python_warnings.warn(str(finding), LoomWarning, stacklevel=_callers_level())
+
+
+def _callers_level() -> int:
+    """How far up the stack, from the function that asks, the caller of this API is."""
+    level = 1
+    frame = inspect_frames.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("mergeloom."):
+        frame, level = frame.f_back, level + 1
+    return level - 1
 
 
 _PLAN_OPTIONS = frozenset(

@@ -47,12 +47,13 @@ class Worker:
         spans |= {load: Span(held.block, held.at, 0) for load, held in run.side.items()}
         first, _ = elements(task.tile, run.placement)
         outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
+        task.faulty.clear()
         for index in _indices(task):
             self._host.check()
             doubtful = evaluator.output(index, outputs)
             bounds = work.grains.bounds(index)
             if doubtful:
-                check_finite(work.root, bounds, spans, outputs)
+                task.faulty.update(check_finite(work.root, bounds, spans, outputs))
             for write, span in outputs:
                 run.digests[write].add(index, span.content(write.dtype, *bounds))
 

@@ -298,10 +298,11 @@ class Offload:
         first, _ = elements(task.tile, run.placement)
         inputs = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
         outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
+        task.faulty.clear()
         for index, doubt in zip(_grains(task), doubtful, strict=True):
             bounds = work.grains.bounds(index)
             if doubt:
-                check_finite(work.root, bounds, inputs, outputs)
+                task.faulty.update(check_finite(work.root, bounds, inputs, outputs))
             for write, span in outputs:
                 run.digests[write].add(index, span.content(write.dtype, *bounds))
 

@@ -238,24 +238,29 @@ def check_finite(
     bounds: tuple[int, int],
     inputs: Mapping[Load, Span],
     writes: Sequence[tuple[Write, Span]],
-) -> None:
+) -> dict[Load, int]:
     """Look at one grain of ``root`` that was computed and may not be finite.
 
     ``bounds`` are its first element and their number; ``inputs`` are where the loads of the tree
-    lie, those beside its inputs too.
+    lie, those beside its inputs too. Returns how many elements of inputs are not finite there.
 
     Raises:
         RunError: a value is not finite although the inputs there are.
     """
     merges = list(tree(root))
+    nodes = dict.fromkeys(node for merge in merges for node in merge.gather.inputs)
+    faulty = {
+        node: _not_finite(inputs[node], node.dtype, bounds)
+        for node in nodes
+        if isinstance(node, Load)
+    }
     aligned = all(merge.kernel.aligned for merge in merges)
     for write, span in writes:
         broken = _not_finite(span, write.dtype, bounds)
         for merge in merges:
             for node in merge.gather.inputs:
-                if isinstance(node, Load) and broken.any():
-                    finite = ~_not_finite(inputs[node], node.dtype, bounds)
-                    broken &= finite if aligned else finite.all()
+                if isinstance(node, Load):
+                    broken &= ~faulty[node] if aligned else not faulty[node].any()
             for load in merge.gather.side:
                 if broken.any():
                     broken &= ~_not_finite(inputs[load], load.dtype, (0, load.elements)).any()
@@ -265,6 +270,7 @@ def check_finite(
                 f"{write.dtype}, where its inputs are: try a wider out_dtype, or look at the "
                 "parameters and for infinities in the inputs"
             )
+    return {load: int(found.sum()) for load, found in faulty.items() if found.any()}
 
 
 def _not_finite(span: Span, dtype: DType, bounds: tuple[int, int]) -> Any:

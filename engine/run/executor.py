@@ -17,7 +17,7 @@ import heapq
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+_NAMED = 5
+"""Inputs that are named in warnings, where more have the same fault."""
 READERS = 6
 MOST_READERS = 16
 WRITERS = 3
@@ -150,6 +152,8 @@ class Executor:
         self._kept: dict[Load, HeldLoad] = {}
         self._unfinished = len(schedule.placements)
         self._running: set[MergeRun] = set()
+        self._faulty: dict[Load, int] = {}
+        """Inputs that are not finite everywhere, and how many of their elements."""
         self._failure: BaseException | None = None
         self._stopping = False
 
@@ -187,6 +191,7 @@ class Executor:
         self._measure()
         if self._failure is not None:
             raise self._failure
+        self.warnings += _faulty_inputs(self._faulty)
         if poll is not None:
             poll(self.progress)
 
@@ -507,6 +512,9 @@ class Executor:
         """
         for block in task.transient:
             self._ledger.release(block)
+        if task.faulty:
+            with self._lock:
+                task.merge.faulty.update(task.faulty)
         for write, block, at in task.outputs:
             self._to_write.put(lambda w=write, b=block, a=at: self._write(task, w, b, a))  # type: ignore[misc]
         self._tile_done(task, seconds)
@@ -596,10 +604,22 @@ class Executor:
     def _merge_done(self, run: MergeRun) -> None:
         with self._lock:
             self._running.discard(run)
+            for load, count in run.faulty.items():
+                self._faulty[load] = max(count, self._faulty.get(load, 0))
             self._ended_at = time.perf_counter()
             self.progress.merges_done += 1
             self._unfinished -= 1
             self._ended.notify_all()
+
+
+def _faulty_inputs(found: Mapping[Load, int]) -> Iterator[str]:
+    """Warnings about inputs whose values, and so results, are not finite."""
+    for load, count in list(found.items())[:_NAMED]:
+        file = next((part.source.name for part in load.bytes.ranges()), "memory")
+        values = "1 value that is" if count == 1 else f"{count:,} values that are"
+        yield f"'{load.name}' of '{file}' has {values} NaN or infinite: so has what is made of it"
+    if len(found) > _NAMED:
+        yield f"and {len(found) - _NAMED} more inputs have values that are NaN or infinite"
 
 
 def source_readers(schedule: Schedule, open_reader: Callable[[Source], R]) -> dict[int, R]:

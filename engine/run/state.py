@@ -13,6 +13,7 @@ between them is decided here, under one lock that the executor owns:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Condition
@@ -47,7 +48,8 @@ class TileRun:
 
     ``pending`` counts what must happen before it can be computed; the ``transient`` blocks are
     given back when it is. ``memo`` is what passes leave to later ones. ``tallies`` are, by
-    merge and grain, those of all grains before.
+    merge and grain, those of all grains before. ``faulty`` counts the elements of inputs that are
+    not finite, where results are not.
     """
 
     order: int
@@ -59,6 +61,7 @@ class TileRun:
     memo: Block | None = None
     pending: int = 1
     tallies: dict[Merge, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    faulty: Counter[Load] = field(default_factory=Counter)
 
     def __lt__(self, other: TileRun) -> bool:
         return self.order < other.order
@@ -152,6 +155,8 @@ class MergeRun:
         self.digests = {write: TensorDigest(work.grains.count) for write in work.writes}
         self.unwritten = dict.fromkeys(work.writes, placement.flow.tiles)
         self.seconds = 0.0
+        self.faulty: Counter[Load] = Counter()
+        """The sum of its tiles'."""
         """Time that its tiles took whoever computed them; NaN if that is not known."""
         self._open(0)
 

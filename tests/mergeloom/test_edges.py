@@ -141,7 +141,12 @@ def test_what_is_infinite_in_an_input_stays_so(models: Path, tmp_path: Path) -> 
         "base_model": str(tmp_path / "base"),
         "models": [{"model": str(tmp_path / "two"), "parameters": {"weight": 1.0, "density": 0.5}}],
     }
-    mergeloom.merge(config, tmp_path / "out")
+    with pytest.warns(mergeloom.LoomWarning, match="NaN or infinite") as told:
+        result = mergeloom.merge(config, tmp_path / "out")
+    assert len(told) == 1
+    said = f"'{name}' of '{tmp_path / 'two' / 'model.safetensors'}' has 2 values"
+    assert str(told[0].message).startswith(said)
+    assert [str(each) for each in result.warnings] == [str(told[0].message)]
     broken = ~load_tensors(tmp_path / "out")[name].isfinite()
     assert {tuple(place) for place in broken.nonzero().tolist()} <= {(1, 2), (3, 4)}
 
