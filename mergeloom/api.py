@@ -81,6 +81,7 @@ def plan(
     model_dirs: Mapping[str, Pathlike] | None = None,
     search: Pathlike | Sequence[Pathlike] = (),
     allow_truncated_embeddings: bool = False,
+    allow_different_architectures: bool = False,
     strict: bool = False,
     observer: Observer | None = None,
 ) -> PlannedMerge:
@@ -112,6 +113,9 @@ def plan(
         allow_truncated_embeddings=arguments.flag(
             allow_truncated_embeddings, "allow_truncated_embeddings"
         ),
+        allow_different_architectures=arguments.flag(
+            allow_different_architectures, "allow_different_architectures"
+        ),
         strict=arguments.flag(strict, "strict"),
     )
     directory = None if output is None else arguments.path_of(output, "the output")
@@ -127,7 +131,12 @@ def plan(
         made = make_plan(
             configuration,
             resolver,
-            PlanOptions(options.seed, options.max_shard_bytes, options.allow_truncated_embeddings),
+            PlanOptions(
+                options.seed,
+                options.max_shard_bytes,
+                options.allow_truncated_embeddings,
+                options.allow_different_architectures,
+            ),
         )
         limit = process.memory_limit()
         budget = process.default_budget() if options.ram is None else options.ram
@@ -279,15 +288,20 @@ def inspect(
     return inspect_report(StoredModel(str(model), open_checkpoint(directory)))
 
 
-def verify(output: Pathlike) -> VerifyReport:
+def verify(output: Pathlike, *, load: bool = False) -> VerifyReport:
     """Compare a finished or interrupted output with the digests that were recorded of it.
 
+    With ``load``, transformers is asked too whether it finds what ``config.json`` asks for: it
+    builds the model without its weights, from the names and shapes of the tensors.
+
     Raises:
-        OutputError: nothing is there to verify, or the records are damaged.
+        OutputError: nothing is there to verify, the records are damaged, or what is to be loaded
+            is not finished.
+        LoomError: transformers is not installed, or does not have the model's class.
     """
     from mergeloom.report.verification import verify_report
 
-    return verify_report(arguments.path_of(output, "the output"))
+    return verify_report(arguments.path_of(output, "the output"), arguments.flag(load, "load"))
 
 
 def list_methods(name: str | None = None) -> MethodsReport:
@@ -340,7 +354,8 @@ def _callers_level() -> int:
 _PLAN_OPTIONS = frozenset(
     {
         "ram", "threads", "device", "vram", "seed", "max_shard_size", "model_dirs", "search",
-        "allow_truncated_embeddings", "strict", "observer", "output",
+        "allow_truncated_embeddings", "allow_different_architectures", "strict", "observer",
+        "output",
     }
 )  # fmt: skip
 

@@ -109,6 +109,13 @@ class Meaning:
             help="Where vocabularies differ, keep the common leading rows.",
         ),
     ] = False
+    allow_different_architectures: Annotated[
+        bool,
+        typer.Option(
+            "--allow-different-architectures",
+            help="Write layers that the output's configuration does not describe.",
+        ),
+    ] = False
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse unknown keys and parameters in CONFIG.")
     ] = False
@@ -159,6 +166,7 @@ def planned(
         seed=meaning.seed,
         max_shard_size=meaning.max_shard_size,
         allow_truncated_embeddings=meaning.allow_truncated_embeddings,
+        allow_different_architectures=meaning.allow_different_architectures,
         strict=meaning.strict,
         model_dirs=finding.model_dirs,
         search=finding.folders,

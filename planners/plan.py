@@ -21,6 +21,7 @@ from mergeloom.engine.job import Job
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.output.state import DIGEST
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
+from mergeloom.planners.checks import check_stage
 from mergeloom.planners.config.config import Configuration, Document
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.yaml_values import Value, load_documents
@@ -58,6 +59,7 @@ class PlanOptions:
     seed: int = 0
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
     truncate_embeddings: bool = False
+    allow_different_architectures: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -178,6 +180,8 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
             stages.append(stage)
             tensors = _build(stage, builder, warnings)
             rewritten = _output_config(stage, warnings)
+            allow = options.allow_different_architectures
+            warnings += check_stage(stage, tensors, rewritten.config, allow)
         of_stage = f"stage '{document.name}': " if document.name is not None else ""
         changes += [of_stage + change for change in rewritten.notes]
         used = [models.get(reference) for reference in document.references()]

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from mergeloom.options import AsJson, OutputArgument
 from mergeloom.printer import Printer
 
 
-def verify(output: OutputArgument, as_json: AsJson = False) -> None:
+def verify(
+    output: OutputArgument,
+    load: Annotated[
+        bool,
+        typer.Option(
+            "--load",
+            help="Also ask transformers whether the model would load whole; reads no weights.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Compare the tensors of a finished or interrupted merge with their recorded digests."""
     from mergeloom import api
     from mergeloom.report.terminal.verification import render_verify
 
-    found = api.verify(output)
+    found = api.verify(output, load=load)
     Printer(as_json).answer(found, lambda: render_verify(found))
     if not found.sound:
         raise typer.Exit(1)

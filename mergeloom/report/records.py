@@ -144,6 +144,7 @@ class Options:
     seed: int
     max_shard_bytes: int
     allow_truncated_embeddings: bool
+    allow_different_architectures: bool
     strict: bool
 
 
@@ -530,9 +531,24 @@ class Fault:
     why: str
 
 
+@dataclass(frozen=True)
+class LoadingReport:
+    """What the class that ``config.json`` names makes of the stored tensors' names and shapes."""
+
+    class_name: str
+    transformers: str
+    """The version that has the class."""
+    tensors: int
+    faults: tuple[Fault, ...]
+    """Weights that are missing, have no place, or have another shape, as the class calls them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport(Document):
-    """An output's bytes, compared with the digests that were recorded for them."""
+    """An output's bytes, compared with the digests that were recorded for them.
+
+    ``sound`` is false if bytes differ or, with ``--load``, if the model would not load whole.
+    """
 
     document: str = "verify"
     output: str
@@ -541,6 +557,7 @@ class VerifyReport(Document):
     tensors: int
     bytes: int
     wrong: tuple[Fault, ...]
+    loading: LoadingReport | None = None
 
 
 @dataclass(frozen=True)

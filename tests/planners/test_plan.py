@@ -381,12 +381,17 @@ def test_a_tensor_that_only_one_model_has_is_copied_and_reported(tmp_path: Path)
     tensors["model.layers.2.self_attn.q_proj.bias"] = torch.ones(8)
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     write_checkpoint(tmp_path / "b", tensors, config)
-    plan = plan_text(two(), tmp_path)
+    words = "layer 2 of the output has 'self_attn.q_proj.bias' from layer 2 of 'b'"
+    with pytest.raises(CheckpointError, match=words):
+        plan_text(two(), tmp_path)
+    plan = plan_text(two(), tmp_path, allow_different_architectures=True)
     tensor = plan.explain("model.layers.2.self_attn.q_proj.bias")
     assert (made_of(tensor)[0][0], tensor.copied_because) == ("b", "only one model has it")
-    assert plan.warnings == (
-        "1 tensor is missing in 'a' and made without it: 'model.layers.2.self_attn.q_proj.bias'",
+    missing, unlike = plan.warnings
+    assert missing == (
+        "1 tensor is missing in 'a' and made without it: 'model.layers.2.self_attn.q_proj.bias'"
     )
+    assert words in unlike
 
 
 def test_models_of_another_architecture_are_refused(tmp_path: Path) -> None:
@@ -425,7 +430,7 @@ def test_modules_are_merged_each_in_their_own_way(tmp_path: Path) -> None:
         for i in range(4)
         for part in block
     ]
-    config = {"num_layers": 4, "num_decoder_layers": 4, "vocab_size": 32}
+    config = {"num_layers": 4, "num_decoder_layers": 4, "vocab_size": 8}
     for seed, name in enumerate("ab"):
         write_checkpoint(tmp_path / name, ["shared.weight", *names], config, seed=seed)
     text = """

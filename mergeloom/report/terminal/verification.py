@@ -12,11 +12,18 @@ from mergeloom.report.units import data
 
 def render_verify(report: VerifyReport) -> RenderableType:
     """Whether an output is sound; else what is wrong, one thing a line."""
+    loading = report.loading
     if report.sound:
         tensors = f"{plural(report.tensors, 'tensor')}, {data(report.bytes)}, equal their digests"
         if not report.finished:
             return Text(f"'{report.output}' is not finished; what it has is sound: {tensors}")
-        return Text(f"'{report.output}' is sound: {tensors}", style="green")
-    lines = [Text(f"{shown(each.what)}: {shown(each.why)}", style="red") for each in report.wrong]
-    faults = plural(len(report.wrong), "fault")
-    return Group(*lines, Text(f"'{report.output}' has {faults}", style="bold"))
+        sound = Text(f"'{report.output}' is sound: {tensors}", style="green")
+        if loading is None:
+            return sound
+        whole = f"it loads as {loading.class_name}: transformers {loading.transformers} finds all"
+        return Group(sound, Text(f"{whole} that the class needs, and nothing else", style="green"))
+    faults = (*report.wrong, *(loading.faults if loading else ()))
+    lines = [Text(f"{shown(each.what)}: {shown(each.why)}", style="red") for each in faults]
+    count = plural(len(faults), "fault")
+    loaded = f", loaded as {loading.class_name}" if loading and loading.faults else ""
+    return Group(*lines, Text(f"'{report.output}' has {count}{loaded}", style="bold"))

@@ -1,0 +1,115 @@
+"""``verify --load``: does transformers find in an output what its ``config.json`` asks for?
+
+transformers builds the class that the configuration names, without memory for its weights, and is
+given the names and shapes of the stored tensors in place of the tensors. It renames, joins and ties
+them as it does when it loads a model, and says what it misses and what it has no place for. No
+weight is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mergeloom.engine.base.errors import LoomError
+from mergeloom.planners.models.checkpoint import open_checkpoint
+from mergeloom.report.records import Fault, LoadingReport
+
+
+def loading_report(output: Path) -> LoadingReport:
+    """Compare the stored tensors with those of the class that ``config.json`` names.
+
+    Raises:
+        CheckpointError: ``output`` is no checkpoint.
+        LoomError: transformers is not installed, or does not have the class.
+    """
+    checkpoint = open_checkpoint(output)
+    try:
+        import transformers
+    except ImportError as error:
+        raise LoomError(
+            "--load asks transformers, which is not installed",
+            remedy="pip install transformers",
+            code="no-transformers",
+        ) from error
+    cls = _class(checkpoint.config, transformers)
+    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
+    try:
+        with _quiet():
+            faults = tuple(_faults(_load(cls, output, shapes)))
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        faults = (Fault("config.json", f"no model can be built from it: {reason[:300]}"),)
+    return LoadingReport(cls.__name__, str(transformers.__version__), len(shapes), faults)
+
+
+def _class(config: Mapping[str, Any], transformers: Any) -> Any:
+    """The class that a configuration names, unless it is code of the checkpoint's own."""
+    names, kind = config.get("architectures"), config.get("model_type")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    cls = getattr(transformers, name, None) if name.isidentifier() else None
+    if isinstance(cls, type) and kind in transformers.CONFIG_MAPPING:
+        return cls
+    if config.get("auto_map"):
+        reason = "the model's class is code in its own directory (auto_map), which is not run"
+        remedy = "load it with trust_remote_code=True, if you trust it"
+    elif not name:
+        reason, remedy = "config.json names no class ('architectures')", "write it there"
+    else:
+        reason = f"transformers {transformers.__version__} has no {name!r} (model_type {kind!r})"
+        remedy = "install a version that has it"
+    raise LoomError(f"--load cannot be carried out: {reason}", remedy=remedy, code="no-class")
+
+
+def _load(cls: Any, output: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]:
+    import torch
+
+    config = cls.config_class.from_pretrained(output)
+    stored = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    _, about = cls.from_pretrained(
+        None,
+        config=config,
+        state_dict=stored,
+        device_map="meta",
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    return dict(about)
+
+
+def _faults(about: Mapping[str, Any]) -> Iterator[Fault]:
+    for name in sorted(map(str, about.get("missing_keys", ()))):
+        yield Fault(name, "the class needs it and it is not there: it would be random")
+    for name in sorted(map(str, about.get("unexpected_keys", ()))):
+        yield Fault(name, "the class has no place for it: it would be left out")
+    for name, found, expected in sorted(about.get("mismatched_keys", ()), key=str):
+        yield Fault(str(name), f"it is {_size(found)}, in the class {_size(expected)}")
+    for text in about.get("error_msgs", ()):
+        yield Fault("config.json", " ".join(str(text).split())[:300])
+
+
+def _size(shape: Any) -> str:
+    return "x".join(map(str, shape)) or "one number"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what transformers prints about the same things."""
+    from transformers.utils import logging as transformers_logging
+
+    theirs: Any = transformers_logging
+    before, bar = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity(logging.CRITICAL)
+    theirs.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        theirs.set_verbosity(before)
+        if bar:
+            theirs.enable_progress_bar()

@@ -1,0 +1,107 @@
+"""The last look at a plan: do its inputs fit each other, and its output its configuration?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.planners.models.contradictions import contradictions
+from mergeloom.planners.models.differences import differences
+from mergeloom.planners.models.layouts import clash
+from mergeloom.planners.models.model import Model, OutputTensor, StoredModel
+from mergeloom.planners.output.accounting import (
+    Described,
+    Verdict,
+    account,
+    arrange,
+    is_computed,
+)
+from mergeloom.planners.slices.slices import LayerSource
+from mergeloom.planners.slices.stage import Stage, TowerPlan
+
+WAY_OUT = "--allow-different-architectures writes it all the same"
+
+
+def check_stage(
+    stage: Stage,
+    tensors: Sequence[OutputTensor],
+    config: Mapping[str, Any],
+    allow_different: bool,
+) -> Iterator[str]:
+    """Warnings about a planned document, its ``tensors`` and its output's ``config``.
+
+    ``allow_different`` makes warnings of refusals for which that is a way out.
+
+    Raises:
+        CheckpointError: the inputs cannot be merged with each other, or the output would not be
+            what its configuration describes.
+    """
+    models = _models(stage)
+    unlike = []
+    for tower in stage.towers:
+        unlike += list(_clashes(tower))
+    verdict = _accounted(stage, tensors, config)
+    if verdict.refusals:
+        raise CheckpointError(verdict.refusals[0])
+    unlike += verdict.unlike
+    if unlike and not allow_different:
+        raise CheckpointError(unlike[0], remedy=WAY_OUT)
+    yield from unlike
+    yield from verdict.warnings
+    yield from differences(stage.donor.name, {model.name: model.config for model in models})
+    for model in models:
+        if isinstance(model, StoredModel):
+            yield from contradictions(model, model.tokens.embedding)
+
+
+def _models(stage: Stage) -> list[Model]:
+    """The models of a stage, the one that gives the configuration first, each once."""
+    sources = (s.model for tower in stage.towers for part in tower.slices for s in part.sources)
+    return list({model.name: model for model in (stage.donor, *sources)}.values())
+
+
+def _clashes(tower: TowerPlan) -> Iterator[str]:
+    """Sources of one slice that name the parts of their layers differently."""
+    for part in tower.slices:
+        first, *others = part.sources
+        for step in range(part.length):
+            names = _names(first, step)
+            for other in others:
+                found = clash(names, _names(other, step))
+                if found is not None:
+                    yield (
+                        f"layer {first.start + step} of '{first.model.name}' has "
+                        f"'{found[0].lstrip('.')}', layer {other.start + step} of "
+                        f"'{other.model.name}' '{found[1].lstrip('.')}' in its place: layers of "
+                        "two architectures or layouts cannot be merged name by name"
+                    )
+                    return
+
+
+def _names(source: LayerSource, step: int) -> list[str]:
+    layer = source.start + step
+    names = ((s, source.tower.layer_name(layer, s)) for s in source.tower.suffixes[layer])
+    return [suffix for suffix, name in names if not is_computed(name, source.model.shape(name))]
+
+
+def _accounted(stage: Stage, tensors: Sequence[OutputTensor], config: Mapping[str, Any]) -> Verdict:
+    donor = stage.donor
+    own = {tower.prefix: tower.layers for tower in donor.architecture.towers}
+    described = Described(
+        donor.name, donor.config, arrange({name: donor.shape(name) for name in donor}, own)
+    )
+    written = {tensor.name: tensor.merge.shape for tensor in tensors}
+    depths = {tower.tower.prefix: tower.layers for tower in stage.towers}
+    output = Described("the output", config, arrange(written, depths))
+    towers = {tower.tower.prefix: tower for tower in stage.towers}
+
+    def origin(prefix: str, layer: int, suffix: str | None) -> str:
+        part = next(p for p in towers[prefix].slices if layer < p.first + p.length)
+        step = layer - part.first
+        having = [s for s in part.sources if suffix in s.tower.suffixes[s.start + step]]
+        source = next(iter(having), part.sources[part.base or 0])
+        return f"layer {source.start + step} of '{source.model.name}'"
+
+    vocabulary = frozenset(filter(None, (stage.head, stage.embedding)))
+    return account(described, output, origin, vocabulary)

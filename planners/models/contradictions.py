@@ -1,0 +1,47 @@
+"""Where a model's configuration says something else than its tensors do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mergeloom.planners.models.architecture import declared_layers
+from mergeloom.planners.models.model import Model
+
+_ROWS = re.compile(r"(^|_)vocab_size$")
+_WIDTH = re.compile(
+    r"(^|_)(hidden_size|hidden_dim|n_embd|n_embed|d_model|embed_dim|emb_dim|dim|embedding_size|"
+    r"word_embed_proj_dim|width)$"
+)
+
+
+def contradictions(model: Model, embedding: str | None) -> Iterator[str]:
+    """A line for each value of a model's configuration that its tensors contradict: the number of
+    layers of its main tower, and rows and columns of its token ``embedding``."""
+    said = f"the config.json of '{model.name}' says"
+    tower = model.architecture.main
+    declared = list(declared_layers(model.config))
+    if declared and tower.layers and all(count != tower.layers for _, count in declared):
+        path, count = declared[0]
+        yield f"{said} {'.'.join(path)} {count}, its tensors are of {tower.layers} layers"
+    if embedding is None or embedding not in model or len(model.shape(embedding)) != 2:
+        return
+    for pattern, size, what in (
+        (_ROWS, model.shape(embedding)[0], "rows"),
+        (_WIDTH, model.shape(embedding)[1], "columns"),
+    ):
+        numbers = dict(_numbers(model.config, pattern))
+        if numbers and size not in numbers.values():
+            key, number = next(iter(numbers.items()))
+            yield f"{said} {key} {number}, '{embedding}' has {size} {what}"
+
+
+def _numbers(
+    config: Mapping[str, Any], pattern: re.Pattern[str], path: str = ""
+) -> Iterator[tuple[str, int]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, pattern, f"{path}{key}.")
+        elif pattern.search(key) and type(value) is int:
+            yield f"{path}{key}", value

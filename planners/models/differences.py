@@ -1,0 +1,100 @@
+"""Where configurations of models that are merged or stacked disagree about what a layer computes.
+
+Tensors of equal shapes are merged whatever their models make of them. A model whose rotary base,
+epsilon, activation or number of heads is another computes something else with the same weights;
+the output computes with the values of one configuration.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_COMPUTES = re.compile(
+    r"(^|_)(eps|epsilon|theta|heads|head_dim|multiplier|scaling|softcapping|base_freq|act|"
+    r"activation|activation_function|act_fn|rotary_(pct|dim|factor)|scalar|sliding_window|"
+    r"logit_scale|norm_topk_prob|experts_per_tok|scaling_factor|topk_method|scoring_func|"
+    r"position_embedding_type|clip_qkv|alibi|parallel_attn)$"
+)
+"""Keys of values that decide what a layer computes with its weights."""
+
+Path = tuple[str, ...]
+
+
+def differences(donor: str, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each value that decides what layers compute and is not the same in all models.
+
+    ``configs`` are the models' configurations by their names; the output gets the ``donor``'s.
+    A value that only some of them write is not compared: the others leave it to their class.
+    """
+    kinds = {name: kind for name, config in configs.items() if (kind := _kind(config))}
+    if donor in kinds and len(set(kinds.values())) > 1:
+        yield _line("the class", donor, kinds, "the output is loaded as the first of them")
+    values = {name: dict(_values(config)) for name, config in configs.items()}
+    own = values[donor]
+    for path, value in own.items():
+        found = {name: other[path] for name, other in values.items() if path in other}
+        if any(not _same(value, other) for other in found.values()):
+            effect = "the output computes with the first, for layers of the others too"
+            yield _line(f"'{'.'.join(path)}'", donor, found, effect)
+
+
+def _kind(config: Mapping[str, Any]) -> str | None:
+    names = config.get("architectures")
+    if isinstance(names, Sequence) and not isinstance(names, str) and names:
+        return str(names[0])
+    return None
+
+
+def _line(what: str, donor: str, found: Mapping[str, Any], effect: str) -> str:
+    names = [donor, *(name for name in found if name != donor)]
+    said: dict[str, list[str]] = {}
+    for name in names:
+        said.setdefault(_text(found[name]), []).append(f"'{name}'")
+    parts = ", ".join(
+        f"{text} in {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if names[3:] else "")
+        for text, names in said.items()
+    )
+    return f"{what} differs: {parts}: {effect}"
+
+
+def _values(config: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The values that matter, with their key paths; both spellings of rotary settings as one."""
+    rotary = config.get("rope_parameters")
+    for key, value in config.items():
+        if key in ("rope_parameters", "rope_scaling"):
+            continue
+        if isinstance(value, Mapping):
+            yield from _values(value, (*path, key))
+        elif _COMPUTES.search(key) and not isinstance(value, list):
+            yield (*path, key), value
+    if isinstance(rotary, Mapping) and not any(isinstance(v, Mapping) for v in rotary.values()):
+        if rotary.get("rope_theta") is not None:
+            yield (*path, "rope_theta"), rotary["rope_theta"]
+        yield (*path, "rope_scaling"), _scaling(rotary)
+    elif isinstance(rotary, Mapping):
+        for key, value in rotary.items():
+            if isinstance(value, Mapping):
+                yield from _values({"rope_parameters": value}, (*path, key))
+    elif "rope_theta" in config or "rope_scaling" in config:
+        yield (*path, "rope_scaling"), _scaling(config.get("rope_scaling"))
+
+
+def _scaling(rotary: object) -> object:
+    """How rotary embeddings are scaled: ``None`` if they are not."""
+    if not isinstance(rotary, Mapping):
+        return None
+    found = {key: value for key, value in rotary.items() if key != "rope_theta"}
+    kind = found.pop("rope_type", found.pop("type", "default"))
+    found.pop("type", None)
+    return None if kind == "default" and not found else {"rope_type": kind, **found}
+
+
+def _same(one: object, other: object) -> bool:
+    return one == other or (one in (None, False) and other in (None, False))
+
+
+def _text(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

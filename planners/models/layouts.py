@@ -1,0 +1,34 @@
+"""Whether two sets of tensors name the parts of a layer in one way.
+
+    one model                          another
+    mlp.experts.0.w1.weight            mlp.experts.gate_up_proj
+    attention.LayerNorm.gamma          attention.LayerNorm.weight
+    mlp.gate_proj.weight               block_sparse_moe.gate.weight
+
+Each of these pairs is one thing under two names, or two things; merged by name, neither meets the
+other, and the output would have both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_NUMBERS = re.compile(r"\.\d+(?=\.|$)")
+
+
+def clash(one: Iterable[str], other: Iterable[str]) -> tuple[str, str] | None:
+    """A kind of tensor that only ``one`` has and one that only ``other`` has, if both have such.
+
+    Names that differ in numbers (experts) are of one kind. Where only one of them has more than
+    the other, nothing has two names: biases, norms, an adapter's weights.
+    """
+    first, second = set(one), set(other)
+    if first == second:
+        return None
+    mine = {_NUMBERS.sub(".N", name): name for name in sorted(first, reverse=True)}
+    theirs = {_NUMBERS.sub(".N", name): name for name in sorted(second, reverse=True)}
+    more, less = mine.keys() - theirs.keys(), theirs.keys() - mine.keys()
+    if more and less:
+        return mine[min(more)], theirs[min(less)]
+    return None

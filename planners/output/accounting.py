@@ -1,0 +1,338 @@
+"""Whether the output's configuration accounts for every tensor that is written.
+
+The last look at a plan, at what it comes to and not at how it came about: the names and shapes of
+the output beside those of the model whose configuration it gets. A layer of the output must have
+what a layer of that kind has there, and another depth must show in the configuration.
+
+    lists     where lists with one entry a layer tell the donor's kinds apart, the same lists of
+              the output say which kind its layers must be of
+    places    elsewhere kinds follow the layers' numbers, by rules that count from the first layer
+              (``first_k_dense_replace``, periods), from the last, or from both
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+Shape = tuple[int, ...]
+Layer = Mapping[str, Shape]
+"""The shapes of a layer's tensors by their suffix, the part of the name behind the number."""
+
+Signature = frozenset[tuple[str, Shape]]
+
+Origin = Callable[[str, int, str | None], str]
+"""Names the layer that a layer of the output comes from, by tower, number and a tensor in it."""
+
+COMPUTED = re.compile(r"(inv_freq|position_ids|masked_bias|relative_position_index)$")
+"""Buffers that classes compute themselves: some checkpoints have them and some do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """A model's tensors: layer by layer for each tower, by its prefix, and all others by name."""
+
+    towers: Mapping[str, Sequence[Layer]]
+    around: Mapping[str, Shape]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A model as its configuration and its tensors describe it; ``name`` is what it is called."""
+
+    name: str
+    config: Mapping[str, Any]
+    tensors: Tensors
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What cannot be loaded as it is configured, and what may not be as meant.
+
+    ``unlike`` are refusals for which a way out may be given: the layers are those of another
+    architecture.
+    """
+
+    refusals: list[str] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def arrange(shapes: Mapping[str, Shape], depths: Mapping[str, int]) -> Tensors:
+    """Sort tensors into the towers whose prefixes and numbers of layers are ``depths``.
+
+    Numbers from a tower's depth on are layers that belong to no stack; they are left out.
+    """
+    towers: dict[str, list[dict[str, Shape]]] = {
+        prefix: [{} for _ in range(depth)] for prefix, depth in depths.items()
+    }
+    longest = sorted(filter(None, towers), key=len, reverse=True)
+    around = {}
+    for name, shape in shapes.items():
+        prefix = next((prefix for prefix in longest if name.startswith(prefix)), None)
+        number, dot, rest = name[len(prefix or "") :].partition(".")
+        if prefix is None or not number.isdigit():
+            around[name] = shape
+        elif int(number) < len(towers[prefix]):
+            towers[prefix][int(number)][dot + rest] = shape
+    return Tensors(towers, around)
+
+
+def account(
+    donor: Described,
+    output: Described,
+    origin: Origin,
+    vocabulary: frozenset[str] = frozenset(),
+) -> Verdict:
+    """Compare the output with the ``donor``, whose configuration it has in the main.
+
+    ``vocabulary`` are the names of embedding and head, which have checks of their own.
+    """
+    verdict = Verdict()
+    for prefix, layers in output.tensors.towers.items():
+        own = donor.tensors.towers.get(prefix, ())
+        if not own or not layers:
+            continue
+        if len(own) != len(layers) and not _shows(donor, output, len(own), len(layers)):
+            verdict.refusals.append(
+                f"the output has {len(layers)} layers '{prefix}N' and nothing in its config.json "
+                f"says so: no key of '{donor.name}' that counts {len(own)} layers is known: "
+                "keep all layers"
+            )
+            continue
+        _account_layers(donor, output, prefix, origin, verdict)
+    _account_around(donor, output, vocabulary, verdict)
+    return verdict
+
+
+def _shows(donor: Described, output: Described, old: int, new: int) -> bool:
+    """Whether something that was the donor's depth in its configuration is the output's now."""
+    before, after = dict(_leaves(donor.config)), dict(_leaves(output.config))
+    for path, value in after.items():
+        was = before.get(path)
+        if value == was:
+            continue
+        if type(value) is int and value == new:
+            return True
+        lists = isinstance(value, list) or (isinstance(value, str) and isinstance(was, str))
+        if lists and len(value) == new and (was is None or len(was) == old):
+            return True
+    return False
+
+
+def _leaves(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _account_layers(
+    donor: Described,
+    output: Described,
+    prefix: str,
+    origin: Origin,
+    verdict: Verdict,
+) -> None:
+    own = [signature(layer) for layer in donor.tensors.towers[prefix]]
+    found = [signature(layer) for layer in output.tensors.towers[prefix]]
+    expected = _expected(own, found, donor.config, output.config)
+    for number, (needed, layer) in enumerate(zip(expected, found, strict=True)):
+        if needed is not None and needed != layer:
+            _say(donor, number, partial(origin, prefix, number), needed, layer, verdict)
+            return
+
+
+def signature(layer: Layer) -> Signature:
+    """What a layer has, without buffers that classes compute themselves."""
+    return frozenset(
+        (suffix, shape) for suffix, shape in layer.items() if not is_computed(suffix, shape)
+    )
+
+
+def is_computed(name: str, shape: Shape) -> bool:
+    """Whether a tensor is a buffer that classes compute themselves, like a causal mask."""
+    mask = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
+    return COMPUTED.search(name) is not None or (mask and name.endswith(".bias"))
+
+
+def _expected(
+    own: Sequence[Signature],
+    found: Sequence[Signature],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+) -> Sequence[Signature | None]:
+    """What each layer of the output must have; ``None`` where that cannot be told."""
+    if len(set(own)) == 1:
+        return [own[0]] * len(found)
+    by_lists = list(_by_lists(own, len(found), before, after))
+    if not by_lists and _is_rewritten(own, found, before, after):
+        return [None] * len(found)
+    candidates = by_lists or list(_by_places(own, len(found)))
+    return next((c for c in candidates if _fits(c, found)), candidates[0])
+
+
+def _fits(expected: Sequence[Signature | None], found: Sequence[Signature]) -> bool:
+    return all(n is None or n == layer for n, layer in zip(expected, found, strict=True))
+
+
+def _by_lists(
+    own: Sequence[Signature], depth: int, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> Iterator[list[Signature | None]]:
+    """What the output's lists ask for, for each list that tells the donor's kinds apart, and for
+    all of them together."""
+    lists = dict(_entries(after, depth))
+    columns = [
+        (entries, lists[path]) for path, entries in _entries(before, len(own)) if path in lists
+    ]
+    if len(columns) > 1:
+        columns.append(
+            (
+                list(zip(*(old for old, _ in columns), strict=True)),
+                list(zip(*(new for _, new in columns), strict=True)),
+            )
+        )
+    for old, new in columns:
+        kinds: dict[Hashable, Signature] = {}
+        if all(kinds.setdefault(e, s) == s for e, s in zip(old, own, strict=True)):
+            yield [kinds.get(entry) for entry in new]
+
+
+def _is_rewritten(
+    own: Sequence[Signature],
+    found: Sequence[Signature],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+) -> bool:
+    """Whether the output's configuration has a rule of its own: a list that the donor's lacks and
+    that tells the output's kinds apart, or another number that is no count."""
+    known = dict(_entries(before, len(own)))
+    for path, entries in _entries(after, len(found)):
+        kinds: dict[Hashable, Signature] = {}
+        if path not in known and all(
+            kinds.setdefault(e, s) == s for e, s in zip(entries, found, strict=True)
+        ):
+            return True
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    changed = ((old.get(path), value) for path, value in new.items() if old.get(path) != value)
+    return any(
+        type(value) is int and type(was) is int and (was, value) != (len(own), len(found))
+        for was, value in changed
+    )
+
+
+def _entries(config: Mapping[str, Any], depth: int) -> Iterator[tuple[Any, list[Hashable]]]:
+    """Lists with one entry a layer, and of layers' numbers as whether each layer is among them."""
+    for path, value in _leaves(config):
+        if isinstance(value, list | str) and len(value) == depth:
+            yield path, [json.dumps(entry, sort_keys=True) for entry in value]
+        if isinstance(value, list) and value and _are_numbers(value, depth):
+            yield (*path, "in"), [number in value for number in range(depth)]
+
+
+def _are_numbers(value: Sequence[object], depth: int) -> bool:
+    return len(set(map(repr, value))) == len(value) and all(
+        type(item) is int and 0 <= item < depth for item in value
+    )
+
+
+def _by_places(own: Sequence[Signature], depth: int) -> Iterator[list[Signature | None]]:
+    """What rules ask for that go by layers' numbers and make the donor's layers what they are."""
+    last, least = own[-1], min(depth, len(own))
+    period = next(
+        p for p in range(1, len(own) + 1) if all(own[i] == own[i - p] for i in range(p, len(own)))
+    )
+    yield [own[i] if i < len(own) else own[i % period] for i in range(depth)]
+    yield [own[i] if i < len(own) else last for i in range(depth)]
+    yield [own[max(0, len(own) - depth + i)] for i in range(depth)]
+    middle = own[len(own) // 2]
+    head = next((i for i, layer in enumerate(own) if layer == middle), 0)
+    tail = next((i for i, layer in enumerate(reversed(own)) if layer == middle), 0)
+    if head + tail <= least:
+        inner = [middle] * (depth - head - tail)
+        yield [*own[:head], *inner, *own[len(own) - tail :]]
+
+
+def _say(
+    donor: Described,
+    number: int,
+    origin: Callable[[str | None], str],
+    needed: Signature,
+    layer: Signature,
+    verdict: Verdict,
+) -> None:
+    what = f"layer {number} of the output"
+    shapes, wanted = dict(layer), dict(needed)
+    for suffix in sorted(shapes.keys() & wanted.keys()):
+        if shapes[suffix] != wanted[suffix]:
+            verdict.refusals.append(
+                f"{what}, from {origin(suffix)}, has '{suffix.lstrip('.')}' of "
+                f"{_size(shapes[suffix])}, where a layer of '{donor.name}', whose config.json the "
+                f"output gets, has {_size(wanted[suffix])}: layers of one model have one size"
+            )
+            return
+    parts = []
+    if not shapes.keys() - wanted.keys():
+        what += f", from {origin(None)},"
+    if more := sorted(shapes.keys() - wanted.keys()):
+        parts.append(f"has {_some(more)} from {origin(more[0])}")
+    if lacks := sorted(wanted.keys() - shapes.keys()):
+        parts.append(f"lacks {_some(lacks)}")
+    verdict.unlike.append(
+        f"{what} {' and '.join(parts)}, unlike layer {number} of a model with the config.json "
+        f"that the output gets from '{donor.name}'"
+    )
+
+
+def _account_around(
+    donor: Described, output: Described, vocabulary: frozenset[str], verdict: Verdict
+) -> None:
+    ours, theirs = output.tensors.around, donor.tensors.around
+    rows = {theirs[name][0] for name in vocabulary if name in theirs}
+    odd = []
+    for name, shape in ours.items():
+        other = theirs.get(name)
+        if other is None:
+            if name not in vocabulary and not is_computed(name, shape):
+                odd.append(name)
+        elif shape != other and not _other_rows(shape, other, rows):
+            verdict.refusals.append(
+                f"'{name}' has {_size(shape)}, in '{donor.name}', whose config.json the output "
+                f"gets, {_size(other)}: take layers from models of one size"
+            )
+            return
+    if odd:
+        verdict.warnings.append(
+            f"{_some(odd)}: no such tensor is in '{donor.name}', whose config.json the output "
+            "gets: its class may not read it"
+        )
+    lost = [
+        name
+        for name, shape in theirs.items()
+        if name not in ours and name not in vocabulary and not is_computed(name, shape)
+    ]
+    if lost:
+        verdict.warnings.append(
+            f"the output lacks {_some(lost)}, which '{donor.name}' has, whose config.json it gets: "
+            "its class may need it"
+        )
+
+
+def _other_rows(shape: Shape, other: Shape, rows: set[int]) -> bool:
+    """Whether two shapes differ in the size of the vocabulary only."""
+    pairs = list(zip(shape, other, strict=False))
+    return len(shape) == len(other) and all(a == b or b in rows for a, b in pairs)
+
+
+def _size(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "one number"
+
+
+def _some(names: Sequence[str]) -> str:
+    first = f"'{names[0].lstrip('.')}'"
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"

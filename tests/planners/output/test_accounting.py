@@ -1,0 +1,147 @@
+"""Every tensor of an output is one that its configuration accounts for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mergeloom.planners.output.accounting import Described, Layer, Verdict, account, arrange
+
+FULL: Layer = {".attn.q.weight": (8, 8), ".mlp.up.weight": (16, 8)}
+CONV: Layer = {".conv.weight": (8, 3), ".mlp.up.weight": (16, 8)}
+AROUND = {"embed.weight": (32, 8), "norm.weight": (8,)}
+
+
+def model(layers: list[Layer], config: dict[str, Any], **around: tuple[int, ...]) -> Described:
+    shapes = {
+        f"layers.{i}{s}": shape for i, layer in enumerate(layers) for s, shape in layer.items()
+    }
+    shapes |= AROUND | {name.replace("_", "."): shape for name, shape in around.items()}
+    return Described("m", config, arrange(shapes, {"layers.": len(layers)}))
+
+
+def verdict(donor: Described, output: Described) -> Verdict:
+    def origin(prefix: str, layer: int, suffix: str | None) -> str:
+        return f"layer {layer} of 'b'"
+
+    return account(donor, output, origin, frozenset({"embed.weight"}))
+
+
+def depth(count: int, **more: Any) -> dict[str, Any]:
+    return {"num_hidden_layers": count, **more}
+
+
+def test_layers_that_the_configuration_describes_are_accounted_for() -> None:
+    donor = model([FULL] * 4, depth(4))
+    assert verdict(donor, model([FULL] * 6, depth(6))) == Verdict()
+    assert verdict(donor, model([FULL] * 2, depth(2))) == Verdict()
+
+
+def test_another_depth_must_show() -> None:
+    donor = model([FULL] * 4, depth(4))
+    refused = verdict(donor, model([FULL] * 6, depth(4))).refusals
+    assert refused == [
+        "the output has 6 layers 'layers.N' and nothing in its config.json says so: no key of 'm' "
+        "that counts 4 layers is known: keep all layers"
+    ]
+    listed = model([FULL] * 4, {"layer_types": ["full"] * 4})
+    assert verdict(listed, model([FULL] * 5, {"layer_types": ["full"] * 5})) == Verdict()
+    nested = model([FULL] * 4, {"text_config": {"model_type": "llama"}})
+    counted = {"text_config": {"model_type": "llama", "num_hidden_layers": 5}}
+    assert verdict(nested, model([FULL] * 5, counted)) == Verdict()
+
+
+def test_layers_of_another_size_are_refused() -> None:
+    wide = FULL | {".attn.q.weight": (16, 16)}
+    donor = model([FULL] * 4, depth(4))
+    found = verdict(donor, model([FULL, FULL, wide], depth(3)))
+    assert found.refusals == [
+        "layer 2 of the output, from layer 2 of 'b', has 'attn.q.weight' of 16x16, where a layer "
+        "of 'm', whose config.json the output gets, has 8x8: layers of one model have one size"
+    ]
+
+
+def test_a_layer_with_other_tensors_is_named() -> None:
+    donor = model([FULL] * 4, depth(4))
+    found = verdict(donor, model([FULL, FULL | {".attn.q.bias": (8,)}], depth(2)))
+    assert found.unlike == [
+        "layer 1 of the output has 'attn.q.bias' from layer 1 of 'b', unlike layer 1 of a model "
+        "with the config.json that the output gets from 'm'"
+    ]
+    lacking = verdict(donor, model([FULL, {".attn.q.weight": (8, 8)}], depth(2)))
+    assert "from layer 1 of 'b', lacks 'mlp.up.weight'" in lacking.unlike[0]
+
+
+def test_lists_say_which_layers_are_of_which_kind() -> None:
+    types = ["conv", "full", "conv", "conv"]
+    donor = model([CONV, FULL, CONV, CONV], depth(4, layer_types=types))
+    stacked = [CONV, FULL, CONV, CONV, FULL]
+    right = depth(5, layer_types=["conv", "full", "conv", "conv", "full"])
+    assert verdict(donor, model(stacked, right)) == Verdict()
+    wrong = depth(5, layer_types=["conv", "full", "conv", "conv", "conv"])
+    assert (
+        "layer 4 of the output has 'attn.q.weight'"
+        in (verdict(donor, model(stacked, wrong)).unlike[0])
+    )
+
+
+def test_numbers_of_layers_say_it_too() -> None:
+    donor = model([CONV, FULL, CONV, CONV], depth(4, full_attn_idxs=[1]))
+    stacked = model([CONV, FULL, CONV, FULL, CONV], depth(5, full_attn_idxs=[1, 3]))
+    assert verdict(donor, stacked) == Verdict()
+    unchanged = model([CONV, FULL, CONV, FULL, CONV], depth(5, full_attn_idxs=[1]))
+    assert verdict(donor, unchanged).unlike
+
+
+def test_kinds_by_a_period_must_keep_their_places() -> None:
+    donor = model([CONV, FULL] * 2, depth(4, period=2))
+    assert verdict(donor, model([CONV, FULL] * 3, depth(6, period=2))) == Verdict()
+    shifted = verdict(donor, model([CONV, FULL, CONV, CONV, FULL], depth(5, period=2)))
+    assert "layer 3 of the output has 'conv.weight'" in shifted.unlike[0]
+
+
+def test_a_rule_that_was_rewritten_is_trusted() -> None:
+    donor = model([CONV, FULL] * 2, depth(4, period=2))
+    moved = [CONV, FULL, CONV, CONV, FULL]
+    types = ["conv", "full", "conv", "conv", "full"]
+    assert verdict(donor, model(moved, depth(5, period=2, layer_types=types))) == Verdict()
+    assert verdict(donor, model(moved, depth(5, period=2, layer_types=["conv"] * 5))).unlike
+    dense = model([CONV, FULL, FULL, FULL], depth(4, first_k_dense=1))
+    assert verdict(dense, model([CONV, CONV, FULL], depth(3, first_k_dense=2))) == Verdict()
+
+
+def test_kinds_by_their_distance_from_an_end_must_keep_it() -> None:
+    first = model([CONV, FULL, FULL, FULL], depth(4, first_k_dense=1))
+    assert verdict(first, model([CONV, *[FULL] * 5], depth(6, first_k_dense=1))) == Verdict()
+    assert verdict(first, model([CONV, FULL, CONV, FULL], depth(4, first_k_dense=1))).unlike
+    last = model([FULL, FULL, FULL, CONV], depth(4))
+    assert verdict(last, model([*[FULL] * 5, CONV], depth(6))) == Verdict()
+    assert verdict(last, model([FULL, CONV, FULL, CONV], depth(4))).unlike
+    both = model([CONV, FULL, FULL, CONV], depth(4))
+    assert verdict(both, model([CONV, *[FULL] * 5, CONV], depth(7))) == Verdict()
+
+
+def test_buffers_that_classes_compute_do_not_count() -> None:
+    old = FULL | {".attn.rotary_emb.inv_freq": (4,), ".attn.bias": (1, 1, 9, 9)}
+    donor = model([FULL] * 2, depth(2))
+    assert verdict(donor, model([old, FULL], depth(2))) == Verdict()
+
+
+def test_weights_outside_the_layers_are_compared() -> None:
+    donor = model([FULL] * 2, depth(2), score_weight=(2, 8))
+    more = verdict(donor, model([FULL] * 2, depth(2), value_weight=(1, 8)))
+    assert more.warnings == [
+        "'value.weight': no such tensor is in 'm', whose config.json the output gets: its class "
+        "may not read it",
+        "the output lacks 'score.weight', which 'm' has, whose config.json it gets: its class may "
+        "need it",
+    ]
+    other = verdict(donor, model([FULL] * 2, depth(2), score_weight=(2, 16)))
+    assert other.refusals == [
+        "'score.weight' has 2x16, in 'm', whose config.json the output gets, 2x8: take layers from "
+        "models of one size"
+    ]
+
+
+def test_rows_of_the_vocabulary_may_be_others() -> None:
+    donor = model([FULL] * 2, depth(2), head_bias=(32,))
+    assert verdict(donor, model([FULL] * 2, depth(2), head_bias=(40,))) == Verdict()
