@@ -193,7 +193,6 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
                 {tensor.name: tensor for tensor in tensors},
                 models.donor_directory(stage.donor),
             )
-    warnings += models.notes
     for document in configuration.documents[:-1]:
         if document.name not in models.used_stages:
             findings.warn(document.place, f"stage '{document.name}' is used by no other")

@@ -30,8 +30,8 @@ class Models:
         self._adapters: dict[Path, Adapter] = {}
         self._adapted: dict[tuple[int, int], Model] = {}
         self._found: dict[str, Found] = {}
-        self.notes: list[str] = []
-        """What was taken for what, for the plan's warnings."""
+        self.notes: dict[ModelReference, str] = {}
+        """What a reference was taken for, where that is not evident."""
         self.stages: dict[str, StagedModel] = {}
         self.used_stages: set[str] = set()
 
@@ -82,7 +82,7 @@ class Models:
             remedy = f"did you mean the stage '{stage}'?"
             raise CheckpointError(error.cause, remedy=remedy) from error
         if is_adapter(found.directory):
-            return self._alone(settled)
+            return self._alone(reference, settled)
         place = found.directory.resolve()
         model = self._by_directory.get(place)
         if model is None:
@@ -106,7 +106,7 @@ class Models:
             model = self._adapted[key] = adapt(name, base, adapter)
         return model
 
-    def _alone(self, reference: ModelReference) -> Model:
+    def _alone(self, written: ModelReference, reference: ModelReference) -> Model:
         """An adapter that stands where a model is expected: with the model that it was made for."""
         adapter = self._adapter(reference.model)
         if adapter.base is None:
@@ -115,7 +115,7 @@ class Models:
                 remedy=f"write MODEL+{reference.model}",
             )
         base = Location(adapter.base, adapter.base_revision)
-        self.notes.append(
+        self.notes[written] = (
             f"'{reference}' is an adapter: it is merged into '{base}', for which it was made"
         )
         try:

@@ -161,6 +161,8 @@ def _opened(
         model = models.get(reference)
     except LoomError as error:
         raise error.at(place) from error
+    if reference in models.notes:
+        findings.warn(place, models.notes[reference], code="adapter-alone")
     if isinstance(model, StoredModel) and model.checkpoint.passed_over:
         files = model.checkpoint.passed_over
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
