@@ -43,7 +43,8 @@ def restacked(stage: Stage) -> list[Restacked]:
         )
         donor = description(stage.donor, plan.tower)
         origins = tuple(sources[0] for sources in merged)
-        found.append(Restacked(plan.tower.name, donor, origins, merged))
+        beyond = max(len(source.tower.beyond) for source in plan.slices[-1].sources)
+        found.append(Restacked(plan.tower.name, donor, origins, merged, beyond))
     return found
 
 

@@ -32,6 +32,14 @@ def set_counts(edit: Edit) -> None:
         _keep_decoder(edit)
 
 
+def set_predictors(edit: Edit) -> None:
+    """Set the number of layers that predict further tokens where the output has another number
+    than the donor."""
+    donor = edit.donor
+    if donor.home is not None and len(donor.tower.beyond) != edit.tower.beyond:
+        edit.set(edit.path, donor.predicting_key, edit.tower.beyond)
+
+
 _CLASS_COUNTS = {
     "qwen2_vl.vision_config": "depth",
     "qwen2_5_vl.vision_config": "depth",

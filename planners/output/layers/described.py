@@ -72,8 +72,13 @@ class Description:
     @property
     def predicting(self) -> int:
         """Layers beyond the tower's that predict further tokens (MTP), as far as it says."""
-        value = self.place.get("num_nextn_predict_layers", self.place.get("num_mtp_layers"))
+        value = self.place.get(self.predicting_key)
         return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+    @property
+    def predicting_key(self) -> str:
+        """The key that counts them, or would."""
+        return next((key for key in keys.PREDICTING if key in self.place), keys.PREDICTING[0])
 
     def lists(self, name: str) -> bool:
         """Whether the property ``name`` is given layer by layer."""

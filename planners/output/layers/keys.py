@@ -73,6 +73,14 @@ KNOWN_FROM_ONE = frozenset({"kda_layers", "full_attn_layers"})
 SHARING = frozenset({"kv_source_layers", "kv_reuse_group"})
 """Keys that say which layer's keys and values a layer uses."""
 
+PREDICTING = (
+    "num_nextn_predict_layers",
+    "num_mtp_layers",
+    "mtp_num_layers",
+    "mtp_num_hidden_layers",
+)
+"""Keys that count layers which predict further tokens and belong to no stack."""
+
 WHOLE = ("max_window_layers", "mtp_base_layer_idx")
 """Keys that are the depth where they mean all layers."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mergeloom.planners.output.layers.alike import refuse_stages, refuse_unexplained
 from mergeloom.planners.output.layers.constants import keep_constants
-from mergeloom.planners.output.layers.counts import set_counts
+from mergeloom.planners.output.layers.counts import set_counts, set_predictors
 from mergeloom.planners.output.layers.entries import follow_layers
 from mergeloom.planners.output.layers.homes import at
 from mergeloom.planners.output.layers.kinds import keep_kinds, warn_of_mixtures
@@ -25,6 +25,7 @@ def rewrite_layers(config: Mapping[str, Any], towers: Sequence[Restacked]) -> Re
     for tower in towers:
         edit = Edit(result, tower, towers)
         warn_of_mixtures(edit)
+        set_predictors(edit)
         if tower.unchanged:
             continue
         if tower.donor.home is None:

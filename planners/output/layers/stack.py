@@ -27,12 +27,14 @@ class Origin:
 class Restacked:
     """What one tower of the output is made of: ``origins[i]`` is the layer that output layer i
     stands for (the donor's, where the donor has a part in it), ``merged[i]`` all that it is
-    merged from. ``donor`` is the tower of the model that the configuration is from."""
+    merged from. ``donor`` is the tower of the model that the configuration is from. ``beyond`` is
+    the number of layers behind the last that predict further tokens."""
 
     name: str
     donor: Description
     origins: tuple[Origin, ...]
     merged: tuple[tuple[Origin, ...], ...] = ()
+    beyond: int = 0
 
     @property
     def depth(self) -> int:

@@ -64,6 +64,22 @@ def test_what_became_of_a_stage_is_said_too(tmp_path: Path) -> None:
     assert len(plan.config["layer_types"]) == plan.config["num_hidden_layers"] == 6
 
 
+def test_layers_that_predict_further_tokens_are_counted_as_they_are(tmp_path: Path) -> None:
+    """They come from the last slice, whatever the model that the configuration is from has."""
+    predictor = [name.replace("layers.0", "layers.6") for name in llama_names(1)[1:-2]]
+    for name, extra in (("a", 0), ("b", 1)):
+        config = {"model_type": "glm4_moe", "num_hidden_layers": 6, "first_k_dense_replace": 6}
+        config |= {"num_nextn_predict_layers": 1} if extra else {}
+        write_checkpoint(tmp_path / name, llama_names(6) + predictor * extra, config)
+    plan = plan_text(STACK, tmp_path)
+    assert plan.config["num_nextn_predict_layers"] == 1
+    assert {w.name for w in plan.graph.writes if ".layers.6." in w.name} == set(predictor)
+    swapped = STACK.replace("model: a", "model: c").replace("model: b", "model: a")
+    plan = plan_text(swapped.replace("model: c", "model: b"), tmp_path)
+    assert plan.config["num_nextn_predict_layers"] == 0
+    assert not [w.name for w in plan.graph.writes if ".layers.6." in w.name]
+
+
 def test_a_stack_that_no_configuration_describes_is_refused(tmp_path: Path) -> None:
     config = {"model_type": "deepseek_v3", "num_hidden_layers": 6, "first_k_dense_replace": 1}
     for name in ("a", "b"):
