@@ -294,13 +294,15 @@ def _account_around(
 ) -> None:
     ours, theirs = output.tensors.around, donor.tensors.around
     rows = {theirs[name][0] for name in vocabulary if name in theirs}
+    before, after = donor.tensors.towers, output.tensors.towers
+    depths = {(len(before[p]), len(after[p])) for p in before.keys() & after.keys()}
     odd = []
     for name, shape in ours.items():
         other = theirs.get(name)
         if other is None:
             if name not in vocabulary and not is_computed(name, shape):
                 odd.append(name)
-        elif shape != other and not _other_rows(shape, other, rows):
+        elif not _agree(shape, other, rows, depths):
             verdict.refusals.append(
                 f"'{name}' has {_size(shape)}, in '{donor.name}', whose config.json the output "
                 f"gets, {_size(other)}: take layers from models of one size"
@@ -323,10 +325,16 @@ def _account_around(
         )
 
 
-def _other_rows(shape: Shape, other: Shape, rows: set[int]) -> bool:
-    """Whether two shapes differ in the size of the vocabulary only."""
-    pairs = list(zip(shape, other, strict=False))
-    return len(shape) == len(other) and all(a == b or b in rows for a, b in pairs)
+def _agree(shape: Shape, other: Shape, rows: set[int], depths: set[tuple[int, int]]) -> bool:
+    """Whether a shape is the ``other``, but for the vocabulary's size and parts for each layer."""
+
+    def follows(found: int, was: int) -> bool:
+        return any(was % old == 0 and found * old == was * new for old, new in depths if old)
+
+    pairs = zip(shape, other, strict=False)
+    return len(shape) == len(other) and all(
+        found == was or was in rows or follows(found, was) for found, was in pairs
+    )
 
 
 def _size(shape: Shape) -> str:

@@ -145,3 +145,9 @@ def test_weights_outside_the_layers_are_compared() -> None:
 def test_rows_of_the_vocabulary_may_be_others() -> None:
     donor = model([FULL] * 2, depth(2), head_bias=(32,))
     assert verdict(donor, model([FULL] * 2, depth(2), head_bias=(40,))) == Verdict()
+
+
+def test_what_has_a_part_for_each_layer_follows_the_depth() -> None:
+    donor = model([FULL] * 2, depth(2), gates_weight=(2 * 4, 8))
+    assert verdict(donor, model([FULL] * 3, depth(3), gates_weight=(3 * 4, 8))) == Verdict()
+    assert verdict(donor, model([FULL] * 3, depth(3), gates_weight=(3 * 5, 8))).refusals
