@@ -78,8 +78,8 @@ def _stack(tower: Tower, model: StoredModel) -> records.StackReport:
 
 def _templates(tower: Tower, model: StoredModel) -> Counter[tuple[str, tuple[int, ...], str]]:
     templates: Counter[tuple[str, tuple[int, ...], str]] = Counter()
-    for layer, suffixes in enumerate(tower.suffixes):
-        for suffix in suffixes:
+    for layer in range(tower.layers + len(tower.beyond)):
+        for suffix in tower.layer_suffixes(layer):
             name = tower.layer_name(layer, suffix)
             templates[suffix, model.shape(name), model.dtype(name).name] += 1
     return templates

@@ -11,7 +11,9 @@ from itertools import accumulate
 from mergeloom.engine.graph.graph import Graph
 from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.planners.models.alignment import RenamedModel
 from mergeloom.planners.models.checkpoint import Checkpoint
+from mergeloom.planners.models.roles import is_buffer
 from mergeloom.planners.slices.stage import Stage, TowerPlan
 
 
@@ -37,6 +39,7 @@ def unused_tensors(
     towers = stage.towers
     same = _same_as_embedding(stage)
     used = _Used(graph)
+    placed = tuple(_placed(towers))
     integers = {load.name for load in graph.loads if not load.dtype.floating}
     seen: set[int] = set()
     for name, checkpoint in models.items():
@@ -51,20 +54,41 @@ def unused_tensors(
         if len(left) == len(checkpoint.tensors):
             yield _unused(name, checkpoint, "no slice uses it", left, set())
             continue
+        called = _called(stage, name)
         for tensor in left:
-            layer = _layer(tensor, towers)
+            here = called.get(tensor, tensor)
+            layer = _layer(here, towers)
             if tensor in integers:
                 reason = "integers are not merged: another model's are copied"
+            elif is_buffer(tensor, checkpoint.tensors[tensor].shape):
+                reason = "constants are not merged: another model's are copied"
+            elif layer is not None and here.endswith(placed):
+                reason = "only the first or the last layer of the output has it"
             elif layer is not None:
                 reason = "layers that no slice takes"
                 layers[reason].add(layer)
             elif tensor in same:
                 reason = f"its bytes are the embedding's, '{same[tensor]}'"
             else:
-                reason = _outside_reason(tensor, towers)
+                reason = _outside_reason(here, towers)
             groups[reason].append(tensor)
         for reason, names in groups.items():
             yield _unused(name, checkpoint, reason, names, layers[reason])
+
+
+def _called(stage: Stage, name: str) -> dict[str, str]:
+    """The planner's names of a model's tensors by those under which they are stored."""
+    found: dict[str, str] = {}
+    for model in stage.models:
+        if model.name == name and isinstance(model, RenamedModel):
+            found |= {stored: new for new, stored in model.names.items()}
+    return found
+
+
+def _placed(towers: Sequence[TowerPlan]) -> set[str]:
+    """Suffixes of what belongs to the first or the last place, in any of the models."""
+    sources = (source for plan in towers for part in plan.slices for source in part.sources)
+    return {suffix for source in sources for suffix in (*source.tower.first, *source.tower.last)}
 
 
 class _Used:

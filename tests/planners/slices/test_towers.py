@@ -181,6 +181,32 @@ def test_constants_keep_their_type(tmp_path: Path) -> None:
     assert any(name in warning and "differs" in warning for warning in plan.warnings)
 
 
+def test_reasons_of_what_is_left_out_are_true(tmp_path: Path) -> None:
+    seeing = made(tmp_path / "a", 0, LLAVA_CLASS, **LLAVA)
+    reading = made(tmp_path / "b", 1, "LlamaForCausalLM")
+    constant = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    rewrite(reading, lambda found: found.update(constant))
+    modules = {"text_decoder": {"slices": slices(seeing, reading)}}
+    plan = planned({"merge_method": "passthrough", "modules": modules})
+    left = {item.reason: item for item in plan.unused if item.model == str(reading)}
+    assert left.keys() == {
+        "layers that no slice takes",
+        "constants are not merged: another model's are copied",
+        "weights before the layers come from the first slice",
+    }
+    assert left["layers that no slice takes"].layers == ((0, 2),)
+
+
+def test_the_relative_positions_of_the_other_model_are_said_to_be_left_out(tmp_path: Path) -> None:
+    first, second = pair(tmp_path, "T5ForConditionalGeneration")
+    parts = slices(first, second)
+    parts[1]["sources"][0]["layer_range"] = [0, 4]
+    modules = {side: {"slices": parts} for side in ("encoder", "decoder")}
+    plan = planned({"merge_method": "passthrough", "modules": modules})
+    reasons = {n: item.reason for item in plan.unused for n in item.names if "relative" in n}
+    assert set(reasons.values()) == {"only the first or the last layer of the output has it"}
+
+
 # --- one architecture under two prefixes ----------------------------------------------------------
 
 
