@@ -14,6 +14,7 @@ import torch
 from tests.families.family import Family, Run, Stack, drop, encoder, encoder_decoder, text
 from tests.families.tables.decoders import LATENT
 from tests.families.tables.encoders import BLOCKS, MODEL, two, whisper_run
+from tests.families.tables.vision import CLIP, IMAGE_TOKEN, QWEN_TOKENS, SECTIONS, VISUAL
 
 LAYERS = "model.layers"
 
@@ -30,6 +31,12 @@ def styled(
     """A family with a changed configuration; ``tensors`` adds a layer that predicts a token."""
     stacks = stacks or (Stack(LAYERS),)
     return Family(name, cls, run, stacks, sizes, change, tensors, tensors is not None)
+
+
+def flat(config: dict[str, Any]) -> None:
+    """Write the language model's values beside the vision model's, as Qwen2-VL's files do."""
+    for key, value in config.pop("text_config").items():
+        config.setdefault(key, value)
 
 
 def predictor(tensors: dict[str, torch.Tensor]) -> None:
@@ -225,5 +232,32 @@ HUB_STYLES = (
         drop("num_decoder_layers"),
         *two("", "", *BLOCKS).stacks,
         run=encoder_decoder,
+    ),
+    styled(
+        "ernie4_5_moe, as published",
+        "Ernie4_5_MoeForCausalLM",
+        drop(moe_layer_end_index=3),
+        moe_layer_start_index=1,
+    ),
+    styled(  # LLaVA-1.5 leaves the number of layers to Llama's class, which is 32
+        "llava, as published",
+        "LlavaForConditionalGeneration",
+        drop("text_config.num_hidden_layers"),
+        Stack(
+            "model.language_model.layers", (("A", 0, 20), ("B", 15, 32)), module="language_model"
+        ),
+        vision_config=CLIP,
+        text_config={"model_type": "llama", "num_hidden_layers": 32},
+        **IMAGE_TOKEN,
+    ),
+    styled(
+        "qwen2_vl, as published",
+        "Qwen2VLForConditionalGeneration",
+        flat,
+        Stack("model.language_model.layers", module="model"),
+        VISUAL,
+        text_config=SECTIONS,
+        vision_config={"embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 2},
+        **QWEN_TOKENS,
     ),
 )
