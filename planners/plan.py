@@ -392,9 +392,11 @@ def _leaves(value: Value) -> Iterator[tuple[str, Value]]:
 
 def _arithmetic(graph: Graph) -> dict[str, str]:
     """By which arithmetic results come about, where anything is computed."""
-    kernels = [merge.kernel for merge in graph.merges if not isinstance(merge.kernel, Copy)]
-    names = {(cpu_arithmetic() if kernel.uses else TORCH).name for kernel in kernels}
-    return {"arithmetic": ", ".join(sorted(names))} if names else {}
+    kernels = (merge.kernel for merge in graph.merges if not isinstance(merge.kernel, Copy))
+    here = cpu_arithmetic()
+    found = {here if kernel.uses else TORCH for kernel in kernels}
+    names = sorted(arithmetic.name for arithmetic in found)
+    return {"arithmetic": ", ".join(names)} if names else {}
 
 
 def _fingerprint(graph: Graph, files: Sequence[SideFile], arithmetic: str) -> str:

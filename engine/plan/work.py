@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains, partition
 from mergeloom.engine.graph.graph import Graph, Load, Merge, Write, copied_dtype, tree
-from mergeloom.engine.graph.kernel import Arithmetic, Kernel, Statistic, all_uses
+from mergeloom.engine.graph.kernel import Arithmetic, Kernel, Statistic, Use
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.memory.pages import PAGE, block_bytes
 from mergeloom.engine.plan.footprint import Positions, Profile, Working
@@ -32,7 +32,7 @@ class Work:
     """One root merge, all that is written of it, and all that it needs.
 
     ``leaves`` are its aligned loads, ``side`` those that are held whole while it runs.
-    ``arithmetic`` computes it on the CPU, where it has to be computed.
+    ``arithmetic`` computes it on the CPU, where it has to be computed, and is asked for ``words``.
     """
 
     root: Merge
@@ -42,6 +42,7 @@ class Work:
     passes: tuple[Pass, ...]
     profile: Profile
     arithmetic: Arithmetic
+    words: frozenset[str]
 
     @property
     def grains(self) -> Grains:
@@ -53,9 +54,7 @@ def words_of(works: Sequence[Work]) -> dict[Arithmetic, frozenset[str]]:
     found: dict[Arithmetic, set[str]] = {}
     for work in works:
         if work.profile.computes:
-            own = found.setdefault(work.arithmetic, set())
-            for merge in tree(work.root):
-                own.update(use.word for use in all_uses(merge.kernel))
+            found.setdefault(work.arithmetic, set()).update(work.words)
     return {arithmetic: frozenset(own) for arithmetic, own in found.items()}
 
 
@@ -82,10 +81,11 @@ def _work(
             else:
                 own.update(dict.fromkeys(needed[node]))
         needed[merge] = tuple(own)
+    parts = {merge: _parts(merge.kernel) for merge in merges}
     passes = [
         Pass(merge, statistic, needed[merge])
         for merge in merges
-        for statistic in range(len(merge.kernel.passes))
+        for statistic in range(len(parts[merge]) - 1)
     ]
     passes.append(Pass(root, None, needed[root]))
     copied = copied_dtype(root)
@@ -99,13 +99,26 @@ def _work(
         write_bits=tuple(write.dtype.bits for write in writes),
         passes=tuple(current.leaves for current in passes),
         computes=computes,
-        worker=_working(merges, grains, arithmetic) if computes else Working(0, 0),
-        on_device=_working(merges, grains, machine.torch) if computes else Working(0, 0),
+        worker=_working(parts, grains, arithmetic) if computes else Working(0, 0),
+        on_device=_working(parts, grains, machine.torch)
+        if computes and machine.devices
+        else Working(0, 0),
         memo_bytes=root.kernel.memo_bytes(grains) if computes and not arithmetic.uses_torch else 0,
         side_bytes=tuple(load.nbytes for load in side),
     )
     profile = profiles.setdefault(profile, profile)
-    return Work(root, writes, tuple(leaves), tuple(side), tuple(passes), profile, arithmetic)
+    words = frozenset(use.word for own in parts.values() for _, uses in own for use in uses)
+    return Work(root, writes, tuple(leaves), tuple(side), tuple(passes), profile, arithmetic, words)
+
+
+_Part = tuple[Kernel | Statistic[Any, Any], tuple[Use, ...]]
+"""A kernel or one of its statistics, and what it uses."""
+
+
+def _parts(kernel: Kernel) -> list[_Part]:
+    """The kernel, and its statistics in order."""
+    parts: list[Kernel | Statistic[Any, Any]] = [kernel, *kernel.passes]
+    return [(part, part.uses) for part in parts]
 
 
 def _arithmetic(merges: Sequence[Merge], writes: Sequence[Write], machine: Machine) -> Arithmetic:
@@ -124,23 +137,24 @@ def _arithmetic(merges: Sequence[Merge], writes: Sequence[Write], machine: Machi
     return machine.torch
 
 
-def _working(merges: Sequence[Merge], grains: Grains, arithmetic: Arithmetic) -> Working:
+def _working(
+    parts: Mapping[Merge, Sequence[_Part]], grains: Grains, arithmetic: Arithmetic
+) -> Working:
     """What one worker needs for its arithmetic on a merge tree."""
     arrays = workspace = accumulator = 0
-    for merge in merges:
-        kernel = merge.kernel
-        parts: tuple[Kernel | Statistic[Any, Any], ...] = (kernel, *kernel.passes)
-        arrays += max(part.scratch for part in parts) + 1
+    for merge, own in parts.items():
+        arrays += max(part.scratch for part, _ in own) + 1
         arrays += sum(
             isinstance(node, Load) and not arithmetic.reads(node.dtype)
             for node in merge.gather.inputs
         )
         workspace += max(
             part.workspace_bytes(grains)
-            + sum(arithmetic.workspace_bytes(use, grains) for use in part.uses)
-            for part in parts
+            + sum(arithmetic.workspace_bytes(use, grains) for use in uses)
+            for part, uses in own
         )
-        for statistic in kernel.passes:
-            accumulator = max(accumulator, statistic.accumulator_bytes(grains))
+        for part, _ in own:
+            if isinstance(part, Statistic):
+                accumulator = max(accumulator, part.accumulator_bytes(grains))
     scratch = block_bytes(-(-grains.size * 4 // PAGE) * PAGE * arrays + workspace)
     return Working(scratch, accumulator)

@@ -48,6 +48,9 @@ READERS = 6
 MOST_READERS = 16
 WRITERS = 3
 
+_MEASURABLE = 1e-3
+"""Seconds below which the time that a merge took says nothing about its arithmetic."""
+
 
 class Writer(Protocol):
     """Writes one output file by position; see `engine.storage.files.FileWriter`."""
@@ -535,8 +538,8 @@ class Executor:
         """Add what a tile has gathered to its pass."""
         current = task.merge.placement.work.passes[task.tile.number]
         assert current.statistic is not None
-        with self._lock:
-            state = task.merge.passes[task.tile.number]
+        state = task.merge.passes[task.tile.number]
+        with state.combining:  # large tables are added up: nothing else waits for that
             if state.total is None:
                 state.total = accumulator
             else:
@@ -550,8 +553,10 @@ class Executor:
             state.done += 1
             if state.done < state.tiles:
                 return
-            run.finish_pass(number)
+        run.finish_pass(number)
+        with self._lock:
             if number + 1 < len(run.passes):
+                run.open_pass(number + 1)
                 following = run.passes[number + 1]
                 waiting, following.waiting = following.waiting, []
                 for freed in waiting:
@@ -562,7 +567,7 @@ class Executor:
 
     def _time(self, run: MergeRun) -> None:
         """Note how long a merge took, unless it went from one processor to another."""
-        if run.device != run.placement.seat.device:
+        if run.device != run.placement.seat.device or run.seconds < _MEASURABLE:
             return
         work = run.placement.work
         estimate = Estimate.of(work, self._schedule.torch)

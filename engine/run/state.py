@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from threading import Condition
+from threading import Condition, Lock
 from typing import Any, Protocol
 
 from mergeloom.engine.graph.graph import Load, Merge, Write, tree
@@ -79,6 +79,8 @@ class PassRun:
     next_taken: int = 0
     done: int = 0
     total: Any = None
+    combining: Lock = field(default_factory=Lock)
+    """Held while what a tile has gathered is added to ``total``."""
 
 
 class Chain:
@@ -158,13 +160,16 @@ class MergeRun:
         self.faulty: Counter[Load] = Counter()
         """The sum of its tiles'."""
         """Time that its tiles took whoever computed them; NaN if that is not known."""
-        self._open(0)
+        self.open_pass(0)
 
     def chain(self, number: int, merge: Merge) -> Chain:
         return self.chains.setdefault((number, merge), Chain())
 
     def finish_pass(self, number: int) -> None:
-        """Turn the accumulated total of a statistics pass into its result, and open the next."""
+        """Turn the accumulated total of a statistics pass into its result.
+
+        Called once, when all of its tiles are done, and before the next pass is opened.
+        """
         current = self.placement.work.passes[number]
         if current.statistic is not None:
             results = self.statistics[current.merge]
@@ -174,10 +179,8 @@ class MergeRun:
                 total = statistic.start()
             results.append(statistic.finish(total, results))
             self.passes[number].total = None
-        if number + 1 < len(self.passes):
-            self._open(number + 1)
 
-    def _open(self, number: int) -> None:
+    def open_pass(self, number: int) -> None:
         """Admit the tiles of a pass, now that all statistics it builds on are there."""
         current = self.placement.work.passes[number]
         self.passes[number].open = True

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Statistic, Use
@@ -77,7 +78,7 @@ class GramCombination(Kernel):
         """The vectors that are combined."""
         return vectors_of(self.positions, self.base)
 
-    @property
+    @cached_property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
         return (Coefficients(self.source, self.rule),)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
@@ -49,7 +50,7 @@ class TaskVectors(Kernel):
     def memo_bytes(self, grains: Grains) -> int:
         return self.sparsifier.memo_bytes(grains)
 
-    @property
+    @cached_property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
         return self.sparsifier.passes(self.source)
 

@@ -145,7 +145,7 @@ def test_chunks_fit_into_the_memory(mib: int) -> None:
 
 
 def test_an_estimate_counts_every_pass_over_the_bus_but_what_stays() -> None:
-    (placement,) = placed(layers(Normalised())).placements
+    (placement,) = placed(layers(Normalised()), GPU).placements
     profile = placement.work.profile
     estimate = Estimate.of(placement.work, TORCH)
     loaded = sum(load.nbytes for load in placement.work.leaves)
