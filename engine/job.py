@@ -23,10 +23,12 @@ from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.output.sink import COMMIT_SECONDS, ShardSink
 from mergeloom.engine.output.state import differences, listed, missing_files, only_touched
 from mergeloom.engine.plan.schedule import Schedule, schedule
+from mergeloom.engine.run.clone import Clone, clonable, make, that_work
 from mergeloom.engine.run.compare import ComparingSink
 from mergeloom.engine.run.executor import Executor, Progress, source_readers
 from mergeloom.engine.storage.file_system import FILES, Files
-from mergeloom.engine.storage.source import Access, IOMode
+from mergeloom.engine.storage.files import FileReader
+from mergeloom.engine.storage.source import Access, IOMode, Reader
 
 if TYPE_CHECKING:
     from mergeloom.engine.run.torch_device import Device
@@ -98,6 +100,7 @@ class Outcome:
     device_write_bytes: int | None
     resumed: int
     warnings: tuple[str, ...] = ()
+    cloned_bytes: int = 0
 
     @property
     def was_finished(self) -> bool:
@@ -147,8 +150,11 @@ def run(
             everything = len(job.graph.writes)
             return _outcome(None, None, began, counters, everything, tuple(warnings))
         done = _resumed(directory, run, repairs=manifest is not None)
-        directory.check_space(job.graph, job.side_files)
-        plan = run.schedule(job.graph.without(done), len(done))
+        rest = job.graph.without(done)
+        clones = run.clones(rest, directory)
+        cloned = sum(clone.cloned_bytes for clone in clones)
+        directory.check_space(job.graph, job.side_files, cloned)
+        plan = run.schedule(rest.without(clone.write for clone in clones), len(done))
         torch_alone = [arithmetic.uses_torch for arithmetic in plan.words] == [True]
         importing = torch_alone and machine.runtime_is_ahead() and not plan.used_devices
         baseline = machine.resident_bytes() if importing else None
@@ -164,9 +170,10 @@ def run(
                 job.side_files,
                 check,
                 options.commit_seconds,
+                {clone.write: clone.origin for clone in clones},
             )
 
-        with run.executor(plan, sink_of) as (executor, sink):
+        with run.executor(plan, sink_of, clones) as (executor, sink):
             try:
                 executor.run(_trimming(poll, plan.peak_bytes))
             except BaseException:
@@ -179,6 +186,7 @@ def run(
         warnings += executor.warnings
         machine.remember_rates(_rates(executor, sink, counters))
         outcome = _outcome(plan, executor.progress, began, counters, len(done), tuple(warnings))
+        outcome = replace(outcome, cloned_bytes=cloned)
         record = {**job.about, "measured": measured(outcome), "predicted": predicted(plan)}
         sink.finish(record)
         return outcome
@@ -204,26 +212,56 @@ class _Run:
             self.begun(Begun(plan, resumed))
         return plan
 
+    def clones(self, graph: Graph, directory: OutputDirectory) -> list[Clone]:
+        """The writes that are made as clones; none where every byte is to be read and written."""
+        if self.options.io is not IOMode.AUTO:
+            return []
+        return that_work(clonable(graph), directory.records, self.options.files)
+
     @contextlib.contextmanager
     def executor(
-        self, plan: Schedule, sink_of: Callable[[Callable[[], None]], S]
+        self,
+        plan: Schedule,
+        sink_of: Callable[[Callable[[], None]], S],
+        clones: Sequence[Clone] = (),
     ) -> Iterator[tuple[Executor, S]]:
-        """What runs a schedule, its inputs open. ``sink_of`` makes its sink, given a function that
-        raises if inputs are no longer those that were planned with."""
+        """What runs a schedule, its inputs open, when the ``clones`` are made. ``sink_of`` makes
+        the sink, given a function that raises if inputs are no longer those that were planned
+        with."""
         with contextlib.ExitStack() as opened:
-            readers = source_readers(
+            readers: dict[int, Reader] = source_readers(
                 plan,
                 lambda source: opened.enter_context(
                     contextlib.closing(source.open(self.options.access))
                 ),
             )
 
+            cloned: dict[str, FileReader] = {}
+            for clone in clones:
+                if clone.source.path not in cloned:
+                    local = clone.source.open(self.options.access)
+                    cloned[clone.source.path] = opened.enter_context(contextlib.closing(local))
+
             def check() -> None:
-                for reader in readers.values():
+                for reader in (*readers.values(), *cloned.values()):
                     reader.check_unchanged()
 
             sink = sink_of(check)
+            if clones:
+                assert isinstance(sink, ShardSink)
+                _make(clones, cloned, sink)
             yield Executor(plan, readers, sink, self.options.opener), sink
+
+
+def _make(clones: Sequence[Clone], readers: Mapping[str, FileReader], sink: ShardSink) -> None:
+    try:
+        for clone in clones:
+            make(clone, readers[clone.source.path], sink.writer(clone.write.file))
+            sink.completed(clone.write, "", clone.write.nbytes)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            sink.close()
+        raise
 
 
 def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool:
@@ -267,7 +305,7 @@ def _resumed(directory: OutputDirectory, run: _Run, repairs: bool) -> dict[Write
     if _check_same(journal.fingerprint, journal.identity, recorded, run, directory):
         directory.begin_again(job.fingerprint, job.identity, journal.files, recorded)
     done = directory.resumable(job.graph, journal, run.options.verify_resumed)
-    lost = len(set(recorded)) - len(done)
+    lost = len({entry for entry in recorded if entry.digest}) - len(done)
     if journal.damaged or (lost and not repairs):
         run.warnings.append(
             f"the journal had {journal.damaged} damaged records and {lost} tensors did "
@@ -314,7 +352,9 @@ def _differing(recorded: Sequence[Finished], run: _Run) -> list[str]:
     graph = run.job.graph
     by_name = {(each.file, each.tensor): each for each in recorded}
     wanted = {
-        w: by_name[w.file.name, w.name] for w in graph.writes if (w.file.name, w.name) in by_name
+        w: by_name[w.file.name, w.name]
+        for w in graph.writes
+        if (w.file.name, w.name) in by_name and by_name[w.file.name, w.name].digest
     }
     plan = run.schedule(graph.without(w for w in graph.writes if w not in wanted), 0)
     with run.executor(plan, lambda check: ComparingSink(wanted)) as (executor, sink):
@@ -358,6 +398,7 @@ def measured(outcome: Outcome) -> dict[str, Any]:
         "peak_rss_bytes": outcome.peak_rss_bytes,
         "read_bytes": outcome.read_bytes,
         "write_bytes": outcome.write_bytes,
+        "cloned_bytes": outcome.cloned_bytes,
         "device_read_bytes": outcome.device_read_bytes,
         "device_write_bytes": outcome.device_write_bytes,
     }

@@ -74,6 +74,11 @@ class OutputDirectory:
         self._release()
 
     @property
+    def records(self) -> Path:
+        """The directory of what is recorded of this output."""
+        return self.path / DIRECTORY
+
+    @property
     def journal_path(self) -> Path:
         return self.path / DIRECTORY / "journal"
 
@@ -181,7 +186,8 @@ class OutputDirectory:
         recorded: dict[Write, Finished] = {}
         for entry in journal.finished:
             write = writes.get((entry.file, entry.tensor))
-            if write is not None and entry.block_bytes >= min(write.nbytes, MIN_BLOCK_BYTES):
+            sound = write is not None and entry.block_bytes >= min(write.nbytes, MIN_BLOCK_BYTES)
+            if write is not None and sound and entry.digest:
                 recorded[write] = entry
         if verify:
             places = [
@@ -193,13 +199,16 @@ class OutputDirectory:
                 del recorded[writes[key]]
         return recorded
 
-    def check_space(self, graph: Graph, side_files: Iterable[SideFile] = ()) -> None:
-        """Compare the free space with what shards and side files still need.
+    def check_space(
+        self, graph: Graph, side_files: Iterable[SideFile] = (), cloned: int = 0
+    ) -> None:
+        """Compare the free space with what shards and side files still need; ``cloned`` bytes of
+        it are shared with other files.
 
         Raises:
             RunError: the disk is too small; the message says by how much.
         """
-        needed = needed_bytes(self.path, graph, side_files)
+        needed = needed_bytes(self.path, graph, side_files) - cloned
         with reported("read", self.path):
             free = shutil.disk_usage(self.path).free
         if needed > free:

@@ -28,7 +28,10 @@ MAX_RECORD_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One tensor that is durable: its digest over blocks of ``block_bytes`` bytes."""
+    """One tensor that is durable: its digest over blocks of ``block_bytes`` bytes.
+
+    Of a clone there is no digest: whoever continues makes it again, which costs nothing.
+    """
 
     file: str
     tensor: str

@@ -29,8 +29,22 @@ MIN_BLOCK_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What a tensor was cloned from: bytes of the file ``path`` from ``offset`` on, when it had
+    ``size`` bytes and was ``modified`` last, in nanoseconds."""
+
+    path: str
+    offset: int
+    size: int
+    modified: int
+
+
+@dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """Where one tensor lies and what its bytes are: ``digest`` over blocks of ``block_bytes``."""
+    """Where one tensor lies and what its bytes are: ``digest`` over blocks of ``block_bytes``.
+
+    A tensor that was cloned has no digest, for nothing has read it, but an ``origin``.
+    """
 
     name: str
     file: str
@@ -38,6 +52,7 @@ class TensorRecord:
     nbytes: int
     digest: str
     block_bytes: int
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +176,9 @@ def file_record(file: OutputFile) -> FileRecord:
     return FileRecord(file.size, len(file.header), digest_of([file.header]))
 
 
-def tensor_record(write: Write, entry: Finished) -> TensorRecord:
+def tensor_record(write: Write, entry: Finished, origin: Origin | None = None) -> TensorRecord:
     """The manifest's record of one finished write."""
     return TensorRecord(
-        write.name, write.file.name, write.offset, write.nbytes, entry.digest, entry.block_bytes
+        *(write.name, write.file.name, write.offset, write.nbytes),
+        *(entry.digest, entry.block_bytes, origin),
     )

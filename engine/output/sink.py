@@ -11,6 +11,7 @@ from mergeloom.engine.output.directory import OutputDirectory
 from mergeloom.engine.output.journal import Finished, Journal
 from mergeloom.engine.output.manifest import (
     Manifest,
+    Origin,
     file_record,
     manifest_path,
     tensor_record,
@@ -30,7 +31,8 @@ class ShardSink:
 
     A thread of its own makes finished tensors durable, records them in the journal, and gives
     complete shards their final names. ``check`` is asked before anything is recorded: it raises
-    if the inputs that were read are not those that were planned with.
+    if the inputs that were read are not those that were planned with. ``origins`` are the writes
+    that are clones: their files are not allocated, and nobody digests them.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class ShardSink:
         side_files: Sequence[SideFile] = (),
         check: Callable[[], None] = lambda: None,
         commit_seconds: float = COMMIT_SECONDS,
+        origins: Mapping[Write, Origin] | None = None,
     ) -> None:
         self._output = output
         self._files = output.files
@@ -55,6 +58,8 @@ class ShardSink:
         self._side_files = side_files
         self._check = check
         self._commit_seconds = commit_seconds
+        self._origins = origins or {}
+        self._cloned = {write.file for write in self._origins}
         self._writers: dict[OutputFile, FileWriter] = {}
         self._remaining: dict[OutputFile, int] = dict.fromkeys(graph.files, 0)
         for write in graph.writes:
@@ -87,7 +92,9 @@ class ShardSink:
             writer = self._writers.get(file)
             if writer is None:
                 path = partial_path(self._output.path / file.name)
-                writer = FileWriter(path, file.size, self._mode, self._files)
+                writer = FileWriter(
+                    *(path, file.size, self._mode, self._files), allocate=file not in self._cloned
+                )
                 self._writers[file] = writer
                 self.is_direct = self.is_direct and writer.is_direct
                 writer.write_bytes(0, file.header)
@@ -137,7 +144,10 @@ class ShardSink:
             identity=dict(self._identity),
             files={file.name: file_record(file) for file in self._graph.files},
             side_files=side,
-            tensors=tuple(tensor_record(write, self._done[write]) for write in self._graph.writes),
+            tensors=tuple(
+                tensor_record(write, self._done[write], self._origins.get(write))
+                for write in self._graph.writes
+            ),
             about=about,
         )
         with reported("write", self._output.path):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
-from mergeloom.engine.output.manifest import TensorRecord
+from mergeloom.engine.output.manifest import Origin, TensorRecord
 from mergeloom.engine.storage.digest import PIECE, ContentDigest
 
 _THREADS = 4
@@ -41,6 +42,21 @@ def tensor_digest(path: Path, record: TensorRecord) -> str | None:
     return digest.hexdigest()
 
 
+def _unlike_origin(
+    record: TensorRecord, origin: Origin, found: str
+) -> tuple[TensorRecord, str] | None:
+    """What is wrong with a clone, whose digest was ``found``."""
+    path = Path(origin.path)
+    try:
+        status = path.stat()
+        if (status.st_size, status.st_mtime_ns) != (origin.size, origin.modified):
+            return record, f"it was cloned from '{path}', which has changed: its bytes are unknown"
+        expected = tensor_digest(path, replace(record, offset=origin.offset))
+    except OSError as error:
+        return record, f"it was cloned from '{path}', which cannot be read: {error.strerror}"
+    return None if found == expected else (record, f"its bytes differ from those in '{path}'")
+
+
 def verify_tensors(
     places: Iterable[tuple[Path, TensorRecord]],
     progress: Callable[[TensorRecord], None] | None = None,
@@ -57,6 +73,8 @@ def verify_tensors(
             progress(record)
         if found is None:
             return record, f"'{path.name}' ends before it"
+        if record.origin is not None:
+            return _unlike_origin(record, record.origin, found)
         return None if found == record.digest else (record, "its bytes differ from its digest")
 
     with ThreadPoolExecutor(_THREADS) as pool:

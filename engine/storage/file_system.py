@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mergeloom.engine.base.errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 DIRECT = getattr(os, "O_DIRECT", 0)
 """Flag of `Files.open` for requests that bypass the page cache; 0 where there is none."""
@@ -23,6 +29,9 @@ _ALWAYS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 _SEEKING = threading.Lock()
 """Held where a descriptor has one position for all threads, and no call that names another."""
+
+_CLONE_RANGE = 0x4020940D
+"""FICLONERANGE of linux/fs.h."""
 
 _NO_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 """What file systems answer that know no sync of directories, or forbid to look into one."""
@@ -67,6 +76,13 @@ class Files:
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                     raise
+
+    def clone(self, source: int, start: int, nbytes: int, target: int, to: int) -> None:
+        """Let ``nbytes`` of one file, from ``to`` on, be those of another from ``start`` on,
+        without moving them: both share them until one is changed. All are whole blocks."""
+        if fcntl is None:
+            raise OSError(errno.EOPNOTSUPP, "no clones here")
+        fcntl.ioctl(target, _CLONE_RANGE, struct.pack("qQQQ", source, start, nbytes, to))
 
     def sync(self, fd: int) -> None:
         """Return when what was written to a file, and its size, are durable."""

@@ -161,6 +161,15 @@ class FileReader:
             if self._drops and not direct:
                 os.posix_fadvise(self._fd, position, done, os.POSIX_FADV_DONTNEED)
 
+    def clone(self, start: int, stop: int, writer: FileWriter, to: int) -> None:
+        """Let bytes of ``writer``'s file from ``to`` on be bytes ``[start, stop)`` of this one.
+
+        Raises:
+            RunError: the file system refuses.
+        """
+        with reported("clone", self.source.path):
+            writer.clone(self._fd, start, stop - start, to)
+
     def check_unchanged(self) -> None:
         """Make sure that nobody has changed the file: what was read of it is what was planned with.
 
@@ -185,8 +194,11 @@ class FileReader:
 class FileWriter:
     """Writes slots of one preallocated file, at any position, from several threads."""
 
-    def __init__(self, path: Path, size: int, mode: IOMode, files: Files = FILES) -> None:
+    def __init__(
+        self, path: Path, size: int, mode: IOMode, files: Files = FILES, allocate: bool = True
+    ) -> None:
         self.path = path
+        self._allocate = allocate
         self.size = size
         self._files = files
         self._fd = self._direct = -1
@@ -205,7 +217,7 @@ class FileWriter:
         if mode is not IOMode.BUFFERED and DIRECT:
             with contextlib.suppress(OSError):
                 self._direct = self._files.open(self.path, flags | DIRECT)
-        if self._direct >= 0:
+        if self._direct >= 0 and self._allocate:
             self._files.allocate(self._fd, self.size)
         # Records will speak of this file: it must be found after a power failure.
         self._files.sync_directory(self.path.parent)
@@ -233,6 +245,10 @@ class FileWriter:
             self._write(self._fd, start, first, block, offset)
             self._write(self._direct, first, last, block, offset)
             self._write(self._fd, last, stop, block, offset)
+
+    def clone(self, source: int, start: int, nbytes: int, to: int) -> None:
+        """Let bytes from ``to`` on be those of the descriptor ``source``; see `Files.clone`."""
+        self._files.clone(source, start, nbytes, self._fd, to)
 
     def write_bytes(self, start: int, content: bytes) -> None:
         """Write a few bytes, such as a header, through the page cache."""

@@ -124,10 +124,12 @@ def build_header(
     tensors: Sequence[tuple[str, DType, tuple[int, ...]]],
     metadata: Mapping[str, str],
     alignment: int,
+    remainder: int = 0,
 ) -> tuple[bytes, list[int]]:
     """First bytes of a file that holds ``tensors`` in this order, and each one's file offset.
 
-    The header is padded with spaces so that the data starts at a multiple of ``alignment``.
+    The header is padded with spaces so that the data starts ``remainder`` bytes after a multiple
+    of ``alignment``.
     """
     document: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     ends = [0]
@@ -137,7 +139,7 @@ def build_header(
         document[name] = {"dtype": dtype.code, "shape": list(shape), "data_offsets": offsets}
         ends.append(stop)
     content = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-    start = -(-(_PREFIX + len(content)) // alignment) * alignment
+    start = -(-(_PREFIX + len(content) - remainder) // alignment) * alignment + remainder
     content = content.ljust(start - _PREFIX)
     header = len(content).to_bytes(_PREFIX, "little") + content
     return header, [start + end for end in ends[:-1]]

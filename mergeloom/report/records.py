@@ -305,6 +305,8 @@ class Measured:
     peak_rss_bytes: int
     read_bytes: int
     write_bytes: int
+    cloned_bytes: int
+    """Bytes that were neither read nor written: the output shares them with its inputs."""
     device_read_bytes: int | None
     device_write_bytes: int | None
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mergeloom.engine.graph.graph import OutputFile, Write
+from mergeloom.engine.graph.graph import Load, Merge, OutputFile, Write, copied_dtype
+from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.storage.safetensors import build_header
 from mergeloom.planners.models.model import OutputTensor
 
 ALIGNMENT = 4096
 """Data starts at a multiple of this many bytes, so that most of it can be written directly."""
+
+_WIDEST = 8
+"""Bytes of the widest element: tensors start at multiples of their elements."""
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -42,7 +47,7 @@ def lay_out(
     for name, shard in zip(names, shards, strict=True):
         ordered = sorted(shard, key=lambda tensor: -tensor.dtype.bits)
         entries = [(tensor.name, tensor.dtype, tensor.merge.shape) for tensor in ordered]
-        header, offsets = build_header(entries, metadata, ALIGNMENT)
+        header, offsets = build_header(entries, metadata, ALIGNMENT, _remainder(ordered))
         size = len(header) + sum(tensor.nbytes for tensor in ordered)
         file = OutputFile(name, header, size)
         files.append(file)
@@ -59,6 +64,30 @@ def lay_out(
         }
         index = (json.dumps(document, indent=2) + "\n").encode()
     return Layout(tuple(files), tuple(writes), index)
+
+
+def _remainder(tensors: Sequence[OutputTensor]) -> int:
+    """Where the data of a shard is best to start, modulo `ALIGNMENT`.
+
+    Whole blocks of a copied tensor can be clones if it lies there as it does in its source. So
+    the data starts where this holds for the most bytes; otherwise at a multiple.
+    """
+    copied: Counter[int] = Counter()
+    position = 0
+    for tensor in tensors:
+        if copied_dtype(tensor.merge) == tensor.dtype:
+            origin = _origin(tensor.merge)
+            if isinstance(origin.bytes, Range) and tensor.nbytes >= 2 * ALIGNMENT:
+                copied[(origin.bytes.offset - position) % ALIGNMENT] += tensor.nbytes
+        position += tensor.nbytes
+    aligned = {place: nbytes for place, nbytes in copied.items() if place % _WIDEST == 0}
+    return max(aligned, key=lambda place: aligned[place], default=0)
+
+
+def _origin(merge: Merge) -> Load:
+    """The load that a copy, or a copy of copies, begins with."""
+    node = merge.gather.inputs[0]
+    return node if isinstance(node, Load) else _origin(node)
 
 
 def _shards(tensors: Sequence[OutputTensor], max_shard_bytes: int) -> list[list[OutputTensor]]:

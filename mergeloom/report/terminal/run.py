@@ -31,7 +31,8 @@ def render_outcome(report: MergeReport) -> RenderableType:
 
 
 def _merged(report: MergeReport) -> str:
-    moved = report.measured.read_bytes + report.measured.write_bytes
+    measured = report.measured
+    moved = measured.read_bytes + measured.write_bytes + measured.cloned_bytes
     rate = data(moved / max(report.wall_seconds, 1e-9))
     return f"merged into '{report.directory}' in {duration(report.wall_seconds)} ({rate}/s)"
 
@@ -44,6 +45,8 @@ def _figures(report: MergeReport) -> RenderableType:
         column.justify = "right"
     table.add_row("read", data(measured.read_bytes), data(predicted.read_bytes))
     table.add_row("written", data(measured.write_bytes), data(predicted.write_bytes))
+    if measured.cloned_bytes:
+        table.add_row("cloned", data(measured.cloned_bytes), "")
     if measured.device_read_bytes is not None and measured.device_write_bytes is not None:
         table.add_row("  from storage", data(measured.device_read_bytes), "")
         table.add_row("  to storage", data(measured.device_write_bytes), "")
