@@ -83,6 +83,7 @@ def plan(
     allow_truncated_embeddings: bool = False,
     allow_different_architectures: bool = False,
     strict: bool = False,
+    io: IOMode | str = IOMode.AUTO,
     observer: Observer | None = None,
 ) -> PlannedMerge:
     """Plan a merge; reads headers only and does not import torch.
@@ -95,6 +96,7 @@ def plan(
     four fifths of what is free there. ``model_dirs`` maps model references, as the configuration
     writes them, to local directories; ``search`` are folders that hold models, or one of them.
     With ``strict``, keys and parameters that are unknown or misplaced are errors, not warnings.
+    ``io`` is that of `merge`.
 
     Raises:
         LoomError: an argument is of the wrong kind.
@@ -119,6 +121,7 @@ def plan(
         strict=arguments.flag(strict, "strict"),
     )
     directory = None if output is None else arguments.path_of(output, "the output")
+    mode = IOMode(arguments.choice(io, "io", [each.value for each in IOMode]))
     observer = observer or Observer()
     devices = choose(options.device, options.vram, process.devices)
     configuration = _configuration(config)
@@ -159,7 +162,7 @@ def plan(
         ),
     )
     if directory is not None:
-        planned = at_output(planned, directory)
+        planned = at_output(planned, directory, mode)
     _tell(planned.findings, observer)
     return planned
 
@@ -177,7 +180,8 @@ def merge(
 ) -> MergeResult:
     """Merge into the directory ``output``; continues where an interrupted run stopped.
 
-    Takes what `plan` takes, or its result. ``io`` is ``auto``, ``direct`` or ``buffered``;
+    Takes what `plan` takes, or its result. ``io`` is ``auto``, ``direct`` or ``buffered``: with
+    the latter two every byte is read and written, also where the file system could share it;
     ``restart`` discards what an earlier run left in ``output``; with ``verify`` what is finished
     already is compared with its digests, not with its size only; ``check`` is the number of
     tensors, drawn at random, that are computed again in another way when all is written.
@@ -195,7 +199,7 @@ def merge(
     observer = observer or Observer()
     planned = config
     if not isinstance(planned, PlannedMerge):
-        planned = plan(planned, output=directory, observer=observer, **_known(options))
+        planned = plan(planned, output=directory, io=mode, observer=observer, **_known(options))
     elif options:
         raise LoomError(f"{', '.join(options)} belong to the plan: give them to plan()")
     else:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from mergeloom.engine.base.errors import Finding, OutputError, Severity
 from mergeloom.engine.output.directory import needed_bytes
 from mergeloom.engine.output.state import examine
+from mergeloom.engine.plan.schedule import schedule
+from mergeloom.engine.run.clone import clonable, may_share
+from mergeloom.engine.storage.source import IOMode
 from mergeloom.report.records import DiskReport
 from mergeloom.report.state import state_record
 
@@ -19,13 +22,15 @@ if TYPE_CHECKING:
     from mergeloom.results import PlannedMerge
 
 
-def at_output(planned: PlannedMerge, output: Path) -> PlannedMerge:
+def at_output(planned: PlannedMerge, output: Path, io: IOMode) -> PlannedMerge:
     """``planned`` with what is to be known of the directory that it is meant for.
 
     Raises:
         OutputError: the merge would write over what it reads.
     """
     findings = check_apart(planned, output)
+    if io is IOMode.AUTO:
+        planned = _with_clones(planned, output)
     plan = planned.plan
     state = state_record(examine(output), plan.fingerprint, plan.identity, len(plan.graph.writes))
     return replace(
@@ -33,6 +38,27 @@ def at_output(planned: PlannedMerge, output: Path) -> PlannedMerge:
         output_state=state,
         disk=_disk(planned, output, state.will == "nothing"),
         findings=(*planned.findings, *findings),
+    )
+
+
+def _with_clones(planned: PlannedMerge, output: Path) -> PlannedMerge:
+    """``planned`` as it runs where the file system makes copies by sharing, if it does there."""
+    graph = planned.plan.graph
+    shared: dict[str, bool] = {}
+    clones = []
+    for clone in clonable(graph):
+        path = clone.source.path
+        if path not in shared:
+            shared[path] = may_share(path, output)
+        if shared[path]:
+            clones.append(clone)
+    if not clones:
+        return planned
+    rest = graph.without(clone.write for clone in clones)
+    return replace(
+        planned,
+        schedule=schedule(rest, planned.budget_bytes, planned.machine),
+        cloned_bytes=sum(clone.cloned_bytes for clone in clones),
     )
 
 
@@ -71,4 +97,5 @@ def _disk(planned: PlannedMerge, output: Path, finished: bool) -> DiskReport | N
     except OSError:
         return None
     needed = needed_bytes(output, planned.plan.graph, planned.plan.side_files)
+    needed -= planned.cloned_bytes
     return DiskReport(0 if finished else needed, free)

@@ -29,7 +29,8 @@ class PlannedMerge:
     """A dry run: what a merge will do within a budget, known before a weight is read.
 
     ``memory_limit`` is what this process may hope for now, in bytes; ``findings`` are all
-    warnings. ``disk`` and ``output_state`` are there where an output directory was named.
+    warnings. ``disk`` and ``output_state`` are there where an output directory was named;
+    ``cloned_bytes`` are those that it would share with its inputs.
     """
 
     plan: Plan
@@ -41,6 +42,7 @@ class PlannedMerge:
     findings: tuple[Finding, ...] = ()
     disk: DiskReport | None = None
     output_state: OutputState | None = None
+    cloned_bytes: int = 0
 
     @cached_property
     def report(self) -> PlanReport:

@@ -31,7 +31,8 @@ def merge(
     meaning: Meaning,
     resources: Resources,
     io: Annotated[
-        str, typer.Option(metavar="auto|direct|buffered", help="How files are accessed.")
+        str,
+        typer.Option(metavar="auto|direct|buffered", help="How files are accessed; auto clones."),
     ] = "auto",
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard what an earlier run left in OUT.")

@@ -82,7 +82,12 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
             records.PlacementReport(schedule.place_name(seat), seat.why.value, number)
             for seat, number in schedule.seats.items()
         ),
-        "io": records.IOReport(schedule.read_bytes, schedule.write_bytes, schedule.repeated_bytes),
+        "io": records.IOReport(
+            schedule.read_bytes,
+            schedule.write_bytes,
+            schedule.repeated_bytes,
+            planned.cloned_bytes,
+        ),
         "time": _time(planned),
         "disk": planned.disk,
         "output_state": planned.output_state,

@@ -200,6 +200,8 @@ class IOReport:
     write_bytes: int
     repeated_bytes: int
     """The part of what is read that is read again because memory is short."""
+    cloned_bytes: int
+    """Bytes that are neither read nor written: the output shares them with its inputs."""
 
 
 @dataclass(frozen=True)

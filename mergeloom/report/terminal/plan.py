@@ -152,6 +152,8 @@ def _rows(report: PlanReport) -> Iterator[tuple[str, str | Text]]:
     if report.io.repeated_bytes:
         reads += f", {data(report.io.repeated_bytes)} of it again because memory is short"
     yield "reads", reads
+    if report.io.cloned_bytes:
+        yield "clones", f"{data(report.io.cloned_bytes)}: shared with the inputs, not moved"
     writes = data(report.io.write_bytes)
     if report.disk is not None:
         writes += f"; {data(report.disk.free_bytes)} free on its disk"
