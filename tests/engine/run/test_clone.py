@@ -17,7 +17,6 @@ from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph
 from mergeloom.engine.graph.kernel import Copy
-from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Options, Outcome
 from mergeloom.engine.output.manifest import read_manifest
 from mergeloom.engine.output.soundness import verify_output
@@ -25,9 +24,9 @@ from mergeloom.engine.run.clone import clonable, may_share
 from mergeloom.engine.storage.file_system import Files
 from mergeloom.engine.storage.source import IOMode
 from tests.engine.kernels import Weighted
-from tests.engine.support import Workshop, job, sha256, source_name, tensor_of
+from tests.engine.support import Workshop, job, sha256, source_name, spec, tensor_of
 
-MACHINE = Machine(2, 300 * MIB, 0)
+MACHINE = spec(2, 300 * MIB, 0)
 
 
 @pytest.fixture(scope="module", params=["btrfs", "xfs"])
