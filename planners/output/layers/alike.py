@@ -49,7 +49,8 @@ def refuse_stages(edit: Edit) -> None:
     place, depth = edit.donor.place, edit.donor.depth
     for key in keys.WIDTHS:
         value = place.get(key)
-        if isinstance(value, list) and len(value) == depth:
+        about = not key.startswith("conv") or "conv" in edit.donor.tower.prefix
+        if about and isinstance(value, list) and len(value) == depth:
             edit.refuse(
                 f"what '{edit.tower.name}' of '{edit.donor.model}' has {depth} of are stages of "
                 f"several widths ('{key}' of config.json), not layers",

@@ -56,7 +56,7 @@ so none may get lost."""
 STAGES = frozenset({"stage_names", "out_features", "_out_features"})
 """The same, by names: ``stem`` for the input, ``stage1`` for layer 0's output."""
 
-WIDTHS = ("depths", "hidden_sizes", "embed_dims", "stage_out_channels")
+WIDTHS = ("depths", "hidden_sizes", "embed_dims", "stage_out_channels", "conv_dim")
 """Lists with one entry a stage, of models whose stages have several widths."""
 
 VISION_TAPS: Mapping[str, int] = {

@@ -119,6 +119,17 @@ def test_stages_are_no_layers() -> None:
     refusal, *_ = map(str, restacked(config, swin, {"encoder.layers.": [0, 1, 1, 2, 3]}).refusals)
     assert "stages of several widths ('depths' of config.json)" in refusal
     assert ok(restacked(config, swin, {"encoder.layers.": range(4)})) == config
+    wav2vec = {
+        "model_type": "wav2vec2",
+        "num_hidden_layers": 4,
+        "num_feat_extract_layers": 4,
+        "conv_dim": [8, 8, 8, 8],
+    }
+    towers = {"encoder.layers.": 4, "feature_extractor.conv_layers.": 4}
+    several = {"feature_extractor.conv_layers.": [0, 1, 1, 2, 3]}
+    (refusal,) = map(str, restacked(wav2vec, towers, several).refusals)
+    assert "'conv_dim' of config.json" in refusal
+    assert ok(restacked(wav2vec, towers, {"encoder.layers.": [0, 1, 2, 3, 3]}))["conv_dim"]
 
 
 def uneven(origins: list[int], **settings: object) -> list[str]:
