@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mergeloom.engine.base.errors import CheckpointError, ConfigError, Finding, 
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.graph.graph import Graph, GraphBuilder
 from mergeloom.engine.graph.kernel import Copy
+from mergeloom.engine.hardware.process import trim_heap
 from mergeloom.engine.job import Job
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.output.state import DIGEST
@@ -46,6 +48,13 @@ from mergeloom.planners.slices.tensor_plan import (
     output_dtype,
 )
 from mergeloom.planners.slices.unused import Unused, unused_tensors
+from mergeloom.planners.slices.vocabulary import (
+    has_own_words,
+    output_files,
+    stage_tokenizer,
+    with_vocabulary,
+)
+from mergeloom.planners.vocabulary.summary import VocabularySummary, summarise
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 SMALL_SHARD_BYTES = 1_000_000
@@ -75,6 +84,7 @@ class Plan:
     configuration: Configuration
     options: PlanOptions
     stages: tuple[Stage, ...]
+    vocabulary: VocabularySummary | None
     graph: Graph
     layout: Layout
     config: Mapping[str, Any]
@@ -168,6 +178,7 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     models = Models(resolver)
     builder = GraphBuilder()
     warnings: list[str] = []
+    folder = None if configuration.path is None else configuration.path.parent
     findings = Findings(configuration.warnings)
 
     stages: list[Stage] = []
@@ -180,8 +191,9 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
             stages.append(stage)
             tensors = _build(stage, builder, warnings)
             rewritten = _output_config(stage, warnings)
+            config = with_vocabulary(rewritten.config, stage, models)
             allow = options.allow_different_architectures
-            warnings += check_stage(stage, tensors, rewritten.config, allow)
+            warnings += check_stage(stage, tensors, config, allow)
         of_stage = f"stage '{document.name}': " if document.name is not None else ""
         changes += [of_stage + change for change in rewritten.notes]
         used = [models.get(reference) for reference in document.references()]
@@ -189,14 +201,15 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
         if document.name is not None:
             models.stages[document.name] = StagedModel(
                 document.name,
-                rewritten.config,
+                config,
                 {tensor.name: tensor for tensor in tensors},
                 models.donor_directory(stage.donor),
+                cache(partial(stage_tokenizer, stage, models, folder)),
+                has_own_words(stage),
             )
     for document in configuration.documents[:-1]:
         if document.name not in models.used_stages:
             findings.warn(document.place, f"stage '{document.name}' is used by no other")
-    config = rewritten.config
     metadata = {"format": "pt"}
     layout = lay_out(tensors, options.max_shard_bytes, metadata)
     if options.max_shard_bytes < SMALL_SHARD_BYTES and len(layout.files) > 1:
@@ -204,14 +217,22 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     graph = builder.build(layout.writes, layout.files)
     graph.verify()
     stored = models.stored_by_name()
-    donor = models.donor_directory(stage.donor)
-    files = side_files(configuration, config, layout, donor, models.found, warnings)
+    donor, words = models.donor_directory(stage.donor), output_files(stage, models, folder)
+    files = side_files(configuration, config, layout, donor, words, models.found, warnings)
+    vocabulary = None
+    if stage.vocabulary is not None:
+        vocabulary = summarise(stage.vocabulary)
+        stage = replace(stage, vocabulary=None)
+    if any(each.vocabulary is not None for each in stages):  # tens of megabytes of tokens
+        stages = [replace(each, vocabulary=None) for each in stages]
+        trim_heap()
     identity = {**_identity(configuration, options, stored, files), **_arithmetic(graph)}
     fingerprint = _fingerprint(graph, files, identity.get("arithmetic", ""))
     return Plan(
         configuration=configuration,
         options=options,
         stages=tuple(stages),
+        vocabulary=vocabulary,
         graph=graph,
         layout=layout,
         config=config,
@@ -302,9 +323,9 @@ def _shapes_differ(mismatches: Sequence[Mismatch]) -> CheckpointError:
     more = f"; and {len(mismatches) - 4} more" if len(mismatches) > 4 else ""
     if all(rows_only(mismatch) for mismatch in mismatches):
         return CheckpointError(
-            f"vocabularies differ: {shown}{more}: keep the common leading rows by "
-            "--allow-truncated-embeddings ('tokenizer' settings, which would bring them together, "
-            "are not carried out yet)"
+            f"vocabularies differ: {shown}{more}",
+            remedy="'tokenizer: {source: union}' brings them together by their tokens, "
+            "--allow-truncated-embeddings keeps the common leading rows",
         )
     return CheckpointError(
         f"shapes differ in {len(mismatches)} tensors: {shown}{more}: "

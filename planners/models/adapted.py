@@ -6,7 +6,7 @@ several adapters over one model read it once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from mergeloom.methods.inputs.transpose import Transpose
 from mergeloom.planners.models.adapter import Adapter, Change, NewRows, Product
 from mergeloom.planners.models.architecture import Architecture, infer
 from mergeloom.planners.models.model import Model, Stored
+from mergeloom.planners.models.rows import arranged
 from mergeloom.planners.models.token_weights import Head, TokenWeights
 
 Shape = tuple[int, ...]
@@ -98,23 +99,27 @@ class AdaptedModel:
     def dtype(self, tensor: str) -> DType:
         return self.base.dtype(self._below(tensor))
 
-    def node(self, builder: GraphBuilder, tensor: str, rows: int | None = None) -> Load | Merge:
+    def node(
+        self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None
+    ) -> Load | Merge:
         module, _, last = tensor.rpartition(".")
         change = self.changes.get(module)
         replaced = self._replaced(tensor)
         if replaced is not None:
-            node: Load | Merge = _load(builder, _leading(replaced, rows), tensor)
+            node: Load | Merge = _load(builder, arranged(replaced, rows), tensor)
         else:
             node = self.base.node(builder, self._below(tensor), rows)
         if change is None:
             return node
         product = change.product
         if last == "bias" and product is not None and product.bias is not None:
-            return _add_bias(builder, node, product.bias, product.scale, tensor)
+            bias = arranged(product.bias, rows)
+            return _add_bias(builder, node, bias, product.scale, tensor)
         if last != "weight":
             return node
         if change.rows is not None:
-            node = _replace_rows(builder, node, change.rows, tensor)
+            numbers = range(node.shape[0]) if rows is None else rows
+            node = _replace_rows(builder, node, change.rows, numbers, tensor)
         if product is not None:
             node = _add_product(builder, node, product, tensor, rows)
         return node
@@ -230,16 +235,20 @@ def _load(builder: GraphBuilder, tensor: StoredTensor, name: str) -> Load:
     return builder.load_bytes(tensor.bytes, tensor.dtype, tensor.shape, name)
 
 
-def _leading(tensor: StoredTensor, rows: int | None) -> StoredTensor:
-    return tensor if rows is None else tensor.rows(range(rows))
-
-
 def _add_product(
-    builder: GraphBuilder, node: Load | Merge, product: Product, name: str, rows: int | None
+    builder: GraphBuilder,
+    node: Load | Merge,
+    product: Product,
+    name: str,
+    rows: Sequence[int] | None,
 ) -> Merge:
-    down, up = product.down, product.up
-    if product.lengths is not None:
-        beside = [_load(builder, each, name) for each in (down, up, product.lengths)]
+    down, up, lengths = product.down, product.up, product.lengths
+    if lengths is not None:
+        if rows is not None and product.swapped:
+            down = arranged(down.transpose(), rows).transpose()
+        elif rows is not None:
+            up, lengths = arranged(up, rows), arranged(lengths, rows)
+        beside = [_load(builder, each, name) for each in (down, up, lengths)]
         kernel = LowRank(product.scale, product.rank, lengths=True)
         if not product.swapped:
             return builder.merge([node], kernel, name, side=beside)
@@ -248,7 +257,7 @@ def _add_product(
         return builder.merge([adapted], Transpose(), name)
     if product.swapped:
         down, up = up.transpose(), down.transpose()
-    beside = [_load(builder, each, name) for each in (down, _leading(up, rows))]
+    beside = [_load(builder, each, name) for each in (down, arranged(up, rows))]
     return builder.merge([node], LowRank(product.scale, product.rank), name, side=beside)
 
 
@@ -261,15 +270,15 @@ def _add_bias(
     return builder.merge([node], LowRank(scale, 1), name, side=[unit, column])
 
 
-def _replace_rows(builder: GraphBuilder, node: Load | Merge, new: NewRows, name: str) -> Merge:
-    count = node.shape[0]
-    origin = [-1] * count
-    table = bytearray(b"\x01\x00" * count)
-    for place, index in enumerate(new.indices):
-        if index < count:
-            origin[index] = place
-            table[2 * index : 2 * index + 2] = b"\x00\x01"
+def _replace_rows(
+    builder: GraphBuilder, node: Load | Merge, new: NewRows, numbers: Sequence[int], name: str
+) -> Merge:
+    """``node``, rows ``numbers`` of the model, with the adapter's rows where it has them."""
+    places = {index: place for place, index in enumerate(new.indices)}
+    origin = [places.get(number, -1) for number in numbers]
+    table = b"".join(b"\x01\x00" if place < 0 else b"\x00\x01" for place in origin)
+    count = len(origin)
     rows = _load(builder, new.rows.rows(origin), name)
-    source = MemorySource(bytes(table), f"rows of {name}")
+    source = MemorySource(table, f"rows of {name}")
     choice = builder.load(source, 0, U8, (count, 2), f"rows of {name}")
     return builder.merge([node, rows], FillRows(), name, side=[choice])

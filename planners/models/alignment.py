@@ -11,7 +11,7 @@ alike is dropped, and what is left are the two roots that names are translated b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -69,7 +69,9 @@ class RenamedModel:
     def dtype(self, tensor: str) -> DType:
         return self.model.dtype(self.names[tensor])
 
-    def node(self, builder: GraphBuilder, tensor: str, rows: int | None = None) -> Load | Merge:
+    def node(
+        self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None
+    ) -> Load | Merge:
         return self.model.node(builder, self.names[tensor], rows)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.base.dtypes import BF16, BY_NAME, DType
+from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.transpose import Transpose
@@ -15,6 +16,7 @@ from mergeloom.planners.models.architecture import Architecture, infer
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.coded import Coded, Decoded, without_codes
 from mergeloom.planners.models.model import Stored, StoredModel
+from mergeloom.planners.models.rows import arranged
 from mergeloom.planners.models.sameness import equal_bytes
 from mergeloom.planners.models.token_weights import TokenWeights, token_weights
 
@@ -79,12 +81,17 @@ class DequantisedModel(StoredModel):
         plain = self.decoded.plain.get(tensor)
         return self._value_dtype if plain is None else plain.dtype
 
-    def node(self, builder: GraphBuilder, tensor: str, rows: int | None = None) -> Load | Merge:
+    def node(
+        self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None
+    ) -> Load | Merge:
         coded = self.decoded.coded.get(tensor)
         if coded is None:
-            stored = self.decoded.plain[tensor]
-            return _load(builder, stored if rows is None else stored.rows(range(rows)), tensor)
-        assert rows is None, "weights in codes are not truncated"
+            return _load(builder, arranged(self.decoded.plain[tensor], rows), tensor)
+        if rows is not None:
+            raise CheckpointError(
+                f"'{tensor}' of '{self.name}' is in codes, whose rows are not rearranged yet",
+                remedy="merge the original weights",
+            )
         return _values(builder, coded, tensor)
 
 

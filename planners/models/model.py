@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,10 @@ from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.planners.models.architecture import Architecture, infer
 from mergeloom.planners.models.checkpoint import Checkpoint
+from mergeloom.planners.models.rows import arranged, rearranged
 from mergeloom.planners.models.sameness import equal_bytes
 from mergeloom.planners.models.token_weights import TokenWeights, token_weights
+from mergeloom.planners.vocabulary.tokenizer import Tokenizer
 
 Shape = tuple[int, ...]
 
@@ -57,8 +59,11 @@ class Model(Protocol):
 
     def dtype(self, tensor: str) -> DType: ...
 
-    def node(self, builder: GraphBuilder, tensor: str, rows: int | None = None) -> Load | Merge:
-        """The task that yields a tensor, or its first ``rows`` rows."""
+    def node(
+        self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None
+    ) -> Load | Merge:
+        """The task that yields a tensor; or ``rows`` of it, by their numbers along the first
+        dimension that is longer than 1, where -1 is a row that is missing (and zero)."""
         ...
 
 
@@ -103,10 +108,10 @@ class StoredModel:
     def dtype(self, tensor: str) -> DType:
         return self.checkpoint.tensors[tensor].dtype
 
-    def node(self, builder: GraphBuilder, tensor: str, rows: int | None = None) -> Load | Merge:
-        stored = self.checkpoint.tensors[tensor]
-        if rows is not None:
-            stored = stored.rows(range(rows))
+    def node(
+        self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None
+    ) -> Load | Merge:
+        stored = arranged(self.checkpoint.tensors[tensor], rows)
         return builder.load_bytes(stored.bytes, stored.dtype, stored.shape, tensor)
 
 
@@ -119,6 +124,10 @@ class StagedModel:
     tensors: Mapping[str, OutputTensor]
     directory: Path | None = None
     """Where the tokenizer and the other small files are that it would have."""
+    tokenizer: Callable[[], Tokenizer | None] = lambda: None
+    """Its tokenizer, read when it is asked for."""
+    own_words: bool = False
+    """Whether that is another one than the files in ``directory`` hold."""
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -146,10 +155,11 @@ class StagedModel:
     def dtype(self, tensor: str) -> DType:
         return self.tensors[tensor].dtype
 
-    def node(self, builder: GraphBuilder, tensor: str, rows: int | None = None) -> Merge:
+    def node(
+        self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None
+    ) -> Load | Merge:
         merge = self.tensors[tensor].merge
-        assert rows is None or rows == merge.shape[0], "stages are not truncated"
-        return merge
+        return merge if rows is None else rearranged(builder, merge, rows, self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,9 @@ from mergeloom.planners.models.checkpoint import Checkpoint, open_checkpoint
 from mergeloom.planners.models.dequantised import stored_model
 from mergeloom.planners.models.model import Model, StagedModel, StoredModel
 from mergeloom.planners.models.resolve import Found, Origin, Resolver
+from mergeloom.planners.vocabulary.chat_template import template_of
+from mergeloom.planners.vocabulary.remapped import RemappedModel
+from mergeloom.planners.vocabulary.tokenizer import Tokenizer, read_tokenizer
 
 
 class Models:
@@ -30,6 +33,7 @@ class Models:
         self._adapters: dict[Path, Adapter] = {}
         self._adapted: dict[tuple[int, int], Model] = {}
         self._found: dict[str, Found] = {}
+        self._tokenizers: dict[Path, Tokenizer | None] = {}
         self.notes: dict[ModelReference, str] = {}
         """What a reference was taken for, where that is not evident."""
         self.stages: dict[str, StagedModel] = {}
@@ -60,6 +64,57 @@ class Models:
         if stage is not None:
             return stage.directory
         return self._resolver.directory(self._resolver.settle(reference).model)
+
+    def tokenizer(self, reference: ModelReference) -> Tokenizer | None:
+        """The tokenizer of a model, of which nothing else need be there; ``None`` without one.
+
+        Raises:
+            CheckpointError: there is no such model, or its tokenizer cannot be understood.
+        """
+        stage = self.stages.get(str(reference))
+        if stage is not None:
+            return stage.tokenizer()
+        for directory in self._tokenizer_directories(reference):
+            key = directory.resolve()
+            if key not in self._tokenizers:
+                self._tokenizers[key] = self._shared(read_tokenizer(directory))
+            found = self._tokenizers[key]
+            if found is not None:
+                return found
+        return None
+
+    def _shared(self, tokenizer: Tokenizer | None) -> Tokenizer | None:
+        """A tokenizer whose tokens are kept once, where another has the same: fine-tunes do."""
+        others = (other for other in self._tokenizers.values() if other is not None)
+        for other in others if tokenizer is not None else ():
+            if tokenizer is not None and other.ids == tokenizer.ids:
+                return replace(tokenizer, ids=other.ids)
+        return tokenizer
+
+    def template(self, reference: ModelReference) -> str | None:
+        """The chat template of a model, ``None`` without one; errors as of `tokenizer`."""
+        stage = self.stages.get(str(reference))
+        if stage is not None:
+            found = stage.tokenizer()
+            if found is not None and found.template is not None:
+                return found.template
+            return None if found is None else template_of(found.directory)
+        templates = map(template_of, self._tokenizer_directories(reference))
+        return next((template for template in templates if template is not None), None)
+
+    def _tokenizer_directories(self, reference: ModelReference) -> Iterator[Path]:
+        """Where a model's tokenizer may be, the adapter's own first."""
+        model = self._by_reference.get(reference)
+        while isinstance(model, AdaptedModel):
+            yield model.adapter.checkpoint.directory
+            model = model.base
+        if isinstance(model, StoredModel):
+            yield model.checkpoint.directory
+        elif isinstance(model, StagedModel):
+            if model.directory is not None:
+                yield model.directory
+        else:
+            yield self._resolver.directory(self._resolver.settle(reference).model)
 
     def ignores_revision(self, reference: ModelReference) -> bool:
         """Whether a reference names a revision of a local directory, which has none."""
@@ -141,4 +196,6 @@ class Models:
             return donor.directory
         if isinstance(donor, AdaptedModel):
             return self.donor_directory(donor.base)
+        if isinstance(donor, RemappedModel):
+            return self.donor_directory(donor.model)
         return donor.checkpoint.directory if isinstance(donor, StoredModel) else None

@@ -19,7 +19,7 @@ MAX_SIDE_FILES = 1000
 MAX_SIDE_BYTES = 2 << 30
 """Of all side files together."""
 
-_COPIED = (
+_OF_WORDS = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -28,9 +28,14 @@ _COPIED = (
     "*.model",
     "*.tiktoken",
     "tekken.json",
-    "generation_config.json",
     "chat_template.*",
     "*.jinja",
+)
+"""Files of a tokenizer and its chat templates."""
+
+_COPIED = (
+    *_OF_WORDS,
+    "generation_config.json",
     "*preprocessor_config.json",
     "processor_config.json",
     "modules.json",
@@ -81,6 +86,11 @@ def donor_files(donor: Path, config: Mapping[str, Any]) -> list[str]:
                 "beside its weights that would be copied: remove what does not belong there"
             )
     return names
+
+
+def of_words(name: str) -> bool:
+    """Whether a file belongs to the tokenizer."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _OF_WORDS)
 
 
 def folder_warnings(

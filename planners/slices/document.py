@@ -11,6 +11,7 @@ from mergeloom.planners.config.config import Document, Module, OutputSlice
 from mergeloom.planners.config.findings import Findings, placed
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.parameters import Parameters
+from mergeloom.planners.config.tokenizer import TokenizerSettings
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model, StoredModel
 from mergeloom.planners.models.pool import Models
@@ -36,8 +37,8 @@ from mergeloom.planners.slices.tensor_plan import (
     MergingRules,
     check_models,
 )
-from mergeloom.planners.slices.tokenizer_settings import check_tokenizer_settings
 from mergeloom.planners.vocabulary.compare import comparison_warnings
+from mergeloom.planners.vocabulary.models import Remapped, remapped
 
 
 def plan_stage(
@@ -62,13 +63,20 @@ def plan_stage(
     ]
     findings.check()
     opened = list({id(model): model for model in found if model is not None}.values())
-    donor = models.get(document.base_model) if document.base_model else _first(document, models)
+    donor = models.get(donor_reference(document))
     fitting = Fitting(models, donor)
     tokens = [donor.tokens, *(fitting.fit(model).tokens for model in opened)]
     embedding = next((each.embedding for each in tokens if each.embedding), None)
     head = next((each.head for each in tokens if each.head), None)
-    findings.attempt(check_tokenizer_settings, document, opened, models, embedding)
-    if document.tokenizer is None and embedding is not None:
+    vocabulary = None
+    if document.tokenizer is not None:
+        remap = findings.attempt(_remapped, document, document.tokenizer, fitting, models)
+        if remap is not None:
+            vocabulary = remap.vocabulary
+            warnings += vocabulary.warnings
+            fitting.remap(remap.models)
+            donor = fitting.fit(donor)
+    elif embedding is not None:
         warnings += _compared_tokenizers(opened, donor)
     towers = _towers(document, method, donor, fitting, warnings, findings)
     for tower in towers:
@@ -92,8 +100,19 @@ def plan_stage(
         tied=tied,
         embedding=embedding,
         head=head,
+        vocabulary=vocabulary,
         notes=tuple(notes(document, towers, fitting)),
     )
+
+
+def _remapped(
+    document: Document, settings: TokenizerSettings, fitting: Fitting, models: Models
+) -> Remapped:
+    references, base = document.references(), document.base_model
+    try:
+        return remapped(settings, references, fitting, base, models)
+    except LoomError as error:
+        raise error.at(settings.place) from error
 
 
 def _compared_tokenizers(models: Sequence[Model], donor: Model) -> Iterator[str]:
@@ -180,9 +199,12 @@ def _opened(
     return model
 
 
-def _first(document: Document, models: Models) -> Model:
+def donor_reference(document: Document) -> ModelReference:
+    """The model that configuration and tokenizer are from: the base, or the first of all."""
+    if document.base_model is not None:
+        return document.base_model
     module = next(iter(document.modules.values()))
-    return models.get(module.slices[0].sources[0].model)
+    return module.slices[0].sources[0].model
 
 
 def _towers(

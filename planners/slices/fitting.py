@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from mergeloom.engine.base.errors import CheckpointError
@@ -23,6 +23,7 @@ class Fitting:
         self._models = models
         self._donor = donor
         self._fitted: dict[int, Model] = {}
+        self._remapped: Mapping[int, Model] = {}
         self.parts: dict[str, frozenset[str]] = {}
 
     def tower(self, model: Model, tower: Tower) -> Tower:
@@ -54,12 +55,17 @@ class Fitting:
         return self.fit(self._models.get(reference))
 
     def fit(self, model: Model) -> Model:
-        """A model under the names that the base or first one has; one model gives one."""
+        """A model under the names that the base or first one has, and with the output's vocabulary;
+        one model gives one."""
         found = self._fitted.get(id(model))
         if found is None:
             found = model if model is self._donor else aligned(model, self._donor)
             self._fitted[id(model)] = found
-        return found
+        return self._remapped.get(id(found), found)
+
+    def remap(self, remapped: Mapping[int, Model]) -> None:
+        """Put models with the output's vocabulary in the place of others, given by identity."""
+        self._remapped = remapped
 
     def renamed(self) -> Iterator[RenamedModel]:
         """Those that store their tensors under other names."""

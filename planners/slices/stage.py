@@ -24,6 +24,7 @@ from mergeloom.planners.slices.tensor_plan import (
     copy_tensor,
     plan_tensor,
 )
+from mergeloom.planners.vocabulary.decide import VocabularyPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Stage:
     """One planned document.
 
     ``embedding`` and ``head`` are the names in the output, ``tied`` whether they are one weight.
+    ``vocabulary`` is what tokenizer settings ask for, while planning.
     ``notes`` say what was understood where it may not be evident.
     """
 
@@ -69,6 +71,7 @@ class Stage:
     tied: bool
     embedding: str | None
     head: str | None
+    vocabulary: VocabularyPlan | None
     notes: tuple[str, ...] = ()
 
     def tensor_plans(self) -> Iterator[TensorPlan]:

@@ -256,13 +256,13 @@ def _donor(inputs: Sequence[tuple[int, str]], part: Slice) -> int:
     return next((i for i, (position, _) in enumerate(inputs) if position == part.base), 0)
 
 
-def _common_rows(plan: TensorPlan, truncate: bool) -> int | None:
+def _common_rows(plan: TensorPlan, truncate: bool) -> range | None:
     shapes = [item.model.shape(item.tensor) for item in plan.contributions]
     if all(shape == shapes[0] for shape in shapes):
         return None
     only_rows_differ = all(len(s) == 2 and s[1:] == shapes[0][1:] for s in shapes)
     if truncate and only_rows_differ and plan.layer is None:
-        return min(shape[0] for shape in shapes)
+        return range(min(shape[0] for shape in shapes))
     raise Mismatch(plan.name, plan.contributions)
 
 

@@ -1,4 +1,4 @@
-"""Tokens read from a tokenizer's files; settings that are let through as they change nothing."""
+"""Tokens read from a tokenizer's files, with no tokenizer library."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeloom.engine.base.errors import CheckpointError, ConfigError, LoomError
+from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.planners.vocabulary.tokens import vocabulary
-from tests.planners.support import llama, plan_text
 
 
 def tokenizer(directory: Path, tokens: list[str], added: list[str] = [], **more: object) -> None:  # noqa: B006
@@ -64,56 +63,3 @@ def test_bytes_that_are_no_sentencepiece_model(
         found = vocabulary(directory)
         assert found is not None
         assert all(isinstance(token, str) for token in found)
-
-
-def merged(folder: Path, settings: str) -> None:
-    models = "models: [{model: a}, {model: b}]\nparameters: {weight: 1}\nbase_model: a\n"
-    plan_text(f"merge_method: linear\n{models}{settings}\n", folder)
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    for seed, name in enumerate("ab"):
-        llama(tmp_path / name, seed=seed, vocabulary=3)
-        tokenizer(tmp_path / name, ["x", "y", "z"], padding={"length": seed})
-    return tmp_path
-
-
-SETTINGS = ("tokenizer_source: base", "tokenizer_source: b", "tokenizer: {source: union}")
-
-
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_settings_that_change_nothing_are_let_through(models: Path, settings: str) -> None:
-    merged(models, settings)
-    merged(models, "chat_template: auto")
-
-
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_settings_that_would_change_something_are_refused(models: Path, settings: str) -> None:
-    tokenizer(models / "b", ["x", "y", "other"])
-    with pytest.raises(ConfigError, match="'a' and 'b' have different vocabularies"):
-        merged(models, settings)
-    for name in "ab":
-        tokenizer(models / name, ["x", "y"])
-    with pytest.raises(ConfigError, match="3 rows for 2 tokens"):
-        merged(models, settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ("tokenizer_source: unoin", "did you mean 'union'"),
-        ("tokenizer_source: no/such", "neither 'union', 'base' nor a model"),
-        ("tokenizer: {source: base, pad_to_multiple_of: 64}", "3 rows of the embedding are no mul"),
-        ("chat_template: chatml", "leave 'chat_template' out"),
-    ],
-)
-def test_settings_that_mean_nothing_yet(models: Path, settings: str, words: str) -> None:
-    with pytest.raises(LoomError, match=words):
-        merged(models, settings)
-
-
-def test_templates_that_differ_are_not_chosen_from(models: Path) -> None:
-    (models / "a" / "chat_template.jinja").write_text("{{ messages }}")
-    with pytest.raises(ConfigError, match="chat_template"):
-        merged(models, "chat_template: auto")

@@ -1,0 +1,256 @@
+"""From the vocabularies of several models to one: which row of which model each token takes.
+
+Pure: no file and no tensor is looked at. A *row map* says for each output row which row of a
+model's own table it is, or -1 where the model has none.
+
+    own ids     out   row map of A   row map of B
+    A: x0 y1    x0        0              1
+    B: y0 x1 z2 y1        1              0
+                z2       -1 ◄── lent ─── 2
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+MISSING = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The tokens of one model: ids by token, and how many rows its embedding has."""
+
+    model: str
+    ids: Mapping[str, int]
+    rows: int
+
+    @property
+    def beyond(self) -> list[str]:
+        """Tokens whose id has no row."""
+        rows = self.rows
+        return [token for token, number in self.ids.items() if number >= rows]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRow:
+    """What the configuration says about one token's row: (position of a model, row there), or
+    ``None`` for zeros. ``force`` replaces the row of every model, not only of those that lack it.
+    """
+
+    taken: tuple[int, int] | None
+    force: bool = False
+
+
+Origin = Literal["own", "base", "only", "mean", "named", "zero"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowOrigin:
+    """Where one row of one model's rearranged table comes from.
+
+    ``rows`` are (position of a model, row there): one, several whose mean is taken, or none.
+    """
+
+    origin: Origin
+    rows: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RowPlan:
+    """How one table of one model is rearranged.
+
+    ``maps`` holds row maps by position of the model that rows are taken from, all of the output's
+    length. A row that is in one map is taken as it is; one in several is their mean; one in none is
+    zero. The last ``padding`` rows become the mean of all before them.
+    """
+
+    maps: Mapping[int, array[int]]
+    padding: int
+
+    @cached_property
+    def choices(self) -> bytes:
+        """For each row a byte for each map in order: 1 if it has the row, else 0."""
+        count = len(self.maps)
+        length = len(next(iter(self.maps.values())))
+        content = bytearray(length * count)
+        for number, row_map in enumerate(self.maps.values()):
+            content[number::count] = _present(row_map)
+        return bytes(content)
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """How each model's rows get to the output's, of which there are ``rows``.
+
+    ``own`` are row maps of what each model has itself, ``sizes`` its numbers of rows. The last
+    ``padding`` rows belong to no token, nor do those in ``gaps``. ``base`` is the position of the
+    base model, ``named`` what a configuration says of single rows.
+    """
+
+    rows: int
+    padding: int
+    gaps: frozenset[int]
+    own: tuple[array[int], ...]
+    sizes: tuple[int, ...]
+    base: int | None
+    named: Mapping[int, NamedRow]
+
+    @staticmethod
+    def of(
+        models: Sequence[Vocabulary],
+        base: int | None,
+        ids: Mapping[str, int],
+        rows: int,
+        named: Mapping[str, NamedRow],
+    ) -> Alignment:
+        """Align ``models`` to the output's tokens ``ids``; ``named`` says more of some of these."""
+        maps: dict[tuple[int, int], array[int]] = {}
+        for model in models:
+            key = id(model.ids), model.rows
+            maps[key] = maps[key] if key in maps else _row_map(model, ids, rows)
+        taken = set(ids.values())
+        filled = max(taken, default=-1) + 1
+        return Alignment(
+            rows,
+            rows - filled,
+            frozenset(range(filled)) - taken,
+            tuple(maps[id(model.ids), model.rows] for model in models),
+            tuple(model.rows for model in models),
+            base,
+            {ids[token]: item for token, item in named.items()},
+        )
+
+    def changes(self, position: int) -> bool:
+        """Whether a model's tables are anything but what the output needs already."""
+        same = self.sizes[position] == self.rows and not self.padding
+        forced = any(item.force for item in self.named.values())
+        return forced or not same or self.own[position] != array("i", range(self.rows))
+
+    def lacking(self) -> list[int]:
+        """Rows of tokens that no model has and no setting names."""
+        rows: Iterable[int] = self._tokens()
+        for own in self.own:
+            rows = [row for row in rows if own[row] == MISSING]
+        return [row for row in rows if row not in self.named]
+
+    def origin(self, position: int, row: int, lenders: Sequence[int]) -> RowOrigin:
+        """Where ``row`` of a model's table comes from; ``lenders`` are the models that have such a
+        table."""
+        named = self.named.get(row)
+        own = self.own[position][row]
+        if named is not None and (named.force or own == MISSING):
+            if named.taken is None:
+                return RowOrigin("zero", ())
+            return RowOrigin("named", (named.taken,))
+        if own != MISSING:
+            return RowOrigin("own", ((position, own),))
+        found = [(model, number) for model in lenders if (number := self.own[model][row]) >= 0]
+        for item in found:
+            if item[0] == self.base:
+                return RowOrigin("base", (item,))
+        if len(found) == 1:
+            return RowOrigin("only", tuple(found))
+        return RowOrigin("mean" if found else "zero", tuple(found))
+
+    def plan(self, position: int, lenders: Sequence[int]) -> RowPlan:
+        """How a table of one model is rearranged; see `origin`."""
+        key = (position, tuple(lenders))
+        if key not in self._plans:
+            self._plans[key] = self._plan(position, lenders)
+        return self._plans[key]
+
+    def forget(self) -> None:
+        """Let go of the plans that were made; they are megabytes, and can be made again."""
+        self._plans.clear()
+
+    def count(self, position: int, lenders: Sequence[int]) -> dict[str, int]:
+        """Number of rows by origin, padding as ``padding``."""
+        counts: dict[str, int] = {"own": self.rows - self.own[position].count(MISSING)}
+        for row in self._changed(position):
+            counts["own"] -= self.own[position][row] != MISSING
+            origin = self.origin(position, row, lenders).origin
+            counts[origin] = counts.get(origin, 0) + 1
+        if self.padding:
+            counts["padding"] = self.padding
+        return counts
+
+    def _plan(self, position: int, lenders: Sequence[int]) -> RowPlan:
+        maps = {position: array("i", self.own[position])}
+
+        def take(row: int, taken: tuple[tuple[int, int], ...]) -> None:
+            maps[position][row] = MISSING
+            for model, number in taken:
+                if model not in maps:
+                    maps[model] = array("i", [MISSING]) * self.rows
+                maps[model][row] = number
+
+        rows = self._changed(position)
+        if self.base in lenders and self.base is not None:  # most are, and need no more words
+            base, rest = self.own[self.base], []
+            lent = array("i", [MISSING]) * self.rows
+            for row in rows:
+                if base[row] == MISSING or row in self.named:
+                    rest.append(row)
+                else:
+                    lent[row] = base[row]
+            if len(rest) < len(rows):
+                maps[self.base] = lent
+            rows = rest
+        for row in rows:
+            take(row, self.origin(position, row, lenders).rows)
+        return RowPlan(maps, self.padding)
+
+    def _changed(self, position: int) -> list[int]:
+        """Rows with a token that are not simply the model's own."""
+        own = self.own[position]
+        forced = {row for row, item in self.named.items() if item.force}
+        lacking = [row for row in self._tokens() if own[row] == MISSING]
+        return sorted({*lacking, *forced})
+
+    def _tokens(self) -> Iterator[int]:
+        filled = range(self.rows - self.padding)
+        return (row for row in filled if row not in self.gaps) if self.gaps else iter(filled)
+
+    @cached_property
+    def _plans(self) -> dict[tuple[int, tuple[int, ...]], RowPlan]:
+        return {}
+
+
+def _row_map(model: Vocabulary, ids: Mapping[str, int], rows: int) -> array[int]:
+    result = array("i", [MISSING]) * rows
+    own, size = model.ids, model.rows
+    for token, number in ids.items():
+        found = own.get(token, size)
+        if found < size:
+            result[number] = found
+    return result
+
+
+def _present(row_map: array[int]) -> bytes:
+    """1 for each row that is not missing, else 0. Only what is negative has its highest bit set."""
+    highest = row_map.itemsize - 1 if sys.byteorder == "little" else 0
+    return row_map.tobytes()[highest :: row_map.itemsize].translate(_IS_PRESENT)
+
+
+_IS_PRESENT = bytes(byte < 0x80 for byte in range(256))
+
+
+def union(first: Mapping[str, int], others: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """All tokens: those of ``first`` with their ids, then the others', in their order."""
+    result = dict(first)
+    following = max(first.values(), default=-1) + 1
+    for ids in others:
+        for token in sorted((token for token in ids if token not in result), key=ids.__getitem__):
+            result[token] = following
+            following += 1
+    return result
+
+
+def padded(rows: int, multiple: int | None) -> int:
+    """The next multiple, or ``rows`` itself without one."""
+    return rows if not multiple else -(-rows // multiple) * multiple

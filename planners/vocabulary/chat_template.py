@@ -1,0 +1,147 @@
+"""Chat templates: those of models, the one that a configuration chooses, where it is written.
+
+A template is text here; nothing of it is rendered or run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.suggest import suggest
+from mergeloom.planners.config.yaml_values import Value
+from mergeloom.planners.models.small_files import check_inside, read_json
+from mergeloom.planners.vocabulary.builtin_templates import TEMPLATES
+from mergeloom.planners.vocabulary.tokenizer import SETTINGS
+from mergeloom.planners.vocabulary.tokens import read_content
+
+FILE = "chat_template.jinja"
+FOLDER = "additional_chat_templates"
+"""Named templates beside the default one, each in a file of its own."""
+
+_OLD_FILE = "chat_template.json"
+
+
+def template_of(directory: Path) -> str | None:
+    """The default chat template in ``directory``, ``None`` without one.
+
+    Raises:
+        CheckpointError: a file that may hold it cannot be understood.
+    """
+    path = directory / FILE
+    if path.is_file():
+        check_inside(directory, FILE)
+        return read_content(path).decode("utf-8", "replace")
+    for name in (SETTINGS, _OLD_FILE):
+        path = directory / name
+        if path.is_file():
+            check_inside(directory, name)
+            found = _default(read_json(path).get("chat_template"))
+            if found is not None:
+                return found
+    return None
+
+
+def choose(setting: Value, templates: Iterable[str | None], relative_to: Path | None) -> str | None:
+    """The template that ``setting`` means.
+
+    For ``auto`` it is the most common of the models' ``templates`` (the first of several such);
+    else a built-in one by its name, a file, or the text itself.
+
+    Raises:
+        ConfigError: it is none of these.
+        CheckpointError: a model's template cannot be read.
+    """
+    text = setting.content
+    if not isinstance(text, str) or not text.strip():
+        raise setting.error(f"a chat template must be text, not {setting.kind}")
+    if text == "auto":
+        found = [template for template in templates if template is not None]
+        common = Counter(template.strip() for template in found).most_common(1)
+        return next((t for t in found if common and t.strip() == common[0][0]), None)
+    if text in TEMPLATES:
+        return TEMPLATES[text]
+    if "{" in text:
+        return text
+    path = (relative_to or Path()) / text
+    try:
+        is_file = "\n" not in text and path.is_file()
+    except (OSError, ValueError):
+        is_file = False
+    if not is_file:
+        raise setting.error(
+            f"'{text[:80]}' is neither 'auto', the name of a template, Jinja text nor a file",
+            suggest(text, ["auto", *TEMPLATES]),
+        )
+    try:
+        return read_content(path).decode()
+    except (CheckpointError, UnicodeDecodeError) as error:
+        raise setting.error(f"cannot read the chat template '{path}': it is no text") from error
+
+
+def template_files(
+    directory: Path | None, made: Mapping[str, bytes | None], template: str
+) -> dict[str, bytes | None]:
+    """Files to be written so that ``template`` is the default one of a tokenizer; named ones stay.
+
+    ``directory`` has the tokenizer's files, ``made`` what is written instead of some.
+    """
+    if directory is not None and template_of(directory) == template:
+        return {}
+    files: dict[str, bytes | None] = {}
+    listed = False
+    for name in (SETTINGS, _OLD_FILE):
+        document = _document(directory, made, name)
+        if document is None or "chat_template" not in document:
+            continue
+        listed = listed or isinstance(document["chat_template"], list)
+        document["chat_template"] = _replaced(document["chat_template"], template)
+        files[name] = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(
+            "utf-8", "surrogatepass"
+        )
+    # Beside a list in the settings such a file would hide the other templates of the list.
+    if not listed or (directory is not None and (directory / FILE).is_file()):
+        files[FILE] = template.encode("utf-8", "replace")
+    return files
+
+
+def _document(
+    directory: Path | None, made: Mapping[str, bytes | None], name: str
+) -> dict[str, Any] | None:
+    content = made.get(name)
+    if content is not None:
+        found: dict[str, Any] = json.loads(content)
+        return found
+    if directory is None or not (directory / name).is_file():
+        return None
+    return read_json(directory / name)
+
+
+def _default(found: object) -> str | None:
+    """The default one of what settings hold: a text, or a list of named ones."""
+    if isinstance(found, str):
+        return found
+    if isinstance(found, Mapping):
+        found = [{"name": name, "template": text} for name, text in found.items()]
+    for item in found if isinstance(found, list) else ():
+        if isinstance(item, Mapping) and item.get("name") == "default":
+            text = item.get("template")
+            return text if isinstance(text, str) else None
+    return None
+
+
+def _replaced(found: object, template: str) -> object:
+    if isinstance(found, list):
+        others = [
+            item
+            for item in found
+            if not (isinstance(item, Mapping) and item.get("name") == "default")
+        ]
+        return [{"name": "default", "template": template}, *others]
+    if isinstance(found, dict):
+        return {**found, "default": template}
+    return template

@@ -1,0 +1,332 @@
+"""The output's tokenizer and, for each model, its rows: what tokenizer settings ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from mergeloom.engine.base.errors import LoomError, Place
+from mergeloom.engine.base.suggest import nearest, suggest
+from mergeloom.planners.config.model_reference import ModelReference
+from mergeloom.planners.config.tokenizer import TokenizerSettings, TokenRow
+from mergeloom.planners.vocabulary.alignment import Alignment, NamedRow, Vocabulary, padded, union
+from mergeloom.planners.vocabulary.tokenizer import AddedToken, TokenChanges, Tokenizer
+
+MAX_PADDING = 1 << 20
+"""Rows of no token that an output may have, roughly."""
+
+PLAIN = {
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": True,
+    "special": False,
+}
+"""Flags of a token that a configuration adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model of the merge: its name there, its tokenizer, the number of its embedding's rows."""
+
+    name: str
+    tokenizer: Tokenizer | None
+    rows: int
+
+
+class Finder(Protocol):
+    """What is known of the models that settings name."""
+
+    def position(self, reference: ModelReference) -> int | None:
+        """The place of a model among the candidates, ``None`` for one that is not merged."""
+        ...
+
+    def tokenizer(self, reference: ModelReference) -> Tokenizer | None:
+        """The tokenizer of any model."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class VocabularyPlan:
+    """The output's tokenizer and how rows get to it.
+
+    ``names`` are the models, in the order of the alignment; ``source`` is the one that the
+    tokenizer is from, where that is neither base nor first. ``warnings`` are complete sentences.
+    """
+
+    alignment: Alignment
+    tokenizer: Tokenizer
+    names: tuple[str, ...]
+    source: ModelReference | None
+    warnings: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of the output."""
+        return len(self.tokenizer.ids)
+
+
+def decide(
+    settings: TokenizerSettings,
+    candidates: Sequence[Candidate],
+    base: int | None,
+    finder: Finder,
+) -> VocabularyPlan:
+    """The vocabulary that ``settings`` ask for; ``base`` is the base model's position, if any.
+
+    Raises:
+        ConfigError: the settings name what is not there.
+        CheckpointError: a tokenizer cannot be understood.
+    """
+    warnings: list[str] = []
+    first = candidates[base or 0]
+    if first.tokenizer is None:
+        which = "base" if base is not None else "first"
+        raise settings.place.error(
+            f"the {which} model '{first.name}' has no tokenizer, which these settings start from"
+        )
+    tokenizers = []
+    for candidate in candidates:
+        if candidate.tokenizer is None:
+            warnings.append(
+                f"'{candidate.name}' has no tokenizer: taken to have that of '{first.name}'"
+            )
+        tokenizers.append(candidate.tokenizer or first.tokenizer)
+    vocabularies = [
+        Vocabulary(candidate.name, tokenizer.ids, candidate.rows)
+        for candidate, tokenizer in zip(candidates, tokenizers, strict=True)
+    ]
+    warnings += filter(None, map(_beyond, vocabularies))
+    source = settings.source
+    if isinstance(source, ModelReference):
+        output = _of_model(source, candidates, finder, settings.place)
+    else:
+        removed = frozenset(vocabularies[base or 0].beyond)
+        output = _without(first.tokenizer, removed)
+        if source == "union":
+            others = [
+                (vocabulary, tokenizer)
+                for vocabulary, tokenizer in zip(vocabularies, tokenizers, strict=True)
+                if tokenizer is not first.tokenizer
+            ]
+            warnings += _questionable(first.name, first.tokenizer, others)
+            output = _united(output, others, first.name, warnings)
+    output = _with_tokens(output, settings.tokens)
+    named = {
+        token: row
+        for token, setting in settings.tokens.items()
+        if (row := _named(token, setting, vocabularies, finder)) is not None
+    }
+    rows = padded(max(output.ids.values(), default=-1) + 1, settings.pad_to_multiple_of)
+    if rows > 4 * len(output.ids) + MAX_PADDING:
+        raise settings.place.error(
+            f"{rows} rows for {len(output.ids)} tokens make no sense",
+            "is it the right tokenizer, and 'pad_to_multiple_of'?",
+        )
+    alignment = Alignment.of(vocabularies, base, output.ids, rows, named)
+    warnings += _idle(settings.tokens, output.ids, alignment)
+    lacking = set(alignment.lacking())
+    if lacking:
+        lost = [token for token, number in output.ids.items() if number in lacking]
+        warnings.append(
+            f"no model has a row for {_count(lost)} ({_first(lost)}): zeros are written"
+        )
+    names = tuple(candidate.name for candidate in candidates)
+    other = isinstance(source, ModelReference) and finder.position(source) != (base or 0)
+    return VocabularyPlan(
+        alignment,
+        output,
+        names,
+        source if isinstance(source, ModelReference) and other else None,
+        tuple(warnings),
+    )
+
+
+def _of_model(
+    source: ModelReference, candidates: Sequence[Candidate], finder: Finder, place: Place
+) -> Tokenizer:
+    try:
+        position = finder.position(source)
+        if position is not None:
+            tokenizer = candidates[position].tokenizer
+        else:
+            tokenizer = finder.tokenizer(source)
+    except LoomError as error:
+        known = suggest(str(source), ["union", "base", *(item.name for item in candidates)])
+        raise place.error(
+            f"'{source}' is neither 'union', 'base' nor a model that is there ({error.cause})",
+            known,
+        ) from error
+    if tokenizer is None:
+        raise place.error(f"'{source}', which the tokenizer is to come from, has none")
+    return tokenizer
+
+
+def _without(tokenizer: Tokenizer, removed: frozenset[str]) -> Tokenizer:
+    if not removed:
+        return tokenizer
+    changes = tokenizer.changes
+    return replace(
+        tokenizer,
+        ids={token: number for token, number in tokenizer.ids.items() if token not in removed},
+        added={token: item for token, item in tokenizer.added.items() if token not in removed},
+        changes=TokenChanges(
+            {token: n for token, n in changes.ordinary.items() if token not in removed},
+            {token: item for token, item in changes.added.items() if token not in removed},
+            changes.removed | removed,
+        ),
+    )
+
+
+def _united(
+    first: Tokenizer,
+    others: Sequence[tuple[Vocabulary, Tokenizer]],
+    name: str,
+    warnings: list[str],
+) -> Tokenizer:
+    """``first`` with the tokens of all others that have a row there."""
+    with_rows = [
+        {token: number for token, number in item.ids.items() if number < vocabulary.rows}
+        for vocabulary, item in others
+    ]
+    ids = union(first.ids, with_rows)
+    added: dict[str, AddedToken] = {}
+    differing: dict[str, str] = {}
+    for (vocabulary, item), known in zip(others, with_rows, strict=True):
+        for token, entry in item.added.items():
+            if token not in known:
+                continue
+            before = first.added.get(token) or added.get(token)
+            if before is not None:
+                if before.flags != entry.flags:
+                    differing.setdefault(token, vocabulary.model)
+            elif entry.special or (entry.apart and token not in first.ids):
+                added[token] = replace(entry, number=ids[token], apart=token not in first.ids)
+    ordinary = {
+        token: number
+        for token, number in ids.items()
+        if token not in first.ids and token not in added
+    }
+    if ordinary and first.takes_whole_words:
+        warnings.append(
+            f"the tokenizer of '{name}' takes whole words that are tokens: {_count(ordinary)} of "
+            f"other models ({_first(ordinary)}) are taken where they stand in a text"
+        )
+    for token, model in list(differing.items())[:1]:
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        warnings.append(
+            f"{token!r}{more} is added with other flags in '{model}': those of the first model "
+            "that has it are kept"
+        )
+    changes = first.changes
+    return replace(
+        first,
+        ids=ids,
+        added={**first.added, **added},
+        changes=TokenChanges(
+            {**changes.ordinary, **ordinary}, {**changes.added, **added}, changes.removed
+        ),
+    )
+
+
+def _with_tokens(tokenizer: Tokenizer, tokens: Mapping[str, TokenRow]) -> Tokenizer:
+    """The tokenizer with those tokens of the configuration that it lacks."""
+    new = [token for token in tokens if token not in tokenizer.ids]
+    if not new:
+        return tokenizer
+    following = max(tokenizer.ids.values(), default=-1) + 1
+    added = {
+        token: AddedToken(token, following + number, PLAIN) for number, token in enumerate(new)
+    }
+    changes = tokenizer.changes
+    return replace(
+        tokenizer,
+        ids={**tokenizer.ids, **{token: item.number for token, item in added.items()}},
+        added={**tokenizer.added, **added},
+        changes=TokenChanges(changes.ordinary, {**changes.added, **added}, changes.removed),
+    )
+
+
+def _named(
+    token: str, setting: TokenRow, vocabularies: Sequence[Vocabulary], finder: Finder
+) -> NamedRow | None:
+    """What a setting asks for, checked against the models."""
+    if setting.zero:
+        return NamedRow(None, setting.force)
+    if setting.model is None:
+        return None
+    position = finder.position(setting.model)
+    if position is None:
+        raise setting.place.error(
+            f"'{setting.model}' is no model of this merge",
+            suggest(str(setting.model), [each.model for each in vocabularies]),
+        )
+    vocabulary = vocabularies[position]
+    wanted = token if setting.token is None else setting.token
+    number = setting.token_id if setting.token_id is not None else vocabulary.ids.get(wanted)
+    if number is None:
+        close = nearest(wanted, [item for item in vocabulary.ids if item[:1] == wanted[:1]][:5000])
+        raise setting.place.error(
+            f"'{setting.model}' has no token {wanted!r}",
+            f"did you mean {close!r}?" if close else "",
+        )
+    if not 0 <= number < vocabulary.rows:
+        raise setting.place.error(
+            f"'{setting.model}' has {vocabulary.rows} rows of tokens, so none for id {number}"
+        )
+    return NamedRow((position, number), setting.force)
+
+
+def _beyond(vocabulary: Vocabulary) -> str | None:
+    beyond = vocabulary.beyond
+    if not beyond:
+        return None
+    first = min(beyond, key=vocabulary.ids.__getitem__)
+    return (
+        f"{_count(beyond)} of '{vocabulary.model}' ({_first([first])}) have ids beyond the "
+        f"{vocabulary.rows} rows of its embedding and take no part"
+    )
+
+
+def _questionable(
+    name: str, first: Tokenizer, others: Sequence[tuple[Vocabulary, Tokenizer]]
+) -> Iterator[str]:
+    """Warnings about tokenizers that cut a text by other rules: there equal spelling need not mean
+    the same token."""
+    for vocabulary, other in others:
+        rules = [rule for rule, digest in first.rules.items() if other.rules.get(rule) != digest]
+        if other.kind != first.kind:
+            rules.insert(0, f"kind ({first.kind}, {other.kind})")
+        if rules and other.ids.keys() != first.ids.keys():
+            yield (
+                f"the tokenizers of '{name}' and '{vocabulary.model}' differ in "
+                f"{', '.join(rules)}: their tokens are matched by spelling all the same"
+            )
+
+
+def _idle(
+    tokens: Mapping[str, TokenRow], ids: Mapping[str, int], alignment: Alignment
+) -> Iterator[str]:
+    """Warnings about settings that change nothing, as every model has the token."""
+    for token, setting in tokens.items():
+        row = ids[token]
+        if setting.model is None and not setting.zero:
+            yield f"{setting.place}: no source is named for {token!r}: nothing is set"
+        everywhere = all(own[row] >= 0 for own in alignment.own)
+        if everywhere and not setting.force and row in alignment.named:
+            yield (
+                f"{setting.place}: every model has a row for {token!r}, which stays: "
+                "'force: true' replaces it"
+            )
+
+
+def _count(tokens: Sequence[str] | Mapping[str, int]) -> str:
+    return "1 token" if len(tokens) == 1 else f"{len(tokens)} tokens"
+
+
+def _first(tokens: Sequence[str] | Mapping[str, int]) -> str:
+    shown = repr(next(iter(tokens)))
+    return (shown if len(shown) <= 60 else shown[:57] + "...") + (
+        ", ..." if len(tokens) > 1 else ""
+    )

@@ -1,0 +1,39 @@
+"""A token of a planned output, by the tokenizer that the output will have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mergeloom.engine.base.errors import CheckpointError, ConfigError
+from mergeloom.engine.base.suggest import nearest
+from mergeloom.engine.output.side_files import SideFile
+from mergeloom.planners.vocabulary.summary import VocabularySummary
+from mergeloom.planners.vocabulary.tokenizer import LIBRARY, ids_of
+
+
+def token_number(
+    files: Iterable[SideFile], vocabulary: VocabularySummary | None, token: str
+) -> int:
+    """The id of a token in the output whose small files are ``files``.
+
+    Raises:
+        ConfigError: no tokenizer settings make a vocabulary, or it lacks the token.
+    """
+    if vocabulary is None:
+        raise ConfigError(
+            "the configuration has no tokenizer settings: rows are merged by their number",
+            remedy="write 'tokenizer_source: union' to have them merged by token",
+        )
+    library = next((file for file in files if file.name == LIBRARY), None)
+    if library is None:
+        raise CheckpointError(f"the output has no {LIBRARY} in which to look for {token!r}")
+    ids = ids_of(b"".join(library.pieces()), Path(LIBRARY))
+    number = ids.get(token)
+    if number is None:
+        near = nearest(token, [each for each in ids if each[:1] == token[:1]][:5000])
+        raise ConfigError(
+            f"the output has no token {token!r}",
+            remedy="" if near is None else f"did you mean {near!r}?",
+        )
+    return number

@@ -1,0 +1,88 @@
+"""A vocabulary as a plan keeps it: sizes, and where the rows of each model come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mergeloom.planners.vocabulary.alignment import Alignment
+from mergeloom.planners.vocabulary.decide import VocabularyPlan
+
+ORIGINS: Mapping[str, str] = {
+    "own": "its own",
+    "base": "the base model's",
+    "only": "the only model's that has the token",
+    "mean": "the mean over the models that have the token",
+    "named": "named by the configuration",
+    "zero": "zeros",
+    "padding": "padding, the mean of all others",
+}
+"""What the kinds of rows are called."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRows:
+    """The embedding of one model: ``rows`` that it has, ``unused`` of them that no token of the
+    output takes, and the number of the output's rows by where they come from."""
+
+    model: str
+    rows: int
+    unused: int
+    origins: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOrigin:
+    """Where the row of a token comes from in one model's table: its origin, and the rows of models
+    that it is made of."""
+
+    model: str
+    origin: str
+    rows: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class VocabularySummary:
+    """The output's vocabulary: number of tokens, how many of them are ``added`` to the tokenizer of
+    ``source`` and ``removed`` from it, rows of its tables, and of each model's."""
+
+    source: str
+    tokens: int
+    added: int
+    removed: int
+    rows: int
+    models: tuple[ModelRows, ...]
+    alignment: Alignment
+
+    def origins(self, number: int) -> tuple[TokenOrigin, ...]:
+        """Where row ``number`` of the output comes from, model by model."""
+        everyone = range(len(self.models))
+        names = [model.model for model in self.models]
+        result = []
+        for position, name in enumerate(names):
+            found = self.alignment.origin(position, number, everyone)
+            rows = tuple((names[model], row) for model, row in found.rows)
+            result.append(TokenOrigin(name, found.origin, rows))
+        return tuple(result)
+
+
+def summarise(plan: VocabularyPlan) -> VocabularySummary:
+    """What is kept of ``plan``; the tokens themselves are in the output's tokenizer."""
+    plan.alignment.forget()
+    alignment, changes = plan.alignment, plan.tokenizer.changes
+    everyone = range(len(plan.names))
+    models = tuple(
+        ModelRows(name, size, _unused(alignment, position), alignment.count(position, everyone))
+        for position, (name, size) in enumerate(zip(plan.names, alignment.sizes, strict=True))
+    )
+    ordinary = sum(1 for token in changes.ordinary if token not in changes.added)
+    new = sum(1 for item in changes.added.values() if item.apart)
+    source = plan.names[alignment.base or 0] if plan.source is None else str(plan.source)
+    return VocabularySummary(
+        source, plan.tokens, ordinary + new, len(changes.removed), alignment.rows, models, alignment
+    )
+
+
+def _unused(alignment: Alignment, position: int) -> int:
+    taken = {row for row in alignment.own[position] if row >= 0}
+    return alignment.sizes[position] - len(taken)

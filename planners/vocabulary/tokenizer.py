@@ -1,0 +1,272 @@
+"""A tokenizer as its files describe it: tokens with their ids and flags, rules, special tokens.
+
+`tokenizer.json` is read as the JSON that it is. What has no such file is converted to one by
+transformers, which is imported for nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mergeloom.engine.base import bounded_json
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.planners.models.small_files import check_inside, read_json
+from mergeloom.planners.vocabulary.tokens import read_content
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+"""Of an added token: how it is found in a text."""
+
+SETTINGS = "tokenizer_config.json"
+LIBRARY = "tokenizer.json"
+_OTHERS = (
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "tiktoken.model",
+    "tekken.json",
+    "*.tiktoken",
+)
+"""Files by which a directory without ``tokenizer.json`` has a tokenizer all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that is found in the text before any rule is applied; ``flags`` by name.
+
+    ``apart`` says that the tokenizer's own vocabulary does not have it.
+    """
+
+    content: str
+    number: int
+    flags: Mapping[str, bool]
+    apart: bool = True
+
+    @property
+    def special(self) -> bool:
+        return self.flags["special"]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenChanges:
+    """What becomes of a tokenizer: ordinary and added tokens that it gets with their ids (added
+    ones may be there already, as ordinary ones), and tokens that it loses."""
+
+    ordinary: Mapping[str, int] = field(default_factory=dict)
+    added: Mapping[str, AddedToken] = field(default_factory=dict)
+    removed: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.ordinary or self.added or self.removed)
+
+
+NONE = TokenChanges()
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """The tokenizer of one model.
+
+    ``ids`` holds all tokens, added ones included; ``rules`` digests of what else decides how a text
+    is cut, by what it is called; ``settings`` is the content of ``tokenizer_config.json``.
+    """
+
+    directory: Path
+    kind: str
+    ids: Mapping[str, int]
+    added: Mapping[str, AddedToken]
+    rules: Mapping[str, str]
+    settings: Mapping[str, Any]
+    takes_whole_words: bool = False
+    changes: TokenChanges = NONE
+    template: str | None = None
+
+    @cached_property
+    def special_names(self) -> dict[str, str]:
+        """Special tokens by role (``bos_token``, ``eos_token``, ...)."""
+        found = {}
+        for key, value in self.settings.items():
+            if key.endswith("_token"):
+                content = value.get("content") if isinstance(value, Mapping) else value
+                if isinstance(content, str):
+                    found[key] = content
+        return found
+
+
+def read_tokenizer(directory: Path) -> Tokenizer | None:
+    """The tokenizer in ``directory``; ``None`` if there is none.
+
+    Raises:
+        CheckpointError: it is there and cannot be understood.
+    """
+    document = library_document(directory)
+    if document is None:
+        return None
+    path = directory / LIBRARY
+    model = document.get("model")
+    if not isinstance(model, dict):
+        raise unclear(path)
+    ids = _ids(model.get("vocab"), path)
+    settings = read_settings(directory)
+    added = {token.content: token for token in added_tokens(document, settings, ids, path)}
+    ids.update((token.content, token.number) for token in added.values())
+    pipeline = {"normalizer": "normaliser", "pre_tokenizer": "pre-tokenizer"}
+    rules = {name: _digest(document.get(key)) for key, name in pipeline.items()}
+    kind = model.get("type")
+    return Tokenizer(
+        directory,
+        kind if isinstance(kind, str) else "BPE" if "merges" in model else "?",
+        ids,
+        added,
+        rules,
+        settings,
+        model.get("ignore_merges") is True or kind == "WordPiece",
+    )
+
+
+def ids_of(content: bytes, path: Path) -> dict[str, int]:
+    """The tokens of a ``tokenizer.json`` with this ``content``; ``path`` is what messages call it.
+
+    Raises:
+        CheckpointError: it cannot be understood.
+    """
+    document = _parsed(content, path)
+    model = document.get("model")
+    ids = _ids(model.get("vocab") if isinstance(model, dict) else None, path)
+    ids.update((each.content, each.number) for each in added_tokens(document, {}, ids, path))
+    return ids
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """The content of ``tokenizer_config.json``, empty if there is none."""
+    path = directory / SETTINGS
+    if not path.is_file():
+        return {}
+    check_inside(directory, SETTINGS)
+    return read_json(path)
+
+
+def library_document(directory: Path) -> dict[str, Any] | None:
+    """The content of ``tokenizer.json``, or what transformers makes of older files.
+
+    Raises:
+        CheckpointError: it cannot be understood, or transformers is needed and not installed.
+    """
+    path = directory / LIBRARY
+    if path.is_file():
+        check_inside(directory, LIBRARY)
+        return _parsed(read_content(path), path)
+    if not any(next(directory.glob(pattern), None) for pattern in _OTHERS):
+        return None
+    for file in directory.iterdir():
+        check_inside(directory, file.name)
+    return _converted(directory)
+
+
+def added_tokens(
+    document: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    ids: Mapping[str, int],
+    path: Path,
+) -> Sequence[AddedToken]:
+    """Added tokens of the tokenizer itself, then those that its settings add to it.
+
+    Raises:
+        CheckpointError: they cannot be understood.
+    """
+    found: dict[str, AddedToken] = {}
+    own = document.get("added_tokens")
+    for item in own if isinstance(own, list) else ():
+        number = item.get("id") if isinstance(item, Mapping) else None
+        token = _added(item, number, path, ids)
+        found[token.content] = token
+    later = settings.get("added_tokens_decoder")
+    for number, item in (later if isinstance(later, Mapping) else {}).items():
+        if not number.isdecimal() or len(number) > 9:
+            raise unclear(path.parent / SETTINGS)
+        token = _added(item, int(number), path.parent / SETTINGS, ids)
+        if token.content not in found and ids.get(token.content, token.number) == token.number:
+            found[token.content] = token
+    return list(found.values())
+
+
+def _added(item: object, number: object, path: Path, own: Mapping[str, int]) -> AddedToken:
+    if not isinstance(item, Mapping) or type(number) is not int or number < 0:
+        raise unclear(path)
+    content = item.get("content")
+    if not isinstance(content, str):
+        raise unclear(path)
+    special = item.get("special") is True
+    flags = {flag: item.get(flag) is True for flag in FLAGS}
+    if "normalized" not in item:
+        flags["normalized"] = not special
+    return AddedToken(content, number, flags, content not in own)
+
+
+def _ids(vocabulary: object, path: Path) -> dict[str, int]:
+    if isinstance(vocabulary, dict):
+        if not all(type(number) is int and number >= 0 for number in vocabulary.values()):
+            raise unclear(path)
+        return dict(vocabulary)
+    if isinstance(vocabulary, list):  # with scores
+        pieces = [item[0] if _is_scored(item) else None for item in vocabulary]
+        if not all(isinstance(piece, str) for piece in pieces):
+            raise unclear(path)
+        return {piece: number for number, piece in enumerate(pieces) if isinstance(piece, str)}
+    raise unclear(path)
+
+
+def _is_scored(item: object) -> bool:
+    return isinstance(item, list) and len(item) == 2 and isinstance(item[1], (int, float))
+
+
+def _converted(directory: Path) -> dict[str, Any]:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise CheckpointError(
+            f"'{directory}' has no tokenizer.json, and to make one of its older files transformers "
+            "is needed: install it (pip install transformers sentencepiece tiktoken)"
+        ) from error
+    try:
+        made = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
+        text = made.backend_tokenizer.to_str()
+    except Exception as error:  # whatever its libraries raise
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise CheckpointError(
+            f"'{directory}' has no tokenizer.json, and transformers cannot make one of its files: "
+            f"{reason[0][:200]}: save it as tokenizer.json once"
+        ) from error
+    return _parsed(text.encode(), directory / LIBRARY)
+
+
+def _parsed(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        document = bounded_json.parse(content)
+    except ValueError as error:
+        raise CheckpointError(f"'{path}' is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise unclear(path)
+    return document
+
+
+def _digest(part: object) -> str:
+    if isinstance(part, dict) and part.get("type") == "Sequence":
+        inner = part.get("normalizers", part.get("pretokenizers"))
+        part = inner or None
+    text = json.dumps(part, sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def unclear(path: Path) -> CheckpointError:
+    """An error about a file that is there and means nothing."""
+    return CheckpointError(f"'{path}' is no tokenizer that can be understood")

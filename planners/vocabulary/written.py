@@ -1,0 +1,158 @@
+"""The files of the output's tokenizer: those of the model it comes from, with tokens added to it.
+
+Tokens that other models add to theirs (special ones above all) are found in a text as they are
+there. Ordinary tokens of other models go into the vocabulary without merges or scores that would
+make them a choice, so that a text that the first tokenizer knows is cut as before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergeloom.planners.models.small_files import read_json
+from mergeloom.planners.vocabulary.tokenizer import (
+    LIBRARY,
+    SETTINGS,
+    TokenChanges,
+    library_document,
+    unclear,
+)
+
+_ADDED = "added_tokens.json"
+_SUPERSEDED = (
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+    "tekken.json",
+)
+"""Older forms of a vocabulary, which know nothing of ordinary tokens that are added or left out."""
+
+
+def changed_files(directory: Path, changes: TokenChanges) -> dict[str, bytes | None]:
+    """New contents of files of the tokenizer in ``directory``; ``None`` for those to be left out.
+
+    Raises:
+        CheckpointError: it cannot be understood.
+    """
+    if not changes:
+        return {}
+    document = library_document(directory)
+    if document is None:
+        raise unclear(directory / LIBRARY)
+    _change_library(document, changes, directory / LIBRARY)
+    files: dict[str, bytes | None] = {LIBRARY: _json(document, None)}
+    settings_path, added_path = directory / SETTINGS, directory / _ADDED
+    if settings_path.is_file():
+        settings = read_json(settings_path)
+        if _change_settings(settings, changes):
+            files[SETTINGS] = _json(settings, 2)
+    if added_path.is_file():
+        known = {
+            token: number
+            for token, number in read_json(added_path).items()
+            if token not in changes.removed
+        }
+        known.update((token.content, token.number) for token in changes.added.values())
+        files[_ADDED] = _json(known, 2)
+    if changes.ordinary or changes.removed:
+        files.update((name, None) for name in _SUPERSEDED if (directory / name).is_file())
+        files.update((path.name, None) for path in directory.glob("*.tiktoken"))
+    return files
+
+
+def _change_library(document: dict[str, Any], changes: TokenChanges, path: Path) -> None:
+    """Change the content of ``tokenizer.json``.
+
+    The library gives an added token the next free id unless the vocabulary has it with another:
+    so all of them are put there as well.
+    """
+    model = document["model"]
+    listed = [item for item in document.get("added_tokens") or () if isinstance(item, dict)]
+    by_content = {item.get("content"): item for item in listed}
+    for new in changes.added.values():
+        by_content[new.content] = {"id": new.number, "content": new.content, **new.flags}
+    kept = [item for content, item in by_content.items() if content not in changes.removed]
+    document["added_tokens"] = sorted(kept, key=lambda item: item["id"])
+    entries = {item["content"]: item["id"] for item in kept}
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        for token in changes.removed:
+            vocabulary.pop(token, None)
+        vocabulary.update(changes.ordinary)
+        if not _follow(document["added_tokens"], vocabulary):
+            for token, number in entries.items():
+                vocabulary.setdefault(token, number)
+    elif isinstance(vocabulary, list):
+        model["vocab"] = _with_scores(vocabulary, entries, changes)
+    else:
+        raise unclear(path)
+    if changes.removed and isinstance(model.get("merges"), list):
+        model["merges"] = [merge for merge in model["merges"] if _remains(merge, changes.removed)]
+
+
+def _follow(added: Sequence[Mapping[str, Any]], vocabulary: Mapping[str, int]) -> bool:
+    """Whether added tokens get their ids though the vocabulary lacks them: one after the other,
+    from its number of tokens on."""
+    following = len(vocabulary)
+    for item in added:
+        if item["content"] in vocabulary:
+            following = max(following, item["id"] + 1)
+        elif item["id"] != following:
+            return False
+        else:
+            following += 1
+    return True
+
+
+def _with_scores(
+    pieces: list[list[Any]], added: Mapping[str, int], changes: TokenChanges
+) -> list[list[Any]]:
+    """Pieces with scores, whose place is their id; what is added is never the better choice."""
+    kept = [piece for piece in pieces if piece[0] not in changes.removed]
+    known = {piece[0] for piece in kept}
+    more = {**added, **changes.ordinary}
+    following = {number: token for token, number in more.items() if token not in known}
+    last = max(following, default=-1)
+    never = min((piece[1] for piece in kept), default=0.0) - 10_000.0
+    for number in range(len(kept), last + 1):
+        kept.append([following.get(number, f"<unused {number}>"), never])
+    return kept
+
+
+def _remains(merge: object, removed: frozenset[str]) -> bool:
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list):
+        return True
+    return not removed.intersection((*parts, "".join(parts)))
+
+
+def _change_settings(settings: dict[str, Any], changes: TokenChanges) -> bool:
+    """Change the content of ``tokenizer_config.json``; whether there was anything to change."""
+    listed = settings.get("added_tokens_decoder")
+    if not isinstance(listed, dict):
+        return False
+    kept = {
+        number: item
+        for number, item in listed.items()
+        if not isinstance(item, dict) or item.get("content") not in changes.removed
+    }
+    for token in changes.added.values():
+        kept[str(token.number)] = {"content": token.content, **token.flags}
+    ordered = sorted(kept.items(), key=lambda item: int(item[0]))
+    settings["added_tokens_decoder"] = dict(ordered)
+    return True
+
+
+def _json(document: Mapping[str, Any], indent: int | None) -> bytes:
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    try:
+        return (text + "\n").encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
+        return (json.dumps(document, indent=indent) + "\n").encode()
