@@ -247,22 +247,30 @@ def merge(
 
 
 def explain(
-    config: Config | PlannedMerge, tensor: str | None = None, **options: Any
+    config: Config | PlannedMerge,
+    tensor: str | None = None,
+    *,
+    token: str | None = None,
+    **options: Any,
 ) -> ExplainReport:
     """Where output tensors come from, and which entry of the configuration set each parameter.
 
     Takes what `plan` takes, or its result. ``tensor`` is a name or a part of names; without it
-    all tensors are explained.
+    all tensors are explained. With ``token`` it is told where the rows of that token come from.
 
     Raises:
-        ConfigError: no tensor is called so; or as `plan`.
+        ConfigError: no tensor, or no token, is called so; or as `plan`.
     """
     from mergeloom.report.tensors import explain_report
+    from mergeloom.report.vocabulary import token_report
 
     pattern = None if tensor is None else arguments.text(tensor, "tensor")
     planned = config
     if not isinstance(planned, PlannedMerge):
         planned = plan(planned, **_known({"device": "cpu", **options}))
+    if token is not None:
+        found = token_report(planned.plan, arguments.text(token, "token"))
+        return ExplainReport(tensors=(), token=found)
     return explain_report(planned.plan.matching(pattern), planned)
 
 

@@ -19,6 +19,10 @@ def explain(
         str | None,
         typer.Argument(metavar="[TENSOR]", help="An output tensor, or a part of its name."),
     ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option("--token", metavar="TOKEN", help="Where the rows of a token come from."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show where output tensors come from, and which entry of CONFIG set each parameter."""
@@ -27,5 +31,6 @@ def explain(
 
     printer = Printer(as_json)
     resources = Resources(device="cpu")
-    found = api.explain(planned(config, finding, meaning, resources, printer.planning()), tensor)
+    plan = planned(config, finding, meaning, resources, printer.planning())
+    found = api.explain(plan, tensor, token=token)
     printer.answer(found, lambda: render_explain(found))

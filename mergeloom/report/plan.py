@@ -13,6 +13,7 @@ from mergeloom.planners.slices.unused import Unused
 from mergeloom.report import records
 from mergeloom.report.outline import stages
 from mergeloom.report.records import MergeReport, PlanReport
+from mergeloom.report.vocabulary import vocabulary_report
 
 if TYPE_CHECKING:
     from mergeloom.check import Checked
@@ -52,6 +53,7 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
     return {
         "configuration": None if path is None else str(path),
         "output": _output(planned),
+        "vocabulary": vocabulary_report(plan.vocabulary),
         "stages": stages(plan),
         "method": methods[-1].name,
         "draws": any(method.draws for method in methods),

@@ -123,6 +123,32 @@ class OutputReport:
 
 
 @dataclass(frozen=True)
+class VocabularyRows:
+    """The tables of tokens of one model: how many ``rows`` they have, how many of these no token of
+    the output takes, and how many of the output's come from where."""
+
+    model: str
+    rows: int
+    unused: int
+    origins: Mapping[str, int]
+    """Number of the output's rows by origin: ``own``, ``base``, ``only`` (the only model's that has
+    the token), ``mean`` (over those that have it), ``named`` (by the configuration), ``zero``,
+    ``padding``."""
+
+
+@dataclass(frozen=True)
+class VocabularyReport:
+    """The output's vocabulary: the tokenizer of a model, with tokens added and left out."""
+
+    tokenizer: str
+    tokens: int
+    added: int
+    removed: int
+    rows: int
+    models: tuple[VocabularyRows, ...]
+
+
+@dataclass(frozen=True)
 class InputReport:
     """One model that is read, as the configuration names it."""
 
@@ -270,6 +296,8 @@ class PlanReport(Document):
     configuration: str | None
     """Path of the configuration; nothing where it came as data."""
     output: OutputReport
+    vocabulary: VocabularyReport | None
+    """Nothing where there are no tokenizer settings."""
     stages: tuple[Stage, ...]
     """In order; the last one makes the output."""
     method: str
@@ -443,12 +471,42 @@ class TensorReport:
     inputs: tuple[TensorInput, ...]
 
 
+@dataclass(frozen=True)
+class TokenSource:
+    """A row of a model's tables."""
+
+    model: str
+    row: int
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Where the row of a token in one model's tables comes from: its ``origin``, as in a plan and
+    in words, and the rows that it is, or is the mean of."""
+
+    model: str
+    origin: str
+    words: str
+    rows: tuple[TokenSource, ...]
+
+
+@dataclass(frozen=True)
+class TokenReport:
+    """Where the rows of one token come from; they are merged as the embedding is."""
+
+    token: str
+    id: int
+    models: tuple[TokenRows, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExplainReport(Document):
-    """Where output tensors come from: a list, however many were asked for."""
+    """Where output tensors come from: a list, however many were asked for. Or where a token's
+    rows come from, and no tensors."""
 
     document: str = "explain"
     tensors: tuple[TensorReport, ...]
+    token: TokenReport | None = None
 
 
 # --- inspect ----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from mergeloom.report.terminal.console import (
     plural,
     warnings,
 )
+from mergeloom.report.terminal.vocabulary import render_vocabulary
 from mergeloom.report.units import MIB, count, data, duration, memory
 
 _MANY_SLICES = 60
@@ -48,6 +49,8 @@ def render_plan(report: PlanReport) -> RenderableType:
         if stage.notes:
             parts += [*(Text(note, style="dim") for note in stage.notes), Text()]
     parts.append(_figures(report))
+    if report.vocabulary is not None:
+        parts += [Text(), render_vocabulary(report.vocabulary)]
     if report.output.config_changes:
         parts += [Text(), Text("config.json", style="bold")]
         parts.append(hanging("", map(Text, report.output.config_changes)))

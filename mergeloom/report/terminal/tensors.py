@@ -9,10 +9,13 @@ from rich.text import Text
 
 from mergeloom.report.records import ExplainReport, ParameterValue, TensorReport
 from mergeloom.report.terminal.console import columns, shape_text
+from mergeloom.report.terminal.vocabulary import render_token
 
 
 def render_explain(report: ExplainReport) -> RenderableType:
-    """One tensor in full, several as a table."""
+    """One tensor in full, several as a table; or a token."""
+    if report.token is not None:
+        return render_token(report.token)
     if len(report.tensors) == 1:
         return _tensor(report.tensors[0])
     table = columns("tensor", "made of", "parameters")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import mergeloom
 from mergeloom.engine.base.errors import LoomError
 from mergeloom.planners.vocabulary.find import token_number
+from tests.mergeloom.support import run
 from tests.planners.support import llama_names, load_tensors, plan_text, write_checkpoint
 from tests.planners.vocabulary.tokenizers import OTHER, SPECIAL, TEXTS, add, tokenizer, train
 
@@ -444,3 +445,25 @@ def test_padding_that_makes_no_sense(folder: Path) -> None:
     text = "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\n"
     with pytest.raises(LoomError, match="make no sense"):
         plan_text(text + "tokenizer: {pad_to_multiple_of: 1000000000000}", folder)
+
+
+def test_what_is_reported(folder: Path) -> None:
+    text = "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\ntokenizer: {}\n"
+    (folder / "config.yml").write_text(text)
+    options = (folder / "config.yml", "--search-dir", folder)
+    shown = run("plan", *options).stdout
+    assert "tokenizer of 'a', " in shown
+    assert "only owner's" in shown
+    found = json.loads(run("plan", *options, "--json").stdout)["vocabulary"]
+    assert found["tokens"] == found["rows"] == sum(found["models"][0]["origins"].values())
+    token = json.loads(run("explain", *options, "--token", "<|im_start|>", "--json").stdout)[
+        "token"
+    ]
+    row = Loaded(folder / "b").ids["<|im_start|>"]
+    assert token["models"][0] == {
+        "model": "a",
+        "origin": "only",
+        "words": "the only model's that has the token",
+        "rows": [{"model": "b", "row": row}],
+    }
+    assert f"row {row} of b" in run("explain", *options, "--token", "<|im_start|>").stdout

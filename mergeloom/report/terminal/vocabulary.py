@@ -1,0 +1,47 @@
+"""A vocabulary as text: its sizes, where the rows of each model come from, and those of a token."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from mergeloom.report import records
+from mergeloom.report.terminal.console import columns, plural
+
+_COLUMNS = {
+    "own": "own",
+    "base": "base's",
+    "only": "only owner's",
+    "mean": "mean",
+    "named": "named",
+    "zero": "zero",
+    "padding": "padding",
+}
+"""Titles of the kinds of rows, in order."""
+
+
+def render_vocabulary(found: records.VocabularyReport) -> RenderableType:
+    """Sizes, and a line for each model."""
+    text = Text.assemble(("vocabulary", "bold"), f"  {plural(found.tokens, 'token')}")
+    text.append(f", {plural(found.rows, 'row')}; tokenizer of '{found.tokenizer}'")
+    if found.added:
+        text.append(f", {plural(found.added, 'token')} added")
+    if found.removed:
+        text.append(f", {plural(found.removed, 'token')} without a row left out")
+    kinds = [kind for kind in _COLUMNS if any(kind in item.origins for item in found.models)]
+    titles = [_COLUMNS[kind] for kind in kinds]
+    table = columns("  rows of", "there are", *titles, "not used")
+    for item in found.models:
+        counts = (f"{item.origins.get(kind, 0):,}" for kind in kinds)
+        table.add_row(f"  {item.model}", f"{item.rows:,}", *counts, f"{item.unused:,}")
+    return Group(text, table)
+
+
+def render_token(found: records.TokenReport) -> RenderableType:
+    """Where one token's rows come from."""
+    head = Text.assemble((repr(found.token), "bold"), f"  id {found.id}")
+    table = columns("in the tables of", "its row is", "taken from")
+    for item in found.models:
+        rows = ", ".join(f"row {each.row} of {each.model}" for each in item.rows)
+        table.add_row(item.model, item.words, rows)
+    return Group(head, Text(), table)

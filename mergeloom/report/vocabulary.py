@@ -1,0 +1,48 @@
+"""The reports of a vocabulary: sizes in a plan, and where one token's rows come from."""
+
+from __future__ import annotations
+
+from mergeloom.planners.plan import Plan
+from mergeloom.planners.vocabulary.find import token_number
+from mergeloom.planners.vocabulary.summary import ORIGINS, VocabularySummary
+from mergeloom.report import records
+
+
+def vocabulary_report(found: VocabularySummary | None) -> records.VocabularyReport | None:
+    """What is to be known of the output's vocabulary, where tokenizer settings make it."""
+    if found is None:
+        return None
+    return records.VocabularyReport(
+        tokenizer=found.source,
+        tokens=found.tokens,
+        added=found.added,
+        removed=found.removed,
+        rows=found.rows,
+        models=tuple(
+            records.VocabularyRows(item.model, item.rows, item.unused, dict(item.origins))
+            for item in found.models
+        ),
+    )
+
+
+def token_report(plan: Plan, token: str) -> records.TokenReport:
+    """Where the rows of one token come from.
+
+    Raises:
+        ConfigError: the plan has no vocabulary of its own, or it lacks the token.
+    """
+    number = token_number(plan.side_files, plan.vocabulary, token)
+    assert plan.vocabulary is not None
+    return records.TokenReport(
+        token=token,
+        id=number,
+        models=tuple(
+            records.TokenRows(
+                item.model,
+                item.origin,
+                ORIGINS[item.origin],
+                tuple(records.TokenSource(model, row) for model, row in item.rows),
+            )
+            for item in plan.vocabulary.origins(number)
+        ),
+    )
