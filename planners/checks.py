@@ -38,9 +38,11 @@ def check_stage(
             what its configuration describes.
     """
     models = _models(stage)
-    unlike = []
-    for tower in stage.towers:
-        unlike += list(_clashes(tower))
+    yield from differences(stage.donor.name, {model.name: model.config for model in models})
+    for model in models:
+        if isinstance(model, StoredModel):
+            yield from contradictions(model, model.tokens.embedding)
+    unlike = [clash for tower in stage.towers for clash in _clashes(tower)]
     verdict = _accounted(stage, tensors, config)
     if verdict.refusals:
         raise CheckpointError(verdict.refusals[0])
@@ -49,10 +51,6 @@ def check_stage(
         raise CheckpointError(unlike[0], remedy=WAY_OUT)
     yield from unlike
     yield from verdict.warnings
-    yield from differences(stage.donor.name, {model.name: model.config for model in models})
-    for model in models:
-        if isinstance(model, StoredModel):
-            yield from contradictions(model, model.tokens.embedding)
 
 
 def _models(stage: Stage) -> list[Model]:
@@ -66,9 +64,10 @@ def _clashes(tower: TowerPlan) -> Iterator[str]:
     for part in tower.slices:
         first, *others = part.sources
         for step in range(part.length):
-            names = _names(first, step)
+            suffixes = first.tower.suffixes[first.start + step]
             for other in others:
-                found = clash(names, _names(other, step))
+                theirs = other.tower.suffixes[other.start + step]
+                found = None if suffixes == theirs else clash(*_names(first, other, step))
                 if found is not None:
                     yield (
                         f"layer {first.start + step} of '{first.model.name}' has "
@@ -79,10 +78,12 @@ def _clashes(tower: TowerPlan) -> Iterator[str]:
                     return
 
 
-def _names(source: LayerSource, step: int) -> list[str]:
-    layer = source.start + step
-    names = ((s, source.tower.layer_name(layer, s)) for s in source.tower.suffixes[layer])
-    return [suffix for suffix, name in names if not is_computed(name, source.model.shape(name))]
+def _names(one: LayerSource, other: LayerSource, step: int) -> Iterator[list[str]]:
+    """Suffixes of the tensors of two layers, without buffers that classes compute."""
+    for source in (one, other):
+        layer = source.start + step
+        names = ((s, source.tower.layer_name(layer, s)) for s in source.tower.suffixes[layer])
+        yield [s for s, name in names if not is_computed(name, source.model.shape(name))]
 
 
 def _accounted(stage: Stage, tensors: Sequence[OutputTensor], config: Mapping[str, Any]) -> Verdict:
