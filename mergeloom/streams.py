@@ -18,11 +18,7 @@ _SPELT = {
     "·": "*",
     "\N{MULTIPLICATION SIGN}": "x",
     "→": "->",
-    "θ": "theta",
-    "τ": "tau",
     "Σ": "sum",
-    "Δ": "delta",
-    "λ": "lambda",
     "‖": "||",
     "∈": "in",
     "√": "sqrt",
@@ -101,4 +97,7 @@ def _letter(letter: str) -> str:
     plain = "".join(part for part in bare if part.isascii())
     if plain:
         return plain
+    name = unicodedata.name(letter, "")
+    if name.startswith("GREEK"):
+        return name.split()[-1].lower()
     return "" if unicodedata.combining(letter) else "?"
