@@ -246,7 +246,7 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
             dict.fromkeys(
                 (
                     *findings,
-                    *(Finding(text, severity=Severity.WARNING) for text in warnings),
+                    *(Finding(text, code="plan", severity=Severity.WARNING) for text in warnings),
                 )
             )
         ),
