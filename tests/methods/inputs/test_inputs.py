@@ -348,6 +348,17 @@ def test_copies_of_arranged_bytes(tmp_path: Path) -> None:
     assert torch.equal(found, torch.cat([first, second[3:4], 0 * second[:1]]).T)
 
 
+def test_codes_are_copied_byte_for_byte(tmp_path: Path) -> None:
+    from mergeloom.engine.graph.kernel import Copy
+
+    desk, codes = Desk(), packed(whole_numbers(0, 16, 1500, 1024))
+    merge = desk.builder.merge([desk.load(codes, F4, (1500, 1024))], Copy(), "codes")
+    graph = desk.graph(merge, F4)
+    for ram in (None, schedule(graph, None, machine(1)).minimum_bytes):
+        run(graph, tmp_path / f"{ram}", ram)
+        assert (tmp_path / f"{ram}" / "out.bin").read_bytes()[4:] == codes.numpy().tobytes()
+
+
 # --- what holds for all -----------------------------------------------------------------------
 
 
