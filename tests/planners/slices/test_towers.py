@@ -320,6 +320,19 @@ def test_a_projector_may_have_a_module_of_its_own(tmp_path: Path, name: str) -> 
         assert torch.equal(value, (other if "projector" in key else one)[key]), key
 
 
+def test_modules_may_go_by_the_paths_of_layers(tmp_path: Path) -> None:
+    """As in the peer's reading of a model that it does not know: ``default`` is all the rest."""
+    first, second = pair(tmp_path, LLAVA_CLASS, **LLAVA)
+    towers = planned(blend(first)).stage.donor.architecture.towers
+    modules = {tower.prefix.rstrip("."): {"models": [{"model": str(first)}]} for tower in towers}
+    modules["default"] = {"models": [{"model": str(second)}]}
+    found = merged({"merge_method": "passthrough", "modules": modules}, tmp_path / "out")
+    one, other = tensors(first), tensors(second)
+    for key, value in found.items():
+        inside = any(key.startswith(tower.prefix) for tower in towers)
+        assert torch.equal(value, (one if inside else other)[key]), key
+
+
 def test_the_plan_says_where_weights_outside_the_layers_come_from(tmp_path: Path) -> None:
     first, second = pair(tmp_path, LLAVA_CLASS, **LLAVA)
     modules = {
