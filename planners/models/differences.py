@@ -63,7 +63,8 @@ def _values(config: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, 
     """The values that matter, with their key paths; both spellings of rotary settings as one."""
     rotary = config.get("rope_parameters")
     for key, value in config.items():
-        if key in ("rope_parameters", "rope_scaling"):
+        unused = key == "sliding_window" and config.get("use_sliding_window") is False
+        if key in ("rope_parameters", "rope_scaling") or unused:
             continue
         if isinstance(value, Mapping):
             yield from _values(value, (*path, key))

@@ -36,6 +36,12 @@ def test_a_value_that_one_leaves_to_its_class_is_not_compared() -> None:
     assert found({"use_sliding_window": False}, {"use_sliding_window": None}) == []
 
 
+def test_a_window_that_is_not_used_is_not_compared() -> None:
+    wide, narrow = ({"sliding_window": n, "use_sliding_window": False} for n in (32768, 131072))
+    assert found(wide, narrow) == []
+    assert len(found({"sliding_window": 4096}, {"sliding_window": None})) == 1
+
+
 def test_both_spellings_of_rotary_settings_are_one() -> None:
     old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
     new = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}}
