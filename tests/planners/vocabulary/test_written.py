@@ -113,3 +113,22 @@ def test_older_forms_of_a_vocabulary_do_not_stay_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "vocab.json").exists()
     listed = json.loads((tmp_path / "out" / "added_tokens.json").read_text())
     assert listed == {"<s>": 1, "<|im_start|>": found.ids["<|im_start|>"]}
+
+
+def test_older_files_are_converted(tmp_path: Path) -> None:
+    old = tmp_path / "a"
+    old.mkdir()
+    (old / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhello\nworld\n##ly\n")
+    (old / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    (old / "config.json").write_text('{"model_type": "bert"}')
+    other = train(tmp_path / "b", "words", OTHER, SPECIAL, 60)
+    add(other, "<|im_start|>", special=True)
+    found = united(old, other, out=tmp_path / "out").tokenizer
+    (tmp_path / "out" / "tokenizer.json").write_bytes(
+        changed_files(found.directory, found.changes)["tokenizer.json"] or b""
+    )
+    assert not (tmp_path / "out" / "vocab.txt").exists()
+    after = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert after.get_vocab() == dict(found.ids)
+    assert list(found.ids.values())[:8] == list(range(8))
+    assert after("hello worldly", add_special_tokens=False)["input_ids"][0] == 5
