@@ -111,9 +111,26 @@ def _dot(one: Array, other: Array, lanes: Array) -> Any:
     """The dot product of a run; overwrites ``lanes``."""
     for k in range(LANES):
         lanes[k] = one[k] * other[k]
+    for start in range(LANES, DOT_RUN, LANES):  # of a length that the compiler knows
+        for k in range(LANES):
+            lanes[k] += one[start + k] * other[start + k]
+    return _fold(lanes)
+
+
+@compiled
+def _short_dot(one: Array, other: Array, lanes: Array) -> Any:
+    """The same of fewer elements, a multiple of `LANES`."""
+    for k in range(LANES):
+        lanes[k] = one[k] * other[k]
     for start in range(LANES, one.size, LANES):
         for k in range(LANES):
             lanes[k] += one[start + k] * other[start + k]
+    return _fold(lanes)
+
+
+@compiled
+def _fold(lanes: Array) -> Any:
+    """The sum of all lanes, by adding halves, which overwrites them."""
     half = LANES // 2
     while half:
         for k in range(half):
@@ -149,7 +166,10 @@ def row_dots(
                 one = doubles(values + 8 * DOT_RUN * first, filled)
                 for second in range(first + 1):
                     two = doubles(values + 8 * DOT_RUN * second, filled)
-                    found[pair * rows + number] += _dot(one, two, lanes)
+                    if filled == DOT_RUN:
+                        found[pair * rows + number] += _dot(one, two, lanes)
+                    else:
+                        found[pair * rows + number] += _short_dot(one, two, lanes)
                     pair += 1
 
 
