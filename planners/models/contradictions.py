@@ -15,24 +15,35 @@ _WIDTH = re.compile(
     r"word_embed_proj_dim|width)$"
 )
 
+_OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech|qformer|perceiver")
+"""Parts of a configuration that are about other towers than the main one."""
+
+MLLAMA_ROWS = 8
+"""Rows for special tokens that Mllama's class adds to the vocabulary of its text."""
+
 
 def contradictions(model: Model, embedding: str | None) -> Iterator[str]:
     """A line for each value of a model's configuration that its tensors contradict: the number of
     layers of its main tower, and rows and columns of its token ``embedding``."""
     said = f"the config.json of '{model.name}' says"
     tower = model.architecture.main
-    declared = list(declared_layers(model.config))
+    declared = [
+        (path, count)
+        for path, count in declared_layers(model.config)
+        if not any(_OTHER_PARTS.search(key) for key in path)
+    ]
     if declared and tower.layers and all(count != tower.layers for _, count in declared):
         path, count = declared[0]
         yield f"{said} {'.'.join(path)} {count}, its tensors are of {tower.layers} layers"
     if embedding is None or embedding not in model or len(model.shape(embedding)) != 2:
         return
-    for pattern, size, what in (
-        (_ROWS, model.shape(embedding)[0], "rows"),
-        (_WIDTH, model.shape(embedding)[1], "columns"),
+    more = MLLAMA_ROWS if model.config.get("model_type") == "mllama" else 0
+    for pattern, size, added, what in (
+        (_ROWS, model.shape(embedding)[0], more, "rows"),
+        (_WIDTH, model.shape(embedding)[1], 0, "columns"),
     ):
         numbers = dict(_numbers(model.config, pattern))
-        if numbers and size not in numbers.values():
+        if numbers and size - added not in numbers.values():
             key, number = next(iter(numbers.items()))
             yield f"{said} {key} {number}, '{embedding}' has {size} {what}"
 

@@ -83,6 +83,14 @@ def test_values_that_the_tensors_contradict_are_named(folder: Path) -> None:
     )
 
 
+def test_a_count_of_another_tower_contradicts_nothing(folder: Path) -> None:
+    config = json.loads((folder / "b" / "config.json").read_text())
+    del config["num_hidden_layers"]
+    config["vision_config"] = {"num_hidden_layers": 7}
+    write_checkpoint(folder / "b", load_tensors(folder / "b"), config)
+    assert plan_text(LINEAR, folder).warnings == ()
+
+
 def test_a_depth_that_no_key_counts_is_refused(folder: Path) -> None:
     change(folder / "a", num_hidden_layers=5)
     with pytest.raises(ConfigError, match="its counts differ"):
