@@ -30,12 +30,12 @@ from mergeloom.planners.config.load import config_from, load_config
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.plan import DEFAULT_SHARD_BYTES, PlanOptions, make_plan
 from mergeloom.report.meter import Meter, Progress
+from mergeloom.report.plan_records import Options
 from mergeloom.report.records import (
     DOCUMENTS,
     ExplainReport,
     InspectReport,
     MethodsReport,
-    Options,
     VerifyReport,
 )
 from mergeloom.results import MergeResult, PlannedMerge

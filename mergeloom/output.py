@@ -15,7 +15,7 @@ from mergeloom.engine.output.state import examine
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.run.clone import clonable, may_share
 from mergeloom.engine.storage.source import IOMode
-from mergeloom.report.records import DiskReport
+from mergeloom.report.plan_records import DiskReport
 from mergeloom.report.state import state_record
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mergeloom.api import Observer
     from mergeloom.engine.base.errors import Finding
-    from mergeloom.report.records import Document
+    from mergeloom.report.document import Document
     from mergeloom.results import PlannedMerge
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mergeloom.check import Checked
     from mergeloom.engine.base.errors import Finding
     from mergeloom.engine.job import Outcome
-    from mergeloom.report.records import (
+    from mergeloom.report.plan_records import (
         DiskReport,
         MergeReport,
         Options,

@@ -12,7 +12,7 @@ from typing import Any
 from mergeloom.planners.models.architecture import Tower, declared_layers
 from mergeloom.planners.models.model import StoredModel
 from mergeloom.planners.models.token_weights import Head
-from mergeloom.report import records
+from mergeloom.report import plan_records, records
 
 _LARGEST = 256 << 20
 """Bytes of a tokenizer's file beyond which it is not read."""
@@ -52,7 +52,7 @@ def inspect_report(model: StoredModel) -> records.InspectReport:
         declared={".".join(path): number for path, number in declared_layers(config)},
         stacks=tuple(_stack(tower, model) for tower in model.architecture.towers),
         shards=tuple(
-            records.Shard(Path(source.name).name, source.size) for source in checkpoint.sources
+            plan_records.Shard(Path(source.name).name, source.size) for source in checkpoint.sources
         ),
         tensors={
             name: records.StoredTensor(entry.dtype.name, entry.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergeloom.engine.base.errors import LoomError
-from mergeloom.report.records import ErrorReport
+from mergeloom.report.document import ErrorReport
 
 
 def error_report(error: LoomError) -> ErrorReport:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from mergeloom.report.records import DOCUMENTS, Document
+from mergeloom.report.document import Document
+from mergeloom.report.records import DOCUMENTS
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

@@ -12,7 +12,8 @@ from mergeloom.planners.plan import Plan
 from mergeloom.planners.slices.slices import Slice
 from mergeloom.planners.slices.stage import Stage as PlannedStage
 from mergeloom.planners.slices.stage import TowerPlan
-from mergeloom.report.records import Layers, OutlinePart, OutlineSlice, OutlineSource, Stage
+from mergeloom.report.document import Layers
+from mergeloom.report.plan_records import OutlinePart, OutlineSlice, OutlineSource, Stage
 
 _LISTED = 3
 

@@ -10,9 +10,9 @@ from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
 from mergeloom.engine.plan.duration import estimated_seconds
 from mergeloom.planners.slices.unused import Unused
-from mergeloom.report import records
+from mergeloom.report import plan_records
 from mergeloom.report.outline import stages
-from mergeloom.report.records import MergeReport, PlanReport
+from mergeloom.report.plan_records import MergeReport, PlanReport
 from mergeloom.report.vocabulary import vocabulary_report
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ def merge_report(result: MergeResult) -> MergeReport:
     seconds = measured.pop("wall_seconds")
     predicted = None
     if outcome.schedule is not None:
-        predicted = records.Predicted(**jobs.predicted(outcome.schedule))
+        predicted = plan_records.Predicted(**jobs.predicted(outcome.schedule))
     return MergeReport(
         **_common(result.planned),
         directory=str(result.output),
         resumed_tensors=outcome.resumed,
         was_finished=outcome.was_finished,
         wall_seconds=seconds,
-        measured=records.Measured(**measured),
+        measured=plan_records.Measured(**measured),
         predicted=predicted,
         run_warnings=result.findings,
         checked=None if result.checked is None else _checked(result.checked),
@@ -60,11 +60,11 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
         "seed": plan.options.seed,
         "options": planned.options,
         "models": tuple(
-            records.InputReport(name, str(model.directory), model.nbytes, len(model.tensors))
+            plan_records.InputReport(name, str(model.directory), model.nbytes, len(model.tensors))
             for name, model in plan.models.items()
         ),
         "tasks": plan.graph.counts(),
-        "memory": records.MemoryReport(
+        "memory": plan_records.MemoryReport(
             planned.budget_bytes,
             schedule.peak_bytes,
             schedule.minimum_bytes,
@@ -74,17 +74,17 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
         "compiled": schedule.compiled,
         "to_compile": tuple(sorted(schedule.missing)),
         "devices": tuple(_device(device, schedule.rates) for device in schedule.devices),
-        "rates": records.RatesReport(
+        "rates": plan_records.RatesReport(
             schedule.rates.storage,
             schedule.rates.knows_storage,
             1 / schedule.rates.cpu(schedule.compiled),
             schedule.rates.knows_cpu,
         ),
         "placement": tuple(
-            records.PlacementReport(schedule.place_name(seat), seat.why.value, number)
+            plan_records.PlacementReport(schedule.place_name(seat), seat.why.value, number)
             for seat, number in schedule.seats.items()
         ),
-        "io": records.IOReport(
+        "io": plan_records.IOReport(
             schedule.read_bytes,
             schedule.write_bytes,
             schedule.repeated_bytes,
@@ -99,37 +99,37 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
     }
 
 
-def _output(planned: PlannedMerge) -> records.OutputReport:
+def _output(planned: PlannedMerge) -> plan_records.OutputReport:
     plan = planned.plan
     writes, files = plan.graph.writes, plan.graph.files
     stage = plan.stage
-    return records.OutputReport(
+    return plan_records.OutputReport(
         layers=plan.layers,
         parameters=plan.parameters,
         bytes=sum(file.size for file in files),
         tensors=len(writes),
         dtypes=dict(Counter(write.dtype.name for write in writes)),
         tied=stage.tied if stage.head is not None or stage.tied else None,
-        shards=tuple(records.Shard(file.name, file.size) for file in files),
+        shards=tuple(plan_records.Shard(file.name, file.size) for file in files),
         side_files=tuple(file.name for file in plan.side_files),
         config_changes=plan.config_changes,
     )
 
 
-def _time(planned: PlannedMerge) -> records.TimeReport:
+def _time(planned: PlannedMerge) -> plan_records.TimeReport:
     estimated = estimated_seconds(planned.schedule)
     rates = planned.schedule.rates
     known = rates.knows_storage if estimated.storage >= estimated.compute else rates.knows_cpu
-    return records.TimeReport(estimated.whole, estimated.storage, estimated.compute, known)
+    return plan_records.TimeReport(estimated.whole, estimated.storage, estimated.compute, known)
 
 
-def _checked(checked: Checked) -> records.CheckReport:
-    return records.CheckReport(checked.tensors, checked.elements, dict(checked.passed_over))
+def _checked(checked: Checked) -> plan_records.CheckReport:
+    return plan_records.CheckReport(checked.tensors, checked.elements, dict(checked.passed_over))
 
 
-def _device(device: Accelerator, rates: Rates) -> records.DeviceReport:
+def _device(device: Accelerator, rates: Rates) -> plan_records.DeviceReport:
     there = rates.of(device)
-    return records.DeviceReport(
+    return plan_records.DeviceReport(
         name=device.name,
         title=device.title,
         memory_bytes=device.memory_bytes,
@@ -140,5 +140,5 @@ def _device(device: Accelerator, rates: Rates) -> records.DeviceReport:
     )
 
 
-def _unused(item: Unused) -> records.UnusedInput:
-    return records.UnusedInput(item.model, item.reason, item.layers, item.names, item.nbytes)
+def _unused(item: Unused) -> plan_records.UnusedInput:
+    return plan_records.UnusedInput(item.model, item.reason, item.layers, item.names, item.nbytes)

@@ -14,7 +14,7 @@ from mergeloom.engine.output.state import (
     listed,
     only_touched,
 )
-from mergeloom.report import records
+from mergeloom.report import plan_records
 
 _SHOWN = 2
 
@@ -23,7 +23,7 @@ _OTHER = "choose another output directory, or start anew there with --restart"
 
 def state_record(
     found: OutputState, fingerprint: str, identity: Mapping[str, str], tensors: int
-) -> records.OutputState:
+) -> plan_records.OutputState:
     """The state of a directory, as it matters to the merge with this fingerprint and identity.
 
     ``tensors`` is the number of tensors that the merge writes.
@@ -34,7 +34,7 @@ def state_record(
         will, message = _touched(found, differing)
     else:
         will, message = _in_words(found, same, listed(differing), tensors)
-    return records.OutputState(
+    return plan_records.OutputState(
         directory=str(found.path),
         condition=found.condition.value,
         same=same,
@@ -42,7 +42,7 @@ def state_record(
         message=message,
         finished_tensors=found.finished,
         differences=tuple(
-            records.Difference(each.what, each.there, each.here) for each in differing
+            plan_records.Difference(each.what, each.there, each.here) for each in differing
         ),
         faults=found.faults,
     )

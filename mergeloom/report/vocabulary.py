@@ -5,21 +5,21 @@ from __future__ import annotations
 from mergeloom.planners.plan import Plan
 from mergeloom.planners.vocabulary.find import token_number
 from mergeloom.planners.vocabulary.summary import ORIGINS, VocabularySummary
-from mergeloom.report import records
+from mergeloom.report import plan_records, records
 
 
-def vocabulary_report(found: VocabularySummary | None) -> records.VocabularyReport | None:
+def vocabulary_report(found: VocabularySummary | None) -> plan_records.VocabularyReport | None:
     """What is to be known of the output's vocabulary, where tokenizer settings make it."""
     if found is None:
         return None
-    return records.VocabularyReport(
+    return plan_records.VocabularyReport(
         tokenizer=found.source,
         tokens=found.tokens,
         added=found.added,
         removed=found.removed,
         rows=found.rows,
         models=tuple(
-            records.VocabularyRows(item.model, item.rows, item.unused, dict(item.origins))
+            plan_records.VocabularyRows(item.model, item.rows, item.unused, dict(item.origins))
             for item in found.models
         ),
     )

@@ -16,9 +16,10 @@ from pydantic import TypeAdapter
 import mergeloom
 from mergeloom.engine.base.errors import ConfigError, LoomError
 from mergeloom.report import json as documents
+from mergeloom.report.document import SCHEMA_VERSION, Document
 from mergeloom.report.errors import error_report
 from mergeloom.report.graph import write_graph
-from mergeloom.report.records import DOCUMENTS, SCHEMA_VERSION, Document
+from mergeloom.report.records import DOCUMENTS
 from mergeloom.report.tasks import task_list
 from mergeloom.report.terminal.console import text_of
 from mergeloom.report.terminal.plan import render_plan

@@ -9,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mergeloom.report import records
-from mergeloom.report.records import PlanReport
+from mergeloom.report import plan_records
+from mergeloom.report.plan_records import PlanReport
 from mergeloom.report.terminal.console import (
     columns,
     hanging,
@@ -78,11 +78,11 @@ def _headline(report: PlanReport) -> Text:
     return text
 
 
-def _dtypes(output: records.OutputReport) -> str:
+def _dtypes(output: plan_records.OutputReport) -> str:
     return " and ".join(list(output.dtypes)[:3]) or "nothing"
 
 
-def _stage_title(stage: records.Stage, number: int, total: int) -> Text:
+def _stage_title(stage: plan_records.Stage, number: int, total: int) -> Text:
     name = f" '{stage.name}'" if stage.name is not None else ""
     dtype = f", {stage.dtype}" if stage.dtype is not None else ""
     what = "the output" if number == total else "kept in memory, tensor by tensor"
@@ -91,7 +91,7 @@ def _stage_title(stage: records.Stage, number: int, total: int) -> Text:
     )
 
 
-def _part(part: records.OutlinePart, stage: records.Stage) -> RenderableType:
+def _part(part: plan_records.OutlinePart, stage: plan_records.Stage) -> RenderableType:
     """One line for each output slice: these input layers make those output layers."""
     title = "" if part.name == "default" else f"{part.name}: "
     if not part.slices:
@@ -122,7 +122,7 @@ def _part(part: records.OutlinePart, stage: records.Stage) -> RenderableType:
     return Group(*lines_)
 
 
-def _verb(part: records.OutlineSlice, stage: records.Stage) -> str:
+def _verb(part: plan_records.OutlineSlice, stage: plan_records.Stage) -> str:
     if part.how == "copied":
         return "copy of"
     if part.how == "scaled":
@@ -132,7 +132,7 @@ def _verb(part: records.OutlineSlice, stage: records.Stage) -> str:
     return stage.method
 
 
-def _source(source: records.OutlineSource) -> str:
+def _source(source: plan_records.OutlineSource) -> str:
     text = f"{source.model}  {layers_named(source.layers)}"
     return f"{text}  base" if source.base else text
 
@@ -214,7 +214,7 @@ def _rates(report: PlanReport) -> str:
     rates = report.rates
     found = [(f"storage {data(rates.storage_bytes_per_second)}/s", rates.storage_measured)]
     found.append((f"cpu {rates.cpu_speed:.3g} x", rates.cpu_measured))
-    models: dict[str, records.DeviceReport] = {}
+    models: dict[str, plan_records.DeviceReport] = {}
     for device in report.devices:
         models.setdefault(device.title, device)
     for device in models.values():
@@ -227,7 +227,7 @@ def _rates(report: PlanReport) -> str:
     return "; ".join(groups)
 
 
-def _unused(item: records.UnusedInput) -> str:
+def _unused(item: plan_records.UnusedInput) -> str:
     what = f"{layers_named(*item.layers)} " if item.layers else ""
     names = (
         ""

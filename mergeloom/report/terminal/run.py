@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from mergeloom.report.records import CheckReport, MergeReport
+from mergeloom.report.plan_records import CheckReport, MergeReport
 from mergeloom.report.terminal.console import columns, plural
 from mergeloom.report.units import data, duration, memory
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from mergeloom.report import records
+from mergeloom.report import plan_records, records
 from mergeloom.report.terminal.console import columns, plural
 
 _COLUMNS = {
@@ -20,7 +20,7 @@ _COLUMNS = {
 """Titles of the kinds of rows, in order."""
 
 
-def render_vocabulary(found: records.VocabularyReport) -> RenderableType:
+def render_vocabulary(found: plan_records.VocabularyReport) -> RenderableType:
     """Sizes, and a line for each model."""
     text = Text.assemble(("vocabulary", "bold"), f"  {plural(found.tokens, 'token')}")
     text.append(f", {plural(found.rows, 'row')}; tokenizer of '{found.tokenizer}'")
