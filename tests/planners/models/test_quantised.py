@@ -50,8 +50,9 @@ FORMATS = {
         "weight.quant_state.bitsandbytes__nf4": whole(3, dtype=torch.uint8),
     },
     "scales beside the weights": {
-        "weight": torch.ones(8, 8).to(torch.float8_e4m3fn),
-        "weight_scale_inv": torch.ones(1, 1),
+        "weight": whole(8, 8, dtype=torch.int8),
+        "weight_scale": torch.ones(8, 1),
+        "weight_zero_point": whole(8, 1, dtype=torch.int8),
     },
     "compressed-tensors": {"weight_packed": whole(8, 1), "weight_shape": whole(2)},
     "torchao": {"_weight_qdata": whole(8, 8, dtype=torch.int8)},
@@ -63,7 +64,6 @@ FORMATS = {
     "VPTQ": {"centroids": torch.ones(1, 8, 8), "indices": whole(1, 8)},
     "MXFP4": {
         "gate_up_proj_blocks": whole(2, 8, 1, 16, dtype=torch.uint8),
-        "gate_up_proj_scales": whole(2, 8, 1, dtype=torch.uint8),
     },
     "MLX": {
         "weight": whole(8, 1, dtype=torch.uint32),
