@@ -379,9 +379,9 @@ def _row(
 
 
 def _startup(merge: str) -> float:
-    """Seconds that the interpreter and the imports of a merge take; copying needs no torch."""
-    imports = "mergeloom.cli, mergeloom.api" + ("" if merge == "passthrough" else ", torch")
-    # Ended as the program is, which does not wait until torch is taken apart.
+    """Seconds that the interpreter and the imports of a merge take; copying needs no numpy."""
+    imports = "mergeloom.cli, mergeloom.api" + ("" if merge == "passthrough" else ", numpy")
+    # Ended as the program is, which does not wait until modules are taken apart.
     command = [sys.executable, "-c", f"import os, {imports}; os._exit(0)"]
     return statistics.median(run(command, variables=VARIABLES).seconds for _ in range(5))
 
