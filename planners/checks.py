@@ -38,11 +38,13 @@ def check_stage(
             what its configuration describes.
     """
     models = _models(stage)
-    yield from differences(stage.donor.name, {model.name: model.config for model in models})
+    found = list(differences(stage.donor.name, {model.name: model.config for model in models}))
+    yield from (difference.text for difference in found if not difference.cuts)
     for model in models:
         if isinstance(model, StoredModel):
             yield from contradictions(model, model.tokens.embedding)
-    unlike = [clash for tower in stage.towers for clash in _clashes(tower)]
+    unlike = [difference.text for difference in found if difference.cuts]
+    unlike += (clash for tower in stage.towers for clash in _clashes(tower))
     verdict = _accounted(stage, tensors, config)
     if verdict.refusals:
         raise CheckpointError(verdict.refusals[0])

@@ -9,35 +9,52 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 _COMPUTES = re.compile(
-    r"(^|_)(eps|epsilon|theta|heads|head_dim|multiplier|scaling|softcapping|base_freq|act|"
+    r"(^|_)(eps|epsilon|theta|heads|n_head|head_kv|head_dim|multiplier|scaling|softcapping|base_freq|act|"
     r"activation|activation_function|act_fn|rotary_(pct|dim|factor)|scalar|sliding_window|"
     r"logit_scale|norm_topk_prob|experts_per_tok|scaling_factor|topk_method|scoring_func|"
     r"position_embedding_type|clip_qkv|alibi|parallel_attn)$"
 )
 """Keys of values that decide what a layer computes with its weights."""
 
+_CUTS = re.compile(r"(^|_)(heads|n_head|head_kv|head_dim)$")
+"""Keys of values that say how a layer cuts its weights: with another, it is another layer."""
+
 Path = tuple[str, ...]
 
 
-def differences(donor: str, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each value that decides what layers compute and is not the same in all models.
+class Difference(NamedTuple):
+    """A value that is not the same in all models, in words.
+
+    ``cuts`` says that layers with the one value cannot be layers of a model with the other, though
+    their weights may have equal shapes.
+    """
+
+    text: str
+    cuts: bool
+
+
+def differences(donor: str, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[Difference]:
+    """Each value that decides what layers compute and is not the same in all models.
 
     ``configs`` are the models' configurations by their names; the output gets the ``donor``'s.
     A value that only some of them write is not compared: the others leave it to their class.
     """
     kinds = {name: kind for name, config in configs.items() if (kind := _kind(config))}
     if donor in kinds and len(set(kinds.values())) > 1:
-        yield _line("the class", donor, kinds, "the output is loaded as the first of them")
+        effect = "the output is loaded as the first of them"
+        yield Difference(_line("the class", donor, kinds, effect), False)
     values = {name: dict(_values(config)) for name, config in configs.items()}
     own = values[donor]
     for path, value in own.items():
         found = {name: other[path] for name, other in values.items() if path in other}
         if any(not _same(value, other) for other in found.values()):
             effect = "the output computes with the first, for layers of the others too"
-            yield _line(f"'{'.'.join(path)}'", donor, found, effect)
+            text = _line(f"'{'.'.join(path)}'", donor, found, effect)
+            cuts = _CUTS.search(path[-1]) is not None and None not in found.values()
+            yield Difference(text, cuts and _of_language(path))
 
 
 def _kind(config: Mapping[str, Any]) -> str | None:
@@ -90,6 +107,11 @@ def _scaling(rotary: object) -> object:
     kind = found.pop("rope_type", found.pop("type", "default"))
     found.pop("type", None)
     return None if kind == "default" and not found else {"rope_type": kind, **found}
+
+
+def _of_language(path: Path) -> bool:
+    """Whether a value is the model's own or its language part's; others may be left out."""
+    return all(part.startswith(("text", "language", "llm")) for part in path[:-1])
 
 
 def _same(one: object, other: object) -> bool:

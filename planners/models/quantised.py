@@ -29,6 +29,8 @@ that are not quantised may use the name."""
 
 _NAMES = tuple((found, re.compile(rf"(^|\.)({name})$"), whole) for found, name, whole in _BY_NAME)
 _ANY = re.compile("|".join(pattern.pattern for _, pattern, _ in _NAMES))
+_PLAIN = frozenset({"weight", "bias"})
+"""Last parts of most names, which no format has: they are not searched."""
 _WEIGHT = re.compile(r"(^|[._])weight$|_proj$")
 _CODES = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
 """Types in which codes and their scales are stored, and nothing else."""
@@ -60,7 +62,7 @@ def quantised_by_tensor(tensors: Mapping[str, tuple[DType, Shape]]) -> str | Non
 def _found(tensors: Mapping[str, tuple[DType, Shape]]) -> Iterator[str]:
     for name, (dtype, shape) in tensors.items():
         whole = not dtype.floating
-        if _ANY.search(name):
+        if name.rpartition(".")[2] not in _PLAIN and _ANY.search(name):
             for found, pattern, only_whole in _NAMES:
                 if pattern.search(name) and ((len(shape) > 1 and whole) or not only_whole):
                     yield f"{found}: it has '{name}'"

@@ -66,6 +66,17 @@ def test_a_stack_of_two_sizes_is_refused(tmp_path: Path) -> None:
             plan_text(STACK, tmp_path, allow_different_architectures=allowed)
 
 
+def test_heads_of_another_number_are_refused_unless_allowed(folder: Path) -> None:
+    change(folder / "a", num_attention_heads=4)
+    change(folder / "b", num_attention_heads=2)
+    words = "'num_attention_heads' differs: 4 in 'a', 2 in 'b'"
+    for text in (LINEAR, STACK):
+        with pytest.raises(CheckpointError, match=f"{words}.*--allow-different-architectures"):
+            plan_text(text, folder)
+        plan = plan_text(text, folder, allow_different_architectures=True)
+        assert any(words in warning for warning in plan.warnings)
+
+
 def test_configurations_that_disagree_are_named(folder: Path) -> None:
     change(folder / "a", rope_theta=1e4)
     change(folder / "b", rope_theta=1e6)

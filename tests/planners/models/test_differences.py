@@ -10,7 +10,7 @@ EFFECT = "the output computes with the first, for layers of the others too"
 
 
 def found(a: dict[str, Any], b: dict[str, Any], **more: dict[str, Any]) -> list[str]:
-    return list(differences("a", {"a": a, "b": b, **more}))
+    return [difference.text for difference in differences("a", {"a": a, "b": b, **more})]
 
 
 def test_values_that_layers_compute_with_are_named() -> None:
@@ -65,3 +65,17 @@ def test_classes_are_named() -> None:
         "the class differs: LlamaForCausalLM in 'a', 'b', MistralForCausalLM in 'c': the output "
         "is loaded as the first of them"
     ]
+
+
+def test_values_that_cut_weights_another_way() -> None:
+    def cuts(a: dict[str, Any], b: dict[str, Any]) -> list[bool]:
+        return [difference.cuts for difference in differences("a", {"a": a, "b": b})]
+
+    assert cuts({"num_attention_heads": 8}, {"num_attention_heads": 4}) == [True]
+    assert cuts({"n_head": 8}, {"n_head": 4}) == [True]
+    assert cuts({"num_key_value_heads": None}, {"num_key_value_heads": 4}) == [False]
+    assert cuts({"rope_theta": 1e4}, {"rope_theta": 1e6}) == [False]
+    seen, read = ({part: {"num_attention_heads": n} for part in parts} for n, parts in (
+        (8, ("vision_config", "text_config")), (4, ("vision_config", "text_config")),
+    ))  # fmt: skip
+    assert cuts(seen, read) == [False, True]
