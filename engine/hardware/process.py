@@ -104,6 +104,7 @@ def trim_heap() -> None:
     _of_glibc("malloc_trim")(0)
 
 
+@cache
 def _of_glibc(function: str) -> Callable[..., object]:
     """A function of glibc, or one that does nothing where that is not the C library."""
     try:

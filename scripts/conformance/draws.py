@@ -61,7 +61,7 @@ def draws(models: Path, out: Path, environment: Path) -> list[Draw]:
         ValueError: a merge failed.
     """
     import mergeloom
-    from scripts.conformance.mergekit import load, run_mergekit
+    from scripts.conformance.mergekit_runs import load, run_mergekit
 
     documents = list(_documents(models))
     merges = [(document, out / f"mergekit-{number}") for number, document in enumerate(documents)]

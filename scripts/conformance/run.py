@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.conformance.cases import FAMILIES, Case, cases
-from scripts.conformance.mergekit import load, run_mergekit
+from scripts.conformance.mergekit_runs import load, run_mergekit
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -340,27 +340,31 @@ TOKENIZERS = (
 
 
 def _tokenizer(folder: Path) -> Callable[[bytes], object]:
-    """One file of a tokenizer, the first byte says which, where settings have it looked at."""
+    """One file of a tokenizer, the first byte says which.
+
+    ``tokenizer.json`` is read for settings that make a vocabulary, and older files where two models
+    are compared: what would make a tokenizer of those is another program's parser.
+    """
     from mergeloom.planners.config.load import parse_config
     from mergeloom.planners.models.resolve import Resolver
     from mergeloom.planners.plan import PlanOptions, make_plan
 
     model = _model(folder / "a")
+    _model(folder / "b")
     for name in TOKENIZERS:
         (model / name).unlink(missing_ok=True)
     settings = "tokenizer_source: union\nchat_template: auto\n"
-    merge = parse_config(f"merge_method: passthrough\nmodels: [{{model: a}}]\n{settings}")
+    union = parse_config(f"merge_method: passthrough\nmodels: [{{model: a}}]\n{settings}")
+    linear = parse_config("merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\n")
     resolver = Resolver(search=[folder])
 
     def attempt(case: bytes) -> None:
-        path = model / TOKENIZERS[(case[0] if case else 0) % len(TOKENIZERS)]
-        plain = model / "vocab.txt"
-        plain.write_text("a\n")
-        path.write_bytes(case[1:])
+        name = TOKENIZERS[(case[0] if case else 0) % len(TOKENIZERS)]
+        (model / name).write_bytes(case[1:])
         try:
-            make_plan(merge, resolver, PlanOptions())
+            make_plan(union if name == "tokenizer.json" else linear, resolver, PlanOptions())
         finally:
-            path.unlink()
+            (model / name).unlink()
 
     return attempt
 
