@@ -32,7 +32,7 @@ DOT_RUN = 1024
 """Elements whose products are summed up in one fixed order; see `methods.dots`."""
 
 RUN = 512
-"""Elements that are summed up in float32; sums of more are in float64. See `methods.sums`."""
+"""Elements whose magnitudes are summed up in one fixed order."""
 
 LANES = 128
 """Sums that such a run is added up in at once."""

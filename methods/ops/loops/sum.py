@@ -25,7 +25,8 @@ from mergeloom.methods.ops.loops.sizes import BLOCK, DOT_RUN, LANES, RUN
 
 @compiled
 def _sum_runs(block: Array, start: int, size: int, squares: int, run: Array) -> Any:
-    """The sum of sums of runs of magnitudes or squares, each by adding halves in float32.
+    """The sum of sums of runs of magnitudes or squares, each by adding halves, in float64: one sum
+    may be subtracted from another that is nearly as large.
 
     Blocks of a vector of ``size`` come one after the other, this one from ``start`` on; the part of
     a run that begins in one block and ends in another waits in ``run``. What the last run lacks is
@@ -36,7 +37,8 @@ def _sum_runs(block: Array, start: int, size: int, squares: int, run: Array) -> 
         place = (start + done) % RUN
         part = block[done : done + RUN - place]
         for i in range(part.size):
-            run[place + i] = part[i] * part[i] if squares else abs(part[i])
+            value = np.float64(part[i])
+            run[place + i] = value * value if squares else abs(value)
         done += part.size
         if place + part.size == RUN or start + done == size:
             fill(run[place + part.size :], 0.0)
@@ -46,7 +48,7 @@ def _sum_runs(block: Array, start: int, size: int, squares: int, run: Array) -> 
                 for i in range(half):
                     run[i] += upper[i]
                 half //= 2
-            total += np.float64(run[0])
+            total += run[0]
     return total
 
 
@@ -60,8 +62,8 @@ def magnitudes(
     """
     given, hashed, found = vectors_at(vectors, 1), words(constants, 3), doubles(sums, 2)
     vector = given[0]
-    run, kept_run = floats(work, RUN), floats(work + 4 * RUN, RUN)
-    step, first = 4 * BLOCK, work + 8 * RUN
+    run, kept_run = doubles(work, RUN), doubles(work + 8 * RUN, RUN)
+    step, first = 4 * BLOCK, work + 16 * RUN
     block, other, numbers = floats(first, BLOCK), floats(first + step, BLOCK), first + 2 * step
     trims = vector.above or vector.upto or vector.draws or vector.marks
     whole = kept = 0.0

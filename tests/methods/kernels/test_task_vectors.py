@@ -231,6 +231,18 @@ def test_breadcrumbs_drops_what_is_largest_and_smallest() -> None:
         assert check_walks(kernel, [torch.zeros(10), other]).tolist() == expected
 
 
+def test_breadcrumbs_rescales_right_beside_outliers_that_are_thousands_of_times_as_large() -> None:
+    """What is kept is a difference of two sums that are almost alike."""
+    small = torch.tensor([2.9355e-4, 8.8471e-4, 9.7661e-4, 3.0543e-3])
+    other = torch.cat([small, torch.tensor([1e-5, 2e-5, 1.9, 5.7, 8.0, 12.9, 0.56, 0.89])])
+    parameters = [{}, {"weight": 1.0, "density": 4.5 / 12, "gamma": 6.5 / 12}]
+    kernel = kernel_of("breadcrumbs", (12,), parameters, base=0, rescale=True)
+    result = check_walks(kernel, [torch.zeros(12), other])
+    factor = other.double().abs().sum() / small.double().sum()
+    torch.testing.assert_close(result[:4].double(), small.double() * factor, rtol=1e-6, atol=0)
+    assert not result[4:].any()
+
+
 def test_ties_at_the_threshold_go_to_the_lowest_index() -> None:
     """Equal magnitudes everywhere: the first k survive, across grains, whatever their sign."""
     base = torch.zeros(1000)
