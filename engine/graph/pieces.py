@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -44,39 +45,39 @@ class Run(NamedTuple):
     step: int = 0
 
 
-class Bytes:
+class Bytes(ABC):
     """The dense bytes of a tensor, and where they are stored."""
 
     __slots__ = ()
 
     @property
+    @abstractmethod
     def nbytes(self) -> int:
         """Number of dense bytes."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def key(self) -> Hashable:
         """Equal for bytes that are arranged alike, as long as their sources live."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self, identity: Callable[[Source], str]) -> str:
         """What enters the fingerprint; ``identity`` names the content of a source."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ranges(self) -> Iterator[Range]:
         """The runs of sources of which this is made; of each maybe only a part is used."""
-        raise NotImplementedError
 
     def items(self) -> Iterator[int]:
         """Sizes of the elements that are moved one by one."""
         return iter(())
 
+    @abstractmethod
     def runs(self, start: int, stop: int) -> Iterator[Run]:
         """How dense bytes ``[start, stop)`` are put together.
 
         Both must lie between elements.
         """
-        raise NotImplementedError
 
     def requests(self, start: int, stop: int) -> Iterator[Run]:
         """The same, with what lies beside each other in a source joined into one request."""

@@ -9,7 +9,7 @@ whatever the tile, so their results are too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, overload
 
@@ -152,7 +152,10 @@ class TreeEvaluator:
         inputs: Sequence[Array] = values
         if self._narrow:
             inputs = _Inputs(nodes, values, self._narrow, ops)
-        take: Callable[[], Array] = lambda: ops.shaped(ops.take(count), shape)  # noqa: E731
+
+        def take() -> Array:
+            return ops.shaped(ops.take(count), shape)
+
         memo = None
         if self._memo is not None and merge is self._root:
             memo = self._memo.of(ops, index)

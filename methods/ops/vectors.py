@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,13 @@ from mergeloom.engine.graph.kernel import GrainView, Use
 from mergeloom.methods.ops.words import Vector
 
 
-class VectorExpr:
+class VectorExpr(ABC):
     """Vectors that are functions of a grain's inputs; subclass as a frozen dataclass."""
 
     @property
+    @abstractmethod
     def count(self) -> int:
         """Number of vectors."""
-        raise NotImplementedError
 
     @property
     def scratch(self) -> int:
@@ -32,9 +33,9 @@ class VectorExpr:
         """The same that knows the results of the kernel's earlier passes, if it needs any."""
         return self
 
+    @abstractmethod
     def read(self, number: int, grain: GrainView) -> Vector:
         """Vector ``number`` on this grain."""
-        raise NotImplementedError
 
     def read_all(self, grain: GrainView) -> list[Vector]:
         """All vectors on this grain."""
