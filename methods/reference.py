@@ -3,7 +3,7 @@
 Written from the formulas alone: nothing here is tiled, fast, or shared with the kernels, except
 that task vectors are rounded to float32 and the random numbers are those that the definitions
 say. A method evaluates to its result, to the magnitudes that were added up for it, which bound
-what float32 may lose, and to a mask of elements where a decision hangs on rounding.
+what float32 may lose, and to a mask of elements where a decision depends on rounding.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _nuslerp(p: Problem) -> Answer:
     x = torch.where(straight, 1 - t, ((1 - t) * omega).sin() / omega.sin())
     y = torch.where(straight, t, (t * omega).sin() / omega.sin())
     scale = (x * a).abs() + (y * b).abs()
-    # Close to opposite directions the plane of the arc hangs on rounding, however it is found.
+    # Close to opposite directions the plane of the arc depends on rounding, however it is found.
     return p.on_base(x * a + y * b, scale / (1 + cosine).clamp(1e-6, 1))
 
 

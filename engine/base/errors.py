@@ -109,7 +109,7 @@ class LoomError(Exception):
 
     @property
     def remedy(self) -> str:
-        """How to mend it, empty if the cause says so or nobody knows; of the first error."""
+        """How to mend it, empty if the cause says so or it is not known; of the first error."""
         return self._first.remedy
 
     @property

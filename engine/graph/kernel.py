@@ -4,7 +4,7 @@ A kernel is an immutable record: its access pattern, the statistics it needs and
 uses are known without any library, so that planning can place it. The engine walks a merge in up to
 ``len(kernel.passes) + 1`` passes over its inputs: one for each statistic, then one that writes the
 output. Within a pass it hands over one grain at a time, in any order and from several threads;
-nothing may be carried from grain to grain except through a `Statistic` or a tally.
+nothing may be carried from grain to grain except through a `Statistic` or a scan.
 
 Arithmetic has one seam. A kernel that names the words it `uses` speaks to ``grain.ops`` alone and
 runs on whatever that works on: plain memory, or tensors of a device. A kernel that names none works
@@ -206,7 +206,7 @@ class Statistic(Generic[A, R]):
     def accumulator_bytes(self, grains: Grains) -> int:
         """Upper bound of one accumulator's size in bytes.
 
-        What `merge` and `finish` allocate for a moment counts too.
+        What `combine` and `finalize` allocate for a moment counts too.
         """
         return 0
 
@@ -222,7 +222,7 @@ class Statistic(Generic[A, R]):
         """Whether `update` computes in float64, which some devices cannot."""
         return True
 
-    def start(self) -> A:
+    def init(self) -> A:
         """An empty accumulator."""
         raise NotImplementedError
 
@@ -233,26 +233,26 @@ class Statistic(Generic[A, R]):
     def fetch(self, into: A) -> None:
         """Bring what `update` left on a device to main memory, where the other calls need it."""
 
-    def merge(self, into: A, other: A) -> None:
+    def combine(self, into: A, other: A) -> None:
         """Add ``other``, which holds other grains, to ``into``; ``other`` is not used again."""
         raise NotImplementedError
 
-    def finish(self, total: A, earlier: Sequence[Any]) -> R:
-        """The statistic's result, handed to later passes and to `Kernel.combine`."""
+    def finalize(self, total: A, earlier: Sequence[Any]) -> R:
+        """The statistic's result, handed to later passes and to `Kernel.apply`."""
         raise NotImplementedError
 
 
 class GrainSum(Statistic[GrainSums, R]):
     """A statistic that is made of a sum over the grains."""
 
-    def start(self) -> GrainSums:
+    def init(self) -> GrainSums:
         return GrainSums()
 
     def fetch(self, into: GrainSums) -> None:
         into.fetch()
 
-    def merge(self, into: GrainSums, other: GrainSums) -> None:
-        into.merge(other)
+    def combine(self, into: GrainSums, other: GrainSums) -> None:
+        into.combine(other)
 
 
 class Kernel:
@@ -274,7 +274,7 @@ class Kernel:
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """The words of ``grain.ops`` that `combine` and `tally` use.
+        """The words of ``grain.ops`` that `apply` and `scan_value` use.
 
         Memory, machine code and time follow from them. Without any, the kernel works on torch's
         tensors.
@@ -288,7 +288,7 @@ class Kernel:
 
     @property
     def scratch(self) -> int:
-        """Scratch arrays that one call of `combine` or `tally` takes at most."""
+        """Scratch arrays that one call of `apply` or `scan_value` takes at most."""
         return 0
 
     @property
@@ -310,7 +310,7 @@ class Kernel:
         return any(statistic.double for statistic in self.passes)
 
     def workspace_bytes(self, grains: Grains) -> int:
-        """Memory in bytes that one call of `combine`, `tally` or a statistic's `update` allocates
+        """Bytes that one call of `apply`, `scan_value` or a statistic's `update` allocates
         by itself, beyond scratch, output, accumulator and `uses`."""
         return 0
 
@@ -339,21 +339,21 @@ class Kernel:
             raise ValueError(f"it has no use for {len(side)} tensors beside its inputs")
         return inputs[0]
 
-    def needs_tally(self, statistics: Sequence[Any]) -> bool:
-        """Whether `combine` must know the sum of `tally` over all earlier grains.
+    def needs_scan(self, statistics: Sequence[Any]) -> bool:
+        """Whether `apply` must know the sum of `scan_value` over all earlier grains.
 
         Asked once a merge, when all statistics are there; it costs arithmetic, never input.
         """
         return False
 
-    def tally(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[int | Tensor, ...]:
+    def scan_value(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[int | Tensor, ...]:
         """Whole numbers of this grain that the grains after it must know the sums of.
 
         They may be 0-d tensors.
         """
         raise NotImplementedError
 
-    def combine(
+    def apply(
         self,
         grain: GrainView,
         out: Array,
@@ -363,7 +363,7 @@ class Kernel:
         """Write the result of one grain to ``out``: float32, of the shape of the inputs.
 
         ``statistics`` are the results of `passes` in order; ``before`` is the elementwise sum of
-        `tally` over all earlier grains, or ``()`` where `needs_tally` was false.
+        `scan_value` over all earlier grains, or ``()`` where `needs_scan` was false.
         """
         raise NotImplementedError
 
@@ -374,7 +374,7 @@ class Copy(Kernel):
 
     uses = (Use("copy"),)
 
-    def combine(
+    def apply(
         self,
         grain: GrainView,
         out: Array,

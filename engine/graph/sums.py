@@ -33,7 +33,7 @@ class GrainSums:
         """Add the value of grain ``index``."""
         self._insert((0, index), value)
 
-    def merge(self, other: GrainSums) -> None:
+    def combine(self, other: GrainSums) -> None:
         """Add the values that ``other`` holds."""
         for node, value in other._nodes.items():
             self._insert(node, value)

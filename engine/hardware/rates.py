@@ -168,7 +168,7 @@ class Stopwatch:
         self._bus: dict[str, tuple[int, float]] = {}
 
     def on_cpu(self, stated: float, seconds: float, compiled: bool) -> None:
-        """A merge took a core so many ``seconds``; its kernels' cost says ``stated``."""
+        """A merge took a core ``seconds``; its kernels' cost says ``stated``."""
         self._add(_COMPILED if compiled else _CPU, stated, seconds)
 
     def on_device(self, device: Accelerator, stated: float, seconds: float) -> None:
@@ -176,7 +176,7 @@ class Stopwatch:
         self._add(_SPEED + device.title, stated, seconds)
 
     def over_bus(self, device: Accelerator, nbytes: int, seconds: float) -> None:
-        """So many bytes went to a device."""
+        """``nbytes`` went to a device."""
         before, spent = self._bus.get(device.title, (0, 0.0))
         self._bus[device.title] = before + nbytes, spent + seconds
 

@@ -30,7 +30,7 @@ class Arena:
         self._end = block.address + block.size
 
     def take_bytes(self, nbytes: int) -> int:
-        """Address of so many uninitialised bytes, valid until a `top` before is released."""
+        """Address of ``nbytes`` uninitialised bytes, valid until a `top` before is released."""
         start = self._next
         self._next = start + -(-nbytes // PAGE) * PAGE
         if self._next > self._end:

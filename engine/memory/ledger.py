@@ -121,7 +121,7 @@ class Ledger:
             self._changed.notify()
 
     def close(self) -> None:
-        """Wake whoever waits, with `Closed`, and give idle memory back."""
+        """Wake all waiting threads with `Closed`, and give idle memory back."""
         with self._changed:
             self._closed = True
             while self._idle:

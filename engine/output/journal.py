@@ -3,7 +3,7 @@
 One record a line: the xxh3-64 of the rest of the line, a space, JSON. Records are appended only
 after the data they speak of is durable, so a record that reads well speaks the truth. A torn last
 line is what a kill leaves behind; a damaged line elsewhere is dropped, which at worst means that
-a tensor is merged again. Whoever continues compares contents with the digests all the same.
+a tensor is merged again. A run that continues compares contents with the digests all the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_RECORD_BYTES = 32 << 20
 class Finished:
     """One tensor that is durable: its digest over blocks of ``block_bytes`` bytes.
 
-    Of a clone there is no digest: whoever continues makes it again, which costs nothing.
+    Of a clone there is no digest: a run that continues makes it again, which costs nothing.
     """
 
     file: str

@@ -32,7 +32,7 @@ class ShardSink:
     A thread of its own makes finished tensors durable, records them in the journal, and gives
     complete shards their final names. ``check`` is asked before anything is recorded: it raises
     if the inputs that were read are not those that were planned with. ``origins`` are the writes
-    that are clones: their files are not allocated, and nobody digests them.
+    that are clones: their files are not allocated, and no digest of them is taken.
     """
 
     def __init__(

@@ -2,15 +2,15 @@
 
 A merge is worth moving to a device where the CPU is what the run waits for. So the run is walked
 in its order with a clock for storage, one for the CPU and one for each device, and every merge
-goes to whoever finishes it first; to the CPU as long as it keeps up with storage, for then a
-device gains nothing. If what the devices gain in all is less than what starting them takes, none
-is used.
+goes to the processor that finishes it first; to the CPU as long as it keeps up with storage, for
+then a device gains nothing. If what the devices gain in all is less than what starting them takes,
+none is used.
 
     storage   ███▏███▏███▏███▏███▏          bytes read and written / rate
     CPU          ██████▏██████▏             cost of its kernels / cores
     device          ███▏███▏███▏            the larger of bytes moved / bus and arithmetic / speed
 
-Rates are those of `engine.hardware.rates`, and nothing but time hangs on them. What must hold is
+Rates are those of `engine.hardware.rates`, and only time depends on them. What must hold is
 that every merge fits where it goes: a device works on a few grains at a time, and if it has no room
 for one, the CPU does it.
 """
@@ -29,7 +29,7 @@ from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.device_memory import bus_bytes, grains_at_once
-from mergeloom.engine.plan.footprint import Profile
+from mergeloom.engine.plan.footprint import MergeShape
 
 if TYPE_CHECKING:
     from mergeloom.engine.plan.work import Work
@@ -43,8 +43,8 @@ _LAG = 0.25
 """Seconds that the CPU may fall behind storage before a merge is moved away from it."""
 
 
-class Why(enum.Enum):
-    """Why a merge is placed where it is."""
+class Reason(enum.Enum):
+    """Reason a merge is placed where it is."""
 
     COPIED = "nothing to compute"
     NO_DEVICE = "there is no other device"
@@ -60,11 +60,11 @@ class Why(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class Assignment:
     """Where a merge computes: on device number ``device``, or on the CPU (``None``), and why."""
 
     device: int | None
-    why: Why
+    why: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Estimate:
     core: float
     cpu_core: float
     compiled: bool
-    profile: Profile
+    profile: MergeShape
 
     @staticmethod
     def of(work: Work, torch: Arithmetic) -> Estimate:
@@ -131,7 +131,7 @@ class _Clocks:
         return max(self.storage, self.cpu, *self.devices.values(), 0.0)
 
 
-def seats(works: Sequence[Work], machine: Machine, threads: int) -> list[Seat]:
+def assign_devices(works: Sequence[Work], machine: Machine, threads: int) -> list[Assignment]:
     """The place of each of ``works``, which run in this order.
 
     Where devices are forced, everything that can go to one does. The CPU has ``threads`` workers.
@@ -139,8 +139,8 @@ def seats(works: Sequence[Work], machine: Machine, threads: int) -> list[Seat]:
     devices: Sequence[Accelerator] = machine.devices
     forced, rates = machine.forced, machine.rates
     if not devices:
-        why = {True: Why.NO_DEVICE, False: Why.COPIED}
-        return [Seat(None, why[work.profile.computes]) for work in works]
+        why = {True: Reason.NO_DEVICE, False: Reason.COPIED}
+        return [Assignment(None, why[work.profile.computes]) for work in works]
     devices = [rates.of(device) for device in devices]
     clocks, alone = _Clocks(threads), _Clocks(threads)
     found = []
@@ -150,7 +150,7 @@ def seats(works: Sequence[Work], machine: Machine, threads: int) -> list[Seat]:
         for each in (clocks, alone):
             each.storage += estimate.on_storage(rates)
         alone.cpu = alone.with_cpu(core)
-        seat = _seat(work, estimate, core, devices, forced, clocks)
+        seat = _assign(work, estimate, core, devices, forced, clocks)
         if seat.device is None:
             clocks.cpu = clocks.with_cpu(core)
         else:
@@ -160,42 +160,46 @@ def seats(works: Sequence[Work], machine: Machine, threads: int) -> list[Seat]:
     if clocks.devices and not forced:
         start = max(devices[number].start_seconds for number in clocks.devices)
         if clocks.end + start >= alone.end:
-            return without_devices(found, Why.NOT_WORTH_STARTING)
+            return without_devices(found, Reason.NOT_WORTH_STARTING)
     return found
 
 
-def without_devices(found: Sequence[Seat], why: Why) -> list[Seat]:
+def without_devices(found: Sequence[Assignment], why: Reason) -> list[Assignment]:
     """The same, with the CPU for what was placed on a device."""
-    return [seat if seat.device is None else Seat(None, why) for seat in found]
+    return [seat if seat.device is None else Assignment(None, why) for seat in found]
 
 
-def _seat(
+def _assign(
     work: Work,
     estimate: Estimate,
     core: float,
     devices: Sequence[Accelerator],
     forced: bool,
     clocks: _Clocks,
-) -> Seat:
+) -> Assignment:
     if not work.profile.computes:
-        return Seat(None, Why.COPIED)
+        return Assignment(None, Reason.COPIED)
     if work.side or any(bits % 8 for bits in work.profile.leaf_bits):
-        return Seat(None, Why.CPU_ONLY)
+        return Assignment(None, Reason.CPU_ONLY)
     double = any(merge.kernel.double for merge in tree(work.root))
     able = [number for number, device in enumerate(devices) if device.double or not double]
     if not able:
-        return Seat(None, Why.NEEDS_DOUBLE)
+        return Assignment(None, Reason.NEEDS_DOUBLE)
     able = [n for n in able if grains_at_once(work.profile, devices[n].memory_bytes, 1)]
     if not able:
-        return Seat(None, Why.TOO_LARGE)
+        return Assignment(None, Reason.TOO_LARGE)
     ends = {n: clocks.with_device(n, estimate.on(devices[n])) for n in able}
     first = min(able, key=lambda number: ends[number])
     if forced:
-        return Seat(first, Why.ASKED_FOR)
+        return Assignment(first, Reason.ASKED_FOR)
     on_cpu = clocks.with_cpu(core)
     if on_cpu <= clocks.storage + _LAG:
-        return Seat(None, Why.KEEPS_UP)
-    return Seat(first, Why.FASTER_THERE) if ends[first] < on_cpu else Seat(None, Why.FASTER_ON_CPU)
+        return Assignment(None, Reason.KEEPS_UP)
+    return (
+        Assignment(first, Reason.FASTER_THERE)
+        if ends[first] < on_cpu
+        else Assignment(None, Reason.FASTER_ON_CPU)
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.memory.pages import PAGE, block_bytes
-from mergeloom.engine.plan.footprint import Positions, Profile
+from mergeloom.engine.plan.footprint import MergeShape, Positions
 
 SLOTS = 3
 """Parts of a device's memory that tiles pass through: one arrives, one is computed, one leaves."""
@@ -25,7 +25,7 @@ _ALIGNED = 256
 """Bytes at whose multiples grains begin; no device reads more at once."""
 
 
-def grains_at_once(profile: Profile, memory: int, most: int) -> int:
+def grains_at_once(profile: MergeShape, memory: int, most: int) -> int:
     """How many grains of a merge a device with ``memory`` bytes works on at once: ``most`` at
     most, 0 if it has no room for one."""
     room = memory - outside_bytes(profile) - bench_bytes(profile)
@@ -35,32 +35,32 @@ def grains_at_once(profile: Profile, memory: int, most: int) -> int:
     return max(0, min(most, max(wanted // each, min(1, room // each))))
 
 
-def grains_staying(profile: Profile, memory: int, chunk: int) -> int:
+def grains_staying(profile: MergeShape, memory: int, chunk: int) -> int:
     """Of how many grains of a merge the inputs stay on a device with ``memory`` bytes that works
     on ``chunk`` of them at once."""
     working = bench_bytes(profile) + SLOTS * slot_bytes(profile, chunk)
     return grains_stored(profile, memory - outside_bytes(profile) - working)
 
 
-def grains_stored(profile: Profile, room: int) -> int:
-    """Of how many grains the inputs have room in so many bytes of a store."""
+def grains_stored(profile: MergeShape, room: int) -> int:
+    """Number of grains whose inputs fit into ``room`` bytes of the cache."""
     each = stay_bytes(profile, 1)
     return max(0, min(profile.grains.count, room // each)) if each else 0
 
 
-def lasting(profile: Profile) -> Positions:
+def lasting(profile: MergeShape) -> Positions:
     """The leaves that more than one pass needs; the last pass needs all."""
     return tuple(sorted({i for leaves in profile.passes[:-1] for i in leaves}))
 
 
-def stay_bytes(profile: Profile, grains: int) -> int:
-    """Bytes of a store for the inputs of so many grains that more than one pass needs."""
+def stay_bytes(profile: MergeShape, grains: int) -> int:
+    """Bytes of the cache for the inputs of ``grains`` grains that more than one pass needs."""
     sizes = (profile.leaf_sizes[i] for i in lasting(profile))
     return grains * sum(stride(profile.grains, size) for size in sizes)
 
 
-def slot_bytes(profile: Profile, grains: int) -> int:
-    """Device memory for the inputs and outputs of so many grains."""
+def slot_bytes(profile: MergeShape, grains: int) -> int:
+    """Bytes on the device for the inputs and outputs of ``grains`` grains."""
     sizes = profile.leaf_sizes + profile.write_sizes
     return grains * sum(stride(profile.grains, size) for size in sizes)
 
@@ -74,19 +74,19 @@ def stride(grains: Grains, size: int) -> int:
     return -(-grains.size * size // _ALIGNED) * _ALIGNED
 
 
-def bench_bytes(profile: Profile) -> int:
+def bench_bytes(profile: MergeShape) -> int:
     """Device memory for the arithmetic on one grain."""
     return block_bytes(-(-profile.on_device.scratch_bytes // PAGE) * PAGE)
 
 
-def outside_bytes(profile: Profile) -> int:
+def outside_bytes(profile: MergeShape) -> int:
     """Device memory that is left to torch."""
     worker = profile.on_device
     return _RESERVE + worker.scratch_bytes + 2 * worker.accumulator_bytes
 
 
 @lru_cache(maxsize=1024)
-def bus_bytes(profile: Profile, memory: int) -> int:
+def bus_bytes(profile: MergeShape, memory: int) -> int:
     """Bytes that a merge moves over the bus of a device with ``memory`` bytes, in the direction
     in which it moves more."""
     chunk = grains_at_once(profile, memory, profile.longest_tile)

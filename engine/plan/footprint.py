@@ -1,8 +1,8 @@
 """What a merge occupies and reads, by its shape alone: the arithmetic behind every placement.
 
 Checkpoints hold few kinds of tensors and many of each kind. So everything that depends on the
-kind is kept in a `Profile`, everything that depends on how it is placed in a `Flow`, and merges
-of one kind share them.
+kind is kept in a `MergeShape`, everything that depends on how it is placed in a `TileFlow`,
+and merges of one kind share them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Positions = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Working:
+class WorkerMemory:
     """What one worker needs: ``scratch_bytes`` for one grain, ``accumulator_bytes`` at most for one
     accumulator."""
 
@@ -37,7 +37,7 @@ class Working:
     accumulator_bytes: int
 
     def of_workers(self, count: int) -> int:
-        """What so many need, the accumulator that theirs are added to, and one more in between."""
+        """Bytes for `count` workers, plus the combined accumulator and one in transit."""
         own = _WORKER_BYTES + self.scratch_bytes + self.accumulator_bytes
         return count * own + 2 * self.accumulator_bytes
 
@@ -47,17 +47,17 @@ class Working:
         return _WORKER_BYTES + 2 * self.accumulator_bytes
 
     @staticmethod
-    def most(needs: Iterable[Working]) -> Working:
+    def most(needs: Iterable[WorkerMemory]) -> WorkerMemory:
         """The most of each."""
         scratch = accumulator = 0
         for each in needs:
             scratch = max(scratch, each.scratch_bytes)
             accumulator = max(accumulator, each.accumulator_bytes)
-        return Working(scratch, accumulator)
+        return WorkerMemory(scratch, accumulator)
 
 
 @dataclass(frozen=True)
-class Profile:
+class MergeShape:
     """One kind of root merge.
 
     ``leaf_bits`` and ``write_bits`` are bits of one element; ``passes`` the positions of the
@@ -72,8 +72,8 @@ class Profile:
     write_bits: tuple[int, ...]
     passes: tuple[Positions, ...]
     computes: bool
-    worker: Working
-    on_device: Working
+    worker: WorkerMemory
+    on_device: WorkerMemory
     memo_bytes: int = 0
     side_bytes: tuple[int, ...] = ()
 
@@ -124,7 +124,7 @@ class Profile:
         return tuple(range(len(self.leaf_bits)))
 
     @cached_property
-    def narrowest(self) -> int:
+    def smallest_bytes(self) -> int:
         """Ledger bytes with which the merge works, tile by tile, one at a time."""
         return self.beside_bytes + self.tile_bytes(1, self.all_leaves)
 
@@ -135,7 +135,7 @@ class Profile:
         longest = REQUEST_BYTES // _nbytes(self.grains.size, widest)
         return max(1, min(longest, self.grains.count))
 
-    def comfortable(self, rest: Positions, room: int, capacity: int) -> int:
+    def preferred_bytes(self, rest: Positions, room: int, capacity: int) -> int:
         """Ledger bytes with which it runs well when ``rest`` is not in memory yet.
 
         Of the whole ``capacity``, ``room`` bytes are left.
@@ -145,7 +145,7 @@ class Profile:
 
     def _comfortable(self, rest: Positions, room: int, capacity: int) -> int:
         if len(self.passes) > 1:
-            staying = Staying.of(self, rest)
+            staying = ResidentFit.of(self, rest)
             if staying.least() <= room:
                 return min(staying.needed(self.longest_tile), room)
         tiles = min(TILES_IN_FLIGHT, -(-self.grains.count // self.longest_tile))
@@ -159,10 +159,10 @@ class Profile:
         room for beside those that are streamed at full speed.
         """
         available -= self.beside_bytes
-        streaming = Staying(self, (), rest)
+        streaming = ResidentFit(self, (), rest)
         if len(self.passes) == 1:
             return (), self._longest(streaming, available), 0
-        staying = Staying.of(self, rest)
+        staying = ResidentFit.of(self, rest)
         if staying.least() <= available:
             tile = self._longest(staying, available)
             return staying.resident, tile, -(-self.grains.count // tile)
@@ -173,7 +173,7 @@ class Profile:
         count = room // self.input_bytes(tile, staying.resident)
         return staying.resident, tile, min(count, -(-self.grains.count // tile))
 
-    def _longest(self, staying: Staying, available: int) -> int:
+    def _longest(self, staying: ResidentFit, available: int) -> int:
         """The longest tile that needs no more than is ``available``; one grain at least."""
         low, high = 1, self.longest_tile
         while low < high:
@@ -186,19 +186,19 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
-class Staying:
+class ResidentFit:
     """What it takes to read everything once: ``resident`` tiles stay for all passes, ``late``
     inputs are needed by the last pass only."""
 
-    profile: Profile
+    profile: MergeShape
     resident: Positions
     late: Positions
 
     @staticmethod
-    def of(profile: Profile, rest: Positions) -> Staying:
+    def of(profile: MergeShape, rest: Positions) -> ResidentFit:
         early = {i for leaves in profile.passes[:-1] for i in leaves}
         resident = tuple(i for i in rest if i in early)
-        return Staying(profile, resident, tuple(i for i in rest if i not in early))
+        return ResidentFit(profile, resident, tuple(i for i in rest if i not in early))
 
     def needed(self, tile: int) -> int:
         """Ledger bytes at full speed with tiles of ``tile`` grains."""
@@ -215,7 +215,7 @@ class Staying:
 
 
 @dataclass(frozen=True, eq=False)
-class Flow:
+class TileFlow:
     """How the inputs of one kind of merge come into memory.
 
     ``tile`` is the tile length in grains. ``kept_before`` are leaves that an earlier merge left
@@ -224,7 +224,7 @@ class Flow:
     ``staying`` tiles; the others are streamed. If ``memos``, those of all tiles stay too.
     """
 
-    profile: Profile
+    profile: MergeShape
     tile: int
     kept_before: Positions
     kept_fresh: Positions

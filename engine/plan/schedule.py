@@ -36,9 +36,9 @@ from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware.accelerators import CPU, Accelerator
 from mergeloom.engine.hardware.rates import ASSUMED, Rates
 from mergeloom.engine.hardware.spec import Machine
-from mergeloom.engine.plan.assignment import Seat, Why, seats, without_devices
+from mergeloom.engine.plan.assignment import Assignment, Reason, assign_devices, without_devices
 from mergeloom.engine.plan.device_memory import grains_at_once, grains_staying
-from mergeloom.engine.plan.footprint import Flow, Positions, Profile, Working
+from mergeloom.engine.plan.footprint import MergeShape, Positions, TileFlow, WorkerMemory
 from mergeloom.engine.plan.residency import stays_of
 from mergeloom.engine.plan.work import Work, words_of, works_of
 
@@ -56,7 +56,7 @@ _MINIMUM_STEP = 8 * MIB
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class ScheduledMerge:
     """How one root merge runs.
 
     ``kept_after`` are the leaves that stay in memory for a later merge; ``kept_for_others`` the
@@ -66,10 +66,10 @@ class Placement:
     """
 
     work: Work
-    flow: Flow
+    flow: TileFlow
     kept_after: Positions
     kept_for_others: int
-    seat: Seat
+    seat: Assignment
     chunk: int = 0
     staying: int = 0
 
@@ -120,7 +120,7 @@ class Schedule:
     """
 
     graph: Graph
-    placements: tuple[Placement, ...]
+    placements: tuple[ScheduledMerge, ...]
     workers: int
     ledger_bytes: int
     scratch_bytes: int
@@ -146,16 +146,16 @@ class Schedule:
         return frozenset[str]().union(*(each.missing(own) for each, own in self.words.items()))
 
     @cached_property
-    def seats(self) -> dict[Seat, int]:
+    def assign_devices(self) -> dict[Assignment, int]:
         """How many merges compute in each place, for each reason, in order of first use."""
         return dict(Counter(placement.seat for placement in self.placements))
 
     @property
     def used_devices(self) -> list[int]:
         """Numbers of the devices that compute anything."""
-        return sorted({seat.device for seat in self.seats if seat.device is not None})
+        return sorted({seat.device for seat in self.assign_devices if seat.device is not None})
 
-    def place_name(self, seat: Seat) -> str:
+    def place_name(self, seat: Assignment) -> str:
         """The name of the device, or ``cpu``."""
         return CPU if seat.device is None else self.devices[seat.device].name
 
@@ -210,8 +210,8 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     works = works_of(graph, machine)
     profiles = {work.profile for work in works}
     needed = _Needed.of(works, machine, ())
-    narrowest = max((profile.narrowest for profile in profiles), default=0)
-    minimum = -(-(needed.bytes(1) + narrowest) // _MINIMUM_STEP) * _MINIMUM_STEP
+    smallest_bytes = max((profile.smallest_bytes for profile in profiles), default=0)
+    minimum = -(-(needed.bytes(1) + smallest_bytes) // _MINIMUM_STEP) * _MINIMUM_STEP
     if budget is not None and budget < minimum:
         raise BudgetError(_infeasible(works, budget, minimum))
     if budget is not None and machine.process_bytes + machine.compiler_bytes > budget:
@@ -223,20 +223,20 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     def staff() -> int:
         """The number of workers there is room for."""
         workers = machine.threads
-        while workers > 1 and capacity(workers) < (workers + 2) * narrowest:
+        while workers > 1 and capacity(workers) < (workers + 2) * smallest_bytes:
             workers -= 1
         return workers
 
     # What a device takes from the CPU's memory is known only when it is used. So places are
     # decided with the CPU at its best.
     workers = staff()
-    seating = seats(works, machine, workers)
+    seating = assign_devices(works, machine, workers)
     used = {seat.device for seat in seating if seat.device is not None}
     if used:
         taken = [machine.devices[number] for number in sorted(used)]
         with_devices = _Needed.of(works, machine, taken)
-        if budget is not None and with_devices.bytes(1) + narrowest > budget:
-            seating = without_devices(seating, Why.NO_RAM)
+        if budget is not None and with_devices.bytes(1) + smallest_bytes > budget:
+            seating = without_devices(seating, Reason.NO_RAM)
         else:
             needed = with_devices
             workers = staff()
@@ -263,7 +263,7 @@ class _Needed:
     """Bytes outside of the ledger: ``fixed`` ones, and those of workers."""
 
     fixed: int
-    worker: Working
+    worker: WorkerMemory
 
     @staticmethod
     def of(works: Sequence[Work], machine: Machine, devices: Sequence[Accelerator]) -> _Needed:
@@ -279,9 +279,9 @@ class _Needed:
             fixed += machine.runtime_bytes
         libraries = sorted((device.host_bytes for device in devices), reverse=True)
         fixed += sum(libraries[:1]) + sum(libraries[1:]) // 4
-        there = Working.most(profile.on_device for profile in profiles)
+        there = WorkerMemory.most(profile.on_device for profile in profiles)
         fixed += sum(there.beside_device for _ in devices)
-        return _Needed(fixed, Working.most(profile.worker for profile in profiles))
+        return _Needed(fixed, WorkerMemory.most(profile.worker for profile in profiles))
 
     def bytes(self, workers: int) -> int:
         """Those of ``workers`` workers and everything else."""
@@ -305,9 +305,9 @@ def _check_built(works: Sequence[Work], budget: int) -> None:
 def _place(
     works: list[Work],
     capacity: int,
-    seating: Sequence[Seat],
+    seating: Sequence[Assignment],
     devices: Sequence[Accelerator],
-) -> tuple[Placement, ...]:
+) -> tuple[ScheduledMerge, ...]:
     before: list[set[Load]] = [set() for _ in works]
     after: list[set[Load]] = [set() for _ in works]
     change = [0] * (len(works) + 1)
@@ -318,7 +318,7 @@ def _place(
         change[stay.end] -= stay.nbytes
     placements = []
     kept_for_others = 0
-    flows: dict[tuple[Profile, Positions, Positions, int, bool], Flow] = {}
+    flows: dict[tuple[MergeShape, Positions, Positions, int, bool], TileFlow] = {}
     for index, work in enumerate(works):
         kept_for_others += change[index]
         there = _positions(work, before[index])
@@ -334,7 +334,9 @@ def _place(
             memory = devices[seat.device].memory_bytes
             chunk = grains_at_once(work.profile, memory, flow.tile)
             staying = grains_staying(work.profile, memory, chunk)
-        placements.append(Placement(work, flow, after_this, kept_for_others, seat, chunk, staying))
+        placements.append(
+            ScheduledMerge(work, flow, after_this, kept_for_others, seat, chunk, staying)
+        )
     return tuple(placements)
 
 
@@ -343,19 +345,19 @@ def _positions(work: Work, loads: set[Load]) -> Positions:
 
 
 def _flow(
-    profile: Profile, there: Positions, fresh: Positions, available: int, memos: bool
-) -> Flow:
+    profile: MergeShape, there: Positions, fresh: Positions, available: int, memos: bool
+) -> TileFlow:
     whole = {*there, *fresh}
     rest = tuple(i for i in profile.all_leaves if i not in whole)
     room = available - profile.whole_bytes((*there, *fresh))
     memo = profile.tile_memo_bytes(1) * profile.grains.count if memos else 0
-    if memo > room * _MEMO_SHARE or room - memo < 2 * profile.narrowest:
+    if memo > room * _MEMO_SHARE or room - memo < 2 * profile.smallest_bytes:
         memo = 0
     resident, tile, staying = profile.resident_or_streamed(rest, room - memo)
-    return Flow(profile, tile, there, fresh, resident, staying, memo > 0)
+    return TileFlow(profile, tile, there, fresh, resident, staying, memo > 0)
 
 
-def _useful(placements: tuple[Placement, ...], available: int) -> int:
+def _useful(placements: tuple[ScheduledMerge, ...], available: int) -> int:
     """The ledger capacity beyond which memory would lie idle."""
     everything = sum(placement.flow.granted_bytes for placement in placements)
     working = (p.flow.working_bytes + p.kept_for_others for p in placements)
@@ -365,7 +367,9 @@ def _useful(placements: tuple[Placement, ...], available: int) -> int:
 
 
 def _infeasible(works: list[Work], budget: int, minimum: int) -> str:
-    worst = max(works, key=lambda work: work.profile.worker.scratch_bytes + work.profile.narrowest)
+    worst = max(
+        works, key=lambda work: work.profile.worker.scratch_bytes + work.profile.smallest_bytes
+    )
     size = "x".join(map(str, worst.root.shape)) or "0-d"
     beside = f" and {len(worst.side)} beside them" if worst.side else ""
     asked = f"{budget / MIB:.0f} MiB" if budget >= MIB else f"{budget} bytes"

@@ -11,7 +11,7 @@ from mergeloom.engine.graph.graph import Graph, Load, Merge, Write, copied_dtype
 from mergeloom.engine.graph.kernel import Arithmetic, Kernel, Statistic, Use
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.memory.pages import PAGE, block_bytes
-from mergeloom.engine.plan.footprint import Positions, Profile, Working
+from mergeloom.engine.plan.footprint import MergeShape, Positions, WorkerMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Work:
     leaves: tuple[Load, ...]
     side: tuple[Load, ...]
     passes: tuple[Pass, ...]
-    profile: Profile
+    profile: MergeShape
     arithmetic: Arithmetic
     words: frozenset[str]
 
@@ -62,12 +62,12 @@ def works_of(graph: Graph, machine: Machine) -> list[Work]:
     writes: dict[Merge, list[Write]] = {}
     for write in graph.writes:
         writes.setdefault(write.merge, []).append(write)
-    profiles: dict[Profile, Profile] = {}
+    profiles: dict[MergeShape, MergeShape] = {}
     return [_work(root, tuple(own), profiles, machine) for root, own in writes.items()]
 
 
 def _work(
-    root: Merge, writes: tuple[Write, ...], profiles: dict[Profile, Profile], machine: Machine
+    root: Merge, writes: tuple[Write, ...], profiles: dict[MergeShape, MergeShape], machine: Machine
 ) -> Work:
     merges = tuple(tree(root))
     leaves: dict[Load, int] = {}
@@ -93,16 +93,16 @@ def _work(
     access = max(merge.kernel.access for merge in merges) if computes else Access.ELEMENTWISE
     grains = partition(root.shape, access)
     arithmetic = _arithmetic(merges, writes, machine)
-    profile = Profile(
+    profile = MergeShape(
         grains=grains,
         leaf_bits=tuple(load.dtype.bits for load in leaves),
         write_bits=tuple(write.dtype.bits for write in writes),
         passes=tuple(current.leaves for current in passes),
         computes=computes,
-        worker=_working(parts, grains, arithmetic) if computes else Working(0, 0),
+        worker=_working(parts, grains, arithmetic) if computes else WorkerMemory(0, 0),
         on_device=_working(parts, grains, machine.torch)
         if computes and machine.devices
-        else Working(0, 0),
+        else WorkerMemory(0, 0),
         memo_bytes=root.kernel.memo_bytes(grains) if computes and not arithmetic.uses_torch else 0,
         side_bytes=tuple(load.nbytes for load in side),
     )
@@ -139,7 +139,7 @@ def _arithmetic(merges: Sequence[Merge], writes: Sequence[Write], machine: Machi
 
 def _working(
     parts: Mapping[Merge, Sequence[_Part]], grains: Grains, arithmetic: Arithmetic
-) -> Working:
+) -> WorkerMemory:
     """What one worker needs for its arithmetic on a merge tree."""
     arrays = workspace = accumulator = 0
     for merge, own in parts.items():
@@ -157,4 +157,4 @@ def _working(
             if isinstance(part, Statistic):
                 accumulator = max(accumulator, part.accumulator_bytes(grains))
     scratch = block_bytes(-(-grains.size * 4 // PAGE) * PAGE * arrays + workspace)
-    return Working(scratch, accumulator)
+    return WorkerMemory(scratch, accumulator)

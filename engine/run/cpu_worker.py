@@ -9,7 +9,7 @@ from collections.abc import Callable
 from mergeloom.engine.graph.graph import Load
 from mergeloom.engine.graph.kernel import Arithmetic, Ops
 from mergeloom.engine.run.evaluate import Memo, Span, TreeEvaluator, check_finite
-from mergeloom.engine.run.state import Host, TileRun, elements
+from mergeloom.engine.run.state import TileQueue, TileRun, elements
 
 
 class Worker:
@@ -18,7 +18,7 @@ class Worker:
     ``ops`` gives the thread's own arithmetic of a kind.
     """
 
-    def __init__(self, host: Host, ops: Callable[[Arithmetic], Ops]) -> None:
+    def __init__(self, host: TileQueue, ops: Callable[[Arithmetic], Ops]) -> None:
         self._host = host
         self._ops = ops
 
@@ -63,7 +63,7 @@ class Worker:
         assert current.statistic is not None
         evaluator, _ = self._evaluator(task)
         statistic = current.merge.kernel.passes[current.statistic]
-        accumulator = statistic.start()
+        accumulator = statistic.init()
         for index in _indices(task):
             self._host.check()
             evaluator.statistic(current.merge, statistic, accumulator, index)
@@ -71,7 +71,7 @@ class Worker:
         self._host.accumulate(task, accumulator)
 
     def _evaluator(self, task: TileRun) -> tuple[TreeEvaluator, dict[Load, Span]]:
-        """What evaluates the tile, once it knows the tallies before it; and where inputs lie."""
+        """The evaluator of the tile, once the prefixes of its grains are known, and its inputs."""
         run, tile = task.merge, task.tile
         work = run.placement.work
         first, _ = elements(tile, run.placement)
@@ -81,12 +81,14 @@ class Worker:
             memo = Memo(task.memo, work.profile.memo_bytes, tile.first)
         ops = self._ops(work.arithmetic)
         evaluator = TreeEvaluator(
-            *(work.root, work.grains, spans, ops, run.statistics, task.tallies, memo),
+            *(work.root, work.grains, spans, ops, run.statistics, task.prefixes, memo),
             side={load: Span(held.block, held.at, 0) for load, held in run.side.items()},
         )
-        for merge in run.passes[tile.number].tallied:
-            if merge not in task.tallies:  # a device may have got as far as this
-                own = [tuple(map(int, evaluator.tally(merge, index))) for index in _indices(task)]
+        for merge in run.passes[tile.number].scanned:
+            if merge not in task.prefixes:  # a device may have got as far as this
+                own = [
+                    tuple(map(int, evaluator.scan_value(merge, index))) for index in _indices(task)
+                ]
                 self._host.exchange(task, merge, own)
         return evaluator, spans
 

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from mergeloom.engine.graph.graph import Load
 from mergeloom.engine.plan.device_memory import grains_stored, lasting, stride
-from mergeloom.engine.plan.schedule import Placement
+from mergeloom.engine.plan.schedule import ScheduledMerge
 from mergeloom.engine.run.state import MergeRun, TileRun
 
 
 @dataclass(slots=True)
-class Stay:
+class Entry:
     """The inputs of a merge's first ``grains`` grains, in ``nbytes`` bytes from ``at`` on.
 
     The first grain of a load has its place at the byte that ``places`` says; ``there`` are the
@@ -47,26 +47,26 @@ class Stay:
         return len(there) > before
 
 
-class Store:
+class DeviceCache:
     """Memory of a device in which inputs stay: flat uint8."""
 
     def __init__(self, memory: Tensor | None = None) -> None:
         self.memory = torch.empty(0, dtype=torch.uint8) if memory is None else memory
-        self.stays: dict[MergeRun, Stay] = {}
+        self.stays: dict[MergeRun, Entry] = {}
 
     @property
     def size(self) -> int:
         """Bytes."""
         return self.memory.numel()
 
-    def crowded(self, placement: Placement, others: Collection[MergeRun]) -> bool:
+    def crowded(self, placement: ScheduledMerge, others: Collection[MergeRun]) -> bool:
         """Whether a merge would find more room if ``others`` left."""
         if self.stays.keys().isdisjoint(others):
             return False
         possible = min(placement.staying, grains_stored(placement.work.profile, self.size))
         return grains_stored(placement.work.profile, self._gap()[1]) < possible
 
-    def admit(self, run: MergeRun) -> Stay | None:
+    def admit(self, run: MergeRun) -> Entry | None:
         """The stay of a merge, from now on if there was none; ``None`` if there is no room."""
         if (stay := self.stays.get(run)) is not None:
             return stay
@@ -81,7 +81,7 @@ class Store:
             places[work.leaves[position]] = place
             place += grains * stride(profile.grains, profile.leaf_sizes[position])
         nbytes = place - at
-        self.stays[run] = Stay(at, nbytes, grains, places, placement.flow.tiles)
+        self.stays[run] = Entry(at, nbytes, grains, places, placement.flow.tiles)
         return self.stays[run]
 
     def done(self, task: TileRun) -> None:

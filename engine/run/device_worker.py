@@ -14,7 +14,7 @@ Memory that does not suffice is nothing special. A tile whose orders could not a
 given up and begun again: first with a smaller store, so that more is uploaded for each pass, then
 in smaller chunks, and when one grain is too much, its merge goes to the CPU. That a tile can be
 begun again is easy to see: its inputs stay in their blocks until it is done, what it adds to a
-statistic is kept apart until then, and its place in the chain of tallies is taken once and noted
+statistic is kept apart until then, and its place in the prefix scan is taken once and remembered
 in the tile.
 """
 
@@ -43,9 +43,9 @@ from mergeloom.engine.plan.device_memory import (
     stay_bytes,
     stride,
 )
-from mergeloom.engine.run.device_cache import Stay, Store
+from mergeloom.engine.run.device_cache import DeviceCache, Entry
 from mergeloom.engine.run.evaluate import Span, TreeEvaluator, check_finite
-from mergeloom.engine.run.state import Host, MergeRun, TileRun, elements
+from mergeloom.engine.run.state import MergeRun, TileQueue, TileRun, elements
 from mergeloom.engine.run.torch_arrays import use_one_thread
 from mergeloom.engine.run.torch_device import Device, Mark, is_incapable, is_out_of_memory
 
@@ -145,7 +145,7 @@ class Offload:
         device: Device,
         number: int,
         memory: int,
-        host: Host,
+        host: TileQueue,
         arithmetic: Callable[..., Ops],
     ) -> None:
         self._arithmetic = arithmetic
@@ -159,7 +159,7 @@ class Offload:
         self._slots: list[_Slot] = []
         self._turn = 0
         self._ops: Ops | None = None
-        self._store = Store()
+        self._store = DeviceCache()
         self._sizes = _NOTHING
         self._storable = memory
         self._most: int | None = None
@@ -193,7 +193,7 @@ class Offload:
                 "continues, with --device cpu without it"
             ) from error
         finally:
-            # Nobody may release a block that a copy still reaches into. A broken device says so
+            # No block may be released that a copy still reaches into. A broken device says so
             # again, and copies nothing any more.
             with contextlib.suppress(RuntimeError):
                 self._device.settle()
@@ -310,9 +310,9 @@ class Offload:
         """Give all orders for a tile, ``chunk`` grains at a time."""
         run, tile = task.merge, task.tile
         flight = _Flight(task, chunk)
-        for merge in run.passes[tile.number].tallied:
-            if merge not in task.tallies:
-                self._host.exchange(task, merge, self._tallies(flight, merge))
+        for merge in run.passes[tile.number].scanned:
+            if merge not in task.prefixes:
+                self._host.exchange(task, merge, self._prefixes(flight, merge))
         current = run.placement.work.passes[tile.number]
         if current.statistic is None:
             flight.arrived = self._walk(
@@ -323,7 +323,7 @@ class Offload:
             )
         else:
             statistic = _statistic(task)
-            flight.accumulator = into = statistic.start()
+            flight.accumulator = into = statistic.init()
             flight.arrived = self._walk(
                 flight,
                 lambda evaluator, index, _: evaluator.statistic(
@@ -332,11 +332,11 @@ class Offload:
             )
         return flight
 
-    def _tallies(self, flight: _Flight, merge: Merge) -> list[tuple[int, ...]]:
-        """The tallies of a tile's grains: their sums are needed before anything is written."""
+    def _prefixes(self, flight: _Flight, merge: Merge) -> list[tuple[int, ...]]:
+        """The scan values of a tile's grains: their sums are needed before anything is written."""
         found: list[tuple[int | Tensor, ...]] = []
         self._walk(
-            flight, lambda evaluator, index, _: found.append(evaluator.tally(merge, index))
+            flight, lambda evaluator, index, _: found.append(evaluator.scan_value(merge, index))
         ).wait()
         with self._fetch:
             numbers = [number for own in found for number in own if isinstance(number, Tensor)]
@@ -374,7 +374,7 @@ class Offload:
             with self._compute:
                 begun = self._compute.mark()
                 evaluator = TreeEvaluator(
-                    work.root, work.grains, inputs, ops, run.statistics, task.tallies
+                    work.root, work.grains, inputs, ops, run.statistics, task.prefixes
                 )
                 for index in indices:
                     each(evaluator, index, outputs)
@@ -388,7 +388,7 @@ class Offload:
         return last
 
     def _arrange(
-        self, task: TileRun, indices: range, memory: Tensor, stay: Stay | None
+        self, task: TileRun, indices: range, memory: Tensor, stay: Entry | None
     ) -> tuple[
         dict[Load, DeviceSpan],
         list[tuple[Tensor, Tensor]],
@@ -481,10 +481,10 @@ class Offload:
         self._allocate_store(store)
 
     def _allocate_store(self, nbytes: int) -> None:
-        """Make a store of so many bytes, or of as many as there are."""
+        """Make a cache of ``nbytes``, or of as many bytes as there are."""
         while nbytes := min(nbytes, self._storable):
             try:
-                self._store = Store(self._device.allocate(nbytes))
+                self._store = DeviceCache(self._device.allocate(nbytes))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -503,11 +503,11 @@ class Offload:
         self._sizes = _NOTHING
         self._ops = None
         self._slots = []
-        self._store = Store()
+        self._store = DeviceCache()
         self._device.reclaim()
 
     def _retry(self, task: TileRun, chunk: int) -> None:
-        """Begin ``task`` again with so many grains at a time; with none, let the CPU have it."""
+        """Begin ``task`` again with ``chunk`` grains at a time; with 0 the CPU takes it."""
         self._land_all()
         self._drop()
         if chunk == 0:

@@ -75,7 +75,7 @@ class Memo:
 class TreeEvaluator:
     """Evaluates a merge tree on the grains of one tile.
 
-    ``statistics`` maps each merge of the tree to the results of its finished passes; ``tallies``
+    ``statistics`` maps each merge of the tree to the results of its finished passes; ``prefixes``
     to what its kernel must know of earlier grains, by grain. ``ops`` does the arithmetic; ``memo``
     is handed to the kernel of the root, ``side`` to those that have loads beside their inputs.
     """
@@ -87,7 +87,7 @@ class TreeEvaluator:
         inputs: Mapping[Load, Stretch],
         ops: Ops,
         statistics: Mapping[Merge, Sequence[Any]],
-        tallies: Mapping[Merge, Mapping[int, tuple[int, ...]]],
+        prefixes: Mapping[Merge, Mapping[int, tuple[int, ...]]],
         memo: Memo | None = None,
         side: Mapping[Load, Span] | None = None,
     ) -> None:
@@ -96,7 +96,7 @@ class TreeEvaluator:
         self._inputs = inputs
         self._ops = ops
         self._statistics = statistics
-        self._tallies = tallies
+        self._prefixes = prefixes
         self._memo = memo
         self._side = {load: _beside(ops, load, span) for load, span in (side or {}).items()}
         self._values: dict[Load | Merge, Array] = {}
@@ -111,10 +111,10 @@ class TreeEvaluator:
         statistic.update(into, self._view(merge, index), self._statistics[merge])
         self._ops.release(start)
 
-    def tally(self, merge: Merge, index: int) -> tuple[Any, ...]:
-        """What grain ``index`` of ``merge`` passes on to later grains; see `Kernel.tally`."""
+    def scan_value(self, merge: Merge, index: int) -> tuple[Any, ...]:
+        """What grain ``index`` of ``merge`` adds to the scan; see `Kernel.scan_value`."""
         start = self._begin()
-        result = merge.kernel.tally(self._view(merge, index), self._statistics[merge])
+        result = merge.kernel.scan_value(self._view(merge, index), self._statistics[merge])
         self._ops.release(start)
         return result
 
@@ -181,9 +181,9 @@ class TreeEvaluator:
     def _combine(self, merge: Merge, index: int, out: Array, count: int) -> None:
         view = self._view(merge, index)
         top = self._ops.top()
-        before = self._tallies[merge][index] if merge in self._tallies else ()
+        before = self._prefixes[merge][index] if merge in self._prefixes else ()
         shaped = self._ops.shaped(out, _shape(merge.shape, merge.kernel.access, count))
-        merge.kernel.combine(view, shaped, self._statistics[merge], before)
+        merge.kernel.apply(view, shaped, self._statistics[merge], before)
         self._ops.release(top)
 
 

@@ -31,7 +31,7 @@ from mergeloom.engine.memory.ledger import Block, Closed, Ledger
 from mergeloom.engine.memory.pages import lead, span_bytes
 from mergeloom.engine.plan.assignment import Estimate
 from mergeloom.engine.plan.footprint import REQUEST_BYTES
-from mergeloom.engine.plan.schedule import Placement, Schedule, Tile
+from mergeloom.engine.plan.schedule import Schedule, ScheduledMerge, Tile
 from mergeloom.engine.run.arrange import read_bytes
 from mergeloom.engine.run.cpu_worker import Worker
 from mergeloom.engine.run.state import HeldLoad, MergeRun, TileRun, elements
@@ -269,7 +269,7 @@ class Executor:
         for placement in self._schedule.placements[current + 1 :]:
             self._begin(placement)
 
-    def _begin(self, placement: Placement) -> MergeRun:
+    def _begin(self, placement: ScheduledMerge) -> MergeRun:
         run = MergeRun(placement)
         for position in placement.flow.kept_fresh:
             load = placement.work.leaves[position]
@@ -398,7 +398,7 @@ class Executor:
             self.progress.read_bytes += count
 
     def _filled(self, held: HeldLoad, nbytes: int) -> None:
-        """So many more bytes of what is held whole are there: at the end nothing waits for it."""
+        """Count bytes of what is held whole; when all are there, its merge may begin."""
         freed: list[TileRun] = []
         with self._lock:
             held.unread -= nbytes
@@ -419,7 +419,7 @@ class Executor:
         index = task.merge.placement.flow.index(task.tile.first)
         if not state.open:
             state.waiting.append(task)
-        elif index > state.next_taken and state.tallied:
+        elif index > state.next_taken and state.scanned:
             state.parked[index] = task
         else:
             self._lanes[task.merge.device].push(task)
@@ -511,7 +511,7 @@ class Executor:
     def computed(self, task: TileRun, seconds: float) -> None:
         """A tile's outputs are in their blocks, or its pass has what it gathered.
 
-        That took its processor so many ``seconds``, or NaN.
+        That took its processor ``seconds``, or NaN.
         """
         for block in task.transient:
             self._ledger.release(block)
@@ -523,15 +523,15 @@ class Executor:
         self._tile_done(task, seconds)
 
     def exchange(self, task: TileRun, merge: Merge, own: Sequence[tuple[int, ...]]) -> None:
-        """Pass on the tallies of a tile, grain by grain, and note in it those before each."""
+        """Add the scan values of a tile grain by grain; keep in it the prefix of each."""
         run, tile = task.merge, task.tile
         with self._lock:
             chain = run.chain(tile.number, merge)
         total = tuple(map(sum, zip(*own, strict=True)))
         before = chain.exchange(run.placement.flow.index(tile.first), total)
-        noted = task.tallies[merge] = {}
+        before_each = task.prefixes[merge] = {}
         for index, numbers in enumerate(own, start=tile.first):
-            noted[index] = before
+            before_each[index] = before
             before = tuple(a + b for a, b in zip(before, numbers, strict=True))
 
     def accumulate(self, task: TileRun, accumulator: Any) -> None:
@@ -543,7 +543,7 @@ class Executor:
             if state.total is None:
                 state.total = accumulator
             else:
-                current.merge.kernel.passes[current.statistic].merge(state.total, accumulator)
+                current.merge.kernel.passes[current.statistic].combine(state.total, accumulator)
 
     def _tile_done(self, task: TileRun, seconds: float) -> None:
         run, number = task.merge, task.tile.number

@@ -1,14 +1,14 @@
-"""The state of one merge while it runs: passes, barriers, tallies, digests. No I/O, no threads.
+"""The state of one merge while it runs: passes, barriers, scans, digests. No I/O, no threads.
 
 A merge's tiles pass through reading, arithmetic and writing, several at once. What must hold
 between them is decided here, under one lock that the executor owns:
 
 - a tile of a pass may be computed when its reads are done, the pass before is complete, and
   inputs that another merge is still reading are there;
-- where a kernel passes tallies on, tiles of a pass are taken in order, so that nobody waits for
+- where a kernel scans, tiles of a pass are taken in order, so that no tile waits for
   a tile that no worker has taken.
 
-`Host` is what workers ask of the executor.
+`TileQueue` is what workers ask of the executor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from mergeloom.engine.graph.graph import Load, Merge, Write, tree
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.plan.schedule import Placement, Tile
+from mergeloom.engine.plan.schedule import ScheduledMerge, Tile
 from mergeloom.engine.storage.digest import TensorDigest
 
 
@@ -47,7 +47,7 @@ class TileRun:
     """One tile in flight.
 
     ``pending`` counts what must happen before it can be computed; the ``transient`` blocks are
-    given back when it is. ``memo`` is what passes leave to later ones. ``tallies`` are, by
+    given back when it is. ``memo`` is what passes leave to later ones. ``prefixes`` are, by
     merge and grain, those of all grains before. ``faulty`` counts the elements of inputs that are
     not finite, where results are not.
     """
@@ -60,7 +60,7 @@ class TileRun:
     transient: list[Block]
     memo: Block | None = None
     pending: int = 1
-    tallies: dict[Merge, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    prefixes: dict[Merge, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     faulty: Counter[Load] = field(default_factory=Counter)
 
     def __lt__(self, other: TileRun) -> bool:
@@ -69,11 +69,11 @@ class TileRun:
 
 @dataclass(eq=False, slots=True)
 class PassRun:
-    """Progress of one pass; ``tallied`` are the merges whose tallies its tiles exchange."""
+    """Progress of one pass; ``scanned`` are the merges that scan."""
 
     tiles: int
     open: bool = False
-    tallied: tuple[Merge, ...] = ()
+    scanned: tuple[Merge, ...] = ()
     parked: dict[int, TileRun] = field(default_factory=dict)
     waiting: list[TileRun] = field(default_factory=list)
     next_taken: int = 0
@@ -83,8 +83,8 @@ class PassRun:
     """Held while what a tile has gathered is added to ``total``."""
 
 
-class Chain:
-    """Running sums of tallies over the tiles of one pass, in tile order."""
+class PrefixScan:
+    """Running sums of scan values over the tiles of one pass, in tile order."""
 
     __slots__ = ("_changed", "_next", "_stopped", "_sum")
 
@@ -111,7 +111,7 @@ class Chain:
             self._changed.notify_all()
 
 
-class Host(Protocol):
+class TileQueue(Protocol):
     """What those who compute tiles ask of the executor; see `engine.run.executor.Executor`."""
 
     def check(self) -> None: ...
@@ -129,7 +129,7 @@ class Host(Protocol):
     def give_up(self, task: TileRun) -> None: ...
 
 
-def elements(tile: Tile, placement: Placement) -> tuple[int, int]:
+def elements(tile: Tile, placement: ScheduledMerge) -> tuple[int, int]:
     """First element and number of elements of a tile."""
     grains = placement.work.grains
     first = tile.first * grains.size
@@ -139,7 +139,7 @@ def elements(tile: Tile, placement: Placement) -> tuple[int, int]:
 class MergeRun:
     """One root merge in flight."""
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: ScheduledMerge) -> None:
         work = placement.work
         self.placement = placement
         self.device = placement.seat.device
@@ -153,17 +153,17 @@ class MergeRun:
         """Memos of tiles, by position; the dispatcher's alone."""
         self.passes = [PassRun(placement.flow.tiles) for _ in work.passes]
         self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in tree(work.root)}
-        self.chains: dict[tuple[int, Merge], Chain] = {}
+        self.chains: dict[tuple[int, Merge], PrefixScan] = {}
         self.digests = {write: TensorDigest(work.grains.count) for write in work.writes}
         self.unwritten = dict.fromkeys(work.writes, placement.flow.tiles)
         self.seconds = 0.0
         self.faulty: Counter[Load] = Counter()
         """The sum of its tiles'."""
-        """Time that its tiles took whoever computed them; NaN if that is not known."""
+        """Time that its tiles took on any processor; NaN if that is not known."""
         self.open_pass(0)
 
-    def chain(self, number: int, merge: Merge) -> Chain:
-        return self.chains.setdefault((number, merge), Chain())
+    def chain(self, number: int, merge: Merge) -> PrefixScan:
+        return self.chains.setdefault((number, merge), PrefixScan())
 
     def finish_pass(self, number: int) -> None:
         """Turn the accumulated total of a statistics pass into its result.
@@ -176,17 +176,17 @@ class MergeRun:
             statistic = current.merge.kernel.passes[current.statistic]
             total = self.passes[number].total
             if total is None:
-                total = statistic.start()
-            results.append(statistic.finish(total, results))
+                total = statistic.init()
+            results.append(statistic.finalize(total, results))
             self.passes[number].total = None
 
     def open_pass(self, number: int) -> None:
         """Admit the tiles of a pass, now that all statistics it builds on are there."""
         current = self.placement.work.passes[number]
         self.passes[number].open = True
-        self.passes[number].tallied = tuple(
+        self.passes[number].scanned = tuple(
             merge
             for merge in tree(current.merge)
             if (current.statistic is None or merge is not current.merge)
-            and merge.kernel.needs_tally(self.statistics[merge])
+            and merge.kernel.needs_scan(self.statistics[merge])
         )

@@ -211,7 +211,7 @@ class CudaDevice(Device):
 class MpsDevice(Device):
     """Apple's; memory is shared with the CPU, and everything happens in order.
 
-    Tensors never exceed its memory budget. torch tells nobody what cap it had before, so that one
+    Tensors never exceed its memory budget. torch does not say what cap it had before, so that one
     stays.
     """
 

@@ -171,7 +171,7 @@ class FileReader:
             writer.clone(self._fd, start, stop - start, to)
 
     def check_unchanged(self) -> None:
-        """Make sure that nobody has changed the file: what was read of it is what was planned with.
+        """Make sure that the file has not changed: what was read of it is what was planned with.
 
         Raises:
             RunError: its size or modification time is not what was planned with.

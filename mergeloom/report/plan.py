@@ -82,7 +82,7 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
         ),
         "placement": tuple(
             plan_records.PlacementReport(schedule.place_name(seat), seat.why.value, number)
-            for seat, number in schedule.seats.items()
+            for seat, number in schedule.assign_devices.items()
         ),
         "io": plan_records.IOReport(
             schedule.read_bytes,

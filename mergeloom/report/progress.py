@@ -20,7 +20,7 @@ PLAIN_SECONDS = 5.0
 class ProgressDisplay:
     """Shows a run on ``console``; use as a context around it.
 
-    A console that nobody listens to any more ends the display, not the run.
+    A closed console ends the display, not the run.
     """
 
     def __init__(self, console: Console, budget_bytes: int) -> None:

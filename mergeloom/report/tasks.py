@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mergeloom.engine.graph.graph import Load, Merge, Write
-from mergeloom.engine.plan.schedule import Placement
+from mergeloom.engine.plan.schedule import ScheduledMerge
 from mergeloom.report.records import Task, TaskInput, TaskList
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _slot(write: Write) -> TaskInput:
     return TaskInput(write.name, write.file.name, write.dtype.name, write.offset, write.nbytes)
 
 
-def _is_resident(placed: Placement) -> bool:
+def _is_resident(placed: ScheduledMerge) -> bool:
     flow = placed.flow
     last = len(placed.work.passes) - 1
     return last == 0 or not flow.reads(last, 0)

@@ -30,7 +30,7 @@ class Divergences(Statistic["dict[int, Any]", "dict[int, Any]"]):
     def accumulator_bytes(self, grains: Grains) -> int:
         return 2 * (8 * grains.total // max(grains.row, 1) + 512 * grains.count)
 
-    def start(self) -> dict[int, Any]:
+    def init(self) -> dict[int, Any]:
         return {}
 
     def update(self, into: dict[int, Any], grain: GrainView, earlier: Sequence[Any]) -> None:
@@ -41,10 +41,10 @@ class Divergences(Statistic["dict[int, Any]", "dict[int, Any]"]):
         for index, found in into.items():
             into[index] = here(found)
 
-    def merge(self, into: dict[int, Any], other: dict[int, Any]) -> None:
+    def combine(self, into: dict[int, Any], other: dict[int, Any]) -> None:
         into.update(other)
 
-    def finish(self, total: dict[int, Any], earlier: Sequence[Any]) -> dict[int, Any]:
+    def finalize(self, total: dict[int, Any], earlier: Sequence[Any]) -> dict[int, Any]:
         return total
 
 
@@ -91,7 +91,7 @@ class TakeOutliers(Kernel):
             FineHistogram(self.source),
         )
 
-    def combine(
+    def apply(
         self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         source, least = self.source.given(statistics), threshold(statistics[2])

@@ -26,7 +26,7 @@ class LimitedStep(Kernel):
     uses = (Use("step"),)
     version = 2
 
-    def combine(
+    def apply(
         self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         base = grain.inputs[self.base]

@@ -34,7 +34,7 @@ class Shares(GrainSum["tuple[tuple[int, int], ...]"]):
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         into.add(grain.index, grain.ops.shared(self.taus.read_all(grain), self.epsilon))
 
-    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[int, int], ...]:
         if total.total is None:
             return ((0, 0),) * self.taus.count
         counts = list(map(int, total.total))
@@ -67,7 +67,7 @@ class DisjointMean(Kernel):
     def uses(self) -> tuple[Use, ...]:
         return (Use("disjoint", self.taus.count),)
 
-    def combine(
+    def apply(
         self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         excess = [0.0] * self.taus.count

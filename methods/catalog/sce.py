@@ -11,7 +11,7 @@ from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.graph.kernel import Array, Copy, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
-from mergeloom.methods.kernels.keep_by_magnitude import Edge, TieLocation
+from mergeloom.methods.kernels.keep_by_magnitude import Threshold, TieLocation
 from mergeloom.methods.kernels.linear_combination import LinearCombination
 from mergeloom.methods.ops.vectors import Differences, VectorExpr
 from mergeloom.methods.ops.words import KEEP_ALL, Bound, KeepRule, Vector
@@ -79,7 +79,7 @@ class Selection:
         if not found.of[0]:
             return _NOTHING
         variance = Variance(self.taus).read(0, grain)
-        edge = replace(Edge.of(found.of[0][0]), places=statistics[2][0])
+        edge = replace(Threshold.of(found.of[0][0]), places=statistics[2][0])
         bound = edge.bound(variance, grain, 0)
         marks = grain.ops.new_marks(grain, 0, 1)
         return KeepRule(marks=grain.ops.mark(variance, KeepRule(above=bound), marks))
@@ -110,7 +110,7 @@ class SelectedSquares(GrainSum["tuple[float, ...]"]):
         sums = [ops.squares(tau, kept) for tau in self.selection.taus.read_all(grain)]
         into.add(grain.index, ops.sums(sums))
 
-    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[float, ...]:
+    def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[float, ...]:
         sums = total.total
         if sums is None or not all(map(math.isfinite, sums)):
             return (1.0,) * self.selection.taus.count
@@ -143,7 +143,7 @@ class SelectCalculateErase(Kernel):
     def scratch(self) -> int:
         return self.selection.scratch
 
-    def combine(
+    def apply(
         self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         weights: tuple[float, ...] = statistics[-1]

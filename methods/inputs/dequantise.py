@@ -80,7 +80,7 @@ class Dequantise(Kernel):
         scales = 3 * 4 * rows * -(-grains.row // least)
         return scales + 32 * rows + (8 * _CHUNK if self.table else 0)
 
-    def combine(
+    def apply(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         import torch

@@ -52,7 +52,7 @@ class FillRows(Kernel):
         """Rows of several inputs in float64: the sum, and one that is added to it."""
         return 24 * grains.size
 
-    def combine(
+    def apply(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         rows = fill(grain, out)
@@ -80,7 +80,7 @@ class MeanRow(GrainSum["Tensor"]):
         end = _before_padding(grain, rows, self.padding)
         into.add(grain.index, _Rows(rows[:end].sum(0, dtype=torch.float64), end))
 
-    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> Any:
+    def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> Any:
         return (total.total.sums / total.total.count).float()
 
 

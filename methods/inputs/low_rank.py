@@ -58,7 +58,7 @@ class LowRank(Kernel):
         matrices = self.rank * (grains.total // max(rows, 1) + grains.row + rows)
         return 4 * (matrices + grains.size) + 24 * rows
 
-    def combine(
+    def apply(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         import torch

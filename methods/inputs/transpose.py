@@ -34,7 +34,7 @@ class Transpose(Kernel):
             raise ValueError(f"{shape} has no two dimensions to exchange")
         return (*shape[:-2], shape[-1], shape[-2])
 
-    def combine(
+    def apply(
         self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         matrices = grain.inputs[0].transpose(-2, -1)

@@ -13,7 +13,7 @@ from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.kernels.sparsifier import Sparsifier, l1_factor
 from mergeloom.methods.ops import draws
 from mergeloom.methods.ops.vectors import VectorExpr
-from mergeloom.methods.ops.words import KEEP_ALL, Draw, KeepRule, Vector
+from mergeloom.methods.ops.words import KEEP_ALL, KeepRule, RandomBound, Vector
 
 
 class Dropping(Sparsifier):
@@ -87,7 +87,7 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
             sums += grain.ops.magnitudes(vector, kept)
         into.add(grain.index, grain.ops.sums(sums))
 
-    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[float, float], ...]:
+    def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[float, float], ...]:
         if total.total is None:
             return ((0.0, 0.0),) * self.source.count
         sums = total.total
@@ -108,4 +108,4 @@ class RandomKeep(Dropping):
 
     def chosen(self, number: int, vector: Vector, grain: GrainView, again: bool) -> KeepRule:
         bound = draws.threshold(self.keep[number] or 0.0)
-        return KeepRule(draw=Draw(self.keys[number], grain.start, bound))
+        return KeepRule(draw=RandomBound(self.keys[number], grain.start, bound))

@@ -22,7 +22,7 @@ from mergeloom.methods.statistics.selection import (
 
 
 @dataclass(frozen=True)
-class Edge:
+class Threshold:
     """A magnitude from which on elements are kept, with ``ties`` of those that are just as large.
 
     The ties that are kept are those of lowest index, so that exactly as many elements survive as
@@ -36,18 +36,18 @@ class Edge:
     places: TieCounts | None = None
 
     @staticmethod
-    def of(found: RankedMagnitude) -> Edge:
+    def of(found: RankedMagnitude) -> Threshold:
         """The edge that keeps the ``found.rank`` largest magnitudes."""
-        return Edge.keeping(found, found.rank - found.above)
+        return Threshold.keeping(found, found.rank - found.above)
 
     @staticmethod
-    def keeping(found: RankedMagnitude, ties: int) -> Edge:
+    def keeping(found: RankedMagnitude, ties: int) -> Threshold:
         """The edge that keeps what is larger than ``found``, and ``ties`` that are equal."""
         cut = found.value > 0 and 0 < ties < found.equal
-        return Edge(found.value, ties, cut, found.ties if cut else None)
+        return Threshold(found.value, ties, cut, found.ties if cut else None)
 
     @property
-    def needs_tally(self) -> bool:
+    def needs_scan(self) -> bool:
         """Whether ties must be counted, grain by grain."""
         return self.cut and self.places is None
 
@@ -95,14 +95,14 @@ class TieLocation(Statistic["list[dict[int, Any]]", "tuple[TieCounts | None, ...
 
     double = False
 
-    def start(self) -> list[dict[int, Any]]:
+    def init(self) -> list[dict[int, Any]]:
         return [{} for _ in range(self.source.count)]
 
     def update(self, into: list[dict[int, Any]], grain: GrainView, earlier: Sequence[Any]) -> None:
         found: Ranks = earlier[-1]
         for number, ranked in enumerate(found.of):
-            edge = Edge.of(ranked[0]) if ranked else None
-            if edge is not None and edge.needs_tally:
+            edge = Threshold.of(ranked[0]) if ranked else None
+            if edge is not None and edge.needs_scan:
                 vector = self.source.read(number, grain)
                 into[number][grain.index] = grain.ops.count_equal(vector, edge.value)
 
@@ -111,11 +111,11 @@ class TieLocation(Statistic["list[dict[int, Any]]", "tuple[TieCounts | None, ...
             for index, count in counts.items():
                 counts[index] = int(count)
 
-    def merge(self, into: list[dict[int, Any]], other: list[dict[int, Any]]) -> None:
+    def combine(self, into: list[dict[int, Any]], other: list[dict[int, Any]]) -> None:
         for counts, more in zip(into, other, strict=True):
             counts.update(more)
 
-    def finish(
+    def finalize(
         self, total: list[dict[int, Any]], earlier: Sequence[Any]
     ) -> tuple[TieCounts | None, ...]:
         found: Ranks = earlier[-1]
@@ -160,17 +160,17 @@ class TopMagnitude(Sparsifier):
         fine = FineHistogram(source, self.rescale, max(map(len, ranks)))
         return (CoarseHistogram(source, ranks), fine)
 
-    def _edges(self, statistics: Sequence[Any]) -> tuple[tuple[Edge, ...], ...]:
+    def _edges(self, statistics: Sequence[Any]) -> tuple[tuple[Threshold, ...], ...]:
         """Per vector: the edge above which elements are kept, and the one above which not."""
         if self._idle:
             return ((),) * len(self.keep)
         found: Ranks = statistics[1]
-        return tuple(tuple(map(Edge.of, ranked)) for ranked in found.of)
+        return tuple(tuple(map(Threshold.of, ranked)) for ranked in found.of)
 
-    def needs_tally(self, statistics: Sequence[Any]) -> bool:
-        return any(edge.needs_tally for edges in self._edges(statistics) for edge in edges)
+    def needs_scan(self, statistics: Sequence[Any]) -> bool:
+        return any(edge.needs_scan for edges in self._edges(statistics) for edge in edges)
 
-    def tally(
+    def scan_value(
         self, source: VectorExpr, grain: GrainView, statistics: Sequence[Any]
     ) -> tuple[Any, ...]:
         """Ties at both edges of every vector."""
@@ -178,7 +178,7 @@ class TopMagnitude(Sparsifier):
         for number, edges in enumerate(self._edges(statistics)):
             vector = source.read(number, grain)
             both = [
-                grain.ops.count_equal(vector, edge.value) if edge.needs_tally else 0
+                grain.ops.count_equal(vector, edge.value) if edge.needs_scan else 0
                 for edge in edges
             ]
             counts += [*both, 0, 0][:2]

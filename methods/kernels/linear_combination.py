@@ -34,7 +34,7 @@ class LinearCombination(Kernel):
     def uses(self) -> tuple[Use, ...]:
         return (Use("combine", len(self.coefficients)),)
 
-    def combine(
+    def apply(
         self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         weighted_sum(Inputs(tuple(range(len(self.coefficients)))), self.coefficients, grain, out)
@@ -60,8 +60,8 @@ class Coefficients(GramMatrix):
 
     rule: Rule
 
-    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> Any:
-        return tuple(self.rule.coefficients(super().finish(total, earlier), NUMBERS))
+    def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> Any:
+        return tuple(self.rule.coefficients(super().finalize(total, earlier), NUMBERS))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class GramCombination(Kernel):
     def uses(self) -> tuple[Use, ...]:
         return (Use("combine", len(self.positions)),)
 
-    def combine(
+    def apply(
         self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         base = None if self.base is None else grain.inputs[self.base]

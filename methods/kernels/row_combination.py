@@ -39,7 +39,7 @@ class RowCombination(Kernel):
         count = len(self.positions)
         return (Use("row_dots", count), Use("combine", count))
 
-    def combine(
+    def apply(
         self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         vectors = vectors_of(self.positions, self.base).read_all(grain)
@@ -79,7 +79,7 @@ class ColumnGram(GrainSum[Any]):
         first = grain.start % self.columns
         into.add(grain.index, grain.ops.column_dots(vectors, self.columns, first))
 
-    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> Any:
+    def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> Any:
         import numpy as np
 
         gram = matrix(total.total, self.source.count)
@@ -111,7 +111,7 @@ class ColumnCombination(Kernel):
     def uses(self) -> tuple[Use, ...]:
         return (Use("combine", len(self.positions)),)
 
-    def combine(
+    def apply(
         self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         ops, first = grain.ops, grain.start % math.prod(self.shape[1:])

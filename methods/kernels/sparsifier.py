@@ -32,7 +32,7 @@ class Sparsifier(ABC):
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """What `rule` and `tally` use of ``grain.ops``."""
+        """What `rule` and `scan_value` use of ``grain.ops``."""
         return ()
 
     def memo_bytes(self, grains: Grains) -> int:
@@ -43,14 +43,14 @@ class Sparsifier(ABC):
         """The statistics that are needed, one pass each."""
         return ()
 
-    def needs_tally(self, statistics: Sequence[Any]) -> bool:
-        """See `Kernel.needs_tally`."""
+    def needs_scan(self, statistics: Sequence[Any]) -> bool:
+        """See `Kernel.needs_scan`."""
         return False
 
-    def tally(
+    def scan_value(
         self, source: VectorExpr, grain: GrainView, statistics: Sequence[Any]
     ) -> tuple[Any, ...]:
-        """See `Kernel.tally`."""
+        """See `Kernel.scan_value`."""
         raise NotImplementedError
 
     def factors(self, count: int, statistics: Sequence[Any]) -> tuple[float, ...]:

@@ -58,13 +58,13 @@ class TaskVectors(Kernel):
     def uses(self) -> tuple[Use, ...]:
         return (Use("combine", len(self.positions), self.elect), *self.sparsifier.uses)
 
-    def needs_tally(self, statistics: Sequence[Any]) -> bool:
-        return self.sparsifier.needs_tally(statistics)
+    def needs_scan(self, statistics: Sequence[Any]) -> bool:
+        return self.sparsifier.needs_scan(statistics)
 
-    def tally(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[Any, ...]:
-        return self.sparsifier.tally(self.source, grain, statistics)
+    def scan_value(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[Any, ...]:
+        return self.sparsifier.scan_value(self.source, grain, statistics)
 
-    def combine(
+    def apply(
         self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
         factors = self.sparsifier.factors(len(self.positions), statistics)

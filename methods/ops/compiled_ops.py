@@ -24,9 +24,9 @@ from mergeloom.methods.ops.maths import ArrayMaths
 from mergeloom.methods.ops.words import (
     CANCELLED,
     KEEP_ALL,
-    Draw,
     Factors,
     KeepRule,
+    RandomBound,
     Vector,
     matrix,
     pairs,
@@ -206,7 +206,7 @@ class CompiledOps(Arena):
     def choose_by_rank(
         self, vector: Vector, row: int, key: int, start: int, steps: Any, marks: int
     ) -> int:
-        rule = KeepRule(draw=Draw(key, start, int(steps[0])))
+        rule = KeepRule(draw=RandomBound(key, start, int(steps[0])))
         described, size = self._vectors([vector], [rule]), vector.array.count
         place = steps.ctypes.data
         self._call("choose_by_rank", described, _HASH_AT, place, row, marks, size, row=row)

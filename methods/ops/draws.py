@@ -64,7 +64,7 @@ def _draw(words: tuple[int, int], out: Tensor, work: Tensor) -> None:
     _fold(out, 16, work)
     out.mul_(_signed(_FIRST)).bitwise_xor_(_signed(second))
     _fold(out, 15, work)
-    # The order of the products hangs on their high bits, which all lower ones went into.
+    # The order of the products depends on their high bits, which all lower ones went into.
     out.mul_(_signed(_SECOND))
 
 

@@ -43,9 +43,9 @@ class TorchOps(TorchArrays):
     def there(self, numbers: Any) -> Tensor:
         """An array of numpy, on the device of grains.
 
-        On CUDA nobody waits: pageable memory is taken over before the call returns. Otherwise each
-        call would wait for all that the device has been told to do before. Metal reads the memory
-        later, when it may be gone; there one has to wait.
+        On CUDA no copy is waited for: pageable memory is taken over before the call returns.
+        Otherwise each call would wait for all that the device has been told to do before. Metal
+        reads the memory later, when it may be gone; there one has to wait.
         """
         device = self._memory.device
         return torch.from_numpy(numbers).to(device, non_blocking=device.type != "mps")
@@ -84,7 +84,7 @@ class TorchOps(TorchArrays):
         bits, size = _values(vector).reshape(-1).view(torch.int32), 1 << low
         levels = []
         # Most elements lie elsewhere, and adding them all to one counter would take its time. They
-        # are spread over as many counters that nobody looks at.
+        # are spread over as many counters that are not used.
         other = torch.arange(bits.numel(), dtype=torch.int32, device=bits.device)
         other.bitwise_and_(size - 1).bitwise_or_(size)
         for high, own in zip(highs, counts, strict=True):

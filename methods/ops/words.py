@@ -54,7 +54,7 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class RandomBound:
     """A random choice: those elements whose numbers (`methods.ops.draws`) lie below ``bound``.
 
     The numbers are those of ``key`` for a grain from element ``start`` on.
@@ -75,7 +75,7 @@ class KeepRule:
 
     above: Bound | None = None
     upto: Bound | None = None
-    draw: Draw | None = None
+    draw: RandomBound | None = None
     marks: Array | None = None
 
 
@@ -165,7 +165,7 @@ class Ops(Protocol):
     # --- choosing -------------------------------------------------------------------------
 
     def new_marks(self, grain: GrainView, number: int, vectors: int) -> Array:
-        """Marks for vector ``number`` of so many: in the grain's memo, if it has one."""
+        """Marks for vector ``number`` of ``vectors``: in the grain's memo, if it has one."""
 
     def choose_by_rank(
         self, vector: Vector, row: int, key: int, start: int, steps: Any, marks: Array

@@ -33,7 +33,7 @@ class GramMatrix(GrainSum["tuple[tuple[float, ...], ...]"]):
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         into.add(grain.index, grain.ops.dots(self.source.read_all(grain)))
 
-    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
+    def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
         count = self.source.count
         if total.total is None:
             return ((0.0,) * count,) * count

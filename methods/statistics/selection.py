@@ -126,7 +126,7 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
     def accumulator_bytes(self, grains: Grains) -> int:
         return 8 * _BUCKETS * (self.source.count + 2)
 
-    def start(self) -> CoarseCounts:
+    def init(self) -> CoarseCounts:
         return CoarseCounts()
 
     def update(self, into: CoarseCounts, grain: GrainView, earlier: Sequence[Any]) -> None:
@@ -143,13 +143,15 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
         into.counts = {number: here(counts) for number, counts in into.counts.items()}
         into.nonzero = {number: int(count) for number, count in into.nonzero.items()}
 
-    def merge(self, into: CoarseCounts, other: CoarseCounts) -> None:
+    def combine(self, into: CoarseCounts, other: CoarseCounts) -> None:
         for number, counts in other.counts.items():
             present = into.counts.get(number)
             into.counts[number] = counts if present is None else _added(present, counts)
             into.nonzero[number] = into.nonzero.get(number, 0) + other.nonzero[number]
 
-    def finish(self, total: CoarseCounts, earlier: Sequence[Any]) -> tuple[tuple[Bucket, ...], ...]:
+    def finalize(
+        self, total: CoarseCounts, earlier: Sequence[Any]
+    ) -> tuple[tuple[Bucket, ...], ...]:
         result = []
         for number in range(self.source.count):
             wanted = self.ranks[number]
@@ -235,13 +237,13 @@ class FineCounts:
             }
         )
 
-    def merge(self, other: FineCounts) -> None:
+    def combine(self, other: FineCounts) -> None:
         for key, levels in other.levels.items():
             self.levels.setdefault(key, {}).update(levels)
         for key, counts in other.counts.items():
             present = self.counts.get(key)
             self.counts[key] = counts if present is None else _added(present, counts)
-        self.sums.merge(other.sums)
+        self.sums.combine(other.sums)
 
 
 @dataclass(frozen=True)
@@ -285,7 +287,7 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
     def double(self) -> bool:
         return self.sums
 
-    def start(self) -> FineCounts:
+    def init(self) -> FineCounts:
         return FineCounts()
 
     def update(self, into: FineCounts, grain: GrainView, earlier: Sequence[Any]) -> None:
@@ -310,10 +312,10 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
     def fetch(self, into: FineCounts) -> None:
         into.fetch()
 
-    def merge(self, into: FineCounts, other: FineCounts) -> None:
-        into.merge(other)
+    def combine(self, into: FineCounts, other: FineCounts) -> None:
+        into.combine(other)
 
-    def finish(self, total: FineCounts, earlier: Sequence[Any]) -> Ranks:
+    def finalize(self, total: FineCounts, earlier: Sequence[Any]) -> Ranks:
         summed = iter(total.sums.total or ())
         everything, ranked = [], []
         for number, wanted in enumerate(earlier[-1]):

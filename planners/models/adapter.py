@@ -270,7 +270,7 @@ def _setting(
 def _matches(pattern: object, module: str, directory: Path) -> bool:
     """Whether a module's name, or its last parts, are what a pattern describes.
 
-    A pattern is a regular expression that nobody vouches for, so it is kept to what cannot take
+    A pattern is an untrusted regular expression, so it is kept to what cannot take
     long: no more than one repetition in it may be of more than one letter's choice.
     """
     if not isinstance(pattern, str):

@@ -240,7 +240,7 @@ def _scale_of(codes: Shape, scales: Shape, block: tuple[int, int] | None = None)
     """The block that each scale is for; ``block`` is what it should be, if that is known.
 
     Raises:
-        ValueError: no block gives so many scales.
+        ValueError: no block size gives this number of scales.
     """
     if math.prod(scales) == 1:
         return Scale()

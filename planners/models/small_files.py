@@ -1,4 +1,4 @@
-"""Small files of JSON that nobody vouches for."""
+"""Small files of untrusted JSON."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bound_heap()
-    print(f"{'method':18} {'passes':>30} {'tally':>7} {'output':>7} {'total':>7}  ns/element")
+    print(f"{'method':18} {'passes':>30} {'scan':>7} {'output':>7} {'total':>7}  ns/element")
     for name in arguments.methods or registry.names():
         method = registry.get(name)
         count = arguments.inputs
@@ -76,13 +76,13 @@ def report(method: Method, shape: tuple[int, ...], count: int, dtype: DType, tor
     position = 0 if method.base is Base.REQUIRED else None
     kernel = method.kernel(resolved(method, shape, count, position))
     flat = [tensor.view(-1) for tensor in inputs]
-    passes, tally, output = measure(kernel, flat, shape, dtype, torchs)
+    passes, scan, output = measure(kernel, flat, shape, dtype, torchs)
     merged = count - (position is not None)
     elements = math.prod(shape) * merged
     each = " + ".join(f"{seconds / elements * 1e9:.2f}" for seconds in passes)
-    total = (sum(passes) + tally + output) / elements * 1e9
-    tallied, put = tally / elements * 1e9, output / elements * 1e9
-    print(f"{method.name:18} {each:>30} {tallied:7.2f} {put:7.2f} {total:7.2f}", flush=True)
+    total = (sum(passes) + scan + output) / elements * 1e9
+    scanned, put = scan / elements * 1e9, output / elements * 1e9
+    print(f"{method.name:18} {each:>30} {scanned:7.2f} {put:7.2f} {total:7.2f}", flush=True)
 
 
 def resolved(method: Method, shape: tuple[int, ...], count: int, base: int | None) -> TensorMerge:
@@ -102,7 +102,7 @@ def resolved(method: Method, shape: tuple[int, ...], count: int, base: int | Non
 def measure(
     kernel: Kernel, inputs: list[Tensor], shape: tuple[int, ...], dtype: DType, torchs: bool
 ) -> tuple[list[float], float, float]:
-    """Seconds of each statistics pass, of the tallies, and of the output pass; best of three."""
+    """Seconds of each statistics pass, of the prefixes, and of the output pass; best of three."""
     builder, source = GraphBuilder(), MemorySource(b"", "nothing")
     loads = [builder.load(source, 0, dtype, shape, str(i)) for i in range(len(inputs))]
     root = builder.merge(loads, kernel, "merged")
@@ -119,8 +119,8 @@ def measure(
     size = work.profile.memo_bytes
     memo = Memo(Block(grains.count * size), size, 0) if size else None
     statistics: dict[Merge, list[Any]] = {root: []}
-    tallies: dict[Merge, dict[int, tuple[int, ...]]] = {}
-    evaluator = TreeEvaluator(root, grains, spans, ops, statistics, tallies, memo)
+    prefixes: dict[Merge, dict[int, tuple[int, ...]]] = {}
+    evaluator = TreeEvaluator(root, grains, spans, ops, statistics, prefixes, memo)
 
     def timed(work: Callable[[int], object]) -> float:
         start = time.thread_time()
@@ -132,28 +132,28 @@ def measure(
     with torch.inference_mode():
         for _ in range(3):
             statistics[root] = []
-            tallies.clear()
+            prefixes.clear()
             passes = []
             for statistic in kernel.passes:
-                into = statistic.start()
+                into = statistic.init()
                 passes.append(
                     timed(lambda i: evaluator.statistic(root, statistic, into, i))  # noqa: B023
                 )
                 statistic.fetch(into)
-                statistics[root].append(statistic.finish(into, statistics[root]))
-            tally, found = 0.0, list[tuple[int, ...]]()
-            if kernel.needs_tally(statistics[root]):
-                tally = timed(
-                    lambda i: found.append(tuple(map(int, evaluator.tally(root, i))))  # noqa: B023
+                statistics[root].append(statistic.finalize(into, statistics[root]))
+            scan, found = 0.0, list[tuple[int, ...]]()
+            if kernel.needs_scan(statistics[root]):
+                scan = timed(
+                    lambda i: found.append(tuple(map(int, evaluator.scan_value(root, i))))  # noqa: B023
                 )
                 before = (0,) * len(found[0])
-                tallies[root] = {}
+                prefixes[root] = {}
                 for index, own in enumerate(found):
-                    tallies[root][index] = before
+                    prefixes[root][index] = before
                     before = tuple(map(sum, zip(before, own, strict=True)))
             output = timed(lambda i: evaluator.output(i, [(write, Span(out, 0, 0))]))
-            if best is None or sum(passes) + tally + output < sum(best[0]) + sum(best[1:]):
-                best = passes, tally, output
+            if best is None or sum(passes) + scan + output < sum(best[0]) + sum(best[1:]):
+                best = passes, scan, output
     assert best is not None
     return best
 

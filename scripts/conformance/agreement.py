@@ -52,7 +52,7 @@ class Inputs:
         """The method's result in float64.
 
         Raises:
-            ValueError: it hangs on a random choice.
+            ValueError: it depends on a random choice.
         """
         return _ANSWERS[self.method](self)
 
@@ -107,7 +107,7 @@ class Results:
 
     @property
     def error(self) -> Tensor:
-        """Units from mergeloom to the answer; 0 where a decision hangs on the last bit."""
+        """Units from mergeloom to the answer; 0 where a decision depends on the last bit."""
         off = self.units(self.ours, self.answer.value)
         return off if self.answer.either is None else off.masked_fill(self.answer.either, 0.0)
 
@@ -159,7 +159,7 @@ def compare(results: Results) -> Agreement:
 
 
 def decisions(results: Results) -> Tensor:
-    """Where the result hangs on equal numbers or on the last bit: roundings do not show there."""
+    """Where the result depends on equal numbers or on the last bit: roundings do not show there."""
     either = results.answer.either
     doubtful = torch.zeros_like(results.scale, dtype=torch.bool) if either is None else either
     return doubtful | _equal_magnitudes(results)

@@ -28,7 +28,7 @@ _WEIGHTS = (0.5, 0.3, 0.4)
 
 @dataclass(frozen=True)
 class Draw:
-    """A number that hangs on chance: expected, of each program, and the standard deviation."""
+    """A number that depends on chance: expected, of each program, and the standard deviation."""
 
     method: str
     what: str

@@ -2,7 +2,7 @@
 
 Nothing here is fast, and nothing is shared with what is tested. Task vectors are rounded to
 float32 as the definition says; everything after that is float64. An oracle returns the result,
-the magnitudes that were added up (which bound rounding), and where a decision hangs on rounding.
+the magnitudes that were added up (which bound rounding), and where a decision depends on rounding.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def nuslerp(
     x = torch.where(straight, 1 - t, ((1 - t) * omega).sin() / omega.sin())
     y = torch.where(straight, t, (t * omega).sin() / omega.sin())
     value, scale = x * a + y * b, (x * a).abs() + (y * b).abs()
-    # Close to opposite directions the plane of the arc hangs on rounding, however it is found.
+    # Close to opposite directions the plane of the arc depends on rounding, however it is found.
     scale = scale / (1 + cosine).clamp_min(1e-6).clamp_max(1)
     return on_base(base, value.view(shape), scale.view(shape))
 

@@ -1,7 +1,7 @@
-"""Kill merges anywhere, resume them, and compare with a run that nobody disturbed.
+"""Kill merges anywhere, resume them, and compare with an undisturbed run.
 
     scripts/run crash                       one round of every kind of kernel
-    scripts/run crash --kills 500           until so many processes were killed
+    scripts/run crash --kills 500           until 500 processes were killed
     scripts/run crash --seed 7 --kinds copy,rank
 
 A round merges into a new directory. It kills the process (SIGKILL) at a random moment, or right

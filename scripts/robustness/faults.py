@@ -152,7 +152,7 @@ class MeddlingFiles(Files):
 
 
 @dataclass
-class Bench:
+class Trial:
     """Where merges are tried: a job, its models, the right result, a new directory each time.
 
     ``most`` is how many of many like cases are tried, drawn at random; ``None`` for all.
@@ -207,28 +207,28 @@ def check_error(error: LoomError) -> None:
     assert "continue" in str(error), str(error)
 
 
-def system_errors(bench: Bench) -> None:
+def system_errors(trial: Trial) -> None:
     """Every call fails with every error that it can return, once and for good."""
     for what, (error, kinds) in ERRORS.items():
         for io_mode in (IOMode.DIRECT, IOMode.BUFFERED):
             counting = FaultyFiles(error, kinds, 0, False)
-            run(bench.job, bench.new(), _options(io_mode, counting))
-            for number in bench.some(range(1, counting.calls + 1)):
+            run(trial.job, trial.new(), _options(io_mode, counting))
+            for number in trial.some(range(1, counting.calls + 1)):
                 for lasting in (False, True):
                     files = FaultyFiles(error, kinds, number, lasting)
-                    bench.try_files(what, files, io_mode)
+                    trial.try_files(what, files, io_mode)
 
 
-def short_calls(bench: Bench) -> None:
+def short_calls(trial: Trial) -> None:
     """Reads and writes end early, at any byte."""
-    for seed in bench.some(range(30)):
+    for seed in trial.some(range(30)):
         for io_mode in IOMode:
-            assert bench.try_files("short reads and writes", ShortFiles(seed), io_mode)
+            assert trial.try_files("short reads and writes", ShortFiles(seed), io_mode)
 
 
-def inputs_change(bench: Bench) -> None:
+def inputs_change(trial: Trial) -> None:
     """A file is cut, written over, replaced or removed while it is read."""
-    path = bench.models / "one" / "model.safetensors"
+    path = trial.models / "one" / "model.safetensors"
     kept = path.with_suffix(".kept")
     shutil.copy2(path, kept)
 
@@ -254,10 +254,10 @@ def inputs_change(bench: Bench) -> None:
         "file removed while read": path.unlink,
     }
     for what, meddle in meddling.items():
-        for number in bench.some(range(1, 30)):
-            output = bench.new()
+        for number in trial.some(range(1, 30)):
+            output = trial.new()
             try:
-                run(bench.job, output, _options(IOMode.AUTO, MeddlingFiles(number, meddle)))
+                run(trial.job, output, _options(IOMode.AUTO, MeddlingFiles(number, meddle)))
                 well = True
             except LoomError as error:
                 check_error(error)
@@ -265,15 +265,15 @@ def inputs_change(bench: Bench) -> None:
             # What was read of the old file is right: a file that is open does not change by being
             # replaced or removed. What was read of a changed one must not have been recorded.
             shutil.copy2(kept, path)
-            bench.resume(what, output, well)
+            trial.resume(what, output, well)
     path.unlink()
     try:
-        run(bench.job, bench.new(), _options(IOMode.AUTO))
+        run(trial.job, trial.new(), _options(IOMode.AUTO))
         raise AssertionError("a missing input went unnoticed")
     except LoomError as error:
         check_error(error)
     shutil.copy2(kept, path)
-    bench.counts["file missing at the start", "one line, then resumed"] += 1
+    trial.counts["file missing at the start", "one line, then resumed"] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,8 +318,8 @@ def command(
         return Ended(os.waitstatus_to_exitcode(state), said)
 
 
-def _merge(bench: Bench, output: Path, *more: str) -> list[str]:
-    config = bench.models / "merge.yml"
+def _merge(trial: Trial, output: Path, *more: str) -> list[str]:
+    config = trial.models / "merge.yml"
     config.write_text(
         "merge_method: linear\nmodels: [base, one]\nparameters: {weight: 1}\ndtype: bfloat16\n"
     )
@@ -331,7 +331,7 @@ def _merge(bench: Bench, output: Path, *more: str) -> list[str]:
         "--max-shard-size",
         "300kB",
         "--search-dir",
-        str(bench.models),
+        str(trial.models),
         *more,
     ]
 
@@ -342,78 +342,78 @@ def _check_command(ended: Ended, status: int = 1) -> None:
     assert "continue" in ended.complaints, ended.complaints
 
 
-def signals(bench: Bench) -> None:
+def signals(trial: Trial) -> None:
     """SIGINT and SIGTERM at any moment."""
     chance = random.Random(0)
     for number in (signal.SIGINT, signal.SIGTERM):
         what = signal.Signals(number).name
-        for _ in bench.some(range(30)):
-            output = bench.new()
+        for _ in trial.some(range(30)):
+            output = trial.new()
 
             def interrupt(pid: int, number: int = number) -> None:
                 time.sleep(chance.uniform(0.02, 0.35))
                 os.kill(pid, number)
 
-            ended = command(_merge(bench, output), meanwhile=interrupt)
+            ended = command(_merge(trial, output), meanwhile=interrupt)
             if ended.status not in (0, -number):  # not begun yet, or over already
                 assert ended.status == 130, ended
                 assert ended.complaints.count("\n") == 1, ended
                 assert ended.complaints.startswith("interrupted"), ended
-            again = command(_merge(bench, output))
+            again = command(_merge(trial, output))
             assert again.status == 0, again
-            assert {**digests(output)} == _by_command(bench), "the result differs"
+            assert {**digests(output)} == _by_command(trial), "the result differs"
             shutil.rmtree(output)
             how = {0: "ended well", 130: "one line, then resumed"}
-            bench.counts[what, how.get(ended.status, "before it began")] += 1
+            trial.counts[what, how.get(ended.status, "before it began")] += 1
 
 
-def memory(bench: Bench) -> None:
+def memory(trial: Trial) -> None:
     """The system gives no more memory, from some point on."""
-    expected = _by_command(bench)
-    for extra in bench.some(range(0, 120, 4)):
-        output = bench.new()
+    expected = _by_command(trial)
+    for extra in trial.some(range(0, 120, 4)):
+        output = trial.new()
 
         def limit(extra: int = extra) -> None:
             with open("/proc/self/statm") as file:
                 now = int(file.read().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (now + extra * MIB, resource.RLIM_INFINITY))
 
-        ended = command(_merge(bench, output), before=limit)
+        ended = command(_merge(trial, output), before=limit)
         if ended.status:
             _check_command(ended)
-        assert command(_merge(bench, output)).status == 0
+        assert command(_merge(trial, output)).status == 0
         assert digests(output) == expected, "the result differs"
         shutil.rmtree(output)
         well = "one line, then resumed" if ended.status else "ended well"
-        bench.counts["memory limit (RLIMIT_AS)", well] += 1
+        trial.counts["memory limit (RLIMIT_AS)", well] += 1
 
 
-def small_disks(bench: Bench) -> None:
+def small_disks(trial: Trial) -> None:
     """File systems of a fixed size: too small from the start, or filled while a merge runs."""
-    needed = sum(file.size for file in bench.job.graph.files)
+    needed = sum(file.size for file in trial.job.graph.files)
     for kind in ("tmpfs", "ext4"):
-        with mounted(bench.folder, kind, 8 * MIB) as volume:
+        with mounted(trial.folder, kind, 8 * MIB) as volume:
             output = volume / "out"
             filler = volume / "filler"
             _fill(filler, _free(volume) - needed // 2)
-            ended = command(_merge(bench, output))
+            ended = command(_merge(trial, output))
             _check_command(ended)
             assert "MB" in ended.complaints
             assert not list(output.glob("*.safetensors*")), "something was begun"
-            bench.counts[f"{kind} too small at the start", "one line, then resumed"] += 1
+            trial.counts[f"{kind} too small at the start", "one line, then resumed"] += 1
             filler.unlink()
             shutil.rmtree(output)
             for io_mode in ("buffered", "direct"):
-                for left in bench.some(range(0, 2 * needed, needed // 10)):
+                for left in trial.some(range(0, 2 * needed, needed // 10)):
                     options = _options(IOMode(io_mode))
                     try:
-                        run(bench.job, output, options, begun=_filling(volume, left))
+                        run(trial.job, output, options, begun=_filling(volume, left))
                         well = True
                     except LoomError as error:
                         check_error(error)
                         well = False
                     filler.unlink()
-                    bench.resume(f"{kind} filled while it ran", output, well)
+                    trial.resume(f"{kind} filled while it ran", output, well)
 
 
 def _filling(volume: Path, left: int) -> Callable[[object], None]:
@@ -421,29 +421,29 @@ def _filling(volume: Path, left: int) -> Callable[[object], None]:
     return lambda _: _fill(volume / "filler", _free(volume) - left)
 
 
-def read_only(bench: Bench) -> None:
+def read_only(trial: Trial) -> None:
     """The output's file system is read-only, from the start or when it is continued."""
-    with mounted(bench.folder, "tmpfs", 16 * MIB) as volume:
+    with mounted(trial.folder, "tmpfs", 16 * MIB) as volume:
         output = volume / "out"
         for begun in (False, True):
             if begun:
                 files = FaultyFiles(errno.EIO, frozenset(("read",)), 10, True)
                 with suppress(RunError):
-                    run(bench.job, output, _options(IOMode.AUTO, files))
+                    run(trial.job, output, _options(IOMode.AUTO, files))
             _remount(volume, "ro")
             try:
-                run(bench.job, output, _options(IOMode.AUTO))
+                run(trial.job, output, _options(IOMode.AUTO))
                 raise AssertionError("a read-only file system was written")
             except LoomError as error:
                 check_error(error)
             _remount(volume, "rw")
-            bench.resume("read-only output", output, False)
+            trial.resume("read-only output", output, False)
 
 
-def locks(bench: Bench) -> None:
+def locks(trial: Trial) -> None:
     """A second process on one output is refused, until the first one is gone, however it went."""
     for end in (signal.SIGTERM, signal.SIGKILL):
-        output = bench.new()
+        output = trial.new()
         ready, done = os.pipe()
         pid = os.fork()
         if not pid:
@@ -455,15 +455,15 @@ def locks(bench: Bench) -> None:
                 time.sleep(60)
             os._exit(0)
         os.read(ready, 1)
-        ended = command(_merge(bench, output))
+        ended = command(_merge(trial, output))
         assert (ended.status, ended.complaints.count("\n")) == (1, 1), ended
         assert "another process is writing" in ended.complaints
         os.kill(pid, end)
         os.waitpid(pid, 0)
-        bench.resume("second process on one output", output, False)
+        trial.resume("second process on one output", output, False)
 
 
-FAULTS: dict[str, tuple[Callable[[Bench], None], bool]] = {
+FAULTS: dict[str, tuple[Callable[[Trial], None], bool]] = {
     "errors": (system_errors, False),
     "short": (short_calls, False),
     "inputs": (inputs_change, False),
@@ -476,18 +476,18 @@ FAULTS: dict[str, tuple[Callable[[Bench], None], bool]] = {
 """Everything that is tried, and whether it mounts file systems, for which it needs root."""
 
 
-def _by_command(bench: Bench) -> dict[str, str]:
+def _by_command(trial: Trial) -> dict[str, str]:
     """What the command line makes: its configuration has a name and comments of its own."""
-    output = bench.models / "by-command"
+    output = trial.models / "by-command"
     if not output.exists():
-        ended = command(_merge(bench, output))
+        ended = command(_merge(trial, output))
         assert ended.status == 0, ended
     return digests(output)
 
 
 @contextmanager
 def mounted(folder: Path, kind: str, size: int) -> Iterator[Path]:
-    """A ``tmpfs``, or an ``ext4`` in a file, of so many bytes. Needs root.
+    """A ``tmpfs``, or an ``ext4`` in a file, of ``size`` bytes. Needs root.
 
     Raises:
         OSError: it cannot be mounted here.
@@ -530,12 +530,12 @@ def _fill(path: Path, size: int) -> None:
         os.posix_fallocate(file.fileno(), 0, max(size, 1))
 
 
-def make_bench(kind: str, folder: Path, most: int | None = None) -> Bench:
+def make_trial(kind: str, folder: Path, most: int | None = None) -> Trial:
     """The place to try one of the small merges at."""
     models = make_models(folder / "models")
     job = make_job(kind, models)
     run(job, folder / "reference", _options(IOMode.AUTO))
-    return Bench(job, models, digests(folder / "reference"), folder, Counter(), most)
+    return Trial(job, models, digests(folder / "reference"), folder, Counter(), most)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -548,14 +548,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(chosen) - set(FAULTS):
         parser.error(f"no fault '{min(unknown)}': choose from {', '.join(FAULTS)}")
     with tempfile.TemporaryDirectory(prefix="faults-", dir=memory_directory()) as folder:
-        bench = make_bench("linear", Path(folder), options.most)
+        trial = make_trial("linear", Path(folder), options.most)
         for name in chosen:
             attempt, needs_root = FAULTS[name]
             if needs_root and os.geteuid() != 0:
                 print(f"{name}: not tried, it needs root", file=sys.stderr)
                 continue
-            attempt(bench)
-    for (what, how), count in bench.counts.items():
+            attempt(trial)
+    for (what, how), count in trial.counts.items():
         print(f"{what:<34}{how:<24}{count:>6}")
-    print(f"{bench.counts.total()} faults; every result has the digests of the undisturbed run")
+    print(f"{trial.counts.total()} faults; every result has the digests of the undisturbed run")
     return 0

@@ -1,7 +1,7 @@
-"""Feed the parsers with what nobody would write, and see only clear errors.
+"""Feed the parsers with damaged input, and see only clear errors.
 
     scripts/run fuzz                            a few seconds of every target
-    scripts/run fuzz --cases 1000000            so many cases, shared among the targets
+    scripts/run fuzz --cases 1000000            cases in all, shared among the targets
     scripts/run fuzz --targets header --seconds 60 --atheris
                                             guided by coverage, where atheris is installed
 

@@ -19,7 +19,7 @@ class Weighted(Kernel):
 
     weights: tuple[float, ...]
 
-    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+    def apply(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
         out.zero_()
         for weight, tensor in zip(self.weights, grain.inputs, strict=True):
             out.add_(tensor, alpha=weight)
@@ -30,7 +30,7 @@ class Moment(Statistic[GrainSums, float]):
 
     scratch = 1
 
-    def start(self) -> GrainSums:
+    def init(self) -> GrainSums:
         return GrainSums()
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
@@ -40,10 +40,10 @@ class Moment(Statistic[GrainSums, float]):
         torch.mul(grain.inputs[0], grain.inputs[0], out=square)
         into.add(grain.index, float(square.double().sum()))
 
-    def merge(self, into: GrainSums, other: GrainSums) -> None:
-        into.merge(other)
+    def combine(self, into: GrainSums, other: GrainSums) -> None:
+        into.combine(other)
 
-    def finish(self, total: GrainSums, earlier: Sequence[Any]) -> float:
+    def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> float:
         return float(total.total or 0.0) ** 0.5 + sum(earlier)
 
 
@@ -58,7 +58,7 @@ class Normalised(Kernel):
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
         return (Moment(), Moment())
 
-    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+    def apply(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
         out.zero_()
         for tensor in grain.inputs:
             out.add_(tensor)
@@ -72,13 +72,13 @@ class FirstPositives(Kernel):
     limit: int
     scratch = 2
 
-    def needs_tally(self, statistics: Sequence[Any]) -> bool:
+    def needs_scan(self, statistics: Sequence[Any]) -> bool:
         return True
 
-    def tally(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
+    def scan_value(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
         return (int((grain.inputs[0] > 0).sum()),)
 
-    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+    def apply(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
         positive = grain.inputs[0] > 0
         rank = positive.cumsum(0) + before[0]
         out.copy_(grain.inputs[0] * (positive & (rank <= self.limit)))
@@ -90,7 +90,7 @@ class RowMean(Kernel):
 
     access = Access.ROWWISE
 
-    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+    def apply(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
         out.copy_(grain.inputs[0] - grain.inputs[0].mean(dim=-1, keepdim=True))
 
 
@@ -100,24 +100,24 @@ class Transposed(Kernel):
 
     access = Access.WHOLE
 
-    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+    def apply(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
         out.copy_(grain.inputs[0] + grain.inputs[0].double().sum(0, keepdim=True).float())
 
 
 class Remembering(Statistic[list[int], None]):
     """Leaves a memo of every grain, where there is room for it."""
 
-    def start(self) -> list[int]:
+    def init(self) -> list[int]:
         return []
 
     def update(self, into: list[int], grain: GrainView, earlier: Sequence[Any]) -> None:
         if grain.memo is not None:
             ctypes.memset(grain.memo.address, 1 + grain.index % 99, grain.memo.count)
 
-    def merge(self, into: list[int], other: list[int]) -> None:
+    def combine(self, into: list[int], other: list[int]) -> None:
         pass
 
-    def finish(self, total: list[int], earlier: Sequence[Any]) -> None:
+    def finalize(self, total: list[int], earlier: Sequence[Any]) -> None:
         return None
 
 
@@ -133,7 +133,7 @@ class Remembered(Kernel):
     def memo_bytes(self, grains: Grains) -> int:
         return -(-grains.size // 8)
 
-    def combine(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+    def apply(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
         if grain.memo is not None:
             found = ctypes.string_at(grain.memo.address, grain.memo.count)
             assert found == bytes([1 + grain.index % 99]) * len(found)

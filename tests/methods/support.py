@@ -148,7 +148,7 @@ def gathered(
     """The results of all statistics of a kernel."""
     statistics: list[Any] = []
     for statistic in kernel.passes:
-        totals = [statistic.start() for _ in range(walk.accumulators)]
+        totals = [statistic.init() for _ in range(walk.accumulators)]
         for place, index in enumerate(order()):
             into = totals[place % len(totals)]
             seen = view(index, statistic)
@@ -161,8 +161,8 @@ def gathered(
             chance.shuffle(totals)
         total = totals[0]
         for other in totals[1:]:
-            statistic.merge(total, other)
-        statistics.append(statistic.finish(total, statistics))
+            statistic.combine(total, other)
+        statistics.append(statistic.finalize(total, statistics))
     return statistics
 
 
@@ -219,8 +219,10 @@ def run(
         if walk.forgetful and memos is not None:
             memos.zero_()
         before: dict[int, tuple[int, ...]] = {}
-        if kernel.needs_tally(statistics):
-            own = {i: tuple(map(int, kernel.tally(view(i, kernel), statistics))) for i in order()}
+        if kernel.needs_scan(statistics):
+            own = {
+                i: tuple(map(int, kernel.scan_value(view(i, kernel), statistics))) for i in order()
+            }
             running = tuple(0 for _ in own[0])
             for index in range(grains.count):
                 before[index] = running
@@ -230,7 +232,7 @@ def run(
             start, count = grains.bounds(index)
             seen, top = view(index, kernel), ops.top()
             out = array(result[start : start + count], seen.shape)
-            kernel.combine(seen, out, statistics, before.get(index, ()))
+            kernel.apply(seen, out, statistics, before.get(index, ()))
             ops.release(top)
     for tensor, copy in zip(flat, untouched, strict=True):
         assert torch.equal(tensor.view(torch.uint8), copy.view(torch.uint8)), "inputs were changed"

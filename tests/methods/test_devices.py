@@ -90,24 +90,24 @@ def test_kernels_stay_on_their_device_and_ask_it_nothing(name: str, settings: An
     kernel, count = kernel_of(name, settings)
     statistics: list[Any] = []
     for statistic in kernel.passes:
-        total = statistic.start()
+        total = statistic.init()
         statistic.update(total, view(kernel, count, "cpu", statistic.scratch), statistics)
         statistic.fetch(total)
         with OneDevice(statistic.double):
-            into = statistic.start()
+            into = statistic.init()
             grain = view(kernel, count, DEVICE, statistic.scratch)
             statistic.update(into, grain, statistics)
-        statistics.append(statistic.finish(total, statistics))
+        statistics.append(statistic.finalize(total, statistics))
     before: tuple[int, ...] = ()
-    if kernel.needs_tally(statistics):
-        own = kernel.tally(view(kernel, count, "cpu", kernel.scratch), statistics)
+    if kernel.needs_scan(statistics):
+        own = kernel.scan_value(view(kernel, count, "cpu", kernel.scratch), statistics)
         before = (0,) * len(own)
         with OneDevice(kernel.double):
-            kernel.tally(view(kernel, count, DEVICE, kernel.scratch), statistics)
+            kernel.scan_value(view(kernel, count, DEVICE, kernel.scratch), statistics)
     with OneDevice(kernel.double):
         grain = view(kernel, count, DEVICE, kernel.scratch)
         out = torch.empty_like(grain.inputs[0])
-        kernel.combine(grain, out, statistics, before)
+        kernel.apply(grain, out, statistics, before)
         assert out.device.type == DEVICE
 
 

@@ -13,7 +13,7 @@ from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, Merge, Write
 from mergeloom.engine.hardware.accelerators import found_devices
 from mergeloom.engine.hardware.spec import Machine
-from mergeloom.engine.plan.assignment import Why
+from mergeloom.engine.plan.assignment import Reason
 from mergeloom.methods.ops.arithmetic import TORCH
 from tests.engine.fake_device import accelerator
 from tests.engine.run.test_device_worker import Memory, Opener, Ran, machine, run
@@ -50,7 +50,7 @@ def test_every_method_gives_the_cpu_s_bytes_on_the_fake_device(
 ) -> None:
     opener = Opener()
     ran = run(graph, machine(accelerator(1 << 30)), opener)
-    assert {placement.seat.why for placement in ran.schedule.placements} == {Why.ASKED_FOR}
+    assert {placement.seat.why for placement in ran.schedule.placements} == {Reason.ASKED_FOR}
     assert not ran.warnings
     assert ran.sink == expected
     # What kernels allocate by themselves is no more than was reckoned with.

@@ -79,9 +79,9 @@ def work_bytes(vectors: int, row: int = 0) -> int:
 
 
 def marks_bytes(elements: int) -> int:
-    """Bytes of marks on so many elements of one vector: a bit for each, in whole blocks.
+    """Bytes of marks on ``elements`` elements of one vector: a bit for each, in whole blocks.
 
     Of a block's n bytes, byte j has elements j, j + n, j + 2n …: neighbours lie in neighbouring
-    bytes, which makes vector code of whoever packs and unpacks them.
+    bytes, which makes vector code of the loops that pack and unpack them.
     """
     return -(-elements // BLOCK) * MARKED

@@ -15,7 +15,7 @@ from mergeloom.engine.graph.graph import Graph, GraphBuilder
 from mergeloom.engine.graph.kernel import Copy, Kernel, Use
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import ASSUMED, Rates
-from mergeloom.engine.plan.assignment import Estimate, Why
+from mergeloom.engine.plan.assignment import Estimate, Reason
 from mergeloom.engine.plan.device_memory import (
     SLOTS,
     bench_bytes,
@@ -62,15 +62,15 @@ def placed(graph: Graph, *devices: Accelerator, ram: int | None = None, **change
     return schedule(graph, ram, replace(here, **changes))
 
 
-def reasons(made: Schedule) -> list[Why]:
+def reasons(made: Schedule) -> list[Reason]:
     return [placement.seat.why for placement in made.placements]
 
 
 def test_cheap_merges_stay_on_the_cpu_and_costly_ones_move() -> None:
-    assert set(reasons(placed(many(0.05), GPU))) == {Why.KEEPS_UP}
+    assert set(reasons(placed(many(0.05), GPU))) == {Reason.KEEPS_UP}
     made = placed(many(20.0), GPU)
-    assert made.seats[made.placements[-1].seat] > 30
-    assert reasons(made).count(Why.FASTER_THERE) > 30
+    assert made.assign_devices[made.placements[-1].seat] > 30
+    assert reasons(made).count(Reason.FASTER_THERE) > 30
 
 
 def test_the_cpu_takes_its_share_of_what_both_can_do() -> None:
@@ -86,7 +86,7 @@ def test_the_cpu_takes_its_share_of_what_both_can_do() -> None:
 def test_several_devices_get_as_much_as_they_can_do() -> None:
     fast, slow = GPU, replace(GPU, name="cuda:1", speed=25.0, bus_rate=1e10)
     made = placed(many(200.0, 60), fast, slow)
-    counts = [sum(n for seat, n in made.seats.items() if seat.device == d) for d in (0, 1)]
+    counts = [sum(n for seat, n in made.assign_devices.items() if seat.device == d) for d in (0, 1)]
     assert counts[0] == pytest.approx(2 * counts[1], rel=0.2)
 
 
@@ -99,23 +99,27 @@ def test_what_starting_a_device_takes_must_be_saved() -> None:
     assert placed(graph, replace(GPU, start_seconds=5.0)).used_devices == [0]
     made = placed(graph, replace(GPU, start_seconds=5000.0))
     assert made.used_devices == []
-    assert Why.NOT_WORTH_STARTING in reasons(made)
+    assert Reason.NOT_WORTH_STARTING in reasons(made)
     assert placed(graph, replace(GPU, start_seconds=5000.0), forced=True).used_devices == [0]
 
 
 def test_forced_everything_goes_that_can() -> None:
     graph = layers(Copy(), Costly(0.01), Normalised(), shape=(8, 1 << 19))
-    assert reasons(placed(graph, GPU, forced=True)) == [Why.COPIED, Why.ASKED_FOR, Why.ASKED_FOR]
+    assert reasons(placed(graph, GPU, forced=True)) == [
+        Reason.COPIED,
+        Reason.ASKED_FOR,
+        Reason.ASKED_FOR,
+    ]
     single = replace(GPU, double=False)
     found = reasons(placed(graph, single, forced=True))
-    assert found == [Why.COPIED, Why.ASKED_FOR, Why.NEEDS_DOUBLE]
-    assert reasons(placed(graph)) == [Why.COPIED, Why.NO_DEVICE, Why.NO_DEVICE]
+    assert found == [Reason.COPIED, Reason.ASKED_FOR, Reason.NEEDS_DOUBLE]
+    assert reasons(placed(graph)) == [Reason.COPIED, Reason.NO_DEVICE, Reason.NO_DEVICE]
 
 
 def test_a_merge_that_needs_more_memory_than_there_is_stays() -> None:
     graph = layers(Transposed(), Costly(1.0), shape=(100, 1 << 19))
     made = placed(graph, replace(GPU, memory_bytes=300 * MIB), forced=True)
-    assert reasons(made) == [Why.TOO_LARGE, Why.ASKED_FOR]
+    assert reasons(made) == [Reason.TOO_LARGE, Reason.ASKED_FOR]
 
 
 def test_a_budget_without_room_for_the_libraries_keeps_devices_out() -> None:
@@ -124,7 +128,7 @@ def test_a_budget_without_room_for_the_libraries_keeps_devices_out() -> None:
     low = placed(graph, GPU, ram=usual.minimum_bytes)
     assert low.minimum_bytes == usual.minimum_bytes
     assert low.used_devices == []
-    assert Why.NO_RAM in reasons(low)
+    assert Reason.NO_RAM in reasons(low)
     enough = placed(graph, GPU, ram=usual.minimum_bytes + GPU.host_bytes + 64 * MIB)
     assert enough.used_devices == [0]
     assert enough.overhead_bytes >= low.overhead_bytes + GPU.host_bytes
@@ -204,14 +208,14 @@ def test_machine_code_keeps_merges_on_the_cpu() -> None:
     assert placed(graph, GPU, torch=slow, arithmetic=slow).used_devices == [0]
     made = placed(graph, GPU, torch=slow, arithmetic=fast)
     assert made.compiled
-    assert set(reasons(made)) == {Why.KEEPS_UP}
+    assert set(reasons(made)) == {Reason.KEEPS_UP}
 
 
 def share(rates: dict[str, float], cost: float = 2.0) -> float:
     """The share of merges that is placed on the device."""
     made = placed(many(cost), GPU, rates=Rates(rates))
     assert made.rates.measured == rates
-    return sum(number for seat, number in made.seats.items() if seat.device == 0) / 40
+    return sum(number for seat, number in made.assign_devices.items() if seat.device == 0) / 40
 
 
 def test_measured_rates_decide() -> None:

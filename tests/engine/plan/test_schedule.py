@@ -20,7 +20,7 @@ from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge, Outpu
 from mergeloom.engine.graph.kernel import Copy, Kernel, Use
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.memory.pages import block_bytes, span_bytes
-from mergeloom.engine.plan.schedule import Placement, Schedule, schedule
+from mergeloom.engine.plan.schedule import Schedule, ScheduledMerge, schedule
 from mergeloom.engine.storage.source import Access, Reader
 from mergeloom.methods.ops.arithmetic import COMPILED
 from tests.engine.kernels import (
@@ -115,7 +115,7 @@ class Simulation:
             self._place(placement)
         return self
 
-    def _place(self, placement: Placement) -> None:
+    def _place(self, placement: ScheduledMerge) -> None:
         work, flow = placement.work, placement.flow
         before = {work.leaves[i] for i in flow.kept_before}
         assert before <= self.kept.keys(), "a load is taken for granted that nobody kept"

@@ -15,9 +15,9 @@ from mergeloom.engine.base.dtypes import BF16, F16, F32
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, tree
 from mergeloom.engine.plan.device_memory import stay_bytes
-from mergeloom.engine.plan.schedule import Placement, Tile, schedule
+from mergeloom.engine.plan.schedule import ScheduledMerge, Tile, schedule
 from mergeloom.engine.run import executor
-from mergeloom.engine.run.device_cache import Store
+from mergeloom.engine.run.device_cache import DeviceCache
 from mergeloom.engine.run.state import MergeRun, TileRun
 from tests.engine.fake_device import accelerator
 from tests.engine.kernels import FirstPositives, Normalised, RowMean
@@ -41,7 +41,7 @@ def normalised(directory: Path, count: int, shape: tuple[int, ...] = (5, 700_001
 
 
 def deep(directory: Path) -> Graph:
-    """Passes upon passes: rows of an odd length, tallies, inputs that only late passes need."""
+    """Passes upon passes: rows of an odd length, prefixes, inputs that only late passes need."""
     workshop = Workshop(directory)
     outputs = {}
     for shape in ((700, 1501), (3, 1 << 19), (40, 3)):
@@ -50,7 +50,7 @@ def deep(directory: Path) -> Graph:
         rows = make([other], RowMean(), "rows")
         positives = make([other, one], FirstPositives(400_000), "positives")
         outputs[f"rows{shape}"] = make([rows, one], Normalised(), "a"), F32
-        outputs[f"tallied{shape}"] = make([positives, one, late], Normalised(), "b"), F16
+        outputs[f"scanned{shape}"] = make([positives, one, late], Normalised(), "b"), F16
         outputs[f"late{shape}"] = make([make([one], Normalised(), "c"), late], RowMean(), "d"), BF16
     return workshop.graph(outputs)
 
@@ -217,7 +217,7 @@ def test_no_memory_and_no_failure_changes_a_byte(
 # --- the store itself -----------------------------------------------------------------------
 
 
-def placements(graph: Graph) -> tuple[Placement, ...]:
+def placements(graph: Graph) -> tuple[ScheduledMerge, ...]:
     return schedule(graph, None, machine(accelerator(PLENTY))).placements
 
 
@@ -230,7 +230,7 @@ def test_places_never_overlap_and_are_given_back(several: Made) -> None:
     runs = [MergeRun(placement) for placement in placements(several.graph)]
     profile = runs[0].placement.work.profile
     own = stay_bytes(profile, profile.grains.count)
-    store = Store(torch.empty(own * 5 // 2, dtype=torch.uint8))
+    store = DeviceCache(torch.empty(own * 5 // 2, dtype=torch.uint8))
     stays = [store.admit(merge) for merge in runs[:4]]
     assert [stay.grains if stay else 0 for stay in stays] == [7, 7, 3, 0]
     taken = sorted((stay.at, stay.at + stay.nbytes) for stay in stays if stay)
@@ -251,7 +251,7 @@ def test_places_never_overlap_and_are_given_back(several: Made) -> None:
 
 def test_what_has_been_sent_is_not_missed_again(several: Made) -> None:
     (merge, *_) = (MergeRun(placement) for placement in placements(several.graph))
-    store = Store(torch.empty(PLENTY >> 4, dtype=torch.uint8))
+    store = DeviceCache(torch.empty(PLENTY >> 4, dtype=torch.uint8))
     stay = store.admit(merge)
     assert stay is not None
     one, other, _ = merge.placement.work.leaves

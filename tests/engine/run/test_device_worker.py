@@ -18,7 +18,7 @@ from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Options
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.plan.assignment import Why
+from mergeloom.engine.plan.assignment import Reason
 from mergeloom.engine.plan.schedule import Schedule, schedule
 from mergeloom.engine.run.executor import Executor, Progress, source_readers
 from mergeloom.engine.storage.files import FileReader
@@ -112,7 +112,7 @@ def least(graph: Graph) -> int:
     while high - low > MIB // 4:
         middle = (low + high) // 2
         placements = schedule(graph, None, machine(accelerator(middle))).placements
-        tight = any(placement.seat.why is Why.TOO_LARGE for placement in placements)
+        tight = any(placement.seat.why is Reason.TOO_LARGE for placement in placements)
         low, high = (middle, high) if tight else (low, middle)
     return high
 
@@ -129,7 +129,7 @@ def test_no_budget_changes_a_byte(made: Made, threads: int, room: str, tight: bo
     assert ran.sink == made.sink
     assert not ran.warnings
     placed = {placement.seat.why for placement in ran.schedule.placements}
-    assert placed == {Why.ASKED_FOR, Why.COPIED}
+    assert placed == {Reason.ASKED_FOR, Reason.COPIED}
     (device,) = opener.opened
     assert 0 < device.peak <= memory
     assert device.uploaded_bytes > sum(load.nbytes for load in made.graph.loads)
@@ -168,7 +168,7 @@ def test_merges_that_do_not_fit_go_to_the_cpu(made: Made) -> None:
     ran = run(made.graph, machine(accelerator(least(made.graph) - 8 * MIB)), Opener())
     assert ran.sink == made.sink
     reasons = {placement.seat.why for placement in ran.schedule.placements}
-    assert reasons == {Why.ASKED_FOR, Why.COPIED, Why.TOO_LARGE}
+    assert reasons == {Reason.ASKED_FOR, Reason.COPIED, Reason.TOO_LARGE}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])

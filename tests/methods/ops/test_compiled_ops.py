@@ -17,7 +17,7 @@ from mergeloom.methods.ops import draws
 from mergeloom.methods.ops.arithmetic import COMPILED, WORDS
 from mergeloom.methods.ops.loops import build
 from mergeloom.methods.ops.torch_ops import TorchOps
-from mergeloom.methods.ops.words import Bound, Draw, Factors, KeepRule, Vector, pairs
+from mergeloom.methods.ops.words import Bound, Factors, KeepRule, RandomBound, Vector, pairs
 from tests.methods.support import Walk, compiled_ops, elements_of, kernel_of, run
 
 SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 3e38, float("inf"), float("nan")])
@@ -112,7 +112,7 @@ def test_magnitudes(elements: int, seed: int, halves: bool, squares: bool) -> No
     vector, minus = vectors(2, elements, seed, False)
     if halves:
         vector = vector.bfloat16()
-    rule = KeepRule(draw=Draw(seed, 0, draws.threshold(0.4)))
+    rule = KeepRule(draw=RandomBound(seed, 0, draws.threshold(0.4)))
     ops, given_ = compiled_ops(), Vector(elements_of(vector), elements_of(minus))
     difference = vector.float() - minus
     numbers, work = torch.empty(2, elements, dtype=torch.int32)

@@ -32,7 +32,7 @@ class Asking(Kernel):
 
     uses = (Use("copy"),)
 
-    def combine(self, grain: object, out: object, statistics: object, before: object) -> None:
+    def apply(self, grain: object, out: object, statistics: object, before: object) -> None:
         self.found[:] = statistics  # type: ignore[call-overload]
 
 

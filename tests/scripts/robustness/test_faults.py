@@ -39,7 +39,7 @@ def test_faults_are_one_line_and_lose_nothing(name: str, folder: Path, tmp_path:
     if mounts:
         needs_mounts(tmp_path)
     (folder / name).mkdir()
-    bench = faults.make_bench("linear", folder / name, most=2)
+    bench = faults.make_trial("linear", folder / name, most=2)
     attempt(bench)
     assert bench.counts.total() > 1
 
