@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,14 +15,18 @@ class DType:
     """One element type.
 
     ``code`` is its name in a safetensors header (``"BF16"``), ``name`` its name in torch
-    (``"bfloat16"``), ``bits`` what one element takes. Of those with 4 bits two share a byte, the
-    first in its lower half; torch has no name for them.
+    (``"bfloat16"``), ``bits`` what one element takes. ``block`` elements share whole bytes, so that
+    they come together or not at all. Of those with 4 bits two share a byte, the first in its lower
+    half; torch has no name for them. Larger blocks have scales of their own; what they stand for is
+    told by the library ``codec``.
     """
 
     code: str
     name: str
-    bits: int
+    bits: int | Fraction
     floating: bool
+    block: int = 1
+    codec: str = ""
 
     @property
     def size(self) -> int:
@@ -50,12 +55,12 @@ F64 = DType("F64", "float64", 64, True)
 U8 = DType("U8", "uint8", 8, False)
 F8_E8M0 = DType("F8_E8M0", "float8_e8m0fnu", 8, True)
 """Powers of two: the scales of microscaling formats."""
-F4 = DType("F4", "float4_e2m1", 4, True)
+F4 = DType("F4", "float4_e2m1", 4, True, block=2)
 """The elements of MXFP4 and NVFP4 (OCP Microscaling Formats, version 1.0): 0, 0.5, 1, 1.5, 2, 3,
 4, 6 and their negatives."""
-I4 = DType("I4", "int4", 4, False)
+I4 = DType("I4", "int4", 4, False, block=2)
 """-8 to 7 in two's complement; no code of safetensors."""
-U4 = DType("U4", "uint4", 4, False)
+U4 = DType("U4", "uint4", 4, False, block=2)
 """0 to 15; no code of safetensors."""
 
 _ALL = (
@@ -80,3 +85,23 @@ _ALL = (
 
 BY_CODE = {dtype.code: dtype for dtype in _ALL}
 BY_NAME = {dtype.name: dtype for dtype in _ALL}
+
+
+def _ggml(name: str, block: int, nbytes: int) -> DType:
+    return DType(name, name.lower(), Fraction(8 * nbytes, block), True, block, codec="gguf")
+
+
+GGML = {
+    number: _ggml(name, block, nbytes)
+    for number, name, block, nbytes in (
+        *((2, "Q4_0", 32, 18), (3, "Q4_1", 32, 20), (6, "Q5_0", 32, 22), (7, "Q5_1", 32, 24)),
+        *((8, "Q8_0", 32, 34), (10, "Q2_K", 256, 84), (11, "Q3_K", 256, 110)),
+        *((12, "Q4_K", 256, 144), (13, "Q5_K", 256, 176), (14, "Q6_K", 256, 210)),
+        *((16, "IQ2_XXS", 256, 66), (17, "IQ2_XS", 256, 74), (18, "IQ3_XXS", 256, 98)),
+        *((19, "IQ1_S", 256, 50), (20, "IQ4_NL", 32, 18), (21, "IQ3_S", 256, 110)),
+        *((22, "IQ2_S", 256, 82), (23, "IQ4_XS", 256, 136), (29, "IQ1_M", 256, 56)),
+        *((34, "TQ1_0", 256, 54), (35, "TQ2_0", 256, 66), (39, "MXFP4", 32, 17)),
+        (40, "NVFP4", 64, 36),
+    )
+}
+"""Blocks of GGUF files, by their numbers there: elements and bytes of each as ggml defines them."""

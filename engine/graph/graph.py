@@ -339,8 +339,8 @@ def _verify_load(load: Load) -> None:
             raise GraphError(f"{load.name!r} lies outside {part.source.name!r}")
     if load.bytes.nbytes != load.nbytes:
         raise GraphError(f"{load.name!r} has {load.bytes.nbytes} bytes, not {load.nbytes}")
-    if load.shape and load.shape[-1] * load.dtype.bits % 8:
-        raise GraphError(f"rows of {load.name!r} are no whole bytes")
+    if load.shape and load.shape[-1] % load.dtype.block:
+        raise GraphError(f"rows of {load.name!r} are no whole blocks")
 
 
 def _verify_merge(merge: Merge) -> None:

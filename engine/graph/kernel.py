@@ -46,6 +46,10 @@ class Use:
     electing: bool = False
 
 
+DECODING = Use("decode")
+"""What the engine itself uses to take elements that lie in blocks of codes."""
+
+
 class Ops(Protocol):
     """What the engine itself asks of arithmetic; kernels ask for more.
 

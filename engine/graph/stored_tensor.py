@@ -165,15 +165,15 @@ class StoredTensor:
 
 
 def _item(dtype: DType) -> int:
-    if dtype.bits % 8:
+    if dtype.block > 1:
         raise ValueError(f"elements of {dtype} cannot be moved one by one")
-    return dtype.bits // 8
+    return dtype.size
 
 
 def _whole_bytes(dtype: DType, elements: int) -> int:
-    if elements * dtype.bits % 8:
+    if elements % dtype.block:
         raise ValueError(f"{elements} elements of {dtype} are no whole bytes")
-    return elements * dtype.bits // 8
+    return dtype.nbytes(elements)
 
 
 def _axis(shape: Shape, axis: int) -> int:

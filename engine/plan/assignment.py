@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from mergeloom.engine.graph.graph import tree
-from mergeloom.engine.graph.kernel import Arithmetic, Kernel, all_uses
+from mergeloom.engine.graph.graph import Load, tree
+from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Kernel, all_uses
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
 from mergeloom.engine.hardware.spec import Machine
@@ -95,6 +95,10 @@ class Estimate:
             inputs = len(merge.gather.inputs)
             core += cost(merge.kernel, inputs, torch) * seconds
             cpu_core += cost(merge.kernel, inputs, work.arithmetic) * seconds
+            coded = [n for n in merge.gather.inputs if isinstance(n, Load) and n.dtype.codec]
+            decoding = len(coded) * (len(merge.kernel.passes) + 1) * seconds
+            core += torch.cost(DECODING) * decoding
+            cpu_core += work.arithmetic.cost(DECODING) * decoding
         return Estimate(stored, core, cpu_core, not work.arithmetic.uses_torch, profile)
 
     def on_storage(self, rates: Rates) -> float:
@@ -179,7 +183,7 @@ def _assign(
 ) -> Assignment:
     if not work.profile.computes:
         return Assignment(None, Reason.COPIED)
-    if work.side or any(bits % 8 for bits in work.profile.leaf_bits):
+    if work.side or any(load.dtype.block > 1 for load in work.leaves):
         return Assignment(None, Reason.CPU_ONLY)
     double = any(merge.kernel.double for merge in tree(work.root))
     able = [number for number, device in enumerate(devices) if device.double or not double]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 from mergeloom.engine.base.grains import Grains
@@ -68,8 +69,8 @@ class MergeShape:
     """
 
     grains: Grains
-    leaf_bits: tuple[int, ...]
-    write_bits: tuple[int, ...]
+    leaf_bits: tuple[int | Fraction, ...]
+    write_bits: tuple[int | Fraction, ...]
     passes: tuple[Positions, ...]
     computes: bool
     worker: WorkerMemory
@@ -335,7 +336,7 @@ class TileFlow:
         return self.profile.input_bytes(self.tile, own)
 
 
-def _nbytes(elements: int, bits: int) -> int:
+def _nbytes(elements: int, bits: int | Fraction) -> int:
     return -(-elements * bits // 8)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains, partition
 from mergeloom.engine.graph.graph import Graph, Load, Merge, Write, copied_dtype, tree
-from mergeloom.engine.graph.kernel import Arithmetic, Kernel, Statistic, Use
+from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Kernel, Statistic, Use
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.memory.pages import PAGE, block_bytes
 from mergeloom.engine.plan.footprint import MergeShape, Positions, WorkerMemory
@@ -108,7 +108,15 @@ def _work(
     )
     profile = profiles.setdefault(profile, profile)
     words = frozenset(use.word for own in parts.values() for _, uses in own for use in uses)
+    if any(map(_decodes, merges)):
+        words |= {DECODING.word}
     return Work(root, writes, tuple(leaves), tuple(side), tuple(passes), profile, arithmetic, words)
+
+
+def _decodes(merge: Merge) -> bool:
+    """Whether any input of a merge lies in blocks that a library decodes."""
+    nodes = (*merge.gather.inputs, *merge.gather.side)
+    return any(isinstance(node, Load) and bool(node.dtype.codec) for node in nodes)
 
 
 _Part = tuple[Kernel | Statistic[Any, Any], tuple[Use, ...]]
@@ -148,6 +156,8 @@ def _working(
             isinstance(node, Load) and not arithmetic.reads(node.dtype)
             for node in merge.gather.inputs
         )
+        if _decodes(merge):
+            workspace += arithmetic.workspace_bytes(DECODING, grains)
         workspace += max(
             part.workspace_bytes(grains)
             + sum(arithmetic.workspace_bytes(use, grains) for use in uses)

@@ -19,6 +19,7 @@ from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.graph.graph import Load, Merge, Write, tree
 from mergeloom.engine.graph.kernel import Array, GrainView, Ops, Statistic
 from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.run.codecs import decode
 
 _EXPONENTS = {
     "BF16": 0x7F80,
@@ -48,9 +49,9 @@ class Span:
     first: int
 
     def view(self, ops: Ops, dtype: DType, start: int, count: int) -> Array:
-        """Elements ``[start, start + count)`` as a flat array; those of less than a byte as the
-        bytes that they share."""
-        kind, number = (U8, dtype.nbytes(count)) if dtype.bits < 8 else (dtype, count)
+        """Elements ``[start, start + count)`` as a flat array; those that share bytes as
+        these bytes."""
+        kind, number = (U8, dtype.nbytes(count)) if dtype.block > 1 else (dtype, count)
         return ops.view(self.block, self.at + dtype.nbytes(start - self.first), kind, number)
 
     def content(self, dtype: DType, start: int, count: int) -> memoryview:
@@ -280,7 +281,11 @@ def _not_finite(span: Span, dtype: DType, bounds: tuple[int, int]) -> Any:
     """Which elements are not finite, as an array of numpy."""
     import numpy as np
 
-    if dtype.bits < 8:
+    if dtype.codec:
+        values = np.empty(bounds[1], np.float32)
+        decode(dtype, np.frombuffer(span.content(dtype, *bounds), np.uint8), values)
+        return ~np.isfinite(values)
+    if dtype.block > 1:
         return np.zeros(bounds[1], bool)
     codes = np.frombuffer(span.content(dtype, *bounds), f"u{dtype.size}")
     mask = codes.dtype.type(_EXPONENTS.get(dtype.code, 0))

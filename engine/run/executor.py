@@ -297,7 +297,8 @@ class Executor:
             block = self._ledger.grant(span_bytes(load.nbytes))
             at = lead(load.bytes.position(0))
             held = run.side[load] = HeldLoad(block, at, load.nbytes)
-            step = REQUEST_BYTES // load.dtype.bits * 8  # a whole number of elements
+            block_bytes = load.dtype.nbytes(load.dtype.block)
+            step = REQUEST_BYTES // block_bytes * block_bytes
             for start in range(0, load.nbytes, step):
                 stop = min(start + step, load.nbytes)
                 self._to_read.put(partial(self._read_held, load, held, start, stop))

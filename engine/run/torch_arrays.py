@@ -11,6 +11,7 @@ from torch import Tensor
 from mergeloom.engine.base.dtypes import BF16, F16, F32, DType
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import PAGE
+from mergeloom.engine.run.codecs import decode
 
 _SAFE_SQUARES = {F16: 65504.0**2, BF16: 3e38}
 """Bounds of a sum of squares below which no element becomes infinite by rounding to a type."""
@@ -78,9 +79,12 @@ class TorchArrays:
         self._used = top
 
     def widen(self, dtype: DType, array: Tensor, out: Tensor) -> None:
-        """Write elements as float32; of less than a byte from the bytes that they share."""
-        if dtype.bits >= 8:
+        """Write elements as float32; those that share bytes from these bytes."""
+        if dtype.block == 1:
             out.copy_(array.view(out.shape))
+            return
+        if dtype.codec:
+            decode(dtype, array.numpy(), out.view(-1).numpy())
             return
         values = torch.tensor(_FOUR_BIT[dtype.code], dtype=torch.float32, device=array.device)
         pairs = torch.stack([values.repeat(16), values.repeat_interleave(16)], 1)
@@ -91,7 +95,7 @@ class TorchArrays:
 
     def whole_bytes(self, dtype: DType, array: Tensor, count: int) -> Tensor:
         """``count`` elements as they are stored, or widened if they share bytes."""
-        if dtype.bits >= 8:
+        if dtype.block == 1:
             return array
         widened = torch.empty(count)
         self.widen(dtype, array, widened)

@@ -315,7 +315,7 @@ def _layout(code: object, sizes: object) -> tuple[DType, tuple[int, ...], int]:
         raise _Malformed(f"it has {len(shape)} dimensions")
     if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
         raise _Malformed("its shape is beyond any memory")
-    if (shape[-1] if shape else 1) * dtype.bits % 8:
+    if (shape[-1] if shape else 1) % dtype.block:
         raise _Malformed("its rows are no whole bytes")
     return dtype, shape, dtype.nbytes(math.prod(shape))
 

@@ -15,7 +15,7 @@ from mergeloom.engine.base.dtypes import BF16, F32, DType
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.units import MIB
-from mergeloom.engine.graph.kernel import Arithmetic, Ops, Use
+from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Ops, Use
 from mergeloom.engine.hardware.machine_code import Library, NativeError
 from mergeloom.methods.ops.loops.sizes import Kind, marks_bytes, work_bytes
 
@@ -37,6 +37,9 @@ _COUNTING = frozenset(
 )
 """Words that import numpy."""
 
+_CODEC_BYTES = 8 * MIB
+"""What the library takes that decodes blocks."""
+
 _COMPILED_COST = {
     "choose": 0.6,
     "choose_by_rank": 2.8,
@@ -44,6 +47,7 @@ _COMPILED_COST = {
     "combine": 0.1,
     "count_high": 0.6,
     "count_low": 0.5,
+    "decode": 15.0,
     "disjoint": 0.4,
     "divergences": 2.0,
     "dots": 0.2,
@@ -60,6 +64,7 @@ _TORCH_COST = {
     "combine": 0.6,
     "count_high": 3.0,
     "count_low": 3.0,
+    "decode": 15.0,
     "disjoint": 1.5,
     "divergences": 14.0,
     "dots": 0.9,
@@ -87,10 +92,10 @@ class CompiledArithmetic(Arithmetic):
         return dtype in (BF16, F32)
 
     def widens(self, dtype: DType) -> bool:
-        return dtype.code in Kind.__members__
+        return dtype.code in Kind.__members__ or bool(dtype.codec)
 
     def writes(self, dtype: DType) -> bool:
-        return dtype.floating and self.widens(dtype)
+        return dtype.floating and dtype.code in Kind.__members__
 
     def workspace_bytes(self, use: Use, grains: Grains) -> int:
         rows = -(-grains.size // max(grains.row, 1))
@@ -103,13 +108,16 @@ class CompiledArithmetic(Arithmetic):
             own += 8 * rows * (3 * use.vectors**2 + 16)
         if use.word == "divergences":
             own += 8 * rows * 12
+        if use == DECODING:
+            own += 2 * MIB
         return _pages(own)
 
     def cost(self, use: Use) -> float:
         return _cost(_COMPILED_COST, use)
 
     def library_bytes(self, words: frozenset[str]) -> int:
-        return (72 if words & _COUNTING else 52) * MIB
+        codec = _CODEC_BYTES if DECODING.word in words else 0
+        return (72 if words & (_COUNTING | {DECODING.word}) else 52) * MIB + codec
 
     def missing(self, words: frozenset[str]) -> frozenset[str]:
         return self._code(words) - self._library.built()
@@ -181,7 +189,7 @@ class TorchArithmetic(Arithmetic):
         return _cost(_TORCH_COST, use)
 
     def library_bytes(self, words: frozenset[str]) -> int:
-        return 0  # what torch takes is measured
+        return _CODEC_BYTES if DECODING.word in words else 0  # what torch takes is measured
 
     def missing(self, words: frozenset[str]) -> frozenset[str]:
         return frozenset()

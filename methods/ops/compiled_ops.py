@@ -17,6 +17,7 @@ from mergeloom.engine.graph.sums import Sums
 from mergeloom.engine.hardware.machine_code import Function
 from mergeloom.engine.memory.elements import Arena, Elements
 from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.run.codecs import decode
 from mergeloom.methods.ops.draws import HASH, WORD, words
 from mergeloom.methods.ops.loops.record import VECTOR
 from mergeloom.methods.ops.loops.sizes import Kind, marks_bytes, work_bytes
@@ -76,11 +77,18 @@ class CompiledOps(Arena):
         return array
 
     def widen(self, dtype: DType, array: Elements, out: Elements) -> None:
-        """Write elements of any `Kind` as float32."""
+        """Write elements of any `Kind`, or blocks of codes, as float32."""
+        if dtype.codec:
+            decode(dtype, _array(array, "u1"), _array(out, "f4"))
+            return
         self._call("widen", array.address, Kind[dtype.code], array.count, out.address)
 
     def whole_bytes(self, dtype: DType, array: Elements, count: int) -> Elements:
-        return array
+        if not dtype.codec:
+            return array
+        widened = self.take(count)
+        self.widen(dtype, array, widened)
+        return widened
 
     def store(self, result: Elements, out: Elements) -> int:
         """Round float32 to the type of ``out``, which may be ``result``.
@@ -308,6 +316,15 @@ def divergences_of(sums: Any, library: Any) -> Any:
     base_highest, highest, base_total, total, weighted = sums
     moved = weighted / total + (base_highest - highest)
     return library.clip(moved + library.log(base_total / total), 0.0, library.inf)
+
+
+def _array(elements: Elements, kind: str) -> np.ndarray[Any, Any]:
+    """Elements as an array of numpy, valid as long as they are."""
+    import numpy as np
+
+    nbytes = elements.count * int(kind[1])
+    memory = (ctypes.c_uint8 * nbytes).from_address(elements.address)
+    return np.ctypeslib.as_array(memory).view(kind)
 
 
 def _place(elements: Elements) -> tuple[int, int]:
