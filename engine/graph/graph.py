@@ -93,6 +93,11 @@ class Merge:
             raise GraphError(f"{self.name!r}: {error}") from error
         object.__setattr__(self, "shape", shape)
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether no input is a merge."""
+        return not any(isinstance(node, Merge) for node in self.gather.inputs)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Write:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -284,6 +284,12 @@ class Kernel:
         tensors.
         """
         return ()
+
+    @property
+    def kind(self) -> Hashable:
+        """What memory, words, passes and time follow from: equal for kernels that differ in nothing
+        that these depend on, such as the keys of random choices. By default the kernel itself."""
+        return self
 
     @property
     def access(self) -> Access:

@@ -20,25 +20,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING
 
-from mergeloom.engine.graph.graph import Load, tree
-from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Kernel, all_uses
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.device_memory import bus_bytes, grains_at_once
 from mergeloom.engine.plan.footprint import MergeShape
+from mergeloom.engine.plan.work import Work, WorkKind, kinds_of
 
-if TYPE_CHECKING:
-    from mergeloom.engine.plan.work import Work
-
-
-_CONVERSION = 0.4
-"""Nanoseconds on one core for widening one element of an input, in one pass."""
-_STORING = 0.3
-"""The same for rounding and checking one element of the output."""
 _LAG = 0.25
 """Seconds that the CPU may fall behind storage before a merge is moved away from it."""
 
@@ -83,23 +72,14 @@ class Estimate:
     profile: MergeShape
 
     @staticmethod
-    def of(work: Work, torch: Arithmetic) -> Estimate:
-        """The estimate of ``work``, which devices do by ``torch``."""
-        profile = work.profile
-        moved_down = sum(write.nbytes for write in work.writes)
+    def of(kind: WorkKind) -> Estimate:
+        """The estimate of one work of a kind."""
+        profile = kind.profile
         stored = sum(map(profile.leaf_bytes, profile.all_leaves)) + sum(profile.side_bytes)
-        stored += moved_down
-        seconds = profile.grains.total / 1e9 if profile.computes else 0.0
-        core = cpu_core = 0.0
-        for merge in tree(work.root):
-            inputs = len(merge.gather.inputs)
-            core += cost(merge.kernel, inputs, torch) * seconds
-            cpu_core += cost(merge.kernel, inputs, work.arithmetic) * seconds
-            coded = [n for n in merge.gather.inputs if isinstance(n, Load) and n.dtype.codec]
-            decoding = len(coded) * (len(merge.kernel.passes) + 1) * seconds
-            core += torch.cost(DECODING) * decoding
-            cpu_core += work.arithmetic.cost(DECODING) * decoding
-        return Estimate(stored, core, cpu_core, not work.arithmetic.uses_torch, profile)
+        elements = profile.grains.total / 1e9 if profile.computes else 0.0
+        core, cpu_core = (cost * elements for cost in kind.costs)
+        compiled = not kind.arithmetic.uses_torch
+        return Estimate(stored + kind.write_bytes, core, cpu_core, compiled, profile)
 
     def on_storage(self, rates: Rates) -> float:
         """Seconds of storage."""
@@ -148,8 +128,9 @@ def assign_devices(works: Sequence[Work], machine: Machine, threads: int) -> lis
     devices = [rates.of(device) for device in devices]
     clocks, alone = _Clocks(threads), _Clocks(threads)
     found = []
+    estimates = {kind: Estimate.of(kind) for kind in kinds_of(works)}
     for work in works:
-        estimate = Estimate.of(work, machine.torch)
+        estimate = estimates[work.kind]
         core = estimate.on_core(rates)
         for each in (clocks, alone):
             each.storage += estimate.on_storage(rates)
@@ -185,8 +166,9 @@ def _assign(
         return Assignment(None, Reason.COPIED)
     if work.side or any(load.dtype.block > 1 for load in work.leaves):
         return Assignment(None, Reason.CPU_ONLY)
-    double = any(merge.kernel.double for merge in tree(work.root))
-    able = [number for number, device in enumerate(devices) if device.double or not double]
+    able = [
+        number for number, device in enumerate(devices) if device.double or not work.kind.double
+    ]
     if not able:
         return Assignment(None, Reason.NEEDS_DOUBLE)
     able = [n for n in able if grains_at_once(work.profile, devices[n].memory_bytes, 1)]
@@ -204,14 +186,6 @@ def _assign(
         if ends[first] < on_cpu
         else Assignment(None, Reason.FASTER_ON_CPU)
     )
-
-
-@lru_cache(maxsize=1024)
-def cost(kernel: Kernel, inputs: int, arithmetic: Arithmetic) -> float:
-    """Nanoseconds on one core for one element, all passes."""
-    widening = _CONVERSION * (len(kernel.passes) + 1) if arithmetic.uses_torch else 0.0
-    words = sum(arithmetic.cost(use) for use in all_uses(kernel))
-    return inputs * (kernel.cost + widening) + words + _STORING
 
 
 # --- memory on a device ---------------------------------------------------------------------

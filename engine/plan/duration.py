@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from mergeloom.engine.plan.assignment import Estimate
@@ -26,15 +27,15 @@ def estimated_seconds(schedule: Schedule) -> Duration:
     storage = (schedule.read_bytes + schedule.write_bytes) / rates.storage
     cpu = 0.0
     devices: dict[int, float] = {}
-    for placed in schedule.placements:
-        if not placed.work.profile.computes:
+    kinds = Counter((placed.work.kind, placed.seat.device) for placed in schedule.placements)
+    for (kind, number), count in kinds.items():
+        if not kind.profile.computes:
             continue
-        estimate = Estimate.of(placed.work, schedule.torch)
-        number = placed.seat.device
+        estimate = Estimate.of(kind)
         if number is None:
-            cpu += estimate.on_core(rates) / schedule.workers
+            cpu += count * estimate.on_core(rates) / schedule.workers
         else:
             device = rates.of(schedule.devices[number])
-            devices[number] = devices.get(number, 0.0) + estimate.on(device)
+            devices[number] = devices.get(number, 0.0) + count * estimate.on(device)
     compute = max([cpu, *devices.values()])
     return Duration(_START_SECONDS + max(storage, compute), storage, compute)

@@ -40,7 +40,7 @@ from mergeloom.engine.plan.assignment import Assignment, Reason, assign_devices,
 from mergeloom.engine.plan.device_memory import grains_at_once, grains_staying
 from mergeloom.engine.plan.footprint import MergeShape, Positions, TileFlow, WorkerMemory
 from mergeloom.engine.plan.residency import stays_of
-from mergeloom.engine.plan.work import Work, words_of, works_of
+from mergeloom.engine.plan.work import Work, WorkKind, kinds_of, words_of, works_of
 
 PREFETCH_BYTES = 128 * MIB
 """Memory that reading ahead may use beyond what the merges at hand need."""
@@ -208,14 +208,14 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         BudgetError: no schedule fits; the message names the smallest budget that does.
     """
     works = works_of(graph, machine)
-    profiles = {work.profile for work in works}
-    needed = _Needed.of(works, machine, ())
-    smallest_bytes = max((profile.smallest_bytes for profile in profiles), default=0)
+    kinds = kinds_of(works)
+    needed = _Needed.of(kinds, len(works), machine, ())
+    smallest_bytes = max((kind.profile.smallest_bytes for kind in kinds), default=0)
     minimum = -(-(needed.bytes(1) + smallest_bytes) // _MINIMUM_STEP) * _MINIMUM_STEP
     if budget is not None and budget < minimum:
         raise BudgetError(_infeasible(works, budget, minimum))
     if budget is not None and machine.process_bytes + machine.compiler_bytes > budget:
-        _check_built(works, budget)
+        _check_built(kinds, budget)
 
     def capacity(workers: int) -> int:
         return 1 << 62 if budget is None else budget - needed.bytes(workers)
@@ -234,7 +234,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     used = {seat.device for seat in seating if seat.device is not None}
     if used:
         taken = [machine.devices[number] for number in sorted(used)]
-        with_devices = _Needed.of(works, machine, taken)
+        with_devices = _Needed.of(kinds, len(works), machine, taken)
         if budget is not None and with_devices.bytes(1) + smallest_bytes > budget:
             seating = without_devices(seating, Reason.NO_RAM)
         else:
@@ -252,7 +252,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         minimum_bytes=minimum,
         budget_bytes=budget,
         torch=machine.torch,
-        words=words_of(works),  # a device may give any of them up
+        words=words_of(kinds),  # a device may give any of them up
         devices=machine.devices,
         rates=machine.rates,
     )
@@ -266,14 +266,16 @@ class _Needed:
     worker: WorkerMemory
 
     @staticmethod
-    def of(works: Sequence[Work], machine: Machine, devices: Sequence[Accelerator]) -> _Needed:
-        """What it takes to use ``devices`` too.
+    def of(
+        kinds: Sequence[WorkKind], works: int, machine: Machine, devices: Sequence[Accelerator]
+    ) -> _Needed:
+        """What it takes to do ``works`` works and to use ``devices`` too.
 
         Their libraries are the same; what each of several adds is smaller.
         """
-        profiles = {work.profile for work in works}
-        words = words_of(works)
-        fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * len(works)
+        profiles = [kind.profile for kind in kinds]
+        words = words_of(kinds)
+        fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * works
         fixed += sum(arithmetic.library_bytes(own) for arithmetic, own in words.items())
         if devices or any(arithmetic.uses_torch for arithmetic in words):
             fixed += machine.runtime_bytes
@@ -288,13 +290,13 @@ class _Needed:
         return self.fixed + self.worker.of_workers(workers)
 
 
-def _check_built(works: Sequence[Work], budget: int) -> None:
+def _check_built(kinds: Sequence[WorkKind], budget: int) -> None:
     """Check that no compiler is needed, for which the budget is too small.
 
     Raises:
         BudgetError: one is.
     """
-    for arithmetic, words in words_of(works).items():
+    for arithmetic, words in words_of(kinds).items():
         if arithmetic.missing(words):
             raise BudgetError(
                 f"a budget of {budget / MIB:.0f} MiB is too small to build machine code for this "
@@ -318,14 +320,14 @@ def _place(
         change[stay.end] -= stay.nbytes
     placements = []
     kept_for_others = 0
-    flows: dict[tuple[MergeShape, Positions, Positions, int, bool], TileFlow] = {}
+    flows: dict[tuple[WorkKind, Positions, Positions, int, bool], TileFlow] = {}
     for index, work in enumerate(works):
         kept_for_others += change[index]
         there = _positions(work, before[index])
         fresh = _positions(work, after[index] - before[index])
         seat, chunk, staying = seating[index], 0, 0
         memos = seat.device is None
-        key = work.profile, there, fresh, kept_for_others, memos
+        key = work.kind, there, fresh, kept_for_others, memos
         flow = flows.get(key)
         if flow is None:
             flow = flows[key] = _flow(work.profile, there, fresh, capacity - kept_for_others, memos)

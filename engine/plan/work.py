@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains, partition
 from mergeloom.engine.graph.graph import Graph, Load, Merge, Write, copied_dtype, tree
-from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Kernel, Statistic, Use
+from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Kernel, Statistic, Use, all_uses
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.memory.pages import PAGE, block_bytes
 from mergeloom.engine.plan.footprint import MergeShape, Positions, WorkerMemory
@@ -18,76 +18,162 @@ from mergeloom.engine.plan.footprint import MergeShape, Positions, WorkerMemory
 class Pass:
     """One walk over the inputs of a merge tree.
 
-    ``merge`` is the merge whose statistic number ``statistic`` is gathered; for the last pass it
-    is the root and ``statistic`` is ``None``. ``leaves`` are the positions of the loads needed.
+    ``node`` is the number of the merge, in `Work.merges`, whose statistic number ``statistic`` is
+    gathered; for the last pass it is the root's and ``statistic`` is ``None``. ``leaves`` are the
+    positions of the loads needed.
     """
 
-    merge: Merge
+    node: int
     statistic: int | None
     leaves: Positions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WorkKind:
+    """What works have in common that differ in their tensors only: thousands in a large model.
+
+    ``costs`` are the cost of their kernels by torch and by ``arithmetic``, in nanoseconds for one
+    element on one core; ``write_bytes`` what one of them writes.
+    """
+
+    passes: tuple[Pass, ...]
+    profile: MergeShape
+    arithmetic: Arithmetic
+    words: frozenset[str]
+    costs: tuple[float, float]
+    write_bytes: int
+    double: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """One root merge, all that is written of it, and all that it needs.
 
-    ``leaves`` are its aligned loads, ``side`` those that are held whole while it runs.
-    ``arithmetic`` computes it on the CPU, where it has to be computed, and is asked for ``words``.
+    ``merges`` are those of its tree, inputs before their users and the root last; ``leaves`` are
+    its aligned loads, ``side`` those that are held whole while it runs.
     """
 
-    root: Merge
+    merges: tuple[Merge, ...]
     writes: tuple[Write, ...]
     leaves: tuple[Load, ...]
     side: tuple[Load, ...]
-    passes: tuple[Pass, ...]
-    profile: MergeShape
-    arithmetic: Arithmetic
-    words: frozenset[str]
+    kind: WorkKind
+
+    @property
+    def root(self) -> Merge:
+        return self.merges[-1]
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        return self.kind.passes
+
+    @property
+    def profile(self) -> MergeShape:
+        return self.kind.profile
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What computes it on the CPU, where it has to be computed."""
+        return self.kind.arithmetic
 
     @property
     def grains(self) -> Grains:
-        return self.profile.grains
+        return self.kind.profile.grains
+
+    def merge_of(self, current: Pass) -> Merge:
+        """The merge of which a pass gathers a statistic, or the root."""
+        return self.merges[current.node]
 
 
-def words_of(works: Sequence[Work]) -> dict[Arithmetic, frozenset[str]]:
+def kinds_of(works: Iterable[Work]) -> list[WorkKind]:
+    """The kinds of works, each once."""
+    return list(dict.fromkeys(work.kind for work in works))
+
+
+def words_of(kinds: Iterable[WorkKind]) -> dict[Arithmetic, frozenset[str]]:
     """The words that are used of each arithmetic on the CPU."""
     found: dict[Arithmetic, set[str]] = {}
-    for work in works:
-        if work.profile.computes:
-            found.setdefault(work.arithmetic, set()).update(work.words)
+    for kind in kinds:
+        if kind.profile.computes:
+            found.setdefault(kind.arithmetic, set()).update(kind.words)
     return {arithmetic: frozenset(own) for arithmetic, own in found.items()}
 
 
 def works_of(graph: Graph, machine: Machine) -> list[Work]:
+    """The work of a graph, in the order of its output."""
     writes: dict[Merge, list[Write]] = {}
     for write in graph.writes:
         writes.setdefault(write.merge, []).append(write)
-    profiles: dict[MergeShape, MergeShape] = {}
-    return [_work(root, tuple(own), profiles, machine) for root, own in writes.items()]
+    kinds = _Kinds(machine)
+    return [kinds.work(root, tuple(own)) for root, own in writes.items()]
 
 
-def _work(
-    root: Merge, writes: tuple[Write, ...], profiles: dict[MergeShape, MergeShape], machine: Machine
-) -> Work:
-    merges = tuple(tree(root))
-    leaves: dict[Load, int] = {}
-    side = dict.fromkeys(load for merge in merges for load in merge.gather.side)
+class _Kinds:
+    """Finds works of one kind, so that what depends on the kind is computed once."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._kinds: dict[Hashable, WorkKind] = {}
+        self._kernels: dict[int, Hashable] = {}
+        """`Kernel.kind` by the kernel's `id`: tensors share kernels, which the graph keeps."""
+
+    def work(self, root: Merge, writes: tuple[Write, ...]) -> Work:
+        merges = (root,) if root.is_flat else tuple(tree(root))
+        leaves: dict[Load, int] = {}
+        numbers: dict[Merge, int] = {}
+        shape: list[Hashable] = [tuple([write.dtype.code for write in writes])]
+        for merge in merges:  # inputs come before their users
+            nodes = tuple(
+                [
+                    leaves.setdefault(node, len(leaves))
+                    if isinstance(node, Load)
+                    else -1 - numbers[node]
+                    for node in merge.gather.inputs
+                ]
+            )
+            numbers[merge] = len(numbers)
+            shape.append((self._kernel(merge.kernel), merge.shape, nodes))
+        side = dict.fromkeys(load for merge in merges for load in merge.gather.side)
+        shape.append(tuple([load.dtype.code for load in leaves]))
+        shape.append(tuple([(load.nbytes, load.dtype.code) for load in side]))
+        key = tuple(shape)
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = _kind(merges, writes, tuple(leaves), tuple(side), self._machine)
+            self._kinds[key] = kind
+        return Work(merges, writes, tuple(leaves), tuple(side), kind)
+
+    def _kernel(self, kernel: Kernel) -> Hashable:
+        found = self._kernels.get(id(kernel))
+        if found is None:
+            found = self._kernels[id(kernel)] = kernel.kind
+        return found
+
+
+def _kind(
+    merges: tuple[Merge, ...],
+    writes: Sequence[Write],
+    leaves: Sequence[Load],
+    side: Sequence[Load],
+    machine: Machine,
+) -> WorkKind:
+    """What holds for a merge tree and for all that differ from it in their tensors only."""
+    root = merges[-1]
+    places = {load: position for position, load in enumerate(leaves)}
     needed: dict[Merge, Positions] = {}
-    for merge in merges:  # inputs come before their users
+    for merge in merges:
         own: dict[int, None] = {}
         for node in merge.gather.inputs:
-            if isinstance(node, Load):
-                own[leaves.setdefault(node, len(leaves))] = None
-            else:
-                own.update(dict.fromkeys(needed[node]))
+            found = (places[node],) if isinstance(node, Load) else needed[node]
+            own.update(dict.fromkeys(found))
         needed[merge] = tuple(own)
     parts = {merge: _parts(merge.kernel) for merge in merges}
     passes = [
-        Pass(merge, statistic, needed[merge])
-        for merge in merges
+        Pass(number, statistic, needed[merge])
+        for number, merge in enumerate(merges)
         for statistic in range(len(parts[merge]) - 1)
     ]
-    passes.append(Pass(root, None, needed[root]))
+    passes.append(Pass(len(merges) - 1, None, needed[root]))
     copied = copied_dtype(root)
     computes = copied is None or any(write.dtype != copied for write in writes)
     access = max(merge.kernel.access for merge in merges) if computes else Access.ELEMENTWISE
@@ -106,11 +192,36 @@ def _work(
         memo_bytes=root.kernel.memo_bytes(grains) if computes and not arithmetic.uses_torch else 0,
         side_bytes=tuple(load.nbytes for load in side),
     )
-    profile = profiles.setdefault(profile, profile)
     words = frozenset(use.word for own in parts.values() for _, uses in own for use in uses)
     if any(map(_decodes, merges)):
         words |= {DECODING.word}
-    return Work(root, writes, tuple(leaves), tuple(side), tuple(passes), profile, arithmetic, words)
+    by_torch, by_cpu = (sum(cost(m, each) for m in merges) for each in (machine.torch, arithmetic))
+    return WorkKind(
+        passes=tuple(passes),
+        profile=profile,
+        arithmetic=arithmetic,
+        words=words,
+        costs=(by_torch, by_cpu),
+        write_bytes=sum(write.nbytes for write in writes),
+        double=any(merge.kernel.double for merge in merges),
+    )
+
+
+_CONVERSION = 0.4
+"""Nanoseconds on one core for widening one element of an input, in one pass."""
+_STORING = 0.3
+"""The same for rounding and checking one element of the output."""
+
+
+def cost(merge: Merge, arithmetic: Arithmetic) -> float:
+    """Nanoseconds on one core for one element, all passes."""
+    kernel, inputs = merge.kernel, merge.gather.inputs
+    passes = len(kernel.passes) + 1
+    widening = _CONVERSION * passes if arithmetic.uses_torch else 0.0
+    words = sum(arithmetic.cost(use) for use in all_uses(kernel))
+    coded = [node for node in inputs if isinstance(node, Load) and node.dtype.codec]
+    words += len(coded) * passes * arithmetic.cost(DECODING)
+    return len(inputs) * (kernel.cost + widening) + words + _STORING
 
 
 def _decodes(merge: Merge) -> bool:

@@ -62,11 +62,12 @@ class Worker:
         current = task.merge.placement.work.passes[task.tile.number]
         assert current.statistic is not None
         evaluator, _ = self._evaluator(task)
-        statistic = current.merge.kernel.passes[current.statistic]
+        merge = task.merge.placement.work.merge_of(current)
+        statistic = merge.kernel.passes[current.statistic]
         accumulator = statistic.init()
         for index in _indices(task):
             self._host.check()
-            evaluator.statistic(current.merge, statistic, accumulator, index)
+            evaluator.statistic(merge, statistic, accumulator, index)
         statistic.fetch(accumulator)
         self._host.accumulate(task, accumulator)
 

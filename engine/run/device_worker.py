@@ -322,13 +322,11 @@ class Offload:
                 ),
             )
         else:
-            statistic = _statistic(task)
+            merge, statistic = run.placement.work.merge_of(current), _statistic(task)
             flight.accumulator = into = statistic.init()
             flight.arrived = self._walk(
                 flight,
-                lambda evaluator, index, _: evaluator.statistic(
-                    current.merge, statistic, into, index
-                ),
+                lambda evaluator, index, _: evaluator.statistic(merge, statistic, into, index),
             )
         return flight
 
@@ -536,9 +534,10 @@ class Offload:
 
 
 def _statistic(task: TileRun) -> Any:
-    current = task.merge.placement.work.passes[task.tile.number]
+    work = task.merge.placement.work
+    current = work.passes[task.tile.number]
     assert current.statistic is not None
-    return current.merge.kernel.passes[current.statistic]
+    return work.merge_of(current).kernel.passes[current.statistic]
 
 
 def _seconds(marks: tuple[Mark, Mark]) -> float:

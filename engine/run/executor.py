@@ -544,7 +544,8 @@ class Executor:
             if state.total is None:
                 state.total = accumulator
             else:
-                current.merge.kernel.passes[current.statistic].combine(state.total, accumulator)
+                merge = task.merge.placement.work.merge_of(current)
+                merge.kernel.passes[current.statistic].combine(state.total, accumulator)
 
     def _tile_done(self, task: TileRun, seconds: float) -> None:
         run, number = task.merge, task.tile.number
@@ -571,7 +572,7 @@ class Executor:
         if run.device != run.placement.seat.device or run.seconds < _MEASURABLE:
             return
         work = run.placement.work
-        estimate = Estimate.of(work, self._schedule.torch)
+        estimate = Estimate.of(work.kind)
         if run.device is None:
             self.stopwatch.on_cpu(estimate.cpu_core, run.seconds, estimate.compiled)
         else:

@@ -152,7 +152,7 @@ class MergeRun:
         self.memos: dict[int, Block] = {}
         """Memos of tiles, by position; the dispatcher's alone."""
         self.passes = [PassRun(placement.flow.tiles) for _ in work.passes]
-        self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in tree(work.root)}
+        self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in work.merges}
         self.chains: dict[tuple[int, Merge], PrefixScan] = {}
         self.digests = {write: TensorDigest(work.grains.count) for write in work.writes}
         self.unwritten = dict.fromkeys(work.writes, placement.flow.tiles)
@@ -172,8 +172,9 @@ class MergeRun:
         """
         current = self.placement.work.passes[number]
         if current.statistic is not None:
-            results = self.statistics[current.merge]
-            statistic = current.merge.kernel.passes[current.statistic]
+            merge = self.placement.work.merge_of(current)
+            results = self.statistics[merge]
+            statistic = merge.kernel.passes[current.statistic]
             total = self.passes[number].total
             if total is None:
                 total = statistic.init()
@@ -183,10 +184,11 @@ class MergeRun:
     def open_pass(self, number: int) -> None:
         """Admit the tiles of a pass, now that all statistics it builds on are there."""
         current = self.placement.work.passes[number]
+        here = self.placement.work.merge_of(current)
         self.passes[number].open = True
         self.passes[number].scanned = tuple(
             merge
-            for merge in tree(current.merge)
-            if (current.statistic is None or merge is not current.merge)
+            for merge in tree(here)
+            if (current.statistic is None or merge is not here)
             and merge.kernel.needs_scan(self.statistics[merge])
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,10 @@ class Dropping(Sparsifier):
     keep: tuple[float | None, ...]
     keys: tuple[int, ...]
     rescale: bool
+
+    @property
+    def kind(self) -> Hashable:
+        return type(self), self.keep, self.rescale
 
     def drops(self, number: int) -> bool:
         """Whether anything of vector ``number`` may be dropped."""

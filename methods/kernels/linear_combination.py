@@ -10,7 +10,7 @@ treat every row or column on its own apply the same rule to many small matrices
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,6 +29,10 @@ class LinearCombination(Kernel):
 
     coefficients: tuple[float, ...]
     version = 2
+
+    @property
+    def kind(self) -> Hashable:
+        return LinearCombination, len(self.coefficients)
 
     @property
     def uses(self) -> tuple[Use, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,11 @@ _NEGLIGIBLE = 1e-7
 
 class Sparsifier(ABC):
     """Decides which elements of the vectors of a source survive; subclass as a frozen dataclass."""
+
+    @property
+    def kind(self) -> Hashable:
+        """See `Kernel.kind`."""
+        return self
 
     @property
     def access(self) -> Access:

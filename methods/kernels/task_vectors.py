@@ -7,7 +7,7 @@ parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -42,6 +42,10 @@ class TaskVectors(Kernel):
     @property
     def source(self) -> Differences:
         return Differences(self.base, self.positions)
+
+    @property
+    def kind(self) -> Hashable:
+        return TaskVectors, self.base, self.positions, self.elect, self.sparsifier.kind
 
     @property
     def access(self) -> Access:

@@ -110,8 +110,8 @@ def measure(
     arithmetic = TORCH if torchs else COMPILED
     machine = Machine(1, 0, 0, arithmetic, TORCH)
     (work,) = works_of(builder.build([write], [write.file]), machine)
-    arithmetic.build(arithmetic.missing(words_of([work])[arithmetic]))
-    make = arithmetic.open(words_of([work])[arithmetic])
+    arithmetic.build(arithmetic.missing(words_of([work.kind])[arithmetic]))
+    make = arithmetic.open(words_of([work.kind])[arithmetic])
     ops, grains = make(Block(work.profile.worker.scratch_bytes)), work.grains
     blocks = [_block(tensor) for tensor in inputs]
     out = Block(grains.total * dtype.size)

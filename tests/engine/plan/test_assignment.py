@@ -151,7 +151,7 @@ def test_chunks_fit_into_the_memory(mib: int) -> None:
 def test_an_estimate_counts_every_pass_over_the_bus_but_what_stays() -> None:
     (placement,) = placed(layers(Normalised()), GPU).placements
     profile = placement.work.profile
-    estimate = Estimate.of(placement.work, TORCH)
+    estimate = Estimate.of(placement.work.kind)
     loaded = sum(load.nbytes for load in placement.work.leaves)
     assert estimate.stored_bytes == loaded + loaded // 3
     assert estimate.on_storage(ASSUMED) == pytest.approx(estimate.stored_bytes / 3e9)
