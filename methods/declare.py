@@ -118,7 +118,8 @@ class Method:
     """A merge method. Subclasses fill in the class attributes and `kernel`.
 
     ``works`` says in words what the kernel sees at once and which statistics it takes first;
-    ``draws`` that it chooses at random, by the run's seed.
+    ``draws`` that it chooses at random, by the run's seed. ``by_name`` that `kernel` may look at
+    the tensor's name: if not, tensors of one shape and of the same parameters share a kernel.
     ``minimum`` and ``maximum`` bound the number of models beside the base. A tensor that only one
     model has is copied by the planner and never reaches `kernel`, unless ``merges_one`` is set.
     """
@@ -129,6 +130,7 @@ class Method:
     reference: ClassVar[str]
     works: ClassVar[str] = ""
     draws: ClassVar[bool] = False
+    by_name: ClassVar[bool] = True
     model_parameters: ClassVar[tuple[Parameter, ...]] = ()
     settings: ClassVar[tuple[Parameter, ...]] = ()
     base: ClassVar[Base] = Base.NONE

@@ -42,6 +42,7 @@ from mergeloom.planners.slices.document import plan_stage
 from mergeloom.planners.slices.integer_tensors import equal_contents
 from mergeloom.planners.slices.stage import Stage
 from mergeloom.planners.slices.tensor_plan import (
+    Kernels,
     Mismatch,
     TensorPlan,
     build_merge,
@@ -279,9 +280,10 @@ def _build(stage: Stage, builder: GraphBuilder, warnings: list[str]) -> list[Out
     tensors = []
     missing: dict[str, list[str]] = defaultdict(list)
     mismatches: list[Mismatch] = []
+    kernels = Kernels(stage.rules)
     for plan in stage.tensor_plans():
         try:
-            merge = build_merge(plan, builder, stage.rules)
+            merge = build_merge(plan, builder, kernels)
         except Mismatch as mismatch:
             mismatches.append(mismatch)
             continue

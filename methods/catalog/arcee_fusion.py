@@ -119,6 +119,7 @@ class ArceeFusion(Method):
     )
     reference = "Goddard et al. 2024, MergeKit, arXiv:2403.13257; named by Arcee AI, 2025"
     works = "row by row, three passes of statistics (divergences of rows, order statistics)"
+    by_name = False
     base = Base.REQUIRED
     minimum = 1
     maximum = 1

@@ -26,6 +26,7 @@ class _Breadcrumbs(Method):
         "element by element, two passes of statistics (order statistics); none where every "
         "density is 1 or more"
     )
+    by_name = False
     model_parameters = (
         WEIGHT,
         DENSITY,

@@ -92,6 +92,7 @@ class Karcher(Method):
     )
     reference = "Karcher 1977, Riemannian center of mass, Comm. Pure Appl. Math. 30"
     works = "element by element, one pass of statistics (dot products)"
+    by_name = False
     settings = (
         Parameter("max_iter", int, "steps at most", default=10, minimum=0),
         Parameter(

@@ -17,6 +17,7 @@ class Linear(Method):
     formula = "θ = Σ wᵢ θᵢ / Σ wᵢ   (normalize: false leaves out the division)"
     reference = "Wortsman et al. 2022, Model soups, arXiv:2203.05482"
     works = "element by element, no statistics"
+    by_name = False
     model_parameters = (WEIGHT,)
     settings = (normalize(True),)
     minimum = 1

@@ -52,6 +52,7 @@ class ModelStock(Method):
         "element by element, one pass of statistics (dot products); filter_wise: true: row "
         "by row, no statistics"
     )
+    by_name = False
     settings = (
         Parameter(
             "filter_wise",

@@ -42,6 +42,7 @@ class NearSwap(Method):
     formula = "w = clip(t / |θ₁ - θ₀|, 0, 1);  θ = w θ₁ + (1-w) θ₀ = θ₀ + clip(θ₁ - θ₀, -t, t)"
     reference = "published with Alchemonaut/QuartetAnemoi-70B-t0.0001, 2024, as NearSwap"
     works = "element by element, no statistics"
+    by_name = False
     settings = (
         Parameter("t", float, "how far an element may move; 0 gives the base", minimum=0.0),
     )

@@ -45,6 +45,7 @@ class NuSlerp(Method):
         "element by element, one pass of statistics (dot products); nuslerp_flatten: false: "
         "row by row, no statistics; nuslerp_row_wise beside it: row by row, one pass"
     )
+    by_name = False
     model_parameters = (WEIGHT,)
     settings = (
         Parameter(

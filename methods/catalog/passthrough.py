@@ -16,6 +16,7 @@ class Passthrough(Method):
     formula = "θ = scale · θ₁"
     reference = "used since Goliath-120B (2023); Kim et al. 2023, SOLAR 10.7B, arXiv:2312.15166"
     works = "element by element, no statistics"
+    by_name = False
     model_parameters = (
         Parameter(
             "scale",

@@ -95,6 +95,7 @@ class Ram(Method):
     formula = "θ = θ₀ + Σ τ̂ᵢ / max(1, number of i with τ̂ᵢ ≠ 0),  τ̂ᵢ = τᵢ where |τᵢ| > ε, else 0"
     reference = "Reinforced Agent Merging, arXiv:2601.13572"
     works = "element by element, no statistics"
+    by_name = False
     settings: ClassVar[tuple[Parameter, ...]] = (_EPSILON,)
     base = Base.REQUIRED
     minimum = 1

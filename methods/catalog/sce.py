@@ -177,6 +177,7 @@ class Sce(Method):
         "element by element, one pass of statistics (squares); with select_topk below 1 four "
         "(order statistics of the variance, the places of equal ones, squares)"
     )
+    by_name = False
     settings = (
         Parameter(
             "select_topk",

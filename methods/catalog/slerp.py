@@ -48,6 +48,7 @@ class Slerp(Method):
     )
     reference = "Shoemake 1985, Animating rotation with quaternion curves, SIGGRAPH"
     works = "element by element, one pass of statistics (dot products)"
+    by_name = False
     settings = (Parameter("t", float, "0 is the base, 1 the other model", usual=(0.0, 1.0)),)
     base = Base.REQUIRED
     minimum = 1

@@ -18,6 +18,7 @@ class TaskArithmetic(Method):
     formula = "θ = θ₀ + λ Σ wᵢτᵢ,  τᵢ = θᵢ - θ₀   (normalize: divided by Σ wᵢ)"
     reference = "Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089"
     works = "element by element, no statistics"
+    by_name = False
     model_parameters = (WEIGHT,)
     settings = (normalize(False), LAMBDA, INT8_MASK)
     base = Base.REQUIRED

@@ -35,6 +35,7 @@ class Ties(Method):
         "element by element, two passes of statistics (order statistics); none where every "
         "density is 1 or more"
     )
+    by_name = False
     model_parameters = (WEIGHT, DENSITY)
     settings = (normalize(True), LAMBDA, INT8_MASK, rescale(False))
     base = Base.REQUIRED

@@ -6,12 +6,12 @@ are asked in order of precedence; the first that yields a value for a tensor win
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mergeloom.engine.base.errors import ConfigError, Place
-from mergeloom.methods.declare import Parameter, ParameterError
+from mergeloom.methods.declare import REQUIRED, Parameter, ParameterError
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,49 @@ def resolve(
                     raise error.at(entry.place) from error
                 return Resolved(checked, level.name, entry, used)
     return None
+
+
+class Resolution:
+    """Values of several parameters, found once for all tensors for which they are the same.
+
+    That is decided by which filters of ``levels`` admit a tensor and, where a value is a gradient,
+    by the tensor's place in it.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], levels: Sequence[Level]) -> None:
+        self._parameters = parameters
+        self._levels = levels
+        blocks = [level.parameters.entries for level in levels]
+        entries = [e for p in parameters for block in blocks for e in block.get(p.name, ())]
+        self._filters = tuple(dict.fromkeys(e.filter for e in entries if e.filter is not None))
+        self._graded = any(isinstance(entry.value, tuple) for entry in entries)
+        self._found: dict[Hashable, dict[str, Resolved]] = {}
+
+    def of(self, tensor: str, t: float) -> Mapping[str, Resolved]:
+        """Every parameter that has a value or a default for ``tensor`` at place ``t`` of its slice.
+
+        Raises:
+            ConfigError: a value is not one that its parameter takes.
+        """
+        admitted = tuple([text in tensor for text in self._filters])
+        key = admitted, t if self._graded else None
+        found = self._found.get(key)
+        if found is None:
+            found = {}
+            for parameter in self._parameters:
+                value = resolve(parameter, self._levels, tensor, t)
+                if value is None and parameter.default is not REQUIRED:
+                    value = Resolved(parameter.default, "default", None, None)
+                if value is not None:
+                    found[parameter.name] = value
+            self._found[key] = found
+        return found
+
+    def lacking(self, values: Mapping[str, Resolved]) -> Parameter | None:
+        """The first parameter that has no value among those found."""
+        if len(values) == len(self._parameters):
+            return None
+        return next(p for p in self._parameters if p.name not in values)
 
 
 def at_gradient(values: Sequence[float], t: float) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from mergeloom.planners.config.config import Document, Module
-from mergeloom.planners.config.parameters import Level
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model
 from mergeloom.planners.models.roles import follows_depth
@@ -20,6 +20,7 @@ from mergeloom.planners.slices.slices import (
 )
 from mergeloom.planners.slices.tensor_plan import (
     MergingRules,
+    SliceParameters,
     TensorPlan,
     copy_tensor,
     plan_tensor,
@@ -141,7 +142,22 @@ class Stage:
     ) -> TensorPlan:
         if tower.copied:
             return copy_tensor(recipe, inputs, "'modules' says nothing about it")
-        return plan_tensor(recipe, inputs, self.rules, self._levels(recipe.slice, tower))
+        found = self._parameters.get((id(recipe.slice), id(tower)))
+        parameters = found or self._parameters_of(recipe.slice, tower)
+        return plan_tensor(recipe, inputs, self.rules, parameters)
+
+    @cached_property
+    def _parameters(self) -> dict[tuple[int, int], SliceParameters]:
+        """By the `id` of a slice and of its tower."""
+        return {
+            (id(part), id(tower)): self._parameters_of(part, tower)
+            for tower in self.towers
+            for part in tower.slices
+        }
+
+    def _parameters_of(self, part: Slice, tower: TowerPlan) -> SliceParameters:
+        levels = slice_levels(part, tower.module, self.document)
+        return SliceParameters.of(part, self.rules.method, levels)
 
     def _home(self, name: str) -> TowerPlan:
         """The tower that the embedding or the head belongs to."""
@@ -153,9 +169,6 @@ class Stage:
         """The models that weights come from, each once."""
         sources = (s for tower in self.towers for part in tower.slices for s in part.sources)
         return list({id(source.model): source.model for source in sources}.values())
-
-    def _levels(self, part: Slice, tower: TowerPlan) -> list[Level]:
-        return slice_levels(part, tower.module, self.document)
 
 
 def _inputs(part: Slice, of: Callable[[Model], str | None]) -> tuple[tuple[int, str], ...]:

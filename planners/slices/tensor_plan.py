@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import CheckpointError, Place
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
-from mergeloom.engine.graph.kernel import Copy
-from mergeloom.methods.declare import REQUIRED, Base, Method, Parameter, ParameterError, TensorMerge
+from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.methods.declare import Base, Method, ParameterError, TensorMerge
 from mergeloom.planners.config.config import Document
-from mergeloom.planners.config.parameters import Level, Resolved, required, resolve
+from mergeloom.planners.config.parameters import Level, Resolution, Resolved, required
 from mergeloom.planners.models.model import Model
 from mergeloom.planners.models.roles import is_buffer
 from mergeloom.planners.slices.slices import Recipe, Slice
@@ -79,23 +78,43 @@ class MergingRules:
     """Whether embeddings of different lengths are cut to their common leading rows."""
 
 
+@dataclass(frozen=True, slots=True)
+class SliceParameters:
+    """The parameters that hold in a slice: those of each source, and the document's settings."""
+
+    sources: tuple[Resolution, ...]
+    settings: Resolution
+
+    @staticmethod
+    def of(part: Slice, method: Method, levels: Sequence[Level]) -> SliceParameters:
+        """``levels`` are the slice's, the module's and the global parameters."""
+        sources = []
+        for position, layers in enumerate(part.sources):
+            if layers.source is not None:
+                own = [Level("model", layers.source.parameters), *levels]
+            else:  # a base that was added has no parameters, unless it is merged like the others
+                own = [] if position == part.base else list(levels)
+            sources.append(Resolution(method.model_parameters, own))
+        return SliceParameters(tuple(sources), Resolution(method.settings, levels))
+
+
 def plan_tensor(
-    recipe: Recipe, inputs: Sequence[tuple[int, str]], rules: MergingRules, levels: Sequence[Level]
+    recipe: Recipe,
+    inputs: Sequence[tuple[int, str]],
+    rules: MergingRules,
+    parameters: SliceParameters,
 ) -> TensorPlan:
     """Decide how ``recipe`` is merged from those ``inputs`` that exist: (source position, name).
-
-    ``levels`` are the slice's, the module's and the global parameters.
 
     Raises:
         ConfigError: a required parameter has no value, or one is wrong.
         CheckpointError: the base lacks the tensor.
     """
     part, method = recipe.slice, rules.method
-    models = [part.sources[position].model for position, _ in inputs]
-    first = models[0]
-    present = {position for position, _ in inputs}
-    missing = tuple(s.model for i, s in enumerate(part.sources) if i not in present)
-    constant = _constant(first, inputs[0][1])
+    missing: tuple[Model, ...] = ()
+    if len(inputs) < len(part.sources):
+        present = {position for position, _ in inputs}
+        missing = tuple(s.model for i, s in enumerate(part.sources) if i not in present)
     if len(inputs) > 1 and method.base is Base.REQUIRED and part.base not in dict(inputs):
         base = part.sources[part.base or 0].model.name
         raise CheckpointError(
@@ -103,29 +122,26 @@ def plan_tensor(
             f"which '{method.name}' starts from",
             place=part.entry.place,
         )
+    first, name = inputs[0]
+    constant = _constant(part.sources[first].model, name)
     if constant is not None:
         return copy_tensor(recipe, inputs, constant)
     if len(inputs) == 1 and not method.merges_one:
         return copy_tensor(recipe, inputs, "only one model has it")
     contributions = []
     for position, name in inputs:
-        source = part.sources[position].source
-        if source is not None:
-            own = [Level("model", source.parameters), *levels]
-        else:  # a base that was added has no parameters, unless it is merged like the others
-            own = [] if position == part.base else list(levels)
-        resolved = _resolved(method.model_parameters, own, name, recipe.t)
-        if position != part.base:
-            for parameter in method.model_parameters:
-                if parameter.name not in resolved:
-                    place = source.place if source is not None else part.entry.place
-                    model = part.sources[position].model.name
-                    raise required(parameter, model, name, place)
+        resolution = parameters.sources[position]
+        resolved = resolution.of(name, recipe.t)
+        lacking = resolution.lacking(resolved)
+        if lacking is not None and position != part.base:
+            layers = part.sources[position]
+            place = layers.source.place if layers.source is not None else part.entry.place
+            raise required(lacking, layers.model.name, name, place)
         contributions.append(_contribution(part, position, name, resolved))
-    settings = _resolved(method.settings, levels, recipe.name, recipe.t)
-    for parameter in method.settings:
-        if parameter.name not in settings:
-            raise required(parameter, None, recipe.name, part.entry.place)
+    settings = parameters.settings.of(recipe.name, recipe.t)
+    lacking = parameters.settings.lacking(settings)
+    if lacking is not None:
+        raise required(lacking, None, recipe.name, part.entry.place)
     return TensorPlan(
         recipe.name, recipe.layer, method, tuple(contributions), settings, missing=missing
     )
@@ -150,27 +166,53 @@ def _constant(model: Model, tensor: str) -> str | None:
     return None
 
 
-def build_merge(plan: TensorPlan, builder: GraphBuilder, rules: MergingRules) -> Merge:
+class Kernels:
+    """The kernels of one document: one for all tensors of a shape and of the same parameters, where
+    the method does not go by names."""
+
+    def __init__(self, rules: MergingRules) -> None:
+        self.rules = rules
+        self._made: dict[Hashable, tuple[Kernel, TensorPlan]] = {}
+        """By shape, position of the base and the identities of parameters, which the plans keep."""
+
+    def of(self, plan: TensorPlan, method: Method, shape: tuple[int, ...]) -> Kernel:
+        """The kernel of a tensor whose inputs have this shape.
+
+        Raises:
+            ConfigError: the parameters do not work together.
+        """
+        if method.by_name:
+            return self._make(plan, method, shape)
+        own = [(id(item.parameters), item.is_base) for item in plan.contributions]
+        key = (shape, id(plan.settings), *own)
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = self._make(plan, method, shape), plan
+        return found[0]
+
+    def _make(self, plan: TensorPlan, method: Method, shape: tuple[int, ...]) -> Kernel:
+        try:
+            return method.kernel(tensor_merge(plan, self.rules, shape))
+        except ParameterError as error:
+            place = self.rules.document.method_place
+            raise place.error(f"tensor '{plan.name}': {error.cause}", error.remedy) from error
+
+
+def build_merge(plan: TensorPlan, builder: GraphBuilder, kernels: Kernels) -> Merge:
     """The merge that carries out ``plan``.
 
     Raises:
         Mismatch: shapes of the inputs differ.
         ConfigError: the parameters do not work together.
     """
-    rows = _common_rows(plan, rules.truncate)
+    rows = _common_rows(plan, kernels.rules.truncate)
     inputs: list[Load | Merge] = [
         contribution.model.node(builder, contribution.tensor, rows)
         for contribution in plan.contributions
     ]
     if plan.method is None:
         return builder.merge(inputs, Copy(), plan.name)
-    merge = tensor_merge(plan, rules, inputs[0].shape)
-    try:
-        kernel = plan.method.kernel(merge)
-    except ParameterError as error:
-        place = rules.document.method_place
-        raise place.error(f"tensor '{plan.name}': {error.cause}", error.remedy) from error
-    return builder.merge(inputs, kernel, plan.name)
+    return builder.merge(inputs, kernels.of(plan, plan.method, inputs[0].shape), plan.name)
 
 
 def tensor_merge(plan: TensorPlan, rules: MergingRules, shape: tuple[int, ...]) -> TensorMerge:
@@ -226,25 +268,6 @@ def _contribution(
         number = name[len(source.tower.prefix) :].partition(".")[0]
         layer = int(number) if number.isdigit() else None
     return Contribution(source.model, name, layer, position == part.base, parameters)
-
-
-def _resolved(
-    parameters: Sequence[Parameter], levels: Sequence[Level], tensor: str, t: float
-) -> dict[str, Resolved]:
-    """Every parameter that has a value or a default."""
-    result = {}
-    for parameter in parameters:
-        found = resolve(parameter, levels, tensor, t) if levels else None
-        if found is None and parameter.default is not REQUIRED:
-            found = _default(parameter)
-        if found is not None:
-            result[parameter.name] = found
-    return result
-
-
-@lru_cache(maxsize=256)
-def _default(parameter: Parameter) -> Resolved:
-    return Resolved(parameter.default, "default", None, None)
 
 
 def _values(resolved: Mapping[str, Resolved]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from mergeloom.engine.plan.device_memory import (
     stride,
 )
 from mergeloom.engine.plan.schedule import Schedule, schedule
-from mergeloom.methods.ops.arithmetic import TORCH
 from tests.engine.kernels import Normalised, Transposed
 from tests.engine.plan.test_schedule import Disk, graph_of
 from tests.engine.support import Paper, spec
