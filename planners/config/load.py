@@ -10,10 +10,10 @@ from typing import Any
 
 from mergeloom.engine.base.errors import ConfigError, Finding
 from mergeloom.planners.config.config import Configuration, Document
-from mergeloom.planners.config.document import read_document
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.plain_data import yaml_text
 from mergeloom.planners.config.yaml_values import MAX_BYTES, load_documents
+from mergeloom.planners.registry import planner_for
 
 STANDARD_INPUT = Path("-")
 
@@ -62,7 +62,10 @@ def parse_config(
     if not values:
         findings.check()
         raise ConfigError(f"{file}: the configuration is empty")
-    documents = [read_document(value, findings) for value in values]
+    documents = [
+        findings.attempt(lambda value: planner_for(value).read(value, findings), value)
+        for value in values
+    ]
     complete = [document for document in documents if document is not None]
     ordered = complete
     if len(complete) == len(values):
