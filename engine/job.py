@@ -17,7 +17,7 @@ from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Sample, storage_samples
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.output.directory import OutputDirectory
-from mergeloom.engine.output.journal import Finished
+from mergeloom.engine.output.journal import Finished, Totals
 from mergeloom.engine.output.manifest import Manifest
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.output.sink import COMMIT_SECONDS, ShardSink
@@ -271,7 +271,8 @@ def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool
         OutputError: the directory belongs to another merge.
     """
     recorded = [
-        Finished(each.file, each.name, each.digest, each.block_bytes) for each in manifest.tensors
+        Finished(each.file, each.name, each.digest, each.block_bytes, each.nbytes)
+        for each in manifest.tensors
     ]
     touched = _check_same(manifest.fingerprint, manifest.identity, recorded, run, directory)
     faults = list(missing_files(directory.path, manifest))
@@ -284,7 +285,8 @@ def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool
             f"'{directory.path}' was finished, but {faults[0]}{more}: what is missing or wrong is "
             "made again"
         )
-        directory.begin_again(job.fingerprint, job.identity, manifest.all_files, recorded)
+        totals = Totals.of(job.graph)
+        directory.begin_again(job.fingerprint, job.identity, manifest.all_files, recorded, totals)
     elif touched:
         directory.identify(manifest, job.fingerprint, job.identity)
     return not faults
@@ -303,7 +305,8 @@ def _resumed(directory: OutputDirectory, run: _Run, repairs: bool) -> dict[Write
     job = run.job
     recorded = journal.finished
     if _check_same(journal.fingerprint, journal.identity, recorded, run, directory):
-        directory.begin_again(job.fingerprint, job.identity, journal.files, recorded)
+        totals = Totals.of(job.graph)
+        directory.begin_again(job.fingerprint, job.identity, journal.files, recorded, totals)
     done = directory.resumable(job.graph, journal, run.options.verify_resumed)
     lost = len({entry for entry in recorded if entry.digest}) - len(done)
     if journal.damaged or (lost and not repairs):

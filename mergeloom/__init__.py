@@ -23,12 +23,17 @@ if TYPE_CHECKING:
     from mergeloom.api import (
         LoomWarning,
         Observer,
+        clean,
         explain,
+        explain_lines,
+        init,
         inspect,
         list_methods,
         merge,
         plan,
+        read_report,
         schema,
+        status,
         verify,
     )
     from mergeloom.methods.registry import register as register_method
@@ -50,13 +55,18 @@ __all__ = [
     "Progress",
     "RunError",
     "__version__",
+    "clean",
     "explain",
+    "explain_lines",
+    "init",
     "inspect",
     "list_methods",
     "merge",
     "plan",
+    "read_report",
     "register_method",
     "schema",
+    "status",
     "verify",
 ]
 

@@ -14,7 +14,7 @@ from mergeloom import arguments
 from mergeloom.arguments import Pathlike, Size
 from mergeloom.check import check_output
 from mergeloom.engine import job as jobs
-from mergeloom.engine.base.errors import ConfigError, Finding, LoomError, Severity
+from mergeloom.engine.base.errors import CheckpointError, ConfigError, Finding, LoomError, Severity
 from mergeloom.engine.base.gc_pause import collection_paused
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.hardware import process
@@ -22,27 +22,32 @@ from mergeloom.engine.hardware.accelerators import AUTO, choose
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.run.executor import Progress as Counters
 from mergeloom.engine.storage.source import IOMode
+from mergeloom.initial import Start, first_configuration
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.output import at_output, check_apart
 from mergeloom.planners.config.config import Configuration
 from mergeloom.planners.config.findings import check_known
-from mergeloom.planners.config.load import config_from, load_config
+from mergeloom.planners.config.load import config_from, load_config, parse_config
+from mergeloom.planners.config.settings import Setting, parse_setting, setting_of
 from mergeloom.planners.models.resolve import Resolver
-from mergeloom.planners.plan import make_plan
-from mergeloom.planners.planner import DEFAULT_SHARD_BYTES, PlanOptions
+from mergeloom.planners.plan import DEFAULT_SHARD_BYTES, PlanOptions, make_plan
 from mergeloom.report.meter import Meter, Progress
-from mergeloom.report.plan_records import Options
+from mergeloom.report.output_records import CleanReport, StatusReport
+from mergeloom.report.plan_records import MergeReport, Options
 from mergeloom.report.records import (
     DOCUMENTS,
     ExplainReport,
     InspectReport,
+    LinesReport,
     MethodsReport,
     VerifyReport,
 )
+from mergeloom.report.stored import store
 from mergeloom.results import MergeResult, PlannedMerge
 from mergeloom.version import program
 
 Config = Pathlike | Mapping[str, Any] | Configuration
+Settings = Mapping[str, Any] | Sequence[str]
 
 SEARCH_VARIABLE = "MERGELOOM_MODELS"
 """Environment variable with folders that hold models, separated as in ``PATH``."""
@@ -85,13 +90,15 @@ def plan(
     allow_different_architectures: bool = False,
     strict: bool = False,
     io: IOMode | str = IOMode.AUTO,
+    settings: Settings = (),
     observer: Observer | None = None,
 ) -> PlannedMerge:
     """Plan a merge; reads headers only and does not import torch.
 
-    ``config`` is the path of a YAML file, or its content as a mapping. ``output`` is where the
-    merge would go: its state and free disk become part of the report. ``ram`` is the memory
-    budget of the whole process, in bytes or as ``"8GiB"``; by default four fifths of what is
+    ``config`` is the path of a YAML or JSON file, or its content as a mapping. ``settings`` take
+    the place of what it says: ``{"parameters.t": 0.3}``, or ``["parameters.t=0.3"]``. ``output``
+    is where the merge would go: its state and free disk become part of the report. ``ram`` is the
+    memory budget of the whole process, in bytes or as ``"8GiB"``; by default four fifths of what is
     available. ``device`` is where to compute: ``auto`` lets the schedule choose, ``cpu``, ``cuda``
     (all of them), ``cuda:N`` or ``mps``; ``vram`` is the memory budget on each device, by default
     four fifths of what is free there. ``model_dirs`` maps model references, as the configuration
@@ -125,7 +132,7 @@ def plan(
     mode = IOMode(arguments.choice(io, "io", [each.value for each in IOMode]))
     observer = observer or Observer()
     devices = choose(options.device, options.vram, process.devices)
-    configuration = _configuration(config)
+    configuration = _configuration(config, _settings(settings))
     if options.strict:
         check_known(configuration.warnings)
     resolver = _resolver(configuration, model_dirs, search, observer)
@@ -244,7 +251,10 @@ def merge(
     checked = None
     if number:
         checked = check_output(planned.plan, directory, number, planned.budget_bytes)
-    return MergeResult(directory, planned, outcome, checked, findings)
+    result = MergeResult(directory, planned, outcome, checked, findings)
+    if not outcome.was_finished:
+        store(result.report, directory)
+    return result
 
 
 def explain(
@@ -273,6 +283,77 @@ def explain(
         found = token_report(planned.plan, arguments.text(token, "token"))
         return ExplainReport(tensors=(), token=found)
     return explain_report(planned.plan.matching(pattern), planned)
+
+
+def explain_lines(config: Config | PlannedMerge, **options: Any) -> LinesReport:
+    """A configuration line by line: how many tensors get their parameters by which line, in which
+    layers, and which values. Takes what `plan` takes, or its result.
+
+    Raises:
+        ConfigError, CheckpointError: as `plan`.
+    """
+    from mergeloom.report.lines import lines_report
+
+    planned = config
+    if not isinstance(planned, PlannedMerge):
+        planned = plan(planned, **_known({"device": "cpu", **options}))
+    return lines_report(planned)
+
+
+def init(
+    models: Sequence[Pathlike],
+    *,
+    base: Pathlike | None = None,
+    method: str | None = None,
+    stack: bool = False,
+    folder: Pathlike | None = None,
+    model_dirs: Mapping[str, Pathlike] | None = None,
+    search: Pathlike | Sequence[Pathlike] = (),
+    observer: Observer | None = None,
+) -> str:
+    """A first configuration for some models, in YAML with comments; it plans as it is.
+
+    ``base`` is what the others were fine-tuned from. Without ``method`` one is taken that fits;
+    with ``stack`` the models' layers are stacked. ``folder`` is where the configuration will lie:
+    paths in it lead to the models from there.
+
+    Raises:
+        ConfigError: there is no such method, or it does not merge such models.
+        CheckpointError: a model is nowhere, or malformed; or the models do not fit together.
+    """
+    names = [_seen_from(each, folder) for each in ([base] if base is not None else [])]
+    names += [_seen_from(each, folder) for each in models]
+    where: dict[str, Any] = {"model_dirs": model_dirs, "search": search, "observer": observer}
+    found = {name: inspect(name, **where) for name in dict.fromkeys(names)}
+    start = Start(found, names[0] if base is not None else None, method, stack)
+    text = first_configuration(start)
+    try:
+        _plan_quietly(text, **where)
+    except CheckpointError as error:
+        text = first_configuration(replace(start, union=True))
+        try:
+            _plan_quietly(text, **where)
+        except LoomError:
+            raise CheckpointError(error.cause, remedy=error.remedy) from error
+    return text
+
+
+def _plan_quietly(text: str, **where: Any) -> None:
+    observer = where["observer"] or Observer()
+    observer = replace(observer, warned=lambda finding: None)
+    plan(
+        parse_config(text, "the configuration"), **{**where, "observer": observer, "device": "cpu"}
+    )
+
+
+def _seen_from(model: Pathlike, folder: Pathlike | None) -> str:
+    """How a configuration in ``folder`` names a model: a path of the working directory may lead
+    nowhere from there."""
+    path = arguments.path_of(model, "a model")
+    if folder is None or not path.is_dir() or path.is_absolute():
+        return str(model)
+    same = os.path.realpath(arguments.path_of(folder, "folder")) == os.path.realpath(os.curdir)
+    return str(model) if same else str(path.absolute())
 
 
 def inspect(
@@ -315,6 +396,49 @@ def verify(output: Pathlike, *, load: bool = False) -> VerifyReport:
     from mergeloom.report.verification import verify_report
 
     return verify_report(arguments.path_of(output, "the output"), arguments.flag(load, "load"))
+
+
+def status(output: Pathlike) -> StatusReport:
+    """Whether the merge in ``output`` runs, was interrupted or is finished, and how far it is, from
+    its records: neither inputs nor shards are read.
+
+    Raises:
+        OutputError: no merge was run there, or the directory cannot be read.
+    """
+    from mergeloom.report.status import status_report
+
+    return status_report(arguments.path_of(output, "the output"))
+
+
+def read_report(output: Pathlike) -> MergeReport:
+    """The report of the merge that made ``output``, as `merge` returned it then.
+
+    Raises:
+        OutputError: there is none, or it cannot be understood.
+    """
+    from mergeloom.report.stored import stored_report
+
+    return stored_report(arguments.path_of(output, "the output"))
+
+
+def clean(
+    outputs: Pathlike | Sequence[Pathlike] = (), *, everything: bool = False, dry: bool = False
+) -> CleanReport:
+    """Remove what can be had anew: the machine code that this version does not use, with
+    ``everything`` all that is cached, and what interrupted merges have left in ``outputs``. A
+    ``dry`` run removes nothing.
+
+    Raises:
+        OutputError: an output is finished, or was not made by this program.
+        RunError: a merge is running there, or the disk refuses.
+    """
+    from mergeloom import cleaning
+
+    return cleaning.clean(
+        arguments.paths_of(outputs, "outputs"),
+        arguments.flag(everything, "everything"),
+        arguments.flag(dry, "dry"),
+    )
 
 
 def list_methods(name: str | None = None) -> MethodsReport:
@@ -368,7 +492,7 @@ _PLAN_OPTIONS = frozenset(
     {
         "ram", "threads", "device", "vram", "seed", "max_shard_size", "model_dirs", "search",
         "allow_truncated_embeddings", "allow_different_architectures", "strict", "observer",
-        "output",
+        "output", "settings",
     }
 )  # fmt: skip
 
@@ -412,12 +536,22 @@ def _check_model_dirs(configuration: Configuration, given: Mapping[str, Path]) -
             )
 
 
-def _configuration(config: object) -> Configuration:
+def _configuration(config: object, settings: Sequence[Setting]) -> Configuration:
     if isinstance(config, Configuration):
-        return config
+        if not settings:
+            return config
+        return parse_config(config.text, "config", config.path, settings=settings)
     if isinstance(config, Mapping):
-        return config_from(config)
-    return load_config(arguments.path_of(config, "config"))
+        return config_from(config, settings)
+    return load_config(arguments.path_of(config, "config"), settings)
+
+
+def _settings(given: object) -> list[Setting]:
+    if isinstance(given, Mapping):
+        return [setting_of(arguments.text(key, "settings"), v) for key, v in given.items()]
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise LoomError(f"settings must be a mapping or a list of texts, not {ascii(given)[:40]}")
+    return [parse_setting(arguments.text(each, "settings")) for each in given]
 
 
 def _search_folders() -> list[Path]:

@@ -11,13 +11,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mergeloom import streams
+from mergeloom.commands.clean import clean
 from mergeloom.commands.explain import explain
+from mergeloom.commands.init import init
 from mergeloom.commands.inspect import inspect
 from mergeloom.commands.merge import Interrupted, merge
+from mergeloom.commands.mergekit_yaml import mergekit_yaml
 from mergeloom.commands.methods import methods
 from mergeloom.commands.plan import plan
 from mergeloom.commands.prepare import prepare
+from mergeloom.commands.report import report
 from mergeloom.commands.schema import schema
+from mergeloom.commands.status import status
 from mergeloom.commands.verify import verify
 from mergeloom.engine.base.errors import MEMORY_SHORT, LoomError, RunError, is_memory_short
 from mergeloom.printer import AnswerLost, complain
@@ -26,12 +31,14 @@ app = typer.Typer(
     name="mergeloom",
     help="Merge language models that do not fit in memory.",
     invoke_without_command=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (plan, merge, explain, inspect, verify, methods, schema, prepare):
+for _command in (
+    *(init, plan, merge, status, report, explain, inspect, verify, methods, schema, prepare, clean),
+    mergekit_yaml,
+):
     app.command()(_command)
 
 
@@ -146,12 +153,13 @@ def _failed(error: LoomError) -> int:
     """Say what went wrong: a line for people, and a document for programs that asked for one."""
     for finding in error.findings:
         complain(f"{finding.severity.value}: {finding}")
-    if "--json" in sys.argv and not isinstance(error, AnswerLost):
+    lines = "--json-progress" in sys.argv
+    if (lines or "--json" in sys.argv) and not isinstance(error, AnswerLost):
         from mergeloom.report.errors import error_report
         from mergeloom.report.json import encode
 
         with contextlib.suppress(OSError, ValueError):
-            print(encode(error_report(error)))
+            print(encode(error_report(error), None if lines else 2))
             sys.stdout.flush()
     return error.exit_code
 

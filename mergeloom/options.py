@@ -8,11 +8,12 @@ A command names a group among its parameters, and `grouped` puts the group's opt
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     from mergeloom.results import PlannedMerge
 
 
-def _path(text: str | Path) -> Path:
+HIDDEN = "hidden"
+"""Marks a group whose options are understood and not in the help: ``Annotated[Group, HIDDEN]``."""
+
+
+def read_path(text: str | Path) -> Path:
     """A path as the command line gives it: ``~`` is the home directory, nothing is no path."""
     from mergeloom.arguments import path_of
 
@@ -35,7 +40,7 @@ def _path(text: str | Path) -> Path:
 
 def optional_path(text: str | Path | None) -> Path | None:
     """The same of what may be left out."""
-    return None if text is None else _path(text)
+    return None if text is None else read_path(text)
 
 
 Config = Annotated[
@@ -43,11 +48,11 @@ Config = Annotated[
     typer.Argument(
         metavar="CONFIG",
         help="The merge configuration (YAML); - reads it from stdin.",
-        parser=_path,
+        parser=read_path,
     ),
 ]
 OutputArgument = Annotated[
-    Path, typer.Argument(metavar="OUT", help="The directory to merge into.", parser=_path)
+    Path, typer.Argument(metavar="OUT", help="The directory to merge into.", parser=read_path)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
@@ -66,7 +71,7 @@ class Finding:
             "--search-dir",
             metavar="DIR",
             help="A folder that holds models; repeatable.",
-            parser=_path,
+            parser=read_path,
         ),
     ] = None
 
@@ -96,6 +101,14 @@ class Finding:
 class Meaning:
     """What changes the output."""
 
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Use VALUE for what CONFIG has at PATH, as parameters.t=0.3; repeatable.",
+        ),
+    ] = None
     seed: Annotated[
         int, typer.Option(metavar="N", help="Seed of the methods that draw at random.")
     ] = 0
@@ -168,6 +181,7 @@ def planned(
         allow_truncated_embeddings=meaning.allow_truncated_embeddings,
         allow_different_architectures=meaning.allow_different_architectures,
         strict=meaning.strict,
+        settings=meaning.settings or (),
         model_dirs=finding.model_dirs,
         search=finding.folders,
         observer=observer,
@@ -176,9 +190,18 @@ def planned(
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with the options of each group in place of the group."""
+    """``command`` with the options of each group in place of the group.
+
+    Those of a group that is `HIDDEN` are not in its help.
+    """
     hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    groups: dict[str, Any] = {}
+    hidden: set[str] = set()
+    for name, kind in hints.items():
+        group, *marks = get_args(kind) if get_origin(kind) is Annotated else [kind]
+        if is_dataclass(group):
+            groups[name] = group
+            hidden |= {name} if HIDDEN in marks else set()
 
     def flat(**given: Any) -> None:
         for name, kind in groups.items():
@@ -192,11 +215,15 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
                 continue
             types = get_type_hints(groups[name], include_extras=True)
             for field in fields(groups[name]):
+                shown, option = get_args(types[field.name])[:2]
+                if name in hidden:
+                    option = copy.copy(option)
+                    option.hidden = True
                 yield inspect.Parameter(
                     field.name,
                     parameter.KEYWORD_ONLY,
                     default=field.default,
-                    annotation=types[field.name],
+                    annotation=Annotated[shown, option],
                 )
 
     found = list(parameters())

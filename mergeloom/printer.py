@@ -1,13 +1,15 @@
 """What is said, and where: answers go to stdout, everything else that people read to stderr.
 
 `--quiet` hides progress and results, never warnings and errors. `--json` makes the answer, or the
-error, one JSON document on stdout.
+error, one JSON document on stdout; `--json-progress` makes it one line, and writes lines of
+progress before it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,12 @@ if TYPE_CHECKING:
     from mergeloom.api import Observer
     from mergeloom.engine.base.errors import Finding
     from mergeloom.report.document import Document
+    from mergeloom.report.meter import Progress
     from mergeloom.results import PlannedMerge
+
+
+_JSON_SECONDS = 0.5
+"""How often a line of progress is written."""
 
 
 class AnswerLost(LoomError):
@@ -35,6 +42,7 @@ class Printer:
 
     as_json: bool = False
     quiet: bool = False
+    json_lines: bool = False
 
     def answer(self, report: Document, render: Callable[[], RenderableType]) -> None:
         """Write the answer of a command to stdout: the record, or how it is rendered.
@@ -44,10 +52,10 @@ class Printer:
             BrokenPipeError: nobody reads it any more.
         """
         with _reported():
-            if self.as_json:
+            if self.as_json or self.json_lines:
                 from mergeloom.report.json import encode
 
-                print(encode(report))
+                print(encode(report, None if self.json_lines else 2))
             else:
                 _print(render())
             sys.stdout.flush()
@@ -69,7 +77,7 @@ class Printer:
         Raises:
             AnswerLost, BrokenPipeError: as `answer`, of JSON.
         """
-        if self.as_json:
+        if self.as_json or self.json_lines:
             self.answer(report, render)
         elif not self.quiet:
             self.show(render())
@@ -110,10 +118,15 @@ class Printer:
         from mergeloom.report.terminal.console import console
         from mergeloom.report.terminal.plan import render_plan
 
-        if self.quiet:
+        if self.quiet or self.json_lines:
             for finding in planned.warnings:
                 self.warn(finding)
-            yield Observer(downloading=self._downloading, building=building, warned=self.warn)
+            yield Observer(
+                progressed=_JsonLines(self) if self.json_lines else None,
+                downloading=self._downloading,
+                building=building,
+                warned=self.warn,
+            )
             return
         self.show(render_plan(planned.report))
         self.show("")
@@ -133,6 +146,21 @@ class Printer:
 
     def _downloading(self, name: str) -> None:
         complain(f"fetching '{name}' from the hub")
+
+
+class _JsonLines:
+    """Writes progress as lines of JSON, now and then."""
+
+    def __init__(self, printer: Printer) -> None:
+        self._printer = printer
+        self._next = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        done = progress.merges_done == progress.merges_total
+        if now >= self._next or done:
+            self._next = now + _JSON_SECONDS
+            self._printer.answer(progress.report, lambda: "")
 
 
 def complain(text: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mergeloom.engine.base.errors import OutputError, RunError
 from mergeloom.engine.graph.graph import Graph, OutputFile, Write
-from mergeloom.engine.output.journal import Finished, Journal, JournalContent, read_journal
+from mergeloom.engine.output.journal import Finished, Journal, JournalContent, Totals, read_journal
 from mergeloom.engine.output.lock import Locked, hold
 from mergeloom.engine.output.manifest import (
     DIRECTORY,
@@ -96,8 +96,10 @@ class OutputDirectory:
         identity: Mapping[str, str],
         files: Sequence[str],
         finished: Iterable[Finished],
+        totals: Totals | None = None,
     ) -> None:
-        """Make of what is here an interrupted merge that has finished these tensors.
+        """Make of what is here an interrupted merge that has finished these tensors, of
+        ``totals``.
 
         Until its journal is durable, the records that were here count.
 
@@ -110,7 +112,7 @@ class OutputDirectory:
                 self.files.remove(new)
         journal = Journal(new, self.files)
         try:
-            journal.begin(fingerprint, identity, files)
+            journal.begin(fingerprint, identity, files, totals)
             journal.append(finished)
         finally:
             journal.close()

@@ -19,6 +19,7 @@ import xxhash
 
 from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import OutputError
+from mergeloom.engine.graph.graph import Graph
 from mergeloom.engine.storage.file_system import FILES, Files, reported, write_all
 
 VERSION = 1
@@ -28,7 +29,8 @@ MAX_RECORD_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One tensor that is durable: its digest over blocks of ``block_bytes`` bytes.
+    """One tensor that is durable: its digest over blocks of ``block_bytes`` bytes, and its size
+    (0 where an older record does not tell).
 
     Of a clone there is no digest: a run that continues makes it again, which costs nothing.
     """
@@ -37,14 +39,29 @@ class Finished:
     tensor: str
     digest: str
     block_bytes: int
+    nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a run writes in all: tensors, and the bytes of their data."""
+
+    tensors: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, graph: Graph) -> Totals:
+        """Those of a whole graph."""
+        return cls(len(graph.writes), sum(write.nbytes for write in graph.writes))
 
 
 @dataclass(frozen=True, slots=True)
 class JournalContent:
     """What a journal says.
 
-    ``files`` are the names of all files of its run; ``damaged`` counts unreadable records other
-    than a torn last one.
+    ``files`` are the names of all files of its run, ``totals`` how much it writes (``None`` where
+    an older journal does not tell); ``damaged`` counts unreadable records other than a torn last
+    one.
     """
 
     fingerprint: str
@@ -52,6 +69,7 @@ class JournalContent:
     files: tuple[str, ...]
     finished: tuple[Finished, ...]
     damaged: int
+    totals: Totals | None = None
 
 
 def read_journal(path: Path) -> JournalContent | None:
@@ -92,7 +110,12 @@ def read_journal(path: Path) -> JournalContent | None:
     except OSError as error:
         raise OutputError(f"cannot read '{path}': {error.strerror}") from error
     return JournalContent(
-        head["fingerprint"], head["identity"], tuple(head["files"]), tuple(finished), damaged
+        head["fingerprint"],
+        head["identity"],
+        tuple(head["files"]),
+        tuple(finished),
+        damaged,
+        _totals(head),
     )
 
 
@@ -115,14 +138,23 @@ class Journal:
         """Whether nothing was recorded yet, not even what the journal is for."""
         return self._end == 0
 
-    def begin(self, fingerprint: str, identity: Mapping[str, str], files: Sequence[str]) -> None:
-        """Write the first record of a new journal; ``files`` are the names of all to come."""
+    def begin(
+        self,
+        fingerprint: str,
+        identity: Mapping[str, str],
+        files: Sequence[str],
+        totals: Totals | None = None,
+    ) -> None:
+        """Write the first record of a new journal; ``files`` are the names of all to come, and
+        ``totals`` says how much that is."""
         head = {
             "version": VERSION,
             "fingerprint": fingerprint,
             "identity": dict(identity),
             "files": list(files),
         }
+        if totals is not None:
+            head |= {"tensors": totals.tensors, "bytes": totals.nbytes}
         self._append([head])
         with reported("write", self._path):
             self._files.sync_directory(self._path.parent)
@@ -139,6 +171,7 @@ class Journal:
                 "tensor": entry.tensor,
                 "digest": entry.digest,
                 "block_bytes": entry.block_bytes,
+                "bytes": entry.nbytes,
             }
             for entry in finished
         )
@@ -202,7 +235,16 @@ def _finished(record: Mapping[str, Any] | None) -> Finished | None:
     if record is None:
         return None
     file, tensor, digest = (record.get(key) for key in ("file", "tensor", "digest"))
-    nbytes = record.get("block_bytes")
     if not (isinstance(file, str) and isinstance(tensor, str) and isinstance(digest, str)):
         return None
-    return Finished(file, tensor, digest, nbytes) if type(nbytes) is int and nbytes >= 0 else None
+    block, size = _size(record.get("block_bytes")), _size(record.get("bytes", 0))
+    return None if block is None or size is None else Finished(file, tensor, digest, block, size)
+
+
+def _totals(head: Mapping[str, Any]) -> Totals | None:
+    tensors, nbytes = _size(head.get("tensors")), _size(head.get("bytes"))
+    return None if tensors is None or nbytes is None else Totals(tensors, nbytes)
+
+
+def _size(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None

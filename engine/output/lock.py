@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ with contextlib.suppress(ImportError):
     import fcntl
 
     _POSIX = fcntl
+
+_MOMENT = 0.05
 
 NAME = "lock"
 """The file that is locked where directories cannot be."""
@@ -37,10 +40,44 @@ def hold(directory: Path) -> Callable[[], None]:
     return _hold_file(directory / NAME) if _POSIX is None else _hold_directory(directory)
 
 
+def is_held(directory: Path) -> bool:
+    """Whether a process holds the lock of a ``directory``; not so where that cannot be known.
+
+    On POSIX it is asked for the lock as many may share it, which nobody else notices.
+    """
+    if _POSIX is None:
+        return (directory / NAME).exists() and _is_file_held(directory)
+    try:
+        number = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        _POSIX.flock(number, _POSIX.LOCK_SH | _POSIX.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(number)
+    return False
+
+
+def _is_file_held(directory: Path) -> bool:
+    try:
+        _hold_file(directory / NAME)()
+    except Locked:
+        return True
+    return False
+
+
 def _hold_directory(directory: Path) -> Callable[[], None]:
     number = os.open(directory, os.O_RDONLY)
     try:
-        _POSIX.flock(number, _POSIX.LOCK_EX | _POSIX.LOCK_NB)
+        try:
+            _POSIX.flock(number, _POSIX.LOCK_EX | _POSIX.LOCK_NB)
+        except BlockingIOError:  # who only asks whether it is held has it for a moment
+            time.sleep(_MOMENT)
+            _POSIX.flock(number, _POSIX.LOCK_EX | _POSIX.LOCK_NB)
     except BaseException as error:
         os.close(number)
         if isinstance(error, BlockingIOError):

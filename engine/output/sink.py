@@ -8,7 +8,7 @@ from typing import Any
 
 from mergeloom.engine.graph.graph import Graph, OutputFile, Write
 from mergeloom.engine.output.directory import OutputDirectory
-from mergeloom.engine.output.journal import Finished, Journal
+from mergeloom.engine.output.journal import Finished, Journal, Totals
 from mergeloom.engine.output.manifest import (
     Manifest,
     Origin,
@@ -76,7 +76,7 @@ class ShardSink:
             if self._journal.is_empty:
                 names = [file.name for file in graph.files]
                 names += [file.name for file in side_files]
-                self._journal.begin(fingerprint, identity, names)
+                self._journal.begin(fingerprint, identity, names, Totals.of(graph))
             self._prepare_files()
             self._thread = threading.Thread(target=self._commit_regularly, daemon=True)
             self._thread.start()
@@ -102,7 +102,7 @@ class ShardSink:
 
     def completed(self, write: Write, digest: str, block_bytes: int) -> None:
         """All bytes of ``write`` were handed to its writer."""
-        entry = Finished(write.file.name, write.name, digest, block_bytes)
+        entry = Finished(write.file.name, write.name, digest, block_bytes, write.nbytes)
         with self._lock:
             self._pending.append((write, entry))
 

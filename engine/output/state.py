@@ -5,11 +5,12 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergeloom.engine.base.errors import OutputError
-from mergeloom.engine.output.journal import JournalContent, read_journal
+from mergeloom.engine.output.journal import JournalContent, Totals, read_journal
+from mergeloom.engine.output.lock import is_held
 from mergeloom.engine.output.manifest import DIRECTORY, Manifest, read_manifest
 from mergeloom.engine.storage.files import MODIFIED
 
@@ -36,8 +37,10 @@ class OutputState:
     """What a directory holds.
 
     ``fingerprint`` and ``identity`` are those of the merge that was run there, where any was;
-    ``finished`` counts the tensors that it has recorded. ``faults`` say what an incomplete output
-    lacks, ``reason`` why one is unreadable or damaged.
+    ``finished`` counts the tensors that it has recorded, ``finished_bytes`` their data, and
+    ``totals`` is what it writes in all, where its records tell. ``running`` says that a process is
+    writing it now. ``faults`` say what an incomplete output lacks, ``reason`` why one is
+    unreadable or damaged.
     """
 
     path: Path
@@ -47,6 +50,9 @@ class OutputState:
     finished: int = 0
     faults: tuple[str, ...] = ()
     reason: str = ""
+    running: bool = False
+    finished_bytes: int = 0
+    totals: Totals | None = None
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,13 @@ def examine(path: Path) -> OutputState:
     occupied = occupation(path)
     if occupied is not None:
         return occupied
+    running = is_held(path / DIRECTORY)  # before what it has recorded: it may end meanwhile
     try:
         manifest = read_manifest(path)
         journal = read_journal(path / DIRECTORY / "journal") if manifest is None else None
     except OutputError as error:
-        return OutputState(path, Condition.DAMAGED, reason=str(error))
-    return _recorded(path, manifest, journal)
+        return OutputState(path, Condition.DAMAGED, reason=str(error), running=running)
+    return replace(_recorded(path, manifest, journal), running=running)
 
 
 def occupation(path: Path) -> OutputState | None:
@@ -119,6 +126,8 @@ def _recorded(path: Path, manifest: Manifest | None, journal: JournalContent | N
             manifest.identity,
             len(manifest.tensors),
             faults,
+            finished_bytes=(nbytes := sum(record.nbytes for record in manifest.tensors)),
+            totals=Totals(len(manifest.tensors), nbytes),
         )
     if journal is None:
         return OutputState(path, Condition.INTERRUPTED)
@@ -127,7 +136,9 @@ def _recorded(path: Path, manifest: Manifest | None, journal: JournalContent | N
         Condition.INTERRUPTED,
         journal.fingerprint,
         journal.identity,
-        len({(entry.file, entry.tensor) for entry in journal.finished}),
+        len(finished := {(entry.file, entry.tensor): entry.nbytes for entry in journal.finished}),
+        finished_bytes=sum(finished.values()),
+        totals=journal.totals,
     )
 
 

@@ -23,6 +23,9 @@ def explain(
         str | None,
         typer.Option("--token", metavar="TOKEN", help="Where the rows of a token come from."),
     ] = None,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Show CONFIG line by line, and what each line sets.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show where output tensors come from, and which entry of CONFIG set each parameter."""
@@ -32,5 +35,11 @@ def explain(
     printer = Printer(as_json)
     resources = Resources(device="cpu")
     plan = planned(config, finding, meaning, resources, printer.planning())
+    if lines:
+        from mergeloom.report.terminal.lines import render_lines
+
+        whole = api.explain_lines(plan)
+        printer.answer(whole, lambda: render_lines(whole))
+        return
     found = api.explain(plan, tensor, token=token)
     printer.answer(found, lambda: render_explain(found))

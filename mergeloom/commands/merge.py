@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mergeloom.mergekit_flags import MergekitFlags, take
 from mergeloom.options import (
+    HIDDEN,
     AsJson,
     Config,
     Finding,
@@ -17,6 +20,9 @@ from mergeloom.options import (
     planned,
 )
 from mergeloom.printer import Printer
+
+if TYPE_CHECKING:
+    from mergeloom.results import PlannedMerge
 
 
 class Interrupted(Exception):
@@ -30,6 +36,7 @@ def merge(
     finding: Finding,
     meaning: Meaning,
     resources: Resources,
+    mergekit: Annotated[MergekitFlags, HIDDEN],
     io: Annotated[
         str,
         typer.Option(metavar="auto|direct|buffered", help="How files are accessed; auto clones."),
@@ -50,15 +57,43 @@ def merge(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show nothing but warnings and errors.")
     ] = False,
+    json_progress: Annotated[
+        bool,
+        typer.Option(
+            "--json-progress",
+            help="Print JSON on stdout, a document a line: progress, then the result or the error.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Merge into OUT; the same command again continues after an interruption."""
-    from mergeloom import api, arguments
+    from mergeloom import arguments
     from mergeloom.engine.storage.source import IOMode
 
     arguments.choice(io, "--io", [mode.value for mode in IOMode])
-    printer = Printer(as_json, quiet)
+    printer = Printer(as_json, quiet, json_progress)
+    meaning, resources = take(mergekit, meaning, resources, printer.note)
     found = planned(config, finding, meaning, resources, printer.planning(), output)
+    run_merge(found, output, printer, io=io, restart=restart, verify=verify, check=check)
+
+
+def run_merge(
+    found: PlannedMerge,
+    output: Path,
+    printer: Printer,
+    *,
+    io: str = "auto",
+    restart: bool = False,
+    verify: bool = False,
+    check: int = 0,
+) -> None:
+    """Run a merge that is planned, and say how it goes on and ends.
+
+    Raises:
+        Interrupted: it was.
+    """
+    from mergeloom import api
+
     with printer.running(found) as observer:
         try:
             result = api.merge(

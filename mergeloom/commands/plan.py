@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from mergeloom.mergekit_flags import MergekitFlags, take
 from mergeloom.options import (
+    HIDDEN,
     AsJson,
     Config,
     Finding,
@@ -26,6 +28,7 @@ def plan(
     finding: Finding,
     meaning: Meaning,
     resources: Resources,
+    mergekit: Annotated[MergekitFlags, HIDDEN],
     output: Annotated[
         Path | None,
         typer.Argument(metavar="[OUT]", help="Say what state it is in.", parser=optional_path),
@@ -46,6 +49,7 @@ def plan(
 ) -> None:
     """Show what a merge would do: layers, memory, time, bytes. Reads no weights."""
     printer = Printer(as_json)
+    meaning, resources = take(mergekit, meaning, resources, printer.note)
     found = planned(config, finding, meaning, resources, printer.planning(), output)
     if graph is not None:
         from mergeloom.report.graph import write_graph

@@ -18,9 +18,21 @@ def plain(document: Document) -> dict[str, Any]:
     return found
 
 
-def encode(document: Document) -> str:
-    """A document as JSON text. All of it is ASCII, so that any stream can carry it."""
-    return _adapter(document.document).dump_json(document, indent=2, ensure_ascii=True).decode()
+def encode(document: Document, indent: int | None = 2) -> str:
+    """A document as JSON text, on one line where ``indent`` is nothing. All of it is ASCII, so
+    that any stream can carry it."""
+    adapter = _adapter(document.document)
+    return adapter.dump_json(document, indent=indent, ensure_ascii=True).decode()
+
+
+def decode(name: str, content: bytes) -> Document:
+    """The document that `encode` made ``content`` of.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found: Document = _adapter(name).validate_json(content)
+    return found
 
 
 def schema(name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mergeloom.engine.hardware import process
 from mergeloom.engine.job import Begun
 from mergeloom.engine.run.executor import Progress as Counters
+from mergeloom.report.output_records import ProgressReport
 
 _RATE_SECONDS = 10.0
 
@@ -48,6 +49,12 @@ class Progress:
     def share(self) -> float:
         """The part that is done, from 0 to 1."""
         return min(self.done_bytes / self.total_bytes, 1.0) if self.total_bytes else 1.0
+
+    @property
+    def report(self) -> ProgressReport:
+        """The same as a document."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return ProgressReport(share=self.share, **fields)
 
 
 class Meter:

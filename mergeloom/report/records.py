@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.errors import Place
-from mergeloom.report.document import Document, ErrorReport, Scalar
+from mergeloom.report.document import Document, ErrorReport, Layers, Scalar
+from mergeloom.report.output_records import CleanReport, ProgressReport, StatusReport
 from mergeloom.report.plan_records import MergeReport, PlanReport, Shard
 
 # --- the tasks of a plan ----------------------------------------------------------------------
@@ -138,6 +139,31 @@ class ExplainReport(Document):
     document: str = "explain"
     tensors: tuple[TensorReport, ...]
     token: TokenReport | None = None
+
+
+@dataclass(frozen=True)
+class LineUse:
+    """What a line of a configuration supplies a parameter with."""
+
+    line: int
+    parameter: str
+    tensors: int
+    """Number of output tensors that get it."""
+    layers: tuple[Layers, ...]
+    """The output's layers among them."""
+    least: Any
+    most: Any
+    """The smallest and the largest value that they get."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinesReport(Document):
+    """A configuration line by line, and what each line sets."""
+
+    document: str = "lines"
+    configuration: str | None
+    lines: tuple[str, ...]
+    uses: tuple[LineUse, ...]
 
 
 # --- inspect ----------------------------------------------------------------------------------
@@ -298,9 +324,13 @@ DOCUMENTS: Mapping[str, type[Document]] = {
     "merge": MergeReport,
     "tasks": TaskList,
     "explain": ExplainReport,
+    "lines": LinesReport,
     "inspect": InspectReport,
     "verify": VerifyReport,
     "methods": MethodsReport,
+    "status": StatusReport,
+    "clean": CleanReport,
+    "progress": ProgressReport,
     "error": ErrorReport,
 }
 """Every kind of document by its name."""

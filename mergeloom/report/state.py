@@ -53,6 +53,11 @@ def _in_words(
 ) -> tuple[str, str]:
     """What ``merge`` will do, and a sentence about the directory."""
     out, condition = f"'{found.path}'", found.condition
+    if found.running:
+        return "refuse", (
+            f"{out} is being written by another process: wait for it ('mergeloom status' says how "
+            "far it is), or choose another output directory"
+        )
     if condition is Condition.ABSENT:
         lacking = _unwritable(found.path)
         if lacking is not None:

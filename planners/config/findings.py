@@ -14,12 +14,15 @@ T = TypeVar("T")
 UNKNOWN_KEY = "unknown-key"
 UNKNOWN_PARAMETER = "unknown-parameter"
 MISPLACED = "misplaced"
+IGNORED = ", it is ignored"
+"""What is said of them where they do not stop the program."""
 MOST = 100
 """Findings that are reported at once."""
 
 
 _MORE = "more"
-_UNKNOWN = frozenset({UNKNOWN_KEY, UNKNOWN_PARAMETER, MISPLACED})
+UNKNOWN = frozenset({UNKNOWN_KEY, UNKNOWN_PARAMETER, MISPLACED})
+"""Codes of what is unknown, or means something elsewhere."""
 
 
 class Findings:
@@ -45,15 +48,6 @@ class Findings:
     def warn(self, place: Place, cause: str, remedy: str = "", code: str = "") -> None:
         code = code or ConfigError.kind
         self.add(Finding(cause, place, remedy, code, Severity.WARNING))
-
-    def note(self, cause: str, remedy: str = "", code: str = "plan") -> None:
-        """Add a warning that is about no place of the configuration."""
-        self.add(Finding(cause, None, remedy, code, Severity.WARNING))
-
-    def notes(self, causes: Iterable[str], code: str = "plan") -> None:
-        """Add several of them."""
-        for cause in causes:
-            self.note(cause, code=code)
 
     def attempt(self, read: Callable[..., T], *arguments: Any) -> T | None:
         """What ``read`` returns; ``None`` where it raises an error, which is collected."""
@@ -120,6 +114,11 @@ def check_known(warnings: Iterable[Finding]) -> None:
     Raises:
         ConfigError: some are; it has all of them.
     """
-    found = [each for each in warnings if each.code in _UNKNOWN]
+    found = [each for each in warnings if each.code in UNKNOWN]
     if found:
-        raise ConfigError.of([replace(each, severity=Severity.ERROR) for each in found])
+        raise ConfigError.of(
+            [
+                replace(each, severity=Severity.ERROR, cause=each.cause.replace(IGNORED, ""))
+                for each in found
+            ]
+        )

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from mergeloom.engine.base.suggest import nearest, suggest
 from mergeloom.methods.declare import Method
-from mergeloom.planners.config.findings import MISPLACED, UNKNOWN_KEY, Findings
+from mergeloom.planners.config.findings import IGNORED, MISPLACED, UNKNOWN_KEY, Findings
 from mergeloom.planners.config.yaml_values import Value, is_name, short
 
 T = TypeVar("T")
@@ -176,7 +176,7 @@ class Fields:
             named = {p.name for p in (*self._method.model_parameters, *self._method.settings)}
             near = nearest(key, named, 0.75)
             remedy = f"did you mean '{near}', under 'parameters'?" if near else remedy
-        self._findings.warn(item.place, f"unknown key {shown}, it is ignored", remedy, UNKNOWN_KEY)
+        self._findings.warn(item.place, f"unknown key {shown}{IGNORED}", remedy, UNKNOWN_KEY)
 
     def _misplaced(self, key: str, item: Value) -> str:
         """Where a key is to be written that means something elsewhere; empty if it does not."""

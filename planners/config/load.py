@@ -10,16 +10,18 @@ from typing import Any
 
 from mergeloom.engine.base.errors import ConfigError, Finding
 from mergeloom.planners.config.config import Configuration, Document
+from mergeloom.planners.config.document import read_document
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.plain_data import yaml_text
+from mergeloom.planners.config.settings import Setting, apply_settings, check_settings, text_with
 from mergeloom.planners.config.yaml_values import MAX_BYTES, load_documents
-from mergeloom.planners.registry import planner_for
 
 STANDARD_INPUT = Path("-")
 
 
-def load_config(path: Path) -> Configuration:
-    """Read a configuration file; ``-`` is standard input.
+def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
+    """Read a configuration file; ``-`` is standard input. ``settings`` take the place of what it
+    says.
 
     Raises:
         ConfigError: it cannot be read, or means nothing; the message names file, line and key of
@@ -43,15 +45,19 @@ def load_config(path: Path) -> Configuration:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise ConfigError(f"cannot read the configuration {name}: {reason}") from error
     if stream:
-        return parse_config(text, "stdin")
-    return parse_config(text, path.name, path)
+        return parse_config(text, "stdin", settings=settings)
+    return parse_config(text, path.name, path, settings=settings)
 
 
 def parse_config(
-    text: str, file: str = "config", path: Path | None = None, lines: bool = True
+    text: str,
+    file: str = "config",
+    path: Path | None = None,
+    lines: bool = True,
+    settings: Sequence[Setting] = (),
 ) -> Configuration:
-    """The configuration that ``text`` stands for; ``file`` is how messages call it, with ``lines``
-    or, where nobody has seen the text, without.
+    """The configuration that ``text`` stands for, with ``settings`` in their places; ``file`` is
+    how messages call it, with ``lines`` or, where nobody has seen the text, without.
 
     Raises:
         ConfigError: it means nothing; the message names file, line and key of everything that is
@@ -62,24 +68,26 @@ def parse_config(
     if not values:
         findings.check()
         raise ConfigError(f"{file}: the configuration is empty")
-    documents = [
-        findings.attempt(lambda value: planner_for(value).read(value, findings), value)
-        for value in values
-    ]
+    if settings:
+        values = apply_settings(values, settings, findings)
+        text = text_with(values, settings, file)
+    documents = [read_document(value, findings) for value in values]
     complete = [document for document in documents if document is not None]
     ordered = complete
     if len(complete) == len(values):
         ordered = _in_order(complete, findings)
-    return Configuration(tuple(ordered), text, path, findings.check())
+    warnings = findings.check()
+    check_settings(warnings)
+    return Configuration(tuple(ordered), text, path, warnings)
 
 
-def config_from(data: Mapping[Any, Any]) -> Configuration:
-    """The configuration that Python data stands for, as a YAML file would.
+def config_from(data: Mapping[Any, Any], settings: Sequence[Setting] = ()) -> Configuration:
+    """The configuration that Python data stands for, as a YAML file would, with ``settings``.
 
     Raises:
         ConfigError: it means nothing; the message names the key of everything that is wrong.
     """
-    return parse_config(yaml_text(data, "config"), "config", lines=False)
+    return parse_config(yaml_text(data, "config"), "config", lines=False, settings=settings)
 
 
 def _in_order(documents: Sequence[Document], findings: Findings) -> list[Document]:

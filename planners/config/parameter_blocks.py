@@ -8,7 +8,7 @@ from typing import Any
 
 from mergeloom.engine.base.suggest import nearest, suggest
 from mergeloom.methods.declare import Method, Parameter, ParameterError
-from mergeloom.planners.config.findings import MISPLACED, UNKNOWN_PARAMETER, Findings
+from mergeloom.planners.config.findings import IGNORED, MISPLACED, UNKNOWN_PARAMETER, Findings
 from mergeloom.planners.config.keys import CONFIGURATION, FILTERED, Fields, belongs, option
 from mergeloom.planners.config.parameters import Entry, Parameters, is_number
 from mergeloom.planners.config.yaml_values import Value, is_name, short
@@ -91,7 +91,7 @@ def _unknown(name: str, item: Value, method: Method, findings: Findings) -> None
         return
     findings.warn(
         item.place,
-        f"'{method.name}' has no parameter {shown}, it is ignored",
+        f"'{method.name}' has no parameter {shown}{IGNORED}",
         suggest(name, known) or "it has none",
         UNKNOWN_PARAMETER,
     )

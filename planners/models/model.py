@@ -116,7 +116,7 @@ class StoredModel:
 
 
 @dataclass(frozen=True)
-class PlannedModel:
+class StagedModel:
     """A model that an earlier document of the same file makes; it never exists on disk."""
 
     name: str

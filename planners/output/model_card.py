@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -10,23 +10,21 @@ import yaml
 from mergeloom.methods import registry
 from mergeloom.planners.config.config import Configuration
 from mergeloom.planners.models.resolve import Found, Origin, is_hub_id
-from mergeloom.planners.recipe import Recipe
 
 
-def model_card(
-    configuration: Configuration, recipes: Sequence[Recipe], models: Mapping[str, Found]
-) -> str:
+def model_card(configuration: Configuration, models: Mapping[str, Found]) -> str:
     """``README.md`` of the output, in Markdown; ``models`` are the inputs by their references."""
     front = {
         "base_model": [_id(name) for name, found in models.items() if _is_on_hub(name, found)],
-        "library_name": recipes[-1].library,
+        "library_name": "transformers",
         "tags": ["mergeloom", "merge"],
     }
-    given = {key: value for key, value in front.items() if value}
-    header = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+    if not front["base_model"]:
+        del front["base_model"]
+    header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     last = configuration.documents[-1]
     title = last.name or (configuration.path.stem if configuration.path else "merge")
-    methods = dict.fromkeys(recipe.outline.method for recipe in recipes)
+    methods = dict.fromkeys(document.merge_method for document in configuration.documents)
     described = "".join(f"- {_describe(name)}\n" for name in methods)
     listed = "".join(f"- {_link(name, found)}\n" for name, found in models.items())
     return (
@@ -39,8 +37,8 @@ def model_card(
 
 
 def _describe(method: str) -> str:
-    known = method in registry.names()
-    return f"`{method}`: {registry.get(method).summary}" if known else f"`{method}`"
+    found = registry.get(method)
+    return f"`{method}`: {found.summary}"
 
 
 def _id(name: str) -> str:

@@ -179,8 +179,7 @@ def _plan(folder: Path) -> Callable[[bytes], object]:
     from mergeloom.engine.plan.schedule import schedule
     from mergeloom.planners.config.load import parse_config
     from mergeloom.planners.models.resolve import Resolver
-    from mergeloom.planners.plan import make_plan
-    from mergeloom.planners.planner import PlanOptions
+    from mergeloom.planners.plan import PlanOptions, make_plan
 
     path = _model(folder / "a") / "model.safetensors"
     configurations = [
@@ -228,8 +227,7 @@ def _model_config(folder: Path) -> Callable[[bytes], object]:
     """``config.json`` of a model that is stacked and merged: read, believed, rewritten."""
     from mergeloom.planners.config.load import parse_config
     from mergeloom.planners.models.resolve import Resolver
-    from mergeloom.planners.plan import make_plan
-    from mergeloom.planners.planner import PlanOptions
+    from mergeloom.planners.plan import PlanOptions, make_plan
 
     for name in "ab":
         _model(folder / name)
@@ -251,8 +249,7 @@ def _configuration(folder: Path) -> Callable[[bytes], object]:
     """A merge configuration, parsed and planned with the models that are there."""
     from mergeloom.planners.config.load import load_config
     from mergeloom.planners.models.resolve import Resolver
-    from mergeloom.planners.plan import make_plan
-    from mergeloom.planners.planner import PlanOptions
+    from mergeloom.planners.plan import PlanOptions, make_plan
 
     for name in "abc":
         _model(folder / name)
@@ -350,8 +347,7 @@ def _tokenizer(folder: Path) -> Callable[[bytes], object]:
     """
     from mergeloom.planners.config.load import parse_config
     from mergeloom.planners.models.resolve import Resolver
-    from mergeloom.planners.plan import make_plan
-    from mergeloom.planners.planner import PlanOptions
+    from mergeloom.planners.plan import PlanOptions, make_plan
 
     model = _model(folder / "a")
     _model(folder / "b")

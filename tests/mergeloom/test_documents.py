@@ -64,6 +64,13 @@ def failed(folder: Path) -> Document:
     return error_report(caught.value)
 
 
+def progressed(folder: Path) -> Document:
+    seen: list[mergeloom.Progress] = []
+    observer = mergeloom.Observer(progressed=seen.append)
+    mergeloom.merge(folder / "linear.yml", folder / "seen", restart=True, observer=observer)
+    return seen[-1].report
+
+
 MADE: dict[str, Callable[[Path], Document]] = {
     "plan": lambda folder: mergeloom.plan(folder / "stages.yml", output=folder / "new").report,
     "merge": merged,
@@ -71,6 +78,10 @@ MADE: dict[str, Callable[[Path], Document]] = {
     "explain": lambda folder: mergeloom.explain(folder / "stages.yml"),
     "inspect": lambda folder: mergeloom.inspect(folder / "a"),
     "verify": lambda folder: (merged(folder), mergeloom.verify(folder / "out"))[1],
+    "lines": lambda folder: mergeloom.explain_lines(folder / "stages.yml"),
+    "status": lambda folder: (merged(folder), mergeloom.status(folder / "out"))[1],
+    "clean": lambda folder: mergeloom.clean(dry=True, everything=True),
+    "progress": progressed,
     "methods": lambda folder: mergeloom.list_methods(),
     "error": failed,
 }

@@ -12,7 +12,7 @@ import pytest
 
 import mergeloom
 from mergeloom.engine.base.errors import OutputError
-from mergeloom.engine.output.journal import Finished, Journal
+from mergeloom.engine.output.journal import Finished, Journal, Totals
 from mergeloom.engine.output.manifest import read_manifest
 from tests.mergeloom.support import LINEAR, run
 from tests.planners.support import llama
@@ -46,9 +46,10 @@ def interrupt(out: Path, tensors: int) -> None:
     for name in manifest.files:
         (out / name).rename(out / f"{name}.partial")
     journal = Journal(out / ".mergeloom" / "journal")
-    journal.begin(manifest.fingerprint, manifest.identity, list(manifest.files))
+    totals = Totals(len(manifest.tensors), sum(each.nbytes for each in manifest.tensors))
+    journal.begin(manifest.fingerprint, manifest.identity, list(manifest.files), totals)
     journal.append(
-        Finished(each.file, each.name, each.digest, each.block_bytes)
+        Finished(each.file, each.name, each.digest, each.block_bytes, each.nbytes)
         for each in manifest.tensors[:tensors]
     )
     journal.close()

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mergeloom.planners.config.load import parse_config
 from mergeloom.planners.models.resolve import Resolver
-from mergeloom.planners.plan import Plan, make_plan
-from mergeloom.planners.planner import PlanOptions
+from mergeloom.planners.plan import Plan, PlanOptions, make_plan
 
 LLAMA_LAYER = (
     "input_layernorm.weight",

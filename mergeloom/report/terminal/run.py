@@ -7,6 +7,7 @@ from rich.text import Text
 
 from mergeloom.report.plan_records import CheckReport, MergeReport
 from mergeloom.report.terminal.console import columns, plural
+from mergeloom.report.terminal.plan import render_plan
 from mergeloom.report.units import data, duration, memory
 
 
@@ -28,6 +29,11 @@ def render_outcome(report: MergeReport) -> RenderableType:
     if report.checked is not None:
         parts.append(_checked(report.checked))
     return Group(*parts)
+
+
+def render_report(report: MergeReport) -> RenderableType:
+    """A merge that is over: its plan, and what it took."""
+    return Group(render_plan(report), Text(), render_outcome(report))
 
 
 def _merged(report: MergeReport) -> str:

@@ -1,0 +1,104 @@
+"""What this program keeps that can be had anew: caches, and what interrupted merges have left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mergeloom.engine.base.errors import OutputError
+from mergeloom.engine.hardware.profile import cache_directory
+from mergeloom.engine.output.directory import OutputDirectory
+from mergeloom.engine.output.manifest import DIRECTORY
+from mergeloom.engine.output.state import Condition, examine
+from mergeloom.methods.ops.arithmetic import LIBRARY
+from mergeloom.report.output_records import Cleaned, CleanReport
+
+_CACHES = {
+    "loops": "machine code of other versions or processors",
+    "profile.json": "how fast this machine is, as runs measured it",
+}
+
+
+def clean(outputs: Sequence[Path] = (), everything: bool = False, dry: bool = False) -> CleanReport:
+    """Remove the machine code that this version does not use; with ``everything`` all that is
+    cached; and what interrupted merges have left in ``outputs``. A ``dry`` run removes nothing.
+
+    Raises:
+        OutputError: an output is finished, or was not made by this program.
+        RunError: a merge is running there, or the disk refuses.
+    """
+    for output in outputs:
+        _check_interrupted(output)
+    found = [*_cached(everything), *map(_left, outputs)]
+    if not dry:
+        for output in outputs:
+            _clear(output)
+        for item in found[: len(found) - len(outputs)]:
+            _remove(Path(item.path))
+    return CleanReport(removed=not dry, found=tuple(found), bytes=sum(item.bytes for item in found))
+
+
+def _cached(everything: bool) -> Iterator[Cleaned]:
+    try:
+        home = cache_directory()
+    except RuntimeError:  # there is no home, and so no cache
+        return
+    loops = home / "loops"
+    used = LIBRARY.directory
+    for path in sorted(loops.iterdir()) if loops.is_dir() else ():
+        if path == used and not everything:
+            continue
+        what = "machine code of this version" if path == used else _CACHES["loops"]
+        yield Cleaned(str(path), what, size_of(path))
+    profile = home / "profile.json"
+    if everything and profile.is_file():
+        yield Cleaned(str(profile), _CACHES["profile.json"], size_of(profile))
+
+
+def _check_interrupted(output: Path) -> None:
+    found = examine(output)
+    if found.condition in (Condition.FINISHED, Condition.INCOMPLETE):
+        raise OutputError(
+            f"'{output}' is a finished merge, which is not cleaned away",
+            remedy="remove the directory yourself if it is not wanted any more",
+        )
+    if found.condition not in (Condition.INTERRUPTED, Condition.DAMAGED):
+        raise OutputError(
+            f"'{output}' is no interrupted merge, so there is nothing in it to clean",
+            remedy="name the OUT of a merge that was interrupted",
+        )
+
+
+def _left(output: Path) -> Cleaned:
+    return Cleaned(str(output), "an interrupted merge: what it has recorded", size_of(output))
+
+
+def _clear(output: Path) -> None:
+    with OutputDirectory(output) as directory:
+        directory.clear()
+    shutil.rmtree(output / DIRECTORY, ignore_errors=True)
+    if not any(output.iterdir()):
+        output.rmdir()
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot remove '{path}': {error.strerror}") from error
+
+
+def size_of(path: Path) -> int:
+    """Bytes of disk that a file, or all files below a directory, occupy."""
+    total = 0
+    alone: list[tuple[str, list[str], list[str]]] = [(str(path.parent), [], [path.name])]
+    for folder, _, names in os.walk(path) if path.is_dir() else alone:
+        for name in names:
+            status = os.lstat(os.path.join(folder, name))
+            if stat.S_ISREG(status.st_mode):
+                blocks = getattr(status, "st_blocks", None)  # Windows does not tell
+                total += status.st_size if blocks is None else blocks * 512
+    return total

@@ -1,0 +1,71 @@
+"""``mergeloom init``: a first configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mergeloom.options import Finding, grouped, read_path
+from mergeloom.printer import Printer
+
+
+@grouped
+def init(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Directories or hub ids.")
+    ],
+    finding: Finding,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="What the others were fine-tuned from."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The merge method. [default: what fits]")
+    ] = None,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="Stack the models' layers one after the other.")
+    ] = False,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to write it; - is stdout.",
+            parser=read_path,
+        ),
+    ] = Path("merge.yml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+) -> None:
+    """Write a configuration for some models, with comments, as a start. It plans as it is."""
+    from mergeloom import api
+
+    printer = Printer()
+    to_stdout = str(output) == "-"
+    text = api.init(
+        models,
+        base=base,
+        method=method,
+        stack=stack,
+        folder=None if to_stdout else output.parent,
+        model_dirs=finding.model_dirs,
+        search=finding.folders,
+        observer=printer.planning(),
+    )
+    if to_stdout:
+        printer.lines(text.splitlines())
+        return
+    from mergeloom.engine.base.errors import OutputError
+
+    try:
+        with open(output, "w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise OutputError(
+            f"'{output}' exists already", remedy="name another by --output, or give --force"
+        ) from error
+    except OSError as error:
+        raise OutputError(f"cannot write '{output}': {error.strerror}") from error
+    printer.note(f"'{output}' is written; 'mergeloom plan {output}' says what comes of it")

@@ -1,0 +1,52 @@
+"""``mergeloom mergekit-yaml``: a merge, called as mergekit is called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mergeloom.commands.merge import run_merge
+from mergeloom.mergekit_flags import MergekitFlags, take
+from mergeloom.options import (
+    Config,
+    Finding,
+    Meaning,
+    OutputArgument,
+    Resources,
+    grouped,
+    planned,
+)
+from mergeloom.printer import Printer
+
+
+@grouped
+def mergekit_yaml(
+    config: Config,
+    output: OutputArgument,
+    flags: MergekitFlags,
+    finding: Finding,
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")
+    ] = None,
+    ram: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory budget of the whole process.")
+    ] = None,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet/--no-quiet", "-q", help="Show nothing but warnings and errors."),
+    ] = False,
+) -> None:
+    """Merge into OUT, called as mergekit's command of this name is: its flags are understood.
+
+    As with mergekit, another merge in OUT is replaced; and so is nothing else that is there.
+    """
+    printer = Printer(quiet=quiet)
+    resources = Resources(ram=ram, device=device or "auto")
+    meaning, resources = take(flags, Meaning(), resources, printer.note)
+    found = planned(config, finding, meaning, resources, printer.planning(), output)
+    state = found.report.output_state
+    other = state is not None and state.will == "refuse" and state.same is False
+    if other:
+        printer.note(f"'{output}' holds another merge: it is made anew, as mergekit does")
+    run_merge(found, output, printer, restart=other)

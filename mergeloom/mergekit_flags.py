@@ -1,0 +1,259 @@
+"""The flags of ``mergekit-yaml``, and what each becomes here.
+
+Scripts and tools that call mergekit give them. Each is an option of this program, or has no effect
+for a reason that is told.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import typer
+
+from mergeloom.engine.base.errors import LoomError
+from mergeloom.options import Meaning, Resources
+
+_SHARD_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+
+Flag = bool | None
+
+
+@dataclass(frozen=True)
+class MergekitFlags:
+    """Those that mean something else than an option of the same name here; ``None``: not given."""
+
+    allow_crimes: Annotated[
+        Flag, typer.Option("--allow-crimes/--no-allow-crimes", help="Mix architectures.")
+    ] = None
+    unsafe_truncate_embeddings: Annotated[
+        Flag,
+        typer.Option(
+            "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
+            help="Where vocabularies differ, keep the common leading rows.",
+        ),
+    ] = None
+    trust_remote_code: Annotated[
+        Flag,
+        typer.Option(
+            "--trust-remote-code/--no-trust-remote-code",
+            help="No effect: no code of a model is run.",
+        ),
+    ] = None
+    transformers_cache: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Where models from the hub are kept."),
+    ] = None
+    lora_merge_cache: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="No effect: adapters are merged while reading."),
+    ] = None
+    lora_merge_dtype: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE", help="No effect: adapters are merged in float32."),
+    ] = None
+    random_seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed of the methods that draw at random.")
+    ] = None
+    verbose: Annotated[
+        int, typer.Option("-v", "--verbose", count=True, help="No effect: the plan is shown.")
+    ] = 0
+    cuda: Annotated[Flag, typer.Option("--cuda/--no-cuda", help="Compute on all GPUs.")] = None
+    low_cpu_memory: Annotated[
+        Flag,
+        typer.Option(
+            "--low-cpu-memory/--no-low-cpu-memory", help="No effect: --ram bounds the memory."
+        ),
+    ] = None
+    lazy_unpickle: Annotated[
+        Flag,
+        typer.Option(
+            "--lazy-unpickle/--no-lazy-unpickle",
+            help="No effect: tensors are read when they are needed, and nothing is unpickled.",
+        ),
+    ] = None
+    read_to_gpu: Annotated[
+        Flag,
+        typer.Option("--read-to-gpu/--no-read-to-gpu", help="No effect: tiles go there as needed."),
+    ] = None
+    multi_gpu: Annotated[
+        Flag, typer.Option("--multi-gpu/--no-multi-gpu", help="Compute on all GPUs.")
+    ] = None
+    num_threads: Annotated[
+        int | None, typer.Option("-j", "--num-threads", min=1, metavar="N", help="Compute threads.")
+    ] = None
+    gpu_rich: Annotated[bool, typer.Option("--gpu-rich", help="Compute on all GPUs.")] = False
+    async_write: Annotated[
+        Flag,
+        typer.Option(
+            "--async-write/--no-async-write", help="No effect: writing never holds up the rest."
+        ),
+    ] = None
+    write_threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="No effect: writing never holds up the rest."),
+    ] = None
+    out_shard_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Largest output shard: 5B is 5 GB, as in mergekit."),
+    ] = None
+    copy_tokenizer: Annotated[
+        Flag,
+        typer.Option(
+            "--copy-tokenizer/--no-copy-tokenizer",
+            help="No effect: the tokenizer is always written.",
+        ),
+    ] = None
+    clone_tensors: Annotated[
+        Flag,
+        typer.Option(
+            "--clone-tensors/--no-clone-tensors",
+            help="No effect: tensors are never shared in memory.",
+        ),
+    ] = None
+    write_model_card: Annotated[
+        Flag,
+        typer.Option(
+            "--write-model-card/--no-write-model-card",
+            help="No effect: a model card is always written.",
+        ),
+    ] = None
+    safe_serialization: Annotated[
+        Flag,
+        typer.Option(
+            "--safe-serialization/--no-safe-serialization",
+            help="No effect: only safetensors are written.",
+        ),
+    ] = None
+
+
+def take(
+    flags: MergekitFlags, meaning: Meaning, resources: Resources, say: Callable[[str], None]
+) -> tuple[Meaning, Resources]:
+    """``meaning`` and ``resources`` with what flags of mergekit's ask for; ``say`` is told what
+    became of each. Where the hub's cache is, is told to this process.
+
+    Raises:
+        LoomError: a size is none.
+    """
+    meaning, resources = translate(flags, meaning, resources)
+    if flags.transformers_cache is not None:
+        os.environ["HF_HUB_CACHE"] = flags.transformers_cache
+    for note in _notes(flags, meaning, resources):
+        say(note)
+    return meaning, resources
+
+
+def translate(
+    flags: MergekitFlags, meaning: Meaning, resources: Resources
+) -> tuple[Meaning, Resources]:
+    """``meaning`` and ``resources`` with what flags of mergekit's ask for.
+
+    Raises:
+        LoomError: a size is none.
+    """
+    gpus = bool(flags.cuda or flags.multi_gpu or flags.gpu_rich)
+    if gpus and resources.device == "auto":
+        resources = replace(resources, device="cuda")
+    if flags.num_threads is not None:
+        resources = replace(resources, threads=flags.num_threads)
+    if flags.random_seed is not None:
+        meaning = replace(meaning, seed=flags.random_seed)
+    if flags.out_shard_size is not None:
+        meaning = replace(meaning, max_shard_size=_shard_size(flags.out_shard_size))
+    if flags.allow_crimes:
+        meaning = replace(meaning, allow_different_architectures=True)
+    if flags.unsafe_truncate_embeddings:
+        meaning = replace(meaning, allow_truncated_embeddings=True)
+    return meaning, resources
+
+
+def _notes(flags: MergekitFlags, meaning: Meaning, resources: Resources) -> Iterator[str]:
+    """What became of each flag that was given and asks for something."""
+    where = f"taken as --device {resources.device}"
+    for flag, given, became in (
+        ("--allow-crimes", flags.allow_crimes, "taken as --allow-different-architectures"),
+        (
+            "--unsafe-truncate-embeddings",
+            flags.unsafe_truncate_embeddings,
+            "taken as --allow-truncated-embeddings",
+        ),
+        ("--trust-remote-code", flags.trust_remote_code, "no effect: no code of a model is run"),
+        ("--transformers-cache", flags.transformers_cache, "taken as HF_HUB_CACHE"),
+        (
+            "--lora-merge-cache",
+            flags.lora_merge_cache,
+            "no effect: adapters are merged while they are read, nothing is cached",
+        ),
+        (
+            "--lora-merge-dtype",
+            flags.lora_merge_dtype,
+            "no effect: adapters are merged in float32 and rounded once, on the way out",
+        ),
+        ("--random-seed", flags.random_seed is not None, f"taken as --seed {meaning.seed}"),
+        ("-v", flags.verbose, "no effect: the plan says what is done"),
+        ("--cuda", flags.cuda, where),
+        ("--multi-gpu", flags.multi_gpu, where),
+        ("--gpu-rich", flags.gpu_rich, where),
+        (
+            "--low-cpu-memory",
+            flags.low_cpu_memory,
+            "no effect: --ram bounds the memory, --vram that of devices",
+        ),
+        ("--lazy-unpickle", flags.lazy_unpickle, "no effect: nothing is ever unpickled"),
+        (
+            "--no-lazy-unpickle",
+            flags.lazy_unpickle is False,
+            "no effect: nothing is ever unpickled",
+        ),
+        (
+            "--read-to-gpu",
+            flags.read_to_gpu,
+            "no effect: tiles go to a device as it needs them",
+        ),
+        ("--num-threads", flags.num_threads is not None, f"taken as --threads {resources.threads}"),
+        ("--async-write", flags.async_write, "no effect: writing never holds up the rest"),
+        (
+            "--write-threads",
+            flags.write_threads is not None,
+            "no effect: writing never holds up the rest",
+        ),
+        (
+            "--out-shard-size",
+            flags.out_shard_size,
+            f"taken as --max-shard-size {meaning.max_shard_size}",
+        ),
+        ("--copy-tokenizer", flags.copy_tokenizer, "no effect: the tokenizer is always written"),
+        (
+            "--no-copy-tokenizer",
+            flags.copy_tokenizer is False,
+            "no effect: the tokenizer is always written",
+        ),
+        ("--clone-tensors", flags.clone_tensors, "no effect: tensors are never shared in memory"),
+        (
+            "--no-write-model-card",
+            flags.write_model_card is False,
+            "no effect: a model card is always written",
+        ),
+        (
+            "--no-safe-serialization",
+            flags.safe_serialization is False,
+            "no effect: only safetensors are written, which transformers loads as well",
+        ),
+    ):
+        if given:
+            yield f"{flag}: {became}"
+
+
+def _shard_size(text: str) -> str:
+    """A size as mergekit writes it: k, m and b are thousands, millions and billions, of bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMbBgGtT]?)\s*", text)
+    if match is None:
+        return text
+    size = int(float(match[1]) * _SHARD_UNITS[match[2].upper()])
+    if not size:
+        raise LoomError(f"--out-shard-size '{text[:40]}' is no size: write for example 5B")
+    return str(size)

@@ -1,0 +1,82 @@
+"""The report of ``explain --lines``: a configuration line by line, with what each line sets."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mergeloom.planners.config.parameters import Resolved
+from mergeloom.report.records import LinesReport, LineUse
+
+if TYPE_CHECKING:
+    from mergeloom.results import PlannedMerge
+
+
+@dataclass
+class _Use:
+    """What one line supplies one parameter with."""
+
+    tensors: set[str] = field(default_factory=set)
+    layers: set[int] = field(default_factory=set)
+    values: list[Any] = field(default_factory=list)
+
+
+def lines_report(planned: PlannedMerge) -> LinesReport:
+    """Every line of a configuration, and what tensors get which parameters by it."""
+    configuration = planned.plan.configuration
+    found: dict[tuple[int, str], _Use] = defaultdict(_Use)
+    for stage in planned.plan.stages:
+        for tensor in stage.tensor_plans():
+            own = [tensor.settings, *(item.parameters for item in tensor.contributions)]
+            for parameters in own:
+                for name, value in parameters.items():
+                    _note(found, name, value, tensor.name, tensor.layer)
+    named = {
+        (entry.place.line, name)
+        for document in configuration.documents
+        for block in document.blocks()
+        for name, entries in block.entries.items()
+        for entry in entries
+    }
+    uses = [_line_use(line, name, found[line, name]) for line, name in sorted({*found, *named})]
+    return LinesReport(
+        configuration=None if configuration.path is None else str(configuration.path),
+        lines=tuple(configuration.text.splitlines()),
+        uses=tuple(use for use in uses if use.line),
+    )
+
+
+def _note(
+    found: dict[tuple[int, str], _Use], name: str, value: Resolved, tensor: str, layer: int | None
+) -> None:
+    if value.entry is None:
+        return
+    use = found[value.entry.place.line, name]
+    use.tensors.add(tensor)
+    use.values.append(value.value)
+    if layer is not None:
+        use.layers.add(layer)
+
+
+def _line_use(line: int, name: str, use: _Use) -> LineUse:
+    values = sorted(set(use.values), key=lambda value: (str(type(value)), value))
+    return LineUse(
+        line=line,
+        parameter=name,
+        tensors=len(use.tensors),
+        layers=_ranges(sorted(use.layers)),
+        least=values[0] if values else None,
+        most=values[-1] if values else None,
+    )
+
+
+def _ranges(layers: list[int]) -> tuple[tuple[int, int], ...]:
+    """Runs of layers, ``[start, stop)`` each."""
+    runs: list[tuple[int, int]] = []
+    for layer in layers:
+        if runs and runs[-1][1] == layer:
+            runs[-1] = runs[-1][0], layer + 1
+        else:
+            runs.append((layer, layer + 1))
+    return tuple(runs)

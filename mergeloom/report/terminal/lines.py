@@ -1,0 +1,43 @@
+"""A configuration with what its lines set, as text."""
+
+from __future__ import annotations
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mergeloom.report.records import LinesReport, LineUse
+from mergeloom.report.terminal.console import layers_named, plural, shown
+
+_RANGES = 3
+
+
+def render_lines(report: LinesReport) -> RenderableType:
+    """Each line, numbered, and beside it what it sets."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for number, line in enumerate(report.lines, 1):
+        uses = [use for use in report.uses if use.line == number]
+        style = "cyan" if any(use.tensors for use in uses) else "yellow"
+        said = "\n".join(_use(use, len(uses) > 1) for use in uses)
+        table.add_row(str(number), shown(line), Text(said, style=style))
+    return table
+
+
+def _use(use: LineUse, named: bool) -> str:
+    name = f"{use.parameter}: " if named else ""
+    if not use.tensors:
+        return f"{name}no tensor gets this"
+    text = f"{name}{plural(use.tensors, 'tensor')}"
+    if use.layers:
+        more = f" and {len(use.layers) - _RANGES} more" if len(use.layers) > _RANGES else ""
+        text += f", {layers_named(*use.layers[:_RANGES])}{more}"
+    if use.least != use.most:
+        text += f": {_number(use.least)} to {_number(use.most)}"
+    return text
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

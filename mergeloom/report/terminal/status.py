@@ -1,0 +1,42 @@
+"""The states of outputs, and what is cleaned, as text."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from mergeloom.report.output_records import CleanReport, StatusReport
+from mergeloom.report.terminal.bars import bar
+from mergeloom.report.terminal.console import columns, shown
+from mergeloom.report.units import data, duration
+
+_STYLES = {"finished": "green", "running": "cyan"}
+_BAR = 24
+
+
+def render_status(report: StatusReport) -> RenderableType:
+    """How far a merge is."""
+    parts: list[RenderableType] = [
+        Text(shown(report.message), style=_STYLES.get(report.condition, "yellow"))
+    ]
+    if report.share is not None and report.condition in ("running", "interrupted"):
+        ago = ""
+        if report.recorded_at is not None:
+            seconds = max(time.time() - report.recorded_at, 0.0)
+            ago = f"  last record {duration(seconds)} ago"
+        parts.append(Text(f"{bar(report.share, _BAR)} {100 * report.share:.1f} %{ago}"))
+    return Group(*parts)
+
+
+def render_clean(report: CleanReport) -> RenderableType:
+    """What was removed, or would be, and how much that is."""
+    if not report.found:
+        return Text("there is nothing to remove")
+    table = columns("", "", "")
+    table.columns[0].justify = "right"
+    for item in report.found:
+        table.add_row(data(item.bytes), item.path, Text(item.what, style="dim"))
+    what = "removed" if report.removed else "would be removed (nothing was: --dry-run)"
+    return Group(table, Text(f"{data(report.bytes)} {what}", style="bold"))

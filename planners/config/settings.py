@@ -1,0 +1,242 @@
+"""Values of a configuration that are given beside it: ``--set parameters.t=0.3``.
+
+A *setting* is a path of keys and a value in YAML. It takes the place of what the configuration has
+there; an empty value removes it. Everything that is wrong with a value is said of the setting that
+it came from, which is its place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from mergeloom.engine.base.errors import ConfigError, Finding, Place
+from mergeloom.engine.base.suggest import suggest
+from mergeloom.planners.config.findings import Findings, check_known
+from mergeloom.planners.config.plain_data import yaml_text
+from mergeloom.planners.config.yaml_values import Value, load_documents, short
+
+_STEP = re.compile(r'(?:^|\.)(?:"((?:[^"\\]|\\.)*)"|([^."\[\]=]+))|\[(\d{1,6})\]')
+_OPTION = "--set "
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A path of keys (text) and positions in lists (numbers), and the YAML of what goes there."""
+
+    path: Path
+    value: str
+
+    @property
+    def written(self) -> str:
+        """The path as it is written: ``models[0].parameters.weight``."""
+        return _written(self.path)
+
+    @property
+    def place(self) -> str:
+        """Where its faults are said to be."""
+        return short(f"{_OPTION}{self.written}={self.value}")
+
+
+def parse_setting(text: str) -> Setting:
+    """The setting that ``PATH=VALUE`` stands for. A key with a dot in it stands in quotation marks.
+
+    Raises:
+        ConfigError: it is written otherwise.
+    """
+    path: list[str | int] = []
+    end = 0
+    while end < len(text) and text[end] != "=":
+        step = _STEP.match(text, end)
+        if step is None:
+            break
+        quoted, key, number = step.groups()
+        if number is not None:
+            path.append(int(number))
+        else:
+            path.append(key.strip() if key is not None else re.sub(r"\\(.)", r"\1", quoted))
+        end = step.end()
+    if not path or text[end : end + 1] != "=":
+        raise ConfigError(
+            "a setting is a path of keys, '=' and a value",
+            place=Place(short(f"{_OPTION}{ascii(text)[1:-1]}")),
+            remedy="write --set parameters.t=0.3, or --set 'models[0].parameters.weight=0.5'",
+            code="setting",
+        )
+    return Setting(tuple(path), text[end + 1 :])
+
+
+def setting_of(path: str, value: Any) -> Setting:
+    """The setting of a path that gets Python data; ``None`` removes what is there.
+
+    Raises:
+        ConfigError: the path is none, or the value one that no configuration has.
+    """
+    found = parse_setting(f"{path}=")
+    if value is None:
+        return found
+    text = yaml_text({"value": value}, f"{_OPTION}{path}")
+    shown = yaml.safe_dump(yaml.safe_load(text)["value"], default_flow_style=True, width=4000)
+    return replace(found, value=shown.strip().removesuffix("...").strip())
+
+
+def apply_settings(
+    documents: Sequence[Value], settings: Sequence[Setting], findings: Findings
+) -> list[Value]:
+    """The documents with every setting in its place.
+
+    With several documents a path begins with the number of one: ``[1].parameters.t``.
+
+    Raises:
+        ConfigError: a path leads nowhere, or a value is no YAML.
+    """
+    found = list(documents)
+    for setting in settings:
+        first = setting.path[0]
+        if isinstance(first, int):
+            if first >= len(found):
+                raise _fault(setting, f"there is no document [{first}]", _last(found))
+            number, path = first, setting.path[1:]
+        elif len(found) > 1:
+            raise _fault(
+                setting,
+                f"the configuration has {len(found)} documents",
+                f"write [0].{setting.written} for the first, [{len(found) - 1}]. for the last",
+            )
+        else:
+            number, path = 0, setting.path
+        if not path:
+            raise _fault(setting, "a whole document cannot be set", "name a key in it")
+        found[number] = _put(found[number], path, setting, _read(setting, findings))
+    return found
+
+
+def text_with(documents: Sequence[Value], settings: Sequence[Setting], name: str) -> str:
+    """The YAML of documents that have settings in them, which are named in front."""
+    said = "".join(f"# {each.place}\n" for each in settings)
+    texts = (
+        yaml.safe_dump(each.plain(), sort_keys=False, allow_unicode=True, width=4000)
+        for each in documents
+    )
+    return f"# {name} with\n{said}" + "---\n".join(texts)
+
+
+def check_settings(warnings: Sequence[Finding]) -> None:
+    """Check that every key and parameter that was set is one: what is typed now can be mended now.
+
+    Raises:
+        ConfigError: some are unknown, or have no effect where they stand.
+    """
+    check_known(
+        each for each in warnings if each.place is not None and each.place.file.startswith(_OPTION)
+    )
+
+
+def _read(setting: Setting, findings: Findings) -> Value | None:
+    """The value of a setting; ``None`` where it removes what is there."""
+    if not setting.value.strip():
+        return None
+    try:
+        values = load_documents(setting.value, setting.place, findings, lines=False)
+    except ConfigError as error:
+        raise _fault(setting, f"its value: {error.cause}", error.remedy) from error
+    if len(values) > 1:
+        raise _fault(setting, "it has several values")
+    return values[0] if values else None
+
+
+def _put(value: Value | None, path: Path, setting: Setting, new: Value | None) -> Value:
+    """``value`` with ``new`` at ``path`` below it."""
+    if not path:
+        return new if new is not None else Value(None, Place(setting.place))
+    step = path[0]
+    if isinstance(step, str) and step.isdecimal() and isinstance(_content(value), list):
+        step = int(step)
+    if isinstance(step, int):
+        return _put_entry(value, step, path[1:], setting, new)
+    return _put_key(value, step, path[1:], setting, new)
+
+
+def _put_entry(
+    value: Value | None, step: int, rest: Path, setting: Setting, new: Value | None
+) -> Value:
+    """The same of entry ``step`` of a list."""
+    where = _where(setting, rest)
+    items = _content(value)
+    if value is None or not isinstance(items, list):
+        raise _fault(setting, f"{where} is {_kind(value)}, not a list")
+    if step >= len(items):
+        raise _fault(setting, f"{where} has no entry [{step}]", _last(items))
+    if new is None and not rest:
+        return Value([*items[:step], *items[step + 1 :]], value.place)
+    items = list(items)
+    items[step] = _put(items[step], rest, setting, new)
+    return Value(items, value.place)
+
+
+def _put_key(
+    value: Value | None, step: str, rest: Path, setting: Setting, new: Value | None
+) -> Value:
+    """The same of key ``step`` of a mapping."""
+    above = setting.path[: len(setting.path) - len(rest) - 1]
+    where = _where(setting, rest)
+    if value is None or value.content is None:
+        value = Value({}, Place(setting.place))
+    if isinstance(value.content, str) and above[-2:-1] in (("models",), ("sources",)):
+        value = Value({"model": value}, value.place)  # a bare name
+    if isinstance(value.content, list):
+        last = f", [0] to [{len(value.content) - 1}]" if len(value.content) > 1 else ""
+        raise _fault(
+            setting,
+            f"{where} is a list of {len(value.content)}",
+            f"write {_written((*above, 0, step, *rest))}{last}",
+        )
+    if not isinstance(value.content, dict):
+        raise _fault(setting, f"{where} is {_kind(value)}, which has no keys")
+    content = dict(value.content)
+    if new is None and not rest:
+        if step not in content:
+            raise _fault(setting, f"there is no '{step}' to remove", suggest(step, list(content)))
+        del content[step]
+    else:
+        content[step] = _put(content.get(step), rest, setting, new)
+    return Value(content, value.place)
+
+
+def _content(value: Value | None) -> Any:
+    return None if value is None else value.content
+
+
+def _where(setting: Setting, rest: Path) -> str:
+    """What the step before ``rest`` is taken in."""
+    above = setting.path[: len(setting.path) - len(rest) - 1]
+    return f"'{_written(above)}'" if above else "the configuration"
+
+
+def _fault(setting: Setting, cause: str, remedy: str = "") -> ConfigError:
+    return ConfigError(cause, place=Place(setting.place), remedy=remedy, code="setting")
+
+
+def _kind(value: Value | None) -> str:
+    return "not there" if value is None else value.kind
+
+
+def _last(items: Sequence[Any] | Mapping[str, Any]) -> str:
+    return f"there are [0] to [{len(items) - 1}]" if len(items) > 1 else "there is [0] only"
+
+
+def _written(path: Sequence[str | int]) -> str:
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            shown = step if re.fullmatch(r'[^."\[\]=\s]+', step) else f'"{step}"'
+            text += f".{shown}" if text else shown
+    return text
