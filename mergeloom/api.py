@@ -30,7 +30,8 @@ from mergeloom.planners.config.findings import check_known
 from mergeloom.planners.config.load import config_from, load_config, parse_config
 from mergeloom.planners.config.settings import Setting, parse_setting, setting_of
 from mergeloom.planners.models.resolve import Resolver
-from mergeloom.planners.plan import DEFAULT_SHARD_BYTES, PlanOptions, make_plan
+from mergeloom.planners.plan import make_plan
+from mergeloom.planners.planner import DEFAULT_SHARD_BYTES, PlanOptions
 from mergeloom.report.meter import Meter, Progress
 from mergeloom.report.output_records import CleanReport, StatusReport
 from mergeloom.report.plan_records import MergeReport, Options

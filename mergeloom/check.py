@@ -18,7 +18,7 @@ from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.graph.graph import Write
 from mergeloom.engine.hardware import process as machine
 from mergeloom.planners.plan import Plan
-from mergeloom.planners.slices.tensor_plan import TensorPlan, tensor_merge
+from mergeloom.planners.tensors import TensorPlan, tensor_merge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ def check_output(
     """
     chance = chance or random.Random()
     writes = {write.name: write for write in plan.graph.writes}
-    drawn = [*plan.stage.tensor_plans()]
+    drawn = [*plan.tensor_plans()]
     chance.shuffle(drawn)
     checked = Checked()
     for tensor in drawn:
@@ -119,7 +119,7 @@ def _check(
         if not found.dtype.is_floating_point:
             wrong = found != inputs[0]
         else:
-            merge = tensor_merge(tensor, plan.stage.rules, tuple(found.shape))
+            merge = tensor_merge(tensor, tuple(found.shape), plan.options.seed)
             method = "passthrough" if tensor.method is None else tensor.method.name
             answer = plain.evaluate(method, merge, inputs)
             assert answer is not None

@@ -16,9 +16,9 @@ class DType:
 
     ``code`` is its name in a safetensors header (``"BF16"``), ``name`` its name in torch
     (``"bfloat16"``), ``bits`` what one element takes. ``block`` elements share whole bytes, so that
-    they come together or not at all. Of those with 4 bits two share a byte, the first in its lower
-    half; torch has no name for them. Larger blocks have scales of their own; what they stand for is
-    told by the library ``codec``.
+    they come together or not at all, the first in the lowest bits unless said otherwise; torch has
+    no name for them. Larger blocks have scales of their own; what they stand for is told by the
+    library ``codec``.
     """
 
     code: str
@@ -62,6 +62,13 @@ I4 = DType("I4", "int4", 4, False, block=2)
 """-8 to 7 in two's complement; no code of safetensors."""
 U4 = DType("U4", "uint4", 4, False, block=2)
 """0 to 15; no code of safetensors."""
+U4_UPPER = DType("U4_UPPER", "uint4_upper_first", 4, False, block=2)
+"""0 to 15, the first of two in the upper half of their byte, as bitsandbytes packs them."""
+U4_EVEN = DType("U4_EVEN", "uint4_even_first", 4, False, block=8)
+"""0 to 15, of eight in a word first those in even places, then those in odd ones, as AWQ packs
+them: number 1 is in bits 16 to 19."""
+U2 = DType("U2", "uint2", 2, False, block=4)
+"""0 to 3; no code of safetensors."""
 
 _ALL = (
     BF16,

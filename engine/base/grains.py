@@ -46,22 +46,25 @@ class Grains:
         return start, min(self.size, self.total - start)
 
 
-def partition(shape: tuple[int, ...], access: Access) -> Grains:
+def unit_of(shape: tuple[int, ...], access: Access) -> int:
+    """Elements of an input of ``shape`` that a kernel of this access pattern sees at once."""
+    if access is Access.ELEMENTWISE or not shape:
+        return 1
+    if access is Access.WHOLE:
+        return max(math.prod(shape), 1)
+    return max(math.prod(shape[-2:] if access is Access.MATRIXWISE else shape[-1:]), 1)
+
+
+def partition(shape: tuple[int, ...], access: Access, unit: int = 1) -> Grains:
     """Cut a tensor of ``shape`` into grains that a kernel of this access pattern can work on.
 
     Elementwise kernels get `GRAIN_ELEMENTS` elements, rowwise kernels as many whole rows as fit
     into that (at least one), matrixwise kernels as many whole matrices (of the last two
-    dimensions), whole kernels everything at once.
+    dimensions), whole kernels everything at once. ``unit`` elements are not separated either:
+    `unit_of` kernels that it is made of, whose inputs have other rows.
     """
     total = math.prod(shape)
     row = shape[-1] if shape else 1
-    if access is Access.WHOLE or total == 0:
-        size = max(total, 1)
-    elif access is Access.ROWWISE:
-        size = max(1, GRAIN_ELEMENTS // row) * row
-    elif access is Access.MATRIXWISE:
-        matrix = math.prod(shape[-2:])
-        size = max(1, GRAIN_ELEMENTS // matrix) * matrix
-    else:
-        size = GRAIN_ELEMENTS
+    together = min(math.lcm(unit, unit_of(shape, access)), max(total, 1))
+    size = max(1, GRAIN_ELEMENTS // together) * together
     return Grains(total, min(size, max(total, 1)), max(row, 1))

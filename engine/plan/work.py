@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergeloom.engine.base.grains import Access, Grains, partition
+from mergeloom.engine.base.grains import Access, Grains, partition, unit_of
 from mergeloom.engine.graph.graph import Graph, Load, Merge, Write, copied_dtype, tree
 from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Kernel, Statistic, Use, all_uses
 from mergeloom.engine.hardware.spec import Machine
@@ -132,7 +133,8 @@ class _Kinds:
                 ]
             )
             numbers[merge] = len(numbers)
-            shape.append((self._kernel(merge.kernel), merge.shape, nodes))
+            first = merge.gather.inputs[0].shape
+            shape.append((self._kernel(merge.kernel), merge.shape, first, nodes))
         side = dict.fromkeys(load for merge in merges for load in merge.gather.side)
         shape.append(tuple([load.dtype.code for load in leaves]))
         shape.append(tuple([(load.nbytes, load.dtype.code) for load in side]))
@@ -177,7 +179,7 @@ def _kind(
     copied = copied_dtype(root)
     computes = copied is None or any(write.dtype != copied for write in writes)
     access = max(merge.kernel.access for merge in merges) if computes else Access.ELEMENTWISE
-    grains = partition(root.shape, access)
+    grains = partition(root.shape, access, _together(merges) if computes else 1)
     arithmetic = _arithmetic(merges, writes, machine)
     profile = MergeShape(
         grains=grains,
@@ -230,6 +232,12 @@ def _decodes(merge: Merge) -> bool:
     return any(isinstance(node, Load) and bool(node.dtype.codec) for node in nodes)
 
 
+def _together(merges: Sequence[Merge]) -> int:
+    """Elements that must be in one grain, for the kernel of each merge."""
+    units = {unit_of(merge.gather.inputs[0].shape, merge.kernel.access) for merge in merges}
+    return math.lcm(*units)
+
+
 _Part = tuple[Kernel | Statistic[Any, Any], tuple[Use, ...]]
 """A kernel or one of its statistics, and what it uses."""
 
@@ -246,7 +254,7 @@ def _arithmetic(merges: Sequence[Merge], writes: Sequence[Write], machine: Machi
         merge.kernel.uses
         and all(
             machine.arithmetic.widens(node.dtype)
-            for node in merge.gather.inputs
+            for node in (*merge.gather.inputs, *merge.gather.side)
             if isinstance(node, Load)
         )
         for merge in merges

@@ -17,11 +17,16 @@ _SAFE_SQUARES = {F16: 65504.0**2, BF16: 3e38}
 """Bounds of a sum of squares below which no element becomes infinite by rounding to a type."""
 
 
-_FOUR_BIT = {
+_PACKED = {
     "F4": [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0],
     "I4": [*range(8), *range(-8, 0)],
     "U4": list(range(16)),
+    "U4_UPPER": list(range(16)),
+    "U4_EVEN": list(range(16)),
+    "U2": list(range(4)),
 }
+_UPPER_FIRST = "U4_UPPER"
+_EVEN_FIRST = "U4_EVEN"
 _UNPACKED = 1 << 16
 """Bytes that are unpacked at once."""
 
@@ -86,12 +91,20 @@ class TorchArrays:
         if dtype.codec:
             decode(dtype, array.numpy(), out.view(-1).numpy())
             return
-        values = torch.tensor(_FOUR_BIT[dtype.code], dtype=torch.float32, device=array.device)
-        pairs = torch.stack([values.repeat(16), values.repeat_interleave(16)], 1)
-        couples = out.view(-1, 2)
-        for start in range(0, len(couples), _UNPACKED):
+        values = torch.tensor(_PACKED[dtype.code], dtype=torch.float32, device=array.device)
+        bits = int(dtype.bits)
+        codes = torch.arange(256, device=array.device).unsqueeze(1)
+        shifts = torch.arange(0, 8, bits, device=array.device)
+        if dtype.code == _UPPER_FIRST:
+            shifts = shifts.flip(0)
+        of_bytes = values[(codes >> shifts) & ((1 << bits) - 1)]
+        runs = out.view(-1, 8 // bits)
+        for start in range(0, len(runs), _UNPACKED):
             part = slice(start, start + _UNPACKED)
-            torch.index_select(pairs, 0, array[part].int(), out=couples[part])
+            torch.index_select(of_bytes, 0, array[part].int(), out=runs[part])
+        if dtype.code == _EVEN_FIRST:
+            words = out.view(-1, 2, 4)
+            words.copy_(words.transpose(1, 2).reshape(words.shape))
 
     def whole_bytes(self, dtype: DType, array: Tensor, count: int) -> Tensor:
         """``count`` elements as they are stored, or widened if they share bytes."""

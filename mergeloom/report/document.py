@@ -19,8 +19,6 @@ from mergeloom.version import VERSION
 SCHEMA_VERSION = 2
 
 Scalar = bool | int | float | str | None
-Layers = tuple[int, int]
-"""Layers ``[start, stop)``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mergeloom.planners.config.config import MergeDocument
 from mergeloom.planners.config.parameters import Resolved
 from mergeloom.report.records import LinesReport, LineUse
 
@@ -26,8 +27,8 @@ def lines_report(planned: PlannedMerge) -> LinesReport:
     """Every line of a configuration, and what tensors get which parameters by it."""
     configuration = planned.plan.configuration
     found: dict[tuple[int, str], _Use] = defaultdict(_Use)
-    for stage in planned.plan.stages:
-        for tensor in stage.tensor_plans():
+    for plans in (*planned.plan.earlier_plans, planned.plan.tensor_plans):
+        for tensor in plans():
             own = [tensor.settings, *(item.parameters for item in tensor.contributions)]
             for parameters in own:
                 for name, value in parameters.items():
@@ -35,6 +36,7 @@ def lines_report(planned: PlannedMerge) -> LinesReport:
     named = {
         (entry.place.line, name)
         for document in configuration.documents
+        if isinstance(document, MergeDocument)
         for block in document.blocks()
         for name, entries in block.entries.items()
         for entry in entries

@@ -9,9 +9,8 @@ from mergeloom.engine import job as jobs
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
 from mergeloom.engine.plan.duration import estimated_seconds
-from mergeloom.planners.slices.unused import Unused
+from mergeloom.planners.unused import Unused
 from mergeloom.report import plan_records
-from mergeloom.report.outline import stages
 from mergeloom.report.plan_records import MergeReport, PlanReport
 from mergeloom.report.vocabulary import vocabulary_report
 
@@ -49,14 +48,13 @@ def merge_report(result: MergeResult) -> MergeReport:
 def _common(planned: PlannedMerge) -> dict[str, Any]:
     plan, schedule = planned.plan, planned.schedule
     path = plan.configuration.path
-    methods = [stage.rules.method for stage in plan.stages]
     return {
         "configuration": None if path is None else str(path),
         "output": _output(planned),
         "vocabulary": vocabulary_report(plan.vocabulary),
-        "stages": stages(plan),
-        "method": methods[-1].name,
-        "draws": any(method.draws for method in methods),
+        "stages": plan.outlines,
+        "method": plan.outlines[-1].method,
+        "draws": plan.draws,
         "seed": plan.options.seed,
         "options": planned.options,
         "models": tuple(
@@ -102,14 +100,13 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
 def _output(planned: PlannedMerge) -> plan_records.OutputReport:
     plan = planned.plan
     writes, files = plan.graph.writes, plan.graph.files
-    stage = plan.stage
     return plan_records.OutputReport(
         layers=plan.layers,
         parameters=plan.parameters,
         bytes=sum(file.size for file in files),
         tensors=len(writes),
         dtypes=dict(Counter(write.dtype.name for write in writes)),
-        tied=stage.tied if stage.head is not None or stage.tied else None,
+        tied=plan.tied,
         shards=tuple(plan_records.Shard(file.name, file.size) for file in files),
         side_files=tuple(file.name for file in plan.side_files),
         config_changes=plan.config_changes,

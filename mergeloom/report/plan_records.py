@@ -6,50 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mergeloom.engine.base.errors import Finding
-from mergeloom.report.document import Document, Layers
-
-
-@dataclass(frozen=True)
-class OutlineSource:
-    """A model that gives layers to a slice of the output."""
-
-    model: str
-    layers: Layers
-    base: bool
-
-
-@dataclass(frozen=True)
-class OutlineSlice:
-    """Successive layers of the output that are made in one way."""
-
-    layers: Layers
-    how: str
-    """``copied``, ``scaled`` (a copy times a number), ``partly scaled`` or ``merged``."""
-    detail: str
-    """What is scaled by which factor; empty otherwise."""
-    sources: tuple[OutlineSource, ...]
-
-
-@dataclass(frozen=True)
-class OutlinePart:
-    """One stack of layers of the output, and the slices that it is made of."""
-
-    name: str
-    layers: int
-    slices: tuple[OutlineSlice, ...]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One document of the configuration: the last makes the output, earlier ones its inputs."""
-
-    name: str | None
-    method: str
-    dtype: str | None
-    """The type that is written, where the configuration names one."""
-    parts: tuple[OutlinePart, ...]
-    notes: tuple[str, ...]
-    """What was understood of the models, such as where the weights around the layers come from."""
+from mergeloom.planners.outline import Layers, Outline
+from mergeloom.report.document import Document
 
 
 @dataclass(frozen=True)
@@ -254,7 +212,7 @@ class PlanReport(Document):
     output: OutputReport
     vocabulary: VocabularyReport | None
     """Nothing where there are no tokenizer settings."""
-    stages: tuple[Stage, ...]
+    stages: tuple[Outline, ...]
     """In order; the last one makes the output."""
     method: str
     """That of the last stage."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.errors import Place
-from mergeloom.report.document import Document, ErrorReport, Layers, Scalar
+from mergeloom.planners.outline import Layers
+from mergeloom.report.document import Document, ErrorReport, Scalar
 from mergeloom.report.output_records import CleanReport, ProgressReport, StatusReport
 from mergeloom.report.plan_records import MergeReport, PlanReport, Shard
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mergeloom.planners.config.parameters import Resolved
-from mergeloom.planners.slices.tensor_plan import Contribution, TensorPlan, output_dtype
+from mergeloom.planners.tensors import Contribution, TensorPlan
 from mergeloom.report import records
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 def explain_report(tensors: Sequence[TensorPlan], planned: PlannedMerge) -> records.ExplainReport:
     """What is to be known of some output tensors."""
     writes = {write.name: write for write in planned.plan.graph.writes}
-    document = planned.plan.stage.document
     found = []
     for tensor in tensors:
         write = writes[tensor.name]
@@ -24,7 +23,7 @@ def explain_report(tensors: Sequence[TensorPlan], planned: PlannedMerge) -> reco
             records.TensorReport(
                 tensor=tensor.name,
                 shape=write.shape,
-                dtype=output_dtype(tensor, document).name,
+                dtype=write.dtype.name,
                 file=write.file.name,
                 layer=tensor.layer,
                 method=tensor.method.name if tensor.method is not None else "copy",

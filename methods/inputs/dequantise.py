@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
-from mergeloom.engine.graph.kernel import GrainView, Kernel
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeloom.engine.graph.kernel import GrainView, Kernel, Use
+from mergeloom.methods.ops.words import Adjustment, Array, Blocks, Lookup
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """Scales that are codes themselves: ``size`` of them at a time have a scale of their own, and
+    ``offset`` is added to the product. Beside them lie their table (256) and those scales."""
+
+    size: int
+    offset: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +28,22 @@ class Scale:
     """One scale for each block of ``rows`` times ``columns`` elements of a matrix.
 
     0 means all of that dimension. The last blocks of a dimension may be ragged. Each matrix of a
-    stack has its own scales, unless there is but one for everything. If ``inverse``, values are
-    divided by it.
+    stack has its own scales, unless ``single``: there is but one, for everything. If ``inverse``,
+    values are divided by it. If ``across_first``, scales are stored in columns: those of the first
+    block of each row of blocks, then those of the second.
     """
 
     rows: int = 0
     columns: int = 0
     inverse: bool = False
+    single: bool = False
+    across_first: bool = False
+    nested: Nested | None = None
 
     def grid(self, shape: Shape) -> tuple[int, int, int]:
         """Matrices, and rows and columns of blocks in each, of a tensor of ``shape``."""
+        if self.single:
+            return (1, 1, 1)
         *stack, rows, columns = (1, 1, *shape)
         return (
             math.prod(stack),
@@ -38,103 +51,110 @@ class Scale:
             -(-columns // self.columns) if self.columns else 1,
         )
 
+    def beside(self, shape: Shape) -> Iterator[int]:
+        """Numbers of elements of the tensors that it is made of, in order."""
+        scales = math.prod(self.grid(shape))
+        yield scales
+        if self.nested is not None:
+            yield 256
+            yield -(-scales // self.nested.size)
+
 
 @dataclass(frozen=True)
 class Dequantise(Kernel):
-    """(code - zero) · scale · scale · …, or the entry of ``table`` for a code times the scales.
+    """(code - zero - point) · scale · scale · … · factor; with ``table``, its entry for the code.
 
-    Beside the codes lie a tensor for each of ``scales`` and, if ``points``, one of zero points in
-    the blocks of the first scale, which are subtracted as well as ``zero``.
+    Beside the codes lie, in this order: the table (float32), what each of ``scales`` is made of
+    (`Scale.beside`), if there are ``points`` one of them for each of their blocks and, if there
+    are ``groups``, the block in which each column is (int32). ``shape`` is that of the values,
+    where it is not that of the codes.
     """
 
     scales: tuple[Scale, ...]
     zero: float = 0.0
-    table: tuple[float, ...] | None = None
-    points: bool = False
+    table: int = 0
+    points: Scale | None = None
+    groups: bool = False
+    factor: float = 1.0
+    shape: Shape | None = None
     access = Access.ROWWISE
     integers = True
     double = False
+    version = 2
 
     def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:
         (codes,) = inputs
-        blocks = [*self.scales, *self.scales[: self.points]]
-        if len(side) != len(blocks):
-            raise ValueError(f"{len(blocks)} tensors of scales are expected, here are {len(side)}")
-        for block, found in zip(blocks, side, strict=True):
-            wanted = block.grid(codes)
-            if math.prod(found) not in (1, math.prod(wanted)):
-                raise ValueError(
-                    f"codes {codes} need {wanted[0]}x{wanted[1]}x{wanted[2]} scales, "
-                    f"here are {found}"
-                )
-        return codes
+        if not self.scales:
+            raise ValueError("there is no scale")
+        wanted = [self.table] if self.table else []
+        for scale in (*self.scales, *([self.points] if self.points else [])):
+            wanted += scale.beside(codes)
+        wanted += [codes[-1]] if self.groups else []
+        found = [math.prod(shape) for shape in side]
+        if wanted != found:
+            raise ValueError(
+                f"codes {_text(codes)} need {', '.join(map(str, wanted))} numbers beside them, "
+                f"here are {', '.join(map(_text, side))}"
+            )
+        if self.shape is not None and math.prod(self.shape) != math.prod(codes):
+            raise ValueError(f"there are codes {_text(codes)}, and not {_text(self.shape)}")
+        return codes if self.shape is None else self.shape
 
     @property
-    def cost(self) -> float:
-        return 0.5 + 0.5 * len(self.scales) + (2.0 if self.table else 0.0)
+    def uses(self) -> tuple[Use, ...]:
+        adjusted = Use("adjust", len(self.scales) + (self.points is not None))
+        return (adjusted, Use("look_up")) if self.table else (adjusted,)
 
     def workspace_bytes(self, grains: Grains) -> int:
-        """Scales of a grain's rows, numbers of the rows, and indices into the table."""
-        rows = grains.size // grains.row
-        least = min((scale.columns or grains.row for scale in self.scales), default=grains.row)
-        scales = 3 * 4 * rows * -(-grains.row // least)
-        return scales + 32 * rows + (8 * _CHUNK if self.table else 0)
+        """The numbers for the elements of a grain, and where they lie (torch), or for one row."""
+        blocks = [scale.columns for scale in (*self.scales, self.points) if scale and scale.columns]
+        least = 1 if self.groups else min(blocks, default=grains.size)
+        rows = grains.size // min(grains.row, grains.size)
+        return 16 * (-(-grains.size // least) + rows)
 
     def apply(
-        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
-        import torch
+        ops, row = grain.ops, grain.shape[1]
+        side = iter(grain.side)
+        current, zero = grain.inputs[0], self.zero
+        if self.table:
+            ops.look_up(current, next(side), out)
+            current = out
+        parts = [(scale, self._parts(scale, side)) for scale in self.scales]
+        points = next(side) if self.points is not None else None
+        groups = next(side) if self.groups else None
+        if self.points is not None:
+            lowered = _blocks(self.points, (points,), groups, grain)
+            ops.adjust(current, lowered, Adjustment.SUBTRACT, row, out, zero=zero)
+            current, zero = out, 0.0
+        for number, (scale, own) in enumerate(parts):
+            how = Adjustment.DIVIDE if scale.inverse else Adjustment.MULTIPLY
+            factor = self.factor if number == len(parts) - 1 else 1.0
+            blocks = _blocks(scale, own, None if scale.single else groups, grain)
+            ops.adjust(current, blocks, how, row, out, zero=zero, factor=factor)
+            current, zero = out, 0.0
 
-        codes = grain.inputs[0]
-        if self.table is None:
-            torch.sub(codes, self.zero, out=out)
-        else:
-            table = torch.tensor(self.table, dtype=torch.float32, device=out.device)
-            numbers, values = codes.view(-1), out.view(-1)
-            for start in range(0, len(values), _CHUNK):
-                part = slice(start, start + _CHUNK)
-                torch.index_select(table, 0, numbers[part].int(), out=values[part])
-        if self.points:
-            blocks = _of_rows(self.scales[0], grain, grain.side[-1])
-            for into, each in _blocks(self.scales[0], out, blocks):
-                into.sub_(each)
-        for scale, side in zip(self.scales, grain.side, strict=False):
-            for into, each in _blocks(scale, out, _of_rows(scale, grain, side)):
-                if scale.inverse:
-                    into.div_(each)
-                else:
-                    into.mul_(each)
-
-
-_CHUNK = 1 << 16
-
-
-def _of_rows(scale: Scale, grain: GrainView, side: Tensor) -> Tensor:
-    """The scales of each row of a grain: (rows, blocks in a row), or (1, 1)."""
-    import torch
-
-    if side.numel() == 1:
-        return side.reshape(1, 1).float()
-    stack, down, across = scale.grid(grain.whole)
-    rows, height = grain.shape[0], math.prod(grain.whole[:-1]) // stack
-    first = grain.start // grain.shape[1]
-    number = torch.arange(first, first + rows, device=side.device)
-    matrix, inside = number // height, number % height
-    index = matrix * down + (inside // scale.rows if scale.rows else 0)
-    return side.reshape(stack * down, across)[index].float()
+    @staticmethod
+    def _parts(scale: Scale, side: Iterator[Array]) -> tuple[Array, ...]:
+        return tuple(next(side) for _ in range(1 if scale.nested is None else 3))
 
 
-def _blocks(scale: Scale, out: Tensor, of_rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Values and their scales, ready to be multiplied: whole blocks, and the ragged last one."""
-    rows, row = out.shape
-    if of_rows.shape[1] == 1:
-        return [(out, of_rows)]
-    whole = row // scale.columns
-    end = whole * scale.columns
-    found = []
-    if whole:
-        blocks = out[:, :end].view(rows, whole, scale.columns)
-        found.append((blocks, of_rows[:, :whole].unsqueeze(-1)))
-    if end < row:
-        found.append((out[:, end:], of_rows[:, whole:]))
-    return found
+def _blocks(scale: Scale, own: Sequence[Array], groups: Array | None, grain: GrainView) -> Blocks:
+    codes = grain.whole
+    row = codes[-1]
+    grid = scale.grid(codes)
+    height = math.prod(codes[:-1]) // grid[0]
+    lookup = None
+    if scale.nested is not None:
+        lookup = Lookup(own[1], own[2], scale.nested.size, scale.nested.offset)
+    return Blocks(
+        *(own[0], grid, scale.rows or height, scale.columns or row, height, grain.start // row),
+        across_first=scale.across_first,
+        groups=groups,
+        lookup=lookup,
+    )
+
+
+def _text(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "1"

@@ -25,6 +25,7 @@ class Transpose(Kernel):
 
     access = Access.MATRIXWISE
     aligned = False
+    integers = True
     cost = 1.0
     double = False
 

@@ -24,12 +24,32 @@ VARIABLE = "MERGELOOM_ARITHMETIC"
 
 WORDS = frozenset(
     {
-        *("choose", "choose_by_rank", "column_dots", "combine", "count_equal", "count_high"),
-        *("count_low", "disjoint", "divergences", "dots", "end_of_equal", "magnitudes", "mark"),
+        *(
+            "adjust",
+            "choose",
+            "choose_by_rank",
+            "column_dots",
+            "combine",
+            "count_equal",
+            "count_high",
+        ),
+        *(
+            "count_low",
+            "disjoint",
+            "divergences",
+            "dots",
+            "end_of_equal",
+            "look_up",
+            "magnitudes",
+            "mark",
+        ),
         *("row_dots", "shared", "step", "store", "variance", "widen"),
     }
 )
 """All that machine code can be built of."""
+
+_ROUNDED = frozenset({"BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2"})
+"""Types, by their codes, that machine code rounds to."""
 
 _ALWAYS = frozenset({"store", "widen"})
 _COUNTING = frozenset(
@@ -41,6 +61,7 @@ _CODEC_BYTES = 8 * MIB
 """What the library takes that decodes blocks."""
 
 _COMPILED_COST = {
+    "adjust": 0.5,
     "choose": 0.6,
     "choose_by_rank": 2.8,
     "column_dots": 0.5,
@@ -51,6 +72,7 @@ _COMPILED_COST = {
     "disjoint": 0.4,
     "divergences": 2.0,
     "dots": 0.2,
+    "look_up": 0.8,
     "draw": 0.2,
     "magnitudes": 0.3,
     "row_dots": 0.4,
@@ -58,6 +80,7 @@ _COMPILED_COST = {
     "variance": 0.4,
 }
 _TORCH_COST = {
+    "adjust": 0.7,
     "choose": 1.5,
     "choose_by_rank": 30.0,
     "column_dots": 1.2,
@@ -68,6 +91,7 @@ _TORCH_COST = {
     "disjoint": 1.5,
     "divergences": 14.0,
     "dots": 0.9,
+    "look_up": 2.0,
     "draw": 2.0,
     "magnitudes": 1.0,
     "row_dots": 1.0,
@@ -95,7 +119,7 @@ class CompiledArithmetic(Arithmetic):
         return dtype.code in Kind.__members__ or bool(dtype.codec)
 
     def writes(self, dtype: DType) -> bool:
-        return dtype.floating and dtype.code in Kind.__members__
+        return dtype.code in _ROUNDED
 
     def workspace_bytes(self, use: Use, grains: Grains) -> int:
         rows = -(-grains.size // max(grains.row, 1))

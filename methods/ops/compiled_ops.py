@@ -19,12 +19,14 @@ from mergeloom.engine.memory.elements import Arena, Elements
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.run.codecs import decode
 from mergeloom.methods.ops.draws import HASH, WORD, words
-from mergeloom.methods.ops.loops.record import VECTOR
+from mergeloom.methods.ops.loops.record import BLOCKS, VECTOR
 from mergeloom.methods.ops.loops.sizes import Kind, marks_bytes, work_bytes
 from mergeloom.methods.ops.maths import ArrayMaths
 from mergeloom.methods.ops.words import (
     CANCELLED,
     KEEP_ALL,
+    Adjustment,
+    Blocks,
     Factors,
     KeepRule,
     RandomBound,
@@ -47,6 +49,10 @@ _CTYPES: dict[str, Any] = {
 
 class _Record(ctypes.Structure):
     _fields_ = [(name, _CTYPES[kind]) for name, kind in VECTOR]
+
+
+class _BlocksRecord(ctypes.Structure):
+    _fields_ = [(name, _CTYPES[kind]) for name, kind in BLOCKS]
 
 
 _HASH = (ctypes.c_uint32 * len(HASH))(*HASH)
@@ -81,11 +87,11 @@ class CompiledOps(Arena):
         if dtype.codec:
             decode(dtype, _array(array, "u1"), _array(out, "f4"))
             return
-        self._call("widen", array.address, Kind[dtype.code], array.count, out.address)
+        self._call("widen", array.address, Kind[dtype.code], out.count, out.address)
 
     def whole_bytes(self, dtype: DType, array: Elements, count: int) -> Elements:
         if not dtype.codec:
-            return array
+            return Elements(array.address, dtype, count)
         widened = self.take(count)
         self.widen(dtype, array, widened)
         return widened
@@ -278,6 +284,29 @@ class CompiledOps(Arena):
     def copy(self, array: Elements, out: Elements) -> None:
         self.widen(array.dtype, array, out)
 
+    def adjust(
+        self,
+        array: Elements,
+        blocks: Blocks,
+        how: Adjustment,
+        row: int,
+        out: Elements,
+        *,
+        zero: float = 0.0,
+        factor: float = 1.0,
+    ) -> None:
+        record, across, top = _describe_blocks(blocks), blocks.grid[2], self.top()
+        room = self.take_bytes(8 * across + (4 * row if blocks.groups is not None else 0))
+        self._call(
+            *("adjust", *_place(array), ctypes.addressof(record), int(how), zero, factor),
+            *(out.address, out.count // row, row, room),
+        )
+        self.release(top)
+
+    def look_up(self, codes: Elements, table: Elements, out: Elements) -> None:
+        place = _place(codes)
+        self._call("look_up", *place, table.address, table.count, out.address, out.count)
+
     # --- calls ----------------------------------------------------------------------------
 
     def _call(self, name: str, *arguments: Any, row: int = 0) -> Any:
@@ -339,6 +368,23 @@ def _describe_factors(record: Any, factors: Factors, count: int) -> None:
         record.factor_columns, record.first_column = numbers.size, factors.first_column
     else:
         record.factor_row = count // numbers.size
+
+
+def _describe_blocks(blocks: Blocks) -> Any:
+    matrices, down, across = blocks.grid
+    record = _BlocksRecord()
+    numbers = blocks.numbers
+    record.numbers, record.kind = numbers.address, Kind[numbers.dtype.code]
+    record.across, record.columns, record.rows = across, blocks.columns, blocks.rows
+    record.first, record.height, record.down = blocks.first, blocks.height, down
+    record.row_step, record.step = (1, matrices * down) if blocks.across_first else (across, 1)
+    if blocks.groups is not None:
+        record.groups = blocks.groups.address
+    lookup = blocks.lookup
+    if lookup is not None:
+        record.table, record.nested = lookup.values.address, lookup.scales.address
+        record.nested_size, record.offset = lookup.size, lookup.offset
+    return record
 
 
 def _describe_rule(record: Any, rule: KeepRule) -> None:

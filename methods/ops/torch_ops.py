@@ -18,9 +18,20 @@ from mergeloom.engine.run.torch_arrays import TorchArrays
 from mergeloom.methods.ops import draws
 from mergeloom.methods.ops.compiled_ops import divergences_of
 from mergeloom.methods.ops.maths import ArrayMaths
-from mergeloom.methods.ops.words import CANCELLED, KEEP_ALL, KeepRule, Vector, matrix, pairs
+from mergeloom.methods.ops.words import (
+    CANCELLED,
+    KEEP_ALL,
+    Adjustment,
+    Blocks,
+    KeepRule,
+    Vector,
+    matrix,
+    pairs,
+)
 
 _MAGNITUDE = 0x7FFFFFFF
+_LOOKED_UP = 1 << 16
+"""Codes that are looked up at once: their numbers take 4 bytes each."""
 
 
 class TorchOps(TorchArrays):
@@ -220,6 +231,35 @@ class TorchOps(TorchArrays):
         chosen = _values(vector).abs_().ge(least)
         torch.where(chosen, vector.array, vector.minus, out=out)
 
+    def adjust(
+        self,
+        array: Tensor,
+        blocks: Blocks,
+        how: Adjustment,
+        row: int,
+        out: Tensor,
+        *,
+        zero: float = 0.0,
+        factor: float = 1.0,
+    ) -> None:
+        lines = out.view(-1, row)
+        torch.sub(array.view(-1, row), zero, out=lines)
+        for into, numbers in _spread(blocks, lines, _numbers(blocks, len(lines))):
+            if how is Adjustment.SUBTRACT:
+                into.sub_(numbers)
+            elif how is Adjustment.MULTIPLY:
+                into.mul_(numbers)
+            else:
+                into.div_(numbers)
+        if factor != 1.0:
+            lines.mul_(factor)
+
+    def look_up(self, codes: Tensor, table: Tensor, out: Tensor) -> None:
+        numbers, values, entries = codes.view(-1), out.view(-1), table.reshape(-1).float()
+        for start in range(0, len(values), _LOOKED_UP):
+            part = slice(start, start + _LOOKED_UP)
+            torch.index_select(entries, 0, numbers[part].int(), out=values[part])
+
     def _count(self, values: Tensor, into: Tensor) -> None:
         """Add to ``into``, at each place, how many ``values`` (int32, flat) are that place.
 
@@ -249,6 +289,55 @@ def _values(vector: Vector) -> Tensor:
         return values.mul_(factors.numbers)
     places = torch.arange(values.numel(), device=values.device).add_(factors.first_column)
     return values.mul_(factors.numbers[places.remainder_(columns)].view(values.shape))
+
+
+def _numbers(blocks: Blocks, rows: int) -> Tensor:
+    """The numbers of each row: float32 (rows, blocks in a row, or columns if there are groups)."""
+    matrices, down, across = blocks.grid
+    stored = blocks.numbers.reshape(-1)
+    line = torch.arange(blocks.first, blocks.first + rows, device=stored.device)
+    line = line // blocks.height * down + line % blocks.height // blocks.rows
+    place = torch.arange(across, device=stored.device)
+    if blocks.across_first:
+        places = line.unsqueeze(1) + place * (matrices * down)
+    else:
+        places = line.unsqueeze(1) * across + place
+    found: Tensor
+    if _is_byte(stored):
+        found = stored.view(torch.uint8)[places].view(stored.dtype).float()
+    else:
+        found = stored[places].float()
+    if blocks.lookup is not None:
+        lookup = blocks.lookup
+        values, scales = lookup.values.reshape(-1).float(), lookup.scales.reshape(-1).float()
+        found = values[found.int()].mul_(scales[places // lookup.size])
+        found.add_(lookup.offset)
+    if blocks.groups is not None:
+        group = blocks.groups.reshape(-1).long()
+        inside = (group >= 0) & (group < across)
+        found = found[:, group.clamp(0, across - 1)].masked_fill_(~inside, float("nan"))
+    return found
+
+
+def _is_byte(stored: Tensor) -> bool:
+    """Whether elements are of a type of one byte, for which torch has no way to pick some."""
+    return stored.dtype.is_floating_point and stored.element_size() == 1
+
+
+def _spread(blocks: Blocks, lines: Tensor, numbers: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Elements and the numbers for them: whole blocks, and the ragged last one."""
+    rows, row = lines.shape
+    if numbers.shape[1] in (1, row):
+        return [(lines, numbers)]
+    whole = row // blocks.columns
+    end = whole * blocks.columns
+    found = []
+    if whole:
+        parts = lines[:, :end].view(rows, whole, blocks.columns)
+        found.append((parts, numbers[:, :whole].unsqueeze(-1)))
+    if end < row:
+        found.append((lines[:, end:], numbers[:, whole:]))
+    return found
 
 
 def _exceeds(values: Tensor, limit: float) -> Tensor:

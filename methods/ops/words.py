@@ -8,6 +8,7 @@ of other packages and where there is no compiler. An *array* is what the one or 
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -80,6 +81,50 @@ class KeepRule:
 
 
 KEEP_ALL = KeepRule()
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Numbers that are codes themselves: ``values`` (256, float32) has what each stands for.
+
+    That is multiplied by one of ``scales`` (float32) for ``size`` numbers at a time, and ``offset``
+    is added.
+    """
+
+    values: Array
+    scales: Array
+    size: int
+    offset: float
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A number for each block of ``rows`` times ``columns`` elements of matrices.
+
+    The array ``numbers`` is whole and as it is stored, for ``grid``: matrices, rows of blocks in
+    each, blocks in such a row. If ``across_first``, those of one place in all rows of blocks follow
+    each other. ``height`` are the rows of one matrix, ``first`` is the number of the first row at
+    hand, in all matrices. With ``groups`` (int32, one for each column) these say in which block of
+    its row a column is, and NaN is the number of what is in none.
+    """
+
+    numbers: Array
+    grid: tuple[int, int, int]
+    rows: int
+    columns: int
+    height: int
+    first: int
+    across_first: bool = False
+    groups: Array | None = None
+    lookup: Lookup | None = None
+
+
+class Adjustment(enum.IntEnum):
+    """What `Ops.adjust` does to an element with the number of its block."""
+
+    SUBTRACT = 0
+    MULTIPLY = 1
+    DIVIDE = 2
 
 
 class Ops(Protocol):
@@ -229,6 +274,25 @@ class Ops(Protocol):
 
     def copy(self, array: Array, out: Array) -> None:
         """Write an array as it is."""
+
+    def adjust(
+        self,
+        array: Array,
+        blocks: Blocks,
+        how: Adjustment,
+        row: int,
+        out: Array,
+        *,
+        zero: float = 0.0,
+        factor: float = 1.0,
+    ) -> None:
+        """Write rows of ``row`` elements: (element - zero) adjusted, times factor.
+
+        ``out`` may be ``array``.
+        """
+
+    def look_up(self, codes: Array, table: Array, out: Array) -> None:
+        """Write the entry of ``table`` (float32) that each code is the number of."""
 
 
 CANCELLED = 1e-8

@@ -5,9 +5,11 @@ See ``docs/configuration.md`` for the format, `load` for how text becomes these 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import Finding, Place
@@ -47,14 +49,35 @@ class Module:
     place: Place
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document(ABC):
+    """One document of a configuration, whatever planner it is for.
+
+    ``planner`` is its key, ``name`` what later documents call the output.
+    """
+
+    planner: ClassVar[str]
+    name: str | None
+    place: Place
+
+    @abstractmethod
+    def mentioned(self) -> list[ModelReference]:
+        """Every model that the document names, each once, in order."""
+
+    def place_of(self, reference: ModelReference) -> Place:
+        """Where the document names a model first."""
+        return self.place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeDocument(Document):
     """One merge. ``modules`` maps tower names to modules; the key ``None`` stands for every
     tower, where the document has ``models`` or ``slices`` of its own.
 
     ``tokenizer`` and ``chat_template`` are ``None`` where absent.
     """
 
+    planner: ClassVar[str] = "merge_method"
     merge_method: str
     modules: Mapping[str | None, Module]
     base_model: ModelReference | None
@@ -63,8 +86,6 @@ class Document:
     parameters: Parameters
     tokenizer: TokenizerSettings | None
     chat_template: Value | None
-    name: str | None
-    place: Place
     method_place: Place
     base_place: Place | None = None
 

@@ -11,7 +11,7 @@ from mergeloom.engine.base.errors import ConfigError
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.methods import registry
 from mergeloom.methods.declare import Method
-from mergeloom.planners.config.config import Document, Module, OutputSlice, Source
+from mergeloom.planners.config.config import MergeDocument, Module, OutputSlice, Source
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.keys import (
     CONFIGURATION,
@@ -56,7 +56,7 @@ _OTHERS = {
 _MERGED = frozenset({"models", "slices", "modules"})
 
 
-def read_document(value: Value, findings: Findings) -> Document | None:
+def read_document(value: Value, findings: Findings) -> MergeDocument | None:
     """The merge that a document describes; ``None`` where ``findings`` got errors that leave
     nothing to return."""
     return findings.attempt(_Reader(findings).document, value)
@@ -67,7 +67,7 @@ class _Reader:
     findings: Findings
     method: Method | None = None
 
-    def document(self, value: Value) -> Document | None:
+    def document(self, value: Value) -> MergeDocument | None:
         keys = value.mapping("a configuration")
         other = next((key for key in _OTHERS if key in keys and not keys.keys() & _MERGED), None)
         if other is not None:
@@ -86,7 +86,7 @@ class _Reader:
         if written is None or not written.given:
             self.findings.attempt(fields.require, "merge_method", "name a method")
         modules = self.findings.attempt(self._modules, value, fields)
-        document = Document(
+        document = MergeDocument(
             merge_method=name or "",
             modules=modules or {},
             base_model=self._reference(fields, "base_model"),

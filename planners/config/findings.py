@@ -49,6 +49,15 @@ class Findings:
         code = code or ConfigError.kind
         self.add(Finding(cause, place, remedy, code, Severity.WARNING))
 
+    def note(self, cause: str, remedy: str = "", code: str = "plan") -> None:
+        """Add a warning that is about no place of the configuration."""
+        self.add(Finding(cause, None, remedy, code, Severity.WARNING))
+
+    def notes(self, causes: Iterable[str], code: str = "plan") -> None:
+        """Add several of them."""
+        for cause in causes:
+            self.note(cause, code=code)
+
     def attempt(self, read: Callable[..., T], *arguments: Any) -> T | None:
         """What ``read`` returns; ``None`` where it raises an error, which is collected."""
         try:

@@ -10,11 +10,11 @@ from typing import Any
 
 from mergeloom.engine.base.errors import ConfigError, Finding
 from mergeloom.planners.config.config import Configuration, Document
-from mergeloom.planners.config.document import read_document
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.plain_data import yaml_text
 from mergeloom.planners.config.settings import Setting, apply_settings, check_settings, text_with
 from mergeloom.planners.config.yaml_values import MAX_BYTES, load_documents
+from mergeloom.planners.registry import planner_for
 
 STANDARD_INPUT = Path("-")
 
@@ -71,7 +71,10 @@ def parse_config(
     if settings:
         values = apply_settings(values, settings, findings)
         text = text_with(values, settings, file)
-    documents = [read_document(value, findings) for value in values]
+    documents = [
+        findings.attempt(lambda value: planner_for(value).read(value, findings), value)
+        for value in values
+    ]
     complete = [document for document in documents if document is not None]
     ordered = complete
     if len(complete) == len(values):

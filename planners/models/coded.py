@@ -189,7 +189,7 @@ def _weight(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> _
     if second is not None:
         beside.append(second)
         used.append(f"{prefix}weight_scale_2")
-        kernels.append(Scale())
+        kernels.append(Scale(single=True))
     return name, Coded(codes, Dequantise(tuple(kernels)), tuple(beside)), used, []
 
 
@@ -214,7 +214,7 @@ def _packed(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> _
     if overall is not None:
         beside.append(overall)
         used.append(f"{prefix}weight_global_scale")
-        kernels.append(Scale(inverse=True))
+        kernels.append(Scale(single=True, inverse=True))
     value = Coded(codes, Dequantise(tuple(kernels), zero=zero), tuple(beside))
     return f"{prefix}weight", value, used, unused
 
@@ -243,7 +243,7 @@ def _scale_of(codes: Shape, scales: Shape, block: tuple[int, int] | None = None)
         ValueError: no block size gives this number of scales.
     """
     if math.prod(scales) == 1:
-        return Scale()
+        return Scale(single=True)
     *outer, rows, columns = codes
     if scales == (rows,) and not outer:
         return Scale(1, 0)

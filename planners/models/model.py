@@ -116,7 +116,7 @@ class StoredModel:
 
 
 @dataclass(frozen=True)
-class StagedModel:
+class PlannedModel:
     """A model that an earlier document of the same file makes; it never exists on disk."""
 
     name: str

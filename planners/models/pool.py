@@ -13,7 +13,7 @@ from mergeloom.planners.models.adapted import AdaptedModel, adapt
 from mergeloom.planners.models.adapter import Adapter, has_adapter, is_adapter, open_adapter
 from mergeloom.planners.models.checkpoint import Checkpoint, open_checkpoint
 from mergeloom.planners.models.dequantised import stored_model
-from mergeloom.planners.models.model import Model, StagedModel, StoredModel
+from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
 from mergeloom.planners.models.resolve import Found, Origin, Resolver
 from mergeloom.planners.vocabulary.chat_template import template_of
 from mergeloom.planners.vocabulary.remapped import RemappedModel
@@ -36,7 +36,7 @@ class Models:
         self._tokenizers: dict[Path, Tokenizer | None] = {}
         self.notes: dict[ModelReference, str] = {}
         """What a reference was taken for, where that is not evident."""
-        self.stages: dict[str, StagedModel] = {}
+        self.stages: dict[str, PlannedModel] = {}
         self.used_stages: set[str] = set()
 
     def get(self, reference: ModelReference) -> Model:
@@ -110,7 +110,7 @@ class Models:
             model = model.base
         if isinstance(model, StoredModel):
             yield model.checkpoint.directory
-        elif isinstance(model, StagedModel):
+        elif isinstance(model, PlannedModel):
             if model.directory is not None:
                 yield model.directory
         else:
@@ -192,7 +192,7 @@ class Models:
 
     def donor_directory(self, donor: Model) -> Path | None:
         """Where the side files come from: the donor's directory; of a stage, its donor's."""
-        if isinstance(donor, StagedModel):
+        if isinstance(donor, PlannedModel):
             return donor.directory
         if isinstance(donor, AdaptedModel):
             return self.donor_directory(donor.base)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -10,21 +10,23 @@ import yaml
 from mergeloom.methods import registry
 from mergeloom.planners.config.config import Configuration
 from mergeloom.planners.models.resolve import Found, Origin, is_hub_id
+from mergeloom.planners.recipe import Recipe
 
 
-def model_card(configuration: Configuration, models: Mapping[str, Found]) -> str:
+def model_card(
+    configuration: Configuration, recipes: Sequence[Recipe], models: Mapping[str, Found]
+) -> str:
     """``README.md`` of the output, in Markdown; ``models`` are the inputs by their references."""
     front = {
         "base_model": [_id(name) for name, found in models.items() if _is_on_hub(name, found)],
-        "library_name": "transformers",
+        "library_name": recipes[-1].library,
         "tags": ["mergeloom", "merge"],
     }
-    if not front["base_model"]:
-        del front["base_model"]
-    header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    given = {key: value for key, value in front.items() if value}
+    header = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
     last = configuration.documents[-1]
     title = last.name or (configuration.path.stem if configuration.path else "merge")
-    methods = dict.fromkeys(document.merge_method for document in configuration.documents)
+    methods = dict.fromkeys(recipe.outline.method for recipe in recipes)
     described = "".join(f"- {_describe(name)}\n" for name in methods)
     listed = "".join(f"- {_link(name, found)}\n" for name, found in models.items())
     return (
@@ -37,8 +39,8 @@ def model_card(configuration: Configuration, models: Mapping[str, Found]) -> str
 
 
 def _describe(method: str) -> str:
-    found = registry.get(method)
-    return f"`{method}`: {found.summary}"
+    known = method in registry.names()
+    return f"`{method}`: {registry.get(method).summary}" if known else f"`{method}`"
 
 
 def _id(name: str) -> str:

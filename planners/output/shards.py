@@ -19,8 +19,6 @@ ALIGNMENT = 4096
 _WIDEST = 8
 """Bytes of the widest element: tensors start at multiples of their elements."""
 
-INDEX_NAME = "model.safetensors.index.json"
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -32,15 +30,19 @@ class Layout:
 
 
 def lay_out(
-    tensors: Sequence[OutputTensor], max_shard_bytes: int, metadata: Mapping[str, str]
+    tensors: Sequence[OutputTensor],
+    max_shard_bytes: int,
+    metadata: Mapping[str, str],
+    stem: str = "model",
 ) -> Layout:
-    """Distribute ``tensors``, in order, over shards of at most ``max_shard_bytes`` of data.
+    """Distribute ``tensors``, in order, over shards of at most ``max_shard_bytes`` of data, whose
+    names begin with ``stem``.
 
     A tensor larger than that gets a shard of its own. Within a shard wider types come first, so
     that every tensor is aligned to its elements.
     """
     shards = _shards(tensors, max_shard_bytes)
-    names = _shard_names(len(shards))
+    names = _shard_names(stem, len(shards))
     files = []
     writes = []
     weight_map = {}
@@ -102,7 +104,7 @@ def _shards(tensors: Sequence[OutputTensor], max_shard_bytes: int) -> list[list[
     return shards
 
 
-def _shard_names(count: int) -> list[str]:
+def _shard_names(stem: str, count: int) -> list[str]:
     if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]

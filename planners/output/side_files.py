@@ -1,20 +1,22 @@
-"""The small files of an output: configuration, index, tokenizer, model card."""
+"""The small files of an output: what all outputs have, and what those have that are models."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.planners.config.config import Configuration
+from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.models.resolve import Found
 from mergeloom.planners.models.small_files import check_inside
 from mergeloom.planners.output.donor_files import donor_files, folder_warnings, of_words
 from mergeloom.planners.output.model_card import model_card
-from mergeloom.planners.output.shards import INDEX_NAME, Layout
+from mergeloom.planners.output.shards import Layout
+from mergeloom.planners.recipe import Recipe
 from mergeloom.planners.vocabulary.output import TokenizerFiles
 
 CONFIGURATION_NAME = "mergeloom_config.yml"
@@ -22,41 +24,66 @@ CONFIGURATION_NAME = "mergeloom_config.yml"
 
 def side_files(
     configuration: Configuration,
-    config: Mapping[str, Any],
+    recipes: Sequence[Recipe],
     layout: Layout,
+    models: Mapping[str, Found],
+) -> tuple[SideFile, ...]:
+    """All files of the output besides its shards: those of the last of the ``recipes``, the index
+    of the shards, the configuration, the model card; ``models`` are the inputs.
+
+    Raises:
+        CheckpointError: one of them cannot be read, or is a link out of its folder.
+    """
+    files = {file.name: file for file in recipes[-1].files()}
+    common = {CONFIGURATION_NAME: configuration.text.encode()}
+    common["README.md"] = model_card(configuration, recipes, models).encode()
+    if layout.index is not None:
+        common[f"{recipes[-1].stem}.safetensors.index.json"] = layout.index
+    files |= {name: SideFile.made(name, content) for name, content in common.items()}
+    return tuple(files.values())
+
+
+def model_files(
+    config: Mapping[str, Any],
     donor: Path | None,
     tokenizer: TokenizerFiles,
     models: Mapping[str, Found],
-    warnings: list[str],
+    findings: Findings,
 ) -> tuple[SideFile, ...]:
-    """All files of the output besides its shards; adds to ``warnings`` what is not taken over.
-
-    ``config`` is the output's configuration; ``donor`` the directory that files beside the weights
-    are copied from, byte for byte, and ``tokenizer`` says the same of the tokenizer's.
+    """The small files of a model: ``config.json``, its tokenizer, and what is beside the weights of
+    the ``donor``, byte for byte. What of the ``models`` is not taken over is found.
 
     Raises:
         CheckpointError: one of them cannot be read, or is a link out of the donor's directory.
     """
-    files = {"config.json": _json(config)}
-    if layout.index is not None:
-        files[INDEX_NAME] = layout.index
-    files[CONFIGURATION_NAME] = configuration.text.encode()
-    files["README.md"] = model_card(configuration, models).encode()
-    result = [SideFile.made(name, content) for name, content in files.items()]
-    made = {name: content for name, content in tokenizer.made.items() if name not in files}
-    result += [SideFile.made(name, content) for name, content in made.items() if content]
-    for name, directory in _copied(donor, tokenizer.directory, config).items():
-        if name not in files and name not in made:
+    made = {"config.json": as_json(config), **tokenizer.made}
+    files = [SideFile.made(name, content) for name, content in made.items() if content]
+    files += _copies(donor, tokenizer.directory, config, made)
+    directories = {name: found.directory for name, found in models.items()}
+    findings.notes(folder_warnings(directories, donor, [file.name for file in files]))
+    return tuple(files)
+
+
+def as_json(document: Mapping[str, Any]) -> bytes:
+    """A JSON file, as transformers writes it."""
+    try:
+        return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
+        return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def _copies(
+    donor: Path | None, tokenizer: Path | None, config: Mapping[str, Any], made: Mapping[str, Any]
+) -> Iterator[SideFile]:
+    for name, directory in _copied(donor, tokenizer, config).items():
+        if name not in made:
             check_inside(directory, name)
             try:
-                result.append(SideFile.copied(name, directory / name))
+                yield SideFile.copied(name, directory / name)
             except OSError as error:
                 raise CheckpointError(
                     f"cannot read '{directory / name}': {error.strerror}"
                 ) from error
-    directories = {name: found.directory for name, found in models.items()}
-    warnings += folder_warnings(directories, donor, [file.name for file in result])
-    return tuple(result)
 
 
 def _copied(
@@ -71,10 +98,3 @@ def _copied(
         names = donor_files(tokenizer, {})
         found.update((name, tokenizer) for name in names if of_words(name))
     return found
-
-
-def _json(document: Mapping[str, Any]) -> bytes:
-    try:
-        return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
-        return (json.dumps(document, indent=2) + "\n").encode()

@@ -22,7 +22,7 @@ from mergeloom.planners.models.architecture import Architecture
 from mergeloom.planners.models.model import Model, Shape
 from mergeloom.planners.models.roles import layer_axis
 from mergeloom.planners.models.token_weights import TokenWeights
-from mergeloom.planners.slices.slices import LayerSource, Recipe, Slice
+from mergeloom.planners.slices.slices import LayerSource, Slice, TensorSources
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class GatheredModel:
         return builder.load_bytes(found.bytes, found.dtype, found.shape, tensor)
 
 
-def gather(recipe: Recipe, slices: Sequence[Slice]) -> Recipe:
-    """``recipe`` of a weight with a part for each layer, its parts gathered as ``slices`` say.
+def gather(wanted: TensorSources, slices: Sequence[Slice]) -> TensorSources:
+    """``wanted`` of a weight with a part for each layer, its parts gathered as ``slices`` say.
 
     Raises:
         CheckpointError: it cannot be gathered.
@@ -82,16 +82,16 @@ def gather(recipe: Recipe, slices: Sequence[Slice]) -> Recipe:
     for part in filled:
         if len(part.sources) != len(first.sources) or part.base != first.base:
             raise CheckpointError(
-                f"'{recipe.name}' has a part for each layer, and the slices have different numbers "
+                f"'{wanted.name}' has a part for each layer, and the slices have different numbers "
                 "of sources, or another base",
                 place=part.entry.place,
                 remedy="give every slice the same number of sources in the same order",
             )
     sources = tuple(
-        replace(column[0], model=_gathered(recipe.name, column, filled)) for column in columns
+        replace(column[0], model=_gathered(wanted.name, column, filled)) for column in columns
     )
-    inputs = tuple((position, recipe.name) for position in range(len(sources)))
-    return replace(recipe, slice=replace(first, sources=sources), inputs=inputs)
+    inputs = tuple((position, wanted.name) for position in range(len(sources)))
+    return replace(wanted, slice=replace(first, sources=sources), inputs=inputs)
 
 
 def _gathered(name: str, sources: Sequence[LayerSource], slices: Sequence[Slice]) -> GatheredModel:

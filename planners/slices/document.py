@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from mergeloom.engine.base.errors import CheckpointError, LoomError
 from mergeloom.methods import registry
 from mergeloom.methods.declare import REQUIRED, Base, Method
-from mergeloom.planners.config.config import Document, Module, OutputSlice
+from mergeloom.planners.config.config import MergeDocument, Module, OutputSlice
 from mergeloom.planners.config.findings import Findings, placed
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.parameters import Parameters
@@ -17,6 +17,7 @@ from mergeloom.planners.models.model import Model, StoredModel
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.roles import follows_depth, is_shared, layer_axis
 from mergeloom.planners.models.token_weights import Head, TokenWeights, makes_words
+from mergeloom.planners.planner import Planning
 from mergeloom.planners.slices.doubts import (
     check_required,
     slice_levels,
@@ -38,24 +39,18 @@ from mergeloom.planners.slices.tensor_plan import (
     check_models,
 )
 from mergeloom.planners.vocabulary.compare import comparison_warnings
+from mergeloom.planners.vocabulary.decide import VocabularyPlan
 from mergeloom.planners.vocabulary.models import Remapped, remapped
 
 
-def plan_stage(
-    document: Document,
-    models: Models,
-    seed: int,
-    truncate: bool,
-    warnings: list[str],
-    findings: Findings,
-) -> Stage:
-    """Plan one document, and add to ``warnings`` and ``findings``; ``truncate`` embeddings to
-    their common rows.
+def plan_stage(document: MergeDocument, planning: Planning) -> tuple[Stage, VocabularyPlan | None]:
+    """Plan one document; the vocabulary is there if tokenizer settings ask for one.
 
     Raises:
         ConfigError: it does not make sense for these models.
         CheckpointError: a model is missing, malformed, or does not fit the others.
     """
+    models, findings, options = planning.models, planning.findings, planning.options
     method = registry.get(document.merge_method)
     found = [
         findings.attempt(_opened, reference, document, models, findings)
@@ -73,12 +68,12 @@ def plan_stage(
         remap = findings.attempt(_remapped, document, document.tokenizer, fitting, models)
         if remap is not None:
             vocabulary = remap.vocabulary
-            warnings += vocabulary.warnings
+            findings.notes(vocabulary.warnings, "vocabulary")
             fitting.remap(remap.models)
             donor = fitting.fit(donor)
     elif embedding is not None:
-        warnings += _compared_tokenizers(opened, donor)
-    towers = _towers(document, method, donor, fitting, warnings, findings)
+        findings.notes(_compared_tokenizers(opened, donor), "vocabulary")
+    towers = _towers(document, method, donor, fitting, findings)
     for tower in towers:
         findings.attempt(_check_depth, tower)
     findings.check()
@@ -92,21 +87,21 @@ def plan_stage(
             f"{donor.config['architectures'][0]}, which has none",
         )
         head = None
-    return Stage(
+    stage = Stage(
         document=document,
-        rules=MergingRules(document, method, seed, truncate),
+        rules=MergingRules(document, method, options.truncate_embeddings),
         towers=tuple(towers),
         donor=donor,
         tied=tied,
         embedding=embedding,
         head=head,
-        vocabulary=vocabulary,
         notes=tuple(notes(document, towers, fitting)),
     )
+    return stage, vocabulary
 
 
 def _remapped(
-    document: Document, settings: TokenizerSettings, fitting: Fitting, models: Models
+    document: MergeDocument, settings: TokenizerSettings, fitting: Fitting, models: Models
 ) -> Remapped:
     references, base = document.references(), document.base_model
     try:
@@ -172,7 +167,7 @@ def _check_depth(plan: TowerPlan) -> None:
 
 
 def _opened(
-    reference: ModelReference, document: Document, models: Models, findings: Findings
+    reference: ModelReference, document: MergeDocument, models: Models, findings: Findings
 ) -> Model:
     """The model, or an error that says where the configuration names it."""
     place = document.place_of(reference)
@@ -199,7 +194,7 @@ def _opened(
     return model
 
 
-def donor_reference(document: Document) -> ModelReference:
+def donor_reference(document: MergeDocument) -> ModelReference:
     """The model that configuration and tokenizer are from: the base, or the first of all."""
     if document.base_model is not None:
         return document.base_model
@@ -208,11 +203,10 @@ def donor_reference(document: Document) -> ModelReference:
 
 
 def _towers(
-    document: Document,
+    document: MergeDocument,
     method: Method,
     donor: Model,
     models: Fitting,
-    warnings: list[str],
     findings: Findings,
 ) -> list[TowerPlan]:
     """The towers of the output; what is wrong with any slice of them goes to ``findings``."""
@@ -237,16 +231,14 @@ def _towers(
                 levels = slice_levels(part, module, document)
                 check_required(part, method, levels, findings)
                 warn_of_idle(part, method, levels, findings)
-            left_out = _left_out_base(entry, module, document, method, models)
-            if left_out is not None:
-                warnings.append(left_out)
+            _warn_of_left_out_base(entry, module, document, method, models, findings)
         if len(slices) == len(module.slices):
             warn_of_empty(slices, module, findings)
         towers.append(TowerPlan(tower, tuple(slices), module))
     return towers
 
 
-def _assigned(document: Document, donor: Model, findings: Findings) -> tuple[Assigned, ...]:
+def _assigned(document: MergeDocument, donor: Model, findings: Findings) -> tuple[Assigned, ...]:
     """The towers of the base or first model, and the module that each is made by."""
     architecture = donor.architecture
     if None not in document.modules:
@@ -269,7 +261,7 @@ def _assigned(document: Document, donor: Model, findings: Findings) -> tuple[Ass
     return tuple(Assigned(tower, module) for tower in architecture.towers)
 
 
-def _as_it_is(tower: Tower, document: Document, donor: Model) -> TowerPlan:
+def _as_it_is(tower: Tower, document: MergeDocument, donor: Model) -> TowerPlan:
     """A tower that is copied from the base or first model."""
     entry = OutputSlice((), None, Parameters(), document.place)
     source = LayerSource(donor, tower, 0, tower.layers, None)
@@ -282,7 +274,7 @@ def _slice(
     first: int,
     tower: Tower,
     module: Module,
-    document: Document,
+    document: MergeDocument,
     method: Method,
     models: Fitting,
 ) -> Slice:
@@ -295,7 +287,7 @@ def _aligned(
     first: int,
     tower: Tower,
     module: Module,
-    document: Document,
+    document: MergeDocument,
     method: Method,
     models: Fitting,
 ) -> Slice:
@@ -343,7 +335,7 @@ def _joins(
     reference: ModelReference,
     entry: OutputSlice,
     module: Module,
-    document: Document,
+    document: MergeDocument,
     method: Method,
     models: Fitting,
 ) -> bool:
@@ -358,17 +350,22 @@ def _joins(
     return module.whole and not listed and not full and needed <= higher
 
 
-def _left_out_base(
-    entry: OutputSlice, module: Module, document: Document, method: Method, models: Fitting
-) -> str | None:
-    """A warning where the base model gives no weights though it is named."""
+def _warn_of_left_out_base(
+    entry: OutputSlice,
+    module: Module,
+    document: MergeDocument,
+    method: Method,
+    models: Fitting,
+    findings: Findings,
+) -> None:
+    """Find a base model that gives no weights though it is named."""
     reference = document.base_model
     if reference is None or method.base is not Base.NONE or not module.whole:
-        return None
+        return
     listed = any(models.get(source.model) is models.get(reference) for source in entry.sources)
-    if listed or _joins(reference, entry, module, document, method, models):
-        return None
-    return (
-        f"{document.base_place or document.place}: '{reference}' gives configuration and "
-        "tokenizer only: to merge it too, list it among the models"
-    )
+    if not (listed or _joins(reference, entry, module, document, method, models)):
+        findings.warn(
+            document.base_place or document.place,
+            f"'{reference}' gives configuration and tokenizer only",
+            "to merge it too, list it among the models",
+        )

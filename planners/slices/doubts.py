@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mergeloom.methods.declare import REQUIRED, Base, Method
-from mergeloom.planners.config.config import Document, Module
+from mergeloom.planners.config.config import MergeDocument, Module
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.parameters import Level
 from mergeloom.planners.slices.slices import LayerSource, Slice
 
 
-def slice_levels(part: Slice, module: Module, document: Document) -> list[Level]:
+def slice_levels(part: Slice, module: Module, document: MergeDocument) -> list[Level]:
     """The parameters that hold for a slice, highest precedence first."""
     return [
         Level("slice", part.entry.parameters),

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from mergeloom.engine.base.suggest import suggest
-from mergeloom.planners.config.config import Document, Module
+from mergeloom.planners.config.config import MergeDocument, Module
 from mergeloom.planners.models.architecture import Architecture, Tower
 
 _MAIN = {"default", "text_decoder", "text_model", "language_model", "llm", "decoder_model"}
@@ -34,7 +34,7 @@ class Assigned:
     module: Module | None
 
 
-def assign(document: Document, architecture: Architecture) -> tuple[Assigned, ...]:
+def assign(document: MergeDocument, architecture: Architecture) -> tuple[Assigned, ...]:
     """Every tower of ``architecture`` with its module, and parts that have modules of their own.
 
     Raises:

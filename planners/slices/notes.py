@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from mergeloom.planners.config.config import Document
+from mergeloom.planners.config.config import MergeDocument
 from mergeloom.planners.slices.fitting import Fitting
 from mergeloom.planners.slices.modules import modules_around, projectors
 from mergeloom.planners.slices.stage import TowerPlan
 
 
-def notes(document: Document, towers: Sequence[TowerPlan], models: Fitting) -> Iterator[str]:
+def notes(document: MergeDocument, towers: Sequence[TowerPlan], models: Fitting) -> Iterator[str]:
     """What was understood of the models' structure, where a person may have meant otherwise."""
     for model in models.renamed():
         for stored, prefix in model.prefixes.items():

@@ -46,7 +46,7 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TensorSources:
     """Inputs of one output tensor: (position of the source in its slice, name there).
 
     ``t`` is the tensor's place in the slice's gradients, from 0 to 1; ``layer`` the output layer.
@@ -96,7 +96,7 @@ def check_lengths(sources: Sequence[LayerSource], place: Place) -> int:
     return lengths[0]
 
 
-def recipes(tower: Tower, slices: Sequence[Slice]) -> Iterator[Recipe]:
+def tensor_sources(tower: Tower, slices: Sequence[Slice]) -> Iterator[TensorSources]:
     """Every tensor of the output's tower in order: before the layers, the layers, after them.
 
     What belongs to the first or the last place and not to a layer, and layers beyond the last,
@@ -124,7 +124,7 @@ def _beyond(extra: int, tower: Tower) -> int:
     return tower.layers + extra
 
 
-def _around(tower: Tower, slices: Sequence[Slice], side: str) -> Iterator[Recipe]:
+def _around(tower: Tower, slices: Sequence[Slice], side: str) -> Iterator[TensorSources]:
     """Weights on one side of the layers, from the nearest slice; where no model of that one has
     what the output's tower needs, from the next."""
     missing = set(getattr(tower, side))
@@ -136,7 +136,7 @@ def _around(tower: Tower, slices: Sequence[Slice], side: str) -> Iterator[Recipe
                     names.setdefault(name, []).append((position, name))
         missing -= names.keys()
         for name, inputs in names.items():
-            yield Recipe(name, part, None, 0.0, tuple(inputs))
+            yield TensorSources(name, part, None, 0.0, tuple(inputs))
 
 
 def _placed(
@@ -145,7 +145,7 @@ def _placed(
     layer: int,
     origin: Callable[[Tower], int],
     wanted: Collection[str] | None,
-) -> Iterator[Recipe]:
+) -> Iterator[TensorSources]:
     """What output layer ``layer`` takes from layer ``origin(source's tower)`` of each source.
 
     Only the ``wanted`` suffixes; ``None`` for all.
@@ -158,12 +158,12 @@ def _placed(
                 name = source.tower.layer_name(number, suffix)
                 suffixes.setdefault(suffix, []).append((position, name))
     for suffix, inputs in suffixes.items():
-        yield Recipe(tower.layer_name(layer, suffix), part, layer, 0.0, tuple(inputs))
+        yield TensorSources(tower.layer_name(layer, suffix), part, layer, 0.0, tuple(inputs))
 
 
 def _layer(
     tower: Tower, part: Slice, step: int, t: float, placed: Collection[str]
-) -> Iterator[Recipe]:
+) -> Iterator[TensorSources]:
     suffixes: dict[str, list[tuple[int, str]]] = {}
     for position, source in enumerate(part.sources):
         layer = source.start + step
@@ -173,4 +173,4 @@ def _layer(
                 suffixes.setdefault(suffix, []).append((position, name))
     layer = part.first + step
     for suffix, inputs in suffixes.items():
-        yield Recipe(tower.layer_name(layer, suffix), part, layer, t, tuple(inputs))
+        yield TensorSources(tower.layer_name(layer, suffix), part, layer, t, tuple(inputs))

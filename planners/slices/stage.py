@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from mergeloom.planners.config.config import Document, Module
+from mergeloom.planners.config.config import MergeDocument, Module
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model
 from mergeloom.planners.models.roles import follows_depth
@@ -14,18 +14,17 @@ from mergeloom.planners.models.token_weights import Head
 from mergeloom.planners.slices.by_layer import gather
 from mergeloom.planners.slices.doubts import slice_levels
 from mergeloom.planners.slices.slices import (
-    Recipe,
     Slice,
-    recipes,
+    TensorSources,
+    tensor_sources,
 )
 from mergeloom.planners.slices.tensor_plan import (
     MergingRules,
     SliceParameters,
-    TensorPlan,
     copy_tensor,
     plan_tensor,
 )
-from mergeloom.planners.vocabulary.decide import VocabularyPlan
+from mergeloom.planners.tensors import TensorPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +60,16 @@ class Stage:
     """One planned document.
 
     ``embedding`` and ``head`` are the names in the output, ``tied`` whether they are one weight.
-    ``vocabulary`` is what tokenizer settings ask for, while planning.
     ``notes`` say what was understood where it may not be evident.
     """
 
-    document: Document
+    document: MergeDocument
     rules: MergingRules
     towers: tuple[TowerPlan, ...]
     donor: Model
     tied: bool
     embedding: str | None
     head: str | None
-    vocabulary: VocabularyPlan | None
     notes: tuple[str, ...] = ()
 
     def tensor_plans(self) -> Iterator[TensorPlan]:
@@ -81,11 +78,11 @@ class Stage:
         apart = {name for found in tokens for name in (found.embedding, found.head)}
         yield from self._embedding()
         for tower in self.towers:
-            for recipe in recipes(tower.tower, tower.slices):
-                if recipe.layer is not None:
-                    yield self._plan(recipe, recipe.inputs, tower)
-                elif recipe.name not in apart:
-                    yield self._around(recipe, tower)
+            for wanted in tensor_sources(tower.tower, tower.slices):
+                if wanted.layer is not None:
+                    yield self._plan(wanted, wanted.inputs, tower)
+                elif wanted.name not in apart:
+                    yield self._around(wanted, tower)
         yield from self._head()
 
     def _embedding(self) -> Iterator[TensorPlan]:
@@ -105,23 +102,23 @@ class Stage:
     ) -> Iterator[TensorPlan]:
         inputs = _inputs(part, of)
         if inputs:
-            yield self._plan(Recipe(name, part, None, 0.0, inputs), inputs, tower)
+            yield self._plan(TensorSources(name, part, None, 0.0, inputs), inputs, tower)
 
-    def _around(self, recipe: Recipe, tower: TowerPlan) -> TensorPlan:
+    def _around(self, wanted: TensorSources, tower: TowerPlan) -> TensorPlan:
         """A weight outside the layers; one that is the embedding once more is merged as that is.
 
         Where only some models store it apart, the others' embedding stands in for it.
         """
-        shape = recipe.slice.sources[recipe.inputs[0][0]].model.shape(recipe.inputs[0][1])
+        shape = wanted.slice.sources[wanted.inputs[0][0]].model.shape(wanted.inputs[0][1])
         layers = tower.tower.layers
-        if follows_depth(recipe.name, shape, layers) and not tower.unchanged:
-            recipe = gather(recipe, tower.slices)
-            return self._plan(recipe, recipe.inputs, tower)
-        part, present = recipe.slice, dict(recipe.inputs)
+        if follows_depth(wanted.name, shape, layers) and not tower.unchanged:
+            wanted = gather(wanted, tower.slices)
+            return self._plan(wanted, wanted.inputs, tower)
+        part, present = wanted.slice, dict(wanted.inputs)
         models = [source.model for source in part.sources]
         twin = any(name in models[i].tokens.twins for i, name in present.items())
         if not twin or self.embedding is None:
-            return self._plan(recipe, recipe.inputs, tower)
+            return self._plan(wanted, wanted.inputs, tower)
         inputs = []
         same = True
         for position, model in enumerate(models):
@@ -133,18 +130,18 @@ class Stage:
             if name is not None:
                 inputs.append((position, name))
         if not same:
-            return self._plan(recipe, inputs, tower)
-        plan = self._plan(replace(recipe, name=self.embedding), inputs, tower)
-        return replace(plan, name=recipe.name, same_as=self.embedding)
+            return self._plan(wanted, inputs, tower)
+        plan = self._plan(replace(wanted, name=self.embedding), inputs, tower)
+        return replace(plan, name=wanted.name, same_as=self.embedding)
 
     def _plan(
-        self, recipe: Recipe, inputs: Sequence[tuple[int, str]], tower: TowerPlan
+        self, wanted: TensorSources, inputs: Sequence[tuple[int, str]], tower: TowerPlan
     ) -> TensorPlan:
         if tower.copied:
-            return copy_tensor(recipe, inputs, "'modules' says nothing about it")
-        found = self._parameters.get((id(recipe.slice), id(tower)))
-        parameters = found or self._parameters_of(recipe.slice, tower)
-        return plan_tensor(recipe, inputs, self.rules, parameters)
+            return copy_tensor(wanted, inputs, "'modules' says nothing about it")
+        found = self._parameters.get((id(wanted.slice), id(tower)))
+        parameters = found or self._parameters_of(wanted.slice, tower)
+        return plan_tensor(wanted, inputs, self.rules, parameters)
 
     @cached_property
     def _parameters(self) -> dict[tuple[int, int], SliceParameters]:

@@ -1,79 +1,34 @@
-"""One output tensor: from its recipe to the merge that makes it."""
+"""One output tensor: from the inputs that it has to how it is merged of them."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import CheckpointError, Place
-from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
-from mergeloom.engine.graph.kernel import Copy, Kernel
-from mergeloom.methods.declare import Base, Method, ParameterError, TensorMerge
-from mergeloom.planners.config.config import Document
+from mergeloom.engine.graph.graph import GraphBuilder, Merge
+from mergeloom.methods.declare import Base, Method
+from mergeloom.planners.config.config import MergeDocument
 from mergeloom.planners.config.parameters import Level, Resolution, Resolved, required
 from mergeloom.planners.models.model import Model
-from mergeloom.planners.models.roles import is_buffer
-from mergeloom.planners.slices.slices import Recipe, Slice
-
-
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """One input of one output tensor: ``tensor`` of ``model``, in layer ``layer`` there.
-
-    ``parameters`` are the per-model ones, with their provenance.
-    """
-
-    model: Model
-    tensor: str
-    layer: int | None
-    is_base: bool
-    parameters: Mapping[str, Resolved]
-
-    @property
-    def stored_name(self) -> str:
-        """The tensor's name where it is stored, which may be another than the planner calls it."""
-        stored = self.model.stored(self.tensor)
-        return stored.name if stored is not None else self.tensor
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """How one output tensor comes about, with every parameter and where it comes from.
-
-    ``same_as`` is the output's tensor that this one is once more, under another name.
-    ``method`` is ``None`` where the tensor is copied from its only contribution; ``passed_over``
-    are then the inputs that should be equal to it. ``missing`` are the models without it.
-    """
-
-    name: str
-    layer: int | None
-    method: Method | None
-    contributions: tuple[Contribution, ...]
-    settings: Mapping[str, Resolved]
-    copied_because: str | None = None
-    passed_over: tuple[Contribution, ...] = ()
-    missing: tuple[Model, ...] = ()
-    same_as: str | None = None
-
-
-class Mismatch(Exception):
-    """Inputs of one tensor whose shapes differ; collected, and reported together."""
-
-    def __init__(self, tensor: str, inputs: Sequence[Contribution]) -> None:
-        super().__init__(tensor)
-        self.tensor = tensor
-        self.inputs = inputs
+from mergeloom.planners.slices.slices import Slice, TensorSources
+from mergeloom.planners.tensors import (
+    Contribution,
+    Kernels,
+    TensorPlan,
+    check_shapes,
+    constant,
+    merge_inputs,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class MergingRules:
     """What holds for all tensors of one document."""
 
-    document: Document
+    document: MergeDocument
     method: Method
-    seed: int
     truncate: bool
     """Whether embeddings of different lengths are cut to their common leading rows."""
 
@@ -99,18 +54,18 @@ class SliceParameters:
 
 
 def plan_tensor(
-    recipe: Recipe,
+    wanted: TensorSources,
     inputs: Sequence[tuple[int, str]],
     rules: MergingRules,
     parameters: SliceParameters,
 ) -> TensorPlan:
-    """Decide how ``recipe`` is merged from those ``inputs`` that exist: (source position, name).
+    """Decide how ``wanted`` is merged from those ``inputs`` that exist: (source position, name).
 
     Raises:
         ConfigError: a required parameter has no value, or one is wrong.
         CheckpointError: the base lacks the tensor.
     """
-    part, method = recipe.slice, rules.method
+    part, method = wanted.slice, rules.method
     missing: tuple[Model, ...] = ()
     if len(inputs) < len(part.sources):
         present = {position for position, _ in inputs}
@@ -118,113 +73,57 @@ def plan_tensor(
     if len(inputs) > 1 and method.base is Base.REQUIRED and part.base not in dict(inputs):
         base = part.sources[part.base or 0].model.name
         raise CheckpointError(
-            f"'{recipe.name}' is in {len(inputs)} models and not in the base model '{base}', "
+            f"'{wanted.name}' is in {len(inputs)} models and not in the base model '{base}', "
             f"which '{method.name}' starts from",
             place=part.entry.place,
         )
     first, name = inputs[0]
-    constant = _constant(part.sources[first].model, name)
-    if constant is not None:
-        return copy_tensor(recipe, inputs, constant)
+    kept_because = constant(part.sources[first].model, name)
+    if kept_because is not None:
+        return copy_tensor(wanted, inputs, kept_because)
     if len(inputs) == 1 and not method.merges_one:
-        return copy_tensor(recipe, inputs, "only one model has it")
+        return copy_tensor(wanted, inputs, "only one model has it")
     contributions = []
     for position, name in inputs:
         resolution = parameters.sources[position]
-        resolved = resolution.of(name, recipe.t)
+        resolved = resolution.of(name, wanted.t)
         lacking = resolution.lacking(resolved)
         if lacking is not None and position != part.base:
             layers = part.sources[position]
             place = layers.source.place if layers.source is not None else part.entry.place
             raise required(lacking, layers.model.name, name, place)
         contributions.append(_contribution(part, position, name, resolved))
-    settings = parameters.settings.of(recipe.name, recipe.t)
+    settings = parameters.settings.of(wanted.name, wanted.t)
     lacking = parameters.settings.lacking(settings)
     if lacking is not None:
-        raise required(lacking, None, recipe.name, part.entry.place)
+        raise required(lacking, None, wanted.name, part.entry.place)
     return TensorPlan(
-        recipe.name, recipe.layer, method, tuple(contributions), settings, missing=missing
+        wanted.name, wanted.layer, method, tuple(contributions), settings, missing=missing
     )
 
 
-def copy_tensor(recipe: Recipe, inputs: Sequence[tuple[int, str]], reason: str) -> TensorPlan:
-    """Copy ``recipe`` from the base among ``inputs``, or from the first."""
-    part = recipe.slice
+def copy_tensor(
+    wanted: TensorSources, inputs: Sequence[tuple[int, str]], reason: str
+) -> TensorPlan:
+    """Copy ``wanted`` from the base among ``inputs``, or from the first."""
+    part = wanted.slice
     found = [_contribution(part, position, name, {}) for position, name in inputs]
     only = found.pop(_donor(inputs, part))
     present = {position for position, _ in inputs}
     missing = tuple(s.model for i, s in enumerate(part.sources) if i not in present)
-    return TensorPlan(recipe.name, recipe.layer, None, (only,), {}, reason, tuple(found), missing)
+    return TensorPlan(wanted.name, wanted.layer, None, (only,), {}, reason, tuple(found), missing)
 
 
-def _constant(model: Model, tensor: str) -> str | None:
-    """Why a tensor is copied whatever the method: it is no weight."""
-    if not model.dtype(tensor).floating:
-        return "it holds integers"
-    if is_buffer(tensor, model.shape(tensor)):
-        return "it is a constant, not a weight"
-    return None
-
-
-class Kernels:
-    """The kernels of one document: one for all tensors of a shape and of the same parameters, where
-    the method does not go by names."""
-
-    def __init__(self, rules: MergingRules) -> None:
-        self.rules = rules
-        self._made: dict[Hashable, tuple[Kernel, TensorPlan]] = {}
-        """By shape, position of the base and the identities of parameters, which the plans keep."""
-
-    def of(self, plan: TensorPlan, method: Method, shape: tuple[int, ...]) -> Kernel:
-        """The kernel of a tensor whose inputs have this shape.
-
-        Raises:
-            ConfigError: the parameters do not work together.
-        """
-        if method.by_name:
-            return self._make(plan, method, shape)
-        own = [(id(item.parameters), item.is_base) for item in plan.contributions]
-        key = (shape, id(plan.settings), *own)
-        found = self._made.get(key)
-        if found is None:
-            found = self._made[key] = self._make(plan, method, shape), plan
-        return found[0]
-
-    def _make(self, plan: TensorPlan, method: Method, shape: tuple[int, ...]) -> Kernel:
-        try:
-            return method.kernel(tensor_merge(plan, self.rules, shape))
-        except ParameterError as error:
-            place = self.rules.document.method_place
-            raise place.error(f"tensor '{plan.name}': {error.cause}", error.remedy) from error
-
-
-def build_merge(plan: TensorPlan, builder: GraphBuilder, kernels: Kernels) -> Merge:
-    """The merge that carries out ``plan``.
+def build_merge(plan: TensorPlan, builder: GraphBuilder, kernels: Kernels, truncate: bool) -> Merge:
+    """The merge that carries out ``plan``; it may ``truncate`` embeddings to their common rows.
 
     Raises:
         Mismatch: shapes of the inputs differ.
         ConfigError: the parameters do not work together.
     """
-    rows = _common_rows(plan, kernels.rules.truncate)
-    inputs: list[Load | Merge] = [
-        contribution.model.node(builder, contribution.tensor, rows)
-        for contribution in plan.contributions
-    ]
-    if plan.method is None:
-        return builder.merge(inputs, Copy(), plan.name)
-    return builder.merge(inputs, kernels.of(plan, plan.method, inputs[0].shape), plan.name)
-
-
-def tensor_merge(plan: TensorPlan, rules: MergingRules, shape: tuple[int, ...]) -> TensorMerge:
-    """What the method of ``plan`` is asked."""
-    return TensorMerge(
-        tensor=plan.same_as or plan.name,
-        shape=shape,
-        models=tuple(_values(item.parameters) for item in plan.contributions),
-        base=next((i for i, item in enumerate(plan.contributions) if item.is_base), None),
-        settings=_values(plan.settings),
-        seed=rules.seed,
-    )
+    rows = _common_rows(plan, truncate)
+    inputs = [item.model.node(builder, item.tensor, rows) for item in plan.contributions]
+    return merge_inputs(plan, inputs, builder, kernels)
 
 
 def check_models(method: Method, part: Slice, place: Place) -> None:
@@ -270,26 +169,22 @@ def _contribution(
     return Contribution(source.model, name, layer, position == part.base, parameters)
 
 
-def _values(resolved: Mapping[str, Resolved]) -> dict[str, Any]:
-    return {name: item.value for name, item in resolved.items()}
-
-
 def _donor(inputs: Sequence[tuple[int, str]], part: Slice) -> int:
     """Index of the base among the inputs, or of the first."""
     return next((i for i, (position, _) in enumerate(inputs) if position == part.base), 0)
 
 
 def _common_rows(plan: TensorPlan, truncate: bool) -> range | None:
-    shapes = [item.model.shape(item.tensor) for item in plan.contributions]
-    if all(shape == shapes[0] for shape in shapes):
-        return None
-    only_rows_differ = all(len(s) == 2 and s[1:] == shapes[0][1:] for s in shapes)
-    if truncate and only_rows_differ and plan.layer is None:
-        return range(min(shape[0] for shape in shapes))
-    raise Mismatch(plan.name, plan.contributions)
+    if truncate and plan.layer is None:
+        shapes = [item.model.shape(item.tensor) for item in plan.contributions]
+        only_rows = all(len(s) == 2 and s[1:] == shapes[0][1:] for s in shapes)
+        if only_rows and len(set(shapes)) > 1:
+            return range(min(shape[0] for shape in shapes))
+    check_shapes(plan)
+    return None
 
 
-def output_dtype(plan: TensorPlan, document: Document) -> DType:
+def output_dtype(plan: TensorPlan, document: MergeDocument) -> DType:
     """The type that a tensor is written in.
 
     Integers and constants keep theirs; without `dtype` and `out_dtype` a tensor has its base's, or
@@ -297,6 +192,6 @@ def output_dtype(plan: TensorPlan, document: Document) -> DType:
     """
     own = next((item for item in plan.contributions if item.is_base), plan.contributions[0])
     dtype = own.model.dtype(own.tensor)
-    if _constant(own.model, own.tensor) is not None:
+    if constant(own.model, own.tensor) is not None:
         return dtype
     return document.out_dtype or document.dtype or dtype

@@ -3,77 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mergeloom.planners.config.config import Document
-from mergeloom.planners.models.model import Model, StagedModel
+from mergeloom.planners.models.model import Model, PlannedModel
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.slices.document import donor_reference
 from mergeloom.planners.slices.stage import Stage
 from mergeloom.planners.vocabulary.chat_template import choose
+from mergeloom.planners.vocabulary.decide import VocabularyPlan
 from mergeloom.planners.vocabulary.output import Followed, TokenizerFiles, tokenizer_files
 from mergeloom.planners.vocabulary.remapped import RemappedModel, table_rows
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
 
 
-def stage_tokenizer(stage: Stage, models: Models, folder: Path | None) -> Tokenizer | None:
-    """The tokenizer of a document's output, to be used by a later one; ``folder`` is the
-    configuration's.
+@dataclass(frozen=True, eq=False)
+class Words:
+    """The words of a document's output: its tokenizer, chat template, and what follows from them.
 
-    Raises:
-        CheckpointError: it cannot be understood.
+    ``vocabulary`` is what tokenizer settings ask for; ``folder`` the configuration's.
     """
-    if stage.vocabulary is not None:
-        found: Tokenizer | None = stage.vocabulary.tokenizer
-    else:
-        found = models.tokenizer(donor_reference(stage.document))
-    template = _template(stage.document, models, folder)
-    return found if found is None or template is None else replace(found, template=template)
 
+    stage: Stage
+    vocabulary: VocabularyPlan | None
+    models: Models
+    folder: Path | None
 
-def has_own_words(stage: Stage) -> bool:
-    """Whether an output has another tokenizer or chat template than its donor's files."""
-    document, donor = stage.document, stage.donor
-    before = isinstance(donor, StagedModel) and donor.own_words
-    return before or document.tokenizer is not None or document.chat_template is not None
+    @property
+    def own(self) -> bool:
+        """Whether tokenizer or chat template are others than in the donor's files."""
+        document, donor = self.stage.document, self.stage.donor
+        before = isinstance(donor, PlannedModel) and donor.own_words
+        return before or document.tokenizer is not None or document.chat_template is not None
 
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, to be used by a later document.
 
-def output_files(stage: Stage, models: Models, folder: Path | None) -> TokenizerFiles:
-    """The tokenizer's files of the output that the last document makes.
+        Raises:
+            CheckpointError: it cannot be understood.
+        """
+        if self.vocabulary is not None:
+            found: Tokenizer | None = self.vocabulary.tokenizer
+        else:
+            found = self.models.tokenizer(donor_reference(self.stage.document))
+        template = self._template()
+        return found if found is None or template is None else replace(found, template=template)
 
-    Raises:
-        ConfigError: its chat template is none.
-        CheckpointError: a tokenizer cannot be understood.
-    """
-    donor = models.donor_directory(stage.donor)
-    tokenizer = None if stage.vocabulary is None else stage.vocabulary.tokenizer
-    if tokenizer is None and isinstance(stage.donor, StagedModel) and stage.donor.own_words:
-        tokenizer = stage.donor.tokenizer()
-    files = tokenizer_files(tokenizer, donor, _template(stage.document, models, folder))
-    if stage.vocabulary is not None:
-        generation = followed(stage, models).generation(donor)
-        if generation is not None:
-            files = replace(files, made={**files.made, "generation_config.json": generation})
-    return files
+    def files(self) -> TokenizerFiles:
+        """The tokenizer's files.
 
+        Raises:
+            ConfigError: the chat template is none.
+            CheckpointError: a tokenizer cannot be understood.
+        """
+        model = self.stage.donor
+        donor = self.models.donor_directory(model)
+        tokenizer = None if self.vocabulary is None else self.vocabulary.tokenizer
+        if tokenizer is None and isinstance(model, PlannedModel) and model.own_words:
+            tokenizer = model.tokenizer()
+        files = tokenizer_files(tokenizer, donor, self._template())
+        if self.vocabulary is not None:
+            generation = self._followed(self.vocabulary).generation(donor)
+            if generation is not None:
+                files = replace(files, made={**files.made, "generation_config.json": generation})
+        return files
 
-def with_vocabulary(config: Mapping[str, Any], stage: Stage, models: Models) -> dict[str, Any]:
-    """The output's configuration with the numbers of its vocabulary."""
-    return dict(config) if stage.vocabulary is None else followed(stage, models).config(config)
+    def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The output's configuration with the numbers of its vocabulary."""
+        if self.vocabulary is None:
+            return dict(config)
+        return self._followed(self.vocabulary).config(config)
 
+    def _followed(self, vocabulary: VocabularyPlan) -> Followed:
+        """How configurations follow the vocabulary."""
+        source = vocabulary.source
+        return Followed(
+            vocabulary,
+            self.models.tokenizer(donor_reference(self.stage.document)),
+            None if source is None else self.models.directory(source),
+            _rows(self.stage.donor, vocabulary.alignment.rows),
+        )
 
-def followed(stage: Stage, models: Models) -> Followed:
-    """How configurations follow the vocabulary of a document that has tokenizer settings."""
-    assert stage.vocabulary is not None
-    source = stage.vocabulary.source
-    return Followed(
-        stage.vocabulary,
-        models.tokenizer(donor_reference(stage.document)),
-        None if source is None else models.directory(source),
-        _rows(stage.donor, stage.vocabulary.alignment.rows),
-    )
+    def _template(self) -> str | None:
+        document = self.stage.document
+        if document.chat_template is None:
+            return None
+        templates = map(self.models.template, document.references())
+        return choose(document.chat_template, templates, self.folder)
 
 
 def _rows(donor: Model, rows: int) -> dict[int, int]:
@@ -83,10 +100,3 @@ def _rows(donor: Model, rows: int) -> dict[int, int]:
     names = [*([main] if main is not None else []), *plain.architecture.around]
     found = (table_rows(plain, name) for name in names if name in plain)
     return dict.fromkeys((number for number in found if number is not None), rows)
-
-
-def _template(document: Document, models: Models, folder: Path | None) -> str | None:
-    if document.chat_template is None:
-        return None
-    templates = map(models.template, document.references())
-    return choose(document.chat_template, templates, folder)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mergeloom import PlannedMerge
-    from mergeloom.planners.slices.tensor_plan import TensorPlan
+    from mergeloom.planners.tensors import TensorPlan
     from scripts.conformance.agreement import Agreement, Inputs
     from scripts.conformance.draws import Draw
 
@@ -185,7 +185,7 @@ def judge(outcome: Outcome, models: Models) -> Verdict:
         else:
             failure = f"only one program wrote {', '.join(odd)}"
     found = {}
-    for plan in outcome.planned.plan.stage.tensor_plans():
+    for plan in outcome.planned.plan.tensor_plans():
         if plan.name not in theirs or plan.name not in ours:
             continue
         one, other = ours[plan.name], theirs[plan.name]
@@ -210,7 +210,7 @@ def _unlike_errors(outcome: Outcome, models: Models) -> Verdict | None:
         and "weighted sum of the input tensors is zero" in theirs
     ):
         assert outcome.planned is not None
-        for plan in outcome.planned.plan.stage.tensor_plans():
+        for plan in outcome.planned.plan.tensor_plans():
             inputs = models.inputs(plan)
             if inputs.base is not None and all(
                 bool((tensor == inputs.base).all()) for tensor in inputs.others
@@ -232,7 +232,7 @@ def accuracy(outcome: Outcome, models: Models) -> tuple[Ulps, Ulps]:
     sums = [Ulps(), Ulps()]
     if outcome.our_error is None and outcome.their_error is None and outcome.planned is not None:
         ours, theirs = load(outcome.ours), load(outcome.theirs)
-        for plan in outcome.planned.plan.stage.tensor_plans():
+        for plan in outcome.planned.plan.tensor_plans():
             if plan.name in ours and plan.name in theirs:
                 results = Results.of(models.inputs(plan), ours[plan.name], theirs[plan.name])
                 clear = ~decisions(results)

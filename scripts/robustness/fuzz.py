@@ -179,7 +179,8 @@ def _plan(folder: Path) -> Callable[[bytes], object]:
     from mergeloom.engine.plan.schedule import schedule
     from mergeloom.planners.config.load import parse_config
     from mergeloom.planners.models.resolve import Resolver
-    from mergeloom.planners.plan import PlanOptions, make_plan
+    from mergeloom.planners.plan import make_plan
+    from mergeloom.planners.planner import PlanOptions
 
     path = _model(folder / "a") / "model.safetensors"
     configurations = [
@@ -227,7 +228,8 @@ def _model_config(folder: Path) -> Callable[[bytes], object]:
     """``config.json`` of a model that is stacked and merged: read, believed, rewritten."""
     from mergeloom.planners.config.load import parse_config
     from mergeloom.planners.models.resolve import Resolver
-    from mergeloom.planners.plan import PlanOptions, make_plan
+    from mergeloom.planners.plan import make_plan
+    from mergeloom.planners.planner import PlanOptions
 
     for name in "ab":
         _model(folder / name)
@@ -249,7 +251,8 @@ def _configuration(folder: Path) -> Callable[[bytes], object]:
     """A merge configuration, parsed and planned with the models that are there."""
     from mergeloom.planners.config.load import load_config
     from mergeloom.planners.models.resolve import Resolver
-    from mergeloom.planners.plan import PlanOptions, make_plan
+    from mergeloom.planners.plan import make_plan
+    from mergeloom.planners.planner import PlanOptions
 
     for name in "abc":
         _model(folder / name)
@@ -347,7 +350,8 @@ def _tokenizer(folder: Path) -> Callable[[bytes], object]:
     """
     from mergeloom.planners.config.load import parse_config
     from mergeloom.planners.models.resolve import Resolver
-    from mergeloom.planners.plan import PlanOptions, make_plan
+    from mergeloom.planners.plan import make_plan
+    from mergeloom.planners.planner import PlanOptions
 
     model = _model(folder / "a")
     _model(folder / "b")

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from mergeloom.planners.config.load import parse_config
 from mergeloom.planners.models.resolve import Resolver
-from mergeloom.planners.plan import Plan, PlanOptions, make_plan
+from mergeloom.planners.plan import Plan, make_plan
+from mergeloom.planners.planner import PlanOptions
 
 LLAMA_LAYER = (
     "input_layernorm.weight",

@@ -10,7 +10,7 @@ import torch
 from mergeloom.engine.base.errors import CheckpointError, ConfigError, LoomError
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.planners.plan import Plan
-from mergeloom.planners.slices.tensor_plan import TensorPlan
+from mergeloom.planners.tensors import TensorPlan
 from tests.engine.support import source_name
 from tests.planners.support import (
     LLAMA_LAYER,
@@ -195,7 +195,7 @@ def test_two_models_are_merged_on_a_base_if_there_is_one(tmp_path: Path, method:
     text = two(1, 2).replace("linear", method)
     for base, inputs in (("", 2), ("base_model: c", 3)):
         plan = plan_text(text + base, tmp_path)
-        tensors = list(plan.stage.tensor_plans())
+        tensors = list(plan.tensor_plans())
         assert {len(tensor.contributions) for tensor in tensors} == {inputs}
 
 
@@ -206,7 +206,9 @@ def test_a_linear_merge_takes_no_weights_from_its_base_model(tmp_path: Path) -> 
     text += "".join(f"- {{model: {m}, parameters: {{weight: 1}}}}\n" for m in "ab")
     plan = plan_text(text, tmp_path)
     assert [m for m, _ in made_of(plan.explain("model.norm.weight"))] == ["a", "b"]
-    assert [(item.model, item.reason) for item in plan.unused] == [("c", "no slice uses it")]
+    assert [(item.model, item.reason) for item in plan.unused] == [
+        ("c", "the output takes nothing of it")
+    ]
 
 
 REFUSED = {
@@ -438,7 +440,7 @@ def test_modules_are_merged_each_in_their_own_way(tmp_path: Path) -> None:
           - sources: [{model: a, layer_range: [3, 4]}]
     """
     plan = plan_text(text, tmp_path)
-    assert {tower.tower.name: tower.layers for tower in plan.stage.towers} == {
+    assert {part.name: part.layers for part in plan.outlines[-1].parts} == {
         "encoder": 2,
         "decoder": 5,
     }

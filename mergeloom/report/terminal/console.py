@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mergeloom.engine.base.errors import Finding
-from mergeloom.report.document import Layers
+from mergeloom.planners.outline import Layers
 
 _WIDE = 4000
 """Columns where there is no terminal: lines are cut by whatever reads them."""

@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mergeloom.planners.outline import Layers, Outline, OutlinePart, OutlineSlice, OutlineSource
 from mergeloom.report import plan_records
 from mergeloom.report.plan_records import PlanReport
 from mergeloom.report.terminal.console import (
@@ -29,8 +30,9 @@ _MANY_SLICES = 60
 def one_line(report: PlanReport) -> str:
     """A plan in one line."""
     output = report.output
+    layers = f"{plural(output.layers, 'layer')}, " if output.layers else ""
     return (
-        f"{plural(output.layers, 'layer')}, {count(output.parameters)} parameters, "
+        f"{layers}{count(output.parameters)} parameters, "
         f"{_dtypes(output)}, {data(output.bytes)} by {report.method}; "
         f"reads {data(report.io.read_bytes)}, "
         f"{memory(report.memory.peak_bytes)} of memory at most, "
@@ -69,7 +71,9 @@ def render_plan(report: PlanReport) -> RenderableType:
 
 def _headline(report: PlanReport) -> Text:
     output = report.output
-    text = Text.assemble((plural(output.layers, "layer"), "bold"), ", ")
+    text = Text()
+    if output.layers:
+        text.append(plural(output.layers, "layer"), style="bold").append(", ")
     text.append(f"{count(output.parameters)} parameters", style="bold")
     text.append(f" ({output.parameters:,}), {_dtypes(output)}, {data(output.bytes)}")
     text.append(f" in {plural(len(output.shards), 'shard')}, {plural(output.tensors, 'tensor')}")
@@ -82,7 +86,7 @@ def _dtypes(output: plan_records.OutputReport) -> str:
     return " and ".join(list(output.dtypes)[:3]) or "nothing"
 
 
-def _stage_title(stage: plan_records.Stage, number: int, total: int) -> Text:
+def _stage_title(stage: Outline, number: int, total: int) -> Text:
     name = f" '{stage.name}'" if stage.name is not None else ""
     dtype = f", {stage.dtype}" if stage.dtype is not None else ""
     what = "the output" if number == total else "kept in memory, tensor by tensor"
@@ -91,13 +95,15 @@ def _stage_title(stage: plan_records.Stage, number: int, total: int) -> Text:
     )
 
 
-def _part(part: plan_records.OutlinePart, stage: plan_records.Stage) -> RenderableType:
+def _part(part: OutlinePart, stage: Outline) -> RenderableType:
     """One line for each output slice: these input layers make those output layers."""
     title = "" if part.name == "default" else f"{part.name}: "
     if not part.slices:
         return Text(f"{title}no layers; every tensor by {stage.method}")
-    lengths = [stop - start for start, stop in (each.layers for each in part.slices)]
-    if len(lengths) > 1:
+    lengths = [stop - start for start, stop in _layers(part)]
+    if not lengths:
+        how = f"every tensor by {stage.method}"
+    elif len(lengths) > 1:
         shown = " + ".join(map(str, lengths)) if len(lengths) <= 12 else f"{lengths[0]} + ..."
         how = f"{shown} = {sum(lengths)} layers: {len(lengths)} slices, stacked one after the other"
     else:
@@ -105,14 +111,15 @@ def _part(part: plan_records.OutlinePart, stage: plan_records.Stage) -> Renderab
         how = f"{plural(lengths[0], 'layer')}: one slice"
         if number > 1:
             how += f", in which {number} sources are merged with each other layer by layer"
-    table = columns("output layers", "", "made of")
+    table = columns("output layers" if lengths else "", "", "made of")
     table.columns[0].no_wrap = True
     table.columns[1].no_wrap = True
     for each in part.slices[:_MANY_SLICES]:
         lines = [Text(_source(source)) for source in each.sources]
         if each.detail and each.how != "scaled":
             lines.append(Text(each.detail, style="dim"))
-        table.add_row(layers_text(each.layers), _verb(each, stage), Text("\n").join(lines))
+        layers = "" if each.layers is None else layers_text(each.layers)
+        table.add_row(layers, _verb(each, stage), Text("\n").join(lines))
     lines_: list[RenderableType] = [
         Text(title + how, style="bold"),
         Padding(table, (0, 0, 0, 2), expand=False),
@@ -122,7 +129,11 @@ def _part(part: plan_records.OutlinePart, stage: plan_records.Stage) -> Renderab
     return Group(*lines_)
 
 
-def _verb(part: plan_records.OutlineSlice, stage: plan_records.Stage) -> str:
+def _layers(part: OutlinePart) -> list[Layers]:
+    return [each.layers for each in part.slices if each.layers is not None]
+
+
+def _verb(part: OutlineSlice, stage: Outline) -> str:
     if part.how == "copied":
         return "copy of"
     if part.how == "scaled":
@@ -132,8 +143,10 @@ def _verb(part: plan_records.OutlineSlice, stage: plan_records.Stage) -> str:
     return stage.method
 
 
-def _source(source: plan_records.OutlineSource) -> str:
-    text = f"{source.model}  {layers_named(source.layers)}"
+def _source(source: OutlineSource) -> str:
+    text = source.model
+    if source.layers is not None:
+        text += f"  {layers_named(source.layers)}"
     return f"{text}  base" if source.base else text
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numba import carray, from_dtype, njit, types
 from numba.extending import intrinsic
 
-from mergeloom.methods.ops.loops.record import VECTOR
+from mergeloom.methods.ops.loops.record import BLOCKS, VECTOR
 
 compiled = njit(nogil=True, error_model="numpy")
 
@@ -55,6 +55,7 @@ tinies, shorts, ints, longs, longwords = (
     _numbers_at(kind) for kind in (types.int8, types.int16, types.int32, types.int64, types.uint64)
 )
 vectors_at = _numbers_at(from_dtype(np.dtype(list(VECTOR), align=True)))
+blocks_at = _numbers_at(from_dtype(np.dtype(list(BLOCKS), align=True)))
 
 
 @compiled

@@ -21,10 +21,11 @@ from mergeloom.methods.ops.loops.blocks import (
     tinies,
     words,
 )
+from mergeloom.methods.ops.loops.packed import is_packed, widen_exponents, widen_packed
 from mergeloom.methods.ops.loops.sizes import BLOCK, Kind
 
 _BF16, _F32, _F16, _F64 = int(Kind.BF16), int(Kind.F32), int(Kind.F16), int(Kind.F64)
-_E4M3, _E5M2 = int(Kind.F8_E4M3), int(Kind.F8_E5M2)
+_E4M3, _E5M2, _E8M0 = int(Kind.F8_E4M3), int(Kind.F8_E5M2), int(Kind.F8_E8M0)
 _I64, _I32, _I16, _I8 = int(Kind.I64), int(Kind.I32), int(Kind.I16), int(Kind.I8)
 _U64, _U32, _U16, _U8 = int(Kind.U64), int(Kind.U32), int(Kind.U16), int(Kind.U8)
 
@@ -71,10 +72,20 @@ def _cast(source: Array, block: Array) -> None:
 @Loop
 def widen(address: Address, kind: int, size: int, out: Address, work: Address) -> None:
     """Write elements of a `Kind` as float32 to ``out``."""
+    widen_run(address, kind, size, out, work)
+
+
+@compiled
+def widen_run(address: Address, kind: int, size: int, out: Address, work: Address) -> None:
+    """The same, for other loops; the first element begins a byte."""
     for start in range(0, size, BLOCK):
         count = min(BLOCK, size - start)
         block = floats(out + 4 * start, count)
-        if kind == _BF16:
+        if is_packed(kind):
+            widen_packed(address, kind, start, block, work)
+        elif kind == _E8M0:
+            widen_exponents(bytes_(address + start, count), block)
+        elif kind == _BF16:
             load(address, 2, start, block)
         elif kind == _F32:
             load(address, 4, start, block)

@@ -23,6 +23,13 @@ class Kind(enum.IntEnum):
     U16 = 12
     U8 = 13
     BOOL = 14
+    F8_E8M0 = 15
+    F4 = 16
+    I4 = 17
+    U4 = 18
+    U4_UPPER = 19
+    U4_EVEN = 20
+    U2 = 21
 
 
 BLOCK = 2048

@@ -17,7 +17,10 @@ from mergeloom.engine.base.dtypes import (
     F16,
     F32,
     I4,
+    U2,
     U4,
+    U4_EVEN,
+    U4_UPPER,
     U8,
     DType,
 )
@@ -38,7 +41,7 @@ from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Options, Outcome
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.storage.memory import MemorySource
-from mergeloom.methods.inputs.dequantise import Dequantise, Scale
+from mergeloom.methods.inputs.dequantise import Dequantise, Nested, Scale
 from mergeloom.methods.inputs.fill_rows import FillRows
 from mergeloom.methods.inputs.low_rank import LowRank
 from mergeloom.methods.inputs.transpose import Transpose
@@ -234,7 +237,7 @@ def test_two_scales_of_which_one_divides(tmp_path: Path) -> None:
     scales = drawn(800, 64, seed=1).abs().to(torch.float8_e4m3fn)
     merge = desk.builder.merge(
         *([desk.load(packed(codes), F4, (800, 1024))],),
-        Dequantise((Scale(1, 16), Scale(inverse=True))),
+        Dequantise((Scale(1, 16), Scale(single=True, inverse=True))),
         "w",
         [desk.load(scales, E4M3), desk.load(torch.tensor([3.0]), F32)],
     )
@@ -242,38 +245,97 @@ def test_two_scales_of_which_one_divides(tmp_path: Path) -> None:
     close(found, FP4[codes].double() * expanded(scales, (1, 16), codes.shape) / 3)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4", "uint4 and zero points", "table"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "table", "points", "groups", "int2", "nested"])
 def test_integers_stand_for_values(tmp_path: Path, kind: str) -> None:
     desk = Desk()
     shape = (900, 640)
     scales = drawn(900, 5, seed=1)
     side = [desk.load(scales, F32)]
     codes = whole_numbers(0, 16, *shape)
-    table = tuple(float(each) for each in drawn(16, seed=5))
     points = whole_numbers(0, 16, 900, 5, seed=2)
     block = (Scale(1, 128),)
+    wide = expanded(scales, (1, 128), shape)
     if kind == "int8":
         codes = whole_numbers(-128, 128, *shape)
         load, kernel, values = desk.load(codes.to(torch.int8), I8), Dequantise(block), codes
     elif kind == "int4":
         load, kernel = desk.load(packed(codes), I4, shape), Dequantise(block)
         values = torch.where(codes > 7, codes - 16, codes)
-    elif kind == "table":
-        load, kernel = desk.load(packed(codes), U4, shape), Dequantise(block, table=table)
-        values = torch.tensor(table)[codes]
+    elif kind == "int2":
+        codes = whole_numbers(0, 4, *shape)
+        shared = sum(codes[:, k::4] << (2 * k) for k in range(4)).to(torch.uint8)
+        load, kernel, values = desk.load(shared, U2, shape), Dequantise(block, zero=2.0), codes - 2
+    elif kind == "table":  # as bitsandbytes packs codes
+        table = drawn(16, seed=5)
+        shared = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)
+        load, kernel = desk.load(shared, U4_UPPER, shape), Dequantise(block, table=16)
+        values = table[codes]
+        side.insert(0, desk.load(table, F32))
+    elif kind == "groups":  # as GPTQ does with desc_act, scales and points in columns
+        load, column = desk.load(packed(codes), U4, shape), Scale(1, 128, across_first=True)
+        kernel = Dequantise((column,), points=column, groups=True)
+        groups = whole_numbers(0, 5, 640, seed=4)
+        values, wide = codes - points[:, groups], scales.double()[:, groups]
+        side = [
+            desk.load(scales.t(), F32, (5, 900)),
+            desk.load(packed(points.t().contiguous()), U4, (5, 900)),
+            desk.load(groups.int(), BY_CODE["I32"]),
+        ]
+    elif kind == "nested":
+        load, values = desk.load(packed(codes), U4, shape), codes
+        entries, inner = drawn(256, seed=5), drawn(18, seed=6)
+        numbers = whole_numbers(0, 256, 900, 5, seed=7)
+        kernel = Dequantise((Scale(1, 128, nested=Nested(256, 0.25)),), factor=1 / 127)
+        each = inner.repeat_interleave(256)[: numbers.numel()].view_as(numbers)
+        wide = expanded(entries.double()[numbers] * each + 0.25, (1, 128), shape) / 127
+        side = [
+            *(desk.load(numbers.to(torch.uint8), U8), desk.load(entries, F32)),
+            desk.load(inner, F32),
+        ]
     else:
         load = desk.load(packed(codes), U4, shape)
-        kernel = Dequantise(block, zero=1.0, points=True)
+        kernel = Dequantise(block, zero=1.0, points=Scale(1, 128))
         values = codes - 1 - expanded(points, (1, 128), shape)
         side.append(desk.load(points.to(torch.uint8), U8))
     found = at_every_budget(desk, desk.builder.merge([load], kernel, "w", side), tmp_path)
-    close(found, values.double() * expanded(scales, (1, 128), shape))
+    close(found, values.double() * wide)
+
+
+def test_a_group_that_is_not_there_is_found(tmp_path: Path) -> None:
+    desk = Desk()
+    groups = torch.tensor([0, 1] * 15 + [0, 2]).int()
+    merge = desk.builder.merge(
+        [desk.load(drawn(4, 32), F32)],
+        Dequantise((Scale(1, 16),), groups=True),
+        "w",
+        [desk.load(drawn(4, 2), F32), desk.load(groups, BY_CODE["I32"])],
+    )
+    with pytest.raises(RunError, match="'out' gets 4 or more values that are not finite"):
+        run(desk.graph(merge, F32), tmp_path / "out")
+
+
+def test_eight_rows_in_a_word_as_awq_packs_them(tmp_path: Path) -> None:
+    """Words are exchanged by the reader, what is in them by a kernel, band by band of rows."""
+    desk = Desk()
+    inside, outside = 1300, 1040
+    codes = whole_numbers(0, 16, inside, outside)
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+    parts = codes.view(inside, outside // 8, 8)[:, :, order]
+    numbers = sum(parts[:, :, k] << (4 * k) for k in range(8))
+    stored = desk.stored(numbers.to(torch.uint32), BY_CODE["U32"], (inside, outside // 8))
+    bands = stored.transpose().view_as(U4_EVEN).reshape((outside // 8, inside, 8))
+    turned = desk.builder.merge([desk.of(bands)], Transpose(), "w")
+    scales = drawn(outside, seed=1)
+    kernel = Dequantise((Scale(1, 0),), shape=(outside, inside))
+    merge = desk.builder.merge([turned], kernel, "w", [desk.load(scales, F32)])
+    found = at_every_budget(desk, merge, tmp_path)
+    close(found, codes.t().double() * scales.double().unsqueeze(1))
 
 
 def test_scales_that_do_not_fit_are_refused_while_planning() -> None:
     desk = Desk()
     codes, scales = desk.load(drawn(300, 200), F32), desk.load(drawn(2, 2), F32)
-    with pytest.raises(GraphError, match=r"need 1x3x2 scales, here are \(2, 2\)"):
+    with pytest.raises(GraphError, match=r"300x200 need 6 numbers beside them, here are 2x2"):
         desk.builder.merge([codes], Dequantise((Scale(128, 128),)), "w", [scales])
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.planners.models.coded import without_codes
 from tests.planners.support import llama_names
 
+ROOT = Path(__file__).parents[3]
 WIDTH, ROWS = 256, 160
 CONFIG = {
     "model_type": "llama",
@@ -220,6 +223,23 @@ def test_codes_and_plain_weights_are_merged_in_any_budget(kind: str, tmp_path: P
     mergeloom.merge(config, tmp_path / "tight", ram=smallest, threads=1)
     again = (tmp_path / "tight" / "model.safetensors").read_bytes()
     assert again == (tmp_path / "out" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["fp8 blocks", "int4 groups", "nvfp4", "mxfp4"])
+def test_torch_is_not_imported(kind: str, tmp_path: Path) -> None:
+    quantised(kind, tmp_path / "a", seed=1)
+    plain(tmp_path / "b", seed=2)
+    merge = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(tmp_path / "b"),
+        "models": [{"model": str(tmp_path / "a"), "parameters": {"weight": 0.5}}],
+    }
+    code = (
+        "import sys, mergeloom\n"
+        f"mergeloom.merge({merge!r}, {str(tmp_path / 'out')!r})\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
 def test_experts_of_gpt_oss(tmp_path: Path) -> None:

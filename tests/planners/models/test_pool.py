@@ -9,7 +9,8 @@ import pytest
 from mergeloom.engine.base.errors import CheckpointError, LoomError
 from mergeloom.planners.config.load import parse_config
 from mergeloom.planners.models.resolve import Resolver
-from mergeloom.planners.plan import Plan, PlanOptions, make_plan
+from mergeloom.planners.plan import Plan, make_plan
+from mergeloom.planners.planner import PlanOptions
 from tests.planners.support import llama, plan_text
 
 BASED = "merge_method: task_arithmetic\nbase_model: m/x\nparameters: {lambda: 1}\nmodels:\n"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mergeloom.planners.config.load import parse_config
 from mergeloom.planners.models.resolve import Resolver
-from mergeloom.planners.plan import PlanOptions, make_plan
+from mergeloom.planners.plan import make_plan
+from mergeloom.planners.planner import PlanOptions
 from tests.planners.support import llama
 
 

@@ -93,7 +93,7 @@ def test_a_model_without_a_head_is_not_tied(tmp_path: Path, kind: str, flag: boo
     if flag is None:
         configure(first, lambda config: config.pop("tie_word_embeddings", None))
     plan = planned(blend(first, first))
-    assert not plan.stage.tied
+    assert not plan.tied
     assert plan.config == json.loads((first / "config.json").read_text())
 
 

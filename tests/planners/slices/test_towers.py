@@ -11,6 +11,9 @@ import torch
 
 import mergeloom
 from mergeloom.engine.base.errors import CheckpointError, ConfigError
+from mergeloom.planners.models.architecture import Tower
+from mergeloom.planners.models.checkpoint import open_checkpoint
+from mergeloom.planners.models.model import StoredModel
 from tests.planners.slices.tiny import (
     LLAVA,
     MISTRAL3,
@@ -31,6 +34,10 @@ from tests.planners.slices.tiny import (
 )
 
 LLAVA_CLASS = "LlavaForConditionalGeneration"
+
+
+def towers_of(model: Path) -> tuple[Tower, ...]:
+    return StoredModel("m", open_checkpoint(model)).architecture.towers
 
 
 # --- what belongs to a place and not to a layer ---------------------------------------------------
@@ -87,7 +94,7 @@ def test_layers_that_predict_further_tokens_move_with_the_end(tmp_path: Path) ->
 
         rewrite(model, predict)
         configure(model, lambda config: config.update(num_nextn_predict_layers=1))
-    (tower,) = planned(blend(first)).stage.donor.architecture.towers
+    (tower,) = towers_of(first)
     assert (tower.layers, len(tower.beyond)) == (4, 1)
     parts = [*slices(first, second), slices(first, second)[1]]
     found = merged({"merge_method": "passthrough", "slices": parts}, tmp_path / "out")
@@ -234,7 +241,7 @@ def test_bert_with_and_without_its_prefix(tmp_path: Path) -> None:
         "bert.encoder.layer.1.output.dense.weight",
         "encoder.layer.1.output.dense.weight",
     ]
-    assert any("'encoder.layer.N'" in note for note in plan.stage.notes)
+    assert any("'encoder.layer.N'" in note for note in plan.outlines[-1].notes)
     parts = {"merge_method": "passthrough", "slices": slices(first, second)}
     found = merged(parts, tmp_path / "out")
     assert found.keys() >= tensors(first).keys()
@@ -323,7 +330,7 @@ def test_a_projector_may_have_a_module_of_its_own(tmp_path: Path, name: str) -> 
 def test_modules_may_go_by_the_paths_of_layers(tmp_path: Path) -> None:
     """As in the peer's reading of a model that it does not know: ``default`` is all the rest."""
     first, second = pair(tmp_path, LLAVA_CLASS, **LLAVA)
-    towers = planned(blend(first)).stage.donor.architecture.towers
+    towers = towers_of(first)
     modules = {tower.prefix.rstrip("."): {"models": [{"model": str(first)}]} for tower in towers}
     modules["default"] = {"models": [{"model": str(second)}]}
     found = merged({"merge_method": "passthrough", "modules": modules}, tmp_path / "out")
@@ -341,7 +348,7 @@ def test_the_plan_says_where_weights_outside_the_layers_come_from(tmp_path: Path
     }
     plan = planned({"merge_method": "passthrough", "modules": modules})
     assert plan.warnings == ()
-    around, projector = plan.stage.notes
+    around, projector = plan.outlines[-1].notes
     mine, theirs = around.split(f"; from '{second}': ")
     assert mine.startswith(f"language_model: weights outside the layers from '{first}': ")
     assert "embed_tokens, " in mine

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
 from mergeloom.engine.graph.graph import Graph
 from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.planners.models.alignment import RenamedModel
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.roles import is_buffer
-from mergeloom.planners.slices.stage import Stage, TowerPlan
+from mergeloom.planners.recipe import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +32,11 @@ class Unused:
 
 
 def unused_tensors(
-    models: Mapping[str, Checkpoint], graph: Graph, stage: Stage
+    models: Mapping[str, Checkpoint], graph: Graph, left_out: Callable[[str, str], Reason]
 ) -> Iterator[Unused]:
-    """Everything in ``models`` that no load of ``graph`` reads, grouped by model and reason."""
-    towers = stage.towers
-    same = _same_as_embedding(stage)
+    """Everything in ``models`` that no load of ``graph`` reads, grouped by model and reason;
+    ``left_out`` gives the reason for a tensor of a model."""
     used = _Used(graph)
-    placed = tuple(_placed(towers))
     integers = {load.name for load in graph.loads if not load.dtype.floating}
     seen: set[int] = set()
     for name, checkpoint in models.items():
@@ -52,43 +49,21 @@ def unused_tensors(
             tensor for tensor, entry in checkpoint.tensors.items() if not used.reads(tensor, entry)
         ]
         if len(left) == len(checkpoint.tensors):
-            yield _unused(name, checkpoint, "no slice uses it", left, set())
+            yield _unused(name, checkpoint, "the output takes nothing of it", left, set())
             continue
-        called = _called(stage, name)
         for tensor in left:
-            here = called.get(tensor, tensor)
-            layer = _layer(here, towers)
+            layer = None
             if tensor in integers:
                 reason = "integers are not merged: another model's are copied"
             elif is_buffer(tensor, checkpoint.tensors[tensor].shape):
                 reason = "constants are not merged: another model's are copied"
-            elif layer is not None and here.endswith(placed):
-                reason = "only the first or the last layer of the output has it"
-            elif layer is not None:
-                reason = "layers that no slice takes"
-                layers[reason].add(layer)
-            elif tensor in same:
-                reason = f"its bytes are the embedding's, '{same[tensor]}'"
             else:
-                reason = _outside_reason(here, towers)
+                reason, layer = left_out(name, tensor)
+            if layer is not None:
+                layers[reason].add(layer)
             groups[reason].append(tensor)
         for reason, names in groups.items():
             yield _unused(name, checkpoint, reason, names, layers[reason])
-
-
-def _called(stage: Stage, name: str) -> dict[str, str]:
-    """The planner's names of a model's tensors by those under which they are stored."""
-    found: dict[str, str] = {}
-    for model in stage.models:
-        if model.name == name and isinstance(model, RenamedModel):
-            found |= {stored: new for new, stored in model.names.items()}
-    return found
-
-
-def _placed(towers: Sequence[TowerPlan]) -> set[str]:
-    """Suffixes of what belongs to the first or the last place, in any of the models."""
-    sources = (source for plan in towers for part in plan.slices for source in part.sources)
-    return {suffix for source in sources for suffix in (*source.tower.first, *source.tower.last)}
 
 
 class _Used:
@@ -118,43 +93,12 @@ class _Used:
         return before > 0 and ends[before - 1] > part.offset
 
 
-def _same_as_embedding(stage: Stage) -> dict[str, str]:
-    """Weights that are their model's embedding once more, and that one's name, as stored."""
-    found = {}
-    for model in stage.models:
-        tokens = model.tokens
-        embedding = model.stored(tokens.embedding) if tokens.embedding is not None else None
-        for name in tokens.twins if embedding is not None else ():
-            twin = model.stored(name)
-            if twin is not None and embedding is not None:
-                found[twin.name] = embedding.name
-    return found
-
-
 def _unused(
     model: str, checkpoint: Checkpoint, reason: str, names: list[str], layers: set[int]
 ) -> Unused:
     entries = [checkpoint.tensors[tensor] for tensor in names]
     nbytes = sum(entry.bytes.nbytes for entry in entries)
     return Unused(model, reason, _ranges(layers), tuple(names), nbytes)
-
-
-def _outside_reason(tensor: str, towers: Sequence[TowerPlan]) -> str:
-    if any(tensor in plan.tower.before for plan in towers):
-        return "weights before the layers come from the first slice"
-    if any(tensor in plan.tower.after for plan in towers):
-        return "weights after the layers come from the last slice"
-    return "the base or first model has no such tensor"
-
-
-def _layer(tensor: str, towers: Sequence[TowerPlan]) -> int | None:
-    for plan in towers:
-        prefix = plan.tower.prefix
-        if prefix and tensor.startswith(prefix):
-            number = tensor[len(prefix) :].partition(".")[0]
-            if number.isdigit():
-                return int(number)
-    return None
 
 
 def _ranges(layers: set[int]) -> tuple[tuple[int, int], ...]:

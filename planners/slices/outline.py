@@ -1,19 +1,13 @@
-"""The outline of a plan: which layers of which models make which layers of the output.
-
-The one place of the reports that knows of towers and slices; everything else sees plain records.
-"""
+"""The outline of a merge: which layers of which models make which layers of the output."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from mergeloom.planners.plan import Plan
+from mergeloom.planners.outline import Layers, Outline, OutlinePart, OutlineSlice, OutlineSource
 from mergeloom.planners.slices.slices import Slice
-from mergeloom.planners.slices.stage import Stage as PlannedStage
-from mergeloom.planners.slices.stage import TowerPlan
-from mergeloom.report.document import Layers
-from mergeloom.report.plan_records import OutlinePart, OutlineSlice, OutlineSource, Stage
+from mergeloom.planners.slices.stage import Stage, TowerPlan
 
 _LISTED = 3
 
@@ -22,15 +16,11 @@ Scales = Mapping[Layers, Mapping[str, Sequence[float]]]
 that its layer's number leaves."""
 
 
-def stages(plan: Plan) -> tuple[Stage, ...]:
-    """Every document of the configuration in order; the last one makes the output."""
-    return tuple(_stage(stage) for stage in plan.stages)
-
-
-def _stage(stage: PlannedStage) -> Stage:
+def outline(stage: Stage) -> Outline:
+    """What a planned document is made of."""
     document = stage.document
     dtype = document.out_dtype or document.dtype
-    return Stage(
+    return Outline(
         name=document.name,
         method=document.merge_method,
         dtype=dtype.name if dtype is not None else None,
@@ -39,7 +29,7 @@ def _stage(stage: PlannedStage) -> Stage:
     )
 
 
-def _part(plan: TowerPlan, stage: PlannedStage) -> OutlinePart:
+def _part(plan: TowerPlan, stage: Stage) -> OutlinePart:
     tower = plan.tower
     scales = _scales(stage, plan)
     return OutlinePart(
@@ -49,7 +39,7 @@ def _part(plan: TowerPlan, stage: PlannedStage) -> OutlinePart:
     )
 
 
-def _slice(part: Slice, stage: PlannedStage, plan: TowerPlan, scales: Scales) -> OutlineSlice:
+def _slice(part: Slice, stage: Stage, plan: TowerPlan, scales: Scales) -> OutlineSlice:
     layers = part.first, part.first + part.length
     how, detail = "merged", ""
     if plan.copied:
@@ -89,7 +79,7 @@ def _range(values: Sequence[float]) -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-def _scales(stage: PlannedStage, plan: TowerPlan) -> Scales:
+def _scales(stage: Stage, plan: TowerPlan) -> Scales:
     """The factors of everything that a stage copies; empty where it scales nothing."""
     blocks = stage.document.blocks()
     if stage.document.merge_method != "passthrough" or not any(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.models.contradictions import contradictions
 from mergeloom.planners.models.differences import differences
 from mergeloom.planners.models.layouts import clash
@@ -28,8 +29,9 @@ def check_stage(
     tensors: Sequence[OutputTensor],
     config: Mapping[str, Any],
     allow_different: bool,
-) -> Iterator[str]:
-    """Warnings about a planned document, its ``tensors`` and its output's ``config``.
+    findings: Findings,
+) -> None:
+    """Look at a planned document, its ``tensors`` and its output's ``config``.
 
     ``allow_different`` makes warnings of refusals for which that is a way out.
 
@@ -39,10 +41,10 @@ def check_stage(
     """
     models = _models(stage)
     found = list(differences(stage.donor.name, {model.name: model.config for model in models}))
-    yield from (difference.text for difference in found if not difference.cuts)
+    findings.notes(difference.text for difference in found if not difference.cuts)
     for model in models:
         if isinstance(model, StoredModel):
-            yield from contradictions(model, model.tokens.embedding)
+            findings.notes(contradictions(model, model.tokens.embedding))
     unlike = [difference.text for difference in found if difference.cuts]
     unlike += (clash for tower in stage.towers for clash in _clashes(tower))
     verdict = _accounted(stage, tensors, config)
@@ -51,8 +53,7 @@ def check_stage(
     unlike += verdict.unlike
     if unlike and not allow_different:
         raise CheckpointError(unlike[0], remedy=WAY_OUT)
-    yield from unlike
-    yield from verdict.warnings
+    findings.notes([*unlike, *verdict.warnings])
 
 
 def _models(stage: Stage) -> list[Model]:

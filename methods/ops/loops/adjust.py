@@ -1,0 +1,166 @@
+"""Numbers that belong to blocks of a matrix: subtracted from its elements, or factors of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mergeloom.methods.ops.loops.blocks import (
+    Address,
+    Array,
+    Loop,
+    blocks_at,
+    compiled,
+    floats,
+    ints,
+    load,
+)
+from mergeloom.methods.ops.loops.convert import widen_run
+from mergeloom.methods.ops.loops.packed import code_at, is_packed, values_of
+from mergeloom.methods.ops.loops.sizes import BLOCK, Kind
+
+_SUBTRACT, _MULTIPLY = 0, 1
+_BF16, _F16 = int(Kind.BF16), int(Kind.F16)
+_F32, _F64, _I64, _I32 = int(Kind.F32), int(Kind.F64), int(Kind.I64), int(Kind.I32)
+_I16, _U64, _U32, _U16 = int(Kind.I16), int(Kind.U64), int(Kind.U32), int(Kind.U16)
+
+
+@compiled
+def _size(kind: int) -> int:
+    """Bytes of an element that shares none."""
+    if kind in (_F64, _I64, _U64):
+        return 8
+    if kind in (_F32, _I32, _U32):
+        return 4
+    return 2 if kind in (_BF16, _F16, _I16, _U16) else 1
+
+
+@compiled
+def _fetch(record: Any, row: int, room: Address, work: Address) -> None:
+    """Write the numbers of the blocks that one row of blocks has, as float32.
+
+    ``room`` is for 8 bytes for each: the numbers, and work.
+    """
+    count, kind, place = record.across, record.kind, row * record.row_step
+    numbers, codes = floats(room, count), ints(room + 4 * count, count)
+    if is_packed(kind):
+        for j in range(count):
+            codes[j] = code_at(record.numbers, kind, place + j * record.step)
+        values_of(kind, codes, numbers)
+    else:
+        size = _size(kind)
+        if record.step == 1:
+            widen_run(record.numbers + size * place, kind, count, room, work)
+        else:
+            for j in range(count):
+                at = record.numbers + size * (place + j * record.step)
+                widen_run(at, kind, 1, room + 4 * j, work)
+    if record.table:
+        _nest(record, place, numbers)
+
+
+@compiled
+def _nest(record: Any, place: int, numbers: Array) -> None:
+    table = floats(record.table, 256)
+    for j in range(numbers.size):
+        own = place + j * record.step
+        value = table[np.int32(numbers[j])]
+        value *= floats(record.nested + 4 * (own // record.nested_size), 1)[0]
+        numbers[j] = value + np.float32(record.offset)
+
+
+@compiled
+def _apply(part: Array, word: int, number: float, zero: float, factor: float) -> None:
+    if word == _SUBTRACT:
+        for i in range(part.size):
+            part[i] = ((part[i] - zero) - number) * factor
+    elif word == _MULTIPLY:
+        for i in range(part.size):
+            part[i] = ((part[i] - zero) * number) * factor
+    else:
+        for i in range(part.size):
+            part[i] = ((part[i] - zero) / number) * factor
+
+
+@compiled
+def _apply_each(line: Array, word: int, numbers: Array, zero: float, factor: float) -> None:
+    """The same with a number for each element."""
+    if word == _SUBTRACT:
+        for i in range(line.size):
+            line[i] = ((line[i] - zero) - numbers[i]) * factor
+    elif word == _MULTIPLY:
+        for i in range(line.size):
+            line[i] = ((line[i] - zero) * numbers[i]) * factor
+    else:
+        for i in range(line.size):
+            line[i] = ((line[i] - zero) / numbers[i]) * factor
+
+
+@compiled
+def _spread(numbers: Array, groups: Array, each: Array) -> None:
+    """The number of each column; NaN where there is no such group."""
+    for i in range(each.size):
+        group = groups[i]
+        each[i] = numbers[group] if 0 <= group < numbers.size else np.float32(np.nan)
+
+
+@Loop
+def adjust(
+    source: Address,
+    size: int,
+    record: Address,
+    word: int,
+    zero: float,
+    factor: float,
+    out: Address,
+    rows: int,
+    row: int,
+    room: Address,
+    work: Address,
+) -> None:
+    """See `methods.ops.words.Ops.adjust`.
+
+    ``room`` is for 8 bytes for each block of a row and, if there are groups, 4 for each column.
+    """
+    blocks, before = blocks_at(record, 1)[0], -1
+    across, columns = blocks.across, blocks.columns
+    found, each = floats(room, across), floats(room + 8 * across, row)
+    lowered, scaled = np.float32(zero), np.float32(factor)
+    for number in range(rows):
+        place = blocks.first + number
+        wanted = place // blocks.height * blocks.down + place % blocks.height // blocks.rows
+        if wanted != before:
+            _fetch(blocks, wanted, room, work)
+            before = wanted
+        line = floats(out + 4 * number * row, row)
+        for start in range(0, row, BLOCK):
+            load(source, size, number * row + start, line[start : start + BLOCK])
+        if blocks.groups:
+            _spread(found, ints(blocks.groups, row), each)
+            _apply_each(line, word, each, lowered, scaled)
+        elif columns == 1:
+            _apply_each(line, word, found, lowered, scaled)
+        else:
+            for j in range(across):
+                part = line[j * columns : (j + 1) * columns]
+                _apply(part, word, found[j], lowered, scaled)
+
+
+@Loop
+def look_up(
+    source: Address,
+    size: int,
+    table: Address,
+    entries: int,
+    out: Address,
+    count: int,
+    work: Address,
+) -> None:
+    """See `methods.ops.words.Ops.look_up`."""
+    values, last = floats(table, entries), np.int32(entries - 1)
+    for start in range(0, count, BLOCK):
+        block = floats(out + 4 * start, min(BLOCK, count - start))
+        load(source, size, start, block)
+        for i in range(block.size):
+            block[i] = values[min(max(np.int32(block[i]), np.int32(0)), last)]

@@ -1,0 +1,124 @@
+"""Which planners there are: the built-in ones, registered ones, and those of other packages.
+
+A document is planned by the planner that one of its top-level keys names. A package offers
+planners by entry points of the group ``mergeloom.planners``, whose name is that key and whose value
+is a `Planner` class:
+
+    [project.entry-points."mergeloom.planners"]
+    my_key = "my_package.my_module:MyPlanner"
+
+A program of its own calls `register` before it plans. No module is imported before a document asks
+for its planner.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from mergeloom.engine.base.errors import ConfigError
+from mergeloom.planners.config.keys import CONFIGURATION
+from mergeloom.planners.config.yaml_values import Value
+from mergeloom.planners.planner import Planner
+
+GROUP = "mergeloom.planners"
+"""The entry-point group of planners in other packages."""
+
+MERGE = "merge_method"
+"""The key of ordinary merges; another planner's key beside it wins."""
+
+_BUILT_IN = {
+    MERGE: "mergeloom.planners.slices.planner:SlicesPlanner",
+}
+
+_registered: dict[str, Planner[Any]] = {}
+_loaded: dict[str, Planner[Any]] = {}
+
+P = TypeVar("P", bound="type[Planner[Any]]")
+
+
+def register(planner: P) -> P:
+    """Make a planner's class known under its key; usable as a decorator.
+
+    Raises:
+        ConfigError: it is no planner, or its key is taken.
+    """
+    instance = _instance(planner, "what was registered")
+    if instance.key in CONFIGURATION.keys or instance.key in keys():
+        raise ConfigError(f"the key '{instance.key}' has a meaning already: choose another one")
+    _registered[instance.key] = instance
+    return planner
+
+
+def unregister(key: str) -> None:
+    """Forget a planner that `register` made known."""
+    _registered.pop(key, None)
+
+
+def keys() -> tuple[str, ...]:
+    """The keys of all planners, sorted."""
+    return tuple(sorted({*_BUILT_IN, *_registered, *_offered()}))
+
+
+def planner_for(value: Value) -> Planner[Any]:
+    """The planner that the keys of a document ask for; where none does, that of merges.
+
+    Raises:
+        ConfigError: the document is no mapping, or the planner's package is broken.
+    """
+    found = value.mapping("a configuration").keys() - {MERGE}
+    key = next((key for key in _BUILT_IN if key in found), None)
+    if key is None and found - CONFIGURATION.keys - CONFIGURATION.ignored:
+        key = next((key for key in (*_registered, *_offered()) if key in found), None)
+    return get(key or MERGE)
+
+
+def get(key: str) -> Planner[Any]:
+    """The planner that is known under ``key``.
+
+    Raises:
+        ConfigError: there is none, or its package is broken.
+    """
+    if key in _registered:
+        return _registered[key]
+    if key not in _loaded:
+        _loaded[key] = _load(key)
+    return _loaded[key]
+
+
+def _load(key: str) -> Planner[Any]:
+    if key in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[key].partition(":")
+        return _instance(getattr(importlib.import_module(module), attribute), f"'{key}'")
+    offered = _offered().get(key)
+    if offered is None:
+        raise ConfigError(f"there is no planner for the key '{key}'")
+    try:
+        found = offered.load()
+    except Exception as error:
+        raise ConfigError(
+            f"the planner for '{key}' cannot be loaded from '{offered.value}': {error}"
+        ) from error
+    return _instance(found, f"entry point '{key}' ('{offered.value}')")
+
+
+def _offered() -> dict[str, EntryPoint]:
+    """Planners of other packages; asked for only where a key is not known otherwise."""
+    return {
+        point.name: point
+        for point in entry_points(group=GROUP)
+        if point.name not in _BUILT_IN and point.name not in CONFIGURATION.keys
+    }
+
+
+def _instance(planner: Any, what: str) -> Planner[Any]:
+    if not (isinstance(planner, type) and issubclass(planner, Planner)):
+        raise ConfigError(
+            f"{what} is no planner: "
+            "it must be a class that derives from mergeloom.planners.planner.Planner"
+        )
+    instance = planner()
+    if not isinstance(getattr(instance, "key", None), str):
+        raise ConfigError(f"{what} lacks the class attribute 'key'")
+    return instance

@@ -1,0 +1,79 @@
+"""Why a tensor of a model is in none of a merge's layers, nor around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from mergeloom.planners.models.alignment import RenamedModel
+from mergeloom.planners.recipe import Reason
+from mergeloom.planners.slices.stage import Stage, TowerPlan
+
+
+class LeftOut:
+    """The reasons of one planned document, by the names of model and tensor as stored."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._called: dict[str, Mapping[str, str]] = {}
+
+    def __call__(self, model: str, tensor: str) -> Reason:
+        if model not in self._called:
+            self._called[model] = _called(self._stage, model)
+        here = self._called[model].get(tensor, tensor)
+        layer = _layer(here, self._stage.towers)
+        if layer is not None and here.endswith(self._placed):
+            return "only the first or the last layer of the output has it", None
+        if layer is not None:
+            return "layers that no slice takes", layer
+        if tensor in self._same_as_embedding:
+            return f"its bytes are the embedding's, '{self._same_as_embedding[tensor]}'", None
+        return _outside_reason(here, self._stage.towers), None
+
+    @cached_property
+    def _placed(self) -> tuple[str, ...]:
+        """Suffixes of what belongs to the first or the last place, in any of the models."""
+        towers = self._stage.towers
+        sources = (source for plan in towers for part in plan.slices for source in part.sources)
+        found = {suffix for s in sources for suffix in (*s.tower.first, *s.tower.last)}
+        return tuple(found)
+
+    @cached_property
+    def _same_as_embedding(self) -> Mapping[str, str]:
+        """Weights that are their model's embedding once more, and that one's name, as stored."""
+        found = {}
+        for model in self._stage.models:
+            tokens = model.tokens
+            embedding = model.stored(tokens.embedding) if tokens.embedding is not None else None
+            for name in tokens.twins if embedding is not None else ():
+                twin = model.stored(name)
+                if twin is not None and embedding is not None:
+                    found[twin.name] = embedding.name
+        return found
+
+
+def _called(stage: Stage, name: str) -> dict[str, str]:
+    """The planner's names of a model's tensors by those under which they are stored."""
+    found: dict[str, str] = {}
+    for model in stage.models:
+        if model.name == name and isinstance(model, RenamedModel):
+            found |= {stored: new for new, stored in model.names.items()}
+    return found
+
+
+def _outside_reason(tensor: str, towers: Sequence[TowerPlan]) -> str:
+    if any(tensor in plan.tower.before for plan in towers):
+        return "weights before the layers come from the first slice"
+    if any(tensor in plan.tower.after for plan in towers):
+        return "weights after the layers come from the last slice"
+    return "the base or first model has no such tensor"
+
+
+def _layer(tensor: str, towers: Sequence[TowerPlan]) -> int | None:
+    for plan in towers:
+        prefix = plan.tower.prefix
+        if prefix and tensor.startswith(prefix):
+            number = tensor[len(prefix) :].partition(".")[0]
+            if number.isdigit():
+                return int(number)
+    return None

@@ -1,0 +1,131 @@
+"""The planner of merges: models, or slices of them, merged with each other layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import ClassVar
+
+from mergeloom.engine.base.errors import ConfigError
+from mergeloom.engine.output.side_files import SideFile
+from mergeloom.planners.config.config import MergeDocument
+from mergeloom.planners.config.document import read_document
+from mergeloom.planners.config.findings import Findings
+from mergeloom.planners.config.yaml_values import Value
+from mergeloom.planners.filters import warn_of_idle_filters
+from mergeloom.planners.models.model import PlannedModel
+from mergeloom.planners.models.token_weights import Head, declared_tied
+from mergeloom.planners.output.config_json import rewrite_config
+from mergeloom.planners.output.layers.rewrite import rewrite_layers
+from mergeloom.planners.output.layers.stack import Rewritten
+from mergeloom.planners.output.side_files import model_files
+from mergeloom.planners.planner import Planner, Planning
+from mergeloom.planners.recipe import Recipe
+from mergeloom.planners.slices.checks import check_stage
+from mergeloom.planners.slices.document import plan_stage
+from mergeloom.planners.slices.left_out import LeftOut
+from mergeloom.planners.slices.outline import outline
+from mergeloom.planners.slices.restacked import restacked
+from mergeloom.planners.slices.stage import Stage
+from mergeloom.planners.slices.tensor_plan import build_merge, output_dtype
+from mergeloom.planners.slices.vocabulary import Words
+from mergeloom.planners.tensors import Kernels, build_tensors
+from mergeloom.planners.vocabulary.summary import summarise
+
+ROWS_REMEDY = (
+    "'tokenizer: {source: union}' brings them together by their tokens, "
+    "--allow-truncated-embeddings keeps the common leading rows"
+)
+
+
+class SlicesPlanner(Planner[MergeDocument]):
+    """Merges models: ``models``, ``slices`` or ``modules``."""
+
+    key: ClassVar[str] = MergeDocument.planner
+
+    def read(self, value: Value, findings: Findings) -> MergeDocument | None:
+        return read_document(value, findings)
+
+    def plan(self, document: MergeDocument, planning: Planning) -> Recipe:
+        models, findings = planning.models, planning.findings
+        stage, vocabulary = plan_stage(document, planning)
+        kernels = Kernels(planning.options.seed, document.method_place)
+        tensors = build_tensors(
+            stage.tensor_plans(),
+            lambda plan: build_merge(plan, planning.builder, kernels, stage.rules.truncate),
+            lambda plan: output_dtype(plan, document),
+            findings,
+            ROWS_REMEDY,
+        )
+        words = Words(stage, vocabulary, models, planning.folder)
+        rewritten = _output_config(stage, findings)
+        config = words.config(rewritten.config)
+        check_stage(
+            stage, tensors, config, planning.options.allow_different_architectures, findings
+        )
+        used = [models.get(reference) for reference in document.references()]
+        warn_of_idle_filters(
+            document.blocks(), (name for model in used for name in model), findings
+        )
+        donor = models.donor_directory(stage.donor)
+
+        def files() -> tuple[SideFile, ...]:
+            return model_files(config, donor, words.files(), models.found, findings)
+
+        return Recipe(
+            output=PlannedModel(
+                document.name or "the output",
+                config,
+                {tensor.name: tensor for tensor in tensors},
+                donor,
+                cache(words.tokenizer),
+                words.own,
+            ),
+            outline=outline(stage),
+            plans=stage.tensor_plans,
+            files=files,
+            left_out=LeftOut(stage),
+            draws=stage.rules.method.draws,
+            tied=stage.tied if stage.head is not None or stage.tied else None,
+            config_changes=tuple(rewritten.notes),
+            vocabulary=None if vocabulary is None else summarise(vocabulary),
+        )
+
+
+def _output_config(stage: Stage, findings: Findings) -> Rewritten:
+    """The output's configuration; what may not be as meant is added to ``findings``.
+
+    Raises:
+        ConfigError: no configuration describes a model of these layers.
+    """
+    document = stage.document
+    rewritten = rewrite_layers(stage.donor.config, restacked(stage))
+    if rewritten.refusals:
+        raise ConfigError.of(rewritten.refusals).at(document.place)
+    findings.notes(rewritten.warnings)
+    vocabulary = None
+    if stage.rules.truncate and stage.embedding is not None:
+        part = stage.towers[0].slices[0]
+        rows = [
+            source.model.shape(stage.embedding)[0]
+            for source in part.sources
+            if stage.embedding in source.model
+        ]
+        if rows:
+            vocabulary = (stage.donor.shape(stage.embedding)[0], min(rows))
+    config = rewrite_config(
+        rewritten.config,
+        document.out_dtype or document.dtype,
+        _declared_tied(stage),
+        vocabulary,
+    )
+    return replace(rewritten, config=config)
+
+
+def _declared_tied(stage: Stage) -> bool | None:
+    """What the output's configuration must say of it; ``None`` where the donor's says it well."""
+    kind = stage.donor.tokens.kind
+    if stage.head is None or stage.tied or kind is Head.NONE:
+        return None
+    declared = declared_tied(stage.donor.config)
+    return False if kind is Head.TIED or declared is True else None

@@ -1,0 +1,230 @@
+"""How each tensor of an output comes about, whatever planner decided it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.base.errors import CheckpointError, Place
+from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
+from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.methods.declare import Method, ParameterError, TensorMerge
+from mergeloom.planners.config.findings import Findings
+from mergeloom.planners.config.parameters import Resolved
+from mergeloom.planners.models.model import Model, OutputTensor
+from mergeloom.planners.models.roles import is_buffer
+from mergeloom.planners.models.sameness import equal_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One input of one output tensor: ``tensor`` of ``model``, in layer ``layer`` there.
+
+    ``parameters`` are the per-model ones, with their provenance.
+    """
+
+    model: Model
+    tensor: str
+    layer: int | None
+    is_base: bool
+    parameters: Mapping[str, Resolved]
+
+    @property
+    def stored_name(self) -> str:
+        """The tensor's name where it is stored, which may be another than the planner calls it."""
+        stored = self.model.stored(self.tensor)
+        return stored.name if stored is not None else self.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """How one output tensor comes about, with every parameter and where it comes from.
+
+    ``same_as`` is the output's tensor that this one is once more, under another name.
+    ``method`` is ``None`` where the tensor is copied from its only contribution; ``passed_over``
+    are then the inputs that should be equal to it. ``missing`` are the models without it.
+    """
+
+    name: str
+    layer: int | None
+    method: Method | None
+    contributions: tuple[Contribution, ...]
+    settings: Mapping[str, Resolved]
+    copied_because: str | None = None
+    passed_over: tuple[Contribution, ...] = ()
+    missing: tuple[Model, ...] = ()
+    same_as: str | None = None
+
+
+class Mismatch(Exception):
+    """Inputs of one tensor whose shapes differ; collected, and reported together."""
+
+    def __init__(self, tensor: str, inputs: Sequence[Contribution]) -> None:
+        super().__init__(tensor)
+        self.tensor = tensor
+        self.inputs = inputs
+
+
+def constant(model: Model, tensor: str) -> str | None:
+    """Why a tensor is copied whatever the method: it is no weight."""
+    if not model.dtype(tensor).floating:
+        return "it holds integers"
+    if is_buffer(tensor, model.shape(tensor)):
+        return "it is a constant, not a weight"
+    return None
+
+
+def check_shapes(plan: TensorPlan) -> None:
+    """Check that all inputs of a tensor have one shape.
+
+    Raises:
+        Mismatch: they have not.
+    """
+    first, *others = (item.model.shape(item.tensor) for item in plan.contributions)
+    if any(shape != first for shape in others):
+        raise Mismatch(plan.name, plan.contributions)
+
+
+def tensor_merge(plan: TensorPlan, shape: tuple[int, ...], seed: int) -> TensorMerge:
+    """What the method of ``plan`` is asked."""
+    return TensorMerge(
+        tensor=plan.same_as or plan.name,
+        shape=shape,
+        models=tuple(values(item.parameters) for item in plan.contributions),
+        base=next((i for i, item in enumerate(plan.contributions) if item.is_base), None),
+        settings=values(plan.settings),
+        seed=seed,
+    )
+
+
+def values(resolved: Mapping[str, Resolved]) -> dict[str, Any]:
+    """Parameters without their provenance."""
+    return {name: item.value for name, item in resolved.items()}
+
+
+class Kernels:
+    """The kernels of one document: one for all tensors of a shape and of the same parameters, where
+    the method does not go by names. ``place`` is where a document names the method."""
+
+    def __init__(self, seed: int, place: Place) -> None:
+        self._seed = seed
+        self._place = place
+        self._made: dict[Hashable, tuple[Kernel, TensorPlan]] = {}
+        """By shape, position of the base and the identities of parameters, which the plans keep."""
+
+    def of(self, plan: TensorPlan, method: Method, shape: tuple[int, ...]) -> Kernel:
+        """The kernel of a tensor whose inputs have this shape.
+
+        Raises:
+            ConfigError: the parameters do not work together.
+        """
+        if method.by_name:
+            return self._make(plan, method, shape)
+        own = [(id(item.parameters), item.is_base) for item in plan.contributions]
+        key = (shape, id(plan.settings), *own)
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = self._make(plan, method, shape), plan
+        return found[0]
+
+    def _make(self, plan: TensorPlan, method: Method, shape: tuple[int, ...]) -> Kernel:
+        try:
+            return method.kernel(tensor_merge(plan, shape, self._seed))
+        except ParameterError as error:
+            raise self._place.error(f"tensor '{plan.name}': {error.cause}", error.remedy) from error
+
+
+def merge_inputs(
+    plan: TensorPlan, inputs: Sequence[Load | Merge], builder: GraphBuilder, kernels: Kernels
+) -> Merge:
+    """The merge of ``inputs``, one for each contribution, by the method of ``plan``; or the copy.
+
+    Raises:
+        ConfigError: the parameters do not work together.
+    """
+    if plan.method is None:
+        return builder.merge(inputs, Copy(), plan.name)
+    return builder.merge(inputs, kernels.of(plan, plan.method, inputs[0].shape), plan.name)
+
+
+def build_tensors(
+    plans: Iterable[TensorPlan],
+    merge: Callable[[TensorPlan], Merge],
+    dtype: Callable[[TensorPlan], DType],
+    findings: Findings,
+    rows_remedy: str = "",
+) -> list[OutputTensor]:
+    """The tensors that ``plans`` describe: what ``merge`` makes of each, written as ``dtype`` says.
+
+    Finds what models lack and what is copied though it differs between models. ``rows_remedy`` is
+    the way out where only rows of tables outside the layers differ.
+
+    Raises:
+        CheckpointError: shapes differ; it names all tensors concerned, shortened.
+    """
+    tensors = []
+    missing: dict[str, list[str]] = defaultdict(list)
+    mismatches: list[Mismatch] = []
+    for plan in plans:
+        try:
+            node = merge(plan)
+        except Mismatch as mismatch:
+            mismatches.append(mismatch)
+            continue
+        tensors.append(OutputTensor(plan.name, node, dtype(plan)))
+        for model in plan.missing:
+            missing[model.name].append(plan.name)
+        if not all(_equal(plan.contributions[0], other) for other in plan.passed_over):
+            donor = plan.contributions[0].model.name
+            findings.note(
+                f"'{plan.name}' is not merged, because {plan.copied_because}, and differs between "
+                f"models: copied from '{donor}'",
+                code="differs",
+            )
+    if mismatches:
+        raise _shapes_differ(mismatches, rows_remedy)
+    for model_name, names in missing.items():
+        those = "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+        listed = f"'{names[0]}'" + (" and others" if len(names) > 1 else "")
+        findings.note(
+            f"{those} missing in '{model_name}' and made without it: {listed}", code="missing"
+        )
+    return tensors
+
+
+def _equal(one: Contribution, other: Contribution) -> bool:
+    """Whether two copied tensors are equal; what an earlier stage makes counts as equal to that."""
+    first, second = (item.model.stored(item.tensor) for item in (one, other))
+    if first is None or second is None:
+        return first is second
+    return equal_bytes(first.entry, second.entry)
+
+
+def _shapes_differ(mismatches: Sequence[Mismatch], rows_remedy: str) -> CheckpointError:
+    """One error for all tensors whose shapes differ, with the ways out where there are some."""
+
+    def shapes(mismatch: Mismatch) -> str:
+        found = dict.fromkeys(
+            f"{'x'.join(map(str, item.model.shape(item.tensor))) or 'one number'} "
+            f"in '{item.model.name}'"
+            for item in mismatch.inputs
+        )
+        return f"'{mismatch.tensor}' ({', '.join(found)})"
+
+    def rows_only(mismatch: Mismatch) -> bool:
+        found = [item.model.shape(item.tensor) for item in mismatch.inputs]
+        return all(len(s) == 2 and s[1] == found[0][1] for s in found) and all(
+            item.layer is None for item in mismatch.inputs
+        )
+
+    shown = "; ".join(shapes(mismatch) for mismatch in mismatches[:4])
+    more = f"; and {len(mismatches) - 4} more" if len(mismatches) > 4 else ""
+    if rows_remedy and all(rows_only(mismatch) for mismatch in mismatches):
+        return CheckpointError(f"vocabularies differ: {shown}{more}", remedy=rows_remedy)
+    return CheckpointError(
+        f"shapes differ in {len(mismatches)} tensors: {shown}{more}: "
+        "only models of one architecture and size can be merged"
+    )
