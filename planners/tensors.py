@@ -21,16 +21,25 @@ from mergeloom.planners.models.sameness import equal_bytes
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One input of one output tensor: ``tensor`` of ``model``, in layer ``layer`` there.
+    """One input of one output tensor: ``tensor`` of ``model``.
 
-    ``parameters`` are the per-model ones, with their provenance.
+    ``prefix`` is what stands before a layer's number in names of its tower there, empty where it is
+    of none. ``parameters`` are the per-model ones, with their provenance.
     """
 
     model: Model
     tensor: str
-    layer: int | None
+    prefix: str
     is_base: bool
     parameters: Mapping[str, Resolved]
+
+    @property
+    def layer(self) -> int | None:
+        """The layer that it is of there."""
+        if not self.prefix or not self.tensor.startswith(self.prefix):
+            return None
+        number = self.tensor[len(self.prefix) :].partition(".")[0]
+        return int(number) if number.isdigit() else None
 
     @property
     def stored_name(self) -> str:

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 from mergeloom.engine.graph.graph import Graph
@@ -70,19 +71,32 @@ class _Used:
     """The runs of sources that the loads of a graph are made of."""
 
     def __init__(self, graph: Graph) -> None:
-        self._names = {load.name for load in graph.loads}
+        self._loads = graph.loads
+        self._whole = {id(load.bytes) for load in graph.loads}
+        """What is read as it is stored: all of it, mostly."""
+
+    @cached_property
+    def _names(self) -> set[str]:
+        return {load.name for load in self._loads}
+
+    @cached_property
+    def _runs(self) -> dict[int, tuple[list[int], list[int]]]:
+        """Where runs begin, and how far those before reach, by the source's `id`."""
         runs: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for load in graph.loads:
+        for load in self._loads:
             for part in load.bytes.ranges():
                 runs[id(part.source)].append((part.offset, part.offset + part.length))
-        self._runs: dict[int, tuple[list[int], list[int]]] = {}
+        result = {}
         for source, found in runs.items():
             found.sort()
             ends = list(accumulate((end for _, end in found), max))
-            self._runs[source] = [start for start, _ in found], ends
+            result[source] = [start for start, _ in found], ends
+        return result
 
     def reads(self, name: str, stored: StoredTensor) -> bool:
         """Whether any byte of a tensor is read; of an empty one, whether it has its ``name``."""
+        if id(stored.bytes) in self._whole:
+            return True
         if not stored.bytes.nbytes:
             return name in self._names
         return any(self._touches(part) for part in stored.bytes.ranges())

@@ -84,19 +84,18 @@ class Merge:
     kernel: Kernel
     name: str
     shape: Shape = field(init=False)
+    is_flat: bool = field(init=False)
+    """Whether no input is a merge."""
 
     def __post_init__(self) -> None:
-        inputs = [node.shape for node in self.gather.inputs]
+        nodes = self.gather.inputs
+        inputs = [node.shape for node in nodes]
+        object.__setattr__(self, "is_flat", not any(isinstance(n, Merge) for n in nodes))
         try:
             shape = self.kernel.output_shape(inputs, [load.shape for load in self.gather.side])
         except ValueError as error:
             raise GraphError(f"{self.name!r}: {error}") from error
         object.__setattr__(self, "shape", shape)
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether no input is a merge."""
-        return not any(isinstance(node, Merge) for node in self.gather.inputs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,7 +163,9 @@ class Graph:
                 source, or has other bytes than its shape asks for.
         """
         loads, merges = _reachable(self.writes)
-        if set(loads) != set(self.loads) or set(merges) != set(self.merges):
+        if (loads, merges) != (self.loads, self.merges) and (
+            set(loads) != set(self.loads) or set(merges) != set(self.merges)
+        ):
             raise GraphError("a task is not used by any write, or is not listed")
         for load in self.loads:
             _verify_load(load)
@@ -201,21 +202,30 @@ class Graph:
                 found = identities[id(source)] = source.identity
             return found
 
+        lines: list[str] = []
         for load in self.loads:
             numbers[load] = len(numbers)
             stored = load.bytes.describe(identity)
-            digest.update(f"L{stored}|{load.dtype}|{load.shape}\n".encode())
+            lines.append(f"L{stored}|{load.dtype.name}|{load.shape}\n")
+        kernels: dict[int, str] = {}  # tensors share kernels
         for merge in self.merges:
-            inputs = ",".join(str(numbers[node]) for node in merge.gather.inputs)
-            side = "".join(f";{numbers[node]}" for node in merge.gather.side)
+            inputs = ",".join([str(numbers[node]) for node in merge.gather.inputs])
+            side = "".join([f";{numbers[node]}" for node in merge.gather.side])
             numbers[merge] = len(numbers)
-            digest.update(f"M{inputs}{side}|{merge.kernel!r}|{merge.kernel.version}\n".encode())
+            kernel = kernels.get(id(merge.kernel))
+            if kernel is None:
+                kernel = f"{merge.kernel!r}|{merge.kernel.version}"
+                kernels[id(merge.kernel)] = kernel
+            lines.append(f"M{inputs}{side}|{kernel}\n")
+        digest.update("".join(lines).encode())
         for file in self.files:
             digest.update(f"F{file.name}|{file.size}\n".encode())
             digest.update(file.header)
-        for write in self.writes:
-            slot = f"W{numbers[write.merge]}|{write.file.name}|{write.offset}|{write.dtype}\n"
-            digest.update(slot.encode())
+        slots = [
+            f"W{numbers[write.merge]}|{write.file.name}|{write.offset}|{write.dtype.name}\n"
+            for write in self.writes
+        ]
+        digest.update("".join(slots).encode())
         return digest.hexdigest()
 
     def to_networkx(self) -> networkx.DiGraph[Load | Gather | Merge | Write]:
@@ -330,7 +340,7 @@ def _reachable(writes: Iterable[Write]) -> tuple[tuple[Load, ...], tuple[Merge, 
     for write in writes:
         if write.merge in merges:
             continue
-        for merge in tree(write.merge):
+        for merge in (write.merge,) if write.merge.is_flat else tree(write.merge):
             merges[merge] = None
             for node in (*merge.gather.inputs, *merge.gather.side):
                 if isinstance(node, Load):
@@ -339,11 +349,12 @@ def _reachable(writes: Iterable[Write]) -> tuple[tuple[Load, ...], tuple[Merge, 
 
 
 def _verify_load(load: Load) -> None:
-    for part in load.bytes.ranges():
+    stored = load.bytes
+    for part in (stored,) if isinstance(stored, Range) else stored.ranges():
         if part.offset < 0 or part.offset + part.length > part.source.size:
             raise GraphError(f"{load.name!r} lies outside {part.source.name!r}")
-    if load.bytes.nbytes != load.nbytes:
-        raise GraphError(f"{load.name!r} has {load.bytes.nbytes} bytes, not {load.nbytes}")
+    if stored.nbytes != load.nbytes:
+        raise GraphError(f"{load.name!r} has {stored.nbytes} bytes, not {load.nbytes}")
     if load.shape and load.shape[-1] % load.dtype.block:
         raise GraphError(f"rows of {load.name!r} are no whole blocks")
 

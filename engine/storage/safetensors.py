@@ -54,9 +54,10 @@ _TENSOR = _tokens(
     *(rb'"dtype"', rb":", rb'"(\w+)"', rb","),
     *(rb'"shape"', rb":", rb"\[([\d, ]{0,700})\]", rb","),
     *(rb'"data_offsets"', rb":", rb"\[", b"(%s)" % _NUMBER, rb",", b"(%s)" % _NUMBER, rb"\]"),
-    rb"\}",
+    *(rb"\}", rb"([,}])"),
 )
-"""A tensor as every known writer puts it; what looks otherwise is read the long way."""
+"""A tensor as every known writer puts it, and what follows; what looks otherwise is read the long
+way."""
 
 
 class Entry(NamedTuple):
@@ -195,7 +196,7 @@ class _Scanner:
             else:
                 try:
                     if usual is not None:
-                        entry, position = self._usual(usual), usual.end()
+                        entry = self._usual(usual)
                     else:
                         entry, position = self._unusual(value)
                 except _Malformed as error:
@@ -205,10 +206,10 @@ class _Scanner:
                 last = entry.stop
                 if len(entries) > MAX_TENSORS:
                     raise ValueError(f"it has more than {MAX_TENSORS} tensors")
-            following = _NEXT.match(self._content, position)
+            following = usual or _NEXT.match(self._content, position)
             if following is None:
                 raise ValueError(f"a comma or its end is expected at byte {position}")
-            position, more = following.end(), following[1] == b","
+            position, more = following.end(), following[following.lastindex or 1] == b","
         if position != len(self._content):
             raise ValueError(f"something follows its end, at byte {position}")
         if not in_order:
@@ -223,7 +224,7 @@ class _Scanner:
         return _text(match[1]), match.end()
 
     def _usual(self, match: re.Match[bytes]) -> Entry:
-        _, code, sizes, start, stop = match.groups()
+        _, code, sizes, start, stop, _ = match.groups()
         layout = self._layouts.get((code, sizes))
         if layout is None:
             layout = _layout(code.decode(), json.loads(b"[%s]" % sizes))

@@ -101,10 +101,11 @@ class Resolution:
         entries = [e for p in parameters for block in blocks for e in block.get(p.name, ())]
         self._filters = tuple(dict.fromkeys(e.filter for e in entries if e.filter is not None))
         self._graded = any(isinstance(entry.value, tuple) for entry in entries)
-        self._found: dict[Hashable, dict[str, Resolved]] = {}
+        self._found: dict[Hashable, tuple[Mapping[str, Resolved], Parameter | None]] = {}
 
-    def of(self, tensor: str, t: float) -> Mapping[str, Resolved]:
-        """Every parameter that has a value or a default for ``tensor`` at place ``t`` of its slice.
+    def of(self, tensor: str, t: float) -> tuple[Mapping[str, Resolved], Parameter | None]:
+        """Every parameter that has a value or a default for ``tensor`` at place ``t`` of its slice;
+        and the first that has none, if any.
 
         Raises:
             ConfigError: a value is not one that its parameter takes.
@@ -113,21 +114,16 @@ class Resolution:
         key = admitted, t if self._graded else None
         found = self._found.get(key)
         if found is None:
-            found = {}
+            values = {}
             for parameter in self._parameters:
                 value = resolve(parameter, self._levels, tensor, t)
                 if value is None and parameter.default is not REQUIRED:
                     value = Resolved(parameter.default, "default", None, None)
                 if value is not None:
-                    found[parameter.name] = value
-            self._found[key] = found
+                    values[parameter.name] = value
+            lacking = next((p for p in self._parameters if p.name not in values), None)
+            found = self._found[key] = values, lacking
         return found
-
-    def lacking(self, values: Mapping[str, Resolved]) -> Parameter | None:
-        """The first parameter that has no value among those found."""
-        if len(values) == len(self._parameters):
-            return None
-        return next(p for p in self._parameters if p.name not in values)
 
 
 def at_gradient(values: Sequence[float], t: float) -> float:

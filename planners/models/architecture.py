@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from mergeloom.planners.models.roles import Shape, acts_after, output_head, token_embedding
 
@@ -42,8 +42,7 @@ _BEYOND_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers")
 """Keys that count layers numbered on after the last, which predict further tokens."""
 
 
-@dataclass(frozen=True, slots=True)
-class LayerName:
+class LayerName(NamedTuple):
     """A tensor of a layer: ``prefix + str(layer) + suffix``."""
 
     prefix: str
@@ -242,14 +241,17 @@ def _by_place(stack: Stack) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...
 _PART = re.compile(r"(conv|merger|proj|adapter|resampler)[^.]*(\.layers?)?\.$")
 """Numbered networks between towers, or in front of one, which are parts of them and no stacks."""
 
-_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
-
 
 def _split(name: str) -> LayerName | None:
-    match = _NUMBER.search(name)
-    if match is None or len(match[0]) > 6:
-        return None
-    return LayerName(name[: match.start()], int(match[0]), name[match.end() :])
+    """A name at the first of its parts that is a number."""
+    start = 0
+    for part in name.split("."):
+        if part.isdecimal():
+            if len(part) > 6:
+                return None
+            return LayerName(name[:start], int(part), name[start + len(part) :])
+        start += len(part) + 1
+    return None
 
 
 def _in_stack(parts: LayerName | None, stacks: Mapping[str, Stack]) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.safetensors import read_header
 from mergeloom.engine.storage.source import Source
@@ -53,7 +54,9 @@ def _read_safetensors(source: Source) -> WeightFile:
     return WeightFile(
         source,
         {
-            name: StoredTensor.at(source, entry.start, entry.dtype, entry.shape)
+            name: StoredTensor(
+                Range(source, entry.start, entry.stop - entry.start), entry.dtype, entry.shape
+            )
             for name, entry in header.entries.items()
         },
     )

@@ -158,6 +158,8 @@ _BUFFER = re.compile(
     r"(^|\.)(\w*inv_freq|masked_bias|\w*position_ids|causal_mask|freqs_cis|(cos|sin)_cached"
     r"|(attn|attention|self)\.(bias|mask))$"
 )
+_BUFFERS_END = ("inv_freq", "bias", "mask", "position_ids", "freqs_cis", "_cached")
+"""What their names end in: most names are told from it by that."""
 
 
 def is_buffer(name: str, shape: Shape) -> bool:
@@ -166,6 +168,8 @@ def is_buffer(name: str, shape: Shape) -> bool:
     Frequencies of rotary positions, masks, numbers of positions; a bias of an attention only where
     it has the dimensions of a mask.
     """
+    if not name.endswith(_BUFFERS_END):
+        return False
     found = _BUFFER.search(name)
     return found is not None and (not found[0].endswith("bias") or len(shape) != 1)
 

@@ -85,16 +85,13 @@ def plan_tensor(
         return copy_tensor(wanted, inputs, "only one model has it")
     contributions = []
     for position, name in inputs:
-        resolution = parameters.sources[position]
-        resolved = resolution.of(name, wanted.t)
-        lacking = resolution.lacking(resolved)
+        resolved, lacking = parameters.sources[position].of(name, wanted.t)
         if lacking is not None and position != part.base:
             layers = part.sources[position]
             place = layers.source.place if layers.source is not None else part.entry.place
             raise required(lacking, layers.model.name, name, place)
         contributions.append(_contribution(part, position, name, resolved))
-    settings = parameters.settings.of(wanted.name, wanted.t)
-    lacking = parameters.settings.lacking(settings)
+    settings, lacking = parameters.settings.of(wanted.name, wanted.t)
     if lacking is not None:
         raise required(lacking, None, wanted.name, part.entry.place)
     return TensorPlan(
@@ -162,11 +159,7 @@ def _contribution(
     part: Slice, position: int, name: str, parameters: Mapping[str, Resolved]
 ) -> Contribution:
     source = part.sources[position]
-    layer = None
-    if name.startswith(source.tower.prefix) and source.tower.prefix:
-        number = name[len(source.tower.prefix) :].partition(".")[0]
-        layer = int(number) if number.isdigit() else None
-    return Contribution(source.model, name, layer, position == part.base, parameters)
+    return Contribution(source.model, name, source.tower.prefix, position == part.base, parameters)
 
 
 def _donor(inputs: Sequence[tuple[int, str]], part: Slice) -> int:

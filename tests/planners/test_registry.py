@@ -63,7 +63,7 @@ class PickPlanner(Planner[PickDocument]):
         def plans() -> Iterator[TensorPlan]:
             for name in names:
                 yield TensorPlan(
-                    name, None, None, (Contribution(model, name, None, False, {}),), {}, "picked"
+                    name, None, None, (Contribution(model, name, "", False, {}),), {}, "picked"
                 )
 
         tensors = {}
