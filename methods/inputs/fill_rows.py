@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
-from mergeloom.engine.graph.kernel import GrainSum, GrainView, Kernel, Statistic
+from mergeloom.engine.graph.kernel import Array, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeloom.methods.ops.words import Numbers, elements_of, here
 
 Shape = tuple[int, ...]
 
@@ -32,7 +30,9 @@ class FillRows(Kernel):
 
     padding: int = 0
     access = Access.ROWWISE
-    cost = 1.0
+    version = 2
+    uses = (Use("mean_rows"),)
+    double = True
 
     def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:
         shape = super().output_shape(inputs, ())
@@ -48,82 +48,69 @@ class FillRows(Kernel):
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
         return (MeanRow(self.padding),) if self.padding else ()
 
-    def workspace_bytes(self, grains: Grains) -> int:
-        """Rows of several inputs in float64: the sum, and one that is added to it."""
-        return 24 * grains.size
-
     def apply(
-        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
-        rows = fill(grain, out)
+        rows = _fill(grain, out)
         if self.padding:
-            rows[_before_padding(grain, rows, self.padding) :] = statistics[0].to(out.device)
+            grain.ops.repeat(grain.ops.there(statistics[0]), rows.without(self.padding), out)
 
 
 @dataclass(frozen=True)
-class MeanRow(GrainSum["Tensor"]):
-    """The mean of all rows but the last ``padding``: (elements of a row), in float64."""
+class MeanRow(GrainSum[Any]):
+    """The mean of all rows but the last ``padding``: float32 (elements of a row), of numpy."""
 
     padding: int
     scratch = 1
+    uses = (Use("mean_rows"), Use("column_sums"))
 
     def accumulator_bytes(self, grains: Grains) -> int:
-        return (2 * grains.count.bit_length() + 2) * grains.row * 8
-
-    def workspace_bytes(self, grains: Grains) -> int:
-        return 24 * grains.size
+        return (2 * grains.count.bit_length() + 3) * grains.row * 8
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
-        import torch
-
-        rows = fill(grain, grain.take())
-        end = _before_padding(grain, rows, self.padding)
-        into.add(grain.index, _Rows(rows[:end].sum(0, dtype=torch.float64), end))
+        filled = grain.take()
+        rows = _fill(grain, filled)
+        count = rows.without(self.padding)
+        into.add(grain.index, _Sum(grain.ops.column_sums(filled, count, rows.width), count))
 
     def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> Any:
-        return (total.total.sums / total.total.count).float()
+        return (here(total.total.sums) / total.total.count).astype("float32")
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """The sums (elements of a row) of ``count`` rows."""
+class _Sum:
+    """The sums (elements of a row) of ``count`` rows: float64."""
 
-    sums: Tensor
+    sums: Numbers
     count: int
 
-    def __add__(self, other: _Rows) -> _Rows:
-        return _Rows(self.sums + other.sums, self.count + other.count)
+    def __add__(self, other: _Sum) -> _Sum:
+        return _Sum(self.sums + other.sums, self.count + other.count)
 
-    def cpu(self) -> _Rows:
-        return _Rows(self.sums.cpu(), self.count)
-
-
-def fill(grain: GrainView, out: Tensor) -> Tensor:
-    """Write the rows that the table describes to ``out``; returns it as (rows, row)."""
-    import torch
-
-    table = grain.side[0]
-    width = math.prod(grain.whole) // table.shape[0]
-    filled = out.view(-1, width)
-    first = grain.start // width
-    chosen = table[first : first + len(filled)].bool()
-    count = chosen.sum(1)
-    if bool((count == 1).all()) and bool((chosen == chosen[0]).all()):
-        return filled.copy_(grain.inputs[int(chosen[0].nonzero())].reshape(filled.shape))
-    filled.zero_()
-    several = (count > 1).nonzero().view(-1)
-    total = torch.zeros(len(several), width, dtype=torch.float64, device=out.device)
-    for number in range(table.shape[1]):
-        rows = grain.inputs[number].reshape(filled.shape)
-        alone = (chosen[:, number] & (count == 1)).nonzero().view(-1)
-        filled.index_copy_(0, alone, rows.index_select(0, alone))
-        added = chosen[several, number].nonzero().view(-1)
-        total.index_add_(0, added, rows.index_select(0, several[added]).double())
-    filled.index_copy_(0, several, (total / count[several].unsqueeze(1)).float())
-    return filled
+    def cpu(self) -> _Sum:
+        return _Sum(here(self.sums), self.count)
 
 
-def _before_padding(grain: GrainView, rows: Tensor, padding: int) -> int:
-    """How many of a grain's rows come before the padding."""
-    first = grain.start // rows.shape[1]
-    return max(0, min(len(rows), len(grain.side[0]) - padding - first))
+@dataclass(frozen=True, slots=True)
+class _GrainRows:
+    """The rows of a grain: ``total`` are in the whole tensor, of which the grain has ``count``
+    from row ``first`` on, of ``width`` elements each."""
+
+    total: int
+    first: int
+    count: int
+    width: int
+
+    def without(self, padding: int) -> int:
+        """How many of them come before the padding."""
+        return max(0, min(self.count, self.total - padding - self.first))
+
+
+def _fill(grain: GrainView, out: Array) -> _GrainRows:
+    """Write the rows that the table beside the inputs describes."""
+    inputs, (table,) = list(grain.inputs), grain.side
+    total = elements_of(table) // len(inputs)
+    width = math.prod(grain.whole) // total
+    rows = _GrainRows(total, grain.start // width, grain.count // width, width)
+    grain.ops.mean_rows(inputs, table, width, rows.first, out)
+    return rows

@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mergeloom.engine.base.grains import Access, Grains
-from mergeloom.engine.graph.kernel import GrainView, Kernel
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeloom.engine.base.grains import Access
+from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Use
+from mergeloom.methods.ops.words import Factors, Vector
 
 Shape = tuple[int, ...]
 
@@ -34,6 +32,7 @@ class LowRank(Kernel):
     rank: int
     lengths: bool = False
     access = Access.ROWWISE
+    version = 2
 
     def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:
         (weight,) = inputs
@@ -49,34 +48,28 @@ class LowRank(Kernel):
         return weight
 
     @property
-    def cost(self) -> float:
-        return 0.3 + 0.03 * self.rank
+    def uses(self) -> tuple[Use, ...]:
+        added = Use("add_product", self.rank)
+        return (added, *map(Use, ("row_dots", "numbers", "combine") if self.lengths else ()))
 
-    def workspace_bytes(self, grains: Grains) -> int:
-        """Both matrices as float32, and the product, where its rows are not those of the grain."""
-        rows = grains.size // grains.row
-        matrices = self.rank * (grains.total // max(rows, 1) + grains.row + rows)
-        return 4 * (matrices + grains.size) + 24 * rows
+    @property
+    def scratch(self) -> int:
+        """The sum, where it is still to be scaled."""
+        return int(self.lengths)
+
+    @property
+    def double(self) -> bool:
+        return self.lengths
 
     def apply(
-        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
-        import torch
-
-        down = grain.side[0].reshape(self.rank, -1).float()
-        up = grain.side[1].reshape(-1, self.rank)
-        width = down.shape[1]
-        first, last = grain.start // width, -(-(grain.start + out.numel()) // width)
-        weight, rows = grain.inputs[0], up[first:last].float()
-        if out.numel() == (last - first) * width:
-            torch.addmm(
-                *(weight.view(-1, width), rows, down), alpha=self.scale, out=out.view(-1, width)
-            )
-            if self.lengths:
-                lengths = grain.side[2].reshape(-1)[first:last].double()
-                lengths /= torch.linalg.vector_norm(out.view(-1, width), dim=1, dtype=torch.float64)
-                out.view(-1, width).mul_(lengths.float().unsqueeze(1))
-            return
-        inside = grain.start - first * width
-        change = (rows @ down).view(-1)[inside : inside + out.numel()]
-        torch.add(weight, change.view(out.shape), alpha=self.scale, out=out)
+        ops, into = grain.ops, grain.take() if self.lengths else out
+        down, up, *lengths = grain.side
+        ops.add_product(grain.inputs[0], down, up, self.rank, grain.start, self.scale, into)
+        if lengths:
+            rows, row = grain.shape
+            found = ops.maths.sqrt(ops.row_dots([Vector(into)], row)[0][0])
+            found = ops.maths.where(found > 0, found, math.nan)  # no row has a direction then
+            factors = ops.numbers(lengths[0], grain.start // row, rows) / found
+            ops.combine([Vector(into, factors=Factors(ops.single(factors)))], [1.0], out)

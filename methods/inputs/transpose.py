@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergeloom.engine.base.grains import Access
-from mergeloom.engine.graph.kernel import GrainView, Kernel
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Use
 
 Shape = tuple[int, ...]
 
@@ -26,8 +23,7 @@ class Transpose(Kernel):
     access = Access.MATRIXWISE
     aligned = False
     integers = True
-    cost = 1.0
-    double = False
+    uses = (Use("transpose"),)
 
     def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:
         (shape,) = inputs
@@ -36,7 +32,7 @@ class Transpose(Kernel):
         return (*shape[:-2], shape[-1], shape[-2])
 
     def apply(
-        self, grain: GrainView, out: Tensor, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
-        matrices = grain.inputs[0].transpose(-2, -1)
-        out.view(matrices.shape).copy_(matrices)
+        rows, columns = grain.shape[-2:]
+        grain.ops.transpose(grain.inputs[0], (rows, columns), out)

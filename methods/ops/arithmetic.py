@@ -17,33 +17,17 @@ from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Ops, Use
 from mergeloom.engine.hardware.machine_code import Library, NativeError
-from mergeloom.methods.ops.loops.sizes import Kind, marks_bytes, work_bytes
+from mergeloom.methods.ops.loops.sizes import Kind, marks_bytes, product_bytes, work_bytes
 
 VARIABLE = "MERGELOOM_ARITHMETIC"
 """Environment variable that says which arithmetic the CPU uses: ``compiled`` or ``torch``."""
 
 WORDS = frozenset(
     {
-        *(
-            "adjust",
-            "choose",
-            "choose_by_rank",
-            "column_dots",
-            "combine",
-            "count_equal",
-            "count_high",
-        ),
-        *(
-            "count_low",
-            "disjoint",
-            "divergences",
-            "dots",
-            "end_of_equal",
-            "look_up",
-            "magnitudes",
-            "mark",
-        ),
-        *("row_dots", "shared", "step", "store", "variance", "widen"),
+        *("add_product", "adjust", "choose", "choose_by_rank", "column_dots", "column_sums"),
+        *("combine", "count_equal", "count_high", "count_low", "disjoint", "divergences", "dots"),
+        *("end_of_equal", "look_up", "magnitudes", "mark", "mean_rows", "row_dots", "shared"),
+        *("step", "store", "transpose", "variance", "widen"),
     }
 )
 """All that machine code can be built of."""
@@ -53,7 +37,10 @@ _ROUNDED = frozenset({"BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2"})
 
 _ALWAYS = frozenset({"store", "widen"})
 _COUNTING = frozenset(
-    {"choose_by_rank", "column_dots", "count_high", "count_low", "divergences", "row_dots"}
+    {
+        *("choose_by_rank", "column_dots", "column_sums", "count_high", "count_low"),
+        *("divergences", "numbers", "row_dots"),
+    }
 )
 """Words that import numpy."""
 
@@ -61,6 +48,7 @@ _CODEC_BYTES = 8 * MIB
 """What the library takes that decodes blocks."""
 
 _COMPILED_COST = {
+    "add_product": 0.06,
     "adjust": 0.5,
     "choose": 0.6,
     "choose_by_rank": 2.8,
@@ -75,11 +63,14 @@ _COMPILED_COST = {
     "look_up": 0.8,
     "draw": 0.2,
     "magnitudes": 0.3,
+    "mean_rows": 0.5,
     "row_dots": 0.4,
     "shared": 0.3,
+    "transpose": 1.0,
     "variance": 0.4,
 }
 _TORCH_COST = {
+    "add_product": 0.03,
     "adjust": 0.7,
     "choose": 1.5,
     "choose_by_rank": 30.0,
@@ -94,8 +85,10 @@ _TORCH_COST = {
     "look_up": 2.0,
     "draw": 2.0,
     "magnitudes": 1.0,
+    "mean_rows": 1.5,
     "row_dots": 1.0,
     "shared": 2.0,
+    "transpose": 1.0,
     "variance": 1.5,
 }
 """Nanoseconds for one element of one vector on one core of 2024, measured roughly."""
@@ -130,6 +123,8 @@ class CompiledArithmetic(Arithmetic):
             own += _pages(marks_bytes(grains.size))
         if use.word == "row_dots":
             own += 8 * rows * (3 * use.vectors**2 + 16)
+        if use.word == "add_product":
+            own = max(own, product_bytes(use.vectors))
         if use.word == "divergences":
             own += 8 * rows * 12
         if use == DECODING:
@@ -193,6 +188,7 @@ class TorchArithmetic(Arithmetic):
     def workspace_bytes(self, use: Use, grains: Grains) -> int:
         count = use.vectors
         arrays = {
+            "add_product": 5,
             "choose": 4,
             "choose_by_rank": 24,
             "column_dots": 2 * count + 8,
@@ -203,6 +199,7 @@ class TorchArithmetic(Arithmetic):
             "dots": 3 * count + 4,
             "draw": 4,
             "magnitudes": 6,
+            "mean_rows": 8,
             "row_dots": 2 * count + 8,
             "shared": 3 * count + 4,
             "variance": count + 4,

@@ -20,7 +20,7 @@ from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.run.codecs import decode
 from mergeloom.methods.ops.draws import HASH, WORD, words
 from mergeloom.methods.ops.loops.record import BLOCKS, VECTOR
-from mergeloom.methods.ops.loops.sizes import Kind, marks_bytes, work_bytes
+from mergeloom.methods.ops.loops.sizes import Kind, marks_bytes, product_bytes, work_bytes
 from mergeloom.methods.ops.maths import ArrayMaths
 from mergeloom.methods.ops.words import (
     CANCELLED,
@@ -127,6 +127,14 @@ class CompiledOps(Arena):
     def there(self, numbers: Any) -> Any:
         return numbers
 
+    def numbers(self, array: Elements, start: int, count: int) -> Any:
+        import numpy as np
+
+        found = np.empty(count, np.float32)
+        address = array.address + array.dtype.nbytes(start)
+        self._call("widen", address, Kind[array.dtype.code], count, found.ctypes.data)
+        return found.astype(np.float64)
+
     # --- measuring ------------------------------------------------------------------------
 
     def dots(self, vectors: Sequence[Vector]) -> Sums:
@@ -196,6 +204,13 @@ class CompiledOps(Arena):
         found = np.empty((len(pairs(count)), columns))
         described = self._vectors(vectors)
         self._call("column_dots", described, count, size, columns, first, found.ctypes.data)
+        return found
+
+    def column_sums(self, array: Elements, rows: int, columns: int) -> Any:
+        import numpy as np
+
+        found = np.empty(columns)
+        self._call("column_sums", array.address, rows, columns, found.ctypes.data)
         return found
 
     def divergences(self, base: Elements, other: Elements, row: int) -> Any:
@@ -307,17 +322,52 @@ class CompiledOps(Arena):
         place = _place(codes)
         self._call("look_up", *place, table.address, table.count, out.address, out.count)
 
+    def add_product(
+        self,
+        weight: Elements,
+        down: Elements,
+        up: Elements,
+        rank: int,
+        first: int,
+        scale: float,
+        out: Elements,
+    ) -> None:
+        factors = down.address, Kind[down.dtype.code], up.address, Kind[up.dtype.code]
+        place = first, scale, out.address, out.count
+        width = down.count // rank
+        work = product_bytes(rank)
+        self._call("add_product", *_place(weight), *factors, rank, width, *place, work=work)
+
+    def mean_rows(
+        self, arrays: Sequence[Elements], table: Elements, row: int, first: int, out: Elements
+    ) -> None:
+        described = self._vectors([Vector(array) for array in arrays])
+        rows = out.count // row, row
+        chosen = table.address + first * len(arrays)
+        self._call(
+            *("mean_rows", ctypes.addressof(described), len(arrays), chosen, *rows, out.address)
+        )
+
+    def repeat(self, numbers: Any, first: int, out: Elements) -> None:
+        for place in range(first * numbers.nbytes, 4 * out.count, numbers.nbytes):
+            ctypes.memmove(out.address + place, numbers.ctypes.data, numbers.nbytes)
+
+    def transpose(self, array: Elements, matrix: tuple[int, int], out: Elements) -> None:
+        count = array.count // (matrix[0] * matrix[1])
+        self._call("transpose", *_place(array), count, *matrix, out.address)
+
     # --- calls ----------------------------------------------------------------------------
 
-    def _call(self, name: str, *arguments: Any, row: int = 0) -> Any:
-        """Call machine code with numbers and addresses, and with memory to work in."""
+    def _call(self, name: str, *arguments: Any, row: int = 0, work: int = 0) -> Any:
+        """Call machine code with numbers and addresses, and with memory to work in: ``work``
+        bytes, or as much as is usual."""
         first, vectors = arguments[0], 1
         if isinstance(first, ctypes.Array):
             vectors = len(first)
             arguments = ctypes.addressof(first), *arguments[1:]
         top = self.top()
-        work = self.take_bytes(work_bytes(vectors, row))
-        result = self._functions[name](*arguments, work)
+        room = self.take_bytes(work or work_bytes(vectors, row))
+        result = self._functions[name](*arguments, room)
         self.release(top)
         return result
 

@@ -6,7 +6,7 @@ What a word needs for a moment is allocated by torch (`methods.ops.arithmetic` s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -60,6 +60,9 @@ class TorchOps(TorchArrays):
         """
         device = self._memory.device
         return torch.from_numpy(numbers).to(device, non_blocking=device.type != "mps")
+
+    def numbers(self, array: Tensor, start: int, count: int) -> Tensor:
+        return array.reshape(-1)[start : start + count].float().double()
 
     # --- measuring ------------------------------------------------------------------------
 
@@ -125,6 +128,9 @@ class TorchOps(TorchArrays):
             whole = [torch.nn.functional.pad(values, (first, after)) for values in whole]
         doubles = [values.view(-1, columns).double() for values in whole]
         return torch.stack([(doubles[i] * doubles[j]).sum(0) for i, j in pairs(len(vectors))])
+
+    def column_sums(self, array: Tensor, rows: int, columns: int) -> Tensor:
+        return array.view(-1, columns)[:rows].sum(0, dtype=torch.float64)
 
     def divergences(self, base: Tensor, other: Tensor, row: int) -> Tensor:
         base, other = base.view(-1, row), other.view(-1, row)
@@ -260,6 +266,53 @@ class TorchOps(TorchArrays):
             part = slice(start, start + _LOOKED_UP)
             torch.index_select(entries, 0, numbers[part].int(), out=values[part])
 
+    def add_product(
+        self,
+        weight: Tensor,
+        down: Tensor,
+        up: Tensor,
+        rank: int,
+        first: int,
+        scale: float,
+        out: Tensor,
+    ) -> None:
+        down, up = down.reshape(rank, -1), up.reshape(-1, rank)
+        weight, flat = weight.reshape(-1), out.view(-1)
+        width, wide = down.shape[1], max(flat.numel() // rank, 1)
+        for start, row, rows, column, columns in _rectangles(first, flat.numel(), width):
+            place = slice(start, start + rows * columns)
+            factors = up[row : row + rows].float()
+            weights, into = (each[place].view(rows, columns) for each in (weight, flat))
+            for left in range(0, columns, wide):
+                part = slice(left, left + wide)
+                other = down[:, column : column + columns][:, part].float()
+                product = torch.addmm(weights[:, part], factors, other, alpha=scale)
+                into[:, part] = product
+
+    def mean_rows(
+        self, arrays: Sequence[Tensor], table: Tensor, row: int, first: int, out: Tensor
+    ) -> None:
+        filled = out.view(-1, row)
+        chosen = table[first : first + len(filled)].bool()
+        count = chosen.sum(1)
+        filled.zero_()
+        several = (count > 1).nonzero().view(-1)
+        total = torch.zeros(len(several), row, dtype=torch.float64, device=out.device)
+        for number, array in enumerate(arrays):
+            rows = array.reshape(filled.shape)
+            alone = (chosen[:, number] & (count == 1)).nonzero().view(-1)
+            filled.index_copy_(0, alone, rows.index_select(0, alone))
+            added = chosen[several, number].nonzero().view(-1)
+            total.index_add_(0, added, rows.index_select(0, several[added]).double())
+        filled.index_copy_(0, several, (total / count[several].unsqueeze(1)).float())
+
+    def repeat(self, numbers: Tensor, first: int, out: Tensor) -> None:
+        out.view(-1, numbers.numel())[first:] = numbers
+
+    def transpose(self, array: Tensor, matrix: tuple[int, int], out: Tensor) -> None:
+        rows, columns = matrix
+        out.view(-1, columns, rows).copy_(array.view(-1, rows, columns).transpose(1, 2))
+
     def _count(self, values: Tensor, into: Tensor) -> None:
         """Add to ``into``, at each place, how many ``values`` (int32, flat) are that place.
 
@@ -272,6 +325,20 @@ class TorchOps(TorchArrays):
             into.scatter_add_(0, values.long(), one.expand(values.numel()))
             return
         into += torch.bincount(values, minlength=into.numel())
+
+
+def _rectangles(first: int, count: int, width: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """The parts of a run of elements of a matrix of ``width`` columns that are matrices.
+
+    Of each, where it begins in the run, and its first row, rows, first column and columns.
+    """
+    start = 0
+    while start < count:
+        row, column = divmod(first + start, width)
+        columns = min(width - column, count - start)
+        rows = (count - start) // width if columns == width else 1
+        yield start, row, rows, column, columns
+        start += rows * columns
 
 
 def _values(vector: Vector) -> Tensor:

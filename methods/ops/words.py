@@ -151,6 +151,10 @@ class Ops(Protocol):
     def there(self, numbers: Any) -> Numbers:
         """An array of numpy, where grains lie."""
 
+    def numbers(self, array: Array, start: int, count: int) -> Numbers:
+        """Elements of an array of any type, such as lie beside inputs, from ``start`` on: float64,
+        rounded to float32."""
+
     # --- measuring ------------------------------------------------------------------------
 
     def dots(self, vectors: Sequence[Vector]) -> Any:
@@ -200,6 +204,9 @@ class Ops(Protocol):
 
         The grain's first element is in column ``first``.
         """
+
+    def column_sums(self, array: Array, rows: int, columns: int) -> Numbers:
+        """The sum of the first ``rows`` rows of a float32 array: float64 (columns)."""
 
     def divergences(self, base: Array, other: Array, row: int) -> Numbers:
         """KL(p₁‖p₀) of each row, p = softmax of the row: float32.
@@ -294,6 +301,38 @@ class Ops(Protocol):
     def look_up(self, codes: Array, table: Array, out: Array) -> None:
         """Write the entry of ``table`` (float32) that each code is the number of."""
 
+    def add_product(
+        self,
+        weight: Array,
+        down: Array,
+        up: Array,
+        rank: int,
+        first: int,
+        scale: float,
+        out: Array,
+    ) -> None:
+        """Write ``weight`` + ``scale``·``up``·``down``, from element ``first`` of the product on.
+
+        ``down`` (rank, columns) and ``up`` (rows, rank) are whole and of any type. Products are
+        added up in float32, in order of the rank.
+        """
+
+    def mean_rows(
+        self, arrays: Sequence[Array], table: Array, row: int, first: int, out: Array
+    ) -> None:
+        """Write rows of ``row`` elements: the mean of those of ``arrays`` that ``table`` names.
+
+        The table (rows, arrays) is whole, of bytes, and says 1 for those; its row ``first`` is for
+        the first row here. One array alone is taken bit for bit; without any the row is zero.
+        Means are computed in float64.
+        """
+
+    def repeat(self, numbers: Numbers, first: int, out: Array) -> None:
+        """Write float32 numbers as each row of ``out``, from row ``first`` on."""
+
+    def transpose(self, array: Array, matrix: tuple[int, int], out: Array) -> None:
+        """Write matrices of ``matrix`` rows and columns turned."""
+
 
 CANCELLED = 1e-8
 """Agreeing shares that add up to no more than this are not divided by."""
@@ -313,3 +352,8 @@ def matrix(products: Sequence[Any], count: int) -> list[list[Any]]:
 def here(numbers: Numbers) -> Any:
     """The same as an array of numpy in main memory."""
     return numbers.cpu().numpy() if hasattr(numbers, "cpu") else numbers
+
+
+def elements_of(array: Array) -> int:
+    """How many elements an array has."""
+    return int(array.numel() if hasattr(array, "numel") else array.count)

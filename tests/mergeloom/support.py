@@ -49,6 +49,19 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def merge_without_torch(config: Path, output: Path) -> None:
+    """Merge as a user of the Python API does, and see that torch was not imported for it."""
+    code = (
+        "import sys, mergeloom\n"
+        f"mergeloom.merge({str(config)!r}, {str(output)!r})\n"
+        "found = {'torch', 'transformers', 'numba'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {found}' if found else 0)"
+    )
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert found.returncode == 0, found.stderr
+
+
 def method_as_json(name: str) -> dict[str, Any]:
     """A merge method as ``mergeloom methods NAME --json`` lists it."""
     (found,) = plain(mergeloom.list_methods(name))["methods"]

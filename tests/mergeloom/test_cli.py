@@ -21,7 +21,7 @@ from mergeloom.engine.base.errors import LoomError
 from mergeloom.engine.hardware.profile import cache_directory
 from mergeloom.engine.output.journal import Finished, Journal
 from mergeloom.report.units import memory, parse_size
-from tests.mergeloom.support import LINEAR, ROOT, run
+from tests.mergeloom.support import LINEAR, ROOT, merge_without_torch, run
 from tests.planners.support import llama
 
 
@@ -84,24 +84,14 @@ def test_planning_never_imports_torch(config: Path) -> None:
 
 def test_a_passthrough_never_imports_torch(config: Path, tmp_path: Path) -> None:
     config.write_text("merge_method: passthrough\nmodels: [a]\n")
-    code = (
-        "import sys, mergeloom\n"
-        f"mergeloom.merge({str(config)!r}, {str(tmp_path / 'out')!r})\n"
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    merge_without_torch(config, tmp_path / "out")
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "della", "arcee_fusion", "karcher"])
 def test_a_merge_on_the_cpu_never_imports_torch(config: Path, tmp_path: Path, method: str) -> None:
     based = "" if method in ("linear", "karcher") else "\nbase_model: a"
     config.write_text(LINEAR.replace("linear", method + based))
-    code = (
-        "import sys, mergeloom\n"
-        f"mergeloom.merge({str(config)!r}, {str(tmp_path / 'out')!r})\n"
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    merge_without_torch(config, tmp_path / "out")
 
 
 def test_another_arithmetic_does_not_continue(config: Path, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from numba import cfunc, types
 from mergeloom.engine.hardware.machine_code import FLOAT, INT, NOTHING, Native, host, target_machine
 from mergeloom.methods.ops.loops.blocks import Loop
 
-_MODULES = ("adjust", "choose", "combine", "convert", "count", "softmax", "sum")
+_MODULES = (
+    *("adjust", "arrange", "choose", "combine", "convert", "count", "product", "softmax", "sum"),
+)
 
 _KINDS = {"int": INT, "Address": INT, "float": FLOAT, "None": NOTHING}
 _TYPES = {INT: types.int64, FLOAT: types.float64, NOTHING: types.void}

@@ -69,6 +69,47 @@ def _cast(source: Array, block: Array) -> None:
         block[i] = np.float32(source[i])
 
 
+@compiled
+def widened(address: Address, kind: int, start: int, block: Array, work: Address) -> None:
+    """Fill ``block`` with elements of a `Kind`, from element ``start`` on, which begins a byte.
+
+    ``work`` is for 4 bytes for each.
+    """
+    count = block.size
+    if is_packed(kind):
+        widen_packed(address, kind, start, block, work)
+    elif kind == _E8M0:
+        widen_exponents(bytes_(address + start, count), block)
+    elif kind == _BF16:
+        load(address, 2, start, block)
+    elif kind == _F32:
+        load(address, 4, start, block)
+    elif kind == _F16:
+        _widen_half(halves(address + 2 * start, count), 0, words(work, count), block)
+    elif kind == _E5M2:
+        _widen_half(bytes_(address + start, count), 8, words(work, count), block)
+    elif kind == _E4M3:
+        _widen_e4m3(bytes_(address + start, count), block)
+    elif kind == _F64:
+        _cast(doubles(address + 8 * start, count), block)
+    elif kind == _I64:
+        _cast(longs(address + 8 * start, count), block)
+    elif kind == _I32:
+        _cast(ints(address + 4 * start, count), block)
+    elif kind == _I16:
+        _cast(shorts(address + 2 * start, count), block)
+    elif kind == _I8:
+        _cast(tinies(address + start, count), block)
+    elif kind == _U64:
+        _cast(longwords(address + 8 * start, count), block)
+    elif kind == _U32:
+        _cast(words(address + 4 * start, count), block)
+    elif kind == _U16:
+        _cast(halves(address + 2 * start, count), block)
+    else:
+        _cast(bytes_(address + start, count), block)
+
+
 @Loop
 def widen(address: Address, kind: int, size: int, out: Address, work: Address) -> None:
     """Write elements of a `Kind` as float32 to ``out``."""
@@ -80,39 +121,7 @@ def widen_run(address: Address, kind: int, size: int, out: Address, work: Addres
     """The same, for other loops; the first element begins a byte."""
     for start in range(0, size, BLOCK):
         count = min(BLOCK, size - start)
-        block = floats(out + 4 * start, count)
-        if is_packed(kind):
-            widen_packed(address, kind, start, block, work)
-        elif kind == _E8M0:
-            widen_exponents(bytes_(address + start, count), block)
-        elif kind == _BF16:
-            load(address, 2, start, block)
-        elif kind == _F32:
-            load(address, 4, start, block)
-        elif kind == _F16:
-            _widen_half(halves(address + 2 * start, count), 0, words(work, count), block)
-        elif kind == _E5M2:
-            _widen_half(bytes_(address + start, count), 8, words(work, count), block)
-        elif kind == _E4M3:
-            _widen_e4m3(bytes_(address + start, count), block)
-        elif kind == _F64:
-            _cast(doubles(address + 8 * start, count), block)
-        elif kind == _I64:
-            _cast(longs(address + 8 * start, count), block)
-        elif kind == _I32:
-            _cast(ints(address + 4 * start, count), block)
-        elif kind == _I16:
-            _cast(shorts(address + 2 * start, count), block)
-        elif kind == _I8:
-            _cast(tinies(address + start, count), block)
-        elif kind == _U64:
-            _cast(longwords(address + 8 * start, count), block)
-        elif kind == _U32:
-            _cast(words(address + 4 * start, count), block)
-        elif kind == _U16:
-            _cast(halves(address + 2 * start, count), block)
-        else:
-            _cast(bytes_(address + start, count), block)
+        widened(address, kind, start, floats(out + 4 * start, count), work)
 
 
 @compiled

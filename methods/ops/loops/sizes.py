@@ -47,6 +47,9 @@ LANES = 128
 ROW_LANES = 512
 """Sums in float64 that a row is added up in at once; see `methods.divergence`."""
 
+PRODUCT_COLUMNS = 512
+"""Columns of a product that are computed at once: so many of a few dozen rows fit a cache."""
+
 MOST_BUCKETS = 2049
 """The most buckets that `buckets` gives."""
 
@@ -83,6 +86,11 @@ def work_bytes(vectors: int, row: int = 0) -> int:
     ranks = 4 * (3 * whole_rows(row) + 8 * row + 4 * (MOST_BUCKETS + 1)) if row else 0
     doubles = 8 * (vectors + 2) * DOT_RUN
     return blocks + ranks + doubles
+
+
+def product_bytes(rank: int) -> int:
+    """Memory in bytes that the loop works in that adds a product of so many rows."""
+    return 4 * ((rank + 9) * (PRODUCT_COLUMNS + 16) + 9 * rank)
 
 
 def marks_bytes(elements: int) -> int:

@@ -212,3 +212,14 @@ def column_dots(
                         own[i] += np.float64(one[i]) * np.float64(two[i])
                     pair += 1
             done += length
+
+
+@Loop
+def column_sums(source: Address, rows: int, columns: int, sums: Address, work: Address) -> None:
+    """Write the sum of rows of float32 numbers, added up one after the other: float64."""
+    found = doubles(sums, columns)
+    fill(found, 0.0)
+    for number in range(rows):
+        row = floats(source + 4 * number * columns, columns)
+        for i in range(columns):
+            found[i] += np.float64(row[i])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,7 @@ from mergeloom.methods.inputs.fill_rows import FillRows
 from mergeloom.methods.inputs.low_rank import LowRank
 from mergeloom.methods.inputs.transpose import Transpose
 from mergeloom.methods.kernels.linear_combination import LinearCombination
+from mergeloom.methods.ops.arithmetic import TORCH
 from tests.engine.support import job, sha256, spec, tensor_of
 
 E4M3 = BY_CODE["F8_E4M3"]
@@ -160,6 +163,58 @@ def test_an_adapted_model_is_merged_with_another(tmp_path: Path) -> None:
     found = at_every_budget(desk, merge, tmp_path, BF16)
     expected = 0.25 * (weight.double() + up.double() @ down.double()) + 0.75 * other.double()
     close(found, expected, 2**-8)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_get_the_lengths_that_were_learnt(tmp_path: Path, turned: bool) -> None:
+    """DoRA; also where the weight is stored the other way round."""
+    desk, rows = Desk(), 1300
+    weight, down = drawn(rows, 700, dtype=torch.bfloat16), drawn(5, 700, seed=1)
+    up, lengths = drawn(rows, 5, seed=2), drawn(rows, seed=3, dtype=torch.float16).abs() + 0.5
+    up[7] = 0
+    weight[7] = 0
+    weight[7, 3] = 2
+    side = [desk.load(down, F32), desk.load(up, F32), desk.load(lengths, F16)]
+    node: Load | Merge = desk.load(weight.T if turned else weight, BF16)
+    if turned:
+        node = desk.builder.merge([node], Transpose(), "w")
+    merge = desk.builder.merge([node], LowRank(2.0, 5, lengths=True), "w", side)
+    if turned:
+        merge = desk.builder.merge([merge], Transpose(), "w")
+    found = at_every_budget(desk, merge, tmp_path)
+    summed = weight.double() + 2 * up.double() @ down.double()
+    expected = summed * (lengths.double() / summed.norm(dim=1)).unsqueeze(1)
+    close(found.T if turned else found, expected)
+
+
+def test_a_row_without_a_direction_gets_no_length(tmp_path: Path) -> None:
+    """As PEFT has it: what is divided by 0 is no number; here that is found."""
+    desk = Desk()
+    side = [desk.load(torch.zeros(*shape), F32) for shape in ((1, 4), (2, 1), (2,))]
+    merge = desk.builder.merge(
+        [desk.load(torch.zeros(2, 4), F32)], LowRank(1.0, 1, lengths=True), "w", side
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RunError, match="'out' gets 8 or more values that are not finite"):
+            run(desk.graph(merge, F32), tmp_path / "out")
+
+
+@pytest.mark.parametrize("shape", [(1500, 1024), (3, 700_000)])
+def test_torch_agrees_to_rounding(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    desk = Desk()
+    rows, width = shape
+    table = whole_numbers(0, 2, rows, 2).to(torch.uint8)
+    inputs = [desk.load(drawn(*shape, seed=seed), F32) for seed in (0, 1)]
+    filled = desk.builder.merge(inputs, FillRows(1), "w", [desk.load(table, U8)])
+    beside = [desk.load(drawn(9, width, seed=2), F32), desk.load(drawn(rows, 9, seed=3), F32)]
+    merge = desk.builder.merge([filled], LowRank(0.5, 9), "w", beside)
+    graph = desk.graph(merge, F32)
+    run(graph, tmp_path / "compiled")
+    spoken = replace(job(graph), arithmetic=TORCH)
+    jobs.run(spoken, tmp_path / "torch", Options(machine=replace(machine(2), arithmetic=TORCH)))
+    found, other = (tensor_of(tmp_path / name, graph.writes[0]) for name in ("compiled", "torch"))
+    close(found, other.double())
 
 
 # --- codes and scales -------------------------------------------------------------------------

@@ -387,6 +387,122 @@ def test_what_is_remembered_is_not_chosen_again() -> None:
 
 
 @given(
+    st.integers(1, 40),
+    st.integers(1, 1500),
+    st.integers(1, 40),
+    st.integers(0, 99),
+    st.sampled_from(("float32", "bfloat16", "float16", "float64")),
+)
+@settings(max_examples=60)
+def test_products_of_a_run_of_elements(
+    rows: int, columns: int, rank: int, seed: int, kind: str
+) -> None:
+    """A grain may begin and end anywhere in a row."""
+    dtype = getattr(torch, kind)
+    weight, down, up = vectors(3, rows * max(columns, rank) + rank * columns, seed, False)
+    down = down[: rank * columns].to(dtype).view(rank, columns)
+    up = up[: rows * rank].to(dtype).view(rows, rank)
+    first = seed * rows * columns // 300
+    last = rows * columns - seed % (rows * columns - first)
+    weight = weight[: last - first].bfloat16()
+    product = up.double() @ down.double()
+    largest = float((up.double().abs() @ down.double().abs()).max()) + float(weight.abs().max())
+    expected = weight.double() - 0.75 * product.view(-1)[first:last]
+    compiled, plain = torch.empty(2, last - first)
+    sides = elements_of(down), elements_of(up)
+    given_ = elements_of(weight), *sides, rank, first, -0.75, elements_of(compiled)
+    compiled_ops().add_product(*given_)
+    torch_ops().add_product(weight.float(), down, up, rank, first, -0.75, plain)
+    for found in (compiled, plain):
+        assert torch.allclose(found.double(), expected, rtol=0, atol=1e-6 * largest)
+
+
+def test_a_product_is_the_same_whatever_the_grain() -> None:
+    weight, down, up = vectors(3, 9 * 1300, 1, False)
+    down, up = down[: 11 * 1300], up[: 9 * 11]
+    whole = torch.empty(9 * 1300)
+    sides = elements_of(down[: 11 * 1000]), elements_of(up), 11
+    weight, whole = weight[: 9 * 1000], whole[: 9 * 1000]
+    ops = compiled_ops()
+    ops.add_product(elements_of(weight), *sides, 0, 2.0, elements_of(whole))
+    for first, last in ((0, 1), (999, 1001), (700, 4321), (2000, 5000), (8999, 9000)):
+        part = torch.empty(last - first)
+        ops.add_product(elements_of(weight[first:last]), *sides, first, 2.0, elements_of(part))
+        assert torch.equal(part, whole[first:last])
+
+
+@given(
+    st.integers(1, 4), st.integers(1, 70), st.sampled_from((1, 7, 900, 5000)), st.integers(0, 99)
+)
+@settings(max_examples=60)
+def test_rows_are_means_of_those_that_a_table_names(
+    count: int, rows: int, row: int, seed: int
+) -> None:
+    stored = [each.view(rows, row) for each in vectors(count, rows * row, seed, True)]
+    stored[0] = stored[0].bfloat16()
+    source = torch.Generator().manual_seed(seed)
+    first = seed % 5
+    table = torch.randint(0, 2, (first + rows, count), generator=source).to(torch.uint8)
+    compiled, plain = torch.empty(2, rows, row)
+    arrays = [elements_of(each) for each in stored]
+    compiled_ops().mean_rows(arrays, elements_of(table), row, first, elements_of(compiled))
+    torch_ops().mean_rows([each.float() for each in stored], table, row, first, plain)
+    expected = torch.zeros(rows, row, dtype=torch.float64)
+    for number, own in enumerate(table[first:].bool().tolist()):
+        chosen = [each[number].double() for each, there in zip(stored, own, strict=True) if there]
+        if chosen:
+            expected[number] = sum(chosen[1:], chosen[0]) / len(chosen)
+    alone = table[first:].sum(1) == 1
+    assert same(compiled, plain)
+    assert same(compiled[alone], expected.float()[alone])
+    assert torch.allclose(compiled.double(), expected, rtol=1e-6, atol=1e-44, equal_nan=True)
+
+
+@given(st.integers(1, 9), st.integers(1, 3000), st.integers(0, 99))
+@settings(max_examples=30)
+def test_sums_of_columns_and_rows_that_repeat(rows: int, columns: int, seed: int) -> None:
+    (flat,) = vectors(1, rows * columns, seed, False)
+    some = seed % (rows + 1)
+    found = torch.from_numpy(compiled_ops().column_sums(elements_of(flat), some, columns))
+    plain = torch_ops().column_sums(flat, some, columns)
+    expected = flat.view(rows, columns)[:some].double().sum(0)
+    for each in (found, plain):
+        assert torch.allclose(each, expected, rtol=1e-12, atol=1e-12)
+    row = expected.float()
+    compiled, other = flat.clone(), flat.clone()
+    compiled_ops().repeat(row.numpy(), some, elements_of(compiled))
+    torch_ops().repeat(row, some, other)
+    wanted = flat.view(rows, columns).clone()
+    wanted[some:] = row
+    assert torch.equal(compiled, wanted.view(-1))
+    assert torch.equal(other, wanted.view(-1))
+
+
+@given(
+    st.integers(1, 4), st.integers(1, 200), st.integers(1, 200), st.integers(0, 99), st.booleans()
+)
+@settings(max_examples=40)
+def test_matrices_are_turned(count: int, rows: int, columns: int, seed: int, half: bool) -> None:
+    (flat,) = vectors(1, count * rows * columns, seed, True)
+    stored = flat.bfloat16() if half else flat
+    compiled, plain = torch.empty(2, flat.numel())
+    compiled_ops().transpose(elements_of(stored), (rows, columns), elements_of(compiled))
+    torch_ops().transpose(stored.float(), (rows, columns), plain)
+    expected = stored.float().view(count, rows, columns).transpose(1, 2).reshape(-1)
+    assert same(compiled, expected)
+    assert same(plain, expected)
+
+
+@pytest.mark.parametrize("code", _FLOATS[:4])
+def test_numbers_of_what_lies_beside(code: str) -> None:
+    (flat,) = vectors(1, 100, 3, False)
+    stored = flat.to(BY_CODE[code].torch)
+    found = torch.from_numpy(compiled_ops().numbers(elements_of(stored), 7, 50))
+    assert torch.equal(found, stored[7:57].float().double())
+    assert torch.equal(torch_ops().numbers(stored.view(10, 10), 7, 50), found)
+
+
+@given(
     st.integers(1, 70),
     st.integers(1, 300),
     st.integers(0, 99),

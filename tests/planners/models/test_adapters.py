@@ -16,6 +16,7 @@ import mergeloom
 from mergeloom.api import LoomWarning
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.planners.models.adapter import open_adapter
+from tests.mergeloom.support import merge_without_torch
 
 peft = pytest.importorskip("peft", reason="adapters are judged by peft")
 transformers = pytest.importorskip("transformers", reason="models are made by transformers")
@@ -121,6 +122,14 @@ def test_what_peft_merges(kind: str, tmp_path: Path) -> None:
     assert any(not torch.equal(found[name], untouched[name]) for name in found)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=2e-6, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["dora, fan in fan out", "tokens", "biases of lora"])
+def test_an_adapter_is_merged_without_torch(kind: str, tmp_path: Path) -> None:
+    saved(*KINDS[kind], tmp_path)
+    config = tmp_path / "config.yml"
+    config.write_text(json.dumps(passthrough(f"{tmp_path}/base+{tmp_path}/adapter")))
+    merge_without_torch(config, tmp_path / "out")
 
 
 TIED = {

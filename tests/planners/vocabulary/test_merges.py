@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import mergeloom
 from mergeloom.engine.base.errors import LoomError
 from mergeloom.planners.vocabulary.find import token_number
-from tests.mergeloom.support import run
+from tests.mergeloom.support import merge_without_torch, run
 from tests.planners.support import llama_names, load_tensors, plan_text, write_checkpoint
 from tests.planners.vocabulary.tokenizers import OTHER, SPECIAL, TEXTS, add, tokenizer, train
 
@@ -183,6 +183,10 @@ def test_padding(folder: Path) -> None:
     out = merge(folder, "tokenizer: {source: union, pad_to_multiple_of: 64}")
     ids = len(AutoTokenizer.from_pretrained(out))
     check(folder, out, usual(models, None), padding=-ids % 64)
+    merge_without_torch(folder / "config.yml", folder / "again")
+    assert (folder / "again" / "model.safetensors").read_bytes() == (
+        out / "model.safetensors"
+    ).read_bytes()
 
 
 def test_rows_that_a_configuration_names(folder: Path) -> None:
