@@ -182,6 +182,20 @@ def declared_layers(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...]
             yield (key,), value
 
 
+def beside_layers(tower: Tower) -> Iterator[str]:
+    """Prefixes of numbered weights beside a tower's layers, in the same module and as many (CLVP's
+    ``group_norms``, one behind each of the ``mel_attn_blocks``)."""
+    module = tower.prefix.rstrip(".").rpartition(".")[0]
+    found: dict[str, set[int]] = defaultdict(set)
+    for name in (*tower.before, *tower.after):
+        parts = _split(name)
+        if parts is not None and parts.prefix.rstrip(".").rpartition(".")[0] == module:
+            found[parts.prefix].add(parts.layer)
+    for prefix, numbers in found.items():
+        if tower.layers > 1 and numbers == set(range(tower.layers)):
+            yield prefix
+
+
 Stack = list[list[str]]
 """Layer by layer, the suffixes of its tensors."""
 

@@ -176,6 +176,7 @@ def is_buffer(name: str, shape: Shape) -> bool:
 
 _DEEP = re.compile(
     r"embed_tokens_per_layer|per_layer_model_projection|contact_head|layer_weights|scalar_mix"
+    r"|mid_position_embeddings"
 )
 
 
@@ -183,11 +184,14 @@ def follows_depth(name: str, shape: Shape, layers: int) -> bool:
     """Whether a weight outside ``layers`` layers has a part for each of them.
 
     Gemma 3n's embeddings for each layer, ESM's contacts from the attentions of all layers, weights
-    of a sum over all layers.
+    of a sum over all layers, what YOLOS adds between two layers.
     """
     if _DEEP.search(name) is None or not layers:
         return False
-    return any(size % layers == 0 or size == layers + 1 for size in shape[-2:] if size > 1)
+    between = len(shape) > 2 and shape[0] == layers - 1
+    return between or any(
+        size % layers == 0 or size == layers + 1 for size in shape[-2:] if size > 1
+    )
 
 
 def layer_axis(name: str) -> int | None:

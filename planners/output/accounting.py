@@ -242,12 +242,20 @@ def _are_numbers(value: Sequence[object], depth: int) -> bool:
 
 
 def _by_places(own: Sequence[Signature], depth: int) -> Iterator[list[Signature | None]]:
-    """What rules ask for that go by layers' numbers and make the donor's layers what they are."""
+    """What rules ask for that go by layers' numbers and make the donor's layers what they are.
+
+    Layers of one kind have one size. Where sizes differ (a pyramid of convolutions) nothing is
+    known of layers beyond the donor's, unless its own repeat.
+    """
     last, least = own[-1], min(depth, len(own))
     period = next(
         p for p in range(1, len(own) + 1) if all(own[i] == own[i - p] for i in range(p, len(own)))
     )
-    yield [own[i] if i < len(own) else own[i % period] for i in range(depth)]
+    if period < len(own):
+        yield [own[i] if i < len(own) else own[i % period] for i in range(depth)]
+    if _sizes_differ(own):
+        yield [own[i] if i < len(own) else frozenset() for i in range(depth)]
+        return
     yield [own[i] if i < len(own) else last for i in range(depth)]
     yield [own[max(0, len(own) - depth + i)] for i in range(depth)]
     middle = own[len(own) // 2]
@@ -256,6 +264,12 @@ def _by_places(own: Sequence[Signature], depth: int) -> Iterator[list[Signature 
     if head + tail <= least:
         inner = [middle] * (depth - head - tail)
         yield [*own[:head], *inner, *own[len(own) - tail :]]
+
+
+def _sizes_differ(layers: Sequence[Signature]) -> bool:
+    """Whether one tensor has several shapes in ``layers``."""
+    shapes = frozenset[tuple[str, Shape]]().union(*layers)
+    return len(shapes) > len({suffix for suffix, _ in shapes})
 
 
 def _say(

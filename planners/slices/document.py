@@ -12,7 +12,7 @@ from mergeloom.planners.config.findings import Findings, placed
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.parameters import Parameters
 from mergeloom.planners.config.tokenizer import TokenizerSettings
-from mergeloom.planners.models.architecture import Tower
+from mergeloom.planners.models.architecture import Tower, beside_layers
 from mergeloom.planners.models.model import Model, StoredModel
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.roles import follows_depth, is_shared, layer_axis
@@ -156,6 +156,13 @@ def _check_depth(plan: TowerPlan) -> None:
                         place=part.entry.place,
                         remedy="merge whole models",
                     )
+            for run in beside_layers(tower):
+                raise CheckpointError(
+                    f"'{run}N' of '{name}' are as many as its {tower.layers} layers "
+                    f"'{tower.prefix}N' and belong to these, in an order that is not known",
+                    place=part.entry.place,
+                    remedy="merge whole models",
+                )
             shared = next((s for layer in tower.suffixes for s in layer if is_shared(s)), None)
             if shared is not None:
                 raise CheckpointError(

@@ -180,7 +180,7 @@ def judge(outcome: Outcome, models: Models) -> Verdict:
     reason, failure = None, None
     if ours.keys() != theirs.keys():
         odd = sorted(ours.keys() ^ theirs.keys())
-        if odd == ["lm_head.weight"] and odd[0] in ours and not _tied(outcome.theirs):
+        if odd == ["lm_head.weight"] and odd[0] in ours and not _tied(outcome.ours):
             reason = "missing head"
         else:
             failure = f"only one program wrote {', '.join(odd)}"

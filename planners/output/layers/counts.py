@@ -55,7 +55,9 @@ def _default(edit: Edit) -> None:
     twins = [other for other in edit.towers if _without_count(edit, other)]
     if twins and "num_layers" in donor.place:  # T5: the decoder's is the encoder's unless given
         edit.set(edit.path, "num_decoder_layers", depth)
-    elif not twins and donor.family and is_main_stack(donor.tower, edit.path):
+    elif not twins and edit.path and donor.family and is_main_stack(donor.tower, edit.path):
+        # transformers saves inner objects without what is their class's default, but all of the
+        # outermost: what has no count there reads none (MobileNet).
         edit.set(edit.path, _CLASS_COUNTS.get(donor.family, "num_hidden_layers"), depth)
     elif not twins or any(twin.depth != depth for twin in twins):
         edit.refuse(

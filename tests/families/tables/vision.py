@@ -323,4 +323,18 @@ VISION = (
     ),
     Family("vit", "ViTForImageClassification", image, (Stack("vit.layers"),)),
     Family("dinov2", "Dinov2Model", image, (Stack("encoder.layer"),)),
+    Family(
+        "yolos",
+        "YolosForObjectDetection",
+        image,
+        (Stack("vit.encoder.layer", refused="a part for each"),),
+        {"image_size": [16, 16], "num_detection_tokens": 3},
+    ),
+    Family(
+        "mobilenet-v2",
+        "MobileNetV2Model",
+        image,
+        (Stack("layer", refused="no key"),),
+        {"image_size": 16},
+    ),
 )

@@ -36,6 +36,20 @@ def test_a_decoder() -> None:
     assert len(list(tower.names())) == len(shuffled)
 
 
+def test_numbered_weights_beside_the_layers_belong_to_these() -> None:
+    found = infer(
+        [
+            *names("encoder.blocks.", 6, *BLOCK),
+            *names("encoder.norms.", 6, "weight"),
+            *names("encoder.heads.", 3, "weight"),
+            *names("prompts.", 6, "weight"),
+        ],
+        {},
+    )
+    assert list(architecture.beside_layers(found.main)) == ["encoder.norms."]
+    assert not list(architecture.beside_layers(infer(names("layers.", 4, *BLOCK), {}).main))
+
+
 def test_gpt2_and_bert() -> None:
     gpt2 = [*names("h.", 3, *BLOCK), "wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"]
     (tower,) = infer(gpt2, {"n_layer": 3}).towers

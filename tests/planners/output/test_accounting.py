@@ -120,6 +120,18 @@ def test_kinds_by_their_distance_from_an_end_must_keep_it() -> None:
     assert verdict(both, model([CONV, *[FULL] * 5, CONV], depth(7))) == Verdict()
 
 
+def test_layers_of_several_sizes_are_no_kinds_that_could_be_repeated() -> None:
+    narrow, wide = FULL | {".attn.q.weight": (8, 4)}, FULL | {".attn.q.weight": (8, 16)}
+    donor = model([narrow, FULL, FULL, wide], depth(4))
+    assert verdict(donor, model([narrow, FULL, FULL, wide], depth(4))) == Verdict()
+    doubled = verdict(donor, model([narrow, FULL, FULL, wide] * 2, depth(8)))
+    assert doubled.unlike[0].startswith("layer 4 of the output has 'attn.q.weight' and 1 more")
+    dropped = verdict(donor, model([narrow, FULL, wide], depth(3)))
+    assert "layer 2 of the output" in dropped.refusals[0]
+    repeated = model([narrow, FULL] * 2, depth(4))
+    assert verdict(repeated, model([narrow, FULL] * 3, depth(6))) == Verdict()
+
+
 def test_buffers_that_classes_compute_do_not_count() -> None:
     old = FULL | {".attn.rotary_emb.inv_freq": (4,), ".attn.bias": (1, 1, 9, 9)}
     donor = model([FULL] * 2, depth(2))
