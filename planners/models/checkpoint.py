@@ -16,6 +16,8 @@ from mergeloom.engine.storage.safetensors import MAX_NAME
 from mergeloom.engine.storage.source import Source
 from mergeloom.planners.models.coded import Decoded, decode, hints_of, is_understood
 from mergeloom.planners.models.formats import SAFETENSORS, read_weights
+from mergeloom.planners.models.gguf.arrangement import KEYS, QUERIES, arrange
+from mergeloom.planners.models.gguf.folder import GgufFolder, is_gguf
 from mergeloom.planners.models.quantised import quantised_by_config, quantised_by_tensor
 from mergeloom.planners.models.small_files import read_object
 from mergeloom.planners.models.weight_files import passed_over, weight_files
@@ -41,7 +43,9 @@ class Checkpoint:
 
     @property
     def directory(self) -> Path:
-        """Where it lies on this machine."""
+        """Where its small files lie on this machine."""
+        if isinstance(self.folder, GgufFolder):
+            return self.folder.directory
         assert isinstance(self.folder, LocalFolder)
         return self.folder.path
 
@@ -66,6 +70,8 @@ def open_checkpoint(folder: Folder | Path) -> Checkpoint:
         CheckpointError: it is missing, malformed, incomplete, quantised, or in another format.
     """
     if isinstance(folder, Path):
+        if is_gguf(folder):
+            return open_gguf(GgufFolder.at(folder))
         if not folder.is_dir():
             raise CheckpointError(f"'{folder}' is not a directory")
         folder = LocalFolder(folder)
@@ -77,6 +83,22 @@ def open_checkpoint(folder: Folder | Path) -> Checkpoint:
     kinds = {name: (entry.dtype, entry.shape) for name, entry in decoded.plain.items()}
     _refuse_quantised(folder, quantised_by_tensor(kinds))
     return replace(checkpoint, decoded=decoded if decoded.coded else None)
+
+
+def open_gguf(folder: GgufFolder) -> Checkpoint:
+    """The checkpoint in GGUF files.
+
+    Raises:
+        CheckpointError: it is malformed, or its model of a kind that is not known.
+    """
+    config, stored = folder.config, folder.stored
+    heads = {QUERIES: config["num_attention_heads"], KEYS: config["num_key_value_heads"]}
+    decoded = arrange(folder.family, stored, config["num_hidden_layers"], heads, folder.name)
+    coded = {name: each.codes for name, each in decoded.coded.items()}
+    left = {name: stored[name] for name in decoded.left}
+    tensors = {**decoded.plain, **coded, **left}
+    sources = tuple(source for source, _ in folder.files.values())
+    return Checkpoint(folder, config, tensors, sources, decoded=decoded)
 
 
 def open_files(
@@ -113,7 +135,10 @@ def open_files(
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether ``directory`` has a configuration and every shard; contents are not looked at."""
+    """Whether ``directory`` has a configuration and every shard, or is a GGUF file; contents are
+    not looked at."""
+    if is_gguf(directory):
+        return True
     folder = LocalFolder(directory)
     try:
         return folder.has("config.json") and bool(weight_files(folder))

@@ -27,8 +27,9 @@ Shape = tuple[int, ...]
 class DequantisedModel(StoredModel):
     """``checkpoint`` by value: ``decoded`` says which of its tensors are codes.
 
-    Values are computed where they are needed, tile by tile. They are declared in the dtype that the
-    configuration names, which is what the model was trained in, or else in bfloat16.
+    Values are computed where they are needed, tile by tile. They, and those of blocks, are declared
+    in the dtype that the configuration names, which is what the model was trained in, or else in
+    bfloat16.
     """
 
     decoded: Decoded
@@ -79,7 +80,7 @@ class DequantisedModel(StoredModel):
 
     def dtype(self, tensor: str) -> DType:
         plain = self.decoded.plain.get(tensor)
-        return self._value_dtype if plain is None else plain.dtype
+        return self._value_dtype if plain is None or plain.dtype.codec else plain.dtype
 
     def node(
         self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None

@@ -13,6 +13,7 @@ from mergeloom.planners.models.adapted import AdaptedModel, adapt
 from mergeloom.planners.models.adapter import Adapter, has_adapter, is_adapter, open_adapter
 from mergeloom.planners.models.checkpoint import Checkpoint, open_checkpoint
 from mergeloom.planners.models.dequantised import stored_model
+from mergeloom.planners.models.gguf.folder import GgufFolder, is_gguf
 from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
 from mergeloom.planners.models.resolve import Found, Origin, Resolver
 from mergeloom.planners.vocabulary.chat_template import template_of
@@ -32,6 +33,7 @@ class Models:
         self._by_directory: dict[Path, StoredModel] = {}
         self._adapters: dict[Path, Adapter] = {}
         self._adapted: dict[tuple[int, int], Model] = {}
+        self._files: dict[Path, GgufFolder] = {}
         self._found: dict[str, Found] = {}
         self._tokenizers: dict[Path, Tokenizer | None] = {}
         self.notes: dict[ModelReference, str] = {}
@@ -63,7 +65,16 @@ class Models:
         stage = self.stages.get(str(reference))
         if stage is not None:
             return stage.directory
-        return self._resolver.directory(self._resolver.settle(reference).model)
+        return self._beside(self._resolver.directory(self._resolver.settle(reference).model))
+
+    def _beside(self, place: Path) -> Path:
+        """The directory of the small files of a model that is at a place."""
+        if not is_gguf(place):
+            return place
+        model = self._by_directory.get(place.resolve())
+        if model is not None:
+            return model.checkpoint.directory
+        return self._files.setdefault(place.resolve(), GgufFolder.at(place)).directory
 
     def tokenizer(self, reference: ModelReference) -> Tokenizer | None:
         """The tokenizer of a model, of which nothing else need be there; ``None`` without one.
@@ -114,7 +125,8 @@ class Models:
             if model.directory is not None:
                 yield model.directory
         else:
-            yield self._resolver.directory(self._resolver.settle(reference).model)
+            location = self._resolver.settle(reference).model
+            yield self._beside(self._resolver.directory(location))
 
     def ignores_revision(self, reference: ModelReference) -> bool:
         """Whether a reference names a revision of a local directory, which has none."""

@@ -14,6 +14,7 @@ from mergeloom.engine.base.suggest import nearest
 from mergeloom.planners.config.model_reference import Location, ModelReference, readings
 from mergeloom.planners.models.adapter import has_adapter
 from mergeloom.planners.models.checkpoint import is_complete
+from mergeloom.planners.models.gguf.folder import is_gguf
 
 _WANTED = (
     "*.safetensors",
@@ -49,7 +50,7 @@ class Origin(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model's directory, and how it was found."""
+    """A model's directory, or the file that it is, and how it was found."""
 
     directory: Path
     origin: Origin
@@ -83,7 +84,7 @@ class Resolver:
         """
         given = self.model_dirs.get(str(location), self.model_dirs.get(location.path))
         if given is not None:
-            if not given.is_dir():
+            if not _is_place(given):
                 raise CheckpointError(f"'{given}', given for '{location}', is not a directory")
             return Found(given, Origin.GIVEN)
         local = self._local(location)
@@ -113,7 +114,7 @@ class Resolver:
 
     def _local(self, location: Location) -> Found | None:
         for candidate, origin in self._local_candidates(location):
-            if _is_directory(candidate):
+            if _is_place(candidate):
                 return Found(candidate, origin)
         return None
 
@@ -176,9 +177,10 @@ def is_hub_id(path: str) -> bool:
     )
 
 
-def _is_directory(path: Path) -> bool:
+def _is_place(path: Path) -> bool:
+    """Whether a path is a directory, or a file that is a whole model."""
     try:
-        return path.is_dir()
+        return path.is_dir() or is_gguf(path)
     except OSError:  # a name that is too long, a folder that may not be entered
         return False
 

@@ -1,0 +1,312 @@
+"""Headers of GGUF files, read by position; no tensor byte is touched.
+
+    4 bytes "GGUF", version (u32), number of tensors (u64), number of values (u64)
+    values:   key, type (u32), content; an array has a type (u32), a count (u64) and its items
+    tensors:  name, number of dimensions (u32), dimensions (u64 each, the fastest one first),
+              type (u32), offset (u64) from the start of the data
+    the data: begins at the next multiple of ``general.alignment`` (32), as each tensor does
+
+Strings are a length (u64) and UTF-8. Everything is little endian. The format is described in the
+documentation of ggml (docs/gguf.md). Every byte of a file is untrusted: what is returned has been
+checked completely.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from mergeloom.engine.base.dtypes import BY_CODE, GGML, DType
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.source import Source, read_part
+from mergeloom.engine.storage.source_file import planning
+
+MAGIC = b"GGUF"
+ALIGNMENT = "general.alignment"
+DEFAULT_ALIGNMENT = 32
+
+MAX_HEADER_BYTES = 512 << 20
+MAX_TENSORS = 1_000_000
+MAX_VALUES = 100_000
+MAX_DIMENSIONS = 4
+MAX_NAME = 1000
+_MAX_ALIGNMENT = 1 << 20
+_MAX_ELEMENTS = 1 << 62
+_FIRST_READ = 1 << 20
+
+_NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+"""Types of values that have a fixed size, and their letters in `struct`."""
+_STRING, _ARRAY = 8, 9
+
+TYPES: Mapping[int, DType] = {
+    0: BY_CODE["F32"],
+    1: BY_CODE["F16"],
+    24: BY_CODE["I8"],
+    25: BY_CODE["I16"],
+    26: BY_CODE["I32"],
+    27: BY_CODE["I64"],
+    28: BY_CODE["F64"],
+    30: BY_CODE["BF16"],
+    **GGML,
+}
+"""Types of tensors by their numbers in a file."""
+
+
+class GgufTensor(NamedTuple):
+    """One tensor: it begins at byte ``offset`` of its file; ``shape`` has the slowest dimension
+    first."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, eq=False)
+class Strings:
+    """An array of ``count`` strings, which is decoded when it is asked for."""
+
+    raw: bytes
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    @cached_property
+    def values(self) -> tuple[str, ...]:
+        """The strings; bytes that are not UTF-8 become replacement characters."""
+        return tuple(self._decoded())
+
+    def _decoded(self) -> Iterator[str]:
+        at, raw = 0, self.raw
+        for _ in range(self.count):
+            start = at + 8
+            at = start + int.from_bytes(raw[at:start], "little")
+            yield raw[start:at].decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """What a file says of itself. ``values`` are numbers, truth values, strings, tuples of numbers
+    and `Strings`; ``raw`` are the header's bytes."""
+
+    values: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor]
+    raw: bytes
+
+
+class _Short(Exception):
+    """The header goes on behind the bytes at hand."""
+
+
+class _Malformed(Exception):
+    """The format is broken; the text says how."""
+
+
+def read_gguf(source: Source) -> GgufHeader:
+    """Read and validate the header of a GGUF file.
+
+    Raises:
+        CheckpointError: the file cannot be read, breaks the format, or holds a type of tensor that
+            is not known.
+    """
+    with planning(source) as reader:
+        length = min(_FIRST_READ, source.size)
+        while True:
+            content = read_part(reader, 0, length)
+            header = _attempt(content, source)
+            if header is not None:
+                return header
+            if length >= source.size:
+                raise CheckpointError(
+                    f"'{source.name}' is truncated: it ends within its header",
+                    remedy="copy or download it again",
+                )
+            if length >= MAX_HEADER_BYTES:
+                raise CheckpointError(
+                    f"'{source.name}' has a header of more than {MAX_HEADER_BYTES >> 20} MiB"
+                )
+            length = min(4 * length, source.size, MAX_HEADER_BYTES)
+
+
+def parse_gguf(content: bytes, size: int, path: str) -> GgufHeader | None:
+    """The header at the start of a file of ``size`` bytes called ``path``; ``None`` if it goes on
+    behind ``content``.
+
+    Raises:
+        CheckpointError: the format is broken, or a type of tensor is not known.
+    """
+    try:
+        return _Parser(content, size).header()
+    except _Short:
+        return None
+    except _Malformed as error:
+        raise CheckpointError(f"'{path}' is no sound GGUF file: {error}") from error
+
+
+def _attempt(content: bytes, source: Source) -> GgufHeader | None:
+    return parse_gguf(content, source.size, source.name)
+
+
+class _Parser:
+    """Reads one header from its first bytes; ``size`` is that of the whole file."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        self._content = content
+        self._size = size
+        self._at = 0
+
+    def header(self) -> GgufHeader:
+        if self._content[:4] != MAGIC[: len(self._content)]:
+            raise _Malformed("it does not begin with 'GGUF'")
+        self._at = 4
+        version = self._number("I")
+        if version not in (2, 3):
+            swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+            if swapped in (2, 3):
+                raise _Malformed("it was written for a big-endian machine, which is not read")
+            raise _Malformed(f"version {version} is not read, versions 2 and 3 are")
+        tensors, values = self._number("Q"), self._number("Q")
+        if tensors > MAX_TENSORS:
+            raise _Malformed(f"it promises {tensors} tensors, more than {MAX_TENSORS}")
+        if values > MAX_VALUES:
+            raise _Malformed(f"it promises {values} values, more than {MAX_VALUES}")
+        found = self._values(values)
+        alignment = found.get(ALIGNMENT, DEFAULT_ALIGNMENT)
+        if type(alignment) is not int or not 0 < alignment <= _MAX_ALIGNMENT or alignment % 8:
+            raise _Malformed(f"'{ALIGNMENT}' is no number of bytes that data can be aligned to")
+        described = self._tensors(tensors)
+        end = self._at
+        start = -(-end // alignment) * alignment
+        entries = {
+            name: self._placed(name, dtype, shape, start, offset, alignment)
+            for name, (dtype, shape, offset) in described.items()
+        }
+        return GgufHeader(found, entries, self._content[:end])
+
+    def _values(self, count: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for _ in range(count):
+            key = self._name("key")
+            if key in found:
+                raise _Malformed(f"the key '{key}' stands there twice")
+            found[key] = self._value(key, self._number("I"))
+        return found
+
+    def _value(self, key: str, kind: int) -> Any:
+        if kind in _NUMBERS:
+            return self._number(_NUMBERS[kind])
+        if kind == _STRING:
+            return self._text(key)
+        if kind != _ARRAY:
+            raise _Malformed(f"'{key}' is of type {kind}, which does not exist")
+        inner, count = self._number("I"), self._number("Q")
+        if inner in _NUMBERS:
+            letter = _NUMBERS[inner]
+            raw = self._take(count * struct.calcsize(letter))
+            return struct.unpack(f"<{count}{letter}", raw)
+        if inner != _STRING:
+            what = "an array of arrays" if inner == _ARRAY else f"an array of type {inner}"
+            raise _Malformed(f"'{key}' is {what}, which is not read")
+        return self._strings(count)
+
+    def _strings(self, count: int) -> Strings:
+        if count > (self._size - self._at) // 8:
+            raise _Malformed(f"it promises {count} strings, more than it has room for")
+        content, start = self._content, self._at
+        at, end, most = start, len(content), self._size
+        for _ in range(count):
+            stop = at + 8
+            at = stop + int.from_bytes(content[at:stop], "little")
+            if at > end or stop > end:
+                if at > most:
+                    raise _Malformed("a string reaches beyond the end of the file")
+                raise _Short
+        self._at = at
+        return Strings(content[start:at], count)
+
+    def _tensors(self, count: int) -> dict[str, tuple[DType, tuple[int, ...], int]]:
+        found: dict[str, tuple[DType, tuple[int, ...], int]] = {}
+        for _ in range(count):
+            name = self._name("tensor's name")
+            if name in found:
+                raise _Malformed(f"the tensor '{name}' stands there twice")
+            dimensions = self._number("I")
+            if dimensions > MAX_DIMENSIONS:
+                raise _Malformed(f"'{name}' has {dimensions} dimensions, more than GGUF has")
+            shape = tuple(self._number("Q") for _ in range(dimensions))[::-1]
+            kind, offset = self._number("I"), self._number("Q")
+            dtype = TYPES.get(kind)
+            if dtype is None:
+                raise _Malformed(f"'{name}' is of type {kind}, which is not known")
+            if math.prod(shape) > _MAX_ELEMENTS:
+                raise _Malformed(f"'{name}' is larger than any file")
+            if (shape[-1] if shape else 1) % dtype.block:
+                raise _Malformed(
+                    f"rows of '{name}' have {shape[-1] if shape else 1} elements, which are no "
+                    f"whole blocks of {dtype.code}"
+                )
+            found[name] = dtype, shape, offset
+        return found
+
+    def _placed(
+        self,
+        name: str,
+        dtype: DType,
+        shape: tuple[int, ...],
+        start: int,
+        offset: int,
+        alignment: int,
+    ) -> GgufTensor:
+        if offset % alignment:
+            raise _Malformed(f"'{name}' is not aligned to {alignment} bytes")
+        if start + offset + dtype.nbytes(math.prod(shape)) > self._size:
+            raise _Malformed(f"it is truncated: '{name}' reaches beyond its end")
+        return GgufTensor(dtype, shape, start + offset)
+
+    def _name(self, what: str) -> str:
+        length = self._number("Q")
+        if not 0 < length <= MAX_NAME:
+            raise _Malformed(f"a {what} of {length} bytes")
+        try:
+            name = self._take(length).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _Malformed(f"a {what} is not UTF-8") from error
+        if not name.isprintable():
+            raise _Malformed(f"{name[:80]!a} is no {what}")
+        return name
+
+    def _text(self, key: str) -> str:
+        try:
+            return self._take(self._number("Q")).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _Malformed(f"'{key}' is not UTF-8") from error
+
+    def _number(self, letter: str) -> Any:
+        (value,) = struct.unpack("<" + letter, self._take(struct.calcsize("<" + letter)))
+        return value
+
+    def _take(self, count: int) -> bytes:
+        start = self._at
+        stop = start + count
+        if stop > len(self._content):
+            if stop > self._size:
+                raise _Malformed("it is truncated, or a length in its header is wrong")
+            raise _Short
+        self._at = stop
+        return self._content[start:stop]

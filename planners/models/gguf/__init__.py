@@ -1,0 +1,1 @@
+"""GGUF files as models: names, configuration and tokenizer as transformers has them."""

@@ -1,0 +1,235 @@
+"""The configuration of transformers, from what a GGUF file says of its model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.gguf import GgufTensor
+from mergeloom.planners.models.gguf.families import FAMILIES, MISTRAL, REQUIRED_KEYS, Family
+
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+LLAMA3, LONG, SHORT = (
+    *("rope_freqs.weight", "rope_factors_long.weight"),
+    "rope_factors_short.weight",
+)
+FACTORS = (LLAMA3, LONG, SHORT)
+"""Tensors that are settings of the rotary embedding."""
+
+_TOKENS = {
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "padding_token_id": "pad_token_id",
+}
+_NAMES = ("general.name", "general.basename", "general.base_model.0.name")
+_SUPPORTED = ", ".join(dict.fromkeys(family.architecture for family in FAMILIES))
+
+
+def family_of(values: Mapping[str, Any], where: str) -> Family:
+    """The family of the model in a file called ``where``.
+
+    Raises:
+        CheckpointError: it is none that is known, or a kind of it that is not.
+    """
+    architecture = values.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture.isprintable():
+        raise CheckpointError(f"'{where}' does not say of which architecture its model is")
+    family = next((each for each in FAMILIES if each.architecture == architecture), None)
+    if family is None:
+        raise CheckpointError(
+            f"'{where}' holds a model of the architecture '{architecture[:80]}', whose GGUF files "
+            "are not read",
+            remedy=f"merge its original weights (read are {_SUPPORTED})",
+        )
+    if values.get(f"{architecture}.expert_count"):
+        raise CheckpointError(
+            f"'{where}' holds a mixture of experts, whose GGUF files are not read",
+            remedy="merge its original weights",
+        )
+    named = " ".join(str(values.get(key, "")) for key in _NAMES).lower()
+    return MISTRAL if architecture == "llama" and "mistral" in named else family
+
+
+def config_of(
+    family: Family,
+    values: Mapping[str, Any],
+    tensors: Mapping[str, GgufTensor],
+    factors: Callable[[str], Sequence[float]],
+    where: str,
+) -> dict[str, Any]:
+    """The content of ``config.json``.
+
+    ``factors`` reads a tensor of factors of the rotary embedding.
+
+    Raises:
+        CheckpointError: something that it needs is missing in the file, or makes no sense.
+    """
+    said = _Said(family.architecture, values, where)
+    config: dict[str, Any] = {"architectures": [family.class_name], "model_type": family.model_type}
+    for key, name in REQUIRED_KEYS.items():
+        config[name] = said.number(key)
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    config["num_key_value_heads"] = said.number("attention.head_count_kv", heads)
+    for key, name in family.keys.items():
+        found = said.number(key, None)
+        if found is not None:
+            config[name] = found
+    if "attention.key_length" in family.keys and "head_dim" not in config:
+        config["head_dim"] = said.number("rope.dimension_count", width // max(heads, 1))
+    config.update(family.fixed)
+    embedding = tensors.get(EMBEDDING)
+    if embedding is None or len(embedding.shape) != 2:
+        raise CheckpointError(f"'{where}' has no embedding ('{EMBEDDING}')")
+    config["vocab_size"] = embedding.shape[0]
+    config["tie_word_embeddings"] = HEAD not in tensors
+    if family.architecture == "llama":
+        config["attention_bias"] = "blk.0.attn_q.bias" in tensors
+        config["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
+    if family.architecture in ("gemma2", "gemma3"):
+        config["query_pre_attn_scalar"] = _attention_scale(family, config)
+    config |= _rope(said, tensors, config, factors)
+    for key, name in _TOKENS.items():
+        number = values.get(f"tokenizer.ggml.{key}")
+        if type(number) is int and number < config["vocab_size"]:
+            config[name] = number
+    config["dtype"] = _dtype(tensors)
+    config["torch_dtype"] = config["dtype"]
+    return config
+
+
+def generation_config(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``generation_config.json``: where texts begin and end."""
+    found = {name: config[name] for name in _TOKENS.values() if name in config}
+    turn = values.get("tokenizer.ggml.eot_token_id")
+    end = found.get("eos_token_id")
+    if type(turn) is int and end is not None and turn != end and turn < config["vocab_size"]:
+        found["eos_token_id"] = [end, turn]
+    return {"_from_model_config": True, **found}
+
+
+class _Said:
+    """The settings of a model in a file."""
+
+    def __init__(self, architecture: str, values: Mapping[str, Any], where: str) -> None:
+        self._prefix = architecture + "."
+        self._values = values
+        self._where = where
+
+    def number(self, key: str, default: Any = ...) -> Any:
+        """A number that is not negative; of one for each layer, the one that all have.
+
+        Raises:
+            CheckpointError: it is not there and has no default, or is something else.
+        """
+        value = self._values.get(self._prefix + key, default)
+        if isinstance(value, tuple) and value and len(set(value)) == 1:
+            value = value[0]
+        if value is default and default is not ...:
+            return default
+        if value is ...:
+            raise CheckpointError(f"'{self._where}' does not tell '{self._prefix}{key}'")
+        whole = type(value) is int and 0 <= value < 1 << 40
+        if not whole and not (type(value) is float and math.isfinite(value) and value >= 0):
+            what = "differs between layers" if isinstance(value, tuple) else "makes no sense"
+            raise CheckpointError(f"'{self._where}': '{self._prefix}{key}' {what}")
+        return value if whole else _shortest(value)
+
+    def text(self, key: str) -> str:
+        """A word; empty if it is not there."""
+        value = self._values.get(self._prefix + key, "")
+        return value if isinstance(value, str) else ""
+
+
+def _shortest(value: float) -> float:
+    """The decimal number that was meant by one that is stored as float32."""
+    return next(
+        short for digits in range(1, 18) if _same(short := float(f"{value:.{digits}g}"), value)
+    )
+
+
+def _same(short: float, value: float) -> bool:
+    return short == value or abs(short - value) <= abs(value) * 2.0**-25
+
+
+def _attention_scale(family: Family, config: Mapping[str, Any]) -> int:
+    """What queries are scaled by: the largest model of each of these families has its own."""
+    largest = {"gemma2": 46, "gemma3": 62}[family.architecture]
+    if config["num_hidden_layers"] == largest:
+        return int(config["hidden_size"] // config["num_attention_heads"])
+    return int(config["head_dim"])
+
+
+def _rope(
+    said: _Said,
+    tensors: Mapping[str, GgufTensor],
+    config: Mapping[str, Any],
+    factors: Callable[[str], Sequence[float]],
+) -> dict[str, Any]:
+    """The settings of the rotary embedding."""
+    theta = said.number("rope.freq_base", 10000.0)
+    found: dict[str, Any] = {"rope_theta": float(theta)}
+    width = config.get("head_dim", config["hidden_size"] // max(config["num_attention_heads"], 1))
+    turned = said.number("rope.dimension_count", width)
+    if turned < width:
+        found["partial_rotary_factor"] = turned / width
+    kind = said.text("rope.scaling.type")
+    original = said.number("rope.scaling.original_context_length", None)
+    if LLAMA3 in tensors:
+        found["rope_scaling"] = _llama3(factors(LLAMA3), theta, turned, said)
+    elif LONG in tensors and SHORT in tensors:
+        found["rope_scaling"] = {
+            "rope_type": "longrope",
+            "long_factor": list(factors(LONG)),
+            "short_factor": list(factors(SHORT)),
+        }
+        if original is not None:
+            found["original_max_position_embeddings"] = original
+    elif kind in ("linear", "yarn"):
+        scaling = {"rope_type": kind, "factor": float(said.number("rope.scaling.factor"))}
+        if kind == "yarn" and original is not None:
+            scaling["original_max_position_embeddings"] = original
+        found["rope_scaling"] = scaling
+    return found
+
+
+def _llama3(factors: Sequence[float], theta: float, width: int, said: _Said) -> dict[str, Any]:
+    """The settings that give these factors for the frequencies of a head of ``width`` elements.
+
+    Raises:
+        CheckpointError: no settings do that are known.
+    """
+    low, high, original, factor = 1.0, 4.0, 8192, max(factors, default=1.0)
+
+    def expected(number: int) -> float:
+        length = 2 * math.pi * theta ** (2 * number / width)
+        if length < original / high:
+            return 1.0
+        if length > original / low:
+            return factor
+        smooth = (original / length - low) / (high - low)
+        return 1 / ((1 - smooth) / factor + smooth)
+
+    close = (abs(f / expected(n) - 1) < 1e-3 for n, f in enumerate(factors))
+    if not factors or not all(close):
+        raise CheckpointError(
+            f"'{said._where}' has factors of the rotary embedding ('{LLAMA3}') that no setting of "
+            "transformers gives",
+            remedy="merge its original weights",
+        )
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
+
+
+def _dtype(tensors: Mapping[str, GgufTensor]) -> str:
+    """What the values of a model are declared as: what most of it was before it became a file."""
+    kinds = {tensor.dtype.code for tensor in tensors.values()}
+    if "BF16" in kinds or kinds - {"F16", "F32"}:
+        return "bfloat16"
+    return "float16" if "F16" in kinds else "float32"

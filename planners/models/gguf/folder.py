@@ -1,0 +1,224 @@
+"""A GGUF file, or the parts of one, as a folder in which transformers would find the same model.
+
+The small files that such a folder has are made of what the file says of itself. For what asks for
+files of this machine they are put into a directory that goes when the process ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.engine.storage.folder import LocalFolder
+from mergeloom.engine.storage.gguf import GgufHeader, GgufTensor, read_gguf
+from mergeloom.engine.storage.source import Source, read_part
+from mergeloom.engine.storage.source_file import planning
+from mergeloom.planners.models.gguf.config import config_of, family_of, generation_config
+from mergeloom.planners.models.gguf.families import Family
+from mergeloom.planners.models.gguf.tokenizer import tokenizer_files
+
+SUFFIX = ".gguf"
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+_MAX_FACTORS = 1024
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a GGUF file, or a directory whose weights are in such files only."""
+    try:
+        if path.is_file():
+            return path.name.endswith(SUFFIX)
+        return bool(_files(path))
+    except OSError:
+        return False
+
+
+def _files(directory: Path) -> list[str]:
+    """The GGUF files in a directory that has no other weights; not those of a vision tower."""
+    names = sorted(path.name for path in directory.iterdir() if path.is_file())
+    if any(name.endswith(_OTHER_WEIGHTS) for name in names):
+        return []
+    return [n for n in names if n.endswith(SUFFIX) and not n.startswith("mmproj")]
+
+
+@dataclass(frozen=True, eq=False)
+class GgufFolder:
+    """The model in some ``files`` of the folder ``inside``, which are all parts of one."""
+
+    inside: LocalFolder
+    files: Mapping[str, tuple[Source, GgufHeader]]
+
+    @staticmethod
+    def at(path: Path) -> GgufFolder:
+        """The model at a path for which `is_gguf` is true.
+
+        Raises:
+            CheckpointError: it cannot be read, is not whole, or may be any of several models.
+        """
+        directory, names = (path.parent, [path.name]) if path.is_file() else (path, _files(path))
+        parts = _parts_of(directory, names)
+        folder = LocalFolder(directory)
+        files = {}
+        for name in parts:
+            source: Source = folder.source(name)
+            header = read_gguf(source)
+            digest = hashlib.blake2b(header.raw, digest_size=12).hexdigest()
+            files[name] = source.identified(digest), header
+        return GgufFolder(folder, files)
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def identity(self) -> str:
+        return str(self.path.resolve())
+
+    @property
+    def path(self) -> Path:
+        """That of the file, or of its first part."""
+        return self.inside.path / next(iter(self.files))
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """What the file, or its first part, says of the model."""
+        return next(iter(self.files.values()))[1].values
+
+    @cached_property
+    def tensors(self) -> Mapping[str, GgufTensor]:
+        """The tensors of all parts, by their names there.
+
+        Raises:
+            CheckpointError: one is in two of them.
+        """
+        found: dict[str, GgufTensor] = {}
+        for name, (_, header) in self.files.items():
+            twice = next((tensor for tensor in header.tensors if tensor in found), None)
+            if twice is not None:
+                raise CheckpointError(
+                    f"'{self.inside.path / name}' has '{twice}', as a part before it"
+                )
+            found.update(header.tensors)
+        return found
+
+    @property
+    def stored(self) -> dict[str, StoredTensor]:
+        """Where the tensors of all parts lie."""
+        return {
+            name: StoredTensor.at(source, tensor.offset, tensor.dtype, tensor.shape)
+            for source, header in self.files.values()
+            for name, tensor in header.tensors.items()
+        }
+
+    @cached_property
+    def family(self) -> Family:
+        return family_of(self.values, self.name)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return config_of(self.family, self.values, self.tensors, self._factors, self.name)
+
+    @cached_property
+    def small_files(self) -> Mapping[str, bytes]:
+        """The files beside the weights, by name.
+
+        Raises:
+            CheckpointError: the tokenizer is of a kind that is not known.
+        """
+        documents: dict[str, Any] = {
+            "config.json": self.config,
+            "generation_config.json": generation_config(self.config, self.values),
+        }
+        documents |= tokenizer_files(self.family, self.values, self.name)
+        return {
+            name: json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+            for name, content in documents.items()
+        }
+
+    @cached_property
+    def _made(self) -> tempfile.TemporaryDirectory[str]:
+        made = tempfile.TemporaryDirectory(prefix="mergeloom-gguf-")
+        for name, content in self.small_files.items():
+            Path(made.name, name).write_bytes(content)
+        return made
+
+    @property
+    def directory(self) -> Path:
+        """A directory with the small files."""
+        return Path(self._made.name)
+
+    def names(self) -> Sequence[str]:
+        return sorted([*self.small_files, *self.files])
+
+    def folders(self) -> Sequence[str]:
+        return []
+
+    def has(self, name: str) -> bool:
+        return name in self.small_files or name in self.files
+
+    def read(self, name: str, most: int) -> bytes:
+        content = self.small_files.get(name)
+        if content is None:
+            raise CheckpointError(f"'{self.name}' has no '{name}'")
+        if len(content) > most:
+            raise CheckpointError(f"'{name}' of '{self.name}' is larger than {most >> 20} MiB")
+        return content
+
+    def source(self, name: str) -> Source:
+        return self.files[name][0]
+
+    def _factors(self, name: str) -> Sequence[float]:
+        """A small tensor of float32 numbers."""
+        for source, header in self.files.values():
+            tensor = header.tensors.get(name)
+            if tensor is None:
+                continue
+            count = tensor.shape[0] if len(tensor.shape) == 1 else 0
+            if tensor.dtype.code != "F32" or not 0 < count <= _MAX_FACTORS:
+                break
+            with planning(source) as reader:
+                raw = read_part(reader, tensor.offset, tensor.offset + 4 * count)
+            return struct.unpack(f"<{count}f", raw)
+        raise CheckpointError(f"'{self.name}': '{name}' is no list of factors")
+
+
+def _parts_of(directory: Path, names: Sequence[str]) -> list[str]:
+    """The files of one model, in order.
+
+    Raises:
+        CheckpointError: some are missing, or they belong to several models.
+    """
+    found = _PART.fullmatch(names[0])
+    if found is None:
+        if len(names) > 1:
+            raise CheckpointError(
+                f"'{directory}' has {len(names)} GGUF files ({', '.join(names[:4])})",
+                remedy=f"name the one that is meant: '{directory / names[0]}'",
+            )
+        return list(names)
+    stem, _, total = found.groups()
+    parts = [f"{stem}-{number + 1:05}-of-{total}.gguf" for number in range(int(total))]
+    others = [name for name in names if name not in parts]
+    if others:
+        raise CheckpointError(
+            f"'{directory}' has GGUF files of several models ({parts[0]}, {others[0]})",
+            remedy=f"name the first part of the one that is meant: '{directory / parts[0]}'",
+        )
+    missing = [part for part in parts if not (directory / part).is_file()]
+    if missing or not parts:
+        raise CheckpointError(
+            f"'{directory}' lacks {len(missing)} of the {len(parts)} parts of '{stem}'"
+            + (f", such as '{missing[0]}'" if missing else ""),
+            remedy="copy or download it again",
+        )
+    return parts
