@@ -74,7 +74,7 @@ def check_apart(planned: PlannedMerge, output: Path) -> tuple[Finding, ...]:
 def _too_close(planned: PlannedMerge, output: Path) -> Iterator[Finding]:
     target = Path(os.path.realpath(output))
     for name, model in planned.plan.models.items():
-        source = Path(os.path.realpath(model.directory))
+        source = Path(os.path.realpath(model.folder.name))
         if target == source:
             raise OutputError(f"'{output}' is the input '{name}': choose another output directory")
         if target.is_relative_to(source):

@@ -94,7 +94,7 @@ class Plan:
         record = {
             "configuration": self.configuration.text,
             "models": {
-                name: {"directory": str(checkpoint.directory), "identity": checkpoint.identity}
+                name: {"directory": checkpoint.folder.name, "identity": checkpoint.identity}
                 for name, checkpoint in self.models.items()
             },
             "seed": self.options.seed,

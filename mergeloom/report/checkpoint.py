@@ -39,7 +39,7 @@ def inspect_report(model: StoredModel) -> records.InspectReport:
     kind = config.get("model_type")
     return records.InspectReport(
         name=model.name,
-        directory=str(checkpoint.directory),
+        directory=checkpoint.folder.name,
         architectures=tuple(map(str, names)) if isinstance(names, list) else (),
         model_type=kind if isinstance(kind, str) else None,
         vocabulary=_vocabulary(model),

@@ -58,7 +58,7 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
         "seed": plan.options.seed,
         "options": planned.options,
         "models": tuple(
-            plan_records.InputReport(name, str(model.directory), model.nbytes, len(model.tensors))
+            plan_records.InputReport(name, model.folder.name, model.nbytes, len(model.tensors))
             for name, model in plan.models.items()
         ),
         "tasks": plan.graph.counts(),

@@ -174,6 +174,22 @@ def _torch_file(folder: Path) -> Callable[[bytes], object]:
     return attempt
 
 
+def _gguf(folder: Path) -> Callable[[bytes], object]:
+    """A whole GGUF file: header, then everything that is made of it as a model."""
+    from mergeloom.planners.models.checkpoint import open_checkpoint
+
+    path = folder / "model.gguf"
+
+    def attempt(case: bytes) -> None:
+        path.write_bytes(case + bytes(1 << 14))
+        checkpoint = open_checkpoint(path)
+        for name in ("config.json", "tokenizer.json"):
+            if checkpoint.folder.has(name):
+                checkpoint.folder.read(name, 1 << 20)
+
+    return attempt
+
+
 def _plan(folder: Path) -> Callable[[bytes], object]:
     """A header, in a file that is as long as it says, that is planned with and scheduled."""
     from mergeloom.engine.plan.schedule import schedule
@@ -392,6 +408,7 @@ TARGETS: dict[str, Target] = {
     "file": Target(_file, _file_length, 3.0),
     "pickle": Target(_pickle, share=1.0),
     "torch-file": Target(_torch_file, share=1.0),
+    "gguf": Target(_gguf, share=1.0),
     "plan": Target(_plan, _plan_size, 0.2),
     "index": Target(_index, share=1.0),
     "config-json": Target(_model_config, share=0.3),

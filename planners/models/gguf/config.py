@@ -69,15 +69,20 @@ def config_of(
     said = _Said(family.architecture, values, where)
     config: dict[str, Any] = {"architectures": [family.class_name], "model_type": family.model_type}
     for key, name in REQUIRED_KEYS.items():
-        config[name] = said.number(key)
+        config[name] = said.number(key) if name == "rms_norm_eps" else said.whole(key)
+    if config["num_hidden_layers"] > len(tensors):
+        raise CheckpointError(
+            f"'{where}' tells of {config['num_hidden_layers']} layers, and has {len(tensors)} "
+            "tensors"
+        )
     heads, width = config["num_attention_heads"], config["hidden_size"]
-    config["num_key_value_heads"] = said.number("attention.head_count_kv", heads)
+    config["num_key_value_heads"] = said.whole("attention.head_count_kv", heads)
     for key, name in family.keys.items():
-        found = said.number(key, None)
+        found = said.number(key, None) if name.endswith("capping") else said.whole(key, None)
         if found is not None:
             config[name] = found
     if "attention.key_length" in family.keys and "head_dim" not in config:
-        config["head_dim"] = said.number("rope.dimension_count", width // max(heads, 1))
+        config["head_dim"] = said.whole("rope.dimension_count", width // max(heads, 1))
     config.update(family.fixed)
     embedding = tensors.get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
@@ -92,8 +97,8 @@ def config_of(
     config |= _rope(said, tensors, config, factors)
     for key, name in _TOKENS.items():
         number = values.get(f"tokenizer.ggml.{key}")
-        if type(number) is int and number < config["vocab_size"]:
-            config[name] = number
+        known = type(number) is int and number < config["vocab_size"]
+        config[name] = number if known else None  # or transformers takes another model's
     config["dtype"] = _dtype(tensors)
     config["torch_dtype"] = config["dtype"]
     return config
@@ -101,7 +106,7 @@ def config_of(
 
 def generation_config(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The content of ``generation_config.json``: where texts begin and end."""
-    found = {name: config[name] for name in _TOKENS.values() if name in config}
+    found = {name: config[name] for name in _TOKENS.values() if config[name] is not None}
     turn = values.get("tokenizer.ggml.eot_token_id")
     end = found.get("eos_token_id")
     if type(turn) is int and end is not None and turn != end and turn < config["vocab_size"]:
@@ -115,7 +120,7 @@ class _Said:
     def __init__(self, architecture: str, values: Mapping[str, Any], where: str) -> None:
         self._prefix = architecture + "."
         self._values = values
-        self._where = where
+        self.where = where
 
     def number(self, key: str, default: Any = ...) -> Any:
         """A number that is not negative; of one for each layer, the one that all have.
@@ -129,12 +134,19 @@ class _Said:
         if value is default and default is not ...:
             return default
         if value is ...:
-            raise CheckpointError(f"'{self._where}' does not tell '{self._prefix}{key}'")
+            raise CheckpointError(f"'{self.where}' does not tell '{self._prefix}{key}'")
         whole = type(value) is int and 0 <= value < 1 << 40
         if not whole and not (type(value) is float and math.isfinite(value) and value >= 0):
             what = "differs between layers" if isinstance(value, tuple) else "makes no sense"
-            raise CheckpointError(f"'{self._where}': '{self._prefix}{key}' {what}")
+            raise CheckpointError(f"'{self.where}': '{self._prefix}{key}' {what}")
         return value if whole else _shortest(value)
+
+    def whole(self, key: str, default: Any = ...) -> Any:
+        """A whole number; see `number`."""
+        value = self.number(key, default)
+        if value is not default and type(value) is not int:
+            raise CheckpointError(f"'{self.where}': '{self._prefix}{key}' is no whole number")
+        return value
 
     def text(self, key: str) -> str:
         """A word; empty if it is not there."""
@@ -144,13 +156,11 @@ class _Said:
 
 def _shortest(value: float) -> float:
     """The decimal number that was meant by one that is stored as float32."""
-    return next(
-        short for digits in range(1, 18) if _same(short := float(f"{value:.{digits}g}"), value)
-    )
-
-
-def _same(short: float, value: float) -> bool:
-    return short == value or abs(short - value) <= abs(value) * 2.0**-25
+    for digits in range(1, 17):
+        short = float(f"{value:.{digits}g}")
+        if abs(short - value) <= abs(value) * 2.0**-25:
+            return short
+    return value
 
 
 def _attention_scale(family: Family, config: Mapping[str, Any]) -> int:
@@ -171,11 +181,11 @@ def _rope(
     theta = said.number("rope.freq_base", 10000.0)
     found: dict[str, Any] = {"rope_theta": float(theta)}
     width = config.get("head_dim", config["hidden_size"] // max(config["num_attention_heads"], 1))
-    turned = said.number("rope.dimension_count", width)
+    turned = said.whole("rope.dimension_count", width)
     if turned < width:
         found["partial_rotary_factor"] = turned / width
     kind = said.text("rope.scaling.type")
-    original = said.number("rope.scaling.original_context_length", None)
+    original = said.whole("rope.scaling.original_context_length", None)
     if LLAMA3 in tensors:
         found["rope_scaling"] = _llama3(factors(LLAMA3), theta, turned, said)
     elif LONG in tensors and SHORT in tensors:
@@ -203,7 +213,7 @@ def _llama3(factors: Sequence[float], theta: float, width: int, said: _Said) -> 
     low, high, original, factor = 1.0, 4.0, 8192, max(factors, default=1.0)
 
     def expected(number: int) -> float:
-        length = 2 * math.pi * theta ** (2 * number / width)
+        length = 2 * math.pi * float(theta ** (2 * number / width))
         if length < original / high:
             return 1.0
         if length > original / low:
@@ -212,9 +222,9 @@ def _llama3(factors: Sequence[float], theta: float, width: int, said: _Said) -> 
         return 1 / ((1 - smooth) / factor + smooth)
 
     close = (abs(f / expected(n) - 1) < 1e-3 for n, f in enumerate(factors))
-    if not factors or not all(close):
+    if 2 * len(factors) != width or not factor > 0 or not all(close):
         raise CheckpointError(
-            f"'{said._where}' has factors of the rotary embedding ('{LLAMA3}') that no setting of "
+            f"'{said.where}' has factors of the rotary embedding ('{LLAMA3}') that no setting of "
             "transformers gives",
             remedy="merge its original weights",
         )

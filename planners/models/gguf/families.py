@@ -17,7 +17,9 @@ HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 NORMS = ("input_layernorm", "post_attention_layernorm")
 FOUR_NORMS = (*NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
-OUTSIDE = ("model.embed_tokens", "model.norm", "lm_head")
+HEAD = "lm_head"
+"""Which the family of gemma has none of."""
+OUTSIDE = ("model.embed_tokens", "model.norm", HEAD)
 LAYER = "model.layers.{}."
 KINDS = ("weight", "bias")
 
@@ -41,11 +43,6 @@ class Family:
     offset_norms: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
-
-    def modules(self, layers: int) -> list[str]:
-        """The names of all modules with weights, as transformers has them."""
-        inside = [LAYER.format(n) + name for n in range(layers) for name in self.layer]
-        return [*OUTSIDE, *inside]
 
 
 _KEYS = {

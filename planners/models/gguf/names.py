@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
-from mergeloom.planners.models.gguf.families import KINDS, Family
+from mergeloom.planners.models.gguf.families import HEAD, KINDS, LAYER, OUTSIDE, Family
 
 INSTALL = "install it: pip install mergeloom[gguf]"
 
@@ -34,11 +34,21 @@ def file_names(family: Family, layers: int, why: str) -> dict[str, str]:
     kind = next(
         key for key, name in package.MODEL_ARCH_NAMES.items() if name == family.architecture
     )
-    table = package.get_tensor_name_map(kind, layers)
-    found = {}
-    for module in family.modules(layers):
+    table = package.get_tensor_name_map(kind, 1)
+
+    def named(module: str) -> str:
         name = table.get_name(module)
-        if name is None and module != "lm_head":  # gemma has none of its own
+        if name is None:
             raise CheckpointError(f"{why}: the package gguf has no name for '{module}'")
-        found.update({f"{module}.{end}": f"{name}.{end}" for end in KINDS if name is not None})
-    return found
+        return str(name)
+
+    first = LAYER.format(0)
+    called = {name: named(name) for name in OUTSIDE if table.get_name(name) or name != HEAD}
+    inside = {name: named(first + name) for name in family.layer}
+    for layer in range(layers):
+        place = LAYER.format(layer)
+        called |= {
+            place + name: file_name.replace("blk.0.", f"blk.{layer}.")
+            for name, file_name in inside.items()
+        }
+    return {f"{ours}.{end}": f"{name}.{end}" for ours, name in called.items() for end in KINDS}
