@@ -84,7 +84,7 @@ class Dequantise(Kernel):
 
     def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:
         (codes,) = inputs
-        if not self.scales:
+        if not (self.scales or self.points):
             raise ValueError("there is no scale")
         wanted = [self.table] if self.table else []
         for scale in (*self.scales, *([self.points] if self.points else [])):

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from mergeloom.engine.base.dtypes import F32
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.methods.inputs.dequantise import Dequantise
+from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.methods.inputs.dequantise import Dequantise, Scale
 from mergeloom.planners.models.coded import Coded, Decoded
 from mergeloom.planners.models.gguf.config import FACTORS
 from mergeloom.planners.models.gguf.families import Family
 from mergeloom.planners.models.gguf.names import file_names
 
 QUERIES, KEYS = ".self_attn.q_proj.", ".self_attn.k_proj."
-_LESS_ONE = Dequantise((), zero=1.0)
+_LESS_ONE = Dequantise((), points=Scale(single=True))
+_ONE = StoredTensor.at(MemorySource(b"\x00\x00\x80\x3f", "the number 1"), 0, F32, (1,))
 
 
 def arrange(
@@ -50,7 +53,7 @@ def arrange(
         if ours is None:
             continue
         if family.offset_norms and ours.endswith("norm.weight"):
-            coded[ours] = Coded(tensor, _LESS_ONE, ())
+            coded[ours] = Coded(tensor, _LESS_ONE, (_ONE,))
             continue
         turned = (count for part, count in heads.items() if family.interleaved and part in ours)
         count = next(turned, None)

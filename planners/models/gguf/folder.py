@@ -39,7 +39,7 @@ def is_gguf(path: Path) -> bool:
         if path.is_file():
             return path.name.endswith(SUFFIX)
         return bool(_files(path))
-    except OSError:
+    except (OSError, ValueError):  # nothing is there, or nothing can be
         return False
 
 
