@@ -14,7 +14,7 @@ from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder, LocalFolder
 from mergeloom.engine.storage.safetensors import MAX_NAME
 from mergeloom.engine.storage.source import Source
-from mergeloom.planners.models.coded import Decoded, decode, hints_of, is_understood
+from mergeloom.planners.models.coded import Decoded, decode, hints_of, not_understood
 from mergeloom.planners.models.formats import SAFETENSORS, read_weights
 from mergeloom.planners.models.gguf.arrangement import KEYS, QUERIES, arrange
 from mergeloom.planners.models.gguf.folder import GgufFolder, is_gguf
@@ -77,8 +77,9 @@ def open_checkpoint(folder: Folder | Path) -> Checkpoint:
         folder = LocalFolder(folder)
     config = read_config(folder)
     checkpoint = open_files(folder, config, weight_files(folder))
+    _refuse_quantised(folder, not_understood(config))
     decoded = decode(checkpoint.tensors, folder.name, hints_of(config))
-    if not (decoded.coded and is_understood(config)):
+    if not decoded.coded:
         _refuse_quantised(folder, quantised_by_config(config))
     kinds = {name: (entry.dtype, entry.shape) for name, entry in decoded.plain.items()}
     _refuse_quantised(folder, quantised_by_tensor(kinds))

@@ -11,6 +11,8 @@ They are told by the tensors themselves, by name and type of what lies beside a 
     weight_packed, fp4          weight_scale, powers of two         compressed-tensors' MXFP4
     weight_packed, int4, int8   weight_scale, weight_shape          Kimi K2 Thinking
     NAME_blocks, fp4            NAME_scales, powers of two          gpt-oss, transposed
+    qweight, in words           qzeros, scales, g_idx               GPTQ, AWQ: `packed_words`
+    weight, nf4, fp4, int8      absmax, quant_map, … or SCB         bitsandbytes: `bitsandbytes`
 
 A value is its code times its scales; divided by ``weight_global_scale``; packed integers are first
 lowered by half of their range. A scale is for the whole tensor, for a row, or for a block of rows
@@ -29,31 +31,16 @@ from mergeloom.engine.base.dtypes import F4, F8_E8M0, U4, U8
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
+from mergeloom.planners.models.bitsandbytes import STATE, eight_bits, four_bits
+from mergeloom.planners.models.coded_weight import Coded, Found, text
+from mergeloom.planners.models.packed_words import WordFormat, packed_words, word_format
+from mergeloom.planners.models.quantised import quantised_by_config
 
 Shape = tuple[int, ...]
 
 _FLOAT8 = {"F8_E4M3", "F8_E5M2"}
 _OF_ACTIVATIONS = ("input_scale", "input_global_scale", "activation_scale", "k_scale", "v_scale")
 """Scales of what flows through a module, not of its weight: of no use once that has values."""
-
-
-@dataclass(frozen=True)
-class Coded:
-    """One weight in codes: ``kernel`` over ``codes`` and ``beside`` gives its values.
-
-    ``swapped`` says that the values are those of the model's weight with the last two dimensions
-    exchanged. ``shape`` is the weight's.
-    """
-
-    codes: StoredTensor
-    kernel: Dequantise
-    beside: tuple[StoredTensor, ...]
-    swapped: bool = False
-
-    @property
-    def shape(self) -> Shape:
-        shape = self.codes.shape
-        return (*shape[:-2], shape[-1], shape[-2]) if self.swapped else shape
 
 
 @dataclass(frozen=True)
@@ -68,16 +55,18 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Hints:
-    """What a configuration says of blocks (rows, columns) and of bits of packed integers."""
+    """What a configuration says of blocks (rows, columns), of bits of packed integers and of words
+    that codes are packed into."""
 
     block: tuple[int, int] | None = None
     bits: int | None = None
+    words: WordFormat | None = None
 
 
 def hints_of(config: Mapping[str, Any]) -> Hints:
     """What the settings of quantisation say; what they do not say is told by shapes."""
-    settings = config.get("quantization_config") or config.get("compression_config")
-    if not isinstance(settings, Mapping):
+    settings = _settings(config)
+    if settings is None:
         return Hints()
     block = settings.get("weight_block_size")
     if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int for n in block)):
@@ -90,24 +79,45 @@ def hints_of(config: Mapping[str, Any]) -> Hints:
     )
     bits = {each.get("num_bits") for each in weights if isinstance(each, Mapping)}
     only = bits.pop() if len(bits) == 1 else None
+    words = word_format(settings) if settings.get("quant_method") in _IN_WORDS else None
     return Hints(
+        words=None if isinstance(words, str) else words,
         block=(block[0], block[1]) if block is not None and min(block) > 0 else None,
         bits=only if only in (4, 8) else None,
     )
 
 
-_UNDERSTOOD = {"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4"}
+_IN_WORDS = {"gptq", "awq"}
+_UNDERSTOOD = {
+    *("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "bitsandbytes", "gptq", "awq")
+}
 """Methods, as configurations call them, whose weights are described above."""
 
 
-def is_understood(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration names no method of quantisation but those described above."""
-    settings = config.get("quantization_config") or config.get("compression_config")
-    if not isinstance(settings, Mapping):
-        return not any(
-            isinstance(p, Mapping) and "quantization_config" in p for p in config.values()
-        )
-    return settings.get("quant_method") in _UNDERSTOOD
+def not_understood(config: Mapping[str, Any]) -> str | None:
+    """Which method of quantisation, other than those described above, a configuration names, in
+    words; ``None`` if it names no other."""
+    settings = _settings(config)
+    if settings is None:
+        return quantised_by_config(config)
+    method = settings.get("quant_method")
+    if method in _IN_WORDS:
+        words = word_format(settings)
+        return f"by {method}, {words}" if isinstance(words, str) else None
+    loads = settings.get("load_in_4bit") or settings.get("load_in_8bit")
+    if method in _UNDERSTOOD or (method is None and loads):
+        return None
+    return quantised_by_config(config)
+
+
+def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The settings of quantisation, of the model or of its text part."""
+    for part in (config, config.get("text_config")):
+        if isinstance(part, Mapping):
+            found = part.get("quantization_config") or part.get("compression_config")
+            if isinstance(found, Mapping):
+                return found
+    return None
 
 
 def decode(tensors: Mapping[str, StoredTensor], where: str, hints: Hints = Hints()) -> Decoded:
@@ -125,21 +135,28 @@ def decode(tensors: Mapping[str, StoredTensor], where: str, hints: Hints = Hints
         try:
             if last == "weight":
                 found = _weight(tensors, prefix, hints)
+            elif last == "qweight" and hints.words is not None:
+                found = packed_words(tensors, prefix, hints.words)
+            elif last == "SCB":
+                found = eight_bits(tensors, prefix)
+            elif STATE in name:
+                found = four_bits(tensors, name)
             elif last == "weight_packed":
                 found = _packed(tensors, prefix, hints)
             elif last.endswith("_blocks"):
                 found = _blocks(tensors, name)
             else:
                 continue
+            if found is not None:
+                found.value.check()
         except ValueError as error:
             raise CheckpointError(
                 f"'{where}': the codes of '{name}' and their scales do not fit: {error}"
             ) from error
         if found is not None:
-            target, value, used, unused = found
-            coded[target] = value
-            taken.update(used)
-            left += unused
+            coded[found.name] = found.value
+            taken.update(found.used)
+            left += found.unused
     if coded:
         taken.update(left)
         of_activations = [n for n in tensors if n.rpartition(".")[2] in _OF_ACTIVATIONS]
@@ -158,11 +175,7 @@ def without_codes(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_Found = tuple[str, Coded, list[str], list[str]]
-"""The weight's name, its value, the tensors that it is made of, and those of no use."""
-
-
-def _weight(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> _Found | None:
+def _weight(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> Found | None:
     """``weight`` with scales beside it."""
     name = f"{prefix}weight"
     codes, kind = tensors[name], tensors[name].dtype.code
@@ -190,10 +203,11 @@ def _weight(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> _
         beside.append(second)
         used.append(f"{prefix}weight_scale_2")
         kernels.append(Scale(single=True))
-    return name, Coded(codes, Dequantise(tuple(kernels)), tuple(beside)), used, []
+    value = Coded(codes, Dequantise(tuple(kernels)), tuple(beside))
+    return Found(name, value, used, [])
 
 
-def _packed(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> _Found | None:
+def _packed(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> Found | None:
     """``weight_packed`` of compressed-tensors."""
     packed, scale = tensors[f"{prefix}weight_packed"], tensors.get(f"{prefix}weight_scale")
     if scale is None or any(
@@ -216,10 +230,10 @@ def _packed(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> _
         used.append(f"{prefix}weight_global_scale")
         kernels.append(Scale(single=True, inverse=True))
     value = Coded(codes, Dequantise(tuple(kernels), zero=zero), tuple(beside))
-    return f"{prefix}weight", value, used, unused
+    return Found(f"{prefix}weight", value, used, unused)
 
 
-def _blocks(tensors: Mapping[str, StoredTensor], name: str) -> _Found | None:
+def _blocks(tensors: Mapping[str, StoredTensor], name: str) -> Found | None:
     """Experts of gpt-oss: 32 codes in 16 bytes, blocks along the last dimension but one."""
     target = name.removesuffix("_blocks")
     scale, blocks = tensors.get(f"{target}_scales"), tensors[name]
@@ -228,7 +242,7 @@ def _blocks(tensors: Mapping[str, StoredTensor], name: str) -> _Found | None:
     *outer, count, size = blocks.shape
     codes = blocks.reshape((*outer, count * size)).view_as(F4)
     value = Coded(codes, Dequantise((Scale(1, 2 * size),)), (_scales(scale),), swapped=True)
-    return target, value, [name, f"{target}_scales"], []
+    return Found(target, value, [name, f"{target}_scales"], [])
 
 
 def _scales(tensor: StoredTensor) -> StoredTensor:
@@ -248,7 +262,7 @@ def _scale_of(codes: Shape, scales: Shape, block: tuple[int, int] | None = None)
     if scales == (rows,) and not outer:
         return Scale(1, 0)
     if len(scales) != len(codes) or list(scales[:-2]) != outer:
-        raise ValueError(f"{_text(codes)} and {_text(scales)}")
+        raise ValueError(f"{text(codes)} and {text(scales)}")
     if block is not None:
         down, across = block
         if scales[-2:] == (-(-rows // down), -(-columns // across)):
@@ -281,8 +295,4 @@ def _bits(packed: Shape, scales: Shape) -> int:
             size = words * (32 // bits) / groups
             if size in (32, 64, 128, 256):
                 return bits
-    raise ValueError(f"{_text(packed)} words and {_text(scales)} scales")
-
-
-def _text(shape: Shape) -> str:
-    return "x".join(map(str, shape))
+    raise ValueError(f"{text(packed)} words and {text(scales)} scales")

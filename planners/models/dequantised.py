@@ -14,7 +14,8 @@ from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.transpose import Transpose
 from mergeloom.planners.models.architecture import Architecture, infer
 from mergeloom.planners.models.checkpoint import Checkpoint
-from mergeloom.planners.models.coded import Coded, Decoded, without_codes
+from mergeloom.planners.models.coded import Decoded, without_codes
+from mergeloom.planners.models.coded_weight import Coded
 from mergeloom.planners.models.model import Stored, StoredModel
 from mergeloom.planners.models.rows import arranged
 from mergeloom.planners.models.sameness import equal_bytes
@@ -103,7 +104,8 @@ def _load(builder: GraphBuilder, tensor: StoredTensor, name: str) -> Load:
 def _values(builder: GraphBuilder, coded: Coded, name: str) -> Merge:
     codes = _load(builder, coded.codes, name)
     beside = [_load(builder, each, name) for each in coded.beside]
-    values = builder.merge([codes], coded.kernel, name, side=beside)
+    arranged = builder.merge([codes], Transpose(), name) if coded.turned else codes
+    values = builder.merge([arranged], coded.kernel, name, side=beside)
     return builder.merge([values], Transpose(), name) if coded.swapped else values
 
 

@@ -47,7 +47,6 @@ FORMATS = {
     "bitsandbytes": {
         "weight.absmax": torch.ones(1),
         "weight": whole(32, 1, dtype=torch.uint8),
-        "weight.quant_state.bitsandbytes__nf4": whole(3, dtype=torch.uint8),
     },
     "scales beside the weights": {
         "weight": whole(8, 8, dtype=torch.int8),

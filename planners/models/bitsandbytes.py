@@ -1,0 +1,123 @@
+"""Weights as bitsandbytes stores them: in 4 bits, nf4 or fp4, or in 8 (LLM.int8).
+
+    weight                  bytes (n/2, 1): two codes of the flat weight, the first in the upper
+                            half; or int8 (out, in)
+    weight.absmax           for each block of codes its scale, or the code of it
+    weight.quant_map        what each code stands for
+    weight.nested_absmax    for each block of codes of scales their scale
+    weight.nested_quant_map what each code of a scale stands for
+    weight.quant_state.*    JSON in bytes: shape, sizes of blocks, what is added to scales
+    SCB                     for each row of int8 codes the magnitude of code 127
+
+T. Dettmers et al., QLoRA, 2023, arXiv:2305.14314; LLM.int8(), 2022, arXiv:2208.07339.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mergeloom.engine.base.dtypes import U4_UPPER, U8
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.engine.run.arrange import content
+from mergeloom.engine.storage.source import Access
+from mergeloom.methods.inputs.dequantise import Dequantise, Nested, Scale
+from mergeloom.planners.models.coded_weight import Coded, Found, Shape, text
+
+STATE = ".quant_state.bitsandbytes__"
+"""What the name of a weight's state goes on with; the kind of codes follows."""
+
+_MOST_STATE = 4096
+"""Bytes of a state that is looked at: a few hundred are usual."""
+_MOST_BLOCK = 1 << 16
+
+
+def four_bits(tensors: Mapping[str, StoredTensor], state: str) -> Found | None:
+    """The weight with this state.
+
+    Raises:
+        ValueError: the state is no state, or does not fit what lies beside it.
+        RunError: it cannot be read.
+    """
+    name, _, kind = state.partition(STATE)
+    if kind not in ("nf4", "fp4"):
+        raise ValueError(f"codes are '{kind}', where nf4 and fp4 are understood")
+    about = _state(tensors[state])
+    try:
+        codes, scales, table = (tensors[name + p] for p in ("", ".absmax", ".quant_map"))
+        inner = (
+            [tensors[f"{name}.nested_{part}"] for part in ("quant_map", "absmax")]
+            if "nested_blocksize" in about
+            else []
+        )
+    except KeyError as error:
+        raise ValueError(f"{error} is not there") from error
+    shape, size = _shape(about.get("shape")), _block(about, "blocksize")
+    count = math.prod(shape)
+    if codes.bytes.nbytes * 2 != count or not count:
+        raise ValueError(f"{codes.bytes.nbytes} bytes of codes are no {text(shape)}")
+    for each in (table, *inner, *(() if inner else (scales,))):
+        if each.dtype.code != "F32":
+            raise ValueError(f"scales and tables of {each.dtype} are not understood")
+    nested = None
+    if inner:
+        offset = about.get("nested_offset", 0.0)
+        if scales.dtype != U8 or not isinstance(offset, int | float):
+            raise ValueError(f"codes of scales are {scales.dtype}")
+        nested = Nested(_block(about, "nested_blocksize"), float(offset))
+    flat = StoredTensor(codes.bytes, U8, (codes.bytes.nbytes,)).view_as(U4_UPPER)
+    # Blocks are those of the flat weight: where they are no part of a row, each is one.
+    rows = (each for each in (shape[-1], size) if each % size == 0 and count % each == 0)
+    row = next(rows, count)
+    kernel = Dequantise((Scale(1, min(size, row), nested=nested),), table=16, shape=shape)
+    value = Coded(flat.reshape((count // row, row)), kernel, (table, scales, *inner))
+    used = [name, state, *(f"{name}.{part}" for part in ("absmax", "quant_map"))]
+    used += [f"{name}.nested_{part}" for part in ("quant_map", "absmax")] if inner else []
+    return Found(name, value, used, [])
+
+
+def eight_bits(tensors: Mapping[str, StoredTensor], prefix: str) -> Found | None:
+    """The weight beside ``SCB``.
+
+    Raises:
+        ValueError: it is not stored row by row, or does not fit.
+        RunError: how it is stored cannot be read.
+    """
+    codes, scales = tensors.get(f"{prefix}weight"), tensors[f"{prefix}SCB"]
+    if codes is None or codes.dtype.code != "I8" or scales.shape != codes.shape[:1]:
+        raise ValueError(f"scales {text(scales.shape)} are not those of an int8 weight's rows")
+    used, order = [f"{prefix}weight", f"{prefix}SCB"], tensors.get(f"{prefix}weight_format")
+    if order is not None:
+        used.append(f"{prefix}weight_format")
+        if order.bytes.nbytes != 1 or content(order, Access())[0]:
+            raise ValueError("it is stored in the order of some GPU, not row by row")
+    # SCB / 127 is the scale.
+    value = Coded(codes, Dequantise((Scale(1, 0),), factor=1 / 127), (scales,))
+    return Found(f"{prefix}weight", value, used, [])
+
+
+def _state(tensor: StoredTensor) -> dict[str, Any]:
+    if tensor.bytes.nbytes > _MOST_STATE:
+        raise ValueError(f"its state has {tensor.bytes.nbytes} bytes")
+    try:
+        found = json.loads(bytes(content(tensor, Access())))
+    except (ValueError, RecursionError) as error:
+        raise ValueError("its state is no JSON") from error
+    if not isinstance(found, dict):
+        raise ValueError("its state is no JSON object")
+    return found
+
+
+def _shape(found: object) -> Shape:
+    if isinstance(found, list) and found and all(type(n) is int and n > 0 for n in found):
+        return tuple(found)
+    raise ValueError("its state tells no shape")
+
+
+def _block(about: Mapping[str, Any], key: str) -> int:
+    size = about.get(key)
+    if type(size) is int and 0 < size <= _MOST_BLOCK and not size % 2:
+        return size
+    raise ValueError(f"its state tells no {key}")

@@ -1,0 +1,114 @@
+"""Weights whose codes are packed into 32-bit words, with zero points: GPTQ and AWQ.
+
+    tensor    GPTQ                                   AWQ (gemm)
+    qweight   (in·bits/32, out), words of one        (in, out/8), words of one row, in the order
+              column                                 0 2 4 6 1 3 5 7
+    qzeros    (groups, out·bits/32), words of one    (groups, out/8), like qweight
+              row
+    scales    (groups, out)                          (groups, out)
+    g_idx     (in): the group of each input          -
+
+A value is (code - zero point) · scale. GPTQ's first checkpoint format stores a zero point less one,
+its second one (``gptq_v2``) the zero point itself. A model's weight is (out, in): words are
+exchanged by the reader, and what is in a word of AWQ's, eight rows of one column, by a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mergeloom.engine.base.dtypes import U2, U4, U4_EVEN, U8, DType
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.methods.inputs.dequantise import Dequantise, Scale
+from mergeloom.planners.models.coded_weight import Coded, Found, Shape, text
+
+_TYPES: dict[int, DType] = {2: U2, 4: U4, 8: U8}
+"""By their bits, those whose codes do not lie across words."""
+
+
+@dataclass(frozen=True)
+class WordFormat:
+    """What a configuration says of packed words; ``group`` is 0 where it does not say."""
+
+    bits: int
+    group: int
+    by_awq: bool
+    first_format: bool = True
+
+
+def word_format(settings: Mapping[str, Any]) -> WordFormat | str:
+    """The format of packed words, or why it is not understood, in words."""
+    bits, group = settings.get("bits", settings.get("w_bit", 4)), settings.get("group_size", 128)
+    if type(bits) is not int or type(group) is not int:
+        return "without bits and group size"
+    kind = str(settings.get("checkpoint_format") or settings.get("format") or "")[:20]
+    if settings.get("quant_method") == "awq":
+        version = str(settings.get("version") or kind or "gemm")[:20].lower()
+        if version != "gemm":
+            return f"in the version '{version}'"
+        return WordFormat(bits, group, True) if bits == 4 else f"in {bits} bits"
+    if bits not in _TYPES:
+        return f"in {bits} bits"
+    if kind not in ("", "gptq", "gptq_v2"):
+        return f"in the format '{kind}'"
+    return WordFormat(bits, group, False, kind != "gptq_v2")
+
+
+def packed_words(
+    tensors: Mapping[str, StoredTensor], prefix: str, words: WordFormat
+) -> Found | None:
+    """The weight whose codes are ``qweight``.
+
+    Raises:
+        ValueError: what lies beside it does not fit.
+    """
+    parts = {part: tensors.get(prefix + part) for part in ("qweight", "qzeros", "scales", "g_idx")}
+    codes, zeros, scales, groups = parts.values()
+    if codes is None or zeros is None or scales is None:
+        return None
+    if any(each.dtype.code != "I32" for each in (codes, zeros)) or len(codes.shape) != 2:
+        raise ValueError(f"codes are {codes.dtype} {text(codes.shape)}, zero points {zeros.dtype}")
+    of_word = 32 // words.bits
+    if words.by_awq:
+        inside, outside = codes.shape[0], codes.shape[1] * of_word
+    else:
+        inside, outside = codes.shape[0] * of_word, codes.shape[1]
+    size = _group_size(words, inside, scales.shape)
+    if scales.shape[1] != outside or zeros.shape != (scales.shape[0], outside // of_word):
+        raise ValueError(
+            f"codes {text(codes.shape)}, scales {text(scales.shape)}, zero points "
+            f"{text(zeros.shape)}"
+        )
+    if not words.by_awq and groups is not None:
+        if groups.dtype.code != "I32" or groups.shape != (inside,):
+            raise ValueError(f"{inside} inputs and groups {text(groups.shape)} of {groups.dtype}")
+    else:
+        groups = None
+    dtype = U4_EVEN if words.by_awq else _TYPES[words.bits]
+    scale = Scale(1, size, across_first=True)
+    kernel = Dequantise(
+        (scale,),
+        zero=1.0 if words.first_format and not words.by_awq else 0.0,
+        points=scale,
+        groups=groups is not None,
+        shape=(outside, inside) if words.by_awq else None,
+    )
+    arranged = codes.transpose().view_as(dtype)
+    if words.by_awq:
+        arranged = arranged.reshape((outside // of_word, inside, of_word))
+    beside = [scales, zeros.view_as(dtype), *([] if groups is None else [groups])]
+    value = Coded(arranged, kernel, tuple(beside), turned=words.by_awq)
+    used = [prefix + part for part, tensor in parts.items() if tensor is not None]
+    return Found(f"{prefix}weight", value, used, [])
+
+
+def _group_size(words: WordFormat, inside: int, scales: Shape) -> int:
+    """Inputs that share a scale; the last group may be ragged."""
+    if len(scales) != 2 or not scales[0]:
+        raise ValueError(f"scales {text(scales)}")
+    size = words.group if 0 < words.group < inside else inside
+    if -(-inside // size) != scales[0]:
+        raise ValueError(f"{inside} inputs in groups of {size}, and {scales[0]} groups of scales")
+    return size
