@@ -217,7 +217,7 @@ def _stacks(split: Mapping[str, LayerName], config: Mapping[str, Any]) -> dict[s
             continue
         rich = len(layers) > 1 and min(len(layer) for layer in layers.values()) > 2
         rich = rich and _PART.search(prefix) is None
-        if len(layers) in declared or rich:
+        if (len(layers) in declared or rich) and _SAMPLING.search(prefix) is None:
             stacks[prefix] = [layers[number] for number in range(len(layers))]
     return stacks
 
@@ -251,6 +251,9 @@ def _by_place(stack: Stack) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...
                 layers[place] = tuple(suffix for suffix in layers[place] if suffix not in alone)
     return tuple(layers), edges[0], edges[1]
 
+
+_SAMPLING = re.compile(r"(sub|down|up)_?sampl[^.]*(\.layers?)?\.$")
+"""Numbered steps that halve or double a sequence, however many layers the configuration counts."""
 
 _PART = re.compile(r"(conv|merger|proj|adapter|resampler)[^.]*(\.layers?)?\.$")
 """Numbered networks between towers, or in front of one, which are parts of them and no stacks."""

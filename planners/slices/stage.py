@@ -76,6 +76,8 @@ class Stage:
         """How each tensor of the output comes about, in order."""
         tokens = [model.tokens for model in self.models]
         apart = {name for found in tokens for name in (found.embedding, found.head)}
+        if self.tied and self.head in self.donor.tokens.twins:
+            apart.discard(self.head)  # stored once more by the donor, whose class may read it
         yield from self._embedding()
         for tower in self.towers:
             for wanted in tensor_sources(tower.tower, tower.slices):

@@ -49,12 +49,15 @@ def test_passthrough_keeps_a_stored_head(tmp_path: Path) -> None:
 
 
 def test_a_stored_head_with_the_embeddings_bytes_is_one_with_it(tmp_path: Path) -> None:
+    """It is written once more, as it was stored: a class may read it."""
     first, second = pair(tmp_path, "LlamaForCausalLM", tie_word_embeddings=True)
     rewrite(first, lambda found: found.update({HEAD: found[EMBEDDING].clone()}))
-    plan = planned(blend(first, second))
-    assert HEAD not in {write.name for write in plan.graph.writes}
-    (left,) = plan.unused
-    assert (left.names, left.reason) == ((HEAD,), f"its bytes are the embedding's, '{EMBEDDING}'")
+    method = {"merge_method": "dare_linear", "base_model": str(first)}
+    config = {**blend(first, second), **method, "parameters": {"density": 0.5}}
+    found = merged(config, tmp_path / "out")
+    assert torch.equal(found[HEAD], found[EMBEDDING])
+    assert not torch.equal(found[HEAD], tensors(first)[EMBEDDING])
+    assert loaded(tmp_path / "out", "LlamaForCausalLM").config.tie_word_embeddings is True
 
 
 def test_without_a_word_of_it_a_stored_head_is_written_though_its_bytes_are_the_embeddings(
