@@ -21,7 +21,7 @@ from mergeloom.engine.hardware import process
 from mergeloom.engine.hardware.accelerators import AUTO, choose
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.run.executor import Progress as Counters
-from mergeloom.engine.storage.source import IOMode
+from mergeloom.engine.storage.source import Access, IOMode
 from mergeloom.initial import Start, first_configuration
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.output import at_output, check_apart
@@ -32,6 +32,7 @@ from mergeloom.planners.config.settings import Setting, parse_setting, setting_o
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.plan import make_plan
 from mergeloom.planners.planner import DEFAULT_SHARD_BYTES, PlanOptions
+from mergeloom.report.diff_records import DiffReport
 from mergeloom.report.meter import Meter, Progress
 from mergeloom.report.output_records import CleanReport, StatusReport
 from mergeloom.report.plan_records import MergeReport, Options
@@ -284,6 +285,62 @@ def explain(
         found = token_report(planned.plan, arguments.text(token, "token"))
         return ExplainReport(tensors=(), token=found)
     return explain_report(planned.plan.matching(pattern), planned)
+
+
+def diff(
+    a: Pathlike,
+    b: Pathlike,
+    base: Pathlike | None = None,
+    *,
+    values: bool = False,
+    match: str | None = None,
+    ram: Size | None = None,
+    threads: int | None = None,
+    model_dirs: Mapping[str, Pathlike] | None = None,
+    search: Pathlike | Sequence[Pathlike] = (),
+    observer: Observer | None = None,
+) -> DiffReport:
+    """How model ``b`` differs from ``a``, and what both changed of ``base``.
+
+    From headers alone; with ``values`` the weights are read, within the memory budget ``ram``, and
+    compared: tensor by tensor, layer by layer and kind by kind. With ``match`` only tensors are
+    compared whose names contain it.
+
+    Raises:
+        ConfigError, CheckpointError: a model is nowhere, malformed, or has nothing in common with
+            the other.
+        BudgetError: the budget cannot work.
+        RunError: reading failed.
+    """
+    from mergeloom.engine.measure import Measuring
+    from mergeloom.planners.comparison import compare_models
+    from mergeloom.report.diff import diff_report
+
+    observer = observer or Observer()
+    budget = process.default_budget() if ram is None else arguments.size(ram, "ram")
+    workers = None if threads is None else arguments.whole(threads, "threads", 1)
+    pattern = None if match is None else arguments.text(match, "match")
+    found = compare_models(
+        os.fspath(a),
+        os.fspath(b),
+        None if base is None else os.fspath(base),
+        _resolver(None, model_dirs, search, observer),
+        pattern,
+    )
+    here = process.this_machine(cpu_arithmetic(), TORCH, workers)
+    measuring = Measuring.of(found.graph, budget, here)
+    if not arguments.flag(values, "values"):
+        return diff_report(found, {}, measuring.schedule.read_bytes)
+    meter = Meter(jobs.Begun(measuring.schedule, 0))
+    shown = observer.progressed
+
+    def progressed(counters: Counters) -> None:
+        if shown is not None:
+            shown(meter.snapshot(counters))
+
+    results = measuring.run(Access(), progressed, observer.building)
+    measured = {name: results[merge][0] for name, merge in found.merges.items()}
+    return diff_report(found, measured, measuring.schedule.read_bytes)
 
 
 def explain_lines(config: Config | PlannedMerge, **options: Any) -> LinesReport:

@@ -12,6 +12,7 @@ import typer
 
 from mergeloom import streams
 from mergeloom.commands.clean import clean
+from mergeloom.commands.diff import diff
 from mergeloom.commands.explain import explain
 from mergeloom.commands.init import init
 from mergeloom.commands.inspect import inspect
@@ -36,8 +37,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (
-    *(init, plan, merge, status, report, explain, inspect, verify, methods, schema, prepare, clean),
-    mergekit_yaml,
+    *(init, plan, merge, status, report, explain, inspect, diff, verify, methods, schema, prepare),
+    *(clean, mergekit_yaml),
 ):
     app.command()(_command)
 

@@ -11,7 +11,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.errors import LoomError
@@ -138,6 +138,20 @@ class Printer:
                 building=building,
                 warned=self.warn,
             )
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[Observer]:
+        """What is said while tensors are measured: progress."""
+        from mergeloom.api import Observer
+        from mergeloom.report.progress import ProgressDisplay
+        from mergeloom.report.terminal.console import console
+
+        observer = Observer(downloading=self._downloading, building=building)
+        if self.quiet:
+            yield observer
+            return
+        with ProgressDisplay(console(stderr=True), None) as display:
+            yield replace(observer, progressed=display.progressed)
 
     def _resumed(self, tensors: int) -> None:
         from mergeloom.report.terminal.console import plural

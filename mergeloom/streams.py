@@ -29,6 +29,8 @@ _SPELT = {
     "“": '"',
     "”": '"',
     "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    **dict(zip("░▁▂▃▄▅▆▇█", "._,-=+*%#", strict=True)),  # bars and curves
+    **dict.fromkeys("▏▎▍▌▋▊▉", "|"),
 }
 _HANDLER = "mergeloom"
 

@@ -128,12 +128,16 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Graph:
-    """All tasks of one run. ``merges`` and ``writes`` stand in the order of the output."""
+    """All tasks of one run. ``merges`` and ``writes`` stand in the order of the output.
+
+    Of ``measured`` merges nothing is written: only their statistics are wanted.
+    """
 
     loads: tuple[Load, ...]
     merges: tuple[Merge, ...]
     writes: tuple[Write, ...]
     files: tuple[OutputFile, ...]
+    measured: tuple[Merge, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Graph of {', '.join(f'{n} {kind}' for kind, n in self.counts().items())}>"
@@ -162,7 +166,7 @@ class Graph:
                 two writes have one name; a load or a merge is not used; an input lies outside its
                 source, or has other bytes than its shape asks for.
         """
-        loads, merges = _reachable(self.writes)
+        loads, merges = _reachable(self.writes, self.measured)
         if (loads, merges) != (self.loads, self.merges) and (
             set(loads) != set(self.loads) or set(merges) != set(self.merges)
         ):
@@ -294,6 +298,11 @@ class GraphBuilder:
         """The graph of everything that ``writes`` need."""
         return Graph(*_reachable(writes), tuple(writes), tuple(files))
 
+    def measuring(self, merges: Sequence[Merge]) -> Graph:
+        """The graph that finds out the statistics of ``merges`` and writes nothing."""
+        own = tuple(dict.fromkeys(merges))  # equal ones are one
+        return Graph(*_reachable((), own), (), (), own)
+
 
 def tree(root: Merge) -> Iterator[Merge]:
     """``root`` and the merges it takes as inputs, each once, inputs before their users."""
@@ -334,13 +343,15 @@ def copied_dtype(merge: Merge) -> DType | None:
     return None
 
 
-def _reachable(writes: Iterable[Write]) -> tuple[tuple[Load, ...], tuple[Merge, ...]]:
+def _reachable(
+    writes: Iterable[Write], measured: Iterable[Merge] = ()
+) -> tuple[tuple[Load, ...], tuple[Merge, ...]]:
     loads: dict[Load, None] = {}
     merges: dict[Merge, None] = {}
-    for write in writes:
-        if write.merge in merges:
+    for root in (*(write.merge for write in writes), *measured):
+        if root in merges:
             continue
-        for merge in (write.merge,) if write.merge.is_flat else tree(write.merge):
+        for merge in (root,) if root.is_flat else tree(root):
             merges[merge] = None
             for node in (*merge.gather.inputs, *merge.gather.side):
                 if isinstance(node, Load):

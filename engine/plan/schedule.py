@@ -378,5 +378,5 @@ def _infeasible(works: list[Work], budget: int, minimum: int) -> str:
     return (
         f"a budget of {asked} cannot work: the smallest is "
         f"{math.ceil(minimum / MIB)} MiB (--ram {math.ceil(minimum / MIB)}MiB), "
-        f"decided by '{worst.writes[0].name}' ({size}, {len(worst.leaves)} inputs{beside})"
+        f"decided by '{worst.name}' ({size}, {len(worst.leaves)} inputs{beside})"
     )

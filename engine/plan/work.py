@@ -48,7 +48,8 @@ class WorkKind:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One root merge, all that is written of it, and all that it needs.
+    """One root merge, all that is written of it, and all that it needs; where nothing is written,
+    its statistics are the result.
 
     ``merges`` are those of its tree, inputs before their users and the root last; ``leaves`` are
     its aligned loads, ``side`` those that are held whole while it runs.
@@ -63,6 +64,11 @@ class Work:
     @property
     def root(self) -> Merge:
         return self.merges[-1]
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.writes[0].name if self.writes else self.root.name
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -106,7 +112,8 @@ def works_of(graph: Graph, machine: Machine) -> list[Work]:
     for write in graph.writes:
         writes.setdefault(write.merge, []).append(write)
     kinds = _Kinds(machine)
-    return [kinds.work(root, tuple(own)) for root, own in writes.items()]
+    works = [kinds.work(root, tuple(own)) for root, own in writes.items()]
+    return works + [kinds.work(root, ()) for root in graph.measured]
 
 
 class _Kinds:
@@ -175,7 +182,8 @@ def _kind(
         for number, merge in enumerate(merges)
         for statistic in range(len(parts[merge]) - 1)
     ]
-    passes.append(Pass(len(merges) - 1, None, needed[root]))
+    if writes:
+        passes.append(Pass(len(merges) - 1, None, needed[root]))
     copied = copied_dtype(root)
     computes = copied is None or any(write.dtype != copied for write in writes)
     access = max(merge.kernel.access for merge in merges) if computes else Access.ELEMENTWISE

@@ -127,6 +127,8 @@ class Executor:
     ) -> None:
         self.progress = Progress()
         self.warnings: list[str] = []
+        self.measured: dict[Merge, tuple[Any, ...]] = {}
+        """The statistics of merges of which nothing is written."""
         self.stopwatch = Stopwatch()
         self.storage = Busy()
         self._first_tile: tuple[float, float] | None = None
@@ -484,7 +486,7 @@ class Executor:
             task = heapq.heappop(lane.ready)
             if self._first_tile is None:
                 self._first_tile = time.perf_counter(), self.storage.seconds
-            self.progress.current = task.merge.placement.work.writes[0].name
+            self.progress.current = task.merge.placement.work.name
             state = task.merge.passes[task.tile.number]
             index = task.merge.placement.flow.index(task.tile.first)
             state.next_taken = max(state.next_taken, index + 1)
@@ -566,6 +568,10 @@ class Executor:
                 return
             self._time(run)
         self._release_held(run)
+        work = run.placement.work
+        if not work.writes:
+            self.measured[work.root] = tuple(run.statistics[work.root])
+            self._merge_done(run)
 
     def _time(self, run: MergeRun) -> None:
         """Note how long a merge took, unless it went from one processor to another."""

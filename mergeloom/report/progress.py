@@ -23,7 +23,7 @@ class ProgressDisplay:
     A closed console ends the display, not the run.
     """
 
-    def __init__(self, console: Console, budget_bytes: int) -> None:
+    def __init__(self, console: Console, budget_bytes: int | None) -> None:
         self._console = console
         self._budget = budget_bytes
         self._live: Live | None = None
@@ -77,8 +77,8 @@ class ProgressDisplay:
         rest = f"{duration(left)} left" if left is not None else "starting"
         return (
             f"{data(progress.done_bytes)} of {data(progress.total_bytes)}, "
-            f"{data(progress.bytes_per_second)}/s, {rest}, "
-            f"{memory(progress.memory_bytes)} of {memory(self._budget)}"
+            f"{data(progress.bytes_per_second)}/s, {rest}, {memory(progress.memory_bytes)}"
+            + ("" if self._budget is None else f" of {memory(self._budget)}")
         )
 
     def _lines(self, progress: Progress) -> RenderableType:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mergeloom.engine.base.errors import Place
 from mergeloom.planners.outline import Layers
+from mergeloom.report.diff_records import DiffReport
 from mergeloom.report.document import Document, ErrorReport, Scalar
 from mergeloom.report.output_records import CleanReport, ProgressReport, StatusReport
 from mergeloom.report.plan_records import MergeReport, PlanReport, Shard
@@ -326,6 +327,7 @@ DOCUMENTS: Mapping[str, type[Document]] = {
     "tasks": TaskList,
     "explain": ExplainReport,
     "lines": LinesReport,
+    "diff": DiffReport,
     "inspect": InspectReport,
     "verify": VerifyReport,
     "methods": MethodsReport,

@@ -1,0 +1,73 @@
+"""Statistics of merges without an output: read, measured, forgotten."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mergeloom.engine.graph.graph import Graph, Merge, OutputFile, Write
+from mergeloom.engine.hardware import process
+from mergeloom.engine.hardware.spec import Machine
+from mergeloom.engine.plan.schedule import Schedule, schedule
+from mergeloom.engine.run.executor import Executor, Progress, Writer, source_readers
+from mergeloom.engine.storage.source import Access
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """A graph that only measures, scheduled: what it will read, and in how much memory."""
+
+    graph: Graph
+    schedule: Schedule
+
+    @classmethod
+    def of(cls, graph: Graph, budget: int | None, machine: Machine) -> Measuring:
+        """How to measure ``graph`` within ``budget`` bytes, on the CPU.
+
+        Raises:
+            BudgetError: the budget cannot work.
+        """
+        return cls(graph, schedule(graph, budget, replace(machine, devices=())))
+
+    def run(
+        self,
+        access: Access,
+        poll: Callable[[Progress], None] | None = None,
+        building: Callable[[frozenset[str]], None] | None = None,
+    ) -> Mapping[Merge, tuple[Any, ...]]:
+        """The results of the statistics of each measured merge, in the order of its passes.
+
+        Raises:
+            RunError: reading or arithmetic failed.
+            KeyboardInterrupt: interrupted.
+        """
+        process.bound_heap()
+        plan = self.schedule
+        if plan.missing and building is not None:
+            building(plan.missing)
+        for arithmetic, words in plan.words.items():
+            missing = arithmetic.missing(words)
+            if missing:
+                arithmetic.build(missing)
+        with contextlib.ExitStack() as opened:
+            readers = source_readers(
+                plan,
+                lambda source: opened.enter_context(contextlib.closing(source.open(access))),
+            )
+            executor = Executor(plan, readers, _NoSink())
+            executor.run(poll)
+            for reader in readers.values():
+                reader.check_unchanged()
+        return executor.measured
+
+
+class _NoSink:
+    """For runs that write nothing."""
+
+    def writer(self, file: OutputFile) -> Writer:
+        raise AssertionError(f"a run that only measures writes '{file.name}'")
+
+    def completed(self, write: Write, digest: str, block_bytes: int) -> None:
+        raise AssertionError(f"a run that only measures writes '{write.name}'")

@@ -1,0 +1,58 @@
+"""``mergeloom diff``: how two models differ, and what they changed of a base."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mergeloom.options import AsJson, Finding, grouped
+from mergeloom.printer import Printer
+
+
+@grouped
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A model: a directory or a hub id.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    finding: Finding,
+    base: Annotated[
+        str | None,
+        typer.Argument(metavar="[BASE]", help="What both were fine-tuned from."),
+    ] = None,
+    values: Annotated[
+        bool, typer.Option("--values", help="Read the weights, and compare them.")
+    ] = False,
+    match: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Compare only tensors whose names contain TEXT."),
+    ] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    ram: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory budget. [default: 4/5 of the available]"),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how model B differs from A, and what both changed of BASE."""
+    from mergeloom import api
+    from mergeloom.report.terminal.diff import render_diff
+
+    printer = Printer(as_json, quiet)
+    with printer.measuring() as observer:
+        found = api.diff(
+            a,
+            b,
+            base,
+            values=values,
+            match=match,
+            ram=ram,
+            threads=threads,
+            model_dirs=finding.model_dirs,
+            search=finding.folders,
+            observer=observer,
+        )
+    printer.answer(found, lambda: render_diff(found, tensors))

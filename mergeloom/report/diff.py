@@ -1,0 +1,144 @@
+"""The report of ``diff``: from sums over tensors to how two models differ."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from mergeloom.methods.statistics.comparison import Changes, Sizes
+from mergeloom.planners.comparison import Comparison, Pair
+from mergeloom.planners.models.model import Model
+from mergeloom.report.diff_records import (
+    ComparedModel,
+    DiffReport,
+    GroupReport,
+    PairReport,
+    SettingReport,
+    ValuesReport,
+)
+
+T = TypeVar("T", Sizes, Changes)
+Measured = tuple[Sizes, Changes | None]
+OUTSIDE = "outside the layers"
+
+
+def diff_report(found: Comparison, measured: Mapping[str, Measured], read_bytes: int) -> DiffReport:
+    """What is to be known; ``measured`` has the sums by tensor, or nothing where values were not
+    asked for."""
+    a, b = found.models
+    pairs = [pair for pair in found.pairs if pair.name in measured]
+    whole = _together(pairs, measured)
+    by_layer = _groups(
+        pairs, measured, lambda pair: (-1 if pair.layer is None else pair.layer, _layer_name(pair))
+    )
+    by_kind = _groups(pairs, measured, lambda pair: (0, pair.kind))
+    return DiffReport(
+        a=_model(a),
+        b=_model(b),
+        base=None if found.base is None else _model(found.base),
+        only_a=found.only[0],
+        only_b=found.only[1],
+        settings=tuple(SettingReport(*each) for each in found.settings),
+        tensors=tuple(_pair(pair, measured.get(pair.name)) for pair in found.pairs),
+        layers=tuple(by_layer),
+        kinds=tuple(by_kind),
+        whole=whole,
+        read_bytes=read_bytes,
+    )
+
+
+def _layer_name(pair: Pair) -> str:
+    return OUTSIDE if pair.layer is None else f"layer {pair.layer}"
+
+
+def _model(model: Model) -> ComparedModel:
+    names = list(model)
+    return ComparedModel(
+        name=model.name,
+        parameters=sum(math.prod(model.shape(name)) for name in names),
+        tensors=len(names),
+        layers=model.architecture.main.layers,
+        dtypes=dict(Counter(model.dtype(name).name for name in names)),
+    )
+
+
+def _pair(pair: Pair, found: Measured | None) -> PairReport:
+    values = None if found is None else _values(math.prod(pair.shapes[0]), *found)
+    return PairReport(
+        pair.name,
+        pair.layer,
+        pair.kind,
+        *pair.shapes,
+        *pair.dtypes,
+        obstacle=pair.obstacle,
+        values=values,
+    )
+
+
+def _groups(
+    pairs: Sequence[Pair],
+    measured: Mapping[str, Measured],
+    key: Callable[[Pair], tuple[int, str]],
+) -> Iterator[GroupReport]:
+    """Pairs together by a key, in its order; its text names the group."""
+    groups: dict[tuple[int, str], list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(key(pair), []).append(pair)
+    for (_, name), members in sorted(groups.items()):
+        layers = {pair.layer for pair in members}
+        values = _together(members, measured)
+        if values is not None:
+            layer = next(iter(layers)) if len(layers) == 1 else None
+            yield GroupReport(name, layer, len(members), values)
+
+
+def _together(pairs: Sequence[Pair], measured: Mapping[str, Measured]) -> ValuesReport | None:
+    """Several tensors as one long vector; what they changed of a base only where all have one."""
+    if not pairs:
+        return None
+    found = [measured[pair.name] for pair in pairs]
+    changes = [each for _, each in found if each is not None]
+    return _values(
+        sum(math.prod(pair.shapes[0]) for pair in pairs),
+        _sum([each for each, _ in found]),
+        _sum(changes) if len(changes) == len(found) else None,
+    )
+
+
+def _sum(records: Sequence[T]) -> T:
+    """Records of one kind, added up number by number."""
+    names = [field.name for field in fields(records[0])]
+    sums: list[Any] = [math.fsum(getattr(each, name) for each in records) for name in names]
+    return type(records[0])(*sums)
+
+
+def _values(elements: int, sizes: Sizes, changes: Changes | None) -> ValuesReport:
+    return ValuesReport(
+        elements=elements,
+        difference=_ratio(math.sqrt(sizes.difference), math.sqrt(sizes.a)),
+        cosine=_ratio(sizes.product, math.sqrt(sizes.a) * math.sqrt(sizes.b)),
+        changed=sizes.changed / elements,
+        **({} if changes is None else _changes(elements, changes)),
+    )
+
+
+def _changes(elements: int, found: Changes) -> dict[str, float | None]:
+    base = math.sqrt(found.base)
+    return {
+        "change_a": _ratio(math.sqrt(found.a), base),
+        "change_b": _ratio(math.sqrt(found.b), base),
+        "change_cosine": _ratio(found.product, math.sqrt(found.a) * math.sqrt(found.b)),
+        "changed_by_a": found.changed_by_a / elements,
+        "changed_by_b": found.changed_by_b / elements,
+        "opposed": _ratio(found.opposed, found.both),
+    }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    """A quotient; nothing where it is not defined."""
+    if not (math.isfinite(part) and math.isfinite(whole)) or whole == 0:
+        return 0.0 if part == 0 == whole else None
+    return part / whole

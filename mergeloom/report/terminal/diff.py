@@ -1,0 +1,139 @@
+"""How two models differ, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mergeloom.report.diff_records import ComparedModel, DiffReport, GroupReport, ValuesReport
+from mergeloom.report.terminal.bars import bar
+from mergeloom.report.terminal.console import columns, plural, shape_text, shown
+from mergeloom.report.units import count, data
+
+_LISTED = 8
+_KINDS = 24
+_BAR = 12
+_LONG = 60
+
+
+def render_diff(report: DiffReport, all_tensors: bool) -> RenderableType:
+    """Structure, and where values were compared: the whole, by layer, by kind; with
+    ``all_tensors`` each tensor."""
+    parts: list[RenderableType] = [_models(report)]
+    parts += _structure(report)
+    if report.whole is None:
+        hint = f"--values compares the values too: reads {data(report.read_bytes)}"
+        parts += [Text(), Text(hint, style="dim")]
+        return Group(*parts)
+    based = report.whole.change_a is not None
+    parts += [Text(), *(Text(line) for line in _sentences(report))]
+    if all_tensors:
+        pairs = [pair for pair in report.tensors if pair.values is not None]
+        rows = [(pair.tensor, pair.values) for pair in pairs if pair.values is not None]
+        parts += [Text(), _table("tensor", rows, based)]
+        return Group(*parts)
+    parts += [Text(), _table("", [(each.name, each.values) for each in report.layers], based)]
+    kinds = sorted(report.kinds, key=_largest)[:_KINDS]
+    parts += [Text(), _table("kind of tensor", [(each.name, each.values) for each in kinds], based)]
+    more = len(report.kinds) - len(kinds)
+    said = f"and {plural(more, 'kind')} that differ less; " if more else ""
+    parts.append(Text(f"{said}--tensors lists every tensor", style="dim"))
+    return Group(*parts)
+
+
+def _largest(group: GroupReport) -> float:
+    return -(group.values.difference or 0.0)
+
+
+def _models(report: DiffReport) -> RenderableType:
+    table = columns("", "", "", "", "")
+    for role, model in (("a", report.a), ("b", report.b), ("base", report.base)):
+        if model is not None:
+            table.add_row(Text(role, style="bold"), shown(model.name), *_about(model))
+    return table
+
+
+def _about(model: ComparedModel) -> Iterator[str]:
+    yield f"{count(model.parameters)} parameters"
+    yield plural(model.layers, "layer")
+    yield f"{plural(model.tensors, 'tensor')}, {' and '.join(list(model.dtypes)[:2])}"
+
+
+def _structure(report: DiffReport) -> Iterator[RenderableType]:
+    for name, only in ((report.a.name, report.only_a), (report.b.name, report.only_b)):
+        if only:
+            yield Text(f"only in '{shown(name)}': {_some(only)}", style="yellow")
+    shapes = [pair for pair in report.tensors if pair.shape_a != pair.shape_b]
+    if shapes:
+        listed = [
+            f"{pair.tensor} ({shape_text(pair.shape_a)} and {shape_text(pair.shape_b)})"
+            for pair in shapes
+        ]
+        yield Text(f"shapes differ: {_some(listed)}", style="yellow")
+    dtypes = [pair for pair in report.tensors if pair.dtype_a != pair.dtype_b]
+    if dtypes:
+        first = dtypes[0]
+        yield Text(
+            f"{plural(len(dtypes), 'tensor')} of another type: {first.tensor} is {first.dtype_a} "
+            f"in a and {first.dtype_b} in b"
+        )
+    for setting in report.settings[:_LISTED]:
+        a, b = (shown(repr(value))[:_LONG] for value in (setting.a, setting.b))
+        yield Text(f"config.json: {shown(setting.key)} is {a} in a, {b} in b")
+    if len(report.settings) > _LISTED:
+        yield Text(f"and {len(report.settings) - _LISTED} more values of config.json")
+    if not (report.only_a or report.only_b or shapes):
+        yield Text(f"the same {plural(len(report.tensors), 'tensor')}, of the same shapes")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return shown(", ".join(names[:_LISTED])) + more
+
+
+def _sentences(report: DiffReport) -> Iterator[str]:
+    whole = report.whole
+    assert whole is not None
+    yield (
+        f"b differs from a by {_percent(whole.difference)} of a's norm, cosine "
+        f"{_cosine(whole.cosine)}, in {_percent(whole.changed)} of {whole.elements:,} elements"
+    )
+    if whole.change_a is not None:
+        yield (
+            f"of the base's norm, a changed {_percent(whole.change_a)} and b "
+            f"{_percent(whole.change_b)}; cosine of the changes {_cosine(whole.change_cosine)}; "
+            f"{_percent(whole.opposed)} of what both changed goes in opposite directions"
+        )
+
+
+def _table(title: str, rows: Sequence[tuple[str, ValuesReport]], based: bool) -> Table:
+    own = ("Δa", "Δb", "cos Δ", "opposed") if based else ()
+    table = columns(title, "‖b-a‖/‖a‖", "", "cosine", "changed", *own)
+    for column in (table.columns[1], *table.columns[3:]):
+        column.justify = "right"
+    table.columns[2].no_wrap = True
+    most = max((values.difference or 0.0 for _, values in rows), default=0.0)
+    for name, values in rows:
+        share = (values.difference or 0.0) / most if most else 0.0
+        cells: list[RenderableType] = [_percent(values.difference)]
+        cells += [Text(bar(share, _BAR), style="cyan")]
+        cells += [_cosine(values.cosine), _percent(values.changed)]
+        if based:
+            cells += [_percent(values.change_a), _percent(values.change_b)]
+            cells += [_cosine(values.change_cosine), _percent(values.opposed)]
+        table.add_row(shown(name), *cells)
+    return table
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return "-"
+    percent = 100 * value
+    return f"{percent:.3g} %" if 0.01 <= abs(percent) < 1000 or not percent else f"{percent:.1e} %"
+
+
+def _cosine(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,174 @@
+"""``diff``: structure from headers, values against float64 numpy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mergeloom
+from mergeloom.cli import app
+from mergeloom.engine.base.errors import CheckpointError
+from tests.planners.support import llama, load_tensors, write_checkpoint
+
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2}
+NAMES = (
+    "model.embed_tokens.weight",
+    "model.layers.0.mlp.up_proj.weight",
+    "model.layers.1.mlp.up_proj.weight",
+    "model.norm.weight",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and two fine-tunes of it, which leave much as it was; some tensors are of several
+    grains."""
+    folder = tmp_path_factory.mktemp("diff")
+    generator = torch.Generator().manual_seed(5)
+    shapes = ((700, 1000), (1200, 1000), (1200, 1000), (1000,))
+    base = {
+        name: torch.randn(shape, generator=generator).to(torch.bfloat16)
+        for name, shape in zip(NAMES, shapes, strict=True)
+    }
+    for seed, (model, dtype) in enumerate({"a": torch.bfloat16, "b": torch.float32}.items()):
+        generator.manual_seed(seed)
+        tensors = {}
+        for name, tensor in base.items():
+            noise = torch.randn(tensor.shape, generator=generator) * 0.1
+            kept = torch.rand(tensor.shape, generator=generator) < 0.4
+            tensors[name] = (tensor.float() + noise * kept).to(dtype)
+        write_checkpoint(folder / model, tensors, CONFIG)
+    write_checkpoint(folder / "base", base, CONFIG)
+    return folder
+
+
+def expected(folder: Path) -> dict[str, dict[str, float]]:
+    """What numpy finds in float64."""
+    a, b, base = (
+        {name: t.double().numpy() for name, t in load_tensors(folder / model).items()}
+        for model in ("a", "b", "base")
+    )
+    found = {}
+    for name, one in a.items():
+        other, origin = b[name], base[name]
+        ta, tb = one - origin, other - origin
+        both = (ta != 0) & (tb != 0)
+        found[name] = {
+            "difference": np.linalg.norm(other - one) / np.linalg.norm(one),
+            "cosine": (one * other).sum() / np.linalg.norm(one) / np.linalg.norm(other),
+            "changed": float((one != other).mean()),
+            "change_a": np.linalg.norm(ta) / np.linalg.norm(origin),
+            "change_b": np.linalg.norm(tb) / np.linalg.norm(origin),
+            "change_cosine": (ta * tb).sum() / np.linalg.norm(ta) / np.linalg.norm(tb),
+            "changed_by_a": float((ta != 0).mean()),
+            "changed_by_b": float((tb != 0).mean()),
+            "opposed": float((ta * tb < 0).sum() / both.sum()),
+        }
+    return found
+
+
+def test_values_are_those_of_numpy(folder: Path) -> None:
+    found = mergeloom.diff(folder / "a", folder / "b", folder / "base", values=True)
+    assert {pair.tensor for pair in found.tensors} == set(NAMES)
+    wanted = expected(folder)
+    for pair in found.tensors:
+        for key, value in wanted[pair.tensor].items():
+            exact = key in ("changed", "changed_by_a", "changed_by_b", "opposed")
+            near = pytest.approx(value, rel=0 if exact else 1e-6, abs=1e-15)
+            assert getattr(pair.values, key) == near, (pair.tensor, key)
+
+
+def test_several_tensors_are_compared_as_one_vector(folder: Path) -> None:
+    found = mergeloom.diff(folder / "a", folder / "b", folder / "base", values=True)
+    a, b = ({k: v.double() for k, v in load_tensors(folder / m).items()} for m in ("a", "b"))
+    one = torch.cat([a[name].flatten() for name in sorted(a)])
+    other = torch.cat([b[name].flatten() for name in sorted(a)])
+    assert found.whole is not None
+    assert found.whole.elements == one.numel()
+    assert found.whole.difference == pytest.approx(float((other - one).norm() / one.norm()))
+    assert found.whole.change_cosine is not None
+    assert [group.name for group in found.layers] == ["outside the layers", "layer 0", "layer 1"]
+    layer = {name: values for name, values in a.items() if ".1." in name}
+    (name,) = layer
+    assert found.layers[2].values == next(
+        pair.values for pair in found.tensors if pair.tensor == name
+    )
+    assert {group.name: group.tensors for group in found.kinds} == {
+        "mlp.up_proj.weight": 2,
+        "model.embed_tokens.weight": 1,
+        "model.norm.weight": 1,
+    }
+
+
+def test_budget_and_threads_change_no_number(folder: Path) -> None:
+    models = folder / "a", folder / "b", folder / "base"
+    with pytest.raises(mergeloom.BudgetError, match="the smallest is") as error:
+        mergeloom.diff(*models, ram="1MiB")
+    smallest = str(error.value).partition("smallest is ")[2].split()[0]
+    plain = mergeloom.diff(*models, values=True)
+    assert mergeloom.diff(*models, values=True, ram=f"{smallest}MiB", threads=1) == plain
+    assert mergeloom.diff(*models, values=True, threads=3) == plain
+
+
+def test_a_model_does_not_differ_from_itself(folder: Path) -> None:
+    found = mergeloom.diff(folder / "a", folder / "a", folder / "a", values=True)
+    whole = found.whole
+    assert whole is not None
+    assert (whole.difference, whole.changed, whole.change_a, whole.opposed) == (0, 0, 0, 0)
+    assert whole.cosine == pytest.approx(1)
+
+
+def test_structure_is_told_from_headers(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    llama(tmp_path / "b", layers=5, seed=1, vocabulary=40, tied=True, dtype=torch.bfloat16)
+    found = mergeloom.diff(tmp_path / "a", tmp_path / "b")
+    assert found.only_a == ("lm_head.weight",)
+    assert len(found.only_b) == 9
+    assert found.whole is None
+    differing = [pair for pair in found.tensors if pair.obstacle]
+    assert [(p.tensor, p.obstacle) for p in differing] == [
+        ("model.embed_tokens.weight", "shapes differ")
+    ]
+    settings = {each.key: (each.a, each.b) for each in found.settings}
+    assert settings["num_hidden_layers"] == (4, 5)
+    assert "torch_dtype" not in settings
+    values = mergeloom.diff(tmp_path / "a", tmp_path / "b", values=True)
+    assert values.whole is not None
+    assert values.read_bytes == found.read_bytes
+    assert sum(pair.values is not None for pair in values.tensors) == len(found.tensors) - 1
+    (tmp_path / "other").mkdir()
+    write_checkpoint(tmp_path / "other", {"w": torch.ones(2)}, {})
+    with pytest.raises(CheckpointError, match="have no tensor in common: the first begins with"):
+        mergeloom.diff(tmp_path / "a", tmp_path / "other")
+    with pytest.raises(CheckpointError, match="in common whose name contains 'qproj'"):
+        mergeloom.diff(tmp_path / "a", tmp_path / "b", match="qproj")
+
+
+def test_numbers_that_are_none_are_nothing(tmp_path: Path) -> None:
+    zero, one = torch.zeros(4), torch.tensor([1.0, float("nan"), 0.0, 2.0])
+    write_checkpoint(tmp_path / "a", {"w": zero, "v": zero.clone()}, {})
+    write_checkpoint(tmp_path / "b", {"w": zero + 1, "v": one}, {})
+    found = mergeloom.diff(tmp_path / "a", tmp_path / "b", values=True)
+    values: dict[str, Any] = {pair.tensor: pair.values for pair in found.tensors}
+    assert (values["w"].difference, values["w"].cosine, values["w"].changed) == (None, None, 1.0)
+    assert (values["v"].difference, values["v"].changed) == (None, 0.75)
+
+
+def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [str(folder / name) for name in ("a", "b", "base")]
+    app(["diff", *models, "--values"], standalone_mode=False)
+    out = capsys.readouterr().out
+    assert "b differs from a by" in out
+    assert "go in opposite directions" in out or "goes in opposite directions" in out
+    assert "layer 1 " in out
+    app(["diff", *models, "--values", "--json", "-q"], standalone_mode=False)
+    document = json.loads(capsys.readouterr().out)
+    assert document["document"] == "diff"
+    assert document["whole"]["elements"] == 3_101_000
+    app(["diff", *models[:2], "--match", "norm"], standalone_mode=False)
+    assert "--values compares the values too: reads 6 kB" in capsys.readouterr().out
