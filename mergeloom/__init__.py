@@ -20,9 +20,9 @@ from mergeloom.engine.base.errors import (
 )
 
 if TYPE_CHECKING:
-    from mergeloom.api import (
-        LoomWarning,
-        Observer,
+    from mergeloom.api import LoomWarning, Observer, merge, plan
+    from mergeloom.methods.registry import register as register_method
+    from mergeloom.questions import (
         clean,
         diff,
         explain,
@@ -30,14 +30,11 @@ if TYPE_CHECKING:
         init,
         inspect,
         list_methods,
-        merge,
-        plan,
         read_report,
         schema,
         status,
         verify,
     )
-    from mergeloom.methods.registry import register as register_method
     from mergeloom.report.meter import Progress
     from mergeloom.results import MergeResult, PlannedMerge
     from mergeloom.version import VERSION as __version__
@@ -72,6 +69,7 @@ __all__ = [
     "verify",
 ]
 
+_IN_API = frozenset({"LoomWarning", "Observer", "merge", "plan"})
 _ELSEWHERE = {
     "register_method": ("mergeloom.methods.registry", "register"),
     "Progress": ("mergeloom.report.meter", "Progress"),
@@ -85,7 +83,9 @@ def __getattr__(name: str) -> Any:
     """What is not imported yet: the command line begins, and can be interrupted, without it."""
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    module, attribute = _ELSEWHERE.get(name, ("mergeloom.api", name))
+    module, attribute = _ELSEWHERE.get(
+        name, ("mergeloom.api" if name in _IN_API else "mergeloom.questions", name)
+    )
     return getattr(import_module(module), attribute)
 
 

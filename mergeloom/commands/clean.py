@@ -28,8 +28,8 @@ def clean(
     as_json: AsJson = False,
 ) -> None:
     """Remove machine code that is not used any more, and what interrupted merges left in OUT."""
-    from mergeloom import api
+    from mergeloom import questions
     from mergeloom.report.terminal.status import render_clean
 
-    found = api.clean(outputs or [], everything=everything, dry=dry)
+    found = questions.clean(outputs or [], everything=everything, dry=dry)
     Printer(as_json).answer(found, lambda: render_clean(found))

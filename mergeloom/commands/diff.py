@@ -38,12 +38,12 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Show how model B differs from A, and what both changed of BASE."""
-    from mergeloom import api
+    from mergeloom import questions
     from mergeloom.report.terminal.diff import render_diff
 
     printer = Printer(as_json, quiet)
     with printer.measuring() as observer:
-        found = api.diff(
+        found = questions.diff(
             a,
             b,
             base,

@@ -29,7 +29,7 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show where output tensors come from, and which entry of CONFIG set each parameter."""
-    from mergeloom import api
+    from mergeloom import questions
     from mergeloom.report.terminal.tensors import render_explain
 
     printer = Printer(as_json)
@@ -38,8 +38,8 @@ def explain(
     if lines:
         from mergeloom.report.terminal.lines import render_lines
 
-        whole = api.explain_lines(plan)
+        whole = questions.explain_lines(plan)
         printer.answer(whole, lambda: render_lines(whole))
         return
-    found = api.explain(plan, tensor, token=token)
+    found = questions.explain(plan, tensor, token=token)
     printer.answer(found, lambda: render_explain(found))

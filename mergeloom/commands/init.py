@@ -40,11 +40,11 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Write a configuration for some models, with comments, as a start. It plans as it is."""
-    from mergeloom import api
+    from mergeloom import questions
 
     printer = Printer()
     to_stdout = str(output) == "-"
-    text = api.init(
+    text = questions.init(
         models,
         base=base,
         method=method,

@@ -18,11 +18,11 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show tensors, layers, types and sizes of a checkpoint, from its headers."""
-    from mergeloom import api
+    from mergeloom import questions
     from mergeloom.report.terminal.checkpoint import render_inspect
 
     printer = Printer(as_json)
-    found = api.inspect(
+    found = questions.inspect(
         model,
         model_dirs=finding.model_dirs,
         search=finding.folders,

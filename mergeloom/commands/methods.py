@@ -15,10 +15,10 @@ def methods(
     as_json: AsJson = False,
 ) -> None:
     """List the merge methods, or describe one."""
-    from mergeloom import api
+    from mergeloom import questions
     from mergeloom.report.terminal.methods import render_method, render_methods
 
-    found = api.list_methods(name)
+    found = questions.list_methods(name)
     Printer(as_json).answer(
         found,
         lambda: render_method(found.methods[0]) if name else render_methods(found.methods),

@@ -8,8 +8,8 @@ from mergeloom.printer import Printer
 
 def report(output: OutputArgument, as_json: AsJson = False) -> None:
     """Show the plan that OUT was merged by, and what the merge took."""
-    from mergeloom import api
+    from mergeloom import questions
     from mergeloom.report.terminal.run import render_report
 
-    found = api.read_report(output)
+    found = questions.read_report(output)
     Printer(as_json).answer(found, lambda: render_report(found))

@@ -17,6 +17,6 @@ def schema(
     ] = None,
 ) -> None:
     """Print the JSON schemas of the documents that --json prints."""
-    from mergeloom import api
+    from mergeloom import questions
 
-    Printer(as_json=True).lines([json.dumps(api.schema(document), indent=2)])
+    Printer(as_json=True).lines([json.dumps(questions.schema(document), indent=2)])

@@ -22,10 +22,10 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Compare the tensors of a finished or interrupted merge with their recorded digests."""
-    from mergeloom import api
+    from mergeloom import questions
     from mergeloom.report.terminal.verification import render_verify
 
-    found = api.verify(output, load=load)
+    found = questions.verify(output, load=load)
     Printer(as_json).answer(found, lambda: render_verify(found))
     if not found.sound:
         raise typer.Exit(1)

@@ -118,7 +118,7 @@ def _sum(records: Sequence[T]) -> T:
 def _values(elements: int, sizes: Sizes, changes: Changes | None) -> ValuesReport:
     return ValuesReport(
         elements=elements,
-        difference=_ratio(math.sqrt(sizes.difference), math.sqrt(sizes.a)),
+        difference=_relative(math.sqrt(sizes.difference), math.sqrt(sizes.a)),
         cosine=_ratio(sizes.product, math.sqrt(sizes.a) * math.sqrt(sizes.b)),
         changed=sizes.changed / elements,
         **({} if changes is None else _changes(elements, changes)),
@@ -128,8 +128,8 @@ def _values(elements: int, sizes: Sizes, changes: Changes | None) -> ValuesRepor
 def _changes(elements: int, found: Changes) -> dict[str, float | None]:
     base = math.sqrt(found.base)
     return {
-        "change_a": _ratio(math.sqrt(found.a), base),
-        "change_b": _ratio(math.sqrt(found.b), base),
+        "change_a": _relative(math.sqrt(found.a), base),
+        "change_b": _relative(math.sqrt(found.b), base),
         "change_cosine": _ratio(found.product, math.sqrt(found.a) * math.sqrt(found.b)),
         "changed_by_a": found.changed_by_a / elements,
         "changed_by_b": found.changed_by_b / elements,
@@ -140,5 +140,10 @@ def _changes(elements: int, found: Changes) -> dict[str, float | None]:
 def _ratio(part: float, whole: float) -> float | None:
     """A quotient; nothing where it is not defined."""
     if not (math.isfinite(part) and math.isfinite(whole)) or whole == 0:
-        return 0.0 if part == 0 == whole else None
+        return None
     return part / whole
+
+
+def _relative(part: float, whole: float) -> float | None:
+    """A norm relative to another; what does not differ at all does not, whatever it differs from."""
+    return 0.0 if part == 0 else _ratio(part, whole)

@@ -1,0 +1,304 @@
+"""The Python API beside planning and merging: what is asked of plans, models and outputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mergeloom import arguments
+from mergeloom.api import Config, Observer, known, plan, resolver_for
+from mergeloom.arguments import Pathlike, Size
+from mergeloom.engine import job as jobs
+from mergeloom.engine.base.errors import CheckpointError, LoomError
+from mergeloom.engine.base.suggest import suggest
+from mergeloom.engine.hardware import process
+from mergeloom.engine.run.executor import Progress as Counters
+from mergeloom.engine.storage.source import Access
+from mergeloom.initial import Start, first_configuration
+from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
+from mergeloom.planners.config.load import parse_config
+from mergeloom.report.diff_records import DiffReport
+from mergeloom.report.meter import Meter
+from mergeloom.report.output_records import CleanReport, StatusReport
+from mergeloom.report.plan_records import MergeReport
+from mergeloom.report.records import (
+    DOCUMENTS,
+    ExplainReport,
+    InspectReport,
+    LinesReport,
+    MethodsReport,
+    VerifyReport,
+)
+from mergeloom.results import PlannedMerge
+
+
+def explain(
+    config: Config | PlannedMerge,
+    tensor: str | None = None,
+    *,
+    token: str | None = None,
+    **options: Any,
+) -> ExplainReport:
+    """Where output tensors come from, and which entry of the configuration set each parameter.
+
+    Takes what `plan` takes, or its result. ``tensor`` is a name or a part of names; without it
+    all tensors are explained. With ``token`` it is told where the rows of that token come from.
+
+    Raises:
+        ConfigError: no tensor, or no token, is called so; or as `plan`.
+    """
+    from mergeloom.report.tensors import explain_report
+    from mergeloom.report.vocabulary import token_report
+
+    pattern = None if tensor is None else arguments.text(tensor, "tensor")
+    planned = config
+    if not isinstance(planned, PlannedMerge):
+        planned = plan(planned, **known({"device": "cpu", **options}))
+    if token is not None:
+        found = token_report(planned.plan, arguments.text(token, "token"))
+        return ExplainReport(tensors=(), token=found)
+    return explain_report(planned.plan.matching(pattern), planned)
+
+
+def explain_lines(config: Config | PlannedMerge, **options: Any) -> LinesReport:
+    """A configuration line by line: how many tensors get their parameters by which line, in which
+    layers, and which values. Takes what `plan` takes, or its result.
+
+    Raises:
+        ConfigError, CheckpointError: as `plan`.
+    """
+    from mergeloom.report.lines import lines_report
+
+    planned = config
+    if not isinstance(planned, PlannedMerge):
+        planned = plan(planned, **known({"device": "cpu", **options}))
+    return lines_report(planned)
+
+
+def inspect(
+    model: Pathlike,
+    *,
+    model_dirs: Mapping[str, Pathlike] | None = None,
+    search: Pathlike | Sequence[Pathlike] = (),
+    observer: Observer | None = None,
+) -> InspectReport:
+    """What a checkpoint holds, from its headers; ``model`` is a directory or a hub id.
+
+    Raises:
+        ConfigError, CheckpointError: it is nowhere, or malformed.
+    """
+    from mergeloom.planners.config.model_reference import parse_reference
+    from mergeloom.planners.models.checkpoint import open_checkpoint
+    from mergeloom.planners.models.model import StoredModel
+    from mergeloom.report.checkpoint import inspect_report
+
+    path = arguments.path_of(model, "the model")
+    if path.exists():
+        return inspect_report(StoredModel(str(model), open_checkpoint(path)))
+    reference = parse_reference(str(model))
+    resolver = resolver_for(None, model_dirs, search, observer or Observer())
+    directory = resolver.directory(reference.model)
+    return inspect_report(StoredModel(str(model), open_checkpoint(directory)))
+
+
+def diff(
+    a: Pathlike,
+    b: Pathlike,
+    base: Pathlike | None = None,
+    *,
+    values: bool = False,
+    match: str | None = None,
+    ram: Size | None = None,
+    threads: int | None = None,
+    model_dirs: Mapping[str, Pathlike] | None = None,
+    search: Pathlike | Sequence[Pathlike] = (),
+    observer: Observer | None = None,
+) -> DiffReport:
+    """How model ``b`` differs from ``a``, and what both changed of ``base``.
+
+    From headers alone; with ``values`` the weights are read, within the memory budget ``ram``, and
+    compared: tensor by tensor, layer by layer and kind by kind. With ``match`` only tensors are
+    compared whose names contain it.
+
+    Raises:
+        ConfigError, CheckpointError: a model is nowhere, malformed, or has nothing in common with
+            the other.
+        BudgetError: the budget cannot work.
+        RunError: reading failed.
+    """
+    from mergeloom.engine.measure import Measuring
+    from mergeloom.planners.comparison import compare_models
+    from mergeloom.report.diff import diff_report
+
+    observer = observer or Observer()
+    budget = process.default_budget() if ram is None else arguments.size(ram, "ram")
+    workers = None if threads is None else arguments.whole(threads, "threads", 1)
+    pattern = None if match is None else arguments.text(match, "match")
+    found = compare_models(
+        os.fspath(a),
+        os.fspath(b),
+        None if base is None else os.fspath(base),
+        resolver_for(None, model_dirs, search, observer),
+        pattern,
+    )
+    here = process.this_machine(cpu_arithmetic(), TORCH, workers)
+    measuring = Measuring.of(found.graph, budget, here)
+    if not arguments.flag(values, "values"):
+        return diff_report(found, {}, measuring.schedule.read_bytes)
+    meter = Meter(jobs.Begun(measuring.schedule, 0))
+    shown = observer.progressed
+
+    def progressed(counters: Counters) -> None:
+        if shown is not None:
+            shown(meter.snapshot(counters))
+
+    results = measuring.run(Access(), progressed, observer.building)
+    measured = {name: results[merge][0] for name, merge in found.merges.items()}
+    return diff_report(found, measured, measuring.schedule.read_bytes)
+
+
+def verify(output: Pathlike, *, load: bool = False) -> VerifyReport:
+    """Compare a finished or interrupted output with the digests that were recorded of it.
+
+    With ``load``, transformers is asked too whether it finds what ``config.json`` asks for: it
+    builds the model without its weights, from the names and shapes of the tensors.
+
+    Raises:
+        OutputError: nothing is there to verify, the records are damaged, or what is to be loaded
+            is not finished.
+        LoomError: transformers is not installed, or does not have the model's class.
+    """
+    from mergeloom.report.verification import verify_report
+
+    return verify_report(arguments.path_of(output, "the output"), arguments.flag(load, "load"))
+
+
+def status(output: Pathlike) -> StatusReport:
+    """Whether the merge in ``output`` runs, was interrupted or is finished, and how far it is, from
+    its records: neither inputs nor shards are read.
+
+    Raises:
+        OutputError: no merge was run there, or the directory cannot be read.
+    """
+    from mergeloom.report.status import status_report
+
+    return status_report(arguments.path_of(output, "the output"))
+
+
+def read_report(output: Pathlike) -> MergeReport:
+    """The report of the merge that made ``output``, as `merge` returned it then.
+
+    Raises:
+        OutputError: there is none, or it cannot be understood.
+    """
+    from mergeloom.report.stored import stored_report
+
+    return stored_report(arguments.path_of(output, "the output"))
+
+
+def clean(
+    outputs: Pathlike | Sequence[Pathlike] = (), *, everything: bool = False, dry: bool = False
+) -> CleanReport:
+    """Remove what can be had anew: the machine code that this version does not use, with
+    ``everything`` all that is cached, and what interrupted merges have left in ``outputs``. A
+    ``dry`` run removes nothing.
+
+    Raises:
+        OutputError: an output is finished, or was not made by this program.
+        RunError: a merge is running there, or the disk refuses.
+    """
+    from mergeloom import cleaning
+
+    return cleaning.clean(
+        arguments.paths_of(outputs, "outputs"),
+        arguments.flag(everything, "everything"),
+        arguments.flag(dry, "dry"),
+    )
+
+
+def list_methods(name: str | None = None) -> MethodsReport:
+    """The merge methods, or the one called ``name``.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    from mergeloom.methods import registry
+    from mergeloom.report.methods import methods_report
+
+    names = registry.names() if name is None else [arguments.text(name, "name")]
+    return methods_report([registry.get(each) for each in names])
+
+
+def schema(document: str | None = None) -> dict[str, Any]:
+    """The JSON schema of one document, or those of all by their names.
+
+    Raises:
+        LoomError: there is no such document.
+    """
+    from mergeloom.report import json
+
+    if document is None:
+        return json.schemas(list(DOCUMENTS))
+    if document not in DOCUMENTS:
+        raise LoomError(
+            f"there is no document {document!r}", remedy=suggest(str(document), DOCUMENTS)
+        )
+    return json.schema(document)
+
+
+def init(
+    models: Sequence[Pathlike],
+    *,
+    base: Pathlike | None = None,
+    method: str | None = None,
+    stack: bool = False,
+    folder: Pathlike | None = None,
+    model_dirs: Mapping[str, Pathlike] | None = None,
+    search: Pathlike | Sequence[Pathlike] = (),
+    observer: Observer | None = None,
+) -> str:
+    """A first configuration for some models, in YAML with comments; it plans as it is.
+
+    ``base`` is what the others were fine-tuned from. Without ``method`` one is taken that fits;
+    with ``stack`` the models' layers are stacked. ``folder`` is where the configuration will lie:
+    paths in it lead to the models from there.
+
+    Raises:
+        ConfigError: there is no such method, or it does not merge such models.
+        CheckpointError: a model is nowhere, or malformed; or the models do not fit together.
+    """
+    names = [_seen_from(each, folder) for each in ([base] if base is not None else [])]
+    names += [_seen_from(each, folder) for each in models]
+    where: dict[str, Any] = {"model_dirs": model_dirs, "search": search, "observer": observer}
+    found = {name: inspect(name, **where) for name in dict.fromkeys(names)}
+    start = Start(found, names[0] if base is not None else None, method, stack)
+    text = first_configuration(start)
+    try:
+        _plan_quietly(text, **where)
+    except CheckpointError as error:
+        text = first_configuration(replace(start, union=True))
+        try:
+            _plan_quietly(text, **where)
+        except LoomError:
+            raise CheckpointError(error.cause, remedy=error.remedy) from error
+    return text
+
+
+def _plan_quietly(text: str, **where: Any) -> None:
+    observer = where["observer"] or Observer()
+    observer = replace(observer, warned=lambda finding: None)
+    plan(
+        parse_config(text, "the configuration"), **{**where, "observer": observer, "device": "cpu"}
+    )
+
+
+def _seen_from(model: Pathlike, folder: Pathlike | None) -> str:
+    """How a configuration in ``folder`` names a model: a path of the working directory may lead
+    nowhere from there."""
+    path = arguments.path_of(model, "a model")
+    if folder is None or not path.is_dir() or path.is_absolute():
+        return str(model)
+    same = os.path.realpath(arguments.path_of(folder, "folder")) == os.path.realpath(os.curdir)
+    return str(model) if same else str(path.absolute())
