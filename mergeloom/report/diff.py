@@ -145,5 +145,5 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 def _relative(part: float, whole: float) -> float | None:
-    """A norm relative to another; what does not differ at all does not, whatever it differs from."""
+    """A norm relative to another; 0 where there is no difference, whatever it is relative to."""
     return 0.0 if part == 0 else _ratio(part, whole)
