@@ -17,6 +17,7 @@ from mergeloom.commands.explain import explain
 from mergeloom.commands.init import init
 from mergeloom.commands.inspect import inspect
 from mergeloom.commands.merge import Interrupted, merge
+from mergeloom.commands.mergekit_pytorch import mergekit_pytorch
 from mergeloom.commands.mergekit_yaml import mergekit_yaml
 from mergeloom.commands.methods import methods
 from mergeloom.commands.plan import plan
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 for _command in (
     *(init, plan, merge, status, report, explain, inspect, diff, verify, methods, schema, prepare),
-    *(clean, mergekit_yaml),
+    *(clean, mergekit_yaml, mergekit_pytorch),
 ):
     app.command()(_command)
 

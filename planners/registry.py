@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from mergeloom.engine.base.errors import ConfigError
 from mergeloom.planners.config.keys import CONFIGURATION
+from mergeloom.planners.config.weight_names import names_files
 from mergeloom.planners.config.yaml_values import Value
 from mergeloom.planners.planner import Planner
 
@@ -28,7 +29,11 @@ GROUP = "mergeloom.planners"
 MERGE = "merge_method"
 """The key of ordinary merges; another planner's key beside it wins."""
 
+FILES = "tensors"
+"""The key of merges of weights as they are; what names files of weights needs no key."""
+
 _BUILT_IN = {
+    FILES: "mergeloom.planners.state_dicts.planner:StateDictPlanner",
     MERGE: "mergeloom.planners.slices.planner:SlicesPlanner",
 }
 
@@ -67,10 +72,13 @@ def planner_for(value: Value) -> Planner[Any]:
     Raises:
         ConfigError: the document is no mapping, or the planner's package is broken.
     """
-    found = value.mapping("a configuration").keys() - {MERGE}
+    document = value.mapping("a configuration")
+    found = document.keys() - {MERGE}
     key = next((key for key in _BUILT_IN if key in found), None)
     if key is None and found - CONFIGURATION.keys - CONFIGURATION.ignored:
         key = next((key for key in (*_registered, *_offered()) if key in found), None)
+    if key is None and names_files(document):
+        key = FILES
     return get(key or MERGE)
 
 

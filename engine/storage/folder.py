@@ -1,7 +1,7 @@
 """The files of a checkpoint, wherever they lie: names, small contents, and sources for the rest.
 
-Only `LocalFolder` knows of paths. Another kind of folder (remote, in an archive) is another class
-with the same words, and passes the same tests.
+Only `LocalFolder` and `LocalFile` know of paths. Another kind of folder (remote, in an archive) is
+another class with the same words, and passes the same tests.
 """
 
 from __future__ import annotations
@@ -135,3 +135,36 @@ class LocalFolder:
                 "put the file itself there"
             )
         return path
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """One file of this machine as a folder that holds nothing else.
+
+    A person has named it, so it may be a link to anywhere.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def identity(self) -> str:
+        return str(self.path.resolve())
+
+    def names(self) -> Sequence[str]:
+        return [self.path.name]
+
+    def folders(self) -> Sequence[str]:
+        return []
+
+    def has(self, name: str) -> bool:
+        return name == self.path.name
+
+    def read(self, name: str, most: int) -> bytes:
+        raise CheckpointError(f"'{self.path}' is one file, beside which '{name}' is not looked for")
+
+    def source(self, name: str) -> FileSource:
+        return FileSource.at(self.path)

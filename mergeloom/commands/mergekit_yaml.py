@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -41,9 +42,23 @@ def mergekit_yaml(
 
     As with mergekit, another merge in OUT is replaced; and so is nothing else that is there.
     """
+    run_as_mergekit(config, output, flags, finding, device, ram, quiet, Meaning())
+
+
+def run_as_mergekit(
+    config: Path,
+    output: Path,
+    flags: MergekitFlags,
+    finding: Finding,
+    device: str | None,
+    ram: str | None,
+    quiet: bool,
+    meaning: Meaning,
+) -> None:
+    """Merge as a command of mergekit does; ``meaning`` is what its flags do not say."""
     printer = Printer(quiet=quiet)
     resources = Resources(ram=ram, device=device or "auto")
-    meaning, resources = take(flags, Meaning(), resources, printer.note)
+    meaning, resources = take(flags, meaning, resources, printer.note)
     found = planned(config, finding, meaning, resources, printer.planning(), output)
     state = found.report.output_state
     other = state is not None and state.will == "refuse" and state.same is False

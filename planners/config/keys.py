@@ -37,6 +37,7 @@ CONFIGURATION = Level(
             "dtype",
             "out_dtype",
             "parameters",
+            "tensors",
             "tokenizer",
             "tokenizer_source",
             "chat_template",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections import ChainMap
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.engine.storage.folder import Folder, LocalFolder
+from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder
 from mergeloom.engine.storage.safetensors import MAX_NAME
 from mergeloom.engine.storage.source import Source
 from mergeloom.planners.models.coded import Decoded, decode, hints_of, not_understood
@@ -40,13 +41,15 @@ class Checkpoint:
     passed_over: tuple[str, ...] = ()
     decoded: Decoded | None = None
     """The weights by value, where some of them are codes."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What the headers of its files say beside the tensors; the first file's counts."""
 
     @property
     def directory(self) -> Path:
-        """Where its small files lie on this machine."""
+        """Where its small files lie on this machine; of one that is a file, that file."""
         if isinstance(self.folder, GgufFolder):
             return self.folder.directory
-        assert isinstance(self.folder, LocalFolder)
+        assert isinstance(self.folder, (LocalFolder, LocalFile))
         return self.folder.path
 
     @property
@@ -76,7 +79,25 @@ def open_checkpoint(folder: Folder | Path) -> Checkpoint:
             raise CheckpointError(f"'{folder}' is not a directory")
         folder = LocalFolder(folder)
     config = read_config(folder)
-    checkpoint = open_files(folder, config, weight_files(folder))
+    return _by_value(open_files(folder, config, weight_files(folder)))
+
+
+def open_weights(folder: Folder) -> Checkpoint:
+    """Read the headers of the weights in ``folder``, of which nothing else is looked at.
+
+    Raises:
+        CheckpointError: as `open_checkpoint`, but for a configuration that is missing.
+    """
+    return _by_value(open_files(folder, {}, weight_files(folder)))
+
+
+def _by_value(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with what is known of codes among its weights.
+
+    Raises:
+        CheckpointError: it is quantised in a way that is not understood.
+    """
+    folder, config = checkpoint.folder, checkpoint.config
     _refuse_quantised(folder, not_understood(config))
     decoded = decode(checkpoint.tensors, folder.name, hints_of(config))
     if not decoded.coded:
@@ -131,8 +152,14 @@ def open_files(
             raise CheckpointError(f"'{folder.name}' has more than {MAX_TENSORS} tensors")
     if not tensors:
         raise CheckpointError(f"'{folder.name}' has no tensors")
-    sources = tuple(file.source for file in files)
-    return Checkpoint(folder, config, tensors, sources, passed_over(folder, names))
+    return Checkpoint(
+        folder,
+        config,
+        tensors,
+        tuple(file.source for file in files),
+        passed_over(folder, names),
+        metadata=dict(ChainMap(*(dict(file.metadata) for file in files))),
+    )
 
 
 def is_complete(directory: Path) -> bool:
@@ -173,11 +200,23 @@ def _no_config(folder: Folder) -> CheckpointError:
             f"'{folder.name}' is a pipeline of several models (model_index.json)",
             remedy="give the directory of one of them",
         )
+    if _has_weights(folder):
+        return CheckpointError(
+            f"'{folder.name}' has weights and no config.json",
+            remedy="'tensors: same' in the configuration merges weights as they are",
+        )
     near = next((name for name in folder.folders() if folder.has(f"{name}/config.json")), None)
     return CheckpointError(
         f"'{folder.name}' has no config.json",
         remedy=f"did you mean '{folder.name}/{near}'?" if near else "is it a model's directory?",
     )
+
+
+def _has_weights(folder: Folder) -> bool:
+    try:
+        return bool(weight_files(folder))
+    except CheckpointError:
+        return False
 
 
 def _refuse_quantised(folder: Folder, how: str | None) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.pieces import Range
@@ -21,11 +21,13 @@ from mergeloom.engine.storage.torch_zip import read_torch
 class WeightFile:
     """One file of weights: ``tensors`` in the order of their data, all of them in ``source``.
 
-    The source's identity is as close as can be told without reading weights.
+    The source's identity is as close as can be told without reading weights. ``metadata`` is what
+    the file says of itself.
     """
 
     source: Source
     tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ def _read_safetensors(source: Source) -> WeightFile:
             )
             for name, entry in header.entries.items()
         },
+        header.metadata,
     )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.suggest import nearest
+from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder
 from mergeloom.planners.config.model_reference import Location, ModelReference
 from mergeloom.planners.models.adapted import AdaptedModel, adapt
 from mergeloom.planners.models.adapter import Adapter, has_adapter, is_adapter, open_adapter
-from mergeloom.planners.models.checkpoint import Checkpoint, open_checkpoint
+from mergeloom.planners.models.checkpoint import Checkpoint, open_checkpoint, open_weights
 from mergeloom.planners.models.dequantised import stored_model
 from mergeloom.planners.models.gguf.folder import GgufFolder, is_gguf
 from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
@@ -54,6 +55,27 @@ class Models:
         model = self._by_reference.get(reference)
         if model is None:
             model = self._by_reference[reference] = self._open(reference)
+        return model
+
+    def weights(self, reference: ModelReference) -> Model:
+        """Weights as they are, from a file or from a directory without anything else; or the output
+        of an earlier stage.
+
+        Raises:
+            CheckpointError: they are nowhere, or malformed.
+        """
+        if str(reference) in self.stages:
+            return self.get(reference)
+        model = self._by_reference.get(reference)
+        if model is None:
+            path = self._resolver.weights(str(reference))
+            folder: Folder = LocalFolder(path) if path.is_dir() else LocalFile(path)
+            place = Path(folder.identity)
+            if place not in self._by_directory:
+                checkpoint = open_weights(folder)
+                self._by_directory[place] = stored_model(str(reference), checkpoint)
+                self._found[str(reference)] = Found(path, Origin.PATH)
+            model = self._by_reference[reference] = self._by_directory[place]
         return model
 
     def directory(self, reference: ModelReference) -> Path | None:

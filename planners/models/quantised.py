@@ -17,7 +17,7 @@ _BY_NAME = (
     ("compressed-tensors", r"weight_packed|weight_zero_point", False),
     ("torchao", r"_weight_(qdata|scale|zero_point)", False),
     ("quanto", r"weight\._(data|scale)", False),
-    ("HQQ", r"W_q", False),
+    ("HQQ", r"W_q", True),
     ("EXL2", r"q_weight|q_scale_max|q_invperm", False),
     ("EXL3", r"trellis", True),
     ("AQLM", r"codes", True),

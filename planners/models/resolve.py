@@ -12,6 +12,7 @@ from typing import Any
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.suggest import nearest
 from mergeloom.planners.config.model_reference import Location, ModelReference, readings
+from mergeloom.planners.config.weight_names import SUFFIXES
 from mergeloom.planners.models.adapter import has_adapter
 from mergeloom.planners.models.checkpoint import is_complete
 from mergeloom.planners.models.gguf.folder import is_gguf
@@ -95,6 +96,30 @@ class Resolver:
             raise nowhere
         return Found(self._from_hub(location, complete), Origin.HUB)
 
+    def weights(self, text: str) -> Path:
+        """A file of weights, or a directory that holds some; ``text`` is its path, whatever letters
+        it has.
+
+        Raises:
+            CheckpointError: it is nowhere.
+        """
+        given = self.model_dirs.get(text)
+        if given is not None:
+            return given
+        location = Location(text)
+        for candidate, _ in self._local_candidates(location):
+            if _is_file(candidate) or _is_directory(candidate):
+                return candidate
+        path = Path(os.path.expanduser(text))
+        try:
+            near = nearest(path.name, (each.name for each in path.parent.iterdir()))
+        except OSError:
+            near = None
+        raise CheckpointError(
+            f"there is no file or directory '{text}'",
+            remedy=f"did you mean '{path.parent / near}'?" if near else "",
+        )
+
     def directory(self, location: Location) -> Path:
         """The directory of a model.
 
@@ -135,8 +160,8 @@ class Resolver:
         if any(_is_file(path) for path, _ in self._local_candidates(location)):
             return CheckpointError(
                 f"'{location.path}' is a file, and a model is a directory",
-                remedy="files of weights alone (raw state dicts) are not merged: give the "
-                "directory with config.json",
+                remedy="files of weights are merged as they are, where their names end in "
+                f"{', '.join(SUFFIXES)}; of a model give the directory with config.json",
             )
         if is_hub_id(location.path):
             return None

@@ -31,7 +31,7 @@ def model_card(
     listed = "".join(f"- {_link(name, found)}\n" for name, found in models.items())
     return (
         f"---\n{header}---\n\n# {title}\n\n"
-        "A merge of language models, made by mergeloom.\n\n"
+        "A merge made by mergeloom.\n\n"
         f"## Method\n\n{described}\n"
         f"## Models\n\n{listed}\n"
         f"## Configuration\n\n```yaml\n{configuration.text.rstrip()}\n```\n"

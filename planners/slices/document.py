@@ -6,18 +6,19 @@ from collections.abc import Iterator, Sequence
 
 from mergeloom.engine.base.errors import CheckpointError, LoomError
 from mergeloom.methods import registry
-from mergeloom.methods.declare import REQUIRED, Base, Method
+from mergeloom.methods.declare import Method
 from mergeloom.planners.config.config import MergeDocument, Module, OutputSlice
-from mergeloom.planners.config.findings import Findings, placed
+from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.parameters import Parameters
 from mergeloom.planners.config.tokenizer import TokenizerSettings
 from mergeloom.planners.models.architecture import Tower, beside_layers
-from mergeloom.planners.models.model import Model, StoredModel
+from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.roles import follows_depth, is_shared, layer_axis
 from mergeloom.planners.models.token_weights import Head, TokenWeights, makes_words
 from mergeloom.planners.planner import Planning
+from mergeloom.planners.slices.aligned import aligned_slice, warn_of_left_out_base
 from mergeloom.planners.slices.doubts import (
     check_required,
     slice_levels,
@@ -30,13 +31,10 @@ from mergeloom.planners.slices.notes import notes
 from mergeloom.planners.slices.slices import (
     LayerSource,
     Slice,
-    check_lengths,
-    resolve_range,
 )
 from mergeloom.planners.slices.stage import Stage, TowerPlan
 from mergeloom.planners.slices.tensor_plan import (
     MergingRules,
-    check_models,
 )
 from mergeloom.planners.vocabulary.compare import comparison_warnings
 from mergeloom.planners.vocabulary.decide import VocabularyPlan
@@ -182,6 +180,11 @@ def _opened(
         model = models.get(reference)
     except LoomError as error:
         raise error.at(place) from error
+    if isinstance(model, PlannedModel) and not model.config:
+        raise place.error(
+            f"stage '{reference}' makes weights as they are, or an adapter: it has no config.json",
+            "write 'tensors: same' to merge weights as they are here too",
+        )
     if reference in models.notes:
         findings.warn(place, models.notes[reference], code="adapter-alone")
     if isinstance(model, StoredModel) and model.checkpoint.passed_over:
@@ -232,13 +235,15 @@ def _towers(
         slices: list[Slice] = []
         for entry in module.slices:
             first = slices[-1].first + slices[-1].length if slices else 0
-            part = findings.attempt(_slice, entry, first, tower, module, document, method, models)
+            part = findings.attempt(
+                aligned_slice, entry, first, tower, module, document, method, models
+            )
             if part is not None:
                 slices.append(part)
                 levels = slice_levels(part, module, document)
                 check_required(part, method, levels, findings)
                 warn_of_idle(part, method, levels, findings)
-            _warn_of_left_out_base(entry, module, document, method, models, findings)
+            warn_of_left_out_base(entry, module, document, method, models, findings)
         if len(slices) == len(module.slices):
             warn_of_empty(slices, module, findings)
         towers.append(TowerPlan(tower, tuple(slices), module))
@@ -274,105 +279,3 @@ def _as_it_is(tower: Tower, document: MergeDocument, donor: Model) -> TowerPlan:
     source = LayerSource(donor, tower, 0, tower.layers, None)
     part = Slice(0, tower.layers, (source,), None, entry)
     return TowerPlan(tower, (part,), Module((entry,), True, Parameters(), document.place), True)
-
-
-def _slice(
-    entry: OutputSlice,
-    first: int,
-    tower: Tower,
-    module: Module,
-    document: MergeDocument,
-    method: Method,
-    models: Fitting,
-) -> Slice:
-    with placed(entry.place):
-        return _aligned(entry, first, tower, module, document, method, models)
-
-
-def _aligned(
-    entry: OutputSlice,
-    first: int,
-    tower: Tower,
-    module: Module,
-    document: MergeDocument,
-    method: Method,
-    models: Fitting,
-) -> Slice:
-    """The sources of a slice, the base among them, each with as many layers."""
-    sources = []
-    for source in entry.sources:
-        model = models.get(source.model)
-        own = models.tower(model, tower)
-        start, stop = resolve_range(source, own, model.name)
-        sources.append(LayerSource(model, own, start, stop, source))
-    reference = entry.base_model or document.base_model
-    base = None
-    if reference is not None and method.base is Base.NONE:
-        if _joins(reference, entry, module, document, method, models):
-            model = models.get(reference)
-            own = models.tower(model, tower)
-            sources.insert(0, LayerSource(model, own, 0, own.layers, None))
-    elif reference is not None:
-        model = models.get(reference)
-        base = next((i for i, source in enumerate(sources) if source.model is model), None)
-        if base is None:
-            ranges = {(source.start, source.stop) for source in sources}
-            if len(ranges) > 1:
-                raise entry.place.error(
-                    f"the base model '{reference}' is not among the sources, which take different "
-                    "layers",
-                    "add it with the layer_range that is its part",
-                )
-            own = models.tower(model, tower)
-            start, stop = (0, own.layers) if module.whole else next(iter(ranges))
-            if stop > own.layers:
-                raise entry.place.error(
-                    f"the base model '{reference}' has {own.layers} layers, "
-                    f"the sources take [{start}, {stop}]"
-                )
-            sources.insert(0, LayerSource(model, own, start, stop, None))
-            base = 0
-    length = check_lengths(sources, entry.place)
-    part = Slice(first, length, tuple(sources), base, entry)
-    check_models(method, part, entry.place)
-    return part
-
-
-def _joins(
-    reference: ModelReference,
-    entry: OutputSlice,
-    module: Module,
-    document: MergeDocument,
-    method: Method,
-    models: Fitting,
-) -> bool:
-    """Whether a base model that is not listed is merged like any other, by a method without base.
-
-    It has no parameters of its own, so those that the method needs must stand higher up.
-    """
-    listed = any(models.get(source.model) is models.get(reference) for source in entry.sources)
-    full = method.maximum is not None and len(entry.sources) >= method.maximum
-    higher = {*module.parameters.entries, *document.parameters.entries}
-    needed = {p.name for p in method.model_parameters if p.default is REQUIRED}
-    return module.whole and not listed and not full and needed <= higher
-
-
-def _warn_of_left_out_base(
-    entry: OutputSlice,
-    module: Module,
-    document: MergeDocument,
-    method: Method,
-    models: Fitting,
-    findings: Findings,
-) -> None:
-    """Find a base model that gives no weights though it is named."""
-    reference = document.base_model
-    if reference is None or method.base is not Base.NONE or not module.whole:
-        return
-    listed = any(models.get(source.model) is models.get(reference) for source in entry.sources)
-    if not (listed or _joins(reference, entry, module, document, method, models)):
-        findings.warn(
-            document.base_place or document.place,
-            f"'{reference}' gives configuration and tokenizer only",
-            "to merge it too, list it among the models",
-        )

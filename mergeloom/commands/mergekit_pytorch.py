@@ -1,0 +1,46 @@
+"""``mergeloom mergekit-pytorch``: a merge of files of weights, called as mergekit is called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mergeloom.commands.mergekit_yaml import run_as_mergekit
+from mergeloom.engine.base.errors import LoomError
+from mergeloom.mergekit_flags import MergekitFlags
+from mergeloom.options import Config, Finding, Meaning, OutputArgument, grouped
+
+
+@grouped
+def mergekit_pytorch(
+    config: Config,
+    output: OutputArgument,
+    flags: MergekitFlags,
+    finding: Finding,
+    union: Annotated[
+        bool, typer.Option("-u", "--tensor-union", help="Merge what any input has.")
+    ] = False,
+    intersection: Annotated[
+        bool, typer.Option("-i", "--tensor-intersection", help="Merge what all inputs have.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")
+    ] = None,
+    ram: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory budget of the whole process.")
+    ] = None,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet/--no-quiet", "-q", help="Show nothing but warnings and errors."),
+    ] = False,
+) -> None:
+    """Merge files of weights into OUT, called as mergekit's command of this name is.
+
+    Without -u and -i a tensor that an input lacks is an error.
+    """
+    if union and intersection:
+        raise LoomError("--tensor-union and --tensor-intersection exclude each other: give one")
+    tensors = "union" if union else "intersection" if intersection else "same"
+    meaning = Meaning(settings=[f"tensors={tensors}"])
+    run_as_mergekit(config, output, flags, finding, device, ram, quiet, meaning)

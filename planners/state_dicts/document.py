@@ -1,0 +1,77 @@
+"""A document that merges weights as they are: that of any merge, but for layers and tokenizers."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from mergeloom.engine.base.suggest import suggest
+from mergeloom.planners.config.config import MergeDocument
+from mergeloom.planners.config.document import read_document
+from mergeloom.planners.config.findings import Findings
+from mergeloom.planners.config.yaml_values import Value
+
+KEY = "tensors"
+
+_OF_MODELS = ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template")
+"""Keys that ask for what only models with a configuration have."""
+
+
+class Tensors(enum.Enum):
+    """Which tensors an output has whose inputs do not all have the same."""
+
+    SAME = "same"
+    """All inputs must have the same."""
+    UNION = "union"
+    """Those of any input, each made of the inputs that have it."""
+    INTERSECTION = "intersection"
+    """Those that all inputs have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateDictDocument(MergeDocument):
+    """A merge of files of weights."""
+
+    planner: ClassVar[str] = KEY
+    tensors: Tensors
+
+
+def read_state_dict_document(value: Value, findings: Findings) -> StateDictDocument | None:
+    """The merge that a document describes; see `read_document`."""
+    keys = value.mapping("a configuration")
+    wrong = [key for key in _OF_MODELS if key in keys and keys[key].given]
+    for key in wrong:
+        findings.error(
+            keys[key].place,
+            f"'{key}' is for models with a configuration, and here weights are merged as they are",
+            "write 'models', or give the directories of models",
+        )
+    if wrong and "models" not in keys:
+        return None
+    document = read_document(value, findings)
+    tensors = findings.attempt(_tensors, keys[KEY]) if KEY in keys else Tensors.SAME
+    if document is None or tensors is None:
+        return None
+    for block in document.blocks():
+        for name, entries in block.entries.items():
+            for entry in entries:
+                if isinstance(entry.value, tuple):
+                    findings.error(
+                        entry.place,
+                        f"a list of values for '{name}' goes from the first layer to the last, and "
+                        "weights as they are have no layers",
+                        "write one number, or filters",
+                    )
+    given = {each.name: getattr(document, each.name) for each in fields(MergeDocument)}
+    return StateDictDocument(**given, tensors=tensors)
+
+
+def _tensors(value: Value) -> Tensors:
+    known = [each.value for each in Tensors]
+    if value.content not in known:
+        remedy = suggest(value.content, known) if isinstance(value.content, str) else ""
+        raise value.error(
+            f"'{KEY}' must be {', '.join(known[:-1])} or {known[-1]}, not {value.kind}", remedy
+        )
+    return Tensors(value.content)

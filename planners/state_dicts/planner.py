@@ -1,0 +1,230 @@
+"""The planner of weights as they are: files of named tensors, merged name by name.
+
+The networks may be any: there are no layers, no configuration, no tokenizer, and every tensor of
+floating-point numbers is merged. Documents, parameters and base models mean what they mean in
+merges of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mergeloom.engine.base.errors import CheckpointError, LoomError
+from mergeloom.methods import registry
+from mergeloom.planners.config.findings import Findings
+from mergeloom.planners.config.model_reference import ModelReference
+from mergeloom.planners.config.yaml_values import Value
+from mergeloom.planners.filters import warn_of_idle_filters
+from mergeloom.planners.models.architecture import Tower
+from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
+from mergeloom.planners.models.pool import Models
+from mergeloom.planners.outline import Outline, OutlinePart, OutlineSlice, OutlineSource
+from mergeloom.planners.planner import DEFAULT_SHARD_BYTES, Planner, Planning
+from mergeloom.planners.recipe import Reason, Recipe
+from mergeloom.planners.slices.aligned import aligned_slice, warn_of_left_out_base
+from mergeloom.planners.slices.document import donor_reference
+from mergeloom.planners.slices.doubts import check_required, slice_levels, warn_of_idle
+from mergeloom.planners.slices.slices import Slice, TensorSources
+from mergeloom.planners.slices.tensor_plan import (
+    MergingRules,
+    SliceParameters,
+    build_merge,
+    output_dtype,
+    plan_tensor,
+)
+from mergeloom.planners.state_dicts.document import (
+    KEY,
+    StateDictDocument,
+    Tensors,
+    read_state_dict_document,
+)
+from mergeloom.planners.tensors import Kernels, TensorPlan, build_tensors
+
+_LISTED = 4
+
+
+class StateDictPlanner(Planner[StateDictDocument]):
+    """Merges files of weights."""
+
+    key: ClassVar[str] = KEY
+
+    def read(self, value: Value, findings: Findings) -> StateDictDocument | None:
+        return read_state_dict_document(value, findings)
+
+    def plan(self, document: StateDictDocument, planning: Planning) -> Recipe:
+        findings = planning.findings
+        for reference in document.references():
+            findings.attempt(_open, reference, document, planning.models)
+        findings.check()
+        method = registry.get(document.merge_method)
+        part = _part(document, planning)
+        merged = _Merge(document, part, MergingRules(document, method, False))
+        kernels = Kernels(planning.options.seed, document.method_place)
+        built = build_tensors(
+            merged.plans(),
+            lambda plan: build_merge(plan, planning.builder, kernels, truncate=False),
+            lambda plan: output_dtype(plan, document),
+            findings,
+        )
+        models = [source.model for source in part.sources]
+        warn_of_idle_filters(
+            document.blocks(), (name for model in models for name in model), findings
+        )
+        metadata, notes = _metadata(planning.models.weights(donor_reference(document)))
+        several = any(len(m.checkpoint.sources) > 1 for m in models if isinstance(m, StoredModel))
+        chosen = planning.options.max_shard_bytes != DEFAULT_SHARD_BYTES
+        return Recipe(
+            output=PlannedModel(
+                document.name or "the output", {}, {tensor.name: tensor for tensor in built}
+            ),
+            outline=_outline(document, part, notes),
+            plans=merged.plans,
+            left_out=merged.left_out,
+            sharded=several or chosen,
+            metadata=metadata,
+            library=None,
+            draws=method.draws,
+        )
+
+
+@dataclass(frozen=True)
+class _Flat:
+    """The inputs of a document, each as a tower without layers."""
+
+    models: Models
+
+    def get(self, reference: ModelReference) -> Model:
+        return self.models.weights(reference)
+
+    def tower(self, model: Model, tower: Tower) -> Tower:
+        return Tower("default", "", (), tuple(model), ())
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """The tensors of one document's output."""
+
+    document: StateDictDocument
+    part: Slice
+    rules: MergingRules
+
+    def plans(self) -> Iterator[TensorPlan]:
+        """How each tensor comes about: those of the first input, then what others have more.
+
+        Raises:
+            CheckpointError: inputs lack some, and the document does not say what to do.
+        """
+        levels = slice_levels(self.part, self.document.modules[None], self.document)
+        parameters = SliceParameters.of(self.part, self.rules.method, levels)
+        for name, positions in self._names().items():
+            inputs = tuple((position, name) for position in positions)
+            wanted = TensorSources(name, self.part, None, 0.0, inputs)
+            yield plan_tensor(wanted, inputs, self.rules, parameters)
+
+    def _names(self) -> Mapping[str, Sequence[int]]:
+        """The inputs that have each tensor of the output."""
+        found: dict[str, list[int]] = {}
+        for position, source in enumerate(self.part.sources):
+            for name in source.model:
+                found.setdefault(name, []).append(position)
+        if self.document.tensors is Tensors.UNION:
+            return found
+        number = len(self.part.sources)
+        common = {name: inputs for name, inputs in found.items() if len(inputs) == number}
+        if not common:
+            first, *others = (source.model for source in self.part.sources)
+            other = next(m for m in others if not any(name in m for name in first))
+            raise CheckpointError(
+                f"'{first.name}' and '{other.name}' have no tensor of the same name: "
+                f"'{next(iter(first))}' is one of the first, '{next(iter(other))}' of the second",
+                place=self.part.entry.place,
+                remedy="they are of different networks, or other programs have written them",
+            )
+        if self.document.tensors is Tensors.SAME and len(common) < len(found):
+            raise self._lacking({n: inputs for n, inputs in found.items() if n not in common})
+        return common
+
+    def _lacking(self, names: Mapping[str, Sequence[int]]) -> CheckpointError:
+        models = [source.model.name for source in self.part.sources]
+
+        def shown(name: str, inputs: Sequence[int]) -> str:
+            lacking = [f"'{m}'" for i, m in enumerate(models) if i not in inputs]
+            return f"'{name}' is not in {' and '.join(lacking)}"
+
+        texts = [shown(name, inputs) for name, inputs in list(names.items())[:_LISTED]]
+        more = f"; and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        what = "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+        return CheckpointError(
+            f"{what} not in every input: {'; '.join(texts)}{more}",
+            place=self.part.entry.place,
+            remedy="'tensors: union' makes each of the inputs that have it, "
+            "'tensors: intersection' leaves them out",
+            code="missing-tensors",
+        )
+
+    def left_out(self, model: str, tensor: str) -> Reason:
+        if self.document.tensors is Tensors.INTERSECTION:
+            return "another input lacks them ('tensors: intersection')", None
+        return "nothing of the output is made of it", None
+
+
+def _open(reference: ModelReference, document: StateDictDocument, models: Models) -> None:
+    try:
+        models.weights(reference)
+    except LoomError as error:
+        raise error.at(document.place_of(reference)) from error
+
+
+def _part(document: StateDictDocument, planning: Planning) -> Slice:
+    """All inputs as one slice without layers.
+
+    Raises:
+        ConfigError: the method cannot merge them, or lacks parameters.
+    """
+    models, findings = planning.models, planning.findings
+    method, module, flat = (
+        registry.get(document.merge_method),
+        document.modules[None],
+        _Flat(models),
+    )
+    (entry,) = module.slices
+    donor = models.weights(donor_reference(document))
+    tower = flat.tower(donor, Tower("default", "", (), (), ()))
+    part = aligned_slice(entry, 0, tower, module, document, method, flat)
+    levels = slice_levels(part, module, document)
+    check_required(part, method, levels, findings)
+    warn_of_idle(part, method, levels, findings)
+    warn_of_left_out_base(entry, module, document, method, flat, findings, "nothing")
+    findings.check()
+    return part
+
+
+def _metadata(donor: Model) -> tuple[Mapping[str, str], list[str]]:
+    """What headers say of the output: what the base or first input says of itself, without digests
+    of its contents; and what people are told of that."""
+    own = donor.checkpoint.metadata if isinstance(donor, StoredModel) else {}
+    kept = {key: value for key, value in own.items() if "hash" not in key.lower()}
+    dropped = [key for key in own if key not in kept]
+    notes = []
+    if kept.keys() - {"format"}:
+        notes.append(f"the metadata of '{donor.name}' is kept: {', '.join(sorted(kept))}")
+    if dropped:
+        notes.append(f"left out of it, as digests of other contents: {', '.join(sorted(dropped))}")
+    return {"format": "pt", **kept}, notes
+
+
+def _outline(document: StateDictDocument, part: Slice, notes: Sequence[str]) -> Outline:
+    dtype = document.out_dtype or document.dtype
+    sources = tuple(
+        OutlineSource(source.model.name, None, position == part.base)
+        for position, source in enumerate(part.sources)
+    )
+    return Outline(
+        name=document.name,
+        method=document.merge_method,
+        dtype=dtype.name if dtype is not None else None,
+        parts=(OutlinePart("default", 0, (OutlineSlice(None, "merged", "", sources),)),),
+        notes=tuple(notes),
+    )
