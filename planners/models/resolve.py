@@ -108,7 +108,7 @@ class Resolver:
             return given
         location = Location(text)
         for candidate, _ in self._local_candidates(location):
-            if _is_file(candidate) or _is_directory(candidate):
+            if _is_file(candidate) or _is_place(candidate):
                 return candidate
         path = Path(os.path.expanduser(text))
         try:

@@ -89,14 +89,14 @@ def test_a_directory_has_no_revision(here: Path) -> None:
 
 
 def test_all_models_that_are_missing_are_named_at_once(here: Path) -> None:
-    (here / "file.safetensors").write_bytes(b"")
+    (here / "file.h5").write_bytes(b"")
     text = "merge_method: linear\nparameters: {weight: 1}\nmodels:\n"
-    names = ("./m/xx", "file.safetensors", "acme/none", "m/y", "./m/w/a")
+    names = ("./m/xx", "file.h5", "acme/none", "m/y", "./m/w/a")
     with pytest.raises(CheckpointError) as caught:
         plan_here(text + "".join(f"- {name}\n" for name in names))
     first, second, third, fourth = map(str, caught.value.findings)
     assert first.endswith("no hub id either (owner/name): did you mean 'm/x'?")
-    assert second.startswith("c.yml:5: models[1]: 'file.safetensors' is a file, and a model is a")
+    assert second.startswith("c.yml:5: models[1]: 'file.h5' is a file, and a model is a")
     assert third.endswith("give its directory by --model-dir acme/none=PATH")
     assert fourth.startswith("c.yml:8: models[4]: './m/w/a' is not a directory")
 
