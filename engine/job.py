@@ -23,7 +23,15 @@ from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.output.sink import COMMIT_SECONDS, ShardSink
 from mergeloom.engine.output.state import differences, listed, missing_files, only_touched
 from mergeloom.engine.plan.schedule import Schedule, schedule
-from mergeloom.engine.run.clone import Clone, clonable, make, that_work
+from mergeloom.engine.run.clone import (
+    NO_CLONES,
+    Clone,
+    CloneBytes,
+    clonable,
+    make,
+    that_work,
+    writes_of,
+)
 from mergeloom.engine.run.compare import ComparingSink
 from mergeloom.engine.run.executor import Executor, Progress, source_readers
 from mergeloom.engine.storage.file_system import FILES, Files
@@ -100,7 +108,7 @@ class Outcome:
     device_write_bytes: int | None
     resumed: int
     warnings: tuple[str, ...] = ()
-    cloned_bytes: int = 0
+    clones: CloneBytes = NO_CLONES
 
     @property
     def was_finished(self) -> bool:
@@ -152,9 +160,10 @@ def run(
         done = _resumed(directory, run, repairs=manifest is not None)
         rest = job.graph.without(done)
         clones = run.clones(rest, directory)
-        cloned = sum(clone.cloned_bytes for clone in clones)
-        directory.check_space(job.graph, job.side_files, cloned)
-        plan = run.schedule(rest.without(clone.write for clone in clones), len(done))
+        beside = rest.without(writes_of(clones))
+        shared = CloneBytes.of(clones, beside)
+        directory.check_space(job.graph, job.side_files, shared.cloned)
+        plan = run.schedule(beside, len(done))
         torch_alone = [arithmetic.uses_torch for arithmetic in plan.words] == [True]
         importing = torch_alone and machine.runtime_is_ahead() and not plan.used_devices
         baseline = machine.resident_bytes() if importing else None
@@ -170,7 +179,7 @@ def run(
                 job.side_files,
                 check,
                 options.commit_seconds,
-                {clone.write: clone.origin for clone in clones},
+                {write: origin for clone in clones for write, origin in clone.origins.items()},
             )
 
         with run.executor(plan, sink_of, clones) as (executor, sink):
@@ -186,8 +195,13 @@ def run(
         warnings += executor.warnings
         machine.remember_rates(_rates(executor, sink, counters))
         outcome = _outcome(plan, executor.progress, began, counters, len(done), tuple(warnings))
-        outcome = replace(outcome, cloned_bytes=cloned)
-        record = {**job.about, "measured": measured(outcome), "predicted": predicted(plan)}
+        outcome = replace(
+            outcome,
+            read_bytes=outcome.read_bytes + shared.read,
+            write_bytes=outcome.write_bytes + shared.written,
+            clones=shared,
+        )
+        record = {**job.about, "measured": measured(outcome), "predicted": predicted(outcome)}
         sink.finish(record)
         return outcome
 
@@ -256,8 +270,9 @@ class _Run:
 def _make(clones: Sequence[Clone], readers: Mapping[str, FileReader], sink: ShardSink) -> None:
     try:
         for clone in clones:
-            make(clone, readers[clone.source.path], sink.writer(clone.write.file))
-            sink.completed(clone.write, "", clone.write.nbytes)
+            make(clone, readers[clone.source.path], sink.writer(clone.file))
+            for write in clone.writes:
+                sink.completed(write, "", write.nbytes)
     except BaseException:
         with contextlib.suppress(Exception):
             sink.close()
@@ -401,18 +416,21 @@ def measured(outcome: Outcome) -> dict[str, Any]:
         "peak_rss_bytes": outcome.peak_rss_bytes,
         "read_bytes": outcome.read_bytes,
         "write_bytes": outcome.write_bytes,
-        "cloned_bytes": outcome.cloned_bytes,
+        "cloned_bytes": outcome.clones.cloned,
         "device_read_bytes": outcome.device_read_bytes,
         "device_write_bytes": outcome.device_write_bytes,
     }
 
 
-def predicted(plan: Schedule) -> dict[str, Any]:
-    """What the schedule said of the figures that `measured` gives."""
+def predicted(outcome: Outcome) -> dict[str, Any]:
+    """What was said beforehand of the figures that `measured` gives, of a run that had to do
+    something."""
+    plan, clones = outcome.schedule, outcome.clones
+    assert plan is not None, "what is finished needs no schedule"
     return {
         "peak_bytes": plan.peak_bytes,
-        "read_bytes": plan.read_bytes,
-        "write_bytes": plan.write_bytes,
+        "read_bytes": plan.read_bytes + clones.read,
+        "write_bytes": plan.write_bytes + clones.written,
     }
 
 

@@ -13,7 +13,7 @@ from mergeloom.engine.base.errors import Finding, OutputError, Severity
 from mergeloom.engine.output.directory import needed_bytes
 from mergeloom.engine.output.state import examine
 from mergeloom.engine.plan.schedule import schedule
-from mergeloom.engine.run.clone import clonable, may_share
+from mergeloom.engine.run.clone import CloneBytes, clonable, may_share, writes_of
 from mergeloom.engine.storage.source import IOMode
 from mergeloom.report.plan_records import DiskReport
 from mergeloom.report.state import state_record
@@ -54,11 +54,11 @@ def _with_clones(planned: PlannedMerge, output: Path) -> PlannedMerge:
             clones.append(clone)
     if not clones:
         return planned
-    rest = graph.without(clone.write for clone in clones)
+    rest = graph.without(writes_of(clones))
     return replace(
         planned,
         schedule=schedule(rest, planned.budget_bytes, planned.machine),
-        cloned_bytes=sum(clone.cloned_bytes for clone in clones),
+        clones=CloneBytes.of(clones, rest),
     )
 
 
@@ -97,5 +97,5 @@ def _disk(planned: PlannedMerge, output: Path, finished: bool) -> DiskReport | N
     except OSError:
         return None
     needed = needed_bytes(output, planned.plan.graph, planned.plan.side_files)
-    needed -= planned.cloned_bytes
+    needed -= planned.clones.cloned
     return DiskReport(0 if finished else needed, free)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.schedule import Schedule
+from mergeloom.engine.run.clone import NO_CLONES, CloneBytes
 from mergeloom.planners.plan import Plan
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class PlannedMerge:
 
     ``memory_limit`` is what this process may hope for now, in bytes; ``findings`` are all
     warnings. ``disk`` and ``output_state`` are there where an output directory was named;
-    ``cloned_bytes`` are those that it would share with its inputs.
+    ``clones`` is what it would share with its inputs.
     """
 
     plan: Plan
@@ -42,7 +43,7 @@ class PlannedMerge:
     findings: tuple[Finding, ...] = ()
     disk: DiskReport | None = None
     output_state: OutputState | None = None
-    cloned_bytes: int = 0
+    clones: CloneBytes = NO_CLONES
 
     @cached_property
     def report(self) -> PlanReport:

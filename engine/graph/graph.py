@@ -343,6 +343,11 @@ def copied_dtype(merge: Merge) -> DType | None:
     return None
 
 
+def copied_bytes(graph: Graph) -> int:
+    """Bytes of the output that are those of an input."""
+    return sum(w.nbytes for w in graph.writes if copied_dtype(w.merge) == w.dtype)
+
+
 def _reachable(
     writes: Iterable[Write], measured: Iterable[Merge] = ()
 ) -> tuple[tuple[Load, ...], tuple[Merge, ...]]:

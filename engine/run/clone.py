@@ -5,7 +5,8 @@
     slot     ..▐███▌▐████████▌▐████████▌▐██▌..
 
 A clone is made of whole blocks, so it needs offsets that agree modulo the block; the planner pads
-headers so that most do. What lies before the first whole block and after the last is copied.
+headers and chooses what shares a shard so that most do. Tensors that follow each other in both are
+one clone. What lies before the first whole block and after the last is copied.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergeloom.engine.graph.graph import Graph, Load, Write, copied_dtype
+from mergeloom.engine.graph.graph import Graph, Load, OutputFile, Write, copied_dtype
 from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import PAGE, lead, span_bytes
@@ -29,17 +30,34 @@ _SHARING = frozenset({"btrfs", "xfs", "bcachefs", "ocfs2"})
 
 @dataclass(frozen=True, slots=True)
 class Clone:
-    """A write whose bytes are those of ``source`` from byte ``offset`` on."""
+    """Writes that follow each other in a file, as their bytes do in ``source`` from byte ``offset``
+    on."""
 
-    write: Write
+    writes: tuple[Write, ...]
     source: FileSource
     offset: int
 
     @property
+    def file(self) -> OutputFile:
+        """The shard that the writes are in."""
+        return self.writes[0].file
+
+    @property
+    def to(self) -> int:
+        """Where they begin in it."""
+        return self.writes[0].offset
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all writes."""
+        last = self.writes[-1]
+        return last.offset + last.nbytes - self.to
+
+    @property
     def blocks(self) -> tuple[int, int]:
-        """From where to where, in bytes of the tensor, it is made of whole blocks."""
+        """From where to where, in bytes of all writes, it is made of whole blocks."""
         start = -self.offset % PAGE
-        return start, start + max(0, self.write.nbytes - start) // PAGE * PAGE
+        return start, start + max(0, self.nbytes - start) // PAGE * PAGE
 
     @property
     def cloned_bytes(self) -> int:
@@ -47,23 +65,78 @@ class Clone:
         return stop - start
 
     @property
-    def origin(self) -> Origin:
-        """What is recorded of it."""
-        return Origin(self.source.path, self.offset, self.source.size, self.source.modified)
+    def origins(self) -> dict[Write, Origin]:
+        """What is recorded of each write."""
+        return {
+            write: Origin(
+                self.source.path,
+                self.offset + write.offset - self.to,
+                self.source.size,
+                self.source.modified,
+            )
+            for write in self.writes
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CloneBytes:
+    """Bytes of clones that are shared, and those that are moved for them: the blocks at their
+    edges, which are read and written, and headers of files that nothing else is written to."""
+
+    cloned: int = 0
+    read: int = 0
+    written: int = 0
+
+    @staticmethod
+    def of(clones: Iterable[Clone], graph: Graph) -> CloneBytes:
+        """Those of ``clones``; ``graph`` is what runs beside them."""
+        clones = tuple(clones)
+        cloned = sum(clone.cloned_bytes for clone in clones)
+        edges = sum(clone.nbytes for clone in clones) - cloned
+        own = {clone.file for clone in clones} - {write.file for write in graph.writes}
+        return CloneBytes(cloned, edges, edges + sum(len(file.header) for file in own))
+
+
+NO_CLONES = CloneBytes()
+
+
+def writes_of(clones: Iterable[Clone]) -> list[Write]:
+    """The writes of several clones."""
+    return [write for clone in clones for write in clone.writes]
 
 
 def clonable(graph: Graph) -> Iterator[Clone]:
-    """The writes of a graph that could be clones: plain copies with offsets that agree."""
-    for write in graph.writes:
-        if copied_dtype(write.merge) != write.dtype:
+    """What of a graph could be clones: plain copies with offsets that agree, as long as can be."""
+    runs: list[Clone] = []
+    for write in sorted(graph.writes, key=lambda write: (write.file.name, write.offset)):
+        found = _origin(write)
+        if found is None or (found.offset - write.offset) % PAGE:
             continue
-        node = write.merge.gather.inputs[0]
-        while not isinstance(node, Load):
-            node = node.gather.inputs[0]
-        if isinstance(node.bytes, Range) and isinstance(node.bytes.source, FileSource):
-            clone = Clone(write, node.bytes.source, node.bytes.offset)
-            if (clone.offset - write.offset) % PAGE == 0 and clone.cloned_bytes > 0:
-                yield clone
+        source, offset = found.source, found.offset
+        assert isinstance(source, FileSource)
+        last = runs[-1] if runs else None
+        if (
+            last is not None
+            and last.file is write.file
+            and last.source is source
+            and last.to + last.nbytes == write.offset
+            and last.offset + last.nbytes == offset
+        ):
+            runs[-1] = Clone((*last.writes, write), source, last.offset)
+        else:
+            runs.append(Clone((write,), source, offset))
+    return (clone for clone in runs if clone.cloned_bytes > 0)
+
+
+def _origin(write: Write) -> Range | None:
+    """The bytes of a file that a write is a copy of, if it is one of a contiguous run of bytes."""
+    if copied_dtype(write.merge) != write.dtype:
+        return None
+    node = write.merge.gather.inputs[0]
+    while not isinstance(node, Load):
+        node = node.gather.inputs[0]
+    found = node.bytes
+    return found if isinstance(found, Range) and isinstance(found.source, FileSource) else None
 
 
 def that_work(clones: Iterable[Clone], directory: Path, files: Files) -> list[Clone]:
@@ -128,10 +201,9 @@ def make(clone: Clone, reader: FileReader, writer: FileWriter) -> None:
         RunError: the disk is full, or refuses otherwise.
     """
     start, stop = clone.blocks
-    to = clone.write.offset
-    reader.clone(clone.offset + start, clone.offset + stop, writer, to + start)
-    for begin, end in ((0, start), (stop, clone.write.nbytes)):
+    reader.clone(clone.offset + start, clone.offset + stop, writer, clone.to + start)
+    for begin, end in ((0, start), (stop, clone.nbytes)):
         if begin < end:
             block, at = Block(span_bytes(end - begin)), lead(clone.offset + begin)
             reader.read(clone.offset + begin, clone.offset + end, block, at)
-            writer.write(to + begin, to + end, block, at)
+            writer.write(clone.to + begin, clone.to + end, block, at)

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine import job as jobs
+from mergeloom.engine.graph.graph import copied_bytes
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
 from mergeloom.engine.plan.duration import estimated_seconds
@@ -31,7 +32,7 @@ def merge_report(result: MergeResult) -> MergeReport:
     seconds = measured.pop("wall_seconds")
     predicted = None
     if outcome.schedule is not None:
-        predicted = plan_records.Predicted(**jobs.predicted(outcome.schedule))
+        predicted = plan_records.Predicted(**jobs.predicted(outcome))
     return MergeReport(
         **_common(result.planned),
         directory=str(result.output),
@@ -83,10 +84,11 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
             for seat, number in schedule.assign_devices.items()
         ),
         "io": plan_records.IOReport(
-            schedule.read_bytes,
-            schedule.write_bytes,
+            schedule.read_bytes + planned.clones.read,
+            schedule.write_bytes + planned.clones.written,
             schedule.repeated_bytes,
-            planned.cloned_bytes,
+            planned.clones.cloned,
+            copied_bytes(plan.graph) - planned.clones.cloned,
         ),
         "time": _time(planned),
         "disk": planned.disk,

@@ -142,6 +142,8 @@ class IOReport:
     """The part of what is read that is read again because memory is short."""
     cloned_bytes: int
     """Bytes that are neither read nor written: the output shares them with its inputs."""
+    copied_bytes: int
+    """The part of what is written that is read as it is."""
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergeloom.engine.graph.graph import Load, Merge, OutputFile, Write, copied_dtype
-from mergeloom.engine.graph.pieces import Range
+from mergeloom.engine.graph.graph import OutputFile, Write
 from mergeloom.engine.storage.safetensors import build_header
 from mergeloom.planners.models.model import OutputTensor
-
-ALIGNMENT = 4096
-"""Data starts at a multiple of this many bytes, so that most of it can be written directly."""
-
-_WIDEST = 8
-"""Bytes of the widest element: tensors start at multiples of their elements."""
+from mergeloom.planners.output.runs import ALIGNMENT, WIDEST, Shard, origin_of, shards_of_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +30,13 @@ def lay_out(
     metadata: Mapping[str, str],
     stem: str = "model",
 ) -> Layout:
-    """Distribute ``tensors``, in order, over shards of at most ``max_shard_bytes`` of data, whose
-    names begin with ``stem``.
+    """Distribute ``tensors`` over shards of at most ``max_shard_bytes`` of data, whose names begin
+    with ``stem``.
 
-    A tensor larger than that gets a shard of its own. Within a shard wider types come first, so
-    that every tensor is aligned to its elements.
+    A tensor larger than that gets a shard of its own. Where there are several shards, what is
+    copied from neighbouring bytes of one file stays together (`mergeloom.planners.output.runs`);
+    all else is in the order given. Within a shard wider types come first, so that every tensor is
+    aligned to its elements.
     """
     sizes = [tensor.nbytes for tensor in tensors]
     shards = _shards(tensors, sizes, max_shard_bytes)
@@ -49,9 +45,9 @@ def lay_out(
     writes = []
     weight_map = {}
     for name, shard in zip(names, shards, strict=True):
-        ordered = sorted(shard, key=lambda tensor: -tensor.dtype.bits)
+        ordered = [tensors[number] for number in shard.numbers]
         entries = [(tensor.name, tensor.dtype, tensor.merge.shape) for tensor in ordered]
-        header, offsets = build_header(entries, metadata, ALIGNMENT, _remainder(ordered))
+        header, offsets = build_header(entries, metadata, ALIGNMENT, shard.phase)
         size = offsets[-1] + ordered[-1].nbytes if ordered else len(header)
         file = OutputFile(name, header, size)
         files.append(file)
@@ -79,7 +75,29 @@ def _indented(index: Mapping[str, Mapping[str, Any]]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _remainder(tensors: Sequence[OutputTensor]) -> int:
+def _shards(
+    tensors: Sequence[OutputTensor], sizes: Sequence[int], max_shard_bytes: int
+) -> list[Shard]:
+    """All shards, by their first tensors."""
+    shards = shards_of_runs(tensors, max_shard_bytes) if sum(sizes) > max_shard_bytes else []
+    placed = {number for shard in shards for number in shard.numbers}
+    filled = max_shard_bytes
+    rest: list[list[int]] = []
+    for number, nbytes in enumerate(sizes):
+        if number in placed:
+            continue
+        if not rest or filled + nbytes > max_shard_bytes:
+            rest.append([])
+            filled = 0
+        rest[-1].append(number)
+        filled += nbytes
+    for numbers in rest or ([] if placed else [[]]):
+        numbers.sort(key=lambda number: -tensors[number].dtype.bits)
+        shards.append(Shard(_phase([tensors[number] for number in numbers]), numbers))
+    return sorted(shards, key=lambda shard: min(shard.numbers, default=0))
+
+
+def _phase(tensors: Sequence[OutputTensor]) -> int:
     """Where the data of a shard is best to start, modulo `ALIGNMENT`.
 
     Whole blocks of a copied tensor can be clones if it lies there as it does in its source. So
@@ -88,34 +106,12 @@ def _remainder(tensors: Sequence[OutputTensor]) -> int:
     copied: Counter[int] = Counter()
     position = 0
     for tensor in tensors:
-        nbytes = tensor.nbytes
-        if copied_dtype(tensor.merge) == tensor.dtype:
-            origin = _origin(tensor.merge)
-            if isinstance(origin.bytes, Range) and nbytes >= 2 * ALIGNMENT:
-                copied[(origin.bytes.offset - position) % ALIGNMENT] += nbytes
+        origin, nbytes = origin_of(tensor), tensor.nbytes
+        if origin is not None and nbytes >= 2 * ALIGNMENT:
+            copied[(origin.offset - position) % ALIGNMENT] += nbytes
         position += nbytes
-    aligned = {place: nbytes for place, nbytes in copied.items() if place % _WIDEST == 0}
+    aligned = {place: nbytes for place, nbytes in copied.items() if place % WIDEST == 0}
     return max(aligned, key=lambda place: aligned[place], default=0)
-
-
-def _origin(merge: Merge) -> Load:
-    """The load that a copy, or a copy of copies, begins with."""
-    node = merge.gather.inputs[0]
-    return node if isinstance(node, Load) else _origin(node)
-
-
-def _shards(
-    tensors: Sequence[OutputTensor], sizes: Sequence[int], max_shard_bytes: int
-) -> list[list[OutputTensor]]:
-    shards: list[list[OutputTensor]] = [[]]
-    filled = 0
-    for tensor, nbytes in zip(tensors, sizes, strict=True):
-        if shards[-1] and filled + nbytes > max_shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(tensor)
-        filled += nbytes
-    return shards
 
 
 def _shard_names(stem: str, count: int) -> list[str]:

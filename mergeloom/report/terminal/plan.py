@@ -169,7 +169,10 @@ def _rows(report: PlanReport) -> Iterator[tuple[str, str | Text]]:
         reads += f", {data(report.io.repeated_bytes)} of it again because memory is short"
     yield "reads", reads
     if report.io.cloned_bytes:
-        yield "clones", f"{data(report.io.cloned_bytes)}: shared with the inputs, not moved"
+        clones = f"{data(report.io.cloned_bytes)}: shared with the inputs, not moved"
+        if report.io.copied_bytes:
+            clones += f"; {data(report.io.copied_bytes)} beside them are copied"
+        yield "clones", clones
     writes = data(report.io.write_bytes)
     if report.disk is not None:
         writes += f"; {data(report.disk.free_bytes)} free on its disk"

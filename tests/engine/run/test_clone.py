@@ -17,10 +17,11 @@ from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph
 from mergeloom.engine.graph.kernel import Copy
-from mergeloom.engine.job import Options, Outcome
+from mergeloom.engine.job import Options, Outcome, predicted
+from mergeloom.engine.memory.pages import PAGE
 from mergeloom.engine.output.manifest import read_manifest
 from mergeloom.engine.output.soundness import verify_output
-from mergeloom.engine.run.clone import clonable, may_share
+from mergeloom.engine.run.clone import CloneBytes, clonable, may_share
 from mergeloom.engine.storage.file_system import Files
 from mergeloom.engine.storage.source import IOMode
 from tests.engine.kernels import Weighted
@@ -49,11 +50,14 @@ def volume(
     subprocess.run(["umount", place], check=True)
 
 
+SHAPES = [(1000, 1024), (8, 512), (700, 2048), (500, 1024), (77,), (300, 1024)]
+
+
 def graph_in(directory: Path) -> tuple[Graph, list[torch.Tensor]]:
-    """Two copies with offsets that agree, one without, one cast and one merge."""
+    """Two runs of copies with offsets that agree, one copy without, and one merge."""
     (directory / "in").mkdir(parents=True)
     workshop = Workshop(directory / "in")
-    loads = workshop.loads(BF16, [(1000, 1024), (8, 512), (700, 2048), (500, 1024), (77,)], gap=104)
+    loads = workshop.loads(BF16, SHAPES, gap=104)
     make = workshop.builder.merge
     outputs = {
         "a": (make([loads[0]], Copy(), "a"), BF16),
@@ -61,11 +65,13 @@ def graph_in(directory: Path) -> tuple[Graph, list[torch.Tensor]]:
         "b": (make([loads[2]], Copy(), "b"), BF16),
         "merged": (make([loads[3]], Weighted((2.0,)), "merged"), BF16),
         "odd": (make([loads[4]], Copy(), "odd"), BF16),
+        "c": (make([loads[5]], Copy(), "c"), BF16),
         "shifted": (make([loads[0]], Copy(), "a"), BF16),
     }
     header = b"head".ljust(4096 + 104)
     tensors = [workshop.tensors[load] for load in loads]
-    return workshop.graph(outputs, header), [*tensors[:3], 2 * tensors[3], tensors[4], tensors[0]]
+    expected = [*tensors[:3], 2 * tensors[3], *tensors[4:], tensors[0]]
+    return workshop.graph(outputs, header), expected
 
 
 def run(graph: Graph, output: Path, **options: object) -> Outcome:
@@ -74,18 +80,27 @@ def run(graph: Graph, output: Path, **options: object) -> Outcome:
 
 def test_copies_are_clones_with_the_same_bytes(volume: Path, tmp_path: Path) -> None:
     graph, expected = graph_in(volume / "one")
-    clones = {clone.write.name: clone.cloned_bytes for clone in clonable(graph)}
-    assert set(clones) == {"a", "small", "b"}
+    clones = list(clonable(graph))  # what follows each other there and here is one
+    names = [[write.name for write in clone.writes] for clone in clones]
+    assert names == [["a", "small", "b"], ["odd", "c"]]
+    cloned = sum(clone.cloned_bytes for clone in clones)
+    edges = sum(clone.nbytes for clone in clones) - cloned
+    assert 0 < edges < 4 * PAGE
     outcome = run(graph, volume / "one" / "out")
-    assert outcome.cloned_bytes == sum(clones.values())
+    assert outcome.clones == CloneBytes(cloned, edges, edges)
     assert outcome.schedule is not None
-    assert outcome.read_bytes == outcome.schedule.read_bytes == 1000 * 2048 + 500 * 2048 + 2 * 77
+    rest = 1000 * 2048 + 500 * 2048
+    assert outcome.schedule.read_bytes == rest
+    assert outcome.read_bytes == rest + edges
+    assert outcome.write_bytes == graph.files[0].size - cloned
+    assert predicted(outcome)["write_bytes"] == outcome.write_bytes
+    assert predicted(outcome)["read_bytes"] == outcome.read_bytes
     for write, tensor in zip(graph.writes, expected, strict=True):
         assert torch.equal(tensor_of(volume / "one" / "out", write), tensor)
     whole = run(graph, volume / "one" / "whole", io=IOMode.DIRECT)
-    assert whole.cloned_bytes == 0
+    assert whole.clones == CloneBytes()
     elsewhere = run(graph, tmp_path / "out")
-    assert elsewhere.cloned_bytes == 0
+    assert elsewhere.clones == CloneBytes()
     contents = sha256(volume / "one" / "out")
     assert contents == sha256(volume / "one" / "whole") == sha256(tmp_path / "out")
     assert not list((volume / "one" / "out" / ".mergeloom").glob("trial*"))
@@ -98,7 +113,7 @@ def test_a_clone_is_verified_against_what_it_was_made_of(volume: Path) -> None:
     manifest = read_manifest(output)
     assert manifest is not None
     origins = {record.name: record.origin for record in manifest.tensors}
-    assert [name for name, origin in origins.items() if origin] == ["a", "small", "b"]
+    assert [name for name, origin in origins.items() if origin] == ["a", "small", "b", "odd", "c"]
     assert all(bool(record.digest) == (record.origin is None) for record in manifest.tensors)
 
     def wrong() -> dict[str, str]:
@@ -112,7 +127,7 @@ def test_a_clone_is_verified_against_what_it_was_made_of(volume: Path) -> None:
     source = source_name(graph.loads[0])
     os.utime(source, ns=(1, 1))
     assert all("which has changed" in why for why in wrong().values())
-    assert wrong().keys() == {"a", "small", "b"}
+    assert wrong().keys() == {"a", "small", "b", "odd", "c"}
 
 
 class Killed(BaseException):
@@ -139,7 +154,7 @@ def test_an_interrupted_run_makes_its_clones_again(volume: Path) -> None:
         run(graph, output, files=Failing(Killed(), 2))
     assert read_manifest(output) is None
     outcome = run(graph, output)
-    assert outcome.cloned_bytes == sum(clone.cloned_bytes for clone in clonable(graph))
+    assert outcome.clones.cloned == sum(clone.cloned_bytes for clone in clonable(graph))
     run(graph, volume / "three" / "whole", io=IOMode.BUFFERED)
     assert sha256(output) == sha256(volume / "three" / "whole")
     (output / "out.bin").unlink()
@@ -153,7 +168,7 @@ def test_what_the_disk_refuses_is_said_and_a_refused_trial_copies(volume: Path) 
     with pytest.raises(RunError, match=r"cannot clone '.*': .*; the same command continues"):
         run(graph, volume / "four" / "out", files=Failing(OSError(28, "no space left"), 1))
     outcome = run(graph, volume / "four" / "out", files=Failing(OSError(95, "not supported"), 0))
-    assert outcome.cloned_bytes == 0
+    assert outcome.clones == CloneBytes()
     graph_bytes = sha256(volume / "four" / "out")
     run(graph, volume / "four" / "whole", io=IOMode.DIRECT)
     assert graph_bytes == sha256(volume / "four" / "whole")
