@@ -26,6 +26,13 @@ def keep_constants(edit: Edit) -> None:
         )
     if place.get("model_type") == "neomme" and place.get("residual_multiplier") is None:
         edit.set(edit.path, "residual_multiplier", (2 * old) ** -0.5)
+    inner = any(".mlp.proj_in.weight" in layer for layer in edit.donor.tower.suffixes)
+    if str(place.get("model_type")).endswith("_mask_decoder") and inner and old != new:
+        edit.refuse(
+            f"'num_hidden_layers' of '{edit.donor.model}' also counts the layers within each "
+            f"feed-forward network of '{edit.tower.name}' (SAM 2)",
+            "keep all its layers",
+        )
     moved = [i for i, origin in enumerate(edit.tower.origins) if origin.layer != i]
     for applies, text, by_number in _FACTS:
         if applies(place) and (moved if by_number else old != new):

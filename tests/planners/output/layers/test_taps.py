@@ -113,6 +113,18 @@ def test_what_a_layers_number_decides_is_warned_about(config: Config, word: str)
     assert stacked(config, range(4)).warnings == []
 
 
+def test_a_count_that_counts_within_each_layer_too_cannot_change() -> None:
+    """SAM 2's mask decoder has feed-forward networks of as many layers as it has blocks."""
+    config = {"mask_decoder_config": {"model_type": "sam2_mask_decoder", "num_hidden_layers": 2}}
+    parts = ("mlp.proj_in.weight", "mlp.proj_out.weight", "attn.weight", "norm.weight")
+    names = [f"mask_decoder.transformer.layers.{i}.{part}" for i in range(2) for part in parts]
+    (donor,) = describe("m", config, infer(dict.fromkeys(names, (8, 8)), config).towers)
+    layers = tuple(Origin(donor, i) for i in (0, 1, 1))
+    (refusal,) = rewrite_layers(config, [Restacked("default", donor, layers)]).refusals
+    assert "within each feed-forward network" in refusal.cause
+    assert not rewrite_layers(config, [Restacked("default", donor, layers[:2])]).refusals
+
+
 def test_stages_are_no_layers() -> None:
     config = {"model_type": "swin", "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
     swin = {"encoder.layers.": 4}
