@@ -40,9 +40,9 @@ class ParameterError(ConfigError):
 class Parameter:
     """One parameter of a method.
 
-    ``kind`` is the type of a resolved value: `float`, `int` or `bool`. A number must lie in
+    ``kind`` is the type of a resolved value: `float`, `int`, `bool` or `str`. A number must lie in
     ``[minimum, maximum]`` (an end that is ``None`` is open); outside ``usual`` it works, but is
-    hardly meant.
+    hardly meant. A text must be one of ``choices``.
     """
 
     name: str
@@ -52,8 +52,9 @@ class Parameter:
     minimum: float | None = None
     maximum: float | None = None
     usual: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
 
-    def check(self, value: object) -> float | int | bool | None:
+    def check(self, value: object) -> float | int | bool | str | None:
         """Return ``value`` as this parameter's kind.
 
         Raises:
@@ -61,6 +62,10 @@ class Parameter:
         """
         if value is None and self.default is None:
             return None
+        if self.kind is str:
+            if not isinstance(value, str) or value not in self.choices:
+                raise ParameterError(f"'{self.name}' must be {self.range_text()}, not {value!r}")
+            return value
         if self.kind is bool:
             if not isinstance(value, bool):
                 raise ParameterError(f"'{self.name}' must be true or false, not {value!r}")
@@ -80,6 +85,8 @@ class Parameter:
         """The allowed range in words, or ``"any"``."""
         if self.kind is bool:
             return "true or false"
+        if self.kind is str:
+            return " or ".join(self.choices)
         if self.minimum is None and self.maximum is None:
             return "any"
         low = "(-inf" if self.minimum is None else f"[{self.minimum:g}"

@@ -79,7 +79,9 @@ class Problem:
 
 def knows(method: Method) -> bool:
     """Whether ``method`` is the one that a formula here was written for."""
-    return method.name in _FORMULAS and type(method).__module__.startswith("mergeloom.methods.")
+    return method.name in _FORMULAS and type(method).__module__.startswith(
+        "mergeloom.methods.catalog."
+    )
 
 
 def evaluate(method: str, merge: TensorMerge, inputs: Sequence[Tensor]) -> Answer | None:

@@ -165,7 +165,8 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
             findings.warn(document.place, f"stage '{document.name}' is used by no other")
     layout, graph = _graph(recipe, planning)
     stored = models.stored_by_name()
-    files = side_files(configuration, recipes, layout, models.found)
+    named = {**models.found, **models.adapters}
+    files = side_files(configuration, recipes, layout, named)
     identity = {**_identity(configuration, options, stored, files), **_arithmetic(graph)}
     plan = Plan(
         configuration=configuration,

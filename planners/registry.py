@@ -34,6 +34,7 @@ FILES = "tensors"
 
 _BUILT_IN = {
     FILES: "mergeloom.planners.state_dicts.planner:StateDictPlanner",
+    "adapters": "mergeloom.planners.adapters.planner:AdaptersPlanner",
     MERGE: "mergeloom.planners.slices.planner:SlicesPlanner",
 }
 

@@ -113,3 +113,13 @@ class RandomKeep(Dropping):
     def chosen(self, number: int, vector: Vector, grain: GrainView, again: bool) -> KeepRule:
         bound = draws.threshold(self.keep[number] or 0.0)
         return KeepRule(draw=RandomBound(self.keys[number], grain.start, bound))
+
+
+@dataclass(frozen=True)
+class ExpectedKeep(RandomKeep):
+    """The same, where what is kept is divided by its probability: the expected sum stays."""
+
+    rescale: bool = False
+
+    def factors(self, count: int, statistics: Sequence[Any]) -> tuple[float, ...]:
+        return tuple(1.0 if keep is None else 1.0 / keep for keep in self.keep)

@@ -17,7 +17,14 @@ from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Ops, Use
 from mergeloom.engine.hardware.machine_code import Library, NativeError
-from mergeloom.methods.ops.loops.sizes import Kind, marks_bytes, product_bytes, work_bytes
+from mergeloom.methods.ops.loops.sizes import (
+    Kind,
+    factors_bytes,
+    leading_bytes,
+    marks_bytes,
+    product_bytes,
+    work_bytes,
+)
 
 VARIABLE = "MERGELOOM_ARITHMETIC"
 """Environment variable that says which arithmetic the CPU uses: ``compiled`` or ``torch``."""
@@ -26,7 +33,17 @@ WORDS = frozenset(
     {
         *("add_product", "adjust", "choose", "choose_by_rank", "column_dots", "column_sums"),
         *("combine", "count_equal", "count_high", "count_low", "disjoint", "divergences", "dots"),
-        *("end_of_equal", "look_up", "magnitudes", "mark", "mean_rows", "row_dots", "shared"),
+        *(
+            "end_of_equal",
+            "leading_of_matrix",
+            "leading_of_product",
+            "look_up",
+            "magnitudes",
+            "mark",
+            "mean_rows",
+            "row_dots",
+            "shared",
+        ),
         *("step", "store", "transpose", "variance", "widen"),
     }
 )
@@ -129,6 +146,10 @@ class CompiledArithmetic(Arithmetic):
             own += 8 * rows * 12
         if use == DECODING:
             own += 2 * MIB
+        if use.word == "leading_of_matrix":
+            own += leading_bytes(use.vectors, 0) + 8 * grains.size
+        if use.word == "leading_of_product":
+            own += factors_bytes(use.vectors, 0)
         return _pages(own)
 
     def cost(self, use: Use) -> float:
@@ -187,6 +208,8 @@ class TorchArithmetic(Arithmetic):
 
     def workspace_bytes(self, use: Use, grains: Grains) -> int:
         count = use.vectors
+        if use.word.startswith("leading"):
+            return 48 * count * (count + 64) + 16 * grains.size + MIB
         arrays = {
             "add_product": 5,
             "choose": 4,

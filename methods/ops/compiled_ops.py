@@ -20,7 +20,14 @@ from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.run.codecs import decode
 from mergeloom.methods.ops.draws import HASH, WORD, words
 from mergeloom.methods.ops.loops.record import BLOCKS, VECTOR
-from mergeloom.methods.ops.loops.sizes import Kind, marks_bytes, product_bytes, work_bytes
+from mergeloom.methods.ops.loops.sizes import (
+    Kind,
+    factors_bytes,
+    leading_bytes,
+    marks_bytes,
+    product_bytes,
+    work_bytes,
+)
 from mergeloom.methods.ops.maths import ArrayMaths
 from mergeloom.methods.ops.words import (
     CANCELLED,
@@ -259,6 +266,7 @@ class CompiledOps(Arena):
         shares: Sequence[float] | None = None,
         base: Elements | None = None,
         scale: float = 1.0,
+        by_count: bool = False,
     ) -> None:
         described = self._vectors(vectors, kept)
         for number, record in enumerate(described):
@@ -267,7 +275,7 @@ class CompiledOps(Arena):
             record.share = (shares or coefficients)[number]
         self._call(
             *("combine", described, len(vectors), _HASH_AT),
-            *(votes is not None, shares is not None, CANCELLED),
+            *(0 if votes is None else 1 + by_count, shares is not None, CANCELLED),
             *((0, 0) if base is None else _place(base)),
             *(scale, out.address, out.count),
         )
@@ -355,6 +363,51 @@ class CompiledOps(Arena):
     def transpose(self, array: Elements, matrix: tuple[int, int], out: Elements) -> None:
         count = array.count // (matrix[0] * matrix[1])
         self._call("transpose", *_place(array), count, *matrix, out.address)
+
+    # --- factors --------------------------------------------------------------------------
+
+    def part(self, array: Elements, start: int, count: int) -> Elements:
+        return Elements(array.address + 4 * start, F32, count)
+
+    def leading_of_matrix(
+        self, matrix: Elements, shape: tuple[int, int], rank: int, up: bool, out: Elements
+    ) -> None:
+        top = self.top()
+        room = self.take_bytes(leading_bytes(min(shape), rank))
+        place = out.address, room
+        self._functions["leading_of_matrix"](matrix.address, *shape, rank, up, *place)
+        self.release(top)
+
+    def leading_of_product(
+        self,
+        downs: Sequence[Elements],
+        ups: Sequence[Elements],
+        coefficients: Sequence[float],
+        shape: tuple[int, int],
+        rank: int,
+        up: bool,
+        out: Elements,
+    ) -> None:
+        (rows, columns), top = shape, self.top()
+        widths = [each.count // columns for each in downs]
+        room = self.take_bytes(factors_bytes(sum(widths), rows))
+        below, above = self._widened(downs), self._widened(ups)
+        sizes = (ctypes.c_int64 * len(widths))(*widths)
+        factors = (ctypes.c_double * len(widths))(*coefficients)
+        self._functions["leading_of_product"](
+            *(below, above, ctypes.addressof(sizes), ctypes.addressof(factors)),
+            *(len(widths), rows, columns, rank, up, out.address, room),
+        )
+        self.release(top)
+
+    def _widened(self, arrays: Sequence[Elements]) -> int:
+        """Where arrays follow each other as float32."""
+        together = self.take(sum(each.count for each in arrays))
+        first = 0
+        for each in arrays:
+            self.widen(each.dtype, each, self.part(together, first, each.count))
+            first += each.count
+        return together.address
 
     # --- calls ----------------------------------------------------------------------------
 

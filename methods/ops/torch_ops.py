@@ -30,6 +30,8 @@ from mergeloom.methods.ops.words import (
 )
 
 _MAGNITUDE = 0x7FFFFFFF
+_PANEL = 64
+"""Rows of a long matrix that are looked at at once."""
 _LOOKED_UP = 1 << 16
 """Codes that are looked up at once: their numbers take 4 bytes each."""
 
@@ -184,12 +186,13 @@ class TorchOps(TorchArrays):
         shares: Sequence[float] | None = None,
         base: Tensor | None = None,
         scale: float = 1.0,
+        by_count: bool = False,
     ) -> None:
         rules = kept or [KEEP_ALL] * len(vectors)
         given = zip(vectors, rules, strict=True)
         if votes is not None:
             sparse = [_trimmed(_values(vector), rule) for vector, rule in given]
-            _elected_sum(sparse, votes, coefficients, shares, out)
+            _elected_sum(sparse, votes, coefficients, shares, by_count, out)
         else:
             # The first product stays what it is, even the sign of a zero.
             out.fill_(-0.0 if base is None else 0.0)
@@ -312,6 +315,58 @@ class TorchOps(TorchArrays):
     def transpose(self, array: Tensor, matrix: tuple[int, int], out: Tensor) -> None:
         rows, columns = matrix
         out.view(-1, columns, rows).copy_(array.view(-1, rows, columns).transpose(1, 2))
+
+    # --- factors --------------------------------------------------------------------------
+
+    def part(self, array: Tensor, start: int, count: int) -> Tensor:
+        return array.view(-1)[start : start + count]
+
+    def leading_of_matrix(
+        self, matrix: Tensor, shape: tuple[int, int], rank: int, up: bool, out: Tensor
+    ) -> None:
+        rows, by_row = matrix.view(shape), shape[0] < shape[1]
+        size, factor = min(shape), out.view((-1, rank) if up else (rank, -1))
+        if not bool(torch.isfinite(rows).all()):
+            out.fill_(torch.nan)
+            return
+        gram = torch.zeros(size, size, dtype=torch.float64)
+        lines = rows.T if by_row else rows
+        for start in range(0, max(shape), _PANEL):
+            panel = lines[start : start + _PANEL].double()
+            gram.addmm_(panel.T, panel)
+        values, vectors = torch.linalg.eigh(gram)
+        count = min(rank, int((values > 1e-14 * values[-1]).sum()))
+        roots, vectors = values.flip(0)[:count].sqrt_(), vectors.flip(1)[:, :count]
+        factor.zero_()
+        if by_row == up:
+            own = vectors * roots if up else vectors.T
+            (factor[:, :count] if up else factor[:count]).copy_(own)
+            return
+        for start in range(0, max(shape), _PANEL):
+            part = slice(start, start + _PANEL)
+            if up:
+                factor[part, :count] = (rows[part].double() @ vectors).float()
+            else:
+                factor[:count, part] = (vectors.T @ rows[:, part].double() / roots[:, None]).float()
+
+    def leading_of_product(
+        self,
+        downs: Sequence[Tensor],
+        ups: Sequence[Tensor],
+        coefficients: Sequence[float],
+        shape: tuple[int, int],
+        rank: int,
+        up: bool,
+        out: Tensor,
+    ) -> None:
+        rows, columns = shape
+        down = torch.cat([each.reshape(-1, columns).double() for each in downs])
+        scaled = zip(ups, coefficients, strict=True)
+        joined = torch.cat([each.reshape(rows, -1).double() * by for each, by in scaled], dim=1)
+        above, inner = torch.linalg.qr(joined)
+        below, outer = torch.linalg.qr(down.T)
+        left, values, right = _svd(inner @ outer.T)
+        _write_factor((above @ left, values, right @ below.T), rank, up, out)
 
     def _count(self, values: Tensor, into: Tensor) -> None:
         """Add to ``into``, at each place, how many ``values`` (int32, flat) are that place.
@@ -441,12 +496,14 @@ def _elected_sum(
     votes: Sequence[float],
     coefficients: Sequence[float],
     shares: Sequence[float] | None,
+    by_count: bool,
     out: Tensor,
 ) -> None:
     """The sum over what agrees with the elected sign; overwrites ``vectors``."""
     out.zero_()
     for vector, vote in zip(vectors, votes, strict=True):
-        out.add_(vector.view(out.shape), alpha=vote)
+        found = vector.sign() if by_count else vector
+        out.add_(found.view(out.shape), alpha=vote)
     sign = torch.ge(out, 0.0).to(torch.float32).mul_(2.0).sub_(1.0)
     out.zero_()
     divisor = torch.zeros_like(out)
@@ -462,3 +519,26 @@ def _elected_sum(
     out.mul_(sign)
     if shares is not None:
         out.div_(divisor.add_(divisor.abs().le(CANCELLED)))
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular vectors and values; those of what is not finite are NaN."""
+    if not bool(torch.isfinite(matrix).all()):
+        shape = matrix.shape[0], min(matrix.shape), matrix.shape[1]
+        sizes = shape[:2], shape[1:2], shape[1:]
+        broken = [torch.full(size, torch.nan, dtype=matrix.dtype) for size in sizes]
+        return broken[0], broken[1], broken[2]
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left, values, right
+
+
+def _write_factor(found: tuple[Tensor, Tensor, Tensor], rank: int, up: bool, out: Tensor) -> None:
+    """Write U·S, or Vᵀ, of the largest singular values; zero for those that are rounding."""
+    left, values, right = found
+    rounding = values <= 1e-7 * values.amax()
+    there = min(rank, values.numel() - int(rounding.sum()))
+    out.zero_()
+    if up:
+        out.view(-1, rank)[:, :there].copy_(left[:, :there] * values[:there])
+    else:
+        out.view(rank, -1)[:there].copy_(right[:there])

@@ -245,12 +245,14 @@ class Ops(Protocol):
         shares: Sequence[float] | None = None,
         base: Array | None = None,
         scale: float = 1.0,
+        by_count: bool = False,
     ) -> None:
         """Write ``base`` + ``scale`` times a combination of what is kept of vectors.
 
         The combination is Σ cᵢ vᵢ. With ``votes`` bᵢ it is taken, element by element, over those
         vectors alone that agree with the elected sign s, that of Σ bᵢ vᵢ and positive at zero: vᵢ
-        agrees where bᵢ vᵢ has sign s and is not zero. With ``shares`` that is divided by the sum
+        agrees where bᵢ vᵢ has sign s and is not zero. If ``by_count``, s is the sign of
+        Σ bᵢ sign(vᵢ) instead. With ``shares`` that is divided by the sum
         of the agreeing shares, unless it is `CANCELLED`. Without a base, the combination itself.
 
         Yadav et al. 2023, TIES-Merging, arXiv:2306.01708, steps 2 (elect) and 3 (disjoint merge).
@@ -300,6 +302,36 @@ class Ops(Protocol):
 
     def look_up(self, codes: Array, table: Array, out: Array) -> None:
         """Write the entry of ``table`` (float32) that each code is the number of."""
+
+    # --- factors --------------------------------------------------------------------------
+
+    def part(self, array: Array, start: int, count: int) -> Array:
+        """Elements ``[start, start + count)`` of a flat float32 array."""
+
+    def leading_of_matrix(
+        self, matrix: Array, shape: tuple[int, int], rank: int, up: bool, out: Array
+    ) -> None:
+        """Write a factor of the best approximation of a float32 matrix by one of a rank.
+
+        That is U·S·Vᵀ with the largest singular values: Vᵀ (rank, columns) or, for ``up``, U·S
+        (rows, rank). Where the matrix has a lower rank, what is left is zero. Equal calls give
+        equal bytes, so that both factors go together.
+        """
+
+    def leading_of_product(
+        self,
+        downs: Sequence[Array],
+        ups: Sequence[Array],
+        coefficients: Sequence[float],
+        shape: tuple[int, int],
+        rank: int,
+        up: bool,
+        out: Array,
+    ) -> None:
+        """The same of Σ cᵢ·upᵢ·downᵢ, with arrays as they are stored: (rows, rᵢ) and (rᵢ, columns).
+
+        The sum itself is never made.
+        """
 
     def add_product(
         self,

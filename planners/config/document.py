@@ -90,12 +90,12 @@ class _Reader:
             merge_method=name or "",
             modules=modules or {},
             base_model=self._reference(fields, "base_model"),
-            dtype=fields.read("dtype", lambda each: _dtype(each, "dtype")),
-            out_dtype=fields.read("out_dtype", lambda each: _dtype(each, "out_dtype")),
+            dtype=fields.read("dtype", lambda each: read_dtype(each, "dtype")),
+            out_dtype=fields.read("out_dtype", lambda each: read_dtype(each, "out_dtype")),
             parameters=self._parameters(fields),
             tokenizer=self._tokenizer(fields),
             chat_template=fields.read("chat_template", lambda each: each),
-            name=fields.read("name", _name),
+            name=fields.read("name", read_name),
             place=value.place,
             method_place=written.place if written is not None else value.place,
             base_place=fields["base_model"].place if "base_model" in fields else None,
@@ -195,7 +195,8 @@ def _method(value: Value, name: str) -> Method:
         raise error.at(value.place) from error
 
 
-def _name(value: Value) -> str:
+def read_name(value: Value) -> str:
+    """What a document calls its output."""
     if isinstance(value.content, (int, float)):
         return str(value.content)
     return value.text("'name'")
@@ -209,7 +210,8 @@ def _layer_range(value: Value) -> tuple[int, int]:
     return start, stop
 
 
-def _dtype(value: Value, key: str) -> DType:
+def read_dtype(value: Value, key: str) -> DType:
+    """The type of elements that ``key`` names."""
     name = value.text(f"'{key}'")
     dtype = _DTYPES.get(name.removeprefix("torch."))
     if dtype is not None:

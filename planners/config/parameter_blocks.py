@@ -131,7 +131,8 @@ def _scalar(value: Value, parameter: Parameter, findings: Findings) -> Any:
     content = value.content
     if isinstance(content, str):
         content = _from_text(content, parameter)
-    if isinstance(content, (dict, list, str)) or content is None:
+    text = isinstance(content, str) and parameter.kind is not str
+    if text or isinstance(content, (dict, list)) or content is None:
         cause = f"'{parameter.name}' must be {_wanted(parameter)}, not {value.kind}"
         raise value.error(cause, _number_meant(content) if isinstance(content, str) else "")
     if parameter.kind is bool and is_number(content) and content in (0, 1):
@@ -140,7 +141,7 @@ def _scalar(value: Value, parameter: Parameter, findings: Findings) -> Any:
         checked = parameter.check(content)
     except ParameterError as error:
         raise error.at(value.place) from error
-    if parameter.usual is not None and checked is not None:
+    if parameter.usual is not None and isinstance(checked, (int, float)):
         low, high = parameter.usual
         if not low <= checked <= high:
             percent = high == 1 and 2 <= checked <= 100
@@ -157,6 +158,8 @@ def _from_text(text: str, parameter: Parameter) -> Any:
     """A truth or a number that is written as text (YAML 1.1 reads ``1e-5`` as one)."""
     if parameter.kind is bool:
         return _TRUTHS.get(text.lower(), text)
+    if parameter.kind is str:
+        return text
     try:
         return float(text)
     except ValueError:
@@ -172,4 +175,6 @@ def _number_meant(text: str) -> str:
 
 
 def _wanted(parameter: Parameter) -> str:
+    if parameter.kind is str:
+        return parameter.range_text()
     return {bool: "true or false", int: "a whole number"}.get(parameter.kind, "a number")

@@ -21,6 +21,9 @@ from mergeloom.planners.vocabulary.chat_template import template_of
 from mergeloom.planners.vocabulary.remapped import RemappedModel
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer, read_tokenizer
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""Files of which a tokenizer has one."""
+
 
 class Models:
     """Every model of a configuration, opened once.
@@ -36,6 +39,7 @@ class Models:
         self._adapted: dict[tuple[int, int], Model] = {}
         self._files: dict[Path, GgufFolder] = {}
         self._found: dict[str, Found] = {}
+        self._found_adapters: dict[str, Found] = {}
         self._tokenizers: dict[Path, Tokenizer | None] = {}
         self.notes: dict[ModelReference, str] = {}
         """What a reference was taken for, where that is not evident."""
@@ -161,7 +165,7 @@ class Models:
         settled = self._resolver.settle(reference)
         if settled.adapter is not None:
             base = self.get(replace(settled, adapter=None))
-            return self._adapt(str(reference), base, self._adapter(settled.adapter))
+            return self._adapt(str(reference), base, self.adapter(settled.adapter))
         try:
             found = self._resolver.find(settled.model)
         except CheckpointError as error:
@@ -180,10 +184,17 @@ class Models:
             self._found[model.name] = found
         return model
 
-    def _adapter(self, location: Location) -> Adapter:
-        directory = self._resolver.find(location, has_adapter).directory
+    def adapter(self, location: Location) -> Adapter:
+        """An adapter by itself, opened once.
+
+        Raises:
+            CheckpointError: there is none, or it is of a kind that is not understood.
+        """
+        found = self._resolver.find(location, has_adapter)
+        directory = found.directory
         adapter = self._adapters.get(directory.resolve())
         if adapter is None:
+            self._found_adapters[str(location)] = found
             adapter = self._adapters[directory.resolve()] = open_adapter(str(location), directory)
         return adapter
 
@@ -197,7 +208,7 @@ class Models:
 
     def _alone(self, written: ModelReference, reference: ModelReference) -> Model:
         """An adapter that stands where a model is expected: with the model that it was made for."""
-        adapter = self._adapter(reference.model)
+        adapter = self.adapter(reference.model)
         if adapter.base is None:
             raise CheckpointError(
                 f"'{reference}' is an adapter that does not say for which model",
@@ -223,6 +234,25 @@ class Models:
     def found(self) -> Mapping[str, Found]:
         """Where the models that are stored were found, by name."""
         return self._found
+
+    @property
+    def adapters(self) -> Mapping[str, Found]:
+        """Where the adapters were found, by name."""
+        return self._found_adapters
+
+    def words_directory(self, donor: Model) -> Path | None:
+        """Where the tokenizer's files come from: the directory of an adapter that brings them, or
+        else that of all small files."""
+        model = donor
+        while isinstance(model, (AdaptedModel, RemappedModel)):
+            if isinstance(model, AdaptedModel):
+                directory = model.adapter.directory
+                if any((directory / name).is_file() for name in TOKENIZERS):
+                    return directory
+                model = model.base
+            else:
+                model = model.model
+        return self.donor_directory(donor)
 
     def donor_directory(self, donor: Model) -> Path | None:
         """Where the side files come from: the donor's directory; of a stage, its donor's."""

@@ -62,7 +62,7 @@ class Words:
         tokenizer = None if self.vocabulary is None else self.vocabulary.tokenizer
         if tokenizer is None and isinstance(model, PlannedModel) and model.own_words:
             tokenizer = model.tokenizer()
-        files = tokenizer_files(tokenizer, donor, self._template())
+        files = tokenizer_files(tokenizer, self.models.words_directory(model), self._template())
         if self.vocabulary is not None:
             generation = self._followed(self.vocabulary).generation(donor)
             if generation is not None:

@@ -20,7 +20,8 @@ from mergeloom.engine.hardware.machine_code import FLOAT, INT, NOTHING, Native, 
 from mergeloom.methods.ops.loops.blocks import Loop
 
 _MODULES = (
-    *("adjust", "arrange", "choose", "combine", "convert", "count", "product", "softmax", "sum"),
+    *("adjust", "arrange", "choose", "combine", "convert", "count", "leading", "product"),
+    *("softmax", "sum"),
 )
 
 _KINDS = {"int": INT, "Address": INT, "float": FLOAT, "None": NOTHING}

@@ -65,6 +65,11 @@ def combine(
             multiply(vector, start, block)
             trim(vector, start, block, numbers[:count], hashed)
             weight = vector.vote if elects else vector.coefficient
+            if elects == 2:  # a vote each, however large
+                for i in range(count):
+                    vote = one if block[i] > zero else -one if block[i] < zero else zero
+                    total[i] = fused(weight, vote, total[i])
+                continue
             for i in range(count):
                 total[i] = fused(weight, block[i], total[i])
         if elects:

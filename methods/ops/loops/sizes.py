@@ -100,3 +100,20 @@ def marks_bytes(elements: int) -> int:
     bytes, which makes vector code of the loops that pack and unpack them.
     """
     return -(-elements // BLOCK) * MARKED
+
+
+PANEL = 32
+"""Rows of a long matrix whose products are added up at once."""
+
+TILE = 64
+"""Rows and columns of a Gram matrix that they are added to at once."""
+
+
+def leading_bytes(size: int, rank: int) -> int:
+    """Memory in bytes that `leading_of_matrix` works in; ``size`` is the shorter side."""
+    return 8 * (size * size + (PANEL + 11 + min(rank, size)) * size)
+
+
+def factors_bytes(inner: int, rows: int) -> int:
+    """Memory in bytes that `leading_of_product` works in; ``inner`` is the sum of the ranks."""
+    return 8 * (5 * inner * inner + (PANEL + 15) * inner) + 4 * (rows * inner + 1)

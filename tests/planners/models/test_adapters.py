@@ -293,3 +293,19 @@ def test_every_tensor_of_an_adapter_is_accounted_for(tmp_path: Path) -> None:
     assert "lm_head.weight" in names
     assert sum("layers.1" in name and "lora_" in name for name in names) == 4
     assert len(left) == 2
+
+
+def test_an_adapter_s_own_tokenizer_goes_with_it(tmp_path: Path) -> None:
+    saved(llama, {"target_modules": ATTENTION}, tmp_path)
+    (tmp_path / "base" / "tokenizer.json").write_text("{}")
+    (tmp_path / "base" / "generation_config.json").write_text("{}")
+    merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "without")
+    assert (tmp_path / "without" / "tokenizer.json").read_text() == "{}"
+    own = {"tokenizer.json": '{"more": 1}', "tokenizer_config.json": "[]"}
+    for name, text in own.items():
+        (tmp_path / "adapter" / name).write_text(text)
+    merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "out")
+    for name, text in own.items():
+        assert (tmp_path / "out" / name).read_text() == text
+    assert (tmp_path / "out" / "generation_config.json").read_text() == "{}"
+    assert "`adapter`" in (tmp_path / "out" / "README.md").read_text()

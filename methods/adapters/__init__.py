@@ -1,0 +1,1 @@
+"""How adapters are combined into one: by their factors, or by the changes that they make."""

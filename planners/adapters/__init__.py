@@ -1,0 +1,1 @@
+"""Adapters combined with each other into one adapter."""

@@ -1,0 +1,241 @@
+"""From adapters and how they are combined to the tensors of one adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
+from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.methods.adapters.combinations import RANK, What
+from mergeloom.methods.declare import REQUIRED, Parameter, TensorMerge
+from mergeloom.methods.kernels.leading_factor import LeadingFactor
+from mergeloom.methods.kernels.linear_combination import LinearCombination
+from mergeloom.planners.adapters.document import AdapterEntry, AdaptersDocument
+from mergeloom.planners.adapters.modules import AdaptedModule, Factors, Taken
+from mergeloom.planners.config.parameters import Level, Resolved, required, resolve
+from mergeloom.planners.models.model import OutputTensor, StoredModel
+from mergeloom.planners.tensors import Contribution, TensorPlan, values
+
+NOT_COMBINED = "it stands in place of the model's"
+
+
+@dataclass(frozen=True)
+class Combining:
+    """What holds for all modules: the document, its adapters as models, the seed, and how many
+    layers there are for gradients; ``rank`` is the highest of all adapters."""
+
+    document: AdaptersDocument
+    models: tuple[StoredModel, ...]
+    seed: int
+    layers: int
+    rank: int
+
+    def plans(
+        self, modules: Sequence[AdaptedModule], others: Sequence[Taken]
+    ) -> Iterator[TensorPlan]:
+        """How each tensor of the output comes about."""
+        for module in modules:
+            for up in (False, True):
+                yield self.plan(module, up)
+            if self.biases(module):
+                yield self._plan(module, module.bias, self.biases(module), "bias")
+        for other in others:
+            yield self._copied(other)
+
+    def plan(self, module: AdaptedModule, up: bool) -> TensorPlan:
+        """How one factor of a module comes about."""
+        return self._plan(module, module.tensor(up), module.factors, "up" if up else "down")
+
+    def _plan(
+        self, module: AdaptedModule, name: str, factors: Sequence[Factors], which: str
+    ) -> TensorPlan:
+        """How a tensor is made of those of ``factors`` that are called ``which`` there.
+
+        Raises:
+            ConfigError: a parameter has no value, or a wrong one.
+        """
+        kind = self.document.combination
+        contributions = []
+        for each in factors:
+            model = self.models[each.position]
+            own: StoredTensor = getattr(each.product, which)
+            stored = next(n for n, found in model.checkpoint.tensors.items() if found is own)
+            parameters = self._parameters(self.document.adapters[each.position], module)
+            contributions.append(Contribution(model, stored, module.stem, False, parameters))
+        levels = [Level("global", self.document.parameters)]
+        settings = self._resolved(kind.settings, levels, module, "")
+        absent = set(range(len(self.models))) - {f.position for f in factors}
+        missing = tuple(self.models[position] for position in sorted(absent))
+        return TensorPlan(
+            *(name, module.layer, kind, tuple(contributions), settings), missing=missing
+        )
+
+    def _copied(self, other: Taken) -> TensorPlan:
+        model = next(m for m in self.models if m.checkpoint is other.adapter.checkpoint)
+        only = Contribution(model, other.name, "", False, {})
+        return TensorPlan(other.name, None, None, (only,), {}, NOT_COMBINED)
+
+    def _parameters(self, entry: AdapterEntry, module: AdaptedModule) -> dict[str, Resolved]:
+        levels = [Level("model", entry.parameters), Level("global", self.document.parameters)]
+        parameters = self.document.combination.model_parameters
+        return self._resolved(parameters, levels, module, str(entry.adapter))
+
+    def _resolved(
+        self,
+        parameters: Sequence[Parameter],
+        levels: Sequence[Level],
+        module: AdaptedModule,
+        adapter: str,
+    ) -> dict[str, Resolved]:
+        layer, count = module.layer or 0, self.layers
+        t = layer / (count - 1) if count > 1 and module.layer is not None else 0.0
+        found = {}
+        for parameter in parameters:
+            value = resolve(parameter, levels, module.name, t)
+            if value is None and parameter.default is REQUIRED:
+                raise required(parameter, adapter or None, module.name, self.document.place)
+            found[parameter.name] = value or Resolved(parameter.default, "default", None, None)
+        return found
+
+    def rank_of(self, module: AdaptedModule) -> int:
+        """The rank of a module in the output."""
+        ranks = [each.product.rank for each in module.factors]
+        what = self.document.combination.what
+        if what is What.BESIDE:
+            return sum(ranks)
+        if what is What.FACTORS:
+            return ranks[0]
+        wanted = self.plan(module, up=False).settings[RANK.name].value or self.rank
+        return min(int(wanted), module.rows, module.columns)
+
+    def biases(self, module: AdaptedModule) -> tuple[Factors, ...]:
+        """Those that add to a module's bias."""
+        return tuple(each for each in module.factors if each.product.bias is not None)
+
+    def build(
+        self,
+        builder: GraphBuilder,
+        modules: Sequence[AdaptedModule],
+        others: Sequence[Taken],
+    ) -> Iterator[OutputTensor]:
+        """The tensors of the output."""
+        for module in modules:
+            dtype = self._dtype(module.factors[0].product.down)
+            for up in (False, True):
+                plan = self.plan(module, up)
+                yield OutputTensor(plan.name, self._factor(builder, module, plan, up), dtype)
+            biased = self.biases(module)
+            if biased:
+                loads, weights = [], []
+                plan = self._plan(module, module.bias, biased, "bias")
+                for each, item in zip(biased, plan.contributions, strict=True):
+                    assert each.product.bias is not None
+                    loads.append(_load(builder, each.product.bias, module.bias))
+                    weights.append(item.parameters["weight"].value * each.product.scale)
+                merge = builder.merge(loads, LinearCombination(tuple(weights)), module.bias)
+                yield OutputTensor(module.bias, merge, dtype)
+        for other in others:
+            merge = builder.merge([_load(builder, other.stored, other.name)], Copy(), other.name)
+            kept = self._dtype(other.stored) if other.stored.dtype.floating else other.stored.dtype
+            yield OutputTensor(other.name, merge, kept)
+
+    def _dtype(self, stored: StoredTensor) -> DType:
+        return self.document.dtype or stored.dtype
+
+    def _factor(
+        self, builder: GraphBuilder, module: AdaptedModule, plan: TensorPlan, up: bool
+    ) -> Merge:
+        what = self.document.combination.what
+        given = [values(item.parameters) for item in plan.contributions]
+        scales = [each.product.scale for each in module.factors]
+        stored = [each.product.up if up else each.product.down for each in module.factors]
+        if what is What.CHANGES:
+            return self._leading(builder, module, plan, given, up)
+        if what is What.BESIDE:
+            weights = [own["weight"] * by for own, by in zip(given, scales, strict=True)]
+            inputs = [_load(builder, each, plan.name) for each in _beside(stored, 1 if up else 0)]
+            kernel: Kernel = LinearCombination((1.0,) * len(weights) if up else tuple(weights))
+            return builder.merge(inputs, kernel, plan.name)
+        models = [
+            own | {"weight": _root(own["weight"] * by, up)}
+            for own, by in zip(given, scales, strict=True)
+        ]
+        inputs = [_load(builder, each, plan.name) for each in stored]
+        kernel = self._kernel(plan, plan.name, stored[0].shape, models)
+        return builder.merge(inputs, kernel, plan.name)
+
+    def _kernel(
+        self,
+        plan: TensorPlan,
+        name: str,
+        shape: tuple[int, ...],
+        models: Sequence[Mapping[str, Any]],
+    ) -> Kernel:
+        settings = values(plan.settings)
+        merge = TensorMerge(name, shape, tuple(models), None, settings, self.seed)
+        return self.document.combination.kernel(merge)
+
+    def _leading(
+        self,
+        builder: GraphBuilder,
+        module: AdaptedModule,
+        plan: TensorPlan,
+        given: Sequence[Mapping[str, Any]],
+        up: bool,
+    ) -> Merge:
+        """A factor of the closest adapter; both draw alike, by the module's name."""
+        kind, products = self.document.combination, [each.product for each in module.factors]
+        rows, columns = module.rows, module.columns
+        scales = [product.scale for product in products]
+        combination = None
+        if kind.draws or kind.smallest:
+            combination = self._kernel(plan, module.name, (rows, columns), given)
+        else:
+            scales = [by * own["weight"] for by, own in zip(scales, given, strict=True)]
+        rank = self.rank_of(module)
+        ones = (1,) * (len(products[0].up.shape) - 2)
+        shape = (rows, rank, *ones) if up else (rank, *module.inside)
+        nothing = _nothing(products[0].up if up else products[0].down, shape)
+        kernel = LeadingFactor(
+            *(rows, columns, rank, up, tuple(product.rank for product in products), tuple(scales)),
+            combination,
+        )
+        side = [*(product.down for product in products), *(product.up for product in products)]
+        loads = [_load(builder, each, module.name) for each in side]
+        return builder.merge([_load(builder, nothing, plan.name)], kernel, plan.name, loads)
+
+
+def _root(weight: float, up: bool) -> float:
+    """A factor's share of a weight: both together are the weight, whose sign is A's."""
+    return math.copysign(math.sqrt(abs(weight)), 1.0 if up else weight)
+
+
+def _load(builder: GraphBuilder, stored: StoredTensor, name: str) -> Load:
+    return builder.load_bytes(stored.bytes, stored.dtype, stored.shape, name)
+
+
+def _beside(tensors: Sequence[StoredTensor], axis: int) -> Iterator[StoredTensor]:
+    """Each tensor at its place among all of them, beside each other along ``axis``; zero elsewhere,
+    which is not read."""
+    sizes = [each.shape[axis] for each in tensors]
+    for number, each in enumerate(tensors):
+        before, after = sum(sizes[:number]), sum(sizes[number + 1 :])
+        parts = []
+        for size in (before, 0, after):
+            shape = (*each.shape[:axis], size, *each.shape[axis + 1 :])
+            parts.append(_nothing(each, shape) if size else None)
+        parts[1] = each
+        yield StoredTensor.join([part for part in parts if part is not None], axis)
+
+
+def _nothing(like: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
+    """Zeros of a shape, of which no byte is stored; they count as a part of ``like``."""
+    total = math.prod(like.shape)
+    times = -(-math.prod(shape) // total)
+    holes = like.reshape((1, total)).rows([-1] * times).reshape((times * total,))
+    return holes.narrow(0, 0, math.prod(shape)).reshape(shape)

@@ -1,0 +1,211 @@
+"""What adapters do to the modules of a model, module by module, and whether it goes together."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.methods.adapters.combinations import Combination, What
+from mergeloom.planners.models.adapter import Adapter, Change, Product
+from mergeloom.planners.models.sameness import equal_bytes
+
+PREFIX = "base_model.model."
+_NUMBER = re.compile(r"\.(\d+)(?:\.|$)")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What one adapter, by its position in the document, adds to one module: scale·up·down."""
+
+    position: int
+    adapter: Adapter
+    product: Product
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A tensor that is no product, as ``adapter`` has it: it stands in place of the model's."""
+
+    name: str
+    adapter: Adapter
+    stored: StoredTensor
+
+
+@dataclass(frozen=True)
+class AdaptedModule:
+    """One module with all that adapters add to it; ``embedding`` is so of its names."""
+
+    name: str
+    factors: tuple[Factors, ...]
+    embedding: bool
+
+    def tensor(self, up: bool) -> str:
+        """The name of a factor's tensor in the output."""
+        letter = "B" if up else "A"
+        own = f"lora_embedding_{letter}" if self.embedding else f"lora_{letter}.weight"
+        return f"{PREFIX}{self.name}.{own}"
+
+    @property
+    def bias(self) -> str:
+        """The name of the tensor that is added to the module's bias."""
+        return f"{PREFIX}{self.name}.lora_B.bias"
+
+    @property
+    def rows(self) -> int:
+        return self.factors[0].product.up.shape[0]
+
+    @property
+    def inside(self) -> tuple[int, ...]:
+        """The shape of a factor A without its rank."""
+        return self.factors[0].product.down.shape[1:]
+
+    @property
+    def columns(self) -> int:
+        return math.prod(self.inside)
+
+    @property
+    def layer(self) -> int | None:
+        """The number of its layer: the first in its name."""
+        found = _NUMBER.search(self.name)
+        return int(found[1]) if found is not None else None
+
+    @property
+    def stem(self) -> str:
+        """What stands before that number in names of tensors."""
+        found = _NUMBER.search(self.name)
+        return PREFIX + self.name[: found.start(1)] if found is not None else ""
+
+
+def adapted_modules(adapters: Sequence[Adapter], kind: Combination) -> list[AdaptedModule]:
+    """The modules that any of ``adapters`` adds a product to, in their order.
+
+    Raises:
+        CheckpointError: what they do to one does not go together, or not by this combination.
+    """
+    found: dict[str, list[Factors]] = {}
+    for position, adapter in enumerate(adapters):
+        for name, change in adapter.changes.items():
+            if change.product is not None:
+                _check(adapter, name, change, change.product, kind)
+                own = Factors(position, adapter, change.product)
+                found.setdefault(name, []).append(own)
+    modules = []
+    for name, factors in found.items():
+        embedding = [_is_embedding(each) for each in factors]
+        _check_shapes(name, factors, embedding, kind)
+        modules.append(AdaptedModule(name, tuple(factors), embedding[0]))
+    return modules
+
+
+def taken(adapters: Sequence[Adapter]) -> Iterator[Taken]:
+    """The tensors that stand in place of the model's, or of rows of them: they are not combined.
+
+    Raises:
+        CheckpointError: several adapters have one, and not the same.
+    """
+    found: dict[str, tuple[Taken, object]] = {}
+    for adapter in adapters:
+        names = {id(stored): name for name, stored in adapter.checkpoint.tensors.items()}
+        for change in adapter.changes.values():
+            whole = [(stored, None) for stored in change.replaced.values()]
+            rows = [(change.rows.rows, change.rows.indices)] if change.rows is not None else []
+            for stored, about in (*whole, *rows):
+                name = names[id(stored)]
+                first, other = found.setdefault(name, (Taken(name, adapter, stored), about))
+                same = first.stored is stored or equal_bytes(first.stored, stored)
+                if not same or other != about:
+                    raise CheckpointError(
+                        f"'{first.adapter.name}' and '{adapter.name}' both have a '{name}' in "
+                        "place of the model's, and not the same: such weights cannot be combined",
+                        remedy="merge both adapters into models, and those with each other",
+                    )
+    yield from (each for each, _ in found.values())
+
+
+def _is_embedding(factors: Factors) -> bool:
+    tensors = factors.adapter.checkpoint.tensors
+    name = next(name for name, stored in tensors.items() if stored is factors.product.down)
+    return ".lora_embedding_" in name
+
+
+def _check(
+    adapter: Adapter, name: str, change: Change, product: Product, kind: Combination
+) -> None:
+    """Check that a product can be combined with others.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    if product.lengths is not None:
+        raise CheckpointError(
+            f"'{adapter.name}' is a DoRA adapter: the lengths that it gives to rows of the whole "
+            "weight cannot be combined",
+            remedy=f"merge it into its model, as MODEL+{adapter.name}",
+        )
+    if product.bias is not None and kind.what is not What.BESIDE and kind.name != "svd":
+        raise CheckpointError(
+            f"'{adapter.name}' adds a bias to '{name}' (lora_bias), which '{kind.name}' cannot "
+            "combine",
+            remedy="'cat' and 'svd' can",
+        )
+
+
+def _check_shapes(
+    name: str, factors: Sequence[Factors], embedding: Sequence[bool], kind: Combination
+) -> None:
+    first = factors[0]
+    for other, own in zip(factors[1:], embedding[1:], strict=True):
+        sizes = [(each.product.up.shape[0], each.product.down.shape[1:]) for each in (first, other)]
+        if sizes[0] != sizes[1] or own != embedding[0]:
+            shapes = " and ".join(
+                f"{rows}x{'x'.join(map(str, inside))} in '{each.adapter.name}'"
+                for (rows, inside), each in zip(sizes, (first, other), strict=True)
+            )
+            raise CheckpointError(
+                f"'{name}' is a weight of {shapes}: they are adapters for different models"
+            )
+        ranks = [each.product.rank for each in (first, other)]
+        if kind.what is What.FACTORS and ranks[0] != ranks[1]:
+            raise CheckpointError(
+                f"the ranks for '{name}' differ: {ranks[0]} in '{first.adapter.name}' and "
+                f"{ranks[1]} in '{other.adapter.name}', and '{kind.name}' combines factors of one "
+                "rank",
+                remedy="'cat', 'svd' and the others that end in 'svd' take different ranks",
+            )
+
+
+def check_bases(adapters: Sequence[Adapter]) -> None:
+    """Check that adapters are for one model.
+
+    Raises:
+        CheckpointError: they say otherwise.
+    """
+    known = [adapter for adapter in adapters if adapter.base is not None]
+    for other in known[1:]:
+        if not _same_base(known[0].base or "", other.base or ""):
+            raise CheckpointError(
+                f"'{known[0].name}' is an adapter for '{known[0].base}', '{other.name}' for "
+                f"'{other.base}'",
+                remedy="if these are one model, write 'base_model: MODEL'",
+            )
+
+
+def _same_base(one: str, other: str) -> bool:
+    paths = [Path(each) for each in (one, other)]
+    if all(path.is_dir() for path in paths):
+        return paths[0].resolve() == paths[1].resolve()
+    return one.rstrip("/") == other.rstrip("/")
+
+
+def indices(adapters: Sequence[Adapter]) -> Mapping[str, object]:
+    """The settings that say which rows the tensors of `taken` are, of the adapter they are from."""
+    for adapter in adapters:
+        if any(change.rows is not None for change in adapter.changes.values()):
+            key = "trainable_token_indices"
+            return {key: adapter.checkpoint.config.get(key)}
+    return {}

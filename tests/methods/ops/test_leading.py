@@ -1,0 +1,90 @@
+"""The closest matrix of a rank, by machine code and by torch, against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mergeloom.methods.ops.torch_ops import TorchOps
+from tests.methods.support import compiled_ops, elements_of
+
+SHAPES = [(5, 9), (9, 5), (1, 7), (7, 1), (64, 200), (200, 64), (70, 70)]
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def closest(matrix: torch.Tensor, rank: int) -> torch.Tensor:
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return (left[:, :rank] * values[:rank]) @ right[:rank]
+
+
+def both(compiled: bool, shape: tuple[int, int], rank: int, word: str, *given: Any) -> torch.Tensor:
+    """The product of the two factors, the lower of which is checked to have rows of length 1."""
+    factors = []
+    for up in (True, False):
+        out = torch.full((shape[0], rank) if up else (rank, shape[1]), float("nan"))
+        ops: Any = compiled_ops() if compiled else TorchOps(torch.empty(0))
+        getattr(ops, word)(*given, shape, rank, up, elements_of(out) if compiled else out)
+        factors.append(out.double())
+    up, down = factors
+    lengths = down.square().sum(1)
+    assert bool(((lengths - 1).abs().lt(1e-5) | lengths.eq(0)).all())
+    return up @ down
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_of_a_matrix(shape: tuple[int, int], compiled: bool) -> None:
+    for rank in (1, 3, 8):
+        matrix = drawn(*shape)
+        given = elements_of(matrix) if compiled else matrix
+        found = both(compiled, shape, rank, "leading_of_matrix", given)
+        torch.testing.assert_close(found, closest(matrix, rank), rtol=0, atol=2e-6 * shape[0])
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_of_a_product(shape: tuple[int, int], compiled: bool) -> None:
+    ranks, coefficients = (3, 1, 6), (0.5, -2.0, 1.0)
+    downs = [drawn(rank, shape[1], seed=rank) for rank in ranks]
+    ups = [drawn(shape[0], rank, seed=rank + 1).bfloat16() for rank in ranks]
+    downs[1] *= 1e-4  # rows of very different lengths
+    ups[1] *= 1e4
+    scaled = [c * up.double() for c, up in zip(coefficients, ups, strict=True)]
+    whole = torch.cat(scaled, dim=1) @ torch.cat(downs).double()
+    given = [[elements_of(t) if compiled else t for t in each] for each in (downs, ups)]
+    for rank in (2, 12):
+        found = both(compiled, shape, rank, "leading_of_product", *given, coefficients)
+        close = 1e-6 * float(whole.abs().max())
+        torch.testing.assert_close(found, closest(whole, rank), rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_of_what_has_a_lower_rank_many_equal_values_or_none(compiled: bool) -> None:
+    def result(matrix: torch.Tensor, rank: int) -> torch.Tensor:
+        given = elements_of(matrix) if compiled else matrix
+        shape = (matrix.shape[0], matrix.shape[1])
+        return both(compiled, shape, rank, "leading_of_matrix", given)
+
+    assert not result(torch.zeros(20, 30), 4).any()
+    low = drawn(40, 2) @ drawn(2, 30, seed=1)
+    torch.testing.assert_close(result(low, 10), low.double(), rtol=0, atol=1e-5)
+    same = result(torch.eye(40), 10)  # any ten directions are as good
+    torch.testing.assert_close(same @ same, same, rtol=0, atol=1e-6)
+    assert abs(float(same.trace()) - 10) < 1e-5
+    twice = torch.block_diag(low, low, low)
+    torch.testing.assert_close(result(twice, 6), twice.double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_of_what_is_not_finite(compiled: bool) -> None:
+    matrix, out = torch.ones(6, 4), torch.zeros(2, 4)
+    matrix[3, 2] = float("inf")
+    ops: Any = compiled_ops() if compiled else TorchOps(torch.empty(0))
+    given, result = (elements_of(matrix), elements_of(out)) if compiled else (matrix, out)
+    ops.leading_of_matrix(given, (6, 4), 2, False, result)
+    assert bool(out.isnan().all())
