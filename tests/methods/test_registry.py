@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mergeloom import methods
 from mergeloom.engine.base.errors import ConfigError
 from mergeloom.engine.base.grains import Access
 from mergeloom.engine.graph.kernel import Copy, Kernel
@@ -123,3 +128,21 @@ def test_planning_does_not_import_torch() -> None:
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_kernels_compute_without_torch() -> None:
+    """They name words of arithmetic: torch is known to its own arithmetic, and to the reference."""
+    root = Path(methods.__file__).parent
+    found = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if re.search(r"^(import|from) torch\b", path.read_text(), re.MULTILINE)
+    }
+    assert found == {"ops/torch_ops.py", "reference.py"}
+    modules = [f"{methods.__name__}.{folder}" for folder in ("catalog", "inputs", "kernels")]
+    for name in modules:
+        for info in pkgutil.iter_modules(import_module(name).__path__, f"{name}."):
+            kinds = vars(import_module(info.name)).values()
+            for kind in kinds:
+                if isinstance(kind, type) and issubclass(kind, Kernel) and kind is not Kernel:
+                    assert kind.uses is not Kernel.uses, kind
