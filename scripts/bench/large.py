@@ -26,9 +26,9 @@ from scripts.bench.compare import VARIABLES, methods
 from scripts.bench.configurations import configuration
 from scripts.bench.measure import cool, run
 from scripts.fixtures.checkpoints import parameters
-from scripts.fixtures.compressed_volume import CompressedVolume
 from scripts.fixtures.environment import ROOT
 from scripts.fixtures.shapes import SHAPES
+from scripts.fixtures.volume import CompressedVolume
 
 USUAL = "linear:4GiB,ties:4GiB,linear:1GiB"
 GB = 10**9

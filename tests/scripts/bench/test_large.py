@@ -9,7 +9,7 @@ import pytest
 
 from scripts.bench import large
 from scripts.bench.measure import StoppedError, run
-from scripts.fixtures.compressed_volume import CompressedVolume
+from scripts.fixtures.volume import CompressedVolume
 
 
 def can_mount(directory) -> bool:

@@ -1,0 +1,78 @@
+"""Stack layers of two 70B-shaped checkpoints where extents are shared: what is cloned, how fast.
+
+    scripts/run stack --work DIR                       on an XFS
+    scripts/run stack --work DIR --kind btrfs
+
+The checkpoints are files of their full length, with headers and reserved extents that nothing is
+written to: so they and the stack take no room of the disk, while the file system has as much to do
+as with real ones. It lies in a sparse file, all of which is removed at the end. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.bench.compare import VARIABLES
+from scripts.bench.measure import run
+from scripts.fixtures.checkpoints import make, parameters
+from scripts.fixtures.shapes import SHAPES
+from scripts.fixtures.volume import Volume
+
+GB = 10**9
+_SHARDS = (5000, 4700)
+"""Largest files of either checkpoint, in MB: they begin and end at other layers."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; the result is its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="run stack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="for the volume")
+    parser.add_argument("--kind", choices=("btrfs", "xfs"), default="xfs")
+    parser.add_argument("--shape", choices=list(SHAPES), default="70b")
+    options = parser.parse_args(arguments)
+    try:
+        options.work.mkdir(parents=True, exist_ok=True)
+        size = 2 * parameters(options.shape)
+        with Volume(options.work.resolve(), 4 * size + 2 * GB, options.kind) as mounted:
+            print(_stacked(mounted, options.shape), flush=True)
+    except OSError as error:
+        print(f"run stack: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _stacked(mounted: Path, shape: str) -> str:
+    """Merge, and say what that took."""
+    layers = SHAPES[shape].layers
+    models = []
+    for number, megabytes in enumerate(_SHARDS):
+        model = make(mounted / f"m{number}", shape, sparse=True, max_shard_bytes=megabytes * 10**6)
+        for path in model.glob("*.safetensors"):
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        models.append(model)
+    ranges = ([0, layers * 3 // 4], [layers // 4, layers])
+    slices = [
+        {"sources": [{"model": str(model), "layer_range": part}]}
+        for model, part in zip(models, ranges, strict=True)
+    ]
+    config = mounted / "stack.yml"
+    config.write_text(json.dumps({"merge_method": "passthrough", "slices": slices}))
+    command = [sys.executable, "-m", "mergeloom", "merge", str(config), str(mounted / "out")]
+    result = run([*command, "--quiet", "--json"], variables=VARIABLES)
+    if result.status:
+        raise OSError((result.complaints.strip().splitlines() or [f"status {result.status}"])[-1])
+    told = json.loads(result.output)
+    io, output = told["io"], told["output"]
+    return (
+        f"{output['bytes'] / GB:.1f} GB in {len(output['shards'])} shards: "
+        f"{io['cloned_bytes'] / GB:.3f} GB cloned, {io['copied_bytes']:,} bytes copied; "
+        f"{told['wall_seconds']:.1f} s, {result.seconds:.1f} s from start to end"
+    )
