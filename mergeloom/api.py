@@ -123,22 +123,22 @@ def plan(
     mode = IOMode(arguments.choice(io, "io", [each.value for each in IOMode]))
     observer = observer or Observer()
     devices = choose(options.device, options.vram, process.devices)
-    configuration = _configuration(config, _settings(settings))
-    if options.strict:
-        check_known(configuration.warnings)
-    resolver = resolver_for(configuration, model_dirs, search, observer)
     # A plan is a million records without a cycle among them: walking them again and again would
     # take a third of the time.
     with collection_paused():
         made = make_plan(
-            configuration,
-            resolver,
-            PlanOptions(
-                options.seed,
-                options.max_shard_bytes,
-                options.allow_truncated_embeddings,
-                options.allow_different_architectures,
-            ),
+            *asked(
+                config,
+                seed=options.seed,
+                max_shard_size=options.max_shard_bytes,
+                model_dirs=model_dirs,
+                search=search,
+                allow_truncated_embeddings=options.allow_truncated_embeddings,
+                allow_different_architectures=options.allow_different_architectures,
+                strict=options.strict,
+                settings=settings,
+                observer=observer,
+            )
         )
         limit = process.memory_limit()
         budget = process.default_budget() if options.ram is None else options.ram
@@ -162,7 +162,7 @@ def plan(
     )
     if directory is not None:
         planned = at_output(planned, directory, mode)
-    _tell(planned.findings, observer)
+    tell(planned.findings, observer)
     return planned
 
 
@@ -238,7 +238,7 @@ def merge(
     findings = tuple(
         Finding(text, code="run", severity=Severity.WARNING) for text in outcome.warnings
     )
-    _tell(findings, observer)
+    tell(findings, observer)
     checked = None
     if number:
         checked = check_output(planned.plan, directory, number, planned.budget_bytes)
@@ -248,7 +248,7 @@ def merge(
     return result
 
 
-def _tell(findings: Sequence[Finding], observer: Observer) -> None:
+def tell(findings: Sequence[Finding], observer: Observer) -> None:
     for finding in findings:
         if observer.warned is not None:
             observer.warned(finding)
@@ -265,13 +265,15 @@ def _callers_level() -> int:
     return level - 1
 
 
-_PLAN_OPTIONS = frozenset(
+DECIDING = frozenset(
     {
-        "ram", "threads", "device", "vram", "seed", "max_shard_size", "model_dirs", "search",
-        "allow_truncated_embeddings", "allow_different_architectures", "strict", "observer",
-        "output", "settings",
+        "seed", "max_shard_size", "model_dirs", "search", "allow_truncated_embeddings",
+        "allow_different_architectures", "strict", "settings", "observer",
     }
 )  # fmt: skip
+"""Options of a plan that decide what is made; the others, how."""
+
+_PLAN_OPTIONS = DECIDING | {"ram", "threads", "device", "vram", "output"}
 
 
 def known(options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -279,6 +281,33 @@ def known(options: Mapping[str, Any]) -> Mapping[str, Any]:
         if name not in _PLAN_OPTIONS:
             raise LoomError(f"there is no option {name!r}", remedy=suggest(name, _PLAN_OPTIONS))
     return options
+
+
+def asked(
+    config: Config,
+    *,
+    seed: int = 0,
+    max_shard_size: Size = DEFAULT_SHARD_BYTES,
+    model_dirs: Mapping[str, Pathlike] | None = None,
+    search: Pathlike | Sequence[Pathlike] = (),
+    allow_truncated_embeddings: bool = False,
+    allow_different_architectures: bool = False,
+    strict: bool = False,
+    settings: Settings = (),
+    observer: Observer,
+) -> tuple[Configuration, Resolver, PlanOptions]:
+    """What planners are asked; see `plan`."""
+    options = PlanOptions(
+        arguments.whole(seed, "seed"),
+        arguments.size(max_shard_size, "max_shard_size"),
+        arguments.flag(allow_truncated_embeddings, "allow_truncated_embeddings"),
+        arguments.flag(allow_different_architectures, "allow_different_architectures"),
+    )
+    configuration = _configuration(config, _settings(settings))
+    if arguments.flag(strict, "strict"):
+        check_known(configuration.warnings)
+    resolver = resolver_for(configuration, model_dirs, search, observer)
+    return configuration, resolver, options
 
 
 def resolver_for(

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from mergeloom import arguments
-from mergeloom.api import Config, Observer, known, plan, resolver_for
+from mergeloom.api import DECIDING, Config, Observer, asked, known, plan, resolver_for, tell
 from mergeloom.arguments import Pathlike, Size
 from mergeloom.engine import job as jobs
 from mergeloom.engine.base.errors import CheckpointError, LoomError
+from mergeloom.engine.base.gc_pause import collection_paused
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.hardware import process
 from mergeloom.engine.run.executor import Progress as Counters
@@ -19,6 +20,7 @@ from mergeloom.engine.storage.source import Access
 from mergeloom.initial import Start, first_configuration
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners.config.load import parse_config
+from mergeloom.planners.plan import decide
 from mergeloom.report.diff_records import DiffReport
 from mergeloom.report.meter import Meter
 from mergeloom.report.output_records import CleanReport, StatusReport
@@ -49,17 +51,25 @@ def explain(
     Raises:
         ConfigError: no tensor, or no token, is called so; or as `plan`.
     """
-    from mergeloom.report.tensors import explain_report
+    from mergeloom.report.tensors import explain_decisions, explain_plan
     from mergeloom.report.vocabulary import token_report
 
     pattern = None if tensor is None else arguments.text(tensor, "tensor")
-    planned = config
-    if not isinstance(planned, PlannedMerge):
-        planned = plan(planned, **known({"device": "cpu", **options}))
     if token is not None:
+        planned = config
+        if not isinstance(planned, PlannedMerge):
+            planned = plan(planned, **known({"device": "cpu", **options}))
         found = token_report(planned.plan, arguments.text(token, "token"))
         return ExplainReport(tensors=(), token=found)
-    return explain_report(planned.plan.matching(pattern), planned)
+    if isinstance(config, PlannedMerge):
+        return explain_plan(config, pattern)
+    observer = options.get("observer") or Observer()
+    given = {name: value for name, value in known(options).items() if name in DECIDING}
+    with collection_paused():
+        decided = decide(*asked(config, **{**given, "observer": observer}))
+        report = explain_decisions(decided, pattern)
+    tell(tuple(decided.planning.findings), observer)
+    return report
 
 
 def explain_lines(config: Config | PlannedMerge, **options: Any) -> LinesReport:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.outline import Outline
-from mergeloom.planners.output.shards import Layout, lay_out
+from mergeloom.planners.output.shards import Layout, lay_out, shards_of
 from mergeloom.planners.output.side_files import CONFIGURATION_NAME, side_files
 from mergeloom.planners.planner import Planning, PlanOptions
 from mergeloom.planners.recipe import Recipe
@@ -104,45 +105,68 @@ class Plan:
         arithmetic = cpu_arithmetic()
         return Job(self.graph, self.fingerprint, identity, arithmetic, TORCH, files, record)
 
-    def matching(self, pattern: str | None) -> list[TensorPlan]:
-        """How the output tensor called ``pattern`` comes about, or else all whose names contain
-        it; without a pattern, all of them.
-
-        Raises:
-            ConfigError: the output has no such tensor.
-        """
-        found = list(self.tensor_plans())
-        if pattern is None:
-            return found
-        exact = [tensor for tensor in found if tensor.name == pattern]
-        matching = exact or [tensor for tensor in found if pattern in tensor.name]
-        if not matching:
-            raise _no_tensor(pattern, found)
-        return matching
-
     def explain(self, tensor: str) -> TensorPlan:
         """How one output tensor comes about.
 
         Raises:
             ConfigError: the output has no such tensor.
         """
-        found = list(self.tensor_plans())
-        for each in found:
-            if each.name == tensor:
-                return each
-        raise _no_tensor(tensor, found)
+        names = [write.name for write in self.graph.writes]
+        return matching(self.tensor_plans(), names, tensor, whole=True)[0]
 
     def __repr__(self) -> str:
         return f"<Plan of {len(self.graph.writes)} tensors, {self.fingerprint}>"
 
 
-def _no_tensor(name: str, found: Sequence[TensorPlan]) -> ConfigError:
-    known = [tensor.name for tensor in found[:20000]]
-    return ConfigError(f"the output has no tensor '{name}'", remedy=suggest(name, known))
+def matching(
+    plans: Iterable[TensorPlan], names: Sequence[str], pattern: str | None, whole: bool = False
+) -> list[TensorPlan]:
+    """Of ``plans``, whose tensors are called ``names``, that of the tensor called ``pattern``, or
+    else, unless a ``whole`` name is asked for, those of all whose names contain it; without a
+    pattern, all.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if pattern is None:
+        return list(plans)
+    wanted = {name for name in names if name == pattern}
+    if not wanted and not whole:
+        wanted = {name for name in names if pattern in name}
+    if not wanted:
+        remedy = suggest(pattern, names[:20000])
+        raise ConfigError(f"the output has no tensor '{pattern}'", remedy=remedy)
+    found = (plan for plan in plans if plan.name in wanted)
+    return list(islice(found, len(wanted)))  # it takes time to make plans: no more than needed
 
 
-def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOptions) -> Plan:
-    """Plan the merge that ``configuration`` describes.
+@dataclass(frozen=True)
+class Decisions:
+    """What the planners have decided of all documents, before graph, shards and identity of it are
+    made: enough to tell how each tensor comes about."""
+
+    configuration: Configuration
+    planning: Planning
+    recipes: tuple[Recipe, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        """That of the document that makes the output."""
+        return self.recipes[-1]
+
+    @property
+    def max_shard_bytes(self) -> int:
+        """The most data that goes to one shard."""
+        return self.planning.options.max_shard_bytes if self.recipe.sharded else sys.maxsize
+
+    def places(self) -> Mapping[str, str]:
+        """The file that each tensor goes to, by name."""
+        recipe = self.recipe
+        return shards_of(list(recipe.output.tensors.values()), self.max_shard_bytes, recipe.stem)
+
+
+def decide(configuration: Configuration, resolver: Resolver, options: PlanOptions) -> Decisions:
+    """Decide what ``configuration`` describes: everything that may be wrong with it is found here.
 
     Raises:
         ConfigError: it does not make sense for these models.
@@ -163,17 +187,34 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
     for document in configuration.documents[:-1]:
         if document.name not in models.used_stages:
             findings.warn(document.place, f"stage '{document.name}' is used by no other")
-    layout, graph = _graph(recipe, planning)
+    return Decisions(configuration, planning, tuple(recipes))
+
+
+def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOptions) -> Plan:
+    """Plan the merge that ``configuration`` describes; errors as of `decide`."""
+    decided = decide(configuration, resolver, options)
+    plan = _plan(decided)
+    if any(recipe.vocabulary is not None for recipe in decided.recipes):
+        del decided  # tens of megabytes of tokens
+        trim_heap()
+    return plan
+
+
+def _plan(decided: Decisions) -> Plan:
+    """What was decided, with graph, shards and identity."""
+    recipes, recipe, models = decided.recipes, decided.recipe, decided.planning.models
+    configuration, options = decided.configuration, decided.planning.options
+    layout, graph = _graph(decided)
     stored = models.stored_by_name()
     named = {**models.found, **models.adapters}
     files = side_files(configuration, recipes, layout, named)
     identity = {**_identity(configuration, options, stored, files), **_arithmetic(graph)}
-    plan = Plan(
+    return Plan(
         configuration=configuration,
         options=options,
         outlines=tuple(recipe.outline for recipe in recipes),
         tensor_plans=recipe.plans,
-        earlier_plans=tuple(each.plans for each in recipes[:-1]),
+        earlier_plans=tuple(recipe.plans for recipe in recipes[:-1]),
         vocabulary=recipe.vocabulary,
         draws=any(recipe.draws for recipe in recipes),
         tied=recipe.tied,
@@ -186,17 +227,13 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
         identity=identity,
         fingerprint=_fingerprint(graph, files, identity.get("arithmetic", "")),
         unused=tuple(unused_tensors(stored, graph, recipe.left_out)),
-        findings=tuple(findings),
+        findings=tuple(decided.planning.findings),
     )
-    if any(recipe.vocabulary is not None for recipe in recipes):  # tens of megabytes of tokens
-        del recipe, recipes, planning, models
-        trim_heap()
-    return plan
 
 
-def _graph(recipe: Recipe, planning: Planning) -> tuple[Layout, Graph]:
+def _graph(decided: Decisions) -> tuple[Layout, Graph]:
     """The shards of the output, and the tasks that fill them."""
-    most = planning.options.max_shard_bytes if recipe.sharded else sys.maxsize
+    recipe, planning, most = decided.recipe, decided.planning, decided.max_shard_bytes
     tensors = list(recipe.output.tensors.values())
     layout = lay_out(tensors, most, recipe.metadata, recipe.stem)
     if most < SMALL_SHARD_BYTES and len(layout.files) > 1:

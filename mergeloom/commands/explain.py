@@ -33,13 +33,25 @@ def explain(
     from mergeloom.report.terminal.tensors import render_explain
 
     printer = Printer(as_json)
-    resources = Resources(device="cpu")
-    plan = planned(config, finding, meaning, resources, printer.planning())
     if lines:
+        plan = planned(config, finding, meaning, Resources(device="cpu"), printer.planning())
         from mergeloom.report.terminal.lines import render_lines
 
         whole = questions.explain_lines(plan)
         printer.answer(whole, lambda: render_lines(whole))
         return
-    found = questions.explain(plan, tensor, token=token)
+    found = questions.explain(
+        config,
+        tensor,
+        token=token,
+        seed=meaning.seed,
+        max_shard_size=meaning.max_shard_size,
+        allow_truncated_embeddings=meaning.allow_truncated_embeddings,
+        allow_different_architectures=meaning.allow_different_architectures,
+        strict=meaning.strict,
+        settings=meaning.settings or (),
+        model_dirs=finding.model_dirs,
+        search=finding.folders,
+        observer=printer.planning(),
+    )
     printer.answer(found, lambda: render_explain(found))

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from mergeloom.engine.graph.graph import Write
 from mergeloom.planners.config.parameters import Resolved
+from mergeloom.planners.models.model import OutputTensor
+from mergeloom.planners.plan import Decisions, matching
 from mergeloom.planners.tensors import Contribution, TensorPlan
 from mergeloom.report import records
 
@@ -13,18 +16,36 @@ if TYPE_CHECKING:
     from mergeloom.results import PlannedMerge
 
 
-def explain_report(tensors: Sequence[TensorPlan], planned: PlannedMerge) -> records.ExplainReport:
-    """What is to be known of some output tensors."""
-    writes = {write.name: write for write in planned.plan.graph.writes}
+def explain_plan(planned: PlannedMerge, pattern: str | None) -> records.ExplainReport:
+    """What is to be known of the output tensors that a pattern names; see `matching`."""
+    plan = planned.plan
+    writes = {write.name: write for write in plan.graph.writes}
+    files = {write.name: write.file.name for write in plan.graph.writes}
+    return _report(matching(plan.tensor_plans(), list(writes), pattern), writes, files)
+
+
+def explain_decisions(decided: Decisions, pattern: str | None) -> records.ExplainReport:
+    """The same before a plan is made of what was decided."""
+    recipe = decided.recipe
+    tensors = recipe.output.tensors
+    found = matching(recipe.plans(), list(tensors), pattern)
+    return _report(found, tensors, decided.places())
+
+
+def _report(
+    tensors: Sequence[TensorPlan],
+    written: Mapping[str, Write] | Mapping[str, OutputTensor],
+    files: Mapping[str, str],
+) -> records.ExplainReport:
     found = []
     for tensor in tensors:
-        write = writes[tensor.name]
+        output = written[tensor.name]
         found.append(
             records.TensorReport(
                 tensor=tensor.name,
-                shape=write.shape,
-                dtype=write.dtype.name,
-                file=write.file.name,
+                shape=output.merge.shape,
+                dtype=output.dtype.name,
+                file=files[tensor.name],
                 layer=tensor.layer,
                 method=tensor.method.name if tensor.method is not None else "copy",
                 formula=tensor.method.formula if tensor.method is not None else None,

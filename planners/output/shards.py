@@ -66,6 +66,15 @@ def lay_out(
     return Layout(tuple(files), tuple(writes), index)
 
 
+def shards_of(
+    tensors: Sequence[OutputTensor], max_shard_bytes: int, stem: str = "model"
+) -> dict[str, str]:
+    """The shard that each of ``tensors`` goes to by `lay_out`, by name."""
+    shards = _shards(tensors, [tensor.nbytes for tensor in tensors], max_shard_bytes)
+    names = _shard_names(stem, len(shards))
+    return {t.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
+
+
 def _indented(index: Mapping[str, Mapping[str, Any]]) -> str:
     """What ``json.dumps(index, indent=2)`` gives, and a line's end, in a tenth of the time."""
     parts = []
