@@ -190,15 +190,20 @@ class Schedule:
 
     def steps(self) -> Iterator[Tile]:
         """Every tile of the run in the order in which it is started."""
-        for index, placement in enumerate(self.placements):
-            count = placement.work.grains.count
-            tile = placement.flow.tile
-            last = len(placement.work.passes) - 1
-            for number in range(last + 1):
-                for first in range(0, count, tile):
-                    grains = min(tile, count - first)
-                    reads = placement.flow.reads(number, first)
-                    yield Tile(index, number, first, grains, reads, number == last)
+        for index in range(len(self.placements)):
+            yield from self.tiles(index)
+
+    def tiles(self, index: int) -> Iterator[Tile]:
+        """The tiles of the merge with a number, in the order in which they are started."""
+        placement = self.placements[index]
+        count = placement.work.grains.count
+        tile = placement.flow.tile
+        last = len(placement.work.passes) - 1
+        for number in range(last + 1):
+            for first in range(0, count, tile):
+                grains = min(tile, count - first)
+                reads = placement.flow.reads(number, first)
+                yield Tile(index, number, first, grains, reads, number == last)
 
 
 def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:

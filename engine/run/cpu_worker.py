@@ -9,7 +9,7 @@ from collections.abc import Callable
 from mergeloom.engine.graph.graph import Load
 from mergeloom.engine.graph.kernel import Arithmetic, Ops
 from mergeloom.engine.run.evaluate import Memo, Span, TreeEvaluator, check_finite
-from mergeloom.engine.run.state import TileQueue, TileRun, elements
+from mergeloom.engine.run.state import Bundle, TileQueue, TileRun, elements
 
 
 class Worker:
@@ -29,16 +29,35 @@ class Worker:
             RunError: a result is not finite where the inputs are, or cannot be computed.
             Closed: the run was stopped.
         """
-        while (task := self._host.take(None)) is not None:
+        while (task := self._host.take_any()) is not None:
+            if isinstance(task, Bundle):
+                self._compute_all(task)
+                self._host.computed_all(task)
+                continue
             # The thread's own time: it may wait for other tiles, and other programs take turns.
             began = time.thread_time()
-            if not task.merge.placement.work.profile.computes:
-                _copy(task)
-            elif task.merge.placement.work.passes[task.tile.number].statistic is None:
-                self._combine(task)
-            else:
-                self._gather(task)
+            self._compute(task)
             self._host.computed(task, time.thread_time() - began)
+
+    def _compute_all(self, bundle: Bundle) -> None:
+        """Take each merge of a bundle through all of its passes."""
+        for run in bundle.runs:
+            for task in bundle.tiles(run):
+                number = task.tile.number
+                if number:
+                    run.open_pass(number)
+                self._compute(task)
+                run.faulty.update(task.faulty)
+                run.finish_pass(number)
+
+    def _compute(self, task: TileRun) -> None:
+        work = task.merge.placement.work
+        if not work.profile.computes:
+            _copy(task)
+        elif work.passes[task.tile.number].statistic is None:
+            self._combine(task)
+        else:
+            self._gather(task)
 
     def _combine(self, task: TileRun) -> None:
         """Compute the outputs of a tile of the last pass, and digest them."""

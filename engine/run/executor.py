@@ -30,11 +30,13 @@ from mergeloom.engine.hardware.rates import Busy, Stopwatch
 from mergeloom.engine.memory.ledger import Block, Closed, Ledger
 from mergeloom.engine.memory.pages import lead, span_bytes
 from mergeloom.engine.plan.assignment import Estimate
+from mergeloom.engine.plan.bundles import groups
 from mergeloom.engine.plan.footprint import REQUEST_BYTES
 from mergeloom.engine.plan.schedule import Schedule, ScheduledMerge, Tile
 from mergeloom.engine.run.arrange import read_bytes
+from mergeloom.engine.run.bundle_layout import BundleLayout
 from mergeloom.engine.run.cpu_worker import Worker
-from mergeloom.engine.run.state import HeldLoad, MergeRun, TileRun, elements
+from mergeloom.engine.run.state import Bundle, HeldLoad, MergeRun, TileRun, elements
 from mergeloom.engine.storage.source import Reader, Source
 
 if TYPE_CHECKING:
@@ -86,10 +88,10 @@ class _Lane:
     """Tiles that are ready to be computed in one place, least order first."""
 
     def __init__(self, lock: threading.Lock) -> None:
-        self.ready: list[TileRun] = []
+        self.ready: list[TileRun | Bundle] = []
         self.offered = threading.Condition(lock)
 
-    def push(self, task: TileRun) -> None:
+    def push(self, task: TileRun | Bundle) -> None:
         heapq.heappush(self.ready, task)
         self.offered.notify()
 
@@ -260,16 +262,24 @@ class Executor:
     # --- dispatcher -----------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        run: MergeRun | None = None
-        current = -1
-        for order, tile in enumerate(self._schedule.steps()):
-            while current < tile.placement:  # a tensor without elements has no tile
-                current += 1
-                run = self._begin(self._schedule.placements[current])
-            assert run is not None
-            self._start(order, tile, run)
-        for placement in self._schedule.placements[current + 1 :]:
-            self._begin(placement)
+        order = 0
+        for group in groups(self._schedule):
+            if isinstance(group, int):
+                run = self._begin(self._schedule.placements[group])
+                for tile in self._schedule.tiles(group):
+                    self._start(order, tile, run)
+                    order += 1
+            else:
+                self._start_bundle(order, group)
+                order += 1
+
+    def _start_bundle(self, order: int, merges: Sequence[ScheduledMerge]) -> None:
+        layout = BundleLayout.of(merges)
+        runs = [MergeRun(merge) for merge in merges]
+        bundle = Bundle(order, runs, layout, self._ledger.grant(layout.nbytes))
+        with self._lock:
+            self._running.update(runs)
+        self._to_read.put(partial(self._read_bundle, bundle))
 
     def _begin(self, placement: ScheduledMerge) -> MergeRun:
         run = MergeRun(placement)
@@ -309,7 +319,7 @@ class Executor:
         for write in run.placement.work.writes:
             self._sink.completed(write, run.digests[write].hexdigest(), 0)
         self._release_held(run)
-        self._merge_done(run)
+        self._merges_done([run])
 
     def _start(self, order: int, tile: Tile, run: MergeRun) -> None:
         work = run.placement.work
@@ -389,6 +399,16 @@ class Executor:
         if held is not None:
             self._filled(held, stop - start)
         self._arrived(task)
+
+    def _read_bundle(self, bundle: Bundle) -> None:
+        with self.storage:
+            count = sum(
+                read_bytes(each.bytes, 0, each.nbytes, bundle.block, each.at, self._readers)
+                for each in bundle.layout.reads
+            )
+        with self._lock:
+            self.progress.read_bytes += count
+            self._lanes[None].push(bundle)
 
     def _read_held(self, load: Load, held: HeldLoad, start: int, stop: int) -> None:
         self._fill(load, start, stop, held.block, held.at + start)
@@ -477,6 +497,15 @@ class Executor:
 
     def take(self, device: int | None, wait: bool = True) -> TileRun | None:
         """The next tile for a device; ``None`` at the end, or where none is ready now."""
+        task = self._take(device, wait)
+        assert not isinstance(task, Bundle)  # devices have none
+        return task
+
+    def take_any(self) -> TileRun | Bundle | None:
+        """The next tile or bundle for the CPU; ``None`` at the end."""
+        return self._take(None, True)
+
+    def _take(self, device: int | None, wait: bool) -> TileRun | Bundle | None:
         lane = self._lanes[device]
         with self._lock:
             if wait:
@@ -486,6 +515,9 @@ class Executor:
             task = heapq.heappop(lane.ready)
             if self._first_tile is None:
                 self._first_tile = time.perf_counter(), self.storage.seconds
+            if isinstance(task, Bundle):
+                self.progress.current = task.runs[0].placement.work.name
+                return task
             self.progress.current = task.merge.placement.work.name
             state = task.merge.passes[task.tile.number]
             index = task.merge.placement.flow.index(task.tile.first)
@@ -505,8 +537,8 @@ class Executor:
         with self._lock:
             lane = self._lanes[task.merge.device]
             task.merge.device = None
-            others = [other for other in lane.ready if other.merge is task.merge]
-            lane.ready = [other for other in lane.ready if other.merge is not task.merge]
+            others = {o for o in lane.ready if isinstance(o, TileRun) and o.merge is task.merge}
+            lane.ready = [other for other in lane.ready if other not in others]
             heapq.heapify(lane.ready)
             for moved in (task, *others):
                 self._lanes[None].push(moved)
@@ -524,6 +556,10 @@ class Executor:
         for write, block, at in task.outputs:
             self._to_write.put(lambda w=write, b=block, a=at: self._write(task, w, b, a))  # type: ignore[misc]
         self._tile_done(task, seconds)
+
+    def computed_all(self, bundle: Bundle) -> None:
+        """All outputs of a bundle are in its block."""
+        self._to_write.put(partial(self._write_bundle, bundle))
 
     def exchange(self, task: TileRun, merge: Merge, own: Sequence[tuple[int, ...]]) -> None:
         """Add the scan values of a tile grain by grain; keep in it the prefix of each."""
@@ -571,7 +607,7 @@ class Executor:
         work = run.placement.work
         if not work.writes:
             self.measured[work.root] = tuple(run.statistics[work.root])
-            self._merge_done(run)
+            self._merges_done([run])
 
     def _time(self, run: MergeRun) -> None:
         """Note how long a merge took, unless it went from one processor to another."""
@@ -612,17 +648,33 @@ class Executor:
             grain = write.dtype.nbytes(run.placement.work.grains.size)
             self._sink.completed(write, run.digests[write].hexdigest(), grain)
         if finished:
-            self._merge_done(run)
+            self._merges_done([run])
 
-    def _merge_done(self, run: MergeRun) -> None:
+    def _write_bundle(self, bundle: Bundle) -> None:
+        with self.storage:
+            for each in bundle.layout.writes:
+                self._sink.writer(each.file).write(each.start, each.stop, bundle.block, each.at)
+        self._ledger.release(bundle.block)
+        for run in bundle.runs:
+            work = run.placement.work
+            for write in work.writes:
+                grain = write.dtype.nbytes(work.grains.size)
+                self._sink.completed(write, run.digests[write].hexdigest(), grain)
         with self._lock:
-            self._running.discard(run)
-            for load, count in run.faulty.items():
-                self._faulty[load] = max(count, self._faulty.get(load, 0))
+            self.progress.write_bytes += sum(w.stop - w.start for w in bundle.layout.writes)
+        self._merges_done(bundle.runs)
+
+    def _merges_done(self, runs: Sequence[MergeRun]) -> None:
+        with self._lock:
+            self._running.difference_update(runs)
+            for run in runs:
+                for load, count in run.faulty.items():
+                    self._faulty[load] = max(count, self._faulty.get(load, 0))
             self._ended_at = time.perf_counter()
-            self.progress.merges_done += 1
-            self._unfinished -= 1
-            self._ended.notify_all()
+            self.progress.merges_done += len(runs)
+            self._unfinished -= len(runs)
+            if not self._unfinished:
+                self._ended.notify_all()
 
 
 def _faulty_inputs(found: Mapping[Load, int]) -> Iterator[str]:

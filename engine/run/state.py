@@ -14,7 +14,7 @@ between them is decided here, under one lock that the executor owns:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Lock
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from mergeloom.engine.graph.graph import Load, Merge, Write, tree
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.plan.schedule import ScheduledMerge, Tile
+from mergeloom.engine.run.bundle_layout import BundleLayout
 from mergeloom.engine.storage.digest import TensorDigest
 
 
@@ -63,7 +64,7 @@ class TileRun:
     prefixes: dict[Merge, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     faulty: Counter[Load] = field(default_factory=Counter)
 
-    def __lt__(self, other: TileRun) -> bool:
+    def __lt__(self, other: TileRun | Bundle) -> bool:
         return self.order < other.order
 
 
@@ -111,6 +112,36 @@ class PrefixScan:
             self._changed.notify_all()
 
 
+@dataclass(eq=False, slots=True)
+class Bundle:
+    """Small merges that run together, in one block of memory: to hand a tile from thread to thread
+    takes longer than to merge a few kilobytes.
+
+    A worker takes each through all of its passes. Tiles, grains and the order of what is added up
+    are those of the merges by themselves, and so are their bytes.
+    """
+
+    order: int
+    runs: list[MergeRun]
+    layout: BundleLayout
+    block: Block
+
+    def __lt__(self, other: Bundle | TileRun) -> bool:
+        return self.order < other.order
+
+    def tiles(self, run: MergeRun) -> Iterator[TileRun]:
+        """The tile of each pass of one of the merges, in order."""
+        work, layout, block = run.placement.work, self.layout, self.block
+        last = len(work.passes) - 1
+        for number, current in enumerate(work.passes):
+            leaves = [work.leaves[position] for position in current.leaves]
+            inputs = {load: (block, layout.inputs[load]) for load in leaves}
+            writes = work.writes if number == last else ()
+            outputs = [(write, block, layout.outputs[write]) for write in writes]
+            tile = Tile(0, number, 0, work.grains.count, (), number == last)
+            yield TileRun(self.order, tile, run, inputs, outputs, [], pending=0)
+
+
 class TileQueue(Protocol):
     """What those who compute tiles ask of the executor; see `engine.run.executor.Executor`."""
 
@@ -118,11 +149,15 @@ class TileQueue(Protocol):
 
     def take(self, device: int | None, wait: bool = True) -> TileRun | None: ...
 
+    def take_any(self) -> TileRun | Bundle | None: ...
+
     def exchange(self, task: TileRun, merge: Merge, own: Sequence[tuple[int, ...]]) -> None: ...
 
     def accumulate(self, task: TileRun, accumulator: Any) -> None: ...
 
     def computed(self, task: TileRun, seconds: float) -> None: ...
+
+    def computed_all(self, bundle: Bundle) -> None: ...
 
     def put_back(self, task: TileRun) -> None: ...
 

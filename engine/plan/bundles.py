@@ -1,0 +1,65 @@
+"""Which small merges of a schedule run together.
+
+Handing a tile from thread to thread takes longer than merging a few kilobytes. So merges of one
+tile, whose inputs are read once and not kept for others, are done some at a time: as many as follow
+each other and need no more memory than a share of the ledger. What is read and written stays the
+same, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mergeloom.engine.base.units import MIB
+from mergeloom.engine.graph.graph import Load
+from mergeloom.engine.plan.footprint import TileFlow
+from mergeloom.engine.plan.schedule import Schedule, ScheduledMerge
+
+BUNDLE_BYTES = 4 * MIB
+"""Ledger bytes of one bundle at most: reading and writing them takes a disk some milliseconds."""
+
+_SHARE = 8
+"""Bundles that the ledger has room for, at least: reading, computing and writing overlap."""
+
+
+def groups(schedule: Schedule) -> Iterator[int | Sequence[ScheduledMerge]]:
+    """The merges of a schedule in order: bundles of small ones, the numbers of all others."""
+    room = min(BUNDLE_BYTES, schedule.ledger_bytes // _SHARE)
+    sizes: dict[int, int | None] = {}
+    bundle: list[ScheduledMerge] = []
+    used = 0
+    loads: set[Load] = set()
+    for number, merge in enumerate(schedule.placements):
+        nbytes = sizes.get(id(merge.flow), 0)
+        if nbytes == 0:
+            nbytes = sizes[id(merge.flow)] = _size(merge.flow)
+        alone = nbytes is None or nbytes > room or not _is_free(merge)
+        if bundle and (
+            alone or used + (nbytes or 0) > room or not loads.isdisjoint(merge.work.leaves)
+        ):
+            yield bundle
+            bundle, used, loads = [], 0, set()
+        if alone:
+            yield number
+            continue
+        bundle.append(merge)
+        used += nbytes or 0
+        loads.update(merge.work.leaves)
+    if bundle:
+        yield bundle
+
+
+def _is_free(merge: ScheduledMerge) -> bool:
+    """Whether it is written, and no other merge has to do with its inputs, nor a device."""
+    work, alone = merge.work, merge.seat.device is None and not merge.kept_after
+    return alone and bool(work.writes) and not work.side
+
+
+def _size(flow: TileFlow) -> int | None:
+    """Ledger bytes that a merge needs by itself; ``None`` if it is not to be bundled."""
+    profile = flow.profile
+    once = sum(map(profile.leaf_bytes, profile.all_leaves))
+    kept = flow.kept_before or flow.kept_fresh
+    if flow.tiles != 1 or kept or flow.memos or flow.read_bytes != once:
+        return None
+    return profile.tile_bytes(flow.tile, profile.all_leaves)

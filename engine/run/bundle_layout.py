@@ -1,0 +1,117 @@
+"""Where inputs and outputs of a bundle of small merges lie in one block of memory.
+
+What lies side by side in a file lies side by side in the block, so that it is one request.
+
+    file A   ░░▓▓▓▓▓▓░░    block   ▓▓▓▓▓▓ ▓▓▓▓▓▓ ▒▒▒▒▒▒
+    file B   ░▓▓▓▓▓▓░░░            of A   of B   outputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from mergeloom.engine.graph.graph import Load, OutputFile, Write
+from mergeloom.engine.graph.pieces import Bytes, Range
+from mergeloom.engine.memory.pages import PAGE, lead, span_bytes
+from mergeloom.engine.plan.schedule import ScheduledMerge
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One request: dense bytes ``[0, nbytes)`` of ``bytes`` go to byte ``at`` of the block."""
+
+    bytes: Bytes
+    nbytes: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Bytes ``[start, stop)`` of a file come from byte ``at`` of the block on."""
+
+    file: OutputFile
+    start: int
+    stop: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class BundleLayout:
+    """Where inputs and outputs of some merges lie in one block of ``nbytes``."""
+
+    reads: tuple[Read, ...]
+    writes: tuple[Written, ...]
+    inputs: dict[Load, int]
+    outputs: dict[Write, int]
+    nbytes: int
+
+    @staticmethod
+    def of(merges: Sequence[ScheduledMerge]) -> BundleLayout:
+        """Bytes that lie side by side in a file lie side by side in the block."""
+        end = 0
+        reads, inputs = [], {}
+        loads = dict.fromkeys(load for merge in merges for load in merge.work.leaves)
+        for group in _runs_of_loads(loads):
+            first = group[0]
+            begin = end + lead(first.bytes.position(0))
+            nbytes = 0
+            for load in group:
+                inputs[load] = begin + nbytes
+                nbytes += load.nbytes
+            whole = first.bytes
+            if len(group) > 1:
+                assert isinstance(whole, Range)
+                whole = Range(whole.source, whole.offset, nbytes)
+            reads.append(Read(whole, nbytes, begin))
+            end += _pages(nbytes)
+        writes, outputs = [], {}
+        for slots in _runs_of_writes(write for merge in merges for write in merge.work.writes):
+            start, begin = slots[0].offset, end + lead(slots[0].offset)
+            for write in slots:
+                outputs[write] = begin + write.offset - start
+            stop = slots[-1].offset + slots[-1].nbytes
+            writes.append(Written(slots[0].file, start, stop, begin))
+            end += _pages(stop - start)
+        return BundleLayout(tuple(reads), tuple(writes), inputs, outputs, end)
+
+
+def _pages(nbytes: int) -> int:
+    """Room for so many bytes at any alignment, with whole pages around them."""
+    return -(-span_bytes(nbytes) // PAGE) * PAGE
+
+
+def _runs_of_loads(loads: Iterable[Load]) -> Iterator[list[Load]]:
+    """Loads that follow each other in a source, without a gap."""
+    plain: list[tuple[int, int, int, Load]] = []
+    for number, load in enumerate(loads):
+        if isinstance(load.bytes, Range):
+            plain.append((id(load.bytes.source), load.bytes.offset, number, load))
+        else:
+            yield [load]
+    group: list[Load] = []
+    expected: tuple[int, int] | None = None
+    for source, offset, _, load in sorted(plain):
+        if group and expected != (source, offset):
+            yield group
+            group = []
+        group.append(load)
+        expected = source, offset + load.nbytes
+    if group:
+        yield group
+
+
+def _runs_of_writes(writes: Iterable[Write]) -> Iterator[list[Write]]:
+    """Slots that follow each other in a file, without a gap."""
+    group: list[Write] = []
+    for write in sorted(writes, key=lambda write: (write.file.name, write.offset)):
+        last = group[-1] if group else None
+        if last is not None and (write.file, write.offset) != (
+            last.file,
+            last.offset + last.nbytes,
+        ):
+            yield group
+            group = []
+        group.append(write)
+    if group:
+        yield group
