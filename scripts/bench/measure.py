@@ -25,12 +25,14 @@ class StoppedError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run of a command: seconds of wall time, peak resident memory in bytes, bytes that it
-    had read from and written to disks (not the page cache), exit status (negative: the signal
-    that ended it), what it printed, and what its memory cgroup counted.
+    """One run of a command: seconds of wall time, and of processors in user and system mode, peak
+    resident memory in bytes, bytes that it had read from and written to disks (not the page
+    cache), exit status (negative: the signal that ended it), what it printed, and what its memory
+    cgroup counted.
     """
 
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     read_bytes: int
     write_bytes: int
@@ -83,6 +85,7 @@ def run(
         process.returncode = os.waitstatus_to_exitcode(status)
         return Measured(
             seconds,
+            used.ru_utime + used.ru_stime,
             used.ru_maxrss * 1024,
             used.ru_inblock * _SECTOR,
             used.ru_oublock * _SECTOR,

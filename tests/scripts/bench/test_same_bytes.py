@@ -30,7 +30,7 @@ def test_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def measured(status: int, peak: int = 1 << 20) -> Measured:
     output = json.dumps({"io": {"read_bytes": 5}})
-    return Measured(1.0, peak, 0, 0, status, output, "error: no\n", None)
+    return Measured(1.0, 1.0, peak, 0, 0, status, output, "error: no\n", None)
 
 
 @pytest.mark.parametrize(
