@@ -83,10 +83,12 @@ def _pages(nbytes: int) -> int:
 
 def _runs_of_loads(loads: Iterable[Load]) -> Iterator[list[Load]]:
     """Loads that follow each other in a source, without a gap."""
+    sources: dict[int, int] = {}
     plain: list[tuple[int, int, int, Load]] = []
     for number, load in enumerate(loads):
         if isinstance(load.bytes, Range):
-            plain.append((id(load.bytes.source), load.bytes.offset, number, load))
+            source = sources.setdefault(id(load.bytes.source), len(sources))
+            plain.append((source, load.bytes.offset, number, load))
         else:
             yield [load]
     group: list[Load] = []

@@ -26,6 +26,7 @@ from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Options
 from mergeloom.engine.output.manifest import read_manifest
+from mergeloom.engine.plan.bundles import groups
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.storage.source import IOMode
 from tests.engine.kernels import (
@@ -142,6 +143,36 @@ def test_budget_threads_and_io_change_no_byte(
     assert outcome.write_bytes == outcome.schedule.write_bytes
     if ram is not None:
         assert outcome.schedule.repeated_bytes > 0
+
+
+def test_small_merges_that_run_together_change_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    workshop = Workshop(tmp_path / "in")
+    make = workshop.builder.merge
+    shapes: list[tuple[int, ...]] = [(40, 30), (3,), (), (100, 100), (7, 1025)] * 8
+    inputs = [workshop.loads(dtype, shapes, gap) for dtype, gap in ((BF16, 24), (F16, 3), (F32, 8))]
+    outputs: dict[str, tuple[Merge, DType]] = {}
+    for number, (one, two, three) in enumerate(zip(*inputs, strict=True)):
+        positives = make([three], FirstPositives(1000), "positives")
+        merge, dtype = (
+            (make([one, two, three], Weighted((0.5, 0.25, 0.25)), "linear"), BF16),
+            (make([one, two, three], Normalised(), "normalised"), F32),
+            (make([one], Copy(), "copy"), BF16),
+            (make([one, positives], Normalised(), "nested"), F16),
+            (positives, F32),
+        )[number % 7 % 5]
+        outputs[f"t{number}"] = merge, dtype
+    graph = workshop.graph(outputs)
+    made = schedule(graph, None, this_machine())
+    bundles = [len(group) for group in groups(made) if not isinstance(group, int)]
+    assert sum(bundles) > 30 > len(bundles)
+    together = jobs.run(job(graph), tmp_path / "together", Options())
+    assert (together.read_bytes, together.write_bytes) == (made.read_bytes, made.write_bytes)
+    monkeypatch.setattr("mergeloom.engine.plan.bundles.BUNDLE_BYTES", 0)
+    jobs.run(job(graph), tmp_path / "alone", Options())
+    assert sha256(tmp_path / "together") == sha256(tmp_path / "alone")
 
 
 @settings(max_examples=15)

@@ -174,6 +174,21 @@ def test_explain_has_one_shape(folder: Path) -> None:
         mergeloom.explain(folder / "linear.yml", "layers.9")
 
 
+@pytest.mark.parametrize("name", ["linear.yml", "stages.yml"])
+@pytest.mark.parametrize("size", [20_000, 5_000_000_000])
+def test_explain_says_what_the_plan_would_say(folder: Path, name: str, size: int) -> None:
+    ignored = mergeloom.Observer(warned=lambda finding: None)
+    planned = mergeloom.plan(folder / name, max_shard_size=size, observer=ignored)
+    by_plan = mergeloom.explain(planned)
+    assert len({tensor.file for tensor in by_plan.tensors}) == len(planned.plan.graph.files)
+    found = mergeloom.explain(folder / name, max_shard_size=size, observer=ignored)
+    assert found == by_plan
+    one = mergeloom.explain(
+        folder / name, by_plan.tensors[20].tensor, max_shard_size=size, observer=ignored
+    )
+    assert one.tensors == by_plan.tensors[20:21]
+
+
 def graph_of(folder: Path, suffix: str) -> Path:
     path = folder / f"graph{suffix}"
     write_graph(mergeloom.plan(folder / "stages.yml").plan.graph, path)
