@@ -8,22 +8,18 @@ import warnings as python_warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergeloom import arguments
 from mergeloom.arguments import Pathlike, Size
-from mergeloom.check import check_output
-from mergeloom.engine import job as jobs
 from mergeloom.engine.base.errors import ConfigError, Finding, LoomError, Severity
 from mergeloom.engine.base.gc_pause import collection_paused
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.hardware import process
 from mergeloom.engine.hardware.accelerators import AUTO, choose
 from mergeloom.engine.plan.schedule import schedule
-from mergeloom.engine.run.executor import Progress as Counters
 from mergeloom.engine.storage.source import IOMode
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
-from mergeloom.output import at_output, check_apart
 from mergeloom.planners.config.config import Configuration
 from mergeloom.planners.config.findings import check_known
 from mergeloom.planners.config.load import config_from, load_config, parse_config
@@ -31,11 +27,14 @@ from mergeloom.planners.config.settings import Setting, parse_setting, setting_o
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.plan import make_plan
 from mergeloom.planners.planner import DEFAULT_SHARD_BYTES, PlanOptions
-from mergeloom.report.meter import Meter, Progress
 from mergeloom.report.plan_records import Options
-from mergeloom.report.stored import store
 from mergeloom.results import MergeResult, PlannedMerge
 from mergeloom.version import program
+
+if TYPE_CHECKING:
+    from mergeloom.engine import job as jobs
+    from mergeloom.engine.run.executor import Progress as Counters
+    from mergeloom.report.meter import Meter, Progress
 
 Config = Pathlike | Mapping[str, Any] | Configuration
 Settings = Mapping[str, Any] | Sequence[str]
@@ -161,6 +160,8 @@ def plan(
         ),
     )
     if directory is not None:
+        from mergeloom.output import at_output
+
         planned = at_output(planned, directory, mode)
     tell(planned.findings, observer)
     return planned
@@ -192,6 +193,12 @@ def merge(
         RunError: ``output`` is in use, its disk is too small, or reading, arithmetic or writing
             failed; run again to continue. Or a tensor that was checked is wrong.
     """
+    from mergeloom.check import check_output
+    from mergeloom.engine import job as jobs
+    from mergeloom.output import check_apart
+    from mergeloom.report.meter import Meter
+    from mergeloom.report.stored import store
+
     directory = arguments.path_of(output, "the output")
     mode = IOMode(arguments.choice(io, "io", [each.value for each in IOMode]))
     number = arguments.whole(check, "check", 0)

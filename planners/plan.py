@@ -12,16 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.errors import ConfigError, Finding, Severity
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.graph.graph import Graph, GraphBuilder
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.hardware.process import trim_heap
-from mergeloom.engine.job import Job
-from mergeloom.engine.output.side_files import SideFile
-from mergeloom.engine.output.state import DIGEST
+from mergeloom.engine.output.side_files import DIGEST, SideFile
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners import registry
 from mergeloom.planners.config.config import Configuration
@@ -38,6 +36,9 @@ from mergeloom.planners.recipe import Recipe
 from mergeloom.planners.tensors import TensorPlan
 from mergeloom.planners.unused import Unused, unused_tensors
 from mergeloom.planners.vocabulary.summary import VocabularySummary
+
+if TYPE_CHECKING:
+    from mergeloom.engine.job import Job
 
 SMALL_SHARD_BYTES = 1_000_000
 """Shards below this are hardly meant."""
@@ -101,6 +102,8 @@ class Plan:
             "seed": self.options.seed,
             **about,
         }
+        from mergeloom.engine.job import Job
+
         identity, files = self.identity, self.side_files
         arithmetic = cpu_arithmetic()
         return Job(self.graph, self.fingerprint, identity, arithmetic, TORCH, files, record)

@@ -10,6 +10,9 @@ from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.storage.digest import ContentDigest, digest_of, pieces_of
 from mergeloom.engine.storage.file_system import reported
 
+DIGEST = "digest "
+"""How a value of an identity begins that means nothing to people."""
+
 
 @dataclass(frozen=True, slots=True)
 class SideFile:

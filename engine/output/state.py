@@ -12,6 +12,7 @@ from mergeloom.engine.base.errors import OutputError
 from mergeloom.engine.output.journal import JournalContent, Totals, read_journal
 from mergeloom.engine.output.lock import is_held
 from mergeloom.engine.output.manifest import DIRECTORY, Manifest, read_manifest
+from mergeloom.engine.output.side_files import DIGEST
 from mergeloom.engine.storage.files import MODIFIED
 
 
@@ -78,9 +79,6 @@ class Difference:
             return self.what
         return f"{self.what} ({_readable(self.there)} there, {_readable(self.here)} here)"
 
-
-DIGEST = "digest "
-"""How a value of an identity begins that means nothing to people."""
 
 _LONGEST = 60
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mergeloom.engine.hardware import process
-from mergeloom.engine.job import Begun
-from mergeloom.engine.run.executor import Progress as Counters
 from mergeloom.report.output_records import ProgressReport
+
+if TYPE_CHECKING:
+    from mergeloom.engine.job import Begun
+    from mergeloom.engine.run.executor import Progress as Counters
 
 _RATE_SECONDS = 10.0
 

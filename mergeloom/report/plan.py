@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from mergeloom.engine import job as jobs
 from mergeloom.engine.graph.graph import copied_bytes
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
@@ -27,6 +26,8 @@ def plan_report(planned: PlannedMerge) -> PlanReport:
 
 def merge_report(result: MergeResult) -> MergeReport:
     """What is to be known of a finished merge."""
+    from mergeloom.engine import job as jobs
+
     outcome = result.outcome
     measured = jobs.measured(outcome)
     seconds = measured.pop("wall_seconds")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mergeloom.planners.plan import Plan
 from mergeloom.planners.vocabulary.find import token_number
 from mergeloom.planners.vocabulary.summary import ORIGINS, VocabularySummary
-from mergeloom.report import plan_records, records
+from mergeloom.report import plan_records
+
+if TYPE_CHECKING:
+    from mergeloom.report import records
 
 
 def vocabulary_report(found: VocabularySummary | None) -> plan_records.VocabularyReport | None:
@@ -31,6 +36,8 @@ def token_report(plan: Plan, token: str) -> records.TokenReport:
     Raises:
         ConfigError: the plan has no vocabulary of its own, or it lacks the token.
     """
+    from mergeloom.report import records
+
     number = token_number(plan.side_files, plan.vocabulary, token)
     assert plan.vocabulary is not None
     return records.TokenReport(

@@ -14,7 +14,6 @@ from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.safetensors import read_header
 from mergeloom.engine.storage.source import Source
-from mergeloom.engine.storage.torch_zip import read_torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +65,8 @@ def _read_safetensors(source: Source) -> WeightFile:
 
 
 def _read_torch(source: Source) -> WeightFile:
+    from mergeloom.engine.storage.torch_zip import read_torch  # late: few checkpoints need it
+
     found = read_torch(source)
     source = source.identified(_digest(found.raw))
     return WeightFile(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from mergeloom.report import plan_records, records
 from mergeloom.report.terminal.console import columns, plural
 
 _COLUMNS = {
@@ -18,6 +19,9 @@ _COLUMNS = {
     "padding": "padding",
 }
 """Titles of the kinds of rows, in order."""
+
+if TYPE_CHECKING:
+    from mergeloom.report import plan_records, records
 
 
 def render_vocabulary(found: plan_records.VocabularyReport) -> RenderableType:
