@@ -13,7 +13,8 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
-from mergeloom.planners.models.coded import Coded, Decoded
+from mergeloom.planners.models.coded import Decoded
+from mergeloom.planners.models.coded_weight import Coded
 from mergeloom.planners.models.gguf.config import FACTORS
 from mergeloom.planners.models.gguf.families import Family
 from mergeloom.planners.models.gguf.names import file_names
