@@ -72,7 +72,11 @@ def shards_of(
     """The shard that each of ``tensors`` goes to by `lay_out`, by name."""
     shards = _shards(tensors, [tensor.nbytes for tensor in tensors], max_shard_bytes)
     names = _shard_names(stem, len(shards))
-    return {t.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
+    return {
+        tensors[number].name: name
+        for name, shard in zip(names, shards, strict=True)
+        for number in shard.numbers
+    }
 
 
 def _indented(index: Mapping[str, Mapping[str, Any]]) -> str:
