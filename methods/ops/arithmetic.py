@@ -44,6 +44,7 @@ WORDS = frozenset(
             "row_dots",
             "shared",
         ),
+        *("mix_rows", "neighbours", "products_of_rows", "pursue"),
         *("step", "store", "transpose", "variance", "widen"),
     }
 )
@@ -57,6 +58,7 @@ _COUNTING = frozenset(
     {
         *("choose_by_rank", "column_dots", "column_sums", "count_high", "count_low"),
         *("divergences", "numbers", "row_dots"),
+        *("mix_rows", "neighbours", "products_of_rows", "put_rows", "pursue", "read_rows"),
     }
 )
 """Words that import numpy."""

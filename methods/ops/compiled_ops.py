@@ -18,6 +18,7 @@ from mergeloom.engine.hardware.machine_code import Function
 from mergeloom.engine.memory.elements import Arena, Elements
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.run.codecs import decode
+from mergeloom.methods.ops.compiled_tables import CompiledTables
 from mergeloom.methods.ops.draws import HASH, WORD, words
 from mergeloom.methods.ops.loops.record import BLOCKS, VECTOR
 from mergeloom.methods.ops.loops.sizes import (
@@ -67,7 +68,7 @@ _HASH_AT = ctypes.addressof(_HASH)
 _SIZES = {BF16: 2, F32: 4}
 
 
-class CompiledOps(Arena):
+class CompiledOps(CompiledTables, Arena):
     """`methods.ops.words.Ops` on `Elements` in main memory; scratch comes from one block."""
 
     on_device = False

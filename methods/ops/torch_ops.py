@@ -18,6 +18,7 @@ from mergeloom.engine.run.torch_arrays import TorchArrays
 from mergeloom.methods.ops import draws
 from mergeloom.methods.ops.compiled_ops import divergences_of
 from mergeloom.methods.ops.maths import ArrayMaths
+from mergeloom.methods.ops.torch_tables import TorchTables
 from mergeloom.methods.ops.words import (
     CANCELLED,
     KEEP_ALL,
@@ -36,7 +37,7 @@ _LOOKED_UP = 1 << 16
 """Codes that are looked up at once: their numbers take 4 bytes each."""
 
 
-class TorchOps(TorchArrays):
+class TorchOps(TorchTables, TorchArrays):
     """`methods.ops.words.Ops` on tensors of one device, of a grain's shape."""
 
     @cached_property

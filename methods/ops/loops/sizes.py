@@ -117,3 +117,28 @@ def leading_bytes(size: int, rank: int) -> int:
 def factors_bytes(inner: int, rows: int) -> int:
     """Memory in bytes that `leading_of_product` works in; ``inner`` is the sum of the ranks."""
     return 8 * (5 * inner * inner + (PANEL + 15) * inner) + 4 * (rows * inner + 1)
+
+
+ATOMS = 64
+"""Rows of a table that targets are compared with at once; see `methods.ops.loops.tables`."""
+
+
+def pursuit_bytes(count: int, most: int, width: int) -> int:
+    """Memory in bytes that `tables.pursue` works in."""
+    doubles = 8 * (count * most * (most + 1) + width)
+    return doubles + 4 * ((count + 2) * width + count * (ATOMS + 3) + ATOMS * (ATOMS + 1))
+
+
+def neighbours_bytes(count: int, width: int) -> int:
+    """Memory in bytes that `tables.neighbours` works in."""
+    return 4 * ((count + 1) * width + count * ATOMS + ATOMS * (ATOMS + 1)) + 8 * ATOMS
+
+
+def products_bytes(most: int, width: int) -> int:
+    """Memory in bytes that `tables.products_of_rows` works in."""
+    return 4 * (most + 1) * width
+
+
+def mixing_bytes(width: int) -> int:
+    """Memory in bytes that `tables.mix_rows` works in."""
+    return 12 * width

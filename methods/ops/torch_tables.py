@@ -1,0 +1,149 @@
+"""`methods.ops.tables` by torch on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mergeloom.methods.ops.tables import Table
+
+if TYPE_CHECKING:
+    from mergeloom.methods.ops.tables import Doubles, Flags, Numbers, Singles
+
+_ATOMS = 8192
+"""Atoms that are compared with targets at once."""
+_DEPENDENT, _NOTHING = 1e-9, 1e-12
+
+
+class TorchTables:
+    """The words for tables of `methods.ops.torch_ops.TorchOps`."""
+
+    def pursue(
+        self, targets: Table, rows: Numbers, atoms: Table, usable: Flags | None, most: int
+    ) -> tuple[Numbers, Doubles]:
+        x = _some(targets, rows).double()
+        count = len(x)
+        chosen = torch.zeros(count, most, dtype=torch.int64, device=x.device)
+        coefficients = x.new_zeros(count, most)
+        taken = x.new_zeros(count, most, atoms.width)
+        gram = torch.eye(most, dtype=x.dtype, device=x.device).repeat(count, 1, 1)
+        along = x.new_zeros(count, most)
+        going = torch.ones(count, dtype=torch.bool, device=x.device)
+        residual = x.float()
+        for turn in range(most):
+            best = residual.new_zeros(count)
+            pick = torch.full((count,), -1, dtype=torch.int64, device=x.device)
+            for first, scores in _scores(residual, atoms, usable):
+                scores.abs_()
+                inside = chosen[:, :turn] - first
+                hits = ((inside >= 0) & (inside < scores.shape[1])).nonzero()
+                scores[hits[:, 0], inside[hits[:, 0], hits[:, 1]]] = -1.0
+                value, place = scores.max(1)
+                better = value > best
+                best = torch.where(better, value, best)
+                pick = torch.where(better, place + first, pick)
+            going &= pick >= 0
+            new = _some(atoms, pick.clamp_min(0)).double()
+            products = (taken[:, :turn] @ new.unsqueeze(2)).squeeze(2)
+            whole = (new * new).sum(1)
+            gram[:, turn, :turn] = gram[:, :turn, turn] = products
+            gram[:, turn, turn] = whole
+            part = gram[:, : turn + 1, : turn + 1]
+            factor, failed = torch.linalg.cholesky_ex(part)
+            left = factor[:, turn, turn].square()
+            going &= (failed == 0) & (left > _DEPENDENT * whole)
+            stopped = going.logical_not()
+            gram[stopped, turn, :turn] = gram[stopped, :turn, turn] = 0.0
+            gram[stopped, turn, turn] = 1.0
+            chosen[:, turn] = pick.where(going, 0)
+            taken[:, turn] = new.where(going.unsqueeze(1), 0.0)
+            along[:, turn] = (new * x).sum(1).where(going, 0.0)
+            solved = torch.linalg.solve(part, along[:, : turn + 1])
+            coefficients[:, : turn + 1] = solved
+            fitted = (solved.unsqueeze(1) @ taken[:, : turn + 1]).squeeze(1)
+            left = x - fitted
+            residual = left.float()
+            going &= left.square().sum(1) > _NOTHING * x.square().sum(1)
+        return chosen.int().cpu().numpy(), coefficients.cpu().numpy()
+
+    def neighbours(
+        self,
+        targets: Table,
+        rows: Numbers,
+        atoms: Table,
+        usable: Flags | None,
+        most: int,
+        cosine: bool,
+    ) -> tuple[Numbers, Doubles]:
+        x = _some(targets, rows)
+        keys = torch.full((len(x), most), -torch.inf, dtype=torch.float64, device=x.device)
+        numbers = torch.zeros(len(x), most, dtype=torch.int64, device=x.device)
+        for first, scores in _scores(x, atoms, None):
+            block = _rows(atoms, first, scores.shape[1]).double()
+            squares = (block * block).sum(1)
+            value = scores.double()
+            value = value / squares.sqrt() if cosine else value - squares / 2
+            lacking = (squares == 0) & cosine
+            if usable is not None:
+                lacking = lacking | _usable(usable, first, scores).logical_not()
+            value = value.masked_fill(lacking, -torch.inf)
+            found = torch.arange(first, first + value.shape[1], device=x.device).expand_as(value)
+            order = torch.sort(torch.cat([keys, value], 1), dim=1, descending=True, stable=True)
+            keys = order.values[:, :most]
+            numbers = torch.cat([numbers, found], 1).gather(1, order.indices[:, :most])
+        return numbers.int().cpu().numpy(), keys.cpu().numpy()
+
+    def products_of_rows(
+        self, targets: Table, rows: Numbers, atoms: Table, numbers: Numbers
+    ) -> Doubles:
+        x = _some(targets, rows).double().unsqueeze(1)
+        chosen = _some(atoms, numbers.reshape(-1)).double()
+        whole = torch.cat([x, chosen.view(*numbers.shape, -1)], 1)
+        return (whole @ whole.transpose(1, 2)).cpu().numpy()
+
+    def mix_rows(self, atoms: Table, numbers: Numbers, coefficients: Doubles) -> Singles:
+        weights = torch.from_numpy(coefficients).to(atoms.array.device)
+        total = weights.new_zeros(len(numbers), atoms.width)
+        for place in range(numbers.shape[1]):
+            rows = _some(atoms, numbers[:, place].copy()).double()
+            total += torch.where(weights[:, place, None] == 0, 0.0, rows * weights[:, place, None])
+        return total.float().cpu().numpy()
+
+    def read_rows(self, table: Table, first: int, count: int) -> Singles:
+        return _rows(table, first, count).cpu().numpy()
+
+    def numbers_of(self, array: Tensor) -> Any:
+        return array.cpu().numpy()
+
+    def put_rows(self, out: Tensor, places: Numbers, values: Singles) -> None:
+        at, content = torch.tensor(places, device=out.device), torch.tensor(values)
+        out.view(-1, values.shape[1])[at] = content.to(out.device)
+
+
+def _rows(table: Table, first: int, count: int) -> Tensor:
+    rows: Tensor = table.array.view(-1, table.width)[first : first + count]
+    return rows.float()
+
+
+def _some(table: Table, numbers: Numbers | Tensor) -> Tensor:
+    rows = table.array.view(-1, table.width)
+    places = numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers).long()
+    found: Tensor = rows[places.to(rows.device)]
+    return found.float()
+
+
+def _scores(x: Tensor, atoms: Table, usable: Flags | None) -> Iterator[tuple[int, Tensor]]:
+    """Products of targets with atoms, as many at a time; 0 for those that are not usable."""
+    for first in range(0, atoms.array.numel() // atoms.width, _ATOMS):
+        scores = x @ _rows(atoms, first, _ATOMS).T
+        if usable is not None:
+            scores *= _usable(usable, first, scores)
+        yield first, scores
+
+
+def _usable(usable: Flags, first: int, scores: Tensor) -> Tensor:
+    flags = torch.from_numpy(usable[first : first + scores.shape[1]])
+    return flags.to(scores.device).bool()

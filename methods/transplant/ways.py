@@ -1,0 +1,364 @@
+"""Ways to make the row of a token that a model lacks; see `graft`.
+
+Those that compare look at three tables, whose rows belong to tokens: *targets*, the donor's rows
+of the tokens that the model lacks; *atoms*, the donor's rows of the tokens that both have; and
+*twins*, the model's own rows of these, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from mergeloom.engine.graph.kernel import Array, GrainView, Statistic, Use
+from mergeloom.methods.ops.draws import HASH, WORD, key_of, words
+from mergeloom.methods.ops.loops.sizes import pursuit_bytes
+from mergeloom.methods.ops.tables import BATCH, Table
+from mergeloom.methods.transplant.landmarks import Landmarks
+from mergeloom.methods.transplant.well_trained import WellTrained
+
+if TYPE_CHECKING:
+    from mergeloom.methods.ops.tables import Doubles, Flags, Numbers, Singles
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Sizes of the donor's tables: numbers of targets and of atoms, and the width of both."""
+
+    targets: int
+    atoms: int
+    width: int
+
+    def check(self, width: int, side: Sequence[Shape]) -> None:
+        """See that targets, atoms and twins, of ``width``, are as large.
+
+        Raises:
+            ValueError: they are not.
+        """
+        wanted = [(self.targets, self.width), (self.atoms, self.width), (self.atoms, width)]
+        if list(side[:3]) != wanted:
+            raise ValueError(f"tables of {wanted} are needed, here are {list(side)}")
+
+    def tables(self, grain: GrainView, side: Sequence[Array]) -> tuple[Table, Table, Table]:
+        """Targets, atoms and twins."""
+        targets, atoms, twins = side[:3]
+        width = grain.shape[1]
+        return Table(targets, self.width), Table(atoms, self.width), Table(twins, width)
+
+
+@dataclass(frozen=True)
+class Pursuit:
+    """By orthogonal matching pursuit: at most ``most`` atoms that add up to the target, and the
+    same sum of their twins.
+
+    C. Goddard, F. Fernandes Neto, Training-Free Tokenizer Transplantation via Orthogonal Matching
+    Pursuit, 2025, arXiv:2506.06607.
+    """
+
+    space: Space
+    most: int
+    well_trained: WellTrained | None = None
+    moments = False
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("pursue"), Use("mix_rows"))
+
+    @property
+    def passes(self) -> tuple[Statistic[Any, Any], ...]:
+        return _passes(self.well_trained)
+
+    def check(self, width: int, side: Sequence[Shape]) -> None:
+        self.space.check(width, side)
+        if not 0 < self.most <= self.space.atoms:
+            raise ValueError(f"{self.most} of {self.space.atoms} atoms cannot be taken")
+
+    def operations(self) -> float:
+        return float(self.space.atoms * self.space.width * self.most)
+
+    def workspace_bytes(self, width: int) -> int:
+        return pursuit_bytes(BATCH, self.most, self.space.width) + 12 * BATCH * self.most
+
+    def rows(
+        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
+    ) -> Singles:
+        targets, atoms, twins = self.space.tables(grain, side)
+        usable = known[0] if known else None
+        numbers, coefficients = grain.ops.pursue(targets, missing, atoms, usable, self.most)
+        rows: Singles = grain.ops.mix_rows(twins, numbers, coefficients)
+        return rows
+
+
+Scheme = Literal["distance", "barycentric", "least_squares"]
+SCHEMES: tuple[Scheme, ...] = ("distance", "barycentric", "least_squares")
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """By the ``most`` nearest atoms, and a weighted sum of their twins.
+
+    Weights are inverse distances (cosines, where these tell what is near) that add up to 1; or
+    those that come nearest to the target, with the sum 1 (barycentric) or without (least squares).
+    """
+
+    space: Space
+    most: int
+    cosine: bool = False
+    scheme: Scheme = "distance"
+    well_trained: WellTrained | None = None
+    moments = False
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("neighbours"), Use("products_of_rows"), Use("mix_rows"))
+
+    @property
+    def passes(self) -> tuple[Statistic[Any, Any], ...]:
+        return _passes(self.well_trained)
+
+    def check(self, width: int, side: Sequence[Shape]) -> None:
+        self.space.check(width, side)
+        if not 0 < self.most <= self.space.atoms:
+            raise ValueError(f"{self.most} of {self.space.atoms} atoms cannot be taken")
+
+    def operations(self) -> float:
+        return float(self.space.width * (self.space.atoms + 4 * self.most**2))
+
+    def workspace_bytes(self, width: int) -> int:
+        products = 8 * BATCH * (self.most + 1) ** 2
+        return pursuit_bytes(BATCH, 1, self.space.width) + 6 * products
+
+    def rows(
+        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
+    ) -> Singles:
+        import numpy as np
+
+        targets, atoms, twins = self.space.tables(grain, side)
+        usable, ops = known[0] if known else None, grain.ops
+        numbers, near = ops.neighbours(targets, missing, atoms, usable, self.most, self.cosine)
+        products = ops.products_of_rows(targets, missing, atoms, numbers)
+        weights = self._weights(products, near > -np.inf)
+        rows: Singles = ops.mix_rows(twins, numbers, np.ascontiguousarray(weights))
+        return rows
+
+    def _weights(self, products: Doubles, there: Flags) -> Doubles:
+        """The weights of atoms (rows, most), from the dot products of targets and atoms."""
+        import numpy as np
+
+        own, along, gram = products[:, :1, 0], products[:, 0, 1:], products[:, 1:, 1:]
+        if self.scheme == "distance":
+            squares = np.diagonal(gram, axis1=1, axis2=2)
+            if self.cosine:
+                length = np.sqrt(np.maximum(own * squares, 1e-300))
+                near = np.maximum(along / length, 0.0)
+            else:
+                near = 1.0 / np.sqrt(np.maximum(own - 2.0 * along + squares, 1e-12))
+            near = np.where(there, near, 0.0)
+            near += np.where(near.sum(1, keepdims=True) > 0.0, 0.0, there)
+            return np.asarray(near / np.maximum(near.sum(1, keepdims=True), 1e-300))
+        gram = np.where(there[:, :, None] & there[:, None, :], gram, 0.0)
+        along = np.where(there, along, 0.0)
+        if self.scheme == "barycentric":
+            gram = np.pad(gram, ((0, 0), (0, 1), (0, 1)))
+            gram[:, -1, :-1] = gram[:, :-1, -1] = there
+            along = np.pad(along, ((0, 0), (0, 1)), constant_values=1.0)
+        solved = np.linalg.pinv(gram, rcond=1e-10, hermitian=True) @ along[:, :, None]
+        return np.asarray(solved[:, : self.most, 0])
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """By sums of the model's own rows that are known before: the pieces into which its tokenizer
+    cuts a token.
+
+    Beside lie a table of rows (atoms, width), and for each of ``targets`` the numbers of some of
+    them (int32) and their coefficients (float64): (targets, most) both.
+    """
+
+    targets: int
+    most: int
+    moments = False
+    passes: tuple[Statistic[Any, Any], ...] = ()
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("mix_rows"),)
+
+    def check(self, width: int, side: Sequence[Shape]) -> None:
+        table, *numbers = side
+        if table[1:] != (width,) or numbers != [(self.targets, self.most)] * 2:
+            raise ValueError(f"{side} is no mixture of {self.targets} rows of {width}")
+
+    def operations(self) -> float:
+        return float(self.most)
+
+    def workspace_bytes(self, width: int) -> int:
+        return 16 * BATCH * self.most + 16 * width
+
+    def rows(
+        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
+    ) -> Singles:
+        ops = grain.ops
+        numbers = ops.numbers_of(side[1]).reshape(-1, self.most)[missing]
+        coefficients = ops.numbers_of(side[2]).reshape(-1, self.most)[missing]
+        rows: Singles = ops.mix_rows(Table(side[0], grain.shape[1]), numbers, coefficients)
+        return rows
+
+
+@dataclass(frozen=True)
+class LandmarkMap:
+    """By the rotation that brings all atoms, about their mean, nearest to their twins; see
+    `Landmarks`."""
+
+    space: Space
+    width: int
+    moments = False
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        return (Use("read_rows"),)
+
+    @property
+    def passes(self) -> tuple[Statistic[Any, Any], ...]:
+        return (Landmarks(self.space.atoms, self.space.width, self.width),)
+
+    def check(self, width: int, side: Sequence[Shape]) -> None:
+        self.space.check(width, side)
+        if width != self.width:
+            raise ValueError(f"rows are of {width}, not of {self.width}")
+
+    def operations(self) -> float:
+        atoms = self.space.atoms / max(self.space.targets, 1)
+        return self.space.width * (1.0 + atoms)
+
+    def workspace_bytes(self, width: int) -> int:
+        return 16 * BATCH * (self.space.width + width)
+
+    def rows(
+        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
+    ) -> Singles:
+        import numpy as np
+
+        targets = Table(side[0], self.space.width)
+        chosen = np.concatenate(
+            [grain.ops.read_rows(targets, int(number), 1) for number in missing]
+        )
+        found = known[0]
+        rows = (chosen.astype(np.float64) - found.mean) @ found.map + found.twin_mean
+        return np.asarray(rows, np.float32)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """By the mean of the model's own rows."""
+
+    moments = True
+    uses: tuple[Use, ...] = ()
+    passes: tuple[Statistic[Any, Any], ...] = ()
+
+    def check(self, width: int, side: Sequence[Shape]) -> None:
+        _check_nothing(side)
+
+    def operations(self) -> float:
+        return 1.0
+
+    def workspace_bytes(self, width: int) -> int:
+        return 0
+
+    def rows(
+        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
+    ) -> Singles:
+        import numpy as np
+
+        mean = known[0].mean.astype(np.float32)
+        return np.broadcast_to(mean, (len(missing), len(mean)))
+
+
+@dataclass(frozen=True)
+class Zero:
+    """By zeros."""
+
+    moments = False
+    uses: tuple[Use, ...] = ()
+    passes: tuple[Statistic[Any, Any], ...] = ()
+
+    def check(self, width: int, side: Sequence[Shape]) -> None:
+        _check_nothing(side)
+
+    def operations(self) -> float:
+        return 0.0
+
+    def workspace_bytes(self, width: int) -> int:
+        return 0
+
+    def rows(
+        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
+    ) -> Singles:
+        import numpy as np
+
+        return np.zeros((len(missing), grain.shape[1]), np.float32)
+
+
+@dataclass(frozen=True)
+class Random:
+    """By chance: normal numbers with mean and deviation of each column of the model's own rows.
+
+    They depend on ``seed``, the ``tensor`` and the missing token's number, and on nothing else.
+    """
+
+    seed: int
+    tensor: str
+    moments = True
+    uses: tuple[Use, ...] = ()
+    passes: tuple[Statistic[Any, Any], ...] = ()
+
+    def check(self, width: int, side: Sequence[Shape]) -> None:
+        _check_nothing(side)
+
+    def operations(self) -> float:
+        return 100.0
+
+    def workspace_bytes(self, width: int) -> int:
+        return 80 * BATCH * width
+
+    def rows(
+        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
+    ) -> Singles:
+        import numpy as np
+
+        keys = (key_of(self.seed, self.tensor, int(number)) for number in missing)
+        drawn = np.stack([normal(key, grain.shape[1]) for key in keys])
+        return np.asarray(known[0].mean + known[0].deviation * drawn, np.float32)
+
+
+def normal(key: int, count: int) -> Doubles:
+    """Normal numbers of mean 0 and deviation 1, two of each pair of those that are drawn.
+
+    G. Box, M. Muller, A Note on the Generation of Random Normal Deviates, 1958.
+    """
+    import numpy as np
+
+    first, second = words(key, 0)
+    weyl, one, other = HASH
+    pairs = -(-count // 2)
+    mixed = np.arange(2 * pairs, dtype=np.uint64) * np.uint64(weyl) + np.uint64(first)
+    mixed %= WORD
+    mixed ^= mixed >> np.uint64(16)
+    mixed = (mixed * np.uint64(one) % np.uint64(WORD)) ^ np.uint64(second)
+    mixed ^= mixed >> np.uint64(15)
+    mixed = mixed * np.uint64(other) % np.uint64(WORD)
+    uniform = (mixed.astype(np.float64) + 0.5) / WORD
+    radius, angle = np.sqrt(-2.0 * np.log(uniform[:pairs])), 2.0 * np.pi * uniform[pairs:]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+
+
+def _passes(well_trained: WellTrained | None) -> tuple[Statistic[Any, Any], ...]:
+    return () if well_trained is None else (well_trained,)
+
+
+def _check_nothing(side: Sequence[Shape]) -> None:
+    if side:
+        raise ValueError(f"there is no use for {len(side)} tables")
