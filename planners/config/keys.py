@@ -64,7 +64,25 @@ FILTERED = Level(
     "an entry of a parameter", "at a value of a parameter", frozenset({"filter", "value"})
 )
 TOKENIZER = Level(
-    "'tokenizer'", "under 'tokenizer'", frozenset({"source", "tokens", "pad_to_multiple_of"})
+    "'tokenizer'",
+    "under 'tokenizer'",
+    frozenset({"source", "tokens", "pad_to_multiple_of", "transplant"}),
+)
+TRANSPLANT = Level(
+    "'transplant'",
+    "under 'tokenizer.transplant'",
+    frozenset(
+        {
+            "method",
+            "k",
+            "cosine",
+            "weights",
+            "subword",
+            "prefix",
+            "exclude_undertrained",
+            "seed",
+        }
+    ),
 )
 TOKEN = Level("a token", "at a token under 'tokenizer.tokens'", frozenset({"source", "force"}))
 TOKEN_SOURCE = Level(
@@ -73,7 +91,10 @@ TOKEN_SOURCE = Level(
     frozenset({"kind", "model", "token", "token_id"}),
 )
 
-_LEVELS = (CONFIGURATION, MODULE, SLICE, SOURCE, MODEL, TOKENIZER, TOKEN, REFERENCE, LOCATION)
+_LEVELS = (
+    *(CONFIGURATION, MODULE, SLICE, SOURCE, MODEL, TOKENIZER, TOKEN, REFERENCE, LOCATION),
+    TRANSPLANT,
+)
 
 _OPTIONS = {
     "random_seed": "--seed N",

@@ -13,6 +13,7 @@ from mergeloom.planners.config.model_reference import (
     parse_reference,
     read_reference,
 )
+from mergeloom.planners.config.transplant import TransplantSettings, read_transplant
 from mergeloom.planners.config.yaml_values import Value
 
 UNION, BASE = "union", "base"
@@ -38,12 +39,14 @@ class TokenRow:
 @dataclass(frozen=True, slots=True)
 class TokenizerSettings:
     """``tokenizer`` or ``tokenizer_source``: ``source`` is ``union``, ``base`` or a model;
-    ``pad_to_multiple_of`` counts rows."""
+    ``pad_to_multiple_of`` counts rows, ``transplant`` says how rows are made of tokens that a model
+    lacks."""
 
     source: str | ModelReference
     place: Place
     tokens: Mapping[str, TokenRow] = field(default_factory=dict)
     pad_to_multiple_of: int | None = None
+    transplant: TransplantSettings | None = None
 
     def models(self) -> Iterator[ModelReference]:
         """The models that the settings name."""
@@ -78,7 +81,13 @@ def read_tokenizer(value: Value, findings: Findings) -> TokenizerSettings:
                 rows[token] = row
     source = fields.read("source", lambda each: _source(each, findings))
     multiple = fields.read("pad_to_multiple_of", _multiple)
-    return TokenizerSettings(source or UNION, value.place, rows, multiple)
+    transplant = fields.read("transplant", lambda each: read_transplant(each, findings))
+    if transplant is not None and not isinstance(source, ModelReference):
+        raise transplant.place.error(
+            "a transplant needs a donor, whose tokenizer the output gets",
+            "name a model as 'source' under 'tokenizer'",
+        )
+    return TokenizerSettings(source or UNION, value.place, rows, multiple, transplant)
 
 
 def _source(value: Value, findings: Findings) -> str | ModelReference:

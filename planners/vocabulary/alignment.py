@@ -46,7 +46,7 @@ class NamedRow:
     force: bool = False
 
 
-Origin = Literal["own", "base", "only", "mean", "named", "zero"]
+Origin = Literal["own", "base", "only", "mean", "named", "zero", "bytes", "role", "prefix", "made"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,9 @@ class Alignment:
     sizes: tuple[int, ...]
     base: int | None
     named: Mapping[int, NamedRow]
+    special: tuple[Mapping[int, Origin], ...] = ()
+    """For each model rows that are its own by another name, and those that are made for it: what a
+    transplant does."""
 
     @staticmethod
     def of(
@@ -147,6 +150,9 @@ class Alignment:
             if named.taken is None:
                 return RowOrigin("zero", ())
             return RowOrigin("named", (named.taken,))
+        special = self.special[position].get(row) if self.special else None
+        if special is not None:
+            return RowOrigin(special, ((position, own),) if own != MISSING else ())
         if own != MISSING:
             return RowOrigin("own", ((position, own),))
         found = [(model, number) for model in lenders if (number := self.own[model][row]) >= 0]
@@ -175,6 +181,10 @@ class Alignment:
             counts["own"] -= self.own[position][row] != MISSING
             origin = self.origin(position, row, lenders).origin
             counts[origin] = counts.get(origin, 0) + 1
+        for row, kind in self.special[position].items() if self.special else ():
+            if self.own[position][row] != MISSING:
+                counts["own"] -= 1
+                counts[kind] = counts.get(kind, 0) + 1
         if self.padding:
             counts["padding"] = self.padding
         return counts

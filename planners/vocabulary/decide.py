@@ -10,6 +10,7 @@ from mergeloom.engine.base.errors import LoomError, Place
 from mergeloom.engine.base.suggest import nearest, suggest
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.tokenizer import TokenizerSettings, TokenRow
+from mergeloom.planners.transplant.matching import Matches, match, with_special
 from mergeloom.planners.vocabulary.alignment import Alignment, NamedRow, Vocabulary, padded, union
 from mergeloom.planners.vocabulary.tokenizer import AddedToken, TokenChanges, Tokenizer
 
@@ -53,6 +54,8 @@ class VocabularyPlan:
 
     ``names`` are the models, in the order of the alignment; ``source`` is the one that the
     tokenizer is from, where that is neither base nor first. ``warnings`` are complete sentences.
+    ``tokenizers`` are those of the models, and ``matches`` what a transplant finds of the output's
+    tokens in each.
     """
 
     alignment: Alignment
@@ -60,6 +63,8 @@ class VocabularyPlan:
     names: tuple[str, ...]
     source: ModelReference | None
     warnings: tuple[str, ...]
+    tokenizers: tuple[Tokenizer, ...] = ()
+    matches: tuple[Matches, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -124,9 +129,22 @@ def decide(
             f"{rows} rows for {len(output.ids)} tokens make no sense",
             "is it the right tokenizer, and 'pad_to_multiple_of'?",
         )
+    matches: tuple[Matches, ...] = ()
+    if settings.transplant is not None:
+        prefixes = settings.transplant.prefix != "no"
+        matches = tuple(
+            match(tokenizer, output, vocabulary.rows, prefixes)
+            for vocabulary, tokenizer in zip(vocabularies, tokenizers, strict=True)
+        )
+        vocabularies = [
+            replace(vocabulary, ids=found.shared)
+            for vocabulary, found in zip(vocabularies, matches, strict=True)
+        ]
     alignment = Alignment.of(vocabularies, base, output.ids, rows, named)
     warnings += _idle(settings.tokens, output.ids, alignment)
-    lacking = set(alignment.lacking())
+    if matches and settings.transplant is not None:
+        alignment = with_special(settings.transplant, alignment, output.ids, matches)
+    lacking = set() if matches else set(alignment.lacking())
     if lacking:
         lost = [token for token, number in output.ids.items() if number in lacking]
         warnings.append(
@@ -140,6 +158,8 @@ def decide(
         names,
         source if isinstance(source, ModelReference) and other else None,
         tuple(warnings),
+        tuple(tokenizers),
+        matches,
     )
 
 

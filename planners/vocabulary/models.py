@@ -12,6 +12,7 @@ from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.tokenizer import TokenizerSettings
 from mergeloom.planners.models.model import Model
 from mergeloom.planners.models.token_weights import Head
+from mergeloom.planners.transplant.words import graft_of
 from mergeloom.planners.vocabulary.decide import Candidate, VocabularyPlan, decide
 from mergeloom.planners.vocabulary.remapped import RemappedModel, Tables, table_rows
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
@@ -34,6 +35,10 @@ class Tokenizers(Protocol):
 
     def tokenizer(self, reference: ModelReference) -> Tokenizer | None:
         """The tokenizer of any model."""
+        ...
+
+    def get(self, reference: ModelReference) -> Model:
+        """Any model, as it is."""
         ...
 
 
@@ -102,7 +107,18 @@ def remapped(
     finder = _Finder(view, models, references, tokenizers)
     position = None if base is None else finder.position(base)
     vocabulary = decide(settings, candidates, position, finder)
-    tables = Tables(vocabulary.alignment, models, _own_head(models))
+    graft = None
+    if settings.transplant is not None and isinstance(settings.source, ModelReference):
+        donor = tokenizers.get(settings.source) if settings.transplant.compares else None
+        graft = graft_of(
+            settings.transplant,
+            vocabulary.alignment,
+            vocabulary.tokenizer,
+            vocabulary.tokenizers,
+            vocabulary.matches,
+            donor,
+        )
+    tables = Tables(vocabulary.alignment, models, _own_head(models), graft)
     changed = {
         id(model): RemappedModel(tables, number)
         for number, model in enumerate(models)

@@ -22,6 +22,7 @@ from mergeloom.planners.models.architecture import Architecture
 from mergeloom.planners.models.model import Model, Shape, Stored
 from mergeloom.planners.models.rows import row_axis
 from mergeloom.planners.models.token_weights import Head, TokenWeights
+from mergeloom.planners.transplant.graft import Graft
 from mergeloom.planners.vocabulary.alignment import MISSING, Alignment, RowPlan
 
 _TABLE = re.compile(r"embed_tokens\w*\.weight$")
@@ -57,11 +58,13 @@ class Tables:
     """What the remapped models of one merge share: ``models`` are all of them, as they were.
 
     ``head`` is the output's head where it has one of its own: tied models then have it too.
+    ``graft`` makes rows that models lack, where that is asked for.
     """
 
     alignment: Alignment
     models: tuple[Model, ...]
     head: str | None
+    graft: Graft | None = None
 
     def twin(self, position: int, tensor: str, of: Model) -> str | None:
         """What another model has in place of ``tensor`` of model ``of``, if it can lend rows."""
@@ -144,6 +147,8 @@ class RemappedModel:
             twin = self.tables.twin(position, tensor, self.model)
             if twin is not None and position != self.position:
                 lenders[position] = twin
+        if self.tables.graft is not None and len(self.shape(tensor)) == 2:
+            return self._grafted(builder, tensor, lenders, self.tables.graft)
         plan = self.tables.alignment.plan(self.position, sorted(lenders))
         inputs = [
             _rows(self.tables.models[position], builder, lenders[position], row_map)
@@ -154,6 +159,28 @@ class RemappedModel:
         return builder.merge(
             inputs, FillRows(plan.padding), tensor, side=(_choices(builder, plan),)
         )
+
+    def _grafted(
+        self, builder: GraphBuilder, tensor: str, names: Mapping[int, str], graft: Graft
+    ) -> Load | Merge:
+        """A table whose missing rows are made; ``names`` are those of all models' tables."""
+        alignment, source = self.tables.alignment, names[self.position]
+        plan = alignment.plan(self.position, [self.position])
+        own = array("i", plan.maps[self.position])
+        for row, number in graft.borrowed(self.position, self.model, source):
+            own[row] = number
+        maps = {**plan.maps, self.position: own}
+        inputs = [
+            _rows(self.tables.models[position], builder, names[position], row_map)
+            for position, row_map in maps.items()
+        ]
+        known = inputs[0]
+        if len(inputs) > 1:
+            side = _choices(builder, RowPlan(maps, 0))
+            known = builder.merge(inputs, FillRows(), tensor, side=(side,))
+        empty = (*alignment.gaps, *range(alignment.rows - alignment.padding, alignment.rows))
+        rows = alignment.own[self.position]
+        return graft.node(builder, tensor, known, rows, self.model, source, self.position, empty)
 
     def _source(self, tensor: str) -> str:
         """The name under which the rows are stored: a tied model's head is its embedding."""

@@ -17,6 +17,7 @@ from typing import Any
 from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.planners.models.small_files import check_inside, read_json
+from mergeloom.planners.vocabulary.spelling import Spelling, spelling_of
 from mergeloom.planners.vocabulary.tokens import read_content
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -75,7 +76,8 @@ class Tokenizer:
     """The tokenizer of one model.
 
     ``ids`` holds all tokens, added ones included; ``rules`` digests of what else decides how a text
-    is cut, by what it is called; ``settings`` is the content of ``tokenizer_config.json``.
+    is cut, by what it is called; ``settings`` is the content of ``tokenizer_config.json``;
+    ``spelling`` how ordinary tokens are written.
     """
 
     directory: Path
@@ -87,6 +89,7 @@ class Tokenizer:
     takes_whole_words: bool = False
     changes: TokenChanges = NONE
     template: str | None = None
+    spelling: Spelling = "plain"
 
     @cached_property
     def special_names(self) -> dict[str, str]:
@@ -128,6 +131,7 @@ def read_tokenizer(directory: Path) -> Tokenizer | None:
         rules,
         settings,
         model.get("ignore_merges") is True or kind == "WordPiece",
+        spelling=spelling_of(document),
     )
 
 
@@ -168,6 +172,12 @@ def library_document(directory: Path) -> dict[str, Any] | None:
     for file in directory.iterdir():
         check_inside(directory, file.name)
     return _converted(directory)
+
+
+def library_text(directory: Path) -> str:
+    """The same as JSON, empty where there is none."""
+    document = library_document(directory)
+    return "" if document is None else json.dumps(document)
 
 
 def added_tokens(

@@ -11,6 +11,10 @@ from mergeloom.report.terminal.console import columns, plural
 
 _COLUMNS = {
     "own": "own",
+    "bytes": "same bytes",
+    "role": "same role",
+    "prefix": "prefix",
+    "made": "made",
     "base": "base's",
     "only": "only owner's",
     "mean": "mean",

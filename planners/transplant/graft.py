@@ -1,0 +1,217 @@
+"""Tables of a model whose missing rows are made by what a donor knows of their tokens."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mergeloom.engine.base.dtypes import BY_CODE
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
+from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.methods.transplant import ways
+from mergeloom.methods.transplant.graft import OWN, PADDING, GraftRows, Way
+from mergeloom.methods.transplant.well_trained import WellTrained
+from mergeloom.planners.config.transplant import TransplantSettings
+from mergeloom.planners.models.model import Model
+from mergeloom.planners.models.token_weights import Head
+from mergeloom.planners.transplant.pieces import weights
+
+MISSING = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """What is known of the tokens of one model beside the rows that it has for the output's.
+
+    ``lacking`` are the output's rows that it lacks, in order; ``made_of`` rows of its own that
+    stand for some of them, where a setting allows that, and ``pieces`` those of the tokens that its
+    tokenizer cuts them into. ``shared`` are the output's rows whose tokens both have; ``unused``
+    its own rows of tokens that never occur.
+    """
+
+    lacking: Sequence[int]
+    made_of: Mapping[int, int]
+    pieces: Mapping[int, tuple[int, ...]]
+    shared: Sequence[int]
+    unused: Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Graft:
+    """How missing rows are made in one merge: ``words`` for each of its models, in order.
+
+    The output's rows are those of the ``donor``, whose tokenizer it has; ``unused`` are the
+    donor's rows of tokens that never occur.
+    """
+
+    settings: TransplantSettings
+    donor: Model | None
+    words: Sequence[Words]
+    unused: Sequence[int]
+
+    def node(
+        self,
+        builder: GraphBuilder,
+        tensor: str,
+        own: Load | Merge,
+        rows: array[int],
+        model: Model,
+        source: str,
+        position: int,
+        empty: Iterable[int],
+    ) -> Merge:
+        """The table ``tensor`` of a model, with the rows that it lacks.
+
+        ``own`` is the table without them, ``rows`` says which row of the model's own table,
+        ``source``, each is of; ``empty`` are rows of no token.
+
+        Raises:
+            CheckpointError: a table that is needed is not stored as it is.
+        """
+        words = self.words[position]
+        is_head, settings = _is_head(model, source), self.settings
+        kinds = array("i", [OWN]) * len(rows)
+        for row in empty:
+            kinds[row] = PADDING
+        borrowed = {row for row, _ in self.borrowed(position, model, source)}
+        missing = [row for row in words.lacking if row not in borrowed]
+        theirs = self._donor_rows(model, is_head)
+        if settings.compares:  # what the donor does not know either becomes the mean
+            unknown = [row for row in missing if row >= theirs]
+            for row in unknown:
+                kinds[row] = PADDING
+            missing = [row for row in missing if row < theirs]
+        for number, row in enumerate(missing):
+            kinds[row] = number
+        way, side = self._way(builder, tensor, model, source, words, missing, rows, is_head)
+        kernel = GraftRows(way, len(missing) / len(rows), own.shape[1], PADDING in kinds)
+        table = _numbers(builder, kinds.tobytes(), "I32", (len(kinds),), "which rows are missing")
+        return builder.merge([own], kernel, tensor, side=(table, *side))
+
+    def borrowed(self, position: int, model: Model, source: str) -> Iterable[tuple[int, int]]:
+        """Rows of the output that are other rows of the model's table ``source``, and these."""
+        where = self.settings.prefix
+        if where == "yes" or where == ("head" if _is_head(model, source) else "embed"):
+            return self.words[position].made_of.items()
+        return ()
+
+    def _way(
+        self,
+        builder: GraphBuilder,
+        tensor: str,
+        model: Model,
+        source: str,
+        words: Words,
+        missing: Sequence[int],
+        rows: array[int],
+        is_head: bool,
+    ) -> tuple[Way, list[Load]]:
+        settings = self.settings
+        if settings.method == "mean":
+            return ways.Mean(), []
+        if settings.method == "zero":
+            return ways.Zero(), []
+        if settings.method == "random":
+            return ways.Random(settings.seed, tensor), []
+        if settings.method == "subword":
+            return self._mixture(builder, model, source, words, missing, is_head)
+        assert self.donor is not None
+        name = self._donor_table(model, is_head)
+        theirs, width = self.donor.shape(name)
+        size = model.shape(source)[0]
+        shared = [row for row in words.shared if row < theirs and rows[row] < size]
+        twins = [rows[row] for row in shared]
+        side = [
+            _rows(builder, self.donor, name, missing),
+            _rows(builder, self.donor, name, shared),
+            _rows(builder, model, source, twins),
+        ]
+        space, own = ways.Space(len(missing), len(shared), width), model.shape(source)[1]
+        if settings.method == "landmarks":
+            return ways.LandmarkMap(space, own), side
+        judge = None
+        if settings.exclude_undertrained:
+            unused = [row for row in self.unused if row < theirs]
+            alone = [row for row in words.unused if row < size]
+            lengths = (_has_lengths(self.donor, is_head), _has_lengths(model, is_head))
+            judge = WellTrained(len(shared), width, own, lengths, len(unused), len(alone))
+            side += [_rows(builder, self.donor, name, unused)] if unused else []
+            side += [_rows(builder, model, source, alone)] if alone else []
+        most = min(settings.k, len(shared))
+        if settings.method == "omp":
+            return ways.Pursuit(space, most, judge), side
+        scheme, cosine = settings.weights, settings.cosine
+        return ways.Interpolation(space, most, cosine, scheme, judge), side
+
+    def _mixture(
+        self,
+        builder: GraphBuilder,
+        model: Model,
+        source: str,
+        words: Words,
+        missing: Sequence[int],
+        is_head: bool,
+    ) -> tuple[Way, list[Load]]:
+        used = sorted({piece for row in missing for piece in words.pieces.get(row, ())})
+        place = {piece: number for number, piece in enumerate(used)}
+        most = max((len(words.pieces.get(row, ())) for row in missing), default=0) or 1
+        numbers, coefficients = array("i"), array("d")
+        for row in missing:
+            pieces = words.pieces.get(row, ())
+            gap = most - len(pieces)
+            numbers.extend([place[piece] for piece in pieces] + [0] * gap)
+            how = self.settings.subword
+            coefficients.extend([*weights(len(pieces), how, is_head), *[0.0] * gap])
+        shape = (len(missing), most)
+        side = [
+            _rows(builder, model, source, used or [0]),
+            _numbers(builder, numbers.tobytes(), "I32", shape, "pieces of tokens"),
+            _numbers(builder, coefficients.tobytes(), "F64", shape, "weights of pieces"),
+        ]
+        return ways.Mixture(len(missing), most), side
+
+    def _donor_table(self, model: Model, is_head: bool) -> str:
+        """The donor's table that corresponds to the model's embedding or head."""
+        assert self.donor is not None
+        tokens = self.donor.tokens
+        name = tokens.head if is_head and tokens.kind is Head.OWN else tokens.embedding
+        if name is None:
+            raise self.settings.place.error(
+                f"the donor '{self.donor.name}' has no embedding to compare tokens by",
+                "choose the method subword, mean, zero or random",
+            )
+        return name
+
+    def _donor_rows(self, model: Model, is_head: bool) -> int:
+        if not self.settings.compares or self.donor is None:
+            return 0
+        return self.donor.shape(self._donor_table(model, is_head))[0]
+
+
+def _is_head(model: Model, source: str) -> bool:
+    return source == model.tokens.head and source != model.tokens.embedding
+
+
+def _has_lengths(model: Model, is_head: bool) -> bool:
+    """Whether the length of a row tells if it was trained: in an embedding that is no head."""
+    return not is_head and model.tokens.kind is not Head.TIED
+
+
+def _rows(builder: GraphBuilder, model: Model, tensor: str, rows: Sequence[int]) -> Load:
+    node = model.node(builder, tensor, rows)
+    if not isinstance(node, Load):
+        raise CheckpointError(
+            f"'{tensor}' of '{model.name}' is computed from others (an adapter, codes, an earlier "
+            "stage), and its rows cannot be looked at one by one",
+            remedy="merge or dequantise it into a model of its own first, or choose the method "
+            "mean, zero or random",
+        )
+    return node
+
+
+def _numbers(
+    builder: GraphBuilder, content: bytes, code: str, shape: tuple[int, ...], name: str
+) -> Load:
+    return builder.load(MemorySource(content, name), 0, BY_CODE[code], shape, name)

@@ -1,0 +1,138 @@
+"""Which tokens of a donor's tokenizer a model has too. Pure: nothing is read.
+
+donor's token          the model's                     why
+Ġthe                   Ġthe                            spelled alike
+Ġthe                   ▁the                            stands for the same bytes of a text
+<|end|> (eos)          </s> (eos)                      has the same role
+Ġtherefore             Ġthe      (where allowed)       is the longest one that it begins with
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from mergeloom.planners.config.transplant import TransplantSettings
+from mergeloom.planners.vocabulary.alignment import MISSING, Alignment, Origin
+from mergeloom.planners.vocabulary.spelling import content, is_single_byte
+from mergeloom.planners.vocabulary.tokenizer import Tokenizer
+
+ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Rows of the model by the donor's tokens.
+
+    ``spelled`` are tokens that are spelled alike, ``bytes`` those that stand for the same bytes,
+    ``roles`` special tokens of one role, ``prefixes`` the rows of the longest tokens that others
+    begin with.
+    """
+
+    spelled: Mapping[str, int]
+    bytes: Mapping[str, int]
+    roles: Mapping[str, int]
+    prefixes: Mapping[str, int]
+
+    @property
+    def shared(self) -> dict[str, int]:
+        """All that mean the same in both."""
+        return {**self.spelled, **self.bytes, **self.roles}
+
+
+def match(model: Tokenizer, donor: Tokenizer, rows: int, prefixes: bool) -> Matches:
+    """Match a donor's tokens to those of a model with ``rows``; ``prefixes`` too, if asked for."""
+    own = _by_content(model, rows)
+    spelled: dict[str, int] = {}
+    same: dict[str, int] = {}
+    left: list[str] = []
+    for token in donor.ids:
+        number = model.ids.get(token, rows)
+        if number < rows and _alike(token, model, donor):
+            spelled[token] = number
+            continue
+        found = None if token in donor.added else own.get(content(token, donor.spelling))
+        if found is not None:
+            same[token] = found
+        else:
+            left.append(token)
+    roles = dict(_by_role(model, donor, rows, {*spelled, *same}))
+    longest: dict[str, int] = {}
+    if prefixes:
+        for token in left:
+            if token in roles or token in donor.added:
+                continue
+            whole = content(token, donor.spelling)
+            lengths = range(len(whole) - 1, 0, -1)
+            found = next((own[whole[:n]] for n in lengths if whole[:n] in own), None)
+            if found is not None:
+                longest[token] = found
+    return Matches(spelled, same, roles, longest)
+
+
+def _alike(token: str, model: Tokenizer, donor: Tokenizer) -> bool:
+    """Whether a token that both have means the same in both."""
+    if token in model.added or token in donor.added or model.spelling == donor.spelling:
+        return True
+    return content(token, model.spelling) == content(token, donor.spelling)
+
+
+def _by_content(model: Tokenizer, rows: int) -> dict[bytes, int]:
+    """Rows of ordinary tokens by what they stand for; those spelled as bytes come last."""
+    found: dict[bytes, int] = {}
+    late: list[tuple[bytes, int]] = []
+    for token, number in model.ids.items():
+        if number >= rows or token in model.added:
+            continue
+        key = content(token, model.spelling)
+        if is_single_byte(token, model.spelling):
+            late.append((key, number))
+        else:
+            found.setdefault(key, number)
+    for key, number in late:
+        found.setdefault(key, number)
+    return found
+
+
+def _by_role(
+    model: Tokenizer, donor: Tokenizer, rows: int, known: set[str]
+) -> Iterator[tuple[str, int]]:
+    for role in ROLES:
+        theirs, own = donor.special_names.get(role), model.special_names.get(role)
+        if theirs is None or own is None or theirs in known or theirs not in donor.ids:
+            continue
+        number = model.ids.get(own, rows)
+        if number < rows:
+            known.add(theirs)
+            yield theirs, number
+
+
+def with_special(
+    settings: TransplantSettings,
+    alignment: Alignment,
+    ids: Mapping[str, int],
+    matches: Sequence[Matches],
+) -> Alignment:
+    """An alignment that knows which rows are a model's own by another name, and which are made."""
+    found = tuple(
+        _special(settings, alignment, ids, each, position) for position, each in enumerate(matches)
+    )
+    return replace(alignment, special=found)
+
+
+def _special(
+    settings: TransplantSettings,
+    alignment: Alignment,
+    ids: Mapping[str, int],
+    found: Matches,
+    position: int,
+) -> dict[int, Origin]:
+    own = alignment.own[position]
+    kinds: dict[int, Origin] = {ids[token]: "bytes" for token in found.bytes}
+    kinds.update((ids[token], "role") for token in found.roles)
+    if settings.prefix in ("embed", "yes"):
+        kinds.update((ids[token], "prefix") for token in found.prefixes)
+    for number in ids.values():
+        if own[number] == MISSING:
+            kinds.setdefault(number, "made")
+    return {row: kind for row, kind in kinds.items() if row not in alignment.named}
