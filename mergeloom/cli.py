@@ -25,6 +25,7 @@ from mergeloom.commands.prepare import prepare
 from mergeloom.commands.report import report
 from mergeloom.commands.schema import schema
 from mergeloom.commands.status import status
+from mergeloom.commands.transplant import transplant
 from mergeloom.commands.verify import verify
 from mergeloom.engine.base.errors import MEMORY_SHORT, LoomError, RunError, is_memory_short
 from mergeloom.printer import AnswerLost, complain
@@ -38,7 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (
-    *(init, plan, merge, status, report, explain, inspect, diff, verify, methods, schema, prepare),
+    *(init, plan, merge, transplant, status, report, explain, inspect, diff, verify, methods, schema, prepare),
     *(clean, mergekit_yaml, mergekit_pytorch),
 ):
     app.command()(_command)

@@ -22,7 +22,8 @@ WORKERS = {
     ROOT / "engine" / "run" / f"{name}.py"
     for name in ("torch_arrays", "torch_device", "device_worker", "device_cache")
 }
-WORKERS |= {ROOT / "methods" / "reference.py", ROOT / "methods" / "ops" / "torch_ops.py"}
+WORKERS |= {ROOT / "methods" / "reference.py"}
+WORKERS |= {ROOT / "methods" / "ops" / f"{name}.py" for name in ("torch_ops", "torch_tables")}
 """Only threads that compute import these."""
 
 MODULES = {

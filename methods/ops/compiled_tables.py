@@ -108,8 +108,8 @@ class CompiledTables:
     def put_rows(self, out: Elements, places: Numbers, values: Singles) -> None:
         import numpy as np
 
-        content = (ctypes.c_float * out.count).from_address(out.address)
-        np.frombuffer(content, np.float32).reshape(-1, values.shape[1])[places] = values
+        found: Any = (ctypes.c_float * out.count).from_address(out.address)
+        np.frombuffer(found, np.float32).reshape(-1, values.shape[1])[places] = values
 
 
 _NUMBERS: dict[str, tuple[str, Any]] = {

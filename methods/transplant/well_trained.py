@@ -16,7 +16,7 @@ from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.methods.ops.tables import Table
 
 if TYPE_CHECKING:
-    from mergeloom.methods.ops.tables import Doubles, Flags
+    from mergeloom.methods.ops.tables import Doubles
 
 QUANTILE = 0.01
 """Share of the shortest rows that count as under-trained, and of those most like unused ones."""
@@ -76,7 +76,7 @@ class WellTrained(Statistic[list[Any], Any]):
 
     def _good(
         self, grain: GrainView, table: Table, unused: Table | None, count: int, lengths: bool
-    ) -> Flags:
+    ) -> Any:
         import numpy as np
 
         squares, along = np.empty(self.atoms), np.zeros(self.atoms)
@@ -87,7 +87,7 @@ class WellTrained(Statistic[list[Any], Any]):
             squares[first : first + number] = np.square(rows).sum(1)
             if direction is not None:
                 along[first : first + number] = (rows * direction).sum(1)
-        good: Flags = squares > 0.0
+        good: Any = squares > 0.0
         norms = np.sqrt(squares)
         if lengths:
             good &= norms >= np.quantile(norms, QUANTILE)

@@ -18,6 +18,8 @@ class LeftOut:
         self._called: dict[str, Mapping[str, str]] = {}
 
     def __call__(self, model: str, tensor: str) -> Reason:
+        if model == self._donor:
+            return "only its tables of tokens are looked at", None
         if model not in self._called:
             self._called[model] = _called(self._stage, model)
         here = self._called[model].get(tensor, tensor)
@@ -29,6 +31,16 @@ class LeftOut:
         if tensor in self._same_as_embedding:
             return f"its bytes are the embedding's, '{self._same_as_embedding[tensor]}'", None
         return _outside_reason(here, self._stage.towers), None
+
+    @cached_property
+    def _donor(self) -> str | None:
+        """What a transplant looks at and does not merge."""
+        settings = self._stage.document.tokenizer
+        if settings is None or settings.transplant is None:
+            return None
+        donor, towers = str(settings.source), self._stage.towers
+        merged = {s.model.name for plan in towers for part in plan.slices for s in part.sources}
+        return None if donor in merged else donor
 
     @cached_property
     def _placed(self) -> tuple[str, ...]:

@@ -1,0 +1,154 @@
+"""``mergeloom transplant``: a model with the tokenizer of another."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from mergeloom.commands.merge import run_merge
+from mergeloom.options import (
+    AsJson,
+    Finding,
+    OutputArgument,
+    Resources,
+    grouped,
+)
+from mergeloom.printer import Printer
+
+
+@grouped
+def transplant(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory or a hub id.")],
+    donor: Annotated[
+        str, typer.Argument(metavar="DONOR", help="The model whose tokenizer MODEL gets.")
+    ],
+    output: OutputArgument,
+    finding: Finding,
+    resources: Resources,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            "-a",
+            "--approximation-method",
+            metavar="omp|interpolation|landmarks|subword|mean|zero|random",
+            help="How rows are made of tokens that MODEL lacks.",
+        ),
+    ] = "omp",
+    k: Annotated[
+        int, typer.Option("-k", "--k", min=1, metavar="N", help="Tokens that a row is made of.")
+    ] = 64,
+    cosine: Annotated[
+        bool,
+        typer.Option(
+            "--cosine", "-c", "--cosine-similarity", help="interpolation: the nearest by angle."
+        ),
+    ] = False,
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights",
+            "-w",
+            "--weight-scheme",
+            metavar="distance|barycentric|least_squares",
+            help="interpolation: how the nearest count.",
+        ),
+    ] = "distance",
+    subword: Annotated[
+        str,
+        typer.Option(
+            "--subword",
+            "-s",
+            "--subword-method",
+            metavar="mean|sum|weighted|first_last",
+            help="subword: how the pieces of a token count.",
+        ),
+    ] = "mean",
+    prefix: Annotated[
+        str,
+        typer.Option(
+            "--prefix",
+            "-pm",
+            "--prefix-match",
+            metavar="no|embed|head|yes",
+            help="Where a token gets the row of the longest one that it begins with.",
+        ),
+    ] = "no",
+    exclude_undertrained: Annotated[
+        bool,
+        typer.Option(
+            "--exclude-undertrained",
+            "--magikarp",
+            help="Make no row of tokens that seem to have learnt nothing.",
+        ),
+    ] = False,
+    pad_to_multiple_of: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Make the number of rows a multiple of N."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Type of the output. [default: MODEL's]")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="random: the seed.")] = 0,
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest output shard.")
+    ] = "5GB",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what it would do; reads no weights.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard what an earlier run left in OUT.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show nothing but warnings and errors.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give MODEL the tokenizer of DONOR, into OUT; the same command continues when interrupted.
+
+    Tokens that both have keep MODEL's rows. Rows of the others are made: by default DONOR's row of
+    a token is written as a sum of its rows of tokens that both have, and MODEL's rows of these are
+    added up likewise (orthogonal matching pursuit, arXiv:2506.06607).
+    """
+    from mergeloom import api
+
+    settings: dict[str, Any] = {"method": method, "prefix": prefix}
+    if method in ("omp", "interpolation", "common_interpolation"):
+        settings |= {"k": k, "exclude_undertrained": exclude_undertrained}
+    if method in ("interpolation", "common_interpolation"):
+        settings |= {"cosine": cosine, "weights": weights}
+    if method == "subword":
+        settings["subword"] = subword
+    if method in ("random", "randn", "john_hewitt"):
+        settings["seed"] = seed
+    tokenizer: dict[str, Any] = {"source": donor, "transplant": settings}
+    if pad_to_multiple_of is not None:
+        tokenizer["pad_to_multiple_of"] = pad_to_multiple_of
+    configuration: dict[str, Any] = {
+        "merge_method": "passthrough",
+        "models": [{"model": model}],
+        "tokenizer": tokenizer,
+    }
+    if dtype is not None:
+        configuration["dtype"] = dtype
+    printer = Printer(as_json, quiet)
+    found = api.plan(
+        configuration,
+        output=output,
+        ram=resources.ram,
+        threads=resources.threads,
+        device=resources.device,
+        vram=resources.vram,
+        seed=seed,
+        max_shard_size=max_shard_size,
+        model_dirs=finding.model_dirs,
+        search=finding.folders,
+        observer=printer.planning(),
+    )
+    if dry_run:
+        from mergeloom.report.terminal.plan import render_plan
+
+        printer.answer(found.report, lambda: render_plan(found.report))
+        return
+    run_merge(found, output, printer, restart=restart)

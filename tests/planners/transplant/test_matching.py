@@ -1,0 +1,88 @@
+"""Which tokens two tokenizers share, whatever their spelling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mergeloom.planners.transplant.matching import match
+from mergeloom.planners.vocabulary.spelling import Spelling, content, spelling_of
+from mergeloom.planners.vocabulary.tokenizer import Tokenizer, library_document
+from tests.planners.vocabulary.tokenizers import SPECIAL, TEXTS, add, tokenizer, train
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("bytes", "bytes"), ("pieces", "pieces"), ("words", "words"), ("unigram", "pieces")],
+)
+def test_spellings(kind: str, expected: Spelling, tmp_path: Path) -> None:
+    directory = train(tmp_path / kind, kind, TEXTS, SPECIAL, 350)
+    document = library_document(directory)
+    assert document is not None
+    assert spelling_of(document) == expected
+    assert tokenizer(directory).spelling == expected
+
+
+def test_what_tokens_stand_for() -> None:
+    assert content("Ġthe", "bytes") == b" the"
+    assert content("ĊĊ", "bytes") == b"\n\n"
+    assert content("æĹ¥", "bytes") == "日".encode()
+    assert content("æĹ", "bytes") == "日".encode()[:2]
+    assert content("▁the", "pieces") == b" the"
+    assert content("<0x0A>", "pieces") == b"\n"
+    assert content("the", "words") == b" the"
+    assert content("##s", "words") == b"s"
+    assert content("the", "plain") == b"the"
+
+
+@pytest.mark.parametrize("kind", ["pieces", "words"])
+def test_other_spellings_of_the_same(kind: str, tmp_path: Path) -> None:
+    model = tokenizer(train(tmp_path / "model", "bytes", TEXTS, SPECIAL, 400))
+    donor = tokenizer(train(tmp_path / "donor", kind, TEXTS, [*SPECIAL, "<only>"], 400))
+    found = match(model, donor, 10_000, False)
+    assert {"<s>", "</s>", "<unk>"} <= found.spelled.keys()
+    assert found.bytes
+    by_number = {number: token for token, number in model.ids.items()}
+    for token, row in {**found.spelled, **found.bytes}.items():
+        if token not in SPECIAL:
+            assert content(token, donor.spelling) == content(by_number[row], "bytes")
+    theirs = {content(t, "bytes") for t in model.ids if t not in model.added}
+    for token in donor.ids.keys() - found.shared.keys():
+        assert token == "<only>" or content(token, donor.spelling) not in theirs
+
+
+def test_one_spelling_may_mean_two_things(tmp_path: Path) -> None:
+    """Ġ is a letter where spaces are spelled otherwise."""
+    model = tokenizer(train(tmp_path / "model", "bytes", TEXTS, SPECIAL, 400))
+    texts = [*TEXTS, "Ġal-Għarb Ġal-Għarb Ġal-Għarb Ġ Ġ"]
+    donor = tokenizer(train(tmp_path / "donor", "pieces", texts, SPECIAL, 400))
+    assert "Ġ" in donor.ids
+    assert "Ġ" in model.ids
+    assert "Ġ" not in match(model, donor, 10_000, False).shared
+
+
+def test_roles_and_prefixes(tmp_path: Path) -> None:
+    directory = train(tmp_path / "donor", "bytes", [*TEXTS, "modelling models"], ["<end>"], 420)
+    add(directory, "<|turn|>", special=True)
+    donor = tokenizer(directory)
+    donor = Tokenizer(**{**vars(donor), "settings": {"eos_token": {"content": "<end>"}}})
+    model = tokenizer(train(tmp_path / "model", "bytes", TEXTS[:1], SPECIAL, 320))
+    found = match(model, donor, 10_000, True)
+    assert found.roles == {"<end>": model.ids["</s>"]}
+    assert "<|turn|>" not in {**found.shared, **found.prefixes}
+    assert found.prefixes
+    by_number = {number: token for token, number in model.ids.items()}
+    for token, row in found.prefixes.items():
+        prefix = by_number[row]
+        longer = (token[:n] for n in range(len(token) - 1, len(prefix), -1))
+        assert token.startswith(prefix)
+        assert token != prefix
+        assert not any(each in model.ids for each in longer)
+    assert not match(model, donor, 10_000, False).prefixes
+
+
+def test_tokens_without_a_row_are_not_shared(tmp_path: Path) -> None:
+    model = tokenizer(train(tmp_path / "model", "bytes", TEXTS, SPECIAL, 400))
+    found = match(model, model, 300, False)
+    assert set(found.shared.values()) == set(range(300))
