@@ -52,7 +52,7 @@ def weights(count: int, how: Subword, head: bool) -> Sequence[float]:
         total = count * (count + 1) / 2
         rising = [(place + 1) / total for place in range(count)]
         return rising[::-1] if head else rising
-    return [1.0 / count] * count
+    return [1.0 / max(count, 1)] * count
 
 
 def _line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.planners.models.small_files import check_inside, read_json
+from mergeloom.planners.vocabulary.older_files import converted, has_older_files
 from mergeloom.planners.vocabulary.spelling import Spelling, spelling_of
 from mergeloom.planners.vocabulary.tokens import read_content
 
@@ -25,17 +26,6 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 SETTINGS = "tokenizer_config.json"
 LIBRARY = "tokenizer.json"
-_OTHERS = (
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "vocab.json",
-    "vocab.txt",
-    "tiktoken.model",
-    "tekken.json",
-    "*.tiktoken",
-)
-"""Files by which a directory without ``tokenizer.json`` has a tokenizer all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +157,12 @@ def library_document(directory: Path) -> dict[str, Any] | None:
     if path.is_file():
         check_inside(directory, LIBRARY)
         return _parsed(read_content(path), path)
-    if not any(next(directory.glob(pattern), None) for pattern in _OTHERS):
+    if not has_older_files(directory):
         return None
     for file in directory.iterdir():
         check_inside(directory, file.name)
-    return _converted(directory)
+    text = converted(directory)
+    return None if text is None else _parsed(text.encode(), path)
 
 
 def library_text(directory: Path) -> str:
@@ -235,28 +226,6 @@ def _ids(vocabulary: object, path: Path) -> dict[str, int]:
 
 def _is_scored(item: object) -> bool:
     return isinstance(item, list) and len(item) == 2 and isinstance(item[1], (int, float))
-
-
-def _converted(directory: Path) -> dict[str, Any]:
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise CheckpointError(
-            f"'{directory}' has no tokenizer.json, and to make one of its older files transformers "
-            "is needed: install it (pip install transformers sentencepiece tiktoken)"
-        ) from error
-    try:
-        made = AutoTokenizer.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
-        )
-        text = made.backend_tokenizer.to_str()
-    except Exception as error:  # whatever its libraries raise
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise CheckpointError(
-            f"'{directory}' has no tokenizer.json, and transformers cannot make one of its files: "
-            f"{reason[0][:200]}: save it as tokenizer.json once"
-        ) from error
-    return _parsed(text.encode(), directory / LIBRARY)
 
 
 def _parsed(content: bytes, path: Path) -> dict[str, Any]:

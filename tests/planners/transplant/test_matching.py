@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mergeloom.planners.config.transplant import SUBWORDS, Subword
 from mergeloom.planners.transplant.matching import match
+from mergeloom.planners.transplant.pieces import weights
 from mergeloom.planners.vocabulary.spelling import Spelling, content, spelling_of
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer, library_document
 from tests.planners.vocabulary.tokenizers import SPECIAL, TEXTS, add, tokenizer, train
@@ -80,6 +82,16 @@ def test_roles_and_prefixes(tmp_path: Path) -> None:
         assert token != prefix
         assert not any(each in model.ids for each in longer)
     assert not match(model, donor, 10_000, False).prefixes
+
+
+@pytest.mark.parametrize("how", SUBWORDS)
+def test_weights_of_pieces(how: Subword) -> None:
+    assert list(weights(0, how, head=False)) == []
+    assert list(weights(1, how, head=True)) == [1.0]
+    inside, outside = weights(3, how, head=False), weights(3, how, head=True)
+    assert sum(inside) == pytest.approx(3.0 if how == "sum" else 1.0)
+    assert list(outside) == list(reversed(inside))
+    assert inside[2] == max(inside)
 
 
 def test_tokens_without_a_row_are_not_shared(tmp_path: Path) -> None:
