@@ -39,7 +39,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (
-    *(init, plan, merge, transplant, status, report, explain, inspect, diff, verify, methods, schema, prepare),
+    *(
+        init,
+        plan,
+        merge,
+        transplant,
+        status,
+        report,
+        explain,
+        inspect,
+        diff,
+        verify,
+        methods,
+        schema,
+        prepare,
+    ),
     *(clean, mergekit_yaml, mergekit_pytorch),
 ):
     app.command()(_command)

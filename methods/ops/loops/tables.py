@@ -24,7 +24,7 @@ from mergeloom.methods.ops.loops.blocks import (
     ints,
 )
 from mergeloom.methods.ops.loops.convert import widened
-from mergeloom.methods.ops.loops.sizes import BLOCK, ATOMS
+from mergeloom.methods.ops.loops.sizes import ATOMS, BLOCK
 
 _DEPENDENT = 1e-9
 """Share of its squared length that is left of an atom which is as good as made of others."""
