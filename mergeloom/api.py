@@ -225,8 +225,10 @@ def merge(
             observer.resumed(event.resumed)
 
     def progressed(counters: Counters) -> None:
-        if meter is not None and observer.progressed is not None:
-            observer.progressed(meter.snapshot(counters))
+        if meter is not None:
+            snapshot = meter.snapshot(counters)
+            if observer.progressed is not None:
+                observer.progressed(snapshot)
 
     outcome = jobs.run(
         planned.plan.job(about),
@@ -249,9 +251,10 @@ def merge(
     checked = None
     if number:
         checked = check_output(planned.plan, directory, number, planned.budget_bytes)
-    result = MergeResult(directory, planned, outcome, checked, findings)
+    samples = () if meter is None else meter.samples
+    result = MergeResult(directory, planned, outcome, checked, findings, samples)
     if not outcome.was_finished:
-        store(result.report, directory)
+        store(result, directory)
     return result
 
 

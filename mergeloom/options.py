@@ -54,6 +54,15 @@ Config = Annotated[
 OutputArgument = Annotated[
     Path, typer.Argument(metavar="OUT", help="The directory to merge into.", parser=read_path)
 ]
+HtmlFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write the report to FILE, one page for a browser.",
+        parser=optional_path,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.errors import LoomError
@@ -81,6 +82,17 @@ class Printer:
             self.answer(report, render)
         elif not self.quiet:
             self.show(render())
+
+    def page(self, page: str, path: Path) -> None:
+        """Write a page for a browser to a file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        from mergeloom.report.html.page import write_page
+
+        write_page(page, path)
+        self.note(f"the report is in '{path}'")
 
     def show(self, renderable: RenderableType) -> None:
         """Show something on stderr; that nobody sees it is no failure."""

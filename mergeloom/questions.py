@@ -21,6 +21,7 @@ from mergeloom.initial import Start, first_configuration
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners.config.load import parse_config
 from mergeloom.planners.plan import decide
+from mergeloom.report.detail_records import DetailsReport
 from mergeloom.report.diff_records import DiffReport
 from mergeloom.report.meter import Meter
 from mergeloom.report.output_records import CleanReport, StatusReport
@@ -206,6 +207,17 @@ def read_report(output: Pathlike) -> MergeReport:
     from mergeloom.report.stored import stored_report
 
     return stored_report(arguments.path_of(output, "the output"))
+
+
+def read_details(output: Pathlike) -> DetailsReport | None:
+    """The details of the merge that made ``output``; ``None`` where they were not kept.
+
+    Raises:
+        OutputError: they cannot be understood.
+    """
+    from mergeloom.report.stored import stored_details
+
+    return stored_details(arguments.path_of(output, "the output"))
 
 
 def clean(

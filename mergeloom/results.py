@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mergeloom.check import Checked
     from mergeloom.engine.base.errors import Finding
     from mergeloom.engine.job import Outcome
+    from mergeloom.report.detail_records import DetailsReport, Sample
     from mergeloom.report.plan_records import (
         DiskReport,
         MergeReport,
@@ -52,6 +53,19 @@ class PlannedMerge:
 
         return plan_report(self)
 
+    @cached_property
+    def details(self) -> DetailsReport:
+        """Every tensor and the provenance of its values, memory step by step, as a record."""
+        from mergeloom.report.details import details_report
+
+        return details_report(self)
+
+    def page(self) -> str:
+        """The plan as one page for a browser: HTML that needs nothing else."""
+        from mergeloom.report.html.page import merge_page
+
+        return merge_page(self.report, self.details)
+
     @property
     def warnings(self) -> tuple[Finding, ...]:
         """What is probably not as its author meant it."""
@@ -84,6 +98,8 @@ class MergeResult:
     outcome: Outcome
     checked: Checked | None = None
     findings: tuple[Finding, ...] = field(default=())
+    samples: tuple[Sample, ...] = ()
+    """The run from moment to moment."""
 
     @cached_property
     def report(self) -> MergeReport:
@@ -91,6 +107,19 @@ class MergeResult:
         from mergeloom.report.plan import merge_report
 
         return merge_report(self)
+
+    @cached_property
+    def details(self) -> DetailsReport:
+        """Every tensor and the provenance of its values, memory step by step, as a record."""
+        from mergeloom.report.details import details_report
+
+        return details_report(self.planned, self.samples)
+
+    def page(self) -> str:
+        """The merge as one page for a browser: HTML that needs nothing else."""
+        from mergeloom.report.html.page import merge_page
+
+        return merge_page(self.report, self.details)
 
     @property
     def warnings(self) -> tuple[Finding, ...]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mergeloom.options import AsJson, Finding, grouped
+from mergeloom.options import AsJson, Finding, HtmlFile, grouped
 from mergeloom.printer import Printer
 
 
@@ -35,6 +35,7 @@ def diff(
         int | None, typer.Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    html: HtmlFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how model B differs from A, and what both changed of BASE."""
@@ -55,4 +56,8 @@ def diff(
             search=finding.folders,
             observer=observer,
         )
+    if html is not None:
+        from mergeloom.report.html.page import diff_page
+
+        printer.page(diff_page(found), html)
     printer.answer(found, lambda: render_diff(found, tensors))

@@ -13,6 +13,7 @@ from mergeloom.options import (
     AsJson,
     Config,
     Finding,
+    HtmlFile,
     Meaning,
     OutputArgument,
     Resources,
@@ -57,6 +58,7 @@ def merge(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show nothing but warnings and errors.")
     ] = False,
+    html: HtmlFile = None,
     json_progress: Annotated[
         bool,
         typer.Option(
@@ -74,7 +76,7 @@ def merge(
     printer = Printer(as_json, quiet, json_progress)
     meaning, resources = take(mergekit, meaning, resources, printer.note)
     found = planned(config, finding, meaning, resources, printer.planning(), output)
-    run_merge(found, output, printer, io=io, restart=restart, verify=verify, check=check)
+    run_merge(found, output, printer, io=io, restart=restart, verify=verify, check=check, html=html)
 
 
 def run_merge(
@@ -86,6 +88,7 @@ def run_merge(
     restart: bool = False,
     verify: bool = False,
     check: int = 0,
+    html: Path | None = None,
 ) -> None:
     """Run a merge that is planned, and say how it goes on and ends.
 
@@ -110,3 +113,5 @@ def run_merge(
     from mergeloom.report.terminal.run import render_outcome
 
     printer.result(result.report, lambda: render_outcome(result.report))
+    if html is not None:
+        printer.page(result.page(), html)

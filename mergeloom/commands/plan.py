@@ -13,6 +13,7 @@ from mergeloom.options import (
     AsJson,
     Config,
     Finding,
+    HtmlFile,
     Meaning,
     Resources,
     grouped,
@@ -45,6 +46,7 @@ def plan(
     tasks: Annotated[
         bool, typer.Option("--tasks", help="List the tasks in the order in which they run.")
     ] = False,
+    html: HtmlFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a merge would do: layers, memory, time, bytes. Reads no weights."""
@@ -56,6 +58,8 @@ def plan(
 
         write_graph(found.plan.graph, graph)
         printer.note(f"the task graph is in '{graph}'")
+    if html is not None:
+        printer.page(found.page(), html)
     if tasks:
         from mergeloom.report.tasks import task_list
         from mergeloom.report.terminal.tasks import task_lines

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergeloom.engine.hardware import process
+from mergeloom.report.detail_records import Sample
 from mergeloom.report.output_records import ProgressReport
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mergeloom.engine.run.executor import Progress as Counters
 
 _RATE_SECONDS = 10.0
+_SAMPLES = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,13 @@ class Meter:
         self._begun = begun
         self._began = time.monotonic()
         self._history: deque[tuple[float, int]] = deque([(self._began, 0)])
+        self._samples: list[Sample] = []
+        self._every = 0.0
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The run from moment to moment, in no more samples than a picture shows."""
+        return tuple(self._samples)
 
     def snapshot(self, counters: Counters) -> Progress:
         """The run now."""
@@ -76,6 +85,8 @@ class Meter:
         rate = self._rate(now, done)
         to_write = schedule.write_bytes - schedule.header_bytes
         rest = schedule.read_bytes + to_write - done
+        resident = process.resident_bytes()
+        self._keep(Sample(now - self._began, resident, counters.read_bytes, counters.write_bytes))
         return Progress(
             read_bytes=counters.read_bytes,
             read_total=schedule.read_bytes,
@@ -88,8 +99,17 @@ class Meter:
             seconds=now - self._began,
             bytes_per_second=rate,
             seconds_left=max(rest, 0) / rate if rate > 0 else None,
-            memory_bytes=process.resident_bytes(),
+            memory_bytes=resident,
         )
+
+    def _keep(self, sample: Sample) -> None:
+        samples = self._samples
+        if samples and sample.seconds - samples[-1].seconds < self._every:
+            return
+        samples.append(sample)
+        if len(samples) > _SAMPLES:  # half as many, and from now on half as often
+            del samples[1::2]
+            self._every = 2 * (self._every or sample.seconds / _SAMPLES)
 
     def _rate(self, now: float, done: int) -> float:
         history = self._history

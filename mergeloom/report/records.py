@@ -8,6 +8,7 @@ from typing import Any
 
 from mergeloom.engine.base.errors import Place
 from mergeloom.planners.outline import Layers
+from mergeloom.report.detail_records import DetailsReport
 from mergeloom.report.diff_records import DiffReport
 from mergeloom.report.document import Document, ErrorReport, Scalar
 from mergeloom.report.output_records import CleanReport, ProgressReport, StatusReport
@@ -328,6 +329,7 @@ DOCUMENTS: Mapping[str, type[Document]] = {
     "explain": ExplainReport,
     "lines": LinesReport,
     "diff": DiffReport,
+    "details": DetailsReport,
     "inspect": InspectReport,
     "verify": VerifyReport,
     "methods": MethodsReport,

@@ -3,26 +3,58 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import gzip
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.errors import OutputError
 from mergeloom.engine.output.manifest import DIRECTORY
 from mergeloom.engine.storage.files import write_file
+from mergeloom.report.detail_records import DetailsReport
+from mergeloom.report.document import Document
 from mergeloom.report.plan_records import MergeReport
 
-NAME = "report.json.gz"
+if TYPE_CHECKING:
+    from mergeloom.results import MergeResult
+
+REPORT = "report.json.gz"
+DETAILS = "details.json.gz"
+_DETAILED = 20_000
+"""Tensors of an output whose details are kept: more take seconds to write."""
 _LARGEST = 512 << 20
 
 
-def store(report: MergeReport, output: Path) -> None:
-    """Write the report of a merge beside its manifest. That it cannot be written is no failure of
-    the merge, which is finished."""
-    from mergeloom.report.json import encode
+def store(result: MergeResult, output: Path) -> None:
+    """Write the reports of a merge beside its manifest; those of very many tensors without their
+    details. That they cannot be written is no failure of the merge, which is finished."""
+    found: dict[str, Any] = {REPORT: result.report}
+    if len(result.planned.plan.graph.writes) <= _DETAILED:
+        found[DETAILS] = result.details
+    for name, record in found.items():
+        content = json.dumps(_plain(record), separators=(",", ":")).encode()
+        with contextlib.suppress(Exception):
+            write_file(output / DIRECTORY / name, gzip.compress(content, 1, mtime=0))
 
-    content = gzip.compress(encode(report, indent=None).encode(), 6, mtime=0)
-    with contextlib.suppress(Exception):
-        write_file(output / DIRECTORY / NAME, content)
+
+def _plain(value: Any) -> Any:
+    """A record as JSON's own types: what `mergeloom.report.json` makes of it, without pydantic,
+    which takes a tenth of a second to import."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
 
 
 def stored_report(output: Path) -> MergeReport:
@@ -31,15 +63,34 @@ def stored_report(output: Path) -> MergeReport:
     Raises:
         OutputError: there is none, or it cannot be understood.
     """
+    found = _stored(output, REPORT, "merge")
+    assert isinstance(found, MergeReport)
+    return found
+
+
+def stored_details(output: Path) -> DetailsReport | None:
+    """The details of the merge that made ``output``; ``None`` where they were not kept.
+
+    Raises:
+        OutputError: they cannot be understood.
+    """
+    if not (output / DIRECTORY / DETAILS).exists():
+        return None
+    found = _stored(output, DETAILS, "details")
+    assert isinstance(found, DetailsReport)
+    return found
+
+
+def _stored(output: Path, name: str, document: str) -> Document:
     from mergeloom.report.json import decode
 
-    path = output / DIRECTORY / NAME
+    path = output / DIRECTORY / name
     try:
         with gzip.open(path, "rb") as file:
             content = file.read(_LARGEST + 1)
         if len(content) > _LARGEST:
             raise ValueError("it is larger than any report")
-        found = decode("merge", content)
+        return decode(document, content)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise OutputError(
             f"'{output}' has no report of a merge",
@@ -53,5 +104,3 @@ def stored_report(output: Path) -> MergeReport:
             f"'{path}' is damaged, or of another version of this program: {reason}",
             remedy="'mergeloom verify' says whether the output itself is sound",
         ) from error
-    assert isinstance(found, MergeReport)
-    return found

@@ -80,6 +80,7 @@ MADE: dict[str, Callable[[Path], Document]] = {
     "verify": lambda folder: (merged(folder), mergeloom.verify(folder / "out"))[1],
     "lines": lambda folder: mergeloom.explain_lines(folder / "stages.yml"),
     "status": lambda folder: (merged(folder), mergeloom.status(folder / "out"))[1],
+    "details": lambda folder: mergeloom.plan(folder / "stages.yml").details,
     "diff": lambda folder: mergeloom.diff(folder / "a", folder / "b", values=True),
     "clean": lambda folder: mergeloom.clean(dry=True, everything=True),
     "progress": progressed,

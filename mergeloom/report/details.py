@@ -1,0 +1,111 @@
+"""The details of a plan: every tensor with the provenance of its values, memory step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mergeloom.planners.config.parameters import Resolved
+from mergeloom.planners.tensors import TensorPlan
+from mergeloom.report.detail_records import (
+    DetailsReport,
+    InputRow,
+    MemoryStep,
+    Sample,
+    TensorRow,
+    ValueRow,
+)
+
+if TYPE_CHECKING:
+    from mergeloom.results import PlannedMerge
+
+_STEPS = 400
+"""Steps of memory that a picture can show."""
+
+
+def details_report(planned: PlannedMerge, samples: Sequence[Sample] = ()) -> DetailsReport:
+    """The details of a plan, and ``samples`` of its run."""
+    rows = _Rows(planned)
+    tensors = tuple(map(rows.tensor, planned.plan.tensor_plans()))
+    return DetailsReport(
+        models=tuple(rows.models),
+        values=tuple(rows.values),
+        tensors=tensors,
+        overhead_bytes=planned.schedule.overhead_bytes,
+        steps=tuple(_thinned(list(_steps(planned)))),
+        samples=tuple(samples),
+        text=planned.plan.configuration.text,
+    )
+
+
+class _Rows:
+    """Makes rows, each value and each model once."""
+
+    def __init__(self, planned: PlannedMerge) -> None:
+        self._writes = {write.name: write for write in planned.plan.graph.writes}
+        self.models: dict[str, int] = {}
+        self.values: dict[ValueRow, int] = {}
+        self._known: dict[tuple[str, int], int] = {}
+        self._kept: list[Resolved] = []
+        """What ids in ``_known`` are of."""
+
+    def tensor(self, plan: TensorPlan) -> TensorRow:
+        write = self._writes[plan.name]
+        return TensorRow(
+            name=plan.name,
+            shape=write.shape,
+            dtype=write.dtype.name,
+            layer=plan.layer,
+            how="copy" if plan.method is None else plan.method.name,
+            because=plan.copied_because,
+            inputs=tuple(
+                InputRow(
+                    model=self.models.setdefault(item.model.name, len(self.models)),
+                    layer=item.layer,
+                    tensor=None if item.stored_name == plan.name else item.stored_name,
+                    base=item.is_base,
+                    values=self._of(item.parameters),
+                )
+                for item in plan.contributions
+            ),
+            values=self._of(plan.settings),
+        )
+
+    def _of(self, parameters: Mapping[str, Resolved]) -> tuple[int, ...]:
+        return tuple(self._value(name, found) for name, found in parameters.items())
+
+    def _value(self, name: str, found: Resolved) -> int:
+        key = name, id(found)
+        if key not in self._known:
+            entry = found.entry
+            row = ValueRow(
+                parameter=name,
+                value=found.value,
+                level=found.level,
+                line=0 if entry is None else entry.place.line,
+                filter=None if entry is None else entry.filter,
+            )
+            self._known[key] = self.values.setdefault(row, len(self.values))
+            self._kept.append(found)
+        return self._known[key]
+
+
+def _steps(planned: PlannedMerge) -> Iterator[MemoryStep]:
+    written = 0
+    for placed in planned.schedule.placements:
+        flow, work = placed.flow, placed.work
+        written += sum(write.nbytes for write in work.writes)
+        kept = flow.kept_bytes + placed.kept_for_others
+        moving = flow.working_bytes - flow.kept_bytes - flow.resident_bytes
+        yield MemoryStep(work.name, written, kept, flow.resident_bytes, moving)
+
+
+def _thinned(steps: Sequence[MemoryStep]) -> Iterator[MemoryStep]:
+    """The largest step of each of as many runs as a picture can show."""
+    length = -(-len(steps) // _STEPS) or 1
+    for start in range(0, len(steps), length):
+        yield max(steps[start : start + length], key=_total)
+
+
+def _total(step: MemoryStep) -> Any:
+    return step.kept_bytes + step.resident_bytes + step.moving_bytes

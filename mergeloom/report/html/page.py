@@ -1,0 +1,60 @@
+"""Writes the page: the records as data, and a script that draws them. It needs no network."""
+
+from __future__ import annotations
+
+import html
+from importlib import resources
+from pathlib import Path
+
+from mergeloom.engine.base.errors import OutputError
+from mergeloom.report.detail_records import DetailsReport
+from mergeloom.report.diff_records import DiffReport
+from mergeloom.report.document import Document
+from mergeloom.report.json import encode
+from mergeloom.report.plan_records import MergeReport, PlanReport
+
+
+def merge_page(report: PlanReport | MergeReport, details: DetailsReport | None) -> str:
+    """The page of a plan or a merge; ``details`` may be lacking where they were not kept."""
+    what = "merge" if isinstance(report, MergeReport) else "plan"
+    name = report.configuration or report.method
+    return _page(f"{what} of {name}", {"report": report, "details": details})
+
+
+def diff_page(report: DiffReport) -> str:
+    """The page of two models beside each other."""
+    return _page(f"{report.a.name} and {report.b.name}", {"diff": report})
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write a page to a file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': {error.strerror}") from error
+
+
+def _page(title: str, documents: dict[str, Document | None]) -> str:
+    data = ",".join(
+        f'"{name}":{"null" if found is None else encode(found, indent=None)}'
+        for name, found in documents.items()
+    )
+    # Nothing in the data may end the element that it stands in.
+    data = data.replace("<", "\\u003c")
+    text = _asset("page.html")
+    for mark, part in (
+        ("@title@", html.escape(title)),
+        ("@style@", _asset("page.css")),
+        ("@script@", _asset("page.js")),
+        ("@data@", f"{{{data}}}"),
+    ):
+        text = text.replace(mark, part, 1)
+    return text
+
+
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,124 @@
+"""The report as a page: whole in itself, made of the records; drawn by a browser where there is
+one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mergeloom
+from mergeloom.cli import app
+from mergeloom.report.html.page import diff_page
+from mergeloom.report.json import plain
+from tests.planners.support import llama
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+CONFIG = """merge_method: slerp
+base_model: a
+slices:
+  - sources:
+      - {model: a, layer_range: [0, 4]}
+      - {model: "b</script>", layer_range: [0, 4]}
+parameters:
+  t:
+    - filter: self_attn
+      value: [0, 0.5, 1]
+    - value: 0.25
+dtype: bfloat16
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    llama(folder / "a")
+    llama(folder / "b</script>", seed=1)
+    (folder / "merge.yml").write_text(CONFIG)
+    return folder / "merge.yml"
+
+
+def data_of(page: str) -> Any:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def drawn(page: str, folder: Path) -> str:
+    """What a browser makes of a page."""
+    (folder / "page.html").write_text(page)
+    command = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    found = subprocess.run(
+        [*command, f"--user-data-dir={folder / 'browser'}", (folder / "page.html").as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return found.stdout
+
+
+def test_a_page_is_made_of_the_records_and_needs_nothing_else(config: Path) -> None:
+    planned = mergeloom.plan(config)
+    page = planned.page()
+    data = data_of(page)
+    assert data["report"] == plain(planned.report)
+    assert data["details"]["text"] == CONFIG
+    assert len(data["details"]["tensors"]) == planned.report.output.tensors
+    # The one address in it names the language of pictures; nothing is fetched.
+    assert set(re.findall(r"https?://[\w./]+", page)) == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"<link|@import|url\(|\bsrc=|fetch\(|import\(", page)
+
+
+def test_each_value_leads_to_its_line(config: Path) -> None:
+    details = mergeloom.plan(config).details
+    rows = {tensor.name: tensor for tensor in details.tensors}
+    (number,) = rows["model.layers.2.self_attn.q_proj.weight"].values
+    value = details.values[number]
+    assert (value.parameter, value.line, value.filter) == ("t", 9, "self_attn")
+    assert value.value == pytest.approx(2 / 3)
+    (other,) = rows["model.norm.weight"].values
+    assert (details.values[other].line, details.values[other].value) == (11, 0.25)
+    assert [details.models[item.model] for item in rows["model.norm.weight"].inputs][0] == "a"
+
+
+def test_memory_of_the_steps_stays_below_what_is_said(config: Path) -> None:
+    planned = mergeloom.plan(config)
+    details = planned.details
+    assert details.steps[-1].written_bytes == planned.report.output.parameters * 2
+    for step in details.steps:
+        buffers = step.kept_bytes + step.resident_bytes + step.moving_bytes
+        assert details.overhead_bytes + buffers <= planned.report.memory.peak_bytes
+
+
+def test_a_merge_keeps_its_details(config: Path, tmp_path: Path) -> None:
+    result = mergeloom.merge(config, tmp_path / "out")
+    kept = mergeloom.read_details(tmp_path / "out")
+    assert kept == result.details
+    assert result.details.samples
+    assert max(each.memory_bytes for each in kept.samples) <= result.report.memory.peak_bytes
+    app(
+        ["report", str(tmp_path / "out"), "--html", str(tmp_path / "report.html")],
+        standalone_mode=False,
+    )
+    assert data_of((tmp_path / "report.html").read_text()) == data_of(result.page())
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+def test_a_browser_draws_it(config: Path, tmp_path: Path) -> None:
+    found = drawn(mergeloom.plan(config).page(), tmp_path)
+    assert "data-ready=" in found  # the script came to its end
+    for text in ("Which layers of which model", "Parameters over layers", "39 tensors"):
+        assert f">{text}</h2>" in found
+    assert found.count('class="cell"') == 2 * (4 + 1)
+    assert "b&lt;/script&gt; 0" in found
+    models = [config.parent / name for name in ("a", "b</script>", "a")]
+    compared = drawn(diff_page(mergeloom.diff(*models, values=True)), tmp_path)
+    assert "data-ready=" in compared
+    assert compared.count('class="cell"') == 39
