@@ -53,6 +53,8 @@ def test_every_module_is_installed(site: Path) -> None:
         path.relative_to(site / "mergeloom") for path in (site / "mergeloom").rglob("*.py")
     }
     assert installed == expected
+    page = site / "mergeloom" / "report" / "html"
+    assert {path.name for path in page.iterdir()} >= {"page.html", "page.css", "page.js"}
 
 
 def test_what_is_installed_runs_from_anywhere(site: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_each_value_leads_to_its_line(config: Path) -> None:
     assert value.value == pytest.approx(2 / 3)
     (other,) = rows["model.norm.weight"].values
     assert (details.values[other].line, details.values[other].value) == (11, 0.25)
-    assert [details.models[item.model] for item in rows["model.norm.weight"].inputs][0] == "a"
+    assert details.models[rows["model.norm.weight"].inputs[0].model] == "a"
 
 
 def test_memory_of_the_steps_stays_below_what_is_said(config: Path) -> None:
