@@ -67,7 +67,7 @@ def explain(
     observer = options.get("observer") or Observer()
     given = {name: value for name, value in known(options).items() if name in DECIDING}
     with collection_paused():
-        decided = decide(*asked(config, **{**given, "observer": observer}))
+        decided = decide(*asked(config, **{**given, "observer": observer}), keeps_plans=True)
         report = explain_decisions(decided, pattern)
     tell(tuple(decided.planning.findings), observer)
     return report

@@ -168,8 +168,14 @@ class Decisions:
         return shards_of(list(recipe.output.tensors.values()), self.max_shard_bytes, recipe.stem)
 
 
-def decide(configuration: Configuration, resolver: Resolver, options: PlanOptions) -> Decisions:
+def decide(
+    configuration: Configuration,
+    resolver: Resolver,
+    options: PlanOptions,
+    keeps_plans: bool = False,
+) -> Decisions:
     """Decide what ``configuration`` describes: everything that may be wrong with it is found here.
+    ``keeps_plans`` as in `Planning`.
 
     Raises:
         ConfigError: it does not make sense for these models.
@@ -178,7 +184,7 @@ def decide(configuration: Configuration, resolver: Resolver, options: PlanOption
     models = Models(resolver)
     findings = Findings(configuration.warnings)
     folder = None if configuration.path is None else configuration.path.parent
-    planning = Planning(models, options, GraphBuilder(), findings, folder)
+    planning = Planning(models, options, GraphBuilder(), findings, folder, keeps_plans)
     recipes = []
     for document in configuration.documents:
         planner = registry.get(document.planner)

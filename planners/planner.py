@@ -36,6 +36,8 @@ class Planning:
 
     ``models`` opens what documents name; tasks are added to ``builder``; what there is to say is
     added to ``findings``. ``folder`` is the configuration's, for the files that it names.
+    ``keeps_plans`` says that how tensors come about is asked for at once: then it is kept and not
+    found out again.
     """
 
     models: Models
@@ -43,6 +45,7 @@ class Planning:
     builder: GraphBuilder
     findings: Findings
     folder: Path | None = None
+    keeps_plans: bool = False
 
 
 D = TypeVar("D", bound=Document)

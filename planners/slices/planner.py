@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import ClassVar
@@ -29,7 +30,7 @@ from mergeloom.planners.slices.restacked import restacked
 from mergeloom.planners.slices.stage import Stage
 from mergeloom.planners.slices.tensor_plan import build_merge, output_dtype
 from mergeloom.planners.slices.vocabulary import Words
-from mergeloom.planners.tensors import Kernels, build_tensors
+from mergeloom.planners.tensors import Kernels, TensorPlan, build_tensors
 from mergeloom.planners.vocabulary.summary import summarise
 
 ROWS_REMEDY = (
@@ -50,8 +51,11 @@ class SlicesPlanner(Planner[MergeDocument]):
         models, findings = planning.models, planning.findings
         stage, vocabulary = plan_stage(document, planning)
         kernels = Kernels(planning.options.seed, document.method_place)
+        plans: Callable[[], Iterator[TensorPlan]] = stage.tensor_plans
+        if planning.keeps_plans:
+            plans = tuple(stage.tensor_plans()).__iter__
         tensors = build_tensors(
-            stage.tensor_plans(),
+            plans(),
             lambda plan: build_merge(plan, planning.builder, kernels, stage.rules.truncate),
             lambda plan: output_dtype(plan, document),
             findings,
@@ -82,7 +86,7 @@ class SlicesPlanner(Planner[MergeDocument]):
                 words.own,
             ),
             outline=outline(stage),
-            plans=stage.tensor_plans,
+            plans=plans,
             files=files,
             left_out=LeftOut(stage),
             draws=stage.rules.method.draws,
