@@ -21,6 +21,7 @@ from mergeloom.engine.base.errors import (
 
 if TYPE_CHECKING:
     from mergeloom.api import LoomWarning, Observer, merge, plan
+    from mergeloom.exporting import export
     from mergeloom.methods.registry import register as register_method
     from mergeloom.questions import (
         clean,
@@ -58,6 +59,7 @@ __all__ = [
     "diff",
     "explain",
     "explain_lines",
+    "export",
     "init",
     "inspect",
     "list_methods",
@@ -73,6 +75,7 @@ __all__ = [
 
 _IN_API = frozenset({"LoomWarning", "Observer", "merge", "plan"})
 _ELSEWHERE = {
+    "export": ("mergeloom.exporting", "export"),
     "register_method": ("mergeloom.methods.registry", "register"),
     "Progress": ("mergeloom.report.meter", "Progress"),
     "MergeResult": ("mergeloom.results", "MergeResult"),

@@ -14,6 +14,7 @@ from mergeloom import streams
 from mergeloom.commands.clean import clean
 from mergeloom.commands.diff import diff
 from mergeloom.commands.explain import explain
+from mergeloom.commands.export import export
 from mergeloom.commands.init import init
 from mergeloom.commands.inspect import inspect
 from mergeloom.commands.merge import Interrupted, merge
@@ -54,7 +55,7 @@ for _command in (
         schema,
         prepare,
     ),
-    *(clean, mergekit_yaml, mergekit_pytorch),
+    *(export, clean, mergekit_yaml, mergekit_pytorch),
 ):
     app.command()(_command)
 

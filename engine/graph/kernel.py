@@ -90,6 +90,12 @@ class Ops(Protocol):
         Returns whether any is not finite then, or may not be: a number, or a 0-d tensor.
         """
 
+    def pack(self, dtype: DType, result: Array, out: Array) -> Any:
+        """Write float32 elements as blocks of codes to the bytes ``out``.
+
+        Returns what is not 0 where any may not be finite; see `store`.
+        """
+
 
 class Arithmetic(ABC):
     """One way to compute merges. What planning asks of it needs no library."""

@@ -164,7 +164,8 @@ def _assign(
 ) -> Assignment:
     if not work.profile.computes:
         return Assignment(None, Reason.COPIED)
-    if work.side or any(load.dtype.block > 1 for load in work.leaves):
+    dtypes = [*(load.dtype for load in work.leaves), *(write.dtype for write in work.writes)]
+    if work.side or any(dtype.block > 1 for dtype in dtypes):
         return Assignment(None, Reason.CPU_ONLY)
     able = [
         number for number, device in enumerate(devices) if device.double or not work.kind.double

@@ -189,21 +189,22 @@ def _kind(
     access = max(merge.kernel.access for merge in merges) if computes else Access.ELEMENTWISE
     grains = partition(root.shape, access, _together(merges) if computes else 1)
     arithmetic = _arithmetic(merges, writes, machine)
+    packs = any(write.dtype.codec for write in writes)
     profile = MergeShape(
         grains=grains,
         leaf_bits=tuple(load.dtype.bits for load in leaves),
         write_bits=tuple(write.dtype.bits for write in writes),
         passes=tuple(current.leaves for current in passes),
         computes=computes,
-        worker=_working(parts, grains, arithmetic) if computes else WorkerMemory(0, 0),
-        on_device=_working(parts, grains, machine.torch)
+        worker=_working(parts, grains, arithmetic, packs) if computes else WorkerMemory(0, 0),
+        on_device=_working(parts, grains, machine.torch, packs)
         if computes and machine.devices
         else WorkerMemory(0, 0),
         memo_bytes=root.kernel.memo_bytes(grains) if computes and not arithmetic.uses_torch else 0,
         side_bytes=tuple(load.nbytes for load in side),
     )
     words = frozenset(use.word for own in parts.values() for _, uses in own for use in uses)
-    if any(map(_decodes, merges)):
+    if packs or any(map(_decodes, merges)):
         words |= {DECODING.word}
     by_torch, by_cpu = (sum(cost(m, each) for m in merges) for each in (machine.torch, arithmetic))
     return WorkKind(
@@ -273,10 +274,11 @@ def _arithmetic(merges: Sequence[Merge], writes: Sequence[Write], machine: Machi
 
 
 def _working(
-    parts: Mapping[Merge, Sequence[_Part]], grains: Grains, arithmetic: Arithmetic
+    parts: Mapping[Merge, Sequence[_Part]], grains: Grains, arithmetic: Arithmetic, packs: bool
 ) -> WorkerMemory:
-    """What one worker needs for its arithmetic on a merge tree."""
-    arrays = workspace = accumulator = 0
+    """What one worker needs for its arithmetic on a merge tree; it may pack the result."""
+    arrays = accumulator = 0
+    workspace = arithmetic.workspace_bytes(DECODING, grains) if packs else 0
     for merge, own in parts.items():
         arrays += max(part.scratch for part, _ in own) + 1
         arrays += sum(

@@ -132,9 +132,10 @@ class TreeEvaluator:
         direct = next((place for dtype, place in places if dtype == F32), None)
         result = ops.take(count) if direct is None else direct
         self._combine(self._root, index, result, count)
-        found = ops.store(result, places[0][1])
-        for _, place in places[1:]:
-            found = found + ops.store(result, place)
+        found = 0
+        for dtype, place in places:
+            stored = ops.pack(dtype, result, place) if dtype.codec else ops.store(result, place)
+            found = found + stored
         ops.release(top)
         return found
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mergeloom.engine.base.dtypes import BF16, F16, F32, DType
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import PAGE
-from mergeloom.engine.run.codecs import decode
+from mergeloom.engine.run.codecs import decode, encode
 
 _SAFE_SQUARES = {F16: 65504.0**2, BF16: 3e38}
 """Bounds of a sum of squares below which no element becomes infinite by rounding to a type."""
@@ -117,6 +117,10 @@ class TorchArrays:
     def copy(self, array: Tensor, out: Tensor) -> None:
         """Write an array as it is."""
         out.copy_(array)
+
+    def pack(self, dtype: DType, result: Tensor, out: Tensor) -> int:
+        """Write float32 elements as blocks; returns how many may not be finite."""
+        return encode(dtype, result.view(-1).numpy(), out.numpy())
 
     def store(self, result: Tensor, out: Tensor) -> Any:
         """Round elements; returns whether any may not be finite then (0-d)."""

@@ -242,6 +242,24 @@ class InspectReport(Document):
     tensors: Mapping[str, StoredTensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportReport(Document):
+    """A model that was written to a file of another program."""
+
+    document: str = "export"
+    model: str
+    output: str
+    type: str
+    """How matrices are stored there."""
+    tensors: int
+    bytes: int
+    left_out: tuple[str, ...]
+    """Tensors of the model that the file does not have: what it has otherwise, or twice."""
+    budget_bytes: int
+    peak_rss_bytes: int
+    wall_seconds: float
+
+
 # --- verify, methods --------------------------------------------------------------------------
 
 
@@ -331,6 +349,7 @@ DOCUMENTS: Mapping[str, type[Document]] = {
     "diff": DiffReport,
     "details": DetailsReport,
     "inspect": InspectReport,
+    "export": ExportReport,
     "verify": VerifyReport,
     "methods": MethodsReport,
     "status": StatusReport,

@@ -131,7 +131,7 @@ class CompiledArithmetic(Arithmetic):
         return dtype.code in Kind.__members__ or bool(dtype.codec)
 
     def writes(self, dtype: DType) -> bool:
-        return dtype.code in _ROUNDED
+        return dtype.code in _ROUNDED or bool(dtype.codec)
 
     def workspace_bytes(self, use: Use, grains: Grains) -> int:
         rows = -(-grains.size // max(grains.row, 1))

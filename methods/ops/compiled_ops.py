@@ -17,7 +17,7 @@ from mergeloom.engine.graph.sums import Sums
 from mergeloom.engine.hardware.machine_code import Function
 from mergeloom.engine.memory.elements import Arena, Elements
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.run.codecs import decode
+from mergeloom.engine.run.codecs import decode, encode
 from mergeloom.methods.ops.compiled_tables import CompiledTables
 from mergeloom.methods.ops.draws import HASH, WORD, words
 from mergeloom.methods.ops.loops.record import BLOCKS, VECTOR
@@ -112,6 +112,10 @@ class CompiledOps(CompiledTables, Arena):
         kind = Kind[out.dtype.code]
         found = self._call("store", result.address, result.count, out.address, kind)
         return int(found)
+
+    def pack(self, dtype: DType, result: Elements, out: Elements) -> int:
+        """Write float32 elements as blocks; returns how many may not be finite."""
+        return encode(dtype, _array(result, "f4"), _array(out, "u1"))
 
     @cached_property
     def maths(self) -> ArrayMaths:

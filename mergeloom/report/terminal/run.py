@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from mergeloom.report.plan_records import CheckReport, MergeReport
+from mergeloom.report.records import ExportReport
 from mergeloom.report.terminal.console import columns, plural
 from mergeloom.report.terminal.plan import render_plan
 from mergeloom.report.units import data, duration, memory
@@ -34,6 +35,20 @@ def render_outcome(report: MergeReport) -> RenderableType:
 def render_report(report: MergeReport) -> RenderableType:
     """A merge that is over: its plan, and what it took."""
     return Group(render_plan(report), Text(), render_outcome(report))
+
+
+def render_export(report: ExportReport) -> RenderableType:
+    """A model that was written to a file."""
+    text = (
+        f"exported to '{report.output}' in {duration(report.wall_seconds)}: "
+        f"{plural(report.tensors, 'tensor')}, matrices as {report.type}, {data(report.bytes)}; "
+        f"peak memory {memory(report.peak_rss_bytes)}"
+    )
+    parts = [Text(text, style="green")]
+    if report.left_out:
+        more = f" and {len(report.left_out) - 1} more" if len(report.left_out) > 1 else ""
+        parts.append(Text(f"not in the file, which needs none: '{report.left_out[0]}'{more}"))
+    return Group(*parts)
 
 
 def _merged(report: MergeReport) -> str:

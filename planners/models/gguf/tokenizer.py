@@ -39,7 +39,7 @@ _TEKKEN = "|".join((*_CASED, _DIGITS, _MARKS_SLASH, _SPACES))
 _GPT4O = "|".join(
     (*(f"{word}{_CONTRACTIONS}?" for word in _CASED), _DIGITS + "{1,3}", _MARKS_SLASH, _SPACES)
 )
-_SPLITS = {
+SPLITS = {
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "dbrx", "smaug-bpe", "falcon3"), _LLAMA3),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2),
     **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
@@ -206,7 +206,7 @@ def _byte_level(words: _Words) -> dict[str, Any]:
     if merges is None:
         raise CheckpointError(f"'{words.where}' has a tokenizer without merges")
     whole_cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    split = _SPLITS.get(words.cut)
+    split = SPLITS.get(words.cut)
     cuts: dict[str, Any] = {**whole_cut, "use_regex": split is None}
     if split is not None:
         cuts = _both(

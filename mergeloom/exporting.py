@@ -1,0 +1,94 @@
+"""The Python API for models as files of other programs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mergeloom import arguments
+from mergeloom.api import Observer, resolver_for
+from mergeloom.arguments import Pathlike, Size
+from mergeloom.engine import job as jobs
+from mergeloom.engine.base.errors import OutputError
+from mergeloom.engine.hardware import process
+from mergeloom.engine.run.executor import Progress as Counters
+from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
+from mergeloom.report.meter import Meter
+from mergeloom.report.records import ExportReport
+
+PARTIAL = ".partial"
+"""What is added to a file's name for the directory in which it is made."""
+
+
+def export(
+    model: Pathlike,
+    output: Pathlike,
+    *,
+    type: str = "f16",
+    tokenizer: bool = True,
+    overwrite: bool = False,
+    ram: Size | None = None,
+    threads: int | None = None,
+    model_dirs: Mapping[str, Pathlike] | None = None,
+    search: Pathlike | Sequence[Pathlike] = (),
+    observer: Observer | None = None,
+) -> ExportReport:
+    """Write a model to the GGUF file ``output``, within the memory budget ``ram``.
+
+    Matrices are stored as ``type``: f32, f16, bf16 or q8_0; everything else as f32. It is made in a
+    directory beside it, where an interrupted export continues. Without ``tokenizer`` the file has
+    none.
+
+    Raises:
+        ConfigError, CheckpointError: the model is nowhere, malformed, or of a family, or with a
+            tokenizer, that GGUF files are not written for.
+        OutputError: the file exists and is not to be replaced (``overwrite``).
+        BudgetError: the budget cannot work.
+        RunError: reading, computing or writing failed.
+        KeyboardInterrupt: interrupted; what is written is kept.
+    """
+    from mergeloom.planners.export.gguf import FILE, TYPES, make_export
+
+    began = time.perf_counter()
+    observer = observer or Observer()
+    kind = arguments.choice(type, "type", list(TYPES))
+    path = arguments.path_of(output, "the output")
+    if path.exists() and not (path.is_file() and arguments.flag(overwrite, "overwrite")):
+        raise OutputError(f"'{path}' exists already", remedy="choose another name, or --overwrite")
+    budget = process.default_budget() if ram is None else arguments.size(ram, "ram")
+    workers = None if threads is None else arguments.whole(threads, "threads", 1)
+    name = os.fspath(model)
+    resolver = resolver_for(None, model_dirs, search, observer)
+    planned = make_export(name, resolver, kind, path.stem, arguments.flag(tokenizer, "tokenizer"))
+    here = process.this_machine(cpu_arithmetic(), TORCH, workers)
+    made = Path(f"{path}{PARTIAL}")
+    meter: list[Meter] = []
+
+    def progressed(counters: Counters) -> None:
+        if observer.progressed is not None and meter:
+            observer.progressed(meter[-1].snapshot(counters))
+
+    outcome = jobs.run(
+        planned.job,
+        made,
+        jobs.Options(ram=budget, machine=here),
+        begun=lambda event: meter.append(Meter(event)),
+        poll=progressed,
+        building=observer.building,
+    )
+    os.replace(made / FILE, path)
+    shutil.rmtree(made)
+    return ExportReport(
+        model=name,
+        output=str(path),
+        type=kind,
+        tensors=len(planned.graph.writes),
+        bytes=planned.nbytes,
+        left_out=planned.left_out,
+        budget_bytes=budget,
+        peak_rss_bytes=outcome.peak_rss_bytes,
+        wall_seconds=time.perf_counter() - began,
+    )

@@ -1,0 +1,173 @@
+"""A model as one GGUF file: a graph whose only output file is that one.
+
+Names, order of rows and norms are turned back as the converter of ggml has them
+(`planners.models.gguf.families`). Matrices get the type that is asked for, everything else float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergeloom.engine.base.dtypes import BF16, F16, F32, GGML, DType
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
+from mergeloom.engine.graph.kernel import Copy
+from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.engine.job import Job
+from mergeloom.engine.storage.gguf_writing import build_gguf
+from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.methods.inputs.dequantise import Dequantise, Scale
+from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
+from mergeloom.planners.config.model_reference import parse_reference
+from mergeloom.planners.export.values import factors_of, family_of_config, values_of
+from mergeloom.planners.export.words import words_of
+from mergeloom.planners.models.gguf.arrangement import KEYS, QUERIES, pairs
+from mergeloom.planners.models.gguf.families import Family
+from mergeloom.planners.models.gguf.names import file_names
+from mergeloom.planners.models.model import Model
+from mergeloom.planners.models.pool import Models
+from mergeloom.planners.models.resolve import Resolver
+from mergeloom.planners.models.roles import is_buffer
+from mergeloom.planners.models.token_weights import Head
+
+FILE = "model.gguf"
+Q8_0 = GGML[8]
+TYPES: Mapping[str, tuple[DType, int]] = {
+    "f32": (F32, 0),
+    "f16": (F16, 1),
+    "bf16": (BF16, 32),
+    "q8_0": (Q8_0, 7),
+}
+"""Types of matrices, and the numbers that files have for what most of their tensors are."""
+
+_PLUS_ONE = Dequantise((), points=Scale(single=True))
+_MINUS_ONE = MemorySource(b"\x00\x00\x80\xbf", "the number -1")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export writes: ``job`` makes the file `FILE`; ``left_out`` are tensors of the model
+    that it does not have."""
+
+    job: Job
+    graph: Graph
+    nbytes: int
+    left_out: tuple[str, ...]
+
+
+def make_export(
+    reference: str, resolver: Resolver, kind: str, name: str, with_tokenizer: bool = True
+) -> Export:
+    """Plan the export of a model to a file with matrices of a ``kind`` of `TYPES`.
+
+    ``reference`` is a model as a configuration names it, ``name`` what the file calls it. Headers
+    and small files are read.
+
+    Raises:
+        ConfigError, CheckpointError: it is nowhere, malformed, or of a family that is not exported.
+    """
+    models = Models(resolver)
+    asked = parse_reference(reference)
+    model = models.get(asked)
+    family = family_of_config(model.config, reference)
+    values = values_of(family, model.config, name, reference)
+    values["general.file_type"] = TYPES[kind][1]
+    directory = models.directory(asked)
+    if with_tokenizer and directory is not None:
+        values |= words_of(directory, values[f"{family.architecture}.vocab_size"], reference)
+    builder = GraphBuilder()
+    tensors, left_out = _tensors(family, model, builder, TYPES[kind][0], reference)
+    for called, factors in factors_of(model.config).items():
+        load = builder.load_bytes(factors.bytes, factors.dtype, factors.shape, called)
+        tensors[called] = builder.merge([load], Copy(), called), F32
+    described = [(called, dtype, merge.shape) for called, (merge, dtype) in tensors.items()]
+    try:
+        header, offsets = build_gguf(values, described)
+    except ValueError as error:
+        raise CheckpointError(f"'{reference}' cannot be exported: {error}") from error
+    size = offsets[-1] + described[-1][1].nbytes(math.prod(described[-1][2]))
+    file = OutputFile(FILE, header, size)
+    writes = [
+        Write(merge, file, offset, dtype, called)
+        for (called, (merge, dtype)), offset in zip(tensors.items(), offsets, strict=True)
+    ]
+    graph = builder.build(writes, [file])
+    graph.verify()
+    return Export(_job(graph, models, reference, kind), graph, size, left_out)
+
+
+def _tensors(
+    family: Family, model: Model, builder: GraphBuilder, dtype: DType, where: str
+) -> tuple[dict[str, tuple[Merge, DType]], tuple[str, ...]]:
+    """The tensors of the file by name, and those of the model that it does not have.
+
+    Raises:
+        CheckpointError: the family does not have one of them, or the model lacks one.
+    """
+    config = model.config
+    names = file_names(family, int(config["num_hidden_layers"]), f"'{where}'")
+    tied = set(model.tokens.twins) if model.tokens.kind is Head.TIED else set()
+    unknown = [name for name in model if name not in names]
+    left = [name for name in unknown if is_buffer(name, model.shape(name))]
+    strange = next((name for name in unknown if name not in left), None)
+    if strange is not None:
+        raise CheckpointError(
+            f"'{where}' has '{strange}', which no GGUF file of a '{family.model_type}' has"
+        )
+    heads = {
+        QUERIES: int(config["num_attention_heads"]),
+        KEYS: int(config.get("num_key_value_heads") or config["num_attention_heads"]),
+    }
+    found: dict[str, tuple[Merge, DType]] = {}
+    for ours, called in names.items():
+        if ours not in model:
+            continue
+        if ours in tied:
+            left.append(ours)
+            continue
+        turned = (count for part, count in heads.items() if family.interleaved and part in ours)
+        found[called] = _one(builder, model, ours, next(turned, None), family, dtype)
+    missing = [names[each] for each in names if each.endswith("embed_tokens.weight")]
+    if missing[0] not in found:
+        raise CheckpointError(f"'{where}' has no embedding, and is no whole model")
+    return found, tuple(left)
+
+
+def _one(
+    builder: GraphBuilder,
+    model: Model,
+    tensor: str,
+    heads: int | None,
+    family: Family,
+    dtype: DType,
+) -> tuple[Merge, DType]:
+    """One tensor as a file has it, and its type there."""
+    shape = model.shape(tensor)
+    rows = None if heads is None else pairs(shape[0], heads)
+    node: Load | Merge = model.node(builder, tensor, rows)
+    if len(shape) < 2:
+        if not (family.offset_norms and tensor.endswith("norm.weight")):
+            return builder.merge([node], Copy(), tensor), F32
+        one = StoredTensor.at(_MINUS_ONE, 0, F32, (1,))
+        side = builder.load_bytes(one.bytes, one.dtype, one.shape, tensor)
+        return builder.merge([node], _PLUS_ONE, tensor, side=[side]), F32
+    if shape[-1] % dtype.block:
+        dtype = F16
+    return builder.merge([node], Copy(), tensor), dtype
+
+
+def _job(graph: Graph, models: Models, reference: str, kind: str) -> Job:
+    stored = models.stored_by_name()
+    identity: dict[str, Any] = {"model": reference, "type": kind}
+    for name, checkpoint in stored.items():
+        for source in checkpoint.sources:
+            identity[f"'{Path(source.name).name}' of model '{name}'"] = source.description
+    arithmetic = cpu_arithmetic()
+    identity["arithmetic"] = arithmetic.name
+    digest = hashlib.blake2b(f"{graph.fingerprint()}\n{arithmetic.name}".encode(), digest_size=16)
+    return Job(graph, digest.hexdigest(), identity, arithmetic, TORCH, (), {"model": reference})

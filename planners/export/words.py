@@ -1,0 +1,161 @@
+"""A tokenizer of transformers, as a GGUF file tells of it.
+
+The counterpart of `planners.models.gguf.tokenizer`. A file has a name for the way in which text is
+cut; a tokenizer that cuts otherwise than any of these cannot be told in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.planners.models.gguf.tokenizer import CONTROL, SPLITS, USER_DEFINED
+from mergeloom.planners.vocabulary.chat_template import template_of
+from mergeloom.planners.vocabulary.tokenizer import (
+    Tokenizer,
+    added_tokens,
+    library_document,
+    read_tokenizer,
+)
+
+_NORMAL, _UNKNOWN, _UNUSED, _BYTE = 1, 2, 5, 6
+_ROLES = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+_PREFIX = "tokenizer.ggml."
+_NEVER_MERGED = -1e9
+"""Score of a piece that no merge makes."""
+
+
+def words_of(directory: Path, rows: int, where: str) -> dict[str, Any]:
+    """What a file says of the tokenizer in ``directory``, for an embedding of so many ``rows``;
+    nothing if there is none. ``where`` is what messages call the model.
+
+    Raises:
+        CheckpointError: a file has no words for it.
+    """
+    document, tokenizer = library_document(directory), read_tokenizer(directory)
+    if document is None or tokenizer is None:
+        return {}
+    model = document.get("model")
+    if not isinstance(model, dict) or tokenizer.kind != "BPE":
+        raise _untold(where, f"it is a {tokenizer.kind}, not pairs that are merged (BPE)")
+    if max(tokenizer.ids.values(), default=0) >= rows:
+        raise CheckpointError(f"'{where}' has tokens for which its embedding has no row")
+    parts = list(_parts(document))
+    if any(part.get("type") == "ByteLevel" for part in parts):
+        told: dict[str, Any] = {
+            "model": "gpt2",
+            "pre": _cut(parts, where),
+            "merges": _merges(model),
+        }
+    elif model.get("byte_fallback") is True:
+        told = {"model": "llama", "pre": "default", "add_space_prefix": _prepends(document)}
+    else:
+        raise _untold(where, "it has no way to spell bytes")
+    tokens, kinds = _tokens(document, tokenizer, rows, told["model"] == "llama")
+    told |= {"tokens": tokens, "token_type": kinds}
+    if told["model"] == "llama":
+        told["scores"] = _scores(tokens, model)
+    for role, key in _ROLES.items():
+        number = tokenizer.ids.get(tokenizer.special_names.get(role, ""))
+        if number is not None:
+            told[key] = number
+    told["add_bos_token"] = _begins(document)
+    found = {_PREFIX + key: value for key, value in told.items()}
+    template = template_of(directory)
+    return found if template is None else {**found, "tokenizer.chat_template": template}
+
+
+def _parts(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The steps in which text is cut."""
+    first = document.get("pre_tokenizer")
+    inside = first.get("pretokenizers") if isinstance(first, dict) else None
+    for part in inside if isinstance(inside, list) else [first]:
+        if isinstance(part, dict):
+            yield part
+
+
+def _cut(parts: list[Mapping[str, Any]], where: str) -> str:
+    """The name for the way in which text is cut before bytes are merged."""
+    others = [part for part in parts if part.get("type") != "ByteLevel"]
+    if not others:
+        return "gpt-2"
+    if (
+        len(others) == 1
+        and others[0].get("type") == "Digits"
+        and others[0].get("individual_digits")
+    ):
+        return "smollm"
+    pattern = others[0].get("pattern")
+    regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+    name = next((name for name, split in SPLITS.items() if split == regex), None)
+    if name is None or len(others) > 1:
+        raise _untold(where, "text is cut in a way that GGUF has no name for")
+    return name
+
+
+def _merges(model: Mapping[str, Any]) -> list[str]:
+    return [each if isinstance(each, str) else " ".join(each) for each in model.get("merges", [])]
+
+
+def _tokens(
+    document: Mapping[str, Any], tokenizer: Tokenizer, rows: int, pieces: bool
+) -> tuple[list[str], list[int]]:
+    """Tokens by their numbers, and their kinds; rows without a token are unused."""
+    tokens = [f"[PAD{number}]" for number in range(rows)]
+    kinds = [_UNUSED] * rows
+    for token, number in tokenizer.ids.items():
+        tokens[number] = token
+        spelled = pieces and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+        kinds[number] = _BYTE if spelled else _NORMAL
+    for each in added_tokens(document, tokenizer.settings, tokenizer.ids, tokenizer.directory):
+        kinds[each.number] = CONTROL if each.special else USER_DEFINED
+    unknown = tokenizer.ids.get(tokenizer.special_names.get("unk_token", ""))
+    if unknown is not None and pieces:
+        kinds[unknown] = _UNKNOWN
+    return tokens, kinds
+
+
+def _scores(tokens: list[str], model: Mapping[str, Any]) -> list[float]:
+    """Scores that merge pieces in the order of the merges."""
+    made: dict[str, int] = {}
+    for rank, merge in enumerate(_merges(model)):
+        made.setdefault(merge.replace(" ", "", 1), rank)
+    return [float(-made[token]) if token in made else _NEVER_MERGED for token in tokens]
+
+
+def _prepends(document: Mapping[str, Any]) -> bool:
+    """Whether a text gets a space before it."""
+    before = document.get("normalizer")
+    inside = before.get("normalizers") if isinstance(before, dict) else None
+    steps = inside if isinstance(inside, list) else [before]
+    if any(isinstance(step, dict) and step.get("type") == "Prepend" for step in steps):
+        return True
+    return any(
+        part.get("type") == "Metaspace" and part.get("prepend_scheme") != "never"
+        for part in _parts(document)
+    )
+
+
+def _begins(document: Mapping[str, Any]) -> bool:
+    """Whether a text gets a token that begins it."""
+    after = document.get("post_processor")
+    inside = after.get("processors") if isinstance(after, dict) else None
+    for step in inside if isinstance(inside, list) else [after]:
+        single = step.get("single") if isinstance(step, dict) else None
+        if isinstance(single, list) and single and isinstance(single[0], dict):
+            return "SpecialToken" in single[0]
+    return False
+
+
+def _untold(where: str, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"a GGUF file cannot tell of the tokenizer of '{where}': {why}",
+        remedy="export with --no-tokenizer, and add it with the program that reads the file",
+    )

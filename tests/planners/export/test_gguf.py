@@ -1,0 +1,186 @@
+"""Models exported to GGUF: transformers and llama.cpp load them, and what is read back is equal."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mergeloom import Observer, export, merge
+from mergeloom.engine.base.errors import CheckpointError, LoomError, OutputError
+from mergeloom.engine.storage.files import FileSource
+from mergeloom.engine.storage.gguf import Strings, read_gguf
+from tests.planners.models.gguf.files import FAMILIES, Kind, tensors_of
+from tests.planners.models.gguf.test_smollm2 import copy_of
+from tests.planners.models.gguf.test_smollm2 import real as real  # noqa: PLC0414  # a fixture
+
+
+def saved(kind: Kind, directory: Path, dtype: torch.dtype = torch.float32) -> Any:
+    model = kind.model().to(dtype)
+    model.save_pretrained(directory)
+    return model
+
+
+def digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes()).hexdigest()
+
+
+def told(path: Path) -> dict[str, Any]:
+    """Everything that a file says, arrays of strings as tuples."""
+    values = read_gguf(FileSource.at(path)).values
+    return {k: v.values if isinstance(v, Strings) else v for k, v in values.items()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_file_has_what_ggmls_converter_makes(name: str, tmp_path: Path) -> None:
+    kind = FAMILIES[name]
+    model = saved(kind, tmp_path / "in")
+    report = export(tmp_path / "in", tmp_path / "out.gguf", type="f32")
+    found = {t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    expected = tensors_of(kind, model)
+    assert found.keys() == expected.keys()
+    for called, values in expected.items():
+        np.testing.assert_array_equal(found[called].data, values, err_msg=called)
+    assert report.tensors == len(expected)
+    assert report.bytes == (tmp_path / "out.gguf").stat().st_size
+    assert not (tmp_path / "out.gguf.partial").exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "gemma2", "gemma3"])
+def test_transformers_loads_it(name: str, tmp_path: Path) -> None:
+    """Its reader does not know gemma, nor of llama's biases, qwen3's heads, phi3's padding."""
+    model = saved(FAMILIES[name], tmp_path / "in")
+    export(tmp_path / "in", tmp_path / "out.gguf", type="f32")
+    loaded, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="out.gguf", dtype=torch.float32, output_loading_info=True
+    )
+    assert (report["missing_keys"], report["unexpected_keys"]) == (set(), set())
+    for key, values in model.state_dict().items():
+        expected = loaded.state_dict()[key]
+        torch.testing.assert_close(values, expected, rtol=0, atol=2e-7, msg=key)
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0"])
+def test_a_round_trip_keeps_values(kind: str, tmp_path: Path) -> None:
+    model = saved(FAMILIES["qwen3"], tmp_path / "in", torch.bfloat16)
+    export(tmp_path / "in", tmp_path / "out.gguf", type=kind)
+    merge({"dtype": "float32", **copy_of(tmp_path / "out.gguf")}, tmp_path / "back")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "back").state_dict()
+    for name, values in model.float().state_dict().items():
+        if kind == "q8_0" and values.ndim == 2:
+            stored = gguf.quantize(values.numpy(), gguf.GGMLQuantizationType.Q8_0)
+            values = torch.from_numpy(  # noqa: PLW2901
+                gguf.dequantize(stored, gguf.GGMLQuantizationType.Q8_0)
+            )
+        elif kind == "f16" and values.ndim == 2:
+            values = values.half().float()  # noqa: PLW2901
+        torch.testing.assert_close(found[name].float(), values, rtol=0, atol=0, msg=name)
+
+
+def test_factors_of_a_longer_context_are_tensors(tmp_path: Path) -> None:
+    settings = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_theta": 500000.0,
+    }
+    kind = Kind("Llama", "llama", {"rope_parameters": settings, "head_dim": 64})
+    model = saved(kind, tmp_path / "in")
+    export(tmp_path / "in", tmp_path / "out.gguf")
+    found = {t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    plain = 1.0 / 500000.0 ** (torch.arange(0, 64, 2).float() / 64)
+    expected = (plain / model.model.rotary_emb.inv_freq).numpy()
+    np.testing.assert_allclose(found["rope_freqs.weight"].data, expected, rtol=1e-5)
+    merge(copy_of(tmp_path / "out.gguf"), tmp_path / "back")
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    kept = {key: back.config.rope_parameters[key] for key in settings}
+    assert kept == settings
+
+
+def test_an_interrupted_export_continues(tmp_path: Path) -> None:
+    saved(FAMILIES["llama"], tmp_path / "in")
+    export(tmp_path / "in", tmp_path / "whole.gguf", type="q8_0")
+
+    def stop(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "out.gguf"
+    with pytest.raises(KeyboardInterrupt):
+        export(tmp_path / "in", path, type="q8_0", observer=Observer(progressed=stop))
+    assert not path.exists()
+    assert (tmp_path / "out.gguf.partial").is_dir()
+    export(tmp_path / "in", path, type="q8_0")
+    found, whole = told(path), told(tmp_path / "whole.gguf")
+    assert {**found, "general.name": ""} == {**whole, "general.name": ""}
+    assert path.read_bytes()[-1000:] == (tmp_path / "whole.gguf").read_bytes()[-1000:]
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    saved(FAMILIES["llama"], tmp_path / "in")
+    export(tmp_path / "in", tmp_path / "out.gguf")
+    with pytest.raises(OutputError, match="exists already"):
+        export(tmp_path / "in", tmp_path / "out.gguf")
+    export(tmp_path / "in", tmp_path / "out.gguf", overwrite=True)
+    with pytest.raises(LoomError, match="'q4_k' is unknown: choose"):
+        export(tmp_path / "in", tmp_path / "b.gguf", type="q4_k")
+    config = tmp_path / "in" / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"gpt2"'))
+    with pytest.raises(CheckpointError, match="of type 'gpt2', which is not exported to GGUF"):
+        export(tmp_path / "in", tmp_path / "c.gguf")
+
+
+@pytest.fixture(scope="module")
+def exported(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    export(real, folder / "model.gguf", type="q8_0", ram="700MiB")
+    return folder / "model.gguf"
+
+
+def test_a_real_one_keeps_its_words(real: Path, exported: Path) -> None:
+    mine, original = told(exported), told(real)
+    keys = {key for key in mine if key.startswith("tokenizer.")}
+    assert keys == {key for key in original if key.startswith("tokenizer.")} - {
+        "tokenizer.ggml.add_space_prefix"  # which says nothing of bytes
+    }
+    for key in keys:
+        assert mine[key] == original[key], key
+    same = {key for key in mine.keys() & original.keys() if key.startswith("llama.")}
+    assert len(same) > 8
+    for key in same:
+        assert mine[key] == pytest.approx(original[key]), key
+
+
+def test_its_bytes_do_not_depend_on_the_budget(real: Path, exported: Path, tmp_path: Path) -> None:
+    export(real, tmp_path / "model.gguf", type="q8_0", ram="2GiB", threads=1)
+    assert digest(tmp_path / "model.gguf") == digest(exported)
+
+
+SPEAK = """
+import sys, xllamacpp
+asked = xllamacpp.CommonParams()
+asked.model.path, asked.n_ctx, asked.n_parallel, asked.warmup = sys.argv[1], 128, 1, False
+asked.cpuparams.n_threads = 2
+server = xllamacpp.Server(asked)
+prompt = "<|im_start|>user\\nWhat is the capital of France?<|im_end|>\\n<|im_start|>assistant\\n"
+said = server.handle_completions({"prompt": prompt, "max_tokens": 8, "temperature": 0})
+print("SAID", said["choices"][0]["text"])
+"""
+
+
+def test_llama_cpp_loads_it_and_it_speaks(exported: Path) -> None:
+    if find_spec("xllamacpp") is None:
+        pytest.skip("the package xllamacpp is not installed")
+    command = [sys.executable, "-c", SPEAK, str(exported)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert "SAID The capital of France is Paris." in done.stdout
