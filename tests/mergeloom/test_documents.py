@@ -25,6 +25,7 @@ from mergeloom.report.terminal.console import text_of
 from mergeloom.report.terminal.plan import render_plan
 from mergeloom.report.terminal.tasks import task_lines
 from tests.mergeloom.support import LINEAR, run
+from tests.planners.models.gguf.files import FAMILIES
 from tests.planners.support import llama, llama_names, write_checkpoint
 
 STAGES = """name: mid
@@ -71,6 +72,11 @@ def progressed(folder: Path) -> Document:
     return seen[-1].report
 
 
+def exported(folder: Path) -> Document:
+    FAMILIES["llama"].model().save_pretrained(folder / "whole")
+    return mergeloom.export(folder / "whole", folder / "whole.gguf", overwrite=True)
+
+
 MADE: dict[str, Callable[[Path], Document]] = {
     "plan": lambda folder: mergeloom.plan(folder / "stages.yml", output=folder / "new").report,
     "merge": merged,
@@ -83,6 +89,7 @@ MADE: dict[str, Callable[[Path], Document]] = {
     "details": lambda folder: mergeloom.plan(folder / "stages.yml").details,
     "diff": lambda folder: mergeloom.diff(folder / "a", folder / "b", values=True),
     "clean": lambda folder: mergeloom.clean(dry=True, everything=True),
+    "export": exported,
     "progress": progressed,
     "methods": lambda folder: mergeloom.list_methods(),
     "error": failed,
