@@ -20,6 +20,7 @@ from mergeloom.engine.graph.graph import Graph, GraphBuilder
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.hardware.process import trim_heap
 from mergeloom.engine.output.side_files import DIGEST, SideFile
+from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners import registry
 from mergeloom.planners.config.config import Configuration
@@ -183,7 +184,8 @@ def decide(
     """
     models = Models(resolver)
     findings = Findings(configuration.warnings)
-    folder = None if configuration.path is None else configuration.path.parent
+    place = Path() if configuration.path is None else configuration.path.parent
+    folder = LocalFolder(place, confined=False)
     planning = Planning(models, options, GraphBuilder(), findings, folder, keeps_plans)
     recipes = []
     for document in configuration.documents:
@@ -287,7 +289,7 @@ def _identity(
     identity["max shard size"] = str(options.max_shard_bytes)
     identity["truncated embeddings"] = str(options.truncate_embeddings)
     for file in files:
-        if isinstance(file.content, Path):
+        if not isinstance(file.content, bytes):
             identity[f"file '{file.name}'"] = DIGEST + file.digest
         elif file.name == CONFIGURATION_NAME:
             identity["configuration: its comments and layout"] = DIGEST + file.digest

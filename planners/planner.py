@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 from mergeloom.planners.config.config import Document
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mergeloom.engine.graph.graph import GraphBuilder
+    from mergeloom.engine.storage.folder import Folder
     from mergeloom.planners.config.findings import Findings
     from mergeloom.planners.config.yaml_values import Value
     from mergeloom.planners.models.pool import Models
@@ -44,7 +43,7 @@ class Planning:
     options: PlanOptions
     builder: GraphBuilder
     findings: Findings
-    folder: Path | None = None
+    folder: Folder
     keeps_plans: bool = False
 
 

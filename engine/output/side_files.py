@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from mergeloom.engine.base.errors import RunError
-from mergeloom.engine.storage.digest import ContentDigest, digest_of, pieces_of
-from mergeloom.engine.storage.file_system import reported
+from mergeloom.engine.storage.digest import ContentDigest, digest_of
+from mergeloom.engine.storage.source import Access, IOMode, Source
+from mergeloom.engine.storage.source_file import pieces_of, planning
 
 DIGEST = "digest "
 """How a value of an identity begins that means nothing to people."""
@@ -16,13 +17,13 @@ DIGEST = "digest "
 
 @dataclass(frozen=True, slots=True)
 class SideFile:
-    """A small file of the output: its bytes, or the path of the file to copy.
+    """A small file of the output: its bytes, or the source to copy.
 
     ``digest`` is that of the content when the file was planned.
     """
 
     name: str
-    content: bytes | Path
+    content: bytes | Source
     digest: str
     size: int
 
@@ -32,13 +33,14 @@ class SideFile:
         return cls(name, content, digest_of([content]), len(content))
 
     @classmethod
-    def copied(cls, name: str, path: Path) -> SideFile:
-        """A copy of the file at ``path``.
+    def copied(cls, name: str, source: Source) -> SideFile:
+        """A copy of all that is in ``source``.
 
         Raises:
-            OSError: it cannot be read.
+            CheckpointError: it cannot be read.
         """
-        return cls(name, path, digest_of(pieces_of(path)), path.stat().st_size)
+        with planning(source) as reader:
+            return cls(name, source, digest_of(pieces_of(reader, source.size)), source.size)
 
     def pieces(self) -> Iterator[bytes]:
         """The content, piece by piece.
@@ -50,12 +52,12 @@ class SideFile:
             yield self.content
             return
         digest = ContentDigest()
-        with reported("read", self.content):
-            for piece in pieces_of(self.content):
+        with contextlib.closing(self.content.open(Access(IOMode.BUFFERED))) as reader:
+            for piece in pieces_of(reader, self.content.size):
                 digest.update(piece)
                 yield piece
         if digest.hexdigest() != self.digest:
             raise RunError(
-                f"'{self.content}' changed since it was planned with: restore it and the same "
+                f"'{self.content.name}' changed since it was planned with: restore it and the same "
                 "command continues, or merge what is there now with --restart"
             )

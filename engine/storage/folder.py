@@ -6,7 +6,9 @@ another class with the same words, and passes the same tests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -38,7 +40,12 @@ class Folder(Protocol):
         ...
 
     def folders(self) -> Sequence[str]:
-        """The folders that lie directly in it, in order; none if it cannot be read."""
+        """The folders that lie directly in it, in order, links left out; none if it cannot be
+        read."""
+        ...
+
+    def folder(self, name: str) -> Folder:
+        """One of its `folders`."""
         ...
 
     def has(self, name: str) -> bool:
@@ -62,15 +69,44 @@ class Folder(Protocol):
         ...
 
 
+def walk(folder: Folder, within: str = "") -> Iterator[str]:
+    """The names of all files in a folder and in those below it, in order."""
+    yield from (within + name for name in folder.names())
+    for name in folder.folders():
+        yield from walk(folder.folder(name), f"{within}{name}/")
+
+
+@contextmanager
+def at_hand(folder: Folder, most: int) -> Iterator[str]:
+    """A directory with the small files of a folder, each of ``most`` bytes at the most, for
+    libraries that read no folders; the folder's own, if that is on this machine.
+
+    Raises:
+        CheckpointError: one of them cannot be read, or leads outside.
+    """
+    if isinstance(folder, LocalFolder):
+        for name in folder.names():
+            folder.source(name)  # which refuses what leads outside
+        yield folder.name
+        return
+    with tempfile.TemporaryDirectory(prefix="mergeloom-") as made:
+        for name in folder.names():
+            if folder.source(name).size <= most:
+                Path(made, name).write_bytes(folder.read(name, most))
+        yield made
+
+
 @dataclass(frozen=True, slots=True)
 class LocalFolder:
     """A directory of this machine.
 
     Files may be links within it, or within the hub's cache, where a model's directory
-    ``snapshots/COMMIT`` links to ``blobs`` beside ``snapshots``.
+    ``snapshots/COMMIT`` links to ``blobs`` beside ``snapshots``. Only where a folder is not
+    ``confined``, as one with files of a person's own, they may lie anywhere.
     """
 
     path: Path
+    confined: bool = True
 
     @property
     def name(self) -> str:
@@ -88,9 +124,12 @@ class LocalFolder:
 
     def folders(self) -> Sequence[str]:
         try:
-            return sorted(entry.name for entry in self.path.iterdir() if entry.is_dir())
+            return sorted(e.name for e in self.path.iterdir() if e.is_dir() and not e.is_symlink())
         except OSError:
             return []
+
+    def folder(self, name: str) -> LocalFolder:
+        return LocalFolder(self.path / name, self.confined)
 
     def has(self, name: str) -> bool:
         try:
@@ -114,15 +153,9 @@ class LocalFolder:
     def source(self, name: str) -> FileSource:
         return FileSource.at(self._inside(name))
 
-    def check(self, name: str) -> None:
-        """Check that a file is one of its own.
-
-        Raises:
-            CheckpointError: it is a link that leads elsewhere.
-        """
-        self._inside(name)
-
     def _inside(self, name: str) -> Path:
+        if not self.confined:
+            return self.path / name
         root = self.path.resolve()
         roots = [root]
         if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
@@ -159,6 +192,9 @@ class LocalFile:
 
     def folders(self) -> Sequence[str]:
         return []
+
+    def folder(self, name: str) -> Folder:
+        raise CheckpointError(f"'{self.path}' is one file, and no folder with '{name}' in it")
 
     def has(self, name: str) -> bool:
         return name == self.path.name

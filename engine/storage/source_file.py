@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError, RunError
+from mergeloom.engine.storage.digest import PIECE
 from mergeloom.engine.storage.source import Access, IOMode, Reader, Source, read_part
 
 _BUFFER = 1 << 16
@@ -44,6 +45,16 @@ class SourceFile(io.RawIOBase):
         buffer[: len(content)] = content
         self._position = stop
         return len(content)
+
+
+def pieces_of(reader: Reader, size: int) -> Iterator[bytes]:
+    """All bytes of a source of ``size`` bytes, piece by piece.
+
+    Raises:
+        RunError: they cannot be read.
+    """
+    for start in range(0, size, PIECE):
+        yield read_part(reader, start, min(start + PIECE, size))
 
 
 @contextmanager

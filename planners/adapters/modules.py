@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.methods.adapters.combinations import Combination, What
 from mergeloom.planners.models.adapter import Adapter, Change, Product
 from mergeloom.planners.models.sameness import equal_bytes
@@ -196,10 +197,8 @@ def check_bases(adapters: Sequence[Adapter]) -> None:
 
 
 def _same_base(one: str, other: str) -> bool:
-    paths = [Path(each) for each in (one, other)]
-    if all(path.is_dir() for path in paths):
-        return paths[0].resolve() == paths[1].resolve()
-    return one.rstrip("/") == other.rstrip("/")
+    """Whether two names of models are one, as names on the hub or as paths."""
+    return LocalFolder(Path(one)).identity == LocalFolder(Path(other)).identity
 
 
 def indices(adapters: Sequence[Adapter]) -> Mapping[str, object]:

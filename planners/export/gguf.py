@@ -77,9 +77,9 @@ def make_export(
     family = family_of_config(model.config, reference)
     values = values_of(family, model.config, name, reference)
     values["general.file_type"] = TYPES[kind][1]
-    directory = models.directory(asked)
-    if with_tokenizer and directory is not None:
-        values |= words_of(directory, values[f"{family.architecture}.vocab_size"], reference)
+    folder = models.folder(asked)
+    if with_tokenizer and folder is not None:
+        values |= words_of(folder, values[f"{family.architecture}.vocab_size"], reference)
     builder = GraphBuilder()
     tensors, left_out = _tensors(family, model, builder, TYPES[kind][0], reference)
     for called, factors in factors_of(model.config).items():

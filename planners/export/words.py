@@ -7,10 +7,10 @@ cut; a tokenizer that cuts otherwise than any of these cannot be told in one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.gguf.tokenizer import CONTROL, SPLITS, USER_DEFINED
 from mergeloom.planners.vocabulary.chat_template import template_of
 from mergeloom.planners.vocabulary.tokenizer import (
@@ -32,14 +32,14 @@ _NEVER_MERGED = -1e9
 """Score of a piece that no merge makes."""
 
 
-def words_of(directory: Path, rows: int, where: str) -> dict[str, Any]:
-    """What a file says of the tokenizer in ``directory``, for an embedding of so many ``rows``;
+def words_of(folder: Folder, rows: int, where: str) -> dict[str, Any]:
+    """What a file says of the tokenizer in ``folder``, for an embedding of so many ``rows``;
     nothing if there is none. ``where`` is what messages call the model.
 
     Raises:
         CheckpointError: a file has no words for it.
     """
-    document, tokenizer = library_document(directory), read_tokenizer(directory)
+    document, tokenizer = library_document(folder), read_tokenizer(folder)
     if document is None or tokenizer is None:
         return {}
     model = document.get("model")
@@ -68,7 +68,7 @@ def words_of(directory: Path, rows: int, where: str) -> dict[str, Any]:
             told[key] = number
     told["add_bos_token"] = _begins(document)
     found = {_PREFIX + key: value for key, value in told.items()}
-    template = template_of(directory)
+    template = template_of(folder)
     return found if template is None else {**found, "tokenizer.chat_template": template}
 
 
@@ -114,7 +114,7 @@ def _tokens(
         tokens[number] = token
         spelled = pieces and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
         kinds[number] = _BYTE if spelled else _NORMAL
-    for each in added_tokens(document, tokenizer.settings, tokenizer.ids, tokenizer.directory):
+    for each in added_tokens(document, tokenizer.settings, tokenizer.ids, tokenizer.folder.name):
         kinds[each.number] = CONTROL if each.special else USER_DEFINED
     unknown = tokenizer.ids.get(tokenizer.special_names.get("unk_token", ""))
     if unknown is not None and pieces:

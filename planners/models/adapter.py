@@ -23,12 +23,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.engine.storage.folder import LocalFolder
+from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.checkpoint import Checkpoint, open_files
 from mergeloom.planners.models.small_files import read_object
 
@@ -114,36 +113,32 @@ class Adapter:
     base_revision: str | None
     changes: Mapping[str, Change]
 
-    @property
-    def directory(self) -> Path:
-        return self.checkpoint.directory
+
+def is_adapter(folder: Folder) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return folder.has(CONFIG) and not folder.has("config.json")
 
 
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter and no model."""
-    return (directory / CONFIG).is_file() and not (directory / "config.json").is_file()
+def has_adapter(folder: Folder) -> bool:
+    """Whether a folder holds an adapter with its weights; contents are not looked at."""
+    return folder.has(CONFIG) and _weights(folder) is not None
 
 
-def has_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter with its weights; contents are not looked at."""
-    return (directory / CONFIG).is_file() and _weights(directory) is not None
-
-
-def open_adapter(name: str, directory: Path) -> Adapter:
+def open_adapter(name: str, folder: Folder) -> Adapter:
     """Read the configuration of an adapter called ``name``, and the header of its weights.
 
     Raises:
         CheckpointError: it is missing, malformed, or of a kind that cannot be merged into weights
             or is not understood.
     """
-    if not (directory / CONFIG).is_file():
-        model = (directory / "config.json").is_file()
+    directory = folder.name
+    if not folder.has(CONFIG):
+        model = folder.has("config.json")
         what = "it is a model: name it under 'models'" if model else "is it an adapter's directory?"
         raise CheckpointError(f"'{directory}' has no {CONFIG}: {what}")
-    folder = LocalFolder(directory)
     config = read_object(folder, CONFIG)
     _refuse(directory, config)
-    weights = _weights(directory)
+    weights = _weights(folder)
     if weights is None:
         raise CheckpointError(f"'{directory}' has no {WEIGHTS[0]}: copy or download it again")
     checkpoint = open_files(folder, config, {weights: set()})
@@ -155,11 +150,11 @@ def open_adapter(name: str, directory: Path) -> Adapter:
     return Adapter(name, checkpoint, base, revision, changes)
 
 
-def _weights(directory: Path) -> str | None:
-    return next((name for name in WEIGHTS if (directory / name).is_file()), None)
+def _weights(folder: Folder) -> str | None:
+    return next((name for name in WEIGHTS if folder.has(name)), None)
 
 
-def _refuse(directory: Path, config: Mapping[str, Any]) -> None:
+def _refuse(directory: str, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind not in _UNDERSTOOD:
         name = kind if isinstance(kind, str) and kind.isprintable() else "unknown"
@@ -218,7 +213,7 @@ def _change(
 def _product(
     checkpoint: Checkpoint, module: str, parts: Mapping[str, StoredTensor]
 ) -> Product | None:
-    config, directory = checkpoint.config, checkpoint.directory
+    config, directory = checkpoint.config, checkpoint.folder.name
     embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
     names = ("lora_embedding_A", "lora_embedding_B") if embedding else _MATRICES
     down, up = (parts.get(name) for name in names)
@@ -254,7 +249,7 @@ def _text(tensor: StoredTensor) -> str:
 
 
 def _setting(
-    config: Mapping[str, Any], module: str, pattern: str, key: str, directory: Path
+    config: Mapping[str, Any], module: str, pattern: str, key: str, directory: str
 ) -> float:
     """A number of a module: of the first pattern that its name ends with, or the general one."""
     value = config.get(key, 8)
@@ -263,11 +258,11 @@ def _setting(
         found = (each for text, each in patterns.items() if _matches(text, module, directory))
         value = next(found, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise CheckpointError(f"'{directory / CONFIG}': {value!r} is no number for '{key}'")
+        raise CheckpointError(f"'{directory}/{CONFIG}': {value!r} is no number for '{key}'")
     return float(value)
 
 
-def _matches(pattern: object, module: str, directory: Path) -> bool:
+def _matches(pattern: object, module: str, directory: str) -> bool:
     """Whether a module's name, or its last parts, are what a pattern describes.
 
     A pattern is an untrusted regular expression, so it is kept to what cannot take
@@ -283,7 +278,7 @@ def _matches(pattern: object, module: str, directory: Path) -> bool:
         or re.search(r"[)\]}*+?]\s*[*+{]", pattern.replace("]*", "").replace("]+", ""))
     ):
         raise CheckpointError(
-            f"'{directory / CONFIG}': the pattern {pattern[:80]!r} is too intricate to be trusted"
+            f"'{directory}/{CONFIG}': the pattern {pattern[:80]!r} is too intricate to be trusted"
         )
     try:
         return re.match(rf"(?:.*\.)?(?:{pattern})$", module) is not None
@@ -293,7 +288,7 @@ def _matches(pattern: object, module: str, directory: Path) -> bool:
 
 def _indices(checkpoint: Checkpoint, module: str, rows: StoredTensor) -> tuple[int, ...]:
     """Which rows of a module's weight an adapter replaces."""
-    where = f"'{checkpoint.directory / CONFIG}'"
+    where = f"'{checkpoint.folder.name}/{CONFIG}'"
     given = checkpoint.config.get("trainable_token_indices")
     if isinstance(given, Mapping):
         last = module.rpartition(".")[2]

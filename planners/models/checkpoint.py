@@ -46,10 +46,8 @@ class Checkpoint:
 
     @property
     def directory(self) -> Path:
-        """Where its small files lie on this machine; of one that is a file, that file."""
-        if isinstance(self.folder, GgufFolder):
-            return self.folder.directory
-        assert isinstance(self.folder, (LocalFolder, LocalFile))
+        """Where it lies on this machine: its directory, or its only file."""
+        assert isinstance(self.folder, (LocalFolder, LocalFile, GgufFolder))
         return self.folder.path
 
     @property
@@ -78,6 +76,8 @@ def open_checkpoint(folder: Folder | Path) -> Checkpoint:
         if not folder.is_dir():
             raise CheckpointError(f"'{folder}' is not a directory")
         folder = LocalFolder(folder)
+    if isinstance(folder, GgufFolder):
+        return open_gguf(folder)
     config = read_config(folder)
     return _by_value(open_files(folder, config, weight_files(folder)))
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.architecture import Architecture, infer
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.rows import arranged, rearranged
@@ -122,12 +122,12 @@ class PlannedModel:
     name: str
     config: Mapping[str, Any]
     tensors: Mapping[str, OutputTensor]
-    directory: Path | None = None
+    folder: Folder | None = None
     """Where the tokenizer and the other small files are that it would have."""
     tokenizer: Callable[[], Tokenizer | None] = lambda: None
     """Its tokenizer, read when it is asked for."""
     own_words: bool = False
-    """Whether that is another one than the files in ``directory`` hold."""
+    """Whether that is another one than the files in ``folder`` hold."""
 
     @cached_property
     def architecture(self) -> Architecture:

@@ -11,12 +11,12 @@ from mergeloom.engine.base.suggest import nearest
 from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder
 from mergeloom.planners.config.model_reference import Location, ModelReference
 from mergeloom.planners.models.adapted import AdaptedModel, adapt
-from mergeloom.planners.models.adapter import Adapter, has_adapter, is_adapter, open_adapter
+from mergeloom.planners.models.adapter import Adapter, is_adapter, open_adapter
 from mergeloom.planners.models.checkpoint import Checkpoint, open_checkpoint, open_weights
 from mergeloom.planners.models.dequantised import stored_model
 from mergeloom.planners.models.gguf.folder import GgufFolder, is_gguf
 from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
-from mergeloom.planners.models.resolve import Found, Origin, Resolver
+from mergeloom.planners.models.resolve import Found, Origin, Resolver, has_adapter_at
 from mergeloom.planners.vocabulary.chat_template import template_of
 from mergeloom.planners.vocabulary.remapped import RemappedModel
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer, read_tokenizer
@@ -37,10 +37,10 @@ class Models:
         self._by_directory: dict[Path, StoredModel] = {}
         self._adapters: dict[Path, Adapter] = {}
         self._adapted: dict[tuple[int, int], Model] = {}
-        self._files: dict[Path, GgufFolder] = {}
+        self._folders: dict[Path, Folder] = {}
         self._found: dict[str, Found] = {}
         self._found_adapters: dict[str, Found] = {}
-        self._tokenizers: dict[Path, Tokenizer | None] = {}
+        self._tokenizers: dict[str, Tokenizer | None] = {}
         self.notes: dict[ModelReference, str] = {}
         """What a reference was taken for, where that is not evident."""
         self.stages: dict[str, PlannedModel] = {}
@@ -82,7 +82,7 @@ class Models:
             model = self._by_reference[reference] = self._by_directory[place]
         return model
 
-    def directory(self, reference: ModelReference) -> Path | None:
+    def folder(self, reference: ModelReference) -> Folder | None:
         """Where a model's tokenizer and other small files are; of a stage, those of its donor.
 
         Raises:
@@ -90,17 +90,16 @@ class Models:
         """
         stage = self.stages.get(str(reference))
         if stage is not None:
-            return stage.directory
-        return self._beside(self._resolver.directory(self._resolver.settle(reference).model))
+            return stage.folder
+        return self._folder(self._resolver.directory(self._resolver.settle(reference).model))
 
-    def _beside(self, place: Path) -> Path:
-        """The directory of the small files of a model that is at a place."""
-        if not is_gguf(place):
-            return place
-        model = self._by_directory.get(place.resolve())
-        if model is not None:
-            return model.checkpoint.directory
-        return self._files.setdefault(place.resolve(), GgufFolder.at(place)).directory
+    def _folder(self, place: Path) -> Folder:
+        """What a model is read from that is at a place."""
+        key = place.resolve()
+        if key not in self._folders:
+            gguf = is_gguf(place)
+            self._folders[key] = GgufFolder.at(place) if gguf else LocalFolder(place)
+        return self._folders[key]
 
     def tokenizer(self, reference: ModelReference) -> Tokenizer | None:
         """The tokenizer of a model, of which nothing else need be there; ``None`` without one.
@@ -111,10 +110,10 @@ class Models:
         stage = self.stages.get(str(reference))
         if stage is not None:
             return stage.tokenizer()
-        for directory in self._tokenizer_directories(reference):
-            key = directory.resolve()
+        for folder in self._tokenizer_folders(reference):
+            key = folder.identity
             if key not in self._tokenizers:
-                self._tokenizers[key] = self._shared(read_tokenizer(directory))
+                self._tokenizers[key] = self._shared(read_tokenizer(folder))
             found = self._tokenizers[key]
             if found is not None:
                 return found
@@ -135,24 +134,24 @@ class Models:
             found = stage.tokenizer()
             if found is not None and found.template is not None:
                 return found.template
-            return None if found is None else template_of(found.directory)
-        templates = map(template_of, self._tokenizer_directories(reference))
+            return None if found is None else template_of(found.folder)
+        templates = map(template_of, self._tokenizer_folders(reference))
         return next((template for template in templates if template is not None), None)
 
-    def _tokenizer_directories(self, reference: ModelReference) -> Iterator[Path]:
+    def _tokenizer_folders(self, reference: ModelReference) -> Iterator[Folder]:
         """Where a model's tokenizer may be, the adapter's own first."""
         model = self._by_reference.get(reference)
         while isinstance(model, AdaptedModel):
-            yield model.adapter.checkpoint.directory
+            yield model.adapter.checkpoint.folder
             model = model.base
         if isinstance(model, StoredModel):
-            yield model.checkpoint.directory
+            yield model.checkpoint.folder
         elif isinstance(model, PlannedModel):
-            if model.directory is not None:
-                yield model.directory
+            if model.folder is not None:
+                yield model.folder
         else:
             location = self._resolver.settle(reference).model
-            yield self._beside(self._resolver.directory(location))
+            yield self._folder(self._resolver.directory(location))
 
     def ignores_revision(self, reference: ModelReference) -> bool:
         """Whether a reference names a revision of a local directory, which has none."""
@@ -174,12 +173,12 @@ class Models:
                 raise
             remedy = f"did you mean the stage '{stage}'?"
             raise CheckpointError(error.cause, remedy=remedy) from error
-        if is_adapter(found.directory):
+        if is_adapter(LocalFolder(found.directory)):
             return self._alone(reference, settled)
         place = found.directory.resolve()
         model = self._by_directory.get(place)
         if model is None:
-            model = stored_model(str(reference), open_checkpoint(found.directory))
+            model = stored_model(str(reference), open_checkpoint(self._folder(found.directory)))
             self._by_directory[place] = model
             self._found[model.name] = found
         return model
@@ -190,12 +189,13 @@ class Models:
         Raises:
             CheckpointError: there is none, or it is of a kind that is not understood.
         """
-        found = self._resolver.find(location, has_adapter)
+        found = self._resolver.find(location, has_adapter_at)
         directory = found.directory
         adapter = self._adapters.get(directory.resolve())
         if adapter is None:
             self._found_adapters[str(location)] = found
-            adapter = self._adapters[directory.resolve()] = open_adapter(str(location), directory)
+            adapter = open_adapter(str(location), LocalFolder(directory))
+            self._adapters[directory.resolve()] = adapter
         return adapter
 
     def _adapt(self, name: str, base: Model, adapter: Adapter) -> Model:
@@ -240,26 +240,31 @@ class Models:
         """Where the adapters were found, by name."""
         return self._found_adapters
 
-    def words_directory(self, donor: Model) -> Path | None:
-        """Where the tokenizer's files come from: the directory of an adapter that brings them, or
+    def words_folder(self, donor: Model) -> Folder | None:
+        """Where the tokenizer's files come from: the folder of an adapter that brings them, or
         else that of all small files."""
         model = donor
         while isinstance(model, (AdaptedModel, RemappedModel)):
             if isinstance(model, AdaptedModel):
-                directory = model.adapter.directory
-                if any((directory / name).is_file() for name in TOKENIZERS):
-                    return directory
+                folder = model.adapter.checkpoint.folder
+                if any(folder.has(name) for name in TOKENIZERS):
+                    return folder
                 model = model.base
             else:
                 model = model.model
-        return self.donor_directory(donor)
+        return self.donor_folder(donor)
 
-    def donor_directory(self, donor: Model) -> Path | None:
-        """Where the side files come from: the donor's directory; of a stage, its donor's."""
+    @property
+    def folders(self) -> Mapping[str, Folder]:
+        """What the models that are stored are read from, by name."""
+        return {model.name: model.checkpoint.folder for model in self._by_directory.values()}
+
+    def donor_folder(self, donor: Model) -> Folder | None:
+        """Where the side files come from: the donor's folder; of a stage, its donor's."""
         if isinstance(donor, PlannedModel):
-            return donor.directory
+            return donor.folder
         if isinstance(donor, AdaptedModel):
-            return self.donor_directory(donor.base)
+            return self.donor_folder(donor.base)
         if isinstance(donor, RemappedModel):
-            return self.donor_directory(donor.model)
-        return donor.checkpoint.directory if isinstance(donor, StoredModel) else None
+            return self.donor_folder(donor.model)
+        return donor.checkpoint.folder if isinstance(donor, StoredModel) else None

@@ -11,6 +11,7 @@ from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.suggest import nearest
+from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.config.model_reference import Location, ModelReference, readings
 from mergeloom.planners.config.weight_names import SUFFIXES
 from mergeloom.planners.models.adapter import has_adapter
@@ -56,10 +57,20 @@ class Found:
     directory: Path
     origin: Origin
 
+    @property
+    def fetched(self) -> bool:
+        """Whether the hub's own program has put it there."""
+        return _is_place(self.directory / ".cache" / "huggingface")
+
 
 def is_model(directory: Path) -> bool:
     """Whether a directory holds a whole model, or an adapter, which names its model."""
-    return is_complete(directory) or has_adapter(directory)
+    return is_complete(directory) or has_adapter_at(directory)
+
+
+def has_adapter_at(directory: Path) -> bool:
+    """Whether a directory holds an adapter with its weights."""
+    return has_adapter(LocalFolder(directory))
 
 
 @dataclass(frozen=True)

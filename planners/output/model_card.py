@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 
 import yaml
 
@@ -52,13 +52,12 @@ def _is_on_hub(name: str, found: Found) -> bool:
     looks like it: it was fetched from there, or its directory was given for a hub's name."""
     if not is_hub_id(_id(name)) or "/" not in name:
         return False
-    fetched = (found.directory / ".cache" / "huggingface").is_dir()
-    return fetched or found.origin in (Origin.HUB, Origin.GIVEN)
+    return found.fetched or found.origin in (Origin.HUB, Origin.GIVEN)
 
 
 def _link(name: str, found: Found) -> str:
     path, _, revision = name.partition("@")
     if not _is_on_hub(name, found):
-        return f"`{Path(name).name}`"
+        return f"`{PurePath(name).name}`"
     at = f" at `{revision}`" if revision else ""
     return f"[{path}](https://huggingface.co/{path}){at}"

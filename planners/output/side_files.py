@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.output.side_files import SideFile
+from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.config.config import Configuration
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.models.resolve import Found
-from mergeloom.planners.models.small_files import check_inside
 from mergeloom.planners.output.donor_files import donor_files, folder_warnings, of_words
 from mergeloom.planners.output.model_card import model_card
 from mergeloom.planners.output.shards import Layout
@@ -45,22 +43,22 @@ def side_files(
 
 def model_files(
     config: Mapping[str, Any],
-    donor: Path | None,
+    donor: Folder | None,
     tokenizer: TokenizerFiles,
-    models: Mapping[str, Found],
+    folders: Mapping[str, Folder],
     findings: Findings,
 ) -> tuple[SideFile, ...]:
     """The small files of a model: ``config.json``, its tokenizer, and what is beside the weights of
-    the ``donor``, byte for byte. What of the ``models`` is not taken over is found.
+    the ``donor``, byte for byte. What of the models' ``folders``
+    is not taken over is found.
 
     Raises:
-        CheckpointError: one of them cannot be read, or is a link out of the donor's directory.
+        CheckpointError: one of them cannot be read, or is a link out of its folder.
     """
     made = {"config.json": as_json(config), **tokenizer.made}
     files = [SideFile.made(name, content) for name, content in made.items() if content]
-    files += _copies(donor, tokenizer.directory, config, made)
-    directories = {name: found.directory for name, found in models.items()}
-    findings.notes(folder_warnings(directories, donor, [file.name for file in files]))
+    files += _copies(donor, tokenizer.folder, config, made)
+    findings.notes(folder_warnings(folders, donor, [file.name for file in files]))
     return tuple(files)
 
 
@@ -73,28 +71,25 @@ def as_json(document: Mapping[str, Any]) -> bytes:
 
 
 def _copies(
-    donor: Path | None, tokenizer: Path | None, config: Mapping[str, Any], made: Mapping[str, Any]
+    donor: Folder | None,
+    tokenizer: Folder | None,
+    config: Mapping[str, Any],
+    made: Mapping[str, Any],
 ) -> Iterator[SideFile]:
-    for name, directory in _copied(donor, tokenizer, config).items():
+    for name, folder in _copied(donor, tokenizer, config).items():
         if name not in made:
-            check_inside(directory, name)
-            try:
-                yield SideFile.copied(name, directory / name)
-            except OSError as error:
-                raise CheckpointError(
-                    f"cannot read '{directory / name}': {error.strerror}"
-                ) from error
+            yield SideFile.copied(name, folder.source(name))
 
 
 def _copied(
-    donor: Path | None, tokenizer: Path | None, config: Mapping[str, Any]
-) -> dict[str, Path]:
-    """Which directory each file is copied from that is: the tokenizer's files from its own."""
-    found: dict[str, Path] = {}
+    donor: Folder | None, tokenizer: Folder | None, config: Mapping[str, Any]
+) -> dict[str, Folder]:
+    """Which folder each file is copied from that is: the tokenizer's files from its own."""
+    found: dict[str, Folder] = {}
     if donor is not None:
         names = donor_files(donor, config)
-        found.update((name, donor) for name in names if donor == tokenizer or not of_words(name))
-    if tokenizer is not None and donor != tokenizer:
+        found.update((name, donor) for name in names if donor is tokenizer or not of_words(name))
+    if tokenizer is not None and donor is not tokenizer:
         names = donor_files(tokenizer, {})
         found.update((name, tokenizer) for name in names if of_words(name))
     return found

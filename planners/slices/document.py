@@ -112,14 +112,14 @@ def _compared_tokenizers(models: Sequence[Model], donor: Model) -> Iterator[str]
     """What is said of tokenizers where embeddings are merged row by row."""
     stored = [m for m in models if isinstance(m, StoredModel) and m.tokens.embedding is not None]
     if len(stored) > 1:
-        directory = donor.checkpoint.directory if isinstance(donor, StoredModel) else None
+        folder = donor.checkpoint.folder if isinstance(donor, StoredModel) else None
         yield from comparison_warnings(
             [
-                (m.name, m.checkpoint.directory, m.shape(m.tokens.embedding)[0])
+                (m.name, m.checkpoint.folder, m.shape(m.tokens.embedding)[0])
                 for m in stored
                 if m.tokens.embedding is not None
             ],
-            directory,
+            folder,
         )
 
 

@@ -71,10 +71,10 @@ class SlicesPlanner(Planner[MergeDocument]):
         warn_of_idle_filters(
             document.blocks(), (name for model in used for name in model), findings
         )
-        donor = models.donor_directory(stage.donor)
+        donor = models.donor_folder(stage.donor)
 
         def files() -> tuple[SideFile, ...]:
-            return model_files(config, donor, words.files(), models.found, findings)
+            return model_files(config, donor, words.files(), models.folders, findings)
 
         return Recipe(
             output=PlannedModel(

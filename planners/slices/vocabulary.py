@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.model import Model, PlannedModel
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.slices.document import donor_reference
@@ -28,7 +28,7 @@ class Words:
     stage: Stage
     vocabulary: VocabularyPlan | None
     models: Models
-    folder: Path | None
+    folder: Folder
 
     @property
     def own(self) -> bool:
@@ -58,11 +58,11 @@ class Words:
             CheckpointError: a tokenizer cannot be understood.
         """
         model = self.stage.donor
-        donor = self.models.donor_directory(model)
+        donor = self.models.donor_folder(model)
         tokenizer = None if self.vocabulary is None else self.vocabulary.tokenizer
         if tokenizer is None and isinstance(model, PlannedModel) and model.own_words:
             tokenizer = model.tokenizer()
-        files = tokenizer_files(tokenizer, self.models.words_directory(model), self._template())
+        files = tokenizer_files(tokenizer, self.models.words_folder(model), self._template())
         if self.vocabulary is not None:
             generation = self._followed(self.vocabulary).generation(donor)
             if generation is not None:
@@ -81,7 +81,7 @@ class Words:
         return Followed(
             vocabulary,
             self.models.tokenizer(donor_reference(self.stage.document)),
-            None if source is None else self.models.directory(source),
+            None if source is None else self.models.folder(source),
             _rows(self.stage.donor, vocabulary.alignment.rows),
         )
 

@@ -23,10 +23,10 @@ def cut(tokenizer: Tokenizer, texts: Mapping[int, bytes], rows: int) -> dict[int
             remedy="install it (pip install tokenizers), or choose another method than 'subword'",
         ) from error
     try:
-        library = Library.from_str(library_text(tokenizer.directory))
+        library = Library.from_str(library_text(tokenizer.folder))
     except Exception as error:  # whatever the library raises
         raise CheckpointError(
-            f"the tokenizer in '{tokenizer.directory}' cannot be used: {_line(error)}",
+            f"the tokenizer in '{tokenizer.folder.name}' cannot be used: {_line(error)}",
             remedy="choose another method than 'subword'",
         ) from error
     numbers = list(texts)

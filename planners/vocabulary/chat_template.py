@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.suggest import suggest
+from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.config.yaml_values import Value
-from mergeloom.planners.models.small_files import check_inside, read_json
+from mergeloom.planners.models.small_files import read_object
 from mergeloom.planners.vocabulary.builtin_templates import TEMPLATES
 from mergeloom.planners.vocabulary.tokenizer import SETTINGS
 from mergeloom.planners.vocabulary.tokens import read_content
@@ -26,31 +26,27 @@ FOLDER = "additional_chat_templates"
 _OLD_FILE = "chat_template.json"
 
 
-def template_of(directory: Path) -> str | None:
-    """The default chat template in ``directory``, ``None`` without one.
+def template_of(folder: Folder) -> str | None:
+    """The default chat template in ``folder``, ``None`` without one.
 
     Raises:
         CheckpointError: a file that may hold it cannot be understood.
     """
-    path = directory / FILE
-    if path.is_file():
-        check_inside(directory, FILE)
-        return read_content(path).decode("utf-8", "replace")
+    if folder.has(FILE):
+        return read_content(folder, FILE).decode("utf-8", "replace")
     for name in (SETTINGS, _OLD_FILE):
-        path = directory / name
-        if path.is_file():
-            check_inside(directory, name)
-            found = _default(read_json(path).get("chat_template"))
+        if folder.has(name):
+            found = _default(read_object(folder, name).get("chat_template"))
             if found is not None:
                 return found
     return None
 
 
-def choose(setting: Value, templates: Iterable[str | None], relative_to: Path | None) -> str | None:
+def choose(setting: Value, templates: Iterable[str | None], folder: Folder) -> str | None:
     """The template that ``setting`` means.
 
     For ``auto`` it is the most common of the models' ``templates`` (the first of several such);
-    else a built-in one by its name, a file, or the text itself.
+    else a built-in one by its name, a file of ``folder``, or the text itself.
 
     Raises:
         ConfigError: it is none of these.
@@ -67,35 +63,30 @@ def choose(setting: Value, templates: Iterable[str | None], relative_to: Path | 
         return TEMPLATES[text]
     if "{" in text:
         return text
-    path = (relative_to or Path()) / text
-    try:
-        is_file = "\n" not in text and path.is_file()
-    except (OSError, ValueError):
-        is_file = False
-    if not is_file:
+    if "\n" in text or not folder.has(text):
         raise setting.error(
             f"'{text[:80]}' is neither 'auto', the name of a template, Jinja text nor a file",
             suggest(text, ["auto", *TEMPLATES]),
         )
     try:
-        return read_content(path).decode()
+        return read_content(folder, text).decode()
     except (CheckpointError, UnicodeDecodeError) as error:
-        raise setting.error(f"cannot read the chat template '{path}': it is no text") from error
+        raise setting.error(f"cannot read the chat template '{text}': it is no text") from error
 
 
 def template_files(
-    directory: Path | None, made: Mapping[str, bytes | None], template: str
+    folder: Folder | None, made: Mapping[str, bytes | None], template: str
 ) -> dict[str, bytes | None]:
     """Files to be written so that ``template`` is the default one of a tokenizer; named ones stay.
 
-    ``directory`` has the tokenizer's files, ``made`` what is written instead of some.
+    ``folder`` has the tokenizer's files, ``made`` what is written instead of some.
     """
-    if directory is not None and template_of(directory) == template:
+    if folder is not None and template_of(folder) == template:
         return {}
     files: dict[str, bytes | None] = {}
     listed = False
     for name in (SETTINGS, _OLD_FILE):
-        document = _document(directory, made, name)
+        document = _document(folder, made, name)
         if document is None or "chat_template" not in document:
             continue
         listed = listed or isinstance(document["chat_template"], list)
@@ -104,21 +95,21 @@ def template_files(
             "utf-8", "surrogatepass"
         )
     # Beside a list in the settings such a file would hide the other templates of the list.
-    if not listed or (directory is not None and (directory / FILE).is_file()):
+    if not listed or (folder is not None and folder.has(FILE)):
         files[FILE] = template.encode("utf-8", "replace")
     return files
 
 
 def _document(
-    directory: Path | None, made: Mapping[str, bytes | None], name: str
+    folder: Folder | None, made: Mapping[str, bytes | None], name: str
 ) -> dict[str, Any] | None:
     content = made.get(name)
     if content is not None:
         found: dict[str, Any] = json.loads(content)
         return found
-    if directory is None or not (directory / name).is_file():
+    if folder is None or not folder.has(name):
         return None
-    return read_json(directory / name)
+    return read_object(folder, name)
 
 
 def _default(found: object) -> str | None:

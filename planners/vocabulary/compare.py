@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from mergeloom.engine.base.errors import CheckpointError
-from mergeloom.planners.vocabulary.tokens import FILES, vocabulary
+from mergeloom.engine.storage.folder import Folder
+from mergeloom.planners.vocabulary.tokens import FILES, read_content, vocabulary
 
 REMEDY = "'tokenizer: {source: union}' brings them together"
 
@@ -22,41 +22,40 @@ class Compared:
     def __init__(self) -> None:
         self._known: dict[bytes, Mapping[str, int] | None] = {}
 
-    def of(self, directory: Path) -> Mapping[str, int] | None:
-        """The vocabulary in ``directory``, ``None`` if its files do not tell one.
+    def of(self, folder: Folder) -> Mapping[str, int] | None:
+        """The vocabulary in ``folder``, ``None`` if its files do not tell one.
 
         Raises:
             CheckpointError: they cannot be understood.
         """
         digest = hashlib.blake2b(digest_size=16)
         for name in FILES:
-            try:
-                content = (directory / name).read_bytes()
-            except OSError:
+            if not folder.has(name):
                 continue
+            content = read_content(folder, name)
             digest.update(f"{name} {len(content)} ".encode() + content)
         key = digest.digest()
         if key not in self._known:
-            self._known[key] = vocabulary(directory)
+            self._known[key] = vocabulary(folder)
         return self._known[key]
 
 
 def comparison_warnings(
-    models: Sequence[tuple[str, Path, int]], donor: Path | None
+    models: Sequence[tuple[str, Folder, int]], donor: Folder | None
 ) -> Iterator[str]:
-    """What is said about ``models``: (name, directory, rows of the embedding).
+    """What is said about ``models``: (name, folder, rows of the embedding).
 
-    ``donor`` is the directory that the output's tokenizer is copied from.
+    ``donor`` is the folder that the output's tokenizer is copied from.
     """
     compared = Compared()
     found: dict[str, Mapping[str, int]] = {}
-    seen: set[Path] = set()
-    for name, directory, rows in models:
-        if directory in seen:
+    seen: set[str] = set()
+    for name, folder, rows in models:
+        if folder.identity in seen:
             continue
-        seen.add(directory)
+        seen.add(folder.identity)
         try:
-            ids = compared.of(directory)
+            ids = compared.of(folder)
         except CheckpointError as error:
             yield f"the tokenizer of '{name}' is not compared with the others: {error}"
             continue
@@ -70,7 +69,7 @@ def comparison_warnings(
                 f"{_tokens(len(beyond))} of '{name}' {_have(beyond)} no row in its embedding of "
                 f"{rows} rows: {_shown(first)} has the id {ids[first]}"
             )
-    whose = next((name for name, directory, _ in models if directory == donor), None)
+    whose = next((name for name, folder, _ in models if folder is donor), None)
     if whose is not None and whose not in found and found:
         others = next(iter(found))
         yield f"'{whose}' has no tokenizer, so the output gets none; '{others}' has one"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from mergeloom.engine.base.errors import CheckpointError, ConfigError
 from mergeloom.engine.base.suggest import nearest
@@ -28,7 +27,7 @@ def token_number(
     library = next((file for file in files if file.name == LIBRARY), None)
     if library is None:
         raise CheckpointError(f"the output has no {LIBRARY} in which to look for {token!r}")
-    ids = ids_of(b"".join(library.pieces()), Path(LIBRARY))
+    ids = ids_of(b"".join(library.pieces()), LIBRARY)
     number = ids.get(token)
     if number is None:
         near = nearest(token, [each for each in ids if each[:1] == token[:1]][:5000])

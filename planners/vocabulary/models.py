@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from mergeloom.engine.base.errors import LoomError
+from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.tokenizer import TokenizerSettings
 from mergeloom.planners.models.model import Model
@@ -29,8 +29,8 @@ class View(Protocol):
 class Tokenizers(Protocol):
     """Where tokenizers of models are found."""
 
-    def directory(self, reference: ModelReference) -> Path | None:
-        """The directory of a model, ``None`` for a stage without one."""
+    def folder(self, reference: ModelReference) -> Folder | None:
+        """The folder of a model, ``None`` for a stage without one."""
         ...
 
     def tokenizer(self, reference: ModelReference) -> Tokenizer | None:
@@ -70,10 +70,10 @@ class _Finder:
         if one == other or one.adapter is not None or other.adapter is not None:
             return one == other
         try:
-            first, second = self.tokenizers.directory(one), self.tokenizers.directory(other)
+            first, second = self.tokenizers.folder(one), self.tokenizers.folder(other)
         except LoomError:
             return False
-        return first is not None and second is not None and first.resolve() == second.resolve()
+        return first is not None and second is not None and first.identity == second.identity
 
     def tokenizer(self, reference: ModelReference) -> Tokenizer | None:
         return self.tokenizers.tokenizer(reference)

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.folder import Folder, at_hand
+from mergeloom.planners.vocabulary.tokens import MAX_BYTES, read_content
 
 _PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model")
 _PLAIN = ("vocab.json", "vocab.txt")
@@ -34,22 +35,22 @@ class _Older:
     own_code: bool = False
 
 
-def has_older_files(directory: Path) -> bool:
+def has_older_files(folder: Folder) -> bool:
     """Whether there is a tokenizer, of whatever format."""
-    return _older(directory) is not None
+    return _older(folder) is not None
 
 
-def converted(directory: Path) -> str | None:
-    """What transformers makes of a directory's older files, as the text of a ``tokenizer.json``;
+def converted(folder: Folder) -> str | None:
+    """What transformers makes of a folder's older files, as the text of a ``tokenizer.json``;
     ``None`` if there are none.
 
     Raises:
         CheckpointError: packages are missing for that, or it cannot be done.
     """
-    older = _older(directory)
+    older = _older(folder)
     if older is None:
         return None
-    what = f"'{directory}' has no tokenizer.json, and its {older.name} is {older.what}"
+    what = f"'{folder.name}' has no tokenizer.json, and its {older.name} is {older.what}"
     if older.own_code:
         raise CheckpointError(
             f"{what}, which only code that comes with the model reads: it is not run",
@@ -64,7 +65,7 @@ def converted(directory: Path) -> str | None:
             remedy=f"install what is missing (pip install {' '.join(lacking)}), {_REMEDY}",
         )
     try:
-        with _quiet():
+        with _quiet(), at_hand(folder, MAX_BYTES) as directory:
             text = _by_transformers(directory)
     except Exception as error:  # whatever its libraries raise
         lines = str(error).strip().splitlines()
@@ -76,46 +77,43 @@ def converted(directory: Path) -> str | None:
     return text
 
 
-def _by_transformers(directory: Path) -> str:
+def _by_transformers(directory: str) -> str:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     made: Any
     try:
         made = AutoTokenizer.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
+            directory, local_files_only=True, trust_remote_code=False
         )
     except Exception:
         made = None
     if not hasattr(made, "backend_tokenizer"):  # of another library, or of no class that is known
-        made = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+        made = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
     text: str = made.backend_tokenizer.to_str()
     return text
 
 
-def _older(directory: Path) -> _Older | None:
-    if (directory / "tekken.json").is_file():
+def _older(folder: Folder) -> _Older | None:
+    if folder.has("tekken.json"):
         packages = (("mistral_common", "mistral-common"),)
         return _Older("tekken.json", "a tekken tokenizer of Mistral's", packages)
     for name in _PIECES:
-        path = directory / name
-        if path.is_file():
-            return _of_pieces(path)
-    found = next(iter(sorted(directory.glob("*.tiktoken"))), None)
+        if folder.has(name):
+            return _of_pieces(name, read_content(folder, name))
+    found = next((name for name in folder.names() if name.endswith(".tiktoken")), None)
     if found is not None:
-        return _Older(found.name, "a list of tiktoken's", own_code=True)
+        return _Older(found, "a list of tiktoken's", own_code=True)
     for name in _PLAIN:
-        if (directory / name).is_file():
+        if folder.has(name):
             return _Older(name, "a list of words without rules")
     return None
 
 
-def _of_pieces(path: Path) -> _Older:
-    with path.open("rb") as file:
-        head = file.read(256)
-    if _TIKTOKEN.match(head):
-        return _Older(path.name, "a list of tiktoken's", (("tiktoken", "tiktoken"),))
+def _of_pieces(name: str, content: bytes) -> _Older:
+    if _TIKTOKEN.match(content):
+        return _Older(name, "a list of tiktoken's", (("tiktoken", "tiktoken"),))
     packages = (("sentencepiece", "sentencepiece"), ("google.protobuf", "protobuf"))
-    return _Older(path.name, "a sentencepiece model", packages)
+    return _Older(name, "a sentencepiece model", packages)
 
 
 def _is_there(name: str) -> bool:

@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import CheckpointError
-from mergeloom.planners.models.small_files import check_inside, read_json
+from mergeloom.engine.storage.folder import Folder
+from mergeloom.planners.models.small_files import read_object
 from mergeloom.planners.vocabulary.older_files import converted, has_older_files
 from mergeloom.planners.vocabulary.spelling import Spelling, spelling_of
 from mergeloom.planners.vocabulary.tokens import read_content
@@ -70,7 +70,7 @@ class Tokenizer:
     ``spelling`` how ordinary tokens are written.
     """
 
-    directory: Path
+    folder: Folder
     kind: str
     ids: Mapping[str, int]
     added: Mapping[str, AddedToken]
@@ -93,28 +93,28 @@ class Tokenizer:
         return found
 
 
-def read_tokenizer(directory: Path) -> Tokenizer | None:
-    """The tokenizer in ``directory``; ``None`` if there is none.
+def read_tokenizer(folder: Folder) -> Tokenizer | None:
+    """The tokenizer in ``folder``; ``None`` if there is none.
 
     Raises:
         CheckpointError: it is there and cannot be understood.
     """
-    document = library_document(directory)
+    document = library_document(folder)
     if document is None:
         return None
-    path = directory / LIBRARY
+    path = f"{folder.name}/{LIBRARY}"
     model = document.get("model")
     if not isinstance(model, dict):
         raise unclear(path)
     ids = _ids(model.get("vocab"), path)
-    settings = read_settings(directory)
+    settings = read_settings(folder)
     added = {token.content: token for token in added_tokens(document, settings, ids, path)}
     ids.update((token.content, token.number) for token in added.values())
     pipeline = {"normalizer": "normaliser", "pre_tokenizer": "pre-tokenizer"}
     rules = {name: _digest(document.get(key)) for key, name in pipeline.items()}
     kind = model.get("type")
     return Tokenizer(
-        directory,
+        folder,
         kind if isinstance(kind, str) else "BPE" if "merges" in model else "?",
         ids,
         added,
@@ -125,7 +125,7 @@ def read_tokenizer(directory: Path) -> Tokenizer | None:
     )
 
 
-def ids_of(content: bytes, path: Path) -> dict[str, int]:
+def ids_of(content: bytes, path: str) -> dict[str, int]:
     """The tokens of a ``tokenizer.json`` with this ``content``; ``path`` is what messages call it.
 
     Raises:
@@ -138,36 +138,29 @@ def ids_of(content: bytes, path: Path) -> dict[str, int]:
     return ids
 
 
-def read_settings(directory: Path) -> dict[str, Any]:
+def read_settings(folder: Folder) -> dict[str, Any]:
     """The content of ``tokenizer_config.json``, empty if there is none."""
-    path = directory / SETTINGS
-    if not path.is_file():
-        return {}
-    check_inside(directory, SETTINGS)
-    return read_json(path)
+    return read_object(folder, SETTINGS) if folder.has(SETTINGS) else {}
 
 
-def library_document(directory: Path) -> dict[str, Any] | None:
+def library_document(folder: Folder) -> dict[str, Any] | None:
     """The content of ``tokenizer.json``, or what transformers makes of older files.
 
     Raises:
         CheckpointError: it cannot be understood, or transformers is needed and not installed.
     """
-    path = directory / LIBRARY
-    if path.is_file():
-        check_inside(directory, LIBRARY)
-        return _parsed(read_content(path), path)
-    if not has_older_files(directory):
+    path = f"{folder.name}/{LIBRARY}"
+    if folder.has(LIBRARY):
+        return _parsed(read_content(folder, LIBRARY), path)
+    if not has_older_files(folder):
         return None
-    for file in directory.iterdir():
-        check_inside(directory, file.name)
-    text = converted(directory)
+    text = converted(folder)
     return None if text is None else _parsed(text.encode(), path)
 
 
-def library_text(directory: Path) -> str:
+def library_text(folder: Folder) -> str:
     """The same as JSON, empty where there is none."""
-    document = library_document(directory)
+    document = library_document(folder)
     return "" if document is None else json.dumps(document)
 
 
@@ -175,7 +168,7 @@ def added_tokens(
     document: Mapping[str, Any],
     settings: Mapping[str, Any],
     ids: Mapping[str, int],
-    path: Path,
+    path: str,
 ) -> Sequence[AddedToken]:
     """Added tokens of the tokenizer itself, then those that its settings add to it.
 
@@ -191,14 +184,14 @@ def added_tokens(
     later = settings.get("added_tokens_decoder")
     for number, item in (later if isinstance(later, Mapping) else {}).items():
         if not number.isdecimal() or len(number) > 9:
-            raise unclear(path.parent / SETTINGS)
-        token = _added(item, int(number), path.parent / SETTINGS, ids)
+            raise unclear(f"{path.rpartition('/')[0]}/{SETTINGS}")
+        token = _added(item, int(number), f"{path.rpartition('/')[0]}/{SETTINGS}", ids)
         if token.content not in found and ids.get(token.content, token.number) == token.number:
             found[token.content] = token
     return list(found.values())
 
 
-def _added(item: object, number: object, path: Path, own: Mapping[str, int]) -> AddedToken:
+def _added(item: object, number: object, path: str, own: Mapping[str, int]) -> AddedToken:
     if not isinstance(item, Mapping) or type(number) is not int or number < 0:
         raise unclear(path)
     content = item.get("content")
@@ -211,7 +204,7 @@ def _added(item: object, number: object, path: Path, own: Mapping[str, int]) -> 
     return AddedToken(content, number, flags, content not in own)
 
 
-def _ids(vocabulary: object, path: Path) -> dict[str, int]:
+def _ids(vocabulary: object, path: str) -> dict[str, int]:
     if isinstance(vocabulary, dict):
         if not all(type(number) is int and number >= 0 for number in vocabulary.values()):
             raise unclear(path)
@@ -228,7 +221,7 @@ def _is_scored(item: object) -> bool:
     return isinstance(item, list) and len(item) == 2 and isinstance(item[1], (int, float))
 
 
-def _parsed(content: bytes, path: Path) -> dict[str, Any]:
+def _parsed(content: bytes, path: str) -> dict[str, Any]:
     try:
         document = bounded_json.parse(content)
     except ValueError as error:
@@ -246,6 +239,6 @@ def _digest(part: object) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def unclear(path: Path) -> CheckpointError:
+def unclear(path: str) -> CheckpointError:
     """An error about a file that is there and means nothing."""
     return CheckpointError(f"'{path}' is no tokenizer that can be understood")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
-from mergeloom.planners.models.small_files import check_inside, read_json
+from mergeloom.engine.storage.folder import Folder
+from mergeloom.planners.models.small_files import read_object
 
 MAX_BYTES = 64 << 20
 """Of a file of tokens."""
@@ -21,50 +21,54 @@ FILES = (
     "vocab.txt",
     "tokenizer.model",
 )
+_BASES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
+"""Files that hold a vocabulary, the one that counts first."""
+
 _DECIMAL = re.compile("[0-9]{1,9}")
 
 
-def vocabulary(directory: Path) -> dict[str, int] | None:
+def vocabulary(folder: Folder) -> dict[str, int] | None:
     """Numbers by tokens, added tokens included; ``None`` where no file tells.
 
     Raises:
         CheckpointError: a file is there and cannot be understood.
     """
-    for name in FILES:
-        check_inside(directory, name)
-    found = _base(directory)
+    found = _base(folder)
     if found is None:
         return None
-    added = directory / "added_tokens.json"
-    if added.is_file():
-        found.update((token, _number(number, added)) for token, number in read_json(added).items())
-    settings = directory / "tokenizer_config.json"
-    if settings.is_file():
-        later = read_json(settings).get("added_tokens_decoder")
+    added, settings = "added_tokens.json", "tokenizer_config.json"
+    if folder.has(added):
+        where = f"{folder.name}/{added}"
+        items = read_object(folder, added).items()
+        found.update((token, _number(number, where)) for token, number in items)
+    if folder.has(settings):
+        where = f"{folder.name}/{settings}"
+        later = read_object(folder, settings).get("added_tokens_decoder")
         for number, token in (later if isinstance(later, dict) else {}).items():
             if not isinstance(token, Mapping) or not _DECIMAL.fullmatch(number):
-                raise _unclear(settings)
-            found[_text(token.get("content"), settings)] = int(number)
+                raise _unclear(where)
+            found[_text(token.get("content"), where)] = int(number)
     return found
 
 
-def _base(directory: Path) -> dict[str, int] | None:
-    whole, plain = directory / "tokenizer.json", directory / "vocab.json"
-    if whole.is_file():
-        return dict(_of_library(read_json(whole), whole))
-    if plain.is_file():
-        return {token: _number(number, plain) for token, number in read_json(plain).items()}
-    lines = directory / "vocab.txt"
-    if lines.is_file():
-        words = read_content(lines).decode("utf-8", "replace").splitlines()
+def _base(folder: Folder) -> dict[str, int] | None:
+    name = next((each for each in _BASES if folder.has(each)), None)
+    if name is None:
+        return None
+    where = f"{folder.name}/{name}"
+    if name == "tokenizer.json":
+        return dict(_of_library(read_object(folder, name), where))
+    if name == "vocab.json":
+        items = read_object(folder, name).items()
+        return {token: _number(number, where) for token, number in items}
+    content = read_content(folder, name)
+    if name == "vocab.txt":
+        words = content.decode("utf-8", "replace").splitlines()
         return {word: number for number, word in enumerate(words)}
-    pieces = directory / "tokenizer.model"
-    if pieces.is_file():
-        return {piece: number for number, piece in enumerate(_pieces(pieces))}
-    return None
+    return {piece: number for number, piece in enumerate(_pieces(content, where))}
 
 
-def _of_library(document: Mapping[str, Any], path: Path) -> Iterator[tuple[str, int]]:
+def _of_library(document: Mapping[str, Any], path: str) -> Iterator[tuple[str, int]]:
     """Tokens of a ``tokenizer.json``."""
     model = document.get("model")
     found = model.get("vocab") if isinstance(model, Mapping) else None
@@ -81,15 +85,15 @@ def _of_library(document: Mapping[str, Any], path: Path) -> Iterator[tuple[str, 
         yield _text(item.get("content"), path), _number(item.get("id"), path)
 
 
-def _pieces(path: Path) -> Iterator[str]:
+def _pieces(content: bytes, path: str) -> Iterator[str]:
     """Pieces of a sentencepiece model: field 1 of its message, in which field 1 is the text."""
-    for number, piece in _fields(read_content(path), path):
+    for number, piece in _fields(content, path):
         if number == 1:
             texts = (text for inner, text in _fields(piece, path) if inner == 1)
             yield next(texts, b"").decode("utf-8", "replace")
 
 
-def _fields(message: bytes, path: Path) -> Iterator[tuple[int, bytes]]:
+def _fields(message: bytes, path: str) -> Iterator[tuple[int, bytes]]:
     """Numbered fields of a protocol buffer message; the bytes of those that have a length."""
     place = 0
     while place < len(message):
@@ -109,7 +113,7 @@ def _fields(message: bytes, path: Path) -> Iterator[tuple[int, bytes]]:
         place += length
 
 
-def _varint(message: bytes, place: int, path: Path) -> tuple[int, int]:
+def _varint(message: bytes, place: int, path: str) -> tuple[int, int]:
     value = shift = 0
     while place < len(message) and shift < 64:
         byte = message[place]
@@ -120,33 +124,26 @@ def _varint(message: bytes, place: int, path: Path) -> tuple[int, int]:
     raise _unclear(path)
 
 
-def read_content(path: Path) -> bytes:
+def read_content(folder: Folder, name: str) -> bytes:
     """The bytes of a tokenizer's file.
 
     Raises:
-        CheckpointError: it cannot be read, or is too large.
+        CheckpointError: it cannot be read, is too large, or leads outside.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
-    if len(content) > MAX_BYTES:
-        raise CheckpointError(f"'{path}' is too large for a tokenizer")
-    return content
+    return folder.read(name, MAX_BYTES)
 
 
-def _number(value: object, path: Path) -> int:
+def _number(value: object, path: str) -> int:
     if type(value) is not int or value < 0:
         raise _unclear(path)
     return value
 
 
-def _text(value: object, path: Path) -> str:
+def _text(value: object, path: str) -> str:
     if not isinstance(value, str):
         raise _unclear(path)
     return value
 
 
-def _unclear(path: Path) -> CheckpointError:
+def _unclear(path: str) -> CheckpointError:
     return CheckpointError(f"'{path}' is no tokenizer that can be understood")

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from mergeloom.planners.models.small_files import read_json
+from mergeloom.engine.storage.folder import Folder
+from mergeloom.planners.models.small_files import read_object
 from mergeloom.planners.vocabulary.tokenizer import (
     LIBRARY,
     SETTINGS,
@@ -35,39 +35,38 @@ _SUPERSEDED = (
 """Older forms of a vocabulary, which know nothing of ordinary tokens that are added or left out."""
 
 
-def changed_files(directory: Path, changes: TokenChanges) -> dict[str, bytes | None]:
-    """New contents of files of the tokenizer in ``directory``; ``None`` for those to be left out.
+def changed_files(folder: Folder, changes: TokenChanges) -> dict[str, bytes | None]:
+    """New contents of files of the tokenizer in ``folder``; ``None`` for those to be left out.
 
     Raises:
         CheckpointError: it cannot be understood.
     """
     if not changes:
         return {}
-    document = library_document(directory)
+    document = library_document(folder)
     if document is None:
-        raise unclear(directory / LIBRARY)
-    _change_library(document, changes, directory / LIBRARY)
+        raise unclear(f"{folder.name}/{LIBRARY}")
+    _change_library(document, changes, f"{folder.name}/{LIBRARY}")
     files: dict[str, bytes | None] = {LIBRARY: _json(document, None)}
-    settings_path, added_path = directory / SETTINGS, directory / _ADDED
-    if settings_path.is_file():
-        settings = read_json(settings_path)
+    if folder.has(SETTINGS):
+        settings = read_object(folder, SETTINGS)
         if _change_settings(settings, changes):
             files[SETTINGS] = _json(settings, 2)
-    if added_path.is_file():
+    if folder.has(_ADDED):
         known = {
             token: number
-            for token, number in read_json(added_path).items()
+            for token, number in read_object(folder, _ADDED).items()
             if token not in changes.removed
         }
         known.update((token.content, token.number) for token in changes.added.values())
         files[_ADDED] = _json(known, 2)
     if changes.ordinary or changes.removed:
-        files.update((name, None) for name in _SUPERSEDED if (directory / name).is_file())
-        files.update((path.name, None) for path in directory.glob("*.tiktoken"))
+        files.update((name, None) for name in _SUPERSEDED if folder.has(name))
+        files.update((name, None) for name in folder.names() if name.endswith(".tiktoken"))
     return files
 
 
-def _change_library(document: dict[str, Any], changes: TokenChanges, path: Path) -> None:
+def _change_library(document: dict[str, Any], changes: TokenChanges, path: str) -> None:
     """Change the content of ``tokenizer.json``.
 
     The library gives an added token the next free id unless the vocabulary has it with another:

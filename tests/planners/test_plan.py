@@ -29,7 +29,7 @@ def made_of(tensor: TensorPlan) -> list[tuple[str, str]]:
 def side_file(plan: Plan, name: str) -> Any:
     (found,) = [file for file in plan.side_files if file.name == name]
     assert isinstance(found, SideFile)
-    content = found.content if isinstance(found.content, bytes) else found.content.read_bytes()
+    content = b"".join(found.pieces())
     return json.loads(content) if name.endswith(".json") else content.decode()
 
 

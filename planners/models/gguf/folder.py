@@ -1,7 +1,6 @@
 """A GGUF file, or the parts of one, as a folder in which transformers would find the same model.
 
-The small files that such a folder has are made of what the file says of itself. For what asks for
-files of this machine they are put into a directory that goes when the process ends.
+The small files that such a folder has are made of what the file says of itself.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import hashlib
 import json
 import re
 import struct
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +17,9 @@ from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.engine.storage.folder import LocalFolder
+from mergeloom.engine.storage.folder import Folder, LocalFolder
 from mergeloom.engine.storage.gguf import GgufHeader, GgufTensor, read_gguf
+from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.engine.storage.source import Source, read_part
 from mergeloom.engine.storage.source_file import planning
 from mergeloom.planners.models.gguf.config import config_of, family_of, generation_config
@@ -145,23 +144,14 @@ class GgufFolder:
             for name, content in documents.items()
         }
 
-    @cached_property
-    def _made(self) -> tempfile.TemporaryDirectory[str]:
-        made = tempfile.TemporaryDirectory(prefix="mergeloom-gguf-")
-        for name, content in self.small_files.items():
-            Path(made.name, name).write_bytes(content)
-        return made
-
-    @property
-    def directory(self) -> Path:
-        """A directory with the small files."""
-        return Path(self._made.name)
-
     def names(self) -> Sequence[str]:
         return sorted([*self.small_files, *self.files])
 
     def folders(self) -> Sequence[str]:
         return []
+
+    def folder(self, name: str) -> Folder:
+        raise CheckpointError(f"'{self.name}' has no folder '{name}'")
 
     def has(self, name: str) -> bool:
         return name in self.small_files or name in self.files
@@ -175,7 +165,9 @@ class GgufFolder:
         return content
 
     def source(self, name: str) -> Source:
-        return self.files[name][0]
+        if name in self.files:
+            return self.files[name][0]
+        return MemorySource(self.small_files[name], f"{self.name}/{name}")
 
     def _factors(self, name: str) -> Sequence[float]:
         """A small tensor of float32 numbers."""

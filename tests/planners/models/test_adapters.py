@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import mergeloom
 from mergeloom.api import LoomWarning
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.models.adapter import open_adapter
 from tests.mergeloom.support import merge_without_torch
 
@@ -245,7 +246,7 @@ def test_other_kinds_are_refused_by_name(
     model.save_pretrained(tmp_path / "base")
     peft.get_peft_model(model, make()).save_pretrained(tmp_path / "adapter")
     with pytest.raises(CheckpointError, match=words):
-        open_adapter("it", tmp_path / "adapter")
+        open_adapter("it", LocalFolder(tmp_path / "adapter"))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ def test_settings_that_cannot_be_followed(
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(CheckpointError, match=words):
-        open_adapter("it", tmp_path / "adapter")
+        open_adapter("it", LocalFolder(tmp_path / "adapter"))
 
 
 def test_a_model_named_as_an_adapter_and_an_adapter_without_weights(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.config.transplant import SUBWORDS, Subword
 from mergeloom.planners.transplant.matching import match
 from mergeloom.planners.transplant.pieces import weights
@@ -20,7 +21,7 @@ from tests.planners.vocabulary.tokenizers import SPECIAL, TEXTS, add, tokenizer,
 )
 def test_spellings(kind: str, expected: Spelling, tmp_path: Path) -> None:
     directory = train(tmp_path / kind, kind, TEXTS, SPECIAL, 350)
-    document = library_document(directory)
+    document = library_document(LocalFolder(directory))
     assert document is not None
     assert spelling_of(document) == expected
     assert tokenizer(directory).spelling == expected

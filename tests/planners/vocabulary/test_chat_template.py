@@ -9,6 +9,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mergeloom.engine.base.errors import ConfigError
+from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.config.yaml_values import Place, Value
 from mergeloom.planners.vocabulary.builtin_templates import TEMPLATES
 from mergeloom.planners.vocabulary.chat_template import choose, template_files, template_of
@@ -80,11 +81,14 @@ def model(directory: Path, template: str | None, where: str = "file") -> Path:
 
 @pytest.mark.parametrize("where", ["file", "settings", "list"])
 def test_of_a_model(where: str, tmp_path: Path) -> None:
-    assert template_of(model(tmp_path / "m", "{{ messages }}", where)) == "{{ messages }}"
+    assert (
+        template_of(LocalFolder(model(tmp_path / "m", "{{ messages }}", where))) == "{{ messages }}"
+    )
 
 
 def chosen(text: object, *directories: Path, relative_to: Path | None = None) -> str | None:
-    return choose(Value(text, PLACE), map(template_of, directories), relative_to)
+    templates = map(template_of, map(LocalFolder, directories))
+    return choose(Value(text, PLACE), templates, LocalFolder(relative_to or Path(), False))
 
 
 def test_the_most_common_one(tmp_path: Path) -> None:
@@ -116,11 +120,11 @@ def test_what_is_no_template(content: object, words: str) -> None:
 @pytest.mark.parametrize("where", ["file", "settings", "list"])
 def test_where_it_is_written(where: str, tmp_path: Path) -> None:
     directory = model(tmp_path / "m", "{{ old }}", where)
-    assert template_files(directory, {}, "{{ old }}") == {}
-    for name, content in template_files(directory, {}, "{{ new }}").items():
+    assert template_files(LocalFolder(directory), {}, "{{ old }}") == {}
+    for name, content in template_files(LocalFolder(directory), {}, "{{ new }}").items():
         assert content is not None
         (directory / name).write_bytes(content)
-    assert template_of(directory) == "{{ new }}"
+    assert template_of(LocalFolder(directory)) == "{{ new }}"
     settings = json.loads((directory / "tokenizer_config.json").read_text())
     assert settings["model_max_length"] == 7
     if where == "list":
@@ -131,7 +135,7 @@ def test_where_it_is_written(where: str, tmp_path: Path) -> None:
 def test_settings_that_are_written_anyway_get_it_too(tmp_path: Path) -> None:
     directory = model(tmp_path / "m", "{{ old }}", "settings")
     made = {"tokenizer_config.json": json.dumps({"chat_template": "{{ old }}", "x": 1}).encode()}
-    files = template_files(directory, made, "{{ new }}")
+    files = template_files(LocalFolder(directory), made, "{{ new }}")
     assert json.loads(files["tokenizer_config.json"] or b"") == {
         "chat_template": "{{ new }}",
         "x": 1,

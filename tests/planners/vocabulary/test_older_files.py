@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.vocabulary import older_files
 from mergeloom.planners.vocabulary.tokenizer import read_tokenizer
 
@@ -32,7 +33,7 @@ def test_what_is_missing(
     monkeypatch.setattr(older_files, "_is_there", lambda package: package == "transformers")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
-        read_tokenizer(tmp_path)
+        read_tokenizer(LocalFolder(tmp_path))
     said = str(caught.value)
     assert "\n" not in said
     assert said.endswith("save it as tokenizer.json once (AutoTokenizer's save_pretrained does)")
@@ -44,17 +45,17 @@ def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(older_files, "_is_there", lambda package: False)
     (tmp_path / "vocab.txt").write_text("a\n")
     with pytest.raises(CheckpointError, match=r"install what is missing \(pip install transf"):
-        read_tokenizer(tmp_path)
+        read_tokenizer(LocalFolder(tmp_path))
 
 
 def test_what_cannot_be_converted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Nothing but the error is said, though transformers has much to say."""
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(CheckpointError, match="is a list of words without rules, and transformers"):
-        read_tokenizer(tmp_path)
+        read_tokenizer(LocalFolder(tmp_path))
     assert capfd.readouterr().err == ""
 
 
 def test_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert read_tokenizer(tmp_path) is None
+    assert read_tokenizer(LocalFolder(tmp_path)) is None

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.vocabulary.tokens import vocabulary
 
 
@@ -22,23 +23,23 @@ def tokenizer(directory: Path, tokens: list[str], added: list[str] = [], **more:
 
 
 def test_of_a_tokenizer_json(tmp_path: Path) -> None:
-    assert vocabulary(tmp_path) is None
+    assert vocabulary(LocalFolder(tmp_path)) is None
     tokenizer(tmp_path, ["a", "b"], ["<s>"])
-    assert vocabulary(tmp_path) == {"a": 0, "b": 1, "<s>": 2}
+    assert vocabulary(LocalFolder(tmp_path)) == {"a": 0, "b": 1, "<s>": 2}
     settings = {"added_tokens_decoder": {"3": {"content": "<pad>"}}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert vocabulary(tmp_path) == {"a": 0, "b": 1, "<s>": 2, "<pad>": 3}
+    assert vocabulary(LocalFolder(tmp_path)) == {"a": 0, "b": 1, "<s>": 2, "<pad>": 3}
     document = {"model": {"vocab": [["x", -1.0], ["y", -2.0]]}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-    assert vocabulary(tmp_path) == {"x": 0, "y": 1, "<pad>": 3}
+    assert vocabulary(LocalFolder(tmp_path)) == {"x": 0, "y": 1, "<pad>": 3}
 
 
 def test_of_older_files(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("a\nb\n")
-    assert vocabulary(tmp_path) == {"a": 0, "b": 1}
+    assert vocabulary(LocalFolder(tmp_path)) == {"a": 0, "b": 1}
     (tmp_path / "vocab.json").write_text(json.dumps({"c": 0}))
     (tmp_path / "added_tokens.json").write_text(json.dumps({"d": 1}))
-    assert vocabulary(tmp_path) == {"c": 0, "d": 1}
+    assert vocabulary(LocalFolder(tmp_path)) == {"c": 0, "d": 1}
 
 
 def piece(text: str) -> bytes:
@@ -50,7 +51,7 @@ def piece(text: str) -> bytes:
 def test_of_a_sentencepiece_model(tmp_path: Path) -> None:
     other = b"\x12\x03\x08\xac\x02"  # another field, with a number of two bytes inside
     (tmp_path / "tokenizer.model").write_bytes(piece("<unk>") + piece("ä") + other + piece("b"))
-    assert vocabulary(tmp_path) == {"<unk>": 0, "ä": 1, "b": 2}
+    assert vocabulary(LocalFolder(tmp_path)) == {"<unk>": 0, "ä": 1, "b": 2}
 
 
 @given(content=st.binary(max_size=60))
@@ -60,6 +61,6 @@ def test_bytes_that_are_no_sentencepiece_model(
     directory = tmp_path_factory.mktemp("broken")
     (directory / "tokenizer.model").write_bytes(content)
     with suppress(CheckpointError):  # and nothing else
-        found = vocabulary(directory)
+        found = vocabulary(LocalFolder(directory))
         assert found is not None
         assert all(isinstance(token, str) for token in found)

@@ -39,7 +39,7 @@ def united(first: Path, *others: Path, out: Path, short: int = 0) -> VocabularyP
     head = candidates[0]
     candidates[0] = Candidate(head.name, head.tokenizer, head.rows - short)
     plan = decide(TokenizerSettings("union", PLACE), candidates, 0, Nobody())
-    files = changed_files(plan.tokenizer.directory, plan.tokenizer.changes)
+    files = changed_files(plan.tokenizer.folder, plan.tokenizer.changes)
     out.mkdir()
     for path in first.iterdir():
         content = files.get(path.name, path.read_bytes())
@@ -125,7 +125,7 @@ def test_older_files_are_converted(tmp_path: Path) -> None:
     add(other, "<|im_start|>", special=True)
     found = united(old, other, out=tmp_path / "out").tokenizer
     (tmp_path / "out" / "tokenizer.json").write_bytes(
-        changed_files(found.directory, found.changes)["tokenizer.json"] or b""
+        changed_files(found.folder, found.changes)["tokenizer.json"] or b""
     )
     assert not (tmp_path / "out" / "vocab.txt").exists()
     after = AutoTokenizer.from_pretrained(tmp_path / "out")

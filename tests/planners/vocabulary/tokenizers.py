@@ -9,6 +9,7 @@ from tokenizers import AddedToken as LibraryToken
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer, read_tokenizer
 
 TEXTS = [
@@ -69,6 +70,6 @@ def add(directory: Path, token: str, special: bool) -> None:
 
 
 def tokenizer(directory: Path) -> Tokenizer:
-    found = read_tokenizer(directory)
+    found = read_tokenizer(LocalFolder(directory))
     assert found is not None
     return found
