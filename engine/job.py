@@ -72,7 +72,8 @@ class Options:
     ``commit_seconds`` finished tensors are made durable. With ``verify_resumed`` what an
     interrupted run has left is compared with its digests, with ``verify_finished`` what a finished
     one has. ``files`` is the file system; ``opener``
-    opens the machine's devices, if other than torch's are meant.
+    opens the machine's devices, if other than torch's are meant. ``planned`` is the schedule of the
+    job's whole graph for ``ram`` and ``machine``, where the dry run has made it.
     """
 
     ram: int | None = None
@@ -84,6 +85,7 @@ class Options:
     commit_seconds: float = COMMIT_SECONDS
     files: Files = FILES
     opener: Callable[[Accelerator], Device] | None = None
+    planned: Schedule | None = None
 
     @property
     def access(self) -> Access:
@@ -147,12 +149,14 @@ def run(
     counters = machine.device_bytes()
     machine.bound_heap()
     found = options.machine or machine.this_machine(job.arithmetic, job.torch)
-    schedule(job.graph, options.ram, found)  # the budget is checked before anything is created
+    whole = options.planned
+    if whole is None or whole.graph is not job.graph:
+        whole = schedule(job.graph, options.ram, found)  # checks the budget, before all else
     with _memory_reported(), OutputDirectory(output, options.files) as directory:
         if options.restart:
             directory.clear()
         warnings: list[str] = []
-        run = _Run(job, options, found, poll, begun, building, warnings)
+        run = _Run(job, options, found, whole, poll, begun, building, warnings)
         manifest = directory.finished()
         if manifest is not None and _is_whole(manifest, directory, run):
             everything = len(job.graph.writes)
@@ -208,11 +212,12 @@ def run(
 
 @dataclass(frozen=True)
 class _Run:
-    """What the parts of one run share; ``warnings`` grows."""
+    """What the parts of one run share; ``whole`` is the schedule of it all, ``warnings`` grows."""
 
     job: Job
     options: Options
     machine: Machine
+    whole: Schedule
     poll: Callable[[Progress], None] | None
     begun: Callable[[Begun], None] | None
     building: Callable[[frozenset[str]], None] | None
@@ -220,7 +225,9 @@ class _Run:
 
     def schedule(self, graph: Graph, resumed: int) -> Schedule:
         """The schedule of a graph, for which all machine code is built; says that it begins."""
-        plan = schedule(graph, self.options.ram, self.machine)
+        plan = self.whole
+        if graph is not plan.graph:
+            plan = schedule(graph, self.options.ram, self.machine)
         _build(plan, self.building)
         if self.begun is not None:
             self.begun(Begun(plan, resumed))

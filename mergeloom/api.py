@@ -239,6 +239,7 @@ def merge(
             mode,
             arguments.flag(restart, "restart"),
             verify_finished=arguments.flag(verify, "verify"),
+            planned=planned.schedule,
         ),
         begun,
         progressed,

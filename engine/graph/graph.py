@@ -155,6 +155,8 @@ class Graph:
     def without(self, done: Iterable[Write]) -> Graph:
         """The graph that is left when ``done`` need not be written any more."""
         finished = set(done)
+        if not finished:
+            return self
         writes = tuple(write for write in self.writes if write not in finished)
         return Graph(*_reachable(writes), writes, self.files)
 

@@ -145,6 +145,20 @@ def test_budget_threads_and_io_change_no_byte(
         assert outcome.schedule.repeated_bytes > 0
 
 
+def test_a_run_takes_the_schedule_that_its_plan_has_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    graph = every_kind(Workshop(tmp_path / "in"), [(30, 20)])
+    made = schedule(graph, None, this_machine())
+    again: list[Graph] = []
+    monkeypatch.setattr(jobs, "schedule", lambda graph, *_: again.append(graph) or made)
+    options = Options(machine=this_machine(), planned=made, io=IOMode.BUFFERED)
+    outcome = jobs.run(job(graph), tmp_path / "out", options)
+    assert outcome.schedule is made
+    assert not again
+
+
 def test_small_merges_that_run_together_change_no_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
