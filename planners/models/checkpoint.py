@@ -25,6 +25,7 @@ from mergeloom.planners.models.weight_files import passed_over, weight_files
 
 INDEX = SAFETENSORS.index
 MAX_TENSORS = 2_000_000
+PIPELINE = "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def open_weights(folder: Folder) -> Checkpoint:
     Raises:
         CheckpointError: as `open_checkpoint`, but for a configuration that is missing.
     """
+    if folder.has(PIPELINE):
+        raise _pipeline(folder)
     return _by_value(open_files(folder, {}, weight_files(folder)))
 
 
@@ -195,11 +198,8 @@ def _no_config(folder: Folder) -> CheckpointError:
             remedy=f"name the model that it belongs to, '{base}'" if named else "name its model",
             code="adapter",
         )
-    if folder.has("model_index.json"):
-        return CheckpointError(
-            f"'{folder.name}' is a pipeline of several models (model_index.json)",
-            remedy="give the directory of one of them",
-        )
+    if folder.has(PIPELINE):
+        return _pipeline(folder)
     if _has_weights(folder):
         return CheckpointError(
             f"'{folder.name}' has weights and no config.json",
@@ -209,6 +209,18 @@ def _no_config(folder: Folder) -> CheckpointError:
     return CheckpointError(
         f"'{folder.name}' has no config.json",
         remedy=f"did you mean '{folder.name}/{near}'?" if near else "is it a model's directory?",
+    )
+
+
+def _pipeline(folder: Folder) -> CheckpointError:
+    """The error for a pipeline of diffusers, each of whose components is a model by itself."""
+    parts = [name for name in folder.folders() if _has_weights(folder.folder(name))]
+    named = ", ".join(f"'{folder.name}/{name}'" for name in parts[:8])
+    return CheckpointError(
+        f"'{folder.name}' is a pipeline of several models ({PIPELINE})",
+        remedy="merge its components one by one, with 'tensors: same'"
+        + (f": {named}" if named else ""),
+        code="pipeline",
     )
 
 

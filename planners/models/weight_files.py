@@ -16,6 +16,10 @@ from mergeloom.planners.models.small_files import read_object
 _NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.\w+")
 
 
+_VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|non_ema|ema)((?:-\d+-of-\d+)?\.\w+)$")
+"""What diffusers puts into the name of a file that has the same weights in another form."""
+
+
 def weight_files(folder: Folder) -> dict[str, set[str]]:
     """Names of the files of weights in order, and the tensors that the index promises in each.
 
@@ -82,7 +86,9 @@ def indexed_shards(folder: Folder, index: str) -> dict[str, set[str]]:
 
 
 def _preferred(names: list[str], how: WeightFormat) -> list[str]:
-    """Of files without an index, those of the model."""
+    """Of files without an index, those of the model; variants only where there is nothing else."""
+    plain = [name for name in names if not _VARIANT.search(name)]
+    names = plain or names
     family = how.single.partition(".")[0] + "-"
     numbered = [name for name in names if name.startswith(family) and _NUMBERED.match(name)]
     others = [name for name in names if not name.startswith(("consolidated", "adapter_model"))]

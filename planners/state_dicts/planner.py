@@ -56,7 +56,7 @@ class StateDictPlanner(Planner[StateDictDocument]):
     def plan(self, document: StateDictDocument, planning: Planning) -> Recipe:
         findings = planning.findings
         for reference in document.references():
-            findings.attempt(_open, reference, document, planning.models)
+            findings.attempt(_open, reference, document, planning.models, findings)
         findings.check()
         method = registry.get(document.merge_method)
         part = _part(document, planning)
@@ -170,11 +170,23 @@ class _Merge:
         return "nothing of the output is made of it", None
 
 
-def _open(reference: ModelReference, document: StateDictDocument, models: Models) -> None:
+def _open(
+    reference: ModelReference, document: StateDictDocument, models: Models, findings: Findings
+) -> None:
+    """Open one input; an error says where the document names it."""
+    place = document.place_of(reference)
     try:
-        models.weights(reference)
+        model = models.weights(reference)
     except LoomError as error:
-        raise error.at(document.place_of(reference)) from error
+        raise error.at(place) from error
+    if isinstance(model, StoredModel) and model.checkpoint.passed_over:
+        files = model.checkpoint.passed_over
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        findings.warn(
+            place,
+            f"'{model.name}' has '{files[0]}'{more} beside its weights, which is not read",
+            code="passed-over",
+        )
 
 
 def _part(document: StateDictDocument, planning: Planning) -> Slice:

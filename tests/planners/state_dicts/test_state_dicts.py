@@ -241,6 +241,33 @@ def test_names_of_files_may_be_any(tmp_path: Path) -> None:
     )
 
 
+def test_components_of_a_pipeline_are_merged_one_by_one(tmp_path: Path) -> None:
+    pipelines = []
+    for seed, name in enumerate("ab"):
+        pipeline = tmp_path / name
+        (pipeline / "unet").mkdir(parents=True)
+        (pipeline / "scheduler").mkdir()
+        (pipeline / "model_index.json").write_text(
+            '{"unet": ["diffusers", "UNet2DConditionModel"]}'
+        )
+        (pipeline / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+        network(pipeline / "unet" / "diffusion_pytorch_model.safetensors", seed)
+        network(pipeline / "unet" / "diffusion_pytorch_model.fp16.safetensors", seed + 5)
+        pipelines.append(pipeline)
+    for more in ({}, {"tensors": "same"}):
+        with pytest.raises(CheckpointError, match=r"pipeline of several.*one by one.*/unet'$"):
+            mergeloom.plan(weighted(*pipelines, **more))
+    unets = [pipeline / "unet" for pipeline in pipelines]
+    planned = mergeloom.plan(weighted(*unets, tensors="same"))
+    beside = [finding.cause for finding in planned.findings if finding.code == "passed-over"]
+    assert ["model.fp16.safetensors' beside its weights" in cause for cause in beside] == [True] * 2
+    mergeloom.merge(planned, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    one, other = (load_file(unet / "diffusion_pytorch_model.safetensors") for unet in unets)
+    expected = 0.25 * one["fc.bias"] + 0.75 * other["fc.bias"]
+    torch.testing.assert_close(found["fc.bias"], expected, rtol=1e-6, atol=1e-7)
+
+
 REFUSED = {
     "slices": (
         {"slices": [{"sources": [{"model": "a.pth", "layer_range": [0, 2]}]}], "tensors": "same"},
