@@ -106,16 +106,19 @@ def decide(
     source = settings.source
     if isinstance(source, ModelReference):
         output = _of_model(source, candidates, finder, settings.place)
+        if settings.transplant is None:  # which looks at what tokens stand for
+            pairs = list(zip(vocabularies, tokenizers, strict=True))
+            warnings += _questionable(str(source), output, pairs)
     else:
         removed = frozenset(vocabularies[base or 0].beyond)
         output = _without(first.tokenizer, removed)
+        others = [
+            (vocabulary, tokenizer)
+            for vocabulary, tokenizer in zip(vocabularies, tokenizers, strict=True)
+            if tokenizer is not first.tokenizer
+        ]
+        warnings += _questionable(first.name, first.tokenizer, others)
         if source == "union":
-            others = [
-                (vocabulary, tokenizer)
-                for vocabulary, tokenizer in zip(vocabularies, tokenizers, strict=True)
-                if tokenizer is not first.tokenizer
-            ]
-            warnings += _questionable(first.name, first.tokenizer, others)
             output = _united(output, others, first.name, warnings)
     output = _with_tokens(output, settings.tokens)
     named = {

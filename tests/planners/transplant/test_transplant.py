@@ -249,3 +249,18 @@ def test_a_transplant_needs_a_donor(folder: Path) -> None:
     }
     with pytest.raises(LoomError, match="needs a donor"):
         mergeloom.plan(document, search=[folder])
+
+
+@pytest.mark.parametrize("source", ["union", "base", "donor"])
+def test_other_rules_are_reported_where_tokens_are_matched_by_spelling(
+    folder: Path, source: str
+) -> None:
+    document = {
+        "merge_method": "linear",
+        "models": [{"model": "model"}, {"model": "donor"}],
+        "parameters": {"weight": 1.0},
+        "tokenizer_source": source,
+    }
+    found = mergeloom.plan(document, search=[folder])
+    said = "\n".join(map(str, found.findings))
+    assert "differ in normaliser, pre-tokenizer: their tokens are matched by spelling" in said
