@@ -33,7 +33,9 @@ from mergeloom.engine.run.clone import (
     writes_of,
 )
 from mergeloom.engine.run.compare import ComparingSink
-from mergeloom.engine.run.executor import Executor, Progress, source_readers
+from mergeloom.engine.run.executor import Executor
+from mergeloom.engine.run.loading import source_readers
+from mergeloom.engine.run.progress import Progress
 from mergeloom.engine.storage.file_system import FILES, Files
 from mergeloom.engine.storage.files import FileReader
 from mergeloom.engine.storage.source import Access, IOMode, Reader

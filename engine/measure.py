@@ -11,7 +11,9 @@ from mergeloom.engine.graph.graph import Graph, Merge, OutputFile, Write
 from mergeloom.engine.hardware import process
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.schedule import Schedule, schedule
-from mergeloom.engine.run.executor import Executor, Progress, Writer, source_readers
+from mergeloom.engine.run.executor import Executor, Writer
+from mergeloom.engine.run.loading import source_readers
+from mergeloom.engine.run.progress import Progress
 from mergeloom.engine.storage.source import Access
 
 

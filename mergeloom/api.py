@@ -33,7 +33,7 @@ from mergeloom.version import program
 
 if TYPE_CHECKING:
     from mergeloom.engine import job as jobs
-    from mergeloom.engine.run.executor import Progress as Counters
+    from mergeloom.engine.run.progress import Progress as Counters
     from mergeloom.report.meter import Meter, Progress
 
 Config = Pathlike | Mapping[str, Any] | Configuration

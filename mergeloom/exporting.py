@@ -14,7 +14,7 @@ from mergeloom.arguments import Pathlike, Size
 from mergeloom.engine import job as jobs
 from mergeloom.engine.base.errors import OutputError
 from mergeloom.engine.hardware import process
-from mergeloom.engine.run.executor import Progress as Counters
+from mergeloom.engine.run.progress import Progress as Counters
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.report.meter import Meter
 from mergeloom.report.records import ExportReport

@@ -15,7 +15,7 @@ from mergeloom.engine.base.errors import CheckpointError, LoomError
 from mergeloom.engine.base.gc_pause import collection_paused
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.hardware import process
-from mergeloom.engine.run.executor import Progress as Counters
+from mergeloom.engine.run.progress import Progress as Counters
 from mergeloom.engine.storage.source import Access
 from mergeloom.initial import Start, first_configuration
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic

@@ -4,21 +4,19 @@
         ▲                                                    │          │
         └──────────────── ledger ◄──── released blocks ──────┴──────────┘
 
-The dispatcher walks the schedule in order and only ever waits for memory. Everything else waits
-for data. Tiles finish in any order; what must be ordered is ordered by `engine.run.state`. Workers
-are `engine.run.cpu_worker`; each device has a lane of ready tiles and one of its own,
-`engine.run.device_worker`.
+The dispatcher (`engine.run.dispatch`) walks the schedule in order and only ever waits for memory.
+Everything else waits for data, which is read by `engine.run.loading`. Tiles finish in any order;
+what must be ordered is ordered by `engine.run.state` and `engine.run.ready`. Workers are
+`engine.run.cpu_worker`; each device has one of its own, `engine.run.device_worker`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -28,16 +26,15 @@ from mergeloom.engine.graph.kernel import Arithmetic, Ops
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Busy, Stopwatch
 from mergeloom.engine.memory.ledger import Block, Closed, Ledger
-from mergeloom.engine.memory.pages import lead, span_bytes
 from mergeloom.engine.plan.assignment import Estimate
-from mergeloom.engine.plan.bundles import groups
-from mergeloom.engine.plan.footprint import REQUEST_BYTES
-from mergeloom.engine.plan.schedule import Schedule, ScheduledMerge, Tile
-from mergeloom.engine.run.arrange import read_bytes
-from mergeloom.engine.run.bundle_layout import BundleLayout
+from mergeloom.engine.plan.schedule import Schedule
 from mergeloom.engine.run.cpu_worker import Worker
-from mergeloom.engine.run.state import Bundle, HeldLoad, MergeRun, TileRun, elements
-from mergeloom.engine.storage.source import Reader, Source
+from mergeloom.engine.run.dispatch import Dispatcher
+from mergeloom.engine.run.loading import Loader
+from mergeloom.engine.run.progress import Progress
+from mergeloom.engine.run.ready import ReadyTiles
+from mergeloom.engine.run.state import Bundle, MergeRun, TileRun, elements
+from mergeloom.engine.storage.source import Reader
 
 if TYPE_CHECKING:
     from mergeloom.engine.run.torch_device import Device
@@ -66,34 +63,6 @@ class Sink(Protocol):
     def writer(self, file: OutputFile) -> Writer: ...
 
     def completed(self, write: Write, digest: str, block_bytes: int) -> None: ...
-
-
-@dataclass(slots=True)
-class Progress:
-    """Counters of a run, in bytes and tasks; read them at any time from any thread."""
-
-    read_bytes: int = 0
-    write_bytes: int = 0
-    merges_done: int = 0
-    ledger_bytes: int = 0
-    ledger_peak: int = 0
-    current: str = ""
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and has stopped."""
-
-
-class _Lane:
-    """Tiles that are ready to be computed in one place, least order first."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self.ready: list[TileRun | Bundle] = []
-        self.offered = threading.Condition(lock)
-
-    def push(self, task: TileRun | Bundle) -> None:
-        heapq.heappush(self.ready, task)
-        self.offered.notify()
 
 
 class _Once(Generic[R]):
@@ -142,23 +111,18 @@ class Executor:
             for arithmetic, words in schedule.words.items()
         }
         self._schedule = schedule
-        self._readers = readers
         wanted = max((reader.connections for reader in readers.values()), default=READERS)
         self._requests = min(max(wanted, READERS), MOST_READERS)
         self._sink = sink
         self._ledger = Ledger(max(schedule.ledger_bytes, 1))
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
-        self._lanes: dict[int | None, _Lane] = {
-            device: _Lane(self._lock) for device in (None, *schedule.used_devices)
-        }
-        """By the number of a device; ``None`` is the CPU."""
+        self._ready = ReadyTiles(self._lock, schedule.used_devices)
         self._opened: list[Device] = []
-        self._to_read: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._to_write: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._kept: dict[Load, HeldLoad] = {}
         self._unfinished = len(schedule.placements)
         self._running: set[MergeRun] = set()
+        self._loader = Loader(readers, self._ready, self._lock, self.progress, self.storage)
         self._faulty: dict[Load, int] = {}
         """Inputs that are not finite everywhere, and how many of their elements."""
         self._failure: BaseException | None = None
@@ -171,8 +135,12 @@ class Executor:
             RunError: reading, arithmetic or writing failed.
             KeyboardInterrupt: as raised by ``poll`` or a signal; all threads have stopped.
         """
-        bodies = [self._dispatch]
-        bodies += [lambda: self._serve(self._to_read)] * self._requests
+        dispatcher = Dispatcher(
+            *(self._schedule, self._ledger, self._loader, self._lock, self._running),
+            self._finish_empty,
+        )
+        bodies = [dispatcher.run]
+        bodies += [lambda: self._serve(self._loader.requests)] * self._requests
         bodies += [self._compute] * self._schedule.workers
         bodies += [partial(self._offload, number) for number in self._schedule.used_devices]
         bodies += [lambda: self._serve(self._to_write)] * WRITERS
@@ -243,14 +211,13 @@ class Executor:
                 return
             self._stopping = True
             chains = [chain for run in self._running for chain in run.chains.values()]
-            for lane in self._lanes.values():
-                lane.offered.notify_all()
+            self._ready.stop()
             self._ended.notify_all()
         self._ledger.close()
         for chain in chains:
             chain.stop()
         for _ in range(self._requests):
-            self._to_read.put(None)
+            self._loader.requests.put(None)
         for _ in range(WRITERS):
             self._to_write.put(None)
 
@@ -258,194 +225,6 @@ class Executor:
         while (request := requests.get()) is not None:
             if self._failure is None:
                 request()
-
-    # --- dispatcher -----------------------------------------------------------------------
-
-    def _dispatch(self) -> None:
-        order = 0
-        for group in groups(self._schedule):
-            if isinstance(group, int):
-                run = self._begin(self._schedule.placements[group])
-                for tile in self._schedule.tiles(group):
-                    self._start(order, tile, run)
-                    order += 1
-            else:
-                self._start_bundle(order, group)
-                order += 1
-
-    def _start_bundle(self, order: int, merges: Sequence[ScheduledMerge]) -> None:
-        layout = BundleLayout.of(merges)
-        runs = [MergeRun(merge) for merge in merges]
-        bundle = Bundle(order, runs, layout, self._ledger.grant(layout.nbytes))
-        with self._lock:
-            self._running.update(runs)
-        self._to_read.put(partial(self._read_bundle, bundle))
-
-    def _begin(self, placement: ScheduledMerge) -> MergeRun:
-        run = MergeRun(placement)
-        for position in placement.flow.kept_fresh:
-            load = placement.work.leaves[position]
-            block = self._ledger.grant(span_bytes(load.nbytes))
-            run.held[load] = HeldLoad(block, lead(load.bytes.position(0)), load.nbytes)
-        for position in placement.flow.kept_before:
-            load = placement.work.leaves[position]
-            run.held[load] = self._kept.pop(load)
-        for position in placement.kept_after:
-            load = placement.work.leaves[position]
-            self._kept[load] = run.held[load]
-            with self._lock:
-                run.held[load].users += 1
-        with self._lock:
-            self._running.add(run)
-        if placement.work.grains.count == 0:
-            self._finish_empty(run)
-        else:
-            self._read_side(run)
-        return run
-
-    def _read_side(self, run: MergeRun) -> None:
-        """Have what lies beside the inputs of a merge read, before its first tile is."""
-        for load in run.placement.work.side:
-            block = self._ledger.grant(span_bytes(load.nbytes))
-            at = lead(load.bytes.position(0))
-            held = run.side[load] = HeldLoad(block, at, load.nbytes)
-            block_bytes = load.dtype.nbytes(load.dtype.block)
-            step = REQUEST_BYTES // block_bytes * block_bytes
-            for start in range(0, load.nbytes, step):
-                stop = min(start + step, load.nbytes)
-                self._to_read.put(partial(self._read_held, load, held, start, stop))
-
-    def _finish_empty(self, run: MergeRun) -> None:
-        for write in run.placement.work.writes:
-            self._sink.completed(write, run.digests[write].hexdigest(), 0)
-        self._release_held(run)
-        self._merges_done([run])
-
-    def _start(self, order: int, tile: Tile, run: MergeRun) -> None:
-        work = run.placement.work
-        inputs: dict[Load, tuple[Block, int]] = {}
-        first, count = elements(tile, run.placement)
-        transient: list[Block] = []
-        for position in work.passes[tile.number].leaves:
-            load = work.leaves[position]
-            held = run.held.get(load)
-            if held is not None:
-                inputs[load] = held.block, held.at + load.dtype.nbytes(first)
-                continue
-            inputs[load] = self._tile_block(position, tile, run)
-            if tile.writes or not run.placement.flow.stays(position, tile.first):
-                transient.append(inputs[load][0])
-        memo = self._memo_block(tile, run)
-        if memo is not None and tile.writes:
-            transient.append(memo)
-        outputs: list[tuple[Write, Block, int]] = []
-        if tile.writes:
-            for write in work.writes:
-                block = self._ledger.grant(span_bytes(write.dtype.nbytes(count)))
-                at = lead(write.offset + write.dtype.nbytes(first))
-                outputs.append((write, block, at))
-        reads = [work.leaves[position] for position in tile.reads]
-        task = TileRun(order, tile, run, inputs, outputs, transient, memo, len(reads) + 1)
-        self._await_kept(task)
-        for load in reads:
-            block, at = inputs[load]
-            self._to_read.put(lambda l=load, b=block, a=at: self._read(task, l, b, a))  # type: ignore[misc]  # noqa: E741
-        self._arrived(task)
-
-    def _tile_block(self, position: int, tile: Tile, run: MergeRun) -> tuple[Block, int]:
-        """The block of one input of one tile: a new one, or the one it was read into before."""
-        load = run.placement.work.leaves[position]
-        flow = run.placement.flow
-        key = load, flow.index(tile.first)
-        if position not in tile.reads:
-            return run.resident[key]
-        first, count = elements(tile, run.placement)
-        block = self._ledger.grant(span_bytes(load.dtype.nbytes(count)))
-        found = block, lead(load.bytes.position(load.dtype.nbytes(first)))
-        if flow.stays(position, tile.first):
-            run.resident[key] = found
-        return found
-
-    def _memo_block(self, tile: Tile, run: MergeRun) -> Block | None:
-        """The block of the memos of one tile, if there are any: the one of earlier passes."""
-        flow = run.placement.flow
-        if not flow.memos:
-            return None
-        index = flow.index(tile.first)
-        if tile.number == 0:
-            run.memos[index] = self._ledger.grant(flow.profile.tile_memo_bytes(tile.grains))
-        return run.memos.pop(index) if tile.writes else run.memos[index]
-
-    def _await_kept(self, task: TileRun) -> None:
-        """Let ``task`` wait for inputs that an earlier merge may still be reading."""
-        run = task.merge
-        leaves = run.placement.work.leaves
-        kept = [leaves[position] for position in run.placement.flow.kept_before]
-        awaited = [run.held[load] for load in kept if load in task.inputs]
-        with self._lock:
-            for held in (*awaited, *run.side.values()):
-                if held.unread:
-                    held.waiting.append(task)
-                    task.pending += 1
-
-    # --- readers --------------------------------------------------------------------------
-
-    def _read(self, task: TileRun, load: Load, block: Block, at: int) -> None:
-        first, count = elements(task.tile, task.merge.placement)
-        start = load.dtype.nbytes(first)
-        stop = start + load.dtype.nbytes(count)
-        self._fill(load, start, stop, block, at)
-        held = task.merge.held.get(load)
-        if held is not None:
-            self._filled(held, stop - start)
-        self._arrived(task)
-
-    def _read_bundle(self, bundle: Bundle) -> None:
-        with self.storage:
-            count = sum(
-                read_bytes(each.bytes, 0, each.nbytes, bundle.block, each.at, self._readers)
-                for each in bundle.layout.reads
-            )
-        with self._lock:
-            self.progress.read_bytes += count
-            self._lanes[None].push(bundle)
-
-    def _read_held(self, load: Load, held: HeldLoad, start: int, stop: int) -> None:
-        self._fill(load, start, stop, held.block, held.at + start)
-        self._filled(held, stop - start)
-
-    def _fill(self, load: Load, start: int, stop: int, block: Block, at: int) -> None:
-        with self.storage:
-            count = read_bytes(load.bytes, start, stop, block, at, self._readers)
-        with self._lock:
-            self.progress.read_bytes += count
-
-    def _filled(self, held: HeldLoad, nbytes: int) -> None:
-        """Count bytes of what is held whole; when all are there, its merge may begin."""
-        freed: list[TileRun] = []
-        with self._lock:
-            held.unread -= nbytes
-            if not held.unread:
-                freed, held.waiting = held.waiting, []
-        for waiting in freed:
-            self._arrived(waiting)
-
-    def _arrived(self, task: TileRun) -> None:
-        """One thing that ``task`` waited for has happened."""
-        with self._lock:
-            task.pending -= 1
-            if task.pending == 0:
-                self._offer(task)
-
-    def _offer(self, task: TileRun) -> None:
-        state = task.merge.passes[task.tile.number]
-        index = task.merge.placement.flow.index(task.tile.first)
-        if not state.open:
-            state.waiting.append(task)
-        elif index > state.next_taken and state.scanned:
-            state.parked[index] = task
-        else:
-            self._lanes[task.merge.device].push(task)
 
     # --- workers --------------------------------------------------------------------------
 
@@ -506,42 +285,20 @@ class Executor:
         return self._take(None, True)
 
     def _take(self, device: int | None, wait: bool) -> TileRun | Bundle | None:
-        lane = self._lanes[device]
-        with self._lock:
-            if wait:
-                lane.offered.wait_for(lambda: lane.ready or self._stopping)
-            if self._stopping or not lane.ready:
-                return None
-            task = heapq.heappop(lane.ready)
-            if self._first_tile is None:
-                self._first_tile = time.perf_counter(), self.storage.seconds
-            if isinstance(task, Bundle):
-                self.progress.current = task.runs[0].placement.work.name
-                return task
-            self.progress.current = task.merge.placement.work.name
-            state = task.merge.passes[task.tile.number]
-            index = task.merge.placement.flow.index(task.tile.first)
-            state.next_taken = max(state.next_taken, index + 1)
-            parked = state.parked.pop(index + 1, None)
-            if parked is not None:
-                self._lanes[parked.merge.device].push(parked)
-            return task
+        task = self._ready.take(device, wait)
+        if task is not None:
+            run = task.runs[0] if isinstance(task, Bundle) else task.merge
+            with self._lock:
+                if self._first_tile is None:
+                    self._first_tile = time.perf_counter(), self.storage.seconds
+                self.progress.current = run.placement.work.name
+        return task
 
     def put_back(self, task: TileRun) -> None:
-        """Let a tile that a device took wait again: another may be better to do first."""
-        with self._lock:
-            self._lanes[task.merge.device].push(task)
+        self._ready.put_back(task)
 
     def give_up(self, task: TileRun) -> None:
-        """Let the CPU have a tile that a device took, and what is left of its merge."""
-        with self._lock:
-            lane = self._lanes[task.merge.device]
-            task.merge.device = None
-            others = {o for o in lane.ready if isinstance(o, TileRun) and o.merge is task.merge}
-            lane.ready = [other for other in lane.ready if other not in others]
-            heapq.heapify(lane.ready)
-            for moved in (task, *others):
-                self._lanes[None].push(moved)
+        self._ready.give_up(task)
 
     def computed(self, task: TileRun, seconds: float) -> None:
         """A tile's outputs are in their blocks, or its pass has what it gathered.
@@ -600,7 +357,7 @@ class Executor:
                 following = run.passes[number + 1]
                 waiting, following.waiting = following.waiting, []
                 for freed in waiting:
-                    self._offer(freed)
+                    self._ready.offer(freed)
                 return
             self._time(run)
         self._release_held(run)
@@ -664,6 +421,12 @@ class Executor:
             self.progress.write_bytes += sum(w.stop - w.start for w in bundle.layout.writes)
         self._merges_done(bundle.runs)
 
+    def _finish_empty(self, run: MergeRun) -> None:
+        for write in run.placement.work.writes:
+            self._sink.completed(write, run.digests[write].hexdigest(), 0)
+        self._release_held(run)
+        self._merges_done([run])
+
     def _merges_done(self, runs: Sequence[MergeRun]) -> None:
         with self._lock:
             self._running.difference_update(runs)
@@ -685,10 +448,3 @@ def _faulty_inputs(found: Mapping[Load, int]) -> Iterator[str]:
         yield f"'{load.name}' of '{file}' has {values} NaN or infinite: so has what is made of it"
     if len(found) > _NAMED:
         yield f"and {len(found) - _NAMED} more inputs have values that are NaN or infinite"
-
-
-def source_readers(schedule: Schedule, open_reader: Callable[[Source], R]) -> dict[int, R]:
-    """One reader for each source of the schedule's loads, by the source's `id`."""
-    loads = schedule.graph.loads
-    sources = {id(part.source): part.source for load in loads for part in load.bytes.ranges()}
-    return {key: open_reader(source) for key, source in sources.items()}

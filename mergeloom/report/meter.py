@@ -13,7 +13,7 @@ from mergeloom.report.output_records import ProgressReport
 
 if TYPE_CHECKING:
     from mergeloom.engine.job import Begun
-    from mergeloom.engine.run.executor import Progress as Counters
+    from mergeloom.engine.run.progress import Progress as Counters
 
 _RATE_SECONDS = 10.0
 _SAMPLES = 400

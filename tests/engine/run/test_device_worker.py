@@ -20,7 +20,9 @@ from mergeloom.engine.job import Options
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.plan.assignment import Reason
 from mergeloom.engine.plan.schedule import Schedule, schedule
-from mergeloom.engine.run.executor import Executor, Progress, source_readers
+from mergeloom.engine.run.executor import Executor
+from mergeloom.engine.run.loading import source_readers
+from mergeloom.engine.run.progress import Progress
 from mergeloom.engine.storage.files import FileReader
 from mergeloom.engine.storage.source import IOMode
 from tests.engine.fake_device import FakeDevice, accelerator

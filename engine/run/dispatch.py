@@ -1,0 +1,165 @@
+"""Walks a schedule in order: grants memory to merges and their tiles, and has read what they need.
+
+It only ever waits for memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+
+from mergeloom.engine.graph.graph import Load, Write
+from mergeloom.engine.memory.ledger import Block, Ledger
+from mergeloom.engine.memory.pages import lead, span_bytes
+from mergeloom.engine.plan.bundles import groups
+from mergeloom.engine.plan.schedule import Schedule, ScheduledMerge, Tile
+from mergeloom.engine.run.bundle_layout import BundleLayout
+from mergeloom.engine.run.loading import Loader
+from mergeloom.engine.run.state import Bundle, HeldLoad, MergeRun, TileRun, elements
+
+
+class Dispatcher:
+    """Begins the merges of a schedule, which are ``running`` then.
+
+    ``finish_empty`` ends those that have no tile; ``lock`` is the executor's.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        ledger: Ledger,
+        loader: Loader,
+        lock: Lock,
+        running: set[MergeRun],
+        finish_empty: Callable[[MergeRun], None],
+    ) -> None:
+        self._schedule = schedule
+        self._ledger = ledger
+        self._loader = loader
+        self._lock = lock
+        self._running = running
+        self._finish_empty = finish_empty
+        self._kept: dict[Load, HeldLoad] = {}
+        """Loads that are in memory whole for a merge that has not begun."""
+
+    def run(self) -> None:
+        """Walk the schedule to its end.
+
+        Raises:
+            Closed: the run was stopped.
+        """
+        order = 0
+        for group in groups(self._schedule):
+            if isinstance(group, int):
+                run = self._begin(self._schedule.placements[group])
+                for tile in self._schedule.tiles(group):
+                    self._start(order, tile, run)
+                    order += 1
+            else:
+                self._start_bundle(order, group)
+                order += 1
+
+    def _start_bundle(self, order: int, merges: Sequence[ScheduledMerge]) -> None:
+        layout = BundleLayout.of(merges)
+        runs = [MergeRun(merge) for merge in merges]
+        bundle = Bundle(order, runs, layout, self._ledger.grant(layout.nbytes))
+        with self._lock:
+            self._running.update(runs)
+        self._loader.request_bundle(bundle)
+
+    def _begin(self, placement: ScheduledMerge) -> MergeRun:
+        run = MergeRun(placement)
+        for position in placement.flow.kept_fresh:
+            load = placement.work.leaves[position]
+            block = self._ledger.grant(span_bytes(load.nbytes))
+            run.held[load] = HeldLoad(block, lead(load.bytes.position(0)), load.nbytes)
+        for position in placement.flow.kept_before:
+            load = placement.work.leaves[position]
+            run.held[load] = self._kept.pop(load)
+        for position in placement.kept_after:
+            load = placement.work.leaves[position]
+            self._kept[load] = run.held[load]
+            with self._lock:
+                run.held[load].users += 1
+        with self._lock:
+            self._running.add(run)
+        if placement.work.grains.count == 0:
+            self._finish_empty(run)
+        else:
+            self._read_side(run)
+        return run
+
+    def _read_side(self, run: MergeRun) -> None:
+        """Have what lies beside the inputs of a merge read, before its first tile is."""
+        for load in run.placement.work.side:
+            block = self._ledger.grant(span_bytes(load.nbytes))
+            at = lead(load.bytes.position(0))
+            held = run.side[load] = HeldLoad(block, at, load.nbytes)
+            self._loader.request_held(load, held)
+
+    def _start(self, order: int, tile: Tile, run: MergeRun) -> None:
+        work = run.placement.work
+        inputs: dict[Load, tuple[Block, int]] = {}
+        first, count = elements(tile, run.placement)
+        transient: list[Block] = []
+        for position in work.passes[tile.number].leaves:
+            load = work.leaves[position]
+            held = run.held.get(load)
+            if held is not None:
+                inputs[load] = held.block, held.at + load.dtype.nbytes(first)
+                continue
+            inputs[load] = self._tile_block(position, tile, run)
+            if tile.writes or not run.placement.flow.stays(position, tile.first):
+                transient.append(inputs[load][0])
+        memo = self._memo_block(tile, run)
+        if memo is not None and tile.writes:
+            transient.append(memo)
+        outputs: list[tuple[Write, Block, int]] = []
+        if tile.writes:
+            for write in work.writes:
+                block = self._ledger.grant(span_bytes(write.dtype.nbytes(count)))
+                at = lead(write.offset + write.dtype.nbytes(first))
+                outputs.append((write, block, at))
+        reads = [work.leaves[position] for position in tile.reads]
+        task = TileRun(order, tile, run, inputs, outputs, transient, memo, len(reads) + 1)
+        self._await_kept(task)
+        for load in reads:
+            block, at = inputs[load]
+            self._loader.request_tile(task, load, block, at)
+        self._loader.arrived(task)
+
+    def _tile_block(self, position: int, tile: Tile, run: MergeRun) -> tuple[Block, int]:
+        """The block of one input of one tile: a new one, or the one it was read into before."""
+        load = run.placement.work.leaves[position]
+        flow = run.placement.flow
+        key = load, flow.index(tile.first)
+        if position not in tile.reads:
+            return run.resident[key]
+        first, count = elements(tile, run.placement)
+        block = self._ledger.grant(span_bytes(load.dtype.nbytes(count)))
+        found = block, lead(load.bytes.position(load.dtype.nbytes(first)))
+        if flow.stays(position, tile.first):
+            run.resident[key] = found
+        return found
+
+    def _memo_block(self, tile: Tile, run: MergeRun) -> Block | None:
+        """The block of the memos of one tile, if there are any: the one of earlier passes."""
+        flow = run.placement.flow
+        if not flow.memos:
+            return None
+        index = flow.index(tile.first)
+        if tile.number == 0:
+            run.memos[index] = self._ledger.grant(flow.profile.tile_memo_bytes(tile.grains))
+        return run.memos.pop(index) if tile.writes else run.memos[index]
+
+    def _await_kept(self, task: TileRun) -> None:
+        """Let ``task`` wait for inputs that an earlier merge may still be reading."""
+        run = task.merge
+        leaves = run.placement.work.leaves
+        kept = [leaves[position] for position in run.placement.flow.kept_before]
+        awaited = [run.held[load] for load in kept if load in task.inputs]
+        with self._lock:
+            for held in (*awaited, *run.side.values()):
+                if held.unread:
+                    held.waiting.append(task)
+                    task.pending += 1
