@@ -46,6 +46,9 @@ def plan(
     tasks: Annotated[
         bool, typer.Option("--tasks", help="List the tasks in the order in which they run.")
     ] = False,
+    budgets: Annotated[
+        bool, typer.Option("--budgets", help="Show what more or less memory would mean.")
+    ] = False,
     html: HtmlFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -69,6 +72,13 @@ def plan(
             printer.answer(listed, lambda: "")
         else:
             printer.lines(task_lines(listed))
+        return
+    if budgets:
+        from mergeloom.report.budgets import budgets_report
+        from mergeloom.report.terminal.budgets import render_budgets
+
+        rows = budgets_report(found)
+        printer.answer(rows, lambda: render_budgets(rows))
         return
     from mergeloom.report.terminal.plan import render_plan
 

@@ -11,6 +11,7 @@ from mergeloom.engine.hardware.rates import Rates
 from mergeloom.engine.plan.duration import estimated_seconds
 from mergeloom.planners.unused import Unused
 from mergeloom.report import plan_records
+from mergeloom.report.parameters import parameter_lines
 from mergeloom.report.plan_records import MergeReport, PlanReport
 from mergeloom.report.vocabulary import vocabulary_report
 
@@ -56,6 +57,7 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
         "vocabulary": vocabulary_report(plan.vocabulary),
         "stages": plan.outlines,
         "method": plan.outlines[-1].method,
+        "parameters": parameter_lines(plan.configuration, plan.outlines[-1]),
         "draws": plan.draws,
         "seed": plan.options.seed,
         "options": planned.options,

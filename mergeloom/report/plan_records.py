@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from mergeloom.engine.base.errors import Finding
+from mergeloom.engine.base.errors import Finding, Place
 from mergeloom.planners.outline import Layers, Outline
 from mergeloom.report.document import Document
 
@@ -70,6 +71,46 @@ class InputReport:
     directory: str
     bytes: int
     tensors: int
+
+
+@dataclass(frozen=True)
+class ParameterLine:
+    """An entry of the configuration that sets a parameter of the output's document."""
+
+    parameter: str
+    model: str | None
+    """Nothing where it is set for all models together."""
+    filter: str | None
+    """What names of tensors must contain; nothing where it is for all that have no other."""
+    place: Place
+    layers: Layers
+    """The output's layers that it is about."""
+    values: tuple[Any, ...]
+    """One value, or of a gradient one for each layer."""
+
+
+@dataclass(frozen=True)
+class BudgetRow:
+    """What a memory budget would mean."""
+
+    budget_bytes: int
+    peak_bytes: int
+    read_bytes: int
+    repeated_bytes: int
+    """The part of what is read that is read again because memory is short."""
+    workers: int
+    seconds: float
+    """How long the merge would take, by the same rates as the plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetsReport(Document):
+    """A plan under several memory budgets."""
+
+    document: str = "budgets"
+    budget_bytes: int
+    """The budget of the plan."""
+    rows: tuple[BudgetRow, ...]
 
 
 @dataclass(frozen=True)
@@ -218,6 +259,8 @@ class PlanReport(Document):
     """In order; the last one makes the output."""
     method: str
     """That of the last stage."""
+    parameters: tuple[ParameterLine, ...]
+    """What the document of the output sets, entry by entry."""
     draws: bool
     """Whether a method draws at random, so that the seed matters."""
     seed: int

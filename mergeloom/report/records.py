@@ -12,7 +12,7 @@ from mergeloom.report.detail_records import DetailsReport
 from mergeloom.report.diff_records import DiffReport
 from mergeloom.report.document import Document, ErrorReport, Scalar
 from mergeloom.report.output_records import CleanReport, ProgressReport, StatusReport
-from mergeloom.report.plan_records import MergeReport, PlanReport, Shard
+from mergeloom.report.plan_records import BudgetsReport, MergeReport, PlanReport, Shard
 
 # --- the tasks of a plan ----------------------------------------------------------------------
 
@@ -343,6 +343,7 @@ class MethodsReport(Document):
 DOCUMENTS: Mapping[str, type[Document]] = {
     "plan": PlanReport,
     "merge": MergeReport,
+    "budgets": BudgetsReport,
     "tasks": TaskList,
     "explain": ExplainReport,
     "lines": LinesReport,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 import yaml
 
+from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.methods import registry
 from mergeloom.planners.config.config import Configuration
 from mergeloom.planners.models.resolve import Found, Origin, is_hub_id
+from mergeloom.planners.outline import Layers, Outline
+from mergeloom.planners.output.licences import licence_of
 from mergeloom.planners.recipe import Recipe
 
 
@@ -17,25 +20,75 @@ def model_card(
     configuration: Configuration, recipes: Sequence[Recipe], models: Mapping[str, Found]
 ) -> str:
     """``README.md`` of the output, in Markdown; ``models`` are the inputs by their references."""
+    licences = {name: licence_of(LocalFolder(found.directory)) for name, found in models.items()}
     front = {
         "base_model": [_id(name) for name, found in models.items() if _is_on_hub(name, found)],
+        "base_model_relation": "merge",
+        "license": next(iter(licences.values())) if len({*licences.values()}) == 1 else None,
         "library_name": recipes[-1].library,
         "tags": ["mergeloom", "merge"],
     }
+    if not front["base_model"]:
+        del front["base_model_relation"]
     given = {key: value for key, value in front.items() if value}
     header = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
     last = configuration.documents[-1]
     title = last.name or (configuration.path.stem if configuration.path else "merge")
     methods = dict.fromkeys(recipe.outline.method for recipe in recipes)
     described = "".join(f"- {_describe(name)}\n" for name in methods)
-    listed = "".join(f"- {_link(name, found)}\n" for name, found in models.items())
+    listed = "".join(
+        f"- {_link(name, found)}{_licence(licences[name])}\n" for name, found in models.items()
+    )
+    layers = "\n".join(line for recipe in recipes for line in _layers(recipe.outline))
     return (
         f"---\n{header}---\n\n# {title}\n\n"
         "A merge made by mergeloom.\n\n"
         f"## Method\n\n{described}\n"
-        f"## Models\n\n{listed}\n"
+        f"## Models\n\n{listed}{_disagreement(licences)}\n"
+        f"## Layers\n\n```text\n{layers}\n```\n\n"
         f"## Configuration\n\n```yaml\n{configuration.text.rstrip()}\n```\n"
     )
+
+
+def _licence(found: str | None) -> str:
+    return "" if found is None else f" ({found})"
+
+
+def _disagreement(licences: Mapping[str, str | None]) -> str:
+    """A sentence where the models have several licences: people must choose, no program can."""
+    if len({*licences.values()}) < 2:
+        return ""
+    unknown = sum(found is None for found in licences.values())
+    several = ", ".join(dict.fromkeys(found for found in licences.values() if found is not None))
+    more = f"; of {unknown} it is not known" if unknown else ""
+    return f"\nThe models are under different licences: {several}{more}. All of them hold here.\n"
+
+
+def _layers(outline: Outline) -> Iterator[str]:
+    """The outline of a stage as text: a line for each source of each slice."""
+    name = f" '{outline.name}'" if outline.name is not None else ""
+    yield f"{outline.method}{name}"
+    for part in outline.parts:
+        if part.name != "default":
+            yield f"  {part.name}"
+        for each in part.slices:
+            own = "everything" if each.layers is None else f"layers {_range(each.layers)}"
+            how = outline.method if each.how == "merged" else each.detail or each.how
+            yield f"    {own}: {how}"
+            for source in each.sources:
+                of = "" if source.layers is None else f" layers {_range(source.layers)}"
+                base = " (base)" if source.base else ""
+                yield f"      {_short(source.model)}{of}{base}"
+
+
+def _range(layers: Layers) -> str:
+    start, stop = layers
+    return f"{start}-{stop - 1}" if stop - start > 1 else f"{start}" if stop > start else "none"
+
+
+def _short(name: str) -> str:
+    """A model's name without the folders of this machine."""
+    return PurePath(name).name if PurePath(name).is_absolute() else name
 
 
 def _describe(method: str) -> str:

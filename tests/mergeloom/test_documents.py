@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 import mergeloom
 from mergeloom.engine.base.errors import ConfigError, LoomError
 from mergeloom.report import json as documents
+from mergeloom.report.budgets import budgets_report
 from mergeloom.report.document import SCHEMA_VERSION, Document
 from mergeloom.report.errors import error_report
 from mergeloom.report.graph import write_graph
@@ -87,6 +88,7 @@ MADE: dict[str, Callable[[Path], Document]] = {
     "lines": lambda folder: mergeloom.explain_lines(folder / "stages.yml"),
     "status": lambda folder: (merged(folder), mergeloom.status(folder / "out"))[1],
     "details": lambda folder: mergeloom.plan(folder / "stages.yml").details,
+    "budgets": lambda folder: budgets_report(mergeloom.plan(folder / "linear.yml")),
     "diff": lambda folder: mergeloom.diff(folder / "a", folder / "b", values=True),
     "clean": lambda folder: mergeloom.clean(dry=True, everything=True),
     "export": exported,

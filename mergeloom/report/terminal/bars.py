@@ -16,6 +16,14 @@ def bar(share: float, width: int) -> str:
     return text.ljust(width, "░")
 
 
+def band(start: int, stop: int, total: int, width: int) -> str:
+    """Where ``[start, stop)`` lies in a whole of ``total``; what there is is seen, be it little."""
+    width = min(width, total)
+    first = start * width // max(total, 1)
+    last = max(-(-stop * width // max(total, 1)), first + 1) if stop > start else first
+    return "".join("█" if first <= i < last else "░" for i in range(width))
+
+
 def curve(values: Sequence[float], width: int) -> str:
     """Values as a line of at most ``width`` columns, each as high as the value that it shows."""
     count = min(len(values), width)

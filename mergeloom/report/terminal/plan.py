@@ -12,6 +12,7 @@ from rich.text import Text
 from mergeloom.planners.outline import Layers, Outline, OutlinePart, OutlineSlice, OutlineSource
 from mergeloom.report import plan_records
 from mergeloom.report.plan_records import PlanReport
+from mergeloom.report.terminal.bars import band
 from mergeloom.report.terminal.console import (
     columns,
     hanging,
@@ -20,9 +21,11 @@ from mergeloom.report.terminal.console import (
     plural,
     warnings,
 )
+from mergeloom.report.terminal.parameters import render_parameters
 from mergeloom.report.terminal.vocabulary import render_vocabulary
 from mergeloom.report.units import MIB, count, data, duration, memory
 
+_BAND = 24
 _MANY_SLICES = 60
 """Slices of one part that are listed; published stacks have up to some forty."""
 
@@ -50,6 +53,8 @@ def render_plan(report: PlanReport) -> RenderableType:
             parts += [_part(part, stage), Text()]
         if stage.notes:
             parts += [*(Text(note, style="dim") for note in stage.notes), Text()]
+    if report.parameters:
+        parts += [render_parameters(report.parameters), Text()]
     parts.append(_figures(report))
     if report.vocabulary is not None:
         parts += [Text(), render_vocabulary(report.vocabulary)]
@@ -111,15 +116,19 @@ def _part(part: OutlinePart, stage: Outline) -> RenderableType:
         how = f"{plural(lengths[0], 'layer')}: one slice"
         if number > 1:
             how += f", in which {number} sources are merged with each other layer by layer"
-    table = columns("output layers" if lengths else "", "", "made of")
-    table.columns[0].no_wrap = True
-    table.columns[1].no_wrap = True
+    banded = len(lengths) > 1  # where they stand in the stack, as a picture
+    table = columns("output layers" if lengths else "", *([""] if banded else []), "", "made of")
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     for each in part.slices[:_MANY_SLICES]:
         lines = [Text(_source(source)) for source in each.sources]
         if each.detail and each.how != "scaled":
             lines.append(Text(each.detail, style="dim"))
         layers = "" if each.layers is None else layers_text(each.layers)
-        table.add_row(layers, _verb(each, stage), Text("\n").join(lines))
+        place = []
+        if banded and each.layers is not None:
+            place = [Text(band(*each.layers, part.layers, _BAND), style="cyan")]
+        table.add_row(layers, *place, _verb(each, stage), Text("\n").join(lines))
     lines_: list[RenderableType] = [
         Text(title + how, style="bold"),
         Padding(table, (0, 0, 0, 2), expand=False),
