@@ -21,7 +21,7 @@ GROUP: Any = typer.main.get_command(app)
 def commands(page: Path) -> list[str]:
     """The lines of a page's examples that call the program."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = re.findall(r"^(?: {4,})?(mergeloom [a-z-].*)$", text, re.MULTILINE)
+    lines = re.findall(r"^ {4,}(mergeloom [a-z-].*)$", text, re.MULTILINE)
     return [line.partition("  #")[0].strip() for line in lines]
 
 

@@ -40,7 +40,7 @@ def test_parameters_are_those_that_tensors_get(config: Path) -> None:
     lines = {(line.parameter, line.filter): line for line in report.parameters}
     both = {("density", "mlp"), ("density", None)}
     assert set(lines) == {("normalize", None), ("weight", None)} | both
-    assert lines["density", "mlp"].place.line == 7
+    assert lines["density", "mlp"].place.line == 8
     for layer in range(4):
         (tensor,) = mergeloom.explain(config, f"layers.{layer}.self_attn.q_proj").tensors
         values = tensor.inputs[1].parameters
