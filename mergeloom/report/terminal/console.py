@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import IO
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -56,6 +56,21 @@ def html(renderable: RenderableType) -> str:
         inline_styles=True,
         code_format='<pre style="line-height:1.3;font-family:monospace">{code}</pre>',
     )
+
+
+class ByWidth:
+    """What is made for as many columns as there are."""
+
+    def __init__(self, make: Callable[[int], RenderableType]) -> None:
+        self._make = make
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._make(options.max_width)
+
+
+def picture_columns(width: int) -> int:
+    """Columns that a small chart may have beside text, where all have ``width``: 0 for none."""
+    return 24 if width >= 100 else 12 if width >= 76 else 0
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from mergeloom.report.plan_records import ParameterLine
 from mergeloom.report.terminal.bars import curve
-from mergeloom.report.terminal.console import columns, layers_text, shown
+from mergeloom.report.terminal.console import ByWidth, columns, layers_text, picture_columns, shown
 
-_CURVE = 24
 _LINES = 24
 
 
-def render_parameters(lines: Sequence[ParameterLine]) -> Table:
+def render_parameters(lines: Sequence[ParameterLine]) -> RenderableType:
     """What is set for which tensors of which layers; gradients as little charts."""
-    table = columns("parameter", "of", "tensors named", "layers", "", "")
-    table.columns[3].no_wrap = True
+    return ByWidth(lambda width: _table(lines, picture_columns(width)))
+
+
+def _table(lines: Sequence[ParameterLine], chart: int) -> Table:
+    table = columns("parameter", "of", "tensors named", "layers", *([""] if chart else []), "")
+    for column in table.columns[3:]:
+        column.no_wrap = True
     filtered = {(line.parameter, line.model) for line in lines if line.filter is not None}
     for line in lines[:_LINES]:
         rest = "all others" if (line.parameter, line.model) in filtered else "all"
@@ -31,7 +36,7 @@ def render_parameters(lines: Sequence[ParameterLine]) -> Table:
             shown(line.model or ""),
             shown(name),
             layers_text(line.layers),
-            Text(curve(numbers, _CURVE) if is_curve else "", style="cyan"),
+            *([Text(curve(numbers, chart) if is_curve else "", style="cyan")] if chart else []),
             _text(line.values),
         )
     if len(lines) > _LINES:

@@ -14,10 +14,12 @@ from mergeloom.report import plan_records
 from mergeloom.report.plan_records import PlanReport
 from mergeloom.report.terminal.bars import band
 from mergeloom.report.terminal.console import (
+    ByWidth,
     columns,
     hanging,
     layers_named,
     layers_text,
+    picture_columns,
     plural,
     warnings,
 )
@@ -25,7 +27,6 @@ from mergeloom.report.terminal.parameters import render_parameters
 from mergeloom.report.terminal.vocabulary import render_vocabulary
 from mergeloom.report.units import MIB, count, data, duration, memory
 
-_BAND = 24
 _MANY_SLICES = 60
 """Slices of one part that are listed; published stacks have up to some forty."""
 
@@ -116,8 +117,20 @@ def _part(part: OutlinePart, stage: Outline) -> RenderableType:
         how = f"{plural(lengths[0], 'layer')}: one slice"
         if number > 1:
             how += f", in which {number} sources are merged with each other layer by layer"
-    banded = len(lengths) > 1  # where they stand in the stack, as a picture
-    table = columns("output layers" if lengths else "", *([""] if banded else []), "", "made of")
+    lines_: list[RenderableType] = [
+        Text(title + how, style="bold"),
+        ByWidth(lambda width: Padding(_slices(part, stage, width), (0, 0, 0, 2), expand=False)),
+    ]
+    if len(part.slices) > _MANY_SLICES:
+        lines_.append(Text(f"  and {len(part.slices) - _MANY_SLICES} more slices", style="dim"))
+    return Group(*lines_)
+
+
+def _slices(part: OutlinePart, stage: Outline, width: int) -> RenderableType:
+    """A line for each slice; of a stack with its place in it as a picture, where there is room."""
+    lengths = _layers(part)
+    chart = picture_columns(width) if len(lengths) > 1 else 0
+    table = columns("output layers" if lengths else "", *([""] if chart else []), "", "made of")
     for column in table.columns[:-1]:
         column.no_wrap = True
     for each in part.slices[:_MANY_SLICES]:
@@ -126,16 +139,10 @@ def _part(part: OutlinePart, stage: Outline) -> RenderableType:
             lines.append(Text(each.detail, style="dim"))
         layers = "" if each.layers is None else layers_text(each.layers)
         place = []
-        if banded and each.layers is not None:
-            place = [Text(band(*each.layers, part.layers, _BAND), style="cyan")]
+        if chart and each.layers is not None:
+            place = [Text(band(*each.layers, part.layers, chart), style="cyan")]
         table.add_row(layers, *place, _verb(each, stage), Text("\n").join(lines))
-    lines_: list[RenderableType] = [
-        Text(title + how, style="bold"),
-        Padding(table, (0, 0, 0, 2), expand=False),
-    ]
-    if len(part.slices) > _MANY_SLICES:
-        lines_.append(Text(f"  and {len(part.slices) - _MANY_SLICES} more slices", style="dim"))
-    return Group(*lines_)
+    return table
 
 
 def _layers(part: OutlinePart) -> list[Layers]:
