@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeloom import arguments
 from mergeloom.arguments import Pathlike, Size
-from mergeloom.engine.base.errors import ConfigError, Finding, LoomError, Severity
+from mergeloom.engine.base.errors import ConfigError, Finding, LoomError, RunError, Severity
 from mergeloom.engine.base.gc_pause import collection_paused
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.hardware import process
@@ -55,6 +55,8 @@ class Observer:
     snapshot several times a second, ``downloading`` the name of a model that is about to be
     fetched, ``building`` the machine code that is about to be built, and
     ``warned`` each warning. Without ``warned``, warnings are Python's, of class `LoomWarning`.
+    ``cancelled`` is asked several times a second whether the merge is to stop, such as the
+    ``is_set`` of an event that another thread sets; what is finished is kept.
     """
 
     resumed: Callable[[int], None] | None = None
@@ -62,6 +64,7 @@ class Observer:
     downloading: Callable[[str], None] = field(default=lambda name: None)
     building: Callable[[frozenset[str]], None] | None = None
     warned: Callable[[Finding], None] | None = None
+    cancelled: Callable[[], bool] | None = None
 
 
 def plan(
@@ -229,6 +232,12 @@ def merge(
             snapshot = meter.snapshot(counters)
             if observer.progressed is not None:
                 observer.progressed(snapshot)
+        if observer.cancelled is not None and observer.cancelled():
+            raise RunError(
+                "the merge was cancelled; what is finished is kept",
+                remedy="the same merge again continues it",
+                code="cancelled",
+            )
 
     outcome = jobs.run(
         planned.plan.job(about),

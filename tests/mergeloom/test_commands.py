@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,24 @@ def test_progress_is_json_line_by_line(config: Path, tmp_path: Path) -> None:
     failed = run("merge", config, tmp_path / "other", "--json-progress")
     (error,) = map(json.loads, failed.stdout.splitlines())
     assert (failed.returncode, error["document"]) == (2, "error")
+
+
+def test_a_merge_is_cancelled_from_another_thread_and_continues(
+    config: Path, tmp_path: Path
+) -> None:
+    stop = threading.Event()
+    observer = mergeloom.Observer(
+        progressed=lambda progress: threading.Thread(target=stop.set).start(),
+        cancelled=lambda: stop.wait(5),
+    )
+    with pytest.raises(
+        mergeloom.RunError, match="was cancelled; what is finished is kept"
+    ) as error:
+        mergeloom.merge(config, tmp_path / "out", observer=observer)
+    assert error.value.code == "cancelled"
+    assert mergeloom.status(tmp_path / "out").condition == "interrupted"
+    assert not mergeloom.merge(config, tmp_path / "out").outcome.was_finished
+    assert mergeloom.verify(tmp_path / "out").sound
 
 
 # --- mergekit's flags -------------------------------------------------------------------------
