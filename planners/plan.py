@@ -30,6 +30,7 @@ from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.outline import Outline
+from mergeloom.planners.output.quantised import quantised
 from mergeloom.planners.output.shards import Layout, lay_out, shards_of
 from mergeloom.planners.output.side_files import CONFIGURATION_NAME, side_files
 from mergeloom.planners.planner import Planning, PlanOptions
@@ -85,7 +86,7 @@ class Plan:
     @property
     def parameters(self) -> int:
         """Number of elements of all output tensors."""
-        return sum(math.prod(write.shape) for write in self.graph.writes)
+        return sum(math.prod(w.merge.shape) for w in self.graph.writes if not w.part)
 
     @property
     def layers(self) -> int:
@@ -198,6 +199,7 @@ def decide(
     for document in configuration.documents[:-1]:
         if document.name not in models.used_stages:
             findings.warn(document.place, f"stage '{document.name}' is used by no other")
+    recipes[-1] = _in_codes(configuration, recipes[-1], planning)
     return Decisions(configuration, planning, tuple(recipes))
 
 
@@ -240,6 +242,25 @@ def _plan(decided: Decisions) -> Plan:
         unused=tuple(unused_tensors(stored, graph, recipe.left_out)),
         findings=tuple(decided.planning.findings),
     )
+
+
+def _in_codes(
+    configuration: Configuration,
+    recipe: Recipe,
+    planning: Planning,
+) -> Recipe:
+    """The output as its document's ``quantize`` asks for it."""
+    *earlier, last = configuration.documents
+    for document in earlier:
+        if document.quantize is not None:
+            place = document.quantize.place
+            raise place.error("only the last document's output is written", "remove it here")
+    if last.quantize is None:
+        return recipe
+    place, models = last.quantize.place, planning.models.stored_by_name()
+    if cpu_arithmetic() is TORCH:
+        raise place.error("codes are written by machine code, which needs numba", "install numba")
+    return quantised(recipe, str(last.quantize.content), place, models, planning.builder)
 
 
 def _graph(decided: Decisions) -> tuple[Layout, Graph]:

@@ -27,6 +27,9 @@ class DType:
     floating: bool
     block: int = 1
     codec: str = ""
+    stored: DType | None = None
+    """Where ``block`` elements are told by a few numbers, or written as another type is: that of
+    the numbers."""
 
     @property
     def size(self) -> int:
@@ -34,8 +37,22 @@ class DType:
         return -(-self.bits // 8)
 
     def nbytes(self, elements: int) -> int:
-        """Bytes of a run of elements."""
+        """Bytes of a run of elements: whole blocks."""
+        if self.block > 1:
+            elements = -(-elements // self.block) * self.block
         return -(-elements * self.bits // 8)
+
+    def numbers(self, elements: int) -> int:
+        """How many numbers are stored for a run of elements."""
+        return (
+            elements if self.stored is None else self.nbytes(elements) * 8 // int(self.stored.bits)
+        )
+
+    def for_blocks(self, count: int, block: int) -> DType:
+        """``count`` elements of this type for every ``block`` elements of something else, and for
+        the rest of them."""
+        bits, code = Fraction(count * self.bits, block), f"{self.code} {count}/{block}"
+        return DType(code, self.name, bits, self.floating, block=block, stored=self)
 
     @property
     def torch(self) -> torch.dtype:
@@ -58,6 +75,8 @@ F8_E8M0 = DType("F8_E8M0", "float8_e8m0fnu", 8, True)
 F4 = DType("F4", "float4_e2m1", 4, True, block=2)
 """The elements of MXFP4 and NVFP4 (OCP Microscaling Formats, version 1.0): 0, 0.5, 1, 1.5, 2, 3,
 4, 6 and their negatives."""
+F4_BYTES = DType("F4 in U8", "uint8", 4, True, block=2, stored=F4)
+"""The same, as it is written: in bytes."""
 I4 = DType("I4", "int4", 4, False, block=2)
 """-8 to 7 in two's complement; no code of safetensors."""
 U4 = DType("U4", "uint4", 4, False, block=2)

@@ -100,17 +100,23 @@ class Merge:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Write:
-    """One slot of an output file: ``merge`` rounded to ``dtype``, from byte ``offset`` on."""
+    """One slot of an output file: ``merge`` rounded to ``dtype``, from byte ``offset`` on.
+
+    ``part`` 0 is the merge's result, others are the kernel's `Kernel.parts`. ``seen_as`` is the
+    shape in the file, where it is not the merge's.
+    """
 
     merge: Merge
     file: OutputFile
     offset: int
     dtype: DType
     name: str
+    part: int = 0
+    seen_as: Shape | None = None
 
     @property
     def shape(self) -> Shape:
-        return self.merge.shape
+        return self.merge.shape if self.seen_as is None else self.seen_as
 
     @property
     def nbytes(self) -> int:
@@ -187,7 +193,7 @@ class Graph:
                 raise GraphError(f"{write.name!r} goes to an unknown file")
             copied = copied_dtype(write.merge)
             integer = not write.dtype.floating or (copied is not None and not copied.floating)
-            if integer and copied != write.dtype:
+            if integer and copied != write.dtype and not write.merge.kernel.parts:
                 raise GraphError(f"{write.name!r} would change an integer tensor's dtype")
             slots[write.file].append(write)
         for file, inside in slots.items():
@@ -228,7 +234,8 @@ class Graph:
             digest.update(f"F{file.name}|{file.size}\n".encode())
             digest.update(file.header)
         slots = [
-            f"W{numbers[write.merge]}|{write.file.name}|{write.offset}|{write.dtype.name}\n"
+            f"W{numbers[write.merge]}|{write.file.name}|{write.offset}|{write.dtype.name}"
+            f"{write.part or ''}\n"
             for write in self.writes
         ]
         digest.update("".join(slots).encode())

@@ -176,7 +176,8 @@ class GrainView:
     all passes over all grains.
 
     ``side`` are the tensors beside the inputs, each whole, in its own shape and as it is stored;
-    ``whole`` is the shape of the whole first input, of which this is one grain.
+    ``whole`` is the shape of the whole first input, of which this is one grain. ``parts`` has
+    arrays for the `Kernel.parts` of the root.
     """
 
     inputs: Sequence[Any]
@@ -189,6 +190,7 @@ class GrainView:
     memo: Any = None
     side: Sequence[Any] = ()
     whole: tuple[int, ...] = ()
+    parts: Sequence[Any] = ()
 
     @property
     def count(self) -> int:
@@ -301,6 +303,17 @@ class Kernel:
     def access(self) -> Access:
         """What of the inputs every pass must see at once."""
         return Access.ELEMENTWISE
+
+    @property
+    def band(self) -> int:
+        """Rows that a rowwise kernel sees at once: grains are of as many, or of a multiple."""
+        return 1
+
+    @property
+    def parts(self) -> tuple[DType, ...]:
+        """What else it makes beside its result, a few numbers for each block of that: their types
+        (`DType.for_blocks`). It is float32 in `GrainView.parts`, and written like the result."""
+        return ()
 
     @property
     def scratch(self) -> int:

@@ -22,8 +22,8 @@ from mergeloom.engine.output.journal import Finished, Journal, JournalContent, T
 from mergeloom.engine.output.lock import Locked, hold
 from mergeloom.engine.output.manifest import (
     DIRECTORY,
-    MIN_BLOCK_BYTES,
     Manifest,
+    is_block,
     is_inside,
     manifest_path,
     read_manifest,
@@ -188,7 +188,7 @@ class OutputDirectory:
         recorded: dict[Write, Finished] = {}
         for entry in journal.finished:
             write = writes.get((entry.file, entry.tensor))
-            sound = write is not None and entry.block_bytes >= min(write.nbytes, MIN_BLOCK_BYTES)
+            sound = write is not None and is_block(entry.block_bytes, write.nbytes)
             if write is not None and sound and entry.digest:
                 recorded[write] = entry
         if verify:

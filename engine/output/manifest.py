@@ -24,8 +24,15 @@ DIRECTORY = ".mergeloom"
 NAME = "manifest.json"
 MAX_BYTES = 512 << 20
 MAX_VALUES = 16_000_000
-MIN_BLOCK_BYTES = 4096
-"""Digests are over grains, which are larger where the tensor is."""
+_LEAST_BLOCK_BYTES = 4096
+_MOST_BLOCKS = 1 << 16
+"""Digests are over grains, which are larger where the tensor is; those of scales are small."""
+
+
+def is_block(block_bytes: int, nbytes: int) -> bool:
+    """Whether a tensor of so many bytes may have digests over blocks of ``block_bytes``."""
+    few = block_bytes > 0 and -(-nbytes // block_bytes) <= _MOST_BLOCKS
+    return few or block_bytes >= min(nbytes, _LEAST_BLOCK_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +175,7 @@ def _fault(manifest: Manifest) -> str | None:
         file = manifest.files.get(record.file)
         if file is None or not 0 <= record.offset <= record.offset + record.nbytes <= file.size:
             return f"{record.name[:200]!r} lies outside its file"
-        if record.nbytes < 0 or record.block_bytes < min(record.nbytes, MIN_BLOCK_BYTES):
+        if record.nbytes < 0 or not is_block(record.block_bytes, record.nbytes):
             return f"{record.name[:200]!r} has sizes that make no sense"
     return None
 

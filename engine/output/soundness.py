@@ -10,10 +10,10 @@ from mergeloom.engine.base.errors import LoomError, OutputError
 from mergeloom.engine.output.journal import JournalContent, read_journal
 from mergeloom.engine.output.manifest import (
     DIRECTORY,
-    MIN_BLOCK_BYTES,
     FileRecord,
     Manifest,
     TensorRecord,
+    is_block,
     is_inside,
     read_manifest,
 )
@@ -142,7 +142,7 @@ def _recorded(
         found = entries.get(entry.tensor)
         if found is not None:
             offset, nbytes = found.start, found.stop - found.start
-            if entry.block_bytes < min(nbytes, MIN_BLOCK_BYTES):
+            if not is_block(entry.block_bytes, nbytes):
                 wrong.append((entry.tensor, "its record makes no sense"))
                 continue
             record = TensorRecord(

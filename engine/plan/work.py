@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains, partition, unit_of
@@ -129,7 +130,7 @@ class _Kinds:
         merges = (root,) if root.is_flat else tuple(tree(root))
         leaves: dict[Load, int] = {}
         numbers: dict[Merge, int] = {}
-        shape: list[Hashable] = [tuple([write.dtype.code for write in writes])]
+        shape: list[Hashable] = [tuple([(write.dtype.code, write.part) for write in writes])]
         for merge in merges:  # inputs come before their users
             nodes = tuple(
                 [
@@ -193,7 +194,7 @@ def _kind(
     profile = MergeShape(
         grains=grains,
         leaf_bits=tuple(load.dtype.bits for load in leaves),
-        write_bits=tuple(write.dtype.bits for write in writes),
+        write_bits=tuple(_bits(write) for write in writes),
         passes=tuple(current.leaves for current in passes),
         computes=computes,
         worker=_working(parts, grains, arithmetic, packs) if computes else WorkerMemory(0, 0),
@@ -241,9 +242,19 @@ def _decodes(merge: Merge) -> bool:
     return any(isinstance(node, Load) and bool(node.dtype.codec) for node in nodes)
 
 
+def _bits(write: Write) -> int | Fraction:
+    """Bits for an element of the merge; enough of them, where the last block is not whole."""
+    if write.part:
+        return Fraction(8 * write.nbytes, max(math.prod(write.merge.shape), 1))
+    return write.dtype.bits
+
+
 def _together(merges: Sequence[Merge]) -> int:
     """Elements that must be in one grain, for the kernel of each merge."""
-    units = {unit_of(merge.gather.inputs[0].shape, merge.kernel.access) for merge in merges}
+    units = {
+        merge.kernel.band * unit_of(merge.gather.inputs[0].shape, merge.kernel.access)
+        for merge in merges
+    }
     return math.lcm(*units)
 
 
@@ -280,6 +291,7 @@ def _working(
     arrays = accumulator = 0
     workspace = arithmetic.workspace_bytes(DECODING, grains) if packs else 0
     for merge, own in parts.items():
+        arrays += len(merge.kernel.parts)
         arrays += max(part.scratch for part, _ in own) + 1
         arrays += sum(
             isinstance(node, Load) and not arithmetic.reads(node.dtype)

@@ -51,7 +51,12 @@ class Span:
     def view(self, ops: Ops, dtype: DType, start: int, count: int) -> Array:
         """Elements ``[start, start + count)`` as a flat array; those that share bytes as
         these bytes."""
-        kind, number = (U8, dtype.nbytes(count)) if dtype.block > 1 else (dtype, count)
+        if dtype.stored is not None:
+            kind, number = dtype.stored, dtype.numbers(count)
+        elif dtype.block > 1:
+            kind, number = U8, dtype.nbytes(count)
+        else:
+            kind, number = dtype, count
         return ops.view(self.block, self.at + dtype.nbytes(start - self.first), kind, number)
 
     def content(self, dtype: DType, start: int, count: int) -> memoryview:
@@ -101,6 +106,8 @@ class TreeEvaluator:
         self._memo = memo
         self._side = {load: _beside(ops, load, span) for load, span in (side or {}).items()}
         self._values: dict[Load | Merge, Array] = {}
+        self._parts: list[Array] = []
+        """Room for the parts of the root's grain."""
         self._narrow: dict[Load, Array] = {}
         """Loads as they are stored, whose widened values have not been asked for yet."""
 
@@ -126,15 +133,15 @@ class TreeEvaluator:
         """
         ops, top = self._ops, self._begin()
         start, count = self._grains.bounds(index)
-        places = [
-            (write.dtype, span.view(ops, write.dtype, start, count)) for write, span in writes
-        ]
-        direct = next((place for dtype, place in places if dtype == F32), None)
+        places = [(write, span.view(ops, write.dtype, start, count)) for write, span in writes]
+        direct = next((p for write, p in places if write.dtype == F32 and not write.part), None)
         result = ops.take(count) if direct is None else direct
+        self._parts = [ops.take(dtype.numbers(count)) for dtype in self._root.kernel.parts]
         self._combine(self._root, index, result, count)
-        found = 0
-        for dtype, place in places:
-            stored = ops.pack(dtype, result, place) if dtype.codec else ops.store(result, place)
+        values, found = [result, *self._parts], 0
+        for write, place in places:
+            value, dtype = values[write.part], write.dtype
+            stored = ops.pack(dtype, value, place) if dtype.codec else ops.store(value, place)
             found = found + stored
         ops.release(top)
         return found
@@ -163,7 +170,8 @@ class TreeEvaluator:
             memo = self._memo.of(ops, index)
         side = [self._side[load] for load in merge.gather.side]
         return GrainView(
-            *(inputs, index, start, shape, take, ops, ops.on_device, memo, side, whole)
+            *(inputs, index, start, shape, take, ops, ops.on_device, memo, side, whole),
+            parts=self._parts if merge is self._root else (),
         )
 
     def _value(self, node: Load | Merge, index: int, start: int, count: int) -> Array:
@@ -286,8 +294,9 @@ def _not_finite(span: Span, dtype: DType, bounds: tuple[int, int]) -> Any:
         values = np.empty(bounds[1], np.float32)
         decode(dtype, np.frombuffer(span.content(dtype, *bounds), np.uint8), values)
         return ~np.isfinite(values)
-    if dtype.block > 1:
+    plain = dtype.stored or dtype
+    if plain.block > 1:
         return np.zeros(bounds[1], bool)
-    codes = np.frombuffer(span.content(dtype, *bounds), f"u{dtype.size}")
-    mask = codes.dtype.type(_EXPONENTS.get(dtype.code, 0))
+    codes = np.frombuffer(span.content(dtype, *bounds), f"u{plain.size}")
+    mask = codes.dtype.type(_EXPONENTS.get(plain.code, 0))
     return (codes & mask == mask) if mask else np.zeros(codes.size, bool)

@@ -41,6 +41,7 @@ WORDS = frozenset(
             "magnitudes",
             "mark",
             "mean_rows",
+            "quantise",
             "row_dots",
             "shared",
         ),
@@ -50,7 +51,7 @@ WORDS = frozenset(
 )
 """All that machine code can be built of."""
 
-_ROUNDED = frozenset({"BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2"})
+_ROUNDED = frozenset({"BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I8"})
 """Types, by their codes, that machine code rounds to."""
 
 _ALWAYS = frozenset({"store", "widen"})
@@ -83,6 +84,7 @@ _COMPILED_COST = {
     "draw": 0.2,
     "magnitudes": 0.3,
     "mean_rows": 0.5,
+    "quantise": 1.5,
     "row_dots": 0.4,
     "shared": 0.3,
     "transpose": 1.0,
@@ -131,7 +133,7 @@ class CompiledArithmetic(Arithmetic):
         return dtype.code in Kind.__members__ or bool(dtype.codec)
 
     def writes(self, dtype: DType) -> bool:
-        return dtype.code in _ROUNDED or bool(dtype.codec)
+        return (dtype.stored or dtype).code in _ROUNDED or bool(dtype.codec)
 
     def workspace_bytes(self, use: Use, grains: Grains) -> int:
         rows = -(-grains.size // max(grains.row, 1))

@@ -38,6 +38,7 @@ from mergeloom.methods.ops.words import (
     Factors,
     KeepRule,
     RandomBound,
+    Scaling,
     Vector,
     matrix,
     pairs,
@@ -330,6 +331,21 @@ class CompiledOps(CompiledTables, Arena):
             *(out.address, out.count // row, row, room),
         )
         self.release(top)
+
+    def quantise(
+        self,
+        array: Elements,
+        row: int,
+        band: int,
+        columns: int,
+        scale: Scaling,
+        out: Elements,
+        scales: Elements,
+    ) -> None:
+        self._call(
+            *("quantise", *_place(array), out.count // row, row, band, columns, scale.top),
+            *(scale.limit, Kind[scale.dtype.code], out.address, scales.address),
+        )
 
     def look_up(self, codes: Elements, table: Elements, out: Elements) -> None:
         place = _place(codes)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.graph.kernel import GrainView
 from mergeloom.methods.ops.maths import Maths
 
@@ -117,6 +118,21 @@ class Blocks:
     across_first: bool = False
     groups: Array | None = None
     lookup: Lookup | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How blocks are scaled: their largest magnitude becomes ``top``, with a scale rounded to
+    ``dtype``.
+
+    Where that is F8_E8M0, the scale is the power of two that gives it ``top`` as exponent. What is
+    larger than ``limit`` then is ``limit``. A block of zeros has 1 as scale, or the least power,
+    one with NaN or infinity has NaN.
+    """
+
+    top: float
+    limit: float
+    dtype: DType
 
 
 class Adjustment(enum.IntEnum):
@@ -298,6 +314,21 @@ class Ops(Protocol):
         """Write rows of ``row`` elements: (element - zero) adjusted, times factor.
 
         ``out`` may be ``array``.
+        """
+
+    def quantise(
+        self,
+        array: Array,
+        row: int,
+        band: int,
+        columns: int,
+        scale: Scaling,
+        out: Array,
+        scales: Array,
+    ) -> None:
+        """Write elements divided by the scales of their blocks, and these scales: float32.
+
+        A block has ``band`` rows, of ``row`` elements, and ``columns`` columns.
         """
 
     def look_up(self, codes: Array, table: Array, out: Array) -> None:

@@ -18,6 +18,9 @@ from mergeloom.planners.config.parameters import Parameters
 from mergeloom.planners.config.tokenizer import TokenizerSettings
 from mergeloom.planners.config.yaml_values import Value
 
+QUANTIZE = ("same", "fp8_block", "fp8", "int8", "mxfp4")
+"""In which codes linear layers of an output can be written; `planners.output.quantised`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -53,12 +56,14 @@ class Module:
 class Document(ABC):
     """One document of a configuration, whatever planner it is for.
 
-    ``planner`` is its key, ``name`` what later documents call the output.
+    ``planner`` is its key, ``name`` what later documents call the output, ``quantize`` one of
+    `QUANTIZE`.
     """
 
     planner: ClassVar[str]
     name: str | None
     place: Place
+    quantize: Value | None = None
 
     @abstractmethod
     def mentioned(self) -> list[ModelReference]:

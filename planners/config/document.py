@@ -11,7 +11,7 @@ from mergeloom.engine.base.errors import ConfigError
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.methods import registry
 from mergeloom.methods.declare import Method
-from mergeloom.planners.config.config import MergeDocument, Module, OutputSlice, Source
+from mergeloom.planners.config.config import QUANTIZE, MergeDocument, Module, OutputSlice, Source
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.keys import (
     CONFIGURATION,
@@ -96,6 +96,7 @@ class _Reader:
             tokenizer=self._tokenizer(fields),
             chat_template=fields.read("chat_template", lambda each: each),
             name=fields.read("name", read_name),
+            quantize=fields.read("quantize", _quantize),
             place=value.place,
             method_place=written.place if written is not None else value.place,
             base_place=fields["base_model"].place if "base_model" in fields else None,
@@ -193,6 +194,13 @@ def _method(value: Value, name: str) -> Method:
         return registry.get(name)
     except ConfigError as error:
         raise error.at(value.place) from error
+
+
+def _quantize(value: Value) -> Value:
+    kind = value.text("'quantize'")
+    if kind not in QUANTIZE:
+        raise value.error(f"'quantize' is '{kind}'", f"it may be {', '.join(QUANTIZE)}")
+    return value
 
 
 def read_name(value: Value) -> str:

@@ -42,6 +42,7 @@ CONFIGURATION = Level(
             "tokenizer_source",
             "chat_template",
             "name",
+            "quantize",
         }
     ),
     frozenset({"license", "description", "author", "tags"}),

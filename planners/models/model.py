@@ -164,11 +164,19 @@ class PlannedModel:
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """One tensor of the output: ``merge`` rounded to ``dtype``."""
+    """One tensor of the output: ``merge`` rounded to ``dtype``, or a part of what its kernel makes
+    (`Write.part`). ``seen`` are type and shape in the header, where they are others."""
 
     name: str
     merge: Merge
     dtype: DType
+    part: int = 0
+    seen: tuple[DType, Shape] | None = None
+
+    @property
+    def header(self) -> tuple[DType, Shape]:
+        """Type and shape as the file says them."""
+        return self.seen or (self.dtype, self.merge.shape)
 
     @property
     def nbytes(self) -> int:

@@ -46,13 +46,15 @@ def lay_out(
     weight_map = {}
     for name, shard in zip(names, shards, strict=True):
         ordered = [tensors[number] for number in shard.numbers]
-        entries = [(tensor.name, tensor.dtype, tensor.merge.shape) for tensor in ordered]
+        entries = [(tensor.name, *tensor.header) for tensor in ordered]
         header, offsets = build_header(entries, metadata, ALIGNMENT, shard.phase)
         size = offsets[-1] + ordered[-1].nbytes if ordered else len(header)
         file = OutputFile(name, header, size)
         files.append(file)
         for tensor, offset in zip(ordered, offsets, strict=True):
-            writes.append(Write(tensor.merge, file, offset, tensor.dtype, tensor.name))
+            shape = None if tensor.seen is None else tensor.seen[1]
+            place = tensor.merge, file, offset, tensor.dtype, tensor.name, tensor.part, shape
+            writes.append(Write(*place))
             weight_map[tensor.name] = name
     index = None
     if len(files) > 1:
@@ -105,7 +107,7 @@ def _shards(
         rest[-1].append(number)
         filled += nbytes
     for numbers in rest or ([] if placed else [[]]):
-        numbers.sort(key=lambda number: -tensors[number].dtype.bits)
+        numbers.sort(key=lambda number: -tensors[number].header[0].bits)
         shards.append(Shard(_phase([tensors[number] for number in numbers]), numbers))
     return sorted(shards, key=lambda shard: min(shard.numbers, default=0))
 

@@ -21,7 +21,7 @@ from mergeloom.methods.ops.loops.blocks import Loop
 
 _MODULES = (
     *("adjust", "arrange", "choose", "combine", "convert", "count", "leading", "product"),
-    *("softmax", "sum", "tables"),
+    *("quantise", "softmax", "sum", "tables"),
 )
 
 _KINDS = {"int": INT, "Address": INT, "float": FLOAT, "None": NOTHING}

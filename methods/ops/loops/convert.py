@@ -22,10 +22,12 @@ from mergeloom.methods.ops.loops.blocks import (
     words,
 )
 from mergeloom.methods.ops.loops.packed import is_packed, widen_exponents, widen_packed
+from mergeloom.methods.ops.loops.quantise import round_to_bytes, round_to_halves
 from mergeloom.methods.ops.loops.sizes import BLOCK, Kind
 
 _BF16, _F32, _F16, _F64 = int(Kind.BF16), int(Kind.F32), int(Kind.F16), int(Kind.F64)
 _E4M3, _E5M2, _E8M0 = int(Kind.F8_E4M3), int(Kind.F8_E5M2), int(Kind.F8_E8M0)
+_F4 = int(Kind.F4)
 _I64, _I32, _I16, _I8 = int(Kind.I64), int(Kind.I32), int(Kind.I16), int(Kind.I8)
 _U64, _U32, _U16, _U8 = int(Kind.U64), int(Kind.U32), int(Kind.U16), int(Kind.U8)
 
@@ -201,6 +203,15 @@ def store(source: Address, size: int, out: Address, kind: int, work: Address) ->
             bad += _narrow(block, sums, 10, 15, 0x7C00, 0x7E00, codes)
             for i in range(count):
                 narrow[i] = np.uint16(codes[i] | (bits[i] >> np.uint32(16)) & np.uint32(0x8000))
+        elif kind == _I8:
+            round_to_bytes(block, tinies(out + start, count))
+        elif kind == _F4:
+            round_to_halves(block, out + start // 2)
+        elif kind == _E8M0:
+            powers = bytes_(out + start, count)
+            for i in range(count):
+                powers[i] = np.uint8((bits[i] >> np.uint32(23)) & np.uint32(0xFF))
+                bad += np.int64(powers[i] == np.uint8(255))
         else:
             codes, tiny = words(work, count), bytes_(out + start, count)
             sums = floats(work + 4 * BLOCK, count)

@@ -1,0 +1,47 @@
+"""Codes of a weight, and the scales of their blocks: made of one merge, written to two slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.base.grains import Access
+from mergeloom.engine.graph.kernel import GrainView, Kernel, Use
+from mergeloom.methods.ops.words import Array, Scaling
+
+
+@dataclass(frozen=True)
+class Quantise(Kernel):
+    """The one input, a matrix, divided by scales of blocks of ``rows`` rows and ``columns``
+    columns, as float32 that is rounded to codes; its one part are the scales, of ``scales``.
+
+    Blocks lie in one grain, so that no scale depends on how a tensor is cut.
+    """
+
+    scaling: Scaling
+    rows: int
+    columns: int
+    scales: DType
+    access = Access.ROWWISE
+    aligned = False
+    double = False
+    uses = (Use("quantise"),)
+
+    @property
+    def band(self) -> int:
+        return self.rows
+
+    @property
+    def parts(self) -> tuple[DType, ...]:
+        return (self.scales,)
+
+    def apply(
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+    ) -> None:
+        (scales,) = grain.parts
+        row = grain.shape[1]
+        grain.ops.quantise(
+            *(grain.inputs[0], row, self.rows, self.columns, self.scaling, out, scales)
+        )
