@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from mergeloom.engine.graph.graph import Write
 from mergeloom.planners.config.parameters import Resolved
@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from mergeloom.results import PlannedMerge
 
 
+T = TypeVar("T", Write, OutputTensor)
+
+
 def explain_plan(planned: PlannedMerge, pattern: str | None) -> records.ExplainReport:
     """What is to be known of the output tensors that a pattern names; see `matching`."""
     plan = planned.plan
-    writes = {write.name: write for write in plan.graph.writes}
+    writes = _by_name(plan.graph.writes)
     files = {write.name: write.file.name for write in plan.graph.writes}
     return _report(matching(plan.tensor_plans(), list(writes), pattern), writes, files)
 
@@ -27,9 +30,16 @@ def explain_plan(planned: PlannedMerge, pattern: str | None) -> records.ExplainR
 def explain_decisions(decided: Decisions, pattern: str | None) -> records.ExplainReport:
     """The same before a plan is made of what was decided."""
     recipe = decided.recipe
-    tensors = recipe.output.tensors
+    tensors = _by_name(recipe.output.tensors.values())
     found = matching(recipe.plans(), list(tensors), pattern)
     return _report(found, tensors, decided.places())
+
+
+def _by_name(written: Iterable[T]) -> dict[str, T]:
+    """What is written by its name and, where codes are written, by that of what they stand for."""
+    own = {each.name: each for each in written}
+    plain = {each.merge.name: each for each in own.values() if not each.part}
+    return plain | own
 
 
 def _report(
@@ -45,7 +55,7 @@ def _report(
                 tensor=tensor.name,
                 shape=output.merge.shape,
                 dtype=output.dtype.name,
-                file=files[tensor.name],
+                file=files[output.name],
                 layer=tensor.layer,
                 method=tensor.method.name if tensor.method is not None else "copy",
                 formula=tensor.method.formula if tensor.method is not None else None,

@@ -171,7 +171,7 @@ def _copied(tensor: OutputTensor, scheme: Scheme, builder: GraphBuilder) -> list
     written = U8 if scale.dtype == F8_E8M0 else scale.dtype
     parts = ((codes, seen), (scale, (written, grid)))
     return [
-        OutputTensor(stem + name, builder.merge([load], Copy(), stem + name), load.dtype, seen=as_)
+        OutputTensor(stem + name, builder.merge([load], Copy(), tensor.name), load.dtype, seen=as_)
         for name, (load, as_) in zip(scheme.names, parts, strict=True)
     ]
 
