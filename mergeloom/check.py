@@ -64,6 +64,9 @@ def check_output(
         if checked.tensors == number:
             break
         reason = _pass_over(tensor)
+        write = writes.get(tensor.name)
+        if write is None or write.seen_as is not None:
+            reason = "written in codes"
         if reason is None:
             rows = _rows(tensor, writes[tensor.name], budget, chance)
             if rows is None:

@@ -15,6 +15,7 @@ from mergeloom.report.detail_records import (
     TensorRow,
     ValueRow,
 )
+from mergeloom.report.tensors import writes_by_name
 
 if TYPE_CHECKING:
     from mergeloom.results import PlannedMerge
@@ -42,7 +43,7 @@ class _Rows:
     """Makes rows, each value and each model once."""
 
     def __init__(self, planned: PlannedMerge) -> None:
-        self._writes = {write.name: write for write in planned.plan.graph.writes}
+        self._writes = writes_by_name(planned.plan.graph.writes)
         self.models: dict[str, int] = {}
         self.values: dict[ValueRow, int] = {}
         self._known: dict[tuple[str, int], int] = {}
@@ -53,7 +54,7 @@ class _Rows:
         write = self._writes[plan.name]
         return TensorRow(
             name=plan.name,
-            shape=write.shape,
+            shape=write.merge.shape,
             dtype=write.dtype.name,
             layer=plan.layer,
             how="copy" if plan.method is None else plan.method.name,

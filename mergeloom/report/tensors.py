@@ -22,7 +22,7 @@ T = TypeVar("T", Write, OutputTensor)
 def explain_plan(planned: PlannedMerge, pattern: str | None) -> records.ExplainReport:
     """What is to be known of the output tensors that a pattern names; see `matching`."""
     plan = planned.plan
-    writes = _by_name(plan.graph.writes)
+    writes = writes_by_name(plan.graph.writes)
     files = {write.name: write.file.name for write in plan.graph.writes}
     return _report(matching(plan.tensor_plans(), list(writes), pattern), writes, files)
 
@@ -30,12 +30,12 @@ def explain_plan(planned: PlannedMerge, pattern: str | None) -> records.ExplainR
 def explain_decisions(decided: Decisions, pattern: str | None) -> records.ExplainReport:
     """The same before a plan is made of what was decided."""
     recipe = decided.recipe
-    tensors = _by_name(recipe.output.tensors.values())
+    tensors = writes_by_name(recipe.output.tensors.values())
     found = matching(recipe.plans(), list(tensors), pattern)
     return _report(found, tensors, decided.places())
 
 
-def _by_name(written: Iterable[T]) -> dict[str, T]:
+def writes_by_name(written: Iterable[T]) -> dict[str, T]:
     """What is written by its name and, where codes are written, by that of what they stand for."""
     own = {each.name: each for each in written}
     plain = {each.merge.name: each for each in own.values() if not each.part}
