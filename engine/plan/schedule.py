@@ -180,8 +180,14 @@ class Schedule:
 
     @cached_property
     def repeated_bytes(self) -> int:
-        """Bytes read beyond reading each load once, because memory did not suffice."""
-        return self.read_bytes - sum(load.stored_bytes for load in self.graph.loads)
+        """Bytes read beyond reading each load once, because memory did not suffice.
+
+        What lies beside the inputs of several merges is read for each of them anyway.
+        """
+        beside = [load for placement in self.placements for load in placement.work.side]
+        sizes = [load.stored_bytes for load in beside], [load.stored_bytes for load in set(beside)]
+        once = sum(load.stored_bytes for load in self.graph.loads)
+        return max(self.read_bytes - once - (sum(sizes[0]) - sum(sizes[1])), 0)
 
     @property
     def computes(self) -> bool:

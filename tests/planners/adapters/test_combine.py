@@ -192,7 +192,9 @@ def test_the_smallest_budget_gives_the_same_bytes(tmp_path: Path) -> None:
     made(tmp_path, RANKS)
     given = document(tmp_path, "ties_svd", density=0.3)
     mergeloom.merge(given, tmp_path / "free")
-    least = mergeloom.plan(given).schedule.minimum_bytes
+    planned = mergeloom.plan(given)
+    assert planned.schedule.repeated_bytes == 0
+    least = planned.schedule.minimum_bytes
     mergeloom.merge(given, tmp_path / "tight", ram=least, threads=1)
     names = ("adapter_model.safetensors", "adapter_config.json")
     for name in names:

@@ -1,0 +1,427 @@
+"""Everything that is to be known about merging on a GPU, measured in a few minutes.
+
+    scripts/run gpu --wheels .whl --out "$OUT"
+    scripts/run gpu --wheels .whl --mergekit .mergekit --out "$OUT" --parts first,others
+    scripts/run gpu --without-hardware 1GiB --shape small --minutes 2 --out DIR    (a rehearsal)
+
+For a bare machine: this needs a Python with torch, and what is in the folder --wheels, which is
+installed into the work directory. --mergekit is an environment that has it, or a folder of wheels.
+The parts run in this order, the most telling first, each merge as a process of its own; when the
+minutes are over, what is there is written, and what is not is named:
+
+    first    linear, ties, dare_ties and slerp, inputs in the page cache: on the device, on the CPU,
+             both compared; what the device did (launches, bytes over the bus, overlap); mergekit
+    tests    the tests that need a GPU
+    budgets  the same merges with 2 GiB and 512 MiB of the device: the same bytes?
+    others   della, arcee_fusion and passthrough
+    large    the tensors of a 7B model, a few of its layers
+    disk     linear and ties with inputs out of the page cache
+
+OUT/gpu.json and OUT/gpu.md are written anew after every merge. Ends with status 1 where a result is
+wrong or a program failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from scripts.bench.configurations import configuration, model_directories
+from scripts.bench.deadline import Deadline, OutOfTimeError
+from scripts.bench.gpu_runs import Place, Result, digests, last_json, measured, merge_command
+from scripts.bench.gpu_table import problems, table
+from scripts.fixtures.environment import ROOT
+from scripts.fixtures.shapes import SHAPES
+
+FIRST = ("linear", "ties", "dare_ties", "slerp")
+OTHERS = ("della", "arcee_fusion", "passthrough")
+BUDGETS = ("2GiB", "512MiB")
+PARTS = ("first", "tests", "budgets", "others", "large", "disk")
+TUNES = 3
+_MOST_DIFFERING = 0.02
+"""Share of bfloat16 results whose last bit may differ: where float32 results differ in theirs."""
+_MOST_FLIPPED = 1e-5
+"""Share that may differ by more: where a decision depends on the last bit of a score. Random
+choices do not, so that other ones would show at once."""
+_TESTS = ("tests/methods/test_offload.py", "tests/engine/hardware/test_accelerators.py")
+_TESTS_SECONDS, _MAKING_SECONDS, _BUILDING_SECONDS = 90.0, 120.0, 90.0
+
+
+@dataclass(frozen=True)
+class Models:
+    """Checkpoints of one shape: a base and its fine-tunes."""
+
+    name: str
+    layers: int
+    base: Path
+    tunes: tuple[Path, ...]
+
+
+class Session:
+    """What is found out, and where it is written."""
+
+    def __init__(self, place: Place, out: Path) -> None:
+        self.place = place
+        self.out = out
+        self.facts: dict[str, Any] = {}
+        self.results: list[Result] = []
+        self.traces: dict[str, dict[str, Any]] = {}
+        self.notes: list[str] = []
+        self.described: dict[str, dict[str, Any]] = {}
+        self.digests: dict[tuple[str, str], dict[str, str]] = {}
+
+    def write(self) -> None:
+        """Write what there is."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        document = {
+            "facts": self.facts,
+            "passed_seconds": self.place.deadline.passed,
+            "results": [asdict(each) for each in self.results],
+            "traces": self.traces,
+            "notes": self.notes,
+        }
+        lines = [f"- {line}" for line in (*self.notes, *problems(self.results))]
+        text = table(self.results, self.traces) + "\n" + "\n".join(lines) + "\n"
+        for name, content in (("gpu.json", json.dumps(document, indent=1)), ("gpu.md", text)):
+            partial = self.out / f".{name}"
+            partial.write_text(content)
+            partial.replace(self.out / name)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        print(f"gpu: {text}", flush=True)
+        self.write()
+
+    def attempt(self, what: str, do: Callable[[], None]) -> None:
+        """Do something; what goes wrong is noted, and the rest goes on."""
+        try:
+            do()
+        except OutOfTimeError as error:
+            self.note(f"{what}: not measured, {error}")
+        except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+            self.note(f"{what}: failed, {error}")
+
+    def merge(
+        self, models: Models, method: str, source: str, budget: str, program: str = "mergeloom"
+    ) -> Result:
+        """Run one merge, and keep its output where another is compared with it."""
+        result = Result(models.name, source, method, program, budget)
+        place, output = self.place, self.output(program, budget)
+        document = configuration(self.described[method], models.base, models.tunes, models.layers)
+        config = place.work / f"{models.name}-{method}.yml"
+        config.write_text(json.dumps(document))
+        files = [f for d in model_directories(document) for f in sorted(d.glob("*.safetensors"))]
+        command = merge_command(place, config, output, budget)
+        if program == "mergekit":
+            command = [*place.mergekit, str(config), str(output), "--quiet"]
+            command += ["--cuda"] if place.fake is None else []
+        measured(place, result, command, files, output)
+        self.results.append(result)
+        if program == "mergeloom" and budget == "all" and result.seconds:
+            self.digests[models.name, method] = digests(output)
+        took = f"{result.seconds:.1f} s" if result.seconds is not None else result.wrong
+        print(f"gpu: {models.name} {source} {method} {program} {budget}: {took}", flush=True)
+        self.write()
+        return result
+
+    def output(self, program: str, budget: str) -> Path:
+        return self.place.work / f"out-{program}-{budget}"
+
+    def tidy(self) -> None:
+        """Remove all outputs."""
+        for path in self.place.work.glob("out-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def trace(self, models: Models, method: str) -> None:
+        """Find out what the device did in a merge; that takes longer than the merge."""
+        place, output = self.place, self.place.work / "out-traced"
+        shutil.rmtree(output, ignore_errors=True)
+        config = place.work / f"{models.name}-{method}.yml"
+        given = [str(config), str(output), place.device]
+        if place.fake is not None:
+            given = ["--without-hardware", str(place.fake), *given]
+        found = place.call(place.python("-m", "scripts.bench.gpu_process", "trace", *given))
+        shutil.rmtree(output, ignore_errors=True)
+        document = last_json(found)
+        if not document:
+            raise ValueError((found.complaints.strip() or "no words").splitlines()[-1])
+        own = document["traffic"]
+        if own is None:
+            raise ValueError("torch has no CUDA here")
+        total = own["kernel_seconds"] + own["up_seconds"] + own["down_seconds"]
+        own["overlap"] = 1 - own["busy_seconds"] / total if total else None
+        self.traces[f"{models.name} {method}"] = own
+        self.write()
+
+    def compare(self, result: Result) -> None:
+        """Compare what a device made with what the CPU made."""
+        one, other = self.output("mergeloom", "all"), self.output("mergeloom", "cpu")
+        place = self.place
+        program = place.python("-m", "scripts.bench.gpu_process", "compare", str(one), str(other))
+        found = last_json(place.call(program))
+        if not found:
+            raise ValueError("the outputs cannot be compared")
+        elements, beyond = max(found["elements"], 1), found["beyond_one_step"]
+        share = found["differing"] / elements
+        right = beyond / elements <= _MOST_FLIPPED and share <= _MOST_DIFFERING
+        what = f"cpu: {share:.2%} differ by one step, {beyond} elements by more"
+        result.more["check"] = {"right": right, "what": what, **found}
+        self.write()
+
+
+def first(session: Session, models: Models, methods: Sequence[str] = FIRST) -> None:
+    """Device, CPU, and mergekit, inputs in the page cache."""
+    for number, method in enumerate(methods):
+        ours = session.merge(models, method, "page cache", "all")
+        cpu = session.merge(models, method, "page cache", "cpu")
+        if ours.seconds and cpu.seconds:
+            session.attempt(f"{method}: comparison", partial(session.compare, ours))
+        if ours.seconds and (number < 2 or methods is not FIRST):
+            session.attempt(f"{method}: trace", partial(session.trace, models, method))
+        if session.place.mergekit:
+            session.merge(models, method, "page cache", "all", "mergekit")
+        session.tidy()
+
+
+def budgets(session: Session, models: Models, methods: Sequence[str]) -> None:
+    """The same merges in less memory of the device: are the bytes the same?"""
+    for method in methods:
+        whole = session.digests.get((models.name, method))
+        if whole is None:
+            session.note(f"{models.name} {method}: budgets not compared, for want of a first run")
+            continue
+        for budget in BUDGETS:
+            again = session.merge(models, method, "page cache", budget)
+            output = session.output("mergeloom", budget)
+            if again.seconds:
+                same = digests(output) == whole
+                what = f"{budget}: {'same bytes' if same else 'OTHER BYTES'}"
+                again.more["check"] = {"right": same, "what": what}
+            shutil.rmtree(output, ignore_errors=True)
+        session.write()
+
+
+def tests(session: Session) -> None:
+    """The tests that need a GPU."""
+    place = session.place
+    command = place.python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", *_TESTS)
+    found = place.call(command, _TESTS_SECONDS)
+    lines = found.output.strip().splitlines()
+    session.facts["tests"] = {"status": found.status, "output": lines[-40:]}
+    session.note(f"tests: {lines[-1] if lines else found.complaints[-200:]}")
+
+
+def disk(session: Session, models: Models) -> None:
+    """Inputs out of the page cache."""
+    for method in FIRST[:2]:
+        for budget in ("all", "cpu"):
+            session.merge(models, method, "disk", budget)
+        if session.place.mergekit:
+            session.merge(models, method, "disk", "all", "mergekit")
+        session.tidy()
+
+
+def make(session: Session, name: str, shape: str, layers: int | None) -> Models:
+    """Make a base and its fine-tunes, all at once.
+
+    Raises:
+        OSError: one cannot be made.
+        OutOfTimeError: there was no time.
+    """
+    work, place = session.place.work, session.place
+    directories = [work / f"{name}-{n}" for n in range(TUNES + 1)]
+    allowed = place.deadline.within(_MAKING_SECONDS, 20)
+    commands = []
+    for number, directory in enumerate(directories):
+        command = place.python(str(ROOT / "scripts" / "run"), "checkpoints", shape, str(directory))
+        command += ["--force", "--seed", str(number)]
+        command += ["--finetune-of", "0"] if number else []
+        commands.append(command + (["--layers", str(layers)] if layers else []))
+    environment = {**os.environ, **place.variables()}
+    running = [
+        subprocess.Popen(each, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for each in commands
+    ]
+    own = Deadline(allowed)
+    try:
+        for process in running:
+            _, words = process.communicate(timeout=max(own.left, 0.1))
+            if process.returncode:
+                raise OSError(words.decode(errors="replace").strip()[-300:])
+    except subprocess.TimeoutExpired as error:
+        raise OutOfTimeError(f"checkpoints of {name} took more than {allowed:.0f} s") from error
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    return Models(name, layers or SHAPES[shape].layers, directories[0], tuple(directories[1:]))
+
+
+def machine() -> dict[str, Any]:
+    """What can be told of the machine without the device."""
+    found: dict[str, Any] = {"python": platform.python_version(), "cores": os.cpu_count()}
+    with open("/proc/cpuinfo") as file:
+        models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    found["processor"] = models[0] if models else platform.machine()
+    found["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    smi = shutil.which("nvidia-smi")
+    if smi is not None:
+        fields = "name,driver_version,memory.total,pcie.link.gen.current,pcie.link.width.current"
+        query = [smi, f"--query-gpu={fields}", "--format=csv,noheader"]
+        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+        found["nvidia"] = told.stdout.strip()
+    return found
+
+
+def install(wheels: Path, target: Path) -> Path:
+    """Install the wheels of a folder, and nothing else, into ``target``.
+
+    Raises:
+        OSError: there are none, or they cannot be installed.
+    """
+    files = sorted(map(str, wheels.glob("*.whl")))
+    if not files:
+        raise OSError(f"there are no wheels in '{wheels}'")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
+    command += ["--no-compile", "--no-cache-dir", "--upgrade", "--target", str(target), *files]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        raise OSError(done.stderr.strip().splitlines()[-1])
+    return target
+
+
+def _with_mergekit(place: Place, given: Path) -> Place:
+    """The same that knows how mergekit is started: from an environment, or from wheels."""
+    program = given / "bin" / "mergekit-yaml"
+    if program.exists():
+        return replace(place, mergekit=(str(program),))
+    site = install(given, place.work / "mergekit-site")
+    start = "import sys; from mergekit.scripts.run_yaml import main; sys.exit(main())"
+    return replace(place, mergekit=(sys.executable, "-c", start), mergekit_sites=(site,))
+
+
+def prepare(session: Session) -> None:
+    """Machine code, and what the methods are."""
+    place = session.place
+    place.call(place.python("-m", "mergeloom", "prepare"), _BUILDING_SECONDS)
+    listed = last_json_document(place.call(place.python("-m", "mergeloom", "methods", "--json")))
+    session.described = {method["name"]: method for method in listed["methods"]}
+    told = place.call(place.python("-m", "scripts.bench.gpu_process", "facts"))
+    session.facts |= machine() | {"device": last_json(told)}
+    session.note(f"prepared after {place.deadline.passed:.0f} s: {session.facts}")
+
+
+def last_json_document(found: Any) -> dict[str, Any]:
+    """What a command printed as JSON.
+
+    Raises:
+        ValueError: it failed.
+    """
+    if found.status != 0:
+        raise ValueError((found.complaints.strip() or "no words").splitlines()[-1])
+    document: dict[str, Any] = json.loads(found.output)
+    return document
+
+
+def steps(
+    session: Session, options: argparse.Namespace
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The parts that were asked for, in order."""
+    parts = options.parts.split(",")
+    made: dict[str, Models] = {}
+
+    def usual() -> Models:
+        if "usual" not in made:
+            made["usual"] = make(session, options.shape, options.shape, None)
+        return made["usual"]
+
+    def large() -> None:
+        name = f"{options.large} ({options.layers} layers)"
+        first(session, make(session, name, options.large, options.layers), FIRST)
+
+    todo: dict[str, Callable[[], None]] = {
+        "first": lambda: first(session, usual()),
+        "tests": lambda: tests(session),
+        "budgets": lambda: budgets(session, usual(), FIRST),
+        "others": lambda: first(session, usual(), OTHERS),
+        "large": large,
+        "disk": lambda: disk(session, usual()),
+    }
+    yield from ((part, todo[part]) for part in PARTS if part in parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; the result is its exit status."""
+    options = _parser().parse_args(arguments)
+    unknown = set(options.parts.split(",")) - set(PARTS)
+    if unknown:
+        print(f"gpu: no part '{unknown.pop()}': there are {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    deadline = Deadline(60 * options.minutes)
+    work = Path(options.work or tempfile.mkdtemp(prefix="mergeloom-gpu-")).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        place = Place(work, deadline, fake=options.without_hardware)
+        if options.wheels is not None:
+            site = install(options.wheels, work / "site")
+            sys.path.insert(0, str(site))
+            place = replace(place, sites=(site,))
+        if options.mergekit is not None:
+            place = _with_mergekit(place, options.mergekit)
+        session = Session(place, options.out.resolve())
+        session.attempt("preparation", lambda: prepare(session))
+        for part, do in steps(session, options):
+            session.attempt(part, do)
+            print(f"gpu: {part} ended after {deadline.passed:.0f} s", flush=True)
+        session.write()
+    except OSError as error:
+        print(f"gpu: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if options.work is None:
+            shutil.rmtree(work, ignore_errors=True)
+    print((session.out / "gpu.md").read_text())
+    wrong = [r for r in session.results if not r.more.get("check", {"right": True})["right"]]
+    failed = [r for r in session.results if r.wrong and not r.wrong.startswith("out of time")]
+    return 1 if wrong or failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the figures")
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="wheels to install first")
+    parser.add_argument("--mergekit", type=Path, metavar="DIR", help="environment, or wheels")
+    parser.add_argument("--work", metavar="DIR", help="for all else, kept; default a temporary one")
+    parser.add_argument("--minutes", type=float, default=8.0, metavar="N", help="default 8")
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="NAMES", help="default all")
+    parser.add_argument("--shape", choices=list(SHAPES), default="1b")
+    parser.add_argument("--large", choices=list(SHAPES), default="7b", metavar="SHAPE")
+    parser.add_argument("--layers", type=int, default=8, metavar="N", help="of the large shape")
+    parser.add_argument(
+        "--without-hardware", type=_bytes, metavar="SIZE", help="a device that is the CPU"
+    )
+    return parser
+
+
+def _bytes(text: str) -> int:
+    from mergeloom.report.units import parse_size
+
+    return parse_size(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The figures of `scripts/run gpu` as a table in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from scripts.bench.gpu_runs import Result
+
+_BUDGETS = ("all", "2GiB", "512MiB", "cpu")
+_GIB = 1 << 30
+
+
+def table(results: Iterable[Result], traces: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line for each merge: seconds of whole processes, and what was found out about it."""
+    rows: dict[tuple[str, str, str], dict[str, Result]] = {}
+    for result in results:
+        key = result.shape, result.source, result.method
+        own = result.budget if result.program == "mergeloom" else result.program
+        rows.setdefault(key, {})[own] = result
+    heading = ["shape", "inputs", "method", *(f"{b}" for b in _BUDGETS), "mergekit --cuda", "times"]
+    heading += ["VRAM peak", "launches", "up", "down", "overlap", "checked"]
+    lines = [heading, ["---"] * len(heading)]
+    for (shape, source, method), runs in rows.items():
+        trace = traces.get(f"{shape} {method}", {})
+        lines.append([shape, source, method, *_row(runs, trace)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _row(runs: Mapping[str, Result], trace: Mapping[str, Any]) -> list[str]:
+    theirs, ours = runs.get("mergekit"), runs.get("all")
+    times = ""
+    if ours and theirs and ours.seconds and theirs.seconds:
+        times = f"{theirs.seconds / ours.seconds:.1f}x"
+    peak = ours.device_peak_bytes if ours else None
+    overlap = trace.get("overlap")
+    return [
+        *(_seconds(runs.get(budget)) for budget in _BUDGETS),
+        _seconds(theirs),
+        times,
+        f"{peak / _GIB:.2f} GiB" if peak else "",
+        str(trace["launches"]) if trace else "",
+        _gib(trace, "up_bytes"),
+        _gib(trace, "down_bytes"),
+        f"{overlap:.0%}" if overlap is not None else "",
+        _checked(runs.values()),
+    ]
+
+
+def _seconds(result: Result | None) -> str:
+    if result is None:
+        return ""
+    if result.seconds is None:
+        return "out of time" if _is_late(result) else "failed"
+    return f"{result.seconds:.1f} s"
+
+
+def _gib(trace: Mapping[str, Any], key: str) -> str:
+    return f"{trace[key] / _GIB:.2f} GiB" if trace else ""
+
+
+def _checked(results: Iterable[Result]) -> str:
+    found = [result.more["check"] for result in results if "check" in result.more]
+    wrong = [each for each in found if not each["right"]]
+    if wrong:
+        return "WRONG: " + "; ".join(each["what"] for each in wrong)
+    return "; ".join(each["what"] for each in found)
+
+
+def problems(results: Sequence[Result]) -> list[str]:
+    """What failed, a line each, and one line for all that there was no time for."""
+    late = [each for each in results if _is_late(each)]
+    failed = [each for each in results if each.wrong and not _is_late(each)]
+    lines = [f"{_name(each)}: {each.wrong}" for each in failed]
+    if late:
+        lines.append(f"not measured for want of time: {', '.join(map(_name, late))}")
+    return lines
+
+
+def _is_late(result: Result) -> bool:
+    return (result.wrong or "").startswith("out of time")
+
+
+def _name(result: Result) -> str:
+    place = f"{result.shape} {result.source} {result.method}"
+    return f"{place} {result.program} {result.budget}"
