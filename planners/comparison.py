@@ -103,7 +103,8 @@ def _pairs(names: Sequence[str], first: Model, second: Model, base: Model | None
         if shapes[0] != shapes[1]:
             obstacle = "shapes differ"
         elif not all(dtype.floating for dtype in dtypes):
-            obstacle = "it holds integers"
+            own = next(dtype for dtype in dtypes if not dtype.floating)
+            obstacle = f"it holds {own.holds}"
         elif 0 in shapes[0]:
             obstacle = "it has no elements"
         based = base is not None and name in base and base.shape(name) == shapes[0]

@@ -79,8 +79,9 @@ class Mismatch(Exception):
 
 def constant(model: Model, tensor: str) -> str | None:
     """Why a tensor is copied whatever the method: it is no weight."""
-    if not model.dtype(tensor).floating:
-        return "it holds integers"
+    dtype = model.dtype(tensor)
+    if not dtype.floating:
+        return f"it holds {dtype.holds}"
     if is_buffer(tensor, model.shape(tensor)):
         return "it is a constant, not a weight"
     return None

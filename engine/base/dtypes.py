@@ -32,6 +32,13 @@ class DType:
     the numbers."""
 
     @property
+    def holds(self) -> str:
+        """What its elements are, for people."""
+        if self.floating:
+            return "numbers"
+        return "complex numbers" if self.name.startswith("complex") else "integers"
+
+    @property
     def size(self) -> int:
         """Bytes of one element, of which it fills at least a part."""
         return -(-self.bits // 8)
@@ -107,6 +114,7 @@ _ALL = (
     DType("U16", "uint16", 16, False),
     U8,
     DType("BOOL", "bool", 8, False),
+    DType("C64", "complex64", 64, False),
 )
 
 BY_CODE = {dtype.code: dtype for dtype in _ALL}

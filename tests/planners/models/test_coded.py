@@ -458,6 +458,21 @@ def test_scales_that_do_not_fit(tmp_path: Path) -> None:
         mergeloom.plan(merge)
 
 
+def test_complex_numbers_are_copied_and_named(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        plain(tmp_path / name, seed)
+        file = tmp_path / name / "model.safetensors"
+        angles = torch.polar(torch.ones(4, 3), torch.rand(4, 3))
+        save_file(load_file(file) | {"model.freqs_cis": angles}, file)
+    entries = [{"model": str(tmp_path / n), "parameters": {"weight": 0.5}} for n in "ab"]
+    merge = {"merge_method": "linear", "models": entries, "dtype": "bfloat16"}
+    said = "'model.freqs_cis' is not merged, because it holds complex numbers"
+    with pytest.warns(mergeloom.LoomWarning, match=said):
+        mergeloom.merge(merge, tmp_path / "out")
+    one, out = (load_file(tmp_path / n / "model.safetensors") for n in ("a", "out"))
+    assert torch.equal(out["model.freqs_cis"], one["model.freqs_cis"])
+
+
 def test_a_configuration_without_codes() -> None:
     inner = {"quantization_config": {"quant_method": "fp8"}, "hidden_size": 8}
     assert without_codes({"text_config": inner, "expert_dtype": "fp4", "a": 1}) == {
