@@ -102,7 +102,7 @@ def _state(tensor: StoredTensor) -> dict[str, Any]:
     if tensor.bytes.nbytes > _MOST_STATE:
         raise ValueError(f"its state has {tensor.bytes.nbytes} bytes")
     try:
-        found = json.loads(bytes(content(tensor, Access())))
+        found = json.loads(bytes(content(tensor, Access())).decode())
     except (ValueError, RecursionError) as error:
         raise ValueError("its state is no JSON") from error
     if not isinstance(found, dict):

@@ -41,11 +41,12 @@ class WordFormat:
 def word_format(settings: Mapping[str, Any]) -> WordFormat | str:
     """The format of packed words, or why it is not understood, in words."""
     bits, group = settings.get("bits", settings.get("w_bit", 4)), settings.get("group_size", 128)
-    if type(bits) is not int or type(group) is not int:
+    sizes = (bits, group)
+    if any(type(size) is not int or abs(size) >= 1 << 32 for size in sizes):
         return "without bits and group size"
-    kind = str(settings.get("checkpoint_format") or settings.get("format") or "")[:20]
+    kind = _word(settings.get("checkpoint_format") or settings.get("format") or "")
     if settings.get("quant_method") == "awq":
-        version = str(settings.get("version") or kind or "gemm")[:20].lower()
+        version = _word(settings.get("version") or kind or "gemm").lower()
         if version != "gemm":
             return f"in the version '{version}'"
         return WordFormat(bits, group, True) if bits == 4 else f"in {bits} bits"
@@ -54,6 +55,11 @@ def word_format(settings: Mapping[str, Any]) -> WordFormat | str:
     if kind not in ("", "gptq", "gptq_v2"):
         return f"in the format '{kind}'"
     return WordFormat(bits, group, False, kind != "gptq_v2")
+
+
+def _word(found: object) -> str:
+    """What a configuration says, if it can be shown."""
+    return found[:20] if isinstance(found, str) and found.isprintable() else "?"
 
 
 def packed_words(

@@ -403,7 +403,36 @@ def _words(folder: Path) -> Callable[[bytes], object]:
     return attempt
 
 
+def _codes(folder: Path) -> Callable[[bytes], object]:
+    """A configuration, names, types and shapes of tensors, and what each of them begins with: which
+    are codes, with their scales."""
+    from mergeloom.engine.base.dtypes import BY_CODE
+    from mergeloom.engine.graph.stored_tensor import StoredTensor
+    from mergeloom.engine.storage.memory import MemorySource
+    from mergeloom.planners.models.coded import decode, hints_of, not_understood
+
+    def attempt(case: bytes) -> None:
+        try:
+            config, tensors, content = json.loads(case.decode())
+            source = MemorySource(str(content).encode("utf-8", "replace") + bytes(64), "codes")
+            found = {
+                name: StoredTensor.at(source, 0, BY_CODE[code], tuple(shape))
+                for name, (code, shape) in tensors.items()
+                if name.isprintable()
+                and len(name) < 200
+                and all(type(n) is int and 0 <= n < 1 << 40 for n in shape)
+            }
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return
+        if isinstance(config, dict):
+            not_understood(config)
+            decode(found, "codes", hints_of(config))
+
+    return attempt
+
+
 TARGETS: dict[str, Target] = {
+    "codes": Target(_codes, share=1.0),
     "header": Target(_header, _header_size, 8.0),
     "file": Target(_file, _file_length, 3.0),
     "pickle": Target(_pickle, share=1.0),
