@@ -41,6 +41,7 @@ from scripts.bench.configurations import configuration, model_directories
 from scripts.bench.deadline import Deadline, OutOfTimeError
 from scripts.bench.gpu_runs import Place, Result, digests, last_json, measured, merge_command
 from scripts.bench.gpu_table import problems, table
+from scripts.bench.measure import Measured
 from scripts.fixtures.environment import ROOT
 from scripts.fixtures.shapes import SHAPES
 
@@ -313,24 +314,34 @@ def _with_mergekit(place: Place, given: Path) -> Place:
 
 
 def prepare(session: Session) -> None:
-    """Machine code, and what the methods are."""
+    """What the methods are, machine code (merges build what is not there), and the machine."""
     place = session.place
-    place.call(place.python("-m", "mergeloom", "prepare"), _BUILDING_SECONDS)
     listed = last_json_document(place.call(place.python("-m", "mergeloom", "methods", "--json")))
     session.described = {method["name"]: method for method in listed["methods"]}
+    code = place.python("-m", "mergeloom", "prepare")
+    session.attempt("machine code", lambda: _check(place.call(code, _BUILDING_SECONDS)))
     told = place.call(place.python("-m", "scripts.bench.gpu_process", "facts"))
     session.facts |= machine() | {"device": last_json(told)}
     session.note(f"prepared after {place.deadline.passed:.0f} s: {session.facts}")
 
 
-def last_json_document(found: Any) -> dict[str, Any]:
+def _check(found: Measured) -> None:
+    """Check that a command ended well.
+
+    Raises:
+        ValueError: it did not.
+    """
+    if found.status != 0:
+        raise ValueError((found.complaints.strip() or "no words").splitlines()[-1])
+
+
+def last_json_document(found: Measured) -> dict[str, Any]:
     """What a command printed as JSON.
 
     Raises:
         ValueError: it failed.
     """
-    if found.status != 0:
-        raise ValueError((found.complaints.strip() or "no words").splitlines()[-1])
+    _check(found)
     document: dict[str, Any] = json.loads(found.output)
     return document
 
