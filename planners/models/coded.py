@@ -77,9 +77,10 @@ def hints_of(config: Mapping[str, Any]) -> Hints:
         if isinstance(groups, Mapping)
         else []
     )
-    bits = {each.get("num_bits") for each in weights if isinstance(each, Mapping)}
+    named = [each.get("num_bits") for each in weights if isinstance(each, Mapping)]
+    bits = {each for each in named if type(each) is int}
     only = bits.pop() if len(bits) == 1 else None
-    words = word_format(settings) if settings.get("quant_method") in _IN_WORDS else None
+    words = word_format(settings) if _method(settings) in _IN_WORDS else None
     return Hints(
         words=None if isinstance(words, str) else words,
         block=(block[0], block[1]) if block is not None and min(block) > 0 else None,
@@ -100,14 +101,20 @@ def not_understood(config: Mapping[str, Any]) -> str | None:
     settings = _settings(config)
     if settings is None:
         return quantised_by_config(config)
-    method = settings.get("quant_method")
+    method = _method(settings)
     if method in _IN_WORDS:
         words = word_format(settings)
         return f"by {method}, {words}" if isinstance(words, str) else None
     loads = settings.get("load_in_4bit") or settings.get("load_in_8bit")
-    if method in _UNDERSTOOD or (method is None and loads):
+    if method in _UNDERSTOOD or ("quant_method" not in settings and loads):
         return None
     return quantised_by_config(config)
+
+
+def _method(settings: Mapping[str, Any]) -> str:
+    """The method that settings name; empty if they name none."""
+    found = settings.get("quant_method")
+    return found if isinstance(found, str) else ""
 
 
 def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -130,8 +137,8 @@ def decode(tensors: Mapping[str, StoredTensor], where: str, hints: Hints = Hints
     taken: set[str] = set()
     left: list[str] = []
     for name in tensors:
-        stem, _, last = name.rpartition(".")
-        prefix = f"{stem}." if stem else ""
+        last = name.rpartition(".")[2]
+        prefix = name.removesuffix(last)
         try:
             if last == "weight":
                 found = _weight(tensors, prefix, hints)

@@ -112,8 +112,8 @@ def packed_words(
 
 def _group_size(words: WordFormat, inside: int, scales: Shape) -> int:
     """Inputs that share a scale; the last group may be ragged."""
-    if len(scales) != 2 or not scales[0]:
-        raise ValueError(f"scales {text(scales)}")
+    if len(scales) != 2 or not scales[0] or not inside:
+        raise ValueError(f"{inside} inputs, scales {text(scales)}")
     size = words.group if 0 < words.group < inside else inside
     if -(-inside // size) != scales[0]:
         raise ValueError(f"{inside} inputs in groups of {size}, and {scales[0]} groups of scales")

@@ -181,7 +181,9 @@ def _scheme_of(models: Mapping[str, Checkpoint], place: Place) -> str:
     for name, checkpoint in models.items():
         if checkpoint.decoded is None:
             continue
-        settings = checkpoint.config.get("quantization_config") or {}
+        settings = checkpoint.config.get("quantization_config")
+        if not isinstance(settings, Mapping):
+            settings = {}
         method, layout = settings.get("quant_method"), settings.get("format")
         for known, scheme in SCHEMES.items():
             blocks = settings.get("weight_block_size") == [128, 128]
@@ -200,8 +202,9 @@ def _scheme_of(models: Mapping[str, Checkpoint], place: Place) -> str:
 
 def _strategies(settings: Mapping[str, Any]) -> set[Any]:
     groups = settings.get("config_groups")
-    weights = [group.get("weights") or {} for group in groups.values()] if groups else []
-    return {each.get("strategy") for each in weights}
+    found = list(groups.values()) if isinstance(groups, Mapping) else []
+    weights = [group.get("weights") for group in found if isinstance(group, Mapping)]
+    return {str(each.get("strategy")) for each in weights if isinstance(each, Mapping)}
 
 
 def _settings(scheme: Scheme, plain: list[str]) -> dict[str, Any]:
