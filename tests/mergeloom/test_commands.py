@@ -230,10 +230,14 @@ def test_the_report_is_kept_with_the_output(
 
 
 def test_clean_removes_what_was_interrupted(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
     mergeloom.merge(config, out)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # not that of whoever tests
     with pytest.raises(OutputError, match="is a finished merge, which is not cleaned away"):
         mergeloom.clean(out)
     with pytest.raises(OutputError, match="is no interrupted merge"):
