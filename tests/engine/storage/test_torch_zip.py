@@ -23,7 +23,7 @@ from mergeloom.engine.storage.torch_zip import TorchFile, read_torch
 DTYPES = [
     *(torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn),
     *(torch.float8_e5m2, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
-    *(torch.bool, torch.uint16, torch.uint32),
+    *(torch.bool, torch.uint16, torch.uint32, torch.complex64),
 ]
 
 
@@ -163,7 +163,7 @@ REFUSED = {
     "two sets": ({"params": {"a": 1}, "params_ema": {"a": 1}}, "several sets .*'params'"),
     "no tensors": ({"a": 5}, "no named tensors"),
     "a module": (torch.nn.Linear(2, 2), r"class 'torch\.nn\.modules\.linear\.Linear'"),
-    "complex": ({"a": torch.ones(2, dtype=torch.complex64)}, "of a dtype, 'complex64', not merged"),
+    "complex": ({"a": torch.ones(2, dtype=torch.complex128)}, "of a dtype, 'complex128', not merged"),
 }
 
 
