@@ -163,7 +163,10 @@ REFUSED = {
     "two sets": ({"params": {"a": 1}, "params_ema": {"a": 1}}, "several sets .*'params'"),
     "no tensors": ({"a": 5}, "no named tensors"),
     "a module": (torch.nn.Linear(2, 2), r"class 'torch\.nn\.modules\.linear\.Linear'"),
-    "complex": ({"a": torch.ones(2, dtype=torch.complex128)}, "of a dtype, 'complex128', not merged"),
+    "complex": (
+        {"a": torch.ones(2, dtype=torch.complex128)},
+        "of a dtype, 'complex128', not merged",
+    ),
 }
 
 
