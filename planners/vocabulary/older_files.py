@@ -85,7 +85,7 @@ def _by_transformers(directory: str) -> str:
         made = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
-    except Exception:
+    except Exception:  # of whatever kind: the plain reading follows, and its error is told
         made = None
     if not hasattr(made, "backend_tokenizer"):  # of another library, or of no class that is known
         made = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
