@@ -8,97 +8,84 @@ import signal
 import sys
 from typing import Annotated, Any, NoReturn
 
-import typer
+import click
 
 from mergeloom import streams
-from mergeloom.commands.clean import clean
-from mergeloom.commands.diff import diff
-from mergeloom.commands.explain import explain
-from mergeloom.commands.export import export
-from mergeloom.commands.init import init
-from mergeloom.commands.inspect import inspect
-from mergeloom.commands.merge import Interrupted, merge
-from mergeloom.commands.mergekit_pytorch import mergekit_pytorch
-from mergeloom.commands.mergekit_yaml import mergekit_yaml
-from mergeloom.commands.methods import methods
-from mergeloom.commands.plan import plan
-from mergeloom.commands.prepare import prepare
-from mergeloom.commands.report import report
-from mergeloom.commands.schema import schema
-from mergeloom.commands.status import status
-from mergeloom.commands.transplant import transplant
-from mergeloom.commands.verify import verify
+from mergeloom.command_line import Argument, Commands, Interrupted, command_of
 from mergeloom.engine.base.errors import MEMORY_SHORT, LoomError, RunError, is_memory_short
 from mergeloom.printer import AnswerLost, complain
 
-app = typer.Typer(
-    name="mergeloom",
-    help="Merge language models that do not fit in memory.",
-    invoke_without_command=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+NAMES = (
+    "init",
+    "plan",
+    "merge",
+    "transplant",
+    "status",
+    "report",
+    "explain",
+    "inspect",
+    "diff",
+    "verify",
+    "methods",
+    "schema",
+    "prepare",
+    "export",
+    "clean",
+    "mergekit-yaml",
+    "mergekit-pytorch",
 )
-for _command in (
-    *(
-        init,
-        plan,
-        merge,
-        transplant,
-        status,
-        report,
-        explain,
-        inspect,
-        diff,
-        verify,
-        methods,
-        schema,
-        prepare,
-    ),
-    *(export, clean, mergekit_yaml, mergekit_pytorch),
-):
-    app.command()(_command)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _global_options(debug: bool) -> None:
+    context = click.get_current_context()
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        context.exit(2)
+
+
+def _print_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
         from mergeloom.version import VERSION
 
         print(f"mergeloom {VERSION}")
-        raise typer.Exit
+        context.exit()
 
 
-@app.callback()
-def _global_options(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print the version.", is_eager=True, callback=_print_version
-        ),
-    ] = False,
-) -> None:
-    """Merge language models that do not fit in memory."""
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-        raise typer.Exit(2)
-
-
-@app.command("help")
 def show_help(
-    context: typer.Context,
-    command: Annotated[str | None, typer.Argument(metavar="[COMMAND]")] = None,
+    command: Annotated[str | None, Argument(metavar="[COMMAND]")] = None,
 ) -> None:
     """Show what a command takes."""
-    group: Any = context.find_root().command
+    context = click.get_current_context().find_root()
     if command is None:
-        print(context.find_root().get_help())
+        print(context.get_help())
         return
-    found = group.get_command(context, command)
+    found = app.get_command(context, command)
     if found is None:
-        raise typer.BadParameter(f"there is no command '{command}'", context)
-    print(found.get_help(type(context)(found, parent=context.find_root(), info_name=command)))
+        raise click.BadParameter(f"there is no command '{command}'", context)
+    print(found.get_help(click.Context(found, parent=context, info_name=command)))
+
+
+app = Commands(
+    "mergeloom.commands",
+    NAMES,
+    name="mergeloom",
+    help="Merge language models that do not fit in memory.",
+    callback=_global_options,
+    invoke_without_command=True,
+    params=[
+        click.Option(["--debug"], is_flag=True, help="Show tracebacks."),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_print_version,
+            help="Print the version.",
+        ),
+    ],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_command(command_of(show_help, "help"))
 
 
 _INTERRUPTED = 130
@@ -125,20 +112,17 @@ def _status() -> int:
         sys.argv.remove("--debug")
         sys.argv.insert(1, "--debug")
     try:
-        status = int(app(standalone_mode=False) or 0)
-        if status == _INTERRUPTED:  # which typer makes of an interrupt
-            complain("interrupted")
-        return status
-    except _UsageError as error:
+        return int(app(standalone_mode=False) or 0)
+    except click.UsageError as error:
         return _failed(UsageError(_usage(error)))
     except LoomError as error:
         if debug:
             raise
         return _failed(error)
     except Interrupted as stop:
-        complain(f"interrupted; {stop}")
+        complain(f"interrupted; {stop}" if str(stop) else "interrupted")
         return _INTERRUPTED
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, click.Abort):
         complain("interrupted")
         return _INTERRUPTED
     except BrokenPipeError:
@@ -156,14 +140,10 @@ class UsageError(LoomError):
     """A command line that cannot be understood."""
 
 
-_UsageError: Any = typer.BadParameter.__bases__[0]
-"""What is raised for a command line that cannot be understood. (typer names its kinds only.)"""
-
-
-def _usage(error: Any) -> str:
+def _usage(error: click.UsageError) -> str:
     """What is wrong with a command line, where, and how to mend it."""
     what = error.format_message().strip().rstrip(".")
-    command = error.ctx.command_path if error.ctx is not None else app.info.name
+    command = error.ctx.command_path if error.ctx is not None else app.name
     return f"{what}: '{command} --help' shows how it is used"
 
 

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-import typer
-
+from mergeloom.command_line import Option
 from mergeloom.engine.base.errors import LoomError
 from mergeloom.options import Meaning, Resources
 
@@ -27,103 +26,101 @@ class MergekitFlags:
     """Those that mean something else than an option of the same name here; ``None``: not given."""
 
     allow_crimes: Annotated[
-        Flag, typer.Option("--allow-crimes/--no-allow-crimes", help="Mix architectures.")
+        Flag, Option("--allow-crimes/--no-allow-crimes", help="Mix architectures.")
     ] = None
     unsafe_truncate_embeddings: Annotated[
         Flag,
-        typer.Option(
+        Option(
             "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
             help="Where vocabularies differ, keep the common leading rows.",
         ),
     ] = None
     trust_remote_code: Annotated[
         Flag,
-        typer.Option(
+        Option(
             "--trust-remote-code/--no-trust-remote-code",
             help="No effect: no code of a model is run.",
         ),
     ] = None
     transformers_cache: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Where models from the hub are kept."),
+        Option(metavar="DIR", help="Where models from the hub are kept."),
     ] = None
     lora_merge_cache: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="No effect: adapters are merged while reading."),
+        Option(metavar="DIR", help="No effect: adapters are merged while reading."),
     ] = None
     lora_merge_dtype: Annotated[
         str | None,
-        typer.Option(metavar="DTYPE", help="No effect: adapters are merged in float32."),
+        Option(metavar="DTYPE", help="No effect: adapters are merged in float32."),
     ] = None
     random_seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Seed of the methods that draw at random.")
+        int | None, Option(metavar="N", help="Seed of the methods that draw at random.")
     ] = None
     verbose: Annotated[
-        int, typer.Option("-v", "--verbose", count=True, help="No effect: the plan is shown.")
+        int, Option("-v", "--verbose", count=True, help="No effect: the plan is shown.")
     ] = 0
-    cuda: Annotated[Flag, typer.Option("--cuda/--no-cuda", help="Compute on all GPUs.")] = None
+    cuda: Annotated[Flag, Option("--cuda/--no-cuda", help="Compute on all GPUs.")] = None
     low_cpu_memory: Annotated[
         Flag,
-        typer.Option(
-            "--low-cpu-memory/--no-low-cpu-memory", help="No effect: --ram bounds the memory."
-        ),
+        Option("--low-cpu-memory/--no-low-cpu-memory", help="No effect: --ram bounds the memory."),
     ] = None
     lazy_unpickle: Annotated[
         Flag,
-        typer.Option(
+        Option(
             "--lazy-unpickle/--no-lazy-unpickle",
             help="No effect: tensors are read when they are needed, and nothing is unpickled.",
         ),
     ] = None
     read_to_gpu: Annotated[
         Flag,
-        typer.Option("--read-to-gpu/--no-read-to-gpu", help="No effect: tiles go there as needed."),
+        Option("--read-to-gpu/--no-read-to-gpu", help="No effect: tiles go there as needed."),
     ] = None
     multi_gpu: Annotated[
-        Flag, typer.Option("--multi-gpu/--no-multi-gpu", help="Compute on all GPUs.")
+        Flag, Option("--multi-gpu/--no-multi-gpu", help="Compute on all GPUs.")
     ] = None
     num_threads: Annotated[
-        int | None, typer.Option("-j", "--num-threads", min=1, metavar="N", help="Compute threads.")
+        int | None, Option("-j", "--num-threads", min=1, metavar="N", help="Compute threads.")
     ] = None
-    gpu_rich: Annotated[bool, typer.Option("--gpu-rich", help="Compute on all GPUs.")] = False
+    gpu_rich: Annotated[bool, Option("--gpu-rich", help="Compute on all GPUs.")] = False
     async_write: Annotated[
         Flag,
-        typer.Option(
+        Option(
             "--async-write/--no-async-write", help="No effect: writing never holds up the rest."
         ),
     ] = None
     write_threads: Annotated[
         int | None,
-        typer.Option(metavar="N", help="No effect: writing never holds up the rest."),
+        Option(metavar="N", help="No effect: writing never holds up the rest."),
     ] = None
     out_shard_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Largest output shard: 5B is 5 GB, as in mergekit."),
+        Option(metavar="SIZE", help="Largest output shard: 5B is 5 GB, as in mergekit."),
     ] = None
     copy_tokenizer: Annotated[
         Flag,
-        typer.Option(
+        Option(
             "--copy-tokenizer/--no-copy-tokenizer",
             help="No effect: the tokenizer is always written.",
         ),
     ] = None
     clone_tensors: Annotated[
         Flag,
-        typer.Option(
+        Option(
             "--clone-tensors/--no-clone-tensors",
             help="No effect: tensors are never shared in memory.",
         ),
     ] = None
     write_model_card: Annotated[
         Flag,
-        typer.Option(
+        Option(
             "--write-model-card/--no-write-model-card",
             help="No effect: a model card is always written.",
         ),
     ] = None
     safe_serialization: Annotated[
         Flag,
-        typer.Option(
+        Option(
             "--safe-serialization/--no-safe-serialization",
             help="No effect: only safetensors are written.",
         ),

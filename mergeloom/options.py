@@ -1,31 +1,19 @@
-"""The options of the command line, each written once; commands take them as groups.
-
-A command names a group among its parameters, and `grouped` puts the group's options in its place:
-
-    @grouped
-    def plan(config: Config, planning: Planning, output: Answer) -> None: ...
-"""
+"""The options of the command line, each written once; commands take them as groups."""
 
 from __future__ import annotations
 
-import copy
-import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+import click
 
+from mergeloom.command_line import Argument, Option
 from mergeloom.engine.base.errors import LoomError
 
 if TYPE_CHECKING:
     from mergeloom.api import Observer
     from mergeloom.results import PlannedMerge
-
-
-HIDDEN = "hidden"
-"""Marks a group whose options are understood and not in the help: ``Annotated[Group, HIDDEN]``."""
 
 
 def read_path(text: str | Path) -> Path:
@@ -35,7 +23,7 @@ def read_path(text: str | Path) -> Path:
     try:
         return path_of(text, "this")
     except LoomError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise click.BadParameter(str(error)) from error
 
 
 def optional_path(text: str | Path | None) -> Path | None:
@@ -45,25 +33,25 @@ def optional_path(text: str | Path | None) -> Path | None:
 
 Config = Annotated[
     Path,
-    typer.Argument(
+    Argument(
         metavar="CONFIG",
         help="The merge configuration (YAML); - reads it from stdin.",
         parser=read_path,
     ),
 ]
 OutputArgument = Annotated[
-    Path, typer.Argument(metavar="OUT", help="The directory to merge into.", parser=read_path)
+    Path, Argument(metavar="OUT", help="The directory to merge into.", parser=read_path)
 ]
 HtmlFile = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--html",
         metavar="FILE",
         help="Write the report to FILE, one page for a browser.",
         parser=optional_path,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
 
 
 @dataclass(frozen=True)
@@ -72,11 +60,11 @@ class Finding:
 
     model_dir: Annotated[
         list[str] | None,
-        typer.Option("--model-dir", metavar="ID=PATH", help="Take model ID from PATH; repeatable."),
+        Option("--model-dir", metavar="ID=PATH", help="Take model ID from PATH; repeatable."),
     ] = None
     search_dir: Annotated[
         list[Path] | None,
-        typer.Option(
+        Option(
             "--search-dir",
             metavar="DIR",
             help="A folder that holds models; repeatable.",
@@ -112,34 +100,32 @@ class Meaning:
 
     settings: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--set",
             metavar="PATH=VALUE",
             help="Use VALUE for what CONFIG has at PATH, as parameters.t=0.3; repeatable.",
         ),
     ] = None
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Seed of the methods that draw at random.")
-    ] = 0
+    seed: Annotated[int, Option(metavar="N", help="Seed of the methods that draw at random.")] = 0
     max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest output shard.")
+        str, Option("--max-shard-size", metavar="SIZE", help="Largest output shard.")
     ] = "5GB"
     allow_truncated_embeddings: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--allow-truncated-embeddings",
             help="Where vocabularies differ, keep the common leading rows.",
         ),
     ] = False
     allow_different_architectures: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--allow-different-architectures",
             help="Write layers that the output's configuration does not describe.",
         ),
     ] = False
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse unknown keys and parameters in CONFIG.")
+        bool, Option("--strict", help="Refuse unknown keys and parameters in CONFIG.")
     ] = False
 
 
@@ -149,22 +135,20 @@ class Resources:
 
     ram: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="SIZE",
             help="Memory budget of the whole process, as 8GiB. [default: 4/5 of the available]",
         ),
     ] = None
     threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
+        int | None, Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
     ] = None
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")
-    ] = "auto"
+    device: Annotated[str, Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")] = (
+        "auto"
+    )
     vram: Annotated[
         str | None,
-        typer.Option(
-            metavar="SIZE", help="Memory budget on each device. [default: 4/5 of the free]"
-        ),
+        Option(metavar="SIZE", help="Memory budget on each device. [default: 4/5 of the free]"),
     ] = None
 
 
@@ -196,48 +180,3 @@ def planned(
         observer=observer,
         output=output,
     )
-
-
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with the options of each group in place of the group.
-
-    Those of a group that is `HIDDEN` are not in its help.
-    """
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {}
-    hidden: set[str] = set()
-    for name, kind in hints.items():
-        group, *marks = get_args(kind) if get_origin(kind) is Annotated else [kind]
-        if is_dataclass(group):
-            groups[name] = group
-            hidden |= {name} if HIDDEN in marks else set()
-
-    def flat(**given: Any) -> None:
-        for name, kind in groups.items():
-            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
-        command(**given)
-
-    def parameters() -> Iterator[inspect.Parameter]:
-        for name, parameter in inspect.signature(command).parameters.items():
-            if name not in groups:
-                yield parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[name])
-                continue
-            types = get_type_hints(groups[name], include_extras=True)
-            for field in fields(groups[name]):
-                shown, option = get_args(types[field.name])[:2]
-                if name in hidden:
-                    option = copy.copy(option)
-                    option.hidden = True
-                yield inspect.Parameter(
-                    field.name,
-                    parameter.KEYWORD_ONLY,
-                    default=field.default,
-                    annotation=Annotated[shown, option],
-                )
-
-    found = list(parameters())
-    told: Any = flat
-    told.__name__, told.__doc__ = command.__name__, command.__doc__
-    told.__signature__ = inspect.Signature(found)
-    told.__annotations__ = {each.name: each.annotation for each in found}
-    return flat

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from mergeloom.command_line import Argument, Option
 from mergeloom.options import AsJson, read_path
 from mergeloom.printer import Printer
 
@@ -14,16 +13,16 @@ from mergeloom.printer import Printer
 def clean(
     outputs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[OUT]...", help="Interrupted merges to remove.", parser=read_path),
+        Argument(metavar="[OUT]...", help="Interrupted merges to remove.", parser=read_path),
     ] = None,
     everything: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--all", help="Also the machine code in use, and what is known of this machine's speed."
         ),
     ] = False,
     dry: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Say what would be removed; remove nothing.")
+        bool, Option("--dry-run", "-n", help="Say what would be removed; remove nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

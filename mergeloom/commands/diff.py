@@ -4,37 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from mergeloom.options import AsJson, Finding, HtmlFile, grouped
+from mergeloom.command_line import Argument, Option
+from mergeloom.options import AsJson, Finding, HtmlFile
 from mergeloom.printer import Printer
 
 
-@grouped
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A model: a directory or a hub id.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    a: Annotated[str, Argument(metavar="A", help="A model: a directory or a hub id.")],
+    b: Annotated[str, Argument(metavar="B", help="Another one.")],
     finding: Finding,
     base: Annotated[
         str | None,
-        typer.Argument(metavar="[BASE]", help="What both were fine-tuned from."),
+        Argument(metavar="[BASE]", help="What both were fine-tuned from."),
     ] = None,
-    values: Annotated[
-        bool, typer.Option("--values", help="Read the weights, and compare them.")
-    ] = False,
+    values: Annotated[bool, Option("--values", help="Read the weights, and compare them.")] = False,
     match: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Compare only tensors whose names contain TEXT."),
+        Option(metavar="TEXT", help="Compare only tensors whose names contain TEXT."),
     ] = None,
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    tensors: Annotated[bool, Option("--tensors", help="List every tensor.")] = False,
     ram: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Memory budget. [default: 4/5 of the available]"),
+        Option(metavar="SIZE", help="Memory budget. [default: 4/5 of the available]"),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
+        int | None, Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Show no progress.")] = False,
     html: HtmlFile = None,
     as_json: AsJson = False,
 ) -> None:

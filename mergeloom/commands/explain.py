@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from mergeloom.options import AsJson, Config, Finding, Meaning, Resources, grouped, planned
+from mergeloom.command_line import Argument, Option
+from mergeloom.options import AsJson, Config, Finding, Meaning, Resources, planned
 from mergeloom.printer import Printer
 
 
-@grouped
 def explain(
     config: Config,
     finding: Finding,
     meaning: Meaning,
     tensor: Annotated[
         str | None,
-        typer.Argument(metavar="[TENSOR]", help="An output tensor, or a part of its name."),
+        Argument(metavar="[TENSOR]", help="An output tensor, or a part of its name."),
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option("--token", metavar="TOKEN", help="Where the rows of a token come from."),
+        Option("--token", metavar="TOKEN", help="Where the rows of a token come from."),
     ] = None,
     lines: Annotated[
-        bool, typer.Option("--lines", help="Show CONFIG line by line, and what each line sets.")
+        bool, Option("--lines", help="Show CONFIG line by line, and what each line sets.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

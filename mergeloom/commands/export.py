@@ -5,37 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from mergeloom.commands.merge import Interrupted
-from mergeloom.options import AsJson, Finding, grouped
+from mergeloom.command_line import Argument, Interrupted, Option
+from mergeloom.options import AsJson, Finding
 from mergeloom.printer import Printer
 
 
-@grouped
 def export(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A directory, a hub id, or a merge's output.")
+        str, Argument(metavar="MODEL", help="A directory, a hub id, or a merge's output.")
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write.")],
+    output: Annotated[Path, Argument(metavar="OUT.gguf", help="The file to write.")],
     finding: Finding,
     kind: Annotated[
-        str, typer.Option("--type", metavar="f16|bf16|q8_0|f32", help="How matrices are stored.")
+        str, Option("--type", metavar="f16|bf16|q8_0|f32", help="How matrices are stored.")
     ] = "f16",
     tokenizer: Annotated[
-        bool, typer.Option("--tokenizer/--no-tokenizer", help="Put the tokenizer in too.")
+        bool, Option("--tokenizer/--no-tokenizer", help="Put the tokenizer in too.")
     ] = True,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the file if it exists.")
+        bool, Option("--overwrite", help="Replace the file if it exists.")
     ] = False,
     ram: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Memory budget. [default: 4/5 of the available]"),
+        Option(metavar="SIZE", help="Memory budget. [default: 4/5 of the available]"),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
+        int | None, Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a model to a GGUF file, which llama.cpp and programs like it load."""

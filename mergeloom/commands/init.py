@@ -5,31 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from mergeloom.options import Finding, grouped, read_path
+from mergeloom.command_line import Argument, Option
+from mergeloom.options import Finding, read_path
 from mergeloom.printer import Printer
 
 
-@grouped
 def init(
-    models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Directories or hub ids.")
-    ],
+    models: Annotated[list[str], Argument(metavar="MODEL...", help="Directories or hub ids.")],
     finding: Finding,
     base: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="What the others were fine-tuned from."),
+        Option(metavar="MODEL", help="What the others were fine-tuned from."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The merge method. [default: what fits]")
+        str | None, Option(metavar="NAME", help="The merge method. [default: what fits]")
     ] = None,
     stack: Annotated[
-        bool, typer.Option("--stack", help="Stack the models' layers one after the other.")
+        bool, Option("--stack", help="Stack the models' layers one after the other.")
     ] = False,
     output: Annotated[
         Path,
-        typer.Option(
+        Option(
             "--output",
             "-o",
             metavar="FILE",
@@ -37,7 +33,7 @@ def init(
             parser=read_path,
         ),
     ] = Path("merge.yml"),
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Write a configuration for some models, with comments, as a start. It plans as it is."""
     from mergeloom import questions

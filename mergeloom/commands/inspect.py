@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from mergeloom.options import AsJson, Finding, grouped
+from mergeloom.command_line import Argument, Option
+from mergeloom.options import AsJson, Finding
 from mergeloom.printer import Printer
 
 
-@grouped
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory or a hub id.")],
+    model: Annotated[str, Argument(metavar="MODEL", help="A directory or a hub id.")],
     finding: Finding,
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    tensors: Annotated[bool, Option("--tensors", help="List every tensor.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show tensors, layers, types and sizes of a checkpoint, from its headers."""

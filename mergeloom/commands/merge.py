@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from mergeloom.command_line import HIDDEN, Interrupted, Option
 from mergeloom.mergekit_flags import MergekitFlags, take
 from mergeloom.options import (
-    HIDDEN,
     AsJson,
     Config,
     Finding,
@@ -17,7 +15,6 @@ from mergeloom.options import (
     Meaning,
     OutputArgument,
     Resources,
-    grouped,
     planned,
 )
 from mergeloom.printer import Printer
@@ -26,11 +23,6 @@ if TYPE_CHECKING:
     from mergeloom.results import PlannedMerge
 
 
-class Interrupted(Exception):
-    """A merge was interrupted; the message says how it goes on."""
-
-
-@grouped
 def merge(
     config: Config,
     output: OutputArgument,
@@ -40,28 +32,28 @@ def merge(
     mergekit: Annotated[MergekitFlags, HIDDEN],
     io: Annotated[
         str,
-        typer.Option(metavar="auto|direct|buffered", help="How files are accessed; auto clones."),
+        Option(metavar="auto|direct|buffered", help="How files are accessed; auto clones."),
     ] = "auto",
     restart: Annotated[
-        bool, typer.Option("--restart", help="Discard what an earlier run left in OUT.")
+        bool, Option("--restart", help="Discard what an earlier run left in OUT.")
     ] = False,
     verify: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--verify", help="Compare what is finished already with its digests, not its size only."
         ),
     ] = False,
     check: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="Compute N random tensors again in another way."),
+        Option(min=0, metavar="N", help="Compute N random tensors again in another way."),
     ] = 0,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show nothing but warnings and errors.")
+        bool, Option("--quiet", "-q", help="Show nothing but warnings and errors.")
     ] = False,
     html: HtmlFile = None,
     json_progress: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--json-progress",
             help="Print JSON on stdout, a document a line: progress, then the result or the error.",
         ),

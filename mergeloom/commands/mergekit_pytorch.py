@@ -4,35 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from mergeloom.command_line import Option
 from mergeloom.commands.mergekit_yaml import run_as_mergekit
 from mergeloom.engine.base.errors import LoomError
 from mergeloom.mergekit_flags import MergekitFlags
-from mergeloom.options import Config, Finding, Meaning, OutputArgument, grouped
+from mergeloom.options import Config, Finding, Meaning, OutputArgument
 
 
-@grouped
 def mergekit_pytorch(
     config: Config,
     output: OutputArgument,
     flags: MergekitFlags,
     finding: Finding,
     union: Annotated[
-        bool, typer.Option("-u", "--tensor-union", help="Merge what any input has.")
+        bool, Option("-u", "--tensor-union", help="Merge what any input has.")
     ] = False,
     intersection: Annotated[
-        bool, typer.Option("-i", "--tensor-intersection", help="Merge what all inputs have.")
+        bool, Option("-i", "--tensor-intersection", help="Merge what all inputs have.")
     ] = False,
     device: Annotated[
-        str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")
+        str | None, Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")
     ] = None,
     ram: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory budget of the whole process.")
+        str | None, Option(metavar="SIZE", help="Memory budget of the whole process.")
     ] = None,
     quiet: Annotated[
         bool,
-        typer.Option("--quiet/--no-quiet", "-q", help="Show nothing but warnings and errors."),
+        Option("--quiet/--no-quiet", "-q", help="Show nothing but warnings and errors."),
     ] = False,
 ) -> None:
     """Merge files of weights into OUT, called as mergekit's command of this name is.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from mergeloom.command_line import Option
 from mergeloom.commands.merge import run_merge
 from mergeloom.mergekit_flags import MergekitFlags, take
 from mergeloom.options import (
@@ -15,27 +14,25 @@ from mergeloom.options import (
     Meaning,
     OutputArgument,
     Resources,
-    grouped,
     planned,
 )
 from mergeloom.printer import Printer
 
 
-@grouped
 def mergekit_yaml(
     config: Config,
     output: OutputArgument,
     flags: MergekitFlags,
     finding: Finding,
     device: Annotated[
-        str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")
+        str | None, Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")
     ] = None,
     ram: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory budget of the whole process.")
+        str | None, Option(metavar="SIZE", help="Memory budget of the whole process.")
     ] = None,
     quiet: Annotated[
         bool,
-        typer.Option("--quiet/--no-quiet", "-q", help="Show nothing but warnings and errors."),
+        Option("--quiet/--no-quiet", "-q", help="Show nothing but warnings and errors."),
     ] = False,
 ) -> None:
     """Merge into OUT, called as mergekit's command of this name is: its flags are understood.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from mergeloom.command_line import Argument
 from mergeloom.options import AsJson
 from mergeloom.printer import Printer
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method.")] = None,
+    name: Annotated[str | None, Argument(metavar="[NAME]", help="One method.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the merge methods, or describe one."""

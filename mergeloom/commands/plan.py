@@ -5,25 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from mergeloom.command_line import HIDDEN, Argument, Option
 from mergeloom.mergekit_flags import MergekitFlags, take
 from mergeloom.options import (
-    HIDDEN,
     AsJson,
     Config,
     Finding,
     HtmlFile,
     Meaning,
     Resources,
-    grouped,
     optional_path,
     planned,
 )
 from mergeloom.printer import Printer
 
 
-@grouped
 def plan(
     config: Config,
     finding: Finding,
@@ -32,11 +28,11 @@ def plan(
     mergekit: Annotated[MergekitFlags, HIDDEN],
     output: Annotated[
         Path | None,
-        typer.Argument(metavar="[OUT]", help="Say what state it is in.", parser=optional_path),
+        Argument(metavar="[OUT]", help="Say what state it is in.", parser=optional_path),
     ] = None,
     graph: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--graph",
             metavar="FILE",
             help="Write the task graph to FILE: .graphml, .dot or .json.",
@@ -44,10 +40,10 @@ def plan(
         ),
     ] = None,
     tasks: Annotated[
-        bool, typer.Option("--tasks", help="List the tasks in the order in which they run.")
+        bool, Option("--tasks", help="List the tasks in the order in which they run.")
     ] = False,
     budgets: Annotated[
-        bool, typer.Option("--budgets", help="Show what more or less memory would mean.")
+        bool, Option("--budgets", help="Show what more or less memory would mean.")
     ] = False,
     html: HtmlFile = None,
     as_json: AsJson = False,

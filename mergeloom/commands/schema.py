@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-import typer
-
+from mergeloom.command_line import Argument
 from mergeloom.printer import Printer
 
 
 def schema(
     document: Annotated[
         str | None,
-        typer.Argument(metavar="[DOCUMENT]", help="One document, as 'plan'; all without it."),
+        Argument(metavar="[DOCUMENT]", help="One document, as 'plan'; all without it."),
     ] = None,
 ) -> None:
     """Print the JSON schemas of the documents that --json prints."""

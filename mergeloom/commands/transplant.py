@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
+from mergeloom.command_line import Argument, Option
 from mergeloom.commands.merge import run_merge
 from mergeloom.options import (
     AsJson,
     Finding,
     OutputArgument,
     Resources,
-    grouped,
 )
 from mergeloom.printer import Printer
 
 
-@grouped
 def transplant(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory or a hub id.")],
-    donor: Annotated[
-        str, typer.Argument(metavar="DONOR", help="The model whose tokenizer MODEL gets.")
-    ],
+    model: Annotated[str, Argument(metavar="MODEL", help="A directory or a hub id.")],
+    donor: Annotated[str, Argument(metavar="DONOR", help="The model whose tokenizer MODEL gets.")],
     output: OutputArgument,
     finding: Finding,
     resources: Resources,
     method: Annotated[
         str,
-        typer.Option(
+        Option(
             "--method",
             "-a",
             "--approximation-method",
@@ -37,17 +32,17 @@ def transplant(
         ),
     ] = "omp",
     k: Annotated[
-        int, typer.Option("-k", "--k", min=1, metavar="N", help="Tokens that a row is made of.")
+        int, Option("-k", "--k", min=1, metavar="N", help="Tokens that a row is made of.")
     ] = 64,
     cosine: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--cosine", "-c", "--cosine-similarity", help="interpolation: the nearest by angle."
         ),
     ] = False,
     weights: Annotated[
         str,
-        typer.Option(
+        Option(
             "--weights",
             "-w",
             "--weight-scheme",
@@ -57,7 +52,7 @@ def transplant(
     ] = "distance",
     subword: Annotated[
         str,
-        typer.Option(
+        Option(
             "--subword",
             "-s",
             "--subword-method",
@@ -67,7 +62,7 @@ def transplant(
     ] = "mean",
     prefix: Annotated[
         str,
-        typer.Option(
+        Option(
             "--prefix",
             "-pm",
             "--prefix-match",
@@ -77,7 +72,7 @@ def transplant(
     ] = "no",
     exclude_undertrained: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--exclude-undertrained",
             "--magikarp",
             help="Make no row of tokens that seem to have learnt nothing.",
@@ -85,23 +80,23 @@ def transplant(
     ] = False,
     pad_to_multiple_of: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Make the number of rows a multiple of N."),
+        Option(min=1, metavar="N", help="Make the number of rows a multiple of N."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Type of the output. [default: MODEL's]")
+        str | None, Option(metavar="TYPE", help="Type of the output. [default: MODEL's]")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="random: the seed.")] = 0,
+    seed: Annotated[int, Option(metavar="N", help="random: the seed.")] = 0,
     max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest output shard.")
+        str, Option("--max-shard-size", metavar="SIZE", help="Largest output shard.")
     ] = "5GB",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what it would do; reads no weights.")
+        bool, Option("--dry-run", help="Show what it would do; reads no weights.")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Discard what an earlier run left in OUT.")
+        bool, Option("--restart", help="Discard what an earlier run left in OUT.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show nothing but warnings and errors.")
+        bool, Option("--quiet", "-q", help="Show nothing but warnings and errors.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

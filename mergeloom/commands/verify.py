@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+import click
 
+from mergeloom.command_line import Option
 from mergeloom.options import AsJson, OutputArgument
 from mergeloom.printer import Printer
 
@@ -14,7 +15,7 @@ def verify(
     output: OutputArgument,
     load: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--load",
             help="Also ask transformers whether the model would load whole; reads no weights.",
         ),
@@ -28,4 +29,4 @@ def verify(
     found = questions.verify(output, load=load)
     Printer(as_json).answer(found, lambda: render_verify(found))
     if not found.sound:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)

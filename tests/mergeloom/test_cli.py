@@ -52,7 +52,7 @@ def test_plan_says_what_will_happen(config: Path) -> None:
     ("arguments", "says"),
     [
         (("merge",), "Missing argument 'CONFIG'"),
-        (("merge", "a", "b", "--foo"), "No such option: --foo"),
+        (("merge", "a", "b", "--foo"), "No such option"),
         (("plan", "a", "--threads", 0), "Invalid value for '--threads'"),
         (("frob",), "No such command 'frob'"),
     ],

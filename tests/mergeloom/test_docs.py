@@ -7,15 +7,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-import typer.main
 
 from mergeloom.cli import app
 from tests.mergeloom.support import LINEAR, ROOT
 from tests.planners.support import llama
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-GROUP: Any = typer.main.get_command(app)
+CONTEXT = click.Context(app)
 
 
 def commands(page: Path) -> list[str]:
@@ -40,9 +40,9 @@ def test_there_are_examples() -> None:
 def test_an_example_is_a_command_with_options_that_there_are(page: str, line: str) -> None:
     words = shlex.split(line.replace("…", ""))[1:]
     while words and words[0].startswith("--"):
-        assert words.pop(0) in options(GROUP)
+        assert words.pop(0) in options(app)
     if words:
-        command = GROUP.commands[words[0]]
+        command = app.get_command(CONTEXT, words[0])
         given = {
             re.sub(r"[\[\]]|=.*", "", word) for word in words if word.lstrip("[").startswith("--")
         }
@@ -56,8 +56,8 @@ def test_flags_of_mergekit_that_are_explained_are_understood() -> None:
         flag for row in table.splitlines() for flag in re.findall(r"`(--[\w-]+)", row.split("|")[1])
     }
     assert len(flags) > 20
-    assert flags <= options(GROUP.commands["mergekit-yaml"])
-    assert flags <= options(GROUP.commands["merge"])
+    assert flags <= options(app.get_command(CONTEXT, "mergekit-yaml"))
+    assert flags <= options(app.get_command(CONTEXT, "merge"))
 
 
 def test_what_a_newcomer_from_mergekit_is_shown_runs(

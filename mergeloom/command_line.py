@@ -1,0 +1,204 @@
+"""Commands made of functions: parameters say by their annotations what the command line takes.
+
+    def inspect(
+        model: Annotated[str, Argument(metavar="MODEL", help="A directory or a hub id.")],
+        finding: Finding,
+        tensors: Annotated[bool, Option("--tensors", help="List every tensor.")] = False,
+    ) -> None: ...
+
+A parameter whose annotation is a dataclass is a group: its fields are options, and the function
+gets the record. Only the command that was called is imported, and only its options are built.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
+from types import NoneType
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+
+import click
+
+from mergeloom.engine.base.suggest import suggest
+
+HIDDEN = "hidden"
+"""Marks a group whose options are understood and not in the help: ``Annotated[Group, HIDDEN]``."""
+
+Parser = Callable[[str], Any]
+
+
+class Interrupted(Exception):
+    """A command was interrupted; the message, if any, says how it goes on."""
+
+
+class Argument(NamedTuple):
+    """A parameter that is given by its place. ``parser`` makes its value of a text, and raises
+    `click.BadParameter` where it cannot."""
+
+    metavar: str
+    help: str = ""
+    parser: Parser | None = None
+
+
+class Option:
+    """A parameter that is given by name: ``names``, or the parameter's own with dashes.
+
+    ``min`` is the least of a whole number; ``count``: it is given as often as it counts.
+    """
+
+    def __init__(
+        self,
+        *names: str,
+        metavar: str | None = None,
+        help: str = "",
+        parser: Parser | None = None,
+        min: int | None = None,
+        count: bool = False,
+    ) -> None:
+        self.names = names
+        self.metavar = metavar
+        self.help = help
+        self.parser = parser
+        self.min = min
+        self.count = count
+
+
+class _Argument(click.Argument):
+    about = ""
+    """What help says of it."""
+
+
+class _Whole(click.IntRange):
+    name = "whole number"
+
+
+class Command(click.Command):
+    """A command whose help explains its arguments too."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        arguments = [each for each in self.params if isinstance(each, _Argument) and each.about]
+        rows = [(each.make_metavar(ctx), each.about) for each in arguments]
+        if rows:
+            with formatter.section("Arguments"):
+                formatter.write_dl(rows)
+        super().format_options(ctx, formatter)
+
+
+class Commands(click.Group):
+    """The commands of a package: ``names``, each a function of that name in a module of its own.
+
+    Dashes are underscores there. Beside them are those that are added.
+    """
+
+    def __init__(self, package: str, names: Sequence[str], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._package = package
+        self._names = names
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self._names, *self.commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self._names and cmd_name not in self.commands:
+            name = cmd_name.replace("-", "_")
+            module = import_module(f"{self._package}.{name}")
+            return command_of(getattr(module, name), cmd_name)
+        return self.commands.get(cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:  # click would end the line that is not begun
+            raise Interrupted from stop
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            hint = suggest(args[0], known)
+            ctx.fail(f"No such command '{args[0]}'" + (f": {hint}" if hint else ""))
+        return super().resolve_command(ctx, args)
+
+
+def command_of(function: Callable[..., None], name: str) -> Command:
+    """The command that calls ``function`` with what the command line gives."""
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {}
+    params: list[click.Parameter] = []
+    for parameter in inspect.signature(function).parameters.values():
+        group, *marks = _parts(hints[parameter.name])
+        if is_dataclass(group):
+            groups[parameter.name] = group
+            params += _members(group, HIDDEN in marks)
+        else:
+            params.append(_param(parameter.name, hints[parameter.name], parameter.default))
+
+    def call(**given: Any) -> None:
+        for group, kind in groups.items():
+            given[group] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})
+        function(**given)
+
+    return Command(name, callback=call, params=params, help=inspect.getdoc(function))
+
+
+def _members(group: Any, hidden: bool) -> Iterator[click.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    for field in fields(group):
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        yield _param(field.name, hints[field.name], default, hidden)
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """A type and what it is annotated with."""
+    return get_args(hint) if get_origin(hint) is Annotated else (hint,)
+
+
+def _param(name: str, hint: Any, default: Any, hidden: bool = False) -> click.Parameter:
+    kind, about = _parts(hint)[:2]
+    members = [each for each in get_args(kind) if each is not NoneType]
+    if NoneType in get_args(kind):
+        (kind,) = members
+    several = get_origin(kind) is list
+    if several:
+        (kind,) = get_args(kind)
+    required = default is inspect.Parameter.empty
+    if isinstance(about, Argument):
+        argument = _Argument(
+            [name],
+            metavar=about.metavar,
+            required=required,
+            nargs=-1 if several else 1,
+            type=about.parser or kind,
+            callback=_listed if several else None,
+            **({} if required else {"default": default}),
+        )
+        if about.help:
+            argument.about = about.help + ("  [required]" if required else "")
+        return argument
+    shown = default is not None and default is not False and not about.count and kind is not bool
+    settings: dict[str, Any] = {"type": about.parser or kind}
+    if about.min is not None:
+        settings["type"] = _Whole(min=about.min)
+    if about.count:
+        settings = {"count": True}
+    elif kind is bool:
+        settings = {"is_flag": True}
+    return click.Option(
+        [name, *(about.names or (f"--{name.replace('_', '-')}",))],
+        default=default,
+        show_default=shown,
+        multiple=several,
+        metavar=about.metavar,
+        help=about.help,
+        hidden=hidden,
+        callback=_listed if several else None,
+        **settings,
+    )
+
+
+def _listed(ctx: click.Context, param: click.Parameter, value: Any) -> list[Any] | None:
+    """What was given several times; ``None`` where it was not given."""
+    return list(value) if value else None
