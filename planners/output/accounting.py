@@ -6,6 +6,8 @@ what a layer of that kind has there, and another depth must show in the configur
 
     lists     where lists with one entry a layer tell the donor's kinds apart, the same lists of
               the output say which kind its layers must be of
+    rules     so do the kinds that known rules of the configurations give, which may speak of one
+              property of a layer each
     places    elsewhere kinds follow the layers' numbers, by rules that count from the first layer
               (``first_k_dense_replace``, periods), from the last, or from both
 """
@@ -25,6 +27,9 @@ Layer = Mapping[str, Shape]
 
 Signature = frozenset[tuple[str, Shape]]
 
+Column = tuple[Sequence[Hashable], Sequence[Hashable]]
+"""A property of the donor's layers, one entry each, and of the output's."""
+
 Origin = Callable[[str, int, str | None], str]
 """Names the layer that a layer of the output comes from, by tower, number and a tensor in it."""
 
@@ -42,11 +47,16 @@ class Tensors:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A model as its configuration and its tensors describe it; ``name`` is what it is called."""
+    """A model as its configuration and its tensors describe it; ``name`` is what it is called.
+
+    ``kinds`` are, by a tower's prefix and a property, what rules of the configuration say that each
+    layer is.
+    """
 
     name: str
     config: Mapping[str, Any]
     tensors: Tensors
+    kinds: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -141,7 +151,8 @@ def _account_layers(
 ) -> None:
     own = [signature(layer) for layer in donor.tensors.towers[prefix]]
     found = [signature(layer) for layer in output.tensors.towers[prefix]]
-    expected = _expected(own, found, donor.config, output.config)
+    ruled = _ruled(donor.kinds.get(prefix, {}), output.kinds.get(prefix, {}))
+    expected = _expected(own, found, donor.config, output.config, ruled)
     for number, (needed, layer) in enumerate(zip(expected, found, strict=True)):
         if needed is not None and needed != layer:
             _say(donor, number, partial(origin, prefix, number), needed, layer, verdict)
@@ -166,11 +177,13 @@ def _expected(
     found: Sequence[Signature],
     before: Mapping[str, Any],
     after: Mapping[str, Any],
+    ruled: Sequence[Column],
 ) -> Sequence[Signature | None]:
     """What each layer of the output must have; ``None`` where that cannot be told."""
     if len(set(own)) == 1:
         return [own[0]] * len(found)
-    by_lists = list(_by_lists(own, len(found), before, after))
+    columns = [*_listed(len(own), len(found), before, after), *ruled]
+    by_lists = list(_by_columns(own, columns))
     if not by_lists and _is_rewritten(own, found, before, after):
         return [None] * len(found)
     candidates = by_lists or list(_by_places(own, len(found)))
@@ -181,23 +194,33 @@ def _fits(expected: Sequence[Signature | None], found: Sequence[Signature]) -> b
     return all(n is None or n == layer for n, layer in zip(expected, found, strict=True))
 
 
-def _by_lists(
-    own: Sequence[Signature], depth: int, before: Mapping[str, Any], after: Mapping[str, Any]
-) -> Iterator[list[Signature | None]]:
-    """What the output's lists ask for, for each list that tells the donor's kinds apart, and for
-    all of them together."""
-    lists = dict(_entries(after, depth))
-    columns = [
-        (entries, lists[path]) for path, entries in _entries(before, len(own)) if path in lists
+def _listed(
+    old: int, new: int, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> Iterator[Column]:
+    """Lists with one entry a layer that both the donor and the output have."""
+    lists = dict(_entries(after, new))
+    return ((entries, lists[path]) for path, entries in _entries(before, old) if path in lists)
+
+
+def _ruled(before: Mapping[str, Sequence[Any]], after: Mapping[str, Sequence[Any]]) -> list[Column]:
+    """Kinds by rules that both the donor and the output have."""
+    return [
+        ([repr(kind) for kind in kinds], [repr(kind) for kind in after[name]])
+        for name, kinds in before.items()
+        if name in after
     ]
+
+
+def _by_columns(
+    own: Sequence[Signature], columns: Sequence[Column]
+) -> Iterator[list[Signature | None]]:
+    """What the output's entries ask for, for each column that tells the donor's kinds apart, and
+    for all of them together."""
+    together: list[Column] = []
     if len(columns) > 1:
-        columns.append(
-            (
-                list(zip(*(old for old, _ in columns), strict=True)),
-                list(zip(*(new for _, new in columns), strict=True)),
-            )
-        )
-    for old, new in columns:
+        old, new = (list(zip(*(column[i] for column in columns), strict=True)) for i in (0, 1))
+        together.append((old, new))
+    for old, new in (*columns, *together):
         kinds: dict[Hashable, Signature] = {}
         if all(kinds.setdefault(e, s) == s for e, s in zip(old, own, strict=True)):
             yield [kinds.get(entry) for entry in new]

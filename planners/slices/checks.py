@@ -18,6 +18,8 @@ from mergeloom.planners.output.accounting import (
     arrange,
     is_computed,
 )
+from mergeloom.planners.output.layers.described import describe
+from mergeloom.planners.output.layers.rules import Kinds
 from mergeloom.planners.slices.slices import LayerSource
 from mergeloom.planners.slices.stage import Stage, TowerPlan
 
@@ -92,12 +94,20 @@ def _names(one: LayerSource, other: LayerSource, step: int) -> Iterator[list[str
 def _accounted(stage: Stage, tensors: Sequence[OutputTensor], config: Mapping[str, Any]) -> Verdict:
     donor = stage.donor
     own = {tower.prefix: tower.layers for tower in donor.architecture.towers}
-    described = Described(
-        donor.name, donor.config, arrange({name: donor.shape(name) for name in donor}, own)
-    )
-    written = {tensor.name: tensor.merge.shape for tensor in tensors}
     depths = {tower.tower.prefix: tower.layers for tower in stage.towers}
-    output = Described("the output", config, arrange(written, depths))
+    descriptions = describe(donor.name, donor.config, donor.architecture.towers)
+
+    def kinds(config: Mapping[str, Any], depths: Mapping[str, int]) -> dict[str, dict[str, Kinds]]:
+        return {
+            each.tower.prefix: each.ruled(config, depths[each.tower.prefix])
+            for each in descriptions
+            if each.tower.prefix in depths
+        }
+
+    shapes = {name: donor.shape(name) for name in donor}
+    described = Described(donor.name, donor.config, arrange(shapes, own), kinds(donor.config, own))
+    written = {tensor.name: tensor.merge.shape for tensor in tensors}
+    output = Described("the output", config, arrange(written, depths), kinds(config, depths))
     towers = {tower.tower.prefix: tower for tower in stage.towers}
 
     def origin(prefix: str, layer: int, suffix: str | None) -> str:

@@ -93,9 +93,8 @@ class Description:
         """The property ``key`` of each layer: listed (at ``path`` within the object), else by rule,
         else one value for all."""
         inner = values(self.place, path)
-        for name in (key, keys.ALIASES.get(key)):
-            if name is not None and (found := keys.entries(name, inner.get(name), self.depth)):
-                return found
+        if (found := _listed(inner, key, self.depth)) is not None:
+            return found
         rule = self.rule(key)
         if rule is not None and rule.listed and not path:
             return rule.of(self.place, self.depth)
@@ -120,6 +119,26 @@ class Description:
         if not isinstance(value, Mapping) or not keys.is_by_number(key, value, self.depth):
             return {}
         return {int(number): item for number, item in value.items()}
+
+    def ruled(self, config: Mapping[str, Any], depth: int) -> dict[str, Kinds]:
+        """By property that a rule is about, what each of ``depth`` layers is with ``config`` in
+        place of the model's own, as it lists it or else by the rule."""
+        place = at(config, self.home.path) if self.home else {}
+        found = {}
+        for rule in self.rules:
+            listed = _listed(place, rule.name, depth) if rule.listed else None
+            kinds = listed or rule.of(place, depth)
+            if kinds is not None and len(kinds) == depth:
+                found[rule.name] = list(kinds)
+        return found
+
+
+def _listed(place: Mapping[str, Any], key: str, depth: int) -> list[Any] | None:
+    """The property ``key`` of each layer as it is listed, under any of its names."""
+    for name in (key, keys.ALIASES.get(key)):
+        if name is not None and (found := keys.entries(name, place.get(name), depth)):
+            return found
+    return None
 
 
 def describe(model: str, config: Mapping[str, Any], towers: Sequence[Tower]) -> list[Description]:

@@ -195,11 +195,13 @@ JAMBA = (
         "attention or Mamba",
         offset("attn_layer_period", "attn_layer_offset", FULL, LINEAR, (8, 4)),
         ("attn_layer_period", "attn_layer_offset"),
+        ("attn_layer_period", "attn_layer_offset"),
         listed=False,
     ),
     Rule(
         MLPS,
         offset("expert_layer_period", "expert_layer_offset", SPARSE, DENSE, (2, 1)),
+        ("expert_layer_period", "expert_layer_offset"),
         ("expert_layer_period", "expert_layer_offset"),
         listed=False,
     ),

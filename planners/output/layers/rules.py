@@ -29,8 +29,8 @@ class Rule:
     ``name`` is the property. If ``listed``, it is also the key of the list with one entry a layer
     that transformers reads instead, where a configuration has one; else ``written``, if given,
     yields settings that say the same as any list of kinds. ``keys`` are the settings that the rule
-    depends on; ``thresholds`` those of them that are a number of layers or a layer's number, and
-    may be another for another depth. ``last`` is the kind that the class forces on the last layer,
+    depends on; ``thresholds`` those of them that count layers or are a layer's number, and may be
+    others for another stack. ``last`` is the kind that the class forces on the last layer,
     whatever rule or list say. A rule with a ``side`` speaks of the encoder or the decoder only,
     where one object describes both. ``like`` names the family that a rule is from, where the
     model's own is not known.
@@ -217,11 +217,11 @@ def window_within(default: int) -> Rule:
 
 
 def offset(period: str, start: str, at: Any, elsewhere: Any, defaults: tuple[int, int]) -> KindsOf:
-    """Kinds where every n-th layer, counted from one, is ``at`` (Jamba)."""
+    """Kinds where every n-th layer, counted from one, is ``at`` (Jamba): one of the first n."""
 
     def kinds(config: Config, depth: int) -> Kinds | None:
         step, first = integer(config, period, defaults[0]), integer(config, start, defaults[1])
-        if step <= 0:
+        if not 0 <= first < step:
             return None
         return [at if i % step == first else elsewhere for i in range(depth)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from mergeloom.planners.output.accounting import Described, Layer, Verdict, account, arrange
@@ -107,6 +108,22 @@ def test_a_rule_that_was_rewritten_is_trusted() -> None:
     assert verdict(donor, model(moved, depth(5, period=2, layer_types=["conv"] * 5))).unlike
     dense = model([CONV, FULL, FULL, FULL], depth(4, first_k_dense=1))
     assert verdict(dense, model([CONV, CONV, FULL], depth(3, first_k_dense=2))) == Verdict()
+
+
+def test_kinds_by_known_rules_are_told_by_all_of_them_together() -> None:
+    """None of the donor's lists and places tell its kinds apart, nor does a rule alone."""
+    wide = {".attn.q.weight": (8, 8), ".experts.up.weight": (4, 16, 8)}
+
+    def ruled(layers: list[Layer], attention: list[bool], experts: list[bool]) -> Described:
+        kinds = {"layers.": {"attention": attention, "experts": experts}}
+        return replace(model(layers, depth(len(layers))), kinds=kinds)
+
+    donor = ruled([CONV, FULL, wide], [False, True, True], [False, False, True])
+    attention, experts = [False, True, True, False, True], [False, False, True, False, False]
+    stacked = [CONV, FULL, wide, CONV, FULL]
+    assert verdict(donor, ruled(stacked, attention, experts)) == Verdict()
+    assert verdict(donor, ruled([*stacked[:4], wide], attention, experts)).unlike
+    assert verdict(donor, model(stacked, depth(5))).unlike
 
 
 def test_kinds_by_their_distance_from_an_end_must_keep_it() -> None:

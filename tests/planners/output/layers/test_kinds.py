@@ -126,6 +126,15 @@ def test_numbers_of_layers_become_others_before_a_list_is_written() -> None:
     assert ok(stacked(qwen, [0, 1, 2, 3, 2, 3, 4, 5, 6, 7]))["max_window_layers"] == 8
 
 
+def test_periods_are_others_where_they_say_what_a_stack_is_made_of() -> None:
+    experts = {"expert_layer_period": 2, "expert_layer_offset": 1}
+    jamba = hub("jamba", attn_layer_period=8, attn_layer_offset=4, **experts)
+    found = ok(stacked(jamba, [1, 2, 3, 4, 5, 6, 7]))
+    assert (found["attn_layer_offset"], found["expert_layer_offset"]) == (3, 0)
+    found = ok(stacked(jamba, [0, 1, 2, 3, 4, 5, 2, 3, 4, 5][2:]))
+    assert (found["attn_layer_period"], found["attn_layer_offset"]) == (4, 2)
+
+
 def test_mixtures_of_experts_that_a_step_cannot_place_are_listed() -> None:
     """Qwen's classes read no list of kinds, but one of the layers that are no mixtures."""
     config = hub("qwen3_moe", decoder_sparse_step=2, num_experts=4, mlp_only_layers=[])
