@@ -216,11 +216,8 @@ def _by_columns(
 ) -> Iterator[list[Signature | None]]:
     """What the output's entries ask for, for each column that tells the donor's kinds apart, and
     for all of them together."""
-    together: list[Column] = []
-    if len(columns) > 1:
-        old, new = (list(zip(*(column[i] for column in columns), strict=True)) for i in (0, 1))
-        together.append((old, new))
-    for old, new in (*columns, *together):
+    together = [tuple(list(zip(*(column[i] for column in columns), strict=True)) for i in (0, 1))]
+    for old, new in (*columns, *(together if len(columns) > 1 else ())):
         kinds: dict[Hashable, Signature] = {}
         if all(kinds.setdefault(e, s) == s for e, s in zip(old, own, strict=True)):
             yield [kinds.get(entry) for entry in new]

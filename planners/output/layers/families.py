@@ -16,12 +16,14 @@ from mergeloom.planners.output.layers.rules import (
     LAYERS,
     LINEAR,
     MLPS,
+    OWN,
     SLIDING,
     SPARSE,
     Config,
     Kinds,
     Rule,
     alike,
+    borrowing,
     every,
     integer,
     leading,
@@ -31,7 +33,6 @@ from mergeloom.planners.output.layers.rules import (
     sparse_from,
     sparse_interval,
     sparse_steps,
-    trailing,
     unless,
     window_beyond,
     window_within,
@@ -41,7 +42,7 @@ PARITY = every(None, 2)
 _FOURTH_FIRST = every(None, 4, shift=0)
 _LINEAR_BUT_FOURTH = every("full_attention_interval", 4, FULL, LINEAR)
 _ROPE = every("no_rope_layer_interval", 4, 0, 1, name="no_rope_layers")
-_KV_SHARED = trailing("num_kv_shared_layers", 0, "own", "shared", name="key and value sharing")
+_KV_SHARED = borrowing("num_kv_shared_layers", 0)
 _HASH, _CLA = ("num_hash_layers",), ("use_cla", "cla_share_factor")
 _ONE_DENSE, _THREE_DENSE = leading(None, 1), leading(None, 3)
 
@@ -138,7 +139,7 @@ def _cross_layer(config: Config, depth: int) -> Kinds | None:
     share = integer(config, "cla_share_factor", 1)
     if not config.get("use_cla") or share <= 1:
         return None
-    return ["another layer's keys and values" if i % share else "own" for i in range(depth)]
+    return ["another layer's keys and values" if i % share else OWN for i in range(depth)]
 
 
 def _switch(side: str) -> Rule:
@@ -275,7 +276,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     "gemma3n gemma3n_text": (
         every(None, 5),
         Rule("activation_sparsity_pattern", _sparsity),
-        trailing("num_kv_shared_layers", 15, "own", "shared", name="key and value sharing"),
+        borrowing("num_kv_shared_layers", 15),
     ),
     "glm5_next_text": (
         every(None, 4, "indexed_attention", LINEAR),
@@ -392,7 +393,11 @@ _OF_KEYS: tuple[tuple[str, Rule, str], ...] = (
     ("use_sliding_window", window_beyond(28), "Qwen 2"),
     ("num_kv_shared_layers", _KV_SHARED, "Gemma 3n"),
     ("num_hash_layers", Rule(MLPS, _hash_first, _HASH, _HASH), "DeepSeek V4"),
-    ("use_cla", Rule("cross-layer attention", _cross_layer, _CLA, listed=False), "Hunyuan"),
+    (
+        "use_cla",
+        Rule("cross-layer attention", _cross_layer, _CLA, listed=False, sharing=True),
+        "Hunyuan",
+    ),
 )
 KEYS: dict[str, Rule] = {
     key: replace(rule, listed=False, written=None, like=like) for key, rule, like in _OF_KEYS

@@ -13,7 +13,7 @@ from mergeloom.planners.output.layers.entries import follow_layers
 from mergeloom.planners.output.layers.homes import at
 from mergeloom.planners.output.layers.kinds import keep_kinds, warn_of_mixtures
 from mergeloom.planners.output.layers.stack import Edit, Restacked, Rewritten
-from mergeloom.planners.output.layers.taps import follow_sharing, follow_taps
+from mergeloom.planners.output.layers.taps import follow_sharing, follow_taps, keep_sharing
 
 
 def rewrite_layers(config: Mapping[str, Any], towers: Sequence[Restacked]) -> Rewritten:
@@ -42,6 +42,7 @@ def rewrite_layers(config: Mapping[str, Any], towers: Sequence[Restacked]) -> Re
         follow_taps(edit)
         follow_sharing(edit)
         keep_kinds(edit)
+        keep_sharing(edit)
         keep_constants(edit)
         _repeat(edit)
         refuse_unexplained(edit)

@@ -20,6 +20,8 @@ KindsOf = Callable[[Config, int], Kinds | None]
 LAYERS, MLPS = "layer_types", "mlp_layer_types"
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 DENSE, SPARSE = "dense", "sparse"
+OWN = "own"
+"""Of layers with keys and values of their own, where others use those of another layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,9 @@ class Rule:
     depends on; ``thresholds`` those of them that count layers or are a layer's number, and may be
     others for another stack. ``last`` is the kind that the class forces on the last layer,
     whatever rule or list say. A rule with a ``side`` speaks of the encoder or the decoder only,
-    where one object describes both. ``like`` names the family that a rule is from, where the
-    model's own is not known.
+    where one object describes both. A rule of ``sharing`` says which layers use the keys and values
+    of the last layer of their kind that has its `OWN`. ``like`` names the family that a rule is
+    from, where the model's own is not known.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Rule:
     last: str | None = None
     side: str | None = None
     written: Callable[[Kinds], Mapping[str, Any]] | None = None
+    sharing: bool = False
     like: str = ""
 
     def settings(self, kinds: Kinds) -> Mapping[str, Any] | None:
@@ -111,14 +115,14 @@ def leading(
     return Rule(name, kinds, own, own, listed)
 
 
-def trailing(key: str, default: int, rest: Any, last: Any, *, name: str) -> Rule:
-    """The last n layers are ``last``, the others ``rest``."""
+def borrowing(key: str, default: int) -> Rule:
+    """The last n layers use the keys and values of others (Gemma 3n)."""
 
     def kinds(config: Config, depth: int) -> Kinds:
         count = integer(config, key, default)
-        return [last if i >= depth - count else rest for i in range(depth)]
+        return ["shared" if i >= depth - count else OWN for i in range(depth)]
 
-    return Rule(name, kinds, (key,), (key,), listed=False)
+    return Rule("key and value sharing", kinds, (key,), (key,), listed=False, sharing=True)
 
 
 def numbered(test: Callable[[int, int], Any], *, name: str = LAYERS) -> Rule:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mergeloom.planners.output.layers import keys
+from mergeloom.planners.output.layers.described import Description
 from mergeloom.planners.output.layers.homes import Path, values, words
-from mergeloom.planners.output.layers.stack import Edit, name
+from mergeloom.planners.output.layers.rules import LAYERS, OWN, Kinds
+from mergeloom.planners.output.layers.stack import Edit, Origin, name
 
 
 def follow_taps(edit: Edit) -> None:
@@ -114,3 +116,65 @@ def _nearest(edit: Edit, i: int, sources: list[int]) -> int | None:
         "keep both",
     )
     return None
+
+
+def keep_sharing(edit: Edit) -> None:
+    """The same where a rule says which layers use the keys and values of others."""
+    for rule in edit.donor.rules:
+        if rule.sharing:
+            _keep_lenders(edit, rule.name)
+
+
+def _keep_lenders(edit: Edit, name: str) -> None:
+    """See that layers without keys and values of their own find those of a layer before them, and
+    say where it is not a copy of the one whose they use in the model that they are from."""
+    origins = edit.tower.origins
+    before = {id(o.of): _lenders(_traits(o.of, name, range(o.of.depth))) for o in origins}
+    traits = [trait for o in origins for trait in _traits(o.of, name, (o.layer,))]
+    if any(sharing is None for sharing, _ in traits):
+        return  # it is not known of all, which is said where kinds are compared
+    other = []
+    for i, lender in enumerate(_lenders(traits)):
+        own = origins[i]
+        if traits[i][0] == OWN:
+            continue
+        if lender is None:
+            edit.refuse(
+                f"layer {i} of the output's '{edit.tower.name}' is made from {own}, which uses "
+                "keys and values of another layer, and no layer of its kind before it has any",
+                "keep such a layer",
+            )
+            return
+        was = before[id(own.of)][own.layer]
+        if was is not None and (origins[lender].of is not own.of or origins[lender].layer != was):
+            other.append((i, lender, was))
+    if other:
+        i, lender, was = other[0]
+        more = f", and so do {len(other) - 1} more layers" if other[1:] else ""
+        edit.warn(
+            f"layer {i} of the output's '{edit.tower.name}', made from {origins[i]}, uses the keys "
+            f"and values of {origins[lender]}, and did use those of {Origin(origins[i].of, was)}"
+            f"{more}: they compute something else"
+        )
+
+
+def _traits(of: Description, name: str, layers: Sequence[int]) -> list[tuple[Any, Any]]:
+    """Whether layers of a model have keys and values of their own, and of which kind they are."""
+    sharing, types = of.kinds(name) or [], of.kinds(LAYERS) or []
+
+    def of_layer(kinds: Kinds, layer: int) -> Any:
+        return kinds[layer] if layer < len(kinds) else None
+
+    return [(of_layer(sharing, layer), of_layer(types, layer)) for layer in layers]
+
+
+def _lenders(traits: Sequence[tuple[Any, Any]]) -> list[int | None]:
+    """For each layer the one whose keys and values it would use: the last one of its kind before
+    it that has its own."""
+    last: dict[Any, int] = {}
+    found: list[int | None] = []
+    for i, (sharing, kind) in enumerate(traits):
+        found.append(last.get(kind))
+        if sharing == OWN:
+            last[kind] = i
+    return found

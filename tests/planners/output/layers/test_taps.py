@@ -176,3 +176,30 @@ def test_what_only_the_first_or_the_last_layer_has_belongs_to_the_place() -> Non
         assert _refusals([0, 1, 0, 2, 3], {place}, {}) == []
         assert _refusals([1, 2, 3], {place}, {}) == []
     assert _refusals([0, 3, 1, 2], {1}, {}) != []
+
+
+SHARING: Config = {
+    "model_type": "gemma3n_text",
+    "num_hidden_layers": 6,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+}
+"""Layer 4 uses the keys and values of layer 3, and layer 5 those of layer 2."""
+
+
+def test_layers_that_use_others_keys_and_values_find_the_same_ones() -> None:
+    assert ok(stacked(SHARING, [0, 2, 3, 4, 5]))["num_kv_shared_layers"] == 2
+    assert ok(stacked(SHARING, [0, 1, 2, 3]))["num_kv_shared_layers"] == 0
+    (warning,) = stacked(SHARING, [0, 1, 2, 4, 5]).warnings
+    assert warning.startswith("layer 3 of the output's 'model.layers.', made from layer 4 of 'm'")
+    assert "keys and values of layer 1 of 'm', and did use those of layer 3" in warning
+    (refusal,) = stacked(SHARING, [0, 1, 3, 4, 5]).refusals
+    assert "layer 4 of the output" in refusal.cause
+    assert "no layer of its kind before it has any" in refusal.cause
+
+
+def test_layers_that_share_within_groups() -> None:
+    config = {"num_hidden_layers": 8, "use_cla": True, "cla_share_factor": 2}
+    assert ok(stacked(config, [0, 1, 4, 5]))["cla_share_factor"] == 2
+    (warning,) = stacked(config, [0, 1, 2, 5]).warnings
+    assert "keys and values of layer 2 of 'm', and did use those of layer 4" in warning
