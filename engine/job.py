@@ -361,11 +361,12 @@ def _check_same(
     where = f"'{directory.path}' was made by another merge"
     ways_out = "start anew with --restart, or choose another output"
     if not only_touched(found):
-        raise OutputError(f"{where}; different: {listed(found)}. {ways_out}")
+        raise OutputError(f"{where}; different: {listed(found)}", remedy=ways_out)
     touched = ", ".join(each.what for each in found[:3])
     if _differing(recorded, run):
         raise OutputError(
-            f"{where}: {touched} was modified since, and its contents are other ones. {ways_out}"
+            f"{where}: {touched} was modified since, and its contents are other ones",
+            remedy=ways_out,
         )
     run.warnings.append(
         f"{touched} was touched since '{directory.path}' was begun: {len(recorded)} tensors were "

@@ -107,10 +107,10 @@ def plan(
         OutputError: ``output`` is an input.
     """
     options = Options(
-        ram=None if ram is None else arguments.size(ram, "ram"),
+        ram=None if ram is None else arguments.budget(ram, "ram"),
         threads=None if threads is None else arguments.whole(threads, "threads", 1),
         device=arguments.text(device, "device"),
-        vram=None if vram is None else arguments.size(vram, "vram"),
+        vram=None if vram is None else arguments.budget(vram, "vram"),
         seed=arguments.whole(seed, "seed"),
         max_shard_bytes=arguments.size(max_shard_size, "max_shard_size"),
         allow_truncated_embeddings=arguments.flag(

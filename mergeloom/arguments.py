@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import Finding, LoomError, Severity
-from mergeloom.report.units import memory, parse_size
+from mergeloom.report.units import MIB, memory, parse_size
 
 Size = int | str
 Pathlike = str | os.PathLike[str]
@@ -90,12 +90,30 @@ def size(value: object, name: str) -> int:
     """
     value = _scalar(value)
     if isinstance(value, str):
-        return parse_size(value)
+        try:
+            return parse_size(value)
+        except LoomError as error:
+            raise LoomError(f"{name} {error.cause}", remedy=error.remedy) from error
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         value = int(value)
     if isinstance(value, float):
         raise _wrong(name, "a size in bytes, or text such as '8GiB'", value)
     return whole(value, name, 1)
+
+
+def budget(value: object, name: str) -> int:
+    """A memory budget in bytes: a size that is not a number whose unit was forgotten.
+
+    Raises:
+        LoomError: it is none.
+    """
+    found = size(value, name)
+    if found < MIB:
+        raise LoomError(
+            f"{name} is {found:,} bytes, in which no program runs",
+            remedy=f"did you mean {found}GiB?" if found < 2048 else "write for example 8GiB",
+        )
+    return found
 
 
 def choice(value: object, name: str, choices: Sequence[str]) -> str:

@@ -6,13 +6,15 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from typing import Annotated, Any, NoReturn
 
 import click
 
 from mergeloom import streams
-from mergeloom.command_line import Argument, Commands, Interrupted, command_of
+from mergeloom.command_line import Argument, Commands, Interrupted, NoSuchCommand, command_of
 from mergeloom.engine.base.errors import MEMORY_SHORT, LoomError, RunError, is_memory_short
+from mergeloom.engine.base.suggest import nearest
 from mergeloom.printer import AnswerLost, complain
 
 NAMES = (
@@ -95,7 +97,7 @@ def main() -> NoReturn:
     """The program's entry: runs a command and ends the process."""
     signal.signal(signal.SIGTERM, _terminated)
     streams.prepare()
-    status = _status()
+    status = run()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # nobody listens; it is closed or full
             stream.flush()
@@ -105,14 +107,14 @@ def main() -> NoReturn:
     sys.exit(status)
 
 
-def _status() -> int:
-    """Run a command and turn errors into one line and an exit code, which is the result."""
+def run() -> int:
+    """Run the command of ``sys.argv``, whose exit status is the result; an error is one line."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
         sys.argv.insert(1, "--debug")
     try:
-        return int(app(standalone_mode=False) or 0)
+        return int(app(prog_name="mergeloom", standalone_mode=False) or 0)
     except click.UsageError as error:
         return _failed(UsageError(_usage(error)))
     except LoomError as error:
@@ -142,9 +144,24 @@ class UsageError(LoomError):
 
 def _usage(error: click.UsageError) -> str:
     """What is wrong with a command line, where, and how to mend it."""
-    what = error.format_message().strip().rstrip(".")
     command = error.ctx.command_path if error.ctx is not None else app.name
-    return f"{what}: '{command} --help' shows how it is used"
+    help_line = f"'{command} --help' shows how it is used"
+    if isinstance(error, NoSuchCommand):
+        from mergeloom.mergekit_flags import COMMANDS
+
+        instead = COMMANDS.get(error.name) or _meant(error.known, error.name) + help_line
+        return f"there is no command '{error.name}': {instead}"
+    if isinstance(error, click.NoSuchOption):
+        bare = {each.lstrip("-"): each for each in error.possibilities or ()}
+        meant = _meant(bare, error.option_name.lstrip("-"), "--")
+        return f"there is no option '{error.option_name}': {meant}{help_line}"
+    what = error.format_message().strip().rstrip(".")
+    return f"{what[:1].lower()}{what[1:]}: {help_line}"
+
+
+def _meant(known: Iterable[str], name: str, sign: str = "") -> str:
+    near = nearest(name, known)
+    return f"did you mean '{sign}{near}'? " if near else ""
 
 
 def _failed(error: LoomError) -> int:

@@ -21,8 +21,6 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 
 import click
 
-from mergeloom.engine.base.suggest import suggest
-
 HIDDEN = "hidden"
 """Marks a group whose options are understood and not in the help: ``Annotated[Group, HIDDEN]``."""
 
@@ -31,6 +29,15 @@ Parser = Callable[[str], Any]
 
 class Interrupted(Exception):
     """A command was interrupted; the message, if any, says how it goes on."""
+
+
+class NoSuchCommand(click.UsageError):
+    """There is no command ``name`` among those that are ``known``."""
+
+    def __init__(self, name: str, known: Sequence[str], context: click.Context) -> None:
+        super().__init__(f"there is no command '{name}'", context)
+        self.name = name
+        self.known = known
 
 
 class Argument(NamedTuple):
@@ -118,8 +125,7 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         known = self.list_commands(ctx)
         if args[0] not in known and not args[0].startswith("-"):
-            hint = suggest(args[0], known)
-            ctx.fail(f"No such command '{args[0]}'" + (f": {hint}" if hint else ""))
+            raise NoSuchCommand(args[0], known, ctx)
         return super().resolve_command(ctx, args)
 
 

@@ -20,6 +20,19 @@ _SHARD_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**
 
 Flag = bool | None
 
+_MERGE = "'mergeloom merge CONFIG OUT'"
+COMMANDS = {
+    "mergekit-multi": f"{_MERGE} takes several documents, whose names are stages",
+    "mergekit-moe": f"mixtures of experts are not made here; {_MERGE} merges dense models",
+    "mergekit-extract-lora": "adapters are not extracted here",
+    "mergekit-tokensurgeon": "'mergeloom transplant MODEL DONOR OUT' does it",
+    "mergekit-layershuffle": f"{_MERGE} takes any order of 'slices'",
+    "mergekit-legacy": f"'mergeloom init MODEL MODEL' writes a configuration, {_MERGE} takes it",
+    "mergekit-evolve": f"weights are not searched here; {_MERGE} takes those that were found",
+    "bakllama": f"{_MERGE} takes 'slices' in place of 'layer_slices'",
+}
+"""Other commands of mergekit's, and what there is in their place."""
+
 
 @dataclass(frozen=True)
 class MergekitFlags:

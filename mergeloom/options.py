@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -163,6 +164,16 @@ def planned(
     """Plan as the command line asks."""
     from mergeloom import api
 
+    if (
+        output is not None
+        and os.path.isfile(output)
+        and not os.path.isfile(config)
+        and str(config) != "-"
+    ):
+        raise LoomError(
+            f"'{config}' is no file, and '{output}' is one",
+            remedy="the configuration comes first, then the output",
+        )
     return api.plan(
         config,
         ram=resources.ram,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.errors import ConfigError, Finding, Severity
-from mergeloom.engine.base.suggest import suggest
+from mergeloom.engine.base.suggest import nearest
 from mergeloom.engine.graph.graph import Graph, GraphBuilder
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.hardware.process import trim_heap
@@ -139,10 +140,22 @@ def matching(
     if not wanted and not whole:
         wanted = {name for name in names if pattern in name}
     if not wanted:
-        remedy = suggest(pattern, names[:20000])
+        remedy = _like(pattern, names[:20000])
         raise ConfigError(f"the output has no tensor '{pattern}'", remedy=remedy)
     found = (plan for plan in plans if plan.name in wanted)
     return list(islice(found, len(wanted)))  # it takes time to make plans: no more than needed
+
+
+def _like(pattern: str, names: Sequence[str]) -> str:
+    """A part of the names that is like ``pattern``, or else some names."""
+    parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
+    near = nearest(pattern, [*parts, *names])
+    if near is not None:
+        return f"did you mean '{near}'?"
+    shown = [name for name in names if not re.search(r"\d", name)][:3] + [
+        name for name in names if re.search(r"\.0\.", name)
+    ]
+    return f"there are {len(names):,} tensors, such as {', '.join(shown[:6] or names[:6])}"
 
 
 @dataclass(frozen=True)

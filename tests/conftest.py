@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
@@ -23,3 +24,7 @@ os.environ["XDG_CACHE_HOME"] = _cache.name
 # Machines that run tests are often busy: time says nothing about what is tested.
 settings.register_profile("mergeloom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mergeloom")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--review", action="store_true", help="write anew what people review")

@@ -91,7 +91,8 @@ def choose(
         if not matching:
             names = ", ".join(device.name for device in devices) or "none"
             raise DeviceError(
-                f"--device '{wanted}' is not there; devices that torch can use here: {names}"
+                f"--device '{wanted}' is not there; devices that torch can use here: {names}",
+                remedy="leave the option out, and the merge runs on what there is",
             )
         devices = matching
     return tuple(

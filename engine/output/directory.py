@@ -229,7 +229,9 @@ class OutputDirectory:
         if found is None or found.condition in (Condition.ABSENT, Condition.EMPTY):
             return
         if found.condition is Condition.FILE:
-            raise OutputError(f"'{self.path}' is a file, not a directory")
+            raise OutputError(
+                f"'{self.path}' is a file, not a directory", remedy="choose another output"
+            )
         if found.condition is Condition.UNREADABLE:
             raise OutputError(f"cannot read '{self.path}': {found.reason}")
         raise OutputError(

@@ -57,7 +57,10 @@ def verify_output(output: Path) -> Verified:
         places = [(output / r.file, r) for r in records if (output / r.file).is_file()]
     else:
         if not (output / DIRECTORY).is_dir():
-            raise OutputError(f"'{output}' was not made by mergeloom: it has no manifest")
+            raise OutputError(
+                f"'{output}' was not made by mergeloom: it has no manifest",
+                remedy="name a directory that 'mergeloom merge' wrote into",
+            )
         journal = read_journal(output / DIRECTORY / "journal")
         if journal is None:
             raise OutputError(f"'{output}' holds a merge that has not recorded any tensor yet")

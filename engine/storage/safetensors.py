@@ -34,6 +34,9 @@ MAX_METADATA_ENTRIES = 100_000
 _MAX_ELEMENTS = 1 << 62
 _MAX_VALUE = 2000
 _PREFIX = 8
+_POINTER = b"version https://git-lfs"
+"""How a file begins that stands for one in Git LFS."""
+AGAIN = "copy or download it again"
 
 _SPACE = rb"[ \t\n\r]*"
 _NUMBER = rb"(?:0|[1-9]\d{0,18})"
@@ -116,7 +119,8 @@ def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry]
     if end != size:
         how = "is truncated" if end > size else "has bytes that no tensor covers"
         raise CheckpointError(
-            f"'{path}' {how}: its header describes {end} bytes, the file has {size}"
+            f"'{path}' {how}: its header describes {end} bytes, the file has {size}",
+            remedy=AGAIN,
         )
     return entries, metadata
 
@@ -148,12 +152,18 @@ def build_header(
 
 def _raw_header(prefix: bytes, size: int, path: str) -> int:
     if len(prefix) < _PREFIX:
-        raise CheckpointError(f"'{path}' is no safetensors file: it has {size} bytes")
+        raise CheckpointError(f"'{path}' is no safetensors file: it has {size} bytes", remedy=AGAIN)
     length = int.from_bytes(prefix, "little")
+    if prefix == _POINTER[:_PREFIX]:
+        raise CheckpointError(
+            f"'{path}' is a pointer of Git LFS, not the weights",
+            remedy="'git lfs pull' in its directory fetches them",
+        )
     if length > MAX_HEADER_BYTES or length > size - _PREFIX:
         raise CheckpointError(
             f"'{path}' is no safetensors file, or truncated: its header would have {length} bytes, "
-            f"the file has {size}"
+            f"the file has {size}",
+            remedy=AGAIN,
         )
     return length
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,6 +90,9 @@ def run_merge(
     """
     from mergeloom import api
 
+    state = found.output_state
+    if state is not None and state.will == "refuse" and not restart:
+        printer = replace(printer, quiet=True)  # the error says all that the plan would
     with printer.running(found) as observer:
         try:
             result = api.merge(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from mergeloom.command_line import Argument, Option
 from mergeloom.commands.merge import run_merge
+from mergeloom.engine.base.errors import ConfigError
 from mergeloom.options import (
     AsJson,
     Finding,
@@ -128,19 +130,22 @@ def transplant(
     if dtype is not None:
         configuration["dtype"] = dtype
     printer = Printer(as_json, quiet)
-    found = api.plan(
-        configuration,
-        output=output,
-        ram=resources.ram,
-        threads=resources.threads,
-        device=resources.device,
-        vram=resources.vram,
-        seed=seed,
-        max_shard_size=max_shard_size,
-        model_dirs=finding.model_dirs,
-        search=finding.folders,
-        observer=printer.planning(),
-    )
+    try:
+        found = api.plan(
+            configuration,
+            output=output,
+            ram=resources.ram,
+            threads=resources.threads,
+            device=resources.device,
+            vram=resources.vram,
+            seed=seed,
+            max_shard_size=max_shard_size,
+            model_dirs=finding.model_dirs,
+            search=finding.folders,
+            observer=printer.planning(),
+        )
+    except ConfigError as error:  # nobody has seen the configuration that it is a place of
+        raise ConfigError.of([replace(each, place=None) for each in error.findings]) from error
     if dry_run:
         from mergeloom.report.terminal.plan import render_plan
 

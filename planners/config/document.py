@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from mergeloom.engine.base.dtypes import BF16, BY_NAME, F16, F32, F64, DType
 from mergeloom.engine.base.errors import ConfigError
-from mergeloom.engine.base.suggest import suggest
+from mergeloom.engine.base.suggest import nearest, suggest
 from mergeloom.methods import registry
 from mergeloom.methods.declare import Method
 from mergeloom.planners.config.config import QUANTIZE, MergeDocument, Module, OutputSlice, Source
@@ -53,6 +53,7 @@ _OTHERS = {
     "layer_slices": "bakllama, an older stacker of layers",
 }
 """Keys that tell configurations of other programs, and what those are for."""
+_NAME_ONE = "add it, as 'merge_method: linear'; 'mergeloom methods' lists them"
 _MERGED = frozenset({"models", "slices", "modules"})
 
 
@@ -82,9 +83,11 @@ class _Reader:
             name = self.findings.attempt(written.text, "'merge_method'")
         if written is not None and name is not None:
             self.method = self.findings.attempt(_method, written, name)
+        if written is None:
+            self.method = _misspelt_method(keys)
         fields = Fields(value, CONFIGURATION, self.findings, self.method)
         if written is None or not written.given:
-            self.findings.attempt(fields.require, "merge_method", "name a method")
+            self.findings.attempt(fields.require, "merge_method", _NAME_ONE)
         modules = self.findings.attempt(self._modules, value, fields)
         document = MergeDocument(
             merge_method=name or "",
@@ -107,7 +110,8 @@ class _Reader:
         kinds = [key for key in ("models", "slices", "modules") if key in fields]
         if len(kinds) != 1:
             found = " and ".join(f"'{kind}'" for kind in kinds) or "none of them"
-            remedy = "" if kinds else fields.meant("models", "slices", "modules")
+            remedy = f"remove all but '{kinds[0]}'" if kinds else fields.meant(*sorted(_MERGED))
+            remedy = remedy or "'models' is a list of the models to merge"
             raise value.error(
                 f"exactly one of 'models', 'slices', 'modules' is needed, found {found}", remedy
             )
@@ -189,6 +193,16 @@ class _Reader:
         )
 
 
+def _misspelt_method(keys: Mapping[str, Value]) -> Method | None:
+    """The method that a misspelt key names: parameters are compared with its own."""
+    near = nearest("merge_method", keys, 0.7)
+    name = keys[near].content if near is not None else None
+    try:
+        return registry.get(name) if isinstance(name, str) else None
+    except ConfigError:
+        return None
+
+
 def _method(value: Value, name: str) -> Method:
     try:
         return registry.get(name)
@@ -211,7 +225,12 @@ def read_name(value: Value) -> str:
 
 
 def _layer_range(value: Value) -> tuple[int, int]:
-    items = value.items("'layer_range'")
+    if not isinstance(value.content, list):
+        raise value.error(
+            f"'layer_range' must be two whole numbers, not {value.kind}",
+            "write [0, 16] for the first sixteen layers: the end is excluded",
+        )
+    items = value.content
     if len(items) != 2:
         raise value.error("'layer_range' must be two whole numbers, [first, end), end excluded")
     start, stop = (item.whole("a layer of 'layer_range'") for item in items)

@@ -179,7 +179,7 @@ class Fields:
         """A question whether an unknown key is one of those that are missing."""
         unknown = [name for name in self._keys if name not in self._level.keys]
         for key in keys:
-            near = nearest(key, unknown)
+            near = nearest(key, unknown, 0.7)
             if near is not None:
                 return f"did you mean '{key}' by {short(repr(near))}?"
         return ""
@@ -209,7 +209,7 @@ class Fields:
             model = self._keys.get("model")
             name = model.content if model is not None else None
             name = name if isinstance(name, str) else "MODEL"
-            text = item.content if isinstance(item.content, (str, int)) else key.upper()
+            text = _named(item) or key.upper()
             return f"write 'model: {name}{sign}{text}'" if is_name(f"{name}{text}") else ""
         if key == "layer_range" and level is MODEL:
             return "'models' takes whole models, to choose layers write 'slices' with 'sources'"
@@ -223,6 +223,16 @@ class Fields:
         if key in _OPTIONS:
             return f"it belongs to the command line: {_OPTIONS[key]}"
         return belongs(key, level)
+
+
+def _named(item: Value) -> str:
+    """The name that a value is, alone or as the only ``path`` in it; empty if it is none."""
+    content = item.content
+    if isinstance(content, list) and len(content) == 1:
+        content = content[0].content
+    if isinstance(content, dict) and "path" in content:
+        content = content["path"].content
+    return str(content) if isinstance(content, (str, int)) else ""
 
 
 def belongs(key: str, level: Level | None = None) -> str:

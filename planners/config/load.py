@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from mergeloom.engine.base.errors import ConfigError, Finding
+from mergeloom.engine.base.errors import ConfigError, Finding, Place
+from mergeloom.engine.base.suggest import nearest
 from mergeloom.planners.config.config import Configuration, Document
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.plain_data import yaml_text
@@ -17,6 +19,10 @@ from mergeloom.planners.config.yaml_values import MAX_BYTES, load_documents
 from mergeloom.planners.registry import planner_for
 
 STANDARD_INPUT = Path("-")
+
+_SUFFIXES = frozenset({".yml", ".yaml", ".json"})
+_FRONT_MATTER = re.compile(r"---\n(?:[^\n]*\n)*?---\s*\n\s*(?:#|[^\n:]*\n)")
+"""YAML between lines of dashes, and behind them text that is none: how a model card begins."""
 
 
 def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
@@ -41,12 +47,33 @@ def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
             f"cannot read the configuration {name}: it is a directory",
             remedy="give the configuration's file",
         ) from error
+    except FileNotFoundError as error:
+        near = _near(path)
+        raise ConfigError(
+            f"cannot read the configuration {name}: there is no such file",
+            remedy=f"did you mean '{near}'?" if near else "",
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise ConfigError(f"cannot read the configuration {name}: {reason}") from error
+    if _FRONT_MATTER.match(text):
+        raise ConfigError(
+            f"{name} is a model card, not a configuration",
+            remedy="write the configuration that it shows into a file of its own",
+        )
     if stream:
         return parse_config(text, "stdin", settings=settings)
     return parse_config(text, path.name, path, settings=settings)
+
+
+def _near(path: Path) -> str | None:
+    """A configuration beside ``path`` whose name is like its name."""
+    try:
+        files = [each for each in path.parent.iterdir() if each.suffix in _SUFFIXES]
+    except OSError:
+        return None
+    found = nearest(path.stem, [each.stem for each in files])
+    return next((str(each) for each in files if each.stem == found), None)
 
 
 def parse_config(
@@ -67,7 +94,11 @@ def parse_config(
     values = load_documents(text, file, findings, lines)
     if not values:
         findings.check()
-        raise ConfigError(f"{file}: the configuration is empty")
+        raise ConfigError(
+            "the configuration is empty",
+            place=Place(file),
+            remedy="'mergeloom init MODEL MODEL' writes one to start from",
+        )
     if settings:
         values = apply_settings(values, settings, findings)
         text = text_with(values, settings, file)
@@ -104,7 +135,11 @@ def _in_order(documents: Sequence[Document], findings: Findings) -> list[Documen
             named[document.name] = number
     unnamed = [number for number, document in enumerate(documents) if document.name is None]
     for number in unnamed[:-1]:
-        findings.error(documents[number].place, "every stage but one needs a 'name' to be used by")
+        findings.error(
+            documents[number].place,
+            "two stages have no 'name', and only one can be the output",
+            "name this one and use it as a model in the other, or give it a file of its own",
+        )
     sorter: TopologicalSorter[int] = TopologicalSorter()
     used: set[int] = set()
     for number, document in enumerate(documents):

@@ -109,7 +109,10 @@ def _entry(value: Value, parameter: Parameter, findings: Findings) -> Entry:
     if not isinstance(value.content, dict):
         return Entry(None, _scalar_or_gradient(value, parameter, findings), value.place)
     if not value.content.keys() & FILTERED.keys:
-        raise value.error(f"'{parameter.name}' must be {_wanted(parameter)}, not {value.kind}")
+        raise value.error(
+            f"'{parameter.name}' must be {_wanted(parameter)}, not {value.kind}",
+            "values for parts of the model are a list of '- {filter: TEXT, value: ...}'",
+        )
     fields = Fields(value, FILTERED, findings)
     written = fields.require("value", "an entry with a filter needs it")
     text = fields["filter"].content if "filter" in fields else None

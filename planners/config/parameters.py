@@ -125,6 +125,13 @@ class Resolution:
             found = self._found[key] = values, lacking
         return found
 
+    def place(self, parameter: Parameter) -> Place | None:
+        """Where the parameter's entry of the highest level is, if there is one."""
+        for level in self._levels:
+            for entry in level.parameters.entries.get(parameter.name, ()):
+                return entry.place
+        return None
+
 
 def at_gradient(values: Sequence[float], t: float) -> float:
     """Piecewise linear interpolation of equally spaced ``values`` at ``t`` from 0 to 1."""
@@ -136,13 +143,21 @@ def at_gradient(values: Sequence[float], t: float) -> float:
     return (1 - share) * values[index] + share * values[index + 1]
 
 
-def required(parameter: Parameter, model: str | None, tensor: str, place: Place) -> ConfigError:
-    """The error for a parameter that no level supplies."""
+def required(
+    parameter: Parameter,
+    model: str | None,
+    tensor: str,
+    place: Place,
+    filtered: Place | None = None,
+) -> ConfigError:
+    """The error for a parameter that no level supplies; ``filtered`` is where entries are whose
+    filters do not admit the tensor."""
     whose = f" of model '{model}'" if model is not None else ""
+    remedy = "add it" if filtered is None else "add '- value: ...', which holds for all others"
     return ConfigError(
         f"'{parameter.name}'{whose} has no value for tensor '{tensor}'",
-        place=place,
-        remedy="add it, or a filter that admits this name",
+        place=filtered or place,
+        remedy=remedy,
         code="missing-parameter",
     )
 

@@ -33,6 +33,9 @@ _REMEDIES = (
     ("block", "is this line indented like its neighbours?"),
 )
 """What helps, by words of the parser's complaint."""
+_NO_SPACE = re.compile(r"(- )?[A-Za-z_]+:[^\s/\\\\].*")
+"""A key and its value without a space between; not a drive or an address."""
+_ASSIGNMENT = re.compile(r"\s*[A-Za-z_]+ *= *[\"'\[{]")
 _OCTAL = re.compile(r"[+-]?0[0-7]*[1-9][0-7]*")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
@@ -61,7 +64,9 @@ class Value:
             ConfigError: it is something else.
         """
         if not isinstance(self.content, dict):
-            raise self.error(f"{what} must be a mapping, not {self.kind}")
+            models = what == "a configuration" and isinstance(self.content, list)
+            remedy = "begin with 'merge_method: ...' and 'models:' above the list" if models else ""
+            raise self.error(f"{what} must be a mapping, not {self.kind}", remedy)
         return self.content
 
     def items(self, what: str) -> list[Value]:
@@ -81,7 +86,9 @@ class Value:
             ConfigError: it is something else.
         """
         if not isinstance(self.content, str) or not is_name(self.content):
-            raise self.error(f"{what} must be a name, not {self.kind}")
+            number = isinstance(self.content, (int, float)) and self.content is not True
+            remedy = f"write it in quotes, '{self.content}'" if number else ""
+            raise self.error(f"{what} must be a name, not {self.kind}", remedy)
         return self.content
 
     def whole(self, what: str) -> int:
@@ -173,10 +180,26 @@ def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
     written = [*text.splitlines(), *[""] * (line + 1)][line]
     place = Place(file, line + 1)
     here = written[mark.column : mark.column + 1] if mark is not None else ""
+    above = next((n for n in range(line - 1, -1, -1) if text.splitlines()[n].strip()), None)
+    before = text.splitlines()[above].strip() if above is not None else ""
+    opened = error.context_mark.line + 1 if error.context_mark is not None else 0
     if "\t" in (here or written[: len(written) - len(written.lstrip())]):
         cause, remedy = "a tab", "YAML is indented by spaces"
     elif written.startswith("```"):
         cause, remedy = "a fence of Markdown", "remove the lines with ```"
+    elif above is not None and _NO_SPACE.fullmatch(before):
+        place = Place(file, above + 1)
+        cause = f"{short(repr(before))} has no space after its colon"
+        remedy = f"write {short(repr(before.replace(':', ': ', 1)))}"
+    elif _ASSIGNMENT.match(text):
+        place = Place(file, text.count("\n", 0, len(text) - len(text.lstrip())) + 1)
+        cause = "a line of Python, not of YAML"
+        remedy = "keep only the lines between the quotes"
+    elif opened and "',' or" in str(error.problem):
+        sign = f"{error.problem}"[-2]
+        pair = {"]": "[", "}": "{"}.get(sign, "[")
+        cause = f"the '{pair}' of line {opened} is not closed"
+        remedy = f"is a comma or '{sign}' missing before this?"
     else:
         kind = "JSON" if file.lower().endswith(".json") else "YAML"
         cause = f"not valid {kind}: {error.problem}"

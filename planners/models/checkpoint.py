@@ -75,7 +75,7 @@ def open_checkpoint(folder: Folder | Path) -> Checkpoint:
         if is_gguf(folder):
             return open_gguf(GgufFolder.at(folder))
         if not folder.is_dir():
-            raise CheckpointError(f"'{folder}' is not a directory")
+            raise _no_folder(folder)
         folder = LocalFolder(folder)
     if isinstance(folder, GgufFolder):
         return open_gguf(folder)
@@ -188,6 +188,17 @@ def read_config(folder: Folder) -> dict[str, Any]:
     return read_object(folder, "config.json")
 
 
+def _no_folder(path: Path) -> CheckpointError:
+    """The error for a path that is no directory."""
+    if not path.exists():
+        return CheckpointError(f"'{path}' does not exist", remedy="name a checkpoint's directory")
+    configuration = path.suffix in (".yml", ".yaml")
+    return CheckpointError(
+        f"'{path}' is a file, not a checkpoint's directory",
+        remedy=f"'mergeloom plan {path}' shows what it makes" if configuration else "name that",
+    )
+
+
 def _no_config(folder: Folder) -> CheckpointError:
     """The error for a folder that holds no model, but maybe something else."""
     if folder.has("adapter_config.json"):
@@ -203,7 +214,8 @@ def _no_config(folder: Folder) -> CheckpointError:
     if _has_weights(folder):
         return CheckpointError(
             f"'{folder.name}' has weights and no config.json",
-            remedy="'tensors: same' in the configuration merges weights as they are",
+            remedy="copy it from the original model; or let 'tensors: same' in the configuration "
+            "merge weights as they are",
         )
     near = next((name for name in folder.folders() if folder.has(f"{name}/config.json")), None)
     return CheckpointError(

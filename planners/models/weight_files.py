@@ -46,7 +46,10 @@ def weight_files(folder: Folder) -> dict[str, set[str]]:
                     remedy="keep the one that is meant there",
                 )
             return {name: set() for name in found}
-    raise CheckpointError(f"'{folder.name}' has no .safetensors files, and no .bin or .pt either")
+    raise CheckpointError(
+        f"'{folder.name}' has no .safetensors files, and no .bin or .pt either",
+        remedy="copy or download its weights",
+    )
 
 
 def passed_over(folder: Folder, read: Mapping[str, set[str]]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from mergeloom.methods.declare import REQUIRED, Base, Method
-from mergeloom.planners.config.config import MergeDocument, Module, OutputSlice
+from mergeloom.planners.config.config import MergeDocument, Module, OutputSlice, Source
 from mergeloom.planners.config.findings import Findings, placed
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.models.architecture import Tower
@@ -45,6 +45,14 @@ def aligned_slice(
         return _aligned(entry, first, tower, module, document, method, models)
 
 
+def _source(source: Source, tower: Tower, models: View) -> LayerSource:
+    """A model and the layers that are taken of it."""
+    model = models.get(source.model)
+    own = models.tower(model, tower)
+    start, stop = resolve_range(source, own, model.name)
+    return LayerSource(model, own, start, stop, source)
+
+
 def _aligned(
     entry: OutputSlice,
     first: int,
@@ -55,12 +63,10 @@ def _aligned(
     models: View,
 ) -> Slice:
     """The sources of a slice, the base among them, each with as many layers."""
-    sources = []
-    for source in entry.sources:
-        model = models.get(source.model)
-        own = models.tower(model, tower)
-        start, stop = resolve_range(source, own, model.name)
-        sources.append(LayerSource(model, own, start, stop, source))
+    findings = Findings()
+    found = [findings.attempt(_source, source, tower, models) for source in entry.sources]
+    findings.check()
+    sources = [source for source in found if source is not None]
     reference = entry.base_model or document.base_model
     base = None
     if reference is not None and method.base is Base.NONE:

@@ -63,6 +63,7 @@ def warn_of_idle(part: Slice, method: Method, levels: Sequence[Level], findings:
                 code="no-effect",
             )
     others = [layers for i, layers in enumerate(part.sources) if i != part.base]
+    _warn_of_listed_models(len(others), method, levels, findings)
     if len(others) == 1 and method.base is not Base.NONE:
         _warn_of_one_weight(others[0], method, levels, findings)
     for position, layers in enumerate(part.sources):
@@ -77,6 +78,27 @@ def warn_of_idle(part: Slice, method: Method, levels: Sequence[Level], findings:
                     layers.source.place, again, "it counts twice, if that is meant", "listed-twice"
                 )
                 break
+
+
+def _warn_of_listed_models(
+    models: int, method: Method, levels: Sequence[Level], findings: Findings
+) -> None:
+    """A list with a value for each model, as it seems, where it is a gradient over layers."""
+    for parameter in method.model_parameters:
+        for level in levels:
+            for entry in level.parameters.entries.get(parameter.name, ()):
+                values = entry.value
+                if not isinstance(values, tuple) or len(values) != models or models < 2:
+                    continue
+                if len(set(values)) == 1 or sum(values) == 1:
+                    findings.warn(
+                        entry.place,
+                        f"a list is a gradient over the layers, and holds for each of the {models} "
+                        "models alike",
+                        f"for a value per model write '{parameter.name}' under its own "
+                        "'parameters'",
+                        "gradient",
+                    )
 
 
 def _warn_of_one_weight(

@@ -72,7 +72,7 @@ def resolve_range(source: Source, tower: Tower, model: str) -> tuple[int, int]:
         reason = "is reversed" if 0 <= stop < start else "is outside the model"
         raise source.place.error(
             f"layer_range [{start}, {stop}] {reason}: '{model}' has {tower.layers} layers",
-            f"[0, {tower.layers}] at most",
+            f"[0, {tower.layers}] is all of them, the end excluded",
         )
     return start, stop
 
@@ -91,7 +91,7 @@ def check_lengths(sources: Sequence[LayerSource], place: Place) -> int:
                 "the sources of one slice are merged layer by layer and need equally many layers: "
                 f"'{first.model.name}' gives {lengths[0]} ([{first.start}, {first.stop}]), "
                 f"'{source.model.name}' {length} ([{source.start}, {source.stop}])",
-                "to stack them, write two entries under 'slices'",
+                "to stack them, give each an entry of its own under 'slices'",
             )
     return lengths[0]
 

@@ -89,11 +89,13 @@ def plan_tensor(
         if lacking is not None and position != part.base:
             layers = part.sources[position]
             place = layers.source.place if layers.source is not None else part.entry.place
-            raise required(lacking, layers.model.name, name, place)
+            filtered = parameters.sources[position].place(lacking)
+            raise required(lacking, layers.model.name, name, place, filtered)
         contributions.append(_contribution(part, position, name, resolved))
     settings, lacking = parameters.settings.of(wanted.name, wanted.t)
     if lacking is not None:
-        raise required(lacking, None, wanted.name, part.entry.place)
+        filtered = parameters.settings.place(lacking)
+        raise required(lacking, None, wanted.name, part.entry.place, filtered)
     return TensorPlan(
         wanted.name, wanted.layer, method, tuple(contributions), settings, missing=missing
     )
@@ -144,14 +146,18 @@ def check_models(method: Method, part: Slice, place: Place) -> None:
             beside = f" beside the base model '{part.sources[part.base].model.name}'"
         models = "model" if wanted == "1" else "models"
         remedy = ""
-        if high == 1 and others == 2 and part.base is not None:
+        if high is not None and others > high:
+            remedy = "remove some, or choose a method that merges more: linear, karcher, multislerp"
+        if high == 1 and others == 2 and part.base is not None and _is_added(part):
             first, second = (s.model.name for i, s in enumerate(part.sources) if i != part.base)
             remedy = (
                 f"to merge '{first}' with '{second}', write 'base_model: {first}', which is then "
                 "one of the two"
             )
         raise place.error(
-            f"'{method.name}' merges {wanted} {models}{beside}, here are {others}", remedy
+            f"'{method.name}' merges {wanted} {models}{beside}, "
+            f"here {'is' if others == 1 else 'are'} {others}",
+            remedy,
         )
 
 
@@ -160,6 +166,11 @@ def _contribution(
 ) -> Contribution:
     source = part.sources[position]
     return Contribution(source.model, name, source.tower.prefix, position == part.base, parameters)
+
+
+def _is_added(part: Slice) -> bool:
+    """Whether the base is among the sources only because it is the base."""
+    return part.base is not None and part.sources[part.base].source is None
 
 
 def _donor(inputs: Sequence[tuple[int, str]], part: Slice) -> int:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from mergeloom.engine.base.errors import CheckpointError, LoomError
+from mergeloom.engine.storage.folder import LocalFile
 from mergeloom.methods import registry
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.yaml_values import Value
 from mergeloom.planners.filters import warn_of_idle_filters
 from mergeloom.planners.models.architecture import Tower
+from mergeloom.planners.models.formats import SAFETENSORS
 from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.outline import Outline, OutlinePart, OutlineSlice, OutlineSource
@@ -179,7 +182,19 @@ def _open(
         model = models.weights(reference)
     except LoomError as error:
         raise error.at(place) from error
-    if isinstance(model, StoredModel) and model.checkpoint.passed_over:
+    if not isinstance(model, StoredModel):
+        return
+    folder = model.checkpoint.folder
+    file = folder.path if isinstance(folder, LocalFile) else Path()
+    if file.name == SAFETENSORS.single and file.with_name("config.json").is_file():
+        findings.warn(
+            place,
+            f"'{model.name}' is merged as weights alone: the output has no config.json and no "
+            "tokenizer",
+            "name its folder to merge the model",
+            "weights-alone",
+        )
+    if model.checkpoint.passed_over:
         files = model.checkpoint.passed_over
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         findings.warn(

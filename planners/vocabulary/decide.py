@@ -89,7 +89,8 @@ def decide(
     if first.tokenizer is None:
         which = "base" if base is not None else "first"
         raise settings.place.error(
-            f"the {which} model '{first.name}' has no tokenizer, which these settings start from"
+            f"the {which} model '{first.name}' has no tokenizer, which these settings start from",
+            "copy its tokenizer's files (tokenizer.json above all) into its directory",
         )
     tokenizers = []
     for candidate in candidates:
@@ -182,7 +183,10 @@ def _of_model(
             known,
         ) from error
     if tokenizer is None:
-        raise place.error(f"'{source}', which the tokenizer is to come from, has none")
+        raise place.error(
+            f"'{source}', which the tokenizer is to come from, has none",
+            "copy its tokenizer's files into its directory, or name another model",
+        )
     return tokenizer
 
 

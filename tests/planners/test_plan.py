@@ -223,7 +223,7 @@ REFUSED = {
     "lengths": (
         "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]}]\n"
         "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}",
-        "'a' gives 2 ([0, 2]), 'b' 3 ([0, 3]): to stack them, write two entries under 'slices'",
+        "'a' gives 2 ([0, 2]), 'b' 3 ([0, 3]): to stack them, give each an entry of its own",
     ),
     "method": (
         "models: [a, b]\nmerge_method: slurp",
@@ -234,13 +234,13 @@ REFUSED = {
         "'slerp' needs a base model: write 'base_model: MODEL' at the top level",
     ),
     "too many": (
-        "models: [a, b, c]\nmerge_method: slerp\nbase_model: a\nparameters: {t: 0.5}",
+        "models: [b, c]\nmerge_method: slerp\nbase_model: a\nparameters: {t: 0.5}",
         "'slerp' merges 1 model beside the base model 'a', here are 2: to merge 'b' with 'c', "
         "write 'base_model: b', which is then one of the two",
     ),
     "too few on a base": (
         "models: [a, {model: b, parameters: {weight: 1}}]\nmerge_method: nuslerp\nbase_model: a",
-        "'nuslerp' merges 2 models beside the base model 'a', here are 1",
+        "'nuslerp' merges 2 models beside the base model 'a', here is 1",
     ),
     "no weight": (
         "models: [{model: a, parameters: {weight: 1}}, b]\nmerge_method: linear",
@@ -415,7 +415,7 @@ def test_stages_feed_each_other(tmp_path: Path) -> None:
 def test_a_stage_without_a_name_cannot_be_used(tmp_path: Path) -> None:
     llama(tmp_path / "a")
     llama(tmp_path / "b")
-    with pytest.raises(ConfigError, match="every stage but one needs a 'name'"):
+    with pytest.raises(ConfigError, match="two stages have no 'name'"):
         plan_text(two() + "---\n" + two(), tmp_path)
 
 

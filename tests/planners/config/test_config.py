@@ -28,7 +28,10 @@ WRONG = {
     "tab after a dash": ("merge_method: linear\nmodels:\n-\ta: b", "config.yml:3: a tab: YAML is"),
     "tab below": ("a:\n  - b: 1\n\t  c: 1", "config.yml:3: a tab: YAML is indented by spaces"),
     "fence": ("```yaml\na: 1\n```", "config.yml:1: a fence of Markdown: remove the lines"),
-    "no space at the top": ("merge_method:linear\na: b", "is a space missing after a colon"),
+    "no space at the top": (
+        "merge_method:linear\na: b",
+        "config.yml:1: 'merge_method:linear' has no space",
+    ),
     "no space at a model": (
         "merge_method: linear\nmodels: ['model:a']",
         "models[0]: a model must be a name, not 'model:a': write a space after the colon",
@@ -39,7 +42,7 @@ WRONG = {
     ),
     "indentation": ("models:\n  - model: a\n   b: 1", "config.yml:3: not valid YAML"),
     "no mapping": ("- a", "config.yml:1: a configuration must be a mapping, not a list"),
-    "no method": ("models: [a]", "config.yml:1: 'merge_method' is missing: name a method"),
+    "no method": ("models: [a]", "config.yml:1: 'merge_method' is missing: add it, as"),
     "no models": ("merge_method: linear", "exactly one of 'models', 'slices', 'modules'"),
     "misspelt models": ("merge_method: linear\nmodel: [a]", "did you mean 'models' by 'model'?"),
     "unknown method": (
@@ -194,7 +197,7 @@ WRONG = {
     ),
     "two stages without": (
         "merge_method: linear\nmodels: [a]\n---\nmerge_method: linear\nmodels: [a]",
-        "config.yml:1: every stage but one needs a 'name' to be used by",
+        "config.yml:1: two stages have no 'name', and only one can be the output",
     ),
     "stage of itself": (
         "merge_method: linear\nmodels: [a]\nname: a",
@@ -551,7 +554,7 @@ def test_alias_bombs_are_refused() -> None:
 
 
 def test_absent_and_binary_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="there is no such file"):
         load_config(tmp_path / "none.yml")
     with pytest.raises(ConfigError, match="too large"):
         load_config(Path("/dev/zero"))
