@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import CheckpointError, Place
+from mergeloom.engine.base.records import record
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.methods.declare import Method, ParameterError, TensorMerge
@@ -19,7 +19,7 @@ from mergeloom.planners.models.roles import is_buffer
 from mergeloom.planners.models.sameness import equal_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Contribution:
     """One input of one output tensor: ``tensor`` of ``model``.
 
@@ -48,7 +48,7 @@ class Contribution:
         return stored.name if stored is not None else self.tensor
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TensorPlan:
     """How one output tensor comes about, with every parameter and where it comes from.
 

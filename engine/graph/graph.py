@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.grains import Access
+from mergeloom.engine.base.records import record
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.engine.graph.pieces import Bytes, Range
 from mergeloom.engine.storage.source import Source
@@ -33,7 +34,7 @@ class GraphError(Exception):
     """A graph that breaks its specification: a defect of a planner, not of its input."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(frozen=True, slots=True, eq=False)
 class Load:
     """One tensor as it is stored; ``bytes`` says where its bytes lie."""
 
@@ -57,7 +58,7 @@ class Load:
         return self.bytes.stored(0, self.nbytes)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(frozen=True, slots=True, eq=False)
 class Gather:
     """What one merge needs.
 
@@ -69,7 +70,7 @@ class Gather:
     side: tuple[Load, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(frozen=True, slots=True, eq=False)
 class Merge:
     """One kernel over one gather; an input of another merge, or written, or both.
 
@@ -98,7 +99,7 @@ class Merge:
         object.__setattr__(self, "shape", shape)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(frozen=True, slots=True, eq=False)
 class Write:
     """One slot of an output file: ``merge`` rounded to ``dtype``, from byte ``offset`` on.
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
 
+from mergeloom.engine.base.records import record
 from mergeloom.engine.storage.source import Source
 
 Shape = tuple[int, ...]
@@ -118,7 +119,7 @@ class Bytes(ABC):
         return 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(frozen=True, slots=True, eq=False)
 class Range(Bytes):
     """Bytes ``[offset, offset + length)`` of ``source``."""
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.base.records import record
 from mergeloom.engine.graph.pieces import Bytes, Joined, Range, Rows, Strided, at_strides, part_of
 from mergeloom.engine.storage.source import Source
 
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(frozen=True, slots=True, eq=False)
 class StoredTensor:
     """A tensor as it is stored: where its bytes lie, dtype and shape. Nothing is read here.
 

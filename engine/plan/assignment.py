@@ -21,6 +21,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mergeloom.engine.base.records import record
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
 from mergeloom.engine.hardware.spec import Machine
@@ -48,7 +49,7 @@ class Reason(enum.Enum):
     ASKED_FOR = "asked for by --device"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Assignment:
     """Where a merge computes: on device number ``device``, or on the CPU (``None``), and why."""
 

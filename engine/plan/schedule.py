@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from mergeloom.engine.base.errors import BudgetError
+from mergeloom.engine.base.records import record
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, Load
 from mergeloom.engine.graph.kernel import Arithmetic
@@ -55,7 +56,7 @@ _MEMO_SHARE = 0.25
 _MINIMUM_STEP = 8 * MIB
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ScheduledMerge:
     """How one root merge runs.
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains, partition, unit_of
+from mergeloom.engine.base.records import record
 from mergeloom.engine.graph.graph import Graph, Load, Merge, Write, copied_dtype, tree
 from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Kernel, Statistic, Use, all_uses
 from mergeloom.engine.hardware.spec import Machine
@@ -47,7 +48,7 @@ class WorkKind:
     double: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Work:
     """One root merge, all that is written of it, and all that it needs; where nothing is written,
     its statistics are the result.

@@ -12,6 +12,7 @@ hold (20 bytes of memory for each byte of ``[[],[],...``).
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import math
 import re
@@ -74,26 +75,42 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file holds. ``entries`` stand in the order of the data; ``raw`` are the header's
-    bytes."""
+    """What a file holds. ``entries`` stand in the order of the data; ``digest`` is that of the
+    header's bytes, in hexadecimal digits."""
 
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
-    raw: bytes
+    digest: str
+
+
+class Headers:
+    """Headers of many files; of those that are equal one is kept, and understood once: models that
+    are merged were mostly made of each other."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, int], Header] = {}
+
+    def read(self, source: Source) -> Header:
+        """Read and validate the header of a safetensors file; from any thread.
+
+        Raises:
+            CheckpointError: the file cannot be read, or breaks the format.
+        """
+        with planning(source) as reader:
+            prefix = read_part(reader, 0, min(_PREFIX, source.size))
+            length = _raw_header(prefix, source.size, source.name)
+            content = read_part(reader, _PREFIX, _PREFIX + length)
+        digest = hashlib.blake2b(content, digest_size=12).hexdigest()
+        kept = self._kept.get((digest, source.size))
+        if kept is None:
+            kept = Header(*parse_header(content, source.size, source.name), digest)
+            self._kept[digest, source.size] = kept
+        return kept
 
 
 def read_header(source: Source) -> Header:
-    """Read and validate the header of a safetensors file.
-
-    Raises:
-        CheckpointError: the file cannot be read, or breaks the format.
-    """
-    with planning(source) as reader:
-        prefix = read_part(reader, 0, min(_PREFIX, source.size))
-        length = _raw_header(prefix, source.size, source.name)
-        content = read_part(reader, _PREFIX, _PREFIX + length)
-    entries, metadata = parse_header(content, source.size, source.name)
-    return Header(entries, metadata, content)
+    """The header of one file; errors as of `Headers.read`."""
+    return Headers().read(source)
 
 
 def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -140,6 +140,33 @@ class Architecture:
         return replace(self, towers=(*rest, Tower(name, "", (), taken, ())))
 
 
+class Inferred:
+    """Architectures of many checkpoints, each inferred once for all whose tensors have the same
+    names and shapes and whose configurations say the same of them: fine-tunes of one model do."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Mapping[str, Shape], Hashable, Architecture]] = []
+
+    def __call__(self, shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> Architecture:
+        """As `infer`."""
+        asked = _asked(config)
+        for known, configured, found in self._kept:
+            if configured == asked and known == shapes and list(known) == list(shapes):
+                return found
+        found = infer(shapes, config)
+        self._kept.append((shapes, asked, found))
+        return found
+
+
+def _asked(config: Mapping[str, Any]) -> Hashable:
+    """What of a configuration can matter to `infer`: whole numbers and flags, nested ones too."""
+    return tuple(
+        (key, _asked(value) if isinstance(value, Mapping) else (type(value), value))
+        for key, value in config.items()
+        if isinstance(value, Mapping | int)
+    )
+
+
 def infer(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> Architecture:
     """The architecture of a checkpoint whose tensors have ``shapes``, configured by ``config``."""
     split = {name: parts for name in shapes if (parts := _split(name)) is not None}
@@ -259,16 +286,17 @@ _PART = re.compile(r"(conv|merger|proj|adapter|resampler)[^.]*(\.layers?)?\.$")
 """Numbered networks between towers, or in front of one, which are parts of them and no stacks."""
 
 
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+_DIGITS = 6
+"""The most that a layer's number has."""
+
+
 def _split(name: str) -> LayerName | None:
     """A name at the first of its parts that is a number."""
-    start = 0
-    for part in name.split("."):
-        if part.isdecimal():
-            if len(part) > 6:
-                return None
-            return LayerName(name[:start], int(part), name[start + len(part) :])
-        start += len(part) + 1
-    return None
+    found = _NUMBER.search(name)
+    if found is None or len(found[0]) > _DIGITS:
+        return None
+    return LayerName(name[: found.start()], int(found[0]), name[found.end() :])
 
 
 def _in_stack(parts: LayerName | None, stacks: Mapping[str, Stack]) -> bool:

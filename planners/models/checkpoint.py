@@ -13,7 +13,7 @@ from typing import Any
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder
-from mergeloom.engine.storage.safetensors import MAX_NAME
+from mergeloom.engine.storage.safetensors import MAX_NAME, Headers
 from mergeloom.engine.storage.source import Source
 from mergeloom.planners.models.coded import Decoded, decode, hints_of, not_understood
 from mergeloom.planners.models.formats import SAFETENSORS, read_weights
@@ -65,8 +65,9 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def open_checkpoint(folder: Folder | Path) -> Checkpoint:
-    """Read the headers and the configuration of the checkpoint in ``folder``.
+def open_checkpoint(folder: Folder | Path, headers: Headers | None = None) -> Checkpoint:
+    """Read the headers and the configuration of the checkpoint in ``folder``; ``headers`` are those
+    that are known already.
 
     Raises:
         CheckpointError: it is missing, malformed, incomplete, quantised, or in another format.
@@ -80,18 +81,19 @@ def open_checkpoint(folder: Folder | Path) -> Checkpoint:
     if isinstance(folder, GgufFolder):
         return open_gguf(folder)
     config = read_config(folder)
-    return _by_value(open_files(folder, config, weight_files(folder)))
+    return _by_value(open_files(folder, config, weight_files(folder), headers))
 
 
-def open_weights(folder: Folder) -> Checkpoint:
-    """Read the headers of the weights in ``folder``, of which nothing else is looked at.
+def open_weights(folder: Folder, headers: Headers | None = None) -> Checkpoint:
+    """Read the headers of the weights in ``folder``, of which nothing else is looked at;
+    ``headers`` are those that are known already.
 
     Raises:
         CheckpointError: as `open_checkpoint`, but for a configuration that is missing.
     """
     if folder.has(PIPELINE):
         raise _pipeline(folder)
-    return _by_value(open_files(folder, {}, weight_files(folder)))
+    return _by_value(open_files(folder, {}, weight_files(folder), headers))
 
 
 def _by_value(checkpoint: Checkpoint) -> Checkpoint:
@@ -105,8 +107,7 @@ def _by_value(checkpoint: Checkpoint) -> Checkpoint:
     decoded = decode(checkpoint.tensors, folder.name, hints_of(config))
     if not decoded.coded:
         _refuse_quantised(folder, quantised_by_config(config))
-    kinds = {name: (entry.dtype, entry.shape) for name, entry in decoded.plain.items()}
-    _refuse_quantised(folder, quantised_by_tensor(kinds))
+    _refuse_quantised(folder, quantised_by_tensor(decoded.plain))
     return replace(checkpoint, decoded=decoded if decoded.coded else None)
 
 
@@ -127,18 +128,23 @@ def open_gguf(folder: GgufFolder) -> Checkpoint:
 
 
 def open_files(
-    folder: Folder, config: Mapping[str, Any], names: Mapping[str, set[str]]
+    folder: Folder,
+    config: Mapping[str, Any],
+    names: Mapping[str, set[str]],
+    headers: Headers | None = None,
 ) -> Checkpoint:
     """Read the headers of some weight files of ``folder``.
 
-    ``names`` are their names, each with the tensors that it is said to hold.
+    ``names`` are their names, each with the tensors that it is said to hold; ``headers`` are those
+    that are known already.
 
     Raises:
         CheckpointError: a file is missing or malformed, lacks what it is said to hold, or holds
             what another holds too.
     """
+    known = Headers() if headers is None else headers
     with ThreadPoolExecutor(8) as pool:
-        files = list(pool.map(lambda name: read_weights(folder.source(name), name), names))
+        files = list(pool.map(lambda name: read_weights(folder.source(name), name, known), names))
     tensors: dict[str, StoredTensor] = {}
     for (name, expected), file in zip(names.items(), files, strict=True):
         missing = expected - file.tensors.keys()

@@ -38,7 +38,8 @@ from mergeloom.planners.models.quantised import quantised_by_config
 
 Shape = tuple[int, ...]
 
-_FLOAT8 = {"F8_E4M3", "F8_E5M2"}
+_OF_CODES = {"F8_E4M3", "F8_E5M2", "I8", "U8", "F4"}
+"""Types of codes that are called ``weight``."""
 _OF_ACTIVATIONS = ("input_scale", "input_global_scale", "activation_scale", "k_scale", "v_scale")
 """Scales of what flows through a module, not of its weight: of no use once that has values."""
 
@@ -137,23 +138,8 @@ def decode(tensors: Mapping[str, StoredTensor], where: str, hints: Hints = Hints
     taken: set[str] = set()
     left: list[str] = []
     for name in tensors:
-        last = name.rpartition(".")[2]
-        prefix = name.removesuffix(last)
         try:
-            if last == "weight":
-                found = _weight(tensors, prefix, hints)
-            elif last == "qweight" and hints.words is not None:
-                found = packed_words(tensors, prefix, hints.words)
-            elif last == "SCB":
-                found = eight_bits(tensors, prefix)
-            elif STATE in name:
-                found = four_bits(tensors, name)
-            elif last == "weight_packed":
-                found = _packed(tensors, prefix, hints)
-            elif last.endswith("_blocks"):
-                found = _blocks(tensors, name)
-            else:
-                continue
+            found = _found(tensors, name, hints)
             if found is not None:
                 found.value.check()
         except ValueError as error:
@@ -169,8 +155,32 @@ def decode(tensors: Mapping[str, StoredTensor], where: str, hints: Hints = Hints
         of_activations = [n for n in tensors if n.rpartition(".")[2] in _OF_ACTIVATIONS]
         taken.update(of_activations)
         left += of_activations
+    if not taken:
+        return Decoded(coded, tensors, ())
     plain = {name: tensor for name, tensor in tensors.items() if name not in taken}
     return Decoded(coded, plain, tuple(left))
+
+
+def _found(tensors: Mapping[str, StoredTensor], name: str, hints: Hints) -> Found | None:
+    """The weight whose codes, or what stands for them, are called ``name``.
+
+    Raises:
+        ValueError: scales and codes do not fit each other.
+    """
+    last = name.rpartition(".")[2]
+    if last == "weight":
+        coded = tensors[name].dtype.code in _OF_CODES
+        return _weight(tensors, name.removesuffix(last), hints) if coded else None
+    prefix = name.removesuffix(last)
+    if last == "qweight" and hints.words is not None:
+        return packed_words(tensors, prefix, hints.words)
+    if last == "SCB":
+        return eight_bits(tensors, prefix)
+    if STATE in name:
+        return four_bits(tensors, name)
+    if last == "weight_packed":
+        return _packed(tensors, prefix, hints)
+    return _blocks(tensors, name) if last.endswith("_blocks") else None
 
 
 def without_codes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,11 +193,9 @@ def without_codes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weight(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> Found | None:
-    """``weight`` with scales beside it."""
+    """``weight``, of a type of codes, with scales beside it."""
     name = f"{prefix}weight"
     codes, kind = tensors[name], tensors[name].dtype.code
-    if kind not in _FLOAT8 and kind not in ("I8", "U8", "F4"):
-        return None
     first = next(
         (
             part

@@ -12,7 +12,7 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.transpose import Transpose
-from mergeloom.planners.models.architecture import Architecture, infer
+from mergeloom.planners.models.architecture import Architecture, Inferred
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.coded import Decoded, without_codes
 from mergeloom.planners.models.coded_weight import Coded
@@ -41,7 +41,7 @@ class DequantisedModel(StoredModel):
 
     @cached_property
     def architecture(self) -> Architecture:
-        return infer({tensor: self.shape(tensor) for tensor in self}, self.config)
+        return self.infers({tensor: self.shape(tensor) for tensor in self}, self.config)
 
     @cached_property
     def tokens(self) -> TokenWeights:
@@ -109,8 +109,9 @@ def _values(builder: GraphBuilder, coded: Coded, name: str) -> Merge:
     return builder.merge([values], Transpose(), name) if coded.swapped else values
 
 
-def stored_model(name: str, checkpoint: Checkpoint) -> StoredModel:
-    """The model that a checkpoint holds, by value."""
+def stored_model(name: str, checkpoint: Checkpoint, inferred: Inferred) -> StoredModel:
+    """The model that a checkpoint holds, by value; ``inferred`` are architectures that are known
+    already."""
     if checkpoint.decoded is None:
-        return StoredModel(name, checkpoint)
-    return DequantisedModel(name, checkpoint, checkpoint.decoded)
+        return StoredModel(name, checkpoint, infers=inferred)
+    return DequantisedModel(name, checkpoint, checkpoint.decoded, infers=inferred)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.engine.storage.safetensors import read_header
+from mergeloom.engine.storage.safetensors import Headers
 from mergeloom.engine.storage.source import Source
 
 
@@ -37,21 +37,21 @@ class WeightFormat:
     checkpoint of one file. Without either, files that end in one of ``suffixes`` are weights, but
     for the ``others``; ``several`` says whether they may be many that are not numbered.
 
-    ``read`` looks at one file. It raises `CheckpointError`: the file cannot be read, or breaks
-    the format.
+    ``read`` looks at one file, whose header may be one that is known already. It raises
+    `CheckpointError`: the file cannot be read, or breaks the format.
     """
 
     index: str
     single: str
     suffixes: tuple[str, ...]
-    read: Callable[[Source], WeightFile]
+    read: Callable[[Source, Headers], WeightFile]
     several: bool = True
     others: frozenset[str] = frozenset()
 
 
-def _read_safetensors(source: Source) -> WeightFile:
-    header = read_header(source)
-    source = source.identified(_digest(header.raw))
+def _read_safetensors(source: Source, headers: Headers) -> WeightFile:
+    header = headers.read(source)
+    source = source.identified(header.digest)
     return WeightFile(
         source,
         {
@@ -64,11 +64,11 @@ def _read_safetensors(source: Source) -> WeightFile:
     )
 
 
-def _read_torch(source: Source) -> WeightFile:
+def _read_torch(source: Source, headers: Headers) -> WeightFile:
     from mergeloom.engine.storage.torch_zip import read_torch  # late: few checkpoints need it
 
     found = read_torch(source)
-    source = source.identified(_digest(found.raw))
+    source = source.identified(hashlib.blake2b(found.raw, digest_size=12).hexdigest())
     return WeightFile(
         source,
         {
@@ -78,10 +78,6 @@ def _read_torch(source: Source) -> WeightFile:
             for name, entry in found.entries.items()
         },
     )
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
 SAFETENSORS = WeightFormat(
@@ -107,8 +103,9 @@ FORMATS = (SAFETENSORS, TORCH)
 """The formats that are read, the one that is preferred first."""
 
 
-def read_weights(source: Source, name: str) -> WeightFile:
-    """The tensors of the file called ``name``, in the format that its name tells.
+def read_weights(source: Source, name: str, headers: Headers) -> WeightFile:
+    """The tensors of the file called ``name``, in the format that its name tells; ``headers`` are
+    those that are known already.
 
     Raises:
         CheckpointError: no format has such names, or it cannot be read, or breaks the format.
@@ -116,4 +113,4 @@ def read_weights(source: Source, name: str) -> WeightFile:
     how = next((how for how in FORMATS if name.endswith(how.suffixes)), None)
     if how is None:
         raise CheckpointError(f"'{source.name}' is in no format of weights that is known")
-    return how.read(source)
+    return how.read(source, headers)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.base.records import record
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder
@@ -69,10 +70,13 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model that is a checkpoint on disk."""
+    """A model that is a checkpoint on disk. ``infers`` tells its architecture; see `infer`."""
 
     name: str
     checkpoint: Checkpoint
+    infers: Callable[[Mapping[str, Shape], Mapping[str, Any]], Architecture] = field(
+        default=infer, kw_only=True, repr=False, compare=False
+    )
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -81,7 +85,7 @@ class StoredModel:
     @cached_property
     def architecture(self) -> Architecture:
         shapes = {name: entry.shape for name, entry in self.checkpoint.tensors.items()}
-        return infer(shapes, self.checkpoint.config)
+        return self.infers(shapes, self.checkpoint.config)
 
     @cached_property
     def tokens(self) -> TokenWeights:
@@ -162,7 +166,7 @@ class PlannedModel:
         return merge if rows is None else rearranged(builder, merge, rows, self.name)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class OutputTensor:
     """One tensor of the output: ``merge`` rounded to ``dtype``, or a part of what its kernel makes
     (`Write.part`). ``seen`` are type and shape in the header, where they are others."""

@@ -9,9 +9,11 @@ from pathlib import Path
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.suggest import nearest
 from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder
+from mergeloom.engine.storage.safetensors import Headers
 from mergeloom.planners.config.model_reference import Location, ModelReference
 from mergeloom.planners.models.adapted import AdaptedModel, adapt
 from mergeloom.planners.models.adapter import Adapter, is_adapter, open_adapter
+from mergeloom.planners.models.architecture import Inferred
 from mergeloom.planners.models.checkpoint import Checkpoint, open_checkpoint, open_weights
 from mergeloom.planners.models.dequantised import stored_model
 from mergeloom.planners.models.gguf.folder import GgufFolder, is_gguf
@@ -33,6 +35,8 @@ class Models:
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
+        self._headers = Headers()
+        self._inferred = Inferred()
         self._by_reference: dict[ModelReference, Model] = {}
         self._by_directory: dict[Path, StoredModel] = {}
         self._adapters: dict[Path, Adapter] = {}
@@ -76,8 +80,8 @@ class Models:
             folder: Folder = LocalFolder(path) if path.is_dir() else LocalFile(path)
             place = Path(folder.identity)
             if place not in self._by_directory:
-                checkpoint = open_weights(folder)
-                self._by_directory[place] = stored_model(str(reference), checkpoint)
+                checkpoint = open_weights(folder, self._headers)
+                self._by_directory[place] = stored_model(str(reference), checkpoint, self._inferred)
                 self._found[str(reference)] = Found(path, Origin.PATH)
             model = self._by_reference[reference] = self._by_directory[place]
         return model
@@ -178,7 +182,8 @@ class Models:
         place = found.directory.resolve()
         model = self._by_directory.get(place)
         if model is None:
-            model = stored_model(str(reference), open_checkpoint(self._folder(found.directory)))
+            checkpoint = open_checkpoint(self._folder(found.directory), self._headers)
+            model = stored_model(str(reference), checkpoint, self._inferred)
             self._by_directory[place] = model
             self._found[model.name] = found
         return model

@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mergeloom.engine.base.dtypes import DType
-
-Shape = tuple[int, ...]
+from mergeloom.engine.graph.stored_tensor import StoredTensor
 
 _BY_NAME = (
     ("GPTQ or AWQ", r"qweight|qzeros|g_idx", False),
@@ -54,13 +52,14 @@ def quantised_by_config(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def quantised_by_tensor(tensors: Mapping[str, tuple[DType, Shape]]) -> str | None:
+def quantised_by_tensor(tensors: Mapping[str, StoredTensor]) -> str | None:
     """The first tensor by which weights are seen to be quantised, in words; ``None`` if none is."""
     return next(_found(tensors), None)
 
 
-def _found(tensors: Mapping[str, tuple[DType, Shape]]) -> Iterator[str]:
-    for name, (dtype, shape) in tensors.items():
+def _found(tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
+    for name, stored in tensors.items():
+        dtype, shape = stored.dtype, stored.shape
         whole = not dtype.floating
         if name.rpartition(".")[2] not in _PLAIN and _ANY.search(name):
             for found, pattern, only_whole in _NAMES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
@@ -70,13 +70,13 @@ def indexed_shards(folder: Folder, index: str) -> dict[str, set[str]]:
     weight_map = read_object(folder, index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{where} has no 'weight_map'")
-    shards: dict[str, set[str]] = {}
+    shards: defaultdict[str, set[str]] = defaultdict(set)
     for tensor, shard in weight_map.items():
         if not tensor.isprintable() or len(tensor) > MAX_NAME:
             raise CheckpointError(f"{where}: {tensor[:80]!a} is no tensor's name")
         if not isinstance(shard, str):
             raise CheckpointError(f"{where}: '{tensor}' is in no file")
-        shards.setdefault(shard, set()).add(tensor)
+        shards[shard].add(tensor)
     for shard in shards:
         path = PurePosixPath(shard)
         if path.is_absolute() or ".." in path.parts or "\\" in shard or not shard.isprintable():

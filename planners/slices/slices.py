@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mergeloom.engine.base.errors import Place
+from mergeloom.engine.base.records import record
 from mergeloom.planners.config.config import OutputSlice, Source
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model
@@ -45,7 +46,7 @@ class Slice:
     entry: OutputSlice
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TensorSources:
     """Inputs of one output tensor: (position of the source in its slice, name there).
 

@@ -185,3 +185,23 @@ def test_the_tower_of_the_tokens_is_the_main_one(
     assert (main.prefix, other.prefix) == (language, vision)
     assert "lm_head.weight" in main.after
     assert embedding in main.before
+
+
+def test_what_is_inferred_alike_is_inferred_once() -> None:
+    found = dict.fromkeys([*names("layers.", 3, *BLOCK), "embed_tokens.weight"], (32, 8))
+    config = {"num_hidden_layers": 3, "text_config": {"vocab_size": 32}, "_name_or_path": "a"}
+    inferred = architecture.Inferred()
+    first = inferred(found, config)
+    assert first == architecture.infer(found, config)
+    assert inferred(dict(found), config | {"_name_or_path": "b", "rope_theta": 1.0}) is first
+    others: list[tuple[dict[str, tuple[int, ...]], dict[str, Any]]] = [
+        (dict(reversed(found.items())), config),
+        (found | {"embed_tokens.weight": (33, 8)}, config),
+        (found, config | {"num_hidden_layers": 2}),
+        (found, config | {"text_config": {"vocab_size": True}}),
+        (found, config | {"num_nextn_predict_layers": 1, "num_hidden_layers": 2}),
+    ]
+    for shapes, settings in others:
+        again = inferred(shapes, settings)
+        assert again is not first
+        assert again == architecture.infer(shapes, settings)
