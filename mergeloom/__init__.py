@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from mergeloom.report.meter import Progress
     from mergeloom.results import MergeResult, PlannedMerge
+    from mergeloom.running import RunningMerge, start
     from mergeloom.version import VERSION as __version__
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "PlannedMerge",
     "Progress",
     "RunError",
+    "RunningMerge",
     "__version__",
     "clean",
     "diff",
@@ -69,6 +71,7 @@ __all__ = [
     "read_report",
     "register_method",
     "schema",
+    "start",
     "status",
     "verify",
 ]
@@ -80,6 +83,8 @@ _ELSEWHERE = {
     "Progress": ("mergeloom.report.meter", "Progress"),
     "MergeResult": ("mergeloom.results", "MergeResult"),
     "PlannedMerge": ("mergeloom.results", "PlannedMerge"),
+    "RunningMerge": ("mergeloom.running", "RunningMerge"),
+    "start": ("mergeloom.running", "start"),
     "__version__": ("mergeloom.version", "VERSION"),
 }
 

@@ -83,10 +83,9 @@ class PlannedMerge:
         return f"<PlannedMerge: {one_line(self.report)}>"
 
     def _repr_html_(self) -> str:
-        from mergeloom.report.terminal.console import html
-        from mergeloom.report.terminal.plan import render_plan
+        from mergeloom.report.html.page import framed
 
-        return html(render_plan(self.report))
+        return framed(self.report, lambda: self.details)
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,7 +137,6 @@ class MergeResult:
         return f"<MergeResult: {one_line(self.report)}>"
 
     def _repr_html_(self) -> str:
-        from mergeloom.report.terminal.console import html
-        from mergeloom.report.terminal.run import render_outcome
+        from mergeloom.report.html.page import framed
 
-        return html(render_outcome(self.report))
+        return framed(self.report, lambda: self.details)

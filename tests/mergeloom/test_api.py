@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import html
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -34,8 +35,8 @@ def test_plans_and_results_are_short_to_look_at(config: Path, tmp_path: Path) ->
     assert "4 layers" in repr(planned)
     assert str(tmp_path / "out") in repr(result)
     for page in (planned._repr_html_(), result._repr_html_()):
-        assert page.startswith("<pre")
-    assert "4 layers" in planned._repr_html_()
+        assert page.startswith("<iframe srcdoc=")
+    assert html.unescape(planned._repr_html_()).count(planned.page()) == 1
 
 
 class Method(enum.Enum):

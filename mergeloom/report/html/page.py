@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -24,6 +25,21 @@ def merge_page(report: PlanReport | MergeReport, details: DetailsReport | None) 
 def diff_page(report: DiffReport) -> str:
     """The page of two models beside each other."""
     return _page(f"{report.a.name} and {report.b.name}", {"diff": report})
+
+
+_FRAMED_TENSORS = 20_000
+"""Tensors that a page within a notebook lists: all of it is stored with the notebook."""
+
+
+def framed(report: PlanReport | MergeReport, details: Callable[[], DetailsReport]) -> str:
+    """The page of a plan or a merge as a notebook shows it: within a frame, apart from the
+    notebook's own styles and scripts. Of very many tensors it has no list."""
+    listed = report.output.tensors <= _FRAMED_TENSORS
+    page = html.escape(merge_page(report, details() if listed else None))
+    return (
+        f'<iframe srcdoc="{page}" title="mergeloom" loading="lazy" style="width:100%;height:640px;'
+        'border:1px solid #8888;border-radius:6px;resize:vertical"></iframe>'
+    )
 
 
 def write_page(page: str, path: Path) -> None:

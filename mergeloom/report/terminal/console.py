@@ -17,16 +17,13 @@ from mergeloom.planners.outline import Layers
 
 _WIDE = 4000
 """Columns where there is no terminal: lines are cut by whatever reads them."""
-_PAGE = 110
 
 
 class _Console(Console):
     """A console without colours for words that happen to look like something."""
 
-    def __init__(self, file: IO[str], width: int | None = None, record: bool = False) -> None:
-        super().__init__(
-            file=file, width=width, record=record, highlight=False, markup=False, emoji=False
-        )
+    def __init__(self, file: IO[str], width: int | None = None) -> None:
+        super().__init__(file=file, width=width, highlight=False, markup=False, emoji=False)
 
     def on_broken_pipe(self) -> None:
         """Leave it to the caller, who may have more to do than to print."""
@@ -46,16 +43,6 @@ def text_of(renderable: RenderableType) -> str:
     with found.capture() as captured:
         found.print(renderable)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def html(renderable: RenderableType) -> str:
-    """What a notebook shows."""
-    found = _Console(io.StringIO(), _PAGE, record=True)
-    found.print(renderable)
-    return found.export_html(
-        inline_styles=True,
-        code_format='<pre style="line-height:1.3;font-family:monospace">{code}</pre>',
-    )
 
 
 class ByWidth:
