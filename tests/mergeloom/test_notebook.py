@@ -47,5 +47,5 @@ def test_its_cells_run_in_order(
     assert progress.startswith("100%")
     assert sound
     assert difference.startswith("the merge is ")
-    assert told == ("configuration", "unknown merge method 'slurp'", "did you mean 'slerp'?")
+    assert told == ("unknown-method", "unknown merge method 'slurp'", "did you mean 'slerp'?")
     assert capfd.readouterr() == ("", "")  # the library prints nothing
