@@ -92,10 +92,15 @@ def _scales(stage: Stage, plan: TowerPlan) -> Scales:
         if tensor.layer is None or not tensor.name.startswith(prefix):
             continue
         layers = next(
-            (part.first, part.first + part.length)
-            for part in plan.slices
-            if part.first <= tensor.layer < part.first + part.length
+            (
+                (part.first, part.first + part.length)
+                for part in plan.slices
+                if part.first <= tensor.layer < part.first + part.length
+            ),
+            None,
         )
+        if layers is None:  # a layer behind the last, which predicts further tokens
+            continue
         scale = tensor.contributions[0].parameters.get("scale")
         factor = 1.0 if scale is None or scale.value is None else float(scale.value)
         suffix = tensor.name[len(prefix) :].partition(".")[2].removesuffix(".weight")

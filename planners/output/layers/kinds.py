@@ -79,7 +79,12 @@ def _thresholds(edit: Edit, rule: Rule, wanted: Kinds) -> dict[str, int] | None:
 
 
 def _conflict(edit: Edit, rule: Rule, wanted: Kinds) -> str:
-    given = rule.of(edit.place, edit.tower.depth) or []
+    given = rule.of(edit.place, edit.tower.depth)
+    if given is None:
+        return (
+            f"which {rule.name} the layers of '{edit.tower.origins[0].of.model}' have is a rule of "
+            f"its config.json, and that of '{edit.donor.model}', which the output gets, has none"
+        )
     pairs = enumerate(zip(wanted, given, strict=True))
     i, (want, have) = next(item for item in pairs if item[1][0] != item[1][1])
     return (

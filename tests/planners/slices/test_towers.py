@@ -101,6 +101,9 @@ def test_layers_that_predict_further_tokens_move_with_the_end(tmp_path: Path) ->
     mine, theirs = "model.layers.6.eh_proj.weight", "model.layers.4.eh_proj.weight"
     assert [key for key in found if "eh_proj" in key] == [mine]
     assert torch.equal(found[mine], tensors(second)[theirs])
+    scaled = {"model": str(first), "parameters": {"scale": [{"filter": "o_proj", "value": 0.5}]}}
+    (part,) = mergeloom.plan({"merge_method": "passthrough", "models": [scaled]}).plan.outlines
+    assert part.parts[0].slices[0].detail == "self_attn.o_proj scaled by 0.5"
 
 
 # --- shapes that follow the depth, layers that share weights --------------------------------------

@@ -189,6 +189,16 @@ def test_what_no_setting_can_say_is_refused(
     assert "choose layer ranges" in refusal or "end with a layer" in refusal
 
 
+def test_kinds_that_only_another_models_rule_gives_are_refused() -> None:
+    """Hunyuan shares keys and values between layers where ``use_cla`` says so."""
+    (donor,) = model(hub("hunyuan", use_cla=False, cla_share_factor=2), {"model.layers.": 8})
+    (other,) = model(hub("hunyuan", use_cla=True, cla_share_factor=2), {"model.layers.": 8}, "b")
+    made = tuple(Origin(other, i) for i in range(8))
+    refusals = rewrite_layers(donor.config, [Restacked("default", donor, made)]).refusals
+    assert "which cross-layer attention the layers of 'b' have" in str(refusals[0])
+    assert "that of 'm', which the output gets, has none" in str(refusals[0])
+
+
 def test_a_list_says_more_than_a_rule_whose_family_is_not_known() -> None:
     config = hub("exaone9", sliding_window_pattern=4, layer_types=["s", "s", "s", "f"] * 2)
     found = ok(stacked(config, [0, 1, 2, 3, 2, 3]))
