@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mergeloom.engine.base.errors import MEMORY_SHORT, OutputError, RunError, is_memory_short
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Graph, Write
 from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware import process as machine

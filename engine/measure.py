@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Graph, Merge, OutputFile, Write
 from mergeloom.engine.hardware import process
 from mergeloom.engine.hardware.spec import Machine

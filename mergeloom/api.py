@@ -6,7 +6,7 @@ import inspect as inspect_frames
 import os
 import warnings as python_warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from mergeloom import arguments
 from mergeloom.arguments import Pathlike, Size
 from mergeloom.engine.base.errors import ConfigError, Finding, LoomError, RunError, Severity
 from mergeloom.engine.base.gc_pause import collection_paused
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.hardware import process
 from mergeloom.engine.hardware.accelerators import AUTO, choose

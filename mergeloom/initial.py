@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from mergeloom.engine.base.errors import ConfigError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.methods import registry
 from mergeloom.methods.declare import REQUIRED, Base, Method, Parameter
 from mergeloom.report.records import InspectReport

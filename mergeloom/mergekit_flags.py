@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated
 
 from mergeloom.command_line import Option
 from mergeloom.engine.base.errors import LoomError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.options import Meaning, Resources
 
 _SHARD_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import click
 
 from mergeloom.command_line import Argument, Option
 from mergeloom.engine.base.errors import LoomError
+from mergeloom.engine.base.records import dataclass
 
 if TYPE_CHECKING:
     from mergeloom.api import Observer

@@ -11,11 +11,12 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.errors import LoomError
+from mergeloom.engine.base.records import dataclass
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

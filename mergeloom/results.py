@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.schedule import Schedule
 from mergeloom.engine.run.clone import NO_CLONES, CloneBytes

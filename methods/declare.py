@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mergeloom.engine.base.errors import ConfigError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Kernel
 
 

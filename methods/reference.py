@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.methods.declare import Method, TensorMerge
 
 NOISE = 2.0**-21

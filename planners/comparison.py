@@ -6,10 +6,10 @@ Headers only. What the values say is found out by measuring the graph (`engine.m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import nearest
 from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge
 from mergeloom.methods.kernels.compare import Compare

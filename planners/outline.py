@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from mergeloom.engine.base.records import dataclass
 
 Layers = tuple[int, int]
 """Layers ``[start, stop)``."""

@@ -10,12 +10,12 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.errors import ConfigError, Finding, Severity
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import nearest
 from mergeloom.engine.graph.graph import Graph, GraphBuilder
 from mergeloom.engine.graph.kernel import Copy

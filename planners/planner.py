@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.config.config import Document
 
 if TYPE_CHECKING:

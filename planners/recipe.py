@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.planners.models.model import PlannedModel
 from mergeloom.planners.outline import Outline

@@ -5,10 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Graph
 from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.graph.stored_tensor import StoredTensor

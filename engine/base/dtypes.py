@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
+
+from mergeloom.engine.base.records import dataclass
 
 if TYPE_CHECKING:
     import torch

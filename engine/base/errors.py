@@ -6,8 +6,10 @@ from __future__ import annotations
 import enum
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
+
+from mergeloom.engine.base.records import dataclass
 
 MEMORY_SHORT = (
     "the system has no memory left for this process: the same command continues when other "

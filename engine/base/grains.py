@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+
+from mergeloom.engine.base.records import dataclass
 
 GRAIN_ELEMENTS = 1 << 19
 """Elements of one grain: 2 MiB of float32, so that a chain of operations stays in cache."""

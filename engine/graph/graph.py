@@ -14,12 +14,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.grains import Access
-from mergeloom.engine.base.records import record
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.engine.graph.pieces import Bytes, Range
 from mergeloom.engine.storage.source import Source

@@ -16,11 +16,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.grains import Access, Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.engine.memory.ledger import Block
 

@@ -20,11 +20,11 @@ from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import accumulate
 from typing import NamedTuple
 
-from mergeloom.engine.base.records import record
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.storage.source import Source
 
 Shape = tuple[int, ...]

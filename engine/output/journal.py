@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +18,7 @@ import xxhash
 
 from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import OutputError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Graph
 from mergeloom.engine.storage.file_system import FILES, Files, reported, write_all
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import OutputError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import OutputFile, Write
 from mergeloom.engine.output.journal import Finished
 from mergeloom.engine.storage.digest import ALGORITHM, digest_of

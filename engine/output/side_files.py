@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.digest import ContentDigest, digest_of
 from mergeloom.engine.storage.source import Access, IOMode, Source
 from mergeloom.engine.storage.source_file import pieces_of, planning

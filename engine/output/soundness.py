@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from mergeloom.engine.base.errors import LoomError, OutputError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.output.journal import JournalContent, read_journal
 from mergeloom.engine.output.manifest import (
     DIRECTORY,

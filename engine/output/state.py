@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from mergeloom.engine.base.errors import OutputError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.output.journal import JournalContent, Totals, read_journal
 from mergeloom.engine.output.lock import is_held
 from mergeloom.engine.output.manifest import DIRECTORY, Manifest, read_manifest

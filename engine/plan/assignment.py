@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
-from mergeloom.engine.base.records import record
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
 from mergeloom.engine.hardware.spec import Machine

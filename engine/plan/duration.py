@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.plan.assignment import Estimate
 from mergeloom.engine.plan.schedule import Schedule
 

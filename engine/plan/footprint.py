@@ -8,11 +8,11 @@ and merges of one kind share them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
 from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.memory.pages import block_bytes, span_bytes
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Load
 from mergeloom.engine.memory.pages import block_bytes, span_bytes
 from mergeloom.engine.plan.work import Work

@@ -26,11 +26,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 
 from mergeloom.engine.base.errors import BudgetError
-from mergeloom.engine.base.records import record
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, Load
 from mergeloom.engine.graph.kernel import Arithmetic

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains, partition, unit_of
-from mergeloom.engine.base.records import record
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.graph import Graph, Load, Merge, Write, copied_dtype, tree
 from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Kernel, Statistic, Use, all_uses
 from mergeloom.engine.hardware.spec import Machine

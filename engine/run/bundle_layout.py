@@ -9,8 +9,8 @@ What lies side by side in a file lies side by side in the block, so that it is o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Load, OutputFile, Write
 from mergeloom.engine.graph.pieces import Bytes, Range
 from mergeloom.engine.memory.pages import PAGE, lead, span_bytes

@@ -14,9 +14,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Graph, Load, OutputFile, Write, copied_dtype
 from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.memory.ledger import Block

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, overload
 
 from mergeloom.engine.base.dtypes import F32, U8, DType
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.grains import Access, Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Load, Merge, Write, tree
 from mergeloom.engine.graph.kernel import Array, GrainView, Ops, Statistic
 from mergeloom.engine.memory.ledger import Block

@@ -13,10 +13,11 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from mergeloom.engine.base.errors import CheckpointError, RunError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import PAGE
 from mergeloom.engine.storage.file_system import (

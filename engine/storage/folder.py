@@ -9,11 +9,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.source import Source
 

@@ -16,12 +16,12 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from mergeloom.engine.base.dtypes import BY_CODE, GGML, DType
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.source import Source, read_part
 from mergeloom.engine.storage.source_file import planning
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.storage.source import Access
 

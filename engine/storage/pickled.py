@@ -15,8 +15,9 @@ import codecs
 import pickletools
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+from mergeloom.engine.base.records import dataclass
 
 MAX_INSTRUCTIONS = 40_000_000
 MAX_DEPTH = 64

@@ -18,11 +18,11 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mergeloom.engine.base.dtypes import BY_CODE, DType
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.source import Source, read_part
 from mergeloom.engine.storage.source_file import planning
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import Protocol
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import lead, span_bytes
 from mergeloom.engine.storage.file_system import FILES, Files

@@ -13,11 +13,11 @@ from __future__ import annotations
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mergeloom.engine.base.dtypes import BY_NAME, DType
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.pickled import (
     Foreign,
     PickledTensor,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.storage.source import Access, Reader, Source
 

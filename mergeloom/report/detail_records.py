@@ -5,9 +5,9 @@ Rows refer to others by their position, for there may be hundreds of thousands.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.report.document import Document
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.report.document import Document
 
 

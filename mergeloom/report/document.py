@@ -10,10 +10,10 @@ A field that means something else, or goes, raises `SCHEMA_VERSION`; a field tha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mergeloom.engine.base.errors import Finding
+from mergeloom.engine.base.records import dataclass
 from mergeloom.version import VERSION
 
 SCHEMA_VERSION = 2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.hardware import process
 from mergeloom.report.detail_records import Sample
 from mergeloom.report.output_records import ProgressReport

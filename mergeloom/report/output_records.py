@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from mergeloom.engine.base.records import dataclass
 from mergeloom.report.document import Document
 
 

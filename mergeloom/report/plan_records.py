@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.errors import Finding, Place
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.outline import Layers, Outline
 from mergeloom.report.document import Document
 

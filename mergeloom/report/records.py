@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.errors import Place
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.outline import Layers
 from mergeloom.report.detail_records import DetailsReport
 from mergeloom.report.diff_records import DiffReport

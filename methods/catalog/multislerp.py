@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.kernels.linear_combination import GramCombination, Rule

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.methods.catalog.slerp import on_arc
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, Copy, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge

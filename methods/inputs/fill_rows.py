@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.ops.words import Numbers, elements_of, here

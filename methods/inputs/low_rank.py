@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.grains import Access
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Use
 from mergeloom.methods.ops.words import Factors, Vector
 

@@ -7,10 +7,10 @@ What is only stored the other way round is arranged by the reader:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.grains import Access
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Use
 
 Shape = tuple[int, ...]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainSum, GrainView, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.kernels.sparsifier import Sparsifier, l1_factor

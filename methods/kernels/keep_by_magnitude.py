@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.methods.kernels.sparsifier import Sparsifier, l1_factor
 from mergeloom.methods.ops.vectors import VectorExpr

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Use
 from mergeloom.methods.kernels.keep_at_random import Dropping
 from mergeloom.methods.ops.loops.sizes import marks_bytes

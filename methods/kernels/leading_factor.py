@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains, partition
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Use, all_uses
 
 Shape = tuple[int, ...]

@@ -11,10 +11,10 @@ treat every row or column on its own apply the same rule to many small matrices
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.ops.maths import NUMBERS, Maths

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.grains import Access
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Kernel, Use
 from mergeloom.methods.ops.words import Array, Scaling
 

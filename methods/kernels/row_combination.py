@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.kernels.linear_combination import Rule

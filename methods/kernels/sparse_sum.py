@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.base.grains import Access
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Statistic, Use
 from mergeloom.methods.kernels.sparsifier import Sparsifier
 from mergeloom.methods.ops.vectors import Inputs

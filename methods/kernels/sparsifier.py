@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.methods.ops.vectors import VectorExpr
 from mergeloom.methods.ops.words import KEEP_ALL, KeepRule, Vector

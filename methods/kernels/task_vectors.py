@@ -8,11 +8,11 @@ parameter.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, Copy, GrainView, Kernel, Statistic, Use
 from mergeloom.methods.declare import TensorMerge
 from mergeloom.methods.kernels.linear_combination import LinearCombination

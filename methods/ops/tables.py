@@ -6,8 +6,9 @@ A *table* is a matrix that lies whole beside the inputs of a merge. Rows of one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from mergeloom.engine.base.records import dataclass
 
 if TYPE_CHECKING:
     import numpy as np

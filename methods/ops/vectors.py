@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Use
 from mergeloom.methods.ops.words import Vector
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView
 from mergeloom.methods.ops.maths import Maths
 

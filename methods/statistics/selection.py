@@ -13,11 +13,12 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import accumulate
 from typing import Any
 
 from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.ops.vectors import VectorExpr

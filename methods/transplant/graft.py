@@ -10,10 +10,10 @@ How missing rows are made is a `Way`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mergeloom.engine.base.grains import Access, Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.ops.tables import BATCH, Table

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainSum, GrainView, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.ops.tables import Table

@@ -8,9 +8,9 @@ of the tokens that the model lacks; *atoms*, the donor's rows of the tokens that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainView, Statistic, Use
 from mergeloom.methods.ops.draws import HASH, WORD, key_of, words
 from mergeloom.methods.ops.loops.sizes import pursuit_bytes

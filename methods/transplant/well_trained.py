@@ -8,10 +8,10 @@ those of tokens point that never occur.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.methods.ops.tables import Table
 

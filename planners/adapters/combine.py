@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.engine.graph.stored_tensor import StoredTensor

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import ConfigError, Place
+from mergeloom.engine.base.records import dataclass
 from mergeloom.methods.adapters import combinations
 from mergeloom.methods.adapters.combinations import Combination
 from mergeloom.planners.config.config import Document

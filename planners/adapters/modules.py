@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.methods.adapters.combinations import Combination, What

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.planners.adapters.combine import NOT_COMBINED, Combining
 from mergeloom.planners.adapters.document import AdaptersDocument, read_document

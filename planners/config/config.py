@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import Finding, Place
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.parameters import Parameters
 from mergeloom.planners.config.tokenizer import TokenizerSettings

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import nearest, suggest
 from mergeloom.methods.declare import Method
 from mergeloom.planners.config.findings import IGNORED, MISPLACED, UNKNOWN_KEY, Findings

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mergeloom.engine.base.errors import ConfigError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.keys import LOCATION, REFERENCE, Fields
 from mergeloom.planners.config.yaml_values import Value

@@ -7,10 +7,11 @@ are asked in order of precedence; the first that yields a value for a tensor win
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from mergeloom.engine.base.errors import ConfigError, Place
+from mergeloom.engine.base.records import dataclass
 from mergeloom.methods.declare import REQUIRED, Parameter, ParameterError
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
 from mergeloom.engine.base.errors import ConfigError, Finding, Place
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.planners.config.findings import Findings, check_known
 from mergeloom.planners.config.plain_data import yaml_text

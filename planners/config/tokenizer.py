@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from mergeloom.engine.base.errors import Place
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.keys import TOKEN, TOKEN_SOURCE, TOKENIZER, Fields
 from mergeloom.planners.config.model_reference import (

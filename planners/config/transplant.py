@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
 
 from mergeloom.engine.base.errors import Place
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.keys import TRANSPLANT, Fields

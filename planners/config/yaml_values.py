@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -16,6 +15,7 @@ from yaml.events import CollectionEndEvent, CollectionStartEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from mergeloom.engine.base.errors import ConfigError, Place
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.config.findings import Findings
 
 MAX_BYTES = 4 << 20

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.dtypes import BF16, F16, F32, GGML, DType
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.graph.stored_tensor import StoredTensor

@@ -7,12 +7,12 @@ several adapters over one model read it once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.base.dtypes import F32, U8, DType
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.memory import MemorySource

@@ -12,11 +12,11 @@ alike is dropped, and what is left are the two roots that names are translated b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.planners.models.architecture import Architecture, Tower, infer
 from mergeloom.planners.models.model import Model, Shape, Stored

@@ -19,10 +19,11 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.models.roles import Shape, acts_after, output_head, token_embedding
 
 LAYER_COUNT_KEYS = (

@@ -6,11 +6,12 @@ import hashlib
 from collections import ChainMap
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder
 from mergeloom.engine.storage.safetensors import MAX_NAME, Headers

@@ -24,11 +24,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.dtypes import F4, F8_E8M0, U4, U8
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
 from mergeloom.planners.models.bitsandbytes import STATE, eight_bits, four_bits
@@ -64,11 +64,14 @@ class Hints:
     words: WordFormat | None = None
 
 
+_NO_HINTS = Hints()
+
+
 def hints_of(config: Mapping[str, Any]) -> Hints:
     """What the settings of quantisation say; what they do not say is told by shapes."""
     settings = _settings(config)
     if settings is None:
-        return Hints()
+        return _NO_HINTS
     block = settings.get("weight_block_size")
     if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int for n in block)):
         block = None
@@ -128,7 +131,7 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def decode(tensors: Mapping[str, StoredTensor], where: str, hints: Hints = Hints()) -> Decoded:
+def decode(tensors: Mapping[str, StoredTensor], where: str, hints: Hints = _NO_HINTS) -> Decoded:
     """Find the weights that are codes with their scales.
 
     Raises:

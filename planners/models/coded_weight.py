@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.dequantise import Dequantise
 

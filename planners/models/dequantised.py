@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.base.dtypes import BF16, BY_NAME, DType
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.transpose import Transpose

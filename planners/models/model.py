@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Any, Protocol
 
 from mergeloom.engine.base.dtypes import DType
-from mergeloom.engine.base.records import record
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder

@@ -16,10 +16,10 @@ exchanged by the reader, and what is in a word of AWQ's, eight rows of one colum
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.dtypes import U2, U4, U4_EVEN, U8, DType
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
 from mergeloom.planners.models.coded_weight import Coded, Found, Shape, text

@@ -5,11 +5,12 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import nearest
 from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.config.model_reference import Location, ModelReference, readings

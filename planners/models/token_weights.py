@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.models.architecture import Architecture
 from mergeloom.planners.models.roles import Shape
 

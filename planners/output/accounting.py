@@ -17,9 +17,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Any
+
+from mergeloom.engine.base.records import dataclass
 
 Shape = tuple[int, ...]
 Layer = Mapping[str, Shape]

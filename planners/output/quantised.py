@@ -17,11 +17,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from mergeloom.engine.base.dtypes import BF16, BY_CODE, F4, F4_BYTES, F8_E8M0, F32, U8, DType
 from mergeloom.engine.base.errors import Place
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.output.side_files import SideFile

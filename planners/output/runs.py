@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Load, Merge, copied_dtype
 from mergeloom.engine.graph.pieces import Range
 from mergeloom.planners.models.model import OutputTensor

@@ -6,9 +6,9 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import OutputFile, Write
 from mergeloom.engine.storage.safetensors import build_header
 from mergeloom.planners.models.model import OutputTensor

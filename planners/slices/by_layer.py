@@ -11,11 +11,12 @@ input, and the inputs are merged as one tensor, like other weights before the la
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.planners.models.architecture import Architecture

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.planners.config.config import MergeDocument, Module
 from mergeloom.planners.models.architecture import Architecture, Tower

@@ -8,11 +8,10 @@ slices:  A[0,4]         output layer   0 1 2 3 4 5     one entry of `slices` aft
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from mergeloom.engine.base.errors import Place
-from mergeloom.engine.base.records import record
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.planners.config.config import OutputSlice, Source
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model

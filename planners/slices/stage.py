@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.config.config import MergeDocument, Module
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import CheckpointError, Place
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Merge
 from mergeloom.methods.declare import Base, Method
 from mergeloom.planners.config.config import MergeDocument

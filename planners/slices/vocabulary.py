@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.model import Model, PlannedModel
 from mergeloom.planners.models.pool import Models

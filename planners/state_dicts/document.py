@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import ClassVar
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.planners.config.config import MergeDocument
 from mergeloom.planners.config.document import read_document

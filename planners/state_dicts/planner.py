@@ -8,11 +8,11 @@ merges of models.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from mergeloom.engine.base.errors import CheckpointError, LoomError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.folder import LocalFile
 from mergeloom.methods import registry
 from mergeloom.planners.config.findings import Findings

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from mergeloom.engine.base.dtypes import BY_CODE
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.methods.transplant import ways

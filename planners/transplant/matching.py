@@ -10,8 +10,9 @@ donor's token          the model's                     why
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.config.transplant import TransplantSettings
 from mergeloom.planners.vocabulary.alignment import MISSING, Alignment, Origin
 from mergeloom.planners.vocabulary.spelling import content, is_single_byte

@@ -14,9 +14,10 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
+
+from mergeloom.engine.base.records import dataclass
 
 MISSING = -1
 

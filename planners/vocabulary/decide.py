@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from mergeloom.engine.base.errors import LoomError, Place
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import nearest, suggest
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.tokenizer import TokenizerSettings, TokenRow

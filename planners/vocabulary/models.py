@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from mergeloom.engine.base.errors import LoomError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.tokenizer import TokenizerSettings

@@ -10,11 +10,11 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.folder import Folder, at_hand
 from mergeloom.planners.vocabulary.tokens import MAX_BYTES, read_content
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.small_files import read_object
 from mergeloom.planners.vocabulary.chat_template import template_files

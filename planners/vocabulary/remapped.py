@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.base.dtypes import BY_CODE, DType
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.methods.inputs.fill_rows import FillRows

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.vocabulary.alignment import Alignment
 from mergeloom.planners.vocabulary.decide import VocabularyPlan
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.small_files import read_object
 from mergeloom.planners.vocabulary.older_files import converted, has_older_files

@@ -8,8 +8,10 @@ names of the file for them), the order of rows of queries and keys, and what nor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from mergeloom.engine.base.records import dataclass
 
 ATTENTION = tuple(f"self_attn.{part}_proj" for part in ("q", "k", "v", "o"))
 MLP = tuple(f"mlp.{part}_proj" for part in ("gate", "up", "down"))

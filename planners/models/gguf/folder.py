@@ -10,12 +10,12 @@ import json
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder, LocalFolder
 from mergeloom.engine.storage.gguf import GgufHeader, GgufTensor, read_gguf

@@ -10,11 +10,11 @@ which text is cut before; what else there is to a tokenizer follows from these.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.gguf import Strings
 from mergeloom.planners.models.gguf.families import Family
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.output.layers import keys
 from mergeloom.planners.output.layers.families import FAMILIES, KEYS

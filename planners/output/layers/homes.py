@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
+
+from mergeloom.engine.base.records import dataclass
 
 Path = tuple[str, ...]
 """Keys that lead from the whole configuration to one of its objects."""

@@ -8,9 +8,11 @@ kind that its source had.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any
+
+from mergeloom.engine.base.records import dataclass
 
 Config = Mapping[str, Any]
 Kinds = list[Any]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from mergeloom.engine.base.errors import Finding
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.output.layers.described import Description
 from mergeloom.planners.output.layers.homes import Path, at, inner
 
