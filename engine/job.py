@@ -102,6 +102,7 @@ class Outcome:
 
     ``device_read_bytes`` and ``device_write_bytes`` are what the kernel saw going to and from
     storage, where it tells. ``resumed`` counts the tensors that an earlier run had finished.
+    ``errors`` are the relative errors of what was written as codes, by name, earlier runs' too.
     """
 
     schedule: Schedule | None
@@ -114,6 +115,7 @@ class Outcome:
     resumed: int
     warnings: tuple[str, ...] = ()
     clones: CloneBytes = NO_CLONES
+    errors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def was_finished(self) -> bool:
@@ -163,7 +165,8 @@ def run(
         manifest = directory.finished()
         if manifest is not None and _is_whole(manifest, directory, run):
             everything = len(job.graph.writes)
-            return _outcome(None, None, began, counters, everything, tuple(warnings))
+            found_done = _outcome(None, None, began, counters, everything, tuple(warnings))
+            return replace(found_done, errors=manifest.errors)
         done = _resumed(directory, run, repairs=manifest is not None)
         rest = job.graph.without(done)
         clones = run.clones(rest, directory)
@@ -209,8 +212,7 @@ def run(
             clones=shared,
         )
         record = {**job.about, "measured": measured(outcome), "predicted": predicted(outcome)}
-        sink.finish(record)
-        return outcome
+        return replace(outcome, errors=sink.finish(record).errors)
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool
         OutputError: the directory belongs to another merge.
     """
     recorded = [
-        Finished(each.file, each.name, each.digest, each.block_bytes, each.nbytes)
+        Finished(each.file, each.name, each.digest, each.block_bytes, each.nbytes, each.error)
         for each in manifest.tensors
     ]
     touched = _check_same(manifest.fingerprint, manifest.identity, recorded, run, directory)

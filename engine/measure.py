@@ -72,5 +72,7 @@ class _NoSink:
     def writer(self, file: OutputFile) -> Writer:
         raise AssertionError(f"a run that only measures writes '{file.name}'")
 
-    def completed(self, write: Write, digest: str, block_bytes: int) -> None:
+    def completed(
+        self, write: Write, digest: str, block_bytes: int, error: float | None = None
+    ) -> None:
         raise AssertionError(f"a run that only measures writes '{write.name}'")

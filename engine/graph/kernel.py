@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.sums import GrainSums
+from mergeloom.engine.graph.sums import GrainSums, Sums
 from mergeloom.engine.memory.ledger import Block
 
 if TYPE_CHECKING:
@@ -284,9 +284,12 @@ class Kernel:
     aligned: ClassVar[bool] = True
     """Whether element i of the result comes of elements i of the inputs, wherever else they lie."""
 
+    lossy: ClassVar[bool] = False
+    """Whether its result is written as codes, and `loss` tells how far these are from it."""
+
     @property
     def uses(self) -> tuple[Use, ...]:
-        """The words of ``grain.ops`` that `apply` and `scan_value` use.
+        """The words of ``grain.ops`` that `apply`, `scan_value` and `loss` use.
 
         Memory, machine code and time follow from them. Without any, the kernel works on torch's
         tensors.
@@ -317,7 +320,7 @@ class Kernel:
 
     @property
     def scratch(self) -> int:
-        """Scratch arrays that one call of `apply` or `scan_value` takes at most."""
+        """Scratch arrays that one call of `apply` or `scan_value` takes at most; `loss` has one."""
         return 0
 
     @property
@@ -393,6 +396,14 @@ class Kernel:
 
         ``statistics`` are the results of `passes` in order; ``before`` is the elementwise sum of
         `scan_value` over all earlier grains, or ``()`` where `needs_scan` was false.
+        """
+        raise NotImplementedError
+
+    def loss(self, grain: GrainView, codes: Array) -> Sums:
+        """How far what is written of one grain is from what was computed.
+
+        ``codes`` (float32) are those of the result, as they are written; they may be written over.
+        Returns two sums in float64: Σ (written - computed)² and Σ computed².
         """
         raise NotImplementedError
 

@@ -9,6 +9,7 @@ a tensor is merged again. A run that continues compares contents with the digest
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,8 +30,9 @@ MAX_RECORD_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One tensor that is durable: its digest over blocks of ``block_bytes`` bytes, and its size
-    (0 where an older record does not tell).
+    """One tensor that is durable: its digest over blocks of ``block_bytes`` bytes, its size
+    (0 where an older record does not tell) and, if it was written as codes, their relative error:
+    ‖written - computed‖ / ‖computed‖.
 
     Of a clone there is no digest: a run that continues makes it again, which costs nothing.
     """
@@ -40,6 +42,7 @@ class Finished:
     digest: str
     block_bytes: int
     nbytes: int = 0
+    error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +175,7 @@ class Journal:
                 "digest": entry.digest,
                 "block_bytes": entry.block_bytes,
                 "bytes": entry.nbytes,
+                **({} if entry.error is None else {"error": entry.error}),
             }
             for entry in finished
         )
@@ -238,7 +242,11 @@ def _finished(record: Mapping[str, Any] | None) -> Finished | None:
     if not (isinstance(file, str) and isinstance(tensor, str) and isinstance(digest, str)):
         return None
     block, size = _size(record.get("block_bytes")), _size(record.get("bytes", 0))
-    return None if block is None or size is None else Finished(file, tensor, digest, block, size)
+    if block is None or size is None:
+        return None
+    error = record.get("error")
+    known = error if isinstance(error, float) and math.isfinite(error) else None
+    return Finished(file, tensor, digest, block, size, known)
 
 
 def _totals(head: Mapping[str, Any]) -> Totals | None:

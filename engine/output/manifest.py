@@ -51,7 +51,8 @@ class Origin:
 class TensorRecord:
     """Where one tensor lies and what its bytes are: ``digest`` over blocks of ``block_bytes``.
 
-    A tensor that was cloned has no digest, for nothing has read it, but an ``origin``.
+    Of one that was written as codes, ``error`` is how far they are from what was computed:
+    ‖written - computed‖ / ‖computed‖. A tensor that was cloned has no digest, for nothing has read it, but an ``origin``.
     """
 
     name: str
@@ -61,6 +62,7 @@ class TensorRecord:
     digest: str
     block_bytes: int
     origin: Origin | None = None
+    error: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """The record as JSON's own types, in a tenth of the time of `asdict`."""
@@ -72,6 +74,7 @@ class TensorRecord:
             "digest": self.digest,
             "block_bytes": self.block_bytes,
             "origin": None if self.origin is None else asdict(self.origin),
+            "error": self.error,
         }
 
 
@@ -104,6 +107,11 @@ class Manifest:
     def all_files(self) -> tuple[str, ...]:
         """Names of all files that were written, shards first."""
         return (*self.files, *self.side_files)
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """The relative errors of tensors that were written as codes, by name."""
+        return {each.name: each.error for each in self.tensors if each.error is not None}
 
     def encode(self) -> bytes:
         """The manifest as JSON."""
@@ -201,5 +209,5 @@ def tensor_record(write: Write, entry: Finished, origin: Origin | None = None) -
     """The manifest's record of one finished write."""
     return TensorRecord(
         *(write.name, write.file.name, write.offset, write.nbytes),
-        *(entry.digest, entry.block_bytes, origin),
+        *(entry.digest, entry.block_bytes, origin, entry.error),
     )

@@ -100,9 +100,11 @@ class ShardSink:
                 writer.write_bytes(0, file.header)
             return writer
 
-    def completed(self, write: Write, digest: str, block_bytes: int) -> None:
-        """All bytes of ``write`` were handed to its writer."""
-        entry = Finished(write.file.name, write.name, digest, block_bytes, write.nbytes)
+    def completed(
+        self, write: Write, digest: str, block_bytes: int, error: float | None = None
+    ) -> None:
+        """All bytes of ``write`` were handed to its writer; ``error`` is that of `Finished`."""
+        entry = Finished(write.file.name, write.name, digest, block_bytes, write.nbytes, error)
         with self._lock:
             self._pending.append((write, entry))
 

@@ -24,7 +24,9 @@ class ComparingSink:
     def writer(self, file: OutputFile) -> Nowhere:
         return Nowhere()
 
-    def completed(self, write: Write, digest: str, block_bytes: int) -> None:
+    def completed(
+        self, write: Write, digest: str, block_bytes: int, error: float | None = None
+    ) -> None:
         if self._recorded[write].digest != digest:
             with self._lock:
                 self.differing.append(write.name)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from mergeloom.engine.graph.graph import Load
 from mergeloom.engine.graph.kernel import Arithmetic, Ops
+from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.engine.run.evaluate import Memo, Span, TreeEvaluator, check_finite
 from mergeloom.engine.run.state import Bundle, TileQueue, TileRun, elements
 
@@ -47,7 +48,7 @@ class Worker:
                 if number:
                     run.open_pass(number)
                 self._compute(task)
-                run.faulty.update(task.faulty)
+                run.add(task)
                 run.finish_pass(number)
 
     def _compute(self, task: TileRun) -> None:
@@ -67,9 +68,10 @@ class Worker:
         first, _ = elements(task.tile, run.placement)
         outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
         task.faulty.clear()
+        task.losses = GrainSums() if work.root.kernel.lossy else None
         for index in _indices(task):
             self._host.check()
-            doubtful = evaluator.output(index, outputs)
+            doubtful = evaluator.output(index, outputs, task.losses)
             bounds = work.grains.bounds(index)
             if doubtful:
                 task.faulty.update(check_finite(work.root, bounds, spans, outputs))

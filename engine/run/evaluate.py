@@ -18,6 +18,7 @@ from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Load, Merge, Write, tree
 from mergeloom.engine.graph.kernel import Array, GrainView, Ops, Statistic
+from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.run.codecs import decode
 
@@ -126,8 +127,14 @@ class TreeEvaluator:
         self._ops.release(start)
         return result
 
-    def output(self, index: int, writes: Sequence[tuple[Write, Stretch]]) -> Any:
-        """Compute grain ``index`` of the root and round it into its outputs.
+    def output(
+        self,
+        index: int,
+        writes: Sequence[tuple[Write, Stretch]],
+        losses: GrainSums | None = None,
+    ) -> Any:
+        """Compute grain ``index`` of the root and round it into its outputs; what that loses, where
+        the kernel tells, is added to ``losses``.
 
         Returns what is not 0 where any of their elements may not be finite; see `check_finite`.
         """
@@ -143,8 +150,19 @@ class TreeEvaluator:
             value, dtype = values[write.part], write.dtype
             stored = ops.pack(dtype, value, place) if dtype.codec else ops.store(value, place)
             found = found + stored
+        if losses is not None:
+            self._lose(index, count, places, losses)
         ops.release(top)
         return found
+
+    def _lose(
+        self, index: int, count: int, places: Sequence[tuple[Write, Array]], losses: GrainSums
+    ) -> None:
+        for write, place in places:
+            if not write.part:
+                codes = self._ops.take(count)
+                self._ops.widen(write.dtype.stored or write.dtype, place, codes)
+                losses.add(index, self._root.kernel.loss(self._view(self._root, index), codes))
 
     def _begin(self) -> int:
         self._values.clear()

@@ -62,7 +62,9 @@ class Sink(Protocol):
 
     def writer(self, file: OutputFile) -> Writer: ...
 
-    def completed(self, write: Write, digest: str, block_bytes: int) -> None: ...
+    def completed(
+        self, write: Write, digest: str, block_bytes: int, error: float | None = None
+    ) -> None: ...
 
 
 class _Once(Generic[R]):
@@ -307,9 +309,9 @@ class Executor:
         """
         for block in task.transient:
             self._ledger.release(block)
-        if task.faulty:
+        if task.faulty or task.losses is not None:
             with self._lock:
-                task.merge.faulty.update(task.faulty)
+                task.merge.add(task)
         for write, block, at in task.outputs:
             self._to_write.put(lambda w=write, b=block, a=at: self._write(task, w, b, a))  # type: ignore[misc]
         self._tile_done(task, seconds)
@@ -403,7 +405,7 @@ class Executor:
             finished = not any(run.unwritten.values())
         if complete:
             grain = write.dtype.nbytes(run.placement.work.grains.size)
-            self._sink.completed(write, run.digests[write].hexdigest(), grain)
+            self._sink.completed(write, run.digests[write].hexdigest(), grain, run.error(write))
         if finished:
             self._merges_done([run])
 
@@ -416,7 +418,8 @@ class Executor:
             work = run.placement.work
             for write in work.writes:
                 grain = write.dtype.nbytes(work.grains.size)
-                self._sink.completed(write, run.digests[write].hexdigest(), grain)
+                digest = run.digests[write].hexdigest()
+                self._sink.completed(write, digest, grain, run.error(write))
         with self._lock:
             self.progress.write_bytes += sum(w.stop - w.start for w in bundle.layout.writes)
         self._merges_done(bundle.runs)

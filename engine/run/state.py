@@ -13,6 +13,7 @@ between them is decided here, under one lock that the executor owns:
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from threading import Condition, Lock
 from typing import Any, Protocol
 
 from mergeloom.engine.graph.graph import Load, Merge, Write, tree
+from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.plan.schedule import ScheduledMerge, Tile
 from mergeloom.engine.run.bundle_layout import BundleLayout
@@ -63,6 +65,8 @@ class TileRun:
     pending: int = 1
     prefixes: dict[Merge, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     faulty: Counter[Load] = field(default_factory=Counter)
+    losses: GrainSums | None = None
+    """What its grains lose as codes, where the kernel is `Kernel.lossy`."""
 
     def __lt__(self, other: TileRun | Bundle) -> bool:
         return self.order < other.order
@@ -192,10 +196,27 @@ class MergeRun:
         self.digests = {write: TensorDigest(work.grains.count) for write in work.writes}
         self.unwritten = dict.fromkeys(work.writes, placement.flow.tiles)
         self.seconds = 0.0
-        self.faulty: Counter[Load] = Counter()
-        """The sum of its tiles'."""
         """Time that its tiles took on any processor; NaN if that is not known."""
+        self.faulty: Counter[Load] = Counter()
+        self.losses = GrainSums()
         self.open_pass(0)
+
+    def error(self, write: Write) -> float | None:
+        """The relative error of what is written as codes: ‖written - computed‖ / ‖computed‖.
+
+        ``None`` of anything else, and where it is not finite.
+        """
+        if write.part or self.losses.total is None:
+            return None
+        difference, size = self.losses.total
+        error = math.sqrt(difference / size) if size else 0.0
+        return error if math.isfinite(error) else None
+
+    def add(self, task: TileRun) -> None:
+        """Add what a tile of the last pass has found out beside its outputs."""
+        self.faulty.update(task.faulty)
+        if task.losses is not None:
+            self.losses.combine(task.losses)
 
     def chain(self, number: int, merge: Merge) -> PrefixScan:
         return self.chains.setdefault((number, merge), PrefixScan())

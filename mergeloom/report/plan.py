@@ -45,6 +45,10 @@ def merge_report(result: MergeResult) -> MergeReport:
         predicted=predicted,
         run_warnings=result.findings,
         checked=None if result.checked is None else _checked(result.checked),
+        coding_errors=tuple(
+            plan_records.CodingError(name, error)
+            for name, error in sorted(outcome.errors.items(), key=lambda item: -item[1])
+        ),
     )
 
 

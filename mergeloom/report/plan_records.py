@@ -321,6 +321,15 @@ class CheckReport:
     passed_over: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class CodingError:
+    """How far a tensor that was written as codes is from what was computed."""
+
+    tensor: str
+    error: float
+    """‖written - computed‖ / ‖computed‖"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MergeReport(PlanReport):
     """A finished merge: the plan, and what was measured."""
@@ -336,3 +345,5 @@ class MergeReport(PlanReport):
     """Nothing where nothing was left to do."""
     run_warnings: tuple[Finding, ...]
     checked: CheckReport | None = None
+    coding_errors: tuple[CodingError, ...] = ()
+    """Of all tensors that were rounded to codes, the largest first; what was copied has none."""

@@ -9,7 +9,8 @@ from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.grains import Access
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Kernel, Use
-from mergeloom.methods.ops.words import Array, Scaling
+from mergeloom.engine.graph.sums import Sums
+from mergeloom.methods.ops.words import Adjustment, Array, Blocks, Scaling, Vector
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Quantise(Kernel):
     access = Access.ROWWISE
     aligned = False
     double = False
-    uses = (Use("quantise"),)
+    lossy = True
+    scratch = 1
+    uses = (Use("quantise"), Use("adjust"), Use("dots", 2))
 
     @property
     def band(self) -> int:
@@ -45,3 +48,12 @@ class Quantise(Kernel):
         grain.ops.quantise(
             *(grain.inputs[0], row, self.rows, self.columns, self.scaling, out, scales)
         )
+
+    def loss(self, grain: GrainView, codes: Array) -> Sums:
+        ops, (rows, row), (scales,) = grain.ops, grain.shape, grain.parts
+        grid = (1, -(-rows // self.rows), -(-row // self.columns))
+        blocks = Blocks(scales, grid, self.rows, self.columns, rows, 0)
+        ops.adjust(codes, blocks, Adjustment.MULTIPLY, row, codes)
+        values = grain.inputs[0]
+        error, _, size = ops.dots([Vector(codes, minus=values), Vector(values)])
+        return Sums((error, size))

@@ -365,6 +365,17 @@
     put(here, "p", { class: "dim" }, `The estimate: ${duration(report.time.storage_seconds)} of storage and ${duration(report.time.compute_seconds)} of arithmetic, side by side, in ${plural(report.workers, "worker")}.` + (report.io.repeated_bytes ? ` ${bytes(report.io.repeated_bytes)} are read again because memory is short.` : ""));
   };
 
+  // --- what rounding to codes has lost -------------------------------------------------------
+
+  const codes = () => {
+    const errors = report.coding_errors ?? [];
+    if (!errors.length) return;
+    const here = section("Rounded to codes");
+    put(here, "p", { class: "dim" }, `${plural(errors.length, "tensor")}, each with the length of what is written less what was computed, beside the length of that; the largest first.`);
+    table(here, ["tensor", "relative error"], errors.slice(0, 40).map((each) => [each.tensor, `${(100 * each.error).toPrecision(3)} %`]), [1]);
+    if (errors.length > 40) put(here, "p", { class: "dim" }, `and ${errors.length - 40} more, with ${(100 * errors.at(-1).error).toPrecision(3)} % at least`);
+  };
+
   // --- the table of tensors, drawn as far as it is seen --------------------------------------
 
   const tensorTable = () => {
@@ -565,6 +576,6 @@
   };
 
   if (diff) compared();
-  if (report) for (const part of [headline, findings, map, curves, memoryPicture, tensorTable, inputs, family, configuration]) part();
+  if (report) for (const part of [headline, findings, map, curves, memoryPicture, codes, tensorTable, inputs, family, configuration]) part();
   document.documentElement.dataset.ready = `${Math.round(performance.now())}`;
 })();

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from mergeloom.report.plan_records import CheckReport, MergeReport
+from mergeloom.report.plan_records import CheckReport, CodingError, MergeReport
 from mergeloom.report.records import ExportReport
 from mergeloom.report.terminal.console import columns, plural
 from mergeloom.report.terminal.plan import render_plan
@@ -27,6 +29,8 @@ def render_outcome(report: MergeReport) -> RenderableType:
         parts = [Text(_merged(report), style="green"), _figures(report)]
         if report.resumed_tensors:
             parts.append(Text(f"{plural(report.resumed_tensors, 'tensor')} were there already"))
+    if report.coding_errors:
+        parts.append(_coded(report.coding_errors))
     if report.checked is not None:
         parts.append(_checked(report.checked))
     return Group(*parts)
@@ -74,6 +78,20 @@ def _figures(report: MergeReport) -> RenderableType:
     most = f"≤ {memory(predicted.peak_bytes)}"
     table.add_row("peak memory", memory(measured.peak_rss_bytes), most)
     return table
+
+
+_WORST = 3
+"""Tensors that are named with their errors."""
+
+
+def _coded(errors: Sequence[CodingError]) -> Text:
+    """What rounding to codes has lost."""
+    worst = ", ".join(f"{each.tensor} {each.error:.2%}" for each in errors[:_WORST])
+    middle = errors[len(errors) // 2].error
+    return Text(
+        f"{plural(len(errors), 'tensor')} rounded to codes, relative error {middle:.2%} in the "
+        f"median; the largest: {worst}"
+    )
 
 
 def _checked(checked: CheckReport) -> Text:

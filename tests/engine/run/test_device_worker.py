@@ -65,7 +65,9 @@ class Memory:
     def write(self, start: int, stop: int, block: Block, at: int) -> None:
         self.content[start:stop] = block.memory[at : at + stop - start]
 
-    def completed(self, write: Write, digest: str, block_bytes: int) -> None:
+    def completed(
+        self, write: Write, digest: str, block_bytes: int, error: float | None = None
+    ) -> None:
         assert write.name not in self.digests
         self.digests[write.name] = digest
 

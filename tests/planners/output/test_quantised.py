@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 import mergeloom
 from mergeloom.engine.base.errors import ConfigError
 from mergeloom.planners.output.quantised import SCHEMES
+from mergeloom.report.terminal.console import text_of
+from mergeloom.report.terminal.run import render_outcome
 
 transformers = pytest.importorskip("transformers", reason="writes the inputs, reads the outputs")
 
@@ -63,7 +65,7 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
 def test_transformers_reads_what_was_merged(kind: str, models: list[Path], tmp_path: Path) -> None:
     mergeloom.merge(merging(models, out_dtype="float32"), tmp_path / "dense")
     config = merging(models, quantize=kind)
-    mergeloom.merge(config, tmp_path / "out", ram="2GiB", threads=2)
+    outcome = mergeloom.merge(config, tmp_path / "out", ram="2GiB", threads=2)
     dense = load_file(tmp_path / "dense" / "model.safetensors")
     stored = load_file(tmp_path / "out" / "model.safetensors")
     ours = {"merge_method": "passthrough", "models": [str(tmp_path / "out")], "dtype": "float32"}
@@ -82,9 +84,25 @@ def test_transformers_reads_what_was_merged(kind: str, models: list[Path], tmp_p
         else:
             assert name not in stored or stored[name].element_size() == 1
     smallest = mergeloom.plan(config, ram="2GiB").schedule.minimum_bytes
-    mergeloom.merge(config, tmp_path / "tight", ram=smallest, threads=1)
+    tight = mergeloom.merge(config, tmp_path / "tight", ram=smallest, threads=1)
     again = (tmp_path / "tight" / "model.safetensors").read_bytes()
     assert again == (tmp_path / "out" / "model.safetensors").read_bytes()
+    errors = {each.tensor: each.error for each in outcome.report.coding_errors}
+    assert errors == {each.tensor: each.error for each in tight.report.coding_errors}
+    coded = {name for name in stored if name.endswith(SCHEMES[kind].names[0])}
+    assert errors.keys() == {name for name in coded if stored[name].element_size() == 1}
+    for name, error in errors.items():
+        stem = name.removesuffix(SCHEMES[kind].names[0])
+        computed, written = (each[stem + "weight"].double() for each in (dense, values))
+        expected = float((written - computed).norm() / computed.norm())
+        assert error == pytest.approx(expected, rel=1e-6), name
+    worst = outcome.report.coding_errors[0]
+    assert f"the largest: {worst.tensor} {worst.error:.2%}" in text_of(
+        render_outcome(outcome.report)
+    )
+    assert mergeloom.merge(config, tmp_path / "out").report.coding_errors == tuple(
+        outcome.report.coding_errors
+    )
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
