@@ -273,7 +273,8 @@ def _in_codes(
     place, models = last.quantize.place, planning.models.stored_by_name()
     if cpu_arithmetic() is TORCH:
         raise place.error("codes are written by machine code, which needs numba", "install numba")
-    return quantised(recipe, str(last.quantize.content), place, models, planning.builder)
+    wanted, findings = str(last.quantize.content), planning.findings
+    return quantised(recipe, wanted, place, models, planning.builder, findings)
 
 
 def _graph(decided: Decisions) -> tuple[Layout, Graph]:

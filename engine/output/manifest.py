@@ -52,7 +52,8 @@ class TensorRecord:
     """Where one tensor lies and what its bytes are: ``digest`` over blocks of ``block_bytes``.
 
     Of one that was written as codes, ``error`` is how far they are from what was computed:
-    ‖written - computed‖ / ‖computed‖. A tensor that was cloned has no digest, for nothing has read it, but an ``origin``.
+    ‖written - computed‖ / ‖computed‖. A tensor that was cloned has no digest, for nothing has read
+    it, but an ``origin``.
     """
 
     name: str

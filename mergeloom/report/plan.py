@@ -45,10 +45,7 @@ def merge_report(result: MergeResult) -> MergeReport:
         predicted=predicted,
         run_warnings=result.findings,
         checked=None if result.checked is None else _checked(result.checked),
-        coding_errors=tuple(
-            plan_records.CodingError(name, error)
-            for name, error in sorted(outcome.errors.items(), key=lambda item: -item[1])
-        ),
+        coding_errors=_coding_errors(result),
     )
 
 
@@ -127,6 +124,15 @@ def _time(planned: PlannedMerge) -> plan_records.TimeReport:
     rates = planned.schedule.rates
     known = rates.knows_storage if estimated.storage >= estimated.compute else rates.knows_cpu
     return plan_records.TimeReport(estimated.whole, estimated.storage, estimated.compute, known)
+
+
+def _coding_errors(result: MergeResult) -> tuple[plan_records.CodingError, ...]:
+    """The errors of tensors, by the names of what their codes stand for."""
+    errors = result.outcome.errors
+    names = {w.name: w.merge.name for w in result.planned.plan.graph.writes if w.name in errors}
+    found = [(names.get(name, name), error) for name, error in errors.items()]
+    found.sort(key=lambda each: -each[1])
+    return tuple(plan_records.CodingError(*each) for each in found)
 
 
 def _checked(checked: Checked) -> plan_records.CheckReport:

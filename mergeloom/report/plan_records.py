@@ -326,6 +326,7 @@ class CodingError:
     """How far a tensor that was written as codes is from what was computed."""
 
     tensor: str
+    """By the name that it has without codes."""
     error: float
     """‖written - computed‖ / ‖computed‖"""
 

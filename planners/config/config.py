@@ -19,7 +19,7 @@ from mergeloom.planners.config.tokenizer import TokenizerSettings
 from mergeloom.planners.config.yaml_values import Value
 
 QUANTIZE = ("same", "fp8_block", "fp8", "int8", "mxfp4")
-"""In which codes linear layers of an output can be written; `planners.output.quantised`."""
+"""In which codes linear layers of an output can be written; `planners.output.schemes`."""
 
 
 @dataclass(frozen=True, slots=True)

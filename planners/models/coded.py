@@ -4,6 +4,7 @@ They are told by the tensors themselves, by name and type of what lies beside a 
 
     codes                       beside them                         as written by
     weight, 8-bit float         weight_scale_inv, or scale          DeepSeek-V3, Kimi K2
+    NAME, 8-bit float           NAME_scale_inv                      transformers, fused experts
     weight, 8-bit float, int8   weight_scale                        compressed-tensors, ModelOpt
     weight, fp4 in bytes        weight_scale and weight_scale_2     ModelOpt's NVFP4
     weight, fp4 in bytes        scale, powers of two                DeepSeek-V4
@@ -175,6 +176,8 @@ def _found(tensors: Mapping[str, StoredTensor], name: str, hints: Hints) -> Foun
         coded = tensors[name].dtype.code in _OF_CODES
         return _weight(tensors, name.removesuffix(last), hints) if coded else None
     prefix = name.removesuffix(last)
+    if last.endswith("_scale_inv") and last != "weight_scale_inv":
+        return _fused(tensors, name, hints)
     if last == "qweight" and hints.words is not None:
         return packed_words(tensors, prefix, hints.words)
     if last == "SCB":
@@ -223,6 +226,17 @@ def _weight(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> F
         kernels.append(Scale(single=True))
     value = Coded(codes, Dequantise(tuple(kernels)), tuple(beside))
     return Found(name, value, used, [])
+
+
+def _fused(tensors: Mapping[str, StoredTensor], scales: str, hints: Hints) -> Found | None:
+    """Experts in one tensor, named without ``weight``."""
+    name = scales.removesuffix("_scale_inv")
+    codes = tensors.get(name)
+    if codes is None or codes.dtype.code not in _FLOAT8:
+        return None
+    scale = _scales(tensors[scales])
+    kernel = Dequantise((_scale_of(codes.shape, scale.shape, hints.block),))
+    return Found(name, Coded(codes, kernel, (scale,)), [name, scales], [])
 
 
 def _packed(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> Found | None:

@@ -21,6 +21,7 @@ from mergeloom.planners.models.token_weights import TokenWeights, token_weights
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
 
 Shape = tuple[int, ...]
+Entry = tuple[str, DType, Shape]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,18 +170,19 @@ class PlannedModel:
 @record(frozen=True, slots=True)
 class OutputTensor:
     """One tensor of the output: ``merge`` rounded to ``dtype``, or a part of what its kernel makes
-    (`Write.part`). ``seen`` are type and shape in the header, where they are others."""
+    (`Write.part`). ``seen`` is what the header says of its bytes, if that is another type or shape;
+    or that they are several tensors, one after the other, with other names."""
 
     name: str
     merge: Merge
     dtype: DType
     part: int = 0
-    seen: tuple[DType, Shape] | None = None
+    seen: tuple[Entry, ...] = ()
 
     @property
-    def header(self) -> tuple[DType, Shape]:
-        """Type and shape as the file says them."""
-        return self.seen or (self.dtype, self.merge.shape)
+    def header(self) -> tuple[Entry, ...]:
+        """Name, type and shape of what the file has in its place."""
+        return self.seen or ((self.name, self.dtype, self.merge.shape),)
 
     @property
     def nbytes(self) -> int:

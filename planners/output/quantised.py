@@ -1,90 +1,41 @@
 """An output whose linear layers are written as codes and scales: ``quantize`` of a configuration.
 
-    quantize    codes                 scales                                read by
-    fp8_block   float8_e4m3           float32, 128 x 128: weight_scale_inv  transformers' fp8
-    fp8         float8_e4m3           one a row: weight_scale               compressed-tensors
-    int8        int8                  one a row: weight_scale               compressed-tensors
-    mxfp4       fp4: weight_packed    powers of two, 1 x 32: weight_scale   compressed-tensors
-    same        as the input's, where that is one of these
-
-What is written are the weights of linear layers inside the model's layers. Embeddings, heads,
-norms, routers and whatever is not known to be a linear layer stay as they are. A weight that is a
-copy of an input's, in the same codes, is copied byte for byte.
+What is written in codes are the weights of linear layers inside the model's layers
+(`planners.output.linear_weights`), in one of a few kinds of codes (`planners.output.schemes`).
+Embeddings, heads, norms, routers and whatever is not known to be a linear layer stay as they are.
+A weight that is a copy of an input's, in the same codes, is copied byte for byte.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mergeloom.engine.base.dtypes import BF16, BY_CODE, F4, F4_BYTES, F8_E8M0, F32, U8, DType
+from mergeloom.engine.base.dtypes import BF16, F4, F4_BYTES, F8_E8M0, F32, U8, DType
 from mergeloom.engine.base.errors import Place
-from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
+from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge, tree
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
+from mergeloom.methods.inputs.transpose import Transpose
 from mergeloom.methods.kernels.quantise import Quantise
 from mergeloom.methods.ops.words import Scaling
+from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.models.checkpoint import Checkpoint
-from mergeloom.planners.models.model import OutputTensor
+from mergeloom.planners.models.model import Entry, OutputTensor
+from mergeloom.planners.output.linear_weights import InCodes, divide
+from mergeloom.planners.output.schemes import Scheme, scheme_of, settings_of
 from mergeloom.planners.recipe import Recipe
 
-_E4M3, _I8 = BY_CODE["F8_E4M3"], BY_CODE["I8"]
-SAME = "same"
+Shape = tuple[int, ...]
 
-
-@dataclass(frozen=True)
-class Scheme:
-    """One kind of codes; ``columns`` is 0 for a whole row, ``scale`` ``None`` where the scale has
-    the type of the weights. ``method`` and ``weights`` are what the configuration says of it."""
-
-    codes: DType
-    names: tuple[str, str]
-    band: int
-    columns: int
-    top: float
-    limit: float
-    scale: DType | None
-    layout: str
-    weights: Mapping[str, Any]
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a matrix can be written so: in whole blocks, since of ragged ones readers differ
-        in which elements a scale is for."""
-        return len(shape) == 2 and not (shape[0] % self.band or shape[1] % (self.columns or 1))
-
-
-def _channels(kind: str) -> dict[str, Any]:
-    weights = {"num_bits": 8, "type": kind, "strategy": "channel"}
-    return weights | {"symmetric": True, "dynamic": False}
-
-
-_CHANNEL = ("weight", "weight_scale")
-_MXFP4 = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}
-SCHEMES = {
-    "fp8_block": Scheme(
-        *(_E4M3, ("weight", "weight_scale_inv"), 128, 128, 448.0, 448.0, F32, "fp8", {})
-    ),
-    "fp8": Scheme(
-        *(_E4M3, _CHANNEL, 1, 0, 448.0, 448.0, None, "float-quantized", _channels("float"))
-    ),
-    "int8": Scheme(*(_I8, _CHANNEL, 1, 0, 127.0, 127.0, None, "int-quantized", _channels("int"))),
-    "mxfp4": Scheme(
-        *(F4_BYTES, ("weight_packed", "weight_scale"), 1, 32, 2.0, 6.0, F8_E8M0),
-        "mxfp4-pack-quantized",
-        _MXFP4 | {"symmetric": True, "dynamic": False, "scale_dtype": "torch.uint8"},
-    ),
-}
-
-_LINEAR = re.compile(
-    r"\.\d+\..*(_proj|fc[123]|w[123]|dense|dense_h_to_4h|dense_4h_to_h|query_key_value|qkv|Wqkv|"
-    r"query|key|value|gate_up_proj|qkv_proj)\.weight$"
-)
-_NOT_LINEAR = re.compile(r"\bc_(attn|proj|fc)\b|conv|norm|embed|router|lora_")
+_NAMED = 4
+"""Names that a warning says, where more are alike."""
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def quantised(
@@ -93,31 +44,41 @@ def quantised(
     place: Place,
     models: Mapping[str, Checkpoint],
     builder: GraphBuilder,
+    findings: Findings,
 ) -> Recipe:
     """The same output with its linear layers in codes; ``models`` are the inputs.
 
     Raises:
         ConfigError: it cannot be.
     """
-    scheme = SCHEMES[_scheme_of(models, place) if wanted == SAME else wanted]
-    tensors: dict[str, OutputTensor] = {}
-    plain: list[str] = []
-    found = False
-    for tensor in recipe.output.tensors.values():
-        if not _is_linear(tensor) or not scheme.fits(tensor.merge.shape):
-            tensors[tensor.name] = tensor
-            if len(tensor.merge.shape) == 2 and tensor.name.endswith(".weight"):
-                plain.append(tensor.name.removesuffix(".weight"))
-            continue
-        found = True
-        for part in _copied(tensor, scheme, builder) or _coded(tensor, scheme, builder):
-            tensors[part.name] = part
-    if not found:
+    scheme = scheme_of(wanted, recipe.output.config, models, place)
+    division = divide(recipe.output.tensors, recipe.output.config, scheme)
+    if not division.coded:
         raise place.error(
-            "no tensor of the output is known to be the weight of a linear layer",
+            "no tensor of the output is known to be the weight of a linear layer"
+            if not division.plain
+            else f"nothing can be written so: {_listed(division.plain)}",
             "leave 'quantize' out, and quantise the output by a program that runs the model",
         )
-    settings = _settings(scheme, list(dict.fromkeys([*plain, "lm_head"])))
+    tensors: dict[str, OutputTensor] = {}
+    plain: list[str] = []
+    for tensor in recipe.output.tensors.values():
+        way = division.coded.get(tensor.name)
+        if way is None:
+            tensors[tensor.name] = tensor
+            plain += _module_of(tensor)
+            continue
+        _check_words(tensor, place)
+        for part in _copied(tensor, scheme, way, builder) or _coded(tensor, scheme, way, builder):
+            tensors[part.name] = part
+    ragged = _ragged(recipe, scheme, division.coded)
+    for what, named, code in (
+        ("not in codes but in 'dtype'", division.plain, "not-in-codes"),
+        (_RAGGED, ragged, "ragged-blocks"),
+    ):
+        if named:
+            findings.warn(place, f"{what}: {_listed(named)}", code=code)
+    settings = settings_of(scheme, list(dict.fromkeys([*plain, "lm_head"])))
     config = {**recipe.output.config, "quantization_config": settings}
     return replace(
         recipe,
@@ -126,36 +87,106 @@ def quantised(
     )
 
 
-def _is_linear(tensor: OutputTensor) -> bool:
-    name = tensor.name
-    return (
-        tensor.dtype.floating
-        and _LINEAR.search(name) is not None
-        and _NOT_LINEAR.search(name) is None
-    )
+_RAGGED = (
+    "with smaller last blocks, as DeepSeek-V3 has them, for which transformers with 'dequantize' "
+    "takes others, or refuses them"
+)
 
 
-def _coded(tensor: OutputTensor, scheme: Scheme, builder: GraphBuilder) -> Iterator[OutputTensor]:
-    rows, row = tensor.merge.shape
+def _module_of(tensor: OutputTensor) -> Iterator[str]:
+    """The module of a plain weight, which readers would take for one in codes."""
+    dimensions = len(tensor.merge.shape)
+    if dimensions == 3 and tensor.dtype.floating and not tensor.name.endswith(".weight"):
+        yield tensor.name.rpartition(".")[0]
+    elif dimensions in (2, 3) and tensor.name.endswith(".weight"):
+        yield tensor.name.removesuffix(".weight")
+
+
+def _check_words(tensor: OutputTensor, place: Place) -> None:
+    """Check that a tensor is computed by machine code, which alone makes codes.
+
+    Raises:
+        ConfigError: its method is one of another package, which computes by torch.
+    """
+    foreign = next((each for each in tree(tensor.merge) if not each.kernel.uses), None)
+    if foreign is not None:
+        raise place.error(
+            f"'{tensor.name}' is computed by torch ({type(foreign.kernel).__name__}), and codes "
+            "are written by machine code alone",
+            "merge without 'quantize' first, and then the output by 'passthrough' with it",
+        )
+
+
+def _ragged(recipe: Recipe, scheme: Scheme, coded: Iterable[str]) -> dict[str, str]:
+    """Tensors whose last blocks are smaller than others, each with its shape."""
+    found = {}
+    for name in coded:
+        *_, rows, row = shape = recipe.output.tensors[name].merge.shape
+        sizes = (rows, scheme.band), (row, scheme.columns or row)
+        if any(size > block and size % block for size, block in sizes):
+            found[name] = "x".join(map(str, shape))
+    return found
+
+
+def _listed(names: Mapping[str, str]) -> str:
+    """Names with their reasons; those that differ in numbers only are one."""
+    counts: dict[tuple[str, str], int] = {}
+    for name, why in names.items():
+        key = _NUMBER.sub("*", name), why
+        counts[key] = counts.get(key, 0) + 1
+    shown = [f"'{name}' ({why})" for name, why in list(counts)[:_NAMED]]
+    more = f" and {len(counts) - _NAMED} more kinds" if len(counts) > _NAMED else ""
+    return ", ".join(shown) + more
+
+
+def _coded(
+    tensor: OutputTensor, scheme: Scheme, way: InCodes, builder: GraphBuilder
+) -> Iterator[OutputTensor]:
+    values = tensor.merge
+    if way.turned:
+        values = builder.merge([values], Transpose(), tensor.name)
+    row = values.shape[-1]
     columns = scheme.columns or row
-    down, across = -(-rows // scheme.band), -(-row // columns)
     kind = scheme.scale or (BF16 if tensor.dtype == BF16 else F32)
-    scales = kind.for_blocks(across, scheme.band * row)
+    scales = kind.for_blocks(-(-row // columns), scheme.band * row)
     scaling = Scaling(scheme.top, scheme.limit, kind)
     kernel = Quantise(scaling, scheme.band, columns, scales)
-    merge = builder.merge([tensor.merge], kernel, tensor.name)
-    stem = tensor.name.removesuffix("weight")
-    seen = (U8, (rows, row // 2)) if scheme.codes is F4_BYTES else (scheme.codes, (rows, row))
-    yield OutputTensor(stem + scheme.names[0], merge, scheme.codes, seen=seen)
-    written = U8 if kind is F8_E8M0 else kind
-    yield OutputTensor(stem + scheme.names[1], merge, scales, 1, (written, (down, across)))
+    merge = builder.merge([values], kernel, tensor.name)
+    codes, beside = _seen(values.shape, scheme, kind, way)
+    yield OutputTensor(codes[0][0], merge, scheme.codes, seen=codes)
+    yield OutputTensor(beside[0][0], merge, scales, 1, beside)
 
 
-def _copied(tensor: OutputTensor, scheme: Scheme, builder: GraphBuilder) -> list[OutputTensor]:
+def _seen(
+    shape: Shape, scheme: Scheme, scale: DType, way: InCodes
+) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    """What the header says of codes and of scales."""
+    *stack, rows, row = shape
+    if len(way.parts) > 1:
+        stack, rows = [], rows * math.prod(stack) // len(way.parts)
+    grid = (*stack, -(-rows // scheme.band), -(-row // (scheme.columns or row)))
+    kind, inside = scheme.codes, (*stack, rows, row)
+    if kind is F4_BYTES:
+        kind = U8
+        inside = (*grid, scheme.columns // 2) if scheme.fused else (*stack, rows, row // 2)
+    written = U8 if scale == F8_E8M0 else scale
+    codes = tuple((name, kind, inside) for name, _ in way.parts)
+    return codes, tuple((name, written, grid) for _, name in way.parts)
+
+
+def _copied(
+    tensor: OutputTensor, scheme: Scheme, way: InCodes, builder: GraphBuilder
+) -> list[OutputTensor]:
     """The codes and scales of an input, as they are; nothing if the tensor is no copy of such."""
     inner = tensor.merge.gather.inputs[0]
     if not isinstance(tensor.merge.kernel, Copy) or not isinstance(inner, Merge):
         return []
+    shape = inner.shape
+    if way.turned:
+        values = inner.gather.inputs[0]
+        if not isinstance(inner.kernel, Transpose) or not isinstance(values, Merge):
+            return []
+        inner, shape = values, values.shape
     codes, side = inner.gather.inputs[0], inner.gather.side
     wanted = F4 if scheme.codes is F4_BYTES else scheme.codes
     kernel = Dequantise((Scale(scheme.band, scheme.columns),))
@@ -164,71 +195,13 @@ def _copied(tensor: OutputTensor, scheme: Scheme, builder: GraphBuilder) -> list
     (scale,) = side
     if scheme.scale not in (None, scale.dtype):
         return []
-    rows, row = tensor.merge.shape
-    stem = tensor.name.removesuffix("weight")
-    columns = scheme.columns or row
-    grid = (-(-rows // scheme.band), -(-row // columns))
-    seen = (U8, (rows, row // 2)) if wanted is F4 else (wanted, (rows, row))
-    written = U8 if scale.dtype == F8_E8M0 else scale.dtype
-    parts = ((codes, seen), (scale, (written, grid)))
+    seen = _seen(shape, scheme, scale.dtype, way)
+    if math.prod(scale.shape) != sum(math.prod(grid) for *_, grid in seen[1]):
+        return []
     return [
-        OutputTensor(stem + name, builder.merge([load], Copy(), tensor.name), load.dtype, seen=as_)
-        for name, (load, as_) in zip(scheme.names, parts, strict=True)
+        OutputTensor(as_[0][0], builder.merge([load], Copy(), tensor.name), load.dtype, seen=as_)
+        for load, as_ in zip((codes, scale), seen, strict=True)
     ]
-
-
-def _scheme_of(models: Mapping[str, Checkpoint], place: Place) -> str:
-    """The scheme of the first input that is in codes."""
-    for name, checkpoint in models.items():
-        if checkpoint.decoded is None:
-            continue
-        settings = checkpoint.config.get("quantization_config")
-        if not isinstance(settings, Mapping):
-            settings = {}
-        method, layout = settings.get("quant_method"), settings.get("format")
-        for known, scheme in SCHEMES.items():
-            blocks = settings.get("weight_block_size") == [128, 128]
-            if (method == "fp8" and blocks and scheme.layout == "fp8") or (
-                method == "compressed-tensors"
-                and layout == scheme.layout
-                and _strategies(settings) <= {scheme.weights.get("strategy")}
-            ):
-                return known
-        raise place.error(
-            f"the codes of '{name}' are read and not written",
-            f"write one of {', '.join(SCHEMES)}",
-        )
-    raise place.error("no input is in codes", f"write one of {', '.join(SCHEMES)}")
-
-
-def _strategies(settings: Mapping[str, Any]) -> set[Any]:
-    groups = settings.get("config_groups")
-    found = list(groups.values()) if isinstance(groups, Mapping) else []
-    weights = [group.get("weights") for group in found if isinstance(group, Mapping)]
-    return {str(each.get("strategy")) for each in weights if isinstance(each, Mapping)}
-
-
-def _settings(scheme: Scheme, plain: list[str]) -> dict[str, Any]:
-    """What the configuration says of the codes; ``plain`` are modules that have none."""
-    if scheme.layout == "fp8":
-        return {
-            "quant_method": "fp8",
-            "activation_scheme": "dynamic",
-            "fmt": "e4m3",
-            "weight_block_size": [scheme.band, scheme.columns],
-            "modules_to_not_convert": plain,
-        }
-    group = {"targets": ["Linear"], "weights": dict(scheme.weights)}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": scheme.layout,
-        "quantization_status": "compressed",
-        "config_groups": {
-            "group_0": group | {"input_activations": None, "output_activations": None}
-        },
-        "ignore": plain,
-        "kv_cache_scheme": None,
-    }
 
 
 def _with_settings(file: SideFile, settings: Mapping[str, Any]) -> SideFile:

@@ -43,19 +43,21 @@ def lay_out(
     names = _shard_names(stem, len(shards))
     files = []
     writes = []
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for name, shard in zip(names, shards, strict=True):
         ordered = [tensors[number] for number in shard.numbers]
-        entries = [(tensor.name, *tensor.header) for tensor in ordered]
-        header, offsets = build_header(entries, metadata, ALIGNMENT, shard.phase)
+        entries = [entry for tensor in ordered for entry in tensor.header]
+        header, starts = build_header(entries, metadata, ALIGNMENT, shard.phase)
+        begins = {entry[0]: start for entry, start in zip(entries, starts, strict=True)}
+        offsets = [begins[tensor.header[0][0]] for tensor in ordered]
         size = offsets[-1] + ordered[-1].nbytes if ordered else len(header)
         file = OutputFile(name, header, size)
         files.append(file)
         for tensor, offset in zip(ordered, offsets, strict=True):
-            shape = None if tensor.seen is None else tensor.seen[1]
+            shape = tensor.seen[0][2] if len(tensor.seen) == 1 else None
             place = tensor.merge, file, offset, tensor.dtype, tensor.name, tensor.part, shape
             writes.append(Write(*place))
-            weight_map[tensor.name] = name
+        weight_map.update((entry[0], name) for entry in entries)
     index = None
     if len(files) > 1:
         total = sum(sizes)
@@ -107,7 +109,7 @@ def _shards(
         rest[-1].append(number)
         filled += nbytes
     for numbers in rest or ([] if placed else [[]]):
-        numbers.sort(key=lambda number: -tensors[number].header[0].bits)
+        numbers.sort(key=lambda number: -tensors[number].header[0][1].bits)
         shards.append(Shard(_phase([tensors[number] for number in numbers]), numbers))
     return sorted(shards, key=lambda shard: min(shard.numbers, default=0))
 

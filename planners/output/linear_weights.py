@@ -1,0 +1,144 @@
+"""Which tensors of an output can be written as codes, under which names, and why others cannot.
+
+Known to be weights of linear layers are matrices of the model's layers by the names that their
+modules have, and experts that lie in one tensor of three dimensions by those of transformers:
+``gate_up_proj`` or ``up_proj``, and ``down_proj``. How these lie, (experts, out, in) or
+(experts, in, out), is told by both together.
+
+Published codes of experts that lie as (experts, out, in) are stored expert by expert, also of
+models whose plain weights are not (Qwen3.5), and readers expect them so: a fused tensor's codes are
+those of its experts one after the other, under their names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergeloom.planners.models.model import OutputTensor
+from mergeloom.planners.output.schemes import Scheme
+
+Shape = tuple[int, ...]
+
+_LINEAR = re.compile(
+    r"\.\d+\..*(_proj|fc[123]|w[123]|dense|dense_h_to_4h|dense_4h_to_h|query_key_value|qkv|Wqkv|"
+    r"query|key|value|gate_up_proj|qkv_proj)\.weight$"
+)
+_NOT_LINEAR = re.compile(r"\bc_(attn|proj|fc)\b|conv|norm|embed|router|lora_|bias$")
+_IN_LAYERS = re.compile(r"\.\d+\.")
+_ROUTER = re.compile(r"(^|\.)(gate|shared_expert_gate)\.weight$")
+_UPS = {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",)}
+_DOWN = "down_proj"
+_NAMED_OTHERWISE = {"mixtral", "minimax", "minimax_m2", "phimoe", "lfm2_moe", "granitemoe"}
+"""Types of models whose experts are not called gate_proj, up_proj and down_proj one by one."""
+_UNKNOWN = "it is not known which of its dimensions is that of the inputs"
+
+
+@dataclass(frozen=True)
+class InCodes:
+    """The names of the codes and scales that a tensor is written as, or those of its ``parts``, one
+    after the other. If ``turned``, they are those of its matrices with rows and columns exchanged.
+    """
+
+    parts: tuple[tuple[str, str], ...]
+    turned: bool = False
+
+
+@dataclass
+class Division:
+    """What of an output is ``coded``, and why some of the rest is ``plain``, by names."""
+
+    coded: dict[str, InCodes] = field(default_factory=dict)
+    plain: dict[str, str] = field(default_factory=dict)
+
+
+def divide(
+    tensors: Mapping[str, OutputTensor], config: Mapping[str, Any], scheme: Scheme
+) -> Division:
+    """Which tensors of a model with this configuration are written in codes; of the experts of a
+    module all, or none."""
+    found = Division()
+    for module, group in _fused_experts(tensors):
+        why = _why_plain(module, group, tensors, config, scheme)
+        for last, shape in group.items():
+            name = f"{module}.{last}"
+            if why is None:
+                found.coded[name] = _experts(module, last, shape, scheme)
+            else:
+                found.plain[name] = why
+    done = {*found.coded, *found.plain}
+    for name, tensor in tensors.items():
+        shape = tensor.merge.shape
+        if len(shape) < 2 or not tensor.dtype.floating or name in done:
+            continue
+        if scheme.fused or _IN_LAYERS.search(name) is None or _NOT_LINEAR.search(name):
+            continue
+        if len(shape) > 2 or _LINEAR.search(name) is None:
+            if _ROUTER.search(name) is None:
+                found.plain[name] = "not known to be the weight of a linear layer"
+        elif scheme.fits(shape):
+            stem = name.removesuffix("weight")
+            first, second = scheme.names
+            found.coded[name] = InCodes(((stem + first, stem + second),))
+        else:
+            found.plain[name] = f"its rows are no whole number of blocks of {scheme.columns}"
+    return found
+
+
+def _fused_experts(
+    tensors: Mapping[str, OutputTensor],
+) -> Iterator[tuple[str, dict[str, Shape]]]:
+    """Modules with experts in one tensor: the last parts of their names, and shapes."""
+    groups: dict[str, dict[str, Shape]] = {}
+    for name, tensor in tensors.items():
+        shape = tensor.merge.shape
+        if len(shape) == 3 and tensor.dtype.floating:
+            module, _, last = name.rpartition(".")
+            if last in _UPS or last == _DOWN:
+                groups.setdefault(module, {})[last] = shape
+    yield from groups.items()
+
+
+def _why_plain(
+    module: str,
+    group: Mapping[str, Shape],
+    tensors: Mapping[str, OutputTensor],
+    config: Mapping[str, Any],
+    scheme: Scheme,
+) -> str | None:
+    """Why the experts of a module stay as they are; ``None`` if they are written in codes."""
+    ups = [name for name in group if name in _UPS]
+    if len(ups) != 1 or _DOWN not in group:
+        return _UNKNOWN
+    up, down, parts = group[ups[0]], group[_DOWN], len(_UPS[ups[0]])
+    straight = up[2] == down[1] and up[1] == parts * down[2]
+    turned = up[1] == down[2] and up[2] == parts * down[1]
+    if straight is turned:
+        return _UNKNOWN
+    if turned is not bool(scheme.fused):
+        lie = "(experts, in, out)" if turned else "(experts, out, in)"
+        return f"no program is known that reads these codes of experts that lie as {lie}"
+    if straight and config.get("model_type") in _NAMED_OTHERWISE:
+        return f"experts of '{config['model_type']}' have other names one by one"
+    if straight and any(f"{module}.{name}_bias" in tensors for name in group):
+        return "experts with a bias have no known names one by one"
+    matrices = [(up[2], up[1]), (down[2], down[1])] if turned else [(down[2], up[2]), down[1:]]
+    if any(rows % scheme.band or not scheme.fits((rows, row)) for rows, row in matrices):
+        return f"its matrices are no whole number of blocks of {scheme.columns}"
+    return None
+
+
+def _experts(module: str, last: str, shape: Shape, scheme: Scheme) -> InCodes:
+    if scheme.fused:
+        name = f"{module}.{last}"
+        first, second = scheme.fused
+        return InCodes(((name + first, name + second),), turned=True)
+    codes, scales = scheme.names
+    modules = [
+        f"{module}.{number}.{part}"
+        for number in range(shape[0])
+        for part in _UPS.get(last, (_DOWN,))
+    ]
+    return InCodes(tuple((f"{each}.{codes}", f"{each}.{scales}") for each in modules))
