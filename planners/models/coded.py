@@ -232,7 +232,7 @@ def _fused(tensors: Mapping[str, StoredTensor], scales: str, hints: Hints) -> Fo
     """Experts in one tensor, named without ``weight``."""
     name = scales.removesuffix("_scale_inv")
     codes = tensors.get(name)
-    if codes is None or codes.dtype.code not in _FLOAT8:
+    if codes is None or codes.dtype.bits != 8 or not codes.dtype.floating:
         return None
     scale = _scales(tensors[scales])
     kernel = Dequantise((_scale_of(codes.shape, scale.shape, hints.block),))

@@ -197,6 +197,30 @@ def test_experts_in_one_tensor_are_written_one_by_one(
         error = float((found[name] - dense[name]).norm() / dense[name].norm())
         assert errors[name] == pytest.approx(error, rel=0.02 if kind == "fp8" else 1e-5)
     assert mergeloom.verify(tmp_path / "out").sound
+    if kind == "fp8_block":
+        fused = fuse(stored, "model.layers.0.mlp.experts.", 2)
+        save_file(fused, tmp_path / "out" / "model.safetensors", {"format": "pt"})
+        copied = {"merge_method": "passthrough", "models": [str(tmp_path / "out")]}
+        mergeloom.merge({**copied, "dtype": "float32"}, tmp_path / "values")
+        values = load_file(tmp_path / "values" / "model.safetensors")
+        for last in ("gate_up_proj", "down_proj"):
+            name = f"model.layers.0.mlp.experts.{last}"
+            torch.testing.assert_close(values[name], found[name], msg=name)
+
+
+def fuse(stored: dict[str, torch.Tensor], module: str, count: int) -> dict[str, torch.Tensor]:
+    """Codes of experts as transformers' modules hold them."""
+    rest = {name: each for name, each in stored.items() if not name.startswith(module)}
+    for codes, ending in (("weight", ""), ("weight_scale_inv", "_scale_inv")):
+
+        def joined(*parts: str, codes: str = codes) -> torch.Tensor:
+            own = [[stored[f"{module}{n}.{p}.{codes}"] for p in parts] for n in range(count)]
+            return torch.stack([torch.cat([e.view(torch.uint8) for e in each]) for each in own])
+
+        kind = torch.float8_e4m3fn if codes == "weight" else torch.float32
+        rest[f"{module}gate_up_proj{ending}"] = joined("gate_proj", "up_proj").view(kind)
+        rest[f"{module}down_proj{ending}"] = joined("down_proj").view(kind)
+    return rest
 
 
 def test_gpt_oss_has_its_own_codes(tmp_path: Path) -> None:
