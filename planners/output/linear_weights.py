@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.models.model import OutputTensor
 from mergeloom.planners.output.schemes import Scheme
 

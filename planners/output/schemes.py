@@ -12,11 +12,11 @@ same        as the input's, where that is one of these
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from mergeloom.engine.base.dtypes import BY_CODE, F4_BYTES, F8_E8M0, F32, DType
 from mergeloom.engine.base.errors import Place
+from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.models.checkpoint import Checkpoint
 
 _E4M3, _I8 = BY_CODE["F8_E4M3"], BY_CODE["I8"]
