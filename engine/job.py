@@ -35,6 +35,7 @@ from mergeloom.engine.run.clone import (
 )
 from mergeloom.engine.run.compare import ComparingSink
 from mergeloom.engine.run.executor import Executor
+from mergeloom.engine.run.lanes import Lane
 from mergeloom.engine.run.loading import source_readers
 from mergeloom.engine.run.progress import Progress
 from mergeloom.engine.storage.file_system import FILES, Files
@@ -116,6 +117,8 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     clones: CloneBytes = NO_CLONES
     errors: Mapping[str, float] = field(default_factory=dict)
+    lanes: tuple[Lane, ...] = ()
+    """What each thread did over time."""
 
     @property
     def was_finished(self) -> bool:
@@ -210,6 +213,7 @@ def run(
             read_bytes=outcome.read_bytes + shared.read,
             write_bytes=outcome.write_bytes + shared.written,
             clones=shared,
+            lanes=executor.lanes.recorded(),
         )
         record = {**job.about, "measured": measured(outcome), "predicted": predicted(outcome)}
         return replace(outcome, errors=sink.finish(record).errors)

@@ -113,7 +113,7 @@ class MergeResult:
         """Every tensor and the provenance of its values, memory step by step, as a record."""
         from mergeloom.report.details import details_report
 
-        return details_report(self.planned, self.samples)
+        return details_report(self.planned, self.samples, self.outcome.lanes)
 
     def page(self) -> str:
         """The merge as one page for a browser: HTML that needs nothing else."""

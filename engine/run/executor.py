@@ -30,6 +30,7 @@ from mergeloom.engine.plan.assignment import Estimate
 from mergeloom.engine.plan.schedule import Schedule
 from mergeloom.engine.run.cpu_worker import Worker
 from mergeloom.engine.run.dispatch import Dispatcher
+from mergeloom.engine.run.lanes import Lanes
 from mergeloom.engine.run.loading import Loader
 from mergeloom.engine.run.progress import Progress
 from mergeloom.engine.run.ready import ReadyTiles
@@ -88,7 +89,7 @@ class Executor:
     ``readers`` maps each source to its reader; ``opener`` opens a device. `run` returns when
     everything is handed to the sink, or raises the first failure of any thread after all of them
     have stopped. ``warnings`` then says what went otherwise than planned, ``stopwatch`` how fast
-    processors were; for ``storage.seconds`` requests were under way.
+    processors were, ``lanes`` what threads did; for ``storage.seconds`` requests were under way.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Executor:
         """The statistics of merges of which nothing is written."""
         self.stopwatch = Stopwatch()
         self.storage = Busy()
+        self.lanes = Lanes()
         self._first_tile: tuple[float, float] | None = None
         """When it was taken, and for how long storage was busy before."""
         self._ended_at = 0.0
@@ -142,10 +144,10 @@ class Executor:
             self._finish_empty,
         )
         bodies = [dispatcher.run]
-        bodies += [lambda: self._serve(self._loader.requests)] * self._requests
+        bodies += [lambda: self._serve(self._loader.requests, "reader")] * self._requests
         bodies += [self._compute] * self._schedule.workers
         bodies += [partial(self._offload, number) for number in self._schedule.used_devices]
-        bodies += [lambda: self._serve(self._to_write)] * WRITERS
+        bodies += [lambda: self._serve(self._to_write, "writer")] * WRITERS
         threads = [
             threading.Thread(target=self._guarded, args=(body,), daemon=True) for body in bodies
         ]
@@ -223,10 +225,13 @@ class Executor:
         for _ in range(WRITERS):
             self._to_write.put(None)
 
-    def _serve(self, requests: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-        while (request := requests.get()) is not None:
-            if self._failure is None:
-                request()
+    def _serve(self, requests: queue.SimpleQueue[Callable[[], None] | None], kind: str) -> None:
+        with self.lanes.lane(kind):
+            while (request := requests.get()) is not None:
+                if self._failure is None:
+                    self.lanes.begin()
+                    request()
+                    self.lanes.rest()
 
     # --- workers --------------------------------------------------------------------------
 
@@ -245,6 +250,7 @@ class Executor:
                     use_one_thread()
                     stack.enter_context(torch.inference_mode())
                 opened[arithmetic] = make(block)
+            stack.enter_context(self.lanes.lane("worker"))
             Worker(self, opened.__getitem__).run()
 
     def _offload(self, number: int) -> None:
@@ -264,7 +270,8 @@ class Executor:
         make = self._schedule.torch.open(frozenset())
         offload = Offload(device, number, accelerator.memory_bytes, self, make)
         try:
-            offload.run()
+            with self.lanes.lane(accelerator.name):
+                offload.run()
         finally:
             self.warnings += offload.warnings()
             with self._lock:
@@ -287,6 +294,7 @@ class Executor:
         return self._take(None, True)
 
     def _take(self, device: int | None, wait: bool) -> TileRun | Bundle | None:
+        self.lanes.rest()
         task = self._ready.take(device, wait)
         if task is not None:
             run = task.runs[0] if isinstance(task, Bundle) else task.merge
@@ -294,6 +302,7 @@ class Executor:
                 if self._first_tile is None:
                     self._first_tile = time.perf_counter(), self.storage.seconds
                 self.progress.current = run.placement.work.name
+            self.lanes.begin(run.placement.work.name)
         return task
 
     def put_back(self, task: TileRun) -> None:

@@ -76,6 +76,18 @@ class Sample:
     write_bytes: int
 
 
+@dataclass(frozen=True)
+class LaneRow:
+    """What one thread of a run did over time, cell by cell of ``seconds``."""
+
+    title: str
+    seconds: float
+    busy: tuple[float, ...]
+    """The share of each cell in which it did anything, from 0 to 1."""
+    names: tuple[int, ...]
+    """Of the task that took most of each cell, by position in ``tasks``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetailsReport(Document):
     """The details of a plan, or of a merge."""
@@ -89,5 +101,9 @@ class DetailsReport(Document):
     steps: tuple[MemoryStep, ...]
     samples: tuple[Sample, ...]
     """Nothing of a plan."""
+    lanes: tuple[LaneRow, ...] = ()
+    """Nothing of a plan."""
+    tasks: tuple[str, ...] = ()
+    """Names of what lanes were busy with."""
     text: str
     """The configuration."""

@@ -10,6 +10,7 @@ from mergeloom.planners.tensors import TensorPlan
 from mergeloom.report.detail_records import (
     DetailsReport,
     InputRow,
+    LaneRow,
     MemoryStep,
     Sample,
     TensorRow,
@@ -18,14 +19,27 @@ from mergeloom.report.detail_records import (
 from mergeloom.report.tensors import writes_by_name
 
 if TYPE_CHECKING:
+    from mergeloom.engine.run.lanes import Lane
     from mergeloom.results import PlannedMerge
 
 _STEPS = 400
 """Steps of memory that a picture can show."""
 
 
-def details_report(planned: PlannedMerge, samples: Sequence[Sample] = ()) -> DetailsReport:
-    """The details of a plan, and ``samples`` of its run."""
+def details_report(
+    planned: PlannedMerge, samples: Sequence[Sample] = (), lanes: Sequence[Lane] = ()
+) -> DetailsReport:
+    """The details of a plan, and ``samples`` and ``lanes`` of its run."""
+    tasks: dict[str, int] = {}
+    shown = tuple(
+        LaneRow(
+            lane.title,
+            lane.seconds,
+            lane.busy,
+            tuple(tasks.setdefault(name, len(tasks)) for name in lane.names),
+        )
+        for lane in lanes
+    )
     rows = _Rows(planned)
     tensors = tuple(map(rows.tensor, planned.plan.tensor_plans()))
     return DetailsReport(
@@ -35,6 +49,8 @@ def details_report(planned: PlannedMerge, samples: Sequence[Sample] = ()) -> Det
         overhead_bytes=planned.schedule.overhead_bytes,
         steps=tuple(_thinned(list(_steps(planned)))),
         samples=tuple(samples),
+        lanes=shown,
+        tasks=tuple(tasks),
         text=planned.plan.configuration.text,
     )
 

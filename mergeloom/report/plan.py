@@ -9,6 +9,7 @@ from mergeloom.engine.graph.graph import copied_bytes
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
 from mergeloom.engine.plan.duration import estimated_seconds
+from mergeloom.planners.output.licences import licence_of
 from mergeloom.planners.unused import Unused
 from mergeloom.report import plan_records
 from mergeloom.report.parameters import parameter_lines
@@ -63,7 +64,9 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
         "seed": plan.options.seed,
         "options": planned.options,
         "models": tuple(
-            plan_records.InputReport(name, model.folder.name, model.nbytes, len(model.tensors))
+            plan_records.InputReport(
+                name, model.folder.name, model.nbytes, len(model.tensors), licence_of(model.folder)
+            )
             for name, model in plan.models.items()
         ),
         "tasks": plan.graph.counts(),

@@ -71,6 +71,8 @@ class InputReport:
     directory: str
     bytes: int
     tensors: int
+    licence: str | None = None
+    """As its model card names it; nothing where it names none."""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,21 @@ def data_of(page: str) -> Any:
     return json.loads(found[1])
 
 
+def tensors_of(details: Any) -> list[dict[str, Any]]:
+    """The rows that a page's lines stand for."""
+    rows = []
+    for line in details["tensors"].splitlines():
+        template, kind, inputs, *numbers = line.split(" ")
+        parts = details["templates"][int(template)].split("\0")
+        name = parts[0] + "".join(a + b for a, b in zip(numbers, parts[1:], strict=True))
+        shared = ("shape", "dtype", "layer", "how", "because", "values")
+        fields = ("model", "layer", "tensor", "base", "values")
+        own = [dict(zip(fields, each, strict=True)) for each in details["inputs"][int(inputs)]]
+        kinds = zip(shared, details["kinds"][int(kind)], strict=True)
+        rows.append({"name": name, **dict(kinds), "inputs": own})
+    return rows
+
+
 def drawn(page: str, folder: Path) -> str:
     """What a browser makes of a page."""
     (folder / "page.html").write_text(page)
@@ -70,7 +85,7 @@ def test_a_page_is_made_of_the_records_and_needs_nothing_else(config: Path) -> N
     data = data_of(page)
     assert data["report"] == plain(planned.report)
     assert data["details"]["text"] == CONFIG
-    assert len(data["details"]["tensors"]) == planned.report.output.tensors
+    assert tensors_of(data["details"]) == plain(planned.details)["tensors"]
     # The one address in it names the language of pictures; nothing is fetched.
     assert set(re.findall(r"https?://[\w./]+", page)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"<link|@import|url\(|\bsrc=|fetch\(|import\(", page)
@@ -102,6 +117,8 @@ def test_a_merge_keeps_its_details(config: Path, tmp_path: Path) -> None:
     kept = mergeloom.read_details(tmp_path / "out")
     assert kept == result.details
     assert result.details.samples
+    assert "worker 1" in {lane.title for lane in kept.lanes}
+    assert set(kept.tasks) - {""} <= {tensor.name for tensor in kept.tensors}
     assert max(each.memory_bytes for each in kept.samples) <= result.report.memory.peak_bytes
     app(
         ["report", str(tmp_path / "out"), "--html", str(tmp_path / "report.html")],
@@ -119,6 +136,8 @@ def test_a_browser_draws_it(config: Path, tmp_path: Path) -> None:
     assert found.count('class="cell"') == 2 * (4 + 1)
     assert "b&lt;/script&gt; 0" in found
     models = [config.parent / name for name in ("a", "b</script>", "a")]
+    lanes = drawn(mergeloom.merge(config, tmp_path / "out").page(), tmp_path)
+    assert ">What each thread did</h2>" in lanes
     compared = drawn(diff_page(mergeloom.diff(*models, values=True)), tmp_path)
     assert "data-ready=" in compared
     assert compared.count('class="cell"') == 39

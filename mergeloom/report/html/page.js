@@ -160,6 +160,21 @@
 
   const { report, details, diff } = data;
 
+  /* Tensors are lines of numbers: positions of what they share, and the numbers in their names. */
+  if (details) {
+    const parts = details.templates.map((template) => template.split("\0"));
+    const inputs = details.inputs.map((all) => all.map(([model, layer, tensor, base, values]) => ({ model, layer, tensor, base, values })));
+    const lines = details.tensors ? details.tensors.split("\n") : [];
+    details.tensors = lines.map((line) => {
+      const [template, kind, own, ...numbers] = line.split(" ");
+      const pieces = parts[template];
+      let name = pieces[0];
+      for (let i = 0; i < numbers.length; i++) name += numbers[i] + pieces[i + 1];
+      const [shape, dtype, layer, how, because, values] = details.kinds[kind];
+      return { name, shape, dtype, layer, how, because, values, inputs: inputs[own], alike: `${kind} ${own}` };
+    });
+  }
+
   const headline = () => {
     const output = report.output;
     put(page, "h1", {}, report.configuration ? report.configuration.split("/").at(-1) : "a merge");
@@ -274,7 +289,10 @@
       if (tensor.layer === null) found.get(key).outside.push(value.value);
       else found.get(key).points.set(tensor.layer, value.value);
     };
+    const seen = new Set();
     for (const tensor of details.tensors) {
+      if (seen.has(tensor.alike)) continue;
+      seen.add(tensor.alike);
       for (const index of tensor.values) add(tensor, null, index);
       for (const input of tensor.inputs) for (const index of input.values) add(tensor, details.models[input.model], index);
     }
@@ -376,6 +394,47 @@
     if (errors.length > 40) put(here, "p", { class: "dim" }, `and ${errors.length - 40} more, with ${(100 * errors.at(-1).error).toPrecision(3)} % at least`);
   };
 
+  // --- what each thread did --------------------------------------------------------------------
+
+  const lanes = () => {
+    const all = details?.lanes ?? [];
+    if (!all.length) return;
+    const here = section("What each thread did");
+    const [width, left, tall] = [1100, 92, 30];
+    const stop = Math.max(...all.map((lane) => lane.busy.length * lane.seconds));
+    const svg = picture(here, width, all.length * tall + 26, "how busy each thread was over time");
+    const across = (seconds) => left + (seconds / stop) * (width - left - 8);
+    const kinds = [...new Set(all.map((lane) => lane.title.replace(/ \d+$/, "")))];
+    all.forEach((lane, row) => {
+      const top = row * tall + 3, bottom = top + tall - 6;
+      const paint = `var(--c${kinds.indexOf(lane.title.replace(/ \d+$/, "")) % 8})`;
+      const mean = lane.busy.reduce((a, b) => a + b, 0) * lane.seconds / stop;
+      draw(svg, "text", { x: left - 8, y: bottom - 6, "text-anchor": "end" }, lane.title);
+      draw(svg, "rect", { x: left, y: top, width: across(stop) - left, height: bottom - top, fill: "var(--soft)" });
+      let path = `M${left},${bottom}`;
+      lane.busy.forEach((share, i) => {
+        const y = (bottom - share * (bottom - top)).toFixed(1);
+        path += `L${across(i * lane.seconds).toFixed(1)},${y}L${across((i + 1) * lane.seconds).toFixed(1)},${y}`;
+      });
+      draw(svg, "path", { d: `${path}L${across(lane.busy.length * lane.seconds).toFixed(1)},${bottom}Z`, fill: paint });
+      const cover = draw(svg, "rect", { class: "cell", style: "stroke:none", x: left, y: top, width: across(stop) - left, height: bottom - top, fill: "transparent" });
+      let under = null;
+      told(cover, () => {
+        const whole = `${lane.title}: busy ${percent(mean)} of the time`;
+        if (under === null || under >= lane.busy.length) return whole;
+        const name = details.tasks[lane.names[under]];
+        return `${lane.title}, ${clock(under * lane.seconds)} to ${clock((under + 1) * lane.seconds)}: busy ${percent(lane.busy[under])}${name ? `\nlongest with ${name}` : ""}`;
+      });
+      cover.addEventListener("mousemove", (event) => {
+        const box = cover.getBoundingClientRect();
+        under = Math.floor(((event.clientX - box.left) / box.width) * stop / lane.seconds);
+      }, true);
+      cover.addEventListener("mouseleave", () => (under = null));
+    });
+    for (const value of ticks(0, stop, 8)) draw(svg, "text", { x: across(value), y: all.length * tall + 18, "text-anchor": value ? "middle" : "start" }, clock(value));
+    put(here, "p", { class: "dim" }, "Height is the share of the time in which a thread was busy. Where readers or writers are always busy, storage decides; where workers are, arithmetic.");
+  };
+
   // --- the table of tensors, drawn as far as it is seen --------------------------------------
 
   const tensorTable = () => {
@@ -404,7 +463,8 @@
     const find = () => {
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
       const fits = (tensor) => { const text = `${tensor.name} ${tensor.how} ${made(tensor)}`.toLowerCase(); return words.every((word) => text.includes(word)); };
-      rows = details.tensors.map((_, i) => i).filter((i) => fits(details.tensors[i]));
+      rows = details.tensors.map((_, i) => i);
+      if (words.length) rows = rows.filter((i) => fits(details.tensors[i]));
       inner.style.height = `${rows.length * height}px`;
       count.textContent = words.length ? `${rows.length.toLocaleString("en")} found` : "";
       list.scrollTop = 0;
@@ -450,7 +510,7 @@
 
   const inputs = () => {
     const here = section("Inputs, and what is left out of them");
-    table(here, ["model", "where", "tensors", "bytes"], report.models.map((m) => [m.name, m.directory, m.tensors.toLocaleString("en"), bytes(m.bytes)]), [2, 3]);
+    table(here, ["model", "where", "licence", "tensors", "bytes"], report.models.map((m) => [m.name, m.directory, m.licence ?? "not named", m.tensors.toLocaleString("en"), bytes(m.bytes)]), [3, 4]);
     if (report.unused_inputs.length) {
       put(here, "h3", {}, "not used");
       table(here, ["model", "what", "why", "tensors", "bytes"], report.unused_inputs.map((u) => [
@@ -466,7 +526,8 @@
     if (!stages.some((stage) => parents(stage).length > 1)) return;
     const here = section("Family tree");
     const roots = [...new Set(stages.flatMap(parents).filter((name) => !made.has(name)))];
-    const columns = [roots.map((name) => ({ name, what: "model" }))];
+    const licences = new Map(report.models.map((m) => [m.name, m.licence]));
+    const columns = [roots.map((name) => ({ name, what: licences.get(name) ?? "no licence named" }))];
     stages.forEach((stage, i) => columns.push([{ name: stage.name ?? "the output", what: stage.method, from: parents(stage), last: i === stages.length - 1 }]));
     const wide = Math.min(260, 1100 / columns.length), tall = Math.max(...columns.map((c) => c.length)) * 46 + 10;
     const svg = picture(here, wide * columns.length, tall, "models and stages, and what is made of which");
@@ -484,8 +545,10 @@
       const room = Math.floor((wide - 60) / 6.6), text = node.name.length > room ? `…${node.name.slice(1 - room)}` : node.name;
       const label = draw(svg, "text", { x: x + 8, y: y - 1, class: "on", style: node.last ? "fill:var(--back)" : "" }, text);
       draw(label, "title", {}, node.name);
-      draw(svg, "text", { x: x + 8, y: y + 13, style: node.last ? "fill:var(--back)" : "" }, node.what);
+      draw(svg, "text", { x: x + 8, y: y + 13, style: node.last ? "fill:var(--back)" : "" }, node.what.length > room ? `${node.what.slice(0, room - 1)}…` : node.what);
     }
+    const kinds = [...new Set(roots.map((name) => licences.get(name)).filter(Boolean))];
+    if (kinds.length > 1) put(here, "p", { class: "warning" }, `The models are under different licences: ${kinds.join(", ")}. All of them hold for the output.`);
   };
 
   // --- two models beside each other ----------------------------------------------------------
@@ -576,6 +639,6 @@
   };
 
   if (diff) compared();
-  if (report) for (const part of [headline, findings, map, curves, memoryPicture, codes, tensorTable, inputs, family, configuration]) part();
+  if (report) for (const part of [headline, findings, map, curves, memoryPicture, lanes, codes, tensorTable, inputs, family, configuration]) part();
   document.documentElement.dataset.ready = `${Math.round(performance.now())}`;
 })();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -11,6 +12,7 @@ from mergeloom.engine.base.errors import OutputError
 from mergeloom.report.detail_records import DetailsReport
 from mergeloom.report.diff_records import DiffReport
 from mergeloom.report.document import Document
+from mergeloom.report.html.compact import compact
 from mergeloom.report.json import encode
 from mergeloom.report.plan_records import MergeReport, PlanReport
 
@@ -55,10 +57,7 @@ def write_page(page: str, path: Path) -> None:
 
 
 def _page(title: str, documents: dict[str, Document | None]) -> str:
-    data = ",".join(
-        f'"{name}":{"null" if found is None else encode(found, indent=None)}'
-        for name, found in documents.items()
-    )
+    data = ",".join(f'"{name}":{_data(found)}' for name, found in documents.items())
     # Nothing in the data may end the element that it stands in.
     data = data.replace("<", "\\u003c")
     text = _asset("page.html")
@@ -70,6 +69,12 @@ def _page(title: str, documents: dict[str, Document | None]) -> str:
     ):
         text = text.replace(mark, part, 1)
     return text
+
+
+def _data(document: Document | None) -> str:
+    if isinstance(document, DetailsReport):
+        return json.dumps(compact(document), separators=(",", ":"))
+    return "null" if document is None else encode(document, indent=None)
 
 
 def _asset(name: str) -> str:

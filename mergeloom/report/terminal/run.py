@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -38,7 +39,8 @@ def render_outcome(report: MergeReport) -> RenderableType:
 
 def render_report(report: MergeReport) -> RenderableType:
     """A merge that is over: its plan, and what it took."""
-    return Group(render_plan(report), Text(), render_outcome(report))
+    planned = replace(report, output_state=None)  # as it was before the merge
+    return Group(render_plan(planned), Text(), render_outcome(report))
 
 
 def render_export(report: ExportReport) -> RenderableType:
