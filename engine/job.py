@@ -23,6 +23,7 @@ from mergeloom.engine.output.manifest import Manifest
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.output.sink import COMMIT_SECONDS, ShardSink
 from mergeloom.engine.output.state import differences, listed, missing_files, only_touched
+from mergeloom.engine.plan.duration import estimated_seconds
 from mergeloom.engine.plan.schedule import Schedule, schedule
 from mergeloom.engine.run.clone import (
     NO_CLONES,
@@ -215,6 +216,8 @@ def run(
             clones=shared,
             lanes=executor.lanes.recorded(),
         )
+        if not done and not clones:
+            machine.remember_ratio(outcome.wall_seconds, estimated_seconds(plan).whole)
         record = {**job.about, "measured": measured(outcome), "predicted": predicted(outcome)}
         return replace(outcome, errors=sink.finish(record).errors)
 

@@ -30,7 +30,10 @@ maps what surrounds a page of a library where it is cached, which makes 70 MiB o
 _ACCELERATED_RUNTIME_BYTES = 1024 * MIB
 """The same for builds of torch that carry an accelerator's libraries, until it was measured."""
 
-_RUNTIME, _RATES = "runtime_bytes", "rates"
+_RUNTIME, _RATES, _RATIOS = "runtime_bytes", "rates", "ratios"
+_MOST_RATIOS = 8
+_TELLING = 2.0
+"""Seconds of a run from which others can be judged."""
 """Sections of what is remembered."""
 
 
@@ -177,6 +180,22 @@ def remember_runtime_bytes(measured: int) -> None:
 def remembered_rates() -> Rates:
     """How fast this machine was in earlier runs."""
     return Rates.of_record(recall(_RATES))
+
+
+def remembered_ratios() -> tuple[float, ...]:
+    """How much longer than estimated the latest runs took, as factors."""
+    found = recall(_RATIOS)
+    if not isinstance(found, list):
+        return ()
+    good = (each for each in found if isinstance(each, float) and 1e-3 < each < 1e3)
+    return tuple(good)[-_MOST_RATIOS:]
+
+
+def remember_ratio(seconds: float, estimated: float) -> None:
+    """Keep how long a run took that was ``estimated`` to take some seconds; of short ones most is
+    beginning and end, which say nothing of others."""
+    if min(seconds, estimated) >= _TELLING:
+        keep(_RATIOS, [*remembered_ratios(), seconds / estimated][-_MOST_RATIOS:])
 
 
 def remember_rates(samples: Mapping[str, Sample]) -> None:

@@ -91,9 +91,10 @@ def run_merge(
     from mergeloom import api
 
     state = found.output_state
-    if state is not None and state.will == "refuse" and not restart:
-        printer = replace(printer, quiet=True)  # the error says all that the plan would
-    with printer.running(found) as observer:
+    told = printer
+    if state is not None and state.will in ("refuse", "nothing") and not (restart or verify):
+        told = replace(printer, quiet=True)  # the error or the result says all that there is to say
+    with told.running(found) as observer:
         try:
             result = api.merge(
                 found,

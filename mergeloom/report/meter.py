@@ -98,9 +98,17 @@ class Meter:
             current=counters.current,
             seconds=now - self._began,
             bytes_per_second=rate,
-            seconds_left=max(rest, 0) / rate if rate > 0 else None,
+            seconds_left=self._left(max(rest, 0), rate, counters, now - self._began),
             memory_bytes=resident,
         )
+
+    def _left(self, rest: int, rate: float, counters: Counters, seconds: float) -> float | None:
+        """What ``rest`` bytes take; where all are moved, and arithmetic is not done, what the
+        remaining merges take at the pace of the others."""
+        done, total = counters.merges_done, len(self._begun.schedule.placements)
+        if not rest and done < total:
+            return seconds * (total - done) / done if done * 10 >= total else None
+        return rest / rate if rate > 0 else None
 
     def _keep(self, sample: Sample) -> None:
         samples = self._samples

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.graph.graph import copied_bytes
+from mergeloom.engine.hardware import process
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
 from mergeloom.engine.plan.duration import estimated_seconds
@@ -126,7 +127,15 @@ def _time(planned: PlannedMerge) -> plan_records.TimeReport:
     estimated = estimated_seconds(planned.schedule)
     rates = planned.schedule.rates
     known = rates.knows_storage if estimated.storage >= estimated.compute else rates.knows_cpu
-    return plan_records.TimeReport(estimated.whole, estimated.storage, estimated.compute, known)
+    ratios = process.remembered_ratios() if known else ()
+    return plan_records.TimeReport(
+        estimated.whole,
+        estimated.storage,
+        estimated.compute,
+        known,
+        low_seconds=estimated.whole * min(ratios) if len(ratios) > 1 else None,
+        high_seconds=estimated.whole * max(ratios) if len(ratios) > 1 else None,
+    )
 
 
 def _coding_errors(result: MergeResult) -> tuple[plan_records.CodingError, ...]:

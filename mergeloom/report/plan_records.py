@@ -198,6 +198,11 @@ class TimeReport:
     compute_seconds: float
     measured: bool
     """Whether the rates that decide it were measured on this machine."""
+    low_seconds: float | None = None
+    """What it takes if it comes out as that of the latest runs that was shortest, beside its
+    estimate; nothing where fewer than two are known."""
+    high_seconds: float | None = None
+    """The same of the one that was longest."""
 
 
 @dataclass(frozen=True)

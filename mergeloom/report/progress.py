@@ -74,7 +74,8 @@ class ProgressDisplay:
 
     def _figures(self, progress: Progress) -> str:
         left = progress.seconds_left
-        rest = f"{duration(left)} left" if left is not None else "starting"
+        unknown = "computing" if progress.merges_done else "starting"
+        rest = f"{duration(left)} left" if left is not None else unknown
         return (
             f"{data(progress.done_bytes)} of {data(progress.total_bytes)}, "
             f"{data(progress.bytes_per_second)}/s, {rest}, {memory(progress.memory_bytes)}"

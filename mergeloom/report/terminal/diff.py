@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from mergeloom.report.diff_records import ComparedModel, DiffReport, GroupReport, ValuesReport
 from mergeloom.report.terminal.bars import bar
-from mergeloom.report.terminal.console import columns, plural, shape_text, shown
+from mergeloom.report.terminal.console import ByWidth, columns, plural, shape_text, shown
 from mergeloom.report.units import count, data
 
 _LISTED = 8
@@ -109,22 +110,40 @@ def _sentences(report: DiffReport) -> Iterator[str]:
         )
 
 
-def _table(title: str, rows: Sequence[tuple[str, ValuesReport]], based: bool) -> Table:
-    own = ("Δa", "Δb", "cos Δ", "opposed") if based else ()
-    table = columns(title, "‖b-a‖/‖a‖", "", "cosine", "changed", *own)
-    for column in (table.columns[1], *table.columns[3:]):
-        column.justify = "right"
-    table.columns[2].no_wrap = True
+def _table(title: str, rows: Sequence[tuple[str, ValuesReport]], based: bool) -> ByWidth:
+    """A row for each part; where there is little room, without the chart and what says least."""
+    return ByWidth(lambda width: _fitting(title, rows, based, width))
+
+
+def _fitting(
+    title: str, rows: Sequence[tuple[str, ValuesReport]], based: bool, width: int
+) -> Table:
+    charts = width >= (100 if based else 72)
+    alike = not based or width >= 80
+    titles = ["‖b-a‖/‖a‖", *[""] * charts, *["cosine", "changed"] * alike]
+    table = columns(title, *titles, *(("Δa", "Δb", "cos Δ", "opposed") if based else ()))
     most = max((values.difference or 0.0 for _, values in rows), default=0.0)
     for name, values in rows:
         share = (values.difference or 0.0) / most if most else 0.0
-        cells: list[RenderableType] = [_percent(values.difference)]
-        cells += [Text(bar(share, _BAR), style="cyan")]
-        cells += [_cosine(values.cosine), _percent(values.changed)]
+        cells = [_percent(values.difference)]
+        if charts:
+            cells.append(bar(share, _BAR))
+        if alike:
+            cells += [_cosine(values.cosine), _percent(values.changed)]
         if based:
             cells += [_percent(values.change_a), _percent(values.change_b)]
             cells += [_cosine(values.change_cosine), _percent(values.opposed)]
         table.add_row(shown(name), *cells)
+    for number, column in enumerate(table.columns):
+        column.no_wrap = True
+        if number:
+            column.min_width = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+            column.justify = "right"
+    rest = sum((column.min_width or 0) + 2 for column in table.columns)
+    table.columns[0].overflow = "ellipsis"  # the name gives way, not the numbers
+    table.columns[0].max_width = max(width - rest, 8)
+    if charts:
+        table.columns[2].justify, table.columns[2].style = "left", "cyan"
     return table
 
 

@@ -227,7 +227,11 @@ def _time(report: PlanReport) -> str:
         known = "measured here" if rates.cpu_measured else "its speed is assumed"
         why = f"storage waits for arithmetic, {known}"
     first = ", and some more once, to build machine code" if report.to_compile else ""
-    return f"about {duration(found.seconds)}{first} ({why})"
+    spread = "" if found.measured else " or more"
+    if found.low_seconds is not None and found.high_seconds is not None:
+        low, high = duration(found.low_seconds), duration(found.high_seconds)
+        why = f"{low} to {high}, as estimates of earlier runs came true; {why}"
+    return f"about {duration(found.seconds)}{spread}{first} ({why})"
 
 
 def _places(report: PlanReport) -> Iterator[str]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from mergeloom.report.records import ExplainReport, ParameterValue, TensorReport
-from mergeloom.report.terminal.console import columns, shape_text
+from mergeloom.report.terminal.console import ByWidth, columns, shape_text
 from mergeloom.report.terminal.vocabulary import render_token
+
+_TABLE = 100
+"""Columns that a table of inputs needs."""
 
 
 def render_explain(report: ExplainReport) -> RenderableType:
@@ -36,27 +40,46 @@ def _tensor(tensor: TensorReport) -> RenderableType:
         parts.append(Text(f"copied: {tensor.copied_because}"))
     else:
         parts.append(Text(f"merged by {tensor.method}: {tensor.formula}"))
-    table = columns("from", "tensor", "layer", "parameters")
-    merged = tensor.copied_because is None
-    for item in tensor.inputs:
-        table.add_row(
-            item.model + ("  (base)" if item.base and merged else ""),
-            item.tensor,
-            "" if item.layer is None else str(item.layer),
-            "\n".join(f"{name} = {_full(value)}" for name, value in item.parameters.items()),
-        )
-    parts += [Text(), table]
+    parts += [Text(), ByWidth(lambda width: _inputs(tensor, width))]
     if tensor.parameters:
         parts.append(Text())
         parts += [Text(f"{name} = {_full(value)}") for name, value in tensor.parameters.items()]
     return Group(*parts)
 
 
+def _inputs(tensor: TensorReport, width: int) -> RenderableType:
+    """What a tensor is made of: a table, or where it would be too narrow, a block for each."""
+    merged = tensor.copied_because is None
+    rows = []
+    for item in tensor.inputs:
+        base = item.base and merged
+        values = [
+            f"{name} = {_full(value)}"
+            for name, value in item.parameters.items()
+            if value.place is not None or not base  # the base has no use for the others' defaults
+        ]
+        rows.append((f"{item.model}{'  (base)' if base else ''}", item, values))
+    if width >= _TABLE:
+        table = columns("from", "tensor", "layer", "parameters")
+        for model, item, values in rows:
+            layer = "" if item.layer is None else str(item.layer)
+            table.add_row(model, item.tensor, layer, "\n".join(values))
+        return table
+    blocks: list[RenderableType] = []
+    for model, item, values in rows:
+        layer = "" if item.layer is None else f", layer {item.layer}"
+        own = "" if item.tensor == tensor.tensor else f": {item.tensor}"
+        blocks.append(Text(f"from {model}{layer}{own}"))
+        blocks += [Padding(Text(value), (0, 0, 0, 2)) for value in values]
+    return Group(*blocks)
+
+
 def _full(found: ParameterValue) -> str:
     value = f"{found.value:.6g}" if isinstance(found.value, float) else str(found.value)
     if found.place is None:
         return f"{value}  (default)"
-    why = f"{found.level}, {found.place}"
+    line = f":{found.place.line}" if found.place.line else ""
+    why = f"{found.level}, {found.place.file}{line}"
     if found.filter is not None:
         why += f", filter '{found.filter}'"
     if found.gradient is not None and found.t is not None:

@@ -238,3 +238,15 @@ def test_a_short_run_is_not_remembered(tmp_path: Path, cache: Path) -> None:
     graph = every_kind(Workshop(tmp_path / "in"), [(30, 70)])
     jobs.run(job(graph), tmp_path / "out", Options(machine=spec(2, 300 * MIB, 0)))
     assert remembered.recall("rates") is None
+
+
+def test_how_estimates_of_the_latest_runs_came_true_is_remembered(cache: Path) -> None:
+    assert machine.remembered_ratios() == ()
+    machine.remember_ratio(0.5, 10.0)  # too short to tell anything of others
+    machine.remember_ratio(10.0, 0.5)
+    assert machine.remembered_ratios() == ()
+    for seconds in range(10, 30):
+        machine.remember_ratio(float(seconds), 10.0)
+    assert machine.remembered_ratios() == tuple(n / 10 for n in range(22, 30))
+    remembered.keep("ratios", [1.0, "x", True, -3.0, 1e9])  # what others wrote
+    assert machine.remembered_ratios() == (1.0,)
