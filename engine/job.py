@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mergeloom.engine.base.errors import MEMORY_SHORT, OutputError, RunError, is_memory_short
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.graph import Graph, Write
+from mergeloom.engine.graph.graph import Graph, Spill, Write
 from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.accelerators import Accelerator
@@ -39,9 +39,10 @@ from mergeloom.engine.run.executor import Executor
 from mergeloom.engine.run.lanes import Lane
 from mergeloom.engine.run.loading import source_readers
 from mergeloom.engine.run.progress import Progress
+from mergeloom.engine.run.spilling import spilling
 from mergeloom.engine.storage.file_system import FILES, Files
 from mergeloom.engine.storage.files import FileReader
-from mergeloom.engine.storage.source import Access, IOMode, Reader
+from mergeloom.engine.storage.source import Access, IOMode, Reader, Source
 
 if TYPE_CHECKING:
     from mergeloom.engine.run.torch_device import Device
@@ -176,7 +177,8 @@ def run(
         clones = run.clones(rest, directory)
         beside = rest.without(writes_of(clones))
         shared = CloneBytes.of(clones, beside)
-        directory.check_space(job.graph, job.side_files, shared.cloned)
+        space = replace(job.graph, spills=beside.spills)
+        directory.check_space(space, job.side_files, shared.cloned)
         plan = run.schedule(beside, len(done))
         torch_alone = [arithmetic.uses_torch for arithmetic in plan.words] == [True]
         importing = torch_alone and machine.runtime_is_ahead() and not plan.used_devices
@@ -196,7 +198,7 @@ def run(
                 {write: origin for clone in clones for write, origin in clone.origins.items()},
             )
 
-        with run.executor(plan, sink_of, clones) as (executor, sink):
+        with run.executor(plan, sink_of, directory.records, clones) as (executor, sink):
             try:
                 executor.run(_trimming(poll, plan.peak_bytes))
             except BaseException:
@@ -256,19 +258,23 @@ class _Run:
         self,
         plan: Schedule,
         sink_of: Callable[[Callable[[], None]], S],
+        records: Path,
         clones: Sequence[Clone] = (),
     ) -> Iterator[tuple[Executor, S]]:
         """What runs a schedule, its inputs open, when the ``clones`` are made. ``sink_of`` makes
         the sink, given a function that raises if inputs are no longer those that were planned
-        with."""
+        with. Values are spilled to the directory ``records``."""
+        options = self.options
         with contextlib.ExitStack() as opened:
-            readers: dict[int, Reader] = source_readers(
-                plan,
-                lambda source: opened.enter_context(
-                    contextlib.closing(source.open(self.options.access))
-                ),
-            )
+            spilled = spilling(records, plan.graph.spills, options.io, options.files)
+            spill_files = opened.enter_context(spilled)
 
+            def reader_of(source: Source) -> Reader:
+                if isinstance(source, Spill):
+                    return spill_files.reader(source)
+                return opened.enter_context(contextlib.closing(source.open(options.access)))
+
+            readers: dict[int, Reader] = source_readers(plan, reader_of)
             cloned: dict[str, FileReader] = {}
             for clone in clones:
                 if clone.source.path not in cloned:
@@ -283,7 +289,7 @@ class _Run:
             if clones:
                 assert isinstance(sink, ShardSink)
                 _make(clones, cloned, sink)
-            yield Executor(plan, readers, sink, self.options.opener), sink
+            yield Executor(plan, readers, spill_files.before(sink), options.opener), sink
 
 
 def _make(clones: Sequence[Clone], readers: Mapping[str, FileReader], sink: ShardSink) -> None:
@@ -373,7 +379,7 @@ def _check_same(
     if not only_touched(found):
         raise OutputError(f"{where}; different: {listed(found)}", remedy=ways_out)
     touched = ", ".join(each.what for each in found[:3])
-    if _differing(recorded, run):
+    if _differing(recorded, run, directory.records):
         raise OutputError(
             f"{where}: {touched} was modified since, and its contents are other ones",
             remedy=ways_out,
@@ -385,7 +391,7 @@ def _check_same(
     return True
 
 
-def _differing(recorded: Sequence[Finished], run: _Run) -> list[str]:
+def _differing(recorded: Sequence[Finished], run: _Run, records: Path) -> list[str]:
     """Names of recorded tensors that come out otherwise now. Nothing is written."""
     graph = run.job.graph
     by_name = {(each.file, each.tensor): each for each in recorded}
@@ -395,7 +401,7 @@ def _differing(recorded: Sequence[Finished], run: _Run) -> list[str]:
         if (w.file.name, w.name) in by_name and by_name[w.file.name, w.name].digest
     }
     plan = run.schedule(graph.without(w for w in graph.writes if w not in wanted), 0)
-    with run.executor(plan, lambda check: ComparingSink(wanted)) as (executor, sink):
+    with run.executor(plan, lambda check: ComparingSink(wanted), records) as (executor, sink):
         executor.run(_trimming(run.poll, plan.peak_bytes))
         return sink.differing
 

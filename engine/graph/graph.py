@@ -7,6 +7,11 @@ that stands twice in the output is read and computed once and written twice.
     Load ─┐
     Load ─┼─► Gather ─► Merge ─► Write
     Merge ┘                 └──► Write
+
+A merge's inputs are aligned with it, element for element. What needs its value arranged otherwise,
+such as its rows in another order, has it spilled: written to a file that lasts as long as the run.
+
+    Merge ─► Spill ─► Load ─► Gather ─► Merge ─► Write
 """
 
 from __future__ import annotations
@@ -15,17 +20,15 @@ import hashlib
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import field
-from typing import TYPE_CHECKING
+from functools import cached_property
 
-from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.base.dtypes import F32, DType
 from mergeloom.engine.base.grains import Access
 from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.engine.graph.pieces import Bytes, Range
-from mergeloom.engine.storage.source import Source
-
-if TYPE_CHECKING:
-    import networkx
+from mergeloom.engine.storage.source import Access as FileAccess
+from mergeloom.engine.storage.source import Reader, Source
 
 Shape = tuple[int, ...]
 
@@ -133,11 +136,67 @@ class OutputFile:
     size: int
 
 
+@dataclass(frozen=True, eq=False)
+class Spill:
+    """The value of a merge as a source of bytes: float32, in row order.
+
+    ``write`` puts them into a file of their own, which only the run that makes it can read.
+    """
+
+    merge: Merge
+    number: int
+    write: Write = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = F32.nbytes(math.prod(self.merge.shape))
+        file = OutputFile(f"{SPILLED}{self.number}", b"", size)
+        write = Write(self.merge, file, 0, F32, f"{self.merge.name} ({file.name})")
+        object.__setattr__(self, "write", write)
+
+    @property
+    def name(self) -> str:
+        return self.merge.name
+
+    @property
+    def size(self) -> int:
+        return self.write.file.size
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of all that the value is computed from."""
+        loads, merges, _ = _reachable((self.merge,))
+        lines, _ = _described(loads, merges)
+        return "value-" + hashlib.blake2b("".join(lines).encode(), digest_size=16).hexdigest()
+
+    @property
+    def description(self) -> str:
+        return f"{self.size} bytes, {self.identity}"
+
+    def identified(self, digest: str) -> Spill:
+        return self
+
+    def open(self, access: FileAccess) -> Reader:
+        raise AssertionError(f"the value of '{self.name}' is read in the run that makes it")
+
+
+SPILLED = "spilled-"
+"""What names of files of spilled values begin with."""
+
+
+def spills_of(load: Load) -> Iterator[Spill]:
+    """The spilled values that a load is made of."""
+    stored = load.bytes
+    for part in (stored,) if isinstance(stored, Range) else stored.ranges():
+        if isinstance(part.source, Spill):
+            yield part.source
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Graph:
     """All tasks of one run. ``merges`` and ``writes`` stand in the order of the output.
 
-    Of ``measured`` merges nothing is written: only their statistics are wanted.
+    Of ``measured`` merges nothing is written: only their statistics are wanted. ``spills`` are the
+    values that loads are made of, each after those that it is made of itself.
     """
 
     loads: tuple[Load, ...]
@@ -145,19 +204,20 @@ class Graph:
     writes: tuple[Write, ...]
     files: tuple[OutputFile, ...]
     measured: tuple[Merge, ...] = ()
+    spills: tuple[Spill, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Graph of {', '.join(f'{n} {kind}' for kind, n in self.counts().items())}>"
 
+    @property
+    def all_writes(self) -> tuple[Write, ...]:
+        """Those of spilled values, then those of the output."""
+        return (*(spill.write for spill in self.spills), *self.writes)
+
     def counts(self) -> dict[str, int]:
         """Number of tasks of each kind."""
-        merges = len(self.merges)
-        return {
-            "load": len(self.loads),
-            "gather": merges,
-            "merge": merges,
-            "write": len(self.writes),
-        }
+        merges, writes = len(self.merges), len(self.writes) + len(self.spills)
+        return {"load": len(self.loads), "gather": merges, "merge": merges, "write": writes}
 
     def without(self, done: Iterable[Write]) -> Graph:
         """The graph that is left when ``done`` need not be written any more."""
@@ -165,7 +225,7 @@ class Graph:
         if not finished:
             return self
         writes = tuple(write for write in self.writes if write not in finished)
-        return Graph(*_reachable(writes), writes, self.files)
+        return _graph(writes, self.files)
 
     def verify(self) -> None:
         """Check the specification.
@@ -175,7 +235,7 @@ class Graph:
                 two writes have one name; a load or a merge is not used; an input lies outside its
                 source, or has other bytes than its shape asks for.
         """
-        loads, merges = _reachable(self.writes, self.measured)
+        loads, merges, _ = _reachable((*(w.merge for w in self.writes), *self.measured))
         if (loads, merges) != (self.loads, self.merges) and (
             set(loads) != set(self.loads) or set(merges) != set(self.merges)
         ):
@@ -206,30 +266,7 @@ class Graph:
         Budgets, threads and devices do not enter it.
         """
         digest = hashlib.blake2b(digest_size=16)
-        numbers: dict[Load | Merge, int] = {}
-        identities: dict[int, str] = {}
-
-        def identity(source: Source) -> str:
-            found = identities.get(id(source))
-            if found is None:
-                found = identities[id(source)] = source.identity
-            return found
-
-        lines: list[str] = []
-        for load in self.loads:
-            numbers[load] = len(numbers)
-            stored = load.bytes.describe(identity)
-            lines.append(f"L{stored}|{load.dtype.name}|{load.shape}\n")
-        kernels: dict[int, str] = {}  # tensors share kernels
-        for merge in self.merges:
-            inputs = ",".join([str(numbers[node]) for node in merge.gather.inputs])
-            side = "".join([f";{numbers[node]}" for node in merge.gather.side])
-            numbers[merge] = len(numbers)
-            kernel = kernels.get(id(merge.kernel))
-            if kernel is None:
-                kernel = f"{merge.kernel!r}|{merge.kernel.version}"
-                kernels[id(merge.kernel)] = kernel
-            lines.append(f"M{inputs}{side}|{kernel}\n")
+        lines, numbers = _described(self.loads, self.merges)
         digest.update("".join(lines).encode())
         for file in self.files:
             digest.update(f"F{file.name}|{file.size}\n".encode())
@@ -242,26 +279,6 @@ class Graph:
         digest.update("".join(slots).encode())
         return digest.hexdigest()
 
-    def to_networkx(self) -> networkx.DiGraph[Load | Gather | Merge | Write]:
-        """The graph for analysis and export; nodes are the task records."""
-        import networkx
-
-        graph: networkx.DiGraph[Load | Gather | Merge | Write] = networkx.DiGraph()
-        for merge in self.merges:
-            graph.add_node(merge, kind="merge")
-            graph.add_node(merge.gather, kind="gather")
-            graph.add_edge(merge.gather, merge)
-            for position, node in enumerate(merge.gather.inputs):
-                graph.add_node(node, kind="load" if isinstance(node, Load) else "merge")
-                graph.add_edge(node, merge.gather, position=position)
-            for load in merge.gather.side:
-                graph.add_node(load, kind="load")
-                graph.add_edge(load, merge.gather, side=True)
-        for write in self.writes:
-            graph.add_node(write, kind="write")
-            graph.add_edge(write.merge, write)
-        return graph
-
 
 class GraphBuilder:
     """Collects tasks, keeping one node for equal loads and one for equal merges."""
@@ -269,6 +286,7 @@ class GraphBuilder:
     def __init__(self) -> None:
         self._loads: dict[tuple[Hashable, str, Shape], Load] = {}
         self._merges: dict[tuple[tuple[int, ...], tuple[int, ...], Kernel], Merge] = {}
+        self._spills: dict[Merge, Spill] = {}
 
     def load(self, source: Source, offset: int, dtype: DType, shape: Shape, name: str) -> Load:
         """The load of a tensor that lies in ``source`` from byte ``offset`` on, without a gap."""
@@ -304,14 +322,22 @@ class GraphBuilder:
             node = self._merges[key] = Merge(Gather(tuple(inputs), tuple(side)), kernel, name)
         return node
 
+    def spill(self, merge: Merge) -> Load:
+        """The value of ``merge`` as it can be read in any order: float32, of its shape."""
+        spill = self._spills.get(merge)
+        if spill is None:
+            spill = self._spills[merge] = Spill(merge, len(self._spills))
+        return self.load(spill, 0, F32, merge.shape, merge.name)
+
     def build(self, writes: Sequence[Write], files: Sequence[OutputFile]) -> Graph:
         """The graph of everything that ``writes`` need."""
-        return Graph(*_reachable(writes), tuple(writes), tuple(files))
+        return _graph(tuple(writes), tuple(files))
 
     def measuring(self, merges: Sequence[Merge]) -> Graph:
         """The graph that finds out the statistics of ``merges`` and writes nothing."""
         own = tuple(dict.fromkeys(merges))  # equal ones are one
-        return Graph(*_reachable((), own), (), (), own)
+        loads, found, spills = _reachable(own)
+        return Graph(loads, found, (), (), own, spills)
 
 
 def tree(root: Merge) -> Iterator[Merge]:
@@ -358,20 +384,66 @@ def copied_bytes(graph: Graph) -> int:
     return sum(w.nbytes for w in graph.writes if copied_dtype(w.merge) == w.dtype)
 
 
+def _graph(writes: tuple[Write, ...], files: tuple[OutputFile, ...]) -> Graph:
+    loads, merges, spills = _reachable([write.merge for write in writes])
+    return Graph(loads, merges, writes, files, (), spills)
+
+
 def _reachable(
-    writes: Iterable[Write], measured: Iterable[Merge] = ()
-) -> tuple[tuple[Load, ...], tuple[Merge, ...]]:
+    roots: Iterable[Merge],
+) -> tuple[tuple[Load, ...], tuple[Merge, ...], tuple[Spill, ...]]:
+    """All that ``roots`` need; merges and spills each after those that they are made of."""
     loads: dict[Load, None] = {}
     merges: dict[Merge, None] = {}
-    for root in (*(write.merge for write in writes), *measured):
-        if root in merges:
-            continue
+    spills: dict[Spill, None] = {}
+
+    def visit(root: Merge) -> None:
         for merge in (root,) if root.is_flat else tree(root):
-            merges[merge] = None
+            if merge in merges:
+                continue
             for node in (*merge.gather.inputs, *merge.gather.side):
-                if isinstance(node, Load):
+                if isinstance(node, Load) and node not in loads:
+                    for spill in spills_of(node):
+                        visit(spill.merge)
+                        spills[spill] = None
                     loads[node] = None
-    return tuple(loads), tuple(merges)
+            merges[merge] = None
+
+    for root in roots:
+        if root not in merges:
+            visit(root)
+    return tuple(loads), tuple(merges), tuple(spills)
+
+
+def _described(
+    loads: Iterable[Load], merges: Iterable[Merge]
+) -> tuple[list[str], dict[Load | Merge, int]]:
+    """A line for each load and merge of what it is made of, and the numbers that they go by."""
+    numbers: dict[Load | Merge, int] = {}
+    identities: dict[int, str] = {}
+
+    def identity(source: Source) -> str:
+        found = identities.get(id(source))
+        if found is None:
+            found = identities[id(source)] = source.identity
+        return found
+
+    lines: list[str] = []
+    for load in loads:
+        numbers[load] = len(numbers)
+        stored = load.bytes.describe(identity)
+        lines.append(f"L{stored}|{load.dtype.name}|{load.shape}\n")
+    kernels: dict[int, str] = {}  # tensors share kernels
+    for merge in merges:
+        inputs = ",".join([str(numbers[node]) for node in merge.gather.inputs])
+        side = "".join([f";{numbers[node]}" for node in merge.gather.side])
+        numbers[merge] = len(numbers)
+        kernel = kernels.get(id(merge.kernel))
+        if kernel is None:
+            kernel = f"{merge.kernel!r}|{merge.kernel.version}"
+            kernels[id(merge.kernel)] = kernel
+        lines.append(f"M{inputs}{side}|{kernel}\n")
+    return lines, numbers
 
 
 def _verify_load(load: Load) -> None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergeloom.engine.base.errors import OutputError, RunError
-from mergeloom.engine.graph.graph import Graph, OutputFile, Write
+from mergeloom.engine.graph.graph import SPILLED, Graph, OutputFile, Write
 from mergeloom.engine.output.journal import Finished, Journal, JournalContent, Totals, read_journal
 from mergeloom.engine.output.lock import Locked, hold
 from mergeloom.engine.output.manifest import (
@@ -63,6 +63,7 @@ class OutputDirectory:
                 ) from error
         try:
             self._remove_discarded()
+            self._remove_spilled()
         except BaseException:
             self._release()
             raise
@@ -180,6 +181,12 @@ class OutputDirectory:
                 if record.exists():
                     self.files.remove(record)
 
+    def _remove_spilled(self) -> None:
+        """Remove values that an interrupted run has spilled: they are made again."""
+        with reported("clear", self.path):
+            for path in self.records.glob(f"{SPILLED}*"):
+                self.files.remove(path)
+
     def resumable(
         self, graph: Graph, journal: JournalContent, verify: bool = True
     ) -> dict[Write, Finished]:
@@ -247,8 +254,10 @@ def present(output: Path, file: OutputFile) -> Path:
 
 
 def needed_bytes(output: Path, graph: Graph, side_files: Iterable[SideFile] = ()) -> int:
-    """Bytes of disk that shards and side files of an output still need, with a small reserve."""
+    """Bytes of disk that shards and side files of an output still need, and values that are spilled
+    meanwhile, with a small reserve."""
     needed = _RESERVE + sum(file.size for file in side_files)
+    needed += sum(spill.size for spill in graph.spills)
     for file in graph.files:
         with contextlib.suppress(OSError):
             status = os.stat(present(output, file))

@@ -171,8 +171,9 @@ class Schedule:
 
     @cached_property
     def write_bytes(self) -> int:
-        """Bytes that the run writes into shards, headers included."""
-        return sum(write.nbytes for write in self.graph.writes) + self.header_bytes
+        """Bytes that the run writes into shards, headers included, and of spilled values."""
+        written = sum(write.nbytes for write in self.graph.writes) + self.header_bytes
+        return written + sum(spill.size for spill in self.graph.spills)
 
     @cached_property
     def header_bytes(self) -> int:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains, partition, unit_of
 from mergeloom.engine.base.records import dataclass, record
-from mergeloom.engine.graph.graph import Graph, Load, Merge, Write, copied_dtype, tree
+from mergeloom.engine.graph.graph import (
+    Graph,
+    Load,
+    Merge,
+    Spill,
+    Write,
+    copied_dtype,
+    spills_of,
+    tree,
+)
 from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Kernel, Statistic, Use, all_uses
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.memory.pages import PAGE, block_bytes
@@ -53,7 +63,8 @@ class Work:
     its statistics are the result.
 
     ``merges`` are those of its tree, inputs before their users and the root last; ``leaves`` are
-    its aligned loads, ``side`` those that are held whole while it runs.
+    its aligned loads, ``side`` those that are held whole while it runs. It begins when the spilled
+    values in ``awaited`` are there.
     """
 
     merges: tuple[Merge, ...]
@@ -61,6 +72,7 @@ class Work:
     leaves: tuple[Load, ...]
     side: tuple[Load, ...]
     kind: WorkKind
+    awaited: tuple[Spill, ...] = ()
 
     @property
     def root(self) -> Merge:
@@ -108,13 +120,20 @@ def words_of(kinds: Iterable[WorkKind]) -> dict[Arithmetic, frozenset[str]]:
 
 
 def works_of(graph: Graph, machine: Machine) -> list[Work]:
-    """The work of a graph, in the order of its output."""
+    """The work of a graph: that of values that are spilled, then in the order of the output."""
     writes: dict[Merge, list[Write]] = {}
-    for write in graph.writes:
+    for write in graph.all_writes:
         writes.setdefault(write.merge, []).append(write)
     kinds = _Kinds(machine)
     works = [kinds.work(root, tuple(own)) for root, own in writes.items()]
-    return works + [kinds.work(root, ()) for root in graph.measured]
+    works += [kinds.work(root, ()) for root in graph.measured]
+    return [_awaiting(work) for work in works] if graph.spills else works
+
+
+def _awaiting(work: Work) -> Work:
+    """A work that knows which spilled values it needs."""
+    found = dict.fromkeys(spill for load in (*work.leaves, *work.side) for spill in spills_of(load))
+    return replace(work, awaited=tuple(found)) if found else work
 
 
 class _Kinds:

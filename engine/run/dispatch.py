@@ -1,6 +1,6 @@
 """Walks a schedule in order: grants memory to merges and their tiles, and has read what they need.
 
-It only ever waits for memory.
+It only ever waits for memory, and for values that an earlier merge of it spills.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from threading import Lock
 
-from mergeloom.engine.graph.graph import Load, Write
+from mergeloom.engine.graph.graph import Load, Spill, Write
 from mergeloom.engine.memory.ledger import Block, Ledger
 from mergeloom.engine.memory.pages import lead, span_bytes
 from mergeloom.engine.plan.bundles import groups
@@ -21,7 +21,8 @@ from mergeloom.engine.run.state import Bundle, HeldLoad, MergeRun, TileRun, elem
 class Dispatcher:
     """Begins the merges of a schedule, which are ``running`` then.
 
-    ``finish_empty`` ends those that have no tile; ``lock`` is the executor's.
+    ``finish_empty`` ends those that have no tile, ``await_spilled`` returns when values are there;
+    ``lock`` is the executor's.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Dispatcher:
         lock: Lock,
         running: set[MergeRun],
         finish_empty: Callable[[MergeRun], None],
+        await_spilled: Callable[[Sequence[Spill]], None],
     ) -> None:
         self._schedule = schedule
         self._ledger = ledger
@@ -39,6 +41,7 @@ class Dispatcher:
         self._lock = lock
         self._running = running
         self._finish_empty = finish_empty
+        self._await_spilled = await_spilled
         self._kept: dict[Load, HeldLoad] = {}
         """Loads that are in memory whole for a merge that has not begun."""
 
@@ -68,6 +71,8 @@ class Dispatcher:
         self._loader.request_bundle(bundle)
 
     def _begin(self, placement: ScheduledMerge) -> MergeRun:
+        if placement.work.awaited:
+            self._await_spilled(placement.work.awaited)
         run = MergeRun(placement)
         for position in placement.flow.kept_fresh:
             load = placement.work.leaves[position]

@@ -4,10 +4,11 @@
         ▲                                                    │          │
         └──────────────── ledger ◄──── released blocks ──────┴──────────┘
 
-The dispatcher (`engine.run.dispatch`) walks the schedule in order and only ever waits for memory.
-Everything else waits for data, which is read by `engine.run.loading`. Tiles finish in any order;
-what must be ordered is ordered by `engine.run.state` and `engine.run.ready`. Workers are
-`engine.run.cpu_worker`; each device has one of its own, `engine.run.device_worker`.
+The dispatcher (`engine.run.dispatch`) walks the schedule in order and only ever waits for memory,
+and for values that are spilled. Everything else waits for data, which is read by
+`engine.run.loading`. Tiles finish in any order; what must be ordered is ordered by
+`engine.run.state` and `engine.run.ready`. Workers are `engine.run.cpu_worker`; each device has one
+of its own, `engine.run.device_worker`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mergeloom.engine.base.gc_pause import collection_paused
-from mergeloom.engine.graph.graph import Load, Merge, OutputFile, Write
+from mergeloom.engine.graph.graph import Load, Merge, OutputFile, Spill, Write
 from mergeloom.engine.graph.kernel import Arithmetic, Ops
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Busy, Stopwatch
@@ -126,6 +127,8 @@ class Executor:
         self._to_write: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._unfinished = len(schedule.placements)
         self._running: set[MergeRun] = set()
+        self._spilled = threading.Condition(self._lock)
+        self._unspilled = {spill.write for spill in schedule.graph.spills}
         self._loader = Loader(readers, self._ready, self._lock, self.progress, self.storage)
         self._faulty: dict[Load, int] = {}
         """Inputs that are not finite everywhere, and how many of their elements."""
@@ -142,6 +145,7 @@ class Executor:
         dispatcher = Dispatcher(
             *(self._schedule, self._ledger, self._loader, self._lock, self._running),
             self._finish_empty,
+            self._await_spilled,
         )
         bodies = [dispatcher.run]
         bodies += [lambda: self._serve(self._loader.requests, "reader")] * self._requests
@@ -217,6 +221,7 @@ class Executor:
             chains = [chain for run in self._running for chain in run.chains.values()]
             self._ready.stop()
             self._ended.notify_all()
+            self._spilled.notify_all()
         self._ledger.close()
         for chain in chains:
             chain.stop()
@@ -232,6 +237,17 @@ class Executor:
                     self.lanes.begin()
                     request()
                     self.lanes.rest()
+
+    def _await_spilled(self, spills: Sequence[Spill]) -> None:
+        """Return when values are written.
+
+        Raises:
+            Closed: the run was stopped.
+        """
+        wanted = {spill.write for spill in spills}
+        with self._lock:
+            self._spilled.wait_for(lambda: self._stopping or self._unspilled.isdisjoint(wanted))
+        self.check()
 
     # --- workers --------------------------------------------------------------------------
 
@@ -448,6 +464,10 @@ class Executor:
             self._ended_at = time.perf_counter()
             self.progress.merges_done += len(runs)
             self._unfinished -= len(runs)
+            if self._unspilled:
+                for run in runs:
+                    self._unspilled.difference_update(run.placement.work.writes)
+                self._spilled.notify_all()
             if not self._unfinished:
                 self._ended.notify_all()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.errors import LoomError, OutputError
 from mergeloom.engine.graph.graph import Gather, Graph, Load, Merge, Write
+from mergeloom.engine.graph.networkx_graph import to_networkx
 
 if TYPE_CHECKING:
     import networkx
@@ -57,7 +58,7 @@ def describe(graph: Graph) -> networkx.DiGraph[str]:
 
     result: networkx.DiGraph[str] = networkx.DiGraph()
     names: dict[Load | Gather | Merge | Write, str] = {}
-    tasks = graph.to_networkx()
+    tasks = to_networkx(graph)
     for kind, task in _in_order(graph):
         if task not in names:
             names[task] = f"{kind}:{len(names)}"
@@ -72,7 +73,7 @@ def _in_order(graph: Graph) -> Iterator[tuple[str, Load | Gather | Merge | Write
     for merge in graph.merges:
         yield "gather", merge.gather
         yield "merge", merge
-    yield from (("write", write) for write in graph.writes)
+    yield from (("write", write) for write in graph.all_writes)
 
 
 def _about(task: Load | Gather | Merge | Write) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
             schedule.repeated_bytes,
             planned.clones.cloned,
             copied_bytes(plan.graph) - planned.clones.cloned,
+            sum(spill.size for spill in plan.graph.spills),
         ),
         "time": _time(planned),
         "disk": planned.disk,

@@ -187,6 +187,8 @@ class IOReport:
     """Bytes that are neither read nor written: the output shares them with its inputs."""
     copied_bytes: int
     """The part of what is written that is read as it is."""
+    spilled_bytes: int = 0
+    """The part of what is written that is read by the run itself, and removed when it ends."""
 
 
 @dataclass(frozen=True)

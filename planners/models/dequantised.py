@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.base.dtypes import BF16, BY_NAME, DType
-from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.stored_tensor import StoredTensor
@@ -17,7 +16,7 @@ from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.coded import Decoded, without_codes
 from mergeloom.planners.models.coded_weight import Coded
 from mergeloom.planners.models.model import Stored, StoredModel
-from mergeloom.planners.models.rows import arranged
+from mergeloom.planners.models.rows import arranged, rearranged
 from mergeloom.planners.models.sameness import equal_bytes
 from mergeloom.planners.models.token_weights import TokenWeights, token_weights
 
@@ -89,12 +88,8 @@ class DequantisedModel(StoredModel):
         coded = self.decoded.coded.get(tensor)
         if coded is None:
             return _load(builder, arranged(self.decoded.plain[tensor], rows), tensor)
-        if rows is not None:
-            raise CheckpointError(
-                f"'{tensor}' of '{self.name}' is in codes, whose rows are not rearranged yet",
-                remedy="merge the original weights",
-            )
-        return _values(builder, coded, tensor)
+        values = _values(builder, coded, tensor)
+        return values if rows is None else rearranged(builder, values, rows)
 
 
 def _load(builder: GraphBuilder, tensor: StoredTensor, name: str) -> Load:

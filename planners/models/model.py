@@ -164,7 +164,7 @@ class PlannedModel:
         self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None
     ) -> Load | Merge:
         merge = self.tensors[tensor].merge
-        return merge if rows is None else rearranged(builder, merge, rows, self.name)
+        return merge if rows is None else rearranged(builder, merge, rows)
 
 
 @record(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 from mergeloom.engine.base.dtypes import BY_CODE
-from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.storage.memory import MemorySource
@@ -66,9 +65,6 @@ class Graft:
 
         ``own`` is the table without them, ``rows`` says which row of the model's own table,
         ``source``, each is of; ``empty`` are rows of no token.
-
-        Raises:
-            CheckpointError: a table that is needed is not stored as it is.
         """
         words = self.words[position]
         is_head, settings = _is_head(model, source), self.settings
@@ -201,14 +197,7 @@ def _has_lengths(model: Model, is_head: bool) -> bool:
 
 def _rows(builder: GraphBuilder, model: Model, tensor: str, rows: Sequence[int]) -> Load:
     node = model.node(builder, tensor, rows)
-    if not isinstance(node, Load):
-        raise CheckpointError(
-            f"'{tensor}' of '{model.name}' is computed from others (an adapter, codes, an earlier "
-            "stage), and its rows cannot be looked at one by one",
-            remedy="merge or dequantise it into a model of its own first, or choose the method "
-            "mean, zero or random",
-        )
-    return node
+    return node if isinstance(node, Load) else builder.spill(node)
 
 
 def _numbers(

@@ -190,6 +190,8 @@ def _rows(report: PlanReport) -> Iterator[tuple[str, str | Text]]:
             clones += f"; {data(report.io.copied_bytes)} beside them are copied"
         yield "clones", clones
     writes = data(report.io.write_bytes)
+    if report.io.spilled_bytes:
+        writes += f", {data(report.io.spilled_bytes)} of it to files that only the run needs"
     if report.disk is not None:
         writes += f"; {data(report.disk.free_bytes)} free on its disk"
         if report.disk.needed_bytes > report.disk.free_bytes:

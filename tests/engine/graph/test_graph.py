@@ -20,6 +20,8 @@ from mergeloom.engine.graph.graph import (
     Write,
 )
 from mergeloom.engine.graph.kernel import Copy
+from mergeloom.engine.graph.networkx_graph import to_networkx
+from mergeloom.engine.graph.stored_tensor import StoredTensor
 from tests.engine.kernels import Weighted
 from tests.engine.plan.test_schedule import Disk
 
@@ -106,7 +108,7 @@ def test_the_fingerprint_covers_inputs_kernels_and_layout() -> None:
 
 
 def test_networkx_sees_a_graph_without_cycles() -> None:
-    exported = small().to_networkx()
+    exported = to_networkx(small())
     assert networkx.is_directed_acyclic_graph(exported)
     kinds = [data["kind"] for _, data in exported.nodes(data=True)]
     assert {kind: kinds.count(kind) for kind in kinds} == small().counts()
@@ -123,3 +125,33 @@ def test_what_is_left_is_a_graph_of_its_own() -> None:
     assert len(rest.loads) == 2
     assert len(rest.merges) == 2
     assert graph.without(graph.writes).loads == ()
+
+
+def in_other_rows(weight: float) -> Graph:
+    """Two writes, of which the second needs rows of a value that is computed."""
+    builder = GraphBuilder()
+    source = builder.load(Disk("disk", 1000), 0, F32, (3, 4), "x")
+    value = builder.merge([source], Weighted((weight,)), "value")
+    spilled = builder.spill(value)
+    rows = StoredTensor(spilled.bytes, spilled.dtype, spilled.shape).rows([2, 0])
+    taken = builder.load_bytes(rows.bytes, rows.dtype, rows.shape, "rows")
+    file = OutputFile("out", b"", 80)
+    merges = {"whole": value, "rows": builder.merge([taken], Weighted((1.0,)), "rows")}
+    places = zip(merges.items(), (0, 48), strict=True)
+    return builder.build([Write(m, file, at, F32, name) for (name, m), at in places], [file])
+
+
+def test_a_value_in_other_rows_is_written_and_loaded() -> None:
+    graph = in_other_rows(0.5)
+    graph.verify()
+    assert [spill.size for spill in graph.spills] == [48]
+    assert [write.name for write in graph.all_writes][1:] == ["whole", "rows"]
+    assert networkx.is_directed_acyclic_graph(to_networkx(graph))
+    assert graph.counts()["write"] == 3
+    assert in_other_rows(0.5).fingerprint() == graph.fingerprint()
+    assert in_other_rows(0.25).without([]).fingerprint() != graph.fingerprint()
+    whole, rows = graph.writes
+    assert graph.without([rows]).spills == ()
+    rest = graph.without([whole])
+    assert rest.spills == graph.spills
+    assert len(rest.merges) == 2

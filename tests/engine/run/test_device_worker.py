@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from mergeloom.engine import job as jobs
 from mergeloom.engine.base.dtypes import BF16, F32
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.units import MIB
-from mergeloom.engine.graph.graph import Graph, OutputFile, Write
+from mergeloom.engine.graph.graph import Graph, OutputFile, Spill, Write
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Options
@@ -23,8 +24,8 @@ from mergeloom.engine.plan.schedule import Schedule, schedule
 from mergeloom.engine.run.executor import Executor
 from mergeloom.engine.run.loading import source_readers
 from mergeloom.engine.run.progress import Progress
-from mergeloom.engine.storage.files import FileReader
-from mergeloom.engine.storage.source import IOMode
+from mergeloom.engine.run.spilling import spilling
+from mergeloom.engine.storage.source import Access, IOMode, Reader, Source
 from tests.engine.fake_device import FakeDevice, accelerator
 from tests.engine.kernels import FirstPositives, Normalised, Weighted
 from tests.engine.support import Workshop, job, spec
@@ -86,9 +87,19 @@ def run(graph: Graph, here: Machine, opener: Opener | None = None, ram: int | No
     made = schedule(graph, ram, here)
     (file,) = graph.files
     sink = Memory(bytearray(file.size))
-    readers = source_readers(made, lambda source: FileReader(source, IOMode.BUFFERED))  # type: ignore[arg-type]
-    executor = Executor(made, readers, sink, opener)
-    executor.run(every=0.005)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        spilling(Path(folder), graph.spills, IOMode.BUFFERED) as spilled,
+    ):
+
+        def reader_of(source: Source) -> Reader:
+            if isinstance(source, Spill):
+                return spilled.reader(source)
+            return source.open(Access(IOMode.BUFFERED))
+
+        readers = source_readers(made, reader_of)
+        executor = Executor(made, readers, spilled.before(sink), opener)
+        executor.run(every=0.005)
     for device in opener.opened if opener is not None else ():
         assert device.closed
         assert not device.pinned, "a block went back to the system with its pages pinned"

@@ -343,21 +343,38 @@ dtype: float32
         torch.testing.assert_close(rows[number], torch.stack(found).mean(0))
 
 
-def test_a_stage_whose_rows_cannot_be_rearranged_is_refused(folder: Path) -> None:
-    text = """
-name: first
-merge_method: ties
+FIRST = """merge_method: ties
 base_model: a
 models: [{model: a}, {model: b, parameters: {weight: 1, density: 0.5}}]
-tokenizer_source: base
----
-merge_method: linear
-models: [{model: first}, {model: c}]
-parameters: {weight: 1}
-tokenizer_source: union
 """
-    with pytest.raises(LoomError, match=r"stage 'first' .* cannot be rearranged"):
-        plan_text(text, folder)
+
+
+@pytest.mark.parametrize("method", [FIRST, FIRST.replace("ties", "dare_ties")])
+@pytest.mark.parametrize("own", ["base", "union"])
+def test_rows_of_a_stage_are_those_of_the_stage_by_itself(
+    folder: Path, method: str, own: str
+) -> None:
+    """A method that looks at whole tensors, and a later document with another vocabulary."""
+    first = f"{method}tokenizer_source: {own}\n"
+    second = (
+        "merge_method: slerp\nbase_model: c\nmodels: [c, first]\nparameters: {t: 0.4}\n"
+        "tokenizer: {source: union, pad_to_multiple_of: 8}\ndtype: float32\n"
+    )
+    config = folder / "config.yml"
+    config.write_text(f"name: first\n{first}---\n{second}")
+    mergeloom.merge(config, folder / "out", search=[folder])
+    plan = plan_text(config.read_text(), folder)
+    tables = [spill.name for spill in plan.graph.spills]
+    assert tables == [EMBEDDING, HEAD]
+    config.write_text(f"{first}dtype: float32\n")
+    mergeloom.merge(config, folder / "first", search=[folder])
+    config.write_text(second)
+    mergeloom.merge(config, folder / "apart", search=[folder])
+    found, expected = load_tensors(folder / "out"), load_tensors(folder / "apart")
+    assert len(found[EMBEDDING]) != len(load_tensors(folder / "first")[EMBEDDING])
+    assert {name: tensor.numpy().tobytes() for name, tensor in found.items()} == {
+        name: tensor.numpy().tobytes() for name, tensor in expected.items()
+    }
 
 
 @pytest.mark.parametrize(
