@@ -14,10 +14,25 @@ from typing import Any, NamedTuple
 _COMPUTES = re.compile(
     r"(^|_)(eps|epsilon|theta|heads|n_head|head_kv|head_dim|multiplier|scaling|softcapping|base_freq|act|"
     r"activation|activation_function|act_fn|rotary_(pct|dim|factor)|scalar|sliding_window|"
-    r"logit_scale|norm_topk_prob|experts_per_tok|scaling_factor|topk_method|scoring_func|"
-    r"position_embedding_type|clip_qkv|alibi|parallel_attn)$"
+    r"logit_scale|norm_topk_prob|experts_per_tok(en)?|scaling_factor|topk_method|scor(e|ing)_func|"
+    r"position_embedding_type|clip_qkv|alibi|parallel_attn|window(_size)?|attention_chunk_size|"
+    r"local_attention|limit|factor|scale|moe_k|moe_topk|topk_group|n_group|qk_norm|route_norm|"
+    r"norm_before_gate|mup_enabled|parallel_residual|interleaved|multipliers)$"
 )
 """Keys of values that decide what a layer computes with its weights."""
+
+_TRAINED = re.compile(
+    r"drop|init|coef$|loss|jitter|noise|penalty|temperature|top_p|typical_p|prob$|std$|decay|"
+    r"learning_rate|time_step_(min|max|floor|scale)|threshold|version"
+)
+"""Keys of numbers that training, sampling or files of another kind have to do with; all others that
+are no whole numbers are constants of what a layer computes."""
+
+_LISTS = re.compile(r"(multipliers|time_step_limit|mrope_section)$")
+"""Keys of lists of such values."""
+
+_APART = re.compile(r"quantization|compression|task_specific|generation")
+"""Objects that say nothing of what layers compute."""
 
 _CUTS = re.compile(r"(^|_)(heads|n_head|head_kv|head_dim)$")
 """Keys of values that say how a layer cuts its weights: with another, it is another layer."""
@@ -50,6 +65,8 @@ def differences(donor: str, configs: Mapping[str, Mapping[str, Any]]) -> Iterato
     own = values[donor]
     for path, value in own.items():
         found = {name: other[path] for name, other in values.items() if path in other}
+        if not any(_matters(path[-1], each) for each in found.values()):
+            continue
         if any(not _same(value, other) for other in found.values()):
             effect = "the output computes with the first, for layers of the others too"
             text = _line(f"'{'.'.join(path)}'", donor, found, effect)
@@ -76,16 +93,28 @@ def _line(what: str, donor: str, found: Mapping[str, Any], effect: str) -> str:
     return f"{what} differs: {parts}: {effect}"
 
 
+def _matters(key: str, value: object) -> bool:
+    """Whether a value decides what a layer computes; lists with one entry a layer do not here."""
+    if key in ("rope_theta", "rope_scaling"):
+        return True
+    if isinstance(value, list):
+        return _LISTS.search(key) is not None
+    if _TRAINED.search(key):
+        return False
+    return isinstance(value, float) or _COMPUTES.search(key) is not None
+
+
 def _values(config: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """The values that matter, with their key paths; both spellings of rotary settings as one."""
+    """All values with their key paths; both spellings of rotary settings as one."""
     rotary = config.get("rope_parameters")
     for key, value in config.items():
         unused = key == "sliding_window" and config.get("use_sliding_window") is False
         if key in ("rope_parameters", "rope_scaling") or unused:
             continue
         if isinstance(value, Mapping):
-            yield from _values(value, (*path, key))
-        elif _COMPUTES.search(key) and not isinstance(value, list):
+            if not _APART.search(key):
+                yield from _values(value, (*path, key))
+        else:
             yield (*path, key), value
     if isinstance(rotary, Mapping) and not any(isinstance(v, Mapping) for v in rotary.values()):
         if rotary.get("rope_theta") is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from mergeloom.planners.output.layers.rules import FULL, LINEAR, Kinds, Rule
+from mergeloom.planners.output.layers import keys
+from mergeloom.planners.output.layers.rules import FULL, LAYERS, LINEAR, SLIDING, Kinds, Rule
 from mergeloom.planners.output.layers.stack import Edit, Origin
 
 
@@ -102,13 +103,43 @@ _NOW: dict[object, str] = {
 """What transformers calls the kinds of layers that it once called otherwise."""
 
 
+def bring_window(edit: Edit) -> None:
+    """Take the window of layers that have one from the model that they are from, if the donor has
+    it switched off (``use_sliding_window``, which is of no influence on layers without one)."""
+    own = edit.donor.kinds(LAYERS)
+    if own is None or SLIDING in own:
+        return
+    for i, origin in enumerate(edit.tower.origins):
+        kinds = origin.of.kinds(LAYERS) or []
+        if origin.layer >= len(kinds) or kinds[origin.layer] != SLIDING:
+            continue
+        if origin.of.place.get("use_sliding_window"):
+            for key in ("use_sliding_window", "sliding_window"):
+                if key in origin.of.place:
+                    edit.set(edit.path, key, origin.of.place[key])
+        elif edit.place.get("sliding_window", 0) is None:
+            edit.refuse(
+                f"layer {i} of the output's '{edit.tower.name}' is made from {origin}, which "
+                f"attends within a window, and the config.json of '{edit.donor.model}', which the "
+                "output gets, has none ('sliding_window' is null)",
+                f"make '{origin.of.model}' the base model",
+            )
+        return
+
+
 def warn_of_mixtures(edit: Edit) -> None:
-    """Warn where layers of different kinds are merged into one."""
-    for rule in edit.donor.rules:
+    """Warn where layers of different kinds, or with other entries of a list, become one."""
+    ruled = [rule.name for rule in edit.donor.rules]
+    listed = [
+        key
+        for key, value in edit.donor.place.items()
+        if keys.is_one_a_layer(key, value, edit.donor.depth)
+    ]
+    for name in dict.fromkeys((*ruled, *listed)):
         for i, sources in enumerate(edit.tower.merged):
             found: dict[str, Origin] = {}
             for origin in sources:
-                kinds = origin.of.kinds(rule.name)
+                kinds = origin.of.kinds(name)
                 if kinds is not None and origin.layer < len(kinds):
                     kind = kinds[origin.layer]
                     found.setdefault(repr(_NOW.get(kind, kind)), origin)
@@ -116,6 +147,6 @@ def warn_of_mixtures(edit: Edit) -> None:
                 (one, first), (other, second), *_ = found.items()
                 edit.warn(
                     f"layer {i} of the output's '{edit.tower.name}' is merged from layers of "
-                    f"different {rule.name}: {first} has {one}, {second} has {other}"
+                    f"different {name}: {first} has {one}, {second} has {other}"
                 )
                 break

@@ -11,7 +11,7 @@ from mergeloom.planners.output.layers.constants import keep_constants
 from mergeloom.planners.output.layers.counts import set_counts, set_predictors
 from mergeloom.planners.output.layers.entries import follow_layers
 from mergeloom.planners.output.layers.homes import at
-from mergeloom.planners.output.layers.kinds import keep_kinds, warn_of_mixtures
+from mergeloom.planners.output.layers.kinds import bring_window, keep_kinds, warn_of_mixtures
 from mergeloom.planners.output.layers.stack import Edit, Restacked, Rewritten
 from mergeloom.planners.output.layers.taps import follow_sharing, follow_taps, keep_sharing
 
@@ -41,6 +41,7 @@ def rewrite_layers(config: Mapping[str, Any], towers: Sequence[Restacked]) -> Re
         follow_layers(edit)
         follow_taps(edit)
         follow_sharing(edit)
+        bring_window(edit)
         keep_kinds(edit)
         keep_sharing(edit)
         keep_constants(edit)

@@ -25,6 +25,46 @@ def test_values_that_layers_compute_with_are_named() -> None:
     ]
 
 
+def test_constants_of_any_family_are_named() -> None:
+    """Keys that no list of keys can foresee: numbers that are not whole, windows, multipliers."""
+    one = {
+        "swiglu_limit": 7.0,
+        "residual_multiplier": 1,
+        "altup_coef_clip": 120.0,
+        "local_attention": 128,
+        "window_size": 256,
+        "attention_chunk_size": 8192,
+        "use_qk_norm": False,
+        "ssm_multipliers": [0.35, 0.25],
+        "time_step_limit": [0.0, 1.0],
+    }
+    other = {
+        "swiglu_limit": 1,
+        "residual_multiplier": 0.22,
+        "altup_coef_clip": 1.0,
+        "local_attention": 64,
+        "window_size": 128,
+        "attention_chunk_size": 4096,
+        "use_qk_norm": True,
+        "ssm_multipliers": [0.35, 0.5],
+        "time_step_limit": [0.0, 2.0],
+    }
+    assert [line.partition("'")[2].partition("'")[0] for line in found(one, other)] == [*one]
+    assert found(one, one) == []
+
+
+def test_numbers_of_training_and_sampling_are_not() -> None:
+    keys = (
+        *("initializer_range", "attention_dropout", "router_aux_loss_coef", "router_jitter_noise"),
+        *("temperature", "repetition_penalty", "top_p", "mask_time_prob", "time_step_floor"),
+    )
+    assert found(dict.fromkeys(keys, 0.1), dict.fromkeys(keys, 0.2)) == []
+    tasks = ({"task_specific_params": {"summarization": {"length_penalty": n}}} for n in (1.0, 2.0))
+    assert found(*tasks) == []
+    layers = ({"activation_sparsity_pattern": [n, 0.0]} for n in (0.5, 0.95))
+    assert found(*layers) == []
+
+
 def test_values_without_influence_are_not() -> None:
     one = {"bos_token_id": 1, "use_cache": True, "torch_dtype": "float32", "num_hidden_layers": 4}
     other = {"bos_token_id": 2, "use_cache": False, "torch_dtype": "float16"}

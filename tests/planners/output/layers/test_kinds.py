@@ -199,6 +199,36 @@ def test_kinds_that_only_another_models_rule_gives_are_refused() -> None:
     assert "that of 'm', which the output gets, has none" in str(refusals[0])
 
 
+def test_layers_bring_the_window_that_the_donor_has_switched_off() -> None:
+    window = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}
+    config = hub("qwen2", use_sliding_window=False, sliding_window=9, max_window_layers=8)
+    (donor,) = model(config, {"model.layers.": 8})
+    (other,) = model(hub("qwen2", **window), {"model.layers.": 8}, "b")
+
+    def stack(layers: Sequence[int]) -> Config:
+        made = (*(Origin(donor, i) for i in range(4)), *(Origin(other, i) for i in layers))
+        return ok(rewrite_layers(donor.config, [Restacked("default", donor, made)]))
+
+    found = stack([2, 3, 4])
+    assert found["max_window_layers"] == 5
+    assert (found["use_sliding_window"], found["sliding_window"]) == (True, 64)
+    assert stack([0, 1, 2])["use_sliding_window"] is False
+
+
+def test_layers_with_a_window_need_one_in_the_configuration() -> None:
+    """Exaone 4's layers without a window have rotary positions only if no layer has a window."""
+    full = hub("exaone4", sliding_window=None, layer_types=["full_attention"] * 8)
+    (donor,) = model(full, {"model.layers.": 8})
+    kinds = ["sliding_attention", "full_attention"] * 4
+    other_config = hub("exaone4", sliding_window=64, layer_types=kinds)
+    (other,) = model(other_config, {"model.layers.": 8}, "b")
+    made = (Origin(donor, 0), Origin(other, 1), Origin(other, 2))
+    (refusal,) = rewrite_layers(full, [Restacked("default", donor, made)]).refusals
+    assert "layer 2 of the output" in refusal.cause
+    assert "'sliding_window' is null" in refusal.cause
+    assert refusal.remedy == "make 'b' the base model"
+
+
 def test_a_list_says_more_than_a_rule_whose_family_is_not_known() -> None:
     config = hub("exaone9", sliding_window_pattern=4, layer_types=["s", "s", "s", "f"] * 2)
     found = ok(stacked(config, [0, 1, 2, 3, 2, 3]))
@@ -239,6 +269,18 @@ def test_layers_of_different_kinds_merged_into_one_are_warned_about() -> None:
     (warning,) = rewrite_layers(donor.config, [tower]).warnings
     assert "layer 0 of the output" in warning
     assert "layer 1 of 'other' has 'full_attention'" in warning
+
+
+def test_layers_with_other_entries_of_a_list_merged_into_one_are_warned_about() -> None:
+    one, two = (hub("hunyuan_v1_moe", moe_topk=[2] * 7 + [n]) for n in (2, 1))
+    (donor,), (other,) = (
+        model(config, {"model.layers.": 8}, n) for n, config in (("m", one), ("b", two))
+    )
+    made = tuple((Origin(donor, i), Origin(other, i)) for i in range(8))
+    tower = Restacked("default", donor, tuple(pair[0] for pair in made), made)
+    (warning,) = rewrite_layers(donor.config, [tower]).warnings
+    assert warning.startswith("layer 7 of the output's 'default' is merged from layers of differen")
+    assert warning.endswith("moe_topk: layer 7 of 'm' has 2, layer 7 of 'b' has 1")
 
 
 def test_one_kind_under_two_names_is_one() -> None:
