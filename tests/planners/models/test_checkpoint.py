@@ -38,7 +38,7 @@ def refusal(directory: Path) -> str:
 
 
 def test_incomplete_checkpoints_name_what_is_missing(tmp_path: Path) -> None:
-    assert "is not a directory" in refusal(tmp_path / "none")
+    assert "does not exist" in refusal(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     assert "no config.json" in refusal(tmp_path / "empty")
     (tmp_path / "empty" / "config.json").write_text("{}")
