@@ -13,16 +13,23 @@ gets the record. Only the command that was called is imported, and only its opti
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import click
+from click.shell_completion import CompletionItem
 
 HIDDEN = "hidden"
 """Marks a group whose options are understood and not in the help: ``Annotated[Group, HIDDEN]``."""
+
+_PATHS = {"DIR": "dir"} | dict.fromkeys(
+    ("A", "B", "BASE", "CONFIG", "DONOR", "FILE", "MODEL", "OUT"), "file"
+)
+"""Metavariables that stand for paths, and what a shell completes them to: directories, or both."""
 
 Parser = Callable[[str], Any]
 
@@ -47,6 +54,8 @@ class Argument(NamedTuple):
     metavar: str
     help: str = ""
     parser: Parser | None = None
+    words: Callable[[], Iterable[str]] | None = None
+    """What a shell may complete it to; see `_completed`."""
 
 
 class Option:
@@ -63,6 +72,7 @@ class Option:
         parser: Parser | None = None,
         min: int | None = None,
         count: bool = False,
+        words: Callable[[], Iterable[str]] | None = None,
     ) -> None:
         self.names = names
         self.metavar = metavar
@@ -70,6 +80,7 @@ class Option:
         self.parser = parser
         self.min = min
         self.count = count
+        self.words = words
 
 
 class _Argument(click.Argument):
@@ -179,6 +190,7 @@ def _param(name: str, hint: Any, default: Any, hidden: bool = False) -> click.Pa
             nargs=-1 if several else 1,
             type=about.parser or kind,
             callback=_listed if several else None,
+            shell_complete=_completed(about),
             **({} if required else {"default": default}),
         )
         if about.help:
@@ -201,8 +213,27 @@ def _param(name: str, hint: Any, default: Any, hidden: bool = False) -> click.Pa
         help=about.help,
         hidden=hidden,
         callback=_listed if several else None,
+        shell_complete=_completed(about),
         **settings,
     )
+
+
+def _completed(
+    about: Argument | Option,
+) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]] | None:
+    """How a shell completes a parameter: to its words, to the choices that its metavariable lists,
+    or to a path where that names one."""
+    kind = re.sub(r"[\[\].]|gguf", "", about.metavar or "")
+    if about.words is None and "|" not in kind and kind not in _PATHS:
+        return None
+
+    def complete(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+        if kind in _PATHS:
+            return [CompletionItem(begun, type=_PATHS[kind])]
+        words = kind.split("|") if about.words is None else about.words()
+        return [CompletionItem(word) for word in words if word.startswith(begun)]
+
+    return complete
 
 
 def _listed(ctx: click.Context, param: click.Parameter, value: Any) -> list[Any] | None:

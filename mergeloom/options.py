@@ -32,6 +32,13 @@ def optional_path(text: str | Path | None) -> Path | None:
     return None if text is None else read_path(text)
 
 
+def method_names() -> tuple[str, ...]:
+    """The names of all merge methods, for shells that complete one."""
+    from mergeloom.methods import registry
+
+    return tuple(registry.names())
+
+
 Config = Annotated[
     Path,
     Argument(

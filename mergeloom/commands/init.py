@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mergeloom.command_line import Argument, Option
-from mergeloom.options import Finding, read_path
+from mergeloom.options import Finding, method_names, read_path
 from mergeloom.printer import Printer
 
 
@@ -18,7 +18,8 @@ def init(
         Option(metavar="MODEL", help="What the others were fine-tuned from."),
     ] = None,
     method: Annotated[
-        str | None, Option(metavar="NAME", help="The merge method. [default: what fits]")
+        str | None,
+        Option(metavar="NAME", help="The merge method. [default: what fits]", words=method_names),
     ] = None,
     stack: Annotated[
         bool, Option("--stack", help="Stack the models' layers one after the other.")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from mergeloom.command_line import Argument
-from mergeloom.options import AsJson
+from mergeloom.options import AsJson, method_names
 from mergeloom.printer import Printer
 
 
 def methods(
-    name: Annotated[str | None, Argument(metavar="[NAME]", help="One method.")] = None,
+    name: Annotated[
+        str | None, Argument(metavar="[NAME]", help="One method.", words=method_names)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the merge methods, or describe one."""

@@ -10,7 +10,7 @@ from mergeloom.engine.hardware import process
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Rates
 from mergeloom.engine.plan.duration import estimated_seconds
-from mergeloom.planners.output.licences import licence_of
+from mergeloom.planners.output.licences import Licence, licence_of
 from mergeloom.planners.unused import Unused
 from mergeloom.report import plan_records
 from mergeloom.report.parameters import parameter_lines
@@ -66,7 +66,11 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
         "options": planned.options,
         "models": tuple(
             plan_records.InputReport(
-                name, model.folder.name, model.nbytes, len(model.tensors), licence_of(model.folder)
+                name,
+                model.folder.name,
+                model.nbytes,
+                len(model.tensors),
+                _text(licence_of(model.folder)),
             )
             for name, model in plan.models.items()
         ),
@@ -122,6 +126,10 @@ def _output(planned: PlannedMerge) -> plan_records.OutputReport:
         side_files=tuple(file.name for file in plan.side_files),
         config_changes=plan.config_changes,
     )
+
+
+def _text(licence: Licence | None) -> str | None:
+    return None if licence is None else str(licence)
 
 
 def _time(planned: PlannedMerge) -> plan_records.TimeReport:

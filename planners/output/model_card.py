@@ -12,7 +12,7 @@ from mergeloom.methods import registry
 from mergeloom.planners.config.config import Configuration
 from mergeloom.planners.models.resolve import Found, Origin, is_hub_id
 from mergeloom.planners.outline import Layers, Outline
-from mergeloom.planners.output.licences import licence_of
+from mergeloom.planners.output.licences import Licence, licence_of
 from mergeloom.planners.recipe import Recipe
 
 
@@ -24,7 +24,7 @@ def model_card(
     front = {
         "base_model": [_id(name) for name, found in models.items() if _is_on_hub(name, found)],
         "base_model_relation": "merge",
-        "license": next(iter(licences.values())) if len({*licences.values()}) == 1 else None,
+        **_common(licences),
         "library_name": recipes[-1].library,
         "tags": ["mergeloom", "merge"],
     }
@@ -50,16 +50,24 @@ def model_card(
     )
 
 
-def _licence(found: str | None) -> str:
+def _common(licences: Mapping[str, Licence | None]) -> dict[str, str]:
+    """The front matter of the licence that all models are under, if there is one."""
+    found = next(iter(licences.values()), None)
+    return found.fields if found is not None and len({*licences.values()}) == 1 else {}
+
+
+def _licence(found: Licence | None) -> str:
     return "" if found is None else f" ({found})"
 
 
-def _disagreement(licences: Mapping[str, str | None]) -> str:
+def _disagreement(licences: Mapping[str, Licence | None]) -> str:
     """A sentence where the models have several licences: people must choose, no program can."""
     if len({*licences.values()}) < 2:
         return ""
     unknown = sum(found is None for found in licences.values())
-    several = ", ".join(dict.fromkeys(found for found in licences.values() if found is not None))
+    several = ", ".join(
+        dict.fromkeys(str(found) for found in licences.values() if found is not None)
+    )
     more = f"; of {unknown} it is not known" if unknown else ""
     return f"\nThe models are under different licences: {several}{more}. All of them hold here.\n"
 

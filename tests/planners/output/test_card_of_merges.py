@@ -49,6 +49,20 @@ def test_licences_that_differ_are_named_and_none_is_chosen(tmp_path: Path) -> No
     assert "under different licences: apache-2.0, llama3; of 1 it is not known." in text
 
 
+def test_a_licence_of_its_own_keeps_its_name_and_address(tmp_path: Path) -> None:
+    text = "license: other\nlicense_name: acme-1\nlicense_link: "
+    licence(llama(tmp_path / "a"), f"{text}https://acme.example/licence")
+    licence(llama(tmp_path / "b", seed=1), f"{text}LICENSE")  # a file of the model's repository
+    front, card_text = card(tmp_path, {**LINEAR, "models": ["a", "b"]})
+    assert front["license"] == "other"  # the hub takes its own identifiers only
+    assert front["license_name"] == "acme-1"
+    assert front["license_link"] == "https://acme.example/licence"
+    assert "- `a` (acme-1)" in card_text
+    front, _ = card(tmp_path, {**LINEAR, "models": ["b"]})
+    assert front["license_name"] == "acme-1"
+    assert "license_link" not in front
+
+
 def test_models_of_the_hub_are_linked_with_their_relation(tmp_path: Path) -> None:
     for seed, name in enumerate(("a", "b")):
         llama(tmp_path / name, seed=seed)
@@ -89,5 +103,6 @@ def test_layers_are_told_as_text(tmp_path: Path) -> None:
 )
 def test_front_matter_is_read_with_care(tmp_path: Path, text: str, found: str | None) -> None:
     (tmp_path / "README.md").write_text(text)
-    assert licence_of(LocalFolder(tmp_path)) == found
+    read = licence_of(LocalFolder(tmp_path))
+    assert (None if read is None else str(read)) == found
     assert licence_of(LocalFolder(tmp_path / "nowhere")) is None
