@@ -92,7 +92,7 @@ TOKEN_SOURCE = Level(
     frozenset({"kind", "model", "token", "token_id"}),
 )
 
-_LEVELS = (
+LEVELS = (
     *(CONFIGURATION, MODULE, SLICE, SOURCE, MODEL, TOKENIZER, TOKEN, REFERENCE, LOCATION),
     TRANSPLANT,
 )
@@ -237,7 +237,7 @@ def _named(item: Value) -> str:
 
 def belongs(key: str, level: Level | None = None) -> str:
     """Where a key is to be written that is unknown at ``level``; empty if it is one nowhere."""
-    levels = [each for each in _LEVELS if each is not level and key in each.keys]
+    levels = [each for each in LEVELS if each is not level and key in each.keys]
     return f"write it {levels[0].where}" if levels else ""
 
 

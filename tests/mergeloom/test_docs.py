@@ -1,16 +1,24 @@
-"""Commands in the documentation: each is one, with options that there are; some are run."""
+"""What the documentation shows: commands are run, configurations read, code executed."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
+import mergeloom
+from mergeloom import cleaning
 from mergeloom.cli import app
+from mergeloom.engine.storage.files import FileSource
+from mergeloom.planners.config.keys import LEVELS
+from mergeloom.planners.config.load import parse_config
+from scripts.fixtures.tokenizer_files import tokenizer_files
 from tests.mergeloom.support import LINEAR, ROOT
 from tests.planners.support import llama
 
@@ -60,21 +68,107 @@ def test_flags_of_mergekit_that_are_explained_are_understood() -> None:
     assert flags <= options(app.get_command(CONTEXT, "merge"))
 
 
-def test_what_a_newcomer_from_mergekit_is_shown_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for seed, name in enumerate("ab"):
-        llama(tmp_path / name, seed=seed)
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which everything lies that examples name."""
+    folder = tmp_path_factory.mktemp("docs")
+    for seed, name in enumerate(("a", "b", "c", "A", "B", "C", "BASE", "MODEL", "DONOR")):
+        llama(folder / name, seed=seed, vocabulary=512)
+        for file, content in tokenizer_files().items():
+            (folder / name / file).write_text(json.dumps(content))
     text = LINEAR.replace("merge_method: linear", "merge_method: slerp\nbase_model: a")
-    (tmp_path / "merge.yml").write_text(
-        re.sub(r", parameters: \{.*?\}", "", text) + "parameters: {t: 0.5}\n"
+    text = re.sub(r", parameters: \{.*?\}", "", text) + "parameters: {t: 0.5}\n"
+    (folder / "merge.yml").write_text(text)
+    return folder
+
+
+def runnable(line: str) -> list[str]:
+    """The words of an example as somebody types them: with what may be left out, and with names
+    for what stands for something."""
+    line = re.sub(r"…|[\[\]]", "", line).replace("path/or/hub-id", "a")
+    named = {"--html FILE": "--html report.html", "methods NAME": "methods ties"}
+    for stands, text in named.items():
+        line = line.replace(stands, text)
+    words = shlex.split(line, comments=True)[1:]
+    if words[:1] == ["init"]:
+        words += ["--output", "first.yml"]
+    if words[:1] == ["clean"]:  # what is finished is not cleaned away
+        words = [word.replace("out", "half") for word in words]
+    if words[:1] == ["merge"] or words[:1] == ["mergekit-yaml"]:
+        words += ["--quiet"] if "--quiet" not in words else []
+    return words
+
+
+ELSEWHERE = {
+    "prepare": "builds machine code, for half a minute",
+    "--debug": "no command",
+    "--device": "needs a GPU",
+    "--load": "needs transformers: tests/mergeloom/test_verify_load.py",
+    "transplant": "tests/planners/transplant",
+    "export": "needs gguf: tests/planners/export",
+}
+"""Examples that are not run here, and why."""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda p: p.stem)
+def test_examples_run_in_their_order(
+    page: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in workplace.iterdir():
+        (tmp_path / each.name).symlink_to(each)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cleaning, "cache_directory", lambda: tmp_path / "cache")
+    mergeloom.merge("merge.yml", "out")  # a page may speak of one that is there
+    with pytest.raises(mergeloom.RunError, match="cancelled"):
+        mergeloom.merge("merge.yml", "half", observer=mergeloom.Observer(cancelled=lambda: True))
+    for line in commands(page):
+        words = runnable(line)
+        if not any(word in ELSEWHERE for word in words):
+            assert not app(words, standalone_mode=False), line
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
     )
-    page = ROOT / "docs" / "from-mergekit.md"
-    lines = [
-        line for line in commands(page) if "merge.yml" in line or " a b " in line or "out" in line
-    ]
-    assert len(lines) == 8
-    for line in lines:
-        assert not app(shlex.split(line)[1:], standalone_mode=False)
-    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+CONFIGURATIONS = [
+    (page.name, block)
+    for page in PAGES
+    for block in blocks(page, "yaml")
+    if re.search(r"^(merge_method|adapters|tensors):", block, re.MULTILINE)
+]
+
+
+def test_there_are_configurations() -> None:
+    assert len(CONFIGURATIONS) >= 6
+
+
+@pytest.mark.parametrize(("page", "text"), CONFIGURATIONS)
+def test_a_configuration_is_read_without_a_word(page: str, text: str) -> None:
+    assert parse_config(text, page).warnings == ()
+
+
+def test_every_key_is_in_the_reference() -> None:
+    text = "".join(
+        (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+        for name in ("configuration", "adapters", "checkpoints")
+    )
+    known = {key for level in LEVELS for key in level.keys}
+    assert {key for key in known if not re.search(rf"\b{key}\b", text)} == set()
+
+
+def test_a_format_is_written_as_the_page_says(tmp_path: Path) -> None:
+    (block,) = blocks(ROOT / "docs" / "formats.md", "python")
+    names: dict[str, Any] = {"__name__": "raw_format"}
+    exec(compile(block, "formats.md", "exec"), names)
+    path = tmp_path / "vector.raw"
+    path.write_bytes(np.array([2], "<u4").tobytes() + np.array([1, 2], "<f4").tobytes())
+    found = names["RAW"].read(FileSource.at(path), None)
+    vector = found.tensors["vector"]
+    assert (vector.shape, vector.dtype.name, vector.bytes.nbytes) == ((2,), "float32", 8)
+    path.write_bytes(b"\2\0\0\0")
+    with pytest.raises(mergeloom.CheckpointError, match="is truncated: copy it again"):
+        names["RAW"].read(FileSource.at(path), None)
