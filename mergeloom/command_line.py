@@ -91,6 +91,14 @@ class _Argument(click.Argument):
 class _Whole(click.IntRange):
     name = "whole number"
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            found: int = super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            wanted = f"{self.min} or more" if self.min is not None else "a whole number"
+            raise click.BadParameter(f"{value} must be {wanted}", ctx, param) from error
+        return found
+
 
 class Command(click.Command):
     """A command whose help explains its arguments too."""

@@ -22,7 +22,7 @@ def read_path(text: str | Path) -> Path:
     from mergeloom.arguments import path_of
 
     try:
-        return path_of(text, "this")
+        return path_of(text, "it")
     except LoomError as error:
         raise click.BadParameter(str(error)) from error
 

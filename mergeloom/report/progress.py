@@ -15,6 +15,8 @@ from mergeloom.report.meter import Progress
 from mergeloom.report.units import data, duration, memory
 
 PLAIN_SECONDS = 5.0
+_WIDE = 90
+"""Columns that a bar and the figures need."""
 
 
 class ProgressDisplay:
@@ -84,6 +86,9 @@ class ProgressDisplay:
 
     def _lines(self, progress: Progress) -> RenderableType:
         table = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=1.0, completed=progress.share, width=12)
-        table.add_row(bar, Text(self._figures(progress), overflow="ellipsis", no_wrap=True))
+        figures = Text(self._figures(progress), overflow="ellipsis", no_wrap=True)
+        if self._console.width < _WIDE:  # the figures say more than a bar
+            table.add_row(Text(f"{progress.share:.0%}"), figures)
+        else:
+            table.add_row(ProgressBar(total=1.0, completed=progress.share, width=12), figures)
         return Group(table, Text(progress.current, style="dim", no_wrap=True, overflow="ellipsis"))

@@ -134,7 +134,7 @@ def answer(command: str) -> str:
         sys.argv = before
     lines = said.getvalue().splitlines(keepends=True)
     first = next((i for i, line in enumerate(lines) if line.startswith(("warn", "err"))), 0)
-    text = "".join(["(the plan)\n"] * (first > 0) + lines[first:])
+    text = "".join(["…\n"] * (first > 0) + lines[first:])
     return re.sub(r"\d+(?= ?MiB)", "N", f"{text}[{status}]\n")
 
 

@@ -53,7 +53,11 @@ def write_page(page: str, path: Path) -> None:
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"cannot write '{path}': {error.strerror}") from error
+        missing = not path.parent.is_dir()
+        raise OutputError(
+            f"cannot write '{path}': {error.strerror}",
+            remedy=f"make the folder '{path.parent}' first" if missing else "",
+        ) from error
 
 
 def _page(title: str, documents: dict[str, Document | None]) -> str:
