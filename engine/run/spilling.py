@@ -71,9 +71,11 @@ class _Spilling:
     def writer(self, file: OutputFile) -> Writer:
         return self._writers.get(file) or self._sink.writer(file)
 
-    def completed(self, write: Write, digest: str, block_bytes: int) -> None:
+    def completed(
+        self, write: Write, digest: str, block_bytes: int, error: float | None = None
+    ) -> None:
         if write.file not in self._writers:
-            self._sink.completed(write, digest, block_bytes)
+            self._sink.completed(write, digest, block_bytes, error)
 
 
 @contextlib.contextmanager
