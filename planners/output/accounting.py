@@ -39,6 +39,10 @@ COMPUTED = re.compile(r"(inv_freq|position_ids|masked_bias|relative_position_ind
 """Buffers that classes compute themselves: some checkpoints have them and some do not."""
 
 
+_NUMBERS = re.compile(r"\d+(,\d+)*")
+"""Layers' numbers as a text (``moe_layers_enum``)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tensors:
     """A model's tensors: layer by layer for each tower, by its prefix, and all others by name."""
@@ -253,8 +257,10 @@ def _entries(config: Mapping[str, Any], depth: int) -> Iterator[tuple[Any, list[
     for path, value in _leaves(config):
         if isinstance(value, list | str) and len(value) == depth:
             yield path, [json.dumps(entry, sort_keys=True) for entry in value]
-        if isinstance(value, list) and value and _are_numbers(value, depth):
-            yield (*path, "in"), [number in value for number in range(depth)]
+        text = isinstance(value, str) and _NUMBERS.fullmatch(value)
+        named = [int(number) for number in value.split(",")] if text else value
+        if isinstance(named, list) and named and _are_numbers(named, depth):
+            yield (*path, "in"), [number in named for number in range(depth)]
 
 
 def _are_numbers(value: Sequence[object], depth: int) -> bool:

@@ -142,6 +142,16 @@ def _cross_layer(config: Config, depth: int) -> Kinds | None:
     return ["another layer's keys and values" if i % share else OWN for i in range(depth)]
 
 
+def _plamo(config: Config, depth: int) -> Kinds | None:
+    """PLaMo 2: one layer of each group, its middle one, has attention."""
+    step = integer(config, "mamba_step", 2)
+    if config.get("mamba_enabled") is False or step <= 1:
+        return None
+    if depth <= step // 2:
+        return [LINEAR] * (depth - 1) + [FULL]
+    return [LINEAR if i % step != step // 2 else FULL for i in range(depth)]
+
+
 def _switch(side: str) -> Rule:
     """Switch Transformers: mixtures of experts, n of them, spread evenly over each side."""
     key = f"num_sparse_{side}_layers"
@@ -388,6 +398,16 @@ _OF_KEYS: tuple[tuple[str, Rule, str], ...] = (
     ),
     ("attn_layer_period", JAMBA[0], "Jamba"),
     ("expert_layer_period", JAMBA[1], "Jamba"),
+    (
+        "mamba_step",
+        Rule("attention or Mamba", _plamo, ("mamba_step",), ("mamba_step",)),
+        "PLaMo 2",
+    ),
+    (
+        "moe_layer_frequency",
+        every("moe_layer_frequency", 1, SPARSE, DENSE, name=MLPS),
+        "Arctic",
+    ),
     ("block_types", RECURRENT_GEMMA, "RecurrentGemma"),
     ("cross_attention_frequency", CROSS_ATTENTION, "BLIP-2"),
     ("use_sliding_window", window_beyond(28), "Qwen 2"),

@@ -94,7 +94,7 @@ def _conflict(edit: Edit, rule: Rule, wanted: Kinds) -> str:
     )
 
 
-_NOW: dict[object, str] = {
+_NOW: dict[str, str] = {
     "attention": FULL,
     "deepseek_sparse_attention": "indexed_attention",
     "mamba": LINEAR,
@@ -142,7 +142,8 @@ def warn_of_mixtures(edit: Edit) -> None:
                 kinds = origin.of.kinds(name)
                 if kinds is not None and origin.layer < len(kinds):
                     kind = kinds[origin.layer]
-                    found.setdefault(repr(_NOW.get(kind, kind)), origin)
+                    kind = _NOW.get(kind, kind) if isinstance(kind, str) else kind
+                    found.setdefault(repr(kind), origin)
             if len(found) > 1:
                 (one, first), (other, second), *_ = found.items()
                 edit.warn(

@@ -89,6 +89,9 @@ def test_numbers_of_layers_say_it_too() -> None:
     donor = model([CONV, FULL, CONV, CONV], depth(4, full_attn_idxs=[1]))
     stacked = model([CONV, FULL, CONV, FULL, CONV], depth(5, full_attn_idxs=[1, 3]))
     assert verdict(donor, stacked) == Verdict()
+    enumerated = model([CONV, FULL, CONV, CONV], depth(4, moe_layers_enum="1"))
+    stacked = model([CONV, FULL, CONV, FULL, CONV], depth(5, moe_layers_enum="1,3"))
+    assert verdict(enumerated, stacked) == Verdict()
     unchanged = model([CONV, FULL, CONV, FULL, CONV], depth(5, full_attn_idxs=[1]))
     assert verdict(donor, unchanged).unlike
 

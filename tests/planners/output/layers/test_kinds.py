@@ -245,6 +245,8 @@ RULES: list[tuple[Config, str]] = [
     (hub("deepseek", first_k_dense_replace=1, moe_layer_freq=2), "DDSDSDSD"),
     (hub("ernie4_5_moe_vl", moe_layer_interval=2, moe_layer_start_index=2), "DDDSDSDS"),
     (hub("griffin", block_types=["recurrent", "attention"]), "RARARARA"),
+    (hub("plamo2", mamba_step=4), "MMAMMMAM"),
+    (hub("arctic", moe_layer_frequency=2), "DSDSDSDS"),
 ]
 
 
@@ -281,6 +283,17 @@ def test_layers_with_other_entries_of_a_list_merged_into_one_are_warned_about() 
     (warning,) = rewrite_layers(donor.config, [tower]).warnings
     assert warning.startswith("layer 7 of the output's 'default' is merged from layers of differen")
     assert warning.endswith("moe_topk: layer 7 of 'm' has 2, layer 7 of 'b' has 1")
+
+
+def test_entries_may_be_objects() -> None:
+    """As of Nemotron's models that a search has pruned."""
+    blocks = [{"ffn": {"ffn_mult": n}, "attention": {"no_op": n > 2}} for n in range(8)]
+    found = ok(stacked(hub("nemotron-nas", block_configs=blocks), [0, 1, 2, 5, 5]))
+    assert found["block_configs"] == [*blocks[:3], blocks[5], blocks[5]]
+    (donor,) = model(hub("nemotron-nas", block_configs=blocks), {"model.layers.": 8})
+    made = (Origin(donor, 0), Origin(donor, 1))
+    tower = Restacked("default", donor, made[:1], (made,))
+    assert "different block_configs" in rewrite_layers(donor.config, [tower]).warnings[0]
 
 
 def test_one_kind_under_two_names_is_one() -> None:
