@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -247,5 +248,11 @@ def read_dtype(value: Value, key: str) -> DType:
     if name in BY_NAME or name.startswith("float8"):
         raise value.error(
             f"'{name}' is not a type that tensors are merged into", f"known: {', '.join(known)}"
+        )
+    if re.fullmatch(r"i?q\d\w*", name, re.IGNORECASE):
+        raise value.error(
+            f"'{name}' is a type of GGUF files",
+            "write 'dtype: bfloat16'; 'mergeloom export' makes such a file of the output, and "
+            "llama.cpp a smaller one of that",
         )
     raise value.error(f"'{name}' is no dtype", suggest(name, known))

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import nearest, suggest
+from mergeloom.methods import registry
 from mergeloom.methods.declare import Method
 from mergeloom.planners.config.findings import IGNORED, MISPLACED, UNKNOWN_KEY, Findings
 from mergeloom.planners.config.yaml_values import Value, is_name, short
@@ -196,6 +197,10 @@ class Fields:
             return
         remedy = suggest(key, self._level.keys)
         if nearest(key, self._level.keys) is None and self._method is not None:
+            if _is_parameter(key):
+                cause = f"{shown} is a parameter of other methods than '{self._method.name}'"
+                self._findings.warn(item.place, f"{cause}{IGNORED}", "remove it", UNKNOWN_KEY)
+                return
             named = {p.name for p in (*self._method.model_parameters, *self._method.settings)}
             near = nearest(key, named, 0.75)
             remedy = f"did you mean '{near}', under 'parameters'?" if near else remedy
@@ -233,6 +238,12 @@ def _named(item: Value) -> str:
     if isinstance(content, dict) and "path" in content:
         content = content["path"].content
     return str(content) if isinstance(content, (str, int)) else ""
+
+
+def _is_parameter(name: str) -> bool:
+    """Whether any method has a parameter of this name."""
+    methods = map(registry.get, registry.names())
+    return any(name in {p.name for p in (*m.model_parameters, *m.settings)} for m in methods)
 
 
 def belongs(key: str, level: Level | None = None) -> str:

@@ -92,7 +92,7 @@ def _unknown(name: str, item: Value, method: Method, findings: Findings) -> None
     findings.warn(
         item.place,
         f"'{method.name}' has no parameter {shown}{IGNORED}",
-        suggest(name, known) or "it has none",
+        suggest(name, known) or "remove it, the method takes none",
         UNKNOWN_PARAMETER,
     )
 

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 import mergeloom
 from mergeloom.cli import app
-from mergeloom.report.html.page import diff_page
+from mergeloom.report.html.page import diff_page, merge_page
 from mergeloom.report.json import plain
 from tests.planners.support import llama
 
@@ -89,6 +90,19 @@ def test_a_page_is_made_of_the_records_and_needs_nothing_else(config: Path) -> N
     # The one address in it names the language of pictures; nothing is fetched.
     assert set(re.findall(r"https?://[\w./]+", page)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"<link|@import|url\(|\bsrc=|fetch\(|import\(", page)
+
+
+def test_very_many_tensors_are_few_bytes_each(config: Path) -> None:
+    planned = mergeloom.plan(config)
+    details = planned.details
+    (row,) = [each for each in details.tensors if each.name.endswith("layers.2.mlp.up_proj.weight")]
+    rows = tuple(
+        replace(row, name=f"model.layers.2.mlp.experts.{number}.up_proj.weight")
+        for number in range(20_000)
+    )
+    many = merge_page(planned.report, replace(details, tensors=rows))
+    assert len(many) - len(planned.page()) < 20 * len(rows)
+    assert tensors_of(data_of(many)["details"])[-1]["name"] == rows[-1].name
 
 
 def test_each_value_leads_to_its_line(config: Path) -> None:

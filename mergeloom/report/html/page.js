@@ -574,6 +574,7 @@
     const bar = put(here, "div", { class: "legend", role: "group", "aria-label": "what is shown" });
     const place = put(here, "div");
     const paint = (measure, title) => {
+      for (const button of bar.children) button.setAttribute("aria-pressed", button.textContent === title);
       place.replaceChildren();
       put(place, "h3", {}, title);
       heatMap(place, measure);
