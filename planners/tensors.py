@@ -87,14 +87,14 @@ def constant(model: Model, tensor: str) -> str | None:
     return None
 
 
-def check_shapes(plan: TensorPlan) -> None:
-    """Check that all inputs of a tensor have one shape.
+def check_shapes(plan: TensorPlan, inputs: Sequence[Load | Merge]) -> None:
+    """Check that all ``inputs`` of a tensor have one shape.
 
     Raises:
         Mismatch: they have not.
     """
-    first, *others = (item.model.shape(item.tensor) for item in plan.contributions)
-    if any(shape != first for shape in others):
+    shapes = [node.shape for node in inputs]
+    if shapes.count(shapes[0]) < len(shapes):
         raise Mismatch(plan.name, plan.contributions)
 
 

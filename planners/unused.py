@@ -47,7 +47,9 @@ def unused_tensors(
         groups: dict[str, list[str]] = defaultdict(list)
         layers: dict[str, set[int]] = defaultdict(set)
         left = [
-            tensor for tensor, entry in checkpoint.tensors.items() if not used.reads(tensor, entry)
+            tensor
+            for tensor, entry in checkpoint.tensors.items()
+            if id(entry.bytes) not in used.whole and not used.reads(tensor, entry)
         ]
         if len(left) == len(checkpoint.tensors):
             yield _unused(name, checkpoint, "the output takes nothing of it", left, set())
@@ -72,8 +74,8 @@ class _Used:
 
     def __init__(self, graph: Graph) -> None:
         self._loads = graph.loads
-        self._whole = {id(load.bytes) for load in graph.loads}
-        """What is read as it is stored: all of it, mostly."""
+        self.whole = {id(load.bytes) for load in graph.loads}
+        """The `id` of what is read as it is stored: all of it, mostly."""
 
     @cached_property
     def _names(self) -> set[str]:
@@ -95,8 +97,6 @@ class _Used:
 
     def reads(self, name: str, stored: StoredTensor) -> bool:
         """Whether any byte of a tensor is read; of an empty one, whether it has its ``name``."""
-        if id(stored.bytes) in self._whole:
-            return True
         if not stored.bytes.nbytes:
             return name in self._names
         return any(self._touches(part) for part in stored.bytes.ranges())

@@ -94,7 +94,7 @@ class Merge:
     def __post_init__(self) -> None:
         nodes = self.gather.inputs
         inputs = [node.shape for node in nodes]
-        object.__setattr__(self, "is_flat", not any(isinstance(n, Merge) for n in nodes))
+        object.__setattr__(self, "is_flat", Merge not in map(type, nodes))
         try:
             shape = self.kernel.output_shape(inputs, [load.shape for load in self.gather.side])
         except ValueError as error:
@@ -285,8 +285,11 @@ class GraphBuilder:
 
     def __init__(self) -> None:
         self._loads: dict[tuple[Hashable, str, Shape], Load] = {}
-        self._merges: dict[tuple[tuple[int, ...], tuple[int, ...], Kernel], Merge] = {}
+        self._merges: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Merge] = {}
         self._spills: dict[Merge, Spill] = {}
+        self._kernels: dict[Kernel, int] = {}
+        self._numbers: dict[int, tuple[int, Kernel]] = {}
+        """The number of a kernel, equal for equal ones, by its `id`: most tensors share theirs."""
 
     def load(self, source: Source, offset: int, dtype: DType, shape: Shape, name: str) -> Load:
         """The load of a tensor that lies in ``source`` from byte ``offset`` on, without a gap."""
@@ -316,7 +319,8 @@ class GraphBuilder:
         Raises:
             GraphError: their shapes do not go together.
         """
-        key = (tuple(map(id, inputs)), tuple(map(id, side)), kernel)
+        number, _ = self._numbers.get(id(kernel)) or self._numbered(kernel)
+        key = number, tuple(map(id, inputs)), tuple(map(id, side))
         node = self._merges.get(key)
         if node is None:
             node = self._merges[key] = Merge(Gather(tuple(inputs), tuple(side)), kernel, name)
@@ -328,6 +332,11 @@ class GraphBuilder:
         if spill is None:
             spill = self._spills[merge] = Spill(merge, len(self._spills))
         return self.load(spill, 0, F32, merge.shape, merge.name)
+
+    def _numbered(self, kernel: Kernel) -> tuple[int, Kernel]:
+        number = self._kernels.setdefault(kernel, len(self._kernels))
+        self._numbers[id(kernel)] = found = number, kernel
+        return found
 
     def build(self, writes: Sequence[Write], files: Sequence[OutputFile]) -> Graph:
         """The graph of everything that ``writes`` need."""
@@ -417,10 +426,13 @@ def _reachable(
 
 def _described(
     loads: Iterable[Load], merges: Iterable[Merge]
-) -> tuple[list[str], dict[Load | Merge, int]]:
+) -> tuple[list[str], dict[Load | Merge, str]]:
     """A line for each load and merge of what it is made of, and the numbers that they go by."""
-    numbers: dict[Load | Merge, int] = {}
+    numbers: dict[Load | Merge, str] = {}
+    # Tensors share sources, shapes and kernels.
     identities: dict[int, str] = {}
+    kinds: dict[tuple[int, Shape], str] = {}
+    kernels: dict[int, str] = {}
 
     def identity(source: Source) -> str:
         found = identities.get(id(source))
@@ -430,14 +442,15 @@ def _described(
 
     lines: list[str] = []
     for load in loads:
-        numbers[load] = len(numbers)
-        stored = load.bytes.describe(identity)
-        lines.append(f"L{stored}|{load.dtype.name}|{load.shape}\n")
-    kernels: dict[int, str] = {}  # tensors share kernels
+        numbers[load] = str(len(numbers))
+        kind = kinds.get((id(load.dtype), load.shape))
+        if kind is None:
+            kind = kinds[id(load.dtype), load.shape] = f"{load.dtype.name}|{load.shape}"
+        lines.append(f"L{load.bytes.describe(identity)}|{kind}\n")
     for merge in merges:
-        inputs = ",".join([str(numbers[node]) for node in merge.gather.inputs])
+        inputs = ",".join([numbers[node] for node in merge.gather.inputs])
         side = "".join([f";{numbers[node]}" for node in merge.gather.side])
-        numbers[merge] = len(numbers)
+        numbers[merge] = str(len(numbers))
         kernel = kernels.get(id(merge.kernel))
         if kernel is None:
             kernel = f"{merge.kernel!r}|{merge.kernel.version}"
@@ -462,10 +475,10 @@ def _verify_merge(merge: Merge) -> None:
     if isinstance(merge.kernel, Copy):
         if len(inputs) != 1:
             raise GraphError(f"{merge.name!r} copies {len(inputs)} inputs")
-    elif not merge.kernel.integers and any(
-        isinstance(node, Load) and not node.dtype.floating for node in inputs
-    ):
-        raise GraphError(f"{merge.name!r} computes with an integer tensor")
+    elif not merge.kernel.integers:
+        for node in inputs:
+            if isinstance(node, Load) and not node.dtype.floating:
+                raise GraphError(f"{merge.name!r} computes with an integer tensor")
 
 
 def _verify_tiling(file: OutputFile, writes: list[Write]) -> None:

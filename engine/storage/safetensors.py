@@ -153,14 +153,19 @@ def build_header(
     The header is padded with spaces so that the data starts ``remainder`` bytes after a multiple
     of ``alignment``.
     """
-    document: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+    members = [f'"__metadata__":{text(dict(metadata))}'] if metadata else []
+    kinds: dict[tuple[int, tuple[int, ...]], tuple[str, int]] = {}  # most tensors share theirs
     ends = [0]
     for name, dtype, shape in tensors:
-        stop = ends[-1] + dtype.nbytes(math.prod(shape))
-        offsets = [ends[-1], stop]
-        document[name] = {"dtype": dtype.code, "shape": list(shape), "data_offsets": offsets}
+        kind = kinds.get((id(dtype), shape))
+        if kind is None:
+            described = text({"dtype": dtype.code, "shape": list(shape)}).removesuffix("}")
+            kind = kinds[id(dtype), shape] = described, dtype.nbytes(math.prod(shape))
+        start, stop = ends[-1], ends[-1] + kind[1]
+        members.append(f'{text(name)}:{kind[0]},"data_offsets":[{start},{stop}]}}')
         ends.append(stop)
-    content = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    content = f"{{{','.join(members)}}}".encode()
     start = -(-(_PREFIX + len(content) - remainder) // alignment) * alignment + remainder
     content = content.ljust(start - _PREFIX)
     header = len(content).to_bytes(_PREFIX, "little") + content

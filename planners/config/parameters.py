@@ -111,7 +111,7 @@ class Resolution:
         Raises:
             ConfigError: a value is not one that its parameter takes.
         """
-        admitted = tuple([text in tensor for text in self._filters])
+        admitted = tuple([text in tensor for text in self._filters]) if self._filters else ()
         key = admitted, t if self._graded else None
         found = self._found.get(key)
         if found is None:

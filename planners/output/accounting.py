@@ -89,9 +89,14 @@ def arrange(shapes: Mapping[str, Shape], depths: Mapping[str, int]) -> Tensors:
     longest = sorted(filter(None, towers), key=len, reverse=True)
     around = {}
     for name, shape in shapes.items():
-        prefix = next((prefix for prefix in longest if name.startswith(prefix)), None)
-        number, dot, rest = name[len(prefix or "") :].partition(".")
-        if prefix is None or not number.isdigit():
+        for prefix in longest:
+            if name.startswith(prefix):
+                break
+        else:
+            around[name] = shape
+            continue
+        number, dot, rest = name[len(prefix) :].partition(".")
+        if not number.isdigit():
             around[name] = shape
         elif int(number) < len(towers[prefix]):
             towers[prefix][int(number)][dot + rest] = shape
@@ -155,8 +160,7 @@ def _account_layers(
     origin: Origin,
     verdict: Verdict,
 ) -> None:
-    own = [signature(layer) for layer in donor.tensors.towers[prefix]]
-    found = [signature(layer) for layer in output.tensors.towers[prefix]]
+    own, found = (_signatures(model.tensors.towers[prefix]) for model in (donor, output))
     ruled = _ruled(donor.kinds.get(prefix, {}), output.kinds.get(prefix, {}))
     expected = _expected(own, found, donor.config, output.config, ruled)
     for number, (needed, layer) in enumerate(zip(expected, found, strict=True)):
@@ -165,11 +169,14 @@ def _account_layers(
             return
 
 
-def signature(layer: Layer) -> Signature:
-    """What a layer has, without buffers that classes compute themselves."""
-    return frozenset(
-        (suffix, shape) for suffix, shape in layer.items() if not is_computed(suffix, shape)
-    )
+def _signatures(layers: Sequence[Layer]) -> list[Signature]:
+    """What each layer has, without buffers that classes compute themselves."""
+    found: dict[Signature, Signature] = {}  # most layers are equal
+    whole = [frozenset(layer.items()) for layer in layers]
+    for each in whole:
+        if each not in found:
+            found[each] = frozenset(item for item in each if not is_computed(*item))
+    return [found[each] for each in whole]
 
 
 def is_computed(name: str, shape: Shape) -> bool:

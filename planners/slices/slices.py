@@ -7,7 +7,7 @@ slices:  A[0,4]         output layer   0 1 2 3 4 5     one entry of `slices` aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 from mergeloom.engine.base.errors import Place
@@ -164,13 +164,23 @@ def _placed(
 def _layer(
     tower: Tower, part: Slice, step: int, t: float, placed: Collection[str]
 ) -> Iterator[TensorSources]:
-    suffixes: dict[str, list[tuple[int, str]]] = {}
-    for position, source in enumerate(part.sources):
-        layer = source.start + step
-        for suffix in source.tower.suffixes[layer]:
-            if suffix not in placed:
-                name = source.tower.layer_name(layer, suffix)
-                suffixes.setdefault(suffix, []).append((position, name))
     layer = part.first + step
-    for suffix, inputs in suffixes.items():
-        yield TensorSources(tower.layer_name(layer, suffix), part, layer, t, tuple(inputs))
+    output = tower.layer_name(layer, "")
+    stacks = [source.tower.suffixes[source.start + step] for source in part.sources]
+    roots = [source.tower.layer_name(source.start + step, "") for source in part.sources]
+    for suffix, positions in _having(stacks).items():
+        if suffix not in placed:
+            names = {root: root + suffix for root in (output, *roots)}  # one name is one text
+            inputs = tuple([(position, names[roots[position]]) for position in positions])
+            yield TensorSources(names[output], part, layer, t, inputs)
+
+
+def _having(layers: Sequence[Sequence[str]]) -> Mapping[str, Sequence[int]]:
+    """The suffixes of several layers, and which of them have each."""
+    if all(suffixes == layers[0] for suffixes in layers):
+        return dict.fromkeys(layers[0], range(len(layers)))
+    having: dict[str, list[int]] = {}
+    for position, suffixes in enumerate(layers):
+        for suffix in suffixes:
+            having.setdefault(suffix, []).append(position)
+    return having

@@ -120,8 +120,9 @@ def build_merge(plan: TensorPlan, builder: GraphBuilder, kernels: Kernels, trunc
         Mismatch: shapes of the inputs differ.
         ConfigError: the parameters do not work together.
     """
-    rows = _common_rows(plan, truncate)
+    rows = _common_rows(plan) if truncate and plan.layer is None else None
     inputs = [item.model.node(builder, item.tensor, rows) for item in plan.contributions]
+    check_shapes(plan, inputs)
     return merge_inputs(plan, inputs, builder, kernels)
 
 
@@ -178,13 +179,12 @@ def _donor(inputs: Sequence[tuple[int, str]], part: Slice) -> int:
     return next((i for i, (position, _) in enumerate(inputs) if position == part.base), 0)
 
 
-def _common_rows(plan: TensorPlan, truncate: bool) -> range | None:
-    if truncate and plan.layer is None:
-        shapes = [item.model.shape(item.tensor) for item in plan.contributions]
-        only_rows = all(len(s) == 2 and s[1:] == shapes[0][1:] for s in shapes)
-        if only_rows and len(set(shapes)) > 1:
-            return range(min(shape[0] for shape in shapes))
-    check_shapes(plan)
+def _common_rows(plan: TensorPlan) -> range | None:
+    """The leading rows that all inputs have, where they differ in rows only."""
+    shapes = [item.model.shape(item.tensor) for item in plan.contributions]
+    only_rows = all(len(s) == 2 and s[1:] == shapes[0][1:] for s in shapes)
+    if only_rows and len(set(shapes)) > 1:
+        return range(min(shape[0] for shape in shapes))
     return None
 
 
