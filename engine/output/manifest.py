@@ -25,6 +25,8 @@ DIRECTORY = ".mergeloom"
 NAME = "manifest.json"
 MAX_BYTES = 512 << 20
 MAX_VALUES = 16_000_000
+_NO_TENSORS = '\n "tensors": []'
+"""What stands in a manifest for no tensors, and nowhere else: texts have no line breaks."""
 _LEAST_BLOCK_BYTES = 4096
 _MOST_BLOCKS = 1 << 16
 """Digests are over grains, which are larger where the tensor is; those of scales are small."""
@@ -65,18 +67,23 @@ class TensorRecord:
     origin: Origin | None = None
     error: float | None = None
 
-    def plain(self) -> dict[str, Any]:
-        """The record as JSON's own types, in a tenth of the time of `asdict`."""
-        return {
+    def encode(self) -> str:
+        """The record as JSON, as it stands in a manifest."""
+        members: dict[str, Any] = {
             "name": self.name,
             "file": self.file,
             "offset": self.offset,
             "nbytes": self.nbytes,
             "digest": self.digest,
             "block_bytes": self.block_bytes,
-            "origin": None if self.origin is None else asdict(self.origin),
-            "error": self.error,
         }
+        text = json.dumps(members, separators=(",\n   ", ": "))[1:-1]
+        origin, error = "null", json.dumps(self.error)
+        if self.origin is not None:
+            members = asdict(self.origin)
+            inside = json.dumps(members, separators=(",\n    ", ": "))[1:-1]
+            origin = f"{{\n    {inside}\n   }}"
+        return f'  {{\n   {text},\n   "origin": {origin},\n   "error": {error}\n  }}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +124,12 @@ class Manifest:
     def encode(self) -> bytes:
         """The manifest as JSON."""
         document = {"version": VERSION, "digests": ALGORITHM, **asdict(replace(self, tensors=()))}
-        document["tensors"] = [record.plain() for record in self.tensors]
-        return (json.dumps(document, indent=1) + "\n").encode()
+        text = json.dumps(document, indent=1)
+        if self.tensors:  # in a tenth of the time that indentation takes otherwise
+            records = ",\n".join([record.encode() for record in self.tensors])
+            before, _, after = text.partition(_NO_TENSORS)
+            text = f'{before}\n "tensors": [\n{records}\n ]{after}'
+        return (text + "\n").encode()
 
 
 def manifest_path(output: Path) -> Path:

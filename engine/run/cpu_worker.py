@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-from mergeloom.engine.graph.graph import Load
+from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.graph.graph import Load, Merge, Write
 from mergeloom.engine.graph.kernel import Arithmetic, Ops
 from mergeloom.engine.graph.sums import GrainSums
+from mergeloom.engine.plan.work import Work
 from mergeloom.engine.run.evaluate import Memo, Span, TreeEvaluator, check_finite
-from mergeloom.engine.run.state import Bundle, TileQueue, TileRun, elements
+from mergeloom.engine.run.state import (
+    Bundle,
+    SmallRun,
+    TileQueue,
+    TileRun,
+    elements,
+    scanned_in,
+    sums_before,
+)
+from mergeloom.engine.storage.digest import TensorDigest
+
+Outputs = Sequence[tuple[Write, Span]]
+"""What is written, and where."""
 
 
 class Worker:
@@ -42,19 +56,49 @@ class Worker:
 
     def _compute_all(self, bundle: Bundle) -> None:
         """Take each merge of a bundle through all of its passes."""
+        block, layout = bundle.block, bundle.layout
         for run in bundle.runs:
-            for task in bundle.tiles(run):
-                number = task.tile.number
-                if number:
-                    run.open_pass(number)
-                self._compute(task)
-                run.add(task)
-                run.finish_pass(number)
+            self._host.check()
+            work = run.placement.work
+            outputs = [(write, Span(block, layout.outputs[write], 0)) for write in work.writes]
+            inputs = {load: Span(block, layout.inputs[load], 0) for load in work.leaves}
+            if work.profile.computes:
+                self._merge(run, inputs, outputs)
+            else:
+                copied = inputs[work.leaves[0]]
+                _copy(work.grains, range(work.grains.count), copied, outputs, run.digests)
+
+    def _merge(self, run: SmallRun, inputs: Mapping[Load, Span], outputs: Outputs) -> None:
+        """Compute all of a merge whose inputs are in memory."""
+        work, every = run.placement.work, range(run.placement.work.grains.count)
+        before: dict[Merge, dict[int, tuple[int, ...]]] = {}
+        ops = self._ops(work.arithmetic)
+        evaluator = TreeEvaluator(work.root, work.grains, inputs, ops, run.statistics, before)
+        for number, current in enumerate(work.passes):
+            for merge in scanned_in(work, number, run.statistics):
+                own = [tuple(map(int, evaluator.scan_value(merge, index))) for index in every]
+                nothing = (0,) * len(own[0])
+                before[merge] = dict(enumerate(sums_before(own, nothing)))
+            if current.statistic is None:
+                self._output(evaluator, work, every, inputs, outputs, run.digests, run)
+                continue
+            merge = work.merge_of(current)
+            statistic, found = merge.kernel.passes[current.statistic], run.statistics[merge]
+            accumulator = statistic.init()
+            for index in every:
+                evaluator.statistic(merge, statistic, accumulator, index)
+            statistic.fetch(accumulator)
+            found.append(statistic.finalize(accumulator, found))
+            before.clear()
 
     def _compute(self, task: TileRun) -> None:
         work = task.merge.placement.work
         if not work.profile.computes:
-            _copy(task)
+            first, _ = elements(task.tile, task.merge.placement)
+            (source, at) = next(iter(task.inputs.values()))
+            outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
+            copied = Span(source, at, first)
+            _copy(work.grains, _indices(task), copied, outputs, task.merge.digests)
         elif work.passes[task.tile.number].statistic is None:
             self._combine(task)
         else:
@@ -67,16 +111,30 @@ class Worker:
         spans |= {load: Span(held.block, held.at, 0) for load, held in run.side.items()}
         first, _ = elements(task.tile, run.placement)
         outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
-        task.faulty.clear()
-        task.losses = GrainSums() if work.root.kernel.lossy else None
-        for index in _indices(task):
+        self._output(evaluator, work, _indices(task), spans, outputs, run.digests, task)
+
+    def _output(
+        self,
+        evaluator: TreeEvaluator,
+        work: Work,
+        indices: range,
+        inputs: Mapping[Load, Span],
+        outputs: Outputs,
+        digests: Mapping[Write, TensorDigest],
+        into: TileRun | SmallRun,
+    ) -> None:
+        """Compute grains of the output, and digest them. What is found out beside goes to
+        ``into``."""
+        into.faulty.clear()
+        into.losses = GrainSums() if work.root.kernel.lossy else None
+        for index in indices:
             self._host.check()
-            doubtful = evaluator.output(index, outputs, task.losses)
+            doubtful = evaluator.output(index, outputs, into.losses)
             bounds = work.grains.bounds(index)
             if doubtful:
-                task.faulty.update(check_finite(work.root, bounds, spans, outputs))
+                into.faulty.update(check_finite(work.root, bounds, inputs, outputs))
             for write, span in outputs:
-                run.digests[write].add(index, span.content(write.dtype, *bounds))
+                digests[write].add(index, span.content(write.dtype, *bounds))
 
     def _gather(self, task: TileRun) -> None:
         """Add a tile to the statistic of its pass."""
@@ -119,15 +177,19 @@ def _indices(task: TileRun) -> range:
     return range(task.tile.first, task.tile.first + task.tile.grains)
 
 
-def _copy(task: TileRun) -> None:
-    """Move the bytes of one tile from its input to its outputs, and digest them."""
-    grains = task.merge.placement.work.grains
-    (source, begin) = next(iter(task.inputs.values()))
-    first, count = elements(task.tile, task.merge.placement)
-    for write, block, at in task.outputs:
-        nbytes = write.dtype.nbytes
-        ctypes.memmove(block.address + at, source.address + begin, nbytes(count))
-        for index in _indices(task):
-            start, length = grains.bounds(index)
-            offset = at + nbytes(start - first)
-            task.merge.digests[write].add(index, block.memory[offset : offset + nbytes(length)])
+def _copy(
+    grains: Grains,
+    indices: range,
+    source: Span,
+    outputs: Outputs,
+    digests: Mapping[Write, TensorDigest],
+) -> None:
+    """Move the bytes of grains from an input to outputs, and digest them."""
+    first, _ = grains.bounds(indices.start)
+    count = min(len(indices) * grains.size, grains.total - first)
+    for write, span in outputs:
+        start, nbytes = write.dtype.nbytes(first - span.first), write.dtype.nbytes(count)
+        place = source.block.address + source.at + write.dtype.nbytes(first - source.first)
+        ctypes.memmove(span.block.address + span.at + start, place, nbytes)
+        for index in indices:
+            digests[write].add(index, span.content(write.dtype, *grains.bounds(index)))

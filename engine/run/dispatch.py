@@ -15,7 +15,7 @@ from mergeloom.engine.plan.bundles import groups
 from mergeloom.engine.plan.schedule import Schedule, ScheduledMerge, Tile
 from mergeloom.engine.run.bundle_layout import BundleLayout
 from mergeloom.engine.run.loading import Loader
-from mergeloom.engine.run.state import Bundle, HeldLoad, MergeRun, TileRun, elements
+from mergeloom.engine.run.state import Bundle, HeldLoad, MergeRun, SmallRun, TileRun, elements
 
 
 class Dispatcher:
@@ -64,11 +64,8 @@ class Dispatcher:
 
     def _start_bundle(self, order: int, merges: Sequence[ScheduledMerge]) -> None:
         layout = BundleLayout.of(merges)
-        runs = [MergeRun(merge) for merge in merges]
-        bundle = Bundle(order, runs, layout, self._ledger.grant(layout.nbytes))
-        with self._lock:
-            self._running.update(runs)
-        self._loader.request_bundle(bundle)
+        block = self._ledger.grant(layout.nbytes)
+        self._loader.request_bundle(Bundle(order, list(map(SmallRun, merges)), layout, block))
 
     def _begin(self, placement: ScheduledMerge) -> MergeRun:
         if placement.work.awaited:

@@ -111,6 +111,11 @@ class TreeEvaluator:
         """Room for the parts of the root's grain."""
         self._narrow: dict[Load, Array] = {}
         """Loads as they are stored, whose widened values have not been asked for yet."""
+        plain = root.is_flat and memo is None and not root.kernel.parts and not ops.on_device
+        self._stays = plain and all(ops.reads(load.dtype) for load in inputs)
+        """Whether nothing of what the root's kernel sees lies in scratch."""
+        self._seen: GrainView | None = None
+        """Of the grain that was looked at last; passes over a small tensor have one grain."""
 
     def statistic(
         self, merge: Merge, statistic: Statistic[Any, Any], into: Any, index: int
@@ -165,11 +170,21 @@ class TreeEvaluator:
                 losses.add(index, self._root.kernel.loss(self._view(self._root, index), codes))
 
     def _begin(self) -> int:
-        self._values.clear()
-        self._narrow.clear()
+        if not self._stays:
+            self._values.clear()
+            self._narrow.clear()
         return self._ops.top()
 
     def _view(self, merge: Merge, index: int) -> GrainView:
+        if not self._stays:
+            return self._new_view(merge, index)
+        seen = self._seen
+        if seen is None or seen.index != index:
+            self._values.clear()
+            seen = self._seen = self._new_view(merge, index)
+        return seen
+
+    def _new_view(self, merge: Merge, index: int) -> GrainView:
         ops = self._ops
         start, count = self._grains.bounds(index)
         nodes = merge.gather.inputs

@@ -35,7 +35,7 @@ from mergeloom.engine.run.lanes import Lanes
 from mergeloom.engine.run.loading import Loader
 from mergeloom.engine.run.progress import Progress
 from mergeloom.engine.run.ready import ReadyTiles
-from mergeloom.engine.run.state import Bundle, MergeRun, TileRun, elements
+from mergeloom.engine.run.state import Bundle, MergeRun, SmallRun, TileRun, elements, sums_before
 from mergeloom.engine.storage.source import Reader
 
 if TYPE_CHECKING:
@@ -352,10 +352,7 @@ class Executor:
             chain = run.chain(tile.number, merge)
         total = tuple(map(sum, zip(*own, strict=True)))
         before = chain.exchange(run.placement.flow.index(tile.first), total)
-        before_each = task.prefixes[merge] = {}
-        for index, numbers in enumerate(own, start=tile.first):
-            before_each[index] = before
-            before = tuple(a + b for a, b in zip(before, numbers, strict=True))
+        task.prefixes[merge] = dict(enumerate(sums_before(own, before), start=tile.first))
 
     def accumulate(self, task: TileRun, accumulator: Any) -> None:
         """Add what a tile has gathered to its pass."""
@@ -455,7 +452,7 @@ class Executor:
         self._release_held(run)
         self._merges_done([run])
 
-    def _merges_done(self, runs: Sequence[MergeRun]) -> None:
+    def _merges_done(self, runs: Sequence[MergeRun | SmallRun]) -> None:
         with self._lock:
             self._running.difference_update(runs)
             for run in runs:

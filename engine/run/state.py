@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Lock
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from mergeloom.engine.graph.graph import Load, Merge, Write, tree
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.plan.schedule import ScheduledMerge, Tile
+from mergeloom.engine.plan.work import Work
 from mergeloom.engine.run.bundle_layout import BundleLayout
 from mergeloom.engine.storage.digest import TensorDigest
 
@@ -121,29 +122,35 @@ class Bundle:
     """Small merges that run together, in one block of memory: to hand a tile from thread to thread
     takes longer than to merge a few kilobytes.
 
-    A worker takes each through all of its passes. Tiles, grains and the order of what is added up
-    are those of the merges by themselves, and so are their bytes.
+    A worker takes each through all of its passes. Grains and the order of what is added up are
+    those of the merges by themselves, and so are their bytes.
     """
 
     order: int
-    runs: list[MergeRun]
+    runs: list[SmallRun]
     layout: BundleLayout
     block: Block
 
     def __lt__(self, other: Bundle | TileRun) -> bool:
         return self.order < other.order
 
-    def tiles(self, run: MergeRun) -> Iterator[TileRun]:
-        """The tile of each pass of one of the merges, in order."""
-        work, layout, block = run.placement.work, self.layout, self.block
-        last = len(work.passes) - 1
-        for number, current in enumerate(work.passes):
-            leaves = [work.leaves[position] for position in current.leaves]
-            inputs = {load: (block, layout.inputs[load]) for load in leaves}
-            writes = work.writes if number == last else ()
-            outputs = [(write, block, layout.outputs[write]) for write in writes]
-            tile = Tile(0, number, 0, work.grains.count, (), number == last)
-            yield TileRun(self.order, tile, run, inputs, outputs, [], pending=0)
+
+class SmallRun:
+    """One merge of a bundle. It has no tiles: all of it is in memory while it is computed."""
+
+    __slots__ = ("digests", "faulty", "losses", "placement", "statistics")
+
+    def __init__(self, placement: ScheduledMerge) -> None:
+        work = placement.work
+        self.placement = placement
+        self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in work.merges}
+        self.digests = {write: TensorDigest(work.grains.count) for write in work.writes}
+        self.faulty: Counter[Load] = Counter()
+        self.losses: GrainSums | None = None
+
+    def error(self, write: Write) -> float | None:
+        """See `relative_error`."""
+        return relative_error(write, self.losses)
 
 
 class TileQueue(Protocol):
@@ -202,15 +209,8 @@ class MergeRun:
         self.open_pass(0)
 
     def error(self, write: Write) -> float | None:
-        """The relative error of what is written as codes: ‖written - computed‖ / ‖computed‖.
-
-        ``None`` of anything else, and where it is not finite.
-        """
-        if write.part or self.losses.total is None:
-            return None
-        difference, size = self.losses.total
-        error = math.sqrt(difference / size) if size else 0.0
-        return error if math.isfinite(error) else None
+        """See `relative_error`."""
+        return relative_error(write, self.losses)
 
     def add(self, task: TileRun) -> None:
         """Add what a tile of the last pass has found out beside its outputs."""
@@ -239,12 +239,42 @@ class MergeRun:
 
     def open_pass(self, number: int) -> None:
         """Admit the tiles of a pass, now that all statistics it builds on are there."""
-        current = self.placement.work.passes[number]
-        here = self.placement.work.merge_of(current)
         self.passes[number].open = True
-        self.passes[number].scanned = tuple(
+        self.passes[number].scanned = scanned_in(self.placement.work, number, self.statistics)
+
+
+def relative_error(write: Write, losses: GrainSums | None) -> float | None:
+    """The relative error of what is written as codes: ‖written - computed‖ / ‖computed‖.
+
+    ``None`` of anything else, and where it is not finite.
+    """
+    if write.part or losses is None or losses.total is None:
+        return None
+    difference, size = losses.total
+    error = math.sqrt(difference / size) if size else 0.0
+    return error if math.isfinite(error) else None
+
+
+def sums_before(
+    values: Sequence[tuple[int, ...]], before: tuple[int, ...]
+) -> Iterator[tuple[int, ...]]:
+    """For each of ``values`` the elementwise sum of ``before`` and of those in front of it."""
+    for numbers in values:
+        yield before
+        before = tuple(a + b for a, b in zip(before, numbers, strict=True))
+
+
+def scanned_in(
+    work: Work, number: int, statistics: Mapping[Merge, Sequence[Any]]
+) -> tuple[Merge, ...]:
+    """The merges that scan in a pass, given the ``statistics`` of the passes before."""
+    current = work.passes[number]
+    here = work.merge_of(current)
+    return tuple(
+        [
             merge
-            for merge in tree(here)
+            for merge in ((here,) if here.is_flat else tree(here))
             if (current.statistic is None or merge is not here)
-            and merge.kernel.needs_scan(self.statistics[merge])
-        )
+            and merge.kernel.needs_scan(statistics[merge])
+        ]
+    )

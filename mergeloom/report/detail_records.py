@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergeloom.engine.base.records import dataclass
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.report.document import Document
 
 
-@dataclass(frozen=True)
+@record(frozen=True, slots=True)
 class ValueRow:
     """A parameter's value, and which entry of the configuration set it."""
 
@@ -24,7 +24,7 @@ class ValueRow:
     filter: str | None
 
 
-@dataclass(frozen=True)
+@record(frozen=True, slots=True)
 class InputRow:
     """One input of a tensor."""
 
@@ -36,7 +36,7 @@ class InputRow:
     values: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True, slots=True)
 class TensorRow:
     """One output tensor."""
 
@@ -52,7 +52,7 @@ class TensorRow:
     values: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True, slots=True)
 class MemoryStep:
     """Memory of buffers while a merge runs, when ``written_bytes`` of the output are made."""
 

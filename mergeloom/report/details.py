@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.planners.config.parameters import Resolved
-from mergeloom.planners.tensors import TensorPlan
+from mergeloom.planners.tensors import Contribution, TensorPlan
 from mergeloom.report.detail_records import (
     DetailsReport,
     InputRow,
@@ -75,21 +75,22 @@ class _Rows:
             layer=plan.layer,
             how="copy" if plan.method is None else plan.method.name,
             because=plan.copied_because,
-            inputs=tuple(
-                InputRow(
-                    model=self.models.setdefault(item.model.name, len(self.models)),
-                    layer=item.layer,
-                    tensor=None if item.stored_name == plan.name else item.stored_name,
-                    base=item.is_base,
-                    values=self._of(item.parameters),
-                )
-                for item in plan.contributions
-            ),
+            inputs=tuple([self._input(plan, item) for item in plan.contributions]),
             values=self._of(plan.settings),
         )
 
+    def _input(self, plan: TensorPlan, item: Contribution) -> InputRow:
+        name = item.stored_name
+        return InputRow(
+            model=self.models.setdefault(item.model.name, len(self.models)),
+            layer=item.layer,
+            tensor=None if name == plan.name else name,
+            base=item.is_base,
+            values=self._of(item.parameters),
+        )
+
     def _of(self, parameters: Mapping[str, Resolved]) -> tuple[int, ...]:
-        return tuple(self._value(name, found) for name, found in parameters.items())
+        return tuple([self._value(name, found) for name, found in parameters.items()])
 
     def _value(self, name: str, found: Resolved) -> int:
         key = name, id(found)

@@ -59,7 +59,8 @@ def _plain(value: Any) -> Any:
         return value
     names = _field_names(kind)
     if names is not None:
-        return {name: _plain(getattr(value, name)) for name in names}
+        found = {name: getattr(value, name) for name in names}
+        return {k: v if type(v) in _AS_IT_IS else _plain(v) for k, v in found.items()}
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, float):
@@ -67,7 +68,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [item if type(item) in _AS_IT_IS else _plain(item) for item in value]
     return value
 
 

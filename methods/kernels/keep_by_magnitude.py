@@ -202,7 +202,10 @@ class TopMagnitude(Sparsifier):
         statistics: Sequence[Any],
         before: tuple[int, ...],
     ) -> KeepRule:
-        edges = self._edges(statistics)[number]
+        if self._idle:
+            return KEEP_ALL
+        found: Ranks = statistics[1]
+        edges = tuple(map(Threshold.of, found.of[number]))
         if not edges:
             return KEEP_ALL
         counts = before[2 * number : 2 * number + 2] or (0, 0)

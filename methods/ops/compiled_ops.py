@@ -66,7 +66,7 @@ class _BlocksRecord(ctypes.Structure):
 
 _HASH = (ctypes.c_uint32 * len(HASH))(*HASH)
 _HASH_AT = ctypes.addressof(_HASH)
-_SIZES = {BF16: 2, F32: 4}
+_SIZES = {BF16.code: 2, F32.code: 4}
 
 
 class CompiledOps(CompiledTables, Arena):
@@ -75,7 +75,7 @@ class CompiledOps(CompiledTables, Arena):
     on_device = False
 
     def reads(self, dtype: DType) -> bool:
-        return dtype in _SIZES
+        return dtype.code in _SIZES
 
     def __init__(self, functions: Mapping[str, Function], block: Block) -> None:
         super().__init__(block)
@@ -482,7 +482,7 @@ def _array(elements: Elements, kind: str) -> np.ndarray[Any, Any]:
 
 def _place(elements: Elements) -> tuple[int, int]:
     """Address and bytes of an element."""
-    return elements.address, _SIZES[elements.dtype]
+    return elements.address, _SIZES[elements.dtype.code]
 
 
 def _describe_factors(record: Any, factors: Factors, count: int) -> None:
