@@ -30,6 +30,7 @@ from mergeloom.methods.ops.loops.sizes import (
     work_bytes,
 )
 from mergeloom.methods.ops.maths import ArrayMaths
+from mergeloom.methods.ops.order import in_order
 from mergeloom.methods.ops.words import (
     CANCELLED,
     KEEP_ALL,
@@ -173,6 +174,9 @@ class CompiledOps(CompiledTables, Arena):
         address = ctypes.addressof(counts)
         self._call("shared", self._vectors(vectors), len(vectors), size, epsilon, address)
         return Sums(counts)
+
+    def in_order(self, vector: Vector) -> np.ndarray[Any, Any] | None:
+        return in_order(vector)
 
     def count_high(self, vector: Vector, low: int, counts: Any) -> int:
         size = vector.array.count

@@ -89,6 +89,9 @@ class TorchOps(TorchTables, TorchArrays):
         counts = [(marks.sum(), (marks & alone).sum()) for marks in changed]
         return self.sums([count for both in counts for count in both])
 
+    def in_order(self, vector: Vector) -> None:
+        return None
+
     def count_high(self, vector: Vector, low: int, counts: Tensor) -> Tensor:
         bits = _values(vector).reshape(-1).view(torch.int32).bitwise_and(_MAGNITUDE)
         nonzero = torch.count_nonzero(bits)

@@ -186,6 +186,10 @@ class Ops(Protocol):
         """For each vector how many magnitudes exceed ``epsilon``, and how many of them do so in
         no other vector; as one value like `sums`. NaN exceeds it."""
 
+    def in_order(self, vector: Vector) -> Any | None:
+        """The magnitudes of a vector by their float32 bits, the smallest first: an int32 array of
+        numpy. ``None`` where this arithmetic rather counts, or there are NaN."""
+
     def count_high(self, vector: Vector, low: int, counts: Numbers) -> Count:
         """Count magnitudes by their float32 bits above the ``low`` ones: adds to ``counts``.
 

@@ -10,6 +10,7 @@ order; NaN ranks above infinity, so that a broken input cannot break a count.
 
 from __future__ import annotations
 
+import math
 import struct
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ _GROUP = 256
 """Bins that are searched together; tables of counters are whole multiples."""
 _LEVEL_BITS = 9
 _LEVEL = 1 << _LEVEL_BITS
+_SORTED = 1 << 14
+"""Elements of a tensor that is rather sorted than counted."""
 _COUNT = struct.Struct("=i")
 _ENTRY = 192
 """Bytes of a small object in a dictionary, at most."""
@@ -51,11 +54,15 @@ def below(value: float) -> float:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Where the magnitude of one rank lies: 2¹⁵ neighbouring floats with the same high bits."""
+    """Where the magnitude of one rank lies: 2¹⁵ neighbouring floats with the same high bits.
+
+    ``found`` is that magnitude, where it came out by the way.
+    """
 
     high: int
     above: int
     rank: int
+    found: RankedMagnitude | None = None
 
 
 @dataclass(frozen=True)
@@ -98,10 +105,14 @@ class RankedMagnitude:
 
 @dataclass
 class CoarseCounts:
-    """By vector: how many magnitudes share their high bits, and how many are not zero."""
+    """By vector: how many magnitudes share their high bits, and how many are not zero.
+
+    Or, of a small vector that is all of a tensor: its magnitudes ``in_order``, the smallest first.
+    """
 
     counts: dict[int, Any] = field(default_factory=dict)
     nonzero: dict[int, Any] = field(default_factory=dict)
+    in_order: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,12 +145,20 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
 
     def update(self, into: CoarseCounts, grain: GrainView, earlier: Sequence[Any]) -> None:
         source, ops = self.source.given(earlier), grain.ops
+        whole = grain.index == 0 and grain.count == math.prod(grain.whole)
+        small = whole and grain.count <= _SORTED
         for number in range(source.count):
             if not self.ranks[number] and self.nonzero_share is None:
                 continue
+            vector = source.read(number, grain)
+            ordered = ops.in_order(vector) if small else None
+            if ordered is not None:
+                into.in_order[number] = ordered
+                into.nonzero[number] = grain.count - int(ordered.searchsorted(1))
+                continue
             if number not in into.counts:
                 into.counts[number] = ops.counters(_BUCKETS)
-            found = ops.count_high(source.read(number, grain), _LOW_BITS, into.counts[number])
+            found = ops.count_high(vector, _LOW_BITS, into.counts[number])
             into.nonzero[number] = into.nonzero.get(number, 0) + found
 
     def fetch(self, into: CoarseCounts) -> None:
@@ -147,10 +166,12 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
         into.nonzero = {number: int(count) for number, count in into.nonzero.items()}
 
     def combine(self, into: CoarseCounts, other: CoarseCounts) -> None:
+        into.in_order |= other.in_order
         for number, counts in other.counts.items():
             present = into.counts.get(number)
             into.counts[number] = counts if present is None else _added(present, counts)
-            into.nonzero[number] = into.nonzero.get(number, 0) + other.nonzero[number]
+        for number, count in other.nonzero.items():
+            into.nonzero[number] = into.nonzero.get(number, 0) + count
 
     def finalize(
         self, total: CoarseCounts, earlier: Sequence[Any]
@@ -160,9 +181,25 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
             wanted = self.ranks[number]
             if self.nonzero_share is not None:
                 wanted = (int(total.nonzero.get(number, 0) * self.nonzero_share),)
+            ordered = total.in_order.get(number)
+            if ordered is not None:
+                result.append(tuple([_placed(ordered, rank) for rank in wanted if rank]))
+                continue
             found = (_locate(total.counts[number], rank) for rank in wanted if rank)
             result.append(tuple(Bucket(high, above, rank) for high, above, _, rank in found))
         return tuple(result)
+
+
+def _placed(ordered: Any, rank: int) -> Bucket:
+    """The bucket, and the magnitude, of a rank among all of a tensor's, which are ``ordered``."""
+    bits = int(ordered[ordered.size - rank])
+    high = bits >> _LOW_BITS
+    before = int(ordered.searchsorted(bits))
+    end = int(ordered.searchsorted(bits, "right"))
+    beyond = int(ordered.searchsorted((high + 1) << _LOW_BITS))
+    ties = TieCounts((0,), (end - before,))
+    found = RankedMagnitude(float_of(bits), rank, ordered.size - end, end - before, ties=ties)
+    return Bucket(high, ordered.size - beyond, rank, found)
 
 
 def _added(counts: Any, more: Any) -> Any:
@@ -307,7 +344,7 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
         source, ops = self.source.given(earlier), grain.ops
         sums: list[Any] = []
         for number, wanted in enumerate(buckets):
-            if not wanted and not self.sums:
+            if not self.sums and all(bucket.found is not None for bucket in wanted):
                 continue
             vector = source.read(number, grain)
             if wanted:
@@ -343,6 +380,8 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
     def _refine(
         self, total: FineCounts, key: Key, bucket: Bucket, sum_above: float
     ) -> RankedMagnitude:
+        if bucket.found is not None and not self.sums:
+            return bucket.found
         import numpy as np
 
         counts = total.total(key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import dataclass
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from mergeloom.engine.graph.kernel import Kernel, Use
 from mergeloom.methods.kernels.linear_combination import GramCombination, Rule
 from mergeloom.methods.ops.maths import Maths
-from mergeloom.methods.ops.vectors import Inputs
+from mergeloom.methods.ops.vectors import Differences, Inputs
 from mergeloom.methods.statistics.angles import Matrix
 from mergeloom.methods.statistics.gram import GramMatrix
 from mergeloom.methods.statistics.selection import CoarseHistogram, FineHistogram, Ranks
@@ -75,6 +77,36 @@ def test_the_rank_in_a_crowded_bucket_and_a_large_grain() -> None:
     found = ask([x], CoarseHistogram(source, ((777,),)), FineHistogram(source), walk=walk)[1]
     assert isinstance(found, Ranks)
     assert found.of[0][0].value == float(x.sort(descending=True).values[776])
+
+
+@given(
+    n=st.integers(1, 3000),
+    seed=st.integers(0, 1 << 30),
+    dtypes=st.tuples(*[st.sampled_from([torch.float32, torch.bfloat16])] * 2),
+    data=st.data(),
+)
+def test_sorting_small_tensors_finds_what_counting_finds(
+    n: int, seed: int, dtypes: tuple[torch.dtype, torch.dtype], data: st.DataObject
+) -> None:
+    source = torch.Generator().manual_seed(seed)
+    x, y = ((torch.randn(n, generator=source) * 3).round().to(dtype) / 8 for dtype in dtypes)
+    odd = st.sampled_from([0.0, -0.0, 1e-40, 3e38, math.inf, -math.inf, math.nan])
+    for each in (x, y):
+        each[torch.randint(n, (2,), generator=source)] = data.draw(odd)
+    vectors = Differences(1, (0,))
+    ranks = data.draw(st.lists(st.integers(1, n), max_size=3))
+    share = None if ranks else data.draw(st.floats(0.1, 1.0))
+    coarse = CoarseHistogram(vectors, (tuple(ranks),), share)
+    for sums in (False, True):
+        fine = FineHistogram(vectors, sums)
+        here, there = (ask([x, y], coarse, fine, torchs=torchs)[1] for torchs in (False, True))
+        assert isinstance(here, Ranks)
+        assert isinstance(there, Ranks)
+        assert len(here.of[0]) == len(there.of[0])
+        for own, other in zip(here.of[0], there.of[0], strict=True):
+            assert struct.pack("f", own.value) == struct.pack("f", other.value)
+            assert (own.rank, own.above, own.equal) == (other.rank, other.above, other.equal)
+            assert None in (own.ties, other.ties) or own.ties == other.ties
 
 
 def test_nan_and_infinity_rank_on_top() -> None:
