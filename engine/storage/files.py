@@ -3,8 +3,9 @@
 Direct requests bypass the page cache: on a cold disk they are faster and leave no cache behind
 that a memory limit would count. They demand that file position, memory address and length are
 multiples of a page, so a reader widens its request to whole pages, and a writer sends the whole
-pages of a tile directly and its ragged ends through the page cache. Where the file system refuses
-direct requests, or the input is cached already, the same calls go through the page cache.
+pages of a tile directly and its ragged ends with their neighbours (`engine.storage.edges`), or
+through the page cache. Where the file system refuses direct requests, or the input is cached
+already, the same calls go through the page cache.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mergeloom.engine.base.errors import CheckpointError, RunError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import PAGE
+from mergeloom.engine.storage.edges import Part, SharedPages
 from mergeloom.engine.storage.file_system import (
     DIRECT,
     FILES,
@@ -203,6 +205,7 @@ class FileWriter:
         self.size = size
         self._files = files
         self._fd = self._direct = -1
+        self._shared = SharedPages()
         try:
             with reported("create", path):
                 self._open(mode)
@@ -230,22 +233,47 @@ class FileWriter:
     def write(self, start: int, stop: int, block: Block, at: int) -> None:
         """Write ``block`` bytes from ``at`` on to file bytes ``[start, stop)``.
 
-        Whole pages go directly where ``at`` is congruent to ``start`` modulo `PAGE`.
+        Whole pages go directly where ``at`` is congruent to ``start`` modulo `PAGE`; whole pages
+        around them lie within the block and may be overwritten. Ends that share a page with what
+        is not written yet may be kept until `sync`.
 
         Raises:
             RunError: the disk is full, or refuses otherwise.
         """
         offset = at - start
-        first, last = -(-start // PAGE) * PAGE, stop // PAGE * PAGE
         with reported("write", self.path):
-            if self._direct < 0 or offset % PAGE or last - first < _SMALL:
-                self._write(self._fd, start, stop, block, offset)
-                if self._direct < 0:
-                    self._forget()
+            if self._direct >= 0 and offset % PAGE == 0:
+                self._write_pages(start, stop, block, offset)
                 return
-            self._write(self._fd, start, first, block, offset)
+            self._write(self._fd, start, stop, block, offset)
+            if self._direct < 0:
+                self._forget()
+
+    def _write_pages(self, start: int, stop: int, block: Block, offset: int) -> None:
+        """Write whole pages directly, those too whose other parts were kept."""
+        first, last = -(-start // PAGE) * PAGE, stop // PAGE * PAGE
+        ends = [(start, first), (last, stop)]
+        if first > last:  # it begins and ends within a page
+            ends, first = [(start, stop)], last
+        joined: list[Part] = []
+        written = False
+        try:
+            for begin, end in ends:
+                if begin == end:
+                    continue
+                rest = self._shared.join(begin, block.memory[begin + offset : end + offset])
+                if rest is not None:
+                    joined.append(rest)
+                    there = rest[0] + offset
+                    block.memory[there : there + len(rest[1])] = rest[1]
+                    first, last = (
+                        min(first, begin // PAGE * PAGE),
+                        max(last, -(-end // PAGE) * PAGE),
+                    )
             self._write(self._direct, first, last, block, offset)
-            self._write(self._fd, last, stop, block, offset)
+            written = True
+        finally:
+            self._shared.finished(joined, written)
 
     def clone(self, source: int, start: int, nbytes: int, to: int) -> None:
         """Let bytes from ``to`` on be those of the descriptor ``source``; see `Files.clone`."""
@@ -259,9 +287,21 @@ class FileWriter:
     def sync(self) -> None:
         """Return when everything written so far is durable."""
         with reported("write", self.path):
+            self._write_shared()
             self._files.sync(self._fd)
             if self._direct < 0:
                 self._forget()
+
+    def _write_shared(self) -> None:
+        """Write ends whose neighbours have not come yet."""
+        parts = self._shared.take()
+        try:
+            while parts:
+                start, content = parts[-1]
+                write_all(self._files, self._fd, content, start)
+                parts.pop()
+        finally:
+            self._shared.give_back(parts)
 
     def close(self) -> None:
         for fd in (self._fd, self._direct):
