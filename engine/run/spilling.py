@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mergeloom.engine.graph.graph import OutputFile, Spill, Write
+from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.run.executor import Sink, Writer
 from mergeloom.engine.storage.file_system import FILES, Files, reported
 from mergeloom.engine.storage.files import FileReader, FileSource, FileWriter
@@ -20,6 +21,14 @@ class SpillReader(FileReader):
         """Nobody else writes it."""
 
 
+class SpillWriter(FileWriter):
+    """Writes a value that this run will read: what is written is in the file at once."""
+
+    def write(self, start: int, stop: int, block: Block, at: int) -> None:
+        super().write(start, stop, block, at)
+        self.flush()
+
+
 class SpillFiles:
     """One file in ``directory`` for each of ``spills``, of its full size from the beginning."""
 
@@ -29,13 +38,13 @@ class SpillFiles:
         self._directory = directory
         self._mode = mode
         self._files = files
-        self._writers: dict[OutputFile, FileWriter] = {}
+        self._writers: dict[OutputFile, SpillWriter] = {}
         self._readers: list[SpillReader] = []
         try:
             for spill in spills:
                 file = spill.write.file
                 path = directory / file.name
-                self._writers[file] = FileWriter(path, file.size, mode, files)
+                self._writers[file] = SpillWriter(path, file.size, mode, files)
         except BaseException:
             self.close()
             raise
@@ -64,7 +73,7 @@ class SpillFiles:
 class _Spilling:
     """Where results go, of which some are spilled."""
 
-    def __init__(self, sink: Sink, writers: dict[OutputFile, FileWriter]) -> None:
+    def __init__(self, sink: Sink, writers: Mapping[OutputFile, FileWriter]) -> None:
         self._sink = sink
         self._writers = writers
 

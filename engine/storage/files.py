@@ -235,7 +235,7 @@ class FileWriter:
 
         Whole pages go directly where ``at`` is congruent to ``start`` modulo `PAGE`; whole pages
         around them lie within the block and may be overwritten. Ends that share a page with what
-        is not written yet may be kept until `sync`.
+        is not written yet may be kept until `flush` or `sync`.
 
         Raises:
             RunError: the disk is full, or refuses otherwise.
@@ -286,20 +286,21 @@ class FileWriter:
 
     def sync(self) -> None:
         """Return when everything written so far is durable."""
+        self.flush()
         with reported("write", self.path):
-            self._write_shared()
             self._files.sync(self._fd)
             if self._direct < 0:
                 self._forget()
 
-    def _write_shared(self) -> None:
-        """Write ends whose neighbours have not come yet."""
+    def flush(self) -> None:
+        """Write what was kept: all that was written can be read then."""
         parts = self._shared.take()
         try:
-            while parts:
-                start, content = parts[-1]
-                write_all(self._files, self._fd, content, start)
-                parts.pop()
+            with reported("write", self.path):
+                while parts:
+                    start, content = parts[-1]
+                    write_all(self._files, self._fd, content, start)
+                    parts.pop()
         finally:
             self._shared.give_back(parts)
 
