@@ -127,9 +127,6 @@ class Printer:
     def running(self, planned: PlannedMerge) -> Iterator[Observer]:
         """What is said while a merge runs: the plan, warnings, progress."""
         from mergeloom.api import Observer
-        from mergeloom.report.progress import ProgressDisplay
-        from mergeloom.report.terminal.console import console
-        from mergeloom.report.terminal.plan import render_plan
 
         if self.quiet or self.json_lines:
             for finding in planned.warnings:
@@ -141,6 +138,10 @@ class Printer:
                 warned=self.warn,
             )
             return
+        from mergeloom.report.progress import ProgressDisplay
+        from mergeloom.report.terminal.console import console
+        from mergeloom.report.terminal.plan import render_plan
+
         self.show(render_plan(planned.report))
         self.show("")
         with ProgressDisplay(console(stderr=True), planned.budget_bytes) as display:
@@ -156,13 +157,14 @@ class Printer:
     def measuring(self) -> Iterator[Observer]:
         """What is said while tensors are measured: progress."""
         from mergeloom.api import Observer
-        from mergeloom.report.progress import ProgressDisplay
-        from mergeloom.report.terminal.console import console
 
         observer = Observer(downloading=self._downloading, building=building)
         if self.quiet:
             yield observer
             return
+        from mergeloom.report.progress import ProgressDisplay
+        from mergeloom.report.terminal.console import console
+
         with ProgressDisplay(console(stderr=True), None) as display:
             yield replace(observer, progressed=display.progressed)
 

@@ -31,7 +31,6 @@ from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.outline import Outline
-from mergeloom.planners.output.quantised import quantised
 from mergeloom.planners.output.shards import Layout, lay_out, shards_of
 from mergeloom.planners.output.side_files import CONFIGURATION_NAME, side_files
 from mergeloom.planners.planner import Planning, PlanOptions
@@ -270,6 +269,8 @@ def _in_codes(
             raise place.error("only the last document's output is written", "remove it here")
     if last.quantize is None:
         return recipe
+    from mergeloom.planners.output.quantised import quantised
+
     place, models = last.quantize.place, planning.models.stored_by_name()
     if cpu_arithmetic() is TORCH:
         raise place.error("codes are written by machine code, which needs numba", "install numba")

@@ -18,7 +18,6 @@ from mergeloom.engine.storage.safetensors import MAX_NAME, Headers
 from mergeloom.engine.storage.source import Source
 from mergeloom.planners.models.coded import Decoded, decode, hints_of, not_understood
 from mergeloom.planners.models.formats import SAFETENSORS, read_weights
-from mergeloom.planners.models.gguf.arrangement import KEYS, QUERIES, arrange
 from mergeloom.planners.models.gguf.folder import GgufFolder, is_gguf
 from mergeloom.planners.models.quantised import quantised_by_config, quantised_by_tensor
 from mergeloom.planners.models.small_files import read_object
@@ -118,6 +117,8 @@ def open_gguf(folder: GgufFolder) -> Checkpoint:
     Raises:
         CheckpointError: it is malformed, or its model of a kind that is not known.
     """
+    from mergeloom.planners.models.gguf.arrangement import KEYS, QUERIES, arrange
+
     config, stored = folder.config, folder.stored
     heads = {QUERIES: config["num_attention_heads"], KEYS: config["num_key_value_heads"]}
     decoded = arrange(folder.family, stored, config["num_hidden_layers"], heads, folder.name)

@@ -11,7 +11,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.dtypes import BY_CODE, DType
 from mergeloom.engine.base.records import dataclass
@@ -22,8 +22,10 @@ from mergeloom.planners.models.architecture import Architecture
 from mergeloom.planners.models.model import Model, Shape, Stored
 from mergeloom.planners.models.rows import row_axis
 from mergeloom.planners.models.token_weights import Head, TokenWeights
-from mergeloom.planners.transplant.graft import Graft
 from mergeloom.planners.vocabulary.alignment import MISSING, Alignment, RowPlan
+
+if TYPE_CHECKING:
+    from mergeloom.planners.transplant.graft import Graft
 
 _TABLE = re.compile(r"embed_tokens\w*\.weight$")
 """Tables of tokens beside the embedding, with a number of rows of their own."""

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
@@ -22,9 +22,9 @@ from mergeloom.engine.storage.gguf import GgufHeader, GgufTensor, read_gguf
 from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.engine.storage.source import Source, read_part
 from mergeloom.engine.storage.source_file import planning
-from mergeloom.planners.models.gguf.config import config_of, family_of, generation_config
-from mergeloom.planners.models.gguf.families import Family
-from mergeloom.planners.models.gguf.tokenizer import tokenizer_files
+
+if TYPE_CHECKING:
+    from mergeloom.planners.models.gguf.families import Family
 
 SUFFIX = ".gguf"
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -121,10 +121,14 @@ class GgufFolder:
 
     @cached_property
     def family(self) -> Family:
+        from mergeloom.planners.models.gguf.config import family_of
+
         return family_of(self.values, self.name)
 
     @cached_property
     def config(self) -> dict[str, Any]:
+        from mergeloom.planners.models.gguf.config import config_of
+
         return config_of(self.family, self.values, self.tensors, self._factors, self.name)
 
     @cached_property
@@ -134,6 +138,9 @@ class GgufFolder:
         Raises:
             CheckpointError: the tokenizer is of a kind that is not known.
         """
+        from mergeloom.planners.models.gguf.config import generation_config
+        from mergeloom.planners.models.gguf.tokenizer import tokenizer_files
+
         documents: dict[str, Any] = {
             "config.json": self.config,
             "generation_config.json": generation_config(self.config, self.values),
