@@ -22,11 +22,27 @@ _COMPUTES = re.compile(
 """Keys of values that decide what a layer computes with its weights."""
 
 _TRAINED = re.compile(
-    r"drop|init|coef$|loss|jitter|noise|penalty|temperature|top_p|typical_p|prob$|std$|decay|"
+    r"drop|init|coef$|loss|jitter|noise|penalty|temperature|top_p|typical_p|(?<!topk_)prob$|std$|decay|"
     r"learning_rate|time_step_(min|max|floor|scale)|threshold|version"
 )
 """Keys of numbers that training, sampling or files of another kind have to do with; all others that
 are no whole numbers are constants of what a layer computes."""
+
+_ROTARY = """
+    deepseek_v2 deepseek_v3 falcon gemma gemma2 glm glm4 granite llama mistral olmo olmo2 phi phi3
+    qwen2 qwen2_moe qwen3 qwen3_moe stablelm starcoder2
+"""
+_UNWRITTEN: Mapping[str, Mapping[str, object]] = {
+    **{family: {"rope_theta": 10000.0, "rope_scaling": None} for family in _ROTARY.split()},
+    "clip_text_model": {"hidden_act": "quick_gelu"},
+    "clip_vision_model": {"hidden_act": "quick_gelu"},
+    "t5": {"feed_forward_proj": "relu"},
+}
+"""What values are that a configuration leaves to its class, by ``model_type``: those that published
+models are known to leave, others of the same family to write (transformers 5.23)."""
+
+_BESIDE = ("rope_theta", "partial_rotary_factor")
+"""Rotary settings that older files have beside the object that newer ones have them in."""
 
 _LISTS = re.compile(r"(multipliers|time_step_limit|mrope_section)$")
 """Keys of lists of such values."""
@@ -55,7 +71,8 @@ def differences(donor: str, configs: Mapping[str, Mapping[str, Any]]) -> Iterato
     """Each value that decides what layers compute and is not the same in all models.
 
     ``configs`` are the models' configurations by their names; the output gets the ``donor``'s.
-    A value that only some of them write is not compared: the others leave it to their class.
+    A value that only some of them write is not compared, unless it is known what it is in the
+    class that the others leave it to.
     """
     kinds = {name: kind for name, config in configs.items() if (kind := _kind(config))}
     if donor in kinds and len(set(kinds.values())) > 1:
@@ -106,6 +123,16 @@ def _matters(key: str, value: object) -> bool:
 
 def _values(config: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """All values with their key paths; both spellings of rotary settings as one."""
+    given = set()
+    for found, value in _written(config, path):
+        given.add(found)
+        yield found, value
+    for key, value in _UNWRITTEN.get(str(config.get("model_type")), {}).items():
+        if (*path, key) not in given:
+            yield (*path, key), value
+
+
+def _written(config: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Any]]:
     rotary = config.get("rope_parameters")
     for key, value in config.items():
         unused = key == "sliding_window" and config.get("use_sliding_window") is False
@@ -117,8 +144,9 @@ def _values(config: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, 
         else:
             yield (*path, key), value
     if isinstance(rotary, Mapping) and not any(isinstance(v, Mapping) for v in rotary.values()):
-        if rotary.get("rope_theta") is not None:
-            yield (*path, "rope_theta"), rotary["rope_theta"]
+        for key in _BESIDE:
+            if rotary.get(key) is not None and key not in config:
+                yield (*path, key), rotary[key]
         yield (*path, "rope_scaling"), _scaling(rotary)
     elif isinstance(rotary, Mapping):
         for key, value in rotary.items():
@@ -132,7 +160,7 @@ def _scaling(rotary: object) -> object:
     """How rotary embeddings are scaled: ``None`` if they are not."""
     if not isinstance(rotary, Mapping):
         return None
-    found = {key: value for key, value in rotary.items() if key != "rope_theta"}
+    found = {key: value for key, value in rotary.items() if key not in _BESIDE}
     kind = found.pop("rope_type", found.pop("type", "default"))
     found.pop("type", None)
     return None if kind == "default" and not found else {"rope_type": kind, **found}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergeloom.planners.models.differences import differences
+import pytest
+from transformers import CONFIG_MAPPING
+
+from mergeloom.planners.models.differences import _UNWRITTEN, differences
 
 EFFECT = "the output computes with the first, for layers of the others too"
 
@@ -54,6 +57,7 @@ def test_constants_of_any_family_are_named() -> None:
 
 
 def test_numbers_of_training_and_sampling_are_not() -> None:
+    assert len(found({"norm_topk_prob": True}, {"norm_topk_prob": False})) == 1
     keys = (
         *("initializer_range", "attention_dropout", "router_aux_loss_coef", "router_jitter_noise"),
         *("temperature", "repetition_penalty", "top_p", "mask_time_prob", "time_step_floor"),
@@ -76,6 +80,31 @@ def test_a_value_that_one_leaves_to_its_class_is_not_compared() -> None:
     assert found({"use_sliding_window": False}, {"use_sliding_window": None}) == []
 
 
+def test_a_value_that_one_leaves_to_a_known_class_is() -> None:
+    """Llama 2's files write no rotary base, those of models for longer contexts do."""
+    short, long = {"model_type": "llama"}, {"model_type": "llama", "rope_theta": 1e6}
+    assert found(short, long) == [
+        f"'rope_theta' differs: 10000.0 in 'a', 1000000.0 in 'b': {EFFECT}"
+    ]
+    assert found(short, {"model_type": "llama", "rope_theta": 10000.0}) == []
+    new = {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 10000}}
+    assert found(short, new) == []
+    text = {"text_config": {"model_type": "clip_text_model"}}
+    (line,) = found(text, {"text_config": {**text["text_config"], "hidden_act": "gelu"}})
+    assert line.startswith("'text_config.hidden_act' differs: quick_gelu in 'a', gelu in 'b'")
+
+
+@pytest.mark.parametrize("family", sorted(_UNWRITTEN))
+def test_what_classes_take_where_nothing_is_written(family: str) -> None:
+    config = CONFIG_MAPPING[family]()
+    for key, value in _UNWRITTEN[family].items():
+        if key == "rope_scaling":
+            assert config.rope_parameters["rope_type"] == "default"
+        else:
+            theta = (getattr(config, "rope_parameters", None) or {}).get(key)
+            assert (getattr(config, key, None) if theta is None else theta) == value
+
+
 def test_a_window_that_is_not_used_is_not_compared() -> None:
     wide, narrow = ({"sliding_window": n, "use_sliding_window": False} for n in (32768, 131072))
     assert found(wide, narrow) == []
@@ -88,6 +117,8 @@ def test_both_spellings_of_rotary_settings_are_one() -> None:
     assert found(old, new) == []
     plain = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}
     assert found({"rope_theta": 5e5}, plain) == []
+    partly = {"rope_theta": 5e5, "partial_rotary_factor": 0.5}
+    assert found(partly, {"rope_parameters": {**partly, "rope_type": "default"}}) == []
     (line,) = found(old, plain)
     assert line.startswith("'rope_scaling' differs: {'rope_type': 'linear', 'factor': 2.0} in 'a'")
     assert "None in 'b'" in line
