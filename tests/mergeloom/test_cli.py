@@ -226,9 +226,7 @@ def test_explain_tells_which_entry_set_a_parameter(config: Path) -> None:
         "    - filter: mlp\n      value: [0, 1]\n    - value: 0.25\n"
     )
     text = run("explain", config, "model.layers.3.mlp.up_proj.weight").stdout
-    assert (
-        "t = 1  (global, merge.yml:6, filter 'mlp', gradient [0, 1] at 1)" in text
-    )
+    assert "t = 1  (global, merge.yml:6, filter 'mlp', gradient [0, 1] at 1)" in text
     found = json.loads(run("explain", config, "model.norm.weight", "--json").stdout)
     (tensor,) = found["tensors"]
     assert tensor["parameters"]["t"]["value"] == 0.25

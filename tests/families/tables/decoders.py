@@ -25,6 +25,8 @@ LATENT = {
 """Sizes of attention over a compressed cache."""
 
 H, LAYERS = "transformer.h", "model.layers"
+PARTS = ("per_layer_model_projection", "embed_tokens_per_layer")
+"""Gemma 3n's weights with a part for each layer."""
 
 DECODERS = (
     decoder("llama", "LlamaForCausalLM"),
@@ -40,7 +42,7 @@ DECODERS = (
         "gemma3n",
         "Gemma3nForCausalLM",
         LAYERS,
-        Stack(LAYERS, by_layer=("per_layer_model_projection", "embed_tokens_per_layer")),
+        Stack(LAYERS, by_layer=PARTS),
         layer_types=["sliding_attention", "full_attention"] * 2,
         num_kv_shared_layers=0,
         hidden_size_per_layer_input=8,
@@ -52,12 +54,25 @@ DECODERS = (
         "gemma4",
         "Gemma4ForCausalLM",
         LAYERS,
-        Stack(LAYERS, by_layer=("per_layer_model_projection", "embed_tokens_per_layer")),
+        Stack(LAYERS, by_layer=PARTS),
         layer_types=["sliding_attention", "full_attention"] * 2,
         num_kv_shared_layers=0,
         hidden_size_per_layer_input=8,
         vocab_size_per_layer_input=64,
         global_head_dim=8,
+    ),
+    decoder(
+        "gemma3n, shared keys and values",
+        "Gemma3nForCausalLM",
+        LAYERS,
+        Stack(LAYERS, says="uses the keys and values", by_layer=PARTS),
+        Stack(LAYERS, (("A", 2, 4),), refused="keys and values of another layer"),
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=64,
+        laurel_rank=4,
+        activation_sparsity_pattern=[0.0] * 4,
     ),
     decoder("phi", "PhiForCausalLM"),
     decoder("phi3", "Phi3ForCausalLM"),
@@ -93,6 +108,15 @@ DECODERS = (
     ),
     decoder("mixtral", "MixtralForCausalLM"),
     decoder("qwen2_moe", "Qwen2MoeForCausalLM"),
+    decoder(
+        "qwen2_moe, steps and exceptions",
+        "Qwen2MoeForCausalLM",
+        LAYERS,
+        Stack(LAYERS, (("A", 0, 6), ("B", 0, 6))),
+        num_hidden_layers=6,
+        decoder_sparse_step=2,
+        mlp_only_layers=[3],
+    ),
     decoder("qwen3_moe", "Qwen3MoeForCausalLM"),
     decoder("qwen3_moe, some dense", "Qwen3MoeForCausalLM", mlp_only_layers=[1]),
     decoder("qwen3_moe, every second", "Qwen3MoeForCausalLM", decoder_sparse_step=2),
