@@ -57,8 +57,9 @@ def verify_output(output: Path) -> Verified:
         places = [(output / r.file, r) for r in records if (output / r.file).is_file()]
     else:
         if not (output / DIRECTORY).is_dir():
+            why = "was not made by mergeloom: it has no manifest"
             raise OutputError(
-                f"'{output}' was not made by mergeloom: it has no manifest",
+                f"'{output}' {why if output.exists() else 'does not exist'}",
                 remedy="name a directory that 'mergeloom merge' wrote into",
             )
         journal = read_journal(output / DIRECTORY / "journal")
