@@ -269,7 +269,8 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "into an input": (["merge", "CONFIG", "INPUT"], "is the input 'a'"),
     "device": (["merge", "CONFIG", "OUT", "--device", "tpu"], "--device 'tpu'"),
     "io": (["merge", "CONFIG", "OUT", "--io", "magic"], "--io 'magic'"),
-    "nothing to verify": (["verify", "OUT"], "was not made by mergeloom"),
+    "nothing to verify": (["verify", "OUT"], "does not exist"),
+    "foreign": (["verify", "INPUT"], "was not made by mergeloom"),
 }
 
 
