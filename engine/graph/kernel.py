@@ -66,6 +66,12 @@ class Ops(Protocol):
     def view(self, block: Block, offset: int, dtype: DType, count: int) -> Array:
         """``count`` elements at a byte of a block of main memory."""
 
+    def at(self, memory: Any, dtype: DType, count: int) -> Array:
+        """``count`` elements that fill bytes of a device's memory."""
+
+    def bring(self) -> None:
+        """On a device: order that what was counted since the last time be brought here."""
+
     def shaped(self, array: Array, shape: tuple[int, ...]) -> Array:
         """The same elements as kernels are to see them."""
 
@@ -107,6 +113,14 @@ class Arithmetic(ABC):
 
     uses_torch: ClassVar[bool]
 
+    def on_device(self, kind: str) -> Arithmetic:
+        """What computes on devices of a kind (`Accelerator.kind`) in its place."""
+        return self
+
+    def can(self, use: Use) -> bool:
+        """Whether it has a word, for so many vectors."""
+        return True
+
     @abstractmethod
     def reads(self, dtype: DType) -> bool:
         """Whether its words take elements of a type as they are stored, without widening."""
@@ -144,10 +158,10 @@ class Arithmetic(ABC):
         """
 
     @abstractmethod
-    def open(self, words: frozenset[str]) -> Callable[[Any], Ops]:
+    def open(self, words: frozenset[str]) -> Callable[..., Ops]:
         """Load what ``words`` need: a function that makes an `Ops` with scratch memory.
 
-        That is a `Block`, or a float32 tensor of a device.
+        That is a `Block`, or memory of the device that is then the second argument.
 
         Raises:
             RunError: it cannot be loaded.

@@ -28,9 +28,9 @@ _UNIFIED_BUS = 60e9
 
 _CUDA_SPEED = 12.0
 _MPS_SPEED = 6.0
-_CUDA_HOST_BYTES = 1536 << 20
+_CUDA_HOST_BYTES = 640 << 20
 _MPS_HOST_BYTES = 512 << 20
-_CUDA_START = 3.0
+_CUDA_START = 0.5
 _MPS_START = 1.0
 
 
@@ -38,7 +38,7 @@ _MPS_START = 1.0
 class Accelerator:
     """A device beside the CPU, as a schedule must know it.
 
-    ``name`` is torch's for it (``cuda:0``), ``title`` its maker's. Tensors on it may occupy
+    ``name`` is its kind and number (``cuda:0``), ``title`` its maker's. What is on it may occupy
     ``memory_bytes``. Bytes come and go at ``bus_rate`` a second, each way; arithmetic on grains
     runs ``speed`` times as fast as on one core. ``double`` says whether it has float64. Using it
     takes ``start_seconds`` once, and ``host_bytes`` of this machine's memory.
@@ -59,13 +59,15 @@ class Accelerator:
         return self.name.partition(":")[0]
 
 
-def found_devices(torch_version: str) -> tuple[Accelerator, ...]:
-    """The devices of this machine that torch can use; their memory is what is free now."""
+def found_devices(compiles: Callable[[], bool]) -> tuple[Accelerator, ...]:
+    """The devices of this machine that can be used; their memory is what is free now.
+
+    NVIDIA's need a compiler: ``compiles`` says whether it is there.
+    """
     if sys.platform == "darwin":
         return _apple()
-    if torch_version.endswith("+cpu") or torch_version == "none":
-        return ()
-    return tuple(nvidia_devices(_load_nvml(), os.environ))
+    found = tuple(nvidia_devices(_load_nvml(), os.environ))
+    return found if found and compiles() else ()
 
 
 def choose(
@@ -91,8 +93,10 @@ def choose(
         if not matching:
             names = ", ".join(device.name for device in devices) or "none"
             raise DeviceError(
-                f"--device '{wanted}' is not there; devices that torch can use here: {names}",
-                remedy="leave the option out, and the merge runs on what there is",
+                f"--device '{wanted}' is not there; devices that can be used here: {names}",
+                remedy="leave the option out, and the merge runs on what there is; NVIDIA's need "
+                "their driver, and the compiler that torch's builds for CUDA bring or the package "
+                "nvidia-cuda-nvrtc",
             )
         devices = matching
     return tuple(

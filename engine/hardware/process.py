@@ -15,6 +15,7 @@ import psutil
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware.accelerators import Accelerator, found_devices
+from mergeloom.engine.hardware.device_code import compiler
 from mergeloom.engine.hardware.profile import keep, recall
 from mergeloom.engine.hardware.rates import Rates, Sample
 from mergeloom.engine.hardware.spec import Machine
@@ -149,7 +150,7 @@ def this_machine(arithmetic: Arithmetic, torch: Arithmetic, threads: int | None 
 
 def devices() -> tuple[Accelerator, ...]:
     """The devices that can compute beside the CPU, with the memory that is free there now."""
-    return found_devices(_torch_version())
+    return found_devices(lambda: compiler() is not None)
 
 
 def runtime_is_ahead() -> bool:

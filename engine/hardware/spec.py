@@ -30,3 +30,8 @@ class Machine:
     devices: tuple[Accelerator, ...] = ()
     forced: bool = False
     rates: Rates = ASSUMED
+
+    @property
+    def there(self) -> Arithmetic:
+        """What devices compute by."""
+        return self.torch.on_device(self.devices[0].kind) if self.devices else self.torch

@@ -44,6 +44,7 @@ class Reason(enum.Enum):
     NEEDS_DOUBLE = "it needs float64, which the device lacks"
     NOT_WORTH_STARTING = "starting a device would take longer than it saves"
     CPU_ONLY = "it has tensors beside its inputs, or codes of less than a byte"
+    NO_CODE = "devices have no code for its method or its types"
     NO_RAM = "the memory budget has no room for the device's libraries"
     FASTER_THERE = "the device is done first"
     ASKED_FOR = "asked for by --device"
@@ -61,8 +62,8 @@ class Assignment:
 class Estimate:
     """What a merge asks of storage, processors and a bus, whatever their rates.
 
-    ``stored_bytes`` are read and written once. ``core`` is the cost of its kernels in seconds on
-    one core by torch, and ``cpu_core`` the same by the CPU's own arithmetic, ``compiled`` whether
+    ``stored_bytes`` are read and written once. ``core`` is the cost of its kernels on devices, in
+    seconds of one core, and ``cpu_core`` the same by the CPU's own arithmetic, ``compiled`` whether
     that is machine code. ``profile`` is the merge's kind.
     """
 
@@ -168,6 +169,8 @@ def _assign(
     dtypes = [*(load.dtype for load in work.leaves), *(write.dtype for write in work.writes)]
     if work.side or any(dtype.block > 1 for dtype in dtypes):
         return Assignment(None, Reason.CPU_ONLY)
+    if not work.kind.offered:
+        return Assignment(None, Reason.NO_CODE)
     able = [
         number for number, device in enumerate(devices) if device.double or not work.kind.double
     ]
@@ -192,7 +195,7 @@ def _assign(
 
 # --- memory on a device ---------------------------------------------------------------------
 #
-#     outside     for what torch allocates by itself: kernels' own tensors, statistics
+#     outside     for what arithmetic allocates by itself: its own arrays, statistics
 #     bench       arithmetic on one grain
 #     slots       inputs and outputs of one chunk each
 #     store       inputs that stay for all passes, in whatever room is left

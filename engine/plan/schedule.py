@@ -113,7 +113,7 @@ class Schedule:
     """The whole run, decided: placements in order, workers, memory.
 
     ``words`` are those that kernels use of each arithmetic on the CPU; devices compute by
-    ``torch``. ``ledger_bytes`` is the ledger's capacity; ``overhead_bytes`` everything else the
+    ``there``. ``ledger_bytes`` is the ledger's capacity; ``overhead_bytes`` everything else the
     process occupies, of which each of ``workers`` may take ``scratch_bytes`` for arithmetic. Their
     sum, or ``minimum_bytes``, the
     smallest budget that can work, if that is more, is ``peak_bytes``, which the process never
@@ -128,7 +128,7 @@ class Schedule:
     overhead_bytes: int
     minimum_bytes: int
     budget_bytes: int | None
-    torch: Arithmetic
+    there: Arithmetic
     words: Mapping[Arithmetic, frozenset[str]] = field(default_factory=dict)
     devices: tuple[Accelerator, ...] = ()
     rates: Rates = ASSUMED
@@ -264,7 +264,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         overhead_bytes=needed.bytes(workers),
         minimum_bytes=minimum,
         budget_bytes=budget,
-        torch=machine.torch,
+        there=machine.there,
         words=words_of(kinds),  # a device may give any of them up
         devices=machine.devices,
         rates=machine.rates,
@@ -290,7 +290,7 @@ class _Needed:
         words = words_of(kinds)
         fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * works
         fixed += sum(arithmetic.library_bytes(own) for arithmetic, own in words.items())
-        if devices or any(arithmetic.uses_torch for arithmetic in words):
+        if (devices and machine.there.uses_torch) or any(each.uses_torch for each in words):
             fixed += machine.runtime_bytes
         libraries = sorted((device.host_bytes for device in devices), reverse=True)
         fixed += sum(libraries[:1]) + sum(libraries[1:]) // 4

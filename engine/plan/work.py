@@ -44,8 +44,9 @@ class Pass:
 class WorkKind:
     """What works have in common that differ in their tensors only: thousands in a large model.
 
-    ``costs`` are the cost of their kernels by torch and by ``arithmetic``, in nanoseconds for one
-    element on one core; ``write_bytes`` what one of them writes.
+    ``costs`` are the cost of their kernels on devices and by ``arithmetic``, in nanoseconds for one
+    element on one core; ``write_bytes`` what one of them writes. ``offered`` says whether devices
+    have code for it.
     """
 
     passes: tuple[Pass, ...]
@@ -55,6 +56,7 @@ class WorkKind:
     costs: tuple[float, float]
     write_bytes: int
     double: bool
+    offered: bool
 
 
 @record(frozen=True, slots=True)
@@ -217,7 +219,7 @@ def _kind(
         passes=tuple(current.leaves for current in passes),
         computes=computes,
         worker=_working(parts, grains, arithmetic, packs) if computes else WorkerMemory(0, 0),
-        on_device=_working(parts, grains, machine.torch, packs)
+        on_device=_working(parts, grains, machine.there, packs)
         if computes and machine.devices
         else WorkerMemory(0, 0),
         memo_bytes=root.kernel.memo_bytes(grains) if computes and not arithmetic.uses_torch else 0,
@@ -226,15 +228,16 @@ def _kind(
     words = frozenset(use.word for own in parts.values() for _, uses in own for use in uses)
     if packs or any(map(_decodes, merges)):
         words |= {DECODING.word}
-    by_torch, by_cpu = (sum(cost(m, each) for m in merges) for each in (machine.torch, arithmetic))
+    there, here = (sum(cost(m, each) for m in merges) for each in (machine.there, arithmetic))
     return WorkKind(
         passes=tuple(passes),
         profile=profile,
         arithmetic=arithmetic,
         words=words,
-        costs=(by_torch, by_cpu),
+        costs=(there, here),
         write_bytes=sum(write.nbytes for write in writes),
         double=any(merge.kernel.double for merge in merges),
+        offered=not packs and _offered(merges, writes, machine.there),
     )
 
 
@@ -301,6 +304,18 @@ def _arithmetic(merges: Sequence[Merge], writes: Sequence[Write], machine: Machi
     if speak and all(machine.arithmetic.writes(write.dtype) for write in writes):
         return machine.arithmetic
     return machine.torch
+
+
+def _offered(merges: Sequence[Merge], writes: Sequence[Write], there: Arithmetic) -> bool:
+    """Whether a device has code for a merge tree."""
+    loads = [node for m in merges for node in m.gather.inputs if isinstance(node, Load)]
+    uses = [use for merge in merges for use in all_uses(merge.kernel)]
+    return (
+        (there.uses_torch or all(merge.kernel.uses for merge in merges))
+        and all(map(there.can, uses))
+        and all(there.widens(load.dtype) for load in loads)
+        and all(there.writes(write.dtype) for write in writes)
+    )
 
 
 def _working(

@@ -15,12 +15,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
 from mergeloom.engine.graph.graph import Load
 from mergeloom.engine.plan.device_memory import grains_stored, lasting, stride
 from mergeloom.engine.plan.schedule import ScheduledMerge
+from mergeloom.engine.run.device import Memory
 from mergeloom.engine.run.state import MergeRun, TileRun
 
 
@@ -48,16 +46,16 @@ class Entry:
 
 
 class DeviceCache:
-    """Memory of a device in which inputs stay: flat uint8."""
+    """Memory of a device in which inputs stay."""
 
-    def __init__(self, memory: Tensor | None = None) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8) if memory is None else memory
+    def __init__(self, memory: Memory = None) -> None:
+        self.memory = memory
         self.stays: dict[MergeRun, Entry] = {}
 
     @property
     def size(self) -> int:
         """Bytes."""
-        return self.memory.numel()
+        return 0 if self.memory is None else int(self.memory.numel())
 
     def crowded(self, placement: ScheduledMerge, others: Collection[MergeRun]) -> bool:
         """Whether a merge would find more room if ``others`` left."""

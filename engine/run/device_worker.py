@@ -26,14 +26,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import RunError, is_memory_short
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.graph.graph import Load, Merge, Write
-from mergeloom.engine.graph.kernel import Ops
+from mergeloom.engine.graph.kernel import Array, Ops
 from mergeloom.engine.memory.ledger import Block, Closed
 from mergeloom.engine.plan.device_memory import (
     SLOTS,
@@ -43,11 +40,10 @@ from mergeloom.engine.plan.device_memory import (
     stay_bytes,
     stride,
 )
+from mergeloom.engine.run.device import Device, Mark, Memory, is_incapable, is_out_of_memory
 from mergeloom.engine.run.device_cache import DeviceCache, Entry
 from mergeloom.engine.run.evaluate import Span, TreeEvaluator, check_finite
 from mergeloom.engine.run.state import MergeRun, TileQueue, TileRun, elements
-from mergeloom.engine.run.torch_arrays import use_one_thread
-from mergeloom.engine.run.torch_device import Device, Mark, is_incapable, is_out_of_memory
 
 _FLYING = 2
 """Tiles for which all orders are given after a tile before its results are looked at."""
@@ -63,16 +59,16 @@ class DeviceSpan:
     """Grains of a tensor on a device: grain ``first`` at byte ``at`` of ``memory``, each at a
     distance of `stride` from the one before."""
 
-    memory: Tensor
+    memory: Memory
     at: int
     first: int
     grains: Grains
 
-    def view(self, ops: Ops, dtype: DType, start: int, count: int) -> Tensor:
-        """Elements ``[start, start + count)`` of one grain as a flat tensor."""
-        return self._bytes(dtype.size, start, count).view(dtype.torch)
+    def view(self, ops: Ops, dtype: DType, start: int, count: int) -> Array:
+        """Elements ``[start, start + count)`` of one grain as a flat array."""
+        return ops.at(self._bytes(dtype.size, start, count), dtype, count)
 
-    def pieces(self, indices: range, size: int, host: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def pieces(self, indices: range, size: int, host: Memory) -> Iterator[tuple[Memory, Memory]]:
         """Bytes of grains ``indices`` here, and their places in ``host``, which holds nothing
         else; elements have ``size`` bytes."""
         grains = self.grains
@@ -83,7 +79,7 @@ class DeviceSpan:
             at = (start - begin) * size
             yield self._bytes(size, start, count), host[at : at + count * size]
 
-    def _bytes(self, size: int, start: int, count: int) -> Tensor:
+    def _bytes(self, size: int, start: int, count: int) -> Memory:
         index, inside = divmod(start, self.grains.size)
         at = self.at + (index - self.first) * stride(self.grains, size) + inside * size
         return self.memory[at : at + count * size]
@@ -108,7 +104,7 @@ _NOTHING = _Sizes(0, 0, 0)
 class _Slot:
     """Memory of one chunk; ``free`` is when what lies there has left."""
 
-    memory: Tensor
+    memory: Memory
     free: Mark | None = None
 
 
@@ -128,7 +124,7 @@ class _Flight:
     task: TileRun
     chunk: int
     arrived: Mark | None = None
-    doubtful: list[Tensor] = field(default_factory=list)
+    doubtful: list[Any] = field(default_factory=list)
     accumulator: Any = None
     timed: list[_Timed] = field(default_factory=list)
 
@@ -178,9 +174,8 @@ class Offload:
             Closed: the run was stopped.
             RunError: the device failed otherwise than for want of memory.
         """
-        use_one_thread()
         try:
-            with torch.inference_mode():
+            with self._device.working():
                 self._run()
         except (Closed, RunError):
             raise
@@ -261,7 +256,7 @@ class Offload:
             with self._fetch:
                 if flight.accumulator is not None:
                     _statistic(task).fetch(flight.accumulator)
-                doubtful = torch.stack(flight.doubtful).tolist() if flight.doubtful else []
+                doubtful = self._device.numbers(flight.doubtful)
         except Exception as error:
             chunk = self._smaller(flight.chunk, error)
         else:
@@ -272,8 +267,6 @@ class Offload:
 
     def _arrived(self, flight: _Flight, doubtful: Sequence[float]) -> None:
         task = flight.task
-        if doubtful:
-            self._finish(task, doubtful)
         if flight.accumulator is not None:
             self._host.accumulate(task, flight.accumulator)
         self._store.done(task)
@@ -282,7 +275,15 @@ class Offload:
             self.uploaded_bytes += chunk.nbytes
             self.uploading_seconds += _seconds(chunk.arriving)
             computing += _seconds(chunk.computing)
-        self._host.computed(task, computing)
+        if not doubtful:
+            self._host.computed(task, computing)
+            return
+
+        def finish() -> None:
+            _finish(task, doubtful)
+            self._host.computed(task, computing)
+
+        self._host.defer(finish)  # to digest takes as long as all orders of a merge of one pass
 
     def _land_all(self) -> None:
         while self._flying:
@@ -291,20 +292,6 @@ class Offload:
     def _others(self, task: TileRun) -> set[MergeRun]:
         """Merges under way but the one of ``task``."""
         return {flight.task.merge for flight in self._flying} - {task.merge}
-
-    def _finish(self, task: TileRun, doubtful: Sequence[float]) -> None:
-        """Check and digest what has arrived in the output blocks."""
-        run, work = task.merge, task.merge.placement.work
-        first, _ = elements(task.tile, run.placement)
-        inputs = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
-        outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
-        task.faulty.clear()
-        for index, doubt in zip(_grains(task), doubtful, strict=True):
-            bounds = work.grains.bounds(index)
-            if doubt:
-                task.faulty.update(check_finite(work.root, bounds, inputs, outputs))
-            for write, span in outputs:
-                run.digests[write].add(index, span.content(write.dtype, *bounds))
 
     def _launch(self, task: TileRun, chunk: int) -> _Flight:
         """Give all orders for a tile, ``chunk`` grains at a time."""
@@ -332,16 +319,13 @@ class Offload:
 
     def _prefixes(self, flight: _Flight, merge: Merge) -> list[tuple[int, ...]]:
         """The scan values of a tile's grains: their sums are needed before anything is written."""
-        found: list[tuple[int | Tensor, ...]] = []
+        found: list[tuple[Any, ...]] = []
         self._walk(
             flight, lambda evaluator, index, _: found.append(evaluator.scan_value(merge, index))
         ).wait()
         with self._fetch:
-            numbers = [number for own in found for number in own if isinstance(number, Tensor)]
-            fetched = iter(torch.stack(numbers).tolist() if numbers else [])
-        return [
-            tuple(int(next(fetched)) if isinstance(n, Tensor) else n for n in own) for own in found
-        ]
+            fetched = iter(self._device.numbers([number for own in found for number in own]))
+        return [tuple(int(next(fetched)) for _ in own) for own in found]
 
     def _walk(
         self,
@@ -376,6 +360,8 @@ class Offload:
                 )
                 for index in indices:
                     each(evaluator, index, outputs)
+                if indices.stop == task.tile.first + task.tile.grains:
+                    ops.bring()
             computed = self._compute.mark()
             nbytes = sum(source.numel() for _, source in uploads)
             flight.timed.append(_Timed(nbytes, (leaving, there), (begun, computed)))
@@ -386,12 +372,12 @@ class Offload:
         return last
 
     def _arrange(
-        self, task: TileRun, indices: range, memory: Tensor, stay: Entry | None
+        self, task: TileRun, indices: range, memory: Memory, stay: Entry | None
     ) -> tuple[
         dict[Load, DeviceSpan],
-        list[tuple[Tensor, Tensor]],
+        list[tuple[Memory, Memory]],
         list[tuple[Write, DeviceSpan]],
-        list[tuple[Tensor, Tensor]],
+        list[tuple[Memory, Memory]],
     ]:
         """Where the inputs of some grains are, what of them is to be uploaded; where the outputs
         go, what of them is to be downloaded: pairs of bytes on the device and here.
@@ -412,15 +398,14 @@ class Offload:
 
         def pieces(
             span: DeviceSpan, dtype: DType, block: Block, start: int
-        ) -> Iterator[tuple[Tensor, Tensor]]:
+        ) -> Iterator[tuple[Memory, Memory]]:
             self._device.pin(block)
             offset = start + (first - tile_first) * dtype.size
             nbytes = count * dtype.size
-            host = torch.frombuffer(block.memory, dtype=torch.uint8, count=nbytes, offset=offset)
-            return span.pieces(indices, dtype.size, host)
+            return span.pieces(indices, dtype.size, self._device.here(block, offset, nbytes))
 
         inputs: dict[Load, DeviceSpan] = {}
-        uploads: list[tuple[Tensor, Tensor]] = []
+        uploads: list[tuple[Memory, Memory]] = []
         for load, (block, start) in task.inputs.items():
             if staying is not None and load in staying.places:
                 span = DeviceSpan(self._store.memory, staying.places[load], 0, grains)
@@ -431,7 +416,7 @@ class Offload:
             if missing:
                 uploads += pieces(span, load.dtype, block, start)
         outputs: list[tuple[Write, DeviceSpan]] = []
-        downloads: list[tuple[Tensor, Tensor]] = []
+        downloads: list[tuple[Memory, Memory]] = []
         for write, block, start in task.outputs:
             span = in_slot(write.dtype)
             outputs.append((write, span))
@@ -470,9 +455,8 @@ class Offload:
         if sizes == self._sizes and self._store.stays:
             return  # a larger store is not worth uploading again what is there
         self._drop()
-        scratch = self._device.allocate(sizes.bench).view(torch.float32)
-        self._ops = self._arithmetic(scratch, on_device=True)
-        del scratch
+        with self._compute:
+            self._ops = self._arithmetic(self._device.allocate(sizes.bench), self._device)
         memory = self._device.allocate(SLOTS * sizes.slot)
         self._slots = [_Slot(memory[i * sizes.slot :][: sizes.slot]) for i in range(SLOTS)]
         self._sizes = sizes
@@ -531,6 +515,21 @@ class Offload:
             self._halved += 1
             self._most = min(self._most or chunk, chunk // 2)
         return chunk // 2
+
+
+def _finish(task: TileRun, doubtful: Sequence[float]) -> None:
+    """Check and digest what has arrived in the output blocks."""
+    run, work = task.merge, task.merge.placement.work
+    first, _ = elements(task.tile, run.placement)
+    inputs = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
+    outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
+    task.faulty.clear()
+    for index, doubt in zip(_grains(task), doubtful, strict=True):
+        bounds = work.grains.bounds(index)
+        if doubt:
+            task.faulty.update(check_finite(work.root, bounds, inputs, outputs))
+        for write, span in outputs:
+            run.digests[write].add(index, span.content(write.dtype, *bounds))
 
 
 def _statistic(task: TileRun) -> Any:

@@ -39,7 +39,7 @@ from mergeloom.engine.run.state import Bundle, MergeRun, SmallRun, TileRun, elem
 from mergeloom.engine.storage.source import Reader
 
 if TYPE_CHECKING:
-    from mergeloom.engine.run.torch_device import Device
+    from mergeloom.engine.run.device import Device
 
 R = TypeVar("R")
 
@@ -271,7 +271,7 @@ class Executor:
 
     def _offload(self, number: int) -> None:
         from mergeloom.engine.run.device_worker import Offload
-        from mergeloom.engine.run.torch_device import open_device
+        from mergeloom.engine.run.devices import open_device
 
         accelerator = self._schedule.devices[number]
         try:
@@ -283,7 +283,7 @@ class Executor:
                 self.give_up(task)
             return
         self._opened.append(device)
-        make = self._schedule.torch.open(frozenset())
+        make = self._schedule.there.open(frozenset())
         offload = Offload(device, number, accelerator.memory_bytes, self, make)
         try:
             with self.lanes.lane(accelerator.name):
@@ -340,6 +340,10 @@ class Executor:
         for write, block, at in task.outputs:
             self._to_write.put(lambda w=write, b=block, a=at: self._write(task, w, b, a))  # type: ignore[misc]
         self._tile_done(task, seconds)
+
+    def defer(self, request: Callable[[], None]) -> None:
+        """Let another thread do something soon; what goes wrong there ends the run."""
+        self._to_write.put(request)
 
     def computed_all(self, bundle: Bundle) -> None:
         """All outputs of a bundle are in its block."""

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Lock
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from mergeloom.engine.graph.graph import Load, Merge, Write, tree
@@ -167,6 +168,8 @@ class TileQueue(Protocol):
     def accumulate(self, task: TileRun, accumulator: Any) -> None: ...
 
     def computed(self, task: TileRun, seconds: float) -> None: ...
+
+    def defer(self, request: Callable[[], None]) -> None: ...
 
     def computed_all(self, bundle: Bundle) -> None: ...
 

@@ -46,16 +46,16 @@ use_one_thread()  # what a thread begins with that does not
 class TorchArrays:
     """`engine.graph.kernel.Ops` by torch.
 
-    ``memory`` is a block, or flat float32 on any device, at a multiple of `PAGE` bytes. It is
-    handed out like a stack. ``on_device`` is that of `GrainView`.
+    ``memory`` is a block, or flat bytes of a ``device``, at a multiple of `PAGE` bytes. It is
+    handed out like a stack.
     """
 
-    def __init__(self, memory: Block | Tensor, on_device: bool = False) -> None:
+    def __init__(self, memory: Block | Tensor, device: object = None) -> None:
         if isinstance(memory, Block):
             count = memory.size // 4
             memory = torch.frombuffer(memory.memory, dtype=torch.float32, count=count)
-        self.on_device = on_device
-        self._memory = memory
+        self.on_device = device is not None
+        self._memory = memory.view(torch.float32)
         self._used = 0
 
     def reads(self, dtype: DType) -> bool:
@@ -64,6 +64,13 @@ class TorchArrays:
     def view(self, block: Block, offset: int, dtype: DType, count: int) -> Tensor:
         """Elements at a byte of a block, as a flat tensor."""
         return torch.frombuffer(block.memory, dtype=dtype.torch, count=count, offset=offset)
+
+    def at(self, memory: Tensor, dtype: DType, count: int) -> Tensor:
+        """Elements that begin at bytes of a device."""
+        return memory.view(dtype.torch)
+
+    def bring(self) -> None:
+        """Tensors are fetched one by one."""
 
     def shaped(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
         return array.view(shape)

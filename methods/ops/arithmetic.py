@@ -1,4 +1,4 @@
-"""The two arithmetics: what planning must know of them, and how workers get them.
+"""The arithmetics: what planning must know of them, and how workers get them.
 
 Planning imports neither torch nor what loads machine code.
 """
@@ -17,6 +17,7 @@ from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Ops, Use
 from mergeloom.engine.hardware.machine_code import Library, NativeError
+from mergeloom.methods.ops.cuda.arithmetic import CUDA
 from mergeloom.methods.ops.loops.sizes import (
     Kind,
     factors_bytes,
@@ -174,7 +175,7 @@ class CompiledArithmetic(Arithmetic):
                 f"machine code cannot be built: {error}: set {VARIABLE}=torch to merge without it"
             ) from error
 
-    def open(self, words: frozenset[str]) -> Callable[[Any], Ops]:
+    def open(self, words: frozenset[str]) -> Callable[..., Ops]:
         from mergeloom.methods.ops.compiled_ops import CompiledOps
 
         try:
@@ -193,6 +194,9 @@ class TorchArithmetic(Arithmetic):
     """torch's operations."""
 
     uses_torch = True
+
+    def on_device(self, kind: str) -> Arithmetic:
+        return CUDA if kind == "cuda" else self
 
     @property
     def name(self) -> str:
@@ -245,7 +249,7 @@ class TorchArithmetic(Arithmetic):
     def build(self, words: frozenset[str]) -> None:
         pass
 
-    def open(self, words: frozenset[str]) -> Callable[[Any], Ops]:
+    def open(self, words: frozenset[str]) -> Callable[..., Ops]:
         from mergeloom.methods.ops.torch_ops import TorchOps
 
         return TorchOps

@@ -57,7 +57,9 @@ _CTYPES: dict[str, Any] = {
 }
 
 
-class _Record(ctypes.Structure):
+class VectorRecord(ctypes.Structure):
+    """A record of `methods.ops.loops.record.VECTOR`."""
+
     _fields_ = [(name, _CTYPES[kind]) for name, kind in VECTOR]
 
 
@@ -235,7 +237,7 @@ class CompiledOps(CompiledTables, Arena):
 
         rows = base.count // row
         sums = np.empty((5, rows))
-        places = *_place(base), *_place(other)
+        places = *place_of(base), *place_of(other)
         self._call("divergences", *places, rows, row, sums.ctypes.data)
         return divergences_of(sums, np).astype(np.float32)
 
@@ -286,12 +288,12 @@ class CompiledOps(CompiledTables, Arena):
         self._call(
             *("combine", described, len(vectors), _HASH_AT),
             *(0 if votes is None else 1 + by_count, shares is not None, CANCELLED),
-            *((0, 0) if base is None else _place(base)),
+            *((0, 0) if base is None else place_of(base)),
             *(scale, out.address, out.count),
         )
 
     def step(self, vector: Vector, limit: float, base: Elements, out: Elements) -> None:
-        place = _place(base)
+        place = place_of(base)
         self._call("step", self._vectors([vector]), limit, *place, out.address, out.count)
 
     def disjoint(
@@ -305,7 +307,7 @@ class CompiledOps(CompiledTables, Arena):
         described = self._vectors(vectors)
         for record, more in zip(described, excess, strict=True):
             record.coefficient = more
-        place = *_place(base), out.address, out.count
+        place = *place_of(base), out.address, out.count
         self._call("disjoint", described, len(vectors), epsilon, *place)
 
     def variance(self, vectors: Sequence[Vector], out: Elements) -> None:
@@ -331,7 +333,7 @@ class CompiledOps(CompiledTables, Arena):
         record, across, top = _describe_blocks(blocks), blocks.grid[2], self.top()
         room = self.take_bytes(8 * across + (4 * row if blocks.groups is not None else 0))
         self._call(
-            *("adjust", *_place(array), ctypes.addressof(record), int(how), zero, factor),
+            *("adjust", *place_of(array), ctypes.addressof(record), int(how), zero, factor),
             *(out.address, out.count // row, row, room),
         )
         self.release(top)
@@ -347,12 +349,12 @@ class CompiledOps(CompiledTables, Arena):
         scales: Elements,
     ) -> None:
         self._call(
-            *("quantise", *_place(array), out.count // row, row, band, columns, scale.top),
+            *("quantise", *place_of(array), out.count // row, row, band, columns, scale.top),
             *(scale.limit, Kind[scale.dtype.code], out.address, scales.address),
         )
 
     def look_up(self, codes: Elements, table: Elements, out: Elements) -> None:
-        place = _place(codes)
+        place = place_of(codes)
         self._call("look_up", *place, table.address, table.count, out.address, out.count)
 
     def add_product(
@@ -369,7 +371,7 @@ class CompiledOps(CompiledTables, Arena):
         place = first, scale, out.address, out.count
         width = down.count // rank
         work = product_bytes(rank)
-        self._call("add_product", *_place(weight), *factors, rank, width, *place, work=work)
+        self._call("add_product", *place_of(weight), *factors, rank, width, *place, work=work)
 
     def mean_rows(
         self, arrays: Sequence[Elements], table: Elements, row: int, first: int, out: Elements
@@ -387,7 +389,7 @@ class CompiledOps(CompiledTables, Arena):
 
     def transpose(self, array: Elements, matrix: tuple[int, int], out: Elements) -> None:
         count = array.count // (matrix[0] * matrix[1])
-        self._call("transpose", *_place(array), count, *matrix, out.address)
+        self._call("transpose", *place_of(array), count, *matrix, out.address)
 
     # --- factors --------------------------------------------------------------------------
 
@@ -451,17 +453,28 @@ class CompiledOps(CompiledTables, Arena):
 
     def _vectors(self, vectors: Sequence[Vector], kept: Sequence[KeepRule] | None = None) -> Any:
         """Records of `methods.ops.loops.record`, valid as long as the arrays are."""
-        described = (_Record * len(vectors))()
+        described = (VectorRecord * len(vectors))()
         for number, record in enumerate(described):
             vector = vectors[number]
-            record.address, record.bytes = _place(vector.array)
+            record.address, record.bytes = place_of(vector.array)
             if vector.minus is not None:
-                record.minus, record.minus_bytes = _place(vector.minus)
+                record.minus, record.minus_bytes = place_of(vector.minus)
             if vector.factors is not None:
-                _describe_factors(record, vector.factors, vector.array.count)
+                self._describe_factors(record, vector.factors, vector.array.count)
             if kept is not None and kept[number] is not KEEP_ALL:
                 _describe_rule(record, kept[number])
         return described
+
+    def _describe_factors(self, record: Any, factors: Factors, count: int) -> None:
+        record.factors, numbers = self._numbers_at(factors.numbers)
+        if factors.by_column:
+            record.factor_columns, record.first_column = numbers, factors.first_column
+        else:
+            record.factor_row = count // numbers
+
+    def _numbers_at(self, numbers: Any) -> tuple[int, int]:
+        """Address of float32 numbers, and how many there are."""
+        return numbers.ctypes.data, numbers.size
 
 
 def divergences_of(sums: Any, library: Any) -> Any:
@@ -484,18 +497,9 @@ def _array(elements: Elements, kind: str) -> np.ndarray[Any, Any]:
     return np.ctypeslib.as_array(memory).view(kind)
 
 
-def _place(elements: Elements) -> tuple[int, int]:
+def place_of(elements: Elements) -> tuple[int, int]:
     """Address and bytes of an element."""
     return elements.address, _SIZES[elements.dtype.code]
-
-
-def _describe_factors(record: Any, factors: Factors, count: int) -> None:
-    numbers = factors.numbers
-    record.factors = numbers.ctypes.data
-    if factors.by_column:
-        record.factor_columns, record.first_column = numbers.size, factors.first_column
-    else:
-        record.factor_row = count // numbers.size
 
 
 def _describe_blocks(blocks: Blocks) -> Any:

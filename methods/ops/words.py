@@ -418,7 +418,9 @@ def matrix(products: Sequence[Any], count: int) -> list[list[Any]]:
 
 def here(numbers: Numbers) -> Any:
     """The same as an array of numpy in main memory."""
-    return numbers.cpu().numpy() if hasattr(numbers, "cpu") else numbers
+    if hasattr(numbers, "cpu"):
+        numbers = numbers.cpu()
+    return numbers.numpy() if hasattr(numbers, "numpy") else numbers
 
 
 def elements_of(array: Array) -> int:

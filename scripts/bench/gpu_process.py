@@ -119,7 +119,7 @@ def without_hardware(memory: int) -> None:
     for module, name, value in (
         ("mergeloom.engine.hardware.process", "devices", lambda: found),
         ("mergeloom.engine.hardware.accelerators", "found_devices", lambda _: found),
-        ("mergeloom.engine.run.torch_device", "open_device", fake.FakeDevice),
+        ("mergeloom.engine.run.devices", "open_device", fake.FakeDevice),
     ):
         setattr(import_module(module), name, value)
 

@@ -16,7 +16,7 @@ from scripts.bench.cgroup import GroupUsage, MemoryGroup
 
 _DROP = Path("/proc/sys/vm/drop_caches")
 _SECTOR = 512
-_CHECK_SECONDS = 0.2
+_CHECK_SECONDS = 0.02
 
 
 class StoppedError(OSError):

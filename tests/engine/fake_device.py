@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_leaves
 
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.run.torch_device import Device, Mark, Queue
+from mergeloom.engine.run.device import Mark, Queue
+from mergeloom.engine.run.torch_device import TorchDevice
 
 RUBBISH = 0xA5
 _SMALL = 4096
@@ -132,7 +133,7 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-class FakeDevice(Device):
+class FakeDevice(TorchDevice):
     """``capacity`` is what there is; ``fails`` is asked at each allocation, by its number."""
 
     def __init__(

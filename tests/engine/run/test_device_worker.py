@@ -100,7 +100,7 @@ def run(graph: Graph, here: Machine, opener: Opener | None = None, ram: int | No
         readers = source_readers(made, reader_of)
         executor = Executor(made, readers, spilled.before(sink), opener)
         executor.run(every=0.005)
-    for device in opener.opened if opener is not None else ():
+    for device in opener.opened if isinstance(opener, Opener) else ():
         assert device.closed
         assert not device.pinned, "a block went back to the system with its pages pinned"
         assert device.used == 0

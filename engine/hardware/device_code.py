@@ -1,0 +1,179 @@
+"""Machine code of CUDA devices, made by NVIDIA's run-time compiler and kept in the user's cache.
+
+The compiler (NVRTC) comes with torch's builds for CUDA, and as a package of its own; torch itself
+is not loaded. It is large: so it runs in a process of its own, once for a source and a kind of
+device.
+
+    python -m mergeloom.engine.hardware.device_code SOURCE MAJOR MINOR > CODE
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from mergeloom.engine.hardware.machine_code import NativeError, is_private
+from mergeloom.engine.hardware.profile import cache_directory
+
+_PATTERNS = ("libnvrtc.so*", "nvrtc64_*_0.dll")
+_SYSTEM = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
+# Results are those of the CPU's code: no product and sum may become one operation unasked.
+_OPTIONS = (b"--fmad=false", b"--std=c++17")
+_PATIENCE = 120.0
+"""Seconds after which the compiler is given up."""
+_ROOT = Path(__file__).absolute().parents[__name__.count(".") if __name__ != "__main__" else 3]
+
+
+def compiler() -> str | None:
+    """Where the compiler is, or its name where the system knows it; ``None``: there is none."""
+    for folder in _folders():
+        for pattern in _PATTERNS:
+            for path in sorted(folder.glob(pattern)):
+                if "builtins" not in path.name and ".alt." not in path.name:
+                    return str(path)
+    for name in _SYSTEM:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name)
+            return name
+    return None
+
+
+def _folders() -> Iterator[Path]:
+    """Where packages put it: NVIDIA's own, and torch."""
+    for package, inside in (("nvidia", ("*/lib", "*/bin", "*/bin/*")), ("torch", ("lib",))):
+        found = util.find_spec(package)
+        for root in (found.submodule_search_locations or ()) if found else ():
+            for pattern in inside:
+                yield from sorted(Path(root).glob(pattern))
+
+
+def device_code(source: Path, capability: tuple[int, int]) -> bytes:
+    """The machine code of a source for devices of a compute capability, or what their driver
+    makes that of.
+
+    Raises:
+        NativeError: there is none, and it cannot be made.
+    """
+    library = compiler()
+    if library is None:
+        raise NativeError(
+            "NVIDIA's run-time compiler is not there: install a build of torch for CUDA, or the "
+            "package nvidia-cuda-nvrtc"
+        )
+    content = source.read_bytes()
+    about = repr((library, _OPTIONS, capability, Path(__file__).stat().st_size))
+    digest = hashlib.sha256(content + about.encode()).hexdigest()[:32]
+    kept = cache_directory() / "cuda" / digest
+    with contextlib.suppress(OSError):
+        if is_private(kept) and is_private(kept.parent):
+            check, _, code = kept.read_bytes().partition(b"\n")
+            if hashlib.sha256(code).hexdigest().encode() == check:
+                return code
+    command = [sys.executable, "-m", __name__, str(source), *map(str, capability)]
+    try:
+        done = subprocess.run(
+            command, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NativeError(f"NVIDIA's run-time compiler cannot be run: {error}") from error
+    if done.returncode or not done.stdout:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no words"]
+        raise NativeError(f"NVIDIA's run-time compiler failed: {said[-1]}")
+    with contextlib.suppress(OSError):
+        _keep(kept, done.stdout)
+    return done.stdout
+
+
+def _keep(path: Path, code: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)  # for this user alone
+    with open(descriptor, "wb") as file:
+        file.write(hashlib.sha256(code).hexdigest().encode() + b"\n" + code)
+    os.replace(temporary, path)
+
+
+def compiled(library: str, source: bytes, capability: tuple[int, int]) -> bytes:
+    """What the compiler makes of a source: code for the device, or where it does not know it, the
+    driver's language (PTX) for the newest one before it.
+
+    Raises:
+        NativeError: it cannot be loaded, or refuses the source.
+    """
+    try:
+        # It looks for a part of itself by name, which is found once it is loaded.
+        for part in sorted(Path(library).parent.glob("libnvrtc-builtins.so*")):
+            ctypes.CDLL(str(part), mode=ctypes.RTLD_GLOBAL)
+        nvrtc = ctypes.CDLL(library)
+    except OSError as error:
+        raise NativeError(f"'{library}' cannot be loaded: {error}") from error
+    wanted = 10 * capability[0] + capability[1]
+    known = [each for each in _known(nvrtc) if each <= wanted]
+    if not known:
+        raise NativeError(f"'{library}' knows no device of compute capability {capability}")
+    exactly = known[-1] == wanted
+    kind = f"sm_{wanted}" if exactly else f"compute_{known[-1]}"
+    program = ctypes.c_void_p()
+    name = ctypes.c_char_p(b"words.cu")
+    text = ctypes.c_char_p(source)
+    _check(
+        nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None), program
+    )
+    options = [f"--gpu-architecture={kind}".encode(), *_OPTIONS]
+    given = (ctypes.c_char_p * len(options))(*options)
+    _check(nvrtc, nvrtc.nvrtcCompileProgram(program, len(options), given), program)
+    which = "CUBIN" if exactly else "PTX"
+    size = ctypes.c_size_t()
+    _check(nvrtc, getattr(nvrtc, f"nvrtcGet{which}Size")(program, ctypes.byref(size)), program)
+    code = ctypes.create_string_buffer(size.value)
+    _check(nvrtc, getattr(nvrtc, f"nvrtcGet{which}")(program, code), program)
+    return code.raw
+
+
+def _known(nvrtc: Any) -> list[int]:
+    """The compute capabilities that a compiler knows, lowest first, as two digits in one."""
+    count = ctypes.c_int()
+    nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    found = (ctypes.c_int * count.value)()
+    nvrtc.nvrtcGetSupportedArchs(found)
+    return sorted(found)
+
+
+def _check(nvrtc: Any, status: int, program: ctypes.c_void_p) -> None:
+    if not status:
+        return
+    nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
+    told = nvrtc.nvrtcGetErrorString(status).decode()
+    size = ctypes.c_size_t()
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(max(size.value, 1))
+    nvrtc.nvrtcGetProgramLog(program, log)
+    lines = log.value.decode(errors="replace").strip().splitlines()
+    raise NativeError(f"{told}: {lines[0]}" if lines else told)
+
+
+def main(arguments: list[str]) -> int:
+    """Write the code of a source to standard output; the result is an exit status."""
+    source, major, minor = arguments
+    library = compiler()
+    if library is None:
+        return 1
+    try:
+        code = compiled(library, Path(source).read_bytes(), (int(major), int(minor)))
+    except NativeError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.buffer.write(code)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

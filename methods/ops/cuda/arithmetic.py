@@ -1,0 +1,96 @@
+"""What planning must know of arithmetic on CUDA devices, and how workers get it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mergeloom.engine.base.dtypes import BF16, F32, DType
+from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.graph.kernel import Arithmetic, Ops, Use
+from mergeloom.engine.hardware.machine_code import NativeError
+from mergeloom.methods.ops.cuda.sizes import MOST_VECTORS
+
+SOURCE = Path(__file__).resolve().parent / "words.cu"
+
+_WORDS = frozenset(
+    {
+        *("choose", "choose_by_rank", "combine", "copy", "count_equal", "count_high", "count_low"),
+        *("disjoint", "divergences", "dots", "draw", "end_of_equal", "magnitudes", "mark"),
+        *("shared", "squares", "step", "variance"),
+    }
+)
+_OF_ROWS = frozenset({"choose", "count_high", "count_low"})
+"""Words whose vectors may have a factor for each row, which is sent there."""
+_TYPES = frozenset({"BF16", "F32", "F16", "F64", "F8_E4M3", "F8_E5M2"})
+_COST = 0.4
+"""Nanoseconds for one element of one vector on a core, of which a device is many: one launch."""
+
+
+class CudaArithmetic(Arithmetic):
+    """Machine code of a device."""
+
+    uses_torch = False
+    name = "cuda 1"
+
+    def can(self, use: Use) -> bool:
+        return use.word in _WORDS and use.vectors <= MOST_VECTORS
+
+    def reads(self, dtype: DType) -> bool:
+        return dtype in (BF16, F32)
+
+    def widens(self, dtype: DType) -> bool:
+        return dtype.code in _TYPES
+
+    def writes(self, dtype: DType) -> bool:
+        return dtype.code in _TYPES
+
+    def workspace_bytes(self, use: Use, grains: Grains) -> int:
+        size, row = grains.size, max(grains.row, 1)
+        if use.word == "choose_by_rank":
+            return use.vectors * _pages(size) + _pages(8 * size) + _pages(4 * row)
+        if use.word == "mark":
+            return _pages(size)
+        if use.word in _OF_ROWS:
+            return _pages(4 * -(-size // row))
+        return 0
+
+    def cost(self, use: Use) -> float:
+        return _COST * use.vectors
+
+    def library_bytes(self, words: frozenset[str]) -> int:
+        return 0  # that of a device is told by itself
+
+    def missing(self, words: frozenset[str]) -> frozenset[str]:
+        return frozenset()
+
+    def build(self, words: frozenset[str]) -> None:
+        pass
+
+    def open(self, words: frozenset[str]) -> Callable[..., Ops]:
+        from mergeloom.engine.hardware.device_code import device_code
+        from mergeloom.methods.ops.cuda.ops import SIGNATURES, CudaOps, workshop
+
+        rooms: dict[int, Any] = {}
+
+        def make(memory: Any, device: Any) -> Ops:
+            if id(device) not in rooms:
+                try:
+                    code = device_code(SOURCE, device.capability)
+                except NativeError as error:
+                    raise RunError(f"'{device.name}' cannot be used: {error}") from error
+                device.load(code, list(SIGNATURES))
+                rooms[id(device)] = workshop(device)
+            return CudaOps(device, rooms[id(device)], memory)
+
+        return make
+
+
+def _pages(nbytes: int) -> int:
+    """Scratch is handed out in pages."""
+    return -(-nbytes // 4096) * 4096
+
+
+CUDA: Arithmetic = CudaArithmetic()

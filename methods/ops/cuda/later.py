@@ -1,0 +1,74 @@
+"""Numbers that a device is still to find: they can be added up now, and asked for later."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mergeloom.engine.graph.sums import Sums
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Later:
+    """What ``get`` gives, a number or `Sums`, once the device has done what was ordered before."""
+
+    __slots__ = ("_get",)
+
+    def __init__(self, get: Callable[[], Any]) -> None:
+        self._get = get
+
+    def cpu(self) -> Any:
+        """The value."""
+        return self._get()
+
+    def __add__(self, other: Any) -> Later:
+        return Later(lambda: self._get() + value_of(other))
+
+    def __radd__(self, other: Any) -> Later:
+        return Later(lambda: value_of(other) + self._get())
+
+    def __float__(self) -> float:
+        return float(self._get())
+
+    def __int__(self) -> int:
+        return int(self._get())
+
+
+def value_of(number: Any) -> Any:
+    """A number itself, or the one that it will be."""
+    return number.cpu() if isinstance(number, Later) else number
+
+
+def number_at(address: int, keeper: object) -> Later:
+    """The float64 number at an address of main memory, which ``keeper`` keeps."""
+    return Later(lambda: (keeper, ctypes.c_double.from_address(address).value)[1])
+
+
+def sums_at(address: int, count: int, keeper: object) -> Later:
+    """So many of them."""
+    return Later(lambda: (keeper, Sums((ctypes.c_double * count).from_address(address)))[1])
+
+
+class LaterArray:
+    """``count`` numbers of 4 bytes at an address of main memory, which ``keeper`` keeps.
+
+    ``kind`` is numpy's abbreviation of their type.
+    """
+
+    __slots__ = ("_address", "_count", "_keeper", "_kind")
+
+    def __init__(self, address: int, count: int, kind: str, keeper: object) -> None:
+        self._address = address
+        self._count = count
+        self._kind = kind
+        self._keeper = keeper
+
+    def cpu(self) -> np.ndarray[Any, Any]:
+        """The numbers."""
+        import numpy as np
+
+        content = (ctypes.c_uint8 * (4 * self._count)).from_address(self._address)
+        return np.frombuffer(bytes(content), self._kind)

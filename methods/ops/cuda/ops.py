@@ -1,0 +1,313 @@
+"""`methods.ops.words.Ops` on elements of a CUDA device: each word is one launch of `words.cu`.
+
+What words find stays a `Later` until the tile has arrived. Words without code here raise
+NotImplementedError; planning keeps merges that need them on the CPU (`methods.ops.cuda.arithmetic`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.graph.kernel import GrainView
+from mergeloom.engine.graph.sums import Sums
+from mergeloom.engine.memory.elements import Arena, Elements
+from mergeloom.methods.ops.compiled_ops import CompiledOps, VectorRecord, place_of
+from mergeloom.methods.ops.cuda.later import Later, LaterArray, number_at, sums_at, value_of
+from mergeloom.methods.ops.cuda.sizes import MOST_BLOCKS, MOST_KEYS, MOST_VECTORS, WORKSHOP_BYTES
+from mergeloom.methods.ops.loops.sizes import Kind
+from mergeloom.methods.ops.words import KeepRule, RandomBound, Vector, pairs
+
+if TYPE_CHECKING:
+    import numpy as np
+
+THREADS = 256
+_EACH = 8
+"""Elements that a thread of a sum takes at least."""
+
+
+class Memory(Protocol):
+    """Bytes of a device."""
+
+    address: int
+    size: int
+
+
+class Launcher(Protocol):
+    """What is asked of a device; see `engine.run.cuda_device.CudaDevice`."""
+
+    def allocate(self, nbytes: int) -> Any: ...
+    def launch(self, name: str, grid: tuple[int, int], threads: int, given: Sequence[Any]) -> None:
+        ...
+    def upload(self, address: int, content: Any) -> None: ...
+    def finish(self) -> None: ...
+    def cells(self, count: int) -> tuple[int, object]: ...
+    def table(self, nbytes: int) -> Any: ...
+    def bring(self, memory: Any) -> Any: ...
+
+
+class Vectors(ctypes.Structure):
+    """``struct Vectors`` of the code."""
+
+    _fields_ = [("each", VectorRecord * MOST_VECTORS)]
+
+
+class Keys(ctypes.Structure):
+    """``struct Keys`` of the code."""
+
+    _fields_ = [
+        ("count", ctypes.c_int64),
+        ("high", ctypes.c_int32 * MOST_KEYS),
+        ("table", ctypes.c_int64 * MOST_KEYS),
+    ]
+
+
+TYPES: Mapping[str, Any] = {
+    "V": Vectors,
+    "K": Keys,
+    "q": ctypes.c_int64,
+    "d": ctypes.c_double,
+}
+
+
+class Signature(NamedTuple):
+    """Types of a function's arguments, and where the number of elements, or rows, stands."""
+
+    types: str
+    size: int
+    sums: bool = False
+    """Whether it adds up, so that fewer threads do more each."""
+
+
+SIGNATURES = {
+    "choose": Signature("Vdqq", 3),
+    "choose_by_rank": Signature("Vqqqqq", 4),
+    "combine": Signature("Vqqqqdqqdqq", 10),
+    "count_equal": Signature("Vqdqq", 1, True),
+    "count_high": Signature("Vqqqqq", 1, True),
+    "count_low": Signature("VqKqqqq", 1, True),
+    "disjoint": Signature("Vqdqqqq", 6),
+    "divergences": Signature("qqqqqqq", 4),
+    "dots": Signature("Vqqqq", 2, True),
+    "end_of_equal": Signature("Vqdqq", 1),
+    "magnitudes": Signature("Vqqqq", 1, True),
+    "mark": Signature("Vqq", 1),
+    "shared": Signature("Vqqdqq", 2, True),
+    "step": Signature("Vdqqqq", 5),
+    "store": Signature("qqqqq", 1),
+    "variance": Signature("Vqqq", 3),
+    "widen": Signature("qqqq", 2),
+}
+
+
+class CountTable:
+    """Counters on a device, int64."""
+
+    def __init__(self, device: Launcher, count: int) -> None:
+        self._device = device
+        self.memory = device.table(8 * count)
+        self._here: Any = None
+
+    def bring(self) -> None:
+        """Order that the counts be copied here."""
+        self._here = self._device.bring(self.memory)
+
+    def cpu(self) -> np.ndarray[Any, Any]:
+        """The counts, once all of them have been made and brought here."""
+        import numpy as np
+
+        content = (ctypes.c_int64 * (self.memory.size // 8)).from_address(self._here.address)
+        return np.array(np.ctypeslib.as_array(content))
+
+
+class CudaOps(CompiledOps):
+    """Arithmetic on one device with scratch ``memory`` there."""
+
+    on_device = True
+
+    def __init__(self, device: Launcher, workshop: Memory, memory: Any) -> None:
+        Arena.__init__(self, memory)
+        self._device = device
+        self._workshop = workshop
+        self._tables: list[CountTable] = []
+
+    def at(self, memory: Memory, dtype: DType, count: int) -> Elements:
+        """Elements that begin at bytes of the device."""
+        return Elements(memory.address, dtype, count)
+
+    def store(self, result: Elements, out: Elements) -> Any:
+        found, keeper = self._device.cells(1)
+        self._call("store", result.address, result.count, out.address, Kind[out.dtype.code], found)
+        return number_at(found, keeper)
+
+    # --- measuring ------------------------------------------------------------------------
+
+    def sums(self, numbers: Sequence[Any]) -> Any:
+        given = list(numbers)
+        return Later(lambda: Sums(float(value_of(number)) for number in given))
+
+    def counters(self, count: int) -> Any:
+        self._tables.append(CountTable(self._device, count))
+        return self._tables[-1]
+
+    def bring(self) -> None:
+        for table in self._tables:
+            table.bring()
+        self._tables.clear()
+
+    def there(self, numbers: Any) -> Any:
+        found = self.take(numbers.size)
+        self._device.upload(found.address, (ctypes.c_float * numbers.size).from_buffer_copy(numbers))
+        return found
+
+    @property
+    def maths(self) -> Any:
+        raise NotImplementedError("functions of numbers on a device")
+
+    def single(self, numbers: Any) -> Any:
+        raise NotImplementedError("numbers of rows on a device")
+
+    def numbers(self, array: Elements, start: int, count: int) -> Any:
+        raise NotImplementedError("numbers of rows on a device")
+
+    def dots(self, vectors: Sequence[Vector]) -> Any:
+        count = len(pairs(len(vectors)))
+        place, keeper = self._device.cells(count)
+        size = vectors[0].array.count
+        given = self._vectors(vectors), len(vectors), size, place, self._workshop.address
+        self._call("dots", *given, rows=count)
+        return sums_at(place, count, keeper)
+
+    def _run_sums(self, vector: Vector, kept: KeepRule, squares: bool) -> Any:
+        place, keeper = self._device.cells(2)
+        described, size = self._vectors([vector], [kept]), vector.array.count
+        self._call("magnitudes", described, size, squares, place, self._workshop.address)
+        return number_at(place, keeper), number_at(place + 8, keeper)
+
+    def shared(self, vectors: Sequence[Vector], epsilon: float) -> Any:
+        count, size = len(vectors), vectors[0].array.count
+        place, keeper = self._device.cells(2 * count)
+        described = self._vectors(vectors)
+        self._call("shared", described, count, size, epsilon, place, self._workshop.address)
+        return sums_at(place, 2 * count, keeper)
+
+    def count_high(self, vector: Vector, low: int, counts: Any) -> Any:
+        place, keeper = self._device.cells(1)
+        given = vector.array.count, low, counts.memory.address, place, self._workshop.address
+        self._call("count_high", self._vectors([vector]), *given)
+        return number_at(place, keeper)
+
+    def count_low(
+        self, vector: Vector, highs: Sequence[int], low: int, step: int, counts: Sequence[Any]
+    ) -> Any:
+        keys, rows = Keys(len(highs)), 1 << (low - step)
+        for number, (high, table) in enumerate(zip(highs, counts, strict=True)):
+            keys.high[number], keys.table[number] = high, table.memory.address
+        place, keeper = self._device.cells(-(-len(highs) * rows // 2))
+        given = vector.array.count, keys, low, step, place, self._workshop.address
+        self._call("count_low", self._vectors([vector]), *given)
+        return [
+            LaterArray(place + 4 * rows * number, rows, "i4", keeper) for number in range(len(highs))
+        ]
+
+    def count_equal(self, vector: Vector, value: float) -> Any:
+        place, keeper = self._device.cells(1)
+        given = vector.array.count, value, place, self._workshop.address
+        self._call("count_equal", self._vectors([vector]), *given)
+        return number_at(place, keeper)
+
+    def end_of_equal(self, vector: Vector, value: float, most: int) -> int:
+        place, keeper = self._device.cells(1)
+        self._call("end_of_equal", self._vectors([vector]), vector.array.count, value, most, place)
+        self._device.finish()
+        return int(number_at(place, keeper))
+
+    def divergences(self, base: Elements, other: Elements, row: int) -> Any:
+        rows = base.count // row
+        found, keeper = self._device.cells(-(-rows // 2))
+        self._call("divergences", *place_of(base), *place_of(other), rows, row, found)
+        return LaterArray(found, rows, "f4", keeper)
+
+    def row_dots(self, vectors: Sequence[Vector], row: int) -> Any:
+        raise NotImplementedError("row_dots on a device")
+
+    def column_dots(self, vectors: Sequence[Vector], columns: int, first: int) -> Any:
+        raise NotImplementedError("column_dots on a device")
+
+    def column_sums(self, array: Elements, rows: int, columns: int) -> Any:
+        raise NotImplementedError("column_sums on a device")
+
+    # --- choosing -------------------------------------------------------------------------
+
+    def new_marks(self, grain: GrainView, number: int, vectors: int) -> int:
+        return self.take_bytes(grain.count)
+
+    def choose_by_rank(
+        self, vector: Vector, row: int, key: int, start: int, steps: Any, marks: int
+    ) -> int:
+        rule = KeepRule(draw=RandomBound(key, start, int(steps[0])))
+        size, top = vector.array.count, self.top()
+        given = (ctypes.c_int32 * row).from_buffer_copy(steps)
+        there, room = self.take_bytes(4 * row), self.take_bytes(8 * size)
+        self._device.upload(there, given)
+        described = self._vectors([vector], [rule])
+        self._call("choose_by_rank", described, there, row, marks, size, room, rows=row)
+        self.release(top)
+        return marks
+
+    def mark(self, vector: Vector, kept: KeepRule, marks: int) -> int:
+        self._call("mark", self._vectors([vector], [kept]), vector.array.count, marks)
+        return marks
+
+    # --- calls ----------------------------------------------------------------------------
+
+    def _call(self, name: str, *arguments: Any, row: int = 0, work: int = 0, rows: int = 0) -> None:
+        signature = SIGNATURES.get(name)
+        if signature is None:
+            raise NotImplementedError(f"{name} on a device")
+        size = int(arguments[signature.size])
+        if not size:
+            return
+        given = [
+            make(value) for make, value in zip(_MADE[signature.types], arguments, strict=True)
+        ]
+        self._device.launch(name, _grid(name, signature, size, rows), THREADS, given)
+
+    def _numbers_at(self, numbers: Any) -> tuple[int, int]:
+        return numbers.address, numbers.count
+
+
+def _vectors(described: Any) -> Vectors:
+    """The records of vectors as one argument."""
+    if len(described) > MOST_VECTORS:
+        raise NotImplementedError(f"{len(described)} vectors at once on a device")
+    given = Vectors()
+    ctypes.memmove(ctypes.addressof(given), ctypes.addressof(described), ctypes.sizeof(described))
+    return given
+
+
+_MAKE: Mapping[str, Any] = {**TYPES, "V": _vectors, "K": lambda keys: keys}
+_MADE = {
+    signature.types: [_MAKE[kind] for kind in signature.types] for signature in SIGNATURES.values()
+}
+
+
+def _grid(name: str, signature: Signature, size: int, rows: int) -> tuple[int, int]:
+    """Blocks of threads that work on so many elements or rows."""
+    if name == "choose_by_rank":
+        return size // rows, 1
+    if name == "divergences":
+        return size, 1
+    if name == "end_of_equal":
+        return 1, 1
+    if signature.sums:
+        return min(-(-size // (THREADS * _EACH)), MOST_BLOCKS), rows or 1
+    return -(-size // THREADS), 1
+
+
+def workshop(device: Launcher) -> Memory:
+    """What launches of one device have to themselves, one after the other."""
+    found: Memory = device.table(WORKSHOP_BYTES)
+    return found

@@ -1,0 +1,90 @@
+"""Every method by a CUDA device's own code, compiled for this machine, against the CPU's code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mergeloom.engine.base.dtypes import BF16, F16, F32
+from mergeloom.engine.base.units import MIB
+from mergeloom.engine.graph.graph import Graph, Merge, Write
+from mergeloom.engine.hardware import device_code
+from mergeloom.engine.hardware.accelerators import Accelerator
+from mergeloom.engine.hardware.spec import Machine
+from mergeloom.engine.plan.assignment import Reason
+from mergeloom.methods.ops.arithmetic import COMPILED, TORCH
+from tests.engine.fake_device import accelerator
+from tests.engine.host_cuda import HostDevice, needs_compiler
+from tests.engine.run.test_device_worker import Memory, run
+from tests.engine.support import Workshop
+from tests.methods.test_devices import VARIANTS, kernel_of
+
+CPU = Machine(2, 300 * MIB, 0, COMPILED, TORCH)
+SHAPES = {"wide": (27, 21000), "rows": (900, 600), "vector": (530_000,)}
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """A merge by every variant of every method, for every shape, to several types."""
+    workshop = Workshop(tmp_path_factory.mktemp("in"))
+    outputs: dict[str, tuple[Merge, object]] = {}
+    for label, shape in SHAPES.items():
+        loads = [workshop.loads(dtype, [shape], gap=2)[0] for dtype in (BF16, BF16, F16, F32)]
+        for number, (name, settings) in enumerate(VARIANTS):
+            kernel, count = kernel_of(name, settings, shape)
+            merge = workshop.builder.merge(loads[:count], kernel, name)
+            outputs[f"{name}.{number}.{label}"] = merge, (F32, BF16, F16)[number % 3]
+    return workshop.graph(outputs)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def expected(graph: Graph) -> Memory:
+    return run(graph, CPU).sink
+
+
+class Opener:
+    """Opens devices without hardware, and keeps them."""
+
+    def __init__(self) -> None:
+        self.opened: list[HostDevice] = []
+
+    def __call__(self, device: Accelerator) -> HostDevice:
+        self.opened.append(HostDevice(device))
+        return self.opened[-1]
+
+
+def numbers_of(sink: Memory, write: Write) -> np.ndarray:
+    content = bytes(sink.content[write.offset : write.offset + write.nbytes])
+    if write.dtype == BF16:
+        return (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(content, np.float16 if write.dtype == F16 else np.float32)
+
+
+@needs_compiler
+def test_every_method_agrees_with_the_cpu_and_with_every_budget(
+    graph: Graph, expected: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_code, "device_code", lambda *_: b"")
+    sinks = []
+    for vram in (1 << 30, 150 * MIB):
+        there = replace(CPU, devices=(accelerator(vram, "cuda:0"),), forced=True)
+        opener = Opener()
+        ran = run(graph, there, opener)  # type: ignore[arg-type]
+        assert not ran.warnings
+        sinks.append(ran.sink)
+        seats = {p.work.name.partition(".")[0]: p.seat for p in ran.schedule.placements}
+        for method in ("linear", "slerp", "ties", "dare_ties", "della", "arcee_fusion"):
+            assert seats[method].why is Reason.ASKED_FOR, method
+        assert opener.opened[0].launches > 100
+        assert opener.opened[0].peak <= vram
+    assert sinks[0] == sinks[1]
+    worst = {}
+    for write in graph.writes:
+        found, wanted = (numbers_of(each, write).astype(np.float64) for each in (sinks[0], expected))
+        close = {F32: 1e-5, BF16: 1e-2, F16: 2e-3}[write.dtype]
+        apart = np.abs(found - wanted) > close * (1e-3 + np.abs(wanted))
+        worst[write.name] = int(apart.sum())
+    # An element at a threshold that hangs on the last bit may fall to either side.
+    assert max(worst.values()) <= 4, {name: n for name, n in worst.items() if n > 4}
