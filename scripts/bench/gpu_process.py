@@ -113,13 +113,14 @@ def trace(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def without_hardware(memory: int) -> None:
-    """Let this process find a device of ``memory`` bytes that computes with the CPU."""
+    """Let this process find a device of ``memory`` bytes that is this machine's processor."""
     fake: Any = import_module("tests.engine.fake_device")
+    host: Any = import_module("tests.engine.host_cuda")
     found = (fake.accelerator(memory, "cuda:0"),)
     for module, name, value in (
         ("mergeloom.engine.hardware.process", "devices", lambda: found),
-        ("mergeloom.engine.hardware.accelerators", "found_devices", lambda _: found),
-        ("mergeloom.engine.run.devices", "open_device", fake.FakeDevice),
+        ("mergeloom.engine.hardware.device_code", "device_code", lambda *_: b""),
+        ("mergeloom.engine.run.devices", "open_device", host.HostDevice),
     ):
         setattr(import_module(module), name, value)
 

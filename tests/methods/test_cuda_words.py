@@ -11,17 +11,22 @@ from mergeloom.engine.base.dtypes import BF16, F16, F32
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, Merge, Write
 from mergeloom.engine.hardware import device_code
-from mergeloom.engine.hardware.accelerators import Accelerator
+from mergeloom.engine.hardware.accelerators import Accelerator, found_devices
+from mergeloom.engine.hardware.device_code import compiler
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.assignment import Reason
 from mergeloom.methods.ops.arithmetic import COMPILED, TORCH
 from tests.engine.fake_device import accelerator
 from tests.engine.host_cuda import HostDevice, needs_compiler
-from tests.engine.run.test_device_worker import Memory, run
+from tests.engine.run.test_device_worker import Memory, Ran, run
 from tests.engine.support import Workshop
 from tests.methods.test_devices import VARIANTS, kernel_of
 
 CPU = Machine(2, 300 * MIB, 0, COMPILED, TORCH)
+CUDA = found_devices(lambda: compiler() is not None)
+needs_cuda = pytest.mark.skipif(
+    not any(device.kind == "cuda" for device in CUDA), reason="there is no CUDA device"
+)
 SHAPES = {"wide": (27, 21000), "rows": (900, 600), "vector": (530_000,)}
 
 
@@ -62,6 +67,23 @@ def numbers_of(sink: Memory, write: Write) -> np.ndarray:
     return np.frombuffer(content, np.float16 if write.dtype == F16 else np.float32)
 
 
+def check_close(graph: Graph, found: Memory, wanted: Memory) -> None:
+    """Check that all is the same to rounding, but for a few elements."""
+    worst = {}
+    for write in graph.writes:
+        one, other = (numbers_of(each, write).astype(np.float64) for each in (found, wanted))
+        close = {F32: 1e-5, BF16: 1e-2, F16: 2e-3}[write.dtype]
+        worst[write.name] = int((np.abs(one - other) > close * (1e-3 + np.abs(other))).sum())
+    # An element at a threshold that hangs on the last bit may fall to either side.
+    assert max(worst.values()) <= 4, {name: n for name, n in worst.items() if n > 4}
+
+
+def check_seats(ran: Ran) -> None:
+    seats = {p.work.name.partition(".")[0]: p.seat for p in ran.schedule.placements}
+    for method in ("linear", "slerp", "ties", "dare_ties", "della", "arcee_fusion", "sce", "ram"):
+        assert seats[method].why is Reason.ASKED_FOR, method
+
+
 @needs_compiler
 def test_every_method_agrees_with_the_cpu_and_with_every_budget(
     graph: Graph, expected: Memory, monkeypatch: pytest.MonkeyPatch
@@ -74,17 +96,37 @@ def test_every_method_agrees_with_the_cpu_and_with_every_budget(
         ran = run(graph, there, opener)  # type: ignore[arg-type]
         assert not ran.warnings
         sinks.append(ran.sink)
-        seats = {p.work.name.partition(".")[0]: p.seat for p in ran.schedule.placements}
-        for method in ("linear", "slerp", "ties", "dare_ties", "della", "arcee_fusion"):
-            assert seats[method].why is Reason.ASKED_FOR, method
+        check_seats(ran)
         assert opener.opened[0].launches > 100
         assert opener.opened[0].peak <= vram
     assert sinks[0] == sinks[1]
-    worst = {}
-    for write in graph.writes:
-        found, wanted = (numbers_of(each, write).astype(np.float64) for each in (sinks[0], expected))
-        close = {F32: 1e-5, BF16: 1e-2, F16: 2e-3}[write.dtype]
-        apart = np.abs(found - wanted) > close * (1e-3 + np.abs(wanted))
-        worst[write.name] = int(apart.sum())
-    # An element at a threshold that hangs on the last bit may fall to either side.
-    assert max(worst.values()) <= 4, {name: n for name, n in worst.items() if n > 4}
+    check_close(graph, sinks[0], expected)
+
+
+@needs_cuda
+def test_a_real_device_agrees_with_the_cpu_and_with_every_budget(
+    graph: Graph, expected: Memory
+) -> None:
+    sinks = []
+    for vram in (2 << 30, 512 * MIB, 150 * MIB):
+        there = replace(CPU, devices=(replace(CUDA[0], memory_bytes=vram),), forced=True)
+        ran = run(graph, there)
+        assert not ran.warnings
+        sinks.append(ran.sink)
+        check_seats(ran)
+    check_close(graph, sinks[0], expected)
+    assert sinks[0] == sinks[1] == sinks[2]
+
+
+@needs_cuda
+def test_a_real_device_gives_no_more_than_its_budget() -> None:
+    from mergeloom.engine.hardware.cuda import CudaMemoryError
+    from mergeloom.engine.run.cuda_device import CudaDevice
+
+    device = CudaDevice(replace(CUDA[0], memory_bytes=64 * MIB))
+    held = device.allocate(40 * MIB)
+    with pytest.raises(CudaMemoryError, match="out of memory"):
+        device.allocate(40 * MIB)
+    del held
+    device.allocate(60 * MIB)
+    device.close()
