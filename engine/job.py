@@ -45,7 +45,7 @@ from mergeloom.engine.storage.files import FileReader
 from mergeloom.engine.storage.source import Access, IOMode, Reader, Source
 
 if TYPE_CHECKING:
-    from mergeloom.engine.run.torch_device import Device
+    from mergeloom.engine.run.device import Device
 
 
 S = TypeVar("S", ShardSink, ComparingSink)

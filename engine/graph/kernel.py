@@ -66,12 +66,6 @@ class Ops(Protocol):
     def view(self, block: Block, offset: int, dtype: DType, count: int) -> Array:
         """``count`` elements at a byte of a block of main memory."""
 
-    def at(self, memory: Any, dtype: DType, count: int) -> Array:
-        """``count`` elements that fill bytes of a device's memory."""
-
-    def bring(self) -> None:
-        """On a device: order that what was counted since the last time be brought here."""
-
     def shaped(self, array: Array, shape: tuple[int, ...]) -> Array:
         """The same elements as kernels are to see them."""
 
@@ -101,6 +95,16 @@ class Ops(Protocol):
 
         Returns what is not 0 where any may not be finite; see `store`.
         """
+
+
+class DeviceOps(Ops, Protocol):
+    """The same on a device."""
+
+    def at(self, memory: Any, dtype: DType, count: int) -> Array:
+        """``count`` elements that fill bytes of the device's memory."""
+
+    def bring(self) -> None:
+        """Order that what was counted since the last time be brought to main memory."""
 
 
 class Arithmetic(ABC):

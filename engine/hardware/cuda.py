@@ -153,7 +153,7 @@ class Event:
         _call("cuEventCreate", ctypes.byref(self._handle), _BLOCKING_SYNC)
 
     def __del__(self) -> None:
-        if self._handle:
+        if self._handle.value:
             _library(False).cuEventDestroy_v2(self._handle)
 
     @property

@@ -30,7 +30,7 @@ from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import RunError, is_memory_short
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.graph.graph import Load, Merge, Write
-from mergeloom.engine.graph.kernel import Array, Ops
+from mergeloom.engine.graph.kernel import Array, DeviceOps
 from mergeloom.engine.memory.ledger import Block, Closed
 from mergeloom.engine.plan.device_memory import (
     SLOTS,
@@ -64,7 +64,7 @@ class DeviceSpan:
     first: int
     grains: Grains
 
-    def view(self, ops: Ops, dtype: DType, start: int, count: int) -> Array:
+    def view(self, ops: Any, dtype: DType, start: int, count: int) -> Array:
         """Elements ``[start, start + count)`` of one grain as a flat array."""
         return ops.at(self._bytes(dtype.size, start, count), dtype, count)
 
@@ -142,7 +142,7 @@ class Offload:
         number: int,
         memory: int,
         host: TileQueue,
-        arithmetic: Callable[..., Ops],
+        arithmetic: Callable[..., Any],
     ) -> None:
         self._arithmetic = arithmetic
         self._device = device
@@ -154,7 +154,7 @@ class Offload:
         )
         self._slots: list[_Slot] = []
         self._turn = 0
-        self._ops: Ops | None = None
+        self._ops: DeviceOps | None = None
         self._store = DeviceCache()
         self._sizes = _NOTHING
         self._storable = memory

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Lock
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from mergeloom.engine.graph.graph import Load, Merge, Write, tree

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
 
 from mergeloom.engine.base.dtypes import BF16, F32, DType
 from mergeloom.engine.base.errors import RunError

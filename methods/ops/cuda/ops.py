@@ -1,7 +1,8 @@
 """`methods.ops.words.Ops` on elements of a CUDA device: each word is one launch of `words.cu`.
 
 What words find stays a `Later` until the tile has arrived. Words without code here raise
-NotImplementedError; planning keeps merges that need them on the CPU (`methods.ops.cuda.arithmetic`).
+NotImplementedError; planning keeps merges that need them on the CPU
+(`methods.ops.cuda.arithmetic`).
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class Launcher(Protocol):
     """What is asked of a device; see `engine.run.cuda_device.CudaDevice`."""
 
     def allocate(self, nbytes: int) -> Any: ...
-    def launch(self, name: str, grid: tuple[int, int], threads: int, given: Sequence[Any]) -> None:
-        ...
+    def launch(
+        self, name: str, grid: tuple[int, int], threads: int, given: Sequence[Any]
+    ) -> None: ...
     def upload(self, address: int, content: Any) -> None: ...
     def finish(self) -> None: ...
     def cells(self, count: int) -> tuple[int, object]: ...
@@ -159,7 +161,9 @@ class CudaOps(CompiledOps):
 
     def there(self, numbers: Any) -> Any:
         found = self.take(numbers.size)
-        self._device.upload(found.address, (ctypes.c_float * numbers.size).from_buffer_copy(numbers))
+        self._device.upload(
+            found.address, (ctypes.c_float * numbers.size).from_buffer_copy(numbers)
+        )
         return found
 
     @property
@@ -209,7 +213,8 @@ class CudaOps(CompiledOps):
         given = vector.array.count, keys, low, step, place, self._workshop.address
         self._call("count_low", self._vectors([vector]), *given)
         return [
-            LaterArray(place + 4 * rows * number, rows, "i4", keeper) for number in range(len(highs))
+            LaterArray(place + 4 * rows * number, rows, "i4", keeper)
+            for number in range(len(highs))
         ]
 
     def count_equal(self, vector: Vector, value: float) -> Any:
@@ -270,9 +275,7 @@ class CudaOps(CompiledOps):
         size = int(arguments[signature.size])
         if not size:
             return
-        given = [
-            make(value) for make, value in zip(_MADE[signature.types], arguments, strict=True)
-        ]
+        given = [make(value) for make, value in zip(_MADE[signature.types], arguments, strict=True)]
         self._device.launch(name, _grid(name, signature, size, rows), THREADS, given)
 
     def _numbers_at(self, numbers: Any) -> tuple[int, int]:
