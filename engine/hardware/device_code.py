@@ -81,7 +81,12 @@ def device_code(source: Path, capability: tuple[int, int]) -> bytes:
     command = [sys.executable, "-m", __name__, str(source), *map(str, capability)]
     try:
         done = subprocess.run(
-            command, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE
+            command,
+            cwd=_ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise NativeError(f"NVIDIA's run-time compiler cannot be run: {error}") from error

@@ -13,6 +13,7 @@ minutes are over, what is there is written, and what is not is named:
              both compared; what the device did (launches, bytes over the bus, overlap); mergekit
     tests    the tests that need a GPU
     budgets  the same merges with 2 GiB and 512 MiB of the device: the same bytes?
+    cores    linear, ties and dare_ties where there are four cores only
     others   della, arcee_fusion and passthrough
     large    the tensors of a 7B model, a few of its layers
     disk     linear and ties with inputs out of the page cache
@@ -48,7 +49,8 @@ from scripts.fixtures.shapes import SHAPES
 FIRST = ("linear", "ties", "dare_ties", "slerp")
 OTHERS = ("della", "arcee_fusion", "passthrough")
 BUDGETS = ("2GiB", "512MiB")
-PARTS = ("first", "tests", "budgets", "others", "large", "disk")
+PARTS = ("first", "tests", "budgets", "cores", "others", "large", "disk")
+CORES = 4
 TUNES = 3
 _MOST_DIFFERING = 0.02
 """Share of bfloat16 results whose last bit may differ: where float32 results differ in theirs."""
@@ -127,6 +129,8 @@ class Session:
         if program == "mergekit":
             command = [*place.mergekit, str(config), str(output), "--quiet"]
             command += ["--cuda"] if place.fake is None else []
+        if source.endswith(" cores"):
+            command = ["taskset", "-c", f"0-{CORES - 1}", *command]
         measured(place, result, command, files, output)
         self.results.append(result)
         if program == "mergeloom" and budget == "all" and result.seconds:
@@ -181,14 +185,16 @@ class Session:
         self.write()
 
 
-def first(session: Session, models: Models, methods: Sequence[str] = FIRST) -> None:
+def first(
+    session: Session, models: Models, methods: Sequence[str] = FIRST, traced: bool = True
+) -> None:
     """Device, CPU, and mergekit, inputs in the page cache."""
     for number, method in enumerate(methods):
         ours = session.merge(models, method, "page cache", "all")
         cpu = session.merge(models, method, "page cache", "cpu")
         if ours.seconds and cpu.seconds:
             session.attempt(f"{method}: comparison", partial(session.compare, ours))
-        if ours.seconds and (number < 2 or methods is not FIRST):
+        if traced and ours.seconds and (number < 2 or methods is not FIRST):
             session.attempt(f"{method}: trace", partial(session.trace, models, method))
         if session.place.mergekit:
             session.merge(models, method, "page cache", "all", "mergekit")
@@ -223,14 +229,22 @@ def tests(session: Session) -> None:
     session.note(f"tests: {lines[-1] if lines else found.complaints[-200:]}")
 
 
+def cores(session: Session, models: Models) -> None:
+    """Device and CPU, where there are few cores for all that is done here."""
+    for method in FIRST[:3]:
+        for budget in ("all", "cpu"):
+            session.merge(models, method, f"page cache, {CORES} cores", budget)
+        session.tidy()
+
+
 def disk(session: Session, models: Models) -> None:
     """Inputs out of the page cache."""
-    for method in FIRST[:2]:
-        for budget in ("all", "cpu"):
-            session.merge(models, method, "disk", budget)
-        if session.place.mergekit:
-            session.merge(models, method, "disk", "all", "mergekit")
-        session.tidy()
+    programs = [("mergeloom", "all"), ("mergeloom", "cpu")]
+    programs += [("mergekit", "all")] if session.place.mergekit else []
+    for program, budget in programs:
+        for method in FIRST[:2]:
+            session.merge(models, method, "disk", budget, program)
+            session.tidy()
 
 
 def make(session: Session, name: str, shape: str, layers: int | None) -> Models:
@@ -350,7 +364,7 @@ def steps(
     session: Session, options: argparse.Namespace
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """The parts that were asked for, in order."""
-    parts = options.parts.split(",")
+    parts, traced = options.parts.split(","), not options.untraced
     made: dict[str, Models] = {}
 
     def usual() -> Models:
@@ -360,13 +374,14 @@ def steps(
 
     def large() -> None:
         name = f"{options.large} ({options.layers} layers)"
-        first(session, make(session, name, options.large, options.layers), FIRST)
+        first(session, make(session, name, options.large, options.layers), FIRST, traced)
 
     todo: dict[str, Callable[[], None]] = {
-        "first": lambda: first(session, usual()),
+        "first": lambda: first(session, usual(), FIRST, traced),
         "tests": lambda: tests(session),
         "budgets": lambda: budgets(session, usual(), FIRST),
-        "others": lambda: first(session, usual(), OTHERS),
+        "cores": lambda: cores(session, usual()),
+        "others": lambda: first(session, usual(), OTHERS, traced),
         "large": large,
         "disk": lambda: disk(session, usual()),
     }
@@ -419,6 +434,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", metavar="DIR", help="for all else, kept; default a temporary one")
     parser.add_argument("--minutes", type=float, default=8.0, metavar="N", help="default 8")
     parser.add_argument("--parts", default=",".join(PARTS), metavar="NAMES", help="default all")
+    parser.add_argument("--untraced", action="store_true", help="leave out what the device did")
     parser.add_argument("--shape", choices=list(SHAPES), default="1b")
     parser.add_argument("--large", choices=list(SHAPES), default="7b", metavar="SHAPE")
     parser.add_argument("--layers", type=int, default=8, metavar="N", help="of the large shape")
