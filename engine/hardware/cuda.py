@@ -162,7 +162,8 @@ class Event:
 
     def wait(self) -> None:
         """Return when it is reached."""
-        _call("cuEventSynchronize", self._handle, waits=True)
+        if _library(False).cuEventQuery(self._handle):  # to be woken up takes its time
+            _call("cuEventSynchronize", self._handle, waits=True)
 
     def seconds_since(self, earlier: Event) -> float:
         """Time from another that was reached before."""

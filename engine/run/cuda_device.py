@@ -216,6 +216,10 @@ class CudaDevice(Device):
         Returns its address, and what keeps it.
         """
         nbytes = 8 * count
+        if nbytes > _PAGE:
+            alone = self._room_here(nbytes)
+            ctypes.memset(alone.address, 0, nbytes)
+            return alone.address, alone
         page = self._page
         if page is None or page.used + nbytes > _PAGE:
             if not self._pages:
@@ -223,7 +227,6 @@ class CudaDevice(Device):
             page = self._page = _Page(self._pages.pop(), self._pages)
         address = page.address + page.used
         page.used += nbytes
-        ctypes.memset(address, 0, nbytes)
         return address, page
 
     def table(self, nbytes: int) -> CudaMemory:
@@ -242,10 +245,15 @@ class CudaDevice(Device):
     def bring(self, memory: CudaMemory) -> CudaMemory:
         """Order that bytes be copied here; they are there when all so far has happened."""
         assert self.stream is not None
-        free = self._copies.setdefault(memory.size, [])
-        address = free.pop() if free else self._new_page(memory.size)
-        self.stream.download(address, memory.address, memory.size)
-        found = _Host(address, memory.size)
+        found = self._room_here(memory.size)
+        self.stream.download(found.address, memory.address, memory.size)
+        return found
+
+    def _room_here(self, nbytes: int) -> CudaMemory:
+        """Main memory that the device reaches; what nobody holds any more is used again."""
+        free = self._copies.setdefault(nbytes, [])
+        address = free.pop() if free else self._new_page(nbytes)
+        found = _Host(address, nbytes)
         weakref.finalize(found, free.append, address).atexit = False
         return found
 
@@ -261,6 +269,7 @@ class _Page:
         self.address = address
         self.used = 0
         self._free = free
+        ctypes.memset(address, 0, _PAGE)
 
     def __del__(self) -> None:
         self._free.append(self.address)

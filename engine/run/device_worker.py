@@ -267,23 +267,22 @@ class Offload:
 
     def _arrived(self, flight: _Flight, doubtful: Sequence[float]) -> None:
         task = flight.task
-        if flight.accumulator is not None:
-            self._host.accumulate(task, flight.accumulator)
         self._store.done(task)
         computing = 0.0
         for chunk in flight.timed:
             self.uploaded_bytes += chunk.nbytes
             self.uploading_seconds += _seconds(chunk.arriving)
             computing += _seconds(chunk.computing)
-        if not doubtful:
-            self._host.computed(task, computing)
-            return
 
         def finish() -> None:
-            _finish(task, doubtful)
+            if doubtful:
+                _finish(task, doubtful)
+            if flight.accumulator is not None:
+                self._host.accumulate(task, flight.accumulator)
             self._host.computed(task, computing)
 
-        self._host.defer(finish)  # to digest takes as long as all orders of a merge of one pass
+        # To digest, and to add up counts, takes as long as to give the orders for all this.
+        self._host.defer(finish)
 
     def _land_all(self) -> None:
         while self._flying:

@@ -48,6 +48,8 @@ _NAMED = 5
 READERS = 6
 MOST_READERS = 16
 WRITERS = 3
+FINISHERS = 2
+"""Threads that digest and add up what devices have computed."""
 
 _MEASURABLE = 1e-3
 """Seconds below which the time that a merge took says nothing about its arithmetic."""
@@ -125,6 +127,8 @@ class Executor:
         self._ready = ReadyTiles(self._lock, schedule.used_devices)
         self._opened: list[Device] = []
         self._to_write: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._to_finish: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._finishers = FINISHERS if schedule.used_devices else 0
         self._unfinished = len(schedule.placements)
         self._running: set[MergeRun] = set()
         self._spilled = threading.Condition(self._lock)
@@ -151,6 +155,7 @@ class Executor:
         bodies += [lambda: self._serve(self._loader.requests, "reader")] * self._requests
         bodies += [self._compute] * self._schedule.workers
         bodies += [partial(self._offload, number) for number in self._schedule.used_devices]
+        bodies += [lambda: self._serve(self._to_finish, "finisher")] * self._finishers
         bodies += [lambda: self._serve(self._to_write, "writer")] * WRITERS
         threads = [
             threading.Thread(target=self._guarded, args=(body,), daemon=True) for body in bodies
@@ -227,6 +232,8 @@ class Executor:
             chain.stop()
         for _ in range(self._requests):
             self._loader.requests.put(None)
+        for _ in range(self._finishers):
+            self._to_finish.put(None)
         for _ in range(WRITERS):
             self._to_write.put(None)
 
@@ -343,7 +350,7 @@ class Executor:
 
     def defer(self, request: Callable[[], None]) -> None:
         """Let another thread do something soon; what goes wrong there ends the run."""
-        self._to_write.put(request)
+        self._to_finish.put(request)
 
     def computed_all(self, bundle: Bundle) -> None:
         """All outputs of a bundle are in its block."""

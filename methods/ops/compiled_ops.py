@@ -281,7 +281,8 @@ class CompiledOps(CompiledTables, Arena):
         by_count: bool = False,
     ) -> None:
         described = self._vectors(vectors, kept)
-        for number, record in enumerate(described):
+        for number in range(len(vectors)):
+            record = described[number]
             record.coefficient = coefficients[number]
             record.vote = (votes or coefficients)[number]
             record.share = (shares or coefficients)[number]
@@ -305,8 +306,8 @@ class CompiledOps(CompiledTables, Arena):
         out: Elements,
     ) -> None:
         described = self._vectors(vectors)
-        for record, more in zip(described, excess, strict=True):
-            record.coefficient = more
+        for number, more in enumerate(excess):
+            described[number].coefficient = more
         place = *place_of(base), out.address, out.count
         self._call("disjoint", described, len(vectors), epsilon, *place)
 
@@ -453,9 +454,9 @@ class CompiledOps(CompiledTables, Arena):
 
     def _vectors(self, vectors: Sequence[Vector], kept: Sequence[KeepRule] | None = None) -> Any:
         """Records of `methods.ops.loops.record`, valid as long as the arrays are."""
-        described = (VectorRecord * len(vectors))()
-        for number, record in enumerate(described):
-            vector = vectors[number]
+        described = self._records(len(vectors))
+        for number, vector in enumerate(vectors):
+            record = described[number]
             record.address, record.bytes = place_of(vector.array)
             if vector.minus is not None:
                 record.minus, record.minus_bytes = place_of(vector.minus)
@@ -464,6 +465,10 @@ class CompiledOps(CompiledTables, Arena):
             if kept is not None and kept[number] is not KEEP_ALL:
                 _describe_rule(record, kept[number])
         return described
+
+    def _records(self, count: int) -> Any:
+        """An array of records that are all 0."""
+        return (VectorRecord * count)()
 
     def _describe_factors(self, record: Any, factors: Factors, count: int) -> None:
         record.factors, numbers = self._numbers_at(factors.numbers)

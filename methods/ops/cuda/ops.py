@@ -278,20 +278,16 @@ class CudaOps(CompiledOps):
         given = [make(value) for make, value in zip(_MADE[signature.types], arguments, strict=True)]
         self._device.launch(name, _grid(name, signature, size, rows), THREADS, given)
 
+    def _records(self, count: int) -> Any:
+        if count > MOST_VECTORS:
+            raise NotImplementedError(f"{count} vectors at once on a device")
+        return Vectors().each  # which keeps the whole
+
     def _numbers_at(self, numbers: Any) -> tuple[int, int]:
         return numbers.address, numbers.count
 
 
-def _vectors(described: Any) -> Vectors:
-    """The records of vectors as one argument."""
-    if len(described) > MOST_VECTORS:
-        raise NotImplementedError(f"{len(described)} vectors at once on a device")
-    given = Vectors()
-    ctypes.memmove(ctypes.addressof(given), ctypes.addressof(described), ctypes.sizeof(described))
-    return given
-
-
-_MAKE: Mapping[str, Any] = {**TYPES, "V": _vectors, "K": lambda keys: keys}
+_MAKE: Mapping[str, Any] = {**TYPES, "V": lambda array: array._b_base_, "K": lambda keys: keys}
 _MADE = {
     signature.types: [_MAKE[kind] for kind in signature.types] for signature in SIGNATURES.values()
 }
