@@ -60,6 +60,22 @@ def _raise(name: str, status: int) -> None:
     raise CudaError(f"{name} says {told}")
 
 
+def capability_of(number: int) -> tuple[int, int]:
+    """The compute capability of a device, to which nothing is opened for that.
+
+    Raises:
+        CudaError: there is no such device.
+    """
+    _call("cuInit", 0, waits=True)
+    device, found = ctypes.c_int(), []
+    _call("cuDeviceGet", ctypes.byref(device), number)
+    for attribute in (_MAJOR, _MINOR):
+        value = ctypes.c_int()
+        _call("cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
+        found.append(value.value)
+    return found[0], found[1]
+
+
 class Context:
     """What a process has on one device, shared with all else in it that uses CUDA.
 
@@ -70,7 +86,7 @@ class Context:
     """
 
     def __init__(self, number: int) -> None:
-        _call("cuInit", 0, waits=True)
+        self.capability = capability_of(number)
         self._device, self._context = ctypes.c_int(), ctypes.c_void_p()
         _call("cuDeviceGet", ctypes.byref(self._device), number)
         retained = ctypes.byref(self._context)
@@ -80,16 +96,6 @@ class Context:
     def enter(self) -> None:
         """Let this thread's orders go to this device."""
         _call("cuCtxSetCurrent", self._context)
-
-    @property
-    def capability(self) -> tuple[int, int]:
-        """The device's compute capability."""
-        found = []
-        for attribute in (_MAJOR, _MINOR):
-            value = ctypes.c_int()
-            _call("cuDeviceGetAttribute", ctypes.byref(value), attribute, self._device)
-            found.append(value.value)
-        return found[0], found[1]
 
     def release(self) -> None:
         """Let go of the device; what was made in it must not be used any more."""

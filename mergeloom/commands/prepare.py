@@ -10,8 +10,14 @@ def prepare() -> None:
 
     Without it, the first merge that needs a piece builds it, which takes some hundred megabytes.
     """
+    from mergeloom.engine.hardware import process
     from mergeloom.methods.ops.arithmetic import WORDS, cpu_arithmetic
+    from mergeloom.methods.ops.cuda.arithmetic import prepare_code
 
+    for device in process.devices():
+        if device.kind == "cuda":
+            prepare_code(int(device.name.partition(":")[2]))
+            print(f"machine code is ready for {device.name} ({device.title})")
     arithmetic = cpu_arithmetic()
     if arithmetic.uses_torch:
         print(f"the CPU computes by {arithmetic.name}, which needs no machine code")

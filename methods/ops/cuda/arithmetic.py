@@ -25,8 +25,11 @@ _WORDS = frozenset(
 _OF_ROWS = frozenset({"choose", "count_high", "count_low"})
 """Words whose vectors may have a factor for each row, which is sent there."""
 _TYPES = frozenset({"BF16", "F32", "F16", "F64", "F8_E4M3", "F8_E5M2"})
-_COST = 0.4
-"""Nanoseconds for one element of one vector on a core, of which a device is many: one launch."""
+_COST = 2.0
+"""Nanoseconds of a core, of which a device is many, for one element and one launch: as measured on
+an H100, where the orders take longer than what is ordered."""
+_TOGETHER = frozenset({"choose", "combine", "disjoint", "dots", "shared", "step", "variance"})
+"""Words that take one launch, however many the vectors."""
 
 
 class CudaArithmetic(Arithmetic):
@@ -58,7 +61,7 @@ class CudaArithmetic(Arithmetic):
         return 0
 
     def cost(self, use: Use) -> float:
-        return _COST * use.vectors
+        return _COST * (1 if use.word in _TOGETHER else use.vectors)
 
     def library_bytes(self, words: frozenset[str]) -> int:
         return 0  # that of a device is told by itself
@@ -86,6 +89,21 @@ class CudaArithmetic(Arithmetic):
             return CudaOps(device, rooms[id(device)], memory)
 
         return make
+
+
+def prepare_code(number: int) -> None:
+    """Make the machine code for device ``number``, if it is not there.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    from mergeloom.engine.hardware.cuda import CudaError, capability_of
+    from mergeloom.engine.hardware.device_code import device_code
+
+    try:
+        device_code(SOURCE, capability_of(number))
+    except (CudaError, NativeError) as error:
+        raise RunError(f"'cuda:{number}' cannot be used: {error}") from error
 
 
 def _pages(nbytes: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mergeloom.engine.base.errors import DeviceError
+from mergeloom.engine.hardware import accelerators
 from mergeloom.engine.hardware.accelerators import (
     Accelerator,
     choose,
@@ -119,11 +120,13 @@ def test_what_is_known_of_a_device() -> None:
     assert 1e9 < third.bus_rate < 64e9
 
 
-def test_without_library_or_with_torch_for_the_cpu_there_is_none() -> None:
+def test_without_library_or_compiler_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(nvidia_devices(None, {})) == []
     if sys.platform == "linux":
-        assert found_devices("2.9.0+cpu") == ()
-        assert found_devices("none") == ()
+        monkeypatch.setattr(accelerators, "_load_nvml", lambda: Nvml(CARDS))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        assert len(found_devices(lambda: True)) == 3
+        assert found_devices(lambda: False) == ()
 
 
 CUDA = tuple(Accelerator(f"cuda:{n}", "card", 100 * (n + 1), 1e9, 1.0) for n in range(2))
