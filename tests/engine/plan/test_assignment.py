@@ -31,7 +31,7 @@ from tests.engine.kernels import Normalised, Transposed
 from tests.engine.plan.test_schedule import Disk, graph_of
 from tests.engine.support import Paper, spec
 
-GPU = Accelerator("cuda:0", "card", 8 << 30, 2e10, 50.0, start_seconds=0.0, host_bytes=500 * MIB)
+GPU = Accelerator("fake:0", "card", 8 << 30, 2e10, 50.0, start_seconds=0.0, host_bytes=500 * MIB)
 
 
 @dataclass(frozen=True)
