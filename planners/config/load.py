@@ -21,8 +21,9 @@ from mergeloom.planners.registry import planner_for
 STANDARD_INPUT = Path("-")
 
 _SUFFIXES = frozenset({".yml", ".yaml", ".json"})
-_FRONT_MATTER = re.compile(r"---\n(?:[^\n]*\n)*?---\s*\n\s*(?:#|[^\n:]*\n)")
-"""YAML between lines of dashes, and behind them text that is none: how a model card begins."""
+_CARD = re.compile(r"^(license|library_name|language|tags|pipeline_tag|datasets)\s*:", re.MULTILINE)
+_MERGE = re.compile(r"^(merge_method|models|slices|modules|adapters|tensors)\s*:", re.MULTILINE)
+"""Keys of the front matter of model cards, and keys of which every configuration has one."""
 
 
 def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
@@ -56,7 +57,7 @@ def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise ConfigError(f"cannot read the configuration {name}: {reason}") from error
-    if _FRONT_MATTER.match(text):
+    if _is_card(text):
         raise ConfigError(
             f"{name} is a model card, not a configuration",
             remedy="write the configuration that it shows into a file of its own",
@@ -64,6 +65,13 @@ def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
     if stream:
         return parse_config(text, "stdin", settings=settings)
     return parse_config(text, path.name, path, settings=settings)
+
+
+def _is_card(text: str) -> bool:
+    """Whether a text is a model card: Markdown after YAML that describes no merge."""
+    begin, _, rest = text.partition("\n")
+    front, end, _ = rest.partition("\n---")
+    return bool(begin.strip() == "---" and end and _CARD.search(front) and not _MERGE.search(front))
 
 
 def _near(path: Path) -> str | None:

@@ -177,11 +177,12 @@ def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
     """The error for a text that cannot be parsed, with the usual causes in plain words."""
     mark = error.problem_mark or error.context_mark
     line = mark.line if mark is not None else 0
-    written = [*text.splitlines(), *[""] * (line + 1)][line]
+    lines = [*text.splitlines(), *[""] * (line + 1)]
+    written = lines[line]
     place = Place(file, line + 1)
     here = written[mark.column : mark.column + 1] if mark is not None else ""
-    above = next((n for n in range(line - 1, -1, -1) if text.splitlines()[n].strip()), None)
-    before = text.splitlines()[above].strip() if above is not None else ""
+    above = next((n for n in range(line - 1, -1, -1) if lines[n].strip()), None)
+    before = lines[above].strip() if above is not None else ""
     opened = error.context_mark.line + 1 if error.context_mark is not None else 0
     if "\t" in (here or written[: len(written) - len(written.lstrip())]):
         cause, remedy = "a tab", "YAML is indented by spaces"

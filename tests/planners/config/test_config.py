@@ -582,3 +582,12 @@ def test_references_round_trip(
     lora = None if adapter is None else Location(adapter, adapter_revision)
     reference = ModelReference(Location(path, revision), lora)
     assert parse_reference(str(reference)) == reference
+
+
+def test_documents_that_begin_like_a_card_are_a_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "merge.yml"
+    path.write_text(
+        "---\nlicense: mit\nname: one\nmerge_method: linear\nmodels: [a]\n---\n"
+        "# the second stage\nmerge_method: linear\nmodels: [one]\n"
+    )
+    assert [each.name for each in load_config(path).documents] == ["one", None]
