@@ -126,6 +126,10 @@ def _is_there(name: str) -> bool:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """transformers warns of what is of no concern here."""
+    # The first time, it sets its level: when asked, and not only when imported.
+    from transformers.utils import logging as own
+
+    own.get_logger()
     logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -8,7 +8,8 @@ make them a choice, so that a text that the first tokenizer knows is cut as befo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from mergeloom.engine.storage.folder import Folder
@@ -150,8 +151,37 @@ def _change_settings(settings: dict[str, Any], changes: TokenChanges) -> bool:
 
 
 def _json(document: Mapping[str, Any], indent: int | None) -> bytes:
-    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    """As UTF-8, piece by piece: as one string it would take four bytes for each character."""
+    whole = json.dumps(document, indent=indent, ensure_ascii=False) if indent else None
+    content = bytearray()
     try:
-        return (text + "\n").encode()
+        for piece in _pieces(document) if whole is None else (whole,):
+            content += piece.encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
         return (json.dumps(document, indent=indent) + "\n").encode()
+    content += b"\n"
+    return bytes(content)
+
+
+_AT_ONCE = 4096
+"""Entries of a vocabulary or a list of merges in one piece."""
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """What `json.dumps` makes of a value, in pieces of at most `_AT_ONCE` entries."""
+    if not isinstance(value, (dict, list)) or not value:
+        yield json.dumps(value, ensure_ascii=False)
+        return
+    is_list = isinstance(value, list)
+    rest = iter(value if is_list else value.items())
+    before = "[" if is_list else "{"
+    if is_list or len(value) > _AT_ONCE:
+        while some := list(islice(rest, _AT_ONCE)):
+            yield before + json.dumps(some if is_list else dict(some), ensure_ascii=False)[1:-1]
+            before = ", "
+    else:
+        for key, inner in rest:
+            yield f"{before}{json.dumps(key, ensure_ascii=False)}: "
+            yield from _pieces(inner)
+            before = ", "
+    yield "]" if is_list else "}"

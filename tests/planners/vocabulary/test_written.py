@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import Place
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.tokenizer import TokenizerSettings
 from mergeloom.planners.vocabulary.decide import Candidate, VocabularyPlan, decide
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
-from mergeloom.planners.vocabulary.written import changed_files
+from mergeloom.planners.vocabulary.written import _json, changed_files
 from tests.planners.vocabulary.tokenizers import OTHER, SPECIAL, TEXTS, add, tokenizer, train
 
 KINDS = ["bytes", "whole", "pieces", "words", "scores"]
@@ -132,3 +133,27 @@ def test_older_files_are_converted(tmp_path: Path) -> None:
     assert after.get_vocab() == dict(found.ids)
     assert list(found.ids.values())[:8] == list(range(8))
     assert after("hello worldly", add_special_tokens=False)["input_ids"][0] == 5
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("token", ["é😀", "\ud83d"])
+def test_large_files_are_read_and_written_piece_by_piece(mark: bytes, token: str) -> None:
+    words = {f"{token}{number}": number for number in range(9000)}
+    merges = [[word, word] for word in words]
+    model = {
+        "type": "BPE",
+        "vocab": words,
+        "merges": merges,
+        "none": {},
+        "no": [],
+        "x": [1.5, None],
+    }
+    document = {"version": "1.0", "model": model, "added_tokens": [{"id": 3, "special": True}]}
+    content = _json(document, None)
+    assert content == (json.dumps(document, ensure_ascii="\ud83d" in token) + "\n").encode()
+    indented = _json(document, 2)
+    assert len(indented) > 1 << 20
+    for each in (content, indented):
+        assert bounded_json.parse(mark + each) == document
+    with pytest.raises(ValueError, match="Expecting"):
+        bounded_json.parse(indented[:-10])
