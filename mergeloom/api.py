@@ -197,7 +197,6 @@ def merge(
         RunError: ``output`` is in use, its disk is too small, or reading, arithmetic or writing
             failed; run again to continue. Or a tensor that was checked is wrong.
     """
-    from mergeloom.check import check_output
     from mergeloom.engine import job as jobs
     from mergeloom.output import check_apart
     from mergeloom.report.meter import Meter
@@ -261,6 +260,8 @@ def merge(
     tell(findings, observer)
     checked = None
     if number:
+        from mergeloom.check import check_output
+
         checked = check_output(planned.plan, directory, number, planned.budget_bytes)
     samples = () if meter is None else meter.samples
     result = MergeResult(directory, planned, outcome, checked, findings, samples)

@@ -21,6 +21,8 @@ from mergeloom.options import (
 from mergeloom.printer import Printer
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from mergeloom.results import PlannedMerge
 
 
@@ -107,8 +109,12 @@ def run_merge(
             )
         except KeyboardInterrupt as stop:
             raise Interrupted(f"the same command continues '{output}' where it stopped") from stop
-    from mergeloom.report.terminal.run import render_outcome
 
-    printer.result(result.report, lambda: render_outcome(result.report))
+    def rendered() -> RenderableType:
+        from mergeloom.report.terminal.run import render_outcome
+
+        return render_outcome(result.report)
+
+    printer.result(result.report, rendered)
     if html is not None:
         printer.page(result.page(), html)

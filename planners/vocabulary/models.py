@@ -12,7 +12,6 @@ from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.tokenizer import TokenizerSettings
 from mergeloom.planners.models.model import Model
 from mergeloom.planners.models.token_weights import Head
-from mergeloom.planners.transplant.words import graft_of
 from mergeloom.planners.vocabulary.decide import Candidate, VocabularyPlan, decide
 from mergeloom.planners.vocabulary.remapped import RemappedModel, Tables, table_rows
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
@@ -109,6 +108,8 @@ def remapped(
     vocabulary = decide(settings, candidates, position, finder)
     graft = None
     if settings.transplant is not None and isinstance(settings.source, ModelReference):
+        from mergeloom.planners.transplant.words import graft_of
+
         donor = tokenizers.get(settings.source) if settings.transplant.compares else None
         graft = graft_of(
             settings.transplant,
