@@ -173,7 +173,7 @@ def _pieces(value: Any) -> Iterator[str]:
         yield json.dumps(value, ensure_ascii=False)
         return
     is_list = isinstance(value, list)
-    rest = iter(value if is_list else value.items())
+    rest = iter(value if isinstance(value, list) else value.items())
     before = "[" if is_list else "{"
     if is_list or len(value) > _AT_ONCE:
         while some := list(islice(rest, _AT_ONCE)):
