@@ -138,7 +138,7 @@ def test_older_files_are_converted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("token", ["é😀", "\ud83d"])
 def test_large_files_are_read_and_written_piece_by_piece(mark: bytes, token: str) -> None:
-    words = {f"{token}{number}": number for number in range(9000)}
+    words = {f"{token}{number}": number for number in range(20_000)}
     merges = [[word, word] for word in words]
     model = {
         "type": "BPE",
