@@ -21,7 +21,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from mergeloom.engine.hardware.machine_code import NativeError, _is_private
+from mergeloom.engine.hardware.machine_code import NativeError, is_private
 from mergeloom.engine.hardware.profile import cache_directory
 
 _PATTERNS = ("libnvrtc.so*", "nvrtc64_*_0.dll")
@@ -74,7 +74,7 @@ def device_code(source: Path, capability: tuple[int, int]) -> bytes:
     digest = hashlib.sha256(content + about.encode()).hexdigest()[:32]
     kept = cache_directory() / "cuda" / digest
     with contextlib.suppress(OSError):
-        if _is_private(kept) and _is_private(kept.parent):
+        if is_private(kept) and is_private(kept.parent):
             check, _, code = kept.read_bytes().partition(b"\n")
             if hashlib.sha256(code).hexdigest().encode() == check:
                 return code

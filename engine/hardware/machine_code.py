@@ -87,7 +87,7 @@ class Native:
             OSError: it cannot be read.
         """
         for each in (path, path.parent):
-            if not _is_private(each):
+            if not is_private(each):
                 raise NativeError(f"'{each}' can be written by others")
         digest, _, content = path.read_bytes().partition(b"\n")
         if digest != _digest(content):
@@ -197,7 +197,7 @@ class Library:
             raise NativeError(_one_line(error)) from error
 
 
-def _is_private(path: Path) -> bool:
+def is_private(path: Path) -> bool:
     """Whether only this user, and who may do anything, can write there."""
     found = path.stat()
     own = not hasattr(os, "geteuid") or found.st_uid in (os.geteuid(), 0)
