@@ -14,6 +14,7 @@ from typing import Any
 from mergeloom.engine.base.grains import Access, Grains, partition
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Use, all_uses
+from mergeloom.methods.ops.loops.sizes import FEW, LARGE
 
 Shape = tuple[int, ...]
 _ZEROS = 4096
@@ -62,11 +63,14 @@ class LeadingFactor(Kernel):
 
     @property
     def cost(self) -> float:
-        """That of making a Gram matrix tridiagonal, and of what it is made from."""
+        """That of making a Gram matrix tridiagonal, and of what it is made from; or of multiplying
+        by it some times for each singular value."""
         shorter, longer = sorted((self.rows, self.columns))
         if self.combination is None:
             inner = sum(self.ranks)
             return inner + 4.0 * inner**3 / (self.rank * longer)
+        if shorter >= LARGE and FEW * self.rank <= shorter:
+            return (8.0 * self.rank + 100.0) * shorter * 0.6 / self.rank
         return shorter * shorter * (longer + 2.0 * shorter) / (4.0 * self.rank * longer)
 
     def workspace_bytes(self, grains: Grains) -> int:

@@ -105,6 +105,10 @@ def marks_bytes(elements: int) -> int:
 PANEL = 32
 """Rows of a long matrix whose products are added up at once."""
 
+LARGE, FEW = 256, 8
+"""From this shorter side on, and where no more than one in so many singular values is wanted, these
+are found by Lanczos' method."""
+
 TILE = 64
 """Rows and columns of a Gram matrix that they are added to at once."""
 

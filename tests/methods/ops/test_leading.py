@@ -80,6 +80,32 @@ def test_of_what_has_a_lower_rank_many_equal_values_or_none(compiled: bool) -> N
     torch.testing.assert_close(result(twice, 6), twice.double(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(300, 420), (420, 300), (256, 256)])
+@pytest.mark.parametrize("rank", [1, 8, 30])
+def test_of_a_large_one_whose_other_singular_values_are_near(
+    shape: tuple[int, int], rank: int
+) -> None:
+    low = drawn(shape[0], 6, seed=3) @ drawn(6, shape[1], seed=4)
+    matrix = low * (drawn(*shape, seed=5) > 0)  # half is dropped: what is left has full rank
+    found = both(True, shape, rank, "leading_of_matrix", elements_of(matrix))
+    best = closest(matrix, rank)
+    assert float((found - best).norm()) < 1e-6 * float(best.norm())
+
+
+def test_equal_singular_values_of_a_large_one_are_all_found() -> None:
+    """A space that is spanned by products with one vector has one vector of each."""
+    left, right = (torch.linalg.qr(drawn(256, 256, seed=seed).double())[0] for seed in (1, 2))
+    values = torch.linspace(0.9, 0.01, 256, dtype=torch.float64)
+    values[:6] = 1.0
+    matrix = ((left * values) @ right).float()
+    found = both(True, (256, 256), 8, "leading_of_matrix", elements_of(matrix))
+    torch.testing.assert_close(found, closest(matrix, 8), rtol=0, atol=1e-6)
+    matrix = torch.eye(256)
+    same = both(True, (256, 256), 4, "leading_of_matrix", elements_of(matrix))
+    torch.testing.assert_close(same @ same, same, rtol=0, atol=1e-6)
+    assert abs(float(same.trace()) - 4) < 1e-5
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_of_what_is_not_finite(compiled: bool) -> None:
     matrix, out = torch.ones(6, 4), torch.zeros(2, 4)
