@@ -15,7 +15,10 @@ from dataclasses import MISSING, FrozenInstanceError
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
-__all__ = ["dataclass", "record"]
+__all__ = ["WRITTEN", "dataclass", "record"]
+
+WRITTEN = "<constructor of a record>"
+"""The file that constructors are said to be from."""
 
 if TYPE_CHECKING:
     from dataclasses import dataclass
@@ -138,7 +141,8 @@ def constructor(cls: Any, guarded: bool) -> Callable[..., None]:
     if hasattr(cls, "__post_init__"):
         body.append(" self.__post_init__()")
     parameters = ", ".join(["self", *places, *(["*", *keywords] if keywords else [])])
-    exec("\n".join([f"def __init__({parameters}):", *(body or [" pass"])]), scope)
+    written = "\n".join([f"def __init__({parameters}):", *(body or [" pass"])])
+    exec(compile(written, WRITTEN, "exec"), scope)
     made: Callable[..., None] = scope["__init__"]
     made.__qualname__ = f"{cls.__qualname__}.__init__"
     made.__module__ = cls.__module__

@@ -274,15 +274,17 @@ class Offload:
             self.uploading_seconds += _seconds(chunk.arriving)
             computing += _seconds(chunk.computing)
 
+        if flight.accumulator is not None:
+            # At once: what the next pass needs of this merge may be all that its inputs wait for.
+            self._host.accumulate(task, flight.accumulator)
+            self._host.computed(task, computing)
+            return
+
         def finish() -> None:
-            if doubtful:
-                _finish(task, doubtful)
-            if flight.accumulator is not None:
-                self._host.accumulate(task, flight.accumulator)
+            _finish(task, doubtful)
             self._host.computed(task, computing)
 
-        # To digest, and to add up counts, takes as long as to give the orders for all this.
-        self._host.defer(finish)
+        self._host.defer(finish)  # to digest takes as long as to give the orders for all this
 
     def _land_all(self) -> None:
         while self._flying:
@@ -454,8 +456,10 @@ class Offload:
         if sizes == self._sizes and self._store.stays:
             return  # a larger store is not worth uploading again what is there
         self._drop()
+        scratch = self._device.allocate(sizes.bench)
         with self._compute:
-            self._ops = self._arithmetic(self._device.allocate(sizes.bench), self._device)
+            self._ops = self._arithmetic(scratch, self._device)
+        del scratch
         memory = self._device.allocate(SLOTS * sizes.slot)
         self._slots = [_Slot(memory[i * sizes.slot :][: sizes.slot]) for i in range(SLOTS)]
         self._sizes = sizes

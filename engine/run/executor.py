@@ -49,7 +49,7 @@ READERS = 6
 MOST_READERS = 16
 WRITERS = 3
 FINISHERS = 2
-"""Threads that digest and add up what devices have computed."""
+"""Threads that digest what devices have computed."""
 
 _MEASURABLE = 1e-3
 """Seconds below which the time that a merge took says nothing about its arithmetic."""
