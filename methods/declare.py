@@ -1,4 +1,4 @@
-"""What a merge method declares, and what it is asked: the interface to the planners."""
+"""The interface between merge methods and planners: what a method declares and returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergeloom.engine.graph.kernel import Kernel
 
 
 class Required(enum.Enum):
-    """The default of a parameter that has none."""
+    """The default of a parameter that must be given."""
 
     REQUIRED = "required"
 
@@ -33,16 +33,16 @@ class Base(enum.Enum):
 
 
 class ParameterError(ConfigError):
-    """Resolved parameters that a method cannot work with; the planner adds tensor and place."""
+    """Resolved parameters a method cannot work with; the planner adds the tensor and file:line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One parameter of a method.
 
-    ``kind`` is the type of a resolved value: `float`, `int`, `bool` or `str`. A number must lie in
-    ``[minimum, maximum]`` (an end that is ``None`` is open); outside ``usual`` it works, but is
-    hardly meant. A text must be one of ``choices``.
+    ``kind`` is the type of a resolved value: `float`, `int`, `bool` or `str`. A number must be in
+    ``[minimum, maximum]`` (``None`` means unbounded); a value outside ``usual`` is allowed but
+    probably a mistake. A string must be one of ``choices``.
     """
 
     name: str
@@ -55,10 +55,10 @@ class Parameter:
     choices: tuple[str, ...] = ()
 
     def check(self, value: object) -> float | int | bool | str | None:
-        """Return ``value`` as this parameter's kind.
+        """Return ``value`` converted to ``kind``.
 
         Raises:
-            ParameterError: it is of another kind, or outside the range.
+            ParameterError: it has the wrong type or is outside the range.
         """
         if value is None and self.default is None:
             return None
@@ -82,7 +82,7 @@ class Parameter:
         return int(value) if self.kind is int else float(value)
 
     def range_text(self) -> str:
-        """The allowed range in words, or ``"any"``."""
+        """The allowed range as text, or ``"any"``."""
         if self.kind is bool:
             return "true or false"
         if self.kind is str:
@@ -96,12 +96,12 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class TensorMerge:
-    """One output tensor for which a method must supply the kernel.
+    """One output tensor for which a method supplies the kernel.
 
-    ``models`` holds, input by input, the resolved per-model parameters; every declared parameter
-    is present, except that the base's may be missing where it is not listed as a model. ``base``
-    is the base's position among the inputs, or ``None``. ``settings`` holds the resolved global
-    parameters, ``seed`` the run's seed.
+    ``models`` has the resolved per-model parameters of each input. Every declared parameter is
+    present, except for a base that is not listed as a model. ``base`` is the position of the base
+    among the inputs, or ``None``. ``settings`` has the resolved global parameters, ``seed`` is the
+    seed of the run.
     """
 
     tensor: str
@@ -117,18 +117,18 @@ class TensorMerge:
         return tuple(i for i in range(len(self.models)) if i != self.base)
 
     def weights(self, parameter: str = "weight") -> tuple[float, ...]:
-        """One per-model parameter of every input that is not the base, in order."""
+        """The value of ``parameter`` for each input that is not the base, in order."""
         return tuple(self.models[i][parameter] for i in self.others)
 
 
 class Method:
-    """A merge method. Subclasses fill in the class attributes and `kernel`.
+    """A merge method. Subclasses define the class attributes and `kernel`.
 
-    ``works`` says in words what the kernel sees at once and which statistics it takes first;
-    ``draws`` that it chooses at random, by the run's seed. ``by_name`` that `kernel` may look at
-    the tensor's name: if not, tensors of one shape and of the same parameters share a kernel.
-    ``minimum`` and ``maximum`` bound the number of models beside the base. A tensor that only one
-    model has is copied by the planner and never reaches `kernel`, unless ``merges_one`` is set.
+    ``works`` describes what the kernel sees at once and which statistics it needs. ``draws`` is
+    true if it draws random numbers from the run's seed. ``by_name`` is true if `kernel` may use
+    the tensor's name; otherwise tensors of equal shape and parameters share a kernel. ``minimum``
+    and ``maximum`` bound the number of models besides the base. A tensor that only one model has
+    is copied by the planner and does not reach `kernel`, unless ``merges_one`` is set.
     """
 
     name: ClassVar[str]
@@ -146,9 +146,9 @@ class Method:
     merges_one: ClassVar[bool] = False
 
     def kernel(self, merge: TensorMerge) -> Kernel:
-        """The kernel for one output tensor; its inputs come in the order of ``merge.models``.
+        """Return the kernel for one output tensor; its inputs are in the order of ``merge.models``.
 
         Raises:
-            ParameterError: parameters that are each allowed but do not work together.
+            ParameterError: the parameters are valid one by one but not together.
         """
         raise NotImplementedError

@@ -1,9 +1,9 @@
-"""Every built-in method on whole tensors in float64, for checking what the kernels have made.
+"""Reference implementation of every built-in method on whole tensors in float64, to check kernels.
 
-Written from the formulas alone: nothing here is tiled, fast, or shared with the kernels, except
-that task vectors are rounded to float32 and the random numbers are those that the definitions
-say. A method evaluates to its result, to the magnitudes that were added up for it, which bound
-what float32 may lose, and to a mask of elements where a decision depends on rounding.
+Written from the formulas only: nothing is tiled, optimised, or shared with the kernels; but task
+vectors are rounded to float32, and random numbers follow `methods.ops.draws`. Evaluation gives the
+result, the sum of the magnitudes added up for it, which bounds the error of float32, and a mask of
+elements where a decision depends on rounding.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.methods.declare import Method, TensorMerge
 
 NOISE = 2.0**-21
-"""Relative rounding of a short chain of float32 operations."""
+"""Relative rounding error of a short chain of float32 operations."""
 
 TENSORS_PER_INPUT = 4
 TENSORS = 8
-"""Whole float64 tensors that an evaluation holds at once, at most: for each input, and besides."""
+"""Maximum number of float64 tensors in memory during an evaluation: per input, and additional."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A result in float64; ``scale`` bounds what was added up; ``either`` marks open decisions."""
+    """A float64 result; ``scale`` bounds the added magnitudes, ``either`` marks open decisions."""
 
     value: Tensor
     scale: Tensor
@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Problem:
-    """One tensor to be merged: the models' tensors as they are stored, and the parameters."""
+    """One tensor to be merged: the stored tensors of the models, and the parameters."""
 
     merge: TensorMerge
     inputs: Sequence[Tensor]
@@ -52,19 +52,19 @@ class Problem:
 
     @property
     def start(self) -> Tensor:
-        """The base, where a method cannot do without."""
+        """The base, for methods that require one."""
         assert self.base is not None
         return self.base
 
     def of_models(self, name: str) -> tuple[float, ...]:
-        """A parameter of each model beside the base."""
+        """A parameter of each model except the base."""
         return self.merge.weights(name)
 
     def setting(self, name: str) -> float:
         return float(self.merge.settings[name])
 
     def vectors(self) -> list[Tensor]:
-        """The models' tensors, or with a base what they changed of it."""
+        """The tensors of the models or, with a base, their task vectors."""
         if self.base is None:
             return [tensor.double() for tensor in self.others]
         return [(tensor.float() - self.base.float()).double() for tensor in self.others]
@@ -78,14 +78,14 @@ class Problem:
 
 
 def knows(method: Method) -> bool:
-    """Whether ``method`` is the one that a formula here was written for."""
+    """Whether there is a reference implementation for ``method``."""
     return method.name in _FORMULAS and type(method).__module__.startswith(
         "mergeloom.methods.catalog."
     )
 
 
 def evaluate(method: str, merge: TensorMerge, inputs: Sequence[Tensor]) -> Answer | None:
-    """What ``method`` makes of ``inputs``; ``None`` if it is none of those that are known here."""
+    """The result of ``method`` for ``inputs``; ``None`` if there is no reference for it."""
     if len(inputs) == 1 and (method != "passthrough" or not merge.models[0]):
         value = inputs[0].double()
         return Answer(value, torch.zeros_like(value))
@@ -94,19 +94,19 @@ def evaluate(method: str, merge: TensorMerge, inputs: Sequence[Tensor]) -> Answe
 
 
 def disagreeing(output: Tensor, answer: Answer) -> Tensor:
-    """Mask of the elements of ``output`` that are not the answer rounded to its type.
+    """Mask of the elements of ``output`` that differ from the answer rounded to its dtype.
 
-    Allowed are half a unit in the last place, and `NOISE` of what was added up.
+    The tolerance is half a unit in the last place, plus `NOISE` times the added magnitudes.
     """
     found = output.double()
-    noise = answer.scale * NOISE + 1e-42  # products of float32 underflow there
+    noise = answer.scale * NOISE + 1e-42  # float32 products underflow below
     tolerance = noise
     info = torch.finfo(output.dtype)
     if output.dtype not in (torch.float32, torch.float64):
         exponent = torch.floor(torch.log2((answer.value.abs() + noise).clamp_min(info.tiny)))
         tolerance = noise + torch.exp2(exponent) * info.eps * 0.5000001
     wrong = (found - answer.value).abs() > tolerance
-    wrong &= answer.value.abs() + noise < info.max  # beyond, it may be infinite
+    wrong &= answer.value.abs() + noise < info.max  # above, it may be infinite
     wrong |= torch.isnan(found) != torch.isnan(answer.value)
     if answer.either is not None:
         wrong &= ~answer.either
@@ -151,7 +151,7 @@ def _slerp(p: Problem) -> Answer:
 
 
 def _nuslerp(p: Problem) -> Answer:
-    if len(p.others) == 1:  # beside the base: nothing to turn it to
+    if len(p.others) == 1:  # only one model besides the base: nothing to interpolate with
         return Answer(p.others[0].double(), p.others[0].double().abs())
     vectors = p.vectors()
     along = 0
@@ -173,7 +173,7 @@ def _nuslerp(p: Problem) -> Answer:
     x = torch.where(straight, 1 - t, ((1 - t) * omega).sin() / omega.sin())
     y = torch.where(straight, t, (t * omega).sin() / omega.sin())
     scale = (x * a).abs() + (y * b).abs()
-    # Close to opposite directions the plane of the arc depends on rounding, however it is found.
+    # Near opposite directions the plane of the arc depends on rounding, whatever the algorithm.
     return p.on_base(x * a + y * b, scale / (1 + cosine).clamp(1e-6, 1))
 
 
@@ -341,7 +341,7 @@ def _della(p: Problem, combine: Callable[[Problem, Sequence[Tensor]], Answer]) -
 
 
 def _drawn(p: Problem, number: int) -> Tensor:
-    """The generator in whole numbers: uniform in [0, 1), a multiple of 2⁻³²."""
+    """The generator in integer arithmetic: uniform in [0, 1), multiples of 2⁻³²."""
     word, shape = 1 << 32, p.inputs[0].shape
     key = _digest(p.merge.seed, number, p.merge.tensor)
     index = torch.arange(math.prod(shape), dtype=torch.int64)
@@ -357,7 +357,7 @@ def _drawn(p: Problem, number: int) -> Tensor:
 
 
 def _times(x: Tensor, factor: int) -> Tensor:
-    """x · factor modulo 2³², in pieces that no 64-bit integer is too small for."""
+    """x · factor modulo 2³², in parts that fit into 64-bit integers."""
     low, high = factor & 0xFFFF, factor >> 16
     return (x * low + ((x * high) % (1 << 16) << 16)) % (1 << 32)
 
@@ -372,7 +372,7 @@ def _sce(p: Problem) -> Answer:
     if share == 0:
         return p.on_base(taus[0] * 0, taus[0] * 0)
     if share < 1:
-        small = [tau.float() for tau in taus]  # the order of variances is that of float32 values
+        small = [tau.float() for tau in taus]  # variances are ranked as float32 values
         mean = torch.zeros_like(small[0])
         for tau in small:
             mean = mean + tau
@@ -395,7 +395,7 @@ def _sce(p: Problem) -> Answer:
     return p.on_base(value, vectors.abs().amax(0) * 4, either)
 
 
-# --- elements that one or several models changed -------------------------------------------------
+# --- elements changed by one or several models ---------------------------------------------------
 
 
 def _ram(p: Problem, r: float = 0.0, alpha: float = 0.0) -> Answer:
@@ -431,14 +431,14 @@ def _arcee_fusion(p: Problem) -> Answer:
     limit = middle + 1.5 * (high - low)
     shape = p.start.shape
     chosen = torch.where(score.view(shape) >= limit, b.view(shape), a.view(shape))
-    # Scores are differences of logarithms, each exact to some 1e-16 of magnitudes up to hundreds.
+    # Scores are differences of logarithms of magnitude up to hundreds, each exact to about 1e-16.
     doubt = 1e-6 * abs(limit) + 1e-12 * float((b - a).abs().max()) * (1 + float(b.abs().max()))
     either = ((score - limit).abs() <= doubt).view(shape)
     return Answer(chosen, torch.zeros_like(chosen), either)
 
 
 ELEMENTWISE = frozenset(("linear", "nearswap", "passthrough", "task_arithmetic"))
-"""Methods whose result at one element depends on that element of the inputs alone."""
+"""Methods whose result at an element depends only on that element of the inputs."""
 
 _FORMULAS: dict[str, Callable[[Problem], Answer]] = {
     "arcee_fusion": _arcee_fusion,

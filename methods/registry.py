@@ -1,13 +1,13 @@
-"""Which merge methods there are: the built-in ones, registered ones, and those of other packages.
+"""The registry of merge methods: built-in, registered, and offered by other packages.
 
-A package offers methods by entry points of the group ``mergeloom.methods``, whose name is the
-method's and whose value is a `Method` class or instance:
+A package offers methods through entry points in the group ``mergeloom.methods``. The entry
+point's name is the method's name, its value a `Method` class or instance:
 
     [project.entry-points."mergeloom.methods"]
     my_method = "my_package.my_module:MyMethod"
 
-A program of its own calls `register` before it plans. No module is imported before its method is
-asked for, and none imports torch before arithmetic runs.
+A program calls `register` before it plans. The module of a method is imported when the method is
+first used, and does not import torch before arithmetic runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mergeloom.engine.base.suggest import suggest
 from mergeloom.methods.declare import Method
 
 GROUP = "mergeloom.methods"
-"""The entry-point group of methods in other packages."""
+"""Entry-point group for methods of other packages."""
 
 _BUILT_IN = {
     "arcee_fusion": "mergeloom.methods.catalog.arcee_fusion:ArceeFusion",
@@ -53,20 +53,20 @@ M = TypeVar("M", bound="Method | type[Method]")
 
 
 def register(method: M) -> M:
-    """Make ``method``, a class or an instance, known under its name; usable as a decorator.
+    """Register ``method``, a class or an instance, under its name; usable as a decorator.
 
     Raises:
-        ConfigError: it is no method, or its name is taken.
+        ConfigError: it is not a method, or its name is taken.
     """
-    instance = _instance(method, "what was registered")
+    instance = _instance(method, "the registered object")
     if instance.name in names():
-        raise ConfigError(f"there is a merge method '{instance.name}' already: choose another name")
+        raise ConfigError(f"merge method '{instance.name}' already exists: choose another name")
     _registered[instance.name] = instance
     return method
 
 
 def unregister(name: str) -> None:
-    """Forget a method that `register` made known."""
+    """Remove a method added by `register`."""
     _registered.pop(name, None)
 
 
@@ -76,10 +76,10 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Method:
-    """The method called ``name``.
+    """Return the method called ``name``.
 
     Raises:
-        ConfigError: there is none, or its package is broken.
+        ConfigError: there is no such method, or its package cannot be imported.
     """
     if name in _registered:
         return _registered[name]
@@ -107,7 +107,7 @@ def _load(name: str) -> Method:
 
 
 def _offered() -> dict[str, EntryPoint]:
-    """Methods of other packages; asked for only when a name is not built in."""
+    """Entry points of methods in other packages, by name."""
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in _BUILT_IN}
 
 
@@ -115,7 +115,7 @@ def _instance(method: Any, what: str) -> Method:
     instance = method() if isinstance(method, type) else method
     if not isinstance(instance, Method):
         raise ConfigError(
-            f"{what} is no merge method: it must derive from mergeloom.methods.declare.Method"
+            f"{what} is not a merge method: it must derive from mergeloom.methods.declare.Method"
         )
     missing = [
         attribute

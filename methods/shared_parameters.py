@@ -1,4 +1,4 @@
-"""Parameters that several methods share, and what several do with them."""
+"""Parameters that several methods share, and helpers for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INT8_MASK = Parameter(
 
 def normalize(default: bool) -> Parameter:
     return Parameter(
-        "normalize", bool, "divide by the sum of the weights that take part", default=default
+        "normalize", bool, "divide by the sum of the participating weights", default=default
     )
 
 
@@ -36,13 +36,13 @@ def rescale(default: bool) -> Parameter:
     return Parameter(
         "rescale",
         bool,
-        "scale what is kept of a task vector so that its L1 norm is that of the whole",
+        "scale the kept part of a task vector to the L1 norm of the whole",
         default=default,
     )
 
 
 def kept_count(density: float, total: int) -> int | None:
-    """How many of ``total`` elements to keep; ``None`` for all."""
+    """Number of elements to keep out of ``total``; ``None`` for all."""
     return None if density >= 1 else int(density * total)
 
 
@@ -50,7 +50,7 @@ def sum_of_weights(weights: Sequence[float]) -> float:
     """The sum of ``weights``, to divide by.
 
     Raises:
-        ParameterError: they cancel out, but for rounding.
+        ParameterError: they cancel out up to rounding.
     """
     total = sum(weights)
     if abs(total) <= 1e-12 * sum(map(abs, weights)):
@@ -63,7 +63,7 @@ def sum_of_weights(weights: Sequence[float]) -> float:
 
 
 def base_of(merge: TensorMerge) -> int:
-    """The base's position.
+    """The position of the base among the inputs.
 
     Raises:
         ParameterError: the base model lacks this tensor, and several others have it.

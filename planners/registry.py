@@ -50,7 +50,7 @@ def register(planner: P) -> P:
     Raises:
         ConfigError: it is no planner, or its key is taken.
     """
-    instance = _instance(planner, "what was registered")
+    instance = _instance(planner, "the registered object")
     if instance.key in CONFIGURATION.keys or instance.key in keys():
         raise ConfigError(f"the key '{instance.key}' has a meaning already: choose another one")
     _registered[instance.key] = instance

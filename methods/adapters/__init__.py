@@ -1,1 +1,1 @@
-"""How adapters are combined into one: by their factors, or by the changes that they make."""
+"""Ways to combine adapters into one: by their factors, or by the changes they make."""

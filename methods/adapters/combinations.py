@@ -1,9 +1,9 @@
-"""The ways to combine adapters into one adapter, by the names that PEFT gives them.
+"""The ways to combine several adapters into one, under the names PEFT uses.
 
-An adapter changes a weight by s·B·A (Hu et al. 2021, arXiv:2106.09685). Three things tell the ways
-apart: what is combined (the factors A and B each by themselves, the factors side by side, or the
-changes s·B·A, of which the closest adapter of a rank is taken), what is dropped first (nothing, the
-smallest elements, a random choice), and whether a sign is elected (TIES).
+An adapter changes a weight by s·B·A (Hu et al. 2021, arXiv:2106.09685). The ways differ in what is
+combined (A and B separately, the factors side by side, or the changes s·B·A, which are then
+approximated at a given rank), in what is dropped first (nothing, the smallest elements, a random
+choice), and in whether a sign is elected (TIES).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from mergeloom.methods.shared_parameters import DENSITY, WEIGHT, kept_count
 SIGN = Parameter(
     "majority_sign_method",
     str,
-    "what elects the sign of an element: the sum of the values, or the number of each sign",
+    "how the sign of an element is elected: by the sum of the values, or by the count of each sign",
     default="total",
     choices=("total", "frequency"),
 )
 RANK = Parameter(
     "svd_rank",
     int,
-    "rank of the result; without it the highest rank of the adapters",
+    "rank of the result; default: the highest rank of the adapters",
     default=None,
     minimum=1,
 )
@@ -46,18 +46,18 @@ _DARE = "Yu et al. 2024, Language models are Super Mario, arXiv:2311.03099"
 
 
 class What(enum.Enum):
-    """What of adapters is combined."""
+    """The part of the adapters that is combined."""
 
-    FACTORS = "A and B each by themselves"
-    BESIDE = "A and B beside each other"
+    FACTORS = "A and B separately"
+    BESIDE = "A and B side by side"
     CHANGES = "the changes s·B·A"
 
 
 class Combination(Method):
     """One way to combine adapters.
 
-    `kernel` combines aligned tensors, factors or changes, with the weights that they come with:
-    for factors those are of the factors. ``draws`` and ``smallest`` say what is dropped first.
+    `kernel` combines aligned tensors (factors or changes) with the weights in ``merge``; for
+    factors these are weights of the factors. ``draws`` and ``smallest`` say what is dropped first.
     """
 
     what: ClassVar[What]
@@ -94,8 +94,8 @@ class Combination(Method):
 class Linear(Combination):
     name = "linear"
     summary = (
-        "Adds up the factors of the adapters. It is cheap, and no more than a rough stand-in for "
-        "the sum of the changes, since products of different adapters' factors come in."
+        "Adds up the factors of the adapters. Cheap, but only a rough approximation of the sum of "
+        "the changes, because products of factors of different adapters enter it."
     )
     formula = "A = Σ sgn(wᵢ)·√|wᵢsᵢ|·Aᵢ,  B = Σ √|wᵢsᵢ|·Bᵢ"
     reference = _PEFT
@@ -216,7 +216,7 @@ def get(name: str) -> Combination:
     """The combination called ``name``.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such combination.
     """
     if name not in COMBINATIONS:
         raise ConfigError(

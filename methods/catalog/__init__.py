@@ -1,1 +1,1 @@
-"""One merge method, or one family of methods, a file."""
+"""The merge methods, one file per method or family of methods."""

@@ -1,4 +1,4 @@
-"""Arcee Fusion: take from another model the elements whose change matters most."""
+"""Arcee Fusion: take the most important changed elements from another model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _QUANTILES = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Divergences(Statistic["dict[int, Any]", "dict[int, Any]"]):
-    """The divergences of the rows of each grain (`Ops.divergences`), each of ``row`` elements."""
+    """The divergence of each row of ``row`` elements (`Ops.divergences`), by grain."""
 
     base: int
     other: int
@@ -51,7 +51,7 @@ class Divergences(Statistic["dict[int, Any]", "dict[int, Any]"]):
 
 @dataclass(frozen=True)
 class Importance(VectorExpr):
-    """τ KL(p₁‖p₀) of every element, whose magnitude is its importance; follows `Divergences`."""
+    """τ KL(p₁‖p₀) of every element; its magnitude is the importance. Follows `Divergences`."""
 
     base: int
     other: int
@@ -84,7 +84,7 @@ class TakeOutliers(Kernel):
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
-        # Element k of the scores from the least up is the (n - k)-th largest.
+        # Element k of the ascending scores is the (n - k)-th largest.
         ranks = tuple(self.total - int(share * (self.total - 1)) for share in _QUANTILES)
         return (
             Divergences(self.base, self.other, self.row),
@@ -100,7 +100,7 @@ class TakeOutliers(Kernel):
 
 
 def threshold(found: Ranks) -> float:
-    """Median + 1.5 · interquartile range; infinite where one of them is not finite."""
+    """Median + 1.5 · interquartile range; infinite if a quantile is not finite."""
     low, middle, high = (ranked.value for ranked in found.of[0])
     limit = middle + 1.5 * (high - low)
     return limit if math.isfinite(limit) else math.inf

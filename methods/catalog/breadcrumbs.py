@@ -33,7 +33,7 @@ class _Breadcrumbs(Method):
         Parameter(
             "gamma",
             float,
-            "share of this model's task vector that is dropped for being largest",
+            "share of this model's task vector that is dropped as its largest elements",
             default=0.01,
             minimum=0.0,
             maximum=1.0,
@@ -85,7 +85,7 @@ class BreadcrumbsTies(_Breadcrumbs):
     name = "breadcrumbs_ties"
     summary = (
         "Drops both the largest changes of every fine-tune, as outliers, and the smallest ones, "
-        "as noise, lets the models elect one sign for each parameter, and adds what agrees with it."
+        "as noise, lets the models elect one sign for each parameter, and adds those that agree."
     )
     formula = _BAND + (
         "s = sign(Σ wᵢτ̂ᵢ), + at 0;  θ = θ₀ + λ · Σ wᵢτ̂ᵢ over i with sign(wᵢτ̂ᵢ) = s   "

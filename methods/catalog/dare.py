@@ -53,9 +53,8 @@ class _Dare(Method):
 class DareLinear(_Dare):
     name = "dare_linear"
     summary = (
-        "Drops a random share of what each fine-tune changed, scales up the rest, and adds the "
-        "weighted task vectors to the base. What fine-tunes change is so redundant that most of "
-        "it can be missing."
+        "Drops a random share of each task vector, scales up the rest, and adds the weighted task "
+        "vectors to the base. Works because the changes of a fine-tune are highly redundant."
     )
     formula = (
         "τ̂ᵢ = mᵢ ∘ τᵢ · Σ|τᵢ| / Σ|mᵢ ∘ τᵢ|,  mᵢ = 1 with probability density, else 0;  "
@@ -67,8 +66,8 @@ class DareLinear(_Dare):
 class DareTies(_Dare):
     name = "dare_ties"
     summary = (
-        "Drops a random share of what each fine-tune changed, scales up the rest, lets the models "
-        "elect one sign for each parameter, and adds what agrees with it."
+        "Drops a random share of each task vector, scales up the rest, lets the models elect one "
+        "sign for each parameter, and adds the changes that agree with it."
     )
     formula = (
         "τ̂ᵢ = mᵢ ∘ τᵢ · Σ|τᵢ| / Σ|mᵢ ∘ τᵢ|,  mᵢ = 1 with probability density, else 0;  "

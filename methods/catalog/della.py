@@ -1,4 +1,4 @@
-"""DELLA: drop elements of each task vector at random, small ones likelier, and rescale the rest."""
+"""DELLA: drop elements of task vectors at random, small ones more likely; rescale the rest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mergeloom.methods.shared_parameters import (
 _EPSILON = Parameter(
     "epsilon",
     float,
-    "how far the probability of keeping an element goes below and above density; "
+    "how far the probability of keeping an element varies below and above density; "
     "density - epsilon must be above 0 and density + epsilon below 1",
     default=0.15,
     minimum=0.0,
@@ -61,10 +61,10 @@ class _Della(Method):
 
 
 def check(density: float, epsilon: float) -> None:
-    """See that all probabilities lie between 0 and 1.
+    """Check that all probabilities are between 0 and 1.
 
     Raises:
-        ParameterError: they do not, and neither all nor nothing is to be kept.
+        ParameterError: they are not, and density is neither 0 nor at least 1.
     """
     if 0 < density < 1 and not (density > epsilon and density + epsilon < 1):
         raise ParameterError(

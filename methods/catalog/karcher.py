@@ -13,16 +13,16 @@ from mergeloom.methods.ops.maths import NUMBERS, Maths
 from mergeloom.methods.statistics.angles import NO_DIRECTION, UNRESOLVED, Matrix, cosines, norms
 
 _NO_PLANE = 1e-7
-"""Sine below which two directions are one, or opposite: no step leads from one to the other."""
+"""Sine below which two directions count as equal or opposite, so that no step is taken."""
 
 
 @dataclass(frozen=True)
 class KarcherMean(Rule):
-    """Riemannian gradient descent (Karcher 1977), in coordinates with respect to the vectors.
+    """Riemannian gradient descent (Karcher 1977), in coordinates over the input vectors.
 
     Each iterate is a sum Σ aᵢuᵢ of the unit vectors: the logarithm at m is
-    Ωᵢ/sinΩᵢ (uᵢ - cosΩᵢ m), and the exponential of a tangent T is cos‖T‖ m + sin‖T‖ T/‖T‖. So
-    only the matrix C of the cosines is needed: uᵢ·m = (Ca)ᵢ and ‖Σ bᵢuᵢ‖² = bᵀCb.
+    Ωᵢ/sinΩᵢ (uᵢ - cosΩᵢ m), and the exponential of a tangent T is cos‖T‖ m + sin‖T‖ T/‖T‖. Hence
+    only the cosine matrix C is needed: uᵢ·m = (Ca)ᵢ and ‖Σ bᵢuᵢ‖² = bᵀCb.
     """
 
     max_iter: int
@@ -45,7 +45,7 @@ class KarcherMean(Rule):
             return math.sqrt(max(_dot(coordinates, along(coordinates)), 0.0))
 
         spread = size(share)
-        # Evenly spread: any point will do, so the first.
+        # The directions cancel out: every point is a minimum, so take the first.
         first = directed.index(True)
         mean = (
             [each / spread for each in share]
@@ -74,7 +74,7 @@ def _dot(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _stretch(cosine: float) -> float:
-    """Ω/sinΩ, or 0 where no step leads from one direction to the other."""
+    """Ω/sinΩ, or 0 for directions that are equal or opposite."""
     angle = NUMBERS.acos(cosine)
     sine = NUMBERS.sin(angle)
     return 0.0 if sine < _NO_PLANE else angle / sine
@@ -83,8 +83,9 @@ def _stretch(cosine: float) -> float:
 class Karcher(Method):
     name = "karcher"
     summary = (
-        "The Riemannian centre of mass of all models' directions, each counting the same: the "
-        "point on the sphere that is nearest to all. Its length is the mean of theirs."
+        "The Riemannian centre of mass of the directions of all models, equally weighted: the "
+        "point on the sphere with the least squared distance to all. Its length is the mean of "
+        "theirs."
     )
     formula = (
         "m minimises Σ Ω(uᵢ, m)², uᵢ = θᵢ/‖θᵢ‖:  m ← exp_m(1/N Σ log_m(uᵢ)) until the step is "
@@ -94,9 +95,9 @@ class Karcher(Method):
     works = "element by element, one pass of statistics (dot products)"
     by_name = False
     settings = (
-        Parameter("max_iter", int, "steps at most", default=10, minimum=0),
+        Parameter("max_iter", int, "maximum number of steps", default=10, minimum=0),
         Parameter(
-            "tol", float, "length of a step that is short enough to stop", default=1e-5, minimum=0.0
+            "tol", float, "step length below which iteration stops", default=1e-5, minimum=0.0
         ),
     )
     minimum = 2

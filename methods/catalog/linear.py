@@ -11,7 +11,7 @@ from mergeloom.methods.shared_parameters import WEIGHT, normalize, sum_of_weight
 class Linear(Method):
     name = "linear"
     summary = (
-        "The weighted mean of all models. Works best between fine-tunes of one base that stayed "
+        "The weighted mean of all models. Works best for fine-tunes of one base that stayed "
         "close to each other."
     )
     formula = "θ = Σ wᵢ θᵢ / Σ wᵢ   (normalize: false leaves out the division)"

@@ -1,4 +1,4 @@
-"""Model Stock: how far to go from the base to the mean, from the angle between the models."""
+"""Model Stock: move from the base towards the mean, as far as the angle between models says."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _FLAT = 1e-8
 class Stock(Rule):
     """t/N for every task vector, t = N cosΩ / (1 + (N-1) cosΩ) (Jang et al. 2024, eq. 2).
 
-    cosΩ is the mean over all pairs. Where the denominator vanishes, as between two opposite task
-    vectors, the mean of the models is the base, and t is 0.
+    cosΩ is the mean over all pairs. If the denominator vanishes (two opposite task vectors), the
+    mean of the models is the base, and t is 0.
     """
 
     def coefficients(self, gram: Matrix, maths: Maths) -> Sequence[Any]:
@@ -40,8 +40,8 @@ class Stock(Rule):
 class ModelStock(Method):
     name = "model_stock"
     summary = (
-        "Averages fine-tunes and pulls the mean towards the base, the more so the less they agree: "
-        "the angle between their task vectors tells how much of them is noise."
+        "Averages fine-tunes and pulls the mean towards the base, more strongly the less they "
+        "agree: the angle between their task vectors shows how much of them is noise."
     )
     formula = (
         "cosΩ = mean over pairs of cos(τᵢ, τⱼ);  t = N cosΩ / (1 + (N-1) cosΩ);  "
@@ -57,7 +57,7 @@ class ModelStock(Method):
         Parameter(
             "filter_wise",
             bool,
-            "take the angle of each row (along the last dimension) by itself",
+            "compute the angle separately for each row (along the last dimension)",
             default=False,
         ),
     )
@@ -70,7 +70,7 @@ class ModelStock(Method):
         base = base_of(merge)
         if len(merge.others) < 2:
             raise ParameterError(
-                "model_stock needs two models beside the base, and only one has this tensor"
+                "model_stock needs two models besides the base, but only one has this tensor"
             )
         if merge.settings["filter_wise"]:
             return RowCombination(Stock(), merge.others, base)

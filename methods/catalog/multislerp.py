@@ -21,7 +21,7 @@ class SphericalMean(Rule):
 
     The method projects the unit vectors to the tangent space at their normalised mean m, takes
     the weighted mean there, and maps it back to the sphere. That tangent mean is
-    Σ wᵢuᵢ - ((Σ wᵢuᵢ)·m) m, and m is Σ wᵢuᵢ but for its length: it is zero, and the result is m.
+    Σ wᵢuᵢ - ((Σ wᵢuᵢ)·m) m. Since m is parallel to Σ wᵢuᵢ, it is zero, and the result is m.
     """
 
     weights: tuple[float, ...]
@@ -53,7 +53,7 @@ class SphericalMean(Rule):
             divisor = sum(self.weights) or 1.0
             return [weight / divisor for weight in self.weights]
         raise RunError(
-            f"'{self.tensor}': the weighted directions cancel out, so that their mean has none: "
+            f"'{self.tensor}': the weighted directions cancel out, so their mean has no direction: "
             "change the weights, or merge this tensor by another method"
         )
 
@@ -62,7 +62,7 @@ class MultiSlerp(Method):
     name = "multislerp"
     summary = (
         "Spherical interpolation between any number of models: averages their directions and "
-        "their lengths apart. With a base it does so with what they changed."
+        "lengths separately. With a base, it interpolates the task vectors."
     )
     formula = (
         "uᵢ = θᵢ/‖θᵢ‖;  m = Σ wᵢuᵢ / ‖Σ wᵢuᵢ‖;  θ = exp_m(Σ wᵢ (uᵢ - (uᵢ·m)m)) · Σ wᵢ‖θᵢ‖, "
@@ -76,7 +76,7 @@ class MultiSlerp(Method):
         Parameter(
             "eps",
             float,
-            "length below which a mean direction counts as none",
+            "length below which the mean direction counts as undefined",
             default=1e-8,
             minimum=0.0,
         ),

@@ -1,4 +1,4 @@
-"""NearSwap: move the base towards another model, all the way where they are close."""
+"""NearSwap: move each element of the base towards another model by at most a given step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mergeloom.methods.shared_parameters import base_of
 class LimitedStep(Kernel):
     """θ₀ + clip(τ, -limit, limit).
 
-    With w = clip(limit/|τ|, 0, 1), wτ is τ where |τ| ≤ limit, and else of length limit: so this
-    is w θ₁ + (1-w) θ₀ without a division by differences that vanish.
+    This equals w θ₁ + (1-w) θ₀ with w = clip(limit/|τ|, 0, 1), without dividing by differences
+    that may be zero.
     """
 
     base: int
@@ -36,8 +36,8 @@ class LimitedStep(Kernel):
 class NearSwap(Method):
     name = "nearswap"
     summary = (
-        "Takes the other model's value wherever it lies near the base's, and moves at most t "
-        "towards it elsewhere."
+        "Takes the other model's value where it is within t of the base's, and moves by t towards "
+        "it elsewhere."
     )
     formula = "w = clip(t / |θ₁ - θ₀|, 0, 1);  θ = w θ₁ + (1-w) θ₀ = θ₀ + clip(θ₁ - θ₀, -t, t)"
     reference = "published with Alchemonaut/QuartetAnemoi-70B-t0.0001, 2024, as NearSwap"

@@ -1,4 +1,4 @@
-"""NuSlerp: spherical interpolation between two models by weights, whole or vector by vector."""
+"""NuSlerp: slerp of two models by weights, over whole tensors or vector by vector."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mergeloom.methods.statistics.angles import Matrix, cosines
 
 @dataclass(frozen=True)
 class LongArc(Rule):
-    """The point at ``t`` on the arc, however flat it is; a line only where it has no plane."""
+    """The point at ``t`` on the arc; a straight line only where the arc has no unique plane."""
 
     t: float
 
@@ -31,9 +31,9 @@ class LongArc(Rule):
 class NuSlerp(Method):
     name = "nuslerp"
     summary = (
-        "Spherical interpolation between two models with a weight each instead of one t. With a "
-        "base it interpolates what they changed. Can treat every row or column as a vector of its "
-        "own."
+        "Spherical interpolation between two models, each with a weight, instead of one t. With a "
+        "base, it interpolates the task vectors. Can treat every row or column as a separate "
+        "vector."
     )
     formula = (
         "t = w₂ / (w₁ + w₂), 0.5 where |w₁ + w₂| < 1e-6;  "
@@ -69,7 +69,7 @@ class NuSlerp(Method):
         if len(merge.models) == 1:
             return Copy()
         positions = merge.others
-        if len(positions) == 1:  # beside the base: nothing to turn it to
+        if len(positions) == 1:  # only one model besides the base: nothing to interpolate with
             return LinearCombination(tuple(float(i in positions) for i in range(2)))
         first, second = merge.weights()
         total = first + second

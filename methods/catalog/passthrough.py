@@ -1,4 +1,4 @@
-"""Passthrough: one model's tensor as it is, or scaled."""
+"""Passthrough: the tensor of one model, unchanged or scaled."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mergeloom.methods.kernels.linear_combination import LinearCombination
 class Passthrough(Method):
     name = "passthrough"
     summary = (
-        "Takes every tensor from one model unchanged, or times a number. Stacking slices of one or "
-        "several models with it makes deeper models ('frankenmerges')."
+        "Copies every tensor from one model, optionally scaled. Used to stack slices of one or "
+        "several models into a deeper model ('frankenmerge')."
     )
     formula = "θ = scale · θ₁"
     reference = "used since Goliath-120B (2023); Kim et al. 2023, SOLAR 10.7B, arXiv:2312.15166"

@@ -1,4 +1,4 @@
-"""RAM: keep what one fine-tune alone changed whole, average what several changed."""
+"""RAM: keep changes made by one fine-tune only, average changes made by several."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mergeloom.methods.shared_parameters import base_of
 
 @dataclass(frozen=True)
 class Shares(GrainSum["tuple[tuple[int, int], ...]"]):
-    """How many elements each model changed together with others, and how many alone.
+    """For each model, the number of elements it changed along with others, and alone.
 
-    Changes up to ``epsilon`` are none.
+    Changes of at most ``epsilon`` do not count.
     """
 
     taus: Differences
@@ -44,9 +44,9 @@ class Shares(GrainSum["tuple[tuple[int, int], ...]"]):
 
 @dataclass(frozen=True)
 class DisjointMean(Kernel):
-    """θ₀ + the mean of the changes over the models that changed an element at all.
+    """θ₀ + the mean change over the models that changed the element.
 
-    Where that is one model i, its change counts 1 + ``r`` · clip(sharedᵢ / uniqueᵢ, 0, ``alpha``).
+    If only model i did, its change is scaled by 1 + ``r`` · clip(sharedᵢ / uniqueᵢ, 0, ``alpha``).
     """
 
     taus: Differences
@@ -88,9 +88,9 @@ _EPSILON = Parameter(
 class Ram(Method):
     name = "ram"
     summary = (
-        "Adds to the base what one fine-tune alone changed undiminished, and averages what "
-        "several changed. Made for models trained by reinforcement learning, which change few "
-        "weights each. Needs no weights."
+        "Adds changes made by only one fine-tune to the base in full, and averages changes made by "
+        "several. Made for models trained by reinforcement learning, which change few weights "
+        "each. Needs no weights."
     )
     formula = "θ = θ₀ + Σ τ̂ᵢ / max(1, number of i with τ̂ᵢ ≠ 0),  τ̂ᵢ = τᵢ where |τᵢ| > ε, else 0"
     reference = "Reinforced Agent Merging, arXiv:2601.13572"
@@ -107,15 +107,15 @@ class Ram(Method):
         return DisjointMean(taus, merge.settings["epsilon"], *self.gain(merge))
 
     def gain(self, merge: TensorMerge) -> tuple[float, float]:
-        """The factor and the bound of what is amplified."""
+        """``r`` and ``alpha`` of `DisjointMean`."""
         return 0.0, 0.0
 
 
 class RamPlus(Ram):
     name = "ramplus_tl"
     summary = (
-        "Like ram, but what one fine-tune alone changed is amplified a little, the more so the "
-        "more of that model's changes in the tensor are averaged with others and thereby lost."
+        "Like ram, but slightly amplifies changes made by only one fine-tune, more strongly the "
+        "more of that model's other changes in the tensor are diluted by averaging."
     )
     formula = (
         "θ = θ₀ + λᵢτ̂ᵢ where only i changed the element, else θ₀ + the mean of the τ̂ᵢ ≠ 0;  "
@@ -124,11 +124,11 @@ class RamPlus(Ram):
     )
     works = "element by element, one pass of statistics (counts)"
     settings = (
-        Parameter("r", float, "how strongly changes of one model alone are amplified", default=0.1),
+        Parameter("r", float, "how much changes made by only one model are amplified", default=0.1),
         Parameter(
             "alpha",
             float,
-            "the largest quotient of shared and unique changes that counts",
+            "upper bound of the ratio of shared to unique changes",
             default=0.2,
             minimum=0.0,
         ),

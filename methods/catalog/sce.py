@@ -1,4 +1,4 @@
-"""SCE: select where the fine-tunes differ most, weigh them by how much they changed, erase."""
+"""SCE: select elements of high variance, calculate weights, erase minority signs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Variance(VectorExpr):
 
 @dataclass(frozen=True)
 class Selection:
-    """The positions that are kept: all, or those of highest variance."""
+    """The positions that are kept: all, or those with the highest variance."""
 
     taus: Differences
     share: float
@@ -73,7 +73,7 @@ class Selection:
         return 0 if self.everything else 1
 
     def rule(self, grain: GrainView, statistics: Sequence[Any]) -> KeepRule:
-        """What is kept of every task vector on a grain."""
+        """The rule for all task vectors on a grain."""
         if self.everything:
             return KEEP_ALL
         found: Ranks = statistics[1]
@@ -91,7 +91,7 @@ _NOTHING = KeepRule(upto=Bound(-1.0, -1.0, 0))
 
 @dataclass(frozen=True)
 class SelectedSquares(GrainSum["tuple[float, ...]"]):
-    """Weights in proportion to Σ τᵢ² over the positions that are kept; the least is 1."""
+    """Weights proportional to Σ τᵢ² over the kept positions, scaled so that the least is 1."""
 
     selection: Selection
 
@@ -115,18 +115,18 @@ class SelectedSquares(GrainSum["tuple[float, ...]"]):
         sums = total.total
         if sums is None or not all(map(math.isfinite, sums)):
             return (1.0,) * self.selection.taus.count
-        # Only ratios matter. The least being 1, no divisor is ever too small.
+        # Only ratios matter; with a least weight of 1, no divisor is too small.
         least = max(min((s for s in sums if s), default=1.0), max(sums) * _LEAST)
         return tuple(s / least for s in sums)
 
 
 _LEAST = 1e-20
-"""Ratio of weights beyond which float32 might overflow."""
+"""Least ratio of weights; smaller ones might overflow float32."""
 
 
 @dataclass(frozen=True)
 class SelectCalculateErase(Kernel):
-    """θ₀ + Σ wᵢτ̂ᵢ / Σ wᵢ over what agrees with the elected sign."""
+    """θ₀ + Σ wᵢτ̂ᵢ / Σ wᵢ over the elements with the elected sign."""
 
     base: int
     selection: Selection
@@ -165,8 +165,8 @@ class Sce(Method):
     name = "sce"
     summary = (
         "Keeps the positions where the fine-tunes differ most from each other, lets the models "
-        "elect one sign for each parameter, and averages what agrees with it, with weights that "
-        "follow from how much each model changed. Needs no weights."
+        "elect one sign for each parameter, and averages the changes that agree with it, weighting "
+        "each model by how much it changed. Needs no weights."
     )
     formula = (
         "τ̂ᵢ = τᵢ at the k = int(select_topk · nonzero) positions of highest variance over i;  "
@@ -176,7 +176,7 @@ class Sce(Method):
     reference = "Wan et al. 2024, FuseChat, arXiv:2408.07990"
     works = (
         "element by element, one pass of statistics (squares); with select_topk below 1 four "
-        "(order statistics of the variance, the places of equal ones, squares)"
+        "(order statistics of the variance, positions of ties, squares)"
     )
     by_name = False
     settings = (

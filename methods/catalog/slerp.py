@@ -1,4 +1,4 @@
-"""Slerp: along the great circle between two models."""
+"""Slerp: spherical interpolation between two models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mergeloom.methods.shared_parameters import base_of
 from mergeloom.methods.statistics.angles import Matrix, cosines
 
 COLLINEAR = 0.9995
-"""Cosine beyond which the arc is so flat that a straight line serves."""
+"""Cosine above which the arc is replaced by a straight line."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Arc(Rule):
 
 
 def on_arc(cosine: Any, t: float, straight: Any, maths: Maths) -> Sequence[Any]:
-    """Coefficients of both ends of an arc, or of a straight line, at ``t``."""
+    """Coefficients of the two ends at ``t``, on the arc or on a straight line."""
     angle = maths.acos(cosine)
     sine = maths.where(straight, 1.0, maths.sin(angle))
     start, stop = maths.sin((1 - t) * angle) / sine, maths.sin(t * angle) / sine
@@ -39,8 +39,8 @@ def on_arc(cosine: Any, t: float, straight: Any, maths: Maths) -> Sequence[Any]:
 class Slerp(Method):
     name = "slerp"
     summary = (
-        "Spherical interpolation from the base to one other model: turns the direction of each "
-        "tensor evenly and keeps its length better than a straight mean does."
+        "Spherical interpolation from the base to one other model: rotates each tensor at a "
+        "constant rate and preserves its length better than a linear mean."
     )
     formula = (
         "θ = sin((1-t)Ω)/sinΩ · θ₀ + sin(tΩ)/sinΩ · θ₁,  cosΩ = θ₀·θ₁ / ‖θ₀‖‖θ₁‖ over flattened "

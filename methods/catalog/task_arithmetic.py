@@ -12,8 +12,8 @@ from mergeloom.methods.shared_parameters import INT8_MASK, LAMBDA, WEIGHT, norma
 class TaskArithmetic(Method):
     name = "task_arithmetic"
     summary = (
-        "Adds to the base what each fine-tune changed (its task vector), weighted. Negative "
-        "weights make the model forget a task."
+        "Adds a weighted sum of task vectors (what each fine-tune changed) to the base. A negative "
+        "weight makes the model forget a task."
     )
     formula = "θ = θ₀ + λ Σ wᵢτᵢ,  τᵢ = θᵢ - θ₀   (normalize: divided by Σ wᵢ)"
     reference = "Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089"

@@ -1,4 +1,4 @@
-"""TIES: trim each task vector, elect a sign for each parameter, average what agrees."""
+"""TIES: trim each task vector, elect a sign for each parameter, average the agreeing ones."""
 
 from __future__ import annotations
 

@@ -1,2 +1,2 @@
-"""Kernels that make the values of an input before it is merged: adapters added, codes dequantised,
-rows filled in, matrices transposed."""
+"""Kernels that compute the values of an input before it is merged: add an adapter, dequantise
+codes, fill in rows, transpose matrices."""

@@ -1,4 +1,4 @@
-"""The values that codes and scales stand for."""
+"""Dequantisation: values from codes and scales."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """Scales that are codes themselves: ``size`` of them at a time have a scale of their own, and
-    ``offset`` is added to the product. Beside them lie their table (256) and those scales."""
+    """Scales that are codes themselves (double quantisation): each run of ``size`` codes has a
+    scale, and ``offset`` is added to the product. The side inputs are the table of 256 values and
+    those scales."""
 
     size: int
     offset: float
@@ -27,10 +28,10 @@ class Nested:
 class Scale:
     """One scale for each block of ``rows`` times ``columns`` elements of a matrix.
 
-    0 means all of that dimension. The last blocks of a dimension may be ragged. Each matrix of a
-    stack has its own scales, unless ``single``: there is but one, for everything. If ``inverse``,
-    values are divided by it. If ``across_first``, scales are stored in columns: those of the first
-    block of each row of blocks, then those of the second.
+    0 means the whole dimension. The last block of a dimension may be shorter. Each matrix of a
+    stack has its own scales; with ``single`` there is only one for everything. If ``inverse``,
+    values are divided by the scale. If ``across_first``, scales are stored column by column: first
+    those of the first block of each row of blocks, then those of the second.
     """
 
     rows: int = 0
@@ -41,7 +42,7 @@ class Scale:
     nested: Nested | None = None
 
     def grid(self, shape: Shape) -> tuple[int, int, int]:
-        """Matrices, and rows and columns of blocks in each, of a tensor of ``shape``."""
+        """Number of matrices, and of block rows and block columns in each, for ``shape``."""
         if self.single:
             return (1, 1, 1)
         *stack, rows, columns = (1, 1, *shape)
@@ -52,7 +53,7 @@ class Scale:
         )
 
     def beside(self, shape: Shape) -> Iterator[int]:
-        """Numbers of elements of the tensors that it is made of, in order."""
+        """Number of elements of each side input this scale needs, in order."""
         scales = math.prod(self.grid(shape))
         yield scales
         if self.nested is not None:
@@ -64,10 +65,10 @@ class Scale:
 class Dequantise(Kernel):
     """(code - zero - point) · scale · scale · … · factor; with ``table``, its entry for the code.
 
-    Beside the codes lie, in this order: the table (float32), what each of ``scales`` is made of
-    (`Scale.beside`), if there are ``points`` one of them for each of their blocks and, if there
-    are ``groups``, the block in which each column is (int32). ``shape`` is that of the values,
-    where it is not that of the codes.
+    Side inputs, in this order: the table (float32) if ``table``, the tensors of each of ``scales``
+    (`Scale.beside`), one zero point for each block if ``points``, and the block index of each
+    column (int32) if ``groups``. ``shape`` is the shape of the values if it differs from that of
+    the codes.
     """
 
     scales: tuple[Scale, ...]
@@ -106,7 +107,7 @@ class Dequantise(Kernel):
         return (adjusted, Use("look_up")) if self.table else (adjusted,)
 
     def workspace_bytes(self, grains: Grains) -> int:
-        """The numbers for the elements of a grain, and where they lie (torch), or for one row."""
+        """Scales for the elements of a grain and their indices (torch), or for one row."""
         blocks = [scale.columns for scale in (*self.scales, self.points) if scale and scale.columns]
         least = 1 if self.groups else min(blocks, default=grains.size)
         rows = grains.size // min(grains.row, grains.size)

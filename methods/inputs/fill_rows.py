@@ -1,7 +1,7 @@
-"""Rows that a model lacks, from the rows of others.
+"""Fill in rows that a model lacks from the rows of other models.
 
-A token that only some of the vocabularies have gives the others nothing to read. For each row of
-the output a table says which inputs make it: one of them, the mean of several, or none.
+A model has no row for a token that is not in its vocabulary. For each row of the output, a table
+says which inputs it is computed from: one of them, the mean of several, or none.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class FillRows(Kernel):
-    """Row r is the mean of the inputs j for which byte (r, j) of the table beside them is 1.
+    """Row r is the mean of the inputs j for which byte (r, j) of the side table is 1.
 
-    One input alone is taken bit for bit; without any the row is zero. The last ``padding`` rows
-    are the mean of all rows before them, whatever the table says of them. The table (rows, inputs)
-    tells how many rows there are; the inputs may be vectors.
+    A single input is copied bit for bit; a row without inputs is zero. The last ``padding`` rows
+    are the mean of all rows before them, regardless of the table. The table has shape (rows,
+    inputs) and defines the number of rows; the inputs may be vectors.
     """
 
     padding: int = 0
@@ -58,7 +58,7 @@ class FillRows(Kernel):
 
 @dataclass(frozen=True)
 class MeanRow(GrainSum[Any]):
-    """The mean of all rows but the last ``padding``: float32 (elements of a row), of numpy."""
+    """The mean of all rows but the last ``padding``: float32 numpy array (row length)."""
 
     padding: int
     scratch = 1
@@ -79,7 +79,7 @@ class MeanRow(GrainSum[Any]):
 
 @dataclass(frozen=True, slots=True)
 class _Sum:
-    """The sums (elements of a row) of ``count`` rows: float64."""
+    """The sum (row length) of ``count`` rows: float64."""
 
     sums: Numbers
     count: int
@@ -93,8 +93,8 @@ class _Sum:
 
 @dataclass(frozen=True, slots=True)
 class _GrainRows:
-    """The rows of a grain: ``total`` are in the whole tensor, of which the grain has ``count``
-    from row ``first`` on, of ``width`` elements each."""
+    """The rows of a grain: ``count`` rows of ``width`` elements from row ``first`` on, out of
+    ``total`` rows of the tensor."""
 
     total: int
     first: int
@@ -102,12 +102,12 @@ class _GrainRows:
     width: int
 
     def without(self, padding: int) -> int:
-        """How many of them come before the padding."""
+        """Number of these rows before the padding."""
         return max(0, min(self.count, self.total - padding - self.first))
 
 
 def _fill(grain: GrainView, out: Array) -> _GrainRows:
-    """Write the rows that the table beside the inputs describes."""
+    """Write the rows described by the side table."""
     inputs, (table,) = list(grain.inputs), grain.side
     total = elements_of(table) // len(inputs)
     width = math.prod(grain.whole) // total

@@ -1,8 +1,8 @@
-"""W + s·B·A: an adapter added to its weight, tile by tile; the sum is never stored.
+"""W + s·B·A: a LoRA adapter added to its weight tile by tile; the sum is never stored.
 
 E. Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, arXiv:2106.09685.
 S.-Y. Liu et al., DoRA: Weight-Decomposed Low-Rank Adaptation, 2024, arXiv:2402.09353, equation 5:
-each row of the sum is scaled to the length that the adapter has learnt.
+each row of the sum is scaled to the length learnt by the adapter.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LowRank(Kernel):
-    """``scale``·B·A added to the one input W, with A (rank, in) and B (out, rank) beside it.
+    """W + ``scale``·B·A, with the one input W and the side inputs A (rank, in) and B (out, rank).
 
-    W is (out, in), or (out, …) with as many elements in a row of the first dimension as A has.
-    With ``lengths`` (DoRA) W is a matrix, and a vector (out) of lengths stands beside A and B: row
-    r of the result has the direction of row r of the sum, and length r.
+    W is (out, in), or (out, …) with ``in`` elements for each index of the first dimension. With
+    ``lengths`` (DoRA), W is a matrix and a third side input has the length of each row (out): row r
+    of the result has the direction of row r of the sum, and that length.
     """
 
     scale: float
@@ -54,7 +54,7 @@ class LowRank(Kernel):
 
     @property
     def scratch(self) -> int:
-        """The sum, where it is still to be scaled."""
+        """One array for the sum before it is scaled."""
         return int(self.lengths)
 
     @property
@@ -70,6 +70,6 @@ class LowRank(Kernel):
         if lengths:
             rows, row = grain.shape
             found = ops.maths.sqrt(ops.row_dots([Vector(into)], row)[0][0])
-            found = ops.maths.where(found > 0, found, math.nan)  # no row has a direction then
+            found = ops.maths.where(found > 0, found, math.nan)  # a zero row has no direction
             factors = ops.numbers(lengths[0], grain.start // row, rows) / found
             ops.combine([Vector(into, factors=Factors(ops.single(factors)))], [1.0], out)

@@ -1,6 +1,6 @@
-"""The last two dimensions exchanged, of what is computed.
+"""Transposition of computed values.
 
-What is only stored the other way round is arranged by the reader:
+Tensors that are merely stored transposed are arranged by the reader:
 `engine.pieces.StoredTensor.transpose`.
 """
 
@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Transpose(Kernel):
-    """The one input (…, a, b) as (…, b, a)."""
+    """The one input (…, a, b) transposed to (…, b, a)."""
 
     access = Access.MATRIXWISE
     aligned = False
@@ -28,7 +28,7 @@ class Transpose(Kernel):
     def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:
         (shape,) = inputs
         if len(shape) < 2:
-            raise ValueError(f"{shape} has no two dimensions to exchange")
+            raise ValueError(f"{shape} has fewer than two dimensions")
         return (*shape[:-2], shape[-1], shape[-2])
 
     def apply(

@@ -1,1 +1,1 @@
-"""The kernels that methods are made of."""
+"""The kernels that methods are built from."""

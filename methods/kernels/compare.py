@@ -1,4 +1,4 @@
-"""Tensors that are compared: nothing is made of them."""
+"""Comparison of tensors, without output."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mergeloom.methods.statistics.comparison import Comparison
 
 @dataclass(frozen=True)
 class Compare(Kernel):
-    """Compares two inputs, and with ``base`` what they changed of the third.
+    """Compare two inputs; with ``base``, also how both differ from the third.
 
-    It is for merges that are measured (`Graph.measuring`).
+    For merges that are only measured (`Graph.measuring`).
     """
 
     base: bool
@@ -27,4 +27,4 @@ class Compare(Kernel):
     def apply(
         self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
     ) -> None:
-        raise AssertionError("what is compared is not written")
+        raise AssertionError("a comparison has no output")

@@ -1,4 +1,4 @@
-"""Keeps a random choice of elements, and rescales what is left."""
+"""Keep a random choice of elements and rescale them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mergeloom.methods.ops.words import KEEP_ALL, KeepRule, RandomBound, Vector
 
 
 class Dropping(Sparsifier):
-    """Decides grain by grain; statistics only serve to rescale.
+    """A sparsifier that decides grain by grain; statistics are only needed for rescaling.
 
-    ``keep[i]`` is how likely elements of vector ``i`` are kept, ``None`` keeps all; ``keys`` are
-    those of `methods.ops.draws`.
+    ``keep[i]`` is the probability of keeping an element of vector ``i``; ``None`` keeps all.
+    ``keys`` are the keys for `methods.ops.draws`.
     """
 
     keep: tuple[float | None, ...]
@@ -32,14 +32,14 @@ class Dropping(Sparsifier):
         return type(self), self.keep, self.rescale
 
     def drops(self, number: int) -> bool:
-        """Whether anything of vector ``number`` may be dropped."""
+        """Whether elements of vector ``number`` may be dropped."""
         return self.keep[number] is not None
 
     @abstractmethod
     def chosen(self, number: int, vector: Vector, grain: GrainView, again: bool) -> KeepRule:
-        """What is kept of a vector that `drops`.
+        """The rule for a vector for which `drops` is true.
 
-        If ``again``, that was asked of every such vector before, in an earlier pass.
+        ``again`` is true if this was called for every such vector in an earlier pass.
         """
 
     def passes(self, source: VectorExpr) -> tuple[Statistic[Any, Any], ...]:
@@ -65,9 +65,9 @@ class Dropping(Sparsifier):
 
 @dataclass(frozen=True)
 class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
-    """The L1 norm of every vector of a source, and that of what is kept of it.
+    """The L1 norm of every vector of a source, and that of its kept elements.
 
-    Both are 0 of a vector of which nothing is dropped.
+    Both are 0 for a vector whose elements are all kept.
     """
 
     source: VectorExpr
@@ -100,7 +100,7 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
 
 @dataclass(frozen=True)
 class RandomKeep(Dropping):
-    """Keeps each element of vector ``i`` with probability ``keep[i]``."""
+    """Keep each element of vector ``i`` with probability ``keep[i]``."""
 
     keep: tuple[float | None, ...]
     keys: tuple[int, ...]
@@ -117,7 +117,7 @@ class RandomKeep(Dropping):
 
 @dataclass(frozen=True)
 class ExpectedKeep(RandomKeep):
-    """The same, where what is kept is divided by its probability: the expected sum stays."""
+    """The same, with kept elements divided by their probability: the expectation is unchanged."""
 
     rescale: bool = False
 

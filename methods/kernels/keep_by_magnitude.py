@@ -1,4 +1,4 @@
-"""Keeps the largest elements of task vectors, or those of a range of ranks in the whole tensor."""
+"""Keep the largest elements of vectors, or those in a range of ranks, over whole tensors."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ from mergeloom.methods.statistics.selection import (
 
 @dataclass(frozen=True)
 class Threshold:
-    """A magnitude from which on elements are kept, with ``ties`` of those that are just as large.
+    """A magnitude above which elements are kept, along with ``ties`` elements equal to it.
 
-    The ties that are kept are those of lowest index, so that exactly as many elements survive as
-    were asked for. ``cut`` says whether some ties are kept and some are not; ``places`` where
-    they lie, if that is known.
+    The ties of lowest index are kept, so that exactly the requested number of elements survives.
+    ``cut`` says whether only some of the ties are kept; ``places`` where they are, if known.
     """
 
     value: float
@@ -37,30 +36,30 @@ class Threshold:
 
     @staticmethod
     def of(found: RankedMagnitude) -> Threshold:
-        """The edge that keeps the ``found.rank`` largest magnitudes."""
+        """The threshold that keeps the ``found.rank`` largest magnitudes."""
         return Threshold.keeping(found, found.rank - found.above)
 
     @staticmethod
     def keeping(found: RankedMagnitude, ties: int) -> Threshold:
-        """The edge that keeps what is larger than ``found``, and ``ties`` that are equal."""
+        """The threshold that keeps magnitudes larger than ``found``, and ``ties`` equal to it."""
         cut = found.value > 0 and 0 < ties < found.equal
         return Threshold(found.value, ties, cut, found.ties if cut else None)
 
     @property
     def needs_scan(self) -> bool:
-        """Whether ties must be counted, grain by grain."""
+        """Whether ties must be counted grain by grain."""
         return self.cut and self.places is None
 
     def bound(self, vector: Vector, grain: GrainView, before: int) -> Bound:
-        """What the kept elements of ``vector`` on a grain are larger than.
+        """The lower bound of the kept elements of ``vector`` on a grain.
 
-        ``before`` ties lie in earlier grains, if they were counted.
+        ``before`` is the number of ties in earlier grains, if they were counted.
         """
-        # One step below the edge keeps ties.
+        # A bound one step below the threshold keeps ties.
         return Bound(below(self.value), self.value, self._end(vector, grain, before))
 
     def _end(self, vector: Vector, grain: GrainView, before: int) -> int:
-        """How many elements of this grain lie before the first tie that is not kept."""
+        """Number of elements of this grain before the first tie that is dropped."""
         if not self.cut:
             return grain.count if self.ties else 0
         if self.places is not None:
@@ -74,10 +73,10 @@ class Threshold:
 
 @dataclass(frozen=True)
 class TieLocation(Statistic["list[dict[int, Any]]", "tuple[TieCounts | None, ...]"]):
-    """In which grains the ties at an edge lie, for statistics that must know which are kept.
+    """The grains in which the ties at a threshold are, for statistics that depend on them.
 
-    Must follow a `FineHistogram` of the same source directly, which knows it already or not.
-    Looks at the first rank of every vector.
+    Must directly follow a `FineHistogram` of the same source, which may know them already. Only
+    the first rank of every vector is used.
     """
 
     source: VectorExpr
@@ -127,10 +126,10 @@ class TieLocation(Statistic["list[dict[int, Any]]", "tuple[TieCounts | None, ...
 
 @dataclass(frozen=True)
 class TopMagnitude(Sparsifier):
-    """Keeps the ``keep[i]`` largest magnitudes of vector ``i``; ``None`` keeps all.
+    """Keep the ``keep[i]`` largest magnitudes of vector ``i``; ``None`` keeps all.
 
-    Where ``skip`` is given, the ``skip[i]`` largest of all are dropped first. With ``rescale``,
-    what is kept is scaled to the L1 norm of the whole.
+    If ``skip`` is given, the ``skip[i]`` largest are dropped first. With ``rescale``, the kept
+    elements are scaled to the L1 norm of the whole vector.
     """
 
     keep: tuple[int | None, ...]
@@ -146,7 +145,7 @@ class TopMagnitude(Sparsifier):
         return all(keep is None for keep in self.keep)
 
     def _ranks(self, number: int) -> tuple[int, ...]:
-        """Ranks of the last element that is kept and, where there is one, the last skipped."""
+        """Rank of the last kept element and, if any are skipped, of the last skipped one."""
         keep = self.keep[number]
         if keep is None:
             return ()
@@ -161,7 +160,7 @@ class TopMagnitude(Sparsifier):
         return (CoarseHistogram(source, ranks), fine)
 
     def _edges(self, statistics: Sequence[Any]) -> tuple[tuple[Threshold, ...], ...]:
-        """Per vector: the edge above which elements are kept, and the one above which not."""
+        """Per vector: the threshold above which elements are kept, and that of skipped ones."""
         if self._idle:
             return ((),) * len(self.keep)
         found: Ranks = statistics[1]
@@ -173,7 +172,7 @@ class TopMagnitude(Sparsifier):
     def scan_value(
         self, source: VectorExpr, grain: GrainView, statistics: Sequence[Any]
     ) -> tuple[Any, ...]:
-        """Ties at both edges of every vector."""
+        """Number of ties at both thresholds of every vector."""
         counts: list[Any] = []
         for number, edges in enumerate(self._edges(statistics)):
             vector = source.read(number, grain)
@@ -216,5 +215,5 @@ class TopMagnitude(Sparsifier):
 
 
 def _edge_sum(found: RankedMagnitude) -> float:
-    """Sum of the ties that are kept at an edge."""
+    """Sum of the magnitudes of the kept ties."""
     return (found.rank - found.above) * found.value

@@ -1,4 +1,4 @@
-"""Keeps a random choice of elements, the likelier the larger they are in their row."""
+"""Keep a random choice of elements, with a probability that depends on the rank in the row."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mergeloom.methods.ops.words import KeepRule, Vector
 
 @dataclass(frozen=True)
 class RandomByRank(Dropping):
-    """Keeps elements of vector ``i`` at random, the likelier the larger they are in their row.
+    """Keep elements of vector ``i`` at random; larger elements of a row are kept more often.
 
-    Of a row of n elements, the one of rank r (0 being the largest magnitude, equal ones in order
-    of their index) is kept with probability ``keep[i]`` + ``epsilon[i]`` (1 - 2r/(n - 1)); a
-    single element with ``keep[i]``.
+    In a row of n elements, the one of rank r (0 is the largest magnitude, ties in index order) is
+    kept with probability ``keep[i]`` + ``epsilon[i]`` (1 - 2r/(n - 1)). The element of a row of
+    one is kept with probability ``keep[i]``.
     """
 
     keep: tuple[float | None, ...]
@@ -35,7 +35,7 @@ class RandomByRank(Dropping):
         return (Use("choose_by_rank", len(self.keep)),)
 
     def memo_bytes(self, grains: Grains) -> int:
-        # To rank again takes as long as all the rest.
+        # Ranking a second time would take as long as everything else together.
         return len(self.keep) * marks_bytes(grains.size) if self.rescale else 0
 
     def chosen(self, number: int, vector: Vector, grain: GrainView, again: bool) -> KeepRule:
@@ -47,7 +47,7 @@ class RandomByRank(Dropping):
         return KeepRule(marks=marks)
 
     def _steps(self, number: int, row: int) -> Any:
-        """What the numbers of vector ``number`` must lie below, by rank in a row: int32."""
+        """Bounds for the random numbers of vector ``number``, by rank in a row: int32."""
         import numpy as np
 
         keep, epsilon = self.keep[number] or 0.0, self.epsilon[number]

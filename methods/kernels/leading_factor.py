@@ -1,7 +1,7 @@
-"""The factors of low rank that come closest to a combination of low-rank changes.
+"""Low-rank factors of the best approximation of a combination of low-rank changes.
 
-E. Eckart, G. Young, The approximation of one matrix by another of lower rank, 1936: the largest
-singular values and their vectors make the closest one.
+E. Eckart, G. Young, The approximation of one matrix by another of lower rank, 1936: the best
+approximation consists of the largest singular values and their vectors.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from mergeloom.methods.ops.loops.sizes import FEW, LARGE
 
 Shape = tuple[int, ...]
 _ZEROS = 4096
-"""Zeros that are written at once."""
+"""Number of zeros written at a time."""
 
 
 @dataclass(frozen=True)
 class LeadingFactor(Kernel):
-    """One factor of the best approximation, of ``rank``, of a combination of changes of a weight.
+    """One factor of the best approximation, of rank ``rank``, of a combination of weight changes.
 
-    Change i is ``scales[i]``·upᵢ·downᵢ, a matrix (rows, columns). Beside the input are all downᵢ
-    (ranks[i], columns), then all upᵢ (rows, ranks[i]). The changes are added up, or combined by
-    ``combination`` as matrices. The result is Vᵀ (rank, columns) of U·S·Vᵀ or, for ``up``, U·S
-    (rows, rank): see `methods.ops.words.Ops.leading_of_matrix`. The one input has the result's
-    shape, and is not looked at.
+    Change i is ``scales[i]``·upᵢ·downᵢ, a matrix (rows, columns). The side inputs are all downᵢ
+    (ranks[i], columns), then all upᵢ (rows, ranks[i]). The changes are added up, or combined as
+    matrices by ``combination``. The result is Vᵀ (rank, columns) of U·S·Vᵀ or, for ``up``, U·S
+    (rows, rank): see `methods.ops.words.Ops.leading_of_matrix`. The one input only gives the
+    result's shape; its values are not used.
     """
 
     rows: int
@@ -63,8 +63,8 @@ class LeadingFactor(Kernel):
 
     @property
     def cost(self) -> float:
-        """That of making a Gram matrix tridiagonal, and of what it is made from; or of multiplying
-        by it some times for each singular value."""
+        """The cost of computing a Gram matrix and making it tridiagonal, or of multiplying by the
+        matrix several times for each singular value."""
         shorter, longer = sorted((self.rows, self.columns))
         if self.combination is None:
             inner = sum(self.ranks)
@@ -76,7 +76,7 @@ class LeadingFactor(Kernel):
     def workspace_bytes(self, grains: Grains) -> int:
         if self.combination is None:
             return 32 * sum(self.ranks) * (self.rows + self.columns)
-        # The matrix; of one grain all changes; the tables that statistics are counted in.
+        # The matrix, all changes on one grain, and the accumulators of statistics.
         inner = self._inner
         tables = sum(each.accumulator_bytes(inner) for each in self.combination.passes)
         arrays = len(self.ranks) + 2
@@ -84,7 +84,7 @@ class LeadingFactor(Kernel):
 
     @property
     def _inner(self) -> Grains:
-        """How the combination of matrices is gone through: as it would be by itself."""
+        """The grains in which the combination runs: those it would have as a merge of its own."""
         assert self.combination is not None
         return partition((self.rows, self.columns), self.combination.access)
 
@@ -101,7 +101,7 @@ class LeadingFactor(Kernel):
         grain.ops.leading_of_matrix(matrix, shape, self.rank, self.up, out)
 
     def _combine(self, kernel: Kernel, whole: GrainView, matrix: Array) -> None:
-        """Write the combination of the changes, grain by grain, as the engine does it."""
+        """Write the combination of the changes grain by grain, as the engine would."""
         grains, results = self._inner, list[Any]()
         for statistic in kernel.passes:
             total = statistic.init()
@@ -121,7 +121,7 @@ class LeadingFactor(Kernel):
 
     @contextmanager
     def _changes(self, whole: GrainView, index: int) -> Iterator[GrainView]:
-        """What the combination sees of one grain: the changes there, for as long as it looks."""
+        """Yield the view of one grain with the changes as inputs; valid within the context only."""
         ops, count = whole.ops, len(self.ranks)
         start, size = self._inner.bounds(index)
         top = ops.top()

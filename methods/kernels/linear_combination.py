@@ -1,11 +1,10 @@
-"""Linear combinations of the inputs: with given coefficients, or with some that the Gram matrix
-decides.
+"""Linear combinations of the inputs, with coefficients that are given or computed from the Gram
+matrix.
 
-Spherical interpolation, the Karcher mean and model stock look different, yet all yield
-Σ cᵢ vᵢ, where the cᵢ depend on the pairwise dot products of the vᵢ alone. So they share one
-statistic and one kernel, and each is a rule from a small matrix to a few numbers. Variants that
-treat every row or column on its own apply the same rule to many small matrices
-(`methods.kernels.row_combination`).
+Spherical interpolation, the Karcher mean and model stock all yield Σ cᵢ vᵢ, where the cᵢ depend
+only on the pairwise dot products of the vᵢ. So they share one statistic and one kernel, and each
+is a rule from a small matrix to a few numbers. Variants that treat every row or column separately
+apply the same rule to many small matrices (`methods.kernels.row_combination`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from mergeloom.methods.statistics.gram import GramMatrix
 
 @dataclass(frozen=True)
 class LinearCombination(Kernel):
-    """Σ cᵢ θᵢ with constant coefficients; inputs with coefficient 0 are not looked at."""
+    """Σ cᵢ θᵢ with constant coefficients; inputs with coefficient 0 are not read."""
 
     coefficients: tuple[float, ...]
     version = 2
@@ -45,22 +44,22 @@ class LinearCombination(Kernel):
 
 
 class Rule:
-    """How coefficients follow from dot products; subclass as a frozen dataclass."""
+    """Computes coefficients from dot products; subclass as a frozen dataclass."""
 
     def coefficients(self, gram: Matrix, maths: Maths) -> Sequence[Any]:
-        """Coefficients cᵢ of m vectors, from the (m, m) dot products of each two of them.
+        """Coefficients cᵢ of m vectors, from the (m, m) matrix of their dot products.
 
-        Those are float64: single numbers, or arrays with an entry for each of many merges at once.
+        Entries are float64: single numbers, or arrays with one element for each row or column.
 
         Raises:
-            RunError: the vectors admit no result.
+            RunError: the result is undefined for these vectors.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Coefficients(GramMatrix):
-    """The coefficients that a rule makes of the Gram matrix of a source."""
+    """The coefficients that a rule computes from the Gram matrix of a source."""
 
     rule: Rule
 
@@ -70,7 +69,7 @@ class Coefficients(GramMatrix):
 
 @dataclass(frozen=True)
 class GramCombination(Kernel):
-    """Σ cᵢ θᵢ, or θ₀ + Σ cᵢ τᵢ where there is a base, with coefficients from a rule."""
+    """Σ cᵢ θᵢ, or θ₀ + Σ cᵢ τᵢ if there is a base, with coefficients from a rule."""
 
     rule: Rule
     positions: tuple[int, ...]
@@ -104,7 +103,7 @@ def weighted_sum(
     out: Array,
     base: Array | None = None,
 ) -> None:
-    """Write Σ cᵢ vᵢ to ``out``, leaving out what has cᵢ = 0; on a base, if there is one."""
+    """Write Σ cᵢ vᵢ to ``out``, added to ``base`` if given; vectors with cᵢ = 0 are skipped."""
     numbers = [number for number, coefficient in enumerate(coefficients) if coefficient] or [0]
     vectors = [source.read(number, grain) for number in numbers]
     grain.ops.combine(vectors, [coefficients[number] for number in numbers], out, base=base)

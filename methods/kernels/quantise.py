@@ -1,4 +1,4 @@
-"""Codes of a weight, and the scales of their blocks: made of one merge, written to two slots."""
+"""Quantisation: one merge that writes the codes of a weight and the scales of its blocks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mergeloom.methods.ops.words import Adjustment, Array, Blocks, Scaling, Vect
 
 @dataclass(frozen=True)
 class Quantise(Kernel):
-    """The one input, a matrix, divided by scales of blocks of ``rows`` rows and ``columns``
-    columns, as float32 that is rounded to codes; its one part are the scales, of ``scales``.
+    """Divide the one input, a matrix, by the scales of its blocks of (``rows``, ``columns``); the
+    float32 result is rounded to codes. The scales, of type ``scales``, are a second output part.
 
-    Blocks lie in one grain, so that no scale depends on how a tensor is cut.
+    A block never spans two grains, so that scales do not depend on tiling.
     """
 
     scaling: Scaling

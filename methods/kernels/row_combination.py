@@ -1,7 +1,8 @@
-"""Linear combinations with coefficients of their own for every row, or for every column.
+"""Linear combinations with separate coefficients for every row or column.
 
-Rows are vectors along the last dimension: their dot products are taken where they are needed.
-Vectors along the first dimension cross all grains, so theirs are a statistic.
+Rows are vectors along the last dimension; their dot products are computed in the output pass.
+Columns are vectors along the first dimension; they span all grains, so their dot products are a
+statistic.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from mergeloom.methods.ops.words import Factors, matrix
 
 @dataclass(frozen=True)
 class RowCombination(Kernel):
-    """Σ cᵢ vᵢ for each row, with coefficients from a rule; on the base if there is one.
+    """Σ cᵢ vᵢ for each row, with coefficients from a rule; added to the base if there is one.
 
-    A 0-d tensor is one row of one element.
+    A 0-d tensor counts as one row of one element.
     """
 
     rule: Rule
@@ -57,10 +58,9 @@ class RowCombination(Kernel):
 
 @dataclass(frozen=True)
 class ColumnGram(GrainSum[Any]):
-    """Coefficients (m, columns), float32, from the dot products of vectors along the first
-    dimension.
+    """Float32 coefficients (m, columns) from the dot products of vectors along the first dimension.
 
-    A tensor has ``columns`` of them: one for each index into all dimensions but the first.
+    There is one column for each index into all dimensions but the first.
     """
 
     rule: Rule
@@ -90,7 +90,7 @@ class ColumnGram(GrainSum[Any]):
 
 @dataclass(frozen=True)
 class ColumnCombination(Kernel):
-    """Σ cᵢ vᵢ for each vector along the first dimension; on the base if there is one."""
+    """Σ cᵢ vᵢ for each vector along the first dimension; added to the base if there is one."""
 
     rule: Rule
     positions: tuple[int, ...]

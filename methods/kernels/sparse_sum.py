@@ -1,4 +1,4 @@
-"""Sums of inputs that are made sparse first: what adapters are combined by, which have no base."""
+"""Sums of sparsified inputs without a base, used to combine adapters."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which elements of a task vector are kept.
+"""Sparsifiers: which elements of a task vector are kept.
 
-A sparsifier is asked for its statistics, and then for the rule by which one vector is made sparse
-on one grain. `KeepAll` keeps all elements, `methods.kernels.keep_by_magnitude` the largest of a
-tensor, `methods.kernels.keep_at_random` a random choice.
+A sparsifier names its statistics, and then returns the rule that makes one vector sparse on one
+grain. `KeepAll` keeps all elements, `methods.kernels.keep_by_magnitude` the largest of a tensor,
+`methods.kernels.keep_at_random` a random choice.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from mergeloom.methods.ops.vectors import VectorExpr
 from mergeloom.methods.ops.words import KEEP_ALL, KeepRule, Vector
 
 _NEGLIGIBLE = 1e-7
-"""L1 norms below this are not rescaled: what is left is rounding noise."""
+"""L1 norms below this are rounding noise and are not rescaled."""
 
 
 class Sparsifier(ABC):
-    """Decides which elements of the vectors of a source survive; subclass as a frozen dataclass."""
+    """Decides which elements of a source's vectors are kept; subclass as a frozen dataclass."""
 
     @property
     def kind(self) -> Hashable:
@@ -37,7 +37,7 @@ class Sparsifier(ABC):
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """What `rule` and `scan_value` use of ``grain.ops``."""
+        """The operations of ``grain.ops`` that `rule` and `scan_value` use."""
         return ()
 
     def memo_bytes(self, grains: Grains) -> int:
@@ -45,7 +45,7 @@ class Sparsifier(ABC):
         return 0
 
     def passes(self, source: VectorExpr) -> tuple[Statistic[Any, Any], ...]:
-        """The statistics that are needed, one pass each."""
+        """The statistics needed, one pass each."""
         return ()
 
     def needs_scan(self, statistics: Sequence[Any]) -> bool:
@@ -59,7 +59,7 @@ class Sparsifier(ABC):
         raise NotImplementedError
 
     def factors(self, count: int, statistics: Sequence[Any]) -> tuple[float, ...]:
-        """What each vector is to be multiplied with once it is sparse."""
+        """The factor of each sparsified vector."""
         return (1.0,) * count
 
     @abstractmethod
@@ -71,12 +71,12 @@ class Sparsifier(ABC):
         statistics: Sequence[Any],
         before: tuple[int, ...],
     ) -> KeepRule:
-        """What is kept of vector ``number`` on a grain."""
+        """The keep rule for vector ``number`` on a grain."""
 
 
 @dataclass(frozen=True)
 class KeepAll(Sparsifier):
-    """Drops nothing."""
+    """Keep all elements."""
 
     def rule(
         self,
@@ -90,6 +90,6 @@ class KeepAll(Sparsifier):
 
 
 def l1_factor(whole: float, kept: float) -> float:
-    """The factor that scales what is kept to the L1 norm of the whole; 1 where either vanishes."""
+    """The factor that scales the kept part to the L1 norm of the whole; 1 if either is about 0."""
     usual = whole >= _NEGLIGIBLE and kept >= _NEGLIGIBLE and math.isfinite(whole)
     return whole / kept if usual else 1.0

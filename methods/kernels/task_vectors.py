@@ -1,8 +1,7 @@
-"""Arithmetic of task vectors: what a fine-tune changed, made sparse, combined, put on the base.
+"""Task vectors: sparsified, combined, and added to the base.
 
-Task arithmetic, TIES, DARE, breadcrumbs and DELLA differ in two choices only: which elements of a
-task vector are kept (`methods.kernels.sparsifier`), and whether a sign is elected for each
-parameter.
+Task arithmetic, TIES, DARE, breadcrumbs and DELLA differ only in which elements of a task vector
+are kept (`methods.kernels.sparsifier`) and in whether a sign is elected for each parameter.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from mergeloom.methods.shared_parameters import base_of, sum_of_weights
 class TaskVectors(Kernel):
     """θ₀ + λ · combination of the sparsified τᵢ.
 
-    Without ``elect`` the combination is Σ wᵢτᵢ; with it the sum over those that agree with the
-    elected sign, where ``normalize`` divides by the agreeing weights. ``weights`` and ``positions``
-    go by task vector.
+    Without ``elect`` the combination is Σ wᵢτᵢ; with it, the sum over elements that agree with the
+    elected sign, divided by the agreeing weights if ``normalize``. ``weights`` and ``positions``
+    have one entry for each task vector.
     """
 
     base: int
@@ -96,20 +95,20 @@ def merge_task_vectors(
     *,
     elect: bool,
 ) -> Kernel:
-    """The kernel for ``merge``, whose settings are ``normalize`` and ``lambda``.
+    """Return the kernel for ``merge``, which has the settings ``normalize`` and ``lambda``.
 
-    ``dropped`` says of which models nothing is kept at all; ``sparsifier`` is asked for the
-    others, given their numbers among the models that are not the base.
+    ``dropped`` marks the models of which nothing is kept; ``sparsifier`` is called with the indices
+    of the others among the models that are not the base.
 
     Raises:
-        ParameterError: weights cancel out that are to be divided by.
+        ParameterError: the weights cancel out and cannot be normalised.
     """
     if len(merge.models) == 1:
         return Copy()
     base = base_of(merge)
     weights = merge.weights()
     normalize = bool(merge.settings["normalize"])
-    # All weights zero is no division by zero: nothing is divided, the base is what remains.
+    # If all weights are zero, the result is the base, with nothing to divide.
     divisor = sum_of_weights(weights) if normalize and any(weights) else 1.0
     kept = tuple(number for number, weight in enumerate(weights) if weight and not dropped[number])
     if not kept or not merge.settings["lambda"]:

@@ -1,6 +1,6 @@
-"""The arithmetics: what planning must know of them, and how workers get them.
+"""The arithmetics (machine code, torch): their cost and memory for planning, and how to open them.
 
-Planning imports neither torch nor what loads machine code.
+Importing this module loads neither torch nor machine code.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ WORDS = frozenset(
         *("step", "store", "transpose", "variance", "widen"),
     }
 )
-"""All that machine code can be built of."""
+"""Names of all functions of the machine code."""
 
 _ROUNDED = frozenset({"BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I8"})
-"""Types, by their codes, that machine code rounds to."""
+"""Dtypes that machine code can round to, by code."""
 
 _ALWAYS = frozenset({"store", "widen"})
 _COUNTING = frozenset(
@@ -62,10 +62,10 @@ _COUNTING = frozenset(
         *("mix_rows", "neighbours", "products_of_rows", "put_rows", "pursue", "read_rows"),
     }
 )
-"""Words that import numpy."""
+"""Operations that import numpy."""
 
 _CODEC_BYTES = 8 * MIB
-"""What the library takes that decodes blocks."""
+"""Bytes of the library that decodes blocks."""
 
 _COMPILED_COST = {
     "add_product": 0.06,
@@ -112,13 +112,13 @@ _TORCH_COST = {
     "transpose": 1.0,
     "variance": 1.5,
 }
-"""Nanoseconds for one element of one vector on one core of 2024, measured roughly."""
+"""Nanoseconds per element and vector on one core of 2024, measured roughly."""
 _ELECTING = 2.0
-"""How much longer `Ops.combine` takes where it elects signs."""
+"""Factor for the time of `Ops.combine` when it elects signs."""
 
 
 class CompiledArithmetic(Arithmetic):
-    """Machine code, which ``library`` builds and loads."""
+    """Machine code, built and loaded by ``library``."""
 
     uses_torch = False
     name = "compiled 1"
@@ -240,7 +240,7 @@ class TorchArithmetic(Arithmetic):
         return _cost(_TORCH_COST, use)
 
     def library_bytes(self, words: frozenset[str]) -> int:
-        return _CODEC_BYTES if DECODING.word in words else 0  # what torch takes is measured
+        return _CODEC_BYTES if DECODING.word in words else 0  # that of torch itself is measured
 
     def missing(self, words: frozenset[str]) -> frozenset[str]:
         return frozenset()
@@ -259,7 +259,7 @@ def _cost(table: dict[str, float], use: Use) -> float:
 
 
 def _pages(nbytes: int) -> int:
-    """Scratch is handed out in pages."""
+    """Round up to pages, the unit of scratch memory."""
     return -(-nbytes // 4096) * 4096
 
 
@@ -270,17 +270,17 @@ TORCH: Arithmetic = TorchArithmetic()
 
 
 def cpu_arithmetic() -> Arithmetic:
-    """The arithmetic of the CPU on this machine: machine code, where there is a compiler.
+    """The arithmetic for the CPU: machine code, or torch where there is no compiler.
 
     Raises:
-        RunError: the environment asks for one that is not there.
+        RunError: the environment variable names an arithmetic that is not available.
     """
     there = util.find_spec("numba") is not None and util.find_spec("llvmlite") is not None
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "torch" or (not wanted and not there):
         return TORCH
     if wanted not in ("", "compiled"):
-        raise RunError(f"{VARIABLE} is '{wanted}': it may be 'compiled' or 'torch'")
+        raise RunError(f"{VARIABLE} is '{wanted}': it must be 'compiled' or 'torch'")
     if not there:
         raise RunError(f"{VARIABLE} is 'compiled', which needs numba: install it")
     return COMPILED

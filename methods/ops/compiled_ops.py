@@ -1,7 +1,7 @@
-"""Arithmetic by machine code on plain memory: it defines the results on the CPU.
+"""Arithmetic by machine code on plain memory; it defines the results on the CPU.
 
-The code is that of `methods.ops.loops`. numpy is imported by those words only that count or that
-have numbers for each row.
+The code is compiled from `methods.ops.loops`. numpy is imported only by operations that count or
+that have numbers for each row.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _CTYPES: dict[str, Any] = {
 
 
 class VectorRecord(ctypes.Structure):
-    """A record of `methods.ops.loops.record.VECTOR`."""
+    """The C layout of `methods.ops.loops.record.VECTOR`."""
 
     _fields_ = [(name, _CTYPES[kind]) for name, kind in VECTOR]
 
@@ -73,7 +73,7 @@ _SIZES = {BF16.code: 2, F32.code: 4}
 
 
 class CompiledOps(CompiledTables, Arena):
-    """`methods.ops.words.Ops` on `Elements` in main memory; scratch comes from one block."""
+    """`methods.ops.words.Ops` on `Elements` in main memory; scratch is taken from one block."""
 
     on_device = False
 
@@ -84,18 +84,18 @@ class CompiledOps(CompiledTables, Arena):
         super().__init__(block)
         self._functions = functions
 
-    # --- what the engine asks for ---------------------------------------------------------
+    # --- called by the engine -------------------------------------------------------------
 
     def view(self, block: Block, offset: int, dtype: DType, count: int) -> Elements:
-        """Elements at a byte of a block."""
+        """``count`` elements at byte ``offset`` of a block."""
         return Elements(block.address + offset, dtype, count)
 
     def shaped(self, array: Elements, shape: tuple[int, ...]) -> Elements:
-        """The same: shapes are told by the grain."""
+        """Return the array itself: elements have no shape, the grain has."""
         return array
 
     def widen(self, dtype: DType, array: Elements, out: Elements) -> None:
-        """Write elements of any `Kind`, or blocks of codes, as float32."""
+        """Convert elements of any `Kind`, or blocks of codes, to float32."""
         if dtype.codec:
             decode(dtype, _array(array, "u1"), _array(out, "f4"))
             return
@@ -109,16 +109,16 @@ class CompiledOps(CompiledTables, Arena):
         return widened
 
     def store(self, result: Elements, out: Elements) -> int:
-        """Round float32 to the type of ``out``, which may be ``result``.
+        """Round float32 elements to the dtype of ``out``, which may be the same memory.
 
-        Returns how many elements there are not finite.
+        Returns the number of elements of ``out`` that are not finite.
         """
         kind = Kind[out.dtype.code]
         found = self._call("store", result.address, result.count, out.address, kind)
         return int(found)
 
     def pack(self, dtype: DType, result: Elements, out: Elements) -> int:
-        """Write float32 elements as blocks; returns how many may not be finite."""
+        """Encode float32 elements as blocks; returns an upper bound of those not finite."""
         return encode(dtype, _array(result, "f4"), _array(out, "u1"))
 
     @cached_property
@@ -429,7 +429,7 @@ class CompiledOps(CompiledTables, Arena):
         self.release(top)
 
     def _widened(self, arrays: Sequence[Elements]) -> int:
-        """Where arrays follow each other as float32."""
+        """Address of the arrays as contiguous float32."""
         together = self.take(sum(each.count for each in arrays))
         first = 0
         for each in arrays:
@@ -440,8 +440,8 @@ class CompiledOps(CompiledTables, Arena):
     # --- calls ----------------------------------------------------------------------------
 
     def _call(self, name: str, *arguments: Any, row: int = 0, work: int = 0) -> Any:
-        """Call machine code with numbers and addresses, and with memory to work in: ``work``
-        bytes, or as much as is usual."""
+        """Call a machine-code function with numbers and addresses, and ``work`` bytes of workspace
+        (0 for the usual size)."""
         first, vectors = arguments[0], 1
         if isinstance(first, ctypes.Array):
             vectors = len(first)
@@ -453,7 +453,7 @@ class CompiledOps(CompiledTables, Arena):
         return result
 
     def _vectors(self, vectors: Sequence[Vector], kept: Sequence[KeepRule] | None = None) -> Any:
-        """Records of `methods.ops.loops.record`, valid as long as the arrays are."""
+        """Records of `methods.ops.loops.record`; valid as long as the arrays."""
         described = self._records(len(vectors))
         for number, vector in enumerate(vectors):
             record = described[number]
@@ -467,7 +467,7 @@ class CompiledOps(CompiledTables, Arena):
         return described
 
     def _records(self, count: int) -> Any:
-        """An array of records that are all 0."""
+        """An array of zeroed records."""
         return (VectorRecord * count)()
 
     def _describe_factors(self, record: Any, factors: Factors, count: int) -> None:
@@ -478,15 +478,15 @@ class CompiledOps(CompiledTables, Arena):
             record.factor_row = count // numbers
 
     def _numbers_at(self, numbers: Any) -> tuple[int, int]:
-        """Address of float32 numbers, and how many there are."""
+        """Address and count of float32 numbers."""
         return numbers.ctypes.data, numbers.size
 
 
 def divergences_of(sums: Any, library: Any) -> Any:
-    """Divergences of rows from what both arithmetics sum up: float64.
+    """Divergences of rows (float64) from sums that both arithmetics compute.
 
-    ``sums`` is a float64 matrix with a column a row: the highest elements h₀ and h₁ of the base
-    and of the other, Σ exp(θ₀ - h₀), Σ exp(θ₁ - h₁), and Σ exp(θ₁ - h₁) τ.
+    ``sums`` is a float64 matrix with one column for each row of the tensors: the maxima h₀ of the
+    base and h₁ of the other, Σ exp(θ₀ - h₀), Σ exp(θ₁ - h₁), and Σ exp(θ₁ - h₁) τ.
     """
     base_highest, highest, base_total, total, weighted = sums
     moved = weighted / total + (base_highest - highest)
@@ -494,7 +494,7 @@ def divergences_of(sums: Any, library: Any) -> Any:
 
 
 def _array(elements: Elements, kind: str) -> np.ndarray[Any, Any]:
-    """Elements as an array of numpy, valid as long as they are."""
+    """Elements as a numpy array; valid as long as the elements."""
     import numpy as np
 
     nbytes = elements.count * int(kind[1])
@@ -503,7 +503,7 @@ def _array(elements: Elements, kind: str) -> np.ndarray[Any, Any]:
 
 
 def place_of(elements: Elements) -> tuple[int, int]:
-    """Address and bytes of an element."""
+    """Address, and bytes per element."""
     return elements.address, _SIZES[elements.dtype.code]
 
 

@@ -1,4 +1,4 @@
-"""`methods.ops.tables` by machine code on plain memory."""
+"""`methods.ops.tables.TableOps` by machine code on plain memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class CompiledTables:
-    """The words for tables of `methods.ops.compiled_ops.CompiledOps`."""
+    """The table operations of `methods.ops.compiled_ops.CompiledOps`."""
 
     def _call(self, name: str, *arguments: Any, row: int = 0) -> Any:
         raise NotImplementedError
@@ -120,7 +120,7 @@ _NUMBERS: dict[str, tuple[str, Any]] = {
 
 
 def _place(table: Table) -> tuple[int, int]:
-    """Address and kind of a table's elements."""
+    """Address and kind of the elements of a table."""
     return table.array.address, Kind[table.array.dtype.code]
 
 
@@ -129,7 +129,7 @@ def _count(table: Table) -> int:
 
 
 def _at(array: np.ndarray[Any, Any] | None) -> int:
-    """Where the elements of an array begin, which follow each other without gaps."""
+    """Address of a contiguous array; 0 for ``None``."""
     if array is None:
         return 0
     assert array.flags.c_contiguous

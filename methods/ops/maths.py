@@ -1,7 +1,7 @@
-"""Functions of numbers that may be single ones, arrays of numpy, or tensors.
+"""Elementary functions of single numbers, numpy arrays, or tensors.
 
-So a rule that makes coefficients of dot products is written once, for one tensor (plain numbers,
-which need no library), for all its rows or columns, and for a device.
+With them, a rule from dot products to coefficients is written once for one tensor (plain numbers,
+without a library), for all its rows or columns, and for a device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Maths(Protocol):
 
 
 class NumberMaths:
-    """Of single floats. What is no number stays so, and the root of less than 0 is none."""
+    """For single floats. NaN is passed on, and the square root of a negative number is NaN."""
 
     def sqrt(self, x: float) -> float:
         return math.sqrt(x) if x >= 0 else math.nan
@@ -46,7 +46,7 @@ class NumberMaths:
 
 
 class ArrayMaths:
-    """Of arrays of a library whose names are those of numpy: numpy itself, or torch."""
+    """For arrays of a library with numpy's function names: numpy itself, or torch."""
 
     def __init__(self, library: ModuleType) -> None:
         self._library = library

@@ -1,7 +1,7 @@
-"""The magnitudes of a few elements in order, on plain memory.
+"""Sorted magnitudes of a few elements in plain memory.
 
-Of a small tensor the element of a rank is found by sorting it, which takes less time than to walk
-through tables of counters.
+For a small tensor, sorting finds the element of a rank faster than walking through tables of
+counters.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 _INFINITY = 0x7F800000
-"""The bits of float32 that larger magnitudes of NaN lie above."""
+"""The float32 bits of infinity; larger magnitudes are NaN."""
 
 
 def in_order(vector: Vector) -> np.ndarray[Any, Any] | None:
-    """The magnitudes of a vector by their float32 bits (int32), the smallest first.
+    """The float32 bits of the magnitudes of a vector, ascending: int32.
 
-    ``None`` where it is more than a difference of numbers: it has factors, or NaN.
+    ``None`` if the vector has factors or contains NaN.
     """
     import numpy as np
 
@@ -39,7 +39,7 @@ def in_order(vector: Vector) -> np.ndarray[Any, Any] | None:
 
 
 def _floats(elements: Elements) -> np.ndarray[Any, Any]:
-    """Elements of bfloat16 or float32 as float32, valid as long as they are."""
+    """bfloat16 or float32 elements as float32; valid as long as the elements."""
     import numpy as np
 
     if elements.dtype.code != BF16.code:

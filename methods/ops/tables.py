@@ -1,7 +1,7 @@
-"""The words for rows of tables that stand for others: what both arithmetics say of them.
+"""Table operations of arithmetic: find, compare and mix rows of whole tables.
 
-A *table* is a matrix that lies whole beside the inputs of a merge. Rows of one table, the
-*targets*, are looked for among those of another, the *atoms*, of the same width.
+A *table* is a matrix that is a side input of a merge. Rows of one table, the *targets*, are
+approximated by rows of another, the *atoms*, of the same width.
 """
 
 from __future__ import annotations
@@ -20,31 +20,30 @@ if TYPE_CHECKING:
     Singles = NDArray[np.float32]
 
 BATCH = 256
-"""Targets that are looked for at once. Enough to read the atoms seldom."""
+"""Targets per batch: enough that the atoms are read only a few times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of ``width`` elements, as they are stored, in an array of the arithmetic at hand."""
+    """Rows of ``width`` elements in their stored dtype, in an array of the current arithmetic."""
 
     array: Any
     width: int
 
 
 class TableOps(Protocol):
-    """What kernels ask of arithmetic about tables. Numbers of rows, flags, coefficients and what is
-    returned are arrays of numpy in main memory; ``usable`` (a byte an atom) says which atoms may be
-    taken, all without it."""
+    """Table operations. Row numbers, flags, coefficients and results are numpy arrays in main
+    memory. ``usable`` (one byte per atom) says which atoms may be chosen; ``None`` means all."""
 
     def pursue(
         self, targets: Table, rows: Numbers, atoms: Table, usable: Flags | None, most: int
     ) -> tuple[Numbers, Doubles]:
-        """Up to ``most`` atoms for each of some ``rows`` of the targets, and their coefficients.
+        """Choose up to ``most`` atoms for each of the targets ``rows``, with coefficients.
 
-        Orthogonal matching pursuit (Pati, Rezaiifar, Krishnaprasad 1993): again and again the atom
-        is taken whose product with what is left of the target is largest, and the target is fitted
-        anew to all atoms that were taken, by least squares. Coefficients are 0 where there are
-        fewer. Both are (rows, most).
+        Orthogonal matching pursuit (Pati, Rezaiifar, Krishnaprasad 1993): each step chooses the
+        atom whose dot product with the residual is largest, and fits the target to all chosen
+        atoms by least squares. Coefficients are 0 if fewer are chosen. Both results are (rows,
+        most).
         """
 
     def neighbours(
@@ -56,28 +55,28 @@ class TableOps(Protocol):
         most: int,
         cosine: bool,
     ) -> tuple[Numbers, Doubles]:
-        """The ``most`` nearest atoms of each of some ``rows`` of the targets, nearest first.
+        """The ``most`` nearest atoms of each of the targets ``rows``, nearest first.
 
-        By distance or, with ``cosine``, by angle. The second array grows with nearness, and is
-        -inf where there are fewer. Both are (rows, most).
+        Nearest by distance or, with ``cosine``, by angle. The second result is a score that grows
+        with nearness, and -inf if there are fewer atoms. Both results are (rows, most).
         """
 
     def products_of_rows(
         self, targets: Table, rows: Numbers, atoms: Table, numbers: Numbers
     ) -> Doubles:
-        """The dot products of each target and its atoms ``numbers`` with each other.
+        """All dot products among each target and its atoms ``numbers``.
 
-        (rows, 1 + most, 1 + most), the target first.
+        The result is (rows, 1 + most, 1 + most), with the target first.
         """
 
     def mix_rows(self, atoms: Table, numbers: Numbers, coefficients: Doubles) -> Singles:
-        """The sums of atoms ``numbers`` times coefficients, added up in float64: (rows, width)."""
+        """Σ coefficient · atom for each row of ``numbers``, summed in float64: (rows, width)."""
 
     def read_rows(self, table: Table, first: int, count: int) -> Singles:
-        """Rows of a table from ``first`` on."""
+        """``count`` rows of a table from ``first`` on: float32."""
 
     def numbers_of(self, array: Any) -> Any:
-        """The elements of an array as they are stored, in main memory: int32, float64 or uint8."""
+        """The elements of an int32, float64 or uint8 array, in main memory."""
 
     def put_rows(self, out: Any, places: Numbers, values: Singles) -> None:
-        """Write rows to their places in ``out``, an array of rows as long."""
+        """Write rows to positions ``places`` of ``out``, whose rows have the same length."""

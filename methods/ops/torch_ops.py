@@ -1,7 +1,7 @@
-"""Arithmetic by torch on tensors: for devices, for kernels of other packages, and where no machine
-code can be had. Workers import this module.
+"""Arithmetic by torch on tensors: for devices, for kernels of other packages, and where there is no
+compiler. Imported by workers only.
 
-What a word needs for a moment is allocated by torch (`methods.ops.arithmetic` says how much).
+Temporary memory of an operation is allocated by torch (`methods.ops.arithmetic` says how much).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from mergeloom.methods.ops.words import (
 
 _MAGNITUDE = 0x7FFFFFFF
 _PANEL = 64
-"""Rows of a long matrix that are looked at at once."""
+"""Rows of a long matrix per batch."""
 _LOOKED_UP = 1 << 16
-"""Codes that are looked up at once: their numbers take 4 bytes each."""
+"""Codes per batch of a lookup; their indices take 4 bytes each."""
 
 
 class TorchOps(TorchTables, TorchArrays):
-    """`methods.ops.words.Ops` on tensors of one device, of a grain's shape."""
+    """`methods.ops.words.Ops` on tensors of one device, in the shape of a grain."""
 
     @cached_property
     def maths(self) -> ArrayMaths:
@@ -55,11 +55,11 @@ class TorchOps(TorchTables, TorchArrays):
         return numbers.float()
 
     def there(self, numbers: Any) -> Tensor:
-        """An array of numpy, on the device of grains.
+        """Copy a numpy array to the device.
 
-        On CUDA no copy is waited for: pageable memory is taken over before the call returns.
-        Otherwise each call would wait for all that the device has been told to do before. Metal
-        reads the memory later, when it may be gone; there one has to wait.
+        On CUDA the copy is asynchronous, so that the call does not wait for earlier work of the
+        device; pageable memory is staged before the call returns. Metal reads the memory later,
+        when it may have been freed, so there the call waits.
         """
         device = self._memory.device
         return torch.from_numpy(numbers).to(device, non_blocking=device.type != "mps")
@@ -103,8 +103,8 @@ class TorchOps(TorchTables, TorchArrays):
     ) -> Tensor:
         bits, size = _values(vector).reshape(-1).view(torch.int32), 1 << low
         levels = []
-        # Most elements lie elsewhere, and adding them all to one counter would take its time. They
-        # are spread over as many counters that are not used.
+        # Most elements have other high bits. Atomic additions to a single counter would be slow,
+        # so they are spread over a range of unused counters.
         other = torch.arange(bits.numel(), dtype=torch.int32, device=bits.device)
         other.bitwise_and_(size - 1).bitwise_or_(size)
         for high, own in zip(highs, counts, strict=True):
@@ -129,7 +129,7 @@ class TorchOps(TorchTables, TorchArrays):
 
     def column_dots(self, vectors: Sequence[Vector], columns: int, first: int) -> Tensor:
         whole = [_values(vector).reshape(-1) for vector in vectors]
-        if columns != vectors[0].array.shape[-1]:  # rows of a matrix that is not there as such
+        if columns != vectors[0].array.shape[-1]:  # a tensor with more than two dimensions
             after = -(first + whole[0].numel()) % columns
             whole = [torch.nn.functional.pad(values, (first, after)) for values in whole]
         doubles = [values.view(-1, columns).double() for values in whole]
@@ -145,7 +145,7 @@ class TorchOps(TorchTables, TorchArrays):
             (each.double() - top.unsqueeze(1)).exp_()
             for each, top in zip((base, other), tops, strict=True)
         ]
-        # No bit of a difference of float32 numbers of like size is lost in float64.
+        # Differences of float32 numbers of similar magnitude are exact in float64.
         weights = (other.double() - base) * values[1]
         sums = torch.stack([*tops, *(each.sum(1) for each in (*values, weights))])
         found: Tensor = divergences_of(sums, torch).float()
@@ -166,7 +166,7 @@ class TorchOps(TorchTables, TorchArrays):
             row, output_size=values.numel()
         )
         bits = values.view(-1).view(torch.int32).bitwise_and(_MAGNITUDE)
-        # All at once, as whole numbers, which sort fastest: by row, falling magnitude, place.
+        # One sort of integer keys, the fastest kind: by row, descending magnitude, position.
         keys = rows.bitwise_left_shift_(31).add_(bits.bitwise_xor_(_MAGNITUDE))
         order = torch.sort(keys, stable=True).indices
         bounds.view(-1).index_copy_(0, order, self.there(steps).repeat(values.shape[0]))
@@ -198,7 +198,7 @@ class TorchOps(TorchTables, TorchArrays):
             sparse = [_trimmed(_values(vector), rule) for vector, rule in given]
             _elected_sum(sparse, votes, coefficients, shares, by_count, out)
         else:
-            # The first product stays what it is, even the sign of a zero.
+            # Adding to -0.0 preserves the first product exactly, including the sign of a zero.
             out.fill_(-0.0 if base is None else 0.0)
             for coefficient, (vector, rule) in zip(coefficients, given, strict=True):
                 plain = vector.minus is None and vector.factors is None and rule is KEEP_ALL
@@ -236,7 +236,7 @@ class TorchOps(TorchTables, TorchArrays):
         mean.div_(len(values))
         out.zero_()
         for each in values:
-            # Two roundings, not one as in a fused operation: the same bits on every device.
+            # Two roundings, unlike a fused operation: the same bits on every device.
             out.add_(each.sub_(mean).square_())
 
     def choose(self, vector: Vector, least: float, out: Tensor) -> None:
@@ -373,11 +373,10 @@ class TorchOps(TorchTables, TorchArrays):
         _write_factor((above @ left, values, right @ below.T), rank, up, out)
 
     def _count(self, values: Tensor, into: Tensor) -> None:
-        """Add to ``into``, at each place, how many ``values`` (int32, flat) are that place.
+        """Add to ``into[i]`` the number of ``values`` (int32, flat) that are ``i``.
 
-        On a device torch's own way would ask for the least and the largest value before it counts,
-        and make everybody wait. Adding to the counters one by one needs no answer; whole numbers
-        add up to the same in any order.
+        On a device, torch.bincount would first fetch the least and the largest value, which waits
+        for the device. Scattered additions do not wait, and integer sums do not depend on order.
         """
         if self.on_device:
             one = torch.ones((), dtype=into.dtype, device=into.device)
@@ -387,9 +386,9 @@ class TorchOps(TorchTables, TorchArrays):
 
 
 def _rectangles(first: int, count: int, width: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """The parts of a run of elements of a matrix of ``width`` columns that are matrices.
+    """Split a run of elements of a matrix with ``width`` columns into rectangles.
 
-    Of each, where it begins in the run, and its first row, rows, first column and columns.
+    Yields (offset in the run, first row, rows, first column, columns).
     """
     start = 0
     while start < count:
@@ -401,7 +400,7 @@ def _rectangles(first: int, count: int, width: int) -> Iterator[tuple[int, int, 
 
 
 def _values(vector: Vector) -> Tensor:
-    """A vector's elements, which the caller may overwrite."""
+    """The elements of a vector; the caller may overwrite them."""
     array: Tensor = vector.array
     values = array.clone() if vector.minus is None else array - vector.minus
     factors = vector.factors
@@ -418,7 +417,7 @@ def _values(vector: Vector) -> Tensor:
 
 
 def _numbers(blocks: Blocks, rows: int) -> Tensor:
-    """The numbers of each row: float32 (rows, blocks in a row, or columns if there are groups)."""
+    """The block numbers of each row: float32 (rows, blocks in a row; columns with groups)."""
     matrices, down, across = blocks.grid
     stored = blocks.numbers.reshape(-1)
     line = torch.arange(blocks.first, blocks.first + rows, device=stored.device)
@@ -446,12 +445,12 @@ def _numbers(blocks: Blocks, rows: int) -> Tensor:
 
 
 def _is_byte(stored: Tensor) -> bool:
-    """Whether elements are of a type of one byte, for which torch has no way to pick some."""
+    """Whether elements have a one-byte dtype, which torch cannot index."""
     return stored.dtype.is_floating_point and stored.element_size() == 1
 
 
 def _spread(blocks: Blocks, lines: Tensor, numbers: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Elements and the numbers for them: whole blocks, and the ragged last one."""
+    """Elements and their block numbers: whole blocks, then the shorter last one."""
     rows, row = lines.shape
     if numbers.shape[1] in (1, row):
         return [(lines, numbers)]
@@ -467,12 +466,12 @@ def _spread(blocks: Blocks, lines: Tensor, numbers: Tensor) -> list[tuple[Tensor
 
 
 def _exceeds(values: Tensor, limit: float) -> Tensor:
-    """Where a magnitude is larger, or NaN."""
+    """Mask of magnitudes that are larger than ``limit`` or NaN."""
     return values.abs_().le_(limit).eq(0.0)
 
 
 def _trimmed(values: Tensor, rule: KeepRule) -> Tensor:
-    """What is kept of ``values``, in place."""
+    """Zero the dropped elements of ``values`` in place."""
     flat = values.view(-1)
     if rule.above is not None:
         for part, limit in _parts(flat, rule.above):
@@ -490,7 +489,7 @@ def _trimmed(values: Tensor, rule: KeepRule) -> Tensor:
 
 
 def _parts(flat: Tensor, bound: Any) -> list[tuple[Tensor, float]]:
-    """The parts of a grain with their limits of magnitude."""
+    """The parts of a grain with the magnitude bound of each."""
     parts = [(flat[: bound.end], bound.before), (flat[bound.end :], bound.after)]
     return [(part, limit) for part, limit in parts if part.numel()]
 
@@ -503,7 +502,7 @@ def _elected_sum(
     by_count: bool,
     out: Tensor,
 ) -> None:
-    """The sum over what agrees with the elected sign; overwrites ``vectors``."""
+    """The sum over elements that agree with the elected sign; overwrites ``vectors``."""
     out.zero_()
     for vector, vote in zip(vectors, votes, strict=True):
         found = vector.sign() if by_count else vector
@@ -511,8 +510,8 @@ def _elected_sum(
     sign = torch.ge(out, 0.0).to(torch.float32).mul_(2.0).sub_(1.0)
     out.zero_()
     divisor = torch.zeros_like(out)
-    # After multiplication with the elected sign, agreeing is being positive (negative for a
-    # negative vote): clamping then drops what disagrees, cheaper than any mask.
+    # Multiplied by the elected sign, agreeing elements are positive (negative for a negative
+    # vote), so clamping drops the others, which is cheaper than a mask.
     for number, vector in enumerate(vectors):
         agreeing = vector.view(out.shape).mul_(sign)
         flip = -1.0 if votes[number] < 0 else 1.0
@@ -526,7 +525,7 @@ def _elected_sum(
 
 
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Singular vectors and values; those of what is not finite are NaN."""
+    """Singular vectors and values; NaN if the matrix is not finite."""
     if not bool(torch.isfinite(matrix).all()):
         shape = matrix.shape[0], min(matrix.shape), matrix.shape[1]
         sizes = shape[:2], shape[1:2], shape[1:]
@@ -537,7 +536,7 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _write_factor(found: tuple[Tensor, Tensor, Tensor], rank: int, up: bool, out: Tensor) -> None:
-    """Write U·S, or Vᵀ, of the largest singular values; zero for those that are rounding."""
+    """Write U·S or Vᵀ of the largest singular values; zero for those that are rounding noise."""
     left, values, right = found
     rounding = values <= 1e-7 * values.amax()
     there = min(rank, values.numel() - int(rounding.sum()))

@@ -1,4 +1,4 @@
-"""`methods.ops.tables` by torch on tensors."""
+"""`methods.ops.tables.TableOps` by torch on tensors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from mergeloom.methods.ops.tables import Doubles, Flags, Numbers, Singles
 
 _ATOMS = 8192
-"""Atoms that are compared with targets at once."""
+"""Atoms per batch of comparisons."""
 _DEPENDENT, _NOTHING = 1e-9, 1e-12
 
 
 class TorchTables:
-    """The words for tables of `methods.ops.torch_ops.TorchOps`."""
+    """The table operations of `methods.ops.torch_ops.TorchOps`."""
 
     def pursue(
         self, targets: Table, rows: Numbers, atoms: Table, usable: Flags | None, most: int
@@ -136,7 +136,7 @@ def _some(table: Table, numbers: Numbers | Tensor) -> Tensor:
 
 
 def _scores(x: Tensor, atoms: Table, usable: Flags | None) -> Iterator[tuple[int, Tensor]]:
-    """Products of targets with atoms, as many at a time; 0 for those that are not usable."""
+    """Dot products of targets with atoms, batch by batch; 0 for atoms that are not usable."""
     for first in range(0, atoms.array.numel() // atoms.width, _ATOMS):
         scores = x @ _rows(atoms, first, _ATOMS).T
         if usable is not None:

@@ -1,4 +1,4 @@
-"""The vectors that statistics measure and kernels combine: inputs, or what is computed of them."""
+"""The vectors used by statistics and kernels: inputs, or functions of inputs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class VectorExpr(ABC):
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """What `read` uses of ``grain.ops``."""
+        """The operations of ``grain.ops`` that `read` uses."""
         return ()
 
     def given(self, earlier: Sequence[Any]) -> VectorExpr:
-        """The same that knows the results of the kernel's earlier passes, if it needs any."""
+        """A copy that has the results of the kernel's earlier passes, if it needs any."""
         return self
 
     @abstractmethod

@@ -1,9 +1,9 @@
-"""The words in which kernels say what they compute, and the records that they are made of.
+"""`Ops`, the interface between kernels and arithmetic, and the records it uses.
 
-`Ops` has two implementations: `methods.ops.compiled_ops` works on plain memory by machine code and
+`Ops` has two main implementations: `methods.ops.compiled_ops` is machine code on plain memory and
 defines the results on the CPU; `methods.ops.torch_ops` works on tensors, for devices, for kernels
-of other packages and where there is no compiler. An *array* is what the one or the other works on:
-`engine.memory.elements.Elements`, or a tensor.
+of other packages and where there is no compiler. An *array* is `engine.memory.elements.Elements`
+for the first and a tensor for the second.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from mergeloom.methods.ops.maths import Maths
 
 Array = Any
 Numbers = Any
-"""A float64 or float32 array of numpy in main memory, or a tensor on a device."""
+"""A float64 or float32 numpy array in main memory, or a tensor on a device."""
 Count = Any
-"""A whole number, or a 0-d tensor that holds one."""
+"""An integer, or a 0-d integer tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """What the elements of a vector are multiplied with: float32 ``numbers``.
+    """Float32 ``numbers`` that multiply the elements of a vector.
 
-    There is one for each row of a grain or, if ``by_column``, one for each of as many columns as
-    there are numbers; the grain's first element is in column ``first_column``.
+    There is one for each row of a grain or, with ``by_column``, one for each column; the first
+    element of the grain is in column ``first_column``.
     """
 
     numbers: Numbers
@@ -39,7 +39,7 @@ class Factors:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """An array, or the difference of two, times factors. It is computed where it is used."""
+    """An array, or the difference of two, times factors; evaluated lazily."""
 
     array: Array
     minus: Array | None = None
@@ -48,7 +48,7 @@ class Vector:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A magnitude: ``before`` for the first ``end`` elements of a grain, ``after`` for the rest."""
+    """A magnitude bound: ``before`` for the first ``end`` elements of a grain, then ``after``."""
 
     before: float
     after: float
@@ -57,9 +57,9 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class RandomBound:
-    """A random choice: those elements whose numbers (`methods.ops.draws`) lie below ``bound``.
+    """A random choice: the elements whose random number (`methods.ops.draws`) is below ``bound``.
 
-    The numbers are those of ``key`` for a grain from element ``start`` on.
+    The numbers are drawn with ``key``; the grain begins at element ``start``.
     """
 
     key: int
@@ -69,10 +69,10 @@ class RandomBound:
 
 @dataclass(frozen=True, slots=True)
 class KeepRule:
-    """What is kept of a vector on a grain: all that each condition given lets through.
+    """Which elements of a vector on a grain are kept: those that meet every given condition.
 
-    ``above``: what is larger in magnitude, or NaN. ``upto``: what is not larger, and no NaN.
-    ``draw``: what is chosen at random. ``marks``: what is marked (`Ops.new_marks`).
+    ``above``: larger in magnitude, or NaN. ``upto``: not larger, and not NaN. ``draw``: chosen at
+    random. ``marks``: marked (`Ops.new_marks`).
     """
 
     above: Bound | None = None
@@ -86,10 +86,10 @@ KEEP_ALL = KeepRule()
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """Numbers that are codes themselves: ``values`` (256, float32) has what each stands for.
+    """Block numbers that are codes themselves; ``values`` (256, float32) has the value of each.
 
-    That is multiplied by one of ``scales`` (float32) for ``size`` numbers at a time, and ``offset``
-    is added.
+    Each run of ``size`` values is multiplied by one of ``scales`` (float32), then ``offset`` is
+    added.
     """
 
     values: Array
@@ -100,13 +100,13 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A number for each block of ``rows`` times ``columns`` elements of matrices.
+    """One number for each block of (``rows``, ``columns``) elements of matrices.
 
-    The array ``numbers`` is whole and as it is stored, for ``grid``: matrices, rows of blocks in
-    each, blocks in such a row. If ``across_first``, those of one place in all rows of blocks follow
-    each other. ``height`` are the rows of one matrix, ``first`` is the number of the first row at
-    hand, in all matrices. With ``groups`` (int32, one for each column) these say in which block of
-    its row a column is, and NaN is the number of what is in none.
+    The array ``numbers`` is whole and in its stored dtype, for a ``grid`` of (matrices, block rows,
+    block columns). If ``across_first``, numbers are stored column by column. ``height`` is the
+    number of rows of a matrix, ``first`` the index of the first row of this grain, counted over
+    all matrices. ``groups`` (int32, one per column) is the block column of each column; columns in
+    no block have the number NaN.
     """
 
     numbers: Array
@@ -122,12 +122,12 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """How blocks are scaled: their largest magnitude becomes ``top``, with a scale rounded to
+    """How blocks are scaled: the largest magnitude becomes ``top``, with a scale rounded to
     ``dtype``.
 
-    Where that is F8_E8M0, the scale is the power of two that gives it ``top`` as exponent. What is
-    larger than ``limit`` then is ``limit``. A block of zeros has 1 as scale, or the least power,
-    one with NaN or infinity has NaN.
+    For F8_E8M0, the scale is the power of two that gives the largest magnitude the exponent
+    ``top``. Scaled values are clipped to ``limit``. The scale of a block of zeros is 1 (the least
+    power of two for F8_E8M0), that of a block with NaN or infinity is NaN.
     """
 
     top: float
@@ -136,7 +136,7 @@ class Scaling:
 
 
 class Adjustment(enum.IntEnum):
-    """What `Ops.adjust` does to an element with the number of its block."""
+    """The operation of `Ops.adjust` on an element and the number of its block."""
 
     SUBTRACT = 0
     MULTIPLY = 1
@@ -144,11 +144,11 @@ class Adjustment(enum.IntEnum):
 
 
 class Ops(Protocol):
-    """What kernels ask of arithmetic.
+    """The operations of arithmetic that kernels use.
 
-    Arithmetic is float32, or float64 where that is said. NaN and infinity in an element touch the
-    results that this element takes part in, and no other. Sums are of one grain; they are added up
-    by `engine.graph.kernel.GrainSums`, which `sums` makes values for.
+    Arithmetic is float32 unless float64 is stated. NaN and infinity only affect results that the
+    element takes part in. Sums are over one grain; `engine.graph.sums.GrainSums` adds up the values
+    returned by `sums`.
     """
 
     @property
@@ -156,44 +156,44 @@ class Ops(Protocol):
         """Functions of `Numbers`."""
 
     def sums(self, numbers: Sequence[Any]) -> Any:
-        """Several numbers as one value that can be added to others: float64."""
+        """Several numbers as one float64 value that supports addition."""
 
     def counters(self, count: int) -> Numbers:
-        """``count`` counters, int64, all 0."""
+        """``count`` int64 counters, all 0."""
 
     def single(self, numbers: Numbers) -> Numbers:
-        """The same rounded to float32."""
+        """The numbers rounded to float32."""
 
     def there(self, numbers: Any) -> Numbers:
-        """An array of numpy, where grains lie."""
+        """Copy a numpy array to the memory of grains."""
 
     def numbers(self, array: Array, start: int, count: int) -> Numbers:
-        """Elements of an array of any type, such as lie beside inputs, from ``start`` on: float64,
-        rounded to float32."""
+        """``count`` elements of an array of any dtype, such as a side input, from ``start`` on:
+        float64, rounded to float32."""
 
     # --- measuring ------------------------------------------------------------------------
 
     def dots(self, vectors: Sequence[Vector]) -> Any:
-        """The dot products of all `pairs` of vectors, in float64, as one value like `sums`."""
+        """The float64 dot products of all `pairs` of vectors, as one value like `sums`."""
 
     def magnitudes(self, vector: Vector, kept: KeepRule) -> tuple[Any, Any]:
-        """The sum of a vector's magnitudes, and of what is kept of it, in float64."""
+        """The float64 sums of the magnitudes of a vector, and of its kept elements."""
 
     def squares(self, vector: Vector, kept: KeepRule) -> Any:
-        """The sum of the squares of what is kept of a vector, in float64."""
+        """The float64 sum of the squares of the kept elements of a vector."""
 
     def shared(self, vectors: Sequence[Vector], epsilon: float) -> Any:
-        """For each vector how many magnitudes exceed ``epsilon``, and how many of them do so in
-        no other vector; as one value like `sums`. NaN exceeds it."""
+        """For each vector, the number of magnitudes that exceed ``epsilon``, and of those that do
+        so in no other vector; as one value like `sums`. NaN exceeds ``epsilon``."""
 
     def in_order(self, vector: Vector) -> Any | None:
-        """The magnitudes of a vector by their float32 bits, the smallest first: an int32 array of
-        numpy. ``None`` where this arithmetic rather counts, or there are NaN."""
+        """The float32 bits of the magnitudes of a vector, ascending: an int32 numpy array.
+        ``None`` if this arithmetic does not sort, or the vector contains NaN."""
 
     def count_high(self, vector: Vector, low: int, counts: Numbers) -> Count:
-        """Count magnitudes by their float32 bits above the ``low`` ones: adds to ``counts``.
+        """Count magnitudes by their float32 bits above the lowest ``low``; adds to ``counts``.
 
-        Returns how many are not zero.
+        Returns the number of nonzero magnitudes.
         """
 
     def count_low(
@@ -206,30 +206,30 @@ class Ops(Protocol):
     ) -> Numbers:
         """Count magnitudes that have one of ``highs`` as high bits by their ``low`` bits.
 
-        Each of ``highs`` has ``counts`` of its own. Returns, for each of them a row, the counts of
-        those low bits that are multiples of 2**``step``: int32.
+        Each of ``highs`` has its own ``counts``. Returns an int32 matrix with one row for each of
+        ``highs``: the counts of low bits that are multiples of 2**``step``.
         """
 
     def count_equal(self, vector: Vector, value: float) -> Count:
-        """How many magnitudes are ``value``."""
+        """The number of magnitudes equal to ``value``."""
 
     def end_of_equal(self, vector: Vector, value: float, most: int) -> int:
-        """Length of the longest beginning of a vector with ``most`` magnitudes of ``value``."""
+        """Length of the longest prefix of a vector with ``most`` magnitudes equal to ``value``."""
 
     def row_dots(self, vectors: Sequence[Vector], row: int) -> list[list[Numbers]]:
-        """The dot products of each pair of vectors, row by row of ``row`` elements: float64."""
+        """The float64 dot products of each pair of vectors, for each row of ``row`` elements."""
 
     def column_dots(self, vectors: Sequence[Vector], columns: int, first: int) -> Numbers:
-        """The dot products of all `pairs` of vectors, column by column: float64 (pairs, columns).
+        """The dot products of all `pairs` of vectors for each column: float64 (pairs, columns).
 
-        The grain's first element is in column ``first``.
+        The first element of the grain is in column ``first``.
         """
 
     def column_sums(self, array: Array, rows: int, columns: int) -> Numbers:
         """The sum of the first ``rows`` rows of a float32 array: float64 (columns)."""
 
     def divergences(self, base: Array, other: Array, row: int) -> Numbers:
-        """KL(p₁‖p₀) of each row, p = softmax of the row: float32.
+        """KL(p₁‖p₀) of each row of ``row`` elements, p = softmax of the row: float32.
 
         Σ p₁ log(p₁/p₀) = Σ p₁τ - log Σ exp θ₁ + log Σ exp θ₀
         """
@@ -237,20 +237,20 @@ class Ops(Protocol):
     # --- choosing -------------------------------------------------------------------------
 
     def new_marks(self, grain: GrainView, number: int, vectors: int) -> Array:
-        """Marks for vector ``number`` of ``vectors``: in the grain's memo, if it has one."""
+        """Marks for vector ``number`` of ``vectors``, in the grain's memo if it has one."""
 
     def choose_by_rank(
         self, vector: Vector, row: int, key: int, start: int, steps: Any, marks: Array
     ) -> Array:
-        """Mark elements that are chosen at random, by bounds that depend on ranks; returns marks.
+        """Mark elements chosen at random, by bounds that depend on rank; returns the marks.
 
-        The numbers are those of ``key`` from element ``start`` on. ``steps`` (int32, numpy) are as
-        many as elements in a row, and fall: that of rank r by falling magnitude in its row, equal
-        ones by their index, is the bound of an element. What is 0 may be marked or not.
+        Numbers are drawn with ``key`` from element ``start`` on. ``steps`` (int32 numpy array, one
+        per element of a row, descending) has the bound for each rank in the row, by descending
+        magnitude, ties in index order. Zeros may be marked or not.
         """
 
     def mark(self, vector: Vector, kept: KeepRule, marks: Array) -> Array:
-        """Mark what is kept of a vector and is not zero; returns the marks."""
+        """Mark the kept nonzero elements of a vector; returns the marks."""
 
     # --- writing --------------------------------------------------------------------------
 
@@ -267,19 +267,19 @@ class Ops(Protocol):
         scale: float = 1.0,
         by_count: bool = False,
     ) -> None:
-        """Write ``base`` + ``scale`` times a combination of what is kept of vectors.
+        """Write ``base`` + ``scale`` · a combination of the kept elements of vectors.
 
-        The combination is Σ cᵢ vᵢ. With ``votes`` bᵢ it is taken, element by element, over those
-        vectors alone that agree with the elected sign s, that of Σ bᵢ vᵢ and positive at zero: vᵢ
-        agrees where bᵢ vᵢ has sign s and is not zero. If ``by_count``, s is the sign of
-        Σ bᵢ sign(vᵢ) instead. With ``shares`` that is divided by the sum
-        of the agreeing shares, unless it is `CANCELLED`. Without a base, the combination itself.
+        The combination is Σ cᵢ vᵢ. With ``votes`` bᵢ the sum is, element by element, over vectors
+        that agree with the elected sign s = sign(Σ bᵢ vᵢ), + at zero: vᵢ agrees where bᵢ vᵢ has
+        sign s and is not zero. If ``by_count``, s is the sign of Σ bᵢ sign(vᵢ) instead. With
+        ``shares``, the sum is divided by the sum of the agreeing shares, unless that is at most
+        `CANCELLED`. Without ``base``, the combination itself is written, not scaled.
 
         Yadav et al. 2023, TIES-Merging, arXiv:2306.01708, steps 2 (elect) and 3 (disjoint merge).
         """
 
     def step(self, vector: Vector, limit: float, base: Array, out: Array) -> None:
-        """Write ``base`` + the vector, whose elements are limited to [-``limit``, ``limit``]."""
+        """Write ``base`` + the vector clipped to [-``limit``, ``limit``]."""
 
     def disjoint(
         self,
@@ -289,20 +289,20 @@ class Ops(Protocol):
         base: Array,
         out: Array,
     ) -> None:
-        """Write ``base`` + the mean of the vectors over those larger than ``epsilon`` there.
+        """Write ``base`` + the mean of the elements whose magnitude exceeds ``epsilon``.
 
-        Where that is vector i alone, it counts 1 + ``excess[i]``.
+        Where only vector i does, it is scaled by 1 + ``excess[i]``.
         """
 
     def variance(self, vectors: Sequence[Vector], out: Array) -> None:
         """Write the sum of squared deviations of vectors from their mean, element by element."""
 
     def choose(self, vector: Vector, least: float, out: Array) -> None:
-        """Write the first of a vector's two arrays where its magnitude is ``least`` or more, and
-        the second elsewhere."""
+        """Write the first of the vector's two arrays where the magnitude of the vector is at least
+        ``least``, and the second elsewhere."""
 
     def copy(self, array: Array, out: Array) -> None:
-        """Write an array as it is."""
+        """Write an array unchanged."""
 
     def adjust(
         self,
@@ -315,7 +315,7 @@ class Ops(Protocol):
         zero: float = 0.0,
         factor: float = 1.0,
     ) -> None:
-        """Write rows of ``row`` elements: (element - zero) adjusted, times factor.
+        """Write rows of ``row`` elements: (element - zero) adjusted by the block number, · factor.
 
         ``out`` may be ``array``.
         """
@@ -332,11 +332,11 @@ class Ops(Protocol):
     ) -> None:
         """Write elements divided by the scales of their blocks, and these scales: float32.
 
-        A block has ``band`` rows, of ``row`` elements, and ``columns`` columns.
+        A row has ``row`` elements, a block ``band`` rows and ``columns`` columns.
         """
 
     def look_up(self, codes: Array, table: Array, out: Array) -> None:
-        """Write the entry of ``table`` (float32) that each code is the number of."""
+        """Write the entry of ``table`` (float32) at the index given by each code."""
 
     # --- factors --------------------------------------------------------------------------
 
@@ -346,11 +346,11 @@ class Ops(Protocol):
     def leading_of_matrix(
         self, matrix: Array, shape: tuple[int, int], rank: int, up: bool, out: Array
     ) -> None:
-        """Write a factor of the best approximation of a float32 matrix by one of a rank.
+        """Write a factor of the best approximation of rank ``rank`` of a float32 matrix.
 
-        That is U·S·Vᵀ with the largest singular values: Vᵀ (rank, columns) or, for ``up``, U·S
-        (rows, rank). Where the matrix has a lower rank, what is left is zero. Equal calls give
-        equal bytes, so that both factors go together.
+        Of U·S·Vᵀ with the largest singular values, that is Vᵀ (rank, columns) or, for ``up``, U·S
+        (rows, rank). If the matrix has a lower rank, the rest is zero. Equal calls give equal
+        bytes, so that the two factors match.
         """
 
     def leading_of_product(
@@ -363,9 +363,9 @@ class Ops(Protocol):
         up: bool,
         out: Array,
     ) -> None:
-        """The same of Σ cᵢ·upᵢ·downᵢ, with arrays as they are stored: (rows, rᵢ) and (rᵢ, columns).
+        """The same for Σ cᵢ·upᵢ·downᵢ, with stored arrays (rows, rᵢ) and (rᵢ, columns).
 
-        The sum itself is never made.
+        The sum itself is never computed.
         """
 
     def add_product(
@@ -380,49 +380,49 @@ class Ops(Protocol):
     ) -> None:
         """Write ``weight`` + ``scale``·``up``·``down``, from element ``first`` of the product on.
 
-        ``down`` (rank, columns) and ``up`` (rows, rank) are whole and of any type. Products are
-        added up in float32, in order of the rank.
+        ``down`` (rank, columns) and ``up`` (rows, rank) are whole and of any dtype. Products are
+        summed in float32, in order of the rank.
         """
 
     def mean_rows(
         self, arrays: Sequence[Array], table: Array, row: int, first: int, out: Array
     ) -> None:
-        """Write rows of ``row`` elements: the mean of those of ``arrays`` that ``table`` names.
+        """Write rows of ``row`` elements: the mean over the ``arrays`` selected by ``table``.
 
-        The table (rows, arrays) is whole, of bytes, and says 1 for those; its row ``first`` is for
-        the first row here. One array alone is taken bit for bit; without any the row is zero.
-        Means are computed in float64.
+        The table (rows, arrays) is whole, with bytes 1 for selected arrays; its row ``first``
+        belongs to the first row of this grain. A single array is copied bit for bit; without any,
+        the row is zero. Means are computed in float64.
         """
 
     def repeat(self, numbers: Numbers, first: int, out: Array) -> None:
-        """Write float32 numbers as each row of ``out``, from row ``first`` on."""
+        """Write float32 numbers to every row of ``out`` from row ``first`` on."""
 
     def transpose(self, array: Array, matrix: tuple[int, int], out: Array) -> None:
-        """Write matrices of ``matrix`` rows and columns turned."""
+        """Write the transposes of matrices of shape ``matrix``."""
 
 
 CANCELLED = 1e-8
-"""Agreeing shares that add up to no more than this are not divided by."""
+"""Sums of agreeing shares of at most this magnitude are not divided by."""
 
 
 def pairs(count: int) -> list[tuple[int, int]]:
-    """The pairs of ``count`` vectors, in the order of their dot products."""
+    """The pairs of ``count`` vectors, in the order in which dot products are returned."""
     return [(i, j) for i in range(count) for j in range(i + 1)]
 
 
 def matrix(products: Sequence[Any], count: int) -> list[list[Any]]:
-    """The symmetric matrix of the dot products of `pairs`."""
+    """The symmetric matrix of dot products in the order of `pairs`."""
     found = dict(zip(pairs(count), products, strict=True))
     return [[found[max(i, j), min(i, j)] for j in range(count)] for i in range(count)]
 
 
 def here(numbers: Numbers) -> Any:
-    """The same as an array of numpy in main memory."""
+    """The numbers as a numpy array in main memory."""
     if hasattr(numbers, "cpu"):
         numbers = numbers.cpu()
     return numbers.numpy() if hasattr(numbers, "numpy") else numbers
 
 
 def elements_of(array: Array) -> int:
-    """How many elements an array has."""
+    """Number of elements of an array."""
     return int(array.numel() if hasattr(array, "numel") else array.count)

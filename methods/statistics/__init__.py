@@ -1,1 +1,1 @@
-"""Statistics that kernels gather in passes before the output pass."""
+"""Statistics that kernels compute in passes before the output pass."""

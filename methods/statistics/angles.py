@@ -1,6 +1,6 @@
-"""Angles between vectors, from their dot products.
+"""Norms and cosines of vectors, from their dot products.
 
-Entries of matrices may be single numbers or arrays, which ``maths`` are of: `methods.ops.maths`.
+Entries of matrices are single numbers or arrays; ``maths`` (`methods.ops.maths`) matches them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from mergeloom.methods.ops.maths import Maths
 Matrix = Sequence[Sequence[Any]]
 
 NO_DIRECTION = 1e-8
-"""Norm up to which a vector counts as without direction, orthogonal to everything."""
+"""A vector of at most this norm has no direction; it counts as orthogonal to everything."""
 
 UNRESOLVED = 1e-7
-"""Length of a sum of unit vectors that cannot be told from zero: it is the root of a difference
-of numbers near 1, so that float64 resolves it to 1e-8 only."""
+"""A sum of unit vectors of at most this length counts as zero: the length is the square root of a
+difference of numbers near 1, which float64 resolves only to 1e-8."""
 
 
 def norms(gram: Matrix, maths: Maths) -> list[Any]:
@@ -32,7 +32,7 @@ def cosines(gram: Matrix, maths: Maths) -> list[list[Any]]:
     safe = [maths.where(own, each, 1.0) for own, each in zip(directed, length, strict=True)]
 
     def cosine(i: int, j: int) -> Any:
-        # Dividing one after the other: the product of two norms might underflow.
+        # Divide by one norm after the other: their product might underflow.
         value = maths.clip(gram[i][j] / safe[i] / safe[j], -1.0, 1.0)
         return maths.where(directed[i] & directed[j], value, 0.0)
 

@@ -1,4 +1,4 @@
-"""How two tensors compare, and what each changed of a base: sums and counts over all elements."""
+"""Comparison of two tensors, and of their changes to a base: sums and counts over all elements."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.ops.words import Vector
 
 _UNIT = 2.0**-100
-"""What signs are told by: smaller magnitudes than any that weights differ by."""
+"""Threshold for signs, smaller than any difference between weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Sums over the elements of two tensors a and b, in float64, and a count.
+    """Float64 sums over the elements of two tensors a and b, and a count.
 
     ``changed`` counts the elements that are not equal; ``difference`` is Σ(b-a)².
     """
@@ -34,10 +34,9 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a and b changed of a base: τ is what one changed, rounded to float32.
+    """Changes of a and b to a base; τ is a change rounded to float32.
 
-    ``both`` counts the elements that both changed, ``opposed`` those of them that they changed in
-    opposite directions.
+    ``both`` counts the elements changed by both, ``opposed`` those changed in opposite directions.
     """
 
     base: float
@@ -55,7 +54,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class Comparison(GrainSum["tuple[Sizes, Changes | None]"]):
-    """`Sizes` of inputs 0 and 1, and the `Changes` of input 2 where there is a ``base``."""
+    """`Sizes` of inputs 0 and 1 and, with ``base``, their `Changes` to input 2."""
 
     base: bool
 
@@ -84,7 +83,7 @@ class Comparison(GrainSum["tuple[Sizes, Changes | None]"]):
             ops.combine([Vector(base)], [0.0], zero)
             for change, sign in zip(changes, signs, strict=True):
                 ops.step(change, _UNIT, zero, sign)
-            # Signs of one kind leave nothing, one sign alone a unit, and opposite ones two.
+            # Equal signs differ by nothing, a sign and zero by one unit, opposite signs by two.
             found += list(ops.shared([Vector(*signs)], _UNIT))[:1]
         into.add(grain.index, ops.sums(found))
 

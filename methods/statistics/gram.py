@@ -1,4 +1,4 @@
-"""The Gram matrix of vectors: all pairwise dot products over whole tensors, grain by grain."""
+"""The Gram matrix: all pairwise dot products of vectors over whole tensors."""
 
 from __future__ import annotations
 

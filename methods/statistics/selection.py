@@ -1,11 +1,10 @@
-"""The exact k-th largest magnitude of whole tensors, gathered grain by grain in two passes.
+"""The exact k-th largest magnitude of whole tensors: a radix selection in two passes over grains.
 
-`CoarseHistogram` finds the bucket in which it lies, `FineHistogram` its place in there. Results
-depend on the vectors alone, not on how grains are grouped: counts are integers, and sums are folded
-by `GrainSums`.
+`CoarseHistogram` finds its bucket, `FineHistogram` its position within the bucket. Results do not
+depend on how grains are grouped: counts are integers, and sums are added up by `GrainSums`.
 
-Magnitudes are compared by their float32 bits with the sign cleared. For numbers that is their
-order; NaN ranks above infinity, so that a broken input cannot break a count.
+Magnitudes are compared by their float32 bits with the sign cleared, which preserves their order.
+NaN ranks above infinity, so that NaN in an input does not spoil counts.
 """
 
 from __future__ import annotations
@@ -26,37 +25,37 @@ from mergeloom.methods.ops.vectors import VectorExpr
 from mergeloom.methods.ops.words import KEEP_ALL, Bound, KeepRule, Vector, here
 
 _LOW_BITS = 15
-"""Halving 31 bits so keeps both tables of counters small, and a bucket holds few elements."""
+"""Low bits of the 31: splitting them near the middle keeps both tables of counters small."""
 _FINE = 1 << _LOW_BITS
 _BUCKETS = 1 << (31 - _LOW_BITS)
 _GROUP = 256
-"""Bins that are searched together; tables of counters are whole multiples."""
+"""Bins that are searched as a group; the size of every table of counters is a multiple."""
 _LEVEL_BITS = 9
 _LEVEL = 1 << _LEVEL_BITS
 _SORTED = 1 << 14
-"""Elements of a tensor that is rather sorted than counted."""
+"""Tensors of at most this many elements are sorted instead of counted."""
 _COUNT = struct.Struct("=i")
 _ENTRY = 192
-"""Bytes of a small object in a dictionary, at most."""
+"""Upper bound of the bytes of a small object in a dictionary."""
 
 
 def float_of(bits: int) -> float:
-    """The float32 with these bits."""
+    """The float32 with the given bits."""
     value: float = struct.unpack("<f", struct.pack("<I", bits))[0]
     return value
 
 
 def below(value: float) -> float:
-    """The next smaller float32 of a float32 above zero; zero for zero."""
+    """The next smaller float32 of a non-negative float32; zero for zero."""
     bits: int = struct.unpack("<I", struct.pack("<f", value))[0]
     return float_of(bits - 1) if bits else 0.0
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Where the magnitude of one rank lies: 2¹⁵ neighbouring floats with the same high bits.
+    """The bucket of the magnitude of one rank: 2¹⁵ adjacent floats with the same high bits.
 
-    ``found`` is that magnitude, where it came out by the way.
+    ``found`` is the magnitude itself, if it is already known.
     """
 
     high: int
@@ -67,20 +66,20 @@ class Bucket:
 
 @dataclass(frozen=True)
 class TieCounts:
-    """How many elements of each grain are just as large as a threshold, where there are any."""
+    """The number of elements equal to a threshold, for each grain that has any."""
 
     grains: tuple[int, ...]
     upto: tuple[int, ...]
-    """Ties in this grain and all before it."""
+    """Number of ties in this grain and all before it."""
 
     @staticmethod
     def of_grains(counts: Mapping[int, int]) -> TieCounts:
-        """From counts by grain."""
+        """Create from a mapping of grain index to count."""
         grains = sorted(grain for grain, count in counts.items() if count)
         return TieCounts(tuple(grains), tuple(accumulate(counts[grain] for grain in grains)))
 
     def of(self, grain: int) -> tuple[int, int]:
-        """How many ties lie in the grains before ``grain``, and how many in it."""
+        """Number of ties in the grains before ``grain``, and in it."""
         place = bisect_left(self.grains, grain)
         before = self.upto[place - 1] if place else 0
         here = place < len(self.grains) and self.grains[place] == grain
@@ -89,10 +88,10 @@ class TieCounts:
 
 @dataclass(frozen=True)
 class RankedMagnitude:
-    """The magnitude of one rank: ``above`` are larger, ``equal`` are just that large.
+    """The magnitude of one rank: ``above`` elements are larger, ``equal`` elements are equal.
 
-    ``sum_above`` is the sum of the larger magnitudes, where sums were asked for. ``ties`` says in
-    which grains the equal ones lie, where that came out by the way.
+    ``sum_above`` is the sum of the larger magnitudes, if requested. ``ties`` has the number of
+    equal elements of each grain, if known.
     """
 
     value: float
@@ -105,9 +104,9 @@ class RankedMagnitude:
 
 @dataclass
 class CoarseCounts:
-    """By vector: how many magnitudes share their high bits, and how many are not zero.
+    """For each vector, counts of magnitudes by their high bits, and the number of nonzero elements.
 
-    Or, of a small vector that is all of a tensor: its magnitudes ``in_order``, the smallest first.
+    For a vector that is a whole small tensor, its magnitudes in ascending order (``in_order``).
     """
 
     counts: dict[int, Any] = field(default_factory=dict)
@@ -117,11 +116,11 @@ class CoarseCounts:
 
 @dataclass(frozen=True)
 class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"]):
-    """First half of a radix selection: the bucket of every rank asked for.
+    """First half of a radix selection: the bucket of every requested rank.
 
-    ``ranks[i]`` are the ranks wanted of vector ``i``, 1 being the largest magnitude. Where
-    ``nonzero_share`` is given, the one rank wanted of every vector is that share of the number of
-    its elements that are not zero, rounded down; a rank of 0 gives no bucket.
+    ``ranks[i]`` are the ranks for vector ``i``; rank 1 is the largest magnitude. If
+    ``nonzero_share`` is given, the only rank of every vector is that share of the number of its
+    nonzero elements, rounded down; rank 0 has no bucket.
     """
 
     source: VectorExpr
@@ -191,7 +190,7 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
 
 
 def _placed(ordered: Any, rank: int) -> Bucket:
-    """The bucket, and the magnitude, of a rank among all of a tensor's, which are ``ordered``."""
+    """The bucket and the magnitude of a rank; ``ordered`` has all magnitudes of the tensor."""
     bits = int(ordered[ordered.size - rank])
     high = bits >> _LOW_BITS
     before = int(ordered.searchsorted(bits))
@@ -208,10 +207,10 @@ def _added(counts: Any, more: Any) -> Any:
 
 
 def _locate(counts: Any, rank: int) -> tuple[int, int, int, int]:
-    """The bin in which the ``rank``-th largest lies: its number, how many lie above, in it; rank.
+    """Find the bin of the ``rank``-th largest: (bin, count above it, count in it, ``rank``).
 
-    ``rank`` must lie in 1 … the number of all. Groups of bins are searched first: to add up every
-    bin takes longer than all else with small tensors.
+    ``rank`` is between 1 and the sum of counts. Groups of bins are searched first, because a
+    cumulative sum over all bins would dominate the time for small tensors.
     """
     groups = counts.reshape(-1, _GROUP)
     group, before, _ = _from_above(groups.sum(axis=1), rank)
@@ -220,7 +219,7 @@ def _locate(counts: Any, rank: int) -> tuple[int, int, int, int]:
 
 
 def _from_above(counts: Any, rank: int) -> tuple[int, int, int]:
-    """Of a few bins the one in which the ``rank``-th largest lies, how many lie above, in it."""
+    """The same for a few bins: (bin, count above it, count in it)."""
     at_least = counts[::-1].cumsum()
     place = int(at_least.searchsorted(rank))
     inside = int(counts[counts.size - 1 - place])
@@ -228,16 +227,16 @@ def _from_above(counts: Any, rank: int) -> tuple[int, int, int]:
 
 
 Key = tuple[int, int]
-"""A vector's number and the high bits of a bucket."""
+"""Index of a vector, and the high bits of a bucket."""
 
 
 @dataclass
 class FineCounts:
-    """Per vector and bucket: counts by low bits.
+    """Counts by low bits for each vector and bucket.
 
-    ``levels`` holds per grain the counts of those low bits that are multiples of `_LEVEL`.
-    Differences of 16-bit floats have few significant bits, so many are equal; that their
-    threshold's ties are then counted already saves a search for them.
+    ``levels`` has, for each grain, the counts of low bits that are multiples of `_LEVEL`.
+    Differences of 16-bit floats have few significant bits, so the threshold often is such a
+    multiple; its ties are then already counted and need no further pass.
     """
 
     counts: dict[Key, Any] = field(default_factory=dict)
@@ -245,7 +244,7 @@ class FineCounts:
     sums: GrainSums = field(default_factory=GrainSums)
 
     def add(self, keys: Sequence[Key], grain: GrainView, vector: Vector) -> None:
-        """Count the elements of a grain that belong to ``keys``, which are of one vector."""
+        """Count the elements of a grain that belong to ``keys``, which all have the same vector."""
         for key in keys:
             if key not in self.counts:
                 self.counts[key] = grain.ops.counters(_FINE)
@@ -255,10 +254,10 @@ class FineCounts:
             self.levels.setdefault(key, {})[grain.index] = own
 
     def fetch(self) -> None:
-        """Bring to main memory what lies elsewhere.
+        """Copy the counts to main memory.
 
-        Thousands of small arrays that stay would scatter over the heap and keep it from reusing the
-        large pieces that come and go between them: levels become bytes, and only those that count.
+        Levels are stored as bytes, nonzero ones only: thousands of small arrays would fragment the
+        heap and keep it from reusing large blocks between them.
         """
         self.counts = {key: here(counts) for key, counts in self.counts.items()}
         for key, levels in self.levels.items():
@@ -275,7 +274,7 @@ class FineCounts:
         return self.counts[key]
 
     def ties(self, key: Key, low: int) -> TieCounts | None:
-        """Where the elements with these low bits lie, if that is known."""
+        """The elements with the low bits ``low`` by grain, if known."""
         level, finer = divmod(low, _LEVEL)
         if finer:
             return None
@@ -297,7 +296,7 @@ class FineCounts:
 
 @dataclass(frozen=True)
 class Ranks:
-    """What a radix selection found: the magnitudes asked for, and sums of all magnitudes."""
+    """Result of a radix selection: the requested magnitudes, and the sum of all magnitudes."""
 
     of: tuple[tuple[RankedMagnitude, ...], ...]
     sums: tuple[float, ...]
@@ -307,8 +306,8 @@ class Ranks:
 class FineHistogram(Statistic[FineCounts, Ranks]):
     """Second half of a radix selection; must follow a `CoarseHistogram` directly.
 
-    With ``sums``, the magnitudes are summed up too: all of them, and those above each rank. At
-    most ``ranks`` are wanted of any vector.
+    With ``sums``, magnitudes are also summed: all of them, and those above each rank. ``ranks`` is
+    the maximum number of ranks of a vector.
     """
 
     source: VectorExpr
@@ -326,7 +325,7 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
         return self.source.scratch * self.source.count
 
     def accumulator_bytes(self, grains: Grains) -> int:
-        # At most one bucket a rank, each with counters and levels of each grain.
+        # At most one bucket per rank, each with counters and the levels of each grain.
         levels = grains.count * (_COUNT.size * (_FINE >> _LEVEL_BITS) + _ENTRY)
         every = self.ranks * self.source.count
         sums = 64 * (512 + 8 * (every + self.source.count))

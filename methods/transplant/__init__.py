@@ -1,1 +1,1 @@
-"""Rows of tokens that a model lacks, made of its own rows by what another model knows of them."""
+"""Rows for tokens that a model lacks, computed from its own rows with the help of another model."""

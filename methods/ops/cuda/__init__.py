@@ -1,1 +1,1 @@
-"""Arithmetic on NVIDIA's devices by machine code of our own, without torch."""
+"""Arithmetic on NVIDIA GPUs by our own CUDA code, without torch."""

@@ -1,4 +1,4 @@
-"""What planning must know of arithmetic on CUDA devices, and how workers get it."""
+"""Arithmetic on CUDA devices: its cost and memory for planning, and how workers open it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _WORDS = frozenset(
     }
 )
 _OF_ROWS = frozenset({"choose", "count_high", "count_low"})
-"""Words whose vectors may have a factor for each row, which is sent there."""
+"""Operations whose vectors may have a factor for each row, which is copied to the device."""
 _TYPES = frozenset({"BF16", "F32", "F16", "F64", "F8_E4M3", "F8_E5M2"})
 _COST = 2.0
-"""Nanoseconds of a core, of which a device is many, for one element and one launch: as measured on
-an H100, where the orders take longer than what is ordered."""
+"""Nanoseconds per element and launch, in units of a CPU core; measured on an H100, where launching
+takes longer than the computation."""
 _TOGETHER = frozenset({"choose", "combine", "disjoint", "dots", "shared", "step", "variance"})
-"""Words that take one launch, however many the vectors."""
+"""Operations that take one launch for any number of vectors."""
 
 
 class CudaArithmetic(Arithmetic):
-    """Machine code of a device."""
+    """Our own CUDA code."""
 
     uses_torch = False
     name = "cuda 1"
@@ -64,7 +64,7 @@ class CudaArithmetic(Arithmetic):
         return _COST * (1 if use.word in _TOGETHER else use.vectors)
 
     def library_bytes(self, words: frozenset[str]) -> int:
-        return 0  # that of a device is told by itself
+        return 0  # the device reports its own
 
     def missing(self, words: frozenset[str]) -> frozenset[str]:
         return frozenset()
@@ -92,10 +92,10 @@ class CudaArithmetic(Arithmetic):
 
 
 def prepare_code(number: int) -> None:
-    """Make the machine code for device ``number``, if it is not there.
+    """Compile the code for device ``number`` unless it is cached.
 
     Raises:
-        RunError: it cannot be made.
+        RunError: it cannot be compiled.
     """
     from mergeloom.engine.hardware.cuda import CudaError, capability_of
     from mergeloom.engine.hardware.device_code import device_code
@@ -107,7 +107,7 @@ def prepare_code(number: int) -> None:
 
 
 def _pages(nbytes: int) -> int:
-    """Scratch is handed out in pages."""
+    """Round up to pages, the unit of scratch memory."""
     return -(-nbytes // 4096) * 4096
 
 

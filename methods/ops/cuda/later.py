@@ -1,4 +1,4 @@
-"""Numbers that a device is still to find: they can be added up now, and asked for later."""
+"""Results that a device has not computed yet: they can be added now and fetched later."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Later:
-    """What ``get`` gives, a number or `Sums`, once the device has done what was ordered before."""
+    """The result of ``get``, a number or `Sums`; call it once the device has done its work."""
 
     __slots__ = ("_get",)
 
@@ -38,24 +38,24 @@ class Later:
 
 
 def value_of(number: Any) -> Any:
-    """A number itself, or the one that it will be."""
+    """The number, or the value of a `Later`."""
     return number.cpu() if isinstance(number, Later) else number
 
 
 def number_at(address: int, keeper: object) -> Later:
-    """The float64 number at an address of main memory, which ``keeper`` keeps."""
+    """The float64 number at an address in main memory; ``keeper`` keeps that memory alive."""
     return Later(lambda: (keeper, ctypes.c_double.from_address(address).value)[1])
 
 
 def sums_at(address: int, count: int, keeper: object) -> Later:
-    """So many of them."""
+    """``count`` such numbers."""
     return Later(lambda: (keeper, Sums((ctypes.c_double * count).from_address(address)))[1])
 
 
 class LaterArray:
-    """``count`` numbers of 4 bytes at an address of main memory, which ``keeper`` keeps.
+    """``count`` numbers of 4 bytes at an address in main memory that ``keeper`` keeps alive.
 
-    ``kind`` is numpy's abbreviation of their type.
+    ``kind`` is the numpy dtype string.
     """
 
     __slots__ = ("_address", "_count", "_keeper", "_kind")

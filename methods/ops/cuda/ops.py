@@ -1,6 +1,6 @@
-"""`methods.ops.words.Ops` on elements of a CUDA device: each word is one launch of `words.cu`.
+"""`methods.ops.words.Ops` on a CUDA device: each operation is one launch of `words.cu`.
 
-What words find stays a `Later` until the tile has arrived. Words without code here raise
+Results are `Later` values until the tile is done. Operations without CUDA code raise
 NotImplementedError; planning keeps merges that need them on the CPU
 (`methods.ops.cuda.arithmetic`).
 """
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 THREADS = 256
 _EACH = 8
-"""Elements that a thread of a sum takes at least."""
+"""Minimum number of elements per thread of a sum."""
 
 
 class Memory(Protocol):
-    """Bytes of a device."""
+    """A block of device memory."""
 
     address: int
     size: int
 
 
 class Launcher(Protocol):
-    """What is asked of a device; see `engine.run.cuda_device.CudaDevice`."""
+    """The methods of a device used here; see `engine.run.cuda_device.CudaDevice`."""
 
     def allocate(self, nbytes: int) -> Any: ...
     def launch(
@@ -51,13 +51,13 @@ class Launcher(Protocol):
 
 
 class Vectors(ctypes.Structure):
-    """``struct Vectors`` of the code."""
+    """``struct Vectors`` of `words.cu`."""
 
     _fields_ = [("each", VectorRecord * MOST_VECTORS)]
 
 
 class Keys(ctypes.Structure):
-    """``struct Keys`` of the code."""
+    """``struct Keys`` of `words.cu`."""
 
     _fields_ = [
         ("count", ctypes.c_int64),
@@ -75,12 +75,12 @@ TYPES: Mapping[str, Any] = {
 
 
 class Signature(NamedTuple):
-    """Types of a function's arguments, and where the number of elements, or rows, stands."""
+    """Argument types of a function, and the index of the number of elements or rows."""
 
     types: str
     size: int
     sums: bool = False
-    """Whether it adds up, so that fewer threads do more each."""
+    """Whether it sums, so that fewer threads do more work each."""
 
 
 SIGNATURES = {
@@ -105,7 +105,7 @@ SIGNATURES = {
 
 
 class CountTable:
-    """Counters on a device, int64."""
+    """Int64 counters on a device."""
 
     def __init__(self, device: Launcher, count: int) -> None:
         self._device = device
@@ -113,11 +113,11 @@ class CountTable:
         self._here: Any = None
 
     def bring(self) -> None:
-        """Order that the counts be copied here."""
+        """Start copying the counts to main memory."""
         self._here = self._device.bring(self.memory)
 
     def cpu(self) -> np.ndarray[Any, Any]:
-        """The counts, once all of them have been made and brought here."""
+        """The counts; call it once the device is done and `bring` was called."""
         import numpy as np
 
         content = (ctypes.c_int64 * (self.memory.size // 8)).from_address(self._here.address)
@@ -136,7 +136,7 @@ class CudaOps(CompiledOps):
         self._tables: list[CountTable] = []
 
     def at(self, memory: Memory, dtype: DType, count: int) -> Elements:
-        """Elements that begin at bytes of the device."""
+        """``count`` elements at the start of device memory."""
         return Elements(memory.address, dtype, count)
 
     def store(self, result: Elements, out: Elements) -> Any:
@@ -281,7 +281,7 @@ class CudaOps(CompiledOps):
     def _records(self, count: int) -> Any:
         if count > MOST_VECTORS:
             raise NotImplementedError(f"{count} vectors at once on a device")
-        return Vectors().each  # which keeps the whole
+        return Vectors().each  # keeps the structure alive
 
     def _numbers_at(self, numbers: Any) -> tuple[int, int]:
         return numbers.address, numbers.count
@@ -294,7 +294,7 @@ _MADE = {
 
 
 def _grid(name: str, signature: Signature, size: int, rows: int) -> tuple[int, int]:
-    """Blocks of threads that work on so many elements or rows."""
+    """The grid of thread blocks for ``size`` elements or rows."""
     if name == "choose_by_rank":
         return size // rows, 1
     if name == "divergences":
@@ -307,6 +307,6 @@ def _grid(name: str, signature: Signature, size: int, rows: int) -> tuple[int, i
 
 
 def workshop(device: Launcher) -> Memory:
-    """What launches of one device have to themselves, one after the other."""
+    """Working memory shared by the launches on one device, one after the other."""
     found: Memory = device.table(WORKSHOP_BYTES)
     return found

@@ -519,7 +519,7 @@ def test_kernels_say_what_shapes_they_take() -> None:
     matrix, vector = desk.load(drawn(6, 4), F32), desk.load(drawn(6), F32)
     cases: list[tuple[Kernel, list[Load], list[Load], str]] = [
         (LowRank(1.0, 2), [matrix], [matrix, matrix], "of rank 2 do not go together"),
-        (Transpose(), [vector], [], "no two dimensions"),
+        (Transpose(), [vector], [], "fewer than two dimensions"),
         (FillRows(), [matrix, matrix], [matrix], "do not fit"),
         (LinearCombination((1.0,)), [matrix], [vector], "no use for 1 tensors beside"),
     ]
