@@ -1,1 +1,1 @@
-"""The configuration as it is written: YAML values with their places, models, parameters."""
+"""Reading a configuration: YAML values with file and line, models, parameters."""

@@ -1,6 +1,6 @@
-"""The configuration: mergekit's YAML format as immutable records, each with its place.
+"""The configuration: mergekit's YAML format as immutable records, each with its file and line.
 
-See ``docs/configuration.md`` for the format, `load` for how text becomes these records.
+The format is described in ``docs/configuration.md``; `load` reads text into these records.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mergeloom.planners.config.tokenizer import TokenizerSettings
 from mergeloom.planners.config.yaml_values import Value
 
 QUANTIZE = ("same", "fp8_block", "fp8", "int8", "mxfp4")
-"""In which codes linear layers of an output can be written; `planners.output.schemes`."""
+"""Values of ``quantize``: the codes an output can be written in (`planners.output.schemes`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One model among those that make a slice; ``layer_range`` is ``None`` for all its layers."""
+    """One model of a slice; ``layer_range`` is ``None`` for all its layers."""
 
     model: ModelReference
     layer_range: tuple[int, int] | None
@@ -44,7 +44,7 @@ class OutputSlice:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """The slices of one tower; ``whole`` if they were written as ``models``."""
+    """The slices of one tower; ``whole`` if they were given as ``models``."""
 
     slices: tuple[OutputSlice, ...]
     whole: bool
@@ -54,10 +54,10 @@ class Module:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document(ABC):
-    """One document of a configuration, whatever planner it is for.
+    """One document of a configuration, for any planner.
 
-    ``planner`` is its key, ``name`` what later documents call the output, ``quantize`` one of
-    `QUANTIZE`.
+    ``planner`` is the key of the planner, ``name`` the name by which later documents refer to the
+    output, ``quantize`` one of `QUANTIZE`.
     """
 
     planner: ClassVar[str]
@@ -67,7 +67,7 @@ class Document(ABC):
 
     @abstractmethod
     def mentioned(self) -> list[ModelReference]:
-        """Every model that the document names, each once, in order."""
+        """Every model named in the document, each once, in order."""
 
     def place_of(self, reference: ModelReference) -> Place:
         """Where the document names a model first."""
@@ -76,8 +76,8 @@ class Document(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeDocument(Document):
-    """One merge. ``modules`` maps tower names to modules; the key ``None`` stands for every
-    tower, where the document has ``models`` or ``slices`` of its own.
+    """One merge. ``modules`` maps tower names to modules; the key ``None`` means every tower, for
+    a document with top-level ``models`` or ``slices``.
 
     ``tokenizer`` and ``chat_template`` are ``None`` where absent.
     """
@@ -115,7 +115,7 @@ class MergeDocument(Document):
                 yield from (source.parameters for source in part.sources)
 
     def references(self) -> list[ModelReference]:
-        """Every model that is merged, each once, in order."""
+        """Every merged model, each once, in order."""
         found: dict[ModelReference, None] = {}
         if self.base_model is not None:
             found[self.base_model] = None
@@ -127,15 +127,15 @@ class MergeDocument(Document):
         return list(found)
 
     def mentioned(self) -> list[ModelReference]:
-        """Every model that the document names, those of its tokenizer settings included."""
+        """Every model named in the document, including its tokenizer settings."""
         named = self.tokenizer.models() if self.tokenizer is not None else ()
         return list(dict.fromkeys((*self.references(), *named)))
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A configuration: its documents (stages) in an order in which they can be made, the output
-    last; its text, and what there is to warn about."""
+    """A configuration: its documents (stages), each after those it depends on and the output last;
+    its text; and warnings."""
 
     documents: tuple[Document, ...]
     text: str

@@ -1,4 +1,4 @@
-"""One document of a configuration: from its values to records, with all that is wrong in it."""
+"""Reads the values of one merge document into records, collecting all errors."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ _OTHERS = {
     "genome": "an evolutionary search",
     "layer_slices": "bakllama, an older stacker of layers",
 }
-"""Keys that tell configurations of other programs, and what those are for."""
+"""Keys that identify configurations of other programs, and their purpose."""
 _NAME_ONE = "add it, as 'merge_method: linear'; 'mergeloom methods' lists them"
 _MERGED = frozenset({"models", "slices", "modules"})
 
 
 def read_document(value: Value, findings: Findings) -> MergeDocument | None:
-    """The merge that a document describes; ``None`` where ``findings`` got errors that leave
-    nothing to return."""
+    """The merge described by a document; ``None`` if errors, added to ``findings``, prevent
+    reading it."""
     return findings.attempt(_Reader(findings).document, value)
 
 
@@ -74,8 +74,8 @@ class _Reader:
         other = next((key for key in _OTHERS if key in keys and not keys.keys() & _MERGED), None)
         if other is not None:
             raise keys[other].error(
-                f"'{other}' makes this a configuration for {_OTHERS[other]}, which is not a merge",
-                "'mergeloom merge' takes 'merge_method' with 'models', 'slices' or 'modules'",
+                f"'{other}' belongs to a configuration for {_OTHERS[other]}, which is not a merge",
+                "'mergeloom merge' needs 'merge_method' with 'models', 'slices' or 'modules'",
                 "other-kind",
             )
         written = keys.get("merge_method")
@@ -114,7 +114,7 @@ class _Reader:
             remedy = f"remove all but '{kinds[0]}'" if kinds else fields.meant(*sorted(_MERGED))
             remedy = remedy or "'models' is a list of the models to merge"
             raise value.error(
-                f"exactly one of 'models', 'slices', 'modules' is needed, found {found}", remedy
+                f"exactly one of 'models', 'slices', 'modules' is required, found {found}", remedy
             )
         if kinds[0] != "modules":
             return {None: self._slices(fields, Parameters())}
@@ -166,7 +166,7 @@ class _Reader:
         return Source(model, layer_range, parameters, value.place)
 
     def _each(self, items: list[Value], read: Callable[[Value], T]) -> tuple[T, ...]:
-        """What ``read`` makes of each item; all that is wrong in any of them is found."""
+        """Apply ``read`` to each item, collecting the errors of all items."""
         found = [self.findings.attempt(read, item) for item in items]
         return tuple(each for each in found if each is not None)
 
@@ -184,10 +184,10 @@ class _Reader:
         if "tokenizer" in fields and "tokenizer_source" in fields:
             self.findings.error(
                 fields["tokenizer"].place,
-                "'tokenizer' and 'tokenizer_source' exclude each other",
+                "'tokenizer' and 'tokenizer_source' cannot be combined",
                 "write the source as 'source' under 'tokenizer'",
             )
-        if "tokenizer" in fields.empty:  # everything in it has a default
+        if "tokenizer" in fields.empty:  # all its keys have defaults
             return TokenizerSettings(UNION, fields["tokenizer"].place)
         return fields.read("tokenizer", lambda each: read_tokenizer(each, self.findings)) or (
             fields.read("tokenizer_source", lambda each: read_tokenizer_source(each, self.findings))
@@ -195,7 +195,7 @@ class _Reader:
 
 
 def _misspelt_method(keys: Mapping[str, Value]) -> Method | None:
-    """The method that a misspelt key names: parameters are compared with its own."""
+    """The method named under a misspelt key, to check parameters against."""
     near = nearest("merge_method", keys, 0.7)
     name = keys[near].content if near is not None else None
     try:
@@ -214,12 +214,12 @@ def _method(value: Value, name: str) -> Method:
 def _quantize(value: Value) -> Value:
     kind = value.text("'quantize'")
     if kind not in QUANTIZE:
-        raise value.error(f"'quantize' is '{kind}'", f"it may be {', '.join(QUANTIZE)}")
+        raise value.error(f"'quantize' is '{kind}'", f"it must be one of {', '.join(QUANTIZE)}")
     return value
 
 
 def read_name(value: Value) -> str:
-    """What a document calls its output."""
+    """The name of a document's output."""
     if isinstance(value.content, (int, float)):
         return str(value.content)
     return value.text("'name'")
@@ -239,7 +239,7 @@ def _layer_range(value: Value) -> tuple[int, int]:
 
 
 def read_dtype(value: Value, key: str) -> DType:
-    """The type of elements that ``key`` names."""
+    """The dtype named by ``key``."""
     name = value.text(f"'{key}'")
     dtype = _DTYPES.get(name.removeprefix("torch."))
     if dtype is not None:
@@ -247,12 +247,12 @@ def read_dtype(value: Value, key: str) -> DType:
     known = [dtype.name for dtype in (BF16, F16, F32, F64)]
     if name in BY_NAME or name.startswith("float8"):
         raise value.error(
-            f"'{name}' is not a type that tensors are merged into", f"known: {', '.join(known)}"
+            f"'{name}' is not a dtype that tensors can be merged into", f"known: {', '.join(known)}"
         )
     if re.fullmatch(r"i?q\d\w*", name, re.IGNORECASE):
         raise value.error(
-            f"'{name}' is a type of GGUF files",
-            "write 'dtype: bfloat16'; 'mergeloom export' makes such a file of the output, and "
-            "llama.cpp a smaller one of that",
+            f"'{name}' is a dtype of GGUF files",
+            "write 'dtype: bfloat16'; 'mergeloom export' converts the output to GGUF, and "
+            "llama.cpp quantises that file",
         )
-    raise value.error(f"'{name}' is no dtype", suggest(name, known))
+    raise value.error(f"'{name}' is not a dtype", suggest(name, known))

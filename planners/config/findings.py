@@ -1,4 +1,4 @@
-"""Findings about a configuration, collected."""
+"""Collects the findings about a configuration."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ UNKNOWN_KEY = "unknown-key"
 UNKNOWN_PARAMETER = "unknown-parameter"
 MISPLACED = "misplaced"
 IGNORED = ", it is ignored"
-"""What is said of them where they do not stop the program."""
+"""Suffix of findings that are warnings, not errors."""
 MOST = 100
-"""Findings that are reported at once."""
+"""Maximum number of findings reported."""
 
 
 _MORE = "more"
 UNKNOWN = frozenset({UNKNOWN_KEY, UNKNOWN_PARAMETER, MISPLACED})
-"""Codes of what is unknown, or means something elsewhere."""
+"""Codes of keys that are unknown, or in the wrong place."""
 
 
 class Findings:
-    """What a reader has to say, collected, so that all faults are reported at once; ``earlier``
-    are warnings that were found before."""
+    """Collects warnings and errors, so that all are reported at once; ``earlier`` are warnings
+    found before."""
 
     def __init__(self, earlier: Iterable[Finding] = ()) -> None:
         self._found = dict.fromkeys(earlier)
@@ -37,7 +37,7 @@ class Findings:
         return iter(self._found)
 
     def add(self, finding: Finding, kind: type[LoomError] = ConfigError) -> None:
-        """Add a finding; ``kind`` is what to raise if it is the first error."""
+        """Add a finding; ``kind`` is the exception to raise if it is the first error."""
         self._found[finding] = None
         if finding.severity is Severity.ERROR and self._kind is None:
             self._kind = kind
@@ -50,16 +50,16 @@ class Findings:
         self.add(Finding(cause, place, remedy, code, Severity.WARNING))
 
     def note(self, cause: str, remedy: str = "", code: str = "plan") -> None:
-        """Add a warning that is about no place of the configuration."""
+        """Add a warning without a place in the configuration."""
         self.add(Finding(cause, None, remedy, code, Severity.WARNING))
 
     def notes(self, causes: Iterable[str], code: str = "plan") -> None:
-        """Add several of them."""
+        """Add several such warnings."""
         for cause in causes:
             self.note(cause, code=code)
 
     def attempt(self, read: Callable[..., T], *arguments: Any) -> T | None:
-        """What ``read`` returns; ``None`` where it raises an error, which is collected."""
+        """Call ``read``; collect its error and return ``None`` if it raises one."""
         try:
             return read(*arguments)
         except LoomError as error:
@@ -68,8 +68,8 @@ class Findings:
 
     @contextmanager
     def together(self, place: Place) -> Iterator[None]:
-        """Within it, an error is raised together with all that was found before; it is at
-        ``place`` if it has none."""
+        """Context in which an error is raised together with all earlier findings; an error without
+        a place gets ``place``."""
         try:
             yield
         except LoomError as error:
@@ -77,11 +77,11 @@ class Findings:
             self.check()
 
     def check(self) -> tuple[Finding, ...]:
-        """The warnings.
+        """Return the warnings.
 
         Raises:
-            LoomError: there are errors. It has the warnings and then the errors, both by line, and
-                is of the class of the first error.
+            LoomError: there are errors. It contains the warnings, then the errors, both by line,
+            and has the class of the first error.
         """
         found = sorted(self, key=_by_line)
         if self._kind is None:
@@ -98,7 +98,7 @@ class Findings:
 
 @contextmanager
 def placed(place: Place) -> Iterator[None]:
-    """Within it, errors that have no place are at this one."""
+    """Context in which errors without a place get this one."""
     try:
         yield
     except LoomError as error:
@@ -110,7 +110,7 @@ def _by_line(finding: Finding) -> int:
 
 
 def _listed(found: Sequence[Finding]) -> tuple[Finding, ...]:
-    """No more than a person reads."""
+    """The first `MOST` findings, and how many more there are."""
     if len(found) <= MOST:
         return tuple(found)
     more = f"and {len(found) - MOST} more like these"
@@ -118,10 +118,10 @@ def _listed(found: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def check_known(warnings: Iterable[Finding]) -> None:
-    """Check that none of the warnings is about a key or parameter that is unknown or misplaced.
+    """Check that no warning is about an unknown or misplaced key or parameter.
 
     Raises:
-        ConfigError: some are; it has all of them.
+        ConfigError: some are; it contains all of them.
     """
     found = [each for each in warnings if each.code in UNKNOWN]
     if found:

@@ -1,4 +1,4 @@
-"""Which keys stand where in a configuration, and what is said of one that stands elsewhere."""
+"""The keys of each kind of mapping in a configuration, and hints for misplaced ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One kind of mapping: what it is, where it stands, and the keys that it may have."""
+    """One kind of mapping: what it is, where it occurs, and the keys it may have."""
 
     title: str
     where: str
@@ -115,24 +115,24 @@ _OPTIONS = {
     "vram": "--vram SIZE",
 }
 _NEEDLESS = {
-    "override_architecture": "the architecture is read off the tensors",
+    "override_architecture": "the architecture is inferred from the tensors",
     "residual_weight": "no program uses it",
     "lora_merge_cache": "nothing is cached",
-    "transformers_cache": "HF_HUB_CACHE says where the hub's cache is",
-    "copy_tokenizer": "the tokenizer is copied anyway",
-    "lazy_unpickle": "tensors are read when they are needed anyway",
+    "transformers_cache": "HF_HUB_CACHE sets the hub cache",
+    "copy_tokenizer": "the tokenizer is always copied",
+    "lazy_unpickle": "tensors are always read on demand",
     "low_cpu_memory": "--ram bounds the memory",
     "trust_remote_code": "no code of a model is run",
     "clone_tensors": "nothing needs it",
     "safe_serialization": "only safetensors files are written",
-    "write_model_card": "the model card is written anyway",
+    "write_model_card": "the model card is always written",
 }
 
 
 class Fields:
-    """The keys of one mapping of a known kind; unknown ones become findings.
+    """The keys of one mapping of a known kind; unknown keys become findings.
 
-    ``method`` is the merge method, if it is known: its parameters are told from keys.
+    ``method`` is the merge method, if known, to recognise its parameters among the keys.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Fields:
                 self._unknown(key, item)
 
     def __contains__(self, key: str) -> bool:
-        """Whether the key is there and has a value."""
+        """Whether the key is present and has a value."""
         return key in self._keys and self._keys[key].given
 
     def __getitem__(self, key: str) -> Value:
@@ -157,11 +157,11 @@ class Fields:
 
     @property
     def empty(self) -> list[str]:
-        """The keys whose value is a mapping of nothing."""
+        """The keys whose value is an empty mapping."""
         return [key for key, value in self._keys.items() if value.content == {}]
 
     def read(self, key: str, read: Callable[[Value], T]) -> T | None:
-        """What ``read`` makes of the value of ``key``; ``None`` if it has none, or a wrong one."""
+        """``read`` applied to the value of ``key``; ``None`` if it is absent or invalid."""
         return self._findings.attempt(read, self._keys[key]) if key in self else None
 
     def require(self, key: str, what: str = "") -> Value:
@@ -177,7 +177,7 @@ class Fields:
         raise self._value.error(f"'{key}' is missing", self.meant(key) or what)
 
     def meant(self, *keys: str) -> str:
-        """A question whether an unknown key is one of those that are missing."""
+        """A suggestion that an unknown key is a misspelling of a missing one."""
         unknown = [name for name in self._keys if name not in self._level.keys]
         for key in keys:
             near = nearest(key, unknown, 0.7)
@@ -198,7 +198,7 @@ class Fields:
         remedy = suggest(key, self._level.keys)
         if nearest(key, self._level.keys) is None and self._method is not None:
             if _is_parameter(key):
-                cause = f"{shown} is a parameter of other methods than '{self._method.name}'"
+                cause = f"{shown} is a parameter of other methods, not of '{self._method.name}'"
                 self._findings.warn(item.place, f"{cause}{IGNORED}", "remove it", UNKNOWN_KEY)
                 return
             named = {p.name for p in (*self._method.model_parameters, *self._method.settings)}
@@ -207,7 +207,7 @@ class Fields:
         self._findings.warn(item.place, f"unknown key {shown}{IGNORED}", remedy, UNKNOWN_KEY)
 
     def _misplaced(self, key: str, item: Value) -> str:
-        """Where a key is to be written that means something elsewhere; empty if it does not."""
+        """Where a misplaced key belongs; empty if it is not a known key."""
         level = self._level
         if level in (SOURCE, MODEL) and key in {"revision", "lora", "adapter"}:
             sign = "@" if key == "revision" else "+"
@@ -217,7 +217,7 @@ class Fields:
             text = _named(item) or key.upper()
             return f"write 'model: {name}{sign}{text}'" if is_name(f"{name}{text}") else ""
         if key == "layer_range" and level is MODEL:
-            return "'models' takes whole models, to choose layers write 'slices' with 'sources'"
+            return "'models' merges whole models; to select layers, use 'slices' with 'sources'"
         if nearest(key, level.keys, 0.88):
             return ""
         if self._method is not None:
@@ -226,12 +226,12 @@ class Fields:
             if key in {p.name for p in self._method.model_parameters}:
                 return "write it under 'parameters'"
         if key in _OPTIONS:
-            return f"it belongs to the command line: {_OPTIONS[key]}"
+            return f"set it on the command line: {_OPTIONS[key]}"
         return belongs(key, level)
 
 
 def _named(item: Value) -> str:
-    """The name that a value is, alone or as the only ``path`` in it; empty if it is none."""
+    """The value as a name, or its only key ``path``; empty if it is neither."""
     content = item.content
     if isinstance(content, list) and len(content) == 1:
         content = content[0].content
@@ -247,11 +247,11 @@ def _is_parameter(name: str) -> bool:
 
 
 def belongs(key: str, level: Level | None = None) -> str:
-    """Where a key is to be written that is unknown at ``level``; empty if it is one nowhere."""
+    """Where a key that is unknown at ``level`` belongs; empty if it is known nowhere."""
     levels = [each for each in LEVELS if each is not level and key in each.keys]
     return f"write it {levels[0].where}" if levels else ""
 
 
 def option(key: str) -> str:
-    """The option of the command line that has the effect which a key is meant to have."""
+    """The command-line option that does what the key was meant to do."""
     return _OPTIONS.get(key, "")

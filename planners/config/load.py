@@ -1,4 +1,4 @@
-"""A configuration's text, from a file, standard input or Python data, to records."""
+"""Loads a configuration from a file, standard input or Python data into records."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ STANDARD_INPUT = Path("-")
 _SUFFIXES = frozenset({".yml", ".yaml", ".json"})
 _CARD = re.compile(r"^(license|library_name|language|tags|pipeline_tag|datasets)\s*:", re.MULTILINE)
 _MERGE = re.compile(r"^(merge_method|models|slices|modules|adapters|tensors)\s*:", re.MULTILINE)
-"""Keys of the front matter of model cards, and keys of which every configuration has one."""
+"""Keys of model card front matter, and keys of which every configuration has at least one."""
 
 
 def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
-    """Read a configuration file; ``-`` is standard input. ``settings`` take the place of what it
-    says.
+    """Read a configuration file (``-`` for standard input) and apply ``settings`` to it.
 
     Raises:
-        ConfigError: it cannot be read, or means nothing; the message names file, line and key of
-            everything that is wrong.
+        ConfigError: it cannot be read or is invalid; the message has file, line and key of every
+        error.
     """
     stream = path == STANDARD_INPUT
     name = "standard input" if stream else f"'{path}'"
@@ -46,21 +45,21 @@ def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
     except IsADirectoryError as error:
         raise ConfigError(
             f"cannot read the configuration {name}: it is a directory",
-            remedy="give the configuration's file",
+            remedy="give the configuration file",
         ) from error
     except FileNotFoundError as error:
         near = _near(path)
         raise ConfigError(
-            f"cannot read the configuration {name}: there is no such file",
+            f"cannot read the configuration {name}: no such file",
             remedy=f"did you mean '{near}'?" if near else "",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"cannot read the configuration {name}: {reason}") from error
     if _is_card(text):
         raise ConfigError(
             f"{name} is a model card, not a configuration",
-            remedy="write the configuration that it shows into a file of its own",
+            remedy="copy the configuration it contains into a separate file",
         )
     if stream:
         return parse_config(text, "stdin", settings=settings)
@@ -68,14 +67,14 @@ def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
 
 
 def _is_card(text: str) -> bool:
-    """Whether a text is a model card: Markdown after YAML that describes no merge."""
+    """Whether a text is a model card: Markdown after YAML front matter that is not a merge."""
     begin, _, rest = text.partition("\n")
     front, end, _ = rest.partition("\n---")
     return bool(begin.strip() == "---" and end and _CARD.search(front) and not _MERGE.search(front))
 
 
 def _near(path: Path) -> str | None:
-    """A configuration beside ``path`` whose name is like its name."""
+    """A configuration in the same directory with a name similar to that of ``path``."""
     try:
         files = [each for each in path.parent.iterdir() if each.suffix in _SUFFIXES]
     except OSError:
@@ -91,12 +90,11 @@ def parse_config(
     lines: bool = True,
     settings: Sequence[Setting] = (),
 ) -> Configuration:
-    """The configuration that ``text`` stands for, with ``settings`` in their places; ``file`` is
-    how messages call it, with ``lines`` or, where nobody has seen the text, without.
+    """Parse ``text`` and apply ``settings``. Messages call the text ``file``, and include line
+    numbers unless ``lines`` is false because the user has not seen the text.
 
     Raises:
-        ConfigError: it means nothing; the message names file, line and key of everything that is
-            wrong.
+        ConfigError: it is invalid; the message has file, line and key of every error.
     """
     findings = Findings()
     values = load_documents(text, file, findings, lines)
@@ -105,7 +103,7 @@ def parse_config(
         raise ConfigError(
             "the configuration is empty",
             place=Place(file),
-            remedy="'mergeloom init MODEL MODEL' writes one to start from",
+            remedy="'mergeloom init MODEL MODEL' writes one",
         )
     if settings:
         values = apply_settings(values, settings, findings)
@@ -124,17 +122,17 @@ def parse_config(
 
 
 def config_from(data: Mapping[Any, Any], settings: Sequence[Setting] = ()) -> Configuration:
-    """The configuration that Python data stands for, as a YAML file would, with ``settings``.
+    """Build a configuration from Python data, as from the same YAML, and apply ``settings``.
 
     Raises:
-        ConfigError: it means nothing; the message names the key of everything that is wrong.
+        ConfigError: it is invalid; the message has the key of every error.
     """
     return parse_config(yaml_text(data, "config"), "config", lines=False, settings=settings)
 
 
 def _in_order(documents: Sequence[Document], findings: Findings) -> list[Document]:
-    """The stages, each after those that it uses, and the output last: the one without a name, or
-    else the last that no other uses."""
+    """The stages, each after those it uses, and the output last. The output is the stage without a
+    name, or else the last stage that no other uses."""
     named: dict[str, int] = {}
     for number, document in enumerate(documents):
         if document.name in named:
@@ -164,7 +162,7 @@ def _in_order(documents: Sequence[Document], findings: Findings) -> list[Documen
 
 
 def _cycle(stages: Sequence[Document]) -> Finding:
-    """The finding for stages each of which is used by the next, and the first is the last."""
+    """The finding for a cycle: each stage is used by the next; first and last are the same."""
     used, user = stages[-2:]
     place = next(user.place_of(each) for each in user.mentioned() if str(each) == used.name)
     names = dict.fromkeys(f"'{stage.name}'" for stage in stages)
@@ -172,6 +170,6 @@ def _cycle(stages: Sequence[Document]) -> Finding:
     return Finding(
         f"a cycle: stage{'s' * (len(names) > 1)} {what}",
         place,
-        "a model that has the name of a stage needs another name for the stage",
+        "if a model has the same name as a stage, rename the stage",
         "cycle",
     )

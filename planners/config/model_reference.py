@@ -13,7 +13,7 @@ from mergeloom.planners.config.yaml_values import Value
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A local path or a hub id, and a revision of it."""
+    """A local path or a hub id, with an optional revision."""
 
     path: str
     revision: str | None = None
@@ -24,7 +24,7 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """A model, possibly with an adapter to be merged into it first."""
+    """A model, optionally with an adapter that is merged into it first."""
 
     model: Location
     adapter: Location | None = None
@@ -35,18 +35,18 @@ class ModelReference:
 
 
 def parse_reference(text: str) -> ModelReference:
-    """The reference that ``text`` stands for.
+    """Parse a reference.
 
     Raises:
-        ConfigError: a part of it is empty.
+        ConfigError: part of it is empty.
     """
     model, plus, adapter = text.partition("+")
     return ModelReference(_location(model, text), _location(adapter, text) if plus else None)
 
 
 def readings(reference: ModelReference) -> Iterator[ModelReference]:
-    """What a reference may mean if directories have ``+`` or ``@`` in their names: the longest
-    directory first, and the reference itself last."""
+    """The possible meanings of a reference if directory names contain ``+`` or ``@``: the longest
+    directory name first, the reference itself last."""
     text = str(reference)
     for end in range(len(text), 0, -1):
         if end < len(text) and text[end] not in "+@":
@@ -64,7 +64,7 @@ def readings(reference: ModelReference) -> Iterator[ModelReference]:
 
 
 def read_reference(value: Value, findings: Findings) -> ModelReference:
-    """The reference in a configuration, written as a string or as a mapping.
+    """Read a reference from a configuration, a string or a mapping.
 
     Raises:
         ConfigError: it is neither, or malformed.
@@ -81,7 +81,7 @@ def read_reference(value: Value, findings: Findings) -> ModelReference:
     if override is not None:
         findings.warn(
             fields["override_architecture"].place,
-            "'override_architecture' has no effect: the architecture is read off the tensors",
+            "'override_architecture' has no effect: the architecture is inferred from the tensors",
             code="no-effect",
         )
     lora = fields.read("lora", lambda each: _read_location(each, findings))
@@ -101,7 +101,7 @@ def _read_location(value: Value, findings: Findings) -> Location:
 
 
 def _revision(value: Value) -> str:
-    number = type(value.content) is int  # a hash may have digits only
+    number = type(value.content) is int  # a commit hash may consist of digits only
     return str(value.content) if number else value.text("'revision'")
 
 
@@ -109,6 +109,6 @@ def _location(part: str, whole: str) -> Location:
     path, at, revision = part.strip().partition("@")
     if not path or (at and not revision):
         raise ConfigError(
-            f"'{whole}' is no model reference", remedy="write model[@revision][+adapter]"
+            f"'{whole}' is not a model reference", remedy="write model[@revision][+adapter]"
         )
     return Location(path, revision or None)

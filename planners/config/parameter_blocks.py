@@ -1,4 +1,4 @@
-"""``parameters`` blocks, read and checked against the parameters that the method has."""
+"""Reads ``parameters`` blocks and checks them against the parameters of the method."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _TRUTHS |= dict.fromkeys(("false", "no", "off", "f", "n", "0"), False)
 def read_parameters(
     value: Value, method: Method | None, per_model: bool, findings: Findings
 ) -> Parameters:
-    """The parameters block that stands at ``value``.
+    """Read the parameters block at ``value``.
 
-    ``method`` is ``None`` where it is unknown, which is said elsewhere: nothing can be said of
-    its parameters then. ``per_model`` says that the block belongs to one model. What is wrong,
-    unknown or without effect goes to ``findings``.
+    ``method`` is ``None`` if it is unknown, which is reported elsewhere; then its parameters are
+    not checked. ``per_model`` is true for a block of one model. Parameters that are invalid,
+    unknown or without effect are added to ``findings``.
 
     Raises:
-        ConfigError: it is no mapping.
+        ConfigError: it is not a mapping.
     """
     block = value.mapping("'parameters'")
     if method is None:
@@ -50,7 +50,7 @@ def read_parameters(
         elif per_model and name not in own:
             findings.warn(
                 item.place,
-                f"'{name}' of '{method.name}' holds for all models together and has no effect "
+                f"'{name}' of '{method.name}' applies to all models together and has no effect "
                 "under one of them",
                 "write it under the global 'parameters'",
                 MISPLACED,
@@ -64,7 +64,7 @@ def read_parameters(
 def _no_value(
     name: str, item: Value, block: Mapping[str, Value], known: Sequence[str], findings: Findings
 ) -> None:
-    """A parameter that has no value: forgotten, or swallowed by a comma or a missing space."""
+    """Report a parameter without a value: forgotten, or lost to a comma or a missing space."""
     before = list(block)[: list(block).index(name)]
     whole = block[before[-1]].content if before else None
     if name.isdigit() and type(whole) is int and is_name(before[-1]):
@@ -79,26 +79,26 @@ def _no_value(
 
 
 def _unknown(name: str, item: Value, method: Method, findings: Findings) -> None:
-    """A parameter that the method does not have: published configurations carry many along."""
+    """Report a parameter the method does not have; many published configurations have some."""
     shown = short(repr(name))
     known = {parameter.name for parameter in (*method.model_parameters, *method.settings)}
     if name in CONFIGURATION.keys:
         findings.warn(item.place, f"{shown} has no effect here", belongs(name), MISPLACED)
         return
     if option(name):
-        remedy = f"it belongs to the command line: {option(name)}"
+        remedy = f"set it on the command line: {option(name)}"
         findings.warn(item.place, f"{shown} has no effect here", remedy, MISPLACED)
         return
     findings.warn(
         item.place,
         f"'{method.name}' has no parameter {shown}{IGNORED}",
-        suggest(name, known) or "remove it, the method takes none",
+        suggest(name, known) or "remove it, the method has no parameters",
         UNKNOWN_PARAMETER,
     )
 
 
 def _written(value: Value) -> list[Value]:
-    """The entries of a parameter's value: one, or a list of them with filters."""
+    """The entries of a parameter's value: a single value, or a list with filters."""
     items = value.content if isinstance(value.content, list) else None
     if items and any(isinstance(item.content, dict) for item in items):
         return items
@@ -111,13 +111,13 @@ def _entry(value: Value, parameter: Parameter, findings: Findings) -> Entry:
     if not value.content.keys() & FILTERED.keys:
         raise value.error(
             f"'{parameter.name}' must be {_wanted(parameter)}, not {value.kind}",
-            "values for parts of the model are a list of '- {filter: TEXT, value: ...}'",
+            "for parts of the model, write a list of '- {filter: TEXT, value: ...}'",
         )
     fields = Fields(value, FILTERED, findings)
-    written = fields.require("value", "an entry with a filter needs it")
+    written = fields.require("value", "an entry with a filter needs a value")
     text = fields["filter"].content if "filter" in fields else None
     if isinstance(text, (dict, list)) or not str(text).isprintable():
-        raise fields["filter"].error("'filter' must be a part of a tensor's name")
+        raise fields["filter"].error("'filter' must be part of a tensor name")
     pattern = None if text is None or text == "*" else str(text)
     return Entry(pattern, _scalar_or_gradient(written, parameter, findings), value.place)
 
@@ -139,7 +139,7 @@ def _scalar(value: Value, parameter: Parameter, findings: Findings) -> Any:
         cause = f"'{parameter.name}' must be {_wanted(parameter)}, not {value.kind}"
         raise value.error(cause, _number_meant(content) if isinstance(content, str) else "")
     if parameter.kind is bool and is_number(content) and content in (0, 1):
-        content = bool(content)  # as many published configurations write it
+        content = bool(content)  # as in many published configurations
     try:
         checked = parameter.check(content)
     except ParameterError as error:
@@ -158,7 +158,7 @@ def _scalar(value: Value, parameter: Parameter, findings: Findings) -> Any:
 
 
 def _from_text(text: str, parameter: Parameter) -> Any:
-    """A truth or a number that is written as text (YAML 1.1 reads ``1e-5`` as one)."""
+    """A boolean or number written as text (YAML 1.1 reads ``1e-5`` as text)."""
     if parameter.kind is bool:
         return _TRUTHS.get(text.lower(), text)
     if parameter.kind is str:
@@ -170,7 +170,7 @@ def _from_text(text: str, parameter: Parameter) -> Any:
 
 
 def _number_meant(text: str) -> str:
-    """The question whether a text with a comma or a percent sign is meant as a number."""
+    """A suggestion for text with a comma or percent sign that was meant as a number."""
     comma, percent = _COMMA.fullmatch(text), _PERCENT.fullmatch(text)
     if comma is not None:
         return f"did you mean {comma[1]}.{comma[2]}?"

@@ -1,7 +1,7 @@
-"""Parameters: values that depend on tensor and layer, and which of several levels supplies them.
+"""Parameters whose values depend on tensor and layer, and the levels that supply them.
 
 A value is a scalar, a gradient over the layers, or a list of ``{filter, value}`` entries. Levels
-are asked in order of precedence; the first that yields a value for a tensor wins.
+are tried in order of precedence; the first that has a value for a tensor wins.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mergeloom.methods.declare import REQUIRED, Parameter, ParameterError
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One value with the filter that admits it: a substring of tensor names, ``None`` for all.
+    """One value with a filter: a substring of tensor names, or ``None`` for all tensors.
 
     ``value`` is a scalar, or a tuple for a gradient.
     """
@@ -37,9 +37,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """One ``parameters`` block: entries by parameter name, in the order in which they are tried.
+    """One ``parameters`` block: the entries of each parameter, in the order they are tried.
 
-    It has only parameters of the document's method that have an effect in this block.
+    Contains only parameters of the document's method that have an effect in this block.
     """
 
     entries: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A parameters block and what it belongs to: ``model``, ``slice``, ``module``, ``global``."""
+    """A parameters block and its level: ``model``, ``slice``, ``module`` or ``global``."""
 
     name: str
     parameters: Parameters
@@ -55,9 +55,9 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A value for one tensor, and why: ``entry`` of ``level`` supplied it (``None``: default).
+    """A value for one tensor and its origin: ``entry`` of ``level`` (``None`` for the default).
 
-    ``t`` is the place in a gradient that the value was read at, ``None`` for a scalar.
+    ``t`` is the position in the gradient (0 to 1), ``None`` for a scalar.
     """
 
     value: Any
@@ -69,12 +69,12 @@ class Resolved:
 def resolve(
     parameter: Parameter, levels: Sequence[Level], tensor: str, t: float
 ) -> Resolved | None:
-    """The value of ``parameter`` for ``tensor`` at place ``t`` of its slice, from 0 to 1.
+    """The value of ``parameter`` for ``tensor`` at position ``t`` (0 to 1) of its slice.
 
     ``None`` if no level supplies one.
 
     Raises:
-        ConfigError: the value is not one that the parameter takes.
+        ConfigError: the value is not valid for the parameter.
     """
     for level in levels:
         for entry in level.parameters.entries.get(parameter.name, ()):
@@ -89,10 +89,10 @@ def resolve(
 
 
 class Resolution:
-    """Values of several parameters, found once for all tensors for which they are the same.
+    """Resolves several parameters, once for all tensors for which the values are the same.
 
-    That is decided by which filters of ``levels`` admit a tensor and, where a value is a gradient,
-    by the tensor's place in it.
+    The values depend on which filters of ``levels`` match the tensor and, for gradients, on the
+    position in the slice.
     """
 
     def __init__(self, parameters: Sequence[Parameter], levels: Sequence[Level]) -> None:
@@ -105,11 +105,11 @@ class Resolution:
         self._found: dict[Hashable, tuple[Mapping[str, Resolved], Parameter | None]] = {}
 
     def of(self, tensor: str, t: float) -> tuple[Mapping[str, Resolved], Parameter | None]:
-        """Every parameter that has a value or a default for ``tensor`` at place ``t`` of its slice;
-        and the first that has none, if any.
+        """Every parameter with a value or default for ``tensor`` at position ``t`` of its slice,
+        and the first parameter without one, if any.
 
         Raises:
-            ConfigError: a value is not one that its parameter takes.
+            ConfigError: a value is not valid for its parameter.
         """
         admitted = tuple([text in tensor for text in self._filters]) if self._filters else ()
         key = admitted, t if self._graded else None
@@ -127,7 +127,7 @@ class Resolution:
         return found
 
     def place(self, parameter: Parameter) -> Place | None:
-        """Where the parameter's entry of the highest level is, if there is one."""
+        """The place of the parameter's entry at the highest level that has one."""
         for level in self._levels:
             for entry in level.parameters.entries.get(parameter.name, ()):
                 return entry.place
@@ -151,10 +151,10 @@ def required(
     place: Place,
     filtered: Place | None = None,
 ) -> ConfigError:
-    """The error for a parameter that no level supplies; ``filtered`` is where entries are whose
-    filters do not admit the tensor."""
+    """The error for a parameter that no level supplies; ``filtered`` is the place of entries whose
+    filters do not match the tensor."""
     whose = f" of model '{model}'" if model is not None else ""
-    remedy = "add it" if filtered is None else "add '- value: ...', which holds for all others"
+    remedy = "add it" if filtered is None else "add '- value: ...', which applies to all others"
     return ConfigError(
         f"'{parameter.name}'{whose} has no value for tensor '{tensor}'",
         place=filtered or place,

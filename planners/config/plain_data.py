@@ -1,4 +1,4 @@
-"""Python data that stands for a configuration, as the YAML text that it would be in a file."""
+"""Converts a configuration given as Python data to YAML text."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from mergeloom.planners.config.yaml_values import MAX_DEPTH
 
 
 def yaml_text(data: Mapping[Any, Any], file: str) -> str:
-    """The YAML of ``data``, which may hold paths, enumerations, arrays and numbers of numpy.
+    """``data`` as YAML; it may contain paths, enumerations, numpy arrays and numbers.
 
     Raises:
-        ConfigError: something in it has no such form; the message says where.
+        ConfigError: a value cannot be written as YAML; the message says where.
     """
     return yaml.safe_dump(_plain(data, file, "", 0), sort_keys=False, allow_unicode=True)
 
 
 def _plain(value: Any, file: str, path: str, depth: int) -> Any:
     if depth > MAX_DEPTH:
-        raise ConfigError("this is too deep for a configuration", place=Place(file, 0, path[:80]))
+        raise ConfigError(
+            "this is nested too deeply for a configuration", place=Place(file, 0, path[:80])
+        )
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, enum.Enum):
@@ -50,7 +52,7 @@ def _plain(value: Any, file: str, path: str, depth: int) -> Any:
     if isinstance(value, (Sequence, Set)) and not isinstance(value, (bytes, bytearray)):
         return [_plain(item, file, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
     raise ConfigError(
-        f"{type(value).__name__} is no value that a configuration can have",
+        f"a configuration cannot have a value of type {type(value).__name__}",
         place=Place(file, 0, path),
         remedy="use text, numbers, true or false, lists and mappings",
     )

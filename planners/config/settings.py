@@ -1,8 +1,7 @@
-"""Values of a configuration that are given beside it: ``--set parameters.t=0.3``.
+"""Values that override the configuration: ``--set parameters.t=0.3``.
 
-A *setting* is a path of keys and a value in YAML. It takes the place of what the configuration has
-there; an empty value removes it. Everything that is wrong with a value is said of the setting that
-it came from, which is its place.
+A *setting* is a path of keys and a YAML value. It replaces the value at that path; an empty value
+removes it. Errors in the value are reported with the setting as their place.
 """
 
 from __future__ import annotations
@@ -29,27 +28,27 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A path of keys (text) and positions in lists (numbers), and the YAML of what goes there."""
+    """A path of keys (strings) and list positions (integers), and the YAML value to put there."""
 
     path: Path
     value: str
 
     @property
     def written(self) -> str:
-        """The path as it is written: ``models[0].parameters.weight``."""
+        """The path as text: ``models[0].parameters.weight``."""
         return _written(self.path)
 
     @property
     def place(self) -> str:
-        """Where its faults are said to be."""
+        """The place shown in messages about it."""
         return short(f"{_OPTION}{self.written}={self.value}")
 
 
 def parse_setting(text: str) -> Setting:
-    """The setting that ``PATH=VALUE`` stands for. A key with a dot in it stands in quotation marks.
+    """Parse ``PATH=VALUE``. Keys that contain a dot are quoted.
 
     Raises:
-        ConfigError: it is written otherwise.
+        ConfigError: it has another form.
     """
     path: list[str | int] = []
     end = 0
@@ -74,10 +73,10 @@ def parse_setting(text: str) -> Setting:
 
 
 def setting_of(path: str, value: Any) -> Setting:
-    """The setting of a path that gets Python data; ``None`` removes what is there.
+    """A setting with a Python value; ``None`` removes the value at the path.
 
     Raises:
-        ConfigError: the path is none, or the value one that no configuration has.
+        ConfigError: the path is malformed, or a configuration cannot have such a value.
     """
     found = parse_setting(f"{path}=")
     if value is None:
@@ -90,12 +89,12 @@ def setting_of(path: str, value: Any) -> Setting:
 def apply_settings(
     documents: Sequence[Value], settings: Sequence[Setting], findings: Findings
 ) -> list[Value]:
-    """The documents with every setting in its place.
+    """The documents with every setting applied.
 
-    With several documents a path begins with the number of one: ``[1].parameters.t``.
+    With several documents, a path begins with the document's number: ``[1].parameters.t``.
 
     Raises:
-        ConfigError: a path leads nowhere, or a value is no YAML.
+        ConfigError: a path does not exist, or a value is not YAML.
     """
     found = list(documents)
     for setting in settings:
@@ -119,7 +118,7 @@ def apply_settings(
 
 
 def text_with(documents: Sequence[Value], settings: Sequence[Setting], name: str) -> str:
-    """The YAML of documents that have settings in them, which are named in front."""
+    """The YAML of documents with settings applied; a comment at the top lists the settings."""
     said = "".join(f"# {each.place}\n" for each in settings)
     texts = (
         yaml.safe_dump(each.plain(), sort_keys=False, allow_unicode=True, width=4000)
@@ -129,10 +128,10 @@ def text_with(documents: Sequence[Value], settings: Sequence[Setting], name: str
 
 
 def check_settings(warnings: Sequence[Finding]) -> None:
-    """Check that every key and parameter that was set is one: what is typed now can be mended now.
+    """Check that every key and parameter that was set exists and has an effect.
 
     Raises:
-        ConfigError: some are unknown, or have no effect where they stand.
+        ConfigError: some are unknown, or have no effect at their path.
     """
     check_known(
         each for each in warnings if each.place is not None and each.place.file.startswith(_OPTION)
@@ -140,7 +139,7 @@ def check_settings(warnings: Sequence[Finding]) -> None:
 
 
 def _read(setting: Setting, findings: Findings) -> Value | None:
-    """The value of a setting; ``None`` where it removes what is there."""
+    """The value of a setting; ``None`` to remove the value at the path."""
     if not setting.value.strip():
         return None
     try:
@@ -153,7 +152,7 @@ def _read(setting: Setting, findings: Findings) -> Value | None:
 
 
 def _put(value: Value | None, path: Path, setting: Setting, new: Value | None) -> Value:
-    """``value`` with ``new`` at ``path`` below it."""
+    """``value`` with ``new`` at the relative ``path``."""
     if not path:
         return new if new is not None else Value(None, Place(setting.place))
     step = path[0]
@@ -167,7 +166,7 @@ def _put(value: Value | None, path: Path, setting: Setting, new: Value | None) -
 def _put_entry(
     value: Value | None, step: int, rest: Path, setting: Setting, new: Value | None
 ) -> Value:
-    """The same of entry ``step`` of a list."""
+    """The same for entry ``step`` of a list."""
     where = _where(setting, rest)
     items = _content(value)
     if value is None or not isinstance(items, list):
@@ -184,7 +183,7 @@ def _put_entry(
 def _put_key(
     value: Value | None, step: str, rest: Path, setting: Setting, new: Value | None
 ) -> Value:
-    """The same of key ``step`` of a mapping."""
+    """The same for key ``step`` of a mapping."""
     above = setting.path[: len(setting.path) - len(rest) - 1]
     where = _where(setting, rest)
     if value is None or value.content is None:
@@ -215,7 +214,7 @@ def _content(value: Value | None) -> Any:
 
 
 def _where(setting: Setting, rest: Path) -> str:
-    """What the step before ``rest`` is taken in."""
+    """The path up to ``rest``, for messages."""
     above = setting.path[: len(setting.path) - len(rest) - 1]
     return f"'{_written(above)}'" if above else "the configuration"
 

@@ -1,4 +1,4 @@
-"""Tokenizer settings of a configuration, as records."""
+"""The tokenizer settings of a configuration."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _OLD = "model:"
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """Where the row of one token is from: a model's row of the same token (``model`` alone), its
-    row of another token or number, or zeros (``zero``); by the usual rules where all are absent.
+    """The origin of one token's row: a model's row of the same token (``model`` alone), its row
+    of another token or token id, or zeros (``zero``); the default rules if all are absent.
 
     ``force`` replaces the row of every model, not only of those that lack the token.
     """
@@ -40,8 +40,8 @@ class TokenRow:
 @dataclass(frozen=True, slots=True)
 class TokenizerSettings:
     """``tokenizer`` or ``tokenizer_source``: ``source`` is ``union``, ``base`` or a model;
-    ``pad_to_multiple_of`` counts rows, ``transplant`` says how rows are made of tokens that a model
-    lacks."""
+    ``pad_to_multiple_of`` is in rows; ``transplant`` says how rows of missing tokens are
+    computed."""
 
     source: str | ModelReference
     place: Place
@@ -50,14 +50,14 @@ class TokenizerSettings:
     transplant: TransplantSettings | None = None
 
     def models(self) -> Iterator[ModelReference]:
-        """The models that the settings name."""
+        """The models named in the settings."""
         if isinstance(self.source, ModelReference):
             yield self.source
         yield from (row.model for row in self.tokens.values() if row.model is not None)
 
 
 def read_tokenizer_source(value: Value, findings: Findings) -> TokenizerSettings:
-    """``tokenizer_source``.
+    """Read ``tokenizer_source``.
 
     Raises:
         ConfigError: it is neither 'union', 'base' nor a model.
@@ -66,7 +66,7 @@ def read_tokenizer_source(value: Value, findings: Findings) -> TokenizerSettings
 
 
 def read_tokenizer(value: Value, findings: Findings) -> TokenizerSettings:
-    """``tokenizer``, a mapping, or only the source.
+    """Read ``tokenizer``: a mapping, or just the source.
 
     Raises:
         ConfigError: it is something else.
@@ -85,7 +85,7 @@ def read_tokenizer(value: Value, findings: Findings) -> TokenizerSettings:
     transplant = fields.read("transplant", lambda each: read_transplant(each, findings))
     if transplant is not None and not isinstance(source, ModelReference):
         raise transplant.place.error(
-            "a transplant needs a donor, whose tokenizer the output gets",
+            "'transplant' needs a donor model, whose tokenizer the output gets",
             "name a model as 'source' under 'tokenizer'",
         )
     return TokenizerSettings(source or UNION, value.place, rows, multiple, transplant)

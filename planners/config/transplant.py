@@ -1,4 +1,4 @@
-"""``tokenizer.transplant``: how rows are made of tokens that a model lacks."""
+"""``tokenizer.transplant``: how rows of tokens that a model lacks are computed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OTHER_NAMES = {
     "weighted_mean": "weighted",
     "lm_head": "head",
 }
-"""What others call the same."""
+"""Names used by other programs."""
 
 MOST = 64
 C = TypeVar("C", bound=str)
@@ -41,12 +41,12 @@ C = TypeVar("C", bound=str)
 
 @dataclass(frozen=True, slots=True)
 class TransplantSettings:
-    """How missing rows are made.
+    """How missing rows are computed.
 
-    ``method`` looks at ``k`` tokens that model and donor share (``omp``, ``interpolation``).
-    ``cosine`` and ``weights`` belong to interpolation, ``subword`` to the method of that name,
-    ``seed`` to random rows. ``prefix`` says in which tables a token first gets the row of the
-    longest token that it begins with.
+    ``k`` is the number of shared tokens used for each row (``omp``, ``interpolation``). ``cosine``
+    and ``weights`` are for interpolation, ``subword`` for the method of that name, ``seed`` for
+    random rows. ``prefix`` says in which tables a token first gets the row of the longest token
+    that is a prefix of it.
     """
 
     place: Place
@@ -61,15 +61,15 @@ class TransplantSettings:
 
     @property
     def compares(self) -> bool:
-        """Whether the donor's rows are looked at."""
+        """Whether the donor's rows are used."""
         return self.method in ("omp", "interpolation", "landmarks")
 
 
 def read_transplant(value: Value, findings: Findings) -> TransplantSettings:
-    """``transplant``: a mapping, or only the method.
+    """Read ``transplant``: a mapping, or just the method.
 
     Raises:
-        ConfigError: it is something else, or a value is none of those that there are.
+        ConfigError: it is something else, or a value is not one of the choices.
     """
     if isinstance(value.content, str):
         return TransplantSettings(value.place, _choice(value, METHODS))
@@ -98,7 +98,7 @@ def _choice(value: Value, choices: Sequence[C]) -> C:
     text = _OTHER_NAMES.get(str(content), content)
     if text not in choices:
         remedy = suggest(str(content), choices) or f"choose {', '.join(choices)}"
-        raise value.error(f"{value.kind} is none of the choices here", remedy)
+        raise value.error(f"{value.kind} is not one of the choices", remedy)
     return cast(C, text)
 
 

@@ -1,4 +1,4 @@
-"""Which documents name files of weights in place of models."""
+"""Detects documents that name weight files instead of models."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from mergeloom.planners.config.yaml_values import Value
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-"""Of files of named tensors."""
+"""Suffixes of files with named tensors."""
 
 
 def names_files(document: Mapping[str, Value]) -> bool:
-    """Whether one of the models that a document lists, or its base, is a file of weights."""
+    """Whether one of the models of a document, or its base, is a weight file."""
     return any(text.lower().endswith(SUFFIXES) for text in _models(document))
 
 
@@ -20,7 +20,7 @@ def _models(document: Mapping[str, Value]) -> Iterator[str]:
     items = listed.content if listed is not None and isinstance(listed.content, list) else []
     for value in (*items, document.get("base_model")):
         content = None if value is None else value.content
-        for key in ("model", "model", "path"):  # a mapping of a mapping, in the peer's long form
+        for key in ("model", "model", "path"):  # nested mappings, as in mergekit's long form
             if isinstance(content, dict) and key in content:
                 content = content[key].content
         if isinstance(content, str):

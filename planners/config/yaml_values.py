@@ -1,7 +1,7 @@
-"""YAML that remembers where everything stands, so that every finding can point at its line.
+"""YAML values that know their position, so that every finding can point to its line.
 
-Only plain data is accepted: mappings, lists, strings, numbers, booleans, null. No tags, and
-aliases only as far as the expanded document stays small. JSON is read as the YAML that it is.
+Only plain data is accepted: mappings, lists, strings, numbers, booleans, null. Tags are refused,
+and aliases if the expanded document is large. JSON is read as YAML.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_BYTES = 4 << 20
 MAX_NODES = 200_000
 MAX_DEPTH = 50
 MAX_NAME = 1000
-"""Characters of a name, and of a path of keys."""
+"""Maximum length of a name and of a key path, in characters."""
 
 _MAX_NUMBER = 100
 _DIRECTIVE = re.compile(r"^%([A-Z]+)", re.MULTILINE)
@@ -32,9 +32,9 @@ _REMEDIES = (
     ("mapping values", "is a space missing after a colon, or a line indented wrongly?"),
     ("block", "is this line indented like its neighbours?"),
 )
-"""What helps, by words of the parser's complaint."""
+"""Remedies, by words in the parser's error message."""
 _NO_SPACE = re.compile(r"(- )?[A-Za-z_]+:[^\s/\\\\].*")
-"""A key and its value without a space between; not a drive or an address."""
+"""A key and value without a space after the colon; not a drive letter or URL."""
 _ASSIGNMENT = re.compile(r"\s*[A-Za-z_]+ *= *[\"'\[{]")
 _OCTAL = re.compile(r"[+-]?0[0-7]*[1-9][0-7]*")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -45,7 +45,7 @@ _MERGE = f"{_TAG}merge"
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value of a document and its place.
+    """One value of a document, and its place.
 
     ``content`` is a scalar, a list of values, or a mapping of strings to values.
     """
@@ -54,7 +54,7 @@ class Value:
     place: Place
 
     def error(self, cause: str, remedy: str = "", code: str = "") -> ConfigError:
-        """An error at this value's place."""
+        """An error at the place of this value."""
         return self.place.error(cause, remedy, code)
 
     def mapping(self, what: str) -> Mapping[str, Value]:
@@ -65,7 +65,7 @@ class Value:
         """
         if not isinstance(self.content, dict):
             models = what == "a configuration" and isinstance(self.content, list)
-            remedy = "begin with 'merge_method: ...' and 'models:' above the list" if models else ""
+            remedy = "put 'merge_method: ...' and 'models:' above the list" if models else ""
             raise self.error(f"{what} must be a mapping, not {self.kind}", remedy)
         return self.content
 
@@ -80,7 +80,7 @@ class Value:
         return self.content
 
     def text(self, what: str) -> str:
-        """The content as a name: a string of printable characters, not empty.
+        """The content as a name: a non-empty string of printable characters.
 
         Raises:
             ConfigError: it is something else.
@@ -92,7 +92,7 @@ class Value:
         return self.content
 
     def whole(self, what: str) -> int:
-        """The content as a whole number, which may be written as ``4.0`` or as text.
+        """The content as an integer, which may be written as ``4.0`` or as text.
 
         Raises:
             ConfigError: it is something else.
@@ -116,12 +116,12 @@ class Value:
 
     @property
     def given(self) -> bool:
-        """Whether anything is written: neither null nor an empty text, list or mapping."""
+        """Whether there is a value: neither null nor an empty string, list or mapping."""
         return self.content is not None and self.content not in ("", [], {})
 
     @property
     def kind(self) -> str:
-        """What the content is, in words."""
+        """The content in words, for messages."""
         if isinstance(self.content, dict):
             return "a mapping"
         if isinstance(self.content, list):
@@ -130,11 +130,10 @@ class Value:
 
 
 def load_documents(text: str, file: str, findings: Findings, lines: bool = True) -> list[Value]:
-    """All documents of a YAML or JSON text; empty ones are left out. Places have ``lines``, unless
-    nobody has seen the text.
+    """All non-empty documents of a YAML or JSON text. Places have line numbers if ``lines``.
 
     Raises:
-        ConfigError: it is not YAML, or absurdly large.
+        ConfigError: it is not YAML, or too large.
     """
     if len(text) > MAX_BYTES:
         raise ConfigError(f"'{file}' has {len(text)} characters: too large for a configuration")
@@ -144,7 +143,7 @@ def load_documents(text: str, file: str, findings: Findings, lines: bool = True)
             raise ConfigError(
                 "YAML directives are not allowed", place=Place(file, line), remedy="remove the line"
             )
-    if text.lstrip().startswith("{"):  # JSON writes letters beyond the first 65,536 as two
+    if text.lstrip().startswith("{"):  # JSON escapes characters above U+FFFF as surrogate pairs
         text = _SURROGATES.sub(_joined, text)
     try:
         _check_nesting(text, file)
@@ -159,12 +158,12 @@ def load_documents(text: str, file: str, findings: Findings, lines: bool = True)
 
 
 def is_name(text: str) -> bool:
-    """Whether a message, a terminal and a file name can show ``text`` as it is."""
+    """Whether ``text`` can be shown unchanged in a message, a terminal and a file name."""
     return 0 < len(text) <= MAX_NAME and text.isprintable()
 
 
 def short(text: str) -> str:
-    """``text``, cut after 80 characters."""
+    """``text``, truncated to 80 characters."""
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -174,7 +173,7 @@ def _joined(pair: re.Match[str]) -> str:
 
 
 def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
-    """The error for a text that cannot be parsed, with the usual causes in plain words."""
+    """The error for text that cannot be parsed, with common causes in plain words."""
     mark = error.problem_mark or error.context_mark
     line = mark.line if mark is not None else 0
     lines = [*text.splitlines(), *[""] * (line + 1)]
@@ -185,16 +184,16 @@ def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
     before = lines[above].strip() if above is not None else ""
     opened = error.context_mark.line + 1 if error.context_mark is not None else 0
     if "\t" in (here or written[: len(written) - len(written.lstrip())]):
-        cause, remedy = "a tab", "YAML is indented by spaces"
+        cause, remedy = "a tab", "YAML is indented with spaces"
     elif written.startswith("```"):
-        cause, remedy = "a fence of Markdown", "remove the lines with ```"
+        cause, remedy = "a Markdown code fence", "remove the lines with ```"
     elif above is not None and _NO_SPACE.fullmatch(before):
         place = Place(file, above + 1)
         cause = f"{short(repr(before))} has no space after its colon"
         remedy = f"write {short(repr(before.replace(':', ': ', 1)))}"
     elif _ASSIGNMENT.match(text):
         place = Place(file, text.count("\n", 0, len(text) - len(text.lstrip())) + 1)
-        cause = "a line of Python, not of YAML"
+        cause = "a line of Python, not YAML"
         remedy = "keep only the lines between the quotes"
     elif opened and "',' or" in str(error.problem):
         sign = f"{error.problem}"[-2]
@@ -211,14 +210,14 @@ def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
 
 
 def _check_nesting(text: str, file: str) -> None:
-    """Bound depth and size before anything recurses: PyYAML's composer is C and has no bound."""
+    """Limit depth and size first: PyYAML's composer recurses in C without a limit."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
         if isinstance(event, CollectionStartEvent):
             depth += 1
         elif isinstance(event, CollectionEndEvent):
             depth -= 1
-        if depth > MAX_DEPTH or count > 2 * MAX_NODES:  # a collection has a start and an end
+        if depth > MAX_DEPTH or count > 2 * MAX_NODES:  # a collection has a start and an end event
             line = event.start_mark.line + 1 if event.start_mark else 1
             raise _too_large(Place(file, line))
 
@@ -271,8 +270,8 @@ class _Reader:
             if name in own:
                 self._findings.warn(
                     Place(self._file, place.line, below),
-                    f"{short(repr(name))} is written a second time, after line "
-                    f"{own[name].place.line}, and this one counts",
+                    f"{short(repr(name))} is already set in line "
+                    f"{own[name].place.line}; the later value is used",
                     "remove one of them",
                     "repeated-key",
                 )
@@ -280,7 +279,7 @@ class _Reader:
         return {**merged, **own}
 
     def _merged(self, node: Node, path: str, depth: int) -> Mapping[str, Value]:
-        """What a merge key (``<<``) brings: a mapping, or several, of which the first counts."""
+        """The content of a merge key (``<<``): one mapping, or several, where the first wins."""
         nodes: Sequence[Node] = node.value if isinstance(node, SequenceNode) else [node]
         found: dict[str, Value] = {}
         for each in nodes:
@@ -295,7 +294,7 @@ class _Reader:
     def _scalar(self, node: ScalarNode, place: Place) -> Any:
         if node.tag not in _PLAIN_TAGS:
             if node.tag.startswith(_TAG) and not node.tag.endswith("binary"):
-                return node.value  # dates and the like are meant as text
+                return node.value  # dates and the like are read as text
             tag = short(repr(node.tag))
             self._findings.error(place, f"the tag {tag} is not allowed", "write plain values")
             return None
@@ -303,13 +302,13 @@ class _Reader:
             if len(node.value) > _MAX_NUMBER:
                 self._findings.error(place, f"not a value: {short(repr(node.value))}")
                 return None
-            if ":" in node.value:  # YAML 1.1 counts 1:30 in sixties, and nobody means that
+            if ":" in node.value:  # YAML 1.1 reads 1:30 as base 60, which is never meant
                 return node.value
             if _OCTAL.fullmatch(node.value) and int(node.value, 8) != int(node.value):
                 self._findings.warn(
                     place,
                     f"'{node.value}' is an octal number in YAML, {int(node.value, 8)}",
-                    "remove the zero in front for a decimal one",
+                    "remove the leading zero for a decimal number",
                 )
         try:
             return self._scalars.construct_object(node)

@@ -149,7 +149,7 @@ def test_a_configuration_may_be_json(config: Path, tmp_path: Path) -> None:
         == mergeloom.plan(config).plan.graph.fingerprint()
     )
     path.write_text(json.dumps(document | {"dtype": "bf17"}, indent=2))
-    with pytest.raises(ConfigError, match=r"merge.json:17: dtype: 'bf17' is no dtype"):
+    with pytest.raises(ConfigError, match=r"merge.json:17: dtype: 'bf17' is not a dtype"):
         mergeloom.plan(path)
 
 

@@ -136,7 +136,10 @@ def test_untouched_codes_are_copied(kind: str, models: list[Path], tmp_path: Pat
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"quantize": "int3"}, "'quantize' is 'int3': it may be same, fp8_block, fp8, int8, mxfp4"),
+        (
+            {"quantize": "int3"},
+            "'quantize' is 'int3': it must be one of same, fp8_block, fp8, int8, mxfp4",
+        ),
         ({"quantize": "same"}, "no input is in codes"),
     ],
 )
