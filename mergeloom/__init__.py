@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mergeloom.questions import (
         clean,
         diff,
+        diff_inputs,
         explain,
         explain_lines,
         init,
@@ -59,6 +60,7 @@ __all__ = [
     "__version__",
     "clean",
     "diff",
+    "diff_inputs",
     "explain",
     "explain_lines",
     "export",

@@ -59,6 +59,12 @@ HtmlFile = Annotated[
         parser=optional_path,
     ),
 ]
+Ram = Annotated[
+    str | None, Option(metavar="SIZE", help="Memory budget. [default: 4/5 of the available]")
+]
+Threads = Annotated[
+    int | None, Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
+]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -148,9 +154,7 @@ class Resources:
             help="Memory budget of the whole process, as 8GiB. [default: 4/5 of the available]",
         ),
     ] = None
-    threads: Annotated[
-        int | None, Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
-    ] = None
+    threads: Threads = None
     device: Annotated[str, Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")] = (
         "auto"
     )

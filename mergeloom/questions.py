@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergeloom import arguments
 from mergeloom.api import DECIDING, Config, Observer, asked, known, plan, resolver_for, tell
 from mergeloom.arguments import Pathlike, Size
 from mergeloom.engine import job as jobs
-from mergeloom.engine.base.errors import CheckpointError, LoomError
+from mergeloom.engine.base.errors import CheckpointError, LoomError, OutputError
 from mergeloom.engine.base.gc_pause import collection_paused
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.hardware import process
@@ -22,7 +22,7 @@ from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners.config.load import parse_config
 from mergeloom.planners.plan import decide
 from mergeloom.report.detail_records import DetailsReport
-from mergeloom.report.diff_records import DiffReport
+from mergeloom.report.diff_records import DiffReport, InputsDiffReport
 from mergeloom.report.meter import Meter
 from mergeloom.report.output_records import CleanReport, StatusReport
 from mergeloom.report.plan_records import MergeReport
@@ -35,6 +35,11 @@ from mergeloom.report.records import (
     VerifyReport,
 )
 from mergeloom.results import PlannedMerge
+
+if TYPE_CHECKING:
+    from mergeloom.engine.graph.graph import Graph, Merge
+    from mergeloom.engine.measure import Measuring
+    from mergeloom.planners.comparison import Comparison
 
 
 def explain(
@@ -139,13 +144,10 @@ def diff(
         BudgetError: the budget cannot work.
         RunError: reading failed.
     """
-    from mergeloom.engine.measure import Measuring
     from mergeloom.planners.comparison import compare_models
     from mergeloom.report.diff import diff_report
 
     observer = observer or Observer()
-    budget = process.default_budget() if ram is None else arguments.size(ram, "ram")
-    workers = None if threads is None else arguments.whole(threads, "threads", 1)
     pattern = None if match is None else arguments.text(match, "match")
     found = compare_models(
         os.fspath(a),
@@ -154,10 +156,77 @@ def diff(
         resolver_for(None, model_dirs, search, observer),
         pattern,
     )
-    here = process.this_machine(cpu_arithmetic(), TORCH, workers)
-    measuring = Measuring.of(found.graph, budget, here)
+    measuring = _measuring(found.graph, ram, threads)
+    (pair,) = found.each
     if not arguments.flag(values, "values"):
-        return diff_report(found, {}, measuring.schedule.read_bytes)
+        return diff_report(pair, {}, measuring.schedule.read_bytes)
+    measured = _sums(pair, _measure(measuring, observer))
+    return diff_report(pair, measured, measuring.schedule.read_bytes)
+
+
+def diff_inputs(
+    output: Pathlike,
+    *,
+    ram: Size | None = None,
+    threads: int | None = None,
+    observer: Observer | None = None,
+) -> InputsDiffReport:
+    """How the output of a finished merge differs from each model that it was made of, tensor by
+    tensor from those that it was made of; and what both changed of the merge's base.
+
+    The weights of all of them are read once, within the memory budget ``ram``.
+
+    Raises:
+        OutputError: no finished merge is there, or its details were not kept.
+        ConfigError, CheckpointError: a model is not where it was.
+        BudgetError: the budget cannot work.
+        RunError: reading failed.
+    """
+    from mergeloom.engine.graph.graph import leaves
+    from mergeloom.planners.comparison import compare_inputs
+    from mergeloom.report.diff import diff_report
+    from mergeloom.report.inputs_diff import base_of, sources_of
+
+    observer = observer or Observer()
+    place = arguments.path_of(output, "the output")
+    report, details = read_report(place), read_details(place)
+    if details is None:
+        raise OutputError(
+            f"'{place}' has too many tensors for its details to be kept, which say what each was "
+            "made of",
+            remedy=f"'mergeloom diff MODEL {place} --values' compares tensors of one name",
+        )
+    directories = {each.name: each.directory for each in report.models}
+    found = compare_inputs(
+        os.fspath(place),
+        sources_of(report, details),
+        base_of(report),
+        resolver_for(None, directories, (), observer),
+    )
+    measuring = _measuring(found.graph, ram, threads)
+    results = _measure(measuring, observer)
+    reports = []
+    for pair in found.each:
+        loads = {load for merge in pair.merges.values() for load in leaves(merge)}
+        own = sum(load.stored_bytes for load in loads)
+        reports.append(diff_report(pair, _sums(pair, results), own))
+    return InputsDiffReport(
+        output=str(place), inputs=tuple(reports), read_bytes=measuring.schedule.read_bytes
+    )
+
+
+def _measuring(graph: Graph, ram: Size | None, threads: int | None) -> Measuring:
+    """How to measure a graph within a budget."""
+    from mergeloom.engine.measure import Measuring
+
+    budget = process.default_budget() if ram is None else arguments.size(ram, "ram")
+    workers = None if threads is None else arguments.whole(threads, "threads", 1)
+    here = process.this_machine(cpu_arithmetic(), TORCH, workers)
+    return Measuring.of(graph, budget, here)
+
+
+def _measure(measuring: Measuring, observer: Observer) -> Mapping[Merge, tuple[Any, ...]]:
+    """Measure, and tell how it goes on."""
     meter = Meter(jobs.Begun(measuring.schedule, 0))
     shown = observer.progressed
 
@@ -165,9 +234,12 @@ def diff(
         if shown is not None:
             shown(meter.snapshot(counters))
 
-    results = measuring.run(Access(), progressed, observer.building)
-    measured = {name: results[merge][0] for name, merge in found.merges.items()}
-    return diff_report(found, measured, measuring.schedule.read_bytes)
+    return measuring.run(Access(), progressed, observer.building)
+
+
+def _sums(found: Comparison, results: Mapping[Merge, tuple[Any, ...]]) -> dict[str, Any]:
+    """What was measured of each tensor, by its name."""
+    return {name: results[merge][0] for name, merge in found.merges.items()}
 
 
 def verify(output: Pathlike, *, load: bool = False) -> VerifyReport:

@@ -23,18 +23,30 @@ _TOP_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A tensor that both models have: its ``layer`` in the main stack, and what is the matter where
-    it cannot be compared (``None``: it can). ``based`` says whether the base has it too."""
+class Aligned:
+    """A tensor of the second model, and what it is compared with: a tensor of the first and, where
+    there is one, of the base, by their names."""
 
     name: str
+    first: str
+    base: str | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tensor of both models: its ``layer`` in the main stack, and what is the matter where
+    it cannot be compared (``None``: it can). ``base`` is its name in the base, if that has it."""
+
+    name: str
+    first: str
+    """Its name in the first model."""
     layer: int | None
     kind: str
     """The name without the layer's number."""
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     dtypes: tuple[str, str]
     obstacle: str | None
-    based: bool
+    base: str | None
 
 
 @dataclass(frozen=True)
@@ -49,13 +61,20 @@ class Comparison:
     """Tensors that one model alone has."""
     settings: tuple[tuple[str, Any, Any], ...]
     """Values of ``config.json`` that differ: key, and the value in each (``None``: not there)."""
-    graph: Graph
     merges: Mapping[str, Merge]
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """One or more, and the graph that measures them all: what several need is read once."""
+
+    graph: Graph
+    each: tuple[Comparison, ...]
 
 
 def compare_models(
     a: str, b: str, base: str | None, resolver: Resolver, pattern: str | None = None
-) -> Comparison:
+) -> Comparisons:
     """What there is to compare of the models that these references lead to; with ``pattern`` only
     of tensors whose names contain it.
 
@@ -68,48 +87,88 @@ def compare_models(
     origin = None if base is None else models.get(parse_reference(base))
     names = [name for name in first if pattern is None or pattern in name]
     others = [name for name in second if pattern is None or pattern in name]
-    pairs = tuple(_pairs(names, first, second, origin))
-    if not pairs:
+    aligned = [Aligned(name, name, name) for name in names if name in second]
+    if not aligned:
         raise _nothing(first, second, pattern)
     builder = GraphBuilder()
-    merges = {
-        pair.name: _merge(builder, pair, first, second, origin)
-        for pair in pairs
-        if pair.obstacle is None
-    }
+    only = (
+        tuple(name for name in names if name not in second),
+        tuple(name for name in others if name not in first),
+    )
+    return _together(builder, [_compare(builder, (first, second), origin, aligned, only)])
+
+
+def compare_inputs(
+    output: str, sources: Mapping[str, Sequence[Aligned]], base: str | None, resolver: Resolver
+) -> Comparisons:
+    """What there is to compare of a merge's output with each model that it was made of, tensor by
+    tensor with what this one was made of (``sources``, by model), and, where that is another
+    model, with the merge's base.
+
+    Raises:
+        ConfigError, CheckpointError: as `compare_models`.
+    """
+    models = Models(resolver)
+    second = models.get(parse_reference(output))
+    origin = None if base is None else models.get(parse_reference(base))
+    builder = GraphBuilder()
+    found = []
+    for name, aligned in sources.items():
+        first = models.get(parse_reference(name))
+        there = [each for each in aligned if each.first in first and each.name in second]
+        own = None if origin is first else origin
+        found.append(_compare(builder, (first, second), own, there, ((), ())))
+    return _together(builder, found)
+
+
+def _together(builder: GraphBuilder, found: Sequence[Comparison]) -> Comparisons:
+    merges = [merge for each in found for merge in each.merges.values()]
+    return Comparisons(builder.measuring(merges), tuple(found))
+
+
+def _compare(
+    builder: GraphBuilder,
+    models: tuple[Model, Model],
+    base: Model | None,
+    aligned: Sequence[Aligned],
+    only: tuple[tuple[str, ...], tuple[str, ...]],
+) -> Comparison:
+    first, second = models
+    pairs = tuple(_pair(each, first, second, base) for each in aligned)
     return Comparison(
-        models=(first, second),
-        base=origin,
+        models=models,
+        base=base,
         pairs=pairs,
-        only=(
-            tuple(name for name in names if name not in second),
-            tuple(name for name in others if name not in first),
-        ),
+        only=only,
         settings=tuple(_settings(first.config, second.config)),
-        graph=builder.measuring(list(merges.values())),
-        merges=merges,
+        merges={
+            pair.name: _merge(builder, pair, first, second, base)
+            for pair in pairs
+            if pair.obstacle is None
+        },
     )
 
 
-def _pairs(names: Sequence[str], first: Model, second: Model, base: Model | None) -> Iterator[Pair]:
-    prefix = first.architecture.main.prefix
-    for name in names:
-        if name not in second:
-            continue
-        shapes = first.shape(name), second.shape(name)
-        dtypes = first.dtype(name), second.dtype(name)
-        layer, kind = _layer(name, prefix)
-        obstacle = None
-        if shapes[0] != shapes[1]:
-            obstacle = "shapes differ"
-        elif not all(dtype.floating for dtype in dtypes):
-            own = next(dtype for dtype in dtypes if not dtype.floating)
-            obstacle = f"it holds {own.holds}"
-        elif 0 in shapes[0]:
-            obstacle = "it has no elements"
-        based = base is not None and name in base and base.shape(name) == shapes[0]
-        based = based and base is not None and base.dtype(name).floating
-        yield Pair(name, layer, kind, shapes, (dtypes[0].name, dtypes[1].name), obstacle, based)
+def _pair(aligned: Aligned, first: Model, second: Model, base: Model | None) -> Pair:
+    name, own, origin = aligned.name, aligned.first, aligned.base
+    shapes = first.shape(own), second.shape(name)
+    dtypes = first.dtype(own), second.dtype(name)
+    layer, kind = _layer(name, second.architecture.main.prefix)
+    obstacle = None
+    if shapes[0] != shapes[1]:
+        obstacle = "shapes differ"
+    elif not all(dtype.floating for dtype in dtypes):
+        held = next(dtype for dtype in dtypes if not dtype.floating)
+        obstacle = f"it holds {held.holds}"
+    elif 0 in shapes[0]:
+        obstacle = "it has no elements"
+    if base is None or origin is None or not _fits(base, origin, shapes[0]):
+        origin = None
+    return Pair(name, own, layer, kind, shapes, (dtypes[0].name, dtypes[1].name), obstacle, origin)
+
+
+def _fits(model: Model, name: str, shape: tuple[int, ...]) -> bool:
+    return name in model and model.shape(name) == shape and model.dtype(name).floating
 
 
 def _layer(name: str, prefix: str) -> tuple[int | None, str]:
@@ -123,9 +182,10 @@ def _layer(name: str, prefix: str) -> tuple[int | None, str]:
 def _merge(
     builder: GraphBuilder, pair: Pair, first: Model, second: Model, base: Model | None
 ) -> Merge:
-    models = [first, second, *([base] if base is not None and pair.based else [])]
-    inputs: list[Load | Merge] = [model.node(builder, pair.name) for model in models]
-    return builder.merge(inputs, Compare(len(models) == 3), pair.name)
+    inputs: list[Load | Merge] = [first.node(builder, pair.first), second.node(builder, pair.name)]
+    if base is not None and pair.base is not None:
+        inputs.append(base.node(builder, pair.base))
+    return builder.merge(inputs, Compare(len(inputs) == 3), pair.name)
 
 
 def _settings(

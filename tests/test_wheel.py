@@ -54,7 +54,9 @@ def test_every_module_is_installed(site: Path) -> None:
     }
     assert installed == expected
     page = site / "mergeloom" / "report" / "html"
-    assert {path.name for path in page.iterdir()} >= {"page.html", "page.css", "page.js"}
+    assert {path.name for path in page.iterdir()} >= {"page.html", "page.css", "script"}
+    scripts = {path.name for path in (front / "report" / "html" / "script").glob("*.js")}
+    assert {path.name for path in (page / "script").iterdir()} == scripts
 
 
 def test_what_is_installed_runs_from_anywhere(site: Path, tmp_path: Path) -> None:

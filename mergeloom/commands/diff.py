@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from mergeloom.command_line import Argument, Option
-from mergeloom.options import AsJson, Finding, HtmlFile
+from mergeloom.options import AsJson, Finding, HtmlFile, Ram, Threads
 from mergeloom.printer import Printer
 
 
@@ -23,13 +23,8 @@ def diff(
         Option(metavar="TEXT", help="Compare only tensors whose names contain TEXT."),
     ] = None,
     tensors: Annotated[bool, Option("--tensors", help="List every tensor.")] = False,
-    ram: Annotated[
-        str | None,
-        Option(metavar="SIZE", help="Memory budget. [default: 4/5 of the available]"),
-    ] = None,
-    threads: Annotated[
-        int | None, Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
-    ] = None,
+    ram: Ram = None,
+    threads: Threads = None,
     quiet: Annotated[bool, Option("--quiet", "-q", help="Show no progress.")] = False,
     html: HtmlFile = None,
     as_json: AsJson = False,

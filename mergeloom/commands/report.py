@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
-from mergeloom.options import AsJson, HtmlFile, OutputArgument
+from typing import Annotated
+
+from mergeloom.command_line import Option
+from mergeloom.options import AsJson, HtmlFile, OutputArgument, Ram, Threads
 from mergeloom.printer import Printer
 
 
-def report(output: OutputArgument, html: HtmlFile = None, as_json: AsJson = False) -> None:
+def report(
+    output: OutputArgument,
+    diff: Annotated[
+        bool,
+        Option(
+            "--diff",
+            help="Read the weights of OUT and of its inputs, and show how far apart they are.",
+        ),
+    ] = False,
+    ram: Ram = None,
+    threads: Threads = None,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Show no progress.")] = False,
+    html: HtmlFile = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the plan that OUT was merged by, and what the merge took."""
     from mergeloom import questions
-    from mergeloom.report.terminal.run import render_report
 
     found = questions.read_report(output)
-    printer = Printer(as_json)
+    printer = Printer(as_json, quiet)
+    compared = None
+    if diff:
+        with printer.measuring() as observer:
+            compared = questions.diff_inputs(output, ram=ram, threads=threads, observer=observer)
     if html is not None:
         from mergeloom.report.html.page import merge_page
 
-        printer.page(merge_page(found, questions.read_details(output)), html)
+        printer.page(merge_page(found, questions.read_details(output), compared), html)
+    if compared is not None:
+        from mergeloom.report.terminal.inputs_diff import render_inputs_diff
+
+        known = compared
+        printer.answer(known, lambda: render_inputs_diff(known))
+        return
+    from mergeloom.report.terminal.run import render_report
+
     printer.answer(found, lambda: render_report(found))

@@ -75,6 +75,7 @@ def _pair(pair: Pair, found: Measured | None) -> PairReport:
         *pair.dtypes,
         obstacle=pair.obstacle,
         values=values,
+        tensor_a=None if pair.first == pair.name else pair.first,
     )
 
 

@@ -48,6 +48,8 @@ class PairReport:
     """Why its values cannot be compared."""
     values: ValuesReport | None
     """Nothing where they were not asked for, or cannot be compared."""
+    tensor_a: str | None = None
+    """What it is called in a, where that is another name."""
 
 
 @dataclass(frozen=True)
@@ -101,3 +103,15 @@ class DiffReport(Document):
     whole: ValuesReport | None
     read_bytes: int
     """What was read, or would be with ``--values``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputsDiffReport(Document):
+    """How the output of a merge (b) differs from each model that it was made of (a), tensor by
+    tensor from the one that it was made of; and what both changed of the merge's base."""
+
+    document: str = "inputs-diff"
+    output: str
+    inputs: tuple[DiffReport, ...]
+    read_bytes: int
+    """What was read for all of it."""

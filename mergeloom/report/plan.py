@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
         "models": tuple(
             plan_records.InputReport(
                 name,
-                model.folder.name,
+                os.path.abspath(model.folder.name),
                 model.nbytes,
                 len(model.tensors),
                 _text(licence_of(model.folder)),

@@ -9,7 +9,7 @@ from mergeloom.engine.base.errors import Place
 from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.outline import Layers
 from mergeloom.report.detail_records import DetailsReport
-from mergeloom.report.diff_records import DiffReport
+from mergeloom.report.diff_records import DiffReport, InputsDiffReport
 from mergeloom.report.document import Document, ErrorReport, Scalar
 from mergeloom.report.output_records import CleanReport, ProgressReport, StatusReport
 from mergeloom.report.plan_records import BudgetsReport, MergeReport, PlanReport, Shard
@@ -348,6 +348,7 @@ DOCUMENTS: Mapping[str, type[Document]] = {
     "explain": ExplainReport,
     "lines": LinesReport,
     "diff": DiffReport,
+    "inputs-diff": InputsDiffReport,
     "details": DetailsReport,
     "inspect": InspectReport,
     "export": ExportReport,

@@ -172,3 +172,41 @@ def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert document["whole"]["elements"] == 3_101_000
     app(["diff", *models[:2], "--match", "norm"], standalone_mode=False)
     assert "--values compares the values too: reads 6 kB" in capsys.readouterr().out
+
+
+def test_an_output_beside_its_inputs_is_what_diff_says(folder: Path, tmp_path: Path) -> None:
+    models = {name: str(folder / name) for name in ("a", "b", "base")}
+    config = {
+        "merge_method": "task_arithmetic",
+        "base_model": models["base"],
+        "models": [{"model": models[name], "parameters": {"weight": 0.5}} for name in "ab"],
+    }
+    mergeloom.merge(config, tmp_path / "out")
+    found = mergeloom.diff_inputs(tmp_path / "out")
+    by_name = {each.a.name: each for each in found.inputs}
+    assert set(by_name) == set(models.values())
+    for name, base in (("a", folder / "base"), ("base", None)):
+        wanted = mergeloom.diff(models[name], tmp_path / "out", base, values=True)
+        one = by_name[models[name]]
+        assert (one.whole, one.layers, one.tensors) == (wanted.whole, wanted.layers, wanted.tensors)
+    assert found.read_bytes < sum(each.read_bytes for each in found.inputs)  # each file once
+
+
+def test_layers_of_a_stack_are_compared_with_those_they_are_copies_of(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        llama(tmp_path / name, seed=seed)
+    parts = (("a", [0, 3]), ("b", [1, 4]))
+    slices = [
+        {"sources": [{"model": str(tmp_path / name), "layer_range": layers}]}
+        for name, layers in parts
+    ]
+    mergeloom.merge({"merge_method": "passthrough", "slices": slices}, tmp_path / "out")
+    _, second = mergeloom.diff_inputs(tmp_path / "out").inputs
+    assert second.whole is not None
+    assert (second.whole.difference, second.whole.changed) == (0, 0)
+    pairs = {pair.tensor: pair.tensor_a for pair in second.tensors}
+    name = "model.layers.{}.mlp.up_proj.weight"
+    assert pairs[name.format(5)] == name.format(3)
+    assert name.format(2) not in pairs
+    command = ["report", str(tmp_path / "out"), "--diff", "--json"]
+    assert not app(command, standalone_mode=False)

@@ -90,6 +90,7 @@ MADE: dict[str, Callable[[Path], Document]] = {
     "details": lambda folder: mergeloom.plan(folder / "stages.yml").details,
     "budgets": lambda folder: budgets_report(mergeloom.plan(folder / "linear.yml")),
     "diff": lambda folder: mergeloom.diff(folder / "a", folder / "b", values=True),
+    "inputs-diff": lambda folder: (merged(folder), mergeloom.diff_inputs(folder / "out"))[1],
     "clean": lambda folder: mergeloom.clean(dry=True, everything=True),
     "export": exported,
     "progress": progressed,

@@ -152,6 +152,12 @@ def test_a_browser_draws_it(config: Path, tmp_path: Path) -> None:
     models = [config.parent / name for name in ("a", "b</script>", "a")]
     lanes = drawn(mergeloom.merge(config, tmp_path / "out").page(), tmp_path)
     assert ">What each thread did</h2>" in lanes
+    inputs = mergeloom.diff_inputs(tmp_path / "out")
+    stored = mergeloom.read_report(tmp_path / "out")
+    beside = drawn(merge_page(stored, mergeloom.read_details(tmp_path / "out"), inputs), tmp_path)
+    assert ">How far the output is from its inputs</h2>" in beside
+    assert "data-ready=" in beside
+    assert beside.count('class="cell"') > 39  # beside the bands of layers, a heat map
     compared = drawn(diff_page(mergeloom.diff(*models, values=True)), tmp_path)
     assert "data-ready=" in compared
     assert compared.count('class="cell"') == 39

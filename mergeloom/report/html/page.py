@@ -10,24 +10,36 @@ from pathlib import Path
 
 from mergeloom.engine.base.errors import OutputError
 from mergeloom.report.detail_records import DetailsReport
-from mergeloom.report.diff_records import DiffReport
+from mergeloom.report.diff_records import DiffReport, InputsDiffReport
 from mergeloom.report.document import Document
 from mergeloom.report.html.compact import compact
 from mergeloom.report.json import encode
 from mergeloom.report.plan_records import MergeReport, PlanReport
 
 
-def merge_page(report: PlanReport | MergeReport, details: DetailsReport | None) -> str:
-    """The page of a plan or a merge; ``details`` may be lacking where they were not kept."""
+def merge_page(
+    report: PlanReport | MergeReport,
+    details: DetailsReport | None,
+    compared: InputsDiffReport | None = None,
+) -> str:
+    """The page of a plan or a merge; ``details`` may be lacking where they were not kept,
+    ``compared`` where the weights were not read for it."""
     what = "merge" if isinstance(report, MergeReport) else "plan"
     name = report.configuration or report.method
-    return _page(f"{what} of {name}", {"report": report, "details": details})
+    return _page(f"{what} of {name}", {"report": report, "details": details, "compared": compared})
 
 
 def diff_page(report: DiffReport) -> str:
     """The page of two models beside each other."""
     return _page(f"{report.a.name} and {report.b.name}", {"diff": report})
 
+
+_PARTS = (
+    *("elements", "numbers", "colours", "chart", "records"),
+    *("headline", "layer_map", "parameters", "memory", "threads", "codes", "heat_map"),
+    *("inputs_diff", "tensors", "inputs", "family", "configuration", "diff", "main"),
+)
+"""The script's files; each takes what it needs from those before it."""
 
 _FRAMED_TENSORS = 20_000
 """Tensors that a page within a notebook lists: all of it is stored with the notebook."""
@@ -68,7 +80,7 @@ def _page(title: str, documents: dict[str, Document | None]) -> str:
     for mark, part in (
         ("@title@", html.escape(title)),
         ("@style@", _asset("page.css")),
-        ("@script@", _asset("page.js")),
+        ("@script@", _script()),
         ("@data@", f"{{{data}}}"),
     ):
         text = text.replace(mark, part, 1)
@@ -79,6 +91,12 @@ def _data(document: Document | None) -> str:
     if isinstance(document, DetailsReport):
         return json.dumps(compact(document), separators=(",", ":"))
     return "null" if document is None else encode(document, indent=None)
+
+
+def _script() -> str:
+    """The parts of the script as one function, so that they see each other and nobody else."""
+    parts = "".join(_asset(f"script/{name}.js") for name in _PARTS)
+    return f'"use strict";\n(() => {{\n{parts}}})();'
 
 
 def _asset(name: str) -> str:

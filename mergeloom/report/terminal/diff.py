@@ -99,14 +99,16 @@ def _sentences(report: DiffReport) -> Iterator[str]:
     whole = report.whole
     assert whole is not None
     yield (
-        f"b differs from a by {_percent(whole.difference)} of a's norm, cosine "
-        f"{_cosine(whole.cosine)}, in {_percent(whole.changed)} of {whole.elements:,} elements"
+        f"b differs from a by {percent_text(whole.difference)} of a's norm, cosine "
+        f"{cosine_text(whole.cosine)}, in {percent_text(whole.changed)} of {whole.elements:,} "
+        "elements"
     )
     if whole.change_a is not None:
         yield (
-            f"of the base's norm, a changed {_percent(whole.change_a)} and b "
-            f"{_percent(whole.change_b)}; cosine of the changes {_cosine(whole.change_cosine)}; "
-            f"{_percent(whole.opposed)} of what both changed goes in opposite directions"
+            f"of the base's norm, a changed {percent_text(whole.change_a)} and b "
+            f"{percent_text(whole.change_b)}; cosine of the changes "
+            f"{cosine_text(whole.change_cosine)}; {percent_text(whole.opposed)} of what both "
+            "changed goes in opposite directions"
         )
 
 
@@ -125,14 +127,14 @@ def _fitting(
     most = max((values.difference or 0.0 for _, values in rows), default=0.0)
     for name, values in rows:
         share = (values.difference or 0.0) / most if most else 0.0
-        cells = [_percent(values.difference)]
+        cells = [percent_text(values.difference)]
         if charts:
             cells.append(bar(share, _BAR))
         if alike:
-            cells += [_cosine(values.cosine), _percent(values.changed)]
+            cells += [cosine_text(values.cosine), percent_text(values.changed)]
         if based:
-            cells += [_percent(values.change_a), _percent(values.change_b)]
-            cells += [_cosine(values.change_cosine), _percent(values.opposed)]
+            cells += [percent_text(values.change_a), percent_text(values.change_b)]
+            cells += [cosine_text(values.change_cosine), percent_text(values.opposed)]
         table.add_row(shown(name), *cells)
     for number, column in enumerate(table.columns):
         column.no_wrap = True
@@ -147,12 +149,14 @@ def _fitting(
     return table
 
 
-def _percent(value: float | None) -> str:
+def percent_text(value: float | None) -> str:
+    """A share, in per cent; ``-`` where it is not defined."""
     if value is None:
         return "-"
     percent = 100 * value
     return f"{percent:.3g} %" if 0.01 <= abs(percent) < 1000 or not percent else f"{percent:.1e} %"
 
 
-def _cosine(value: float | None) -> str:
+def cosine_text(value: float | None) -> str:
+    """A cosine; ``-`` where it is not defined."""
     return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,89 @@
+"""How an output differs from what it was made of, as text: a column for each input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mergeloom.report.diff_records import DiffReport, GroupReport, InputsDiffReport, ValuesReport
+from mergeloom.report.terminal.console import ByWidth, columns, shown
+from mergeloom.report.terminal.diff import cosine_text, percent_text
+from mergeloom.report.units import data
+
+_NAME = 24
+"""Columns that a model's name may take above its numbers."""
+
+
+def render_inputs_diff(report: InputsDiffReport) -> RenderableType:
+    """The whole, then ‖output-input‖/‖input‖ by layer and by kind of tensor."""
+    title = f"'{shown(report.output)}' beside what it was made of ({data(report.read_bytes)} read)"
+    parts: list[RenderableType] = [Text(title), Text(), _whole(report.inputs)]
+    for name, groups in (
+        ("‖output-input‖/‖input‖", lambda found: found.layers),
+        ("kind of tensor", lambda found: found.kinds),
+    ):
+        parts += [Text(), _groups(name, report.inputs, groups)]
+    return Group(*parts)
+
+
+def _whole(inputs: Sequence[DiffReport]) -> Table:
+    based = any(found.base is not None for found in inputs)
+    more = ("cos of changes", "opposed") if based else ()
+    table = columns("", "‖output-input‖/‖input‖", "cosine", "changed", *more)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for found in inputs:
+        values = found.whole
+        if values is None:
+            table.add_row(_short(found.a.name), "nothing to compare")
+            continue
+        own = [cosine_text(values.change_cosine), percent_text(values.opposed)] if based else []
+        table.add_row(_short(found.a.name), *_cells(values), *own)
+    return table
+
+
+def _cells(values: ValuesReport) -> list[str]:
+    return [
+        percent_text(values.difference),
+        cosine_text(values.cosine),
+        percent_text(values.changed),
+    ]
+
+
+def _groups(
+    title: str,
+    inputs: Sequence[DiffReport],
+    groups: Callable[[DiffReport], Sequence[GroupReport]],
+) -> ByWidth:
+    """A row for each group; as many inputs as there is room for."""
+    found = {each.a.name: {group.name: group for group in groups(each)} for each in inputs}
+    rows = {name: group.layer for own in found.values() for name, group in own.items()}
+    if any(layer is not None for layer in rows.values()):
+        rows = dict(sorted(rows.items(), key=lambda row: -1 if row[1] is None else row[1]))
+
+    def made(width: int) -> RenderableType:
+        room = max(width - max(map(len, [title, *rows]), default=0) - 2, _NAME)
+        shown_models = list(found)[: max(room // (_NAME + 2), 1)]
+        table = columns(title, *map(_short, shown_models))
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for name in rows:
+            cells = [found[model].get(name) for model in shown_models]
+            table.add_row(
+                shown(name),
+                *("" if each is None else percent_text(each.values.difference) for each in cells),
+            )
+        left = len(found) - len(shown_models)
+        if not left:
+            return table
+        return Group(table, Text(f"and {left} more in the page of --html and in --json", "dim"))
+
+    return ByWidth(made)
+
+
+def _short(name: str) -> str:
+    name = shown(name)
+    return name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
