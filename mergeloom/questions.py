@@ -177,7 +177,7 @@ def diff_inputs(
     The weights of all of them are read once, within the memory budget ``ram``.
 
     Raises:
-        OutputError: no finished merge is there, or its details were not kept.
+        OutputError: no finished merge is there, its details were not kept, or it is an adapter.
         ConfigError, CheckpointError: a model is not where it was.
         BudgetError: the budget cannot work.
         RunError: reading failed.
@@ -190,6 +190,11 @@ def diff_inputs(
     observer = observer or Observer()
     place = arguments.path_of(output, "the output")
     report, details = read_report(place), read_details(place)
+    if (place / "adapter_config.json").exists():
+        raise OutputError(
+            f"'{place}' is an adapter: factors do not say how far changes are from each other",
+            remedy="merge a model with each, and compare those: mergeloom diff A B BASE --values",
+        )
     if details is None:
         raise OutputError(
             f"'{place}' has too many tensors for its details to be kept, which say what each was "

@@ -6,6 +6,7 @@ Headers only. What the values say is found out by measuring the graph (`engine.m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
@@ -109,12 +110,14 @@ def compare_inputs(
         ConfigError, CheckpointError: as `compare_models`.
     """
     models = Models(resolver)
-    second = models.get(parse_reference(output))
-    origin = None if base is None else models.get(parse_reference(base))
+    # What has no config.json was merged as weights alone, and so was what it was made of.
+    opened = models.get if (Path(output) / "config.json").exists() else models.weights
+    second = opened(parse_reference(output))
+    origin = None if base is None else opened(parse_reference(base))
     builder = GraphBuilder()
     found = []
     for name, aligned in sources.items():
-        first = models.get(parse_reference(name))
+        first = opened(parse_reference(name))
         there = [each for each in aligned if each.first in first and each.name in second]
         own = None if origin is first else origin
         found.append(_compare(builder, (first, second), own, there, ((), ())))

@@ -15,7 +15,9 @@ def base_of(report: MergeReport) -> str | None:
     stages = {stage.name for stage in report.stages}
     parts = report.stages[-1].parts
     sources = [source for part in parts for each in part.slices for source in each.sources]
-    found = Counter(source.model for source in sources if source.base and source.model not in stages)
+    found = Counter(
+        source.model for source in sources if source.base and source.model not in stages
+    )
     return next((name for name, _ in found.most_common(1)), None)
 
 

@@ -192,6 +192,20 @@ def test_an_output_beside_its_inputs_is_what_diff_says(folder: Path, tmp_path: P
     assert found.read_bytes < sum(each.read_bytes for each in found.inputs)  # each file once
 
 
+def test_weights_alone_are_compared_with_theirs_and_factors_with_none(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        llama(tmp_path / name, seed=seed)
+    files = [str(tmp_path / name / "model.safetensors") for name in "ab"]
+    models = [{"model": file, "parameters": {"weight": 1}} for file in files]
+    mergeloom.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
+    found = mergeloom.diff_inputs(tmp_path / "out")
+    assert [each.a.name for each in found.inputs] == files
+    assert all(each.whole is not None and each.whole.changed for each in found.inputs)
+    (tmp_path / "out" / "adapter_config.json").write_text("{}")
+    with pytest.raises(mergeloom.OutputError, match="is an adapter"):
+        mergeloom.diff_inputs(tmp_path / "out")
+
+
 def test_layers_of_a_stack_are_compared_with_those_they_are_copies_of(tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         llama(tmp_path / name, seed=seed)
