@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners.config.model_reference import parse_reference
-from mergeloom.planners.export.values import factors_of, family_of_config, values_of
+from mergeloom.planners.export.values import experts_of, factors_of, family_of_config, values_of
 from mergeloom.planners.export.words import words_of
-from mergeloom.planners.models.gguf.arrangement import KEYS, QUERIES, pairs
+from mergeloom.planners.models.gguf.arrangement import EXPERTS, KEYS, QUERIES, pairs
 from mergeloom.planners.models.gguf.families import Family
 from mergeloom.planners.models.gguf.names import file_names
 from mergeloom.planners.models.model import Model
@@ -85,7 +85,7 @@ def make_export(
     for called, factors in factors_of(model.config).items():
         load = builder.load_bytes(factors.bytes, factors.dtype, factors.shape, called)
         tensors[called] = builder.merge([load], Copy(), called), F32
-    described = [(called, dtype, merge.shape) for called, (merge, dtype) in tensors.items()]
+    described = [(called, dtype, _shape(merge)) for called, (merge, dtype) in tensors.items()]
     try:
         header, offsets = build_gguf(values, described)
     except ValueError as error:
@@ -110,7 +110,8 @@ def _tensors(
         CheckpointError: the family does not have one of them, or the model lacks one.
     """
     config = model.config
-    names = file_names(family, int(config["num_hidden_layers"]), f"'{where}'")
+    experts = (experts_of(config) or 0) if family.experts else 0
+    names = file_names(family, int(config["num_hidden_layers"]), experts, f"'{where}'")
     tied = set(model.tokens.twins) if model.tokens.kind is Head.TIED else set()
     unknown = [name for name in model if name not in names]
     left = [name for name in unknown if is_buffer(name, model.shape(name))]
@@ -129,6 +130,11 @@ def _tensors(
             continue
         if ours in tied:
             left.append(ours)
+            continue
+        if family.experts and EXPERTS in ours:
+            if called not in found:
+                group = [each for each in names if names[each] == called]
+                found[called] = _stacked(builder, model, group, dtype, where)
             continue
         turned = (count for part, count in heads.items() if family.interleaved and part in ours)
         found[called] = _one(builder, model, ours, next(turned, None), family, dtype)
@@ -150,7 +156,7 @@ def _one(
     shape = model.shape(tensor)
     rows = None if heads is None else pairs(shape[0], heads)
     node: Load | Merge = model.node(builder, tensor, rows)
-    if len(shape) < 2:
+    if len(shape) < 2 or shape[0] == 1:
         if not (family.offset_norms and tensor.endswith("norm.weight")):
             return builder.merge([node], Copy(), tensor), F32
         one = StoredTensor.at(_MINUS_ONE, 0, F32, (1,))
@@ -159,6 +165,38 @@ def _one(
     if shape[-1] % dtype.block:
         dtype = F16
     return builder.merge([node], Copy(), tensor), dtype
+
+
+def _shape(merge: Merge) -> tuple[int, ...]:
+    """The shape in a file, which has a weight of one row as a list."""
+    shape = merge.shape
+    return shape[1:] if len(shape) == 2 and shape[0] == 1 else shape
+
+
+def _stacked(
+    builder: GraphBuilder, model: Model, experts: Sequence[str], dtype: DType, where: str
+) -> tuple[Merge, DType]:
+    """The experts of one layer as the one tensor that a file has, and its type there.
+
+    Raises:
+        CheckpointError: they are not alike, or are computed.
+    """
+    stored = [model.stored(each) if each in model else None for each in experts]
+    try:
+        whole = StoredTensor.stack([each.entry for each in stored if each is not None])
+    except ValueError as error:
+        raise CheckpointError(f"'{where}': '{experts[0]}' and others like it: {error}") from error
+    if None in stored:
+        name = experts[stored.index(None)]
+        how = "is computed from codes or others" if name in model else "is missing"
+        raise CheckpointError(
+            f"'{where}' cannot be exported: '{name}' {how}",
+            remedy="merge it first ('merge_method: passthrough'), and export the output",
+        )
+    load = builder.load_bytes(whole.bytes, whole.dtype, whole.shape, experts[0])
+    return builder.merge([load], Copy(), experts[0]), F16 if whole.shape[
+        -1
+    ] % dtype.block else dtype
 
 
 def _job(graph: Graph, models: Models, reference: str, kind: str) -> Job:

@@ -15,7 +15,7 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.planners.models.gguf.config import LLAMA3, LONG, SHORT
-from mergeloom.planners.models.gguf.families import FAMILIES, REQUIRED_KEYS, Family
+from mergeloom.planners.models.gguf.families import FAMILIES, Family
 
 
 def family_of_config(config: Mapping[str, Any], where: str) -> Family:
@@ -48,10 +48,11 @@ def values_of(family: Family, config: Mapping[str, Any], name: str, where: str) 
         "general.name": name,
         "general.quantization_version": 2,
     }
-    keys = {**REQUIRED_KEYS, **family.keys}
+    _check_fixed(family, config, where)
+    keys = {**family.required, **family.keys}
     for key, ours in keys.items():
-        value = config.get(ours)
-        if value is None and key in REQUIRED_KEYS:
+        value = experts_of(config) if ours == family.experts else config.get(ours)
+        if value is None and key in family.required:
             raise CheckpointError(f"'{where}': config.json does not tell '{ours}'")
         if value is not None:
             real = ours.endswith(("eps", "capping"))
@@ -82,6 +83,31 @@ def values_of(family: Family, config: Mapping[str, Any], name: str, where: str) 
     if original is not None and kind in ("yarn", "longrope"):
         found[prefix + "rope.scaling.original_context_length"] = int(original)
     return found
+
+
+def experts_of(config: Mapping[str, Any]) -> int | None:
+    """The number of experts in a layer, which transformers has two names for."""
+    found = config.get("num_local_experts", config.get("num_experts"))
+    return found if type(found) is int else None
+
+
+_IF_NOT_TOLD = {"norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": []}
+"""What transformers takes for settings of mixtures of experts that a configuration lacks."""
+
+
+def _check_fixed(family: Family, config: Mapping[str, Any], where: str) -> None:
+    """Check the settings that no file tells, since all programs that read one take the same.
+
+    Raises:
+        CheckpointError: one has another value.
+    """
+    for key, default in _IF_NOT_TOLD.items():
+        value = config.get(key, default)
+        if key in family.fixed and value != family.fixed[key]:
+            raise CheckpointError(
+                f"'{where}' has '{key}: {str(value)[:40]}', which no GGUF file of a "
+                f"'{family.model_type}' can tell (it means {family.fixed[key]})"
+            )
 
 
 def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:

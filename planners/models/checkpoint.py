@@ -117,11 +117,10 @@ def open_gguf(folder: GgufFolder) -> Checkpoint:
     Raises:
         CheckpointError: it is malformed, or its model of a kind that is not known.
     """
-    from mergeloom.planners.models.gguf.arrangement import KEYS, QUERIES, arrange
+    from mergeloom.planners.models.gguf.arrangement import arrange
 
     config, stored = folder.config, folder.stored
-    heads = {QUERIES: config["num_attention_heads"], KEYS: config["num_key_value_heads"]}
-    decoded = arrange(folder.family, stored, config["num_hidden_layers"], heads, folder.name)
+    decoded = arrange(folder.family, stored, config, folder.name)
     coded = {name: each.codes for name, each in decoded.coded.items()}
     left = {name: stored[name] for name in decoded.left}
     tensors = {**decoded.plain, **coded, **left}

@@ -135,6 +135,9 @@ def _values(config: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, 
 def _written(config: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Any]]:
     rotary = config.get("rope_parameters")
     for key, value in config.items():
+        if key == "head_dim" and value is None:
+            yield (*path, key), _head_width(config)
+            continue
         unused = key == "sliding_window" and config.get("use_sliding_window") is False
         if key in ("rope_parameters", "rope_scaling") or unused:
             continue
@@ -154,6 +157,12 @@ def _written(config: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Any]
                 yield from _values({"rope_parameters": value}, (*path, key))
     elif "rope_theta" in config or "rope_scaling" in config:
         yield (*path, "rope_scaling"), _scaling(config.get("rope_scaling"))
+
+
+def _head_width(config: Mapping[str, Any]) -> int | None:
+    """What classes take where a configuration has no width of heads: the part of each head."""
+    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    return width // heads if type(width) is int and type(heads) is int and heads > 0 else None
 
 
 def _scaling(rotary: object) -> object:

@@ -7,6 +7,7 @@ norms that a file has one added to are values of a kernel.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mergeloom.engine.base.dtypes import F32
 from mergeloom.engine.base.errors import CheckpointError
@@ -19,6 +20,7 @@ from mergeloom.planners.models.gguf.config import FACTORS
 from mergeloom.planners.models.gguf.families import Family
 from mergeloom.planners.models.gguf.names import file_names
 
+EXPERTS = ".experts."
 QUERIES, KEYS = ".self_attn.q_proj.", ".self_attn.k_proj."
 _LESS_ONE = Dequantise((), points=Scale(single=True))
 _ONE = StoredTensor.at(MemorySource(b"\x00\x00\x80\x3f", "the number 1"), 0, F32, (1,))
@@ -27,18 +29,19 @@ _ONE = StoredTensor.at(MemorySource(b"\x00\x00\x80\x3f", "the number 1"), 0, F32
 def arrange(
     family: Family,
     tensors: Mapping[str, StoredTensor],
-    layers: int,
-    heads: Mapping[str, int],
+    config: Mapping[str, Any],
     where: str,
 ) -> Decoded:
-    """The tensors of a file called ``where``, whose model has so many ``layers``.
-
-    ``heads`` are the numbers of heads of queries and of keys.
+    """The tensors of a file called ``where``, whose model has the configuration ``config``.
 
     Raises:
         CheckpointError: tensors are there that the family does not have, or of a wrong shape.
     """
-    called = {name: ours for ours, name in file_names(family, layers, f"'{where}'").items()}
+    layers, experts = config["num_hidden_layers"], config.get(family.experts, 0)
+    heads = {QUERIES: config["num_attention_heads"], KEYS: config["num_key_value_heads"]}
+    called: dict[str, list[str]] = {}
+    for ours, name in file_names(family, layers, experts, f"'{where}'").items():
+        called.setdefault(name, []).append(ours)
     coded: dict[str, Coded] = {}
     plain: dict[str, StoredTensor] = {}
     unknown = [name for name in tensors if name not in called and not is_factors(name)]
@@ -50,8 +53,14 @@ def arrange(
             remedy="merge its original weights",
         )
     for name, tensor in tensors.items():
-        ours = called.get(name)
-        if ours is None:
+        ours, *others = called.get(name, [""])
+        if not ours:
+            continue
+        if family.experts and EXPERTS in ours:
+            plain |= _apart(tensor, [ours, *others], name, where)
+            continue
+        if family.one_row and f".{family.one_row}." in ours and len(tensor.shape) == 1:
+            plain[ours] = tensor.reshape((1, *tensor.shape))
             continue
         if family.offset_norms and ours.endswith("norm.weight"):
             coded[ours] = Coded(tensor, _LESS_ONE, (_ONE,))
@@ -91,6 +100,20 @@ def pairs(rows: int, heads: int) -> Sequence[int]:
     for place, row in enumerate(halves(rows, heads)):
         order[row] = place
     return order
+
+
+def _apart(
+    tensor: StoredTensor, names: Sequence[str], name: str, where: str
+) -> dict[str, StoredTensor]:
+    """The experts of one tensor, by their names."""
+    if len(tensor.shape) < 2 or tensor.shape[0] != len(names):
+        shape = "x".join(map(str, tensor.shape))
+        raise CheckpointError(f"'{where}': '{name}' ({shape}) does not hold {len(names)} experts")
+    rest = tensor.shape[1:]
+    return {
+        ours: tensor.narrow(0, number, number + 1).reshape(rest)
+        for number, ours in enumerate(names)
+    }
 
 
 def _halves(tensor: StoredTensor, heads: int, name: str, where: str) -> StoredTensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.gguf import GgufTensor
-from mergeloom.planners.models.gguf.families import FAMILIES, MISTRAL, REQUIRED_KEYS, Family
+from mergeloom.planners.models.gguf.families import FAMILIES, LLAMA, MISTRAL, Family
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 LLAMA3, LONG, SHORT = (
@@ -18,6 +18,7 @@ LLAMA3, LONG, SHORT = (
 FACTORS = (LLAMA3, LONG, SHORT)
 """Tensors that are settings of the rotary embedding."""
 
+_MAX_EXPERTS = 4096
 _TOKENS = {
     "bos_token_id": "bos_token_id",
     "eos_token_id": "eos_token_id",
@@ -36,20 +37,24 @@ def family_of(values: Mapping[str, Any], where: str) -> Family:
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str) or not architecture.isprintable():
         raise CheckpointError(f"'{where}' does not say of which architecture its model is")
-    family = next((each for each in FAMILIES if each.architecture == architecture), None)
-    if family is None:
+    known = [each for each in FAMILIES if each.architecture == architecture]
+    if not known:
         raise CheckpointError(
             f"'{where}' holds a model of the architecture '{architecture[:80]}', whose GGUF files "
             "are not read",
             remedy=f"merge its original weights (read are {_SUPPORTED})",
         )
-    if values.get(f"{architecture}.expert_count"):
+    mixed = bool(values.get(f"{architecture}.expert_count"))
+    family = next((each for each in known if bool(each.experts) == mixed), None)
+    if family is None:
+        what = "a mixture of experts" if mixed else "no mixture of experts"
         raise CheckpointError(
-            f"'{where}' holds a mixture of experts, whose GGUF files are not read",
+            f"'{where}' holds {what} of the architecture '{architecture}', whose GGUF files are "
+            "not read",
             remedy="merge its original weights",
         )
     named = " ".join(str(values.get(key, "")) for key in _NAMES).lower()
-    return MISTRAL if architecture == "llama" and "mistral" in named else family
+    return MISTRAL if family is LLAMA and "mistral" in named else family
 
 
 def config_of(
@@ -68,13 +73,15 @@ def config_of(
     """
     said = _Said(family.architecture, values, where)
     config: dict[str, Any] = {"architectures": [family.class_name], "model_type": family.model_type}
-    for key, name in REQUIRED_KEYS.items():
+    for key, name in family.required.items():
         config[name] = said.number(key) if name == "rms_norm_eps" else said.whole(key)
     if config["num_hidden_layers"] > len(tensors):
         raise CheckpointError(
             f"'{where}' tells of {config['num_hidden_layers']} layers, and has {len(tensors)} "
             "tensors"
         )
+    if config.get(family.experts, 0) > _MAX_EXPERTS:
+        raise CheckpointError(f"'{where}' tells of {config[family.experts]} experts in a layer")
     heads, width = config["num_attention_heads"], config["hidden_size"]
     config["num_key_value_heads"] = said.whole("attention.head_count_kv", heads)
     for key, name in family.keys.items():

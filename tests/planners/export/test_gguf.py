@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,13 +14,16 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM
 
 from mergeloom import Observer, export, merge
 from mergeloom.engine.base.errors import CheckpointError, LoomError, OutputError
 from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.gguf import Strings, read_gguf
-from tests.planners.models.gguf.files import FAMILIES, Kind, tensors_of
+from tests.planners.models.gguf.files import FAMILIES, MIXTURES, Kind, tensors_of
 from tests.planners.models.gguf.test_smollm2 import copy_of
 from tests.planners.models.gguf.test_smollm2 import real as real  # noqa: PLC0414  # a fixture
 
@@ -40,9 +44,9 @@ def told(path: Path) -> dict[str, Any]:
     return {k: v.values if isinstance(v, Strings) else v for k, v in values.items()}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *MIXTURES])
 def test_a_file_has_what_ggmls_converter_makes(name: str, tmp_path: Path) -> None:
-    kind = FAMILIES[name]
+    kind = {**FAMILIES, **MIXTURES}[name]
     model = saved(kind, tmp_path / "in")
     report = export(tmp_path / "in", tmp_path / "out.gguf", type="f32")
     found = {t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
@@ -134,6 +138,13 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     export(tmp_path / "in", tmp_path / "out.gguf", overwrite=True)
     with pytest.raises(LoomError, match="'q4_k' is unknown: choose"):
         export(tmp_path / "in", tmp_path / "b.gguf", type="q4_k")
+    saved(MIXTURES["qwen3moe"], tmp_path / "moe")
+    config = tmp_path / "moe" / "config.json"
+    config.write_text(
+        config.read_text().replace('"norm_topk_prob": true', '"norm_topk_prob": false')
+    )
+    with pytest.raises(CheckpointError, match="'norm_topk_prob: False', which no GGUF file"):
+        export(tmp_path / "moe", tmp_path / "d.gguf")
     config = tmp_path / "in" / "config.json"
     config.write_text(config.read_text().replace('"llama"', '"gpt2"'))
     with pytest.raises(CheckpointError, match="of type 'gpt2', which is not exported to GGUF"):
@@ -178,6 +189,45 @@ prompt = "<|im_start|>user\\nWhat is the capital of France?<|im_end|>\\n<|im_sta
 said = server.handle_completions({"prompt": prompt, "max_tokens": 8, "temperature": 0})
 print("SAID", said["choices"][0]["text"])
 """
+
+
+GUESS = """
+import sys, json, xllamacpp
+for path in sys.argv[2:]:
+    asked = xllamacpp.CommonParams()
+    asked.model.path, asked.n_ctx, asked.n_parallel, asked.warmup = path, 64, 1, False
+    asked.cpuparams.n_threads = 2
+    server = xllamacpp.Server(asked)
+    said = server.handle_completions(
+        {"prompt": json.loads(sys.argv[1]), "max_tokens": 1, "temperature": 0, "logprobs": 8}
+    )
+    best = said["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    print("GUESSED", json.dumps({one["id"]: one["logprob"] for one in best}))
+"""
+
+
+def test_llama_cpp_computes_with_experts_as_transformers_does(tmp_path: Path) -> None:
+    if find_spec("xllamacpp") is None:
+        pytest.skip("the package xllamacpp is not installed")
+    words = Tokenizer(BPE(vocab={chr(33 + i): i for i in range(94)}, merges=[]))
+    words.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    prompt, expected, files = [5, 60, 17, 42, 8], [], []
+    for name, kind in MIXTURES.items():
+        model = saved(kind, tmp_path / name)
+        words.save(str(tmp_path / name / "tokenizer.json"))
+        files.append(tmp_path / f"{name}.gguf")
+        export(tmp_path / name, files[-1], type="f32")
+        with torch.no_grad():
+            expected.append(model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1))
+    command = [sys.executable, "-c", GUESS, json.dumps(prompt), *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    guessed = [line for line in done.stdout.splitlines() if line.startswith("GUESSED")]
+    assert len(guessed) == len(files)
+    for line, logprobs in zip(guessed, expected, strict=True):
+        found = {int(key): value for key, value in json.loads(line[8:]).items()}
+        assert len(found) == 8
+        for token, value in found.items():
+            assert value == pytest.approx(float(logprobs[token]), abs=2e-2)
 
 
 def test_llama_cpp_loads_it_and_it_speaks(exported: Path) -> None:

@@ -56,6 +56,14 @@ def test_constants_of_any_family_are_named() -> None:
     assert found(one, one) == []
 
 
+def test_heads_are_as_wide_as_their_part_where_no_width_is_written() -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 4}
+    assert found({**sizes, "head_dim": None}, {**sizes, "head_dim": 16}) == []
+    assert found({**sizes, "head_dim": None}, {**sizes, "head_dim": 32}) == [
+        f"'head_dim' differs: 16 in 'a', 32 in 'b': {EFFECT}"
+    ]
+
+
 def test_numbers_of_training_and_sampling_are_not() -> None:
     assert len(found({"norm_topk_prob": True}, {"norm_topk_prob": False})) == 1
     keys = (

@@ -80,6 +80,15 @@ FAMILIES = {
     ),
     "phi3": Kind("Phi3", "phi3", {"sliding_window": 64}),
 }
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "num_experts": 4}
+MIXTURES = {
+    "mixtral": Kind(
+        "Mixtral", "llama", {"num_local_experts": 4, "sliding_window": None}, interleaved=True
+    ),
+    "qwen2moe": Kind("Qwen2Moe", "qwen2moe", {**EXPERTS, "shared_expert_intermediate_size": 128}),
+    "qwen3moe": Kind("Qwen3Moe", "qwen3moe", {**EXPERTS, "head_dim": 32, "norm_topk_prob": True}),
+}
+"""Families whose layers have experts, which are one tensor in a file."""
 
 
 def tensors_of(kind: Kind, model: Any) -> dict[str, np.ndarray]:
@@ -93,6 +102,14 @@ def tensors_of(kind: Kind, model: Any) -> dict[str, np.ndarray]:
             continue
         stem, _, end = name.rpartition(".")
         values = tensor.float().numpy()
+        if stem.endswith(".mlp.experts"):
+            place = names.get_name(f"{stem}.gate_proj").removesuffix("gate_exps")
+            parts = ["gate", "up"] if end == "gate_up_proj" else ["down"]
+            for part, half in zip(parts, np.split(values, len(parts), axis=1), strict=True):
+                found[f"{place}{part}_exps.weight"] = half
+            continue
+        if stem.endswith("shared_expert_gate"):
+            values = values[0]
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         part = stem.rpartition(".")[2]
         if kind.interleaved and part in heads:
@@ -142,9 +159,17 @@ def write_gguf(
     ):
         if getattr(config, key, None) is not None:
             add(getattr(config, key))
+    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if name.endswith("moe"):
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if name == "qwen2moe":
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     describe(writer)
     for tensor, values in tensors.items():
-        kept = stored if values.ndim == 2 else KINDS.F32
+        kept = stored if values.ndim > 1 and "ffn_gate_inp" not in tensor else KINDS.F32
         writer.add_tensor(tensor, gguf.quantize(values, kept), raw_dtype=kept)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

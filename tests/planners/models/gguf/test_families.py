@@ -17,6 +17,7 @@ from mergeloom.engine.base.errors import CheckpointError, LoomError
 from tests.planners.models.gguf.files import (
     FAMILIES,
     KINDS,
+    MIXTURES,
     VOCABULARY,
     Kind,
     byte_words,
@@ -54,9 +55,9 @@ def same_weights(one: Any, other: Any, within: float = 0.0) -> None:
         torch.testing.assert_close(values, second[name], rtol=0, atol=within, msg=name)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *MIXTURES])
 def test_a_file_is_the_model_that_it_was_made_of(name: str, tmp_path: Path) -> None:
-    kind = FAMILIES[name]
+    kind = {**FAMILIES, **MIXTURES}[name]
     model = kind.model()
     path = write_gguf(tmp_path / "small.gguf", kind, model)
     found = loaded(copied(path, tmp_path / "out"))
@@ -69,10 +70,13 @@ def words(writer: gguf.GGUFWriter) -> None:
     byte_words(writer, [f"<|{number}|>" for number in range(VOCABULARY)], ["a b"])
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gemma3", "phi3"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "gemma2", "gemma3", "phi3", "qwen2moe", "qwen3moe"]
+)
 def test_quantised_it_is_what_transformers_makes_of_it(name: str, tmp_path: Path) -> None:
-    kind = FAMILIES[name]
-    path = write_gguf(tmp_path / "small.gguf", kind, kind.model(), KINDS.Q8_0, words)
+    kind = {**FAMILIES, **MIXTURES}[name]
+    model = kind.model()
+    path = write_gguf(tmp_path / "small.gguf", kind, model, KINDS.Q8_0, words)
     out = tmp_path / "out"
     merge(
         {
@@ -82,7 +86,8 @@ def test_quantised_it_is_what_transformers_makes_of_it(name: str, tmp_path: Path
         },
         out,
     )
-    expected = loaded(tmp_path, gguf_file="small.gguf")
+    known = {"config": model.config} if name in MIXTURES else {}  # sizes that it does not read
+    expected = loaded(tmp_path, gguf_file="small.gguf", **known)
     found = loaded(out)
     same_weights(found, expected)
     if kind.more.keys() <= {"sliding_window"}:  # transformers leaves other settings out
@@ -121,6 +126,28 @@ def test_a_merge_with_the_original(tmp_path: Path) -> None:
     found = loaded(tmp_path / "out").state_dict()
     for name, values in other.state_dict().items():
         torch.testing.assert_close(found[name], (values + one.state_dict()[name]) / 2)
+
+
+def test_experts_are_merged_by_value(tmp_path: Path) -> None:
+    """A quantised file of experts with the folder of its original, at the least budget too."""
+    kind = MIXTURES["mixtral"]
+    model = kind.model(1)
+    path = write_gguf(tmp_path / "one.gguf", kind, model, KINDS.Q8_0)
+    kind.model(2).save_pretrained(tmp_path / "other")
+    models = [
+        {"model": str(each), "parameters": {"weight": 0.5}} for each in (path, tmp_path / "other")
+    ]
+    asked = {"merge_method": "linear", "dtype": "float32", "models": models}
+    smallest = plan(asked).schedule.minimum_bytes
+    merge(asked, tmp_path / "out", ram=smallest)
+    merge(asked, tmp_path / "large")
+    written = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("out", "large")]
+    assert written[0] == written[1]
+    found, other = loaded(tmp_path / "out").state_dict(), loaded(tmp_path / "other").state_dict()
+    name = "model.layers.1.mlp.experts.down_proj"
+    stored = gguf.quantize(model.state_dict()[name].numpy(), KINDS.Q8_0)
+    values = torch.from_numpy(gguf.dequantize(stored, KINDS.Q8_0))
+    torch.testing.assert_close(found[name], (values + other[name]) / 2)
 
 
 def factors(factor: float, theta: float, width: int) -> np.ndarray:
@@ -183,8 +210,14 @@ def test_what_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     assert "architecture 't5'" in refused(tmp_path / "t5.gguf")
-    path = write_gguf(tmp_path / "moe.gguf", kind, model, describe=lambda w: w.add_expert_count(8))
-    assert "mixture of experts" in refused(path)
+    gemma, mixtral = FAMILIES["gemma"], MIXTURES["mixtral"]
+    path = write_gguf(
+        tmp_path / "moe.gguf", gemma, gemma.model(), describe=lambda w: w.add_expert_count(8)
+    )
+    assert "a mixture of experts of the architecture 'gemma'" in refused(path)
+    fewer = {"blk.1.ffn_up_exps.weight": np.zeros((3, 96, 64), np.float32)}
+    path = write_gguf(tmp_path / "fewer.gguf", mixtral, mixtral.model(), more=fewer)
+    assert "'blk.1.ffn_up_exps.weight' (3x96x64) does not hold 4 experts" in refused(path)
     path = write_gguf(
         tmp_path / "odd.gguf", kind, model, more={"blk.0.odd.weight": np.zeros(4, np.float32)}
     )
