@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from random import random
 
 from mergeloom.engine.base.errors import CheckpointError, RunError
 from mergeloom.engine.base.records import dataclass
@@ -35,6 +36,9 @@ from mergeloom.engine.storage.source import Access, IOMode
 
 _SAMPLES = 32
 _SMALL = 16 * PAGE
+_WORTH_ASKING = 1 << 20
+"""Bytes of a read from which on it matters whether a file that is read through the page cache lies
+there already: headers and small files do not."""
 
 
 MODIFIED = ", modified "
@@ -104,10 +108,11 @@ class FileReader:
         except BaseException:
             self.close()
             raise
-        cached = _is_cached(self._fd)
-        # What this run brings into the page cache it also removes, before the kernel must.
-        self._drops = not cached and hasattr(os, "posix_fadvise")
-        direct = mode is IOMode.DIRECT or (mode is IOMode.AUTO and not cached)
+        self._is_cached: bool | None = None
+        """Whether most of the file is in the page cache; ``None`` while nobody has asked."""
+        if mode is not IOMode.BUFFERED:
+            self._is_cached = _is_cached(self._fd)
+        direct = mode is IOMode.DIRECT or (mode is IOMode.AUTO and not self._is_cached)
         if direct and DIRECT:
             with contextlib.suppress(OSError):
                 self._direct = files.open(source.path, os.O_RDONLY | DIRECT)
@@ -140,6 +145,7 @@ class FileReader:
     def _read(self, start: int, stop: int, block: Block, at: int, direct: bool) -> None:
         before = start % PAGE if direct else 0
         length = stop - start + before
+        drops = not direct and self._drops(length)
         if direct:
             length = -(-length // PAGE) * PAGE
         view = block.memory[at - before : at - before + length]
@@ -161,8 +167,19 @@ class FileReader:
                         "it changed while it was read; restore it and the same command continues"
                     )
                 done += count
-            if self._drops and not direct:
+            if drops:
                 os.posix_fadvise(self._fd, position, done, os.POSIX_FADV_DONTNEED)
+
+    def _drops(self, nbytes: int) -> bool:
+        """Whether to remove from the page cache what a read of ``nbytes`` brings into it, before
+        the kernel must: not what was there before."""
+        if not hasattr(os, "posix_fadvise"):
+            return False
+        if self._is_cached is None:
+            if nbytes < _WORTH_ASKING:
+                return False
+            self._is_cached = _is_cached(self._fd)
+        return not self._is_cached
 
     def clone(self, start: int, stop: int, writer: FileWriter, to: int) -> None:
         """Let bytes of ``writer``'s file from ``to`` on be bytes ``[start, stop)`` of this one.
@@ -349,15 +366,20 @@ def write_file(path: Path, content: bytes | Iterable[bytes], files: Files = FILE
 
 
 def _is_cached(fd: int) -> bool:
-    """Whether most of a file lies in the page cache, from a sample of its pages."""
+    """Whether most of a file lies in the page cache, from a sample of its pages.
+
+    The kernel begins to read a page that is asked for in vain. So the sample is another one each
+    time: the next to ask would find what the last one has left.
+    """
     size = os.fstat(fd).st_size
     if not hasattr(os, "RWF_NOWAIT") or size == 0:
         return False
     hits = 0
     probe = bytearray(1)
     for sample in range(_SAMPLES):
+        position = int(size * (sample + random()) / _SAMPLES)
         try:
-            os.preadv(fd, [probe], size * sample // _SAMPLES, os.RWF_NOWAIT)
+            os.preadv(fd, [probe], position, os.RWF_NOWAIT)
             hits += 1
         except OSError:
             pass
