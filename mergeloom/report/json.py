@@ -1,7 +1,13 @@
-"""Records as JSON, and the schemas of the documents. Only this module needs pydantic."""
+"""Records as JSON, and the schemas of the documents. Only this module needs pydantic, and only to
+read and to describe: writing is a walk over records, for which nothing has to be imported."""
 
 from __future__ import annotations
 
+import enum
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +20,15 @@ if TYPE_CHECKING:
 
 def plain(document: Document) -> dict[str, Any]:
     """A document as JSON's own types. What is not finite becomes null."""
-    found: dict[str, Any] = _adapter(document.document).dump_python(document, mode="json")
+    found: dict[str, Any] = _plain(document)
     return found
 
 
 def encode(document: Document, indent: int | None = 2) -> str:
     """A document as JSON text, on one line where ``indent`` is nothing. All of it is ASCII, so
     that any stream can carry it."""
-    adapter = _adapter(document.document)
-    return adapter.dump_json(document, indent=indent, ensure_ascii=True).decode()
+    separators = (",", ":") if indent is None else (",", ": ")
+    return json.dumps(plain(document), indent=indent, separators=separators, allow_nan=False)
 
 
 def decode(name: str, content: bytes) -> Document:
@@ -45,8 +51,37 @@ def schemas(names: list[str]) -> dict[str, Any]:
     return {name: schema(name) for name in names}
 
 
+_AS_IT_IS = frozenset({str, int, bool, type(None)})
+
+
+@cache
+def _field_names(kind: type) -> tuple[str, ...] | None:
+    """Names of the fields of a kind of record; ``None`` if it is none."""
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None
+
+
+def _plain(value: Any) -> Any:
+    kind: type = type(value)
+    if kind in _AS_IT_IS:
+        return value
+    names = _field_names(kind)
+    if names is not None:
+        found = {name: getattr(value, name) for name in names}
+        return {k: v if type(v) in _AS_IT_IS else _plain(v) for k, v in found.items()}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [item if type(item) in _AS_IT_IS else _plain(item) for item in value]
+    return value
+
+
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter  # late: it takes a tenth of a second
+    # Late: with the checks of a merge's document it takes half a second.
+    from pydantic import TypeAdapter
 
     return TypeAdapter(DOCUMENTS[name])

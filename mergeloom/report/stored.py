@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import gzip
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mergeloom.engine.base.errors import OutputError
 from mergeloom.engine.output.manifest import DIRECTORY
 from mergeloom.engine.storage.files import write_file
 from mergeloom.report.detail_records import DetailsReport
 from mergeloom.report.document import Document
+from mergeloom.report.json import decode, encode
 from mergeloom.report.plan_records import MergeReport
 
 if TYPE_CHECKING:
@@ -33,43 +28,13 @@ _LARGEST = 512 << 20
 def store(result: MergeResult, output: Path) -> None:
     """Write the reports of a merge beside its manifest; those of very many tensors without their
     details. That they cannot be written is no failure of the merge, which is finished."""
-    found: dict[str, Any] = {REPORT: result.report}
+    found: dict[str, Document] = {REPORT: result.report}
     if len(result.planned.plan.graph.writes) <= _DETAILED:
         found[DETAILS] = result.details
     for name, record in found.items():
-        content = json.dumps(_plain(record), separators=(",", ":")).encode()
+        content = encode(record, None).encode()
         with contextlib.suppress(Exception):
             write_file(output / DIRECTORY / name, gzip.compress(content, 1, mtime=0))
-
-
-_AS_IT_IS = frozenset({str, int, bool, type(None)})
-
-
-@cache
-def _field_names(kind: type) -> tuple[str, ...] | None:
-    """Names of the fields of a kind of record; ``None`` if it is none."""
-    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None
-
-
-def _plain(value: Any) -> Any:
-    """A record as JSON's own types: what `mergeloom.report.json` makes of it, without pydantic,
-    which takes a tenth of a second to import."""
-    kind: type = type(value)
-    if kind in _AS_IT_IS:
-        return value
-    names = _field_names(kind)
-    if names is not None:
-        found = {name: getattr(value, name) for name in names}
-        return {k: v if type(v) in _AS_IT_IS else _plain(v) for k, v in found.items()}
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [item if type(item) in _AS_IT_IS else _plain(item) for item in value]
-    return value
 
 
 def stored_report(output: Path) -> MergeReport:
@@ -97,8 +62,6 @@ def stored_details(output: Path) -> DetailsReport | None:
 
 
 def _stored(output: Path, name: str, document: str) -> Document:
-    from mergeloom.report.json import decode
-
     path = output / DIRECTORY / name
     try:
         with gzip.open(path, "rb") as file:
