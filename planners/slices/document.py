@@ -11,7 +11,7 @@ from mergeloom.planners.config.config import MergeDocument, Module, OutputSlice
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.parameters import Parameters
-from mergeloom.planners.config.tokenizer import TokenizerSettings
+from mergeloom.planners.config.tokenizer import BASE, TokenizerSettings
 from mergeloom.planners.models.architecture import Tower, beside_layers
 from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
 from mergeloom.planners.models.pool import Models
@@ -62,8 +62,11 @@ def plan_stage(document: MergeDocument, planning: Planning) -> tuple[Stage, Voca
     embedding = next((each.embedding for each in tokens if each.embedding), None)
     head = next((each.head for each in tokens if each.head), None)
     vocabulary = None
-    if document.tokenizer is not None:
-        remap = findings.attempt(_remapped, document, document.tokenizer, fitting, models)
+    settings = document.tokenizer
+    if settings is None and not options.truncate_embeddings:
+        settings = _by_tokens(document, fitting, models, findings)
+    if settings is not None:
+        remap = findings.attempt(_remapped, document, settings, fitting, models)
         if remap is not None:
             vocabulary = remap.vocabulary
             findings.notes(vocabulary.warnings, "vocabulary")
@@ -96,6 +99,43 @@ def plan_stage(document: MergeDocument, planning: Planning) -> tuple[Stage, Voca
         notes=tuple(notes(document, towers, fitting)),
     )
     return stage, vocabulary
+
+
+def _by_tokens(
+    document: MergeDocument, fitting: Fitting, models: Models, findings: Findings
+) -> TokenizerSettings | None:
+    """Settings that are understood where none are written and vocabularies differ in size.
+
+    The output has the tokenizer of the base or first model in any case: others' rows are brought to
+    its tokens. ``None`` where a tokenizer is missing, so that nobody knows which rows belong
+    together.
+    """
+    sizes: dict[int, str] = {}
+    owners: list[ModelReference] = []
+    for reference in document.references():
+        model = fitting.get(reference)
+        name = model.tokens.embedding or model.tokens.head
+        if name is None:
+            continue
+        sizes.setdefault(model.shape(name)[0], model.name)
+        owners.append(reference)
+    if len(sizes) < 2:
+        return None
+    try:
+        if any(models.tokenizer(reference) is None for reference in owners):
+            return None
+    except LoomError:
+        return None
+    shown = ", ".join(f"{rows} in '{name}'" for rows, name in sizes.items())
+    donor = donor_reference(document)
+    findings.warn(
+        document.place,
+        f"vocabularies differ in size ({shown}): rows are brought together by their tokens, and "
+        f"the output has those of '{donor}', whose tokenizer it gets",
+        "'tokenizer: {source: base}' says the same, '{source: union}' keeps the tokens of all",
+        code="vocabulary",
+    )
+    return TokenizerSettings(BASE, document.place)
 
 
 def _remapped(

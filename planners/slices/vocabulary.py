@@ -23,7 +23,8 @@ from mergeloom.planners.vocabulary.tokenizer import Tokenizer
 class Words:
     """The words of a document's output: its tokenizer, chat template, and what follows from them.
 
-    ``vocabulary`` is what tokenizer settings ask for; ``folder`` the configuration's.
+    ``vocabulary`` is what tokenizer settings ask for, written or understood; ``folder`` the
+    configuration's.
     """
 
     stage: Stage
@@ -36,7 +37,7 @@ class Words:
         """Whether tokenizer or chat template are others than in the donor's files."""
         document, donor = self.stage.document, self.stage.donor
         before = isinstance(donor, PlannedModel) and donor.own_words
-        return before or document.tokenizer is not None or document.chat_template is not None
+        return before or self.vocabulary is not None or document.chat_template is not None
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer, to be used by a later document.

@@ -52,7 +52,8 @@ def match(model: Tokenizer, donor: Tokenizer, rows: int, prefixes: bool) -> Matc
         if number < rows and _alike(token, model, donor):
             spelled[token] = number
             continue
-        found = None if token in donor.added else own.get(content(token, donor.spelling))
+        meant = donor.text_of(token)
+        found = None if meant is None else own.get(meant)
         if found is not None:
             same[token] = found
         else:
@@ -61,9 +62,9 @@ def match(model: Tokenizer, donor: Tokenizer, rows: int, prefixes: bool) -> Matc
     longest: dict[str, int] = {}
     if prefixes:
         for token in left:
-            if token in roles or token in donor.added:
+            whole = donor.text_of(token)
+            if token in roles or token in donor.added or whole is None:
                 continue
-            whole = content(token, donor.spelling)
             lengths = range(len(whole) - 1, 0, -1)
             found = next((own[whole[:n]] for n in lengths if whole[:n] in own), None)
             if found is not None:
@@ -79,13 +80,13 @@ def _alike(token: str, model: Tokenizer, donor: Tokenizer) -> bool:
 
 
 def _by_content(model: Tokenizer, rows: int) -> dict[bytes, int]:
-    """Rows of ordinary tokens by what they stand for; those spelled as bytes come last."""
+    """Rows of tokens by what they stand for; those spelled as bytes come last."""
     found: dict[bytes, int] = {}
     late: list[tuple[bytes, int]] = []
     for token, number in model.ids.items():
-        if number >= rows or token in model.added:
+        key = model.text_of(token)
+        if number >= rows or key is None:
             continue
-        key = content(token, model.spelling)
         if is_single_byte(token, model.spelling):
             late.append((key, number))
         else:

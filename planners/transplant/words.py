@@ -11,7 +11,6 @@ from mergeloom.planners.transplant.graft import Graft, Words
 from mergeloom.planners.transplant.matching import Matches
 from mergeloom.planners.transplant.pieces import cut
 from mergeloom.planners.vocabulary.alignment import MISSING, Alignment
-from mergeloom.planners.vocabulary.spelling import content
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
 
 _UNUSED = re.compile(r"unused|reserved", re.IGNORECASE)
@@ -62,9 +61,7 @@ def _words(
     pieces: Mapping[int, tuple[int, ...]] = {}
     if settings.method == "subword":
         texts = {
-            row: names[row].encode("utf-8", "surrogatepass")
-            if names[row] in output.added
-            else content(names[row], output.spelling)
+            row: output.text_of(names[row]) or names[row].encode("utf-8", "surrogatepass")
             for row in lacking
         }
         pieces = cut(tokenizer, texts, size)

@@ -19,7 +19,7 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.small_files import read_object
 from mergeloom.planners.vocabulary.older_files import converted, has_older_files
-from mergeloom.planners.vocabulary.spelling import Spelling, spelling_of
+from mergeloom.planners.vocabulary.spelling import Spelling, content, spelling_of
 from mergeloom.planners.vocabulary.tokens import read_content
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -92,6 +92,19 @@ class Tokenizer:
                 if isinstance(content, str):
                     found[key] = content
         return found
+
+    def text_of(self, token: str) -> bytes | None:
+        """The bytes of a text that a token stands for; ``None`` for a special one.
+
+        One that is added and not special is found in the text as it is spelled, but that a space
+        may be spelled otherwise.
+        """
+        added = self.added.get(token)
+        if added is None:
+            return content(token, self.spelling)
+        if added.special:
+            return None
+        return content(token, "pieces" if self.spelling == "pieces" else "plain")
 
 
 def read_tokenizer(folder: Folder) -> Tokenizer | None:

@@ -65,6 +65,24 @@ def test_one_spelling_may_mean_two_things(tmp_path: Path) -> None:
     assert "Ġ" not in match(model, donor, 10_000, False).shared
 
 
+def test_added_tokens_that_are_not_special_stand_for_themselves(tmp_path: Path) -> None:
+    """Gemma's line breaks and runs of spaces are added tokens; others have learnt them."""
+    train(tmp_path / "model", "pieces", TEXTS, SPECIAL, 400)
+    for token, special in {"\n\n": False, "▁▁▁": False, "ing": False, "<|x|>": True}.items():
+        add(tmp_path / "model", token, special)
+    model = tokenizer(tmp_path / "model")
+    texts = [*TEXTS, *["{    return sing", "{    ring; <|x|>\n\n"] * 9]
+    donor = tokenizer(train(tmp_path / "donor", "bytes", texts, SPECIAL, 500))
+    found = match(model, donor, 10_000, False)
+    expected = {"ĊĊ": "\n\n", "ĠĠĠ": "▁▁▁"}
+    assert expected.keys() <= donor.ids.keys()
+    for token, own in expected.items():
+        assert found.bytes[token] == model.ids[own]
+    assert found.spelled["ing"] == model.ids["ing"]
+    assert model.ids["<|x|>"] not in found.shared.values()
+    assert match(donor, model, 10_000, False).bytes["\n\n"] == donor.ids["ĊĊ"]
+
+
 def test_roles_and_prefixes(tmp_path: Path) -> None:
     directory = train(tmp_path / "donor", "bytes", [*TEXTS, "modelling models"], ["<end>"], 420)
     add(directory, "<|turn|>", special=True)

@@ -178,6 +178,20 @@ def test_the_tokenizer_of_one(folder: Path, settings: str, base: str | None, tok
     assert (out / "tokenizer.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("base", [None, "b"])
+def test_without_settings_rows_go_by_token_where_sizes_differ(
+    folder: Path, base: str | None
+) -> None:
+    """The output has the tokenizer of the base or first model, as it always has without them."""
+    models = {name: Loaded(folder / name) for name in WEIGHTS}
+    out = merge(folder, "", base)
+    assert check(folder, out, usual(models, base)) == models[base or "a"].ids
+    plan = mergeloom.plan(folder / "config.yml", search=[folder])
+    said = next(each for each in map(str, plan.warnings) if "differ in size" in each)
+    assert f"those of '{base or 'a'}'" in said
+    assert "'{source: union}' keeps the tokens of all" in said
+
+
 def test_padding(folder: Path) -> None:
     models = {name: Loaded(folder / name) for name in WEIGHTS}
     out = merge(folder, "tokenizer: {source: union, pad_to_multiple_of: 64}")
