@@ -566,6 +566,6 @@ def test_a_setting_under_a_model_is_sent_where_it_belongs(tmp_path: Path) -> Non
         "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b, parameters: {t: 1}}]"
     )
     with pytest.raises(
-        ConfigError, match=r"models\[1\].parameters.t: 't' of 'slerp' holds for all"
+        ConfigError, match=r"models\[1\].parameters.t: 't' of 'slerp' applies to all"
     ):
         plan_text(text, tmp_path)
