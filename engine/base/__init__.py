@@ -1,1 +1,1 @@
-"""Words that the whole engine shares: dtypes, grains, units, errors."""
+"""Definitions shared by the whole engine: dtypes, grains, units, errors."""

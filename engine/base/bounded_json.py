@@ -1,4 +1,4 @@
-"""JSON from untrusted files."""
+"""Parsing of JSON from untrusted files, with bounded memory."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from typing import Any
 
 VALUES = 4_000_000
 _LARGE = 1 << 20
-"""Bytes from which on memory matters more than the moment that importing another parser takes."""
+"""Size in bytes from which saving memory is worth importing another parser."""
 _MARK = b"\xef\xbb\xbf"
 
 
 def parse(content: bytes, values: int = VALUES) -> Any:
-    """The value that JSON text in UTF-8 stands for; at most about ``values`` values in it.
+    """Parse UTF-8 JSON text that contains at most about ``values`` values.
 
-    Memory follows from that, and not from what JSON can hold: 20 bytes of memory for each byte
-    of ``[[],[],...``.
+    The limit bounds memory: text such as ``[[],[],...`` takes 20 bytes of memory per byte.
 
     Raises:
-        ValueError: it is no JSON, too deep, or holds more.
+        ValueError: it is not JSON, nested too deeply, or has more values.
     """
     brackets = content.count(b"[") + content.count(b"{")
     if brackets > values // 4 or content.count(b",") > values:
@@ -27,7 +26,7 @@ def parse(content: bytes, values: int = VALUES) -> Any:
         try:
             return _parsed_in_place(content)
         except ValueError:
-            pass  # the other parser knows better why, or takes it
+            pass  # the other parser accepts it, or has a better message
     try:
         return json.loads(content.decode("utf-8-sig"))
     except RecursionError as error:
@@ -35,7 +34,7 @@ def parse(content: bytes, values: int = VALUES) -> Any:
 
 
 def _parsed_in_place(content: bytes) -> Any:
-    """The same without the text as a string, which takes four bytes for each character."""
+    """Parse without decoding to a string, which takes up to four bytes per character."""
     from pydantic_core import from_json
 
     return from_json(content.removeprefix(_MARK), cache_strings="all")

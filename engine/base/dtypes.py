@@ -1,4 +1,4 @@
-"""Element types as safetensors headers name them, without importing torch."""
+"""Element types, under their names in safetensors headers; does not import torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 class DType:
     """One element type.
 
-    ``code`` is its name in a safetensors header (``"BF16"``), ``name`` its name in torch
-    (``"bfloat16"``), ``bits`` what one element takes. ``block`` elements share whole bytes, so that
-    they come together or not at all, the first in the lowest bits unless said otherwise; torch has
-    no name for them. Larger blocks have scales of their own; what they stand for is told by the
-    library ``codec``.
+    ``code`` is the name in a safetensors header (``"BF16"``), ``name`` the name in torch
+    (``"bfloat16"``), ``bits`` the size of one element. ``block`` elements share whole bytes and are
+    read and written together, the first in the lowest bits unless stated otherwise; torch has no
+    name for such types. Larger blocks contain their own scales and are decoded by the library
+    ``codec``.
     """
 
     code: str
@@ -29,36 +29,36 @@ class DType:
     block: int = 1
     codec: str = ""
     stored: DType | None = None
-    """Where ``block`` elements are told by a few numbers, or written as another type is: that of
-    the numbers."""
+    """The type of the stored numbers, for types whose ``block`` elements are represented by a few
+    numbers, or stored as another type."""
 
     @property
     def holds(self) -> str:
-        """What its elements are, for people."""
+        """A description of the elements for messages."""
         if self.floating:
             return "numbers"
         return "complex numbers" if self.name.startswith("complex") else "integers"
 
     @property
     def size(self) -> int:
-        """Bytes of one element, of which it fills at least a part."""
+        """Bytes of one element, rounded up."""
         return -(-self.bits // 8)
 
     def nbytes(self, elements: int) -> int:
-        """Bytes of a run of elements: whole blocks."""
+        """Bytes of a run of elements, in whole blocks."""
         if self.block > 1:
             elements = -(-elements // self.block) * self.block
         return -(-elements * self.bits // 8)
 
     def numbers(self, elements: int) -> int:
-        """How many numbers are stored for a run of elements."""
+        """Number of stored numbers for a run of elements."""
         return (
             elements if self.stored is None else self.nbytes(elements) * 8 // int(self.stored.bits)
         )
 
     def for_blocks(self, count: int, block: int) -> DType:
-        """``count`` elements of this type for every ``block`` elements of something else, and for
-        the rest of them."""
+        """A type with ``count`` elements of this type for every ``block`` elements, also for a last
+        partial block."""
         bits, code = Fraction(count * self.bits, block), f"{self.code} {count}/{block}"
         return DType(code, self.name, bits, self.floating, block=block, stored=self)
 
@@ -79,23 +79,23 @@ F32 = DType("F32", "float32", 32, True)
 F64 = DType("F64", "float64", 64, True)
 U8 = DType("U8", "uint8", 8, False)
 F8_E8M0 = DType("F8_E8M0", "float8_e8m0fnu", 8, True)
-"""Powers of two: the scales of microscaling formats."""
+"""Powers of two, the scales of microscaling formats."""
 F4 = DType("F4", "float4_e2m1", 4, True, block=2)
 """The elements of MXFP4 and NVFP4 (OCP Microscaling Formats, version 1.0): 0, 0.5, 1, 1.5, 2, 3,
 4, 6 and their negatives."""
 F4_BYTES = DType("F4 in U8", "uint8", 4, True, block=2, stored=F4)
-"""The same, as it is written: in bytes."""
+"""The same, stored in bytes."""
 I4 = DType("I4", "int4", 4, False, block=2)
-"""-8 to 7 in two's complement; no code of safetensors."""
+"""-8 to 7 in two's complement; not a safetensors code."""
 U4 = DType("U4", "uint4", 4, False, block=2)
-"""0 to 15; no code of safetensors."""
+"""0 to 15; not a safetensors code."""
 U4_UPPER = DType("U4_UPPER", "uint4_upper_first", 4, False, block=2)
 """0 to 15, the first of two in the upper half of their byte, as bitsandbytes packs them."""
 U4_EVEN = DType("U4_EVEN", "uint4_even_first", 4, False, block=8)
-"""0 to 15, of eight in a word first those in even places, then those in odd ones, as AWQ packs
-them: number 1 is in bits 16 to 19."""
+"""0 to 15, packed as by AWQ: of eight elements in a word, those at even positions come first, then
+those at odd positions (element 1 is in bits 16 to 19)."""
 U2 = DType("U2", "uint2", 2, False, block=4)
-"""0 to 3; no code of safetensors."""
+"""0 to 3; not a safetensors code."""
 
 _ALL = (
     BF16,
@@ -139,4 +139,4 @@ GGML = {
         (40, "NVFP4", 64, 36),
     )
 }
-"""Blocks of GGUF files, by their numbers there: elements and bytes of each as ggml defines them."""
+"""Block types of GGUF files by type number, with elements and bytes per block as in ggml."""

@@ -1,5 +1,5 @@
-"""What there is to say of an input, and the one exception family: a line each for the person who
-can mend it, with place, cause and remedy as data."""
+"""Findings about an input, and the exception family: one line per finding, with place, cause and
+remedy as data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEMORY_SHORT = (
     "programs have ended, or with a smaller --ram"
 )
 _WORDS = ("can't allocate memory", "can't start new thread", "failed to map segment")
-"""How torch, Python's threads and the loader of libraries put it."""
+"""Messages for lack of memory from torch, Python's threads and the dynamic loader."""
 
 
 class Severity(enum.Enum):
@@ -28,8 +28,7 @@ class Severity(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something is written: file, line (from 1, 0 if unknown) and path of keys
-    (``slices[0].sources``)."""
+    """A position in a file: line (from 1, 0 if unknown) and key path (``slices[0].sources``)."""
 
     file: str
     line: int = 0
@@ -46,9 +45,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to say: what is so (``cause``), where, and what to do (``remedy``).
+    """One warning or error: the cause, the place, and what to do (``remedy``).
 
-    ``code`` names the kind of finding for programs, in words joined by hyphens.
+    ``code`` identifies the kind of finding for programs, in hyphenated words.
     """
 
     cause: str
@@ -67,10 +66,10 @@ E = TypeVar("E", bound="LoomError")
 class LoomError(Exception):
     """Base of every error that is reported without a traceback.
 
-    An error is one finding, or several that are reported together. Its message is a lowercase
-    line each: where, what (names quoted), why, and how to mend it. ``exit_code`` is the process's
-    exit status: 1 failed while running (resumable), 2 wrong usage, configuration or checkpoint;
-    ``kind`` is the code of findings that have no more precise one.
+    An error contains one or more findings. Its message has a lowercase line for each: place, what
+    (names quoted), why, and the remedy. ``exit_code`` is the exit status of the process: 1 failed
+    while running (resumable), 2 invalid usage, configuration or checkpoint. ``kind`` is the default
+    code of findings.
     """
 
     exit_code = 2
@@ -85,13 +84,13 @@ class LoomError(Exception):
 
     @classmethod
     def of(cls: type[E], findings: Sequence[Finding]) -> E:
-        """One error for one or more findings, whose message has a line for each."""
+        """An error for one or more findings."""
         error = cls("\n".join(map(str, findings)))
         error.findings = tuple(findings)
         return error
 
     def at(self: E, place: Place | None) -> E:
-        """The same error, at ``place`` where it has none yet."""
+        """The same error, with ``place`` for findings that have none."""
         return self.of([replace(each, place=each.place or place) for each in self.findings])
 
     @property
@@ -101,27 +100,27 @@ class LoomError(Exception):
 
     @property
     def cause(self) -> str:
-        """What is wrong, without place and remedy; of the first error."""
+        """What is wrong, without place and remedy (of the first error)."""
         return self._first.cause
 
     @property
     def place(self) -> Place | None:
-        """Where it is wrong, if it is in a file; of the first error."""
+        """The place in a file, if any (of the first error)."""
         return self._first.place
 
     @property
     def remedy(self) -> str:
-        """How to mend it, empty if the cause says so or it is not known; of the first error."""
+        """How to fix it; empty if the cause implies it or it is unknown (of the first error)."""
         return self._first.remedy
 
     @property
     def code(self) -> str:
-        """The kind of error for programs; of the first error."""
+        """The kind of error, for programs (of the first error)."""
         return self._first.code
 
 
 class ConfigError(LoomError):
-    """A configuration that means nothing, or not what its author can have meant."""
+    """An invalid configuration, or one that cannot be what its author meant."""
 
     kind = "configuration"
 
@@ -133,32 +132,32 @@ class CheckpointError(LoomError):
 
 
 class BudgetError(LoomError):
-    """A memory budget that cannot work; the message names the smallest one that can."""
+    """A memory budget that is too small; the message names the smallest one that works."""
 
     kind = "budget"
 
 
 class DeviceError(LoomError):
-    """A device that is asked for and is not there."""
+    """A requested device that is not available."""
 
     kind = "device"
 
 
 class OutputError(LoomError):
-    """An output directory that must not or cannot be written."""
+    """An output directory that cannot or must not be written."""
 
     kind = "output"
 
 
 class RunError(LoomError):
-    """The run failed; what is finished is kept, and the same command continues."""
+    """The run failed; finished work is kept, and the same command continues."""
 
     exit_code = 1
     kind = "run"
 
 
 def is_memory_short(error: BaseException) -> bool:
-    """Whether ``error`` is what Python, the system or torch raises for want of memory."""
+    """Whether ``error`` was raised by Python, the system or torch for lack of memory."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     worded = isinstance(error, (RuntimeError, ImportError))

@@ -1,4 +1,4 @@
-"""Python's search for reference cycles, where there is nothing to find and much to look through."""
+"""Pauses Python's cyclic garbage collector while many objects without cycles are created."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Pause it for the whole process; where it is paused already, it stays so."""
+    """Pause it for the whole process; no effect if it is already paused."""
     enabled = gc.isenabled()
     gc.disable()
     try:

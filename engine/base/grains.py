@@ -1,9 +1,9 @@
 """The grain: the fixed unit of arithmetic that makes results independent of the budget.
 
-A tensor is cut into grains by its shape and access pattern alone. A tile, the unit of
-scheduling, is a run of whole grains, and its length depends on the budget. Every operation is
-issued grain by grain, and every reduction combines per-grain results in grain order: so neither
-the tile size, nor the number of threads, nor the budget can change a bit of the output.
+The grains of a tensor depend only on its shape and access pattern. A tile, the unit of
+scheduling, is a run of whole grains whose length depends on the budget. Every operation works
+grain by grain, and every reduction combines per-grain results in grain order, so tile size, number
+of threads and budget do not change a bit of the output.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import math
 from mergeloom.engine.base.records import dataclass
 
 GRAIN_ELEMENTS = 1 << 19
-"""Elements of one grain: 2 MiB of float32, so that a chain of operations stays in cache."""
+"""Elements of a grain: 2 MiB of float32, so that chained operations stay in the CPU cache."""
 
 
 class Access(enum.IntEnum):
-    """What of its inputs a kernel must see to compute a part of its output (least first)."""
+    """The part of its inputs that a kernel needs to compute part of its output (least first)."""
 
     ELEMENTWISE = 0
     ROWWISE = 1
@@ -28,7 +28,7 @@ class Access(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grains:
-    """The partition of one tensor: grain ``i`` holds elements ``[i*size, min((i+1)*size, total))``.
+    """The partition of one tensor: grain ``i`` is elements ``[i*size, min((i+1)*size, total))``.
 
     ``row`` is the number of elements in a row (the last dimension; 1 for a 0-d tensor).
     """
@@ -48,7 +48,7 @@ class Grains:
 
 
 def unit_of(shape: tuple[int, ...], access: Access) -> int:
-    """Elements of an input of ``shape`` that a kernel of this access pattern sees at once."""
+    """Number of elements of an input of ``shape`` that a kernel with this access needs at once."""
     if access is Access.ELEMENTWISE or not shape:
         return 1
     if access is Access.WHOLE:
@@ -57,12 +57,12 @@ def unit_of(shape: tuple[int, ...], access: Access) -> int:
 
 
 def partition(shape: tuple[int, ...], access: Access, unit: int = 1) -> Grains:
-    """Cut a tensor of ``shape`` into grains that a kernel of this access pattern can work on.
+    """Partition a tensor of ``shape`` into grains for a kernel with this access pattern.
 
     Elementwise kernels get `GRAIN_ELEMENTS` elements, rowwise kernels as many whole rows as fit
-    into that (at least one), matrixwise kernels as many whole matrices (of the last two
-    dimensions), whole kernels everything at once. ``unit`` elements are not separated either:
-    `unit_of` kernels that it is made of, whose inputs have other rows.
+    (at least one), matrixwise kernels as many whole matrices (of the last two dimensions), whole
+    kernels everything at once. Runs of ``unit`` elements are not split either: the `unit_of`
+    fused kernels whose inputs have other rows.
     """
     total = math.prod(shape)
     row = shape[-1] if shape else 1

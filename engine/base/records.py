@@ -1,10 +1,10 @@
-"""Immutable records: dataclasses that share methods, and whose constructor is compiled when called.
+"""Immutable records: dataclasses that share methods and compile their constructor on first use.
 
-For each frozen dataclass the standard library writes and compiles six methods, which takes half a
-millisecond; a start has hundreds of classes, and a merge makes records of a third of them. Here
-`==`, `hash`, `repr` and what keeps a record from being changed are the same functions for all, and
-``__init__`` is made with the first record. For `fields`, `replace`, `asdict`, subclasses and type
-checkers these classes are the dataclasses that they look like.
+For each frozen dataclass, the standard library generates and compiles six methods, which takes half
+a millisecond; start-up creates hundreds of classes, and a merge uses a third of them. Here `==`,
+`hash`, `repr` and the guards against assignment are shared functions, and ``__init__`` is generated
+when the first record is created. For `fields`, `replace`, `asdict`, subclasses and type checkers,
+these classes are ordinary dataclasses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 __all__ = ["WRITTEN", "dataclass", "record"]
 
 WRITTEN = "<constructor of a record>"
-"""The file that constructors are said to be from."""
+"""The file name of generated constructors in tracebacks."""
 
 if TYPE_CHECKING:
     from dataclasses import dataclass
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
 
     def dataclass(cls=None, /, *, frozen=False, eq=True, repr=True, **options):
-        """`dataclasses.dataclass`, with shared methods where the class is ``frozen``."""
+        """`dataclasses.dataclass`, with shared methods if ``frozen``."""
 
         def decorate(cls):
             if not frozen:
@@ -36,10 +36,10 @@ else:
         return decorate if cls is None else decorate(cls)
 
     def record(*, frozen, slots, eq=True):
-        """The same for records that are made by the hundred thousand, one or more for each tensor.
+        """The same for records created by the hundred thousand, such as those for each tensor.
 
-        That a frozen dataclass sets each field by a function call makes one take four times as
-        long. Here a type checker alone forbids changes; at run time they are not looked for.
+        A frozen dataclass sets each field by a function call, which makes creation four times as
+        slow. Here immutability is enforced only by the type checker, not at run time.
         """
 
         def decorate(cls):
@@ -65,7 +65,7 @@ def _made(
     if shows and "__repr__" not in own:
         methods["__repr__"] = _repr
     makes = "__init__" not in own
-    doc, cls.__doc__ = cls.__doc__, "told"  # or a signature is made up, of the wrong constructor
+    doc, cls.__doc__ = cls.__doc__, "told"  # or dataclasses would document the wrong signature
     process = dataclasses.dataclass(init=False, repr=False, eq=False, frozen=inherits, **options)
     made: Any = process(cls)
     made.__doc__ = doc
@@ -114,8 +114,8 @@ def _first_call(cls: Any, guarded: bool) -> Callable[..., None]:
 
 
 def constructor(cls: Any, guarded: bool) -> Callable[..., None]:
-    """The ``__init__`` of a record: a parameter a field, in order. What is ``guarded`` cannot be
-    assigned to."""
+    """The ``__init__`` of a record, with one parameter per field. Fields of ``guarded`` records
+    cannot be assigned to."""
     scope: dict[str, Any] = {"_set": object.__setattr__, "_MISSING": MISSING}
     places: list[str] = []
     keywords: list[str] = []
@@ -159,7 +159,7 @@ def _repr(self: Any) -> str:
 
 
 def _is_kept(self: Any, name: str) -> bool:
-    """Whether an attribute is a record's; classes made of records may have others."""
+    """Whether an attribute is a field of the record; subclasses may have others."""
     kind = type(self)
     return "__dataclass_fields__" in vars(kind) or name in kind.__dataclass_fields__
 
@@ -177,7 +177,7 @@ def _no_deletion(self: Any, name: str) -> None:
 
 
 def _state(self: Any) -> dict[str, Any]:
-    """What is copied and pickled."""
+    """The state for copying and pickling."""
     names = (each.name for each in dataclasses.fields(self))
     found = {name: getattr(self, name) for name in names if hasattr(self, name)}
     return {**getattr(self, "__dict__", {}), **found}
@@ -194,4 +194,4 @@ _GUARDS = {
     "__getstate__": _state,
     "__setstate__": _set_state,
 }
-"""What makes the records of a class frozen, and lets them be copied and pickled all the same."""
+"""Methods that make records immutable, but allow copying and pickling."""

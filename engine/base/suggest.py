@@ -1,4 +1,4 @@
-"""The valid name that a misspelt one is most like."""
+"""Suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import difflib
 from collections.abc import Iterable
 
 _LISTED = 30
-"""Names that a message lists."""
+"""Maximum number of names listed in a message."""
 _LONGEST = 1000
-"""Characters of a name that is compared with others."""
+"""Maximum number of characters of a name that are compared."""
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """``did you mean 'x'?`` with the closest of the valid names, or else the list of them."""
+    """``did you mean 'x'?`` with the closest valid name, or else a list of valid names."""
     names = sorted(set(valid))
     close = nearest(name, names)
     if close is not None:
@@ -22,9 +22,9 @@ def suggest(name: str, valid: Iterable[str]) -> str:
 
 
 def nearest(name: str, valid: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The valid name that is most like ``name``, whatever its case; ``None`` if none is.
+    """The valid name most similar to ``name``, ignoring case; ``None`` if none is similar.
 
-    ``likeness`` is the least ratio of equal letters, from 0 to 1.
+    ``likeness`` is the minimum ratio of matching characters, from 0 to 1.
     """
     folded: dict[str, str] = {}
     for each in sorted(set(valid)):

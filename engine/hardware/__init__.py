@@ -1,1 +1,1 @@
-"""What the machine has: memory, devices, machine code, measured rates."""
+"""The machine: memory, devices, machine code, measured rates."""

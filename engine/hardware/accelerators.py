@@ -1,8 +1,8 @@
-"""Which devices of this machine can compute, and how fast, without importing torch.
+"""The computing devices of this machine and their speed, without importing torch.
 
-NVIDIA's are asked for through the management library that comes with their driver (NVML): it
-opens no context on a device, so looking costs milliseconds and takes nothing. How fast
-a device computes is assumed from its kind.
+NVIDIA devices are queried through the management library of their driver (NVML), which opens no
+context on a device: the query takes milliseconds and no device memory. The speed of a device is
+assumed from its kind.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from mergeloom.engine.base.errors import DeviceError
 CPU, AUTO = "cpu", "auto"
 
 _LANE_BYTES = 0.985e9
-"""Bytes a second over one lane of PCI Express of the third generation; each later one doubles."""
+"""Bytes per second of one lane of PCI Express generation 3; each later generation doubles it."""
 _REACHED = 0.8
-"""Share of a bus's rate that large copies reach."""
+"""Share of the bus rate that large copies reach."""
 _USUAL_BUS = 12e9
 _UNIFIED_BUS = 60e9
 
@@ -36,12 +36,12 @@ _MPS_START = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """A device beside the CPU, as a schedule must know it.
+    """A device other than the CPU, as described to the scheduler.
 
-    ``name`` is its kind and number (``cuda:0``), ``title`` its maker's. What is on it may occupy
-    ``memory_bytes``. Bytes come and go at ``bus_rate`` a second, each way; arithmetic on grains
-    runs ``speed`` times as fast as on one core. ``double`` says whether it has float64. Using it
-    takes ``start_seconds`` once, and ``host_bytes`` of this machine's memory.
+    ``name`` is kind and number (``cuda:0``), ``title`` the product name. ``memory_bytes`` is the
+    device memory that may be used, ``bus_rate`` is in bytes per second in each direction, and
+    arithmetic on grains runs ``speed`` times as fast as on one core. ``double`` says whether it has
+    float64. Using it takes ``start_seconds`` once, and ``host_bytes`` of main memory.
     """
 
     name: str
@@ -55,14 +55,14 @@ class Accelerator:
 
     @property
     def kind(self) -> str:
-        """The part of its name that it shares with others of its make."""
+        """The part of the name before the number."""
         return self.name.partition(":")[0]
 
 
 def found_devices(compiles: Callable[[], bool]) -> tuple[Accelerator, ...]:
-    """The devices of this machine that can be used; their memory is what is free now.
+    """The usable devices of this machine, with their free memory.
 
-    NVIDIA's need a compiler: ``compiles`` says whether it is there.
+    NVIDIA devices need a compiler; ``compiles`` returns whether there is one.
     """
     if sys.platform == "darwin":
         return _apple()
@@ -73,13 +73,13 @@ def found_devices(compiles: Callable[[], bool]) -> tuple[Accelerator, ...]:
 def choose(
     wanted: str, vram: int | None, found: Callable[[], tuple[Accelerator, ...]]
 ) -> tuple[Accelerator, ...]:
-    """The devices that a run may use, each with the memory that it may use there.
+    """The devices that a run may use, each with its memory budget.
 
-    ``wanted`` is ``auto``, ``cpu``, a kind (``cuda``) or a name (``cuda:1``); ``vram`` the bytes
-    on each device, by default four fifths of what is free.
+    ``wanted`` is ``auto``, ``cpu``, a kind (``cuda``) or a name (``cuda:1``); ``vram`` is the
+    budget in bytes per device, by default 80% of the free memory.
 
     Raises:
-        DeviceError: what is wanted is not there, or means nothing.
+        DeviceError: the device is not available or not known.
     """
     kind, colon, number = wanted.partition(":")
     known = kind in (AUTO, CPU, "cuda", "mps") and (number.isdigit() if colon else True)
@@ -106,7 +106,7 @@ def choose(
 
 
 def nvidia_devices(library: Any, environment: Mapping[str, str]) -> Iterator[Accelerator]:
-    """The NVIDIA devices that CUDA shows to this process, numbered as it numbers them.
+    """The NVIDIA devices visible to this process, in CUDA's numbering.
 
     ``library`` is NVML, or ``None``.
     """
@@ -138,7 +138,7 @@ def _load_nvml() -> Any:
 
 
 def _visible(library: Any, setting: str | None) -> Iterator[ctypes.c_void_p]:
-    """Handles in CUDA's order: all, or those that the environment names, up to one it does not."""
+    """Handles in CUDA's order: all, or those named in the environment up to an invalid one."""
     if setting is None:
         count = ctypes.c_uint()
         if library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:

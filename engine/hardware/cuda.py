@@ -1,7 +1,7 @@
-"""NVIDIA's devices by the library that comes with their driver: no other library is loaded.
+"""Access to NVIDIA devices through the driver's library; no other library is loaded.
 
-Calls that only give orders keep the interpreter's lock, since to get it back may take longer than
-the order; those that wait let go of it.
+Calls that only enqueue work keep the interpreter's lock, because reacquiring it may take longer
+than the call; calls that wait release it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PORTABLE, _MAPPED = 1, 2
 _NOT_BLOCKING = 1
 _BLOCKING_SYNC = 1
 _MAJOR, _MINOR = 75, 76
-"""Attributes of a device: its compute capability."""
+"""Device attributes: major and minor compute capability."""
 
 
 class CudaError(RuntimeError):
@@ -26,15 +26,15 @@ class CudaError(RuntimeError):
 
 
 class CudaMemoryError(CudaError):
-    """There is not enough memory on a device: out of memory."""
+    """A device is out of memory."""
 
 
 @cache
 def _library(waits: bool) -> Any:
-    """The driver's library, its calls with the interpreter's lock or, where one ``waits``, without.
+    """The driver's library; its calls keep the interpreter's lock unless ``waits``.
 
     Raises:
-        CudaError: it is not there.
+        CudaError: it is not installed.
     """
     load = ctypes.CDLL if waits else ctypes.PyDLL
     for name in _NAMES:
@@ -61,7 +61,7 @@ def _raise(name: str, status: int) -> None:
 
 
 def capability_of(number: int) -> tuple[int, int]:
-    """The compute capability of a device, to which nothing is opened for that.
+    """The compute capability of a device, without opening a context.
 
     Raises:
         CudaError: there is no such device.
@@ -77,9 +77,9 @@ def capability_of(number: int) -> tuple[int, int]:
 
 
 class Context:
-    """What a process has on one device, shared with all else in it that uses CUDA.
+    """The process's context on one device, shared with other users of CUDA in the process.
 
-    Each thread that gives orders calls `enter` first.
+    Each thread that uses the device calls `enter` first.
 
     Raises:
         CudaError: there is no such device, or it cannot be used.
@@ -94,16 +94,16 @@ class Context:
         self.enter()
 
     def enter(self) -> None:
-        """Let this thread's orders go to this device."""
+        """Make this the current device of the calling thread."""
         _call("cuCtxSetCurrent", self._context)
 
     def release(self) -> None:
-        """Let go of the device; what was made in it must not be used any more."""
+        """Release the device; objects created in the context must not be used afterwards."""
         _call("cuDevicePrimaryCtxRelease_v2", self._device, waits=True)
 
     @staticmethod
     def settle() -> None:
-        """Return when all orders have been carried out."""
+        """Wait until all enqueued work is done."""
         _call("cuCtxSynchronize", waits=True)
 
 
@@ -111,7 +111,7 @@ def allocate(nbytes: int) -> int:
     """Address of ``nbytes`` uninitialised bytes on the device.
 
     Raises:
-        CudaMemoryError: there are not so many.
+        CudaMemoryError: there is not enough memory.
     """
     address = ctypes.c_uint64()
     _call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(nbytes, 1)), waits=True)
@@ -119,12 +119,12 @@ def allocate(nbytes: int) -> int:
 
 
 def free(address: int) -> None:
-    """Give back what `allocate` gave; waits for orders that are under way."""
+    """Free memory from `allocate`; waits for work in progress."""
     _call("cuMemFree_v2", ctypes.c_uint64(address), waits=True)
 
 
 def allocate_here(nbytes: int) -> int:
-    """Address of ``nbytes`` bytes of main memory that the device too reads and writes there."""
+    """Address of ``nbytes`` bytes of main memory that the device can access directly."""
     address = ctypes.c_void_p()
     flags = _PORTABLE | _MAPPED
     _call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(nbytes), flags, waits=True)
@@ -132,12 +132,12 @@ def allocate_here(nbytes: int) -> int:
 
 
 def free_here(address: int) -> None:
-    """Give back what `allocate_here` gave."""
+    """Free memory from `allocate_here`."""
     _call("cuMemFreeHost", ctypes.c_void_p(address), waits=True)
 
 
 def pin(address: int, nbytes: int) -> bool:
-    """Make pages of main memory immovable for copies; returns whether that was possible."""
+    """Pin pages of main memory for copies; returns whether that was possible."""
     library = _library(True)
     place = ctypes.c_void_p(address), ctypes.c_size_t(nbytes)
     return int(library.cuMemHostRegister_v2(*place, _PORTABLE)) == 0
@@ -155,7 +155,7 @@ class Event:
 
     def __init__(self) -> None:
         self._handle = ctypes.c_void_p()
-        # Waiting leaves the core to others.
+        # Block instead of spinning, to leave the core to other threads.
         _call("cuEventCreate", ctypes.byref(self._handle), _BLOCKING_SYNC)
 
     def __del__(self) -> None:
@@ -167,12 +167,12 @@ class Event:
         return self._handle
 
     def wait(self) -> None:
-        """Return when it is reached."""
-        if _library(False).cuEventQuery(self._handle):  # to be woken up takes its time
+        """Wait until it is reached."""
+        if _library(False).cuEventQuery(self._handle):  # query first: being woken up takes time
             _call("cuEventSynchronize", self._handle, waits=True)
 
     def seconds_since(self, earlier: Event) -> float:
-        """Time from another that was reached before."""
+        """Seconds since an earlier event."""
         milliseconds = ctypes.c_float()
         found = ctypes.byref(milliseconds)
         _call("cuEventElapsedTime", found, earlier.handle, self._handle)
@@ -180,52 +180,52 @@ class Event:
 
 
 class Stream:
-    """Orders that are carried out one after the other."""
+    """A queue of work that is executed in order."""
 
     def __init__(self) -> None:
         self._handle = ctypes.c_void_p()
         _call("cuStreamCreate", ctypes.byref(self._handle), _NOT_BLOCKING)
 
     def record(self, event: Event) -> None:
-        """Let ``event`` be the point that is reached after all orders so far."""
+        """Let ``event`` be reached when all work enqueued so far is done."""
         _call("cuEventRecord", event.handle, self._handle)
 
     def after(self, event: Event) -> None:
-        """Let what follows wait for ``event``."""
+        """Make subsequent work wait for ``event``."""
         _call("cuStreamWaitEvent", self._handle, event.handle, 0)
 
     def settle(self) -> None:
-        """Return when all orders so far have been carried out."""
+        """Wait until all work enqueued so far is done."""
         _call("cuStreamSynchronize", self._handle, waits=True)
 
     def upload(self, target: int, source: int, nbytes: int) -> None:
-        """Copy bytes of main memory to the device."""
+        """Copy bytes from main memory to the device."""
         here = ctypes.c_void_p(source)
         there = ctypes.c_uint64(target)
         _call("cuMemcpyHtoDAsync_v2", there, here, ctypes.c_size_t(nbytes), self._handle)
 
     def download(self, target: int, source: int, nbytes: int) -> None:
-        """Copy bytes of the device to main memory."""
+        """Copy bytes from the device to main memory."""
         here = ctypes.c_void_p(target)
         there = ctypes.c_uint64(source)
         _call("cuMemcpyDtoHAsync_v2", here, there, ctypes.c_size_t(nbytes), self._handle)
 
     def clear(self, address: int, nbytes: int) -> None:
-        """Set bytes of the device to 0."""
+        """Set bytes on the device to 0."""
         there = ctypes.c_uint64(address)
         _call("cuMemsetD8Async", there, ctypes.c_ubyte(0), ctypes.c_size_t(nbytes), self._handle)
 
     def launch(
         self, function: Any, grid: tuple[int, int], threads: int, given: Sequence[Any]
     ) -> None:
-        """Start a function of a `Module`; ``given`` are its arguments, of types of ctypes."""
+        """Launch a function of a `Module`; ``given`` are its arguments, as ctypes values."""
         places = (ctypes.c_void_p * len(given))(*map(ctypes.addressof, given))
         shape = *grid, 1, threads, 1, 1
         _call("cuLaunchKernel", function, *shape, 0, self._handle, places, None)
 
 
 class Module:
-    """Machine code of a device.
+    """Loaded device code.
 
     Raises:
         CudaError: it cannot be loaded.
@@ -236,7 +236,7 @@ class Module:
         _call("cuModuleLoadData", ctypes.byref(self._handle), ctypes.c_char_p(code), waits=True)
 
     def function(self, name: str) -> ctypes.c_void_p:
-        """A function that it has."""
+        """The function called ``name``."""
         found = ctypes.c_void_p()
         _call("cuModuleGetFunction", ctypes.byref(found), self._handle, name.encode())
         return found

@@ -1,8 +1,7 @@
-"""Machine code of CUDA devices, made by NVIDIA's run-time compiler and kept in the user's cache.
+"""CUDA device code, compiled by NVIDIA's run-time compiler and cached in the user's cache.
 
-The compiler (NVRTC) comes with torch's builds for CUDA, and as a package of its own; torch itself
-is not loaded. It is large: so it runs in a process of its own, once for a source and a kind of
-device.
+The compiler (NVRTC) comes with CUDA builds of torch, and as a separate package; torch itself is not
+loaded. Because it is large, it runs in a separate process, once per source and kind of device.
 
     python -m mergeloom.engine.hardware.device_code SOURCE MAJOR MINOR > CODE
 """
@@ -26,15 +25,15 @@ from mergeloom.engine.hardware.profile import cache_directory
 
 _PATTERNS = ("libnvrtc.so*", "nvrtc64_*_0.dll")
 _SYSTEM = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
-# Results are those of the CPU's code: no product and sum may become one operation unasked.
+# Products and sums must not be fused, so that results equal the CPU's.
 _OPTIONS = (b"--fmad=false", b"--std=c++17")
 _PATIENCE = 120.0
-"""Seconds after which the compiler is given up."""
+"""Timeout of the compiler in seconds."""
 _ROOT = Path(__file__).absolute().parents[__name__.count(".") if __name__ != "__main__" else 3]
 
 
 def compiler() -> str | None:
-    """Where the compiler is, or its name where the system knows it; ``None``: there is none."""
+    """Path of the compiler, or its name if the system finds it; ``None`` if there is none."""
     for folder in _folders():
         for pattern in _PATTERNS:
             for path in sorted(folder.glob(pattern)):
@@ -48,7 +47,7 @@ def compiler() -> str | None:
 
 
 def _folders() -> Iterator[Path]:
-    """Where packages put it: NVIDIA's own, and torch."""
+    """Directories where NVIDIA's package and torch install it."""
     for package, inside in (("nvidia", ("*/lib", "*/bin", "*/bin/*")), ("torch", ("lib",))):
         found = util.find_spec(package)
         for root in (found.submodule_search_locations or ()) if found else ():
@@ -57,16 +56,16 @@ def _folders() -> Iterator[Path]:
 
 
 def device_code(source: Path, capability: tuple[int, int]) -> bytes:
-    """The machine code of a source for devices of a compute capability, or what their driver
-    makes that of.
+    """The compiled code of a source for a compute capability (machine code, or PTX that the driver
+    compiles).
 
     Raises:
-        NativeError: there is none, and it cannot be made.
+        NativeError: it is not cached and cannot be compiled.
     """
     library = compiler()
     if library is None:
         raise NativeError(
-            "NVIDIA's run-time compiler is not there: install a build of torch for CUDA, or the "
+            "NVIDIA's run-time compiler is not installed: install a CUDA build of torch, or the "
             "package nvidia-cuda-nvrtc"
         )
     content = source.read_bytes()
@@ -100,21 +99,23 @@ def device_code(source: Path, capability: tuple[int, int]) -> bytes:
 
 def _keep(path: Path, code: bytes) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)  # for this user alone
+    descriptor, temporary = tempfile.mkstemp(
+        prefix=".", dir=path.parent
+    )  # readable by this user only
     with open(descriptor, "wb") as file:
         file.write(hashlib.sha256(code).hexdigest().encode() + b"\n" + code)
     os.replace(temporary, path)
 
 
 def compiled(library: str, source: bytes, capability: tuple[int, int]) -> bytes:
-    """What the compiler makes of a source: code for the device, or where it does not know it, the
-    driver's language (PTX) for the newest one before it.
+    """Compile a source: to machine code for the device or, if the compiler does not know it, to PTX
+    for the newest earlier device.
 
     Raises:
-        NativeError: it cannot be loaded, or refuses the source.
+        NativeError: the compiler cannot be loaded, or rejects the source.
     """
     try:
-        # It looks for a part of itself by name, which is found once it is loaded.
+        # It looks up this library by name, which works once it is loaded.
         for part in sorted(Path(library).parent.glob("libnvrtc-builtins.so*")):
             ctypes.CDLL(str(part), mode=ctypes.RTLD_GLOBAL)
         nvrtc = ctypes.CDLL(library)
@@ -144,7 +145,7 @@ def compiled(library: str, source: bytes, capability: tuple[int, int]) -> bytes:
 
 
 def _known(nvrtc: Any) -> list[int]:
-    """The compute capabilities that a compiler knows, lowest first, as two digits in one."""
+    """The supported compute capabilities, ascending, as 10 · major + minor."""
     count = ctypes.c_int()
     nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
     found = (ctypes.c_int * count.value)()
@@ -166,7 +167,7 @@ def _check(nvrtc: Any, status: int, program: ctypes.c_void_p) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the code of a source to standard output; the result is an exit status."""
+    """Write the compiled code of a source to standard output; returns the exit status."""
     source, major, minor = arguments
     library = compiler()
     if library is None:

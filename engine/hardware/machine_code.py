@@ -1,7 +1,7 @@
-"""Machine code of functions that a compiler makes, kept in the user's cache.
+"""Compiled functions, cached as machine code in the user's cache directory.
 
-A compiler is large and slow to start. So it runs in processes of its own, once, before a merge
-takes any memory; loading what it made takes some milliseconds.
+The compiler is large and slow to start. So it runs in separate processes, once, before a merge
+takes any memory; loading its output takes a few milliseconds.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ if TYPE_CHECKING:
     from llvmlite import binding
 
 INT, FLOAT, NOTHING = "i", "d", "v"
-"""Types of arguments and results: 64 bits each; addresses are integers."""
+"""Types of arguments and results, 64 bits each; addresses are integers."""
 
 _TYPES = {INT: ctypes.c_int64, FLOAT: ctypes.c_double, NOTHING: None}
 
 _COMPILER, _LINKER = "numba", "llvmlite"
 
 _ROOT = Path(__file__).absolute().parents[__name__.count(".")]
-"""Where the packages lie, so that another process finds the same ones."""
+"""Location of the packages, so that another process imports the same ones."""
 
 _COMPILERS = 4
-"""Compilers that run at once, at most: each takes some hundred megabytes."""
+"""Maximum number of compilers running at once; each takes several hundred megabytes."""
 
 _PATIENCE = 600.0
-"""Seconds after which a compiler is given up."""
+"""Timeout of a compiler in seconds."""
 
 Function = Callable[..., Any]
 
 
 class NativeError(Exception):
-    """Machine code cannot be made, or not be used here; the message is one line."""
+    """Machine code cannot be compiled or used here; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Native:
-    """One function: its name, where it begins, its types, and the processor it is made for."""
+    """One function: its name, entry symbol, types, and the processor it is compiled for."""
 
     name: str
     symbol: str
@@ -64,7 +64,7 @@ class Native:
     code: bytes
 
     def save(self, directory: Path) -> None:
-        """Write it to its file in ``directory``: all of it, or nothing."""
+        """Write it atomically to its file in ``directory``."""
         about = {key: value for key, value in asdict(self).items() if key != "code"}
         content = json.dumps(about).encode() + b"\n" + self.code
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -80,10 +80,10 @@ class Native:
 
     @staticmethod
     def read(path: Path) -> Native:
-        """What `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            NativeError: it is damaged, or others may have written it, or it is something else.
+            NativeError: it is damaged, writable by others, or something else.
             OSError: it cannot be read.
         """
         for each in (path, path.parent):
@@ -102,10 +102,10 @@ class Native:
         return found
 
     def load(self) -> Function:
-        """The function, to be called with numbers.
+        """Load the function; it is called with numbers.
 
         Raises:
-            NativeError: it is made for another processor.
+            NativeError: it was compiled for another processor.
         """
         from llvmlite import binding
 
@@ -116,15 +116,15 @@ class Native:
         engine.finalize_object()
         types: list[Any] = [_TYPES[kind] for kind in (self.result, *self.arguments)]
         called = ctypes.CFUNCTYPE(*types)(engine.get_function_address(self.symbol))
-        called.belongs_to = engine  # type: ignore[attr-defined]  # as long as it may be called
+        called.belongs_to = engine  # type: ignore[attr-defined]  # keeps the engine alive
         return called
 
 
 @dataclass(frozen=True)
 class Library:
-    """Functions that a module makes machine code of; ``sources`` is the folder of their code.
+    """Functions compiled by a module; ``sources`` is the folder of their source code.
 
-    As a program ``builder`` is given a directory and names, and saves a `Native` of each there.
+    Run as a program with a directory and names, ``builder`` saves a `Native` of each there.
     """
 
     builder: str
@@ -132,7 +132,7 @@ class Library:
 
     @property
     def directory(self) -> Path:
-        """Where the machine code for this version, on this machine, is kept."""
+        """Directory of the machine code for this version and machine."""
         digest = hashlib.sha256()
         for path in (Path(__file__), *sorted(self.sources.glob("*.py"))):
             digest.update(path.read_bytes())
@@ -140,7 +140,7 @@ class Library:
         return cache_directory() / "loops" / digest.hexdigest()[:32]
 
     def built(self) -> frozenset[str]:
-        """The names of what is there as machine code, undamaged."""
+        """The names of the functions that are cached and undamaged."""
         found = set()
         with contextlib.suppress(OSError, RuntimeError):
             for path in self.directory.iterdir():
@@ -149,7 +149,7 @@ class Library:
         return frozenset(found)
 
     def build(self, names: frozenset[str]) -> None:
-        """Make machine code of functions, in other processes, a few at a time.
+        """Compile functions in other processes, a few at a time.
 
         Raises:
             NativeError: it failed.
@@ -157,7 +157,7 @@ class Library:
         try:
             directory = self.directory
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=directory):  # or else all would be in vain
+            with tempfile.TemporaryFile(dir=directory):  # check that the result can be stored
                 pass
             some = max(1, min(len(names), os.cpu_count() or 1, _COMPILERS))
             ordered = sorted(names)
@@ -189,7 +189,7 @@ class Library:
         """The functions with these names.
 
         Raises:
-            NativeError: they are not there, or cannot be used.
+            NativeError: they are missing, or cannot be used.
         """
         try:
             return {name: _loaded(self.directory / name) for name in sorted(names)}
@@ -198,7 +198,7 @@ class Library:
 
 
 def is_private(path: Path) -> bool:
-    """Whether only this user, and who may do anything, can write there."""
+    """Whether only this user and root can write there."""
     found = path.stat()
     own = not hasattr(os, "geteuid") or found.st_uid in (os.geteuid(), 0)
     return own and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -222,14 +222,14 @@ def _one_line(error: Exception) -> str:
 
 
 def host() -> tuple[str, str]:
-    """The processor at hand and its features, as the compiler names them."""
+    """This processor and its features, in the compiler's terms."""
     from llvmlite import binding
 
     return str(binding.get_host_cpu_name()), str(binding.get_host_cpu_features().flatten())
 
 
 def target_machine() -> binding.TargetMachine:
-    """Makes and loads code for the processor at hand."""
+    """The compiler target for this processor."""
     from llvmlite import binding
 
     binding.initialize_native_target()
@@ -242,7 +242,7 @@ def target_machine() -> binding.TargetMachine:
 
 
 def _processor() -> str:
-    """What tells processors apart that need different code, without the compiler's help."""
+    """Identifies processors that need different code, without loading the compiler."""
     told = ("vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features")
     try:
         with open("/proc/cpuinfo") as file:

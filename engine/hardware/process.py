@@ -1,4 +1,4 @@
-"""What this machine and this process have: cores, memory, limits."""
+"""Cores, memory and limits of this machine and process."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ _ROUND = 16 * MIB
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 _RUNTIME_BYTES = 288 * MIB
-"""Memory that importing and using torch adds at least. Less is not believed of any run: the kernel
-maps what surrounds a page of a library where it is cached, which makes 70 MiB of difference."""
+"""Minimum memory for importing and using torch. Smaller measurements are ignored: the kernel also
+maps cached pages around a used page of a library, which varies by 70 MiB."""
 
 _ACCELERATED_RUNTIME_BYTES = 1024 * MIB
-"""The same for builds of torch that carry an accelerator's libraries, until it was measured."""
+"""The same for accelerator builds of torch, until it has been measured."""
 
 _RUNTIME, _RATES, _RATIOS = "runtime_bytes", "rates", "ratios"
 _MOST_RATIOS = 8
 _TELLING = 2.0
-"""Seconds of a run from which others can be judged."""
-"""Sections of what is remembered."""
+"""Minimum duration in seconds of a run used to calibrate estimates."""
+"""Sections of the profile file."""
 
 
 def available_threads() -> int:
-    """Cores that this process may use."""
+    """Number of cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def resident_bytes() -> int:
-    """Memory that this process occupies now, as the kernel counts it."""
+    """Current resident memory of this process in bytes, as counted by the kernel."""
     return int(_process(os.getpid()).memory_info().rss)
 
 
 @cache
 def _process(number: int) -> psutil.Process:
-    # Each new one looks up when the process began.
+    # Cached, because each new object looks up the start time of the process.
     return psutil.Process(number)
 
 
 def peak_bytes() -> int:
-    """The most memory that this process ever occupied, as the kernel counts it."""
+    """Peak resident memory of this process in bytes, as counted by the kernel."""
     try:
-        # What getrusage tells on Linux includes the process that this one was forked from.
+        # On Linux, getrusage includes the peak of the process this one was forked from.
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -67,7 +67,7 @@ def peak_bytes() -> int:
         pass
     try:
         import resource
-    except ImportError:  # Windows, where psutil asks the system
+    except ImportError:  # Windows: use psutil
         memory = _process(os.getpid()).memory_info()
         return int(getattr(memory, "peak_wset", memory.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -75,7 +75,7 @@ def peak_bytes() -> int:
 
 
 def device_bytes() -> tuple[int, int] | None:
-    """Bytes that this process read from and wrote to storage, as the kernel counts them."""
+    """Bytes this process read from and wrote to storage; ``None`` if the kernel does not tell."""
     try:
         counters = psutil.Process().io_counters()
     except (AttributeError, psutil.Error, OSError):
@@ -84,11 +84,11 @@ def device_bytes() -> tuple[int, int] | None:
 
 
 def bound_heap() -> None:
-    """Let glibc give freed memory back at once, for the rest of the process.
+    """Make glibc return freed memory immediately, for the rest of the process.
 
-    Its defaults adapt: once a large piece was freed, pieces of that size come from the heap,
-    which long-lived small ones then keep from shrinking. Hundreds of megabytes over the budget
-    were seen so. Elsewhere than with glibc this does nothing.
+    By default glibc adapts: once a large block was freed, blocks of that size come from the heap,
+    which long-lived small blocks then keep from shrinking. That exceeded the budget by hundreds of
+    megabytes. No effect with other C libraries.
     """
     mallopt = _of_glibc("mallopt")
     for option, value in (
@@ -100,17 +100,17 @@ def bound_heap() -> None:
 
 
 def trim_heap() -> None:
-    """Give back what lies free between pieces of the heap that are in use.
+    """Return free memory between used blocks of the heap to the system.
 
-    Arithmetic leaves gaps between long-lived small pieces: a hundred megabytes of
-    them were seen. It takes a millisecond. Elsewhere than with glibc this does nothing.
+    Arithmetic leaves gaps between long-lived small blocks, a hundred megabytes in one case. Takes
+    a millisecond. No effect with other C libraries.
     """
     _of_glibc("malloc_trim")(0)
 
 
 @cache
 def _of_glibc(function: str) -> Callable[..., object]:
-    """A function of glibc, or one that does nothing where that is not the C library."""
+    """A function of glibc, or a no-op with other C libraries."""
     try:
         found: Callable[..., object] = getattr(ctypes.CDLL(None), function)
     except (AttributeError, OSError, TypeError):
@@ -119,28 +119,28 @@ def _of_glibc(function: str) -> Callable[..., object]:
 
 
 def memory_limit() -> int:
-    """Bytes of memory that this process may hope for: what is available, cgroups respected."""
+    """Bytes of memory available to this process, respecting cgroup limits."""
     limits = [psutil.virtual_memory().available + resident_bytes()]
     limits += [limit for path in _cgroup_limit_files() if (limit := _read_limit(path))]
     return min(limits)
 
 
 def machine_bytes() -> int:
-    """Bytes of memory that this machine has for this process: all of it, cgroups respected."""
+    """Total bytes of memory of this machine, respecting cgroup limits."""
     limits = [psutil.virtual_memory().total]
     limits += [limit for path in _cgroup_limit_files() if (limit := _read_limit(path))]
     return min(limits)
 
 
 def default_budget() -> int:
-    """The RAM budget where none is given: four fifths of what is available."""
+    """The default RAM budget: 80% of the available memory."""
     return memory_limit() * 4 // 5
 
 
 def this_machine(arithmetic: Arithmetic, torch: Arithmetic, threads: int | None = None) -> Machine:
-    """What a schedule made in this process has to reckon with, devices apart.
+    """The machine as described to the scheduler, without devices.
 
-    The CPU computes by ``arithmetic``, and what that cannot do by ``torch``.
+    The CPU computes with ``arithmetic``, or with ``torch`` if that cannot.
     """
     occupied = -(-resident_bytes() // _ROUND) * _ROUND
     runtime = runtime_bytes() if runtime_is_ahead() else 0
@@ -149,17 +149,17 @@ def this_machine(arithmetic: Arithmetic, torch: Arithmetic, threads: int | None 
 
 
 def devices() -> tuple[Accelerator, ...]:
-    """The devices that can compute beside the CPU, with the memory that is free there now."""
+    """The usable devices other than the CPU, with their free memory."""
     return found_devices(lambda: compiler() is not None)
 
 
 def runtime_is_ahead() -> bool:
-    """Whether torch is still to be imported, and its memory to be taken."""
+    """Whether torch has not been imported yet."""
     return "torch" not in sys.modules
 
 
 def runtime_bytes() -> int:
-    """Memory that torch will add to this process: as measured by earlier runs, or assumed."""
+    """Memory in bytes that torch will add to this process, measured by earlier runs or assumed."""
     remembered = _remembered_runtime()
     if remembered is not None:
         return remembered
@@ -169,9 +169,9 @@ def runtime_bytes() -> int:
 
 
 def remember_runtime_bytes(measured: int) -> None:
-    """Record what torch took in a run, for the plans to come.
+    """Record the memory that torch took in a run, for future plans.
 
-    Plans are upper bounds, so the most that was ever measured counts.
+    Plans are upper bounds, so the maximum ever measured is kept.
     """
     rounded = max(-(-measured // _ROUND) * _ROUND, _RUNTIME_BYTES)
     if rounded > (_remembered_runtime() or 0):
@@ -179,12 +179,12 @@ def remember_runtime_bytes(measured: int) -> None:
 
 
 def remembered_rates() -> Rates:
-    """How fast this machine was in earlier runs."""
+    """The rates measured in earlier runs."""
     return Rates.of_record(recall(_RATES))
 
 
 def remembered_ratios() -> tuple[float, ...]:
-    """How much longer than estimated the latest runs took, as factors."""
+    """Ratios of actual to estimated time of the latest runs."""
     found = recall(_RATIOS)
     if not isinstance(found, list):
         return ()
@@ -193,14 +193,14 @@ def remembered_ratios() -> tuple[float, ...]:
 
 
 def remember_ratio(seconds: float, estimated: float) -> None:
-    """Keep how long a run took that was ``estimated`` to take some seconds; of short ones most is
-    beginning and end, which say nothing of others."""
+    """Record actual and ``estimated`` seconds of a run. Short runs are ignored: most of their time
+    is start-up and shutdown."""
     if min(seconds, estimated) >= _TELLING:
         keep(_RATIOS, [*remembered_ratios(), seconds / estimated][-_MOST_RATIOS:])
 
 
 def remember_rates(samples: Mapping[str, Sample]) -> None:
-    """Record what a run has measured, for the plans to come."""
+    """Record the rates measured by a run, for future plans."""
     if samples:
         keep(_RATES, dict(remembered_rates().learnt(samples).measured))
 
@@ -219,7 +219,7 @@ def _torch_version() -> str:
 
 
 def _cgroup_limit_files() -> list[Path]:
-    """Limit files of every cgroup that this process is in, up to the root (versions 1 and 2)."""
+    """Limit files of every cgroup of this process, up to the root (versions 1 and 2)."""
     root = Path("/sys/fs/cgroup")
     files: list[Path] = []
     try:

@@ -1,7 +1,7 @@
-"""What runs leave to those to come on this machine: one small file in the user's cache.
+"""Measurements kept for future runs on this machine: one small file in the user's cache directory.
 
-It is a hint. That it cannot be read or written is no matter, and nobody vouches for what stands in
-it: whoever takes something out checks that it makes sense.
+It is only a hint: failures to read or write it are ignored, and its contents are not trusted, so
+callers validate what they read.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _LIMIT = 64 << 10
 
 
 def recall(section: str) -> Any:
-    """What was kept as ``section``; ``None`` if nothing was."""
+    """The stored value of ``section``; ``None`` if there is none."""
     return _content().get(section)
 
 
 def keep(section: str, value: Any) -> None:
-    """Keep ``value``, which is plain data, in place of what was kept as ``section``."""
+    """Store ``value``, which is plain data, as ``section``."""
     content = json.dumps({**_content(), section: value})
-    if len(content) > _LIMIT:  # never so by what is kept here, but by what others wrote
+    if len(content) > _LIMIT:  # only if others wrote to it
         content = json.dumps({section: value})
     try:
         path = _path()
@@ -32,7 +32,7 @@ def keep(section: str, value: Any) -> None:
         temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_text(content)
         os.replace(temporary, path)
-    except (OSError, RuntimeError):  # there may be no home
+    except (OSError, RuntimeError):  # there may be no home directory
         pass
 
 
@@ -54,10 +54,10 @@ def _path() -> Path:
 
 
 def cache_directory() -> Path:
-    """Where this program keeps what can be had anew.
+    """The cache directory of this program.
 
     Raises:
-        RuntimeError: there is no home.
+        RuntimeError: there is no home directory.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "mergeloom"

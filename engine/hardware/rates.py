@@ -1,7 +1,7 @@
-"""How fast this machine is: what runs have measured, and what is assumed until they have.
+"""Speed of this machine: measured by earlier runs, or assumed.
 
-A finished run leaves a `Sample` of each rate that it could measure; the next plan decides by
-`Rates`. Everything here is decision and record, without I/O; `engine.hardware.profile` keeps it.
+A finished run yields a `Sample` of each rate it could measure; the next plan uses `Rates`. This
+module does no I/O; `engine.hardware.profile` stores the rates.
 
     rate       unit                       measured from
     storage    bytes a second             bytes moved / time in which any request was under way
@@ -23,7 +23,7 @@ from itertools import accumulate
 from mergeloom.engine.hardware.accelerators import Accelerator
 
 STORAGE_RATE = 3e9
-"""Bytes a second that storage is assumed to give and take."""
+"""Assumed storage rate in bytes per second."""
 
 _STORAGE, _CPU, _COMPILED = "storage", "cpu", "cpu compiled"
 _SPEED, _BUS = "device speed: ", "device bus: "
@@ -39,17 +39,17 @@ _MOST = 64
 _LONGEST_NAME = 200
 
 _LEAST_SECONDS = 1.0
-"""Seconds of work below which nothing is measured: beginning and end would be most of it."""
+"""Minimum seconds of work for a measurement; below, start and end effects dominate."""
 _LEAST_BYTES = 256 << 20
 _REALLY_STORED = 0.9
-"""Share of the bytes that must have come from storage itself: a page cache says nothing of it."""
+"""Minimum share of bytes that came from storage, not from the page cache."""
 _WAITED_FOR = 0.8
-"""Share of the time in which storage is busy where a run waits for it."""
+"""Share of time that storage is busy in a run limited by storage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One rate as one run has measured it; with ``at_least`` it may be higher."""
+    """One rate measured by one run; with ``at_least`` it is a lower bound."""
 
     value: float
     at_least: bool = False
@@ -57,13 +57,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Rates that were measured, by name; what was not is assumed."""
+    """Measured rates by name; others are assumed."""
 
     measured: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
     def of_record(found: object) -> Rates:
-        """The rates that a record of them holds; what means nothing in it is left out."""
+        """The rates in a stored record; invalid entries are ignored."""
         if not isinstance(found, dict):
             return Rates()
         good = {name: float(rate) for name, rate in found.items() if _is_plausible(name, rate)}
@@ -71,7 +71,7 @@ class Rates:
 
     @property
     def storage(self) -> float:
-        """Bytes a second, read and written together."""
+        """Storage rate in bytes per second, read and written together."""
         return self.measured.get(_STORAGE, STORAGE_RATE)
 
     @property
@@ -79,8 +79,8 @@ class Rates:
         return _STORAGE in self.measured
 
     def cpu(self, compiled: bool) -> float:
-        """Time that one core takes over the cost that kernels state, by machine code or not."""
-        # A core that is slow at one is slow at the other.
+        """Ratio of a core's time to the kernels' stated cost, for machine code or torch."""
+        # A core that is slow with one is slow with the other.
         own, other = (_COMPILED, _CPU) if compiled else (_CPU, _COMPILED)
         return self.measured.get(own, self.measured.get(other, 1.0))
 
@@ -89,7 +89,7 @@ class Rates:
         return _CPU in self.measured or _COMPILED in self.measured
 
     def of(self, device: Accelerator) -> Accelerator:
-        """``device`` with the rates that were measured of it, or of another of its model."""
+        """``device`` with the rates measured for its model."""
         speed = self.measured.get(_SPEED + device.title, device.speed)
         bus_rate = self.measured.get(_BUS + device.title, device.bus_rate)
         return replace(device, speed=speed, bus_rate=bus_rate)
@@ -101,11 +101,11 @@ class Rates:
         return _BUS + device.title in self.measured
 
     def learnt(self, samples: Mapping[str, Sample]) -> Rates:
-        """The rates after a run that has measured ``samples``.
+        """The rates updated by the ``samples`` of a run.
 
-        A rate goes half of the way to the new sample, as factors go: one odd run (a busy machine,
-        another disk) moves it little for long, and after a few usual ones it is where it belongs.
-        The first sample is taken as it is, for what it replaces is a guess.
+        A rate moves half of the way to the new sample on a logarithmic scale, so that an outlier (a
+        busy machine, another disk) has little lasting effect. The first sample is used as is, since
+        it replaces an assumption.
         """
         found = dict(self.measured)
         for name, sample in samples.items():
@@ -119,7 +119,7 @@ class Rates:
 
 
 ASSUMED = Rates()
-"""Nothing is measured yet."""
+"""Rates before any measurement."""
 
 
 def _is_plausible(name: object, rate: object) -> bool:
@@ -133,7 +133,7 @@ def _is_plausible(name: object, rate: object) -> bool:
 
 
 class Busy:
-    """Seconds during which at least one of several threads was inside."""
+    """Seconds during which at least one thread was inside the context."""
 
     def __init__(self) -> None:
         self._before = 0.0
@@ -161,27 +161,27 @@ class Busy:
 
 
 class Stopwatch:
-    """What a run measures of processors; its methods are called by one thread at a time."""
+    """Processor measurements of a run; its methods are called by one thread at a time."""
 
     def __init__(self) -> None:
         self._merges: dict[str, list[tuple[float, float]]] = {}
         self._bus: dict[str, tuple[int, float]] = {}
 
     def on_cpu(self, stated: float, seconds: float, compiled: bool) -> None:
-        """A merge took a core ``seconds``; its kernels' cost says ``stated``."""
+        """Record a merge that took ``seconds`` of a core, with a stated cost of ``stated``."""
         self._add(_COMPILED if compiled else _CPU, stated, seconds)
 
     def on_device(self, device: Accelerator, stated: float, seconds: float) -> None:
-        """The same on a device, where ``seconds`` are NaN if it does not tell."""
+        """The same for a device; ``seconds`` is NaN if unknown."""
         self._add(_SPEED + device.title, stated, seconds)
 
     def over_bus(self, device: Accelerator, nbytes: int, seconds: float) -> None:
-        """``nbytes`` went to a device."""
+        """Record ``nbytes`` uploaded to a device."""
         before, spent = self._bus.get(device.title, (0, 0.0))
         self._bus[device.title] = before + nbytes, spent + seconds
 
     def samples(self) -> dict[str, Sample]:
-        """What was measured for long enough to mean anything."""
+        """The rates that were measured for long enough."""
         return {name: Sample(value) for name, value in self._values()}
 
     def _add(self, name: str, stated: float, seconds: float) -> None:
@@ -199,9 +199,9 @@ class Stopwatch:
 
 
 def _median_factor(merges: list[tuple[float, float]]) -> float:
-    """Measured over stated seconds of the merge in the middle, weighted by their stated seconds.
+    """Weighted median of measured / stated seconds over merges, weighted by stated seconds.
 
-    The first merges of a run touch memory and libraries first, which a mean would count in.
+    A median ignores the first merges of a run, which load libraries and touch memory.
     """
     factors = sorted((seconds / stated, stated) for stated, seconds in merges)
     passed = list(accumulate(stated for _, stated in factors))
@@ -209,12 +209,11 @@ def _median_factor(merges: list[tuple[float, float]]) -> float:
 
 
 def storage_samples(moved: int, stored: int | None, busy: float, share: float) -> dict[str, Sample]:
-    """The rate of storage from one run.
+    """The storage rate from one run.
 
-    ``moved`` bytes were read and written, of which the kernel saw ``stored`` going from and to
-    storage (``None`` if it does not tell); for ``busy`` seconds any request was under way, which
-    is a ``share`` of the time since tiles are computed. A run that waits for its processors has
-    fewer requests under way, and only shows that storage is at least as fast.
+    ``moved`` is the number of bytes read and written, ``stored`` how many of them went from and to
+    storage (``None`` if unknown); ``busy`` is the time in seconds with any request in flight, and
+    ``share`` its share of the computing time. A run limited by processors only gives a lower bound.
     """
     if stored is None or stored < _REALLY_STORED * moved:
         return {}

@@ -1,4 +1,4 @@
-"""What the machine has, as far as a schedule depends on it."""
+"""Description of the machine for the scheduler."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mergeloom.engine.hardware.rates import ASSUMED, Rates
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a schedule must know of the machine and the process.
+    """The machine and the process, as described to the scheduler.
 
-    ``process_bytes`` is what the process occupies before the run (interpreter, libraries, the
-    graph); ``runtime_bytes`` what importing and using torch adds; ``threads`` how many workers may
-    compute at once. The CPU computes by ``arithmetic``, and what that cannot do by ``torch``, as
-    devices do. Compilers take ``compiler_bytes`` before the run. ``devices`` may compute too; with
-    ``forced`` they get all that they can. ``rates`` are what is known of its speed.
+    ``process_bytes`` is the memory of the process before the run (interpreter, libraries, graph);
+    ``runtime_bytes`` is added by importing and using torch; ``threads`` is the maximum number of
+    workers. The CPU computes with ``arithmetic``, or with ``torch`` if that cannot, as devices do.
+    Compilers take ``compiler_bytes`` before the run. With ``forced``, ``devices`` get every merge
+    they can run. ``rates`` are the known speeds.
     """
 
     threads: int
@@ -33,5 +33,5 @@ class Machine:
 
     @property
     def there(self) -> Arithmetic:
-        """What devices compute by."""
+        """The arithmetic of devices."""
         return self.torch.on_device(self.devices[0].kind) if self.devices else self.torch

@@ -1,1 +1,1 @@
-"""What a byte in memory is: pages, blocks, and the ledger that grants them."""
+"""Main memory: pages, blocks, and the ledger that grants them."""

@@ -1,4 +1,4 @@
-"""Elements in main memory, and scratch that is handed out like a stack. Needs no library."""
+"""Arrays of elements in main memory, and scratch memory as a stack; needs no library."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from mergeloom.engine.memory.pages import PAGE
 
 
 class Elements:
-    """``count`` elements of a type that follow each other from an address on.
+    """``count`` contiguous elements of a dtype at an address.
 
-    They are valid as long as the block is granted that they lie in.
+    Valid as long as their block is granted.
     """
 
     __slots__ = ("address", "count", "dtype")
@@ -22,7 +22,7 @@ class Elements:
 
 
 class Arena:
-    """A worker's scratch memory: one block, handed out like a stack."""
+    """The scratch memory of a worker: one block, allocated like a stack."""
 
     def __init__(self, block: Block) -> None:
         self._block = block  # kept alive
@@ -30,7 +30,7 @@ class Arena:
         self._end = block.address + block.size
 
     def take_bytes(self, nbytes: int) -> int:
-        """Address of ``nbytes`` uninitialised bytes, valid until a `top` before is released."""
+        """Address of ``nbytes`` uninitialised bytes, valid until an earlier `top` is released."""
         start = self._next
         self._next = start + -(-nbytes // PAGE) * PAGE
         if self._next > self._end:

@@ -1,9 +1,8 @@
-"""The ledger: every byte of tensor data in memory is a block that it has granted.
+"""The ledger, which grants every block of memory for tensor data.
 
-Blocks are page-aligned and reused, because fresh anonymous memory costs a page fault for every
-4 KiB. What is mapped, granted or idle, never exceeds the capacity: an idle block of the right
-size is handed out again, and idle blocks of other sizes are given back to the system first when
-a new one would not fit.
+Blocks are page-aligned and reused, because fresh anonymous memory costs a page fault for every 4
+KiB. Mapped memory, granted or idle, never exceeds the capacity: an idle block of the right size is
+reused, and idle blocks of other sizes are returned to the system if a new one would not fit.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ _HUGE = 4 << 20
 
 
 class Block:
-    """One page-aligned piece of memory; ``memory`` is its writable view, ``address`` its start.
+    """One page-aligned block of memory; ``memory`` is a writable view, ``address`` its start.
 
-    A device that has made its pages immovable, for its copies, leaves in ``unpin`` what undoes it.
+    A device that pins its pages sets ``unpin`` to a function that undoes it.
     """
 
     __slots__ = ("_map", "address", "memory", "size", "unpin")
@@ -37,13 +36,14 @@ class Block:
         self.unpin: Callable[[], None] | None = None
 
     def release_pages(self) -> None:
-        """Make the pages movable again."""
+        """Unpin the pages."""
         unpin, self.unpin = self.unpin, None
         if unpin is not None:
             unpin()
 
     def discard(self) -> None:
-        """Give the pages back at once, even while a tensor still refers to the block."""
+        """Return the pages to the system immediately, even if a tensor still refers to the
+        block."""
         self.release_pages()
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
@@ -56,15 +56,15 @@ def _anonymous(size: int) -> mmap.mmap:
 
 
 class Closed(Exception):
-    """The ledger was closed while somebody waited for memory."""
+    """The ledger was closed while a caller waited for memory."""
 
 
 class Ledger:
-    """Grants blocks up to ``capacity`` bytes in total and never more.
+    """Grants blocks of at most ``capacity`` bytes in total.
 
-    `grant` waits for memory and must be called from one thread only, in the order of the
-    schedule: then everything granted earlier belongs to work that will finish and release it,
-    and a schedule whose single steps fit cannot deadlock. `release` may be called anywhere.
+    `grant` waits for memory and must be called from one thread only, in schedule order: then all
+    blocks granted earlier belong to work that will finish and release them, and a schedule whose
+    steps fit one by one cannot deadlock. `release` may be called from any thread.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -78,20 +78,20 @@ class Ledger:
 
     @property
     def granted(self) -> int:
-        """Bytes in use now."""
+        """Bytes currently granted."""
         return self._granted
 
     @property
     def peak(self) -> int:
-        """Most bytes that were ever mapped at once."""
+        """Maximum number of bytes mapped at once."""
         return self._peak
 
     def grant(self, nbytes: int) -> Block:
-        """A block of at least ``nbytes``, as soon as the capacity allows it.
+        """Wait for and return a block of at least ``nbytes``.
 
         Raises:
-            Closed: the ledger was closed meanwhile.
-            ValueError: the block could never fit.
+            Closed: the ledger was closed while waiting.
+            ValueError: the block exceeds the capacity.
         """
         size = block_bytes(nbytes)
         if size > self.capacity:
@@ -113,7 +113,7 @@ class Ledger:
             return block
 
     def release(self, block: Block) -> None:
-        """Take a block back; nothing may read or write it any more."""
+        """Take a block back; the caller must not use it afterwards."""
         with self._changed:
             self._granted -= block.size
             self._idle.setdefault(block.size, []).append(block)
@@ -121,7 +121,7 @@ class Ledger:
             self._changed.notify()
 
     def close(self) -> None:
-        """Wake all waiting threads with `Closed`, and give idle memory back."""
+        """Raise `Closed` in all waiting threads, and free idle memory."""
         with self._changed:
             self._closed = True
             while self._idle:

@@ -1,4 +1,4 @@
-"""Pages of memory: how large a block is, and where an aligned read begins."""
+"""Page arithmetic: block sizes, and the start of aligned reads."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ _CLASS = 4 * PAGE
 
 
 def block_bytes(nbytes: int) -> int:
-    """Size of the block that is granted for ``nbytes``; sizes fall into classes to be reused."""
+    """Size of the block granted for ``nbytes``, rounded to a size class so blocks can be reused."""
     return -(-max(nbytes, 1) // _CLASS) * _CLASS
 
 
 def lead(position: int) -> int:
-    """Where in a block the byte at file ``position`` goes, so that pages match pages."""
+    """Offset in a block of the byte at file ``position``, so that file and memory pages align."""
     return position % PAGE
 
 
 def span_bytes(nbytes: int) -> int:
-    """Block size in bytes that holds ``nbytes`` at any alignment, widened to whole pages."""
+    """Size in whole pages that holds ``nbytes`` at any alignment."""
     return nbytes + 2 * PAGE
