@@ -2,9 +2,9 @@
 
     NAME.partial ──tiles in place──► durable ──rename──► NAME ──all──► side files ──► manifest
 
-A shard has its final name only when all its bytes are durable, the side files come after the
-shards and the manifest last: a directory that looks finished is finished. Each step is durable
-before the next one begins that relies on it, so this holds after a power failure too.
+A shard gets its final name only when all its bytes are durable; side files are written after the
+shards, and the manifest last. So a directory that looks finished is finished. Each step is durable
+before the next that relies on it begins, so this also holds after a power failure.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _DISCARDED = "discarded-"
 
 
 class OutputDirectory:
-    """One output directory, locked for as long as this object is open.
+    """One output directory, locked while this object is open.
 
     Raises:
-        OutputError: it is not empty and not ours.
-        RunError: it cannot be made, or another process is writing it.
+        OutputError: it is not empty and was not made by this program.
+        RunError: it cannot be created, or another process is writing to it.
     """
 
     def __init__(self, path: Path, files: Files = FILES) -> None:
@@ -76,7 +76,7 @@ class OutputDirectory:
 
     @property
     def records(self) -> Path:
-        """The directory of what is recorded of this output."""
+        """The directory of this output's records."""
         return self.path / DIRECTORY
 
     @property
@@ -84,11 +84,11 @@ class OutputDirectory:
         return self.path / DIRECTORY / "journal"
 
     def finished(self) -> Manifest | None:
-        """The manifest if this output is finished."""
+        """The manifest, if this output is finished."""
         return read_manifest(self.path)
 
     def interrupted(self) -> JournalContent | None:
-        """The journal if a run began here and did not finish."""
+        """The journal, if a run began here and did not finish."""
         return read_journal(self.journal_path)
 
     def begin_again(
@@ -99,10 +99,10 @@ class OutputDirectory:
         finished: Iterable[Finished],
         totals: Totals | None = None,
     ) -> None:
-        """Make of what is here an interrupted merge that has finished these tensors, of
+        """Turn this directory into an interrupted merge with these finished tensors, out of
         ``totals``.
 
-        Until its journal is durable, the records that were here count.
+        The existing records stay valid until the new journal is durable.
 
         Raises:
             RunError: the disk refuses.
@@ -125,7 +125,7 @@ class OutputDirectory:
                 self.files.sync_directory(new.parent)
 
     def identify(self, manifest: Manifest, fingerprint: str, identity: Mapping[str, str]) -> None:
-        """Record of a finished output what it is made of now.
+        """Update the fingerprint and identity in the manifest of a finished output.
 
         Raises:
             RunError: the disk refuses.
@@ -134,16 +134,17 @@ class OutputDirectory:
         write_file(manifest_path(self.path), found.encode(), self.files)
 
     def wrong_tensors(self, manifest: Manifest) -> Iterator[str]:
-        """Which tensors of a finished output are not as recorded, and how; reads all of them."""
+        """The tensors of a finished output that differ from its records, with reasons; reads
+        all."""
         places = [(self.path / record.file, record) for record in manifest.tensors]
         for record, reason in verify_tensors(places):
             yield f"'{record.name}': {reason}"
 
     def clear(self) -> None:
-        """Remove what earlier runs have put here, as they recorded it, and nothing else.
+        """Remove the files that earlier runs recorded as theirs, and nothing else.
 
-        Their records go aside first: from then on nothing here looks finished, and whoever
-        opens the directory next completes what was interrupted.
+        The records are set aside first: from then on the directory does not look finished, and
+        if removal is interrupted, the next process to open the directory completes it.
 
         Raises:
             RunError: the disk refuses.
@@ -156,14 +157,14 @@ class OutputDirectory:
         self._remove_discarded()
 
     def _remove_discarded(self) -> None:
-        """Remove the files of records that were set aside, and then the records."""
+        """Remove the files listed in records that were set aside, then these records."""
         own = self.path / DIRECTORY
         manifest = own / (_DISCARDED + manifest_path(self.path).name)
         journal = own / (_DISCARDED + self.journal_path.name)
         if not (manifest.exists() or journal.exists()):
             return
         names: dict[str, None] = {}
-        with contextlib.suppress(OutputError):  # damaged: what it names is not known
+        with contextlib.suppress(OutputError):  # damaged: its files are unknown
             if (finished := read_manifest(self.path, manifest.name)) is not None:
                 names.update(dict.fromkeys((*finished.files, *finished.side_files)))
         with contextlib.suppress(OutputError):
@@ -182,7 +183,7 @@ class OutputDirectory:
                     self.files.remove(record)
 
     def _remove_spilled(self) -> None:
-        """Remove values that an interrupted run has spilled: they are made again."""
+        """Remove values spilled by an interrupted run; they are computed again."""
         with reported("clear", self.path):
             for path in self.records.glob(f"{SPILLED}*"):
                 self.files.remove(path)
@@ -190,7 +191,7 @@ class OutputDirectory:
     def resumable(
         self, graph: Graph, journal: JournalContent, verify: bool = True
     ) -> dict[Write, Finished]:
-        """The writes that need not be done again: recorded, and their bytes as recorded."""
+        """The writes that need not be repeated: recorded, and with bytes that match the record."""
         writes = {(write.file.name, write.name): write for write in graph.writes}
         recorded: dict[Write, Finished] = {}
         for entry in journal.finished:
@@ -211,8 +212,8 @@ class OutputDirectory:
     def check_space(
         self, graph: Graph, side_files: Iterable[SideFile] = (), cloned: int = 0
     ) -> None:
-        """Compare the free space with what shards and side files still need; ``cloned`` bytes of
-        it are shared with other files.
+        """Check that there is enough free space for shards and side files; ``cloned`` bytes are
+        shared with other files.
 
         Raises:
             RunError: the disk is too small; the message says by how much.
@@ -228,7 +229,7 @@ class OutputDirectory:
             )
 
     def present(self, file: OutputFile) -> Path:
-        """Where a shard is: under its final name, or being written."""
+        """Path of a shard: its final name, or that of the partial file."""
         return present(self.path, file)
 
     def _check_ours(self) -> None:
@@ -254,14 +255,14 @@ def present(output: Path, file: OutputFile) -> Path:
 
 
 def needed_bytes(output: Path, graph: Graph, side_files: Iterable[SideFile] = ()) -> int:
-    """Bytes of disk that shards and side files of an output still need, and values that are spilled
-    meanwhile, with a small reserve."""
+    """Bytes of disk still needed for shards, side files and spilled values, with a small
+    reserve."""
     needed = _RESERVE + sum(file.size for file in side_files)
     needed += sum(spill.size for spill in graph.spills)
     for file in graph.files:
         with contextlib.suppress(OSError):
             status = os.stat(present(output, file))
-            allocated = getattr(status, "st_blocks", None)  # Windows does not tell
+            allocated = getattr(status, "st_blocks", None)  # not available on Windows
             held = status.st_size if allocated is None else allocated * 512
             needed -= min(held, file.size)
         needed += file.size

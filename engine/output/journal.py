@@ -1,9 +1,9 @@
-"""The journal: which tensors of an unfinished output are durable, and their digests.
+"""The journal: the durable tensors of an unfinished output, with their digests.
 
-One record a line: the xxh3-64 of the rest of the line, a space, JSON. Records are appended only
-after the data they speak of is durable, so a record that reads well speaks the truth. A torn last
-line is what a kill leaves behind; a damaged line elsewhere is dropped, which at worst means that
-a tensor is merged again. A run that continues compares contents with the digests all the same.
+One record per line: the xxh3-64 of the rest of the line, a space, JSON. Records are appended only
+after their data is durable, so an undamaged record is true. A kill may leave a torn last line;
+a damaged line elsewhere is ignored, so that at worst a tensor is merged again. A run that continues
+still checks contents against the digests.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ MAX_RECORD_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One tensor that is durable: its digest over blocks of ``block_bytes`` bytes, its size
-    (0 where an older record does not tell) and, if it was written as codes, their relative error:
-    ‖written - computed‖ / ‖computed‖.
+    """One durable tensor: its digest over blocks of ``block_bytes`` bytes, its size in bytes (0 in
+    older records) and, if it was quantised, the relative error ‖written - computed‖ / ‖computed‖.
 
-    Of a clone there is no digest: a run that continues makes it again, which costs nothing.
+    A clone has no digest: a run that continues clones it again at no cost.
     """
 
     file: str
@@ -47,24 +46,23 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a run writes in all: tensors, and the bytes of their data."""
+    """Totals of a run: number of tensors, and bytes of their data."""
 
     tensors: int
     nbytes: int
 
     @classmethod
     def of(cls, graph: Graph) -> Totals:
-        """Those of a whole graph."""
+        """The totals of a graph."""
         return cls(len(graph.writes), sum(write.nbytes for write in graph.writes))
 
 
 @dataclass(frozen=True, slots=True)
 class JournalContent:
-    """What a journal says.
+    """The content of a journal.
 
-    ``files`` are the names of all files of its run, ``totals`` how much it writes (``None`` where
-    an older journal does not tell); ``damaged`` counts unreadable records other than a torn last
-    one.
+    ``files`` are the names of all files of the run, ``totals`` how much it writes (``None`` in
+    older journals); ``damaged`` counts unreadable records, except a torn last one.
     """
 
     fingerprint: str
@@ -76,7 +74,7 @@ class JournalContent:
 
 
 def read_journal(path: Path) -> JournalContent | None:
-    """Read a journal; ``None`` if there is none, or nothing of it became durable.
+    """Read a journal; ``None`` if there is none, or none of it became durable.
 
     Raises:
         OutputError: it was written by a newer version, or its first record is damaged.
@@ -123,7 +121,7 @@ def read_journal(path: Path) -> JournalContent | None:
 
 
 class Journal:
-    """Appends records. `append` returns when they are durable."""
+    """Appends records; `append` returns when they are durable."""
 
     def __init__(self, path: Path, files: Files = FILES) -> None:
         self._path = path
@@ -138,7 +136,7 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was recorded yet, not even what the journal is for."""
+        """Whether nothing has been recorded yet, not even the first record."""
         return self._end == 0
 
     def begin(
@@ -148,8 +146,8 @@ class Journal:
         files: Sequence[str],
         totals: Totals | None = None,
     ) -> None:
-        """Write the first record of a new journal; ``files`` are the names of all to come, and
-        ``totals`` says how much that is."""
+        """Write the first record of a new journal; ``files`` are the names of all files of the
+        run."""
         head = {
             "version": VERSION,
             "fingerprint": fingerprint,
@@ -166,7 +164,7 @@ class Journal:
         """Record tensors whose data is durable.
 
         Raises:
-            RunError: the disk is full, or refuses otherwise.
+            RunError: the disk is full, or writing fails.
         """
         self._append(
             {
@@ -198,7 +196,7 @@ class Journal:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Whole lines without their ends; a longer one than any record comes in pieces."""
+    """Complete lines without line ends; lines longer than any record are split."""
     while line := file.readline(MAX_RECORD_BYTES):
         if line.endswith(b"\n"):
             yield line[:-1]
@@ -223,7 +221,7 @@ def _decode(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_head(record: Mapping[str, Any]) -> bool:
-    """Whether a record is one that `Journal.begin` writes: checksums are no proof of that."""
+    """Whether a record has the form written by `Journal.begin`; a checksum does not prove that."""
     identity, files = record.get("identity"), record.get("files")
     return (
         isinstance(record.get("version"), int)

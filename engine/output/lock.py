@@ -1,7 +1,7 @@
-"""One process at a time writes an output: a lock that the system gives back when the process ends.
+"""A lock on an output directory, released by the system when the process ends.
 
-Where there is ``flock``, the directory itself is locked and nothing is left behind. Elsewhere the
-``filelock`` package locks a file, in the way that the system knows.
+With ``flock``, the directory itself is locked and nothing is left behind. Elsewhere the
+``filelock`` package locks a file by the means of the system.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _POSIX: Any = None
-"""The module ``fcntl``, where the system has it."""
+"""The module ``fcntl``, if the system has it."""
 with contextlib.suppress(ImportError):
     import fcntl
 
@@ -23,7 +23,7 @@ with contextlib.suppress(ImportError):
 _MOMENT = 0.05
 
 NAME = "lock"
-"""The file that is locked where directories cannot be."""
+"""The file that is locked where directories cannot be locked."""
 
 
 class Locked(Exception):
@@ -31,19 +31,19 @@ class Locked(Exception):
 
 
 def hold(directory: Path) -> Callable[[], None]:
-    """Lock an existing ``directory``; returns what gives the lock back.
+    """Lock an existing ``directory``; returns a function that releases the lock.
 
     Raises:
         Locked: another process holds it.
-        OSError: the file system knows no locks.
+        OSError: the file system does not support locks.
     """
     return _hold_file(directory / NAME) if _POSIX is None else _hold_directory(directory)
 
 
 def is_held(directory: Path) -> bool:
-    """Whether a process holds the lock of a ``directory``; not so where that cannot be known.
+    """Whether a process holds the lock of a ``directory``; false if that is unknown.
 
-    On POSIX it is asked for the lock as many may share it, which nobody else notices.
+    On POSIX this tries a shared lock, which does not disturb other processes.
     """
     if _POSIX is None:
         return (directory / NAME).exists() and _is_file_held(directory)
@@ -75,7 +75,7 @@ def _hold_directory(directory: Path) -> Callable[[], None]:
     try:
         try:
             _POSIX.flock(number, _POSIX.LOCK_EX | _POSIX.LOCK_NB)
-        except BlockingIOError:  # who only asks whether it is held has it for a moment
+        except BlockingIOError:  # `is_held` of another process has it for a moment
             time.sleep(_MOMENT)
             _POSIX.flock(number, _POSIX.LOCK_EX | _POSIX.LOCK_NB)
     except BaseException as error:

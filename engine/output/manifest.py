@@ -26,22 +26,22 @@ NAME = "manifest.json"
 MAX_BYTES = 512 << 20
 MAX_VALUES = 16_000_000
 _NO_TENSORS = '\n "tensors": []'
-"""What stands in a manifest for no tensors, and nowhere else: texts have no line breaks."""
+"""JSON for an empty tensor list; unique in a manifest, because strings have no line breaks."""
 _LEAST_BLOCK_BYTES = 4096
 _MOST_BLOCKS = 1 << 16
-"""Digests are over grains, which are larger where the tensor is; those of scales are small."""
+"""Digests are over grains, which may exceed this size for large rows and are small for scales."""
 
 
 def is_block(block_bytes: int, nbytes: int) -> bool:
-    """Whether a tensor of so many bytes may have digests over blocks of ``block_bytes``."""
+    """Whether ``block_bytes`` is a valid digest block for a tensor of ``nbytes``."""
     few = block_bytes > 0 and -(-nbytes // block_bytes) <= _MOST_BLOCKS
     return few or block_bytes >= min(nbytes, _LEAST_BLOCK_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a tensor was cloned from: bytes of the file ``path`` from ``offset`` on, when it had
-    ``size`` bytes and was ``modified`` last, in nanoseconds."""
+    """The source of a cloned tensor: the file ``path`` from byte ``offset`` on, when the file had
+    ``size`` bytes and the modification time ``modified`` in nanoseconds."""
 
     path: str
     offset: int
@@ -51,11 +51,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """Where one tensor lies and what its bytes are: ``digest`` over blocks of ``block_bytes``.
+    """The location of a tensor, and its ``digest`` over blocks of ``block_bytes``.
 
-    Of one that was written as codes, ``error`` is how far they are from what was computed:
-    ‖written - computed‖ / ‖computed‖. A tensor that was cloned has no digest, for nothing has read
-    it, but an ``origin``.
+    ``error`` is the relative error ‖written - computed‖ / ‖computed‖ of a quantised tensor. A
+    cloned tensor has an ``origin`` instead of a digest, because its bytes were not read.
     """
 
     name: str
@@ -68,7 +67,7 @@ class TensorRecord:
     error: float | None = None
 
     def encode(self) -> str:
-        """The record as JSON, as it stands in a manifest."""
+        """The record as JSON, in the format of the manifest."""
         members: dict[str, Any] = {
             "name": self.name,
             "file": self.file,
@@ -97,11 +96,11 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything that is recorded of a finished merge.
+    """The records of a finished merge.
 
-    ``files`` are the shards by name, ``side_files`` the digests of the other files written.
-    ``identity`` names what the result depends on, as the fingerprint does; ``about`` is the
-    caller's own record (configuration, resolved inputs, versions, measured figures).
+    ``files`` are the shards by name, ``side_files`` the digests of the other files. ``identity``
+    lists what the result depends on, in readable form; ``about`` is a record of the caller
+    (configuration, resolved inputs, versions, measurements).
     """
 
     fingerprint: str
@@ -113,19 +112,19 @@ class Manifest:
 
     @property
     def all_files(self) -> tuple[str, ...]:
-        """Names of all files that were written, shards first."""
+        """Names of all files, shards first."""
         return (*self.files, *self.side_files)
 
     @property
     def errors(self) -> dict[str, float]:
-        """The relative errors of tensors that were written as codes, by name."""
+        """The relative errors of quantised tensors, by name."""
         return {each.name: each.error for each in self.tensors if each.error is not None}
 
     def encode(self) -> bytes:
         """The manifest as JSON."""
         document = {"version": VERSION, "digests": ALGORITHM, **asdict(replace(self, tensors=()))}
         text = json.dumps(document, indent=1)
-        if self.tensors:  # in a tenth of the time that indentation takes otherwise
+        if self.tensors:  # ten times as fast as json's indentation
             records = ",\n".join([record.encode() for record in self.tensors])
             before, _, after = text.partition(_NO_TENSORS)
             text = f'{before}\n "tensors": [\n{records}\n ]{after}'
@@ -158,7 +157,7 @@ def read_manifest(output: Path, name: str = NAME) -> Manifest | None:
         raise OutputError(f"'{path}' is damaged (no JSON object): merge with --restart")
     if document.pop("version", None) != VERSION or document.pop("digests", None) != ALGORITHM:
         raise OutputError(f"'{path}' was written by another version of this program")
-    # Late: most runs begin in a new directory, and pydantic takes a tenth of a second to import.
+    # Imported late: most runs begin in a new directory, and importing pydantic takes 0.1 s.
     from pydantic import ValidationError
 
     try:
@@ -179,7 +178,7 @@ def _validator() -> TypeAdapter[Manifest]:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a recorded name is one of a file below the output directory."""
+    """Whether a recorded name is that of a file in the output directory."""
     if not name.isprintable() or "\\" in name:
         return False
     path = PurePath(name)
@@ -188,7 +187,7 @@ def is_inside(name: str) -> bool:
 
 
 def _fault(manifest: Manifest) -> str | None:
-    """What a manifest says that no run can have written."""
+    """An inconsistency in a manifest, as text; ``None`` if it is consistent."""
     for name in (*manifest.files, *manifest.side_files):
         if not is_inside(name):
             return f"it names {name[:200]!r}, which is no file of the output"
@@ -202,7 +201,7 @@ def _fault(manifest: Manifest) -> str | None:
 
 
 def _first(error: Exception) -> str:
-    """The first thing that is wrong, in one line."""
+    """The first validation error, in one line."""
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):
@@ -213,12 +212,12 @@ def _first(error: Exception) -> str:
 
 
 def file_record(file: OutputFile) -> FileRecord:
-    """The manifest's record of one shard."""
+    """The manifest record of a shard."""
     return FileRecord(file.size, len(file.header), digest_of([file.header]))
 
 
 def tensor_record(write: Write, entry: Finished, origin: Origin | None = None) -> TensorRecord:
-    """The manifest's record of one finished write."""
+    """The manifest record of a finished write."""
     return TensorRecord(
         *(write.name, write.file.name, write.offset, write.nbytes),
         *(entry.digest, entry.block_bytes, origin, entry.error),

@@ -1,4 +1,4 @@
-"""Files of shards: their names while they are being written, and their headers."""
+"""Shard files: partial names and headers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mergeloom.engine.graph.graph import OutputFile
 
 
 def has_header(path: Path, file: OutputFile) -> bool:
-    """Whether the file at ``path`` has the size and begins with the header of ``file``."""
+    """Whether the file at ``path`` has the size and header of ``file``."""
     try:
         with open(path, "rb") as found:
             size = os.fstat(found.fileno()).st_size
@@ -19,5 +19,5 @@ def has_header(path: Path, file: OutputFile) -> bool:
 
 
 def partial_path(path: Path) -> Path:
-    """Where a shard is written before it is complete."""
+    """The path of a shard while it is being written."""
     return path.with_name(path.name + ".partial")

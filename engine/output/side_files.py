@@ -1,4 +1,4 @@
-"""Small files beside the shards."""
+"""Small files of the output other than shards."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mergeloom.engine.storage.source import Access, IOMode, Source
 from mergeloom.engine.storage.source_file import pieces_of, planning
 
 DIGEST = "digest "
-"""How a value of an identity begins that means nothing to people."""
+"""Prefix of identity values that are not readable."""
 
 
 @dataclass(frozen=True, slots=True)
 class SideFile:
-    """A small file of the output: its bytes, or the source to copy.
+    """A small file of the output: its content, or the source to copy.
 
-    ``digest`` is that of the content when the file was planned.
+    ``digest`` is the digest of the content at planning time.
     """
 
     name: str
@@ -29,12 +29,12 @@ class SideFile:
 
     @classmethod
     def made(cls, name: str, content: bytes) -> SideFile:
-        """A file of the output with this content."""
+        """A file with the given content."""
         return cls(name, content, digest_of([content]), len(content))
 
     @classmethod
     def copied(cls, name: str, source: Source) -> SideFile:
-        """A copy of all that is in ``source``.
+        """A copy of ``source``.
 
         Raises:
             CheckpointError: it cannot be read.
@@ -43,10 +43,10 @@ class SideFile:
             return cls(name, source, digest_of(pieces_of(reader, source.size)), source.size)
 
     def pieces(self) -> Iterator[bytes]:
-        """The content, piece by piece.
+        """The content in pieces.
 
         Raises:
-            RunError: it cannot be read, or is no longer what was planned with.
+            RunError: it cannot be read, or changed since planning.
         """
         if isinstance(self.content, bytes):
             yield self.content

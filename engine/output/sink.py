@@ -1,4 +1,4 @@
-"""Where the bytes of shards go: written in place, made durable, journalled."""
+"""Writes the bytes of shards in place, makes them durable, and records them in the journal."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from mergeloom.engine.storage.files import FileWriter, write_file
 from mergeloom.engine.storage.source import IOMode
 
 COMMIT_SECONDS = 1.0
-"""How often finished tensors are made durable and recorded."""
+"""Interval in seconds at which finished tensors are made durable and recorded."""
 
 
 class ShardSink:
-    """Takes tiles and completed tensors of one run; commits them durably as it goes on.
+    """Receives tiles and completed tensors of one run, and commits them regularly.
 
-    A thread of its own makes finished tensors durable, records them in the journal, and gives
-    complete shards their final names. ``check`` is asked before anything is recorded: it raises
-    if the inputs that were read are not those that were planned with. ``origins`` are the writes
-    that are clones: their files are not allocated, and no digest of them is taken.
+    A separate thread makes finished tensors durable, records them in the journal, and renames
+    complete shards. ``check`` is called before anything is recorded; it raises if an input changed
+    since planning. ``origins`` are the writes that are clones: their files are not allocated, and
+    they have no digest.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ShardSink:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self.is_direct = True
-        """Whether all writers that were opened go around the page cache."""
+        """Whether all opened writers bypass the page cache."""
         self._closing = False
         self._failure: BaseException | None = None
         self._journal = Journal(output.journal_path, self._files)
@@ -85,7 +85,7 @@ class ShardSink:
             raise
 
     def writer(self, file: OutputFile) -> FileWriter:
-        """The writer of one shard's partial file."""
+        """The writer of the partial file of a shard."""
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -103,13 +103,14 @@ class ShardSink:
     def completed(
         self, write: Write, digest: str, block_bytes: int, error: float | None = None
     ) -> None:
-        """All bytes of ``write`` were handed to its writer; ``error`` is that of `Finished`."""
+        """Report that all bytes of ``write`` were passed to its writer; for ``error`` see
+        `Finished`."""
         entry = Finished(write.file.name, write.name, digest, block_bytes, write.nbytes, error)
         with self._lock:
             self._pending.append((write, entry))
 
     def close(self) -> None:
-        """Commit what is complete and stop; the run can be continued from here.
+        """Commit completed tensors and stop; a later run can continue.
 
         Raises:
             RunError: something could not be made durable.
@@ -127,7 +128,7 @@ class ShardSink:
             writer.close()
 
     def finish(self, about: Mapping[str, Any]) -> Manifest:
-        """Write the side files and the manifest; the output is finished then. Call after `close`.
+        """Write the side files and the manifest, which finishes the output. Call after `close`.
 
         Raises:
             RunError: the disk is full, or refuses otherwise.
@@ -160,14 +161,14 @@ class ShardSink:
         return manifest
 
     def _prepare_files(self) -> None:
-        """Bring each shard to the name that its state asks for."""
+        """Rename each shard according to its state."""
         for file, remaining in self._remaining.items():
             final = self._output.path / file.name
             lacking = not has_header(self._output.present(file), file)
             if (remaining or lacking) and final.exists():
                 with reported("write", final):
                     self._files.rename(final, partial_path(final))
-            if lacking and not remaining:  # its tensors are there, or it has none
+            if lacking and not remaining:  # all its tensors are done, or it has none
                 self.writer(file)
                 self._finish_file(file)
 

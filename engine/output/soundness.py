@@ -1,4 +1,4 @@
-"""Whether an output is sound: its files and the bytes of its tensors against recorded digests."""
+"""Verification of an output: files and tensors against recorded digests."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.safetensors import Entry, read_header
 
 Fault = tuple[str, str]
-"""What is wrong, and how."""
+"""The name of a file or tensor, and what is wrong with it."""
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.safetensors.partial", "*.bin", "*.pt")
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was checked and what is wrong; of an interrupted merge, what it has recorded so far."""
+    """The result of a verification; for an interrupted merge, of the tensors recorded so far."""
 
     output: Path
     finished: bool
@@ -46,10 +46,10 @@ class Verified:
 
 def verify_output(output: Path) -> Verified:
     """Check every file and tensor of a finished merge against its digest, and that there are no
-    weights beside them; or the tensors that an interrupted merge has recorded.
+    other weight files; or the recorded tensors of an interrupted merge.
 
     Raises:
-        OutputError: nothing is there to verify, or the records are damaged.
+        OutputError: there is nothing to verify, or the records are damaged.
     """
     manifest = read_manifest(output)
     if manifest is not None:
@@ -98,7 +98,7 @@ def _wrong_files(output: Path, manifest: Manifest) -> Iterator[Fault]:
 def _wrong_header(
     path: Path, file: FileRecord, records: tuple[TensorRecord, ...]
 ) -> Iterator[Fault]:
-    """Whether a shard's header is as it was written, and places the tensors where they were."""
+    """Faults in a shard's header: changed bytes, or other tensor positions than recorded."""
     try:
         if digest_of(_first_bytes(path, file.header_bytes)) != file.header_digest:
             yield path.name, "its header differs from its digest"
@@ -110,7 +110,7 @@ def _wrong_header(
     except LoomError as error:
         yield path.name, str(error)
         return
-    # A record is of one entry, or of several that follow each other and is called as the first.
+    # A record covers one header entry, or several contiguous ones under the name of the first.
     own = [record for record in records if record.file == path.name]
     starts = {name: entry.start for name, entry in entries.items()}
     stops = {entry.stop for entry in entries.values()}
@@ -133,7 +133,7 @@ def _first_bytes(path: Path, count: int) -> Iterator[bytes]:
 def _recorded(
     output: Path, journal: JournalContent
 ) -> tuple[list[tuple[Path, TensorRecord]], list[Fault]]:
-    """Where the tensors of a journal are, by the headers of their shards."""
+    """Locations of the tensors in a journal, from the headers of their shards, and faults."""
     wrong: list[Fault] = []
     if journal.damaged:
         wrong.append(("journal", f"{journal.damaged} of its records are damaged"))
@@ -147,7 +147,7 @@ def _recorded(
             wrong.append((name, str(error)))
     places = {}
     for entry in journal.finished:
-        if not entry.digest:  # a clone, which is made again
+        if not entry.digest:  # a clone, which will be cloned again
             continue
         path, entries = shards.get(entry.file, (output, {}))
         found = entries.get(entry.tensor)

@@ -1,4 +1,4 @@
-"""What an output directory holds, looked at without changing anything."""
+"""The state of an output directory, determined without changing anything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mergeloom.engine.storage.files import MODIFIED
 
 
 class Condition(str, enum.Enum):
-    """What stands where an output would go."""
+    """The condition of an output path."""
 
     ABSENT = "absent"
     EMPTY = "empty"
@@ -27,22 +27,22 @@ class Condition(str, enum.Enum):
     FOREIGN = "foreign"
     """Not empty, and not made by this program."""
     DAMAGED = "damaged"
-    """Its records cannot be understood."""
+    """Its records are damaged."""
     INTERRUPTED = "interrupted"
     INCOMPLETE = "incomplete"
-    """It was finished; since then files were removed, cut or changed."""
+    """It was finished, but files have been removed or truncated since."""
     FINISHED = "finished"
 
 
 @dataclass(frozen=True)
 class OutputState:
-    """What a directory holds.
+    """The state of an output directory.
 
-    ``fingerprint`` and ``identity`` are those of the merge that was run there, where any was;
-    ``finished`` counts the tensors that it has recorded, ``finished_bytes`` their data, and
-    ``totals`` is what it writes in all, where its records tell. ``running`` says that a process is
-    writing it now. ``faults`` say what an incomplete output lacks, ``reason`` why one is
-    unreadable or damaged.
+    ``fingerprint`` and ``identity`` are those of the merge that was run there, if any;
+    ``finished`` is the number of recorded tensors, ``finished_bytes`` their size, and ``totals``
+    those of the whole run, if known. ``running`` says that a process is writing to it.
+    ``faults`` lists what an incomplete output lacks, ``reason`` is why one is unreadable or
+    damaged.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class OutputState:
 
 @dataclass(frozen=True)
 class Difference:
-    """What two merges differ in: the value there and here, ``None`` where one has none."""
+    """A difference between two merges: the value there and here, ``None`` if absent."""
 
     what: str
     there: str | None
@@ -67,12 +67,12 @@ class Difference:
 
     @property
     def group(self) -> str:
-        """What several differences are part of, such as a configuration."""
+        """The group of the difference, such as the configuration."""
         return self.what.partition(": ")[0]
 
     @property
     def is_readable(self) -> bool:
-        """Whether the values mean something to people."""
+        """Whether the values are readable."""
         return _readable(self.there) is not None and _readable(self.here) is not None
 
     def __str__(self) -> str:
@@ -85,11 +85,11 @@ _LONGEST = 60
 
 
 def examine(path: Path) -> OutputState:
-    """What ``path`` holds. Contents of shards are not read."""
+    """The state of ``path``. Contents of shards are not read."""
     occupied = occupation(path)
     if occupied is not None:
         return occupied
-    running = is_held(path / DIRECTORY)  # before what it has recorded: it may end meanwhile
+    running = is_held(path / DIRECTORY)  # query before reading its records: it may end meanwhile
     try:
         manifest = read_manifest(path)
         journal = read_journal(path / DIRECTORY / "journal") if manifest is None else None
@@ -99,7 +99,7 @@ def examine(path: Path) -> OutputState:
 
 
 def occupation(path: Path) -> OutputState | None:
-    """The state of what is no output of this program; ``None`` if it is one."""
+    """The state of a path that is not an output of this program; ``None`` if it is one."""
     try:
         entries = set(os.listdir(path))
     except FileNotFoundError:
@@ -142,9 +142,9 @@ def _recorded(path: Path, manifest: Manifest | None, journal: JournalContent | N
 
 
 def missing_files(path: Path, manifest: Manifest) -> Iterator[str]:
-    """What a finished output lacks: shards by existence and size, small files by existence.
+    """What a finished output lacks: shards that are missing or truncated, missing small files.
 
-    People edit a model card or a configuration, so that a changed small file is no fault.
+    A changed small file is not a fault, because people edit model cards and configurations.
     """
     for name, file in manifest.files.items():
         try:
@@ -162,7 +162,7 @@ def missing_files(path: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> tuple[Difference, ...]:
-    """What the identities of two merges differ in."""
+    """The differences between the identities of two merges."""
     return tuple(
         Difference(key, there.get(key), here.get(key))
         for key in dict.fromkeys([*there, *here])
@@ -171,7 +171,7 @@ def differences(there: Mapping[str, str], here: Mapping[str, str]) -> tuple[Diff
 
 
 def only_touched(found: tuple[Difference, ...]) -> bool:
-    """Whether merges differ in nothing but modification times of files that they read."""
+    """Whether merges differ only in modification times of their inputs."""
 
     def but_time(value: str | None) -> str | None:
         text, mark, _ = (value or "").rpartition(MODIFIED)

@@ -1,4 +1,4 @@
-"""Comparing the tensors of an output with their digests."""
+"""Comparison of the tensors of an output with their digests."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _THREADS = 4
 
 
 def tensor_digest(path: Path, record: TensorRecord) -> str | None:
-    """Digest of the bytes at a record's place in the file ``path``; ``None`` if it ends early.
+    """Digest of a recorded tensor's bytes in the file ``path``; ``None`` if the file is too short.
 
-    Takes `PIECE` bytes of memory, whatever the record says. The result is that of
+    Takes `PIECE` bytes of memory. The result equals that of
     `engine.storage.digest.TensorDigest`.
 
     Raises:
@@ -45,7 +45,7 @@ def tensor_digest(path: Path, record: TensorRecord) -> str | None:
 def _unlike_origin(
     record: TensorRecord, origin: Origin, found: str
 ) -> tuple[TensorRecord, str] | None:
-    """What is wrong with a clone, whose digest was ``found``."""
+    """The fault of a clone with the digest ``found``; ``None`` if it equals its origin."""
     path = Path(origin.path)
     try:
         status = path.stat()
@@ -61,7 +61,7 @@ def verify_tensors(
     places: Iterable[tuple[Path, TensorRecord]],
     progress: Callable[[TensorRecord], None] | None = None,
 ) -> Iterator[tuple[TensorRecord, str]]:
-    """Check tensors against their digests; yields what is wrong, with the reason."""
+    """Check tensors against their digests; yields those that differ, with the reason."""
 
     def check(place: tuple[Path, TensorRecord]) -> tuple[TensorRecord, str] | None:
         path, record = place

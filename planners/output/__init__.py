@@ -1,1 +1,1 @@
-"""What the output consists of besides merged tensors: shards, config.json, other files."""
+"""Output files: shards, config.json, and others."""

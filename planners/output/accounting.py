@@ -1,14 +1,13 @@
-"""Whether the output's configuration accounts for every tensor that is written.
+"""Checks that the output's configuration accounts for every written tensor.
 
-The last look at a plan, at what it comes to and not at how it came about: the names and shapes of
-the output beside those of the model whose configuration it gets. A layer of the output must have
-what a layer of that kind has there, and another depth must show in the configuration.
+The final check of a plan, independent of how it was made: names and shapes of the output are
+compared with those of the model whose configuration it gets. A layer of the output must have the
+tensors of a layer of that kind there, and a changed depth must be visible in the configuration.
 
-    lists     where lists with one entry a layer tell the donor's kinds apart, the same lists of
-              the output say which kind its layers must be of
-    rules     so do the kinds that known rules of the configurations give, which may speak of one
-              property of a layer each
-    places    elsewhere kinds follow the layers' numbers, by rules that count from the first layer
+    lists     if lists with one entry per layer distinguish the donor's kinds, the output's lists
+              say which kind each of its layers must have
+    rules     the same for kinds given by known rules in the configuration, each for one property
+    places    otherwise kinds depend on layer numbers, by rules that count from the first layer
               (``first_k_dense_replace``, periods), from the last, or from both
 """
 
@@ -25,27 +24,27 @@ from mergeloom.engine.base.records import dataclass
 
 Shape = tuple[int, ...]
 Layer = Mapping[str, Shape]
-"""The shapes of a layer's tensors by their suffix, the part of the name behind the number."""
+"""The shapes of a layer's tensors by suffix, the part of the name after the layer number."""
 
 Signature = frozenset[tuple[str, Shape]]
 
 Column = tuple[Sequence[Hashable], Sequence[Hashable]]
-"""A property of the donor's layers, one entry each, and of the output's."""
+"""A property of layers: the entries for the donor's layers, and for the output's."""
 
 Origin = Callable[[str, int, str | None], str]
-"""Names the layer that a layer of the output comes from, by tower, number and a tensor in it."""
+"""Describes the source of an output layer, given its tower, number and a tensor in it."""
 
 COMPUTED = re.compile(r"(inv_freq|position_ids|masked_bias|relative_position_index)$")
-"""Buffers that classes compute themselves: some checkpoints have them and some do not."""
+"""Buffers computed by model classes, which only some checkpoints store."""
 
 
 _NUMBERS = re.compile(r"\d+(,\d+)*")
-"""Layers' numbers as a text (``moe_layers_enum``)."""
+"""Layer numbers as a string (``moe_layers_enum``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """A model's tensors: layer by layer for each tower, by its prefix, and all others by name."""
+    """The tensors of a model: the layers of each tower by prefix, and all others by name."""
 
     towers: Mapping[str, Sequence[Layer]]
     around: Mapping[str, Shape]
@@ -53,10 +52,10 @@ class Tensors:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A model as its configuration and its tensors describe it; ``name`` is what it is called.
+    """A model as described by its configuration and tensors.
 
-    ``kinds`` are, by a tower's prefix and a property, what rules of the configuration say that each
-    layer is.
+    ``kinds`` has, by tower prefix and property, the kind of each layer given by rules of the
+    configuration.
     """
 
     name: str
@@ -67,10 +66,9 @@ class Described:
 
 @dataclass(slots=True)
 class Verdict:
-    """What cannot be loaded as it is configured, and what may not be as meant.
+    """Reasons why an output cannot be loaded as configured, and warnings.
 
-    ``unlike`` are refusals for which a way out may be given: the layers are those of another
-    architecture.
+    ``unlike`` are refusals that the user may override: layers of another architecture.
     """
 
     refusals: list[str] = field(default_factory=list)
@@ -79,9 +77,9 @@ class Verdict:
 
 
 def arrange(shapes: Mapping[str, Shape], depths: Mapping[str, int]) -> Tensors:
-    """Sort tensors into the towers whose prefixes and numbers of layers are ``depths``.
+    """Sort tensors into towers; ``depths`` has the number of layers by tower prefix.
 
-    Numbers from a tower's depth on are layers that belong to no stack; they are left out.
+    Layers numbered from a tower's depth on belong to no stack and are left out.
     """
     towers: dict[str, list[dict[str, Shape]]] = {
         prefix: [{} for _ in range(depth)] for prefix, depth in depths.items()
@@ -109,9 +107,9 @@ def account(
     origin: Origin,
     vocabulary: frozenset[str] = frozenset(),
 ) -> Verdict:
-    """Compare the output with the ``donor``, whose configuration it has in the main.
+    """Compare the output with the ``donor``, from which most of its configuration is taken.
 
-    ``vocabulary`` are the names of embedding and head, which have checks of their own.
+    ``vocabulary`` are the names of embedding and head, which are checked elsewhere.
     """
     verdict = Verdict()
     for prefix, layers in output.tensors.towers.items():
@@ -131,7 +129,7 @@ def account(
 
 
 def _shows(donor: Described, output: Described, old: int, new: int) -> bool:
-    """Whether something that was the donor's depth in its configuration is the output's now."""
+    """Whether a value equal to the donor's depth in its configuration is now the output's depth."""
     before, after = dict(_leaves(donor.config)), dict(_leaves(output.config))
     for path, value in after.items():
         was = before.get(path)
@@ -170,8 +168,8 @@ def _account_layers(
 
 
 def _signatures(layers: Sequence[Layer]) -> list[Signature]:
-    """What each layer has, without buffers that classes compute themselves."""
-    found: dict[Signature, Signature] = {}  # most layers are equal
+    """Tensors and shapes of each layer, without buffers computed by classes."""
+    found: dict[Signature, Signature] = {}  # share equal signatures: most layers are equal
     whole = [frozenset(layer.items()) for layer in layers]
     for each in whole:
         if each not in found:
@@ -180,7 +178,7 @@ def _signatures(layers: Sequence[Layer]) -> list[Signature]:
 
 
 def is_computed(name: str, shape: Shape) -> bool:
-    """Whether a tensor is a buffer that classes compute themselves, like a causal mask."""
+    """Whether a tensor is a buffer computed by model classes, like a causal mask."""
     mask = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
     return COMPUTED.search(name) is not None or (mask and name.endswith(".bias"))
 
@@ -192,7 +190,7 @@ def _expected(
     after: Mapping[str, Any],
     ruled: Sequence[Column],
 ) -> Sequence[Signature | None]:
-    """What each layer of the output must have; ``None`` where that cannot be told."""
+    """The required signature of each output layer; ``None`` where it is unknown."""
     if len(set(own)) == 1:
         return [own[0]] * len(found)
     columns = [*_listed(len(own), len(found), before, after), *ruled]
@@ -210,13 +208,13 @@ def _fits(expected: Sequence[Signature | None], found: Sequence[Signature]) -> b
 def _listed(
     old: int, new: int, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> Iterator[Column]:
-    """Lists with one entry a layer that both the donor and the output have."""
+    """Lists with one entry per layer that both donor and output have."""
     lists = dict(_entries(after, new))
     return ((entries, lists[path]) for path, entries in _entries(before, old) if path in lists)
 
 
 def _ruled(before: Mapping[str, Sequence[Any]], after: Mapping[str, Sequence[Any]]) -> list[Column]:
-    """Kinds by rules that both the donor and the output have."""
+    """Kinds by rules that both donor and output have."""
     return [
         ([repr(kind) for kind in kinds], [repr(kind) for kind in after[name]])
         for name, kinds in before.items()
@@ -227,8 +225,8 @@ def _ruled(before: Mapping[str, Sequence[Any]], after: Mapping[str, Sequence[Any
 def _by_columns(
     own: Sequence[Signature], columns: Sequence[Column]
 ) -> Iterator[list[Signature | None]]:
-    """What the output's entries ask for, for each column that tells the donor's kinds apart, and
-    for all of them together."""
+    """Required signatures by the output's entries, for each column that distinguishes the donor's
+    kinds, and for all columns together."""
     together = [tuple(list(zip(*(column[i] for column in columns), strict=True)) for i in (0, 1))]
     for old, new in (*columns, *(together if len(columns) > 1 else ())):
         kinds: dict[Hashable, Signature] = {}
@@ -242,8 +240,8 @@ def _is_rewritten(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
 ) -> bool:
-    """Whether the output's configuration has a rule of its own: a list that the donor's lacks and
-    that tells the output's kinds apart, or another number that is no count."""
+    """Whether the output's configuration has its own rule: a list that the donor lacks and that
+    distinguishes the output's kinds, or a changed number that is not a count."""
     known = dict(_entries(before, len(own)))
     for path, entries in _entries(after, len(found)):
         kinds: dict[Hashable, Signature] = {}
@@ -260,7 +258,7 @@ def _is_rewritten(
 
 
 def _entries(config: Mapping[str, Any], depth: int) -> Iterator[tuple[Any, list[Hashable]]]:
-    """Lists with one entry a layer, and of layers' numbers as whether each layer is among them."""
+    """Lists with one entry per layer, and lists of layer numbers as one boolean per layer."""
     for path, value in _leaves(config):
         if isinstance(value, list | str) and len(value) == depth:
             yield path, [json.dumps(entry, sort_keys=True) for entry in value]
@@ -277,10 +275,10 @@ def _are_numbers(value: Sequence[object], depth: int) -> bool:
 
 
 def _by_places(own: Sequence[Signature], depth: int) -> Iterator[list[Signature | None]]:
-    """What rules ask for that go by layers' numbers and make the donor's layers what they are.
+    """Required signatures by rules on layer numbers that are consistent with the donor's layers.
 
-    Layers of one kind have one size. Where sizes differ (a pyramid of convolutions) nothing is
-    known of layers beyond the donor's, unless its own repeat.
+    Layers of one kind have one size. If sizes differ (a pyramid of convolutions), nothing is known
+    about layers beyond the donor's, unless its own repeat.
     """
     last, least = own[-1], min(depth, len(own))
     period = next(
@@ -302,7 +300,7 @@ def _by_places(own: Sequence[Signature], depth: int) -> Iterator[list[Signature 
 
 
 def _sizes_differ(layers: Sequence[Signature]) -> bool:
-    """Whether one tensor has several shapes in ``layers``."""
+    """Whether a tensor has several shapes in ``layers``."""
     shapes = frozenset[tuple[str, Shape]]().union(*layers)
     return len(shapes) > len({suffix for suffix, _ in shapes})
 
@@ -375,7 +373,7 @@ def _account_around(
 
 
 def _agree(shape: Shape, other: Shape, rows: set[int], depths: set[tuple[int, int]]) -> bool:
-    """Whether a shape is the ``other``, but for the vocabulary's size and parts for each layer."""
+    """Whether shapes are equal except for vocabulary size and per-layer parts."""
 
     def follows(found: int, was: int) -> bool:
         return any(was % old == 0 and found * old == was * new for old, new in depths if old)

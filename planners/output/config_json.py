@@ -1,4 +1,4 @@
-"""The output's ``config.json`` apart from its layers: types, tied heads, vocabulary."""
+"""The output's ``config.json``, except layers: dtypes, tied heads, vocabulary."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def rewrite_config(
     tied: bool | None,
     vocabulary: tuple[int, int] | None,
 ) -> dict[str, Any]:
-    """The configuration of the output, its layers as in ``config``.
+    """The configuration of the output; layers are unchanged from ``config``.
 
     ``dtype`` is the output's, ``tied`` whether embedding and head are one tensor, ``vocabulary``
-    the donor's and the output's number of embedding rows; ``None`` leaves these as they are.
+    the number of embedding rows of donor and output; ``None`` leaves a value unchanged.
     """
     result = copy.deepcopy(dict(config))
     for place in _objects(result):

@@ -1,4 +1,4 @@
-"""Files beside the weights that an output takes over from a model, and folders that it does not."""
+"""Small files copied from a model to the output, and warnings about folders that are not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mergeloom.planners.models.small_files import read_list
 MAX_SIDE_FILE_BYTES = 256 << 20
 MAX_SIDE_FILES = 1000
 MAX_SIDE_BYTES = 2 << 30
-"""Of all side files together."""
+"""Maximum size of all side files together, in bytes."""
 
 _OF_WORDS = (
     "tokenizer*",
@@ -47,17 +47,17 @@ _COPIED = (
 _IN_FOLDERS = ("additional_chat_templates/*.jinja", "*_Pooling/config.json")
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".gguf", ".h5", ".msgpack"}
 _MAX_ENTRIES = 20_000
-"""Files that are looked at for a warning."""
+"""Maximum number of files inspected for a warning."""
 
 
 def donor_files(donor: Folder, config: Mapping[str, Any]) -> list[str]:
-    """Names of the files that are copied from ``donor``, byte for byte; ``config`` is the output's.
+    """Names of the files copied unchanged from ``donor``; ``config`` is the output's configuration.
 
     Raises:
-        CheckpointError: a name, the number or the size of them makes no sense.
+        CheckpointError: a name, or the number or size of the files, is invalid.
     """
     patterns = [*_COPIED]
-    if "auto_map" in config:  # the model's own code, without which nothing can load it
+    if "auto_map" in config:  # the model's own code, needed to load it
         patterns.append("*.py")
     top = [name for name in donor.names() if _matches(name, patterns)]
     modules, inner = _module_folders(donor), []
@@ -94,9 +94,9 @@ def of_words(name: str) -> bool:
 def folder_warnings(
     models: Mapping[str, Folder], donor: Folder | None, copied: list[str]
 ) -> Iterator[str]:
-    """Warnings about weights in folders of the ``models``: none of them is merged.
+    """Warnings about weights in subfolders of the ``models``, which are not merged.
 
-    ``copied`` are the names of the files that the output takes over from ``donor``.
+    ``copied`` are the names of the files copied from ``donor``.
     """
     whose = next((name for name, folder in models.items() if folder is donor), None)
     seen: set[str] = set()
@@ -118,7 +118,7 @@ def folder_warnings(
 
 
 def _same(one: Folder, other: Folder, name: str) -> bool:
-    """Whether two folders have a file with one content."""
+    """Whether a file has the same content in two folders."""
     if not (one.has(name) and other.has(name)):
         return False
     first, second = (SideFile.copied(name, folder.source(name)) for folder in (one, other))
@@ -126,7 +126,7 @@ def _same(one: Folder, other: Folder, name: str) -> bool:
 
 
 def _module_folders(donor: Folder) -> set[str]:
-    """Folders of a sentence-transformers model, as its ``modules.json`` lists them."""
+    """Folders listed in the ``modules.json`` of a sentence-transformers model."""
     if not donor.has("modules.json"):
         return set()
     found = [
@@ -143,7 +143,7 @@ def _module_folders(donor: Folder) -> set[str]:
 
 
 def _folders_with_weights(model: Folder) -> dict[str, list[str]]:
-    """Files with weights in each folder of a model, by the folder's name."""
+    """Weight files in each subfolder of a model, by folder name."""
     found: dict[str, list[str]] = {}
     for name in itertools.islice(walk(model), _MAX_ENTRIES):
         path = PurePosixPath(name)

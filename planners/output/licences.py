@@ -1,4 +1,4 @@
-"""The licences of models, as their model cards say them."""
+"""The licences stated in model cards."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mergeloom.engine.storage.folder import Folder
 
 _CARD = "README.md"
 _LARGEST = 4 << 20
-"""Bytes of a model card, at most: of a larger one nothing is known."""
+"""Maximum size of a model card in bytes; larger ones are ignored."""
 _LONGEST = 200
 
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence: its identifier on the hub, ``other`` for one that the hub does not know, which
-    then has a name. ``link`` is an address, and no part of what it is."""
+    """A licence: its identifier on the hub, or ``other`` with a name. ``link`` is a URL and does
+    not take part in comparisons."""
 
     identifier: str
     name: str | None = None
@@ -31,13 +31,13 @@ class Licence:
 
     @property
     def fields(self) -> dict[str, str]:
-        """The keys of a model card's front matter that say it."""
+        """The front-matter keys of a model card for this licence."""
         named = {"license_name": self.name, "license_link": self.link}
         return {"license": self.identifier} | {k: v for k, v in named.items() if v is not None}
 
 
 def licence_of(folder: Folder) -> Licence | None:
-    """The licence that the model card in ``folder`` names; ``None`` where it names none."""
+    """The licence named in the model card in ``folder``; ``None`` if there is none."""
     front = _front_matter(folder)
     found = front.get("license")
     if isinstance(found, list) and len(found) == 1:
@@ -47,7 +47,7 @@ def licence_of(folder: Folder) -> Licence | None:
     name, link = front.get("license_name"), front.get("license_link")
     if found != "other" or not _is_usable(name):
         return Licence(found)
-    # A path in the model's own repository is none in the output's.
+    # A path relative to the model's repository is not valid in the output's.
     absolute = _is_usable(link) and link.startswith("https://")
     return Licence(found, name, link if absolute else None)
 
@@ -57,12 +57,12 @@ def _is_usable(text: Any) -> TypeGuard[str]:
 
 
 def _front_matter(folder: Folder) -> Mapping[str, Any]:
-    """What stands between the first two lines of dashes; nothing where that is no mapping."""
+    """The YAML between the first two lines of dashes; empty if it is not a mapping."""
     if not folder.has(_CARD):
         return {}
     try:
         text = folder.read(_CARD, _LARGEST).decode("utf-8", "replace")
-    except CheckpointError:  # nobody has to have a model card
+    except CheckpointError:  # a model card is optional
         return {}
     begin, _, rest = text.lstrip("\ufeff").partition("\n")
     if begin.strip() != "---":

@@ -1,13 +1,13 @@
-"""Which tensors of an output can be written as codes, under which names, and why others cannot.
+"""Which tensors of an output can be quantised, under which names, and why others cannot.
 
-Known to be weights of linear layers are matrices of the model's layers by the names that their
-modules have, and experts that lie in one tensor of three dimensions by those of transformers:
-``gate_up_proj`` or ``up_proj``, and ``down_proj``. How these lie, (experts, out, in) or
-(experts, in, out), is told by both together.
+Weights of linear layers are recognised by their module names: matrices in the model's layers, and
+experts fused into one three-dimensional tensor with transformers' names ``gate_up_proj`` or
+``up_proj``, and ``down_proj``. Whether these are (experts, out, in) or (experts, in, out) follows
+from both shapes together.
 
-Published codes of experts that lie as (experts, out, in) are stored expert by expert, also of
-models whose plain weights are not (Qwen3.5), and readers expect them so: a fused tensor's codes are
-those of its experts one after the other, under their names.
+In published models, codes of (experts, out, in) tensors are stored expert by expert, even if the
+unquantised weights are fused (Qwen3.5), and programs expect that: the codes of a fused tensor are
+written as those of its experts, one after the other, under their names.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _ROUTER = re.compile(r"(^|\.)(gate|shared_expert_gate)\.weight$")
 _UPS = {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",)}
 _DOWN = "down_proj"
 _NAMED_OTHERWISE = {"mixtral", "minimax", "minimax_m2", "phimoe", "lfm2_moe", "granitemoe"}
-"""Types of models whose experts are not called gate_proj, up_proj and down_proj one by one."""
+"""Model types whose separate experts are not called gate_proj, up_proj and down_proj."""
 _UNKNOWN = "it is not known which of its dimensions is that of the inputs"
 
 
 @dataclass(frozen=True)
 class InCodes:
-    """The names of the codes and scales that a tensor is written as, or those of its ``parts``, one
-    after the other. If ``turned``, they are those of its matrices with rows and columns exchanged.
+    """The names of the codes and scales of a tensor, or of each of its ``parts`` in order. If
+    ``turned``, its matrices are transposed before quantisation.
     """
 
     parts: tuple[tuple[str, str], ...]
@@ -49,7 +49,7 @@ class InCodes:
 
 @dataclass
 class Division:
-    """What of an output is ``coded``, and why some of the rest is ``plain``, by names."""
+    """The tensors that are ``coded``, and the reason for some that stay ``plain``, by name."""
 
     coded: dict[str, InCodes] = field(default_factory=dict)
     plain: dict[str, str] = field(default_factory=dict)
@@ -58,8 +58,8 @@ class Division:
 def divide(
     tensors: Mapping[str, OutputTensor], config: Mapping[str, Any], scheme: Scheme
 ) -> Division:
-    """Which tensors of a model with this configuration are written in codes; of the experts of a
-    module all, or none."""
+    """Decide which tensors of a model with this configuration are quantised; of the experts of a
+    module, all or none."""
     found = Division()
     for module, group in _fused_experts(tensors):
         why = _why_plain(module, group, tensors, config, scheme)
@@ -91,7 +91,7 @@ def divide(
 def _fused_experts(
     tensors: Mapping[str, OutputTensor],
 ) -> Iterator[tuple[str, dict[str, Shape]]]:
-    """Modules with experts in one tensor: the last parts of their names, and shapes."""
+    """Modules with fused experts: the last part of each tensor name, with its shape."""
     groups: dict[str, dict[str, Shape]] = {}
     for name, tensor in tensors.items():
         shape = tensor.merge.shape
@@ -109,7 +109,7 @@ def _why_plain(
     config: Mapping[str, Any],
     scheme: Scheme,
 ) -> str | None:
-    """Why the experts of a module stay as they are; ``None`` if they are written in codes."""
+    """Why the experts of a module are not quantised; ``None`` if they are."""
     ups = [name for name in group if name in _UPS]
     if len(ups) != 1 or _DOWN not in group:
         return _UNKNOWN

@@ -1,4 +1,4 @@
-"""The model card of an output: front matter that the hub reads, and the exact configuration."""
+"""The model card of an output: front matter for the hub, and the exact configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mergeloom.planners.recipe import Recipe
 def model_card(
     configuration: Configuration, recipes: Sequence[Recipe], models: Mapping[str, Found]
 ) -> str:
-    """``README.md`` of the output, in Markdown; ``models`` are the inputs by their references."""
+    """The ``README.md`` of the output; ``models`` are the inputs by reference."""
     licences = {name: licence_of(LocalFolder(found.directory)) for name, found in models.items()}
     front = {
         "base_model": [_id(name) for name, found in models.items() if _is_on_hub(name, found)],
@@ -51,7 +51,7 @@ def model_card(
 
 
 def _common(licences: Mapping[str, Licence | None]) -> dict[str, str]:
-    """The front matter of the licence that all models are under, if there is one."""
+    """The front matter for the licence shared by all models, if there is one."""
     found = next(iter(licences.values()), None)
     return found.fields if found is not None and len({*licences.values()}) == 1 else {}
 
@@ -61,7 +61,7 @@ def _licence(found: Licence | None) -> str:
 
 
 def _disagreement(licences: Mapping[str, Licence | None]) -> str:
-    """A sentence where the models have several licences: people must choose, no program can."""
+    """A sentence if the models have different licences, between which only people can decide."""
     if len({*licences.values()}) < 2:
         return ""
     unknown = sum(found is None for found in licences.values())
@@ -73,7 +73,7 @@ def _disagreement(licences: Mapping[str, Licence | None]) -> str:
 
 
 def _layers(outline: Outline) -> Iterator[str]:
-    """The outline of a stage as text: a line for each source of each slice."""
+    """The outline of a stage as text: one line for each source of each slice."""
     name = f" '{outline.name}'" if outline.name is not None else ""
     yield f"{outline.method}{name}"
     for part in outline.parts:
@@ -95,7 +95,7 @@ def _range(layers: Layers) -> str:
 
 
 def _short(name: str) -> str:
-    """A model's name without the folders of this machine."""
+    """The name of a model without local directories."""
     return PurePath(name).name if PurePath(name).is_absolute() else name
 
 
@@ -109,8 +109,8 @@ def _id(name: str) -> str:
 
 
 def _is_on_hub(name: str, found: Found) -> bool:
-    """Whether a model is known to be the one of that name on the hub, not a directory that only
-    looks like it: it was fetched from there, or its directory was given for a hub's name."""
+    """Whether a model is known to be the one of that name on the hub, not just a directory with
+    that name: it was downloaded, or its directory was given for a hub id."""
     if not is_hub_id(_id(name)) or "/" not in name:
         return False
     return found.fetched or found.origin in (Origin.HUB, Origin.GIVEN)

@@ -1,9 +1,9 @@
-"""An output whose linear layers are written as codes and scales: ``quantize`` of a configuration.
+"""Quantised outputs: linear layers written as codes and scales (``quantize`` in a configuration).
 
-What is written in codes are the weights of linear layers inside the model's layers
-(`planners.output.linear_weights`), in one of a few kinds of codes (`planners.output.schemes`).
-Embeddings, heads, norms, routers and whatever is not known to be a linear layer stay as they are.
-A weight that is a copy of an input's, in the same codes, is copied byte for byte.
+The weights of linear layers inside the model's layers (`planners.output.linear_weights`) are
+quantised by one of a few schemes (`planners.output.schemes`). Embeddings, heads, norms, routers and
+tensors not known to be linear layers are not quantised. A weight that is an unchanged copy of an
+input quantised in the same format is copied byte for byte.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mergeloom.planners.recipe import Recipe
 Shape = tuple[int, ...]
 
 _NAMED = 4
-"""Names that a warning says, where more are alike."""
+"""Maximum number of names in a warning."""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -46,10 +46,10 @@ def quantised(
     builder: GraphBuilder,
     findings: Findings,
 ) -> Recipe:
-    """The same output with its linear layers in codes; ``models`` are the inputs.
+    """The recipe with quantised linear layers; ``models`` are the inputs.
 
     Raises:
-        ConfigError: it cannot be.
+        ConfigError: it cannot be quantised.
     """
     scheme = scheme_of(wanted, recipe.output.config, models, place)
     division = divide(recipe.output.tensors, recipe.output.config, scheme)
@@ -94,7 +94,8 @@ _RAGGED = (
 
 
 def _module_of(tensor: OutputTensor) -> Iterator[str]:
-    """The module of a plain weight, which readers would take for one in codes."""
+    """The module of an unquantised weight, which programs would otherwise expect to be
+    quantised."""
     dimensions = len(tensor.merge.shape)
     if dimensions == 3 and tensor.dtype.floating and not tensor.name.endswith(".weight"):
         yield tensor.name.rpartition(".")[0]
@@ -103,10 +104,10 @@ def _module_of(tensor: OutputTensor) -> Iterator[str]:
 
 
 def _check_words(tensor: OutputTensor, place: Place) -> None:
-    """Check that a tensor is computed by machine code, which alone makes codes.
+    """Check that a tensor is computed by machine code, which is required for quantisation.
 
     Raises:
-        ConfigError: its method is one of another package, which computes by torch.
+        ConfigError: its method is from another package and computes by torch.
     """
     foreign = next((each for each in tree(tensor.merge) if not each.kernel.uses), None)
     if foreign is not None:
@@ -118,7 +119,7 @@ def _check_words(tensor: OutputTensor, place: Place) -> None:
 
 
 def _ragged(recipe: Recipe, scheme: Scheme, coded: Iterable[str]) -> dict[str, str]:
-    """Tensors whose last blocks are smaller than others, each with its shape."""
+    """Tensors with smaller last blocks, each with its shape."""
     found = {}
     for name in coded:
         *_, rows, row = shape = recipe.output.tensors[name].merge.shape
@@ -129,7 +130,7 @@ def _ragged(recipe: Recipe, scheme: Scheme, coded: Iterable[str]) -> dict[str, s
 
 
 def _listed(names: Mapping[str, str]) -> str:
-    """Names with their reasons; those that differ in numbers only are one."""
+    """Names with reasons; names that differ only in numbers are combined."""
     counts: dict[tuple[str, str], int] = {}
     for name, why in names.items():
         key = _NUMBER.sub("*", name), why
@@ -160,7 +161,7 @@ def _coded(
 def _seen(
     shape: Shape, scheme: Scheme, scale: DType, way: InCodes
 ) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
-    """What the header says of codes and of scales."""
+    """The header entries of codes and scales."""
     *stack, rows, row = shape
     if len(way.parts) > 1:
         stack, rows = [], rows * math.prod(stack) // len(way.parts)
@@ -177,7 +178,7 @@ def _seen(
 def _copied(
     tensor: OutputTensor, scheme: Scheme, way: InCodes, builder: GraphBuilder
 ) -> list[OutputTensor]:
-    """The codes and scales of an input, as they are; nothing if the tensor is no copy of such."""
+    """The unchanged codes and scales of an input; empty if the tensor is not a copy of such."""
     inner = tensor.merge.gather.inputs[0]
     if not isinstance(tensor.merge.kernel, Copy) or not isinstance(inner, Merge):
         return []

@@ -1,8 +1,8 @@
-"""Which copied tensors stay together, so that where extents are shared they are clones.
+"""Groups copied tensors into shards so that they can be cloned on file systems that share extents.
 
-A file system shares whole blocks, at offsets that agree modulo the block. Tensors of a shard
-follow each other without a gap, and a header is as long as one likes: so the first tensor of a
-shard can be made to agree with its source, and those that follow it there agree by themselves.
+A file system shares whole blocks at offsets that agree modulo the block size. Tensors of a shard
+are contiguous, and the header can be padded: so the first tensor of a shard can be aligned with its
+source, and tensors that follow it in the source are then aligned too.
 
     source  ▐header▐ a ▐ b ▐ c ▐ d ▐ e ▐        a shard  ▐header··▐ b ▐ c ▐ d ▐
                         └────run────┘                              └────run────┘
@@ -20,21 +20,21 @@ from mergeloom.engine.graph.pieces import Range
 from mergeloom.planners.models.model import OutputTensor
 
 ALIGNMENT = 4096
-"""Bytes of a block. Data starts at a multiple, so that most of it can be written directly, or where
-clones of what is copied can be made."""
+"""Block size in bytes. Data starts at a multiple, for direct writes, or at an offset that allows
+cloning."""
 
 WIDEST = 8
-"""Bytes of the widest element: tensors start at multiples of their elements."""
+"""Bytes of the widest element; tensors start at multiples of their element size."""
 
 _WORTH = 256 << 20
-"""Bytes that are copied in less than half a second; a shard of its own is worth more."""
+"""Minimum bytes for a separate shard; fewer are copied in less than half a second."""
 
 
 @dataclass(slots=True)
 class Shard:
-    """Numbers of the tensors of one shard, in order, and how many bytes they have.
+    """Indices of the tensors of one shard, in order, and their total bytes.
 
-    ``phase`` is where the data begins, modulo `ALIGNMENT`.
+    ``phase`` is the start of the data modulo `ALIGNMENT`.
     """
 
     phase: int
@@ -48,7 +48,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Numbers of tensors that lie beside each other in a source, from byte ``offset`` on."""
+    """Indices of tensors that are contiguous in a source, from byte ``offset`` on."""
 
     numbers: Sequence[int]
     offset: int
@@ -56,10 +56,10 @@ class _Run:
 
 
 def shards_of_runs(tensors: Sequence[OutputTensor], most: int) -> list[Shard]:
-    """Shards of at most ``most`` bytes, made of runs alone. What is in none is left to others.
+    """Shards of at most ``most`` bytes that consist of runs only; other tensors are not included.
 
-    Runs that agree with what is in a shard already are put there. So there are not many more of
-    them than the data needs: as many more as there are files, or places modulo the block.
+    A run is added to an existing shard if it is aligned with it. So the number of extra shards is
+    at most the number of files, or of different alignments.
     """
     shards: list[Shard] = []
     for run in _runs(tensors, most):
@@ -83,7 +83,7 @@ def _runs(tensors: Sequence[OutputTensor], most: int) -> Iterator[_Run]:
         origin = origin_of(tensor)
         if origin is not None and origin.offset % tensor.dtype.size == 0:
             place = id(origin.source), origin.offset
-            key = id(origin.source), times[place]  # what is copied twice is in two runs
+            key = id(origin.source), times[place]  # a tensor copied twice is in two runs
             sources.setdefault(key, []).append((origin.offset, number))
             times[place] += 1
     for places in sources.values():
@@ -102,9 +102,9 @@ def _runs(tensors: Sequence[OutputTensor], most: int) -> Iterator[_Run]:
 def _parts(
     run: Sequence[int], offset: int, tensors: Sequence[OutputTensor], most: int
 ) -> Iterator[_Run]:
-    """A run in parts of about the same size, none larger than ``most`` if it is not one tensor.
+    """Split a run into parts of similar size, at most ``most`` bytes unless a single tensor.
 
-    A part begins at a multiple of the widest element; what does not is in none.
+    Parts begin at multiples of the widest element; tensors that cannot are left out.
     """
     whole = sum(tensors[number].nbytes for number in run)
     enough = -(-whole // -(-whole // most))
@@ -125,7 +125,7 @@ def _parts(
 
 
 def origin_of(tensor: OutputTensor) -> Range | None:
-    """The bytes that a tensor is a copy of, if it is one of a contiguous run of bytes."""
+    """The contiguous source bytes of a copied tensor; ``None`` for others."""
     if copied_dtype(tensor.merge) != tensor.dtype:
         return None
     found = _first(tensor.merge).bytes
@@ -133,6 +133,6 @@ def origin_of(tensor: OutputTensor) -> Range | None:
 
 
 def _first(merge: Merge) -> Load:
-    """The load that a copy, or a copy of copies, begins with."""
+    """The load at the start of a chain of copies."""
     node = merge.gather.inputs[0]
     return node if isinstance(node, Load) else _first(node)

@@ -1,4 +1,4 @@
-"""The kinds of codes that an output may be written in, and what ``config.json`` says of each.
+"""Quantisation schemes of outputs, and their settings in ``config.json``.
 
 quantize    codes                 scales                                read by
 fp8_block   float8_e4m3           float32, 128 x 128: weight_scale_inv  transformers' fp8
@@ -25,13 +25,12 @@ SAME = "same"
 
 @dataclass(frozen=True)
 class Scheme:
-    """One kind of codes; ``columns`` is 0 for a whole row, ``scale`` ``None`` where the scale has
-    the type of the weights. ``layout`` and ``weights`` are what the configuration says of it.
+    """One scheme; ``columns`` is 0 for a whole row, ``scale`` is ``None`` if scales have the dtype
+    of the weights. ``layout`` and ``weights`` are its settings in the configuration.
 
-    ``names`` stand for the ``weight`` of a module. ``fused`` are endings for the names of experts
-    that lie in one tensor: where there are some, only these are in codes, and (experts, in, out) in
-    the model, whose rows are columns here. If ``ragged``, the last blocks of a matrix may be
-    smaller.
+    ``names`` replace the ``weight`` of a module. ``fused`` are name suffixes for fused experts: if
+    given, only those are quantised; they are (experts, in, out) in the model and transposed here.
+    If ``ragged``, the last blocks of a matrix may be smaller.
     """
 
     codes: DType
@@ -47,7 +46,7 @@ class Scheme:
     fused: tuple[str, str] | None = None
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a matrix of this shape can be written so."""
+        """Whether a matrix of this shape can be quantised."""
         *_, rows, row = shape
         return self.ragged or not (rows % self.band or row % (self.columns or 1))
 
@@ -76,16 +75,16 @@ SCHEMES = {
     ),
 }
 OF_GPT_OSS = Scheme(*(F4_BYTES, ("", ""), *_POWERS, "mxfp4", {}), fused=("_blocks", "_scales"))
-"""What ``mxfp4`` is for gpt-oss."""
+"""``mxfp4`` for gpt-oss."""
 
 
 def scheme_of(
     wanted: str, config: Mapping[str, Any], models: Mapping[str, Checkpoint], place: Place
 ) -> Scheme:
-    """The scheme that ``quantize`` names for an output with this configuration.
+    """The scheme for a value of ``quantize`` and an output with this configuration.
 
     Raises:
-        ConfigError: it is to be an input's, and there is none that can be written.
+        ConfigError: it is ``same``, and no input has a scheme that can be written.
     """
     known = _same(models, place) if wanted == SAME else wanted
     if known == "mxfp4" and config.get("model_type") == "gpt_oss":
@@ -94,7 +93,7 @@ def scheme_of(
 
 
 def _same(models: Mapping[str, Checkpoint], place: Place) -> str:
-    """The scheme of the first input that is in codes."""
+    """The scheme of the first quantised input."""
     for name, checkpoint in models.items():
         if checkpoint.decoded is None:
             continue
@@ -127,7 +126,7 @@ def _strategies(settings: Mapping[str, Any]) -> set[Any]:
 
 
 def settings_of(scheme: Scheme, plain: list[str]) -> dict[str, Any]:
-    """What the configuration says of the codes; ``plain`` are modules that have none."""
+    """The quantisation settings of the configuration; ``plain`` are unquantised modules."""
     if scheme.layout == "mxfp4":
         return {"quant_method": "mxfp4", "modules_to_not_convert": plain}
     if scheme.layout == "fp8":

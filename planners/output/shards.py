@@ -1,4 +1,4 @@
-"""Where each output tensor goes: shards, headers and the index, known before anything is read."""
+"""Layout of the output: shards, headers and the index, computed before anything is read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from mergeloom.planners.output.runs import ALIGNMENT, WIDEST, Shard, origin_of, 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Shards and slots; ``index`` is the index file's content, or ``None`` for a single shard."""
+    """Shards and write slots; ``index`` is the content of the index file, ``None`` for one
+    shard."""
 
     files: tuple[OutputFile, ...]
     writes: tuple[Write, ...]
@@ -30,13 +31,13 @@ def lay_out(
     metadata: Mapping[str, str],
     stem: str = "model",
 ) -> Layout:
-    """Distribute ``tensors`` over shards of at most ``max_shard_bytes`` of data, whose names begin
-    with ``stem``.
+    """Distribute ``tensors`` over shards of at most ``max_shard_bytes`` of data, with file names
+    that begin with ``stem``.
 
-    A tensor larger than that gets a shard of its own. Where there are several shards, what is
-    copied from neighbouring bytes of one file stays together (`mergeloom.planners.output.runs`);
-    all else is in the order given. Within a shard wider types come first, so that every tensor is
-    aligned to its elements.
+    A larger tensor gets a separate shard. If there are several shards, tensors copied from
+    contiguous bytes of one file stay together (`mergeloom.planners.output.runs`); the others are
+    in the given order. Within a shard, wider dtypes come first, so that every tensor is aligned
+    to its element size.
     """
     sizes = [tensor.nbytes for tensor in tensors]
     shards = _shards(tensors, sizes, max_shard_bytes)
@@ -73,7 +74,7 @@ def lay_out(
 def shards_of(
     tensors: Sequence[OutputTensor], max_shard_bytes: int, stem: str = "model"
 ) -> dict[str, str]:
-    """The shard that each of ``tensors`` goes to by `lay_out`, by name."""
+    """The shard of each of ``tensors`` according to `lay_out`, by name."""
     shards = _shards(tensors, [tensor.nbytes for tensor in tensors], max_shard_bytes)
     names = _shard_names(stem, len(shards))
     return {
@@ -84,7 +85,7 @@ def shards_of(
 
 
 def _indented(index: Mapping[str, Mapping[str, Any]]) -> str:
-    """What ``json.dumps(index, indent=2)`` gives, and a line's end, in a tenth of the time."""
+    """``json.dumps(index, indent=2)`` with a final newline, ten times as fast."""
     parts = []
     for key, members in index.items():
         inside = json.dumps(members, separators=(",\n    ", ": "))[1:-1]
@@ -95,7 +96,7 @@ def _indented(index: Mapping[str, Mapping[str, Any]]) -> str:
 def _shards(
     tensors: Sequence[OutputTensor], sizes: Sequence[int], max_shard_bytes: int
 ) -> list[Shard]:
-    """All shards, by their first tensors."""
+    """All shards, ordered by their first tensors."""
     shards = shards_of_runs(tensors, max_shard_bytes) if sum(sizes) > max_shard_bytes else []
     placed = {number for shard in shards for number in shard.numbers}
     filled = max_shard_bytes
@@ -115,10 +116,10 @@ def _shards(
 
 
 def _phase(tensors: Sequence[OutputTensor]) -> int:
-    """Where the data of a shard is best to start, modulo `ALIGNMENT`.
+    """The best start of a shard's data modulo `ALIGNMENT`.
 
-    Whole blocks of a copied tensor can be clones if it lies there as it does in its source. So
-    the data starts where this holds for the most bytes; otherwise at a multiple.
+    Whole blocks of a copied tensor can be cloned if it has the same alignment as in its source. So
+    the data starts where that is true for most bytes, otherwise at a multiple of `ALIGNMENT`.
     """
     copied: Counter[int] = Counter()
     position = 0

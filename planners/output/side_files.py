@@ -1,4 +1,4 @@
-"""The small files of an output: what all outputs have, and what those have that are models."""
+"""The small files of an output: those of all outputs, and those of models."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def side_files(
     layout: Layout,
     models: Mapping[str, Found],
 ) -> tuple[SideFile, ...]:
-    """All files of the output besides its shards: those of the last of the ``recipes``, the index
-    of the shards, the configuration, the model card; ``models`` are the inputs.
+    """All files of the output other than shards: those of the last of ``recipes``, the shard index,
+    the configuration, and the model card; ``models`` are the inputs.
 
     Raises:
         CheckpointError: one of them cannot be read, or is a link out of its folder.
@@ -63,10 +63,10 @@ def model_files(
 
 
 def as_json(document: Mapping[str, Any]) -> bytes:
-    """A JSON file, as transformers writes it."""
+    """A JSON file in transformers' formatting."""
     try:
         return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can escape but UTF-8 cannot encode
         return (json.dumps(document, indent=2) + "\n").encode()
 
 
@@ -84,7 +84,7 @@ def _copies(
 def _copied(
     donor: Folder | None, tokenizer: Folder | None, config: Mapping[str, Any]
 ) -> dict[str, Folder]:
-    """Which folder each file is copied from that is: the tokenizer's files from its own."""
+    """The source folder of each copied file; tokenizer files come from the tokenizer's folder."""
     found: dict[str, Folder] = {}
     if donor is not None:
         names = donor_files(donor, config)

@@ -1,7 +1,7 @@
-"""The part of an output's ``config.json`` that speaks of layers.
+"""The part of an output's ``config.json`` that concerns layers.
 
-A model whose layers were stacked, dropped, reordered or taken from several models needs another
-depth, other lists with one entry a layer, other lists of layer numbers, and, where a rule says
-which layer is of which kind, either a rule that still fits, a list in its place, or a refusal.
-Everything here is a pure function of configurations and of where each output layer comes from.
+A model whose layers were stacked, dropped, reordered or taken from several models needs a new
+depth, new lists with one entry per layer, new lists of layer numbers and, if a rule determines the
+kind of each layer, a rule that still fits, a list instead, or a refusal. Everything here is a pure
+function of configurations and of the source of each output layer.
 """

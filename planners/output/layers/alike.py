@@ -1,4 +1,4 @@
-"""Layers whose tensors differ, and nothing in the configuration says which layer is which."""
+"""Refuses layers that differ in their tensors when nothing in the configuration explains it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mergeloom.planners.output.layers.stack import Edit
 
 
 def refuse_unexplained(edit: Edit) -> None:
-    """Refuse where layers of the donor differ in their tensors, nothing that is known in its
-    configuration tells them apart, and an output layer is not like the one that the donor's class
-    makes at its number. Only the first or the last layer may differ by its place alone."""
+    """Refuse if layers of the donor differ in their tensors, nothing known in its configuration
+    distinguishes them, and an output layer differs from the one that the donor's class creates at
+    that number. Only the first and the last layer may differ by position alone."""
     sets = [frozenset(layer) for layer in edit.donor.tower.suffixes]
     if len(set(sets)) == 1:
         return
@@ -45,7 +45,7 @@ def refuse_unexplained(edit: Edit) -> None:
 
 
 def refuse_stages(edit: Edit) -> None:
-    """Refuse other stages than the donor's: each has a width of its own and halves the image."""
+    """Refuse changed stages: each stage has its own width and halves the image."""
     place, depth = edit.donor.place, edit.donor.depth
     for key in keys.WIDTHS:
         value = place.get(key)
@@ -60,7 +60,7 @@ def refuse_stages(edit: Edit) -> None:
 
 
 def _kinds(edit: Edit) -> list[Hashable]:
-    """What the donor's configuration says of each layer: its kinds by rules and by lists."""
+    """The kind of each layer by rules and lists of the donor's configuration."""
     donor = edit.donor
     columns: list[list[str]] = [
         list(map(repr, found)) for rule in donor.rules if (found := donor.kinds(rule.name))
@@ -83,7 +83,7 @@ def _end(i: int, depth: int) -> str:
 def _function(
     kinds: Sequence[Hashable], sets: Sequence[frozenset[str]]
 ) -> Mapping[Hashable, frozenset[str]] | None:
-    """The tensors of each kind, if the kind says which tensors a layer has."""
+    """The tensors of each kind, if the kind determines the tensors."""
     found: dict[Hashable, frozenset[str]] = {}
     for kind, layer in zip(kinds, sets, strict=True):
         if found.setdefault(kind, layer) != layer:

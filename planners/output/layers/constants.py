@@ -1,5 +1,5 @@
-"""Constants that follow the depth or a layer's number: families whose layers compute something
-else under another number or in a model of another depth."""
+"""Constants that depend on the depth or on a layer's number: families whose layers compute
+something else at another number or in a model of another depth."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mergeloom.planners.output.layers.stack import Edit
 
 
 def keep_constants(edit: Edit) -> None:
-    """Rewrite constants that follow the depth so that layers compute what they did, where that is
-    possible, and warn where it is not."""
+    """Rewrite constants that depend on the depth so that layers compute the same as before; warn if
+    that is not possible."""
     old, new = edit.donor.depth, edit.tower.depth
     place = edit.donor.place
     scale = place.get("scale_depth")
@@ -70,4 +70,4 @@ _FACTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, bool], ...] = (
         False,
     ),
 )
-"""(whether it holds, what follows, whether from a layer's number rather than from the depth)."""
+"""(condition, consequence, whether it depends on the layer number rather than the depth)."""

@@ -1,4 +1,4 @@
-"""Depth: the keys that count layers."""
+"""Keys that count layers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mergeloom.planners.output.layers.stack import Edit, Restacked
 def set_counts(edit: Edit) -> None:
     """Set every count of the tower's layers to the output's depth.
 
-    A count that the donor leaves to its class is written where the class reads it. Where no key
-    counts this tower alone the output is refused.
+    A count that the donor leaves to its class's default is written where the class reads it. If no
+    key counts only this tower, the output is refused.
     """
     home, new = edit.donor.home, edit.tower.depth
     if home is None or edit.donor.depth == new:
@@ -33,8 +33,8 @@ def set_counts(edit: Edit) -> None:
 
 
 def set_predictors(edit: Edit) -> None:
-    """Set the number of layers that predict further tokens where the output has another number
-    than the donor."""
+    """Set the number of layers that predict further tokens, if the output's differs from the
+    donor's."""
     donor = edit.donor
     if donor.home is not None and len(donor.tower.beyond) != edit.tower.beyond:
         edit.set(edit.path, donor.predicting_key, edit.tower.beyond)
@@ -45,7 +45,7 @@ _CLASS_COUNTS = {
     "qwen2_5_vl.vision_config": "depth",
     "glm4v.vision_config": "depth",
 }
-"""What families read that do not know ``num_hidden_layers``."""
+"""Count keys of families that do not use ``num_hidden_layers``."""
 
 
 def _default(edit: Edit) -> None:
@@ -53,11 +53,11 @@ def _default(edit: Edit) -> None:
     if any(keys.is_one_a_layer(key, value, donor.depth) for key, value in donor.place.items()):
         return  # a list is the only count
     twins = [other for other in edit.towers if _without_count(edit, other)]
-    if twins and "num_layers" in donor.place:  # T5: the decoder's is the encoder's unless given
+    if twins and "num_layers" in donor.place:  # T5: the decoder's count defaults to the encoder's
         edit.set(edit.path, "num_decoder_layers", depth)
     elif not twins and edit.path and donor.family and is_main_stack(donor.tower, edit.path):
-        # transformers saves inner objects without what is their class's default, but all of the
-        # outermost: what has no count there reads none (MobileNet).
+        # transformers omits class defaults from inner objects, but writes all values of the
+        # outermost: a class without a count there reads none (MobileNet).
         edit.set(edit.path, _CLASS_COUNTS.get(donor.family, "num_hidden_layers"), depth)
     elif not twins or any(twin.depth != depth for twin in twins):
         edit.refuse(
@@ -68,7 +68,7 @@ def _default(edit: Edit) -> None:
 
 
 def _keep_decoder(edit: Edit) -> None:
-    """Give a decoder of T5 its own count where it has had the encoder's."""
+    """Give a T5 decoder its own count if it used the encoder's."""
     for other in edit.towers:
         home = other.donor.home
         if _without_count(edit, other) and home is not None and home.side == "decoder":
@@ -79,7 +79,7 @@ def _keep_decoder(edit: Edit) -> None:
 
 
 def _without_count(edit: Edit, other: Restacked) -> bool:
-    """Whether another tower's depth may be what this tower's count says, as it has no other."""
+    """Whether this tower's count may also be the depth of another tower, which has no own count."""
     home = other.donor.home
     if other is edit.tower or home is None or home.path != edit.path:
         return False
@@ -89,7 +89,7 @@ def _without_count(edit: Edit, other: Restacked) -> bool:
 
 
 def _refuse_other_depths(edit: Edit) -> None:
-    """Refuse where a key counts another tower too, and that one has another depth."""
+    """Refuse if a key also counts another tower, with a different depth."""
     own = edit.donor.home
     for other in edit.towers:
         home = other.donor.home

@@ -1,4 +1,4 @@
-"""One tower as the configuration of its model describes it."""
+"""A tower as described by its model's configuration."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mergeloom.planners.output.layers.rules import Kinds, Rule
 
 @dataclass(frozen=True)
 class Description:
-    """What a model's configuration says of one of its towers.
+    """The description of one tower in its model's configuration.
 
-    ``home`` is where it says it, ``None`` if nowhere.
+    ``home`` is the location of the description, ``None`` if there is none.
     """
 
     model: str
@@ -38,7 +38,8 @@ class Description:
 
     @cached_property
     def family(self) -> str:
-        """The ``model_type`` whose rules hold: the object's own, or that of what it is part of."""
+        """The ``model_type`` whose rules apply: the object's own, or that of an enclosing
+        object."""
         if self.home is None:
             return ""
         path = self.home.path
@@ -53,7 +54,7 @@ class Description:
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
-        """The rules that say which of its layers is of which kind."""
+        """The rules that determine the kind of each layer."""
         known = FAMILIES.get(self.family)
         if known is None:
             known = tuple(
@@ -71,17 +72,17 @@ class Description:
 
     @property
     def predicting(self) -> int:
-        """Layers beyond the tower's that predict further tokens (MTP), as far as it says."""
+        """Number of additional layers that predict further tokens (MTP), if stated."""
         value = self.place.get(self.predicting_key)
         return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
     @property
     def predicting_key(self) -> str:
-        """The key that counts them, or would."""
+        """The key for that number."""
         return next((key for key in keys.PREDICTING if key in self.place), keys.PREDICTING[0])
 
     def lists(self, name: str) -> bool:
-        """Whether the property ``name`` is given layer by layer."""
+        """Whether the property ``name`` is listed for each layer."""
         given = (self.place.get(key) for key in (name, keys.ALIASES.get(name, name)))
         return any(isinstance(value, list) and len(value) > 0 for value in given)
 
@@ -90,8 +91,8 @@ class Description:
         return next((rule for rule in self.rules if rule.name == name), None)
 
     def entries(self, path: Path, key: str) -> Sequence[Any] | None:
-        """The property ``key`` of each layer: listed (at ``path`` within the object), else by rule,
-        else one value for all."""
+        """The property ``key`` of each layer: from a list (at ``path`` within the object), else by
+        rule, else one value for all."""
         inner = values(self.place, path)
         if (found := _listed(inner, key, self.depth)) is not None:
             return found
@@ -102,7 +103,7 @@ class Description:
         return None if value is None or isinstance(value, list | str) else [value] * self.depth
 
     def kinds(self, name: str) -> Kinds | None:
-        """One kind a layer of a property that a rule is about."""
+        """The kind of each layer for a property with a rule."""
         rule = self.rule(name)
         if rule is None or rule.listed:
             found = self.entries((), name)
@@ -110,7 +111,7 @@ class Description:
         return rule.of(self.place, self.depth)
 
     def numbers(self, path: Path, key: str) -> list[int] | None:
-        """The layers that the list ``key`` names, counted from 0."""
+        """The layer numbers in the list ``key``, counted from 0."""
         return keys.numbers(key, values(self.place, path), self.depth)
 
     def by_number(self, path: Path, key: str) -> Mapping[int, Any]:
@@ -121,8 +122,8 @@ class Description:
         return {int(number): item for number, item in value.items()}
 
     def ruled(self, config: Mapping[str, Any], depth: int) -> dict[str, Kinds]:
-        """By property that a rule is about, what each of ``depth`` layers is with ``config`` in
-        place of the model's own, as it lists it or else by the rule."""
+        """For each property with a rule, the kinds of ``depth`` layers with ``config`` instead of
+        the model's own: as listed, or else by the rule."""
         place = at(config, self.home.path) if self.home else {}
         found = {}
         for rule in self.rules:
@@ -134,7 +135,7 @@ class Description:
 
 
 def _listed(place: Mapping[str, Any], key: str, depth: int) -> list[Any] | None:
-    """The property ``key`` of each layer as it is listed, under any of its names."""
+    """The list of the property ``key``, under any of its names."""
     for name in (key, keys.ALIASES.get(key)):
         if name is not None and (found := keys.entries(name, place.get(name), depth)):
             return found
@@ -142,7 +143,7 @@ def _listed(place: Mapping[str, Any], key: str, depth: int) -> list[Any] | None:
 
 
 def describe(model: str, config: Mapping[str, Any], towers: Sequence[Tower]) -> list[Description]:
-    """What ``config`` says of each of the towers, the main one first."""
+    """The description of each tower in ``config``, the main tower first."""
     found = homes(config, towers)
     return [
         Description(model, config, tower, home) for tower, home in zip(towers, found, strict=True)

@@ -1,4 +1,4 @@
-"""Lists with one entry a layer, lists of layer numbers, objects with layer numbers as keys."""
+"""Lists with one entry per layer, lists of layer numbers, objects keyed by layer number."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mergeloom.planners.output.layers.stack import Edit, Origin, name
 
 
 def follow_layers(edit: Edit) -> None:
-    """Rewrite what is said layer by layer: each output layer has the entry of the layer that it
-    stands for, from the configuration of the model that this layer is from."""
+    """Rewrite per-layer settings: each output layer gets the entry of its source layer, from the
+    configuration of that layer's model."""
     for path in edit.inner():
         place = values(edit.donor.place, path)
         for key, value in place.items():
@@ -87,7 +87,7 @@ def _named(edit: Edit, origin: Origin, path: Path, key: str) -> bool:
 
 
 def _only_elsewhere(edit: Edit) -> None:
-    """Warn of lists that only other models have, of what no rule of the donor gives either."""
+    """Warn of lists that only other models have and that no rule of the donor replaces."""
     if edit.donor.home is None or not edit.donor.home.head:
         return
     for origin in edit.tower.origins:

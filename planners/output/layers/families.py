@@ -1,8 +1,8 @@
-"""Which families have layers of several kinds by which rules: facts, by ``model_type``.
+"""Rules for layer kinds in each model family, by ``model_type``.
 
-Each was read in the family's configuration and modelling code of transformers 5.23, and the tests
-compare them with what those classes make of the same settings. Settings of families that are not
-here (code of a model's own repository) are understood as in the family that the key is known from.
+The facts are from configuration and modelling code of transformers 5.23, and the tests compare
+them with those classes. Settings of other families (with code in the model's repository) are
+interpreted as in the family that the key is known from.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _ONE_DENSE, _THREE_DENSE = leading(None, 1), leading(None, 3)
 
 
 def _chunked(config: Config, depth: int) -> Kinds | None:
-    """Llama 4: layers with rotary positions attend within chunks."""
+    """Llama 4: layers with rotary positions use chunked attention."""
     listed = config.get("no_rope_layers")
     rope = listed if isinstance(listed, list) and listed else _ROPE.of(config, depth)
     return None if rope is None else ["chunked_attention" if use else FULL for use in rope[:depth]]
@@ -78,7 +78,7 @@ def _zamba(config: Config, depth: int) -> Kinds | None:
 
 
 def _indexers(config: Config, depth: int) -> Kinds | None:
-    """GLM-5: which layers choose keys themselves and which take another layer's choice."""
+    """GLM-5: which layers select keys themselves, and which reuse another layer's selection."""
     if config.get("index_topk_pattern") is not None:
         return None
     step = max(integer(config, "index_topk_freq", 1), 1)
@@ -125,8 +125,8 @@ def _nllb(side: str) -> Rule:
 
 
 def _groups(config: Config, depth: int) -> Kinds | None:
-    """Ling-linear: the last layer of each group has full attention, and so have those that make no
-    whole group."""
+    """Ling-linear: the last layer of each group has full attention, as have layers of an incomplete
+    group."""
     size = integer(config, "layer_group_size", 1)
     whole = depth - depth % size if size > 0 else 0
     if size <= 0:
@@ -422,5 +422,5 @@ _OF_KEYS: tuple[tuple[str, Rule, str], ...] = (
 KEYS: dict[str, Rule] = {
     key: replace(rule, listed=False, written=None, like=like) for key, rule, like in _OF_KEYS
 }
-"""Rules by a key that says enough, for families that are not in the table: what is written in place
-of the rule is not known to be read there."""
+"""Rules by a distinctive key, for families not in the table; whether such families read a list
+instead of the rule is unknown."""

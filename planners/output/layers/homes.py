@@ -1,9 +1,10 @@
-"""Where a configuration describes which tower, and which of its keys count the tower's layers.
+"""Finds the object in a configuration that describes a tower, and the keys that count its layers.
 
-Configurations nest (``text_config``, ``vision_config``, ``thinker_config.text_config``, an encoder
-beside a decoder) or describe several towers in one object (``encoder_layers``, ``decoder_layers``),
-and the names in them need not be those of the tensors. A tower is at home in the object whose path
-shares most words with the tensors' prefix and whose counts do not contradict the tower's depth.
+Configurations are nested (``text_config``, ``vision_config``, ``thinker_config.text_config``, an
+encoder and a decoder) or describe several towers in one object (``encoder_layers``,
+``decoder_layers``), and their names may differ from those of the tensors. The home of a tower is
+the object whose path shares most words with the tensors' prefix and whose counts do not contradict
+the tower's depth.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any, Protocol
 from mergeloom.engine.base.records import dataclass
 
 Path = tuple[str, ...]
-"""Keys that lead from the whole configuration to one of its objects."""
+"""Keys from the configuration to one of its objects."""
 
 
 class Stack(Protocol):
-    """What is known of a tower: the names' part before the layer number, and its depth."""
+    """A tower: the prefix of tensor names before the layer number, and the depth."""
 
     @property
     def prefix(self) -> str: ...
@@ -31,11 +32,11 @@ class Stack(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The object at ``path`` describes a tower; ``counts`` are its keys that hold the depth.
+    """The object at ``path`` describes a tower; ``counts`` are its keys for the depth.
 
-    ``others`` are further objects and keys that repeat the depth. ``head`` says that what names no
-    tower there speaks of this one. ``side`` is ``encoder`` or ``decoder`` if its tensors' names
-    say so.
+    ``others`` are further objects and keys that repeat the depth. ``head`` means that settings
+    there that name no tower apply to this one. ``side`` is ``encoder`` or ``decoder`` if the
+    tensor names say so.
     """
 
     path: Path
@@ -54,7 +55,7 @@ def at(config: Mapping[str, Any], path: Path) -> Any:
 
 
 def values(place: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The object of ``place`` at ``path``, empty where there is none."""
+    """The object of ``place`` at ``path``; empty if there is none."""
     found: Any = place
     for key in path:
         found = found.get(key) if isinstance(found, Mapping) else None
@@ -62,9 +63,9 @@ def values(place: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
 
 
 def homes(config: Mapping[str, Any], stacks: Sequence[Stack]) -> list[Home | None]:
-    """The home of each tower, the main one first; ``None`` where no object fits one.
+    """The home of each tower, the main one first; ``None`` if no object fits.
 
-    An object fits if it has no count of layers, or one that is the tower's depth.
+    An object fits if it has no layer count, or one equal to the tower's depth.
     """
     objects = list(_objects(config, ()))
     taken = set().union(*(words(stack.prefix) for stack in stacks))
@@ -90,8 +91,8 @@ def homes(config: Mapping[str, Any], stacks: Sequence[Stack]) -> list[Home | Non
 
 
 def _head(path: Path, found: Sequence[Home | None]) -> int:
-    """Which of the towers at home at ``path`` settings there speak of that name none: the first
-    that is counted by a key that names none, or the encoder, or the first."""
+    """Index of the tower to which settings at ``path`` that name no tower apply: the first counted
+    by a key that names none, or the encoder, or the first."""
     there = [(i, home) for i, home in enumerate(found) if home is not None and home.path == path]
     encoders = [i for i, home in there if home.side == "encoder"]
     plain = [i for i, home in there if any(not _qualifiers(key) for key in home.counts)]
@@ -99,8 +100,8 @@ def _head(path: Path, found: Sequence[Home | None]) -> int:
 
 
 def inner(config: Mapping[str, Any], home: Home, others: Sequence[Home | None]) -> Iterator[Path]:
-    """Paths, within the object of ``home``, of objects that speak of the same tower: itself, and
-    those in it that describe no part of a model of their own."""
+    """Paths, relative to ``home``, of objects about the same tower: itself, and nested objects that
+    do not describe another part of the model."""
     taken = {other.path for other in others if other is not None} - {home.path}
 
     def walk(path: Path) -> Iterator[Path]:
@@ -120,7 +121,7 @@ _NOT_MODELS = re.compile(
     r"^(id2label|label2id|quantization_config|compression_config|generation_config|rope_scaling"
     r"|rope_parameters|per_layer_config|task_specific_params|auto_map|pruned_heads)$"
 )
-"""Objects in configurations that describe no part of a model."""
+"""Objects in configurations that do not describe a part of a model."""
 
 
 def _objects(config: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
@@ -149,17 +150,17 @@ _SAME = {
     "dec": "decoder",
     "adaptor": "projector",
 }
-"""Words that name the same part of a model, some in tensors' names and some in configurations."""
+"""Synonyms for parts of a model in tensor names and configurations."""
 
 _PARTS = {"vision", "audio", "decoder", "encoder", "qformer", "projector", "talker"}
-"""Words of objects that a tower is not at home in unless its own name has them."""
+"""Words of objects that are not the home of a tower unless its name contains them."""
 
 _SIDES = {"encoder", "decoder"}
 _EMPTY_WORDS = {"config", "model", "dict", "module", "tower"}
 
 
 def words(name: str) -> list[str]:
-    """The words of a key or a tensor's prefix, one for each part of a model."""
+    """The words of a key or tensor prefix, with synonyms unified."""
     found = [_SAME.get(word, word) for word in re.findall(r"[a-z]+", name.lower())]
     return [word for word in found if word not in _EMPTY_WORDS]
 
@@ -174,11 +175,11 @@ def _place(
     taken: set[str],
     main: bool,
 ) -> Path | None:
-    """The path of the object that a tower is at home in.
+    """The path of the home of a tower.
 
-    First comes one with a count that names the tower, then the words shared with its path, the
-    first parts of the tensors' prefix weighing most. Tokens go into text, and images into an
-    encoder, unless names say otherwise; ``taken`` are the words that towers' names have.
+    Preferred is an object with a count that names the tower, then the one whose path shares most
+    words, with more weight on the first parts of the prefix. Unless names say otherwise, tokens
+    go into text and images into an encoder; ``taken`` are the words in the names of towers.
     """
     own = words(stack.prefix)
     known = set().union(*(_words_of(path) for path, _ in objects))
@@ -203,7 +204,7 @@ def _place(
 
 
 def _status(place: Mapping[str, Any], stack: Stack) -> int:
-    """1 if the object counts as many layers as the tower has, 0 if it counts none, else -1."""
+    """1 if the object's count equals the tower's depth, 0 if it has no count, else -1."""
     values = [value for _, value in _count_items(place, stack)]
     if stack.layers in values or any(
         value == stack.layers and _counts_some(key, value) for key, value in place.items()
@@ -219,7 +220,7 @@ def _repeated(
     places: Sequence[Path | None],
     main: bool,
 ) -> tuple[tuple[Path, tuple[str, ...]], ...]:
-    """Objects that say the same again: the whole configuration, or another of the same words."""
+    """Objects that repeat the settings: the whole configuration, or one with the same words."""
     found = []
     for other, place in objects:
         if other in places or not ((other == () and main) or _words_of(other) == _words_of(path)):
@@ -238,7 +239,7 @@ _STACKS = {"layers", "layer", "blocks", "block", "h", "transformer", "backbone",
 
 
 def is_main_stack(stack: Stack, path: Path) -> bool:
-    """Whether a tower is the layers of what ``path`` describes, not of a part of it."""
+    """Whether a tower is the main stack of what ``path`` describes, not of a part of it."""
     return set(words(stack.prefix)) <= _STACKS | {"decoder"} | _words_of(path)
 
 
@@ -252,7 +253,7 @@ _NO_DEPTH = re.compile(
     r"|scale|prenet|postnet|fusion|mem_|max_|min_|select|accept|conditional|insert|deepstack|target"
     r"|classifier|prompt|first|last|add_|per_group|cross|fixed|frozen|hybrid|mamba|attn"
 )
-"""What numbers of layers count that are part of a tower, or layers of no tower."""
+"""Words in counts of layers that are part of a tower, or belong to no tower."""
 
 _NO_QUALIFIERS = (
     "num n hidden layers layer blocks block depth of per stack number total transformer"
@@ -270,7 +271,7 @@ def _is_number(value: object) -> bool:
 
 
 def _count_items(place: Mapping[str, Any], stack: Stack) -> Iterator[tuple[str, int]]:
-    """Counts that may be the tower's by their names: they name it, or nothing."""
+    """Counts whose names are compatible with the tower: they name it, or no tower."""
     own = set(words(stack.prefix))
     for key, value in place.items():
         if not _is_number(value) or not _COUNT.search(key):
@@ -281,12 +282,12 @@ def _count_items(place: Mapping[str, Any], stack: Stack) -> Iterator[tuple[str, 
 
 
 def _qualifiers(key: str) -> list[str]:
-    """The words of a count's key that say which tower it counts."""
+    """The words of a count key that identify the tower."""
     return [word for word in words(key.replace("_", " ")) if word not in _EMPTY_QUALIFIERS]
 
 
 def _names(qualifiers: Sequence[str], own: set[str]) -> bool:
-    """Whether all words are a tower's own, or the beginnings of such (``conf`` of a conformer)."""
+    """Whether all words are a tower's own, or prefixes of such (``conf`` for conformer)."""
     return all(
         any(word == name or (len(word) > 2 and name.startswith(word)) for name in own)
         for word in qualifiers
@@ -300,12 +301,12 @@ def _side(stack: Stack) -> str | None:
 def _counts(
     place: Mapping[str, Any], path: Path, stack: Stack, mates: Sequence[Stack]
 ) -> tuple[str, ...]:
-    """The keys of ``place`` that hold the tower's depth, and no other tower's.
+    """The keys of ``place`` that hold the depth of this tower and of no other.
 
-    Keys that name the tower come first; those that name nothing count the only tower, or the
-    encoder where there is a decoder too (in transformers ``num_hidden_layers`` stands for the
-    encoder's count in such a family). Those that name something else are taken to count a tower
-    that is alone, or that is the layers of what ``path`` describes.
+    Keys that name the tower come first. Keys that name no tower count the only tower, or the
+    encoder if there is also a decoder (in such families transformers uses ``num_hidden_layers``
+    for the encoder). Keys that name something else count a tower that is alone, or that is the
+    main stack of what ``path`` describes.
     """
     own = [key for key, value in _count_items(place, stack) if value == stack.layers]
     named = [key for key in own if _qualifiers(key)]

@@ -1,8 +1,8 @@
-"""What the keys of configurations mean where they speak of layers: facts, by name.
+"""The meaning of configuration keys about layers, by name.
 
-Lists are told apart by name, since any list may happen to have as many entries as a model has
-layers. The names are those of transformers 5.23 and of published configurations with code of
-their own (OpenELM, Nemotron, Hymba, Kimi, MiniMax, Step, MiMo).
+Lists are identified by name, since any list may happen to have as many entries as a model has
+layers. The names are from transformers 5.23 and from published configurations with their own code
+(OpenELM, Nemotron, Hymba, Kimi, MiniMax, Step, MiMo).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LISTS = """
     sliding_windows swiglu_limits swiglu_limits_shared
 """
 LISTS = frozenset(_LISTS.split())
-"""Keys of lists, or of texts of one letter a layer, with one entry a layer."""
+"""Keys of lists, or of strings with one letter per layer, that have one entry per layer."""
 
 ALIASES = {"layer_types": "layers_block_type", "layers_block_type": "layer_types"}
 
@@ -32,7 +32,7 @@ _NO_LISTS = re.compile(
     r"|scales?$|features|indices|stage|dropout|drop_path|vocab|prompt|files|tags|words|(^|_)ids?$"
     r"|delay|duration|freeze|loss|task|inference|loader|vision_feature"
 )
-"""Keys of lists that never have one entry a layer, whatever their length."""
+"""Keys of lists that never have one entry per layer, even if the length fits."""
 
 _NUMBERS = re.compile(
     r"(^|_)(layers|layers_enum|layer_ids?|layer_idxs?|layer_indices|layer_indexes|attn_idxs?"
@@ -49,15 +49,14 @@ TAPS: Mapping[str, int] = {
     "_out_indices": 1,
     "segmentation_indices": 1,
 }
-"""Keys of layers whose outputs are used elsewhere, with the number that stands for layer 0's
-output (1 where 0 is the input of the first layer). Each entry has weights or columns of its own,
-so none may get lost."""
+"""Keys of layers whose outputs are used elsewhere, with the number of layer 0's output (1 if 0 is
+the input of the first layer). Each entry has its own weights or columns, so none may be dropped."""
 
 STAGES = frozenset({"stage_names", "out_features", "_out_features"})
-"""The same, by names: ``stem`` for the input, ``stage1`` for layer 0's output."""
+"""The same by name: ``stem`` is the input, ``stage1`` the output of layer 0."""
 
 WIDTHS = ("depths", "hidden_sizes", "embed_dims", "stage_out_channels", "conv_dim")
-"""Lists with one entry a stage, of models whose stages have several widths."""
+"""Lists with one entry per stage, for models whose stages have different widths."""
 
 VISION_TAPS: Mapping[str, int] = {
     "mm_vision_select_layer": 1,
@@ -65,13 +64,13 @@ VISION_TAPS: Mapping[str, int] = {
     "vision_feature_layer": 1,
     "vision_select_layer": 1,
 }
-"""The same, of the vision tower, wherever in the configuration the key is."""
+"""The same for the vision tower, anywhere in the configuration."""
 
 KNOWN_FROM_ONE = frozenset({"kda_layers", "full_attn_layers"})
-"""Keys of layer numbers counted from 1, as a rule (Kimi-Linear's ``linear_attn_config``)."""
+"""Keys of layer numbers that usually count from 1 (Kimi-Linear's ``linear_attn_config``)."""
 
 SHARING = frozenset({"kv_source_layers", "kv_reuse_group"})
-"""Keys that say which layer's keys and values a layer uses."""
+"""Keys for the layer whose keys and values a layer uses."""
 
 PREDICTING = (
     "num_nextn_predict_layers",
@@ -79,13 +78,13 @@ PREDICTING = (
     "mtp_num_layers",
     "mtp_num_hidden_layers",
 )
-"""Keys that count layers which predict further tokens and belong to no stack."""
+"""Keys that count layers that predict further tokens and belong to no stack."""
 
 WHOLE = ("max_window_layers", "mtp_base_layer_idx")
-"""Keys that are the depth where they mean all layers."""
+"""Keys that equal the depth if they mean all layers."""
 
 LONGEST_AMBIGUOUS = 3
-"""Lists of so few entries under unknown keys are taken to have nothing to do with layers."""
+"""Lists with at most this many entries under unknown keys are assumed unrelated to layers."""
 
 
 def is_one_a_layer(key: str, value: object, depth: int) -> bool:
@@ -106,7 +105,7 @@ def is_one_a_layer(key: str, value: object, depth: int) -> bool:
 
 
 def entries(key: str, value: Any, depth: int) -> list[Any] | None:
-    """The entries of such a setting, one a layer; ``None`` if it has fewer or is no list."""
+    """The entries of such a setting, one per layer; ``None`` if it has fewer or is not a list."""
     if key == "attention_types":
         value = _expanded(value)
     whole = isinstance(value, list | str) and len(value) >= depth
@@ -114,8 +113,8 @@ def entries(key: str, value: Any, depth: int) -> list[Any] | None:
 
 
 def encoded(key: str, old: Any, new: Sequence[Any], depth: int) -> Any:
-    """New entries in the form that ``old`` has; what it has beyond ``depth`` entries (layers
-    that predict further tokens) stays behind them."""
+    """New entries in the form of ``old``; entries of ``old`` beyond ``depth`` (for layers that
+    predict further tokens) are kept at the end."""
     if key == "attention_types":
         return [[list(new), 1]]
     if isinstance(old, str):
@@ -132,8 +131,8 @@ def _expanded(value: Any) -> Any:
 
 
 def numbers(key: str, place: Mapping[str, Any], depth: int) -> list[int] | None:
-    """Layer numbers, from 0 on, of a setting that lists some of ``depth`` layers by number;
-    ``None`` if it is something else."""
+    """The layer numbers, from 0, in a setting that lists some of ``depth`` layers; ``None`` if it
+    is something else."""
     value = place.get(key)
     if not _NUMBERS.search(key) or key in LISTS or key in TAPS or key in VISION_TAPS:
         return None
@@ -147,7 +146,7 @@ def numbers(key: str, place: Mapping[str, Any], depth: int) -> list[int] | None:
 
 
 def as_numbers(value: object) -> list[int]:
-    """The numbers of a list, or of a text with commas; none if there is anything else in it."""
+    """The numbers of a list or comma-separated string; empty if it contains anything else."""
     items: object = value
     if isinstance(value, str):
         parts = value.split(",")
@@ -157,10 +156,10 @@ def as_numbers(value: object) -> list[int]:
 
 
 def first_number(key: str, place: Mapping[str, Any], depth: int) -> int:
-    """The number that stands for the first layer in the list ``key`` of ``place``.
+    """The number of the first layer in the list ``key`` of ``place``.
 
-    It is 1 where the depth is among the numbers, or for keys known to count so, unless there is a
-    0 in it or in a list beside it.
+    It is 1 if the list contains the depth, or for keys known to count from 1, unless it or a
+    related list contains a 0.
     """
     known = key in KNOWN_FROM_ONE
     lists = KNOWN_FROM_ONE if known else {key}
@@ -169,7 +168,7 @@ def first_number(key: str, place: Mapping[str, Any], depth: int) -> int:
 
 
 def is_by_number(key: str, value: object, depth: int) -> bool:
-    """Whether a setting is an object with layer numbers as keys (``per_layer_config``)."""
+    """Whether a setting is an object keyed by layer number (``per_layer_config``)."""
     return (
         isinstance(value, Mapping)
         and bool(value)

@@ -1,4 +1,4 @@
-"""Layer kinds by rules: each output layer needs the kind that its source had."""
+"""Layer kinds by rules: each output layer must have the kind of its source."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mergeloom.planners.output.layers.stack import Edit, Origin
 
 
 def keep_kinds(edit: Edit) -> None:
-    """See that every rule of the donor gives each output layer the kind of the layer that it
-    stands for, by other settings, or by a list where transformers reads one; else refuse."""
+    """Ensure that every rule of the donor gives each output layer the kind of its source: by other
+    settings, or by a list if transformers reads one; otherwise refuse."""
     for rule in edit.donor.rules:
         wanted = _wanted(edit, rule)
         if wanted is not None:
@@ -50,7 +50,7 @@ def _keep(edit: Edit, rule: Rule, wanted: Kinds) -> None:
             said = f"given layer by layer, as {rules} would give other kinds"
             edit.set(edit.path, key, value, said if thresholds is None else None)
     elif listed and (thresholds := _thresholds(edit, rule, wanted)) is not None:
-        for key, value in thresholds.items():  # for readers that know the rule only
+        for key, value in thresholds.items():  # for programs that only know the rule
             edit.set(edit.path, key, value)
     if rule.last is not None and wanted[-1] != rule.last:
         edit.refuse(
@@ -62,7 +62,7 @@ def _keep(edit: Edit, rule: Rule, wanted: Kinds) -> None:
 
 
 def _thresholds(edit: Edit, rule: Rule, wanted: Kinds) -> dict[str, int] | None:
-    """Numbers of layers with which the rule yields these kinds: those that are set, if they do."""
+    """Thresholds with which the rule gives these kinds; the current ones if they do."""
     depth = edit.tower.depth
 
     def choices() -> Iterator[dict[str, int]]:
@@ -100,12 +100,12 @@ _NOW: dict[str, str] = {
     "mamba": LINEAR,
     "qwen_sparse_attention": "indexed_attention",
 }
-"""What transformers calls the kinds of layers that it once called otherwise."""
+"""Current transformers names for layer kinds, by old name."""
 
 
 def bring_window(edit: Edit) -> None:
-    """Take the window of layers that have one from the model that they are from, if the donor has
-    it switched off (``use_sliding_window``, which is of no influence on layers without one)."""
+    """Take the sliding window from the source model of layers that have one, if the donor has it
+    disabled (``use_sliding_window``, which does not affect layers without one)."""
     own = edit.donor.kinds(LAYERS)
     if own is None or SLIDING in own:
         return
@@ -128,7 +128,7 @@ def bring_window(edit: Edit) -> None:
 
 
 def warn_of_mixtures(edit: Edit) -> None:
-    """Warn where layers of different kinds, or with other entries of a list, become one."""
+    """Warn if layers of different kinds, or with different list entries, are merged."""
     ruled = [rule.name for rule in edit.donor.rules]
     listed = [
         key

@@ -1,4 +1,4 @@
-"""The donor's configuration, rewritten for the layers that an output is made of."""
+"""Rewrites the donor's configuration for the layers of the output."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mergeloom.planners.output.layers.taps import follow_sharing, follow_taps, k
 
 
 def rewrite_layers(config: Mapping[str, Any], towers: Sequence[Restacked]) -> Rewritten:
-    """``config``, the donor's, for an output whose towers are made of other layers than its own.
+    """Rewrite the donor's ``config`` for an output with other layers.
 
-    Counts, lists and rules follow the layers; what cannot is refused or warned about.
+    Counts, lists and rules are adjusted; what cannot be adjusted is refused or warned about.
     """
     result = Rewritten(copy.deepcopy(dict(config)))
     for tower in towers:
@@ -52,7 +52,7 @@ def rewrite_layers(config: Mapping[str, Any], towers: Sequence[Restacked]) -> Re
 
 
 def _repeat(edit: Edit) -> None:
-    """Change what other objects repeat of the tower's own in the same way."""
+    """Apply the same changes to objects that repeat the tower's settings."""
     home = edit.donor.home
     for path, _ in home.others if home is not None else ():
         other = at(edit.result.config, path)

@@ -1,8 +1,8 @@
-"""Rules by which configurations say of which kind each layer is, without listing the layers.
+"""Rules in configurations that determine the kind of each layer without listing the layers.
 
-A rule is a function of a configuration and a depth that yields one kind a layer. Under another
-number the same layer may be of another kind, so a rule that stays must give each output layer the
-kind that its source had.
+A rule is a function from a configuration and a depth to one kind per layer. At another number a
+layer may get another kind, so a rule that is kept must give each output layer the kind of its
+source.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ from mergeloom.engine.base.records import dataclass
 Config = Mapping[str, Any]
 Kinds = list[Any]
 KindsOf = Callable[[Config, int], Kinds | None]
-"""Kinds of ``depth`` layers, or ``None`` where the configuration does not use the rule."""
+"""Kinds of ``depth`` layers, or ``None`` if the configuration does not use the rule."""
 
 LAYERS, MLPS = "layer_types", "mlp_layer_types"
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 DENSE, SPARSE = "dense", "sparse"
 OWN = "own"
-"""Of layers with keys and values of their own, where others use those of another layer."""
+"""The kind of layers with their own keys and values, where others use those of another layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One property of layers that follows from their number.
+    """One property of layers that depends on their number.
 
-    ``name`` is the property. If ``listed``, it is also the key of the list with one entry a layer
-    that transformers reads instead, where a configuration has one; else ``written``, if given,
-    yields settings that say the same as any list of kinds. ``keys`` are the settings that the rule
-    depends on; ``thresholds`` those of them that count layers or are a layer's number, and may be
-    others for another stack. ``last`` is the kind that the class forces on the last layer,
-    whatever rule or list say. A rule with a ``side`` speaks of the encoder or the decoder only,
-    where one object describes both. A rule of ``sharing`` says which layers use the keys and values
-    of the last layer of their kind that has its `OWN`. ``like`` names the family that a rule is
-    from, where the model's own is not known.
+    ``name`` is the property. If ``listed``, it is also the key of a list with one entry per layer
+    that transformers reads instead, if present; otherwise ``written``, if given, returns settings
+    equivalent to a list of kinds. ``keys`` are the settings the rule depends on; ``thresholds``
+    are those that count layers or are layer numbers, and may be changed for another stack.
+    ``last`` is the kind that the class forces on the last layer. A rule with a ``side`` applies
+    only to the encoder or decoder of an object that describes both. A rule with ``sharing`` says
+    which layers use the keys and values of the last layer of their kind that has its `OWN`.
+    ``like`` is the family that a rule is from, if the model's own family is unknown.
     """
 
     name: str
@@ -53,18 +52,18 @@ class Rule:
     like: str = ""
 
     def settings(self, kinds: Kinds) -> Mapping[str, Any] | None:
-        """Settings that give each layer its kind without the rule, where there are some."""
+        """Settings that give each layer its kind without the rule; ``None`` if there are none."""
         if self.listed:
             return {self.name: kinds}
         return None if self.written is None else self.written(kinds)
 
     def of(self, config: Config, depth: int) -> Kinds | None:
-        """One kind a layer, or ``None`` where the rule does not apply."""
+        """One kind per layer, or ``None`` if the rule does not apply."""
         kinds = self.kinds(config, depth)
         return [*kinds[:-1], self.last] if kinds and self.last is not None else kinds
 
     def described(self, config: Config) -> str:
-        """The rule's settings with their values, for people."""
+        """The rule's settings with their values, for messages."""
         found = [f"{key} {config[key]}" for key in self.keys if config.get(key) is not None]
         said = ", ".join(found) or "a rule of its architecture"
         return f"{said} (as in {self.like})" if self.like else said
@@ -87,7 +86,7 @@ def every(
     listed: bool = True,
     last: str | None = None,
 ) -> Rule:
-    """Every n-th layer is ``at``: those whose number plus ``shift`` n divides."""
+    """Every n-th layer is ``at``: those where n divides the number plus ``shift``."""
 
     def kinds(config: Config, depth: int) -> Kinds | None:
         period = integer(config, key, default)
@@ -133,7 +132,7 @@ def numbered(test: Callable[[int, int], Any], *, name: str = LAYERS) -> Rule:
 
 
 def unless(key: str, rule: Rule) -> Rule:
-    """A rule that holds only where another list, ``key``, does not say the same layer by layer."""
+    """A rule that applies unless the list ``key`` gives the kinds layer by layer."""
 
     def kinds(config: Config, depth: int) -> Kinds | None:
         return None if config.get(key) is not None else rule.kinds(config, depth)
@@ -147,7 +146,7 @@ def alike(kind: str, *, name: str = LAYERS) -> Rule:
 
 
 def sparse_from(default: int, *, listed: bool) -> Rule:
-    """DeepSeek's mixtures of experts: from a layer on, where ``moe_layer_freq`` divides."""
+    """DeepSeek's mixtures of experts: from a given layer on, every ``moe_layer_freq``-th."""
 
     def kinds(config: Config, depth: int) -> Kinds | None:
         start = integer(config, "first_k_dense_replace", default)
@@ -161,9 +160,9 @@ def sparse_from(default: int, *, listed: bool) -> Rule:
 
 
 def sparse_steps() -> Rule:
-    """Qwen's mixtures of experts: every n-th layer that ``mlp_only_layers`` does not name.
+    """Qwen's mixtures of experts: every n-th layer that is not in ``mlp_only_layers``.
 
-    That list can name any layers, so it takes what the step cannot say.
+    That list may contain any layers, so it can express what the step cannot.
     """
 
     def kinds(config: Config, depth: int) -> Kinds | None:
@@ -182,7 +181,7 @@ def sparse_steps() -> Rule:
 
 
 def sparse_interval() -> Rule:
-    """Ernie 4.5's mixtures of experts: every n-th layer between a first and a last one."""
+    """Ernie 4.5's mixtures of experts: every n-th layer in a range."""
 
     def kinds(config: Config, depth: int) -> Kinds | None:
         step = integer(config, "moe_layer_interval", 1)
@@ -200,7 +199,7 @@ def sparse_interval() -> Rule:
 
 
 def window_beyond(default: int, switch: str | None = "use_sliding_window") -> Rule:
-    """Windows from layer ``max_window_layers`` on (Qwen 2 and 3), if windows are used at all."""
+    """Sliding windows from layer ``max_window_layers`` on (Qwen 2 and 3), if enabled."""
 
     def kinds(config: Config, depth: int) -> Kinds:
         uses = config.get("sliding_window", 4096) is not None
@@ -212,7 +211,8 @@ def window_beyond(default: int, switch: str | None = "use_sliding_window") -> Ru
 
 
 def window_within(default: int) -> Rule:
-    """Windows in every other layer before ``max_window_layers`` (Qwen 2 MoE), if they are used."""
+    """Sliding windows in every other layer before ``max_window_layers`` (Qwen 2 MoE), if
+    enabled."""
 
     def kinds(config: Config, depth: int) -> Kinds:
         uses = bool(config.get("use_sliding_window"))
@@ -223,7 +223,7 @@ def window_within(default: int) -> Rule:
 
 
 def offset(period: str, start: str, at: Any, elsewhere: Any, defaults: tuple[int, int]) -> KindsOf:
-    """Kinds where every n-th layer, counted from one, is ``at`` (Jamba): one of the first n."""
+    """Every n-th layer, starting at one of the first n, is ``at`` (Jamba)."""
 
     def kinds(config: Config, depth: int) -> Kinds | None:
         step, first = integer(config, period, defaults[0]), integer(config, start, defaults[1])

@@ -1,4 +1,4 @@
-"""What the towers of an output are made of, and the configuration that is being made for them."""
+"""The layers an output's towers consist of, and the configuration being rewritten for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mergeloom.planners.output.layers.homes import Path, at, inner
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A layer of a tower of some model, as its configuration describes it."""
+    """A source layer: a layer of a tower of some model."""
 
     of: Description
     layer: int
@@ -26,10 +26,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Restacked:
-    """What one tower of the output is made of: ``origins[i]`` is the layer that output layer i
-    stands for (the donor's, where the donor has a part in it), ``merged[i]`` all that it is
-    merged from. ``donor`` is the tower of the model that the configuration is from. ``beyond`` is
-    the number of layers behind the last that predict further tokens."""
+    """The layers of one tower of the output: ``origins[i]`` is the source layer of output layer i
+    (the donor's, if it is among the merged ones), ``merged[i]`` all layers it is merged from.
+    ``donor`` is the tower of the model that provides the configuration. ``beyond`` is the number
+    of layers after the last that predict further tokens."""
 
     name: str
     donor: Description
@@ -39,22 +39,22 @@ class Restacked:
 
     @property
     def depth(self) -> int:
-        """Layers of the output's tower."""
+        """Number of layers of the output's tower."""
         return len(self.origins)
 
     @property
     def unchanged(self) -> bool:
-        """Whether every output layer stands for the donor's layer of the same number."""
+        """Whether the source of every output layer is the donor's layer of the same number."""
         own = [origin.layer if origin.of is self.donor else -1 for origin in self.origins]
         return own == list(range(self.donor.depth))
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A configuration and what is to be said of it.
+    """A rewritten configuration, with notes and findings.
 
-    ``notes`` say what was changed, ``warnings`` what may not be as meant, each in one line;
-    ``refusals`` why the output cannot be described.
+    ``notes`` describe changes and ``warnings`` doubts, one line each; ``refusals`` say why the
+    output cannot be described.
     """
 
     config: dict[str, Any]
@@ -65,7 +65,7 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class Edit:
-    """The rewriting of what a configuration says of one tower, ``tower``, of all ``towers``."""
+    """Rewriting of the settings of ``tower``, one of ``towers``, in a configuration."""
 
     result: Rewritten
     tower: Restacked
@@ -77,24 +77,24 @@ class Edit:
 
     @property
     def path(self) -> Path:
-        """Where the configuration describes the tower."""
+        """The path of the object that describes the tower."""
         return self.donor.home.path if self.donor.home is not None else ()
 
     @property
     def place(self) -> dict[str, Any]:
-        """The object that describes the tower, as far as it is rewritten."""
+        """The object that describes the tower, in its current state."""
         found: dict[str, Any] = at(self.result.config, self.path)
         return found
 
     def inner(self) -> list[Path]:
-        """Paths within the object to objects that speak of the same tower, and of it alone."""
+        """Relative paths of objects about this tower only."""
         home = self.donor.home
         if home is None or not home.head:
             return []
         return list(inner(self.donor.config, home, [other.donor.home for other in self.towers]))
 
     def set(self, path: Path, key: str, value: Any, said: str | None = None) -> None:
-        """Set ``key`` of the object at ``path``, from the whole configuration on, and say so."""
+        """Set ``key`` of the object at the absolute ``path``, and add a note."""
         place = at(self.result.config, path)
         if key in place and place[key] == value and type(place[key]) is type(value):
             return
@@ -114,7 +114,7 @@ class Edit:
 
 
 def name(path: Path, key: str) -> str:
-    """A key of a configuration with the keys that lead to it."""
+    """The full name of a configuration key."""
     return ".".join((*path, key))
 
 

@@ -13,7 +13,7 @@ from mergeloom.planners.output.layers.stack import Edit, Origin, name
 
 
 def follow_taps(edit: Edit) -> None:
-    """Renumber layers whose outputs go elsewhere: each must be there, its last copy counts."""
+    """Renumber layers whose outputs are used elsewhere: each must exist; the last copy is used."""
     for path in edit.inner():
         for key, value in values(edit.donor.place, path).items():
             if key in keys.TAPS:
@@ -44,7 +44,7 @@ def _tap(edit: Edit, path: Path, key: str, value: Any, first: int) -> None:
 
 
 def _outputs(edit: Edit, path: Path, key: str, items: list[int], first: int) -> list[int] | None:
-    """New numbers for outputs of layers; ``first`` is what stands for that of layer 0."""
+    """New numbers for layer outputs; ``first`` is the number of layer 0's output."""
     new = []
     for item in items:
         layer = edit.donor.depth + item if item < 0 else item - first
@@ -64,7 +64,7 @@ def _outputs(edit: Edit, path: Path, key: str, items: list[int], first: int) -> 
 
 
 def _stages(edit: Edit, path: Path, key: str, value: list[Any]) -> None:
-    """The same where outputs are named ``stage1``, ``stage2``, … and the input ``stem``."""
+    """The same for outputs named ``stage1``, ``stage2``, … and the input ``stem``."""
     names = [f"stage{i + 1}" for i in range(edit.donor.depth)]
     if value == ["stem", *names]:
         new = [f"stage{i + 1}" for i in range(edit.tower.depth)]
@@ -81,7 +81,7 @@ def _stages(edit: Edit, path: Path, key: str, value: list[Any]) -> None:
 def follow_sharing(edit: Edit) -> None:
     """Renumber the layers whose keys and values other layers use.
 
-    A layer that uses another's needs a copy of that one before it, from the same model.
+    A layer that uses another's needs a copy of that layer before it, from the same model.
     """
     for path in edit.inner():
         place = values(edit.donor.place, path)
@@ -119,20 +119,20 @@ def _nearest(edit: Edit, i: int, sources: list[int]) -> int | None:
 
 
 def keep_sharing(edit: Edit) -> None:
-    """The same where a rule says which layers use the keys and values of others."""
+    """The same if a rule determines which layers use the keys and values of others."""
     for rule in edit.donor.rules:
         if rule.sharing:
             _keep_lenders(edit, rule.name)
 
 
 def _keep_lenders(edit: Edit, name: str) -> None:
-    """See that layers without keys and values of their own find those of a layer before them, and
-    say where it is not a copy of the one whose they use in the model that they are from."""
+    """Check that layers without their own keys and values find those of an earlier layer, and warn
+    if that is not a copy of the layer they use in their source model."""
     origins = edit.tower.origins
     before = {id(o.of): _lenders(_traits(o.of, name, range(o.of.depth))) for o in origins}
     traits = [trait for o in origins for trait in _traits(o.of, name, (o.layer,))]
     if any(sharing is None for sharing, _ in traits):
-        return  # it is not known of all, which is said where kinds are compared
+        return  # not known for all layers, which is reported where kinds are compared
     other = []
     for i, lender in enumerate(_lenders(traits)):
         own = origins[i]
@@ -159,7 +159,7 @@ def _keep_lenders(edit: Edit, name: str) -> None:
 
 
 def _traits(of: Description, name: str, layers: Sequence[int]) -> list[tuple[Any, Any]]:
-    """Whether layers of a model have keys and values of their own, and of which kind they are."""
+    """For each layer, whether it has its own keys and values, and its kind."""
     sharing, types = of.kinds(name) or [], of.kinds(LAYERS) or []
 
     def of_layer(kinds: Kinds, layer: int) -> Any:
@@ -169,8 +169,8 @@ def _traits(of: Description, name: str, layers: Sequence[int]) -> list[tuple[Any
 
 
 def _lenders(traits: Sequence[tuple[Any, Any]]) -> list[int | None]:
-    """For each layer the one whose keys and values it would use: the last one of its kind before
-    it that has its own."""
+    """For each layer, the one whose keys and values it would use: the last earlier layer of its
+    kind that has its own."""
     last: dict[Any, int] = {}
     found: list[int | None] = []
     for i, (sharing, kind) in enumerate(traits):
