@@ -1,1 +1,1 @@
-"""Models as the planner sees them: references, checkpoints, architecture."""
+"""Models for planners: references, checkpoints, architecture."""

@@ -1,7 +1,7 @@
-"""A model with an adapter: the model's tensors, changed where the adapter changes them.
+"""A model with an adapter applied to its tensors.
 
-Nothing is stored: each tensor that is changed is a task of its own over the model's, so that
-several adapters over one model read it once.
+Nothing is stored: each changed tensor is a task on the model's tensor, so a model with several
+adapters is read once.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _ONE = MemorySource(b"\x00\x00\x80\x3f", "the number 1")
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """``base`` with ``adapter``; ``changes`` are by the names of the base's tensors.
+    """``base`` with ``adapter``; ``changes`` are keyed by the base's tensor names.
 
-    ``head`` is the name of the output head that the base shares with its embedding, where the
-    adapter parts the two, so that the result has both.
+    ``head`` is the name of the output head if the base ties it to the embedding and the adapter
+    changes only one of them, so that the result has both.
     """
 
     name: str
@@ -66,7 +66,7 @@ class AdaptedModel:
 
     @cached_property
     def tokens(self) -> TokenWeights:
-        """The base's, apart where the adapter parts them."""
+        """The base's, untied if the adapter changes only one of embedding and head."""
         found = self.base.tokens
         names = [*([found.embedding] if found.embedding is not None else []), *found.twins]
         changed = any(self._is_changed(name) for name in names)
@@ -125,7 +125,7 @@ class AdaptedModel:
         return node
 
     def _below(self, tensor: str) -> str:
-        """The base's tensor that one is made of."""
+        """The base's tensor from which ``tensor`` is computed."""
         if tensor == self.head:
             embedding = self.base.tokens.embedding
             assert embedding is not None, "a head that is tied is tied to an embedding"
@@ -139,10 +139,10 @@ class AdaptedModel:
 
 
 def adapt(name: str, base: Model, adapter: Adapter) -> AdaptedModel:
-    """``base`` with ``adapter``, called ``name``.
+    """Apply ``adapter`` to ``base``; the result is called ``name``.
 
     Raises:
-        CheckpointError: the adapter changes what the model does not have, or does not fit it.
+        CheckpointError: the adapter changes modules the model does not have, or does not fit.
     """
     tokens = base.tokens
     tied = tokens.kind is Head.TIED and tokens.head is None and tokens.embedding is not None
@@ -164,10 +164,10 @@ def adapt(name: str, base: Model, adapter: Adapter) -> AdaptedModel:
 
 
 def _prefixes(name: str, adapter: Adapter, modules: Iterable[str]) -> tuple[str, str]:
-    """What the names of an adapter's modules begin with, and what stands there in the model.
+    """The prefix of the adapter's module names, and the corresponding prefix in the model.
 
-    An adapter that was trained on the same layers inside another class of model names them with
-    another prefix: ``model.layers`` where they are ``layers``, or ``language_model.model.layers``.
+    An adapter trained with another class of the same model uses another prefix: ``model.layers``
+    instead of ``layers`` or ``language_model.model.layers``.
     """
     known = set(modules)
     wanted = list(adapter.changes)
@@ -195,7 +195,7 @@ def _prefixes(name: str, adapter: Adapter, modules: Iterable[str]) -> tuple[str,
 
 
 def _check(model: AdaptedModel) -> None:
-    """Check that all that is changed is there and fits."""
+    """Check that all changed tensors exist and fit."""
     for module, change in model.changes.items():
         weight, bias = f"{module}.weight", f"{module}.bias"
         for last in change.replaced:
@@ -221,7 +221,7 @@ def _check(model: AdaptedModel) -> None:
 
 
 def _check_product(name: str, weight: str, shape: Shape, product: Product) -> None:
-    wanted: Shape = (product.up.shape[0], *product.down.shape[1:])  # of a convolution, more than 2
+    wanted: Shape = (product.up.shape[0], *product.down.shape[1:])  # convolutions have more than 2
     if product.swapped:
         wanted = wanted[::-1]
     if shape != wanted:
@@ -264,7 +264,7 @@ def _add_product(
 def _add_bias(
     builder: GraphBuilder, node: Load | Merge, bias: StoredTensor, scale: float, name: str
 ) -> Merge:
-    """The bias and ``scale`` times the adapter's: a product of rank 1 with the number 1."""
+    """The bias plus ``scale`` · the adapter's bias, as a product of rank 1 with the number 1."""
     unit = builder.load(_ONE, 0, F32, (1, 1), _ONE.name)
     column = _load(builder, bias.reshape((*bias.shape, 1)), name)
     return builder.merge([node], LowRank(scale, 1), name, side=[unit, column])
@@ -273,7 +273,7 @@ def _add_bias(
 def _replace_rows(
     builder: GraphBuilder, node: Load | Merge, new: NewRows, numbers: Sequence[int], name: str
 ) -> Merge:
-    """``node``, rows ``numbers`` of the model, with the adapter's rows where it has them."""
+    """``node`` (rows ``numbers`` of the model) with rows replaced by the adapter's."""
     places = {index: place for place, index in enumerate(new.indices)}
     origin = [places.get(number, -1) for number in numbers]
     table = b"".join(b"\x01\x00" if place < 0 else b"\x00\x01" for place in origin)

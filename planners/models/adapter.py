@@ -1,8 +1,7 @@
-"""Adapters as PEFT saves them: what each of their tensors does to which module of a model.
+"""Adapters saved by PEFT: the change that each tensor makes to a module of a model.
 
-An adapter's directory holds ``adapter_config.json`` and ``adapter_model.safetensors`` (or, older,
-``adapter_model.bin``). Its tensors are named ``base_model.model.MODULE.PART``, where PART says
-what is done to the module:
+An adapter directory contains ``adapter_config.json`` and ``adapter_model.safetensors`` (or the
+older ``adapter_model.bin``). Its tensors are named ``base_model.model.MODULE.PART``, where PART is:
 
     lora_A, lora_B                       W + s·B·A          (Hu et al. 2021, arXiv:2106.09685)
     lora_embedding_A, lora_embedding_B   the same for an embedding, both of them transposed
@@ -45,10 +44,10 @@ _PART = re.compile(
     r")"
 )
 _WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.[^.]+$)")
-"""What PEFT puts into the names of a module that it wraps."""
+"""Name parts that PEFT adds to wrapped modules."""
 
 _CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
-"""Initialisations that subtract from the base model what the adapter begins with."""
+"""Initialisations that subtract the initial adapter from the base model."""
 
 _UNDERSTOOD = {"LORA"}
 _REFUSED = {
@@ -63,10 +62,10 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class Product:
-    """``scale``·up·down for a weight (out, in): ``down`` is (rank, in), ``up`` (out, rank).
+    """``scale``·up·down for a weight (out, in); ``down`` is (rank, in), ``up`` is (out, rank).
 
-    ``swapped`` says that the model stores the weight as (in, out), as embeddings and GPT-2's linear
-    layers are. ``lengths`` (out) are DoRA's. ``bias`` (out), ``scale`` times, is for the bias.
+    ``swapped`` means that the model stores the weight as (in, out), as for embeddings and GPT-2's
+    linear layers. ``lengths`` (out) are for DoRA. ``scale`` · ``bias`` (out) is added to the bias.
     """
 
     down: StoredTensor
@@ -83,7 +82,7 @@ class Product:
 
 @dataclass(frozen=True)
 class NewRows:
-    """``rows`` in place of the rows ``indices`` of a weight."""
+    """``rows`` that replace the rows ``indices`` of a weight."""
 
     rows: StoredTensor
     indices: tuple[int, ...]
@@ -91,8 +90,8 @@ class NewRows:
 
 @dataclass(frozen=True)
 class Change:
-    """What an adapter does to one module; ``replaced`` are tensors in place of the module's own,
-    by the last part of their names."""
+    """The change of one module; ``replaced`` are tensors that replace the module's own, by the last
+    part of their names."""
 
     product: Product | None
     rows: NewRows | None
@@ -101,10 +100,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter: ``checkpoint`` is its file, ``changes`` are by the names of modules.
+    """An adapter: ``checkpoint`` is its file, ``changes`` are keyed by module name.
 
-    ``name`` is how the merge's configuration calls it. ``base`` is the model that it was made for,
-    as its own configuration calls it, ``base_revision`` the revision of that.
+    ``name`` is its name in the merge configuration. ``base`` and ``base_revision`` are the model it
+    was made for, according to its own configuration.
     """
 
     name: str
@@ -115,12 +114,12 @@ class Adapter:
 
 
 def is_adapter(folder: Folder) -> bool:
-    """Whether a folder holds an adapter and no model."""
+    """Whether a folder contains an adapter and no model."""
     return folder.has(CONFIG) and not folder.has("config.json")
 
 
 def has_adapter(folder: Folder) -> bool:
-    """Whether a folder holds an adapter with its weights; contents are not looked at."""
+    """Whether a folder contains an adapter with its weights; contents are not read."""
     return folder.has(CONFIG) and _weights(folder) is not None
 
 
@@ -129,7 +128,7 @@ def open_adapter(name: str, folder: Folder) -> Adapter:
 
     Raises:
         CheckpointError: it is missing, malformed, or of a kind that cannot be merged into weights
-            or is not understood.
+        or is not supported.
     """
     directory = folder.name
     if not folder.has(CONFIG):
@@ -178,7 +177,7 @@ def _refuse(directory: str, config: Mapping[str, Any]) -> None:
 
 
 def _changes(checkpoint: Checkpoint) -> Iterator[tuple[str, Change]]:
-    """What is done to each module."""
+    """The change of each module."""
     parts: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, dict[str, StoredTensor]] = {}
     for name, tensor in checkpoint.tensors.items():
@@ -251,7 +250,7 @@ def _text(tensor: StoredTensor) -> str:
 def _setting(
     config: Mapping[str, Any], module: str, pattern: str, key: str, directory: str
 ) -> float:
-    """A number of a module: of the first pattern that its name ends with, or the general one."""
+    """A number for a module: from the first pattern that matches its name, or the default."""
     value = config.get(key, 8)
     patterns = config.get(pattern) or {}
     if isinstance(patterns, Mapping):
@@ -263,10 +262,10 @@ def _setting(
 
 
 def _matches(pattern: object, module: str, directory: str) -> bool:
-    """Whether a module's name, or its last parts, are what a pattern describes.
+    """Whether a pattern matches a module's name or its last parts.
 
-    A pattern is an untrusted regular expression, so it is kept to what cannot take
-    long: no more than one repetition in it may be of more than one letter's choice.
+    A pattern is an untrusted regular expression, so it is restricted to expressions that match
+    quickly: at most one repetition may be of more than a single character class.
     """
     if not isinstance(pattern, str):
         return False
@@ -287,7 +286,7 @@ def _matches(pattern: object, module: str, directory: str) -> bool:
 
 
 def _indices(checkpoint: Checkpoint, module: str, rows: StoredTensor) -> tuple[int, ...]:
-    """Which rows of a module's weight an adapter replaces."""
+    """The rows of a module's weight that an adapter replaces."""
     where = f"'{checkpoint.folder.name}/{CONFIG}'"
     given = checkpoint.config.get("trainable_token_indices")
     if isinstance(given, Mapping):

@@ -1,12 +1,12 @@
-"""One architecture under two prefixes: another model's tensors under the first one's names.
+"""Models of one architecture with different prefixes: tensors renamed to match the first model.
 
     GPT-2         h.0.mlp.c_fc.weight           transformer.h.0.mlp.c_fc.weight
     a language    model.layers.0.mlp.up.weight  model.language_model.layers.0.mlp.up.weight
     model in a    model.embed_tokens.weight     model.language_model.embed_tokens.weight
     larger one    lm_head.weight                lm_head.weight
 
-Two towers correspond if their layers have mostly the same suffixes. What their prefixes end in
-alike is dropped, and what is left are the two roots that names are translated between.
+Two towers correspond if their layers have mostly the same suffixes. Without the common end of their
+prefixes, the rest are the two roots between which names are translated.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from mergeloom.planners.models.model import Model, Shape, Stored
 from mergeloom.planners.models.token_weights import TokenWeights
 
 ALIKE = 0.5
-"""Share of suffixes that two towers' layers must have in common, of all that either has."""
+"""Minimum share of common suffixes among all suffixes of two towers' layers."""
 
 
 @dataclass(frozen=True)
 class RenamedModel:
-    """A model whose tensors go by the names that another model has for them.
+    """A model whose tensors have the names that another model uses.
 
-    ``names`` gives the stored name by the new one, ``prefixes`` the new prefix of a tower's layers
-    by the stored one.
+    ``names`` maps new to stored names, ``prefixes`` stored to new prefixes of layers.
     """
 
     model: Model
@@ -76,8 +75,8 @@ class RenamedModel:
 
 
 def aligned(model: Model, first: Model) -> Model:
-    """``model`` under the names of ``first``; itself if its layers go by the same names already,
-    or by names that have nothing in common.
+    """``model`` with the names of ``first``; unchanged if its layers already have the same names,
+    or names with nothing in common.
     """
     own, theirs = model.architecture, first.architecture
     known = {tower.prefix for tower in theirs.towers}
@@ -97,7 +96,7 @@ def aligned(model: Model, first: Model) -> Model:
 def _translation(
     tower: Tower, other: Tower | None, own: Architecture, theirs: Architecture
 ) -> Callable[[str], str]:
-    """From names of ``tower`` and of what is around it to the names there."""
+    """A translation of the names of ``tower`` and the weights around it to the other model's."""
     root, new_root = _roots(tower.prefix, other.prefix) if other is not None else ("", "")
     roles = {own.embedding: theirs.embedding, own.head: theirs.head}
 
@@ -119,7 +118,7 @@ def _translation(
 
 
 def _pairs(own: Architecture, theirs: Architecture) -> Iterator[tuple[str, Tower]]:
-    """The towers that correspond: the prefix here, the tower there."""
+    """Corresponding towers: the prefix here, and the tower in the other model."""
     free = {tower.prefix: tower for tower in theirs.towers if tower.layers}
     for tower in own.towers:
         if tower.layers and free:
@@ -130,7 +129,7 @@ def _pairs(own: Architecture, theirs: Architecture) -> Iterator[tuple[str, Tower
 
 
 def _likeness(one: Tower, other: Tower) -> tuple[float, int]:
-    """How much of two towers' layers is named alike, and how far their prefixes end alike."""
+    """Share of common suffixes of two towers, and length of the common end of their prefixes."""
     mine, theirs = (
         {suffix for layer in tower.suffixes for suffix in layer} for tower in (one, other)
     )
@@ -141,7 +140,7 @@ def _likeness(one: Tower, other: Tower) -> tuple[float, int]:
 
 
 def _roots(one: str, other: str) -> tuple[str, str]:
-    """Two prefixes without the modules that they end in alike."""
+    """Two prefixes without their common trailing modules."""
     first, second = one.split("."), other.split(".")
     while first and second and first[-1] == second[-1]:
         first.pop()

@@ -1,10 +1,9 @@
-"""The architecture of a checkpoint, read off the names of its tensors.
+"""The architecture of a checkpoint, inferred from the names of its tensors.
 
-No list of known models: a *tower* is a stack of numbered layers, found where names share all but
-one number (``model.layers.17.mlp.up_proj.weight``). The first number of a name that belongs to
-such a stack is its layer; later numbers (experts, sub-blocks) are part of the name within the
-layer. Everything outside the layers belongs to the tower under whose root it lies, and acts before
-the layers or after them.
+There is no list of known models. A *tower* is a stack of numbered layers, whose tensor names differ
+in one number (``model.layers.17.mlp.up_proj.weight``). The first number of a name in such a stack
+is the layer; later numbers (experts, sub-blocks) are part of the name within the layer. Weights
+outside the layers belong to the tower with the same root, and act before or after its layers.
 
     model.embed_tokens.weight                        before
     model.layers.0.self_attn.q_proj.weight           layer 0
@@ -37,10 +36,10 @@ LAYER_COUNT_KEYS = (
     "decoder_layers",
     "depth",
 )
-"""Keys under which configurations of published models count layers."""
+"""Keys for the number of layers in configurations of published models."""
 
 _BEYOND_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers")
-"""Keys that count layers numbered on after the last, which predict further tokens."""
+"""Keys that count additional layers, numbered after the last, that predict further tokens."""
 
 
 class LayerName(NamedTuple):
@@ -55,13 +54,13 @@ class LayerName(NamedTuple):
 class Tower:
     """One stack of layers and the weights around it.
 
-    ``name`` is what a configuration's ``modules`` calls it. ``prefix`` is the names' part before
-    the layer number, empty for a tower without layers. ``suffixes`` holds, layer by layer, the
-    names' parts after it; ``before`` and ``after`` are the names of the other weights.
+    ``name`` is its name under ``modules`` in a configuration. ``prefix`` is the part of tensor
+    names before the layer number, empty for a tower without layers. ``suffixes`` has, for each
+    layer, the parts after it; ``before`` and ``after`` are the names of the other weights.
 
-    ``first`` and ``last`` are suffixes that belong to the place and not to the layer: the first
-    (or the last) layer has them besides all that another layer has. ``beyond`` holds the suffixes
-    of layers numbered on after the last, which belong to no stack.
+    ``first`` and ``last`` are suffixes that belong to the position, not to the layer: the first
+    (or last) layer has them in addition to those of another layer. ``beyond`` has the suffixes of
+    layers numbered after the last, which belong to no stack.
     """
 
     name: str
@@ -78,7 +77,7 @@ class Tower:
         return len(self.suffixes)
 
     def layer_name(self, layer: int, suffix: str) -> str:
-        """Name of one tensor of one layer."""
+        """The name of one tensor of a layer."""
         return f"{self.prefix}{layer}{suffix}"
 
     def names(self) -> Iterator[str]:
@@ -90,7 +89,7 @@ class Tower:
         yield from self.after
 
     def layer_suffixes(self, layer: int) -> Iterator[str]:
-        """Suffixes of everything that is stored under one layer's number."""
+        """The suffixes of all tensors stored under a layer's number."""
         if layer >= self.layers:
             yield from self.beyond[layer - self.layers]
             return
@@ -103,7 +102,7 @@ class Tower:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The towers of a checkpoint, the main one first; together they hold every tensor once.
+    """The towers of a checkpoint, the main one first; each tensor belongs to exactly one tower.
 
     ``embedding`` and ``head`` are the names of the stored token embedding and output head.
     """
@@ -118,8 +117,8 @@ class Architecture:
 
     @property
     def main(self) -> Tower:
-        """The tower that tokens go into, or else the one with most tensors; it holds what belongs
-        to no other."""
+        """The tower that processes tokens, or else the one with most tensors; it has all tensors
+        that belong to no other tower."""
         return self.towers[0]
 
     @cached_property
@@ -128,7 +127,8 @@ class Architecture:
         return frozenset(name for t in self.towers for name in (*t.before, *t.after))
 
     def without(self, name: str, inside: Collection[str]) -> Architecture:
-        """The same with a tower of its own, called ``name``, for weights outside the layers."""
+        """The same with a separate tower ``name`` for the weights ``inside``, outside the
+        layers."""
         rest = tuple(
             replace(
                 tower,
@@ -142,8 +142,8 @@ class Architecture:
 
 
 class Inferred:
-    """Architectures of many checkpoints, each inferred once for all whose tensors have the same
-    names and shapes and whose configurations say the same of them: fine-tunes of one model do."""
+    """Infers architectures, once for all checkpoints with equal tensor names, shapes and relevant
+    configuration, such as fine-tunes of one model."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[Mapping[str, Shape], Hashable, Architecture]] = []
@@ -160,7 +160,7 @@ class Inferred:
 
 
 def _asked(config: Mapping[str, Any]) -> Hashable:
-    """What of a configuration can matter to `infer`: whole numbers and flags, nested ones too."""
+    """The values of a configuration that `infer` may use: integers and booleans, also nested."""
     return tuple(
         (key, _asked(value) if isinstance(value, Mapping) else (type(value), value))
         for key, value in config.items()
@@ -169,7 +169,7 @@ def _asked(config: Mapping[str, Any]) -> Hashable:
 
 
 def infer(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> Architecture:
-    """The architecture of a checkpoint whose tensors have ``shapes``, configured by ``config``."""
+    """Infer the architecture of a checkpoint from tensor ``shapes`` and ``config``."""
     split = {name: parts for name in shapes if (parts := _split(name)) is not None}
     stacks = _stacks(split, config)
     outside = {name: shapes[name] for name in shapes if not _in_stack(split.get(name), stacks)}
@@ -201,7 +201,7 @@ def infer(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> Architectur
 
 
 def declared_layers(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Layer counts that a configuration declares, nested ones too, with their key paths."""
+    """Layer counts in a configuration, also nested, with their key paths."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             for path, count in declared_layers(value):
@@ -211,8 +211,8 @@ def declared_layers(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...]
 
 
 def beside_layers(tower: Tower) -> Iterator[str]:
-    """Prefixes of numbered weights beside a tower's layers, in the same module and as many (CLVP's
-    ``group_norms``, one behind each of the ``mel_attn_blocks``)."""
+    """Prefixes of numbered weights in the same module as a tower's layers and of the same number
+    (CLVP's ``group_norms``, one after each of the ``mel_attn_blocks``)."""
     module = tower.prefix.rstrip(".").rpartition(".")[0]
     found: dict[str, set[int]] = defaultdict(set)
     for name in (*tower.before, *tower.after):
@@ -225,15 +225,15 @@ def beside_layers(tower: Tower) -> Iterator[str]:
 
 
 Stack = list[list[str]]
-"""Layer by layer, the suffixes of its tensors."""
+"""The suffixes of the tensors of each layer."""
 
 
 def _stacks(split: Mapping[str, LayerName], config: Mapping[str, Any]) -> dict[str, Stack]:
     """Stacks of layers by prefix.
 
-    Numbers also count the parts of small networks (``projector.0.weight``). A stack of layers is
-    numbered from 0 without a gap, and either the configuration declares as many layers or each
-    layer has several tensors and is no part of a convolution or a projector.
+    Numbers also occur in small networks (``projector.0.weight``). A stack of layers is numbered
+    from 0 without gaps, and either the configuration declares that many layers, or each layer has
+    several tensors and is not part of a convolution or projector.
     """
     declared = {count for _, count in declared_layers(config)}
     found: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -251,7 +251,7 @@ def _stacks(split: Mapping[str, LayerName], config: Mapping[str, Any]) -> dict[s
 
 
 def _beyond(stack: Stack, config: Mapping[str, Any]) -> int:
-    """How many layers at the end of a stack the configuration counts apart."""
+    """Number of layers at the end of a stack that the configuration counts separately."""
     for place in (config, *(part for part in config.values() if isinstance(part, Mapping))):
         for extra in (place.get(key) for key in _BEYOND_KEYS):
             counts = [place.get(key) for key in LAYER_COUNT_KEYS]
@@ -261,11 +261,11 @@ def _beyond(stack: Stack, config: Mapping[str, Any]) -> int:
 
 
 def _by_place(stack: Stack) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...], tuple[str, ...]]:
-    """The layers' own suffixes, and those that belong to the first and the last place.
+    """The layers' own suffixes, and those that belong to the first and last position.
 
-    A tensor of the first layer alone (or of the last) belongs to the place if that layer has all
-    that some other layer has too (T5's relative positions). Where the layer lacks something that
-    all others have, it is of another kind (dense before experts), and the tensor its own.
+    A tensor that only the first (or last) layer has belongs to the position if that layer also has
+    all tensors of some other layer (T5's relative positions). If the layer lacks a tensor that all
+    others have, it is of another kind (dense before experts), and the tensor belongs to the layer.
     """
     layers = [tuple(layer) for layer in stack]
     edges: list[tuple[str, ...]] = [(), ()]
@@ -281,19 +281,19 @@ def _by_place(stack: Stack) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...
 
 
 _SAMPLING = re.compile(r"(sub|down|up)_?sampl[^.]*(\.layers?)?\.$")
-"""Numbered steps that halve or double a sequence, however many layers the configuration counts."""
+"""Numbered steps that halve or double a sequence; never stacks of layers."""
 
 _PART = re.compile(r"(conv|merger|proj|adapter|resampler)[^.]*(\.layers?)?\.$")
-"""Numbered networks between towers, or in front of one, which are parts of them and no stacks."""
+"""Numbered networks between or before towers, which are parts of them and not stacks."""
 
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _DIGITS = 6
-"""The most that a layer's number has."""
+"""Maximum number of digits of a layer number."""
 
 
 def _split(name: str) -> LayerName | None:
-    """A name at the first of its parts that is a number."""
+    """Split a name at its first numeric part."""
     found = _NUMBER.search(name)
     if found is None or len(found[0]) > _DIGITS:
         return None
@@ -310,11 +310,11 @@ Path = tuple[str, ...]
 def _territories(
     stacks: Mapping[str, Stack], embedding: str
 ) -> tuple[dict[Path, str], dict[str, str], str]:
-    """Which tower owns what lies under which module, the towers' names, and the main tower.
+    """The tower that owns each module path, the names of towers, and the main tower.
 
-    Where the paths to the stacks part, each branch is the territory of the stack in it; what lies
-    at the fork itself belongs to the main stack beyond it. A tower is called by the branches that
-    lead to it, or ``default`` if it is the only one.
+    Where the paths to stacks diverge, each branch belongs to its stack; weights at the fork itself
+    belong to the main stack below it. A tower is named by the branches that lead to it, or
+    ``default`` if it is the only one.
     """
     owners: dict[Path, str] = {}
     titles: dict[str, str] = {}
@@ -349,13 +349,13 @@ def _territories(
 
 
 def _shared_parts(prefix: str, name: str) -> int:
-    """How many leading parts two dotted names share."""
+    """Number of leading parts shared by two dotted names."""
     pairs = zip(prefix.split("."), name.split("."), strict=False)
     return next((i for i, (one, other) in enumerate(pairs) if one != other), 0)
 
 
 def _owner(name: str, owners: Mapping[Path, str], main: str) -> str:
-    """The prefix of the tower that a weight outside all layers belongs to."""
+    """The prefix of the tower to which a weight outside all layers belongs."""
     path = tuple(name.split("."))
     found = (owners[path[:n]] for n in range(len(path), -1, -1) if path[:n] in owners)
     return next(found, main)

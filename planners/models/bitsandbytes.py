@@ -1,4 +1,4 @@
-"""Weights as bitsandbytes stores them: in 4 bits, nf4 or fp4, or in 8 (LLM.int8).
+"""Weights stored by bitsandbytes: in 4 bits (nf4 or fp4), or in 8 bits (LLM.int8).
 
     weight                  bytes (n/2, 1): two codes of the flat weight, the first in the upper
                             half; or int8 (out, in)
@@ -27,10 +27,10 @@ from mergeloom.methods.inputs.dequantise import Dequantise, Nested, Scale
 from mergeloom.planners.models.coded_weight import Coded, Found, Shape, text
 
 STATE = ".quant_state.bitsandbytes__"
-"""What the name of a weight's state goes on with; the kind of codes follows."""
+"""Infix of the name of a weight's state, followed by the kind of codes."""
 
 _MOST_STATE = 4096
-"""Bytes of a state that is looked at: a few hundred are usual."""
+"""Maximum size of a state in bytes; a few hundred are usual."""
 _MOST_BLOCK = 1 << 16
 
 
@@ -38,7 +38,7 @@ def four_bits(tensors: Mapping[str, StoredTensor], state: str) -> Found | None:
     """The weight with this state.
 
     Raises:
-        ValueError: the state is no state, or does not fit what lies beside it.
+        ValueError: the state is malformed, or does not match the other tensors.
         RunError: it cannot be read.
     """
     name, _, kind = state.partition(STATE)
@@ -68,7 +68,7 @@ def four_bits(tensors: Mapping[str, StoredTensor], state: str) -> Found | None:
             raise ValueError(f"codes of scales are {scales.dtype}")
         nested = Nested(_block(about, "nested_blocksize"), float(offset))
     flat = StoredTensor(codes.bytes, U8, (codes.bytes.nbytes,)).view_as(U4_UPPER)
-    # Blocks are those of the flat weight: where they are no part of a row, each is one.
+    # Blocks are of the flattened weight: if they do not divide a row, treat each block as a row.
     rows = (each for each in (shape[-1], size) if each % size == 0 and count % each == 0)
     row = next(rows, count)
     kernel = Dequantise((Scale(1, min(size, row), nested=nested),), table=16, shape=shape)
@@ -82,8 +82,8 @@ def eight_bits(tensors: Mapping[str, StoredTensor], prefix: str) -> Found | None
     """The weight beside ``SCB``.
 
     Raises:
-        ValueError: it is not stored row by row, or does not fit.
-        RunError: how it is stored cannot be read.
+        ValueError: it is not stored row by row, or does not match.
+        RunError: its layout cannot be read.
     """
     codes, scales = tensors.get(f"{prefix}weight"), tensors[f"{prefix}SCB"]
     if codes is None or codes.dtype.code != "I8" or scales.shape != codes.shape[:1]:
@@ -93,7 +93,7 @@ def eight_bits(tensors: Mapping[str, StoredTensor], prefix: str) -> Found | None
         used.append(f"{prefix}weight_format")
         if order.bytes.nbytes != 1 or content(order, Access())[0]:
             raise ValueError("it is stored in the order of some GPU, not row by row")
-    # SCB / 127 is the scale.
+    # the scale is SCB / 127
     value = Coded(codes, Dequantise((Scale(1, 0),), factor=1 / 127), (scales,))
     return Found(f"{prefix}weight", value, used, [])
 

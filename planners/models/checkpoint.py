@@ -1,4 +1,4 @@
-"""Checkpoints: their tensors from headers, their configuration."""
+"""Checkpoints: tensors (from headers) and configuration."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ PIPELINE = "model_index.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in ``folder``; ``tensors`` stand in the order of shards and their data.
+    """A checkpoint in ``folder``; ``tensors`` are in the order of shards and their data.
 
-    ``passed_over`` are files of weights there that are not read.
+    ``passed_over`` are weight files that are not read.
     """
 
     folder: Folder
@@ -41,13 +41,13 @@ class Checkpoint:
     sources: tuple[Source, ...]
     passed_over: tuple[str, ...] = ()
     decoded: Decoded | None = None
-    """The weights by value, where some of them are codes."""
+    """The dequantised weights, if some are codes."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """What the headers of its files say beside the tensors; the first file's counts."""
+    """Metadata in the headers; that of the first file takes precedence."""
 
     @property
     def directory(self) -> Path:
-        """Where it lies on this machine: its directory, or its only file."""
+        """Its local path: a directory, or a single file."""
         assert isinstance(self.folder, (LocalFolder, LocalFile, GgufFolder))
         return self.folder.path
 
@@ -58,7 +58,7 @@ class Checkpoint:
 
     @property
     def identity(self) -> str:
-        """Digest of what is known of the contents without reading weights."""
+        """Digest of all that is known about the contents without reading weights."""
         digest = hashlib.blake2b(digest_size=12)
         for source in self.sources:
             digest.update(f"{source.identity}\n".encode())
@@ -67,7 +67,7 @@ class Checkpoint:
 
 def open_checkpoint(folder: Folder | Path, headers: Headers | None = None) -> Checkpoint:
     """Read the headers and the configuration of the checkpoint in ``folder``; ``headers`` are those
-    that are known already.
+    already known.
 
     Raises:
         CheckpointError: it is missing, malformed, incomplete, quantised, or in another format.
@@ -85,11 +85,11 @@ def open_checkpoint(folder: Folder | Path, headers: Headers | None = None) -> Ch
 
 
 def open_weights(folder: Folder, headers: Headers | None = None) -> Checkpoint:
-    """Read the headers of the weights in ``folder``, of which nothing else is looked at;
-    ``headers`` are those that are known already.
+    """Read the headers of the weights in ``folder``, and nothing else; ``headers`` are those
+    already known.
 
     Raises:
-        CheckpointError: as `open_checkpoint`, but for a configuration that is missing.
+        CheckpointError: as `open_checkpoint`, except that a configuration may be missing.
     """
     if folder.has(PIPELINE):
         raise _pipeline(folder)
@@ -97,10 +97,10 @@ def open_weights(folder: Folder, headers: Headers | None = None) -> Checkpoint:
 
 
 def _by_value(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with what is known of codes among its weights.
+    """The checkpoint with its quantised weights identified.
 
     Raises:
-        CheckpointError: it is quantised in a way that is not understood.
+        CheckpointError: it is quantised in an unsupported way.
     """
     folder, config = checkpoint.folder, checkpoint.config
     _refuse_quantised(folder, not_understood(config))
@@ -115,7 +115,7 @@ def open_gguf(folder: GgufFolder) -> Checkpoint:
     """The checkpoint in GGUF files.
 
     Raises:
-        CheckpointError: it is malformed, or its model of a kind that is not known.
+        CheckpointError: it is malformed, or the kind of model is not supported.
     """
     from mergeloom.planners.models.gguf.arrangement import arrange
 
@@ -134,14 +134,13 @@ def open_files(
     names: Mapping[str, set[str]],
     headers: Headers | None = None,
 ) -> Checkpoint:
-    """Read the headers of some weight files of ``folder``.
+    """Read the headers of the weight files ``names`` in ``folder``.
 
-    ``names`` are their names, each with the tensors that it is said to hold; ``headers`` are those
-    that are known already.
+    ``names`` maps each file to the tensors it should contain; ``headers`` are those already known.
 
     Raises:
-        CheckpointError: a file is missing or malformed, lacks what it is said to hold, or holds
-            what another holds too.
+        CheckpointError: a file is missing or malformed, lacks tensors it should contain, or
+        contains tensors of another file.
     """
     known = Headers() if headers is None else headers
     with ThreadPoolExecutor(8) as pool:
@@ -174,7 +173,7 @@ def open_files(
 
 def is_complete(directory: Path) -> bool:
     """Whether ``directory`` has a configuration and every shard, or is a GGUF file; contents are
-    not looked at."""
+    not read."""
     if is_gguf(directory):
         return True
     folder = LocalFolder(directory)
@@ -188,7 +187,7 @@ def read_config(folder: Folder) -> dict[str, Any]:
     """The content of ``config.json``.
 
     Raises:
-        CheckpointError: it is missing or no JSON object.
+        CheckpointError: it is missing or not a JSON object.
     """
     if not folder.has("config.json"):
         raise _no_config(folder)
@@ -196,7 +195,7 @@ def read_config(folder: Folder) -> dict[str, Any]:
 
 
 def _no_folder(path: Path) -> CheckpointError:
-    """The error for a path that is no directory."""
+    """The error for a path that is not a directory."""
     if not path.exists():
         return CheckpointError(f"'{path}' does not exist", remedy="name a checkpoint's directory")
     configuration = path.suffix in (".yml", ".yaml")
@@ -207,7 +206,7 @@ def _no_folder(path: Path) -> CheckpointError:
 
 
 def _no_config(folder: Folder) -> CheckpointError:
-    """The error for a folder that holds no model, but maybe something else."""
+    """The error for a folder without a model, which may contain something else."""
     if folder.has("adapter_config.json"):
         base = read_object(folder, "adapter_config.json").get("base_model_name_or_path")
         named = isinstance(base, str) and base.isprintable() and 0 < len(base) < MAX_NAME
@@ -232,7 +231,7 @@ def _no_config(folder: Folder) -> CheckpointError:
 
 
 def _pipeline(folder: Folder) -> CheckpointError:
-    """The error for a pipeline of diffusers, each of whose components is a model by itself."""
+    """The error for a diffusers pipeline, whose components are separate models."""
     parts = [name for name in folder.folders() if _has_weights(folder.folder(name))]
     named = ", ".join(f"'{folder.name}/{name}'" for name in parts[:8])
     return CheckpointError(

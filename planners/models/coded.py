@@ -1,6 +1,6 @@
-"""Weights that are stored as codes and scales: which tensors belong together, and their values.
+"""Weights stored as codes and scales: which tensors belong together, and how to dequantise them.
 
-They are told by the tensors themselves, by name and type of what lies beside a weight's codes:
+They are recognised by the names and dtypes of the tensors:
 
     codes                       beside them                         as written by
     weight, 8-bit float         weight_scale_inv, or scale          DeepSeek-V3, Kimi K2
@@ -15,10 +15,10 @@ They are told by the tensors themselves, by name and type of what lies beside a 
     qweight, in words           qzeros, scales, g_idx               GPTQ, AWQ: `packed_words`
     weight, nf4, fp4, int8      absmax, quant_map, … or SCB         bitsandbytes: `bitsandbytes`
 
-A value is its code times its scales; divided by ``weight_global_scale``; packed integers are first
-lowered by half of their range. A scale is for the whole tensor, for a row, or for a block of rows
-and columns, as the numbers of scales and codes say. fp4 is e2m1 of the OCP Microscaling Formats
-specification 1.0; two lie in a byte, the first in the lower half.
+A value is the code times its scales, or divided by ``weight_global_scale``; half of the range is
+first subtracted from packed integers. A scale is for the whole tensor, a row, or a block of rows
+and columns, according to the shapes of scales and codes. fp4 is e2m1 of the OCP Microscaling
+Formats specification 1.0, with two values per byte, the first in the lower half.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from mergeloom.planners.models.quantised import quantised_by_config
 Shape = tuple[int, ...]
 
 _OF_CODES = {"F8_E4M3", "F8_E5M2", "I8", "U8", "F4"}
-"""Types of codes that are called ``weight``."""
+"""Dtypes of codes stored as ``weight``."""
 _OF_ACTIVATIONS = ("input_scale", "input_global_scale", "activation_scale", "k_scale", "v_scale")
-"""Scales of what flows through a module, not of its weight: of no use once that has values."""
+"""Scales of activations, not of weights; not needed for dequantised weights."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A checkpoint's weights by value: ``coded`` ones by the names that the model knows, the
-    ``plain`` ones, and the tensors that are of no use besides (``left``)."""
+    """The weights of a checkpoint: ``coded`` ones under the names the model uses, ``plain`` ones,
+    and tensors that are not needed (``left``)."""
 
     coded: Mapping[str, Coded]
     plain: Mapping[str, StoredTensor]
@@ -57,8 +57,8 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Hints:
-    """What a configuration says of blocks (rows, columns), of bits of packed integers and of words
-    that codes are packed into."""
+    """Settings from the configuration: block shape (rows, columns), bits of packed integers, and
+    the format of packed words."""
 
     block: tuple[int, int] | None = None
     bits: int | None = None
@@ -69,7 +69,7 @@ _NO_HINTS = Hints()
 
 
 def hints_of(config: Mapping[str, Any]) -> Hints:
-    """What the settings of quantisation say; what they do not say is told by shapes."""
+    """The hints in the quantisation settings; the rest is inferred from shapes."""
     settings = _settings(config)
     if settings is None:
         return _NO_HINTS
@@ -97,12 +97,12 @@ _IN_WORDS = {"gptq", "awq"}
 _UNDERSTOOD = {
     *("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "bitsandbytes", "gptq", "awq")
 }
-"""Methods, as configurations call them, whose weights are described above."""
+"""Supported quantisation methods, by their names in configurations."""
 
 
 def not_understood(config: Mapping[str, Any]) -> str | None:
-    """Which method of quantisation, other than those described above, a configuration names, in
-    words; ``None`` if it names no other."""
+    """The unsupported quantisation method named in a configuration, as text; ``None`` if there is
+    none."""
     settings = _settings(config)
     if settings is None:
         return quantised_by_config(config)
@@ -117,13 +117,13 @@ def not_understood(config: Mapping[str, Any]) -> str | None:
 
 
 def _method(settings: Mapping[str, Any]) -> str:
-    """The method that settings name; empty if they name none."""
+    """The method named in the settings; empty if there is none."""
     found = settings.get("quant_method")
     return found if isinstance(found, str) else ""
 
 
 def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The settings of quantisation, of the model or of its text part."""
+    """The quantisation settings of the model or of its text part."""
     for part in (config, config.get("text_config")):
         if isinstance(part, Mapping):
             found = part.get("quantization_config") or part.get("compression_config")
@@ -133,10 +133,10 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def decode(tensors: Mapping[str, StoredTensor], where: str, hints: Hints = _NO_HINTS) -> Decoded:
-    """Find the weights that are codes with their scales.
+    """Find the quantised weights and their scales.
 
     Raises:
-        CheckpointError: scales and codes do not fit each other. ``where`` names the checkpoint.
+        CheckpointError: scales and codes do not match; ``where`` is the name of the checkpoint.
     """
     coded: dict[str, Coded] = {}
     taken: set[str] = set()
@@ -166,7 +166,7 @@ def decode(tensors: Mapping[str, StoredTensor], where: str, hints: Hints = _NO_H
 
 
 def _found(tensors: Mapping[str, StoredTensor], name: str, hints: Hints) -> Found | None:
-    """The weight whose codes, or what stands for them, are called ``name``.
+    """The weight whose codes (or equivalent tensor) are called ``name``.
 
     Raises:
         ValueError: scales and codes do not fit each other.
@@ -190,7 +190,7 @@ def _found(tensors: Mapping[str, StoredTensor], name: str, hints: Hints) -> Foun
 
 
 def without_codes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration that says nothing of codes any more, nested ones too."""
+    """A configuration without quantisation settings, also in nested objects."""
     return {
         key: without_codes(value) if isinstance(value, Mapping) else value
         for key, value in config.items()
@@ -199,7 +199,7 @@ def without_codes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weight(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> Found | None:
-    """``weight``, of a type of codes, with scales beside it."""
+    """A ``weight`` with a dtype of codes, and its scales."""
     name = f"{prefix}weight"
     codes, kind = tensors[name], tensors[name].dtype.code
     first = next(
@@ -229,7 +229,7 @@ def _weight(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> F
 
 
 def _fused(tensors: Mapping[str, StoredTensor], scales: str, hints: Hints) -> Found | None:
-    """Experts in one tensor, named without ``weight``."""
+    """Fused experts, named without ``weight``."""
     name = scales.removesuffix("_scale_inv")
     codes = tensors.get(name)
     if codes is None or codes.dtype.bits != 8 or not codes.dtype.floating:
@@ -278,12 +278,12 @@ def _blocks(tensors: Mapping[str, StoredTensor], name: str) -> Found | None:
 
 
 def _scales(tensor: StoredTensor) -> StoredTensor:
-    """Scales as numbers: a byte is the exponent of a power of two."""
+    """Scales as numbers; bytes are exponents of powers of two."""
     return tensor.view_as(F8_E8M0) if tensor.dtype == U8 else tensor
 
 
 def _scale_of(codes: Shape, scales: Shape, block: tuple[int, int] | None = None) -> Scale:
-    """The block that each scale is for; ``block`` is what it should be, if that is known.
+    """The block of each scale; ``block`` is the expected shape, if known.
 
     Raises:
         ValueError: no block size gives this number of scales.
@@ -308,18 +308,18 @@ def _block(size: int, count: int) -> int:
         return 0
     if count == size:
         return 1
-    for block in (128, 32, 64, 16, 256, 512):  # the last one may be ragged
+    for block in (128, 32, 64, 16, 256, 512):  # the last block may be smaller
         if -(-size // block) == count:
             return block
     raise ValueError(f"{size} elements and {count} scales")
 
 
 def _bits(packed: Shape, scales: Shape) -> int:
-    """Bits of a code, by the number of words and of groups in a row: groups have 32 to 256
+    """Bits of a code, inferred from the number of words and groups in a row; groups have 32 to 256
     elements.
 
     Raises:
-        ValueError: neither 4 nor 8 bits fit.
+        ValueError: neither 4 nor 8 bits match.
     """
     words, groups = packed[-1], scales[-1]
     if groups > 1:

@@ -1,4 +1,4 @@
-"""One weight that is stored as codes."""
+"""A weight stored as codes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Coded:
-    """One weight in codes: ``kernel`` over ``codes`` and ``beside`` gives its values.
+    """A quantised weight: ``kernel`` computes its values from ``codes`` and side inputs ``beside``.
 
-    With ``turned`` the last two dimensions of the codes are exchanged before. ``swapped`` says
-    that the values are those of the model's weight with the last two dimensions exchanged.
+    With ``turned``, the last two dimensions of the codes are transposed first. ``swapped`` means
+    that the values are the transpose of the model's weight.
     """
 
     codes: StoredTensor
@@ -27,12 +27,12 @@ class Coded:
 
     @property
     def shape(self) -> Shape:
-        """That of the weight."""
+        """The shape of the weight."""
         shape = self.kernel.shape or self.codes.shape
         return (*shape[:-2], shape[-1], shape[-2]) if self.swapped else shape
 
     def check(self) -> None:
-        """Check that what lies beside the codes fits them.
+        """Check that the side inputs match the codes.
 
         Raises:
             ValueError: it does not.
@@ -44,7 +44,7 @@ class Coded:
 
 
 class Found(NamedTuple):
-    """The weight's name, its value, the tensors that it is made of, and those of no use."""
+    """The weight's name, its value, the tensors it is computed from, and those not needed."""
 
     name: str
     value: Coded
@@ -53,5 +53,5 @@ class Found(NamedTuple):
 
 
 def text(shape: Shape) -> str:
-    """A shape for people."""
+    """A shape as text for messages."""
     return "x".join(map(str, shape)) or "1"

@@ -1,4 +1,4 @@
-"""Where a model's configuration says something else than its tensors do."""
+"""Contradictions between a model's configuration and its tensors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _WIDTH = re.compile(
 )
 
 _OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech|qformer|perceiver")
-"""Parts of a configuration that are about other towers than the main one."""
+"""Parts of a configuration about towers other than the main one."""
 
 MLLAMA_ROWS = 8
-"""Rows for special tokens that Mllama's class adds to the vocabulary of its text."""
+"""Rows for special tokens that Mllama's class adds to its text vocabulary."""
 
 
 def contradictions(model: Model, embedding: str | None) -> Iterator[str]:
-    """A line for each value of a model's configuration that its tensors contradict: the number of
-    layers of its main tower, and rows and columns of its token ``embedding``."""
+    """One line for each configuration value that contradicts the tensors: number of layers of the
+    main tower, rows and columns of the token ``embedding``."""
     said = f"the config.json of '{model.name}' says"
     tower = model.architecture.main
     declared = [

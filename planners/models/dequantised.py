@@ -1,4 +1,4 @@
-"""A checkpoint whose weights are codes, as a model whose weights are values."""
+"""A model that dequantises the weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class DequantisedModel(StoredModel):
-    """``checkpoint`` by value: ``decoded`` says which of its tensors are codes.
+    """``checkpoint`` with dequantised weights; ``decoded`` says which tensors are codes.
 
-    Values are computed where they are needed, tile by tile. They, and those of blocks, are declared
-    in the dtype that the configuration names, which is what the model was trained in, or else in
-    bfloat16.
+    Values are computed on demand, tile by tile. Their declared dtype is the one named in the
+    configuration, in which the model was trained, or else bfloat16.
     """
 
     decoded: Decoded
@@ -44,7 +43,7 @@ class DequantisedModel(StoredModel):
 
     @cached_property
     def tokens(self) -> TokenWeights:
-        """As of any checkpoint; what is in codes is equal to nothing else."""
+        """As for any checkpoint; quantised weights are not compared and count as different."""
         plain = self.decoded.plain
 
         def equal(one: str, other: str) -> bool:
@@ -70,7 +69,7 @@ class DequantisedModel(StoredModel):
         return tensor in self.decoded.plain or tensor in self.decoded.coded
 
     def __iter__(self) -> Iterator[str]:
-        """Names in the order of the file, a coded weight where its codes are."""
+        """Names in file order, a quantised weight at the position of its codes."""
         yield from self.decoded.plain
         yield from self.decoded.coded
 
@@ -105,8 +104,7 @@ def _values(builder: GraphBuilder, coded: Coded, name: str) -> Merge:
 
 
 def stored_model(name: str, checkpoint: Checkpoint, inferred: Inferred) -> StoredModel:
-    """The model that a checkpoint holds, by value; ``inferred`` are architectures that are known
-    already."""
+    """The model in a checkpoint, dequantised if necessary; ``inferred`` caches architectures."""
     if checkpoint.decoded is None:
         return StoredModel(name, checkpoint, infers=inferred)
     return DequantisedModel(name, checkpoint, checkpoint.decoded, infers=inferred)

@@ -1,8 +1,8 @@
-"""Where configurations of models that are merged or stacked disagree about what a layer computes.
+"""Differences between the configurations of merged or stacked models in what layers compute.
 
-Tensors of equal shapes are merged whatever their models make of them. A model whose rotary base,
-epsilon, activation or number of heads is another computes something else with the same weights;
-the output computes with the values of one configuration.
+Tensors of equal shapes can always be merged. But a model with another rotary base, epsilon,
+activation or number of heads computes something else with the same weights, and the output computes
+with the values of only one configuration.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _COMPUTES = re.compile(
     r"local_attention|limit|factor|scale|moe_k|moe_topk|topk_group|n_group|qk_norm|route_norm|"
     r"norm_before_gate|mup_enabled|parallel_residual|interleaved|multipliers)$"
 )
-"""Keys of values that decide what a layer computes with its weights."""
+"""Keys of values that affect what a layer computes."""
 
 _TRAINED = re.compile(
     r"drop|init|coef$|loss|jitter|noise|penalty|temperature|top_p|typical_p|(?<!topk_)prob$|std$|decay|"
@@ -42,25 +42,25 @@ _UNWRITTEN: Mapping[str, Mapping[str, object]] = {
 models are known to leave, others of the same family to write (transformers 5.23)."""
 
 _BESIDE = ("rope_theta", "partial_rotary_factor")
-"""Rotary settings that older files have beside the object that newer ones have them in."""
+"""Rotary settings that older files have outside the object where newer files have them."""
 
 _LISTS = re.compile(r"(multipliers|time_step_limit|mrope_section)$")
 """Keys of lists of such values."""
 
 _APART = re.compile(r"quantization|compression|task_specific|generation")
-"""Objects that say nothing of what layers compute."""
+"""Objects that do not affect what layers compute."""
 
 _CUTS = re.compile(r"(^|_)(heads|n_head|head_kv|head_dim)$")
-"""Keys of values that say how a layer cuts its weights: with another, it is another layer."""
+"""Keys of values that determine how a layer splits its weights."""
 
 Path = tuple[str, ...]
 
 
 class Difference(NamedTuple):
-    """A value that is not the same in all models, in words.
+    """A value that differs between models, as text.
 
-    ``cuts`` says that layers with the one value cannot be layers of a model with the other, though
-    their weights may have equal shapes.
+    ``cuts`` means that layers with one value do not work in a model with the other, even if their
+    weights have equal shapes.
     """
 
     text: str
@@ -68,9 +68,9 @@ class Difference(NamedTuple):
 
 
 def differences(donor: str, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[Difference]:
-    """Each value that decides what layers compute and is not the same in all models.
+    """The values that affect what layers compute and differ between models.
 
-    ``configs`` are the models' configurations by their names; the output gets the ``donor``'s.
+    ``configs`` are the configurations by model name; the output gets the ``donor``'s.
     A value that only some of them write is not compared, unless it is known what it is in the
     class that the others leave it to.
     """
@@ -111,7 +111,7 @@ def _line(what: str, donor: str, found: Mapping[str, Any], effect: str) -> str:
 
 
 def _matters(key: str, value: object) -> bool:
-    """Whether a value decides what a layer computes; lists with one entry a layer do not here."""
+    """Whether a value affects what a layer computes; per-layer lists are handled elsewhere."""
     if key in ("rope_theta", "rope_scaling"):
         return True
     if isinstance(value, list):
@@ -166,7 +166,7 @@ def _head_width(config: Mapping[str, Any]) -> int | None:
 
 
 def _scaling(rotary: object) -> object:
-    """How rotary embeddings are scaled: ``None`` if they are not."""
+    """The scaling of rotary embeddings; ``None`` if there is none."""
     if not isinstance(rotary, Mapping):
         return None
     found = {key: value for key, value in rotary.items() if key not in _BESIDE}
@@ -176,7 +176,7 @@ def _scaling(rotary: object) -> object:
 
 
 def _of_language(path: Path) -> bool:
-    """Whether a value is the model's own or its language part's; others may be left out."""
+    """Whether a value belongs to the model itself or its language part."""
     return all(part.startswith(("text", "language", "llm")) for part in path[:-1])
 
 

@@ -1,6 +1,6 @@
-"""The formats of weight files: which files they have, and what tensors are in one.
+"""Formats of weight files: file names, and how to find the tensors in a file.
 
-A format is a record: to read another one, write a function from a source to its tensors.
+A format is a record; to support another one, write a function from a source to its tensors.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mergeloom.engine.storage.source import Source
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """One file of weights: ``tensors`` in the order of their data, all of them in ``source``.
+    """One weight file: ``tensors`` in the order of their data, all in ``source``.
 
-    The source's identity is as close as can be told without reading weights. ``metadata`` is what
-    the file says of itself.
+    The identity of the source covers all that is known without reading weights. ``metadata`` is
+    the metadata in the file.
     """
 
     source: Source
@@ -32,14 +32,14 @@ class WeightFile:
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """How a checkpoint in one format is laid out.
+    """The files of a checkpoint in one format.
 
-    ``index`` is the file that says in which shard each tensor is, ``single`` the name of a
-    checkpoint of one file. Without either, files that end in one of ``suffixes`` are weights, but
-    for the ``others``; ``several`` says whether they may be many that are not numbered.
+    ``index`` is the name of the index file of shards, ``single`` that of a single-file checkpoint.
+    Without either, files with one of ``suffixes`` are weights, except ``others``; ``several`` says
+    whether there may be several unnumbered files.
 
-    ``read`` looks at one file, whose header may be one that is known already. It raises
-    `CheckpointError`: the file cannot be read, or breaks the format.
+    ``read`` reads the header of one file, unless it is already known. It raises
+    `CheckpointError` if the file cannot be read or is malformed.
     """
 
     index: str
@@ -94,22 +94,22 @@ TORCH = WeightFormat(
     suffixes=(".bin", ".pt", ".pth", ".ckpt"),
     read=_read_torch,
     several=False,
-    # What training programs put beside the weights.
+    # Other files saved by training programs.
     others=frozenset(
         {"training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth"}
     ),
 )
 
 FORMATS = (SAFETENSORS, TORCH)
-"""The formats that are read, the one that is preferred first."""
+"""Supported formats, the preferred one first."""
 
 
 def read_weights(source: Source, name: str, headers: Headers) -> WeightFile:
-    """The tensors of the file called ``name``, in the format that its name tells; ``headers`` are
-    those that are known already.
+    """The tensors of the file ``name``, in the format given by its suffix; ``headers`` are those
+    already known.
 
     Raises:
-        CheckpointError: no format has such names, or it cannot be read, or breaks the format.
+        CheckpointError: the suffix is unknown, or the file cannot be read or is malformed.
     """
     how = next((how for how in FORMATS if name.endswith(how.suffixes)), None)
     if how is None:

@@ -1,12 +1,12 @@
-"""Whether two sets of tensors name the parts of a layer in one way.
+"""Checks whether two sets of tensors name the parts of a layer in the same way.
 
     one model                          another
     mlp.experts.0.w1.weight            mlp.experts.gate_up_proj
     attention.LayerNorm.gamma          attention.LayerNorm.weight
     mlp.gate_proj.weight               block_sparse_moe.gate.weight
 
-Each of these pairs is one thing under two names, or two things; merged by name, neither meets the
-other, and the output would have both.
+Each of these pairs is one weight under two names, or two different weights; merged by name, they
+would not be matched, and the output would contain both.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _NUMBERS = re.compile(r"\.\d+(?=\.|$)")
 
 
 def clash(one: Iterable[str], other: Iterable[str]) -> tuple[str, str] | None:
-    """A kind of tensor that only ``one`` has and one that only ``other`` has, if both have such.
+    """A kind of tensor that only ``one`` has and a kind that only ``other`` has, if both exist.
 
-    Names that differ in numbers (experts) are of one kind. Where only one of them has more than
-    the other, nothing has two names: biases, norms, an adapter's weights.
+    Names that differ only in numbers (experts) are one kind. If only one set has additional
+    tensors (biases, norms, an adapter's weights), there is no clash.
     """
     first, second = set(one), set(other)
     if first == second:

@@ -1,4 +1,4 @@
-"""A model as the planner sees it: named tensors, stored on disk or made by an earlier stage."""
+"""Models for planners: named tensors, stored on disk or computed by an earlier stage."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Entry = tuple[str, DType, Shape]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor on disk: its name there and where its bytes are."""
+    """A tensor on disk: its stored name, and the location of its bytes."""
 
     name: str
     entry: StoredTensor
 
 
 class Model(Protocol):
-    """What merges take their inputs from; ``name`` is how the configuration calls it."""
+    """An input of merges; ``name`` is its name in the configuration."""
 
     @property
     def name(self) -> str: ...
@@ -50,7 +50,7 @@ class Model(Protocol):
         ...
 
     def stored(self, tensor: str) -> Stored | None:
-        """Where a tensor lies as it is; ``None`` for one that is computed."""
+        """The location of a stored tensor; ``None`` if it is computed."""
         ...
 
     def __contains__(self, tensor: str) -> bool: ...
@@ -64,14 +64,14 @@ class Model(Protocol):
     def node(
         self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None
     ) -> Load | Merge:
-        """The task that yields a tensor; or ``rows`` of it, by their numbers along the first
-        dimension that is longer than 1, where -1 is a row that is missing (and zero)."""
+        """The task that yields a tensor, or ``rows`` of it: indices along the first dimension
+        longer than 1, where -1 is a missing row (zeros)."""
         ...
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model that is a checkpoint on disk. ``infers`` tells its architecture; see `infer`."""
+    """A model in a checkpoint on disk; ``infers`` determines its architecture, see `infer`."""
 
     name: str
     checkpoint: Checkpoint
@@ -122,17 +122,17 @@ class StoredModel:
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A model that an earlier document of the same file makes; it never exists on disk."""
+    """A model computed by an earlier document of the configuration; it is never written to disk."""
 
     name: str
     config: Mapping[str, Any]
     tensors: Mapping[str, OutputTensor]
     folder: Folder | None = None
-    """Where the tokenizer and the other small files are that it would have."""
+    """The folder with the tokenizer and other small files it would have."""
     tokenizer: Callable[[], Tokenizer | None] = lambda: None
-    """Its tokenizer, read when it is asked for."""
+    """Its tokenizer, read on demand."""
     own_words: bool = False
-    """Whether that is another one than the files in ``folder`` hold."""
+    """Whether its tokenizer differs from the files in ``folder``."""
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -169,9 +169,9 @@ class PlannedModel:
 
 @record(frozen=True, slots=True)
 class OutputTensor:
-    """One tensor of the output: ``merge`` rounded to ``dtype``, or a part of what its kernel makes
-    (`Write.part`). ``seen`` is what the header says of its bytes, if that is another type or shape;
-    or that they are several tensors, one after the other, with other names."""
+    """One tensor of the output: ``merge`` rounded to ``dtype``, or an additional part of the
+    kernel's result (`Write.part`). ``seen`` are the header entries for its bytes, if they differ:
+    another dtype or shape, or several consecutive tensors."""
 
     name: str
     merge: Merge
@@ -181,7 +181,7 @@ class OutputTensor:
 
     @property
     def header(self) -> tuple[Entry, ...]:
-        """Name, type and shape of what the file has in its place."""
+        """Names, dtypes and shapes in the header of the output file."""
         return self.seen or ((self.name, self.dtype, self.merge.shape),)
 
     @property

@@ -8,9 +8,9 @@
     scales    (groups, out)                          (groups, out)
     g_idx     (in): the group of each input          -
 
-A value is (code - zero point) · scale. GPTQ's first checkpoint format stores a zero point less one,
-its second one (``gptq_v2``) the zero point itself. A model's weight is (out, in): words are
-exchanged by the reader, and what is in a word of AWQ's, eight rows of one column, by a kernel.
+A value is (code - zero point) · scale. GPTQ's first checkpoint format stores the zero point minus
+one, its second (``gptq_v2``) the zero point itself. A model's weight is (out, in): words are
+transposed by the reader, and the contents of AWQ words (eight rows of one column) by a kernel.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mergeloom.methods.inputs.dequantise import Dequantise, Scale
 from mergeloom.planners.models.coded_weight import Coded, Found, Shape, text
 
 _TYPES: dict[int, DType] = {2: U2, 4: U4, 8: U8}
-"""By their bits, those whose codes do not lie across words."""
+"""Dtypes by bits, for sizes whose codes do not cross word boundaries."""
 
 
 @dataclass(frozen=True)
 class WordFormat:
-    """What a configuration says of packed words; ``group`` is 0 where it does not say."""
+    """The format of packed words in a configuration; ``group`` is 0 if not given."""
 
     bits: int
     group: int
@@ -39,7 +39,7 @@ class WordFormat:
 
 
 def word_format(settings: Mapping[str, Any]) -> WordFormat | str:
-    """The format of packed words, or why it is not understood, in words."""
+    """The format of packed words, or the reason why it is not supported."""
     bits, group = settings.get("bits", settings.get("w_bit", 4)), settings.get("group_size", 128)
     sizes = (bits, group)
     if any(type(size) is not int or abs(size) >= 1 << 32 for size in sizes):
@@ -58,7 +58,7 @@ def word_format(settings: Mapping[str, Any]) -> WordFormat | str:
 
 
 def _word(found: object) -> str:
-    """What a configuration says, if it can be shown."""
+    """A configuration value, if it can be shown in a message."""
     return found[:20] if isinstance(found, str) and found.isprintable() else "?"
 
 
@@ -68,7 +68,7 @@ def packed_words(
     """The weight whose codes are ``qweight``.
 
     Raises:
-        ValueError: what lies beside it does not fit.
+        ValueError: the other tensors do not match.
     """
     parts = {part: tensors.get(prefix + part) for part in ("qweight", "qzeros", "scales", "g_idx")}
     codes, zeros, scales, groups = parts.values()
@@ -111,7 +111,7 @@ def packed_words(
 
 
 def _group_size(words: WordFormat, inside: int, scales: Shape) -> int:
-    """Inputs that share a scale; the last group may be ragged."""
+    """Number of inputs that share a scale; the last group may be smaller."""
     if len(scales) != 2 or not scales[0] or not inside:
         raise ValueError(f"{inside} inputs, scales {text(scales)}")
     size = words.group if 0 < words.group < inside else inside

@@ -1,4 +1,4 @@
-"""The models of a configuration, each opened once, by whatever name it is called."""
+"""The models of a configuration, each opened once, under any name."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from mergeloom.planners.vocabulary.remapped import RemappedModel
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer, read_tokenizer
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-"""Files of which a tokenizer has one."""
+"""Files that identify a tokenizer."""
 
 
 class Models:
     """Every model of a configuration, opened once.
 
-    Two references that lead to one directory give one model, called as it was first.
+    References to the same directory give one model, with the name used first.
     """
 
     def __init__(self, resolver: Resolver) -> None:
@@ -46,7 +46,7 @@ class Models:
         self._found_adapters: dict[str, Found] = {}
         self._tokenizers: dict[str, Tokenizer | None] = {}
         self.notes: dict[ModelReference, str] = {}
-        """What a reference was taken for, where that is not evident."""
+        """How a reference was interpreted, if that is not obvious."""
         self.stages: dict[str, PlannedModel] = {}
         self.used_stages: set[str] = set()
 
@@ -54,7 +54,7 @@ class Models:
         """A model, or the output of an earlier stage.
 
         Raises:
-            ConfigError: it is not to be had, or the reference means what is not supported.
+            ConfigError: it is not available, or the reference is not supported.
             CheckpointError: it is malformed.
         """
         if str(reference) in self.stages:
@@ -66,11 +66,11 @@ class Models:
         return model
 
     def weights(self, reference: ModelReference) -> Model:
-        """Weights as they are, from a file or from a directory without anything else; or the output
-        of an earlier stage.
+        """Weights from a file, or from a directory regardless of its other files; or the output of
+        an earlier stage.
 
         Raises:
-            CheckpointError: they are nowhere, or malformed.
+            CheckpointError: they are not found, or malformed.
         """
         if str(reference) in self.stages:
             return self.get(reference)
@@ -87,7 +87,7 @@ class Models:
         return model
 
     def folder(self, reference: ModelReference) -> Folder | None:
-        """Where a model's tokenizer and other small files are; of a stage, those of its donor.
+        """The folder of a model's tokenizer and other small files; for a stage, its donor's.
 
         Raises:
             CheckpointError: there is no such model.
@@ -98,7 +98,7 @@ class Models:
         return self._folder(self._resolver.directory(self._resolver.settle(reference).model))
 
     def _folder(self, place: Path) -> Folder:
-        """What a model is read from that is at a place."""
+        """The folder from which the model at a path is read."""
         key = place.resolve()
         if key not in self._folders:
             gguf = is_gguf(place)
@@ -106,10 +106,10 @@ class Models:
         return self._folders[key]
 
     def tokenizer(self, reference: ModelReference) -> Tokenizer | None:
-        """The tokenizer of a model, of which nothing else need be there; ``None`` without one.
+        """The tokenizer of a model, of which no other files need exist; ``None`` without one.
 
         Raises:
-            CheckpointError: there is no such model, or its tokenizer cannot be understood.
+            CheckpointError: there is no such model, or its tokenizer is not supported.
         """
         stage = self.stages.get(str(reference))
         if stage is not None:
@@ -124,7 +124,7 @@ class Models:
         return None
 
     def _shared(self, tokenizer: Tokenizer | None) -> Tokenizer | None:
-        """A tokenizer whose tokens are kept once, where another has the same: fine-tunes do."""
+        """A tokenizer that shares its tokens with an equal one, as fine-tunes have."""
         others = (other for other in self._tokenizers.values() if other is not None)
         for other in others if tokenizer is not None else ():
             if tokenizer is not None and other.ids == tokenizer.ids:
@@ -132,7 +132,7 @@ class Models:
         return tokenizer
 
     def template(self, reference: ModelReference) -> str | None:
-        """The chat template of a model, ``None`` without one; errors as of `tokenizer`."""
+        """The chat template of a model, ``None`` without one; raises like `tokenizer`."""
         stage = self.stages.get(str(reference))
         if stage is not None:
             found = stage.tokenizer()
@@ -143,7 +143,7 @@ class Models:
         return next((template for template in templates if template is not None), None)
 
     def _tokenizer_folders(self, reference: ModelReference) -> Iterator[Folder]:
-        """Where a model's tokenizer may be, the adapter's own first."""
+        """Folders that may contain a model's tokenizer, the adapter's own first."""
         model = self._by_reference.get(reference)
         while isinstance(model, AdaptedModel):
             yield model.adapter.checkpoint.folder
@@ -158,7 +158,7 @@ class Models:
             yield self._folder(self._resolver.directory(location))
 
     def ignores_revision(self, reference: ModelReference) -> bool:
-        """Whether a reference names a revision of a local directory, which has none."""
+        """Whether a reference has a revision but refers to a local directory."""
         settled = self._resolver.settle(reference)
         if str(reference) in self.stages or settled.model.revision is None:
             return False
@@ -192,7 +192,7 @@ class Models:
         """An adapter by itself, opened once.
 
         Raises:
-            CheckpointError: there is none, or it is of a kind that is not understood.
+            CheckpointError: there is none, or its kind is not supported.
         """
         found = self._resolver.find(location, has_adapter_at)
         directory = found.directory
@@ -204,15 +204,15 @@ class Models:
         return adapter
 
     def _adapt(self, name: str, base: Model, adapter: Adapter) -> Model:
-        """A model with an adapter, one whatever it is called."""
-        key = id(base), id(adapter)  # both are kept here
+        """A model with an adapter, shared by all references to both."""
+        key = id(base), id(adapter)  # both stay alive in this pool
         model = self._adapted.get(key)
         if model is None:
             model = self._adapted[key] = adapt(name, base, adapter)
         return model
 
     def _alone(self, written: ModelReference, reference: ModelReference) -> Model:
-        """An adapter that stands where a model is expected: with the model that it was made for."""
+        """An adapter given as a model, applied to the model it was made for."""
         adapter = self.adapter(reference.model)
         if adapter.base is None:
             raise CheckpointError(
@@ -231,23 +231,23 @@ class Models:
             ) from error
 
     def stored_by_name(self) -> dict[str, Checkpoint]:
-        """The checkpoints that the models asked for are made of, adapters too."""
+        """The checkpoints of all opened models, including adapters."""
         models = {model.name: model.checkpoint for model in self._by_directory.values()}
         return models | {item.name: item.checkpoint for item in self._adapters.values()}
 
     @property
     def found(self) -> Mapping[str, Found]:
-        """Where the models that are stored were found, by name."""
+        """Locations of the stored models, by name."""
         return self._found
 
     @property
     def adapters(self) -> Mapping[str, Found]:
-        """Where the adapters were found, by name."""
+        """Locations of the adapters, by name."""
         return self._found_adapters
 
     def words_folder(self, donor: Model) -> Folder | None:
-        """Where the tokenizer's files come from: the folder of an adapter that brings them, or
-        else that of all small files."""
+        """The folder of the tokenizer files: that of an adapter that has some, or else the
+        donor's."""
         model = donor
         while isinstance(model, (AdaptedModel, RemappedModel)):
             if isinstance(model, AdaptedModel):
@@ -261,11 +261,11 @@ class Models:
 
     @property
     def folders(self) -> Mapping[str, Folder]:
-        """What the models that are stored are read from, by name."""
+        """Folders of the stored models, by name."""
         return {model.name: model.checkpoint.folder for model in self._by_directory.values()}
 
     def donor_folder(self, donor: Model) -> Folder | None:
-        """Where the side files come from: the donor's folder; of a stage, its donor's."""
+        """The folder of side files: the donor's, or for a stage its donor's."""
         if isinstance(donor, PlannedModel):
             return donor.folder
         if isinstance(donor, AdaptedModel):

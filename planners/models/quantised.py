@@ -1,4 +1,4 @@
-"""Whether a checkpoint's weights are codes: told by its configuration, or by its tensors."""
+"""Detects quantised checkpoints by their configuration or tensors."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _BY_NAME = (
     ("VPTQ", r"indices|res_indices", True),
     ("MXFP4", r"(\w+_)?blocks", True),
 )
-"""Formats by the last part of a tensor's name. The flag asks for whole numbers too, where models
-that are not quantised may use the name."""
+"""Formats by the last part of a tensor name. With the flag, the tensor must also be an integer,
+because other models may use the name."""
 
 _NAMES = tuple((found, re.compile(rf"(^|\.)({name})$"), whole) for found, name, whole in _BY_NAME)
 _ANY = re.compile("|".join(pattern.pattern for _, pattern, _ in _NAMES))
 _PLAIN = frozenset({"weight", "bias"})
-"""Last parts of most names, which no format has: they are not searched."""
+"""Last parts of most names; no format uses them, so they are skipped."""
 _WEIGHT = re.compile(r"(^|[._])weight$|_proj$")
 _CODES = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
-"""Types in which codes and their scales are stored, and nothing else."""
+"""Dtypes used only for codes and scales."""
 
 
 def quantised_by_config(config: Mapping[str, Any]) -> str | None:
-    """How the configuration says that weights are quantised, in words; ``None`` if it does not."""
+    """The quantisation named in the configuration, as text; ``None`` if there is none."""
     for part in (config, *(part for part in config.values() if isinstance(part, Mapping))):
         settings = part.get("quantization_config")
         if isinstance(settings, Mapping):
@@ -53,7 +53,7 @@ def quantised_by_config(config: Mapping[str, Any]) -> str | None:
 
 
 def quantised_by_tensor(tensors: Mapping[str, StoredTensor]) -> str | None:
-    """The first tensor by which weights are seen to be quantised, in words; ``None`` if none is."""
+    """The first tensor that shows quantisation, as text; ``None`` if there is none."""
     return next(_found(tensors), None)
 
 

@@ -1,4 +1,4 @@
-"""From a model reference to a local directory: given paths, search folders, cache, download."""
+"""Resolves model references to local directories: given paths, search folders, cache, download."""
 
 from __future__ import annotations
 
@@ -32,45 +32,45 @@ _WANTED = (
     "[0-9]_*/pytorch_model.bin",
 )
 _PICKLED = ("*.bin", "*.bin.index.json")
-"""Fetched where there is nothing else."""
+"""Downloaded only if there is nothing else."""
 _UNWANTED = ("consolidated*", "openvino*", "onnx*", "[!0-9a]*/*", "a[!d]*/*")
-"""Of folders only those are fetched that belong to a sentence-transformers model (``2_Dense``) and
-``additional_chat_templates``: they begin with a digit and with ``ad``."""
+"""Only folders of a sentence-transformers model (``2_Dense``) and ``additional_chat_templates`` are
+downloaded: they begin with a digit, or with ``ad``."""
 
 
 class Origin(enum.Enum):
-    """How a model's directory was found."""
+    """How the directory of a model was found."""
 
     GIVEN = "given"
-    """It was named for this model."""
+    """It was given for this model."""
     PATH = "path"
     """The reference is its path."""
     SEARCH = "search"
-    """A folder that holds models has it."""
+    """It is in a search folder."""
     HUB = "hub"
-    """The hub's cache has it, or it was fetched."""
+    """It is in the hub cache, possibly after a download."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model's directory, or the file that it is, and how it was found."""
+    """The directory (or file) of a model, and how it was found."""
 
     directory: Path
     origin: Origin
 
     @property
     def fetched(self) -> bool:
-        """Whether the hub's own program has put it there."""
+        """Whether it is managed by the hub's library."""
         return _is_place(self.directory / ".cache" / "huggingface")
 
 
 def is_model(directory: Path) -> bool:
-    """Whether a directory holds a whole model, or an adapter, which names its model."""
+    """Whether a directory contains a complete model, or an adapter that names its model."""
     return is_complete(directory) or has_adapter_at(directory)
 
 
 def has_adapter_at(directory: Path) -> bool:
-    """Whether a directory holds an adapter with its weights."""
+    """Whether a directory contains an adapter with its weights."""
     return has_adapter(LocalFolder(directory))
 
 
@@ -78,10 +78,10 @@ def has_adapter_at(directory: Path) -> bool:
 class Resolver:
     """Finds models.
 
-    ``model_dirs`` maps references, as the configuration writes them, to directories;
-    ``search`` are folders that hold models; ``relative_to`` is where relative paths start besides
-    the working directory. ``download`` is called with a model's id before it is fetched; without
-    it nothing is fetched.
+    ``model_dirs`` maps references, as written in the configuration, to directories; ``search`` are
+    folders of models; ``relative_to`` is a base for relative paths in addition to the working
+    directory. ``download`` is called with a model's id before it is downloaded; without it nothing
+    is downloaded.
     """
 
     model_dirs: Mapping[str, Path] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Resolver:
     download: Callable[[str], None] | None = None
 
     def find(self, location: Location, complete: Callable[[Path], bool] = is_model) -> Found:
-        """The directory of a model, or of something else that ``complete`` knows when it is there.
+        """Find the directory of a model, or of whatever ``complete`` accepts.
 
         Raises:
             CheckpointError: it is nowhere, or cannot be fetched.
@@ -109,8 +109,8 @@ class Resolver:
         return Found(self._from_hub(location, complete), Origin.HUB)
 
     def weights(self, text: str) -> Path:
-        """A file of weights, or a directory that holds some; ``text`` is its path, whatever letters
-        it has.
+        """A weight file, or a directory with weight files; ``text`` is its path, which may contain
+        any characters.
 
         Raises:
             CheckpointError: it is nowhere.
@@ -141,8 +141,8 @@ class Resolver:
         return self.find(location).directory
 
     def settle(self, reference: ModelReference) -> ModelReference:
-        """The reading of a reference that is meant: a directory that exists is one, whatever
-        letters its name has, and what follows it is revision and adapter."""
+        """The intended reading of a reference: an existing directory is recognised even if its name
+        contains ``@`` or ``+``, and the rest is revision and adapter."""
         for reading in readings(reference):
             model = Location(reading.model.path)
             if str(model) in self.model_dirs or self._local(model) is not None:
@@ -168,7 +168,7 @@ class Resolver:
                     yield folder / name, Origin.SEARCH
 
     def _nowhere(self, location: Location) -> CheckpointError | None:
-        """The error for a path at which there is no directory, and which is no id of the hub."""
+        """The error for a path that is neither a directory nor a hub id."""
         if any(_is_file(path) for path, _ in self._local_candidates(location)):
             return CheckpointError(
                 f"'{location.path}' is a file, and a model is a directory",
@@ -218,7 +218,7 @@ def _is_place(path: Path) -> bool:
     """Whether a path is a directory, or a file that is a whole model."""
     try:
         return path.is_dir() or is_gguf(path)
-    except OSError:  # a name that is too long, a folder that may not be entered
+    except OSError:  # the name is too long, or access is denied
         return False
 
 
@@ -235,7 +235,7 @@ def _offline() -> bool:
 
 
 def _cache_folder() -> Path:
-    """Where the hub's library keeps its cache, without importing it (that takes a second)."""
+    """The cache directory of the hub's library, without importing it (which takes a second)."""
     for key, suffix in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if os.environ.get(key):
             return Path(os.environ[key]).expanduser() / suffix
@@ -244,7 +244,7 @@ def _cache_folder() -> Path:
 
 
 def _cached(location: Location, complete: Callable[[Path], bool]) -> Path | None:
-    """A complete snapshot in the cache; what is there in part only is left to be fetched.
+    """A complete snapshot in the cache; incomplete ones are ignored.
 
     Layout of the cache: ``models--OWNER--NAME/refs/REVISION`` holds the commit's hash, and
     ``snapshots/HASH`` the files as links into ``blobs``.
@@ -291,7 +291,7 @@ def _download(location: Location, where: str, complete: Callable[[Path], bool]) 
         raise failed(
             "the hub has no such model, or it is private: log in (hf auth login)"
         ) from error
-    except Exception as error:  # whatever the libraries below raise when the network fails
+    except Exception as error:  # the libraries raise many types of errors when the network fails
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = "".join(letter if letter.isprintable() else "?" for letter in lines[0])
         raise failed(f"the hub does not answer as it should ({reason})") from error

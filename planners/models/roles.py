@@ -1,7 +1,7 @@
-"""What a weight outside the layers does, told from its name and shape.
+"""The role of a weight outside the layers, inferred from its name and shape.
 
-Only a few roles act after the layers: the final norm, heads, poolers and classifiers. Everything
-else (embeddings, convolutions in front, projectors of other modalities) acts before them.
+Only a few roles act after the layers: the final norm, heads, poolers and classifiers. All others
+(embeddings, input convolutions, projectors of other modalities) act before them.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _AFTER = re.compile(
     r"|sequence_summary|final_logits_bias|proj_out|project_out|output|output_projection|output_layer"
     r"|vocab_(projector|transform|layer_norm)|altup_unembed_projections|final_(linear|layer|proj)"
 )
-"""Modules that act after the layers, besides norms."""
+"""Modules other than norms that act after the layers."""
 
 _NORM = re.compile(r"norm|^ln|_ln$|_ln_|layrnorm|^ln_f$", re.IGNORECASE)
 _EARLY_NORM = re.compile(
     r"(?<!un)emb|(^|_)pre|(^|_)in(put)?(_|$)|before|conv|group|batch|proj|patch|asr|speaker",
     re.IGNORECASE,
 )
-"""Marks of a norm beside the layers that acts before them."""
+"""Name parts of norms that act before the layers."""
 
 _FINAL_NORM = re.compile(r"embedding_norm|emb_layer_norm_after")
-"""Final norms whose names say something else (LFM2, ESM)."""
+"""Final norms with misleading names (LFM2, ESM)."""
 
 _EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|wte|(word|tok|token|tokens|input|text)_?embed(ding)?s?|tokens_embed"
@@ -50,15 +50,15 @@ _NO_HEAD = re.compile(
 
 
 def parts(name: str) -> list[str]:
-    """The modules that a weight's name leads through, without the weight itself."""
+    """The module path of a weight's name, without the weight itself."""
     return name.split(".")[:-1]
 
 
 def acts_after(name: str, prefix: str, names: Collection[str], config: Mapping[str, Any]) -> bool:
     """Whether a weight outside the layers acts after the last of them.
 
-    ``prefix`` is the layers' names' part before the number; ``names`` are all names, ``config``
-    the model's configuration: in two families they tell where a norm stands.
+    ``prefix`` is the part of layer names before the number. ``names`` (all tensor names) and
+    ``config`` determine the position of a norm in two families.
     """
     modules, stack = parts(name), parts(prefix + "0.")
     own = len(modules)
@@ -79,9 +79,9 @@ def acts_after(name: str, prefix: str, names: Collection[str], config: Mapping[s
 
 
 def _stands_in_front(beside: str, names: Collection[str], config: Mapping[str, Any]) -> bool:
-    """Whether a norm among modules ``beside`` the layers acts before them, as in two families.
+    """Whether a norm in the same module as the layers acts before them, as in two families.
 
-    Speech encoders of the wav2vec 2.0 kind normalise before the layers unless they are 'stable';
+    Speech encoders like wav2vec 2.0 normalise before the layers unless they are 'stable';
     DeBERTa normalises its relative embeddings.
     """
     if any(name.startswith(f"{beside}pos_conv_embed.") for name in names):
@@ -93,10 +93,10 @@ def _stands_in_front(beside: str, names: Collection[str], config: Mapping[str, A
 
 
 def token_embedding(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> str | None:
-    """The name of the input embedding of tokens among weights outside the layers, if there is one.
+    """The name of the token embedding among weights outside the layers, if there is one.
 
-    Where several could be it: the one with as many rows as the configuration has tokens, the one
-    that encoder and decoder share, the language model's, the largest.
+    Of several candidates: the one with as many rows as the configuration has tokens, the one shared
+    by encoder and decoder, the language model's, the largest.
     """
     sizes = set(vocabulary_sizes(config))
 
@@ -121,8 +121,8 @@ def _is_embedding(name: str) -> bool:
 def output_head(shapes: Mapping[str, Shape], embedding: str | None) -> str | None:
     """The name of the output head among weights outside the layers, if there is one.
 
-    It has a usual name, or else the embedding's shape. Rows may differ: an embedding may have some
-    for tokens that are never said.
+    It has a common name, or else the shape of the embedding. The number of rows may differ: an
+    embedding may have rows for tokens that are never generated.
     """
     like = shapes[embedding] if embedding is not None else None
     others = {
@@ -146,7 +146,7 @@ _VOCABULARY_KEYS = {"vocab_size", "n_vocab", "padded_vocab_size", "n_tokens"}
 
 
 def vocabulary_sizes(config: Mapping[str, Any]) -> Iterable[int]:
-    """Numbers of tokens that a configuration declares, nested ones too."""
+    """Vocabulary sizes in a configuration, also nested."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from vocabulary_sizes(value)
@@ -159,14 +159,14 @@ _BUFFER = re.compile(
     r"|(attn|attention|self)\.(bias|mask))$"
 )
 _BUFFERS_END = ("inv_freq", "bias", "mask", "position_ids", "freqs_cis", "_cached")
-"""What their names end in: most names are told from it by that."""
+"""Name suffixes that exclude most names quickly."""
 
 
 def is_buffer(name: str, shape: Shape) -> bool:
-    """Whether a stored tensor is a constant of the computation and not a weight.
+    """Whether a stored tensor is a constant, not a weight.
 
-    Frequencies of rotary positions, masks, numbers of positions; a bias of an attention only where
-    it has the dimensions of a mask.
+    These are rotary frequencies, masks and position indices; an attention bias only if it has the
+    dimensions of a mask.
     """
     if not name.endswith(_BUFFERS_END):
         return False
@@ -183,8 +183,8 @@ _DEEP = re.compile(
 def follows_depth(name: str, shape: Shape, layers: int) -> bool:
     """Whether a weight outside ``layers`` layers has a part for each of them.
 
-    Gemma 3n's embeddings for each layer, ESM's contacts from the attentions of all layers, weights
-    of a sum over all layers, what YOLOS adds between two layers.
+    Examples are Gemma 3n's per-layer embeddings, ESM's contact head over the attention of all
+    layers, weights of a sum over layers, and YOLOS' position embeddings between layers.
     """
     if _DEEP.search(name) is None or not layers:
         return False
@@ -195,10 +195,10 @@ def follows_depth(name: str, shape: Shape, layers: int) -> bool:
 
 
 def layer_axis(name: str) -> int | None:
-    """The dimension along which such a weight has its parts, one after the other as the layers.
+    """The dimension along which such a weight has one part per layer, in layer order.
 
-    Known of Gemma 3n's and 4's: the embeddings of all layers are beside each other in a row, and
-    their projections below each other.
+    Known for Gemma 3n and 4: the embeddings of all layers are concatenated along rows, and their
+    projections along columns.
     """
     if "embed_tokens_per_layer" in name:
         return 1
@@ -206,5 +206,5 @@ def layer_axis(name: str) -> int | None:
 
 
 def is_shared(suffix: str) -> bool:
-    """Whether a layer's tensor is one that several layers share (Zamba)."""
+    """Whether a layer's tensor is shared by several layers (Zamba)."""
     return "shared_transf" in suffix

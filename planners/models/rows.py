@@ -1,4 +1,4 @@
-"""Rows of a tensor in another order, some missing: of a stored one, and of one that is made."""
+"""Reordered rows, some of them missing, of stored and of computed tensors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Shape = tuple[int, ...]
 
 
 def row_axis(shape: Shape) -> int:
-    """The dimension that rows lie along: the first that is longer than 1."""
+    """The dimension of rows: the first that is longer than 1."""
     return next((axis for axis, size in enumerate(shape) if size > 1), 0)
 
 
 def arranged(stored: StoredTensor, rows: Sequence[int] | None) -> StoredTensor:
-    """``rows`` of a stored tensor by number, -1 for one that is missing; all if ``None``."""
+    """``rows`` of a stored tensor by index, -1 for a missing row; all rows if ``None``."""
     if rows is None:
         return stored
     axis = row_axis(stored.shape)
@@ -27,9 +27,9 @@ def arranged(stored: StoredTensor, rows: Sequence[int] | None) -> StoredTensor:
 
 
 def rearranged(builder: GraphBuilder, node: Load | Merge, rows: Sequence[int]) -> Load:
-    """``rows`` of a tensor, whatever it comes of, by number, -1 for one that is missing.
+    """``rows`` of a stored or computed tensor by index, -1 for a missing row.
 
-    The rows of what is stored are arranged by the reader; what is computed is spilled before.
+    Rows of a stored tensor are arranged by the reader; a computed tensor is spilled first.
     """
     while isinstance(node, Merge) and isinstance(node.kernel, Copy):
         (node,) = node.gather.inputs

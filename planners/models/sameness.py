@@ -1,6 +1,6 @@
-"""Whether two stored tensors hold the same bytes: all of them, or a sample where they are many.
+"""Comparison of stored tensors: all bytes of small ones, a sample of large ones.
 
-Besides integers, these are the only bytes of weights that are looked at while planning.
+Apart from integer tensors, this is the only reading of weights while planning.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from mergeloom.engine.run.arrange import content
 from mergeloom.engine.storage.source import Access
 
 SAMPLE_BYTES = 1 << 20
-"""Tensors up to this many bytes are compared whole, larger ones in about as many bytes."""
+"""Tensors of up to this many bytes are compared completely, larger ones by a sample of this
+size."""
 
 _BLOCKS = 64
 
 
 def equal_bytes(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two tensors are equal, as far as `SAMPLE_BYTES` spread evenly over them tell."""
+    """Whether two tensors are equal, based on `SAMPLE_BYTES` spread evenly over them."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     if one.bytes.nbytes <= SAMPLE_BYTES:
@@ -34,7 +35,7 @@ def equal_bytes(one: StoredTensor, other: StoredTensor) -> bool:
 
 
 def _blocks(count: int, looked_at: int) -> Iterator[tuple[int, int]]:
-    """Ranges of ``looked_at`` of ``count`` elements, the first and the last among them."""
+    """Ranges with ``looked_at`` of ``count`` elements in total, including the first and last."""
     length = looked_at // _BLOCKS
     for number in range(_BLOCKS):
         start = (count - length) * number // (_BLOCKS - 1)

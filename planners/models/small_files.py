@@ -1,4 +1,4 @@
-"""Small files of untrusted JSON."""
+"""Reads small, untrusted JSON files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_JSON_BYTES = 64 << 20
 
 
 def read_object(folder: Folder, name: str) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
         CheckpointError: it cannot be read, is too large, or is something else.
@@ -24,7 +24,7 @@ def read_object(folder: Folder, name: str) -> dict[str, Any]:
 
 
 def read_list(folder: Folder, name: str) -> list[Any]:
-    """A JSON list.
+    """Read a JSON list.
 
     Raises:
         CheckpointError: it cannot be read, is too large, or is something else.

@@ -1,7 +1,7 @@
-"""Embedding and output head: two weights, or one under two names (tied).
+"""Token embedding and output head: two weights, or a single tied one.
 
-A head that is stored is never taken for the embedding unseen: their bytes are compared, in a
-sample where they are large. Only this, and integers, is read while planning.
+A stored head is treated as tied only if its bytes equal the embedding's (compared by a sample if
+they are large). Apart from integer tensors, this is the only reading of weights while planning.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _HEADLESS = re.compile(
     r"(?<!LMHead)(?<!DoubleHeads)Model$|Encoder$|Reward|(Classification|QuestionAnswering"
     r"|MultipleChoice|NextSentencePrediction|Regression|Retrieval|Embedding|Classifier)$"
 )
-"""Classes of models that say no words."""
+"""Model classes without an output head over tokens."""
 
 _OTHER_SENSES = re.compile(r"vision|visual|audio|image|speech|encoder|qformer|talker|2wav")
-"""Parts of a configuration that are about something else than words."""
+"""Parts of a configuration that are not about tokens."""
 
 
 class Head(Enum):
-    """What makes words of a model's last states."""
+    """The kind of a model's output head."""
 
     OWN = "a weight of its own"
     TIED = "the token embedding"
@@ -37,9 +37,8 @@ class Head(Enum):
 class TokenWeights:
     """The weights of a model that have a row for each token.
 
-    ``embedding`` and ``head`` are the names under which they are stored, ``kind`` is what the
-    head is. ``twins`` are names of other weights outside the layers whose bytes are equal to the
-    embedding's: the same weight once more.
+    ``embedding`` and ``head`` are the stored names, ``kind`` is the kind of head. ``twins`` are
+    names of other weights outside the layers that are equal to the embedding.
     """
 
     embedding: str | None
@@ -48,7 +47,7 @@ class TokenWeights:
     twins: frozenset[str] = frozenset()
 
     def renamed(self, names: Mapping[str, str]) -> TokenWeights:
-        """The same under other names; ``names`` has the new ones by the old ones."""
+        """The same with other names; ``names`` maps old to new names."""
         return TokenWeights(
             names.get(self.embedding) if self.embedding is not None else None,
             names.get(self.head) if self.head is not None else None,
@@ -63,7 +62,7 @@ def token_weights(
     shape: Callable[[str], Shape],
     equal: Callable[[str, str], bool],
 ) -> TokenWeights:
-    """Find them; ``equal`` tells whether two stored weights of one shape have the same bytes."""
+    """Find the token weights; ``equal`` compares two stored weights of equal shape."""
     embedding, head = architecture.embedding, architecture.head
     declared = declared_tied(config)
     twins: frozenset[str] = frozenset()
@@ -81,7 +80,7 @@ def token_weights(
 
 
 def declared_tied(config: Mapping[str, Any]) -> bool | None:
-    """What a configuration says of it: the outermost word counts."""
+    """``tie_word_embeddings`` in a configuration; the outermost value counts."""
     level: list[Mapping[str, Any]] = [config]
     while level:
         for place in level:
@@ -92,9 +91,9 @@ def declared_tied(config: Mapping[str, Any]) -> bool | None:
 
 
 def makes_words(config: Mapping[str, Any]) -> bool:
-    """Whether the model's class has an output head over tokens; true where none is named.
+    """Whether the model's class has an output head over tokens; true if no class is named.
 
-    A class of another kind around a language model (``InternVLChatModel``) has that one's.
+    A wrapper class around a language model (``InternVLChatModel``) has the head of that model.
     """
     own = _class(config)
     if own is None or _HEADLESS.search(own) is None:
@@ -111,7 +110,7 @@ def _class(config: Mapping[str, Any]) -> str | None:
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Inner configurations that may be about words."""
+    """Nested configurations that may be about tokens."""
     for key, value in config.items():
         if isinstance(value, Mapping) and not _OTHER_SENSES.search(key):
             yield value

@@ -1,4 +1,4 @@
-"""Which files of a folder are the weights of its model."""
+"""Selects the weight files of a model in a folder."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.\w+")
 
 
 _VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|non_ema|ema)((?:-\d+-of-\d+)?\.\w+)$")
-"""What diffusers puts into the name of a file that has the same weights in another form."""
+"""Name parts of diffusers files with the same weights in another dtype or form."""
 
 
 def weight_files(folder: Folder) -> dict[str, set[str]]:
-    """Names of the files of weights in order, and the tensors that the index promises in each.
+    """The weight files in order, each with the tensors that the index lists for it.
 
-    The files are those that transformers reads: one file before an index. Without either, which
-    it does not read, all files of one numbered family are taken, or else all but those that hold
-    something else (the original's own format, an adapter).
+    The files are those that transformers reads; a single file has precedence over an index. Without
+    either, which transformers does not read, all files of one numbered series are used, or else
+    all except those of another purpose (the original's own format, an adapter).
 
     Raises:
         CheckpointError: there are none that can be read, or some are missing.
@@ -53,7 +53,7 @@ def weight_files(folder: Folder) -> dict[str, set[str]]:
 
 
 def passed_over(folder: Folder, read: Mapping[str, set[str]]) -> tuple[str, ...]:
-    """Files of weights, and indices, beside those that are ``read``."""
+    """Weight files and indexes other than those that are ``read``."""
     names = folder.names()
     found = [name for name in names if name.endswith(SAFETENSORS.suffixes)]
     found += [how.index for how in FORMATS if how.single in read and how.index in names]
@@ -61,7 +61,7 @@ def passed_over(folder: Folder, read: Mapping[str, set[str]]) -> tuple[str, ...]
 
 
 def indexed_shards(folder: Folder, index: str) -> dict[str, set[str]]:
-    """The shards that the file ``index`` names, and the tensors that it promises in each.
+    """The shards listed in the file ``index``, each with its tensors.
 
     Raises:
         CheckpointError: it is malformed, or a shard is missing.
@@ -89,7 +89,7 @@ def indexed_shards(folder: Folder, index: str) -> dict[str, set[str]]:
 
 
 def _preferred(names: list[str], how: WeightFormat) -> list[str]:
-    """Of files without an index, those of the model; variants only where there is nothing else."""
+    """The model's files among files without an index; variants only if there is nothing else."""
     plain = [name for name in names if not _VARIANT.search(name)]
     names = plain or names
     family = how.single.partition(".")[0] + "-"
@@ -99,7 +99,7 @@ def _preferred(names: list[str], how: WeightFormat) -> list[str]:
 
 
 def _check_numbering(folder: Folder, names: Sequence[str]) -> None:
-    """Shards without an index: where they are numbered, all numbers must be there."""
+    """Check that numbered shards without an index are complete."""
     found = [match.groups() for name in names if (match := _NUMBERED.match(name))]
     for (family, total), count in Counter((family, total) for family, _, total in found).items():
         if count < int(total):

@@ -1,1 +1,1 @@
-"""GGUF files as models: names, configuration and tokenizer as transformers has them."""
+"""GGUF files as models, with the names, configuration and tokenizer of transformers."""

@@ -1,6 +1,6 @@
-"""A GGUF file, or the parts of one, as a folder in which transformers would find the same model.
+"""A GGUF file (or its parts) presented as a folder in transformers' format.
 
-The small files that such a folder has are made of what the file says of itself.
+The small files of the folder are generated from the file's metadata.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def is_gguf(path: Path) -> bool:
         if path.is_file():
             return path.name.endswith(SUFFIX)
         return bool(_files(path))
-    except (OSError, ValueError):  # nothing is there, or nothing can be
+    except (OSError, ValueError):  # the path does not exist, or is invalid
         return False
 
 
 def _files(directory: Path) -> list[str]:
-    """The GGUF files in a directory that has no other weights; not those of a vision tower."""
+    """The GGUF files in a directory without other weights, except those of a vision tower."""
     names = sorted(path.name for path in directory.iterdir() if path.is_file())
     if any(name.endswith(_OTHER_WEIGHTS) for name in names):
         return []
@@ -85,17 +85,17 @@ class GgufFolder:
 
     @property
     def path(self) -> Path:
-        """That of the file, or of its first part."""
+        """The path of the file, or of its first part."""
         return self.inside.path / next(iter(self.files))
 
     @property
     def values(self) -> Mapping[str, Any]:
-        """What the file, or its first part, says of the model."""
+        """The metadata of the file, or of its first part."""
         return next(iter(self.files.values()))[1].values
 
     @cached_property
     def tensors(self) -> Mapping[str, GgufTensor]:
-        """The tensors of all parts, by their names there.
+        """The tensors of all parts, by GGUF name.
 
         Raises:
             CheckpointError: one is in two of them.
@@ -112,7 +112,7 @@ class GgufFolder:
 
     @property
     def stored(self) -> dict[str, StoredTensor]:
-        """Where the tensors of all parts lie."""
+        """The locations of the tensors of all parts."""
         return {
             name: StoredTensor.at(source, tensor.offset, tensor.dtype, tensor.shape)
             for source, header in self.files.values()
@@ -133,7 +133,7 @@ class GgufFolder:
 
     @cached_property
     def small_files(self) -> Mapping[str, bytes]:
-        """The files beside the weights, by name.
+        """The files other than weights, by name.
 
         Raises:
             CheckpointError: the tokenizer is of a kind that is not known.

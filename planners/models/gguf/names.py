@@ -1,4 +1,4 @@
-"""Names of tensors in a file and in transformers, by the tables of the gguf package."""
+"""Tensor names in GGUF and in transformers, from the tables of the gguf package."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ INSTALL = "install it: pip install mergeloom[gguf]"
 
 
 def library(why: str) -> Any:
-    """The gguf package, which is imported when a file in its format is met.
+    """Import the gguf package, on first use.
 
     Raises:
-        CheckpointError: it is not installed; ``why`` says what needs it.
+        CheckpointError: it is not installed; ``why`` names what needs it.
     """
     try:
         import gguf

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, as files that transformers reads.
+"""Converts the tokenizer of a GGUF file to files that transformers reads.
 
 A file has the tokens with their kinds and scores, often the merges, and the name of the way in
 which text is cut before; what else there is to a tokenizer follows from these.
@@ -19,7 +19,7 @@ from mergeloom.engine.storage.gguf import Strings
 from mergeloom.planners.models.gguf.families import Family
 
 CONTROL, USER_DEFINED = 3, 4
-"""Kinds of tokens that are found in a text before it is cut."""
+"""Kinds of tokens that are matched in a text before it is split."""
 SPACE = "\u2581"
 
 _LETTERS, _DIGITS = r"\p{L}", r"\p{N}"
@@ -45,7 +45,7 @@ SPLITS = {
     **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
     "tekken": _TEKKEN,
 }
-"""How text is cut, by the names that files have for it; others cut as GPT-2 does."""
+"""Splitting rules by their GGUF names; others split as GPT-2 does."""
 _LLAMA3_NAMES = {"llama3", "llama-v3", "llama-bpe"}
 _SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"}
 
@@ -113,14 +113,14 @@ def tokenizer_files(family: Family, values: Mapping[str, Any], where: str) -> di
 
 @dataclass(frozen=True)
 class _Words:
-    """What a file says of its tokens."""
+    """The tokenizer metadata of a file."""
 
     values: Mapping[str, Any]
     where: str
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
-        """All tokens, by their numbers.
+        """All tokens, by id.
 
         Raises:
             CheckpointError: there are none.
@@ -150,7 +150,7 @@ class _Words:
 
     @property
     def cut(self) -> str:
-        """The name of the way in which text is cut before."""
+        """The name of the splitting rule."""
         found = self._of("pre")
         return found if isinstance(found, str) else ""
 
@@ -169,18 +169,18 @@ class _Words:
         return [(first, second) for first, second in pairs]
 
     def flag(self, key: str, default: bool) -> bool:
-        """A setting that is on or off."""
+        """A boolean setting."""
         found = self._of(key)
         return found if isinstance(found, bool) else default
 
     def named(self, key: str) -> str | None:
-        """The token whose number is told under a key."""
+        """The token whose id is stored under a key."""
         number = self._of(key)
         there = type(number) is int and 0 <= number < len(self.tokens)
         return self.tokens[number] if there else None
 
     def added(self, vocabulary: Mapping[str, int]) -> list[dict[str, Any]]:
-        """The tokens that are found in a text before it is cut."""
+        """The tokens that are matched in a text before it is split."""
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         return [
             {"id": number, "content": token, **flags, "special": kind == CONTROL}
@@ -294,7 +294,7 @@ def _bpe(
     unknown: str | None = None,
     whole: bool = False,
 ) -> dict[str, Any]:
-    """A model of merged pairs; if ``whole``, a word that is a token is taken as it is."""
+    """A BPE model; if ``whole``, a word that is a token is not split."""
     known = [
         pair
         for pair in merges
