@@ -1,1 +1,2 @@
-"""From configurations and headers to graphs. Reads headers only and does not import torch."""
+"""Planning: turns configurations and headers into graphs, without reading weights or using
+torch."""

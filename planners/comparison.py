@@ -1,6 +1,6 @@
-"""Two models beside each other, and what they changed of a base: which tensors can be compared.
+"""Comparison of two models, and of their changes to a base: which tensors can be compared.
 
-Headers only. What the values say is found out by measuring the graph (`engine.measure`).
+Reads headers only; values are compared by measuring the graph (`engine.measure`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.resolve import Resolver
 
 _TOP_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype"})
-"""Keys of a configuration that say nothing about what the model computes."""
+"""Keys of a configuration that do not affect what the model computes."""
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """A tensor of the second model, and what it is compared with: a tensor of the first and, where
-    there is one, of the base, by their names."""
+    """The names of a tensor of the second model, of the tensor of the first it is compared with
+    and, if there is one, of that of the base."""
 
     name: str
     first: str
@@ -35,15 +35,15 @@ class Aligned:
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of both models: its ``layer`` in the main stack, and what is the matter where
-    it cannot be compared (``None``: it can). ``base`` is its name in the base, if that has it."""
+    """A tensor of both models: its ``layer`` in the main stack, and the ``obstacle`` if it cannot
+    be compared. ``base`` is its name in the base, if present there."""
 
     name: str
     first: str
     """Its name in the first model."""
     layer: int | None
     kind: str
-    """The name without the layer's number."""
+    """The name without the layer number."""
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     dtypes: tuple[str, str]
     obstacle: str | None
@@ -52,22 +52,22 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models beside each other; ``merges`` has the measuring merge of each pair that can be
-    compared, by its name."""
+    """Two models; ``merges`` has the measuring merge of each comparable pair, by name."""
 
     models: tuple[Model, Model]
     base: Model | None
     pairs: tuple[Pair, ...]
     only: tuple[tuple[str, ...], tuple[str, ...]]
-    """Tensors that one model alone has."""
+    """Tensors that only one model has."""
     settings: tuple[tuple[str, Any, Any], ...]
-    """Values of ``config.json`` that differ: key, and the value in each (``None``: not there)."""
+    """Differing values of ``config.json``: key, and the value in each (``None`` if absent)."""
     merges: Mapping[str, Merge]
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """One or more, and the graph that measures them all: what several need is read once."""
+    """One or more comparisons, and a graph that measures all of them; shared inputs are read
+    once."""
 
     graph: Graph
     each: tuple[Comparison, ...]
@@ -76,12 +76,12 @@ class Comparisons:
 def compare_models(
     a: str, b: str, base: str | None, resolver: Resolver, pattern: str | None = None
 ) -> Comparisons:
-    """What there is to compare of the models that these references lead to; with ``pattern`` only
-    of tensors whose names contain it.
+    """Plan the comparison of the models with these references; with ``pattern``, only of tensors
+    whose names contain it.
 
     Raises:
-        ConfigError: a reference is none.
-        CheckpointError: a model is nowhere or malformed, or there is nothing to compare.
+        ConfigError: a reference is malformed.
+        CheckpointError: a model is not found or malformed, or there is nothing to compare.
     """
     models = Models(resolver)
     first, second = (models.get(parse_reference(text)) for text in (a, b))
@@ -102,15 +102,14 @@ def compare_models(
 def compare_inputs(
     output: str, sources: Mapping[str, Sequence[Aligned]], base: str | None, resolver: Resolver
 ) -> Comparisons:
-    """What there is to compare of a merge's output with each model that it was made of, tensor by
-    tensor with what this one was made of (``sources``, by model), and, where that is another
-    model, with the merge's base.
+    """Plan the comparison of a merge's output with each of its inputs: each tensor with those it
+    was merged from (``sources``, by model), and with the merge's base, if that is another model.
 
     Raises:
         ConfigError, CheckpointError: as `compare_models`.
     """
     models = Models(resolver)
-    # What has no config.json was merged as weights alone, and so was what it was made of.
+    # An output without config.json was merged from plain weights.
     opened = models.get if (Path(output) / "config.json").exists() else models.weights
     second = opened(parse_reference(output))
     origin = None if base is None else opened(parse_reference(base))

@@ -1,4 +1,4 @@
-"""Filters of parameters that admit no tensor."""
+"""Detects parameter filters that match no tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergeloom.planners.config.parameters import Parameters
 def warn_of_idle_filters(
     blocks: Iterable[Parameters], names: Iterable[str], findings: Findings
 ) -> None:
-    """Find filters in blocks of parameters that none of the tensors' ``names`` contains."""
+    """Warn of filters in parameter blocks that match none of the tensor ``names``."""
     filtered = [
         (name, entry)
         for block in blocks

@@ -1,4 +1,4 @@
-"""The outline of what one document makes, for people: plain records, the same of every planner."""
+"""The outline of a document's output for reports: plain records, common to all planners."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ Layers = tuple[int, int]
 
 @dataclass(frozen=True)
 class OutlineSource:
-    """A model that gives layers to a slice of the output, or all of itself."""
+    """A source model of a slice, with its layers."""
 
     model: str
     layers: Layers | None
-    """Nothing where a model is not taken by layers."""
+    """``None`` if the model is not used by layers."""
     base: bool = False
 
 
 @dataclass(frozen=True)
 class OutlineSlice:
-    """What of the output is made in one way: successive layers, or all of a part."""
+    """Consecutive layers of the output, or a whole part, merged in one way."""
 
     layers: Layers | None
-    """Nothing where the output has no layers."""
+    """``None`` if the output has no layers."""
     how: str
-    """``copied``, ``scaled`` (a copy times a number), ``partly scaled`` or ``merged``."""
+    """``copied``, ``scaled`` (a copy times a factor), ``partly scaled`` or ``merged``."""
     detail: str
-    """What is scaled by which factor; empty otherwise."""
+    """The scaled tensors with their factors, or empty."""
     sources: tuple[OutlineSource, ...]
 
 
 @dataclass(frozen=True)
 class OutlinePart:
-    """One stack of layers of the output, or another part of it, and what it is made of."""
+    """One stack of layers, or another part, of the output, with its slices."""
 
     name: str
-    """``default`` for the only one."""
+    """``default`` if there is only one."""
     layers: int
-    """0 where it has none."""
+    """0 if it has none."""
     slices: tuple[OutlineSlice, ...]
 
 
 @dataclass(frozen=True)
 class Outline:
-    """One document of the configuration: the last makes the output, earlier ones its inputs."""
+    """One document of the configuration; the last is the output, earlier ones are its inputs."""
 
     name: str | None
     method: str
     dtype: str | None
-    """The type that is written, where the configuration names one."""
+    """The output dtype, if the configuration sets one."""
     parts: tuple[OutlinePart, ...]
     notes: tuple[str, ...] = ()
-    """What was understood of the models, such as where the weights around the layers come from."""
+    """How the models were interpreted, such as the origin of weights outside the layers."""
 
     @property
     def layers(self) -> int:

@@ -1,4 +1,4 @@
-"""From a configuration to everything that a run needs: graph, side files, identity.
+"""Plans a merge: from a configuration to graph, side files and identity.
 
 Reads headers and small files only, and does not import torch.
 """
@@ -43,20 +43,19 @@ if TYPE_CHECKING:
     from mergeloom.engine.job import Job
 
 SMALL_SHARD_BYTES = 1_000_000
-"""Shards below this are hardly meant."""
+"""Shards smaller than this are probably a mistake."""
 
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """A merge, planned: everything known before the first weight is read.
+    """A planned merge: everything known before any weight is read.
 
-    ``outlines`` has one for each document, the output's last; ``tensor_plans`` yields how each
-    tensor of the output comes about, each of ``earlier_plans`` the same of a document before.
-    ``config`` is the output's configuration, ``config_changes``
-    what in it is not as in the model that it is from because the layers are others; ``models`` the
-    checkpoints by the names that the merge configuration gives them; ``unused`` what is left of
-    their tensors, with reasons; ``findings`` what there is to warn about. ``draws`` and ``tied`` as
-    in `Recipe`.
+    ``outlines`` has one outline per document, the output's last; ``tensor_plans`` yields the plan
+    of each output tensor, each of ``earlier_plans`` those of an earlier document. ``config`` is the
+    output's configuration, ``config_changes`` how it differs from the donor's because of changed
+    layers; ``models`` are the checkpoints by name in the merge configuration; ``unused`` are
+    tensors of theirs that are left out, with reasons; ``findings`` are warnings. For ``draws`` and
+    ``tied`` see `Recipe`.
     """
 
     configuration: Configuration
@@ -80,7 +79,7 @@ class Plan:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What there is to warn about, a line each."""
+        """The warnings, one line each."""
         return tuple(map(str, self.findings))
 
     @property
@@ -94,7 +93,7 @@ class Plan:
         return self.outlines[-1].layers
 
     def job(self, about: Mapping[str, Any]) -> Job:
-        """What the engine runs; ``about`` is added to the manifest's record."""
+        """The job for the engine; ``about`` is added to the manifest."""
         record = {
             "configuration": self.configuration.text,
             "models": {
@@ -111,7 +110,7 @@ class Plan:
         return Job(self.graph, self.fingerprint, identity, arithmetic, TORCH, files, record)
 
     def explain(self, tensor: str) -> TensorPlan:
-        """How one output tensor comes about.
+        """The plan of one output tensor.
 
         Raises:
             ConfigError: the output has no such tensor.
@@ -126,9 +125,8 @@ class Plan:
 def matching(
     plans: Iterable[TensorPlan], names: Sequence[str], pattern: str | None, whole: bool = False
 ) -> list[TensorPlan]:
-    """Of ``plans``, whose tensors are called ``names``, that of the tensor called ``pattern``, or
-    else, unless a ``whole`` name is asked for, those of all whose names contain it; without a
-    pattern, all.
+    """The plan in ``plans`` (for the tensors ``names``) of the tensor called ``pattern``; or else,
+    unless ``whole``, the plans of all tensors whose names contain it; without a pattern, all plans.
 
     Raises:
         ConfigError: there is none.
@@ -142,11 +140,11 @@ def matching(
         remedy = _like(pattern, names[:20000])
         raise ConfigError(f"the output has no tensor '{pattern}'", remedy=remedy)
     found = (plan for plan in plans if plan.name in wanted)
-    return list(islice(found, len(wanted)))  # it takes time to make plans: no more than needed
+    return list(islice(found, len(wanted)))  # plans are created lazily: stop when all are found
 
 
 def _like(pattern: str, names: Sequence[str]) -> str:
-    """A part of the names that is like ``pattern``, or else some names."""
+    """A suggestion of a similar part of the names, or else some names."""
     parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
     near = nearest(pattern, [*parts, *names])
     if near is not None:
@@ -159,8 +157,8 @@ def _like(pattern: str, names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What the planners have decided of all documents, before graph, shards and identity of it are
-    made: enough to tell how each tensor comes about."""
+    """The planners' decisions for all documents, before graph, shards and identity are built;
+    enough to explain every tensor."""
 
     configuration: Configuration
     planning: Planning
@@ -168,16 +166,16 @@ class Decisions:
 
     @property
     def recipe(self) -> Recipe:
-        """That of the document that makes the output."""
+        """The recipe of the output document."""
         return self.recipes[-1]
 
     @property
     def max_shard_bytes(self) -> int:
-        """The most data that goes to one shard."""
+        """Maximum size of a shard's data in bytes."""
         return self.planning.options.max_shard_bytes if self.recipe.sharded else sys.maxsize
 
     def places(self) -> Mapping[str, str]:
-        """The file that each tensor goes to, by name."""
+        """The file of each tensor, by tensor name."""
         recipe = self.recipe
         return shards_of(list(recipe.output.tensors.values()), self.max_shard_bytes, recipe.stem)
 
@@ -188,11 +186,11 @@ def decide(
     options: PlanOptions,
     keeps_plans: bool = False,
 ) -> Decisions:
-    """Decide what ``configuration`` describes: everything that may be wrong with it is found here.
+    """Plan all documents of ``configuration``; all errors are found here.
     ``keeps_plans`` as in `Planning`.
 
     Raises:
-        ConfigError: it does not make sense for these models.
+        ConfigError: it is invalid for these models.
         CheckpointError: a model is missing, malformed, or does not fit the others.
     """
     models = Models(resolver)
@@ -216,17 +214,17 @@ def decide(
 
 
 def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOptions) -> Plan:
-    """Plan the merge that ``configuration`` describes; errors as of `decide`."""
+    """Plan the merge described by ``configuration``; raises like `decide`."""
     decided = decide(configuration, resolver, options)
     plan = _plan(decided)
     if any(recipe.vocabulary is not None for recipe in decided.recipes):
-        del decided  # tens of megabytes of tokens
+        del decided  # frees tens of megabytes of tokens
         trim_heap()
     return plan
 
 
 def _plan(decided: Decisions) -> Plan:
-    """What was decided, with graph, shards and identity."""
+    """Build graph, shards and identity of the decisions."""
     recipes, recipe, models = decided.recipes, decided.recipe, decided.planning.models
     configuration, options = decided.configuration, decided.planning.options
     layout, graph = _graph(decided)
@@ -261,7 +259,7 @@ def _in_codes(
     recipe: Recipe,
     planning: Planning,
 ) -> Recipe:
-    """The output as its document's ``quantize`` asks for it."""
+    """The output, quantised if its document has ``quantize``."""
     *earlier, last = configuration.documents
     for document in earlier:
         if document.quantize is not None:
@@ -279,7 +277,7 @@ def _in_codes(
 
 
 def _graph(decided: Decisions) -> tuple[Layout, Graph]:
-    """The shards of the output, and the tasks that fill them."""
+    """The shards of the output, and the graph of tasks that write them."""
     recipe, planning, most = decided.recipe, decided.planning, decided.max_shard_bytes
     tensors = list(recipe.output.tensors.values())
     layout = lay_out(tensors, most, recipe.metadata, recipe.stem)
@@ -291,7 +289,7 @@ def _graph(decided: Decisions) -> tuple[Layout, Graph]:
 
 
 def _changes(recipes: Sequence[Recipe]) -> Iterator[str]:
-    """What changes in configurations, of each document that has a name with that."""
+    """The configuration changes of all documents, prefixed with the stage name if any."""
     for recipe in recipes:
         name = recipe.outline.name
         of_stage = f"stage '{name}': " if name is not None else ""
@@ -299,7 +297,7 @@ def _changes(recipes: Sequence[Recipe]) -> Iterator[str]:
 
 
 def _small_shards(nbytes: int, files: int) -> Finding:
-    """Shards so small that something else was meant: elsewhere ``5B`` are five billion."""
+    """The warning for tiny shards: mergekit's ``5B`` means five billion bytes."""
     remedy = f"did you mean {nbytes}GB?" if nbytes < 1000 else ""
     cause = f"the largest shard has {nbytes} bytes, so there are {files} files"
     return Finding(cause, None, remedy, "unusual-value", Severity.WARNING)
@@ -311,7 +309,7 @@ def _identity(
     models: Mapping[str, Checkpoint],
     files: Sequence[SideFile],
 ) -> dict[str, str]:
-    """Everything that the fingerprint covers by its name, with values that people can read."""
+    """Everything covered by the fingerprint, by name, with readable values."""
     identity: dict[str, str] = {}
     documents = load_documents(configuration.text, "config", Findings())
     for number, document in enumerate(documents):
@@ -333,7 +331,7 @@ def _identity(
 
 
 def _leaves(value: Value) -> Iterator[tuple[str, Value]]:
-    """Every value of a document that holds no others, with its path of keys."""
+    """Every scalar value of a document, with its key path."""
     if isinstance(value.content, dict):
         for item in value.content.values():
             yield from _leaves(item)
@@ -345,7 +343,7 @@ def _leaves(value: Value) -> Iterator[tuple[str, Value]]:
 
 
 def _arithmetic(graph: Graph) -> dict[str, str]:
-    """By which arithmetic results come about, where anything is computed."""
+    """The arithmetic, if anything is computed."""
     kernels = (merge.kernel for merge in graph.merges if not isinstance(merge.kernel, Copy))
     here = cpu_arithmetic()
     found = {here if kernel.uses else TORCH for kernel in kernels}

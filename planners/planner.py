@@ -1,4 +1,4 @@
-"""What a planner is asked: the interface to all of them."""
+"""The interface of planners."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What a plan depends on besides its configuration; ``max_shard_bytes`` counts tensor data."""
+    """Options that affect a plan, in addition to its configuration; sizes are in bytes."""
 
     seed: int = 0
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
@@ -31,12 +31,11 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class Planning:
-    """What planners work with, one for all documents of a configuration.
+    """The context of planners, shared by all documents of a configuration.
 
-    ``models`` opens what documents name; tasks are added to ``builder``; what there is to say is
-    added to ``findings``. ``folder`` is the configuration's, for the files that it names.
-    ``keeps_plans`` says that how tensors come about is asked for at once: then it is kept and not
-    found out again.
+    ``models`` opens models; tasks are added to ``builder``, warnings and errors to ``findings``.
+    ``folder`` is the folder of the configuration, for files that it names. ``keeps_plans`` says
+    that tensor plans will be needed, so that they are kept instead of computed again.
     """
 
     models: Models
@@ -51,24 +50,24 @@ D = TypeVar("D", bound=Document)
 
 
 class Planner(ABC, Generic[D]):
-    """One way to make an output. ``key`` at the top level of a document asks for it."""
+    """Plans one kind of output; ``key`` at the top level of a document selects it."""
 
     key: ClassVar[str]
 
     @abstractmethod
     def read(self, value: Value, findings: Findings) -> D | None:
-        """The document that ``value`` describes; ``None`` where ``findings`` got errors that leave
-        nothing to return. No model is looked at.
+        """Read a document; ``None`` if errors, added to ``findings``, prevent it. Models are not
+        opened.
 
         Raises:
-            ConfigError: it describes nothing.
+            ConfigError: it is invalid.
         """
 
     @abstractmethod
     def plan(self, document: D, planning: Planning) -> Recipe:
-        """What the document makes. Headers and small files are read, and torch is not imported.
+        """Plan the document. Reads headers and small files only, and does not import torch.
 
         Raises:
-            ConfigError: it does not make sense for these models.
+            ConfigError: it is invalid for these models.
             CheckpointError: a model is missing, malformed, or does not fit the others.
         """

@@ -1,4 +1,4 @@
-"""What a planner makes of a document: a recipe, the same for every kind of output."""
+"""The result of planning a document: a recipe, common to all kinds of output."""
 
 from __future__ import annotations
 
@@ -13,32 +13,31 @@ from mergeloom.planners.tensors import TensorPlan
 from mergeloom.planners.vocabulary.summary import VocabularySummary
 
 Reason = tuple[str, int | None]
-"""Why an input tensor is left out, and the layer of its model where that is by layers."""
+"""Why an input tensor is left out, and the layer of its model if that depends on layers."""
 
 
 def unused(model: str, tensor: str) -> Reason:
-    """The reason where there is nothing more to say."""
+    """The default reason."""
     return "nothing of the output is made of it", None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one document makes, decided to the last tensor.
+    """The planned output of one document, complete to the last tensor.
 
-    The ``output`` is a model whose tensors are tasks of the graph already; a later document takes
-    it by the document's name.
-    ``outline`` tells people what it is made of.
+    The ``output`` is a model whose tensors are tasks in the graph; later documents may use it under
+    the document's name. ``outline`` describes it for reports.
 
-    Called when they are needed, since they fill memory or take time: ``plans`` yields how each
-    tensor comes about, in the order of the output's; ``files`` the files of the output besides
-    shards, index, configuration and model card, asked of the last document only; ``left_out`` says
-    why a tensor of a model (their names) is in none of the output's.
+    These are called on demand, because they take memory or time: ``plans`` yields the plan of each
+    output tensor, in output order; ``files`` returns the files of the output other than shards,
+    index, configuration and model card, for the last document only; ``left_out`` returns why a
+    tensor of a model (given by name) is not used.
 
-    Weights go to ``STEM.safetensors``, or to ``STEM-00001-of-0000N.safetensors`` where they may be
+    Weights are written to ``STEM.safetensors``, or to ``STEM-00001-of-0000N.safetensors`` if
     ``sharded``, with ``metadata`` in each header. ``draws`` says whether the seed matters, ``tied``
-    whether a model of language has one weight for embedding and head (``None``: it has no head),
-    ``config_changes`` what in the configuration is not as in the model that it is from, ``library``
-    the Python package that loads the output.
+    whether embedding and head are one weight (``None`` if there is no head), ``config_changes``
+    how the configuration differs from the donor's, ``library`` is the Python package that loads
+    the output.
     """
 
     output: PlannedModel

@@ -1,14 +1,13 @@
-"""Which planners there are: the built-in ones, registered ones, and those of other packages.
+"""The registry of planners: built-in, registered, and offered by other packages.
 
-A document is planned by the planner that one of its top-level keys names. A package offers
-planners by entry points of the group ``mergeloom.planners``, whose name is that key and whose value
-is a `Planner` class:
+A top-level key of a document selects its planner. A package offers planners through entry points in
+the group ``mergeloom.planners``; the entry point's name is the key, its value a `Planner` class:
 
     [project.entry-points."mergeloom.planners"]
     my_key = "my_package.my_module:MyPlanner"
 
-A program of its own calls `register` before it plans. No module is imported before a document asks
-for its planner.
+A program calls `register` before it plans. The module of a planner is imported when a document
+needs it.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from mergeloom.planners.config.yaml_values import Value
 from mergeloom.planners.planner import Planner
 
 GROUP = "mergeloom.planners"
-"""The entry-point group of planners in other packages."""
+"""Entry-point group for planners of other packages."""
 
 MERGE = "merge_method"
-"""The key of ordinary merges; another planner's key beside it wins."""
+"""The key of ordinary merges; the key of another planner takes precedence."""
 
 FILES = "tensors"
-"""The key of merges of weights as they are; what names files of weights needs no key."""
+"""The key for merging plain weights; not needed if weight files are named."""
 
 _BUILT_IN = {
     FILES: "mergeloom.planners.state_dicts.planner:StateDictPlanner",
@@ -45,10 +44,10 @@ P = TypeVar("P", bound="type[Planner[Any]]")
 
 
 def register(planner: P) -> P:
-    """Make a planner's class known under its key; usable as a decorator.
+    """Register a planner class under its key; usable as a decorator.
 
     Raises:
-        ConfigError: it is no planner, or its key is taken.
+        ConfigError: it is not a planner, or its key is taken.
     """
     instance = _instance(planner, "the registered object")
     if instance.key in CONFIGURATION.keys or instance.key in keys():
@@ -58,7 +57,7 @@ def register(planner: P) -> P:
 
 
 def unregister(key: str) -> None:
-    """Forget a planner that `register` made known."""
+    """Remove a planner added by `register`."""
     _registered.pop(key, None)
 
 
@@ -68,10 +67,10 @@ def keys() -> tuple[str, ...]:
 
 
 def planner_for(value: Value) -> Planner[Any]:
-    """The planner that the keys of a document ask for; where none does, that of merges.
+    """The planner selected by the keys of a document; by default that of merges.
 
     Raises:
-        ConfigError: the document is no mapping, or the planner's package is broken.
+        ConfigError: the document is not a mapping, or the planner cannot be imported.
     """
     document = value.mapping("a configuration")
     found = document.keys() - {MERGE}
@@ -84,10 +83,10 @@ def planner_for(value: Value) -> Planner[Any]:
 
 
 def get(key: str) -> Planner[Any]:
-    """The planner that is known under ``key``.
+    """The planner for ``key``.
 
     Raises:
-        ConfigError: there is none, or its package is broken.
+        ConfigError: there is none, or it cannot be imported.
     """
     if key in _registered:
         return _registered[key]
@@ -113,7 +112,7 @@ def _load(key: str) -> Planner[Any]:
 
 
 def _offered() -> dict[str, EntryPoint]:
-    """Planners of other packages; asked for only where a key is not known otherwise."""
+    """Entry points of planners in other packages, by key."""
     return {
         point.name: point
         for point in entry_points(group=GROUP)

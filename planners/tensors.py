@@ -1,4 +1,4 @@
-"""How each tensor of an output comes about, whatever planner decided it."""
+"""Plans of output tensors, common to all planners."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from mergeloom.planners.models.sameness import equal_bytes
 class Contribution:
     """One input of one output tensor: ``tensor`` of ``model``.
 
-    ``prefix`` is what stands before a layer's number in names of its tower there, empty where it is
-    of none. ``parameters`` are the per-model ones, with their provenance.
+    ``prefix`` is the part of its tower's names before the layer number, empty outside towers.
+    ``parameters`` are the per-model ones, with their provenance.
     """
 
     model: Model
@@ -35,7 +35,7 @@ class Contribution:
 
     @property
     def layer(self) -> int | None:
-        """The layer that it is of there."""
+        """The layer number in its model."""
         if not self.prefix or not self.tensor.startswith(self.prefix):
             return None
         number = self.tensor[len(self.prefix) :].partition(".")[0]
@@ -43,18 +43,18 @@ class Contribution:
 
     @property
     def stored_name(self) -> str:
-        """The tensor's name where it is stored, which may be another than the planner calls it."""
+        """The stored name of the tensor, which may differ from the planner's."""
         stored = self.model.stored(self.tensor)
         return stored.name if stored is not None else self.tensor
 
 
 @record(frozen=True, slots=True)
 class TensorPlan:
-    """How one output tensor comes about, with every parameter and where it comes from.
+    """How one output tensor is computed, with every parameter and its provenance.
 
-    ``same_as`` is the output's tensor that this one is once more, under another name.
-    ``method`` is ``None`` where the tensor is copied from its only contribution; ``passed_over``
-    are then the inputs that should be equal to it. ``missing`` are the models without it.
+    ``same_as`` is another output tensor of which this is a copy. ``method`` is ``None`` if the
+    tensor is copied from its only contribution; ``passed_over`` are then the other inputs, which
+    should be equal. ``missing`` are the models without it.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Mismatch(Exception):
 
 
 def constant(model: Model, tensor: str) -> str | None:
-    """Why a tensor is copied whatever the method: it is no weight."""
+    """Why a tensor is always copied (it is not a weight); ``None`` if it is merged."""
     dtype = model.dtype(tensor)
     if not dtype.floating:
         return f"it holds {dtype.holds}"
@@ -88,10 +88,10 @@ def constant(model: Model, tensor: str) -> str | None:
 
 
 def check_shapes(plan: TensorPlan, inputs: Sequence[Load | Merge]) -> None:
-    """Check that all ``inputs`` of a tensor have one shape.
+    """Check that all ``inputs`` of a tensor have the same shape.
 
     Raises:
-        Mismatch: they have not.
+        Mismatch: they do not.
     """
     shapes = [node.shape for node in inputs]
     if shapes.count(shapes[0]) < len(shapes):
@@ -99,7 +99,7 @@ def check_shapes(plan: TensorPlan, inputs: Sequence[Load | Merge]) -> None:
 
 
 def tensor_merge(plan: TensorPlan, shape: tuple[int, ...], seed: int) -> TensorMerge:
-    """What the method of ``plan`` is asked."""
+    """The arguments for the method of ``plan``."""
     return TensorMerge(
         tensor=plan.same_as or plan.name,
         shape=shape,
@@ -116,17 +116,17 @@ def values(resolved: Mapping[str, Resolved]) -> dict[str, Any]:
 
 
 class Kernels:
-    """The kernels of one document: one for all tensors of a shape and of the same parameters, where
-    the method does not go by names. ``place`` is where a document names the method."""
+    """The kernels of one document, shared by tensors of equal shape and parameters if the method
+    does not use names. ``place`` is where the document names the method."""
 
     def __init__(self, seed: int, place: Place) -> None:
         self._seed = seed
         self._place = place
         self._made: dict[Hashable, tuple[Kernel, TensorPlan]] = {}
-        """By shape, position of the base and the identities of parameters, which the plans keep."""
+        """By shape, position of the base and `id` of parameters, which the plans keep alive."""
 
     def of(self, plan: TensorPlan, method: Method, shape: tuple[int, ...]) -> Kernel:
-        """The kernel of a tensor whose inputs have this shape.
+        """The kernel for a tensor whose inputs have this shape.
 
         Raises:
             ConfigError: the parameters do not work together.
@@ -150,7 +150,7 @@ class Kernels:
 def merge_inputs(
     plan: TensorPlan, inputs: Sequence[Load | Merge], builder: GraphBuilder, kernels: Kernels
 ) -> Merge:
-    """The merge of ``inputs``, one for each contribution, by the method of ``plan``; or the copy.
+    """The merge (or copy) of ``inputs``, one per contribution, by the method of ``plan``.
 
     Raises:
         ConfigError: the parameters do not work together.
@@ -167,13 +167,13 @@ def build_tensors(
     findings: Findings,
     rows_remedy: str = "",
 ) -> list[OutputTensor]:
-    """The tensors that ``plans`` describe: what ``merge`` makes of each, written as ``dtype`` says.
+    """Build the tensors for ``plans``, with ``merge`` and ``dtype`` of each.
 
-    Finds what models lack and what is copied though it differs between models. ``rows_remedy`` is
-    the way out where only rows of tables outside the layers differ.
+    Reports missing tensors, and copied tensors that differ between models. ``rows_remedy`` is the
+    remedy if only the rows of tables outside the layers differ.
 
     Raises:
-        CheckpointError: shapes differ; it names all tensors concerned, shortened.
+        CheckpointError: shapes differ; the message lists the tensors.
     """
     tensors = []
     missing: dict[str, list[str]] = defaultdict(list)
@@ -206,7 +206,7 @@ def build_tensors(
 
 
 def _equal(one: Contribution, other: Contribution) -> bool:
-    """Whether two copied tensors are equal; what an earlier stage makes counts as equal to that."""
+    """Whether two copied tensors are equal; results of an earlier stage count as equal."""
     first, second = (item.model.stored(item.tensor) for item in (one, other))
     if first is None or second is None:
         return first is second
@@ -214,7 +214,7 @@ def _equal(one: Contribution, other: Contribution) -> bool:
 
 
 def _shapes_differ(mismatches: Sequence[Mismatch], rows_remedy: str) -> CheckpointError:
-    """One error for all tensors whose shapes differ, with the ways out where there are some."""
+    """One error for all tensors whose shapes differ, with remedies."""
 
     def shapes(mismatch: Mismatch) -> str:
         found = dict.fromkeys(

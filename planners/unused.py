@@ -1,4 +1,4 @@
-"""What of the inputs does not reach the output, and why: nothing is dropped silently."""
+"""Input tensors that are not used, with reasons: nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mergeloom.planners.recipe import Reason
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """Tensors of one model that are left out for one reason.
+    """Tensors of one model that are left out for the same reason.
 
-    ``layers`` are the input's layers concerned, as half-open ranges, empty for other weights;
-    ``names`` all tensors in the checkpoint's order; ``nbytes`` their bytes.
+    ``layers`` are the affected layers of the input as half-open ranges, empty for other weights;
+    ``names`` are all tensors in checkpoint order; ``nbytes`` is their size.
     """
 
     model: str
@@ -35,8 +35,8 @@ class Unused:
 def unused_tensors(
     models: Mapping[str, Checkpoint], graph: Graph, left_out: Callable[[str, str], Reason]
 ) -> Iterator[Unused]:
-    """Everything in ``models`` that no load of ``graph`` reads, grouped by model and reason;
-    ``left_out`` gives the reason for a tensor of a model."""
+    """All tensors of ``models`` that no load of ``graph`` reads, grouped by model and reason;
+    ``left_out`` returns the reason for a tensor of a model."""
     used = _Used(graph)
     integers = {load.name for load in graph.loads if not load.dtype.floating}
     seen: set[int] = set()
@@ -70,12 +70,12 @@ def unused_tensors(
 
 
 class _Used:
-    """The runs of sources that the loads of a graph are made of."""
+    """The byte ranges of sources that the loads of a graph read."""
 
     def __init__(self, graph: Graph) -> None:
         self._loads = graph.loads
         self.whole = {id(load.bytes) for load in graph.loads}
-        """The `id` of what is read as it is stored: all of it, mostly."""
+        """The `id` of tensors read as stored, which are most."""
 
     @cached_property
     def _names(self) -> set[str]:
@@ -83,7 +83,7 @@ class _Used:
 
     @cached_property
     def _runs(self) -> dict[int, tuple[list[int], list[int]]]:
-        """Where runs begin, and how far those before reach, by the source's `id`."""
+        """By `id` of the source: starts of ranges, and the furthest end of earlier ranges."""
         runs: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for load in self._loads:
             for part in load.bytes.ranges():
@@ -96,7 +96,8 @@ class _Used:
         return result
 
     def reads(self, name: str, stored: StoredTensor) -> bool:
-        """Whether any byte of a tensor is read; of an empty one, whether it has its ``name``."""
+        """Whether any byte of a tensor is read; for an empty tensor, whether its ``name`` is
+        used."""
         if not stored.bytes.nbytes:
             return name in self._names
         return any(self._touches(part) for part in stored.bytes.ranges())

@@ -1,1 +1,1 @@
-"""Adapters combined with each other into one adapter."""
+"""Planning of adapters combined into one adapter."""

@@ -1,4 +1,4 @@
-"""From adapters and how they are combined to the tensors of one adapter."""
+"""Builds the tensors of an adapter combined from others."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ NOT_COMBINED = "it stands in place of the model's"
 
 @dataclass(frozen=True)
 class Combining:
-    """What holds for all modules: the document, its adapters as models, the seed, and how many
-    layers there are for gradients; ``rank`` is the highest of all adapters."""
+    """Settings for all modules: the document, its adapters as models, the seed, and the number of
+    layers for gradients; ``rank`` is the highest rank of the adapters."""
 
     document: AdaptersDocument
     models: tuple[StoredModel, ...]
@@ -38,7 +38,7 @@ class Combining:
     def plans(
         self, modules: Sequence[AdaptedModule], others: Sequence[Taken]
     ) -> Iterator[TensorPlan]:
-        """How each tensor of the output comes about."""
+        """The plan of each output tensor."""
         for module in modules:
             for up in (False, True):
                 yield self.plan(module, up)
@@ -48,16 +48,16 @@ class Combining:
             yield self._copied(other)
 
     def plan(self, module: AdaptedModule, up: bool) -> TensorPlan:
-        """How one factor of a module comes about."""
+        """The plan of one factor of a module."""
         return self._plan(module, module.tensor(up), module.factors, "up" if up else "down")
 
     def _plan(
         self, module: AdaptedModule, name: str, factors: Sequence[Factors], which: str
     ) -> TensorPlan:
-        """How a tensor is made of those of ``factors`` that are called ``which`` there.
+        """The plan of a tensor combined from the attribute ``which`` of ``factors``.
 
         Raises:
-            ConfigError: a parameter has no value, or a wrong one.
+            ConfigError: a parameter is missing or invalid.
         """
         kind = self.document.combination
         contributions = []
@@ -114,7 +114,7 @@ class Combining:
         return min(int(wanted), module.rows, module.columns)
 
     def biases(self, module: AdaptedModule) -> tuple[Factors, ...]:
-        """Those that add to a module's bias."""
+        """The factors that have a bias."""
         return tuple(each for each in module.factors if each.product.bias is not None)
 
     def build(
@@ -188,7 +188,8 @@ class Combining:
         given: Sequence[Mapping[str, Any]],
         up: bool,
     ) -> Merge:
-        """A factor of the closest adapter; both draw alike, by the module's name."""
+        """A factor of the best approximation; both factors use the same draws, keyed by the
+        module."""
         kind, products = self.document.combination, [each.product for each in module.factors]
         rows, columns = module.rows, module.columns
         scales = [product.scale for product in products]
@@ -211,7 +212,7 @@ class Combining:
 
 
 def _root(weight: float, up: bool) -> float:
-    """A factor's share of a weight: both together are the weight, whose sign is A's."""
+    """The coefficient of one factor: the product of both is the weight; A's has the sign."""
     return math.copysign(math.sqrt(abs(weight)), 1.0 if up else weight)
 
 
@@ -220,8 +221,8 @@ def _load(builder: GraphBuilder, stored: StoredTensor, name: str) -> Load:
 
 
 def _beside(tensors: Sequence[StoredTensor], axis: int) -> Iterator[StoredTensor]:
-    """Each tensor at its place among all of them, beside each other along ``axis``; zero elsewhere,
-    which is not read."""
+    """Each tensor padded to its position in the concatenation of all along ``axis``; the zeros are
+    not read."""
     sizes = [each.shape[axis] for each in tensors]
     for number, each in enumerate(tensors):
         before, after = sum(sizes[:number]), sum(sizes[number + 1 :])
@@ -234,7 +235,7 @@ def _beside(tensors: Sequence[StoredTensor], axis: int) -> Iterator[StoredTensor
 
 
 def _nothing(like: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
-    """Zeros of a shape, of which no byte is stored; they count as a part of ``like``."""
+    """Zeros of a shape, which are not stored; they count as part of ``like``."""
     total = math.prod(like.shape)
     times = -(-math.prod(shape) // total)
     holes = like.reshape((1, total)).rows([-1] * times).reshape((times * total,))

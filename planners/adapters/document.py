@@ -1,4 +1,4 @@
-"""A document that combines adapters: its records, and how they are read."""
+"""Documents that combine adapters: records, and reading them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AdapterEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptersDocument(Document):
-    """Adapters that are combined into one; ``base_model`` is what the result says it is for."""
+    """Adapters combined into one; ``base_model`` is the base model recorded in the result."""
 
     planner: ClassVar[str] = KEY
     combination: Combination
@@ -62,7 +62,7 @@ class AdaptersDocument(Document):
 
 
 def read_document(value: Value, findings: Findings) -> AdaptersDocument | None:
-    """The combination that a document describes; ``None`` where ``findings`` got errors."""
+    """Read a combination; ``None`` if there are errors, which are added to ``findings``."""
     return findings.attempt(_read, value, findings)
 
 

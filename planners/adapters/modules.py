@@ -1,4 +1,4 @@
-"""What adapters do to the modules of a model, module by module, and whether it goes together."""
+"""The changes that adapters make to each module of a model, and whether they can be combined."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"\.(\d+)(?:\.|$)")
 
 @dataclass(frozen=True)
 class Factors:
-    """What one adapter, by its position in the document, adds to one module: scale·up·down."""
+    """The change (scale·up·down) of one module by the adapter at ``position`` in the document."""
 
     position: int
     adapter: Adapter
@@ -30,7 +30,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Taken:
-    """A tensor that is no product, as ``adapter`` has it: it stands in place of the model's."""
+    """A tensor of ``adapter`` that replaces the model's, instead of being added to it."""
 
     name: str
     adapter: Adapter
@@ -39,7 +39,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class AdaptedModule:
-    """One module with all that adapters add to it; ``embedding`` is so of its names."""
+    """One module with the changes by all adapters; ``embedding`` selects the tensor names."""
 
     name: str
     factors: tuple[Factors, ...]
@@ -53,7 +53,7 @@ class AdaptedModule:
 
     @property
     def bias(self) -> str:
-        """The name of the tensor that is added to the module's bias."""
+        """The name of the output tensor that is added to the module's bias."""
         return f"{PREFIX}{self.name}.lora_B.bias"
 
     @property
@@ -77,16 +77,16 @@ class AdaptedModule:
 
     @property
     def stem(self) -> str:
-        """What stands before that number in names of tensors."""
+        """The part of tensor names before that number."""
         found = _NUMBER.search(self.name)
         return PREFIX + self.name[: found.start(1)] if found is not None else ""
 
 
 def adapted_modules(adapters: Sequence[Adapter], kind: Combination) -> list[AdaptedModule]:
-    """The modules that any of ``adapters`` adds a product to, in their order.
+    """The modules changed by any of ``adapters``, in order.
 
     Raises:
-        CheckpointError: what they do to one does not go together, or not by this combination.
+        CheckpointError: the changes of a module are incompatible, or not supported by ``kind``.
     """
     found: dict[str, list[Factors]] = {}
     for position, adapter in enumerate(adapters):
@@ -104,10 +104,10 @@ def adapted_modules(adapters: Sequence[Adapter], kind: Combination) -> list[Adap
 
 
 def taken(adapters: Sequence[Adapter]) -> Iterator[Taken]:
-    """The tensors that stand in place of the model's, or of rows of them: they are not combined.
+    """The tensors that replace tensors or rows of the model, which are not combined.
 
     Raises:
-        CheckpointError: several adapters have one, and not the same.
+        CheckpointError: several adapters have different tensors for one name.
     """
     found: dict[str, tuple[Taken, object]] = {}
     for adapter in adapters:
@@ -181,10 +181,10 @@ def _check_shapes(
 
 
 def check_bases(adapters: Sequence[Adapter]) -> None:
-    """Check that adapters are for one model.
+    """Check that all adapters are for the same model.
 
     Raises:
-        CheckpointError: they say otherwise.
+        CheckpointError: they are for different models.
     """
     known = [adapter for adapter in adapters if adapter.base is not None]
     for other in known[1:]:
@@ -197,12 +197,12 @@ def check_bases(adapters: Sequence[Adapter]) -> None:
 
 
 def _same_base(one: str, other: str) -> bool:
-    """Whether two names of models are one, as names on the hub or as paths."""
+    """Whether two model names (hub ids or paths) are the same."""
     return LocalFolder(Path(one)).identity == LocalFolder(Path(other)).identity
 
 
 def indices(adapters: Sequence[Adapter]) -> Mapping[str, object]:
-    """The settings that say which rows the tensors of `taken` are, of the adapter they are from."""
+    """The settings for the rows that the tensors of `taken` replace."""
     for adapter in adapters:
         if any(change.rows is not None for change in adapter.changes.values()):
             key = "trainable_token_indices"

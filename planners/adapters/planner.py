@@ -1,4 +1,4 @@
-"""The planner of adapters: several are combined into one, which PEFT loads."""
+"""The planner that combines adapters into one that PEFT loads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from mergeloom.planners.recipe import Recipe
 
 @dataclass(frozen=True)
 class PlannedAdapter(PlannedModel):
-    """An adapter that a document makes; no later one can take it for a model."""
+    """An adapter computed by a document; later documents cannot use it as a model."""
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -99,10 +99,10 @@ class AdaptersPlanner(Planner[AdaptersDocument]):
 
 
 def _opened(document: AdaptersDocument, planning: Planning) -> list[Adapter]:
-    """The adapters, each of them once; what is wrong with any is found.
+    """Open the adapters, collecting the errors of all.
 
     Raises:
-        ConfigError: one is named twice.
+        ConfigError: one is listed twice.
         CheckpointError: one is missing, or of another kind.
     """
     found: list[Adapter] = []
@@ -122,7 +122,7 @@ def _base(adapters: list[Adapter]) -> str | None:
 
 
 def _saved(adapters: list[Adapter]) -> set[str]:
-    """The modules whose weights are saved whole, as the adapters call them."""
+    """The modules whose complete weights are saved, by the adapters' names."""
     found = (adapter.checkpoint.config.get("modules_to_save") for adapter in adapters)
     return {each for names in found if isinstance(names, list) for each in names}
 
@@ -134,7 +134,7 @@ def _warn(
     others: list[Taken],
     findings: Findings,
 ) -> None:
-    """Find what goes together and is yet hardly meant, and what is not combined."""
+    """Warn of combinations that are probably unintended, and of tensors that are not combined."""
     for key, first, value, second, found in disagreements(adapters):
         findings.warn(
             document.place,

@@ -1,4 +1,4 @@
-"""The configuration of an adapter that is combined of others, as PEFT reads it."""
+"""The PEFT configuration of a combined adapter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from mergeloom.planners.models.adapter import Adapter
 
 _ALIKE = ("fan_in_fan_out", "task_type")
-"""Settings that say how the output is to be read, so that they have to be alike."""
+"""Settings for reading the adapter, which must agree."""
 
 _OF_TRAINING: Mapping[str, Any] = {
     "alora_invocation_tokens": None,
@@ -26,8 +26,8 @@ _OF_TRAINING: Mapping[str, Any] = {
     "use_dora": False,
     "use_rslora": False,
 }
-"""What does not hold for the result: it is no adapter that was trained, its scale is 1, and its
-modules are listed."""
+"""Reset values of training settings: the result was not trained, its scale is 1, and its modules
+are listed."""
 
 
 def adapter_config(
@@ -40,8 +40,8 @@ def adapter_config(
 ) -> dict[str, Any]:
     """``adapter_config.json``: the first adapter's, for modules of these ``ranks``.
 
-    ``saved`` are the modules that have whole weights; ``biased`` says that it adds biases;
-    ``more`` are further settings. B·A is to be added as it is, so alpha is the rank.
+    ``saved`` are the modules with complete weights; ``biased`` says whether it has biases; ``more``
+    are further settings. B·A is added unscaled, so alpha is the rank.
     """
     first = adapters[0].checkpoint.config
     usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 8
@@ -66,7 +66,7 @@ def adapter_config(
 
 
 def disagreements(adapters: Sequence[Adapter]) -> Iterator[tuple[str, str, Any, str, Any]]:
-    """Settings that adapters give otherwise than the first: key, two adapters and their values."""
+    """Settings that differ from the first adapter's: key, then two adapters with their values."""
     first, *others = adapters
     for key in _ALIKE:
         value = first.checkpoint.config.get(key)
@@ -77,8 +77,8 @@ def disagreements(adapters: Sequence[Adapter]) -> Iterator[tuple[str, str, Any, 
 
 
 def _targets(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> list[str]:
-    """The modules that are adapted: by the last parts of their names, as the adapters list them
-    where that is all they say, or one by one."""
+    """The target modules: by the last parts of their names, as listed by the adapters, if that is
+    exact; otherwise one by one."""
     together: set[str] = set()
     for adapter in adapters:
         config = adapter.checkpoint.config

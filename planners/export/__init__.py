@@ -1,1 +1,1 @@
-"""Models as files of other programs: GGUF."""
+"""Export of models to the format of other programs: GGUF."""

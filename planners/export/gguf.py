@@ -1,7 +1,7 @@
-"""A model as one GGUF file: a graph whose only output file is that one.
+"""Export of a model to one GGUF file, as a graph with a single output file.
 
-Names, order of rows and norms are turned back as the converter of ggml has them
-(`planners.models.gguf.families`). Matrices get the type that is asked for, everything else float32.
+Names, row order and norms are converted as by ggml's converter (`planners.models.gguf.families`).
+Matrices get the requested type, everything else float32.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TYPES: Mapping[str, tuple[DType, int]] = {
     "bf16": (BF16, 32),
     "q8_0": (Q8_0, 7),
 }
-"""Types of matrices, and the numbers that files have for what most of their tensors are."""
+"""Types of matrices, each with the GGUF code for the predominant type of a file."""
 
 _PLUS_ONE = Dequantise((), points=Scale(single=True))
 _MINUS_ONE = MemorySource(b"\x00\x00\x80\xbf", "the number -1")
@@ -51,8 +51,8 @@ _MINUS_ONE = MemorySource(b"\x00\x00\x80\xbf", "the number -1")
 
 @dataclass(frozen=True)
 class Export:
-    """What an export writes: ``job`` makes the file `FILE`; ``left_out`` are tensors of the model
-    that it does not have."""
+    """A planned export: ``job`` writes the file `FILE`; ``left_out`` are tensors of the model that
+    are not written."""
 
     job: Job
     graph: Graph
@@ -65,11 +65,11 @@ def make_export(
 ) -> Export:
     """Plan the export of a model to a file with matrices of a ``kind`` of `TYPES`.
 
-    ``reference`` is a model as a configuration names it, ``name`` what the file calls it. Headers
-    and small files are read.
+    ``reference`` is a model reference as in a configuration, ``name`` the model's name in the file.
+    Headers and small files are read.
 
     Raises:
-        ConfigError, CheckpointError: it is nowhere, malformed, or of a family that is not exported.
+        ConfigError, CheckpointError: it is not found, malformed, or of an unsupported family.
     """
     models = Models(resolver)
     asked = parse_reference(reference)
@@ -104,10 +104,10 @@ def make_export(
 def _tensors(
     family: Family, model: Model, builder: GraphBuilder, dtype: DType, where: str
 ) -> tuple[dict[str, tuple[Merge, DType]], tuple[str, ...]]:
-    """The tensors of the file by name, and those of the model that it does not have.
+    """The tensors of the file by name, and the tensors of the model that are left out.
 
     Raises:
-        CheckpointError: the family does not have one of them, or the model lacks one.
+        CheckpointError: a tensor is unknown in the family, or missing in the model.
     """
     config = model.config
     experts = (experts_of(config) or 0) if family.experts else 0
@@ -152,7 +152,7 @@ def _one(
     family: Family,
     dtype: DType,
 ) -> tuple[Merge, DType]:
-    """One tensor as a file has it, and its type there."""
+    """One tensor in the form of the file, and its dtype."""
     shape = model.shape(tensor)
     rows = None if heads is None else pairs(shape[0], heads)
     node: Load | Merge = model.node(builder, tensor, rows)
@@ -168,7 +168,7 @@ def _one(
 
 
 def _shape(merge: Merge) -> tuple[int, ...]:
-    """The shape in a file, which has a weight of one row as a list."""
+    """The shape in a file, where a weight of one row is a vector."""
     shape = merge.shape
     return shape[1:] if len(shape) == 2 and shape[0] == 1 else shape
 

@@ -1,4 +1,4 @@
-"""What a GGUF file says of a model, from the configuration of transformers.
+"""GGUF metadata of a model, from the configuration of transformers.
 
 The counterpart of `planners.models.gguf.config`.
 """
@@ -22,7 +22,7 @@ def family_of_config(config: Mapping[str, Any], where: str) -> Family:
     """The family of a model called ``where``.
 
     Raises:
-        CheckpointError: it is none that is known.
+        CheckpointError: the family is not supported.
     """
     kind = config.get("model_type")
     family = next((each for each in FAMILIES if each.model_type == kind), None)
@@ -36,10 +36,10 @@ def family_of_config(config: Mapping[str, Any], where: str) -> Family:
 
 
 def values_of(family: Family, config: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    """General values and those of the model; ``name`` is what the file calls it.
+    """General metadata and that of the model; ``name`` is the model's name in the file.
 
     Raises:
-        CheckpointError: the configuration lacks something.
+        CheckpointError: the configuration lacks a value.
     """
     prefix = family.architecture + "."
     found: dict[str, Any] = {
@@ -96,7 +96,7 @@ _IF_NOT_TOLD = {"norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_lay
 
 
 def _check_fixed(family: Family, config: Mapping[str, Any], where: str) -> None:
-    """Check the settings that no file tells, since all programs that read one take the same.
+    """Check settings that GGUF cannot express, because programs that read it use fixed values.
 
     Raises:
         CheckpointError: one has another value.
@@ -111,7 +111,7 @@ def _check_fixed(family: Family, config: Mapping[str, Any], where: str) -> None:
 
 
 def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the rotary embedding, wherever the configuration has them."""
+    """The settings of the rotary embedding, from either place in the configuration."""
     found: dict[str, Any] = {}
     if config.get("rope_theta") is not None:
         found["rope_theta"] = config["rope_theta"]
@@ -124,7 +124,7 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def factors_of(config: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """Factors of the rotary embedding that a file has as tensors, by their names there."""
+    """Rotary embedding factors that a file stores as tensors, by name in the file."""
     rope = rope_of(config)
     kind = rope.get("rope_type") or rope.get("type")
     if kind == "longrope":
@@ -158,7 +158,7 @@ def _list(name: str, numbers: list[float]) -> StoredTensor:
 
 
 def _attention_factor(rope: Mapping[str, Any], config: Mapping[str, Any], original: Any) -> float:
-    """By how much attention is scaled in a longer context (LongRoPE, equation of Phi-3)."""
+    """The attention scale for a longer context (LongRoPE, equation of Phi-3)."""
     if rope.get("attention_factor") is not None:
         return float(rope["attention_factor"])
     factor = float(config["max_position_embeddings"]) / float(original or 1)

@@ -1,7 +1,7 @@
-"""A tokenizer of transformers, as a GGUF file tells of it.
+"""GGUF metadata of a transformers tokenizer.
 
-The counterpart of `planners.models.gguf.tokenizer`. A file has a name for the way in which text is
-cut; a tokenizer that cuts otherwise than any of these cannot be told in one.
+The counterpart of `planners.models.gguf.tokenizer`. GGUF identifies the splitting rule by name; a
+tokenizer with another rule cannot be exported.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _ROLES = {
 }
 _PREFIX = "tokenizer.ggml."
 _NEVER_MERGED = -1e9
-"""Score of a piece that no merge makes."""
+"""Score of a piece that is not the result of a merge."""
 
 
 def words_of(folder: Folder, rows: int, where: str) -> dict[str, Any]:
-    """What a file says of the tokenizer in ``folder``, for an embedding of so many ``rows``;
-    nothing if there is none. ``where`` is what messages call the model.
+    """The metadata of the tokenizer in ``folder`` for an embedding with ``rows`` rows; empty if
+    there is no tokenizer. ``where`` is the model's name in messages.
 
     Raises:
-        CheckpointError: a file has no words for it.
+        CheckpointError: GGUF cannot express it.
     """
     document, tokenizer = library_document(folder), read_tokenizer(folder)
     if document is None or tokenizer is None:
@@ -73,7 +73,7 @@ def words_of(folder: Folder, rows: int, where: str) -> dict[str, Any]:
 
 
 def _parts(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The steps in which text is cut."""
+    """The steps of splitting text."""
     first = document.get("pre_tokenizer")
     inside = first.get("pretokenizers") if isinstance(first, dict) else None
     for part in inside if isinstance(inside, list) else [first]:
@@ -82,7 +82,7 @@ def _parts(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _cut(parts: list[Mapping[str, Any]], where: str) -> str:
-    """The name for the way in which text is cut before bytes are merged."""
+    """The GGUF name of the splitting rule."""
     others = [part for part in parts if part.get("type") != "ByteLevel"]
     if not others:
         return "gpt-2"
@@ -107,7 +107,7 @@ def _merges(model: Mapping[str, Any]) -> list[str]:
 def _tokens(
     document: Mapping[str, Any], tokenizer: Tokenizer, rows: int, pieces: bool
 ) -> tuple[list[str], list[int]]:
-    """Tokens by their numbers, and their kinds; rows without a token are unused."""
+    """Tokens by id, and their kinds; rows without a token are marked unused."""
     tokens = [f"[PAD{number}]" for number in range(rows)]
     kinds = [_UNUSED] * rows
     for token, number in tokenizer.ids.items():
@@ -123,7 +123,7 @@ def _tokens(
 
 
 def _scores(tokens: list[str], model: Mapping[str, Any]) -> list[float]:
-    """Scores that merge pieces in the order of the merges."""
+    """Scores that reproduce the order of merges."""
     made: dict[str, int] = {}
     for rank, merge in enumerate(_merges(model)):
         made.setdefault(merge.replace(" ", "", 1), rank)
@@ -131,7 +131,7 @@ def _scores(tokens: list[str], model: Mapping[str, Any]) -> list[float]:
 
 
 def _prepends(document: Mapping[str, Any]) -> bool:
-    """Whether a text gets a space before it."""
+    """Whether a space is prepended to text."""
     before = document.get("normalizer")
     inside = before.get("normalizers") if isinstance(before, dict) else None
     steps = inside if isinstance(inside, list) else [before]
@@ -144,7 +144,7 @@ def _prepends(document: Mapping[str, Any]) -> bool:
 
 
 def _begins(document: Mapping[str, Any]) -> bool:
-    """Whether a text gets a token that begins it."""
+    """Whether a beginning-of-text token is prepended."""
     after = document.get("post_processor")
     inside = after.get("processors") if isinstance(after, dict) else None
     for step in inside if isinstance(inside, list) else [after]:

@@ -1,1 +1,1 @@
-"""Planning of whole models, slices and modules."""
+"""Planning of merges of models, slices and modules."""

@@ -1,4 +1,4 @@
-"""The models of one slice, brought together: which is the base, and whether they are enough."""
+"""Assembles the sources of a slice, including the base."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mergeloom.planners.slices.tensor_plan import check_models
 
 
 class View(Protocol):
-    """The models of one document as its slices take them."""
+    """The models of one document, as used by slices."""
 
     def get(self, reference: ModelReference) -> Model:
         """A model."""
         ...
 
     def tower(self, model: Model, tower: Tower) -> Tower:
-        """The tower of a model that corresponds to one of the output."""
+        """The tower of a model that corresponds to ``tower`` of the output."""
         ...
 
 
@@ -35,18 +35,18 @@ def aligned_slice(
     method: Method,
     models: View,
 ) -> Slice:
-    """The sources of ``entry``, layers from ``first`` on of a tower of the output; the base among
-    them.
+    """Build the slice for ``entry``, which starts at layer ``first`` of a tower of the output; its
+    sources include the base.
 
     Raises:
-        ConfigError: they do not make a slice.
+        ConfigError: the sources do not form a valid slice.
     """
     with placed(entry.place):
         return _aligned(entry, first, tower, module, document, method, models)
 
 
 def _source(source: Source, tower: Tower, models: View) -> LayerSource:
-    """A model and the layers that are taken of it."""
+    """A source model with its layer range."""
     model = models.get(source.model)
     own = models.tower(model, tower)
     start, stop = resolve_range(source, own, model.name)
@@ -62,7 +62,7 @@ def _aligned(
     method: Method,
     models: View,
 ) -> Slice:
-    """The sources of a slice, the base among them, each with as many layers."""
+    """The sources of a slice including the base, all with the same number of layers."""
     findings = Findings()
     found = [findings.attempt(_source, source, tower, models) for source in entry.sources]
     findings.check()
@@ -108,9 +108,9 @@ def _joins(
     method: Method,
     models: View,
 ) -> bool:
-    """Whether a base model that is not listed is merged like any other, by a method without base.
+    """Whether an unlisted base model is merged like any other, by a method without base.
 
-    It has no parameters of its own, so those that the method needs must stand higher up.
+    It has no parameters of its own, so required ones must be set at a higher level.
     """
     listed = any(models.get(source.model) is models.get(reference) for source in entry.sources)
     full = method.maximum is not None and len(entry.sources) >= method.maximum
@@ -128,7 +128,7 @@ def warn_of_left_out_base(
     findings: Findings,
     gives: str = "configuration and tokenizer only",
 ) -> None:
-    """Find a base model that gives no weights though it is named, but ``gives`` something else."""
+    """Warn of a base model that contributes no weights, only what ``gives`` names."""
     reference = document.base_model
     if reference is None or method.base is not Base.NONE or not module.whole:
         return

@@ -1,11 +1,11 @@
-"""Weights outside the layers that have a part for each layer: gathered as the layers are stacked.
+"""Weights outside the layers with a part for each layer, rearranged like the layers.
 
     A's layers     0 1 2 3      embed_tokens_per_layer  [tokens, 4 parts]
     slices         A[0,2] B[1,3]
     the output's   A0 A1 B1 B2  each part from the model and layer that the layer is from
 
-The parts are brought together before they are read. Sources at one position in every slice make one
-input, and the inputs are merged as one tensor, like other weights before the layers.
+The parts are gathered by the reader. The sources at one position of every slice form one input, and
+the inputs are merged as one tensor, like other weights before the layers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mergeloom.planners.slices.slices import LayerSource, Slice, TensorSources
 
 @dataclass(frozen=True)
 class GatheredModel:
-    """One weight, of parts of several models; all else is the first one's."""
+    """A model with one weight gathered from several models; all else is from the first."""
 
     first: Model
     models: tuple[str, ...]
@@ -72,7 +72,7 @@ class GatheredModel:
 
 
 def gather(wanted: TensorSources, slices: Sequence[Slice]) -> TensorSources:
-    """``wanted`` of a weight with a part for each layer, its parts gathered as ``slices`` say.
+    """The sources of a weight with a part for each layer, parts gathered as in ``slices``.
 
     Raises:
         CheckpointError: it cannot be gathered.

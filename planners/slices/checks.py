@@ -1,4 +1,4 @@
-"""The last look at a plan: do its inputs fit each other, and its output its configuration?"""
+"""Final checks of a plan: that inputs match each other, and the output its configuration."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def check_stage(
     allow_different: bool,
     findings: Findings,
 ) -> None:
-    """Look at a planned document, its ``tensors`` and its output's ``config``.
+    """Check a planned document, its ``tensors``, and the ``config`` of its output.
 
-    ``allow_different`` makes warnings of refusals for which that is a way out.
+    With ``allow_different``, refusals that the user may override become warnings.
 
     Raises:
-        CheckpointError: the inputs cannot be merged with each other, or the output would not be
-            what its configuration describes.
+        CheckpointError: the inputs cannot be merged, or the output would not match its
+        configuration.
     """
     models = _models(stage)
     configs = {model.name: model.config for model in models}
-    configs[stage.donor.name] = config  # where it is another's value already, nothing differs
+    configs[stage.donor.name] = config  # values adjusted for the output do not differ
     found = list(differences(stage.donor.name, configs))
     findings.notes(difference.text for difference in found if not difference.cuts)
     for model in models:
@@ -61,13 +61,13 @@ def check_stage(
 
 
 def _models(stage: Stage) -> list[Model]:
-    """The models of a stage, the one that gives the configuration first, each once."""
+    """The models of a stage, each once, the donor of the configuration first."""
     sources = (s.model for tower in stage.towers for part in tower.slices for s in part.sources)
     return list({model.name: model for model in (stage.donor, *sources)}.values())
 
 
 def _clashes(tower: TowerPlan) -> Iterator[str]:
-    """Sources of one slice that name the parts of their layers differently."""
+    """Sources of a slice that name the parts of their layers differently."""
     for part in tower.slices:
         first, *others = part.sources
         for step in range(part.length):
@@ -86,7 +86,7 @@ def _clashes(tower: TowerPlan) -> Iterator[str]:
 
 
 def _names(one: LayerSource, other: LayerSource, step: int) -> Iterator[list[str]]:
-    """Suffixes of the tensors of two layers, without buffers that classes compute."""
+    """Suffixes of the tensors of two layers, without buffers computed by classes."""
     for source in (one, other):
         layer = source.start + step
         names = ((s, source.tower.layer_name(layer, s)) for s in source.tower.suffixes[layer])

@@ -1,4 +1,4 @@
-"""From one document of a configuration to the slices and tensors of its output."""
+"""Plans one merge document: the slices and tensors of its output."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from mergeloom.planners.vocabulary.models import Remapped, remapped
 
 
 def plan_stage(document: MergeDocument, planning: Planning) -> tuple[Stage, VocabularyPlan | None]:
-    """Plan one document; the vocabulary is there if tokenizer settings ask for one.
+    """Plan one document; the vocabulary is ``None`` unless tokenizer settings require one.
 
     Raises:
-        ConfigError: it does not make sense for these models.
+        ConfigError: it is invalid for these models.
         CheckpointError: a model is missing, malformed, or does not fit the others.
     """
     models, findings, options = planning.models, planning.findings, planning.options
@@ -149,7 +149,7 @@ def _remapped(
 
 
 def _compared_tokenizers(models: Sequence[Model], donor: Model) -> Iterator[str]:
-    """What is said of tokenizers where embeddings are merged row by row."""
+    """Warnings about tokenizers if embeddings are merged row by row."""
     stored = [m for m in models if isinstance(m, StoredModel) and m.tokens.embedding is not None]
     if len(stored) > 1:
         folder = donor.checkpoint.folder if isinstance(donor, StoredModel) else None
@@ -164,7 +164,7 @@ def _compared_tokenizers(models: Sequence[Model], donor: Model) -> Iterator[str]
 
 
 def _is_tied(tokens: Sequence[TokenWeights]) -> bool:
-    """Whether the output's head is its embedding: where that holds for every model with a head."""
+    """Whether the output is tied: if every model with a head is."""
     kinds = {found.kind for found in tokens} - {Head.NONE}
     return kinds == {Head.TIED}
 
@@ -174,7 +174,7 @@ def _may_have_head(donor: Model) -> bool:
 
 
 def _check_depth(plan: TowerPlan) -> None:
-    """Refuse to stack what cannot be stacked by layers.
+    """Refuse to stack models that cannot be split by layers.
 
     Raises:
         CheckpointError: a weight has a part for each layer, or layers share their weights.
@@ -214,7 +214,7 @@ def _check_depth(plan: TowerPlan) -> None:
 def _opened(
     reference: ModelReference, document: MergeDocument, models: Models, findings: Findings
 ) -> Model:
-    """The model, or an error that says where the configuration names it."""
+    """Open a model; errors get the place where the configuration names it."""
     place = document.place_of(reference)
     try:
         model = models.get(reference)
@@ -245,7 +245,7 @@ def _opened(
 
 
 def donor_reference(document: MergeDocument) -> ModelReference:
-    """The model that configuration and tokenizer are from: the base, or the first of all."""
+    """The donor of configuration and tokenizer: the base, or the first model."""
     if document.base_model is not None:
         return document.base_model
     module = next(iter(document.modules.values()))
@@ -259,7 +259,7 @@ def _towers(
     models: Fitting,
     findings: Findings,
 ) -> list[TowerPlan]:
-    """The towers of the output; what is wrong with any slice of them goes to ``findings``."""
+    """The towers of the output; errors of their slices are added to ``findings``."""
     assigned = _assigned(document, donor, findings)
     models.parts = {
         item.tower.name: frozenset(item.tower.before)
@@ -291,7 +291,7 @@ def _towers(
 
 
 def _assigned(document: MergeDocument, donor: Model, findings: Findings) -> tuple[Assigned, ...]:
-    """The towers of the base or first model, and the module that each is made by."""
+    """The towers of the base or first model, each with its module."""
     architecture = donor.architecture
     if None not in document.modules:
         found = assign(document, architecture)
@@ -314,7 +314,7 @@ def _assigned(document: MergeDocument, donor: Model, findings: Findings) -> tupl
 
 
 def _as_it_is(tower: Tower, document: MergeDocument, donor: Model) -> TowerPlan:
-    """A tower that is copied from the base or first model."""
+    """The plan of a tower copied from the base or first model."""
     entry = OutputSlice((), None, Parameters(), document.place)
     source = LayerSource(donor, tower, 0, tower.layers, None)
     part = Slice(0, tower.layers, (source,), None, entry)

@@ -1,5 +1,5 @@
-"""What is doubtful about a slice before its tensors are looked at: parameters that are missing, or
-have no effect; models that are listed twice; slices of no layers."""
+"""Checks of slices before their tensors are planned: missing parameters, parameters without effect,
+models listed twice, empty slices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergeloom.planners.slices.slices import LayerSource, Slice
 
 
 def slice_levels(part: Slice, module: Module, document: MergeDocument) -> list[Level]:
-    """The parameters that hold for a slice, highest precedence first."""
+    """The parameter levels of a slice, highest precedence first."""
     return [
         Level("slice", part.entry.parameters),
         Level("module", module.parameters),
@@ -24,7 +24,7 @@ def slice_levels(part: Slice, module: Module, document: MergeDocument) -> list[L
 def check_required(
     part: Slice, method: Method, levels: Sequence[Level], findings: Findings
 ) -> None:
-    """Find parameters that a slice needs and that no level has at all."""
+    """Report required parameters of a slice that no level sets."""
     if len(part.sources) == 1 and not method.merges_one:
         return  # copied
     higher = {name for level in levels for name in level.parameters.entries}
@@ -52,7 +52,7 @@ def check_required(
 
 
 def warn_of_idle(part: Slice, method: Method, levels: Sequence[Level], findings: Findings) -> None:
-    """Find settings of a slice that have no effect, and models that are listed twice."""
+    """Warn of settings of a slice without effect, and of models listed twice."""
     base = part.sources[part.base].source if part.base is not None else None
     if base is not None:
         for name, entries in base.parameters.entries.items():
@@ -83,7 +83,7 @@ def warn_of_idle(part: Slice, method: Method, levels: Sequence[Level], findings:
 def _warn_of_listed_models(
     models: int, method: Method, levels: Sequence[Level], findings: Findings
 ) -> None:
-    """A list with a value for each model, as it seems, where it is a gradient over layers."""
+    """Warn of a gradient over layers that looks like a list of values per model."""
     for parameter in method.model_parameters:
         for level in levels:
             for entry in level.parameters.entries.get(parameter.name, ()):
@@ -104,7 +104,7 @@ def _warn_of_listed_models(
 def _warn_of_one_weight(
     layers: LayerSource, method: Method, levels: Sequence[Level], findings: Findings
 ) -> None:
-    """A single weight that is divided by itself."""
+    """Warn of a single weight that is normalised by itself."""
     normalize = next((p for p in method.settings if p.name == "normalize"), None)
     if normalize is None or layers.source is None:
         return
@@ -126,7 +126,7 @@ def _warn_of_one_weight(
 
 
 def warn_of_empty(slices: Sequence[Slice], module: Module, findings: Findings) -> None:
-    """Find slices of no layers; all of them empty is an error."""
+    """Warn of empty slices; if all are empty, that is an error."""
     empty = [part for part in slices if part.length == 0]
     if not empty or module.whole:
         return

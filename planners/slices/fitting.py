@@ -1,4 +1,4 @@
-"""The models of one document, made to fit each other: names, towers, parts."""
+"""The models of one document with unified names, towers and parts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mergeloom.planners.models.pool import Models
 
 
 class Fitting:
-    """The models of one document, under the names that its base or first model gives tensors.
+    """The models of one document, with the tensor names of its base or first model.
 
-    ``parts`` are the names of weights that have a module of their own, by the module's name.
+    ``parts`` are the names of weights with a separate module, by module name.
     """
 
     def __init__(self, models: Models, donor: Model) -> None:
@@ -51,12 +51,12 @@ class Fitting:
         )
 
     def get(self, reference: ModelReference) -> Model:
-        """A model; errors as of `Models.get`."""
+        """A model; raises like `Models.get`."""
         return self.fit(self._models.get(reference))
 
     def fit(self, model: Model) -> Model:
-        """A model under the names that the base or first one has, and with the output's vocabulary;
-        one model gives one."""
+        """A model with the names of the base or first one and the output's vocabulary; cached per
+        model."""
         found = self._fitted.get(id(model))
         if found is None:
             found = model if model is self._donor else aligned(model, self._donor)
@@ -64,9 +64,9 @@ class Fitting:
         return self._remapped.get(id(found), found)
 
     def remap(self, remapped: Mapping[int, Model]) -> None:
-        """Put models with the output's vocabulary in the place of others, given by identity."""
+        """Replace models (by `id`) by those with the output's vocabulary."""
         self._remapped = remapped
 
     def renamed(self) -> Iterator[RenamedModel]:
-        """Those that store their tensors under other names."""
+        """The models whose stored tensors have other names."""
         return (model for model in self._fitted.values() if isinstance(model, RenamedModel))

@@ -1,4 +1,4 @@
-"""Why a tensor of a model is in none of a merge's layers, nor around them."""
+"""Reasons why a tensor of a model is not used in a merge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergeloom.planners.slices.stage import Stage, TowerPlan
 
 
 class LeftOut:
-    """The reasons of one planned document, by the names of model and tensor as stored."""
+    """The reasons for one planned document, by model name and stored tensor name."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -34,7 +34,7 @@ class LeftOut:
 
     @cached_property
     def _donor(self) -> str | None:
-        """What a transplant looks at and does not merge."""
+        """The donor of a transplant, which is not merged."""
         settings = self._stage.document.tokenizer
         if settings is None or settings.transplant is None:
             return None
@@ -44,7 +44,7 @@ class LeftOut:
 
     @cached_property
     def _placed(self) -> tuple[str, ...]:
-        """Suffixes of what belongs to the first or the last place, in any of the models."""
+        """Suffixes that belong to the first or last position in any model."""
         towers = self._stage.towers
         sources = (source for plan in towers for part in plan.slices for source in part.sources)
         found = {suffix for s in sources for suffix in (*s.tower.first, *s.tower.last)}
@@ -52,7 +52,7 @@ class LeftOut:
 
     @cached_property
     def _same_as_embedding(self) -> Mapping[str, str]:
-        """Weights that are their model's embedding once more, and that one's name, as stored."""
+        """Stored names of weights equal to their model's embedding, mapped to the embedding's."""
         found = {}
         for model in self._stage.models:
             tokens = model.tokens
@@ -65,7 +65,7 @@ class LeftOut:
 
 
 def _called(stage: Stage, name: str) -> dict[str, str]:
-    """The planner's names of a model's tensors by those under which they are stored."""
+    """The planner's names of a model's tensors by stored name."""
     found: dict[str, str] = {}
     for model in stage.models:
         if model.name == name and isinstance(model, RenamedModel):

@@ -1,9 +1,9 @@
-"""Which towers and which other parts of a model the entries of ``modules`` mean.
+"""Maps the entries of ``modules`` to towers and other parts of a model.
 
-A tower goes by its own name (``language_model``), by the layers' prefix, or by a usual word
-(``text_decoder``, ``vision_tower``). A word for a larger part (``vision_model``) means all towers
-in it. Weights outside the layers, a projector's for example, follow their tower unless a module
-names them.
+A tower is identified by its name (``language_model``), by the prefix of its layers, or by a common
+word (``text_decoder``, ``vision_tower``). A word for a larger part (``vision_model``) means all
+towers in it. Weights outside the layers, for example of a projector, belong to their tower unless a
+module names them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mergeloom.planners.config.config import MergeDocument, Module
 from mergeloom.planners.models.architecture import Architecture, Tower
 
 _MAIN = {"default", "text_decoder", "text_model", "language_model", "llm", "decoder_model"}
-"""Words for the tower that tokens go into."""
+"""Words for the tower that processes tokens."""
 
 _SENSES = (
     re.compile(r"vision|visual|image|vit|pixtral|siglip|clip"),
@@ -28,17 +28,17 @@ _PROJECTOR = re.compile(r"proj(?!_out)|connect|merger|resampler|adapt|align|brid
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """A tower and the module that says what it is made of; ``None`` where nothing says it."""
+    """A tower and its module, ``None`` if there is none."""
 
     tower: Tower
     module: Module | None
 
 
 def assign(document: MergeDocument, architecture: Architecture) -> tuple[Assigned, ...]:
-    """Every tower of ``architecture`` with its module, and parts that have modules of their own.
+    """Every tower of ``architecture`` with its module, and parts with separate modules.
 
     Raises:
-        ConfigError: a module names nothing, or what another one names.
+        ConfigError: a module matches nothing, or the same as another one.
     """
     modules = {name: module for name, module in document.modules.items() if name is not None}
     chosen: dict[str, str] = {}
@@ -73,7 +73,7 @@ def assign(document: MergeDocument, architecture: Architecture) -> tuple[Assigne
 
 
 def projectors(names: Collection[str]) -> list[str]:
-    """The modules that lead from one tower to another, by their paths, among weights' ``names``."""
+    """The paths of modules that connect towers, among the weight ``names``."""
     found: dict[str, None] = {}
     for name in names:
         modules = name.split(".")[:-1]
@@ -84,7 +84,7 @@ def projectors(names: Collection[str]) -> list[str]:
 
 
 def modules_around(tower: Tower, names: Sequence[str]) -> list[str]:
-    """The modules of weights outside a tower's layers, named from where they part from these."""
+    """The modules of weights outside a tower's layers, named from where their paths diverge."""
     stack = tower.prefix.split(".")
     found: dict[str, None] = {}
     for name in names:
@@ -109,7 +109,7 @@ def _is_called(tower: Tower, name: str) -> bool:
 
 
 def _meant(name: str, architecture: Architecture) -> Iterator[Tower]:
-    """The towers that a word means which is no tower's own name."""
+    """The towers meant by a word that is not a tower's own name."""
     inside = [tower for tower in architecture.towers if tower.name.startswith(f"{name}.")]
     if inside:
         yield from inside
@@ -123,9 +123,9 @@ def _meant(name: str, architecture: Architecture) -> Iterator[Tower]:
 
 
 def _inside(name: str, architecture: Architecture) -> Iterator[str]:
-    """Weights outside the layers that lie under a module called ``name``.
+    """Weights outside the layers in a module called ``name``.
 
-    ``default`` means all of them, as in the peer's reading of a model it does not know.
+    ``default`` means all of them, as in mergekit for unknown models.
     """
     around = architecture.around
     if name == "default":

@@ -1,4 +1,4 @@
-"""What is said of a document that is right, where its author may have meant something else."""
+"""Notes on valid documents whose author may have meant something else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergeloom.planners.slices.stage import TowerPlan
 
 
 def notes(document: MergeDocument, towers: Sequence[TowerPlan], models: Fitting) -> Iterator[str]:
-    """What was understood of the models' structure, where a person may have meant otherwise."""
+    """How the structure of models was interpreted, where another reading is possible."""
     for model in models.renamed():
         for stored, prefix in model.prefixes.items():
             yield (

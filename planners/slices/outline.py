@@ -1,4 +1,4 @@
-"""The outline of a merge: which layers of which models make which layers of the output."""
+"""The outline of a merge: the source layers of each output layer."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mergeloom.planners.slices.stage import Stage, TowerPlan
 _LISTED = 3
 
 Scales = Mapping[Layers, Mapping[str, Sequence[float]]]
-"""Factors of the tensors of a slice, by the layers of the slice and the part of a tensor's name
-that its layer's number leaves."""
+"""Scale factors of tensors, by the layers of a slice and the tensor name without its layer
+number."""
 
 
 def outline(stage: Stage) -> Outline:
-    """What a planned document is made of."""
+    """The outline of a planned document."""
     document = stage.document
     dtype = document.out_dtype or document.dtype
     return Outline(
@@ -58,7 +58,7 @@ def _slice(part: Slice, stage: Stage, plan: TowerPlan, scales: Scales) -> Outlin
 
 
 def _copied(factors: Mapping[str, Sequence[float]]) -> tuple[str, str]:
-    """How a slice is copied whose tensors have these factors, and what is scaled by how much."""
+    """How a slice with these factors is copied, and the scaled tensors as text."""
     scaled = {name: values for name, values in factors.items() if any(v != 1 for v in values)}
     if not scaled:
         return "copied", ""
@@ -80,7 +80,7 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _scales(stage: Stage, plan: TowerPlan) -> Scales:
-    """The factors of everything that a stage copies; empty where it scales nothing."""
+    """The factors of all copied tensors of a stage; empty if none is scaled."""
     blocks = stage.document.blocks()
     if stage.document.merge_method != "passthrough" or not any(
         "scale" in b.entries for b in blocks
@@ -99,7 +99,7 @@ def _scales(stage: Stage, plan: TowerPlan) -> Scales:
             ),
             None,
         )
-        if layers is None:  # a layer behind the last, which predicts further tokens
+        if layers is None:  # a layer after the last, which predicts further tokens
             continue
         scale = tensor.contributions[0].parameters.get("scale")
         factor = 1.0 if scale is None or scale.value is None else float(scale.value)

@@ -1,4 +1,4 @@
-"""The planner of merges: models, or slices of them, merged with each other layer by layer."""
+"""The planner of merges: models, or slices of them, merged layer by layer."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ class SlicesPlanner(Planner[MergeDocument]):
 
 
 def _output_config(stage: Stage, findings: Findings) -> Rewritten:
-    """The output's configuration; what may not be as meant is added to ``findings``.
+    """The output's configuration; doubts are added to ``findings``.
 
     Raises:
-        ConfigError: no configuration describes a model of these layers.
+        ConfigError: no configuration can describe a model with these layers.
     """
     document = stage.document
     rewritten = rewrite_layers(stage.donor.config, restacked(stage))
@@ -127,7 +127,7 @@ def _output_config(stage: Stage, findings: Findings) -> Rewritten:
 
 
 def _declared_tied(stage: Stage) -> bool | None:
-    """What the output's configuration must say of it; ``None`` where the donor's says it well."""
+    """The value of ``tie_word_embeddings`` to write; ``None`` if the donor's is correct."""
     kind = stage.donor.tokens.kind
     if stage.head is None or stage.tied or kind is Head.NONE:
         return None

@@ -1,4 +1,4 @@
-"""From the slices of a stage to the layers that its output's ``config.json`` speaks of."""
+"""The source layers of a stage's towers, for rewriting ``config.json``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mergeloom.planners.slices.stage import Stage
 
 
 def restacked(stage: Stage) -> list[Restacked]:
-    """What the towers of the output are made of, layer by layer.
+    """The source layers of each tower of the output.
 
-    An output layer stands for the donor's layer if the donor has a part in it, or else for the
-    layer of the base model, or of the first source.
+    The source of an output layer is the donor's layer if the donor is among its sources, or else
+    the base model's, or the first source's.
     """
     described: dict[tuple[str, str], Description] = {}
 
@@ -25,7 +25,7 @@ def restacked(stage: Stage) -> list[Restacked]:
         if key not in described:
             towers = model.architecture.towers
             if all(own.prefix != tower.prefix for own in towers):
-                towers = (tower,)  # the one that is taken, under another model's names
+                towers = (tower,)  # the tower used, under another model's names
             for each in describe(model.name, model.config, towers):
                 described.setdefault((model.name, each.tower.prefix), each)
         return described[key]
@@ -49,7 +49,7 @@ def restacked(stage: Stage) -> list[Restacked]:
 
 
 def _steps(slices: tuple[Slice, ...], donor: Model) -> Iterator[tuple[int, list[LayerSource]]]:
-    """For each output layer its number within its slice, and its sources, the leading one first."""
+    """For each output layer, its index in its slice and its sources, the main one first."""
     for part in slices:
         base = part.sources[part.base] if part.base is not None else None
         sources = sorted(

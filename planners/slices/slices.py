@@ -1,4 +1,4 @@
-"""Which input tensors make which output tensor: slices, layer by layer.
+"""The input tensors of each output tensor, by slices and layers.
 
 slices:  A[0,4]         output layer   0 1 2 3 4 5     one entry of `slices` after the other
          B[2,4]         A's layer      0 1 2 3         is stacked; the sources within one
@@ -21,7 +21,7 @@ from mergeloom.planners.models.model import Model
 class LayerSource:
     """Layers ``[start, stop)`` of one tower of ``model``, one of the sources of a slice.
 
-    ``source`` is the configuration's entry; ``None`` for a base model that is added by itself.
+    ``source`` is the entry in the configuration; ``None`` for an automatically added base model.
     """
 
     model: Model
@@ -49,7 +49,7 @@ class Slice:
 class TensorSources:
     """Inputs of one output tensor: (position of the source in its slice, name there).
 
-    ``t`` is the tensor's place in the slice's gradients, from 0 to 1; ``layer`` the output layer.
+    ``t`` is the position in the slice's gradients, from 0 to 1; ``layer`` is the output layer.
     """
 
     name: str
@@ -60,7 +60,7 @@ class TensorSources:
 
 
 def resolve_range(source: Source, tower: Tower, model: str) -> tuple[int, int]:
-    """The layers that a source takes.
+    """The layer range of a source.
 
     Raises:
         ConfigError: the range is reversed or beyond the model.
@@ -99,8 +99,8 @@ def check_lengths(sources: Sequence[LayerSource], place: Place) -> int:
 def tensor_sources(tower: Tower, slices: Sequence[Slice]) -> Iterator[TensorSources]:
     """Every tensor of the output's tower in order: before the layers, the layers, after them.
 
-    What belongs to the first or the last place and not to a layer, and layers beyond the last,
-    come from the first or the last slice like other weights outside the layers.
+    Tensors that belong to the first or last position, and layers beyond the last, come from the
+    first or last slice, like other weights outside the layers.
     """
     depth = sum(part.length for part in slices)
     towers = [source.tower for part in slices for source in part.sources]
@@ -125,8 +125,8 @@ def _beyond(extra: int, tower: Tower) -> int:
 
 
 def _around(tower: Tower, slices: Sequence[Slice], side: str) -> Iterator[TensorSources]:
-    """Weights on one side of the layers, from the nearest slice; where no model of that one has
-    what the output's tower needs, from the next."""
+    """Weights on one side of the layers, from the nearest slice that has what the output's tower
+    needs."""
     missing = set(getattr(tower, side))
     for part in slices:
         names: dict[str, list[tuple[int, str]]] = {}
@@ -146,7 +146,7 @@ def _placed(
     origin: Callable[[Tower], int],
     wanted: Collection[str] | None,
 ) -> Iterator[TensorSources]:
-    """What output layer ``layer`` takes from layer ``origin(source's tower)`` of each source.
+    """Tensors of output layer ``layer`` from layer ``origin(tower)`` of each source.
 
     Only the ``wanted`` suffixes; ``None`` for all.
     """
@@ -170,13 +170,13 @@ def _layer(
     roots = [source.tower.layer_name(source.start + step, "") for source in part.sources]
     for suffix, positions in _having(stacks).items():
         if suffix not in placed:
-            names = {root: root + suffix for root in (output, *roots)}  # one name is one text
+            names = {root: root + suffix for root in (output, *roots)}  # share equal strings
             inputs = tuple([(position, names[roots[position]]) for position in positions])
             yield TensorSources(names[output], part, layer, t, inputs)
 
 
 def _having(layers: Sequence[Sequence[str]]) -> Mapping[str, Sequence[int]]:
-    """The suffixes of several layers, and which of them have each."""
+    """For each suffix, the indices of the layers that have it."""
     if all(suffixes == layers[0] for suffixes in layers):
         return dict.fromkeys(layers[0], range(len(layers)))
     having: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""A planned document: its towers, and how each tensor of the output comes about."""
+"""A planned document: its towers, and the plan of each output tensor."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from mergeloom.planners.tensors import TensorPlan
 
 @dataclass(frozen=True, slots=True)
 class TowerPlan:
-    """One tower of the output and the slices that it is stacked from.
+    """One tower of the output and its slices.
 
-    ``copied`` where nothing says what it is made of, and it is the base or first model's.
+    ``copied`` if the document does not mention it, so that it is the base or first model's.
     """
 
     tower: Tower
@@ -46,7 +46,7 @@ class TowerPlan:
 
     @property
     def unchanged(self) -> bool:
-        """Whether every layer of the output stands where it stands in all that it is made of."""
+        """Whether every output layer has the same number in all of its sources."""
         filled = [part for part in self.slices if part.length]
         alike = {tuple(source.model.name for source in part.sources) for part in filled}
         return len(alike) <= 1 and all(
@@ -60,8 +60,8 @@ class TowerPlan:
 class Stage:
     """One planned document.
 
-    ``embedding`` and ``head`` are the names in the output, ``tied`` whether they are one weight.
-    ``notes`` say what was understood where it may not be evident.
+    ``embedding`` and ``head`` are names in the output; ``tied`` says whether they are one weight.
+    ``notes`` explain interpretations that are not obvious.
     """
 
     document: MergeDocument
@@ -74,11 +74,11 @@ class Stage:
     notes: tuple[str, ...] = ()
 
     def tensor_plans(self) -> Iterator[TensorPlan]:
-        """How each tensor of the output comes about, in order."""
+        """The plan of each output tensor, in order."""
         tokens = [model.tokens for model in self.models]
         apart = {name for found in tokens for name in (found.embedding, found.head)}
         if self.tied and self.head in self.donor.tokens.twins:
-            apart.discard(self.head)  # stored once more by the donor, whose class may read it
+            apart.discard(self.head)  # the donor stores a copy, which its class may read
         yield from self._embedding()
         for tower in self.towers:
             for wanted in tensor_sources(tower.tower, tower.slices):
@@ -108,9 +108,9 @@ class Stage:
             yield self._plan(TensorSources(name, part, None, 0.0, inputs), inputs, tower)
 
     def _around(self, wanted: TensorSources, tower: TowerPlan) -> TensorPlan:
-        """A weight outside the layers; one that is the embedding once more is merged as that is.
+        """A weight outside the layers; a copy of the embedding is merged like the embedding.
 
-        Where only some models store it apart, the others' embedding stands in for it.
+        If only some models store it separately, the others' embedding is used for it.
         """
         shape = wanted.slice.sources[wanted.inputs[0][0]].model.shape(wanted.inputs[0][1])
         layers = tower.tower.layers
@@ -148,7 +148,7 @@ class Stage:
 
     @cached_property
     def _parameters(self) -> dict[tuple[int, int], SliceParameters]:
-        """By the `id` of a slice and of its tower."""
+        """Parameters by the `id` of slice and tower."""
         return {
             (id(part), id(tower)): self._parameters_of(part, tower)
             for tower in self.towers
@@ -160,13 +160,13 @@ class Stage:
         return SliceParameters.of(part, self.rules.method, levels)
 
     def _home(self, name: str) -> TowerPlan:
-        """The tower that the embedding or the head belongs to."""
+        """The tower to which the embedding or head belongs."""
         homes = (plan for plan in self.towers if name in (*plan.tower.before, *plan.tower.after))
         return next(homes, self.towers[0])
 
     @property
     def models(self) -> list[Model]:
-        """The models that weights come from, each once."""
+        """The models that provide weights, each once."""
         sources = (s for tower in self.towers for part in tower.slices for s in part.sources)
         return list({id(source.model): source.model for source in sources}.values())
 
@@ -177,11 +177,11 @@ def _inputs(part: Slice, of: Callable[[Model], str | None]) -> tuple[tuple[int, 
 
 
 def _embedding_of(model: Model) -> str | None:
-    """What a model's tokens are embedded by: a tied one may have stored it as its head."""
+    """The stored embedding of a model; a tied model may store it as its head."""
     tokens = model.tokens
     return tokens.embedding or (tokens.head if tokens.kind is Head.TIED else None)
 
 
 def _head_of(model: Model) -> str | None:
-    """What makes a model's words: the embedding, where it is tied."""
+    """The output head of a model: the embedding if it is tied."""
     return _embedding_of(model) if model.tokens.kind is Head.TIED else model.tokens.head

@@ -1,4 +1,4 @@
-"""One output tensor: from the inputs that it has to how it is merged of them."""
+"""Plans one output tensor from its inputs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from mergeloom.planners.tensors import (
 
 @dataclass(frozen=True, slots=True)
 class MergingRules:
-    """What holds for all tensors of one document."""
+    """Rules for all tensors of one document."""
 
     document: MergeDocument
     method: Method
     truncate: bool
-    """Whether embeddings of different lengths are cut to their common leading rows."""
+    """Whether embeddings of different lengths are truncated to their common leading rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class SliceParameters:
-    """The parameters that hold in a slice: those of each source, and the document's settings."""
+    """The parameters of a slice: those of each source, and global settings."""
 
     sources: tuple[Resolution, ...]
     settings: Resolution
@@ -47,7 +47,7 @@ class SliceParameters:
         for position, layers in enumerate(part.sources):
             if layers.source is not None:
                 own = [Level("model", layers.source.parameters), *levels]
-            else:  # a base that was added has no parameters, unless it is merged like the others
+            else:  # an added base has no parameters, unless it is merged like the others
                 own = [] if position == part.base else list(levels)
             sources.append(Resolution(method.model_parameters, own))
         return SliceParameters(tuple(sources), Resolution(method.settings, levels))
@@ -59,10 +59,10 @@ def plan_tensor(
     rules: MergingRules,
     parameters: SliceParameters,
 ) -> TensorPlan:
-    """Decide how ``wanted`` is merged from those ``inputs`` that exist: (source position, name).
+    """Plan how ``wanted`` is merged from its existing ``inputs``: (source position, name).
 
     Raises:
-        ConfigError: a required parameter has no value, or one is wrong.
+        ConfigError: a required parameter is missing, or a value is invalid.
         CheckpointError: the base lacks the tensor.
     """
     part, method = wanted.slice, rules.method
@@ -114,7 +114,7 @@ def copy_tensor(
 
 
 def build_merge(plan: TensorPlan, builder: GraphBuilder, kernels: Kernels, truncate: bool) -> Merge:
-    """The merge that carries out ``plan``; it may ``truncate`` embeddings to their common rows.
+    """Build the merge for ``plan``; ``truncate`` cuts embeddings to their common rows.
 
     Raises:
         Mismatch: shapes of the inputs differ.
@@ -127,10 +127,10 @@ def build_merge(plan: TensorPlan, builder: GraphBuilder, kernels: Kernels, trunc
 
 
 def check_models(method: Method, part: Slice, place: Place) -> None:
-    """Check that a slice has as many models as its method needs, and a base where it needs one.
+    """Check that a slice has the number of models its method needs, and a base if required.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: it does not.
     """
     others = len(part.sources) - (part.base is not None)
     if method.base is Base.REQUIRED and part.base is None:
@@ -170,17 +170,17 @@ def _contribution(
 
 
 def _is_added(part: Slice) -> bool:
-    """Whether the base is among the sources only because it is the base."""
+    """Whether the base is a source only because it is the base."""
     return part.base is not None and part.sources[part.base].source is None
 
 
 def _donor(inputs: Sequence[tuple[int, str]], part: Slice) -> int:
-    """Index of the base among the inputs, or of the first."""
+    """Index of the base among the inputs, or 0."""
     return next((i for i, (position, _) in enumerate(inputs) if position == part.base), 0)
 
 
 def _common_rows(plan: TensorPlan) -> range | None:
-    """The leading rows that all inputs have, where they differ in rows only."""
+    """The leading rows common to all inputs, if they differ only in rows."""
     shapes = [item.model.shape(item.tensor) for item in plan.contributions]
     only_rows = all(len(s) == 2 and s[1:] == shapes[0][1:] for s in shapes)
     if only_rows and len(set(shapes)) > 1:
@@ -189,10 +189,10 @@ def _common_rows(plan: TensorPlan) -> range | None:
 
 
 def output_dtype(plan: TensorPlan, document: MergeDocument) -> DType:
-    """The type that a tensor is written in.
+    """The dtype of an output tensor.
 
-    Integers and constants keep theirs; without `dtype` and `out_dtype` a tensor has its base's, or
-    its first input's, type.
+    Integers and constants keep theirs; without `dtype` and `out_dtype`, it is that of the base or
+    the first input.
     """
     own = next((item for item in plan.contributions if item.is_base), plan.contributions[0])
     dtype = own.model.dtype(own.tensor)

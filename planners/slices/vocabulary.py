@@ -1,4 +1,4 @@
-"""The tokenizer and the chat template of a planned document."""
+"""The tokenizer and chat template of a planned document."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mergeloom.planners.vocabulary.tokenizer import Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """The words of a document's output: its tokenizer, chat template, and what follows from them.
+    """The tokenizer and chat template of a document's output, and dependent settings.
 
     ``vocabulary`` is what tokenizer settings ask for, written or understood; ``folder`` the
     configuration's.
@@ -34,16 +34,16 @@ class Words:
 
     @property
     def own(self) -> bool:
-        """Whether tokenizer or chat template are others than in the donor's files."""
+        """Whether tokenizer or chat template differ from the donor's files."""
         document, donor = self.stage.document, self.stage.donor
         before = isinstance(donor, PlannedModel) and donor.own_words
         return before or self.vocabulary is not None or document.chat_template is not None
 
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, to be used by a later document.
+        """The tokenizer, for later documents.
 
         Raises:
-            CheckpointError: it cannot be understood.
+            CheckpointError: it is not supported.
         """
         if self.vocabulary is not None:
             found: Tokenizer | None = self.vocabulary.tokenizer
@@ -56,8 +56,8 @@ class Words:
         """The tokenizer's files.
 
         Raises:
-            ConfigError: the chat template is none.
-            CheckpointError: a tokenizer cannot be understood.
+            ConfigError: the chat template is invalid.
+            CheckpointError: a tokenizer is not supported.
         """
         model = self.stage.donor
         donor = self.models.donor_folder(model)
@@ -72,13 +72,13 @@ class Words:
         return files
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The output's configuration with the numbers of its vocabulary."""
+        """The output's configuration with vocabulary size and token ids."""
         if self.vocabulary is None:
             return dict(config)
         return self._followed(self.vocabulary).config(config)
 
     def _followed(self, vocabulary: VocabularyPlan) -> Followed:
-        """How configurations follow the vocabulary."""
+        """The settings that depend on the vocabulary."""
         source = vocabulary.source
         return Followed(
             vocabulary,
@@ -96,7 +96,7 @@ class Words:
 
 
 def _rows(donor: Model, rows: int) -> dict[int, int]:
-    """The output's number of rows by those of the donor's tables, the embedding's first."""
+    """The output's number of rows by the donor's, for each table, the embedding first."""
     plain: Model = donor.model if isinstance(donor, RemappedModel) else donor
     main = plain.tokens.embedding or plain.tokens.head
     names = [*([main] if main is not None else []), *plain.architecture.around]

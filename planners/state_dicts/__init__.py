@@ -1,1 +1,1 @@
-"""Weights as they are: files of named tensors of any network, without layers or configuration."""
+"""Plain weights: files of named tensors of any network, without layers or configuration."""

@@ -1,4 +1,4 @@
-"""A document that merges weights as they are: that of any merge, but for layers and tokenizers."""
+"""Documents that merge plain weights: like other merges, without layers and tokenizers."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from mergeloom.planners.config.yaml_values import Value
 KEY = "tensors"
 
 _OF_MODELS = ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template")
-"""Keys that ask for what only models with a configuration have."""
+"""Keys that apply only to models with a configuration."""
 
 
 class Tensors(enum.Enum):
-    """Which tensors an output has whose inputs do not all have the same."""
+    """The tensors of the output if inputs have different tensors."""
 
     SAME = "same"
-    """All inputs must have the same."""
+    """All inputs must have the same tensors."""
     UNION = "union"
-    """Those of any input, each made of the inputs that have it."""
+    """Those of any input, each merged from the inputs that have it."""
     INTERSECTION = "intersection"
     """Those that all inputs have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateDictDocument(MergeDocument):
-    """A merge of files of weights."""
+    """A merge of weight files."""
 
     planner: ClassVar[str] = KEY
     tensors: Tensors
 
 
 def read_state_dict_document(value: Value, findings: Findings) -> StateDictDocument | None:
-    """The merge that a document describes; see `read_document`."""
+    """The merge described by a document; see `read_document`."""
     keys = value.mapping("a configuration")
     wrong = [key for key in _OF_MODELS if key in keys and keys[key].given]
     for key in wrong:

@@ -1,8 +1,7 @@
-"""The planner of weights as they are: files of named tensors, merged name by name.
+"""The planner for plain weights: files of named tensors, merged by name.
 
-The networks may be any: there are no layers, no configuration, no tokenizer, and every tensor of
-floating-point numbers is merged. Documents, parameters and base models mean what they mean in
-merges of models.
+They may be of any network: there are no layers, configuration or tokenizer, and every
+floating-point tensor is merged. Documents, parameters and base models work as in merges of models.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _LISTED = 4
 
 
 class StateDictPlanner(Planner[StateDictDocument]):
-    """Merges files of weights."""
+    """Merges weight files."""
 
     key: ClassVar[str] = KEY
 
@@ -114,10 +113,10 @@ class _Merge:
     rules: MergingRules
 
     def plans(self) -> Iterator[TensorPlan]:
-        """How each tensor comes about: those of the first input, then what others have more.
+        """The plan of each tensor: those of the first input, then additional ones of others.
 
         Raises:
-            CheckpointError: inputs lack some, and the document does not say what to do.
+            CheckpointError: inputs have different tensors, and the document does not allow that.
         """
         levels = slice_levels(self.part, self.document.modules[None], self.document)
         parameters = SliceParameters.of(self.part, self.rules.method, levels)
@@ -176,7 +175,7 @@ class _Merge:
 def _open(
     reference: ModelReference, document: StateDictDocument, models: Models, findings: Findings
 ) -> None:
-    """Open one input; an error says where the document names it."""
+    """Open one input; errors get the place where the document names it."""
     place = document.place_of(reference)
     try:
         model = models.weights(reference)
@@ -229,8 +228,8 @@ def _part(document: StateDictDocument, planning: Planning) -> Slice:
 
 
 def _metadata(donor: Model) -> tuple[Mapping[str, str], list[str]]:
-    """What headers say of the output: what the base or first input says of itself, without digests
-    of its contents; and what people are told of that."""
+    """The metadata of the output: that of the base or first input without content digests; and
+    notes about it."""
     own = donor.checkpoint.metadata if isinstance(donor, StoredModel) else {}
     kept = {key: value for key, value in own.items() if "hash" not in key.lower()}
     dropped = [key for key in own if key not in kept]
