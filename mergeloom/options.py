@@ -10,6 +10,7 @@ import click
 
 from mergeloom.command_line import Argument, Option
 from mergeloom.engine.base.errors import LoomError
+from mergeloom.engine.base.gc_pause import collection_spared
 from mergeloom.engine.base.records import dataclass
 
 if TYPE_CHECKING:
@@ -185,20 +186,21 @@ def planned(
             f"'{config}' is no file, and '{output}' is one",
             remedy="the configuration comes first, then the output",
         )
-    return api.plan(
-        config,
-        ram=resources.ram,
-        threads=resources.threads,
-        device=resources.device,
-        vram=resources.vram,
-        seed=meaning.seed,
-        max_shard_size=meaning.max_shard_size,
-        allow_truncated_embeddings=meaning.allow_truncated_embeddings,
-        allow_different_architectures=meaning.allow_different_architectures,
-        strict=meaning.strict,
-        settings=meaning.settings or (),
-        model_dirs=finding.model_dirs,
-        search=finding.folders,
-        observer=observer,
-        output=output,
-    )
+    with collection_spared():
+        return api.plan(
+            config,
+            ram=resources.ram,
+            threads=resources.threads,
+            device=resources.device,
+            vram=resources.vram,
+            seed=meaning.seed,
+            max_shard_size=meaning.max_shard_size,
+            allow_truncated_embeddings=meaning.allow_truncated_embeddings,
+            allow_different_architectures=meaning.allow_different_architectures,
+            strict=meaning.strict,
+            settings=meaning.settings or (),
+            model_dirs=finding.model_dirs,
+            search=finding.folders,
+            observer=observer,
+            output=output,
+        )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
+
+from mergeloom.engine.base.versions import version_of
 
 
 def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # it runs from a directory that was never installed
-        return "unknown"
+    # It may run from a directory that was never installed.
+    return version_of(package) or "unknown"
 
 
 VERSION = _version("mergeloom")

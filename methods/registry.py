@@ -13,12 +13,14 @@ first used, and does not import torch before arithmetic runs.
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mergeloom.engine.base.errors import ConfigError
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.methods.declare import Method
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "mergeloom.methods"
 """Entry-point group for methods of other packages."""
@@ -75,6 +77,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*_BUILT_IN, *_registered, *_offered()}))
 
 
+def known(name: str) -> bool:
+    """Whether there is a method called ``name``."""
+    return name in _BUILT_IN or name in _registered or name in _offered()
+
+
 def get(name: str) -> Method:
     """Return the method called ``name``.
 
@@ -108,6 +115,8 @@ def _load(name: str) -> Method:
 
 def _offered() -> dict[str, EntryPoint]:
     """Entry points of methods in other packages, by name."""
+    from importlib.metadata import entry_points
+
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in _BUILT_IN}
 
 

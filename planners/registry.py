@@ -13,14 +13,16 @@ needs it.
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mergeloom.engine.base.errors import ConfigError
 from mergeloom.planners.config.keys import CONFIGURATION
 from mergeloom.planners.config.weight_names import names_files
 from mergeloom.planners.config.yaml_values import Value
 from mergeloom.planners.planner import Planner
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "mergeloom.planners"
 """Entry-point group for planners of other packages."""
@@ -113,6 +115,8 @@ def _load(key: str) -> Planner[Any]:
 
 def _offered() -> dict[str, EntryPoint]:
     """Entry points of planners in other packages, by key."""
+    from importlib.metadata import entry_points
+
     return {
         point.name: point
         for point in entry_points(group=GROUP)

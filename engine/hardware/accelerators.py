@@ -12,10 +12,11 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from mergeloom.engine.base.errors import DeviceError
+from mergeloom.engine.base.records import dataclass
 
 CPU, AUTO = "cpu", "auto"
 

@@ -18,11 +18,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergeloom.engine.base.records import dataclass
+from mergeloom.engine.base.versions import version_of
 from mergeloom.engine.hardware.profile import cache_directory
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class Library:
         digest = hashlib.sha256()
         for path in (Path(__file__), *sorted(self.sources.glob("*.py"))):
             digest.update(path.read_bytes())
-        digest.update(repr((*map(_version, (_COMPILER, _LINKER)), _processor())).encode())
+        digest.update(repr((*map(version_of, (_COMPILER, _LINKER)), _processor())).encode())
         return cache_directory() / "loops" / digest.hexdigest()[:32]
 
     def built(self) -> frozenset[str]:
@@ -250,10 +251,3 @@ def _processor() -> str:
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
     return "\n".join([platform.machine(), *(line for line in one if line.startswith(told))])
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""

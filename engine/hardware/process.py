@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 import psutil
 
 from mergeloom.engine.base.units import MIB
+from mergeloom.engine.base.versions import version_of
 from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware.accelerators import Accelerator, found_devices
 from mergeloom.engine.hardware.device_code import compiler
@@ -212,10 +212,7 @@ def _remembered_runtime() -> int | None:
 
 
 def _torch_version() -> str:
-    try:
-        return metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        return "none"
+    return version_of("torch") or "none"
 
 
 def _cgroup_limit_files() -> list[Path]:

@@ -17,9 +17,10 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import accumulate
 
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.hardware.accelerators import Accelerator
 
 STORAGE_RATE = 3e9

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware.accelerators import Accelerator

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from mergeloom.command_line import Argument, Option
+from mergeloom.engine.base.gc_pause import collection_spared
 from mergeloom.options import AsJson, Config, Finding, Meaning, Resources, planned
 from mergeloom.printer import Printer
 
@@ -38,18 +39,19 @@ def explain(
         whole = questions.explain_lines(plan)
         printer.answer(whole, lambda: render_lines(whole))
         return
-    found = questions.explain(
-        config,
-        tensor,
-        token=token,
-        seed=meaning.seed,
-        max_shard_size=meaning.max_shard_size,
-        allow_truncated_embeddings=meaning.allow_truncated_embeddings,
-        allow_different_architectures=meaning.allow_different_architectures,
-        strict=meaning.strict,
-        settings=meaning.settings or (),
-        model_dirs=finding.model_dirs,
-        search=finding.folders,
-        observer=printer.planning(),
-    )
+    with collection_spared():
+        found = questions.explain(
+            config,
+            tensor,
+            token=token,
+            seed=meaning.seed,
+            max_shard_size=meaning.max_shard_size,
+            allow_truncated_embeddings=meaning.allow_truncated_embeddings,
+            allow_different_architectures=meaning.allow_different_architectures,
+            strict=meaning.strict,
+            settings=meaning.settings or (),
+            model_dirs=finding.model_dirs,
+            search=finding.folders,
+            observer=printer.planning(),
+        )
     printer.answer(found, lambda: render_explain(found))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
 from mergeloom.engine.base.dtypes import BF16, F32, DType
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.units import MIB
+from mergeloom.engine.base.versions import version_of
 from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Ops, Use
 from mergeloom.engine.hardware.machine_code import Library, NativeError
 from mergeloom.methods.ops.cuda.arithmetic import CUDA
@@ -199,10 +200,8 @@ class TorchArithmetic(Arithmetic):
 
     @property
     def name(self) -> str:
-        try:
-            return f"torch {metadata.version('torch')}"
-        except metadata.PackageNotFoundError:
-            return "torch"
+        version = version_of("torch")
+        return f"torch {version}" if version is not None else "torch"
 
     def reads(self, dtype: DType) -> bool:
         return dtype == F32

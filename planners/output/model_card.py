@@ -100,8 +100,9 @@ def _short(name: str) -> str:
 
 
 def _describe(method: str) -> str:
-    known = method in registry.names()
-    return f"`{method}`: {registry.get(method).summary}" if known else f"`{method}`"
+    if not registry.known(method):
+        return f"`{method}`"
+    return f"`{method}`: {registry.get(method).summary}"
 
 
 def _id(name: str) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def test_entry_points_are_loaded_when_asked_for(monkeypatch: pytest.MonkeyPatch)
         EntryPoint("offered", "tests.methods.test_registry:First", registry.GROUP),
         EntryPoint("broken", "no_such_module:Nothing", registry.GROUP),
     ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: points)
     monkeypatch.setattr(registry, "_loaded", {})
     assert {"offered", "broken", "ties"} <= set(registry.names())
     assert registry.get("offered").name == "first"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar
@@ -156,7 +157,7 @@ def test_packages_offer_planners(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("broken", "no_such_module:P", registry.GROUP),
         EntryPoint("models", f"{__name__}:PickPlanner", registry.GROUP),
     )
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: points)
     monkeypatch.setattr(registry, "_loaded", {})
     known = set(registry.keys())
     assert known >= {"merge_method", "pick", "broken"}
