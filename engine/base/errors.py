@@ -57,7 +57,19 @@ class Finding:
     severity: Severity = Severity.ERROR
 
     def __str__(self) -> str:
-        return ": ".join(str(part) for part in (self.place, self.cause, self.remedy) if part)
+        parts = (str(part) for part in (self.place, self.cause, self.remedy) if part)
+        return ": ".join(map(printable, parts))
+
+
+def printable(text: str) -> str:
+    """The text, with an escape for each character that does not show as itself on a terminal.
+
+    Messages quote what files say, which may hold line ends, codes that move the cursor, or half of
+    a surrogate pair, which cannot be written at all.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 E = TypeVar("E", bound="LoomError")
@@ -85,7 +97,8 @@ class LoomError(Exception):
     @classmethod
     def of(cls: type[E], findings: Sequence[Finding]) -> E:
         """An error for one or more findings."""
-        error = cls("\n".join(map(str, findings)))
+        error = cls("")
+        error.args = ("\n".join(map(str, findings)),)
         error.findings = tuple(findings)
         return error
 

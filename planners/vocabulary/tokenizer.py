@@ -20,7 +20,7 @@ from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.small_files import read_object
 from mergeloom.planners.vocabulary.older_files import converted, has_older_files
 from mergeloom.planners.vocabulary.spelling import Spelling, content, spelling_of
-from mergeloom.planners.vocabulary.tokens import read_content
+from mergeloom.planners.vocabulary.tokens import added_entries, read_content, unclear
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 """Of an added token: how it is found in a text."""
@@ -190,10 +190,8 @@ def added_tokens(
         CheckpointError: they cannot be understood.
     """
     found: dict[str, AddedToken] = {}
-    own = document.get("added_tokens")
-    for item in own if isinstance(own, list) else ():
-        number = item.get("id") if isinstance(item, Mapping) else None
-        token = _added(item, number, path, ids)
+    for item in added_entries(document, path):
+        token = _added(item, item.get("id"), path, ids)
         found[token.content] = token
     later = settings.get("added_tokens_decoder")
     for number, item in (later if isinstance(later, Mapping) else {}).items():
@@ -251,8 +249,3 @@ def _digest(part: object) -> str:
         part = inner or None
     text = json.dumps(part, sort_keys=True)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-
-
-def unclear(path: str) -> CheckpointError:
-    """An error about a file that is there and means nothing."""
-    return CheckpointError(f"'{path}' is no tokenizer that can be understood")

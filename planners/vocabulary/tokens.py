@@ -46,7 +46,7 @@ def vocabulary(folder: Folder) -> dict[str, int] | None:
         later = read_object(folder, settings).get("added_tokens_decoder")
         for number, token in (later if isinstance(later, dict) else {}).items():
             if not isinstance(token, Mapping) or not _DECIMAL.fullmatch(number):
-                raise _unclear(where)
+                raise unclear(where)
             found[_text(token.get("content"), where)] = int(number)
     return found
 
@@ -78,11 +78,21 @@ def _of_library(document: Mapping[str, Any], path: str) -> Iterator[tuple[str, i
         for number, item in enumerate(found):
             piece = item[0] if isinstance(item, list) and item else None
             yield _text(piece, path), number
-    added = document.get("added_tokens")
-    for item in added if isinstance(added, list) else ():
-        if not isinstance(item, Mapping):
-            raise _unclear(path)
+    for item in added_entries(document, path):
         yield _text(item.get("content"), path), _number(item.get("id"), path)
+
+
+def added_entries(document: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
+    """The entries of added tokens in a ``tokenizer.json``.
+
+    Raises:
+        CheckpointError: they are not a list of objects.
+    """
+    found = document.get("added_tokens")
+    entries = [] if found is None else found
+    if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
+        raise unclear(path)
+    return entries
 
 
 def _pieces(content: bytes, path: str) -> Iterator[str]:
@@ -105,9 +115,9 @@ def _fields(message: bytes, path: str) -> Iterator[tuple[int, bytes]]:
         elif kind == 2:
             length, place = _varint(message, place, path)
         elif not length:
-            raise _unclear(path)
+            raise unclear(path)
         if place + length > len(message):
-            raise _unclear(path)
+            raise unclear(path)
         if kind == 2:
             yield tag >> 3, message[place : place + length]
         place += length
@@ -121,7 +131,7 @@ def _varint(message: bytes, place: int, path: str) -> tuple[int, int]:
         place, shift = place + 1, shift + 7
         if byte < 0x80:
             return value, place
-    raise _unclear(path)
+    raise unclear(path)
 
 
 def read_content(folder: Folder, name: str) -> bytes:
@@ -135,15 +145,16 @@ def read_content(folder: Folder, name: str) -> bytes:
 
 def _number(value: object, path: str) -> int:
     if type(value) is not int or value < 0:
-        raise _unclear(path)
+        raise unclear(path)
     return value
 
 
 def _text(value: object, path: str) -> str:
     if not isinstance(value, str):
-        raise _unclear(path)
+        raise unclear(path)
     return value
 
 
-def _unclear(path: str) -> CheckpointError:
+def unclear(path: str) -> CheckpointError:
+    """An error about a tokenizer file whose content has no meaning."""
     return CheckpointError(f"'{path}' is no tokenizer that can be understood")

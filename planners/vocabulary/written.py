@@ -19,8 +19,8 @@ from mergeloom.planners.vocabulary.tokenizer import (
     SETTINGS,
     TokenChanges,
     library_document,
-    unclear,
 )
+from mergeloom.planners.vocabulary.tokens import added_entries, unclear
 
 _ADDED = "added_tokens.json"
 _SUPERSEDED = (
@@ -74,8 +74,7 @@ def _change_library(document: dict[str, Any], changes: TokenChanges, path: str) 
     so all of them are put there as well.
     """
     model = document["model"]
-    listed = [item for item in document.get("added_tokens") or () if isinstance(item, dict)]
-    by_content = {item.get("content"): item for item in listed}
+    by_content = {item.get("content"): item for item in added_entries(document, path)}
     for new in changes.added.values():
         by_content[new.content] = {"id": new.number, "content": new.content, **new.flags}
     kept = [item for content, item in by_content.items() if content not in changes.removed]

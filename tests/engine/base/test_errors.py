@@ -68,3 +68,11 @@ def test_where_nothing_is_near_nothing_is_suggested() -> None:
     assert suggest("x", []) == ""
     assert nearest("weight", ["t"]) is None
     assert suggest("x" * 100_000, [f"n{i}" for i in range(40)]).endswith(" and 10 more")
+
+
+def test_a_message_is_printable_whatever_it_quotes() -> None:
+    error = ConfigError("'a\nb' differs: \ud800", place=Place("m\x1b[2J.yml", 3), remedy="é 言")
+    assert str(error) == r"m\x1b[2J.yml:3: 'a\nb' differs: \ud800: é 言"
+    both = LoomError.of([*error.findings, *error.findings])
+    assert str(both) == f"{error}\n{error}"
+    assert both.cause == "'a\nb' differs: \ud800"
