@@ -51,6 +51,8 @@ IMPORT_PREFETCH_BYTES = 512 * MIB
 
 _NODE_BYTES = 400
 _HEAP_MARGIN = 24 * MIB
+_INSPECTING = 16 * MIB
+"""What the library takes that looks for NaN among numbers that are copied."""
 _MEMO_SHARE = 0.25
 """The most of the ledger that memos may take: they save arithmetic, inputs that stay reading."""
 _MINIMUM_STEP = 8 * MIB
@@ -290,6 +292,7 @@ class _Needed:
         words = words_of(kinds)
         fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * works
         fixed += sum(arithmetic.library_bytes(own) for arithmetic, own in words.items())
+        fixed += _INSPECTING if any(kind.inspected for kind in kinds) else 0
         if (devices and machine.there.uses_torch) or any(each.uses_torch for each in words):
             fixed += machine.runtime_bytes
         libraries = sorted((device.host_bytes for device in devices), reverse=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.grains import Access, Grains, partition, unit_of
 from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.graph import (
@@ -46,7 +47,8 @@ class WorkKind:
 
     ``costs`` are the cost of their kernels on devices and by ``arithmetic``, in nanoseconds for one
     element on one core; ``write_bytes`` what one of them writes. ``offered`` says whether devices
-    have code for it.
+    have code for it; ``inspected`` whether numbers are copied, among which those are counted that
+    are not finite.
     """
 
     passes: tuple[Pass, ...]
@@ -57,6 +59,7 @@ class WorkKind:
     write_bytes: int
     double: bool
     offered: bool
+    inspected: bool
 
 
 @record(frozen=True, slots=True)
@@ -238,6 +241,7 @@ def _kind(
         write_bytes=sum(write.nbytes for write in writes),
         double=any(merge.kernel.double for merge in merges),
         offered=not packs and _offered(merges, writes, machine.there),
+        inspected=not computes and copied is not None and _are_numbers(copied),
     )
 
 
@@ -262,6 +266,11 @@ def _decodes(merge: Merge) -> bool:
     """Whether any input of a merge lies in blocks that a library decodes."""
     nodes = (*merge.gather.inputs, *merge.gather.side)
     return any(isinstance(node, Load) and bool(node.dtype.codec) for node in nodes)
+
+
+def _are_numbers(dtype: DType) -> bool:
+    """Whether each element is a number by itself that may be NaN or infinite."""
+    return dtype.floating and dtype.block == 1 and not dtype.codec
 
 
 def _bits(write: Write) -> int | Fraction:

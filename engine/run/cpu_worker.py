@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.graph.graph import Load, Merge, Write
 from mergeloom.engine.graph.kernel import Arithmetic, Ops
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.engine.plan.work import Work
 from mergeloom.engine.run.evaluate import Memo, Span, TreeEvaluator, check_finite
+from mergeloom.engine.run.finite import all_finite, not_finite
 from mergeloom.engine.run.state import (
     Bundle,
     SmallRun,
@@ -66,7 +67,8 @@ class Worker:
                 self._merge(run, inputs, outputs)
             else:
                 copied = inputs[work.leaves[0]]
-                _copy(work.grains, range(work.grains.count), copied, outputs, run.digests)
+                every = range(work.grains.count)
+                _copy(work, every, copied, outputs, run.digests, run.faulty)
 
     def _merge(self, run: SmallRun, inputs: Mapping[Load, Span], outputs: Outputs) -> None:
         """Compute all of a merge whose inputs are in memory."""
@@ -98,7 +100,8 @@ class Worker:
             (source, at) = next(iter(task.inputs.values()))
             outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
             copied = Span(source, at, first)
-            _copy(work.grains, _indices(task), copied, outputs, task.merge.digests)
+            task.faulty.clear()
+            _copy(work, _indices(task), copied, outputs, task.merge.digests, task.faulty)
         elif work.passes[task.tile.number].statistic is None:
             self._combine(task)
         else:
@@ -178,18 +181,26 @@ def _indices(task: TileRun) -> range:
 
 
 def _copy(
-    grains: Grains,
+    work: Work,
     indices: range,
     source: Span,
     outputs: Outputs,
     digests: Mapping[Write, TensorDigest],
+    faulty: Counter[Load],
 ) -> None:
-    """Move the bytes of grains from an input to outputs, and digest them."""
+    """Move the bytes of grains from an input to outputs, digest them, and count in ``faulty`` those
+    of the input's elements that are not finite."""
+    grains, load = work.grains, work.leaves[0]
     first, _ = grains.bounds(indices.start)
     count = min(len(indices) * grains.size, grains.total - first)
-    for write, span in outputs:
+    for number, (write, span) in enumerate(outputs):
         start, nbytes = write.dtype.nbytes(first - span.first), write.dtype.nbytes(count)
         place = source.block.address + source.at + write.dtype.nbytes(first - source.first)
         ctypes.memmove(span.block.address + span.at + start, place, nbytes)
+        inspected = number == 0 and work.kind.inspected
         for index in indices:
-            digests[write].add(index, span.content(write.dtype, *grains.bounds(index)))
+            bounds = grains.bounds(index)
+            content = span.content(write.dtype, *bounds)
+            digests[write].add(index, content)
+            if inspected and not all_finite(content, load.dtype):
+                faulty[load] += int(not_finite(content, load.dtype, bounds[1]).sum())

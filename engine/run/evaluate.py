@@ -20,18 +20,7 @@ from mergeloom.engine.graph.graph import Load, Merge, Write, tree
 from mergeloom.engine.graph.kernel import Array, GrainView, Ops, Statistic
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.run.codecs import decode
-
-_EXPONENTS = {
-    "BF16": 0x7F80,
-    "F16": 0x7C00,
-    "F32": 0x7F800000,
-    "F64": 0x7FF0000000000000,
-    "F8_E4M3": 0x7F,
-    "F8_E5M2": 0x7C,
-    "F8_E8M0": 0xFF,
-}
-"""Bits of a number that are all 1 where it is not finite."""
+from mergeloom.engine.run.finite import not_finite
 
 
 class Stretch(Protocol):
@@ -321,15 +310,4 @@ def check_finite(
 
 def _not_finite(span: Span, dtype: DType, bounds: tuple[int, int]) -> Any:
     """Which elements are not finite, as an array of numpy."""
-    import numpy as np
-
-    if dtype.codec:
-        values = np.empty(bounds[1], np.float32)
-        decode(dtype, np.frombuffer(span.content(dtype, *bounds), np.uint8), values)
-        return ~np.isfinite(values)
-    plain = dtype.stored or dtype
-    if plain.block > 1:
-        return np.zeros(bounds[1], bool)
-    codes = np.frombuffer(span.content(dtype, *bounds), f"u{plain.size}")
-    mask = codes.dtype.type(_EXPONENTS.get(plain.code, 0))
-    return (codes & mask == mask) if mask else np.zeros(codes.size, bool)
+    return not_finite(span.content(dtype, *bounds), dtype, bounds[1])

@@ -15,7 +15,7 @@ from mergeloom.planners.config.yaml_values import MAX_DEPTH
 
 
 def yaml_text(data: Mapping[Any, Any], file: str) -> str:
-    """``data`` as YAML; it may contain paths, enumerations, numpy arrays and numbers.
+    """``data`` as YAML; it may contain paths, enumerations, dtypes, numpy arrays and numbers.
 
     Raises:
         ConfigError: a value cannot be written as YAML; the message says where.
@@ -36,6 +36,8 @@ def _plain(value: Any, file: str, path: str, depth: int) -> Any:
         return str.__str__(value)
     if isinstance(value, os.PathLike):
         return str(os.fspath(value))
+    if type(value).__name__.endswith(("dtype", "DType")):  # torch.bfloat16, or one of numpy's
+        return str(value).rpartition(".")[2]
     if isinstance(value, Mapping):
         return {
             _plain(key, file, path, depth + 1): _plain(

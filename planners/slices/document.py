@@ -24,6 +24,7 @@ from mergeloom.planners.slices.doubts import (
     slice_levels,
     warn_of_empty,
     warn_of_idle,
+    warn_of_positions,
 )
 from mergeloom.planners.slices.fitting import Fitting
 from mergeloom.planners.slices.modules import Assigned, assign
@@ -286,6 +287,7 @@ def _towers(
             warn_of_left_out_base(entry, module, document, method, models, findings)
         if len(slices) == len(module.slices):
             warn_of_empty(slices, module, findings)
+            warn_of_positions(tower, slices, findings)
         towers.append(TowerPlan(tower, tuple(slices), module))
     return towers
 

@@ -3,12 +3,14 @@ models listed twice, empty slices."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from mergeloom.methods.declare import REQUIRED, Base, Method
 from mergeloom.planners.config.config import MergeDocument, Module
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.parameters import Level
+from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.slices.slices import LayerSource, Slice
 
 
@@ -141,3 +143,32 @@ def warn_of_empty(slices: Sequence[Slice], module: Module, findings: Findings) -
         else:
             what = "it has no effect"
         findings.warn(part.entry.place, f"a slice of no layers: {what}", code="empty-slice")
+
+
+_FOR_ALL_LAYERS = re.compile(
+    r"relative_attention_bias|rel_attn_embed|rel_embeddings|rel(ative)?_pos(ition)?_bias"
+)
+"""Weights that the attention of every layer of a tower adds: relative positions."""
+
+
+def warn_of_positions(tower: Tower, slices: Sequence[Slice], findings: Findings) -> None:
+    """Find layers that get the relative positions of another model than they are from."""
+    filled = [part for part in slices if part.length]
+    if not filled:
+        return
+    first = filled[0]
+    named = [tower.layer_name(0, suffix) for suffix in tower.first]
+    shared = [name for name in (*named, *tower.before) if _FOR_ALL_LAYERS.search(name)]
+    owners = list(dict.fromkeys(source.model.name for source in first.sources))
+    for part in filled if shared else ():
+        others = {source.model.name for source in part.sources} - {*owners}
+        if others:
+            findings.warn(
+                part.entry.place,
+                f"'{shared[0]}' holds for all layers and is made from "
+                f"{' and '.join(map(repr, owners))}: layers of "
+                f"{' and '.join(map(repr, sorted(others)))} attend otherwise than they did",
+                "stack layers of one model, or merge the models in every slice",
+                "positions",
+            )
+            return

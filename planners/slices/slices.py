@@ -68,6 +68,12 @@ def resolve_range(source: Source, tower: Tower, model: str) -> tuple[int, int]:
     if source.layer_range is None:
         return 0, tower.layers
     start, stop = source.layer_range
+    if not tower.layers and (start, stop) != (0, 0):
+        raise source.place.error(
+            f"layer_range [{start}, {stop}]: '{model}' has no stack of layers, or one layer that "
+            "is used several times",
+            "merge whole models: 'models' in place of 'slices'",
+        )
     if start < 0 or stop > tower.layers or start > stop:
         reason = "is reversed" if 0 <= stop < start else "is outside the model"
         raise source.place.error(

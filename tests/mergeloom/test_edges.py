@@ -153,6 +153,18 @@ def test_what_is_infinite_in_an_input_stays_so(models: Path, tmp_path: Path) -> 
     assert {tuple(place) for place in broken.nonzero().tolist()} <= {(1, 2), (3, 4)}
 
 
+@pytest.mark.parametrize("size", [64, 1 << 20])
+def test_what_is_infinite_and_only_copied_is_named(size: int, tmp_path: Path) -> None:
+    name, tensors = f"{LAYER}.w.weight", {f"{LAYER}.w.weight": torch.zeros(size).bfloat16()}
+    tensors[name][-1], tensors[name][3] = float("-inf"), float("nan")
+    write_checkpoint(tmp_path / "a", tensors, CONFIG)
+    config = {"merge_method": "passthrough", "models": [str(tmp_path / "a")]}
+    with pytest.warns(mergeloom.LoomWarning, match=f"'{name}' of '.*' has 2 values that are NaN"):
+        mergeloom.merge(config, tmp_path / "out")
+    copied = load_tensors(tmp_path / "out")[name]
+    assert torch.equal(copied.view(torch.int16), tensors[name].view(torch.int16))
+
+
 def headers_only(directory: Path, name: str, shape: tuple[int, ...]) -> Path:
     """A checkpoint of one bfloat16 tensor, of the right length but with a hole for its data."""
     directory.mkdir()

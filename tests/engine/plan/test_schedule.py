@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeloom.engine.base.dtypes import BF16, F32, DType
+from mergeloom.engine.base.dtypes import BF16, BY_CODE, F32, DType
 from mergeloom.engine.base.errors import BudgetError
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.units import MIB
@@ -242,12 +242,18 @@ def test_a_layer_that_stands_twice_is_read_and_computed_once() -> None:
 def test_copies_need_no_arithmetic_and_no_memory_for_it() -> None:
     builder = GraphBuilder()
     load = builder.load(Disk("d"), 0, BF16, (100, 100), "t")
-    copied = schedule(graph_of([(builder.merge([load], Copy(), "c"), BF16)]), None, machine())
+    whole = builder.load(Disk("d"), 0, BY_CODE["I16"], (100, 100), "i")
+    numbers, copied = (
+        schedule(graph_of([(builder.merge([each], Copy(), "c"), each.dtype)]), None, machine())
+        for each in (load, whole)
+    )
     cast = schedule(graph_of([(builder.merge([load], Copy(), "c"), F32)]), None, machine())
     assert not copied.computes
     assert cast.computes
     assert not copied.words
     assert copied.overhead_bytes + COMPILED.library_bytes(frozenset()) <= cast.overhead_bytes + MIB
+    assert not numbers.words  # NaN among them is looked for, with numpy
+    assert copied.overhead_bytes + 16 * MIB == numbers.overhead_bytes
 
 
 class Allocating(Moment):

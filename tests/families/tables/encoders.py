@@ -62,7 +62,7 @@ ENCODERS = (
         "albert",
         "AlbertForMaskedLM",
         encoder,
-        (Stack("albert.encoder.albert_layer_groups", refused="0 layers"),),
+        (Stack("albert.encoder.albert_layer_groups", refused="no stack of layers"),),
         {"embedding_size": 16},
     ),
     one("deberta_v2", "DebertaV2ForMaskedLM", "deberta.encoder.layer"),

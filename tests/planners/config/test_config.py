@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -455,8 +456,11 @@ def test_python_data_is_a_configuration() -> None:
         ),
         "name": np.int64(3),
         "parameters": {"normalize": np.bool_(True)},
+        "dtype": torch.bfloat16,
+        "out_dtype": np.dtype("float32"),
     }
     (document,) = config_from(data).documents
+    assert (str(document.dtype), str(document.out_dtype)) == ("bfloat16", "float32")
     first, second = document.modules[None].slices[0].sources
     assert (str(first.model), document.name) == ("a/b", "3")
     assert first.parameters.entries["weight"][0].value == 0.5

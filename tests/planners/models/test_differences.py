@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from transformers import CONFIG_MAPPING
 
-from mergeloom.planners.models.differences import _UNWRITTEN, differences
+from mergeloom.planners.models.class_defaults import class_defaults
+from mergeloom.planners.models.differences import differences
+from scripts.fixtures.class_defaults import defaults_of
 
 EFFECT = "the output computes with the first, for layers of the others too"
 
@@ -92,25 +94,81 @@ def test_a_value_that_one_leaves_to_a_known_class_is() -> None:
     """Llama 2's files write no rotary base, those of models for longer contexts do."""
     short, long = {"model_type": "llama"}, {"model_type": "llama", "rope_theta": 1e6}
     assert found(short, long) == [
-        f"'rope_theta' differs: 10000.0 in 'a', 1000000.0 in 'b': {EFFECT}"
+        f"'rope_theta' differs: 10000.0 (what its class takes) in 'a', 1000000.0 in 'b': {EFFECT}"
     ]
     assert found(short, {"model_type": "llama", "rope_theta": 10000.0}) == []
     new = {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 10000}}
     assert found(short, new) == []
     text = {"text_config": {"model_type": "clip_text_model"}}
     (line,) = found(text, {"text_config": {**text["text_config"], "hidden_act": "gelu"}})
-    assert line.startswith("'text_config.hidden_act' differs: quick_gelu in 'a', gelu in 'b'")
+    assert line.startswith(
+        "'text_config.hidden_act' differs: quick_gelu (what its class takes) in 'a'"
+    )
 
 
-@pytest.mark.parametrize("family", sorted(_UNWRITTEN))
+@pytest.mark.parametrize(
+    "family", ["llama", "mistral", "qwen2", "gemma2", "gpt2", "t5", "whisper", "bert", "phi3"]
+)
 def test_what_classes_take_where_nothing_is_written(family: str) -> None:
-    config = CONFIG_MAPPING[family]()
-    for key, value in _UNWRITTEN[family].items():
-        if key == "rope_scaling":
-            assert config.rope_parameters["rope_type"] == "default"
-        else:
-            theta = (getattr(config, "rope_parameters", None) or {}).get(key)
-            assert (getattr(config, key, None) if theta is None else theta) == value
+    assert class_defaults(family) == defaults_of(CONFIG_MAPPING[family])
+
+
+def test_a_value_that_only_another_model_writes_is_compared_with_what_the_class_takes() -> None:
+    mixtral = {"model_type": "mixtral"}
+    assert found(mixtral, {**mixtral, "sliding_window": 4096, "rope_theta": 1e6}) == [
+        f"'sliding_window' differs: None (what its class takes) in 'a', 4096 in 'b': {EFFECT}"
+    ]
+    whisper = {"model_type": "whisper", "scale_embedding": False}
+    assert found({"model_type": "whisper"}, whisper) == []
+    (line,) = found({**whisper, "scale_embedding": True}, {"model_type": "whisper"})
+    assert line.startswith("'scale_embedding' differs: True in 'a', False (what its class takes)")
+    text = {"text_config": {"model_type": "llama"}, "model_type": "llava"}
+    (line,) = found(text, {**text, "text_config": {"model_type": "llama", "rms_norm_eps": 1e-5}})
+    assert line.startswith(
+        "'text_config.rms_norm_eps' differs: 1e-06 (what its class takes) in 'a'"
+    )
+    assert found({"model_type": "llama"}, {"model_type": "llama", "head_dim": 64}) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gpt_oss"},
+        {"model_type": "falcon_h1"},
+        {"model_type": "gemma", "hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"},
+        {
+            "model_type": "phi3",
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "original_max_position_embeddings": 64,
+            "rope_scaling": {
+                "type": "longrope",
+                "long_factor": [1.0] * 4,
+                "short_factor": [1.0] * 4,
+            },
+        },
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_a_configuration_and_what_transformers_saves_of_it_agree(config: dict[str, Any]) -> None:
+    saved = CONFIG_MAPPING[config["model_type"]](**config).to_dict()
+    assert found(config, saved) == []
+    assert found(saved, config) == []
+
+
+def test_a_value_that_is_written_once_in_classes_that_are_not_known_is_named() -> None:
+    own = {"model_type": "house_blend"}
+    assert found(own, {**own, "rope_theta": 1e6}) == [
+        "'rope_theta' is 1000000.0 in 'b' and is not written in 'a', whose class is not known "
+        "here: look that it takes the same"
+    ]
+    two = found(own, {**own, "logit_scale": 2.0}, c={**own, "logit_scale": 3.0})
+    assert two == [
+        "'logit_scale' differs: 2.0 in 'b', 3.0 in 'c': the output's config.json, from 'a', does "
+        "not say it"
+    ]
+    usual = {"rope_theta": 1e4, "scale_embedding": False, "sliding_window": None}
+    assert found(own, {**own, **usual, "head_dim": 64, "resid_pdrop": 0.1}) == []
 
 
 def test_a_window_that_is_not_used_is_not_compared() -> None:

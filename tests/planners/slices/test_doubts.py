@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mergeloom.engine.base.errors import ConfigError
+from tests.planners.slices import tiny
 from tests.planners.support import llama, plan_text
 
 
@@ -41,7 +42,7 @@ def test_a_setting_under_a_model_that_is_needed_is_told_its_place(models: Path) 
     with pytest.raises(ConfigError) as caught:
         plan_text(text, models)
     assert [str(finding).partition(": write")[0] for finding in caught.value.findings] == [
-        "config.yml:3: models[1].parameters.t: 't' of 'slerp' holds for all models together and "
+        "config.yml:3: models[1].parameters.t: 't' of 'slerp' applies to all models together and "
         "has no effect under one of them",
         "config.yml:3: models: 'slerp' needs 't': add it under the global 'parameters' (0 is the "
         "base, 1 the other model)",
@@ -127,3 +128,20 @@ def test_a_misspelt_parameter_is_named_beside_the_one_that_is_missing(models: Pa
         "{weight: ...}'"
     )
     assert caught.value.code == "missing-parameter"
+
+
+@pytest.mark.parametrize(
+    ("kind", "shared"),
+    [
+        ("T5EncoderModel", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+        ("MPNetModel", "encoder.relative_attention_bias.weight"),
+    ],
+)
+def test_relative_positions_of_another_model_are_said(
+    tmp_path: Path, kind: str, shared: str
+) -> None:
+    a, b = tiny.pair(tmp_path, kind)
+    (said,) = [w for w in tiny.planned(tiny.stack(a, b)).warnings if "attend otherwise" in w]
+    assert f"'{shared}' holds for all layers and is made from '{a}': layers of '{b}'" in said
+    assert not [w for w in tiny.planned(tiny.stack(b, b)).warnings if "attend otherwise" in w]
+    assert not [w for w in tiny.planned(tiny.blend(a, b)).warnings if "attend otherwise" in w]

@@ -1,0 +1,49 @@
+"""NaN and infinities among elements as they are stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.run.codecs import decode
+
+_EXPONENTS = {
+    "BF16": 0x7F80,
+    "F16": 0x7C00,
+    "F32": 0x7F800000,
+    "F64": 0x7FF0000000000000,
+    "F8_E4M3": 0x7F,
+    "F8_E5M2": 0x7C,
+    "F8_E8M0": 0xFF,
+}
+"""Bits of a number that are all 1 where it is not finite."""
+
+
+def all_finite(content: memoryview, dtype: DType) -> bool:
+    """Whether all numbers of a type are finite. It is told at the speed of memory: of numbers of
+    one sign, those that are not have the largest bits.
+    """
+    import numpy as np
+
+    codes = np.frombuffer(content, f"u{dtype.size}")
+    exponent = _EXPONENTS[dtype.code]
+    if not codes.size:
+        return True
+    negative = exponent | 1 << (8 * dtype.size - 1)
+    return bool(codes.max() < negative and codes.view(f"i{dtype.size}").max() < exponent)
+
+
+def not_finite(content: memoryview, dtype: DType, count: int) -> Any:
+    """Which of ``count`` elements are not finite, as an array of numpy."""
+    import numpy as np
+
+    if dtype.codec:
+        values = np.empty(count, np.float32)
+        decode(dtype, np.frombuffer(content, np.uint8), values)
+        return ~np.isfinite(values)
+    plain = dtype.stored or dtype
+    if plain.block > 1:
+        return np.zeros(count, bool)
+    codes = np.frombuffer(content, f"u{plain.size}")
+    mask = codes.dtype.type(_EXPONENTS.get(plain.code, 0))
+    return (codes & mask == mask) if mask else np.zeros(codes.size, bool)
