@@ -51,7 +51,7 @@ IMPORT_PREFETCH_BYTES = 512 * MIB
 
 _NODE_BYTES = 400
 _HEAP_MARGIN = 24 * MIB
-_INSPECTING = 16 * MIB
+_INSPECTING = 20 * MIB
 """What the library takes that looks for NaN among numbers that are copied."""
 _MEMO_SHARE = 0.25
 """The most of the ledger that memos may take: they save arithmetic, inputs that stay reading."""
