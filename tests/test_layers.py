@@ -20,10 +20,19 @@ LATE = {"torch", "transformers", "tokenizers", "huggingface_hub", "networkx", "p
 
 WORKERS = {
     ROOT / "engine" / "run" / f"{name}.py"
-    for name in ("torch_arrays", "torch_device", "device_worker", "device_cache")
+    for name in (
+        "torch_arrays",
+        "torch_device",
+        "device_worker",
+        "device_workspace",
+        "device_cache",
+    )
 }
 WORKERS |= {ROOT / "methods" / "reference.py"}
-WORKERS |= {ROOT / "methods" / "ops" / f"{name}.py" for name in ("torch_ops", "torch_tables")}
+WORKERS |= {
+    ROOT / "methods" / "ops" / f"{name}.py"
+    for name in ("torch_ops", "torch_tables", "torch_factors")
+}
 """Only threads that compute import these."""
 
 MODULES = {

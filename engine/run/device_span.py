@@ -1,0 +1,60 @@
+"""Where grains of a tensor lie on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.graph.kernel import Array
+from mergeloom.engine.plan.device_memory import stride
+from mergeloom.engine.run.device import Memory
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpan:
+    """Grains of a tensor on a device: grain ``first`` at byte ``at`` of ``memory``, each at a
+    distance of `stride` from the one before."""
+
+    memory: Memory
+    at: int
+    first: int
+    grains: Grains
+
+    def view(self, ops: Any, dtype: DType, start: int, count: int) -> Array:
+        """Elements ``[start, start + count)`` of one grain as a flat array."""
+        return ops.at(self._bytes(dtype.size, start, count), dtype, count)
+
+    def pieces(self, indices: range, size: int, host: Memory) -> Iterator[tuple[Memory, Memory]]:
+        """Bytes of grains ``indices`` here, and their places in ``host``, which holds nothing
+        else; elements have ``size`` bytes."""
+        grains = self.grains
+        dense = stride(grains, size) == grains.size * size
+        begin, _ = elements_of(grains, indices)
+        for run in chunks(indices, len(indices) if dense else 1, 0):
+            start, count = elements_of(grains, run)
+            at = (start - begin) * size
+            yield self._bytes(size, start, count), host[at : at + count * size]
+
+    def _bytes(self, size: int, start: int, count: int) -> Memory:
+        index, inside = divmod(start, self.grains.size)
+        at = self.at + (index - self.first) * stride(self.grains, size) + inside * size
+        return self.memory[at : at + count * size]
+
+
+def elements_of(grains: Grains, indices: range) -> tuple[int, int]:
+    """First element of a run of grains, and number of elements."""
+    first, _ = grains.bounds(indices.start)
+    return first, min(len(indices) * grains.size, grains.total - first)
+
+
+def chunks(grains: range, length: int, edge: int) -> Iterator[range]:
+    """Runs of at most ``length``; none of them has ``edge`` inside."""
+    first = grains.start
+    while first < grains.stop:
+        last = grains.stop if first >= edge else min(edge, grains.stop)
+        following = min(first + length, last)
+        yield range(first, following)
+        first = following

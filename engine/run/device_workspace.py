@@ -1,0 +1,148 @@
+"""The memory of a device that its worker uses: slots of chunks, scratch of arithmetic, the cache.
+
+    | outside: the libraries' | scratch | slot | slot | slot |        cache        |
+
+It grows as merges need it; the cache as far as the rest leaves room, to which it gives way. Where
+the device has less than that, the cache is made smaller first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from mergeloom.engine.graph.kernel import DeviceOps
+from mergeloom.engine.plan.device_memory import (
+    SLOTS,
+    bench_bytes,
+    outside_bytes,
+    slot_bytes,
+    stay_bytes,
+)
+from mergeloom.engine.plan.footprint import MergeShape
+from mergeloom.engine.run.device import Device, Mark, Memory, Queue, is_out_of_memory
+from mergeloom.engine.run.device_cache import DeviceCache
+
+_SHRINKS = 4
+"""Factor by which a cache shrinks that was too large."""
+_LEAST_CACHE = 1 << 20
+
+
+class _Sizes(NamedTuple):
+    """Bytes on a device: left to its libraries, of scratch, of one slot."""
+
+    outside: int
+    scratch: int
+    slot: int
+
+    @property
+    def total(self) -> int:
+        return self.outside + self.scratch + SLOTS * self.slot
+
+
+_NOTHING = _Sizes(0, 0, 0)
+
+
+@dataclass(slots=True)
+class Slot:
+    """Memory of one chunk; ``free`` is when what lies there has left."""
+
+    memory: Memory
+    free: Mark | None = None
+
+
+class DeviceWorkspace:
+    """At most ``memory`` bytes of a device. ``arithmetic`` makes its operations, given scratch, in
+    the queue ``compute``.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        memory: int,
+        arithmetic: Callable[..., Any],
+        compute: Queue,
+    ) -> None:
+        self.ops: DeviceOps | None = None
+        self.cache = DeviceCache()
+        self.shrunk = 0
+        """How often there was less memory for the cache than planned."""
+        self._device = device
+        self._memory = memory
+        self._arithmetic = arithmetic
+        self._compute = compute
+        self._slots: list[Slot] = []
+        self._turn = 0
+        self._sizes = _NOTHING
+        self._cachable = memory
+        """Bytes of the largest cache that may be tried."""
+
+    def next_slot(self) -> Slot:
+        """The slots, in turn."""
+        slot = self._slots[self._turn]
+        self._turn = (self._turn + 1) % SLOTS
+        return slot
+
+    def reserve(
+        self, profile: MergeShape, chunk: int, staying: int, land: Callable[[], None]
+    ) -> None:
+        """See that all is as large as a merge needs it that works on ``chunk`` grains at once, and
+        of which ``staying`` grains are to be in the cache. When ``land`` returns nothing that lies
+        here is in use."""
+        needed = _Sizes(outside_bytes(profile), bench_bytes(profile), slot_bytes(profile, chunk))
+        sizes = _Sizes(*map(max, zip(self._sizes, needed, strict=True)))
+        if sizes.total > self._memory:
+            sizes = needed  # what others needed gives way
+        cache = self.cache.size
+        if staying and (own := stay_bytes(profile, staying)) > cache:
+            cache = SLOTS * own  # while one merge ends, others begin
+        cache = max(min(cache, self._memory - sizes.total, self._cachable), 0)
+        if sizes == self._sizes and cache == self.cache.size:
+            return
+        land()
+        if sizes == self._sizes and self.cache.stays:
+            return  # a larger cache is not worth uploading again what is there
+        self.drop()
+        scratch = self._device.allocate(sizes.scratch)
+        with self._compute:
+            self.ops = self._arithmetic(scratch, self._device)
+        del scratch
+        memory = self._device.allocate(SLOTS * sizes.slot)
+        self._slots = [Slot(memory[i * sizes.slot :][: sizes.slot]) for i in range(SLOTS)]
+        self._sizes = sizes
+        self._allocate_cache(cache)
+
+    def drop(self) -> None:
+        """Give all of it back."""
+        self._device.settle()
+        self._sizes = _NOTHING
+        self.ops = None
+        self._slots = []
+        self.cache = DeviceCache()
+        self._device.reclaim()
+
+    def shrink(self) -> bool:
+        """Do with a smaller cache from now on; whether there was any."""
+        if not self.cache.size:
+            return False
+        self._shrink(self.cache.size)
+        return True
+
+    def _allocate_cache(self, nbytes: int) -> None:
+        """Make a cache of ``nbytes``, or of as many bytes as there are."""
+        while nbytes := min(nbytes, self._cachable):
+            try:
+                self.cache = DeviceCache(self._device.allocate(nbytes))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._shrink(nbytes)
+            else:
+                return
+
+    def _shrink(self, nbytes: int) -> None:
+        """Have no cache any more that is nearly as large as ``nbytes``, for that was too much."""
+        self.shrunk += 1
+        smaller = nbytes // _SHRINKS
+        self._cachable = smaller if smaller >= _LEAST_CACHE else 0
