@@ -9,7 +9,7 @@ import pytest
 
 from mergeloom.engine.base.dtypes import BF16, F16, F32
 from mergeloom.engine.base.units import MIB
-from mergeloom.engine.graph.graph import Graph, Merge, Write
+from mergeloom.engine.graph.graph import Graph, Write
 from mergeloom.engine.hardware import device_code
 from mergeloom.engine.hardware.accelerators import Accelerator, found_devices
 from mergeloom.engine.hardware.device_code import compiler
@@ -19,29 +19,18 @@ from mergeloom.methods.ops.arithmetic import COMPILED, TORCH
 from tests.engine.fake_device import accelerator
 from tests.engine.host_cuda import HostDevice, needs_compiler
 from tests.engine.run.test_device_worker import Memory, Ran, run
-from tests.engine.support import Workshop
-from tests.methods.test_devices import VARIANTS, kernel_of
+from tests.methods.every_method import every_method
 
 CPU = Machine(2, 300 * MIB, 0, COMPILED, TORCH)
 CUDA = found_devices(lambda: compiler() is not None)
 needs_cuda = pytest.mark.skipif(
     not any(device.kind == "cuda" for device in CUDA), reason="there is no CUDA device"
 )
-SHAPES = {"wide": (27, 21000), "rows": (900, 600), "vector": (530_000,)}
 
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """A merge by every variant of every method, for every shape, to several types."""
-    workshop = Workshop(tmp_path_factory.mktemp("in"))
-    outputs: dict[str, tuple[Merge, object]] = {}
-    for label, shape in SHAPES.items():
-        loads = [workshop.loads(dtype, [shape], gap=2)[0] for dtype in (BF16, BF16, F16, F32)]
-        for number, (name, settings) in enumerate(VARIANTS):
-            kernel, count = kernel_of(name, settings, shape)
-            merge = workshop.builder.merge(loads[:count], kernel, name)
-            outputs[f"{name}.{number}.{label}"] = merge, (F32, BF16, F16)[number % 3]
-    return workshop.graph(outputs)  # type: ignore[arg-type]
+    return every_method(tmp_path_factory.mktemp("in"), [F32, BF16, F16])
 
 
 @pytest.fixture(scope="module")

@@ -6,33 +6,22 @@ from dataclasses import replace
 
 import pytest
 
-from mergeloom.engine.base.dtypes import BF16, F16, F32
+from mergeloom.engine.base.dtypes import F32
 from mergeloom.engine.base.units import MIB
-from mergeloom.engine.graph.graph import Graph, Merge
+from mergeloom.engine.graph.graph import Graph
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.assignment import Reason
 from mergeloom.methods.ops.arithmetic import TORCH
 from tests.engine.fake_device import accelerator
 from tests.engine.run.test_device_worker import Memory, Opener, machine, run
-from tests.engine.support import Workshop
-from tests.methods.test_devices import VARIANTS, kernel_of
+from tests.methods.every_method import every_method
 
-SHAPES = {"wide": (27, 21000), "rows": (900, 600), "vector": (530_000,)}
 CPU = Machine(2, 300 * MIB, 0, TORCH, TORCH)
 
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """A merge by every variant of every method, for every shape."""
-    workshop = Workshop(tmp_path_factory.mktemp("in"))
-    outputs: dict[str, tuple[Merge, object]] = {}
-    for label, shape in SHAPES.items():
-        loads = [workshop.loads(dtype, [shape], gap=2)[0] for dtype in (BF16, BF16, F16, F32)]
-        for number, (name, settings) in enumerate(VARIANTS):
-            kernel, count = kernel_of(name, settings, shape)
-            merge = workshop.builder.merge(loads[:count], kernel, name)
-            outputs[f"{name}.{number}.{label}"] = merge, F32
-    return workshop.graph(outputs)  # type: ignore[arg-type]
+    return every_method(tmp_path_factory.mktemp("in"), [F32])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,27 @@
+"""A graph in which every method has its turn, for tests of what computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mergeloom.engine.base.dtypes import BF16, F16, F32, DType
+from mergeloom.engine.graph.graph import Graph, Merge
+from tests.engine.support import Workshop
+from tests.methods.test_devices import VARIANTS, kernel_of
+
+SHAPES = {"wide": (27, 21000), "rows": (900, 600), "vector": (530_000,)}
+
+
+def every_method(directory: Path, written: Sequence[DType]) -> Graph:
+    """A merge by every variant of every method, for every shape, to the dtypes in turn. The inputs
+    are made in ``directory``."""
+    workshop = Workshop(directory)
+    outputs: dict[str, tuple[Merge, DType]] = {}
+    for label, shape in SHAPES.items():
+        loads = [workshop.loads(dtype, [shape], gap=2)[0] for dtype in (BF16, BF16, F16, F32)]
+        for number, (name, settings) in enumerate(VARIANTS):
+            kernel, count = kernel_of(name, settings, shape)
+            merge = workshop.builder.merge(loads[:count], kernel, name)
+            outputs[f"{name}.{number}.{label}"] = merge, written[number % len(written)]
+    return workshop.graph(outputs)
