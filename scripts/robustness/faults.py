@@ -18,24 +18,22 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from mergeloom.cli import main as run_command_line
 from mergeloom.engine.base.errors import LoomError, RunError
 from mergeloom.engine.job import Job, Options, run
 from mergeloom.engine.storage.file_system import FILES, Files
 from mergeloom.engine.storage.source import IOMode
+from scripts.robustness.faulty_files import ERRORS, FaultyFiles, MeddlingFiles, ShortFiles
+from scripts.robustness.forked import Ended, command
+from scripts.robustness.small_disks import fill, free_bytes, mounted, remount
 from scripts.robustness.small_merges import (
     MACHINE,
     digests,
@@ -44,111 +42,7 @@ from scripts.robustness.small_merges import (
     memory_directory,
 )
 
-R = TypeVar("R")
 MIB = 1 << 20
-
-_WRITING = frozenset(
-    ("create", "write", "truncate", "allocate", "sync", "make_directory", "rename")
-)
-ERRORS: dict[str, tuple[int, frozenset[str] | None]] = {
-    "disk full": (errno.ENOSPC, _WRITING),
-    "quota exceeded": (errno.EDQUOT, _WRITING),
-    "read-only file system": (errno.EROFS, _WRITING | {"remove"}),
-    "input/output error": (errno.EIO, None),
-    "no memory": (errno.ENOMEM, None),
-    "stale handle": (errno.ESTALE, None),
-}
-"""Errors of the system, and the calls that may return them (``None``: all)."""
-
-
-class FaultyFiles(Files):
-    """A file system on which a call fails: the one with this ``number``, or all from it on."""
-
-    def __init__(
-        self, error: int, kinds: frozenset[str] | None, number: int, lasting: bool
-    ) -> None:
-        self.calls = 0
-        self.failures = 0
-        self._error = error
-        self._kinds = kinds
-        self._number = number
-        self._lasting = lasting
-        self._lock = threading.Lock()
-
-    def open(self, path: Path | str, flags: int) -> int:
-        kind = "create" if flags & os.O_CREAT else "open"
-        return self._call(kind, lambda: FILES.open(path, flags))
-
-    def read(self, fd: int, buffer: memoryview, position: int) -> int:
-        return self._call("read", lambda: FILES.read(fd, buffer, position))
-
-    def write(self, fd: int, content: memoryview | bytes, position: int) -> int:
-        return self._call("write", lambda: FILES.write(fd, content, position))
-
-    def truncate(self, fd: int, size: int) -> None:
-        self._call("truncate", lambda: FILES.truncate(fd, size))
-
-    def allocate(self, fd: int, size: int) -> None:
-        self._call("allocate", lambda: FILES.allocate(fd, size))
-
-    def sync(self, fd: int) -> None:
-        self._call("sync", lambda: FILES.sync(fd))
-
-    def make_directory(self, path: Path) -> None:
-        self._call("make_directory", lambda: FILES.make_directory(path))
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._call("rename", lambda: FILES.rename(source, target))
-
-    def remove(self, path: Path) -> None:
-        self._call("remove", lambda: FILES.remove(path))
-
-    def sync_directory(self, path: Path) -> None:
-        self._call("sync", lambda: FILES.sync_directory(path))
-
-    def _call(self, kind: str, call: Callable[[], R]) -> R:
-        if self._kinds is None or kind in self._kinds:
-            with self._lock:
-                self.calls += 1
-                fails = self.calls == self._number or (self._lasting and self.calls > self._number)
-                self.failures += fails
-            if fails:
-                raise OSError(self._error, os.strerror(self._error))
-        return call()
-
-
-class ShortFiles(Files):
-    """Reads and writes a part of what it is asked to, as a file system may."""
-
-    def __init__(self, seed: int) -> None:
-        self._chance = random.Random(seed)
-
-    def read(self, fd: int, buffer: memoryview, position: int) -> int:
-        return FILES.read(fd, buffer[: self._part(len(buffer))], position)
-
-    def write(self, fd: int, content: memoryview | bytes, position: int) -> int:
-        view = memoryview(content)
-        return FILES.write(fd, view[: self._part(len(view))], position)
-
-    def _part(self, length: int) -> int:
-        return self._chance.choice((length, 4096, self._chance.randint(1, length)))
-
-
-class MeddlingFiles(Files):
-    """Does something to the inputs right before one of the reads."""
-
-    def __init__(self, number: int, meddle: Callable[[], None]) -> None:
-        self._number = number
-        self._meddle = meddle
-        self._reads = 0
-        self._lock = threading.Lock()
-
-    def read(self, fd: int, buffer: memoryview, position: int) -> int:
-        with self._lock:
-            self._reads += 1
-            if self._reads == self._number:
-                self._meddle()
-        return FILES.read(fd, buffer, position)
 
 
 @dataclass
@@ -276,48 +170,6 @@ def inputs_change(trial: Trial) -> None:
     trial.counts["file missing at the start", "one line, then resumed"] += 1
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a command ended: exit status (negative: a signal's number) and what it complained of,
-    warnings apart."""
-
-    status: int
-    complaints: str
-
-
-def command(
-    arguments: Sequence[str],
-    before: Callable[[], None] = lambda: None,
-    meanwhile: Callable[[int], None] = lambda pid: None,
-) -> Ended:
-    """Run the command line in a forked process, where torch is imported already.
-
-    ``before`` runs in that process first; ``meanwhile`` gets its id when it has begun.
-    """
-    with tempfile.TemporaryFile() as complaints:
-        pid = os.fork()
-        if not pid:
-            status = 70
-            try:
-                os.dup2(complaints.fileno(), 2)
-                sys.stderr = os.fdopen(2, "w", buffering=1)
-                sys.argv = ["mergeloom", *arguments]
-                before()
-                run_command_line()
-            except SystemExit as end:
-                status = end.code if isinstance(end.code, int) else 70
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        meanwhile(pid)
-        _, state = os.waitpid(pid, 0)
-        complaints.seek(0)
-        lines = complaints.read().decode().splitlines(keepends=True)
-        said = "".join(line for line in lines if not line.startswith("warning: "))
-        return Ended(os.waitstatus_to_exitcode(state), said)
-
-
 def _merge(trial: Trial, output: Path, *more: str) -> list[str]:
     config = trial.models / "merge.yml"
     config.write_text(
@@ -395,7 +247,7 @@ def small_disks(trial: Trial) -> None:
         with mounted(trial.folder, kind, 8 * MIB) as volume:
             output = volume / "out"
             filler = volume / "filler"
-            _fill(filler, _free(volume) - needed // 2)
+            fill(filler, free_bytes(volume) - needed // 2)
             ended = command(_merge(trial, output))
             _check_command(ended)
             assert "MB" in ended.complaints
@@ -418,7 +270,7 @@ def small_disks(trial: Trial) -> None:
 
 def _filling(volume: Path, left: int) -> Callable[[object], None]:
     """Something that fills the disk after the free space was looked at, all but ``left`` bytes."""
-    return lambda _: _fill(volume / "filler", _free(volume) - left)
+    return lambda _: fill(volume / "filler", free_bytes(volume) - left)
 
 
 def read_only(trial: Trial) -> None:
@@ -430,13 +282,13 @@ def read_only(trial: Trial) -> None:
                 files = FaultyFiles(errno.EIO, frozenset(("read",)), 10, True)
                 with suppress(RunError):
                     run(trial.job, output, _options(IOMode.AUTO, files))
-            _remount(volume, "ro")
+            remount(volume, "ro")
             try:
                 run(trial.job, output, _options(IOMode.AUTO))
                 raise AssertionError("a read-only file system was written")
             except LoomError as error:
                 check_error(error)
-            _remount(volume, "rw")
+            remount(volume, "rw")
             trial.resume("read-only output", output, False)
 
 
@@ -483,51 +335,6 @@ def _by_command(trial: Trial) -> dict[str, str]:
         ended = command(_merge(trial, output))
         assert ended.status == 0, ended
     return digests(output)
-
-
-@contextmanager
-def mounted(folder: Path, kind: str, size: int) -> Iterator[Path]:
-    """A ``tmpfs``, or an ``ext4`` in a file, of ``size`` bytes. Needs root.
-
-    Raises:
-        OSError: it cannot be mounted here.
-    """
-    volume, image = folder / "volume", folder / "image"
-    volume.mkdir()
-    try:
-        if kind == "tmpfs":
-            _call("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(volume))
-        else:
-            with open(image, "wb") as file:
-                file.truncate(size)
-            _call("mkfs.ext4", "-q", "-m", "0", str(image))
-            _call("mount", "-o", "loop", str(image), str(volume))
-        try:
-            yield volume
-        finally:
-            _call("umount", str(volume))
-    finally:
-        volume.rmdir()
-        image.unlink(missing_ok=True)
-
-
-def _remount(volume: Path, mode: str) -> None:
-    _call("mount", "-o", f"remount,{mode}", str(volume))
-
-
-def _call(*arguments: str) -> None:
-    found = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    if found.returncode:
-        raise OSError(found.stderr.strip() or f"{arguments[0]} failed")
-
-
-def _free(volume: Path) -> int:
-    return shutil.disk_usage(volume).free
-
-
-def _fill(path: Path, size: int) -> None:
-    with open(path, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(size, 1))
 
 
 def make_trial(kind: str, folder: Path, most: int | None = None) -> Trial:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts.robustness import faults
+from scripts.robustness.small_disks import mounted
 from scripts.robustness.small_merges import memory_directory
 
 FORKING = {"signals", "memory", "locks", "small-disks"}
@@ -27,7 +28,7 @@ def needs_mounts(folder: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting needs root")
     try:
-        with faults.mounted(folder, "ext4", 8 << 20):
+        with mounted(folder, "ext4", 8 << 20):
             pass
     except OSError as error:
         pytest.skip(f"nothing can be mounted here: {error}")

@@ -1,0 +1,53 @@
+"""File systems of a fixed size, which can be filled and made read-only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scripts.fixtures.volume import call
+
+
+@contextmanager
+def mounted(folder: Path, kind: str, size: int) -> Iterator[Path]:
+    """A ``tmpfs``, or an ``ext4`` in a file, of ``size`` bytes. Needs root.
+
+    Raises:
+        OSError: it cannot be mounted here.
+    """
+    volume, image = folder / "volume", folder / "image"
+    volume.mkdir()
+    try:
+        if kind == "tmpfs":
+            call("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(volume))
+        else:
+            with open(image, "wb") as file:
+                file.truncate(size)
+            call("mkfs.ext4", "-q", "-m", "0", str(image))
+            call("mount", "-o", "loop", str(image), str(volume))
+        try:
+            yield volume
+        finally:
+            call("umount", str(volume))
+    finally:
+        volume.rmdir()
+        image.unlink(missing_ok=True)
+
+
+def remount(volume: Path, mode: str) -> None:
+    """Make a mounted file system ``ro`` or ``rw``."""
+    call("mount", "-o", f"remount,{mode}", str(volume))
+
+
+def free_bytes(volume: Path) -> int:
+    """Bytes that are free on a file system."""
+    return shutil.disk_usage(volume).free
+
+
+def fill(path: Path, size: int) -> None:
+    """Let a file take ``size`` bytes of its disk."""
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(size, 1))
