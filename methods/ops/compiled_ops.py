@@ -11,16 +11,22 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from mergeloom.engine.base.dtypes import BF16, F32, DType
+from mergeloom.engine.base.dtypes import F32, DType
 from mergeloom.engine.graph.kernel import GrainView
 from mergeloom.engine.graph.sums import Sums
 from mergeloom.engine.hardware.machine_code import Function
 from mergeloom.engine.memory.elements import Arena, Elements
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.run.codecs import decode, encode
+from mergeloom.methods.ops.compiled_records import (
+    SIZES,
+    VectorRecord,
+    describe_blocks,
+    describe_rule,
+    place_of,
+)
 from mergeloom.methods.ops.compiled_tables import CompiledTables
-from mergeloom.methods.ops.draws import HASH, WORD, words
-from mergeloom.methods.ops.loops.record import BLOCKS, VECTOR
+from mergeloom.methods.ops.draws import HASH
 from mergeloom.methods.ops.loops.sizes import (
     Kind,
     factors_bytes,
@@ -29,7 +35,7 @@ from mergeloom.methods.ops.loops.sizes import (
     product_bytes,
     work_bytes,
 )
-from mergeloom.methods.ops.maths import ArrayMaths
+from mergeloom.methods.ops.maths import ArrayMaths, divergences_of
 from mergeloom.methods.ops.order import in_order
 from mergeloom.methods.ops.words import (
     CANCELLED,
@@ -48,28 +54,8 @@ from mergeloom.methods.ops.words import (
 if TYPE_CHECKING:
     import numpy as np
 
-_CTYPES: dict[str, Any] = {
-    "q": ctypes.c_int64,
-    "i": ctypes.c_int32,
-    "I": ctypes.c_uint32,
-    "f": ctypes.c_float,
-    "?": ctypes.c_bool,
-}
-
-
-class VectorRecord(ctypes.Structure):
-    """The C layout of `methods.ops.loops.record.VECTOR`."""
-
-    _fields_ = [(name, _CTYPES[kind]) for name, kind in VECTOR]
-
-
-class _BlocksRecord(ctypes.Structure):
-    _fields_ = [(name, _CTYPES[kind]) for name, kind in BLOCKS]
-
-
 _HASH = (ctypes.c_uint32 * len(HASH))(*HASH)
 _HASH_AT = ctypes.addressof(_HASH)
-_SIZES = {BF16.code: 2, F32.code: 4}
 
 
 class CompiledOps(CompiledTables, Arena):
@@ -78,7 +64,7 @@ class CompiledOps(CompiledTables, Arena):
     on_device = False
 
     def reads(self, dtype: DType) -> bool:
-        return dtype.code in _SIZES
+        return dtype.code in SIZES
 
     def __init__(self, functions: Mapping[str, Function], block: Block) -> None:
         super().__init__(block)
@@ -331,7 +317,7 @@ class CompiledOps(CompiledTables, Arena):
         zero: float = 0.0,
         factor: float = 1.0,
     ) -> None:
-        record, across, top = _describe_blocks(blocks), blocks.grid[2], self.top()
+        record, across, top = describe_blocks(blocks), blocks.grid[2], self.top()
         room = self.take_bytes(8 * across + (4 * row if blocks.groups is not None else 0))
         self._call(
             *("adjust", *place_of(array), ctypes.addressof(record), int(how), zero, factor),
@@ -463,7 +449,7 @@ class CompiledOps(CompiledTables, Arena):
             if vector.factors is not None:
                 self._describe_factors(record, vector.factors, vector.array.count)
             if kept is not None and kept[number] is not KEEP_ALL:
-                _describe_rule(record, kept[number])
+                describe_rule(record, kept[number])
         return described
 
     def _records(self, count: int) -> Any:
@@ -482,17 +468,6 @@ class CompiledOps(CompiledTables, Arena):
         return numbers.ctypes.data, numbers.size
 
 
-def divergences_of(sums: Any, library: Any) -> Any:
-    """Divergences of rows (float64) from sums that both arithmetics compute.
-
-    ``sums`` is a float64 matrix with one column for each row of the tensors: the maxima h₀ of the
-    base and h₁ of the other, Σ exp(θ₀ - h₀), Σ exp(θ₁ - h₁), and Σ exp(θ₁ - h₁) τ.
-    """
-    base_highest, highest, base_total, total, weighted = sums
-    moved = weighted / total + (base_highest - highest)
-    return library.clip(moved + library.log(base_total / total), 0.0, library.inf)
-
-
 def _array(elements: Elements, kind: str) -> np.ndarray[Any, Any]:
     """Elements as a numpy array; valid as long as the elements."""
     import numpy as np
@@ -500,44 +475,3 @@ def _array(elements: Elements, kind: str) -> np.ndarray[Any, Any]:
     nbytes = elements.count * int(kind[1])
     memory = (ctypes.c_uint8 * nbytes).from_address(elements.address)
     return np.ctypeslib.as_array(memory).view(kind)
-
-
-def place_of(elements: Elements) -> tuple[int, int]:
-    """Address, and bytes per element."""
-    return elements.address, _SIZES[elements.dtype.code]
-
-
-def _describe_blocks(blocks: Blocks) -> Any:
-    matrices, down, across = blocks.grid
-    record = _BlocksRecord()
-    numbers = blocks.numbers
-    record.numbers, record.kind = numbers.address, Kind[numbers.dtype.code]
-    record.across, record.columns, record.rows = across, blocks.columns, blocks.rows
-    record.first, record.height, record.down = blocks.first, blocks.height, down
-    record.row_step, record.step = (1, matrices * down) if blocks.across_first else (across, 1)
-    if blocks.groups is not None:
-        record.groups = blocks.groups.address
-    lookup = blocks.lookup
-    if lookup is not None:
-        record.table, record.nested = lookup.values.address, lookup.scales.address
-        record.nested_size, record.offset = lookup.size, lookup.offset
-    return record
-
-
-def _describe_rule(record: Any, rule: KeepRule) -> None:
-    if rule.above is not None:
-        above = rule.above
-        record.above, record.above_end = True, above.end
-        record.above_before, record.above_after = above.before, above.after
-    if rule.upto is not None:
-        upto = rule.upto
-        record.upto, record.upto_end = True, upto.end
-        record.upto_before, record.upto_after = upto.before, upto.after
-    if rule.draw is not None:
-        draw = rule.draw
-        end = WORD - draw.start % WORD
-        record.draws, record.word_end, record.bound = True, end, draw.bound
-        record.first, record.second = words(draw.key, draw.start)
-        record.next_first, record.next_second = words(draw.key, draw.start + end)
-    if rule.marks is not None:
-        record.marks = rule.marks

@@ -68,3 +68,14 @@ class ArrayMaths:
 
 
 NUMBERS = NumberMaths()
+
+
+def divergences_of(sums: Any, library: Any) -> Any:
+    """Divergences of rows (float64) from sums that both arithmetics compute.
+
+    ``sums`` is a float64 matrix with one column for each row of the tensors: the maxima h₀ of the
+    base and h₁ of the other, Σ exp(θ₀ - h₀), Σ exp(θ₁ - h₁), and Σ exp(θ₁ - h₁) τ.
+    """
+    base_highest, highest, base_total, total, weighted = sums
+    moved = weighted / total + (base_highest - highest)
+    return library.clip(moved + library.log(base_total / total), 0.0, library.inf)

@@ -15,7 +15,8 @@ from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.graph.kernel import GrainView
 from mergeloom.engine.graph.sums import Sums
 from mergeloom.engine.memory.elements import Arena, Elements
-from mergeloom.methods.ops.compiled_ops import CompiledOps, VectorRecord, place_of
+from mergeloom.methods.ops.compiled_ops import CompiledOps
+from mergeloom.methods.ops.compiled_records import VectorRecord, place_of
 from mergeloom.methods.ops.cuda.later import Later, LaterArray, number_at, sums_at, value_of
 from mergeloom.methods.ops.cuda.sizes import MOST_BLOCKS, MOST_KEYS, MOST_VECTORS, WORKSHOP_BYTES
 from mergeloom.methods.ops.loops.sizes import Kind
