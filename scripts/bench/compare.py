@@ -36,7 +36,12 @@ from scripts.fixtures.environment import ROOT
 from scripts.fixtures.shapes import SHAPES
 
 USUAL = "passthrough,linear,slerp,ties,task_arithmetic"
-VARIABLES = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+VARIABLES = {
+    "PYTHONPATH": str(ROOT),
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore",
+    "PYTHONDONTWRITEBYTECODE": "",  # modules are compiled once, as where a package is installed
+}
 _OUR_IMPORTS = """
 import numpy, mergeloom.cli, mergeloom.api
 from mergeloom.methods.ops.arithmetic import LIBRARY

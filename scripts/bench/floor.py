@@ -171,8 +171,9 @@ def _move(
             os.posix_fallocate(target, 0, write_bytes)
         sizes = [os.fstat(fd).st_size for fd in opened[:-1]]
         shares = [read_bytes * size // max(1, sum(sizes)) for size in sizes]
-        reads = _requests(list(zip(opened, shares, strict=False)), settings.request, False)
-        writes = _requests([(target, write_bytes)], settings.request, True)
+        parts = list(zip(opened, shares, sizes, strict=False))
+        reads = _requests(parts, settings.request, False)
+        writes = _requests([(target, write_bytes, write_bytes)], settings.request, True)
         _serve(_interleaved(reads, writes), settings)
         os.ftruncate(target, write_bytes)
         os.fdatasync(target)
@@ -181,14 +182,18 @@ def _move(
             os.close(fd)
 
 
-def _requests(parts: Sequence[tuple[int, int]], size: int, writes: bool) -> list[_Request]:
-    """Requests for the leading bytes of each file; the files take turns, as in a merge."""
-    found = [
-        (position / max(1, length), _Request(fd, position, min(size, length - position), writes))
-        for fd, length in parts
-        for position in range(0, length, size)
-    ]
-    return [request for _, request in sorted(found, key=lambda item: item[0])]
+def _requests(parts: Sequence[tuple[int, int, int]], request: int, writes: bool) -> list[_Request]:
+    """Requests for so many bytes of each file, which has a size; from its end on they begin again,
+    for a plan reads again what does not stay in memory. The files take turns, as in a merge."""
+    found = []
+    for fd, length, size in parts:
+        done = 0
+        while done < length:
+            position = done % size
+            nbytes = min(request, length - done, size - position)
+            found.append((done / length, _Request(fd, position, nbytes, writes)))
+            done += nbytes
+    return [each for _, each in sorted(found, key=lambda item: item[0])]
 
 
 def _interleaved(reads: list[_Request], writes: list[_Request]) -> list[_Request]:

@@ -17,6 +17,7 @@ from scripts.bench.cgroup import GroupUsage, MemoryGroup
 _DROP = Path("/proc/sys/vm/drop_caches")
 _SECTOR = 512
 _CHECK_SECONDS = 0.02
+_SETTLING_SECONDS = 1.0
 
 
 class StoppedError(OSError):
@@ -102,8 +103,12 @@ def _text(file: IO[bytes]) -> str:
 
 
 def cool(files: Iterable[Path]) -> str:
-    """Put ``files`` out of the page cache, all others too if permitted; say how."""
+    """Put ``files`` out of the page cache, all others too if permitted; say how.
+
+    What was removed before, the disk is given a moment to discard: that would slow what comes next.
+    """
     os.sync()
+    time.sleep(_SETTLING_SECONDS)
     try:
         _DROP.write_text("1")
     except OSError:

@@ -9,12 +9,20 @@ from scripts.bench.floor import MIB, Settings
 @pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("length", [0, 1, 4096, 9 * MIB + 5])
 def test_requests_cover_every_byte_once(tmp_path, direct, length):
-    files = [(3, length), (4, 7 * MIB)]
+    files = [(3, length, max(length, 1)), (4, 7 * MIB, 7 * MIB)]
     requests = floor._requests(files, 4 * MIB, direct)
-    for fd, size in files:
+    for fd, size, _ in files:
         own = sorted(request.position for request in requests if request.fd == fd)
         assert own == list(range(0, size, 4 * MIB))
         assert sum(request.length for request in requests if request.fd == fd) == size
+
+
+def test_what_a_plan_reads_again_is_read_again():
+    size = 9 * MIB + 5
+    requests = floor._requests([(3, size + 5 * MIB, size)], 4 * MIB, False)
+    found = [(request.position, request.length) for request in requests]
+    whole = [(0, 4 * MIB), (4 * MIB, 4 * MIB), (8 * MIB, MIB + 5)]
+    assert found == [*whole, (0, 4 * MIB), (4 * MIB, MIB)]
 
 
 @pytest.mark.parametrize("preallocate", [False, True])
