@@ -25,8 +25,8 @@ from mergeloom.engine.output.sink import COMMIT_SECONDS, ShardSink
 from mergeloom.engine.output.state import differences, listed, missing_files, only_touched
 from mergeloom.engine.plan.duration import estimated_seconds
 from mergeloom.engine.plan.schedule import Schedule, schedule
+from mergeloom.engine.run.building import build_missing
 from mergeloom.engine.run.clone import (
-    NO_CLONES,
     Clone,
     CloneBytes,
     clonable,
@@ -36,8 +36,8 @@ from mergeloom.engine.run.clone import (
 )
 from mergeloom.engine.run.compare import ComparingSink
 from mergeloom.engine.run.executor import Executor
-from mergeloom.engine.run.lanes import Lane
 from mergeloom.engine.run.loading import source_readers
+from mergeloom.engine.run.outcome import Outcome, measured, outcome_of, predicted
 from mergeloom.engine.run.progress import Progress
 from mergeloom.engine.run.spilling import spilling
 from mergeloom.engine.storage.file_system import FILES, Files
@@ -99,35 +99,6 @@ class Options:
         return Access(self.io, self.files)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run did and took. Bytes are exact counts of tensor data and headers.
-
-    ``device_read_bytes`` and ``device_write_bytes`` are what the kernel saw going to and from
-    storage, where it tells. ``resumed`` counts the tensors that an earlier run had finished.
-    ``errors`` are the relative errors of what was written as codes, by name, earlier runs' too.
-    """
-
-    schedule: Schedule | None
-    wall_seconds: float
-    peak_rss_bytes: int
-    read_bytes: int
-    write_bytes: int
-    device_read_bytes: int | None
-    device_write_bytes: int | None
-    resumed: int
-    warnings: tuple[str, ...] = ()
-    clones: CloneBytes = NO_CLONES
-    errors: Mapping[str, float] = field(default_factory=dict)
-    lanes: tuple[Lane, ...] = ()
-    """What each thread did over time."""
-
-    @property
-    def was_finished(self) -> bool:
-        """Whether there was nothing left to do."""
-        return self.schedule is None
-
-
 @dataclass(frozen=True, slots=True)
 class Begun:
     """Told to the observer when the schedule is made and the run begins."""
@@ -170,7 +141,7 @@ def run(
         manifest = directory.finished()
         if manifest is not None and _is_whole(manifest, directory, run):
             everything = len(job.graph.writes)
-            found_done = _outcome(None, None, began, counters, everything, tuple(warnings))
+            found_done = outcome_of(None, None, began, counters, everything, tuple(warnings))
             return replace(found_done, errors=manifest.errors)
         done = _resumed(directory, run, repairs=manifest is not None)
         rest = job.graph.without(done)
@@ -210,7 +181,7 @@ def run(
             machine.remember_runtime_bytes(machine.resident_bytes() - baseline)
         warnings += executor.warnings
         machine.remember_rates(_rates(executor, sink, counters))
-        outcome = _outcome(plan, executor.progress, began, counters, len(done), tuple(warnings))
+        outcome = outcome_of(plan, executor.progress, began, counters, len(done), tuple(warnings))
         outcome = replace(
             outcome,
             read_bytes=outcome.read_bytes + shared.read,
@@ -242,7 +213,7 @@ class _Run:
         plan = self.whole
         if graph is not plan.graph:
             plan = schedule(graph, self.options.ram, self.machine)
-        _build(plan, self.building)
+        build_missing(plan, self.building)
         if self.begun is not None:
             self.begun(Begun(plan, resumed))
         return plan
@@ -406,16 +377,6 @@ def _differing(recorded: Sequence[Finished], run: _Run, records: Path) -> list[s
         return sink.differing
 
 
-def _build(plan: Schedule, building: Callable[[frozenset[str]], None] | None) -> None:
-    """Build the machine code that is missing."""
-    if plan.missing and building is not None:
-        building(plan.missing)
-    for arithmetic, words in plan.words.items():
-        missing = arithmetic.missing(words)
-        if missing:
-            arithmetic.build(missing)
-
-
 _CLOSE = 0.9
 """The share of the predicted peak from which on the heap is kept small."""
 
@@ -433,31 +394,6 @@ def _trimming(
             poll(progress)
 
     return polled
-
-
-def measured(outcome: Outcome) -> dict[str, Any]:
-    """The figures of a run as they stand in the manifest and in ``merge --json``."""
-    return {
-        "wall_seconds": round(outcome.wall_seconds, 3),
-        "peak_rss_bytes": outcome.peak_rss_bytes,
-        "read_bytes": outcome.read_bytes,
-        "write_bytes": outcome.write_bytes,
-        "cloned_bytes": outcome.clones.cloned,
-        "device_read_bytes": outcome.device_read_bytes,
-        "device_write_bytes": outcome.device_write_bytes,
-    }
-
-
-def predicted(outcome: Outcome) -> dict[str, Any]:
-    """What was said beforehand of the figures that `measured` gives, of a run that had to do
-    something."""
-    plan, clones = outcome.schedule, outcome.clones
-    assert plan is not None, "what is finished needs no schedule"
-    return {
-        "peak_bytes": plan.peak_bytes,
-        "read_bytes": plan.read_bytes + clones.read,
-        "write_bytes": plan.write_bytes + clones.written,
-    }
 
 
 def _rates(
@@ -481,26 +417,3 @@ def _memory_reported() -> Iterator[None]:
         if is_memory_short(error):
             raise RunError(MEMORY_SHORT) from error
         raise
-
-
-def _outcome(
-    plan: Schedule | None,
-    progress: Progress | None,
-    began: float,
-    counters: tuple[int, int] | None,
-    resumed: int,
-    warnings: tuple[str, ...],
-) -> Outcome:
-    now = machine.device_bytes()
-    headers = plan.header_bytes if plan is not None else 0
-    return Outcome(
-        schedule=plan,
-        wall_seconds=time.perf_counter() - began,
-        peak_rss_bytes=machine.peak_bytes(),
-        read_bytes=progress.read_bytes if progress else 0,
-        write_bytes=progress.write_bytes + headers if progress else 0,
-        device_read_bytes=now[0] - counters[0] if now and counters else None,
-        device_write_bytes=now[1] - counters[1] if now and counters else None,
-        resumed=resumed,
-        warnings=warnings,
-    )

@@ -12,6 +12,7 @@ from mergeloom.engine.graph.graph import Graph, Merge, OutputFile, Write
 from mergeloom.engine.hardware import process
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.schedule import Schedule, schedule
+from mergeloom.engine.run.building import build_missing
 from mergeloom.engine.run.executor import Executor, Writer
 from mergeloom.engine.run.loading import source_readers
 from mergeloom.engine.run.progress import Progress
@@ -48,12 +49,7 @@ class Measuring:
         """
         process.bound_heap()
         plan = self.schedule
-        if plan.missing and building is not None:
-            building(plan.missing)
-        for arithmetic, words in plan.words.items():
-            missing = arithmetic.missing(words)
-            if missing:
-                arithmetic.build(missing)
+        build_missing(plan, building)
         with contextlib.ExitStack() as opened:
             readers = source_readers(
                 plan,

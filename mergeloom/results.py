@@ -16,7 +16,7 @@ from mergeloom.planners.plan import Plan
 if TYPE_CHECKING:
     from mergeloom.check import Checked
     from mergeloom.engine.base.errors import Finding
-    from mergeloom.engine.job import Outcome
+    from mergeloom.engine.run.outcome import Outcome
     from mergeloom.report.detail_records import DetailsReport, Sample
     from mergeloom.report.plan_records import (
         DiskReport,

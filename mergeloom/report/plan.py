@@ -30,14 +30,14 @@ def plan_report(planned: PlannedMerge) -> PlanReport:
 
 def merge_report(result: MergeResult) -> MergeReport:
     """What is to be known of a finished merge."""
-    from mergeloom.engine import job as jobs
+    from mergeloom.engine.run import outcome as outcomes
 
     outcome = result.outcome
-    measured = jobs.measured(outcome)
+    measured = outcomes.measured(outcome)
     seconds = measured.pop("wall_seconds")
     predicted = None
     if outcome.schedule is not None:
-        predicted = plan_records.Predicted(**jobs.predicted(outcome))
+        predicted = plan_records.Predicted(**outcomes.predicted(outcome))
     return MergeReport(
         **_common(result.planned),
         directory=str(result.output),

@@ -23,9 +23,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergeloom.engine.job import Job, Options, Outcome, run
+from mergeloom.engine.job import Job, Options, run
 from mergeloom.engine.output.journal import read_journal
 from mergeloom.engine.output.manifest import DIRECTORY, manifest_path
+from mergeloom.engine.run.outcome import Outcome
 from mergeloom.engine.storage.file_system import Files
 from mergeloom.engine.storage.source import IOMode
 from scripts.robustness.small_merges import (

@@ -17,11 +17,12 @@ from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph
 from mergeloom.engine.graph.kernel import Copy
-from mergeloom.engine.job import Options, Outcome, predicted
+from mergeloom.engine.job import Options
 from mergeloom.engine.memory.pages import PAGE
 from mergeloom.engine.output.manifest import read_manifest
 from mergeloom.engine.output.soundness import verify_output
 from mergeloom.engine.run.clone import CloneBytes, clonable, may_share
+from mergeloom.engine.run.outcome import Outcome, predicted
 from mergeloom.engine.storage.file_system import Files
 from mergeloom.engine.storage.source import IOMode
 from tests.engine.kernels import Weighted

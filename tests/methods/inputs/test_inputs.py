@@ -40,8 +40,9 @@ from mergeloom.engine.graph.graph import (
 from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.hardware.spec import Machine
-from mergeloom.engine.job import Options, Outcome
+from mergeloom.engine.job import Options
 from mergeloom.engine.plan.schedule import schedule
+from mergeloom.engine.run.outcome import Outcome
 from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.methods.inputs.dequantise import Dequantise, Nested, Scale
 from mergeloom.methods.inputs.fill_rows import FillRows

@@ -1,0 +1,17 @@
+"""Machine code that a schedule needs is built before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mergeloom.engine.plan.schedule import Schedule
+
+
+def build_missing(plan: Schedule, building: Callable[[frozenset[str]], None] | None) -> None:
+    """Build the machine code that is missing; ``building`` is told for which words first."""
+    if plan.missing and building is not None:
+        building(plan.missing)
+    for arithmetic, words in plan.words.items():
+        missing = arithmetic.missing(words)
+        if missing:
+            arithmetic.build(missing)
