@@ -31,7 +31,7 @@ from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.outline import Outline
-from mergeloom.planners.output.shards import Layout, lay_out, shards_of
+from mergeloom.planners.output.shards import Layout, lay_out_folders, shards_of
 from mergeloom.planners.output.side_files import CONFIGURATION_NAME, side_files
 from mergeloom.planners.planner import Planning, PlanOptions
 from mergeloom.planners.recipe import Recipe
@@ -177,7 +177,8 @@ class Decisions:
     def places(self) -> Mapping[str, str]:
         """The file of each tensor, by tensor name."""
         recipe = self.recipe
-        return shards_of(list(recipe.output.tensors.values()), self.max_shard_bytes, recipe.stem)
+        tensors = list(recipe.output.tensors.values())
+        return shards_of(tensors, self.max_shard_bytes, recipe.stem, recipe.stems)
 
 
 def decide(
@@ -280,8 +281,8 @@ def _graph(decided: Decisions) -> tuple[Layout, Graph]:
     """The shards of the output, and the graph of tasks that write them."""
     recipe, planning, most = decided.recipe, decided.planning, decided.max_shard_bytes
     tensors = list(recipe.output.tensors.values())
-    layout = lay_out(tensors, most, recipe.metadata, recipe.stem)
-    if most < SMALL_SHARD_BYTES and len(layout.files) > 1:
+    layout = lay_out_folders(tensors, most, recipe.metadata, recipe.stem, recipe.stems)
+    if most < SMALL_SHARD_BYTES and layout.indices:
         planning.findings.add(_small_shards(most, len(layout.files)))
     graph = planning.builder.build(layout.writes, layout.files)
     graph.verify()

@@ -34,10 +34,11 @@ class Recipe:
     tensor of a model (given by name) is not used.
 
     Weights are written to ``STEM.safetensors``, or to ``STEM-00001-of-0000N.safetensors`` if
-    ``sharded``, with ``metadata`` in each header. ``draws`` says whether the seed matters, ``tied``
-    whether embedding and head are one weight (``None`` if there is no head), ``config_changes``
-    how the configuration differs from the donor's, ``library`` is the Python package that loads
-    the output.
+    ``sharded``, with ``metadata`` in each header. For an output in several folders ``stems`` has a
+    stem for each folder, and a tensor named ``FOLDER/NAME`` is written there as ``NAME``.
+    ``draws`` says whether the seed matters, ``tied`` whether embedding and head are one weight
+    (``None`` if there is no head), ``config_changes`` how the configuration differs from the
+    donor's, ``library`` is the Python package that loads the output.
     """
 
     output: PlannedModel
@@ -46,6 +47,7 @@ class Recipe:
     files: Callable[[], tuple[SideFile, ...]] = tuple
     left_out: Callable[[str, str], Reason] = unused
     stem: str = "model"
+    stems: Mapping[str, str] = field(default_factory=dict)
     sharded: bool = True
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
     draws: bool = False

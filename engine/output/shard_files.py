@@ -21,3 +21,9 @@ def has_header(path: Path, file: OutputFile) -> bool:
 def partial_path(path: Path) -> Path:
     """The path of a shard while it is being written."""
     return path.with_name(path.name + ".partial")
+
+
+def name_in_header(file: str, tensor: str) -> str:
+    """What the header of a shard calls a tensor: in a folder, what follows the folder's name."""
+    folder = file.rpartition("/")[0]
+    return tensor.removeprefix(f"{folder}/") if folder else tensor

@@ -18,7 +18,7 @@ from mergeloom.engine.output.manifest import (
 )
 from mergeloom.engine.output.shard_files import has_header, partial_path
 from mergeloom.engine.output.side_files import SideFile
-from mergeloom.engine.storage.file_system import reported
+from mergeloom.engine.storage.file_system import make_directories, reported
 from mergeloom.engine.storage.files import FileWriter, write_file
 from mergeloom.engine.storage.source import IOMode
 
@@ -92,6 +92,8 @@ class ShardSink:
             writer = self._writers.get(file)
             if writer is None:
                 path = partial_path(self._output.path / file.name)
+                with reported("create", path):
+                    make_directories(self._files, path.parent)
                 writer = FileWriter(
                     *(path, file.size, self._mode, self._files), allocate=file not in self._cloned
                 )

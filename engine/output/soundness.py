@@ -17,7 +17,7 @@ from mergeloom.engine.output.manifest import (
     is_inside,
     read_manifest,
 )
-from mergeloom.engine.output.shard_files import partial_path
+from mergeloom.engine.output.shard_files import name_in_header, partial_path
 from mergeloom.engine.output.verify import verify_tensors
 from mergeloom.engine.storage.digest import PIECE, digest_of, pieces_of
 from mergeloom.engine.storage.files import FileSource
@@ -80,7 +80,7 @@ def _wrong_files(output: Path, manifest: Manifest) -> Iterator[Fault]:
         elif path.stat().st_size != file.size:
             yield name, f"it has {path.stat().st_size} bytes, {file.size} were written"
         else:
-            yield from _wrong_header(path, file, manifest.tensors)
+            yield from _wrong_header(path, name, file, manifest.tensors)
     for name, digest in manifest.side_files.items():
         try:
             if digest_of(pieces_of(output / name)) != digest:
@@ -96,31 +96,32 @@ def _wrong_files(output: Path, manifest: Manifest) -> Iterator[Fault]:
 
 
 def _wrong_header(
-    path: Path, file: FileRecord, records: tuple[TensorRecord, ...]
+    path: Path, name: str, file: FileRecord, records: tuple[TensorRecord, ...]
 ) -> Iterator[Fault]:
     """Faults in a shard's header: changed bytes, or other tensor positions than recorded."""
     try:
         if digest_of(_first_bytes(path, file.header_bytes)) != file.header_digest:
-            yield path.name, "its header differs from its digest"
+            yield name, "its header differs from its digest"
             return
         entries = read_header(FileSource.at(path)).entries
     except OSError as error:
-        yield path.name, f"it cannot be read: {error.strerror}"
+        yield name, f"it cannot be read: {error.strerror}"
         return
     except LoomError as error:
-        yield path.name, str(error)
+        yield name, str(error)
         return
     # A record covers one header entry, or several contiguous ones under the name of the first.
-    own = [record for record in records if record.file == path.name]
-    starts = {name: entry.start for name, entry in entries.items()}
+    own = [record for record in records if record.file == name]
+    starts = {each: entry.start for each, entry in entries.items()}
     stops = {entry.stop for entry in entries.values()}
     placed = all(
-        starts.get(record.name) == record.offset and record.offset + record.nbytes in stops
+        starts.get(name_in_header(name, record.name)) == record.offset
+        and record.offset + record.nbytes in stops
         for record in own
     )
     covered = sum(entry.stop - entry.start for entry in entries.values())
     if not placed or covered != sum(record.nbytes for record in own):
-        yield path.name, "its header places tensors elsewhere"
+        yield name, "its header places tensors elsewhere"
 
 
 def _first_bytes(path: Path, count: int) -> Iterator[bytes]:
@@ -150,7 +151,7 @@ def _recorded(
         if not entry.digest:  # a clone, which will be cloned again
             continue
         path, entries = shards.get(entry.file, (output, {}))
-        found = entries.get(entry.tensor)
+        found = entries.get(name_in_header(entry.file, entry.tensor))
         if found is not None:
             offset, nbytes = found.start, entry.nbytes or found.stop - found.start
             if not is_block(entry.block_bytes, nbytes):

@@ -1,8 +1,9 @@
-"""Detects documents that name weight files instead of models."""
+"""Detects documents that name weights without layers: files of weights, or pipelines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from mergeloom.planners.config.yaml_values import Value
 
@@ -11,8 +12,17 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 def names_files(document: Mapping[str, Value]) -> bool:
-    """Whether one of the models of a document, or its base, is a weight file."""
-    return any(text.lower().endswith(SUFFIXES) for text in _models(document))
+    """Whether one of the models of a document, or its base, is a weight file or the directory of a
+    pipeline."""
+    named = list(_models(document))
+    return any(text.lower().endswith(SUFFIXES) for text in named) or any(map(_is_pipeline, named))
+
+
+def _is_pipeline(text: str) -> bool:
+    try:
+        return Path(text).expanduser().joinpath("model_index.json").is_file()
+    except (OSError, ValueError, RuntimeError):  # nothing is there, or nothing can be
+        return False
 
 
 def _models(document: Mapping[str, Value]) -> Iterator[str]:

@@ -44,6 +44,8 @@ class Checkpoint:
     """The dequantised weights, if some are codes."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Metadata in the headers; that of the first file takes precedence."""
+    stems: Mapping[str, str] = field(default_factory=dict)
+    """For a pipeline, the path of each component's weight files without number and suffix."""
 
     @property
     def directory(self) -> Path:
@@ -91,9 +93,23 @@ def open_weights(folder: Folder, headers: Headers | None = None) -> Checkpoint:
     Raises:
         CheckpointError: as `open_checkpoint`, except that a configuration may be missing.
     """
-    if folder.has(PIPELINE):
-        raise _pipeline(folder)
     return _by_value(open_files(folder, {}, weight_files(folder), headers))
+
+
+def open_component(folder: Folder, headers: Headers) -> Checkpoint:
+    """Read the headers of the component of a pipeline in ``folder``.
+
+    Raises:
+        CheckpointError: as `open_checkpoint`; or its weights are codes.
+    """
+    config = read_config(folder) if folder.has("config.json") else {}
+    found = _by_value(open_files(folder, config, weight_files(folder), headers))
+    if found.decoded is not None:
+        raise CheckpointError(
+            f"'{folder.name}' has weights in codes, which are not merged as part of a pipeline",
+            remedy="merge the original weights",
+        )
+    return found
 
 
 def _by_value(checkpoint: Checkpoint) -> Checkpoint:
@@ -231,13 +247,10 @@ def _no_config(folder: Folder) -> CheckpointError:
 
 
 def _pipeline(folder: Folder) -> CheckpointError:
-    """The error for a diffusers pipeline, whose components are separate models."""
-    parts = [name for name in folder.folders() if _has_weights(folder.folder(name))]
-    named = ", ".join(f"'{folder.name}/{name}'" for name in parts[:8])
+    """The error for a pipeline of diffusers, which has no layers."""
     return CheckpointError(
         f"'{folder.name}' is a pipeline of several models ({PIPELINE})",
-        remedy="merge its components one by one, with 'tensors: same'"
-        + (f": {named}" if named else ""),
+        remedy="write 'tensors: same', which merges each component with that of the others",
         code="pipeline",
     )
 

@@ -12,7 +12,7 @@ They are recognised by the names and dtypes of the tensors:
     weight_packed, fp4          weight_scale, powers of two         compressed-tensors' MXFP4
     weight_packed, int4, int8   weight_scale, weight_shape          Kimi K2 Thinking
     NAME_blocks, fp4            NAME_scales, powers of two          gpt-oss, transposed
-    qweight, in words           qzeros, scales, g_idx               GPTQ, AWQ: `packed_words`
+    qweight, in words           qzeros, scales, g_idx               `packed_words`: GPTQ, AWQ, …
     weight, nf4, fp4, int8      absmax, quant_map, … or SCB         bitsandbytes: `bitsandbytes`
 
 A value is the code times its scales, or divided by ``weight_global_scale``; half of the range is
@@ -34,7 +34,7 @@ from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
 from mergeloom.planners.models.bitsandbytes import STATE, eight_bits, four_bits
 from mergeloom.planners.models.coded_weight import Coded, Found, text
-from mergeloom.planners.models.packed_words import WordFormat, packed_words, word_format
+from mergeloom.planners.models.packed_words import AUTO_ROUND, WordFormat, packed_words, word_format
 from mergeloom.planners.models.quantised import quantised_by_config
 
 Shape = tuple[int, ...]
@@ -93,9 +93,9 @@ def hints_of(config: Mapping[str, Any]) -> Hints:
     )
 
 
-_IN_WORDS = {"gptq", "awq"}
+_IN_WORDS = {"gptq", "awq", *AUTO_ROUND}
 _UNDERSTOOD = {
-    *("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "bitsandbytes", "gptq", "awq")
+    *("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "bitsandbytes", *_IN_WORDS)
 }
 """Supported quantisation methods, by their names in configurations."""
 

@@ -1,4 +1,5 @@
-"""Weights whose codes are packed into 32-bit words, with zero points: GPTQ and AWQ.
+"""Weights whose codes are packed into 32-bit words, with zero points: GPTQ and AWQ, and AutoRound,
+which packs as either.
 
     tensor    GPTQ                                   AWQ (gemm)
     qweight   (in·bits/32, out), words of one        (in, out/8), words of one row, in the order
@@ -28,6 +29,16 @@ _TYPES: dict[int, DType] = {2: U2, 4: U4, 8: U8}
 """Dtypes by bits, for sizes whose codes do not cross word boundaries."""
 
 
+AUTO_ROUND = ("auto-round", "intel/auto-round")
+_PACKINGS: Mapping[str, Mapping[str, str]] = {
+    "auto_round:auto_gptq": {"quant_method": "gptq"},
+    "auto_round:gptqmodel": {"quant_method": "gptq", "checkpoint_format": "gptq_v2"},
+    "auto_round:auto_awq": {"quant_method": "awq"},
+    "auto_round:awq": {"quant_method": "awq"},
+}
+"""How AutoRound's files are packed, as settings of the methods that pack so."""
+
+
 @dataclass(frozen=True)
 class WordFormat:
     """The format of packed words in a configuration; ``group`` is 0 if not given."""
@@ -45,6 +56,12 @@ def word_format(settings: Mapping[str, Any]) -> WordFormat | str:
     if any(type(size) is not int or abs(size) >= 1 << 32 for size in sizes):
         return "without bits and group size"
     kind = _word(settings.get("checkpoint_format") or settings.get("format") or "")
+    if settings.get("quant_method") in AUTO_ROUND:
+        packing = str(settings.get("packing_format"))
+        found = _PACKINGS.get(packing)
+        if found is None:
+            return f"in the packing '{_word(packing)}'"
+        return word_format({**settings, **found})
     if settings.get("quant_method") == "awq":
         version = _word(settings.get("version") or kind or "gemm").lower()
         if version != "gemm":

@@ -18,6 +18,7 @@ from mergeloom.planners.models.checkpoint import Checkpoint, open_checkpoint, op
 from mergeloom.planners.models.dequantised import stored_model
 from mergeloom.planners.models.gguf.folder import GgufFolder, is_gguf
 from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
+from mergeloom.planners.models.pipeline import is_pipeline, open_pipeline
 from mergeloom.planners.models.resolve import Found, Origin, Resolver, has_adapter_at
 from mergeloom.planners.vocabulary.chat_template import template_of
 from mergeloom.planners.vocabulary.remapped import RemappedModel
@@ -80,7 +81,8 @@ class Models:
             folder: Folder = LocalFolder(path) if path.is_dir() else LocalFile(path)
             place = Path(folder.identity)
             if place not in self._by_directory:
-                checkpoint = open_weights(folder, self._headers)
+                how = open_pipeline if is_pipeline(folder) else open_weights
+                checkpoint = how(folder, self._headers)
                 self._by_directory[place] = stored_model(str(reference), checkpoint, self._inferred)
                 self._found[str(reference)] = Found(path, Origin.PATH)
             model = self._by_reference[reference] = self._by_directory[place]

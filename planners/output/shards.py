@@ -17,12 +17,46 @@ from mergeloom.planners.output.runs import ALIGNMENT, WIDEST, Shard, origin_of, 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Shards and write slots; ``index`` is the content of the index file, ``None`` for one
+    """Shards and write slots; ``indices`` are the contents of index files by name, none for one
     shard."""
 
     files: tuple[OutputFile, ...]
     writes: tuple[Write, ...]
-    index: bytes | None
+    indices: Mapping[str, bytes]
+
+
+def lay_out_folders(
+    tensors: Sequence[OutputTensor],
+    max_shard_bytes: int,
+    metadata: Mapping[str, str],
+    stem: str,
+    stems: Mapping[str, str],
+) -> Layout:
+    """As `lay_out`, each of the folders of ``stems`` by itself (`Recipe.stems`)."""
+    if not stems:
+        return lay_out(tensors, max_shard_bytes, metadata, stem)
+    parts = [
+        lay_out(inside, max_shard_bytes, metadata, stems[folder])
+        for folder, inside in in_folders(tensors, stems).items()
+    ]
+    return Layout(
+        tuple(file for part in parts for file in part.files),
+        tuple(write for part in parts for write in part.writes),
+        {name: content for part in parts for name, content in part.indices.items()},
+    )
+
+
+def in_folders(
+    tensors: Sequence[OutputTensor], stems: Mapping[str, str]
+) -> dict[str, list[OutputTensor]]:
+    """Tensors by the folder that their names begin with, called in headers as in that folder."""
+    found: dict[str, list[OutputTensor]] = {folder: [] for folder in stems}
+    for tensor in tensors:
+        folder, _, _ = tensor.name.partition("/")
+        seen = tuple((entry[0][len(folder) + 1 :], *entry[1:]) for entry in tensor.header)
+        place = tensor.name, tensor.merge, tensor.dtype, tensor.part, seen
+        found[folder].append(OutputTensor(*place))
+    return {folder: inside for folder, inside in found.items() if inside}
 
 
 def lay_out(
@@ -58,8 +92,9 @@ def lay_out(
             shape = tensor.seen[0][2] if len(tensor.seen) == 1 else None
             place = tensor.merge, file, offset, tensor.dtype, tensor.name, tensor.part, shape
             writes.append(Write(*place))
-        weight_map.update((entry[0], name) for entry in entries)
-    index = None
+        inside = name.rpartition("/")[2]
+        weight_map.update((entry[0], inside) for entry in entries)
+    indices = {}
     if len(files) > 1:
         total = sum(sizes)
         parameters = sum(math.prod(tensor.merge.shape) for tensor in tensors)
@@ -67,14 +102,23 @@ def lay_out(
             "metadata": {"total_parameters": parameters, "total_size": total},
             "weight_map": dict(sorted(weight_map.items())),
         }
-        index = _indented(document).encode()
-    return Layout(tuple(files), tuple(writes), index)
+        indices[f"{stem}.safetensors.index.json"] = _indented(document).encode()
+    return Layout(tuple(files), tuple(writes), indices)
 
 
 def shards_of(
-    tensors: Sequence[OutputTensor], max_shard_bytes: int, stem: str = "model"
+    tensors: Sequence[OutputTensor],
+    max_shard_bytes: int,
+    stem: str = "model",
+    stems: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The shard of each of ``tensors`` according to `lay_out`, by name."""
+    """The shard of each of ``tensors`` according to `lay_out_folders`, by name."""
+    if stems:
+        return {
+            name: file
+            for folder, inside in in_folders(tensors, stems).items()
+            for name, file in shards_of(inside, max_shard_bytes, stems[folder]).items()
+        }
     shards = _shards(tensors, [tensor.nbytes for tensor in tensors], max_shard_bytes)
     names = _shard_names(stem, len(shards))
     return {

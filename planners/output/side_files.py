@@ -26,7 +26,7 @@ def side_files(
     layout: Layout,
     models: Mapping[str, Found],
 ) -> tuple[SideFile, ...]:
-    """All files of the output other than shards: those of the last of ``recipes``, the shard index,
+    """All files of the output other than shards: those of the last of ``recipes``, shard indices,
     the configuration, and the model card; ``models`` are the inputs.
 
     Raises:
@@ -35,8 +35,7 @@ def side_files(
     files = {file.name: file for file in recipes[-1].files()}
     common = {CONFIGURATION_NAME: configuration.text.encode()}
     common["README.md"] = model_card(configuration, recipes, models).encode()
-    if layout.index is not None:
-        common[f"{recipes[-1].stem}.safetensors.index.json"] = layout.index
+    common |= layout.indices
     files |= {name: SideFile.made(name, content) for name, content in common.items()}
     return tuple(files.values())
 

@@ -12,15 +12,17 @@ from typing import ClassVar
 
 from mergeloom.engine.base.errors import CheckpointError, LoomError
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.storage.folder import LocalFile
+from mergeloom.engine.storage.folder import Folder, LocalFile
 from mergeloom.methods import registry
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.yaml_values import Value
 from mergeloom.planners.filters import warn_of_idle_filters
 from mergeloom.planners.models.architecture import Tower
+from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.formats import SAFETENSORS
 from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
+from mergeloom.planners.models.pipeline import differing_files, pipeline_files
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.outline import Outline, OutlinePart, OutlineSlice, OutlineSource
 from mergeloom.planners.planner import DEFAULT_SHARD_BYTES, Planner, Planning
@@ -75,18 +77,25 @@ class StateDictPlanner(Planner[StateDictDocument]):
             document.blocks(), (name for model in models for name in model), findings
         )
         metadata, notes = _metadata(planning.models.weights(donor_reference(document)))
-        several = any(len(m.checkpoint.sources) > 1 for m in models if isinstance(m, StoredModel))
+        stored = [m.checkpoint for m in models if isinstance(m, StoredModel)]
+        stems = {name: stem for each in stored for name, stem in each.stems.items()}
+        several = any(len(each.sources) > 1 for each in stored)
+        donor = planning.models.donor_folder(planning.models.weights(donor_reference(document)))
+        if stems:
+            _check_pipelines(document, stored, donor, findings)
         chosen = planning.options.max_shard_bytes != DEFAULT_SHARD_BYTES
         return Recipe(
             output=PlannedModel(
                 document.name or "the output", {}, {tensor.name: tensor for tensor in built}
             ),
-            outline=_outline(document, part, notes),
+            outline=_outline(document, part, notes, list(stems)),
             plans=merged.plans,
             left_out=merged.left_out,
             sharded=several or chosen,
+            files=lambda: pipeline_files(donor) if stems and donor is not None else (),
+            stems=stems,
             metadata=metadata,
-            library=None,
+            library="diffusers" if stems else None,
             draws=method.draws,
         )
 
@@ -203,6 +212,26 @@ def _open(
         )
 
 
+def _check_pipelines(
+    document: StateDictDocument,
+    stored: Sequence[Checkpoint],
+    donor: Folder | None,
+    findings: Findings,
+) -> None:
+    """Tell what settings of other pipelines the output does not get.
+
+    Raises:
+        ConfigError: codes are asked for.
+    """
+    if document.quantize is not None:
+        raise document.quantize.place.error(
+            "the components of a pipeline are not written in codes", "leave 'quantize' out"
+        )
+    for each in stored:
+        if donor is not None and each.stems and each.folder.identity != donor.identity:
+            findings.notes(differing_files(donor, each.folder), code="settings-differ")
+
+
 def _part(document: StateDictDocument, planning: Planning) -> Slice:
     """All inputs as one slice without layers.
 
@@ -241,7 +270,9 @@ def _metadata(donor: Model) -> tuple[Mapping[str, str], list[str]]:
     return {"format": "pt", **kept}, notes
 
 
-def _outline(document: StateDictDocument, part: Slice, notes: Sequence[str]) -> Outline:
+def _outline(
+    document: StateDictDocument, part: Slice, notes: Sequence[str], components: Sequence[str]
+) -> Outline:
     dtype = document.out_dtype or document.dtype
     sources = tuple(
         OutlineSource(source.model.name, None, position == part.base)
@@ -251,6 +282,9 @@ def _outline(document: StateDictDocument, part: Slice, notes: Sequence[str]) -> 
         name=document.name,
         method=document.merge_method,
         dtype=dtype.name if dtype is not None else None,
-        parts=(OutlinePart("default", 0, (OutlineSlice(None, "merged", "", sources),)),),
+        parts=tuple(
+            OutlinePart(name, 0, (OutlineSlice(None, "merged", "", sources),))
+            for name in (components or ("default",))
+        ),
         notes=tuple(notes),
     )

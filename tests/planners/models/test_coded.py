@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import mergeloom
@@ -19,6 +20,7 @@ from mergeloom.planners.models.coded import without_codes
 from tests.planners.support import llama_names
 
 ROOT = Path(__file__).parents[3]
+PACKED = Path(__file__).parent / "packed"
 WIDTH, ROWS = 256, 160
 CONFIG = {
     "model_type": "llama",
@@ -234,6 +236,15 @@ FORMATS: dict[str, tuple[Callable[[torch.Tensor], Made], Any]] = {
         {"quant_method": "gptq", "bits": 8, "group_size": 64, "checkpoint_format": "gptq_v2"},
     ),
     "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"}),
+    "auto-round": (
+        awq,
+        {
+            "quant_method": "auto-round",
+            "bits": 4,
+            "group_size": 64,
+            "packing_format": "auto_round:auto_awq",
+        },
+    ),
     "nf4": (bits_and_bytes("nf4"), {"quant_method": "bitsandbytes", "load_in_4bit": True}),
     "fp4": (bits_and_bytes("fp4"), {"quant_method": "bitsandbytes", "load_in_4bit": True}),
     "LLM.int8": (bits_and_bytes("int8"), {"quant_method": "bitsandbytes", "load_in_8bit": True}),
@@ -282,7 +293,31 @@ def test_values(kind: str, tmp_path: Path) -> None:
     assert "quantization_config" not in written
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind not in ("fp4", "gptq 2 bits")])
+@pytest.mark.parametrize("file", sorted(PACKED.glob("*.safetensors")), ids=lambda file: file.stem)
+def test_words_that_other_packages_packed(file: Path, tmp_path: Path) -> None:
+    """Rows of one layer as GPTQModel 7.7 and AutoRound 0.16 wrote them (for AWQ too), beside the
+    values that they, or AutoAWQ 0.2.9, read again: ``levels`` are those over their scales."""
+    found = load_file(file)
+    with safe_open(file, "pt") as opened:
+        settings = json.loads(opened.metadata()["quantization_config"])
+    levels, scales = found.pop("levels"), found["scales"].float()
+    groups = found.get("g_idx", torch.arange(levels.shape[1]) // settings["group_size"])
+    module = "model.layers.1.self_attn.k_proj."
+    plain = {name: t for name, t in weights(1).items() if name != f"{module}weight"}
+    (tmp_path / "a").mkdir()
+    packed = {module + part: tensor for part, tensor in found.items()}
+    save_file(plain | packed, tmp_path / "a" / "model.safetensors")
+    config = CONFIG | {"quantization_config": settings}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    merge = {"merge_method": "passthrough", "models": [str(tmp_path / "a")], "dtype": "float32"}
+    mergeloom.merge(merge, tmp_path / "out")
+    values = load_file(tmp_path / "out" / "model.safetensors")[f"{module}weight"]
+    assert torch.equal(values, levels * scales[groups.long()].T)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in FORMATS if kind not in ("fp4", "gptq 2 bits", "auto-round")]
+)
 def test_codes_and_plain_weights_are_merged_in_any_budget(kind: str, tmp_path: Path) -> None:
     first = quantised(kind, tmp_path / "a", seed=1)
     second = plain(tmp_path / "b", seed=2)
@@ -401,6 +436,10 @@ def test_blocks_of_a_flat_weight(shape: tuple[int, ...], tmp_path: Path) -> None
         ({"group_size": 32}, "256 inputs in groups of 32, and 4 groups of scales"),
         ({"bits": 8}, "128 inputs and groups 256|128 inputs in groups of 64, and 4 groups"),
         ({"quant_method": "hqq"}, "quantised .by hqq"),
+        (
+            {"quant_method": "auto-round", "packing_format": "auto_round"},
+            "by auto-round, in the packing 'auto_round'",
+        ),
     ],
 )
 def test_words_that_are_not_understood(changed: dict[str, Any], says: str, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_what_is_no_model_is_called_what_it_is(here: Path) -> None:
     (here / "pipe" / "model_index.json").write_text("{}")
     for name, words in {
         "m": "'m' has no config.json: did you mean 'm/x'?",
-        "pipe": "'pipe' is a pipeline of several models",
+        "pipe": "'pipe' is a pipeline (model_index.json) of which no component has weights",
     }.items():
         with pytest.raises(LoomError) as caught:
             plan_here(f"merge_method: passthrough\nmodels: [{name}]")

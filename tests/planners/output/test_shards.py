@@ -50,10 +50,10 @@ def test_slots_tile_their_shards_and_shards_keep_their_size(
             write.name: write.offset for write in own
         }
     if len(layout.files) == 1:
-        assert (layout.files[0].name, layout.index) == ("model.safetensors", None)
+        assert (layout.files[0].name, layout.indices) == ("model.safetensors", {})
     else:
-        assert layout.index is not None
-        index = json.loads(layout.index)
+        assert layout.indices.keys() == {"model.safetensors.index.json"}
+        index = json.loads(layout.indices["model.safetensors.index.json"])
         assert index["weight_map"] == {write.name: write.file.name for write in layout.writes}
         assert index["metadata"]["total_size"] == sum(
             math.prod(shape) * dtype.size for dtype, shape in entries

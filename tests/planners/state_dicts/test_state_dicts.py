@@ -241,31 +241,106 @@ def test_names_of_files_may_be_any(tmp_path: Path) -> None:
     )
 
 
-def test_components_of_a_pipeline_are_merged_one_by_one(tmp_path: Path) -> None:
-    pipelines = []
+Pipelines = tuple[Path, Path]
+
+
+@pytest.fixture
+def pipelines(tmp_path: Path) -> Pipelines:
+    """Two pipelines as diffusers writes them, one with its files in a variant too."""
     for seed, name in enumerate("ab"):
-        pipeline = tmp_path / name
-        (pipeline / "unet").mkdir(parents=True)
-        (pipeline / "scheduler").mkdir()
-        (pipeline / "model_index.json").write_text(
-            '{"unet": ["diffusers", "UNet2DConditionModel"]}'
-        )
-        (pipeline / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
-        network(pipeline / "unet" / "diffusion_pytorch_model.safetensors", seed)
-        network(pipeline / "unet" / "diffusion_pytorch_model.fp16.safetensors", seed + 5)
-        pipelines.append(pipeline)
-    for more in ({}, {"tensors": "same"}):
-        with pytest.raises(CheckpointError, match=r"pipeline of several.*one by one.*/unet'$"):
-            mergeloom.plan(weighted(*pipelines, **more))
-    unets = [pipeline / "unet" for pipeline in pipelines]
-    planned = mergeloom.plan(weighted(*unets, tensors="same"))
-    beside = [finding.cause for finding in planned.findings if finding.code == "passed-over"]
-    assert ["model.fp16.safetensors' beside its weights" in cause for cause in beside] == [True] * 2
+        folder = tmp_path / name
+        for part in ("unet", "text_encoder", "scheduler", "assets"):
+            (folder / part).mkdir(parents=True)
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "safety_checker": [None, None],
+        }
+        (folder / "model_index.json").write_text(json.dumps(index))
+        (folder / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+        (folder / "scheduler" / "scheduler_config.json").write_text(f'{{"prediction": {seed}}}')
+        (folder / "assets" / "cat.png").write_bytes(b"a cat")
+        network(folder / "unet" / "diffusion_pytorch_model.safetensors", seed)
+        network(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors", seed + 5)
+        network(folder / "text_encoder" / "pytorch_model.bin", seed + 2)
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_a_pipeline_is_one_model(pipelines: Pipelines, tmp_path: Path) -> None:
+    """Component by component, into the folders and files in which diffusers looks for them."""
+    planned = mergeloom.plan(weighted(*pipelines))
+    assert [part.name for part in planned.plan.outlines[-1].parts] == ["text_encoder", "unet"]
+    causes = {finding.code: finding.cause for finding in planned.findings}
+    assert "'scheduler/scheduler_config.json' is copied from" in causes["settings-differ"]
+    assert causes["settings-differ"].endswith("has other 'prediction'")
+    assert "model.fp16.safetensors' beside its weights" in causes["passed-over"]
     mergeloom.merge(planned, tmp_path / "out")
-    found = load_file(tmp_path / "out" / "model.safetensors")
-    one, other = (load_file(unet / "diffusion_pytorch_model.safetensors") for unet in unets)
-    expected = 0.25 * one["fc.bias"] + 0.75 * other["fc.bias"]
-    torch.testing.assert_close(found["fc.bias"], expected, rtol=1e-6, atol=1e-7)
+    out = tmp_path / "out"
+    made = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert {name for name in made if not name.startswith(".mergeloom")} == {
+        "README.md",
+        "mergeloom_config.yml",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/model.safetensors",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    }
+    for part, file, seed in (("unet", "diffusion_pytorch_model", 0), ("text_encoder", "model", 2)):
+        found = load_file(out / part / f"{file}.safetensors")
+        one, other = (Network(seed + more).state_dict() for more in (0, 1))
+        assert found.keys() == one.keys()
+        expected = 0.25 * one["fc.bias"] + 0.75 * other["fc.bias"]
+        torch.testing.assert_close(found["fc.bias"], expected, rtol=1e-6, atol=1e-7)
+    assert run("verify", str(out)).returncode == 0
+    header = json.loads((out / ".mergeloom" / "manifest.json").read_text())
+    assert "unet/fc.bias" in str(header)
+
+
+def test_a_pipeline_is_interrupted_and_stacked(pipelines: Pipelines, tmp_path: Path) -> None:
+    """Shards in folders are found again, and an output is an input."""
+    first = {"name": "one", **weighted(*pipelines)}
+    second = weighted(pipelines[0], Path("one"), tensors="same")
+    text = f"{json.dumps(first)}\n---\n{json.dumps(second)}\n"
+    (tmp_path / "both.yml").write_text(text)
+
+    def stop(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for out, observers in (("out", [mergeloom.Observer(progressed=stop), None]), ("all", [None])):
+        for observer in observers:
+            planned = mergeloom.plan(tmp_path / "both.yml", max_shard_size="8kB")
+            more = {} if observer is None else {"observer": observer}
+            try:
+                mergeloom.merge(planned, tmp_path / out, **more)
+            except KeyboardInterrupt:
+                assert run("verify", str(tmp_path / out)).returncode == 0
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    assert (tmp_path / "out" / index).read_bytes() == (tmp_path / "all" / index).read_bytes()
+    for name in set(json.loads((tmp_path / "out" / index).read_text())["weight_map"].values()):
+        one, other = (tmp_path / out / "unet" / name for out in ("out", "all"))
+        assert one.read_bytes() == other.read_bytes()
+    again = mergeloom.plan(weighted(tmp_path / "out", tmp_path / "all"))
+    assert len(again.plan.graph.writes) == 2 * len(Network(0).state_dict())
+
+
+def test_what_a_pipeline_lacks_is_named(pipelines: Pipelines, tmp_path: Path) -> None:
+    (pipelines[1] / "text_encoder" / "pytorch_model.bin").unlink()
+    with pytest.raises(CheckpointError, match="tensors are not in every input: 'text_encoder/"):
+        mergeloom.plan(weighted(*pipelines))
+    (pipelines[1] / "text_encoder" / "flax_model.msgpack").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"text_encoder' has no \.safetensors files"):
+        mergeloom.plan(weighted(*pipelines))
+    with pytest.raises(ConfigError, match="components of a pipeline are not written in codes"):
+        mergeloom.plan(weighted(pipelines[0], quantize="fp8", tensors="same"))
+
+
+def test_a_component_alone(pipelines: Pipelines, tmp_path: Path) -> None:
+    unets = [pipeline / "unet" for pipeline in pipelines]
+    found = merged(weighted(*unets, tensors="same"), tmp_path / "out")
+    assert found.keys() == Network(0).state_dict().keys()
 
 
 REFUSED = {
