@@ -321,11 +321,16 @@ def _resumed(directory: OutputDirectory, run: _Run, repairs: bool) -> dict[Write
     done = directory.resumable(job.graph, journal, run.options.verify_resumed)
     lost = len({entry for entry in recorded if entry.digest}) - len(done)
     if journal.damaged or (lost and not repairs):
-        run.warnings.append(
-            f"the journal had {journal.damaged} damaged records and {lost} tensors did "
-            "not match their digests: these are merged again"
-        )
+        run.warnings.append(_lost(journal.damaged, lost))
     return done
+
+
+def _lost(records: int, tensors: int) -> str:
+    """What an interrupted merge has lost since."""
+    parts = [f"{records} damaged record{'s' * (records != 1)} in the journal"] * bool(records)
+    if tensors:
+        parts.append(f"{tensors} tensor{'s' * (tensors != 1)} with other bytes than were recorded")
+    return f"{' and '.join(parts)}: merged again"
 
 
 def _check_same(

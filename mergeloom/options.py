@@ -33,6 +33,24 @@ def optional_path(text: str | Path | None) -> Path | None:
     return None if text is None else read_path(text)
 
 
+def page_path(text: str | Path | None) -> Path | None:
+    """The path of a page that is to be written later: that it cannot be is said at once.
+
+    Raises:
+        LoomError: there is no folder for it, or it is one itself.
+    """
+    path = optional_path(text)
+    if path is None:
+        return None
+    if path.is_dir():
+        raise LoomError(f"--html '{path}' is a folder", remedy="name a file in it")
+    if not path.parent.is_dir():
+        raise LoomError(
+            f"--html '{path}': there is no folder '{path.parent}'", remedy="make it first"
+        )
+    return path
+
+
 def method_names() -> tuple[str, ...]:
     """The names of all merge methods, for shells that complete one."""
     from mergeloom.methods import registry
@@ -57,7 +75,7 @@ HtmlFile = Annotated[
         "--html",
         metavar="FILE",
         help="Write the report to FILE, one page for a browser.",
-        parser=optional_path,
+        parser=page_path,
     ),
 ]
 Ram = Annotated[

@@ -7,6 +7,7 @@ import enum
 import errno
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from mergeloom.engine.base.records import dataclass
@@ -142,6 +143,25 @@ class CheckpointError(LoomError):
     """A checkpoint that is malformed, incomplete or does not fit the merge."""
 
     kind = "checkpoint"
+
+
+_READABLE = {
+    errno.EACCES: "let this user read it",
+    errno.EPERM: "let this user read it",
+    errno.EIO: "its disk fails; copy it from elsewhere",
+    errno.ESTALE: "its network folder has gone; mount it again",
+    errno.ETIMEDOUT: "its network folder does not answer; try again when it does",
+}
+"""What lets a file be read again, by the system's error."""
+
+
+def unreadable(path: Path | str, reason: OSError | str) -> CheckpointError:
+    """The error for a file of a checkpoint that cannot be read, whatever it holds."""
+    if isinstance(reason, str):
+        return CheckpointError(f"cannot read '{path}': {reason}")
+    return CheckpointError(
+        f"cannot read '{path}': {reason.strerror}", remedy=_READABLE.get(reason.errno or 0, "")
+    )
 
 
 class BudgetError(LoomError):

@@ -198,4 +198,5 @@ def _readable(value: str | None) -> str | None:
         return "nothing"
     if value.startswith(DIGEST) or not value.isprintable():
         return None
+    value = value.partition(MODIFIED)[0]  # in nanoseconds, which say nothing to people
     return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 3]}..."

@@ -301,9 +301,9 @@ def check_finite(
                     broken &= ~_not_finite(inputs[load], load.dtype, (0, load.elements)).any()
         if broken.any():
             raise RunError(
-                f"'{write.name}' gets {int(broken.sum())} or more values that are not finite as "
-                f"{write.dtype}, where its inputs are: try a wider out_dtype, or look at the "
-                "parameters and for infinities in the inputs"
+                f"'{write.name}': {int(broken.sum())} or more values are not finite as "
+                f"{write.dtype}, although all inputs are: choose a wider dtype or out_dtype, or "
+                "smaller weights"
             )
     return {load: int(found.sum()) for load, found in faulty.items() if found.any()}
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import random
 
-from mergeloom.engine.base.errors import CheckpointError, RunError
+from mergeloom.engine.base.errors import RunError, unreadable
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import PAGE
@@ -75,7 +75,7 @@ class FileSource:
         try:
             status = path.stat()
         except OSError as error:
-            raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
+            raise unreadable(path, error) from error
         identity = f"{status.st_size}-{status.st_mtime_ns}"
         return FileSource(str(path), status.st_size, status.st_mtime_ns, identity)
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import CheckpointError, unreadable
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.source import Source
@@ -120,7 +120,7 @@ class LocalFolder:
         try:
             return sorted(entry.name for entry in self.path.iterdir() if entry.is_file())
         except OSError as error:
-            raise CheckpointError(f"cannot read '{self.path}': {error.strerror}") from error
+            raise unreadable(self.path, error) from error
 
     def folders(self) -> Sequence[str]:
         try:
@@ -145,7 +145,7 @@ class LocalFolder:
             with open(path, "rb") as file:
                 content = file.read(most + 1)
         except OSError as error:
-            raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
+            raise unreadable(path, error) from error
         if len(content) > most:
             raise CheckpointError(f"'{path}' is larger than {most >> 20} MiB")
         return content

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mergeloom.engine.base.errors import CheckpointError, RunError
+from mergeloom.engine.base.errors import RunError, unreadable
 from mergeloom.engine.storage.digest import PIECE
 from mergeloom.engine.storage.source import Access, IOMode, Reader, Source, read_part
 
@@ -68,8 +68,8 @@ def planning(source: Source) -> Iterator[Reader]:
         with contextlib.closing(source.open(Access(IOMode.BUFFERED))) as reader:
             yield reader
     except RunError as error:
-        reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else str(error)
-        raise CheckpointError(f"cannot read '{source.name}': {reason}") from error
+        reason = error.__cause__ if isinstance(error.__cause__, OSError) else str(error)
+        raise unreadable(source.name, reason) from error
 
 
 @contextmanager

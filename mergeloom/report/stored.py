@@ -74,11 +74,11 @@ def _stored(output: Path, name: str, document: str) -> Document:
             f"'{output}' has no report of a merge",
             remedy="'mergeloom status' says what is there; a finished merge writes its report",
         ) from error
-    except OSError as error:
-        raise OutputError(f"cannot read '{path}': {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, gzip.BadGzipFile) as error:
         reason = str(error).splitlines()[0][:200]
         raise OutputError(
             f"'{path}' is damaged, or of another version of this program: {reason}",
             remedy="'mergeloom verify' says whether the output itself is sound",
         ) from error
+    except OSError as error:
+        raise OutputError(f"cannot read '{path}': {error.strerror or error}") from error

@@ -8,23 +8,16 @@ published configurations, and from trials of this program.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import re
-import shlex
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from mergeloom.cli import run
 from mergeloom.engine.hardware import process
 from scripts.fixtures.tokenizer_files import tokenizer_files
+from tests.mergeloom.gallery import answer, answered, mistakes
 from tests.planners.support import llama, write_checkpoint
 
 GALLERY = Path(__file__).parent / "mistakes"
@@ -33,38 +26,6 @@ models:
   - {model: a, parameters: {weight: 1}}
   - {model: b, parameters: {weight: 1}}
 """
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """One of the gallery: how it is called, files to write, commands, and what they answer."""
-
-    title: str
-    files: tuple[tuple[str, str], ...]
-    answers: tuple[tuple[str, str], ...]
-
-    def text(self) -> str:
-        files = "".join(f"-- {name}\n{content}" for name, content in self.files)
-        answers = "".join(f"$ {command}\n{answer}" for command, answer in self.answers)
-        return f"== {self.title}\n{files}{answers}"
-
-
-def mistakes(text: str) -> Iterator[Mistake]:
-    """The mistakes of one file of the gallery."""
-    for part in re.split(r"^== ", text, flags=re.MULTILINE)[1:]:
-        title, _, rest = part.rstrip("\n").partition("\n")
-        written, *commands = re.split(r"^\$ ", rest + "\n", flags=re.MULTILINE)
-        files = re.split(r"^-- ", written, flags=re.MULTILINE)[1:]
-        yield Mistake(
-            title,
-            tuple(_halves(each) for each in files),
-            tuple(_halves(each) for each in commands),
-        )
-
-
-def _halves(text: str) -> tuple[str, str]:
-    first, _, rest = text.partition("\n")
-    return first, rest
 
 
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted(GALLERY.glob("*.txt"))}
@@ -121,23 +82,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def answer(command: str) -> str:
-    """What a command prints, its warnings and errors last, and how it ends."""
-    program, *words = shlex.split(command)
-    assert program == "mergeloom"
-    said = io.StringIO()
-    before, sys.argv = sys.argv, ["mergeloom", *words]
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            status = run()
-    finally:
-        sys.argv = before
-    lines = said.getvalue().splitlines(keepends=True)
-    first = next((i for i, line in enumerate(lines) if line.startswith(("warn", "err"))), 0)
-    text = "".join(["…\n"] * (first > 0) + lines[first:])
-    return re.sub(r"\d+(?= ?MiB)", "N", f"{text}[{status}]\n")
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_answered_is_what_was_reviewed(
     page: str, models: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
@@ -145,14 +89,7 @@ def test_what_is_answered_is_what_was_reviewed(
     monkeypatch.chdir(models)
     monkeypatch.setattr(process, "devices", lambda *_: ())
     (models / "linear.yml").write_text(LINEAR)
-    introduction = PAGES[page].partition("\n\n")[0]
-    parts = [introduction]
-    for mistake in mistakes(PAGES[page]):
-        for name, content in mistake.files:
-            (models / name).write_text(content)
-        answers = tuple((command, answer(command)) for command, _ in mistake.answers)
-        parts.append(Mistake(mistake.title, mistake.files, answers).text().rstrip("\n"))
-    text = "\n\n".join(parts) + "\n"
+    text = answered(PAGES[page], answer)
     if request.config.getoption("review"):
         (GALLERY / f"{page}.txt").write_text(text, encoding="utf-8")
     else:

@@ -161,3 +161,37 @@ def test_a_browser_draws_it(config: Path, tmp_path: Path) -> None:
     compared = drawn(diff_page(mergeloom.diff(*models, values=True)), tmp_path)
     assert "data-ready=" in compared
     assert compared.count('class="cell"') == 39
+
+
+KEYS = """
+const press = (key) => document.activeElement.dispatchEvent(
+  new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+const told = [];
+const note = () => told.push(document.getElementById("tip").textContent.split("\\n").slice(0, 2));
+const first = document.querySelectorAll("svg [tabindex='0']")[0];
+first.focus(); note();
+for (const key of ["ArrowRight", "ArrowDown", "ArrowUp", "ArrowLeft"]) { press(key); note(); }
+document.querySelector("input").focus(); press("Enter");
+const chosen = () => told.push([document.querySelector(".detail h3").textContent]);
+chosen();
+for (const key of ["ArrowDown", "End", "Home"]) { press(key); chosen(); }
+document.body.textContent = JSON.stringify(told);
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+def test_the_keyboard_leads_through_pictures_and_tensors(config: Path, tmp_path: Path) -> None:
+    page = mergeloom.plan(config).page().replace("</body>", f"<script>{KEYS}</script></body>")
+    found = re.search(r"<body>(\[.*?\]\])", drawn(page, tmp_path))
+    assert found is not None
+    told = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">"))
+    layer = [f"output layer {i}: slerp of 2" for i in range(2)]
+    assert told[:5] == [
+        [layer[0], "a, layer 0 (base)"],
+        [layer[1], "a, layer 1 (base)"],
+        [layer[1], "b</script>, layer 1"],
+        [layer[1], "a, layer 1 (base)"],
+        [layer[0], "a, layer 0 (base)"],
+    ]
+    first, second = "model.embed_tokens.weight", "model.layers.0.input_layernorm.weight"
+    assert [name for (name,) in told[5:]] == [first, second, "lm_head.weight", first]

@@ -26,4 +26,8 @@ def render_verify(report: VerifyReport) -> RenderableType:
     lines = [Text(f"{shown(each.what)}: {shown(each.why)}", style="red") for each in faults]
     count = plural(len(faults), "fault")
     loaded = f", loaded as {loading.class_name}" if loading and loading.faults else ""
-    return Group(*lines, Text(f"'{report.output}' has {count}{loaded}", style="bold"))
+    lines.append(Text(f"'{report.output}' has {count}{loaded}", style="bold"))
+    if report.wrong:
+        again = "the same merge command" + (" with --verify" if report.finished else "")
+        lines.append(Text(f"{again} makes again what is wrong"))
+    return Group(*lines)

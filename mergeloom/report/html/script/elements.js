@@ -52,13 +52,15 @@ const told = (element, text, focused = true) => {
     tip.style.left = `${Math.max(4, Math.min(x + 14, innerWidth - box.width - 8))}px`;
     tip.style.top = `${y + 18 + box.height > innerHeight ? y - box.height - 10 : y + 18}px`;
   };
-  if (focused) element.setAttribute("tabindex", "0");
   element.addEventListener("mousemove", (event) => show(event.clientX, event.clientY));
+  element.addEventListener("mouseleave", () => (tip.hidden = true));
+  if (!focused) return; // what listens to the focus in a picture is a stop of the Tab key
+  element.setAttribute("tabindex", "0");
   element.addEventListener("focus", () => {
     const box = element.getBoundingClientRect();
     show(box.left, box.bottom - 14);
   });
-  for (const event of ["mouseleave", "blur"]) element.addEventListener(event, () => (tip.hidden = true));
+  element.addEventListener("blur", () => (tip.hidden = true));
 };
 addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 

@@ -33,7 +33,7 @@ const bands = (parent, stage, part, last) => {
   const width = 1100, left = 4, lane = 30;
   const lanes = Math.max(...part.slices.map((each) => each.sources.length));
   const height = lanes * lane + 40;
-  const svg = picture(parent, width, height, "output layers from left to right; what each is made of");
+  const svg = picture(parent, width, height, "output layers from left to right; what each is made of; arrow keys lead from one to the next");
   const size = (width - left) / part.layers;
   for (const slice of part.slices) {
     const [start, stop] = slice.layers;
@@ -43,15 +43,16 @@ const bands = (parent, stage, part, last) => {
       const how = slice.how === "merged" ? `${stage.method} of ${slice.sources.length}` : slice.detail || slice.how;
       const paint = { y, height: tall - 2, fill: colour(source.model), opacity: source.base ? 0.55 : 1 };
       const band = draw(svg, "rect", { class: "cell", x: left + start * size, width: (stop - start) * size, ...paint });
-      told(band, () => `output ${layers(slice.layers)}: ${how}\n${source.model}, ${layers(source.layers)}${source.base ? " (base)" : ""}`);
-      for (let i = start; i < stop && part.layers <= 300; i++) {
+      const single = part.layers <= 300; // more would be too narrow to point at
+      if (!single) told(band, () => `output ${layers(slice.layers)}: ${how}\n${source.model}, ${layers(source.layers)}${source.base ? " (base)" : ""}`);
+      for (let i = start; i < stop && single; i++) {
         const from = source.layers ? source.layers[0] + i - start : null;
         const cell = draw(svg, "rect", { class: "cell", x: left + i * size, width: size, ...paint });
         told(cell, () => {
           const own = last && part.name === "default" ? tensorsOfLayer.get(i) ?? [] : [];
           const listed = own.slice(0, 12).join("\n") + (own.length > 12 ? `\nand ${own.length - 12} more` : "");
           return `output layer ${i}: ${how}\n${source.model}, layer ${from}${source.base ? " (base)" : ""}${listed ? `\n\n${listed}` : ""}`;
-        }, false);
+        });
       }
       const wide = (stop - start) * size;
       const text = `${source.model.split("/").at(-1)}  ${source.layers ? `${source.layers[0]}-${source.layers[1] - 1}` : ""}`;

@@ -15,7 +15,8 @@ const tensorTable = () => {
     const lines = [];
     for (let place = first; place < Math.min(rows.length, first + list.clientHeight / height + 12); place++) {
       const tensor = details.tensors[rows[place]];
-      const line = put(null, "div", { class: rows[place] === chosen ? "row on" : "row", role: "option", style: `top:${place * height}px` });
+      const on = rows[place] === chosen;
+      const line = put(null, "div", { class: on ? "row on" : "row", id: `tensor-${rows[place]}`, role: "option", "aria-selected": on, style: `top:${place * height}px` });
       for (const text of [tensor.name, shape(tensor.shape), tensor.how, made(tensor)]) put(line, "span", { title: text }, text);
       line.addEventListener("click", () => choose(place));
       lines.push(line);
@@ -55,17 +56,25 @@ const tensorTable = () => {
       input.layer === null ? "" : `${input.layer}`, found(input.values)]));
     detail.append(found(tensor.values));
     const top = place * height;
+    list.setAttribute("aria-activedescendant", `tensor-${chosen}`);
     if (top < list.scrollTop) list.scrollTop = top;
     if (top + height > list.scrollTop + list.clientHeight) list.scrollTop = top + height - list.clientHeight;
     paint();
   };
   list.addEventListener("scroll", paint, { passive: true });
   list.addEventListener("keydown", (event) => {
-    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 12, PageUp: -12 }[event.key];
+    const all = rows.length;
+    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 12, PageUp: -12, Home: -all, End: all }[event.key];
     if (step === undefined) return;
     event.preventDefault();
     choose(Math.max(0, Math.min(rows.length - 1, rows.indexOf(chosen) + step)));
   });
   search.addEventListener("input", find);
+  search.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== "ArrowDown") return;
+    event.preventDefault();
+    list.focus();
+    choose(0);
+  });
   find();
 };
