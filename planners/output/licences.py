@@ -38,25 +38,30 @@ class Licence:
 
 def licence_of(folder: Folder) -> Licence | None:
     """The licence named in the model card in ``folder``; ``None`` if there is none."""
-    front = _front_matter(folder)
+    return licence_in(front_matter(folder))
+
+
+def licence_in(front: Mapping[str, Any]) -> Licence | None:
+    """The licence named in a model card's front matter."""
     found = front.get("license")
     if isinstance(found, list) and len(found) == 1:
         found = found[0]
-    if not _is_usable(found):
+    if not is_usable(found):
         return None
     name, link = front.get("license_name"), front.get("license_link")
-    if found != "other" or not _is_usable(name):
+    if found != "other" or not is_usable(name):
         return Licence(found)
     # A path relative to the model's repository is not valid in the output's.
-    absolute = _is_usable(link) and link.startswith("https://")
+    absolute = is_usable(link) and link.startswith("https://")
     return Licence(found, name, link if absolute else None)
 
 
-def _is_usable(text: Any) -> TypeGuard[str]:
+def is_usable(text: Any) -> TypeGuard[str]:
+    """Whether a value of a front matter may be copied into another's: one short line."""
     return isinstance(text, str) and text.isprintable() and 0 < len(text) <= _LONGEST
 
 
-def _front_matter(folder: Folder) -> Mapping[str, Any]:
+def front_matter(folder: Folder) -> Mapping[str, Any]:
     """The YAML between the first two lines of dashes; empty if it is not a mapping."""
     if not folder.has(_CARD):
         return {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
+from typing import Any
 
 import yaml
 
@@ -12,7 +13,12 @@ from mergeloom.methods import registry
 from mergeloom.planners.config.config import Configuration
 from mergeloom.planners.models.resolve import Found, Origin, is_hub_id
 from mergeloom.planners.outline import Layers, Outline
-from mergeloom.planners.output.licences import Licence, licence_of
+from mergeloom.planners.output.licences import (
+    Licence,
+    front_matter,
+    is_usable,
+    licence_in,
+)
 from mergeloom.planners.recipe import Recipe
 
 
@@ -20,12 +26,16 @@ def model_card(
     configuration: Configuration, recipes: Sequence[Recipe], models: Mapping[str, Found]
 ) -> str:
     """The ``README.md`` of the output; ``models`` are the inputs by reference."""
-    licences = {name: licence_of(LocalFolder(found.directory)) for name, found in models.items()}
+    cards = {name: front_matter(LocalFolder(found.directory)) for name, found in models.items()}
+    licences = {name: licence_in(card) for name, card in cards.items()}
+    recipe = recipes[-1]
     front = {
         "base_model": [_id(name) for name, found in models.items() if _is_on_hub(name, found)],
         "base_model_relation": "merge",
         **_common(licences),
-        "library_name": recipes[-1].library,
+        "library_name": recipe.library,
+        "pipeline_tag": _task(cards.values(), recipe),
+        "language": _languages(cards.values()),
         "tags": ["mergeloom", "merge"],
     }
     if not front["base_model"]:
@@ -48,6 +58,44 @@ def model_card(
         f"## Layers\n\n```text\n{layers}\n```\n\n"
         f"## Configuration\n\n```yaml\n{configuration.text.rstrip()}\n```\n"
     )
+
+
+_TASKS = {
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForMaskedLM": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForImageClassification": "image-classification",
+    "ForSpeechSeq2Seq": "automatic-speech-recognition",
+}
+"""Tasks as the hub names them, by how the classes of transformers that are for them end."""
+
+
+def _task(cards: Collection[Mapping[str, Any]], recipe: Recipe) -> str | None:
+    """What the output is used for, as the hub's filter has it: what the models' cards say, where
+    they agree; else what its class is for, where that is certain."""
+    named = {card["pipeline_tag"] for card in cards if is_usable(card.get("pipeline_tag"))}
+    if len(named) == 1:
+        return str(named.pop())
+    classes = recipe.output.config.get("architectures")
+    if named or recipe.library != "transformers" or not isinstance(classes, list) or not classes:
+        return None
+    name = str(classes[0])
+    found = next((task for end, task in _TASKS.items() if name.endswith(end)), None)
+    if found is None and name.endswith("ForConditionalGeneration"):
+        return "image-text-to-text" if "vision_config" in recipe.output.config else None
+    return found
+
+
+def _languages(cards: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The languages that the models' cards name, each once."""
+    listed = (card.get("language") for card in cards)
+    several = (each if isinstance(each, list) else [each] for each in listed)
+    # Norwegian without quotes is how YAML writes false.
+    found = ("no" if name is False else name for names in several for name in names)
+    return list(dict.fromkeys(name for name in found if is_usable(name)))
 
 
 def _common(licences: Mapping[str, Licence | None]) -> dict[str, str]:

@@ -135,7 +135,10 @@ EVENTS: dict[str, Callable[[Patch], None]] = {
 }
 
 
-TOLD = "warning|error|interrupted|merged|writes .* too little|'out' (is|was|has|holds a merge whose)|model|the same"
+TOLD = (
+    "warning|error|interrupted|merged|writes .* too little|model|the same"
+    "|'out' (is|was|has|holds a merge whose)"
+)
 """How lines begin that are shown; of a plan and of a table of figures nothing is."""
 
 

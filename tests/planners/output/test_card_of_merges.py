@@ -106,3 +106,20 @@ def test_front_matter_is_read_with_care(tmp_path: Path, text: str, found: str | 
     read = licence_of(LocalFolder(tmp_path))
     assert (None if read is None else str(read)) == found
     assert licence_of(LocalFolder(tmp_path / "nowhere")) is None
+
+
+def test_task_and_languages_are_those_of_the_models(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        llama(tmp_path / name, seed=seed)
+    config = {**LINEAR, "models": ["a", "b"]}
+    front, _ = card(tmp_path, config)
+    assert front["pipeline_tag"] == "text-generation"  # by the class
+    assert "language" not in front
+    licence(tmp_path / "a", "pipeline_tag: feature-extraction\nlanguage: [en, no]")
+    licence(tmp_path / "b", "language: en")
+    front, _ = card(tmp_path, config)
+    assert front["pipeline_tag"] == "feature-extraction"
+    assert front["language"] == ["en", "no"]
+    licence(tmp_path / "b", "pipeline_tag: text-generation")
+    front, _ = card(tmp_path, config)
+    assert "pipeline_tag" not in front  # they do not agree
