@@ -63,7 +63,7 @@ def show_help(
         return
     found = app.get_command(context, command)
     if found is None:
-        raise click.BadParameter(f"there is no command '{command}'", context)
+        raise NoSuchCommand(command, NAMES, context)
     print(found.get_help(click.Context(found, parent=context, info_name=command)))
 
 
@@ -144,19 +144,36 @@ class UsageError(LoomError):
 
 def _usage(error: click.UsageError) -> str:
     """What is wrong with a command line, where, and how to mend it."""
-    command = error.ctx.command_path if error.ctx is not None else app.name
+    named = [name for name in sys.argv[1:2] if name in NAMES]  # click forgets which one it was
+    command = error.ctx.command_path if error.ctx is not None else " ".join([app.name, *named])
     help_line = f"'{command} --help' shows how it is used"
     if isinstance(error, NoSuchCommand):
         from mergeloom.mergekit_flags import COMMANDS
 
         instead = COMMANDS.get(error.name) or _meant(error.known, error.name) + help_line
+        if os.path.isfile(error.name):
+            instead = f"'{app.name} plan {error.name}' shows what it makes, '{app.name} merge "
+            instead += f"{error.name} OUT' makes it"
         return f"there is no command '{error.name}': {instead}"
+    called = "" if error.ctx is None else _synopsis(error.ctx)
     if isinstance(error, click.NoSuchOption):
         bare = {each.lstrip("-"): each for each in error.possibilities or ()}
-        meant = _meant(bare, error.option_name.lstrip("-"), "--")
+        meant = _meant(bare, error.option_name.lstrip("-"), "--") or called
         return f"there is no option '{error.option_name}': {meant}{help_line}"
+    if isinstance(error, click.MissingParameter):
+        help_line = called + help_line
     what = error.format_message().strip().rstrip(".")
     return f"{what[:1].lower()}{what[1:]}: {help_line}"
+
+
+def _synopsis(context: click.Context) -> str:
+    """How a command is called, if it takes arguments."""
+    pieces = [
+        param.make_metavar(context)
+        for param in context.command.params
+        if isinstance(param, click.Argument)
+    ]
+    return f"it is called as '{' '.join([context.command_path, *pieces])}'; " if pieces else ""
 
 
 def _meant(known: Iterable[str], name: str, sign: str = "") -> str:

@@ -52,7 +52,7 @@ def test_plan_says_what_will_happen(config: Path) -> None:
     ("arguments", "says"),
     [
         (("merge",), "missing argument 'CONFIG'"),
-        (("merge", "a", "b", "--foo"), "there is no option '--foo': 'mergeloom merge"),
+        (("merge", "a", "b", "--foo"), "there is no option '--foo': it is called as 'mergeloom"),
         (("plan", "a", "--threads", 0), "invalid value for '--threads'"),
         (("frob",), "there is no command 'frob'"),
     ],

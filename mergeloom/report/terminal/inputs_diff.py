@@ -13,16 +13,19 @@ from mergeloom.report.terminal.console import ByWidth, columns, shown
 from mergeloom.report.terminal.diff import cosine_text, percent_text
 from mergeloom.report.units import data
 
+_NUMBER = 8
+"""Columns that a difference takes."""
 _NAME = 24
 """Columns that a model's name may take above its numbers."""
 
 
 def render_inputs_diff(report: InputsDiffReport) -> RenderableType:
-    """The whole, then ‖output-input‖/‖input‖ by layer and by kind of tensor."""
+    """The whole, then the differences by layer and by kind of tensor."""
     title = f"'{shown(report.output)}' beside what it was made of ({data(report.read_bytes)} read)"
-    parts: list[RenderableType] = [Text(title), Text(), _whole(report.inputs)]
+    said = Text("difference: ‖output-input‖/‖input‖", style="dim")
+    parts: list[RenderableType] = [Text(title), said, Text(), _whole(report.inputs)]
     for name, groups in (
-        ("‖output-input‖/‖input‖", lambda found: found.layers),
+        ("difference", lambda found: found.layers),
         ("kind of tensor", lambda found: found.kinds),
     ):
         parts += [Text(), _groups(name, report.inputs, groups)]
@@ -32,7 +35,7 @@ def render_inputs_diff(report: InputsDiffReport) -> RenderableType:
 def _whole(inputs: Sequence[DiffReport]) -> Table:
     based = any(found.base is not None for found in inputs)
     more = ("cos of changes", "opposed") if based else ()
-    table = columns("", "‖output-input‖/‖input‖", "cosine", "changed", *more)
+    table = columns("", "difference", "cosine", "changed", *more)
     for column in table.columns[1:]:
         column.justify = "right"
     for found in inputs:
@@ -65,8 +68,12 @@ def _groups(
         rows = dict(sorted(rows.items(), key=lambda row: -1 if row[1] is None else row[1]))
 
     def made(width: int) -> RenderableType:
-        room = max(width - max(map(len, [title, *rows]), default=0) - 2, _NAME)
-        shown_models = list(found)[: max(room // (_NAME + 2), 1)]
+        room = width - max(map(len, [title, *rows]))
+        shown_models: list[str] = []
+        for model in found:
+            room -= max(len(_short(model)), _NUMBER) + 2
+            if room >= 0 or not shown_models:
+                shown_models.append(model)
         table = columns(title, *map(_short, shown_models))
         for column in table.columns[1:]:
             column.justify = "right"
