@@ -124,6 +124,14 @@ class Finding:
 
     @property
     def folders(self) -> list[Path]:
+        """Folders to search.
+
+        Raises:
+            LoomError: one is not there.
+        """
+        for folder in self.search_dir or []:
+            if not folder.is_dir():
+                raise LoomError(f"--search-dir '{folder}' is no directory")
         return self.search_dir or []
 
 

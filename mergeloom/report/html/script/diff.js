@@ -21,6 +21,7 @@ const compared = () => {
     bar.replaceChildren();
     choice(bar, "what is shown", measures, measure, paint);
     place.replaceChildren();
+    put(place, "h3", {}, measures.find(([name]) => name === measure)[1]);
     heatMap(place, diff, measure, largestOf(diff, measure), "a", "b");
   };
   paint("difference");

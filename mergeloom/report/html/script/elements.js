@@ -22,9 +22,12 @@ const section = (title) => {
   put(found, "h2", {}, title);
   return found;
 };
-/* As wide as there is room, and at most as wide as its letters are drawn for. */
+/* As wide as there is room, at most as wide as its letters are drawn for; where they would be too
+   small to read, it is scrolled. */
 const picture = (parent, width, height, label) =>
-  draw(parent, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label, style: `max-width:${width}px` });
+  draw(put(parent, "div", { class: "scroll" }), "svg", {
+    viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label, style: `max-width:${width}px;--least:${Math.min(width, 640) * 0.85}px`,
+  });
 const table = (parent, titles, rows, numbers = []) => {
   const found = put(put(parent, "div", { class: "scroll" }), "table");
   const kind = (i) => (numbers.includes(i) ? { class: "n" } : {});

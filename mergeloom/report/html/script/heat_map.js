@@ -18,7 +18,7 @@ const heatMap = (parent, diff, measure, most, a, b) => {
   const outside = pairs.filter((p) => p.layer === null);
   const depth = pairs.reduce((deep, p) => Math.max(deep, (p.layer ?? -1) + 1), 0);
   const left = 270, row = 22, size = Math.min(40, (1100 - left) / Math.max(depth, 1));
-  const svg = picture(parent, 1100, (kinds.length + outside.length) * row + 34, "each tensor, by kind and layer; arrow keys lead from one to the next");
+  const svg = picture(parent, Math.max(left + depth * size, left + 60) + 8, (kinds.length + outside.length) * row + 34, "each tensor, by kind and layer; arrow keys lead from one to the next");
   const cell = (pair, x, y, wide) => {
     const rect = draw(svg, "rect", { class: "cell", x, y, width: wide, height: row, fill: heat(pair.values[measure] / most) });
     told(rect, () => {

@@ -7,9 +7,9 @@ const inputsDiff = () => {
     return;
   }
   const here = section("How far the output is from its inputs");
-  put(here, "p", { class: "dim" }, "Each tensor of the output beside those that it was made of.");
   const based = found.some((each) => each.base);
-  table(here, ["input", "‖output−input‖ / ‖input‖", "cosine", "changed", ...(based ? ["cosine of both changes of the base", "opposed"] : [])], found.map((each) => {
+  put(here, "p", { class: "dim" }, `Each tensor of the output beside those that it was made of${based ? "; changes are of the base" : ""}.`);
+  table(here, ["input", "‖output−input‖ / ‖input‖", "cosine", "changed", ...(based ? ["cosine of changes", "opposed"] : [])], found.map((each) => {
     const v = each.whole;
     return [each.a.name, percent(v.difference), cosine(v.cosine), percent(v.changed), ...(based ? [cosine(v.change_cosine), percent(v.opposed)] : [])];
   }), [1, 2, 3, 4, 5]);
@@ -23,6 +23,7 @@ const inputsDiff = () => {
     choice(bars[0], "input", found.map((each) => [each, each.a.name]), one, (picked) => { one = picked; paint(); });
     choice(bars[1], "what is shown", measures, measure, (picked) => { measure = picked; paint(); });
     place.replaceChildren();
+    put(place, "h3", {}, `${one.a.name}: ${measures.find(([name]) => name === measure)[1]}`);
     // One scale for all inputs, so that they can be compared.
     const most = Math.max(...found.map((each) => largestOf(each, measure)));
     heatMap(place, one, measure, most, "input", "output");
