@@ -11,14 +11,16 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import yaml
 
 import mergeloom
 from mergeloom import cleaning
-from mergeloom.cli import app
+from mergeloom.cli import NAMES, app
 from mergeloom.engine.storage.files import FileSource
 from mergeloom.planners.config.keys import LEVELS
 from mergeloom.planners.config.load import parse_config
 from scripts.fixtures.tokenizer_files import tokenizer_files
+from tests.mergeloom.gallery import said_by
 from tests.mergeloom.support import LINEAR, ROOT
 from tests.planners.support import llama
 
@@ -33,11 +35,27 @@ def commands(page: Path) -> list[str]:
     return [line.partition("  #")[0].strip() for line in lines]
 
 
+def spans(page: Path) -> list[str]:
+    """Commands within the text of a page, with or without the program's name."""
+    found = re.findall(r"`([a-z][^`\n]*)`", page.read_text(encoding="utf-8"))
+    words = [(span, span.removeprefix("mergeloom ").split()) for span in found]
+    return [
+        span
+        for span, (first, *rest) in words
+        if span.startswith("mergeloom ") or (first in NAMES and rest)
+    ]
+
+
 def options(command: Any) -> set[str]:
     return {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
 
 
 CASES = [(page.name, line) for page in PAGES for line in commands(page)]
+CASES += [
+    (page.name, f"mergeloom {line.removeprefix('mergeloom ')}")
+    for page in PAGES
+    for line in dict.fromkeys(spans(page))
+]
 
 
 def test_there_are_examples() -> None:
@@ -46,14 +64,13 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.parametrize(("page", "line"), CASES)
 def test_an_example_is_a_command_with_options_that_there_are(page: str, line: str) -> None:
-    words = shlex.split(line.replace("…", ""))[1:]
+    words = shlex.split(line.replace("…", "").replace("|", " "))[1:]
     while words and words[0].startswith("--"):
         assert words.pop(0) in options(app)
     if words:
+        assert words[0] in NAMES, page
         command = app.get_command(CONTEXT, words[0])
-        given = {
-            re.sub(r"[\[\]]|=.*", "", word) for word in words if word.lstrip("[").startswith("--")
-        }
+        given = {re.sub(r"[\[\]]|=.*", "", word) for word in words if re.match(r"\[?-", word)}
         assert given <= options(command) | {"--help"}, page
 
 
@@ -172,3 +189,88 @@ def test_a_format_is_written_as_the_page_says(tmp_path: Path) -> None:
     path.write_bytes(b"\2\0\0\0")
     with pytest.raises(mergeloom.CheckpointError, match="is truncated: copy it again"):
         names["RAW"].read(FileSource.at(path), None)
+
+
+FRAGMENTS = [
+    block
+    for block in blocks(ROOT / "docs" / "configuration.md", "yaml")
+    if not re.search(r"^merge_method:", block, re.MULTILINE)
+]
+AROUND = """models:
+  - {model: A, parameters: {weight: 1}}
+  - {model: B, parameters: {weight: 1}}
+"""
+
+
+@pytest.mark.parametrize("text", FRAGMENTS)
+def test_a_part_of_a_configuration_is_read_in_a_whole_one(text: str) -> None:
+    if text.startswith("slices:"):
+        stacked = text.count("sources:") > 1
+        method = "passthrough" if stacked else "slerp\nbase_model: A\nparameters: {t: 0.5}"
+        whole = f"merge_method: {method}\n{text}"
+    elif text.startswith("tokenizer"):
+        whole = f"merge_method: linear\n{AROUND}{text}"
+    else:  # values of parameters
+        parameters = {
+            each.name: {one.name for one in (*each.model_parameters, *each.parameters)}
+            for each in mergeloom.list_methods().methods
+        }
+        for key, value in yaml.safe_load(text).items():
+            known = [name for name, keys in parameters.items() if key in keys]
+            assert known, key
+            assert isinstance(value, float | int | list), key
+        return
+    assert parse_config(whole, "docs").warnings == ()
+
+
+@pytest.mark.parametrize("name", ["README", "docs/python"])
+def test_the_python_that_is_shown_runs(
+    name: str, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in workplace.iterdir():
+        (tmp_path / each.name).symlink_to(each)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks(ROOT / f"{name}.md", "python"):
+        exec(compile(block, name, "exec"), names)
+
+
+FAULTY = """merge_method: ties
+dtype: bfloat61
+base_model: base
+models:
+  - {model: a, parameters: {weight: 1, density: 0.5}}
+  - model: b
+    parameters: {weight: 1, density: 0.5, weigth: 1}
+  - model: c
+    parameters: {weight: 1, density: }
+"""
+
+
+def told(page: str) -> list[str]:
+    """The messages that a page shows."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    return re.findall(r"^    ((?:error|warning): .*)$", text, re.MULTILINE)
+
+
+def test_messages_that_are_shown_are_those_that_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("merge.yml").write_text(FAULTY)
+    lines, _ = said_by("mergeloom plan merge.yml")
+    assert told("configuration") == [line.rstrip("\n") for line in lines]
+
+
+def _alike(message: str) -> str:
+    """A message without its numbers and names."""
+    text = re.sub(r"configuration: [\w\[\].]+", "KEY", message)
+    return re.sub(r"[\d.]+x[\d.]+|[\d.]+|\bN\b", "N", text)
+
+
+@pytest.mark.parametrize("page", [page.stem for page in PAGES[1:] if page.stem != "configuration"])
+def test_other_messages_are_in_the_galleries(page: str) -> None:
+    folder = Path(__file__).parent
+    pages = (folder / "failures.txt", *(folder / "mistakes").glob("*.txt"))
+    shown = {_alike(line) for each in pages for line in each.read_text("utf-8").splitlines()}
+    assert {_alike(line) for line in told(page)} <= shown
