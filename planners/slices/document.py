@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
+from mergeloom.engine.base.dtypes import BF16, F16
 from mergeloom.engine.base.errors import CheckpointError, LoomError
 from mergeloom.methods import registry
 from mergeloom.methods.declare import Method
@@ -75,6 +77,7 @@ def plan_stage(document: MergeDocument, planning: Planning) -> tuple[Stage, Voca
             donor = fitting.fit(donor)
     elif embedding is not None:
         findings.notes(_compared_tokenizers(opened, donor), "vocabulary")
+    _warn_of_range(document, opened, findings)
     towers = _towers(document, method, donor, fitting, findings)
     for tower in towers:
         findings.attempt(_check_depth, tower)
@@ -100,6 +103,21 @@ def plan_stage(document: MergeDocument, planning: Planning) -> tuple[Stage, Voca
         notes=tuple(notes(document, towers, fitting)),
     )
     return stage, vocabulary
+
+
+def _warn_of_range(document: MergeDocument, models: Sequence[Model], findings: Findings) -> None:
+    """Warn of an output in float16 of models in bfloat16, which has the range of float32."""
+    if (document.out_dtype or document.dtype) is not F16:
+        return
+    wide = next((m for m in models if any(m.dtype(name) is BF16 for name in islice(m, 1))), None)
+    if wide is not None:
+        findings.warn(
+            document.place,
+            f"the output is float16, which ends at 65,504, and '{wide.name}' is bfloat16, which "
+            "goes to 3e38: the merge stops at a value beyond, and tiny ones become 0",
+            "'dtype: bfloat16' keeps the range",
+            "range",
+        )
 
 
 def _by_tokens(

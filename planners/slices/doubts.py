@@ -6,12 +6,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mergeloom.methods.declare import REQUIRED, Base, Method
+from mergeloom.methods.declare import REQUIRED, Method
 from mergeloom.planners.config.config import MergeDocument, Module
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.parameters import Level
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.slices.slices import LayerSource, Slice
+from mergeloom.planners.slices.weights import warn_of_weights
 
 
 def slice_levels(part: Slice, module: Module, document: MergeDocument) -> list[Level]:
@@ -66,8 +67,7 @@ def warn_of_idle(part: Slice, method: Method, levels: Sequence[Level], findings:
             )
     others = [layers for i, layers in enumerate(part.sources) if i != part.base]
     _warn_of_listed_models(len(others), method, levels, findings)
-    if len(others) == 1 and method.base is not Base.NONE:
-        _warn_of_one_weight(others[0], method, levels, findings)
+    warn_of_weights(others, method, levels, findings)
     for position, layers in enumerate(part.sources):
         for first in part.sources[:position]:
             same = first.model is layers.model and first.start == layers.start
@@ -101,30 +101,6 @@ def _warn_of_listed_models(
                         "'parameters'",
                         "gradient",
                     )
-
-
-def _warn_of_one_weight(
-    layers: LayerSource, method: Method, levels: Sequence[Level], findings: Findings
-) -> None:
-    """Warn of a single weight that is normalised by itself."""
-    normalize = next((p for p in method.settings if p.name == "normalize"), None)
-    if normalize is None or layers.source is None:
-        return
-    blocks = [level.parameters.entries for level in levels]
-    written = next((block["normalize"] for block in blocks if "normalize" in block), None)
-    normalizes = all(e.value is True for e in written) if written else normalize.default
-    blocks.insert(0, layers.source.parameters.entries)
-    weights = next((block["weight"] for block in blocks if "weight" in block), ())
-    values = [value for entry in weights for value in entry.values if value not in (0, 1)]
-    if normalizes and values:
-        sign = ", and the sign is lost" if any(value < 0 for value in values) else ""
-        findings.warn(
-            weights[0].place,
-            f"with 'normalize' the weight of the only model beside the base is divided by itself: "
-            f"{values[0]:g} counts as 1{sign}",
-            "write 'normalize: false' for the weight to count",
-            "no-effect",
-        )
 
 
 def warn_of_empty(slices: Sequence[Slice], module: Module, findings: Findings) -> None:

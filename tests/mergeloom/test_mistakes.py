@@ -39,6 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         llama(folder / name, seed=seed)
     llama(folder / "deep", layers=6)
     llama(folder / "wide", width=16)
+    llama(folder / "half", dtype=torch.bfloat16)
     llama(folder / "more-words", vocabulary=34)
     write_checkpoint(
         folder / "gpt",
