@@ -274,3 +274,15 @@ def test_other_messages_are_in_the_galleries(page: str) -> None:
     pages = (folder / "failures.txt", *(folder / "mistakes").glob("*.txt"))
     shown = {_alike(line) for each in pages for line in each.read_text("utf-8").splitlines()}
     assert {_alike(line) for line in told(page)} <= shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_and_pages_that_are_named_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(
+        r"`((?:engine|methods|planners|mergeloom|tests|scripts|configs)/[\w/.]*)`", text
+    )
+    linked = re.findall(r"\]\((?!https?:)([\w./-]+)", text)
+    sources = [each for each in named if not each.endswith(".json")]  # no cache or record
+    lost = [each for each in sources if not (ROOT / each).exists()]
+    assert lost + [each for each in linked if not (page.parent / each).exists()] == []
