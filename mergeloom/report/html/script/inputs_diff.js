@@ -2,7 +2,8 @@
 const inputsDiff = () => {
   const found = (data.compared?.inputs ?? []).filter((each) => each.whole);
   if (!found.length) {
-    if (report.document === "merge" && !data.compared)
+    const adapter = report.output.shards.some((shard) => shard.name.startsWith("adapter_")); // only factors
+    if (report.document === "merge" && details && !adapter && !data.compared)
       put(section("How far the output is from its inputs"), "p", { class: "dim" }, `mergeloom report ${report.directory} --diff --html FILE reads the weights and shows it here.`);
     return;
   }
