@@ -169,7 +169,7 @@ def answer_of(command: str) -> str:
     text = "".join(told) + f"[{status}]\n"
     text = re.sub(r"\d+(?= tensors? (are|were))|\d+ %, \d+(?= of)", "N", text)  # by chance
     text = re.sub(r"(?<=sound: )\d+|(?<=and )[\d.]+ k?B(?= of)|[\d.]+ k?B(?=, equal)", "N", text)
-    return re.sub(r" in [\d.]+ s \(.*?\)", "", text)
+    return re.sub(r" in [\d.]+ s \(.*?\)|, header \w+", "", text)
 
 
 @pytest.fixture
