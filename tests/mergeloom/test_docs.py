@@ -17,6 +17,7 @@ import mergeloom
 from mergeloom import cleaning
 from mergeloom.cli import NAMES, app
 from mergeloom.engine.storage.files import FileSource
+from mergeloom.mergekit_flags import COMMANDS
 from mergeloom.planners.config.keys import LEVELS
 from mergeloom.planners.config.load import parse_config
 from scripts.fixtures.tokenizer_files import tokenizer_files
@@ -83,6 +84,11 @@ def test_flags_of_mergekit_that_are_explained_are_understood() -> None:
     assert len(flags) > 20
     assert flags <= options(app.get_command(CONTEXT, "mergekit-yaml"))
     assert flags <= options(app.get_command(CONTEXT, "merge"))
+
+
+def test_every_command_of_mergekit_is_explained() -> None:
+    text = (ROOT / "docs" / "from-mergekit.md").read_text(encoding="utf-8")
+    assert {name for name in COMMANDS if f"`{name}" not in text} == set()
 
 
 @pytest.fixture(scope="module")
