@@ -11,7 +11,7 @@ from mergeloom.planners.config.config import MergeDocument, Module
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.parameters import Level
 from mergeloom.planners.models.architecture import Tower
-from mergeloom.planners.slices.slices import LayerSource, Slice
+from mergeloom.planners.slices.slices import Slice
 from mergeloom.planners.slices.weights import warn_of_weights
 
 
