@@ -126,7 +126,7 @@ def test_what_becomes_infinite_is_named(method: str, models: Path, tmp_path: Pat
     for entry in config["models"]:
         entry["parameters"]["weight"] = 1e7
     config["parameters"] = {"normalize": False}
-    with pytest.raises(RunError, match=r"'model\.\S+' gets .* not finite as float16") as caught:
+    with pytest.raises(RunError, match=r"'model\.\S+': .* not finite as float16") as caught:
         mergeloom.merge(config, tmp_path / "out", **UNEQUAL)
     assert caught.value.exit_code == 1
 
