@@ -145,7 +145,7 @@ class UsageError(LoomError):
 def _usage(error: click.UsageError) -> str:
     """What is wrong with a command line, where, and how to mend it."""
     named = [name for name in sys.argv[1:2] if name in NAMES]  # click forgets which one it was
-    command = error.ctx.command_path if error.ctx is not None else " ".join([app.name, *named])
+    command = error.ctx.command_path if error.ctx is not None else " ".join(["mergeloom", *named])
     help_line = f"'{command} --help' shows how it is used"
     if isinstance(error, NoSuchCommand):
         from mergeloom.mergekit_flags import COMMANDS
