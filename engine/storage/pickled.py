@@ -15,12 +15,14 @@ import codecs
 import pickletools
 import struct
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from mergeloom.engine.base.records import dataclass
 
 MAX_INSTRUCTIONS = 40_000_000
 MAX_DEPTH = 64
+_LOOKED_AT = 1000
 
 _MARK = object()
 _CODEC = codecs.lookup("raw-unicode-escape")
@@ -45,9 +47,11 @@ class Name:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Foreign:
-    """The result of a call that was not made: of ``called``."""
+    """The result of a call that was not made: of ``called``. ``holds`` says whether tensors or
+    storages were among what it was called with."""
 
     called: str
+    holds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +157,29 @@ def _call(called: Any, arguments: tuple[Any, ...]) -> Any:
     rebuild = _REBUILDS.get(str(called)) if isinstance(called, Name) else None
     if rebuild is None:
         what = str(called) if isinstance(called, Name) else "something unnamed"
-        return Foreign(what)
+        return Foreign(what, _holds(arguments))
     try:
         return rebuild(*arguments)
     except (TypeError, ValueError) as error:
         raise PickleFault(f"it calls {called} in an unknown way") from error
+
+
+def _holds(value: Any) -> bool:
+    """Whether there are tensors or storages in a value; of a large one, among its first parts."""
+    waiting = [value]
+    for _ in range(_LOOKED_AT):
+        if not waiting:
+            break
+        item = waiting.pop()
+        if isinstance(item, (PickledTensor, StorageRef)) or (
+            isinstance(item, Foreign) and item.holds
+        ):
+            return True
+        if isinstance(item, dict):
+            waiting += islice(item.values(), _LOOKED_AT)
+        elif isinstance(item, (tuple, list)):
+            waiting += item[:_LOOKED_AT]
+    return False
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
@@ -308,8 +330,16 @@ def _new_with_names(machine: _Machine, _: Any) -> None:
 
 
 def _drop(machine: _Machine, _: Any) -> None:
-    """What an object is told after it was made, or what is not looked at again."""
+    """What is not looked at again."""
     machine.stack.pop()
+
+
+def _build(machine: _Machine, _: Any) -> None:
+    """What an object is told after it was made, which is looked at for tensors only."""
+    state = machine.pop()
+    made = machine.stack[-1] if machine.stack else None
+    if isinstance(made, Foreign) and not made.holds and _holds(state):
+        machine.stack[-1] = Foreign(made.called, True)
 
 
 def _drop_since_mark(machine: _Machine, _: Any) -> None:
@@ -349,7 +379,8 @@ _STEPS: dict[str, Step] = {
     "EMPTY_LIST": _fresh(list),
     "EMPTY_SET": _fresh(lambda: Foreign("builtins.set")),
     "MARK": _constant(_MARK),
-    **dict.fromkeys(("POP", "BUILD"), _drop),
+    "POP": _drop,
+    "BUILD": _build,
     **dict.fromkeys(("POP_MARK", "ADDITEMS"), _drop_since_mark),
     "DUP": lambda machine, _: machine.push(machine.stack[-1]),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),

@@ -137,8 +137,7 @@ class _Archive:
         """Where a tensor lies."""
         dtype = BY_NAME.get(tensor.dtype)
         if dtype is None:
-            kind = tensor.dtype[:40]
-            raise CheckpointError(f"'{self._path}': '{name}' is of a dtype, {kind!a}, not merged")
+            raise _no_dtype(self._path, name, tensor.dtype)
         shape, strides = tensor.shape, tensor.strides
         if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
             raise CheckpointError(f"'{self._path}' is damaged: '{name}' has no shape")
@@ -180,6 +179,16 @@ class _Archive:
         return start
 
 
+def _no_dtype(path: str, name: str, dtype: str) -> CheckpointError:
+    """The error for a tensor that no output could have."""
+    narrower = {"complex128": "complex64", "complex32": "complex64"}.get(dtype)
+    how = f"x.to(torch.{narrower})" if narrower else "in another dtype"
+    return CheckpointError(
+        f"'{path}': '{name}' is of the dtype {dtype[:40]!a}, which is neither merged nor copied",
+        remedy=f"save it as {how}, or without this tensor",
+    )
+
+
 def _named(path: str, value: Any) -> dict[str, PickledTensor]:
     """The one set of named tensors in what was saved.
 
@@ -216,9 +225,14 @@ def _has_tensors(value: Mapping[Any, Any]) -> bool:
     return any(isinstance(item, PickledTensor) for item in value.values())
 
 
-def _flattened(path: str, value: Mapping[Any, Any]) -> dict[str, PickledTensor]:
+def _is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor, or an object with one, which must not be left out silently."""
+    return isinstance(value, PickledTensor) or (isinstance(value, Foreign) and value.holds)
+
+
+def _flattened(path: str, value: Mapping[Any, Any]) -> dict[str, PickledTensor | Foreign]:
     """The tensors in a dictionary and in those within it, by their keys joined with dots."""
-    found: dict[str, PickledTensor] = {}
+    found: dict[str, PickledTensor | Foreign] = {}
     waiting: list[tuple[str, Mapping[Any, Any], int]] = [("", value, 0)]
     looked_at = 0
     while waiting:
@@ -228,7 +242,7 @@ def _flattened(path: str, value: Mapping[Any, Any]) -> dict[str, PickledTensor]:
             raise CheckpointError(f"'{path}' has more than {MAX_ENTRIES} entries")
         inner = []
         for key, item in items.items():
-            if isinstance(item, PickledTensor) and isinstance(key, str):
+            if _is_tensor(item) and isinstance(key, str):
                 found[prefix + key] = item
             elif isinstance(item, dict) and isinstance(key, str) and depth < _MAX_NESTING:
                 inner.append((f"{prefix}{key}.", item, depth + 1))
@@ -236,10 +250,17 @@ def _flattened(path: str, value: Mapping[Any, Any]) -> dict[str, PickledTensor]:
     return found
 
 
-def _checked(path: str, tensors: dict[str, PickledTensor]) -> dict[str, PickledTensor]:
-    if tensors and all(name.startswith(_WRAPPER) for name in tensors):
-        tensors = {name.removeprefix(_WRAPPER): tensor for name, tensor in tensors.items()}
-    for name in tensors:
+def _checked(path: str, tensors: Mapping[str, PickledTensor | Foreign]) -> dict[str, PickledTensor]:
+    found: dict[str, PickledTensor] = {}
+    wrapped = all(name.startswith(_WRAPPER) for name in tensors)
+    for name, tensor in tensors.items():
         if not name or not name.isprintable() or len(name) > MAX_NAME:
             raise CheckpointError(f"'{path}': {name[:80]!a} is no name for a tensor")
-    return tensors
+        if isinstance(tensor, Foreign):
+            raise CheckpointError(
+                f"'{path}': '{name}' is made by {tensor.called[:200]!a} of tensors, which is not "
+                "read",
+                remedy="save it as a plain tensor (dequantize(), to_dense()), or without it",
+            )
+        found[name.removeprefix(_WRAPPER) if wrapped else name] = tensor
+    return found

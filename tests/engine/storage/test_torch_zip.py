@@ -165,7 +165,15 @@ REFUSED = {
     "a module": (torch.nn.Linear(2, 2), r"class 'torch\.nn\.modules\.linear\.Linear'"),
     "complex": (
         {"a": torch.ones(2, dtype=torch.complex128)},
-        "of a dtype, 'complex128', not merged",
+        r"of the dtype 'complex128'.*save it as x\.to\(torch\.complex64\)",
+    ),
+    "sparse": (
+        {"a": torch.ones(2), "b": {"c": torch.eye(2).to_sparse()}},
+        r"'b\.c' is made by 'torch\._utils\._rebuild_sparse_tensor' of tensors.*to_dense",
+    ),
+    "a module beside tensors": (
+        {"a": torch.ones(2), "b": torch.nn.Linear(2, 2)},
+        r"'b' is made by 'torch\.nn\.modules\.linear\.Linear' of tensors",
     ),
 }
 
@@ -175,7 +183,7 @@ def test_what_is_no_set_of_tensors(kind: str, tmp_path: Path) -> None:
     value, words = REFUSED[kind]
     with pytest.raises(CheckpointError, match=words):
         saved(
-            filled(value) if isinstance(value, dict) and kind != "complex" else value,
+            filled(value) if kind in {"two sets", "no tensors"} else value,
             tmp_path / "a",
         )
 
