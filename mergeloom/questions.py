@@ -177,8 +177,9 @@ def diff_inputs(
     The weights of all of them are read once, within the memory budget ``ram``.
 
     Raises:
-        OutputError: no finished merge is there, its details were not kept, or it is an adapter.
-        ConfigError, CheckpointError: a model is not where it was.
+        OutputError: no finished merge is there, its details were not kept, it is an adapter, or an
+            input is not where it was.
+        ConfigError, CheckpointError: an input is another one now.
         BudgetError: the budget cannot work.
         RunError: reading failed.
     """
@@ -202,6 +203,12 @@ def diff_inputs(
             remedy=f"'mergeloom diff MODEL {place} --values' compares tensors of one name",
         )
     directories = {each.name: each.directory for each in report.models}
+    for name, directory in directories.items():
+        if not os.path.exists(directory):
+            raise OutputError(
+                f"the input '{name}' is no longer in '{directory}'",
+                remedy=f"put it back, or 'mergeloom diff MODEL {place} --values' with a copy of it",
+            )
     found = compare_inputs(
         os.fspath(place),
         sources_of(report, details),

@@ -166,7 +166,7 @@ def answer_of(command: str) -> str:
         lines, status = said_by(command, _Full() if command.endswith(FULL) else None)
     told = [line if re.match(TOLD, line) else "…\n" for line in lines]
     told = [line for i, line in enumerate(told) if line != "…\n" or told[i - 1 : i] != [line]]
-    text = "".join(told) + f"[{status}]\n"
+    text = "".join(told).replace(str(Path.cwd()), "/here") + f"[{status}]\n"
     text = re.sub(r"\d+(?= tensors? (are|were))|\d+ %, \d+(?= of)", "N", text)  # by chance
     text = re.sub(r"(?<=sound: )\d+|(?<=and )[\d.]+ k?B(?= of)|[\d.]+ k?B(?=, equal)", "N", text)
     return re.sub(r" in [\d.]+ s \(.*?\)|, header \w+", "", text)
