@@ -67,10 +67,18 @@ class Gather:
 
     ``inputs`` are aligned, element for element, in order; the same node may stand there twice.
     ``side`` are small tensors of shapes of their own, which are held whole while the merge runs.
+    ``tables`` are matrices that it reads by rows, a block at a time, as often as it needs them
+    (`Kernel.table_reads`): they may be larger than memory.
     """
 
     inputs: tuple[Load | Merge, ...]
     side: tuple[Load, ...] = ()
+    tables: tuple[Load, ...] = ()
+
+    @property
+    def beside(self) -> tuple[Load, ...]:
+        """All that lies beside the inputs."""
+        return (*self.side, *self.tables) if self.tables else self.side
 
 
 @record(frozen=True, slots=True, eq=False)
@@ -96,7 +104,7 @@ class Merge:
         inputs = [node.shape for node in nodes]
         object.__setattr__(self, "is_flat", Merge not in map(type, nodes))
         try:
-            shape = self.kernel.output_shape(inputs, [load.shape for load in self.gather.side])
+            shape = self.kernel.output_shape(inputs, [load.shape for load in self.gather.beside])
         except ValueError as error:
             raise GraphError(f"{self.name!r}: {error}") from error
         object.__setattr__(self, "shape", shape)
@@ -280,12 +288,15 @@ class Graph:
         return digest.hexdigest()
 
 
+Ids = tuple[int, ...]
+
+
 class GraphBuilder:
     """Collects tasks, keeping one node for equal loads and one for equal merges."""
 
     def __init__(self) -> None:
         self._loads: dict[tuple[Hashable, str, Shape], Load] = {}
-        self._merges: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Merge] = {}
+        self._merges: dict[tuple[int, Ids, Ids, Ids], Merge] = {}
         self._spills: dict[Merge, Spill] = {}
         self._kernels: dict[Kernel, int] = {}
         self._numbers: dict[int, tuple[int, Kernel]] = {}
@@ -312,18 +323,20 @@ class GraphBuilder:
         kernel: Kernel,
         name: str,
         side: Sequence[Load] = (),
+        tables: Sequence[Load] = (),
     ) -> Merge:
-        """The merge of ``inputs`` by ``kernel``, with ``side`` beside them; ``name`` serves
-        messages only.
+        """The merge of ``inputs`` by ``kernel``, with ``side`` and ``tables`` beside them; ``name``
+        serves messages only.
 
         Raises:
             GraphError: their shapes do not go together.
         """
         number, _ = self._numbers.get(id(kernel)) or self._numbered(kernel)
-        key = number, tuple(map(id, inputs)), tuple(map(id, side))
+        key = number, tuple(map(id, inputs)), tuple(map(id, side)), tuple(map(id, tables))
         node = self._merges.get(key)
         if node is None:
-            node = self._merges[key] = Merge(Gather(tuple(inputs), tuple(side)), kernel, name)
+            gather = Gather(tuple(inputs), tuple(side), tuple(tables))
+            node = self._merges[key] = Merge(gather, kernel, name)
         return node
 
     def spill(self, merge: Merge) -> Load:
@@ -410,7 +423,7 @@ def _reachable(
         for merge in (root,) if root.is_flat else tree(root):
             if merge in merges:
                 continue
-            for node in (*merge.gather.inputs, *merge.gather.side):
+            for node in (*merge.gather.inputs, *merge.gather.beside):
                 if isinstance(node, Load) and node not in loads:
                     for spill in spills_of(node):
                         visit(spill.merge)
@@ -450,6 +463,7 @@ def _described(
     for merge in merges:
         inputs = ",".join([numbers[node] for node in merge.gather.inputs])
         side = "".join([f";{numbers[node]}" for node in merge.gather.side])
+        side += "".join([f":{numbers[node]}" for node in merge.gather.tables])
         numbers[merge] = str(len(numbers))
         kernel = kernels.get(id(merge.kernel))
         if kernel is None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from mergeloom.engine.base.dtypes import DType
@@ -23,6 +23,7 @@ from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.sums import GrainSums, Sums
 from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.memory.pages import block_bytes, span_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,6 +106,40 @@ class DeviceOps(Ops, Protocol):
 
     def bring(self) -> None:
         """Order that what was counted since the last time be brought to main memory."""
+
+
+TABLE_BLOCK_BYTES = 4 << 20
+"""Bytes of a table that are looked at together, roughly."""
+_TABLE_ROWS = 64
+"""Of as many rows, or of a multiple, is a block of a table."""
+
+
+def table_rows(width: int, dtype: DType) -> int:
+    """Rows of each block of a table but the last: the same whatever the budget."""
+    return max(TABLE_BLOCK_BYTES // max(dtype.nbytes(width), 1) // _TABLE_ROWS, 1) * _TABLE_ROWS
+
+
+def table_buffer_bytes(shape: tuple[int, ...], dtype: DType) -> int:
+    """Bytes that reading a table takes that is not held, of one worker."""
+    count, width = shape
+    return block_bytes(span_bytes(dtype.nbytes(min(table_rows(width, dtype), count) * width)))
+
+
+class Table(Protocol):
+    """A matrix of ``count`` rows of ``width`` elements beside the inputs of a merge."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def dtype(self) -> DType: ...
+
+    def blocks(self, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, Array]]:
+        """Rows ``[first, stop)`` in order: number of the first, their number, and their elements as
+        they are stored, which are valid until the next are asked for."""
 
 
 class Arithmetic(ABC):
@@ -194,6 +229,7 @@ class GrainView:
     all passes over all grains.
 
     ``side`` are the tensors beside the inputs, each whole, in its own shape and as it is stored;
+    ``tables`` are those that are read a block at a time.
     ``whole`` is the shape of the whole first input, of which this is one grain. ``parts`` has
     arrays for the `Kernel.parts` of the root.
     """
@@ -209,6 +245,7 @@ class GrainView:
     side: Sequence[Any] = ()
     whole: tuple[int, ...] = ()
     parts: Sequence[Any] = ()
+    tables: Sequence[Table] = ()
 
     @property
     def count(self) -> int:
@@ -363,6 +400,13 @@ class Kernel:
         """Bytes that one call of `apply`, `scan_value` or a statistic's `update` allocates
         by itself, beyond scratch, output, accumulator and `uses`."""
         return 0
+
+    def table_reads(self, grains: Grains, evaluations: int) -> tuple[int, ...]:
+        """How many times each of `Gather.tables` is read from its first row to its last.
+
+        By all passes, where `apply` sees all ``grains`` as often as ``evaluations`` says.
+        """
+        return ()
 
     def memo_bytes(self, grains: Grains) -> int:
         """Bytes of one grain's memo: what passes find out that later ones would find out again.

@@ -78,6 +78,7 @@ class Estimate:
         """The estimate of one work of a kind."""
         profile = kind.profile
         stored = sum(map(profile.leaf_bytes, profile.all_leaves)) + sum(profile.side_bytes)
+        stored += sum(profile.table_bytes)
         elements = profile.grains.total / 1e9 if profile.computes else 0.0
         core, cpu_core = (cost * elements for cost in kind.costs)
         compiled = not kind.arithmetic.uses_torch
@@ -167,7 +168,7 @@ def _assign(
     if not work.profile.computes:
         return Assignment(None, Reason.COPIED)
     dtypes = [*(load.dtype for load in work.leaves), *(write.dtype for write in work.writes)]
-    if work.side or any(dtype.block > 1 for dtype in dtypes):
+    if work.beside or any(dtype.block > 1 for dtype in dtypes):
         return Assignment(None, Reason.CPU_ONLY)
     if not work.kind.offered:
         return Assignment(None, Reason.NO_CODE)

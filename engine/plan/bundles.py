@@ -52,7 +52,7 @@ def groups(schedule: Schedule) -> Iterator[int | Sequence[ScheduledMerge]]:
 def _is_free(merge: ScheduledMerge) -> bool:
     """Whether it is written, and no other merge has to do with its inputs, nor a device."""
     work, alone = merge.work, merge.seat.device is None and not merge.kept_after
-    return alone and bool(work.writes) and not work.side and not work.awaited
+    return alone and bool(work.writes) and not work.beside and not work.awaited
 
 
 def _size(flow: TileFlow) -> int | None:

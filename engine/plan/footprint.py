@@ -65,7 +65,8 @@ class MergeShape:
     leaves that each pass needs, the last pass being the one that writes. ``worker`` is what one
     worker needs for its arithmetic, ``on_device`` what a device would need; ``memo_bytes`` those of
     one grain's memo (`Kernel.memo_bytes`). ``side_bytes`` are those of each load that is held whole
-    while the merge runs.
+    while the merge runs, ``table_bytes`` those of each table, and ``table_reads`` how many times
+    each is read where it is not held.
     """
 
     grains: Grains
@@ -77,6 +78,8 @@ class MergeShape:
     on_device: WorkerMemory
     memo_bytes: int = 0
     side_bytes: tuple[int, ...] = ()
+    table_bytes: tuple[int, ...] = ()
+    table_reads: tuple[int, ...] = ()
 
     @property
     def leaf_sizes(self) -> tuple[int, ...]:
@@ -136,12 +139,26 @@ class MergeShape:
         longest = REQUEST_BYTES // _nbytes(self.grains.size, widest)
         return max(1, min(longest, self.grains.count))
 
+    def tables_bytes(self, tables: Positions) -> int:
+        """Ledger bytes of these tables, whole."""
+        return sum(_block(self.table_bytes[i]) for i in tables)
+
+    def held_tables(self, room: int) -> Positions:
+        """The tables that are held whole where ``room`` bytes are left: those that are read most
+        often first, as long as the merge has room beside them."""
+        often = [i for i, times in enumerate(self.table_reads) if times > 1]
+        held: list[int] = []
+        for i in sorted(often, key=lambda i: -self.table_reads[i]):
+            if room - self.tables_bytes((*held, i)) >= 2 * self.smallest_bytes:
+                held.append(i)
+        return tuple(sorted(held))
+
     def preferred_bytes(self, rest: Positions, room: int, capacity: int) -> int:
         """Ledger bytes with which it runs well when ``rest`` is not in memory yet.
 
         Of the whole ``capacity``, ``room`` bytes are left.
         """
-        beside = self.beside_bytes
+        beside = self.beside_bytes + self.tables_bytes(self.held_tables(room))
         return beside + self._comfortable(rest, room - beside, capacity - beside)
 
     def _comfortable(self, rest: Positions, room: int, capacity: int) -> int:
@@ -222,7 +239,8 @@ class TileFlow:
     ``tile`` is the tile length in grains. ``kept_before`` are leaves that an earlier merge left
     in memory; ``kept_fresh`` those that are read whole, into one block, because a later merge
     needs them; ``resident`` those that stay from their first pass to the last in the first
-    ``staying`` tiles; the others are streamed. If ``memos``, those of all tiles stay too.
+    ``staying`` tiles; the others are streamed. If ``memos``, those of all tiles stay too. ``held``
+    are the tables that are in memory whole.
     """
 
     profile: MergeShape
@@ -232,6 +250,7 @@ class TileFlow:
     resident: Positions
     staying: int
     memos: bool = False
+    held: Positions = ()
 
     @property
     def tiles(self) -> int:
@@ -271,7 +290,7 @@ class TileFlow:
     def kept_bytes(self) -> int:
         """Ledger bytes of the leaves, and of what lies beside them, that are in memory whole."""
         kept = self.profile.whole_bytes(self.kept_fresh + self.kept_before)
-        return self.profile.beside_bytes + kept
+        return self.profile.beside_bytes + self.profile.tables_bytes(self.held) + kept
 
     @cached_property
     def resident_bytes(self) -> int:
@@ -287,6 +306,7 @@ class TileFlow:
         outputs = self.tiles * self.profile.output_bytes(self.tile)
         moving = (self.tiles - self.staying) * streamed + self.staying * resident
         whole = self.profile.beside_bytes + self.profile.whole_bytes(self.kept_fresh)
+        whole += self.profile.tables_bytes(self.held)
         return whole + self.resident_bytes + moving + outputs
 
     @cached_property
@@ -314,7 +334,13 @@ class TileFlow:
         staying = self.staying_elements
         more = sum(_nbytes(staying, bits[i]) for reads in self._reads for i in reads)
         less = sum(_nbytes(staying, bits[i]) for reads in self._streamed for i in reads)
-        return streamed + more - less + sum(self.profile.side_bytes)
+        sizes = self.profile.table_bytes
+        tables = sum(self.table_reads(i) * nbytes for i, nbytes in enumerate(sizes))
+        return streamed + more - less + sum(self.profile.side_bytes) + tables
+
+    def table_reads(self, position: int) -> int:
+        """How many times a table is read."""
+        return 1 if position in self.held else self.profile.table_reads[position]
 
     @property
     def staying_elements(self) -> int:

@@ -86,6 +86,8 @@ class ScheduledMerge:
                 own, streamed = self.flow.times_read(position)
                 missing += own * _missing(load, 0, end) + streamed * _missing(load, end, total)
         missing += sum(_missing(load, 0, load.elements) for load in self.work.side)
+        for position, load in enumerate(self.work.tables):
+            missing += self.flow.table_reads(position) * _missing(load, 0, load.elements)
         return self.flow.read_bytes - missing
 
 
@@ -188,7 +190,7 @@ class Schedule:
 
         What lies beside the inputs of several merges is read for each of them anyway.
         """
-        beside = [load for placement in self.placements for load in placement.work.side]
+        beside = [load for placement in self.placements for load in placement.work.beside]
         sizes = [load.stored_bytes for load in beside], [load.stored_bytes for load in set(beside)]
         once = sum(load.stored_bytes for load in self.graph.loads)
         return max(self.read_bytes - once - (sum(sizes[0]) - sum(sizes[1])), 0)
@@ -371,8 +373,10 @@ def _flow(
     memo = profile.tile_memo_bytes(1) * profile.grains.count if memos else 0
     if memo > room * _MEMO_SHARE or room - memo < 2 * profile.smallest_bytes:
         memo = 0
-    resident, tile, staying = profile.resident_or_streamed(rest, room - memo)
-    return TileFlow(profile, tile, there, fresh, resident, staying, memo > 0)
+    held = profile.held_tables(room - memo)
+    room -= memo + profile.tables_bytes(held)
+    resident, tile, staying = profile.resident_or_streamed(rest, room)
+    return TileFlow(profile, tile, there, fresh, resident, staying, memo > 0, held)
 
 
 def _useful(placements: tuple[ScheduledMerge, ...], available: int) -> int:
@@ -389,7 +393,7 @@ def _infeasible(works: list[Work], budget: int, minimum: int) -> str:
         works, key=lambda work: work.profile.worker.scratch_bytes + work.profile.smallest_bytes
     )
     size = "x".join(map(str, worst.root.shape)) or "0-d"
-    beside = f" and {len(worst.side)} beside them" if worst.side else ""
+    beside = f" and {len(worst.beside)} beside them" if worst.beside else ""
     asked = f"{budget / MIB:.0f} MiB" if budget >= MIB else f"{budget} bytes"
     return (
         f"a budget of {asked} cannot work: the smallest is "

@@ -21,7 +21,15 @@ from mergeloom.engine.graph.graph import (
     spills_of,
     tree,
 )
-from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Kernel, Statistic, Use, all_uses
+from mergeloom.engine.graph.kernel import (
+    DECODING,
+    Arithmetic,
+    Kernel,
+    Statistic,
+    Use,
+    all_uses,
+    table_buffer_bytes,
+)
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.memory.pages import PAGE, block_bytes
 from mergeloom.engine.plan.footprint import MergeShape, Positions, WorkerMemory
@@ -68,20 +76,26 @@ class Work:
     its statistics are the result.
 
     ``merges`` are those of its tree, inputs before their users and the root last; ``leaves`` are
-    its aligned loads, ``side`` those that are held whole while it runs. It begins when the spilled
-    values in ``awaited`` are there.
+    its aligned loads, ``side`` those that are held whole while it runs, ``tables`` those that it
+    reads by rows. It begins when the spilled values in ``awaited`` are there.
     """
 
     merges: tuple[Merge, ...]
     writes: tuple[Write, ...]
     leaves: tuple[Load, ...]
     side: tuple[Load, ...]
+    tables: tuple[Load, ...]
     kind: WorkKind
     awaited: tuple[Spill, ...] = ()
 
     @property
     def root(self) -> Merge:
         return self.merges[-1]
+
+    @property
+    def beside(self) -> tuple[Load, ...]:
+        """All that lies beside its aligned loads."""
+        return (*self.side, *self.tables)
 
     @property
     def name(self) -> str:
@@ -137,7 +151,9 @@ def works_of(graph: Graph, machine: Machine) -> list[Work]:
 
 def _awaiting(work: Work) -> Work:
     """A work that knows which spilled values it needs."""
-    found = dict.fromkeys(spill for load in (*work.leaves, *work.side) for spill in spills_of(load))
+    found = dict.fromkeys(
+        spill for load in (*work.leaves, *work.beside) for spill in spills_of(load)
+    )
     return replace(work, awaited=tuple(found)) if found else work
 
 
@@ -168,14 +184,18 @@ class _Kinds:
             first = merge.gather.inputs[0].shape
             shape.append((self._kernel(merge.kernel), merge.shape, first, nodes))
         side = dict.fromkeys(load for merge in merges for load in merge.gather.side)
+        every = [load for merge in merges for load in merge.gather.tables]
+        tables = {load: number for number, load in enumerate(dict.fromkeys(every))}
         shape.append(tuple([load.dtype.code for load in leaves]))
         shape.append(tuple([(load.nbytes, load.dtype.code) for load in side]))
+        shape.append(tuple([(tables[load], load.shape, load.dtype.code) for load in every]))
         key = tuple(shape)
         kind = self._kinds.get(key)
         if kind is None:
-            kind = _kind(merges, writes, tuple(leaves), tuple(side), self._machine)
+            beside = tuple(side), tuple(tables)
+            kind = _kind(merges, writes, tuple(leaves), *beside, self._machine)
             self._kinds[key] = kind
-        return Work(merges, writes, tuple(leaves), tuple(side), kind)
+        return Work(merges, writes, tuple(leaves), tuple(side), tuple(tables), kind)
 
     def _kernel(self, kernel: Kernel) -> Hashable:
         found = self._kernels.get(id(kernel))
@@ -189,6 +209,7 @@ def _kind(
     writes: Sequence[Write],
     leaves: Sequence[Load],
     side: Sequence[Load],
+    tables: Sequence[Load],
     machine: Machine,
 ) -> WorkKind:
     """What holds for a merge tree and for all that differ from it in their tensors only."""
@@ -227,6 +248,8 @@ def _kind(
         else WorkerMemory(0, 0),
         memo_bytes=root.kernel.memo_bytes(grains) if computes and not arithmetic.uses_torch else 0,
         side_bytes=tuple(load.nbytes for load in side),
+        table_bytes=tuple(load.nbytes for load in tables),
+        table_reads=_table_reads(merges, tables, passes, grains),
     )
     words = frozenset(use.word for own in parts.values() for _, uses in own for use in uses)
     if packs or any(map(_decodes, merges)):
@@ -243,6 +266,28 @@ def _kind(
         offered=not packs and _offered(merges, writes, machine.there),
         inspected=not computes and copied is not None and _are_numbers(copied),
     )
+
+
+def _table_reads(
+    merges: Sequence[Merge], tables: Sequence[Load], passes: Sequence[Pass], grains: Grains
+) -> tuple[int, ...]:
+    """How many times a merge tree reads each of its tables, in all passes over ``grains``.
+
+    The result of a merge is made in every pass that gathers a statistic of what it is an input of,
+    too.
+    """
+    found = dict.fromkeys(tables, 0)
+    for merge in merges if tables else ():
+        below = [
+            current.statistic is None
+            or (merges[current.node] is not merge and merge in tree(merges[current.node]))
+            for current in passes
+        ]
+        own = merge.gather.tables
+        times = merge.kernel.table_reads(grains, sum(below)) if own else ()
+        for load, number in zip(own, times, strict=True):
+            found[load] += number
+    return tuple(found.values())
 
 
 _CONVERSION = 0.4
@@ -264,7 +309,7 @@ def cost(merge: Merge, arithmetic: Arithmetic) -> float:
 
 def _decodes(merge: Merge) -> bool:
     """Whether any input of a merge lies in blocks that a library decodes."""
-    nodes = (*merge.gather.inputs, *merge.gather.side)
+    nodes = (*merge.gather.inputs, *merge.gather.beside)
     return any(isinstance(node, Load) and bool(node.dtype.codec) for node in nodes)
 
 
@@ -305,7 +350,7 @@ def _arithmetic(merges: Sequence[Merge], writes: Sequence[Write], machine: Machi
         merge.kernel.uses
         and all(
             machine.arithmetic.widens(node.dtype)
-            for node in (*merge.gather.inputs, *merge.gather.side)
+            for node in (*merge.gather.inputs, *merge.gather.beside)
             if isinstance(node, Load)
         )
         for merge in merges
@@ -340,6 +385,7 @@ def _working(
             isinstance(node, Load) and not arithmetic.reads(node.dtype)
             for node in merge.gather.inputs
         )
+        workspace += sum(table_buffer_bytes(load.shape, load.dtype) for load in merge.gather.tables)
         if _decodes(merge):
             workspace += arithmetic.workspace_bytes(DECODING, grains)
         workspace += max(

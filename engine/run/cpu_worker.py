@@ -15,6 +15,7 @@ from mergeloom.engine.run.evaluate import Memo, Span, TreeEvaluator, check_finit
 from mergeloom.engine.run.finite import all_finite, not_finite
 from mergeloom.engine.run.state import (
     Bundle,
+    HeldLoad,
     SmallRun,
     TileQueue,
     TileRun,
@@ -22,6 +23,7 @@ from mergeloom.engine.run.state import (
     scanned_in,
     sums_before,
 )
+from mergeloom.engine.run.tables import LoadedTable
 from mergeloom.engine.storage.digest import TensorDigest
 
 Outputs = Sequence[tuple[Write, Span]]
@@ -135,7 +137,8 @@ class Worker:
             doubtful = evaluator.output(index, outputs, into.losses)
             bounds = work.grains.bounds(index)
             if doubtful:
-                into.faulty.update(check_finite(work.root, bounds, inputs, outputs))
+                tables = evaluator.tables
+                into.faulty.update(check_finite(work.root, bounds, inputs, outputs, tables))
             for write, span in outputs:
                 digests[write].add(index, span.content(write.dtype, *bounds))
 
@@ -166,6 +169,7 @@ class Worker:
         evaluator = TreeEvaluator(
             *(work.root, work.grains, spans, ops, run.statistics, task.prefixes, memo),
             side={load: Span(held.block, held.at, 0) for load, held in run.side.items()},
+            tables={load: self._table(ops, load, run.side.get(load)) for load in work.tables},
         )
         for merge in run.passes[tile.number].scanned:
             if merge not in task.prefixes:  # a device may have got as far as this
@@ -174,6 +178,10 @@ class Worker:
                 ]
                 self._host.exchange(task, merge, own)
         return evaluator, spans
+
+    def _table(self, ops: Ops, load: Load, held: HeldLoad | None) -> LoadedTable:
+        where = None if held is None else (held.block, held.at)
+        return LoadedTable(ops, load, self._host.read, where)
 
 
 def _indices(task: TileRun) -> range:

@@ -93,7 +93,9 @@ class Dispatcher:
 
     def _read_side(self, run: MergeRun) -> None:
         """Have what lies beside the inputs of a merge read, before its first tile is."""
-        for load in run.placement.work.side:
+        work = run.placement.work
+        held_tables = [work.tables[position] for position in run.placement.flow.held]
+        for load in dict.fromkeys((*work.side, *held_tables)):
             block = self._ledger.grant(span_bytes(load.nbytes))
             at = lead(load.bytes.position(0))
             held = run.side[load] = HeldLoad(block, at, load.nbytes)

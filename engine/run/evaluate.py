@@ -21,6 +21,7 @@ from mergeloom.engine.graph.kernel import Array, GrainView, Ops, Statistic
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.run.finite import not_finite
+from mergeloom.engine.run.tables import LoadedTable
 
 
 class Stretch(Protocol):
@@ -73,7 +74,8 @@ class TreeEvaluator:
 
     ``statistics`` maps each merge of the tree to the results of its finished passes; ``prefixes``
     to what its kernel must know of earlier grains, by grain. ``ops`` does the arithmetic; ``memo``
-    is handed to the kernel of the root, ``side`` to those that have loads beside their inputs.
+    is handed to the kernel of the root, ``side`` and ``tables`` to those that have loads beside
+    their inputs.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class TreeEvaluator:
         prefixes: Mapping[Merge, Mapping[int, tuple[int, ...]]],
         memo: Memo | None = None,
         side: Mapping[Load, Span] | None = None,
+        tables: Mapping[Load, LoadedTable] | None = None,
     ) -> None:
         self._root = root
         self._grains = grains
@@ -94,7 +97,9 @@ class TreeEvaluator:
         self._statistics = statistics
         self._prefixes = prefixes
         self._memo = memo
-        self._side = {load: _beside(ops, load, span) for load, span in (side or {}).items()}
+        self.tables = tables or {}
+        beside = (item for item in (side or {}).items() if item[0] not in self.tables)
+        self._side = {load: _beside(ops, load, span) for load, span in beside}
         self._values: dict[Load | Merge, Array] = {}
         self._parts: list[Array] = []
         """Room for the parts of the root's grain."""
@@ -194,6 +199,7 @@ class TreeEvaluator:
         return GrainView(
             *(inputs, index, start, shape, take, ops, ops.on_device, memo, side, whole),
             parts=self._parts if merge is self._root else (),
+            tables=[self.tables[load] for load in merge.gather.tables],
         )
 
     def _value(self, node: Load | Merge, index: int, start: int, count: int) -> Array:
@@ -273,6 +279,7 @@ def check_finite(
     bounds: tuple[int, int],
     inputs: Mapping[Load, Span],
     writes: Sequence[tuple[Write, Span]],
+    tables: Mapping[Load, LoadedTable] | None = None,
 ) -> dict[Load, int]:
     """Look at one grain of ``root`` that was computed and may not be finite.
 
@@ -282,7 +289,7 @@ def check_finite(
     Raises:
         RunError: a value is not finite although the inputs there are.
     """
-    merges = list(tree(root))
+    merges, known = list(tree(root)), tables or {}
     nodes = dict.fromkeys(node for merge in merges for node in merge.gather.inputs)
     faulty = {
         node: _not_finite(inputs[node], node.dtype, bounds)
@@ -299,6 +306,12 @@ def check_finite(
             for load in merge.gather.side:
                 if broken.any():
                     broken &= ~_not_finite(inputs[load], load.dtype, (0, load.elements)).any()
+            for load in merge.gather.tables:
+                if broken.any():
+                    size = load.dtype.nbytes(1)
+                    content = known[load].content()
+                    found = (not_finite(each, load.dtype, len(each) // size) for each in content)
+                    broken &= not any(each.any() for each in found)
         if broken.any():
             raise RunError(
                 f"'{write.name}': {int(broken.sum())} or more values are not finite as "

@@ -306,6 +306,11 @@ class Executor:
         if self._stopping:
             raise Closed
 
+    def read(self, load: Load, start: int, stop: int, block: Block, at: int) -> None:
+        """Read bytes of a load for the thread that calls; see `Loader.read`."""
+        self.check()
+        self._loader.read(load, start, stop, block, at)
+
     def take(self, device: int | None, wait: bool = True) -> TileRun | None:
         """The next tile for a device; ``None`` at the end, or where none is ready now."""
         task = self._take(device, wait)

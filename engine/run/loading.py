@@ -59,6 +59,14 @@ class Loader:
             stop = min(start + step, load.nbytes)
             self.requests.put(partial(self._read_held, load, held, start, stop))
 
+    def read(self, load: Load, start: int, stop: int, block: Block, at: int) -> None:
+        """Read bytes ``[start, stop)`` of a load at once, to byte ``at`` of a block.
+
+        Raises:
+            RunError: a source cannot be read.
+        """
+        self._fill(load, start, stop, block, at)
+
     def _read_tile(self, task: TileRun, load: Load, block: Block, at: int) -> None:
         first, count = elements(task.tile, task.merge.placement)
         start = load.dtype.nbytes(first)

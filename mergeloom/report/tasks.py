@@ -28,7 +28,7 @@ def _tasks(planned: PlannedMerge) -> Iterator[Task]:
             name=work.writes[0].name,
             kernel=repr(root.kernel),
             shape=root.shape,
-            inputs=tuple(map(_input, (*root.gather.inputs, *root.gather.side))),
+            inputs=tuple(map(_input, (*root.gather.inputs, *root.gather.beside))),
             writes=tuple(map(_slot, work.writes)),
             device=schedule.place_name(placed.seat),
             passes=len(work.passes),

@@ -46,11 +46,19 @@ WORDS = frozenset(
             "row_dots",
             "shared",
         ),
-        *("mix_rows", "neighbours", "products_of_rows", "pursue"),
-        *("step", "store", "transpose", "variance", "widen"),
+        *("gather_scan", "mix_scan", "neighbours_scan", "products_of_rows"),
+        *("pursue_fit", "pursue_scan", "step", "store", "transpose", "variance", "widen"),
     }
 )
 """Names of all functions of the machine code."""
+
+_PARTS = {
+    "mix_rows": ("mix_scan",),
+    "neighbours": ("neighbours_scan",),
+    "products_of_rows": ("gather_scan", "products_of_rows"),
+    "pursue": ("pursue_scan", "pursue_fit"),
+}
+"""Functions of those operations that are made of others."""
 
 _ROUNDED = frozenset({"BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I8"})
 """Dtypes that machine code can round to, by code."""
@@ -60,7 +68,15 @@ _COUNTING = frozenset(
     {
         *("choose_by_rank", "column_dots", "column_sums", "count_high", "count_low"),
         *("divergences", "numbers", "row_dots"),
-        *("mix_rows", "neighbours", "products_of_rows", "put_rows", "pursue", "read_rows"),
+        *(
+            "mix_rows",
+            "neighbours",
+            "products_of_rows",
+            "put_rows",
+            "pursue",
+            "read_rows",
+            "rows_of",
+        ),
     }
 )
 """Operations that import numpy."""
@@ -187,7 +203,8 @@ class CompiledArithmetic(Arithmetic):
         return lambda block: CompiledOps(functions, block)
 
     def _code(self, words: frozenset[str]) -> frozenset[str]:
-        return (words & WORDS) | _ALWAYS
+        parts = (_PARTS.get(word, (word,)) for word in words)
+        return frozenset(part for found in parts for part in found) & WORDS | _ALWAYS
 
 
 class TorchArithmetic(Arithmetic):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING, Any
 
+from mergeloom.engine.graph.kernel import Table
 from mergeloom.engine.memory.elements import Elements
 from mergeloom.methods.ops.loops.sizes import (
     Kind,
     mixing_bytes,
     neighbours_bytes,
-    products_bytes,
     pursuit_bytes,
 )
-from mergeloom.methods.ops.tables import Table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,75 +27,81 @@ class CompiledTables:
         raise NotImplementedError
 
     def pursue(
-        self, targets: Table, rows: Numbers, atoms: Table, usable: Flags | None, most: int
+        self, targets: Singles, atoms: Table, usable: Flags | None, most: int
     ) -> tuple[Numbers, Doubles]:
         import numpy as np
 
-        numbers, coefficients = np.empty((len(rows), most), np.int32), np.empty((len(rows), most))
-        memory = _memory(pursuit_bytes(len(rows), most, atoms.width))
-        self._call(
-            *("pursue", *_place(targets), _at(rows), len(rows), *_place(atoms), _count(atoms)),
-            *(atoms.width, _at(usable), most, _at(numbers), _at(coefficients), _at(memory)),
-        )
+        count, width = targets.shape
+        numbers, coefficients = np.zeros((count, most), np.int32), np.zeros((count, most))
+        memory = _memory(pursuit_bytes(count, most, width))
+        for turn in range(most):
+            for block in atoms.blocks():
+                self._call(
+                    *("pursue_scan", turn, _at(targets), count, *_block(block), width),
+                    *(_at(usable, block[0]), most, _at(numbers), _at(memory)),
+                )
+            self._call(
+                *("pursue_fit", turn, _at(targets), count, width, most),
+                *(_at(numbers), _at(coefficients), _at(memory)),
+            )
         return numbers, coefficients
 
     def neighbours(
-        self,
-        targets: Table,
-        rows: Numbers,
-        atoms: Table,
-        usable: Flags | None,
-        most: int,
-        cosine: bool,
+        self, targets: Singles, atoms: Table, usable: Flags | None, most: int, cosine: bool
     ) -> tuple[Numbers, Doubles]:
         import numpy as np
 
-        numbers, closeness = np.empty((len(rows), most), np.int32), np.empty((len(rows), most))
-        memory = _memory(neighbours_bytes(len(rows), atoms.width))
-        self._call(
-            *("neighbours", *_place(targets), _at(rows), len(rows), *_place(atoms), _count(atoms)),
-            *(atoms.width, _at(usable), most, int(cosine)),
-            *(_at(numbers), _at(closeness), _at(memory)),
-        )
+        count, width = targets.shape
+        numbers, closeness = np.zeros((count, most), np.int32), np.full((count, most), -np.inf)
+        memory = _memory(neighbours_bytes(count, width))
+        for block in atoms.blocks():
+            self._call(
+                *("neighbours_scan", _at(targets), count, *_block(block), width),
+                *(_at(usable, block[0]), most, int(cosine)),
+                *(_at(numbers), _at(closeness), _at(memory)),
+            )
         return numbers, closeness
 
-    def products_of_rows(
-        self, targets: Table, rows: Numbers, atoms: Table, numbers: Numbers
-    ) -> Doubles:
+    def products_of_rows(self, targets: Singles, atoms: Table, numbers: Numbers) -> Doubles:
         import numpy as np
 
         count, most = numbers.shape
-        found, memory = (
-            np.empty((count, most + 1, most + 1)),
-            _memory(products_bytes(most, atoms.width)),
-        )
-        self._call(
-            *("products_of_rows", *_place(targets), _at(rows), count, *_place(atoms)),
-            *(atoms.width, _at(numbers), most, _at(found), _at(memory)),
-        )
+        rows = np.empty((count, most, atoms.width), np.float32)
+        for block in atoms.blocks():
+            where = *_block(block), atoms.width, _at(numbers), numbers.size
+            self._call("gather_scan", *where, _at(rows))
+        found = np.empty((count, most + 1, most + 1))
+        products = _at(targets), count, _at(rows), atoms.width, most, _at(found)
+        self._call("products_of_rows", *products)
         return found
 
     def mix_rows(self, atoms: Table, numbers: Numbers, coefficients: Doubles) -> Singles:
         import numpy as np
 
         count, most = numbers.shape
-        result, memory = (
-            np.empty((count, atoms.width), np.float32),
-            _memory(mixing_bytes(atoms.width)),
-        )
-        self._call(
-            *("mix_rows", *_place(atoms), atoms.width, _at(numbers), _at(coefficients)),
-            *(count, most, _at(result), _at(memory)),
-        )
-        return result
+        memory = np.zeros(mixing_bytes(count, atoms.width) // 8 + 1)
+        for block in atoms.blocks():
+            self._call(
+                *("mix_scan", *_block(block), atoms.width, _at(numbers), _at(coefficients)),
+                *(count, most, _at(memory)),
+            )
+        sums = memory[: count * atoms.width].reshape(count, atoms.width)
+        return sums.astype(np.float32)
 
     def read_rows(self, table: Table, first: int, count: int) -> Singles:
         import numpy as np
 
         result = np.empty((count, table.width), np.float32)
-        dtype, elements = table.array.dtype, count * table.width
-        address = table.array.address + dtype.nbytes(first * table.width)
-        self._call("widen", address, Kind[dtype.code], elements, _at(result))
+        for start, number, array in table.blocks(first, first + count):
+            place = _at(result[start - first :])
+            self._call("widen", array.address, _kind(array), number * table.width, place)
+        return result
+
+    def rows_of(self, array: Elements, width: int) -> Singles:
+        import numpy as np
+
+        result = np.empty((array.count // width, width), np.float32)
+        self._call("widen", array.address, _kind(array), array.count, _at(result))
         return result
 
     def numbers_of(self, array: Elements) -> Any:
@@ -119,21 +124,22 @@ _NUMBERS: dict[str, tuple[str, Any]] = {
 }
 
 
-def _place(table: Table) -> tuple[int, int]:
-    """Address and kind of the elements of a table."""
-    return table.array.address, Kind[table.array.dtype.code]
+def _block(block: tuple[int, int, Elements]) -> tuple[int, int, int, int]:
+    """Address and kind of the elements of a block of a table, its first row and their number."""
+    first, number, array = block
+    return array.address, _kind(array), first, number
 
 
-def _count(table: Table) -> int:
-    return int(table.array.count // table.width)
+def _kind(array: Elements) -> int:
+    return Kind[array.dtype.code]
 
 
-def _at(array: np.ndarray[Any, Any] | None) -> int:
-    """Address of a contiguous array; 0 for ``None``."""
+def _at(array: np.ndarray[Any, Any] | None, first: int = 0) -> int:
+    """Address of element ``first`` of a contiguous array; 0 for ``None``."""
     if array is None:
         return 0
     assert array.flags.c_contiguous
-    return int(array.ctypes.data)
+    return int(array.ctypes.data) + first * array.itemsize
 
 
 def _memory(nbytes: int) -> np.ndarray[Any, Any]:

@@ -1,14 +1,15 @@
 """Table operations of arithmetic: find, compare and mix rows of whole tables.
 
-A *table* is a matrix that is a side input of a merge. Rows of one table, the *targets*, are
-approximated by rows of another, the *atoms*, of the same width.
+A *table* (`engine.graph.kernel.Table`) is a matrix beside the inputs of a merge, read in blocks.
+Rows of one table, the *targets*, are approximated by rows of another, the *atoms*, of the same
+width.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mergeloom.engine.base.records import dataclass
+from mergeloom.engine.graph.kernel import Table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,61 +20,58 @@ if TYPE_CHECKING:
     Flags = NDArray[np.uint8]
     Singles = NDArray[np.float32]
 
-BATCH = 256
-"""Targets per batch: enough that the atoms are read only a few times."""
+MOST_TARGETS = 256
+"""Targets per batch, at most: enough that the atoms are read only a few times."""
+_ROOM = 64 << 20
+"""Bytes of work memory for one batch, roughly."""
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of ``width`` elements in their stored dtype, in an array of the current arithmetic."""
-
-    array: Any
-    width: int
+def batch(bytes_each: int) -> int:
+    """Targets per batch, where each takes some bytes of work memory. No result depends on it."""
+    return max(min(_ROOM // max(bytes_each, 1), MOST_TARGETS), 2)
 
 
 class TableOps(Protocol):
-    """Table operations. Row numbers, flags, coefficients and results are numpy arrays in main
-    memory. ``usable`` (one byte per atom) says which atoms may be chosen; ``None`` means all."""
+    """Table operations. Targets, row numbers, flags, coefficients and results are numpy arrays in
+    main memory. ``usable`` (one byte per atom) says which atoms may be chosen; ``None`` means all.
+    Each operation reads a table once, from its first row to its last, unless it says otherwise."""
 
     def pursue(
-        self, targets: Table, rows: Numbers, atoms: Table, usable: Flags | None, most: int
+        self, targets: Singles, atoms: Table, usable: Flags | None, most: int
     ) -> tuple[Numbers, Doubles]:
-        """Choose up to ``most`` atoms for each of the targets ``rows``, with coefficients.
+        """Choose up to ``most`` atoms for each of the targets (count, width), with coefficients.
+        Reads the atoms ``most`` times.
 
         Orthogonal matching pursuit (Pati, Rezaiifar, Krishnaprasad 1993): each step chooses the
         atom whose dot product with the residual is largest, and fits the target to all chosen
-        atoms by least squares. Coefficients are 0 if fewer are chosen. Both results are (rows,
+        atoms by least squares. Coefficients are 0 if fewer are chosen. Both results are (count,
         most).
         """
 
     def neighbours(
-        self,
-        targets: Table,
-        rows: Numbers,
-        atoms: Table,
-        usable: Flags | None,
-        most: int,
-        cosine: bool,
+        self, targets: Singles, atoms: Table, usable: Flags | None, most: int, cosine: bool
     ) -> tuple[Numbers, Doubles]:
-        """The ``most`` nearest atoms of each of the targets ``rows``, nearest first.
+        """The ``most`` nearest atoms of each of the targets (count, width), nearest first.
 
-        Nearest by distance or, with ``cosine``, by angle. The second result is a score that grows
-        with nearness, and -inf if there are fewer atoms. Both results are (rows, most).
+        By distance or, with ``cosine``, by angle. The second array grows with nearness, and is
+        -inf where there are fewer. Both are (count, most).
         """
 
-    def products_of_rows(
-        self, targets: Table, rows: Numbers, atoms: Table, numbers: Numbers
-    ) -> Doubles:
-        """All dot products among each target and its atoms ``numbers``.
+    def products_of_rows(self, targets: Singles, atoms: Table, numbers: Numbers) -> Doubles:
+        """The dot products of each target and its atoms ``numbers`` with each other.
 
-        The result is (rows, 1 + most, 1 + most), with the target first.
+        (count, 1 + most, 1 + most), the target first.
         """
 
     def mix_rows(self, atoms: Table, numbers: Numbers, coefficients: Doubles) -> Singles:
-        """Σ coefficient · atom for each row of ``numbers``, summed in float64: (rows, width)."""
+        """The sums of atoms ``numbers`` times coefficients, added up in float64 block by block:
+        (count, width)."""
 
     def read_rows(self, table: Table, first: int, count: int) -> Singles:
-        """``count`` rows of a table from ``first`` on: float32."""
+        """Rows of a table from ``first`` on; only these are read."""
+
+    def rows_of(self, array: Any, width: int) -> Singles:
+        """All rows of an array of the arithmetic at hand."""
 
     def numbers_of(self, array: Any) -> Any:
         """The elements of an int32, float64 or uint8 array, in main memory."""

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mergeloom.methods.ops.tables import Table
+from mergeloom.engine.graph.kernel import Table
 
 if TYPE_CHECKING:
     from mergeloom.methods.ops.tables import Doubles, Flags, Numbers, Singles
 
-_ATOMS = 8192
-"""Atoms per batch of comparisons."""
 _DEPENDENT, _NOTHING = 1e-9, 1e-12
 
 
@@ -22,9 +20,9 @@ class TorchTables:
     """The table operations of `methods.ops.torch_ops.TorchOps`."""
 
     def pursue(
-        self, targets: Table, rows: Numbers, atoms: Table, usable: Flags | None, most: int
+        self, targets: Singles, atoms: Table, usable: Flags | None, most: int
     ) -> tuple[Numbers, Doubles]:
-        x = _some(targets, rows).double()
+        x = torch.from_numpy(targets).double()
         count = len(x)
         chosen = torch.zeros(count, most, dtype=torch.int64, device=x.device)
         coefficients = x.new_zeros(count, most)
@@ -36,7 +34,9 @@ class TorchTables:
         for turn in range(most):
             best = residual.new_zeros(count)
             pick = torch.full((count,), -1, dtype=torch.int64, device=x.device)
-            for first, scores in _scores(residual, atoms, usable):
+            new = torch.zeros_like(x)
+            for first, block in _blocks(atoms):
+                scores = _scores(residual, first, block, usable)
                 scores.abs_()
                 inside = chosen[:, :turn] - first
                 hits = ((inside >= 0) & (inside < scores.shape[1])).nonzero()
@@ -45,8 +45,8 @@ class TorchTables:
                 better = value > best
                 best = torch.where(better, value, best)
                 pick = torch.where(better, place + first, pick)
+                new[better] = block[place[better]].double()
             going &= pick >= 0
-            new = _some(atoms, pick.clamp_min(0)).double()
             products = (taken[:, :turn] @ new.unsqueeze(2)).squeeze(2)
             whole = (new * new).sum(1)
             gram[:, turn, :turn] = gram[:, :turn, turn] = products
@@ -70,20 +70,14 @@ class TorchTables:
         return chosen.int().cpu().numpy(), coefficients.cpu().numpy()
 
     def neighbours(
-        self,
-        targets: Table,
-        rows: Numbers,
-        atoms: Table,
-        usable: Flags | None,
-        most: int,
-        cosine: bool,
+        self, targets: Singles, atoms: Table, usable: Flags | None, most: int, cosine: bool
     ) -> tuple[Numbers, Doubles]:
-        x = _some(targets, rows)
+        x = torch.from_numpy(targets)
         keys = torch.full((len(x), most), -torch.inf, dtype=torch.float64, device=x.device)
         numbers = torch.zeros(len(x), most, dtype=torch.int64, device=x.device)
-        for first, scores in _scores(x, atoms, None):
-            block = _rows(atoms, first, scores.shape[1]).double()
-            squares = (block * block).sum(1)
+        for first, block in _blocks(atoms):
+            scores = _scores(x, first, block, None)
+            squares = block.double().square().sum(1)
             value = scores.double()
             value = value / squares.sqrt() if cosine else value - squares / 2
             lacking = (squares == 0) & cosine
@@ -96,24 +90,40 @@ class TorchTables:
             numbers = torch.cat([numbers, found], 1).gather(1, order.indices[:, :most])
         return numbers.int().cpu().numpy(), keys.cpu().numpy()
 
-    def products_of_rows(
-        self, targets: Table, rows: Numbers, atoms: Table, numbers: Numbers
-    ) -> Doubles:
-        x = _some(targets, rows).double().unsqueeze(1)
-        chosen = _some(atoms, numbers.reshape(-1)).double()
-        whole = torch.cat([x, chosen.view(*numbers.shape, -1)], 1)
+    def products_of_rows(self, targets: Singles, atoms: Table, numbers: Numbers) -> Doubles:
+        x = torch.from_numpy(targets).double().unsqueeze(1)
+        wanted = torch.from_numpy(numbers).long().to(x.device)
+        rows = x.new_zeros(*numbers.shape, atoms.width)
+        for first, block in _blocks(atoms):
+            here = (wanted >= first) & (wanted < first + len(block))
+            rows[here] = block[wanted[here] - first].double()
+        whole = torch.cat([x, rows], 1)
         return (whole @ whole.transpose(1, 2)).cpu().numpy()
 
     def mix_rows(self, atoms: Table, numbers: Numbers, coefficients: Doubles) -> Singles:
-        weights = torch.from_numpy(coefficients).to(atoms.array.device)
-        total = weights.new_zeros(len(numbers), atoms.width)
-        for place in range(numbers.shape[1]):
-            rows = _some(atoms, numbers[:, place].copy()).double()
-            total += torch.where(weights[:, place, None] == 0, 0.0, rows * weights[:, place, None])
+        total: Tensor | None = None
+        for first, block in _blocks(atoms):
+            if total is None:
+                total = block.new_zeros(len(numbers), atoms.width, dtype=torch.float64)
+            wanted = torch.from_numpy(numbers).long().to(block.device) - first
+            weights = torch.from_numpy(coefficients).to(block.device)
+            here = (wanted >= 0) & (wanted < len(block)) & (weights != 0.0)
+            for place in range(numbers.shape[1]):
+                own = here[:, place]
+                rows = block[wanted[own, place]].double()
+                total[own] += rows * weights[own, place, None]
+        assert total is not None, "a table without rows"
         return total.float().cpu().numpy()
 
     def read_rows(self, table: Table, first: int, count: int) -> Singles:
-        return _rows(table, first, count).cpu().numpy()
+        parts = [
+            array.view(number, table.width).float().cpu()
+            for _, number, array in table.blocks(first, first + count)
+        ]
+        return torch.cat(parts).numpy()
+
+    def rows_of(self, array: Tensor, width: int) -> Singles:
+        return array.reshape(-1, width).float().cpu().numpy()
 
     def numbers_of(self, array: Tensor) -> Any:
         return array.cpu().numpy()
@@ -123,25 +133,18 @@ class TorchTables:
         out.view(-1, values.shape[1])[at] = content.to(out.device)
 
 
-def _rows(table: Table, first: int, count: int) -> Tensor:
-    rows: Tensor = table.array.view(-1, table.width)[first : first + count]
-    return rows.float()
+def _blocks(table: Table) -> Iterator[tuple[int, Tensor]]:
+    """First row and rows, as float32, of each block of a table."""
+    for first, number, array in table.blocks():
+        yield first, array.view(number, table.width).float()
 
 
-def _some(table: Table, numbers: Numbers | Tensor) -> Tensor:
-    rows = table.array.view(-1, table.width)
-    places = numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers).long()
-    found: Tensor = rows[places.to(rows.device)]
-    return found.float()
-
-
-def _scores(x: Tensor, atoms: Table, usable: Flags | None) -> Iterator[tuple[int, Tensor]]:
-    """Dot products of targets with atoms, batch by batch; 0 for atoms that are not usable."""
-    for first in range(0, atoms.array.numel() // atoms.width, _ATOMS):
-        scores = x @ _rows(atoms, first, _ATOMS).T
-        if usable is not None:
-            scores *= _usable(usable, first, scores)
-        yield first, scores
+def _scores(x: Tensor, first: int, block: Tensor, usable: Flags | None) -> Tensor:
+    """Products of targets with the atoms of a block; 0 for those that are not usable."""
+    scores = x @ block.T
+    if usable is not None:
+        scores *= _usable(usable, first, scores)
+    return scores
 
 
 def _usable(usable: Flags, first: int, scores: Tensor) -> Tensor:

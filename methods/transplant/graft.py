@@ -1,14 +1,16 @@
 """A table of a model with rows for tokens that it lacks.
 
-    the model's rows, at their new places, missing ones are holes ─► input ─┐
-    for each row: the model's own, padding, or missing token number i ─► side ─► GraftRows ─► table
-    what the way of making missing ones needs                         ─► side ─┘
+    the model's rows, at their new places, missing ones are holes  ─► input ──┐
+    tables that the way of making missing ones compares, by blocks ─► tables ─► GraftRows ─► table
+    what else it needs, whole                                      ─► side ───┘
 
 How missing rows are made is a `Way`.
 """
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +18,6 @@ from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
-from mergeloom.methods.ops.tables import BATCH, Table
 
 if TYPE_CHECKING:
     from mergeloom.methods.ops.tables import Doubles, Numbers, Singles
@@ -28,10 +29,7 @@ OWN, PADDING = -1, -2
 
 
 class Way(Protocol):
-    """How missing rows are made; immutable, with a faithful ``repr``.
-
-    ``side`` below is what lies beside the inputs, but for the first, which is the kernel's own.
-    """
+    """How missing rows are made; immutable, with a faithful ``repr``."""
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -46,7 +44,7 @@ class Way(Protocol):
         """What it must know before it can make rows, beside moments."""
 
     def check(self, width: int, side: Sequence[Shape]) -> None:
-        """See that the shapes go together with rows of ``width``.
+        """See that the shapes of all that lies beside go together with rows of ``width``.
 
         Raises:
             ValueError: they do not.
@@ -55,47 +53,89 @@ class Way(Protocol):
     def operations(self) -> float:
         """Multiplications for one missing row."""
 
-    def workspace_bytes(self, width: int) -> int:
-        """Memory in bytes that making `BATCH` rows takes."""
+    @property
+    def batch(self) -> int:
+        """Rows that are made at once."""
 
-    def rows(
-        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
-    ) -> Singles:
+    def workspace_bytes(self, width: int) -> int:
+        """Memory in bytes that making a batch of rows takes."""
+
+    def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
+        """How many times each table is read; see `Kernel.table_reads`. All rows are made
+        ``evaluations`` times, in as many ``batches`` in all."""
+
+    def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
         """The rows of some ``missing`` tokens; ``known`` are the results of moments, if it needs
         them, and of its passes."""
 
 
+@dataclass(frozen=True, repr=False)
+class Kinds:
+    """What each row of a table is: `OWN`, `PADDING`, or the number of a missing token.
+
+    ``content`` are these numbers, int32.
+    """
+
+    content: bytes
+
+    @staticmethod
+    def of(kinds: array[int]) -> Kinds:
+        return Kinds(kinds.tobytes())
+
+    def __repr__(self) -> str:
+        return f"Kinds({hashlib.blake2b(self.content, digest_size=16).hexdigest()})"
+
+    def __len__(self) -> int:
+        return len(self.content) // 4
+
+    def missing(self, rows: int) -> list[int]:
+        """The number of missing tokens in each run of ``rows`` rows."""
+        kinds = array("i")
+        kinds.frombytes(self.content)
+        starts = range(0, len(kinds), rows)
+        return [sum(kind >= 0 for kind in kinds[start : start + rows]) for start in starts]
+
+    def rows(self, grain: GrainView) -> Numbers:
+        """What the rows of a grain are."""
+        import numpy as np
+
+        first = grain.start // grain.shape[1]
+        return np.frombuffer(self.content, np.int32)[first : first + grain.shape[0]]
+
+
 @dataclass(frozen=True)
 class GraftRows(Kernel):
-    """Row r is that of the input where the table beside it says `OWN`, the mean of all such rows
-    where it says `PADDING`, and else what ``way`` makes of missing token number n.
+    """Row r is that of the input where ``kinds`` say `OWN`, the mean of all such rows where they
+    say `PADDING`, and else what ``way`` makes of missing token number n.
 
     ``share`` is the part of rows that are missing, ``width`` the elements of a row: they tell how
     long it takes.
     """
 
     way: Way
+    kinds: Kinds
     share: float
     width: int
     padding: bool = False
+    version = 2
     access = Access.ROWWISE
     aligned = False
     double = True
 
     def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:
         shape = super().output_shape(inputs, ())
-        if shape[1:] != (self.width,) or not side or side[0] != shape[:1]:
-            raise ValueError(f"a table {inputs} and what is beside it, {side}, do not go together")
-        self.way.check(self.width, side[1:])
+        if shape != (len(self.kinds), self.width):
+            raise ValueError(f"a table {inputs} is not one of {len(self.kinds)} rows")
+        self.way.check(self.width, side)
         return shape
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        return (Use("copy"), Use("read_rows"), Use("put_rows"), *self.way.uses)
+        return (Use("copy"), Use("put_rows"), *self.way.uses)
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
-        moments = (Moments(),) if self._moments else ()
+        moments = (Moments(self.kinds),) if self._moments else ()
         return (*moments, *self.way.passes)
 
     @property
@@ -103,8 +143,14 @@ class GraftRows(Kernel):
         return 0.5 + self.share * self.way.operations() / self.width / 20.0
 
     def workspace_bytes(self, grains: Grains) -> int:
-        rows = grains.size // grains.row
-        return self.way.workspace_bytes(grains.row) + 8 * BATCH * grains.row + 32 * rows
+        rows = grains.size // self.width
+        made = 8 * self.way.batch * self.width
+        return self.way.workspace_bytes(self.width) + made + 32 * rows
+
+    def table_reads(self, grains: Grains, evaluations: int) -> tuple[int, ...]:
+        missing, batch = self.kinds.missing(grains.size // self.width), self.way.batch
+        batches = sum(-(-count // batch) for count in missing)
+        return self.way.table_reads(evaluations * batches, evaluations)
 
     @property
     def _moments(self) -> bool:
@@ -117,17 +163,17 @@ class GraftRows(Kernel):
 
         ops, width = grain.ops, grain.shape[1]
         ops.copy(grain.inputs[0], out)
-        kinds = _kinds(grain)
+        kinds = self.kinds.rows(grain)
         if self.padding:
             places = np.flatnonzero(kinds == PADDING)
             mean = np.broadcast_to(statistics[0].mean.astype(np.float32), (len(places), width))
             ops.put_rows(out, places, mean)
         places = np.flatnonzero(kinds >= 0)
         known = statistics[int(self._moments and not self.way.moments) :]
-        for start in range(0, len(places), BATCH):
-            some = places[start : start + BATCH]
+        for start in range(0, len(places), self.way.batch):
+            some = places[start : start + self.way.batch]
             missing = np.ascontiguousarray(kinds[some])
-            ops.put_rows(out, some, self.way.rows(grain, grain.side[1:], missing, known))
+            ops.put_rows(out, some, self.way.rows(grain, missing, known))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +188,11 @@ class ColumnMoments:
 class Moments(GrainSum[ColumnMoments]):
     """Of a table's own rows."""
 
+    kinds: Kinds
+
     @property
     def uses(self) -> tuple[Use, ...]:
-        return (Use("read_rows"),)
+        return (Use("rows_of"),)
 
     def accumulator_bytes(self, grains: Grains) -> int:
         return (2 * grains.count.bit_length() + 2) * (2 * grains.row + 1) * 8
@@ -155,9 +203,8 @@ class Moments(GrainSum[ColumnMoments]):
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         import numpy as np
 
-        rows, width = grain.shape
-        own = _kinds(grain) == OWN
-        values = grain.ops.read_rows(Table(grain.inputs[0], width), 0, rows).astype(np.float64)
+        own = self.kinds.rows(grain) == OWN
+        values = grain.ops.rows_of(grain.inputs[0], grain.shape[1]).astype(np.float64)
         values[~own] = 0.0
         count = np.array([float(own.sum())])
         into.add(grain.index, np.concatenate([count, values.sum(0), np.square(values).sum(0)]))
@@ -168,10 +215,3 @@ class Moments(GrainSum[ColumnMoments]):
         count, sums = max(total.total[0], 1.0), total.total[1:].reshape(2, -1)
         mean = sums[0] / count
         return ColumnMoments(mean, np.sqrt(np.maximum(sums[1] / count - mean**2, 0.0)))
-
-
-def _kinds(grain: GrainView) -> Numbers:
-    """What the rows of a grain are: `OWN`, `PADDING`, or the number of a missing token."""
-    first, rows = grain.start // grain.shape[1], grain.shape[0]
-    kinds: Numbers = grain.ops.numbers_of(grain.side[0])[first : first + rows]
-    return kinds

@@ -9,7 +9,6 @@ from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainSum, GrainView, Use
 from mergeloom.engine.graph.sums import GrainSums
-from mergeloom.methods.ops.tables import Table
 
 if TYPE_CHECKING:
     from mergeloom.methods.ops.tables import Doubles
@@ -59,8 +58,8 @@ class Landmarks(GrainSum[Rotation]):
         share = self._share(grain)
         for first in range(share.start, share.stop, _ROWS):
             count = min(_ROWS, share.stop - first)
-            one = grain.ops.read_rows(Table(grain.side[2], self.width), first, count)
-            other = grain.ops.read_rows(Table(grain.side[3], self.twin_width), first, count)
+            one = grain.ops.read_rows(grain.tables[1], first, count)
+            other = grain.ops.read_rows(grain.tables[2], first, count)
             one, other = one.astype(np.float64), other.astype(np.float64)
             parts = [one.sum(0), other.sum(0), (one.T @ other).ravel()]
             if self.width != self.twin_width:

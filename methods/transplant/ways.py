@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.kernel import Array, GrainView, Statistic, Use
+from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.methods.ops.draws import HASH, WORD, key_of, words
-from mergeloom.methods.ops.loops.sizes import pursuit_bytes
-from mergeloom.methods.ops.tables import BATCH, Table
+from mergeloom.methods.ops.loops.sizes import mixing_bytes, neighbours_bytes, pursuit_bytes
+from mergeloom.methods.ops.tables import MOST_TARGETS, batch
 from mergeloom.methods.transplant.landmarks import Landmarks
 from mergeloom.methods.transplant.well_trained import WellTrained
 
@@ -42,11 +42,15 @@ class Space:
         if list(side[:3]) != wanted:
             raise ValueError(f"tables of {wanted} are needed, here are {list(side)}")
 
-    def tables(self, grain: GrainView, side: Sequence[Array]) -> tuple[Table, Table, Table]:
-        """Targets, atoms and twins."""
-        targets, atoms, twins = side[:3]
-        width = grain.shape[1]
-        return Table(targets, self.width), Table(atoms, self.width), Table(twins, width)
+    def chosen(self, grain: GrainView, missing: Numbers) -> Singles:
+        """Rows of the targets: those of ``missing`` tokens."""
+        import numpy as np
+
+        starts = np.flatnonzero(np.diff(missing, prepend=missing[:1] - 2) != 1)
+        runs = zip(starts, np.append(starts[1:], len(missing)), strict=True)
+        read = grain.ops.read_rows
+        rows = [read(grain.tables[0], int(missing[a]), int(b - a)) for a, b in runs]
+        return np.concatenate(rows)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Pursuit:
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        return (Use("pursue"), Use("mix_rows"))
+        return (Use("read_rows"), Use("pursue"), Use("mix_rows"))
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
@@ -79,15 +83,23 @@ class Pursuit:
     def operations(self) -> float:
         return float(self.space.atoms * self.space.width * self.most)
 
-    def workspace_bytes(self, width: int) -> int:
-        return pursuit_bytes(BATCH, self.most, self.space.width) + 12 * BATCH * self.most
+    @property
+    def batch(self) -> int:
+        return batch(pursuit_bytes(1, self.most, self.space.width))
 
-    def rows(
-        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
-    ) -> Singles:
-        targets, atoms, twins = self.space.tables(grain, side)
+    def workspace_bytes(self, width: int) -> int:
+        count, own = self.batch, self.space.width
+        memory = pursuit_bytes(count, self.most, own) + mixing_bytes(count, width)
+        return memory + count * (12 * self.most + 8 * own)
+
+    def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
+        reads = (evaluations, self.most * batches, batches)
+        return _with(self.well_trained, reads)
+
+    def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
+        targets, (atoms, twins) = self.space.chosen(grain, missing), grain.tables[1:3]
         usable = known[0] if known else None
-        numbers, coefficients = grain.ops.pursue(targets, missing, atoms, usable, self.most)
+        numbers, coefficients = grain.ops.pursue(targets, atoms, usable, self.most)
         rows: Singles = grain.ops.mix_rows(twins, numbers, coefficients)
         return rows
 
@@ -113,7 +125,8 @@ class Interpolation:
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        return (Use("neighbours"), Use("products_of_rows"), Use("mix_rows"))
+        uses = ("read_rows", "neighbours", "products_of_rows", "mix_rows")
+        return tuple(map(Use, uses))
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
@@ -127,19 +140,25 @@ class Interpolation:
     def operations(self) -> float:
         return float(self.space.width * (self.space.atoms + 4 * self.most**2))
 
-    def workspace_bytes(self, width: int) -> int:
-        products = 8 * BATCH * (self.most + 1) ** 2
-        return pursuit_bytes(BATCH, 1, self.space.width) + 6 * products
+    @property
+    def batch(self) -> int:
+        return batch(4 * self.most * self.space.width + 48 * (self.most + 1) ** 2)
 
-    def rows(
-        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
-    ) -> Singles:
+    def workspace_bytes(self, width: int) -> int:
+        count, own = self.batch, self.space.width
+        rows = 4 * count * (self.most + 2) * own + mixing_bytes(count, width)
+        return rows + neighbours_bytes(count, own) + 48 * count * (self.most + 1) ** 2
+
+    def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
+        return _with(self.well_trained, (evaluations, 2 * batches, batches))
+
+    def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
         import numpy as np
 
-        targets, atoms, twins = self.space.tables(grain, side)
+        targets, (atoms, twins) = self.space.chosen(grain, missing), grain.tables[1:3]
         usable, ops = known[0] if known else None, grain.ops
-        numbers, near = ops.neighbours(targets, missing, atoms, usable, self.most, self.cosine)
-        products = ops.products_of_rows(targets, missing, atoms, numbers)
+        numbers, near = ops.neighbours(targets, atoms, usable, self.most, self.cosine)
+        products = ops.products_of_rows(targets, atoms, numbers)
         weights = self._weights(products, near > -np.inf)
         rows: Singles = ops.mix_rows(twins, numbers, np.ascontiguousarray(weights))
         return rows
@@ -174,8 +193,8 @@ class Mixture:
     """By sums of the model's own rows that are known before: the pieces into which its tokenizer
     cuts a token.
 
-    Beside lie a table of rows (atoms, width), and for each of ``targets`` the numbers of some of
-    them (int32) and their coefficients (float64): (targets, most) both.
+    Beside lie for each of ``targets`` the numbers of some rows of the table (atoms, width) (int32)
+    and their coefficients (float64): (targets, most) both.
     """
 
     targets: int
@@ -188,7 +207,7 @@ class Mixture:
         return (Use("mix_rows"),)
 
     def check(self, width: int, side: Sequence[Shape]) -> None:
-        table, *numbers = side
+        *numbers, table = side
         if table[1:] != (width,) or numbers != [(self.targets, self.most)] * 2:
             raise ValueError(f"{side} is no mixture of {self.targets} rows of {width}")
 
@@ -196,15 +215,21 @@ class Mixture:
         return float(self.most)
 
     def workspace_bytes(self, width: int) -> int:
-        return 16 * BATCH * self.most + 16 * width
+        return 16 * self.batch * self.most + mixing_bytes(self.batch, width)
 
-    def rows(
-        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
-    ) -> Singles:
+    @property
+    def batch(self) -> int:
+        return MOST_TARGETS
+
+    def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
+        return (batches,)
+
+    def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
         ops = grain.ops
-        numbers = ops.numbers_of(side[1]).reshape(-1, self.most)[missing]
-        coefficients = ops.numbers_of(side[2]).reshape(-1, self.most)[missing]
-        rows: Singles = ops.mix_rows(Table(side[0], grain.shape[1]), numbers, coefficients)
+        numbers, coefficients = (
+            ops.numbers_of(each).reshape(-1, self.most)[missing] for each in grain.side
+        )
+        rows: Singles = ops.mix_rows(grain.tables[0], numbers, coefficients)
         return rows
 
 
@@ -234,19 +259,20 @@ class LandmarkMap:
         atoms = self.space.atoms / max(self.space.targets, 1)
         return self.space.width * (1.0 + atoms)
 
-    def workspace_bytes(self, width: int) -> int:
-        return 16 * BATCH * (self.space.width + width)
+    @property
+    def batch(self) -> int:
+        return MOST_TARGETS
 
-    def rows(
-        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
-    ) -> Singles:
+    def workspace_bytes(self, width: int) -> int:
+        return 16 * self.batch * (self.space.width + width)
+
+    def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
+        return (evaluations, 1, 1)
+
+    def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
         import numpy as np
 
-        targets = Table(side[0], self.space.width)
-        chosen = np.concatenate(
-            [grain.ops.read_rows(targets, int(number), 1) for number in missing]
-        )
-        found = known[0]
+        chosen, found = self.space.chosen(grain, missing), known[0]
         rows = (chosen.astype(np.float64) - found.mean) @ found.map + found.twin_mean
         return np.asarray(rows, np.float32)
 
@@ -259,6 +285,11 @@ class Mean:
     uses: tuple[Use, ...] = ()
     passes: tuple[Statistic[Any, Any], ...] = ()
 
+    batch = MOST_TARGETS
+
+    def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
+        return ()
+
     def check(self, width: int, side: Sequence[Shape]) -> None:
         _check_nothing(side)
 
@@ -268,9 +299,7 @@ class Mean:
     def workspace_bytes(self, width: int) -> int:
         return 0
 
-    def rows(
-        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
-    ) -> Singles:
+    def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
         import numpy as np
 
         mean = known[0].mean.astype(np.float32)
@@ -285,6 +314,11 @@ class Zero:
     uses: tuple[Use, ...] = ()
     passes: tuple[Statistic[Any, Any], ...] = ()
 
+    batch = MOST_TARGETS
+
+    def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
+        return ()
+
     def check(self, width: int, side: Sequence[Shape]) -> None:
         _check_nothing(side)
 
@@ -294,9 +328,7 @@ class Zero:
     def workspace_bytes(self, width: int) -> int:
         return 0
 
-    def rows(
-        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
-    ) -> Singles:
+    def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
         import numpy as np
 
         return np.zeros((len(missing), grain.shape[1]), np.float32)
@@ -315,6 +347,11 @@ class Random:
     uses: tuple[Use, ...] = ()
     passes: tuple[Statistic[Any, Any], ...] = ()
 
+    batch = MOST_TARGETS
+
+    def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
+        return ()
+
     def check(self, width: int, side: Sequence[Shape]) -> None:
         _check_nothing(side)
 
@@ -322,11 +359,9 @@ class Random:
         return 100.0
 
     def workspace_bytes(self, width: int) -> int:
-        return 80 * BATCH * width
+        return 80 * self.batch * width
 
-    def rows(
-        self, grain: GrainView, side: Sequence[Array], missing: Numbers, known: Sequence[Any]
-    ) -> Singles:
+    def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
         import numpy as np
 
         keys = (key_of(self.seed, self.tensor, int(number)) for number in missing)
@@ -353,6 +388,14 @@ def normal(key: int, count: int) -> Doubles:
     uniform = (mixed.astype(np.float64) + 0.5) / WORD
     radius, angle = np.sqrt(-2.0 * np.log(uniform[:pairs])), 2.0 * np.pi * uniform[pairs:]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+
+
+def _with(judge: WellTrained | None, reads: tuple[int, ...]) -> tuple[int, ...]:
+    """How often targets, atoms and twins are read, and tables of unused tokens, with a judge."""
+    if judge is None:
+        return reads
+    first, *others = reads
+    return (first, *(times + 1 for times in others), *judge.more_tables)
 
 
 def _passes(well_trained: WellTrained | None) -> tuple[Statistic[Any, Any], ...]:

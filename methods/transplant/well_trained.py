@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
-from mergeloom.methods.ops.tables import Table
+from mergeloom.engine.graph.kernel import GrainView, Statistic, Table, Use
 
 if TYPE_CHECKING:
     from mergeloom.methods.ops.tables import Doubles
@@ -22,7 +21,7 @@ QUANTILE = 0.01
 """Share of the shortest rows that count as under-trained, and of those most like unused ones."""
 ALIKE = 0.5
 """Cosine of the angle within which a row is like unused ones, at least."""
-_ROWS = 2048
+_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,11 @@ class WellTrained(Statistic[list[Any], Any]):
     def workspace_bytes(self, grains: Grains) -> int:
         return 24 * _ROWS * max(self.width, self.twin_width) + 64 * self.atoms
 
+    @property
+    def more_tables(self) -> tuple[int, ...]:
+        """How often each of the tables of unused tokens is read that are there."""
+        return (1,) * (bool(self.unused) + bool(self.unused_twins))
+
     def init(self) -> list[Any]:
         return []
 
@@ -60,10 +64,9 @@ class WellTrained(Statistic[list[Any], Any]):
 
         if grain.index:  # one grain looks at the tables
             return
-        side = list(grain.side[2:])
-        atoms, twins = Table(side.pop(0), self.width), Table(side.pop(0), self.twin_width)
-        unused = Table(side.pop(0), self.width) if self.unused else None
-        unused_twins = Table(side.pop(0), self.twin_width) if self.unused_twins else None
+        atoms, twins, *others = grain.tables[1:]
+        unused = others.pop(0) if self.unused else None
+        unused_twins = others.pop(0) if self.unused_twins else None
         good = self._good(grain, atoms, unused, self.unused, self.lengths[0])
         good &= self._good(grain, twins, unused_twins, self.unused_twins, self.lengths[1])
         into.append(good.astype(np.uint8))

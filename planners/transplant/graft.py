@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from mergeloom.engine.base.dtypes import BY_CODE
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
+from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.methods.transplant import ways
-from mergeloom.methods.transplant.graft import OWN, PADDING, GraftRows, Way
+from mergeloom.methods.transplant.graft import OWN, PADDING, GraftRows, Kinds, Way
 from mergeloom.methods.transplant.well_trained import WellTrained
 from mergeloom.planners.config.transplant import TransplantSettings
 from mergeloom.planners.models.model import Model
@@ -81,10 +82,10 @@ class Graft:
             missing = [row for row in missing if row < theirs]
         for number, row in enumerate(missing):
             kinds[row] = number
-        way, side = self._way(builder, tensor, model, source, words, missing, rows, is_head)
-        kernel = GraftRows(way, len(missing) / len(rows), own.shape[1], PADDING in kinds)
-        table = _numbers(builder, kinds.tobytes(), "I32", (len(kinds),), "which rows are missing")
-        return builder.merge([own], kernel, tensor, side=(table, *side))
+        way, side, tables = self._way(builder, tensor, model, source, words, missing, rows, is_head)
+        share, padding = len(missing) / len(rows), PADDING in kinds
+        kernel = GraftRows(way, Kinds.of(kinds), share, own.shape[1], padding)
+        return builder.merge([own], kernel, tensor, side, tables)
 
     def borrowed(self, position: int, model: Model, source: str) -> Iterable[tuple[int, int]]:
         """Rows of the output that are other rows of the model's table ``source``, and these."""
@@ -103,14 +104,15 @@ class Graft:
         missing: Sequence[int],
         rows: array[int],
         is_head: bool,
-    ) -> tuple[Way, list[Load]]:
+    ) -> tuple[Way, list[Load], list[Load]]:
+        """How rows are made, and what lies beside for that: whole, and tables."""
         settings = self.settings
         if settings.method == "mean":
-            return ways.Mean(), []
+            return ways.Mean(), [], []
         if settings.method == "zero":
-            return ways.Zero(), []
+            return ways.Zero(), [], []
         if settings.method == "random":
-            return ways.Random(settings.seed, tensor), []
+            return ways.Random(settings.seed, tensor), [], []
         if settings.method == "subword":
             return self._mixture(builder, model, source, words, missing, is_head)
         assert self.donor is not None
@@ -119,27 +121,27 @@ class Graft:
         size = model.shape(source)[0]
         shared = [row for row in words.shared if row < theirs and rows[row] < size]
         twins = [rows[row] for row in shared]
-        side = [
+        tables = [
             _rows(builder, self.donor, name, missing),
             _rows(builder, self.donor, name, shared),
             _rows(builder, model, source, twins),
         ]
         space, own = ways.Space(len(missing), len(shared), width), model.shape(source)[1]
         if settings.method == "landmarks":
-            return ways.LandmarkMap(space, own), side
+            return ways.LandmarkMap(space, own), [], tables
         judge = None
         if settings.exclude_undertrained:
             unused = [row for row in self.unused if row < theirs]
             alone = [row for row in words.unused if row < size]
             lengths = (_has_lengths(self.donor, is_head), _has_lengths(model, is_head))
             judge = WellTrained(len(shared), width, own, lengths, len(unused), len(alone))
-            side += [_rows(builder, self.donor, name, unused)] if unused else []
-            side += [_rows(builder, model, source, alone)] if alone else []
+            tables += [_rows(builder, self.donor, name, unused)] if unused else []
+            tables += [_rows(builder, model, source, alone)] if alone else []
         most = min(settings.k, len(shared))
         if settings.method == "omp":
-            return ways.Pursuit(space, most, judge), side
+            return ways.Pursuit(space, most, judge), [], tables
         scheme, cosine = settings.weights, settings.cosine
-        return ways.Interpolation(space, most, cosine, scheme, judge), side
+        return ways.Interpolation(space, most, cosine, scheme, judge), [], tables
 
     def _mixture(
         self,
@@ -149,7 +151,7 @@ class Graft:
         words: Words,
         missing: Sequence[int],
         is_head: bool,
-    ) -> tuple[Way, list[Load]]:
+    ) -> tuple[Way, list[Load], list[Load]]:
         used = sorted({piece for row in missing for piece in words.pieces.get(row, ())})
         place = {piece: number for number, piece in enumerate(used)}
         most = max((len(words.pieces.get(row, ())) for row in missing), default=0) or 1
@@ -162,11 +164,11 @@ class Graft:
             coefficients.extend([*weights(len(pieces), how, is_head), *[0.0] * gap])
         shape = (len(missing), most)
         side = [
-            _rows(builder, model, source, used or [0]),
             _numbers(builder, numbers.tobytes(), "I32", shape, "pieces of tokens"),
             _numbers(builder, coefficients.tobytes(), "F64", shape, "weights of pieces"),
         ]
-        return ways.Mixture(len(missing), most), side
+        table = _rows(builder, model, source, used or [0])
+        return ways.Mixture(len(missing), most), side, [table]
 
     def _donor_table(self, model: Model, is_head: bool) -> str:
         """The donor's table that corresponds to the model's embedding or head."""
@@ -196,8 +198,11 @@ def _has_lengths(model: Model, is_head: bool) -> bool:
 
 
 def _rows(builder: GraphBuilder, model: Model, tensor: str, rows: Sequence[int]) -> Load:
+    """Rows of a model's tensor as a table, whose elements lie one by one."""
     node = model.node(builder, tensor, rows)
-    return node if isinstance(node, Load) else builder.spill(node)
+    if isinstance(node, Load) and node.dtype.block == 1 and not node.dtype.codec:
+        return node
+    return builder.spill(builder.merge([node], Copy(), tensor) if isinstance(node, Load) else node)
 
 
 def _numbers(

@@ -128,21 +128,17 @@ ATOMS = 64
 
 
 def pursuit_bytes(count: int, most: int, width: int) -> int:
-    """Memory in bytes that `tables.pursue` works in."""
+    """Memory in bytes that `tables.pursue_scan` and `pursue_fit` work in."""
     doubles = 8 * (count * most * (most + 1) + width)
-    return doubles + 4 * ((count + 2) * width + count * (ATOMS + 3) + ATOMS * (ATOMS + 1))
+    rows = count * (most + 1)
+    return doubles + 4 * (rows * width + count * (ATOMS + 3) + ATOMS * (ATOMS + 1))
 
 
 def neighbours_bytes(count: int, width: int) -> int:
-    """Memory in bytes that `tables.neighbours` works in."""
-    return 4 * ((count + 1) * width + count * ATOMS + ATOMS * (ATOMS + 1)) + 8 * ATOMS
+    """Memory in bytes that `tables.neighbours_scan` works in."""
+    return 4 * (width + count * ATOMS + ATOMS * (ATOMS + 1)) + 8 * ATOMS
 
 
-def products_bytes(most: int, width: int) -> int:
-    """Memory in bytes that `tables.products_of_rows` works in."""
-    return 4 * (most + 1) * width
-
-
-def mixing_bytes(width: int) -> int:
-    """Memory in bytes that `tables.mix_rows` works in."""
-    return 12 * width
+def mixing_bytes(count: int, width: int) -> int:
+    """Memory in bytes that `tables.mix_scan` works in."""
+    return 8 * count * width + 4 * width

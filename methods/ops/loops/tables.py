@@ -1,8 +1,9 @@
 """Rows of tables that stand for others: sparse codes, neighbours, combinations.
 
-A *table* lies at an address, rows of ``width`` elements of a `Kind`. What is looked for among the
-rows of a table, its *atoms*, are *targets*, a few hundred at a time; atoms are looked at `ATOMS` at
-a time, and each product of a target and an atom is added up in one fixed order.
+A block of a *table* lies at an address, rows of ``width`` elements of a `Kind`. What is looked for
+among the rows of a table, its *atoms*, are *targets*, up to a few hundred at a time; atoms are
+looked at `ATOMS` at a time, and each product of a target and an atom is added up in one fixed
+order.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from mergeloom.methods.ops.loops.blocks import (
     Loop,
     bytes_,
     compiled,
+    copy,
     doubles,
     fill,
     floats,
@@ -44,8 +46,20 @@ def _row(address: Address, kind: int, number: int, out: Array, work: Address) ->
 
 @compiled
 def _dot(one: Array, other: Array) -> float:
-    total = 0.0
-    for i in range(one.size):
+    """The dot product in float64, of float32 numbers: eight sums at once."""
+    t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = 0.0
+    whole = one.size // 8 * 8
+    for i in range(0, whole, 8):
+        t0 += np.float64(one[i]) * np.float64(other[i])
+        t1 += np.float64(one[i + 1]) * np.float64(other[i + 1])
+        t2 += np.float64(one[i + 2]) * np.float64(other[i + 2])
+        t3 += np.float64(one[i + 3]) * np.float64(other[i + 3])
+        t4 += np.float64(one[i + 4]) * np.float64(other[i + 4])
+        t5 += np.float64(one[i + 5]) * np.float64(other[i + 5])
+        t6 += np.float64(one[i + 6]) * np.float64(other[i + 6])
+        t7 += np.float64(one[i + 7]) * np.float64(other[i + 7])
+    total = ((t0 + t4) + (t1 + t5)) + ((t2 + t6) + (t3 + t7))
+    for i in range(whole, one.size):
         total += np.float64(one[i]) * np.float64(other[i])
     return total
 
@@ -113,32 +127,25 @@ def _is_among(number: int, chosen: Array, count: int) -> bool:
 @compiled
 def _fit(
     turn: int,
-    pick: int,
-    chosen: Array,
-    known: Array,
     factor: Array,
     product: Array,
-    atoms: Address,
-    kind: int,
-    one: Array,
+    known: Array,
+    taken: Address,
     target: Array,
     total: Array,
-    work: Address,
 ) -> int:
-    """Fit a target anew to the atoms taken before and to ``pick``; whether anything is left.
+    """Fit a target anew to the atoms ``taken``, of which number ``turn`` is new: 1 if anything is
+    left, 0 if not, -1 if the new one is as good as made of the others.
 
     ``factor`` and ``product`` are the Cholesky factor of the atoms' Gram matrix, and what it makes
     of their products with the target; they grow by a row. What is left goes to ``total``.
     """
     size, width = known.size, target.size
-    _row(atoms, kind, pick, one, work)
-    along, whole, wanted = _dot(one, target), _dot(one, one), _dot(target, target)
+    new = floats(taken + 4 * turn * width, width)
+    along, whole, wanted = _dot(new, target), _dot(new, new), _dot(target, target)
     left = whole
-    for m in range(width):
-        total[m] = np.float64(target[m])
     for j in range(turn):
-        _row(atoms, kind, chosen[j], target, work)
-        value = _dot(one, target)
+        value = _dot(new, floats(taken + 4 * j * width, width))
         for m in range(j):
             value -= factor[turn * size + m] * factor[j * size + m]
         value /= factor[j * size + j]
@@ -146,18 +153,19 @@ def _fit(
         left -= value * value
         along -= value * product[j]
     if not left > _DEPENDENT * whole:
-        return 0
+        return -1
     length = math.sqrt(left)
     factor[turn * size + turn] = length
     product[turn] = along / length
-    chosen[turn] = pick
+    for m in range(width):
+        total[m] = np.float64(target[m])
     for back in range(turn + 1):
         j = turn - back
         value = product[j]
         for m in range(j + 1, turn + 1):
             value -= factor[m * size + j] * known[m]
         known[j] = value / factor[j * size + j]
-        _row(atoms, kind, chosen[j], one, work)
+        one = floats(taken + 4 * j * width, width)
         for m in range(width):
             total[m] -= known[j] * np.float64(one[m])
     rest = 0.0
@@ -166,92 +174,123 @@ def _fit(
     return 1 if rest > _NOTHING * wanted else 0
 
 
+@compiled
+def _state(memory: Address, count: int, most: int, width: int) -> tuple[int, int, int, int, int]:
+    """Where in a pursuit's memory lie what is left of targets, the atoms taken, the best scores,
+    scores, and which targets go on; before them are factors, products and a total."""
+    rest = memory + 8 * (count * most * (most + 1) + width)
+    taken = rest + 4 * count * width
+    best = taken + 4 * count * most * width
+    scores = best + 4 * count
+    return rest, taken, best, scores, scores + 4 * count * ATOMS
+
+
 @Loop
-def pursue(
+def pursue_scan(
+    turn: int,
     targets: Address,
-    target_kind: int,
-    rows: Address,
     count: int,
     atoms: Address,
-    atom_kind: int,
+    kind: int,
+    first: int,
     number: int,
     width: int,
     usable: Address,
+    most: int,
+    numbers: Address,
+    memory: Address,
+    work: Address,
+) -> None:
+    """Look for the atom of each float32 target among ``number`` from ``first`` on, which are a
+    block of the table; see `methods.ops.tables.TableOps.pursue`.
+
+    ``memory`` are `sizes.pursuit_bytes`; the first block of a turn sets it up.
+    """
+    rest, taken, bests, scores, goings = _state(memory, count, most, width)
+    best, going = floats(bests, count), ints(goings, count)
+    picks = ints(goings + 4 * count, count)
+    panel = goings + 8 * count
+    flags = bytes_(usable, number if usable else 0)
+    chosen = ints(numbers, count * most)
+    if first == 0:
+        fill(best, np.float32(0.0))
+        fill(picks, -1)
+        if turn == 0:
+            fill(going, 1)
+            copy(floats(targets, count * width), floats(rest, count * width))
+    busy = 0
+    for i in range(count):
+        busy += going[i]
+    for start in range(0, number if busy else 0, ATOMS):
+        here = min(ATOMS, number - start)
+        _scores(rest, count, atoms, kind, start, here, width, scores, panel, work)
+        for i in range(count):
+            if not going[i]:
+                continue
+            own = floats(scores + 4 * ATOMS * i, here)
+            for a in range(here):
+                score = abs(own[a])
+                if score > best[i]:
+                    allowed = not usable or flags[start + a] != 0
+                    if allowed and not _is_among(first + start + a, chosen[i * most :], turn):
+                        best[i] = score
+                        picks[i] = first + start + a
+    for i in range(count):
+        if going[i] and picks[i] >= first:
+            into = floats(taken + 4 * (i * most + turn) * width, width)
+            _row(atoms, kind, picks[i] - first, into, work)
+
+
+@Loop
+def pursue_fit(
+    turn: int,
+    targets: Address,
+    count: int,
+    width: int,
     most: int,
     numbers: Address,
     coefficients: Address,
     memory: Address,
     work: Address,
 ) -> None:
-    """See `methods.ops.words.Ops.pursue`; ``memory`` are `sizes.pursuit_bytes`."""
-    products = memory  # float64: of the orthogonal basis with the target
-    factors = products + 8 * count * most  # the Cholesky factor of the atoms' Gram matrix
-    total = doubles(factors + 8 * count * most * most, width)
-    residuals = factors + 8 * count * most * most + 8 * width
-    one = floats(residuals + 4 * count * width, width)
-    other = floats(residuals + 4 * (count + 1) * width, width)
-    best = floats(residuals + 4 * (count + 2) * width, count)
-    scores = residuals + 4 * (count + 2) * width + 4 * count
-    going = ints(scores + 4 * count * ATOMS, count)
-    picks = ints(scores + 4 * count * ATOMS + 4 * count, count)
-    panel = scores + 4 * count * ATOMS + 8 * count
-    places, flags = ints(rows, count), bytes_(usable, number if usable else 0)
+    """Take the atoms that were found in this turn."""
+    rest, taken, _, _, goings = _state(memory, count, most, width)
+    going, picks = ints(goings, count), ints(goings + 4 * count, count)
+    factors = memory + 8 * count * most
+    total = doubles(memory + 8 * count * most * (most + 1), width)
     chosen, weights = ints(numbers, count * most), doubles(coefficients, count * most)
-    fill(chosen, 0)
-    fill(weights, 0.0)
-    fill(going, 1)
     for i in range(count):
-        _row(targets, target_kind, places[i], floats(residuals + 4 * i * width, width), work)
-    for turn in range(most):
-        fill(best, np.float32(0.0))
-        fill(picks, -1)
-        busy = 0
-        for i in range(count):
-            busy += going[i]
-        if not busy:
-            break
-        for first in range(0, number, ATOMS):
-            here = min(ATOMS, number - first)
-            _scores(residuals, count, atoms, atom_kind, first, here, width, scores, panel, work)
-            for i in range(count):
-                if not going[i]:
-                    continue
-                own = floats(scores + 4 * ATOMS * i, here)
-                for a in range(here):
-                    score = abs(own[a])
-                    if score > best[i]:
-                        allowed = not usable or flags[first + a] != 0
-                        if allowed and not _is_among(first + a, chosen[i * most :], turn):
-                            best[i] = score
-                            picks[i] = first + a
-        for i in range(count):
-            if not going[i]:
-                continue
-            going[i] = 0
-            if picks[i] < 0:
-                continue
-            place = i * most
-            mine, known = chosen[place : place + most], weights[place : place + most]
-            factor = doubles(factors + 8 * place * most, most * most)
-            product = doubles(products + 8 * place, most)
-            residual = floats(residuals + 4 * i * width, width)
-            _row(targets, target_kind, places[i], other, work)
-            going[i] = _fit(
-                *(turn, picks[i], mine, known, factor, product),
-                *(atoms, atom_kind, one, other, total, work),
-            )
-            for m in range(width if going[i] else 0):
+        if not going[i]:
+            continue
+        going[i] = 0
+        if picks[i] < 0:
+            continue
+        place = i * most
+        left = _fit(
+            turn,
+            doubles(factors + 8 * place * most, most * most),
+            doubles(memory + 8 * place, most),
+            weights[place : place + most],
+            taken + 4 * i * most * width,
+            floats(targets + 4 * i * width, width),
+            total,
+        )
+        if left >= 0:
+            chosen[place + turn] = picks[i]
+        if left > 0:
+            going[i] = 1
+            residual = floats(rest + 4 * i * width, width)
+            for m in range(width):
                 residual[m] = np.float32(total[m])
 
 
 @Loop
-def neighbours(
+def neighbours_scan(
     targets: Address,
-    target_kind: int,
-    rows: Address,
     count: int,
     atoms: Address,
-    atom_kind: int,
+    kind: int,
+    first: int,
     number: int,
     width: int,
     usable: Address,
@@ -262,31 +301,28 @@ def neighbours(
     memory: Address,
     work: Address,
 ) -> None:
-    """See `methods.ops.words.Ops.neighbours`; ``memory`` are `sizes.neighbours_bytes`.
+    """Look for the neighbours of float32 targets in a block of the table, ``number`` atoms from
+    ``first`` on; see `methods.ops.tables.TableOps.neighbours`. ``memory`` are
+    `sizes.neighbours_bytes`.
 
     Of distances |t|² - 2ta + |a|² all but the first term matters, of cosines all but |t|.
     """
-    lengths, residuals = doubles(memory, ATOMS), memory + 8 * ATOMS
-    one = floats(residuals + 4 * count * width, width)
-    scores = residuals + 4 * (count + 1) * width
+    lengths, one = doubles(memory, ATOMS), floats(memory + 8 * ATOMS, width)
+    scores = memory + 8 * ATOMS + 4 * width
     panel = scores + 4 * count * ATOMS
-    places, flags = ints(rows, count), bytes_(usable, number if usable else 0)
+    flags = bytes_(usable, number if usable else 0)
     chosen, keys = ints(numbers, count * most), doubles(closeness, count * most)
-    fill(chosen, 0)
-    fill(keys, -math.inf)
-    for i in range(count):
-        _row(targets, target_kind, places[i], floats(residuals + 4 * i * width, width), work)
-    for first in range(0, number, ATOMS):
-        here = min(ATOMS, number - first)
-        _scores(residuals, count, atoms, atom_kind, first, here, width, scores, panel, work)
+    for start in range(0, number, ATOMS):
+        here = min(ATOMS, number - start)
+        _scores(targets, count, atoms, kind, start, here, width, scores, panel, work)
         for a in range(here):
-            _row(atoms, atom_kind, first + a, one, work)
+            _row(atoms, kind, start + a, one, work)
             lengths[a] = _dot(one, one)
         for i in range(count):
             own = floats(scores + 4 * ATOMS * i, here)
             mine, key = chosen[i * most :], keys[i * most : (i + 1) * most]
             for a in range(here):
-                if usable and flags[first + a] == 0:
+                if usable and flags[start + a] == 0:
                     continue
                 value = np.float64(own[a])
                 if cosine:
@@ -301,66 +337,75 @@ def neighbours(
                     mine[place] = mine[place - 1]
                     place -= 1
                 key[place] = value
-                mine[place] = first + a
+                mine[place] = first + start + a
+
+
+@Loop
+def gather_scan(
+    atoms: Address,
+    kind: int,
+    first: int,
+    number: int,
+    width: int,
+    numbers: Address,
+    count: int,
+    out: Address,
+    work: Address,
+) -> None:
+    """Write those of the rows ``numbers`` that a block of the table has, as float32."""
+    wanted = ints(numbers, count)
+    for i in range(count):
+        row = wanted[i] - first
+        if 0 <= row < number:
+            _row(atoms, kind, row, floats(out + 4 * i * width, width), work)
 
 
 @Loop
 def products_of_rows(
-    targets: Address,
-    target_kind: int,
-    rows: Address,
-    count: int,
-    atoms: Address,
-    atom_kind: int,
-    width: int,
-    numbers: Address,
-    most: int,
-    out: Address,
-    memory: Address,
-    work: Address,
+    targets: Address, count: int, rows: Address, width: int, most: int, out: Address, work: Address
 ) -> None:
-    """See `methods.ops.words.Ops.products_of_rows`; ``memory`` are `sizes.products_bytes`."""
+    """See `methods.ops.tables.TableOps.products_of_rows`; ``rows`` are the atoms' of each target,
+    float32."""
     size = most + 1
-    places, chosen = ints(rows, count), ints(numbers, count * most)
     for i in range(count):
-        _row(targets, target_kind, places[i], floats(memory, width), work)
-        for j in range(most):
-            into = floats(memory + 4 * (j + 1) * width, width)
-            _row(atoms, atom_kind, chosen[i * most + j], into, work)
         found = doubles(out + 8 * i * size * size, size * size)
+        own = rows + 4 * i * most * width
         for j in range(size):
-            one = floats(memory + 4 * j * width, width)
+            at = own + 4 * (j - 1) * width if j else targets + 4 * i * width
+            one = floats(at, width)
             for m in range(j + 1):
-                value = _dot(one, floats(memory + 4 * m * width, width))
+                at = own + 4 * (m - 1) * width if m else targets + 4 * i * width
+                value = _dot(one, floats(at, width))
                 found[j * size + m] = value
                 found[m * size + j] = value
 
 
 @Loop
-def mix_rows(
+def mix_scan(
     atoms: Address,
     kind: int,
+    first: int,
+    number: int,
     width: int,
     numbers: Address,
     coefficients: Address,
     count: int,
     most: int,
-    out: Address,
     memory: Address,
     work: Address,
 ) -> None:
-    """See `methods.ops.words.Ops.mix_rows`; ``memory`` are `sizes.mixing_bytes`."""
-    total, one = doubles(memory, width), floats(memory + 8 * width, width)
+    """Add up what a block of the table gives; see `methods.ops.tables.TableOps.mix_rows`.
+
+    ``memory`` are `sizes.mixing_bytes`, of which the first are the sums, float64.
+    """
+    one = floats(memory + 8 * count * width, width)
     chosen, weights = ints(numbers, count * most), doubles(coefficients, count * most)
     for i in range(count):
-        fill(total, 0.0)
+        total = doubles(memory + 8 * i * width, width)
         for j in range(i * most, (i + 1) * most):
-            weight = weights[j]
-            if weight == 0.0:
+            weight, row = weights[j], chosen[j] - first
+            if weight == 0.0 or row < 0 or row >= number:
                 continue
-            _row(atoms, kind, chosen[j], one, work)
+            _row(atoms, kind, row, one, work)
             for m in range(width):
                 total[m] += weight * np.float64(one[m])
-        result = floats(out + 4 * i * width, width)
-        for m in range(width):
-            result[m] = np.float32(total[m])

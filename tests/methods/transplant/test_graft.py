@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from mergeloom.engine.base.dtypes import BF16, BY_CODE, F16, F32, DType
 from mergeloom.engine.graph.graph import GraphError, Load, Merge
 from mergeloom.methods.transplant import ways
-from mergeloom.methods.transplant.graft import OWN, PADDING, GraftRows, Way
+from mergeloom.methods.transplant.graft import OWN, PADDING, GraftRows, Kinds, Way
 from mergeloom.methods.transplant.well_trained import WellTrained
 from tests.engine.support import tensor_of
 from tests.methods.inputs.test_inputs import Desk, at_every_budget, close, run
@@ -47,11 +48,11 @@ class Pair:
         dtype = dtype or self.dtype
         return self.desk.load(torch.from_numpy(values).to(dtype.torch), dtype)
 
-    def merge(self, way: Way, *side: Load, padding: bool = True) -> Merge:
-        beside = [self.load(self.kinds, I32), *side]
-        width = self.table.shape[1]
-        kernel = GraftRows(way, MISSING / ROWS, width, padding)
-        return self.desk.builder.merge([self.load(self.table)], kernel, "embedding", beside)
+    def merge(self, way: Way, *tables: Load, side: Sequence[Load] = ()) -> Merge:
+        kinds = Kinds(self.kinds.tobytes())
+        kernel = GraftRows(way, kinds, MISSING / ROWS, self.table.shape[1], padding=True)
+        own = [self.load(self.table)]
+        return self.desk.builder.merge(own, kernel, "embedding", side, tables)
 
     def once(self, merge: Merge, path: Path) -> torch.Tensor:
         """The result of one run."""
@@ -139,8 +140,9 @@ def test_mixture_of_rows_that_are_named(tmp_path: Path) -> None:
     weights = random.standard_normal((MISSING, 4))
     weights[:100, 1:] = 0.0
     made = np.einsum("nm,nmw->nw", weights, pair.twins[numbers])
-    beside = [pair.load(pair.twins), pair.load(numbers, I32), pair.load(weights, F64)]
-    pair.check(pair.merge(ways.Mixture(MISSING, 4), *beside), made, tmp_path, 1e-6)
+    side = [pair.load(numbers, I32), pair.load(weights, F64)]
+    merge = pair.merge(ways.Mixture(MISSING, 4), pair.load(pair.twins), side=side)
+    pair.check(merge, made, tmp_path, 1e-6)
 
 
 def test_mean_and_zeros(tmp_path: Path) -> None:
