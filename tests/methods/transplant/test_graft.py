@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from mergeloom.engine.base.dtypes import BF16, BY_CODE, F16, F32, DType
+from mergeloom.engine.graph import kernel
 from mergeloom.engine.graph.graph import GraphError, Load, Merge
+from mergeloom.engine.plan.schedule import schedule
 from mergeloom.methods.transplant import ways
 from mergeloom.methods.transplant.graft import OWN, PADDING, GraftRows, Kinds, Way
 from mergeloom.methods.transplant.well_trained import WellTrained
-from tests.engine.support import tensor_of
-from tests.methods.inputs.test_inputs import Desk, at_every_budget, close, run
+from tests.engine.support import sha256, tensor_of
+from tests.methods.inputs.test_inputs import Desk, at_every_budget, close, machine, run
 from tests.methods.transplant import oracle
 
 I32, F64 = BY_CODE["I32"], BY_CODE["F64"]
@@ -26,7 +28,7 @@ ROWS, WIDTH, DONOR, ATOMS, MISSING = 9000, 72, 50, 203, 523
 class Pair:
     """A model's table and a donor's, which has tokens that the model lacks. In several grains."""
 
-    def __init__(self, width: int = WIDTH, dtype: DType = BF16) -> None:
+    def __init__(self, width: int = WIDTH, dtype: DType = BF16, atoms: int = ATOMS) -> None:
         random = np.random.default_rng(5)
         self.desk = Desk()
         self.kinds = np.full(ROWS, OWN, np.int32)
@@ -36,9 +38,9 @@ class Pair:
         self.kinds[-10:] = PADDING
         self.table = random.standard_normal((ROWS, width)) * random.uniform(0.5, 2.0, width) + 0.3
         self.table[self.kinds != OWN] = 0.0
-        self.atoms = random.standard_normal((ATOMS, DONOR)) + 0.2
+        self.atoms = random.standard_normal((atoms, DONOR)) + 0.2
         self.targets = random.standard_normal((MISSING, DONOR)) + 0.2
-        self.twins = random.standard_normal((ATOMS, width)) - 0.1
+        self.twins = random.standard_normal((atoms, width)) - 0.1
         self.dtype = dtype
         for name in ("table", "atoms", "targets", "twins"):  # as they are once stored
             values = torch.from_numpy(getattr(self, name)).to(dtype.torch)
@@ -50,9 +52,9 @@ class Pair:
 
     def merge(self, way: Way, *tables: Load, side: Sequence[Load] = ()) -> Merge:
         kinds = Kinds(self.kinds.tobytes())
-        kernel = GraftRows(way, kinds, MISSING / ROWS, self.table.shape[1], padding=True)
+        rows = GraftRows(way, kinds, MISSING / ROWS, self.table.shape[1], padding=True)
         own = [self.load(self.table)]
-        return self.desk.builder.merge(own, kernel, "embedding", side, tables)
+        return self.desk.builder.merge(own, rows, "embedding", side, tables)
 
     def once(self, merge: Merge, path: Path) -> torch.Tensor:
         """The result of one run."""
@@ -60,12 +62,16 @@ class Pair:
         run(graph, path / "free")
         return tensor_of(path / "free", graph.writes[0])
 
+    def counts(self, rows: int) -> list[int]:
+        """Missing tokens in each run of rows."""
+        return [int((self.kinds[i : i + rows] >= 0).sum()) for i in range(0, ROWS, rows)]
+
     def tables(self) -> list[Load]:
         return [self.load(each) for each in (self.targets, self.atoms, self.twins)]
 
     @property
     def space(self) -> ways.Space:
-        return ways.Space(MISSING, ATOMS, DONOR)
+        return ways.Space(MISSING, len(self.atoms), DONOR)
 
     def check(
         self,
@@ -89,11 +95,31 @@ EVERY = np.ones(ATOMS, bool)
 
 
 @pytest.mark.parametrize(("most", "dtype"), [(1, BF16), (7, F16), (20, F32)])
-def test_pursuit(tmp_path: Path, most: int, dtype: DType) -> None:
+def test_pursuit(tmp_path: Path, most: int, dtype: DType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From tables of several blocks, which are held in memory or not."""
+    monkeypatch.setattr(kernel, "TABLE_BLOCK_BYTES", 4096)
     pair = Pair(dtype=dtype)
     made = oracle.pursuit(pair.targets, pair.atoms, pair.twins, most, EVERY)
     merge = pair.merge(ways.Pursuit(pair.space, most), *pair.tables())
     pair.check(merge, made, tmp_path, 1e-4, budgets=most > 1)
+
+
+def test_a_table_is_read_again_where_it_cannot_be_held(tmp_path: Path) -> None:
+    """As often as the plan says, in a budget that is smaller than the tables."""
+    pair = Pair(dtype=F32, atoms=30_000)
+    tables = pair.tables()
+    _, atoms, twins = (load.nbytes for load in tables)
+    merge = pair.merge(ways.Pursuit(pair.space, 3), *tables)
+    graph = pair.desk.graph(merge, F32)
+    least = schedule(graph, None, machine(1)).minimum_bytes
+    tight, ample = (schedule(graph, ram, machine(1)) for ram in (least, None))
+    (placed,) = tight.placements
+    assert (placed.flow.held, ample.placements[0].flow.held) == ((), (1, 2))
+    batches = sum(-(-n // 256) for n in pair.counts(placed.work.grains.size // WIDTH))
+    assert tight.read_bytes - ample.read_bytes == (3 * batches - 1) * atoms + (batches - 1) * twins
+    for name, ram in (("held", None), ("again", least)):
+        run(graph, tmp_path / name, ram, 1)
+    assert sha256(tmp_path / "held") == sha256(tmp_path / "again")
 
 
 def test_pursuit_stops_where_nothing_is_left(tmp_path: Path) -> None:
