@@ -1,5 +1,5 @@
-"""An out-of-core engine for tasks over tensors: graph, schedule, budget, run, storage.
+"""An out-of-core engine for tensor tasks: graph, schedule, budget, run, storage.
 
-It knows no configuration format, no model architecture and no method name. Nothing here
-imports torch when it is imported: planning reads headers only.
+It knows no configuration format, model architecture or method name. Importing it does not import
+torch, because planning only reads headers.
 """

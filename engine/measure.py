@@ -1,4 +1,4 @@
-"""Statistics of merges without an output: read, measured, forgotten."""
+"""Computes statistics of merges without an output."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from mergeloom.engine.storage.source import Access
 
 @dataclass(frozen=True)
 class Measuring:
-    """A graph that only measures, scheduled: what it will read, and in how much memory."""
+    """A scheduled graph that only computes statistics."""
 
     graph: Graph
     schedule: Schedule
 
     @classmethod
     def of(cls, graph: Graph, budget: int | None, machine: Machine) -> Measuring:
-        """How to measure ``graph`` within ``budget`` bytes, on the CPU.
+        """Schedule ``graph`` within ``budget`` bytes, on the CPU.
 
         Raises:
-            BudgetError: the budget cannot work.
+            BudgetError: the budget is too small.
         """
         return cls(graph, schedule(graph, budget, replace(machine, devices=())))
 
@@ -41,7 +41,7 @@ class Measuring:
         poll: Callable[[Progress], None] | None = None,
         building: Callable[[frozenset[str]], None] | None = None,
     ) -> Mapping[Merge, tuple[Any, ...]]:
-        """The results of the statistics of each measured merge, in the order of its passes.
+        """The results of the statistics of each measured merge, in pass order.
 
         Raises:
             RunError: reading or arithmetic failed.

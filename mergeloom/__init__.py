@@ -92,7 +92,7 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    """What is not imported yet: the command line begins, and can be interrupted, without it."""
+    """Import names on first use, so that the command line starts quickly and can be interrupted."""
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     module, attribute = _ELSEWHERE.get(

@@ -1,4 +1,4 @@
-"""The Python API: what each command does, as a function that returns a record."""
+"""The Python API: planning and merging."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ Config = Pathlike | Mapping[str, Any] | Configuration
 Settings = Mapping[str, Any] | Sequence[str]
 
 SEARCH_VARIABLE = "MERGELOOM_MODELS"
-"""Environment variable with folders that hold models, separated as in ``PATH``."""
+"""Environment variable with folders of models, separated as in ``PATH``."""
 
 
 class LoomWarning(UserWarning):
-    """What is probably not as its author meant it, told to a Python program."""
+    """A warning, for Python programs."""
 
 
 @dataclass(frozen=True)
 class Observer:
-    """Told how a merge goes on.
+    """Callbacks of a merge.
 
-    ``resumed`` gets the number of tensors that an earlier run has finished, ``progressed`` a
-    snapshot several times a second, ``downloading`` the name of a model that is about to be
-    fetched, ``building`` the machine code that is about to be built, and
-    ``warned`` each warning. Without ``warned``, warnings are Python's, of class `LoomWarning`.
-    ``cancelled`` is asked several times a second whether the merge is to stop, such as the
-    ``is_set`` of an event that another thread sets; what is finished is kept.
+    ``resumed`` gets the number of tensors finished by an earlier run, ``progressed`` a snapshot
+    several times a second, ``downloading`` the name of a model before it is downloaded,
+    ``building`` the names of functions before they are compiled, and ``warned`` each warning;
+    without ``warned``, warnings are issued as Python warnings of class `LoomWarning`. ``cancelled``
+    is called several times a second and returns whether to stop, such as ``is_set`` of an event;
+    finished work is kept.
     """
 
     resumed: Callable[[int], None] | None = None
@@ -89,22 +89,20 @@ def plan(
 ) -> PlannedMerge:
     """Plan a merge; reads headers only and does not import torch.
 
-    ``config`` is the path of a YAML or JSON file, or its content as a mapping. ``settings`` take
-    the place of what it says: ``{"parameters.t": 0.3}``, or ``["parameters.t=0.3"]``. ``output``
-    is where the merge would go: its state and free disk become part of the report. ``ram`` is the
-    memory budget of the whole process, in bytes or as ``"8GiB"``; by default four fifths of what is
-    available. ``device`` is where to compute: ``auto`` lets the schedule choose, ``cpu``, ``cuda``
-    (all of them), ``cuda:N`` or ``mps``; ``vram`` is the memory budget on each device, by default
-    four fifths of what is free there. ``model_dirs`` maps model references, as the configuration
-    writes them, to local directories; ``search`` are folders that hold models, or one of them.
-    With ``strict``, keys and parameters that are unknown or misplaced are errors, not warnings.
-    ``io`` is that of `merge`.
+    ``config`` is the path of a YAML or JSON file, or its content as a mapping. ``settings``
+    override its values: ``{"parameters.t": 0.3}``, or ``["parameters.t=0.3"]``. ``output`` is the
+    output directory: its state and free disk space are added to the report. ``ram`` is the memory
+    budget of the whole process, in bytes or as ``"8GiB"``; by default 80% of the available memory.
+    ``device`` is where to compute: ``auto``, ``cpu``, ``cuda`` (all devices), ``cuda:N`` or
+    ``mps``; ``vram`` is the memory budget per device, by default 80% of its free memory.
+    ``model_dirs`` maps model references, as in the configuration, to local directories; ``search``
+    is one or more folders of models. With ``strict``, unknown or misplaced keys and parameters are
+    errors instead of warnings. For ``io`` see `merge`.
 
     Raises:
-        LoomError: an argument is of the wrong kind.
-        ConfigError, CheckpointError: the merge does not make sense, or a model is not there.
-        BudgetError: the budget cannot work; the message names the smallest that can.
-        DeviceError: ``device`` is not there.
+        LoomError: an argument is invalid. ConfigError, CheckpointError: the configuration
+        is invalid, or a model is missing or invalid. BudgetError: the budget is too small; the
+        message names the smallest that works. DeviceError: ``device`` is not available.
         OutputError: ``output`` is an input.
     """
     options = Options(
@@ -126,8 +124,8 @@ def plan(
     mode = IOMode(arguments.choice(io, "io", [each.value for each in IOMode]))
     observer = observer or Observer()
     devices = choose(options.device, options.vram, process.devices)
-    # A plan is a million records without a cycle among them: walking them again and again would
-    # take a third of the time.
+    # A plan is up to a million records without reference cycles; collecting garbage would take a
+    # third of the time.
     with collection_paused():
         made = make_plan(
             *asked(
@@ -184,18 +182,18 @@ def merge(
 ) -> MergeResult:
     """Merge into the directory ``output``; continues where an interrupted run stopped.
 
-    Takes what `plan` takes, or its result. ``io`` is ``auto``, ``direct`` or ``buffered``: with
-    the latter two every byte is read and written, also where the file system could share it;
-    ``restart`` discards what an earlier run left in ``output``; with ``verify`` what is finished
-    already is compared with its digests, not with its size only; ``check`` is the number of
-    tensors, drawn at random, that are computed again in another way when all is written.
+    Takes the arguments of `plan`, or its result. ``io`` is ``auto``, ``direct`` or ``buffered``:
+    with the latter two, every byte is read and written, even if the file system could share it;
+    ``restart`` discards the output of an earlier run; ``verify`` checks the digests of a finished
+    output, not only its size; ``check`` is the number of randomly chosen tensors that are computed
+    again independently after the merge.
 
     Raises:
-        LoomError: an argument is of the wrong kind.
+        LoomError: an argument is invalid.
         ConfigError, CheckpointError, BudgetError, DeviceError: as `plan`.
         OutputError: ``output`` belongs to something else, or to another merge.
         RunError: ``output`` is in use, its disk is too small, or reading, arithmetic or writing
-            failed; run again to continue. Or a tensor that was checked is wrong.
+        failed; run again to continue. Or a checked tensor is wrong.
     """
     from mergeloom.engine import job as jobs
     from mergeloom.output import check_apart
@@ -279,7 +277,7 @@ def tell(findings: Sequence[Finding], observer: Observer) -> None:
 
 
 def _callers_level() -> int:
-    """How far up the stack, from the function that asks, the caller of this API is."""
+    """The ``stacklevel`` of the caller of this API."""
     level = 1
     frame = inspect_frames.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("mergeloom."):
@@ -293,7 +291,7 @@ DECIDING = frozenset(
         "allow_different_architectures", "strict", "settings", "observer",
     }
 )  # fmt: skip
-"""Options of a plan that decide what is made; the others, how."""
+"""Options of a plan that affect the output; the others affect only how it is computed."""
 
 _PLAN_OPTIONS = DECIDING | {"ram", "threads", "device", "vram", "output"}
 
@@ -318,7 +316,7 @@ def asked(
     settings: Settings = (),
     observer: Observer,
 ) -> tuple[Configuration, Resolver, PlanOptions]:
-    """What planners are asked; see `plan`."""
+    """The arguments for planners; see `plan`."""
     options = PlanOptions(
         arguments.whole(seed, "seed"),
         arguments.size(max_shard_size, "max_shard_size"),

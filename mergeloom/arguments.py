@@ -1,7 +1,7 @@
-"""Arguments of the Python API and of the command line: one check for both.
+"""Validation of arguments of the Python API and the command line.
 
-Whatever is not of the right kind is a `LoomError` of one line. Numbers may be numpy's, paths any
-path, names members of an enumeration.
+Invalid arguments raise a one-line `LoomError`. Numbers may be numpy scalars, paths any path-like
+object, choices members of an enumeration.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def path_of(value: object, name: str) -> Path:
     """A path; ``~`` is the home directory.
 
     Raises:
-        LoomError: it is none, or empty.
+        LoomError: it is not a path, or empty.
     """
     try:
         text = os.fspath(value)  # type: ignore[call-overload]
@@ -41,10 +41,10 @@ def path_of(value: object, name: str) -> Path:
 
 
 def paths_of(value: object, name: str) -> list[Path]:
-    """Several paths; one alone counts as a list of one.
+    """A list of paths; a single path counts as a list of one.
 
     Raises:
-        LoomError: one of them is none.
+        LoomError: one of them is not a path.
     """
     if isinstance(value, (str, bytes, os.PathLike)):
         return [path_of(value, name)]
@@ -54,10 +54,10 @@ def paths_of(value: object, name: str) -> list[Path]:
 
 
 def paths_by_name(value: object, name: str) -> dict[str, Path]:
-    """Paths by models' names.
+    """Paths by model name.
 
     Raises:
-        LoomError: it is no mapping, or has something else in it.
+        LoomError: it is not a mapping of names to paths.
     """
     if not isinstance(value, Mapping):
         raise _wrong(name, "a mapping of models to directories", value)
@@ -65,10 +65,10 @@ def paths_by_name(value: object, name: str) -> dict[str, Path]:
 
 
 def whole(value: object, name: str, least: int | None = None) -> int:
-    """A whole number, at least ``least``.
+    """An integer, at least ``least``.
 
     Raises:
-        LoomError: it is none, or smaller.
+        LoomError: it is not an integer, or smaller.
     """
     value = _scalar(value)
     try:
@@ -86,7 +86,7 @@ def size(value: object, name: str) -> int:
     """A size in bytes: a number, or text such as ``8GiB``.
 
     Raises:
-        LoomError: it is none, or not positive.
+        LoomError: it is not a size, or not positive.
     """
     value = _scalar(value)
     if isinstance(value, str):
@@ -102,7 +102,7 @@ def size(value: object, name: str) -> int:
 
 
 def budget(value: object, name: str) -> int:
-    """A memory budget in bytes: a size that is not a number whose unit was forgotten.
+    """A memory budget in bytes; refuses small numbers, whose unit was probably forgotten.
 
     Raises:
         LoomError: it is none.
@@ -129,7 +129,7 @@ def choice(value: object, name: str, choices: Sequence[str]) -> str:
 
 
 def text(value: object, name: str) -> str:
-    """A text.
+    """A string.
 
     Raises:
         LoomError: it is something else.
@@ -141,7 +141,7 @@ def text(value: object, name: str) -> str:
 
 
 def flag(value: object, name: str) -> bool:
-    """True or false.
+    """A boolean.
 
     Raises:
         LoomError: it is something else.
@@ -153,8 +153,8 @@ def flag(value: object, name: str) -> bool:
 
 
 def budget_findings(asked: int | None, available: int, whole_machine: int) -> tuple[Finding, ...]:
-    """Warnings about a memory budget: bytes that were asked for, that are available now, and that
-    the machine has."""
+    """Warnings about a memory budget, given the requested, the available and the total bytes of
+    memory."""
     if asked is None or asked <= available:
         return ()
     where = "this machine has" if asked > whole_machine else "is available now"
@@ -170,12 +170,12 @@ def budget_findings(asked: int | None, available: int, whole_machine: int) -> tu
 
 
 def _scalar(value: object) -> Any:
-    """Numbers of other libraries as Python's, members of enumerations as their values."""
+    """Convert scalars of other libraries to Python's, and enumeration members to their values."""
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, str):
         return str(value)
-    for method in ("item", "tolist"):  # of numpy and torch
+    for method in ("item", "tolist"):  # for numpy and torch
         if hasattr(value, method) and not isinstance(value, type):
             try:
                 return getattr(value, method)()

@@ -1,8 +1,8 @@
-"""``--check``: a random sample of an output, computed again in another way.
+"""``--check``: recomputes a random sample of an output independently.
 
-Inputs and output are read by the safetensors library and the arithmetic is that of
-`methods.reference`: whole tensors in float64, straight from the formulas. Only the plan is shared
-with the merge: which tensors are merged, by which method, with which parameters.
+Inputs and output are read by the safetensors library, and the arithmetic is `methods.reference`:
+whole tensors in float64, directly from the formulas. Only the plan is shared with the merge: which
+tensors are merged, by which method, with which parameters.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Checked:
-    """What was computed again: ``tensors`` and ``elements`` of them, all as they should be.
+    """The number of recomputed ``tensors`` and ``elements``, all correct.
 
-    ``passed_over`` counts tensors that were drawn and could not be, by the reason.
+    ``passed_over`` counts chosen tensors that could not be recomputed, by reason.
     """
 
     tensors: int = 0
@@ -36,7 +36,7 @@ class Checked:
     passed_over: dict[str, int] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """The result as ``--json`` prints it."""
+        """The result for ``--json``."""
         return {
             "tensors": self.tensors,
             "elements": self.elements,
@@ -47,13 +47,13 @@ class Checked:
 def check_output(
     plan: Plan, output: Path, number: int, budget: int, chance: random.Random | None = None
 ) -> Checked:
-    """Compute ``number`` tensors of a finished output again, drawn at random, within ``budget``
-    bytes of memory.
+    """Recompute ``number`` randomly chosen tensors of a finished output within ``budget`` bytes of
+    memory.
 
-    Of a tensor that is too large, a random run of rows is taken where the method allows it.
+    For a tensor that is too large, a random run of rows is checked if the method allows it.
 
     Raises:
-        RunError: one of them is not what its inputs and parameters give.
+        RunError: one of them is wrong.
     """
     chance = chance or random.Random()
     writes = {write.name: write for write in plan.graph.writes}
@@ -94,7 +94,7 @@ def _pass_over(tensor: TensorPlan) -> str | None:
 def _rows(
     tensor: TensorPlan, write: Write, budget: int, chance: random.Random
 ) -> tuple[int, int] | None:
-    """The rows to compute: all, or some that fit; ``None`` if there is no way."""
+    """The rows to compute: all, or some that fit; ``None`` if none fit."""
     from mergeloom.methods import reference as plain
 
     shape = write.shape
@@ -158,5 +158,5 @@ def _read(path: str | Path, name: str, rows: tuple[int, int]) -> Tensor:
             scalar = not part.get_shape()
             found: Tensor = file.get_tensor(name) if scalar else part[rows[0] : rows[1]]
             return found
-    except Exception as error:  # the library raises types of its own, and others
+    except Exception as error:  # the library raises its own types and others
         raise RunError(f"'{name}' cannot be read from '{path}': {error}") from error

@@ -1,4 +1,4 @@
-"""What this program keeps that can be had anew: caches, and what interrupted merges have left."""
+"""Removal of caches and of the remains of interrupted merges."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _CACHES = {
 
 
 def clean(outputs: Sequence[Path] = (), everything: bool = False, dry: bool = False) -> CleanReport:
-    """Remove the machine code that this version does not use; with ``everything`` all that is
-    cached; and what interrupted merges have left in ``outputs``. A ``dry`` run removes nothing.
+    """Remove machine code not used by this version (with ``everything``, all caches), and
+    interrupted merges in ``outputs``. A ``dry`` run removes nothing.
 
     Raises:
         OutputError: an output is finished, or was not made by this program.
-        RunError: a merge is running there, or the disk refuses.
+        RunError: a merge is running there, or removal fails.
     """
     for output in outputs:
         _check_interrupted(output)
@@ -44,7 +44,7 @@ def clean(outputs: Sequence[Path] = (), everything: bool = False, dry: bool = Fa
 def _cached(everything: bool) -> Iterator[Cleaned]:
     try:
         home = cache_directory()
-    except RuntimeError:  # there is no home, and so no cache
+    except RuntimeError:  # there is no home directory, and so no cache
         return
     loops = home / "loops"
     used = LIBRARY.directory
@@ -92,13 +92,13 @@ def _remove(path: Path) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of disk that a file, or all files below a directory, occupy."""
+    """Disk usage in bytes of a file, or of all files below a directory."""
     total = 0
     alone: list[tuple[str, list[str], list[str]]] = [(str(path.parent), [], [path.name])]
     for folder, _, names in os.walk(path) if path.is_dir() else alone:
         for name in names:
             status = os.lstat(os.path.join(folder, name))
             if stat.S_ISREG(status.st_mode):
-                blocks = getattr(status, "st_blocks", None)  # Windows does not tell
+                blocks = getattr(status, "st_blocks", None)  # not available on Windows
                 total += status.st_size if blocks is None else blocks * 512
     return total

@@ -1,4 +1,4 @@
-"""The command line: commands are in `mergeloom.commands`, errors become one line here."""
+"""The command line: runs the commands of `mergeloom.commands` and prints errors as one line."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _print_version(context: click.Context, option: click.Parameter, wanted: bool
 def show_help(
     command: Annotated[str | None, Argument(metavar="[COMMAND]")] = None,
 ) -> None:
-    """Show what a command takes."""
+    """Show the help of a command."""
     context = click.get_current_context().find_root()
     if command is None:
         print(context.get_help())
@@ -94,21 +94,22 @@ _INTERRUPTED = 130
 
 
 def main() -> NoReturn:
-    """The program's entry: runs a command and ends the process."""
+    """The entry point of the program: runs a command and exits."""
     signal.signal(signal.SIGTERM, _terminated)
     streams.prepare()
     status = run()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody listens; it is closed or full
+        with contextlib.suppress(OSError, ValueError):  # the stream is closed or full
             stream.flush()
-    if "torch" in sys.modules:  # a second would go by until it has been taken apart
+    if "torch" in sys.modules:  # skip its tear-down, which takes a second
         os._exit(status)
     streams.abandon()
     sys.exit(status)
 
 
 def run() -> int:
-    """Run the command of ``sys.argv``, whose exit status is the result; an error is one line."""
+    """Run the command in ``sys.argv`` and return its exit status; errors are printed as one
+    line."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
@@ -139,7 +140,7 @@ def run() -> int:
 
 
 class UsageError(LoomError):
-    """A command line that cannot be understood."""
+    """An invalid command line."""
 
 
 def _usage(error: click.UsageError) -> str:
@@ -182,7 +183,7 @@ def _meant(known: Iterable[str], name: str, sign: str = "") -> str:
 
 
 def _failed(error: LoomError) -> int:
-    """Say what went wrong: a line for people, and a document for programs that asked for one."""
+    """Report an error: one line on stderr, and a JSON document if requested."""
     for finding in error.findings:
         complain(f"{finding.severity.value}: {finding}")
     lines = "--json-progress" in sys.argv

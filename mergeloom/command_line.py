@@ -1,4 +1,4 @@
-"""Commands made of functions: parameters say by their annotations what the command line takes.
+"""Commands from functions: annotations of parameters define arguments and options.
 
     def inspect(
         model: Annotated[str, Argument(metavar="MODEL", help="A directory or a hub id.")],
@@ -6,8 +6,8 @@
         tensors: Annotated[bool, Option("--tensors", help="List every tensor.")] = False,
     ) -> None: ...
 
-A parameter whose annotation is a dataclass is a group: its fields are options, and the function
-gets the record. Only the command that was called is imported, and only its options are built.
+A parameter annotated with a dataclass is a group: its fields are options, and the function gets the
+record. Only the called command is imported, and only its options are built.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ import click
 from click.shell_completion import CompletionItem
 
 HIDDEN = "hidden"
-"""Marks a group whose options are understood and not in the help: ``Annotated[Group, HIDDEN]``."""
+"""Marks a group whose options are not shown in the help: ``Annotated[Group, HIDDEN]``."""
 
 _PATHS = {"DIR": "dir"} | dict.fromkeys(
     ("A", "B", "BASE", "CONFIG", "DONOR", "FILE", "MODEL", "OUT"), "file"
 )
-"""Metavariables that stand for paths, and what a shell completes them to: directories, or both."""
+"""Metavariables of paths, and their shell completion: directories only, or files too."""
 
 Parser = Callable[[str], Any]
 
 
 class Interrupted(Exception):
-    """A command was interrupted; the message, if any, says how it goes on."""
+    """A command was interrupted; the message, if any, says how to continue."""
 
 
 class NoSuchCommand(click.UsageError):
@@ -48,20 +48,20 @@ class NoSuchCommand(click.UsageError):
 
 
 class Argument(NamedTuple):
-    """A parameter that is given by its place. ``parser`` makes its value of a text, and raises
-    `click.BadParameter` where it cannot."""
+    """A positional parameter. ``parser`` converts the text to its value, and raises
+    `click.BadParameter` if it cannot."""
 
     metavar: str
     help: str = ""
     parser: Parser | None = None
     words: Callable[[], Iterable[str]] | None = None
-    """What a shell may complete it to; see `_completed`."""
+    """Candidates for shell completion; see `_completed`."""
 
 
 class Option:
-    """A parameter that is given by name: ``names``, or the parameter's own with dashes.
+    """A named option: ``names``, or by default the parameter's name with dashes.
 
-    ``min`` is the least of a whole number; ``count``: it is given as often as it counts.
+    ``min`` is the minimum of an integer; ``count`` makes the value the number of occurrences.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Option:
 
 class _Argument(click.Argument):
     about = ""
-    """What help says of it."""
+    """The help text."""
 
 
 class _Whole(click.IntRange):
@@ -113,9 +113,9 @@ class Command(click.Command):
 
 
 class Commands(click.Group):
-    """The commands of a package: ``names``, each a function of that name in a module of its own.
+    """The commands of a package: ``names``, each a function of that name in a module of that name.
 
-    Dashes are underscores there. Beside them are those that are added.
+    Dashes become underscores. Further commands can be added.
     """
 
     def __init__(self, package: str, names: Sequence[str], **settings: Any) -> None:
@@ -136,7 +136,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:  # click would end the line that is not begun
+        except KeyboardInterrupt as stop:  # click would print a line end
             raise Interrupted from stop
 
     def resolve_command(
@@ -149,7 +149,7 @@ class Commands(click.Group):
 
 
 def command_of(function: Callable[..., None], name: str) -> Command:
-    """The command that calls ``function`` with what the command line gives."""
+    """A command that calls ``function`` with the values from the command line."""
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {}
     params: list[click.Parameter] = []
@@ -177,7 +177,7 @@ def _members(group: Any, hidden: bool) -> Iterator[click.Parameter]:
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:
-    """A type and what it is annotated with."""
+    """A type and its annotations."""
     return get_args(hint) if get_origin(hint) is Annotated else (hint,)
 
 
@@ -229,8 +229,8 @@ def _param(name: str, hint: Any, default: Any, hidden: bool = False) -> click.Pa
 def _completed(
     about: Argument | Option,
 ) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]] | None:
-    """How a shell completes a parameter: to its words, to the choices that its metavariable lists,
-    or to a path where that names one."""
+    """Shell completion of a parameter: its words, the choices listed in its metavariable, or a path
+    if the metavariable is one."""
     kind = re.sub(r"[\[\].]|gguf", "", about.metavar or "")
     if about.words is None and "|" not in kind and kind not in _PATHS:
         return None
@@ -245,5 +245,5 @@ def _completed(
 
 
 def _listed(ctx: click.Context, param: click.Parameter, value: Any) -> list[Any] | None:
-    """What was given several times; ``None`` where it was not given."""
+    """The values of a repeatable option; ``None`` if it was not given."""
     return list(value) if value else None

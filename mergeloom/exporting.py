@@ -1,4 +1,4 @@
-"""The Python API for models as files of other programs."""
+"""The Python API for exporting models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mergeloom.report.meter import Meter
 from mergeloom.report.records import ExportReport
 
 PARTIAL = ".partial"
-"""What is added to a file's name for the directory in which it is made."""
+"""Suffix of the directory in which a file is written."""
 
 
 def export(
@@ -38,17 +38,15 @@ def export(
 ) -> ExportReport:
     """Write a model to the GGUF file ``output``, within the memory budget ``ram``.
 
-    Matrices are stored as ``type``: f32, f16, bf16 or q8_0; everything else as f32. It is made in a
-    directory beside it, where an interrupted export continues. Without ``tokenizer`` the file has
-    none.
+    Matrices are stored as ``type``: f32, f16, bf16 or q8_0; everything else as f32. The file is
+    written in a separate directory, where an interrupted export continues, and then renamed.
+    ``tokenizer`` says whether it includes the tokenizer.
 
     Raises:
-        ConfigError, CheckpointError: the model is nowhere, malformed, or of a family, or with a
-            tokenizer, that GGUF files are not written for.
-        OutputError: the file exists and is not to be replaced (``overwrite``).
-        BudgetError: the budget cannot work.
-        RunError: reading, computing or writing failed.
-        KeyboardInterrupt: interrupted; what is written is kept.
+        ConfigError, CheckpointError: the model is not found, malformed, or its family or tokenizer
+        is not supported. OutputError: the file exists, and ``overwrite`` is false. BudgetError: the
+        budget is too small. RunError: reading, computing or writing failed. KeyboardInterrupt:
+        interrupted; finished work is kept.
     """
     from mergeloom.planners.export.gguf import FILE, TYPES, make_export
 

@@ -1,4 +1,4 @@
-"""``mergeloom init``: a first configuration for some models, with comments, that plans as it is."""
+"""``mergeloom init``: generates a commented configuration for some models."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from mergeloom.report.units import count
 
 _WRITABLE = ("BF16", "F16", "F32", "F64")
 _STARTS: Mapping[str, float] = {"weight": 1.0, "t": 0.5, "density": 0.5}
-"""Values to begin with of parameters whose default says little, or that have none."""
+"""Initial values of parameters without a useful default."""
 _NEEDLESS = frozenset({"int8_mask"})
-"""Parameters that are understood and change nothing."""
+"""Parameters without effect."""
 _OF_METHOD = {("nearswap", "t"): 0.001}
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a first configuration is for: ``models`` and ``base`` as it names them, by what they
-    hold; ``method`` is chosen where it is ``None``."""
+    """The content of a configuration: ``models`` by name, with reports of them, and ``base``;
+    ``method`` is chosen automatically if ``None``."""
 
     models: Mapping[str, InspectReport]
     base: str | None
     method: str | None
     stack: bool
     union: bool = False
-    """Whether vocabularies are to be brought together."""
+    """Whether vocabularies are merged."""
 
 
 def first_configuration(start: Start) -> str:
@@ -44,7 +44,7 @@ def first_configuration(start: Start) -> str:
     method = registry.get(start.method or _method(start))
     if start.stack and method.name != "passthrough":
         raise ConfigError(
-            f"--stack and --method {method.name} exclude each other",
+            f"--stack and --method {method.name} cannot be combined",
             remedy="layers are stacked by 'passthrough'",
         )
     others = [name for name in start.models if name != start.base]
@@ -58,7 +58,7 @@ def first_configuration(start: Start) -> str:
 
 
 def _method(start: Start) -> str:
-    """The method that is most likely meant."""
+    """A suitable method."""
     others = sum(name != start.base for name in start.models)
     if start.stack or len(start.models) == 1:
         return "passthrough"
@@ -100,7 +100,7 @@ def _head(start: Start) -> Iterator[str]:
         kinds = " and ".join(map(str.lower, list(report.dtypes)[:2]))
         base = "  (the base)" if name == start.base else ""
         yield f"#   {name}: {layers} layers, {count(report.parameters)} parameters, {kinds}{base}"
-    yield "# 'mergeloom plan FILE' says what comes of it, 'mergeloom merge FILE OUT' makes it."
+    yield "# 'mergeloom plan FILE' shows what it does, 'mergeloom merge FILE OUT' runs it."
 
 
 def _top(method: Method, start: Start, others: Sequence[str]) -> Iterator[str]:
@@ -110,7 +110,11 @@ def _top(method: Method, start: Start, others: Sequence[str]) -> Iterator[str]:
     base = _base(method, start, others)
     if base is not None:
         changes = method.base is Base.REQUIRED and method.model_parameters
-        yield "# What the others were fine-tuned from." if changes else "# The model to start from."
+        yield (
+            "# The base that the others were fine-tuned from."
+            if changes
+            else "# The model to start from."
+        )
         yield f"base_model: {_text(base)}"
 
 
@@ -155,18 +159,18 @@ def _settings(method: Method) -> Iterator[str]:
     other = [p for p in method.settings if not _is_written(p) and p.name not in _NEEDLESS]
     if other:
         defaults = ", ".join(f"{p.name} ({_text(p.default)})" for p in other)
-        yield f"# Under 'parameters' may stand too, with their defaults: {defaults}."
+        yield f"# Further keys of 'parameters', with their defaults: {defaults}."
 
 
 def _outcome(start: Start) -> Iterator[str]:
     if start.union:
-        yield "# The models have different vocabularies: rows are brought together by their tokens."
+        yield "# The models have different vocabularies: rows are matched by token."
         yield "tokenizer:"
         yield "  source: union"
     first = next(iter(start.models.values()))
     kind = max(first.dtypes, key=lambda name: first.dtypes[name], default="BF16")
     dtype = _DTYPES.get(kind.upper(), kind if kind in _DTYPES.values() else "bfloat16")
-    yield "# The type that is written; arithmetic is float32 in any case."
+    yield "# The output dtype; arithmetic is always float32."
     yield f"dtype: {dtype}"
 
 
@@ -195,5 +199,5 @@ def _about(parameter: Parameter) -> str:
 
 
 def _text(value: Any) -> str:
-    """A scalar as YAML writes it."""
+    """A scalar in YAML syntax."""
     return str(yaml.safe_dump(value, width=4000)).removesuffix("\n").removesuffix("\n...")

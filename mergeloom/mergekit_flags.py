@@ -1,7 +1,7 @@
-"""The flags of ``mergekit-yaml``, and what each becomes here.
+"""The flags of ``mergekit-yaml``, and their equivalents.
 
-Scripts and tools that call mergekit give them. Each is an option of this program, or has no effect
-for a reason that is told.
+For scripts and tools that call mergekit. Each flag is translated to an option of this program, or
+has no effect, for a reason that is printed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ COMMANDS = {
     "mergekit-evolve": f"weights are not searched here; {_MERGE} takes those that were found",
     "bakllama": f"{_MERGE} takes 'slices' in place of 'layer_slices'",
 }
-"""Other commands of mergekit's, and what there is in their place."""
+"""Other commands of mergekit, and what to use instead."""
 
 
 @dataclass(frozen=True)
 class MergekitFlags:
-    """Those that mean something else than an option of the same name here; ``None``: not given."""
+    """Flags that differ from this program's options; ``None`` if not given."""
 
     allow_crimes: Annotated[
         Flag, Option("--allow-crimes/--no-allow-crimes", help="Mix architectures.")
@@ -46,19 +46,19 @@ class MergekitFlags:
         Flag,
         Option(
             "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
-            help="Where vocabularies differ, keep the common leading rows.",
+            help="If vocabularies differ, keep the common leading rows.",
         ),
     ] = None
     trust_remote_code: Annotated[
         Flag,
         Option(
             "--trust-remote-code/--no-trust-remote-code",
-            help="No effect: no code of a model is run.",
+            help="No effect: code of a model is never run.",
         ),
     ] = None
     transformers_cache: Annotated[
         str | None,
-        Option(metavar="DIR", help="Where models from the hub are kept."),
+        Option(metavar="DIR", help="The hub cache directory."),
     ] = None
     lora_merge_cache: Annotated[
         str | None,
@@ -68,22 +68,20 @@ class MergekitFlags:
         str | None,
         Option(metavar="DTYPE", help="No effect: adapters are merged in float32."),
     ] = None
-    random_seed: Annotated[
-        int | None, Option(metavar="N", help="Seed of the methods that draw at random.")
-    ] = None
+    random_seed: Annotated[int | None, Option(metavar="N", help="Random seed.")] = None
     verbose: Annotated[
         int, Option("-v", "--verbose", count=True, help="No effect: the plan is shown.")
     ] = 0
     cuda: Annotated[Flag, Option("--cuda/--no-cuda", help="Compute on all GPUs.")] = None
     low_cpu_memory: Annotated[
         Flag,
-        Option("--low-cpu-memory/--no-low-cpu-memory", help="No effect: --ram bounds the memory."),
+        Option("--low-cpu-memory/--no-low-cpu-memory", help="No effect: --ram limits memory."),
     ] = None
     lazy_unpickle: Annotated[
         Flag,
         Option(
             "--lazy-unpickle/--no-lazy-unpickle",
-            help="No effect: tensors are read when they are needed, and nothing is unpickled.",
+            help="No effect: tensors are read on demand, and nothing is unpickled.",
         ),
     ] = None
     read_to_gpu: Annotated[
@@ -144,11 +142,11 @@ class MergekitFlags:
 def take(
     flags: MergekitFlags, meaning: Meaning, resources: Resources, say: Callable[[str], None]
 ) -> tuple[Meaning, Resources]:
-    """``meaning`` and ``resources`` with what flags of mergekit's ask for; ``say`` is told what
-    became of each. Where the hub's cache is, is told to this process.
+    """Apply mergekit's flags to ``meaning``, ``resources`` and the environment of this process (the
+    hub cache); ``say`` gets a note about each flag.
 
     Raises:
-        LoomError: a size is none.
+        LoomError: a size is invalid.
     """
     meaning, resources = translate(flags, meaning, resources)
     if flags.transformers_cache is not None:
@@ -161,10 +159,10 @@ def take(
 def translate(
     flags: MergekitFlags, meaning: Meaning, resources: Resources
 ) -> tuple[Meaning, Resources]:
-    """``meaning`` and ``resources`` with what flags of mergekit's ask for.
+    """Apply mergekit's flags to ``meaning`` and ``resources``.
 
     Raises:
-        LoomError: a size is none.
+        LoomError: a size is invalid.
     """
     gpus = bool(flags.cuda or flags.multi_gpu or flags.gpu_rich)
     if gpus and resources.device == "auto":
@@ -183,7 +181,7 @@ def translate(
 
 
 def _notes(flags: MergekitFlags, meaning: Meaning, resources: Resources) -> Iterator[str]:
-    """What became of each flag that was given and asks for something."""
+    """A note on each given flag."""
     where = f"taken as --device {resources.device}"
     for flag, given, became in (
         ("--allow-crimes", flags.allow_crimes, "taken as --allow-different-architectures"),
@@ -260,7 +258,7 @@ def _notes(flags: MergekitFlags, meaning: Meaning, resources: Resources) -> Iter
 
 
 def _shard_size(text: str) -> str:
-    """A size as mergekit writes it: k, m and b are thousands, millions and billions, of bytes."""
+    """A size in mergekit's format: k, m and b are thousands, millions and billions of bytes."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMbBgGtT]?)\s*", text)
     if match is None:
         return text

@@ -1,4 +1,4 @@
-"""The options of the command line, each written once; commands take them as groups."""
+"""Options shared by commands, in groups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def read_path(text: str | Path) -> Path:
-    """A path as the command line gives it: ``~`` is the home directory, nothing is no path."""
+    """A path from the command line: ``~`` is the home directory, empty is an error."""
     from mergeloom.arguments import path_of
 
     try:
@@ -29,7 +29,7 @@ def read_path(text: str | Path) -> Path:
 
 
 def optional_path(text: str | Path | None) -> Path | None:
-    """The same of what may be left out."""
+    """The same for an optional path."""
     return None if text is None else read_path(text)
 
 
@@ -52,7 +52,7 @@ def page_path(text: str | Path | None) -> Path | None:
 
 
 def method_names() -> tuple[str, ...]:
-    """The names of all merge methods, for shells that complete one."""
+    """The names of all merge methods, for shell completion."""
     from mergeloom.methods import registry
 
     return tuple(registry.names())
@@ -89,7 +89,7 @@ AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdou
 
 @dataclass(frozen=True)
 class Finding:
-    """Where models are."""
+    """Options for finding models."""
 
     model_dir: Annotated[
         list[str] | None,
@@ -100,17 +100,17 @@ class Finding:
         Option(
             "--search-dir",
             metavar="DIR",
-            help="A folder that holds models; repeatable.",
+            help="A folder of models; repeatable.",
             parser=read_path,
         ),
     ] = None
 
     @property
     def model_dirs(self) -> dict[str, Path]:
-        """Directories by the models that they are given for.
+        """Directories by model.
 
         Raises:
-            LoomError: one is not written as ``ID=PATH``.
+            LoomError: one is not of the form ``ID=PATH``.
         """
         from mergeloom.arguments import path_of
 
@@ -137,17 +137,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What changes the output."""
+    """Options that change the output."""
 
     settings: Annotated[
         list[str] | None,
         Option(
             "--set",
             metavar="PATH=VALUE",
-            help="Use VALUE for what CONFIG has at PATH, as parameters.t=0.3; repeatable.",
+            help="Override a value of CONFIG, such as parameters.t=0.3; repeatable.",
         ),
     ] = None
-    seed: Annotated[int, Option(metavar="N", help="Seed of the methods that draw at random.")] = 0
+    seed: Annotated[int, Option(metavar="N", help="Seed of methods that draw at random.")] = 0
     max_shard_size: Annotated[
         str, Option("--max-shard-size", metavar="SIZE", help="Largest output shard.")
     ] = "5GB"
@@ -155,7 +155,7 @@ class Meaning:
         bool,
         Option(
             "--allow-truncated-embeddings",
-            help="Where vocabularies differ, keep the common leading rows.",
+            help="If vocabularies differ, keep the common leading rows.",
         ),
     ] = False
     allow_different_architectures: Annotated[
@@ -172,7 +172,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a merge may use; none of it changes a byte of the output."""
+    """Options for resources; none of them changes a byte of the output."""
 
     ram: Annotated[
         str | None,
@@ -199,7 +199,7 @@ def planned(
     observer: Observer,
     output: Path | None = None,
 ) -> PlannedMerge:
-    """Plan as the command line asks."""
+    """Plan a merge with the given options."""
     from mergeloom import api
 
     if (

@@ -1,4 +1,4 @@
-"""The output directory that a plan is made for: what it holds, its disk, and its inputs' places."""
+"""The output directory of a plan: its state, disk space, and overlap with inputs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def at_output(planned: PlannedMerge, output: Path, io: IOMode) -> PlannedMerge:
-    """``planned`` with what is to be known of the directory that it is meant for.
+    """``planned`` with the state of its output directory.
 
     Raises:
-        OutputError: the merge would write over what it reads.
+        OutputError: the merge would overwrite an input.
     """
     findings = check_apart(planned, output)
     if io is IOMode.AUTO:
@@ -42,7 +42,7 @@ def at_output(planned: PlannedMerge, output: Path, io: IOMode) -> PlannedMerge:
 
 
 def _with_clones(planned: PlannedMerge, output: Path) -> PlannedMerge:
-    """``planned`` as it runs where the file system makes copies by sharing, if it does there."""
+    """``planned`` with copies as clones, if the file system of ``output`` supports that."""
     graph = planned.plan.graph
     shared: dict[str, bool] = {}
     clones = []
@@ -63,10 +63,10 @@ def _with_clones(planned: PlannedMerge, output: Path) -> PlannedMerge:
 
 
 def check_apart(planned: PlannedMerge, output: Path) -> tuple[Finding, ...]:
-    """Check that a merge does not write over what it reads; warns where it comes close.
+    """Check that a merge does not overwrite its inputs; warns if the output is inside one.
 
     Raises:
-        OutputError: it would write over an input.
+        OutputError: it would overwrite an input.
     """
     return tuple(_too_close(planned, output))
 
@@ -87,7 +87,7 @@ def _too_close(planned: PlannedMerge, output: Path) -> Iterator[Finding]:
 
 
 def _disk(planned: PlannedMerge, output: Path, finished: bool) -> DiskReport | None:
-    """Room for the output on its disk; ``None`` where the system does not tell."""
+    """Disk space for the output; ``None`` if the system does not tell."""
     parents = (output, *output.absolute().parents)
     parent = next((each for each in parents if os.path.isdir(each)), None)
     if parent is None:

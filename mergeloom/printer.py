@@ -1,8 +1,7 @@
-"""What is said, and where: answers go to stdout, everything else that people read to stderr.
+"""Printing: answers go to stdout, everything else to stderr.
 
-`--quiet` hides progress and results, never warnings and errors. `--json` makes the answer, or the
-error, one JSON document on stdout; `--json-progress` makes it one line, and writes lines of
-progress before it.
+`--quiet` hides progress and results, never warnings and errors. `--json` prints the answer or error
+as one JSON document on stdout; `--json-progress` prints it as one line, after lines of progress.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 _JSON_SECONDS = 0.5
-"""How often a line of progress is written."""
+"""Interval of progress lines in seconds."""
 
 
 class AnswerLost(LoomError):
@@ -40,18 +39,18 @@ class AnswerLost(LoomError):
 
 @dataclass(frozen=True)
 class Printer:
-    """Says things as the command line asks for it."""
+    """Prints according to the command-line options."""
 
     as_json: bool = False
     quiet: bool = False
     json_lines: bool = False
 
     def answer(self, report: Document, render: Callable[[], RenderableType]) -> None:
-        """Write the answer of a command to stdout: the record, or how it is rendered.
+        """Write the answer of a command to stdout, as JSON or rendered.
 
         Raises:
             AnswerLost: stdout is closed, or its disk is full.
-            BrokenPipeError: nobody reads it any more.
+            BrokenPipeError: the reader has closed the pipe.
         """
         with _reported():
             if self.as_json or self.json_lines:
@@ -74,10 +73,10 @@ class Printer:
             sys.stdout.flush()
 
     def result(self, report: Document, render: Callable[[], RenderableType]) -> None:
-        """Say how something ended that was done: for people on stderr, as JSON on stdout.
+        """Print the result of an action: rendered on stderr, or as JSON on stdout.
 
         Raises:
-            AnswerLost, BrokenPipeError: as `answer`, of JSON.
+            AnswerLost, BrokenPipeError: as `answer`, for JSON.
         """
         if self.as_json or self.json_lines:
             self.answer(report, render)
@@ -85,7 +84,7 @@ class Printer:
             self.show(render())
 
     def page(self, page: str, path: Path) -> None:
-        """Write a page for a browser to a file.
+        """Write an HTML page to a file.
 
         Raises:
             OutputError: it cannot be written.
@@ -93,10 +92,10 @@ class Printer:
         from mergeloom.report.html.page import write_page
 
         write_page(page, path)
-        self.note(f"the report is in '{path}'")
+        self.note(f"wrote the report to '{path}'")
 
     def show(self, renderable: RenderableType) -> None:
-        """Show something on stderr; that nobody sees it is no failure."""
+        """Print to stderr; failures are ignored."""
         from mergeloom.report.terminal.console import console, text_of
 
         shown = console(stderr=True)
@@ -107,25 +106,25 @@ class Printer:
             complain(text_of(renderable))
 
     def note(self, text: str) -> None:
-        """Say something in passing."""
+        """Print a note."""
         if not self.quiet:
             complain(text)
 
     def warn(self, finding: Finding) -> None:
-        """Say a warning."""
+        """Print a warning."""
         from mergeloom.report.terminal.console import warnings
 
         self.show(warnings([finding]))
 
     def planning(self) -> Observer:
-        """What is said while a merge is planned: models that are fetched."""
+        """An observer for planning: prints downloads."""
         from mergeloom.api import Observer
 
         return Observer(downloading=self._downloading, warned=lambda finding: None)
 
     @contextlib.contextmanager
     def running(self, planned: PlannedMerge) -> Iterator[Observer]:
-        """What is said while a merge runs: the plan, warnings, progress."""
+        """An observer for a run: prints the plan, warnings and progress."""
         from mergeloom.api import Observer
 
         if self.quiet or self.json_lines:
@@ -155,7 +154,7 @@ class Printer:
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[Observer]:
-        """What is said while tensors are measured: progress."""
+        """An observer for measuring tensors: prints progress."""
         from mergeloom.api import Observer
 
         observer = Observer(downloading=self._downloading, building=building)
@@ -174,11 +173,11 @@ class Printer:
         self.note(f"continuing: {plural(tensors, 'tensor')} are there already")
 
     def _downloading(self, name: str) -> None:
-        complain(f"fetching '{name}' from the hub")
+        complain(f"downloading '{name}' from the hub")
 
 
 class _JsonLines:
-    """Writes progress as lines of JSON, now and then."""
+    """Writes progress as lines of JSON at intervals."""
 
     def __init__(self, printer: Printer) -> None:
         self._printer = printer
@@ -193,7 +192,7 @@ class _JsonLines:
 
 
 def complain(text: str) -> None:
-    """One line on stderr, if anybody listens."""
+    """Print one line to stderr, if it is open."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr)
         sys.stderr.flush()
@@ -201,7 +200,7 @@ def complain(text: str) -> None:
 
 def building(names: frozenset[str]) -> None:
     listed = ", ".join(sorted(names))
-    complain(f"building machine code for {listed}: once for this machine, some seconds each")
+    complain(f"compiling machine code for {listed}: once for this machine, some seconds each")
 
 
 def _print(renderable: Any) -> None:

@@ -1,4 +1,4 @@
-"""The Python API beside planning and merging: what is asked of plans, models and outputs."""
+"""The Python API other than planning and merging: queries about plans, models and outputs."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def explain(
 ) -> ExplainReport:
     """Where output tensors come from, and which entry of the configuration set each parameter.
 
-    Takes what `plan` takes, or its result. ``tensor`` is a name or a part of names; without it
-    all tensors are explained. With ``token`` it is told where the rows of that token come from.
+    Takes the arguments of `plan`, or its result. ``tensor`` is a name or part of names; without it,
+    all tensors are explained. ``token`` asks for the origin of the rows of a token instead.
 
     Raises:
-        ConfigError: no tensor, or no token, is called so; or as `plan`.
+        ConfigError: there is no such tensor or token; or as `plan`.
     """
     from mergeloom.report.tensors import explain_decisions, explain_plan
     from mergeloom.report.vocabulary import token_report
@@ -79,8 +79,8 @@ def explain(
 
 
 def explain_lines(config: Config | PlannedMerge, **options: Any) -> LinesReport:
-    """A configuration line by line: how many tensors get their parameters by which line, in which
-    layers, and which values. Takes what `plan` takes, or its result.
+    """For each line of a configuration, the number of tensors whose parameters it sets, with layers
+    and values. Takes the arguments of `plan`, or its result.
 
     Raises:
         ConfigError, CheckpointError: as `plan`.
@@ -100,10 +100,10 @@ def inspect(
     search: Pathlike | Sequence[Pathlike] = (),
     observer: Observer | None = None,
 ) -> InspectReport:
-    """What a checkpoint holds, from its headers; ``model`` is a directory or a hub id.
+    """The contents of a checkpoint, from its headers; ``model`` is a directory or a hub id.
 
     Raises:
-        ConfigError, CheckpointError: it is nowhere, or malformed.
+        ConfigError, CheckpointError: it is not found, or malformed.
     """
     from mergeloom.planners.config.model_reference import parse_reference
     from mergeloom.planners.models.checkpoint import open_checkpoint
@@ -132,17 +132,15 @@ def diff(
     search: Pathlike | Sequence[Pathlike] = (),
     observer: Observer | None = None,
 ) -> DiffReport:
-    """How model ``b`` differs from ``a``, and what both changed of ``base``.
+    """How model ``b`` differs from ``a``, and how both differ from ``base``.
 
-    From headers alone; with ``values`` the weights are read, within the memory budget ``ram``, and
-    compared: tensor by tensor, layer by layer and kind by kind. With ``match`` only tensors are
-    compared whose names contain it.
+    Reads headers only; with ``values``, the weights are read within the memory budget ``ram`` and
+    compared by tensor, layer and kind. With ``match``, only tensors whose names contain it are
+    compared.
 
     Raises:
-        ConfigError, CheckpointError: a model is nowhere, malformed, or has nothing in common with
-            the other.
-        BudgetError: the budget cannot work.
-        RunError: reading failed.
+        ConfigError, CheckpointError: a model is not found or malformed, or the models have nothing
+        in common. BudgetError: the budget cannot work. RunError: reading failed.
     """
     from mergeloom.planners.comparison import compare_models
     from mergeloom.report.diff import diff_report
@@ -171,10 +169,10 @@ def diff_inputs(
     threads: int | None = None,
     observer: Observer | None = None,
 ) -> InputsDiffReport:
-    """How the output of a finished merge differs from each model that it was made of, tensor by
-    tensor from those that it was made of; and what both changed of the merge's base.
+    """How the output of a finished merge differs from each of its inputs, comparing each tensor
+    with those it was merged from; and how both differ from the merge's base.
 
-    The weights of all of them are read once, within the memory budget ``ram``.
+    All weights are read once, within the memory budget ``ram``.
 
     Raises:
         OutputError: no finished merge is there, its details were not kept, it is an adapter, or an
@@ -228,7 +226,7 @@ def diff_inputs(
 
 
 def _measuring(graph: Graph, ram: Size | None, threads: int | None) -> Measuring:
-    """How to measure a graph within a budget."""
+    """The parameters for measuring a graph within a budget."""
     from mergeloom.engine.measure import Measuring
 
     budget = process.default_budget() if ram is None else arguments.size(ram, "ram")
@@ -238,7 +236,7 @@ def _measuring(graph: Graph, ram: Size | None, threads: int | None) -> Measuring
 
 
 def _measure(measuring: Measuring, observer: Observer) -> Mapping[Merge, tuple[Any, ...]]:
-    """Measure, and tell how it goes on."""
+    """Measure, and report progress."""
     meter = Meter(jobs.Begun(measuring.schedule, 0))
     shown = observer.progressed
 
@@ -250,20 +248,20 @@ def _measure(measuring: Measuring, observer: Observer) -> Mapping[Merge, tuple[A
 
 
 def _sums(found: Comparison, results: Mapping[Merge, tuple[Any, ...]]) -> dict[str, Any]:
-    """What was measured of each tensor, by its name."""
+    """The measurements of each tensor, by name."""
     return {name: results[merge][0] for name, merge in found.merges.items()}
 
 
 def verify(output: Pathlike, *, load: bool = False) -> VerifyReport:
-    """Compare a finished or interrupted output with the digests that were recorded of it.
+    """Check a finished or interrupted output against its recorded digests.
 
-    With ``load``, transformers is asked too whether it finds what ``config.json`` asks for: it
-    builds the model without its weights, from the names and shapes of the tensors.
+    With ``load``, also check that transformers finds the tensors it needs: it builds the model of
+    ``config.json`` without weights, from the names and shapes of the tensors.
 
     Raises:
-        OutputError: nothing is there to verify, the records are damaged, or what is to be loaded
-            is not finished.
-        LoomError: transformers is not installed, or does not have the model's class.
+        OutputError: there is nothing to verify, the records are damaged, or with ``load``, the
+        output is not finished. LoomError: transformers is not installed, or does not have the
+        model's class.
     """
     from mergeloom.report.verification import verify_report
 
@@ -271,8 +269,8 @@ def verify(output: Pathlike, *, load: bool = False) -> VerifyReport:
 
 
 def status(output: Pathlike) -> StatusReport:
-    """Whether the merge in ``output`` runs, was interrupted or is finished, and how far it is, from
-    its records: neither inputs nor shards are read.
+    """Whether the merge in ``output`` is running, interrupted or finished, and its progress, from
+    its records; neither inputs nor shards are read.
 
     Raises:
         OutputError: no merge was run there, or the directory cannot be read.
@@ -283,10 +281,10 @@ def status(output: Pathlike) -> StatusReport:
 
 
 def read_report(output: Pathlike) -> MergeReport:
-    """The report of the merge that made ``output``, as `merge` returned it then.
+    """The report of the merge that wrote ``output``, as returned by `merge`.
 
     Raises:
-        OutputError: there is none, or it cannot be understood.
+        OutputError: there is none, or it is damaged.
     """
     from mergeloom.report.stored import stored_report
 
@@ -294,10 +292,10 @@ def read_report(output: Pathlike) -> MergeReport:
 
 
 def read_details(output: Pathlike) -> DetailsReport | None:
-    """The details of the merge that made ``output``; ``None`` where they were not kept.
+    """The details of the merge that wrote ``output``; ``None`` if they were not stored.
 
     Raises:
-        OutputError: they cannot be understood.
+        OutputError: they are damaged.
     """
     from mergeloom.report.stored import stored_details
 
@@ -307,13 +305,12 @@ def read_details(output: Pathlike) -> DetailsReport | None:
 def clean(
     outputs: Pathlike | Sequence[Pathlike] = (), *, everything: bool = False, dry: bool = False
 ) -> CleanReport:
-    """Remove what can be had anew: the machine code that this version does not use, with
-    ``everything`` all that is cached, and what interrupted merges have left in ``outputs``. A
-    ``dry`` run removes nothing.
+    """Remove machine code not used by this version (with ``everything``, all caches), and
+    interrupted merges in ``outputs``. A ``dry`` run removes nothing.
 
     Raises:
         OutputError: an output is finished, or was not made by this program.
-        RunError: a merge is running there, or the disk refuses.
+        RunError: a merge is running there, or removal fails.
     """
     from mergeloom import cleaning
 
@@ -328,7 +325,7 @@ def list_methods(name: str | None = None) -> MethodsReport:
     """The merge methods, or the one called ``name``.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no such method.
     """
     from mergeloom.methods import registry
     from mergeloom.report.methods import methods_report
@@ -338,7 +335,7 @@ def list_methods(name: str | None = None) -> MethodsReport:
 
 
 def schema(document: str | None = None) -> dict[str, Any]:
-    """The JSON schema of one document, or those of all by their names.
+    """The JSON schema of one document, or the schemas of all by name.
 
     Raises:
         LoomError: there is no such document.
@@ -365,15 +362,15 @@ def init(
     search: Pathlike | Sequence[Pathlike] = (),
     observer: Observer | None = None,
 ) -> str:
-    """A first configuration for some models, in YAML with comments; it plans as it is.
+    """A commented YAML configuration for some models, as a starting point.
 
-    ``base`` is what the others were fine-tuned from. Without ``method`` one is taken that fits;
-    with ``stack`` the models' layers are stacked. ``folder`` is where the configuration will lie:
-    paths in it lead to the models from there.
+    ``base`` is the base that the others were fine-tuned from. Without ``method``, a suitable one is
+    chosen; with ``stack``, the layers of the models are stacked. ``folder`` is the directory of the
+    configuration, to which relative paths refer.
 
     Raises:
         ConfigError: there is no such method, or it does not merge such models.
-        CheckpointError: a model is nowhere, or malformed; or the models do not fit together.
+        CheckpointError: a model is not found or malformed, or the models do not match.
     """
     names = [_seen_from(each, folder) for each in ([base] if base is not None else [])]
     names += [_seen_from(each, folder) for each in models]
@@ -401,8 +398,8 @@ def _plan_quietly(text: str, **where: Any) -> None:
 
 
 def _seen_from(model: Pathlike, folder: Pathlike | None) -> str:
-    """How a configuration in ``folder`` names a model: a path of the working directory may lead
-    nowhere from there."""
+    """The reference to a model in a configuration in ``folder``, where paths relative to the
+    working directory may not be valid."""
     path = arguments.path_of(model, "a model")
     if folder is None or not path.is_dir() or path.is_absolute():
         return str(model)

@@ -1,4 +1,4 @@
-"""What planning and merging return: short to look at, whole as a report."""
+"""The results of planning and merging."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class PlannedMerge:
-    """A dry run: what a merge will do within a budget, known before a weight is read.
+    """A planned merge with its schedule for a budget, known before weights are read.
 
-    ``memory_limit`` is what this process may hope for now, in bytes; ``findings`` are all
-    warnings. ``disk`` and ``output_state`` are there where an output directory was named;
-    ``clones`` is what it would share with its inputs.
+    ``memory_limit`` is the memory available to this process in bytes; ``findings`` are all
+    warnings. ``disk`` and ``output_state`` are set if an output directory was given; ``clones`` are
+    the bytes it would share with its inputs.
     """
 
     plan: Plan
@@ -62,18 +62,18 @@ class PlannedMerge:
         return details_report(self)
 
     def page(self) -> str:
-        """The plan as one page for a browser: HTML that needs nothing else."""
+        """The plan as a self-contained HTML page."""
         from mergeloom.report.html.page import merge_page
 
         return merge_page(self.report, self.details)
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """What is probably not as its author meant it."""
+        """The warnings."""
         return self.findings
 
     def document(self) -> dict[str, Any]:
-        """The plan as ``mergeloom plan --json`` prints it."""
+        """The document printed by ``mergeloom plan --json``."""
         from mergeloom.report.json import plain
 
         return plain(self.report)
@@ -91,7 +91,7 @@ class PlannedMerge:
 
 @dataclass(frozen=True, repr=False)
 class MergeResult:
-    """A finished merge and what it took."""
+    """A finished merge with its measurements."""
 
     output: Path
     planned: PlannedMerge
@@ -99,7 +99,7 @@ class MergeResult:
     checked: Checked | None = None
     findings: tuple[Finding, ...] = field(default=())
     samples: tuple[Sample, ...] = ()
-    """The run from moment to moment."""
+    """Samples over the course of the run."""
 
     @cached_property
     def report(self) -> MergeReport:
@@ -116,18 +116,18 @@ class MergeResult:
         return details_report(self.planned, self.samples, self.outcome.lanes)
 
     def page(self) -> str:
-        """The merge as one page for a browser: HTML that needs nothing else."""
+        """The merge as a self-contained HTML page."""
         from mergeloom.report.html.page import merge_page
 
         return merge_page(self.report, self.details)
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """Warnings of the plan, and those of the run."""
+        """Warnings of the plan and of the run."""
         return (*self.report.warnings, *self.report.run_warnings)
 
     def document(self) -> dict[str, Any]:
-        """The result as ``mergeloom merge --json`` prints it."""
+        """The document printed by ``mergeloom merge --json``."""
         from mergeloom.report.json import plain
 
         return plain(self.report)

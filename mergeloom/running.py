@@ -1,4 +1,4 @@
-"""A merge that runs in a thread of its own: its progress is an iterator."""
+"""Merging in a background thread, with progress as an iterator."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def start(
     observer: Observer | None = None,
     **options: Any,
 ) -> RunningMerge:
-    """Begin a merge into the directory ``output``, in a thread of its own.
+    """Start a merge into the directory ``output`` in a background thread.
 
-    Takes what `merge` takes. It is planned before this returns, so errors of the plan are raised
-    here. Iterating over what is returned gives snapshots of the run while it goes on:
+    Takes the arguments of `merge`. The merge is planned before this returns, so planning errors are
+    raised here. Iterate over the result for snapshots of the run:
 
     >>> run = mergeloom.start("merge.yml", "merged", ram="4GiB")
     >>> for progress in run:
@@ -63,10 +63,9 @@ def start(
 
 
 class RunningMerge:
-    """A merge on its way. Iterate over it for `Progress`; ask it for its `result`.
+    """A running merge. Iterate over it for `Progress`, and call `result` for the outcome.
 
-    Every method may be called from any thread. Whoever iterates slowly gets the latest snapshot,
-    not all of them.
+    Every method may be called from any thread. A slow iteration skips snapshots.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class RunningMerge:
         self._changed = threading.Condition()
         self._latest: Progress | None = None
         self._count = 0
-        """Snapshots so far."""
+        """Number of snapshots so far."""
         self._ended = False
         self._cancelled = threading.Event()
         self._warnings: list[Finding] = []
@@ -92,10 +91,10 @@ class RunningMerge:
         self._thread.start()
 
     def __iter__(self) -> Iterator[Progress]:
-        """Snapshots, from now until the merge ends. To leave the loop early cancels the merge.
+        """Snapshots until the merge ends. Leaving the loop early cancels the merge.
 
         Raises:
-            LoomError: the merge failed. That it was cancelled is no failure: the loop ends.
+            LoomError: the merge failed. If it was cancelled, the loop just ends.
         """
         seen = 0
         try:
@@ -113,30 +112,30 @@ class RunningMerge:
             raise self._error
 
     def cancel(self) -> None:
-        """Ask the merge to stop; returns at once. What is finished is kept, and the same merge
-        again continues it."""
+        """Ask the merge to stop; returns immediately. Finished work is kept, and the same merge
+        continues it."""
         self._cancelled.set()
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was cancelled before it had ended."""
+        """Whether it was cancelled before it ended."""
         return self._cancelled.is_set() and self._result is None
 
     @property
     def done(self) -> bool:
-        """Whether it has ended: finished, failed or cancelled."""
+        """Whether it has finished, failed or been cancelled."""
         return self._ended
 
     @property
     def progress(self) -> Progress | None:
-        """The latest snapshot; ``None`` before there is one."""
+        """The latest snapshot; ``None`` if there is none yet."""
         return self._latest
 
     def result(self) -> MergeResult:
-        """Wait for the end of the merge, and return what `merge` returns.
+        """Wait for the merge to end, and return the result of `merge`.
 
         Raises:
-            LoomError: it failed; or, of code ``cancelled``, it was cancelled.
+            LoomError: it failed, or was cancelled (code ``cancelled``).
         """
         self._thread.join()
         if self._warnings:
@@ -148,7 +147,8 @@ class RunningMerge:
         return self._result
 
     def _wait(self, seen: int) -> tuple[Progress | None, int]:
-        """The latest snapshot and its number, once it is not that of ``seen`` or none will come."""
+        """Wait for a snapshot newer than number ``seen`` or the end; the latest snapshot and
+        number."""
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._count > seen)
             return self._latest, self._count
@@ -167,12 +167,12 @@ class RunningMerge:
         observer = replace(
             self._observer,
             progressed=progressed,
-            warned=self._warnings.append,  # which Python shows to whoever asks for the result
+            warned=self._warnings.append,  # issued when the result is requested
             cancelled=lambda: self._cancelled.is_set() or (asked is not None and asked()),
         )
         try:
             self._result = merge(observer)
-        except BaseException as error:  # raised where the result is asked for
+        except BaseException as error:  # raised when the result is requested
             self._error = error
         finally:
             with self._changed:

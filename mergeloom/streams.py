@@ -1,4 +1,4 @@
-"""Standard streams that can be relied on: open, and able to carry every letter in some spelling."""
+"""Makes standard streams usable: open, and able to encode all output."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _HANDLER = "mergeloom"
 def prepare() -> None:
     """Make standard input, output and error streams usable, for the rest of the process.
 
-    A stream that is closed becomes the null device: else the first file that is opened gets its
-    number, and whatever a library prints goes into that file. A stream in another encoding than
-    Unicode's gets plain spellings of what it lacks.
+    A closed stream becomes the null device; otherwise the first opened file would get its
+    descriptor, and libraries would print into that file. A stream with a non-Unicode encoding gets
+    ASCII replacements of other characters.
     """
     if "idlelib" not in sys.modules and os.name == "posix":
         _fill_closed_numbers()
@@ -59,7 +59,7 @@ def _fill_closed_numbers() -> None:
 
 
 def _usable(stream: TextIO | None) -> TextIO:
-    if stream is None:  # Python's way to say that it was closed
+    if stream is None:  # it was closed
         return _Nowhere()
     with contextlib.suppress(AttributeError, ValueError, OSError):
         stream.reconfigure(errors=_HANDLER)  # type: ignore[attr-defined]
@@ -67,7 +67,7 @@ def _usable(stream: TextIO | None) -> TextIO:
 
 
 def abandon() -> None:
-    """Keep the interpreter from complaining that a stream cannot be flushed when it ends."""
+    """Suppress the interpreter's error at exit about a stream that cannot be flushed."""
     for name in ("stdout", "stderr"):
         try:
             getattr(sys, name).flush()
@@ -76,7 +76,7 @@ def abandon() -> None:
 
 
 class _Nowhere(io.StringIO):
-    """Where what is written to a closed stream goes."""
+    """Discards output to a closed stream."""
 
     is_nowhere = True
 
@@ -85,7 +85,7 @@ class _Nowhere(io.StringIO):
 
 
 def _spelt(error: UnicodeError) -> tuple[str, int]:
-    """Plain letters for those that an encoding lacks."""
+    """ASCII replacements of characters that an encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]

@@ -1,1 +1,1 @@
-"""The task graph: loads, gathers, merges, writes, and the protocol of kernels."""
+"""The task graph: loads, gathers, merges, writes, and the kernel protocol."""

@@ -1,15 +1,15 @@
 """The task graph: load, gather, merge and write, one chain for each output tensor.
 
-A node is a small immutable record that refers to the nodes it needs, so a graph is acyclic as it
-is built, and `Graph.verify` proves the rest. Equal loads and equal merges are one node: a layer
-that stands twice in the output is read and computed once and written twice.
+A node is a small immutable record that refers to the nodes it needs, so a graph is acyclic by
+construction, and `Graph.verify` checks the rest. Equal loads and equal merges are one node: a layer
+that occurs twice in the output is read and computed once, and written twice.
 
     Load ─┐
     Load ─┼─► Gather ─► Merge ─► Write
     Merge ┘                 └──► Write
 
-A merge's inputs are aligned with it, element for element. What needs its value arranged otherwise,
-such as its rows in another order, has it spilled: written to a file that lasts as long as the run.
+The inputs of a merge are aligned with it, element for element. If its value is needed in another
+arrangement, such as with reordered rows, it is spilled: written to a temporary file of the run.
 
     Merge ─► Spill ─► Load ─► Gather ─► Merge ─► Write
 """
@@ -34,12 +34,12 @@ Shape = tuple[int, ...]
 
 
 class GraphError(Exception):
-    """A graph that breaks its specification: a defect of a planner, not of its input."""
+    """A graph that violates its specification: a bug in a planner, not an error in its input."""
 
 
 @record(frozen=True, slots=True, eq=False)
 class Load:
-    """One tensor as it is stored; ``bytes`` says where its bytes lie."""
+    """One stored tensor; ``bytes`` says where its bytes are."""
 
     bytes: Bytes
     dtype: DType
@@ -57,13 +57,13 @@ class Load:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that are read for it: all but those that are missing."""
+        """Bytes that are read for it: all except missing ones."""
         return self.bytes.stored(0, self.nbytes)
 
 
 @record(frozen=True, slots=True, eq=False)
 class Gather:
-    """What one merge needs.
+    """The inputs of one merge.
 
     ``inputs`` are aligned, element for element, in order; the same node may stand there twice.
     ``side`` are small tensors of shapes of their own, which are held whole while the merge runs.
@@ -83,13 +83,13 @@ class Gather:
 
 @record(frozen=True, slots=True, eq=False)
 class Merge:
-    """One kernel over one gather; an input of another merge, or written, or both.
+    """One kernel applied to one gather; an input of another merge, or written, or both.
 
-    The result has the shape that `Kernel.output_shape` says. It is float32 until a `Write` rounds
-    it once, except for a copy, whose bytes are those of its input where the dtypes are equal.
+    The result has the shape given by `Kernel.output_shape`. It is float32 until a `Write` rounds it
+    once, except for a copy with equal dtypes, which passes on the bytes of its input.
 
     Raises:
-        GraphError: the shapes of the inputs do not go together.
+        GraphError: the shapes of the inputs do not match.
     """
 
     gather: Gather
@@ -114,8 +114,8 @@ class Merge:
 class Write:
     """One slot of an output file: ``merge`` rounded to ``dtype``, from byte ``offset`` on.
 
-    ``part`` 0 is the merge's result, others are the kernel's `Kernel.parts`. ``seen_as`` is the
-    shape in the file, where it is not the merge's.
+    ``part`` 0 is the merge's result, others are the additional `Kernel.parts`. ``seen_as`` is the
+    shape in the file if it differs from the merge's.
     """
 
     merge: Merge
@@ -137,7 +137,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OutputFile:
-    """One output shard: ``header`` are its first bytes, ``size`` its length in bytes."""
+    """One output shard: ``header`` is its first bytes, ``size`` its length in bytes."""
 
     name: str
     header: bytes = field(repr=False)
@@ -146,9 +146,9 @@ class OutputFile:
 
 @dataclass(frozen=True, eq=False)
 class Spill:
-    """The value of a merge as a source of bytes: float32, in row order.
+    """The value of a merge as a source of bytes: float32, in row-major order.
 
-    ``write`` puts them into a file of their own, which only the run that makes it can read.
+    ``write`` writes it to a separate file, which only the same run can read.
     """
 
     merge: Merge
@@ -171,7 +171,7 @@ class Spill:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of all that the value is computed from."""
+        """Digest of everything the value is computed from."""
         loads, merges, _ = _reachable((self.merge,))
         lines, _ = _described(loads, merges)
         return "value-" + hashlib.blake2b("".join(lines).encode(), digest_size=16).hexdigest()
@@ -188,11 +188,11 @@ class Spill:
 
 
 SPILLED = "spilled-"
-"""What names of files of spilled values begin with."""
+"""Prefix of the names of files with spilled values."""
 
 
 def spills_of(load: Load) -> Iterator[Spill]:
-    """The spilled values that a load is made of."""
+    """The spilled values that a load reads."""
     stored = load.bytes
     for part in (stored,) if isinstance(stored, Range) else stored.ranges():
         if isinstance(part.source, Spill):
@@ -201,10 +201,10 @@ def spills_of(load: Load) -> Iterator[Spill]:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Graph:
-    """All tasks of one run. ``merges`` and ``writes`` stand in the order of the output.
+    """All tasks of one run. ``merges`` and ``writes`` are in output order.
 
-    Of ``measured`` merges nothing is written: only their statistics are wanted. ``spills`` are the
-    values that loads are made of, each after those that it is made of itself.
+    ``measured`` merges are not written: only their statistics are computed. ``spills`` are the
+    values that loads read, each after those it depends on.
     """
 
     loads: tuple[Load, ...]
@@ -219,7 +219,7 @@ class Graph:
 
     @property
     def all_writes(self) -> tuple[Write, ...]:
-        """Those of spilled values, then those of the output."""
+        """The writes of spilled values, then those of the output."""
         return (*(spill.write for spill in self.spills), *self.writes)
 
     def counts(self) -> dict[str, int]:
@@ -228,7 +228,7 @@ class Graph:
         return {"load": len(self.loads), "gather": merges, "merge": merges, "write": writes}
 
     def without(self, done: Iterable[Write]) -> Graph:
-        """The graph that is left when ``done`` need not be written any more."""
+        """The remaining graph if ``done`` need not be written any more."""
         finished = set(done)
         if not finished:
             return self
@@ -239,9 +239,9 @@ class Graph:
         """Check the specification.
 
         Raises:
-            GraphError: shapes or dtypes disagree; write slots overlap or leave a gap in a file;
-                two writes have one name; a load or a merge is not used; an input lies outside its
-                source, or has other bytes than its shape asks for.
+            GraphError: shapes or dtypes disagree; write slots overlap or leave a gap in a file; two
+            writes have the same name; a load or merge is not used; an input is outside its
+            source, or its bytes do not match its shape.
         """
         loads, merges, _ = _reachable((*(w.merge for w in self.writes), *self.measured))
         if (loads, merges) != (self.loads, self.merges) and (
@@ -269,9 +269,9 @@ class Graph:
             _verify_tiling(file, inside)
 
     def fingerprint(self) -> str:
-        """Hexadecimal digest of what the run computes: inputs, arithmetic, output layout.
+        """Hexadecimal digest of the computation: inputs, arithmetic, output layout.
 
-        Budgets, threads and devices do not enter it.
+        It does not depend on budgets, threads or devices.
         """
         digest = hashlib.blake2b(digest_size=16)
         lines, numbers = _described(self.loads, self.merges)
@@ -292,7 +292,7 @@ Ids = tuple[int, ...]
 
 
 class GraphBuilder:
-    """Collects tasks, keeping one node for equal loads and one for equal merges."""
+    """Collects tasks, with a single node for equal loads and for equal merges."""
 
     def __init__(self) -> None:
         self._loads: dict[tuple[Hashable, str, Shape], Load] = {}
@@ -300,20 +300,20 @@ class GraphBuilder:
         self._spills: dict[Merge, Spill] = {}
         self._kernels: dict[Kernel, int] = {}
         self._numbers: dict[int, tuple[int, Kernel]] = {}
-        """The number of a kernel, equal for equal ones, by its `id`: most tensors share theirs."""
+        """Numbers of kernels by `id`, the same for equal kernels; most tensors share kernels."""
 
     def load(self, source: Source, offset: int, dtype: DType, shape: Shape, name: str) -> Load:
-        """The load of a tensor that lies in ``source`` from byte ``offset`` on, without a gap."""
+        """The load of a contiguous tensor in ``source`` from byte ``offset`` on."""
         nbytes = dtype.nbytes(math.prod(shape))
         node = self._loads.get(((id(source), offset, nbytes), dtype.code, shape))
         return node or self.load_bytes(Range(source, offset, nbytes), dtype, shape, name)
 
     def load_bytes(self, stored: Bytes, dtype: DType, shape: Shape, name: str) -> Load:
-        """The load of a tensor whose bytes lie as ``stored`` says."""
+        """The load of a tensor with the bytes ``stored``."""
         key = (stored.key, dtype.code, shape)
         node = self._loads.get(key)
         if node is None:
-            # The node keeps the sources, by whose ids bytes are told apart.
+            # The node keeps the sources alive, whose ids are part of the key.
             node = self._loads[key] = Load(stored, dtype, shape, name)
         return node
 
@@ -329,7 +329,7 @@ class GraphBuilder:
         serves messages only.
 
         Raises:
-            GraphError: their shapes do not go together.
+            GraphError: their shapes do not match.
         """
         number, _ = self._numbers.get(id(kernel)) or self._numbered(kernel)
         key = number, tuple(map(id, inputs)), tuple(map(id, side)), tuple(map(id, tables))
@@ -340,7 +340,7 @@ class GraphBuilder:
         return node
 
     def spill(self, merge: Merge) -> Load:
-        """The value of ``merge`` as it can be read in any order: float32, of its shape."""
+        """The value of ``merge`` as a load that can be read in any order: float32, of its shape."""
         spill = self._spills.get(merge)
         if spill is None:
             spill = self._spills[merge] = Spill(merge, len(self._spills))
@@ -356,8 +356,8 @@ class GraphBuilder:
         return _graph(tuple(writes), tuple(files))
 
     def measuring(self, merges: Sequence[Merge]) -> Graph:
-        """The graph that finds out the statistics of ``merges`` and writes nothing."""
-        own = tuple(dict.fromkeys(merges))  # equal ones are one
+        """A graph that computes the statistics of ``merges`` and writes nothing."""
+        own = tuple(dict.fromkeys(merges))  # merges are unique
         loads, found, spills = _reachable(own)
         return Graph(loads, found, (), (), own, spills)
 
@@ -394,7 +394,7 @@ def access(root: Merge) -> Access:
 
 
 def copied_dtype(merge: Merge) -> DType | None:
-    """The dtype whose bytes ``merge`` passes on unchanged; ``None`` if it computes."""
+    """The dtype of the bytes that ``merge`` passes on unchanged; ``None`` if it computes."""
     node = merge.gather.inputs[0]
     if isinstance(merge.kernel, Copy):
         return node.dtype if isinstance(node, Load) else copied_dtype(node)
@@ -402,7 +402,7 @@ def copied_dtype(merge: Merge) -> DType | None:
 
 
 def copied_bytes(graph: Graph) -> int:
-    """Bytes of the output that are those of an input."""
+    """Bytes of the output that are copied from an input."""
     return sum(w.nbytes for w in graph.writes if copied_dtype(w.merge) == w.dtype)
 
 
@@ -414,7 +414,7 @@ def _graph(writes: tuple[Write, ...], files: tuple[OutputFile, ...]) -> Graph:
 def _reachable(
     roots: Iterable[Merge],
 ) -> tuple[tuple[Load, ...], tuple[Merge, ...], tuple[Spill, ...]]:
-    """All that ``roots`` need; merges and spills each after those that they are made of."""
+    """Everything that ``roots`` need; merges and spills after their dependencies."""
     loads: dict[Load, None] = {}
     merges: dict[Merge, None] = {}
     spills: dict[Spill, None] = {}
@@ -440,7 +440,7 @@ def _reachable(
 def _described(
     loads: Iterable[Load], merges: Iterable[Merge]
 ) -> tuple[list[str], dict[Load | Merge, str]]:
-    """A line for each load and merge of what it is made of, and the numbers that they go by."""
+    """A descriptive line for each load and merge, and the numbers used for them."""
     numbers: dict[Load | Merge, str] = {}
     # Tensors share sources, shapes and kernels.
     identities: dict[int, str] = {}

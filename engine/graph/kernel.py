@@ -1,14 +1,13 @@
 """The protocol between the engine and the arithmetic of merging.
 
-A kernel is an immutable record: its access pattern, the statistics it needs and what arithmetic it
-uses are known without any library, so that planning can place it. The engine walks a merge in up to
+A kernel is an immutable record: its access pattern, its statistics and the operations it uses are
+known without any library, for planning. The engine processes a merge in up to
 ``len(kernel.passes) + 1`` passes over its inputs: one for each statistic, then one that writes the
-output. Within a pass it hands over one grain at a time, in any order and from several threads;
+output. Within a pass, grains are processed one at a time, in any order and from several threads;
 nothing may be carried from grain to grain except through a `Statistic` or a scan.
 
-Arithmetic has one seam. A kernel that names the words it `uses` speaks to ``grain.ops`` alone and
-runs on whatever that works on: plain memory, or tensors of a device. A kernel that names none works
-on torch's tensors itself.
+A kernel that lists the operations it `uses` works only through ``grain.ops``, on plain memory or on
+tensors of a device. A kernel that lists none works on torch tensors itself.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 Array = Any
-"""What arithmetic works on: `engine.memory.elements.Elements`, or a tensor."""
+"""An array of an arithmetic: `engine.memory.elements.Elements`, or a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A word of arithmetic that a kernel or statistic uses, on ``vectors`` vectors at once.
+    """An operation that a kernel or statistic uses, on ``vectors`` vectors at once.
 
-    ``electing`` where it makes them vote.
+    ``electing`` says whether it elects signs.
     """
 
     word: str
@@ -48,13 +47,13 @@ class Use:
 
 
 DECODING = Use("decode")
-"""What the engine itself uses to take elements that lie in blocks of codes."""
+"""The use by the engine itself for decoding blocks of codes."""
 
 
 class Ops(Protocol):
-    """What the engine itself asks of arithmetic; kernels ask for more.
+    """The operations that the engine itself needs; kernels use further ones.
 
-    One belongs to one thread, and has scratch memory that is handed out like a stack.
+    An instance belongs to one thread and has scratch memory, allocated like a stack.
     """
 
     @property
@@ -62,25 +61,25 @@ class Ops(Protocol):
         """See `GrainView`."""
 
     def reads(self, dtype: DType) -> bool:
-        """Whether kernels take elements of a type as they are stored, without widening."""
+        """Whether kernels accept elements of a dtype directly, without widening."""
 
     def view(self, block: Block, offset: int, dtype: DType, count: int) -> Array:
-        """``count`` elements at a byte of a block of main memory."""
+        """``count`` elements at byte ``offset`` of a block of main memory."""
 
     def shaped(self, array: Array, shape: tuple[int, ...]) -> Array:
-        """The same elements as kernels are to see them."""
+        """The same elements in the shape for kernels."""
 
     def take(self, count: int) -> Array:
-        """``count`` uninitialised float32 elements, valid until a `top` before is released."""
+        """``count`` uninitialised float32 elements, valid until an earlier `top` is released."""
 
     def top(self) -> int:
-        """How far scratch is handed out."""
+        """The current end of allocated scratch memory."""
 
     def release(self, top: int) -> None:
-        """Take back what was handed out beyond ``top``."""
+        """Free scratch memory beyond ``top``."""
 
     def widen(self, dtype: DType, array: Array, out: Array) -> None:
-        """Write elements of a type as float32; of less than a byte from the bytes they share."""
+        """Convert elements of a dtype to float32; sub-byte elements from the bytes they share."""
 
     def whole_bytes(self, dtype: DType, array: Array, count: int) -> Array:
         """``count`` elements as they are stored, or widened if they share bytes."""
@@ -88,24 +87,24 @@ class Ops(Protocol):
     def store(self, result: Array, out: Array) -> Any:
         """Round float32 elements to the type of ``out``, which may be ``result``.
 
-        Returns whether any is not finite then, or may not be: a number, or a 0-d tensor.
+        Returns nonzero if any result may not be finite: a number, or a 0-d tensor.
         """
 
     def pack(self, dtype: DType, result: Array, out: Array) -> Any:
         """Write float32 elements as blocks of codes to the bytes ``out``.
 
-        Returns what is not 0 where any may not be finite; see `store`.
+        Returns nonzero if any may not be finite; see `store`.
         """
 
 
 class DeviceOps(Ops, Protocol):
-    """The same on a device."""
+    """The same for a device."""
 
     def at(self, memory: Any, dtype: DType, count: int) -> Array:
-        """``count`` elements that fill bytes of the device's memory."""
+        """``count`` elements in a block of device memory."""
 
     def bring(self) -> None:
-        """Order that what was counted since the last time be brought to main memory."""
+        """Start copying counts made since the last call to main memory."""
 
 
 TABLE_BLOCK_BYTES = 4 << 20
@@ -143,54 +142,54 @@ class Table(Protocol):
 
 
 class Arithmetic(ABC):
-    """One way to compute merges. What planning asks of it needs no library."""
+    """One way to compute merges; methods used in planning need no library."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name and version: results of two that differ agree to rounding only."""
+        """Name and version; results of different arithmetics agree only up to rounding."""
 
     uses_torch: ClassVar[bool]
 
     def on_device(self, kind: str) -> Arithmetic:
-        """What computes on devices of a kind (`Accelerator.kind`) in its place."""
+        """The corresponding arithmetic for devices of a kind (`Accelerator.kind`)."""
         return self
 
     def can(self, use: Use) -> bool:
-        """Whether it has a word, for so many vectors."""
+        """Whether it supports an operation with this number of vectors."""
         return True
 
     @abstractmethod
     def reads(self, dtype: DType) -> bool:
-        """Whether its words take elements of a type as they are stored, without widening."""
+        """Whether its operations accept elements of a dtype directly, without widening."""
 
     @abstractmethod
     def widens(self, dtype: DType) -> bool:
-        """Whether it can take elements of a type at all."""
+        """Whether it can convert elements of a dtype to float32."""
 
     @abstractmethod
     def writes(self, dtype: DType) -> bool:
-        """Whether it can round results to a type."""
+        """Whether it can round results to a dtype."""
 
     @abstractmethod
     def workspace_bytes(self, use: Use, grains: Grains) -> int:
-        """Memory in bytes that a use takes for a moment, beyond inputs, output and scratch."""
+        """Temporary memory of a use in bytes, beyond inputs, output and scratch."""
 
     @abstractmethod
     def cost(self, use: Use) -> float:
-        """Nanoseconds for one element of the output on one core of 2024, roughly."""
+        """Approximate nanoseconds per output element on one core of 2024."""
 
     @abstractmethod
     def library_bytes(self, words: frozenset[str]) -> int:
-        """Memory in bytes that loading what these words need adds to the process."""
+        """Memory in bytes added to the process by loading the libraries for these operations."""
 
     @abstractmethod
     def missing(self, words: frozenset[str]) -> frozenset[str]:
-        """Those of ``words`` that machine code has to be built for first."""
+        """The operations whose machine code has to be compiled first."""
 
     @abstractmethod
     def build(self, words: frozenset[str]) -> None:
-        """Build the machine code of ``words``.
+        """Compile the machine code of the operations ``words``.
 
         Raises:
             RunError: it failed.
@@ -198,9 +197,9 @@ class Arithmetic(ABC):
 
     @abstractmethod
     def open(self, words: frozenset[str]) -> Callable[..., Ops]:
-        """Load what ``words`` need: a function that makes an `Ops` with scratch memory.
+        """Load what ``words`` need; returns a function that creates an `Ops` from scratch memory.
 
-        That is a `Block`, or memory of the device that is then the second argument.
+        Scratch memory is a `Block`, or memory of the device given as second argument.
 
         Raises:
             RunError: it cannot be loaded.
@@ -209,24 +208,23 @@ class Arithmetic(ABC):
 
 @dataclass(frozen=True, slots=True)
 class GrainView:
-    """What a kernel sees of one grain.
+    """The view of one grain for kernels.
 
-    ``inputs`` are one array for each input of the gather, in order, read-only: several kernels may
-    share them. For a kernel of torch they are float32 tensors of ``shape``: that is ``(elements,)``
-    for an elementwise kernel, ``(rows, row)`` for a rowwise one, the tensor's own shape for a whole
-    one. ``ops`` is the arithmetic at hand, which those that name their `Kernel.uses` go by.
+    ``inputs`` has one array for each input of the gather, in order; they are read-only, because
+    several kernels may share them. For a torch kernel they are float32 tensors of ``shape``:
+    ``(elements,)`` for an elementwise kernel, ``(rows, row)`` for a rowwise one, the tensor's shape
+    for a whole one. ``ops`` is the arithmetic, for kernels that list their `Kernel.uses`.
 
     ``index`` is the grain's position in its tensor and ``start`` its first flat element.
     ``take()`` returns an uninitialised float32 scratch array of that shape, valid until the kernel
-    returns; at most ``kernel.scratch`` may be taken for one call.
+    returns; at most ``kernel.scratch`` may be taken per call.
 
-    The inputs may lie on any device, and what a kernel allocates must lie there too. ``on_device``
-    says that it is one that runs behind this thread: every number that is asked of it (``int``,
-    ``float``, ``nonzero``) makes both wait, so results stay there as tensors.
+    The inputs may be on any device, and a kernel's allocations must be on the same one.
+    ``on_device`` means that the device runs asynchronously: reading a number (``int``, ``float``,
+    ``nonzero``) waits for it, so results should stay there as tensors.
 
-    ``memo`` (uint8, flat) is what earlier passes have left of this grain, or room for that, where
-    the kernel asks for it by `Kernel.memo_bytes` and the schedule grants it; then it does so for
-    all passes over all grains.
+    ``memo`` (uint8, flat) holds data that earlier passes stored for this grain, if the kernel
+    requests it by `Kernel.memo_bytes` and the schedule grants it (for all passes and grains).
 
     ``side`` are the tensors beside the inputs, each whole, in its own shape and as it is stored;
     ``tables`` are those that are read a block at a time.
@@ -254,31 +252,31 @@ class GrainView:
 
 
 class Statistic(Generic[A, R]):
-    """A streaming, mergeable accumulator over the grains of one merge.
+    """A streaming accumulator over the grains of one merge, whose instances can be combined.
 
-    The result must not depend on how grains are grouped into accumulators nor on the order of
-    merging: integers may be added freely, floating-point sums go through `GrainSums`.
+    The result must not depend on how grains are grouped into accumulators, nor on the order in
+    which these are combined: integers may be added freely, floating-point sums use `GrainSums`.
     """
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """What `update` uses of ``grain.ops``; see `Kernel.uses`."""
+        """The operations of ``grain.ops`` that `update` uses; see `Kernel.uses`."""
         return ()
 
     @property
     def scratch(self) -> int:
-        """Scratch arrays that one call of `update` takes at most."""
+        """Maximum number of scratch arrays per call of `update`."""
         return 0
 
     def accumulator_bytes(self, grains: Grains) -> int:
-        """Upper bound of one accumulator's size in bytes.
+        """Upper bound of the size of one accumulator in bytes.
 
-        What `combine` and `finalize` allocate for a moment counts too.
+        This includes temporary allocations of `combine` and `finalize`.
         """
         return 0
 
     def workspace_bytes(self, grains: Grains) -> int:
-        """Memory in bytes that one call of `update` allocates by itself, beyond scratch and `uses`.
+        """Bytes that one call of `update` allocates itself, beyond scratch and `uses`.
 
         The larger of this and the kernel's is reserved.
         """
@@ -286,7 +284,7 @@ class Statistic(Generic[A, R]):
 
     @property
     def double(self) -> bool:
-        """Whether `update` computes in float64, which some devices cannot."""
+        """Whether `update` computes in float64, which some devices do not support."""
         return True
 
     def init(self) -> A:
@@ -294,23 +292,23 @@ class Statistic(Generic[A, R]):
         raise NotImplementedError
 
     def update(self, into: A, grain: GrainView, earlier: Sequence[Any]) -> None:
-        """Add one grain; ``earlier`` holds the results of the kernel's earlier passes."""
+        """Add one grain; ``earlier`` has the results of the kernel's earlier passes."""
         raise NotImplementedError
 
     def fetch(self, into: A) -> None:
-        """Bring what `update` left on a device to main memory, where the other calls need it."""
+        """Copy results of `update` from a device to main memory, for the other methods."""
 
     def combine(self, into: A, other: A) -> None:
-        """Add ``other``, which holds other grains, to ``into``; ``other`` is not used again."""
+        """Add ``other``, which has other grains, to ``into``; ``other`` is not used afterwards."""
         raise NotImplementedError
 
     def finalize(self, total: A, earlier: Sequence[Any]) -> R:
-        """The statistic's result, handed to later passes and to `Kernel.apply`."""
+        """The result of the statistic, passed to later passes and to `Kernel.apply`."""
         raise NotImplementedError
 
 
 class GrainSum(Statistic[GrainSums, R]):
-    """A statistic that is made of a sum over the grains."""
+    """A statistic computed from a sum over grains."""
 
     def init(self) -> GrainSums:
         return GrainSums()
@@ -325,80 +323,80 @@ class GrainSum(Statistic[GrainSums, R]):
 class Kernel:
     """The arithmetic of one merge with its resolved parameters; subclass as a frozen dataclass.
 
-    Fields must be hashable and have a faithful ``repr``: equal kernels over equal inputs are
+    Fields must be hashable and have a complete ``repr``: equal kernels over equal inputs are
     computed once, and the representation (with ``version``) enters the plan's fingerprint.
-    The properties may be overridden by class variables where they are constants.
+    Properties may be overridden by class variables if they are constant.
     """
 
     version: ClassVar[int] = 1
-    """Raised whenever the bytes of the result change."""
+    """Increased whenever the bytes of the result change."""
 
     integers: ClassVar[bool] = False
-    """Whether inputs may hold integers: codes that stand for values."""
+    """Whether inputs may be integers, such as codes."""
 
     aligned: ClassVar[bool] = True
-    """Whether element i of the result comes of elements i of the inputs, wherever else they lie."""
+    """Whether element i of the result is computed from elements i of the inputs."""
 
     lossy: ClassVar[bool] = False
-    """Whether its result is written as codes, and `loss` tells how far these are from it."""
+    """Whether its result is quantised, so that `loss` measures the error."""
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """The words of ``grain.ops`` that `apply`, `scan_value` and `loss` use.
+        """The operations of ``grain.ops`` that `apply`, `scan_value` and `loss` use.
 
-        Memory, machine code and time follow from them. Without any, the kernel works on torch's
+        Memory, machine code and time are derived from them. Without any, the kernel works on torch
         tensors.
         """
         return ()
 
     @property
     def kind(self) -> Hashable:
-        """What memory, words, passes and time follow from: equal for kernels that differ in nothing
-        that these depend on, such as the keys of random choices. By default the kernel itself."""
+        """A key that is equal for kernels with the same memory, operations, passes and time, which
+        may differ for example in the keys of random numbers. By default the kernel itself."""
         return self
 
     @property
     def access(self) -> Access:
-        """What of the inputs every pass must see at once."""
+        """The part of the inputs that every pass must see at once."""
         return Access.ELEMENTWISE
 
     @property
     def band(self) -> int:
-        """Rows that a rowwise kernel sees at once: grains are of as many, or of a multiple."""
+        """Rows that a rowwise kernel needs at once: grains have a multiple of this number."""
         return 1
 
     @property
     def parts(self) -> tuple[DType, ...]:
-        """What else it makes beside its result, a few numbers for each block of that: their types
-        (`DType.for_blocks`). It is float32 in `GrainView.parts`, and written like the result."""
+        """Dtypes of additional results, with a few numbers for each block of the result
+        (`DType.for_blocks`). They are float32 in `GrainView.parts`, and written like the result."""
         return ()
 
     @property
     def scratch(self) -> int:
-        """Scratch arrays that one call of `apply` or `scan_value` takes at most; `loss` has one."""
+        """Maximum number of scratch arrays per call of `apply` or `scan_value`; `loss` has one."""
         return 0
 
     @property
     def cost(self) -> float:
-        """Nanoseconds for one element of one input, all passes, on one core of 2024, roughly.
+        """Approximate nanoseconds per element of one input, for all passes, on one core of 2024.
 
-        Of what is not told by ``uses``.
+        This excludes the cost derived from ``uses``.
         """
         return 0.0 if self.uses else 1.0
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
-        """The statistics, one pass over the inputs each, in order."""
+        """The statistics in order, one pass over the inputs each."""
         return ()
 
     @property
     def double(self) -> bool:
-        """Whether any of its arithmetic on grains is float64, which some devices cannot."""
+        """Whether any of its arithmetic on grains is float64, which some devices do not support."""
         return any(statistic.double for statistic in self.passes)
 
     def workspace_bytes(self, grains: Grains) -> int:
-        """Bytes that one call of `apply`, `scan_value` or a statistic's `update` allocates
-        by itself, beyond scratch, output, accumulator and `uses`."""
+        """Bytes that one call of `apply`, `scan_value` or a statistic's `update` allocates itself,
+        beyond scratch, output, accumulator and `uses`."""
         return 0
 
     def table_reads(self, grains: Grains, evaluations: int) -> tuple[int, ...]:
@@ -409,21 +407,21 @@ class Kernel:
         return ()
 
     def memo_bytes(self, grains: Grains) -> int:
-        """Bytes of one grain's memo: what passes find out that later ones would find out again.
+        """Bytes of one grain's memo, in which passes keep results for later passes.
 
-        It is granted on the CPU where memory is there; no result may depend on that.
+        It is granted on the CPU if there is memory; results must not depend on that.
         """
         return 0
 
     def output_shape(
         self, inputs: Sequence[tuple[int, ...]], side: Sequence[tuple[int, ...]]
     ) -> tuple[int, ...]:
-        """The shape of the result, from those of the inputs and of what lies beside them.
+        """The shape of the result, from the shapes of inputs and side inputs.
 
         It has as many elements as each input.
 
         Raises:
-            ValueError: they do not go together.
+            ValueError: the shapes do not match.
         """
         if not inputs:
             raise ValueError("it has no input")
@@ -436,12 +434,12 @@ class Kernel:
     def needs_scan(self, statistics: Sequence[Any]) -> bool:
         """Whether `apply` must know the sum of `scan_value` over all earlier grains.
 
-        Asked once a merge, when all statistics are there; it costs arithmetic, never input.
+        Called once per merge, after all statistics; a scan costs arithmetic, but no reading.
         """
         return False
 
     def scan_value(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[int | Tensor, ...]:
-        """Whole numbers of this grain that the grains after it must know the sums of.
+        """Integers of this grain whose sums the grains after it need.
 
         They may be 0-d tensors.
         """
@@ -457,14 +455,14 @@ class Kernel:
         """Write the result of one grain to ``out``: float32, of the shape of the inputs.
 
         ``statistics`` are the results of `passes` in order; ``before`` is the elementwise sum of
-        `scan_value` over all earlier grains, or ``()`` where `needs_scan` was false.
+        `scan_value` over all earlier grains, or ``()`` if `needs_scan` was false.
         """
         raise NotImplementedError
 
     def loss(self, grain: GrainView, codes: Array) -> Sums:
-        """How far what is written of one grain is from what was computed.
+        """The quantisation error of one grain.
 
-        ``codes`` (float32) are those of the result, as they are written; they may be written over.
+        ``codes`` (float32) are the written codes of the result; they may be overwritten.
         Returns two sums in float64: Σ (written - computed)² and Σ computed².
         """
         raise NotImplementedError
@@ -472,7 +470,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Copy(Kernel):
-    """The one input as it is; byte for byte where the output has the input's dtype."""
+    """Copies its one input, byte for byte if the output has the same dtype."""
 
     uses = (Use("copy"),)
 
@@ -487,5 +485,5 @@ class Copy(Kernel):
 
 
 def all_uses(kernel: Kernel) -> tuple[Use, ...]:
-    """What a kernel and its statistics use."""
+    """The uses of a kernel and its statistics."""
     return kernel.uses + tuple(use for statistic in kernel.passes for use in statistic.uses)

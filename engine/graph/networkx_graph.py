@@ -1,4 +1,4 @@
-"""The task graph as one of networkx."""
+"""The task graph as a networkx graph."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Where the bytes of a tensor lie: pieces that the reader puts together.
+"""Locations of the bytes of a tensor, as pieces that the reader assembles.
 
     Range     ▐██████████▌         one contiguous run of a source
-    Joined    ▐███▌▐██▌▐█████▌     parts beside each other, along any axis
-    Rows      ▐█▌▐███▌ ·· ▐█▌      rows in another order; a missing row is a hole, which is zero
+    Joined    ▐███▌▐██▌▐█████▌     parts concatenated along any axis
+    Rows      ▐█▌▐███▌ ·· ▐█▌      rows in another order; a missing row is a hole (zeros)
     Strided   ▐▌ ▐▌ ▐▌ ▐▌          elements at regular distances: transposed, sliced
 
-Whatever the pieces are, in memory a tensor is dense, its elements in row order: bytes
-``[0, nbytes)`` of what this module calls a tensor's dense bytes. So schedule, ledger and kernels do
-not know about pieces. Pieces may be made of pieces: rows of joined tensors, a slice of rows.
+In memory a tensor is always dense, in row-major order: this module calls that its dense bytes ``[0,
+nbytes)``. So schedule, ledger and kernels do not know about pieces. Pieces can be nested: rows of
+joined tensors, a slice of rows.
 
-`mergeloom.engine.graph.stored_tensor` makes them, with a method for each arrangement.
+`mergeloom.engine.graph.stored_tensor` creates them, with a method for each arrangement.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Shape = tuple[int, ...]
 
 
 class Run(NamedTuple):
-    """``length`` bytes of ``source`` from byte ``position`` on, which belong at dense byte ``at``.
+    """``length`` bytes of ``source`` from byte ``position`` on, for dense byte ``at``.
 
-    Without a source it is a hole of ``length`` zero bytes. With ``item``, only ``item`` bytes at a
-    time lie beside each other in the dense bytes, each ``step`` bytes after the one before.
-    ``at`` counts from the start of the stretch of dense bytes that was asked for.
+    Without a source it is a hole of ``length`` zero bytes. With ``item``, the run is split into
+    items of ``item`` bytes, placed ``step`` bytes apart in the dense bytes.
+    ``at`` is relative to the start of the requested dense bytes.
     """
 
     source: Source | None
@@ -47,7 +47,7 @@ class Run(NamedTuple):
 
 
 class Bytes(ABC):
-    """The dense bytes of a tensor, and where they are stored."""
+    """The dense bytes of a tensor, and their stored locations."""
 
     __slots__ = ()
 
@@ -59,29 +59,29 @@ class Bytes(ABC):
     @property
     @abstractmethod
     def key(self) -> Hashable:
-        """Equal for bytes that are arranged alike, as long as their sources live."""
+        """A key that is equal for equal arrangements, while their sources are alive."""
 
     @abstractmethod
     def describe(self, identity: Callable[[Source], str]) -> str:
-        """What enters the fingerprint; ``identity`` names the content of a source."""
+        """The description for the fingerprint; ``identity`` identifies the content of a source."""
 
     @abstractmethod
     def ranges(self) -> Iterator[Range]:
-        """The runs of sources of which this is made; of each maybe only a part is used."""
+        """The ranges of sources it refers to, possibly only in part."""
 
     def items(self) -> Iterator[int]:
-        """Sizes of the elements that are moved one by one."""
+        """Sizes of elements that are moved individually."""
         return iter(())
 
     @abstractmethod
     def runs(self, start: int, stop: int) -> Iterator[Run]:
-        """How dense bytes ``[start, stop)`` are put together.
+        """The runs that make up dense bytes ``[start, stop)``.
 
-        Both must lie between elements.
+        Both must be element boundaries.
         """
 
     def requests(self, start: int, stop: int) -> Iterator[Run]:
-        """The same, with what lies beside each other in a source joined into one request."""
+        """The same, with runs that are contiguous in a source joined into one request."""
         last: Run | None = None
         for run in self.runs(start, stop):
             if last is None:
@@ -99,19 +99,19 @@ class Bytes(ABC):
             yield last
 
     def stored(self, start: int, stop: int) -> int:
-        """Number of bytes that are read for dense bytes ``[start, stop)``: all but holes."""
+        """Number of bytes read for dense bytes ``[start, stop)``: all except holes."""
         return stop - start
 
     @property
     def has_holes(self) -> bool:
-        """Whether any dense byte is stored nowhere."""
+        """Whether any dense byte is missing."""
         return False
 
     def position(self, start: int) -> int:
-        """Where the bytes from dense byte ``start`` on lie in a source, as far as one can say so.
+        """A source position for the bytes from dense byte ``start`` on.
 
-        Where pages of memory are to match pages of files, dense byte ``start`` is best placed at
-        an address that is congruent to this.
+        To align pages of memory with pages of files, dense byte ``start`` should be placed at an
+        address congruent to it.
         """
         for run in self.runs(start, self.nbytes):
             if run.source is not None:
@@ -151,10 +151,10 @@ class Range(Bytes):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Joined(Bytes):
-    """Parts that alternate: ``sizes[i]`` bytes of part i, all parts in turn, ``times`` over.
+    """Interleaved parts: ``sizes[i]`` bytes of part i, all parts in turn, ``times`` times.
 
-    Along the first axis ``times`` is 1 and each part comes as a whole; along a later one each
-    part gives as much as it has for one index of the axes before.
+    Along the first axis, ``times`` is 1 and each part is complete; along a later axis, each turn
+    takes what a part has for one index of the preceding axes.
     """
 
     parts: tuple[Bytes, ...]
@@ -212,8 +212,8 @@ class Joined(Bytes):
 class Rows(Bytes):
     """Rows of ``whole``, of ``row_bytes`` bytes each, in another order.
 
-    Rows ``[first[i], first[i + 1])`` are those of ``whole`` from ``origin[i]`` on, or missing
-    where that is -1; ``present[i]`` of the rows before ``first[i]`` are not missing.
+    Rows ``[first[i], first[i + 1])`` are those of ``whole`` from ``origin[i]`` on, or missing if
+    that is -1; ``present[i]`` is the number of rows before ``first[i]`` that are not missing.
     """
 
     whole: Bytes
@@ -225,7 +225,7 @@ class Rows(Bytes):
 
     @staticmethod
     def of(whole: Bytes, row_bytes: int, numbers: Iterable[int]) -> Rows:
-        """Row i is row ``numbers[i]`` of ``whole``, or missing where that is -1."""
+        """Row i is row ``numbers[i]`` of ``whole``, or missing if that is -1."""
         first, origin, present = array("q"), array("q"), array("q")
         expected, count, there = -2, 0, 0
         for count, number in enumerate(numbers, start=1):
@@ -282,7 +282,7 @@ class Rows(Bytes):
         return self.present[-1] < self.first[-1] or self.whole.has_holes
 
     def _present(self, position: int) -> int:
-        """Dense bytes before ``position`` that are stored."""
+        """Number of stored dense bytes before ``position``."""
         if not position:
             return 0
         number = bisect_right(self.first, (position - 1) // self.row_bytes) - 1
@@ -295,7 +295,7 @@ class Rows(Bytes):
 class Strided(Bytes):
     """Elements of ``item`` bytes at regular distances in ``whole``.
 
-    Element (i, j, …) of ``shape`` is that at byte ``offset + i·strides[0] + j·strides[1] + …``.
+    Element (i, j, …) of ``shape`` is at byte ``offset + i·strides[0] + j·strides[1] + …``.
     """
 
     whole: Bytes
@@ -330,8 +330,8 @@ class Strided(Bytes):
         begin, end = start // item, stop // item
         assert begin * item == start
         assert end * item == stop
-        # Along dimension `along` elements lie beside each other in `whole`: that is one run, which
-        # goes to every `inside`th element, for each index of the other dimensions.
+        # Along dimension `along`, elements are contiguous in `whole`: for each index of the other
+        # dimensions, that is one run, which goes to every `inside`th element.
         shape, strides = _collapsed(self.shape, self.strides, item)
         along = strides.index(item)
         count, inside = shape[along], math.prod(shape[along + 1 :])
@@ -357,7 +357,7 @@ class Strided(Bytes):
 
 
 def part_of(whole: Bytes, start: int, nbytes: int) -> Bytes:
-    """Dense bytes ``[start, start + nbytes)`` of ``whole``, elements as they are."""
+    """Dense bytes ``[start, start + nbytes)`` of ``whole``."""
     if isinstance(whole, Range):
         return Range(whole.source, whole.offset + start, nbytes)
     if (start, nbytes) == (0, whole.nbytes):
@@ -368,7 +368,7 @@ def part_of(whole: Bytes, start: int, nbytes: int) -> Bytes:
 def at_strides(
     whole: Bytes, offset: int, item: int, shape: Shape, strides: tuple[int, ...]
 ) -> Bytes:
-    """`Strided`, or what is simpler and means the same."""
+    """`Strided`, or a simpler equivalent."""
     if not math.prod(shape):
         return part_of(whole, 0, 0)
     if _collapsed(shape, strides, item) == ((math.prod(shape),), (item,)):
@@ -381,9 +381,9 @@ def at_strides(
 def _collapsed(
     shape: Shape, strides: tuple[int, ...], item: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The same elements in the same order with as few dimensions as can be.
+    """The same elements in the same order, with as few dimensions as possible.
 
-    One has the stride ``item``; of several it is the longest.
+    One has the stride ``item``, if possible the longest.
     """
     sizes: list[int] = []
     distances: list[int] = []
@@ -401,7 +401,7 @@ def _collapsed(
 
 
 def _distance(index: int, dimensions: Sequence[tuple[int, int]]) -> int:
-    """Bytes from the first element to number ``index`` in row order, by (size, stride)."""
+    """Bytes from the first element to element ``index`` in row-major order, by (size, stride)."""
     far = 0
     for size, stride in reversed(dimensions):
         index, inside = divmod(index, size)
@@ -415,8 +415,7 @@ def _shifted(bytes_: Bytes, start: int, stop: int, by: int) -> Iterator[Run]:
 
 
 def _spread(run: Run, at: int, item: int, step: int) -> Run:
-    """A run of elements of ``item`` bytes, if what lies beside each other is to be ``step`` bytes
-    apart."""
+    """A run of elements of ``item`` bytes, with neighbours placed ``step`` bytes apart."""
     if step == item:
         return Run(run.source, run.position, run.length, at + run.at, run.item, run.step)
     apart = run.step // item * step if run.item else step

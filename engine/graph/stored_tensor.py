@@ -1,4 +1,4 @@
-"""A tensor as it is stored, and the ways in which it can be arranged before it is read."""
+"""Stored tensors, and rearrangements applied when they are read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Shape = tuple[int, ...]
 
 @record(frozen=True, slots=True, eq=False)
 class StoredTensor:
-    """A tensor as it is stored: where its bytes lie, dtype and shape. Nothing is read here.
+    """A stored tensor: location of its bytes, dtype and shape. Nothing is read here.
 
-    The methods raise `ValueError` for what the shape, or a dtype of less than a byte, forbids.
+    Methods raise `ValueError` if the shape, or a sub-byte dtype, does not allow the operation.
     """
 
     bytes: Bytes
@@ -27,15 +27,15 @@ class StoredTensor:
 
     @staticmethod
     def at(source: Source, offset: int, dtype: DType, shape: Shape) -> StoredTensor:
-        """The tensor whose bytes begin at byte ``offset`` of ``source``, without a gap."""
+        """A contiguous tensor at byte ``offset`` of ``source``."""
         return StoredTensor(Range(source, offset, dtype.nbytes(math.prod(shape))), dtype, shape)
 
     @staticmethod
     def strided(
         source: Source, offset: int, dtype: DType, shape: Shape, strides: Sequence[int]
     ) -> StoredTensor:
-        """The tensor whose element (i, j, …) is i·strides[0] + j·strides[1] + … elements after
-        byte ``offset`` of ``source``; strides are not negative."""
+        """A tensor whose element (i, j, …) is i·strides[0] + j·strides[1] + … elements after byte
+        ``offset`` of ``source``; strides are not negative."""
         item = _item(dtype)
         distances = tuple(stride * item for stride in strides)
         if len(strides) != len(shape) or any(stride < 0 for stride in strides):
@@ -47,7 +47,7 @@ class StoredTensor:
 
     @staticmethod
     def join(tensors: Sequence[StoredTensor], axis: int = 0) -> StoredTensor:
-        """Tensors of one dtype beside each other along ``axis``; other dimensions are equal."""
+        """Concatenate tensors of one dtype along ``axis``; other dimensions must be equal."""
         first, *others = tensors
         shape = first.shape
         axis = _axis(shape, axis)
@@ -69,15 +69,15 @@ class StoredTensor:
 
     @staticmethod
     def stack(tensors: Sequence[StoredTensor]) -> StoredTensor:
-        """Tensors of one shape as one, with a new first dimension that numbers them."""
+        """Stack tensors of one shape along a new first dimension."""
         if len({each.shape for each in tensors}) != 1:
             raise ValueError("tensors of different shapes cannot be stacked")
         return StoredTensor.join([each.reshape((1, *each.shape)) for each in tensors])
 
     def rows(self, numbers: Sequence[int]) -> StoredTensor:
-        """Index i of the first dimension is index ``numbers[i]`` here, or missing if that is -1.
+        """Select rows: row i is row ``numbers[i]`` of this tensor, or missing if that is -1.
 
-        What is missing is not read, and is zero.
+        Missing rows are not read and are zero.
         """
         if not self.shape:
             raise ValueError("a tensor without dimensions has no rows")
@@ -117,7 +117,7 @@ class StoredTensor:
         return self._restrided(axis, start, step, shape)
 
     def permute(self, dimensions: Sequence[int]) -> StoredTensor:
-        """Dimensions in another order: dimension i of the result is ``dimensions[i]`` here."""
+        """Permute dimensions: dimension i of the result is dimension ``dimensions[i]`` here."""
         if sorted(dimensions) != list(range(len(self.shape))):
             raise ValueError(f"{tuple(dimensions)} is no order of {len(self.shape)} dimensions")
         whole, offset, item, strides = self._strides()
@@ -126,7 +126,7 @@ class StoredTensor:
         return StoredTensor(at_strides(whole, offset, item, shape, ordered), self.dtype, shape)
 
     def transpose(self, first: int = -2, second: int = -1) -> StoredTensor:
-        """Two dimensions exchanged."""
+        """Exchange two dimensions."""
         order = list(range(len(self.shape)))
         a, b = _axis(self.shape, first), _axis(self.shape, second)
         order[a], order[b] = order[b], order[a]
@@ -139,8 +139,7 @@ class StoredTensor:
         return StoredTensor(self.bytes, self.dtype, shape)
 
     def view_as(self, dtype: DType) -> StoredTensor:
-        """The same bytes as elements of another dtype: the last dimension becomes longer or
-        shorter."""
+        """The same bytes as elements of another dtype; the size of the last dimension changes."""
         last = self.shape[-1] * self.dtype.bits if self.shape else self.dtype.bits
         if last % dtype.bits or (not self.shape and last != dtype.bits):
             raise ValueError(f"{self.shape} of {self.dtype} cannot be seen as {dtype}")
@@ -154,8 +153,8 @@ class StoredTensor:
         return StoredTensor(at_strides(whole, offset, item, shape, strides), self.dtype, shape)
 
     def _strides(self) -> tuple[Bytes, int, int, tuple[int, ...]]:
-        """Bytes in which the elements lie at regular distances: from where on, how large they
-        are, and the distances."""
+        """Bytes in which elements are at regular distances: (bytes, offset, element size,
+        strides)."""
         found = self.bytes
         item = _item(self.dtype)
         if isinstance(found, Strided) and found.shape == self.shape and found.item == item:

@@ -1,4 +1,4 @@
-"""Sums over the grains of a tensor that do not depend on how grains are grouped."""
+"""Sums over the grains of a tensor, independent of how grains are grouped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Sums(tuple[float, ...]):
-    """Several numbers that are added to others one by one."""
+    """A tuple of numbers with elementwise addition."""
 
     __slots__ = ()
 
@@ -15,12 +15,11 @@ class Sums(tuple[float, ...]):
 
 
 class GrainSums:
-    """Sums of one value a grain, in an order that depends on the grains' positions alone.
+    """Sums of one value per grain, in an order that depends only on grain positions.
 
-    A value is anything with ``+``: a number, `Sums`, an array or a tensor of float64. Values are
-    added along a fixed binary tree over the positions as soon as both halves of a node are there,
-    so an accumulator that holds a run of n grains keeps at most 2·log2(n) values, wherever it
-    starts.
+    A value is anything with ``+``: a number, `Sums`, a float64 array or tensor. Values are added
+    along a fixed binary tree over positions as soon as both halves of a node exist, so an
+    accumulator for a run of n grains keeps at most 2·log2(n) values.
     """
 
     __slots__ = ("_nodes",)
@@ -34,19 +33,19 @@ class GrainSums:
         self._insert((0, index), value)
 
     def combine(self, other: GrainSums) -> None:
-        """Add the values that ``other`` holds."""
+        """Add the values of ``other``."""
         for node, value in other._nodes.items():
             self._insert(node, value)
 
     def fetch(self) -> None:
-        """Bring sums that are tensors to main memory: `Sums` of flat ones, else arrays of numpy."""
+        """Copy tensor sums to main memory: as `Sums` if flat, otherwise as numpy arrays."""
         for node, value in self._nodes.items():
             if hasattr(value, "cpu"):
                 self._nodes[node] = _here(value.cpu())
 
     @property
     def total(self) -> Any:
-        """The sum of all values, once no grain is missing; ``None`` if there is none."""
+        """The sum of all values, when no grain is missing; ``None`` if there are no grains."""
         total: Any = None
         for _, value in sorted(self._nodes.items(), key=lambda item: item[0][1] << item[0][0]):
             total = value if total is None else total + value
@@ -63,7 +62,7 @@ class GrainSums:
 
 
 def _here(value: Any) -> Any:
-    """A tensor of main memory as `Sums` or as an array of numpy; of other kinds as it is."""
+    """A tensor as `Sums` or a numpy array in main memory; other values unchanged."""
     if not hasattr(value, "tolist"):
         return value
     return Sums(value.tolist()) if value.ndim == 1 else value.numpy()

@@ -1,1 +1,1 @@
-"""What will be done, decided without input or output: order, tiles, devices, memory."""
+"""Scheduling, without I/O: order, tiles, devices, memory."""

@@ -1,18 +1,16 @@
-"""Where each merge of a run computes: on the CPU, or on one of the devices beside it.
+"""Assigns each merge of a run to the CPU or to a device.
 
-A merge is worth moving to a device where the CPU is what the run waits for. So the run is walked
-in its order with a clock for storage, one for the CPU and one for each device, and every merge
-goes to the processor that finishes it first; to the CPU as long as it keeps up with storage, for
-then a device gains nothing. If what the devices gain in all is less than what starting them takes,
-none is used.
+Moving a merge to a device helps if the run is limited by the CPU. So the merges are simulated in
+order with a clock for storage, one for the CPU and one for each device. A merge is assigned to the
+CPU as long as the CPU keeps up with storage, otherwise to the processor that finishes it first. If
+all devices together save less time than starting them takes, none is used.
 
     storage   ███▏███▏███▏███▏███▏          bytes read and written / rate
     CPU          ██████▏██████▏             cost of its kernels / cores
     device          ███▏███▏███▏            the larger of bytes moved / bus and arithmetic / speed
 
-Rates are those of `engine.hardware.rates`, and only time depends on them. What must hold is
-that every merge fits where it goes: a device works on a few grains at a time, and if it has no room
-for one, the CPU does it.
+Rates are from `engine.hardware.rates` and only affect time. Every merge must fit where it is
+assigned: a device works on a few grains at a time, and if it has no room for one, the CPU is used.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from mergeloom.engine.plan.footprint import MergeShape
 from mergeloom.engine.plan.work import Work, WorkKind, kinds_of
 
 _LAG = 0.25
-"""Seconds that the CPU may fall behind storage before a merge is moved away from it."""
+"""Seconds that the CPU may fall behind storage before merges are moved to devices."""
 
 
 class Reason(enum.Enum):
@@ -52,7 +50,7 @@ class Reason(enum.Enum):
 
 @record(frozen=True, slots=True)
 class Assignment:
-    """Where a merge computes: on device number ``device``, or on the CPU (``None``), and why."""
+    """Where a merge is computed: device index ``device``, or ``None`` for the CPU, and why."""
 
     device: int | None
     why: Reason
@@ -60,11 +58,11 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a merge asks of storage, processors and a bus, whatever their rates.
+    """The resource needs of a merge, independent of rates.
 
     ``stored_bytes`` are read and written once. ``core`` is the cost of its kernels on devices, in
-    seconds of one core, and ``cpu_core`` the same by the CPU's own arithmetic, ``compiled`` whether
-    that is machine code. ``profile`` is the merge's kind.
+    seconds of one core, ``cpu_core`` the same for the CPU's arithmetic, ``compiled`` whether that
+    is machine code. ``profile`` is the shape of the merge.
     """
 
     stored_bytes: int
@@ -75,7 +73,7 @@ class Estimate:
 
     @staticmethod
     def of(kind: WorkKind) -> Estimate:
-        """The estimate of one work of a kind."""
+        """The estimate for one work of a kind."""
         profile = kind.profile
         stored = sum(map(profile.leaf_bytes, profile.all_leaves)) + sum(profile.side_bytes)
         stored += sum(profile.table_bytes)
@@ -93,14 +91,14 @@ class Estimate:
         return self.cpu_core * rates.cpu(self.compiled)
 
     def on(self, device: Accelerator) -> float:
-        """Seconds on ``device``, where copies and arithmetic go on at once."""
+        """Seconds on ``device``, where copies and arithmetic overlap."""
         moved = bus_bytes(self.profile, device.memory_bytes)
         return max(self.core / device.speed, moved / device.bus_rate)
 
 
 @dataclass(slots=True)
 class _Clocks:
-    """When storage, the CPU and each device have done what was given to them, in seconds."""
+    """Times in seconds at which storage, the CPU and each device finish their assigned work."""
 
     threads: int
     storage: float = 0.0
@@ -119,9 +117,9 @@ class _Clocks:
 
 
 def assign_devices(works: Sequence[Work], machine: Machine, threads: int) -> list[Assignment]:
-    """The place of each of ``works``, which run in this order.
+    """The assignment of each of ``works``, which run in this order.
 
-    Where devices are forced, everything that can go to one does. The CPU has ``threads`` workers.
+    If devices are forced, every work that can run on one does. The CPU has ``threads`` workers.
     """
     devices: Sequence[Accelerator] = machine.devices
     forced, rates = machine.forced, machine.rates
@@ -153,7 +151,7 @@ def assign_devices(works: Sequence[Work], machine: Machine, threads: int) -> lis
 
 
 def without_devices(found: Sequence[Assignment], why: Reason) -> list[Assignment]:
-    """The same, with the CPU for what was placed on a device."""
+    """The same assignments with the CPU instead of devices."""
     return [seat if seat.device is None else Assignment(None, why) for seat in found]
 
 
@@ -196,7 +194,7 @@ def _assign(
 
 # --- memory on a device ---------------------------------------------------------------------
 #
-#     outside     for what arithmetic allocates by itself: its own arrays, statistics
-#     bench       arithmetic on one grain
+#     outside     allocations of the arithmetic itself: its arrays, statistics
+#     scratch     arithmetic on one grain
 #     slots       inputs and outputs of one chunk each
-#     store       inputs that stay for all passes, in whatever room is left
+#     cache       inputs kept for all passes, in the remaining memory

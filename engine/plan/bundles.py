@@ -1,9 +1,8 @@
-"""Which small merges of a schedule run together.
+"""Groups small merges of a schedule into bundles.
 
-Handing a tile from thread to thread takes longer than merging a few kilobytes. So merges of one
-tile, whose inputs are read once and not kept for others, are done some at a time: as many as follow
-each other and need no more memory than a share of the ledger. What is read and written stays the
-same, byte for byte.
+Passing a tile from thread to thread takes longer than merging a few kilobytes. So consecutive
+single-tile merges, whose inputs are read once and not kept for others, run together, as many as fit
+into a share of the ledger. The bytes read and written are the same.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from mergeloom.engine.plan.footprint import TileFlow
 from mergeloom.engine.plan.schedule import Schedule, ScheduledMerge
 
 BUNDLE_BYTES = 4 * MIB
-"""Ledger bytes of one bundle at most: reading and writing them takes a disk some milliseconds."""
+"""Maximum ledger bytes of a bundle, which a disk reads and writes in a few milliseconds."""
 
 _SHARE = 8
-"""Bundles that the ledger has room for, at least: reading, computing and writing overlap."""
+"""Minimum number of bundles that fit into the ledger, so that I/O and computing overlap."""
 
 
 def groups(schedule: Schedule) -> Iterator[int | Sequence[ScheduledMerge]]:
-    """The merges of a schedule in order: bundles of small ones, the numbers of all others."""
+    """The merges of a schedule in order: bundles of small ones, indices of the others."""
     room = min(BUNDLE_BYTES, schedule.ledger_bytes // _SHARE)
     sizes: dict[int, int | None] = {}
     bundle: list[ScheduledMerge] = []
@@ -50,13 +49,13 @@ def groups(schedule: Schedule) -> Iterator[int | Sequence[ScheduledMerge]]:
 
 
 def _is_free(merge: ScheduledMerge) -> bool:
-    """Whether it is written, and no other merge has to do with its inputs, nor a device."""
+    """Whether it is written, shares no inputs with other merges, and uses no device."""
     work, alone = merge.work, merge.seat.device is None and not merge.kept_after
     return alone and bool(work.writes) and not work.beside and not work.awaited
 
 
 def _size(flow: TileFlow) -> int | None:
-    """Ledger bytes that a merge needs by itself; ``None`` if it is not to be bundled."""
+    """Ledger bytes of a merge; ``None`` if it should not be bundled."""
     profile = flow.profile
     once = sum(map(profile.leaf_bytes, profile.all_leaves))
     kept = flow.kept_before or flow.kept_fresh

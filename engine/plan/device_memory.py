@@ -1,4 +1,4 @@
-"""The memory that a merge takes on a device."""
+"""Device memory of merges."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from mergeloom.engine.memory.pages import PAGE, block_bytes
 from mergeloom.engine.plan.footprint import MergeShape, Positions
 
 SLOTS = 3
-"""Parts of a device's memory that tiles pass through: one arrives, one is computed, one leaves."""
+"""Number of slots for chunks: one uploading, one computing, one downloading."""
 
 
 _RESERVE = 64 * MIB
-"""Device memory for what torch allocates by itself, beyond what kernels declare."""
+"""Device memory for allocations by torch itself, beyond what kernels declare."""
 
 
 _SLOTS_SHARE = 4
-"""Part of the memory that slots take at most where inputs can stay beside them."""
+"""Divisor for the maximum share of slots if inputs can be cached."""
 
 
 _ALIGNED = 256
-"""Bytes at whose multiples grains begin; no device reads more at once."""
+"""Alignment of grains in bytes; no device reads more at once."""
 
 
 def grains_at_once(profile: MergeShape, memory: int, most: int) -> int:
-    """How many grains of a merge a device with ``memory`` bytes works on at once: ``most`` at
-    most, 0 if it has no room for one."""
+    """Number of grains of a merge that a device with ``memory`` bytes processes at once: at most
+    ``most``, 0 if there is no room for one."""
     room = memory - outside_bytes(profile) - bench_bytes(profile)
     each = SLOTS * slot_bytes(profile, 1)
-    # A grain is enough for the bus's full speed; what several passes need had better stay.
+    # One grain suffices for full bus speed; caching inputs of several passes is worth more.
     wanted = room // _SLOTS_SHARE if lasting(profile) else room
     return max(0, min(most, max(wanted // each, min(1, room // each))))
 
 
 def grains_staying(profile: MergeShape, memory: int, chunk: int) -> int:
-    """Of how many grains of a merge the inputs stay on a device with ``memory`` bytes that works
-    on ``chunk`` of them at once."""
+    """Number of grains of a merge whose inputs are cached on a device with ``memory`` bytes that
+    processes ``chunk`` grains at once."""
     working = bench_bytes(profile) + SLOTS * slot_bytes(profile, chunk)
     return grains_stored(profile, memory - outside_bytes(profile) - working)
 
@@ -49,12 +49,12 @@ def grains_stored(profile: MergeShape, room: int) -> int:
 
 
 def lasting(profile: MergeShape) -> Positions:
-    """The leaves that more than one pass needs; the last pass needs all."""
+    """The leaves needed by more than one pass; the last pass needs all."""
     return tuple(sorted({i for leaves in profile.passes[:-1] for i in leaves}))
 
 
 def stay_bytes(profile: MergeShape, grains: int) -> int:
-    """Bytes of the cache for the inputs of ``grains`` grains that more than one pass needs."""
+    """Cache bytes for the inputs of ``grains`` grains that more than one pass needs."""
     sizes = (profile.leaf_sizes[i] for i in lasting(profile))
     return grains * sum(stride(profile.grains, size) for size in sizes)
 
@@ -68,8 +68,8 @@ def slot_bytes(profile: MergeShape, grains: int) -> int:
 def stride(grains: Grains, size: int) -> int:
     """Bytes from one grain to the next on a device, for elements of ``size`` bytes.
 
-    Devices add up what lies at odd places in another order. So every grain begins at an even
-    one, whichever grains lie before it.
+    Devices may sum unaligned data in another order, so every grain is aligned, independently of
+    the grains before it.
     """
     return -(-grains.size * size // _ALIGNED) * _ALIGNED
 
@@ -80,15 +80,15 @@ def bench_bytes(profile: MergeShape) -> int:
 
 
 def outside_bytes(profile: MergeShape) -> int:
-    """Device memory that is left to torch."""
+    """Device memory left for torch itself."""
     worker = profile.on_device
     return _RESERVE + worker.scratch_bytes + 2 * worker.accumulator_bytes
 
 
 @lru_cache(maxsize=1024)
 def bus_bytes(profile: MergeShape, memory: int) -> int:
-    """Bytes that a merge moves over the bus of a device with ``memory`` bytes, in the direction
-    in which it moves more."""
+    """Bytes that a merge transfers to or from a device with ``memory`` bytes, in the busier
+    direction."""
     chunk = grains_at_once(profile, memory, profile.longest_tile)
     staying = grains_staying(profile, memory, chunk)
     elements = min(staying * profile.grains.size, profile.grains.total)

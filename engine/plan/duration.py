@@ -1,4 +1,4 @@
-"""How long a schedule takes, from the rates that are known of the machine."""
+"""Estimated duration of a schedule, from the rates of the machine."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from mergeloom.engine.plan.assignment import Estimate
 from mergeloom.engine.plan.schedule import Schedule
 
 _START_SECONDS = 0.5
-"""Starting threads, opening files and making the last of them durable."""
+"""Fixed time for starting threads, opening files and the final sync, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """Seconds that a run is expected to take, and what storage and processors need of them."""
+    """Estimated seconds of a run, and the parts of storage and processors."""
 
     whole: float
     storage: float
@@ -22,7 +22,7 @@ class Duration:
 
 
 def estimated_seconds(schedule: Schedule) -> Duration:
-    """Storage and processors work at the same time, so the slower of them decides."""
+    """The larger of the times of storage and processors, which work in parallel."""
     rates = schedule.rates
     storage = (schedule.read_bytes + schedule.write_bytes) / rates.storage
     cpu = 0.0

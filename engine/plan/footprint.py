@@ -1,8 +1,8 @@
-"""What a merge occupies and reads, by its shape alone: the arithmetic behind every placement.
+"""Memory and reads of a merge, computed from its shape.
 
-Checkpoints hold few kinds of tensors and many of each kind. So everything that depends on the
-kind is kept in a `MergeShape`, everything that depends on how it is placed in a `TileFlow`,
-and merges of one kind share them.
+Checkpoints have few kinds of tensors, and many of each kind. So everything that depends on the kind
+is in a `MergeShape`, everything that depends on scheduling in a `TileFlow`, and merges of one kind
+share them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from mergeloom.engine.base.units import MIB
 from mergeloom.engine.memory.pages import block_bytes, span_bytes
 
 REQUEST_BYTES = 8 * MIB
-"""Bytes of one read request of a tile: large enough for a disk's full speed."""
+"""Bytes of a read request of a tile, large enough for the full speed of a disk."""
 
 TILES_IN_FLIGHT = 8
-"""Tiles that keep readers, workers and writers busy at once."""
+"""Number of tiles in flight that keeps readers, workers and writers busy."""
 
 _WORKER_BYTES = 4 * MIB
-"""What a thread that computes takes by itself."""
+"""Memory of a computing thread itself, in bytes."""
 
 Positions = tuple[int, ...]
 """Positions of leaves in a merge."""
@@ -31,8 +31,8 @@ Positions = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class WorkerMemory:
-    """What one worker needs: ``scratch_bytes`` for one grain, ``accumulator_bytes`` at most for one
-    accumulator."""
+    """Memory of one worker: ``scratch_bytes`` for one grain, and at most ``accumulator_bytes`` for
+    one accumulator."""
 
     scratch_bytes: int
     accumulator_bytes: int
@@ -44,12 +44,12 @@ class WorkerMemory:
 
     @property
     def beside_device(self) -> int:
-        """What the thread needs that hands grains to a device, which has its own scratch."""
+        """Bytes for the thread of a device, which has its own scratch memory."""
         return _WORKER_BYTES + 2 * self.accumulator_bytes
 
     @staticmethod
     def most(needs: Iterable[WorkerMemory]) -> WorkerMemory:
-        """The most of each."""
+        """The maximum of each field."""
         scratch = accumulator = 0
         for each in needs:
             scratch = max(scratch, each.scratch_bytes)
@@ -59,7 +59,7 @@ class WorkerMemory:
 
 @dataclass(frozen=True)
 class MergeShape:
-    """One kind of root merge.
+    """The shape of a kind of root merge.
 
     ``leaf_bits`` and ``write_bits`` are bits of one element; ``passes`` the positions of the
     leaves that each pass needs, the last pass being the one that writes. ``worker`` is what one
@@ -83,21 +83,21 @@ class MergeShape:
 
     @property
     def leaf_sizes(self) -> tuple[int, ...]:
-        """Bytes of one element of each leaf, of which it fills at least a part."""
+        """Bytes of one element of each leaf, rounded up."""
         return tuple(-(-bits // 8) for bits in self.leaf_bits)
 
     @property
     def write_sizes(self) -> tuple[int, ...]:
-        """The same of what is written."""
+        """The same for outputs."""
         return tuple(-(-bits // 8) for bits in self.write_bits)
 
     @cached_property
     def beside_bytes(self) -> int:
-        """Ledger bytes of what is held whole while the merge runs."""
+        """Ledger bytes of side inputs."""
         return sum(_block(nbytes) for nbytes in self.side_bytes)
 
     def input_bytes(self, tile: int, positions: Positions) -> int:
-        """Ledger bytes of the blocks of these leaves for one tile of ``tile`` grains."""
+        """Ledger bytes of the blocks of these leaves, for a tile of ``tile`` grains."""
         elements = min(tile * self.grains.size, self.grains.total)
         return sum(_block(_nbytes(elements, self.leaf_bits[i])) for i in positions)
 
@@ -112,7 +112,7 @@ class MergeShape:
         return block_bytes(grains * self.memo_bytes) if self.memo_bytes else 0
 
     def tile_bytes(self, tile: int, positions: Positions) -> int:
-        """Ledger bytes of one tile of the last pass for which these leaves are read."""
+        """Ledger bytes of one tile of the last pass that reads these leaves."""
         return self.input_bytes(tile, positions) + self.output_bytes(tile)
 
     def whole_bytes(self, positions: Positions) -> int:
@@ -129,12 +129,12 @@ class MergeShape:
 
     @cached_property
     def smallest_bytes(self) -> int:
-        """Ledger bytes with which the merge works, tile by tile, one at a time."""
+        """Minimum ledger bytes, with one tile at a time."""
         return self.beside_bytes + self.tile_bytes(1, self.all_leaves)
 
     @cached_property
     def longest_tile(self) -> int:
-        """Grains of a tile whose largest request has `REQUEST_BYTES`."""
+        """Length in grains of a tile whose largest request has `REQUEST_BYTES`."""
         widest = max(self.leaf_bits + self.write_bits)
         longest = REQUEST_BYTES // _nbytes(self.grains.size, widest)
         return max(1, min(longest, self.grains.count))
@@ -154,9 +154,9 @@ class MergeShape:
         return tuple(sorted(held))
 
     def preferred_bytes(self, rest: Positions, room: int, capacity: int) -> int:
-        """Ledger bytes with which it runs well when ``rest`` is not in memory yet.
+        """Ledger bytes for good performance if ``rest`` is not in memory yet.
 
-        Of the whole ``capacity``, ``room`` bytes are left.
+        ``room`` bytes of the whole ``capacity`` are free.
         """
         beside = self.beside_bytes + self.tables_bytes(self.held_tables(room))
         return beside + self._comfortable(rest, room - beside, capacity - beside)
@@ -171,10 +171,10 @@ class MergeShape:
         return min(streaming, max(capacity // 2, self.tile_bytes(1, rest)))
 
     def resident_or_streamed(self, rest: Positions, available: int) -> tuple[Positions, int, int]:
-        """Which of ``rest`` are to stay in memory for all passes, tile length, tiles that stay.
+        """The leaves of ``rest`` to keep for all passes, the tile length, the number of tiles kept.
 
-        The tile length is in grains. All tiles stay if there is room, or else as many as there is
-        room for beside those that are streamed at full speed.
+        The tile length is in grains. All tiles are kept if there is room, otherwise as many as fit
+        next to tiles streamed at full speed.
         """
         available -= self.beside_bytes
         streaming = ResidentFit(self, (), rest)
@@ -186,13 +186,13 @@ class MergeShape:
             return staying.resident, tile, -(-self.grains.count // tile)
         tile = self._longest(streaming, available)
         room = available - streaming.needed(self.longest_tile)
-        if room <= 0:  # more memory is to make tiles longer first, never to have more read
+        if room <= 0:  # more memory first makes tiles longer; it must never cause more reads
             return (), tile, 0
         count = room // self.input_bytes(tile, staying.resident)
         return staying.resident, tile, min(count, -(-self.grains.count // tile))
 
     def _longest(self, staying: ResidentFit, available: int) -> int:
-        """The longest tile that needs no more than is ``available``; one grain at least."""
+        """The longest tile that fits into ``available`` bytes; at least one grain."""
         low, high = 1, self.longest_tile
         while low < high:
             middle = (low + high + 1) // 2
@@ -205,8 +205,8 @@ class MergeShape:
 
 @dataclass(frozen=True, slots=True)
 class ResidentFit:
-    """What it takes to read everything once: ``resident`` tiles stay for all passes, ``late``
-    inputs are needed by the last pass only."""
+    """Memory for reading everything once: ``resident`` leaves are kept for all passes, ``late``
+    leaves are only needed by the last pass."""
 
     profile: MergeShape
     resident: Positions
@@ -223,7 +223,7 @@ class ResidentFit:
         return self._bytes(tile, TILES_IN_FLIGHT)
 
     def least(self) -> int:
-        """Ledger bytes with which it works at all."""
+        """Minimum ledger bytes."""
         return self._bytes(1, 1)
 
     def _bytes(self, tile: int, in_flight: int) -> int:
@@ -234,7 +234,7 @@ class ResidentFit:
 
 @dataclass(frozen=True, eq=False)
 class TileFlow:
-    """How the inputs of one kind of merge come into memory.
+    """How the inputs of a kind of merge are read.
 
     ``tile`` is the tile length in grains. ``kept_before`` are leaves that an earlier merge left
     in memory; ``kept_fresh`` those that are read whole, into one block, because a later merge
@@ -257,25 +257,25 @@ class TileFlow:
         return -(-self.profile.grains.count // self.tile)
 
     def index(self, first: int) -> int:
-        """Number of the tile that begins with grain ``first``."""
+        """Index of the tile that begins with grain ``first``."""
         return first // self.tile
 
     def stays(self, position: int, first: int) -> bool:
-        """Whether a leaf stays for the next pass in the tile that begins with grain ``first``."""
+        """Whether a leaf is kept for the next pass in the tile that begins with grain ``first``."""
         return self.index(first) < self.staying and position in self.resident
 
     def reads(self, number: int, first: int) -> Positions:
-        """The leaves that a tile reads from storage in one pass."""
+        """The leaves that a tile reads from storage in pass ``number``."""
         return (self._reads if self.index(first) < self.staying else self._streamed)[number]
 
     @cached_property
     def _reads(self) -> tuple[Positions, ...]:
-        """For each pass, the leaves that are read in tiles that stay."""
+        """For each pass, the leaves read by tiles that are kept."""
         return self._read_once(self.kept_fresh + self.resident)
 
     @cached_property
     def _streamed(self) -> tuple[Positions, ...]:
-        """For each pass, the leaves that are read in all other tiles."""
+        """For each pass, the leaves read by the other tiles."""
         return self._read_once(self.kept_fresh)
 
     def _read_once(self, once: Positions) -> tuple[Positions, ...]:
@@ -288,19 +288,19 @@ class TileFlow:
 
     @cached_property
     def kept_bytes(self) -> int:
-        """Ledger bytes of the leaves, and of what lies beside them, that are in memory whole."""
+        """Ledger bytes of leaves and side inputs that are in memory completely."""
         kept = self.profile.whole_bytes(self.kept_fresh + self.kept_before)
         return self.profile.beside_bytes + self.profile.tables_bytes(self.held) + kept
 
     @cached_property
     def resident_bytes(self) -> int:
-        """Ledger bytes of what stays until the last pass."""
+        """Ledger bytes kept until the last pass."""
         memos = self.tiles * self.profile.tile_memo_bytes(self.tile) if self.memos else 0
         return memos + self.staying * self.profile.input_bytes(self.tile, self.resident)
 
     @cached_property
     def granted_bytes(self) -> int:
-        """Ledger bytes that are granted in total, for kept inputs and all tiles."""
+        """Total ledger bytes granted, for kept inputs and all tiles."""
         streamed = sum(self._moving_bytes(reads) for reads in self._streamed)
         resident = sum(self._moving_bytes(reads, self.resident) for reads in self._reads)
         outputs = self.tiles * self.profile.output_bytes(self.tile)
@@ -311,7 +311,7 @@ class TileFlow:
 
     @cached_property
     def moving_bytes(self) -> int:
-        """Ledger bytes of one tile that do not stay, in the pass in which they are the most."""
+        """Ledger bytes of one tile that are not kept, in the pass with the most."""
         outputs = [0] * (len(self._reads) - 1) + [self.profile.output_bytes(self.tile)]
         kinds = []
         if self.staying:
@@ -328,7 +328,7 @@ class TileFlow:
 
     @cached_property
     def read_bytes(self) -> int:
-        """Bytes that all passes read, and those beside them, if none of them is missing."""
+        """Bytes read by all passes, with side inputs, if none is missing."""
         grains, bits = self.profile.grains, self.profile.leaf_bits
         streamed = sum(_nbytes(grains.total, bits[i]) for reads in self._streamed for i in reads)
         staying = self.staying_elements
@@ -344,20 +344,19 @@ class TileFlow:
 
     @property
     def staying_elements(self) -> int:
-        """How many elements tiles have that stay from the first pass to the last."""
+        """Number of elements in tiles kept from the first pass to the last."""
         grains = self.profile.grains
         return min(self.staying * self.tile * grains.size, grains.total)
 
     def times_read(self, position: int) -> tuple[int, int]:
-        """How many passes read a leaf: in tiles that stay, in all others."""
+        """Number of passes that read a leaf: in kept tiles, in other tiles."""
         return (
             sum(position in reads for reads in self._reads),
             sum(position in reads for reads in self._streamed),
         )
 
     def _moving_bytes(self, reads: Positions, staying: Positions = ()) -> int:
-        """Ledger bytes of the blocks that one tile is granted for what it reads and does not
-        keep."""
+        """Ledger bytes of the blocks of one tile for leaves that it reads and does not keep."""
         own = tuple(i for i in reads if i not in self.kept_fresh and i not in staying)
         return self.profile.input_bytes(self.tile, own)
 

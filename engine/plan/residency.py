@@ -1,4 +1,4 @@
-"""What stays in memory from one work to the next."""
+"""Loads kept in memory from one work to the next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mergeloom.engine.plan.work import Work
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stay:
-    """A load that stays in memory from merge ``start``, which reads it, to merge ``end``."""
+    """A load kept in memory from merge ``start``, which reads it, to merge ``end``."""
 
     load: Load
     start: int
@@ -21,10 +21,10 @@ class Stay:
 
 
 def stays_of(works: list[Work], capacity: int) -> list[Stay]:
-    """Which loads stay in memory between two merges that use them.
+    """The loads to keep in memory between merges that use them.
 
-    All would; wherever they leave a merge too little room, the one that ends last is given up,
-    and then it is not kept at all but read again when its time comes.
+    Initially all are kept; wherever they leave a merge too little room, the one that ends last is
+    dropped, and read again when it is needed.
     """
     uses: dict[Load, int] = {}
     later: list[list[Stay]] = [[] for _ in works]
@@ -62,7 +62,7 @@ def stays_of(works: list[Work], capacity: int) -> list[Stay]:
 
 
 class Occupied:
-    """Bytes of the loads that at least one stay keeps in memory."""
+    """Bytes of loads kept in memory by at least one stay."""
 
     def __init__(self) -> None:
         self.nbytes = 0

@@ -1,24 +1,21 @@
-"""From a graph and a budget to a schedule: what is read when, held how long, in which tiles.
+"""Scheduling of a graph within a budget: order of reads, lifetimes, tiles.
 
-`schedule` is a pure function. Its result is walked by the executor and by the dry run alike.
-
-Merges run in the order of the output, so that writes ascend. Each is a few passes over its
-inputs: one for each statistic, then one that writes. How a merge gets its inputs:
+`schedule` is a pure function; the executor and the reports use its result. Merges run in output
+order, so that writes ascend. Each makes one pass over its inputs per statistic, then the output
+pass. Inputs of a merge are:
 
     streamed   every pass reads every tile again             memory: a few tiles
-    resident   each tile is read once and stays until the    memory: the inputs + a few tiles
-               last pass is done with it
-    kept       read once, whole, and stays for a later       memory: the input, until then
+    resident   each tile is read once and kept until the     memory: the inputs + a few tiles
+               last pass
+    kept       read once, completely, and kept for a later   memory: the input, until then
                merge
 
-One pass streams; of several passes as many tiles are resident as fit, for memory is cheaper than
-disk.
-An input that a later merge uses again is kept if there is room, and when room runs out the one
-whose next use is farthest goes first (Belady 1966): the future is known here, so that is optimal
-for loads of one size.
+A single pass streams; with several passes, as many tiles are resident as fit.
+An input that a later merge uses again is kept if there is room; otherwise the one whose next use is
+farthest in the future is dropped (Belady 1966), which is optimal for loads of equal size.
 
-A tile is a run of whole grains. It is as long as a good disk request, and shorter where the
-budget demands it; one grain is the least. Tile lengths change no byte of the output.
+A tile is a run of whole grains, as long as an efficient disk request, or shorter if the budget
+requires it, but at least one grain. Tile lengths do not affect the output.
 """
 
 from __future__ import annotations
@@ -44,17 +41,17 @@ from mergeloom.engine.plan.residency import stays_of
 from mergeloom.engine.plan.work import Work, WorkKind, kinds_of, words_of, works_of
 
 PREFETCH_BYTES = 128 * MIB
-"""Memory that reading ahead may use beyond what the merges at hand need."""
+"""Memory for reading ahead, beyond what the current merges need, in bytes."""
 
 IMPORT_PREFETCH_BYTES = 512 * MIB
-"""The same where arithmetic is needed: reading goes on while its library is imported."""
+"""The same if arithmetic is needed, so that reading continues while its library is imported."""
 
 _NODE_BYTES = 400
 _HEAP_MARGIN = 24 * MIB
 _INSPECTING = 20 * MIB
 """What the library takes that looks for NaN among numbers that are copied."""
 _MEMO_SHARE = 0.25
-"""The most of the ledger that memos may take: they save arithmetic, inputs that stay reading."""
+"""Maximum share of the ledger for memos: they only save arithmetic, resident inputs save reads."""
 _MINIMUM_STEP = 8 * MIB
 
 
@@ -62,9 +59,9 @@ _MINIMUM_STEP = 8 * MIB
 class ScheduledMerge:
     """How one root merge runs.
 
-    ``kept_after`` are the leaves that stay in memory for a later merge; ``kept_for_others`` the
-    ledger bytes of loads that stay past this merge without being used by it. ``seat`` says where
-    it computes; a device works on ``chunk`` grains of a tile at once, and keeps the inputs of the
+    ``kept_after`` are the leaves kept in memory for a later merge; ``kept_for_others`` are the
+    ledger bytes of loads kept during this merge but not used by it. ``seat`` says where it is
+    computed; a device processes ``chunk`` grains of a tile at once, and caches the inputs of the
     first ``staying`` grains from their first pass to the last.
     """
 
@@ -78,7 +75,7 @@ class ScheduledMerge:
 
     @property
     def read_bytes(self) -> int:
-        """Bytes that are read from sources, in all passes."""
+        """Bytes read from sources in all passes."""
         missing = 0
         for position, load in enumerate(self.work.leaves):
             if load.bytes.has_holes:
@@ -92,7 +89,7 @@ class ScheduledMerge:
 
 
 def _missing(load: Load, first: int, last: int) -> int:
-    """Bytes of elements ``[first, last)`` that are stored nowhere."""
+    """Bytes of elements ``[first, last)`` that are missing."""
     start, stop = load.dtype.nbytes(first), load.dtype.nbytes(last)
     return stop - start - load.bytes.stored(start, stop)
 
@@ -101,7 +98,7 @@ def _missing(load: Load, first: int, last: int) -> int:
 class Tile:
     """One step of the schedule: ``grains`` grains from ``first`` on, in one pass of one merge.
 
-    ``reads`` are the leaf positions to read for it; ``writes`` says whether it ends in output.
+    ``reads`` are the leaf positions to read; ``writes`` says whether it produces output.
     """
 
     placement: int
@@ -114,14 +111,13 @@ class Tile:
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
-    """The whole run, decided: placements in order, workers, memory.
+    """The schedule of a run: placements in order, workers, memory.
 
-    ``words`` are those that kernels use of each arithmetic on the CPU; devices compute by
-    ``there``. ``ledger_bytes`` is the ledger's capacity; ``overhead_bytes`` everything else the
-    process occupies, of which each of ``workers`` may take ``scratch_bytes`` for arithmetic. Their
-    sum, or ``minimum_bytes``, the
-    smallest budget that can work, if that is more, is ``peak_bytes``, which the process never
-    exceeds. ``rates`` are those by which places were decided.
+    ``words`` are the operations that kernels use of each arithmetic on the CPU; devices compute
+    with ``there``. ``ledger_bytes`` is the capacity of the ledger; ``overhead_bytes`` is all other
+    memory of the process, including ``scratch_bytes`` for each of ``workers``. ``peak_bytes``,
+    which the process never exceeds, is their sum, but at least ``minimum_bytes``, the smallest
+    budget that works. ``rates`` are those used for placement.
     """
 
     graph: Graph
@@ -147,17 +143,17 @@ class Schedule:
 
     @property
     def missing(self) -> frozenset[str]:
-        """The words that machine code has to be built of first."""
+        """The operations whose machine code has to be compiled first."""
         return frozenset[str]().union(*(each.missing(own) for each, own in self.words.items()))
 
     @cached_property
     def assign_devices(self) -> dict[Assignment, int]:
-        """How many merges compute in each place, for each reason, in order of first use."""
+        """Number of merges by device and reason, in order of first use."""
         return dict(Counter(placement.seat for placement in self.placements))
 
     @property
     def used_devices(self) -> list[int]:
-        """Numbers of the devices that compute anything."""
+        """Indices of the devices that are used."""
         return sorted({seat.device for seat in self.assign_devices if seat.device is not None})
 
     def place_name(self, seat: Assignment) -> str:
@@ -175,20 +171,20 @@ class Schedule:
 
     @cached_property
     def write_bytes(self) -> int:
-        """Bytes that the run writes into shards, headers included, and of spilled values."""
+        """Bytes that the run writes: shards with headers, and spilled values."""
         written = sum(write.nbytes for write in self.graph.writes) + self.header_bytes
         return written + sum(spill.size for spill in self.graph.spills)
 
     @cached_property
     def header_bytes(self) -> int:
-        """Bytes of the headers of the files that the run writes."""
+        """Bytes of the headers of the written files."""
         return sum(len(file.header) for file in {write.file for write in self.graph.writes})
 
     @cached_property
     def repeated_bytes(self) -> int:
-        """Bytes read beyond reading each load once, because memory did not suffice.
+        """Bytes read repeatedly because memory is short.
 
-        What lies beside the inputs of several merges is read for each of them anyway.
+        Side inputs shared by several merges are always read for each of them, and not counted.
         """
         beside = [load for placement in self.placements for load in placement.work.beside]
         sizes = [load.stored_bytes for load in beside], [load.stored_bytes for load in set(beside)]
@@ -206,7 +202,7 @@ class Schedule:
             yield from self.tiles(index)
 
     def tiles(self, index: int) -> Iterator[Tile]:
-        """The tiles of the merge with a number, in the order in which they are started."""
+        """The tiles of merge ``index``, in the order in which they are started."""
         placement = self.placements[index]
         count = placement.work.grains.count
         tile = placement.flow.tile
@@ -219,10 +215,10 @@ class Schedule:
 
 
 def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
-    """Decide the run of ``graph`` within ``budget`` bytes of memory (``None``: unlimited).
+    """Schedule ``graph`` within ``budget`` bytes of memory (``None``: unlimited).
 
     Raises:
-        BudgetError: no schedule fits; the message names the smallest budget that does.
+        BudgetError: no schedule fits; the message names the smallest budget that works.
     """
     works = works_of(graph, machine)
     kinds = kinds_of(works)
@@ -238,14 +234,14 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         return 1 << 62 if budget is None else budget - needed.bytes(workers)
 
     def staff() -> int:
-        """The number of workers there is room for."""
+        """The number of workers that fit."""
         workers = machine.threads
         while workers > 1 and capacity(workers) < (workers + 2) * smallest_bytes:
             workers -= 1
         return workers
 
-    # What a device takes from the CPU's memory is known only when it is used. So places are
-    # decided with the CPU at its best.
+    # The main memory needed by devices is known only once they are assigned. So assignment
+    # assumes the maximum number of workers.
     workers = staff()
     seating = assign_devices(works, machine, workers)
     used = {seat.device for seat in seating if seat.device is not None}
@@ -269,7 +265,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         minimum_bytes=minimum,
         budget_bytes=budget,
         there=machine.there,
-        words=words_of(kinds),  # a device may give any of them up
+        words=words_of(kinds),  # a device may hand any of them back to the CPU
         devices=machine.devices,
         rates=machine.rates,
     )
@@ -277,7 +273,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
 
 @dataclass(frozen=True, slots=True)
 class _Needed:
-    """Bytes outside of the ledger: ``fixed`` ones, and those of workers."""
+    """Bytes outside the ledger: ``fixed``, and per worker."""
 
     fixed: int
     worker: WorkerMemory
@@ -286,9 +282,9 @@ class _Needed:
     def of(
         kinds: Sequence[WorkKind], works: int, machine: Machine, devices: Sequence[Accelerator]
     ) -> _Needed:
-        """What it takes to do ``works`` works and to use ``devices`` too.
+        """The needs for ``works`` works and ``devices``.
 
-        Their libraries are the same; what each of several adds is smaller.
+        Devices share libraries, so each further one adds less.
         """
         profiles = [kind.profile for kind in kinds]
         words = words_of(kinds)
@@ -304,15 +300,15 @@ class _Needed:
         return _Needed(fixed, WorkerMemory.most(profile.worker for profile in profiles))
 
     def bytes(self, workers: int) -> int:
-        """Those of ``workers`` workers and everything else."""
+        """Bytes for ``workers`` workers and everything else."""
         return self.fixed + self.worker.of_workers(workers)
 
 
 def _check_built(kinds: Sequence[WorkKind], budget: int) -> None:
-    """Check that no compiler is needed, for which the budget is too small.
+    """Check that the budget is large enough for the compiler, if it is needed.
 
     Raises:
-        BudgetError: one is.
+        BudgetError: it is not.
     """
     for arithmetic, words in words_of(kinds).items():
         if arithmetic.missing(words):
@@ -380,7 +376,7 @@ def _flow(
 
 
 def _useful(placements: tuple[ScheduledMerge, ...], available: int) -> int:
-    """The ledger capacity beyond which memory would lie idle."""
+    """The ledger capacity beyond which memory would not be used."""
     everything = sum(placement.flow.granted_bytes for placement in placements)
     working = (p.flow.working_bytes + p.kept_for_others for p in placements)
     computes = any(placement.work.profile.computes for placement in placements)

@@ -1,4 +1,4 @@
-"""The work of a graph: what each merge reads, in which passes, and what it takes."""
+"""The works of a graph: reads, passes and resources of each merge."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from mergeloom.engine.plan.footprint import MergeShape, Positions, WorkerMemory
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One walk over the inputs of a merge tree.
+    """One pass over the inputs of a merge tree.
 
-    ``node`` is the number of the merge, in `Work.merges`, whose statistic number ``statistic`` is
-    gathered; for the last pass it is the root's and ``statistic`` is ``None``. ``leaves`` are the
-    positions of the loads needed.
+    ``node`` is the index in `Work.merges` of the merge whose statistic ``statistic`` is computed;
+    for the last pass it is the root and ``statistic`` is ``None``. ``leaves`` are the positions of
+    the loads needed.
     """
 
     node: int
@@ -51,12 +51,12 @@ class Pass:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WorkKind:
-    """What works have in common that differ in their tensors only: thousands in a large model.
+    """The common properties of works that differ only in their tensors.
 
-    ``costs`` are the cost of their kernels on devices and by ``arithmetic``, in nanoseconds for one
-    element on one core; ``write_bytes`` what one of them writes. ``offered`` says whether devices
-    have code for it; ``inspected`` whether numbers are copied, among which those are counted that
-    are not finite.
+    ``costs`` are the costs of their kernels on devices and by ``arithmetic``, in nanoseconds per
+    element on one core; ``write_bytes`` is what one of them writes. ``offered`` says whether
+    devices have code for them, ``inspected`` whether copied numbers are checked for NaN and
+    infinity.
     """
 
     passes: tuple[Pass, ...]
@@ -72,8 +72,7 @@ class WorkKind:
 
 @record(frozen=True, slots=True)
 class Work:
-    """One root merge, all that is written of it, and all that it needs; where nothing is written,
-    its statistics are the result.
+    """One root merge with writes and dependencies; without writes, its statistics are the result.
 
     ``merges`` are those of its tree, inputs before their users and the root last; ``leaves`` are
     its aligned loads, ``side`` those that are held whole while it runs, ``tables`` those that it
@@ -99,7 +98,7 @@ class Work:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name for messages."""
         return self.writes[0].name if self.writes else self.root.name
 
     @property
@@ -112,7 +111,7 @@ class Work:
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """What computes it on the CPU, where it has to be computed."""
+        """The arithmetic used on the CPU."""
         return self.kind.arithmetic
 
     @property
@@ -120,7 +119,7 @@ class Work:
         return self.kind.profile.grains
 
     def merge_of(self, current: Pass) -> Merge:
-        """The merge of which a pass gathers a statistic, or the root."""
+        """The merge whose statistic a pass computes, or the root."""
         return self.merges[current.node]
 
 
@@ -130,7 +129,7 @@ def kinds_of(works: Iterable[Work]) -> list[WorkKind]:
 
 
 def words_of(kinds: Iterable[WorkKind]) -> dict[Arithmetic, frozenset[str]]:
-    """The words that are used of each arithmetic on the CPU."""
+    """The operations used of each arithmetic on the CPU."""
     found: dict[Arithmetic, set[str]] = {}
     for kind in kinds:
         if kind.profile.computes:
@@ -139,7 +138,7 @@ def words_of(kinds: Iterable[WorkKind]) -> dict[Arithmetic, frozenset[str]]:
 
 
 def works_of(graph: Graph, machine: Machine) -> list[Work]:
-    """The work of a graph: that of values that are spilled, then in the order of the output."""
+    """The works of a graph: spilled values first, then in output order."""
     writes: dict[Merge, list[Write]] = {}
     for write in graph.all_writes:
         writes.setdefault(write.merge, []).append(write)
@@ -158,20 +157,20 @@ def _awaiting(work: Work) -> Work:
 
 
 class _Kinds:
-    """Finds works of one kind, so that what depends on the kind is computed once."""
+    """Groups works by kind, so that properties of the kind are computed once."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._kinds: dict[Hashable, WorkKind] = {}
         self._kernels: dict[int, Hashable] = {}
-        """`Kernel.kind` by the kernel's `id`: tensors share kernels, which the graph keeps."""
+        """`Kernel.kind` by `id` of the kernel; the graph keeps kernels alive."""
 
     def work(self, root: Merge, writes: tuple[Write, ...]) -> Work:
         merges = (root,) if root.is_flat else tuple(tree(root))
         leaves: dict[Load, int] = {}
         numbers: dict[Merge, int] = {}
         shape: list[Hashable] = [tuple([(write.dtype.code, write.part) for write in writes])]
-        for merge in merges:  # inputs come before their users
+        for merge in merges:  # inputs come first
             nodes = tuple(
                 [
                     leaves.setdefault(node, len(leaves))
@@ -212,7 +211,7 @@ def _kind(
     tables: Sequence[Load],
     machine: Machine,
 ) -> WorkKind:
-    """What holds for a merge tree and for all that differ from it in their tensors only."""
+    """The kind of a merge tree."""
     root = merges[-1]
     places = {load: position for position, load in enumerate(leaves)}
     needed: dict[Merge, Positions] = {}
@@ -291,13 +290,13 @@ def _table_reads(
 
 
 _CONVERSION = 0.4
-"""Nanoseconds on one core for widening one element of an input, in one pass."""
+"""Nanoseconds on one core for widening one input element in one pass."""
 _STORING = 0.3
-"""The same for rounding and checking one element of the output."""
+"""The same for rounding and checking one output element."""
 
 
 def cost(merge: Merge, arithmetic: Arithmetic) -> float:
-    """Nanoseconds on one core for one element, all passes."""
+    """Nanoseconds on one core per element, for all passes."""
     kernel, inputs = merge.kernel, merge.gather.inputs
     passes = len(kernel.passes) + 1
     widening = _CONVERSION * passes if arithmetic.uses_torch else 0.0
@@ -319,14 +318,14 @@ def _are_numbers(dtype: DType) -> bool:
 
 
 def _bits(write: Write) -> int | Fraction:
-    """Bits for an element of the merge; enough of them, where the last block is not whole."""
+    """Bits per element of the merge, sufficient also for a partial last block."""
     if write.part:
         return Fraction(8 * write.nbytes, max(math.prod(write.merge.shape), 1))
     return write.dtype.bits
 
 
 def _together(merges: Sequence[Merge]) -> int:
-    """Elements that must be in one grain, for the kernel of each merge."""
+    """Number of elements that must be in one grain, for the kernels of all merges."""
     units = {
         merge.kernel.band * unit_of(merge.gather.inputs[0].shape, merge.kernel.access)
         for merge in merges
@@ -335,7 +334,7 @@ def _together(merges: Sequence[Merge]) -> int:
 
 
 _Part = tuple[Kernel | Statistic[Any, Any], tuple[Use, ...]]
-"""A kernel or one of its statistics, and what it uses."""
+"""A kernel or one of its statistics, with its uses."""
 
 
 def _parts(kernel: Kernel) -> list[_Part]:
@@ -345,7 +344,7 @@ def _parts(kernel: Kernel) -> list[_Part]:
 
 
 def _arithmetic(merges: Sequence[Merge], writes: Sequence[Write], machine: Machine) -> Arithmetic:
-    """What computes a merge tree on the CPU: the machine's own, if all kernels speak its words."""
+    """The arithmetic for a merge tree on the CPU: the machine's, if it supports all operations."""
     speak = all(
         merge.kernel.uses
         and all(
@@ -375,7 +374,7 @@ def _offered(merges: Sequence[Merge], writes: Sequence[Write], there: Arithmetic
 def _working(
     parts: Mapping[Merge, Sequence[_Part]], grains: Grains, arithmetic: Arithmetic, packs: bool
 ) -> WorkerMemory:
-    """What one worker needs for its arithmetic on a merge tree; it may pack the result."""
+    """The memory of one worker for a merge tree; it may pack the result."""
     arrays = accumulator = 0
     workspace = arithmetic.workspace_bytes(DECODING, grains) if packs else 0
     for merge, own in parts.items():

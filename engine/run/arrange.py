@@ -1,8 +1,7 @@
-"""Puts the dense bytes of a tensor together from where they lie.
+"""Assembles the dense bytes of a tensor from its runs in a source.
 
-Long runs are read to where they belong. Short ones, and elements that go to distances, are read
-many at a time: runs that lie close together in a source are one request, which goes to a window
-beside the block, and each part of it is copied from there.
+Long runs are read directly into place. Short or scattered runs are read many at a time: runs close
+together in a source become one request, which is read into a separate window and copied from there.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from mergeloom.engine.memory.pages import PAGE, lead, span_bytes
 from mergeloom.engine.storage.source import Access, Reader
 
 WINDOW_BYTES = 256 << 10
-"""Bytes of a source that are looked at at once."""
+"""Maximal bytes of one window."""
 
 _LONG = 64 << 10
-"""Bytes of a run that is worth a request of its own."""
+"""Bytes from which a run is worth its own request."""
 _GAP = 4 * PAGE
-"""Bytes between two runs that cost less to read than another request."""
+"""Maximal gap in bytes that is cheaper to read than to skip with another request."""
 _UNITS: dict[int, Literal["B", "H", "I", "Q"]] = {8: "Q", 4: "I", 2: "H", 1: "B"}
 
 
@@ -36,16 +35,16 @@ def read_bytes(
     at: int,
     readers: Mapping[int, Reader],
 ) -> int:
-    """Put dense bytes ``[start, stop)`` together from byte ``at`` of ``block`` on.
+    """Assemble dense bytes ``[start, stop)`` at byte ``at`` of ``block``.
 
-    ``readers`` has a reader for each source, by its `id`. Returns how many bytes were asked for.
+    ``readers`` maps the `id` of each source to its reader. Returns the number of bytes requested.
 
     Raises:
         RunError: a source cannot be read.
     """
     if isinstance(bytes_, Range):
         begin = bytes_.offset + start
-        # Pages around it hold what lies around it in the source, or nothing.
+        # The pages around it are unused or hold the neighbouring bytes of the source.
         readers[id(bytes_.source)].read(begin, begin + stop - start, block, at)
         return stop - start
     windows = _Windows(block, at, readers)
@@ -65,7 +64,7 @@ def read_bytes(
 
 
 def content(stored: StoredTensor, access: Access) -> memoryview:
-    """The dense bytes of a tensor that is small enough for that.
+    """All dense bytes of a small tensor.
 
     Raises:
         RunError: a source cannot be read.
@@ -82,7 +81,7 @@ def content(stored: StoredTensor, access: Access) -> memoryview:
 
 
 class _Windows:
-    """Runs that are read together as long as they lie close to each other."""
+    """Collects runs that are close together and reads them with one request."""
 
     def __init__(self, block: Block, at: int, readers: Mapping[int, Reader]) -> None:
         self._block = block
@@ -93,7 +92,7 @@ class _Windows:
         self._window: Block | None = None
 
     def add(self, run: Run) -> None:
-        """Read ``run`` with the next window, or with the one after it."""
+        """Queue ``run``; the queued runs are read first if it does not fit their window."""
         most = WINDOW_BYTES // run.item * run.item if run.item else WINDOW_BYTES
         while run.length > most:
             steps = most // run.item * run.step if run.item else most
@@ -104,7 +103,7 @@ class _Windows:
         self._add(run)
 
     def read(self) -> None:
-        """Read what is left."""
+        """Read the queued runs."""
         if not self._runs:
             return
         if self._window is None:
@@ -132,7 +131,7 @@ class _Windows:
 
 
 def _copy(content: memoryview, block: Block, at: int, run: Run) -> None:
-    """Put the bytes of a run where they belong."""
+    """Copy the bytes of a run into place."""
     begin = at + run.at
     if not run.item:
         block.memory[begin : begin + run.length] = content

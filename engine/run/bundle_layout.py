@@ -1,6 +1,6 @@
-"""Where inputs and outputs of a bundle of small merges lie in one block of memory.
+"""The layout of the inputs and outputs of a bundle of small merges in one block of memory.
 
-What lies side by side in a file lies side by side in the block, so that it is one request.
+Bytes that are adjacent in a file are adjacent in the block, so that one request covers them.
 
     file A   ░░▓▓▓▓▓▓░░    block   ▓▓▓▓▓▓ ▓▓▓▓▓▓ ▒▒▒▒▒▒
     file B   ░▓▓▓▓▓▓░░░            of A   of B   outputs
@@ -19,7 +19,7 @@ from mergeloom.engine.plan.schedule import ScheduledMerge
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One request: dense bytes ``[0, nbytes)`` of ``bytes`` go to byte ``at`` of the block."""
+    """One read request: dense bytes ``[0, nbytes)`` of ``bytes`` to byte ``at`` of the block."""
 
     bytes: Bytes
     nbytes: int
@@ -28,7 +28,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Bytes ``[start, stop)`` of a file come from byte ``at`` of the block on."""
+    """One write request: bytes ``[start, stop)`` of a file, from byte ``at`` of the block."""
 
     file: OutputFile
     start: int
@@ -38,7 +38,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class BundleLayout:
-    """Where inputs and outputs of some merges lie in one block of ``nbytes``."""
+    """The offsets of the inputs and outputs of some merges in one block of ``nbytes``."""
 
     reads: tuple[Read, ...]
     writes: tuple[Written, ...]
@@ -48,7 +48,7 @@ class BundleLayout:
 
     @staticmethod
     def of(merges: Sequence[ScheduledMerge]) -> BundleLayout:
-        """Bytes that lie side by side in a file lie side by side in the block."""
+        """Lay out ``merges``; bytes that are adjacent in a file are adjacent in the block."""
         end = 0
         reads, inputs = [], {}
         loads = dict.fromkeys(load for merge in merges for load in merge.work.leaves)
@@ -77,12 +77,12 @@ class BundleLayout:
 
 
 def _pages(nbytes: int) -> int:
-    """Room for so many bytes at any alignment, with whole pages around them."""
+    """Size of the whole pages around ``nbytes`` bytes at any alignment."""
     return -(-span_bytes(nbytes) // PAGE) * PAGE
 
 
 def _runs_of_loads(loads: Iterable[Load]) -> Iterator[list[Load]]:
-    """Loads that follow each other in a source, without a gap."""
+    """Groups of loads that are contiguous in a source."""
     sources: dict[int, int] = {}
     plain: list[tuple[int, int, int, Load]] = []
     for number, load in enumerate(loads):
@@ -104,7 +104,7 @@ def _runs_of_loads(loads: Iterable[Load]) -> Iterator[list[Load]]:
 
 
 def _runs_of_writes(writes: Iterable[Write]) -> Iterator[list[Write]]:
-    """Slots that follow each other in a file, without a gap."""
+    """Groups of writes whose slots are contiguous in a file."""
     group: list[Write] = []
     for write in sorted(writes, key=lambda write: (write.file.name, write.offset)):
         last = group[-1] if group else None

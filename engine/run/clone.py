@@ -1,12 +1,12 @@
-"""Copies that move no byte: where the file system shares extents, a copy is a clone.
+"""Copies that move no bytes: if the file system can share extents, a copy is a clone (reflink).
 
     source   ...▐███▌▐████████▌▐████████▌▐██▌...
                  read  cloned    cloned   read
     slot     ..▐███▌▐████████▌▐████████▌▐██▌..
 
-A clone is made of whole blocks, so it needs offsets that agree modulo the block; the planner pads
-headers and chooses what shares a shard so that most do. Tensors that follow each other in both are
-one clone. What lies before the first whole block and after the last is copied.
+A clone consists of whole blocks, so both offsets must be congruent modulo the block size; the
+planner pads headers and groups tensors in shards so that most are. Tensors that are adjacent in
+both files form one clone. The bytes before the first and after the last whole block are copied.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _SHARING = frozenset({"btrfs", "xfs", "bcachefs", "ocfs2"})
 
 @dataclass(frozen=True, slots=True)
 class Clone:
-    """Writes that follow each other in a file, as their bytes do in ``source`` from byte ``offset``
-    on."""
+    """Writes that are contiguous in their file and copy contiguous bytes of ``source``, starting at
+    byte ``offset``."""
 
     writes: tuple[Write, ...]
     source: FileSource
@@ -39,12 +39,12 @@ class Clone:
 
     @property
     def file(self) -> OutputFile:
-        """The shard that the writes are in."""
+        """The shard of the writes."""
         return self.writes[0].file
 
     @property
     def to(self) -> int:
-        """Where they begin in it."""
+        """The offset of the first write in the shard, in bytes."""
         return self.writes[0].offset
 
     @property
@@ -55,7 +55,7 @@ class Clone:
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """From where to where, in bytes of all writes, it is made of whole blocks."""
+        """The range of whole blocks, in bytes relative to the first write."""
         start = -self.offset % PAGE
         return start, start + max(0, self.nbytes - start) // PAGE * PAGE
 
@@ -66,7 +66,7 @@ class Clone:
 
     @property
     def origins(self) -> dict[Write, Origin]:
-        """What is recorded of each write."""
+        """The origin recorded for each write."""
         return {
             write: Origin(
                 self.source.path,
@@ -80,8 +80,8 @@ class Clone:
 
 @dataclass(frozen=True, slots=True)
 class CloneBytes:
-    """Bytes of clones that are shared, and those that are moved for them: the blocks at their
-    edges, which are read and written, and headers of files that nothing else is written to."""
+    """Bytes that clones share, and bytes still moved for them: partial blocks at both ends, which
+    are read and written, and headers of files that consist of clones only."""
 
     cloned: int = 0
     read: int = 0
@@ -89,7 +89,7 @@ class CloneBytes:
 
     @staticmethod
     def of(clones: Iterable[Clone], graph: Graph) -> CloneBytes:
-        """Those of ``clones``; ``graph`` is what runs beside them."""
+        """The totals of ``clones``; ``graph`` is the rest of the run."""
         clones = tuple(clones)
         cloned = sum(clone.cloned_bytes for clone in clones)
         edges = sum(clone.nbytes for clone in clones) - cloned
@@ -101,12 +101,13 @@ NO_CLONES = CloneBytes()
 
 
 def writes_of(clones: Iterable[Clone]) -> list[Write]:
-    """The writes of several clones."""
+    """The writes of all ``clones``."""
     return [write for clone in clones for write in clone.writes]
 
 
 def clonable(graph: Graph) -> Iterator[Clone]:
-    """What of a graph could be clones: plain copies with offsets that agree, as long as can be."""
+    """The possible clones of a graph: plain copies with congruent offsets, each as long as
+    possible."""
     runs: list[Clone] = []
     for write in sorted(graph.writes, key=lambda write: (write.file.name, write.offset)):
         found = _origin(write)
@@ -129,7 +130,7 @@ def clonable(graph: Graph) -> Iterator[Clone]:
 
 
 def _origin(write: Write) -> Range | None:
-    """The bytes of a file that a write is a copy of, if it is one of a contiguous run of bytes."""
+    """The byte range of a file that a write copies; ``None`` if it is not one contiguous range."""
     if copied_dtype(write.merge) != write.dtype:
         return None
     node = write.merge.gather.inputs[0]
@@ -140,8 +141,8 @@ def _origin(write: Write) -> Range | None:
 
 
 def that_work(clones: Iterable[Clone], directory: Path, files: Files) -> list[Clone]:
-    """Those of ``clones`` that the file system of ``directory`` makes: one block is tried of each
-    source, in a file that is removed again."""
+    """Those of ``clones`` that the file system of ``directory`` supports: one block of each source
+    is cloned into a temporary file as a test."""
     able: dict[str, bool] = {}
     found = []
     for clone in clones:
@@ -154,8 +155,8 @@ def that_work(clones: Iterable[Clone], directory: Path, files: Files) -> list[Cl
 
 
 def may_share(path: str, directory: Path) -> bool:
-    """Whether a file and a directory, or what is there of its path, are on one file system that
-    can share extents between files; nothing is tried."""
+    """Whether a file and a directory, or its existing parents, are on one file system of a type
+    that can share extents. Does not try it."""
     while not directory.exists():
         directory = directory.parent
     source, target = _mount(os.path.realpath(path)), _mount(os.path.realpath(directory))
@@ -179,7 +180,7 @@ def _works(path: str, directory: Path, files: Files) -> bool:
 
 
 def _mount(path: str) -> tuple[str, str] | None:
-    """The device that is mounted where ``path`` lies, and the type of its file system."""
+    """Device and type of the file system that contains ``path``."""
     found, longest = None, -1
     try:
         lines = Path("/proc/self/mounts").read_text().splitlines()
@@ -187,7 +188,7 @@ def _mount(path: str) -> tuple[str, str] | None:
         return None
     for line in lines:
         device, place, kind, *_ = line.split()
-        place = place.encode().decode("unicode_escape")  # a space is written as its code
+        place = place.encode().decode("unicode_escape")  # spaces are escaped
         inside = path == place or path.startswith(place.rstrip("/") + "/")
         if inside and len(place) >= longest:
             found, longest = (device, kind), len(place)
@@ -195,10 +196,10 @@ def _mount(path: str) -> tuple[str, str] | None:
 
 
 def make(clone: Clone, reader: FileReader, writer: FileWriter) -> None:
-    """Make one clone: its whole blocks, and the edges.
+    """Clone the whole blocks and copy the partial blocks at both ends.
 
     Raises:
-        RunError: the disk is full, or refuses otherwise.
+        RunError: the disk is full, or the write fails.
     """
     start, stop = clone.blocks
     reader.clone(clone.offset + start, clone.offset + stop, writer, clone.to + start)

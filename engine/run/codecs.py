@@ -1,7 +1,7 @@
-"""The values of blocks of codes, told by the library of their format. Only workers import it.
+"""Encodes and decodes quantised blocks with the library of their format. Only workers import this.
 
-Codes are made and read a few at a time, so that what the library needs for it stays small whatever
-the tile; a block's values depend on that block alone.
+Blocks are processed in small groups, so that the library's memory use does not depend on the tile
+size. The values of a block depend on that block alone.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Any
 from mergeloom.engine.base.dtypes import DType
 
 _CHUNK = 1 << 16
-"""Elements that are decoded or encoded at once: a multiple of every block."""
+"""Elements encoded or decoded at once: a multiple of every block size."""
 
 _SAFE = 65504.0
-"""Below this no scale of a block, which is a float16, becomes infinite."""
+"""Magnitude below which no block scale, a float16, overflows."""
 
 
 def decode(dtype: DType, codes: Any, out: Any) -> None:
-    """Write the values of whole blocks.
+    """Decode whole blocks.
 
-    ``codes`` is a flat array of numpy of uint8, ``out`` one of float32 with room for them.
+    ``codes`` is a flat numpy array of uint8, ``out`` a flat numpy array of float32 for the values.
     """
     import gguf
     import numpy as np
 
     kind = gguf.GGMLQuantizationType[dtype.code]
     step = dtype.nbytes(_CHUNK)
-    with np.errstate(all="ignore"):  # scales that are not finite give values that are not
+    with np.errstate(all="ignore"):  # non-finite scales give non-finite values
         for number, start in enumerate(range(0, len(codes), step)):
             part = codes[start : start + step].reshape(1, -1)
             values = gguf.dequantize(part, kind).reshape(-1)
@@ -35,10 +35,10 @@ def decode(dtype: DType, codes: Any, out: Any) -> None:
 
 
 def encode(dtype: DType, values: Any, out: Any) -> int:
-    """Write values as whole blocks: the nearest that blocks can hold, by the library's rule.
+    """Quantise values to whole blocks by the rule of the library.
 
-    ``values`` is a flat array of numpy of float32, ``out`` one of uint8 with room for the blocks.
-    Returns how many values are not finite, or may not be when they are taken back.
+    ``values`` is a flat numpy array of float32, ``out`` a flat numpy array of uint8 for the blocks.
+    Returns the number of values that are not finite, or may not be after decoding.
     """
     import gguf
     import numpy as np

@@ -1,4 +1,4 @@
-"""A sink that writes nothing: what is computed is compared with what was recorded before."""
+"""A sink that writes nothing and compares results with those recorded earlier."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mergeloom.engine.output.journal import Finished
 
 
 class ComparingSink:
-    """Takes the results of a run whose graph has the writes of ``recorded``, and no others.
+    """Compares the results of a run whose graph has exactly the writes of ``recorded``.
 
-    ``differing`` are the names of those that are not as recorded.
+    ``differing`` has the names of the tensors that differ.
     """
 
     def __init__(self, recorded: Mapping[Write, Finished]) -> None:
@@ -33,7 +33,7 @@ class ComparingSink:
 
 
 class Nowhere:
-    """Where bytes go that are not to be written."""
+    """A writer that discards everything."""
 
     def write(self, start: int, stop: int, block: Block, at: int) -> None:
         pass

@@ -1,5 +1,5 @@
-"""NVIDIA's devices, by their driver alone (`engine.hardware.cuda`). Only workers import this
-module."""
+"""NVIDIA devices through the CUDA driver alone (`engine.hardware.cuda`). Only workers import
+this."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.run.device import Device, Mark, Queue
 
 _PAGE = 1 << 16
-"""Bytes of main memory that a device writes numbers to, allocated at once."""
+"""Bytes of one page of pinned main memory for numbers that a device writes."""
 _PINNING = threading.Lock()
-"""Two devices may meet the same block for the first time at once."""
+"""Two devices may pin the same block at the same time."""
 
 
 class CudaMemory:
-    """``size`` bytes from ``address`` on, which ``owner`` keeps; see `engine.run.device.Memory`."""
+    """``size`` bytes at ``address``, kept alive by ``owner``; see `engine.run.device.Memory`."""
 
     __slots__ = ("__weakref__", "address", "owner", "size")
 
@@ -54,7 +54,7 @@ class CudaMark(Mark):
 
 
 class CudaQueue(Queue):
-    """A stream; in its context it is where its device launches."""
+    """A CUDA stream; inside its context the device launches kernels on it."""
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
@@ -96,7 +96,7 @@ class _Host(CudaMemory):
 
 
 class CudaDevice(Device):
-    """A device of CUDA; all that is allocated on it never exceeds its memory budget.
+    """A CUDA device; its allocations never exceed its memory budget.
 
     Raises:
         CudaError: it cannot be used.
@@ -131,7 +131,7 @@ class CudaDevice(Device):
 
     def _free(self, address: int, nbytes: int) -> None:
         self._used -= nbytes
-        with contextlib.suppress(cuda.CudaError):  # a broken device has said so before
+        with contextlib.suppress(cuda.CudaError):  # a failed device has already reported it
             cuda.free(address)
 
     def here(self, block: Block, offset: int, nbytes: int) -> CudaMemory:
@@ -151,7 +151,7 @@ class CudaDevice(Device):
             return
         with _PINNING:
             if block.unpin is None:
-                # Blocks are reused, so that the time this takes is spent once for each.
+                # Blocks are reused, so each is pinned only once.
                 self._can_pin = cuda.pin(block.address, block.size)
                 if self._can_pin:
                     block.unpin = self._unpin_of(block)
@@ -179,11 +179,11 @@ class CudaDevice(Device):
                 cuda.free_here(address)
             self._context.release()
 
-    # --- what arithmetic asks for ---------------------------------------------------------
+    # --- for arithmetic -------------------------------------------------------------------
 
     @property
     def capability(self) -> tuple[int, int]:
-        """Its compute capability."""
+        """The compute capability."""
         return self._context.capability
 
     def load(self, code: bytes, names: Sequence[str]) -> None:
@@ -196,24 +196,24 @@ class CudaDevice(Device):
         self._functions = {name: module.function(name) for name in names}
 
     def launch(self, name: str, grid: tuple[int, int], threads: int, given: Sequence[Any]) -> None:
-        """Start a function in the queue at hand."""
+        """Launch a function on the current queue."""
         assert self.stream is not None
         self.stream.launch(self._functions[name], grid, threads, given)
 
     def upload(self, address: int, content: Any) -> None:
-        """Copy a buffer of ctypes to the device, in the queue at hand."""
+        """Copy a ctypes buffer to the device on the current queue."""
         assert self.stream is not None
         self.stream.upload(address, ctypes.addressof(content), ctypes.sizeof(content))
 
     def finish(self) -> None:
-        """Return when all that was given to the queue at hand has happened."""
+        """Wait for everything on the current queue."""
         assert self.stream is not None
         self.stream.settle()
 
     def cells(self, count: int) -> tuple[int, object]:
-        """Room for ``count`` float64 numbers of main memory that functions write, all 0.
+        """``count`` float64 numbers in main memory, all 0, that kernels can write.
 
-        Returns its address, and what keeps it.
+        Returns their address and the object that keeps them alive.
         """
         nbytes = 8 * count
         if nbytes > _PAGE:
@@ -230,9 +230,9 @@ class CudaDevice(Device):
         return address, page
 
     def table(self, nbytes: int) -> CudaMemory:
-        """Memory of the device, all 0 for what is given to the queue at hand from now on.
+        """Device memory that is all 0 for later work on the current queue.
 
-        What nobody holds any more is used again: so hold it until all has happened.
+        Memory without references is reused: keep a reference until that work is done.
         """
         assert self.stream is not None
         free = self._tables.setdefault(nbytes, [])
@@ -243,14 +243,14 @@ class CudaDevice(Device):
         return found
 
     def bring(self, memory: CudaMemory) -> CudaMemory:
-        """Order that bytes be copied here; they are there when all so far has happened."""
+        """Copy bytes to main memory; they have arrived when all work queued so far is done."""
         assert self.stream is not None
         found = self._room_here(memory.size)
         self.stream.download(found.address, memory.address, memory.size)
         return found
 
     def _room_here(self, nbytes: int) -> CudaMemory:
-        """Main memory that the device reaches; what nobody holds any more is used again."""
+        """Main memory that the device can access; memory without references is reused."""
         free = self._copies.setdefault(nbytes, [])
         address = free.pop() if free else self._new_page(nbytes)
         found = _Host(address, nbytes)
@@ -263,7 +263,7 @@ class CudaDevice(Device):
 
 
 class _Page:
-    """Main memory that numbers are handed out of; it goes back when nobody holds any of them."""
+    """A page of main memory for numbers; it is freed when no number is referenced."""
 
     def __init__(self, address: int, free: list[int]) -> None:
         self.address = address

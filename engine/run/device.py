@@ -1,9 +1,8 @@
-"""What `engine.run.device_worker` asks of a device.
+"""The interface of a device for `engine.run.device_worker`.
 
-A device has memory of its own and queues of work. What is given to one queue happens in order;
-queues run beside each other and beside this program, and wait for each other by marks. A device
-without queues, and the base class here, does everything at once, in the order in which it is
-told.
+A device has its own memory and queues of work. The work of one queue runs in order; queues run
+concurrently with each other and with this program, and wait for each other through marks. A device
+without queues, like the base class here, does everything synchronously.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from typing import Any
 from mergeloom.engine.memory.ledger import Block
 
 Memory = Any
-"""Bytes of a device or of this machine that follow each other; slices of it are such, and
-``numel()`` says how many they are. Who holds it keeps it."""
+"""A contiguous range of bytes in device or main memory; it can be sliced, and ``numel()`` is its
+size. A reference keeps it alive."""
 
 
 class Mark:
     """A point in a queue."""
 
     def wait(self) -> None:
-        """Return when everything before it has happened."""
+        """Wait until everything before it is done."""
 
     def seconds_since(self, earlier: Mark) -> float:
-        """Time from ``earlier``, a mark of the same queue; NaN if the device does not tell.
+        """Seconds since ``earlier``, a mark of the same queue; NaN if the device has no timer.
 
         Both must have been reached.
         """
@@ -36,7 +35,7 @@ class Mark:
 
 
 class Queue:
-    """Work of a device, in order. Inside of its context arithmetic goes to it."""
+    """An ordered queue of work; inside its context, arithmetic is queued on it."""
 
     def __enter__(self) -> None:
         pass
@@ -50,72 +49,72 @@ class Queue:
         pass
 
     def after(self, mark: Mark) -> None:
-        """Let what follows wait for ``mark``, which may be one of another queue."""
+        """Make later work wait for ``mark``, which may belong to another queue."""
 
     def copy(self, target: Memory, source: Memory) -> None:
-        """Copy bytes between memory of the device and of this machine."""
+        """Copy bytes between device and main memory."""
         raise NotImplementedError
 
     def mark(self) -> Mark:
-        """The point that is reached when everything so far has happened."""
+        """A mark that is reached when everything queued so far is done."""
         return Mark()
 
 
 class Device:
-    """One device, opened; used by one thread, but for `close` and what undoes `pin`."""
+    """An open device, used by one thread, except for `close` and unpinning."""
 
     name: str
 
     def working(self) -> AbstractContextManager[Any]:
-        """What the thread that uses it has to be in."""
+        """The context in which a thread uses the device."""
         return nullcontext()
 
     def allocate(self, nbytes: int) -> Memory:
         """Uninitialised memory.
 
         Raises:
-            RuntimeError: there is not enough: one of which `is_out_of_memory` says so.
+            RuntimeError: out of memory; `is_out_of_memory` recognises it.
         """
         raise NotImplementedError
 
     def here(self, block: Block, offset: int, nbytes: int) -> Memory:
-        """Bytes of a block, from ``offset`` on, for copies."""
+        """``nbytes`` bytes of a block at ``offset``, for copies."""
         raise NotImplementedError
 
     def numbers(self, found: Sequence[Any]) -> list[float]:
-        """What arithmetic has found, once all of it has happened; plain numbers stay."""
+        """The results of arithmetic as numbers, once all work is done."""
         raise NotImplementedError
 
     def settle(self) -> None:
-        """Return when everything has happened."""
+        """Wait until all work is done."""
 
     def reclaim(self) -> None:
-        """Give memory back that nothing holds."""
+        """Free cached memory that is not in use."""
 
     def queue(self) -> Queue:
         """A new queue."""
         return Queue()
 
     def pin(self, block: Block) -> None:
-        """Let copies from and to ``block`` run at full speed and beside everything else, if that
-        is possible; may be called again and again."""
+        """Pin ``block``, if possible, so that its copies are fast and asynchronous; may be called
+        repeatedly."""
 
     def close(self) -> None:
-        """Let go of all pinned blocks; no copy may run any more, on any device."""
+        """Unpin all blocks; no copy may be running on any device."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that a device's memory did not suffice."""
+    """Whether ``error`` says that a device ran out of memory."""
     text = str(error).lower()
     says = "out of memory" in text or "alloc_failed" in text
     return isinstance(error, RuntimeError) and (says or type(error).__name__ == "OutOfMemoryError")
 
 
 def is_incapable(error: BaseException) -> bool:
-    """Whether ``error`` says that a device, or a kernel on it, cannot do what was asked."""
+    """Whether ``error`` says that a device, or a kernel on it, does not support an operation."""
     if isinstance(error, NotImplementedError):
         return True
     text = str(error)
     no_double = isinstance(error, TypeError) and "float64" in text
-    # A kernel that was written without devices in mind mixes their tensors with the CPU's.
+    # A kernel not written for devices mixes device tensors with CPU tensors.
     return no_double or (isinstance(error, RuntimeError) and "on the same device" in text)

@@ -1,13 +1,12 @@
-"""What stays on a device between the passes of a merge: inputs, uploaded once. Only workers import
-this module.
+"""Caches inputs on a device between the passes of a merge. Only workers import this.
 
-    store   |  merge a  |  merge b  |              |
+    cache   |  merge a  |  merge b  |              |
                                      the widest gap: for merge c
 
-Each merge has one run of bytes in the store from a tile of an early pass until the last tile of its
-last pass is done. It holds the inputs of the merge's first grains, as many as fit: the schedule
-says how many that could be, and those who were there before how many there can be now. The other
-grains are uploaded for each pass. So is everything once the store is gone.
+Each merge has one contiguous range of the cache, from its first cached tile until the last tile of
+its last pass is done. It contains the inputs of the merge's first grains, as many as fit: at most
+the number in the schedule, less if other merges use the space. The other grains are uploaded for
+each pass, as is everything if there is no cache.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from mergeloom.engine.run.state import MergeRun, TileRun
 
 @dataclass(slots=True)
 class Entry:
-    """The inputs of a merge's first ``grains`` grains, in ``nbytes`` bytes from ``at`` on.
+    """The inputs of a merge's first ``grains`` grains, in ``nbytes`` bytes at offset ``at``.
 
-    The first grain of a load has its place at the byte that ``places`` says; ``there`` are the
-    grains that have been sent. ``tiles`` of the last pass are still to be done.
+    ``places`` has the offset of the first grain of each load; ``there`` the grains already
+    uploaded. ``tiles`` counts the unfinished tiles of the last pass.
     """
 
     at: int
@@ -38,7 +37,7 @@ class Entry:
     there: dict[Load, set[int]] = field(default_factory=dict)
 
     def arrives(self, load: Load, grains: range) -> bool:
-        """Note that ``grains`` of ``load`` are there from now on; whether any was not yet."""
+        """Record that ``grains`` of ``load`` are cached; returns whether any of them is new."""
         there = self.there.setdefault(load, set())
         before = len(there)
         there.update(grains)
@@ -46,7 +45,7 @@ class Entry:
 
 
 class DeviceCache:
-    """Memory of a device in which inputs stay."""
+    """Device memory that caches inputs."""
 
     def __init__(self, memory: Memory = None) -> None:
         self.memory = memory
@@ -54,18 +53,18 @@ class DeviceCache:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return 0 if self.memory is None else int(self.memory.numel())
 
     def crowded(self, placement: ScheduledMerge, others: Collection[MergeRun]) -> bool:
-        """Whether a merge would find more room if ``others`` left."""
+        """Whether a merge would get more space if ``others`` were removed."""
         if self.stays.keys().isdisjoint(others):
             return False
         possible = min(placement.staying, grains_stored(placement.work.profile, self.size))
         return grains_stored(placement.work.profile, self._gap()[1]) < possible
 
     def admit(self, run: MergeRun) -> Entry | None:
-        """The stay of a merge, from now on if there was none; ``None`` if there is no room."""
+        """The entry of a merge, created if necessary; ``None`` if there is no space."""
         if (stay := self.stays.get(run)) is not None:
             return stay
         placement = run.placement
@@ -83,7 +82,7 @@ class DeviceCache:
         return self.stays[run]
 
     def done(self, task: TileRun) -> None:
-        """A tile is done, and nothing reads its inputs any more."""
+        """Report that a tile is done and its inputs are no longer read."""
         stay = self.stays.get(task.merge)
         if stay is not None and task.tile.writes:
             stay.tiles -= 1
@@ -91,7 +90,7 @@ class DeviceCache:
                 del self.stays[task.merge]
 
     def _gap(self) -> tuple[int, int]:
-        """First byte and length of the widest gap."""
+        """Offset and length of the largest gap."""
         at, found = 0, (0, 0)
         for stay in sorted(self.stays.values(), key=lambda stay: stay.at):
             found = max(found, (at, stay.at - at), key=lambda gap: gap[1])

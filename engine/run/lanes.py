@@ -1,7 +1,7 @@
-"""What each thread of a run did over time, in as few numbers as a picture shows.
+"""Records what each thread of a run did over time, at the resolution of a chart.
 
-Time is cut into cells of one length. A lane keeps for each cell how much of it its thread was busy,
-and at what it was for longest. When a run outgrows the cells, two become one of twice the length:
+Time is divided into cells of equal length. For each cell, a lane stores the share of time in which
+its thread was busy and the longest task. When the cells are used up, pairs of cells are merged:
 
     reader 1   ▇▇▇▇▂▂▇▇▇▇▁▁▁▁
     worker 1   ....▇▇▇▇▂▂▇▇▇▇
@@ -18,16 +18,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 CELLS = 240
-"""Cells of a lane at most."""
+"""Maximal number of cells of a lane."""
 _SHORTEST = 1 / 256
-"""Seconds of a cell at first."""
+"""Initial seconds of a cell."""
 _EACH = 8
-"""Lanes of one kind; threads beyond them share these."""
+"""Maximal number of lanes of one kind; further threads share them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A thread: ``busy`` is the share of each cell of ``seconds``, ``names`` its longest task."""
+    """A thread: the ``busy`` share and the longest task (``names``) of each cell of ``seconds``."""
 
     title: str
     seconds: float
@@ -37,7 +37,7 @@ class Lane:
 
 @dataclass(slots=True)
 class _Strip:
-    """The cells of one lane; ``longest`` are seconds and name of a cell's longest task."""
+    """The cells of one lane; ``longest`` has seconds and name of the longest task of each."""
 
     title: str
     began: float
@@ -62,7 +62,7 @@ class _Strip:
                 self.longest[cell] = spent, name
 
     def _fold(self) -> None:
-        """Make two cells one."""
+        """Merge pairs of cells."""
         odd = len(self.busy) % 2
         self.busy += [0.0] * odd
         self.longest += [(0.0, "")] * odd
@@ -79,7 +79,7 @@ class _Strip:
 
 
 class Lanes:
-    """Records what threads do; each says so itself."""
+    """Records the tasks that threads report."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
@@ -90,7 +90,7 @@ class Lanes:
 
     @contextlib.contextmanager
     def lane(self, kind: str) -> Iterator[None]:
-        """Within it, this thread has a lane: one of those of its ``kind``."""
+        """A context in which the current thread has a lane of its ``kind``."""
         with self._lock:
             number = self._counts[kind]
             self._counts[kind] += 1
@@ -105,20 +105,20 @@ class Lanes:
             self._own.strip = None
 
     def begin(self, name: str = "") -> None:
-        """This thread begins a task."""
+        """Report that the current thread begins a task."""
         self._own.since, self._own.name = time.perf_counter(), name
 
     def rest(self) -> None:
-        """This thread has ended its task, if it has one."""
+        """Report that the current thread has ended its task, if any."""
         strip: _Strip | None = getattr(self._own, "strip", None)
         since: float | None = getattr(self._own, "since", None)
         if strip is None or since is None:
             return
         self._own.since = None
-        with self._lock:  # threads beyond the lanes of their kind share them
+        with self._lock:  # several threads may share a lane
             strip.add(since, time.perf_counter(), self._own.name)
 
     def recorded(self) -> tuple[Lane, ...]:
-        """The lanes in which anything was done."""
+        """The lanes with at least one task."""
         with self._lock:
             return tuple(strip.lane() for strip in self._strips.values() if strip.busy)

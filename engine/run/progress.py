@@ -1,4 +1,4 @@
-"""What a run tells while it goes on."""
+"""Progress counters of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Progress:
-    """Counters of a run, in bytes and tasks; read them at any time from any thread."""
+    """Counters of bytes and tasks, readable at any time from any thread."""
 
     read_bytes: int = 0
     write_bytes: int = 0

@@ -1,4 +1,4 @@
-"""Tiles that are ready to be computed, by the place that computes them."""
+"""Queues of tiles that are ready to be computed, one for each processor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mergeloom.engine.run.state import Bundle, TileRun
 
 
 class _Lane:
-    """Tiles that are ready to be computed in one place, least order first."""
+    """The ready tiles of one processor, lowest order first."""
 
     def __init__(self, lock: Lock) -> None:
         self.ready: list[TileRun | Bundle] = []
@@ -22,10 +22,10 @@ class _Lane:
 
 
 class ReadyTiles:
-    """One lane for each of ``devices``, by number, and one for the CPU: ``None``.
+    """One queue for each of ``devices``, by number, and one for the CPU (``None``).
 
-    Where a kernel scans, tiles are taken in order: one that is too early is parked. ``lock`` is the
-    executor's; `offer`, `push` and `stop` are called by those who hold it.
+    If a kernel scans, its tiles are taken in order: a tile that is ready too early is parked.
+    ``lock`` belongs to the executor; callers of `offer`, `push` and `stop` hold it.
     """
 
     def __init__(self, lock: Lock, devices: Iterable[int]) -> None:
@@ -34,7 +34,7 @@ class ReadyTiles:
         self._stopped = False
 
     def offer(self, task: TileRun) -> None:
-        """Let a tile be computed for which everything is there, once its turn has come."""
+        """Queue a tile whose inputs are present, or park it until its turn."""
         state = task.merge.passes[task.tile.number]
         index = task.merge.placement.flow.index(task.tile.first)
         if not state.open:
@@ -45,17 +45,17 @@ class ReadyTiles:
             self.push(task)
 
     def push(self, task: TileRun | Bundle) -> None:
-        """Let a tile, or a bundle, be computed now."""
+        """Queue a tile or bundle."""
         self._lanes[task.merge.device if isinstance(task, TileRun) else None].push(task)
 
     def stop(self) -> None:
-        """Let everybody go: the run is over."""
+        """Release all waiting threads: the run is over."""
         self._stopped = True
         for lane in self._lanes.values():
             lane.offered.notify_all()
 
     def take(self, device: int | None, wait: bool) -> TileRun | Bundle | None:
-        """The next one for a device; ``None`` at the end, or where none is ready now."""
+        """The next tile or bundle; ``None`` at the end, or without ``wait`` if none is ready."""
         lane = self._lanes[device]
         with self._lock:
             if wait:
@@ -73,12 +73,12 @@ class ReadyTiles:
             return task
 
     def put_back(self, task: TileRun) -> None:
-        """Let a tile that a device took wait again: another may be better to do first."""
+        """Return a tile that a device took, to be taken again later."""
         with self._lock:
             self.push(task)
 
     def give_up(self, task: TileRun) -> None:
-        """Let the CPU have a tile that a device took, and what is left of its merge."""
+        """Move a tile that a device took, and the rest of its merge, to the CPU."""
         with self._lock:
             lane = self._lanes[task.merge.device]
             task.merge.device = None

@@ -1,4 +1,4 @@
-"""What the engine itself asks of arithmetic, by torch on tensors. Only workers import this."""
+"""The engine's array operations with torch. Only workers import this."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mergeloom.engine.memory.pages import PAGE
 from mergeloom.engine.run.codecs import decode, encode
 
 _SAFE_SQUARES = {F16: 65504.0**2, BF16: 3e38}
-"""Bounds of a sum of squares below which no element becomes infinite by rounding to a type."""
+"""Sums of squares below which no element overflows when rounded to a dtype."""
 
 
 _PACKED = {
@@ -28,26 +28,26 @@ _PACKED = {
 _UPPER_FIRST = "U4_UPPER"
 _EVEN_FIRST = "U4_EVEN"
 _UNPACKED = 1 << 16
-"""Bytes that are unpacked at once."""
+"""Bytes unpacked at once."""
 
 
 def use_one_thread() -> None:
-    """Keep torch, for the thread that calls, from starting others: parallel are tiles in flight.
+    """Keep torch from starting threads for the calling thread: tiles already run in parallel.
 
-    Each thread that computes has to call it: the library that torch takes logarithms from counts
-    the threads that it may use for each thread by itself.
+    Every computing thread must call it: the library that torch uses for logarithms has its own
+    thread count for each thread.
     """
     torch.set_num_threads(1)
 
 
-use_one_thread()  # what a thread begins with that does not
+use_one_thread()  # the default for threads that do not call it
 
 
 class TorchArrays:
-    """`engine.graph.kernel.Ops` by torch.
+    """`engine.graph.kernel.Ops` with torch.
 
-    ``memory`` is a block, or flat bytes of a ``device``, at a multiple of `PAGE` bytes. It is
-    handed out like a stack.
+    ``memory`` is a block, or flat uint8 memory of a ``device``, aligned to `PAGE` bytes. Scratch is
+    allocated from it as a stack.
     """
 
     def __init__(self, memory: Block | Tensor, device: object = None) -> None:
@@ -62,21 +62,21 @@ class TorchArrays:
         return dtype == F32
 
     def view(self, block: Block, offset: int, dtype: DType, count: int) -> Tensor:
-        """Elements at a byte of a block, as a flat tensor."""
+        """``count`` elements at byte ``offset`` of a block, as a flat tensor."""
         return torch.frombuffer(block.memory, dtype=dtype.torch, count=count, offset=offset)
 
     def at(self, memory: Tensor, dtype: DType, count: int) -> Tensor:
-        """Elements that begin at bytes of a device."""
+        """``count`` elements at the start of device memory, as a flat tensor."""
         return memory.view(dtype.torch)
 
     def bring(self) -> None:
-        """Tensors are fetched one by one."""
+        """No effect: tensors are copied one by one."""
 
     def shaped(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
         return array.view(shape)
 
     def take(self, count: int) -> Tensor:
-        """Uninitialised float32 elements, valid until the `top` taken before is released."""
+        """Uninitialised float32 elements, valid until an earlier `top` is released."""
         start = self._used
         self._used = start + -(-count * 4 // PAGE) * PAGE // 4
         taken = self._memory[start : start + count]
@@ -91,7 +91,7 @@ class TorchArrays:
         self._used = top
 
     def widen(self, dtype: DType, array: Tensor, out: Tensor) -> None:
-        """Write elements as float32; those that share bytes from these bytes."""
+        """Convert elements to float32; packed dtypes are given as bytes."""
         if dtype.block == 1:
             out.copy_(array.view(out.shape))
             return
@@ -114,7 +114,7 @@ class TorchArrays:
             words.copy_(words.transpose(1, 2).reshape(words.shape))
 
     def whole_bytes(self, dtype: DType, array: Tensor, count: int) -> Tensor:
-        """``count`` elements as they are stored, or widened if they share bytes."""
+        """``count`` elements in their stored dtype, or as float32 if the dtype is packed."""
         if dtype.block == 1:
             return array
         widened = torch.empty(count)
@@ -122,18 +122,18 @@ class TorchArrays:
         return widened
 
     def copy(self, array: Tensor, out: Tensor) -> None:
-        """Write an array as it is."""
+        """Copy an array."""
         out.copy_(array)
 
     def pack(self, dtype: DType, result: Tensor, out: Tensor) -> int:
-        """Write float32 elements as blocks; returns how many may not be finite."""
+        """Write float32 elements as blocks; returns how many may not be finite afterwards."""
         return encode(dtype, result.view(-1).numpy(), out.numpy())
 
     def store(self, result: Tensor, out: Tensor) -> Any:
-        """Round elements; returns whether any may not be finite then (0-d)."""
+        """Round elements into ``out``; returns whether any may not be finite (0-d)."""
         if out.data_ptr() != result.data_ptr():
             out.copy_(result)
-        # A sum of squares costs a tenth of looking at each element, and bounds them all.
+        # A sum of squares costs a tenth of testing each element, and bounds them all.
         squares = torch.dot(result, result)
         bound = next((most for dtype, most in _SAFE_SQUARES.items() if dtype.torch == out.dtype), 0)
         return squares.lt(bound or math.inf).logical_not_()

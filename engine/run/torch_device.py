@@ -1,4 +1,4 @@
-"""Devices that torch computes on. Only workers import this module."""
+"""Devices used through torch. Only workers import this."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mergeloom.engine.run.torch_arrays import use_one_thread
 
 
 class TorchQueue(Queue):
-    """The order in which torch's operations are given."""
+    """The order in which torch operations are called."""
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         target.copy_(source)
 
 
 class TorchDevice(Device):
-    """One that torch computes on: memory is flat uint8.
+    """A device used through torch; memory is a flat uint8 tensor.
 
     Raises:
         RuntimeError: torch cannot use it.
@@ -54,10 +54,10 @@ class TorchDevice(Device):
 
 
 class MpsDevice(TorchDevice):
-    """Apple's; memory is shared with the CPU, and everything happens in order.
+    """An Apple GPU; it shares memory with the CPU and runs everything in order.
 
-    Tensors never exceed its memory budget. torch does not say what cap it had before, so that one
-    stays.
+    Tensors never exceed its memory budget. torch cannot report its previous limit, so it is not
+    restored.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:

@@ -1,1 +1,1 @@
-"""Bytes outside of memory: files, their formats and digests."""
+"""Storage: sources, files, file formats and digests."""

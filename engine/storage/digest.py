@@ -1,7 +1,7 @@
-"""Digests of tensors: one for each grain, in any order, folded in grain order.
+"""Digests of tensors: grains are digested in any order and combined in grain order.
 
-xxh3-128 finds flipped, missing and exchanged bytes at memory speed. It is no protection against
-somebody who forges a file on purpose.
+xxh3-128 detects flipped, missing and swapped bytes at memory speed. It does not protect against
+deliberate forgery.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import xxhash
 
 ALGORITHM = "xxh3-128/grains"
 PIECE = 1 << 20
-"""Bytes of a file that are read at once."""
+"""Bytes of a file read at once."""
 
 _LENGTH = 16
 
 
 ContentDigest = xxhash.xxh3_128
-"""Digest of content as a whole, piece by piece."""
+"""Computes the digest of content given piece by piece."""
 
 
 def digest_of(pieces: Iterable[bytes | memoryview]) -> str:
-    """Digest of content as a whole."""
+    """The digest of the concatenated ``pieces``."""
     digest = ContentDigest()
     for piece in pieces:
         digest.update(piece)
@@ -31,7 +31,7 @@ def digest_of(pieces: Iterable[bytes | memoryview]) -> str:
 
 
 def pieces_of(path: Path) -> Iterator[bytes]:
-    """The content of a file.
+    """The content of a file, piece by piece.
 
     Raises:
         OSError: it cannot be read.
@@ -42,7 +42,7 @@ def pieces_of(path: Path) -> Iterator[bytes]:
 
 
 class TensorDigest:
-    """Collects the digests of a tensor's grains; safe for distinct grains from several threads."""
+    """Collects the digests of a tensor's grains; distinct grains may be added concurrently."""
 
     __slots__ = ("_grains",)
 
@@ -54,5 +54,5 @@ class TensorDigest:
         self._grains[index * _LENGTH : (index + 1) * _LENGTH] = xxhash.xxh3_128_digest(content)
 
     def hexdigest(self) -> str:
-        """The tensor's digest, when all its grains were added."""
+        """The digest of the tensor; all grains must have been added."""
         return xxhash.xxh3_128_hexdigest(bytes(self._grains))

@@ -1,9 +1,9 @@
-"""Pages that two neighbours share: who writes the second part writes the page.
+"""Pages shared by two adjacent tiles: whoever writes the second part writes the page.
 
-Tiles of a file follow each other at any byte; direct requests are of whole pages. To write the ends
-by themselves, through the page cache, makes each wait until no direct request to the file is under
-way, and the next ones wait for it: half of the time of writing. So the part that comes first is
-kept until its neighbour comes, whose request then covers the whole page.
+Tiles of a file meet at any byte, but direct requests consist of whole pages. Writing the partial
+pages separately through the page cache would serialise them with all direct requests to the file,
+which doubles the time of writing. Instead, the first part is kept until the adjacent tile is
+written, whose request then covers the whole page.
 
     tile 1  ▓▓▓▓▓▓▓▓░░          page kept:  ░░··
     tile 2          ▒▒▒▒▒▒▒▒    request:    ░░▒▒▒▒▒▒▒▒
@@ -17,24 +17,24 @@ from collections.abc import Iterable
 from mergeloom.engine.memory.pages import PAGE
 
 Part = tuple[int, bytes]
-"""Where in the file a part of a page begins, and its bytes."""
+"""File offset and bytes of a part of a page."""
 
 
 class SharedPages:
-    """Parts of one file's pages that wait for the rest. Safe to use from several threads.
+    """The parts of pages of one file that wait for the rest. Thread-safe.
 
-    Every byte of a file is given once.
+    Every byte of a file must be given exactly once.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._kept: dict[int, list[Part]] = {}
         self._joined: dict[int, Part] = {}
-        """By page: what was kept, and is being written with its neighbour."""
+        """The kept parts that are being written with their adjacent part, by page."""
 
     def join(self, start: int, content: memoryview) -> Part | None:
-        """Give a part of a page. Returns the rest of it if that is here; it counts as written when
-        `finished` is called. Otherwise the part is kept."""
+        """Add a part of a page. Returns the rest of the page if it was kept, to be written by the
+        caller, who then calls `finished`. Otherwise the part is kept."""
         page = start // PAGE
         with self._changed:
             parts = self._kept.setdefault(page, [])
@@ -46,7 +46,7 @@ class SharedPages:
             return None
 
     def finished(self, parts: Iterable[Part], written: bool) -> None:
-        """Pages that were joined were written whole, or were not: then their parts are kept."""
+        """Report whether joined pages were written; if not, their ``parts`` are kept again."""
         with self._changed:
             for part in parts:
                 page = part[0] // PAGE
@@ -56,8 +56,8 @@ class SharedPages:
             self._changed.notify_all()
 
     def take(self) -> list[Part]:
-        """All parts that are kept now: the caller is to write them. Those that are being written
-        with their neighbours are waited for, or are among them where that failed."""
+        """Remove and return all kept parts, for the caller to write. Waits for parts that are being
+        written with their adjacent part, and includes those for which that failed."""
         with self._changed:
             awaited = list(self._joined.values())
             self._changed.wait_for(
@@ -67,7 +67,7 @@ class SharedPages:
             return [part for parts in kept.values() for part in parts]
 
     def give_back(self, parts: Iterable[Part]) -> None:
-        """Keep again what was taken and could not be written."""
+        """Keep parts again that were taken but could not be written."""
         with self._changed:
             for part in parts:
                 self._kept.setdefault(part[0] // PAGE, []).append(part)

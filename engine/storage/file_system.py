@@ -1,8 +1,8 @@
-"""The file system, one method for each call: all that a run does to an output passes through here,
-and all that it reads of its inputs.
+"""The file system, with one method for each system call: everything that a run writes, and all
+that it reads of its inputs, passes through here.
 
-The program uses one `Files`. Tests hand down subclasses that record calls, fail them, cut them
-short, or end the process in the middle of one.
+The program uses one `Files`. Tests pass subclasses that record calls, fail them, shorten them, or
+end the process during a call.
 """
 
 from __future__ import annotations
@@ -23,32 +23,33 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 DIRECT = getattr(os, "O_DIRECT", 0)
-"""Flag of `Files.open` for requests that bypass the page cache; 0 where there is none."""
+"""Flag of `Files.open` for direct requests, which bypass the page cache; 0 if unsupported."""
 
 _ALWAYS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 _SEEKING = threading.Lock()
-"""Held where a descriptor has one position for all threads, and no call that names another."""
+"""Serialises seek and read or write on platforms without positioned calls."""
 
 _CLONE_RANGE = 0x4020940D
-"""FICLONERANGE of linux/fs.h."""
+"""``FICLONERANGE`` of ``linux/fs.h``."""
 
 _NO_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES)
-"""What file systems answer that know no sync of directories, or forbid to look into one."""
+"""Errors of file systems that cannot sync directories, or do not allow opening them."""
 
 
 class Files:
-    """Calls of the operating system. All raise `OSError`; positions and sizes are in bytes."""
+    """System calls. All raise `OSError`; positions and sizes are in bytes."""
 
     def open(self, path: Path | str, flags: int) -> int:
-        """A descriptor of a file, which is made if ``flags`` say so."""
+        """Open a file and return its descriptor; ``flags`` say whether to create it."""
         return os.open(path, flags | _ALWAYS, 0o644)
 
     def close(self, fd: int) -> None:
         os.close(fd)
 
     def read(self, fd: int, buffer: memoryview, position: int) -> int:
-        """Fill the start of ``buffer``; how many bytes came, 0 at the end of the file."""
+        """Read into the start of ``buffer``; returns the number of bytes, 0 at the end of the
+        file."""
         if hasattr(os, "preadv"):
             return os.preadv(fd, [buffer], position)
         with _SEEKING:
@@ -58,7 +59,7 @@ class Files:
         return len(content)
 
     def write(self, fd: int, content: memoryview | bytes, position: int) -> int:
-        """Write the start of ``content``; how many bytes went."""
+        """Write the start of ``content``; returns the number of bytes written."""
         if hasattr(os, "pwritev"):
             return os.pwritev(fd, [content], position)
         with _SEEKING:
@@ -69,7 +70,7 @@ class Files:
         os.ftruncate(fd, size)
 
     def allocate(self, fd: int, size: int) -> None:
-        """Reserve the blocks of a file's first ``size`` bytes, where the file system can."""
+        """Allocate the first ``size`` bytes of a file, if the file system can."""
         if size and hasattr(os, "posix_fallocate"):
             try:
                 os.posix_fallocate(fd, 0, size)
@@ -78,28 +79,28 @@ class Files:
                     raise
 
     def clone(self, source: int, start: int, nbytes: int, target: int, to: int) -> None:
-        """Let ``nbytes`` of one file, from ``to`` on, be those of another from ``start`` on,
-        without moving them: both share them until one is changed. All are whole blocks."""
+        """Clone ``nbytes`` of ``source`` at ``start`` to offset ``to`` of ``target``: both share
+        the blocks until one is changed. All three numbers are multiples of the block size."""
         if fcntl is None:
             raise OSError(errno.EOPNOTSUPP, "no clones here")
         fcntl.ioctl(target, _CLONE_RANGE, struct.pack("qQQQ", source, start, nbytes, to))
 
     def sync(self, fd: int) -> None:
-        """Return when what was written to a file, and its size, are durable."""
+        """Make the content and size of a file durable."""
         getattr(os, "fdatasync", os.fsync)(fd)
 
     def make_directory(self, path: Path) -> None:
         os.mkdir(path)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give a file another name in its directory, in one step; replaces what had it."""
+        """Rename a file within its directory, atomically, replacing an existing file."""
         os.replace(source, target)
 
     def remove(self, path: Path) -> None:
         os.unlink(path)
 
     def sync_directory(self, path: Path) -> None:
-        """Return when the names in a directory are durable, where the file system can tell."""
+        """Make the names in a directory durable, if the file system supports it."""
         try:
             fd = os.open(path, os.O_RDONLY)
             try:
@@ -115,7 +116,7 @@ FILES = Files()
 
 
 def make_directories(files: Files, path: Path) -> None:
-    """Make a directory and those above it that are missing, durably."""
+    """Create a directory and its missing parents, durably."""
     missing = []
     while not path.is_dir():
         missing.append(path)
@@ -123,17 +124,17 @@ def make_directories(files: Files, path: Path) -> None:
     for each in reversed(missing):
         try:
             files.make_directory(each)
-        except FileExistsError:  # another process was faster
+        except FileExistsError:  # created by another process meanwhile
             if not each.is_dir():
                 raise
         files.sync_directory(each.parent)
 
 
 def write_some(files: Files, fd: int, content: memoryview | bytes, position: int) -> int:
-    """Write the start of ``content``, at least one byte; how many bytes went.
+    """Write the start of ``content``, at least one byte; returns the number of bytes written.
 
     Raises:
-        OSError: none could be written.
+        OSError: no byte could be written.
     """
     count = files.write(fd, content, position)
     if count == 0:
@@ -142,7 +143,7 @@ def write_some(files: Files, fd: int, content: memoryview | bytes, position: int
 
 
 def write_all(files: Files, fd: int, content: memoryview | bytes, position: int) -> int:
-    """Write all of ``content``, and return where it ends."""
+    """Write all of ``content``; returns the position after it."""
     rest = memoryview(content)
     while rest:
         count = write_some(files, fd, rest, position)
@@ -152,7 +153,7 @@ def write_all(files: Files, fd: int, content: memoryview | bytes, position: int)
 
 @contextmanager
 def reported(verb: str, path: Path | str) -> Iterator[None]:
-    """Turn the system's errors into one line that names what could not be done, and where.
+    """Turn an `OSError` into a one-line `RunError` with the failed action and the path.
 
     Raises:
         RunError: an `OSError` was raised.

@@ -1,4 +1,4 @@
-"""Headers of GGUF files, read by position; no tensor byte is touched.
+"""Reads headers of GGUF files; no tensor bytes are read.
 
     4 bytes "GGUF", version (u32), number of tensors (u64), number of values (u64)
     values:   key, type (u32), content; an array has a type (u32), a count (u64) and its items
@@ -6,9 +6,8 @@
               type (u32), offset (u64) from the start of the data
     the data: begins at the next multiple of ``general.alignment`` (32), as each tensor does
 
-Strings are a length (u64) and UTF-8. Everything is little endian. The format is described in the
-documentation of ggml (docs/gguf.md). Every byte of a file is untrusted: what is returned has been
-checked completely.
+Strings are a length (u64) and UTF-8 text. Everything is little-endian. The format is described in
+docs/gguf.md of ggml. Files are untrusted: everything returned has been validated.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ _NUMBERS = {
     11: "q",
     12: "d",
 }
-"""Types of values that have a fixed size, and their letters in `struct`."""
+"""Value types of fixed size, and their `struct` format characters."""
 _STRING, _ARRAY = 8, 9
 
 TYPES: Mapping[int, DType] = {
@@ -65,11 +64,11 @@ TYPES: Mapping[int, DType] = {
     30: BY_CODE["BF16"],
     **GGML,
 }
-"""Types of tensors by their numbers in a file."""
+"""Tensor types by their number in a file."""
 
 
 class GgufTensor(NamedTuple):
-    """One tensor: it begins at byte ``offset`` of its file; ``shape`` has the slowest dimension
+    """One tensor, at byte ``offset`` of its file; ``shape`` has the slowest-varying dimension
     first."""
 
     dtype: DType
@@ -79,7 +78,7 @@ class GgufTensor(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Strings:
-    """An array of ``count`` strings, which is decoded when it is asked for."""
+    """An array of ``count`` strings, decoded on demand."""
 
     raw: bytes
     count: int
@@ -89,7 +88,7 @@ class Strings:
 
     @cached_property
     def values(self) -> tuple[str, ...]:
-        """The strings; bytes that are not UTF-8 become replacement characters."""
+        """The strings; invalid UTF-8 becomes replacement characters."""
         return tuple(self._decoded())
 
     def _decoded(self) -> Iterator[str]:
@@ -102,8 +101,8 @@ class Strings:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What a file says of itself. ``values`` are numbers, truth values, strings, tuples of numbers
-    and `Strings`; ``raw`` are the header's bytes."""
+    """The header of a file. ``values`` are numbers, bools, strings, tuples of numbers and
+    `Strings`; ``raw`` has the bytes of the header."""
 
     values: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
@@ -111,19 +110,18 @@ class GgufHeader:
 
 
 class _Short(Exception):
-    """The header goes on behind the bytes at hand."""
+    """The header is longer than the bytes read so far."""
 
 
 class _Malformed(Exception):
-    """The format is broken; the text says how."""
+    """The header is malformed; the text says how."""
 
 
 def read_gguf(source: Source) -> GgufHeader:
     """Read and validate the header of a GGUF file.
 
     Raises:
-        CheckpointError: the file cannot be read, breaks the format, or holds a type of tensor that
-            is not known.
+        CheckpointError: the file cannot be read, is malformed, or has a tensor of unknown type.
     """
     with planning(source) as reader:
         length = min(_FIRST_READ, source.size)
@@ -145,11 +143,11 @@ def read_gguf(source: Source) -> GgufHeader:
 
 
 def parse_gguf(content: bytes, size: int, path: str) -> GgufHeader | None:
-    """The header at the start of a file of ``size`` bytes called ``path``; ``None`` if it goes on
-    behind ``content``.
+    """Parse the header at the start of a file of ``size`` bytes; ``path`` is for messages. Returns
+    ``None`` if the header is longer than ``content``.
 
     Raises:
-        CheckpointError: the format is broken, or a type of tensor is not known.
+        CheckpointError: the header is malformed, or has a tensor of unknown type.
     """
     try:
         return _Parser(content, size).header()
@@ -164,7 +162,7 @@ def _attempt(content: bytes, source: Source) -> GgufHeader | None:
 
 
 class _Parser:
-    """Reads one header from its first bytes; ``size`` is that of the whole file."""
+    """Parses one header from the first bytes of a file of ``size`` bytes."""
 
     def __init__(self, content: bytes, size: int) -> None:
         self._content = content

@@ -1,4 +1,4 @@
-"""The first bytes of a GGUF file, written; `engine.storage.gguf` describes the format."""
+"""Builds the header of a GGUF file; `engine.storage.gguf` describes the format."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _NUMBERS = {dtype: number for number, dtype in TYPES.items()}
 def build_gguf(
     values: Mapping[str, Any], tensors: Sequence[tuple[str, DType, tuple[int, ...]]]
 ) -> tuple[bytes, list[int]]:
-    """Everything before the data of ``tensors``, and where in the file each of them begins: in this
-    order, without a gap.
+    """The bytes before the data of ``tensors``, and the file offset of each tensor; tensors are
+    contiguous, in this order.
 
-    Values are numbers that are not negative (u32, or f32 for a `float`), truth values, strings, and
-    lists of strings, of whole numbers (i32) or of `float` (f32).
+    Values are non-negative integers (u32), floats (f32), bools, strings, and lists of strings, of
+    integers (i32) or of floats (f32).
 
     Raises:
-        ValueError: a tensor has a size after which the next could not begin.
+        ValueError: the size of a tensor would misalign the next one.
     """
     sizes = [dtype.nbytes(math.prod(shape)) for _, dtype, shape in tensors]
     alignment = DEFAULT_ALIGNMENT
@@ -61,7 +61,7 @@ def _value(value: Any) -> bytes:
 
 
 def _content(value: Any, inside: bool) -> tuple[int, bytes]:
-    """The type and the bytes of a value, or of one ``inside`` of a list."""
+    """Type and bytes of a value, or of an item ``inside`` a list."""
     if isinstance(value, str):
         return _STRING, _text(value)
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Bytes that a planner made itself, such as tables of rows, as a source like any other."""
+"""A source in memory, for bytes that a planner computed, such as tables of rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergeloom.engine.storage.source import Access
 
 @dataclass(frozen=True)
 class MemorySource:
-    """A source whose bytes are at hand: ``content``; ``name`` says what they are."""
+    """A source whose bytes are ``content``; ``name`` is for messages."""
 
     content: bytes = field(repr=False)
     name: str
@@ -38,7 +38,7 @@ class MemorySource:
 
 
 class MemoryReader:
-    """Reads bytes that are at hand."""
+    """Reads bytes in memory."""
 
     connections = 1
 
@@ -49,7 +49,7 @@ class MemoryReader:
         block.memory[at : at + stop - start] = self._content[start:stop]
 
     def check_unchanged(self) -> None:
-        """Nothing can have changed."""
+        """Does nothing: bytes in memory cannot change."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: nothing is open."""

@@ -1,12 +1,12 @@
-"""What a pickle of tensors says, without running it.
+"""Reads a pickle of tensors without executing it.
 
-A pickle is a program for a machine with a stack. Unpickling runs it and calls whatever it names;
-here its instructions (`pickletools` takes them apart) are followed by a machine that builds lists,
-dictionaries, numbers and text, knows the few functions by which torch rebuilds tensors, and turns
-every other call into a `Foreign` value that says what would have been called. Nothing is imported
-and nothing of the file is executed.
+A pickle is a program for a stack machine; unpickling runs it and calls whatever it names. Here its
+instructions (decoded by `pickletools`) are interpreted by a machine that builds lists,
+dictionaries, numbers and text, knows the few functions that rebuild torch tensors, and turns every
+other call into a `Foreign` value with the name of the callee. Nothing is imported, and nothing of
+the file is executed.
 
-The instructions are those of protocols 2 to 5: https://docs.python.org/3/library/pickletools.html
+Protocols 2 to 5 are supported: https://docs.python.org/3/library/pickletools.html
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _DAMAGE = (ValueError, LookupError, TypeError, OverflowError, RecursionError, st
 
 
 class PickleFault(Exception):
-    """The bytes are no pickle, or one that would do what no saved tensors need."""
+    """The bytes are not a pickle, or one that does more than saved tensors need."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A class or function that a pickle names: ``module.name``."""
+    """A class or function named in a pickle: ``module.name``."""
 
     module: str
     name: str
@@ -56,8 +56,8 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class StorageRef:
-    """A storage that a pickle refers to: its record's ``key``, the kind of storage, and how many
-    elements it has."""
+    """A storage referenced by a pickle: the ``key`` of its record, the ``kind`` of storage, and the
+    number of elements."""
 
     key: str
     kind: str
@@ -66,7 +66,7 @@ class StorageRef:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PickledTensor:
-    """A tensor: ``offset`` and ``strides`` in elements of ``dtype``, a name of torch's."""
+    """A tensor; ``offset`` and ``strides`` are in elements of ``dtype``, a torch name."""
 
     storage: StorageRef
     dtype: str
@@ -76,11 +76,11 @@ class PickledTensor:
 
 
 def read_pickle(content: bytes) -> Any:
-    """The value that ``content`` stands for: dictionaries, lists, tuples, numbers, text,
-    `PickledTensor`, `Foreign`.
+    """The pickled value, of dictionaries, lists, tuples, numbers, text, `PickledTensor` and
+    `Foreign`.
 
     Raises:
-        PickleFault: it is malformed, or refers to storages in an unknown way.
+        PickleFault: it is malformed, or references storages in an unknown way.
     """
     machine = _Machine()
     try:
@@ -109,7 +109,7 @@ def read_pickle(content: bytes) -> Any:
 
 
 class _Machine:
-    """The stack and the memo of a pickle."""
+    """The stack and memo of a pickle interpreter."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -203,7 +203,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Pic
 def _tensor_of(
     storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
 ) -> PickledTensor:
-    """Tensors of dtypes that have no storage class of their own; their storage counts bytes."""
+    """Tensors of dtypes without a storage class; the size of their storage is in bytes."""
     if not isinstance(storage, StorageRef) or type(offset) is not int or offset < 0:
         raise TypeError
     if not isinstance(dtype, Name) or dtype.module != "torch":
@@ -216,7 +216,7 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 def _rebuilt(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
-    """Tensors of a subclass: their data is what the function gives."""
+    """Tensors of a subclass: their data is the result of ``function``."""
     return _call(function, arguments if isinstance(arguments, tuple) else ())
 
 
@@ -262,7 +262,7 @@ _STORAGES = {
 
 
 def _storage(reference: Any) -> StorageRef:
-    """What torch's pickles refer to from outside: ("storage", class, key, device, elements)."""
+    """A persistent id of torch pickles: ("storage", class, key, device, elements)."""
     if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
         raise PickleFault("it refers to something that is no storage of torch")
     kind, key, elements = reference[1], reference[2], reference[4]

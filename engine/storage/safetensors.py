@@ -1,12 +1,12 @@
-"""Headers of safetensors files, read and written by position; no tensor byte is touched.
+"""Reads and builds headers of safetensors files; no tensor bytes are read.
 
     8 bytes: length N of the header, little endian
     N bytes: JSON, {name: {"dtype", "shape", "data_offsets": [start, stop]}, "__metadata__": {...}}
     the rest: the tensors' bytes, contiguous, without gap or overlap
 
-Every byte of a file is untrusted: what is returned has been checked completely. The JSON is read
-tensor by tensor, so that memory follows from what a header describes, and not from what JSON can
-hold (20 bytes of memory for each byte of ``[[],[],...``).
+Files are untrusted: everything returned has been validated. The JSON is parsed tensor by tensor, so
+that memory depends on the tensors described, not on arbitrary JSON (``[[],[],...`` takes 20 bytes
+of memory per byte).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MAX_ELEMENTS = 1 << 62
 _MAX_VALUE = 2000
 _PREFIX = 8
 _POINTER = b"version https://git-lfs"
-"""How a file begins that stands for one in Git LFS."""
+"""The first bytes of a Git LFS pointer file."""
 AGAIN = "copy or download it again"
 
 _SPACE = rb"[ \t\n\r]*"
@@ -60,8 +60,8 @@ _TENSOR = _tokens(
     *(rb'"data_offsets"', rb":", rb"\[", b"(%s)" % _NUMBER, rb",", b"(%s)" % _NUMBER, rb"\]"),
     *(rb"\}", rb"([,}])"),
 )
-"""A tensor as every known writer puts it, and what follows; what looks otherwise is read the long
-way."""
+"""A tensor in the form of every known writer; other forms are parsed by the slower
+`_Scanner._unusual`."""
 
 
 class Entry(NamedTuple):
@@ -75,8 +75,8 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file holds. ``entries`` stand in the order of the data; ``digest`` is that of the
-    header's bytes, in hexadecimal digits."""
+    """The header of a file. ``entries`` are in data order; ``digest`` is the digest of the header's
+    bytes, in hexadecimal."""
 
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
@@ -84,17 +84,17 @@ class Header:
 
 
 class Headers:
-    """Headers of many files; of those that are equal one is kept, and understood once: models that
-    are merged were mostly made of each other."""
+    """Headers of many files. Equal headers are parsed and kept once: merged models mostly share
+    theirs."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, int], Header] = {}
 
     def read(self, source: Source) -> Header:
-        """Read and validate the header of a safetensors file; from any thread.
+        """Read and validate the header of a safetensors file. Thread-safe.
 
         Raises:
-            CheckpointError: the file cannot be read, or breaks the format.
+            CheckpointError: the file cannot be read, or is malformed.
         """
         with planning(source) as reader:
             prefix = read_part(reader, 0, min(_PREFIX, source.size))
@@ -109,7 +109,7 @@ class Headers:
 
 
 def read_header(source: Source) -> Header:
-    """The header of one file; errors as of `Headers.read`."""
+    """The header of one file; raises like `Headers.read`."""
     return Headers().read(source)
 
 
@@ -117,7 +117,7 @@ def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry]
     """Tensors and metadata of a header in a file of ``size`` bytes.
 
     Raises:
-        CheckpointError: the format is broken.
+        CheckpointError: the header is malformed.
     """
     try:
         entries, metadata = _Scanner(content).scan()
@@ -148,14 +148,14 @@ def build_header(
     alignment: int,
     remainder: int = 0,
 ) -> tuple[bytes, list[int]]:
-    """First bytes of a file that holds ``tensors`` in this order, and each one's file offset.
+    """The header of a file with ``tensors`` in this order, and the file offset of each tensor.
 
     The header is padded with spaces so that the data starts ``remainder`` bytes after a multiple
     of ``alignment``.
     """
     text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
     members = [f'"__metadata__":{text(dict(metadata))}'] if metadata else []
-    kinds: dict[tuple[int, tuple[int, ...]], tuple[str, int]] = {}  # most tensors share theirs
+    kinds: dict[tuple[int, tuple[int, ...]], tuple[str, int]] = {}  # shared by most tensors
     ends = [0]
     for name, dtype, shape in tensors:
         kind = kinds.get((id(dtype), shape))
@@ -191,17 +191,17 @@ def _raw_header(prefix: bytes, size: int, path: str) -> int:
 
 
 class _Malformed(Exception):
-    """JSON that describes no tensor."""
+    """JSON that does not describe a tensor."""
 
 
 class _Unsupported(_Malformed):
-    """A description of a tensor that may be right, and cannot be read here."""
+    """A tensor that may be valid but is not supported."""
 
 
 class _Scanner:
-    """Reads the members of a header's object, one after the other.
+    """Parses the members of the header's JSON object one by one.
 
-    Everything here raises `ValueError` for what is not JSON, `_Malformed` for what is no tensor.
+    All methods raise `ValueError` for invalid JSON and `_Malformed` for invalid tensors.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -233,7 +233,7 @@ class _Scanner:
                         entry, position = self._unusual(value)
                 except _Malformed as error:
                     raise type(error)(f"'{name}': {error}") from error
-                entries[sys.intern(name)] = entry  # models that are merged share their names
+                entries[sys.intern(name)] = entry  # merged models share names
                 in_order = in_order and last <= entry.start
                 last = entry.stop
                 if len(entries) > MAX_TENSORS:
@@ -249,7 +249,7 @@ class _Scanner:
         return entries, metadata or {}
 
     def _name(self, position: int) -> tuple[str, int]:
-        """The name that stands at ``position``, and where its value begins."""
+        """The name at ``position``, and the position of its value."""
         match = _KEY.match(self._content, position, position + 8 * MAX_NAME)
         if match is None:
             raise ValueError(f"a name of at most {MAX_NAME} characters is expected at {position}")
@@ -264,7 +264,7 @@ class _Scanner:
         return self._entry(layout, int(start), int(stop))
 
     def _unusual(self, position: int) -> tuple[Entry, int]:
-        """The tensor whose description begins at ``position``, and where that ends."""
+        """The tensor described at ``position``, and the position after it."""
         stop = self._content.find(b"}", position, position + _MAX_VALUE) + 1
         if self._content[position : position + 1] != b"{":
             raise _Malformed("it needs dtype, shape and data_offsets")
@@ -288,7 +288,7 @@ class _Scanner:
         return Entry(dtype, shape, self._data_start + start, self._data_start + stop)
 
     def _metadata(self, position: int) -> tuple[dict[str, str], int]:
-        """The metadata whose value begins at ``position``, and where that ends."""
+        """The metadata at ``position``, and the position after it."""
         window = self._content[position : position + MAX_METADATA_BYTES]
         text = codecs.getincrementaldecoder("utf-8")().decode(window)
         if text.startswith("null"):
@@ -321,7 +321,7 @@ def _metadata_text(text: str, position: int) -> tuple[str, int]:
 
 
 def _text(raw: bytes) -> str:
-    """A name between its quotation marks."""
+    """The text of a quoted name."""
     name = raw.decode()
     if "\\" in name:
         name = json.loads(f'"{name}"')
@@ -338,7 +338,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _layout(code: object, sizes: object) -> tuple[DType, tuple[int, ...], int]:
-    """Dtype, shape and bytes of a tensor."""
+    """Dtype, shape and size in bytes of a tensor."""
     dtype = BY_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:
         unreadable = _Unsupported if isinstance(code, str) else _Malformed

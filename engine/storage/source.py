@@ -1,4 +1,4 @@
-"""Where bytes come from: a source has a name, a size and an identity, and opens a reader."""
+"""Sources of bytes: a source has a name, a size and an identity, and opens a reader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mergeloom.engine.storage.file_system import FILES, Files
 
 
 class IOMode(str, enum.Enum):
-    """How files are accessed: through the page cache, around it, or as the file suggests."""
+    """How files are accessed: through the page cache, directly, or as suits the file."""
 
     AUTO = "auto"
     DIRECT = "direct"
@@ -21,32 +21,32 @@ class IOMode(str, enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How sources are read; ``files`` is the file system that local ones lie in."""
+    """How sources are read; ``files`` is the file system of local files."""
 
     io: IOMode = IOMode.AUTO
     files: Files = FILES
 
 
 class Reader(Protocol):
-    """Reads one source by position. Safe to use from several threads."""
+    """Reads one source by position. Thread-safe."""
 
     @property
     def connections(self) -> int:
-        """How many requests at once it likes best."""
+        """The best number of concurrent requests."""
         ...
 
     def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
-        """Read bytes ``[start, stop)`` so that the first lands at byte ``at`` of ``block``.
+        """Read bytes ``[start, stop)`` to byte ``at`` of ``block``.
 
-        If they are ``alone``, whole pages around them lie within the block and may be overwritten.
+        With ``alone``, the whole pages around them are inside the block and may be overwritten.
 
         Raises:
-            RunError: the source ends early, is gone, has changed, or cannot be read.
+            RunError: the source ends early, is missing, has changed, or cannot be read.
         """
         ...
 
     def check_unchanged(self) -> None:
-        """Make sure that the source is what was planned with.
+        """Check that the source has not changed since planning.
 
         Raises:
             RunError: it has changed.
@@ -57,7 +57,7 @@ class Reader(Protocol):
 
 
 def read_part(reader: Reader, start: int, stop: int) -> bytes:
-    """A few bytes of a source.
+    """Read a small range of a source.
 
     Raises:
         RunError: they cannot be read.
@@ -68,9 +68,9 @@ def read_part(reader: Reader, start: int, stop: int) -> bytes:
 
 
 class Source(Protocol):
-    """Where the bytes of loads come from: a file, memory, a remote object.
+    """A source of the bytes of loads: a file, memory, a remote object.
 
-    ``name`` is for messages, ``size`` in bytes. ``identity`` names the content for the
+    ``name`` is for messages, ``size`` is in bytes. ``identity`` represents the content in the
     fingerprint: equal identities mean equal bytes.
     """
 
@@ -85,17 +85,17 @@ class Source(Protocol):
 
     @property
     def description(self) -> str:
-        """What the identity is made of, in words."""
+        """The data behind the identity, in readable form."""
         ...
 
     def identified(self, digest: str) -> Source:
-        """The same source, of which more is known: the digest of a part of its bytes."""
+        """The same source with the digest of part of its bytes added to its identity."""
         ...
 
     def open(self, access: Access) -> Reader:
         """Open it for reading.
 
         Raises:
-            RunError: it is gone, has changed, or cannot be read.
+            RunError: it is missing, has changed, or cannot be read.
         """
         ...

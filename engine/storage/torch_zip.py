@@ -1,11 +1,11 @@
-"""Files that ``torch.save`` writes: a zip archive with one record for each storage.
+"""Reads files of ``torch.save``: a zip archive with one record for each storage.
 
     NAME/data.pkl      a pickle of the saved object, with references to storages
     NAME/data/KEY      the bytes of one storage, not compressed, at an offset of its own
     NAME/byteorder     "little" or "big"
 
-The archive's directory and the pickle are read; the pickle is not executed
-(`engine.storage.pickled`), and no storage is touched. Every byte of a file is untrusted.
+Only the archive's directory and the pickle are read; the pickle is not executed
+(`engine.storage.pickled`), and no storage is read. Files are untrusted.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ MAX_NAME = 1000
 _MAX_NESTING = 4
 _LOCAL = struct.Struct("<4s5H3L2H")
 _LEGACY = (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02\x8a\x0a")
-"""How files of torch before version 1.6 begin: a pickle of a magic number."""
+"""The first bytes of files of torch before 1.6: a pickled magic number."""
 
 _DAMAGE = (
     *(zipfile.BadZipFile, EOFError, RuntimeError, ValueError, LookupError, OverflowError),
     struct.error,
 )
-"""What reading a damaged archive raises."""
+"""Exceptions raised for damaged archives."""
 
 _PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "module", "weights")
-"""Keys under which training programs keep a model's tensors beside other things."""
+"""Keys under which training programs store a model's tensors among other values."""
 
 _WRAPPER = "module."
-"""What parallel training puts before every name."""
+"""The prefix that data-parallel training adds to names."""
 
 
 class StridedEntry(NamedTuple):
-    """One tensor: it begins at byte ``offset`` of its file; ``strides`` count elements."""
+    """One tensor, at byte ``offset`` of its file; ``strides`` are in elements."""
 
     dtype: DType
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ class StridedEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TorchFile:
-    """What a file holds; ``raw`` are the pickle's bytes."""
+    """The contents of a file; ``raw`` has the bytes of the pickle."""
 
     entries: Mapping[str, StridedEntry]
     raw: bytes
@@ -71,8 +71,8 @@ def read_torch(source: Source) -> TorchFile:
     """The tensors in a file that ``torch.save`` wrote; only its directory and pickle are read.
 
     Raises:
-        CheckpointError: it cannot be read, is damaged, compressed, of another kind, or holds no
-            one set of named tensors.
+        CheckpointError: it cannot be read, is damaged, compressed, of another kind, or does not
+        contain exactly one set of named tensors.
     """
     path = source.name
     try:
@@ -106,7 +106,7 @@ def _check_kind(path: str, start: bytes) -> None:
 
 
 class _Archive:
-    """The records of an archive, and where their bytes lie in the file."""
+    """The records of an archive and their positions in the file."""
 
     def __init__(self, path: str, file: Any, size: int, records: list[zipfile.ZipInfo]) -> None:
         if len(records) > MAX_RECORDS:
@@ -120,7 +120,7 @@ class _Archive:
         self._starts: dict[str, int] = {}
 
     def pickle(self) -> bytes:
-        """The pickle of what was saved."""
+        """The pickle of the saved object."""
         if f"{self._root}constants.pkl" in self._records:
             raise CheckpointError(
                 f"'{self._path}' is a TorchScript program, not weights alone",
@@ -134,7 +134,7 @@ class _Archive:
         return self._content(self._records[f"{self._root}data.pkl"], MAX_PICKLE_BYTES)
 
     def entry(self, name: str, tensor: PickledTensor) -> StridedEntry:
-        """Where a tensor lies."""
+        """The position of a tensor in the file."""
         dtype = BY_NAME.get(tensor.dtype)
         if dtype is None:
             raise _no_dtype(self._path, name, tensor.dtype)
@@ -161,7 +161,7 @@ class _Archive:
         return content
 
     def _start(self, record: zipfile.ZipInfo) -> int:
-        """Where a record's bytes begin: behind a header of its own, whose length it tells."""
+        """The position of a record's bytes, after its own header of variable length."""
         start = self._starts.get(record.filename)
         if start is None:
             if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
@@ -190,10 +190,10 @@ def _no_dtype(path: str, name: str, dtype: str) -> CheckpointError:
 
 
 def _named(path: str, value: Any) -> dict[str, PickledTensor]:
-    """The one set of named tensors in what was saved.
+    """The one set of named tensors in the saved object.
 
-    That is the saved dictionary itself, or a dictionary inside of it: under one of the usual keys,
-    or the only one that holds tensors. Dictionaries within it are flattened with dots.
+    That is the saved dictionary itself, or a dictionary inside it: under one of the usual keys, or
+    the only one with tensors. Nested dictionaries are flattened with dots.
     """
     if isinstance(value, Foreign):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""What holds for any source, as sources around it: patience and moderation."""
+"""Wrappers that work around any source: retries, and limits of requests and rate."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ W = TypeVar("W", bound="Wrapped")
 
 
 class PassingError(RunError):
-    """Reading failed in a way that may be over soon: a connection broke, a server was busy.
+    """A transient failure of reading: a connection broke, a server was busy.
 
-    ``after`` is how many seconds the other side asks to be left alone, or 0.
+    ``after`` is the delay in seconds that the server asks for, or 0.
     """
 
     def __init__(self, message: str, after: float = 0.0) -> None:
@@ -30,7 +30,7 @@ class PassingError(RunError):
 
 @dataclass(frozen=True, slots=True)
 class Wrapped:
-    """A source around another: the same bytes."""
+    """A source that wraps another one with the same bytes."""
 
     inner: Source
 
@@ -51,7 +51,7 @@ class Wrapped:
         return self.inner.description
 
     def identified(self: W, digest: str) -> W:
-        """The same, around what is identified more closely; see `Source.identified`."""
+        """The same wrapper around the identified source; see `Source.identified`."""
         return replace(self, inner=self.inner.identified(digest))
 
     def open(self, access: Access) -> Reader:
@@ -61,9 +61,9 @@ class Wrapped:
 
 @dataclass(frozen=True, slots=True)
 class Retrying(Wrapped):
-    """Asks again, ``attempts`` times in all, after what passes (`PassingError`).
+    """Retries transient failures (`PassingError`), with ``attempts`` attempts in all.
 
-    Before the second attempt it waits ``pause`` seconds, then twice as long each time.
+    It waits ``pause`` seconds before the second attempt and doubles the delay each time.
     """
 
     attempts: int = 5
@@ -74,10 +74,10 @@ class Retrying(Wrapped):
         return _RetryingReader(self.patiently(lambda: self.inner.open(access)), self)
 
     def patiently(self, act: Callable[[], R]) -> R:
-        """The result of ``act``, which is called as often as it takes and is allowed.
+        """The result of ``act``, called until it succeeds or the attempts are used up.
 
         Raises:
-            RunError: the last attempt failed too, or one failed for good.
+            RunError: the last attempt failed, or one failed permanently.
         """
         for attempt in range(1, self.attempts):
             try:
@@ -89,7 +89,8 @@ class Retrying(Wrapped):
 
 @dataclass(frozen=True, slots=True)
 class Limited(Wrapped):
-    """Makes at most ``requests`` at once, and reads at most ``rate`` bytes a second (0: any)."""
+    """Limits a source to ``requests`` concurrent requests and ``rate`` bytes per second (0: no
+    limit)."""
 
     requests: int
     rate: float = 0.0
@@ -101,7 +102,7 @@ class Limited(Wrapped):
 
 
 class _WrappedReader:
-    """A reader around another."""
+    """A reader that wraps another one."""
 
     def __init__(self, inner: Reader) -> None:
         self._inner = inner
@@ -150,7 +151,7 @@ class _LimitedReader(_WrappedReader):
             self._inner.read(start, stop, block, at, alone)
 
     def _await_turn(self, nbytes: int) -> None:
-        """Wait until what was read before has had its time."""
+        """Wait until the rate allows another request."""
         how = self._how
         if not how.rate:
             return

@@ -1,1 +1,1 @@
-"""The commands of the program, one a file."""
+"""The commands of the program, one per file."""

@@ -1,4 +1,4 @@
-"""``mergeloom clean``: remove what can be had anew."""
+"""``mergeloom clean``: remove caches and interrupted merges."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def clean(
     everything: Annotated[
         bool,
         Option(
-            "--all", help="Also the machine code in use, and what is known of this machine's speed."
+            "--all", help="Also the machine code in use, and the measured speed of this machine."
         ),
     ] = False,
     dry: Annotated[
-        bool, Option("--dry-run", "-n", help="Say what would be removed; remove nothing.")
+        bool, Option("--dry-run", "-n", help="Show what would be removed; remove nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove machine code that is not used any more, and what interrupted merges left in OUT."""
+    """Remove machine code that is no longer used, and interrupted merges in OUT."""
     from mergeloom import questions
     from mergeloom.report.terminal.status import render_clean
 

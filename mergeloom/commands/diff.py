@@ -1,4 +1,4 @@
-"""``mergeloom diff``: how two models differ, and what they changed of a base."""
+"""``mergeloom diff``: the differences of two models, also from a base."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def diff(
     finding: Finding,
     base: Annotated[
         str | None,
-        Argument(metavar="[BASE]", help="What both were fine-tuned from."),
+        Argument(metavar="[BASE]", help="The base that both were fine-tuned from."),
     ] = None,
-    values: Annotated[bool, Option("--values", help="Read the weights, and compare them.")] = False,
+    values: Annotated[bool, Option("--values", help="Read and compare the weights.")] = False,
     match: Annotated[
         str | None,
         Option(metavar="TEXT", help="Compare only tensors whose names contain TEXT."),
@@ -29,7 +29,7 @@ def diff(
     html: HtmlFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how model B differs from A, and what both changed of BASE."""
+    """Show how model B differs from A, and how both differ from BASE."""
     from mergeloom import questions
     from mergeloom.report.terminal.diff import render_diff
 

@@ -16,18 +16,18 @@ def explain(
     meaning: Meaning,
     tensor: Annotated[
         str | None,
-        Argument(metavar="[TENSOR]", help="An output tensor, or a part of its name."),
+        Argument(metavar="[TENSOR]", help="An output tensor, or part of its name."),
     ] = None,
     token: Annotated[
         str | None,
-        Option("--token", metavar="TOKEN", help="Where the rows of a token come from."),
+        Option("--token", metavar="TOKEN", help="Show where the rows of a token come from."),
     ] = None,
     lines: Annotated[
         bool, Option("--lines", help="Show CONFIG line by line, and what each line sets.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show where output tensors come from, and which entry of CONFIG set each parameter."""
+    """Show where output tensors come from, and which entry of CONFIG sets each parameter."""
     from mergeloom import questions
     from mergeloom.report.terminal.tensors import render_explain
 

@@ -1,4 +1,4 @@
-"""``mergeloom export``: a model as a GGUF file."""
+"""``mergeloom export``: write a model to a GGUF file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def export(
     output: Annotated[Path, Argument(metavar="OUT.gguf", help="The file to write.")],
     finding: Finding,
     kind: Annotated[
-        str, Option("--type", metavar="f16|bf16|q8_0|f32", help="How matrices are stored.")
+        str, Option("--type", metavar="f16|bf16|q8_0|f32", help="Type of matrices.")
     ] = "f16",
     tokenizer: Annotated[
-        bool, Option("--tokenizer/--no-tokenizer", help="Put the tokenizer in too.")
+        bool, Option("--tokenizer/--no-tokenizer", help="Include the tokenizer.")
     ] = True,
     overwrite: Annotated[
         bool, Option("--overwrite", help="Replace the file if it exists.")
@@ -35,7 +35,7 @@ def export(
     quiet: Annotated[bool, Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model to a GGUF file, which llama.cpp and programs like it load."""
+    """Write a model to a GGUF file, which llama.cpp and similar programs load."""
     from mergeloom import exporting
     from mergeloom.report.terminal.run import render_export
 

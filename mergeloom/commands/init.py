@@ -1,4 +1,4 @@
-"""``mergeloom init``: a first configuration."""
+"""``mergeloom init``: write a configuration to start from."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ def init(
     finding: Finding,
     base: Annotated[
         str | None,
-        Option(metavar="MODEL", help="What the others were fine-tuned from."),
+        Option(metavar="MODEL", help="The base that the others were fine-tuned from."),
     ] = None,
     method: Annotated[
         str | None,
-        Option(metavar="NAME", help="The merge method. [default: what fits]", words=method_names),
+        Option(
+            metavar="NAME", help="The merge method. [default: a suitable one]", words=method_names
+        ),
     ] = None,
-    stack: Annotated[
-        bool, Option("--stack", help="Stack the models' layers one after the other.")
-    ] = False,
+    stack: Annotated[bool, Option("--stack", help="Stack the layers of the models.")] = False,
     output: Annotated[
         Path,
         Option(
             "--output",
             "-o",
             metavar="FILE",
-            help="Where to write it; - is stdout.",
+            help="The file to write; - is stdout.",
             parser=read_path,
         ),
     ] = Path("merge.yml"),
     force: Annotated[bool, Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
-    """Write a configuration for some models, with comments, as a start. It plans as it is."""
+    """Write a commented configuration for some models, as a starting point."""
     from mergeloom import questions
 
     printer = Printer()
@@ -61,8 +61,8 @@ def init(
             file.write(text)
     except FileExistsError as error:
         raise OutputError(
-            f"'{output}' exists already", remedy="name another by --output, or give --force"
+            f"'{output}' exists already", remedy="choose another file with --output, or use --force"
         ) from error
     except OSError as error:
         raise OutputError(f"cannot write '{output}': {error.strerror}") from error
-    printer.note(f"'{output}' is written; 'mergeloom plan {output}' says what comes of it")
+    printer.note(f"wrote '{output}'; 'mergeloom plan {output}' shows what it does")

@@ -1,4 +1,4 @@
-"""``mergeloom inspect``: what a checkpoint holds."""
+"""``mergeloom inspect``: the contents of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def inspect(
     tensors: Annotated[bool, Option("--tensors", help="List every tensor.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show tensors, layers, types and sizes of a checkpoint, from its headers."""
+    """Show tensors, layers, dtypes and sizes of a checkpoint, from its headers."""
     from mergeloom import questions
     from mergeloom.report.terminal.checkpoint import render_inspect
 

@@ -1,4 +1,4 @@
-"""``mergeloom merge``: a merge, run into a directory."""
+"""``mergeloom merge``: run a merge."""
 
 from __future__ import annotations
 
@@ -42,13 +42,11 @@ def merge(
     ] = False,
     verify: Annotated[
         bool,
-        Option(
-            "--verify", help="Compare what is finished already with its digests, not its size only."
-        ),
+        Option("--verify", help="Check finished files by digest, not only by size."),
     ] = False,
     check: Annotated[
         int,
-        Option(min=0, metavar="N", help="Compute N random tensors again in another way."),
+        Option(min=0, metavar="N", help="Recompute N random tensors independently."),
     ] = 0,
     quiet: Annotated[
         bool, Option("--quiet", "-q", help="Show nothing but warnings and errors.")
@@ -58,7 +56,7 @@ def merge(
         bool,
         Option(
             "--json-progress",
-            help="Print JSON on stdout, a document a line: progress, then the result or the error.",
+            help="Print one JSON document per line on stdout: progress, then the result or error.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -85,17 +83,17 @@ def run_merge(
     check: int = 0,
     html: Path | None = None,
 ) -> None:
-    """Run a merge that is planned, and say how it goes on and ends.
+    """Run a planned merge, and print progress and result.
 
     Raises:
-        Interrupted: it was.
+        Interrupted: the merge was interrupted.
     """
     from mergeloom import api
 
     state = found.output_state
     told = printer
     if state is not None and state.will in ("refuse", "nothing") and not (restart or verify):
-        told = replace(printer, quiet=True)  # the error or the result says all that there is to say
+        told = replace(printer, quiet=True)  # the error or the result says everything
     with told.running(found) as observer:
         try:
             result = api.merge(

@@ -1,4 +1,5 @@
-"""``mergeloom mergekit-pytorch``: a merge of files of weights, called as mergekit is called."""
+"""``mergeloom mergekit-pytorch``: a merge of weight files with mergekit's command-line
+arguments."""
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ def mergekit_pytorch(
     flags: MergekitFlags,
     finding: Finding,
     union: Annotated[
-        bool, Option("-u", "--tensor-union", help="Merge what any input has.")
+        bool, Option("-u", "--tensor-union", help="Merge tensors that any input has.")
     ] = False,
     intersection: Annotated[
-        bool, Option("-i", "--tensor-intersection", help="Merge what all inputs have.")
+        bool, Option("-i", "--tensor-intersection", help="Merge tensors that all inputs have.")
     ] = False,
     device: Annotated[
         str | None, Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")
@@ -33,12 +34,12 @@ def mergekit_pytorch(
         Option("--quiet/--no-quiet", "-q", help="Show nothing but warnings and errors."),
     ] = False,
 ) -> None:
-    """Merge files of weights into OUT, called as mergekit's command of this name is.
+    """Merge weight files into OUT, with the arguments of mergekit's command of this name.
 
-    Without -u and -i a tensor that an input lacks is an error.
+    Without -u or -i, it is an error if an input lacks a tensor.
     """
     if union and intersection:
-        raise LoomError("--tensor-union and --tensor-intersection exclude each other: give one")
+        raise LoomError("--tensor-union and --tensor-intersection cannot be combined: give one")
     tensors = "union" if union else "intersection" if intersection else "same"
     meaning = Meaning(settings=[f"tensors={tensors}"])
     run_as_mergekit(config, output, flags, finding, device, ram, quiet, meaning)

@@ -1,4 +1,4 @@
-"""``mergeloom mergekit-yaml``: a merge, called as mergekit is called."""
+"""``mergeloom mergekit-yaml``: a merge with mergekit's command-line arguments."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def mergekit_yaml(
         Option("--quiet/--no-quiet", "-q", help="Show nothing but warnings and errors."),
     ] = False,
 ) -> None:
-    """Merge into OUT, called as mergekit's command of this name is: its flags are understood.
+    """Merge into OUT, with the arguments and flags of mergekit's command of this name.
 
-    As with mergekit, another merge in OUT is replaced; and so is nothing else that is there.
+    As in mergekit, another merge in OUT is replaced; other files there are not touched.
     """
     run_as_mergekit(config, output, flags, finding, device, ram, quiet, Meaning())
 
@@ -52,7 +52,7 @@ def run_as_mergekit(
     quiet: bool,
     meaning: Meaning,
 ) -> None:
-    """Merge as a command of mergekit does; ``meaning`` is what its flags do not say."""
+    """Merge with mergekit's flags; ``meaning`` has the options that these do not cover."""
     printer = Printer(quiet=quiet)
     resources = Resources(ram=ram, device=device or "auto")
     meaning, resources = take(flags, meaning, resources, printer.note)

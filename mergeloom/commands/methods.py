@@ -1,4 +1,4 @@
-"""``mergeloom methods``: the merge methods there are."""
+"""``mergeloom methods``: the available merge methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mergeloom plan``: what a merge would do."""
+"""``mergeloom plan``: a dry run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ def plan(
     mergekit: Annotated[MergekitFlags, HIDDEN],
     output: Annotated[
         Path | None,
-        Argument(metavar="[OUT]", help="Say what state it is in.", parser=optional_path),
+        Argument(
+            metavar="[OUT]",
+            help="Also show the state of this output directory.",
+            parser=optional_path,
+        ),
     ] = None,
     graph: Annotated[
         Path | None,
@@ -39,12 +43,8 @@ def plan(
             parser=optional_path,
         ),
     ] = None,
-    tasks: Annotated[
-        bool, Option("--tasks", help="List the tasks in the order in which they run.")
-    ] = False,
-    budgets: Annotated[
-        bool, Option("--budgets", help="Show what more or less memory would mean.")
-    ] = False,
+    tasks: Annotated[bool, Option("--tasks", help="List the tasks in execution order.")] = False,
+    budgets: Annotated[bool, Option("--budgets", help="Compare memory budgets.")] = False,
     html: HtmlFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -56,7 +56,7 @@ def plan(
         from mergeloom.report.graph import write_graph
 
         write_graph(found.plan.graph, graph)
-        printer.note(f"the task graph is in '{graph}'")
+        printer.note(f"wrote the task graph to '{graph}'")
     if html is not None:
         printer.page(found.page(), html)
     if tasks:

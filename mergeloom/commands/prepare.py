@@ -1,4 +1,4 @@
-"""``mergeloom prepare``: machine code for all that merges compute, before it is needed."""
+"""``mergeloom prepare``: compile all machine code in advance."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from mergeloom.printer import building
 
 
 def prepare() -> None:
-    """Build the machine code that merges compute by: once for this machine, a minute or two.
+    """Compile the machine code for merges, once for this machine; takes a minute or two.
 
-    Without it, the first merge that needs a piece builds it, which takes some hundred megabytes.
+    Otherwise the first merge that needs a function compiles it, which takes several hundred
+    megabytes.
     """
     from mergeloom.engine.hardware import process
     from mergeloom.methods.ops.arithmetic import WORDS, cpu_arithmetic
@@ -20,7 +21,7 @@ def prepare() -> None:
             print(f"machine code is ready for {device.name} ({device.title})")
     arithmetic = cpu_arithmetic()
     if arithmetic.uses_torch:
-        print(f"the CPU computes by {arithmetic.name}, which needs no machine code")
+        print(f"the CPU computes with {arithmetic.name}, which needs no machine code")
         return
     missing = arithmetic.missing(WORDS)
     if missing:

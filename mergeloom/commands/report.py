@@ -1,4 +1,4 @@
-"""``mergeloom report``: what a merge was and took, from what it left with its output."""
+"""``mergeloom report``: the stored report of a finished merge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def report(
         bool,
         Option(
             "--diff",
-            help="Read the weights of OUT and of its inputs, and show how far apart they are.",
+            help="Read the weights of OUT and its inputs, and show how much they differ.",
         ),
     ] = False,
     ram: Ram = None,
@@ -24,7 +24,7 @@ def report(
     html: HtmlFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the plan that OUT was merged by, and what the merge took."""
+    """Show the plan and the measurements of the merge in OUT."""
     from mergeloom import questions
 
     found = questions.read_report(output)

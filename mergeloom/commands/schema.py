@@ -1,4 +1,4 @@
-"""``mergeloom schema``: what the JSON documents look like."""
+"""``mergeloom schema``: JSON schemas of the documents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mergeloom.printer import Printer
 def schema(
     document: Annotated[
         str | None,
-        Argument(metavar="[DOCUMENT]", help="One document, as 'plan'; all without it."),
+        Argument(metavar="[DOCUMENT]", help="One document, such as 'plan'. [default: all]"),
     ] = None,
 ) -> None:
     """Print the JSON schemas of the documents that --json prints."""

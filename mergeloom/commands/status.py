@@ -1,4 +1,4 @@
-"""``mergeloom status``: how far a merge is."""
+"""``mergeloom status``: the progress of a merge."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from mergeloom.printer import Printer
 
 
 def status(output: OutputArgument, as_json: AsJson = False) -> None:
-    """Say whether the merge in OUT runs, was interrupted or is finished, and how far it is."""
+    """Show whether the merge in OUT is running, interrupted or finished, and its progress."""
     from mergeloom import questions
     from mergeloom.report.terminal.status import render_status
 

@@ -1,4 +1,4 @@
-"""``mergeloom transplant``: a model with the tokenizer of another."""
+"""``mergeloom transplant``: give a model the tokenizer of another."""
 
 from __future__ import annotations
 
@@ -30,16 +30,20 @@ def transplant(
             "-a",
             "--approximation-method",
             metavar="omp|interpolation|landmarks|subword|mean|zero|random",
-            help="How rows are made of tokens that MODEL lacks.",
+            help="How rows of tokens that MODEL lacks are computed.",
         ),
     ] = "omp",
     k: Annotated[
-        int, Option("-k", "--k", min=1, metavar="N", help="Tokens that a row is made of.")
+        int,
+        Option("-k", "--k", min=1, metavar="N", help="Number of tokens a row is computed from."),
     ] = 64,
     cosine: Annotated[
         bool,
         Option(
-            "--cosine", "-c", "--cosine-similarity", help="interpolation: the nearest by angle."
+            "--cosine",
+            "-c",
+            "--cosine-similarity",
+            help="interpolation: find the nearest by angle.",
         ),
     ] = False,
     weights: Annotated[
@@ -49,7 +53,7 @@ def transplant(
             "-w",
             "--weight-scheme",
             metavar="distance|barycentric|least_squares",
-            help="interpolation: how the nearest count.",
+            help="interpolation: weights of the nearest.",
         ),
     ] = "distance",
     subword: Annotated[
@@ -59,7 +63,7 @@ def transplant(
             "-s",
             "--subword-method",
             metavar="mean|sum|weighted|first_last",
-            help="subword: how the pieces of a token count.",
+            help="subword: weights of the pieces of a token.",
         ),
     ] = "mean",
     prefix: Annotated[
@@ -69,7 +73,7 @@ def transplant(
             "-pm",
             "--prefix-match",
             metavar="no|embed|head|yes",
-            help="Where a token gets the row of the longest one that it begins with.",
+            help="Where a token gets the row of its longest prefix token.",
         ),
     ] = "no",
     exclude_undertrained: Annotated[
@@ -77,23 +81,21 @@ def transplant(
         Option(
             "--exclude-undertrained",
             "--magikarp",
-            help="Make no row of tokens that seem to have learnt nothing.",
+            help="Ignore tokens that seem untrained.",
         ),
     ] = False,
     pad_to_multiple_of: Annotated[
         int | None,
-        Option(min=1, metavar="N", help="Make the number of rows a multiple of N."),
+        Option(min=1, metavar="N", help="Pad the number of rows to a multiple of N."),
     ] = None,
     dtype: Annotated[
-        str | None, Option(metavar="TYPE", help="Type of the output. [default: MODEL's]")
+        str | None, Option(metavar="TYPE", help="Dtype of the output. [default: MODEL's]")
     ] = None,
-    seed: Annotated[int, Option(metavar="N", help="random: the seed.")] = 0,
+    seed: Annotated[int, Option(metavar="N", help="random: seed.")] = 0,
     max_shard_size: Annotated[
         str, Option("--max-shard-size", metavar="SIZE", help="Largest output shard.")
     ] = "5GB",
-    dry_run: Annotated[
-        bool, Option("--dry-run", help="Show what it would do; reads no weights.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Show the plan; reads no weights.")] = False,
     restart: Annotated[
         bool, Option("--restart", help="Discard what an earlier run left in OUT.")
     ] = False,
@@ -102,11 +104,11 @@ def transplant(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Give MODEL the tokenizer of DONOR, into OUT; the same command continues when interrupted.
+    """Write MODEL with the tokenizer of DONOR to OUT; the same command continues if interrupted.
 
-    Tokens that both have keep MODEL's rows. Rows of the others are made: by default DONOR's row of
-    a token is written as a sum of its rows of tokens that both have, and MODEL's rows of these are
-    added up likewise (orthogonal matching pursuit, arXiv:2506.06607).
+    Tokens that both have keep MODEL's rows. Rows of other tokens are computed: by default DONOR's
+    row is approximated by its rows of shared tokens, and the coefficients are applied to MODEL's
+    rows (orthogonal matching pursuit, arXiv:2506.06607).
     """
     from mergeloom import api
 
@@ -144,7 +146,7 @@ def transplant(
             search=finding.folders,
             observer=printer.planning(),
         )
-    except ConfigError as error:  # nobody has seen the configuration that it is a place of
+    except ConfigError as error:  # the user has not seen this configuration
         raise ConfigError.of([replace(each, place=None) for each in error.findings]) from error
     if dry_run:
         from mergeloom.report.terminal.plan import render_plan

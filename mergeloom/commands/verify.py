@@ -1,4 +1,4 @@
-"""``mergeloom verify``: the bytes of an output against the digests recorded for them."""
+"""``mergeloom verify``: check an output against its recorded digests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def verify(
         bool,
         Option(
             "--load",
-            help="Also ask transformers whether the model would load whole; reads no weights.",
+            help="Also check that transformers can load the model; reads no weights.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the tensors of a finished or interrupted merge with their recorded digests."""
+    """Check the tensors of a finished or interrupted merge against their recorded digests."""
     from mergeloom import questions
     from mergeloom.report.terminal.verification import render_verify
 

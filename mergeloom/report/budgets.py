@@ -1,4 +1,4 @@
-"""The report of ``plan --budgets``: what more or less memory would cost."""
+"""The report of ``plan --budgets``: a comparison of memory budgets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128
 
 
 def budgets_report(planned: PlannedMerge) -> BudgetsReport:
-    """The schedules of several budgets, from the smallest that works to where more is no use."""
+    """Schedules for several budgets, from the smallest that works to the largest useful one."""
     return BudgetsReport(budget_bytes=planned.budget_bytes, rows=tuple(_rows(planned)))
 
 
@@ -37,4 +37,4 @@ def _rows(planned: PlannedMerge) -> Iterator[BudgetRow]:
             seconds=estimated_seconds(made).whole,
         )
         if made.peak_bytes < budget and not made.repeated_bytes:
-            return  # more memory would lie idle
+            return  # more memory would not be used

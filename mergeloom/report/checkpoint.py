@@ -1,4 +1,4 @@
-"""The report of ``inspect``: what a checkpoint holds, as a record."""
+"""The report of ``inspect``: the contents of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mergeloom.planners.models.token_weights import Head
 from mergeloom.report import plan_records, records
 
 _LARGEST = 256 << 20
-"""Bytes of a tokenizer's file beyond which it is not read."""
+"""Maximum size in bytes of a tokenizer file that is read."""
 
 _TOKENIZERS = (
     "tokenizer*.json",
@@ -29,7 +29,7 @@ _TOKENIZERS = (
 
 
 def inspect_report(model: StoredModel) -> records.InspectReport:
-    """What is to be known of a checkpoint from its headers and small files."""
+    """The report of a checkpoint, from its headers and small files."""
     checkpoint, config = model.checkpoint, model.config
     entries = checkpoint.tensors
     dtypes: Counter[str] = Counter()
@@ -133,7 +133,7 @@ def _entries(tokenizer: Mapping[str, Any]) -> int | None:
 
 
 def _json(path: Path) -> Mapping[str, Any]:
-    """A small JSON object, empty where there is none that can be read."""
+    """A small JSON object; empty if it cannot be read."""
     try:
         if path.stat().st_size > _LARGEST:
             return {}

@@ -1,6 +1,6 @@
-"""What only the page for a browser shows: every tensor, memory from step to step, as plain records.
+"""Records used only by the HTML page: every tensor, and memory step by step.
 
-Rows refer to others by their position, for there may be hundreds of thousands.
+Rows refer to each other by position, because there may be hundreds of thousands.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from mergeloom.report.document import Document
 
 @record(frozen=True, slots=True)
 class ValueRow:
-    """A parameter's value, and which entry of the configuration set it."""
+    """A parameter value, and the configuration entry that set it."""
 
     parameter: str
     value: Any
     level: str
     """``model``, ``slice``, ``module``, ``global`` or ``default``."""
     line: int
-    """Of the configuration; 0 where it is none."""
+    """Line of the configuration; 0 if there is none."""
     filter: str | None
 
 
@@ -31,7 +31,7 @@ class InputRow:
     model: int
     layer: int | None
     tensor: str | None
-    """Nothing where it is called as the output's is."""
+    """``None`` if it has the name of the output tensor."""
     base: bool
     values: tuple[int, ...]
 
@@ -54,21 +54,21 @@ class TensorRow:
 
 @record(frozen=True, slots=True)
 class MemoryStep:
-    """Memory of buffers while a merge runs, when ``written_bytes`` of the output are made."""
+    """Memory of buffers during a run, after ``written_bytes`` of output."""
 
     name: str
     written_bytes: int
     kept_bytes: int
-    """Inputs that stay for a later merge."""
+    """Inputs kept for a later merge."""
     resident_bytes: int
-    """Inputs that stay from the first pass over them to the last."""
+    """Inputs kept from the first pass to the last."""
     moving_bytes: int
-    """Tiles on their way from reading to writing."""
+    """Tiles between reading and writing."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A run at one moment."""
+    """The state of a run at one time."""
 
     seconds: float
     memory_bytes: int
@@ -78,14 +78,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class LaneRow:
-    """What one thread of a run did over time, cell by cell of ``seconds``."""
+    """Activity of one thread of a run, in time cells of ``seconds`` each."""
 
     title: str
     seconds: float
     busy: tuple[float, ...]
-    """The share of each cell in which it did anything, from 0 to 1."""
+    """The busy share of each cell, from 0 to 1."""
     names: tuple[int, ...]
-    """Of the task that took most of each cell, by position in ``tasks``."""
+    """The task that took most of each cell, as position in ``tasks``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +97,13 @@ class DetailsReport(Document):
     values: tuple[ValueRow, ...]
     tensors: tuple[TensorRow, ...]
     overhead_bytes: int
-    """Memory beside buffers: interpreter, libraries, graph, scratch of workers."""
+    """Memory other than buffers: interpreter, libraries, graph, scratch memory."""
     steps: tuple[MemoryStep, ...]
     samples: tuple[Sample, ...]
     """Nothing of a plan."""
     lanes: tuple[LaneRow, ...] = ()
     """Nothing of a plan."""
     tasks: tuple[str, ...] = ()
-    """Names of what lanes were busy with."""
+    """Task names used by lanes."""
     text: str
     """The configuration."""

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from mergeloom.results import PlannedMerge
 
 _STEPS = 400
-"""Steps of memory that a picture can show."""
+"""Maximum number of memory steps in a chart."""
 
 
 def details_report(
     planned: PlannedMerge, samples: Sequence[Sample] = (), lanes: Sequence[Lane] = ()
 ) -> DetailsReport:
-    """The details of a plan, and ``samples`` and ``lanes`` of its run."""
+    """The details of a plan, with ``samples`` and ``lanes`` of its run."""
     tasks: dict[str, int] = {}
     shown = tuple(
         LaneRow(
@@ -56,7 +56,7 @@ def details_report(
 
 
 class _Rows:
-    """Makes rows, each value and each model once."""
+    """Creates rows that share values and models."""
 
     def __init__(self, planned: PlannedMerge) -> None:
         self._writes = writes_by_name(planned.plan.graph.writes)
@@ -64,7 +64,7 @@ class _Rows:
         self.values: dict[ValueRow, int] = {}
         self._known: dict[tuple[str, int], int] = {}
         self._kept: list[Resolved] = []
-        """What ids in ``_known`` are of."""
+        """Keeps the objects alive whose `id` is in ``_known``."""
 
     def tensor(self, plan: TensorPlan) -> TensorRow:
         write = self._writes[plan.name]
@@ -119,7 +119,7 @@ def _steps(planned: PlannedMerge) -> Iterator[MemoryStep]:
 
 
 def _thinned(steps: Sequence[MemoryStep]) -> Iterator[MemoryStep]:
-    """The largest step of each of as many runs as a picture can show."""
+    """The largest step of each group, with as many groups as a chart can show."""
     length = -(-len(steps) // _STEPS) or 1
     for start in range(0, len(steps), length):
         yield max(steps[start : start + length], key=_total)

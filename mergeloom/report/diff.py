@@ -1,4 +1,4 @@
-"""The report of ``diff``: from sums over tensors to how two models differ."""
+"""The report of ``diff``, computed from sums over tensors."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ OUTSIDE = "outside the layers"
 
 
 def diff_report(found: Comparison, measured: Mapping[str, Measured], read_bytes: int) -> DiffReport:
-    """What is to be known; ``measured`` has the sums by tensor, or nothing where values were not
-    asked for."""
+    """The report; ``measured`` has the sums by tensor, and is empty if values were not compared."""
     a, b = found.models
     pairs = [pair for pair in found.pairs if pair.name in measured]
     whole = _together(pairs, measured)
@@ -84,7 +83,7 @@ def _groups(
     measured: Mapping[str, Measured],
     key: Callable[[Pair], tuple[int, str]],
 ) -> Iterator[GroupReport]:
-    """Pairs together by a key, in its order; its text names the group."""
+    """Pairs grouped and ordered by a key, whose text is the name of the group."""
     groups: dict[tuple[int, str], list[Pair]] = {}
     for pair in pairs:
         groups.setdefault(key(pair), []).append(pair)
@@ -97,7 +96,7 @@ def _groups(
 
 
 def _together(pairs: Sequence[Pair], measured: Mapping[str, Measured]) -> ValuesReport | None:
-    """Several tensors as one long vector; what they changed of a base only where all have one."""
+    """Several tensors as one long vector; with changes to a base only if all have one."""
     if not pairs:
         return None
     found = [measured[pair.name] for pair in pairs]
@@ -110,7 +109,7 @@ def _together(pairs: Sequence[Pair], measured: Mapping[str, Measured]) -> Values
 
 
 def _sum(records: Sequence[T]) -> T:
-    """Records of one kind, added up number by number."""
+    """Records of one type, summed field by field."""
     names = [field.name for field in fields(records[0])]
     sums: list[Any] = [math.fsum(getattr(each, name) for each in records) for name in names]
     return type(records[0])(*sums)
@@ -139,12 +138,12 @@ def _changes(elements: int, found: Changes) -> dict[str, float | None]:
 
 
 def _ratio(part: float, whole: float) -> float | None:
-    """A quotient; nothing where it is not defined."""
+    """A quotient; ``None`` if undefined."""
     if not (math.isfinite(part) and math.isfinite(whole)) or whole == 0:
         return None
     return part / whole
 
 
 def _relative(part: float, whole: float) -> float | None:
-    """A norm relative to another; 0 where there is no difference, whatever it is relative to."""
+    """A norm relative to another; 0 if there is no difference."""
     return 0.0 if part == 0 else _ratio(part, whole)

@@ -1,4 +1,4 @@
-"""How two models differ, as plain records. Norms are Euclidean."""
+"""Records of differences between models. Norms are Euclidean."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from mergeloom.report.document import Document
 
 @dataclass(frozen=True)
 class ValuesReport:
-    """How the values of a tensor, or of several, differ; nothing where a number is not defined."""
+    """How the values of one or more tensors differ; null if a number is undefined."""
 
     elements: int
     difference: float | None
     """‖b - a‖ / ‖a‖"""
     cosine: float | None
-    """Of the angle between a and b."""
+    """Cosine of the angle between a and b."""
     changed: float
-    """Share of the elements that are not equal."""
+    """Share of elements that differ."""
     change_a: float | None = None
-    """‖a - base‖ / ‖base‖; as what follows, nothing without a base."""
+    """‖a - base‖ / ‖base‖; null without a base, like the following fields."""
     change_b: float | None = None
     change_cosine: float | None = None
-    """Of the angle between what a and what b changed of the base."""
+    """Cosine of the angle between the changes of a and b to the base."""
     changed_by_a: float | None = None
-    """Share of the elements that a changed of the base."""
+    """Share of elements that a changed from the base."""
     changed_by_b: float | None = None
     opposed: float | None = None
-    """Among the elements that both changed, the share that they changed in opposite directions."""
+    """Of the elements changed by both, the share changed in opposite directions."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class PairReport:
     obstacle: str | None
     """Why its values cannot be compared."""
     values: ValuesReport | None
-    """Nothing where they were not asked for, or cannot be compared."""
+    """Null if they were not requested, or cannot be compared."""
     tensor_a: str | None = None
-    """What it is called in a, where that is another name."""
+    """Its name in a, if different."""
 
 
 @dataclass(frozen=True)
 class GroupReport:
-    """What the tensors of a layer, or of a kind, differ by together."""
+    """Differences of all tensors of a layer or kind together."""
 
     name: str
     layer: int | None
@@ -64,7 +64,7 @@ class GroupReport:
 
 @dataclass(frozen=True)
 class SettingReport:
-    """A value of ``config.json`` that differs; nothing where one has none."""
+    """A differing value of ``config.json``; null if absent."""
 
     key: str
     a: Any
@@ -80,12 +80,12 @@ class ComparedModel:
     tensors: int
     layers: int
     dtypes: Mapping[str, int]
-    """Number of tensors of each type."""
+    """Number of tensors by dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffReport(Document):
-    """How two models differ, and what they changed of a base."""
+    """How two models differ, and how both differ from a base."""
 
     document: str = "diff"
     a: ComparedModel
@@ -97,21 +97,21 @@ class DiffReport(Document):
     settings: tuple[SettingReport, ...]
     tensors: tuple[PairReport, ...]
     layers: tuple[GroupReport, ...]
-    """By layer of the main stack, what lies outside of layers first; empty without values."""
+    """By layer of the main stack, weights outside the layers first; empty without values."""
     kinds: tuple[GroupReport, ...]
     """By kind of tensor; empty without values."""
     whole: ValuesReport | None
     read_bytes: int
-    """What was read, or would be with ``--values``."""
+    """Bytes read, or that ``--values`` would read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputsDiffReport(Document):
-    """How the output of a merge (b) differs from each model that it was made of (a), tensor by
-    tensor from the one that it was made of; and what both changed of the merge's base."""
+    """How the output of a merge (b) differs from each of its inputs (a), comparing each tensor with
+    its source; and how both differ from the merge's base."""
 
     document: str = "inputs-diff"
     output: str
     inputs: tuple[DiffReport, ...]
     read_bytes: int
-    """What was read for all of it."""
+    """Total bytes read."""

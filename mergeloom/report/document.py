@@ -1,10 +1,10 @@
-"""What each command has found out, as plain records: the JSON documents, field by field.
+"""The base of reports: plain records that correspond to JSON documents.
 
-A record holds data only: no planner, model or engine object. The terminal renders these records,
-`mergeloom.report.json` writes them, and ``mergeloom schema`` describes them. Sizes are in bytes,
-times in seconds, layer ranges are ``[start, stop)`` as in a configuration.
+A record contains data only: no planner, model or engine objects. Records are rendered in the
+terminal, written by `mergeloom.report.json` and described by ``mergeloom schema``. Sizes are in
+bytes, times in seconds, layer ranges are ``[start, stop)``.
 
-A field that means something else, or goes, raises `SCHEMA_VERSION`; a field that comes does not.
+`SCHEMA_VERSION` increases when a field changes its meaning or is removed, not when one is added.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Scalar = bool | int | float | str | None
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What every document begins with."""
+    """The common fields of all documents."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {
         "use_attribute_docstrings": True,
@@ -31,18 +31,18 @@ class Document:
     }
 
     document: str
-    """Which document this is: the command's name, or ``error``."""
+    """The kind of document: the command's name, or ``error``."""
     schema_version: int = SCHEMA_VERSION
     program_version: str = VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorReport(Document):
-    """Why a command did not do what it was asked: what ``--json`` prints then."""
+    """Why a command failed; printed by ``--json``."""
 
     document: str = "error"
     kind: str
-    """Name of the exception's class in the Python API."""
+    """Name of the exception class in the Python API."""
     findings: tuple[Finding, ...]
-    """What is wrong, one or more, and warnings that belong to it."""
+    """The errors, and related warnings."""
     exit_status: int

@@ -7,7 +7,7 @@ from mergeloom.report.document import ErrorReport
 
 
 def error_report(error: LoomError) -> ErrorReport:
-    """What ``--json`` prints of an error."""
+    """The document that ``--json`` prints for an error."""
     return ErrorReport(
         kind=type(error).__name__,
         findings=error.findings,

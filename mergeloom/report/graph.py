@@ -1,4 +1,4 @@
-"""The task graph of a plan as a file that other tools read."""
+"""Writes the task graph of a plan to a file for other tools."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SHAPES = {"load": "cylinder", "gather": "point", "merge": "box", "write": "note
 
 
 def write_graph(graph: Graph, path: Path) -> None:
-    """Write the task graph to ``path``, in the format that its suffix names.
+    """Write the task graph to ``path``, in the format given by its suffix.
 
     Raises:
-        LoomError: the suffix names none.
+        LoomError: the suffix is unknown.
         OutputError: the file cannot be written.
     """
     suffix = path.suffix.lower()
@@ -49,9 +49,9 @@ def write_graph(graph: Graph, path: Path) -> None:
 
 
 def describe(graph: Graph) -> networkx.DiGraph[str]:
-    """The graph with names for nodes and plain values for what they are.
+    """The graph with strings as nodes and plain values as attributes.
 
-    A node is ``KIND:NUMBER``, numbered in the order of the run; an edge into a gather has the
+    Nodes are ``KIND:NUMBER``, numbered in execution order; an edge into a gather has the
     ``position`` of the input.
     """
     import networkx

@@ -1,4 +1,4 @@
-"""What each tensor of a merge's output is compared with: the tensors that it was made of."""
+"""The input tensors with which each tensor of a merge's output is compared."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mergeloom.report.plan_records import MergeReport
 
 
 def base_of(report: MergeReport) -> str | None:
-    """The model that most slices of the output have as their base; ``None`` without one, or where
-    it is a stage, which is not stored."""
+    """The most common base model of the output's slices; ``None`` if there is none, or it is a
+    stage, which is not stored."""
     stages = {stage.name for stage in report.stages}
     parts = report.stages[-1].parts
     sources = [source for part in parts for each in part.slices for source in each.sources]

@@ -1,5 +1,5 @@
-"""Records as JSON, and the schemas of the documents. Only this module needs pydantic, and only to
-read and to describe: writing is a walk over records, for which nothing has to be imported."""
+"""Records as JSON, and the schemas of documents. Only this module uses pydantic, and only for
+reading and for schemas; writing does not need it."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 def plain(document: Document) -> dict[str, Any]:
-    """A document as JSON's own types. What is not finite becomes null."""
+    """A document as JSON types; non-finite numbers become null."""
     found: dict[str, Any] = _plain(document)
     return found
 
 
 def encode(document: Document, indent: int | None = 2) -> str:
-    """A document as JSON text, on one line where ``indent`` is nothing. All of it is ASCII, so
-    that any stream can carry it."""
+    """A document as JSON text, on one line if ``indent`` is ``None``. It is ASCII only, so that any
+    stream can encode it."""
     separators = (",", ":") if indent is None else (",", ": ")
     return json.dumps(plain(document), indent=indent, separators=separators, allow_nan=False)
 
 
 def decode(name: str, content: bytes) -> Document:
-    """The document that `encode` made ``content`` of.
+    """Decode ``content`` written by `encode`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a document.
     """
     found: Document = _adapter(name).validate_json(content)
     return found
@@ -47,7 +47,7 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def schemas(names: list[str]) -> dict[str, Any]:
-    """The schemas of documents, by their names."""
+    """The schemas of documents, by name."""
     return {name: schema(name) for name in names}
 
 
@@ -56,7 +56,7 @@ _AS_IT_IS = frozenset({str, int, bool, type(None)})
 
 @cache
 def _field_names(kind: type) -> tuple[str, ...] | None:
-    """Names of the fields of a kind of record; ``None`` if it is none."""
+    """Names of the fields of a record type; ``None`` for other types."""
     return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None
 
 
@@ -81,7 +81,7 @@ def _plain(value: Any) -> Any:
 
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    # Late: with the checks of a merge's document it takes half a second.
+    # Imported late: with building a validator it takes half a second.
     from pydantic import TypeAdapter
 
     return TypeAdapter(DOCUMENTS[name])

@@ -1,4 +1,4 @@
-"""The report of ``explain --lines``: a configuration line by line, with what each line sets."""
+"""The report of ``explain --lines``: the effect of each line of a configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Use:
-    """What one line supplies one parameter with."""
+    """The effect of one line on one parameter."""
 
     tensors: set[str] = field(default_factory=set)
     layers: set[int] = field(default_factory=set)
@@ -24,7 +24,7 @@ class _Use:
 
 
 def lines_report(planned: PlannedMerge) -> LinesReport:
-    """Every line of a configuration, and what tensors get which parameters by it."""
+    """Every line of a configuration, with the tensors whose parameters it sets."""
     configuration = planned.plan.configuration
     found: dict[tuple[int, str], _Use] = defaultdict(_Use)
     for plans in (*planned.plan.earlier_plans, planned.plan.tensor_plans):
@@ -74,7 +74,7 @@ def _line_use(line: int, name: str, use: _Use) -> LineUse:
 
 
 def _ranges(layers: list[int]) -> tuple[tuple[int, int], ...]:
-    """Runs of layers, ``[start, stop)`` each."""
+    """Ranges of layers, ``[start, stop)`` each."""
     runs: list[tuple[int, int]] = []
     for layer in layers:
         if runs and runs[-1][1] == layer:

@@ -1,9 +1,8 @@
-"""``verify --load``: does transformers find in an output what its ``config.json`` asks for?
+"""``verify --load``: checks that transformers can load an output.
 
-transformers builds the class that the configuration names, without memory for its weights, and is
-given the names and shapes of the stored tensors in place of the tensors. It renames, joins and ties
-them as it does when it loads a model, and says what it misses and what it has no place for. No
-weight is read.
+transformers builds the class named in ``config.json`` without memory for weights, and gets the
+names and shapes of the stored tensors instead of tensors. It renames, joins and ties them as when
+loading a model, and reports missing and unexpected ones. No weights are read.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from mergeloom.report.records import Fault, LoadingReport
 
 
 def loading_report(output: Path) -> LoadingReport:
-    """Compare the stored tensors with those of the class that ``config.json`` names.
+    """Compare the stored tensors with those of the class named in ``config.json``.
 
     Raises:
-        CheckpointError: ``output`` is no checkpoint.
+        CheckpointError: ``output`` is not a checkpoint.
         LoomError: transformers is not installed, or does not have the class.
     """
     checkpoint = open_checkpoint(output)
@@ -48,7 +47,7 @@ def loading_report(output: Path) -> LoadingReport:
 
 
 def _class(config: Mapping[str, Any], transformers: Any) -> Any:
-    """The class that a configuration names, unless it is code of the checkpoint's own."""
+    """The class named in a configuration, unless its code is in the checkpoint."""
     names, kind = config.get("architectures"), config.get("model_type")
     name = str(names[0]) if isinstance(names, list) and names else ""
     cls = getattr(transformers, name, None) if name.isidentifier() else None
@@ -98,7 +97,7 @@ def _size(shape: Any) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what transformers prints about the same things."""
+    """Suppress transformers' own messages about this."""
     from transformers.utils import logging as transformers_logging
 
     theirs: Any = transformers_logging

@@ -1,4 +1,4 @@
-"""How far a run is: immutable snapshots of it, with totals and the time that is left."""
+"""Progress of a run: immutable snapshots with totals and remaining time."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SAMPLES = 400
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A run at one moment. Sizes in bytes, times in seconds.
+    """The progress of a run at one time. Sizes are in bytes, times in seconds.
 
-    ``seconds_left`` is what the rest takes at the rate of the last ten seconds; ``None`` until
-    there is one. ``tensors_before`` were finished by an earlier run and count in no other field.
+    ``seconds_left`` is the remaining time at the rate of the last ten seconds; ``None`` until the
+    rate is known. ``tensors_before`` were finished by an earlier run and not counted elsewhere.
     """
 
     read_bytes: int
@@ -40,7 +40,7 @@ class Progress:
     bytes_per_second: float
     seconds_left: float | None
     memory_bytes: int
-    """Memory that the process occupies."""
+    """Resident memory of the process."""
 
     @property
     def done_bytes(self) -> int:
@@ -52,18 +52,18 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """The part that is done, from 0 to 1."""
+        """The finished share, from 0 to 1."""
         return min(self.done_bytes / self.total_bytes, 1.0) if self.total_bytes else 1.0
 
     @property
     def report(self) -> ProgressReport:
-        """The same as a document."""
+        """The progress as a document."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         return ProgressReport(share=self.share, **fields)
 
 
 class Meter:
-    """Makes snapshots of one run; ``begun`` is what the engine said when it began."""
+    """Creates snapshots of a run; ``begun`` is the engine's event at its start."""
 
     def __init__(self, begun: Begun) -> None:
         self._begun = begun
@@ -74,11 +74,11 @@ class Meter:
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """The run from moment to moment, in no more samples than a picture shows."""
+        """Samples over the course of the run, at most as many as a chart shows."""
         return tuple(self._samples)
 
     def snapshot(self, counters: Counters) -> Progress:
-        """The run now."""
+        """The current progress."""
         schedule = self._begun.schedule
         now = time.monotonic()
         done = counters.read_bytes + counters.write_bytes
@@ -103,8 +103,8 @@ class Meter:
         )
 
     def _left(self, rest: int, rate: float, counters: Counters, seconds: float) -> float | None:
-        """What ``rest`` bytes take; where all are moved, and arithmetic is not done, what the
-        remaining merges take at the pace of the others."""
+        """Seconds for the ``rest`` bytes or, if all are transferred, for the remaining merges at
+        the average pace."""
         done, total = counters.merges_done, len(self._begun.schedule.placements)
         if not rest and done < total:
             return seconds * (total - done) / done if done * 10 >= total else None
@@ -115,7 +115,7 @@ class Meter:
         if samples and sample.seconds - samples[-1].seconds < self._every:
             return
         samples.append(sample)
-        if len(samples) > _SAMPLES:  # half as many, and from now on half as often
+        if len(samples) > _SAMPLES:  # keep half of them, and sample half as often from now on
             del samples[1::2]
             self._every = 2 * (self._every or sample.seconds / _SAMPLES)
 

@@ -1,4 +1,4 @@
-"""The report of ``methods``: what merge methods do and take, as records."""
+"""The report of ``methods``: descriptions of merge methods."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from mergeloom.report import records
 
 
 def methods_report(methods: Sequence[Method]) -> records.MethodsReport:
-    """What is to be known of some merge methods."""
+    """The report of some merge methods."""
     return records.MethodsReport(methods=tuple(map(method_record, methods)))
 
 
 def method_record(method: Method) -> records.MethodReport:
-    """What is to be known of one merge method."""
+    """The record of one merge method."""
     return records.MethodReport(
         name=method.name,
         summary=method.summary,

@@ -1,4 +1,4 @@
-"""What is known of outputs, of running merges and of caches, as plain records."""
+"""Records of outputs, running merges and caches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mergeloom.report.document import Document
 
 @dataclass(frozen=True, kw_only=True)
 class StatusReport(Document):
-    """How far the merge in a directory is, by what it has recorded."""
+    """The state of the merge in a directory, from its records."""
 
     document: str = "status"
     output: str
@@ -17,26 +17,26 @@ class StatusReport(Document):
     removed or cut since) or ``damaged``."""
     message: str
     tensors: int | None
-    """Those of the whole output, where its records tell."""
+    """Number of tensors of the whole output, if known."""
     finished_tensors: int
     bytes: int | None
-    """Those of the whole output's tensors, where its records tell."""
+    """Bytes of all tensors of the output, if known."""
     finished_bytes: int
     share: float | None
-    """The part of the bytes that is finished, from 0 to 1, where its records tell."""
+    """The finished share of the bytes, from 0 to 1, if known."""
     recorded_at: float | None
-    """When something was recorded last, in seconds since 1970 (UTC)."""
+    """Time of the last record, in seconds since 1970 (UTC)."""
     faults: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressReport(Document):
-    """A merge at one moment: a line of what ``merge --json-progress`` prints. Sizes in bytes, times
-    in seconds."""
+    """The progress of a merge at one time: a line of ``merge --json-progress``. Sizes are in bytes,
+    times in seconds."""
 
     document: str = "progress"
     share: float
-    """The part of the bytes that is done, from 0 to 1."""
+    """The finished share of the bytes, from 0 to 1."""
     read_bytes: int
     read_total: int
     write_bytes: int
@@ -44,13 +44,13 @@ class ProgressReport(Document):
     merges_done: int
     merges_total: int
     tensors_before: int
-    """Those that an earlier run had finished; they count in no other field."""
+    """Tensors finished by an earlier run; not counted in other fields."""
     current: str
     """Name of a tensor that is being merged."""
     seconds: float
     bytes_per_second: float
     seconds_left: float | None
-    """What the rest takes at the rate of the last ten seconds; nothing until there is one."""
+    """Remaining time at the rate of the last ten seconds; null until the rate is known."""
     memory_bytes: int
 
 
@@ -65,7 +65,7 @@ class Cleaned:
 
 @dataclass(frozen=True, kw_only=True)
 class CleanReport(Document):
-    """What ``clean`` removed, or with ``--dry-run`` would remove."""
+    """The files that ``clean`` removed, or with ``--dry-run`` would remove."""
 
     document: str = "clean"
     removed: bool

@@ -1,5 +1,5 @@
-"""The parameters that a configuration sets, over the layers of the output: from its entries alone,
-without a walk over the tensors."""
+"""The parameters set by a configuration over the layers of the output, from its entries only,
+without looking at tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergeloom.report.plan_records import ParameterLine
 
 
 def parameter_lines(configuration: Configuration, outline: Outline) -> tuple[ParameterLine, ...]:
-    """What the document of the output sets; which tensors get it, `explain` tells."""
+    """The parameters set in the output's document; `explain` shows which tensors get them."""
     document = configuration.documents[-1]
     if not isinstance(document, MergeDocument):
         return ()
@@ -54,7 +54,7 @@ def _block(
 
 
 def _values(entry: Entry, spans: Sequence[Layers]) -> Iterator[Any]:
-    """One value of a scalar; of a gradient one for each layer."""
+    """One value for a scalar, one per layer for a gradient."""
     if not isinstance(entry.value, tuple):
         yield entry.value
         return

@@ -1,4 +1,4 @@
-"""What is known of a plan and of a finished merge, as plain records."""
+"""Records of a plan and of a finished merge."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class OutputReport:
-    """What a merge makes. ``layers`` counts those of the main part."""
+    """The output of a merge. ``layers`` counts those of the main part."""
 
     layers: int
     parameters: int
@@ -30,30 +30,30 @@ class OutputReport:
     dtypes: Mapping[str, int]
     """Number of tensors of each type."""
     tied: bool | None
-    """Whether the output head is the embedding; nothing where there is no head."""
+    """Whether the output head is tied to the embedding; null if there is no head."""
     shards: tuple[Shard, ...]
     side_files: tuple[str, ...]
     config_changes: tuple[str, ...]
-    """What differs in ``config.json`` from the model that it is from, because the layers do."""
+    """Changes in ``config.json`` due to changed layers."""
 
 
 @dataclass(frozen=True)
 class VocabularyRows:
-    """The tables of tokens of one model: how many ``rows`` they have, how many of these no token of
-    the output takes, and how many of the output's come from where."""
+    """The token tables of one model: number of ``rows``, how many of them are unused, and the
+    origins of the output's rows."""
 
     model: str
     rows: int
     unused: int
     origins: Mapping[str, int]
-    """Number of the output's rows by origin: ``own``, ``base``, ``only`` (the only model's that has
-    the token), ``mean`` (over those that have it), ``named`` (by the configuration), ``zero``,
+    """Number of output rows by origin: ``own``, ``base``, ``only`` (the only model that has the
+    token), ``mean`` (over models that have it), ``named`` (in the configuration), ``zero``,
     ``padding``."""
 
 
 @dataclass(frozen=True)
 class VocabularyReport:
-    """The output's vocabulary: the tokenizer of a model, with tokens added and left out."""
+    """The output's vocabulary: the tokenizer of a model, with tokens added and removed."""
 
     tokenizer: str
     tokens: int
@@ -65,35 +65,35 @@ class VocabularyReport:
 
 @dataclass(frozen=True)
 class InputReport:
-    """One model that is read, as the configuration names it."""
+    """An input model, under its name in the configuration."""
 
     name: str
     directory: str
     bytes: int
     tensors: int
     licence: str | None = None
-    """As its model card names it; nothing where it names none."""
+    """As stated in its model card; null if there is none."""
 
 
 @dataclass(frozen=True)
 class ParameterLine:
-    """An entry of the configuration that sets a parameter of the output's document."""
+    """A configuration entry that sets a parameter of the output's document."""
 
     parameter: str
     model: str | None
-    """Nothing where it is set for all models together."""
+    """Null if it applies to all models together."""
     filter: str | None
-    """What names of tensors must contain; nothing where it is for all that have no other."""
+    """Substring of tensor names; null if it applies to all others."""
     place: Place
     layers: Layers
-    """The output's layers that it is about."""
+    """The output layers it applies to."""
     values: tuple[Any, ...]
-    """One value, or of a gradient one for each layer."""
+    """One value, or one per layer for a gradient."""
 
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """What a memory budget would mean."""
+    """The effect of a memory budget."""
 
     budget_bytes: int
     peak_bytes: int
@@ -102,7 +102,7 @@ class BudgetRow:
     """The part of what is read that is read again because memory is short."""
     workers: int
     seconds: float
-    """How long the merge would take, by the same rates as the plan."""
+    """Estimated duration, with the same rates as the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +117,10 @@ class BudgetsReport(Document):
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line, or the caller, asked for."""
+    """The options of the command line or caller."""
 
     ram: int | None
-    """Nothing where the default was taken: four fifths of the memory available."""
+    """Null for the default: 80% of the available memory."""
     threads: int | None
     device: str
     vram: int | None
@@ -133,19 +133,19 @@ class Options:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Memory of the whole process: the budget, and what will be used of it at most."""
+    """Memory of the whole process: the budget, and the predicted peak."""
 
     budget_bytes: int
     peak_bytes: int
     minimum_bytes: int
     """The smallest budget that works."""
     machine_bytes: int
-    """What this process may hope for on this machine now."""
+    """Memory currently available to this process."""
 
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """A device that may compute beside the CPU. ``speed`` counts in cores."""
+    """A device other than the CPU. ``speed`` is in CPU cores."""
 
     name: str
     title: str
@@ -158,7 +158,7 @@ class DeviceReport:
 
 @dataclass(frozen=True)
 class RatesReport:
-    """How fast storage and processor are taken to be; measured by earlier runs, or assumed."""
+    """Speed of storage and processor; measured by earlier runs, or assumed."""
 
     storage_bytes_per_second: float
     storage_measured: bool
@@ -168,7 +168,7 @@ class RatesReport:
 
 @dataclass(frozen=True)
 class PlacementReport:
-    """How many merges compute where, and why."""
+    """The number of merges on a device, and the reason."""
 
     device: str
     reason: str
@@ -177,7 +177,7 @@ class PlacementReport:
 
 @dataclass(frozen=True)
 class IOReport:
-    """Tensor data and headers that are read and written."""
+    """Bytes of tensor data and headers read and written."""
 
     read_bytes: int
     write_bytes: int
@@ -186,39 +186,39 @@ class IOReport:
     cloned_bytes: int
     """Bytes that are neither read nor written: the output shares them with its inputs."""
     copied_bytes: int
-    """The part of what is written that is read as it is."""
+    """The part of the written bytes that is copied unchanged."""
     spilled_bytes: int = 0
-    """The part of what is written that is read by the run itself, and removed when it ends."""
+    """The part of the written bytes that goes to temporary files of the run."""
 
 
 @dataclass(frozen=True)
 class TimeReport:
-    """How long a merge is expected to take."""
+    """The estimated duration of a merge."""
 
     seconds: float
     storage_seconds: float
     compute_seconds: float
     measured: bool
-    """Whether the rates that decide it were measured on this machine."""
+    """Whether the decisive rates were measured on this machine."""
     low_seconds: float | None = None
-    """What it takes if it comes out as that of the latest runs that was shortest, beside its
-    estimate; nothing where fewer than two are known."""
+    """The estimate scaled by the lowest ratio of actual to estimated time of recent runs; null if
+    fewer than two are known."""
     high_seconds: float | None = None
-    """The same of the one that was longest."""
+    """The same with the highest ratio."""
 
 
 @dataclass(frozen=True)
 class DiskReport:
-    """Room on the disk of an output directory."""
+    """Disk space of an output directory."""
 
     needed_bytes: int
-    """What is still to be written, with side files and a small reserve."""
+    """Bytes still to be written, with side files and a small reserve."""
     free_bytes: int
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What the merge in a directory and this one differ in; nothing where one lacks it."""
+    """A difference between the merge in a directory and this one; null if absent."""
 
     what: str
     there: str | None
@@ -227,14 +227,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class OutputState:
-    """What an output directory holds now, and what ``merge`` will do about it."""
+    """The current state of an output directory, and what ``merge`` will do."""
 
     directory: str
     condition: str
     """``absent``, ``empty``, ``file``, ``foreign``, ``finished``, ``incomplete``,
     ``interrupted``, ``damaged`` or ``unreadable``."""
     same: bool | None
-    """Whether the merge that it holds is this one; nothing where it holds none."""
+    """Whether it contains this merge; null if it contains none."""
     will: str
     """``start``, ``continue``, ``repair``, ``compare``, ``nothing`` or ``refuse``."""
     message: str
@@ -245,7 +245,7 @@ class OutputState:
 
 @dataclass(frozen=True)
 class UnusedInput:
-    """Input tensors that the output does not use, and why."""
+    """Input tensors that are not used, with the reason."""
 
     model: str
     reason: str
@@ -256,22 +256,22 @@ class UnusedInput:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport(Document):
-    """What a merge will do, known before a weight is read."""
+    """The plan of a merge, known before weights are read."""
 
     document: str = "plan"
     configuration: str | None
-    """Path of the configuration; nothing where it came as data."""
+    """Path of the configuration; null if it was given as data."""
     output: OutputReport
     vocabulary: VocabularyReport | None
-    """Nothing where there are no tokenizer settings."""
+    """Null without tokenizer settings."""
     stages: tuple[Outline, ...]
-    """In order; the last one makes the output."""
+    """In order; the last one is the output."""
     method: str
     """That of the last stage."""
     parameters: tuple[ParameterLine, ...]
-    """What the document of the output sets, entry by entry."""
+    """Parameters set in the output's document, by entry."""
     draws: bool
-    """Whether a method draws at random, so that the seed matters."""
+    """Whether the result depends on the seed."""
     seed: int
     options: Options
     models: tuple[InputReport, ...]
@@ -281,7 +281,7 @@ class PlanReport(Document):
     compiled: bool
     """Whether machine code computes on the CPU."""
     to_compile: tuple[str, ...]
-    """What machine code is built for first, once on this machine."""
+    """Functions to compile first, once on this machine."""
     devices: tuple[DeviceReport, ...]
     rates: RatesReport
     placement: tuple[PlacementReport, ...]
@@ -298,7 +298,7 @@ class PlanReport(Document):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run took. Device figures are what the kernel counts, where it tells."""
+    """Measurements of a run. Device figures are from the kernel, if available."""
 
     peak_rss_bytes: int
     read_bytes: int
@@ -311,7 +311,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the schedule of a run said of it; after an interruption, of what was left."""
+    """Predictions of the schedule; after an interruption, for the remaining work."""
 
     peak_bytes: int
     read_bytes: int
@@ -320,9 +320,9 @@ class Predicted:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What ``--check`` computed again in another way; all of it was right.
+    """The result of ``--check``; all recomputed tensors were correct.
 
-    ``passed_over`` counts tensors that were drawn and could not be, by the reason.
+    ``passed_over`` counts chosen tensors that could not be recomputed, by reason.
     """
 
     tensors: int
@@ -332,28 +332,28 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class CodingError:
-    """How far a tensor that was written as codes is from what was computed."""
+    """The quantisation error of a tensor."""
 
     tensor: str
-    """By the name that it has without codes."""
+    """The name of the unquantised tensor."""
     error: float
     """‖written - computed‖ / ‖computed‖"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport(PlanReport):
-    """A finished merge: the plan, and what was measured."""
+    """A finished merge: the plan, and the measurements."""
 
     document: str = "merge"
     directory: str
     resumed_tensors: int
-    """Tensors that an earlier run had finished."""
+    """Tensors finished by an earlier run."""
     was_finished: bool
     wall_seconds: float
     measured: Measured
     predicted: Predicted | None
-    """Nothing where nothing was left to do."""
+    """Null if there was nothing to do."""
     run_warnings: tuple[Finding, ...]
     checked: CheckReport | None = None
     coding_errors: tuple[CodingError, ...] = ()
-    """Of all tensors that were rounded to codes, the largest first; what was copied has none."""
+    """Quantised tensors, the largest error first; copied ones are not included."""

@@ -1,4 +1,4 @@
-"""Progress for people: a live line in a terminal, a plain line now and then elsewhere."""
+"""Progress display: a live line in a terminal, plain lines at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mergeloom.report.units import data, duration, memory
 
 PLAIN_SECONDS = 5.0
 _WIDE = 90
-"""Columns that a bar and the figures need."""
+"""Minimum columns for a bar with figures."""
 
 
 class ProgressDisplay:
-    """Shows a run on ``console``; use as a context around it.
+    """Shows a run on ``console``; used as a context manager.
 
     A closed console ends the display, not the run.
     """
@@ -44,7 +44,7 @@ class ProgressDisplay:
         self._stop()
 
     def progressed(self, progress: Progress) -> None:
-        """Called several times a second while the run goes on."""
+        """Called several times a second during the run."""
         if not self._listening:
             return
         try:
@@ -87,7 +87,7 @@ class ProgressDisplay:
     def _lines(self, progress: Progress) -> RenderableType:
         table = Table.grid(padding=(0, 1))
         figures = Text(self._figures(progress), overflow="ellipsis", no_wrap=True)
-        if self._console.width < _WIDE:  # the figures say more than a bar
+        if self._console.width < _WIDE:  # figures are more useful than a bar
             table.add_row(Text(f"{progress.share:.0%}"), figures)
         else:
             table.add_row(ProgressBar(total=1.0, completed=progress.share, width=12), figures)

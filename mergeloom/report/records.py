@@ -1,4 +1,4 @@
-"""What the other commands have found out, as plain records, and all kinds of documents."""
+"""Records of the other commands, and the list of all documents."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class TaskInput:
 
     name: str
     file: str | None
-    """Nothing where it is the result of an earlier merge."""
+    """Null if it is the result of an earlier merge."""
     dtype: str | None
     offset: int | None
     bytes: int | None
     parts: int = 1
-    """Pieces that it is put together from; ``file`` and ``offset`` are those of the first."""
+    """Number of pieces it is assembled from; ``file`` and ``offset`` are of the first."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One merge in the order of the run, with what it reads and where its result goes."""
+    """One merge in execution order, with its inputs and outputs."""
 
     number: int
     name: str
@@ -43,16 +43,16 @@ class Task:
     writes: tuple[TaskInput, ...]
     device: str
     passes: int
-    """Walks over the inputs: one for each statistic, and one that writes."""
+    """Passes over the inputs: one per statistic, and the output pass."""
     tiles: int
-    """Pieces that each walk goes in."""
+    """Number of tiles of each pass."""
     resident: bool
-    """Whether inputs are read once and stay in memory through all walks."""
+    """Whether inputs are read once and stay in memory for all passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskList(Document):
-    """The tasks of a plan, in the order in which they run."""
+    """The tasks of a plan, in execution order."""
 
     document: str = "tasks"
     fingerprint: str
@@ -73,7 +73,7 @@ class ParameterValue:
     filter: str | None
     gradient: tuple[Any, ...] | None
     t: float | None
-    """Where in the gradient the value was read, from 0 to 1."""
+    """Position in the gradient, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class TokenSource:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Where the row of a token in one model's tables comes from: its ``origin``, as in a plan and
-    in words, and the rows that it is, or is the mean of."""
+    """The origin of a token's row in one model's tables, as in a plan and in words, and the rows it
+    is copied from or the mean of."""
 
     model: str
     origin: str
@@ -127,7 +127,7 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class TokenReport:
-    """Where the rows of one token come from; they are merged as the embedding is."""
+    """The origin of the rows of one token, which are merged like the embedding."""
 
     token: str
     id: int
@@ -136,8 +136,7 @@ class TokenReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainReport(Document):
-    """Where output tensors come from: a list, however many were asked for. Or where a token's
-    rows come from, and no tensors."""
+    """The origin of output tensors, always as a list; or of a token's rows, with an empty list."""
 
     document: str = "explain"
     tensors: tuple[TensorReport, ...]
@@ -146,7 +145,7 @@ class ExplainReport(Document):
 
 @dataclass(frozen=True)
 class LineUse:
-    """What a line of a configuration supplies a parameter with."""
+    """The effect of a configuration line on a parameter."""
 
     line: int
     parameter: str
@@ -156,12 +155,12 @@ class LineUse:
     """The output's layers among them."""
     least: Any
     most: Any
-    """The smallest and the largest value that they get."""
+    """The smallest and largest value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinesReport(Document):
-    """A configuration line by line, and what each line sets."""
+    """A configuration with the effect of each line."""
 
     document: str = "lines"
     configuration: str | None
@@ -213,12 +212,12 @@ class TokenizerReport:
     kind: str | None
     """The class that ``tokenizer_config.json`` names."""
     entries: int | None
-    """Number of words, added ones included, where ``tokenizer.json`` tells."""
+    """Number of tokens including added ones, if ``tokenizer.json`` exists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectReport(Document):
-    """What a checkpoint holds, from its headers."""
+    """The contents of a checkpoint, from its headers."""
 
     document: str = "inspect"
     name: str
@@ -226,17 +225,17 @@ class InspectReport(Document):
     architectures: tuple[str, ...]
     model_type: str | None
     vocabulary: int | None
-    """Rows of the token embedding, or what the configuration says where none is known."""
+    """Rows of the token embedding, or the configuration's vocabulary size."""
     tokenizer: TokenizerReport | None
     quantisation: str | None
-    """How the weights are quantised; nothing where they are not."""
+    """How the weights are quantised; null if they are not."""
     parameters: int
     bytes: int
     dtypes: Mapping[str, int]
     """Bytes by type."""
     tied: bool | None
     declared: Mapping[str, int]
-    """Numbers of layers that ``config.json`` declares, by key."""
+    """Layer counts in ``config.json``, by key."""
     stacks: tuple[StackReport, ...]
     shards: tuple[Shard, ...]
     tensors: Mapping[str, StoredTensor]
@@ -244,17 +243,17 @@ class InspectReport(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport(Document):
-    """A model that was written to a file of another program."""
+    """An exported model."""
 
     document: str = "export"
     model: str
     output: str
     type: str
-    """How matrices are stored there."""
+    """The type of matrices."""
     tensors: int
     bytes: int
     left_out: tuple[str, ...]
-    """Tensors of the model that the file does not have: what it has otherwise, or twice."""
+    """Tensors that were not written, because the file contains them in another form."""
     budget_bytes: int
     peak_rss_bytes: int
     wall_seconds: float
@@ -265,7 +264,7 @@ class ExportReport(Document):
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong in an output, and how."""
+    """A fault in an output."""
 
     what: str
     why: str
@@ -273,21 +272,21 @@ class Fault:
 
 @dataclass(frozen=True)
 class LoadingReport:
-    """What the class that ``config.json`` names makes of the stored tensors' names and shapes."""
+    """The stored tensors compared with the class named in ``config.json``."""
 
     class_name: str
     transformers: str
-    """The version that has the class."""
+    """The version of transformers used."""
     tensors: int
     faults: tuple[Fault, ...]
-    """Weights that are missing, have no place, or have another shape, as the class calls them."""
+    """Weights that are missing, unexpected or of another shape, by the class's names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport(Document):
-    """An output's bytes, compared with the digests that were recorded for them.
+    """The result of checking an output against its recorded digests.
 
-    ``sound`` is false if bytes differ or, with ``--load``, if the model would not load whole.
+    ``sound`` is false if bytes differ or, with ``--load``, if the model would not load completely.
     """
 
     document: str = "verify"
@@ -302,7 +301,7 @@ class VerifyReport(Document):
 
 @dataclass(frozen=True)
 class ParameterReport:
-    """A parameter that a method takes."""
+    """A parameter of a method."""
 
     name: str
     kind: str
@@ -312,7 +311,7 @@ class ParameterReport:
     minimum: float | None
     maximum: float | None
     range: str
-    """The values that it may have, in words."""
+    """The allowed values as text."""
 
 
 @dataclass(frozen=True)
@@ -327,14 +326,14 @@ class MethodReport:
     draws: bool
     base_model: str
     models: tuple[int, int | None]
-    """Fewest and most models, a base model apart."""
+    """Minimum and maximum number of models, without the base model."""
     model_parameters: tuple[ParameterReport, ...]
     parameters: tuple[ParameterReport, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodsReport(Document):
-    """Merge methods: all of them, or the one that was asked for."""
+    """All merge methods, or the requested one."""
 
     document: str = "methods"
     methods: tuple[MethodReport, ...]

@@ -1,4 +1,4 @@
-"""What an output directory holds and what ``merge`` will do about it, in words."""
+"""The state of an output directory, and what ``merge`` will do, as text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OTHER = "choose another output directory, or start anew there with --restart"
 def state_record(
     found: OutputState, fingerprint: str, identity: Mapping[str, str], tensors: int
 ) -> plan_records.OutputState:
-    """The state of a directory, as it matters to the merge with this fingerprint and identity.
+    """The state of a directory with regard to the merge with this fingerprint and identity.
 
     ``tensors`` is the number of tensors that the merge writes.
     """
@@ -51,7 +51,7 @@ def state_record(
 def _in_words(
     found: OutputState, same: bool | None, different: str, tensors: int
 ) -> tuple[str, str]:
-    """What ``merge`` will do, and a sentence about the directory."""
+    """The action of ``merge``, and a sentence about the directory."""
     out, condition = f"'{found.path}'", found.condition
     if found.running:
         return "refuse", (
@@ -106,7 +106,7 @@ def _touched(found: OutputState, differing: Sequence[Difference]) -> tuple[str, 
 
 
 def _unwritable(path: Path) -> str | None:
-    """Why a directory cannot be made, if that can be told."""
+    """Why a directory cannot be created; ``None`` if unknown."""
     parent = next((each for each in path.absolute().parents if each.exists()), None)
     if parent is None:
         return "nothing of its path exists"

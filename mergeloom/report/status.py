@@ -1,4 +1,4 @@
-"""The report of ``status``: how far the merge in a directory is, from its records alone."""
+"""The report of ``status``: the progress of the merge in a directory, from its records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = 2
 
 
 def status_report(output: Path) -> StatusReport:
-    """How far the merge in ``output`` is. Neither inputs nor shards are read.
+    """The progress of the merge in ``output``. Neither inputs nor shards are read.
 
     Raises:
         OutputError: no merge was run there, or the directory cannot be read.

@@ -1,4 +1,4 @@
-"""The report of a merge, kept with its output: what ``mergeloom report OUT`` shows later."""
+"""Stores the report of a merge with its output, for ``mergeloom report OUT``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 REPORT = "report.json.gz"
 DETAILS = "details.json.gz"
 _DETAILED = 20_000
-"""Tensors of an output whose details are kept: more take seconds to write."""
+"""Maximum number of tensors for which details are stored; more take seconds to write."""
 _LARGEST = 512 << 20
 
 
 def store(result: MergeResult, output: Path) -> None:
-    """Write the reports of a merge beside its manifest; those of very many tensors without their
-    details. That they cannot be written is no failure of the merge, which is finished."""
+    """Write the reports of a merge next to its manifest, without details if there are very many
+    tensors. Failures are ignored, because the merge is finished."""
     found: dict[str, Document] = {REPORT: result.report}
     if len(result.planned.plan.graph.writes) <= _DETAILED:
         found[DETAILS] = result.details
@@ -38,10 +38,10 @@ def store(result: MergeResult, output: Path) -> None:
 
 
 def stored_report(output: Path) -> MergeReport:
-    """The report of the merge that made ``output``.
+    """The report of the merge that wrote ``output``.
 
     Raises:
-        OutputError: there is none, or it cannot be understood.
+        OutputError: there is none, or it is damaged.
     """
     found = _stored(output, REPORT, "merge")
     assert isinstance(found, MergeReport)
@@ -49,10 +49,10 @@ def stored_report(output: Path) -> MergeReport:
 
 
 def stored_details(output: Path) -> DetailsReport | None:
-    """The details of the merge that made ``output``; ``None`` where they were not kept.
+    """The details of the merge that wrote ``output``; ``None`` if they were not stored.
 
     Raises:
-        OutputError: they cannot be understood.
+        OutputError: they are damaged.
     """
     if not (output / DIRECTORY / DETAILS).exists():
         return None

@@ -1,4 +1,4 @@
-"""The tasks of a plan in the order in which they run, as records."""
+"""The tasks of a plan in execution order, as records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def task_list(planned: PlannedMerge) -> TaskList:
-    """Every merge of a plan, each with what it reads and where its result goes."""
+    """All merges of a plan, each with its inputs and outputs."""
     return TaskList(fingerprint=planned.plan.fingerprint, tasks=tuple(_tasks(planned)))
 
 

@@ -1,4 +1,4 @@
-"""The report of ``explain``: where output tensors come from, as records."""
+"""The report of ``explain``: the origin of output tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T", Write, OutputTensor)
 
 
 def explain_plan(planned: PlannedMerge, pattern: str | None) -> records.ExplainReport:
-    """What is to be known of the output tensors that a pattern names; see `matching`."""
+    """The report of the output tensors that match a pattern; see `matching`."""
     plan = planned.plan
     writes = writes_by_name(plan.graph.writes)
     files = {write.name: write.file.name for write in plan.graph.writes}
@@ -28,7 +28,7 @@ def explain_plan(planned: PlannedMerge, pattern: str | None) -> records.ExplainR
 
 
 def explain_decisions(decided: Decisions, pattern: str | None) -> records.ExplainReport:
-    """The same before a plan is made of what was decided."""
+    """The same from decisions, before the plan is complete."""
     recipe = decided.recipe
     tensors = writes_by_name(recipe.output.tensors.values())
     found = matching(recipe.plans(), list(tensors), pattern)
@@ -36,7 +36,7 @@ def explain_decisions(decided: Decisions, pattern: str | None) -> records.Explai
 
 
 def writes_by_name(written: Iterable[T]) -> dict[str, T]:
-    """What is written by its name and, where codes are written, by that of what they stand for."""
+    """Writes by name; for codes, by the name of the unquantised tensor."""
     own = {each.name: each for each in written}
     plain = {each.merge.name: each for each in own.values() if not each.part}
     return plain | own

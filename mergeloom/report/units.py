@@ -1,4 +1,4 @@
-"""Sizes as people write and read them."""
+"""Formatting and parsing of sizes and durations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def parse_size(text: str) -> int:
     """Bytes of a size such as ``8GiB``, ``8G``, ``8GB``, ``500M`` or ``1000000``.
 
     Raises:
-        LoomError: it is none.
+        LoomError: it is not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?i?)[bB]?\s*", text)
     unit = match[2][:1].upper() + match[2][1:] if match else ""

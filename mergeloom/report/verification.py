@@ -1,4 +1,4 @@
-"""The report of ``verify``: an output against its digests, as a record."""
+"""The report of ``verify``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from mergeloom.report.records import Fault, VerifyReport
 
 
 def verify_report(output: Path, load: bool = False) -> VerifyReport:
-    """What is to be known of an output after all of it was read; with ``load``, what the class
-    that its configuration names makes of it, too.
+    """The result of verifying an output; with ``load``, also of comparing it with the class named
+    in its configuration.
 
     Raises:
-        OutputError: nothing is there to verify, or the records are damaged; or it is not finished
-            and cannot be loaded.
-        LoomError: transformers is not installed, or does not have the class.
+        OutputError: there is nothing to verify, or the records are damaged; or with ``load``, it is
+        not finished. LoomError: transformers is not installed, or does not have the class.
     """
     found = verify_output(output)
     if load and not found.finished:

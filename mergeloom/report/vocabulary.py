@@ -1,4 +1,4 @@
-"""The reports of a vocabulary: sizes in a plan, and where one token's rows come from."""
+"""Reports of a vocabulary: its sizes, and the origin of a token's rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def vocabulary_report(found: VocabularySummary | None) -> plan_records.VocabularyReport | None:
-    """What is to be known of the output's vocabulary, where tokenizer settings make it."""
+    """The report of the output's vocabulary, if there are tokenizer settings."""
     if found is None:
         return None
     return plan_records.VocabularyReport(
@@ -31,10 +31,10 @@ def vocabulary_report(found: VocabularySummary | None) -> plan_records.Vocabular
 
 
 def token_report(plan: Plan, token: str) -> records.TokenReport:
-    """Where the rows of one token come from.
+    """The origin of the rows of one token.
 
     Raises:
-        ConfigError: the plan has no vocabulary of its own, or it lacks the token.
+        ConfigError: the plan has no tokenizer settings, or the vocabulary lacks the token.
     """
     from mergeloom.report import records
 

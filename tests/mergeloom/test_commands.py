@@ -100,7 +100,7 @@ def test_init_never_replaces_a_file(
     assert config.read_text() == LINEAR
     out, err = said(capsys, "init", *models, "-o", config, "--force")
     assert (out, config.read_text().startswith("# A merge of")) == ("", True)
-    assert "is written" in err
+    assert "wrote" in err
     out, _ = said(capsys, "init", *models, "-o", "-")
     assert out == config.read_text()
 

@@ -9,7 +9,7 @@ _PARTS = " ▏▎▍▌▋▊▉█"
 
 
 def bar(share: float, width: int) -> str:
-    """A bar that is filled by ``share``, from 0 to 1."""
+    """A bar filled to ``share``, from 0 to 1."""
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
     whole, part = divmod(eighths, 8)
     text = "█" * whole + (_PARTS[part] if part else "")
@@ -17,7 +17,7 @@ def bar(share: float, width: int) -> str:
 
 
 def band(start: int, stop: int, total: int, width: int) -> str:
-    """Where ``[start, stop)`` lies in a whole of ``total``; what there is is seen, be it little."""
+    """The position of ``[start, stop)`` in ``total``; a non-empty range is always visible."""
     width = min(width, total)
     first = start * width // max(total, 1)
     last = max(-(-stop * width // max(total, 1)), first + 1) if stop > start else first
@@ -25,7 +25,7 @@ def band(start: int, stop: int, total: int, width: int) -> str:
 
 
 def curve(values: Sequence[float], width: int) -> str:
-    """Values as a line of at most ``width`` columns, each as high as the value that it shows."""
+    """Values as a line chart of at most ``width`` columns."""
     count = min(len(values), width)
     if count == 0:
         return ""

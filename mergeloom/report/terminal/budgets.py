@@ -1,4 +1,4 @@
-"""What more or less memory would mean, as text."""
+"""The comparison of memory budgets, as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergeloom.report.units import data, duration, memory
 
 
 def render_budgets(report: BudgetsReport) -> RenderableType:
-    """A line for each budget, from the smallest that works."""
+    """One line per budget, from the smallest that works."""
     table = columns("--ram", "peak memory", "reads", "of it again", "workers", "about")
     for column in table.columns:
         column.justify = "right"

@@ -1,4 +1,4 @@
-"""Consoles, and what every rendering shares: tables, plurals, text that a terminal may see."""
+"""Consoles and shared helpers for rendering: tables, plurals, sanitised text."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from mergeloom.engine.base.errors import Finding
 from mergeloom.planners.outline import Layers
 
 _WIDE = 4000
-"""Columns where there is no terminal: lines are cut by whatever reads them."""
+"""Width without a terminal: wide enough not to break lines."""
 
 
 class _Console(Console):
-    """A console without colours for words that happen to look like something."""
+    """A console without automatic highlighting."""
 
     def __init__(self, file: IO[str], width: int | None = None) -> None:
         super().__init__(file=file, width=width, highlight=False, markup=False, emoji=False)
 
     def on_broken_pipe(self) -> None:
-        """Leave it to the caller, who may have more to do than to print."""
+        """Leave the error to the caller, instead of exiting."""
         raise BrokenPipeError(errno.EPIPE, "nobody reads")
 
 
 def console(stderr: bool = False) -> Console:
-    """A console as wide as the terminal; wide enough for anything where there is none."""
+    """A console with the width of the terminal; without a terminal, very wide."""
     file = sys.stderr if stderr else sys.stdout
     found = _Console(file)
     return found if found.is_terminal else _Console(file, _WIDE)
 
 
 def text_of(renderable: RenderableType) -> str:
-    """What a file gets: plain text without the blanks that tables are filled up with."""
+    """Plain text for files, without trailing blanks of tables."""
     found = _Console(io.StringIO(), _WIDE)
     with found.capture() as captured:
         found.print(renderable)
@@ -46,7 +46,7 @@ def text_of(renderable: RenderableType) -> str:
 
 
 class ByWidth:
-    """What is made for as many columns as there are."""
+    """A renderable created for the available width."""
 
     def __init__(self, make: Callable[[int], RenderableType]) -> None:
         self._make = make
@@ -56,17 +56,17 @@ class ByWidth:
 
 
 def picture_columns(width: int) -> int:
-    """Columns that a small chart may have beside text, where all have ``width``: 0 for none."""
+    """Columns for a small chart next to text at a total ``width``; 0 for no chart."""
     return 24 if width >= 100 else 12 if width >= 76 else 0
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:
-    """A number of things: ``1 tensor``, ``2 tensors``."""
+    """A number with a noun: ``1 tensor``, ``2 tensors``."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def layers_text(layers: Layers) -> str:
-    """Layers as people count them: first and last, both included."""
+    """A layer range with inclusive ends: ``0-23``."""
     start, stop = layers
     if stop <= start:
         return "none"
@@ -74,7 +74,7 @@ def layers_text(layers: Layers) -> str:
 
 
 def layers_named(*ranges: Layers) -> str:
-    """Layers with the word before them: ``layer 3``, ``layers 0-2, 7``."""
+    """Layers with the word: ``layer 3``, ``layers 0-2, 7``."""
     one = len(ranges) == 1 and ranges[0][1] - ranges[0][0] == 1
     return f"layer{'' if one else 's'} {', '.join(map(layers_text, ranges))}"
 
@@ -93,8 +93,7 @@ def columns(*titles: str) -> Table:
 
 
 def hanging(mark: str, items: Iterable[Text]) -> Table:
-    """Lines that begin with ``mark``; where one is too long for the terminal, it goes on under
-    its own beginning."""
+    """Lines that begin with ``mark``, with a hanging indent for long lines."""
     table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -104,10 +103,10 @@ def hanging(mark: str, items: Iterable[Text]) -> Table:
 
 
 def warnings(findings: Iterable[Finding]) -> Table:
-    """Warnings, a line each."""
+    """Warnings, one line each."""
     return hanging("warning:", (Text(shown(str(each)), style="yellow") for each in findings))
 
 
 def shown(text: str) -> str:
-    """``text`` as a terminal may see it: names in records are not trusted."""
+    """``text`` without control characters: names in records are not trusted."""
     return text if text.isprintable() else ascii(text)[1:-1]

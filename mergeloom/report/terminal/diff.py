@@ -21,8 +21,8 @@ _LONG = 60
 
 
 def render_diff(report: DiffReport, all_tensors: bool) -> RenderableType:
-    """Structure, and where values were compared: the whole, by layer, by kind; with
-    ``all_tensors`` each tensor."""
+    """Structure and, if values were compared, the whole, by layer and by kind; with
+    ``all_tensors``, each tensor."""
     parts: list[RenderableType] = [_models(report)]
     parts += _structure(report)
     if report.whole is None:
@@ -113,7 +113,7 @@ def _sentences(report: DiffReport) -> Iterator[str]:
 
 
 def _table(title: str, rows: Sequence[tuple[str, ValuesReport]], based: bool) -> ByWidth:
-    """A row for each part; where there is little room, without the chart and what says least."""
+    """One row per part; in a narrow terminal, without the chart and less important columns."""
     return ByWidth(lambda width: _fitting(title, rows, based, width))
 
 
@@ -142,7 +142,7 @@ def _fitting(
             column.min_width = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
             column.justify = "right"
     rest = sum((column.min_width or 0) + 2 for column in table.columns)
-    table.columns[0].overflow = "ellipsis"  # the name gives way, not the numbers
+    table.columns[0].overflow = "ellipsis"  # shorten the name, not the numbers
     table.columns[0].max_width = max(width - rest, 8)
     if charts:
         table.columns[2].justify, table.columns[2].style = "left", "cyan"
@@ -150,7 +150,7 @@ def _fitting(
 
 
 def percent_text(value: float | None) -> str:
-    """A share, in per cent; ``-`` where it is not defined."""
+    """A share in per cent; ``-`` if undefined."""
     if value is None:
         return "-"
     percent = 100 * value
@@ -158,5 +158,5 @@ def percent_text(value: float | None) -> str:
 
 
 def cosine_text(value: float | None) -> str:
-    """A cosine; ``-`` where it is not defined."""
+    """A cosine; ``-`` if undefined."""
     return "-" if value is None else f"{value:.4f}"

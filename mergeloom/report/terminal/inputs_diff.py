@@ -1,4 +1,4 @@
-"""How an output differs from what it was made of, as text: a column for each input."""
+"""How an output differs from its inputs, as text: one column per input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mergeloom.report.units import data
 _NUMBER = 8
 """Columns that a difference takes."""
 _NAME = 24
-"""Columns that a model's name may take above its numbers."""
+"""Maximum width of a model's name above its numbers."""
 
 
 def render_inputs_diff(report: InputsDiffReport) -> RenderableType:
@@ -61,7 +61,7 @@ def _groups(
     inputs: Sequence[DiffReport],
     groups: Callable[[DiffReport], Sequence[GroupReport]],
 ) -> ByWidth:
-    """A row for each group; as many inputs as there is room for."""
+    """One row per group, with as many inputs as fit."""
     found = {each.a.name: {group.name: group for group in groups(each)} for each in inputs}
     rows = {name: group.layer for own in found.values() for name, group in own.items()}
     if any(layer is not None for layer in rows.values()):

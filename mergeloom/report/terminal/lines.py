@@ -1,4 +1,4 @@
-"""A configuration with what its lines set, as text."""
+"""A configuration with the effect of its lines, as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RANGES = 3
 
 
 def render_lines(report: LinesReport) -> RenderableType:
-    """Each line, numbered, and beside it what it sets."""
+    """Each line with its number and its effect."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", justify="right", no_wrap=True)
     table.add_column(no_wrap=True)

@@ -1,4 +1,4 @@
-"""Merge methods as text: all of them, one a line, or one in full."""
+"""Merge methods as text: a list of all, or one in full."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mergeloom.report.terminal.console import columns
 
 
 def render_methods(methods: Iterable[MethodReport]) -> RenderableType:
-    """All methods, one a line."""
+    """All methods, one per line."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -52,7 +52,7 @@ def render_method(method: MethodReport) -> RenderableType:
 
 
 def models_needed(method: MethodReport) -> str:
-    """How many models a method merges, and whether it starts from a base, in words."""
+    """The number of models of a method, and its use of a base, as text."""
     low, high = method.models
     number = f"{low} or more" if high is None else str(low) if low == high else f"{low} to {high}"
     base = {

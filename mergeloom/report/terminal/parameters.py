@@ -1,4 +1,4 @@
-"""Parameters over the layers of an output, as text: a line for each entry of the configuration."""
+"""Parameters over the layers of an output, as text: one line per configuration entry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINES = 24
 
 
 def render_parameters(lines: Sequence[ParameterLine]) -> RenderableType:
-    """What is set for which tensors of which layers; gradients as little charts."""
+    """Values with their tensors and layers; gradients as small charts."""
     return ByWidth(lambda width: _table(lines, picture_columns(width)))
 
 

@@ -1,4 +1,4 @@
-"""A plan as text: what comes out, what each layer is made of, what it takes."""
+"""A plan as text: the output, the origin of its layers, and the resources."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mergeloom.report.terminal.vocabulary import render_vocabulary
 from mergeloom.report.units import MIB, count, data, duration, memory
 
 _MANY_SLICES = 60
-"""Slices of one part that are listed; published stacks have up to some forty."""
+"""Maximum number of listed slices of a part; published stacks have up to about forty."""
 
 
 def one_line(report: PlanReport) -> str:
@@ -45,7 +45,7 @@ def one_line(report: PlanReport) -> str:
 
 
 def render_plan(report: PlanReport) -> RenderableType:
-    """A plan at a glance."""
+    """The summary of a plan."""
     parts: list[RenderableType] = [_headline(report), Text()]
     for number, stage in enumerate(report.stages, 1):
         if len(report.stages) > 1:
@@ -102,7 +102,7 @@ def _stage_title(stage: Outline, number: int, total: int) -> Text:
 
 
 def _part(part: OutlinePart, stage: Outline) -> RenderableType:
-    """One line for each output slice: these input layers make those output layers."""
+    """One line per output slice, with input and output layers."""
     title = "" if part.name == "default" else f"{part.name}: "
     if not part.slices:
         return Text(f"{title}no layers; every tensor by {stage.method}")
@@ -127,7 +127,7 @@ def _part(part: OutlinePart, stage: Outline) -> RenderableType:
 
 
 def _slices(part: OutlinePart, stage: Outline, width: int) -> RenderableType:
-    """A line for each slice; of a stack with its place in it as a picture, where there is room."""
+    """One line per slice; for a stack with a chart of its position, if there is room."""
     lengths = _layers(part)
     chart = picture_columns(width) if len(lengths) > 1 else 0
     table = columns("output layers" if lengths else "", *([""] if chart else []), "", "made of")
@@ -220,7 +220,7 @@ def _memory(report: PlanReport) -> str:
 
 
 def _time(report: PlanReport) -> str:
-    """What a run takes, and what decides it."""
+    """The estimated time, and the limiting factor."""
     found, rates = report.time, report.rates
     if found.storage_seconds >= found.compute_seconds:
         known = "measured here" if rates.storage_measured else "assumed: not measured here yet"
@@ -237,7 +237,7 @@ def _time(report: PlanReport) -> str:
 
 
 def _places(report: PlanReport) -> Iterator[str]:
-    """Where how many merges compute, and why."""
+    """The number of merges on each device, with the reason."""
     devices = {device.name: device for device in report.devices}
     for place in report.placement:
         where = place.device
@@ -248,7 +248,7 @@ def _places(report: PlanReport) -> Iterator[str]:
 
 
 def _rates(report: PlanReport) -> str:
-    """The rates by which places were decided; processors in cores of what kernels' cost is for."""
+    """The rates used for placement; processors in units of the reference core."""
     rates = report.rates
     found = [(f"storage {data(rates.storage_bytes_per_second)}/s", rates.storage_measured)]
     found.append((f"cpu {rates.cpu_speed:.3g} x", rates.cpu_measured))

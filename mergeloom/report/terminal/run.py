@@ -1,4 +1,4 @@
-"""A finished merge as text: what it took, beside what was predicted."""
+"""A finished merge as text: measurements and predictions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def one_line(report: MergeReport) -> str:
 
 
 def render_outcome(report: MergeReport) -> RenderableType:
-    """What a finished merge took. Its warnings are said apart."""
+    """The measurements of a finished merge; warnings are printed separately."""
     if report.was_finished:
         parts: list[RenderableType] = [Text(one_line(report), style="green")]
     else:
@@ -38,13 +38,13 @@ def render_outcome(report: MergeReport) -> RenderableType:
 
 
 def render_report(report: MergeReport) -> RenderableType:
-    """A merge that is over: its plan, and what it took."""
+    """A past merge: its plan and measurements."""
     planned = replace(report, output_state=None)  # as it was before the merge
     return Group(render_plan(planned), Text(), render_outcome(report))
 
 
 def render_export(report: ExportReport) -> RenderableType:
-    """A model that was written to a file."""
+    """The result of an export."""
     text = (
         f"exported to '{report.output}' in {duration(report.wall_seconds)}: "
         f"{plural(report.tensors, 'tensor')}, matrices as {report.type}, {data(report.bytes)}; "
@@ -83,11 +83,11 @@ def _figures(report: MergeReport) -> RenderableType:
 
 
 _WORST = 3
-"""Tensors that are named with their errors."""
+"""Number of tensors listed with their errors."""
 
 
 def _coded(errors: Sequence[CodingError]) -> Text:
-    """What rounding to codes has lost."""
+    """Quantisation errors."""
     worst = ", ".join(f"{each.tensor} {each.error:.2%}" for each in errors[:_WORST])
     middle = errors[len(errors) // 2].error
     return Text(
@@ -97,7 +97,7 @@ def _coded(errors: Sequence[CodingError]) -> Text:
 
 
 def _checked(checked: CheckReport) -> Text:
-    """What ``--check`` computed again, and what it could not."""
+    """The result of ``--check``, including skipped tensors."""
     text = Text(
         f"checked: {plural(checked.tensors, 'tensor')} ({checked.elements:,} elements) computed "
         "again in float64 from the inputs, all equal within rounding",

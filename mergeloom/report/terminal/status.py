@@ -1,4 +1,4 @@
-"""The states of outputs, and what is cleaned, as text."""
+"""States of outputs, and results of cleaning, as text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BAR = 24
 
 
 def render_status(report: StatusReport) -> RenderableType:
-    """How far a merge is."""
+    """The progress of a merge."""
     parts: list[RenderableType] = [
         Text(shown(report.message), style=_STYLES.get(report.condition, "yellow"))
     ]
@@ -31,7 +31,7 @@ def render_status(report: StatusReport) -> RenderableType:
 
 
 def render_clean(report: CleanReport) -> RenderableType:
-    """What was removed, or would be, and how much that is."""
+    """The removed (or removable) files with sizes."""
     if not report.found:
         return Text("there is nothing to remove")
     table = columns("", "", "")

@@ -1,4 +1,4 @@
-"""The tasks of a plan as text, in the order in which they run."""
+"""The tasks of a plan as text, in execution order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mergeloom.report.units import data
 
 
 def task_lines(report: TaskList) -> Iterator[str]:
-    """One block of lines for each task; plain text, for it may be hundreds of thousands."""
+    """One block of plain text lines per task; there may be hundreds of thousands."""
     for task in report.tasks:
         yield from _lines(task)
 

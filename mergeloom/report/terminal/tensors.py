@@ -13,7 +13,7 @@ from mergeloom.report.terminal.console import ByWidth, columns, shape_text
 from mergeloom.report.terminal.vocabulary import render_token
 
 _TABLE = 100
-"""Columns that a table of inputs needs."""
+"""Minimum width of a table of inputs."""
 
 
 def render_explain(report: ExplainReport) -> RenderableType:
@@ -30,7 +30,7 @@ def render_explain(report: ExplainReport) -> RenderableType:
 
 
 def _tensor(tensor: TensorReport) -> RenderableType:
-    """Where one output tensor comes from, and which entry of the configuration set what."""
+    """The origin of one output tensor, with the configuration entries that set its parameters."""
     about = f"  {shape_text(tensor.shape)} {tensor.dtype}, in {tensor.file}"
     head = Text.assemble((tensor.tensor, "bold"), about)
     if tensor.layer is not None:
@@ -48,7 +48,7 @@ def _tensor(tensor: TensorReport) -> RenderableType:
 
 
 def _inputs(tensor: TensorReport, width: int) -> RenderableType:
-    """What a tensor is made of: a table, or where it would be too narrow, a block for each."""
+    """The inputs of a tensor: a table or, in a narrow terminal, one block each."""
     merged = tensor.copied_because is None
     rows = []
     for item in tensor.inputs:
@@ -56,7 +56,7 @@ def _inputs(tensor: TensorReport, width: int) -> RenderableType:
         values = [
             f"{name} = {_full(value)}"
             for name, value in item.parameters.items()
-            if value.place is not None or not base  # the base has no use for the others' defaults
+            if value.place is not None or not base  # defaults do not apply to the base
         ]
         rows.append((f"{item.model}{'  (base)' if base else ''}", item, values))
     if width >= _TABLE:

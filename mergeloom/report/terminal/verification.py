@@ -11,7 +11,7 @@ from mergeloom.report.units import data
 
 
 def render_verify(report: VerifyReport) -> RenderableType:
-    """Whether an output is sound; else what is wrong, one thing a line."""
+    """Whether an output is sound; otherwise its faults, one per line."""
     loading = report.loading
     if report.sound:
         tensors = f"{plural(report.tensors, 'tensor')}, {data(report.bytes)}, equal their digests"

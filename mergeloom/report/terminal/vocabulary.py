@@ -1,4 +1,4 @@
-"""A vocabulary as text: its sizes, where the rows of each model come from, and those of a token."""
+"""A vocabulary as text: sizes, origins of each model's rows, and those of a token."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _COLUMNS = {
     "zero": "zero",
     "padding": "padding",
 }
-"""Titles of the kinds of rows, in order."""
+"""Titles of row origins, in order."""
 
 if TYPE_CHECKING:
     from mergeloom.report import plan_records, records
 
 
 def render_vocabulary(found: plan_records.VocabularyReport) -> RenderableType:
-    """Sizes, and a line for each model."""
+    """Sizes, and one line per model."""
     text = Text.assemble(("vocabulary", "bold"), f"  {plural(found.tokens, 'token')}")
     text.append(f", {plural(found.rows, 'row')}; tokenizer of '{found.tokenizer}'")
     if found.added:
@@ -46,7 +46,7 @@ def render_vocabulary(found: plan_records.VocabularyReport) -> RenderableType:
 
 
 def render_token(found: records.TokenReport) -> RenderableType:
-    """Where one token's rows come from."""
+    """The origin of a token's rows."""
     head = Text.assemble((repr(found.token), "bold"), f"  id {found.id}")
     table = columns("in the tables of", "its row is", "taken from")
     for item in found.models:
