@@ -1,4 +1,4 @@
-"""One job from start to end: open or continue the output, schedule, run, finish."""
+"""Runs one job: opens or resumes the output, schedules, runs, finishes."""
 
 from __future__ import annotations
 
@@ -53,11 +53,12 @@ S = TypeVar("S", ShardSink, ComparingSink)
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be made: tasks, side files, and what the result depends on.
+    """The tasks and side files to produce, and everything that the result depends on.
 
-    ``identity`` names every thing that the fingerprint covers, for telling what differs when an
-    output was begun by another job. ``about`` goes into the manifest.
-    ``arithmetic`` computes on the CPU, ``torch`` elsewhere and for kernels that name no words.
+    ``identity`` lists everything in the fingerprint by name, so that messages can say how an output
+    of another job differs. ``about`` is written to the manifest.
+    ``arithmetic`` computes on the CPU, ``torch`` on other devices and for kernels that list no
+    operations.
     """
 
     graph: Graph
@@ -71,15 +72,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to run; none of it changes a byte of the output.
+    """How to run a job. No option changes the output.
 
-    ``ram`` is the budget in bytes, ``machine`` what the schedule reckons with: that of the dry
-    run, so that both have one schedule. Without it the machine is looked at. After at most
-    ``commit_seconds`` finished tensors are made durable. With ``verify_resumed`` what an
-    interrupted run has left is compared with its digests, with ``verify_finished`` what a finished
-    one has. ``files`` is the file system; ``opener``
-    opens the machine's devices, if other than torch's are meant. ``planned`` is the schedule of the
-    job's whole graph for ``ram`` and ``machine``, where the dry run has made it.
+    ``ram`` is the memory budget in bytes. ``machine`` is the machine to schedule for, by default
+    the current one; a dry run passes its own, so that both have the same schedule. Finished tensors
+    are made durable after at most ``commit_seconds``. ``verify_resumed`` checks the digests of
+    tensors left by an interrupted run, ``verify_finished`` those of a finished run. ``files`` is
+    the file system; ``opener`` replaces the function that opens devices. ``planned`` is the
+    schedule of the whole graph for ``ram`` and ``machine``, if it exists already.
     """
 
     ram: int | None = None
@@ -101,7 +101,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """Told to the observer when the schedule is made and the run begins."""
+    """Passed to the observer when the schedule is complete and the run begins."""
 
     schedule: Schedule
     resumed: int
@@ -115,12 +115,13 @@ def run(
     poll: Callable[[Progress], None] | None = None,
     building: Callable[[frozenset[str]], None] | None = None,
 ) -> Outcome:
-    """Run ``job`` into the directory ``output``, continuing an interrupted run of the same job.
+    """Run ``job`` into the directory ``output``, or resume an interrupted run of the same job.
 
-    ``building`` is told for what machine code is built first, which takes seconds.
+    ``building`` is called with the operations whose machine code is compiled first, which takes
+    seconds.
 
     Raises:
-        BudgetError: the budget cannot work.
+        BudgetError: the memory budget is too small.
         OutputError: the directory is not ours, or belongs to another job.
         RunError: the directory is in use or its disk too small; or reading, arithmetic or writing
             failed: what was merged is kept.
@@ -132,7 +133,7 @@ def run(
     found = options.machine or machine.this_machine(job.arithmetic, job.torch)
     whole = options.planned
     if whole is None or whole.graph is not job.graph:
-        whole = schedule(job.graph, options.ram, found)  # checks the budget, before all else
+        whole = schedule(job.graph, options.ram, found)  # checks the budget first
     with _memory_reported(), OutputDirectory(output, options.files) as directory:
         if options.restart:
             directory.clear()
@@ -197,7 +198,7 @@ def run(
 
 @dataclass(frozen=True)
 class _Run:
-    """What the parts of one run share; ``whole`` is the schedule of it all, ``warnings`` grows."""
+    """State shared by the parts of one run; ``whole`` is the schedule of the whole graph."""
 
     job: Job
     options: Options
@@ -209,7 +210,7 @@ class _Run:
     warnings: list[str]
 
     def schedule(self, graph: Graph, resumed: int) -> Schedule:
-        """The schedule of a graph, for which all machine code is built; says that it begins."""
+        """Schedule a graph, compile the missing machine code, and call ``begun``."""
         plan = self.whole
         if graph is not plan.graph:
             plan = schedule(graph, self.options.ram, self.machine)
@@ -219,7 +220,7 @@ class _Run:
         return plan
 
     def clones(self, graph: Graph, directory: OutputDirectory) -> list[Clone]:
-        """The writes that are made as clones; none where every byte is to be read and written."""
+        """The clones to make; none if every byte must be read and written."""
         if self.options.io is not IOMode.AUTO:
             return []
         return that_work(clonable(graph), directory.records, self.options.files)
@@ -232,9 +233,9 @@ class _Run:
         records: Path,
         clones: Sequence[Clone] = (),
     ) -> Iterator[tuple[Executor, S]]:
-        """What runs a schedule, its inputs open, when the ``clones`` are made. ``sink_of`` makes
-        the sink, given a function that raises if inputs are no longer those that were planned
-        with. Values are spilled to the directory ``records``."""
+        """The executor of a schedule, with open inputs, after making the ``clones``. ``sink_of``
+        creates the sink from a function that raises if inputs have changed since planning. Values
+        are spilled to the directory ``records``."""
         options = self.options
         with contextlib.ExitStack() as opened:
             spilled = spilling(records, plan.graph.spills, options.io, options.files)
@@ -276,7 +277,7 @@ def _make(clones: Sequence[Clone], readers: Mapping[str, FileReader], sink: Shar
 
 
 def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool:
-    """Whether a finished output has all of its files. If not, it becomes an interrupted one.
+    """Whether a finished output is complete. If not, it is turned into an interrupted one.
 
     Raises:
         OutputError: the directory belongs to another merge.
@@ -304,8 +305,8 @@ def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool
 
 
 def _resumed(directory: OutputDirectory, run: _Run, repairs: bool) -> dict[Write, Finished]:
-    """The tensors that an interrupted run has left, and that are as it recorded them. Where one
-    ``repairs``, it is known that some are not.
+    """The intact tensors of an interrupted run. ``repairs`` says that some are known to be
+    damaged.
 
     Raises:
         OutputError: the directory belongs to another merge.
@@ -326,7 +327,7 @@ def _resumed(directory: OutputDirectory, run: _Run, repairs: bool) -> dict[Write
 
 
 def _lost(records: int, tensors: int) -> str:
-    """What an interrupted merge has lost since."""
+    """A message about the damaged records and tensors of an interrupted merge."""
     parts = [f"{records} damaged record{'s' * (records != 1)} in the journal"] * bool(records)
     if tensors:
         parts.append(f"{tensors} tensor{'s' * (tensors != 1)} with other bytes than were recorded")
@@ -340,11 +341,11 @@ def _check_same(
     run: _Run,
     directory: OutputDirectory,
 ) -> bool:
-    """Check that what is in a directory is of this job. Returns whether inputs had new
-    modification times: then what was ``recorded`` was computed again, and came out the same.
+    """Check that the contents of a directory belong to this job. Returns whether inputs have new
+    modification times: then the ``recorded`` tensors were computed again, with equal results.
 
     Raises:
-        OutputError: it is of another job.
+        OutputError: they belong to another job.
     """
     job = run.job
     if fingerprint == job.fingerprint:
@@ -368,7 +369,7 @@ def _check_same(
 
 
 def _differing(recorded: Sequence[Finished], run: _Run, records: Path) -> list[str]:
-    """Names of recorded tensors that come out otherwise now. Nothing is written."""
+    """Names of recorded tensors whose recomputed values differ. Nothing is written."""
     graph = run.job.graph
     by_name = {(each.file, each.tensor): each for each in recorded}
     wanted = {
@@ -383,16 +384,16 @@ def _differing(recorded: Sequence[Finished], run: _Run, records: Path) -> list[s
 
 
 _CLOSE = 0.9
-"""The share of the predicted peak from which on the heap is kept small."""
+"""Share of the predicted peak memory from which the heap is trimmed."""
 
 
 def _trimming(
     poll: Callable[[Progress], None] | None, peak_bytes: int
 ) -> Callable[[Progress], None]:
-    """``poll``, and the heap trimmed where memory comes close to what was predicted."""
+    """Wraps ``poll`` to trim the heap when memory use is close to the predicted peak."""
 
     def polled(progress: Progress) -> None:
-        # Not always: what is given back and needed again has to be cleared again.
+        # Not always: memory that is freed and needed again must be cleared again.
         if machine.resident_bytes() > peak_bytes * _CLOSE:
             machine.trim_heap()
         if poll is not None:
@@ -404,9 +405,9 @@ def _trimming(
 def _rates(
     executor: Executor, sink: ShardSink, counters: tuple[int, int] | None
 ) -> dict[str, Sample]:
-    """What a run that is over has measured; ``counters`` are the kernel's from its beginning."""
+    """Rates measured by a finished run; ``counters`` are the kernel's I/O counters at its start."""
     found = executor.stopwatch.samples()
-    if sink.is_direct:  # else writing returns when the page cache has it
+    if sink.is_direct:  # otherwise writes return when the data is in the page cache
         progress, now = executor.progress, machine.device_bytes()
         stored = sum(now) - sum(counters) if now and counters else None
         moved = progress.read_bytes + progress.write_bytes

@@ -1,4 +1,4 @@
-"""Machine code that a schedule needs is built before it runs."""
+"""Compiles the machine code that a schedule needs before it runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mergeloom.engine.plan.schedule import Schedule
 
 
 def build_missing(plan: Schedule, building: Callable[[frozenset[str]], None] | None) -> None:
-    """Build the machine code that is missing; ``building`` is told for which words first."""
+    """Compile missing machine code; ``building`` is called first, with its operations."""
     if plan.missing and building is not None:
         building(plan.missing)
     for arithmetic, words in plan.words.items():

@@ -1,4 +1,4 @@
-"""Where grains of a tensor lie on a device."""
+"""Positions of the grains of a tensor in device memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mergeloom.engine.run.device import Memory
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpan:
-    """Grains of a tensor on a device: grain ``first`` at byte ``at`` of ``memory``, each at a
-    distance of `stride` from the one before."""
+    """Grains of a tensor on a device: grain ``first`` is at byte ``at`` of ``memory``, the next
+    ones follow at intervals of `stride` bytes."""
 
     memory: Memory
     at: int
@@ -28,8 +28,8 @@ class DeviceSpan:
         return ops.at(self._bytes(dtype.size, start, count), dtype, count)
 
     def pieces(self, indices: range, size: int, host: Memory) -> Iterator[tuple[Memory, Memory]]:
-        """Bytes of grains ``indices`` here, and their places in ``host``, which holds nothing
-        else; elements have ``size`` bytes."""
+        """The bytes of grains ``indices`` on the device, paired with their bytes in ``host``, which
+        contains only them; elements have ``size`` bytes."""
         grains = self.grains
         dense = stride(grains, size) == grains.size * size
         begin, _ = elements_of(grains, indices)
@@ -45,13 +45,13 @@ class DeviceSpan:
 
 
 def elements_of(grains: Grains, indices: range) -> tuple[int, int]:
-    """First element of a run of grains, and number of elements."""
+    """First element and number of elements of a range of grains."""
     first, _ = grains.bounds(indices.start)
     return first, min(len(indices) * grains.size, grains.total - first)
 
 
 def chunks(grains: range, length: int, edge: int) -> Iterator[range]:
-    """Runs of at most ``length``; none of them has ``edge`` inside."""
+    """Split ``grains`` into ranges of at most ``length`` grains, and at grain ``edge``."""
     first = grains.start
     while first < grains.stop:
         last = grains.stop if first >= edge else min(edge, grains.stop)

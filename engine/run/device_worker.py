@@ -1,21 +1,20 @@
-"""Computes tiles on a device. Only the worker of a device imports this module.
+"""Computes tiles on a device. Only device workers import this.
 
     block ──upload──► slot or cache ──compute──► slot ──download──► block ──► writers
                                       (scratch)
 
-A tile passes through the device in chunks of a few grains, each in one of the slots of its memory
-in turn, so that one chunk arrives while another is computed and a third leaves. Bytes travel as
-they are stored; they are widened and rounded on the device. The thread only gives orders: it looks
-at a tile's results when it has given those for the next ones.
+A tile is processed in chunks of a few grains. Chunks use the slots of device memory in turn, so
+that one chunk is uploaded while another is computed and a third is downloaded. Elements are
+transferred in their stored dtype, and widened and rounded on the device. The thread only queues
+work: it checks the results of a tile after queueing the next ones.
 
-What several passes of a merge need is uploaded once, where there is room, and stays in the cache.
+Inputs needed by several passes of a merge are uploaded once, if they fit, and stay in the cache.
 
-Memory that does not suffice is nothing special. A tile whose orders could not all be given is
-given up and begun again: first with a smaller cache, so that more is uploaded for each pass, then
-in smaller chunks, and when one grain is too much, its merge goes to the CPU. That a tile can be
-begun again is easy to see: its inputs stay in their blocks until it is done, what it adds to a
-statistic is kept apart until then, and its place in the prefix scan is taken once and remembered
-in the tile.
+Running out of memory is handled. A tile that could not be queued completely is restarted: first
+with a smaller cache, so that more is uploaded for each pass, then with smaller chunks; if one
+grain does not fit, its merge goes to the CPU. Restarting is safe: the inputs of a tile stay in
+their blocks until it is done, its contribution to a statistic is separate until then, and its
+position in the prefix scan is stored in the tile.
 """
 
 from __future__ import annotations
@@ -39,14 +38,15 @@ from mergeloom.engine.run.flight import Flight, TimedChunk
 from mergeloom.engine.run.state import MergeRun, TileQueue, TileRun, elements
 
 _FLYING = 2
-"""Tiles for which all orders are given after a tile before its results are looked at."""
+"""Number of later tiles that are queued before the results of a tile are checked."""
 
 
-class Offload:
-    """The worker of one device, which is number ``number`` of the schedule and may be given
-    ``memory`` bytes. ``arithmetic`` makes its operations, with scratch there.
+class DeviceWorker:
+    """The worker of device ``number`` of the schedule, which may use ``memory`` bytes of it.
+    ``arithmetic`` creates the operations from scratch memory.
 
-    Of finished tiles, ``uploaded_bytes`` took ``uploading_seconds`` (NaN: it does not tell).
+    ``uploaded_bytes`` and ``uploading_seconds`` are totals of finished tiles; the seconds are NaN
+    if the device has no timer.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class Offload:
         self.uploading_seconds = 0.0
 
     def run(self) -> None:
-        """Compute tiles to the end of the run.
+        """Compute tiles until the end of the run.
 
         Raises:
             Closed: the run was stopped.
-            RunError: the device failed otherwise than for want of memory.
+            RunError: the device failed for a reason other than lack of memory.
         """
         try:
             with self._device.working():
@@ -93,8 +93,8 @@ class Offload:
                 "continues, with --device cpu without it"
             ) from error
         finally:
-            # No block may be released that a copy still reaches into. A broken device says so
-            # again, and copies nothing any more.
+            # Blocks must not be released while a copy uses them. A failed device raises again,
+            # and no longer copies.
             with contextlib.suppress(RuntimeError):
                 self._device.settle()
 
@@ -112,7 +112,7 @@ class Offload:
                 self._land()
 
     def warnings(self) -> list[str]:
-        """What went otherwise than planned, a line each."""
+        """Deviations from the plan, one line each."""
         lines = []
         for count, what in (
             (self._space.shrunk, "room for inputs that stay there was made smaller"),
@@ -136,7 +136,7 @@ class Offload:
     def _attempt(self, task: TileRun) -> None:
         placement = task.merge.placement
         if self._stays(task) and self._space.cache.crowded(placement, self._others(task)):
-            # Those who take its room are under way, and often about to leave.
+            # The merges that use the space are in flight, and may be almost done.
             self._land_all()
             self._host.put_back(task)
             return
@@ -149,11 +149,11 @@ class Offload:
             chunk = self._smaller(chunk, error)
         else:
             return
-        # Only here: as long as an error is handled, it keeps the memory from being given back.
+        # Only here: while an exception is handled, its traceback keeps the memory alive.
         self._retry(task, chunk)
 
     def _land(self) -> None:
-        """Look at the results of the tile that was given first."""
+        """Check the results of the oldest tile in flight."""
         flight = self._flying.popleft()
         task = flight.task
         try:
@@ -181,7 +181,7 @@ class Offload:
             computing += _seconds(chunk.computing)
 
         if flight.accumulator is not None:
-            # At once: what the next pass needs of this merge may be all that its inputs wait for.
+            # At once: the next pass of this merge may wait for nothing else.
             self._host.accumulate(task, flight.accumulator)
             self._host.computed(task, computing)
             return
@@ -190,18 +190,18 @@ class Offload:
             _finish(task, doubtful)
             self._host.computed(task, computing)
 
-        self._host.defer(finish)  # to digest takes as long as to give the orders for all this
+        self._host.defer(finish)  # digesting takes as long as queueing all of this
 
     def _land_all(self) -> None:
         while self._flying:
             self._land()
 
     def _others(self, task: TileRun) -> set[MergeRun]:
-        """Merges under way but the one of ``task``."""
+        """Merges in flight other than that of ``task``."""
         return {flight.task.merge for flight in self._flying} - {task.merge}
 
     def _launch(self, task: TileRun, chunk: int) -> Flight:
-        """Give all orders for a tile, ``chunk`` grains at a time."""
+        """Queue all work of a tile, ``chunk`` grains at a time."""
         run, tile = task.merge, task.tile
         flight = Flight(task, chunk)
         for merge in run.passes[tile.number].scanned:
@@ -225,7 +225,7 @@ class Offload:
         return flight
 
     def _prefixes(self, flight: Flight, merge: Merge) -> list[tuple[int, ...]]:
-        """The scan values of a tile's grains: their sums are needed before anything is written."""
+        """The scan values of a tile's grains; their sums are needed before the output pass."""
         found: list[tuple[Any, ...]] = []
         self._walk(
             flight, lambda evaluator, index, _: found.append(evaluator.scan_value(merge, index))
@@ -239,9 +239,9 @@ class Offload:
         flight: Flight,
         each: Callable[[TreeEvaluator, int, Sequence[tuple[Write, DeviceSpan]]], None],
     ) -> Mark:
-        """Send a tile through the device and call ``each`` for its grains.
+        """Upload, process and download a tile, calling ``each`` for its grains.
 
-        At the mark that is returned everything has happened.
+        The returned mark is reached when everything is done.
         """
         task = flight.task
         run, work = task.merge, task.merge.placement.work
@@ -286,10 +286,10 @@ class Offload:
         list[tuple[Write, DeviceSpan]],
         list[tuple[Memory, Memory]],
     ]:
-        """Where the inputs of some grains are, what of them is to be uploaded; where the outputs
-        go, what of them is to be downloaded: pairs of bytes on the device and here.
+        """The positions of the inputs of some grains and their uploads, and the positions of the
+        outputs and their downloads. Transfers are pairs of device and host bytes.
 
-        Grains are all among those that stay, or none of them is.
+        Either all of these grains are cached, or none.
         """
         grains = task.merge.placement.work.grains
         tile_first, _ = elements(task.tile, task.merge.placement)
@@ -333,16 +333,16 @@ class Offload:
     # --- memory ---------------------------------------------------------------------------
 
     def _stays(self, task: TileRun) -> bool:
-        """Whether this tile's inputs should be there for later passes too."""
+        """Whether to cache the inputs of this tile for later passes."""
         return (
             task.merge.placement.staying > 0
-            and not task.tile.writes  # nothing comes after the last pass
-            and task.merge.device == self._number  # nor where the CPU goes on
+            and not task.tile.writes  # no pass follows the last one
+            and task.merge.device == self._number  # the CPU has not taken over
             and task.merge not in self._space.cache.stays
         )
 
     def _retry(self, task: TileRun, chunk: int) -> None:
-        """Begin ``task`` again with ``chunk`` grains at a time; with 0 the CPU takes it."""
+        """Restart ``task`` with ``chunk`` grains at a time; 0 gives it to the CPU."""
         self._land_all()
         self._space.drop()
         if chunk == 0:
@@ -352,10 +352,10 @@ class Offload:
         self._again.append(task)
 
     def _smaller(self, chunk: int, error: Exception) -> int:
-        """How many grains to try at a time where ``chunk`` ended in ``error``; 0 for none.
+        """The number of grains to try next after ``error`` with ``chunk`` grains; 0 for none.
 
         Raises:
-            Exception: ``error``, where fewer grains would not help.
+            Exception: ``error``, if fewer grains would not help.
         """
         if is_incapable(error):
             return 0
@@ -370,7 +370,7 @@ class Offload:
 
 
 def _finish(task: TileRun, doubtful: Sequence[float]) -> None:
-    """Check and digest what has arrived in the output blocks."""
+    """Check and digest the downloaded output blocks."""
     run, work = task.merge, task.merge.placement.work
     first, _ = elements(task.tile, run.placement)
     inputs = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}

@@ -1,9 +1,9 @@
-"""The memory of a device that its worker uses: slots of chunks, scratch of arithmetic, the cache.
+"""The device memory of a worker: chunk slots, scratch for arithmetic, and the input cache.
 
     | outside: the libraries' | scratch | slot | slot | slot |        cache        |
 
-It grows as merges need it; the cache as far as the rest leaves room, to which it gives way. Where
-the device has less than that, the cache is made smaller first.
+Scratch and slots grow as merges need them; the cache uses the remaining memory and shrinks first
+when the device has less than expected.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mergeloom.engine.run.device import Device, Mark, Memory, Queue, is_out_of_m
 from mergeloom.engine.run.device_cache import DeviceCache
 
 _SHRINKS = 4
-"""Factor by which a cache shrinks that was too large."""
+"""Factor by which a cache that was too large is reduced."""
 _LEAST_CACHE = 1 << 20
 
 
 class _Sizes(NamedTuple):
-    """Bytes on a device: left to its libraries, of scratch, of one slot."""
+    """Bytes on a device: reserved for libraries, scratch, one slot."""
 
     outside: int
     scratch: int
@@ -46,14 +46,14 @@ _NOTHING = _Sizes(0, 0, 0)
 
 @dataclass(slots=True)
 class Slot:
-    """Memory of one chunk; ``free`` is when what lies there has left."""
+    """Memory of one chunk; ``free`` is reached when its contents have been downloaded."""
 
     memory: Memory
     free: Mark | None = None
 
 
 class DeviceWorkspace:
-    """At most ``memory`` bytes of a device. ``arithmetic`` makes its operations, given scratch, in
+    """At most ``memory`` bytes of a device. ``arithmetic`` creates its operations from scratch, in
     the queue ``compute``.
     """
 
@@ -67,7 +67,7 @@ class DeviceWorkspace:
         self.ops: DeviceOps | None = None
         self.cache = DeviceCache()
         self.shrunk = 0
-        """How often there was less memory for the cache than planned."""
+        """How many times the cache was reduced."""
         self._device = device
         self._memory = memory
         self._arithmetic = arithmetic
@@ -76,7 +76,7 @@ class DeviceWorkspace:
         self._turn = 0
         self._sizes = _NOTHING
         self._cachable = memory
-        """Bytes of the largest cache that may be tried."""
+        """Upper limit of the cache size in bytes."""
 
     def next_slot(self) -> Slot:
         """The slots, in turn."""
@@ -87,22 +87,21 @@ class DeviceWorkspace:
     def reserve(
         self, profile: MergeShape, chunk: int, staying: int, land: Callable[[], None]
     ) -> None:
-        """See that all is as large as a merge needs it that works on ``chunk`` grains at once, and
-        of which ``staying`` grains are to be in the cache. When ``land`` returns nothing that lies
-        here is in use."""
+        """Allocate what a merge needs to process ``chunk`` grains at a time and cache ``staying``
+        grains. ``land`` waits until nothing in this memory is in use."""
         needed = _Sizes(outside_bytes(profile), bench_bytes(profile), slot_bytes(profile, chunk))
         sizes = _Sizes(*map(max, zip(self._sizes, needed, strict=True)))
         if sizes.total > self._memory:
-            sizes = needed  # what others needed gives way
+            sizes = needed  # drop what other merges needed
         cache = self.cache.size
         if staying and (own := stay_bytes(profile, staying)) > cache:
-            cache = SLOTS * own  # while one merge ends, others begin
+            cache = SLOTS * own  # others begin while one merge ends
         cache = max(min(cache, self._memory - sizes.total, self._cachable), 0)
         if sizes == self._sizes and cache == self.cache.size:
             return
         land()
         if sizes == self._sizes and self.cache.stays:
-            return  # a larger cache is not worth uploading again what is there
+            return  # not worth uploading the contents again
         self.drop()
         scratch = self._device.allocate(sizes.scratch)
         with self._compute:
@@ -114,7 +113,7 @@ class DeviceWorkspace:
         self._allocate_cache(cache)
 
     def drop(self) -> None:
-        """Give all of it back."""
+        """Free all memory."""
         self._device.settle()
         self._sizes = _NOTHING
         self.ops = None
@@ -123,14 +122,14 @@ class DeviceWorkspace:
         self._device.reclaim()
 
     def shrink(self) -> bool:
-        """Do with a smaller cache from now on; whether there was any."""
+        """Reduce the cache from now on; returns whether there was one."""
         if not self.cache.size:
             return False
         self._shrink(self.cache.size)
         return True
 
     def _allocate_cache(self, nbytes: int) -> None:
-        """Make a cache of ``nbytes``, or of as many bytes as there are."""
+        """Allocate a cache of ``nbytes``, or as many bytes as are available."""
         while nbytes := min(nbytes, self._cachable):
             try:
                 self.cache = DeviceCache(self._device.allocate(nbytes))
@@ -142,7 +141,7 @@ class DeviceWorkspace:
                 return
 
     def _shrink(self, nbytes: int) -> None:
-        """Have no cache any more that is nearly as large as ``nbytes``, for that was too much."""
+        """Limit the cache to less than ``nbytes``, which were too much."""
         self.shrunk += 1
         smaller = nbytes // _SHRINKS
         self._cachable = smaller if smaller >= _LEAST_CACHE else 0

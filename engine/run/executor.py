@@ -277,7 +277,7 @@ class Executor:
             Worker(self, opened.__getitem__).run()
 
     def _offload(self, number: int) -> None:
-        from mergeloom.engine.run.device_worker import Offload
+        from mergeloom.engine.run.device_worker import DeviceWorker
         from mergeloom.engine.run.devices import open_device
 
         accelerator = self._schedule.devices[number]
@@ -291,7 +291,7 @@ class Executor:
             return
         self._opened.append(device)
         make = self._schedule.there.open(frozenset())
-        offload = Offload(device, number, accelerator.memory_bytes, self, make)
+        offload = DeviceWorker(device, number, accelerator.memory_bytes, self, make)
         try:
             with self.lanes.lane(accelerator.name):
                 offload.run()

@@ -1,4 +1,4 @@
-"""NaN and infinities among elements as they are stored."""
+"""Finds NaN and infinity among stored elements."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _EXPONENTS = {
     "F8_E5M2": 0x7C,
     "F8_E8M0": 0xFF,
 }
-"""Bits of a number that are all 1 where it is not finite."""
+"""Exponent bits, all 1 in NaN and infinity."""
 
 
 def all_finite(content: memoryview, dtype: DType) -> bool:
-    """Whether all numbers of a type are finite. It is told at the speed of memory: of numbers of
-    one sign, those that are not have the largest bits.
+    """Whether all elements are finite. Runs at memory speed: among numbers of one sign, non-finite
+    ones have the largest bit patterns.
     """
     import numpy as np
 
@@ -34,7 +34,7 @@ def all_finite(content: memoryview, dtype: DType) -> bool:
 
 
 def not_finite(content: memoryview, dtype: DType, count: int) -> Any:
-    """Which of ``count`` elements are not finite, as an array of numpy."""
+    """A numpy mask of the ``count`` elements that are not finite."""
     import numpy as np
 
     if dtype.codec:

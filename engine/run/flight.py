@@ -1,4 +1,4 @@
-"""A tile on its way through a device."""
+"""A tile in flight on a device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergeloom.engine.run.state import TileRun
 
 @dataclass(frozen=True, slots=True)
 class TimedChunk:
-    """When ``nbytes`` of one chunk began and ended to arrive, and when its arithmetic did."""
+    """Start and end of the upload of one chunk of ``nbytes``, and of its arithmetic."""
 
     nbytes: int
     arriving: tuple[Mark, Mark]
@@ -20,7 +20,7 @@ class TimedChunk:
 
 @dataclass(slots=True)
 class Flight:
-    """A tile for which all orders are given, and what is to be looked at when it has arrived."""
+    """A tile whose work is queued, and the results to check when it is done."""
 
     task: TileRun
     chunk: int

@@ -1,4 +1,4 @@
-"""What a run did and took, and the figures of it that are kept."""
+"""The outcome of a run, and its figures for the manifest and ``--json``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mergeloom.engine.run.progress import Progress
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did and took. Bytes are exact counts of tensor data and headers.
+    """The outcome of a run. Byte counts of tensor data and headers are exact.
 
-    ``device_read_bytes`` and ``device_write_bytes`` are what the kernel saw going to and from
-    storage, where it tells. ``resumed`` counts the tensors that an earlier run had finished.
-    ``errors`` are the relative errors of what was written as codes, by name, earlier runs' too.
+    ``device_read_bytes`` and ``device_write_bytes`` are storage traffic counted by the kernel, if
+    available. ``resumed`` counts the tensors finished by an earlier run. ``errors`` are the
+    relative quantisation errors by tensor name, including those of earlier runs.
     """
 
     schedule: Schedule | None
@@ -36,7 +36,7 @@ class Outcome:
     clones: CloneBytes = NO_CLONES
     errors: Mapping[str, float] = field(default_factory=dict)
     lanes: tuple[Lane, ...] = ()
-    """What each thread did over time."""
+    """The activity of each thread over time."""
 
     @property
     def was_finished(self) -> bool:
@@ -52,8 +52,8 @@ def outcome_of(
     resumed: int,
     warnings: tuple[str, ...],
 ) -> Outcome:
-    """The outcome of a run that ``began`` when `time.perf_counter` said so, and the kernel's
-    ``counters`` what they say; without ``plan`` and ``progress`` there was nothing to do."""
+    """The outcome of a run that began at ``began`` (`time.perf_counter`) with the kernel's I/O
+    ``counters``; ``plan`` and ``progress`` are ``None`` if there was nothing to do."""
     now = machine.device_bytes()
     headers = plan.header_bytes if plan is not None else 0
     return Outcome(
@@ -70,7 +70,7 @@ def outcome_of(
 
 
 def measured(outcome: Outcome) -> dict[str, Any]:
-    """The figures of a run as they stand in the manifest and in ``merge --json``."""
+    """The figures of a run in the manifest and in ``merge --json``."""
     return {
         "wall_seconds": round(outcome.wall_seconds, 3),
         "peak_rss_bytes": outcome.peak_rss_bytes,
@@ -83,8 +83,7 @@ def measured(outcome: Outcome) -> dict[str, Any]:
 
 
 def predicted(outcome: Outcome) -> dict[str, Any]:
-    """What was said beforehand of the figures that `measured` gives, of a run that had to do
-    something."""
+    """The predictions for the figures of `measured`, for a run with a schedule."""
     plan, clones = outcome.schedule, outcome.clones
     assert plan is not None, "what is finished needs no schedule"
     return {

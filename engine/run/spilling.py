@@ -1,4 +1,4 @@
-"""Files of spilled values: written and read in one run, and removed when it is over."""
+"""Files of spilled values: written and read in one run, and removed at its end."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mergeloom.engine.storage.source import IOMode
 
 
 class SpillReader(FileReader):
-    """Reads a value that this run has written; only what is complete is asked for."""
+    """Reads a value that this run has written completely."""
 
     def check_unchanged(self) -> None:
-        """Nobody else writes it."""
+        """Does nothing: no other program writes the file."""
 
 
 class SpillWriter(FileWriter):
-    """Writes a value that this run will read: what is written is in the file at once."""
+    """Writes a value that this run reads later; each write is complete at once."""
 
     def write(self, start: int, stop: int, block: Block, at: int) -> None:
         super().write(start, stop, block, at)
@@ -30,7 +30,7 @@ class SpillWriter(FileWriter):
 
 
 class SpillFiles:
-    """One file in ``directory`` for each of ``spills``, of its full size from the beginning."""
+    """One file in ``directory`` for each of ``spills``, allocated at full size."""
 
     def __init__(
         self, directory: Path, spills: Iterable[Spill], mode: IOMode, files: Files = FILES
@@ -50,14 +50,14 @@ class SpillFiles:
             raise
 
     def reader(self, spill: Spill) -> SpillReader:
-        """What reads a value; it is closed with all others."""
+        """A reader of a value; `close` closes it."""
         path = str(self._directory / spill.write.file.name)
         reader = SpillReader(FileSource(path, spill.size, 0, ""), self._mode, self._files)
         self._readers.append(reader)
         return reader
 
     def before(self, sink: Sink) -> Sink:
-        """A sink that takes the values, and hands down to ``sink`` all else."""
+        """A sink that takes the spilled values and passes everything else to ``sink``."""
         return _Spilling(sink, self._writers) if self._writers else sink
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class SpillFiles:
 
 
 class _Spilling:
-    """Where results go, of which some are spilled."""
+    """A sink for results of which some are spilled."""
 
     def __init__(self, sink: Sink, writers: Mapping[OutputFile, FileWriter]) -> None:
         self._sink = sink
@@ -91,10 +91,10 @@ class _Spilling:
 def spilling(
     directory: Path, spills: Iterable[Spill], mode: IOMode, files: Files = FILES
 ) -> Iterator[SpillFiles]:
-    """`SpillFiles` that are closed in the end, whatever happens.
+    """`SpillFiles` as a context that always closes them.
 
     Raises:
-        RunError: they cannot be made or removed.
+        RunError: they cannot be created or removed.
     """
     found = SpillFiles(directory, spills, mode, files)
     try:

@@ -1,11 +1,11 @@
 """Positioned reads and writes between files and caller-owned blocks.
 
-Direct requests bypass the page cache: on a cold disk they are faster and leave no cache behind
-that a memory limit would count. They demand that file position, memory address and length are
-multiples of a page, so a reader widens its request to whole pages, and a writer sends the whole
-pages of a tile directly and its ragged ends with their neighbours (`engine.storage.edges`), or
-through the page cache. Where the file system refuses direct requests, or the input is cached
-already, the same calls go through the page cache.
+Direct requests bypass the page cache: on a cold disk they are faster, and they leave no cached
+pages that count towards a memory limit. They require file position, memory address and length to
+be multiples of a page. A reader therefore widens its requests to whole pages; a writer writes the
+whole pages of a tile directly, and partial pages together with the adjacent tile
+(`engine.storage.edges`) or through the page cache. If the file system refuses direct requests, or
+the input is cached already, the same calls use the page cache.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from mergeloom.engine.storage.source import Access, IOMode
 _SAMPLES = 32
 _SMALL = 16 * PAGE
 _WORTH_ASKING = 1 << 20
-"""Bytes of a read from which on it matters whether a file that is read through the page cache lies
-there already: headers and small files do not."""
+"""Size of a read from which it matters whether the file is in the page cache already; headers and
+small files are below it."""
 
 
 MODIFIED = ", modified "
-"""What stands before the modification time in the description of a source."""
+"""The text before the modification time in the description of a source."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
     """A local file as a source of loads; ``modified`` is its modification time in nanoseconds,
-    ``header_digest`` that of what stands before its tensors."""
+    ``header_digest`` the digest of its header."""
 
     path: str
     size: int
@@ -58,7 +58,7 @@ class FileSource:
 
     @property
     def description(self) -> str:
-        """What the identity is made of, in words."""
+        """The data behind the identity, in readable form."""
         return f"{self.size} bytes, header {self.header_digest}{MODIFIED}{self.modified}"
 
     @property
@@ -67,10 +67,10 @@ class FileSource:
 
     @staticmethod
     def at(path: Path) -> FileSource:
-        """The file at ``path`` as it is now, known by its size and modification time.
+        """The file at ``path``, identified by its current size and modification time.
 
         Raises:
-            CheckpointError: it is not there, or cannot be looked at.
+            CheckpointError: it is missing or cannot be accessed.
         """
         try:
             status = path.stat()
@@ -80,7 +80,7 @@ class FileSource:
         return FileSource(str(path), status.st_size, status.st_mtime_ns, identity)
 
     def identified(self, digest: str) -> FileSource:
-        """The same file, of whose header the digest is known."""
+        """The same file with the digest of its header."""
         return replace(self, identity=f"{digest}-{self.identity}", header_digest=digest)
 
     def open(self, access: Access) -> FileReader:
@@ -93,7 +93,7 @@ class FileSource:
 
 
 class FileReader:
-    """Reads one source. Safe to use from several threads."""
+    """Reads one source. Thread-safe."""
 
     connections = 6
 
@@ -109,7 +109,7 @@ class FileReader:
             self.close()
             raise
         self._is_cached: bool | None = None
-        """Whether most of the file is in the page cache; ``None`` while nobody has asked."""
+        """Whether most of the file is in the page cache; ``None`` if not determined yet."""
         if mode is not IOMode.BUFFERED:
             self._is_cached = _is_cached(self._fd)
         direct = mode is IOMode.DIRECT or (mode is IOMode.AUTO and not self._is_cached)
@@ -122,10 +122,10 @@ class FileReader:
         return self._direct >= 0
 
     def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
-        """Read file bytes ``[start, stop)`` so that the first lands at byte ``at`` of ``block``.
+        """Read file bytes ``[start, stop)`` to byte ``at`` of ``block``.
 
-        Where ``at`` is congruent to ``start`` modulo `PAGE`, requests may be direct. If they are
-        ``alone``, whole pages around them lie within the block and may be overwritten.
+        Requests can be direct if ``at`` is congruent to ``start`` modulo `PAGE`. With ``alone``,
+        the whole pages around them are inside the block and may be overwritten.
 
         Raises:
             RunError: the file ends early, vanished, changed, or cannot be read.
@@ -171,8 +171,8 @@ class FileReader:
                 os.posix_fadvise(self._fd, position, done, os.POSIX_FADV_DONTNEED)
 
     def _drops(self, nbytes: int) -> bool:
-        """Whether to remove from the page cache what a read of ``nbytes`` brings into it, before
-        the kernel must: not what was there before."""
+        """Whether to remove the pages of a read of ``nbytes`` from the page cache afterwards; pages
+        cached before stay."""
         if not hasattr(os, "posix_fadvise"):
             return False
         if self._is_cached is None:
@@ -182,7 +182,7 @@ class FileReader:
         return not self._is_cached
 
     def clone(self, start: int, stop: int, writer: FileWriter, to: int) -> None:
-        """Let bytes of ``writer``'s file from ``to`` on be bytes ``[start, stop)`` of this one.
+        """Clone bytes ``[start, stop)`` of this file to offset ``to`` of the file of ``writer``.
 
         Raises:
             RunError: the file system refuses.
@@ -191,10 +191,10 @@ class FileReader:
             writer.clone(self._fd, start, stop - start, to)
 
     def check_unchanged(self) -> None:
-        """Make sure that the file has not changed: what was read of it is what was planned with.
+        """Check that the file has not changed since planning.
 
         Raises:
-            RunError: its size or modification time is not what was planned with.
+            RunError: its size or modification time has changed.
         """
         with reported("read", self.source.path):
             now = os.fstat(self._fd)
@@ -212,7 +212,7 @@ class FileReader:
 
 
 class FileWriter:
-    """Writes slots of one preallocated file, at any position, from several threads."""
+    """Writes slots of one preallocated file, at any position. Thread-safe."""
 
     def __init__(
         self, path: Path, size: int, mode: IOMode, files: Files = FILES, allocate: bool = True
@@ -240,7 +240,7 @@ class FileWriter:
                 self._direct = self._files.open(self.path, flags | DIRECT)
         if self._direct >= 0 and self._allocate:
             self._files.allocate(self._fd, self.size)
-        # Records will speak of this file: it must be found after a power failure.
+        # The journal will refer to this file: it must exist after a power failure.
         self._files.sync_directory(self.path.parent)
 
     @property
@@ -248,11 +248,11 @@ class FileWriter:
         return self._direct >= 0
 
     def write(self, start: int, stop: int, block: Block, at: int) -> None:
-        """Write ``block`` bytes from ``at`` on to file bytes ``[start, stop)``.
+        """Write the bytes at ``at`` of ``block`` to file bytes ``[start, stop)``.
 
-        Whole pages go directly where ``at`` is congruent to ``start`` modulo `PAGE`; whole pages
-        around them lie within the block and may be overwritten. Ends that share a page with what
-        is not written yet may be kept until `flush` or `sync`.
+        Whole pages are written directly if ``at`` is congruent to ``start`` modulo `PAGE`; the
+        whole pages around them are inside the block and may be overwritten. Partial pages may be
+        kept until `flush` or `sync`.
 
         Raises:
             RunError: the disk is full, or refuses otherwise.
@@ -267,10 +267,10 @@ class FileWriter:
                 self._forget()
 
     def _write_pages(self, start: int, stop: int, block: Block, offset: int) -> None:
-        """Write whole pages directly, those too whose other parts were kept."""
+        """Write whole pages directly, including pages completed by kept parts."""
         first, last = -(-start // PAGE) * PAGE, stop // PAGE * PAGE
         ends = [(start, first), (last, stop)]
-        if first > last:  # it begins and ends within a page
+        if first > last:  # it lies within one page
             ends, first = [(start, stop)], last
         joined: list[Part] = []
         written = False
@@ -293,7 +293,7 @@ class FileWriter:
             self._shared.finished(joined, written)
 
     def clone(self, source: int, start: int, nbytes: int, to: int) -> None:
-        """Let bytes from ``to`` on be those of the descriptor ``source``; see `Files.clone`."""
+        """Clone bytes of the descriptor ``source`` to offset ``to``; see `Files.clone`."""
         self._files.clone(source, start, nbytes, self._fd, to)
 
     def write_bytes(self, start: int, content: bytes) -> None:
@@ -302,7 +302,7 @@ class FileWriter:
             write_all(self._files, self._fd, content, start)
 
     def sync(self) -> None:
-        """Return when everything written so far is durable."""
+        """Make everything written so far durable."""
         self.flush()
         with reported("write", self.path):
             self._files.sync(self._fd)
@@ -310,7 +310,7 @@ class FileWriter:
                 self._forget()
 
     def flush(self) -> None:
-        """Write what was kept: all that was written can be read then."""
+        """Write kept parts of pages, so that everything written can be read."""
         parts = self._shared.take()
         try:
             with reported("write", self.path):
@@ -328,9 +328,9 @@ class FileWriter:
         self._fd = self._direct = -1
 
     def _forget(self) -> None:
-        """Have what is not on the disk yet sent there, and what is removed from the page cache.
+        """Start writing dirty pages to the disk, and remove clean ones from the page cache.
 
-        If that waited for the kernel, a memory limit would fill up with pages that it cannot free.
+        Left to the kernel, dirty pages would fill a memory limit and could not be freed.
         """
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -340,11 +340,11 @@ class FileWriter:
             view = block.memory[start + offset : stop + offset]
             start += write_some(self._files, fd, view, start)
             if start < stop and fd == self._direct and start % PAGE:
-                fd = self._fd  # a short direct write left the page grid
+                fd = self._fd  # a short direct write ended within a page
 
 
 def write_file(path: Path, content: bytes | Iterable[bytes], files: Files = FILES) -> None:
-    """Replace a small file in one step: temporary, sync, rename. Its directory may be new.
+    """Replace a small file atomically: temporary file, sync, rename. Creates its directory.
 
     Raises:
         RunError: the disk is full, or refuses otherwise.
@@ -366,7 +366,7 @@ def write_file(path: Path, content: bytes | Iterable[bytes], files: Files = FILE
 
 
 def _is_cached(fd: int) -> bool:
-    """Whether most of a file lies in the page cache, from a sample of its pages.
+    """Whether most of a file is in the page cache, from a sample of its pages.
 
     The kernel begins to read a page that is asked for in vain. So the sample is another one each
     time: the next to ask would find what the last one has left.

@@ -1,7 +1,7 @@
-"""The files of a checkpoint, wherever they lie: names, small contents, and sources for the rest.
+"""The files of a checkpoint, local or remote: names, small contents, and sources for the rest.
 
-Only `LocalFolder` and `LocalFile` know of paths. Another kind of folder (remote, in an archive) is
-another class with the same words, and passes the same tests.
+Only `LocalFolder` and `LocalFile` know paths. Another kind of folder (remote, in an archive) is
+another class with the same methods, and passes the same tests.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Folder(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name for messages."""
         ...
 
     @property
     def identity(self) -> str:
-        """Equal for what is one folder, however it was named."""
+        """Equal for the same folder, however it was named."""
         ...
 
     def names(self) -> Sequence[str]:
-        """The files that lie directly in it, in order.
+        """The files directly in it, sorted.
 
         Raises:
             CheckpointError: it cannot be read.
@@ -40,20 +40,19 @@ class Folder(Protocol):
         ...
 
     def folders(self) -> Sequence[str]:
-        """The folders that lie directly in it, in order, links left out; none if it cannot be
-        read."""
+        """The folders directly in it, sorted, without links; empty if it cannot be read."""
         ...
 
     def folder(self, name: str) -> Folder:
-        """One of its `folders`."""
+        """The folder ``name``, one of `folders`."""
         ...
 
     def has(self, name: str) -> bool:
-        """Whether it has such a file."""
+        """Whether it has a file ``name``."""
         ...
 
     def read(self, name: str, most: int) -> bytes:
-        """The content of a small file, of ``most`` bytes at the most.
+        """The content of a small file of at most ``most`` bytes.
 
         Raises:
             CheckpointError: it is not there, too large, cannot be read, or leads outside.
@@ -61,7 +60,7 @@ class Folder(Protocol):
         ...
 
     def source(self, name: str) -> Source:
-        """A file that is read by position.
+        """The source of a file.
 
         Raises:
             CheckpointError: it is not there, or leads outside.
@@ -70,7 +69,7 @@ class Folder(Protocol):
 
 
 def walk(folder: Folder, within: str = "") -> Iterator[str]:
-    """The names of all files in a folder and in those below it, in order."""
+    """The names of all files in a folder, then of those in its subfolders, each sorted."""
     yield from (within + name for name in folder.names())
     for name in folder.folders():
         yield from walk(folder.folder(name), f"{within}{name}/")
@@ -78,15 +77,15 @@ def walk(folder: Folder, within: str = "") -> Iterator[str]:
 
 @contextmanager
 def at_hand(folder: Folder, most: int) -> Iterator[str]:
-    """A directory with the small files of a folder, each of ``most`` bytes at the most, for
-    libraries that read no folders; the folder's own, if that is on this machine.
+    """A directory with the small files of a folder, each of at most ``most`` bytes, for libraries
+    that need paths; the folder's own directory if it is local.
 
     Raises:
         CheckpointError: one of them cannot be read, or leads outside.
     """
     if isinstance(folder, LocalFolder):
         for name in folder.names():
-            folder.source(name)  # which refuses what leads outside
+            folder.source(name)  # raises for links that lead outside
         yield folder.name
         return
     with tempfile.TemporaryDirectory(prefix="mergeloom-") as made:
@@ -98,11 +97,11 @@ def at_hand(folder: Folder, most: int) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class LocalFolder:
-    """A directory of this machine.
+    """A local directory.
 
-    Files may be links within it, or within the hub's cache, where a model's directory
-    ``snapshots/COMMIT`` links to ``blobs`` beside ``snapshots``. Only where a folder is not
-    ``confined``, as one with files of a person's own, they may lie anywhere.
+    Links may lead to files within it, or within the hub cache, where the directory
+    ``snapshots/COMMIT`` of a model links to ``blobs`` beside ``snapshots``. Links of a folder that
+    is not ``confined``, such as one with the user's own files, may lead anywhere.
     """
 
     path: Path
@@ -134,7 +133,7 @@ class LocalFolder:
     def has(self, name: str) -> bool:
         try:
             return (self.path / name).is_file()
-        except (OSError, ValueError):  # a name that is too long, or none at all
+        except (OSError, ValueError):  # the name is too long or invalid
             return False
 
     def read(self, name: str, most: int) -> bytes:
@@ -172,9 +171,9 @@ class LocalFolder:
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """One file of this machine as a folder that holds nothing else.
+    """One local file as a folder with nothing else in it.
 
-    A person has named it, so it may be a link to anywhere.
+    The user has named it, so it may be a link to anywhere.
     """
 
     path: Path
