@@ -72,7 +72,9 @@ def quantised(
         for part in _copied(tensor, scheme, way, builder) or _coded(tensor, scheme, way, builder):
             tensors[part.name] = part
     ragged = _ragged(recipe, scheme, division.coded)
+    experts = [name for name in division.coded if scheme.layout == _INT8 and ".experts." in name]
     for what, named, code in (
+        (_EXPERTS, dict.fromkeys(experts, "an expert in int8"), "no-reader"),
         ("not in codes but in 'dtype'", division.plain, "not-in-codes"),
         (_RAGGED, ragged, "ragged-blocks"),
     ):
@@ -87,6 +89,11 @@ def quantised(
     )
 
 
+_INT8 = "int-quantized"
+_EXPERTS = (
+    "in codes that transformers (5.23) does not load, though compressed-tensors has them; it does "
+    "load 'quantize: fp8'"
+)
 _RAGGED = (
     "with smaller last blocks, as DeepSeek-V3 has them, for which transformers with 'dequantize' "
     "takes others, or refuses them"

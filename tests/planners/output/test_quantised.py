@@ -328,3 +328,16 @@ def test_nan_makes_its_block_nan(models: list[Path], tmp_path: Path) -> None:
     broken = scales["model.layers.0.mlp.down_proj.weight_scale"].isnan().flatten().nonzero()
     assert broken.tolist() == [[7]]
     assert outcome is not None
+
+
+def test_experts_in_int8_are_said_to_have_no_reader(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
+    config = transformers.MixtralConfig(**sizes, **heads)
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path / "a")
+    for kind, told in (("int8", 1), ("fp8", 0)):
+        planned = mergeloom.plan(merging([tmp_path / "a"], quantize=kind))
+        found = [each.cause for each in planned.findings if each.code == "no-reader"]
+        assert len(found) == told
+        assert all("experts.*.w1.weight' (an expert in int8)" in cause for cause in found)
