@@ -1,10 +1,10 @@
-"""A table of a model with rows for tokens that it lacks.
+"""Completes a table of a model with rows for tokens that it lacks.
 
-    the model's rows, at their new places, missing ones are holes  ─► input ──┐
-    tables that the way of making missing ones compares, by blocks ─► tables ─► GraftRows ─► table
-    what else it needs, whole                                      ─► side ───┘
+    the model's rows in their new order, with missing rows as holes ─► input ──┐
+    tables that the way compares, read in blocks                    ─► tables ─► GraftRows ─► table
+    its other side inputs, complete                                 ─► side ───┘
 
-How missing rows are made is a `Way`.
+A `Way` computes the missing rows.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 OWN, PADDING = -1, -2
-"""Rows that are the model's own, and those of no token, which are the mean of its own."""
+"""Kinds of rows: the model's own, and rows of no token, which get the mean of its own rows."""
 
 
 class Way(Protocol):
-    """How missing rows are made; immutable, with a faithful ``repr``."""
+    """Computes missing rows; immutable, with a complete ``repr``."""
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """The words it uses; see `Kernel.uses`."""
+        """The operations it uses; see `Kernel.uses`."""
 
     @property
     def moments(self) -> bool:
@@ -41,37 +41,37 @@ class Way(Protocol):
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
-        """What it must know before it can make rows, beside moments."""
+        """The statistics it needs before it can compute rows, apart from moments."""
 
     def check(self, width: int, side: Sequence[Shape]) -> None:
-        """See that the shapes of all that lies beside go together with rows of ``width``.
+        """Check that the shapes of side inputs and tables fit rows of ``width``.
 
         Raises:
             ValueError: they do not.
         """
 
     def operations(self) -> float:
-        """Multiplications for one missing row."""
+        """Number of multiplications for one missing row."""
 
     @property
     def batch(self) -> int:
-        """Rows that are made at once."""
+        """Number of rows computed at once."""
 
     def workspace_bytes(self, width: int) -> int:
-        """Memory in bytes that making a batch of rows takes."""
+        """Bytes of memory for computing a batch of rows."""
 
     def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
-        """How many times each table is read; see `Kernel.table_reads`. All rows are made
-        ``evaluations`` times, in as many ``batches`` in all."""
+        """How many times each table is read; see `Kernel.table_reads`. All rows are computed
+        ``evaluations`` times, in ``batches`` batches altogether."""
 
     def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
-        """The rows of some ``missing`` tokens; ``known`` are the results of moments, if it needs
-        them, and of its passes."""
+        """The rows of some ``missing`` tokens; ``known`` has the results of the moments, if it
+        needs them, and of its passes."""
 
 
 @dataclass(frozen=True, repr=False)
 class Kinds:
-    """What each row of a table is: `OWN`, `PADDING`, or the number of a missing token.
+    """The kind of each row of a table: `OWN`, `PADDING`, or the number of a missing token.
 
     ``content`` are these numbers, int32.
     """
@@ -89,14 +89,14 @@ class Kinds:
         return len(self.content) // 4
 
     def missing(self, rows: int) -> list[int]:
-        """The number of missing tokens in each run of ``rows`` rows."""
+        """The number of missing tokens in each group of ``rows`` rows."""
         kinds = array("i")
         kinds.frombytes(self.content)
         starts = range(0, len(kinds), rows)
         return [sum(kind >= 0 for kind in kinds[start : start + rows]) for start in starts]
 
     def rows(self, grain: GrainView) -> Numbers:
-        """What the rows of a grain are."""
+        """The kinds of the rows of a grain."""
         import numpy as np
 
         first = grain.start // grain.shape[1]
@@ -105,11 +105,11 @@ class Kinds:
 
 @dataclass(frozen=True)
 class GraftRows(Kernel):
-    """Row r is that of the input where ``kinds`` say `OWN`, the mean of all such rows where they
-    say `PADDING`, and else what ``way`` makes of missing token number n.
+    """Row r is the input row if its kind is `OWN`, the mean of all such rows if it is `PADDING`,
+    and otherwise the row that ``way`` computes for the missing token of that number.
 
-    ``share`` is the part of rows that are missing, ``width`` the elements of a row: they tell how
-    long it takes.
+    ``share`` is the fraction of missing rows, ``width`` the length of a row; both are for estimates
+    of time.
     """
 
     way: Way
@@ -178,7 +178,7 @@ class GraftRows(Kernel):
 
 @dataclass(frozen=True, slots=True)
 class ColumnMoments:
-    """Mean and standard deviation of each column of a table: float64."""
+    """Mean and standard deviation of each column of a table, in float64."""
 
     mean: Doubles
     deviation: Doubles
@@ -186,7 +186,7 @@ class ColumnMoments:
 
 @dataclass(frozen=True)
 class Moments(GrainSum[ColumnMoments]):
-    """Of a table's own rows."""
+    """Computes the moments of a table's own rows."""
 
     kinds: Kinds
 

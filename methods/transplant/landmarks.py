@@ -1,4 +1,4 @@
-"""The rotation that brings one cloud of points nearest to another."""
+"""The rotation that best aligns one set of points with another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mergeloom.methods.ops.tables import Doubles
 
 _ROWS = 512
-"""Points that are added at once."""
+"""Number of points added at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,11 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Landmarks(GrainSum[Rotation]):
-    """From the second and third of the tables beside a merge, ``atoms`` and their twins.
+    """Computes the rotation from the second and third table of a merge, ``atoms`` and their twins.
 
-    The wider of the two clouds is seen along as many of its principal axes as the other has
-    dimensions. There the orthogonal matrix is taken that brings atoms nearest to twins
-    (P. Schönemann, A generalized solution of the orthogonal Procrustes problem, 1966).
+    The wider of the two sets is projected to as many principal axes as the other has dimensions;
+    there, the orthogonal matrix that best maps atoms to twins is taken (P. Schönemann, A
+    generalized solution of the orthogonal Procrustes problem, 1966).
 
     Grain i of the output adds part i of the atoms.
     """
@@ -102,7 +102,7 @@ class Landmarks(GrainSum[Rotation]):
 
 
 def _grain_rows(grain: GrainView) -> int:
-    """Rows of every grain but the last, which may have fewer."""
+    """Number of rows of every grain except the last, which may have fewer."""
     return grain.start // grain.whole[1] // grain.index if grain.index else grain.shape[0]
 
 

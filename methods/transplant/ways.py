@@ -1,8 +1,8 @@
-"""Ways to make the row of a token that a model lacks; see `graft`.
+"""Ways to compute the row of a token that a model lacks; see `graft`.
 
-Those that compare look at three tables, whose rows belong to tokens: *targets*, the donor's rows
-of the tokens that the model lacks; *atoms*, the donor's rows of the tokens that both have; and
-*twins*, the model's own rows of these, in the same order.
+Ways that compare use three tables with one row per token: *targets*, the donor's rows of tokens
+that the model lacks; *atoms*, the donor's rows of tokens that both have; and *twins*, the model's
+own rows of those tokens, in the same order.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Sizes of the donor's tables: numbers of targets and of atoms, and the width of both."""
+    """Sizes of the donor's tables: number of targets, number of atoms, and their width."""
 
     targets: int
     atoms: int
     width: int
 
     def check(self, width: int, side: Sequence[Shape]) -> None:
-        """See that targets, atoms and twins, of ``width``, are as large.
+        """Check the shapes of targets, atoms and twins, the latter of ``width``.
 
         Raises:
             ValueError: they are not.
@@ -55,8 +55,8 @@ class Space:
 
 @dataclass(frozen=True)
 class Pursuit:
-    """By orthogonal matching pursuit: at most ``most`` atoms that add up to the target, and the
-    same sum of their twins.
+    """Orthogonal matching pursuit: approximates the target by a sum of at most ``most`` atoms, and
+    takes the same sum of their twins.
 
     C. Goddard, F. Fernandes Neto, Training-Free Tokenizer Transplantation via Orthogonal Matching
     Pursuit, 2025, arXiv:2506.06607.
@@ -110,10 +110,10 @@ SCHEMES: tuple[Scheme, ...] = ("distance", "barycentric", "least_squares")
 
 @dataclass(frozen=True)
 class Interpolation:
-    """By the ``most`` nearest atoms, and a weighted sum of their twins.
+    """A weighted sum of the twins of the ``most`` nearest atoms.
 
-    Weights are inverse distances (cosines, where these tell what is near) that add up to 1; or
-    those that come nearest to the target, with the sum 1 (barycentric) or without (least squares).
+    Weights are inverse distances (or cosines, if atoms are compared by angle), normalised to sum 1;
+    or those that best approximate the target, with sum 1 (barycentric) or without (least squares).
     """
 
     space: Space
@@ -190,11 +190,11 @@ class Interpolation:
 
 @dataclass(frozen=True)
 class Mixture:
-    """By sums of the model's own rows that are known before: the pieces into which its tokenizer
-    cuts a token.
+    """Fixed sums of the model's own rows: those of the pieces into which its tokenizer splits a
+    token.
 
-    Beside lie for each of ``targets`` the numbers of some rows of the table (atoms, width) (int32)
-    and their coefficients (float64): (targets, most) both.
+    The side inputs are row numbers (int32) in a table (atoms, width), and their coefficients
+    (float64), both of shape (targets, most).
     """
 
     targets: int
@@ -235,7 +235,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class LandmarkMap:
-    """By the rotation that brings all atoms, about their mean, nearest to their twins; see
+    """Maps targets by the rotation that best aligns the centred atoms with their twins; see
     `Landmarks`."""
 
     space: Space
@@ -279,7 +279,7 @@ class LandmarkMap:
 
 @dataclass(frozen=True)
 class Mean:
-    """By the mean of the model's own rows."""
+    """The mean of the model's own rows."""
 
     moments = True
     uses: tuple[Use, ...] = ()
@@ -308,7 +308,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Zero:
-    """By zeros."""
+    """Zeros."""
 
     moments = False
     uses: tuple[Use, ...] = ()
@@ -336,9 +336,9 @@ class Zero:
 
 @dataclass(frozen=True)
 class Random:
-    """By chance: normal numbers with mean and deviation of each column of the model's own rows.
+    """Normally distributed, with mean and standard deviation of each column of the model's rows.
 
-    They depend on ``seed``, the ``tensor`` and the missing token's number, and on nothing else.
+    Values depend only on ``seed``, ``tensor`` and the number of the missing token.
     """
 
     seed: int
@@ -370,7 +370,7 @@ class Random:
 
 
 def normal(key: int, count: int) -> Doubles:
-    """Normal numbers of mean 0 and deviation 1, two of each pair of those that are drawn.
+    """Standard normal numbers, two from each pair of uniform draws (Box-Muller).
 
     G. Box, M. Muller, A Note on the Generation of Random Normal Deviates, 1958.
     """
@@ -391,7 +391,7 @@ def normal(key: int, count: int) -> Doubles:
 
 
 def _with(judge: WellTrained | None, reads: tuple[int, ...]) -> tuple[int, ...]:
-    """How often targets, atoms and twins are read, and tables of unused tokens, with a judge."""
+    """How often targets, atoms, twins and, with ``judge``, the tables of unused tokens are read."""
     if judge is None:
         return reads
     first, *others = reads

@@ -1,8 +1,8 @@
-"""Which tokens have learnt something, by their rows.
+"""Detects under-trained tokens by their rows.
 
 S. Land, M. Bartolo, Fishing for Magikarp: Automatically Detecting Under-trained Tokens in Large
-Language Models, 2024, arXiv:2405.05417: rows that were seldom updated are short, or point where
-those of tokens point that never occur.
+Language Models, 2024, arXiv:2405.05417: rows that were rarely updated are short, or have the
+direction of rows of tokens that never occur.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from mergeloom.methods.ops.tables import Doubles
 
 QUANTILE = 0.01
-"""Share of the shortest rows that count as under-trained, and of those most like unused ones."""
+"""Fraction of rows that count as under-trained: the shortest, and those most similar to unused
+ones."""
 ALIKE = 0.5
-"""Cosine of the angle within which a row is like unused ones, at least."""
+"""Minimal cosine at which a row counts as similar to unused ones."""
 _ROWS = 512
 
 
@@ -28,10 +29,10 @@ _ROWS = 512
 class WellTrained(Statistic[list[Any], Any]):
     """A byte for each of ``atoms``: 1 if it and its twin are well trained.
 
-    With ``lengths`` the shortest rows are not: the embeddings of a model whose head is another
-    table. After targets, atoms and twins, the rows of tokens that never occur lie beside the merge,
-    (``unused``, ``width``) of the donor and (``unused_twins``, ``twin_width``) of the model, where
-    there are any.
+    With ``lengths``, the shortest rows count as under-trained: for embeddings of a model with a
+    separate head. The tables after targets, atoms and twins are the rows of tokens that never
+    occur, if any: (``unused``, ``width``) of the donor and (``unused_twins``, ``twin_width``) of
+    the model.
     """
 
     atoms: int
@@ -53,7 +54,7 @@ class WellTrained(Statistic[list[Any], Any]):
 
     @property
     def more_tables(self) -> tuple[int, ...]:
-        """How often each of the tables of unused tokens is read that are there."""
+        """How often each existing table of unused tokens is read."""
         return (1,) * (bool(self.unused) + bool(self.unused_twins))
 
     def init(self) -> list[Any]:
@@ -62,7 +63,7 @@ class WellTrained(Statistic[list[Any], Any]):
     def update(self, into: list[Any], grain: GrainView, earlier: Sequence[Any]) -> None:
         import numpy as np
 
-        if grain.index:  # one grain looks at the tables
+        if grain.index:  # the first grain reads the tables
             return
         atoms, twins, *others = grain.tables[1:]
         unused = others.pop(0) if self.unused else None

@@ -1,1 +1,1 @@
-"""A model with the tokenizer of another: what they share, and how rows of all else are made."""
+"""Transplants a tokenizer: which tokens two models share, and how the other rows are computed."""

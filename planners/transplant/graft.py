@@ -1,4 +1,4 @@
-"""Tables of a model whose missing rows are made by what a donor knows of their tokens."""
+"""Plans tables of a model whose missing rows are computed with the help of a donor model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MISSING = -1
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """What is known of the tokens of one model beside the rows that it has for the output's.
+    """The tokens of one model, in relation to the rows of the output.
 
-    ``lacking`` are the output's rows that it lacks, in order; ``made_of`` rows of its own that
-    stand for some of them, where a setting allows that, and ``pieces`` those of the tokens that its
-    tokenizer cuts them into. ``shared`` are the output's rows whose tokens both have; ``unused``
-    its own rows of tokens that never occur.
+    ``lacking`` are the output rows that it lacks, in order; ``made_of`` its own rows that replace
+    some of them, if a setting allows it; ``pieces`` its rows of the tokens into which its tokenizer
+    splits them. ``shared`` are the output rows of tokens that both have; ``unused`` its own rows of
+    tokens that never occur.
     """
 
     lacking: Sequence[int]
@@ -40,10 +40,10 @@ class Words:
 
 @dataclass(frozen=True, eq=False)
 class Graft:
-    """How missing rows are made in one merge: ``words`` for each of its models, in order.
+    """How missing rows are computed in one merge, with ``words`` for each of its models, in order.
 
-    The output's rows are those of the ``donor``, whose tokenizer it has; ``unused`` are the
-    donor's rows of tokens that never occur.
+    The output has the tokenizer and the rows of the ``donor``; ``unused`` are the donor's rows of
+    tokens that never occur.
     """
 
     settings: TransplantSettings
@@ -62,10 +62,10 @@ class Graft:
         position: int,
         empty: Iterable[int],
     ) -> Merge:
-        """The table ``tensor`` of a model, with the rows that it lacks.
+        """The table ``tensor`` of a model, completed with the rows that it lacks.
 
-        ``own`` is the table without them, ``rows`` says which row of the model's own table,
-        ``source``, each is of; ``empty`` are rows of no token.
+        ``own`` is the table without them; ``rows`` has the row number in the model's own table,
+        ``source``, of each row; ``empty`` are rows of no token.
         """
         words = self.words[position]
         is_head, settings = _is_head(model, source), self.settings
@@ -75,7 +75,7 @@ class Graft:
         borrowed = {row for row, _ in self.borrowed(position, model, source)}
         missing = [row for row in words.lacking if row not in borrowed]
         theirs = self._donor_rows(model, is_head)
-        if settings.compares:  # what the donor does not know either becomes the mean
+        if settings.compares:  # rows that the donor lacks too become the mean
             unknown = [row for row in missing if row >= theirs]
             for row in unknown:
                 kinds[row] = PADDING
@@ -105,7 +105,7 @@ class Graft:
         rows: array[int],
         is_head: bool,
     ) -> tuple[Way, list[Load], list[Load]]:
-        """How rows are made, and what lies beside for that: whole, and tables."""
+        """How rows are computed, with the side inputs and tables for it."""
         settings = self.settings
         if settings.method == "mean":
             return ways.Mean(), [], []
@@ -198,7 +198,7 @@ def _has_lengths(model: Model, is_head: bool) -> bool:
 
 
 def _rows(builder: GraphBuilder, model: Model, tensor: str, rows: Sequence[int]) -> Load:
-    """Rows of a model's tensor as a table, whose elements lie one by one."""
+    """Rows of a tensor of a model as a table of plain elements."""
     node = model.node(builder, tensor, rows)
     if isinstance(node, Load) and node.dtype.block == 1 and not node.dtype.codec:
         return node

@@ -1,10 +1,10 @@
-"""Which tokens of a donor's tokenizer a model has too. Pure: nothing is read.
+"""Finds which tokens of a donor's tokenizer a model has too. Pure: reads no files.
 
 donor's token          the model's                     why
-Ġthe                   Ġthe                            spelled alike
-Ġthe                   ▁the                            stands for the same bytes of a text
-<|end|> (eos)          </s> (eos)                      has the same role
-Ġtherefore             Ġthe      (where allowed)       is the longest one that it begins with
+Ġthe                   Ġthe                            same spelling
+Ġthe                   ▁the                            same bytes of text
+<|end|> (eos)          </s> (eos)                      same role
+Ġtherefore             Ġthe      (if allowed)          longest token that is a prefix
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 class Matches:
     """Rows of the model by the donor's tokens.
 
-    ``spelled`` are tokens that are spelled alike, ``bytes`` those that stand for the same bytes,
-    ``roles`` special tokens of one role, ``prefixes`` the rows of the longest tokens that others
-    begin with.
+    ``spelled`` are tokens with the same spelling, ``bytes`` those for the same bytes, ``roles``
+    special tokens with the same role, ``prefixes`` those with the row of their longest prefix.
     """
 
     spelled: Mapping[str, int]
@@ -37,12 +36,13 @@ class Matches:
 
     @property
     def shared(self) -> dict[str, int]:
-        """All that mean the same in both."""
+        """All tokens with the same meaning in both."""
         return {**self.spelled, **self.bytes, **self.roles}
 
 
 def match(model: Tokenizer, donor: Tokenizer, rows: int, prefixes: bool) -> Matches:
-    """Match a donor's tokens to those of a model with ``rows``; ``prefixes`` too, if asked for."""
+    """Match a donor's tokens to those of a model with ``rows`` rows; ``prefixes`` allows
+    prefixes."""
     own = _by_content(model, rows)
     spelled: dict[str, int] = {}
     same: dict[str, int] = {}
@@ -80,7 +80,7 @@ def _alike(token: str, model: Tokenizer, donor: Tokenizer) -> bool:
 
 
 def _by_content(model: Tokenizer, rows: int) -> dict[bytes, int]:
-    """Rows of tokens by what they stand for; those spelled as bytes come last."""
+    """Rows of tokens by their bytes of text; tokens spelled as bytes come last."""
     found: dict[bytes, int] = {}
     late: list[tuple[bytes, int]] = []
     for token, number in model.ids.items():
@@ -115,7 +115,7 @@ def with_special(
     ids: Mapping[str, int],
     matches: Sequence[Matches],
 ) -> Alignment:
-    """An alignment that knows which rows are a model's own by another name, and which are made."""
+    """An alignment with the rows that a model has by another name, and the computed rows."""
     found = tuple(
         _special(settings, alignment, ids, each, position) for position, each in enumerate(matches)
     )

@@ -1,4 +1,4 @@
-"""Tokens cut into the tokens of another tokenizer, and the weights of these pieces."""
+"""Splits tokens into tokens of another tokenizer, and weighs these pieces."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mergeloom.planners.vocabulary.tokenizer import Tokenizer, library_text
 
 
 def cut(tokenizer: Tokenizer, texts: Mapping[int, bytes], rows: int) -> dict[int, tuple[int, ...]]:
-    """The rows of the pieces of each text; none where the tokenizer has no row for any.
+    """The rows of the pieces of each text; empty if no piece has a row.
 
     Raises:
-        CheckpointError: the library of tokenizers is not installed, or cannot read this one.
+        CheckpointError: the tokenizers library is not installed, or cannot read this tokenizer.
     """
     try:
         from tokenizers import Tokenizer as Library
@@ -41,7 +41,7 @@ def cut(tokenizer: Tokenizer, texts: Mapping[int, bytes], rows: int) -> dict[int
 def weights(count: int, how: Subword, head: bool) -> Sequence[float]:
     """Coefficients of ``count`` pieces in an embedding, or in a ``head``.
 
-    What comes in is told by its last piece before all, what goes out by its first.
+    An embedding depends most on the last piece of a token, a head on the first.
     """
     if how == "sum":
         return [1.0] * count

@@ -1,4 +1,4 @@
-"""What a transplant needs to know of the tokens of each model. Reads tokenizers, no tensors."""
+"""Collects what a transplant needs to know about the tokens of each model. Reads no tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mergeloom.planners.vocabulary.alignment import MISSING, Alignment
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
 
 _UNUSED = re.compile(r"unused|reserved", re.IGNORECASE)
-"""In the names of tokens that never occur."""
+"""Parts of the names of tokens that never occur."""
 
 
 def graft_of(
@@ -25,11 +25,11 @@ def graft_of(
     matches: Sequence[Matches],
     donor: Model | None,
 ) -> Graft:
-    """How rows are made for models with these ``tokenizers``, which match the ``output``'s.
+    """The graft for models with these ``tokenizers``, which are matched to that of ``output``.
 
     Raises:
         ConfigError: a model shares no token with the donor.
-        CheckpointError: a tokenizer cannot cut tokens.
+        CheckpointError: a tokenizer cannot split tokens.
     """
     names = {number: token for token, number in output.ids.items()}
     words = [
@@ -70,6 +70,6 @@ def _words(
 
 
 def _unused(ids: Mapping[str, int], rows: int) -> list[int]:
-    """Rows of no token, or of one whose name says that it never occurs."""
+    """Rows of no token, or of a token whose name says that it never occurs."""
     taken = {number for token, number in ids.items() if not _UNUSED.search(token)}
     return [row for row in range(rows) if row not in taken]

@@ -1,1 +1,1 @@
-"""The report as one page for a browser."""
+"""The report as one HTML page."""

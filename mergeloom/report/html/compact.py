@@ -1,4 +1,4 @@
-"""Details as the page holds them: what hundreds of thousands of tensors share is written once.
+"""The details in the form of the page: values shared by many tensors are written once.
 
 templates  names with a zero character in place of each number
 kinds      shape, dtype, layer, how, because, values
@@ -19,7 +19,7 @@ _NUMBERS = re.compile(r"\d+")
 
 
 def compact(details: DetailsReport) -> dict[str, Any]:
-    """The document of ``details``, its tensors as tables and lines; see above."""
+    """The document of ``details``, with its tensors as tables and lines; see the module."""
     templates: dict[str, int] = {}
     kinds: dict[Any, int] = {}
     inputs: dict[Any, int] = {}

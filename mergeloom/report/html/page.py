@@ -1,4 +1,4 @@
-"""Writes the page: the records as data, and a script that draws them. It needs no network."""
+"""Writes the HTML page: the records as data, and a script that displays them. Needs no network."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def merge_page(
     details: DetailsReport | None,
     compared: InputsDiffReport | None = None,
 ) -> str:
-    """The page of a plan or a merge; ``details`` may be lacking where they were not kept,
-    ``compared`` where the weights were not read for it."""
+    """The page of a plan or merge; ``details`` is ``None`` if they were not kept, ``compared`` if
+    the weights were not read."""
     what = "merge" if isinstance(report, MergeReport) else "plan"
     name = report.configuration or report.method
     return _page(f"{what} of {name}", {"report": report, "details": details, "compared": compared})
 
 
 def diff_page(report: DiffReport) -> str:
-    """The page of two models beside each other."""
+    """The page of a comparison of two models."""
     return _page(f"{report.a.name} and {report.b.name}", {"diff": report})
 
 
@@ -39,15 +39,15 @@ _PARTS = (
     *("headline", "layer_map", "parameters", "memory", "threads", "codes", "heat_map"),
     *("inputs_diff", "tensors", "inputs", "family", "configuration", "diff", "main"),
 )
-"""The script's files; each takes what it needs from those before it."""
+"""The files of the script; each may use those before it."""
 
 _FRAMED_TENSORS = 20_000
-"""Tensors that a page within a notebook lists: all of it is stored with the notebook."""
+"""Maximal number of tensors listed in a notebook, which stores the whole page."""
 
 
 def framed(report: PlanReport | MergeReport, details: Callable[[], DetailsReport]) -> str:
-    """The page of a plan or a merge as a notebook shows it: within a frame, apart from the
-    notebook's own styles and scripts. Of very many tensors it has no list."""
+    """The page of a plan or merge for a notebook: in a frame, isolated from the notebook's styles
+    and scripts. It lists no tensors if there are very many."""
     listed = report.output.tensors <= _FRAMED_TENSORS
     page = html.escape(merge_page(report, details() if listed else None))
     return (
@@ -74,7 +74,7 @@ def write_page(page: str, path: Path) -> None:
 
 def _page(title: str, documents: dict[str, Document | None]) -> str:
     data = ",".join(f'"{name}":{_data(found)}' for name, found in documents.items())
-    # Nothing in the data may end the element that it stands in.
+    # The data must not close its script element.
     data = data.replace("<", "\\u003c")
     text = _asset("page.html")
     for mark, part in (
@@ -94,7 +94,7 @@ def _data(document: Document | None) -> str:
 
 
 def _script() -> str:
-    """The parts of the script as one function, so that they see each other and nobody else."""
+    """The files of the script in one function, which keeps their names private."""
     parts = "".join(_asset(f"script/{name}.js") for name in _PARTS)
     return f'"use strict";\n(() => {{\n{parts}}})();'
 
