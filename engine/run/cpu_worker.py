@@ -27,11 +27,11 @@ from mergeloom.engine.run.tables import LoadedTable
 from mergeloom.engine.storage.digest import TensorDigest
 
 Outputs = Sequence[tuple[Write, Span]]
-"""What is written, and where."""
+"""Writes and their positions in memory."""
 
 
 class Worker:
-    """One thread's work: it takes tiles and computes them, grain by grain.
+    """One compute thread: takes tiles and computes them grain by grain.
 
     ``ops`` gives the thread's own arithmetic of a kind.
     """
@@ -41,7 +41,7 @@ class Worker:
         self._ops = ops
 
     def run(self) -> None:
-        """Work until the executor has no tile any more.
+        """Compute tiles until there are no more.
 
         Raises:
             RunError: a result is not finite where the inputs are, or cannot be computed.
@@ -52,13 +52,13 @@ class Worker:
                 self._compute_all(task)
                 self._host.computed_all(task)
                 continue
-            # The thread's own time: it may wait for other tiles, and other programs take turns.
+            # CPU time of the thread: it may wait for other tiles or be preempted.
             began = time.thread_time()
             self._compute(task)
             self._host.computed(task, time.thread_time() - began)
 
     def _compute_all(self, bundle: Bundle) -> None:
-        """Take each merge of a bundle through all of its passes."""
+        """Run all passes of each merge of a bundle."""
         block, layout = bundle.block, bundle.layout
         for run in bundle.runs:
             self._host.check()
@@ -172,7 +172,7 @@ class Worker:
             tables={load: self._table(ops, load, run.side.get(load)) for load in work.tables},
         )
         for merge in run.passes[tile.number].scanned:
-            if merge not in task.prefixes:  # a device may have got as far as this
+            if merge not in task.prefixes:  # a device may have done this already
                 own = [
                     tuple(map(int, evaluator.scan_value(merge, index))) for index in _indices(task)
                 ]

@@ -1,6 +1,6 @@
-"""Walks a schedule in order: grants memory to merges and their tiles, and has read what they need.
+"""Walks a schedule in order: grants memory to merges and tiles, and requests their inputs.
 
-It only ever waits for memory, and for values that an earlier merge of it spills.
+It waits only for memory, and for values spilled by earlier merges.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mergeloom.engine.run.state import Bundle, HeldLoad, MergeRun, SmallRun, Til
 
 
 class Dispatcher:
-    """Begins the merges of a schedule, which are ``running`` then.
+    """Starts the merges of a schedule and adds them to ``running``.
 
-    ``finish_empty`` ends those that have no tile, ``await_spilled`` returns when values are there;
-    ``lock`` is the executor's.
+    ``finish_empty`` finishes merges without tiles; ``await_spilled`` waits for spilled values;
+    ``lock`` belongs to the executor.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Dispatcher:
         self._finish_empty = finish_empty
         self._await_spilled = await_spilled
         self._kept: dict[Load, HeldLoad] = {}
-        """Loads that are in memory whole for a merge that has not begun."""
+        """Complete loads in memory for a merge that has not started."""
 
     def run(self) -> None:
         """Walk the schedule to its end.
@@ -133,7 +133,7 @@ class Dispatcher:
         self._loader.arrived(task)
 
     def _tile_block(self, position: int, tile: Tile, run: MergeRun) -> tuple[Block, int]:
-        """The block of one input of one tile: a new one, or the one it was read into before."""
+        """The block of one input of one tile: a new one, or that of an earlier pass."""
         load = run.placement.work.leaves[position]
         flow = run.placement.flow
         key = load, flow.index(tile.first)
@@ -147,7 +147,7 @@ class Dispatcher:
         return found
 
     def _memo_block(self, tile: Tile, run: MergeRun) -> Block | None:
-        """The block of the memos of one tile, if there are any: the one of earlier passes."""
+        """The block of the memos of one tile, shared by all passes; ``None`` without memos."""
         flow = run.placement.flow
         if not flow.memos:
             return None
@@ -157,7 +157,7 @@ class Dispatcher:
         return run.memos.pop(index) if tile.writes else run.memos[index]
 
     def _await_kept(self, task: TileRun) -> None:
-        """Let ``task`` wait for inputs that an earlier merge may still be reading."""
+        """Make ``task`` wait for inputs that are still being read for an earlier merge."""
         run = task.merge
         leaves = run.placement.work.leaves
         kept = [leaves[position] for position in run.placement.flow.kept_before]

@@ -1,14 +1,13 @@
-"""Runs a schedule: readers, compute workers and writers, joined by the ledger.
+"""Runs a schedule: readers, compute workers and writers, coordinated by the ledger.
 
     dispatcher ─grants blocks─► readers ─► ready tiles ─► workers ─► writers ─► sink
         ▲                                                    │          │
         └──────────────── ledger ◄──── released blocks ──────┴──────────┘
 
-The dispatcher (`engine.run.dispatch`) walks the schedule in order and only ever waits for memory,
-and for values that are spilled. Everything else waits for data, which is read by
-`engine.run.loading`. Tiles finish in any order; what must be ordered is ordered by
-`engine.run.state` and `engine.run.ready`. Workers are `engine.run.cpu_worker`; each device has one
-of its own, `engine.run.device_worker`.
+The dispatcher (`engine.run.dispatch`) walks the schedule in order and waits only for memory and
+spilled values. Everything else waits for data, which `engine.run.loading` reads. Tiles finish in
+any order; `engine.run.state` and `engine.run.ready` impose order where it is needed. CPU workers
+are in `engine.run.cpu_worker`; each device has a worker of its own (`engine.run.device_worker`).
 """
 
 from __future__ import annotations
@@ -44,15 +43,15 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _NAMED = 5
-"""Inputs that are named in warnings, where more have the same fault."""
+"""Maximal number of inputs named in warnings about non-finite values."""
 READERS = 6
 MOST_READERS = 16
 WRITERS = 3
 FINISHERS = 2
-"""Threads that digest what devices have computed."""
+"""Number of threads that digest the results of devices."""
 
 _MEASURABLE = 1e-3
-"""Seconds below which the time that a merge took says nothing about its arithmetic."""
+"""Seconds below which the time of a merge is not used as a measurement of arithmetic."""
 
 
 class Writer(Protocol):
@@ -62,7 +61,7 @@ class Writer(Protocol):
 
 
 class Sink(Protocol):
-    """Where results go; see `engine.output.directory`."""
+    """Takes results; see `engine.output.directory`."""
 
     def writer(self, file: OutputFile) -> Writer: ...
 
@@ -72,7 +71,7 @@ class Sink(Protocol):
 
 
 class _Once(Generic[R]):
-    """The result of a function that is called by the first thread that asks for it."""
+    """Calls a function once, in the first thread that needs its result."""
 
     def __init__(self, function: Callable[[], R]) -> None:
         self._function = function
@@ -89,10 +88,10 @@ class _Once(Generic[R]):
 class Executor:
     """One run of one schedule.
 
-    ``readers`` maps each source to its reader; ``opener`` opens a device. `run` returns when
-    everything is handed to the sink, or raises the first failure of any thread after all of them
-    have stopped. ``warnings`` then says what went otherwise than planned, ``stopwatch`` how fast
-    processors were, ``lanes`` what threads did; for ``storage.seconds`` requests were under way.
+    ``readers`` maps the `id` of each source to its reader; ``opener`` opens a device. `run` returns
+    when everything was passed to the sink, or raises the first failure of any thread after all of
+    them have stopped. Then ``warnings`` has deviations from the plan, ``stopwatch`` the speed of
+    processors, ``lanes`` the activity of threads, and ``storage.seconds`` the time with requests.
     """
 
     def __init__(
@@ -105,12 +104,12 @@ class Executor:
         self.progress = Progress()
         self.warnings: list[str] = []
         self.measured: dict[Merge, tuple[Any, ...]] = {}
-        """The statistics of merges of which nothing is written."""
+        """The statistics of merges without writes."""
         self.stopwatch = Stopwatch()
         self.storage = Busy()
         self.lanes = Lanes()
         self._first_tile: tuple[float, float] | None = None
-        """When it was taken, and for how long storage was busy before."""
+        """When the first tile was taken, and the busy seconds of storage until then."""
         self._ended_at = 0.0
         self._opener = opener
         self._arithmetics = {
@@ -135,7 +134,7 @@ class Executor:
         self._unspilled = {spill.write for spill in schedule.graph.spills}
         self._loader = Loader(readers, self._ready, self._lock, self.progress, self.storage)
         self._faulty: dict[Load, int] = {}
-        """Inputs that are not finite everywhere, and how many of their elements."""
+        """Number of non-finite elements of each input that has some."""
         self._failure: BaseException | None = None
         self._stopping = False
 
@@ -185,9 +184,9 @@ class Executor:
 
     @property
     def storage_share(self) -> float:
-        """The share of the time since the first tile was taken in which storage was busy.
+        """The fraction of the time since the first tile in which storage was busy.
 
-        Before, libraries are imported, and reading stops when it is far enough ahead.
+        Before that, libraries are imported, and reading pauses when it is far enough ahead.
         """
         began, busy = self._first_tile or (0.0, 0.0)
         return (self.storage.seconds - busy) / max(self._ended_at - began, 1e-9)
@@ -246,7 +245,7 @@ class Executor:
                     self.lanes.rest()
 
     def _await_spilled(self, spills: Sequence[Spill]) -> None:
-        """Return when values are written.
+        """Wait until spilled values are written.
 
         Raises:
             Closed: the run was stopped.
@@ -307,12 +306,12 @@ class Executor:
             raise Closed
 
     def read(self, load: Load, start: int, stop: int, block: Block, at: int) -> None:
-        """Read bytes of a load for the thread that calls; see `Loader.read`."""
+        """Read bytes of a load in the calling thread; see `Loader.read`."""
         self.check()
         self._loader.read(load, start, stop, block, at)
 
     def take(self, device: int | None, wait: bool = True) -> TileRun | None:
-        """The next tile for a device; ``None`` at the end, or where none is ready now."""
+        """The next tile for a device; ``None`` at the end, or without ``wait`` if none is ready."""
         task = self._take(device, wait)
         assert not isinstance(task, Bundle)  # devices have none
         return task
@@ -340,9 +339,9 @@ class Executor:
         self._ready.give_up(task)
 
     def computed(self, task: TileRun, seconds: float) -> None:
-        """A tile's outputs are in their blocks, or its pass has what it gathered.
+        """Report that the outputs of a tile are in their blocks, or its statistic in its pass.
 
-        That took its processor ``seconds``, or NaN.
+        ``seconds`` is the time it took, NaN if unknown.
         """
         for block in task.transient:
             self._ledger.release(block)
@@ -354,15 +353,15 @@ class Executor:
         self._tile_done(task, seconds)
 
     def defer(self, request: Callable[[], None]) -> None:
-        """Let another thread do something soon; what goes wrong there ends the run."""
+        """Run ``request`` in another thread; an exception there ends the run."""
         self._to_finish.put(request)
 
     def computed_all(self, bundle: Bundle) -> None:
-        """All outputs of a bundle are in its block."""
+        """Report that all outputs of a bundle are in its block."""
         self._to_write.put(partial(self._write_bundle, bundle))
 
     def exchange(self, task: TileRun, merge: Merge, own: Sequence[tuple[int, ...]]) -> None:
-        """Add the scan values of a tile grain by grain; keep in it the prefix of each."""
+        """Add the scan values of a tile and store the prefix of each grain in it."""
         run, tile = task.merge, task.tile
         with self._lock:
             chain = run.chain(tile.number, merge)
@@ -371,11 +370,11 @@ class Executor:
         task.prefixes[merge] = dict(enumerate(sums_before(own, before), start=tile.first))
 
     def accumulate(self, task: TileRun, accumulator: Any) -> None:
-        """Add what a tile has gathered to its pass."""
+        """Add the accumulator of a tile to its pass."""
         current = task.merge.placement.work.passes[task.tile.number]
         assert current.statistic is not None
         state = task.merge.passes[task.tile.number]
-        with state.combining:  # large tables are added up: nothing else waits for that
+        with state.combining:  # adding large tables takes time, so not under the main lock
             if state.total is None:
                 state.total = accumulator
             else:
@@ -407,7 +406,7 @@ class Executor:
             self._merges_done([run])
 
     def _time(self, run: MergeRun) -> None:
-        """Note how long a merge took, unless it went from one processor to another."""
+        """Record how long a merge took, unless it moved between processors."""
         if run.device != run.placement.seat.device or run.seconds < _MEASURABLE:
             return
         work = run.placement.work
@@ -486,7 +485,7 @@ class Executor:
 
 
 def _faulty_inputs(found: Mapping[Load, int]) -> Iterator[str]:
-    """Warnings about inputs whose values, and so results, are not finite."""
+    """Warnings about inputs with NaN or infinity."""
     for load, count in list(found.items())[:_NAMED]:
         file = next((part.source.name for part in load.bytes.ranges()), "memory")
         values = "1 value that is" if count == 1 else f"{count:,} values that are"

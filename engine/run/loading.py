@@ -1,4 +1,4 @@
-"""Reads what tiles wait for: requests of the dispatcher, served by several threads."""
+"""Reads the inputs of tiles: requests of the dispatcher, served by several threads."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ R = TypeVar("R")
 
 
 class Loader:
-    """``requests`` are to be called by the threads that read.
+    """Queues ``requests`` that reader threads call.
 
-    A tile that has all it waited for is ``ready``; ``lock`` is the executor's.
+    Tiles with all inputs go to ``ready``; ``lock`` belongs to the executor.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class Loader:
         self._storage = storage
 
     def request_tile(self, task: TileRun, load: Load, block: Block, at: int) -> None:
-        """Have the part of a load read that a tile has, to byte ``at`` of its block."""
+        """Request the part of a load that a tile needs, to byte ``at`` of its block."""
         self.requests.put(partial(self._read_tile, task, load, block, at))
 
     def request_bundle(self, bundle: Bundle) -> None:
-        """Have all read that a bundle needs."""
+        """Request all inputs of a bundle."""
         self.requests.put(partial(self._read_bundle, bundle))
 
     def request_held(self, load: Load, held: HeldLoad) -> None:
-        """Have all of a load read that is held whole."""
+        """Request a complete load."""
         block_bytes = load.dtype.nbytes(load.dtype.block)
         step = REQUEST_BYTES // block_bytes * block_bytes
         for start in range(0, load.nbytes, step):
@@ -60,7 +60,7 @@ class Loader:
             self.requests.put(partial(self._read_held, load, held, start, stop))
 
     def read(self, load: Load, start: int, stop: int, block: Block, at: int) -> None:
-        """Read bytes ``[start, stop)`` of a load at once, to byte ``at`` of a block.
+        """Read bytes ``[start, stop)`` of a load now, to byte ``at`` of a block.
 
         Raises:
             RunError: a source cannot be read.
@@ -98,7 +98,7 @@ class Loader:
             self._progress.read_bytes += count
 
     def _filled(self, held: HeldLoad, nbytes: int) -> None:
-        """Count bytes of what is held whole; when all are there, its merge may begin."""
+        """Count the bytes read of a complete load; when all are read, waiting tiles may start."""
         freed: list[TileRun] = []
         with self._lock:
             held.unread -= nbytes
@@ -108,7 +108,7 @@ class Loader:
             self.arrived(waiting)
 
     def arrived(self, task: TileRun) -> None:
-        """One thing that ``task`` waited for has happened."""
+        """Report that one condition ``task`` waits for is met."""
         with self._lock:
             task.pending -= 1
             if task.pending == 0:

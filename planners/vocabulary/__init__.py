@@ -1,1 +1,1 @@
-"""Vocabularies: tokenizers read, compared, united and written; rows of models brought to them."""
+"""Vocabularies: reading, comparing, uniting and writing tokenizers, and aligning rows to them."""

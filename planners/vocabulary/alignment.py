@@ -1,7 +1,7 @@
-"""From the vocabularies of several models to one: which row of which model each token takes.
+"""Aligns the vocabularies of several models: which row of which model each token gets.
 
-Pure: no file and no tensor is looked at. A *row map* says for each output row which row of a
-model's own table it is, or -1 where the model has none.
+Pure: reads no files or tensors. A *row map* has for each output row the row number in a model's
+own table, or -1 if the model has none.
 
     own ids     out   row map of A   row map of B
     A: x0 y1    x0        0              1
@@ -24,7 +24,7 @@ MISSING = -1
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The tokens of one model: ids by token, and how many rows its embedding has."""
+    """The tokens of one model: ids by token, and the number of rows of its embedding."""
 
     model: str
     ids: Mapping[str, int]
@@ -39,8 +39,8 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class NamedRow:
-    """What the configuration says about one token's row: (position of a model, row there), or
-    ``None`` for zeros. ``force`` replaces the row of every model, not only of those that lack it.
+    """The setting for the row of one token: (position of a model, row there), or ``None`` for
+    zeros. ``force`` replaces the row of every model, not only of those that lack it.
     """
 
     taken: tuple[int, int] | None
@@ -52,9 +52,9 @@ Origin = Literal["own", "base", "only", "mean", "named", "zero", "bytes", "role"
 
 @dataclass(frozen=True, slots=True)
 class RowOrigin:
-    """Where one row of one model's rearranged table comes from.
+    """The origin of one row of a rearranged table of one model.
 
-    ``rows`` are (position of a model, row there): one, several whose mean is taken, or none.
+    ``rows`` are (position of a model, row there): one, several to average, or none.
     """
 
     origin: Origin
@@ -63,11 +63,11 @@ class RowOrigin:
 
 @dataclass(frozen=True, eq=False)
 class RowPlan:
-    """How one table of one model is rearranged.
+    """The rearrangement of one table of one model.
 
-    ``maps`` holds row maps by position of the model that rows are taken from, all of the output's
-    length. A row that is in one map is taken as it is; one in several is their mean; one in none is
-    zero. The last ``padding`` rows become the mean of all before them.
+    ``maps`` has row maps of the output's length, by position of the model from which rows are
+    taken. A row in one map is copied, a row in several is their mean, a row in none is zero. The
+    last ``padding`` rows are the mean of all rows before them.
     """
 
     maps: Mapping[int, array[int]]
@@ -75,7 +75,7 @@ class RowPlan:
 
     @cached_property
     def choices(self) -> bytes:
-        """For each row a byte for each map in order: 1 if it has the row, else 0."""
+        """For each row one byte per map, in order: 1 if the map has the row, else 0."""
         count = len(self.maps)
         length = len(next(iter(self.maps.values())))
         content = bytearray(length * count)
@@ -86,11 +86,11 @@ class RowPlan:
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """How each model's rows get to the output's, of which there are ``rows``.
+    """Maps the rows of each model to the ``rows`` rows of the output.
 
-    ``own`` are row maps of what each model has itself, ``sizes`` its numbers of rows. The last
-    ``padding`` rows belong to no token, nor do those in ``gaps``. ``base`` is the position of the
-    base model, ``named`` what a configuration says of single rows.
+    ``own`` has a row map of the rows that each model has itself, ``sizes`` its number of rows. The
+    last ``padding`` rows and those in ``gaps`` belong to no token. ``base`` is the position of the
+    base model, ``named`` the settings for single rows.
     """
 
     rows: int
@@ -130,7 +130,7 @@ class Alignment:
         )
 
     def changes(self, position: int) -> bool:
-        """Whether a model's tables are anything but what the output needs already."""
+        """Whether the tables of a model must be rearranged."""
         same = self.sizes[position] == self.rows and not self.padding
         forced = any(item.force for item in self.named.values())
         return forced or not same or self.own[position] != array("i", range(self.rows))
@@ -143,7 +143,7 @@ class Alignment:
         return [row for row in rows if row not in self.named]
 
     def origin(self, position: int, row: int, lenders: Sequence[int]) -> RowOrigin:
-        """Where ``row`` of a model's table comes from; ``lenders`` are the models that have such a
+        """The origin of ``row`` of a model's table; ``lenders`` are the models with such a
         table."""
         named = self.named.get(row)
         own = self.own[position][row]
@@ -165,14 +165,14 @@ class Alignment:
         return RowOrigin("mean" if found else "zero", tuple(found))
 
     def plan(self, position: int, lenders: Sequence[int]) -> RowPlan:
-        """How a table of one model is rearranged; see `origin`."""
+        """The rearrangement of a table of one model; see `origin`."""
         key = (position, tuple(lenders))
         if key not in self._plans:
             self._plans[key] = self._plan(position, lenders)
         return self._plans[key]
 
     def forget(self) -> None:
-        """Let go of the plans that were made; they are megabytes, and can be made again."""
+        """Drop cached plans, which take megabytes and can be computed again."""
         self._plans.clear()
 
     def count(self, position: int, lenders: Sequence[int]) -> dict[str, int]:
@@ -201,7 +201,7 @@ class Alignment:
                 maps[model][row] = number
 
         rows = self._changed(position)
-        if self.base in lenders and self.base is not None:  # most are, and need no more words
+        if self.base in lenders and self.base is not None:  # the usual case, handled fast
             base, rest = self.own[self.base], []
             lent = array("i", [MISSING]) * self.rows
             for row in rows:
@@ -217,7 +217,7 @@ class Alignment:
         return RowPlan(maps, self.padding)
 
     def _changed(self, position: int) -> list[int]:
-        """Rows with a token that are not simply the model's own."""
+        """Rows with a token that are not the model's own."""
         own = self.own[position]
         forced = {row for row, item in self.named.items() if item.force}
         lacking = [row for row in self._tokens() if own[row] == MISSING]
@@ -243,7 +243,7 @@ def _row_map(model: Vocabulary, ids: Mapping[str, int], rows: int) -> array[int]
 
 
 def _present(row_map: array[int]) -> bytes:
-    """1 for each row that is not missing, else 0. Only what is negative has its highest bit set."""
+    """1 for each row that is present, else 0, by the sign bit."""
     highest = row_map.itemsize - 1 if sys.byteorder == "little" else 0
     return row_map.tobytes()[highest :: row_map.itemsize].translate(_IS_PRESENT)
 

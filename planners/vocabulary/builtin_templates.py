@@ -1,4 +1,4 @@
-"""Chat templates that a configuration may choose by name, in Jinja as transformers renders it."""
+"""Built-in chat templates, chosen by name, in the Jinja dialect of transformers."""
 
 from __future__ import annotations
 
@@ -79,4 +79,4 @@ TEMPLATES = {
     "llama3": _LLAMA3,
     "mistral": _MISTRAL,
 }
-"""Source of each template by its name; what they need of special tokens is the tokenizer's part."""
+"""Template text by name; the tokenizer must have the special tokens of its template."""

@@ -1,6 +1,6 @@
-"""Chat templates: those of models, the one that a configuration chooses, where it is written.
+"""Chat templates: reading those of models, choosing one, and the files to write.
 
-A template is text here; nothing of it is rendered or run.
+Templates are treated as text and never rendered.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mergeloom.planners.vocabulary.tokens import read_content
 
 FILE = "chat_template.jinja"
 FOLDER = "additional_chat_templates"
-"""Named templates beside the default one, each in a file of its own."""
+"""Folder of named templates, each in its own file."""
 
 _OLD_FILE = "chat_template.json"
 
@@ -30,7 +30,7 @@ def template_of(folder: Folder) -> str | None:
     """The default chat template in ``folder``, ``None`` without one.
 
     Raises:
-        CheckpointError: a file that may hold it cannot be understood.
+        CheckpointError: a file that may contain it is malformed.
     """
     if folder.has(FILE):
         return read_content(folder, FILE).decode("utf-8", "replace")
@@ -77,7 +77,7 @@ def choose(setting: Value, templates: Iterable[str | None], folder: Folder) -> s
 def template_files(
     folder: Folder | None, made: Mapping[str, bytes | None], template: str
 ) -> dict[str, bytes | None]:
-    """Files to be written so that ``template`` is the default one of a tokenizer; named ones stay.
+    """The files that make ``template`` the default one of a tokenizer; named templates stay.
 
     ``folder`` has the tokenizer's files, ``made`` what is written instead of some.
     """

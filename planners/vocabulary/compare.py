@@ -1,4 +1,4 @@
-"""Warnings about tokenizers that do not fit the rows that are merged, where no settings align them.
+"""Warnings about tokenizers that do not match the merged rows, if no settings align them.
 
 Rows of embeddings are merged by number: that is right only where all models give a number to the
 same token.
@@ -17,7 +17,7 @@ REMEDY = "'tokenizer: {source: union}' brings them together"
 
 
 class Compared:
-    """Vocabularies by the contents of their files: equal ones are read once."""
+    """Caches vocabularies by the contents of their files."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Mapping[str, int] | None] = {}

@@ -1,4 +1,4 @@
-"""The output's tokenizer and, for each model, its rows: what tokenizer settings ask for."""
+"""Decides the output's tokenizer and the rows of each model, by the tokenizer settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mergeloom.planners.vocabulary.alignment import Alignment, NamedRow, Vocabul
 from mergeloom.planners.vocabulary.tokenizer import AddedToken, TokenChanges, Tokenizer
 
 MAX_PADDING = 1 << 20
-"""Rows of no token that an output may have, roughly."""
+"""Approximate limit of rows of no token in an output."""
 
 PLAIN = {
     "single_word": False,
@@ -30,7 +30,7 @@ PLAIN = {
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model of the merge: its name there, its tokenizer, the number of its embedding's rows."""
+    """A model of the merge: name, tokenizer, number of rows of its embedding."""
 
     name: str
     tokenizer: Tokenizer | None
@@ -38,10 +38,10 @@ class Candidate:
 
 
 class Finder(Protocol):
-    """What is known of the models that settings name."""
+    """Finds the models named in settings."""
 
     def position(self, reference: ModelReference) -> int | None:
-        """The place of a model among the candidates, ``None`` for one that is not merged."""
+        """The position of a model among the candidates; ``None`` if it is not merged."""
         ...
 
     def tokenizer(self, reference: ModelReference) -> Tokenizer | None:
@@ -82,7 +82,7 @@ def decide(
     """The vocabulary that ``settings`` ask for; ``base`` is the base model's position, if any.
 
     Raises:
-        ConfigError: the settings name what is not there.
+        ConfigError: the settings name a missing model or token.
         CheckpointError: a tokenizer cannot be understood.
     """
     warnings: list[str] = []
@@ -108,7 +108,7 @@ def decide(
     source = settings.source
     if isinstance(source, ModelReference):
         output = _of_model(source, candidates, finder, settings.place)
-        if settings.transplant is None:  # which looks at what tokens stand for
+        if settings.transplant is None:  # a transplant compares tokens by content
             pairs = list(zip(vocabularies, tokenizers, strict=True))
             warnings += _questionable(str(source), output, pairs)
     else:
@@ -213,7 +213,7 @@ def _united(
     name: str,
     warnings: list[str],
 ) -> Tokenizer:
-    """``first`` with the tokens of all others that have a row there."""
+    """``first`` with the tokens of all other tokenizers that have a row in their model."""
     with_rows = [
         {token: number for token, number in item.ids.items() if number < vocabulary.rows}
         for vocabulary, item in others
@@ -259,7 +259,7 @@ def _united(
 
 
 def _with_tokens(tokenizer: Tokenizer, tokens: Mapping[str, TokenRow]) -> Tokenizer:
-    """The tokenizer with those tokens of the configuration that it lacks."""
+    """The tokenizer with the missing tokens of the configuration added."""
     new = [token for token in tokens if token not in tokenizer.ids]
     if not new:
         return tokenizer

@@ -1,4 +1,4 @@
-"""A token of a planned output, by the tokenizer that the output will have."""
+"""Finds the id of a token in the tokenizer of a planned output."""
 
 from __future__ import annotations
 

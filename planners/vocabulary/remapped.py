@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mergeloom.planners.transplant.graft import Graft
 
 _TABLE = re.compile(r"embed_tokens\w*\.weight$")
-"""Tables of tokens beside the embedding, with a number of rows of their own."""
+"""Token tables other than the embedding, with their own number of rows."""
 
 _BIAS = re.compile(r"(head|decoder|output|predictions|logits)\w*\.?bias$")
 
@@ -97,7 +97,7 @@ class RemappedModel:
 
     @property
     def model(self) -> Model:
-        """The model as it was."""
+        """The original model."""
         return self.tables.models[self.position]
 
     @property
@@ -194,7 +194,7 @@ class RemappedModel:
 
 def _rows(model: Model, builder: GraphBuilder, tensor: str, row_map: array[int]) -> Load | Merge:
     own = table_rows(model, tensor) or 0
-    if max(row_map, default=0) >= own:  # a smaller table than the embedding
+    if max(row_map, default=0) >= own:  # the table is smaller than the embedding
         row_map = array("i", (row if row < own else MISSING for row in row_map))
     if len(row_map) == own and row_map == array("i", range(own)):
         return model.node(builder, tensor)
@@ -202,7 +202,7 @@ def _rows(model: Model, builder: GraphBuilder, tensor: str, row_map: array[int])
 
 
 def _choices(builder: GraphBuilder, plan: RowPlan) -> Load:
-    """For each row which inputs make it: (rows, inputs) of bytes."""
+    """For each row, which inputs it is the mean of: (rows, inputs), uint8."""
     source = MemorySource(plan.choices, "which row is whose")
     shape = (len(plan.choices) // len(plan.maps), len(plan.maps))
     return builder.load(source, 0, BY_CODE["U8"], shape, source.name)

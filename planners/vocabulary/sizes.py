@@ -1,4 +1,4 @@
-"""Numbers of tokens in ``config.json``: they follow the rows of the output's tables."""
+"""Updates vocabulary sizes in ``config.json`` to the rows of the output's tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 _KEY = re.compile(r"(^|_)(vocab|vocabulary)_size(_|$)|^embedding_size$|^n_vocab$")
 _OTHER_SENSES = re.compile(r"vision|visual|audio|image|speech|qformer|codec|talker|2wav")
-"""Parts of a configuration whose vocabulary is not one of words."""
+"""Parts of a configuration whose vocabulary is not one of text tokens."""
 
 
 def with_sizes(config: Mapping[str, Any], rows: Mapping[int, int]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How tokenizers spell tokens: which bytes of a text one stands for."""
+"""Spelling of tokens: which bytes of text a token represents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONTINUED = "##"
 
 
 def spelling_of(document: Mapping[str, Any]) -> Spelling:
-    """That of a ``tokenizer.json``."""
+    """The spelling used in a ``tokenizer.json``."""
     model = document.get("model")
     model = model if isinstance(model, Mapping) else {}
     if model.get("type") == "WordPiece":
@@ -32,7 +32,7 @@ def spelling_of(document: Mapping[str, Any]) -> Spelling:
 
 
 def content(token: str, spelling: Spelling) -> bytes:
-    """The bytes that an ordinary token stands for; a word begins with a space."""
+    """The bytes of text of an ordinary token; a word begins with a space."""
     if spelling == "bytes":
         alphabet = _alphabet()
         try:

@@ -1,4 +1,4 @@
-"""A vocabulary as a plan keeps it: sizes, and where the rows of each model come from."""
+"""The summary of a vocabulary in a plan: sizes, and the origins of the rows of each model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORIGINS: Mapping[str, str] = {
     "zero": "zeros",
     "padding": "padding, the mean of all others",
 }
-"""What the kinds of rows are called."""
+"""Names of the kinds of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class VocabularySummary:
     alignment: Alignment
 
     def origins(self, number: int) -> tuple[TokenOrigin, ...]:
-        """Where row ``number`` of the output comes from, model by model."""
+        """The origin of row ``number`` of the output in each model."""
         everyone = range(len(self.models))
         names = [model.model for model in self.models]
         result = []
@@ -71,7 +71,7 @@ class VocabularySummary:
 
 
 def summarise(plan: VocabularyPlan) -> VocabularySummary:
-    """What is kept of ``plan``; the tokens themselves are in the output's tokenizer."""
+    """The summary of ``plan``; the tokens themselves are in the output's tokenizer."""
     plan.alignment.forget()
     alignment, changes = plan.alignment, plan.tokenizer.changes
     everyone = range(len(plan.names))

@@ -1,4 +1,4 @@
-"""Ids of tokens in ``config.json`` and ``generation_config.json``: they follow the tokenizer."""
+"""Updates token ids in ``config.json`` and ``generation_config.json`` to the tokenizer."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _moved(value: object, moved: Callable[[int], int | None]) -> object:
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int):
-        if value < 0:  # none, in the words of some
+        if value < 0:  # some use negative ids for none
             return value
         found = moved(value)
         return _GONE if found is None else found

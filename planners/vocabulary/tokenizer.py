@@ -23,7 +23,7 @@ from mergeloom.planners.vocabulary.spelling import Spelling, content, spelling_o
 from mergeloom.planners.vocabulary.tokens import added_entries, read_content, unclear
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-"""Of an added token: how it is found in a text."""
+"""Flags of an added token: how it is matched in text."""
 
 SETTINGS = "tokenizer_config.json"
 LIBRARY = "tokenizer.json"
@@ -158,7 +158,7 @@ def read_settings(folder: Folder) -> dict[str, Any]:
 
 
 def library_document(folder: Folder) -> dict[str, Any] | None:
-    """The content of ``tokenizer.json``, or what transformers makes of older files.
+    """The content of ``tokenizer.json``, or the conversion of older files by transformers.
 
     Raises:
         CheckpointError: it cannot be understood, or transformers is needed and not installed.

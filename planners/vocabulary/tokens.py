@@ -22,7 +22,7 @@ FILES = (
     "tokenizer.model",
 )
 _BASES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
-"""Files that hold a vocabulary, the one that counts first."""
+"""Files with a vocabulary, by precedence."""
 
 _DECIMAL = re.compile("[0-9]{1,9}")
 
@@ -135,7 +135,7 @@ def _varint(message: bytes, place: int, path: str) -> tuple[int, int]:
 
 
 def read_content(folder: Folder, name: str) -> bytes:
-    """The bytes of a tokenizer's file.
+    """The bytes of a tokenizer file.
 
     Raises:
         CheckpointError: it cannot be read, is too large, or leads outside.
@@ -156,5 +156,5 @@ def _text(value: object, path: str) -> str:
 
 
 def unclear(path: str) -> CheckpointError:
-    """An error about a tokenizer file whose content has no meaning."""
+    """An error about a malformed tokenizer file."""
     return CheckpointError(f"'{path}' is no tokenizer that can be understood")

@@ -33,7 +33,7 @@ _SUPERSEDED = (
     "tiktoken.model",
     "tekken.json",
 )
-"""Older forms of a vocabulary, which know nothing of ordinary tokens that are added or left out."""
+"""Older vocabulary files, which are left out when ordinary tokens are added or removed."""
 
 
 def changed_files(folder: Folder, changes: TokenChanges) -> dict[str, bytes | None]:
