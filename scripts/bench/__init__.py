@@ -1,1 +1,1 @@
-"""Measuring time and memory, beside mergekit and beside raw reading and writing."""
+"""Benchmarks of time and memory, compared with mergekit and with raw I/O."""

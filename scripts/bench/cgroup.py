@@ -1,4 +1,4 @@
-"""A memory cgroup of fixed size, in which the kernel counts the page cache too."""
+"""A memory cgroup of fixed size, which also counts the page cache."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ class MemoryGroup:
                 return
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """A command that enters the group and then becomes ``command``."""
+        """A command that enters the group and then executes ``command``."""
         entering = f"echo $$ >'{self.path}/cgroup.procs' && exec \"$@\""
         return ["/bin/sh", "-c", entering, "sh", *command]
 
     def usage(self) -> GroupUsage:
-        """What was counted so far."""
+        """The counters so far."""
         if self._first:
             return GroupUsage(
                 int(self._file("max_usage_in_bytes").read_text()),

@@ -1,4 +1,4 @@
-"""Time mergeloom on generated checkpoints, beside mergekit where it is there.
+"""Time mergeloom on generated checkpoints, and mergekit if it is installed.
 
     scripts/run compare --mergekit ENVIRONMENT --repeat 3
     scripts/run compare --work DIR --merges linear,ties --memory-limit 512MiB --floor
@@ -54,7 +54,7 @@ _WORK = Path(tempfile.gettempdir()) / "mergeloom-bench"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do: paths, sizes in bytes, numbers of runs and threads."""
+    """Settings: paths, sizes in bytes, numbers of runs and threads."""
 
     shape: str
     work: Path
@@ -72,7 +72,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was measured of one merge; sizes in bytes, times in seconds."""
+    """The measurements of one merge; sizes in bytes, times in seconds."""
 
     merge: str
     seconds: list[float]
@@ -99,7 +99,7 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """How many times faster than mergekit."""
+        """The speed-up over mergekit."""
         if not (self.seconds and self.mergekit_seconds):
             return None
         return min(self.mergekit_seconds) / min(self.seconds)
@@ -113,7 +113,7 @@ class Row:
 
 
 def directories(work: Path, shape: str) -> tuple[Path, list[Path]]:
-    """Where a base and its fine-tunes lie."""
+    """The paths of a base and its fine-tunes."""
     return work / f"{shape}-base", [work / f"{shape}-tune{n}" for n in range(1, _TUNES + 1)]
 
 
@@ -152,7 +152,7 @@ def clean(made: Sequence[Path]) -> None:
 
 
 def _stamp(directory: Path) -> Path:
-    """The file that says what a complete checkpoint was made from."""
+    """The file that describes how a complete checkpoint was generated."""
     return directory.with_name(f"{directory.name}.made")
 
 
@@ -172,7 +172,7 @@ def methods(names: str) -> list[dict[str, Any]]:
 
 
 def measure(method: dict[str, Any], plan: Plan, base: Path, tunes: Sequence[Path]) -> Row:
-    """Run one merge as often as planned, by each program."""
+    """Run one merge the set number of times with each program."""
     document = configuration(method, base, tunes, SHAPES[plan.shape].layers)
     config = plan.work / f"{method['name']}.yml"
     config.write_text(json.dumps(document, indent=2) + "\n")
@@ -308,7 +308,7 @@ class _Run:
 def _fresh(
     command: list[str], output: Path, files: list[Path], limit: int | None, warm: bool
 ) -> _Run:
-    """Run a command with its libraries in the page cache, and its input files in it or not."""
+    """Run a command with its libraries, and optionally its inputs, in the page cache."""
     shutil.rmtree(output, ignore_errors=True)
     cool(files)
     if warm:
@@ -329,7 +329,7 @@ def _fresh(
 
 
 def _most(runs: Sequence[_Run]) -> int | None:
-    """The most memory of a device that any of the runs used."""
+    """The peak device memory over all runs."""
     found = [run.device_peak_bytes for run in runs if run.device_peak_bytes is not None]
     return max(found, default=None)
 

@@ -1,4 +1,4 @@
-"""Configurations that mergeloom and mergekit both understand, one for each merge method."""
+"""Configurations for mergeloom and mergekit, one for each merge method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def configuration(
     *,
     everything: bool = False,
 ) -> dict[str, Any]:
-    """A configuration that shows ``method`` at its usual work.
+    """A typical configuration of ``method``.
 
     Args:
         method: what ``mergeloom methods NAME --json`` prints.

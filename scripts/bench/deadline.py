@@ -1,4 +1,4 @@
-"""Time that a program has, and what of it a step may take."""
+"""The time limit of a program, and the share that a step may use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class OutOfTimeError(Exception):
-    """A step did not end in the time that it had."""
+    """A step exceeded its time limit."""
 
 
 class Deadline:
@@ -18,12 +18,12 @@ class Deadline:
 
     @property
     def passed(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the start."""
         return time.monotonic() - self._began
 
     @property
     def left(self) -> float:
-        """Seconds that are left, 0 at the end."""
+        """Remaining seconds, at least 0."""
         return max(self._seconds - self.passed, 0.0)
 
     def within(self, most: float, least: float = 0.0) -> float:

@@ -1,4 +1,4 @@
-"""The memory of NVIDIA devices while something runs, as the driver counts it."""
+"""Memory use of NVIDIA devices during a run, as counted by the driver."""
 
 from __future__ import annotations
 

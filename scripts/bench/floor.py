@@ -50,7 +50,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """The best seconds, and the settings that they took."""
+    """The best time in seconds, and its settings."""
 
     seconds: float
     settings: Settings
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _RefusedError(Exception):
-    """The file system does not do direct requests."""
+    """The file system does not support direct requests."""
 
 
 def _measured(

@@ -72,7 +72,7 @@ class Models:
 
 
 class Session:
-    """What is found out, and where it is written."""
+    """The results, and where they are written."""
 
     def __init__(self, place: Place, out: Path) -> None:
         self.place = place
@@ -85,7 +85,7 @@ class Session:
         self.digests: dict[tuple[str, str], dict[str, str]] = {}
 
     def write(self) -> None:
-        """Write what there is."""
+        """Write the results so far."""
         self.out.mkdir(parents=True, exist_ok=True)
         document = {
             "facts": self.facts,
@@ -107,7 +107,7 @@ class Session:
         self.write()
 
     def attempt(self, what: str, do: Callable[[], None]) -> None:
-        """Do something; what goes wrong is noted, and the rest goes on."""
+        """Run one part; a failure is recorded, and the program continues."""
         try:
             do()
         except OutOfTimeError as error:
@@ -170,7 +170,7 @@ class Session:
         self.write()
 
     def compare(self, result: Result) -> None:
-        """Compare what a device made with what the CPU made."""
+        """Compare the output of a device with that of the CPU."""
         one, other = self.output("mergeloom", "all"), self.output("mergeloom", "cpu")
         place = self.place
         program = place.python("-m", "scripts.bench.gpu_process", "compare", str(one), str(other))
@@ -363,7 +363,7 @@ def last_json_document(found: Measured) -> dict[str, Any]:
 def steps(
     session: Session, options: argparse.Namespace
 ) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The parts that were asked for, in order."""
+    """The requested parts, in order."""
     parts, traced = options.parts.split(","), not options.untraced
     made: dict[str, Models] = {}
 

@@ -27,11 +27,11 @@ from scripts.bench.gpu_trace import traffic
 _PIECE = 1 << 28
 _REPEAT = 20
 _BLOCK = 1 << 24
-"""Elements that are compared at once."""
+"""Elements compared at once."""
 
 
 def facts() -> dict[str, Any]:
-    """What torch says of the device, and the rates that everything else hangs on."""
+    """The device as torch describes it, and the rates that limit everything else."""
     torch: Any = import_module("torch")
     found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
     if not torch.cuda.is_available():
@@ -136,7 +136,7 @@ def _option(arguments: list[str], name: str) -> str | None:
 
 
 def compare(one: Path, other: Path) -> dict[str, Any]:
-    """How far two outputs of bfloat16 lie apart, in steps from one number to the next."""
+    """The distance of two bfloat16 outputs, in steps between adjacent numbers."""
     import numpy as np
 
     from mergeloom.engine.output.manifest import DIRECTORY, NAME

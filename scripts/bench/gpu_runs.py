@@ -1,4 +1,4 @@
-"""One merge of `scripts/run gpu`: the command, its time, and what is kept of it."""
+"""One merge of `scripts/run gpu`: command, time and kept results."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def digests(output: Path) -> dict[str, str]:
 
 
 def last_json(found: Measured) -> dict[str, Any]:
-    """The document that a process printed last."""
+    """The last document that a process printed."""
     lines = found.output.strip().splitlines()
     document: dict[str, Any] = json.loads(lines[-1]) if found.status == 0 and lines else {}
     return document

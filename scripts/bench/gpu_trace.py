@@ -1,4 +1,4 @@
-"""What a device did, read off a trace of torch's profiler: launches, bytes moved, overlap."""
+"""Device activity from a trace of the torch profiler: launches, bytes moved, overlap."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def traffic(events: Iterable[Mapping[str, Any]]) -> Traffic:
 
 
 def covered(spans: Sequence[Span]) -> float:
-    """Length of all that lies in any of the spans."""
+    """The length of the union of the spans."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(end - max(start, reached), 0.0)

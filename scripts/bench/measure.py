@@ -1,4 +1,4 @@
-"""Whole processes, measured: wall time, peak memory, on a cold page cache."""
+"""Measures whole processes: wall time and peak memory, on a cold page cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SETTLING_SECONDS = 1.0
 
 
 class StoppedError(OSError):
-    """A run was stopped; the message says why."""
+    """A run was stopped; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)

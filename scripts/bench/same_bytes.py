@@ -104,7 +104,7 @@ def _failure(measured: Measured) -> str | None:
 
 
 def can_group() -> bool:
-    """Whether memory cgroups can be made here."""
+    """Whether memory cgroups can be created here."""
     try:
         with MemoryGroup(64 << 20):
             return True

@@ -1,1 +1,1 @@
-"""Comparing results with mergekit and with a float64 reference."""
+"""Comparison of results with mergekit and with a float64 reference."""

@@ -114,7 +114,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two results compare.
+    """The comparison of two results.
 
     ``units`` is the largest distance of what no difference explains, ``error`` that of mergeloom
     from the answer, ``apart`` that of both programs where reasons are roundings. ``explained``
@@ -134,7 +134,7 @@ class Agreement:
 
 
 def compare(results: Results) -> Agreement:
-    """Compare both programs' results for one tensor."""
+    """Compare the results of both programs for one tensor."""
     distance = results.units(results.ours, results.theirs)
     left = distance > LIMIT
     explained = {}

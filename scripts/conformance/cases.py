@@ -1,4 +1,4 @@
-"""The merges that scripts/run conformance runs: methods, parameters, small checkpoints.
+"""The merges of scripts/run conformance: methods, parameters, small checkpoints.
 
 A family is a folder of checkpoints of one shape: a base, fine-tunes of it, a model that has nothing
 to do with it, one that equals it. A case is a configuration in which models go by these names.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Tensors = dict[str, "Tensor"]
 
 LIMIT = 5.0
-"""Standard deviations beyond which it is no chance."""
+"""Deviation, in standard deviations, that counts as significant."""
 
 _METHODS = ("dare_linear", "dare_ties", "della", "della_linear")
 _DENSITIES = (0.3, 0.7)
@@ -54,7 +54,7 @@ class Draw:
 
 
 def draws(models: Path, out: Path, environment: Path) -> list[Draw]:
-    """Merge at random by both programs, and count.
+    """Run randomised merges with both programs, and count.
 
     Raises:
         OSError: mergekit's process cannot be started, or ends early.

@@ -1,4 +1,4 @@
-"""Running mergekit in its own environment, and reading what it wrote."""
+"""Runs mergekit in its own environment, and reads its output."""
 
 from __future__ import annotations
 
