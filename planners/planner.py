@@ -35,7 +35,8 @@ class Planning:
 
     ``models`` opens models; tasks are added to ``builder``, warnings and errors to ``findings``.
     ``folder`` is the folder of the configuration, for files that it names. ``keeps_plans`` says
-    that tensor plans will be needed, so that they are kept instead of computed again.
+    that tensor plans will be needed, and hardly a graph: plans are kept instead of computed again,
+    and merges are made when they are asked for.
     """
 
     models: Models

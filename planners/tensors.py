@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import CheckpointError, Place
 from mergeloom.engine.base.records import record
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
@@ -87,13 +86,12 @@ def constant(model: Model, tensor: str) -> str | None:
     return None
 
 
-def check_shapes(plan: TensorPlan, inputs: Sequence[Load | Merge]) -> None:
-    """Check that all ``inputs`` of a tensor have the same shape.
+def check_shapes(plan: TensorPlan, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Check that all inputs of a tensor have the same of the ``shapes``.
 
     Raises:
         Mismatch: they do not.
     """
-    shapes = [node.shape for node in inputs]
     if shapes.count(shapes[0]) < len(shapes):
         raise Mismatch(plan.name, plan.contributions)
 
@@ -162,12 +160,11 @@ def merge_inputs(
 
 def build_tensors(
     plans: Iterable[TensorPlan],
-    merge: Callable[[TensorPlan], Merge],
-    dtype: Callable[[TensorPlan], DType],
+    build: Callable[[TensorPlan], OutputTensor],
     findings: Findings,
     rows_remedy: str = "",
 ) -> list[OutputTensor]:
-    """Build the tensors for ``plans``, with ``merge`` and ``dtype`` of each.
+    """Build the tensors for ``plans``, each with ``build``.
 
     Reports missing tensors, and copied tensors that differ between models. ``rows_remedy`` is the
     remedy if only the rows of tables outside the layers differ.
@@ -180,11 +177,10 @@ def build_tensors(
     mismatches: list[Mismatch] = []
     for plan in plans:
         try:
-            node = merge(plan)
+            tensors.append(build(plan))
         except Mismatch as mismatch:
             mismatches.append(mismatch)
             continue
-        tensors.append(OutputTensor(plan.name, node, dtype(plan)))
         for model in plan.missing:
             missing[model.name].append(plan.name)
         if not all(_equal(plan.contributions[0], other) for other in plan.passed_over):

@@ -15,7 +15,7 @@ from typing import Any, Protocol, overload
 from mergeloom.engine.base.dtypes import F32, U8, DType
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.grains import Access, Grains
-from mergeloom.engine.base.records import dataclass
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.graph import Load, Merge, Write, tree
 from mergeloom.engine.graph.kernel import Array, GrainView, Ops, Statistic
 from mergeloom.engine.graph.sums import GrainSums
@@ -31,7 +31,7 @@ class Stretch(Protocol):
         """Elements ``[start, start + count)`` as a flat array."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Span:
     """Where elements of a tensor lie in memory: element ``first`` at byte ``at`` of ``block``."""
 

@@ -274,6 +274,8 @@ def scanned_in(
     """The merges that scan in a pass, given the ``statistics`` of the passes before."""
     current = work.passes[number]
     here = work.merge_of(current)
+    if here.is_flat and current.statistic is not None:
+        return ()
     return tuple(
         [
             merge

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mergeloom.engine.graph.graph import Write
 from mergeloom.planners.config.parameters import Resolved
-from mergeloom.planners.models.model import OutputTensor
+from mergeloom.planners.models.model import LateTensor, OutputTensor
 from mergeloom.planners.plan import Decisions, matching
 from mergeloom.planners.tensors import Contribution, TensorPlan
 from mergeloom.report import records
@@ -38,7 +38,11 @@ def explain_decisions(decided: Decisions, pattern: str | None) -> records.Explai
 def writes_by_name(written: Iterable[T]) -> dict[str, T]:
     """Writes by name; for codes, by the name of the unquantised tensor."""
     own = {each.name: each for each in written}
-    plain = {each.merge.name: each for each in own.values() if not each.part}
+    plain = {
+        each.merge.name: each
+        for each in own.values()
+        if not each.part and not isinstance(each, LateTensor)  # which are no codes
+    }
     return plain | own
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mergeloom.engine.base.grains import Grains
-from mergeloom.engine.base.records import dataclass
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.methods.kernels.sparsifier import Sparsifier, l1_factor
 from mergeloom.methods.ops.vectors import VectorExpr
@@ -21,7 +21,7 @@ from mergeloom.methods.statistics.selection import (
 )
 
 
-@dataclass(frozen=True)
+@record(frozen=True, slots=True)
 class Threshold:
     """A magnitude above which elements are kept, along with ``ties`` elements equal to it.
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from mergeloom.engine.base.dtypes import DType
-from mergeloom.engine.base.records import dataclass
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.kernel import GrainView
 from mergeloom.methods.ops.maths import Maths
 
@@ -37,7 +37,7 @@ class Factors:
     first_column: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Vector:
     """An array, or the difference of two, times factors; evaluated lazily."""
 
@@ -46,7 +46,7 @@ class Vector:
     factors: Factors | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Bound:
     """A magnitude bound: ``before`` for the first ``end`` elements of a grain, then ``after``."""
 
@@ -55,7 +55,7 @@ class Bound:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class RandomBound:
     """A random choice: the elements whose random number (`methods.ops.draws`) is below ``bound``.
 
@@ -67,7 +67,7 @@ class RandomBound:
     bound: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class KeepRule:
     """Which elements of a vector on a grain are kept: those that meet every given condition.
 

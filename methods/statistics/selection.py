@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import Any
 
 from mergeloom.engine.base.grains import Grains
-from mergeloom.engine.base.records import dataclass
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.ops.vectors import VectorExpr
@@ -51,7 +51,7 @@ def below(value: float) -> float:
     return float_of(bits - 1) if bits else 0.0
 
 
-@dataclass(frozen=True)
+@record(frozen=True, slots=True)
 class Bucket:
     """The bucket of the magnitude of one rank: 2¹⁵ adjacent floats with the same high bits.
 
@@ -64,7 +64,7 @@ class Bucket:
     found: RankedMagnitude | None = None
 
 
-@dataclass(frozen=True)
+@record(frozen=True, slots=True)
 class TieCounts:
     """The number of elements equal to a threshold, for each grain that has any."""
 
@@ -86,7 +86,7 @@ class TieCounts:
         return before, self.upto[place] - before if here else 0
 
 
-@dataclass(frozen=True)
+@record(frozen=True, slots=True)
 class RankedMagnitude:
     """The magnitude of one rank: ``above`` elements are larger, ``equal`` elements are equal.
 
@@ -153,7 +153,10 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
             ordered = ops.in_order(vector) if small else None
             if ordered is not None:
                 into.in_order[number] = ordered
-                into.nonzero[number] = grain.count - int(ordered.searchsorted(1))
+                if self.nonzero_share is not None:
+                    into.nonzero[number] = grain.count - int(
+                        ordered.searchsorted(ordered.dtype.type(1))
+                    )
                 continue
             if number not in into.counts:
                 into.counts[number] = ops.counters(_BUCKETS)
@@ -191,11 +194,13 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
 
 def _placed(ordered: Any, rank: int) -> Bucket:
     """The bucket and the magnitude of a rank; ``ordered`` has all magnitudes of the tensor."""
-    bits = int(ordered[ordered.size - rank])
+    own = ordered[ordered.size - rank]
+    bits = int(own)
     high = bits >> _LOW_BITS
-    before = int(ordered.searchsorted(bits))
-    end = int(ordered.searchsorted(bits, "right"))
-    beyond = int(ordered.searchsorted((high + 1) << _LOW_BITS))
+    # Numbers of the same type: for others all elements would be converted first.
+    before = int(ordered.searchsorted(own))
+    end = int(ordered.searchsorted(own, "right"))
+    beyond = int(ordered.searchsorted(type(own)((high + 1) << _LOW_BITS)))
     ties = TieCounts((0,), (end - before,))
     found = RankedMagnitude(float_of(bits), rank, ordered.size - end, end - before, ties=ties)
     return Bucket(high, ordered.size - beyond, rank, found)
@@ -294,7 +299,7 @@ class FineCounts:
         self.sums.combine(other.sums)
 
 
-@dataclass(frozen=True)
+@record(frozen=True, slots=True)
 class Ranks:
     """Result of a radix selection: the requested magnitudes, and the sum of all magnitudes."""
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.records import dataclass, record
-from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
+from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge, copied_dtype
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.architecture import Architecture, infer
@@ -155,7 +155,7 @@ class PlannedModel:
         return iter(self.tensors)
 
     def shape(self, tensor: str) -> Shape:
-        return self.tensors[tensor].merge.shape
+        return self.tensors[tensor].shape
 
     def dtype(self, tensor: str) -> DType:
         return self.tensors[tensor].dtype
@@ -180,10 +180,44 @@ class OutputTensor:
     seen: tuple[Entry, ...] = ()
 
     @property
+    def shape(self) -> Shape:
+        """The shape of the merge."""
+        return self.merge.shape
+
+    @property
+    def copied(self) -> bool:
+        """Whether its bytes are those of an input."""
+        return copied_dtype(self.merge) == self.dtype
+
+    @property
     def header(self) -> tuple[Entry, ...]:
         """Names, dtypes and shapes in the header of the output file."""
-        return self.seen or ((self.name, self.dtype, self.merge.shape),)
+        return self.seen or ((self.name, self.dtype, self.shape),)
 
     @property
     def nbytes(self) -> int:
-        return self.dtype.nbytes(math.prod(self.merge.shape))
+        return self.dtype.nbytes(math.prod(self.shape))
+
+
+class LateTensor(OutputTensor):
+    """The same, computed by a merge that ``make`` makes when it is first asked for."""
+
+    __slots__ = ("_make", "_shape")
+
+    def __init__(self, name: str, shape: Shape, dtype: DType, make: Callable[[], Merge]) -> None:
+        self.name, self.dtype, self.part, self.seen = name, dtype, 0, ()
+        self._shape, self._make = shape, make
+
+    @property
+    def shape(self) -> Shape:
+        return self._shape
+
+    @property
+    def copied(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Merge:
+        if name != "merge":
+            raise AttributeError(name)
+        self.merge = merge = self._make()
+        return merge

@@ -71,7 +71,7 @@ def divide(
                 found.plain[name] = why
     done = {*found.coded, *found.plain}
     for name, tensor in tensors.items():
-        shape = tensor.merge.shape
+        shape = tensor.shape
         if len(shape) < 2 or not tensor.dtype.floating or name in done:
             continue
         if scheme.fused or _IN_LAYERS.search(name) is None or _NOT_LINEAR.search(name):
@@ -94,7 +94,7 @@ def _fused_experts(
     """Modules with fused experts: the last part of each tensor name, with its shape."""
     groups: dict[str, dict[str, Shape]] = {}
     for name, tensor in tensors.items():
-        shape = tensor.merge.shape
+        shape = tensor.shape
         if len(shape) == 3 and tensor.dtype.floating:
             module, _, last = name.rpartition(".")
             if last in _UPS or last == _DOWN:

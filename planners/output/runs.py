@@ -15,7 +15,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import field
 
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.graph import Load, Merge, copied_dtype
+from mergeloom.engine.graph.graph import Load, Merge
 from mergeloom.engine.graph.pieces import Range
 from mergeloom.planners.models.model import OutputTensor
 
@@ -126,7 +126,7 @@ def _parts(
 
 def origin_of(tensor: OutputTensor) -> Range | None:
     """The contiguous source bytes of a copied tensor; ``None`` for others."""
-    if copied_dtype(tensor.merge) != tensor.dtype:
+    if not tensor.copied:
         return None
     found = _first(tensor.merge).bytes
     return found if isinstance(found, Range) and found.length else None

@@ -108,7 +108,7 @@ def _accounted(stage: Stage, tensors: Sequence[OutputTensor], config: Mapping[st
 
     shapes = {name: donor.shape(name) for name in donor}
     described = Described(donor.name, donor.config, arrange(shapes, own), kinds(donor.config, own))
-    written = {tensor.name: tensor.merge.shape for tensor in tensors}
+    written = {tensor.name: tensor.shape for tensor in tensors}
     output = Described("the output", config, arrange(written, depths), kinds(config, depths))
     towers = {tower.tower.prefix: tower for tower in stage.towers}
 

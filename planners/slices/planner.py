@@ -28,7 +28,7 @@ from mergeloom.planners.slices.left_out import LeftOut
 from mergeloom.planners.slices.outline import outline
 from mergeloom.planners.slices.restacked import restacked
 from mergeloom.planners.slices.stage import Stage
-from mergeloom.planners.slices.tensor_plan import build_merge, output_dtype
+from mergeloom.planners.slices.tensor_plan import build_tensor
 from mergeloom.planners.slices.vocabulary import Words
 from mergeloom.planners.tensors import Kernels, TensorPlan, build_tensors
 from mergeloom.planners.vocabulary.summary import summarise
@@ -56,8 +56,7 @@ class SlicesPlanner(Planner[MergeDocument]):
             plans = tuple(stage.tensor_plans()).__iter__
         tensors = build_tensors(
             plans(),
-            lambda plan: build_merge(plan, planning.builder, kernels, stage.rules.truncate),
-            lambda plan: output_dtype(plan, document),
+            lambda plan: build_tensor(plan, document, planning, kernels, stage.rules.truncate),
             findings,
             ROWS_REMEDY,
         )

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import CheckpointError, Place
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.graph import GraphBuilder, Merge
+from mergeloom.engine.graph.graph import Merge
+from mergeloom.engine.graph.kernel import Copy
 from mergeloom.methods.declare import Base, Method
 from mergeloom.planners.config.config import MergeDocument
 from mergeloom.planners.config.parameters import Level, Resolution, Resolved, required
-from mergeloom.planners.models.model import Model
+from mergeloom.planners.models.model import LateTensor, Model, OutputTensor
+from mergeloom.planners.planner import Planning
 from mergeloom.planners.slices.slices import Slice, TensorSources
 from mergeloom.planners.tensors import (
     Contribution,
@@ -113,17 +115,38 @@ def copy_tensor(
     return TensorPlan(wanted.name, wanted.layer, None, (only,), {}, reason, tuple(found), missing)
 
 
-def build_merge(plan: TensorPlan, builder: GraphBuilder, kernels: Kernels, truncate: bool) -> Merge:
-    """Build the merge for ``plan``; ``truncate`` cuts embeddings to their common rows.
+def build_tensor(
+    plan: TensorPlan,
+    document: MergeDocument,
+    planning: Planning,
+    kernels: Kernels,
+    truncate: bool = False,
+) -> OutputTensor:
+    """Build the output tensor for ``plan``; ``truncate`` cuts embeddings to their common rows.
+
+    Its merge is late, if it computes, where ``planning`` is for the plans and not for a graph.
 
     Raises:
         Mismatch: shapes of the inputs differ.
         ConfigError: the parameters do not work together.
     """
     rows = _common_rows(plan) if truncate and plan.layer is None else None
-    inputs = [item.model.node(builder, item.tensor, rows) for item in plan.contributions]
-    check_shapes(plan, inputs)
-    return merge_inputs(plan, inputs, builder, kernels)
+
+    def merge() -> Merge:
+        inputs = [
+            item.model.node(planning.builder, item.tensor, rows) for item in plan.contributions
+        ]
+        check_shapes(plan, [node.shape for node in inputs])
+        return merge_inputs(plan, inputs, planning.builder, kernels)
+
+    dtype = output_dtype(plan, document)
+    if planning.keeps_plans and plan.method is not None and rows is None:
+        shapes = [item.model.shape(item.tensor) for item in plan.contributions]
+        check_shapes(plan, shapes)
+        kernel = kernels.of(plan, plan.method, shapes[0])
+        if not isinstance(kernel, Copy):
+            return LateTensor(plan.name, kernel.output_shape(shapes, ()), dtype, merge)
+    return OutputTensor(plan.name, merge(), dtype)
 
 
 def check_models(method: Method, part: Slice, place: Place) -> None:

@@ -34,8 +34,7 @@ from mergeloom.planners.slices.slices import Slice, TensorSources
 from mergeloom.planners.slices.tensor_plan import (
     MergingRules,
     SliceParameters,
-    build_merge,
-    output_dtype,
+    build_tensor,
     plan_tensor,
 )
 from mergeloom.planners.state_dicts.document import (
@@ -68,8 +67,7 @@ class StateDictPlanner(Planner[StateDictDocument]):
         kernels = Kernels(planning.options.seed, document.method_place)
         built = build_tensors(
             merged.plans(),
-            lambda plan: build_merge(plan, planning.builder, kernels, truncate=False),
-            lambda plan: output_dtype(plan, document),
+            lambda plan: build_tensor(plan, document, planning, kernels),
             findings,
         )
         models = [source.model for source in part.sources]
