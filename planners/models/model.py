@@ -205,7 +205,8 @@ class LateTensor(OutputTensor):
     __slots__ = ("_make", "_shape")
 
     def __init__(self, name: str, shape: Shape, dtype: DType, make: Callable[[], Merge]) -> None:
-        self.name, self.dtype, self.part, self.seen = name, dtype, 0, ()
+        for each, value in (("name", name), ("dtype", dtype), ("part", 0), ("seen", ())):
+            object.__setattr__(self, each, value)
         self._shape, self._make = shape, make
 
     @property
@@ -219,5 +220,6 @@ class LateTensor(OutputTensor):
     def __getattr__(self, name: str) -> Merge:
         if name != "merge":
             raise AttributeError(name)
-        self.merge = merge = self._make()
+        merge = self._make()
+        object.__setattr__(self, "merge", merge)
         return merge
