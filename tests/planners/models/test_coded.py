@@ -65,6 +65,26 @@ def fp8_blocks(weight: torch.Tensor) -> Made:
     return {"weight": codes, "weight_scale_inv": scales}, value
 
 
+def fp8_powers(weight: torch.Tensor) -> Made:
+    """DeepSeek-V4: as V3, but the factors are powers of two in a byte, and called ``scale``."""
+    rows, columns = weight.shape
+    exponents = torch.randint(115, 125, (-(-rows // 128), -(-columns // 128)), dtype=torch.uint8)
+    factors = spread(torch.exp2(exponents.double() - 127), rows, columns, (128, 128))
+    codes = (weight.double() / factors).to(FP8)
+    scales = exponents.view(torch.float8_e8m0fnu)
+    return {"weight": codes, "scale": scales}, codes.double() * factors
+
+
+def fp4_powers(weight: torch.Tensor) -> Made:
+    """Experts of DeepSeek-V4: two codes in a byte, powers of two for 32 of them."""
+    rows, columns = weight.shape
+    exponents = torch.randint(115, 125, (rows, columns // 32), dtype=torch.uint8)
+    packed = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8)
+    factors = spread(torch.exp2(exponents.double() - 127), rows, columns, (1, 32))
+    parts = {"weight": packed.view(torch.int8), "scale": exponents.view(torch.float8_e8m0fnu)}
+    return parts, fp4_values(packed) * factors
+
+
 def fp8_channels(weight: torch.Tensor) -> Made:
     scales = weight.abs().amax(1, keepdim=True).float() / 448
     codes = (weight.float() / scales).to(FP8)
@@ -222,6 +242,14 @@ def packed_settings(bits: int) -> dict[str, Any]:
 
 FORMATS: dict[str, tuple[Callable[[torch.Tensor], Made], Any]] = {
     "fp8 blocks": (fp8_blocks, {"quant_method": "fp8", "weight_block_size": [128, 128]}),
+    "fp8 powers of two": (
+        fp8_powers,
+        {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]},
+    ),
+    "fp4 powers of two": (
+        fp4_powers,
+        {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]},
+    ),
     "fp8 channels": (fp8_channels, {"quant_method": "compressed-tensors"}),
     "fp8 whole": (fp8_whole, {"quant_method": "modelopt"}),
     "int8 channels": (int8_channels, {"quant_method": "compressed-tensors"}),
@@ -249,6 +277,10 @@ FORMATS: dict[str, tuple[Callable[[torch.Tensor], Made], Any]] = {
     "fp4": (bits_and_bytes("fp4"), {"quant_method": "bitsandbytes", "load_in_4bit": True}),
     "LLM.int8": (bits_and_bytes("int8"), {"quant_method": "bitsandbytes", "load_in_8bit": True}),
 }
+
+
+PLAIN_ONLY = {"fp4", "gptq 2 bits", "auto-round", "fp8 powers of two"}
+"""Whose mechanism another one tests in merges."""
 
 
 def quantised(kind: str, folder: Path, seed: int) -> Tensors:
@@ -315,9 +347,7 @@ def test_words_that_other_packages_packed(file: Path, tmp_path: Path) -> None:
     assert torch.equal(values, levels * scales[groups.long()].T)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in FORMATS if kind not in ("fp4", "gptq 2 bits", "auto-round")]
-)
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind not in PLAIN_ONLY])
 def test_codes_and_plain_weights_are_merged_in_any_budget(kind: str, tmp_path: Path) -> None:
     first = quantised(kind, tmp_path / "a", seed=1)
     second = plain(tmp_path / "b", seed=2)
