@@ -62,25 +62,27 @@ class Estimate:
 
     ``stored_bytes`` are read and written once. ``core`` is the cost of its kernels on devices, in
     seconds of one core, ``cpu_core`` the same for the CPU's arithmetic, ``compiled`` whether that
-    is machine code. ``profile`` is the shape of the merge.
+    is machine code. ``merge_shape`` is the shape of the merge.
     """
 
     stored_bytes: int
     core: float
     cpu_core: float
     compiled: bool
-    profile: MergeShape
+    merge_shape: MergeShape
 
     @staticmethod
     def of(kind: WorkKind) -> Estimate:
         """The estimate for one work of a kind."""
-        profile = kind.profile
-        stored = sum(map(profile.leaf_bytes, profile.all_leaves)) + sum(profile.side_bytes)
-        stored += sum(profile.table_bytes)
-        elements = profile.grains.total / 1e9 if profile.computes else 0.0
+        merge_shape = kind.merge_shape
+        stored = sum(map(merge_shape.leaf_bytes, merge_shape.all_leaves)) + sum(
+            merge_shape.side_bytes
+        )
+        stored += sum(merge_shape.table_bytes)
+        elements = merge_shape.grains.total / 1e9 if merge_shape.computes else 0.0
         core, cpu_core = (cost * elements for cost in kind.costs)
         compiled = not kind.arithmetic.uses_torch
-        return Estimate(stored + kind.write_bytes, core, cpu_core, compiled, profile)
+        return Estimate(stored + kind.write_bytes, core, cpu_core, compiled, merge_shape)
 
     def on_storage(self, rates: Rates) -> float:
         """Seconds of storage."""
@@ -92,7 +94,7 @@ class Estimate:
 
     def on(self, device: Accelerator) -> float:
         """Seconds on ``device``, where copies and arithmetic overlap."""
-        moved = bus_bytes(self.profile, device.memory_bytes)
+        moved = bus_bytes(self.merge_shape, device.memory_bytes)
         return max(self.core / device.speed, moved / device.bus_rate)
 
 
@@ -125,7 +127,7 @@ def assign_devices(works: Sequence[Work], machine: Machine, threads: int) -> lis
     forced, rates = machine.forced, machine.rates
     if not devices:
         why = {True: Reason.NO_DEVICE, False: Reason.COPIED}
-        return [Assignment(None, why[work.profile.computes]) for work in works]
+        return [Assignment(None, why[work.merge_shape.computes]) for work in works]
     devices = [rates.of(device) for device in devices]
     clocks, alone = _Clocks(threads), _Clocks(threads)
     found = []
@@ -136,13 +138,13 @@ def assign_devices(works: Sequence[Work], machine: Machine, threads: int) -> lis
         for each in (clocks, alone):
             each.storage += estimate.on_storage(rates)
         alone.cpu = alone.with_cpu(core)
-        seat = _assign(work, estimate, core, devices, forced, clocks)
-        if seat.device is None:
+        assignment = _assign(work, estimate, core, devices, forced, clocks)
+        if assignment.device is None:
             clocks.cpu = clocks.with_cpu(core)
         else:
-            seconds = estimate.on(devices[seat.device])
-            clocks.devices[seat.device] = clocks.with_device(seat.device, seconds)
-        found.append(seat)
+            seconds = estimate.on(devices[assignment.device])
+            clocks.devices[assignment.device] = clocks.with_device(assignment.device, seconds)
+        found.append(assignment)
     if clocks.devices and not forced:
         start = max(devices[number].start_seconds for number in clocks.devices)
         if clocks.end + start >= alone.end:
@@ -152,7 +154,9 @@ def assign_devices(works: Sequence[Work], machine: Machine, threads: int) -> lis
 
 def without_devices(found: Sequence[Assignment], why: Reason) -> list[Assignment]:
     """The same assignments with the CPU instead of devices."""
-    return [seat if seat.device is None else Assignment(None, why) for seat in found]
+    return [
+        assignment if assignment.device is None else Assignment(None, why) for assignment in found
+    ]
 
 
 def _assign(
@@ -163,7 +167,7 @@ def _assign(
     forced: bool,
     clocks: _Clocks,
 ) -> Assignment:
-    if not work.profile.computes:
+    if not work.merge_shape.computes:
         return Assignment(None, Reason.COPIED)
     dtypes = [*(load.dtype for load in work.leaves), *(write.dtype for write in work.writes)]
     if work.beside or any(dtype.block > 1 for dtype in dtypes):
@@ -175,7 +179,7 @@ def _assign(
     ]
     if not able:
         return Assignment(None, Reason.NEEDS_DOUBLE)
-    able = [n for n in able if grains_at_once(work.profile, devices[n].memory_bytes, 1)]
+    able = [n for n in able if grains_at_once(work.merge_shape, devices[n].memory_bytes, 1)]
     if not able:
         return Assignment(None, Reason.TOO_LARGE)
     ends = {n: clocks.with_device(n, estimate.on(devices[n])) for n in able}

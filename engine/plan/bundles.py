@@ -50,15 +50,15 @@ def groups(schedule: Schedule) -> Iterator[int | Sequence[ScheduledMerge]]:
 
 def _is_free(merge: ScheduledMerge) -> bool:
     """Whether it is written, shares no inputs with other merges, and uses no device."""
-    work, alone = merge.work, merge.seat.device is None and not merge.kept_after
+    work, alone = merge.work, merge.assignment.device is None and not merge.kept_after
     return alone and bool(work.writes) and not work.beside and not work.awaited
 
 
 def _size(flow: TileFlow) -> int | None:
     """Ledger bytes of a merge; ``None`` if it should not be bundled."""
-    profile = flow.profile
-    once = sum(map(profile.leaf_bytes, profile.all_leaves))
+    merge_shape = flow.merge_shape
+    once = sum(map(merge_shape.leaf_bytes, merge_shape.all_leaves))
     kept = flow.kept_before or flow.kept_fresh
     if flow.tiles != 1 or kept or flow.memos or flow.read_bytes != once:
         return None
-    return profile.tile_bytes(flow.tile, profile.all_leaves)
+    return merge_shape.tile_bytes(flow.tile, merge_shape.all_leaves)

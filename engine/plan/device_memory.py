@@ -25,44 +25,44 @@ _ALIGNED = 256
 """Alignment of grains in bytes; no device reads more at once."""
 
 
-def grains_at_once(profile: MergeShape, memory: int, most: int) -> int:
+def grains_at_once(merge_shape: MergeShape, memory: int, most: int) -> int:
     """Number of grains of a merge that a device with ``memory`` bytes processes at once: at most
     ``most``, 0 if there is no room for one."""
-    room = memory - outside_bytes(profile) - bench_bytes(profile)
-    each = SLOTS * slot_bytes(profile, 1)
+    room = memory - outside_bytes(merge_shape) - arena_bytes(merge_shape)
+    each = SLOTS * slot_bytes(merge_shape, 1)
     # One grain suffices for full bus speed; caching inputs of several passes is worth more.
-    wanted = room // _SLOTS_SHARE if lasting(profile) else room
+    wanted = room // _SLOTS_SHARE if lasting(merge_shape) else room
     return max(0, min(most, max(wanted // each, min(1, room // each))))
 
 
-def grains_staying(profile: MergeShape, memory: int, chunk: int) -> int:
+def grains_staying(merge_shape: MergeShape, memory: int, chunk: int) -> int:
     """Number of grains of a merge whose inputs are cached on a device with ``memory`` bytes that
     processes ``chunk`` grains at once."""
-    working = bench_bytes(profile) + SLOTS * slot_bytes(profile, chunk)
-    return grains_stored(profile, memory - outside_bytes(profile) - working)
+    working = arena_bytes(merge_shape) + SLOTS * slot_bytes(merge_shape, chunk)
+    return grains_stored(merge_shape, memory - outside_bytes(merge_shape) - working)
 
 
-def grains_stored(profile: MergeShape, room: int) -> int:
+def grains_stored(merge_shape: MergeShape, room: int) -> int:
     """Number of grains whose inputs fit into ``room`` bytes of the cache."""
-    each = stay_bytes(profile, 1)
-    return max(0, min(profile.grains.count, room // each)) if each else 0
+    each = stay_bytes(merge_shape, 1)
+    return max(0, min(merge_shape.grains.count, room // each)) if each else 0
 
 
-def lasting(profile: MergeShape) -> Positions:
+def lasting(merge_shape: MergeShape) -> Positions:
     """The leaves needed by more than one pass; the last pass needs all."""
-    return tuple(sorted({i for leaves in profile.passes[:-1] for i in leaves}))
+    return tuple(sorted({i for leaves in merge_shape.passes[:-1] for i in leaves}))
 
 
-def stay_bytes(profile: MergeShape, grains: int) -> int:
+def stay_bytes(merge_shape: MergeShape, grains: int) -> int:
     """Cache bytes for the inputs of ``grains`` grains that more than one pass needs."""
-    sizes = (profile.leaf_sizes[i] for i in lasting(profile))
-    return grains * sum(stride(profile.grains, size) for size in sizes)
+    sizes = (merge_shape.leaf_sizes[i] for i in lasting(merge_shape))
+    return grains * sum(stride(merge_shape.grains, size) for size in sizes)
 
 
-def slot_bytes(profile: MergeShape, grains: int) -> int:
+def slot_bytes(merge_shape: MergeShape, grains: int) -> int:
     """Bytes on the device for the inputs and outputs of ``grains`` grains."""
-    sizes = profile.leaf_sizes + profile.write_sizes
-    return grains * sum(stride(profile.grains, size) for size in sizes)
+    sizes = merge_shape.leaf_sizes + merge_shape.write_sizes
+    return grains * sum(stride(merge_shape.grains, size) for size in sizes)
 
 
 def stride(grains: Grains, size: int) -> int:
@@ -74,26 +74,26 @@ def stride(grains: Grains, size: int) -> int:
     return -(-grains.size * size // _ALIGNED) * _ALIGNED
 
 
-def bench_bytes(profile: MergeShape) -> int:
+def arena_bytes(merge_shape: MergeShape) -> int:
     """Device memory for the arithmetic on one grain."""
-    return block_bytes(-(-profile.on_device.scratch_bytes // PAGE) * PAGE)
+    return block_bytes(-(-merge_shape.on_device.scratch_bytes // PAGE) * PAGE)
 
 
-def outside_bytes(profile: MergeShape) -> int:
+def outside_bytes(merge_shape: MergeShape) -> int:
     """Device memory left for torch itself."""
-    worker = profile.on_device
+    worker = merge_shape.on_device
     return _RESERVE + worker.scratch_bytes + 2 * worker.accumulator_bytes
 
 
 @lru_cache(maxsize=1024)
-def bus_bytes(profile: MergeShape, memory: int) -> int:
+def bus_bytes(merge_shape: MergeShape, memory: int) -> int:
     """Bytes that a merge transfers to or from a device with ``memory`` bytes, in the busier
     direction."""
-    chunk = grains_at_once(profile, memory, profile.longest_tile)
-    staying = grains_staying(profile, memory, chunk)
-    elements = min(staying * profile.grains.size, profile.grains.total)
-    passes = [i for leaves in profile.passes for i in leaves]
-    up = sum(profile.leaf_bytes(i) for i in passes)
-    saved = sum((passes.count(i) - 1) * profile.leaf_sizes[i] for i in lasting(profile))
-    down = sum(profile.grains.total * size for size in profile.write_sizes)
+    chunk = grains_at_once(merge_shape, memory, merge_shape.longest_tile)
+    staying = grains_staying(merge_shape, memory, chunk)
+    elements = min(staying * merge_shape.grains.size, merge_shape.grains.total)
+    passes = [i for leaves in merge_shape.passes for i in leaves]
+    up = sum(merge_shape.leaf_bytes(i) for i in passes)
+    saved = sum((passes.count(i) - 1) * merge_shape.leaf_sizes[i] for i in lasting(merge_shape))
+    down = sum(merge_shape.grains.total * size for size in merge_shape.write_sizes)
     return max(up - saved * elements, down)

@@ -27,9 +27,9 @@ def estimated_seconds(schedule: Schedule) -> Duration:
     storage = (schedule.read_bytes + schedule.write_bytes) / rates.storage
     cpu = 0.0
     devices: dict[int, float] = {}
-    kinds = Counter((placed.work.kind, placed.seat.device) for placed in schedule.placements)
+    kinds = Counter((placed.work.kind, placed.assignment.device) for placed in schedule.placements)
     for (kind, number), count in kinds.items():
-        if not kind.profile.computes:
+        if not kind.merge_shape.computes:
             continue
         estimate = Estimate.of(kind)
         if number is None:

@@ -159,9 +159,9 @@ class MergeShape:
         ``room`` bytes of the whole ``capacity`` are free.
         """
         beside = self.beside_bytes + self.tables_bytes(self.held_tables(room))
-        return beside + self._comfortable(rest, room - beside, capacity - beside)
+        return beside + self._preferred(rest, room - beside, capacity - beside)
 
-    def _comfortable(self, rest: Positions, room: int, capacity: int) -> int:
+    def _preferred(self, rest: Positions, room: int, capacity: int) -> int:
         if len(self.passes) > 1:
             staying = ResidentFit.of(self, rest)
             if staying.least() <= room:
@@ -208,15 +208,15 @@ class ResidentFit:
     """Memory for reading everything once: ``resident`` leaves are kept for all passes, ``late``
     leaves are only needed by the last pass."""
 
-    profile: MergeShape
+    merge_shape: MergeShape
     resident: Positions
     late: Positions
 
     @staticmethod
-    def of(profile: MergeShape, rest: Positions) -> ResidentFit:
-        early = {i for leaves in profile.passes[:-1] for i in leaves}
+    def of(merge_shape: MergeShape, rest: Positions) -> ResidentFit:
+        early = {i for leaves in merge_shape.passes[:-1] for i in leaves}
         resident = tuple(i for i in rest if i in early)
-        return ResidentFit(profile, resident, tuple(i for i in rest if i not in early))
+        return ResidentFit(merge_shape, resident, tuple(i for i in rest if i not in early))
 
     def needed(self, tile: int) -> int:
         """Ledger bytes at full speed with tiles of ``tile`` grains."""
@@ -227,9 +227,9 @@ class ResidentFit:
         return self._bytes(1, 1)
 
     def _bytes(self, tile: int, in_flight: int) -> int:
-        tiles = -(-self.profile.grains.count // tile)
-        moving = min(in_flight, tiles) * self.profile.tile_bytes(tile, self.late)
-        return tiles * self.profile.input_bytes(tile, self.resident) + moving
+        tiles = -(-self.merge_shape.grains.count // tile)
+        moving = min(in_flight, tiles) * self.merge_shape.tile_bytes(tile, self.late)
+        return tiles * self.merge_shape.input_bytes(tile, self.resident) + moving
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +243,7 @@ class TileFlow:
     are the tables that are in memory whole.
     """
 
-    profile: MergeShape
+    merge_shape: MergeShape
     tile: int
     kept_before: Positions
     kept_fresh: Positions
@@ -254,7 +254,7 @@ class TileFlow:
 
     @property
     def tiles(self) -> int:
-        return -(-self.profile.grains.count // self.tile)
+        return -(-self.merge_shape.grains.count // self.tile)
 
     def index(self, first: int) -> int:
         """Index of the tile that begins with grain ``first``."""
@@ -281,7 +281,7 @@ class TileFlow:
     def _read_once(self, once: Positions) -> tuple[Positions, ...]:
         there = set(self.kept_before)
         result = []
-        for leaves in self.profile.passes:
+        for leaves in self.merge_shape.passes:
             result.append(tuple(i for i in leaves if i not in there))
             there.update(i for i in leaves if i in once)
         return tuple(result)
@@ -289,30 +289,30 @@ class TileFlow:
     @cached_property
     def kept_bytes(self) -> int:
         """Ledger bytes of leaves and side inputs that are in memory completely."""
-        kept = self.profile.whole_bytes(self.kept_fresh + self.kept_before)
-        return self.profile.beside_bytes + self.profile.tables_bytes(self.held) + kept
+        kept = self.merge_shape.whole_bytes(self.kept_fresh + self.kept_before)
+        return self.merge_shape.beside_bytes + self.merge_shape.tables_bytes(self.held) + kept
 
     @cached_property
     def resident_bytes(self) -> int:
         """Ledger bytes kept until the last pass."""
-        memos = self.tiles * self.profile.tile_memo_bytes(self.tile) if self.memos else 0
-        return memos + self.staying * self.profile.input_bytes(self.tile, self.resident)
+        memos = self.tiles * self.merge_shape.tile_memo_bytes(self.tile) if self.memos else 0
+        return memos + self.staying * self.merge_shape.input_bytes(self.tile, self.resident)
 
     @cached_property
     def granted_bytes(self) -> int:
         """Total ledger bytes granted, for kept inputs and all tiles."""
         streamed = sum(self._moving_bytes(reads) for reads in self._streamed)
         resident = sum(self._moving_bytes(reads, self.resident) for reads in self._reads)
-        outputs = self.tiles * self.profile.output_bytes(self.tile)
+        outputs = self.tiles * self.merge_shape.output_bytes(self.tile)
         moving = (self.tiles - self.staying) * streamed + self.staying * resident
-        whole = self.profile.beside_bytes + self.profile.whole_bytes(self.kept_fresh)
-        whole += self.profile.tables_bytes(self.held)
+        whole = self.merge_shape.beside_bytes + self.merge_shape.whole_bytes(self.kept_fresh)
+        whole += self.merge_shape.tables_bytes(self.held)
         return whole + self.resident_bytes + moving + outputs
 
     @cached_property
     def moving_bytes(self) -> int:
         """Ledger bytes of one tile that are not kept, in the pass with the most."""
-        outputs = [0] * (len(self._reads) - 1) + [self.profile.output_bytes(self.tile)]
+        outputs = [0] * (len(self._reads) - 1) + [self.merge_shape.output_bytes(self.tile)]
         kinds = []
         if self.staying:
             kinds.append([self._moving_bytes(reads, self.resident) for reads in self._reads])
@@ -329,23 +329,23 @@ class TileFlow:
     @cached_property
     def read_bytes(self) -> int:
         """Bytes read by all passes, with side inputs, if none is missing."""
-        grains, bits = self.profile.grains, self.profile.leaf_bits
+        grains, bits = self.merge_shape.grains, self.merge_shape.leaf_bits
         streamed = sum(_nbytes(grains.total, bits[i]) for reads in self._streamed for i in reads)
         staying = self.staying_elements
         more = sum(_nbytes(staying, bits[i]) for reads in self._reads for i in reads)
         less = sum(_nbytes(staying, bits[i]) for reads in self._streamed for i in reads)
-        sizes = self.profile.table_bytes
+        sizes = self.merge_shape.table_bytes
         tables = sum(self.table_reads(i) * nbytes for i, nbytes in enumerate(sizes))
-        return streamed + more - less + sum(self.profile.side_bytes) + tables
+        return streamed + more - less + sum(self.merge_shape.side_bytes) + tables
 
     def table_reads(self, position: int) -> int:
         """How many times a table is read."""
-        return 1 if position in self.held else self.profile.table_reads[position]
+        return 1 if position in self.held else self.merge_shape.table_reads[position]
 
     @property
     def staying_elements(self) -> int:
         """Number of elements in tiles kept from the first pass to the last."""
-        grains = self.profile.grains
+        grains = self.merge_shape.grains
         return min(self.staying * self.tile * grains.size, grains.total)
 
     def times_read(self, position: int) -> tuple[int, int]:
@@ -358,7 +358,7 @@ class TileFlow:
     def _moving_bytes(self, reads: Positions, staying: Positions = ()) -> int:
         """Ledger bytes of the blocks of one tile for leaves that it reads and does not keep."""
         own = tuple(i for i in reads if i not in self.kept_fresh and i not in staying)
-        return self.profile.input_bytes(self.tile, own)
+        return self.merge_shape.input_bytes(self.tile, own)
 
 
 def _nbytes(elements: int, bits: int | Fraction) -> int:

@@ -49,7 +49,7 @@ def stays_of(works: list[Work], capacity: int) -> list[Stay]:
         while farthest:
             rest = tuple(i for i, load in enumerate(work.leaves) if load not in memory)
             room = capacity - memory.nbytes
-            if work.profile.preferred_bytes(rest, room, capacity) <= room:
+            if work.merge_shape.preferred_bytes(rest, room, capacity) <= room:
                 break
             _, _, stay = heapq.heappop(farthest)
             if stay in chosen and stay.end >= index:

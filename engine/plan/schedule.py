@@ -60,7 +60,7 @@ class ScheduledMerge:
     """How one root merge runs.
 
     ``kept_after`` are the leaves kept in memory for a later merge; ``kept_for_others`` are the
-    ledger bytes of loads kept during this merge but not used by it. ``seat`` says where it is
+    ledger bytes of loads kept during this merge but not used by it. ``assignment`` says where it is
     computed; a device processes ``chunk`` grains of a tile at once, and caches the inputs of the
     first ``staying`` grains from their first pass to the last.
     """
@@ -69,7 +69,7 @@ class ScheduledMerge:
     flow: TileFlow
     kept_after: Positions
     kept_for_others: int
-    seat: Assignment
+    assignment: Assignment
     chunk: int = 0
     staying: int = 0
 
@@ -147,18 +147,20 @@ class Schedule:
         return frozenset[str]().union(*(each.missing(own) for each, own in self.words.items()))
 
     @cached_property
-    def assign_devices(self) -> dict[Assignment, int]:
+    def assignments(self) -> dict[Assignment, int]:
         """Number of merges by device and reason, in order of first use."""
-        return dict(Counter(placement.seat for placement in self.placements))
+        return dict(Counter(placement.assignment for placement in self.placements))
 
     @property
     def used_devices(self) -> list[int]:
         """Indices of the devices that are used."""
-        return sorted({seat.device for seat in self.assign_devices if seat.device is not None})
+        return sorted(
+            {assignment.device for assignment in self.assignments if assignment.device is not None}
+        )
 
-    def place_name(self, seat: Assignment) -> str:
+    def place_name(self, assignment: Assignment) -> str:
         """The name of the device, or ``cpu``."""
-        return CPU if seat.device is None else self.devices[seat.device].name
+        return CPU if assignment.device is None else self.devices[assignment.device].name
 
     @property
     def peak_bytes(self) -> int:
@@ -194,7 +196,7 @@ class Schedule:
     @property
     def computes(self) -> bool:
         """Whether any merge needs arithmetic; copies do not."""
-        return any(placement.work.profile.computes for placement in self.placements)
+        return any(placement.work.merge_shape.computes for placement in self.placements)
 
     def steps(self) -> Iterator[Tile]:
         """Every tile of the run in the order in which it is started."""
@@ -223,7 +225,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     works = works_of(graph, machine)
     kinds = kinds_of(works)
     needed = _Needed.of(kinds, len(works), machine, ())
-    smallest_bytes = max((kind.profile.smallest_bytes for kind in kinds), default=0)
+    smallest_bytes = max((kind.merge_shape.smallest_bytes for kind in kinds), default=0)
     minimum = -(-(needed.bytes(1) + smallest_bytes) // _MINIMUM_STEP) * _MINIMUM_STEP
     if budget is not None and budget < minimum:
         raise BudgetError(_infeasible(works, budget, minimum))
@@ -243,18 +245,18 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     # The main memory needed by devices is known only once they are assigned. So assignment
     # assumes the maximum number of workers.
     workers = staff()
-    seating = assign_devices(works, machine, workers)
-    used = {seat.device for seat in seating if seat.device is not None}
+    assigned = assign_devices(works, machine, workers)
+    used = {assignment.device for assignment in assigned if assignment.device is not None}
     if used:
         taken = [machine.devices[number] for number in sorted(used)]
         with_devices = _Needed.of(kinds, len(works), machine, taken)
         if budget is not None and with_devices.bytes(1) + smallest_bytes > budget:
-            seating = without_devices(seating, Reason.NO_RAM)
+            assigned = without_devices(assigned, Reason.NO_RAM)
         else:
             needed = with_devices
             workers = staff()
     available = capacity(workers)
-    placements = _place(works, available, seating, machine.devices)
+    placements = _place(works, available, assigned, machine.devices)
     return Schedule(
         graph=graph,
         placements=placements,
@@ -286,7 +288,7 @@ class _Needed:
 
         Devices share libraries, so each further one adds less.
         """
-        profiles = [kind.profile for kind in kinds]
+        merge_shapes = [kind.merge_shape for kind in kinds]
         words = words_of(kinds)
         fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * works
         fixed += sum(arithmetic.library_bytes(own) for arithmetic, own in words.items())
@@ -295,9 +297,9 @@ class _Needed:
             fixed += machine.runtime_bytes
         libraries = sorted((device.host_bytes for device in devices), reverse=True)
         fixed += sum(libraries[:1]) + sum(libraries[1:]) // 4
-        there = WorkerMemory.most(profile.on_device for profile in profiles)
+        there = WorkerMemory.most(merge_shape.on_device for merge_shape in merge_shapes)
         fixed += sum(there.beside_device for _ in devices)
-        return _Needed(fixed, WorkerMemory.most(profile.worker for profile in profiles))
+        return _Needed(fixed, WorkerMemory.most(merge_shape.worker for merge_shape in merge_shapes))
 
     def bytes(self, workers: int) -> int:
         """Bytes for ``workers`` workers and everything else."""
@@ -321,7 +323,7 @@ def _check_built(kinds: Sequence[WorkKind], budget: int) -> None:
 def _place(
     works: list[Work],
     capacity: int,
-    seating: Sequence[Assignment],
+    assigned: Sequence[Assignment],
     devices: Sequence[Accelerator],
 ) -> tuple[ScheduledMerge, ...]:
     before: list[set[Load]] = [set() for _ in works]
@@ -339,19 +341,21 @@ def _place(
         kept_for_others += change[index]
         there = _positions(work, before[index])
         fresh = _positions(work, after[index] - before[index])
-        seat, chunk, staying = seating[index], 0, 0
-        memos = seat.device is None
+        assignment, chunk, staying = assigned[index], 0, 0
+        memos = assignment.device is None
         key = work.kind, there, fresh, kept_for_others, memos
         flow = flows.get(key)
         if flow is None:
-            flow = flows[key] = _flow(work.profile, there, fresh, capacity - kept_for_others, memos)
+            flow = flows[key] = _flow(
+                work.merge_shape, there, fresh, capacity - kept_for_others, memos
+            )
         after_this = _positions(work, after[index])
-        if seat.device is not None:
-            memory = devices[seat.device].memory_bytes
-            chunk = grains_at_once(work.profile, memory, flow.tile)
-            staying = grains_staying(work.profile, memory, chunk)
+        if assignment.device is not None:
+            memory = devices[assignment.device].memory_bytes
+            chunk = grains_at_once(work.merge_shape, memory, flow.tile)
+            staying = grains_staying(work.merge_shape, memory, chunk)
         placements.append(
-            ScheduledMerge(work, flow, after_this, kept_for_others, seat, chunk, staying)
+            ScheduledMerge(work, flow, after_this, kept_for_others, assignment, chunk, staying)
         )
     return tuple(placements)
 
@@ -361,32 +365,33 @@ def _positions(work: Work, loads: set[Load]) -> Positions:
 
 
 def _flow(
-    profile: MergeShape, there: Positions, fresh: Positions, available: int, memos: bool
+    merge_shape: MergeShape, there: Positions, fresh: Positions, available: int, memos: bool
 ) -> TileFlow:
     whole = {*there, *fresh}
-    rest = tuple(i for i in profile.all_leaves if i not in whole)
-    room = available - profile.whole_bytes((*there, *fresh))
-    memo = profile.tile_memo_bytes(1) * profile.grains.count if memos else 0
-    if memo > room * _MEMO_SHARE or room - memo < 2 * profile.smallest_bytes:
+    rest = tuple(i for i in merge_shape.all_leaves if i not in whole)
+    room = available - merge_shape.whole_bytes((*there, *fresh))
+    memo = merge_shape.tile_memo_bytes(1) * merge_shape.grains.count if memos else 0
+    if memo > room * _MEMO_SHARE or room - memo < 2 * merge_shape.smallest_bytes:
         memo = 0
-    held = profile.held_tables(room - memo)
-    room -= memo + profile.tables_bytes(held)
-    resident, tile, staying = profile.resident_or_streamed(rest, room)
-    return TileFlow(profile, tile, there, fresh, resident, staying, memo > 0, held)
+    held = merge_shape.held_tables(room - memo)
+    room -= memo + merge_shape.tables_bytes(held)
+    resident, tile, staying = merge_shape.resident_or_streamed(rest, room)
+    return TileFlow(merge_shape, tile, there, fresh, resident, staying, memo > 0, held)
 
 
 def _useful(placements: tuple[ScheduledMerge, ...], available: int) -> int:
     """The ledger capacity beyond which memory would not be used."""
     everything = sum(placement.flow.granted_bytes for placement in placements)
     working = (p.flow.working_bytes + p.kept_for_others for p in placements)
-    computes = any(placement.work.profile.computes for placement in placements)
+    computes = any(placement.work.merge_shape.computes for placement in placements)
     ahead = IMPORT_PREFETCH_BYTES if computes else PREFETCH_BYTES
     return min(available, everything, max(working, default=0) + ahead)
 
 
 def _infeasible(works: list[Work], budget: int, minimum: int) -> str:
     worst = max(
-        works, key=lambda work: work.profile.worker.scratch_bytes + work.profile.smallest_bytes
+        works,
+        key=lambda work: work.merge_shape.worker.scratch_bytes + work.merge_shape.smallest_bytes,
     )
     size = "x".join(map(str, worst.root.shape)) or "0-d"
     beside = f" and {len(worst.beside)} beside them" if worst.beside else ""

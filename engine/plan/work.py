@@ -60,7 +60,7 @@ class WorkKind:
     """
 
     passes: tuple[Pass, ...]
-    profile: MergeShape
+    merge_shape: MergeShape
     arithmetic: Arithmetic
     words: frozenset[str]
     costs: tuple[float, float]
@@ -106,8 +106,8 @@ class Work:
         return self.kind.passes
 
     @property
-    def profile(self) -> MergeShape:
-        return self.kind.profile
+    def merge_shape(self) -> MergeShape:
+        return self.kind.merge_shape
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -116,7 +116,7 @@ class Work:
 
     @property
     def grains(self) -> Grains:
-        return self.kind.profile.grains
+        return self.kind.merge_shape.grains
 
     def merge_of(self, current: Pass) -> Merge:
         """The merge whose statistic a pass computes, or the root."""
@@ -132,7 +132,7 @@ def words_of(kinds: Iterable[WorkKind]) -> dict[Arithmetic, frozenset[str]]:
     """The operations used of each arithmetic on the CPU."""
     found: dict[Arithmetic, set[str]] = {}
     for kind in kinds:
-        if kind.profile.computes:
+        if kind.merge_shape.computes:
             found.setdefault(kind.arithmetic, set()).update(kind.words)
     return {arithmetic: frozenset(own) for arithmetic, own in found.items()}
 
@@ -235,7 +235,7 @@ def _kind(
     grains = partition(root.shape, access, _together(merges) if computes else 1)
     arithmetic = _arithmetic(merges, writes, machine)
     packs = any(write.dtype.codec for write in writes)
-    profile = MergeShape(
+    merge_shape = MergeShape(
         grains=grains,
         leaf_bits=tuple(load.dtype.bits for load in leaves),
         write_bits=tuple(_bits(write) for write in writes),
@@ -256,7 +256,7 @@ def _kind(
     there, here = (sum(cost(m, each) for m in merges) for each in (machine.there, arithmetic))
     return WorkKind(
         passes=tuple(passes),
-        profile=profile,
+        merge_shape=merge_shape,
         arithmetic=arithmetic,
         words=words,
         costs=(there, here),

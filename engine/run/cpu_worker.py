@@ -65,7 +65,7 @@ class Worker:
             work = run.placement.work
             outputs = [(write, Span(block, layout.outputs[write], 0)) for write in work.writes]
             inputs = {load: Span(block, layout.inputs[load], 0) for load in work.leaves}
-            if work.profile.computes:
+            if work.merge_shape.computes:
                 self._merge(run, inputs, outputs)
             else:
                 copied = inputs[work.leaves[0]]
@@ -97,7 +97,7 @@ class Worker:
 
     def _compute(self, task: TileRun) -> None:
         work = task.merge.placement.work
-        if not work.profile.computes:
+        if not work.merge_shape.computes:
             first, _ = elements(task.tile, task.merge.placement)
             (source, at) = next(iter(task.inputs.values()))
             outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
@@ -164,7 +164,7 @@ class Worker:
         spans = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
         memo = None
         if task.memo is not None:
-            memo = Memo(task.memo, work.profile.memo_bytes, tile.first)
+            memo = Memo(task.memo, work.merge_shape.memo_bytes, tile.first)
         ops = self._ops(work.arithmetic)
         evaluator = TreeEvaluator(
             *(work.root, work.grains, spans, ops, run.statistics, task.prefixes, memo),

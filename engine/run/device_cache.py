@@ -60,23 +60,23 @@ class DeviceCache:
         """Whether a merge would get more space if ``others`` were removed."""
         if self.stays.keys().isdisjoint(others):
             return False
-        possible = min(placement.staying, grains_stored(placement.work.profile, self.size))
-        return grains_stored(placement.work.profile, self._gap()[1]) < possible
+        possible = min(placement.staying, grains_stored(placement.work.merge_shape, self.size))
+        return grains_stored(placement.work.merge_shape, self._gap()[1]) < possible
 
     def admit(self, run: MergeRun) -> Entry | None:
         """The entry of a merge, created if necessary; ``None`` if there is no space."""
         if (stay := self.stays.get(run)) is not None:
             return stay
         placement = run.placement
-        work, profile = placement.work, placement.work.profile
+        work, merge_shape = placement.work, placement.work.merge_shape
         at, room = self._gap()
-        grains = min(placement.staying, grains_stored(profile, room))
+        grains = min(placement.staying, grains_stored(merge_shape, room))
         if grains == 0:
             return None
         places, place = {}, at
-        for position in lasting(profile):
+        for position in lasting(merge_shape):
             places[work.leaves[position]] = place
-            place += grains * stride(profile.grains, profile.leaf_sizes[position])
+            place += grains * stride(merge_shape.grains, merge_shape.leaf_sizes[position])
         nbytes = place - at
         self.stays[run] = Entry(at, nbytes, grains, places, placement.flow.tiles)
         return self.stays[run]

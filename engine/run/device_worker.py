@@ -143,7 +143,7 @@ class DeviceWorker:
         chunk = min(placement.chunk, task.tile.grains, self._most or placement.chunk)
         try:
             staying = placement.staying if self._stays(task) else 0
-            self._space.reserve(placement.work.profile, chunk, staying, self._land_all)
+            self._space.reserve(placement.work.merge_shape, chunk, staying, self._land_all)
             self._flying.append(self._launch(task, chunk))
         except Exception as error:
             chunk = self._smaller(chunk, error)

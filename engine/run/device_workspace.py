@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from mergeloom.engine.graph.kernel import DeviceOps
 from mergeloom.engine.plan.device_memory import (
     SLOTS,
-    bench_bytes,
+    arena_bytes,
     outside_bytes,
     slot_bytes,
     stay_bytes,
@@ -85,16 +85,18 @@ class DeviceWorkspace:
         return slot
 
     def reserve(
-        self, profile: MergeShape, chunk: int, staying: int, land: Callable[[], None]
+        self, merge_shape: MergeShape, chunk: int, staying: int, land: Callable[[], None]
     ) -> None:
         """Allocate what a merge needs to process ``chunk`` grains at a time and cache ``staying``
         grains. ``land`` waits until nothing in this memory is in use."""
-        needed = _Sizes(outside_bytes(profile), bench_bytes(profile), slot_bytes(profile, chunk))
+        needed = _Sizes(
+            outside_bytes(merge_shape), arena_bytes(merge_shape), slot_bytes(merge_shape, chunk)
+        )
         sizes = _Sizes(*map(max, zip(self._sizes, needed, strict=True)))
         if sizes.total > self._memory:
             sizes = needed  # drop what other merges needed
         cache = self.cache.size
-        if staying and (own := stay_bytes(profile, staying)) > cache:
+        if staying and (own := stay_bytes(merge_shape, staying)) > cache:
             cache = SLOTS * own  # others begin while one merge ends
         cache = max(min(cache, self._memory - sizes.total, self._cachable), 0)
         if sizes == self._sizes and cache == self.cache.size:

@@ -153,7 +153,7 @@ class Dispatcher:
             return None
         index = flow.index(tile.first)
         if tile.number == 0:
-            run.memos[index] = self._ledger.grant(flow.profile.tile_memo_bytes(tile.grains))
+            run.memos[index] = self._ledger.grant(flow.merge_shape.tile_memo_bytes(tile.grains))
         return run.memos.pop(index) if tile.writes else run.memos[index]
 
     def _await_kept(self, task: TileRun) -> None:

@@ -407,7 +407,7 @@ class Executor:
 
     def _time(self, run: MergeRun) -> None:
         """Record how long a merge took, unless it moved between processors."""
-        if run.device != run.placement.seat.device or run.seconds < _MEASURABLE:
+        if run.device != run.placement.assignment.device or run.seconds < _MEASURABLE:
             return
         work = run.placement.work
         estimate = Estimate.of(work.kind)

@@ -192,7 +192,7 @@ class MergeRun:
     def __init__(self, placement: ScheduledMerge) -> None:
         work = placement.work
         self.placement = placement
-        self.device = placement.seat.device
+        self.device = placement.assignment.device
         """Who computes its tiles now: a device by number, or the CPU (``None``)."""
         self.held: dict[Load, HeldLoad] = {}
         self.side: dict[Load, HeldLoad] = {}

@@ -93,8 +93,10 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
             schedule.rates.knows_cpu,
         ),
         "placement": tuple(
-            plan_records.PlacementReport(schedule.place_name(seat), seat.why.value, number)
-            for seat, number in schedule.assign_devices.items()
+            plan_records.PlacementReport(
+                schedule.place_name(assignment), assignment.why.value, number
+            )
+            for assignment, number in schedule.assignments.items()
         ),
         "io": plan_records.IOReport(
             schedule.read_bytes + planned.clones.read,

@@ -30,7 +30,7 @@ def _tasks(planned: PlannedMerge) -> Iterator[Task]:
             shape=root.shape,
             inputs=tuple(map(_input, (*root.gather.inputs, *root.gather.beside))),
             writes=tuple(map(_slot, work.writes)),
-            device=schedule.place_name(placed.seat),
+            device=schedule.place_name(placed.assignment),
             passes=len(work.passes),
             tiles=-(-work.grains.count // placed.flow.tile) if placed.flow.tile else 0,
             resident=_is_resident(placed),

@@ -112,11 +112,11 @@ def measure(
     (work,) = works_of(builder.build([write], [write.file]), machine)
     arithmetic.build(arithmetic.missing(words_of([work.kind])[arithmetic]))
     make = arithmetic.open(words_of([work.kind])[arithmetic])
-    ops, grains = make(Block(work.profile.worker.scratch_bytes)), work.grains
+    ops, grains = make(Block(work.merge_shape.worker.scratch_bytes)), work.grains
     blocks = [_block(tensor) for tensor in inputs]
     out = Block(grains.total * dtype.size)
     spans = {load: Span(block, 0, 0) for load, block in zip(loads, blocks, strict=True)}
-    size = work.profile.memo_bytes
+    size = work.merge_shape.memo_bytes
     memo = Memo(Block(grains.count * size), size, 0) if size else None
     statistics: dict[Merge, list[Any]] = {root: []}
     prefixes: dict[Merge, dict[int, tuple[int, ...]]] = {}

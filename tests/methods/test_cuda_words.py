@@ -68,9 +68,9 @@ def check_close(graph: Graph, found: Memory, wanted: Memory) -> None:
 
 
 def check_seats(ran: Ran) -> None:
-    seats = {p.work.name.partition(".")[0]: p.seat for p in ran.schedule.placements}
+    assignments = {p.work.name.partition(".")[0]: p.assignment for p in ran.schedule.placements}
     for method in ("linear", "slerp", "ties", "dare_ties", "della", "arcee_fusion", "sce", "ram"):
-        assert seats[method].why is Reason.ASKED_FOR, method
+        assert assignments[method].why is Reason.ASKED_FOR, method
 
 
 @needs_compiler

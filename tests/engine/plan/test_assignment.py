@@ -18,7 +18,7 @@ from mergeloom.engine.hardware.rates import ASSUMED, Rates
 from mergeloom.engine.plan.assignment import Estimate, Reason
 from mergeloom.engine.plan.device_memory import (
     SLOTS,
-    bench_bytes,
+    arena_bytes,
     bus_bytes,
     grains_at_once,
     outside_bytes,
@@ -62,13 +62,13 @@ def placed(graph: Graph, *devices: Accelerator, ram: int | None = None, **change
 
 
 def reasons(made: Schedule) -> list[Reason]:
-    return [placement.seat.why for placement in made.placements]
+    return [placement.assignment.why for placement in made.placements]
 
 
 def test_cheap_merges_stay_on_the_cpu_and_costly_ones_move() -> None:
     assert set(reasons(placed(many(0.05), GPU))) == {Reason.KEEPS_UP}
     made = placed(many(20.0), GPU)
-    assert made.assign_devices[made.placements[-1].seat] > 30
+    assert made.assignments[made.placements[-1].assignment] > 30
     assert reasons(made).count(Reason.FASTER_THERE) > 30
 
 
@@ -76,7 +76,7 @@ def test_the_cpu_takes_its_share_of_what_both_can_do() -> None:
     """Where a device is as fast as two cores, each gets half, one after the other."""
     slow = replace(GPU, speed=2.0)
     made = placed(many(20.0), slow)
-    places = [placement.seat.device for placement in made.placements]
+    places = [placement.assignment.device for placement in made.placements]
     assert 15 <= places.count(0) <= 25
     changes = sum(one != other for one, other in pairwise(places))
     assert changes > 20, "both should be at work at any time"
@@ -85,7 +85,10 @@ def test_the_cpu_takes_its_share_of_what_both_can_do() -> None:
 def test_several_devices_get_as_much_as_they_can_do() -> None:
     fast, slow = GPU, replace(GPU, name="cuda:1", speed=25.0, bus_rate=1e10)
     made = placed(many(200.0, 60), fast, slow)
-    counts = [sum(n for seat, n in made.assign_devices.items() if seat.device == d) for d in (0, 1)]
+    counts = [
+        sum(n for assignment, n in made.assignments.items() if assignment.device == d)
+        for d in (0, 1)
+    ]
     assert counts[0] == pytest.approx(2 * counts[1], rel=0.2)
 
 
@@ -137,27 +140,27 @@ def test_a_budget_without_room_for_the_libraries_keeps_devices_out() -> None:
 @pytest.mark.parametrize("mib", [64, 80, 100, 150, 300, 1000])
 def test_chunks_fit_into_the_memory(mib: int) -> None:
     (placement,) = placed(layers(Normalised())).placements
-    profile = placement.work.profile
-    grains = grains_at_once(profile, mib * MIB, placement.flow.tile)
+    merge_shape = placement.work.merge_shape
+    grains = grains_at_once(merge_shape, mib * MIB, placement.flow.tile)
     assert 0 <= grains <= placement.flow.tile
     if grains:
-        needed = bench_bytes(profile) + SLOTS * slot_bytes(profile, grains)
-        assert needed + profile.on_device.scratch_bytes < mib * MIB
+        needed = arena_bytes(merge_shape) + SLOTS * slot_bytes(merge_shape, grains)
+        assert needed + merge_shape.on_device.scratch_bytes < mib * MIB
     else:
         assert mib < 150
 
 
 def test_an_estimate_counts_every_pass_over_the_bus_but_what_stays() -> None:
     (placement,) = placed(layers(Normalised()), GPU).placements
-    profile = placement.work.profile
+    merge_shape = placement.work.merge_shape
     estimate = Estimate.of(placement.work.kind)
     loaded = sum(load.nbytes for load in placement.work.leaves)
     assert estimate.stored_bytes == loaded + loaded // 3
     assert estimate.on_storage(ASSUMED) == pytest.approx(estimate.stored_bytes / 3e9)
     assert estimate.on(replace(GPU, bus_rate=1e30)) == estimate.core / 50.0
     small, some, large = (replace(GPU, memory_bytes=n * MIB) for n in (96, 150, 1000))
-    assert grains_at_once(profile, small.memory_bytes, 1) == 1
-    streamed, partly, once = (bus_bytes(profile, d.memory_bytes) for d in (small, some, large))
+    assert grains_at_once(merge_shape, small.memory_bytes, 1) == 1
+    streamed, partly, once = (bus_bytes(merge_shape, d.memory_bytes) for d in (small, some, large))
     assert (streamed, once) == (3 * loaded, loaded)
     assert once < partly < streamed
     slow = replace(large, bus_rate=1.0)
@@ -169,15 +172,19 @@ def test_what_stays_fits_beside_the_rest(mib: int) -> None:
     (placement,) = placed(
         layers(Normalised(), shape=(20, 1 << 19)), replace(GPU, memory_bytes=mib * MIB), forced=True
     ).placements
-    profile, chunk, staying = placement.work.profile, placement.chunk, placement.staying
+    merge_shape, chunk, staying = placement.work.merge_shape, placement.chunk, placement.staying
     assert (chunk > 0) == (mib >= 96)
     if not chunk:
         return
-    sizes = outside_bytes(profile), bench_bytes(profile), SLOTS * slot_bytes(profile, chunk)
+    sizes = (
+        outside_bytes(merge_shape),
+        arena_bytes(merge_shape),
+        SLOTS * slot_bytes(merge_shape, chunk),
+    )
     room = mib * MIB - sum(sizes)
-    assert stay_bytes(profile, staying) <= room
-    assert staying == profile.grains.count or stay_bytes(profile, staying + 1) > room
-    assert (staying == profile.grains.count) == (mib >= 200)
+    assert stay_bytes(merge_shape, staying) <= room
+    assert staying == merge_shape.grains.count or stay_bytes(merge_shape, staying + 1) > room
+    assert (staying == merge_shape.grains.count) == (mib >= 200)
 
 
 def test_nothing_stays_for_a_single_pass() -> None:
@@ -214,7 +221,10 @@ def share(rates: dict[str, float], cost: float = 2.0) -> float:
     """The share of merges that is placed on the device."""
     made = placed(many(cost), GPU, rates=Rates(rates))
     assert made.rates.measured == rates
-    return sum(number for seat, number in made.assign_devices.items() if seat.device == 0) / 40
+    return (
+        sum(number for assignment, number in made.assignments.items() if assignment.device == 0)
+        / 40
+    )
 
 
 def test_measured_rates_decide() -> None:

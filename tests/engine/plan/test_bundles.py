@@ -77,7 +77,7 @@ def test_a_bundle_needs_no_more_than_its_share_of_the_ledger() -> None:
         made = schedule(found, budget, MACHINE)
         for group in groups(made):
             if not isinstance(group, int):
-                needed = sum(merge.flow.profile.smallest_bytes for merge in group)
+                needed = sum(merge.flow.merge_shape.smallest_bytes for merge in group)
                 assert needed <= min(BUNDLE_BYTES, made.ledger_bytes // 8)
 
 

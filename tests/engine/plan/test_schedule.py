@@ -121,19 +121,21 @@ class Simulation:
         assert before <= self.kept.keys(), "a load is taken for granted that nobody kept"
         others = sum(size for load, size in self.kept.items() if load not in before)
         assert others == placement.kept_for_others
-        kept = others + work.profile.whole_bytes(flow.kept_fresh + flow.kept_before)
+        kept = others + work.merge_shape.whole_bytes(flow.kept_fresh + flow.kept_before)
         assert kept == flow.kept_bytes + others
         staying = 0
         for number in range(len(work.passes)):
-            outputs = work.profile.output_bytes(flow.tile) if number == len(work.passes) - 1 else 0
+            outputs = (
+                work.merge_shape.output_bytes(flow.tile) if number == len(work.passes) - 1 else 0
+            )
             for first in range(0, work.grains.count, flow.tile):
                 grants = [i for i in flow.reads(number, first) if i not in flow.kept_fresh]
                 stay = tuple(i for i in grants if flow.stays(i, first))
                 move = tuple(i for i in grants if i not in stay)
                 if flow.memos and number == 0:
-                    staying += work.profile.tile_memo_bytes(flow.tile)
-                staying += work.profile.input_bytes(flow.tile, stay)
-                moving = work.profile.input_bytes(flow.tile, move) + outputs
+                    staying += work.merge_shape.tile_memo_bytes(flow.tile)
+                staying += work.merge_shape.input_bytes(flow.tile, stay)
+                moving = work.merge_shape.input_bytes(flow.tile, move) + outputs
                 assert moving <= flow.moving_bytes
                 self.most = max(self.most, kept + staying + moving)
         assert staying == (flow.resident_bytes if len(work.passes) > 1 else 0)

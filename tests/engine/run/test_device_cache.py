@@ -124,11 +124,11 @@ def test_what_fits_in_part_stays_in_part(tmp_path: Path) -> None:
         ran = run(graph, machine(accelerator(memory)), opener)
         assert ran.sink == expected
         (placement,) = ran.schedule.placements
-        profile = placement.work.profile
-        again = profile.grains.total - min(
-            placement.staying * profile.grains.size, profile.grains.total
+        merge_shape = placement.work.merge_shape
+        again = merge_shape.grains.total - min(
+            placement.staying * merge_shape.grains.size, merge_shape.grains.total
         )
-        each = sum(profile.leaf_sizes)
+        each = sum(merge_shape.leaf_sizes)
         uploaded.append(opener.opened[0].uploaded_bytes)
         assert uploaded[-1] == loaded(graph) + (PASSES - 1) * again * each
     assert len(set(uploaded)) > 2
@@ -228,8 +228,8 @@ def ended(merge: MergeRun) -> TileRun:
 
 def test_places_never_overlap_and_are_given_back(several: Made) -> None:
     runs = [MergeRun(placement) for placement in placements(several.graph)]
-    profile = runs[0].placement.work.profile
-    own = stay_bytes(profile, profile.grains.count)
+    merge_shape = runs[0].placement.work.merge_shape
+    own = stay_bytes(merge_shape, merge_shape.grains.count)
     store = DeviceCache(torch.empty(own * 5 // 2, dtype=torch.uint8))
     stays = [store.admit(merge) for merge in runs[:4]]
     assert [stay.grains if stay else 0 for stay in stays] == [7, 7, 3, 0]

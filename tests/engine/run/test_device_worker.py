@@ -127,7 +127,7 @@ def least(graph: Graph) -> int:
     while high - low > MIB // 4:
         middle = (low + high) // 2
         placements = schedule(graph, None, machine(accelerator(middle))).placements
-        tight = any(placement.seat.why is Reason.TOO_LARGE for placement in placements)
+        tight = any(placement.assignment.why is Reason.TOO_LARGE for placement in placements)
         low, high = (middle, high) if tight else (low, middle)
     return high
 
@@ -143,7 +143,7 @@ def test_no_budget_changes_a_byte(made: Made, threads: int, room: str, tight: bo
     ran = run(made.graph, here, opener, ram)
     assert ran.sink == made.sink
     assert not ran.warnings
-    placed = {placement.seat.why for placement in ran.schedule.placements}
+    placed = {placement.assignment.why for placement in ran.schedule.placements}
     assert placed == {Reason.ASKED_FOR, Reason.COPIED}
     (device,) = opener.opened
     assert 0 < device.peak <= memory
@@ -182,7 +182,7 @@ def test_several_devices_share_the_merges(made: Made) -> None:
 def test_merges_that_do_not_fit_go_to_the_cpu(made: Made) -> None:
     ran = run(made.graph, machine(accelerator(least(made.graph) - 8 * MIB)), Opener())
     assert ran.sink == made.sink
-    reasons = {placement.seat.why for placement in ran.schedule.placements}
+    reasons = {placement.assignment.why for placement in ran.schedule.placements}
     assert reasons == {Reason.ASKED_FOR, Reason.COPIED, Reason.TOO_LARGE}
 
 
