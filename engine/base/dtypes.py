@@ -104,6 +104,8 @@ _ALL = (
     F64,
     DType("F8_E4M3", "float8_e4m3fn", 8, True),
     DType("F8_E5M2", "float8_e5m2", 8, True),
+    DType("F8_E4M3FNUZ", "float8_e4m3fnuz", 8, True),
+    DType("F8_E5M2FNUZ", "float8_e5m2fnuz", 8, True),
     F8_E8M0,
     F4,
     DType("I64", "int64", 64, False),

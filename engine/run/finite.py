@@ -18,6 +18,9 @@ _EXPONENTS = {
 }
 """Exponent bits, all 1 in NaN and infinity."""
 
+_ONLY_NAN = {"F8_E4M3FNUZ": 0x80, "F8_E5M2FNUZ": 0x80}
+"""The one code that is not finite, in types that have one."""
+
 
 def all_finite(content: memoryview, dtype: DType) -> bool:
     """Whether all elements are finite. Runs at memory speed: among numbers of one sign, non-finite
@@ -26,6 +29,8 @@ def all_finite(content: memoryview, dtype: DType) -> bool:
     import numpy as np
 
     codes = np.frombuffer(content, f"u{dtype.size}")
+    if dtype.code in _ONLY_NAN:
+        return _ONLY_NAN[dtype.code] not in codes
     exponent = _EXPONENTS[dtype.code]
     if not codes.size:
         return True
@@ -45,5 +50,7 @@ def not_finite(content: memoryview, dtype: DType, count: int) -> Any:
     if plain.block > 1:
         return np.zeros(count, bool)
     codes = np.frombuffer(content, f"u{plain.size}")
+    if plain.code in _ONLY_NAN:
+        return codes == _ONLY_NAN[plain.code]
     mask = codes.dtype.type(_EXPONENTS.get(plain.code, 0))
     return (codes & mask == mask) if mask else np.zeros(codes.size, bool)

@@ -24,7 +24,7 @@ from mergeloom.planners.output.schemes import Scheme
 Shape = tuple[int, ...]
 
 _LINEAR = re.compile(
-    r"\.\d+\..*(_proj|fc[123]|w[123]|dense|dense_h_to_4h|dense_4h_to_h|query_key_value|qkv|Wqkv|"
+    r"\.\d+\..*(_proj|_proj_with_mqa|fc[123]|w[123]|dense|dense_h_to_4h|dense_4h_to_h|query_key_value|qkv|Wqkv|"
     r"query|key|value|gate_up_proj|qkv_proj)\.weight$"
 )
 _NOT_LINEAR = re.compile(r"\bc_(attn|proj|fc)\b|conv|norm|embed|router|lora_|bias$")

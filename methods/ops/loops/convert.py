@@ -27,6 +27,7 @@ from mergeloom.methods.ops.loops.sizes import BLOCK, Kind
 
 _BF16, _F32, _F16, _F64 = int(Kind.BF16), int(Kind.F32), int(Kind.F16), int(Kind.F64)
 _E4M3, _E5M2, _E8M0 = int(Kind.F8_E4M3), int(Kind.F8_E5M2), int(Kind.F8_E8M0)
+_E4M3_FNUZ, _E5M2_FNUZ = int(Kind.F8_E4M3FNUZ), int(Kind.F8_E5M2FNUZ)
 _F4 = int(Kind.F4)
 _I64, _I32, _I16, _I8 = int(Kind.I64), int(Kind.I32), int(Kind.I16), int(Kind.I8)
 _U64, _U32, _U16, _U8 = int(Kind.U64), int(Kind.U32), int(Kind.U16), int(Kind.U8)
@@ -66,6 +67,21 @@ def _widen_e4m3(narrow: Array, block: Array) -> None:
 
 
 @compiled
+def _widen_fnuz(narrow: Array, mantissa: int, bias: int, block: Array) -> None:
+    """Widen a type without infinities and without a negative zero, whose code is that of NaN."""
+    bits = block.view(np.uint32)
+    shift, scale = np.uint32(23 - mantissa), np.float32(2.0 ** (127 - bias))
+    for i in range(block.size):
+        bits[i] = (np.uint32(narrow[i]) & np.uint32(0x7F)) << shift
+    for i in range(block.size):
+        block[i] *= scale
+    for i in range(block.size):
+        code = np.uint32(narrow[i])
+        nan = np.uint32(0x7FC00000) if code == np.uint32(0x80) else np.uint32(0)
+        bits[i] |= nan | ((code & np.uint32(0x80)) << np.uint32(24))
+
+
+@compiled
 def _cast(source: Array, block: Array) -> None:
     for i in range(block.size):
         block[i] = np.float32(source[i])
@@ -92,6 +108,10 @@ def widened(address: Address, kind: int, start: int, block: Array, work: Address
         _widen_half(bytes_(address + start, count), 8, words(work, count), block)
     elif kind == _E4M3:
         _widen_e4m3(bytes_(address + start, count), block)
+    elif kind == _E4M3_FNUZ:
+        _widen_fnuz(bytes_(address + start, count), 3, 8, block)
+    elif kind == _E5M2_FNUZ:
+        _widen_fnuz(bytes_(address + start, count), 2, 16, block)
     elif kind == _F64:
         _cast(doubles(address + 8 * start, count), block)
     elif kind == _I64:

@@ -24,12 +24,14 @@ class Kind(enum.IntEnum):
     U8 = 13
     BOOL = 14
     F8_E8M0 = 15
-    F4 = 16
-    I4 = 17
-    U4 = 18
-    U4_UPPER = 19
-    U4_EVEN = 20
-    U2 = 21
+    F8_E4M3FNUZ = 16
+    F8_E5M2FNUZ = 17
+    F4 = 18
+    I4 = 19
+    U4 = 20
+    U4_UPPER = 21
+    U4_EVEN = 22
+    U2 = 23
 
 
 BLOCK = 2048

@@ -197,7 +197,7 @@ def test_a_row_without_a_direction_gets_no_length(tmp_path: Path) -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(RunError, match="'out' gets 8 or more values that are not finite"):
+        with pytest.raises(RunError, match="'out': 8 or more values are not finite"):
             run(desk.graph(merge, F32), tmp_path / "out")
 
 
@@ -366,7 +366,7 @@ def test_a_group_that_is_not_there_is_found(tmp_path: Path) -> None:
         "w",
         [desk.load(drawn(4, 2), F32), desk.load(groups, BY_CODE["I32"])],
     )
-    with pytest.raises(RunError, match="'out' gets 4 or more values that are not finite"):
+    with pytest.raises(RunError, match="'out': 4 or more values are not finite"):
         run(desk.graph(merge, F32), tmp_path / "out")
 
 

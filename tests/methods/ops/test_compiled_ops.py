@@ -81,7 +81,10 @@ def test_every_word_has_a_loop_and_every_loop_is_a_word() -> None:
 _FLOATS = ["BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2"]
 
 
-@pytest.mark.parametrize("code", [*_FLOATS, "F8_E8M0", "I64", "I32", "I16", "I8", "U8", "BOOL"])
+_WIDENED = [*_FLOATS, "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"]
+
+
+@pytest.mark.parametrize("code", [*_WIDENED, "I64", "I32", "I16", "I8", "U8", "BOOL"])
 def test_widening_is_that_of_torch(code: str) -> None:
     dtype = BY_CODE[code]
     if dtype.size == 1:
