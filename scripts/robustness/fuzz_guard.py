@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import resource
 import signal
@@ -46,6 +47,7 @@ class Guard:
     )
 
     def install(self) -> None:
+        codecs.lookup("cp437")  # imported by zipfile for names that are not marked as UTF-8
         sys.addaudithook(self._see)
 
     def _see(self, event: str, arguments: tuple[Any, ...]) -> None:
