@@ -12,6 +12,7 @@ record. Only the called command is imported, and only its options are built.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -112,6 +113,15 @@ class Command(click.Command):
         super().format_options(ctx, formatter)
 
 
+@contextlib.contextmanager
+def _interruptions() -> Iterator[None]:
+    """Raise `Interrupted` for a KeyboardInterrupt, for which click would print an empty line."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted from stop
+
+
 class Commands(click.Group):
     """The commands of a package: ``names``, each a function of that name in a module of that name.
 
@@ -133,11 +143,13 @@ class Commands(click.Group):
             return command_of(getattr(module, name), cmd_name)
         return self.commands.get(cmd_name)
 
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        with _interruptions():
+            return super().make_context(*args, **settings)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _interruptions():
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:  # click would print a line end
-            raise Interrupted from stop
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -15,6 +15,7 @@ from typing import Any
 import xxhash
 
 from mergeloom.engine.base.errors import LoomError
+from mergeloom.planners.vocabulary.tokens import FILES
 from scripts.robustness.fuzz_guard import Forbidden
 from scripts.robustness.small_merges import MACHINE
 
@@ -280,15 +281,7 @@ def _manifest(folder: Path) -> Callable[[bytes], object]:
     return attempt
 
 
-TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
+TOKENIZERS = (*FILES, "chat_template.jinja")
 
 
 def _tokenizer(folder: Path) -> Callable[[bytes], object]:

@@ -12,11 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mergeloom
+from mergeloom import cli
 from mergeloom.engine.base.errors import LoomError
 from mergeloom.engine.hardware.profile import cache_directory
 from mergeloom.engine.output.journal import Finished, Journal
@@ -357,6 +359,18 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(config: Path) -> No
         [sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True
     )
     assert (found.returncode, found.stdout, found.stderr) == (130, "", "interrupted\n")
+
+
+def test_an_interrupt_before_a_command_begins_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def parse_args(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(click.Group, "parse_args", parse_args)
+    monkeypatch.setattr(sys, "argv", ["mergeloom", "methods"])
+    assert cli.run() == 130
+    assert tuple(capsys.readouterr()) == ("", "interrupted\n")
 
 
 @given(st.integers(1, 1 << 45))

@@ -100,10 +100,9 @@ def _memory(patch: Patch) -> None:
     patch.setattr(Meter, "snapshot", snapshot)
 
 
-def _another(patch: Patch) -> None:
+def _another(patch: Patch) -> Callable[[], None]:
     Path("out/.mergeloom").mkdir(parents=True, exist_ok=True)
-    release = hold(Path("out/.mergeloom"))
-    patch.callbacks.append(release)  # type: ignore[attr-defined]  # given back by `happening`
+    return hold(Path("out/.mergeloom"))
 
 
 def _small(patch: Patch) -> None:
@@ -117,7 +116,7 @@ class _Full(io.StringIO):
 
 
 FULL = "stdout is a full disk"
-EVENTS: dict[str, Callable[[Patch], None]] = {
+EVENTS: dict[str, Callable[[Patch], Callable[[], None] | None]] = {
     "the disk is full": _fails("write", errno.ENOSPC),
     "the quota is used up": _fails("allocate", errno.EDQUOT),
     "the disk of the output is mounted read-only": _fails("make_directory", errno.EROFS),
@@ -147,13 +146,11 @@ def happening(command: str) -> Iterator[None]:
     """Let what is written after ``#`` happen while a command runs."""
     event = command.partition("  # ")[2]
     with pytest.MonkeyPatch.context() as patch:
-        patch.callbacks = []  # type: ignore[attr-defined]
-        if event:
-            EVENTS[event](patch)
+        release = EVENTS[event](patch) if event else None
         try:
             yield
         finally:
-            for release in patch.callbacks:  # type: ignore[attr-defined]
+            if release is not None:
                 release()
 
 
