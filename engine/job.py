@@ -152,7 +152,7 @@ def run(
         space = replace(job.graph, spills=beside.spills)
         directory.check_space(space, job.side_files, shared.cloned)
         plan = run.schedule(beside, len(done))
-        torch_alone = [arithmetic.uses_torch for arithmetic in plan.words] == [True]
+        torch_alone = [arithmetic.uses_torch for arithmetic in plan.operations] == [True]
         importing = torch_alone and machine.runtime_is_ahead() and not plan.used_devices
         baseline = machine.resident_bytes() if importing else None
 

@@ -41,7 +41,7 @@ class Use:
     ``electing`` says whether it elects signs.
     """
 
-    word: str
+    operation: str
     vectors: int = 1
     electing: bool = False
 
@@ -180,26 +180,26 @@ class Arithmetic(ABC):
         """Approximate nanoseconds per output element on one core of 2024."""
 
     @abstractmethod
-    def library_bytes(self, words: frozenset[str]) -> int:
+    def library_bytes(self, operations: frozenset[str]) -> int:
         """Memory in bytes added to the process by loading the libraries for these operations."""
 
     @abstractmethod
-    def missing(self, words: frozenset[str]) -> frozenset[str]:
+    def missing(self, operations: frozenset[str]) -> frozenset[str]:
         """The operations whose machine code has to be compiled first."""
 
     @abstractmethod
-    def build(self, words: frozenset[str]) -> None:
-        """Compile the machine code of the operations ``words``.
+    def build(self, operations: frozenset[str]) -> None:
+        """Compile the machine code of the ``operations``.
 
         Raises:
             RunError: it failed.
         """
 
     @abstractmethod
-    def open(self, words: frozenset[str]) -> Callable[..., Ops]:
-        """Load what ``words`` need; returns a function that creates an `Ops` from scratch memory.
+    def open(self, operations: frozenset[str]) -> Callable[..., Ops]:
+        """Load the code of the ``operations``; returns a function that creates an `Ops`.
 
-        Scratch memory is a `Block`, or memory of the device given as second argument.
+        Its argument is scratch memory: a `Block`, or memory of the device given as second argument.
 
         Raises:
             RunError: it cannot be loaded.

@@ -128,7 +128,7 @@ def compiled(library: str, source: bytes, capability: tuple[int, int]) -> bytes:
     exactly = known[-1] == wanted
     kind = f"sm_{wanted}" if exactly else f"compute_{known[-1]}"
     program = ctypes.c_void_p()
-    name = ctypes.c_char_p(b"words.cu")
+    name = ctypes.c_char_p(b"operations.cu")
     text = ctypes.c_char_p(source)
     _check(
         nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None), program

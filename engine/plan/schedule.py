@@ -38,7 +38,7 @@ from mergeloom.engine.plan.assignment import Assignment, Reason, assign_devices,
 from mergeloom.engine.plan.device_memory import grains_at_once, grains_staying
 from mergeloom.engine.plan.footprint import MergeShape, Positions, TileFlow, WorkerMemory
 from mergeloom.engine.plan.residency import stays_of
-from mergeloom.engine.plan.work import Work, WorkKind, kinds_of, words_of, works_of
+from mergeloom.engine.plan.work import Work, WorkKind, kinds_of, operations_of, works_of
 
 PREFETCH_BYTES = 128 * MIB
 """Memory for reading ahead, beyond what the current merges need, in bytes."""
@@ -113,7 +113,7 @@ class Tile:
 class Schedule:
     """The schedule of a run: placements in order, workers, memory.
 
-    ``words`` are the operations that kernels use of each arithmetic on the CPU; devices compute
+    ``operations`` are those that kernels use of each arithmetic on the CPU; devices compute
     with ``there``. ``ledger_bytes`` is the capacity of the ledger; ``overhead_bytes`` is all other
     memory of the process, including ``scratch_bytes`` for each of ``workers``. ``peak_bytes``,
     which the process never exceeds, is their sum, but at least ``minimum_bytes``, the smallest
@@ -129,7 +129,7 @@ class Schedule:
     minimum_bytes: int
     budget_bytes: int | None
     there: Arithmetic
-    words: Mapping[Arithmetic, frozenset[str]] = field(default_factory=dict)
+    operations: Mapping[Arithmetic, frozenset[str]] = field(default_factory=dict)
     devices: tuple[Accelerator, ...] = ()
     rates: Rates = ASSUMED
 
@@ -139,12 +139,12 @@ class Schedule:
     @property
     def compiled(self) -> bool:
         """Whether machine code computes on the CPU."""
-        return any(not arithmetic.uses_torch for arithmetic in self.words)
+        return any(not arithmetic.uses_torch for arithmetic in self.operations)
 
     @property
     def missing(self) -> frozenset[str]:
         """The operations whose machine code has to be compiled first."""
-        return frozenset[str]().union(*(each.missing(own) for each, own in self.words.items()))
+        return frozenset[str]().union(*(each.missing(own) for each, own in self.operations.items()))
 
     @cached_property
     def assignments(self) -> dict[Assignment, int]:
@@ -267,7 +267,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         minimum_bytes=minimum,
         budget_bytes=budget,
         there=machine.there,
-        words=words_of(kinds),  # a device may hand any of them back to the CPU
+        operations=operations_of(kinds),  # a device may hand any of them back to the CPU
         devices=machine.devices,
         rates=machine.rates,
     )
@@ -289,11 +289,11 @@ class _Needed:
         Devices share libraries, so each further one adds less.
         """
         merge_shapes = [kind.merge_shape for kind in kinds]
-        words = words_of(kinds)
+        operations = operations_of(kinds)
         fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * works
-        fixed += sum(arithmetic.library_bytes(own) for arithmetic, own in words.items())
+        fixed += sum(arithmetic.library_bytes(own) for arithmetic, own in operations.items())
         fixed += _INSPECTING if any(kind.inspected for kind in kinds) else 0
-        if (devices and machine.there.uses_torch) or any(each.uses_torch for each in words):
+        if (devices and machine.there.uses_torch) or any(each.uses_torch for each in operations):
             fixed += machine.runtime_bytes
         libraries = sorted((device.host_bytes for device in devices), reverse=True)
         fixed += sum(libraries[:1]) + sum(libraries[1:]) // 4
@@ -312,8 +312,8 @@ def _check_built(kinds: Sequence[WorkKind], budget: int) -> None:
     Raises:
         BudgetError: it is not.
     """
-    for arithmetic, words in words_of(kinds).items():
-        if arithmetic.missing(words):
+    for arithmetic, operations in operations_of(kinds).items():
+        if arithmetic.missing(operations):
             raise BudgetError(
                 f"a budget of {budget / MIB:.0f} MiB is too small to build machine code for this "
                 "merge: run 'mergeloom prepare' once, which builds all of it for this machine"

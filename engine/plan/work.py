@@ -62,7 +62,7 @@ class WorkKind:
     passes: tuple[Pass, ...]
     merge_shape: MergeShape
     arithmetic: Arithmetic
-    words: frozenset[str]
+    operations: frozenset[str]
     costs: tuple[float, float]
     write_bytes: int
     double: bool
@@ -128,12 +128,12 @@ def kinds_of(works: Iterable[Work]) -> list[WorkKind]:
     return list(dict.fromkeys(work.kind for work in works))
 
 
-def words_of(kinds: Iterable[WorkKind]) -> dict[Arithmetic, frozenset[str]]:
+def operations_of(kinds: Iterable[WorkKind]) -> dict[Arithmetic, frozenset[str]]:
     """The operations used of each arithmetic on the CPU."""
     found: dict[Arithmetic, set[str]] = {}
     for kind in kinds:
         if kind.merge_shape.computes:
-            found.setdefault(kind.arithmetic, set()).update(kind.words)
+            found.setdefault(kind.arithmetic, set()).update(kind.operations)
     return {arithmetic: frozenset(own) for arithmetic, own in found.items()}
 
 
@@ -250,15 +250,17 @@ def _kind(
         table_bytes=tuple(load.nbytes for load in tables),
         table_reads=_table_reads(merges, tables, passes, grains),
     )
-    words = frozenset(use.word for own in parts.values() for _, uses in own for use in uses)
+    operations = frozenset(
+        use.operation for own in parts.values() for _, uses in own for use in uses
+    )
     if packs or any(map(_decodes, merges)):
-        words |= {DECODING.word}
+        operations |= {DECODING.operation}
     there, here = (sum(cost(m, each) for m in merges) for each in (machine.there, arithmetic))
     return WorkKind(
         passes=tuple(passes),
         merge_shape=merge_shape,
         arithmetic=arithmetic,
-        words=words,
+        operations=operations,
         costs=(there, here),
         write_bytes=sum(write.nbytes for write in writes),
         double=any(merge.kernel.double for merge in merges),
@@ -300,10 +302,10 @@ def cost(merge: Merge, arithmetic: Arithmetic) -> float:
     kernel, inputs = merge.kernel, merge.gather.inputs
     passes = len(kernel.passes) + 1
     widening = _CONVERSION * passes if arithmetic.uses_torch else 0.0
-    words = sum(arithmetic.cost(use) for use in all_uses(kernel))
+    computing = sum(arithmetic.cost(use) for use in all_uses(kernel))
     coded = [node for node in inputs if isinstance(node, Load) and node.dtype.codec]
-    words += len(coded) * passes * arithmetic.cost(DECODING)
-    return len(inputs) * (kernel.cost + widening) + words + _STORING
+    computing += len(coded) * passes * arithmetic.cost(DECODING)
+    return len(inputs) * (kernel.cost + widening) + computing + _STORING
 
 
 def _decodes(merge: Merge) -> bool:

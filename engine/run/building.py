@@ -11,7 +11,7 @@ def build_missing(plan: Schedule, building: Callable[[frozenset[str]], None] | N
     """Compile missing machine code; ``building`` is called first, with its operations."""
     if plan.missing and building is not None:
         building(plan.missing)
-    for arithmetic, words in plan.words.items():
-        missing = arithmetic.missing(words)
+    for arithmetic, operations in plan.operations.items():
+        missing = arithmetic.missing(operations)
         if missing:
             arithmetic.build(missing)

@@ -113,8 +113,8 @@ class Executor:
         self._ended_at = 0.0
         self._opener = opener
         self._arithmetics = {
-            arithmetic: _Once(partial(arithmetic.open, words))
-            for arithmetic, words in schedule.words.items()
+            arithmetic: _Once(partial(arithmetic.open, operations))
+            for arithmetic, operations in schedule.operations.items()
         }
         self._schedule = schedule
         wanted = max((reader.connections for reader in readers.values()), default=READERS)

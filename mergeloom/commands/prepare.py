@@ -12,7 +12,7 @@ def prepare() -> None:
     megabytes.
     """
     from mergeloom.engine.hardware import process
-    from mergeloom.methods.ops.arithmetic import WORDS, cpu_arithmetic
+    from mergeloom.methods.ops.arithmetic import FUNCTIONS, cpu_arithmetic
     from mergeloom.methods.ops.cuda.arithmetic import prepare_code
 
     for device in process.devices():
@@ -23,8 +23,8 @@ def prepare() -> None:
     if arithmetic.uses_torch:
         print(f"the CPU computes with {arithmetic.name}, which needs no machine code")
         return
-    missing = arithmetic.missing(WORDS)
+    missing = arithmetic.missing(FUNCTIONS)
     if missing:
         building(missing)
         arithmetic.build(missing)
-    print(f"machine code is ready: {len(WORDS)} functions, {len(missing)} of them new")
+    print(f"machine code is ready: {len(FUNCTIONS)} functions, {len(missing)} of them new")

@@ -11,8 +11,8 @@ from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, Copy, GrainView, Kernel, Statistic, Use
 from mergeloom.methods.declare import Base, Method, TensorMerge
+from mergeloom.methods.ops.interface import Factors, Vector, here
 from mergeloom.methods.ops.vectors import VectorExpr
-from mergeloom.methods.ops.words import Factors, Vector, here
 from mergeloom.methods.shared_parameters import base_of
 from mergeloom.methods.statistics.selection import CoarseHistogram, FineHistogram, Ranks
 

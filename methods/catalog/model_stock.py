@@ -10,8 +10,8 @@ from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.methods.declare import Base, Method, Parameter, ParameterError, TensorMerge
 from mergeloom.methods.kernels.linear_combination import GramCombination, Rule
 from mergeloom.methods.kernels.row_combination import RowCombination
+from mergeloom.methods.ops.interface import pairs
 from mergeloom.methods.ops.maths import Maths
-from mergeloom.methods.ops.words import pairs
 from mergeloom.methods.shared_parameters import base_of
 from mergeloom.methods.statistics.angles import Matrix, cosines
 

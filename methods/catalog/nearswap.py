@@ -8,7 +8,7 @@ from typing import Any
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, Copy, GrainView, Kernel, Use
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
-from mergeloom.methods.ops.words import Vector
+from mergeloom.methods.ops.interface import Vector
 from mergeloom.methods.shared_parameters import base_of
 
 

@@ -14,8 +14,8 @@ from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.kernels.keep_by_magnitude import Threshold, TieLocation
 from mergeloom.methods.kernels.linear_combination import LinearCombination
+from mergeloom.methods.ops.interface import KEEP_ALL, Bound, KeepRule, Vector
 from mergeloom.methods.ops.vectors import Differences, VectorExpr
-from mergeloom.methods.ops.words import KEEP_ALL, Bound, KeepRule, Vector
 from mergeloom.methods.shared_parameters import INT8_MASK, base_of
 from mergeloom.methods.statistics.selection import CoarseHistogram, FineHistogram, Ranks
 

@@ -9,7 +9,7 @@ from typing import Any
 from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Kernel, Use
-from mergeloom.methods.ops.words import Adjustment, Array, Blocks, Lookup
+from mergeloom.methods.ops.interface import Adjustment, Array, Blocks, Lookup
 
 Shape = tuple[int, ...]
 

@@ -14,7 +14,7 @@ from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
-from mergeloom.methods.ops.words import Numbers, elements_of, here
+from mergeloom.methods.ops.interface import Numbers, elements_of, here
 
 Shape = tuple[int, ...]
 

@@ -14,7 +14,7 @@ from typing import Any
 from mergeloom.engine.base.grains import Access
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Use
-from mergeloom.methods.ops.words import Factors, Vector
+from mergeloom.methods.ops.interface import Factors, Vector
 
 Shape = tuple[int, ...]
 

@@ -12,8 +12,8 @@ from mergeloom.engine.graph.kernel import GrainSum, GrainView, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.kernels.sparsifier import Sparsifier, l1_factor
 from mergeloom.methods.ops import draws
+from mergeloom.methods.ops.interface import KEEP_ALL, KeepRule, RandomBound, Vector
 from mergeloom.methods.ops.vectors import VectorExpr
-from mergeloom.methods.ops.words import KEEP_ALL, KeepRule, RandomBound, Vector
 
 
 class Dropping(Sparsifier):

@@ -9,8 +9,8 @@ from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.methods.kernels.sparsifier import Sparsifier, l1_factor
+from mergeloom.methods.ops.interface import KEEP_ALL, Bound, KeepRule, Vector
 from mergeloom.methods.ops.vectors import VectorExpr
-from mergeloom.methods.ops.words import KEEP_ALL, Bound, KeepRule, Vector
 from mergeloom.methods.statistics.selection import (
     CoarseHistogram,
     FineHistogram,

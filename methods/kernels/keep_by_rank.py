@@ -8,8 +8,8 @@ from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Use
 from mergeloom.methods.kernels.keep_at_random import Dropping
+from mergeloom.methods.ops.interface import KeepRule, Vector
 from mergeloom.methods.ops.loops.sizes import marks_bytes
-from mergeloom.methods.ops.words import KeepRule, Vector
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class LeadingFactor(Kernel):
     Change i is ``scales[i]``·upᵢ·downᵢ, a matrix (rows, columns). The side inputs are all downᵢ
     (ranks[i], columns), then all upᵢ (rows, ranks[i]). The changes are added up, or combined as
     matrices by ``combination``. The result is Vᵀ (rank, columns) of U·S·Vᵀ or, for ``up``, U·S
-    (rows, rank): see `methods.ops.words.Ops.leading_of_matrix`. The one input only gives the
+    (rows, rank): see `methods.ops.interface.Ops.leading_of_matrix`. The one input only gives the
     result's shape; its values are not used.
     """
 

@@ -10,7 +10,7 @@ from mergeloom.engine.base.grains import Access
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Kernel, Use
 from mergeloom.engine.graph.sums import Sums
-from mergeloom.methods.ops.words import Adjustment, Array, Blocks, Scaling, Vector
+from mergeloom.methods.ops.interface import Adjustment, Array, Blocks, Scaling, Vector
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.kernels.linear_combination import Rule
+from mergeloom.methods.ops.interface import Factors, matrix
 from mergeloom.methods.ops.maths import ArrayMaths
 from mergeloom.methods.ops.vectors import VectorExpr, vectors_of
-from mergeloom.methods.ops.words import Factors, matrix
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
+from mergeloom.methods.ops.interface import KEEP_ALL, KeepRule, Vector
 from mergeloom.methods.ops.vectors import VectorExpr
-from mergeloom.methods.ops.words import KEEP_ALL, KeepRule, Vector
 
 _NEGLIGIBLE = 1e-7
 """L1 norms below this are rounding noise and are not rescaled."""

@@ -30,7 +30,7 @@ from mergeloom.methods.ops.loops.sizes import (
 VARIABLE = "MERGELOOM_ARITHMETIC"
 """Environment variable that says which arithmetic the CPU uses: ``compiled`` or ``torch``."""
 
-WORDS = frozenset(
+FUNCTIONS = frozenset(
     {
         *("add_product", "adjust", "choose", "choose_by_rank", "column_dots", "column_sums"),
         *("combine", "count_equal", "count_high", "count_low", "disjoint", "divergences", "dots"),
@@ -154,57 +154,57 @@ class CompiledArithmetic(Arithmetic):
 
     def workspace_bytes(self, use: Use, grains: Grains) -> int:
         rows = -(-grains.size // max(grains.row, 1))
-        own = work_bytes(use.vectors, grains.row if use.word == "choose_by_rank" else 0)
-        if use.word == "choose_by_rank":
+        own = work_bytes(use.vectors, grains.row if use.operation == "choose_by_rank" else 0)
+        if use.operation == "choose_by_rank":
             own += use.vectors * _pages(marks_bytes(grains.size)) + 32 * grains.row
-        if use.word == "mark":
+        if use.operation == "mark":
             own += _pages(marks_bytes(grains.size))
-        if use.word == "row_dots":
+        if use.operation == "row_dots":
             own += 8 * rows * (3 * use.vectors**2 + 16)
-        if use.word == "add_product":
+        if use.operation == "add_product":
             own = max(own, product_bytes(use.vectors))
-        if use.word == "divergences":
+        if use.operation == "divergences":
             own += 8 * rows * 12
         if use == DECODING:
             own += 2 * MIB
-        if use.word == "leading_of_matrix":
+        if use.operation == "leading_of_matrix":
             own += leading_bytes(use.vectors, 0) + 8 * grains.size
-        if use.word == "leading_of_product":
+        if use.operation == "leading_of_product":
             own += factors_bytes(use.vectors, 0)
         return _pages(own)
 
     def cost(self, use: Use) -> float:
         return _cost(_COMPILED_COST, use)
 
-    def library_bytes(self, words: frozenset[str]) -> int:
-        codec = _CODEC_BYTES if DECODING.word in words else 0
-        return (72 if words & (_COUNTING | {DECODING.word}) else 52) * MIB + codec
+    def library_bytes(self, operations: frozenset[str]) -> int:
+        codec = _CODEC_BYTES if DECODING.operation in operations else 0
+        return (72 if operations & (_COUNTING | {DECODING.operation}) else 52) * MIB + codec
 
-    def missing(self, words: frozenset[str]) -> frozenset[str]:
-        return self._code(words) - self._library.built()
+    def missing(self, operations: frozenset[str]) -> frozenset[str]:
+        return self._code(operations) - self._library.built()
 
-    def build(self, words: frozenset[str]) -> None:
+    def build(self, operations: frozenset[str]) -> None:
         try:
-            self._library.build(words)
+            self._library.build(operations)
         except NativeError as error:
             raise RunError(
                 f"machine code cannot be built: {error}: set {VARIABLE}=torch to merge without it"
             ) from error
 
-    def open(self, words: frozenset[str]) -> Callable[..., Ops]:
+    def open(self, operations: frozenset[str]) -> Callable[..., Ops]:
         from mergeloom.methods.ops.compiled_ops import CompiledOps
 
         try:
-            functions = self._library.open(self._code(words))
+            functions = self._library.open(self._code(operations))
         except NativeError as error:
             raise RunError(
                 f"machine code cannot be loaded: {error}: set {VARIABLE}=torch to merge without it"
             ) from error
         return lambda block: CompiledOps(functions, block)
 
-    def _code(self, words: frozenset[str]) -> frozenset[str]:
-        parts = (_PARTS.get(word, (word,)) for word in words)
-        return frozenset(part for found in parts for part in found) & WORDS | _ALWAYS
+    def _code(self, operations: frozenset[str]) -> frozenset[str]:
+        parts = (_PARTS.get(operation, (operation,)) for operation in operations)
+        return frozenset(part for found in parts for part in found) & FUNCTIONS | _ALWAYS
 
 
 class TorchArithmetic(Arithmetic):
@@ -231,7 +231,7 @@ class TorchArithmetic(Arithmetic):
 
     def workspace_bytes(self, use: Use, grains: Grains) -> int:
         count = use.vectors
-        if use.word.startswith("leading"):
+        if use.operation.startswith("leading"):
             return 48 * count * (count + 64) + 16 * grains.size + MIB
         arrays = {
             "add_product": 5,
@@ -249,29 +249,31 @@ class TorchArithmetic(Arithmetic):
             "row_dots": 2 * count + 8,
             "shared": 3 * count + 4,
             "variance": count + 4,
-        }.get(use.word, 5)
+        }.get(use.operation, 5)
         return 4 * arrays * grains.size + MIB
 
     def cost(self, use: Use) -> float:
         return _cost(_TORCH_COST, use)
 
-    def library_bytes(self, words: frozenset[str]) -> int:
-        return _CODEC_BYTES if DECODING.word in words else 0  # that of torch itself is measured
+    def library_bytes(self, operations: frozenset[str]) -> int:
+        return (
+            _CODEC_BYTES if DECODING.operation in operations else 0
+        )  # that of torch itself is measured
 
-    def missing(self, words: frozenset[str]) -> frozenset[str]:
+    def missing(self, operations: frozenset[str]) -> frozenset[str]:
         return frozenset()
 
-    def build(self, words: frozenset[str]) -> None:
+    def build(self, operations: frozenset[str]) -> None:
         pass
 
-    def open(self, words: frozenset[str]) -> Callable[..., Ops]:
+    def open(self, operations: frozenset[str]) -> Callable[..., Ops]:
         from mergeloom.methods.ops.torch_ops import TorchOps
 
         return TorchOps
 
 
 def _cost(table: dict[str, float], use: Use) -> float:
-    return table.get(use.word, 0.3) * use.vectors * (_ELECTING if use.electing else 1.0)
+    return table.get(use.operation, 0.3) * use.vectors * (_ELECTING if use.electing else 1.0)
 
 
 def _pages(nbytes: int) -> int:

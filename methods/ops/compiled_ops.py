@@ -27,17 +27,7 @@ from mergeloom.methods.ops.compiled_records import (
 )
 from mergeloom.methods.ops.compiled_tables import CompiledTables
 from mergeloom.methods.ops.draws import HASH
-from mergeloom.methods.ops.loops.sizes import (
-    Kind,
-    factors_bytes,
-    leading_bytes,
-    marks_bytes,
-    product_bytes,
-    work_bytes,
-)
-from mergeloom.methods.ops.maths import ArrayMaths, divergences_of
-from mergeloom.methods.ops.order import in_order
-from mergeloom.methods.ops.words import (
+from mergeloom.methods.ops.interface import (
     CANCELLED,
     KEEP_ALL,
     Adjustment,
@@ -50,6 +40,16 @@ from mergeloom.methods.ops.words import (
     matrix,
     pairs,
 )
+from mergeloom.methods.ops.loops.sizes import (
+    Kind,
+    factors_bytes,
+    leading_bytes,
+    marks_bytes,
+    product_bytes,
+    work_bytes,
+)
+from mergeloom.methods.ops.maths import ArrayMaths, divergences_of
+from mergeloom.methods.ops.order import in_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +59,7 @@ _HASH_AT = ctypes.addressof(_HASH)
 
 
 class CompiledOps(CompiledTables, Arena):
-    """`methods.ops.words.Ops` on `Elements` in main memory; scratch is taken from one block."""
+    """`methods.ops.interface.Ops` on `Elements` in main memory; scratch is taken from one block."""
 
     on_device = False
 

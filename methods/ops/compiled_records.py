@@ -8,9 +8,9 @@ from typing import Any
 from mergeloom.engine.base.dtypes import BF16, F32
 from mergeloom.engine.memory.elements import Elements
 from mergeloom.methods.ops.draws import WORD, words
+from mergeloom.methods.ops.interface import Blocks, KeepRule
 from mergeloom.methods.ops.loops.record import BLOCKS, VECTOR
 from mergeloom.methods.ops.loops.sizes import Kind
-from mergeloom.methods.ops.words import Blocks, KeepRule
 
 _CTYPES: dict[str, Any] = {
     "q": ctypes.c_int64,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.dtypes import BF16
 from mergeloom.engine.memory.elements import Elements
-from mergeloom.methods.ops.words import Vector
+from mergeloom.methods.ops.interface import Vector
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,10 +16,7 @@ from torch import Tensor
 from mergeloom.engine.graph.kernel import GrainView
 from mergeloom.engine.run.torch_arrays import TorchArrays
 from mergeloom.methods.ops import draws
-from mergeloom.methods.ops.maths import ArrayMaths, divergences_of
-from mergeloom.methods.ops.torch_factors import TorchFactors
-from mergeloom.methods.ops.torch_tables import TorchTables
-from mergeloom.methods.ops.words import (
+from mergeloom.methods.ops.interface import (
     CANCELLED,
     KEEP_ALL,
     Adjustment,
@@ -29,6 +26,9 @@ from mergeloom.methods.ops.words import (
     matrix,
     pairs,
 )
+from mergeloom.methods.ops.maths import ArrayMaths, divergences_of
+from mergeloom.methods.ops.torch_factors import TorchFactors
+from mergeloom.methods.ops.torch_tables import TorchTables
 
 _MAGNITUDE = 0x7FFFFFFF
 _LOOKED_UP = 1 << 16
@@ -36,7 +36,7 @@ _LOOKED_UP = 1 << 16
 
 
 class TorchOps(TorchFactors, TorchTables, TorchArrays):
-    """`methods.ops.words.Ops` on tensors of one device, in the shape of a grain."""
+    """`methods.ops.interface.Ops` on tensors of one device, in the shape of a grain."""
 
     @cached_property
     def maths(self) -> ArrayMaths:

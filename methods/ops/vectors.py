@@ -8,7 +8,7 @@ from typing import Any
 
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Use
-from mergeloom.methods.ops.words import Vector
+from mergeloom.methods.ops.interface import Vector
 
 
 class VectorExpr(ABC):

@@ -9,7 +9,7 @@ from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainSum, GrainView, Use
 from mergeloom.engine.graph.sums import GrainSums
-from mergeloom.methods.ops.words import Vector
+from mergeloom.methods.ops.interface import Vector
 
 _UNIT = 2.0**-100
 """Threshold for signs, smaller than any difference between weights."""

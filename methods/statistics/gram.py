@@ -9,8 +9,8 @@ from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainSum, GrainView, Use
 from mergeloom.engine.graph.sums import GrainSums
+from mergeloom.methods.ops.interface import matrix
 from mergeloom.methods.ops.vectors import VectorExpr
-from mergeloom.methods.ops.words import matrix
 
 
 @dataclass(frozen=True)

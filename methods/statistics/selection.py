@@ -21,8 +21,8 @@ from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
+from mergeloom.methods.ops.interface import KEEP_ALL, Bound, KeepRule, Vector, here
 from mergeloom.methods.ops.vectors import VectorExpr
-from mergeloom.methods.ops.words import KEEP_ALL, Bound, KeepRule, Vector, here
 
 _LOW_BITS = 15
 """Low bits of the 31: splitting them near the middle keeps both tables of counters small."""

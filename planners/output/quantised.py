@@ -23,7 +23,7 @@ from mergeloom.engine.output.side_files import SideFile
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
 from mergeloom.methods.inputs.transpose import Transpose
 from mergeloom.methods.kernels.quantise import Quantise
-from mergeloom.methods.ops.words import Scaling
+from mergeloom.methods.ops.interface import Scaling
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.model import Entry, OutputTensor

@@ -28,7 +28,7 @@ from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.engine.hardware.process import bound_heap
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.plan.work import words_of, works_of
+from mergeloom.engine.plan.work import operations_of, works_of
 from mergeloom.engine.run.evaluate import Memo, Span, TreeEvaluator
 from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.methods import registry
@@ -110,8 +110,8 @@ def measure(
     arithmetic = TORCH if torchs else COMPILED
     machine = Machine(1, 0, 0, arithmetic, TORCH)
     (work,) = works_of(builder.build([write], [write.file]), machine)
-    arithmetic.build(arithmetic.missing(words_of([work.kind])[arithmetic]))
-    make = arithmetic.open(words_of([work.kind])[arithmetic])
+    arithmetic.build(arithmetic.missing(operations_of([work.kind])[arithmetic]))
+    make = arithmetic.open(operations_of([work.kind])[arithmetic])
     ops, grains = make(Block(work.merge_shape.worker.scratch_bytes)), work.grains
     blocks = [_block(tensor) for tensor in inputs]
     out = Block(grains.total * dtype.size)

@@ -35,7 +35,7 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C++ co
 def library() -> Any:
     """The device's code for this machine."""
     assert COMPILER is not None
-    target = Path(mkdtemp(prefix="mergeloom-words-")) / "words.so"
+    target = Path(mkdtemp(prefix="mergeloom-cuda-")) / "operations.so"
     options = ["-O2", "-ffp-contract=off", "-mfma", "-shared", "-fPIC", "-DMERGELOOM_HOST"]
     command = [COMPILER, *options, "-x", "c++", str(SOURCE), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

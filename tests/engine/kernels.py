@@ -10,7 +10,7 @@ from typing import Any
 from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.graph.kernel import GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
-from mergeloom.methods.ops.words import Vector
+from mergeloom.methods.ops.interface import Vector
 
 
 @dataclass(frozen=True)

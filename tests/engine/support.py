@@ -109,16 +109,16 @@ class Paper(Arithmetic):
     def cost(self, use: Use) -> float:
         return self.price
 
-    def library_bytes(self, words: frozenset[str]) -> int:
+    def library_bytes(self, operations: frozenset[str]) -> int:
         return self.size
 
-    def missing(self, words: frozenset[str]) -> frozenset[str]:
-        return words & self.lacking
+    def missing(self, operations: frozenset[str]) -> frozenset[str]:
+        return operations & self.lacking
 
-    def build(self, words: frozenset[str]) -> None:
+    def build(self, operations: frozenset[str]) -> None:
         raise NotImplementedError
 
-    def open(self, words: frozenset[str]) -> Callable[[Any], Ops]:
+    def open(self, operations: frozenset[str]) -> Callable[[Any], Ops]:
         raise NotImplementedError
 
 

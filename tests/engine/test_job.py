@@ -477,10 +477,10 @@ def test_memos_are_found_again_where_there_is_room_for_them(tmp_path: Path) -> N
 class Broken(Paper):
     """Machine code that cannot be built, or not be loaded."""
 
-    def build(self, words: frozenset[str]) -> None:
+    def build(self, operations: frozenset[str]) -> None:
         raise RunError("machine code cannot be built: the compiler is broken")
 
-    def open(self, words: frozenset[str]) -> Any:
+    def open(self, operations: frozenset[str]) -> Any:
         raise RunError("machine code cannot be loaded: it is for another processor")
 
 

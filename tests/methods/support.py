@@ -18,7 +18,7 @@ from mergeloom.engine.memory.elements import Elements
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.methods import registry
 from mergeloom.methods.declare import REQUIRED, Method, TensorMerge
-from mergeloom.methods.ops.arithmetic import COMPILED, LIBRARY, WORDS
+from mergeloom.methods.ops.arithmetic import COMPILED, FUNCTIONS, LIBRARY
 from mergeloom.methods.ops.compiled_ops import CompiledOps
 from mergeloom.methods.ops.torch_ops import TorchOps
 
@@ -109,15 +109,15 @@ def elements_of(tensor: torch.Tensor) -> Elements:
 
 
 @cache
-def functions_of(words: frozenset[str]) -> Mapping[str, Callable[..., Any]]:
+def functions_of(names: frozenset[str]) -> Mapping[str, Callable[..., Any]]:
     """Machine code, built if need be."""
-    LIBRARY.build(words - LIBRARY.built())
-    return LIBRARY.open(words)
+    LIBRARY.build(names - LIBRARY.built())
+    return LIBRARY.open(names)
 
 
 def compiled_ops(nbytes: int = 1 << 24) -> CompiledOps:
-    """All words in machine code, with so much scratch."""
-    return CompiledOps(functions_of(WORDS), Block(nbytes))
+    """All operations in machine code, with scratch memory of ``nbytes``."""
+    return CompiledOps(functions_of(FUNCTIONS), Block(nbytes))
 
 
 def sized_ops(kernel: Kernel, grains: Grains) -> CompiledOps:
@@ -126,7 +126,7 @@ def sized_ops(kernel: Kernel, grains: Grains) -> CompiledOps:
         sum(COMPILED.workspace_bytes(use, grains) for use in part.uses)
         for part in (kernel, *kernel.passes)
     ]
-    return CompiledOps(functions_of(WORDS), Block(max(*needed, 1)))
+    return CompiledOps(functions_of(FUNCTIONS), Block(max(*needed, 1)))
 
 
 def cut(shape: tuple[int, ...], access: Access, grain: int) -> Grains:

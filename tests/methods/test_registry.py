@@ -131,7 +131,7 @@ def test_planning_does_not_import_torch() -> None:
 
 
 def test_kernels_compute_without_torch() -> None:
-    """They name words of arithmetic: torch is known to its own arithmetic, and to the reference."""
+    """They name operations of an arithmetic; only its own code and the reference import torch."""
     root = Path(methods.__file__).parent
     found = {
         str(path.relative_to(root))

@@ -13,9 +13,9 @@ from mergeloom.engine.graph.kernel import Arithmetic, Ops, Use
 from mergeloom.engine.hardware.machine_code import NativeError
 from mergeloom.methods.ops.cuda.sizes import MOST_VECTORS
 
-SOURCE = Path(__file__).resolve().parent / "words.cu"
+SOURCE = Path(__file__).resolve().parent / "operations.cu"
 
-_WORDS = frozenset(
+_OPERATIONS = frozenset(
     {
         *("choose", "choose_by_rank", "combine", "copy", "count_equal", "count_high", "count_low"),
         *("disjoint", "divergences", "dots", "draw", "end_of_equal", "magnitudes", "mark"),
@@ -39,7 +39,7 @@ class CudaArithmetic(Arithmetic):
     name = "cuda 1"
 
     def can(self, use: Use) -> bool:
-        return use.word in _WORDS and use.vectors <= MOST_VECTORS
+        return use.operation in _OPERATIONS and use.vectors <= MOST_VECTORS
 
     def reads(self, dtype: DType) -> bool:
         return dtype in (BF16, F32)
@@ -52,27 +52,27 @@ class CudaArithmetic(Arithmetic):
 
     def workspace_bytes(self, use: Use, grains: Grains) -> int:
         size, row = grains.size, max(grains.row, 1)
-        if use.word == "choose_by_rank":
+        if use.operation == "choose_by_rank":
             return use.vectors * _pages(size) + _pages(8 * size) + _pages(4 * row)
-        if use.word == "mark":
+        if use.operation == "mark":
             return _pages(size)
-        if use.word in _OF_ROWS:
+        if use.operation in _OF_ROWS:
             return _pages(4 * -(-size // row))
         return 0
 
     def cost(self, use: Use) -> float:
-        return _COST * (1 if use.word in _TOGETHER else use.vectors)
+        return _COST * (1 if use.operation in _TOGETHER else use.vectors)
 
-    def library_bytes(self, words: frozenset[str]) -> int:
+    def library_bytes(self, operations: frozenset[str]) -> int:
         return 0  # the device reports its own
 
-    def missing(self, words: frozenset[str]) -> frozenset[str]:
+    def missing(self, operations: frozenset[str]) -> frozenset[str]:
         return frozenset()
 
-    def build(self, words: frozenset[str]) -> None:
+    def build(self, operations: frozenset[str]) -> None:
         pass
 
-    def open(self, words: frozenset[str]) -> Callable[..., Ops]:
+    def open(self, operations: frozenset[str]) -> Callable[..., Ops]:
         from mergeloom.engine.hardware.device_code import device_code
         from mergeloom.methods.ops.cuda.ops import SIGNATURES, CudaOps, workshop
 

@@ -1,4 +1,4 @@
-"""`methods.ops.words.Ops` on a CUDA device: each operation is one launch of `words.cu`.
+"""`methods.ops.interface.Ops` on a CUDA device: each operation is one launch of `operations.cu`.
 
 Results are `Later` values until the tile is done. Operations without CUDA code raise
 NotImplementedError; planning keeps merges that need them on the CPU
@@ -19,8 +19,8 @@ from mergeloom.methods.ops.compiled_ops import CompiledOps
 from mergeloom.methods.ops.compiled_records import VectorRecord, place_of
 from mergeloom.methods.ops.cuda.later import Later, LaterArray, number_at, sums_at, value_of
 from mergeloom.methods.ops.cuda.sizes import MOST_BLOCKS, MOST_KEYS, MOST_VECTORS, WORKSHOP_BYTES
+from mergeloom.methods.ops.interface import KeepRule, RandomBound, Vector, pairs
 from mergeloom.methods.ops.loops.sizes import Kind
-from mergeloom.methods.ops.words import KeepRule, RandomBound, Vector, pairs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,13 +52,13 @@ class Launcher(Protocol):
 
 
 class Vectors(ctypes.Structure):
-    """``struct Vectors`` of `words.cu`."""
+    """``struct Vectors`` of `operations.cu`."""
 
     _fields_ = [("each", VectorRecord * MOST_VECTORS)]
 
 
 class Keys(ctypes.Structure):
-    """``struct Keys`` of `words.cu`."""
+    """``struct Keys`` of `operations.cu`."""
 
     _fields_ = [
         ("count", ctypes.c_int64),

@@ -1,4 +1,4 @@
-"""Sizes shared by `words.cu` and its callers; imports nothing, because planning uses some."""
+"""Sizes shared by `operations.cu` and its callers; imports nothing, because planning uses some."""
 
 from __future__ import annotations
 

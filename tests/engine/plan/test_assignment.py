@@ -203,7 +203,7 @@ def test_grains_lie_at_even_places_whatever_their_length() -> None:
 
 @dataclass(frozen=True)
 class Worded(Costly):
-    """The same, in words, of which machine code makes short work."""
+    """The same, in operations that machine code computes quickly."""
 
     uses = (Use("combine"),)
 

@@ -252,9 +252,9 @@ def test_copies_need_no_arithmetic_and_no_memory_for_it() -> None:
     cast = schedule(graph_of([(builder.merge([load], Copy(), "c"), F32)]), None, machine())
     assert not copied.computes
     assert cast.computes
-    assert not copied.words
+    assert not copied.operations
     assert copied.overhead_bytes + COMPILED.library_bytes(frozenset()) <= cast.overhead_bytes + MIB
-    assert not numbers.words  # NaN among them is looked for, with numpy
+    assert not numbers.operations  # NaN among them is looked for, with numpy
     assert copied.overhead_bytes + 20 * MIB == numbers.overhead_bytes
 
 
@@ -286,7 +286,7 @@ def test_scheduling_imports_no_torch() -> None:
 
 
 class Worded(Weighted):
-    """A kernel that names its words."""
+    """A kernel that names its operations."""
 
     uses = (Use("one"), Use("other"))
 
@@ -303,10 +303,10 @@ def test_what_names_its_words_needs_no_torch() -> None:
     worded, plain = (
         schedule(one(kernel((1.0, 2.0))), None, there) for kernel in (Worded, Weighted)
     )
-    assert worded.words == {paper: {"one", "other"}}
+    assert worded.operations == {paper: {"one", "other"}}
     assert worded.compiled
     assert not plain.compiled
-    assert list(plain.words) == [there.torch]
+    assert list(plain.operations) == [there.torch]
     larger = schedule(one(Worded((1.0, 2.0))), None, replace(there, arithmetic=Paper()))
     assert worded.overhead_bytes == larger.overhead_bytes + 100 * MIB
     unlimited = replace(there, runtime_bytes=9 << 30)

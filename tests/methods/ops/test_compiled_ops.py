@@ -1,4 +1,4 @@
-"""Machine code: each word against torch's, and whole kernels."""
+"""Machine code: each operation against torch's, and whole kernels."""
 
 from __future__ import annotations
 
@@ -28,10 +28,8 @@ from mergeloom.engine.memory.elements import Elements
 from mergeloom.methods import registry
 from mergeloom.methods.kernels import keep_at_random, keep_by_rank
 from mergeloom.methods.ops import draws
-from mergeloom.methods.ops.arithmetic import COMPILED, WORDS
-from mergeloom.methods.ops.loops import build
-from mergeloom.methods.ops.torch_ops import TorchOps
-from mergeloom.methods.ops.words import (
+from mergeloom.methods.ops.arithmetic import COMPILED, FUNCTIONS
+from mergeloom.methods.ops.interface import (
     Adjustment,
     Blocks,
     Bound,
@@ -42,6 +40,8 @@ from mergeloom.methods.ops.words import (
     Vector,
     pairs,
 )
+from mergeloom.methods.ops.loops import build
+from mergeloom.methods.ops.torch_ops import TorchOps
 from tests.methods.support import Walk, compiled_ops, elements_of, kernel_of, run
 
 SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 3e38, float("inf"), float("nan")])
@@ -73,7 +73,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def test_every_word_has_a_loop_and_every_loop_is_a_word() -> None:
-    assert {name for name, _ in build.loops()} == WORDS
+    assert {name for name, _ in build.loops()} == FUNCTIONS
 
 
 # --- conversions ------------------------------------------------------------------------------

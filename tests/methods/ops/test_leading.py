@@ -22,13 +22,15 @@ def closest(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     return (left[:, :rank] * values[:rank]) @ right[:rank]
 
 
-def both(compiled: bool, shape: tuple[int, int], rank: int, word: str, *given: Any) -> torch.Tensor:
+def both(
+    compiled: bool, shape: tuple[int, int], rank: int, operation: str, *given: Any
+) -> torch.Tensor:
     """The product of the two factors, the lower of which is checked to have rows of length 1."""
     factors = []
     for up in (True, False):
         out = torch.full((shape[0], rank) if up else (rank, shape[1]), float("nan"))
         ops: Any = compiled_ops() if compiled else TorchOps(torch.empty(0))
-        getattr(ops, word)(*given, shape, rank, up, elements_of(out) if compiled else out)
+        getattr(ops, operation)(*given, shape, rank, up, elements_of(out) if compiled else out)
         factors.append(out.double())
     up, down = factors
     lengths = down.square().sum(1)

@@ -1,7 +1,7 @@
-// The words of methods.ops.words on a CUDA device: one launch for one word on one grain.
+// The operations of methods.ops.interface on a CUDA device: one launch per operation and grain.
 //
 // What is computed for an element is what methods.ops.loops computes, operation by operation
-// (compile with contraction off), so that elementwise words give the same bits as the CPU. Sums are
+// (compile with contraction off), so that elementwise operations give the same bits as the CPU. Sums are
 // added up in an order that depends on the number of elements alone: by thread, by block, and by the
 // block that is done last.
 //
@@ -113,7 +113,7 @@ DEVICE int drawn(const Vector &v, i64 i) {
   return (int)(x * 0xD35A2D97u);
 }
 
-// What methods.ops.words.KeepRule leaves of an element.
+// What methods.ops.interface.KeepRule leaves of an element.
 DEVICE float kept(const Vector &v, i64 i, float x) {
   if (v.above && fabsf(x) <= (i < v.above_end ? v.above_before : v.above_after)) x = 0.0f;
   if (v.upto && !(fabsf(x) <= (i < v.upto_end ? v.upto_before : v.upto_after))) x = 0.0f;
@@ -404,7 +404,7 @@ KERNEL divergences(i64 base, i64 base_bytes, i64 other, i64 other_bytes, i64 row
 
 // --- writing ------------------------------------------------------------------------------------
 
-// methods.ops.words.Ops.combine; elects: 0 no, 1 by sum, 2 by count.
+// methods.ops.interface.Ops.combine; elects: 0 no, 1 by sum, 2 by count.
 KERNEL combine(GIVEN Vectors vectors, i64 count, i64 hash, i64 elects, i64 divides,
                double cancelled, i64 base, i64 base_bytes, double scale, i64 out, i64 size) {
   EACH(i, size) {
