@@ -1,4 +1,4 @@
-"""A memory cgroup of fixed size, which also counts the page cache."""
+"""A memory cgroup of fixed size; its limit includes the page cache."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _V2 = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class GroupUsage:
-    """What the kernel counted: the peak in bytes, page cache included; how often an allocation
-    met the limit and memory had to be reclaimed first; and how many processes were killed for it.
+    """Counters of the kernel: peak bytes, page cache included; how often the limit was hit, so that
+    memory had to be reclaimed; processes killed at the limit.
     """
 
     peak_bytes: int
@@ -25,10 +25,10 @@ class GroupUsage:
 
 
 class MemoryGroup:
-    """A new memory cgroup of ``limit`` bytes, version 1 or 2; removed at the end of the context.
+    """A new memory cgroup (version 1 or 2) of ``limit`` bytes, removed at the end of the context.
 
     Raises:
-        OSError: there are no memory cgroups here, or no permission to make one.
+        OSError: memory cgroups are missing, or there is no permission to create one.
     """
 
     def __init__(self, limit: int) -> None:
@@ -64,18 +64,18 @@ class MemoryGroup:
                 self.path.rmdir()
             except FileNotFoundError:
                 return
-            except OSError:  # the last process is not quite gone
+            except OSError:  # the last process has not ended completely
                 time.sleep(0.1)
             else:
                 return
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """A command that enters the group and then executes ``command``."""
+        """A command that enters the cgroup and then executes ``command``."""
         entering = f"echo $$ >'{self.path}/cgroup.procs' && exec \"$@\""
         return ["/bin/sh", "-c", entering, "sh", *command]
 
     def usage(self) -> GroupUsage:
-        """The counters so far."""
+        """Current values of the counters."""
         if self._first:
             return GroupUsage(
                 int(self._file("max_usage_in_bytes").read_text()),

@@ -1,16 +1,19 @@
-"""Time mergeloom on generated checkpoints, and mergekit if it is installed.
+"""Compare run time and memory of mergeloom and mergekit on generated checkpoints.
 
     scripts/run compare --mergekit ENVIRONMENT --repeat 3
     scripts/run compare --work DIR --merges linear,ties --memory-limit 512MiB --floor
     scripts/run compare --merges all --device cuda --vram 2GiB --warm --mergekit ENVIRONMENT
 
-Every run is a whole process, start-up included, and begins with the checkpoints out of the page
-cache, or in it with --warm; the libraries of both programs are in it. With --device cuda mergekit
-runs with --cuda, and the peak memory of the device is what the driver counts. Runs alternate
-between the programs. The least time of each counts; bytes read and written are what the kernel
-counted. mergeloom's output is durable when it ends; *durable* is when mergekit's would be, written
-back right after its end. Checkpoints are made in the work directory once and used again, unless
---clean removes them; outputs are removed.
+Each run is a whole process, start-up included. It starts with the checkpoints out of the page
+cache, or in it with --warm; the libraries of both programs are in it. Runs of the two programs
+alternate, and the fastest run of each counts. Bytes read and written are counted by the kernel.
+
+When mergeloom ends, its output is durable; mergekit's time to a durable output (column *durable*)
+includes writing its files back right after its end. With --device cuda, mergekit runs with --cuda,
+and the driver counts the peak memory of the device.
+
+Checkpoints are generated once in the work directory and used again, unless --clean removes them.
+Outputs are removed.
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ _WORK = Path(tempfile.gettempdir()) / "mergeloom-bench"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Settings: paths, sizes in bytes, numbers of runs and threads."""
+    """Settings: paths, sizes in bytes, number of runs and threads."""
 
     shape: str
     work: Path
@@ -120,8 +123,8 @@ def directories(work: Path, shape: str) -> tuple[Path, list[Path]]:
 def checkpoints(
     work: Path, shape: str, needed: Collection[Path] | None = None
 ) -> tuple[Path, list[Path]]:
-    """A base and three fine-tunes of it, or those that are ``needed``; made once, and again if
-    the shape has changed.
+    """Generate a base and three fine-tunes, or those in ``needed``, unless they exist in this
+    shape.
 
     Raises:
         OSError: they cannot be written.
@@ -133,7 +136,7 @@ def checkpoints(
         stamp = _stamp(target)
         wanted = json.dumps(asdict(SHAPES[shape]) | {"seed": number})
         if not stamp.exists() or stamp.read_text() != wanted:
-            # In a process of its own: this one's memory would show in its children's peaks.
+            # In another process: memory of this one would be part of its children's peaks.
             command = [sys.executable, str(ROOT / "scripts" / "run"), "checkpoints", shape]
             command += [str(target), "--force", "--seed", str(number)]
             stamp.unlink(missing_ok=True)
@@ -145,7 +148,7 @@ def checkpoints(
 
 
 def clean(made: Sequence[Path]) -> None:
-    """Remove checkpoints that :func:`checkpoints` made."""
+    """Remove the checkpoints that :func:`checkpoints` generated."""
     for directory in made:
         _stamp(directory).unlink(missing_ok=True)
         shutil.rmtree(directory, ignore_errors=True)
@@ -157,7 +160,7 @@ def _stamp(directory: Path) -> Path:
 
 
 def methods(names: str) -> list[dict[str, Any]]:
-    """Descriptions of the methods named, separated by commas; ``all`` means every one.
+    """Descriptions of the methods named in a comma-separated list; ``all`` means every method.
 
     Raises:
         ValueError: a name is unknown.
@@ -172,7 +175,7 @@ def methods(names: str) -> list[dict[str, Any]]:
 
 
 def measure(method: dict[str, Any], plan: Plan, base: Path, tunes: Sequence[Path]) -> Row:
-    """Run one merge the set number of times with each program."""
+    """Run one merge ``plan.repeat`` times with each program."""
     document = configuration(method, base, tunes, SHAPES[plan.shape].layers)
     config = plan.work / f"{method['name']}.yml"
     config.write_text(json.dumps(document, indent=2) + "\n")
@@ -220,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.warm,
         )
         if plan.mergekit is not None and not (plan.mergekit / "bin" / "mergekit-yaml").exists():
-            raise ValueError(f"'{plan.mergekit}' is no environment with mergekit in it")
+            raise ValueError(f"'{plan.mergekit}' has no bin/mergekit-yaml: name an environment")
         chosen = methods(options.merges)
         plan.work.mkdir(parents=True, exist_ok=True)
         base, tunes = directories(plan.work, plan.shape)
@@ -236,10 +239,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.clean:
             clean([base, *tunes])
     except (OSError, ValueError, LoomError) as error:
-        print(f"bench: {error}", file=sys.stderr)
+        print(f"compare: {error}", file=sys.stderr)
         return 1
     for failure in (failure for row in rows for failure in row.failures):
-        print(f"bench: {failure}", file=sys.stderr)
+        print(f"compare: {failure}", file=sys.stderr)
     target = options.json or plan.work / "bench.json"
     _write(target, plan, rows)
     return 1 if any(row.failures for row in rows) else 0
@@ -251,24 +254,53 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shape", choices=list(SHAPES), default="1b")
     parser.add_argument(
-        "--work", type=Path, default=_WORK, metavar="DIR", help=f"for all files, default {_WORK}"
+        "--shape", choices=list(SHAPES), default="1b", help="shape of the models [default: 1b]"
     )
-    parser.add_argument("--merges", default=USUAL, metavar="NAMES", help=f"or all; default {USUAL}")
-    parser.add_argument("--mergekit", type=Path, metavar="DIR", help="an environment that has it")
-    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each program")
-    parser.add_argument("--ram", metavar="SIZE", help="budget of mergeloom")
     parser.add_argument(
-        "--memory-limit", metavar="SIZE", help="run mergeloom in a memory cgroup of that size"
+        "--work",
+        type=Path,
+        default=_WORK,
+        metavar="DIR",
+        help=f"directory for checkpoints and outputs [default: {_WORK}]",
     )
-    parser.add_argument("--io", choices=["auto", "direct", "buffered"], default="auto")
-    parser.add_argument("--threads", type=int, metavar="N")
-    parser.add_argument("--device", metavar="NAME", help="where mergeloom computes")
-    parser.add_argument("--vram", metavar="SIZE", help="budget of mergeloom on each device")
-    parser.add_argument("--warm", action="store_true", help="with the inputs in the page cache")
-    parser.add_argument("--floor", action="store_true", help="find the raw floor of each merge")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="default DIR/bench.json")
+    parser.add_argument(
+        "--merges",
+        default=USUAL,
+        metavar="NAMES",
+        help=f"merge methods, separated by commas, or all [default: {USUAL}]",
+    )
+    parser.add_argument(
+        "--mergekit", type=Path, metavar="DIR", help="a Python environment with mergekit"
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=1, metavar="N", help="runs of each program [default: 1]"
+    )
+    parser.add_argument("--ram", metavar="SIZE", help="mergeloom's budget [default: memory limit]")
+    parser.add_argument(
+        "--memory-limit", metavar="SIZE", help="run mergeloom in a memory cgroup of this size"
+    )
+    parser.add_argument(
+        "--io",
+        choices=["auto", "direct", "buffered"],
+        default="auto",
+        help="mergeloom's --io [default: auto]",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="mergeloom's --threads")
+    parser.add_argument("--device", metavar="NAME", help="mergeloom's --device")
+    parser.add_argument("--vram", metavar="SIZE", help="mergeloom's --vram")
+    parser.add_argument(
+        "--warm", action="store_true", help="start with the inputs in the page cache"
+    )
+    parser.add_argument(
+        "--floor", action="store_true", help="also measure raw I/O of the same bytes"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the results there [default: DIR/bench.json]",
+    )
     after = parser.add_mutually_exclusive_group()
     after.add_argument("--keep", action="store_true", help="keep the checkpoints (the default)")
     after.add_argument("--clean", action="store_true", help="remove the checkpoints at the end")
@@ -297,8 +329,9 @@ def _theirs(environment: Path, plan: Plan, config: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One run of a program, the seconds after its end until what it wrote was durable, and the
-    most memory of the device that was in use, where there is one."""
+    """One run of a program, the seconds from its end until its output was durable, and the peak
+    memory of the device, if there is one.
+    """
 
     measured: Measured
     sync_seconds: float
@@ -308,7 +341,7 @@ class _Run:
 def _fresh(
     command: list[str], output: Path, files: list[Path], limit: int | None, warm: bool
 ) -> _Run:
-    """Run a command with its libraries, and optionally its inputs, in the page cache."""
+    """Run a command with its libraries in the page cache, and its inputs too with --warm."""
     shutil.rmtree(output, ignore_errors=True)
     cool(files)
     if warm:
@@ -384,9 +417,9 @@ def _row(
 
 
 def _startup(merge: str) -> float:
-    """Seconds that the interpreter and the imports of a merge take; copying needs no numpy."""
+    """Seconds to start the interpreter and import what a merge imports; a copy needs no numpy."""
     imports = "mergeloom.cli, mergeloom.api" + ("" if merge == "passthrough" else ", numpy")
-    # Ended as the program is, which does not wait until modules are taken apart.
+    # Ends as mergeloom does, without waiting until all modules are torn down.
     command = [sys.executable, "-c", f"import os, {imports}; os._exit(0)"]
     return statistics.median(run(command, variables=VARIABLES).seconds for _ in range(5))
 
@@ -441,7 +474,7 @@ def _line(row: Row) -> str:
 
 
 def _cell(text: str, value: float | None, unit: float = 1) -> str:
-    """``value`` in ``unit`` as ``text`` formats it; a dash for what was not measured."""
+    """``value / unit`` in the format ``text``; a dash if it was not measured."""
     return "-" if value is None or not unit else text.format(value / unit)
 
 

@@ -21,12 +21,12 @@ def configuration(
     """A typical configuration of ``method``.
 
     Args:
-        method: what ``mergeloom methods NAME --json`` prints.
+        method: the output of ``mergeloom methods NAME --json``.
         base: directory of the base.
         tunes: directories of its fine-tunes, at least two.
         layers: number of layers of each.
-        everything: all fine-tunes that the method takes and a base where it may have one, instead
-            of what is usual.
+        everything: use all fine-tunes that the method accepts and, where allowed, a base, instead
+            of the usual number.
     """
     name = method["name"]
     document: dict[str, Any] = {"merge_method": name, "dtype": "bfloat16"}
@@ -51,7 +51,7 @@ def configuration(
 
 
 def model_directories(document: Mapping[str, Any]) -> list[Path]:
-    """Directories that a configuration reads, each once, in order."""
+    """Directories of the models in a configuration, in order, without duplicates."""
     entries = document.get("models") or [
         source for part in document["slices"] for source in part["sources"]
     ]

@@ -1,4 +1,4 @@
-"""The time limit of a program, and the share that a step may use."""
+"""A program's time limit, shared among its steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class OutOfTimeError(Exception):
 
 
 class Deadline:
-    """``seconds`` from now on, of which `left` are still to come."""
+    """A deadline ``seconds`` after its creation."""
 
     def __init__(self, seconds: float) -> None:
         self._began = time.monotonic()
@@ -27,10 +27,10 @@ class Deadline:
         return max(self._seconds - self.passed, 0.0)
 
     def within(self, most: float, least: float = 0.0) -> float:
-        """Seconds for a step that may take ``most``.
+        """Seconds that a step may take: ``most``, or what is left.
 
         Raises:
-            OutOfTimeError: fewer than ``least`` are left, so that it had better not begin.
+            OutOfTimeError: fewer than ``least`` are left, too few to begin the step.
         """
         if self.left <= least:
             raise OutOfTimeError(f"{self.left:.0f} s are left, {least:.0f} s are needed")

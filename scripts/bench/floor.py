@@ -1,13 +1,13 @@
-"""The floor under a merge: a raw program that moves as many bytes, with nothing to compute.
+"""Measure raw I/O: read and write as many bytes as a merge, and compute nothing.
 
-    scripts/run floor --read A/model.safetensors --read B/model.safetensors --write OUT \\
+    scripts/run floor --read A/model.safetensors --read B/model.safetensors --write OUT \
         [--read-bytes N] [--write-bytes N]
 
-Threads read the input files and write one output file, each request with its own buffer, reads
-and writes interleaved as a merge interleaves them, and the output made durable at the end.
-Direct and buffered files, several request sizes, numbers of requests in flight, and reserving the
-output's blocks or not are tried on a cold page cache; the best one is the floor. Needs neither
-numpy nor torch.
+Threads read the input files and write one output file, each request with its own buffer. Reads and
+writes are interleaved as in a merge, and the output is durable at the end. Direct and buffered
+files, several request sizes, several numbers of requests in flight, and output blocks reserved or
+not are tried on a cold page cache; the fastest combination is the floor. Needs neither numpy nor
+torch.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _PAGE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How bytes are moved: around the page cache or through it, bytes of a request, threads,
-    and whether the output's blocks are reserved before.
+    """How bytes are moved: direct or buffered, bytes of a request, number of threads, and whether
+    the output's blocks are reserved first.
     """
 
     direct: bool
@@ -73,12 +73,12 @@ def floor(
     *,
     repeat: int = 1,
 ) -> Floor:
-    """The fastest way found to read ``read_bytes`` of ``inputs`` and write ``write_bytes``.
+    """Find the fastest way to read ``read_bytes`` of ``inputs`` and write ``write_bytes``.
 
-    Each input gives its share of the bytes by its size. ``output`` is removed afterwards.
-    Direct and buffered requests of 8 MiB are tried with 2, 4 and 8 in flight, then 4 and 16 MiB
-    in the better way, then without what was reserved or with it; the best settings are measured
-    ``repeat`` times and the least time counts.
+    Each input contributes bytes in proportion to its size. ``output`` is removed afterwards. First
+    direct and buffered requests of 8 MiB are tried with 2, 4 and 8 in flight; then 4 and 16 MiB in
+    the better mode; then with and without reserving blocks. The best settings are measured
+    ``repeat`` times, and the shortest time counts.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -109,11 +109,30 @@ def floor(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; the result is its exit status."""
     parser = argparse.ArgumentParser(prog="run floor", description=__doc__.split("\n")[0])
-    parser.add_argument("--read", type=Path, action="append", required=True, metavar="FILE")
-    parser.add_argument("--write", type=Path, required=True, metavar="FILE", help="removed after")
-    parser.add_argument("--read-bytes", type=int, help="by default all bytes of the inputs")
-    parser.add_argument("--write-bytes", type=int, help="by default the mean size of an input")
-    parser.add_argument("--repeat", type=int, default=1, help="of the best settings")
+    parser.add_argument(
+        "--read",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="an input; repeatable",
+    )
+    parser.add_argument(
+        "--write", type=Path, required=True, metavar="FILE", help="the output; removed at the end"
+    )
+    parser.add_argument(
+        "--read-bytes", type=int, metavar="N", help="bytes to read [default: size of all inputs]"
+    )
+    parser.add_argument(
+        "--write-bytes", type=int, metavar="N", help="bytes to write [default: mean input size]"
+    )
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs with the best settings [default: 1]",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
     try:
@@ -126,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             repeat=options.repeat,
         )
     except OSError as error:
-        print(f"bench_floor: {error}", file=sys.stderr)
+        print(f"floor: {error}", file=sys.stderr)
         return 1
     if options.json:
         print(json.dumps(asdict(found)))
@@ -183,8 +202,11 @@ def _move(
 
 
 def _requests(parts: Sequence[tuple[int, int, int]], request: int, writes: bool) -> list[_Request]:
-    """Requests for so many bytes of each file, which has a size; from its end on they begin again,
-    for a plan reads again what does not stay in memory. The files take turns, as in a merge."""
+    """Requests for the given number of bytes of each file; the files take turns, as in a merge.
+
+    A number larger than the file's size starts again at its beginning, because a merge reads inputs
+    again that do not stay in memory.
+    """
     found = []
     for fd, length, size in parts:
         done = 0
@@ -203,7 +225,7 @@ def _interleaved(reads: list[_Request], writes: list[_Request]) -> list[_Request
 
 
 def _serve(requests: list[_Request], settings: Settings) -> None:
-    """Carry out requests in order, ``flight`` at a time."""
+    """Carry out requests in order, ``flight`` of them at a time."""
     waiting: Iterator[_Request] = iter(requests)
     lock = threading.Lock()
     errors: list[OSError] = []

@@ -1,9 +1,9 @@
-"""Nanoseconds an element of each method's kernel on one core, in grains as the engine calls it.
+"""Measure the kernel of each merge method on one core, in nanoseconds per element.
 
-    python scripts/run kernels [METHOD ...] [--inputs 4] [--dtype bf16] [--grains 4]
+    scripts/run kernels [METHOD ...] [--inputs 4] [--dtype bf16] [--grains 4]
 
-The figure in each row is time over (elements x inputs that are merged): a base does not count.
-Conversion to float32 and rounding to the output dtype are in it; reading and writing are not.
+The figure is time / (elements x merged inputs, without the base). It includes conversion to float32
+and rounding to the output dtype, but neither reading nor writing.
 """
 
 from __future__ import annotations
@@ -49,12 +49,20 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("methods", nargs="*", help="names of methods (default: all)")
-    parser.add_argument("--inputs", type=int, default=4, help="models, base included")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
-    parser.add_argument("--grains", type=int, default=4, help="size of the tensor in grains")
-    parser.add_argument("--row", type=int, default=2048, help="length of a row")
-    parser.add_argument("--torch", action="store_true", help="by torch, not by machine code")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="merge methods [default: all]")
+    parser.add_argument(
+        "--inputs", type=int, default=4, metavar="N", help="models, base included [default: 4]"
+    )
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16", help="[default: bf16]")
+    parser.add_argument(
+        "--grains", type=int, default=4, metavar="N", help="grains per tensor [default: 4]"
+    )
+    parser.add_argument(
+        "--row", type=int, default=2048, metavar="N", help="elements per row [default: 2048]"
+    )
+    parser.add_argument(
+        "--torch", action="store_true", help="compute with torch instead of compiled machine code"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bound_heap()
@@ -90,7 +98,7 @@ def resolved(method: Method, shape: tuple[int, ...], count: int, base: int | Non
         chosen = EXAMPLES.get(name, {})
         given = chosen.get(method.name, chosen.get("*", default))
         if given is REQUIRED:
-            raise SystemExit(f"bench_kernels: no example value for '{name}' of '{method.name}'")
+            raise SystemExit(f"kernels: no example value for '{name}' of '{method.name}'")
         return given
 
     model = {p.name: value(p.name, p.default) for p in method.model_parameters}

@@ -1,11 +1,11 @@
-"""Merge 70B-shaped checkpoints end to end inside small memory cgroups, on a small disk.
+"""Merge 70B-shaped checkpoints in small memory cgroups on a small disk.
 
     scripts/run large --work DIR                       linear and ties in 4 GiB, linear in 1 GiB
     scripts/run large --work DIR --runs ties:4GiB --layers 8
 
-Checkpoints of repeating values live on a compressing volume in a sparse file, all of which is
-removed at the end, whatever happens. Linear merges two of them; methods with a base merge three,
-the base and two fine-tunes of it (--models 4: three fine-tunes). Stops when the disk below the
+Checkpoints of repeating values lie on a compressed volume in a sparse file, which is removed at the
+end, also after an error. Methods without a base merge two of them; methods with a base merge the
+base and two fine-tunes (--models 4: three fine-tunes). The program stops when the disk below the
 volume runs low. Needs root.
 """
 
@@ -37,7 +37,9 @@ _SLACK = 1.3
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One merge: the method's description and the memory cgroup's size, as written and in bytes."""
+    """One merge: the description of its method, and the size of its memory cgroup as text and in
+    bytes.
+    """
 
     method: dict[str, Any]
     ram: str
@@ -45,11 +47,11 @@ class Run:
 
 
 def runs(text: str) -> list[Run]:
-    """What ``linear:4GiB,ties:4GiB`` asks for.
+    """Parse runs such as ``linear:4GiB,ties:4GiB``.
 
     Raises:
-        ValueError: it is written otherwise, or names no method.
-        LoomError: a size is none.
+        ValueError: the syntax is wrong, or a method is unknown.
+        LoomError: a size is wrong.
     """
     from mergeloom.report.units import parse_size
 
@@ -57,19 +59,23 @@ def runs(text: str) -> list[Run]:
     for item in text.split(","):
         name, colon, ram = item.partition(":")
         if not colon:
-            raise ValueError(f"'{item}' is no run: write METHOD:SIZE")
+            raise ValueError(f"'{item}' is not a run: write METHOD:SIZE")
         result.append(Run(methods(name)[0], ram, parse_size(ram)))
     return result
 
 
 def guard(directory: Path, reserve: int) -> Callable[[], str | None]:
-    """A check that says why to stop, once fewer than ``reserve`` bytes of the disk are free."""
+    """A function that returns a reason to stop once fewer than ``reserve`` bytes of the disk are
+    free.
+    """
 
     def check() -> str | None:
         free = shutil.disk_usage(directory).free
         if free >= reserve:
             return None
-        return f"only {free / GB:.1f} GB of the disk are free, {reserve / GB:.1f} GB are to stay"
+        return (
+            f"only {free / GB:.1f} GB of the disk are free; --reserve keeps {reserve / GB:.1f} GB"
+        )
 
     return check
 
@@ -105,10 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json is not None:
             options.json.write_text(json.dumps(results, indent=2) + "\n")
     except (OSError, ValueError, LoomError) as error:
-        print(f"run_70b: {error}", file=sys.stderr)
+        print(f"large: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("run_70b: interrupted", file=sys.stderr)
+        print("large: interrupted", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -119,13 +125,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run large", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="for the volume")
-    parser.add_argument("--runs", default=USUAL, metavar="METHOD:SIZE,...", help=f"default {USUAL}")
-    parser.add_argument("--shape", choices=list(SHAPES), default="70b")
-    parser.add_argument("--layers", type=int, metavar="N", help="fewer layers, for a trial")
-    parser.add_argument("--models", type=int, default=3, metavar="N", help="of methods with a base")
-    parser.add_argument("--reserve", default="8GB", metavar="SIZE", help="of the disk, left free")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    parser.add_argument(
+        "--work", type=Path, required=True, metavar="DIR", help="directory for the volume"
+    )
+    parser.add_argument(
+        "--runs",
+        default=USUAL,
+        metavar="METHOD:SIZE,...",
+        help=f"methods and the sizes of their memory cgroups [default: {USUAL}]",
+    )
+    parser.add_argument(
+        "--shape", choices=list(SHAPES), default="70b", help="shape of the models [default: 70b]"
+    )
+    parser.add_argument("--layers", type=int, metavar="N", help="number of layers, for a short run")
+    parser.add_argument(
+        "--models", type=int, default=3, metavar="N", help="base and fine-tunes [default: 3]"
+    )
+    parser.add_argument(
+        "--reserve", default="8GB", metavar="SIZE", help="disk space to leave free [default: 8GB]"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     return parser
 
 
@@ -148,13 +167,13 @@ def _checkpoint(
 def _merged(
     each: Run, directory: Path, models: list[Path], layers: int, check: Callable[[], str | None]
 ) -> dict[str, Any]:
-    """Run one merge on a cold page cache; times in seconds, sizes in bytes."""
+    """Run one merge with a cold page cache; times in seconds, sizes in bytes."""
     tunes = models[1:] if _has_base(each) else models
     document = configuration(each.method, models[0], tunes, layers)
     config, output = directory / "merge.yml", directory / "merged"
     config.write_text(json.dumps(document, indent=2) + "\n")
     command = [sys.executable, "-m", "mergeloom", "merge", str(config), str(output)]
-    # Direct writes and preallocated files would not be compressed.
+    # Direct writes and preallocated files are not compressed.
     command += ["--io", "buffered", "--ram", each.ram, "--quiet", "--json"]
     cool([file for model in models for file in model.glob("*.safetensors")])
     result = run(command, limit=each.limit, variables=VARIABLES, check=check)

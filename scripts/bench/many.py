@@ -1,12 +1,12 @@
-"""Plan, explain and merge checkpoints of very many tensors, and print what a tensor takes.
+"""Plan, explain and merge checkpoints with very many tensors; print the time per tensor.
 
-    scripts/run many --work DIR                   60,609 tensors to plan, 3,147 small ones to merge
-    scripts/run many --work DIR --layers 8        7,800 tensors to plan
+    scripts/run many --work DIR                   plan 60,609 tensors, merge 3,147 small ones
+    scripts/run many --work DIR --layers 8        plan 7,800 tensors
     scripts/run many --work DIR --methods ties
 
-Three inputs each, mixtures of experts: to plan, headers with holes instead of data; to merge, real
-tensors of 16 kB. Seconds are those of processors (user and system), so that other programs on the
-machine count little; what a tensor takes is the difference between merging and planning.
+The inputs are three mixtures of experts. For planning they are headers with holes instead of data;
+for merging, real tensors of 16 kB. CPU seconds (user and system) are printed as well, because they
+hardly depend on other programs. The time per tensor is the difference between merging and planning.
 """
 
 from __future__ import annotations
@@ -35,9 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="run many", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, help="a directory for what is made")
-    parser.add_argument("--layers", type=int, help="of what is planned, instead of all 78")
-    parser.add_argument("--methods", default="linear,ties", metavar="NAMES")
+    parser.add_argument(
+        "--work", type=Path, required=True, metavar="DIR", help="directory for the checkpoints"
+    )
+    parser.add_argument(
+        "--layers", type=int, metavar="N", help="layers of the planned model [default: 78]"
+    )
+    parser.add_argument(
+        "--methods",
+        default="linear,ties",
+        metavar="NAMES",
+        help="merge methods, separated by commas [default: linear,ties]",
+    )
     options = parser.parse_args(arguments)
     large = SHAPES["moe60k"]
     large = replace(large, layers=options.layers or large.layers)
@@ -58,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _planned(folder: Path, method: dict[str, Any], models: Sequence[Path], shape: Shape) -> None:
-    """Print what it takes to plan a merge, and to explain one tensor of it."""
+    """Measure planning a merge, and explaining one tensor of it."""
     config = _written(folder, method, models, shape)
     names = [tensor.name for tensor in tensors(shape)]
     for what, command in (
@@ -69,7 +78,7 @@ def _planned(folder: Path, method: dict[str, Any], models: Sequence[Path], shape
 
 
 def _merged(folder: Path, method: dict[str, Any], models: Sequence[Path]) -> None:
-    """Print what each of many small tensors takes."""
+    """Measure the time per tensor of a merge of many small tensors."""
     config = _written(folder, method, models, SMALL)
     output = folder / "merged"
     planned = _run(["plan", str(config)])
@@ -90,14 +99,13 @@ def _run(arguments: Sequence[str]) -> Measured:
 def _line(what: str, found: Measured) -> None:
     peak = found.peak_bytes / (1 << 20)
     print(
-        f"{what:60} {found.cpu_seconds:6.2f} s of processors  {found.seconds:6.2f} s  "
-        f"{peak:5.0f} MiB",
+        f"{what:60} {found.cpu_seconds:6.2f} CPU s  {found.seconds:6.2f} s  {peak:5.0f} MiB",
         flush=True,
     )
 
 
 def _checkpoint(directory: Path, shape: Shape, seed: int | None) -> Path:
-    """Headers alone without a ``seed``."""
+    """Generate a checkpoint; without a ``seed`` only its headers."""
     if seed is None:
         return make(directory, shape, sparse=True)
     return make(directory, shape, seed=seed, finetune_of=0 if seed else None)

@@ -1,4 +1,4 @@
-"""Measures whole processes: wall time and peak memory, on a cold page cache."""
+"""Measures processes from start to end: time and peak memory, with a cold page cache."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class StoppedError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run of a command: seconds of wall time, and of processors in user and system mode, peak
-    resident memory in bytes, bytes that it had read from and written to disks (not the page
-    cache), exit status (negative: the signal that ended it), what it printed, and what its memory
-    cgroup counted.
+    """One run of a command.
+
+    Wall and CPU seconds (user and system); peak resident bytes; bytes read from and written to
+    disk, without the page cache; exit status (negative: the signal that ended it); its output; and
+    the counters of its memory cgroup.
     """
 
     seconds: float
@@ -52,11 +53,11 @@ def run(
 ) -> Measured:
     """Run ``command`` to its end, in a memory cgroup of ``limit`` bytes if given.
 
-    ``check`` is called several times a second and stops the run by returning a reason.
+    ``check`` is called several times a second; it stops the run by returning a reason.
 
     Raises:
-        StoppedError: ``check`` stopped it.
-        OSError: it cannot be started, or the cgroup cannot be made.
+        StoppedError: ``check`` stopped the run.
+        OSError: the command cannot be started, or the cgroup cannot be created.
     """
     with contextlib.ExitStack() as stack:
         group = None if limit is None else stack.enter_context(MemoryGroup(limit))
@@ -103,9 +104,10 @@ def _text(file: IO[bytes]) -> str:
 
 
 def cool(files: Iterable[Path]) -> str:
-    """Put ``files`` out of the page cache, all others too if permitted; say how.
+    """Drop ``files`` from the page cache, and all others if permitted; return how.
 
-    What was removed before, the disk is given a moment to discard: that would slow what comes next.
+    Then wait a moment, in which the disk can discard blocks of removed files: that would slow down
+    the next run.
     """
     os.sync()
     time.sleep(_SETTLING_SECONDS)
@@ -120,7 +122,7 @@ def cool(files: Iterable[Path]) -> str:
 
 
 def warm_up(files: Iterable[Path]) -> None:
-    """Put ``files`` into the page cache."""
+    """Read ``files`` into the page cache."""
     piece = bytearray(1 << 24)
     for path in files:
         with open(path, "rb", buffering=0) as file:

@@ -1,13 +1,13 @@
-"""Every merge in little memory and in plenty: does it stay within, and are the bytes the same?
+"""Check that every merge method keeps a small memory limit and writes the same bytes as without.
 
     scripts/run same_bytes --memory-limit 768MiB
     scripts/run same_bytes --shape small --merges ties,sce --memory-limit 512MiB
 
-Each method merges as many fine-tunes as it takes, up to three, and the base where it may have one:
-once within a memory cgroup of the limit, page cache included, with the limit as budget; once with
-all the memory of the machine. The files of both are compared by SHA-256. Ends with status 1 if any
-differ, or if a merge fails or is killed. Where no cgroup can be made, the budget alone limits the
-first run, and the peak of its resident memory is what counts.
+Each method merges as many fine-tunes as it accepts, up to three, and a base where allowed. It runs
+once in a memory cgroup of the given size, page cache included, with this size as budget; and once
+with all memory of the machine. The SHA-256 of all files are compared. Exit status 1 if any differ,
+or a merge fails or is killed. If no cgroup can be created, only the budget limits the first run,
+and its peak resident memory is checked instead.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ _BLOCK = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method: what the limited run took (seconds, bytes), and what came out of both."""
+    """Results of one method: seconds and bytes of both runs, and whether their outputs are the
+    same.
+    """
 
     merge: str
     seconds: float
@@ -48,7 +50,7 @@ class Row:
 
 
 def compare(config: Path, output: Path, limit: int, grouped: bool) -> Row:
-    """Merge within ``limit`` bytes and without a limit, and compare."""
+    """Merge with a limit of ``limit`` bytes and without a limit, and compare the outputs."""
     little, digests = _merged(config, output, limit, grouped)
     plenty, others = _merged(config, output, None, False)
     failure = _failure(little) or _failure(plenty)
@@ -56,7 +58,7 @@ def compare(config: Path, output: Path, limit: int, grouped: bool) -> Row:
         names = sorted(name for name, _ in digests.items() ^ others.items())
         failure = f"{', '.join(sorted(set(names)))} differ"
     if failure is None and not grouped and little.peak_bytes > limit:
-        failure = f"took {little.peak_bytes} bytes"
+        failure = f"used {little.peak_bytes} bytes, more than the limit"
     whole = hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
     read = json.loads(little.output)["io"]["read_bytes"] if little.status == 0 else 0
     return Row(
@@ -75,7 +77,7 @@ def compare(config: Path, output: Path, limit: int, grouped: bool) -> Row:
 def _merged(
     config: Path, output: Path, limit: int | None, grouped: bool
 ) -> tuple[Measured, dict[str, str]]:
-    """A merge, and the SHA-256 of each file that it wrote; the files are removed."""
+    """Run a merge and return the SHA-256 of each output file; the files are removed."""
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-m", "mergeloom", "merge", str(config), str(output)]
     command += ["--quiet", "--json"]
@@ -122,11 +124,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shape", choices=list(SHAPES), default="1b")
-    parser.add_argument("--merges", default="all", metavar="NAMES", help="default all")
-    parser.add_argument("--memory-limit", default="768MiB", metavar="SIZE")
-    parser.add_argument("--work", type=Path, default=_WORK, metavar="DIR")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="what was measured")
+    parser.add_argument(
+        "--shape", choices=list(SHAPES), default="1b", help="shape of the models [default: 1b]"
+    )
+    parser.add_argument(
+        "--merges",
+        default="all",
+        metavar="NAMES",
+        help="merge methods, separated by commas [default: all]",
+    )
+    parser.add_argument(
+        "--memory-limit",
+        default="768MiB",
+        metavar="SIZE",
+        help="size of the memory cgroup [default: 768MiB]",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=_WORK,
+        metavar="DIR",
+        help=f"directory for checkpoints and outputs [default: {_WORK}]",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     parser.add_argument("--clean", action="store_true", help="remove the checkpoints at the end")
     options = parser.parse_args(arguments)
     rows: list[Row] = []
@@ -137,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work.mkdir(parents=True, exist_ok=True)
         base, tunes = checkpoints(work, options.shape)
         grouped = can_group()
-        print(f"{options.shape}, {options.memory_limit}{'' if grouped else ', no cgroups here'}")
+        limited_by = "cgroup" if grouped else "budget only, as no cgroup can be created"
+        print(f"{options.shape}, {options.memory_limit} ({limited_by})")
         print(_HEADING, flush=True)
         for method in chosen:
             layers = SHAPES[options.shape].layers

@@ -1,11 +1,11 @@
-"""Stack layers of two 70B-shaped checkpoints where extents are shared: what is cloned, how fast.
+"""Stack layers of two 70B-shaped checkpoints by cloning extents, and measure how fast that is.
 
-    scripts/run stack --work DIR                       on an XFS
+    scripts/run stack --work DIR                       on XFS
     scripts/run stack --work DIR --kind btrfs
 
-The checkpoints are files of their full length, with headers and reserved extents that nothing is
-written to: so they and the stack take no room of the disk, while the file system has as much to do
-as with real ones. It lies in a sparse file, all of which is removed at the end. Needs root.
+The checkpoints have their full length, with headers and with reserved extents that are never
+written. So they and the output occupy no disk space, while the file system has as much to do as
+with real ones. It lies in a sparse file, which is removed at the end. Needs root.
 """
 
 from __future__ import annotations
@@ -33,9 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="run stack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="for the volume")
-    parser.add_argument("--kind", choices=("btrfs", "xfs"), default="xfs")
-    parser.add_argument("--shape", choices=list(SHAPES), default="70b")
+    parser.add_argument(
+        "--work", type=Path, required=True, metavar="DIR", help="directory for the volume"
+    )
+    parser.add_argument(
+        "--kind", choices=("btrfs", "xfs"), default="xfs", help="file system [default: xfs]"
+    )
+    parser.add_argument(
+        "--shape", choices=list(SHAPES), default="70b", help="shape of the models [default: 70b]"
+    )
     options = parser.parse_args(arguments)
     try:
         options.work.mkdir(parents=True, exist_ok=True)
@@ -43,13 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Volume(options.work.resolve(), 4 * size + 2 * GB, options.kind) as mounted:
             print(_stacked(mounted, options.shape), flush=True)
     except OSError as error:
-        print(f"run stack: {error}", file=sys.stderr)
+        print(f"stack: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def _stacked(mounted: Path, shape: str) -> str:
-    """Merge, and say what that took."""
+    """Run the merge and describe what was cloned and how long it took."""
     layers = SHAPES[shape].layers
     models = []
     for number, megabytes in enumerate(_SHARDS):

@@ -1,9 +1,10 @@
-"""Merge 70B-shaped checkpoints with different vocabularies in a memory cgroup of the budget's size.
+"""Merge 70B-shaped checkpoints with different vocabularies in a small memory cgroup.
 
-    scripts/run union --work DIR                       three, 152k tokens, in 512 MiB
+    scripts/run union --work DIR                       three of 152k tokens, in 512 MiB
 
-The checkpoints have one layer; embedding and head are what is large. They are headers and holes:
-only the output takes room of the disk, 7 GB, all of which is removed at the end. Needs root.
+The budget is the size of the cgroup. The checkpoints have one layer and large embeddings and heads.
+They are headers and holes, so only the output occupies disk space: 7 GB, removed at the end. Needs
+root.
 """
 
 from __future__ import annotations
@@ -35,10 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="run union", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--models", type=int, default=3, metavar="N")
-    parser.add_argument("--ram", default="512MiB", metavar="SIZE")
-    parser.add_argument("--shape", choices=list(SHAPES), default="70b")
+    parser.add_argument(
+        "--work", type=Path, required=True, metavar="DIR", help="directory for models and output"
+    )
+    parser.add_argument(
+        "--models", type=int, default=3, metavar="N", help="number of models [default: 3]"
+    )
+    parser.add_argument(
+        "--ram", default="512MiB", metavar="SIZE", help="budget and cgroup size [default: 512MiB]"
+    )
+    parser.add_argument(
+        "--shape", choices=list(SHAPES), default="70b", help="shape of the models [default: 70b]"
+    )
     options = parser.parse_args(arguments)
     work = options.work / "union"
     try:
@@ -46,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         models = [_model(work / f"m{n}", options.shape, n) for n in range(options.models)]
         print(_merged(work, models, options.ram, parse_size(options.ram)))
     except (OSError, LoomError) as error:
-        print(f"run union: {error}", file=sys.stderr)
+        print(f"union: {error}", file=sys.stderr)
         return 1
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -78,7 +87,7 @@ def _model(directory: Path, shape: str, number: int) -> Path:
 
 
 def _merged(work: Path, models: Sequence[Path], ram: str, limit: int) -> str:
-    """Merge, and say what that took."""
+    """Run the merge and describe its time, memory and bytes read."""
     config = work / "union.yml"
     document = {
         "merge_method": "linear",

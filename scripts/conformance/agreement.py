@@ -1,9 +1,8 @@
-"""One tensor as both programs merged it: how far apart they are, and for which reason.
+"""Compares a tensor of both programs: how far apart they are, and why.
 
-Distances are in units: roundings of float32 (2⁻²³) of the magnitudes that were added up for an
-element, to which comes the last place of a result that is stored in 16 bits. Where mergeloom and
-mergekit are more than `LIMIT` units apart, one of `DIFFERENCES` must explain it. docs/methods.md
-describes each by its name.
+Distances are in units: float32 roundings (2⁻²³) of the sum of magnitudes that were added for an
+element, plus one last place of a result stored in 16 bits. If mergeloom and mergekit are more than
+`LIMIT` units apart, one of `DIFFERENCES` must explain it; docs/methods.md describes each of them.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from scripts.conformance import oracle
 from scripts.conformance.oracle import Answer
 
 LIMIT = 4.0
-"""Units that a few float32 operations in another order make."""
+"""Units by which a few float32 operations in another order may differ."""
 
 _UNIT = 2.0**-23
 _ANGLES = 2.0**13
-"""Units up to which an angle goes astray in float32: the arc cosine of a number near 1 loses half
-of the digits, so that 2⁻¹² of the angle is noise."""
+"""Largest error of an angle in float32, in units: the arc cosine of a number near 1 loses half of
+the digits, so that 2⁻¹² of the angle is noise."""
 _SMALL = 1e-6
-"""Sum of mean squares below which mergekit weighs all models alike."""
+"""Sum of mean squares below which mergekit gives all models the same weight."""
 _SCORES = 0.15
-"""Share of elements of a tensor whose choice may hang on scores in float32."""
+"""Fraction of a tensor's elements whose choice may depend on float32 scores."""
 
 _GRAM = ("slerp", "nuslerp", "multislerp", "karcher", "model_stock")
 _BAND = ("ties", "breadcrumbs", "breadcrumbs_ties")
@@ -36,10 +35,10 @@ _BAND = ("ties", "breadcrumbs", "breadcrumbs_ties")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a tensor was merged from: the inputs as stored, and the parameters for them.
+    """The inputs of a merged tensor, as stored, and their parameters.
 
-    ``method`` is ``None`` where the one tensor of ``others`` was copied. ``each`` goes by
-    ``others``.
+    ``method`` is ``None`` if the single tensor of ``others`` was copied. ``each`` has the
+    parameters of ``others``, in the same order.
     """
 
     method: str | None
@@ -57,11 +56,11 @@ class Inputs:
         return _ANSWERS[self.method](self)
 
     def all(self, name: str) -> list[Any]:
-        """A parameter of each of the models that are not the base."""
+        """The values of a per-model parameter, without the base."""
         return [given[name] for given in self.each]
 
     def some(self, *names: str) -> list[Any]:
-        """Parameters of all models together."""
+        """Values of several global parameters."""
         return [self.settings[name] for name in names]
 
     @property
@@ -78,7 +77,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Results:
-    """A tensor of both programs, in float64, beside the right answer and its scale."""
+    """A tensor of both programs in float64, with the right answer and its scale."""
 
     inputs: Inputs
     ours: Tensor
@@ -98,7 +97,7 @@ class Results:
         return cls(inputs, ours.double(), theirs.double(), answer, scale, kind)
 
     def units(self, one: Tensor, other: Tensor) -> Tensor:
-        """The distance of two results, element by element."""
+        """The distance of two results in units, for each element."""
         unit = self.scale * _UNIT + 1e-42
         if self.kind.bits == 16:
             unit += one.abs().clamp_min(self.kind.tiny) * self.kind.eps
@@ -107,7 +106,9 @@ class Results:
 
     @property
     def error(self) -> Tensor:
-        """Units from mergeloom to the answer; 0 where a decision depends on the last bit."""
+        """Distance of mergeloom from the answer in units; 0 where a decision depends on the last
+        bit.
+        """
         off = self.units(self.ours, self.answer.value)
         return off if self.answer.either is None else off.masked_fill(self.answer.either, 0.0)
 
@@ -116,9 +117,9 @@ class Results:
 class Agreement:
     """The comparison of two results.
 
-    ``units`` is the largest distance of what no difference explains, ``error`` that of mergeloom
-    from the answer, ``apart`` that of both programs where reasons are roundings. ``explained``
-    counts the elements that were decided otherwise, by reason.
+    ``units`` is the largest distance that no difference explains, ``error`` the largest distance of
+    mergeloom from the answer, ``apart`` the largest distance of the programs where rounding is the
+    reason. ``explained`` counts the elements for each reason.
     """
 
     elements: int
@@ -129,7 +130,7 @@ class Agreement:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is left unexplained, and mergeloom is right."""
+        """Whether everything is explained and mergeloom is right."""
         return self.units <= LIMIT and self.error <= LIMIT
 
 
@@ -159,7 +160,9 @@ def compare(results: Results) -> Agreement:
 
 
 def decisions(results: Results) -> Tensor:
-    """Where the result depends on equal numbers or on the last bit: roundings do not show there."""
+    """Elements whose result depends on equal numbers or on the last bit; distances are no error
+    there.
+    """
     either = results.answer.either
     doubtful = torch.zeros_like(results.scale, dtype=torch.bool) if either is None else either
     return doubtful | _equal_magnitudes(results)
@@ -168,8 +171,8 @@ def decisions(results: Results) -> Tensor:
 def ulps(found: Tensor, results: Results) -> Tensor:
     """Distances from the answer in units in the last place of bfloat16.
 
-    Where an answer is less than 2⁻⁸ of the magnitudes that were added up, it is less than the last
-    place of what it was made from: then the unit is that of 2⁻⁸ of them.
+    If an answer is smaller than 2⁻⁸ of the sum of magnitudes, the unit is the last place of that
+    bound, because the answer cannot be more exact than its terms.
     """
     exact = results.answer.value
     magnitude = exact.abs().maximum(results.scale * 2.0**-8)
@@ -181,11 +184,11 @@ def _most(values: Tensor) -> float:
     return float(values.max()) if values.numel() else 0.0
 
 
-# --- differences, by the names that the documentation has -----------------------------------------
+# --- differences, by their names in the documentation ---------------------------------------------
 
 
 def _equal_magnitudes(results: Results) -> Tensor:
-    """Where an element is just as large as the last one that is kept, or dropped."""
+    """Elements as large as the last one that is kept, or dropped."""
     inputs = results.inputs
     found = torch.zeros_like(results.scale, dtype=torch.bool)
     if inputs.method == "sce" and inputs.settings["select_topk"] < 1:
@@ -203,7 +206,7 @@ def _equal_magnitudes(results: Results) -> Tensor:
 
 
 def _at_ranks(magnitudes: Tensor, ranks: Sequence[int], near: float) -> Tensor:
-    """Where magnitudes equal that of a rank behind which there are more of them."""
+    """Elements whose magnitude equals that at a rank, if several have it."""
     order = magnitudes.reshape(-1).sort(descending=True).values
     found = torch.zeros_like(magnitudes, dtype=torch.bool)
     for rank in ranks:
@@ -213,7 +216,7 @@ def _at_ranks(magnitudes: Tensor, ranks: Sequence[int], near: float) -> Tensor:
 
 
 def _balanced_votes(results: Results) -> Tensor:
-    """Where the votes for both signs are the same but for rounding."""
+    """Elements where the votes for both signs are equal except for rounding."""
     either = results.answer.either
     if either is None or results.inputs.method == "arcee_fusion":
         return torch.zeros_like(results.scale, dtype=torch.bool)
@@ -221,15 +224,15 @@ def _balanced_votes(results: Results) -> Tensor:
 
 
 def _small_squares(results: Results) -> Tensor:
-    """Where mergekit has what weights that are all alike give, as the mean squares are small."""
+    """Elements where mergekit has the result of equal weights, as the mean squares are small."""
     return _as_selected(results, even=True)
 
 
 def _as_selected(results: Results, even: bool) -> Tensor:
-    """Where mergekit has what the method gives for the positions that it took.
+    """Elements where mergekit has the method's result for its own selection of positions.
 
-    These may be others only where variances are equal but for rounding. ``even``: weights are all
-    alike, which they may be only where the mean squares are small.
+    The selections may differ only where variances are equal except for rounding. ``even``: all
+    weights are equal, which is allowed only if the mean squares are small.
     """
     inputs = results.inputs
     nothing = torch.zeros_like(results.scale, dtype=torch.bool)
@@ -252,14 +255,14 @@ def _as_selected(results: Results, even: bool) -> Tensor:
 
 
 def _float32_angles(results: Results) -> Tensor:
-    """Where a norm or an angle was computed in float32, and mergeloom's is the right one."""
+    """Elements where a norm or an angle was computed in float32, and mergeloom's is right."""
     if results.inputs.method not in _GRAM or _most(results.error) > LIMIT:
         return torch.zeros_like(results.scale, dtype=torch.bool)
     return results.units(results.ours, results.theirs) <= _ANGLES
 
 
 def _float32_scores(results: Results) -> Tensor:
-    """Where both programs took the value of one model or the other, but not of the same."""
+    """Elements that each program took from one of the models, but not from the same one."""
     inputs = results.inputs
     if inputs.method != "arcee_fusion":
         return torch.zeros_like(results.scale, dtype=torch.bool)
@@ -282,10 +285,10 @@ DIFFERENCES: dict[str, Callable[[Results], Tensor]] = {
 
 
 def _without_drops(inputs: Inputs) -> Answer:
-    """What is left of a method that drops at random where it drops nothing."""
+    """The answer of a random method if it drops nothing."""
     alike = all(torch.equal(other, inputs.start) for other in inputs.others)
     if not alike and any(density < 1 for density in inputs.all("density")):
-        raise ValueError("a random choice has no answer of its own")
+        raise ValueError("the result of a random choice cannot be predicted")
     combine = oracle.elect if inputs.method in ("dare_ties", "della") else oracle.add_up
     taus = oracle.differences(inputs.start, inputs.others)
     return combine(inputs.start, taus, inputs.all("weight"), *inputs.some("normalize", "lambda"))

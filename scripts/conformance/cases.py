@@ -1,7 +1,7 @@
 """The merges of scripts/run conformance: methods, parameters, small checkpoints.
 
-A family is a folder of checkpoints of one shape: a base, fine-tunes of it, a model that has nothing
-to do with it, one that equals it. A case is a configuration in which models go by these names.
+A family is a folder of checkpoints of one shape: a base, fine-tunes of it, an unrelated model, and
+one equal to the base. A case is a configuration that refers to models by these names.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ TUNES = ("one", "two", "three")
 
 @dataclass(frozen=True)
 class Family:
-    """Checkpoints of one shape; ``dtypes`` by model, that of ``base`` for those not named.
+    """Checkpoints of one shape; ``dtypes`` by model, with that of ``base`` as the default.
 
-    ``whole``: all cases are run on it, not one for each method only.
+    ``whole``: all cases run on it, instead of one per method.
     """
 
     shape: Shape
@@ -33,7 +33,7 @@ class Family:
     whole: bool = False
 
     def make(self, folder: Path) -> None:
-        """Write the checkpoints, each in a directory of its name.
+        """Write the checkpoints, each to a directory of its name.
 
         Raises:
             OSError: they cannot be written.
@@ -64,7 +64,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One merge; ``words`` say what is special about it."""
+    """One merge; ``words`` describes its settings."""
 
     family: str
     words: str
@@ -79,7 +79,9 @@ class Case:
         return f"{self.family} {self.method} {self.words}".strip()
 
     def located(self, folder: Path, dtype: str) -> dict[str, Any]:
-        """The configuration with models of ``folder``, and arithmetic and output in ``dtype``."""
+        """The configuration with the models of ``folder``, and with ``dtype`` for arithmetic and
+        output.
+        """
 
         def locate(value: Any) -> Any:
             if isinstance(value, Mapping):
@@ -101,7 +103,7 @@ def _merge(
     base: str | None = None,
     **settings: Any,
 ) -> Document:
-    """A merge of whole models; a tuple in ``each`` has one value for each of them."""
+    """A merge of whole models; a tuple in ``each`` has one value for each model."""
 
     def of(number: int) -> dict[str, Any]:
         given = {
@@ -224,7 +226,7 @@ def _swaps() -> Iterator[Document]:
 
 
 def _configurations() -> Iterator[tuple[str, Document]]:
-    """Slices, gradients and filters: which value a tensor gets, and where it goes."""
+    """Slices, gradients and filters: which value applies to a tensor, and where the tensor goes."""
 
     def source(model: str, start: int, stop: int, **parameters: Any) -> dict[str, Any]:
         given = {"parameters": parameters} if parameters else {}
@@ -257,7 +259,7 @@ def _configurations() -> Iterator[tuple[str, Document]]:
 
 
 def words_of(document: Document) -> str:
-    """What a merge of whole models says beside its method: models and parameters."""
+    """Describe a merge of whole models: models and parameters, without the method."""
     models = [entry["model"] for entry in document["models"]]
     words = [",".join(models)] if models != list(TUNES) else []
     if "base_model" in document and document["merge_method"] in ("nuslerp", "multislerp"):

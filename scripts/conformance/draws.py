@@ -1,7 +1,7 @@
-"""Do the methods that choose at random choose as they should, in both programs?
+"""Check the random choices of both programs statistically.
 
-One fine-tune is added to its base with weight 1, so that what was kept can be read off the result.
-Shares are compared with what chance makes of the expected ones: in standard deviations.
+One fine-tune is added to its base with weight 1, so that the kept elements can be seen in the
+result. The differences from the expected shares are given in standard deviations.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WEIGHTS = (0.5, 0.3, 0.4)
 
 @dataclass(frozen=True)
 class Draw:
-    """A number that depends on chance: expected, of each program, and the standard deviation."""
+    """A random quantity: its expectation, its value in each program, and its standard deviation."""
 
     method: str
     what: str
@@ -39,22 +39,22 @@ class Draw:
 
     @property
     def our_deviation(self) -> float:
-        """Of mergeloom, in standard deviations."""
+        """Deviation of mergeloom, in standard deviations."""
         return (self.ours - self.expected) / self.spread
 
     @property
     def their_deviation(self) -> float:
-        """Of mergekit, in standard deviations."""
+        """Deviation of mergekit, in standard deviations."""
         return (self.theirs - self.expected) / self.spread
 
     @property
     def sound(self) -> bool:
-        """Whether both programs do what is expected."""
+        """Whether both programs are as expected."""
         return abs(self.our_deviation) < LIMIT and abs(self.their_deviation) < LIMIT
 
 
 def draws(models: Path, out: Path, environment: Path) -> list[Draw]:
-    """Run randomised merges with both programs, and count.
+    """Run randomised merges with both programs and count the kept elements.
 
     Raises:
         OSError: mergekit's process cannot be started, or ends early.
@@ -115,7 +115,7 @@ def _counted(
     if len(document["models"]) > 1:
         yield from _moments(draw, density, base, tunes)
     elif rescale:
-        # Roundings of the base plus a task vector make the sum of magnitudes a little uncertain.
+        # Rounding of base + task vector makes the sum of magnitudes slightly uncertain.
         yield draw("L1 norm when rescaled", 1.0, lambda out: _size(out, base, tunes[0]), 1e-5)
     elif method.startswith("della"):
         yield from _by_rank(draw, density, base, tunes[0])
@@ -137,7 +137,7 @@ def _kept(
     base: Tensors,
     chance: Callable[[str], Tensor],
 ) -> Draw:
-    """The share that is kept of some elements, each of which has a chance of its own."""
+    """The share of elements that are kept, where each has its own probability."""
     count = sum(int(mask.sum()) for mask in looked_at.values())
     chances = {n: chance(n).expand(mask.shape)[mask].double() for n, mask in looked_at.items()}
     expected = sum(float(p.sum()) for p in chances.values()) / count
@@ -152,12 +152,12 @@ def _kept(
 def _by_rank(
     draw: Callable[..., Draw], density: float, base: Tensors, tune: Tensors
 ) -> Iterator[Draw]:
-    """Shares that are kept of matrices, and of the parts of each row that rank alike."""
+    """The shares kept of whole matrices, and of the parts of each row with similar ranks."""
 
     ranks, rows = {}, [name for name in base if base[name].dim() == 2]
     for name in rows:
         order = (tune[name] - base[name]).abs().argsort(1, descending=True)
-        # As shares of the row: 0 for the largest element, 1 for the smallest.
+        # Rank as a fraction of the row: 0 for the largest element, 1 for the smallest.
         ranks[name] = order.argsort(1) / (order.shape[1] - 1)
 
     def chance(name: str) -> Tensor:
@@ -171,7 +171,7 @@ def _by_rank(
 
 
 def _size(out: Tensors, base: Tensors, tune: Tensors) -> float:
-    """The largest or least quotient of the L1 norms of what was added and of the task vector."""
+    """The extreme ratio of two L1 norms: what was added, and the task vector."""
     quotients = [
         float((out[n].double() - base[n].double()).abs().sum())
         / float((tune[n].double() - base[n].double()).abs().sum())
@@ -183,9 +183,9 @@ def _size(out: Tensors, base: Tensors, tune: Tensors) -> float:
 def _moments(
     draw: Callable[..., Draw], density: float, base: Tensors, tunes: list[Tensors]
 ) -> Iterator[Draw]:
-    """Of all that three fine-tunes add: mean and mean square, beside what DARE promises.
+    """Mean and mean square of the sum of three fine-tunes, compared with the expectation of DARE.
 
-    Dropping and rescaling leave the mean as it is, and add Σ w²τ² (1/density - 1) to the square.
+    Dropping and rescaling keep the mean, and add Σ w²τ² (1/density - 1) to the mean square.
     """
     import torch
 

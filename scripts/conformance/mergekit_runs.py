@@ -21,7 +21,7 @@ _VARIABLES = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREAD
 def run_mergekit(
     merges: Sequence[tuple[Mapping[str, Any], Path]], environment: Path, seed: int = 0
 ) -> list[str | None]:
-    """Run configurations by mergekit, all in one process; an error each, or ``None``.
+    """Run all configurations with mergekit in one process; return an error or ``None`` for each.
 
     Raises:
         OSError: the process cannot be started, or ends early.

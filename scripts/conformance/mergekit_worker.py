@@ -1,10 +1,10 @@
-"""Merges by mergekit, many in one process; started by the Python of an environment that has it.
+"""Runs merges with mergekit, many in one process; started with the Python of its environment.
 
     ENVIRONMENT/bin/python scripts/conformance/mergekit_worker.py < MERGES > OUTCOMES
 
-Every line of the input is a JSON object: ``config`` (a merge configuration), ``output`` (a
-directory), ``seed`` (of random numbers). Every line of the output is one too: ``error`` is null, or
-what the merge ended with.
+Each input line is a JSON object: ``config`` (a merge configuration), ``output`` (a directory),
+``seed`` (of random numbers). Each output line is a JSON object: ``error`` is null or the error of
+the merge.
 """
 
 import json
@@ -13,8 +13,8 @@ import sys
 
 
 def main() -> None:
-    """Run the merges of the input, one after the other."""
-    # Only there where this is started.
+    """Run the merges of the input one after another."""
+    # Installed only in mergekit's environment.
     from mergekit.config import MergeConfiguration  # type: ignore[import-not-found,unused-ignore]
     from mergekit.merge import run_merge  # type: ignore[import-not-found,unused-ignore]
     from mergekit.options import MergeOptions  # type: ignore[import-not-found,unused-ignore]
@@ -30,7 +30,7 @@ def main() -> None:
                 random_seed=merge["seed"], quiet=True, write_model_card=False, copy_tokenizer=False
             )
             run_merge(config, merge["output"], options)
-        except Exception as raised:  # any: it is the answer
+        except Exception as raised:  # any error: it is reported to the caller
             error = f"{type(raised).__name__}: {raised}"
         print(json.dumps({"error": error}), file=answers, flush=True)
 

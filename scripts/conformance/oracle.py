@@ -1,8 +1,9 @@
-"""Every merge method on whole tensors in float64, straight from the papers.
+"""Every merge method on whole tensors in float64, implemented from the papers.
 
-Nothing here is fast, and nothing is shared with what is tested. Task vectors are rounded to
-float32 as the definition says; everything after that is float64. An oracle returns the result,
-the magnitudes that were added up (which bound rounding), and where a decision depends on rounding.
+Simple instead of fast, and independent of the code under test. Task vectors are rounded to float32
+as in the definition; everything after that is float64. An oracle returns the result, the sum of
+magnitudes that were added (a bound of rounding), and the elements whose decision depends on
+rounding.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def nuslerp(
     x = torch.where(straight, 1 - t, ((1 - t) * omega).sin() / omega.sin())
     y = torch.where(straight, t, (t * omega).sin() / omega.sin())
     value, scale = x * a + y * b, (x * a).abs() + (y * b).abs()
-    # Close to opposite directions the plane of the arc depends on rounding, however it is found.
+    # For nearly opposite directions the plane of the arc depends on rounding, however it is found.
     scale = scale / (1 + cosine).clamp_min(1e-6).clamp_max(1)
     return on_base(base, value.view(shape), scale.view(shape))
 
@@ -96,7 +97,7 @@ def multislerp(
     base: torch.Tensor | None = None,
     normalize: bool = True,
 ) -> Answer:
-    """Step by step: to the tangent space at the mean, and back by the exponential map."""
+    """To the tangent space at the mean, and back with the exponential map."""
     vectors = doubles(inputs) if base is None else differences(base, inputs)
     if normalize:
         weights = [w / sum(weights) for w in weights]
@@ -147,7 +148,7 @@ def karcher(inputs: Tensors, max_iter: int = 10, tol: float = 1e-5) -> Answer:
         mean = math.cos(step) * mean + math.sin(step) * tangent / step
     length = sum(lengths) / len(lengths)
     scale = torch.stack([u.abs() for u in units]).sum(0) * length
-    # Directions that are nearly opposite cancel, and what is left of them is made longer.
+    # Nearly opposite directions cancel, and the small remainder is scaled up.
     return Answer(mean * length, scale * max(1.0, 1 / (len(units) * max(left, 1e-7))))
 
 
@@ -177,7 +178,7 @@ def model_stock(base: torch.Tensor, others: Tensors, filter_wise: bool = False) 
 
 
 def largest(vector: torch.Tensor, keep: int) -> torch.Tensor:
-    """Mask of the ``keep`` largest magnitudes, ties by lowest index."""
+    """Mask of the ``keep`` largest magnitudes; of equal ones, the lowest indices."""
     order = torch.sort(-vector.abs().reshape(-1), stable=True).indices
     mask = torch.zeros(vector.numel(), dtype=torch.bool)
     mask[order[:keep]] = True
@@ -296,7 +297,7 @@ def sce(
     selection: torch.Tensor | None = None,
     even: bool = False,
 ) -> Answer:
-    """``selection`` and ``even`` stand in for the positions and for the weights of the method."""
+    """``selection`` and ``even`` replace the method's positions and weights."""
     taus = differences(base, others)
     if selection is None and select_topk < 1:
         spread = variance(base, others)
@@ -325,7 +326,7 @@ def digest(*parts: object) -> int:
 
 
 def drawn(seed: int, tensor: str, number: int, shape: Sequence[int]) -> torch.Tensor:
-    """The generator in whole numbers: uniform in [0, 1), a multiple of 2⁻³²."""
+    """The random generator in integers: uniform in [0, 1), a multiple of 2⁻³²."""
     key, word = digest(seed, number, tensor), 1 << 32
     numbers = []
     for index in range(math.prod(shape)):

@@ -1,24 +1,23 @@
-"""Merge small checkpoints by mergeloom and by mergekit, and compare what comes out.
+"""Merge small checkpoints with mergeloom and mergekit, and compare the results.
 
     scripts/run conformance ENVIRONMENT
     scripts/run conformance ENVIRONMENT --only ties --only 'bf16 sce' --tensors
     scripts/run conformance ENVIRONMENT --markdown tables.md
 
-ENVIRONMENT is one with mergekit 0.1.5. Three things are looked at:
+ENVIRONMENT is a Python environment with mergekit 0.1.5. There are three comparisons:
 
-- *results*: every case of scripts/conformance/cases.py with ``dtype: float32``. Each tensor of both
-programs
-  is compared, element by element, and mergeloom's with a float64 oracle besides. Where they are
-  further apart than a few roundings of float32, a named difference must explain it, which
-  docs/methods.md describes.
-- *accuracy*: the same cases with ``dtype: bfloat16``. How far each program is from the float64
+- *results*: every case of scripts/conformance/cases.py with ``dtype: float32``. Each tensor of the
+  two programs is compared element by element, and mergeloom's also with a float64 oracle. If they
+  differ by more than a few float32 roundings, one of the differences that docs/methods.md describes
+  must explain it.
+- *accuracy*: the same cases with ``dtype: bfloat16``: the distance of each program from the float64
   oracle, in units in the last place of bfloat16.
-- *draws*: methods that choose at random. Both programs' choices are compared with what chance
-  should do: shares that are kept, for della by rank; sizes; first and second moments.
+- *draws*: random methods. The choices of both programs are compared with the expected statistics:
+  shares of kept elements (by rank for della), sizes, first and second moments.
 
-Everything is made anew in each run; mergekit merges all cases of a family in one process. Ends with
-status 1 if a difference is left unexplained, if mergeloom is not where the oracle is, or if a draw
-is not as it should be.
+Checkpoints and merges are generated anew in each run; mergekit merges all cases of a family in one
+process. The exit status is 1 if a difference is not explained, if mergeloom differs from the
+oracle, or if the random choices deviate too far.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ _PRECISIONS = {"results": "float32", "accuracy": "bfloat16"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one case in both programs: an error, or a directory."""
+    """The result of one case from both programs: an error, or a directory."""
 
     case: Case
     planned: PlannedMerge | None
@@ -65,7 +64,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A case compared: ``reason`` names why there is nothing to compare, or less than all."""
+    """The comparison of a case; ``reason`` explains why not everything was compared."""
 
     case: Case
     tensors: Mapping[str, Agreement] = field(default_factory=dict)
@@ -79,7 +78,7 @@ class Verdict:
 
     @property
     def explained(self) -> dict[str, int]:
-        """Numbers of elements by the difference that explains them."""
+        """Number of elements for each difference that explains them."""
         total: dict[str, int] = {}
         for found in self.tensors.values():
             for name, count in found.explained.items():
@@ -106,7 +105,7 @@ class Ulps:
 
 
 def run_all(chosen: Sequence[Case], out: Path, mergekit: Path) -> list[Outcome]:
-    """Merge all cases by both programs.
+    """Run all cases with both programs.
 
     Raises:
         OSError: mergekit's process cannot be started, or ends early.
@@ -147,7 +146,7 @@ class Models:
         return self._loaded[model][name]
 
     def inputs(self, plan: TensorPlan) -> Inputs:
-        """What a tensor is merged from."""
+        """The inputs of a merged tensor."""
         from scripts.conformance.agreement import Inputs
 
         method = None if plan.method is None else plan.method.name
@@ -198,7 +197,7 @@ def judge(outcome: Outcome, models: Models) -> Verdict:
 
 
 def _unlike_errors(outcome: Outcome, models: Models) -> Verdict | None:
-    """The verdict where one program or both refused to merge."""
+    """The verdict if one program or both refused to merge."""
     ours, theirs = outcome.our_error, outcome.their_error
     if ours is None and theirs is None:
         return None
@@ -226,7 +225,7 @@ def _tied(directory: Path) -> bool:
 
 
 def accuracy(outcome: Outcome, models: Models) -> tuple[Ulps, Ulps]:
-    """How far mergeloom and mergekit are from the float64 result, in bfloat16."""
+    """Distances of mergeloom and mergekit from the float64 result, in units of bfloat16."""
     from scripts.conformance.agreement import Results, decisions, ulps
 
     sums = [Ulps(), Ulps()]
@@ -251,7 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if not (options.environment / "bin" / "mergekit-yaml").exists():
-            raise ValueError(f"'{options.environment}' is no environment with mergekit in it")
+            raise ValueError(
+                f"'{options.environment}' has no bin/mergekit-yaml: name an environment"
+            )
         chosen = [
             case
             for case in cases()
@@ -272,18 +273,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("environment", type=Path, metavar="ENVIRONMENT")
     parser.add_argument(
-        "--only", action="append", metavar="TEXT", help="cases whose name holds it; repeatable"
+        "--only", action="append", metavar="TEXT", help="cases whose names contain TEXT; repeatable"
     )
     parser.add_argument(
         "--what",
         choices=["results", "accuracy", "draws"],
         action="append",
-        help="part of it; repeatable; by default everything",
+        help="run only this comparison; repeatable [default: all three]",
     )
-    parser.add_argument("--tensors", action="store_true", help="a line for each tensor")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="every case and tensor")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables by method")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="where temporary files go")
+    parser.add_argument("--tensors", action="store_true", help="print a line for each tensor")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="directory for temporary files")
     return parser
 
 
@@ -323,14 +324,14 @@ def _examine(options: argparse.Namespace, chosen: Sequence[Case], folder: Path) 
         options.markdown.write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     if options.json:
         options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print("\nsound" if sound else "\nNOT SOUND: see the lines that begin with '!'")
+    print("\npassed" if sound else "\nFAILED: see the lines that begin with '!'")
     return 0 if sound else 1
 
 
 def _merged(
     chosen: Sequence[Case], folder: Path, what: str, environment: Path
 ) -> Iterator[Outcome]:
-    """Every case merged by both programs in the precision that ``what`` takes."""
+    """Merge every case with both programs, in the precision of the comparison ``what``."""
     for family in dict.fromkeys(case.family for case in chosen):
         located = [
             Case(family, case.words, case.located(folder / family, _PRECISIONS[what]))
@@ -343,7 +344,7 @@ def _merged(
 
 
 def _show(verdict: Verdict, tensors: bool) -> None:
-    """One line for a case: how far apart the programs are, where, and what explains more."""
+    """Print one line for a case: the largest distance, its tensor, and the explanations."""
     mark = " " if verdict.sound else "!"
     if not verdict.tensors:
         print(f"{mark} {verdict.case}: {verdict.failure or verdict.reason}", flush=True)
@@ -372,7 +373,7 @@ def _verdict_document(verdict: Verdict) -> dict[str, Any]:
 
 
 def results_table(verdicts: Sequence[Verdict]) -> str:
-    """By method: cases, elements, the largest distances in units, what is explained by name."""
+    """Per method: cases, elements, largest distances in units, explained differences."""
     lines = [
         "| method | cases | elements | apart | by angles | from float64 | decided otherwise |",
         "|---|---|---|---|---|---|---|",
@@ -399,7 +400,7 @@ def results_table(verdicts: Sequence[Verdict]) -> str:
 
 
 def accuracy_table(pairs: Mapping[str, tuple[Ulps, Ulps]]) -> str:
-    """By method: mean and largest error of each program."""
+    """Per method: mean and largest error of each program."""
     lines = [
         "| method | elements | mergeloom, mean / max | mergekit, mean / max |",
         "|---|---|---|---|",
@@ -412,7 +413,7 @@ def accuracy_table(pairs: Mapping[str, tuple[Ulps, Ulps]]) -> str:
 
 
 def draws_table(drawn: Sequence[Draw]) -> str:
-    """What was expected of a random choice, and what each program did, in standard deviations."""
+    """Expected and observed statistics of random choices; deviations in standard deviations."""
     lines = ["| method | what | expected | mergeloom | mergekit |", "|---|---|---|---|---|"]
     lines += [
         f"| `{draw.method}` | {draw.what} | {draw.expected:.4g} "

@@ -1,1 +1,1 @@
-"""Kills, faults, power loss, hostile files."""
+"""Tests of robustness: kills, failing calls, power loss and malicious files."""

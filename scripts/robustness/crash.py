@@ -1,14 +1,14 @@
-"""Kill merges anywhere, resume them, and compare with an undisturbed run.
+"""Kill merges at random moments, resume them, and compare with an undisturbed run.
 
-    scripts/run crash                       one round of every kind of kernel
-    scripts/run crash --kills 500           until 500 processes were killed
+    scripts/run crash                       one round for each kind of kernel
+    scripts/run crash --kills 500           until 500 processes have been killed
     scripts/run crash --seed 7 --kinds copy,rank
 
-A round merges into a new directory. It kills the process (SIGKILL) at a random moment, or right
-before or after one of its calls of the file system (with a liking for renames, syncs and the
-journal), once or several times in a row, each time resuming with another budget, number of
-threads and way of access. At the end every file must have the SHA-256 of the undisturbed run,
-what the journal held must not have been read again, and what was repeated must have been in flight.
+Each round merges into a new directory. The process is killed (SIGKILL) at a random moment, or just
+before or after one of its file-system calls (most often a rename, a sync or a write to the
+journal), once or several times in a row. Every resumption uses another budget, thread count and I/O
+mode. At the end, each file must have the SHA-256 of the undisturbed run, no tensor that the journal
+records may have been read again, and only work in progress may have been repeated.
 """
 
 from __future__ import annotations
@@ -75,16 +75,24 @@ KINDS: dict[str, dict[str, Any]] = {
         "parameters": {"weight": 0.5, "nuslerp_row_wise": True},
     },
 }
-"""A merge for each kind of kernel."""
+"""One merge configuration per kind of kernel."""
 
 SHAPE = Shape("llama", 3, 512, 1536, 8, 4, 64, 6000, shard_bytes=4 * MIB)
 _SHARD_BYTES = 3 * MIB
 _OCCUPIED = 300 * MIB
-_LIKED = ("rename", "sync", "journal", "sync_directory", "remove", "make_directory", "truncate")
+_PREFERRED_CALLS = (
+    "rename",
+    "sync",
+    "journal",
+    "sync_directory",
+    "remove",
+    "make_directory",
+    "truncate",
+)
 
 
-class Shared:
-    """Numbers that outlive the process that counts them."""
+class SharedCounters:
+    """Integers in memory that is shared with forked processes, and survives them."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)
@@ -101,18 +109,19 @@ class Shared:
 
 
 READ, READS, READ_AT_COMMIT = range(3)
-"""What is shared: bytes read, requests, bytes read when the last commit to be durable began."""
+"""Counters: bytes read, read requests, bytes read when the last durable commit began."""
 
 
 class CountingFiles(Files):
-    """Counts what is read and which calls are made; ends the process at one of them.
+    """Counts bytes read and calls, and kills the process at a chosen call.
 
-    ``kind`` and ``number`` choose the call (the first is 1); ``after`` says on which side of it
-    the process is killed. A write is cut short first, so that a torn one is left behind.
+    ``kind`` and ``number`` select the call (counted from 1); ``after`` tells whether the process is
+    killed after it or before. Killed before a write, the process first writes a part of the data,
+    to leave a torn write behind.
     """
 
     def __init__(
-        self, shared: Shared, kind: str | None = None, number: int = 0, after: bool = False
+        self, shared: SharedCounters, kind: str | None = None, number: int = 0, after: bool = False
     ) -> None:
         self._shared = shared
         self._kind = kind
@@ -148,7 +157,7 @@ class CountingFiles(Files):
         )
 
     def sync(self, fd: int) -> None:
-        # A commit takes what is complete when it begins: it syncs shards, then the journal.
+        # A commit covers what is complete when it begins: it syncs the shards, then the journal.
         if self._commit_began is None:
             self._commit_began = self._shared[READ]
         self._counted("sync", lambda: super(CountingFiles, self).sync(fd))
@@ -163,7 +172,7 @@ class CountingFiles(Files):
         self._counted("make_directory", lambda: super(CountingFiles, self).make_directory(path))
 
     def rename(self, source: Path, target: Path) -> None:
-        self._commit_began = None  # a complete shard was synced once more, and recorded before
+        self._commit_began = None  # a complete shard is synced once more; it was recorded earlier
         self._counted("rename", lambda: super(CountingFiles, self).rename(source, target))
 
     def remove(self, path: Path) -> None:
@@ -189,7 +198,7 @@ class CountingFiles(Files):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How one process of a round runs, and what is to end it."""
+    """How one process of a round runs, and when it is killed."""
 
     ram: int
     threads: int
@@ -208,7 +217,7 @@ class Setting:
 
 @dataclass
 class Tally:
-    """What was tried, how often, and how much work was repeated for it."""
+    """Counts of rounds, runs and kills, and the amount of repeated work."""
 
     kills: Counter[str]
     runs: int = 0
@@ -219,9 +228,9 @@ class Tally:
 
 
 class CrashTest:
-    """Merges of one kind, in a directory of their own, with models in ``models``.
+    """Runs the merges of one kind in its own directory; the inputs are in ``models``.
 
-    All merges run in forked processes, so that hundreds of them need not import torch again.
+    Merges run in forked processes, so that hundreds of them need not import torch again.
     """
 
     def __init__(self, kind: str, models: Path, directory: Path, seed: int) -> None:
@@ -230,7 +239,7 @@ class CrashTest:
         self.kind = kind
         self._directory = directory
         self._chance = random.Random(f"{kind} {seed}")
-        self._shared = Shared()
+        self._shared = SharedCounters()
         config = {"dtype": "bfloat16", **KINDS[kind]}
         self._planned = api.plan(
             config,
@@ -250,14 +259,14 @@ class CrashTest:
         self._output = directory / "out"
 
     def round(self, tally: Tally) -> None:
-        """One merge, killed once or several times, and finished.
+        """Merge into a new directory, kill the process one or more times, and finish.
 
         Raises:
-            AssertionError: something was lost, or repeated that need not be.
+            AssertionError: work was lost, or recorded work was repeated.
         """
         shutil.rmtree(self._output, ignore_errors=True)
         finished_before = self._chance.random() < 0.1
-        if finished_before:  # another merge's output is in the way: --restart
+        if finished_before:  # the output of another merge exists: use --restart
             shutil.copytree(self._directory / "reference", self._output)
             tally.runs += 1
         kills = 1
@@ -265,14 +274,14 @@ class CrashTest:
             kills += 1
         for number in range(kills):
             restart = (finished_before and number == 0) or self._chance.random() < 0.05
-            self._killed(self._drawn(restart), tally)
+            self._run_until_killed(self._random_setting(restart), tally)
         manifest = self._output / DIRECTORY / "manifest.json"
         if finished_before and manifest.exists():  # killed before it began
             shutil.rmtree(self._output)
-        self._finished(replace(self._drawn(False), seconds=None, call=None), tally)
+        self._run_to_end(replace(self._random_setting(False), seconds=None, call=None), tally)
         tally.rounds += 1
 
-    def _drawn(self, restart: bool) -> Setting:
+    def _random_setting(self, restart: bool) -> Setting:
         chance = self._chance
         threads = chance.choice((1, 2, 4))
         here = replace(MACHINE, threads=threads, process_bytes=_OCCUPIED)
@@ -283,14 +292,17 @@ class CrashTest:
         if chance.random() < 0.5:
             seconds = self._seconds * chance.uniform(0, 1)
             return Setting(ram, threads, io, commit, restart, seconds=seconds)
-        kinds = [kind for kind in _LIKED if self._calls[kind]] + ["write"]
+        kinds = [kind for kind in _PREFERRED_CALLS if self._calls[kind]] + ["write"]
         call = chance.choice(kinds)
-        number = 1 + int(self._calls[call] * chance.random() ** 2)  # a resumed run makes fewer
+        # Low numbers are more likely, because a resumed run makes fewer calls.
+        number = 1 + int(self._calls[call] * chance.random() ** 2)
         after = chance.random() < 0.5
         return Setting(ram, threads, io, commit, restart, call=call, number=number, after=after)
 
-    def _killed(self, setting: Setting, tally: Tally) -> None:
-        """Run until the kill; check what it left against what it had read."""
+    def _run_until_killed(self, setting: Setting, tally: Tally) -> None:
+        """Run until the kill; check that the records on disk cover the bytes read, except those in
+        flight.
+        """
         before = set() if setting.restart else self._recorded()
         self._shared.clear()
         pid = self._fork(setting)
@@ -299,15 +311,15 @@ class CrashTest:
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         tally.runs += 1
-        if not os.WIFSIGNALED(status):  # it was faster
-            self._told()
+        if not os.WIFSIGNALED(status):  # it finished before the kill
+            self._outcome()
             return
-        tally.kills[setting.call or "any moment"] += 1
+        tally.kills[setting.call or "a random moment"] += 1
         recorded = self._recorded()
         if setting.restart and before <= recorded and not self._shared[READ]:
-            return  # killed before the old records went aside
+            return  # killed before the old records were moved aside
         if not (self._output / DIRECTORY / "journal").exists():
-            return  # nothing was begun, or all is finished
+            return  # nothing has begun, or everything is finished
         assert before <= recorded, "the journal forgot tensors"
         run = schedule(self._graph.without(before), setting.ram, setting.machine)
         useful, largest = _reads(run, recorded - before)
@@ -321,25 +333,25 @@ class CrashTest:
         tally.repeated_bytes += repeated
         tally.largest_repeated = max(tally.largest_repeated, repeated)
 
-    def _finished(self, setting: Setting, tally: Tally) -> None:
-        """Run to the end; check the result, and that nothing that was recorded was read again."""
+    def _run_to_end(self, setting: Setting, tally: Tally) -> None:
+        """Run to the end; check the result, and that no recorded tensor was read again."""
         before = self._recorded()
         done = (self._output / DIRECTORY / "manifest.json").exists()
         self._shared.clear()
-        told = self._run(setting)
+        outcome = self._run(setting)
         tally.runs += 1
         tally.undisturbed_bytes += self._planned.schedule.read_bytes
         assert digests(self._output) == self._expected, "the result differs"
-        assert not told["warnings"], told["warnings"]
+        assert not outcome["warnings"], outcome["warnings"]
         if done:
-            assert told["read_bytes"] == 0
+            assert outcome["read_bytes"] == 0
             return
         rest = schedule(self._graph.without(before), setting.ram, setting.machine)
-        assert told["resumed"] == len(before), "recorded tensors were merged again"
-        assert told["read_bytes"] == rest.read_bytes
+        assert outcome["resumed"] == len(before), "recorded tensors were merged again"
+        assert outcome["read_bytes"] == rest.read_bytes
 
     def _recorded(self) -> set[Write]:
-        """The writes that the journal speaks of."""
+        """The writes that the journal records as finished."""
         path = self._output / DIRECTORY / "journal"
         found: JournalContent | None = read_journal(path) if path.exists() else None
         if found is None:
@@ -350,25 +362,25 @@ class CrashTest:
     def _run(self, setting: Setting) -> dict[str, Any]:
         pid = self._fork(setting)
         _, status = os.waitpid(pid, 0)
-        told = self._told()
+        outcome = self._outcome()
         assert status == 0, f"ended with status {status}"
-        return told
+        return outcome
 
-    def _told(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads((self._directory / "told").read_text())
-        assert "error" not in told, told["error"]
-        return told
+    def _outcome(self) -> dict[str, Any]:
+        outcome: dict[str, Any] = json.loads((self._directory / "outcome").read_text())
+        assert "error" not in outcome, outcome["error"]
+        return outcome
 
     def _fork(self, setting: Setting) -> int:
-        (self._directory / "told").unlink(missing_ok=True)
+        (self._directory / "outcome").unlink(missing_ok=True)
         pid = os.fork()
         if pid:
             return pid
         try:
-            told = self._merge(setting)
+            outcome = self._merge(setting)
         except BaseException:
-            told = {"error": traceback.format_exc()}
-        (self._directory / "told").write_text(json.dumps(told))
+            outcome = {"error": traceback.format_exc()}
+        (self._directory / "outcome").write_text(json.dumps(outcome))
         os._exit(0)
 
     def _merge(self, setting: Setting) -> dict[str, Any]:
@@ -397,7 +409,7 @@ class CrashTest:
 
 
 def _reads(run: Schedule, done: set[Write]) -> tuple[int, int]:
-    """Bytes that a run reads for the merges of ``done``, and the most for any one merge."""
+    """Bytes that a run reads for the merges in ``done``, and the maximum for a single merge."""
     totals = [0] * len(run.placements)
     for tile in run.steps():
         work = run.placements[tile.placement].work
@@ -414,7 +426,9 @@ def _reads(run: Schedule, done: set[Write]) -> tuple[int, int]:
 
 
 def make_models(directory: Path) -> None:
-    """A base and two fine-tunes, in a process of their own: making them starts threads."""
+    """Generate a base and two fine-tunes in another process, because generating them starts
+    threads.
+    """
     pid = os.fork()
     if not pid:
         from scripts.fixtures.checkpoints import make
@@ -431,7 +445,9 @@ def make_models(directory: Path) -> None:
 def rounds(
     kinds: Sequence[str], kills: int, seed: int, directory: Path
 ) -> Iterator[tuple[str, Tally]]:
-    """Rounds of every kind in turn, until ``kills`` processes were killed; yields after each."""
+    """Run rounds of each kind in turn until ``kills`` processes were killed; yield after each
+    round.
+    """
     models = directory / "models"
     make_models(models)
     tests, tallies = {}, {}
@@ -450,17 +466,30 @@ def rounds(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; the result is its exit status."""
     parser = argparse.ArgumentParser(prog="run crash", description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=1, help="how many at least")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", default=",".join(KINDS), help="such as copy,rank")
-    parser.add_argument("--directory", type=Path, help="where to work [default: a temporary one]")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run until at least N processes were killed [default: 1]",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of random choices [default: 0]")
+    parser.add_argument(
+        "--kinds",
+        default=",".join(KINDS),
+        metavar="NAMES",
+        help=f"kinds of kernels, separated by commas [default: {','.join(KINDS)}]",
+    )
+    parser.add_argument(
+        "--directory", type=Path, metavar="DIR", help="work directory [default: a temporary one]"
+    )
     options = parser.parse_args(arguments)
     kinds = options.kinds.split(",")
     if unknown := set(kinds) - set(KINDS):
         parser.error(f"no kind '{min(unknown)}': choose from {', '.join(KINDS)}")
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
     import mergeloom.api
-    import mergeloom.engine.run.evaluate  # noqa: F401  # imported once, for all that will be forked
+    import mergeloom.engine.run.evaluate  # noqa: F401  # imported once, before processes are forked
 
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked"
     last: dict[str, Tally] = {}
@@ -472,15 +501,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"crash: {kind if last else ''}: {error}", file=sys.stderr)
             raise
     print(
-        f"{'kind':<13}{'rounds':>7}{'runs':>6}{'kills':>6}{'repeated':>11}{'at most':>10}  kills at"
+        f"{'kind':<13}{'rounds':>7}{'runs':>6}{'kills':>6}{'reread':>11}{'at most':>10}  killed at"
     )
     for kind, tally in last.items():
         share = tally.repeated_bytes / max(tally.undisturbed_bytes, 1)
-        places = ", ".join(f"{number} {place}" for place, number in tally.kills.most_common())
+        moments = ", ".join(f"{number} {place}" for place, number in tally.kills.most_common())
         print(
             f"{kind:<13}{tally.rounds:>7}{tally.runs:>6}{tally.kills.total():>6}{share:>11.1%}"
-            f"{tally.largest_repeated / 1e6:>7.1f} MB  {places}"
+            f"{tally.largest_repeated / 1e6:>7.1f} MB  {moments}"
         )
     total = sum(tally.kills.total() for tally in last.values())
-    print(f"{total} kills; every result has the digests of the undisturbed run")
+    print(f"processes killed: {total}; every result has the digests of the undisturbed run")
     return 0

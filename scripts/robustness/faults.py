@@ -1,12 +1,12 @@
-"""Let every call of a merge fail in every way, and see one clear line, and nothing lost.
+"""Make every call of a merge fail in every way, and check the message and the recovery.
 
-    scripts/run faults                  all that can be tried here; some of it needs root
+    scripts/run faults                  all faults; some need root and are skipped without it
 
-Calls of the file system fail, once or for good, are cut short, find their files changed; disks
-are too small or read-only, memory runs out, signals arrive. A merge then either ends well, or it
-ends with one line and exit code 1 (130 after a signal), and when the cause is gone the same
-command ends with the bytes of an undisturbed run. What comes later and reads or writes in other
-ways (remote sources, other formats) is tried by giving it a place in ``FAULTS``.
+File-system calls fail once or permanently, or are cut short; inputs change while they are read;
+disks are too small or read-only; memory runs out; signals arrive. Each time the merge must succeed,
+or print one line and exit with status 1 (130 after a signal). Once the cause is gone, the same
+command must finish with the bytes of an undisturbed run. New kinds of faults are added to
+``FAULTS``.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ MIB = 1 << 20
 
 @dataclass
 class Trial:
-    """Where merges are tried: a job, its models, the right result, a new directory each time.
+    """A job to try faults on: its models, the expected digests, and a new output for each attempt.
 
-    ``most`` is how many of many like cases are tried, drawn at random; ``None`` for all.
+    ``most`` is the number of cases to draw at random from a list of similar ones; ``None`` tries
+    all.
     """
 
     job: Job
@@ -59,31 +60,33 @@ class Trial:
     counts: Counter[tuple[str, str]]
     most: int | None = None
 
-    def some(self, cases: range) -> list[int]:
-        """The cases to try."""
+    def sample(self, cases: range) -> list[int]:
+        """A random selection of ``cases``, or all of them."""
         if self.most is None or self.most >= len(cases):
             return [*cases]
         return sorted(random.Random(len(cases)).sample(cases, self.most))
 
     def try_files(self, what: str, files: Files, io_mode: IOMode = IOMode.AUTO) -> bool:
-        """One merge with ``files``, then another without; whether the first one ended well."""
+        """Merge with the faulty ``files``, then resume without; return whether the first merge
+        succeeded.
+        """
         output = self.new()
         try:
             run(self.job, output, _options(io_mode, files))
-            well = True
+            succeeded = True
         except LoomError as error:
             check_error(error)
-            well = False
-        self.resume(what, output, well)
-        return well
+            succeeded = False
+        self.resume(what, output, succeeded)
+        return succeeded
 
-    def resume(self, what: str, output: Path, well: bool) -> None:
-        """The cause is gone: the same merge must end well, with the right bytes."""
+    def resume(self, what: str, output: Path, succeeded: bool) -> None:
+        """Run the same merge again, without the fault: it must finish with the right bytes."""
         outcome = run(self.job, output, _options(IOMode.AUTO))
         assert digests(output) == self.expected, "the result differs"
         assert not outcome.warnings, outcome.warnings
         shutil.rmtree(output)
-        self.counts[what, "ended well" if well else "one line, then resumed"] += 1
+        self.counts[what, "succeeded" if succeeded else "failed, then resumed"] += 1
 
     def new(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self.folder)) / "out"
@@ -94,7 +97,7 @@ def _options(io_mode: IOMode, files: Files = FILES) -> Options:
 
 
 def check_error(error: LoomError) -> None:
-    """A failure at run time is one line for a person, and says that it can be continued."""
+    """Check that a failure at run time is one line, and says how to continue."""
     assert isinstance(error, RunError), repr(error)
     assert error.exit_code == 1
     assert str(error).isprintable()
@@ -102,26 +105,26 @@ def check_error(error: LoomError) -> None:
 
 
 def system_errors(trial: Trial) -> None:
-    """Every call fails with every error that it can return, once and for good."""
+    """Let every call fail with every error that it can return, once or from then on."""
     for what, (error, kinds) in ERRORS.items():
         for io_mode in (IOMode.DIRECT, IOMode.BUFFERED):
             counting = FaultyFiles(error, kinds, 0, False)
             run(trial.job, trial.new(), _options(io_mode, counting))
-            for number in trial.some(range(1, counting.calls + 1)):
+            for number in trial.sample(range(1, counting.calls + 1)):
                 for lasting in (False, True):
                     files = FaultyFiles(error, kinds, number, lasting)
                     trial.try_files(what, files, io_mode)
 
 
 def short_calls(trial: Trial) -> None:
-    """Reads and writes end early, at any byte."""
-    for seed in trial.some(range(30)):
+    """Let reads and writes end early, at any byte."""
+    for seed in trial.sample(range(30)):
         for io_mode in IOMode:
             assert trial.try_files("short reads and writes", ShortFiles(seed), io_mode)
 
 
 def inputs_change(trial: Trial) -> None:
-    """A file is cut, written over, replaced or removed while it is read."""
+    """Truncate, overwrite, replace or remove an input while it is read."""
     path = trial.models / "one" / "model.safetensors"
     kept = path.with_suffix(".kept")
     shutil.copy2(path, kept)
@@ -148,26 +151,26 @@ def inputs_change(trial: Trial) -> None:
         "file removed while read": path.unlink,
     }
     for what, meddle in meddling.items():
-        for number in trial.some(range(1, 30)):
+        for number in trial.sample(range(1, 30)):
             output = trial.new()
             try:
                 run(trial.job, output, _options(IOMode.AUTO, MeddlingFiles(number, meddle)))
-                well = True
+                succeeded = True
             except LoomError as error:
                 check_error(error)
-                well = False
-            # What was read of the old file is right: a file that is open does not change by being
-            # replaced or removed. What was read of a changed one must not have been recorded.
+                succeeded = False
+            # What was read from the old file is right: an open file does not change by being
+            # replaced or removed. What was read from a changed file must not have been recorded.
             shutil.copy2(kept, path)
-            trial.resume(what, output, well)
+            trial.resume(what, output, succeeded)
     path.unlink()
     try:
         run(trial.job, trial.new(), _options(IOMode.AUTO))
-        raise AssertionError("a missing input went unnoticed")
+        raise AssertionError("a missing input was not noticed")
     except LoomError as error:
         check_error(error)
     shutil.copy2(kept, path)
-    trial.counts["file missing at the start", "one line, then resumed"] += 1
+    trial.counts["file missing at the start", "failed, then resumed"] += 1
 
 
 def _merge(trial: Trial, output: Path, *more: str) -> list[str]:
@@ -195,11 +198,11 @@ def _check_command(ended: Ended, status: int = 1) -> None:
 
 
 def signals(trial: Trial) -> None:
-    """SIGINT and SIGTERM at any moment."""
+    """Send SIGINT or SIGTERM at a random moment."""
     chance = random.Random(0)
     for number in (signal.SIGINT, signal.SIGTERM):
         what = signal.Signals(number).name
-        for _ in trial.some(range(30)):
+        for _ in trial.sample(range(30)):
             output = trial.new()
 
             def interrupt(pid: int, number: int = number) -> None:
@@ -207,7 +210,7 @@ def signals(trial: Trial) -> None:
                 os.kill(pid, number)
 
             ended = command(_merge(trial, output), meanwhile=interrupt)
-            if ended.status not in (0, -number):  # not begun yet, or over already
+            if ended.status not in (0, -number):  # not begun yet, or already finished
                 assert ended.status == 130, ended
                 assert ended.complaints.count("\n") == 1, ended
                 assert ended.complaints.startswith("interrupted"), ended
@@ -215,14 +218,14 @@ def signals(trial: Trial) -> None:
             assert again.status == 0, again
             assert {**digests(output)} == _by_command(trial), "the result differs"
             shutil.rmtree(output)
-            how = {0: "ended well", 130: "one line, then resumed"}
+            how = {0: "succeeded", 130: "failed, then resumed"}
             trial.counts[what, how.get(ended.status, "before it began")] += 1
 
 
 def memory(trial: Trial) -> None:
-    """The system gives no more memory, from some point on."""
+    """Let the system refuse memory from a random point on."""
     expected = _by_command(trial)
-    for extra in trial.some(range(0, 120, 4)):
+    for extra in trial.sample(range(0, 120, 4)):
         output = trial.new()
 
         def limit(extra: int = extra) -> None:
@@ -236,12 +239,12 @@ def memory(trial: Trial) -> None:
         assert command(_merge(trial, output)).status == 0
         assert digests(output) == expected, "the result differs"
         shutil.rmtree(output)
-        well = "one line, then resumed" if ended.status else "ended well"
-        trial.counts["memory limit (RLIMIT_AS)", well] += 1
+        succeeded = "failed, then resumed" if ended.status else "succeeded"
+        trial.counts["memory limit (RLIMIT_AS)", succeeded] += 1
 
 
 def small_disks(trial: Trial) -> None:
-    """File systems of a fixed size: too small from the start, or filled while a merge runs."""
+    """Merge to file systems that are too small from the start, or fill up during the merge."""
     needed = sum(file.size for file in trial.job.graph.files)
     for kind in ("tmpfs", "ext4"):
         with mounted(trial.folder, kind, 8 * MIB) as volume:
@@ -252,29 +255,31 @@ def small_disks(trial: Trial) -> None:
             _check_command(ended)
             assert "MB" in ended.complaints
             assert not list(output.glob("*.safetensors*")), "something was begun"
-            trial.counts[f"{kind} too small at the start", "one line, then resumed"] += 1
+            trial.counts[f"{kind} too small at the start", "failed, then resumed"] += 1
             filler.unlink()
             shutil.rmtree(output)
             for io_mode in ("buffered", "direct"):
-                for left in trial.some(range(0, 2 * needed, needed // 10)):
+                for left in trial.sample(range(0, 2 * needed, needed // 10)):
                     options = _options(IOMode(io_mode))
                     try:
                         run(trial.job, output, options, begun=_filling(volume, left))
-                        well = True
+                        succeeded = True
                     except LoomError as error:
                         check_error(error)
-                        well = False
+                        succeeded = False
                     filler.unlink()
-                    trial.resume(f"{kind} filled while it ran", output, well)
+                    trial.resume(f"{kind} filled while it ran", output, succeeded)
 
 
 def _filling(volume: Path, left: int) -> Callable[[object], None]:
-    """Something that fills the disk after the free space was looked at, all but ``left`` bytes."""
+    """A hook that fills the disk, except ``left`` bytes, after the merge has checked the free
+    space.
+    """
     return lambda _: fill(volume / "filler", free_bytes(volume) - left)
 
 
 def read_only(trial: Trial) -> None:
-    """The output's file system is read-only, from the start or when it is continued."""
+    """Merge to a file system that is read-only from the start, or when the merge is resumed."""
     with mounted(trial.folder, "tmpfs", 16 * MIB) as volume:
         output = volume / "out"
         for begun in (False, True):
@@ -293,7 +298,9 @@ def read_only(trial: Trial) -> None:
 
 
 def locks(trial: Trial) -> None:
-    """A second process on one output is refused, until the first one is gone, however it went."""
+    """Start a second process on the same output: it is refused until the first one has ended or was
+    killed.
+    """
     for end in (signal.SIGTERM, signal.SIGKILL):
         output = trial.new()
         ready, done = os.pipe()
@@ -329,7 +336,7 @@ FAULTS: dict[str, tuple[Callable[[Trial], None], bool]] = {
 
 
 def _by_command(trial: Trial) -> dict[str, str]:
-    """What the command line makes: its configuration has a name and comments of its own."""
+    """The digests that the command line produces: its model card names the configuration file."""
     output = trial.models / "by-command"
     if not output.exists():
         ended = command(_merge(trial, output))
@@ -338,7 +345,7 @@ def _by_command(trial: Trial) -> dict[str, str]:
 
 
 def make_trial(kind: str, folder: Path, most: int | None = None) -> Trial:
-    """The place to try one of the small merges at."""
+    """Prepare a trial for one of the small merges."""
     models = make_models(folder / "models")
     job = make_job(kind, models)
     run(job, folder / "reference", _options(IOMode.AUTO))
@@ -348,8 +355,15 @@ def make_trial(kind: str, folder: Path, most: int | None = None) -> Trial:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; the result is its exit status."""
     parser = argparse.ArgumentParser(prog="run faults", description=__doc__.split("\n")[0])
-    parser.add_argument("--faults", default=",".join(FAULTS), help="such as errors,signals")
-    parser.add_argument("--most", type=int, help="cases of a kind that are tried [default: all]")
+    parser.add_argument(
+        "--faults",
+        default=",".join(FAULTS),
+        metavar="NAMES",
+        help=f"kinds of faults, separated by commas [default: {','.join(FAULTS)}]",
+    )
+    parser.add_argument(
+        "--most", type=int, metavar="N", help="try at most N cases of each kind [default: all]"
+    )
     options = parser.parse_args(arguments)
     chosen = options.faults.split(",")
     if unknown := set(chosen) - set(FAULTS):
@@ -359,10 +373,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in chosen:
             attempt, needs_root = FAULTS[name]
             if needs_root and os.geteuid() != 0:
-                print(f"{name}: not tried, it needs root", file=sys.stderr)
+                print(f"{name}: skipped, because it needs root", file=sys.stderr)
                 continue
             attempt(trial)
     for (what, how), count in trial.counts.items():
         print(f"{what:<34}{how:<24}{count:>6}")
-    print(f"{trial.counts.total()} faults; every result has the digests of the undisturbed run")
+    print(f"faults: {trial.counts.total()}; every result has the digests of the undisturbed run")
     return 0

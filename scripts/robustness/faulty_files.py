@@ -1,4 +1,4 @@
-"""File systems on which calls fail, are cut short, or find their files changed."""
+"""Files on which calls fail, are cut short, or change the inputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ERRORS: dict[str, tuple[int, frozenset[str] | None]] = {
 
 
 class FaultyFiles(Files):
-    """A file system on which a call fails: the one with this ``number``, or all from it on."""
+    """One call fails: the one with this ``number``, or it and every later one."""
 
     def __init__(
         self, error: int, kinds: frozenset[str] | None, number: int, lasting: bool
@@ -85,7 +85,7 @@ class FaultyFiles(Files):
 
 
 class ShortFiles(Files):
-    """Reads and writes a part of what it is asked to, as a file system may."""
+    """Reads and writes transfer only a part of the bytes, as a file system is allowed to."""
 
     def __init__(self, seed: int) -> None:
         self._chance = random.Random(seed)
@@ -102,7 +102,7 @@ class ShortFiles(Files):
 
 
 class MeddlingFiles(Files):
-    """Does something to the inputs right before one of the reads."""
+    """Runs a function that changes the inputs just before one of the reads."""
 
     def __init__(self, number: int, meddle: Callable[[], None]) -> None:
         self._number = number

@@ -1,4 +1,4 @@
-"""The command line in a forked process, where all is imported already."""
+"""Runs the command line in a forked process, in which everything is already imported."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from mergeloom.cli import main as run_command_line
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended: exit status (negative: a signal's number) and what it complained of,
-    warnings apart."""
+    """How a command ended: its exit status (negative: the number of the signal that killed it), and
+    what it wrote to stderr, without warnings.
+    """
 
     status: int
     complaints: str
@@ -26,9 +27,9 @@ def command(
     before: Callable[[], None] = lambda: None,
     meanwhile: Callable[[int], None] = lambda pid: None,
 ) -> Ended:
-    """Run the command line in a forked process, where torch is imported already.
+    """Run the command line in a forked process, in which torch is already imported.
 
-    ``before`` runs in that process first; ``meanwhile`` gets its id when it has begun.
+    ``before`` is called in that process first; ``meanwhile`` is called here with the process's id.
     """
     with tempfile.TemporaryFile() as complaints:
         pid = os.fork()

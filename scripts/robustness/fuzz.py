@@ -1,15 +1,15 @@
-"""Feed the parsers with damaged input, and see only clear errors.
+"""Feed damaged input to the parsers, which may answer only with clear errors.
 
-    scripts/run fuzz                            a few seconds of every target
-    scripts/run fuzz --cases 1000000            cases in all, shared among the targets
+    scripts/run fuzz                            a few seconds for each target
+    scripts/run fuzz --cases 1000000            this many cases, shared among the targets
     scripts/run fuzz --targets header --seconds 60 --atheris
-                                            guided by coverage, where atheris is installed
+                                            guided by coverage, if atheris is installed
 
-A target takes bytes, and may raise nothing but a `LoomError` of printable lines. It may not
-take longer than ``CASE_SECONDS`` nor more memory than ``MEMORY_BYTES``, and an audit hook sees to
-it that it opens no file for writing outside its directory, starts no process, connects to
-nothing, unpickles nothing and imports or runs no code. What comes later (other formats, adapters,
-tokenizers, remote files) is fuzzed by giving it a place in ``TARGETS`` and seeds in ``SEEDS``.
+A target is a function of bytes. It may raise nothing but a `LoomError` whose message is printable,
+and may not take longer than ``CASE_SECONDS`` or more memory than ``MEMORY_BYTES``. An audit hook
+checks that it opens no file for writing outside its directory, starts no process, opens no
+connection, unpickles nothing and neither imports nor runs code. New formats are added to
+``TARGETS``, with seeds in ``SEEDS``.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ SEEDS = Path(__file__).resolve().parent.parent.parent / "tests" / "seeds"
 
 
 def seeds_of(name: str) -> list[bytes]:
-    """The kept seeds of a target."""
+    """The seeds of a target, from its folder."""
     return [path.read_bytes() for path in sorted((SEEDS / name).iterdir())]
 
 
 def fuzz(
     name: str, folder: Path, guard: Guard, cases: int, seconds: float, seed: int
 ) -> Counter[str]:
-    """Try the seeds of a target and ``cases`` made of them, for at most ``seconds``.
+    """Try a target's seeds and ``cases`` mutations of them, for at most ``seconds``.
 
     Raises:
-        AssertionError: a case was answered by something else than a clear error; it is kept
-            beside the seeds, as ``crash-...``.
+        AssertionError: a case did not end with a clear error; it is kept beside the seeds, as
+            ``crash-...``.
     """
     target = TARGETS[name]
     (folder / name).mkdir()
     function = target.make(folder / name)
     seeds = seeds_of(name)
-    for case in seeds:  # imports what will be needed, before nothing may be imported any more
+    for case in seeds:  # imports what is needed, before the guard forbids imports
         with suppress(LoomError):
             function(case)
     chance = random.Random(f"{name} {seed}")
@@ -88,7 +88,7 @@ def fuzz(
 
 
 def guided(name: str, folder: Path, guard: Guard, seconds: float) -> None:
-    """Let atheris look for cases that reach new code; it ends the process."""
+    """Let atheris search for cases that reach new code; it ends the process."""
     atheris = importlib.import_module("atheris")
     target = TARGETS[name]
     packages = ["engine", "planners", "methods", "mergeloom"]
@@ -114,11 +114,24 @@ def guided(name: str, folder: Path, guard: Guard, seconds: float) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; the result is its exit status."""
     parser = argparse.ArgumentParser(prog="run fuzz", description=__doc__.split("\n")[0])
-    parser.add_argument("--targets", default=",".join(TARGETS), help="such as header,index")
-    parser.add_argument("--cases", type=int, default=20_000, help="of all targets together")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="of each target at most")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--atheris", action="store_true", help="guided by coverage, one target")
+    parser.add_argument(
+        "--targets",
+        default=",".join(TARGETS),
+        metavar="NAMES",
+        help=f"targets, separated by commas [default: {','.join(TARGETS)}]",
+    )
+    parser.add_argument(
+        "--cases", type=int, default=20_000, metavar="N", help="total cases [default: 20000]"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=3600.0,
+        metavar="SECONDS",
+        help="time limit per target [default: 3600]",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of random choices [default: 0]")
+    parser.add_argument("--atheris", action="store_true", help="search by coverage; one target")
     options = parser.parse_args(arguments)
     names = options.targets.split(",")
     if unknown := set(names) - set(TARGETS):
@@ -150,5 +163,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     if failed:
         return 1
-    print(f"{total} cases; nothing but clear errors; {peak} MiB of memory at most")
+    print(f"{total} cases, no failures; peak memory {peak} MiB")
     return 0

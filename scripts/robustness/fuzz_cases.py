@@ -1,4 +1,4 @@
-"""Cases made out of seeds, at random: what a parser may be given."""
+"""Random mutations of seeds: input for the parsers under test."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _TOKENS = [
 
 @dataclass
 class Mutator:
-    """Makes cases out of seeds: changes of bytes, of words, of values where a seed is JSON."""
+    """Mutates seeds: bytes, words, ranges, and values if a seed contains JSON."""
 
     seeds: Sequence[bytes]
     chance: random.Random
@@ -85,7 +85,7 @@ class Mutator:
         return case[:start] + other[self.chance.randrange(len(other) + 1) :]
 
     def _value(self, case: bytes) -> bytes:
-        """Another value in one place of a JSON text; what stands before the text stays."""
+        """Replace one value in a JSON text; bytes in front of the text are kept."""
         begin = case.find(b"{")
         lines = case[begin:].split(b"\n") if begin >= 0 else []
         if not lines:

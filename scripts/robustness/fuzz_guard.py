@@ -1,4 +1,4 @@
-"""Bounds of what a parser may do with a case: time, memory, files, processes, code."""
+"""Limits for a parser under test: time, memory, files, processes, code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEMORY_BYTES = 512 << 20
 
 
 class Forbidden(BaseException):
-    """A target did what no parser may do."""
+    """A target did something that no parser may do."""
 
 
 class TooSlow(BaseException):
@@ -32,7 +32,7 @@ class TooSlow(BaseException):
 
 @dataclass
 class Guard:
-    """Watches what targets do, by an audit hook: these cannot be removed, but switched off."""
+    """An audit hook that watches a target. Hooks cannot be removed, so it can be switched off."""
 
     folder: Path
     watching: bool = False
@@ -47,14 +47,14 @@ class Guard:
     )
 
     def install(self) -> None:
-        codecs.lookup("cp437")  # imported by zipfile for names that are not marked as UTF-8
+        codecs.lookup("cp437")  # zipfile imports it for names that are not marked as UTF-8
         sys.addaudithook(self._see)
 
     def _see(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.watching:
             return
         if event == "exec" and getattr(arguments[0], "co_filename", None) == WRITTEN:
-            return  # the first record of a class; nothing of an input is in that
+            return  # the first record of a class is made; no input is involved
         if event in self._forbidden:
             self.watching = False
             raise Forbidden(f"{event} {arguments!r:.200}")
@@ -93,7 +93,7 @@ def attempt(function: Callable[[bytes], object], case: bytes, guard: Guard) -> s
 
 @contextmanager
 def bounded_memory() -> Iterator[None]:
-    """Let this process take `MEMORY_BYTES` more than it has."""
+    """Allow this process `MEMORY_BYTES` more than it has now."""
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)

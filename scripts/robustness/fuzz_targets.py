@@ -1,4 +1,4 @@
-"""What is fuzzed: functions that take bytes as the program meets them in files."""
+"""Targets for fuzzing: functions of bytes that reach the parsers as files do."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from scripts.robustness.small_merges import MACHINE
 
 @dataclass(frozen=True)
 class Target:
-    """Something that reads bytes: ``make`` gets a directory and returns the function to be tried.
+    """A function of bytes to test; ``make`` gets a directory and returns the function.
 
-    ``repair`` gives a case what random changes destroy, such as checksums and lengths.
+    ``repair`` restores what random changes destroy, such as checksums and lengths, so that a case
+    gets past the first checks.
     """
 
     make: Callable[[Path], Callable[[bytes], object]]
@@ -33,7 +34,9 @@ class Target:
 
 
 def _header(folder: Path) -> Callable[[bytes], object]:
-    """Eight digits with the number of data bytes, then a header: parsed, its layers found."""
+    """Eight digits with the number of data bytes, then a header, which is parsed; its layers are
+    found.
+    """
     from mergeloom.engine.storage.safetensors import parse_header
     from mergeloom.planners.models.architecture import infer
 
@@ -55,7 +58,7 @@ def _header_size(case: bytes, chance: random.Random) -> bytes:
 
 
 def _file(folder: Path) -> Callable[[bytes], object]:
-    """A whole file: length, header, data."""
+    """A whole safetensors file: header length, header, data."""
     from mergeloom.engine.storage.files import FileSource
     from mergeloom.engine.storage.safetensors import read_header
 
@@ -76,7 +79,7 @@ def _file_length(case: bytes, chance: random.Random) -> bytes:
 
 
 def _pickle(folder: Path) -> Callable[[bytes], object]:
-    """The pickle of a file of torch.save, in an archive with three storages."""
+    """The pickle of a torch.save file, in an archive with three storages."""
     import zipfile
 
     from mergeloom.engine.storage.files import FileSource
@@ -95,7 +98,7 @@ def _pickle(folder: Path) -> Callable[[bytes], object]:
 
 
 def _torch_file(folder: Path) -> Callable[[bytes], object]:
-    """A whole file of torch.save: archive, pickle, storages."""
+    """A whole torch.save file: archive, pickle, storages."""
     from mergeloom.engine.storage.files import FileSource
     from mergeloom.engine.storage.torch_zip import read_torch
 
@@ -109,7 +112,7 @@ def _torch_file(folder: Path) -> Callable[[bytes], object]:
 
 
 def _gguf(folder: Path) -> Callable[[bytes], object]:
-    """A whole GGUF file: header, then everything that is made of it as a model."""
+    """A whole GGUF file: its header, and the model read from it."""
     from mergeloom.planners.models.checkpoint import open_checkpoint
 
     path = folder / "model.gguf"
@@ -125,7 +128,7 @@ def _gguf(folder: Path) -> Callable[[bytes], object]:
 
 
 def _plan(folder: Path) -> Callable[[bytes], object]:
-    """A header, in a file that is as long as it says, that is planned with and scheduled."""
+    """A header, in a file of the length that it states; a merge of it is planned and scheduled."""
     from mergeloom.engine.plan.schedule import schedule
     from mergeloom.planners.config.load import parse_config
     from mergeloom.planners.models.resolve import Resolver
@@ -175,7 +178,9 @@ def _index(folder: Path) -> Callable[[bytes], object]:
 
 
 def _model_config(folder: Path) -> Callable[[bytes], object]:
-    """``config.json`` of a model that is stacked and merged: read, believed, rewritten."""
+    """The ``config.json`` of a model that is stacked and merged: it is read, and the output's is
+    written.
+    """
     from mergeloom.planners.config.load import parse_config
     from mergeloom.planners.models.resolve import Resolver
     from mergeloom.planners.plan import make_plan
@@ -198,7 +203,7 @@ def _model_config(folder: Path) -> Callable[[bytes], object]:
 
 
 def _configuration(folder: Path) -> Callable[[bytes], object]:
-    """A merge configuration, parsed and planned with the models that are there."""
+    """A merge configuration, parsed and planned."""
     from mergeloom.planners.config.load import load_config
     from mergeloom.planners.models.resolve import Resolver
     from mergeloom.planners.plan import make_plan
@@ -217,7 +222,7 @@ def _configuration(folder: Path) -> Callable[[bytes], object]:
 
 
 def _journal(folder: Path) -> Callable[[bytes], object]:
-    """A journal of an interrupted output: read, verified, continued, discarded."""
+    """The journal of an interrupted output: it is read, verified, continued and discarded."""
     from mergeloom.engine.output.directory import OutputDirectory
     from mergeloom.engine.output.journal import Journal, read_journal
     from mergeloom.engine.output.state import examine
@@ -253,7 +258,7 @@ def _journal_checksums(case: bytes, chance: random.Random) -> bytes:
 
 
 def _manifest(folder: Path) -> Callable[[bytes], object]:
-    """The manifest of an output: read, verified, discarded."""
+    """The manifest of an output: it is read, verified and discarded."""
     from mergeloom.engine.output.directory import OutputDirectory
     from mergeloom.engine.output.manifest import manifest_path, read_manifest
     from mergeloom.engine.output.state import examine
@@ -285,10 +290,10 @@ TOKENIZERS = (*FILES, "chat_template.jinja")
 
 
 def _tokenizer(folder: Path) -> Callable[[bytes], object]:
-    """One file of a tokenizer, the first byte says which.
+    """A file of a tokenizer; the first byte selects which.
 
-    ``tokenizer.json`` is read for settings that make a vocabulary, and older files where two models
-    are compared: what would make a tokenizer of those is another program's parser.
+    ``tokenizer.json`` is read to build a vocabulary; the older files are read to compare two
+    models. Building a tokenizer from those would test another program's parser.
     """
     from mergeloom.planners.config.load import parse_config
     from mergeloom.planners.models.resolve import Resolver
@@ -316,7 +321,7 @@ def _tokenizer(folder: Path) -> Callable[[bytes], object]:
 
 
 def _words(folder: Path) -> Callable[[bytes], object]:
-    """Arguments of the command line: sizes, references of models."""
+    """Arguments of the command line: sizes and model references."""
     from mergeloom.planners.config.model_reference import parse_reference
     from mergeloom.report.units import parse_size
 
@@ -330,8 +335,9 @@ def _words(folder: Path) -> Callable[[bytes], object]:
 
 
 def _codes(folder: Path) -> Callable[[bytes], object]:
-    """A configuration, names, types and shapes of tensors, and what each of them begins with: which
-    are codes, with their scales."""
+    """A configuration, then names, types, shapes and first bytes of tensors: the quantised ones and
+    their scales are recognised.
+    """
     from mergeloom.engine.base.dtypes import BY_CODE
     from mergeloom.engine.graph.stored_tensor import StoredTensor
     from mergeloom.engine.storage.memory import MemorySource
@@ -376,7 +382,7 @@ TARGETS: dict[str, Target] = {
 
 
 def _shard(shapes: dict[str, list[int]]) -> bytes:
-    """A safetensors file with these tensors of bytes."""
+    """A safetensors file with the given tensors."""
     document: dict[str, Any] = {}
     stop = 0
     for name, shape in shapes.items():

@@ -1,14 +1,14 @@
-"""Cut the power after every step of a merge, and see that it continues with nothing lost.
+"""Simulate a power failure after every step of a merge; resuming it must lose nothing.
 
-    scripts/run power_loss                  every prefix of one run of each kind, in three ways
-    scripts/run power_loss --rounds 20      and 20 random tears of each prefix
+    scripts/run power_loss                  each step of one run of each kind, in three ways
+    scripts/run power_loss --rounds 20      the same, with 20 random torn writes for each step
 
-A merge runs through a layer that records every effect on the file system. `Disk` replays a prefix
-of the record under the rules that a disk and its file system obey: what was written to a file is
-certain to be there only after a sync of that file, and a name only after a sync of its directory.
-Everything later may be there, or not, or in part, sector by sector, in any order. The merge is
-then resumed in what is left: it must end with the bytes of an undisturbed run, take over every
-tensor whose record had become durable, and whatever looked finished must have been finished.
+A merge runs on a layer that records all its effects on the file system. `Disk` replays the first n
+of them under the guarantees of a disk and its file system: data written to a file is certain to be
+there only after a sync of the file, and a name only after a sync of its directory. Later effects
+may be present, absent or partial, sector by sector, in any order. The merge is then resumed from
+this state. It must end with the bytes of an undisturbed run and keep every tensor whose record was
+durable; and what looks finished must be finished.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ WAYS = ("dropped", "kept", "torn")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One effect on the file system. ``file`` is the number of the file it is about; paths are
-    relative to the directory that is watched; ``size`` is a length or a position in bytes."""
+    """One effect on the file system. ``file`` is the number of the file concerned; paths are
+    relative to the watched directory; ``size`` is a length or a position, in bytes.
+    """
 
     kind: str
     file: int = -1
@@ -57,7 +58,7 @@ class Call:
 
 
 class RecordingFiles(Files):
-    """Records every effect below ``root``, in an order in which they can have happened."""
+    """Records every effect below ``root``, in a possible order of execution."""
 
     def __init__(self, root: Path, pause: float = 0.0) -> None:
         self.calls: list[Call] = []
@@ -139,7 +140,7 @@ class RecordingFiles(Files):
 
 @dataclass
 class _Pending:
-    """Something that may be lost: durable state and the calls since it was synced."""
+    """The durable state of a file or directory, and the calls since its last sync."""
 
     calls: list[Call] = field(default_factory=list)
     content: bytearray = field(default_factory=bytearray)
@@ -147,16 +148,16 @@ class _Pending:
 
 
 class Disk:
-    """What a disk may hold after a power failure: a replay of recorded calls.
+    """The possible contents of a disk after a power failure, from a replay of recorded calls.
 
-    ``before`` is what lay there durably when the recording began, by path, with ``None`` for
-    directories; these have the number -1.
+    ``before`` has the durable contents at the start of the recording, by path; ``None`` marks a
+    directory. Directories have the number -1.
     """
 
     def __init__(self, before: Mapping[str, bytes | None] | None = None) -> None:
         self._files: dict[int, _Pending] = {}
         self._directories: dict[str, _Pending] = {".": _Pending()}
-        for path, content in sorted((before or {}).items()):  # directories before what is in them
+        for path, content in sorted((before or {}).items()):  # a directory before its contents
             number = -1 if content is None else len(self._files)
             self._enter(path, number)
             if content is None:
@@ -168,7 +169,7 @@ class Disk:
         self._directories[_parent(path)].names[path] = number
 
     def apply(self, call: Call) -> None:
-        """One more call has returned."""
+        """Replay one call that has returned."""
         if call.kind == "sync":
             state = self._files[call.file]
             for each in state.calls:
@@ -190,7 +191,7 @@ class Disk:
             self._directories[_parent(call.path)].calls.append(call)
 
     def contents(self, way: str, chance: random.Random) -> dict[str, bytes | None]:
-        """Files by path after the power failed now; directories are ``None``."""
+        """The files by path if the power fails now; ``None`` for a directory."""
         found: dict[str, bytes | None] = {}
         waiting = ["."]
         while waiting:
@@ -223,7 +224,7 @@ class Disk:
 
 
 def _parts(call: Call) -> Iterator[Call]:
-    """A write, sector by sector; the ends of the sectors are those of the disk."""
+    """Split a write at the sectors of the disk."""
     if call.kind != "write":
         yield call
         return
@@ -258,7 +259,7 @@ def _parent(path: str) -> str:
 
 
 def write_out(contents: Mapping[str, bytes | None], root: Path) -> None:
-    """Make the directory that a disk holds."""
+    """Write the contents of a simulated disk to ``root``."""
     for path in sorted(contents):
         content = contents[path]
         if content is None:
@@ -269,7 +270,7 @@ def write_out(contents: Mapping[str, bytes | None], root: Path) -> None:
 
 
 def read_in(root: Path) -> dict[str, bytes | None]:
-    """The files below a directory, and the directories, which have no content."""
+    """The files below ``root`` by path; ``None`` for a directory."""
     return {
         path.relative_to(root).as_posix(): path.read_bytes() if path.is_file() else None
         for path in sorted(root.rglob("*"))
@@ -278,9 +279,9 @@ def read_in(root: Path) -> dict[str, bytes | None]:
 
 @dataclass(frozen=True)
 class Recording:
-    """A run that was recorded: its calls, what lay there before, and what it ends with.
+    """A recorded run: its calls, the files before it, and the digests of its result.
 
-    ``records`` counts, call by call, the tensors whose records were durable by then.
+    ``records[i]`` is the number of tensors whose records were durable before call ``i``.
     """
 
     job: Job
@@ -290,10 +291,10 @@ class Recording:
     records: Sequence[int]
 
     def replay(self, length: int, way: str, seed: int, root: Path) -> Outcome:
-        """Cut the power after ``length`` calls, resume in the directory ``root``, check the end.
+        """Cut the power after ``length`` calls, resume the merge in ``root``, and check the result.
 
         Raises:
-            AssertionError: something was lost, or looked finished and was not.
+            AssertionError: something was lost, or looked finished but was not.
         """
         chance = random.Random(seed)
         disk = Disk(self.before)
@@ -321,7 +322,7 @@ def record(
     restart: bool = False,
     recorder: type[RecordingFiles] = RecordingFiles,
 ) -> Recording:
-    """Run ``job`` into ``root / 'out'``, which may hold an earlier run, and record its calls."""
+    """Run ``job`` with output ``root / 'out'``, which may hold an earlier run; record its calls."""
     before = read_in(root)
     files = recorder(root, pause=0.001)
     options = Options(
@@ -334,10 +335,10 @@ def record(
 
 
 def _records(calls: Sequence[Call], before: Mapping[str, bytes | None]) -> list[int]:
-    """How many distinct tensors a durable journal speaks of before each call, and at the end.
+    """The number of tensors with a durable record before each call, and at the end.
 
-    A restart sets the journal aside. From then on, whether that is durable or not yet, nothing of
-    it is promised.
+    A restart moves the journal aside. From then on its records may be lost, whether or not the move
+    is durable.
     """
     disk = Disk(before)
     counts = [_recorded(disk, "dropped")]
@@ -353,7 +354,7 @@ def _records(calls: Sequence[Call], before: Mapping[str, bytes | None]) -> list[
 
 
 def _recorded(disk: Disk, way: str) -> int:
-    """How many distinct tensors the journal speaks of that a disk holds if power fails this way."""
+    """The number of tensors in the journal of a disk after a power failure of kind ``way``."""
     content = disk.contents(way, random.Random(0)).get(f"out/{DIRECTORY}/journal")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal"
@@ -365,8 +366,14 @@ def _recorded(disk: Disk, way: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; the result is its exit status."""
     parser = argparse.ArgumentParser(prog="run power_loss", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=1, help="tears of every prefix")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="random torn writes per step [default: 1]",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of random choices [default: 0]")
     options = parser.parse_args(arguments)
     chance = random.Random(options.seed)
     counts: Counter[str] = Counter()
@@ -387,14 +394,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                                 raise
                         counts[way] += 1
     for name, length in lengths.items():
-        print(f"{name}: every prefix of {length} calls")
+        print(f"{name}: power cut before each of {length} calls, and after the last")
     print(", ".join(f"{count} {way}" for way, count in counts.items()))
-    print(f"{counts.total()} power failures; every result has the digests of the undisturbed run")
+    print(f"power failures: {counts.total()}; every result has the digests of the undisturbed run")
     return 0
 
 
 def _recordings(job: Job, directory: Path) -> Iterator[tuple[str, Recording]]:
-    """A first run, one resumed in what the power left, one that discards a finished output."""
+    """Record a first run, a run resumed after a power failure, and one that restarts a finished
+    output.
+    """
     directory.mkdir()
     (directory / "first").mkdir()
     first = record(job, directory / "first")

@@ -1,4 +1,4 @@
-"""File systems of a fixed size, which can be filled and made read-only."""
+"""Small file systems that can be filled and made read-only."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from scripts.fixtures.volume import call
 
 @contextmanager
 def mounted(folder: Path, kind: str, size: int) -> Iterator[Path]:
-    """A ``tmpfs``, or an ``ext4`` in a file, of ``size`` bytes. Needs root.
+    """Mount a ``tmpfs``, or an ``ext4`` in a file, of ``size`` bytes. Needs root.
 
     Raises:
-        OSError: it cannot be mounted here.
+        OSError: it cannot be mounted.
     """
     volume, image = folder / "volume", folder / "image"
     volume.mkdir()
@@ -38,16 +38,16 @@ def mounted(folder: Path, kind: str, size: int) -> Iterator[Path]:
 
 
 def remount(volume: Path, mode: str) -> None:
-    """Make a mounted file system ``ro`` or ``rw``."""
+    """Remount a file system as ``ro`` or ``rw``."""
     call("mount", "-o", f"remount,{mode}", str(volume))
 
 
 def free_bytes(volume: Path) -> int:
-    """Bytes that are free on a file system."""
+    """Number of free bytes on a file system."""
     return shutil.disk_usage(volume).free
 
 
 def fill(path: Path, size: int) -> None:
-    """Let a file take ``size`` bytes of its disk."""
+    """Write a file that occupies ``size`` bytes of its disk."""
     with open(path, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(size, 1))

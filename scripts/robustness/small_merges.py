@@ -1,4 +1,4 @@
-"""Merges that take a few milliseconds: into several shards, small tensors and large ones."""
+"""Merges of a few milliseconds with several shards and both small and large tensors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "linear": {"merge_method": "linear", "models": ["base", "one"], "parameters": {"weight": 1}},
 }
 MACHINE = Machine(2, 300 << 20, 0, cpu_arithmetic(), TORCH)
-"""What schedules reckon with, so that they do not depend on the process."""
+"""The machine that schedules assume, so that they do not depend on this one."""
 
 _SHAPE = Shape("llama", 2, 64, 256, 4, 2, 16, 3000)
 _SHARD_BYTES = 300_000
 
 
 def make_models(directory: Path) -> Path:
-    """Make the inputs of all `KINDS`."""
+    """Generate the inputs of all `KINDS`."""
     from scripts.fixtures.checkpoints import make
 
     make(directory / "base", _SHAPE)
@@ -34,7 +34,7 @@ def make_models(directory: Path) -> Path:
 
 
 def make_job(kind: str, models: Path) -> Job:
-    """What the engine runs for one of `KINDS`."""
+    """The job that the engine runs for one of `KINDS`."""
     from mergeloom import api
 
     planned = api.plan(
@@ -48,7 +48,7 @@ def make_job(kind: str, models: Path) -> Job:
 
 
 def digests(output: Path) -> dict[str, str]:
-    """SHA-256 of every file of an output but its records."""
+    """SHA-256 of every file of an output, except its records."""
     return {
         path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(output.rglob("*"))
@@ -57,5 +57,5 @@ def digests(output: Path) -> dict[str, str]:
 
 
 def memory_directory() -> str | None:
-    """A file system in memory, where there is one: thousands of syncs take their time."""
+    """A file system in memory, if there is one: the tests make thousands of syncs."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -54,4 +54,4 @@ def test_a_check_stops_a_run():
 
 def test_wrong_usage_is_one_line(tmp_path, capsys):
     assert large.main(["--work", str(tmp_path), "--runs", "linear"]) == 1
-    assert capsys.readouterr().err == "run_70b: 'linear' is no run: write METHOD:SIZE\n"
+    assert capsys.readouterr().err == "large: 'linear' is not a run: write METHOD:SIZE\n"

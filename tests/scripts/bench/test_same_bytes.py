@@ -41,7 +41,11 @@ def measured(status: int, peak: int = 1 << 20) -> Measured:
         ((measured(0), {"a": "1"}), (measured(0), {"a": "1", "b": "2"}), "b differ"),
         ((measured(-9), {}), (measured(0), {"a": "1"}), "ended with status -9"),
         ((measured(0), {"a": "1"}), (measured(1), {}), "ended with status 1: error: no"),
-        ((measured(0, 1 << 30), {"a": "1"}), (measured(0), {"a": "1"}), "took 1073741824 bytes"),
+        (
+            (measured(0, 1 << 30), {"a": "1"}),
+            (measured(0), {"a": "1"}),
+            "used 1073741824 bytes, more than the limit",
+        ),
     ],
 )
 def test_what_counts_as_failure(

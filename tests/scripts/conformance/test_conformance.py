@@ -176,4 +176,4 @@ def test_what_is_no_environment_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "no environment with mergekit" in done.stderr
+    assert "has no bin/mergekit-yaml: name an environment" in done.stderr
