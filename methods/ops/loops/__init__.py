@@ -1,6 +1,7 @@
-"""Loops over plain memory, as numba compiles them.
+"""The loops of the compiled arithmetic, written for numba.
 
-`methods.ops.loops.build` makes machine code of them, in a process of its own; a merge loads that
-(`engine.hardware.machine_code`) and never numba. So a loop takes numbers and addresses of memory
-only, allocates nothing, and works in memory that it is given: `methods.ops.loops.sizes.work_bytes`.
+`methods.ops.loops.build` compiles them to machine code in a separate process; a merge loads only
+the machine code (`engine.hardware.machine_code`), never numba. Therefore a loop takes only numbers
+and memory addresses, and allocates nothing: the caller passes working memory (``work``), whose size
+is in `methods.ops.loops.sizes`.
 """

@@ -1,4 +1,4 @@
-"""Numbers that belong to blocks of a matrix: subtracted from its elements, or factors of them."""
+"""Adjust the elements of a matrix by one number per block: subtract, multiply or divide."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergeloom.methods.ops.loops.blocks import (
     blocks_at,
     compiled,
     floats,
-    ints,
+    int32s,
     load,
 )
 from mergeloom.methods.ops.loops.convert import widen_run
@@ -28,7 +28,7 @@ _I16, _U64, _U32, _U16 = int(Kind.I16), int(Kind.U64), int(Kind.U32), int(Kind.U
 
 @compiled
 def _size(kind: int) -> int:
-    """Bytes of an element that shares none."""
+    """Size in bytes of an element of a dtype that is not packed."""
     if kind in (_F64, _I64, _U64):
         return 8
     if kind in (_F32, _I32, _U32):
@@ -38,12 +38,12 @@ def _size(kind: int) -> int:
 
 @compiled
 def _fetch(record: Any, row: int, room: Address, work: Address) -> None:
-    """Write the numbers of the blocks that one row of blocks has, as float32.
+    """Write the numbers of one row of blocks, as float32, to ``room``.
 
-    ``room`` is for 8 bytes for each: the numbers, and work.
+    ``room`` has 8 bytes per block: 4 for the number and 4 of working memory.
     """
     count, kind, place = record.across, record.kind, row * record.row_step
-    numbers, codes = floats(room, count), ints(room + 4 * count, count)
+    numbers, codes = floats(room, count), int32s(room + 4 * count, count)
     if is_packed(kind):
         for j in range(count):
             codes[j] = code_at(record.numbers, kind, place + j * record.step)
@@ -62,6 +62,7 @@ def _fetch(record: Any, row: int, room: Address, work: Address) -> None:
 
 @compiled
 def _nest(record: Any, place: int, numbers: Array) -> None:
+    """Replace numbers that are codes by their values (`methods.ops.interface.Lookup`)."""
     table = floats(record.table, 256)
     for j in range(numbers.size):
         own = place + j * record.step
@@ -71,11 +72,12 @@ def _nest(record: Any, place: int, numbers: Array) -> None:
 
 
 @compiled
-def _apply(part: Array, word: int, number: float, zero: float, factor: float) -> None:
-    if word == _SUBTRACT:
+def _apply(part: Array, how: int, number: float, zero: float, factor: float) -> None:
+    """Adjust elements by one number, in place."""
+    if how == _SUBTRACT:
         for i in range(part.size):
             part[i] = ((part[i] - zero) - number) * factor
-    elif word == _MULTIPLY:
+    elif how == _MULTIPLY:
         for i in range(part.size):
             part[i] = ((part[i] - zero) * number) * factor
     else:
@@ -84,12 +86,12 @@ def _apply(part: Array, word: int, number: float, zero: float, factor: float) ->
 
 
 @compiled
-def _apply_each(line: Array, word: int, numbers: Array, zero: float, factor: float) -> None:
-    """The same with a number for each element."""
-    if word == _SUBTRACT:
+def _apply_each(line: Array, how: int, numbers: Array, zero: float, factor: float) -> None:
+    """Adjust each element by its own number, in place."""
+    if how == _SUBTRACT:
         for i in range(line.size):
             line[i] = ((line[i] - zero) - numbers[i]) * factor
-    elif word == _MULTIPLY:
+    elif how == _MULTIPLY:
         for i in range(line.size):
             line[i] = ((line[i] - zero) * numbers[i]) * factor
     else:
@@ -99,7 +101,7 @@ def _apply_each(line: Array, word: int, numbers: Array, zero: float, factor: flo
 
 @compiled
 def _spread(numbers: Array, groups: Array, each: Array) -> None:
-    """The number of each column; NaN where there is no such group."""
+    """Write the number of each column to ``each``; NaN for columns of no group."""
     for i in range(each.size):
         group = groups[i]
         each[i] = numbers[group] if 0 <= group < numbers.size else np.float32(np.nan)
@@ -110,7 +112,7 @@ def adjust(
     source: Address,
     size: int,
     record: Address,
-    word: int,
+    how: int,
     zero: float,
     factor: float,
     out: Address,
@@ -119,32 +121,33 @@ def adjust(
     room: Address,
     work: Address,
 ) -> None:
-    """See `methods.ops.words.Ops.adjust`.
+    """Adjust a matrix by block numbers: `methods.ops.interface.Ops.adjust`.
 
-    ``room`` is for 8 bytes for each block of a row and, if there are groups, 4 for each column.
+    ``how`` is an `Adjustment`. ``room`` has 8 bytes per block of a row and, if there are groups, 4
+    bytes per column.
     """
-    blocks, before = blocks_at(record, 1)[0], -1
+    blocks, current = blocks_at(record, 1)[0], -1
     across, columns = blocks.across, blocks.columns
     found, each = floats(room, across), floats(room + 8 * across, row)
     lowered, scaled = np.float32(zero), np.float32(factor)
     for number in range(rows):
         place = blocks.first + number
         wanted = place // blocks.height * blocks.down + place % blocks.height // blocks.rows
-        if wanted != before:
+        if wanted != current:
             _fetch(blocks, wanted, room, work)
-            before = wanted
+            current = wanted
         line = floats(out + 4 * number * row, row)
         for start in range(0, row, BLOCK):
             load(source, size, number * row + start, line[start : start + BLOCK])
         if blocks.groups:
-            _spread(found, ints(blocks.groups, row), each)
-            _apply_each(line, word, each, lowered, scaled)
+            _spread(found, int32s(blocks.groups, row), each)
+            _apply_each(line, how, each, lowered, scaled)
         elif columns == 1:
-            _apply_each(line, word, found, lowered, scaled)
+            _apply_each(line, how, found, lowered, scaled)
         else:
             for j in range(across):
                 part = line[j * columns : (j + 1) * columns]
-                _apply(part, word, found[j], lowered, scaled)
+                _apply(part, how, found[j], lowered, scaled)
 
 
 @Loop
@@ -157,7 +160,7 @@ def look_up(
     count: int,
     work: Address,
 ) -> None:
-    """See `methods.ops.words.Ops.look_up`."""
+    """Replace codes by table entries: `methods.ops.interface.Ops.look_up`."""
     values, last = floats(table, entries), np.int32(entries - 1)
     for start in range(0, count, BLOCK):
         block = floats(out + 4 * start, min(BLOCK, count - start))

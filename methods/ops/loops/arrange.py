@@ -1,4 +1,4 @@
-"""Values put elsewhere: rows chosen from several tensors, matrices turned."""
+"""Move elements: rows selected from several tensors, and transposed matrices."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import numpy as np
 from mergeloom.methods.ops.loops.blocks import (
     Address,
     Loop,
-    bytes_,
     doubles,
     fill,
     floats,
     load,
+    uint8s,
     vectors_at,
 )
 from mergeloom.methods.ops.loops.sizes import BLOCK
 
 _TILE = 32
-"""Rows and columns of what is turned at once."""
+"""Rows and columns of the tile that is transposed at once."""
 
 
 @Loop
@@ -30,9 +30,12 @@ def mean_rows(
     out: Address,
     work: Address,
 ) -> None:
-    """See `methods.ops.words.Ops.mean_rows`; ``table`` begins with the first of the rows."""
+    """Write means of selected rows: `methods.ops.interface.Ops.mean_rows`.
+
+    ``table`` begins with the entry of the first row.
+    """
     given = vectors_at(vectors, count_of_vectors)
-    chosen = bytes_(table, rows * count_of_vectors)
+    chosen = uint8s(table, rows * count_of_vectors)
     total, block = doubles(work, BLOCK), floats(work + 8 * BLOCK, BLOCK)
     for number in range(rows):
         own = chosen[number * count_of_vectors : (number + 1) * count_of_vectors]
@@ -65,7 +68,7 @@ def mean_rows(
 def transpose(
     source: Address, size: int, matrices: int, rows: int, columns: int, out: Address, work: Address
 ) -> None:
-    """Write matrices (rows, columns), of elements of ``size`` bytes, as (columns, rows)."""
+    """Write matrices (rows, columns) as (columns, rows); input elements have ``size`` bytes."""
     tile = floats(work, _TILE * _TILE)
     for matrix in range(matrices):
         base = matrix * rows * columns

@@ -1,4 +1,7 @@
-"""Views of memory at an address, and blocks of vectors."""
+"""Arrays at memory addresses, and loading blocks of vectors as float32.
+
+A *block* is an array of at most `sizes.BLOCK` elements in working memory.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,21 @@ compiled = njit(nogil=True, error_model="numpy")
 Array = Any
 
 Address = int
-"""Where something begins in memory; its elements follow each other without gaps."""
+"""A memory address; the elements there are contiguous."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A function that others can call by its name once it is machine code.
+    """A function that is compiled to machine code and then called by its name.
 
-    Its arguments are of type ``int``, ``Address`` or ``float``.
+    Its arguments have the types ``int``, ``Address`` or ``float``.
     """
 
     function: Callable[..., Any]
 
 
 def _numbers_at(kind: Any) -> Any:
-    """The function that gives a number of elements of a type that begin at an address."""
+    """A function (address, count) that returns the array of ``count`` elements at an address."""
 
     @intrinsic
     def pointer_to(context: Any, address: Any) -> Any:
@@ -50,8 +53,8 @@ def _numbers_at(kind: Any) -> Any:
 
 
 floats, doubles = _numbers_at(types.float32), _numbers_at(types.float64)
-bytes_, halves, words = (_numbers_at(kind) for kind in (types.uint8, types.uint16, types.uint32))
-tinies, shorts, ints, longs, longwords = (
+uint8s, uint16s, uint32s = (_numbers_at(kind) for kind in (types.uint8, types.uint16, types.uint32))
+int8s, int16s, int32s, int64s, uint64s = (
     _numbers_at(kind) for kind in (types.int8, types.int16, types.int32, types.int64, types.uint64)
 )
 vectors_at = _numbers_at(from_dtype(np.dtype(list(VECTOR), align=True)))
@@ -60,20 +63,20 @@ blocks_at = _numbers_at(from_dtype(np.dtype(list(BLOCKS), align=True)))
 
 @compiled
 def fill(block: Array, value: Any) -> None:
-    """Set all elements to a value. (A slice that is assigned to brings a check of its shape.)"""
+    """Set all elements to a value, without the shape check of assigning to a slice."""
     for i in range(block.size):
         block[i] = value
 
 
 @compiled
 def copy(source: Array, block: Array) -> None:
-    """Set all elements of ``block`` to those of ``source``, which is as long."""
+    """Copy ``source`` to ``block``, which has the same length."""
     for i in range(block.size):
         block[i] = source[i]
 
 
 def _fused(kind: Any) -> Any:
-    """The function factor * other + addend with one rounding, as torch adds a multiple."""
+    """A function: factor · other + addend, rounded once, as ``torch.add`` with ``alpha`` does."""
 
     @intrinsic
     def fused(context: Any, factor: Any, other: Any, addend: Any) -> Any:
@@ -91,10 +94,11 @@ fused, fused_double = _fused(types.float32), _fused(types.float64)
 
 @compiled
 def load(address: Address, size: int, start: int, block: Array) -> None:
-    """Fill ``block`` with elements at an address: float32 numbers, or bfloat16 ones (2 bytes)."""
+    """Fill ``block`` (float32) with elements from ``start`` on: float32, or bfloat16 if ``size`` is
+    2."""
     count = block.size
     if size == 2:
-        narrow, bits = halves(address + 2 * start, count), block.view(np.uint32)
+        narrow, bits = uint16s(address + 2 * start, count), block.view(np.uint32)
         for i in range(count):
             bits[i] = np.uint32(narrow[i]) << np.uint32(16)
     else:
@@ -105,7 +109,10 @@ def load(address: Address, size: int, start: int, block: Array) -> None:
 
 @compiled
 def difference(vector: Any, start: int, block: Array, other: Array) -> None:
-    """Write the elements of a vector from ``start`` on to ``block``; ``other`` is work as long."""
+    """Fill ``block`` with the elements of a vector from ``start`` on.
+
+    ``other`` is working memory of the same length.
+    """
     load(vector.address, vector.bytes, start, block)
     if vector.minus:
         load(vector.minus, vector.minus_bytes, start, other)
@@ -116,7 +123,7 @@ def difference(vector: Any, start: int, block: Array, other: Array) -> None:
 
 @compiled
 def multiply(vector: Any, start: int, block: Array) -> None:
-    """Multiply elements from ``start`` on, in place, by the factors of their rows or columns."""
+    """Multiply a block, from element ``start`` on, by the vector's row or column factors."""
     if vector.factors:
         if vector.factor_columns:
             _multiply_columns(vector, start, block)

@@ -1,4 +1,4 @@
-"""Makes machine code of loops: `engine.hardware.machine_code` starts this module as a program.
+"""Compile loops to machine code; a program that `engine.hardware.machine_code` starts.
 
 python -m methods.ops.loops.build DIRECTORY NAME ...
 """
@@ -42,7 +42,7 @@ def loops() -> Iterator[tuple[str, Loop]]:
 
 
 def build(name: str, function: Any) -> Native:
-    """The machine code of one loop for the processor at hand."""
+    """Compile one loop for this processor."""
     signature = inspect.signature(function)
     arguments = "".join(_KINDS[each.annotation] for each in signature.parameters.values())
     result = _KINDS[signature.return_annotation]
@@ -58,20 +58,21 @@ def build(name: str, function: Any) -> Native:
 
 
 def _alone(assembly: str) -> str:
-    """The same code, for a process without numba.
+    """The same LLVM assembly without calls into numba and Python.
 
-    What it calls there stands behind checks of what cannot be: that an array belongs to numba, that
-    a loop raises. Should it be so, the process ends.
+    Those calls follow checks that cannot succeed here (an array owned by numba, an exception in a
+    loop); they are replaced by a trap, which ends the process.
     """
     return _OF_AN_INTERPRETER.sub(_ENDS, assembly)
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Compile the named loops and save them in a directory."""
     directory, *names = arguments
     found = dict(loops())
     for name in names:
         native = build(name, found[name].function)
-        native.load()  # where that ends a process, it had better be this one
+        native.load()  # if loading crashes, then in this process, not in a merge
         native.save(Path(directory))
 
 

@@ -1,4 +1,4 @@
-"""Random choices that hang on the rank of an element in its row."""
+"""Mark elements: by random choice that depends on rank, and by keep rules."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from mergeloom.methods.ops.loops.blocks import (
     Address,
     Array,
     Loop,
-    bytes_,
     compiled,
     difference,
     fill,
     floats,
-    ints,
+    int32s,
+    uint8s,
+    uint32s,
     vectors_at,
-    words,
 )
 from mergeloom.methods.ops.loops.keep import draw, trim
 from mergeloom.methods.ops.loops.ranks import decide_by_rank, room_for_ranks
-from mergeloom.methods.ops.loops.sizes import BLOCK, MARKED, marks_bytes, whole_rows
+from mergeloom.methods.ops.loops.sizes import BLOCK, MARK_BYTES, marks_bytes, whole_rows
 
 _whole_rows, _marks_bytes = compiled(whole_rows), compiled(marks_bytes)
 
 
 @compiled
 def _mark(numbers: Array, bound: int, start: int, marks: Array) -> None:
-    """Mark which numbers, of elements from ``start`` on, lie below ``bound``."""
+    """Set the marks of elements, from ``start`` on, whose number is below ``bound``."""
     done = 0
     while done < numbers.size:
         place = start + done
-        column = place % MARKED
-        bit, first = np.uint8(place % BLOCK // MARKED), place // BLOCK * MARKED + column
-        part = numbers[done : done + MARKED - column]
+        column = place % MARK_BYTES
+        bit, first = np.uint8(place % BLOCK // MARK_BYTES), place // BLOCK * MARK_BYTES + column
+        part = numbers[done : done + MARK_BYTES - column]
         own = marks[first : first + part.size]
         for j in range(part.size):
             own[j] |= np.uint8(np.uint8(part[j] < bound) << bit)
@@ -49,12 +49,15 @@ def choose_by_rank(
     size: int,
     work: Address,
 ) -> None:
-    """See `methods.ops.words.Ops.choose_by_rank`; ``steps`` (int32) are as many as ``row``."""
-    vector, hashed, bounds = vectors_at(vectors, 1)[0], words(constants, 3), ints(steps, row)
-    marked, length = bytes_(marks, _marks_bytes(size)), _whole_rows(row)
+    """Mark by random number and rank: `methods.ops.interface.Ops.choose_by_rank`.
+
+    ``steps`` (int32) has ``row`` elements.
+    """
+    vector, hashed, bounds = vectors_at(vectors, 1)[0], uint32s(constants, 3), int32s(steps, row)
+    marked, length = uint8s(marks, _marks_bytes(size)), _whole_rows(row)
     step = 4 * length
-    block, bits, other = floats(work, length), ints(work, length), floats(work + step, length)
-    numbers, room = ints(work + 2 * step, length), room_for_ranks(work + 3 * step, row)
+    block, bits, other = floats(work, length), int32s(work, length), floats(work + step, length)
+    numbers, room = int32s(work + 2 * step, length), room_for_ranks(work + 3 * step, row)
     fill(marked, 0)
     for start in range(0, size, length):
         count = min(length, size - start)
@@ -67,11 +70,11 @@ def choose_by_rank(
 
 @Loop
 def mark(vectors: Address, constants: Address, marks: Address, size: int, work: Address) -> None:
-    """Mark the elements that are not zero once a vector is trimmed; see `trim`."""
-    vector, hashed = vectors_at(vectors, 1)[0], words(constants, 3)
-    marked, step = bytes_(marks, _marks_bytes(size)), 4 * BLOCK
-    block, bits = floats(work, BLOCK), ints(work, BLOCK)
-    other, numbers = floats(work + step, BLOCK), ints(work + 2 * step, BLOCK)
+    """Mark the nonzero elements of a trimmed vector (`methods.ops.loops.keep.trim`)."""
+    vector, hashed = vectors_at(vectors, 1)[0], uint32s(constants, 3)
+    marked, step = uint8s(marks, _marks_bytes(size)), 4 * BLOCK
+    block, bits = floats(work, BLOCK), int32s(work, BLOCK)
+    other, numbers = floats(work + step, BLOCK), int32s(work + 2 * step, BLOCK)
     fill(marked, 0)
     for start in range(0, size, BLOCK):
         count = min(BLOCK, size - start)

@@ -1,4 +1,4 @@
-"""Combinations of sparse vectors, put on a base."""
+"""Combinations of vectors, element by element, added to a base."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mergeloom.methods.ops.loops.blocks import (
     fill,
     floats,
     fused,
-    ints,
+    int32s,
     load,
     multiply,
+    uint32s,
     vectors_at,
-    words,
 )
 from mergeloom.methods.ops.loops.keep import trim
 from mergeloom.methods.ops.loops.sizes import BLOCK
@@ -37,14 +37,18 @@ def combine(
     size: int,
     work: Address,
 ) -> None:
-    """See `methods.ops.words.Ops.combine`."""
+    """Combine vectors: `methods.ops.interface.Ops.combine`.
+
+    ``elects``: 0 no sign election, 1 by sum, 2 by count. ``divides``: divide by the sum of the
+    agreeing shares. ``base`` may be 0.
+    """
     zero, one = np.float32(0.0), np.float32(1.0)
     multiple, smallest = np.float32(scale), np.float32(cancelled)
-    # Without a base the first product has to stay what it is, even the sign of a zero.
+    # Without a base, the sum begins with -0.0, so that a first product of -0.0 keeps its sign.
     nothing = zero if base else -zero
-    given, hashed = vectors_at(vectors, count_of_vectors), words(constants, 3)
+    given, hashed = vectors_at(vectors, count_of_vectors), uint32s(constants, 3)
     step = 4 * BLOCK
-    other, numbers = floats(work, BLOCK), ints(work + step, BLOCK)
+    other, numbers = floats(work, BLOCK), int32s(work + step, BLOCK)
     sign, total = floats(work + 2 * step, BLOCK), floats(work + 3 * step, BLOCK)
     divisor, blocks = floats(work + 4 * step, BLOCK), work + 5 * step
     for start in range(0, size, BLOCK):
@@ -65,7 +69,7 @@ def combine(
             multiply(vector, start, block)
             trim(vector, start, block, numbers[:count], hashed)
             weight = vector.vote if elects else vector.coefficient
-            if elects == 2:  # a vote each, however large
+            if elects == 2:  # each vector has one vote, whatever the magnitude
                 for i in range(count):
                     vote = one if block[i] > zero else -one if block[i] < zero else zero
                     total[i] = fused(weight, vote, total[i])
@@ -103,7 +107,7 @@ def combine(
 
 @Loop
 def choose(vectors: Address, least: float, out: Address, size: int, work: Address) -> None:
-    """Write a vector's first operand where its magnitude reaches ``least``, else its second."""
+    """Select between a vector's two arrays: `methods.ops.interface.Ops.choose`."""
     vector, limit = vectors_at(vectors, 1)[0], np.float32(least)
     score, other = floats(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
     for start in range(0, size, BLOCK):
@@ -129,7 +133,7 @@ def step(
     size: int,
     work: Address,
 ) -> None:
-    """Write the base and a vector, of which no element is larger than ``limit``."""
+    """Add a clipped vector to the base: `methods.ops.interface.Ops.step`."""
     vector, most = vectors_at(vectors, 1)[0], np.float32(limit)
     other = floats(work, BLOCK)
     for start in range(0, size, BLOCK):
@@ -155,7 +159,10 @@ def disjoint(
     size: int,
     work: Address,
 ) -> None:
-    """See `methods.ops.words.Ops.disjoint`; a vector's ``coefficient`` is its excess."""
+    """Add the mean of changed elements to the base: `methods.ops.interface.Ops.disjoint`.
+
+    The ``coefficient`` of a vector is its excess.
+    """
     zero, one, least = np.float32(0.0), np.float32(1.0), np.float32(epsilon)
     given = vectors_at(vectors, count_of_vectors)
     step = 4 * BLOCK

@@ -1,4 +1,4 @@
-"""Conversions between float32 and the types of elements, each rounded once, to nearest even."""
+"""Conversions between float32 and other dtypes, rounded once, to nearest even."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from mergeloom.methods.ops.loops.blocks import (
     Address,
     Array,
     Loop,
-    bytes_,
     compiled,
     doubles,
     floats,
-    halves,
-    ints,
+    int8s,
+    int16s,
+    int32s,
+    int64s,
     load,
-    longs,
-    longwords,
-    shorts,
-    tinies,
-    words,
+    uint8s,
+    uint16s,
+    uint32s,
+    uint64s,
 )
 from mergeloom.methods.ops.loops.packed import is_packed, widen_exponents, widen_packed
-from mergeloom.methods.ops.loops.quantise import round_to_bytes, round_to_halves
+from mergeloom.methods.ops.loops.quantise import round_to_fp4, round_to_int8
 from mergeloom.methods.ops.loops.sizes import BLOCK, Kind
 
 _BF16, _F32, _F16, _F64 = int(Kind.BF16), int(Kind.F32), int(Kind.F16), int(Kind.F64)
@@ -37,7 +37,7 @@ _INFINITE = np.uint32(0x7F800000)
 
 @compiled
 def _widen_half(narrow: Array, shift: int, signs: Array, block: Array) -> None:
-    """Widen float16, or float8_e5m2, which is its upper byte."""
+    """Widen float16 (``shift`` 0), or float8_e5m2, the upper byte of a float16 (``shift`` 8)."""
     bits = block.view(np.uint32)
     for i in range(block.size):
         code = np.uint32(narrow[i]) << np.uint32(shift)
@@ -54,6 +54,7 @@ def _widen_half(narrow: Array, shift: int, signs: Array, block: Array) -> None:
 
 @compiled
 def _widen_e4m3(narrow: Array, block: Array) -> None:
+    """Widen float8_e4m3fn: no infinities, NaN where all seven lower bits are set."""
     bits = block.view(np.uint32)
     for i in range(block.size):
         bits[i] = (np.uint32(narrow[i]) & np.uint32(0x7F)) << np.uint32(20)
@@ -68,7 +69,7 @@ def _widen_e4m3(narrow: Array, block: Array) -> None:
 
 @compiled
 def _widen_fnuz(narrow: Array, mantissa: int, bias: int, block: Array) -> None:
-    """Widen a type without infinities and without a negative zero, whose code is that of NaN."""
+    """Widen a float8 FNUZ type: no infinities; the code of -0 is NaN."""
     bits = block.view(np.uint32)
     shift, scale = np.uint32(23 - mantissa), np.float32(2.0 ** (127 - bias))
     for i in range(block.size):
@@ -83,64 +84,65 @@ def _widen_fnuz(narrow: Array, mantissa: int, bias: int, block: Array) -> None:
 
 @compiled
 def _cast(source: Array, block: Array) -> None:
+    """Round elements to float32."""
     for i in range(block.size):
         block[i] = np.float32(source[i])
 
 
 @compiled
 def widened(address: Address, kind: int, start: int, block: Array, work: Address) -> None:
-    """Fill ``block`` with elements of a `Kind`, from element ``start`` on, which begins a byte.
+    """Fill ``block`` with elements of a `Kind` from ``start`` on, as float32.
 
-    ``work`` is for 4 bytes for each.
+    Element ``start`` begins at a byte boundary. ``work`` has 4 bytes per element.
     """
     count = block.size
     if is_packed(kind):
         widen_packed(address, kind, start, block, work)
     elif kind == _E8M0:
-        widen_exponents(bytes_(address + start, count), block)
+        widen_exponents(uint8s(address + start, count), block)
     elif kind == _BF16:
         load(address, 2, start, block)
     elif kind == _F32:
         load(address, 4, start, block)
     elif kind == _F16:
-        _widen_half(halves(address + 2 * start, count), 0, words(work, count), block)
+        _widen_half(uint16s(address + 2 * start, count), 0, uint32s(work, count), block)
     elif kind == _E5M2:
-        _widen_half(bytes_(address + start, count), 8, words(work, count), block)
+        _widen_half(uint8s(address + start, count), 8, uint32s(work, count), block)
     elif kind == _E4M3:
-        _widen_e4m3(bytes_(address + start, count), block)
+        _widen_e4m3(uint8s(address + start, count), block)
     elif kind == _E4M3_FNUZ:
-        _widen_fnuz(bytes_(address + start, count), 3, 8, block)
+        _widen_fnuz(uint8s(address + start, count), 3, 8, block)
     elif kind == _E5M2_FNUZ:
-        _widen_fnuz(bytes_(address + start, count), 2, 16, block)
+        _widen_fnuz(uint8s(address + start, count), 2, 16, block)
     elif kind == _F64:
         _cast(doubles(address + 8 * start, count), block)
     elif kind == _I64:
-        _cast(longs(address + 8 * start, count), block)
+        _cast(int64s(address + 8 * start, count), block)
     elif kind == _I32:
-        _cast(ints(address + 4 * start, count), block)
+        _cast(int32s(address + 4 * start, count), block)
     elif kind == _I16:
-        _cast(shorts(address + 2 * start, count), block)
+        _cast(int16s(address + 2 * start, count), block)
     elif kind == _I8:
-        _cast(tinies(address + start, count), block)
+        _cast(int8s(address + start, count), block)
     elif kind == _U64:
-        _cast(longwords(address + 8 * start, count), block)
+        _cast(uint64s(address + 8 * start, count), block)
     elif kind == _U32:
-        _cast(words(address + 4 * start, count), block)
+        _cast(uint32s(address + 4 * start, count), block)
     elif kind == _U16:
-        _cast(halves(address + 2 * start, count), block)
+        _cast(uint16s(address + 2 * start, count), block)
     else:
-        _cast(bytes_(address + start, count), block)
+        _cast(uint8s(address + start, count), block)
 
 
 @Loop
 def widen(address: Address, kind: int, size: int, out: Address, work: Address) -> None:
-    """Write elements of a `Kind` as float32 to ``out``."""
+    """Convert ``size`` elements of a `Kind` to float32."""
     widen_run(address, kind, size, out, work)
 
 
 @compiled
 def widen_run(address: Address, kind: int, size: int, out: Address, work: Address) -> None:
-    """The same, for other loops; the first element begins a byte."""
+    """Convert ``size`` elements of a `Kind` to float32, called by other loops."""
     for start in range(0, size, BLOCK):
         count = min(BLOCK, size - start)
         widened(address, kind, start, floats(out + 4 * start, count), work)
@@ -150,16 +152,17 @@ def widen_run(address: Address, kind: int, size: int, out: Address, work: Addres
 def _narrow(
     block: Array, sums: Array, mantissa: int, bias: int, top: int, nan: int, codes: Array
 ) -> int:
-    """Write the codes (uint32, without sign) of float32 numbers in a type of fewer bits.
+    """Write the codes (uint32, without sign) of float32 numbers in a narrower floating-point type.
 
-    ``top`` is the code of what overflows, ``nan`` that of what is no number. ``sums`` (float32) is
-    work. Returns how many are ``top`` or ``nan``.
+    The type has ``mantissa`` bits and an exponent ``bias``; ``top`` is the code for overflow,
+    ``nan`` that for NaN. ``sums`` (float32) is working memory. Returns the number of codes that are
+    ``top`` or ``nan``.
     """
     bits, rounded = block.view(np.uint32), sums.view(np.uint32)
     width = np.uint32(23 - mantissa)
     least, shift = np.uint32((128 - bias) << 23), np.uint32((127 - bias) << 23)
     half = np.uint32((1 << (22 - mantissa)) - 1)
-    # The unit in the last place of this number is that of the smallest subnormal number.
+    # The last place of this float32 number is worth the type's smallest subnormal number.
     magic_bits = np.uint32((127 - bias + 24 - mantissa) << 23)
     for i in range(block.size):
         rounded[i] = magic_bits
@@ -181,17 +184,17 @@ def _narrow(
 
 @Loop
 def store(source: Address, size: int, out: Address, kind: int, work: Address) -> int:
-    """Write float32 numbers as elements of a `Kind`; returns how many of these are not finite.
+    """Round float32 numbers to a `Kind`; returns the number of results that are not finite.
 
-    float32 may stay where it is.
+    For F32, ``out`` may be ``source``.
     """
     bad = 0
     one = np.uint32(1)
     for start in range(0, size, BLOCK):
         count = min(BLOCK, size - start)
-        block, bits = floats(source + 4 * start, count), words(source + 4 * start, count)
+        block, bits = floats(source + 4 * start, count), uint32s(source + 4 * start, count)
         if kind == _BF16:
-            narrow, found = halves(out + 2 * start, count), np.uint32(0)
+            narrow, found = uint16s(out + 2 * start, count), np.uint32(0)
             for i in range(count):
                 code = bits[i]
                 odd = (code >> np.uint32(16)) & one
@@ -208,7 +211,7 @@ def store(source: Address, size: int, out: Address, kind: int, work: Address) ->
                 found += one if bits[i] & _INFINITE == _INFINITE else np.uint32(0)
             bad += np.int64(found)
             if out != source:
-                target = words(out + 4 * start, count)
+                target = uint32s(out + 4 * start, count)
                 for i in range(count):
                     target[i] = bits[i]
         elif kind == _F64:
@@ -218,22 +221,22 @@ def store(source: Address, size: int, out: Address, kind: int, work: Address) ->
                 found += one if bits[i] & _INFINITE == _INFINITE else np.uint32(0)
             bad += np.int64(found)
         elif kind == _F16:
-            codes, narrow = words(work, count), halves(out + 2 * start, count)
+            codes, narrow = uint32s(work, count), uint16s(out + 2 * start, count)
             sums = floats(work + 4 * BLOCK, count)
             bad += _narrow(block, sums, 10, 15, 0x7C00, 0x7E00, codes)
             for i in range(count):
                 narrow[i] = np.uint16(codes[i] | (bits[i] >> np.uint32(16)) & np.uint32(0x8000))
         elif kind == _I8:
-            round_to_bytes(block, tinies(out + start, count))
+            round_to_int8(block, int8s(out + start, count))
         elif kind == _F4:
-            round_to_halves(block, out + start // 2)
+            round_to_fp4(block, out + start // 2)
         elif kind == _E8M0:
-            powers = bytes_(out + start, count)
+            powers = uint8s(out + start, count)
             for i in range(count):
                 powers[i] = np.uint8((bits[i] >> np.uint32(23)) & np.uint32(0xFF))
                 bad += np.int64(powers[i] == np.uint8(255))
         else:
-            codes, tiny = words(work, count), bytes_(out + start, count)
+            codes, tiny = uint32s(work, count), uint8s(out + start, count)
             sums = floats(work + 4 * BLOCK, count)
             if kind == _E5M2:
                 bad += _narrow(block, sums, 2, 15, 0x7C, 0x7F, codes)

@@ -1,4 +1,4 @@
-"""Histograms of magnitudes."""
+"""Count magnitudes: histograms, and comparisons with a value."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import numpy as np
 from mergeloom.methods.ops.loops.blocks import (
     Address,
     Loop,
-    bytes_,
     difference,
     fill,
     floats,
-    ints,
-    longs,
+    int32s,
+    int64s,
+    uint8s,
     vectors_at,
 )
 from mergeloom.methods.ops.loops.sizes import BLOCK
@@ -20,12 +20,12 @@ from mergeloom.methods.ops.loops.sizes import BLOCK
 
 @Loop
 def count_high(vectors: Address, size: int, low: int, counts: Address, work: Address) -> int:
-    """Add to ``counts`` (int64) each magnitude of a vector by its bits above the ``low`` ones.
+    """Count magnitudes by their high bits: `methods.ops.interface.Ops.count_high`.
 
-    It is the one in ``vectors``, of ``size`` elements. The result is how many are not zero.
+    ``counts`` is int64. Returns the number of nonzero magnitudes.
     """
-    vector, table = vectors_at(vectors, 1)[0], longs(counts, 1 << (31 - low))
-    block, bits, other = floats(work, BLOCK), ints(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
+    vector, table = vectors_at(vectors, 1)[0], int64s(counts, 1 << (31 - low))
+    block, bits, other = floats(work, BLOCK), int32s(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
     nonzero = 0
     for start in range(0, size, BLOCK):
         count = min(BLOCK, size - start)
@@ -49,18 +49,18 @@ def count_low(
     levels: Address,
     work: Address,
 ) -> None:
-    """Count the magnitudes whose bits above the ``low`` ones are one of ``highs`` by those below.
+    """Count magnitudes by their low bits: `methods.ops.interface.Ops.count_low`.
 
-    Each of ``highs`` (int32) has its table among ``counts`` (addresses of int64); those whose low
-    bits are a multiple of 2**``step`` go to its row of ``levels`` (int32) by that multiple too.
+    ``highs`` is int32; ``counts`` has the address of an int64 table for each of ``highs``;
+    ``levels`` (int32) is the matrix of counts of multiples of 2**``step``.
     """
-    vector, keys = vectors_at(vectors, 1)[0], ints(highs, count_of_highs)
-    tables = longs(counts, count_of_highs)
+    vector, keys = vectors_at(vectors, 1)[0], int32s(highs, count_of_highs)
+    tables = int64s(counts, count_of_highs)
     lowest, finer, level = (1 << low) - 1, (1 << step) - 1, 1 << (low - step)
-    block, bits, other = floats(work, BLOCK), ints(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
-    numbers, inside = ints(work + 4 * BLOCK, BLOCK), ints(work + 8 * BLOCK, BLOCK)
-    wanted = bytes_(work + 12 * BLOCK, BLOCK)
-    eights = longs(work + 12 * BLOCK, BLOCK // 8)
+    block, bits, other = floats(work, BLOCK), int32s(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
+    numbers, inside = int32s(work + 4 * BLOCK, BLOCK), int32s(work + 8 * BLOCK, BLOCK)
+    wanted = uint8s(work + 12 * BLOCK, BLOCK)
+    eights = int64s(work + 12 * BLOCK, BLOCK // 8)
     for start in range(0, size, BLOCK):
         count = min(BLOCK, size - start)
         difference(vector, start, block[:count], other[:count])
@@ -73,7 +73,7 @@ def count_low(
         for high in keys:
             for i in range(count):
                 wanted[i] |= numbers[i] == high
-        # Few elements are wanted, most often: what has none of them is passed over by eights.
+        # Usually few elements are wanted: skip groups of eight that have none.
         hits = 0
         for group in range(BLOCK // 8):
             if eights[group]:
@@ -81,8 +81,8 @@ def count_low(
                     inside[hits] = bits[i] & 0x7FFFFFFF
                     hits += wanted[i]
         for key in range(count_of_highs):
-            high, table = keys[key], longs(tables[key], lowest + 1)
-            multiples = ints(levels + 4 * level * key, level)
+            high, table = keys[key], int64s(tables[key], lowest + 1)
+            multiples = int32s(levels + 4 * level * key, level)
             if high == 0:
                 table[0] += zeros
                 multiples[0] += zeros
@@ -96,7 +96,7 @@ def count_low(
 
 @Loop
 def count_equal(vectors: Address, size: int, value: float, work: Address) -> int:
-    """How many magnitudes of the one vector are ``value``."""
+    """Number of magnitudes equal to ``value``: `methods.ops.interface.Ops.count_equal`."""
     vector, sought = vectors_at(vectors, 1)[0], np.float32(value)
     block, other = floats(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
     found = 0
@@ -112,7 +112,7 @@ def count_equal(vectors: Address, size: int, value: float, work: Address) -> int
 
 @Loop
 def end_of_equal(vectors: Address, size: int, value: float, most: int, work: Address) -> int:
-    """Length of the longest beginning of a vector in which ``most`` magnitudes are ``value``."""
+    """Length of a prefix by equal magnitudes: `methods.ops.interface.Ops.end_of_equal`."""
     vector, sought = vectors_at(vectors, 1)[0], np.float32(value)
     block, other = floats(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)
     left = most
@@ -136,26 +136,30 @@ def shared(
     counts: Address,
     work: Address,
 ) -> None:
-    """How many magnitudes of each vector exceed ``epsilon``, and how many where no other does.
+    """Count magnitudes above ``epsilon``, shared and alone: `methods.ops.interface.Ops.shared`.
 
-    NaN exceeds it. ``counts`` (int64) gets both numbers of each vector.
+    ``counts`` (int64) receives both numbers of each vector.
     """
-    given, found = vectors_at(vectors, count_of_vectors), longs(counts, 2 * count_of_vectors)
+    given, found = vectors_at(vectors, count_of_vectors), int64s(counts, 2 * count_of_vectors)
     least, step = np.float32(epsilon), 4 * BLOCK
-    block, other, by = floats(work, BLOCK), floats(work + step, BLOCK), ints(work + 2 * step, BLOCK)
+    block, other, by = (
+        floats(work, BLOCK),
+        floats(work + step, BLOCK),
+        int32s(work + 2 * step, BLOCK),
+    )
     blocks = work + 3 * step
     fill(found, 0)
     for start in range(0, size, BLOCK):
         count = min(BLOCK, size - start)
         fill(by[:count], 0)
         for number in range(count_of_vectors):
-            changed = ints(blocks + step * number, count)
+            changed = int32s(blocks + step * number, count)
             difference(given[number], start, block[:count], other[:count])
             for i in range(count):
                 changed[i] = np.int32(0) if abs(block[i]) <= least else np.int32(1)
                 by[i] += changed[i]
         for number in range(count_of_vectors):
-            changed = ints(blocks + step * number, count)
+            changed = int32s(blocks + step * number, count)
             every, alone = np.int32(0), np.int32(0)
             for i in range(count):
                 every += changed[i]

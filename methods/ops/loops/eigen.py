@@ -1,8 +1,8 @@
 """Eigenvalues and eigenvectors of symmetric matrices, in float64.
 
-A matrix is made tridiagonal by reflections (Householder 1958), its largest eigenvalues are found by
-bisection (Barth, Martin, Wilkinson 1967) and their vectors by inverse iteration (Peters, Wilkinson
-1971), each kept orthogonal to those before.
+Householder reflections (1958) make a matrix tridiagonal, bisection (Barth, Martin, Wilkinson 1967)
+finds its largest eigenvalues and inverse iteration (Peters, Wilkinson 1971) their eigenvectors,
+each orthogonalised against the previous ones.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 
 from mergeloom.methods.ops.loops.blocks import Array, compiled
 
-NOTHING = 1e-14
-"""Eigenvalues of a Gram matrix below this share of the largest are rounding."""
+NEGLIGIBLE = 1e-14
+"""Eigenvalues of a Gram matrix below this fraction of the largest are rounding errors."""
 EPSILON = 2.0**-52
 _SOLVES = 4
-"""Steps of inverse iteration: two are enough where no other eigenvalue is near."""
+"""Steps of inverse iteration; two suffice unless another eigenvalue is near."""
 
 
 @compiled
 def dot(x: Array, y: Array) -> float:
-    """The dot product, in eight sums, which vector code can be made of."""
+    """The dot product; eight partial sums let the compiler use vector instructions."""
     a = b = c = d = e = f = g = h = 0.0
     count = min(x.size, y.size)
     whole = count - count % 8
@@ -43,18 +43,19 @@ def dot(x: Array, y: Array) -> float:
 
 @compiled
 def add(out: Array, factor: float, x: Array) -> None:
+    """Add ``factor`` · ``x`` to ``out``, over the shorter length."""
     for i in range(min(out.size, x.size)):
         out[i] += factor * x[i]
 
 
 @compiled
 def _tridiagonalise(
-    matrix: Array, size: int, diagonal: Array, beside: Array, lengths: Array, work: Array
+    matrix: Array, size: int, diagonal: Array, off_diagonal: Array, lengths: Array, work: Array
 ) -> None:
-    """Reflect a symmetric matrix, of which the lower half is given, to a tridiagonal one.
+    """Reduce a symmetric matrix, given by its lower half, to tridiagonal form.
 
-    ``diagonal`` and, from 1 on, ``beside`` are its elements. The reflections stay in the rows of
-    ``matrix``, which they are vectors of, with half of their squared ``lengths``, 0 for none.
+    Writes ``diagonal`` and, from index 1 on, ``off_diagonal``. The reflection vectors are left in
+    the rows of ``matrix``; ``lengths`` has half of their squared lengths, 0 for no reflection.
     """
     change, next_change = work[:size], work[size : 2 * size]
     pending = 0  # the row whose reflection has not been applied yet
@@ -68,13 +69,13 @@ def _tridiagonalise(
         lengths[i] = 0.0
         if i == 0:
             break
-        beside[i] = row[i - 1]
+        off_diagonal[i] = row[i - 1]
         rest = dot(row[: i - 1], row[: i - 1])
         if rest > 0.0:
             whole = rest + row[i - 1] * row[i - 1]
             root = -np.copysign(np.sqrt(whole), row[i - 1])
             lengths[i] = whole - row[i - 1] * root
-            beside[i] = root
+            off_diagonal[i] = root
             row[i - 1] -= root
         for j in range(i):
             next_change[j] = 0.0
@@ -97,11 +98,11 @@ def _tridiagonalise(
 
 
 @compiled
-def _smaller(diagonal: Array, beside: Array, size: int, bound: float) -> int:
-    """Number of eigenvalues of a tridiagonal matrix that are smaller than ``bound``."""
+def _smaller(diagonal: Array, off_diagonal: Array, size: int, bound: float) -> int:
+    """Number of eigenvalues of a tridiagonal matrix below ``bound`` (its Sturm count)."""
     count, pivot = 0, 1.0
     for i in range(size):
-        square = beside[i] * beside[i] if i else 0.0
+        square = off_diagonal[i] * off_diagonal[i] if i else 0.0
         pivot = diagonal[i] - bound - square / pivot
         if pivot == 0.0:
             pivot = -EPSILON * EPSILON
@@ -110,14 +111,17 @@ def _smaller(diagonal: Array, beside: Array, size: int, bound: float) -> int:
 
 
 @compiled
-def eigenvalue(diagonal: Array, beside: Array, size: int, number: int, most: float) -> float:
-    """The eigenvalue above ``number`` others; none is larger than ``most`` in magnitude."""
+def eigenvalue(diagonal: Array, off_diagonal: Array, size: int, number: int, most: float) -> float:
+    """Eigenvalue ``number``, counted from 0 in ascending order, by bisection.
+
+    No eigenvalue exceeds ``most`` in magnitude.
+    """
     low, high = -most, most
     while high - low > 2.0 * EPSILON * max(abs(low), abs(high)) + EPSILON * EPSILON:
         middle = 0.5 * (low + high)
         if middle in (low, high):
             break
-        if _smaller(diagonal, beside, size, middle) > number:
+        if _smaller(diagonal, off_diagonal, size, middle) > number:
             high = middle
         else:
             low = middle
@@ -126,18 +130,18 @@ def eigenvalue(diagonal: Array, beside: Array, size: int, number: int, most: flo
 
 @compiled
 def _factorise(
-    diagonal: Array, beside: Array, size: int, shift: float, work: Array, swapped: Array
+    diagonal: Array, off_diagonal: Array, size: int, shift: float, work: Array, swapped: Array
 ) -> None:
-    """The triangular factors of a tridiagonal matrix minus ``shift``, with pivots.
+    """LU factorisation with pivoting of a tridiagonal matrix minus ``shift`` · I.
 
-    ``work`` gets the three diagonals of the upper one and the multipliers.
+    ``work`` receives the three diagonals of U and the multipliers, ``swapped`` the pivoting.
     """
     first, second, third = work[:size], work[size : 2 * size], work[2 * size : 3 * size]
     factors = work[3 * size : 4 * size]
-    here, after = diagonal[0] - shift, beside[1] if size > 1 else 0.0
+    here, after = diagonal[0] - shift, off_diagonal[1] if size > 1 else 0.0
     for i in range(size - 1):
-        below, middle = beside[i + 1], diagonal[i + 1] - shift
-        beyond = beside[i + 2] if i + 2 < size else 0.0
+        below, middle = off_diagonal[i + 1], diagonal[i + 1] - shift
+        beyond = off_diagonal[i + 2] if i + 2 < size else 0.0
         if abs(below) > abs(here):
             swapped[i] = 1
             factors[i] = here / below
@@ -156,7 +160,7 @@ def _factorise(
 
 @compiled
 def _solve(vector: Array, size: int, work: Array, swapped: Array) -> None:
-    """Solve the equations that `_factorise` prepared, in place."""
+    """Solve the system factorised by `_factorise`, in place."""
     first, second, third = work[:size], work[size : 2 * size], work[2 * size : 3 * size]
     factors = work[3 * size : 4 * size]
     for i in range(size - 1):
@@ -175,7 +179,7 @@ def _solve(vector: Array, size: int, work: Array, swapped: Array) -> None:
 @compiled
 def tridiagonal_pairs(
     diagonal: Array,
-    beside: Array,
+    off_diagonal: Array,
     size: int,
     count: int,
     values: Array,
@@ -183,20 +187,23 @@ def tridiagonal_pairs(
     work: Array,
     marks: Array,
 ) -> int:
-    """The same of a tridiagonal matrix, which is divided by a number; ``work`` has ``4 * size``."""
+    """The largest eigenpairs of a tridiagonal matrix, like `eigenpairs`.
+
+    The matrix is scaled in place. ``work`` has ``4 * size`` elements.
+    """
     most = 0.0
     for i in range(size):
-        after = abs(beside[i + 1]) if i + 1 < size else 0.0
-        most = max(most, abs(diagonal[i]) + abs(beside[i]) + after)
+        after = abs(off_diagonal[i + 1]) if i + 1 < size else 0.0
+        most = max(most, abs(diagonal[i]) + abs(off_diagonal[i]) + after)
     if most == 0.0:
         return 0
-    for i in range(size):  # so that the shifts and the least pivot are shares of 1
+    for i in range(size):  # the tolerances are relative to 1
         diagonal[i] /= most
-        beside[i] /= most
+        off_diagonal[i] /= most
     state, found = np.uint32(1), 0
     for number in range(count):
-        value = eigenvalue(diagonal, beside, size, size - 1 - number, 1.0 + 8.0 * EPSILON)
-        if value <= NOTHING or (number and value <= NOTHING * values[0] / most):
+        value = eigenvalue(diagonal, off_diagonal, size, size - 1 - number, 1.0 + 8.0 * EPSILON)
+        if value <= NEGLIGIBLE or (number and value <= NEGLIGIBLE * values[0] / most):
             break
         shift = value
         if number:
@@ -204,7 +211,7 @@ def tridiagonal_pairs(
         values[number] = value * most
         vector = vectors[number * size : (number + 1) * size]
         state = draw(vector, state)
-        _factorise(diagonal, beside, size, shift, work, marks)
+        _factorise(diagonal, off_diagonal, size, shift, work, marks)
         for _ in range(_SOLVES):
             _solve(vector, size, work, marks)
             normalise(vector)
@@ -216,7 +223,10 @@ def tridiagonal_pairs(
 
 @compiled
 def draw(vector: Array, state: int) -> int:
-    """Fill a vector with numbers from 0.5 to 1 that follow from ``state``; returns the next one."""
+    """Fill a vector with pseudorandom numbers from 0.5 to 1; returns the next ``state``.
+
+    A linear congruential generator (Knuth; Press et al., Numerical Recipes).
+    """
     for i in range(vector.size):
         state = np.uint32(state * np.uint32(1664525) + np.uint32(1013904223))
         vector[i] = 0.5 + state / 8589934592.0
@@ -225,7 +235,7 @@ def draw(vector: Array, state: int) -> int:
 
 @compiled
 def remove(vector: Array, others: Array, size: int, count: int) -> None:
-    """Subtract from a vector what lies along the first ``count`` of others, of length 1."""
+    """Orthogonalise a vector against the first ``count`` of ``others``, which have length 1."""
     for number in range(count):
         before = others[number * size : (number + 1) * size]
         add(vector, -dot(vector, before), before)
@@ -235,11 +245,11 @@ def remove(vector: Array, others: Array, size: int, count: int) -> None:
 def eigenpairs(
     matrix: Array, size: int, count: int, values: Array, vectors: Array, work: Array, marks: Array
 ) -> Any:
-    """The ``count`` largest eigenvalues of a symmetric matrix with no negative ones, falling.
+    """The ``count`` largest eigenpairs of a positive semidefinite matrix, in descending order.
 
-    The lower half of ``matrix`` is given, and overwritten. Row i of ``vectors`` belongs to
-    ``values[i]``. Returns how many are more than rounding; the others are not written. ``work`` has
-    ``9 * size`` elements, ``marks`` ``size``.
+    The matrix is given by its lower half and overwritten. Row i of ``vectors`` belongs to
+    ``values[i]``. Returns the number of eigenvalues above rounding error; further ones are not
+    written. ``work`` has ``9 * size`` elements, ``marks`` ``size``.
     """
     largest = 0.0
     for i in range(size):
@@ -248,11 +258,11 @@ def eigenpairs(
         return 0
     for i in range(size * size):
         matrix[i] /= largest
-    diagonal, beside, lengths = work[:size], work[size : 2 * size], work[2 * size : 3 * size]
-    beside[0] = 0.0
+    diagonal, off_diagonal, lengths = work[:size], work[size : 2 * size], work[2 * size : 3 * size]
+    off_diagonal[0] = 0.0
     rest = work[3 * size : 9 * size]
-    _tridiagonalise(matrix, size, diagonal, beside, lengths, rest)
-    found = tridiagonal_pairs(diagonal, beside, size, count, values, vectors, rest, marks)
+    _tridiagonalise(matrix, size, diagonal, off_diagonal, lengths, rest)
+    found = tridiagonal_pairs(diagonal, off_diagonal, size, count, values, vectors, rest, marks)
     for number in range(found):
         values[number] *= largest
         vector = vectors[number * size : (number + 1) * size]
@@ -265,6 +275,7 @@ def eigenpairs(
 
 @compiled
 def normalise(vector: Array) -> None:
+    """Scale a vector to length 1, without overflow; zero stays zero."""
     largest = 0.0
     for i in range(vector.size):
         largest = max(largest, abs(vector[i]))

@@ -1,8 +1,9 @@
-"""The best approximation of a matrix by one of lower rank, as a product of two factors.
+"""The best approximation of a matrix by one of lower rank, as two factors.
 
-By Eckart and Young 1936 it is made of the largest singular values. Their vectors are those of the
-Gram matrix of the shorter side, in float64: what is lost by squaring lies below the rounding of
-float32 inputs. Where few of many are wanted, that is not made (`methods.ops.loops.lanczos`).
+It consists of the largest singular values (Eckart and Young 1936). Their vectors are eigenvectors
+of the Gram matrix of the shorter side, in float64: the precision lost by squaring is below the
+rounding of float32 inputs. If few of many singular values are wanted, the Gram matrix is not
+computed (`methods.ops.loops.lanczos`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mergeloom.methods.ops.loops.blocks import (
     compiled,
     doubles,
     floats,
-    longs,
+    int64s,
 )
 from mergeloom.methods.ops.loops.eigen import add, dot, eigenpairs
 from mergeloom.methods.ops.loops.lanczos import leading_pairs
@@ -25,7 +26,7 @@ from mergeloom.methods.ops.loops.sizes import FEW, LARGE, PANEL, TILE
 
 @compiled
 def _gram(matrix: Array, rows: int, columns: int, by_row: bool, gram: Array, panel: Array) -> None:
-    """Write the lower half of the dot products of all pairs of rows, or columns, of a matrix."""
+    """Write the lower half of the Gram matrix of the rows or columns of a matrix."""
     size, length = (rows, columns) if by_row else (columns, rows)
     for i in range(size * size):
         gram[i] = 0.0
@@ -51,6 +52,7 @@ def _gram(matrix: Array, rows: int, columns: int, by_row: bool, gram: Array, pan
 
 @compiled
 def _finite(numbers: Array) -> bool:
+    """Whether all numbers are finite."""
     total = np.float32(0.0)
     for i in range(numbers.size):
         total += numbers[i] * np.float32(0.0)
@@ -61,10 +63,7 @@ def _finite(numbers: Array) -> bool:
 def _combined_rows(
     matrix: Array, factors: Array, columns: int, scale: float, out: Array, work: Array
 ) -> None:
-    """Write ``scale`` times the sum of the rows of a matrix times their factors.
-
-    It is added up in float64.
-    """
+    """Write ``scale`` · Σ factorᵢ · rowᵢ of a matrix, summed in float64."""
     length = PANEL * factors.size
     for first in range(0, columns, length):
         stop = min(first + length, columns)
@@ -79,7 +78,7 @@ def _combined_rows(
 
 @compiled
 def _join(ups: Array, rows: int, widths: Array, factors: Array, out: Array) -> None:
-    """Write matrices of ``rows`` rows, times factors, beside each other."""
+    """Write matrices of ``rows`` rows, each multiplied by its factor, side by side."""
     inner, place, first = widths.sum(), 0, 0
     for number in range(widths.size):
         width, factor = widths[number], factors[number]
@@ -93,7 +92,11 @@ def _join(ups: Array, rows: int, widths: Array, factors: Array, out: Array) -> N
 def leading_of_matrix(
     matrix: Address, rows: int, columns: int, rank: int, up: int, out: Address, room: Address
 ) -> None:
-    """See `methods.ops.words.Ops.leading_of_matrix`; ``room`` has `leading_bytes`."""
+    """Write a factor of the best approximation: `methods.ops.interface.Ops.leading_of_matrix`.
+
+    ``room`` is working memory of `sizes.leading_bytes`. Factors of a matrix with NaN or infinity
+    are NaN.
+    """
     given, by_row = floats(matrix, rows * columns), rows < columns
     result = floats(out, rank * (rows if up else columns))
     if not _finite(given):
@@ -105,7 +108,7 @@ def leading_of_matrix(
     numbers = doubles(room, size * size + (PANEL + 11 + count) * size)
     gram, rest = numbers[: size * size], numbers[size * size :]
     values, work = rest[:size], rest[size : 10 * size]
-    marks = longs(room + 8 * (size * size + 10 * size), size)
+    marks = int64s(room + 8 * (size * size + 10 * size), size)
     vectors, panel = rest[11 * size : (11 + count) * size], rest[(11 + count) * size :]
     found = -1
     if size >= LARGE and FEW * count <= size:
@@ -147,15 +150,16 @@ def leading_of_product(
     out: Address,
     room: Address,
 ) -> None:
-    """See `methods.ops.words.Ops.leading_of_product`; matrices follow each other.
+    """Write a factor for a sum of products: `methods.ops.interface.Ops.leading_of_product`.
 
-    There are ``count`` of them, of ``widths`` (int64) columns and rows, with ``coefficients``
-    (float64). ``downs`` below each other are D (inner, columns), ``ups`` beside each other U
-    (rows, inner). With D·Dᵀ = PΛPᵀ, where rows of D are made of length 1 first, the rows of
+    There are ``count`` products, with ``widths`` (int64) and ``coefficients`` (float64); their
+    matrices are contiguous. ``downs`` stacked are D (inner, columns), ``ups`` side by side U
+    (rows, inner). With D·Dᵀ = PΛPᵀ, after scaling the rows of D to length 1, the rows of
     V = Λ^-½·Pᵀ·D are orthonormal, and U·D = C·V with C = U·P·Λ^½. So the singular vectors of the
-    product follow from those of C, whose Gram matrix is as small. ``room`` has `factors_bytes`.
+    product follow from those of C, whose Gram matrix is only (inner, inner). ``room`` is working
+    memory of `sizes.factors_bytes`.
     """
-    wide = longs(widths, count)
+    wide = int64s(widths, count)
     inner = wide.sum()
     down, given = floats(downs, inner * columns), floats(room, rows * inner)
     _join(floats(ups, rows * inner), rows, wide, doubles(coefficients, count), given)
@@ -174,7 +178,7 @@ def leading_of_product(
     rest = numbers[5 * square :]
     lengths, values, roots = rest[:inner], rest[inner : 2 * inner], rest[2 * inner : 3 * inner]
     inside, work = rest[3 * inner : 4 * inner], rest[4 * inner : 14 * inner]
-    marks = longs(place + 8 * (5 * square + 14 * inner), inner)
+    marks = int64s(place + 8 * (5 * square + 14 * inner), inner)
     panel = rest[15 * inner :]
     _gram(down, inner, columns, True, first, panel)
     _gram(given, rows, inner, False, second, panel)

@@ -1,10 +1,10 @@
-"""Numbers of fewer than 8 bits, and powers of two: as float32."""
+"""Convert packed elements (fewer than 8 bits) and powers of two (F8_E8M0) to float32."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from mergeloom.methods.ops.loops.blocks import Address, Array, bytes_, compiled, ints
+from mergeloom.methods.ops.loops.blocks import Address, Array, compiled, int32s, uint8s
 from mergeloom.methods.ops.loops.sizes import Kind
 
 _F4, _I4, _U2 = int(Kind.F4), int(Kind.I4), int(Kind.U2)
@@ -13,33 +13,33 @@ _U4_UPPER, _U4_EVEN = int(Kind.U4_UPPER), int(Kind.U4_EVEN)
 
 @compiled
 def is_packed(kind: int) -> bool:
-    """Whether elements of a `Kind` share bytes."""
+    """Whether several elements of a `Kind` share a byte."""
     return kind >= _F4
 
 
 @compiled
 def code_at(address: Address, kind: int, place: int) -> int:
-    """The code of the element with number ``place`` from an address on."""
+    """The code of element ``place`` of a packed array."""
     if kind == _U2:
-        code: int = (bytes_(address, place // 4 + 1)[place // 4] >> np.uint8(2 * (place % 4))) & 3
+        code: int = (uint8s(address, place // 4 + 1)[place // 4] >> np.uint8(2 * (place % 4))) & 3
         return code
     if kind == _U4_UPPER:
         place ^= 1
     elif kind == _U4_EVEN:
         place = (place & ~7) | ((place & 1) << 2) | ((place >> 1) & 3)
-    half: int = (bytes_(address, place // 2 + 1)[place // 2] >> np.uint8(4 * (place % 2))) & 15
+    half: int = (uint8s(address, place // 2 + 1)[place // 2] >> np.uint8(4 * (place % 2))) & 15
     return half
 
 
 @compiled
 def unpack(address: Address, kind: int, start: int, codes: Array) -> None:
-    """Write codes, of elements from ``start`` on, which begins a word, to ``codes`` (int32)."""
+    """Write the codes (int32) of elements from ``start`` on; ``start`` begins a packed word."""
     count = codes.size
     if kind in (_U2, _U4_EVEN):
         for i in range(count):
             codes[i] = code_at(address, kind, start + i)
         return
-    shared = bytes_(address + start // 2, (count + 1) // 2)
+    shared = uint8s(address + start // 2, (count + 1) // 2)
     first, second = (4, 0) if kind == _U4_UPPER else (0, 4)
     for i in range(count // 2):
         codes[2 * i] = (np.int32(shared[i]) >> np.int32(first)) & np.int32(15)
@@ -50,7 +50,7 @@ def unpack(address: Address, kind: int, start: int, codes: Array) -> None:
 
 @compiled
 def values_of(kind: int, codes: Array, block: Array) -> None:
-    """Write the numbers that codes (int32) stand for."""
+    """Write the values of codes (int32) as float32."""
     if kind == _F4:
         half = np.float32(0.5)
         for i in range(block.size):
@@ -69,15 +69,15 @@ def values_of(kind: int, codes: Array, block: Array) -> None:
 
 @compiled
 def widen_packed(address: Address, kind: int, start: int, block: Array, work: Address) -> None:
-    """Write numbers that share bytes as float32."""
-    codes = ints(work, block.size)
+    """Fill ``block`` with packed elements from ``start`` on, as float32."""
+    codes = int32s(work, block.size)
     unpack(address, kind, start, codes)
     values_of(kind, codes, block)
 
 
 @compiled
 def widen_exponents(codes: Array, block: Array) -> None:
-    """Write powers of two, of which the exponents plus 127 are stored; 255 is no number."""
+    """Write powers of two, stored as exponent + 127; 255 is NaN (OCP MX specification)."""
     bits = block.view(np.uint32)
     for i in range(block.size):
         code = np.uint32(codes[i])

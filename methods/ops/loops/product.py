@@ -1,4 +1,4 @@
-"""Products of two narrow matrices, added to a wide one."""
+"""Add a low-rank product (up · down) to a matrix."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from mergeloom.methods.ops.loops.convert import widened
 from mergeloom.methods.ops.loops.sizes import PRODUCT_COLUMNS as COLUMNS
 
 _ROWS = 8
-"""Rows of the result that are added up at once, so that what they share stays in a cache."""
-_APART = COLUMNS + 16
-"""Elements from one row to the next, in work: a power of two would be one place of the cache."""
+"""Rows of the result computed at once, so that the rows of ``down`` stay in the cache."""
+_STRIDE = COLUMNS + 16
+"""Elements between rows in working memory: not a power of two, which would map all rows to the same
+cache set."""
 
 
 @compiled
 def _add_eight(factors: Array, rows: Address, total: Array) -> None:
-    """Add eight rows, each times its factor, one after the other.
+    """Add eight rows, each times its factor, in order; the sum stays in a register.
 
-    They lie `_APART` elements apart. What is added up stays in a register.
+    Rows are `_STRIDE` elements apart.
     """
-    count, step = total.size, 4 * _APART
+    count, step = total.size, 4 * _STRIDE
     r0, r1, r2, r3 = (
         floats(rows, count),
         floats(rows + step, count),
@@ -53,9 +54,9 @@ def _add_eight(factors: Array, rows: Address, total: Array) -> None:
 
 @compiled
 def _add_rows(factors: Array, rows: Address, total: Array) -> None:
-    """Add rows as `_add_eight` does, fewer than eight."""
+    """Add fewer than eight rows, like `_add_eight`."""
     for number in range(factors.size):
-        row, factor = floats(rows + 4 * _APART * number, total.size), factors[number]
+        row, factor = floats(rows + 4 * _STRIDE * number, total.size), factors[number]
         for i in range(total.size):
             total[i] = fused(factor, row[i], total[i])
 
@@ -76,18 +77,20 @@ def add_product(
     size: int,
     work: Address,
 ) -> None:
-    """See `methods.ops.words.Ops.add_product`; rows have ``width`` elements.
+    """Add a low-rank product: `methods.ops.interface.Ops.add_product`.
 
-    rows ▒▒▒▒▒▒▒▒ of down, a block of columns at a time, as float32
+    Rows of the result have ``width`` elements; ``first`` is the index of its first element.
+
+         ▒▒▒▒▒▒▒▒ rows of down: one block of columns at a time, as float32
          ────────
-      ▒▒ ████████ eight rows of the result, over which go eight of the rank at a time
+      ▒▒ ████████ eight rows of the result, added to by eight rows of down at a time
       up
     """
     multiple, last = np.float32(scale), first + size
     longest = max(rank, COLUMNS)
-    totals = floats(work + 4 * longest, _ROWS * _APART)
-    factors = floats(work + 4 * (longest + _ROWS * _APART), _ROWS * rank)
-    rows = work + 4 * (longest + _ROWS * (_APART + rank))
+    totals = floats(work + 4 * longest, _ROWS * _STRIDE)
+    factors = floats(work + 4 * (longest + _ROWS * _STRIDE), _ROWS * rank)
+    rows = work + 4 * (longest + _ROWS * (_STRIDE + rank))
     for left in range(0, width, COLUMNS):
         right, filled = min(left + COLUMNS, width), False
         for top in range(first // width, -(-last // width), _ROWS):
@@ -98,7 +101,7 @@ def add_product(
                 if not filled:
                     filled = True
                     for each in range(rank):
-                        row = floats(rows + 4 * _APART * each, right - left)
+                        row = floats(rows + 4 * _STRIDE * each, right - left)
                         widened(down, down_kind, each * width + left, row, work)
                 own = factors[(number - top) * rank : (number - top + 1) * rank]
                 widened(up, up_kind, number * rank, own, work)
@@ -109,10 +112,10 @@ def add_product(
                     begin, end = max(start, first), min(number * width + right, last)
                     if begin >= end:
                         continue
-                    inside = (number - top) * _APART
+                    inside = (number - top) * _STRIDE
                     total = totals[inside : inside + end - begin]
                     own = factors[(number - top) * rank + done : (number - top + 1) * rank]
-                    shared = rows + 4 * (_APART * done + begin - start)
+                    shared = rows + 4 * (_STRIDE * done + begin - start)
                     if own.size >= 8:
                         _add_eight(own, shared, total)
                     else:
@@ -121,7 +124,7 @@ def add_product(
                 begin, end = max(number * width + left, first), min(number * width + right, last)
                 if begin >= end:
                     continue
-                total = totals[(number - top) * _APART : (number - top + 1) * _APART]
+                total = totals[(number - top) * _STRIDE : (number - top + 1) * _STRIDE]
                 block = floats(out + 4 * (begin - first), end - begin)
                 load(weight, weight_bytes, begin - first, block)
                 for i in range(block.size):

@@ -1,4 +1,4 @@
-"""Scales of blocks of a matrix, and its elements divided by them."""
+"""Quantise matrices by blocks, and round to int8 and fp4."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from mergeloom.methods.ops.loops.blocks import (
     Address,
     Array,
     Loop,
-    bytes_,
     compiled,
     floats,
     load,
-    words,
+    uint8s,
+    uint32s,
 )
 from mergeloom.methods.ops.loops.sizes import BLOCK, Kind
 
@@ -23,9 +23,9 @@ _NAN = np.uint32(0x7FC00000)
 
 @compiled
 def _scale(largest: int, top: float, kind: int, number: Array) -> None:
-    """Write the scale of a block whose largest magnitude has these bits, as its type has it.
+    """Write the scale (float32, rounded to ``kind``) of a block with a largest magnitude.
 
-    A block with NaN or infinity has NaN.
+    ``largest`` has the float32 bits of that magnitude. See `methods.ops.interface.Scaling`.
     """
     bits = number.view(np.uint32)
     if np.uint32(largest) >= _INFINITE:
@@ -59,7 +59,7 @@ def quantise(
     scales: Address,
     work: Address,
 ) -> None:
-    """See `methods.ops.words.Ops.quantise`."""
+    """Divide blocks by their scales: `methods.ops.interface.Ops.quantise`."""
     across = -(-row // columns)
     most = np.float32(limit)
     for first in range(0, rows, band):
@@ -72,7 +72,7 @@ def quantise(
             begin, end = j * columns, min((j + 1) * columns, row)
             largest = np.uint32(0)
             for number in range(first, last):
-                bits = words(out + 4 * (number * row + begin), end - begin)
+                bits = uint32s(out + 4 * (number * row + begin), end - begin)
                 for i in range(bits.size):
                     largest = max(largest, bits[i] & np.uint32(0x7FFFFFFF))
             own = floats(scales + 4 * (first // band * across + j), 1)
@@ -87,18 +87,18 @@ def quantise(
 
 
 @compiled
-def round_to_bytes(block: Array, codes: Array) -> None:
-    """Write the nearest whole numbers, even ones of two, from -128 to 127; NaN as 0."""
-    magic = np.float32(12582912.0)  # 1.5 * 2**23: what is added to it loses its fraction
+def round_to_int8(block: Array, codes: Array) -> None:
+    """Round to nearest even integers from -128 to 127; NaN becomes 0."""
+    magic = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a number to an integer
     for i in range(block.size):
         value = block[i] if abs(block[i]) <= np.float32(128.0) else np.float32(0.0)
         codes[i] = np.int8(np.int32((value + magic) - magic))
 
 
 @compiled
-def round_to_halves(block: Array, address: Address) -> None:
-    """Write numbers as fp4, two to a byte, the nearest ones, even codes of two; NaN as 0."""
-    pairs = bytes_(address, (block.size + 1) // 2)
+def round_to_fp4(block: Array, address: Address) -> None:
+    """Round to fp4 (E2M1), two elements per byte, to nearest even; NaN becomes 0."""
+    pairs = uint8s(address, (block.size + 1) // 2)
     for i in range(pairs.size):
         low = _fp4(block[2 * i])
         high = _fp4(block[2 * i + 1]) if 2 * i + 1 < block.size else 0
@@ -107,6 +107,7 @@ def round_to_halves(block: Array, address: Address) -> None:
 
 @compiled
 def _fp4(value: float) -> int:
+    """The fp4 code of a number."""
     size = abs(value)
     code = int(size > 0.25) + int(size >= 0.75) + int(size > 1.25) + int(size >= 1.75)
     code += int(size > 2.5) + int(size >= 3.5) + int(size > 5.0)

@@ -1,4 +1,4 @@
-"""Decisions that hang on the rank of an element's magnitude in its row."""
+"""Compare random numbers with bounds that depend on the rank of a magnitude in its row."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from mergeloom.methods.ops.loops.blocks import Address, Array, compiled, copy, fill, ints, words
+from mergeloom.methods.ops.loops.blocks import Address, Array, compiled, copy, fill, int32s, uint32s
 from mergeloom.methods.ops.loops.sizes import MOST_BUCKETS, buckets
 
 _FEW = 8
-"""Elements whose ranks are counted without looking for less work."""
+"""Up to this number of elements, ranks are counted directly."""
 _COUNTED = 32
-"""Elements whose ranks are counted in their row; for more it is put in order of its buckets."""
+"""Up to this number of elements, ranks are counted in the row; beyond, the row is ordered by
+buckets."""
 _SCANNED = 512
-"""Elements whose ranks are counted in their bucket; for more it is sorted."""
+"""Up to this number of elements, ranks are counted in the bucket; beyond, the bucket is sorted."""
 _GREATEST = np.int32(0x7FFFFFFF)
-"""The largest number, and the bits of a float32 that tell its magnitude."""
+"""The largest int32, and the mask of the magnitude bits of a float32."""
 _DIGIT_BITS = 8
 
 _buckets = compiled(buckets)
@@ -24,23 +25,27 @@ _buckets = compiled(buckets)
 
 @compiled
 def room_for_ranks(work: Address, row: int) -> Any:
-    """Memory for `decide_by_rank` on rows of ``row`` elements."""
-    # No matrices: of the rows they are unpacked to numba does not know that they are contiguous.
+    """The arrays that `decide_by_rank` works in, for rows of ``row`` elements."""
+    # Separate arrays: numba does not know that rows unpacked from a matrix are contiguous.
     step, table = 4 * row, 4 * (MOST_BUCKETS + 1)
     tables, size = work + 8 * step, _buckets(row)[0] + 1
     return (
-        (ints(work, row), ints(work + step, row)),
-        (words(work + 2 * step, row), words(work + 3 * step, row), words(work + 4 * step, row)),
-        (ints(tables, size), ints(tables + table, size)),
-        (ints(tables + 2 * table, size), ints(tables + 3 * table, size)),
-        (ints(work + 5 * step, row), ints(work + 6 * step, row), ints(work + 7 * step, row)),
+        (int32s(work, row), int32s(work + step, row)),
+        (
+            uint32s(work + 2 * step, row),
+            uint32s(work + 3 * step, row),
+            uint32s(work + 4 * step, row),
+        ),
+        (int32s(tables, size), int32s(tables + table, size)),
+        (int32s(tables + 2 * table, size), int32s(tables + 3 * table, size)),
+        (int32s(work + 5 * step, row), int32s(work + 6 * step, row), int32s(work + 7 * step, row)),
     )
 
 
 @compiled
 def _find_between(numbers: Array, low: int, high: int, found: Array) -> int:
-    """Write the places of numbers from ``low`` up to, not with, ``high``; returns how many."""
-    # Without branches: which way they go is what is drawn at random. So in all that follows.
+    """Write the indices of numbers in [``low``, ``high``); returns their count."""
+    # No branches here and below: they would depend on random numbers and be mispredicted.
     span = np.uint32(high - low)
     count = np.uint32(0)
     for i in range(numbers.size):
@@ -51,9 +56,9 @@ def _find_between(numbers: Array, low: int, high: int, found: Array) -> int:
 
 @compiled
 def _sort_into_buckets(magnitudes: Array, bucket: Array, above: Array) -> None:
-    """Write the bucket of each magnitude, and how many lie in buckets ``above`` each.
+    """Write the bucket of each magnitude, and for each bucket the count of elements in higher ones.
 
-    Buckets of larger magnitudes have higher numbers; none lies above the last, an empty one.
+    Buckets of larger magnitudes have higher numbers; the last bucket is empty.
     """
     largest = np.int32(0)
     for i in range(magnitudes.size):
@@ -61,7 +66,7 @@ def _sort_into_buckets(magnitudes: Array, bucket: Array, above: Array) -> None:
     buckets, width = _buckets(magnitudes.size)
     shift = np.int32(width)
     base = np.int32(max((largest >> width) - (buckets - 1), 0))
-    for i in range(magnitudes.size):  # in 32 bits all along, so that it becomes vector code
+    for i in range(magnitudes.size):  # all in 32 bits, so that the loop vectorises
         least = min(magnitudes[i], np.int32(1))
         bucket[i] = max(np.int32(np.int32(magnitudes[i] >> shift) - base), least)
     fill(above, 0)
@@ -76,22 +81,22 @@ def _sort_into_buckets(magnitudes: Array, bucket: Array, above: Array) -> None:
 
 @compiled
 def _steps_of_buckets(above: Array, steps: Array, lowest: Array, highest: Array) -> None:
-    """Write the steps of the last and the first rank in each bucket; see `_sort_into_buckets`."""
+    """Write the steps of the last and of the first rank in each bucket."""
     last = steps.size - 1
     for b in range(above.size):
         end = above[b - 1] if b else steps.size
         highest[b] = steps[np.uint32(min(above[b], last))]
         lowest[b] = steps[np.uint32(max(end - 1, 0))]
-    lowest[0] = highest[0]  # zeros are decided: they stay what they are
+    lowest[0] = highest[0]  # nothing to decide for zeros: they stay zero, marked or not
 
 
 @compiled
 def _narrow(
     bucket: Array, numbers: Array, lowest: Array, highest: Array, places: Array, count: int
 ) -> int:
-    """Keep of ``count`` places those with a number between the steps of its bucket's ends.
+    """Keep, of ``count`` places, those whose number lies between the steps of their bucket.
 
-    Returns how many. Elsewhere a number that is too large becomes the largest.
+    Returns the count kept. Numbers at or above the highest step become `_GREATEST`.
     """
     left = np.uint32(0)
     for k in range(count):
@@ -105,7 +110,7 @@ def _narrow(
 
 @compiled
 def _rank(magnitudes: Array, place: int) -> int:
-    """How many magnitudes are larger than the one at a place, or as large and before it."""
+    """The rank of the magnitude at ``place``: descending, ties in index order."""
     own = magnitudes[place]
     before, after = magnitudes[:place], magnitudes[place + 1 :]
     rank = np.int32(0)
@@ -118,14 +123,14 @@ def _rank(magnitudes: Array, place: int) -> int:
 
 @compiled
 def _rank_all(magnitudes: Array, asked: int, order: Any) -> bool:
-    """Replace all magnitudes by their ranks if that is less work than to count ``asked`` of them.
+    """Replace all magnitudes by their ranks if that is faster than counting ``asked`` ranks.
 
-    Returns whether it was. ``order`` is work, three arrays as long at least.
+    Returns whether it did. ``order`` is working memory: three arrays of at least the same length.
     """
     falls = True
     for i in range(1, magnitudes.size):
         falls &= magnitudes[i - 1] >= magnitudes[i]
-    if falls:  # as where all are equal, which is usual
+    if falls:  # true if all are equal, which is common
         for i in range(magnitudes.size):
             magnitudes[i] = i
     elif asked > _SCANNED:
@@ -135,9 +140,9 @@ def _rank_all(magnitudes: Array, asked: int, order: Any) -> bool:
 
 @compiled
 def _sort(magnitudes: Array, falling: Array, order: Array, sorted_: Array) -> None:
-    """Replace magnitudes by their ranks, digit by digit from the lowest on.
+    """Replace magnitudes by their ranks: radix sort from the lowest digit on.
 
-    Where all have a digit in common, as in a bucket the higher ones, it is passed over.
+    Digits that all have in common, such as the higher ones in a bucket, are skipped.
     """
     count, mask = magnitudes.size, (1 << _DIGIT_BITS) - 1
     differing = np.int32(0)
@@ -145,7 +150,7 @@ def _sort(magnitudes: Array, falling: Array, order: Array, sorted_: Array) -> No
         falling[i] = _GREATEST - magnitudes[i]
         differing |= magnitudes[i] ^ magnitudes[0]
         order[i] = i
-    ends = magnitudes[: 1 << _DIGIT_BITS]  # more are sorted than there are different digits
+    ends = magnitudes[: 1 << _DIGIT_BITS]  # fits, because more than `_SCANNED` are sorted
     for shift in range(0, 31, _DIGIT_BITS):
         if not (differing >> shift) & mask:
             continue
@@ -170,9 +175,9 @@ def _sort(magnitudes: Array, falling: Array, order: Array, sorted_: Array) -> No
 def _order_by_bucket(
     magnitudes: Array, bucket: Array, ends: Array, ordered: Array, place: Array
 ) -> None:
-    """Put magnitudes in falling order of their buckets, and write the ``place`` of each.
+    """Order magnitudes by bucket, descending, and write the ``place`` of each.
 
-    ``ends`` is where each bucket begins, and becomes where it ends.
+    ``ends`` has the begin of each bucket and receives its end.
     """
     for i in range(magnitudes.size):
         b = bucket[i]
@@ -194,7 +199,10 @@ def _decide_in_order(
     wanted: Array,
     order: Any,
 ) -> None:
-    """See `decide_by_rank` and `_order_by_bucket`; ``wanted`` and ``order`` are work."""
+    """The part of `decide_by_rank` for a row ordered by `_order_by_bucket`.
+
+    ``wanted`` and ``order`` are working memory.
+    """
     fill(wanted, 0)
     for i in undecided:
         wanted[bucket[i]] += 1
@@ -211,15 +219,15 @@ def _decide_in_order(
 
 @compiled
 def decide_by_rank(bits: Array, numbers: Array, steps: Array, work: Any) -> None:
-    """Make a number below the first step the largest if it is not below the step of its rank.
+    """Replace each number that is not below the step of its rank by `_GREATEST`.
 
-    Then those below the first step are those that are below their own. ``bits`` are those of
-    float32 values, all are int32; ``steps``, as long as a row, falls. The rank of an element is
-    how many in its row are larger in magnitude, or as large and before it; that of zeros is any.
+    Afterwards a number is below the first step exactly if it was below its own. ``bits`` are the
+    bits of float32 values; ``steps`` has one bound per rank, descending; all are int32. The rank of
+    an element is its position in the row by descending magnitude, ties in index order; zeros may
+    have any rank.
 
-    Most numbers lie below all steps or none. For the others magnitudes are counted by buckets,
-    each of which holds neighbouring ranks; only where a number lies between the steps of its
-    bucket's ends does the rank itself matter.
+    Most numbers are below all steps or none. For the others, magnitudes are counted in buckets of
+    adjacent ranks; the exact rank is computed only for numbers between the steps of their bucket.
     """
     row = steps.size
     (magnitudes, ordered), (undecided, bucket, place), (above, wanted), ends, order = work

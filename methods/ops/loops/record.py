@@ -1,4 +1,4 @@
-"""The records that are handed to loops: numba and ctypes make their types of them."""
+"""The layout of the records passed to loops, from which numba and ctypes derive their types."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ VECTOR = (
     ("coefficient", "f"),
     ("share", "f"),
 )
-"""Fields of a vector with their types, as numpy and `struct` abbreviate them.
+"""Fields of `methods.ops.interface.Vector` with its `KeepRule` and weights; types as in `struct`.
 
-They are the addresses of its two arrays (``minus`` may be 0: none) and the bytes of an element; the
-address of float32 factors (or 0), of which there is one for every ``factor_row`` elements or, where
-``factor_columns`` is not 0, one for each of that many columns, the first element being in column
-``first_column``; the conditions of `methods.ops.words.KeepRule` (``marks`` is an address, or 0);
-and the weights it has."""
+``address`` and ``minus`` are the addresses of the two arrays (``minus`` may be 0), ``bytes`` and
+``minus_bytes`` their element sizes in bytes. ``factors`` is the address of float32 factors, or 0:
+one per ``factor_row`` elements or, if ``factor_columns`` is not 0, one per column, where the first
+element is in column ``first_column``. Random numbers have the key words ``first`` and ``second``
+for elements before ``word_end``, then ``next_first`` and ``next_second``. ``marks`` is an address,
+or 0."""
 
 BLOCKS = (
     ("numbers", "q"),
@@ -56,12 +57,12 @@ BLOCKS = (
     ("nested_size", "q"),
     ("offset", "f"),
 )
-"""Fields of `methods.ops.words.Blocks`, likewise.
+"""Fields of `methods.ops.interface.Blocks`; types as in `struct`.
 
-``numbers`` (an address) are of a `Kind`; ``first`` is the number of the first row at hand. Row r is
-in row r // ``rows`` of the blocks of its matrix, which has ``height`` rows and ``down`` rows of
-blocks; the number of its block j is ``row_step`` times that row plus ``step`` times j. Blocks are
-``columns`` wide, or else ``groups`` (the address of an int32 for each column) says in which block a
-column is. With a ``table`` (the address of float32 numbers) each number n stands for table[n] times
-that of ``nested`` (float32) for ``nested_size`` numbers at a time, plus ``offset``.
+``numbers`` is an address of elements of a `Kind`; ``first`` is the index of the grain's first row.
+A matrix has ``height`` rows and ``down`` rows of blocks, each of ``rows`` rows and ``across``
+blocks; the number of block j in row i of blocks is element ``row_step`` · i + ``step`` · j. Blocks
+are ``columns`` wide, unless ``groups`` (address of one int32 per column) has the block of each
+column. With a ``table`` (address of 256 float32 numbers), a number n means table[n] · s +
+``offset``, where ``nested`` (address, float32) has one s for each run of ``nested_size`` numbers.
 """

@@ -1,4 +1,4 @@
-"""Sizes that loops and their callers have to agree on. Planning needs some: nothing is imported."""
+"""Sizes shared by loops and their callers; imports nothing heavy, because planning uses some."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Kind(enum.IntEnum):
-    """Types of elements, by the names that safetensors headers have for them."""
+    """Dtypes by their codes (`engine.base.dtypes`), as numbers for loops."""
 
     BF16 = 0
     F32 = 1
@@ -35,43 +35,43 @@ class Kind(enum.IntEnum):
 
 
 BLOCK = 2048
-"""Elements of a block: what is in work fits the first-level cache."""
+"""Elements of a block, so that the blocks in working memory fit the first-level cache."""
 
 DOT_RUN = 1024
-"""Elements whose products are summed up in one fixed order; see `methods.dots`."""
+"""Elements per run of a dot product; each run is summed in a fixed order (`sum.dots`)."""
 
 RUN = 512
-"""Elements whose magnitudes are summed up in one fixed order."""
+"""Elements per run of a sum of magnitudes, likewise (`sum.magnitudes`)."""
 
 LANES = 128
-"""Sums that such a run is added up in at once."""
+"""Parallel partial sums of a run of a dot product."""
 
 ROW_LANES = 512
-"""Sums in float64 that a row is added up in at once; see `methods.divergence`."""
+"""Parallel float64 partial sums of a row (`softmax.divergences`)."""
 
 PRODUCT_COLUMNS = 512
-"""Columns of a product that are computed at once: so many of a few dozen rows fit a cache."""
+"""Columns of a product computed at once, so that a few dozen rows of them fit the cache."""
 
 MOST_BUCKETS = 2049
-"""The most buckets that `buckets` gives."""
+"""Maximum number of buckets (`buckets`)."""
 
 _OCTAVES = 8
-"""Powers of two below the largest magnitude within which buckets tell magnitudes apart."""
+"""Number of powers of two, below the largest magnitude, that are divided into buckets."""
 
 
-MARKED = BLOCK // 8
-"""Bytes of the marks of a block: a bit for each element; see `marks_bytes`."""
+MARK_BYTES = BLOCK // 8
+"""Bytes of the marks of a block: one bit per element; see `marks_bytes`."""
 
 
 def whole_rows(row: int) -> int:
-    """Elements of as many whole rows as fit a block, or of one."""
+    """Number of elements of the whole rows that fit a block, at least one row."""
     return max(BLOCK // row, 1) * row
 
 
 def buckets(row: int) -> tuple[int, int]:
-    """How many buckets the magnitudes of a row are sorted into, and how many bits that ignores.
+    """The number of buckets for the magnitudes of a row, and the number of low bits ignored.
 
-    The lowest bucket is for zeros, the next one for all that is small.
+    Bucket 0 is for zeros, bucket 1 for all small magnitudes.
     """
     finer = 2
     while finer < 8 and _OCTAVES << finer < row // 4:
@@ -80,9 +80,9 @@ def buckets(row: int) -> tuple[int, int]:
 
 
 def work_bytes(vectors: int, row: int = 0) -> int:
-    """Memory in bytes that any loop works in; it begins at a multiple of 8.
+    """Size in bytes of ``work``, the working memory of any loop, which is aligned to 8 bytes.
 
-    ``vectors`` is how many it is given, ``row`` the length of rows in which elements are ranked.
+    ``vectors`` is the number of vectors, ``row`` the length of rows for ranking, 0 for none.
     """
     blocks = 4 * (vectors + 5) * BLOCK
     ranks = 4 * (3 * whole_rows(row) + 8 * row + 4 * (MOST_BUCKETS + 1)) if row else 0
@@ -91,56 +91,56 @@ def work_bytes(vectors: int, row: int = 0) -> int:
 
 
 def product_bytes(rank: int) -> int:
-    """Memory in bytes that the loop works in that adds a product of so many rows."""
+    """Size in bytes of the working memory of `product.add_product`."""
     return 4 * ((rank + 9) * (PRODUCT_COLUMNS + 16) + 9 * rank)
 
 
 def marks_bytes(elements: int) -> int:
-    """Bytes of marks on ``elements`` elements of one vector: a bit for each, in whole blocks.
+    """Size in bytes of the marks of ``elements`` elements: one bit each, in whole blocks.
 
-    Of a block's n bytes, byte j has elements j, j + n, j + 2n …: neighbours lie in neighbouring
-    bytes, which makes vector code of the loops that pack and unpack them.
+    Byte j of a block of n bytes has elements j, j + n, j + 2n, …: adjacent elements are in adjacent
+    bytes, so that packing and unpacking vectorise.
     """
-    return -(-elements // BLOCK) * MARKED
+    return -(-elements // BLOCK) * MARK_BYTES
 
 
 PANEL = 32
-"""Rows of a long matrix whose products are added up at once."""
+"""Rows of a long matrix that are added to a Gram matrix at once."""
 
 LARGE, FEW = 256, 8
-"""From this shorter side on, and where no more than one in so many singular values is wanted, these
-are found by Lanczos' method."""
+"""Lanczos' method is used if the shorter side is at least `LARGE` and at most one in `FEW` singular
+values is wanted."""
 
 TILE = 64
-"""Rows and columns of a Gram matrix that they are added to at once."""
+"""Rows and columns of the tile of a Gram matrix that is updated at once."""
 
 
 def leading_bytes(size: int, rank: int) -> int:
-    """Memory in bytes that `leading_of_matrix` works in; ``size`` is the shorter side."""
+    """Size in bytes of the working memory of `leading_of_matrix`; ``size`` is the shorter side."""
     return 8 * (size * size + (PANEL + 11 + min(rank, size)) * size)
 
 
 def factors_bytes(inner: int, rows: int) -> int:
-    """Memory in bytes that `leading_of_product` works in; ``inner`` is the sum of the ranks."""
+    """Size in bytes of the working memory of `leading_of_product`; ``inner`` sums the ranks."""
     return 8 * (5 * inner * inner + (PANEL + 15) * inner) + 4 * (rows * inner + 1)
 
 
 ATOMS = 64
-"""Rows of a table that targets are compared with at once; see `methods.ops.loops.tables`."""
+"""Rows of a table that targets are compared with at once (`methods.ops.loops.tables`)."""
 
 
 def pursuit_bytes(count: int, most: int, width: int) -> int:
-    """Memory in bytes that `tables.pursue_scan` and `pursue_fit` work in."""
+    """Size in bytes of the working memory of `tables.pursue_scan` and `pursue_fit`."""
     doubles = 8 * (count * most * (most + 1) + width)
     rows = count * (most + 1)
     return doubles + 4 * (rows * width + count * (ATOMS + 3) + ATOMS * (ATOMS + 1))
 
 
 def neighbours_bytes(count: int, width: int) -> int:
-    """Memory in bytes that `tables.neighbours_scan` works in."""
+    """Size in bytes of the working memory of `tables.neighbours_scan`."""
     return 4 * (width + count * ATOMS + ATOMS * (ATOMS + 1)) + 8 * ATOMS
 
 
 def mixing_bytes(count: int, width: int) -> int:
-    """Memory in bytes that `tables.mix_scan` works in."""
+    """Size in bytes of the working memory of `tables.mix_scan`."""
     return 8 * count * width + 4 * width

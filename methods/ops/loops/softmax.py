@@ -1,4 +1,4 @@
-"""Sums of the exponentials of rows, of which divergences of their softmax are made."""
+"""Sums of exponentials of rows, for the divergences of their softmax."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mergeloom.methods.ops.loops.blocks import (
     fill,
     floats,
     fused_double,
-    ints,
+    int16s,
+    int32s,
     load,
-    shorts,
 )
 from mergeloom.methods.ops.loops.exp_series import (
     EXPONENT_BIAS,
@@ -34,20 +34,20 @@ from mergeloom.methods.ops.loops.sizes import BLOCK, ROW_LANES
 
 @compiled
 def _highest(address: Address, size: int, start: int, count: int, work: Address) -> Any:
-    """The highest of elements at an address, or any where one is NaN.
+    """The largest of ``count`` elements; any value if one of them is NaN.
 
-    Bits of a number are ordered as the numbers are, but for those of the negative ones, which have
-    to be turned round but for the sign.
+    Compares bits as integers: these are ordered like the numbers once all bits but the sign of
+    negative numbers are inverted.
     """
-    bits = ints(work, 1)
+    bits = int32s(work, 1)
     if size == 2:
-        narrow = shorts(address + 2 * start, count)
+        narrow = int16s(address + 2 * start, count)
         top = np.int16(-32768)
         for i in range(count):
             top = max(top, _ordered_short(narrow[i]))
         bits[0] = np.int32(_ordered_short(top)) << 16
     else:
-        wide = ints(address + 4 * start, count)
+        wide = int32s(address + 4 * start, count)
         highest = np.int32(-2147483648)
         for i in range(count):
             highest = max(highest, _ordered(wide[i]))
@@ -57,21 +57,21 @@ def _highest(address: Address, size: int, start: int, count: int, work: Address)
 
 @compiled
 def _ordered_short(bits: Any) -> Any:
-    """An integer that is ordered as bfloat16 numbers are, from the bits of one; and back."""
+    """Map the bits of a bfloat16 number to an integer of the same order; its own inverse."""
     return np.int16(bits ^ np.int16(np.int16(bits >> 15) & np.int16(0x7FFF)))
 
 
 @compiled
 def _ordered(bits: Any) -> Any:
-    """An integer that is ordered as float32 numbers are, from the bits of one; and back."""
+    """Map the bits of a float32 number to an integer of the same order; its own inverse."""
     return np.int32(bits ^ np.int32(np.int32(bits >> 31) & np.int32(0x7FFFFFFF)))
 
 
 @compiled
 def _exponential(block: Array, highest: Any, out: Array, powers: Array) -> None:
-    """Write e**(x - ``highest``) of a block's float32 numbers; ``powers`` is work as long.
+    """Write exp(x - ``highest``) of a block's float32 numbers x, in float64.
 
-    See `methods.ops.loops.exp_series`.
+    ``powers`` is working memory of the same length. See `methods.ops.loops.exp_series`.
     """
     for i in range(block.size):
         x = max(np.float64(block[i]) - highest, LEAST)
@@ -92,7 +92,7 @@ def _exponential(block: Array, highest: Any, out: Array, powers: Array) -> None:
 
 @compiled
 def _sum(lanes: Array) -> Any:
-    """The sum of all elements, by adding halves, which overwrites them."""
+    """The sum of all elements, by adding halves; overwrites them."""
     width = lanes.size
     while width > 1:
         half = (width + 1) // 2
@@ -113,10 +113,10 @@ def divergences(
     sums: Address,
     work: Address,
 ) -> None:
-    """Write the sums that divergences are made of: a float64 matrix with a column for each row.
+    """Write the sums from which `methods.ops.maths.divergences_of` computes divergences.
 
-    Its rows: the highest elements of both matrices, the sums of the exponentials, and the sum of
-    the other's exponentials times the differences.
+    ``sums`` is float64 (5, rows): the largest elements of the rows of ``base`` and ``other``, the
+    sums of their exponentials, and the sum of the exponentials of ``other`` times the differences.
     """
     found = doubles(sums, 5 * rows)
     own, theirs = floats(work, BLOCK), floats(work + 4 * BLOCK, BLOCK)

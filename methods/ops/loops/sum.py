@@ -1,4 +1,4 @@
-"""Sums of magnitudes and dot products, in an order that depends on the elements' places alone."""
+"""Sums of magnitudes and dot products, in an order that depends only on element indices."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mergeloom.methods.ops.loops.blocks import (
     doubles,
     fill,
     floats,
-    ints,
+    int32s,
+    uint32s,
     vectors_at,
-    words,
 )
 from mergeloom.methods.ops.loops.keep import trim
 from mergeloom.methods.ops.loops.sizes import BLOCK, DOT_RUN, LANES, RUN
@@ -25,12 +25,12 @@ from mergeloom.methods.ops.loops.sizes import BLOCK, DOT_RUN, LANES, RUN
 
 @compiled
 def _sum_runs(block: Array, start: int, size: int, squares: int, run: Array) -> Any:
-    """The sum of sums of runs of magnitudes or squares, each by adding halves, in float64: one sum
-    may be subtracted from another that is nearly as large.
+    """The float64 sum of magnitudes or squares of the runs that end in this block.
 
-    Blocks of a vector of ``size`` come one after the other, this one from ``start`` on; the part of
-    a run that begins in one block and ends in another waits in ``run``. What the last run lacks is
-    0.
+    A run is summed by adding halves, in float64, because one sum may be subtracted from another
+    that is nearly equal. Blocks of a vector of ``size`` elements are passed in order, this one from
+    ``start`` on; ``run`` keeps the part of a run that continues in the next block. The last run is
+    padded with zeros.
     """
     done, total = 0, 0.0
     while done < block.size:
@@ -56,11 +56,11 @@ def _sum_runs(block: Array, start: int, size: int, squares: int, run: Array) -> 
 def magnitudes(
     vectors: Address, constants: Address, size: int, squares: int, sums: Address, work: Address
 ) -> None:
-    """The sum of the magnitudes of the one vector in ``vectors``, and of what is kept of it.
+    """Sum the magnitudes, or ``squares``, of all and of the kept elements of a vector.
 
-    Or of their squares. ``sums`` (float64) gets both.
+    ``sums`` (float64) receives both sums.
     """
-    given, hashed, found = vectors_at(vectors, 1), words(constants, 3), doubles(sums, 2)
+    given, hashed, found = vectors_at(vectors, 1), uint32s(constants, 3), doubles(sums, 2)
     vector = given[0]
     run, kept_run = doubles(work, RUN), doubles(work + 8 * RUN, RUN)
     step, first = 4 * BLOCK, work + 16 * RUN
@@ -72,7 +72,7 @@ def magnitudes(
         difference(vector, start, part, other[: part.size])
         whole += _sum_runs(part, start, size, squares, run)
         if trims:
-            trim(vector, start, part, ints(numbers, part.size), hashed)
+            trim(vector, start, part, int32s(numbers, part.size), hashed)
             kept += _sum_runs(part, start, size, squares, kept_run)
     found[0] = whole
     found[1] = kept if trims else whole
@@ -82,7 +82,7 @@ def magnitudes(
 def dots(vectors: Address, count_of_vectors: int, size: int, sums: Address, work: Address) -> None:
     """Write the dot products of all pairs of vectors to ``sums`` (float64).
 
-    Runs of `DOT_RUN` elements are summed up by `_dot`, and one after the other.
+    Runs of `DOT_RUN` elements are summed by `_dot`, then added in order.
     """
     given = vectors_at(vectors, count_of_vectors)
     found = doubles(sums, count_of_vectors * (count_of_vectors + 1) // 2)
@@ -113,7 +113,7 @@ def _dot(one: Array, other: Array, lanes: Array) -> Any:
     """The dot product of a run; overwrites ``lanes``."""
     for k in range(LANES):
         lanes[k] = one[k] * other[k]
-    for start in range(LANES, DOT_RUN, LANES):  # of a length that the compiler knows
+    for start in range(LANES, DOT_RUN, LANES):  # a constant length, for the compiler
         for k in range(LANES):
             lanes[k] += one[start + k] * other[start + k]
     return _fold(lanes)
@@ -121,7 +121,7 @@ def _dot(one: Array, other: Array, lanes: Array) -> Any:
 
 @compiled
 def _short_dot(one: Array, other: Array, lanes: Array) -> Any:
-    """The same of fewer elements, a multiple of `LANES`."""
+    """The dot product of a shorter run, whose length is a multiple of `LANES`."""
     for k in range(LANES):
         lanes[k] = one[k] * other[k]
     for start in range(LANES, one.size, LANES):
@@ -132,7 +132,7 @@ def _short_dot(one: Array, other: Array, lanes: Array) -> Any:
 
 @compiled
 def _fold(lanes: Array) -> Any:
-    """The sum of all lanes, by adding halves, which overwrites them."""
+    """The sum of all lanes, by adding halves; overwrites them."""
     half = LANES // 2
     while half:
         for k in range(half):
@@ -216,7 +216,7 @@ def column_dots(
 
 @Loop
 def column_sums(source: Address, rows: int, columns: int, sums: Address, work: Address) -> None:
-    """Write the sum of rows of float32 numbers, added up one after the other: float64."""
+    """Write the sum of float32 rows, added in order: float64 (columns)."""
     found = doubles(sums, columns)
     fill(found, 0.0)
     for number in range(rows):

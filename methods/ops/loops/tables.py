@@ -1,9 +1,9 @@
-"""Rows of tables that stand for others: sparse codes, neighbours, combinations.
+"""Approximate target rows by rows of a table: sparse codes, nearest neighbours, combinations.
 
-A block of a *table* lies at an address, rows of ``width`` elements of a `Kind`. What is looked for
-among the rows of a table, its *atoms*, are *targets*, up to a few hundred at a time; atoms are
-looked at `ATOMS` at a time, and each product of a target and an atom is added up in one fixed
-order.
+A *table* has rows of ``width`` elements of a `Kind`, called *atoms*, and is passed block by block:
+atoms ``first`` to ``first + number`` at address ``atoms``. *Targets* are float32 rows, up to a few
+hundred at a time. `ATOMS` atoms are compared at once; each product of a target and an atom is
+summed in one fixed order.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from mergeloom.methods.ops.loops.blocks import (
     Address,
     Array,
     Loop,
-    bytes_,
     compiled,
     copy,
     doubles,
     fill,
     floats,
     fused,
-    ints,
+    int32s,
+    uint8s,
 )
 from mergeloom.methods.ops.loops.convert import widened
 from mergeloom.methods.ops.loops.sizes import ATOMS, BLOCK
 
 _DEPENDENT = 1e-9
-"""Share of its squared length that is left of an atom which is as good as made of others."""
+"""An atom depends linearly on others if at most this fraction of its squared length is independent
+of them."""
 _NOTHING = 1e-12
-"""Share of its squared length that is left of a target which is as good as made: float32 has no
-more to say."""
+"""A target is fitted if its residual has at most this fraction of its squared length, which is
+beyond the precision of float32."""
 
 
 @compiled
@@ -46,7 +47,7 @@ def _row(address: Address, kind: int, number: int, out: Array, work: Address) ->
 
 @compiled
 def _dot(one: Array, other: Array) -> float:
-    """The dot product in float64, of float32 numbers: eight sums at once."""
+    """The float64 dot product of float32 numbers, in eight partial sums."""
     t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = 0.0
     whole = one.size // 8 * 8
     for i in range(0, whole, 8):
@@ -77,8 +78,10 @@ def _scores(
     panel: Address,
     work: Address,
 ) -> None:
-    """Write the products of float32 targets with ``number`` atoms from ``first`` on: `ATOMS` for
-    each target, of which the last may mean nothing."""
+    """Write the dot products of targets with ``number`` atoms from ``first`` on: float32.
+
+    ``out`` is (count, `ATOMS`); columns from ``number`` on are undefined.
+    """
     fill(floats(out, count * ATOMS), np.float32(0.0))
     side = floats(panel, ATOMS * ATOMS)
     fill(side, np.float32(0.0))
@@ -118,6 +121,7 @@ def _scores(
 
 @compiled
 def _is_among(number: int, chosen: Array, count: int) -> bool:
+    """Whether ``number`` is one of the first ``count`` chosen."""
     found = False
     for i in range(count):
         found |= chosen[i] == number
@@ -134,11 +138,12 @@ def _fit(
     target: Array,
     total: Array,
 ) -> int:
-    """Fit a target anew to the atoms ``taken``, of which number ``turn`` is new: 1 if anything is
-    left, 0 if not, -1 if the new one is as good as made of the others.
+    """Least-squares fit of a target by the atoms ``taken``, of which number ``turn`` is new.
 
-    ``factor`` and ``product`` are the Cholesky factor of the atoms' Gram matrix, and what it makes
-    of their products with the target; they grow by a row. What is left goes to ``total``.
+    Returns 1 if a residual is left, 0 if the target is fitted, -1 if the new atom depends linearly
+    on the others. ``factor`` is the Cholesky factor L of the atoms' Gram matrix and ``product``
+    L⁻¹ · (products of atoms and target); both grow by a row. ``known`` receives the coefficients,
+    ``total`` the residual.
     """
     size, width = known.size, target.size
     new = floats(taken + 4 * turn * width, width)
@@ -176,8 +181,8 @@ def _fit(
 
 @compiled
 def _state(memory: Address, count: int, most: int, width: int) -> tuple[int, int, int, int, int]:
-    """Where in a pursuit's memory lie what is left of targets, the atoms taken, the best scores,
-    scores, and which targets go on; before them are factors, products and a total."""
+    """Addresses in a pursuit's memory: residuals of targets, atoms taken, best scores, scores, and
+    flags of unfinished targets. Products, factors and a total precede them."""
     rest = memory + 8 * (count * most * (most + 1) + width)
     taken = rest + 4 * count * width
     best = taken + 4 * count * most * width
@@ -201,17 +206,17 @@ def pursue_scan(
     memory: Address,
     work: Address,
 ) -> None:
-    """Look for the atom of each float32 target among ``number`` from ``first`` on, which are a
-    block of the table; see `methods.ops.tables.TableOps.pursue`.
+    """Find the best atom of each target in a block of the table, for step ``turn`` of a pursuit.
 
-    ``memory`` are `sizes.pursuit_bytes`; the first block of a turn sets it up.
+    See `methods.ops.tables.TableOps.pursue`. ``memory`` has `sizes.pursuit_bytes`; it is
+    initialised with the first block of a turn.
     """
     rest, taken, bests, scores, goings = _state(memory, count, most, width)
-    best, going = floats(bests, count), ints(goings, count)
-    picks = ints(goings + 4 * count, count)
+    best, going = floats(bests, count), int32s(goings, count)
+    picks = int32s(goings + 4 * count, count)
     panel = goings + 8 * count
-    flags = bytes_(usable, number if usable else 0)
-    chosen = ints(numbers, count * most)
+    flags = uint8s(usable, number if usable else 0)
+    chosen = int32s(numbers, count * most)
     if first == 0:
         fill(best, np.float32(0.0))
         fill(picks, -1)
@@ -253,12 +258,12 @@ def pursue_fit(
     memory: Address,
     work: Address,
 ) -> None:
-    """Take the atoms that were found in this turn."""
+    """Fit the targets by the atoms found in this turn (`pursue_scan`)."""
     rest, taken, _, _, goings = _state(memory, count, most, width)
-    going, picks = ints(goings, count), ints(goings + 4 * count, count)
+    going, picks = int32s(goings, count), int32s(goings + 4 * count, count)
     factors = memory + 8 * count * most
     total = doubles(memory + 8 * count * most * (most + 1), width)
-    chosen, weights = ints(numbers, count * most), doubles(coefficients, count * most)
+    chosen, weights = int32s(numbers, count * most), doubles(coefficients, count * most)
     for i in range(count):
         if not going[i]:
             continue
@@ -301,17 +306,17 @@ def neighbours_scan(
     memory: Address,
     work: Address,
 ) -> None:
-    """Look for the neighbours of float32 targets in a block of the table, ``number`` atoms from
-    ``first`` on; see `methods.ops.tables.TableOps.neighbours`. ``memory`` are
-    `sizes.neighbours_bytes`.
+    """Update the nearest neighbours of targets with a block of the table.
 
-    Of distances |t|² - 2ta + |a|² all but the first term matters, of cosines all but |t|.
+    See `methods.ops.tables.TableOps.neighbours`. ``memory`` has `sizes.neighbours_bytes`.
+    ``closeness`` orders atoms a for a target t: t·a - ½|a|², which decreases with the distance, or
+    t·a / |a| for the ``cosine``.
     """
     lengths, one = doubles(memory, ATOMS), floats(memory + 8 * ATOMS, width)
     scores = memory + 8 * ATOMS + 4 * width
     panel = scores + 4 * count * ATOMS
-    flags = bytes_(usable, number if usable else 0)
-    chosen, keys = ints(numbers, count * most), doubles(closeness, count * most)
+    flags = uint8s(usable, number if usable else 0)
+    chosen, keys = int32s(numbers, count * most), doubles(closeness, count * most)
     for start in range(0, number, ATOMS):
         here = min(ATOMS, number - start)
         _scores(targets, count, atoms, kind, start, here, width, scores, panel, work)
@@ -352,8 +357,8 @@ def gather_scan(
     out: Address,
     work: Address,
 ) -> None:
-    """Write those of the rows ``numbers`` that a block of the table has, as float32."""
-    wanted = ints(numbers, count)
+    """Write the rows ``numbers`` that are in a block of the table, as float32."""
+    wanted = int32s(numbers, count)
     for i in range(count):
         row = wanted[i] - first
         if 0 <= row < number:
@@ -364,8 +369,10 @@ def gather_scan(
 def products_of_rows(
     targets: Address, count: int, rows: Address, width: int, most: int, out: Address, work: Address
 ) -> None:
-    """See `methods.ops.tables.TableOps.products_of_rows`; ``rows`` are the atoms' of each target,
-    float32."""
+    """Write Gram matrices: `methods.ops.tables.TableOps.products_of_rows`.
+
+    ``rows`` (float32) has the ``most`` atoms of each target.
+    """
     size = most + 1
     for i in range(count):
         found = doubles(out + 8 * i * size * size, size * size)
@@ -394,12 +401,12 @@ def mix_scan(
     memory: Address,
     work: Address,
 ) -> None:
-    """Add up what a block of the table gives; see `methods.ops.tables.TableOps.mix_rows`.
+    """Add the terms of a block of the table: `methods.ops.tables.TableOps.mix_rows`.
 
-    ``memory`` are `sizes.mixing_bytes`, of which the first are the sums, float64.
+    ``memory`` has `sizes.mixing_bytes` and begins with the float64 sums.
     """
     one = floats(memory + 8 * count * width, width)
-    chosen, weights = ints(numbers, count * most), doubles(coefficients, count * most)
+    chosen, weights = int32s(numbers, count * most), doubles(coefficients, count * most)
     for i in range(count):
         total = doubles(memory + 8 * i * width, width)
         for j in range(i * most, (i + 1) * most):
