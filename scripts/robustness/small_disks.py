@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -48,6 +49,17 @@ def free_bytes(volume: Path) -> int:
 
 
 def fill(path: Path, size: int) -> None:
-    """Write a file that occupies ``size`` bytes of its disk."""
+    """Write a file that occupies ``size`` bytes of its disk, or a few blocks less where the file
+    system needs these for the list of the file's extents.
+    """
     with open(path, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(size, 1))
+        end, step = 0, max(size, 1)
+        while step and end < max(size, 1):
+            part = min(step, max(size, 1) - end)
+            try:
+                os.posix_fallocate(file.fileno(), end, part)
+                end += part
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                step //= 2
