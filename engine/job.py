@@ -1,4 +1,4 @@
-"""Runs one job: opens or resumes the output, schedules, runs, finishes."""
+"""Run one job: open or resume the output, schedule, run, finish."""
 
 from __future__ import annotations
 
@@ -55,10 +55,9 @@ S = TypeVar("S", ShardSink, ComparingSink)
 class Job:
     """The tasks and side files to produce, and everything that the result depends on.
 
-    ``identity`` lists everything in the fingerprint by name, so that messages can say how an output
-    of another job differs. ``about`` is written to the manifest.
-    ``arithmetic`` computes on the CPU, ``torch`` on other devices and for kernels that list no
-    operations.
+    ``identity`` lists the contents of the fingerprint by name, so that messages can say how the
+    output of another job differs. ``about`` is written to the manifest. ``arithmetic`` computes on
+    the CPU; ``torch`` computes on other devices, and for kernels that list no operations.
     """
 
     graph: Graph
@@ -122,7 +121,7 @@ def run(
 
     Raises:
         BudgetError: the memory budget is too small.
-        OutputError: the directory is not ours, or belongs to another job.
+        OutputError: the directory was not written by this program, or belongs to another job.
         RunError: the directory is in use or its disk too small; or reading, arithmetic or writing
             failed: what was merged is kept.
         KeyboardInterrupt: interrupted; what was merged is kept.
@@ -233,9 +232,11 @@ class _Run:
         records: Path,
         clones: Sequence[Clone] = (),
     ) -> Iterator[tuple[Executor, S]]:
-        """The executor of a schedule, with open inputs, after making the ``clones``. ``sink_of``
-        creates the sink from a function that raises if inputs have changed since planning. Values
-        are spilled to the directory ``records``."""
+        """The executor of a schedule, with open inputs, after making the ``clones``.
+
+        ``sink_of`` creates the sink from a function that raises if inputs have changed since
+        planning. Values are spilled to the directory ``records``.
+        """
         options = self.options
         with contextlib.ExitStack() as opened:
             spilled = spilling(records, plan.graph.spills, options.io, options.files)
@@ -265,6 +266,7 @@ class _Run:
 
 
 def _make(clones: Sequence[Clone], readers: Mapping[str, FileReader], sink: ShardSink) -> None:
+    """Clone the bytes of tensors into the output, and record these tensors as finished."""
     try:
         for clone in clones:
             make(clone, readers[clone.source.path], sink.writer(clone.file))
@@ -277,7 +279,7 @@ def _make(clones: Sequence[Clone], readers: Mapping[str, FileReader], sink: Shar
 
 
 def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool:
-    """Whether a finished output is complete. If not, it is turned into an interrupted one.
+    """Whether a finished output is complete; if not, turn it into an interrupted one.
 
     Raises:
         OutputError: the directory belongs to another merge.
@@ -294,8 +296,8 @@ def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         run.warnings.append(
-            f"'{directory.path}' was finished, but {faults[0]}{more}: what is missing or wrong is "
-            "made again"
+            f"'{directory.path}' was finished, but {faults[0]}{more}: missing and wrong parts are "
+            "written again"
         )
         totals = Totals.of(job.graph)
         directory.begin_again(job.fingerprint, job.identity, manifest.all_files, recorded, totals)
@@ -305,8 +307,7 @@ def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool
 
 
 def _resumed(directory: OutputDirectory, run: _Run, repairs: bool) -> dict[Write, Finished]:
-    """The intact tensors of an interrupted run. ``repairs`` says that some are known to be
-    damaged.
+    """The intact tensors of an interrupted run; ``repairs`` says that damage is known already.
 
     Raises:
         OutputError: the directory belongs to another merge.
@@ -330,7 +331,7 @@ def _lost(records: int, tensors: int) -> str:
     """A message about the damaged records and tensors of an interrupted merge."""
     parts = [f"{records} damaged record{'s' * (records != 1)} in the journal"] * bool(records)
     if tensors:
-        parts.append(f"{tensors} tensor{'s' * (tensors != 1)} with other bytes than were recorded")
+        parts.append(f"{tensors} tensor{'s' * (tensors != 1)} that differ from their digests")
     return f"{' and '.join(parts)}: merged again"
 
 
@@ -341,8 +342,10 @@ def _check_same(
     run: _Run,
     directory: OutputDirectory,
 ) -> bool:
-    """Check that the contents of a directory belong to this job. Returns whether inputs have new
-    modification times: then the ``recorded`` tensors were computed again, with equal results.
+    """Check that the contents of a directory belong to this job.
+
+    Returns whether inputs have new modification times; if so, the ``recorded`` tensors have been
+    computed again, with equal results.
 
     Raises:
         OutputError: they belong to another job.
@@ -358,18 +361,18 @@ def _check_same(
     touched = ", ".join(each.what for each in found[:3])
     if _differing(recorded, run, directory.records):
         raise OutputError(
-            f"{where}: {touched} was modified since, and its contents are other ones",
+            f"{where}: {touched} has been modified since, and its tensors have other values",
             remedy=ways_out,
         )
     run.warnings.append(
-        f"{touched} was touched since '{directory.path}' was begun: {len(recorded)} tensors were "
-        "computed again and came out the same"
+        f"{touched} has a new modification time since '{directory.path}' was begun: "
+        f"{len(recorded)} tensors were computed again, with equal results"
     )
     return True
 
 
 def _differing(recorded: Sequence[Finished], run: _Run, records: Path) -> list[str]:
-    """Names of recorded tensors whose recomputed values differ. Nothing is written."""
+    """Names of recorded tensors whose values, computed again, differ; writes nothing."""
     graph = run.job.graph
     by_name = {(each.file, each.tensor): each for each in recorded}
     wanted = {
@@ -384,16 +387,16 @@ def _differing(recorded: Sequence[Finished], run: _Run, records: Path) -> list[s
 
 
 _CLOSE = 0.9
-"""Share of the predicted peak memory from which the heap is trimmed."""
+"""Fraction of the predicted peak memory from which the heap is trimmed."""
 
 
 def _trimming(
     poll: Callable[[Progress], None] | None, peak_bytes: int
 ) -> Callable[[Progress], None]:
-    """Wraps ``poll`` to trim the heap when memory use is close to the predicted peak."""
+    """A function that calls ``poll``, and trims the heap when memory use is near the peak."""
 
     def polled(progress: Progress) -> None:
-        # Not always: memory that is freed and needed again must be cleared again.
+        # Not always, because the kernel must clear memory that is freed and needed again.
         if machine.resident_bytes() > peak_bytes * _CLOSE:
             machine.trim_heap()
         if poll is not None:
@@ -417,6 +420,7 @@ def _rates(
 
 @contextlib.contextmanager
 def _memory_reported() -> Iterator[None]:
+    """Turn errors of running out of memory into one-line `RunError`s."""
     try:
         yield
     except Exception as error:

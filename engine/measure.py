@@ -1,4 +1,4 @@
-"""Computes statistics of merges without an output."""
+"""Compute statistics of merges without an output."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Measuring:
 
 
 class _NoSink:
-    """For runs that write nothing."""
+    """The sink of a run that writes nothing."""
 
     def writer(self, file: OutputFile) -> Writer:
         raise AssertionError(f"a run that only measures writes '{file.name}'")

@@ -46,7 +46,7 @@ class SideFile:
         """The content in pieces.
 
         Raises:
-            RunError: it cannot be read, or changed since planning.
+            RunError: it cannot be read, or has changed since planning.
         """
         if isinstance(self.content, bytes):
             yield self.content
@@ -58,6 +58,6 @@ class SideFile:
                 yield piece
         if digest.hexdigest() != self.digest:
             raise RunError(
-                f"'{self.content.name}' changed since it was planned with: restore it and the same "
-                "command continues, or merge what is there now with --restart"
+                f"'{self.content.name}' has changed since planning: restore it and the same "
+                "command continues, or merge with the changed file by --restart"
             )

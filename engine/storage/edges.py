@@ -1,9 +1,9 @@
-"""Pages shared by two adjacent tiles: whoever writes the second part writes the page.
+"""Pages shared by two adjacent tiles: the writer of the second part writes the whole page.
 
-Tiles of a file meet at any byte, but direct requests consist of whole pages. Writing the partial
-pages separately through the page cache would serialise them with all direct requests to the file,
-which doubles the time of writing. Instead, the first part is kept until the adjacent tile is
-written, whose request then covers the whole page.
+Tiles of a file may meet at any byte, but direct requests consist of whole pages. Writing partial
+pages through the page cache would serialise them with all direct requests to the file, which
+doubles the time of writing. Instead, the first part is kept until the adjacent tile is written,
+whose request then covers the whole page.
 
     tile 1  ▓▓▓▓▓▓▓▓░░          page kept:  ░░··
     tile 2          ▒▒▒▒▒▒▒▒    request:    ░░▒▒▒▒▒▒▒▒
@@ -21,9 +21,9 @@ Part = tuple[int, bytes]
 
 
 class SharedPages:
-    """The parts of pages of one file that wait for the rest. Thread-safe.
+    """Parts of pages of one file that are kept until the rest is written. Thread-safe.
 
-    Every byte of a file must be given exactly once.
+    Each byte of a file must be added exactly once.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class SharedPages:
             return None
 
     def finished(self, parts: Iterable[Part], written: bool) -> None:
-        """Report whether joined pages were written; if not, their ``parts`` are kept again."""
+        """Report whether joined pages were written; if not, their kept ``parts`` are kept again."""
         with self._changed:
             for part in parts:
                 page = part[0] // PAGE

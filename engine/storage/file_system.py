@@ -1,8 +1,7 @@
-"""The file system, with one method for each system call: everything that a run writes, and all
-that it reads of its inputs, passes through here.
+"""The file system, with one method per system call, for all inputs and outputs of a run.
 
-The program uses one `Files`. Tests pass subclasses that record calls, fail them, shorten them, or
-end the process during a call.
+The program uses one `Files`. Tests pass subclasses that record calls, make them fail or return
+early, or end the process during a call.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class Files:
         """Clone ``nbytes`` of ``source`` at ``start`` to offset ``to`` of ``target``: both share
         the blocks until one is changed. All three numbers are multiples of the block size."""
         if fcntl is None:
-            raise OSError(errno.EOPNOTSUPP, "no clones here")
+            raise OSError(errno.EOPNOTSUPP, "this system cannot clone files")
         fcntl.ioctl(target, _CLONE_RANGE, struct.pack("qQQQ", source, start, nbytes, to))
 
     def sync(self, fd: int) -> None:
@@ -138,12 +137,16 @@ def write_some(files: Files, fd: int, content: memoryview | bytes, position: int
     """
     count = files.write(fd, content, position)
     if count == 0:
-        raise OSError(errno.EIO, "nothing could be written")
+        raise OSError(errno.EIO, "no byte was written")
     return count
 
 
 def write_all(files: Files, fd: int, content: memoryview | bytes, position: int) -> int:
-    """Write all of ``content``; returns the position after it."""
+    """Write all of ``content``; returns the position after it.
+
+    Raises:
+        OSError: not all of it could be written.
+    """
     rest = memoryview(content)
     while rest:
         count = write_some(files, fd, rest, position)
@@ -163,5 +166,5 @@ def reported(verb: str, path: Path | str) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"cannot {verb} '{path}': {error.strerror or error}; "
-            "the same command continues when that is mended"
+            "fix this and the same command continues"
         ) from error

@@ -35,11 +35,12 @@ from mergeloom.engine.storage.file_system import (
 from mergeloom.engine.storage.source import Access, IOMode
 
 _SAMPLES = 32
+"""Number of pages sampled to find out whether a file is in the page cache."""
 _SMALL = 16 * PAGE
+"""Reads of fewer whole pages than this are not split into direct and buffered parts."""
 _WORTH_ASKING = 1 << 20
-"""Size of a read from which it matters whether the file is in the page cache already; headers and
-small files are below it."""
-
+"""Minimum size in bytes of a read before which the page cache is sampled; headers and small files
+are below it."""
 
 MODIFIED = ", modified "
 """The text before the modification time in the description of a source."""
@@ -47,8 +48,11 @@ MODIFIED = ", modified "
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """A local file as a source of loads; ``modified`` is its modification time in nanoseconds,
-    ``header_digest`` the digest of its header."""
+    """A local file as a source of loads.
+
+    ``size`` is in bytes; ``modified`` is the modification time in nanoseconds since 1970,
+    ``header_digest`` the digest of the header, if known.
+    """
 
     path: str
     size: int
@@ -70,7 +74,7 @@ class FileSource:
         """The file at ``path``, identified by its current size and modification time.
 
         Raises:
-            CheckpointError: it is missing or cannot be accessed.
+            CheckpointError: the file is missing or cannot be accessed.
         """
         try:
             status = path.stat()
@@ -87,13 +91,13 @@ class FileSource:
         """Open the file.
 
         Raises:
-            RunError: it is gone, has changed, or cannot be read.
+            RunError: the file is missing, has changed, or cannot be read.
         """
         return FileReader(self, access.io, access.files)
 
 
 class FileReader:
-    """Reads one source. Thread-safe."""
+    """Reads a file by position, directly or through the page cache. Thread-safe."""
 
     connections = 6
 
@@ -119,16 +123,17 @@ class FileReader:
 
     @property
     def is_direct(self) -> bool:
+        """Whether requests bypass the page cache."""
         return self._direct >= 0
 
     def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
         """Read file bytes ``[start, stop)`` to byte ``at`` of ``block``.
 
         Requests can be direct if ``at`` is congruent to ``start`` modulo `PAGE`. With ``alone``,
-        the whole pages around them are inside the block and may be overwritten.
+        the bytes of the block up to the next page boundaries may be overwritten.
 
         Raises:
-            RunError: the file ends early, vanished, changed, or cannot be read.
+            RunError: the file ends early, is gone, has changed, or cannot be read.
         """
         direct = self._direct >= 0 and stop - start >= PAGE and (at - start) % PAGE == 0
         if alone or not direct:
@@ -163,7 +168,7 @@ class FileReader:
                     continue
                 if count == 0:
                     raise RunError(
-                        f"'{self.source.path}' ended at byte {position + done}, {stop} expected: "
+                        f"'{self.source.path}' ends at byte {position + done} instead of {stop}: "
                         "it changed while it was read; restore it and the same command continues"
                     )
                 done += count
@@ -171,8 +176,8 @@ class FileReader:
                 os.posix_fadvise(self._fd, position, done, os.POSIX_FADV_DONTNEED)
 
     def _drops(self, nbytes: int) -> bool:
-        """Whether to remove the pages of a read of ``nbytes`` from the page cache afterwards; pages
-        cached before stay."""
+        """Whether to remove the pages of a read of ``nbytes`` bytes from the page cache afterwards:
+        yes, unless the file was cached before."""
         if not hasattr(os, "posix_fadvise"):
             return False
         if self._is_cached is None:
@@ -185,7 +190,7 @@ class FileReader:
         """Clone bytes ``[start, stop)`` of this file to offset ``to`` of the file of ``writer``.
 
         Raises:
-            RunError: the file system refuses.
+            RunError: the file system cannot clone them.
         """
         with reported("clone", self.source.path):
             writer.clone(self._fd, start, stop - start, to)
@@ -200,8 +205,8 @@ class FileReader:
             now = os.fstat(self._fd)
         if (now.st_size, now.st_mtime_ns) != (self.source.size, self.source.modified):
             raise RunError(
-                f"'{self.source.path}' changed since it was planned with: restore it and the same "
-                "command continues, or merge what is there now with --restart"
+                f"'{self.source.path}' has changed since planning: restore it and the same command "
+                "continues, or merge the changed file with --restart"
             )
 
     def close(self) -> None:
@@ -212,7 +217,7 @@ class FileReader:
 
 
 class FileWriter:
-    """Writes slots of one preallocated file, at any position. Thread-safe."""
+    """Writes to one preallocated file of ``size`` bytes, at any position. Thread-safe."""
 
     def __init__(
         self, path: Path, size: int, mode: IOMode, files: Files = FILES, allocate: bool = True
@@ -240,22 +245,23 @@ class FileWriter:
                 self._direct = self._files.open(self.path, flags | DIRECT)
         if self._direct >= 0 and self._allocate:
             self._files.allocate(self._fd, self.size)
-        # The journal will refer to this file: it must exist after a power failure.
+        # The journal refers to this file, so it must exist after a power failure.
         self._files.sync_directory(self.path.parent)
 
     @property
     def is_direct(self) -> bool:
+        """Whether whole pages bypass the page cache."""
         return self._direct >= 0
 
     def write(self, start: int, stop: int, block: Block, at: int) -> None:
         """Write the bytes at ``at`` of ``block`` to file bytes ``[start, stop)``.
 
-        Whole pages are written directly if ``at`` is congruent to ``start`` modulo `PAGE`; the
-        whole pages around them are inside the block and may be overwritten. Partial pages may be
+        Whole pages are written directly if ``at`` is congruent to ``start`` modulo `PAGE`; then the
+        bytes of the block up to the next page boundaries may be overwritten. Partial pages may be
         kept until `flush` or `sync`.
 
         Raises:
-            RunError: the disk is full, or refuses otherwise.
+            RunError: the disk is full, or writing failed for another reason.
         """
         offset = at - start
         with reported("write", self.path):
@@ -270,7 +276,7 @@ class FileWriter:
         """Write whole pages directly, including pages completed by kept parts."""
         first, last = -(-start // PAGE) * PAGE, stop // PAGE * PAGE
         ends = [(start, first), (last, stop)]
-        if first > last:  # it lies within one page
+        if first > last:  # all bytes are in one page
             ends, first = [(start, stop)], last
         joined: list[Part] = []
         written = False
@@ -344,10 +350,10 @@ class FileWriter:
 
 
 def write_file(path: Path, content: bytes | Iterable[bytes], files: Files = FILES) -> None:
-    """Replace a small file atomically: temporary file, sync, rename. Creates its directory.
+    """Replace a small file atomically (temporary file, sync, rename); creates its directory.
 
     Raises:
-        RunError: the disk is full, or refuses otherwise.
+        RunError: the disk is full, or writing failed for another reason.
     """
     temporary = path.with_name(path.name + ".partial")
     with reported("write", path):
@@ -368,8 +374,8 @@ def write_file(path: Path, content: bytes | Iterable[bytes], files: Files = FILE
 def _is_cached(fd: int) -> bool:
     """Whether most of a file is in the page cache, from a sample of its pages.
 
-    The kernel begins to read a page that is asked for in vain. So the sample is another one each
-    time: the next to ask would find what the last one has left.
+    The kernel starts to read a page whose presence is queried, so each sample is random: a later
+    query of the same pages would find them cached.
     """
     size = os.fstat(fd).st_size
     if not hasattr(os, "RWF_NOWAIT") or size == 0:

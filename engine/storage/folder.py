@@ -1,7 +1,7 @@
-"""The files of a checkpoint, local or remote: names, small contents, and sources for the rest.
+"""Folders of checkpoints, local or remote: file names, contents of small files, and sources.
 
-Only `LocalFolder` and `LocalFile` know paths. Another kind of folder (remote, in an archive) is
-another class with the same methods, and passes the same tests.
+Only `LocalFolder` and `LocalFile` know paths. Other kinds of folders (remote, in an archive) are
+further classes with the same methods, which pass the same tests.
 """
 
 from __future__ import annotations
@@ -28,34 +28,35 @@ class Folder(Protocol):
 
     @property
     def identity(self) -> str:
-        """Equal for the same folder, however it was named."""
+        """An identifier that is equal for the same folder, whichever name was used."""
         ...
 
     def names(self) -> Sequence[str]:
-        """The files directly in it, sorted.
+        """The names of the files directly in the folder, sorted.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: the folder cannot be read.
         """
         ...
 
     def folders(self) -> Sequence[str]:
-        """The folders directly in it, sorted, without links; empty if it cannot be read."""
+        """The names of the subfolders, sorted, without links; empty if they cannot be read."""
         ...
 
     def folder(self, name: str) -> Folder:
-        """The folder ``name``, one of `folders`."""
+        """The subfolder ``name``, one of `folders`."""
         ...
 
     def has(self, name: str) -> bool:
-        """Whether it has a file ``name``."""
+        """Whether the folder has a file ``name``."""
         ...
 
     def read(self, name: str, most: int) -> bytes:
-        """The content of a small file of at most ``most`` bytes.
+        """The content of a file of at most ``most`` bytes.
 
         Raises:
-            CheckpointError: it is not there, too large, cannot be read, or leads outside.
+            CheckpointError: the file is missing, too large, unreadable, or a link that leads
+                outside the folder.
         """
         ...
 
@@ -63,13 +64,16 @@ class Folder(Protocol):
         """The source of a file.
 
         Raises:
-            CheckpointError: it is not there, or leads outside.
+            CheckpointError: the file is missing, or a link that leads outside the folder.
         """
         ...
 
 
 def walk(folder: Folder, within: str = "") -> Iterator[str]:
-    """The names of all files in a folder, then of those in its subfolders, each sorted."""
+    """The names of all files in a folder and then in its subfolders, each sorted.
+
+    Names are relative to the folder and prefixed by ``within``.
+    """
     yield from (within + name for name in folder.names())
     for name in folder.folders():
         yield from walk(folder.folder(name), f"{within}{name}/")
@@ -77,11 +81,11 @@ def walk(folder: Folder, within: str = "") -> Iterator[str]:
 
 @contextmanager
 def at_hand(folder: Folder, most: int) -> Iterator[str]:
-    """A directory with the small files of a folder, each of at most ``most`` bytes, for libraries
-    that need paths; the folder's own directory if it is local.
+    """A local directory with the files of a folder of at most ``most`` bytes, for libraries that
+    need paths: the folder's own directory if it is local, else a temporary copy.
 
     Raises:
-        CheckpointError: one of them cannot be read, or leads outside.
+        CheckpointError: a file cannot be read, or is a link that leads outside the folder.
     """
     if isinstance(folder, LocalFolder):
         for name in folder.names():
@@ -99,9 +103,9 @@ def at_hand(folder: Folder, most: int) -> Iterator[str]:
 class LocalFolder:
     """A local directory.
 
-    Links may lead to files within it, or within the hub cache, where the directory
-    ``snapshots/COMMIT`` of a model links to ``blobs`` beside ``snapshots``. Links of a folder that
-    is not ``confined``, such as one with the user's own files, may lead anywhere.
+    If ``confined``, links in it must lead to files inside it or, for a model in the hub cache
+    (``models--NAME/snapshots/COMMIT``), to files in ``models--NAME/blobs``. Otherwise, such as for
+    a directory of the user's own files, links may lead anywhere.
     """
 
     path: Path
@@ -164,16 +168,16 @@ class LocalFolder:
         if not any(target.is_relative_to(inside) for inside in roots):
             raise CheckpointError(
                 f"'{path}' is a link that leads outside the checkpoint's directory: "
-                "put the file itself there"
+                "replace it by the file itself"
             )
         return path
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """One local file as a folder with nothing else in it.
+    """A local file as a folder that contains only this file.
 
-    The user has named it, so it may be a link to anywhere.
+    It may be a link to anywhere, because the user named it.
     """
 
     path: Path
@@ -193,13 +197,13 @@ class LocalFile:
         return []
 
     def folder(self, name: str) -> Folder:
-        raise CheckpointError(f"'{self.path}' is one file, and no folder with '{name}' in it")
+        raise CheckpointError(f"'{self.path}' is a file, not a folder that contains '{name}'")
 
     def has(self, name: str) -> bool:
         return name == self.path.name
 
     def read(self, name: str, most: int) -> bytes:
-        raise CheckpointError(f"'{self.path}' is one file, beside which '{name}' is not looked for")
+        raise CheckpointError(f"'{self.path}' is a file, not a folder that contains '{name}'")
 
     def source(self, name: str) -> FileSource:
         return FileSource.at(self.path)

@@ -1,12 +1,12 @@
-"""Reads headers of GGUF files; no tensor bytes are read.
+"""Read headers of GGUF files, without tensor data.
 
     4 bytes "GGUF", version (u32), number of tensors (u64), number of values (u64)
     values:   key, type (u32), content; an array has a type (u32), a count (u64) and its items
-    tensors:  name, number of dimensions (u32), dimensions (u64 each, the fastest one first),
+    tensors:  name, number of dimensions (u32), dimensions (u64 each, fastest-varying first),
               type (u32), offset (u64) from the start of the data
-    the data: begins at the next multiple of ``general.alignment`` (32), as each tensor does
+    data:     starts, like each tensor, at a multiple of ``general.alignment`` (default 32)
 
-Strings are a length (u64) and UTF-8 text. Everything is little-endian. The format is described in
+Strings are a length (u64) and UTF-8 text. Everything is little-endian. The format is specified in
 docs/gguf.md of ggml. Files are untrusted: everything returned has been validated.
 """
 
@@ -78,7 +78,7 @@ class GgufTensor(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Strings:
-    """An array of ``count`` strings, decoded on demand."""
+    """An array of ``count`` strings, decoded on demand; ``raw`` has their lengths and text."""
 
     raw: bytes
     count: int
@@ -101,8 +101,11 @@ class Strings:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """The header of a file. ``values`` are numbers, bools, strings, tuples of numbers and
-    `Strings`; ``raw`` has the bytes of the header."""
+    """The header of a file.
+
+    ``values`` are numbers, bools, strings, tuples of numbers and `Strings`; ``raw`` has the bytes
+    of the header.
+    """
 
     values: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
@@ -154,7 +157,7 @@ def parse_gguf(content: bytes, size: int, path: str) -> GgufHeader | None:
     except _Short:
         return None
     except _Malformed as error:
-        raise CheckpointError(f"'{path}' is no sound GGUF file: {error}") from error
+        raise CheckpointError(f"'{path}' is not a valid GGUF file: {error}") from error
 
 
 def _attempt(content: bytes, source: Source) -> GgufHeader | None:
@@ -177,17 +180,19 @@ class _Parser:
         if version not in (2, 3):
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
             if swapped in (2, 3):
-                raise _Malformed("it was written for a big-endian machine, which is not read")
-            raise _Malformed(f"version {version} is not read, versions 2 and 3 are")
+                raise _Malformed("it is big-endian, which is not supported")
+            raise _Malformed(f"version {version} is not supported, only versions 2 and 3 are")
         tensors, values = self._number("Q"), self._number("Q")
         if tensors > MAX_TENSORS:
-            raise _Malformed(f"it promises {tensors} tensors, more than {MAX_TENSORS}")
+            raise _Malformed(f"its header claims {tensors} tensors, more than {MAX_TENSORS}")
         if values > MAX_VALUES:
-            raise _Malformed(f"it promises {values} values, more than {MAX_VALUES}")
+            raise _Malformed(f"its header claims {values} values, more than {MAX_VALUES}")
         found = self._values(values)
         alignment = found.get(ALIGNMENT, DEFAULT_ALIGNMENT)
         if type(alignment) is not int or not 0 < alignment <= _MAX_ALIGNMENT or alignment % 8:
-            raise _Malformed(f"'{ALIGNMENT}' is no number of bytes that data can be aligned to")
+            raise _Malformed(
+                f"'{ALIGNMENT}' must be a multiple of 8 from 8 to {_MAX_ALIGNMENT} bytes"
+            )
         described = self._tensors(tensors)
         end = self._at
         start = -(-end // alignment) * alignment
@@ -202,7 +207,7 @@ class _Parser:
         for _ in range(count):
             key = self._name("key")
             if key in found:
-                raise _Malformed(f"the key '{key}' stands there twice")
+                raise _Malformed(f"it has the key '{key}' twice")
             found[key] = self._value(key, self._number("I"))
         return found
 
@@ -212,7 +217,7 @@ class _Parser:
         if kind == _STRING:
             return self._text(key)
         if kind != _ARRAY:
-            raise _Malformed(f"'{key}' is of type {kind}, which does not exist")
+            raise _Malformed(f"'{key}' has the unknown value type {kind}")
         inner, count = self._number("I"), self._number("Q")
         if inner in _NUMBERS:
             letter = _NUMBERS[inner]
@@ -220,12 +225,12 @@ class _Parser:
             return struct.unpack(f"<{count}{letter}", raw)
         if inner != _STRING:
             what = "an array of arrays" if inner == _ARRAY else f"an array of type {inner}"
-            raise _Malformed(f"'{key}' is {what}, which is not read")
+            raise _Malformed(f"'{key}' is {what}, which is not supported")
         return self._strings(count)
 
     def _strings(self, count: int) -> Strings:
         if count > (self._size - self._at) // 8:
-            raise _Malformed(f"it promises {count} strings, more than it has room for")
+            raise _Malformed(f"its header claims {count} strings, more than fit into the file")
         content, start = self._content, self._at
         at, end, most = start, len(content), self._size
         for _ in range(count):
@@ -233,7 +238,7 @@ class _Parser:
             at = stop + int.from_bytes(content[at:stop], "little")
             if at > end or stop > end:
                 if at > most:
-                    raise _Malformed("a string reaches beyond the end of the file")
+                    raise _Malformed("a string extends beyond the end of the file")
                 raise _Short
         self._at = at
         return Strings(content[start:at], count)
@@ -241,23 +246,25 @@ class _Parser:
     def _tensors(self, count: int) -> dict[str, tuple[DType, tuple[int, ...], int]]:
         found: dict[str, tuple[DType, tuple[int, ...], int]] = {}
         for _ in range(count):
-            name = self._name("tensor's name")
+            name = self._name("tensor name")
             if name in found:
-                raise _Malformed(f"the tensor '{name}' stands there twice")
+                raise _Malformed(f"it has the tensor '{name}' twice")
             dimensions = self._number("I")
             if dimensions > MAX_DIMENSIONS:
-                raise _Malformed(f"'{name}' has {dimensions} dimensions, more than GGUF has")
+                raise _Malformed(
+                    f"'{name}' has {dimensions} dimensions, more than {MAX_DIMENSIONS}"
+                )
             shape = tuple(self._number("Q") for _ in range(dimensions))[::-1]
             kind, offset = self._number("I"), self._number("Q")
             dtype = TYPES.get(kind)
             if dtype is None:
-                raise _Malformed(f"'{name}' is of type {kind}, which is not known")
+                raise _Malformed(f"'{name}' has the unknown tensor type {kind}")
             if math.prod(shape) > _MAX_ELEMENTS:
-                raise _Malformed(f"'{name}' is larger than any file")
+                raise _Malformed(f"'{name}' has an impossibly large shape")
             if (shape[-1] if shape else 1) % dtype.block:
                 raise _Malformed(
-                    f"rows of '{name}' have {shape[-1] if shape else 1} elements, which are no "
-                    f"whole blocks of {dtype.code}"
+                    f"rows of '{name}' have {shape[-1] if shape else 1} elements, not a multiple "
+                    f"of the {dtype.block} in a block of {dtype.code}"
                 )
             found[name] = dtype, shape, offset
         return found
@@ -274,19 +281,19 @@ class _Parser:
         if offset % alignment:
             raise _Malformed(f"'{name}' is not aligned to {alignment} bytes")
         if start + offset + dtype.nbytes(math.prod(shape)) > self._size:
-            raise _Malformed(f"it is truncated: '{name}' reaches beyond its end")
+            raise _Malformed(f"it is truncated: '{name}' extends beyond its end")
         return GgufTensor(dtype, shape, start + offset)
 
     def _name(self, what: str) -> str:
         length = self._number("Q")
         if not 0 < length <= MAX_NAME:
-            raise _Malformed(f"a {what} of {length} bytes")
+            raise _Malformed(f"it has a {what} of {length} bytes, not 1 to {MAX_NAME}")
         try:
             name = self._take(length).decode("utf-8")
         except UnicodeDecodeError as error:
             raise _Malformed(f"a {what} is not UTF-8") from error
         if not name.isprintable():
-            raise _Malformed(f"{name[:80]!a} is no {what}")
+            raise _Malformed(f"{name[:80]!a} is not a valid {what}")
         return name
 
     def _text(self, key: str) -> str:

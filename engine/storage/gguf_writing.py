@@ -1,4 +1,4 @@
-"""Builds the header of a GGUF file; `engine.storage.gguf` describes the format."""
+"""Build the header of a GGUF file; `engine.storage.gguf` describes the format."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ _NUMBERS = {dtype: number for number, dtype in TYPES.items()}
 def build_gguf(
     values: Mapping[str, Any], tensors: Sequence[tuple[str, DType, tuple[int, ...]]]
 ) -> tuple[bytes, list[int]]:
-    """The bytes before the data of ``tensors``, and the file offset of each tensor; tensors are
-    contiguous, in this order.
+    """The bytes before the data of ``tensors``, and the file offset of each tensor.
 
-    Values are non-negative integers (u32), floats (f32), bools, strings, and lists of strings, of
-    integers (i32) or of floats (f32).
+    Tensors are contiguous, in this order. Values are non-negative integers (u32), floats (f32),
+    bools, strings, and lists of strings, of integers (i32) or of floats (f32).
 
     Raises:
         ValueError: the size of a tensor would misalign the next one.
@@ -33,7 +32,7 @@ def build_gguf(
         alignment //= 2
         if alignment < 8:
             odd = next(number for number, size in enumerate(sizes) if size % 8)
-            raise ValueError(f"'{tensors[odd][0]}' has {sizes[odd]} bytes, no multiple of 8")
+            raise ValueError(f"'{tensors[odd][0]}' has {sizes[odd]} bytes, not a multiple of 8")
     if alignment != DEFAULT_ALIGNMENT:
         values = {**values, ALIGNMENT: alignment}
     parts = [MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(values))]

@@ -1,9 +1,9 @@
-"""Reads a pickle of tensors without executing it.
+"""Read a pickle of tensors without executing it.
 
-A pickle is a program for a stack machine; unpickling runs it and calls whatever it names. Here its
-instructions (decoded by `pickletools`) are interpreted by a machine that builds lists,
+A pickle is a program for a stack machine; unpickling runs it and calls any function it names. Here
+its instructions (decoded by `pickletools`) are interpreted by a machine that builds only lists,
 dictionaries, numbers and text, knows the few functions that rebuild torch tensors, and turns every
-other call into a `Foreign` value with the name of the callee. Nothing is imported, and nothing of
+other call into a `Foreign` value with the name of the callee. Nothing is imported, and no code from
 the file is executed.
 
 Protocols 2 to 5 are supported: https://docs.python.org/3/library/pickletools.html
@@ -26,12 +26,12 @@ _LOOKED_AT = 1000
 
 _MARK = object()
 _CODEC = codecs.lookup("raw-unicode-escape")
-"""Looked up here, since reading a pickle imports nothing."""
+"""Looked up here, because looking it up while reading a pickle would import a module."""
 _DAMAGE = (ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error)
 
 
 class PickleFault(Exception):
-    """The bytes are not a pickle, or one that does more than saved tensors need."""
+    """The bytes are not a valid pickle, or a pickle of more than tensors; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class Name:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Foreign:
-    """The result of a call that was not made: of ``called``. ``holds`` says whether tensors or
-    storages were among what it was called with."""
+    """The result of a call of ``called`` that was not made. ``holds`` says whether its arguments
+    contain tensors or storages."""
 
     called: str
     holds: bool = False
@@ -91,7 +91,7 @@ def read_pickle(content: bytes) -> Any:
                 return machine.pop()
             step = _STEPS.get(opcode.name)
             if step is None:
-                raise PickleFault(f"it has the instruction {opcode.name}, which is not understood")
+                raise PickleFault(f"it has the unsupported instruction {opcode.name}")
             step(machine, argument)
     except PickleFault:
         raise
@@ -118,7 +118,7 @@ class _Machine:
     def pop(self) -> Any:
         value = self.stack.pop()
         if value is _MARK:
-            raise PickleFault("it is damaged (a mark where a value is expected)")
+            raise PickleFault("it is damaged (a mark instead of a value)")
         return value
 
     def since_mark(self) -> list[Any]:
@@ -147,7 +147,7 @@ class _Machine:
 
 
 def _hashable(key: Any) -> Any:
-    """The key of an entry; what could be none, or is nested without end, is of no use here."""
+    """The key of a dictionary entry; keys of other types, unhashable or nested, are replaced."""
     if isinstance(key, (str, int, float, bytes, type(None))):
         return key
     return Foreign("a key")
@@ -161,11 +161,11 @@ def _call(called: Any, arguments: tuple[Any, ...]) -> Any:
     try:
         return rebuild(*arguments)
     except (TypeError, ValueError) as error:
-        raise PickleFault(f"it calls {called} in an unknown way") from error
+        raise PickleFault(f"it calls {called} with unexpected arguments") from error
 
 
 def _holds(value: Any) -> bool:
-    """Whether there are tensors or storages in a value; of a large one, among its first parts."""
+    """Whether a value contains tensors or storages; large values are searched only partly."""
     waiting = [value]
     for _ in range(_LOOKED_AT):
         if not waiting:
@@ -264,10 +264,10 @@ _STORAGES = {
 def _storage(reference: Any) -> StorageRef:
     """A persistent id of torch pickles: ("storage", class, key, device, elements)."""
     if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
-        raise PickleFault("it refers to something that is no storage of torch")
+        raise PickleFault("it refers to an object that is not a torch storage")
     kind, key, elements = reference[1], reference[2], reference[4]
     if not isinstance(kind, Name) or not isinstance(key, str) or type(elements) is not int:
-        raise PickleFault("it refers to a storage in an unknown way")
+        raise PickleFault("it has an invalid reference to a torch storage")
     return StorageRef(key, kind.name, elements)
 
 
@@ -310,7 +310,7 @@ def _global(machine: _Machine, argument: str) -> None:
 def _stack_global(machine: _Machine, _: Any) -> None:
     name, module = machine.pop(), machine.pop()
     if not isinstance(name, str) or not isinstance(module, str):
-        raise PickleFault("it names a class in an unknown way")
+        raise PickleFault("it has an invalid class name")
     machine.push(Name(module, name))
 
 
@@ -330,12 +330,12 @@ def _new_with_names(machine: _Machine, _: Any) -> None:
 
 
 def _drop(machine: _Machine, _: Any) -> None:
-    """What is not looked at again."""
+    """Remove the top of the stack."""
     machine.stack.pop()
 
 
 def _build(machine: _Machine, _: Any) -> None:
-    """What an object is told after it was made, which is looked at for tensors only."""
+    """Set the state of an object; the state is only searched for tensors."""
     state = machine.pop()
     made = machine.stack[-1] if machine.stack else None
     if isinstance(made, Foreign) and not made.holds and _holds(state):

@@ -60,7 +60,7 @@ _TENSOR = _tokens(
     *(rb'"data_offsets"', rb":", rb"\[", b"(%s)" % _NUMBER, rb",", b"(%s)" % _NUMBER, rb"\]"),
     *(rb"\}", rb"([,}])"),
 )
-"""A tensor in the form of every known writer; other forms are parsed by the slower
+"""A tensor as all known writers format it; other formats are parsed by the slower
 `_Scanner._unusual`."""
 
 
@@ -75,8 +75,11 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The header of a file. ``entries`` are in data order; ``digest`` is the digest of the header's
-    bytes, in hexadecimal."""
+    """The header of a file.
+
+    ``entries`` are in the order of their data; ``digest`` is the hexadecimal digest of the header's
+    bytes.
+    """
 
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
@@ -84,7 +87,7 @@ class Header:
 
 
 class Headers:
-    """Headers of many files. Equal headers are parsed and kept once: merged models mostly share
+    """Reads headers of many files, and parses equal ones only once: merged models usually share
     theirs."""
 
     def __init__(self) -> None:
@@ -124,7 +127,7 @@ def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry]
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' has a broken header: {error}") from error
     except _Unsupported as error:
-        raise CheckpointError(f"'{path}' has what is not supported: {error}") from error
+        raise CheckpointError(f"'{path}' has an unsupported tensor: {error}") from error
     except _Malformed as error:
         raise CheckpointError(f"'{path}' is malformed: {error}") from error
     end = _PREFIX + len(content)
@@ -134,7 +137,7 @@ def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry]
             raise CheckpointError(f"'{path}' is malformed: '{name}' {how}")
         end = entry.stop
     if end != size:
-        how = "is truncated" if end > size else "has bytes that no tensor covers"
+        how = "is truncated" if end > size else "has bytes after its last tensor"
         raise CheckpointError(
             f"'{path}' {how}: its header describes {end} bytes, the file has {size}",
             remedy=AGAIN,
@@ -174,17 +177,19 @@ def build_header(
 
 def _raw_header(prefix: bytes, size: int, path: str) -> int:
     if len(prefix) < _PREFIX:
-        raise CheckpointError(f"'{path}' is no safetensors file: it has {size} bytes", remedy=AGAIN)
+        raise CheckpointError(
+            f"'{path}' is not a safetensors file: it has only {size} bytes", remedy=AGAIN
+        )
     length = int.from_bytes(prefix, "little")
     if prefix == _POINTER[:_PREFIX]:
         raise CheckpointError(
-            f"'{path}' is a pointer of Git LFS, not the weights",
-            remedy="'git lfs pull' in its directory fetches them",
+            f"'{path}' is a Git LFS pointer, not the weights",
+            remedy="run 'git lfs pull' in its directory",
         )
     if length > MAX_HEADER_BYTES or length > size - _PREFIX:
         raise CheckpointError(
-            f"'{path}' is no safetensors file, or truncated: its header would have {length} bytes, "
-            f"the file has {size}",
+            f"'{path}' is truncated or not a safetensors file: its header would have {length} "
+            f"bytes, the file has {size}",
             remedy=AGAIN,
         )
     return length
@@ -222,7 +227,7 @@ class _Scanner:
             usual = _TENSOR.match(self._content, position)
             name, value = self._name(position) if usual is None else (_text(usual[1]), 0)
             if name in entries or (name == "__metadata__" and metadata is not None):
-                raise ValueError(f"'{name}' stands there twice")
+                raise ValueError(f"it has '{name}' twice")
             if name == "__metadata__":
                 metadata, position = self._metadata(value)
             else:
@@ -240,10 +245,10 @@ class _Scanner:
                     raise ValueError(f"it has more than {MAX_TENSORS} tensors")
             following = usual or _NEXT.match(self._content, position)
             if following is None:
-                raise ValueError(f"a comma or its end is expected at byte {position}")
+                raise ValueError(f"',' or '}}' expected at byte {position}")
             position, more = following.end(), following[following.lastindex or 1] == b","
         if position != len(self._content):
-            raise ValueError(f"something follows its end, at byte {position}")
+            raise ValueError(f"unexpected content after its end, at byte {position}")
         if not in_order:
             entries = dict(sorted(entries.items(), key=lambda item: item[1][2:]))
         return entries, metadata or {}
@@ -252,7 +257,7 @@ class _Scanner:
         """The name at ``position``, and the position of its value."""
         match = _KEY.match(self._content, position, position + 8 * MAX_NAME)
         if match is None:
-            raise ValueError(f"a name of at most {MAX_NAME} characters is expected at {position}")
+            raise ValueError(f"a name of at most {MAX_NAME} characters expected at byte {position}")
         return _text(match[1]), match.end()
 
     def _usual(self, match: re.Match[bytes]) -> Entry:
@@ -269,7 +274,7 @@ class _Scanner:
         if self._content[position : position + 1] != b"{":
             raise _Malformed("it needs dtype, shape and data_offsets")
         if not stop:
-            raise ValueError(f"an object of at most {_MAX_VALUE} bytes is expected at {position}")
+            raise ValueError(f"an object of at most {_MAX_VALUE} bytes expected at byte {position}")
         text = self._content[position:stop].decode()
         value = json.loads(text, object_pairs_hook=_unique)
         if value.keys() != {"dtype", "shape", "data_offsets"}:
@@ -302,7 +307,7 @@ class _Scanner:
                 break
             value, at = _metadata_text(text, colon.end())
             if key in result:
-                raise ValueError(f"{key[:80]!r} stands there twice")
+                raise ValueError(f"'__metadata__' has {key[:80]!r} twice")
             result[key] = value
             if len(result) > MAX_METADATA_ENTRIES:
                 raise ValueError(f"'__metadata__' has more than {MAX_METADATA_ENTRIES} entries")
@@ -326,14 +331,14 @@ def _text(raw: bytes) -> str:
     if "\\" in name:
         name = json.loads(f'"{name}"')
     if len(name) > MAX_NAME or not name.isprintable():
-        raise ValueError(f"{name[:80]!r} is no name for a tensor")
+        raise ValueError(f"{name[:80]!r} is not a valid tensor name")
     return name
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a key stands twice in a tensor's description")
+        raise ValueError("the description of a tensor has a key twice")
     return result
 
 
@@ -342,21 +347,21 @@ def _layout(code: object, sizes: object) -> tuple[DType, tuple[int, ...], int]:
     dtype = BY_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:
         unreadable = _Unsupported if isinstance(code, str) else _Malformed
-        raise unreadable(f"its dtype {str(code)[:40]!r} is not known")
+        raise unreadable(f"its dtype {str(code)[:40]!r} is unknown")
     shape = _numbers(sizes, "shape")
     if len(shape) > MAX_DIMENSIONS:
-        raise _Malformed(f"it has {len(shape)} dimensions")
+        raise _Malformed(f"it has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
     if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
-        raise _Malformed("its shape is beyond any memory")
+        raise _Malformed("its shape is impossibly large")
     if (shape[-1] if shape else 1) % dtype.block:
-        raise _Malformed("its rows are no whole bytes")
+        raise _Malformed("its rows are not whole numbers of bytes")
     return dtype, shape, dtype.nbytes(math.prod(shape))
 
 
 def _numbers(value: object, what: str) -> tuple[int, ...]:
     if not isinstance(value, list):
-        raise _Malformed(f"its {what} is not a list")
+        raise _Malformed(f"its {what} is not a list of numbers")
     for item in value:
         if type(item) is not int or item < 0:
-            raise _Malformed(f"its {what} holds {str(item)[:40]!r}")
+            raise _Malformed(f"its {what} has {str(item)[:40]!r} instead of a number from 0 on")
     return tuple(value)

@@ -38,7 +38,7 @@ class Reader(Protocol):
     def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
         """Read bytes ``[start, stop)`` to byte ``at`` of ``block``.
 
-        With ``alone``, the whole pages around them are inside the block and may be overwritten.
+        With ``alone``, the bytes of the block up to the next page boundaries may be overwritten.
 
         Raises:
             RunError: the source ends early, is missing, has changed, or cannot be read.
@@ -57,7 +57,7 @@ class Reader(Protocol):
 
 
 def read_part(reader: Reader, start: int, stop: int) -> bytes:
-    """Read a small range of a source.
+    """Bytes ``[start, stop)`` of a source; for small ranges.
 
     Raises:
         RunError: they cannot be read.
@@ -93,9 +93,9 @@ class Source(Protocol):
         ...
 
     def open(self, access: Access) -> Reader:
-        """Open it for reading.
+        """Open the source for reading.
 
         Raises:
-            RunError: it is missing, has changed, or cannot be read.
+            RunError: the source is missing, has changed, or cannot be read.
         """
         ...

@@ -17,7 +17,7 @@ _BUFFER = 1 << 16
 
 
 class SourceFile(io.RawIOBase):
-    """The bytes of a source of ``size`` bytes, from wherever one seeks to."""
+    """A seekable, read-only file object over a source of ``size`` bytes."""
 
     def __init__(self, reader: Reader, size: int) -> None:
         self._reader = reader
@@ -33,7 +33,7 @@ class SourceFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
-            raise ValueError("a negative position")
+            raise ValueError(f"negative position {base + offset}")
         self._position = base + offset
         return self._position
 
@@ -59,7 +59,7 @@ def pieces_of(reader: Reader, size: int) -> Iterator[bytes]:
 
 @contextmanager
 def planning(source: Source) -> Iterator[Reader]:
-    """A reader of a few bytes while planning, when what fails is a checkpoint, not a run.
+    """A reader of a source for planning: failures are errors of the checkpoint, not of a run.
 
     Raises:
         CheckpointError: the source cannot be opened or read.

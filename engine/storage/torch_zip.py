@@ -1,7 +1,7 @@
-"""Reads files of ``torch.save``: a zip archive with one record for each storage.
+"""Read files of ``torch.save``: zip archives with one record per storage.
 
     NAME/data.pkl      a pickle of the saved object, with references to storages
-    NAME/data/KEY      the bytes of one storage, not compressed, at an offset of its own
+    NAME/data/KEY      the bytes of one storage, not compressed
     NAME/byteorder     "little" or "big"
 
 Only the archive's directory and the pickle are read; the pickle is not executed
@@ -61,18 +61,18 @@ class StridedEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TorchFile:
-    """The contents of a file; ``raw`` has the bytes of the pickle."""
+    """The tensors of a file by name; ``raw`` has the bytes of the pickle."""
 
     entries: Mapping[str, StridedEntry]
     raw: bytes
 
 
 def read_torch(source: Source) -> TorchFile:
-    """The tensors in a file that ``torch.save`` wrote; only its directory and pickle are read.
+    """The tensors in a file written by ``torch.save``; reads only its directory and pickle.
 
     Raises:
-        CheckpointError: it cannot be read, is damaged, compressed, of another kind, or does not
-        contain exactly one set of named tensors.
+        CheckpointError: the file cannot be read, is damaged, compressed, of another format, or
+            does not contain exactly one set of named tensors.
     """
     path = source.name
     try:
@@ -85,11 +85,13 @@ def read_torch(source: Source) -> TorchFile:
             entries = {name: archive_file.entry(name, tensor) for name, tensor in named.items()}
     except _DAMAGE as error:
         raise CheckpointError(
-            f"'{path}' is damaged: it is no sound zip archive", remedy="copy or download it again"
+            f"'{path}' is damaged: it is not a valid zip archive",
+            remedy="copy or download it again",
         ) from error
     except PickleFault as error:
         raise CheckpointError(
-            f"'{path}' is not read: its pickle is no plain one: {error}"
+            f"'{path}' cannot be read without executing its pickle: {error}",
+            remedy="load it with torch.load and save its state_dict(), or save it as safetensors",
         ) from error
     return TorchFile(entries, pickle)
 
@@ -100,9 +102,11 @@ def _check_kind(path: str, start: bytes) -> None:
     again = "load it with torch.load and save it again with torch.save, or as safetensors"
     if start.startswith(_LEGACY) or start.startswith(b"\x80"):
         raise CheckpointError(
-            f"'{path}' is in the format of torch before 1.6, which is not read", remedy=again
+            f"'{path}' has the format of torch before 1.6, which is not supported", remedy=again
         )
-    raise CheckpointError(f"'{path}' is no file of torch.save", remedy="is it the right file?")
+    raise CheckpointError(
+        f"'{path}' was not written by torch.save", remedy="check that it is the right file"
+    )
 
 
 class _Archive:
@@ -114,7 +118,7 @@ class _Archive:
         names = {record.filename: record for record in records}
         roots = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(roots) != 1:
-            raise CheckpointError(f"'{path}' is a zip archive, but none of torch.save")
+            raise CheckpointError(f"'{path}' is a zip archive that torch.save did not write")
         self._path, self._file, self._size, self._records = path, file, size, names
         self._root = roots[0].removesuffix("data.pkl")
         self._starts: dict[str, int] = {}
@@ -128,9 +132,7 @@ class _Archive:
             )
         order = self._records.get(f"{self._root}byteorder")
         if order is not None and self._content(order, 16) != b"little":
-            raise CheckpointError(
-                f"'{self._path}' was written by a big-endian machine, which is not read"
-            )
+            raise CheckpointError(f"'{self._path}' is big-endian, which is not supported")
         return self._content(self._records[f"{self._root}data.pkl"], MAX_PICKLE_BYTES)
 
     def entry(self, name: str, tensor: PickledTensor) -> StridedEntry:
@@ -140,11 +142,11 @@ class _Archive:
             raise _no_dtype(self._path, name, tensor.dtype)
         shape, strides = tensor.shape, tensor.strides
         if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
-            raise CheckpointError(f"'{self._path}' is damaged: '{name}' has no shape")
+            raise CheckpointError(f"'{self._path}' is damaged: '{name}' has an invalid shape")
         record = self._records.get(f"{self._root}data/{tensor.storage.key}")
         if record is None:
             raise CheckpointError(
-                f"'{self._path}' is damaged: the bytes of '{name}' are not there",
+                f"'{self._path}' is damaged: the bytes of '{name}' are missing",
                 remedy="copy or download it again",
             )
         offset = tensor.offset if all(shape) else 0
@@ -166,7 +168,8 @@ class _Archive:
         if start is None:
             if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
                 raise CheckpointError(
-                    f"'{self._path}' is compressed or encrypted, which torch.save never does"
+                    f"'{self._path}' is compressed or encrypted, which torch.save never does",
+                    remedy="unpack it and pack it again without compression",
                 )
             self._file.seek(record.header_offset)
             header = _LOCAL.unpack(self._file.read(_LOCAL.size))
@@ -180,25 +183,25 @@ class _Archive:
 
 
 def _no_dtype(path: str, name: str, dtype: str) -> CheckpointError:
-    """The error for a tensor that no output could have."""
+    """The error for a tensor whose dtype no output can have."""
     narrower = {"complex128": "complex64", "complex32": "complex64"}.get(dtype)
     how = f"x.to(torch.{narrower})" if narrower else "in another dtype"
     return CheckpointError(
-        f"'{path}': '{name}' is of the dtype {dtype[:40]!a}, which is neither merged nor copied",
+        f"'{path}': '{name}' has the dtype {dtype[:40]!a}, which is not supported",
         remedy=f"save it as {how}, or without this tensor",
     )
 
 
 def _named(path: str, value: Any) -> dict[str, PickledTensor]:
-    """The one set of named tensors in the saved object.
+    """The set of named tensors in the saved object.
 
     That is the saved dictionary itself, or a dictionary inside it: under one of the usual keys, or
-    the only one with tensors. Nested dictionaries are flattened with dots.
+    the only one with tensors. Keys of nested dictionaries are joined with dots.
     """
     if isinstance(value, Foreign):
         raise CheckpointError(
             f"'{path}' holds an object of class {value.called[:200]!a}, not named tensors",
-            remedy="load it where that class is known, and save its state_dict()",
+            remedy="load it where that class is defined, and save its state_dict()",
         )
     if not isinstance(value, dict):
         raise CheckpointError(f"'{path}' holds a {type(value).__name__}, not named tensors")
@@ -217,7 +220,7 @@ def _named(path: str, value: Any) -> dict[str, PickledTensor]:
     listed = ", ".join(ascii(key[:80]) for key in (direct or list(usable))[:6])
     raise CheckpointError(
         f"'{path}' holds several sets of tensors ({listed})",
-        remedy="save the one that is meant in a file of its own",
+        remedy="save the right one to a file of its own",
     )
 
 
@@ -226,7 +229,7 @@ def _has_tensors(value: Mapping[Any, Any]) -> bool:
 
 
 def _is_tensor(value: Any) -> bool:
-    """Whether a value is a tensor, or an object with one, which must not be left out silently."""
+    """Whether a value is a tensor or an object with tensors, which must not be dropped silently."""
     return isinstance(value, PickledTensor) or (isinstance(value, Foreign) and value.holds)
 
 
@@ -255,11 +258,10 @@ def _checked(path: str, tensors: Mapping[str, PickledTensor | Foreign]) -> dict[
     wrapped = all(name.startswith(_WRAPPER) for name in tensors)
     for name, tensor in tensors.items():
         if not name or not name.isprintable() or len(name) > MAX_NAME:
-            raise CheckpointError(f"'{path}': {name[:80]!a} is no name for a tensor")
+            raise CheckpointError(f"'{path}': {name[:80]!a} is not a valid tensor name")
         if isinstance(tensor, Foreign):
             raise CheckpointError(
-                f"'{path}': '{name}' is made by {tensor.called[:200]!a} of tensors, which is not "
-                "read",
+                f"'{path}': '{name}' is created by {tensor.called[:200]!a}, which is not supported",
                 remedy="save it as a plain tensor (dequantize(), to_dense()), or without it",
             )
         found[name.removeprefix(_WRAPPER) if wrapped else name] = tensor

@@ -1,4 +1,4 @@
-"""Wrappers that work around any source: retries, and limits of requests and rate."""
+"""Wrappers for sources: retries, and limits of concurrency and rate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = TypeVar("R")
 W = TypeVar("W", bound="Wrapped")
 
 
-class PassingError(RunError):
+class TransientError(RunError):
     """A transient failure of reading: a connection broke, a server was busy.
 
     ``after`` is the delay in seconds that the server asks for, or 0.
@@ -61,9 +61,9 @@ class Wrapped:
 
 @dataclass(frozen=True, slots=True)
 class Retrying(Wrapped):
-    """Retries transient failures (`PassingError`), with ``attempts`` attempts in all.
+    """Retries transient failures (`TransientError`), with ``attempts`` attempts in all.
 
-    It waits ``pause`` seconds before the second attempt and doubles the delay each time.
+    The delay before the second attempt is ``pause`` seconds, and doubles each time.
     """
 
     attempts: int = 5
@@ -82,7 +82,7 @@ class Retrying(Wrapped):
         for attempt in range(1, self.attempts):
             try:
                 return act()
-            except PassingError as error:
+            except TransientError as error:
                 self.sleep(max(error.after, self.pause * 2 ** (attempt - 1)))
         return act()
 

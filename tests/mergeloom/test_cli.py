@@ -207,7 +207,7 @@ def test_an_interrupted_merge_can_be_verified(config: Path, tmp_path: Path) -> N
     (out / ".mergeloom" / "journal").write_bytes(b"".join(lines))
     again = run("merge", config, out)
     assert again.returncode == 0
-    lost = "1 damaged record in the journal and 1 tensor with other bytes than were recorded"
+    lost = "1 damaged record in the journal and 1 tensor that differ from their digests"
     assert f"warning: {lost}: merged again" in again.stderr
     assert run("verify", out).returncode == 0
 

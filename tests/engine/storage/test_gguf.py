@@ -114,16 +114,16 @@ def value(kind: int, content: bytes, key: str = "k") -> bytes:
 HUGE = 1 << 62
 BAD: dict[str, tuple[bytes, str]] = {
     "magic": (b"PK\x03\x04" + bytes(100), "does not begin with 'GGUF'"),
-    "version 1": (file_of(version=1), "version 1 is not read"),
-    "version 9": (file_of(version=9), "version 9 is not read"),
+    "version 1": (file_of(version=1), "version 1 is not supported"),
+    "version 9": (file_of(version=9), "version 9 is not supported"),
     "big-endian": (file_of(version=3 << 24), "big-endian"),
-    "tensors": (file_of(counts=(HUGE, 0)), "promises 4611686018427387904 tensors"),
-    "values": (file_of(counts=(0, HUGE)), "promises 4611686018427387904 values"),
-    "long key": (file_of(struct.pack("<Q", HUGE), counts=(0, 1)), "a key of"),
+    "tensors": (file_of(counts=(HUGE, 0)), "claims 4611686018427387904 tensors"),
+    "values": (file_of(counts=(0, HUGE)), "claims 4611686018427387904 values"),
+    "long key": (file_of(struct.pack("<Q", HUGE), counts=(0, 1)), "has a key of"),
     "empty key": (file_of(struct.pack("<Q", 0), counts=(0, 1)), "a key of 0 bytes"),
-    "odd key": (file_of(value(0, b"a", "a\nb"), counts=(0, 1)), "is no key"),
-    "same key": (file_of(2 * value(0, b"a"), counts=(0, 2)), "'k' stands there twice"),
-    "kind": (file_of(value(77, b""), counts=(0, 1)), "of type 77, which does not exist"),
+    "odd key": (file_of(value(0, b"a", "a\nb"), counts=(0, 1)), "is not a valid key"),
+    "same key": (file_of(2 * value(0, b"a"), counts=(0, 2)), "the key 'k' twice"),
+    "kind": (file_of(value(77, b""), counts=(0, 1)), "unknown value type 77"),
     "long text": (file_of(value(8, struct.pack("<Q", HUGE)), counts=(0, 1)), "length"),
     "not UTF-8": (
         file_of(value(8, struct.pack("<Q", 2) + b"\xff\xfe"), counts=(0, 1)),
@@ -135,11 +135,11 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
     "many strings": (
         file_of(value(9, struct.pack("<IQ", 8, HUGE)), counts=(0, 1)),
-        "promises 4611686018427387904 strings",
+        "claims 4611686018427387904 strings",
     ),
     "long string": (
         file_of(value(9, struct.pack("<IQQ", 8, 1, HUGE)), counts=(0, 1)),
-        "reaches beyond the end",
+        "extends beyond the end",
     ),
     "nested": (
         file_of(value(9, struct.pack("<IQ", 9, 1)), counts=(0, 1)),
@@ -147,16 +147,16 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
     "alignment": (
         file_of(value(4, struct.pack("<I", 0), "general.alignment"), counts=(0, 1)),
-        "'general.alignment' is no number of bytes",
+        "'general.alignment' must be a multiple of 8",
     ),
-    "same tensor": (file_of(tensors=2 * one(), counts=(2, 0)), "'a' stands there twice"),
-    "tensor's name": (file_of(tensors=one("a\x1b"), counts=(1, 0)), "is no tensor's name"),
+    "same tensor": (file_of(tensors=2 * one(), counts=(2, 0)), "the tensor 'a' twice"),
+    "tensor's name": (file_of(tensors=one("a\x1b"), counts=(1, 0)), "is not a valid tensor name"),
     "dimensions": (file_of(tensors=one(shape=(1,) * 5), counts=(1, 0)), "5 dimensions"),
-    "size": (file_of(tensors=one(shape=(HUGE, HUGE)), counts=(1, 0)), "larger than any file"),
-    "type": (file_of(tensors=one(kind=99), counts=(1, 0)), "of type 99, which is not known"),
-    "blocks": (file_of(tensors=one(kind=12), counts=(1, 0)), "no whole blocks of Q4_K"),
+    "size": (file_of(tensors=one(shape=(HUGE, HUGE)), counts=(1, 0)), "impossibly large shape"),
+    "type": (file_of(tensors=one(kind=99), counts=(1, 0)), "unknown tensor type 99"),
+    "blocks": (file_of(tensors=one(kind=12), counts=(1, 0)), "in a block of Q4_K"),
     "offset": (file_of(tensors=one(offset=7), counts=(1, 0)), "not aligned to 32 bytes"),
-    "outside": (file_of(tensors=one(offset=1 << 20), counts=(1, 0)), "reaches beyond its end"),
+    "outside": (file_of(tensors=one(offset=1 << 20), counts=(1, 0)), "extends beyond its end"),
 }
 
 

@@ -19,7 +19,7 @@ from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.engine.storage.source import Access, IOMode, Reader, Source, read_part
-from mergeloom.engine.storage.wrappers import Limited, PassingError, Retrying, Wrapped
+from mergeloom.engine.storage.wrappers import Limited, Retrying, TransientError, Wrapped
 
 CONTENT = random.Random(5).randbytes(3 * (1 << 20) + 1234)
 
@@ -55,7 +55,7 @@ class Flaky(Wrapped):
         key = (threading.get_ident(), *what)
         self.asked[key] += 1
         if self.asked[key] <= self.failures:
-            raise PassingError(f"'{self.name}' is busy", self.after)
+            raise TransientError(f"'{self.name}' is busy", self.after)
 
 
 class FlakyReader:
@@ -162,7 +162,7 @@ def test_what_changed_is_noticed(name: str, tmp_path: Path) -> None:
     source = SOURCES[name](tmp_path)
     reader = source.open(Access())
     os.utime(tmp_path / "numbers", ns=(1, 1))
-    with pytest.raises(RunError, match=r"numbers' changed since it was planned with"):
+    with pytest.raises(RunError, match=r"numbers' has changed since planning"):
         reader.check_unchanged()
     reader.close()
     with pytest.raises(RunError, match="changed"):
@@ -177,7 +177,7 @@ def test_what_became_shorter_is_noticed(name: str, tmp_path: Path) -> None:
     source = SOURCES[name](tmp_path)
     reader = source.open(Access())
     os.truncate(tmp_path / "numbers", 1 << 20)
-    with pytest.raises(RunError, match=r"ended at byte 1048576, 2097152 expected"):
+    with pytest.raises(RunError, match=r"ends at byte 1048576 instead of 2097152"):
         reader.read(1 << 19, 1 << 21, Block(span_bytes(1 << 21)), 0)
     reader.close()
 
@@ -188,7 +188,7 @@ def test_what_became_shorter_is_noticed(name: str, tmp_path: Path) -> None:
 def test_patience_ends_and_grows(tmp_path: Path) -> None:
     waits: list[float] = []
     never = Retrying(Flaky(in_file(tmp_path), 99), 4, 0.5, waits.append)
-    with pytest.raises(PassingError, match="is busy"):
+    with pytest.raises(TransientError, match="is busy"):
         never.open(Access())
     assert waits == [0.5, 1.0, 2.0]
     waits.clear()
