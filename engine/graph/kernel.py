@@ -450,11 +450,11 @@ class Kernel:
         grain: GrainView,
         out: Array,
         statistics: Sequence[Any],
-        before: tuple[int, ...],
+        prefix: tuple[int, ...],
     ) -> None:
         """Write the result of one grain to ``out``: float32, of the shape of the inputs.
 
-        ``statistics`` are the results of `passes` in order; ``before`` is the elementwise sum of
+        ``statistics`` are the results of `passes` in order; ``prefix`` is the elementwise sum of
         `scan_value` over all earlier grains, or ``()`` if `needs_scan` was false.
         """
         raise NotImplementedError
@@ -479,7 +479,7 @@ class Copy(Kernel):
         grain: GrainView,
         out: Array,
         statistics: Sequence[Any],
-        before: tuple[int, ...],
+        prefix: tuple[int, ...],
     ) -> None:
         grain.ops.copy(grain.inputs[0], out)
 

@@ -219,9 +219,9 @@ class TreeEvaluator:
     def _combine(self, merge: Merge, index: int, out: Array, count: int) -> None:
         view = self._view(merge, index)
         top = self._ops.top()
-        before = self._prefixes[merge][index] if merge in self._prefixes else ()
+        prefix = self._prefixes[merge][index] if merge in self._prefixes else ()
         shaped = self._ops.shaped(out, _shape(merge.shape, merge.kernel.access, count))
-        merge.kernel.apply(view, shaped, self._statistics[merge], before)
+        merge.kernel.apply(view, shaped, self._statistics[merge], prefix)
         self._ops.release(top)
 
 

@@ -93,7 +93,7 @@ class TakeOutliers(Kernel):
         )
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         source, least = self.source.given(statistics), threshold(statistics[2])
         grain.ops.choose(source.read(0, grain), least, out)

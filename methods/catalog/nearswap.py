@@ -27,7 +27,7 @@ class LimitedStep(Kernel):
     version = 2
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         base = grain.inputs[self.base]
         grain.ops.step(Vector(grain.inputs[self.other], base), self.limit, base, out)

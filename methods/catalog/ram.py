@@ -68,7 +68,7 @@ class DisjointMean(Kernel):
         return (Use("disjoint", self.taus.count),)
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         excess = [0.0] * self.taus.count
         if self.amplified:

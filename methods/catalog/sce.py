@@ -145,7 +145,7 @@ class SelectCalculateErase(Kernel):
         return self.selection.scratch
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         weights: tuple[float, ...] = statistics[-1]
         count = len(weights)

@@ -114,7 +114,7 @@ class Dequantise(Kernel):
         return 16 * (-(-grains.size // least) + rows)
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         ops, row = grain.ops, grain.shape[1]
         side = iter(grain.side)

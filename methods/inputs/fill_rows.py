@@ -49,7 +49,7 @@ class FillRows(Kernel):
         return (MeanRow(self.padding),) if self.padding else ()
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         rows = _fill(grain, out)
         if self.padding:

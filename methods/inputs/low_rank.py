@@ -62,7 +62,7 @@ class LowRank(Kernel):
         return self.lengths
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         ops, into = grain.ops, grain.take() if self.lengths else out
         down, up, *lengths = grain.side

@@ -32,7 +32,7 @@ class Transpose(Kernel):
         return (*shape[:-2], shape[-1], shape[-2])
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         rows, columns = grain.shape[-2:]
         grain.ops.transpose(grain.inputs[0], (rows, columns), out)

@@ -25,6 +25,6 @@ class Compare(Kernel):
         return (Comparison(self.base),)
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         raise AssertionError("a comparison has no output")

@@ -56,7 +56,7 @@ class Dropping(Sparsifier):
         vector: Vector,
         grain: GrainView,
         statistics: Sequence[Any],
-        before: tuple[int, ...],
+        prefix: tuple[int, ...],
     ) -> KeepRule:
         if not self.drops(number):
             return KEEP_ALL

@@ -199,7 +199,7 @@ class TopMagnitude(Sparsifier):
         vector: Vector,
         grain: GrainView,
         statistics: Sequence[Any],
-        before: tuple[int, ...],
+        prefix: tuple[int, ...],
     ) -> KeepRule:
         if self._idle:
             return KEEP_ALL
@@ -207,7 +207,7 @@ class TopMagnitude(Sparsifier):
         edges = tuple(map(Threshold.of, found.of[number]))
         if not edges:
             return KEEP_ALL
-        counts = before[2 * number : 2 * number + 2] or (0, 0)
+        counts = prefix[2 * number : 2 * number + 2] or (0, 0)
         bounds = [
             edge.bound(vector, grain, count) for edge, count in zip(edges, counts, strict=False)
         ]

@@ -89,7 +89,7 @@ class LeadingFactor(Kernel):
         return partition((self.rows, self.columns), self.combination.access)
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         count, shape = len(self.ranks), (self.rows, self.columns)
         downs, ups = grain.side[:count], grain.side[count:]

@@ -38,7 +38,7 @@ class LinearCombination(Kernel):
         return (Use("combine", len(self.coefficients)),)
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         weighted_sum(Inputs(tuple(range(len(self.coefficients)))), self.coefficients, grain, out)
 
@@ -90,7 +90,7 @@ class GramCombination(Kernel):
         return (Use("combine", len(self.positions)),)
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         base = None if self.base is None else grain.inputs[self.base]
         weighted_sum(self.source, statistics[0], grain, out, base)

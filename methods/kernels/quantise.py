@@ -41,7 +41,7 @@ class Quantise(Kernel):
         return (self.scales,)
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         (scales,) = grain.parts
         row = grain.shape[1]

@@ -42,7 +42,7 @@ class RowCombination(Kernel):
         return (Use("row_dots", count), Use("combine", count))
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         vectors = vectors_of(self.positions, self.base).read_all(grain)
         ops, row = grain.ops, grain.shape[-1]
@@ -113,7 +113,7 @@ class ColumnCombination(Kernel):
         return (Use("combine", len(self.positions)),)
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         ops, first = grain.ops, grain.start % math.prod(self.shape[1:])
         vectors = [

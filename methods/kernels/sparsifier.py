@@ -69,7 +69,7 @@ class Sparsifier(ABC):
         vector: Vector,
         grain: GrainView,
         statistics: Sequence[Any],
-        before: tuple[int, ...],
+        prefix: tuple[int, ...],
     ) -> KeepRule:
         """The keep rule for vector ``number`` on a grain."""
 
@@ -84,7 +84,7 @@ class KeepAll(Sparsifier):
         vector: Vector,
         grain: GrainView,
         statistics: Sequence[Any],
-        before: tuple[int, ...],
+        prefix: tuple[int, ...],
     ) -> KeepRule:
         return KEEP_ALL
 

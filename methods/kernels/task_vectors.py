@@ -68,7 +68,7 @@ class TaskVectors(Kernel):
         return self.sparsifier.scan_value(self.source, grain, statistics)
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         factors = self.sparsifier.factors(len(self.positions), statistics)
         coefficients = [w * factor for w, factor in zip(self.weights, factors, strict=True)]
@@ -78,7 +78,7 @@ class TaskVectors(Kernel):
             coefficients,
             out,
             kept=[
-                self.sparsifier.rule(number, vector, grain, statistics, before)
+                self.sparsifier.rule(number, vector, grain, statistics, prefix)
                 for number, vector in enumerate(vectors)
             ],
             votes=coefficients if self.elect else None,

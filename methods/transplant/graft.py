@@ -157,7 +157,7 @@ class GraftRows(Kernel):
         return self.padding or self.way.moments
 
     def apply(
-        self, grain: GrainView, out: Array, statistics: Sequence[Any], before: tuple[int, ...]
+        self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         import numpy as np
 

@@ -19,7 +19,7 @@ class Weighted(Kernel):
 
     weights: tuple[float, ...]
 
-    def apply(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+    def apply(self, grain: GrainView, out: Any, statistics: Any, prefix: Any) -> None:
         out.zero_()
         for weight, tensor in zip(self.weights, grain.inputs, strict=True):
             out.add_(tensor, alpha=weight)
@@ -58,7 +58,7 @@ class Normalised(Kernel):
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
         return (Moment(), Moment())
 
-    def apply(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+    def apply(self, grain: GrainView, out: Any, statistics: Any, prefix: Any) -> None:
         out.zero_()
         for tensor in grain.inputs:
             out.add_(tensor)
@@ -78,9 +78,9 @@ class FirstPositives(Kernel):
     def scan_value(self, grain: GrainView, statistics: Sequence[Any]) -> tuple[int, ...]:
         return (int((grain.inputs[0] > 0).sum()),)
 
-    def apply(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+    def apply(self, grain: GrainView, out: Any, statistics: Any, prefix: Any) -> None:
         positive = grain.inputs[0] > 0
-        rank = positive.cumsum(0) + before[0]
+        rank = positive.cumsum(0) + prefix[0]
         out.copy_(grain.inputs[0] * (positive & (rank <= self.limit)))
 
 
@@ -90,7 +90,7 @@ class RowMean(Kernel):
 
     access = Access.ROWWISE
 
-    def apply(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+    def apply(self, grain: GrainView, out: Any, statistics: Any, prefix: Any) -> None:
         out.copy_(grain.inputs[0] - grain.inputs[0].mean(dim=-1, keepdim=True))
 
 
@@ -100,7 +100,7 @@ class Transposed(Kernel):
 
     access = Access.WHOLE
 
-    def apply(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+    def apply(self, grain: GrainView, out: Any, statistics: Any, prefix: Any) -> None:
         out.copy_(grain.inputs[0] + grain.inputs[0].double().sum(0, keepdim=True).float())
 
 
@@ -133,7 +133,7 @@ class Remembered(Kernel):
     def memo_bytes(self, grains: Grains) -> int:
         return -(-grains.size // 8)
 
-    def apply(self, grain: GrainView, out: Any, statistics: Any, before: Any) -> None:
+    def apply(self, grain: GrainView, out: Any, statistics: Any, prefix: Any) -> None:
         if grain.memo is not None:
             found = ctypes.string_at(grain.memo.address, grain.memo.count)
             assert found == bytes([1 + grain.index % 99]) * len(found)

@@ -34,7 +34,7 @@ class Asking(Kernel):
 
     uses = (Use("copy"),)
 
-    def apply(self, grain: object, out: object, statistics: object, before: object) -> None:
+    def apply(self, grain: object, out: object, statistics: object, prefix: object) -> None:
         self.found[:] = statistics  # type: ignore[call-overload]
 
 
