@@ -31,6 +31,6 @@ class Machine:
     rates: Rates = ASSUMED
 
     @property
-    def there(self) -> Arithmetic:
+    def device_arithmetic(self) -> Arithmetic:
         """The arithmetic of devices."""
         return self.torch.on_device(self.devices[0].kind) if self.devices else self.torch

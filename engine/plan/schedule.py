@@ -113,11 +113,11 @@ class Tile:
 class Schedule:
     """The schedule of a run: placements in order, workers, memory.
 
-    ``operations`` are those that kernels use of each arithmetic on the CPU; devices compute
-    with ``there``. ``ledger_bytes`` is the capacity of the ledger; ``overhead_bytes`` is all other
-    memory of the process, including ``scratch_bytes`` for each of ``workers``. ``peak_bytes``,
-    which the process never exceeds, is their sum, but at least ``minimum_bytes``, the smallest
-    budget that works. ``rates`` are those used for placement.
+    ``operations`` are those that kernels use of each arithmetic on the CPU; devices compute with
+    ``device_arithmetic``. ``ledger_bytes`` is the capacity of the ledger; ``overhead_bytes`` is all
+    other memory of the process, including ``scratch_bytes`` for each of ``workers``.
+    ``peak_bytes``, which the process never exceeds, is their sum, but at least ``minimum_bytes``,
+    the smallest budget that works. ``rates`` are those used for placement.
     """
 
     graph: Graph
@@ -128,7 +128,7 @@ class Schedule:
     overhead_bytes: int
     minimum_bytes: int
     budget_bytes: int | None
-    there: Arithmetic
+    device_arithmetic: Arithmetic
     operations: Mapping[Arithmetic, frozenset[str]] = field(default_factory=dict)
     devices: tuple[Accelerator, ...] = ()
     rates: Rates = ASSUMED
@@ -266,7 +266,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         overhead_bytes=needed.bytes(workers),
         minimum_bytes=minimum,
         budget_bytes=budget,
-        there=machine.there,
+        device_arithmetic=machine.device_arithmetic,
         operations=operations_of(kinds),  # a device may hand any of them back to the CPU
         devices=machine.devices,
         rates=machine.rates,
@@ -293,7 +293,9 @@ class _Needed:
         fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * works
         fixed += sum(arithmetic.library_bytes(own) for arithmetic, own in operations.items())
         fixed += _INSPECTING if any(kind.inspected for kind in kinds) else 0
-        if (devices and machine.there.uses_torch) or any(each.uses_torch for each in operations):
+        if (devices and machine.device_arithmetic.uses_torch) or any(
+            each.uses_torch for each in operations
+        ):
             fixed += machine.runtime_bytes
         libraries = sorted((device.host_bytes for device in devices), reverse=True)
         fixed += sum(libraries[:1]) + sum(libraries[1:]) // 4

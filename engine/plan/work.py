@@ -242,7 +242,7 @@ def _kind(
         passes=tuple(current.leaves for current in passes),
         computes=computes,
         worker=_working(parts, grains, arithmetic, packs) if computes else WorkerMemory(0, 0),
-        on_device=_working(parts, grains, machine.there, packs)
+        on_device=_working(parts, grains, machine.device_arithmetic, packs)
         if computes and machine.devices
         else WorkerMemory(0, 0),
         memo_bytes=root.kernel.memo_bytes(grains) if computes and not arithmetic.uses_torch else 0,
@@ -255,16 +255,17 @@ def _kind(
     )
     if packs or any(map(_decodes, merges)):
         operations |= {DECODING.operation}
-    there, here = (sum(cost(m, each) for m in merges) for each in (machine.there, arithmetic))
+    both = machine.device_arithmetic, arithmetic
+    on_devices, on_cpu = (sum(cost(m, each) for m in merges) for each in both)
     return WorkKind(
         passes=tuple(passes),
         merge_shape=merge_shape,
         arithmetic=arithmetic,
         operations=operations,
-        costs=(there, here),
+        costs=(on_devices, on_cpu),
         write_bytes=sum(write.nbytes for write in writes),
         double=any(merge.kernel.double for merge in merges),
-        offered=not packs and _offered(merges, writes, machine.there),
+        offered=not packs and _offered(merges, writes, machine.device_arithmetic),
         inspected=not computes and copied is not None and _are_numbers(copied),
     )
 
@@ -361,15 +362,15 @@ def _arithmetic(merges: Sequence[Merge], writes: Sequence[Write], machine: Machi
     return machine.torch
 
 
-def _offered(merges: Sequence[Merge], writes: Sequence[Write], there: Arithmetic) -> bool:
+def _offered(merges: Sequence[Merge], writes: Sequence[Write], on_device: Arithmetic) -> bool:
     """Whether a device has code for a merge tree."""
     loads = [node for m in merges for node in m.gather.inputs if isinstance(node, Load)]
     uses = [use for merge in merges for use in all_uses(merge.kernel)]
     return (
-        (there.uses_torch or all(merge.kernel.uses for merge in merges))
-        and all(map(there.can, uses))
-        and all(there.widens(load.dtype) for load in loads)
-        and all(there.writes(write.dtype) for write in writes)
+        (on_device.uses_torch or all(merge.kernel.uses for merge in merges))
+        and all(map(on_device.can, uses))
+        and all(on_device.widens(load.dtype) for load in loads)
+        and all(on_device.writes(write.dtype) for write in writes)
     )
 
 

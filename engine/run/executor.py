@@ -289,7 +289,7 @@ class Executor:
                 self.give_up(task)
             return
         self._opened.append(device)
-        make = self._schedule.there.open(frozenset())
+        make = self._schedule.device_arithmetic.open(frozenset())
         offload = DeviceWorker(device, number, accelerator.memory_bytes, self, make)
         try:
             with self.lanes.lane(accelerator.name):

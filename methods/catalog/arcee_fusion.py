@@ -11,7 +11,7 @@ from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, Copy, GrainView, Kernel, Statistic, Use
 from mergeloom.methods.declare import Base, Method, TensorMerge
-from mergeloom.methods.ops.interface import Factors, Vector, here
+from mergeloom.methods.ops.interface import Factors, Vector, to_numpy
 from mergeloom.methods.ops.vectors import VectorExpr
 from mergeloom.methods.shared_parameters import base_of
 from mergeloom.methods.statistics.selection import CoarseHistogram, FineHistogram, Ranks
@@ -40,7 +40,7 @@ class Divergences(Statistic["dict[int, Any]", "dict[int, Any]"]):
 
     def fetch(self, into: dict[int, Any]) -> None:
         for index, found in into.items():
-            into[index] = here(found)
+            into[index] = to_numpy(found)
 
     def combine(self, into: dict[int, Any], other: dict[int, Any]) -> None:
         into.update(other)
@@ -62,7 +62,7 @@ class Importance(VectorExpr):
         return replace(self, divergences=earlier[0])
 
     def read(self, number: int, grain: GrainView) -> Vector:
-        factors = Factors(grain.ops.there(self.divergences[grain.index]))
+        factors = Factors(grain.ops.from_numpy(self.divergences[grain.index]))
         return Vector(grain.inputs[self.other], grain.inputs[self.base], factors)
 
 

@@ -14,7 +14,7 @@ from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
-from mergeloom.methods.ops.interface import Numbers, elements_of, here
+from mergeloom.methods.ops.interface import Numbers, elements_of, to_numpy
 
 Shape = tuple[int, ...]
 
@@ -53,7 +53,7 @@ class FillRows(Kernel):
     ) -> None:
         rows = _fill(grain, out)
         if self.padding:
-            grain.ops.repeat(grain.ops.there(statistics[0]), rows.without(self.padding), out)
+            grain.ops.repeat(grain.ops.from_numpy(statistics[0]), rows.without(self.padding), out)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class MeanRow(GrainSum[Any]):
         into.add(grain.index, _Sum(grain.ops.column_sums(filled, count, rows.width), count))
 
     def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> Any:
-        return (here(total.total.sums) / total.total.count).astype("float32")
+        return (to_numpy(total.total.sums) / total.total.count).astype("float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class _Sum:
         return _Sum(self.sums + other.sums, self.count + other.count)
 
     def cpu(self) -> _Sum:
-        return _Sum(here(self.sums), self.count)
+        return _Sum(to_numpy(self.sums), self.count)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,4 +72,4 @@ class LowRank(Kernel):
             found = ops.maths.sqrt(ops.row_dots([Vector(into)], row)[0][0])
             found = ops.maths.where(found > 0, found, math.nan)  # a zero row has no direction
             factors = ops.numbers(lengths[0], grain.start // row, rows) / found
-            ops.combine([Vector(into, factors=Factors(ops.single(factors)))], [1.0], out)
+            ops.combine([Vector(into, factors=Factors(ops.to_float32(factors)))], [1.0], out)

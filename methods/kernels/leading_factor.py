@@ -126,7 +126,7 @@ class LeadingFactor(Kernel):
         start, size = self._inner.bounds(index)
         top = ops.top()
         zeros = ops.take(size)
-        ops.repeat(ops.single(ops.counters(1)), 0, zeros)
+        ops.repeat(ops.to_float32(ops.counters(1)), 0, zeros)
         changes = []
         for number, (rank, scale) in enumerate(zip(self.ranks, self.scales, strict=True)):
             down, up = whole.side[number], whole.side[count + number]

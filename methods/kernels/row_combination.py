@@ -47,7 +47,7 @@ class RowCombination(Kernel):
         vectors = vectors_of(self.positions, self.base).read_all(grain)
         ops, row = grain.ops, grain.shape[-1]
         gram = ops.row_dots(vectors, row)
-        factors = [ops.single(each) for each in self.rule.coefficients(gram, ops.maths)]
+        factors = [ops.to_float32(each) for each in self.rule.coefficients(gram, ops.maths)]
         weighed = [
             replace(vector, factors=Factors(own))
             for vector, own in zip(vectors, factors, strict=True)
@@ -117,7 +117,9 @@ class ColumnCombination(Kernel):
     ) -> None:
         ops, first = grain.ops, grain.start % math.prod(self.shape[1:])
         vectors = [
-            replace(vector, factors=Factors(ops.there(own), by_column=True, first_column=first))
+            replace(
+                vector, factors=Factors(ops.from_numpy(own), by_column=True, first_column=first)
+            )
             for vector, own in zip(self.source.read_all(grain), statistics[0], strict=True)
         ]
         base = None if self.base is None else grain.inputs[self.base]

@@ -121,12 +121,12 @@ class CompiledOps(CompiledTables, Arena):
 
         return np.zeros(count, np.int64)
 
-    def single(self, numbers: Any) -> Any:
+    def to_float32(self, numbers: Any) -> Any:
         import numpy as np
 
         return np.ascontiguousarray(numbers, np.float32)
 
-    def there(self, numbers: Any) -> Any:
+    def from_numpy(self, numbers: Any) -> Any:
         return numbers
 
     def numbers(self, array: Elements, start: int, count: int) -> Any:

@@ -161,11 +161,11 @@ class Ops(Protocol):
     def counters(self, count: int) -> Numbers:
         """``count`` int64 counters, all 0."""
 
-    def single(self, numbers: Numbers) -> Numbers:
+    def to_float32(self, numbers: Numbers) -> Numbers:
         """The numbers rounded to float32."""
 
-    def there(self, numbers: Any) -> Numbers:
-        """Copy a numpy array to the memory of grains."""
+    def from_numpy(self, numbers: Any) -> Numbers:
+        """Copy a numpy array to the memory where grains are, such as that of a device."""
 
     def numbers(self, array: Array, start: int, count: int) -> Numbers:
         """``count`` elements of an array of any dtype, such as a side input, from ``start`` on:
@@ -416,7 +416,7 @@ def matrix(products: Sequence[Any], count: int) -> list[list[Any]]:
     return [[found[max(i, j), min(i, j)] for j in range(count)] for i in range(count)]
 
 
-def here(numbers: Numbers) -> Any:
+def to_numpy(numbers: Numbers) -> Any:
     """The numbers as a numpy array in main memory."""
     if hasattr(numbers, "cpu"):
         numbers = numbers.cpu()

@@ -49,10 +49,10 @@ class TorchOps(TorchFactors, TorchTables, TorchArrays):
     def counters(self, count: int) -> Tensor:
         return torch.zeros(count, dtype=torch.int64, device=self._memory.device)
 
-    def single(self, numbers: Tensor) -> Tensor:
+    def to_float32(self, numbers: Tensor) -> Tensor:
         return numbers.float()
 
-    def there(self, numbers: Any) -> Tensor:
+    def from_numpy(self, numbers: Any) -> Tensor:
         """Copy a numpy array to the device.
 
         On CUDA the copy is asynchronous, so that the call does not wait for earlier work of the
@@ -167,7 +167,7 @@ class TorchOps(TorchFactors, TorchTables, TorchArrays):
         # One sort of integer keys, the fastest kind: by row, descending magnitude, position.
         keys = rows.bitwise_left_shift_(31).add_(bits.bitwise_xor_(_MAGNITUDE))
         order = torch.sort(keys, stable=True).indices
-        bounds.view(-1).index_copy_(0, order, self.there(steps).repeat(values.shape[0]))
+        bounds.view(-1).index_copy_(0, order, self.from_numpy(steps).repeat(values.shape[0]))
         chosen: Tensor = numbers.lt(bounds)
         return chosen
 

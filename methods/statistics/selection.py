@@ -21,7 +21,7 @@ from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
-from mergeloom.methods.ops.interface import KEEP_ALL, Bound, KeepRule, Vector, here
+from mergeloom.methods.ops.interface import KEEP_ALL, Bound, KeepRule, Vector, to_numpy
 from mergeloom.methods.ops.vectors import VectorExpr
 
 _LOW_BITS = 15
@@ -164,7 +164,7 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
             into.nonzero[number] = into.nonzero.get(number, 0) + found
 
     def fetch(self, into: CoarseCounts) -> None:
-        into.counts = {number: here(counts) for number, counts in into.counts.items()}
+        into.counts = {number: to_numpy(counts) for number, counts in into.counts.items()}
         into.nonzero = {number: int(count) for number, count in into.nonzero.items()}
 
     def combine(self, into: CoarseCounts, other: CoarseCounts) -> None:
@@ -264,9 +264,9 @@ class FineCounts:
         Levels are stored as bytes, nonzero ones only: thousands of small arrays would fragment the
         heap and keep it from reusing large blocks between them.
         """
-        self.counts = {key: here(counts) for key, counts in self.counts.items()}
+        self.counts = {key: to_numpy(counts) for key, counts in self.counts.items()}
         for key, levels in self.levels.items():
-            found = ((grain, here(own)) for grain, own in levels.items())
+            found = ((grain, to_numpy(own)) for grain, own in levels.items())
             self.levels[key] = {grain: own.tobytes() for grain, own in found if own.any()}
         self.sums.fetch()
 

@@ -160,7 +160,7 @@ class CudaOps(CompiledOps):
             table.bring()
         self._tables.clear()
 
-    def there(self, numbers: Any) -> Any:
+    def from_numpy(self, numbers: Any) -> Any:
         found = self.take(numbers.size)
         self._device.upload(
             found.address, (ctypes.c_float * numbers.size).from_buffer_copy(numbers)
@@ -171,7 +171,7 @@ class CudaOps(CompiledOps):
     def maths(self) -> Any:
         raise NotImplementedError("functions of numbers on a device")
 
-    def single(self, numbers: Any) -> Any:
+    def to_float32(self, numbers: Any) -> Any:
         raise NotImplementedError("numbers of rows on a device")
 
     def numbers(self, array: Elements, start: int, count: int) -> Any:
