@@ -102,7 +102,7 @@ class Context:
         _call("cuDevicePrimaryCtxRelease_v2", self._device, waits=True)
 
     @staticmethod
-    def settle() -> None:
+    def synchronize() -> None:
         """Wait until all enqueued work is done."""
         _call("cuCtxSynchronize", waits=True)
 
@@ -194,7 +194,7 @@ class Stream:
         """Make subsequent work wait for ``event``."""
         _call("cuStreamWaitEvent", self._handle, event.handle, 0)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Wait until all work enqueued so far is done."""
         _call("cuStreamSynchronize", self._handle, waits=True)
 

@@ -140,8 +140,8 @@ class CudaDevice(Device):
     def numbers(self, found: Sequence[Any]) -> list[float]:
         return [float(number) for number in found]
 
-    def settle(self) -> None:
-        self._context.settle()
+    def synchronize(self) -> None:
+        self._context.synchronize()
 
     def queue(self) -> Queue:
         return CudaQueue(self)
@@ -208,7 +208,7 @@ class CudaDevice(Device):
     def finish(self) -> None:
         """Wait for everything on the current queue."""
         assert self.stream is not None
-        self.stream.settle()
+        self.stream.synchronize()
 
     def cells(self, count: int) -> tuple[int, object]:
         """``count`` float64 numbers in main memory, all 0, that kernels can write.

@@ -85,7 +85,7 @@ class Device:
         """The results of arithmetic as numbers, once all work is done."""
         raise NotImplementedError
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Wait until all work is done."""
 
     def reclaim(self) -> None:

@@ -96,7 +96,7 @@ class DeviceWorker:
             # Blocks must not be released while a copy uses them. A failed device raises again,
             # and no longer copies.
             with contextlib.suppress(RuntimeError):
-                self._device.settle()
+                self._device.synchronize()
 
     def _run(self) -> None:
         while True:

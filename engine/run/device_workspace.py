@@ -116,7 +116,7 @@ class DeviceWorkspace:
 
     def drop(self) -> None:
         """Free all memory."""
-        self._device.settle()
+        self._device.synchronize()
         self._sizes = _NOTHING
         self.ops = None
         self._slots = []

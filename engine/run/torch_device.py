@@ -67,7 +67,7 @@ class MpsDevice(TorchDevice):
         share = accelerator.memory_bytes / max(torch.mps.recommended_max_memory(), 1)
         torch.mps.set_per_process_memory_fraction(min(share, 1.0))
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         torch.mps.synchronize()
 
     def reclaim(self) -> None:

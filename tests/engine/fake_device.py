@@ -103,7 +103,7 @@ class FakeQueue(Queue):
         while self._put_off and self._put_off[0][0] <= place:
             self._put_off.pop(0)[1]()
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         self.advance(self._given)
 
     def _put(self, work: Callable[[], object]) -> None:
@@ -179,9 +179,9 @@ class FakeDevice(TorchDevice):
         self._taken.append((StorageWeakRef(storage), storage.nbytes()))
         self.peak = max(self.peak, used)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         for queue in self._queues:
-            queue.settle()
+            queue.synchronize()
 
     def queue(self) -> Queue:
         self._queues.append(FakeQueue(self))
