@@ -21,8 +21,8 @@ class ComparingSink:
         self._recorded = recorded
         self._lock = threading.Lock()
 
-    def writer(self, file: OutputFile) -> Nowhere:
-        return Nowhere()
+    def writer(self, file: OutputFile) -> NullWriter:
+        return NullWriter()
 
     def completed(
         self, write: Write, digest: str, block_bytes: int, error: float | None = None
@@ -32,7 +32,7 @@ class ComparingSink:
                 self.differing.append(write.name)
 
 
-class Nowhere:
+class NullWriter:
     """A writer that discards everything."""
 
     def write(self, start: int, stop: int, block: Block, at: int) -> None:
