@@ -14,7 +14,7 @@ def block_bytes(nbytes: int) -> int:
     return -(-max(nbytes, 1) // _CLASS) * _CLASS
 
 
-def lead(position: int) -> int:
+def page_offset(position: int) -> int:
     """Offset in a block of the byte at file ``position``, so that file and memory pages align."""
     return position % PAGE
 

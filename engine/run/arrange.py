@@ -14,7 +14,7 @@ from typing import Literal
 from mergeloom.engine.graph.pieces import Bytes, Range, Run
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.memory.pages import PAGE, lead, span_bytes
+from mergeloom.engine.memory.pages import PAGE, page_offset, span_bytes
 from mergeloom.engine.storage.source import Access, Reader
 
 WINDOW_BYTES = 256 << 10
@@ -70,7 +70,7 @@ def content(stored: StoredTensor, access: Access) -> memoryview:
         RunError: a source cannot be read.
     """
     nbytes = stored.bytes.nbytes
-    block, at = Block(span_bytes(nbytes)), lead(stored.bytes.position(0))
+    block, at = Block(span_bytes(nbytes)), page_offset(stored.bytes.position(0))
     with contextlib.ExitStack() as opened:
         readers = {
             id(part.source): opened.enter_context(contextlib.closing(part.source.open(access)))
@@ -108,7 +108,7 @@ class _Windows:
             return
         if self._window is None:
             self._window = Block(span_bytes(WINDOW_BYTES))
-        at = lead(self._begin)
+        at = page_offset(self._begin)
         source = self._runs[0].source
         self._readers[id(source)].read(self._begin, self._end, self._window, at)
         for run in self._runs:

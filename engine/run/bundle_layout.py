@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Load, OutputFile, Write
 from mergeloom.engine.graph.pieces import Bytes, Range
-from mergeloom.engine.memory.pages import PAGE, lead, span_bytes
+from mergeloom.engine.memory.pages import PAGE, page_offset, span_bytes
 from mergeloom.engine.plan.schedule import ScheduledMerge
 
 
@@ -54,7 +54,7 @@ class BundleLayout:
         loads = dict.fromkeys(load for merge in merges for load in merge.work.leaves)
         for group in _runs_of_loads(loads):
             first = group[0]
-            begin = end + lead(first.bytes.position(0))
+            begin = end + page_offset(first.bytes.position(0))
             nbytes = 0
             for load in group:
                 inputs[load] = begin + nbytes
@@ -67,7 +67,7 @@ class BundleLayout:
             end += _pages(nbytes)
         writes, outputs = [], {}
         for slots in _runs_of_writes(write for merge in merges for write in merge.work.writes):
-            start, begin = slots[0].offset, end + lead(slots[0].offset)
+            start, begin = slots[0].offset, end + page_offset(slots[0].offset)
             for write in slots:
                 outputs[write] = begin + write.offset - start
             stop = slots[-1].offset + slots[-1].nbytes

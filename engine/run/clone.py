@@ -20,7 +20,7 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Graph, Load, OutputFile, Write, copied_dtype
 from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.memory.pages import PAGE, lead, span_bytes
+from mergeloom.engine.memory.pages import PAGE, page_offset, span_bytes
 from mergeloom.engine.output.manifest import Origin
 from mergeloom.engine.storage.file_system import Files
 from mergeloom.engine.storage.files import FileReader, FileSource, FileWriter
@@ -205,6 +205,6 @@ def make(clone: Clone, reader: FileReader, writer: FileWriter) -> None:
     reader.clone(clone.offset + start, clone.offset + stop, writer, clone.to + start)
     for begin, end in ((0, start), (stop, clone.nbytes)):
         if begin < end:
-            block, at = Block(span_bytes(end - begin)), lead(clone.offset + begin)
+            block, at = Block(span_bytes(end - begin)), page_offset(clone.offset + begin)
             reader.read(clone.offset + begin, clone.offset + end, block, at)
             writer.write(clone.to + begin, clone.to + end, block, at)

@@ -10,7 +10,7 @@ from threading import Lock
 
 from mergeloom.engine.graph.graph import Load, Spill, Write
 from mergeloom.engine.memory.ledger import Block, Ledger
-from mergeloom.engine.memory.pages import lead, span_bytes
+from mergeloom.engine.memory.pages import page_offset, span_bytes
 from mergeloom.engine.plan.bundles import groups
 from mergeloom.engine.plan.schedule import Schedule, ScheduledMerge, Tile
 from mergeloom.engine.run.bundle_layout import BundleLayout
@@ -74,7 +74,7 @@ class Dispatcher:
         for position in placement.flow.kept_fresh:
             load = placement.work.leaves[position]
             block = self._ledger.grant(span_bytes(load.nbytes))
-            run.held[load] = HeldLoad(block, lead(load.bytes.position(0)), load.nbytes)
+            run.held[load] = HeldLoad(block, page_offset(load.bytes.position(0)), load.nbytes)
         for position in placement.flow.kept_before:
             load = placement.work.leaves[position]
             run.held[load] = self._kept.pop(load)
@@ -97,7 +97,7 @@ class Dispatcher:
         held_tables = [work.tables[position] for position in run.placement.flow.held]
         for load in dict.fromkeys((*work.side, *held_tables)):
             block = self._ledger.grant(span_bytes(load.nbytes))
-            at = lead(load.bytes.position(0))
+            at = page_offset(load.bytes.position(0))
             held = run.side[load] = HeldLoad(block, at, load.nbytes)
             self._loader.request_held(load, held)
 
@@ -122,7 +122,7 @@ class Dispatcher:
         if tile.writes:
             for write in work.writes:
                 block = self._ledger.grant(span_bytes(write.dtype.nbytes(count)))
-                at = lead(write.offset + write.dtype.nbytes(first))
+                at = page_offset(write.offset + write.dtype.nbytes(first))
                 outputs.append((write, block, at))
         reads = [work.leaves[position] for position in tile.reads]
         task = TileRun(order, tile, run, inputs, outputs, transient, memo, len(reads) + 1)
@@ -141,7 +141,7 @@ class Dispatcher:
             return run.resident[key]
         first, count = elements(tile, run.placement)
         block = self._ledger.grant(span_bytes(load.dtype.nbytes(count)))
-        found = block, lead(load.bytes.position(load.dtype.nbytes(first)))
+        found = block, page_offset(load.bytes.position(load.dtype.nbytes(first)))
         if flow.stays(position, tile.first):
             run.resident[key] = found
         return found

@@ -8,7 +8,7 @@ from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.graph.graph import Load
 from mergeloom.engine.graph.kernel import Array, Ops, table_buffer_bytes, table_rows
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.memory.pages import lead
+from mergeloom.engine.memory.pages import page_offset
 
 Read = Callable[[Load, int, int, Block, int], None]
 """Reads bytes ``[start, stop)`` of a load to a byte of a block."""
@@ -53,6 +53,6 @@ class LoadedTable:
             return block, at + start
         if self._buffer is None:
             self._buffer = Block(table_buffer_bytes(self._load.shape, self.dtype))
-        at = lead(self._load.bytes.position(start))
+        at = page_offset(self._load.bytes.position(start))
         self._read(self._load, start, stop, self._buffer, at)
         return self._buffer, at

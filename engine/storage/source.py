@@ -7,7 +7,7 @@ from typing import Protocol
 
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.memory.pages import lead, span_bytes
+from mergeloom.engine.memory.pages import page_offset, span_bytes
 from mergeloom.engine.storage.file_system import FILES, Files
 
 
@@ -62,7 +62,7 @@ def read_part(reader: Reader, start: int, stop: int) -> bytes:
     Raises:
         RunError: they cannot be read.
     """
-    block, at = Block(span_bytes(stop - start)), lead(start)
+    block, at = Block(span_bytes(stop - start)), page_offset(start)
     reader.read(start, stop, block, at)
     return bytes(block.memory[at : at + stop - start])
 

@@ -19,7 +19,7 @@ from mergeloom.engine.base.dtypes import F32
 from mergeloom.engine.base.errors import OutputError, RunError
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.memory.ledger import Block, Ledger
-from mergeloom.engine.memory.pages import PAGE, block_bytes, lead, span_bytes
+from mergeloom.engine.memory.pages import PAGE, block_bytes, page_offset, span_bytes
 from mergeloom.engine.output.directory import OutputDirectory
 from mergeloom.engine.output.journal import Finished, Journal, read_journal
 from mergeloom.engine.output.manifest import DIRECTORY, manifest_path, read_manifest
@@ -221,7 +221,7 @@ def test_reads_and_writes_at_any_position(
     spans = data.draw(st.permutations(list(itertools.pairwise(cuts))))
     for start, stop in spans:
         block = Block(block_bytes(span_bytes(stop - start)))
-        at = lead(start)
+        at = page_offset(start)
         reader.read(start, stop, block, at)
         assert bytes(block.memory[at : at + stop - start]) == content[start:stop]
         writer.write(start, stop, block, at)

@@ -13,7 +13,7 @@ from mergeloom.engine.base.dtypes import BF16, F4, F32, U8, DType
 from mergeloom.engine.graph.pieces import Joined, Range, Rows, Strided
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.memory.pages import PAGE, lead, span_bytes
+from mergeloom.engine.memory.pages import PAGE, page_offset, span_bytes
 from mergeloom.engine.run.arrange import content, read_bytes
 from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.engine.storage.source import Access, IOMode, Reader, Source
@@ -100,7 +100,7 @@ def read(
     """Dense bytes ``[start, stop)`` and how many were read; what lies around them stays."""
     opened = {id(p.source): p.source.open(Access()) for p in stored.bytes.ranges()}
     block = Block(span_bytes(stop - start) + PAGE)
-    at = lead(stored.bytes.position(start)) if stop > start else 0
+    at = page_offset(stored.bytes.position(start)) if stop > start else 0
     block.memory[:] = b"\xee" * block.size
     count = read_bytes(stored.bytes, start, stop, block, at, readers or opened)
     if not isinstance(stored.bytes, Range):

@@ -14,7 +14,7 @@ import pytest
 
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.memory.pages import PAGE, block_bytes, lead, span_bytes
+from mergeloom.engine.memory.pages import PAGE, block_bytes, page_offset, span_bytes
 from mergeloom.engine.storage.edges import SharedPages
 from mergeloom.engine.storage.file_system import DIRECT, Files
 from mergeloom.engine.storage.files import FileWriter
@@ -44,7 +44,7 @@ def _blocks(content: bytes, cuts: list[int]) -> list[tuple[int, int, Block, int]
     made = []
     for start, stop in itertools.pairwise(cuts):
         block = Block(block_bytes(span_bytes(stop - start)))
-        at = lead(start)
+        at = page_offset(start)
         block.memory[:] = b"\xff" * block.size
         block.memory[at : at + stop - start] = content[start:stop]
         made.append((start, stop, block, at))

@@ -14,7 +14,7 @@ import pytest
 
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.memory.pages import PAGE, lead, span_bytes
+from mergeloom.engine.memory.pages import PAGE, page_offset, span_bytes
 from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.engine.storage.memory import MemorySource
@@ -112,7 +112,7 @@ def test_what_is_read_into_the_middle_leaves_the_rest(opened: tuple[Source, Read
     block = Block(1 << 22)
     for _ in range(30):
         start, stop = drawn(chance)
-        at = PAGE + chance.choice([lead(start), chance.randrange(PAGE)])
+        at = PAGE + chance.choice([page_offset(start), chance.randrange(PAGE)])
         block.memory[:] = b"\xee" * block.size
         reader.read(start, stop, block, at, alone=False)
         end = at + stop - start
