@@ -127,7 +127,7 @@ def run(
         KeyboardInterrupt: interrupted; what was merged is kept.
     """
     began = time.perf_counter()
-    counters = machine.device_bytes()
+    counters = machine.storage_traffic()
     machine.bound_heap()
     found = options.machine or machine.this_machine(job.arithmetic, job.torch)
     whole = options.planned
@@ -152,7 +152,7 @@ def run(
         directory.check_space(space, job.side_files, shared.cloned)
         plan = run.schedule(beside, len(done))
         torch_alone = [arithmetic.uses_torch for arithmetic in plan.operations] == [True]
-        importing = torch_alone and machine.runtime_is_ahead() and not plan.used_devices
+        importing = torch_alone and not machine.is_torch_loaded() and not plan.used_devices
         baseline = machine.resident_bytes() if importing else None
 
         def sink_of(check: Callable[[], None]) -> ShardSink:
@@ -411,7 +411,7 @@ def _rates(
     """Rates measured by a finished run; ``counters`` are the kernel's I/O counters at its start."""
     found = executor.stopwatch.samples()
     if sink.is_direct:  # otherwise writes return when the data is in the page cache
-        progress, now = executor.progress, machine.device_bytes()
+        progress, now = executor.progress, machine.storage_traffic()
         stored = sum(now) - sum(counters) if now and counters else None
         moved = progress.read_bytes + progress.write_bytes
         found |= storage_samples(moved, stored, executor.storage.seconds, executor.storage_share)

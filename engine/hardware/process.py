@@ -16,7 +16,7 @@ from mergeloom.engine.base.versions import version_of
 from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware.accelerators import Accelerator, found_devices
 from mergeloom.engine.hardware.device_code import compiler
-from mergeloom.engine.hardware.profile import keep, recall
+from mergeloom.engine.hardware.profile import load_section, save_section
 from mergeloom.engine.hardware.rates import Rates, Sample
 from mergeloom.engine.hardware.spec import Machine
 
@@ -74,7 +74,7 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def device_bytes() -> tuple[int, int] | None:
+def storage_traffic() -> tuple[int, int] | None:
     """Bytes this process read from and wrote to storage; ``None`` if the kernel does not tell."""
     try:
         counters = psutil.Process().io_counters()
@@ -143,7 +143,7 @@ def this_machine(arithmetic: Arithmetic, torch: Arithmetic, threads: int | None 
     The CPU computes with ``arithmetic``, or with ``torch`` if that cannot.
     """
     occupied = -(-resident_bytes() // _ROUND) * _ROUND
-    runtime = runtime_bytes() if runtime_is_ahead() else 0
+    runtime = 0 if is_torch_loaded() else runtime_bytes()
     workers = threads or available_threads()
     return Machine(workers, occupied, runtime, arithmetic, torch, rates=remembered_rates())
 
@@ -153,9 +153,9 @@ def devices() -> tuple[Accelerator, ...]:
     return found_devices(lambda: compiler() is not None)
 
 
-def runtime_is_ahead() -> bool:
-    """Whether torch has not been imported yet."""
-    return "torch" not in sys.modules
+def is_torch_loaded() -> bool:
+    """Whether torch has been imported."""
+    return "torch" in sys.modules
 
 
 def runtime_bytes() -> int:
@@ -175,17 +175,17 @@ def remember_runtime_bytes(measured: int) -> None:
     """
     rounded = max(-(-measured // _ROUND) * _ROUND, _RUNTIME_BYTES)
     if rounded > (_remembered_runtime() or 0):
-        keep(_RUNTIME, {_torch_version(): rounded})
+        save_section(_RUNTIME, {_torch_version(): rounded})
 
 
 def remembered_rates() -> Rates:
     """The rates measured in earlier runs."""
-    return Rates.of_record(recall(_RATES))
+    return Rates.of_record(load_section(_RATES))
 
 
 def remembered_ratios() -> tuple[float, ...]:
     """Ratios of actual to estimated time of the latest runs."""
-    found = recall(_RATIOS)
+    found = load_section(_RATIOS)
     if not isinstance(found, list):
         return ()
     good = (each for each in found if isinstance(each, float) and 1e-3 < each < 1e3)
@@ -196,17 +196,17 @@ def remember_ratio(seconds: float, estimated: float) -> None:
     """Record actual and ``estimated`` seconds of a run. Short runs are ignored: most of their time
     is start-up and shutdown."""
     if min(seconds, estimated) >= _TELLING:
-        keep(_RATIOS, [*remembered_ratios(), seconds / estimated][-_MOST_RATIOS:])
+        save_section(_RATIOS, [*remembered_ratios(), seconds / estimated][-_MOST_RATIOS:])
 
 
 def remember_rates(samples: Mapping[str, Sample]) -> None:
     """Record the rates measured by a run, for future plans."""
     if samples:
-        keep(_RATES, dict(remembered_rates().learnt(samples).measured))
+        save_section(_RATES, dict(remembered_rates().learnt(samples).measured))
 
 
 def _remembered_runtime() -> int | None:
-    found = recall(_RUNTIME)
+    found = load_section(_RUNTIME)
     nbytes = found.get(_torch_version()) if isinstance(found, dict) else None
     return nbytes if isinstance(nbytes, int) and 0 < nbytes < 64 << 30 else None
 

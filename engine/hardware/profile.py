@@ -16,12 +16,12 @@ from mergeloom.engine.base.bounded_json import parse
 _LIMIT = 64 << 10
 
 
-def recall(section: str) -> Any:
+def load_section(section: str) -> Any:
     """The stored value of ``section``; ``None`` if there is none."""
     return _content().get(section)
 
 
-def keep(section: str, value: Any) -> None:
+def save_section(section: str, value: Any) -> None:
     """Store ``value``, which is plain data, as ``section``."""
     content = json.dumps({**_content(), section: value})
     if len(content) > _LIMIT:  # only if others wrote to it

@@ -54,7 +54,7 @@ def outcome_of(
 ) -> Outcome:
     """The outcome of a run that began at ``began`` (`time.perf_counter`) with the kernel's I/O
     ``counters``; ``plan`` and ``progress`` are ``None`` if there was nothing to do."""
-    now = machine.device_bytes()
+    now = machine.storage_traffic()
     headers = plan.header_bytes if plan is not None else 0
     return Outcome(
         schedule=plan,

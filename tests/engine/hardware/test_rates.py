@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from mergeloom.engine import job as jobs
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.hardware import process as machine
-from mergeloom.engine.hardware import profile as remembered
-from mergeloom.engine.hardware import rates
+from mergeloom.engine.hardware import profile, rates
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import ASSUMED, Busy, Rates, Sample, Stopwatch, storage_samples
 from mergeloom.engine.job import Options
@@ -31,7 +30,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of what is remembered, which is not there yet."""
+    """The file of what is profile, which is not there yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "mergeloom" / "profile.json"
 
@@ -172,7 +171,7 @@ def test_busy_counts_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert busy.seconds == 4.5
 
 
-# --- what is remembered ---------------------------------------------------------------------
+# --- what is profile ---------------------------------------------------------------------
 
 
 def test_rates_and_other_things_are_remembered_beside_each_other(cache: Path) -> None:
@@ -237,7 +236,7 @@ def test_a_short_run_is_not_remembered(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "in").mkdir()
     graph = every_kind(Workshop(tmp_path / "in"), [(30, 70)])
     jobs.run(job(graph), tmp_path / "out", Options(machine=spec(2, 300 * MIB, 0)))
-    assert remembered.recall("rates") is None
+    assert profile.load_section("rates") is None
 
 
 def test_how_estimates_of_the_latest_runs_came_true_is_remembered(cache: Path) -> None:
@@ -248,5 +247,5 @@ def test_how_estimates_of_the_latest_runs_came_true_is_remembered(cache: Path) -
     for seconds in range(10, 30):
         machine.remember_ratio(float(seconds), 10.0)
     assert machine.remembered_ratios() == tuple(n / 10 for n in range(22, 30))
-    remembered.keep("ratios", [1.0, "x", True, -3.0, 1e9])  # what others wrote
+    profile.save_section("ratios", [1.0, "x", True, -3.0, 1e9])  # what others wrote
     assert machine.remembered_ratios() == (1.0,)
