@@ -80,7 +80,7 @@ def walk(folder: Folder, within: str = "") -> Iterator[str]:
 
 
 @contextmanager
-def at_hand(folder: Folder, most: int) -> Iterator[str]:
+def local_copy(folder: Folder, most: int) -> Iterator[str]:
     """A local directory with the files of a folder of at most ``most`` bytes, for libraries that
     need paths: the folder's own directory if it is local, else a temporary copy.
 

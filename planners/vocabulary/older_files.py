@@ -15,7 +15,7 @@ from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.storage.folder import Folder, at_hand
+from mergeloom.engine.storage.folder import Folder, local_copy
 from mergeloom.planners.vocabulary.tokens import MAX_BYTES, read_content
 
 _PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model")
@@ -65,7 +65,7 @@ def converted(folder: Folder) -> str | None:
             remedy=f"install what is missing (pip install {' '.join(lacking)}), {_REMEDY}",
         )
     try:
-        with _quiet(), at_hand(folder, MAX_BYTES) as directory:
+        with _quiet(), local_copy(folder, MAX_BYTES) as directory:
             text = _by_transformers(directory)
     except Exception as error:  # whatever its libraries raise
         lines = str(error).strip().splitlines()
