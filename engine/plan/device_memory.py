@@ -31,31 +31,31 @@ def grains_at_once(merge_shape: MergeShape, memory: int, most: int) -> int:
     room = memory - outside_bytes(merge_shape) - arena_bytes(merge_shape)
     each = SLOTS * slot_bytes(merge_shape, 1)
     # One grain suffices for full bus speed; caching inputs of several passes is worth more.
-    wanted = room // _SLOTS_SHARE if lasting(merge_shape) else room
+    wanted = room // _SLOTS_SHARE if repeated_leaves(merge_shape) else room
     return max(0, min(most, max(wanted // each, min(1, room // each))))
 
 
-def grains_staying(merge_shape: MergeShape, memory: int, chunk: int) -> int:
+def cached_grains(merge_shape: MergeShape, memory: int, chunk: int) -> int:
     """Number of grains of a merge whose inputs are cached on a device with ``memory`` bytes that
     processes ``chunk`` grains at once."""
     working = arena_bytes(merge_shape) + SLOTS * slot_bytes(merge_shape, chunk)
-    return grains_stored(merge_shape, memory - outside_bytes(merge_shape) - working)
+    return grains_in_cache(merge_shape, memory - outside_bytes(merge_shape) - working)
 
 
-def grains_stored(merge_shape: MergeShape, room: int) -> int:
+def grains_in_cache(merge_shape: MergeShape, room: int) -> int:
     """Number of grains whose inputs fit into ``room`` bytes of the cache."""
-    each = stay_bytes(merge_shape, 1)
+    each = cache_bytes(merge_shape, 1)
     return max(0, min(merge_shape.grains.count, room // each)) if each else 0
 
 
-def lasting(merge_shape: MergeShape) -> Positions:
+def repeated_leaves(merge_shape: MergeShape) -> Positions:
     """The leaves needed by more than one pass; the last pass needs all."""
     return tuple(sorted({i for leaves in merge_shape.passes[:-1] for i in leaves}))
 
 
-def stay_bytes(merge_shape: MergeShape, grains: int) -> int:
+def cache_bytes(merge_shape: MergeShape, grains: int) -> int:
     """Cache bytes for the inputs of ``grains`` grains that more than one pass needs."""
-    sizes = (merge_shape.leaf_sizes[i] for i in lasting(merge_shape))
+    sizes = (merge_shape.leaf_sizes[i] for i in repeated_leaves(merge_shape))
     return grains * sum(stride(merge_shape.grains, size) for size in sizes)
 
 
@@ -90,10 +90,12 @@ def bus_bytes(merge_shape: MergeShape, memory: int) -> int:
     """Bytes that a merge transfers to or from a device with ``memory`` bytes, in the busier
     direction."""
     chunk = grains_at_once(merge_shape, memory, merge_shape.longest_tile)
-    staying = grains_staying(merge_shape, memory, chunk)
+    staying = cached_grains(merge_shape, memory, chunk)
     elements = min(staying * merge_shape.grains.size, merge_shape.grains.total)
     passes = [i for leaves in merge_shape.passes for i in leaves]
     up = sum(merge_shape.leaf_bytes(i) for i in passes)
-    saved = sum((passes.count(i) - 1) * merge_shape.leaf_sizes[i] for i in lasting(merge_shape))
+    saved = sum(
+        (passes.count(i) - 1) * merge_shape.leaf_sizes[i] for i in repeated_leaves(merge_shape)
+    )
     down = sum(merge_shape.grains.total * size for size in merge_shape.write_sizes)
     return max(up - saved * elements, down)

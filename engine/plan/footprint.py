@@ -260,7 +260,7 @@ class TileFlow:
         """Index of the tile that begins with grain ``first``."""
         return first // self.tile
 
-    def stays(self, position: int, first: int) -> bool:
+    def is_resident(self, position: int, first: int) -> bool:
         """Whether a leaf is kept for the next pass in the tile that begins with grain ``first``."""
         return self.index(first) < self.staying and position in self.resident
 

@@ -11,7 +11,7 @@ from mergeloom.engine.plan.work import Work
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stay:
+class KeptLoad:
     """A load kept in memory from merge ``start``, which reads it, to merge ``end``."""
 
     load: Load
@@ -20,65 +20,67 @@ class Stay:
     nbytes: int
 
 
-def stays_of(works: list[Work], capacity: int) -> list[Stay]:
+def kept_loads(works: list[Work], capacity: int) -> list[KeptLoad]:
     """The loads to keep in memory between merges that use them.
 
     Initially all are kept; wherever they leave a merge too little room, the one that ends last is
     dropped, and read again when it is needed.
     """
     uses: dict[Load, int] = {}
-    later: list[list[Stay]] = [[] for _ in works]
+    later: list[list[KeptLoad]] = [[] for _ in works]
     for index in reversed(range(len(works))):
         for load in works[index].leaves:
             if load in uses:
                 nbytes = block_bytes(span_bytes(load.nbytes))
-                later[index].append(Stay(load, index, uses[load], nbytes))
+                later[index].append(KeptLoad(load, index, uses[load], nbytes))
             uses[load] = index
-    chosen: set[Stay] = set()
-    ending: list[list[Stay]] = [[] for _ in works]
-    farthest: list[tuple[int, int, Stay]] = []
+    chosen: set[KeptLoad] = set()
+    ending: list[list[KeptLoad]] = [[] for _ in works]
+    farthest: list[tuple[int, int, KeptLoad]] = []
     memory = Occupied()
     order = 0
     for index, work in enumerate(works):
-        for stay in later[index]:
-            chosen.add(stay)
-            ending[stay.end].append(stay)
-            memory.add(stay)
+        for kept in later[index]:
+            chosen.add(kept)
+            ending[kept.end].append(kept)
+            memory.add(kept)
             order += 1
-            heapq.heappush(farthest, (-stay.end, order, stay))
+            heapq.heappush(farthest, (-kept.end, order, kept))
         while farthest:
             rest = tuple(i for i, load in enumerate(work.leaves) if load not in memory)
             room = capacity - memory.nbytes
             if work.merge_shape.preferred_bytes(rest, room, capacity) <= room:
                 break
-            _, _, stay = heapq.heappop(farthest)
-            if stay in chosen and stay.end >= index:
-                chosen.discard(stay)
-                memory.remove(stay)
-        for stay in ending[index]:
-            if stay in chosen:
-                memory.remove(stay)
-    return sorted(chosen, key=lambda stay: stay.start)
+            _, _, kept = heapq.heappop(farthest)
+            if kept in chosen and kept.end >= index:
+                chosen.discard(kept)
+                memory.remove(kept)
+        for kept in ending[index]:
+            if kept in chosen:
+                memory.remove(kept)
+    return sorted(chosen, key=lambda kept: kept.start)
 
 
 class Occupied:
-    """Bytes of loads kept in memory by at least one stay."""
+    """The loads that are kept in memory, and ``nbytes``, their bytes."""
 
     def __init__(self) -> None:
         self.nbytes = 0
-        self.stays_of: dict[Load, int] = {}
+        self._counts: dict[Load, int] = {}
 
     def __contains__(self, load: Load) -> bool:
-        return load in self.stays_of
+        return load in self._counts
 
-    def add(self, stay: Stay) -> None:
-        count = self.stays_of.get(stay.load, 0)
-        self.stays_of[stay.load] = count + 1
-        self.nbytes += 0 if count else stay.nbytes
+    def add(self, kept: KeptLoad) -> None:
+        """Keep a load; several merges may keep the same one."""
+        count = self._counts.get(kept.load, 0)
+        self._counts[kept.load] = count + 1
+        self.nbytes += 0 if count else kept.nbytes
 
-    def remove(self, stay: Stay) -> None:
-        count = self.stays_of.pop(stay.load) - 1
+    def remove(self, kept: KeptLoad) -> None:
+        """Undo one `add`."""
+        count = self._counts.pop(kept.load) - 1
         if count:
-            self.stays_of[stay.load] = count
+            self._counts[kept.load] = count
         else:
-            self.nbytes -= stay.nbytes
+            self.nbytes -= kept.nbytes

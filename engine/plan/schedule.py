@@ -35,9 +35,9 @@ from mergeloom.engine.hardware.accelerators import CPU, Accelerator
 from mergeloom.engine.hardware.rates import ASSUMED, Rates
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.assignment import Assignment, Reason, assign_devices, without_devices
-from mergeloom.engine.plan.device_memory import grains_at_once, grains_staying
+from mergeloom.engine.plan.device_memory import cached_grains, grains_at_once
 from mergeloom.engine.plan.footprint import MergeShape, Positions, TileFlow, WorkerMemory
-from mergeloom.engine.plan.residency import stays_of
+from mergeloom.engine.plan.residency import kept_loads
 from mergeloom.engine.plan.work import Work, WorkKind, kinds_of, operations_of, works_of
 
 PREFETCH_BYTES = 128 * MIB
@@ -331,11 +331,11 @@ def _place(
     before: list[set[Load]] = [set() for _ in works]
     after: list[set[Load]] = [set() for _ in works]
     change = [0] * (len(works) + 1)
-    for stay in stays_of(works, capacity):
-        after[stay.start].add(stay.load)
-        before[stay.end].add(stay.load)
-        change[stay.start + 1] += stay.nbytes
-        change[stay.end] -= stay.nbytes
+    for kept in kept_loads(works, capacity):
+        after[kept.start].add(kept.load)
+        before[kept.end].add(kept.load)
+        change[kept.start + 1] += kept.nbytes
+        change[kept.end] -= kept.nbytes
     placements = []
     kept_for_others = 0
     flows: dict[tuple[WorkKind, Positions, Positions, int, bool], TileFlow] = {}
@@ -355,7 +355,7 @@ def _place(
         if assignment.device is not None:
             memory = devices[assignment.device].memory_bytes
             chunk = grains_at_once(work.merge_shape, memory, flow.tile)
-            staying = grains_staying(work.merge_shape, memory, chunk)
+            staying = cached_grains(work.merge_shape, memory, chunk)
         placements.append(
             ScheduledMerge(work, flow, after_this, kept_for_others, assignment, chunk, staying)
         )

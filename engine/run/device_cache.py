@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from mergeloom.engine.graph.graph import Load
-from mergeloom.engine.plan.device_memory import grains_stored, lasting, stride
+from mergeloom.engine.plan.device_memory import grains_in_cache, repeated_leaves, stride
 from mergeloom.engine.plan.schedule import ScheduledMerge
 from mergeloom.engine.run.device import Memory
 from mergeloom.engine.run.state import MergeRun, TileRun
@@ -60,8 +60,8 @@ class DeviceCache:
         """Whether a merge would get more space if ``others`` were removed."""
         if self.stays.keys().isdisjoint(others):
             return False
-        possible = min(placement.staying, grains_stored(placement.work.merge_shape, self.size))
-        return grains_stored(placement.work.merge_shape, self._gap()[1]) < possible
+        possible = min(placement.staying, grains_in_cache(placement.work.merge_shape, self.size))
+        return grains_in_cache(placement.work.merge_shape, self._gap()[1]) < possible
 
     def admit(self, run: MergeRun) -> Entry | None:
         """The entry of a merge, created if necessary; ``None`` if there is no space."""
@@ -70,11 +70,11 @@ class DeviceCache:
         placement = run.placement
         work, merge_shape = placement.work, placement.work.merge_shape
         at, room = self._gap()
-        grains = min(placement.staying, grains_stored(merge_shape, room))
+        grains = min(placement.staying, grains_in_cache(merge_shape, room))
         if grains == 0:
             return None
         places, place = {}, at
-        for position in lasting(merge_shape):
+        for position in repeated_leaves(merge_shape):
             places[work.leaves[position]] = place
             place += grains * stride(merge_shape.grains, merge_shape.leaf_sizes[position])
         nbytes = place - at

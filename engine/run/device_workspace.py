@@ -16,9 +16,9 @@ from mergeloom.engine.graph.kernel import DeviceOps
 from mergeloom.engine.plan.device_memory import (
     SLOTS,
     arena_bytes,
+    cache_bytes,
     outside_bytes,
     slot_bytes,
-    stay_bytes,
 )
 from mergeloom.engine.plan.footprint import MergeShape
 from mergeloom.engine.run.device import Device, Mark, Memory, Queue, is_out_of_memory
@@ -96,7 +96,7 @@ class DeviceWorkspace:
         if sizes.total > self._memory:
             sizes = needed  # drop what other merges needed
         cache = self.cache.size
-        if staying and (own := stay_bytes(merge_shape, staying)) > cache:
+        if staying and (own := cache_bytes(merge_shape, staying)) > cache:
             cache = SLOTS * own  # others begin while one merge ends
         cache = max(min(cache, self._memory - sizes.total, self._cachable), 0)
         if sizes == self._sizes and cache == self.cache.size:

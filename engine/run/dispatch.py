@@ -113,7 +113,7 @@ class Dispatcher:
                 inputs[load] = held.block, held.at + load.dtype.nbytes(first)
                 continue
             inputs[load] = self._tile_block(position, tile, run)
-            if tile.writes or not run.placement.flow.stays(position, tile.first):
+            if tile.writes or not run.placement.flow.is_resident(position, tile.first):
                 transient.append(inputs[load][0])
         memo = self._memo_block(tile, run)
         if memo is not None and tile.writes:
@@ -142,7 +142,7 @@ class Dispatcher:
         first, count = elements(tile, run.placement)
         block = self._ledger.grant(span_bytes(load.dtype.nbytes(count)))
         found = block, page_offset(load.bytes.position(load.dtype.nbytes(first)))
-        if flow.stays(position, tile.first):
+        if flow.is_resident(position, tile.first):
             run.resident[key] = found
         return found
 

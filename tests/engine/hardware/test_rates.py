@@ -30,7 +30,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of what is profile, which is not there yet."""
+    """The path of the profile, which does not exist yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "mergeloom" / "profile.json"
 
@@ -171,7 +171,7 @@ def test_busy_counts_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert busy.seconds == 4.5
 
 
-# --- what is profile ---------------------------------------------------------------------
+# --- the profile ----------------------------------------------------------------------------
 
 
 def test_rates_and_other_things_are_remembered_beside_each_other(cache: Path) -> None:

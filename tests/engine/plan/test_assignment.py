@@ -20,10 +20,10 @@ from mergeloom.engine.plan.device_memory import (
     SLOTS,
     arena_bytes,
     bus_bytes,
+    cache_bytes,
     grains_at_once,
     outside_bytes,
     slot_bytes,
-    stay_bytes,
     stride,
 )
 from mergeloom.engine.plan.schedule import Schedule, schedule
@@ -182,8 +182,8 @@ def test_what_stays_fits_beside_the_rest(mib: int) -> None:
         SLOTS * slot_bytes(merge_shape, chunk),
     )
     room = mib * MIB - sum(sizes)
-    assert stay_bytes(merge_shape, staying) <= room
-    assert staying == merge_shape.grains.count or stay_bytes(merge_shape, staying + 1) > room
+    assert cache_bytes(merge_shape, staying) <= room
+    assert staying == merge_shape.grains.count or cache_bytes(merge_shape, staying + 1) > room
     assert (staying == merge_shape.grains.count) == (mib >= 200)
 
 

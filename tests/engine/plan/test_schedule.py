@@ -130,7 +130,7 @@ class Simulation:
             )
             for first in range(0, work.grains.count, flow.tile):
                 grants = [i for i in flow.reads(number, first) if i not in flow.kept_fresh]
-                stay = tuple(i for i in grants if flow.stays(i, first))
+                stay = tuple(i for i in grants if flow.is_resident(i, first))
                 move = tuple(i for i in grants if i not in stay)
                 if flow.memos and number == 0:
                     staying += work.merge_shape.tile_memo_bytes(flow.tile)

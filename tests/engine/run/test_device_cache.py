@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mergeloom.engine.base.dtypes import BF16, F16, F32
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, tree
-from mergeloom.engine.plan.device_memory import stay_bytes
+from mergeloom.engine.plan.device_memory import cache_bytes
 from mergeloom.engine.plan.schedule import ScheduledMerge, Tile, schedule
 from mergeloom.engine.run import executor
 from mergeloom.engine.run.device_cache import DeviceCache
@@ -229,7 +229,7 @@ def ended(merge: MergeRun) -> TileRun:
 def test_places_never_overlap_and_are_given_back(several: Made) -> None:
     runs = [MergeRun(placement) for placement in placements(several.graph)]
     merge_shape = runs[0].placement.work.merge_shape
-    own = stay_bytes(merge_shape, merge_shape.grains.count)
+    own = cache_bytes(merge_shape, merge_shape.grains.count)
     store = DeviceCache(torch.empty(own * 5 // 2, dtype=torch.uint8))
     stays = [store.admit(merge) for merge in runs[:4]]
     assert [stay.grains if stay else 0 for stay in stays] == [7, 7, 3, 0]
