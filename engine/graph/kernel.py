@@ -428,7 +428,7 @@ class Kernel:
         if inputs.count(inputs[0]) < len(inputs):
             raise ValueError(f"shapes differ: {', '.join(map(str, inputs))}")
         if side:
-            raise ValueError(f"it has no use for {len(side)} tensors beside its inputs")
+            raise ValueError(f"it takes no side inputs, but has {len(side)}")
         return inputs[0]
 
     def needs_scan(self, statistics: Sequence[Any]) -> bool:

@@ -65,13 +65,14 @@ def choose(setting: Value, templates: Iterable[str | None], folder: Folder) -> s
         return text
     if "\n" in text or not folder.has(text):
         raise setting.error(
-            f"'{text[:80]}' is neither 'auto', the name of a template, Jinja text nor a file",
+            f"'{text[:80]}' is not 'auto', the name of a template, Jinja text or a file",
             suggest(text, ["auto", *TEMPLATES]),
         )
     try:
         return read_content(folder, text).decode()
     except (CheckpointError, UnicodeDecodeError) as error:
-        raise setting.error(f"cannot read the chat template '{text}': it is no text") from error
+        cause = f"cannot read the chat template '{text}': it is not UTF-8 text"
+        raise setting.error(cause) from error
 
 
 def template_files(

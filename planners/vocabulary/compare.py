@@ -1,7 +1,7 @@
 """Warnings about tokenizers that do not match the merged rows, if no settings align them.
 
-Rows of embeddings are merged by number: that is right only where all models give a number to the
-same token.
+Without settings, rows of embeddings are merged by id, which is right only if all models use the
+same ids for the same tokens.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.vocabulary.tokens import FILES, read_content, vocabulary
 
-REMEDY = "'tokenizer: {source: union}' brings them together"
+REMEDY = "write 'tokenizer: {source: union}' to merge rows by token"
 
 
 class Compared:
-    """Caches vocabularies by the contents of their files."""
+    """Vocabularies of folders, cached by the contents of their files."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Mapping[str, int] | None] = {}
 
     def of(self, folder: Folder) -> Mapping[str, int] | None:
-        """The vocabulary in ``folder``, ``None`` if its files do not tell one.
+        """The vocabulary in ``folder`` (token to id); ``None`` if it has no tokenizer files.
 
         Raises:
-            CheckpointError: they cannot be understood.
+            CheckpointError: the files are malformed.
         """
         digest = hashlib.blake2b(digest_size=16)
         for name in FILES:
@@ -43,9 +43,9 @@ class Compared:
 def comparison_warnings(
     models: Sequence[tuple[str, Folder, int]], donor: Folder | None
 ) -> Iterator[str]:
-    """What is said about ``models``: (name, folder, rows of the embedding).
+    """Warnings about the tokenizers of ``models``: (name, folder, rows of the embedding).
 
-    ``donor`` is the folder that the output's tokenizer is copied from.
+    ``donor`` is the folder from which the output's tokenizer is copied.
     """
     compared = Compared()
     found: dict[str, Mapping[str, int]] = {}
@@ -57,7 +57,7 @@ def comparison_warnings(
         try:
             ids = compared.of(folder)
         except CheckpointError as error:
-            yield f"the tokenizer of '{name}' is not compared with the others: {error}"
+            yield f"the tokenizer of '{name}' cannot be compared with the others: {error}"
             continue
         if ids is None:
             continue
@@ -66,13 +66,16 @@ def comparison_warnings(
         if beyond:
             first = min(beyond, key=ids.__getitem__)
             yield (
-                f"{_tokens(len(beyond))} of '{name}' {_have(beyond)} no row in its embedding of "
-                f"{rows} rows: {_shown(first)} has the id {ids[first]}"
+                f"{_tokens(len(beyond))} of '{name}' {_have(beyond)} no row in its embedding, "
+                f"which has {rows} rows: the id of {_shown(first)} is {ids[first]}"
             )
     whose = next((name for name, folder, _ in models if folder is donor), None)
     if whose is not None and whose not in found and found:
         others = next(iter(found))
-        yield f"'{whose}' has no tokenizer, so the output gets none; '{others}' has one"
+        yield (
+            f"'{whose}' has no tokenizer, so the output will have none: write 'tokenizer_source: "
+            f"{others}' to use that of '{others}'"
+        )
     names = list(found)
     for other in names[1:]:
         yield from _difference(names[0], found[names[0]], other, found[other])
@@ -90,8 +93,8 @@ def _difference(
         number = clash[0]
         yield (
             f"{_ids(len(clash))} different tokens in '{first}' and '{other}' "
-            f"({number} is {_shown(tokens[number])} and {_shown(theirs[number])}), and their rows "
-            f"are merged by id: {REMEDY}"
+            f"({number} is {_shown(tokens[number])} and {_shown(theirs[number])}), but rows are "
+            f"merged by id: {REMEDY}"
         )
         return
     for one, its, another, not_its in (
@@ -102,7 +105,7 @@ def _difference(
         if more:
             yield (
                 f"'{one}' has {_tokens(len(more))} that '{another}' lacks ({_shown(its[more[0]])}, "
-                f"id {more[0]}): their rows are merged with rows of no token: {REMEDY}"
+                f"id {more[0]}), so their rows are merged with unused rows: {REMEDY}"
             )
 
 
@@ -111,7 +114,7 @@ def _tokens(count: int) -> str:
 
 
 def _ids(count: int) -> str:
-    return "1 id stands for" if count == 1 else f"{count} ids stand for"
+    return "1 id means" if count == 1 else f"{count} ids mean"
 
 
 def _have(tokens: Sequence[str]) -> str:

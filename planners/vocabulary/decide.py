@@ -90,14 +90,14 @@ def decide(
     if first.tokenizer is None:
         which = "base" if base is not None else "first"
         raise settings.place.error(
-            f"the {which} model '{first.name}' has no tokenizer, which these settings start from",
-            "copy its tokenizer's files (tokenizer.json above all) into its directory",
+            f"the {which} model '{first.name}' has no tokenizer, but these settings need one",
+            "copy its tokenizer's files, at least tokenizer.json, into its directory",
         )
     tokenizers = []
     for candidate in candidates:
         if candidate.tokenizer is None:
             warnings.append(
-                f"'{candidate.name}' has no tokenizer: taken to have that of '{first.name}'"
+                f"'{candidate.name}' has no tokenizer: that of '{first.name}' is assumed"
             )
         tokenizers.append(candidate.tokenizer or first.tokenizer)
     vocabularies = [
@@ -131,8 +131,8 @@ def decide(
     rows = padded(max(output.ids.values(), default=-1) + 1, settings.pad_to_multiple_of)
     if rows > 4 * len(output.ids) + MAX_PADDING:
         raise settings.place.error(
-            f"{rows} rows for {len(output.ids)} tokens make no sense",
-            "is it the right tokenizer, and 'pad_to_multiple_of'?",
+            f"{len(output.ids)} tokens would need {rows} rows, far too many",
+            "check the tokenizer and 'pad_to_multiple_of'",
         )
     matches: tuple[Matches, ...] = ()
     if settings.transplant is not None:
@@ -153,7 +153,7 @@ def decide(
     if lacking:
         lost = [token for token, number in output.ids.items() if number in lacking]
         warnings.append(
-            f"no model has a row for {_count(lost)} ({_first(lost)}): zeros are written"
+            f"no model has a row for {_count(lost)} ({_first(lost)}): their rows will be zeros"
         )
     names = tuple(candidate.name for candidate in candidates)
     other = isinstance(source, ModelReference) and finder.position(source) != (base or 0)
@@ -180,12 +180,12 @@ def _of_model(
     except LoomError as error:
         known = suggest(str(source), ["union", "base", *(item.name for item in candidates)])
         raise place.error(
-            f"'{source}' is neither 'union', 'base' nor a model that is there ({error.cause})",
+            f"'{source}' is not 'union', 'base' or the name of a model ({error.cause})",
             known,
         ) from error
     if tokenizer is None:
         raise place.error(
-            f"'{source}', which the tokenizer is to come from, has none",
+            f"the tokenizer should come from '{source}', which has none",
             "copy its tokenizer's files into its directory, or name another model",
         )
     return tokenizer
@@ -238,14 +238,15 @@ def _united(
     }
     if ordinary and first.takes_whole_words:
         warnings.append(
-            f"the tokenizer of '{name}' takes whole words that are tokens: {_count(ordinary)} of "
-            f"other models ({_first(ordinary)}) are taken where they stand in a text"
+            f"the tokenizer of '{name}' only finds whole words that are tokens: "
+            f"{_count(ordinary)} of other models ({_first(ordinary)}) are matched anywhere in "
+            "a text"
         )
     for token, model in list(differing.items())[:1]:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         warnings.append(
-            f"{token!r}{more} is added with other flags in '{model}': those of the first model "
-            "that has it are kept"
+            f"the added token {token!r}{more} has other flags in '{model}': the flags of the first "
+            "model that has it are used"
         )
     changes = first.changes
     return replace(
@@ -279,7 +280,7 @@ def _with_tokens(tokenizer: Tokenizer, tokens: Mapping[str, TokenRow]) -> Tokeni
 def _named(
     token: str, setting: TokenRow, vocabularies: Sequence[Vocabulary], finder: Finder
 ) -> NamedRow | None:
-    """What a setting asks for, checked against the models."""
+    """The row that a setting names, checked against the models; ``None`` if it names none."""
     if setting.zero:
         return NamedRow(None, setting.force)
     if setting.model is None:
@@ -287,7 +288,7 @@ def _named(
     position = finder.position(setting.model)
     if position is None:
         raise setting.place.error(
-            f"'{setting.model}' is no model of this merge",
+            f"'{setting.model}' is not a model of this merge",
             suggest(str(setting.model), [each.model for each in vocabularies]),
         )
     vocabulary = vocabularies[position]
@@ -301,7 +302,8 @@ def _named(
         )
     if not 0 <= number < vocabulary.rows:
         raise setting.place.error(
-            f"'{setting.model}' has {vocabulary.rows} rows of tokens, so none for id {number}"
+            f"'{setting.model}' has no row for id {number}: its embedding has "
+            f"{vocabulary.rows} rows"
         )
     return NamedRow((position, number), setting.force)
 
@@ -313,15 +315,15 @@ def _beyond(vocabulary: Vocabulary) -> str | None:
     first = min(beyond, key=vocabulary.ids.__getitem__)
     return (
         f"{_count(beyond)} of '{vocabulary.model}' ({_first([first])}) have ids beyond the "
-        f"{vocabulary.rows} rows of its embedding and take no part"
+        f"{vocabulary.rows} rows of its embedding and are ignored"
     )
 
 
 def _questionable(
     name: str, first: Tokenizer, others: Sequence[tuple[Vocabulary, Tokenizer]]
 ) -> Iterator[str]:
-    """Warnings about tokenizers that cut a text by other rules: there equal spelling need not mean
-    the same token."""
+    """Warnings about tokenizers that split text by other rules, so that tokens of equal spelling
+    may differ in meaning."""
     for vocabulary, other in others:
         rules = [rule for rule, digest in first.rules.items() if other.rules.get(rule) != digest]
         if other.kind != first.kind:
@@ -329,23 +331,23 @@ def _questionable(
         if rules and other.ids.keys() != first.ids.keys():
             yield (
                 f"the tokenizers of '{name}' and '{vocabulary.model}' differ in "
-                f"{', '.join(rules)}: their tokens are matched by spelling all the same"
+                f"{', '.join(rules)}: their tokens are matched by spelling nevertheless"
             )
 
 
 def _idle(
     tokens: Mapping[str, TokenRow], ids: Mapping[str, int], alignment: Alignment
 ) -> Iterator[str]:
-    """Warnings about settings that change nothing, as every model has the token."""
+    """Warnings about settings without effect."""
     for token, setting in tokens.items():
         row = ids[token]
         if setting.model is None and not setting.zero:
-            yield f"{setting.place}: no source is named for {token!r}: nothing is set"
+            yield f"{setting.place}: {token!r} has no source: the setting has no effect"
         everywhere = all(own[row] >= 0 for own in alignment.own)
         if everywhere and not setting.force and row in alignment.named:
             yield (
-                f"{setting.place}: every model has a row for {token!r}, which stays: "
-                "'force: true' replaces it"
+                f"{setting.place}: every model has its own row for {token!r}, so the setting has "
+                "no effect: add 'force: true' to replace these rows"
             )
 
 

@@ -21,12 +21,12 @@ def token_number(
     """
     if vocabulary is None:
         raise ConfigError(
-            "the configuration has no tokenizer settings: rows are merged by their number",
-            remedy="write 'tokenizer_source: union' to have them merged by token",
+            "the configuration has no tokenizer settings, so rows are merged by id",
+            remedy="write 'tokenizer_source: union' to merge rows by token",
         )
     library = next((file for file in files if file.name == LIBRARY), None)
     if library is None:
-        raise CheckpointError(f"the output has no {LIBRARY} in which to look for {token!r}")
+        raise CheckpointError(f"the output has no {LIBRARY}, so {token!r} cannot be looked up")
     ids = ids_of(b"".join(library.pieces()), LIBRARY)
     number = ids.get(token)
     if number is None:

@@ -53,7 +53,7 @@ def converted(folder: Folder) -> str | None:
     what = f"'{folder.name}' has no tokenizer.json, and its {older.name} is {older.what}"
     if older.own_code:
         raise CheckpointError(
-            f"{what}, which only code that comes with the model reads: it is not run",
+            f"{what}, which only code from the model can read, and that is never run",
             remedy=_REMEDY.removeprefix("or "),
         )
     needed = (("transformers", "transformers"), *older.packages)
@@ -96,22 +96,22 @@ def _by_transformers(directory: str) -> str:
 def _older(folder: Folder) -> _Older | None:
     if folder.has("tekken.json"):
         packages = (("mistral_common", "mistral-common"),)
-        return _Older("tekken.json", "a tekken tokenizer of Mistral's", packages)
+        return _Older("tekken.json", "a tekken tokenizer of Mistral", packages)
     for name in _PIECES:
         if folder.has(name):
             return _of_pieces(name, read_content(folder, name))
     found = next((name for name in folder.names() if name.endswith(".tiktoken")), None)
     if found is not None:
-        return _Older(found, "a list of tiktoken's", own_code=True)
+        return _Older(found, "a tiktoken file", own_code=True)
     for name in _PLAIN:
         if folder.has(name):
-            return _Older(name, "a list of words without rules")
+            return _Older(name, "a list of tokens without rules")
     return None
 
 
 def _of_pieces(name: str, content: bytes) -> _Older:
     if _TIKTOKEN.match(content):
-        return _Older(name, "a list of tiktoken's", (("tiktoken", "tiktoken"),))
+        return _Older(name, "a tiktoken file", (("tiktoken", "tiktoken"),))
     packages = (("sentencepiece", "sentencepiece"), ("google.protobuf", "protobuf"))
     return _Older(name, "a sentencepiece model", packages)
 
@@ -125,7 +125,7 @@ def _is_there(name: str) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers warns of what is of no concern here."""
+    """Silence warnings of transformers that do not matter here."""
     # The first time, it sets its level: when asked, and not only when imported.
     from transformers.utils import logging as own
 

@@ -157,4 +157,4 @@ def _text(value: object, path: str) -> str:
 
 def unclear(path: str) -> CheckpointError:
     """An error about a malformed tokenizer file."""
-    return CheckpointError(f"'{path}' is no tokenizer that can be understood")
+    return CheckpointError(f"'{path}' is not a tokenizer file of a known format")

@@ -522,7 +522,7 @@ def test_kernels_say_what_shapes_they_take() -> None:
         (LowRank(1.0, 2), [matrix], [matrix, matrix], "of rank 2 do not go together"),
         (Transpose(), [vector], [], "fewer than two dimensions"),
         (FillRows(), [matrix, matrix], [matrix], "do not fit"),
-        (LinearCombination((1.0,)), [matrix], [vector], "no use for 1 tensors beside"),
+        (LinearCombination((1.0,)), [matrix], [vector], "takes no side inputs, but has 1"),
     ]
     for kernel, inputs, side, message in cases:
         with pytest.raises(GraphError, match=message):

@@ -110,7 +110,7 @@ def test_a_name_a_text_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("chatmll", "did you mean 'chatml'"), ("no/file.jinja", "nor a file"), (7, "must be text")],
+    [("chatmll", "did you mean 'chatml'"), ("no/file.jinja", "or a file"), (7, "must be text")],
 )
 def test_what_is_no_template(content: object, words: str) -> None:
     with pytest.raises(ConfigError, match=f"config.yml:3: chat_template: .*{words}"):

@@ -10,7 +10,7 @@ import pytest
 from tests.planners.support import llama, plan_text
 
 MERGE = "models: [{model: a}, {model: b}]\nparameters: {weight: 1}\nmerge_method: linear\n"
-REMEDY = "'tokenizer: {source: union}' brings them together"
+REMEDY = "write 'tokenizer: {source: union}' to merge rows by token"
 
 
 def tokenizer(directory: Path, tokens: list[str], added: list[str] = [], **more: object) -> None:  # noqa: B006
@@ -40,7 +40,8 @@ def test_an_id_beyond_the_rows(models: Path) -> None:
     for name in "ab":
         tokenizer(models / name, ["x", "y", "z"], ["<s>", "<pad>", "</s>"])
     assert warnings(models) == tuple(
-        f"2 tokens of '{name}' have no row in its embedding of 4 rows: '<pad>' has the id 4"
+        f"2 tokens of '{name}' have no row in its embedding, which has 4 rows: the id of '<pad>' is "
+        "4"
         for name in "ab"
     )
 
@@ -48,20 +49,23 @@ def test_an_id_beyond_the_rows(models: Path) -> None:
 def test_one_size_and_different_words(models: Path) -> None:
     tokenizer(models / "b", ["y", "x", "z"])
     assert warnings(models) == (
-        "2 ids stand for different tokens in 'a' and 'b' (0 is 'x' and 'y'), and their rows are "
+        "2 ids mean different tokens in 'a' and 'b' (0 is 'x' and 'y'), but rows are "
         f"merged by id: {REMEDY}",
     )
 
 
 def test_tokens_that_one_lacks(models: Path) -> None:
     tokenizer(models / "b", ["x", "y", "z"], ["<|im_end|>"])
-    said = "that 'a' lacks ('<|im_end|>', id 3): their rows are merged with rows of no token"
+    said = "that 'a' lacks ('<|im_end|>', id 3), so their rows are merged with unused rows"
     assert warnings(models) == (f"'b' has 1 token {said}: {REMEDY}",)
 
 
 def test_a_first_model_without_one(models: Path) -> None:
     (models / "a" / "tokenizer.json").unlink()
-    assert warnings(models) == ("'a' has no tokenizer, so the output gets none; 'b' has one",)
+    assert warnings(models) == (
+        "'a' has no tokenizer, so the output will have none: write 'tokenizer_source: b' to use "
+        "that of 'b'",
+    )
     (models / "b" / "tokenizer.json").unlink()
     assert not warnings(models)
 
@@ -69,7 +73,7 @@ def test_a_first_model_without_one(models: Path) -> None:
 def test_one_that_cannot_be_understood(models: Path) -> None:
     (models / "b" / "tokenizer.json").write_text("[]")
     (found,) = warnings(models)
-    assert found.startswith("the tokenizer of 'b' is not compared with the others: '")
+    assert found.startswith("the tokenizer of 'b' cannot be compared with the others: '")
 
 
 def test_stacks_are_compared_too(models: Path) -> None:

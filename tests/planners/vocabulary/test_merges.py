@@ -395,12 +395,12 @@ def test_rows_of_a_stage_are_those_of_the_stage_by_itself(
     ("settings", "words"),
     [
         ("tokenizer_source: unoin", "did you mean 'union'"),
-        ("tokenizer_source: no/such", "neither 'union', 'base' nor a model"),
-        ("tokenizer: {tokens: {x: {source: d}}}", "'d' is no model of this merge"),
+        ("tokenizer_source: no/such", "not 'union', 'base' or the name of a model"),
+        ("tokenizer: {tokens: {x: {source: d}}}", "'d' is not a model of this merge"),
         ("tokenizer: {tokens: {no-such: {source: a}}}", "'a' has no token 'no-such'"),
         (
             "tokenizer: {tokens: {x: {source: {kind: model_token, model: a, token_id: 9999}}}}",
-            "so none for id 9999",
+            "has no row for id 9999",
         ),
         ("chat_template: chatmll\ntokenizer: {}", "did you mean 'chatml'"),
     ],
@@ -478,7 +478,7 @@ def test_tokenizers_that_make_no_sense(folder: Path, document: dict[str, Any]) -
 
 def test_padding_that_makes_no_sense(folder: Path) -> None:
     text = "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\n"
-    with pytest.raises(LoomError, match="make no sense"):
+    with pytest.raises(LoomError, match="far too many"):
         plan_text(text + "tokenizer: {pad_to_multiple_of: 1000000000000}", folder)
 
 

@@ -27,9 +27,9 @@ PIECES = b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02" * 40
     [
         ("tokenizer.model", PIECES, ["a sentencepiece model", "sentencepiece protobuf)"]),
         ("spiece.model", PIECES, ["spiece.model is a sentencepiece model"]),
-        ("tokenizer.model", TIKTOKEN, ["a list of tiktoken's", "pip install tiktoken)"]),
+        ("tokenizer.model", TIKTOKEN, ["a tiktoken file", "pip install tiktoken)"]),
         ("tekken.json", json.dumps({"vocab": []}).encode(), ["pip install mistral-common)"]),
-        ("qwen.tiktoken", TIKTOKEN, ["only code that comes with the model reads", "it is not run"]),
+        ("qwen.tiktoken", TIKTOKEN, ["only code from the model can read", "never run"]),
     ],
 )
 def test_what_is_missing(
@@ -102,7 +102,7 @@ def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_what_cannot_be_converted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Nothing but the error is said, though transformers has much to say."""
     (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="is a list of words without rules, and transformers"):
+    with pytest.raises(CheckpointError, match="a list of tokens without rules, and transformers"):
         read_tokenizer(LocalFolder(tmp_path))
     assert capfd.readouterr().err == ""
 

@@ -63,5 +63,5 @@ def test_a_union_round_trips(real: Path, tmp_path: Path, first: str, other: str)
 def test_what_is_questionable_is_said(real: Path, tmp_path: Path) -> None:
     plan = united(real / "minilm", real / "small", out=tmp_path / "out")
     said = "\n".join(plan.warnings)
-    assert "takes whole words that are tokens" in said
+    assert "only finds whole words that are tokens" in said
     assert "differ in kind (WordPiece, BPE), normaliser, pre-tokenizer" in said
