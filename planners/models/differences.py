@@ -42,7 +42,7 @@ _BESIDE = ("rope_theta", "partial_rotary_factor")
 
 _LENGTH = "original_max_position_embeddings"
 
-_LISTS = re.compile(r"(multipliers|time_step_limit|mrope_section)$")
+_LISTS = re.compile(r"((?<!ffn_)(?<!qkv_)multipliers|time_step_limit|mrope_section)$")
 """Keys of lists of such values."""
 
 _APART = re.compile(r"quantization|compression|task_specific|generation")
@@ -69,10 +69,15 @@ _USUAL = (None, False, 0, 1, 10000, "default")
 """Values that a class may well take where nothing is written."""
 
 
-def differences(donor: str, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[Difference]:
+def differences(
+    donor: str,
+    configs: Mapping[str, Mapping[str, Any]],
+    output: Mapping[str, Any] | None = None,
+) -> Iterator[Difference]:
     """The values that affect what layers compute and differ between models.
 
-    ``configs`` are the configurations by model name; the output gets the ``donor``'s.
+    ``configs`` are the configurations by model name; the output gets the ``donor``'s, or ``output``
+    if it was adjusted for the layers: models that agree with that do not differ.
     A value that only some of them write is compared with what the others' classes take, and
     named where that is not known.
     """
@@ -81,9 +86,10 @@ def differences(donor: str, configs: Mapping[str, Mapping[str, Any]]) -> Iterato
         effect = "the output is loaded as the first of them"
         yield Difference(_line("the class", donor, kinds, effect), False)
     written = {name: dict(values_of(config)) for name, config in configs.items()}
+    settled = dict(values_of(output or {}))
     for path in {path: None for name in (donor, *written) for path in written[name]}:
         if _counts(path[-1], written, path):
-            yield from _difference(donor, path, configs, written)
+            yield from _difference(donor, path, configs, written, settled)
 
 
 def _counts(key: str, written: Mapping[str, Mapping[Path, Any]], path: Path) -> bool:
@@ -95,6 +101,7 @@ def _difference(
     path: Path,
     configs: Mapping[str, Mapping[str, Any]],
     written: Mapping[str, Mapping[Path, Any]],
+    settled: Mapping[Path, Any],
 ) -> Iterator[Difference]:
     """How models disagree about the value at ``path``, if they do."""
     found = {name: values[path] for name, values in written.items() if path in values}
@@ -111,7 +118,8 @@ def _difference(
         said[name] = f"{_text(taken[0])} (what its class takes)"
     first, *others = found.values()
     key = ".".join(path)
-    if any(not _same(first, other) for other in others):
+    now = settled.get(path, first)
+    if any(not _same(first, other) and not _same(now, other) for other in others):
         effect = "the output computes with the first, for layers of the others too"
         if donor not in said:
             effect = f"the output's config.json, from '{donor}', does not say it"

@@ -16,7 +16,7 @@ _BY_NAME = (
     ("torchao", r"_weight_(qdata|scale|zero_point)", False),
     ("quanto", r"weight\._(data|scale)", False),
     ("HQQ", r"W_q", True),
-    ("EXL2", r"q_weight|q_scale_max|q_invperm", False),
+    ("EXL2", r"q_weight|q_scale_max|q_invperm", True),
     ("EXL3", r"trellis", True),
     ("AQLM", r"codes", True),
     ("VPTQ", r"indices|res_indices", True),

@@ -17,8 +17,9 @@ _AFTER = re.compile(
     r"|pred_layer|score|(pre_)?classifiers?|classification_head|(\w+_)?pooler|qa_outputs|logits_proj"
     r"|sequence_summary|final_logits_bias|proj_out|project_out|output|output_projection|output_layer"
     r"|vocab_(projector|transform|layer_norm)|altup_unembed_projections|final_(linear|layer|proj)"
+    r"|mtp(_\w+)?"
 )
-"""Modules other than norms that act after the layers."""
+"""Modules other than norms that act after the layers, as those that predict further tokens do."""
 
 _NORM = re.compile(r"norm|^ln|_ln$|_ln_|layrnorm|^ln_f$", re.IGNORECASE)
 _EARLY_NORM = re.compile(
@@ -33,11 +34,12 @@ _FINAL_NORM = re.compile(r"embedding_norm|emb_layer_norm_after")
 _EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|wte|(word|tok|token|tokens|input|text)_?embed(ding)?s?|tokens_embed"
     r"|embed_in|embed|shared|embeddings?|word_embed|embed_tokens\.embed|transformer\.w|w)\.weight$"
+    r"|(^|\.)wte\.embedding$"  # Molmo's, a parameter and no module
 )
 _HEAD = re.compile(
     r"(^|\.)((\w*_)?lm_head(\.(decoder|out_proj|linear))?|embed_out|output|predictions\.decoder"
     r"|decoder|proj_out|head|vocab_projector|lm_loss|output_projection|output_layer"
-    r"|pred_layer\.proj|unembed(ding)?)\.weight$"
+    r"|pred_layer\.proj|unembed(ding)?|transformer\.ff_out)\.weight$"
 )
 _SHARED = re.compile(r"(^|\.)shared\.weight$")
 _LANGUAGE = re.compile(r"language|text|llm|decoder|thinker")

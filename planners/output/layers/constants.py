@@ -33,13 +33,42 @@ def keep_constants(edit: Edit) -> None:
             f"feed-forward network of '{edit.tower.name}' (SAM 2)",
             "keep all its layers",
         )
-    moved = [i for i, origin in enumerate(edit.tower.origins) if origin.layer != i]
-    for applies, text, by_number in _FACTS:
-        if applies(place) and (moved if by_number else old != new):
+    _compare_scales(edit, scale)
+    moved = any(origin.layer != i for i, origin in enumerate(edit.tower.origins))
+    changed = {NUMBER: moved, DEPTH: old != new, EITHER: moved or old != new}
+    for applies, text, cause in _FACTS:
+        if applies(place) and changed[cause]:
             edit.warn(f"'{edit.donor.model}': {text}")
 
 
-_FACTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, bool], ...] = (
+def _compare_scales(edit: Edit, scale: object) -> None:
+    """Warn of layers from a model of another depth, where the same ``scale_depth`` is another
+    factor."""
+    for origin in edit.tower.origins:
+        if origin.of.place.get("scale_depth") == scale and origin.of.depth != edit.donor.depth:
+            if scale is not None:
+                edit.warn(
+                    f"'scale_depth' is divided by the square root of the number of layers, which "
+                    f"is {edit.donor.depth} in '{edit.donor.model}' and {origin.of.depth} in "
+                    f"'{origin.of.model}': the output computes with the first, for layers of the "
+                    "others too"
+                )
+            return
+
+
+def _has_slopes(place: Mapping[str, Any]) -> bool:
+    """Whether linear attention has fixed slopes (MiniMax 01 and M1, Ling-linear, Ling 2.5)."""
+    family = str(place.get("model_type"))
+    ling = "linear" in family or "V2_5" in str(place.get("architectures"))
+    return family in ("minimax", "minimax_m1", "minimax_text_01") or (
+        "layer_group_size" in place and ling
+    )
+
+
+NUMBER, DEPTH, EITHER = "number", "depth", "either"
+"""What must change for a consequence: a layer's number, the number of layers, or one of them."""
+
+_FACTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
     (
         lambda place: (
             place.get("scale_attn_by_inverse_layer_idx") is True
@@ -50,24 +79,40 @@ _FACTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, bool], ...] = (
         ),
         "scale_attn_by_inverse_layer_idx divides attention scores by a layer's number: layers at "
         "another number attend differently than they did",
-        True,
+        NUMBER,
     ),
     (
         lambda place: place.get("model_type") == "diffllama",
         "the lambda of differential attention starts from a value that follows a layer's number: "
         "layers at another number attend slightly differently than they did",
-        True,
+        NUMBER,
     ),
     (
-        lambda place: place.get("model_type") in ("minimax", "minimax_m1", "minimax_text_01"),
+        _has_slopes,
         "the decay of linear attention follows a layer's number and the number of layers: layers "
         "of linear attention decay differently than they did",
-        True,
+        EITHER,
     ),
     (
         lambda place: place.get("model_type") == "esmc",
         "what each layer adds is scaled by the square root of the number of layers",
-        False,
+        DEPTH,
+    ),
+    (
+        lambda place: "position_encoding_2d" in place and "inner_hidden_size" in place,
+        "each layer of ChatGLM-6B multiplies its input by the square root of twice the number of "
+        "layers: all layers compute something else than they did",
+        DEPTH,
+    ),
+    (
+        lambda place: (
+            isinstance(place.get("qkv_multipliers"), list)
+            and isinstance(place.get("num_query_heads"), list)
+        ),
+        "the class of OpenELM computes the number of heads of each layer from 'qkv_multipliers' "
+        "and the number of layers, whatever 'num_query_heads' lists: its repository's code does "
+        "not load layers at other places, programs that read the list do",
+        EITHER,
     ),
 )
-"""(condition, consequence, whether it depends on the layer number rather than the depth)."""
+"""(condition, consequence, what it depends on)."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mergeloom.planners.models.class_defaults import class_defaults
 from mergeloom.planners.output.layers import keys
-from mergeloom.planners.output.layers.homes import is_main_stack
+from mergeloom.planners.output.layers.homes import at, is_main_stack
 from mergeloom.planners.output.layers.stack import Edit, Restacked
 
 
@@ -55,7 +56,7 @@ def _default(edit: Edit) -> None:
     twins = [other for other in edit.towers if _without_count(edit, other)]
     if twins and "num_layers" in donor.place:  # T5: the decoder's count defaults to the encoder's
         edit.set(edit.path, "num_decoder_layers", depth)
-    elif not twins and edit.path and donor.family and is_main_stack(donor.tower, edit.path):
+    elif not twins and edit.path and _is_known(edit) and is_main_stack(donor.tower, edit.path):
         # transformers omits class defaults from inner objects, but writes all values of the
         # outermost: a class without a count there reads none (MobileNet).
         edit.set(edit.path, _CLASS_COUNTS.get(donor.family, "num_hidden_layers"), depth)
@@ -65,6 +66,14 @@ def _default(edit: Edit) -> None:
             f"'{edit.tower.name}' alone, so that there may be {depth} of them",
             "keep all its layers",
         )
+
+
+def _is_known(edit: Edit) -> bool:
+    """Whether transformers has the class of the object, or of one that it is in."""
+    path, config = edit.path, edit.donor.config
+    places = [at(config, path[:length]) for length in range(len(path) + 1)]
+    kinds = [place.get("model_type") for place in places]
+    return any(isinstance(kind, str) and class_defaults(kind) is not None for kind in kinds)
 
 
 def _keep_decoder(edit: Edit) -> None:

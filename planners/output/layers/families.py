@@ -142,6 +142,16 @@ def _cross_layer(config: Config, depth: int) -> Kinds | None:
     return ["another layer's keys and values" if i % share else OWN for i in range(depth)]
 
 
+def _reuse(config: Config, depth: int) -> Kinds | None:
+    """Hymba: layers of a listed group, other than its first, have no keys and values of their
+    own."""
+    groups = config.get("kv_reuse_group")
+    if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
+        return None
+    borrowers = {layer for group in groups for layer in group[1:]}
+    return ["another layer's keys and values" if i in borrowers else OWN for i in range(depth)]
+
+
 def _plamo(config: Config, depth: int) -> Kinds | None:
     """PLaMo 2: one layer of each group, its middle one, has attention."""
     step = integer(config, "mamba_step", 2)
@@ -417,6 +427,11 @@ _OF_KEYS: tuple[tuple[str, Rule, str], ...] = (
         "use_cla",
         Rule("cross-layer attention", _cross_layer, _CLA, listed=False, sharing=True),
         "Hunyuan",
+    ),
+    (
+        "kv_reuse_group",
+        Rule("groups of keys and values", _reuse, ("kv_reuse_group",), listed=False),
+        "Hymba",
     ),
 )
 KEYS: dict[str, Rule] = {

@@ -2,7 +2,7 @@
 
 Lists are identified by name, since any list may happen to have as many entries as a model has
 layers. The names are from transformers 5.23 and from published configurations with their own code
-(OpenELM, Nemotron, Hymba, Kimi, MiniMax, Step, MiMo).
+(OpenELM, Nemotron, Hymba, Kimi, MiniMax, Step, MiMo, RWKV-7, PLaMo 2).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LISTS = """
     intermediate_size layer_rope_theta layer_type layer_types layers_block_type mlp_layer_types
     moe_layer_freq moe_topk no_rope_layers num_attention_heads_per_layer num_experts
     num_key_value_heads_per_layer num_kv_heads num_query_heads partial_rotary_factors
-    sliding_windows swiglu_limits swiglu_limits_shared
+    sliding_windows swiglu_limits swiglu_limits_shared value_dim
 """
 LISTS = frozenset(_LISTS.split())
 """Keys of lists, or of strings with one letter per layer, that have one entry per layer."""
@@ -35,7 +35,7 @@ _NO_LISTS = re.compile(
 """Keys of lists that never have one entry per layer, even if the length fits."""
 
 _NUMBERS = re.compile(
-    r"(^|_)(layers|layers_enum|layer_ids?|layer_idxs?|layer_indices|layer_indexes|attn_idxs?"
+    r"(^|_)(layers|layers_enum|layer_ids?|layer_idxs?|layer_indices|layer_indexes|att(ention|n)_idxs?"
     r"|attn_layer_indices|attn_indexes|block_ids|block_idxs?|block_indexes|block_indices"
     r"|attention_blocks)$"
 )

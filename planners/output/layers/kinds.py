@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
+from typing import Any
 
 from mergeloom.planners.output.layers import keys
 from mergeloom.planners.output.layers.rules import FULL, LAYERS, LINEAR, SLIDING, Kinds, Rule
@@ -46,11 +47,15 @@ def _keep(edit: Edit, rule: Rule, wanted: Kinds) -> None:
             )
             return
         rules = rule.described(edit.place)
-        for key, value in settings.items():
+        if thresholds is None and rule.listed:
+            _warn_of_own_code(edit, rule)
+        for key, value in _as_written(edit, settings).items():
             said = f"given layer by layer, as {rules} would give other kinds"
             edit.set(edit.path, key, value, said if thresholds is None else None)
     elif listed and (thresholds := _thresholds(edit, rule, wanted)) is not None:
-        for key, value in thresholds.items():  # for programs that only know the rule
+        for key, value in _as_written(
+            edit, thresholds
+        ).items():  # for programs that only know the rule
             edit.set(edit.path, key, value)
     if rule.last is not None and wanted[-1] != rule.last:
         edit.refuse(
@@ -59,6 +64,29 @@ def _keep(edit: Edit, rule: Rule, wanted: Kinds) -> None:
             f"{edit.donor.family} always has '{rule.last}'",
             "end with a layer that has it",
         )
+
+
+def _warn_of_own_code(edit: Edit, rule: Rule) -> None:
+    """Warn of a list that transformers reads, for a model whose repository's own code may not."""
+    if edit.donor.config.get("auto_map"):
+        edit.warn(
+            f"'{rule.name}' is written, since {rule.described(edit.place)} would give other kinds "
+            f"of layers: transformers reads it, the code in the repository of '{edit.donor.model}' "
+            "('auto_map') may only know the rule"
+        )
+
+
+def _as_written(edit: Edit, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings in the donor's form, which may be a list of equal numbers for a number."""
+    own = edit.donor.place
+    return {
+        key: [value] * len(own[key]) if type(value) is int and _is_list(own.get(key)) else value
+        for key, value in settings.items()
+    }
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list)
 
 
 def _thresholds(edit: Edit, rule: Rule, wanted: Kinds) -> dict[str, int] | None:

@@ -185,8 +185,8 @@ def sparse_interval() -> Rule:
 
     def kinds(config: Config, depth: int) -> Kinds | None:
         step = integer(config, "moe_layer_interval", 1)
-        start = integer(config, "moe_layer_start_index", 1)
-        stop = integer(config, "moe_layer_end_index", -1)
+        start = _bound(config, "moe_layer_start_index", 1, min)
+        stop = _bound(config, "moe_layer_end_index", -1, max)
         stop = depth - 1 if stop == -1 else stop
         if step <= 0:
             return None
@@ -196,6 +196,16 @@ def sparse_interval() -> Rule:
 
     keys = ("moe_layer_interval", "moe_layer_start_index", "moe_layer_end_index")
     return Rule(MLPS, kinds, keys, keys[1:], listed=False)
+
+
+def _bound(
+    config: Config, key: str, default: int, outermost: Callable[[Sequence[int]], int]
+) -> int:
+    """An integer setting that may also list one for words and one for images (Ernie 4.5 VL)."""
+    value = config.get(key)
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        return outermost(value)
+    return integer(config, key, default)
 
 
 def window_beyond(default: int, switch: str | None = "use_sliding_window") -> Rule:

@@ -44,9 +44,13 @@ def _tap(edit: Edit, path: Path, key: str, value: Any, first: int) -> None:
 
 
 def _outputs(edit: Edit, path: Path, key: str, items: list[int], first: int) -> list[int] | None:
-    """New numbers for layer outputs; ``first`` is the number of layer 0's output."""
+    """New numbers for layer outputs; ``first`` is the number of layer 0's output, and -1 means that
+    of the last layer, whichever it is."""
     new = []
     for item in items:
+        if item == -1:
+            new.append(item)
+            continue
         layer = edit.donor.depth + item if item < 0 else item - first
         copies = [i for i, o in enumerate(edit.tower.origins) if o.layer == layer]
         if layer < 0:  # the input of the first layer

@@ -151,6 +151,22 @@ def test_a_head_of_an_unknown_name_has_the_embeddings_shape() -> None:
     assert output_head(shapes, "embed.weight") == "talk.weight"
 
 
+def test_an_embedding_that_is_a_parameter_and_no_module() -> None:
+    """Molmo's, whose head is called like a part of its layers."""
+    model = "model.transformer"
+    embedding, head = f"{model}.wte.embedding", f"{model}.ff_out.weight"
+    shapes = dict.fromkeys(names(f"{model}.blocks.", 4, "att_proj", "ff_out", "ff_norm"), (8, 8))
+    around = {embedding: (32, 8), f"{model}.wte.new_embedding": (4, 8), head: (32, 8)}
+    found = infer({**shapes, **around, f"{model}.ln_f.weight": (8,)}, {"num_hidden_layers": 4})
+    assert (found.embedding, found.head) == (embedding, head)
+
+
+@pytest.mark.parametrize("part", ["mtp.layers.0", "mtp", "model.mtp", "model.mtp_block.0"])
+def test_what_predicts_further_tokens_acts_after_the_layers(part: str) -> None:
+    (tower,) = infer([*llama_names(4), f"{part}.fc.weight"], {"num_hidden_layers": 4}).towers
+    assert f"{part}.fc.weight" in tower.after
+
+
 def test_a_head_that_is_called_embedding_stands_after_the_layers() -> None:
     around = ["gpt_neox.embed_in.weight", "gpt_neox.final_layer_norm.weight", "embed_out.weight"]
     found = [*names("gpt_neox.layers.", 4, *BLOCK), *around]

@@ -198,6 +198,23 @@ def test_nested_values_have_their_paths() -> None:
     assert line.startswith("'text_config.rms_norm_eps' differs")
 
 
+def test_values_adjusted_for_the_output_do_not_differ() -> None:
+    """MiniCPM's scale_depth follows the depth; a window is taken from the model that has one."""
+    one, other = {"scale_depth": 1.4, "sliding_window": None}, {"scale_depth": 1.4}
+    adjusted = {"scale_depth": 1.6, "sliding_window": 64}
+
+    def named(other: dict[str, Any]) -> list[str]:
+        return [d.text for d in differences("a", {"a": one, "b": other}, adjusted)]
+
+    assert named({**other, "sliding_window": 64}) == []
+    (line,) = named({"scale_depth": 1.2, "sliding_window": 64})
+    assert line.startswith("'scale_depth' differs: 1.4 in 'a', 1.2 in 'b'")
+    (line,) = named({"scale_depth": 1.4, "sliding_window": 32})
+    assert line.startswith("'sliding_window' differs: None in 'a', 32 in 'b'")
+    layers = ({"ffn_multipliers": [0.5, n]} for n in (1.0, 2.0))
+    assert found(*layers) == []
+
+
 def test_classes_are_named() -> None:
     llama, mistral = ({"architectures": [f"{n}ForCausalLM"]} for n in ("Llama", "Mistral"))
     assert found(llama, llama, c=mistral) == [

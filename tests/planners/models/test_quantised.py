@@ -91,6 +91,7 @@ def test_what_only_looks_like_it(tmp_path: Path) -> None:
         "h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool),
         "norm.num_batches_tracked": whole(dtype=torch.int64),
         "vision.blocks": torch.ones(4, 4),
+        "mixer.q_weight": torch.ones(2, 4),  # PLaMo 2's norms of queries
         "quantizer.codes": torch.ones(4, 4),
         "count.weight": whole(4),
         "proj.scales": torch.ones(4),

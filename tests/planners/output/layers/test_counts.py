@@ -63,6 +63,17 @@ def test_a_part_that_nothing_counts_is_not_made_longer() -> None:
     assert "keep all its layers" in refusal
 
 
+def test_a_count_is_not_written_for_a_class_that_may_not_read_it() -> None:
+    """DeepSeek-VL's vision model has the depth of the model that its settings name."""
+    vision = {"model_type": "vision", "params": {"model_name": "siglip_large_patch16_384"}}
+    language = {"model_type": "llama", "num_hidden_layers": 2}
+    config = {"model_type": "multi_modality", "language_config": language, "vision_config": vision}
+    towers = {"language_model.model.layers.": 2, "vision_model.vision_tower.blocks.": 4}
+    stack = {"vision_model.vision_tower.blocks.": MORE}
+    (refusal,) = map(str, restacked(config, towers, stack).refusals)
+    assert "no key of the config.json of 'm' counts the 4 layers of 'vision_model" in refusal
+
+
 BART = {
     "model_type": "bart",
     "d_model": 16,

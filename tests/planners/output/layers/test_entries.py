@@ -29,6 +29,12 @@ def test_each_entry_is_from_the_model_that_the_layer_is_from() -> None:
     assert found["head_counts"] == [1, 2, 15, 16]
 
 
+def test_sizes_of_each_layer() -> None:
+    """RWKV-7's class wants as many as there are layers."""
+    found = ok(stacked({"num_hidden_layers": 4, "value_dim": [8, 8, 8, 16]}, [0, 1, 2, 2, 3]))
+    assert found["value_dim"] == [8, 8, 8, 8, 16]
+
+
 def test_equal_depth_from_another_model_is_a_change_too() -> None:
     a = {"num_hidden_layers": 2, "layer_types": ["s", "f"]}
     b = {"num_hidden_layers": 2, "layer_types": ["f", "s"]}
@@ -93,6 +99,7 @@ def test_lists_that_happen_to_have_the_length_are_left_alone(key: str, value: ob
         ("global_attn_indexes", [2], [3]),
         ("moe_layers_enum", "1,3", "1,2,4"),
         ("global_attn_idx", [0, 1, 3], [0, 1, 2, 4]),
+        ("full_attention_idx", [0, 3], [0, 4]),
         ("layers_from_one", [4], [5]),
         ("no_split_layers", [], []),
         ("out_features", ["a"], ["a"]),

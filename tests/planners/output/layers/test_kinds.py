@@ -237,6 +237,23 @@ def test_a_list_says_more_than_a_rule_whose_family_is_not_known() -> None:
     assert "sliding_window_pattern 4 (as in Gemma 3)" in refusal
 
 
+def test_bounds_may_be_listed_for_words_and_images() -> None:
+    """Ernie 4.5 VL's class takes the outermost."""
+    bounds = {"moe_layer_start_index": [1, 1], "moe_layer_end_index": [8, 7]}
+    config = hub("ernie4_5_moe_vl", moe_layer_interval=1, **bounds)
+    found = ok(stacked(config, [*range(8), *range(4, 8)]))
+    assert (found["moe_layer_start_index"], found["moe_layer_end_index"]) == ([1, 1], [11, 11])
+
+
+def test_a_list_that_a_models_own_code_may_not_read_is_said() -> None:
+    config = hub("bailing_hybrid", layer_group_size=4, first_k_dense_replace=0)
+    assert stacked(config, [0, 1, 2, 4, 5]).warnings == []
+    own = {**config, "auto_map": {"AutoConfig": "configuration_bailing.Config"}}
+    assert stacked(own, [0, 1, 2, 3]).warnings == []
+    (warning,) = stacked(own, [0, 1, 2, 4, 3]).warnings
+    assert warning.startswith("'layer_types' is written, since layer_group_size 4 would give")
+
+
 RULES: list[tuple[Config, str]] = [
     (hub("phi3small", dense_attention_every_n_layers=2), "SBSBSBSB"),
     (hub("bailing_moe_linear", layer_group_size=3), "LLFLLFFF"),
@@ -261,6 +278,16 @@ def test_rules_of_code_of_a_models_own(config: Config, kinds: str) -> None:
     swapped = [{0: other, other: 0}.get(i, i) for i in range(8)]
     refusal, *_ = map(str, stacked(config, swapped).refusals)
     assert rule.like in refusal
+
+
+def test_which_layers_are_smaller_since_they_use_others_keys_and_values() -> None:
+    """Hymba's groups say it, of a stack of such layers too."""
+    config = hub("hymba", kv_reuse_group=[[1, 2], [4, 5]])
+    found = ok(stacked(config, [0, 1, 2, 1, 2, 4, 5]))
+    assert found["kv_reuse_group"] == [[1, 2], [3, 4], [5, 6]]
+    (description,) = model(config, {"model.layers.": 8})
+    (kinds,) = description.ruled(found, 7).values()
+    assert [kind == "own" for kind in kinds] == [True, True, False, True, False, True, False]
 
 
 def test_layers_of_different_kinds_merged_into_one_are_warned_about() -> None:

@@ -8,7 +8,7 @@ from mergeloom.planners.models.architecture import infer
 from mergeloom.planners.output.layers.described import describe
 from mergeloom.planners.output.layers.rewrite import rewrite_layers
 from mergeloom.planners.output.layers.stack import Origin, Restacked
-from tests.planners.output.layers.support import BLOCK, Config, ok, restacked, stacked
+from tests.planners.output.layers.support import BLOCK, Config, model, ok, restacked, stacked
 
 VISION, TEXT = "model.visual.blocks.", "model.language_model.layers."
 
@@ -40,6 +40,11 @@ def test_outputs_counted_from_the_embedding_or_from_the_end() -> None:
     assert found["vision_feature_layer"] == -2
     found = with_vision({}, [0, 1, 2, 3, 4, 5, 5], vision_feature_layer=[-2, 1])
     assert found["vision_feature_layer"] == [-3, 1]
+
+
+def test_the_output_of_the_last_layer_is_that_of_any_last_layer() -> None:
+    for origins in ([0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 4]):
+        assert with_vision({}, origins, select_layer=-1)["select_layer"] == -1
 
 
 def test_outputs_named_as_stages() -> None:
@@ -94,6 +99,17 @@ def test_a_factor_that_follows_the_depth_stays_what_it_was() -> None:
     assert "scale_depth: 1.4 -> 1.56525" in found.notes[1]
 
 
+def test_the_same_factor_is_another_in_a_model_of_another_depth() -> None:
+    made = []
+    for name, depth in (("m", 4), ("b", 9)):
+        config = {"model_type": "minicpm3", "num_hidden_layers": depth, "scale_depth": 1.4}
+        made.append(*model(config, {"model.layers.": depth}, name))
+    (donor, other) = made
+    layers = (Origin(donor, 0), Origin(donor, 1), Origin(other, 8))
+    found = rewrite_layers(donor.config, [Restacked("default", donor, layers)])
+    assert ["which is 4 in 'm' and 9 in 'b'" in line for line in found.warnings] == [True]
+
+
 @pytest.mark.parametrize(
     ("config", "word"),
     [
@@ -103,6 +119,19 @@ def test_a_factor_that_follows_the_depth_stays_what_it_was() -> None:
         ),
         ({"model_type": "diffllama"}, "lambda"),
         ({"model_type": "minimax", "layer_types": ["full_attention"] * 4}, "decay"),
+        ({"model_type": "bailing_moe_linear", "layer_group_size": 1}, "decay"),
+        (
+            {"model_type": "chatglm", "position_encoding_2d": True, "inner_hidden_size": 8},
+            "twice the number of layers",
+        ),
+        (
+            {
+                "model_type": "openelm",
+                "qkv_multipliers": [0.5, 1.0],
+                "num_query_heads": [1, 1, 2, 2],
+            },
+            "qkv_multipliers",
+        ),
     ],
 )
 def test_what_a_layers_number_decides_is_warned_about(config: Config, word: str) -> None:
@@ -111,6 +140,16 @@ def test_what_a_layers_number_decides_is_warned_about(config: Config, word: str)
     assert word in warning
     assert "'m'" in warning
     assert stacked(config, range(4)).warnings == []
+
+
+def test_what_the_depth_decides_is_warned_about_where_no_number_changes() -> None:
+    config = {
+        "model_type": "minimax",
+        "num_hidden_layers": 4,
+        "layer_types": ["full_attention"] * 4,
+    }
+    (warning,) = stacked(config, [0, 1]).warnings
+    assert "decay" in warning
 
 
 def test_a_count_that_counts_within_each_layer_too_cannot_change() -> None:
