@@ -49,7 +49,7 @@ IMPORT_PREFETCH_BYTES = 512 * MIB
 _NODE_BYTES = 400
 _HEAP_MARGIN = 24 * MIB
 _INSPECTING = 20 * MIB
-"""What the library takes that looks for NaN among numbers that are copied."""
+"""Memory in bytes of the library that checks copied numbers for NaN and infinity."""
 _MEMO_SHARE = 0.25
 """Maximum share of the ledger for memos: they only save arithmetic, resident inputs save reads."""
 _MINIMUM_STEP = 8 * MIB

@@ -76,7 +76,7 @@ class Work:
 
     ``merges`` are those of its tree, inputs before their users and the root last; ``leaves`` are
     its aligned loads, ``side`` those that are held whole while it runs, ``tables`` those that it
-    reads by rows. It begins when the spilled values in ``awaited`` are there.
+    reads by rows. It begins when the spilled values in ``awaited`` are written.
     """
 
     merges: tuple[Merge, ...]
@@ -275,8 +275,7 @@ def _table_reads(
 ) -> tuple[int, ...]:
     """How many times a merge tree reads each of its tables, in all passes over ``grains``.
 
-    The result of a merge is made in every pass that gathers a statistic of what it is an input of,
-    too.
+    A merge is also computed in each statistics pass of the merges that it is an input of.
     """
     found = dict.fromkeys(tables, 0)
     for merge in merges if tables else ():
@@ -310,13 +309,13 @@ def cost(merge: Merge, arithmetic: Arithmetic) -> float:
 
 
 def _decodes(merge: Merge) -> bool:
-    """Whether any input of a merge lies in blocks that a library decodes."""
+    """Whether any input of a merge is stored in blocks that a library decodes."""
     nodes = (*merge.gather.inputs, *merge.gather.beside)
     return any(isinstance(node, Load) and bool(node.dtype.codec) for node in nodes)
 
 
 def _are_numbers(dtype: DType) -> bool:
-    """Whether each element is a number by itself that may be NaN or infinite."""
+    """Whether elements are stored one by one, in a type that has NaN or infinity."""
     return dtype.floating and dtype.block == 1 and not dtype.codec
 
 

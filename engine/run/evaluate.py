@@ -1,9 +1,9 @@
-"""Evaluating one merge tree on one tile, grain by grain. Needs no library itself.
+"""Evaluate a merge tree on a tile, grain by grain; needs no library itself.
 
-Everything here works on memory that exists already: inputs are views of ledger blocks, casts and
-intermediate results go to the worker's scratch, outputs to views of ledger blocks; or the same in
-the memory of a device (`engine.run.device_worker`). The operations of one grain are the same
-whatever the tile, so their results are too.
+No memory is allocated here: inputs and outputs are views of ledger blocks, and widened inputs and
+intermediate results are in the worker's scratch memory, or all of these are in the memory of a
+device (`engine.run.device_worker`). The operations on a grain do not depend on the tile, so its
+results do not either.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mergeloom.engine.run.tables import LoadedTable
 
 
 class Stretch(Protocol):
-    """Elements of a tensor that lie in memory, of this machine or of a device."""
+    """Contiguous elements of a tensor in main memory or in the memory of a device."""
 
     def view(self, ops: Ops, dtype: DType, start: int, count: int) -> Array:
         """Elements ``[start, start + count)`` as a flat array."""
@@ -33,15 +33,14 @@ class Stretch(Protocol):
 
 @record(frozen=True, slots=True)
 class Span:
-    """Where elements of a tensor lie in memory: element ``first`` at byte ``at`` of ``block``."""
+    """Elements of a tensor in main memory: element ``first`` is at byte ``at`` of ``block``."""
 
     block: Block
     at: int
     first: int
 
     def view(self, ops: Ops, dtype: DType, start: int, count: int) -> Array:
-        """Elements ``[start, start + count)`` as a flat array; those that share bytes as
-        these bytes."""
+        """Elements ``[start, start + count)`` as a flat array; packed elements as their bytes."""
         if dtype.stored is not None:
             kind, number = dtype.stored, dtype.numbers(count)
         elif dtype.block > 1:
@@ -65,7 +64,7 @@ class Memo:
     first: int
 
     def of(self, ops: Ops, index: int) -> Array:
-        """That of grain ``index``."""
+        """The memo of grain ``index``."""
         return ops.view(self.block, (index - self.first) * self.nbytes, U8, self.nbytes)
 
 
@@ -73,9 +72,9 @@ class TreeEvaluator:
     """Evaluates a merge tree on the grains of one tile.
 
     ``statistics`` maps each merge of the tree to the results of its finished passes; ``prefixes``
-    to what its kernel must know of earlier grains, by grain. ``ops`` does the arithmetic; ``memo``
-    is handed to the kernel of the root, ``side`` and ``tables`` to those that have loads beside
-    their inputs.
+    maps merges with a scan to the sum of the scan values of all earlier grains, by grain. ``ops``
+    is the arithmetic, ``memo`` the memos for the root's kernel, ``side`` and ``tables`` the loads
+    other than inputs.
     """
 
     def __init__(
@@ -102,14 +101,14 @@ class TreeEvaluator:
         self._side = {load: _beside(ops, load, span) for load, span in beside}
         self._values: dict[Load | Merge, Array] = {}
         self._parts: list[Array] = []
-        """Room for the parts of the root's grain."""
+        """The arrays for the `Kernel.parts` of the current grain."""
         self._narrow: dict[Load, Array] = {}
-        """Loads as they are stored, whose widened values have not been asked for yet."""
+        """Stored arrays of the loads that no kernel has read yet; they are widened on demand."""
         plain = root.is_flat and memo is None and not root.kernel.parts and not ops.on_device
         self._stays = plain and all(ops.reads(load.dtype) for load in inputs)
-        """Whether nothing of what the root's kernel sees lies in scratch."""
+        """Whether a view can be reused: no array that the root's kernel sees is in scratch."""
         self._seen: GrainView | None = None
-        """Of the grain that was looked at last; passes over a small tensor have one grain."""
+        """The latest view; all passes over a small tensor use the same one."""
 
     def statistic(
         self, merge: Merge, statistic: Statistic[Any, Any], into: Any, index: int
@@ -120,7 +119,7 @@ class TreeEvaluator:
         self._ops.release(start)
 
     def scan_value(self, merge: Merge, index: int) -> tuple[Any, ...]:
-        """What grain ``index`` of ``merge`` adds to the scan; see `Kernel.scan_value`."""
+        """The scan value of grain ``index`` of ``merge``; see `Kernel.scan_value`."""
         start = self._begin()
         result = merge.kernel.scan_value(self._view(merge, index), self._statistics[merge])
         self._ops.release(start)
@@ -132,10 +131,10 @@ class TreeEvaluator:
         writes: Sequence[tuple[Write, Stretch]],
         losses: GrainSums | None = None,
     ) -> Any:
-        """Compute grain ``index`` of the root and round it into its outputs; what that loses, where
-        the kernel tells, is added to ``losses``.
+        """Compute grain ``index`` of the root and round it into its outputs.
 
-        Returns what is not 0 where any of their elements may not be finite; see `check_finite`.
+        The quantisation error is added to ``losses``, if given. Returns nonzero if any output
+        element may not be finite; see `check_finite`.
         """
         ops, top = self._ops, self._begin()
         start, count = self._grains.bounds(index)
@@ -226,7 +225,7 @@ class TreeEvaluator:
 
 
 class _Inputs(Sequence[Array]):
-    """The inputs of one grain; those that are ``narrow`` are widened when they are asked for."""
+    """The inputs of one grain; those in ``narrow`` are widened when they are first read."""
 
     def __init__(
         self,
@@ -257,8 +256,7 @@ class _Inputs(Sequence[Array]):
 
 
 def _beside(ops: Ops, load: Load, span: Span) -> Array:
-    """A tensor beside the inputs as kernels get it: as it is stored, or widened if elements share
-    bytes."""
+    """A side input for kernels, whole: in its stored dtype, or widened if that is packed."""
     stored = span.view(ops, load.dtype, 0, load.elements)
     return ops.shaped(ops.whole_bytes(load.dtype, stored, load.elements), load.shape)
 
@@ -281,13 +279,14 @@ def check_finite(
     writes: Sequence[tuple[Write, Span]],
     tables: Mapping[Load, LoadedTable] | None = None,
 ) -> dict[Load, int]:
-    """Look at one grain of ``root`` that was computed and may not be finite.
+    """Check a grain of ``root`` whose results may not be finite.
 
-    ``bounds`` are its first element and their number; ``inputs`` are where the loads of the tree
-    lie, those beside its inputs too. Returns how many elements of inputs are not finite there.
+    ``bounds`` are the first element of the grain and the number of elements; ``inputs`` are the
+    positions of all loads of the tree in memory, with side inputs. Returns, for each input, the
+    number of its elements in this grain that are not finite.
 
     Raises:
-        RunError: a value is not finite although the inputs there are.
+        RunError: a result is not finite although the inputs it is computed from are.
     """
     merges, known = list(tree(root)), tables or {}
     nodes = dict.fromkeys(node for merge in merges for node in merge.gather.inputs)
@@ -322,5 +321,5 @@ def check_finite(
 
 
 def _not_finite(span: Span, dtype: DType, bounds: tuple[int, int]) -> Any:
-    """Which elements are not finite, as an array of numpy."""
+    """A numpy mask of the elements that are not finite."""
     return not_finite(span.content(dtype, *bounds), dtype, bounds[1])

@@ -222,13 +222,13 @@ class Executor:
             if self._stopping:
                 return
             self._stopping = True
-            chains = [chain for run in self._running for chain in run.chains.values()]
+            scans = [scan for run in self._running for scan in run.scans.values()]
             self._ready.stop()
             self._ended.notify_all()
             self._spilled.notify_all()
         self._ledger.close()
-        for chain in chains:
-            chain.stop()
+        for scan in scans:
+            scan.stop()
         for _ in range(self._requests):
             self._loader.requests.put(None)
         for _ in range(self._finishers):
@@ -364,9 +364,9 @@ class Executor:
         """Add the scan values of a tile and store the prefix of each grain in it."""
         run, tile = task.merge, task.tile
         with self._lock:
-            chain = run.chain(tile.number, merge)
+            scan = run.scan(tile.number, merge)
         total = tuple(map(sum, zip(*own, strict=True)))
-        before = chain.exchange(run.placement.flow.index(tile.first), total)
+        before = scan.exchange(run.placement.flow.index(tile.first), total)
         task.prefixes[merge] = dict(enumerate(sums_before(own, before), start=tile.first))
 
     def accumulate(self, task: TileRun, accumulator: Any) -> None:

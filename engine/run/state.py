@@ -1,14 +1,14 @@
-"""The state of one merge while it runs: passes, barriers, scans, digests. No I/O, no threads.
+"""The state of a merge while it runs: passes, tiles, scans, digests.
 
-A merge's tiles pass through reading, arithmetic and writing, several at once. What must hold
-between them is decided here, under one lock that the executor owns:
+Several tiles of a merge are read, computed and written at the same time. The records here express
+what must hold between them, and are changed under one lock of the executor:
 
-- a tile of a pass may be computed when its reads are done, the pass before is complete, and
-  inputs that another merge is still reading are there;
-- where a kernel scans, tiles of a pass are taken in order, so that no tile waits for
-  a tile that no worker has taken.
+- a tile of a pass may be computed when its inputs have been read, also those that another merge
+  reads, and the previous pass is complete;
+- if a kernel scans, workers take the tiles of a pass in order, so that no tile waits for one that
+  no worker has taken.
 
-`TileQueue` is what workers ask of the executor.
+`TileQueue` is the interface of the executor for workers.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from mergeloom.engine.storage.digest import TensorDigest
 
 
 class HeldLoad:
-    """A load that lies in memory whole, from byte ``at`` of ``block`` on.
+    """A load that is in memory completely, from byte ``at`` of ``block`` on.
 
-    ``unread`` bytes are still to come. ``users`` counts the merges that hold it, among them the
-    later one that it is kept for.
+    ``unread`` is the number of bytes not read yet. ``users`` counts the merges that hold it,
+    including a later one that it is kept for. ``waiting`` are tiles that need it.
     """
 
     __slots__ = ("at", "block", "unread", "users", "waiting")
@@ -50,10 +50,10 @@ class HeldLoad:
 class TileRun:
     """One tile in flight.
 
-    ``pending`` counts what must happen before it can be computed; the ``transient`` blocks are
-    given back when it is. ``memo`` is what passes leave to later ones. ``prefixes`` are, by
-    merge and grain, those of all grains before. ``faulty`` counts the elements of inputs that are
-    not finite, where results are not.
+    ``pending`` counts the conditions that are not met yet for computing it; the ``transient``
+    blocks are released afterwards. ``memo`` holds the memos of its grains. ``prefixes`` has, by
+    merge and grain, the sum of the scan values of all earlier grains. ``faulty`` counts the input
+    elements that are not finite, in grains whose results are not.
     """
 
     order: int
@@ -67,7 +67,7 @@ class TileRun:
     prefixes: dict[Merge, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     faulty: Counter[Load] = field(default_factory=Counter)
     losses: GrainSums | None = None
-    """What its grains lose as codes, where the kernel is `Kernel.lossy`."""
+    """The quantisation error of its grains, if the kernel is `Kernel.lossy`."""
 
     def __lt__(self, other: TileRun | Bundle) -> bool:
         return self.order < other.order
@@ -75,7 +75,12 @@ class TileRun:
 
 @dataclass(eq=False, slots=True)
 class PassRun:
-    """Progress of one pass; ``scanned`` are the merges that scan."""
+    """Progress of one pass over ``tiles`` tiles.
+
+    ``scanned`` are the merges that scan; ``parked`` are tiles that must wait for their turn in the
+    scan, ``waiting`` those that wait until the pass is ``open``; ``total`` is the accumulator of
+    the statistic.
+    """
 
     tiles: int
     open: bool = False
@@ -86,7 +91,7 @@ class PassRun:
     done: int = 0
     total: Any = None
     combining: Lock = field(default_factory=Lock)
-    """Held while what a tile has gathered is added to ``total``."""
+    """Held while the accumulator of a tile is added to ``total``."""
 
 
 class PrefixScan:
@@ -111,7 +116,7 @@ class PrefixScan:
             return before
 
     def stop(self) -> None:
-        """Let everybody go: the run is over."""
+        """Release all waiting threads: the run is over."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -119,11 +124,11 @@ class PrefixScan:
 
 @dataclass(eq=False, slots=True)
 class Bundle:
-    """Small merges that run together, in one block of memory: to hand a tile from thread to thread
-    takes longer than to merge a few kilobytes.
+    """Small merges that run together in one block of memory, because passing a tile from thread to
+    thread takes longer than merging a few kilobytes.
 
-    A worker takes each through all of its passes. Grains and the order of what is added up are
-    those of the merges by themselves, and so are their bytes.
+    One worker runs all passes of each. Grains and the order of sums are the same as for separate
+    merges, so the results are too.
     """
 
     order: int
@@ -136,7 +141,7 @@ class Bundle:
 
 
 class SmallRun:
-    """One merge of a bundle. It has no tiles: all of it is in memory while it is computed."""
+    """One merge of a bundle; it has no tiles, because it is in memory completely."""
 
     __slots__ = ("digests", "faulty", "losses", "placement", "statistics")
 
@@ -154,7 +159,7 @@ class SmallRun:
 
 
 class TileQueue(Protocol):
-    """What those who compute tiles ask of the executor; see `engine.run.executor.Executor`."""
+    """The interface of the executor for workers; see `engine.run.executor.Executor`."""
 
     def check(self) -> None: ...
 
@@ -193,21 +198,22 @@ class MergeRun:
         work = placement.work
         self.placement = placement
         self.device = placement.assignment.device
-        """Who computes its tiles now: a device by number, or the CPU (``None``)."""
+        """The number of the device that computes its tiles now; ``None`` for the CPU."""
         self.held: dict[Load, HeldLoad] = {}
         self.side: dict[Load, HeldLoad] = {}
-        """Loads beside the inputs."""
+        """Side inputs and held tables."""
         self.resident: dict[tuple[Load, int], tuple[Block, int]] = {}
-        """Tiles that stay for all passes, by load and position; the dispatcher's alone."""
+        """Blocks of tiles kept for all passes, by load and tile; used by the dispatcher only."""
         self.memos: dict[int, Block] = {}
-        """Memos of tiles, by position; the dispatcher's alone."""
+        """Blocks of memos, by tile; used by the dispatcher only."""
         self.passes = [PassRun(placement.flow.tiles) for _ in work.passes]
         self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in work.merges}
-        self.chains: dict[tuple[int, Merge], PrefixScan] = {}
+        self.scans: dict[tuple[int, Merge], PrefixScan] = {}
+        """Scans by pass and merge."""
         self.digests = {write: TensorDigest(work.grains.count) for write in work.writes}
         self.unwritten = dict.fromkeys(work.writes, placement.flow.tiles)
         self.seconds = 0.0
-        """Time that its tiles took on any processor; NaN if that is not known."""
+        """Seconds that its tiles took on any processor; NaN if unknown."""
         self.faulty: Counter[Load] = Counter()
         self.losses = GrainSums()
         self.open_pass(0)
@@ -217,18 +223,19 @@ class MergeRun:
         return relative_error(write, self.losses)
 
     def add(self, task: TileRun) -> None:
-        """Add what a tile of the last pass has found out beside its outputs."""
+        """Add the counts and the quantisation error of a tile of the last pass."""
         self.faulty.update(task.faulty)
         if task.losses is not None:
             self.losses.combine(task.losses)
 
-    def chain(self, number: int, merge: Merge) -> PrefixScan:
-        return self.chains.setdefault((number, merge), PrefixScan())
+    def scan(self, number: int, merge: Merge) -> PrefixScan:
+        """The scan of ``merge`` in pass ``number``."""
+        return self.scans.setdefault((number, merge), PrefixScan())
 
     def finish_pass(self, number: int) -> None:
-        """Turn the accumulated total of a statistics pass into its result.
+        """Compute the result of a statistics pass from its total.
 
-        Called once, when all of its tiles are done, and before the next pass is opened.
+        Called once, when all tiles of the pass are done, before the next pass is opened.
         """
         current = self.placement.work.passes[number]
         if current.statistic is not None:
@@ -242,15 +249,15 @@ class MergeRun:
             self.passes[number].total = None
 
     def open_pass(self, number: int) -> None:
-        """Admit the tiles of a pass, now that all statistics it builds on are there."""
+        """Admit the tiles of a pass; the statistics of all previous passes are complete."""
         self.passes[number].open = True
         self.passes[number].scanned = scanned_in(self.placement.work, number, self.statistics)
 
 
 def relative_error(write: Write, losses: GrainSums | None) -> float | None:
-    """The relative error of what is written as codes: ‖written - computed‖ / ‖computed‖.
+    """The relative error of a quantised tensor: ‖written - computed‖ / ‖computed‖.
 
-    ``None`` of anything else, and where it is not finite.
+    ``None`` if the write is not quantised, or if the error is not finite.
     """
     if write.part or losses is None or losses.total is None:
         return None
@@ -262,7 +269,7 @@ def relative_error(write: Write, losses: GrainSums | None) -> float | None:
 def sums_before(
     values: Sequence[tuple[int, ...]], before: tuple[int, ...]
 ) -> Iterator[tuple[int, ...]]:
-    """For each of ``values`` the elementwise sum of ``before`` and of those in front of it."""
+    """The exclusive prefix sums of ``values``, elementwise, starting with ``before``."""
     for numbers in values:
         yield before
         before = tuple(a + b for a, b in zip(before, numbers, strict=True))
@@ -271,7 +278,7 @@ def sums_before(
 def scanned_in(
     work: Work, number: int, statistics: Mapping[Merge, Sequence[Any]]
 ) -> tuple[Merge, ...]:
-    """The merges that scan in a pass, given the ``statistics`` of the passes before."""
+    """The merges that scan in a pass, given the ``statistics`` of the previous passes."""
     current = work.passes[number]
     here = work.merge_of(current)
     if here.is_flat and current.statistic is not None:

@@ -40,8 +40,8 @@ def test_an_id_beyond_the_rows(models: Path) -> None:
     for name in "ab":
         tokenizer(models / name, ["x", "y", "z"], ["<s>", "<pad>", "</s>"])
     assert warnings(models) == tuple(
-        f"2 tokens of '{name}' have no row in its embedding, which has 4 rows: the id of '<pad>' is "
-        "4"
+        f"2 tokens of '{name}' have no row in its embedding, which has 4 rows: "
+        "the id of '<pad>' is 4"
         for name in "ab"
     )
 
