@@ -354,10 +354,10 @@ def _check_same(
     if fingerprint == job.fingerprint:
         return False
     found = differences(identity, job.identity)
-    where = f"'{directory.path}' was made by another merge"
-    ways_out = "start anew with --restart, or choose another output"
+    where = f"'{directory.path}' holds another merge"
+    ways_out = "start over with --restart, or choose another output"
     if not only_touched(found):
-        raise OutputError(f"{where}; different: {listed(found)}", remedy=ways_out)
+        raise OutputError(f"{where}: {listed(found)}", remedy=ways_out)
     touched = ", ".join(each.what for each in found[:3])
     if _differing(recorded, run, directory.records):
         raise OutputError(

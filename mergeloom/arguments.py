@@ -110,7 +110,7 @@ def budget(value: object, name: str) -> int:
     found = size(value, name)
     if found < MIB:
         raise LoomError(
-            f"{name} is {found:,} bytes, in which no program runs",
+            f"{name} is {found:,} bytes, too little for any program",
             remedy=f"did you mean {found}GiB?" if found < 2048 else "write for example 8GiB",
         )
     return found

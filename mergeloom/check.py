@@ -66,7 +66,7 @@ def check_output(
         reason = _pass_over(tensor)
         write = writes.get(tensor.name)
         if write is None or write.seen_as is not None:
-            reason = "written in codes"
+            reason = "quantised in the output"
         if reason is None:
             rows = _rows(tensor, writes[tensor.name], budget, chance)
             if rows is None:
@@ -83,11 +83,11 @@ def _pass_over(tensor: TensorPlan) -> str | None:
     from mergeloom.methods import reference as plain
 
     if any(item.model.stored(item.tensor) is None for item in tensor.contributions):
-        return "computed from an earlier stage, an adapter or codes"
+        return "computed from an earlier stage, an adapter or quantised weights"
     if any(not path.endswith(".safetensors") for path, _ in _places(tensor)):
         return "read from another format than safetensors"
     if tensor.method is not None and not plain.knows(tensor.method):
-        return "by a method without a plain formula"
+        return "by a method without a reference formula"
     return None
 
 

@@ -18,7 +18,7 @@ from mergeloom.report.output_records import Cleaned, CleanReport
 
 _CACHES = {
     "loops": "machine code of other versions or processors",
-    "profile.json": "how fast this machine is, as runs measured it",
+    "profile.json": "the measured speed of this machine",
 }
 
 
@@ -62,18 +62,18 @@ def _check_interrupted(output: Path) -> None:
     found = examine(output)
     if found.condition in (Condition.FINISHED, Condition.INCOMPLETE):
         raise OutputError(
-            f"'{output}' is a finished merge, which is not cleaned away",
+            f"'{output}' is a finished merge, which 'clean' does not remove",
             remedy="remove the directory yourself if it is not wanted any more",
         )
     if found.condition not in (Condition.INTERRUPTED, Condition.DAMAGED):
         raise OutputError(
-            f"'{output}' is no interrupted merge, so there is nothing in it to clean",
+            f"'{output}' is not an interrupted merge: there is nothing to clean",
             remedy="name the OUT of a merge that was interrupted",
         )
 
 
 def _left(output: Path) -> Cleaned:
-    return Cleaned(str(output), "an interrupted merge: what it has recorded", size_of(output))
+    return Cleaned(str(output), "the finished part of an interrupted merge", size_of(output))
 
 
 def _clear(output: Path) -> None:

@@ -136,7 +136,7 @@ def run() -> int:
         if is_memory_short(error):
             return _failed(RunError(MEMORY_SHORT))
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return _failed(RunError(f"this should not happen: {reason} (--debug shows where)"))
+        return _failed(RunError(f"internal error: {reason} (--debug shows where)"))
 
 
 class UsageError(LoomError):
@@ -153,8 +153,8 @@ def _usage(error: click.UsageError) -> str:
 
         instead = COMMANDS.get(error.name) or _meant(error.known, error.name) + help_line
         if os.path.isfile(error.name):
-            instead = f"'{app.name} plan {error.name}' shows what it makes, '{app.name} merge "
-            instead += f"{error.name} OUT' makes it"
+            instead = f"'{app.name} plan {error.name}' shows the merge, '{app.name} merge "
+            instead += f"{error.name} OUT' runs it"
         return f"there is no command '{error.name}': {instead}"
     called = "" if error.ctx is None else _synopsis(error.ctx)
     if isinstance(error, click.NoSuchOption):

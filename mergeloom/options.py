@@ -131,7 +131,7 @@ class Finding:
         """
         for folder in self.search_dir or []:
             if not folder.is_dir():
-                raise LoomError(f"--search-dir '{folder}' is no directory")
+                raise LoomError(f"--search-dir '{folder}' is not a directory")
         return self.search_dir or []
 
 
@@ -209,7 +209,7 @@ def planned(
         and str(config) != "-"
     ):
         raise LoomError(
-            f"'{config}' is no file, and '{output}' is one",
+            f"'{config}' is not a file, but '{output}' is",
             remedy="the configuration comes first, then the output",
         )
     with collection_spared():

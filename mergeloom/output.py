@@ -80,7 +80,7 @@ def _too_close(planned: PlannedMerge, output: Path) -> Iterator[Finding]:
         if target.is_relative_to(source):
             yield Finding(
                 f"the output '{output}' lies inside the input '{name}'",
-                remedy="choose a directory beside it, so that nothing takes one for the other",
+                remedy="choose a directory beside it, to keep them apart",
                 code="output-inside-input",
                 severity=Severity.WARNING,
             )

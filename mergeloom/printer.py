@@ -170,7 +170,7 @@ class Printer:
     def _resumed(self, tensors: int) -> None:
         from mergeloom.report.terminal.console import plural
 
-        self.note(f"continuing: {plural(tensors, 'tensor')} are there already")
+        self.note(f"continuing: {plural(tensors, 'tensor')} are already finished")
 
     def _downloading(self, name: str) -> None:
         complain(f"downloading '{name}' from the hub")

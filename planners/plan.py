@@ -272,7 +272,10 @@ def _in_codes(
 
     place, models = last.quantize.place, planning.models.stored_by_name()
     if cpu_arithmetic() is TORCH:
-        raise place.error("codes are written by machine code, which needs numba", "install numba")
+        raise place.error(
+            "quantised weights are written by compiled machine code, which needs numba",
+            "install numba",
+        )
     wanted, findings = str(last.quantize.content), planning.findings
     return quantised(recipe, wanted, place, models, planning.builder, findings)
 

@@ -18,7 +18,7 @@ Reason = tuple[str, int | None]
 
 def unused(model: str, tensor: str) -> Reason:
     """The default reason."""
-    return "nothing of the output is made of it", None
+    return "the output does not use it", None
 
 
 @dataclass(frozen=True)

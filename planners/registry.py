@@ -53,7 +53,7 @@ def register(planner: P) -> P:
     """
     instance = _instance(planner, "the registered object")
     if instance.key in CONFIGURATION.keys or instance.key in keys():
-        raise ConfigError(f"the key '{instance.key}' has a meaning already: choose another one")
+        raise ConfigError(f"the key '{instance.key}' is already in use: choose another one")
     _registered[instance.key] = instance
     return planner
 
@@ -103,7 +103,7 @@ def _load(key: str) -> Planner[Any]:
         return _instance(getattr(importlib.import_module(module), attribute), f"'{key}'")
     offered = _offered().get(key)
     if offered is None:
-        raise ConfigError(f"there is no planner for the key '{key}'")
+        raise ConfigError(f"there is not a planner for the key '{key}'")
     try:
         found = offered.load()
     except Exception as error:
@@ -127,7 +127,7 @@ def _offered() -> dict[str, EntryPoint]:
 def _instance(planner: Any, what: str) -> Planner[Any]:
     if not (isinstance(planner, type) and issubclass(planner, Planner)):
         raise ConfigError(
-            f"{what} is no planner: "
+            f"{what} is not a planner: "
             "it must be a class that derives from mergeloom.planners.planner.Planner"
         )
     instance = planner()

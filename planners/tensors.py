@@ -196,7 +196,7 @@ def build_tensors(
         those = "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
         listed = f"'{names[0]}'" + (" and others" if len(names) > 1 else "")
         findings.note(
-            f"{those} missing in '{model_name}' and made without it: {listed}", code="missing"
+            f"{those} missing in '{model_name}' and merged without it: {listed}", code="missing"
         )
     return tensors
 

@@ -52,7 +52,7 @@ def unused_tensors(
             if id(entry.bytes) not in used.whole and not used.reads(tensor, entry)
         ]
         if len(left) == len(checkpoint.tensors):
-            yield _unused(name, checkpoint, "the output takes nothing of it", left, set())
+            yield _unused(name, checkpoint, "the output uses nothing of it", left, set())
             continue
         for tensor in left:
             layer = None

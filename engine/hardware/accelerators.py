@@ -94,7 +94,7 @@ def choose(
         if not matching:
             names = ", ".join(device.name for device in devices) or "none"
             raise DeviceError(
-                f"--device '{wanted}' is not there; devices that can be used here: {names}",
+                f"--device '{wanted}' is not available; available devices: {names}",
                 remedy="leave the option out, and the merge runs on what there is; NVIDIA's need "
                 "their driver, and the compiler that torch's builds for CUDA bring or the package "
                 "nvidia-cuda-nvrtc",

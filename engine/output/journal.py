@@ -85,7 +85,7 @@ def read_journal(path: Path) -> JournalContent | None:
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise OutputError(f"'{path}' is larger than any journal: start anew with --restart")
+                raise OutputError(f"'{path}' is too large for a journal: start over with --restart")
             lines = _lines(file)
             first = next(lines, None)
             if first is None:
@@ -93,12 +93,12 @@ def read_journal(path: Path) -> JournalContent | None:
             head = _decode(first)
             if head is None or not _is_head(head):
                 raise OutputError(
-                    f"'{path}' is damaged in its first record: start anew with --restart"
+                    f"'{path}' is damaged in its first record: start over with --restart"
                 )
             if head["version"] != VERSION:
                 raise OutputError(
                     f"'{path}' has version {head['version']}, this program writes {VERSION}: "
-                    "finish it with the program that began it, or start anew with --restart"
+                    "finish it with the program that began it, or start over with --restart"
                 )
             for line in lines:
                 entry = _finished(_decode(line))

@@ -145,7 +145,7 @@ def read_manifest(output: Path, name: str = NAME) -> Manifest | None:
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise OutputError(f"'{path}' is larger than any manifest: merge with --restart")
+                raise OutputError(f"'{path}' is too large for a manifest: merge with --restart")
             document = bounded_json.parse(file.read(), MAX_VALUES)
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -190,13 +190,13 @@ def _fault(manifest: Manifest) -> str | None:
     """An inconsistency in a manifest, as text; ``None`` if it is consistent."""
     for name in (*manifest.files, *manifest.side_files):
         if not is_inside(name):
-            return f"it names {name[:200]!r}, which is no file of the output"
+            return f"it names {name[:200]!r}, which is not a file of the output"
     for record in manifest.tensors:
         file = manifest.files.get(record.file)
         if file is None or not 0 <= record.offset <= record.offset + record.nbytes <= file.size:
             return f"{record.name[:200]!r} lies outside its file"
         if record.nbytes < 0 or not is_block(record.block_bytes, record.nbytes):
-            return f"{record.name[:200]!r} has sizes that make no sense"
+            return f"{record.name[:200]!r} has impossible sizes"
     return None
 
 

@@ -155,7 +155,7 @@ def _recorded(
         if found is not None:
             offset, nbytes = found.start, entry.nbytes or found.stop - found.start
             if not is_block(entry.block_bytes, nbytes):
-                wrong.append((entry.tensor, "its record makes no sense"))
+                wrong.append((entry.tensor, "its record is not valid"))
                 continue
             record = TensorRecord(
                 entry.tensor, entry.file, offset, nbytes, entry.digest, entry.block_bytes

@@ -78,7 +78,7 @@ class Difference:
     def __str__(self) -> str:
         if not self.is_readable:
             return self.what
-        return f"{self.what} ({_readable(self.there)} there, {_readable(self.here)} here)"
+        return f"{self.what} (was {_readable(self.there)}, is {_readable(self.here)})"
 
 
 _LONGEST = 60

@@ -489,6 +489,9 @@ def _faulty_inputs(found: Mapping[Load, int]) -> Iterator[str]:
     for load, count in list(found.items())[:_NAMED]:
         file = next((part.source.name for part in load.bytes.ranges()), "memory")
         values = "1 value that is" if count == 1 else f"{count:,} values that are"
-        yield f"'{load.name}' of '{file}' has {values} NaN or infinite: so has what is made of it"
+        yield (
+            f"'{load.name}' of '{file}' has {values} NaN or infinite: "
+            "the tensors merged from it have them too"
+        )
     if len(found) > _NAMED:
         yield f"and {len(found) - _NAMED} more inputs have values that are NaN or infinite"

@@ -31,7 +31,7 @@ def loading_report(output: Path) -> LoadingReport:
         import transformers
     except ImportError as error:
         raise LoomError(
-            "--load asks transformers, which is not installed",
+            "--load needs transformers, which is not installed",
             remedy="pip install transformers",
             code="no-transformers",
         ) from error
@@ -82,9 +82,9 @@ def _load(cls: Any, output: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapp
 
 def _faults(about: Mapping[str, Any]) -> Iterator[Fault]:
     for name in sorted(map(str, about.get("missing_keys", ()))):
-        yield Fault(name, "the class needs it and it is not there: it would be random")
+        yield Fault(name, "the class needs it, but it is missing: it would be random")
     for name in sorted(map(str, about.get("unexpected_keys", ()))):
-        yield Fault(name, "the class has no place for it: it would be left out")
+        yield Fault(name, "the class does not use it: it would be ignored")
     for name, found, expected in sorted(about.get("mismatched_keys", ()), key=str):
         yield Fault(str(name), f"it is {_size(found)}, in the class {_size(expected)}")
     for text in about.get("error_msgs", ()):

@@ -18,7 +18,7 @@ from mergeloom.report import plan_records
 
 _SHOWN = 2
 
-_OTHER = "choose another output directory, or start anew there with --restart"
+_OTHER = "choose another output directory, or start over there with --restart"
 
 
 def state_record(
@@ -62,11 +62,11 @@ def _in_words(
         lacking = _unwritable(found.path)
         if lacking is not None:
             return "refuse", f"{out} cannot be made: {lacking}"
-        return "start", f"{out} does not exist yet: merge will make it"
+        return "start", f"{out} does not exist yet: merge will create it"
     if condition is Condition.EMPTY:
         return "start", f"{out} is an empty directory: merge will fill it"
     if condition is Condition.FILE:
-        return "refuse", f"{out} is a file, or lies in one: choose another output directory"
+        return "refuse", f"{out} is a file, or inside one: choose another output directory"
     if condition is Condition.UNREADABLE:
         return "refuse", f"{out} cannot be read ({found.reason}): choose another output directory"
     if condition is Condition.FOREIGN:
@@ -80,14 +80,14 @@ def _in_words(
         return "start", f"{out} holds a merge that was interrupted before it had finished a tensor"
     if not same:
         what = "a finished merge" if finished else "an interrupted merge"
-        return "refuse", f"{out} holds {what} of another kind; different: {different}: {_OTHER}"
+        return "refuse", f"{out} holds {what} that differs: {different}: {_OTHER}"
     if condition is Condition.FINISHED:
         return "nothing", f"{out} holds this merge, finished: nothing is left to do"
     if condition is Condition.INCOMPLETE:
         faults = ", ".join(found.faults[:_SHOWN])
         more = f" and {len(found.faults) - _SHOWN} more" if len(found.faults) > _SHOWN else ""
         return "repair", (
-            f"{out} holds this merge, finished, but {faults}{more}: merge will make again "
+            f"{out} holds this merge, finished, but {faults}{more}: merge will recreate "
             "what is missing"
         )
     return "continue", (
@@ -109,7 +109,7 @@ def _unwritable(path: Path) -> str | None:
     """Why a directory cannot be created; ``None`` if unknown."""
     parent = next((each for each in path.absolute().parents if each.exists()), None)
     if parent is None:
-        return "nothing of its path exists"
+        return "no part of its path exists"
     if not parent.is_dir():
         return f"'{parent}' is a file"
     if not os.access(parent, os.W_OK | os.X_OK):

@@ -13,7 +13,7 @@ from mergeloom.report.units import data
 _NOT_OURS = {
     Condition.ABSENT: "does not exist",
     Condition.EMPTY: "is an empty directory",
-    Condition.FILE: "is a file, or lies in one",
+    Condition.FILE: "is a file, or inside one",
     Condition.FOREIGN: "was not made by mergeloom",
 }
 _SHOWN = 2
@@ -72,7 +72,7 @@ def _message(found: OutputState, share: float | None) -> str:
         more = f" and {len(found.faults) - _SHOWN} more" if len(found.faults) > _SHOWN else ""
         return (
             f"{out} was finished, but {', '.join(found.faults[:_SHOWN])}{more}; the same merge "
-            "command makes again what is missing"
+            "command recreates what is missing"
         )
     return f"{out} is finished: {found.finished:,} tensors, {data(found.finished_bytes)}"
 

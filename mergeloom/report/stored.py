@@ -67,7 +67,7 @@ def _stored(output: Path, name: str, document: str) -> Document:
         with gzip.open(path, "rb") as file:
             content = file.read(_LARGEST + 1)
         if len(content) > _LARGEST:
-            raise ValueError("it is larger than any report")
+            raise ValueError("it is too large for a report")
         return decode(document, content)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise OutputError(

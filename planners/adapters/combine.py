@@ -21,7 +21,7 @@ from mergeloom.planners.config.parameters import Level, Resolved, required, reso
 from mergeloom.planners.models.model import OutputTensor, StoredModel
 from mergeloom.planners.tensors import Contribution, TensorPlan, values
 
-NOT_COMBINED = "it stands in place of the model's"
+NOT_COMBINED = "it replaces the model's"
 
 
 @dataclass(frozen=True)

@@ -121,8 +121,8 @@ def taken(adapters: Sequence[Adapter]) -> Iterator[Taken]:
                 same = first.stored is stored or equal_bytes(first.stored, stored)
                 if not same or other != about:
                     raise CheckpointError(
-                        f"'{first.adapter.name}' and '{adapter.name}' both have a '{name}' in "
-                        "place of the model's, and not the same: such weights cannot be combined",
+                        f"'{first.adapter.name}' and '{adapter.name}' both replace '{name}' "
+                        "of the model, with different weights, which cannot be combined",
                         remedy="merge both adapters into models, and those with each other",
                     )
     yield from (each for each, _ in found.values())
@@ -144,8 +144,8 @@ def _check(
     """
     if product.lengths is not None:
         raise CheckpointError(
-            f"'{adapter.name}' is a DoRA adapter: the lengths that it gives to rows of the whole "
-            "weight cannot be combined",
+            f"'{adapter.name}' is a DoRA adapter: its row lengths belong to the whole "
+            "weight and cannot be combined",
             remedy=f"merge it into its model, as MODEL+{adapter.name}",
         )
     if product.bias is not None and kind.what is not What.BESIDE and kind.name != "svd":
@@ -174,9 +174,9 @@ def _check_shapes(
         if kind.what is What.FACTORS and ranks[0] != ranks[1]:
             raise CheckpointError(
                 f"the ranks for '{name}' differ: {ranks[0]} in '{first.adapter.name}' and "
-                f"{ranks[1]} in '{other.adapter.name}', and '{kind.name}' combines factors of one "
-                "rank",
-                remedy="'cat', 'svd' and the others that end in 'svd' take different ranks",
+                f"{ranks[1]} in '{other.adapter.name}', and '{kind.name}' needs "
+                "equal ranks",
+                remedy="'cat', 'svd' and the kinds that end in '_svd' accept different ranks",
             )
 
 

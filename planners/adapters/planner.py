@@ -37,8 +37,8 @@ class PlannedAdapter(PlannedModel):
     @cached_property
     def architecture(self) -> Architecture:
         raise CheckpointError(
-            f"'{self.name}' is an adapter and no model",
-            remedy="write it to a directory first, and name that behind a model: MODEL+DIRECTORY",
+            f"'{self.name}' is an adapter, not a model",
+            remedy="merge it into a directory first, then use MODEL+DIRECTORY",
         )
 
 
@@ -81,7 +81,7 @@ class AdaptersPlanner(Planner[AdaptersDocument]):
             return (SideFile.made(CONFIG, as_json(config)),)
 
         def left_out(model: str, tensor: str) -> tuple[str, None]:
-            return "it is the model's own, which PEFT kept beside what was trained", None
+            return "it is the base model's own weight, which PEFT saved with the adapter", None
 
         return Recipe(
             output=PlannedAdapter(
@@ -111,7 +111,8 @@ def _opened(document: AdaptersDocument, planning: Planning) -> list[Adapter]:
             adapter = planning.models.adapter(entry.adapter.model)
             if any(adapter is other for other in found):
                 raise CheckpointError(
-                    f"'{entry.adapter}' is named twice", remedy="add up its weights"
+                    f"'{entry.adapter}' is named twice",
+                    remedy="list it once, with the sum of its weights",
                 )
         found.append(adapter)
     return found
@@ -145,7 +146,7 @@ def _warn(
     if all(adapter.base is None for adapter in adapters) and document.base_model is None:
         findings.warn(
             document.place,
-            "no adapter says which model it is for, so the output does not",
+            "no adapter names its base model, so the output does not either",
             "write 'base_model: MODEL'",
             "no-base",
         )
@@ -153,7 +154,7 @@ def _warn(
         findings.warn(
             document.place,
             "no module is changed by two of the adapters: nothing is combined",
-            "were they trained inside different classes of the model?",
+            "were they trained with different model classes?",
             "apart",
         )
     for other in others:

@@ -182,7 +182,7 @@ class Fields:
         for key in keys:
             near = nearest(key, unknown, 0.7)
             if near is not None:
-                return f"did you mean '{key}' by {short(repr(near))}?"
+                return f"is {short(repr(near))} a misspelling of '{key}'?"
         return ""
 
     def _unknown(self, key: str, item: Value) -> None:

@@ -74,7 +74,7 @@ def _no_value(
         remedy = f"write a space after the colon, '{key}: {rest}'"
     else:
         near = None if name in known else nearest(name, known)
-        remedy = f"did you mean '{near}', and which value?" if near else "add it, or remove the key"
+        remedy = f"did you mean '{near}'?" if near else "write a value, or remove the key"
     findings.error(item.place, f"{short(repr(name))} has no value", remedy, "no-value")
 
 

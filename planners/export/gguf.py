@@ -118,7 +118,7 @@ def _tensors(
     strange = next((name for name in unknown if name not in left), None)
     if strange is not None:
         raise CheckpointError(
-            f"'{where}' has '{strange}', which no GGUF file of a '{family.model_type}' has"
+            f"'{where}' has '{strange}', unlike GGUF files of a '{family.model_type}'"
         )
     heads = {
         QUERIES: int(config["num_attention_heads"]),
@@ -140,7 +140,7 @@ def _tensors(
         found[called] = _one(builder, model, ours, next(turned, None), family, dtype)
     missing = [names[each] for each in names if each.endswith("embed_tokens.weight")]
     if missing[0] not in found:
-        raise CheckpointError(f"'{where}' has no embedding, and is no whole model")
+        raise CheckpointError(f"'{where}' has no embedding, so it is not a complete model")
     return found, tuple(left)
 
 
@@ -188,7 +188,9 @@ def _stacked(
         raise CheckpointError(f"'{where}': '{experts[0]}' and others like it: {error}") from error
     if None in stored:
         name = experts[stored.index(None)]
-        how = "is computed from codes or others" if name in model else "is missing"
+        how = (
+            "is computed from quantised weights or other tensors" if name in model else "is missing"
+        )
         raise CheckpointError(
             f"'{where}' cannot be exported: '{name}' {how}",
             remedy="merge it first ('merge_method: passthrough'), and export the output",

@@ -29,8 +29,8 @@ def family_of_config(config: Mapping[str, Any], where: str) -> Family:
     if family is None:
         known = ", ".join(each.model_type for each in FAMILIES)
         raise CheckpointError(
-            f"'{where}' is a model of type '{str(kind)[:80]}', which is not exported to GGUF",
-            remedy=f"exported are {known}; llama.cpp's own converter takes more",
+            f"'{where}' is a model of type '{str(kind)[:80]}', which cannot be exported to GGUF",
+            remedy=f"exported are {known}; llama.cpp's own converter supports more",
         )
     return family
 
@@ -53,7 +53,7 @@ def values_of(family: Family, config: Mapping[str, Any], name: str, where: str) 
     for key, ours in keys.items():
         value = experts_of(config) if ours == family.experts else config.get(ours)
         if value is None and key in family.required:
-            raise CheckpointError(f"'{where}': config.json does not tell '{ours}'")
+            raise CheckpointError(f"'{where}': config.json has no '{ours}'")
         if value is not None:
             real = ours.endswith(("eps", "capping"))
             found[prefix + key] = float(value) if real else int(value)
@@ -77,8 +77,8 @@ def values_of(family: Family, config: Mapping[str, Any], name: str, where: str) 
         found[prefix + "rope.scaling.attn_factor"] = _attention_factor(rope, config, original)
     elif kind not in ("default", "llama3"):
         raise CheckpointError(
-            f"'{where}' has a rotary embedding of the kind '{str(kind)[:40]}', which is not "
-            "exported"
+            f"'{where}' has a rotary embedding of the type '{str(kind)[:40]}', which cannot "
+            "be exported"
         )
     if original is not None and kind in ("yarn", "longrope"):
         found[prefix + "rope.scaling.original_context_length"] = int(original)
@@ -105,8 +105,8 @@ def _check_fixed(family: Family, config: Mapping[str, Any], where: str) -> None:
         value = config.get(key, default)
         if key in family.fixed and value != family.fixed[key]:
             raise CheckpointError(
-                f"'{where}' has '{key}: {str(value)[:40]}', which no GGUF file of a "
-                f"'{family.model_type}' can tell (it means {family.fixed[key]})"
+                f"'{where}' has '{key}: {str(value)[:40]}', which a GGUF file of a "
+                f"'{family.model_type}' cannot express (it means {family.fixed[key]})"
             )
 
 

@@ -44,9 +44,9 @@ def words_of(folder: Folder, rows: int, where: str) -> dict[str, Any]:
         return {}
     model = document.get("model")
     if not isinstance(model, dict) or tokenizer.kind != "BPE":
-        raise _untold(where, f"it is a {tokenizer.kind}, not pairs that are merged (BPE)")
+        raise _untold(where, f"it is of the type {tokenizer.kind}, not BPE")
     if max(tokenizer.ids.values(), default=0) >= rows:
-        raise CheckpointError(f"'{where}' has tokens for which its embedding has no row")
+        raise CheckpointError(f"'{where}' has tokens without a row in its embedding")
     parts = list(_parts(document))
     if any(part.get("type") == "ByteLevel" for part in parts):
         told: dict[str, Any] = {
@@ -57,7 +57,7 @@ def words_of(folder: Folder, rows: int, where: str) -> dict[str, Any]:
     elif model.get("byte_fallback") is True:
         told = {"model": "llama", "pre": "default", "add_space_prefix": _prepends(document)}
     else:
-        raise _untold(where, "it has no way to spell bytes")
+        raise _untold(where, "it cannot represent arbitrary bytes")
     tokens, kinds = _tokens(document, tokenizer, rows, told["model"] == "llama")
     told |= {"tokens": tokens, "token_type": kinds}
     if told["model"] == "llama":
@@ -96,7 +96,7 @@ def _cut(parts: list[Mapping[str, Any]], where: str) -> str:
     regex = pattern.get("Regex") if isinstance(pattern, dict) else None
     name = next((name for name, split in SPLITS.items() if split == regex), None)
     if name is None or len(others) > 1:
-        raise _untold(where, "text is cut in a way that GGUF has no name for")
+        raise _untold(where, "GGUF has no name for its pre-tokenizer")
     return name
 
 
@@ -156,6 +156,6 @@ def _begins(document: Mapping[str, Any]) -> bool:
 
 def _untold(where: str, why: str) -> CheckpointError:
     return CheckpointError(
-        f"a GGUF file cannot tell of the tokenizer of '{where}': {why}",
-        remedy="export with --no-tokenizer, and add it with the program that reads the file",
+        f"the tokenizer of '{where}' cannot be written to a GGUF file: {why}",
+        remedy="export with --no-tokenizer, and give the program that reads the file the tokenizer",
     )

@@ -201,11 +201,11 @@ def _check(model: AdaptedModel) -> None:
         for last in change.replaced:
             if f"{module}.{last}" not in model:
                 raise CheckpointError(
-                    f"'{model.name}': the adapter brings '{module}.{last}', which the model "
+                    f"'{model.name}': the adapter has '{module}.{last}', which the model "
                     "does not have"
                 )
         if (change.product or change.rows) and weight not in model:
-            raise CheckpointError(f"'{model.name}': the model has no '{weight}' to be adapted")
+            raise CheckpointError(f"'{model.name}' has no '{weight}', which the adapter changes")
         if change.product is not None:
             _check_product(model.name, weight, model.shape(weight), change.product)
             if change.product.bias is not None and bias not in model:

@@ -51,9 +51,9 @@ _CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 _UNDERSTOOD = {"LORA"}
 _REFUSED = {
-    "use_qalora": "it is a QALoRA adapter, whose matrix A is over groups of inputs",
-    "alora_invocation_tokens": "it acts from certain tokens on only (aLoRA), which weights cannot",
-    "arrow_config": "it chooses between adapters while it runs (Arrow)",
+    "use_qalora": "it is a QALoRA adapter, whose matrix A acts on groups of inputs",
+    "alora_invocation_tokens": "it acts only after certain tokens (aLoRA), unlike weights",
+    "arrow_config": "it chooses between adapters at run time (Arrow)",
     "layer_replication": "it is for a model whose layers PEFT stacks first (layer_replication)",
     "target_parameters": "it changes parameters of experts (target_parameters)",
     "megatron_config": "it is for modules of Megatron",
@@ -158,20 +158,20 @@ def _refuse(directory: str, config: Mapping[str, Any]) -> None:
     if kind not in _UNDERSTOOD:
         name = kind if isinstance(kind, str) and kind.isprintable() else "unknown"
         raise CheckpointError(
-            f"'{directory}' is a {name[:40]} adapter, and only LoRA (with DoRA and rsLoRA) is "
+            f"'{directory}' is a {name[:40]} adapter, and only LoRA, DoRA and rsLoRA can be "
             "merged: merge it into its model with peft (merge_and_unload) first"
         )
     for key, reason in _REFUSED.items():
         if config.get(key):
             raise CheckpointError(
-                f"'{directory}' cannot be merged: {reason}; merge it with peft (merge_and_unload) "
-                "first, where that can"
+                f"'{directory}' cannot be merged: {reason}; if peft can, merge it with that "
+                "first (merge_and_unload)"
             )
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
         raise CheckpointError(
-            f"'{directory}' was begun by '{start[:40]}', which changes the base model too, so it "
-            "does not belong to the original one: save it again with peft's "
+            f"'{directory}' was initialised by '{start[:40]}', which also changes the base model, "
+            "so it does not fit the original one: save it again with peft's "
             "path_initial_model_for_weight_conversion"
         )
 
@@ -230,8 +230,8 @@ def _product(
     lengths = parts.get("lora_magnitude_vector")
     if lengths is not None and len(down.shape) != 2:
         raise CheckpointError(
-            f"'{directory}': DoRA of '{module}', which is no matrix, is not merged: merge it with "
-            "peft (merge_and_unload) first"
+            f"'{directory}': DoRA of '{module}', which is not a matrix, cannot be merged: merge it "
+            "with peft (merge_and_unload) first"
         )
     return Product(
         down=down,
@@ -257,7 +257,9 @@ def _setting(
         found = (each for text, each in patterns.items() if _matches(text, module, directory))
         value = next(found, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise CheckpointError(f"'{directory}/{CONFIG}': {value!r} is no number for '{key}'")
+        raise CheckpointError(
+            f"'{directory}/{CONFIG}': '{key}' is {value!r}, not a positive number"
+        )
     return float(value)
 
 
@@ -277,7 +279,7 @@ def _matches(pattern: object, module: str, directory: str) -> bool:
         or re.search(r"[)\]}*+?]\s*[*+{]", pattern.replace("]*", "").replace("]+", ""))
     ):
         raise CheckpointError(
-            f"'{directory}/{CONFIG}': the pattern {pattern[:80]!r} is too intricate to be trusted"
+            f"'{directory}/{CONFIG}': the pattern {pattern[:80]!r} is too complex to match safely"
         )
     try:
         return re.match(rf"(?:.*\.)?(?:{pattern})$", module) is not None
@@ -293,7 +295,7 @@ def _indices(checkpoint: Checkpoint, module: str, rows: StoredTensor) -> tuple[i
         last = module.rpartition(".")[2]
         given = given.get(module, given.get(last, next(iter(given.values()), None)))
     if not isinstance(given, list) or not all(type(each) is int and each >= 0 for each in given):
-        raise CheckpointError(f"{where}: 'trainable_token_indices' is no list of token numbers")
+        raise CheckpointError(f"{where}: 'trainable_token_indices' is not a list of token ids")
     if len(given) != rows.shape[0]:
         raise CheckpointError(
             f"{where}: 'trainable_token_indices' names {len(given)} tokens of '{module}', the "

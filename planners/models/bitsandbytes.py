@@ -43,7 +43,7 @@ def four_bits(tensors: Mapping[str, StoredTensor], state: str) -> Found | None:
     """
     name, _, kind = state.partition(STATE)
     if kind not in ("nf4", "fp4"):
-        raise ValueError(f"codes are '{kind}', where nf4 and fp4 are understood")
+        raise ValueError(f"the type is '{kind}'; nf4 and fp4 are supported")
     about = _state(tensors[state])
     try:
         codes, scales, table = (tensors[name + p] for p in ("", ".absmax", ".quant_map"))
@@ -53,19 +53,19 @@ def four_bits(tensors: Mapping[str, StoredTensor], state: str) -> Found | None:
             else []
         )
     except KeyError as error:
-        raise ValueError(f"{error} is not there") from error
+        raise ValueError(f"{error} is missing") from error
     shape, size = _shape(about.get("shape")), _block(about, "blocksize")
     count = math.prod(shape)
     if codes.bytes.nbytes * 2 != count or not count:
-        raise ValueError(f"{codes.bytes.nbytes} bytes of codes are no {text(shape)}")
+        raise ValueError(f"{codes.bytes.nbytes} bytes do not hold {text(shape)} elements")
     for each in (table, *inner, *(() if inner else (scales,))):
         if each.dtype.code != "F32":
-            raise ValueError(f"scales and tables of {each.dtype} are not understood")
+            raise ValueError(f"scales and tables of {each.dtype} are not supported")
     nested = None
     if inner:
         offset = about.get("nested_offset", 0.0)
         if scales.dtype != U8 or not isinstance(offset, int | float):
-            raise ValueError(f"codes of scales are {scales.dtype}")
+            raise ValueError(f"the quantised scales are {scales.dtype}")
         nested = Nested(_block(about, "nested_blocksize"), float(offset))
     flat = StoredTensor(codes.bytes, U8, (codes.bytes.nbytes,)).view_as(U4_UPPER)
     # Blocks are of the flattened weight: if they do not divide a row, treat each block as a row.
@@ -87,12 +87,12 @@ def eight_bits(tensors: Mapping[str, StoredTensor], prefix: str) -> Found | None
     """
     codes, scales = tensors.get(f"{prefix}weight"), tensors[f"{prefix}SCB"]
     if codes is None or codes.dtype.code != "I8" or scales.shape != codes.shape[:1]:
-        raise ValueError(f"scales {text(scales.shape)} are not those of an int8 weight's rows")
+        raise ValueError(f"scales {text(scales.shape)} do not match the rows of an int8 weight")
     used, order = [f"{prefix}weight", f"{prefix}SCB"], tensors.get(f"{prefix}weight_format")
     if order is not None:
         used.append(f"{prefix}weight_format")
         if order.bytes.nbytes != 1 or content(order, Access())[0]:
-            raise ValueError("it is stored in the order of some GPU, not row by row")
+            raise ValueError("it is stored in a GPU-specific order, not row by row")
     # the scale is SCB / 127
     value = Coded(codes, Dequantise((Scale(1, 0),), factor=1 / 127), (scales,))
     return Found(f"{prefix}weight", value, used, [])
@@ -104,20 +104,20 @@ def _state(tensor: StoredTensor) -> dict[str, Any]:
     try:
         found = json.loads(bytes(content(tensor, Access())).decode())
     except (ValueError, RecursionError) as error:
-        raise ValueError("its state is no JSON") from error
+        raise ValueError("its state is not JSON") from error
     if not isinstance(found, dict):
-        raise ValueError("its state is no JSON object")
+        raise ValueError("its state is not a JSON object")
     return found
 
 
 def _shape(found: object) -> Shape:
     if isinstance(found, list) and found and all(type(n) is int and n > 0 for n in found):
         return tuple(found)
-    raise ValueError("its state tells no shape")
+    raise ValueError("its state has no shape")
 
 
 def _block(about: Mapping[str, Any], key: str) -> int:
     size = about.get(key)
     if type(size) is int and 0 < size <= _MOST_BLOCK and not size % 2:
         return size
-    raise ValueError(f"its state tells no {key}")
+    raise ValueError(f"its state has no {key}")

@@ -106,7 +106,7 @@ def open_component(folder: Folder, headers: Headers) -> Checkpoint:
     found = _by_value(open_files(folder, config, weight_files(folder), headers))
     if found.decoded is not None:
         raise CheckpointError(
-            f"'{folder.name}' has weights in codes, which are not merged as part of a pipeline",
+            f"'{folder.name}' has quantised weights, which cannot be merged as part of a pipeline",
             remedy="merge the original weights",
         )
     return found
@@ -166,7 +166,7 @@ def open_files(
         missing = expected - file.tensors.keys()
         if missing:
             raise CheckpointError(
-                f"'{file.source.name}' lacks {_some(missing)}, which the index promises: "
+                f"'{file.source.name}' lacks {_some(missing)}, which the index lists: "
                 "copy or download the checkpoint again"
             )
         for tensor in tensors.keys() & file.tensors.keys():
@@ -217,7 +217,7 @@ def _no_folder(path: Path) -> CheckpointError:
     configuration = path.suffix in (".yml", ".yaml")
     return CheckpointError(
         f"'{path}' is a file, not a checkpoint's directory",
-        remedy=f"'mergeloom plan {path}' shows what it makes" if configuration else "name that",
+        remedy=f"'mergeloom plan {path}' shows that merge" if configuration else "name its folder",
     )
 
 
@@ -250,7 +250,7 @@ def _pipeline(folder: Folder) -> CheckpointError:
     """The error for a pipeline of diffusers, which has no layers."""
     return CheckpointError(
         f"'{folder.name}' is a pipeline of several models ({PIPELINE})",
-        remedy="write 'tensors: same', which merges each component with that of the others",
+        remedy="write 'tensors: same', which merges each component with the same one of the others",
         code="pipeline",
     )
 

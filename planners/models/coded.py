@@ -148,7 +148,7 @@ def decode(tensors: Mapping[str, StoredTensor], where: str, hints: Hints = _NO_H
                 found.value.check()
         except ValueError as error:
             raise CheckpointError(
-                f"'{where}': the codes of '{name}' and their scales do not fit: {error}"
+                f"'{where}': the quantised '{name}' and its scales do not match: {error}"
             ) from error
         if found is not None:
             coded[found.name] = found.value

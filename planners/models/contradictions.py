@@ -34,7 +34,7 @@ def contradictions(model: Model, embedding: str | None) -> Iterator[str]:
     ]
     if declared and tower.layers and all(count != tower.layers for _, count in declared):
         path, count = declared[0]
-        yield f"{said} {'.'.join(path)} {count}, its tensors are of {tower.layers} layers"
+        yield f"{said} {'.'.join(path)} {count}, its tensors have {tower.layers} layers"
     if embedding is None or embedding not in model or len(model.shape(embedding)) != 2:
         return
     more = MLLAMA_ROWS if model.config.get("model_type") == "mllama" else 0

@@ -115,14 +115,14 @@ def _difference(
             unknown.append(name)
             continue
         found[name] = taken[0]
-        said[name] = f"{_text(taken[0])} (what its class takes)"
+        said[name] = f"{_text(taken[0])} (the default of its class)"
     first, *others = found.values()
     key = ".".join(path)
     now = settled.get(path, first)
     if any(not _same(first, other) and not _same(now, other) for other in others):
-        effect = "the output computes with the first, for layers of the others too"
+        effect = "the output uses the first, also for layers of the others"
         if donor not in said:
-            effect = f"the output's config.json, from '{donor}', does not say it"
+            effect = f"the output's config.json, from '{donor}', does not set it"
         cuts = is_cut(path[-1]) and None not in found.values() and _of_language(path)
         yield Difference(_line(f"'{key}'", donor, said, effect), cuts)
     elif unknown and _COMPUTES.search(path[-1]) and first not in _USUAL and not is_cut(path[-1]):
@@ -130,7 +130,7 @@ def _difference(
         which = " and ".join(f"'{name}'" for name in found)
         yield Difference(
             f"'{key}' is {_text(first)} in {which} and is not written in {names}, whose class is "
-            "not known here: look that it takes the same",
+            "not known here: check that its default is the same",
             False,
         )
 

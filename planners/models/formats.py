@@ -113,5 +113,5 @@ def read_weights(source: Source, name: str, headers: Headers) -> WeightFile:
     """
     how = next((how for how in FORMATS if name.endswith(how.suffixes)), None)
     if how is None:
-        raise CheckpointError(f"'{source.name}' is in no format of weights that is known")
+        raise CheckpointError(f"'{source.name}' is in no known weight format")
     return how.read(source, headers)

@@ -53,7 +53,7 @@ def open_pipeline(folder: Folder, headers: Headers) -> Checkpoint:
         tensors.update((f"{name}/{tensor}", stored) for tensor, stored in found.tensors.items())
     if not opened:
         raise CheckpointError(
-            f"'{folder.name}' is a pipeline ({PIPELINE}) of which no component has weights",
+            f"'{folder.name}' is a pipeline ({PIPELINE}) whose components have no weights",
             remedy="copy or download it again",
         )
     return Checkpoint(
@@ -86,8 +86,8 @@ def pipeline_files(folder: Folder) -> tuple[SideFile, ...]:
     large = next((file for file in files if file.size > MAX_FILE_BYTES), None)
     if large is not None:
         raise CheckpointError(
-            f"'{folder.name}/{large.name}' has more than {MAX_FILE_BYTES >> 20} MiB and is no file "
-            "of weights that is known",
+            f"'{folder.name}/{large.name}' has more than {MAX_FILE_BYTES >> 20} MiB and is in no "
+            "known weight format",
             remedy="remove it, or name its component alone",
         )
     return tuple(files)

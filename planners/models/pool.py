@@ -218,7 +218,7 @@ class Models:
         adapter = self.adapter(reference.model)
         if adapter.base is None:
             raise CheckpointError(
-                f"'{reference}' is an adapter that does not say for which model",
+                f"'{reference}' is an adapter that does not name its base model",
                 remedy=f"write MODEL+{reference.model}",
             )
         base = Location(adapter.base, adapter.base_revision)

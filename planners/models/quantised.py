@@ -67,4 +67,4 @@ def _found(tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
                     yield f"{found}: it has '{name}'"
         if dtype.code in _CODES or (whole and len(shape) > 1 and _WEIGHT.search(name)):
             mlx = name.endswith("weight") and name.removesuffix("weight") + "scales" in tensors
-            yield f"{'MLX: ' if mlx else ''}'{name}' holds {dtype.code}, which are codes"
+            yield f"{'MLX: ' if mlx else ''}'{name}' holds {dtype.code}, a type of quantised values"

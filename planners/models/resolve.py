@@ -172,8 +172,8 @@ class Resolver:
         if any(_is_file(path) for path, _ in self._local_candidates(location)):
             return CheckpointError(
                 f"'{location.path}' is a file, and a model is a directory",
-                remedy="files of weights are merged as they are, where their names end in "
-                f"{', '.join(SUFFIXES)}; of a model give the directory with config.json",
+                remedy="give the directory with config.json; single weight files can be merged if "
+                f"their names end in {', '.join(SUFFIXES)}",
             )
         if is_hub_id(location.path):
             return None
@@ -183,7 +183,7 @@ class Resolver:
         except OSError:
             near = None
         return CheckpointError(
-            f"'{location.path}' is not a directory, and no hub id either (owner/name)",
+            f"'{location.path}' is neither a directory nor a hub id (owner/name)",
             remedy=f"did you mean '{path.parent / near}'?" if near else "",
         )
 
@@ -195,7 +195,7 @@ class Resolver:
         if _offline() or self.download is None:
             why = "HF_HUB_OFFLINE is set" if _offline() else "downloads are off"
             raise CheckpointError(
-                f"'{location}' is no directory, the hub's cache has no complete copy of it, and "
+                f"'{location}' is not a directory, the hub's cache has no complete copy of it, and "
                 f"{why}",
                 remedy=where,
             )
@@ -294,5 +294,5 @@ def _download(location: Location, where: str, complete: Callable[[Path], bool]) 
     except Exception as error:  # the libraries raise many types of errors when the network fails
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = "".join(letter if letter.isprintable() else "?" for letter in lines[0])
-        raise failed(f"the hub does not answer as it should ({reason})") from error
+        raise failed(f"the hub's answer is unexpected ({reason})") from error
     return Path(directory)

@@ -43,7 +43,7 @@ def weight_files(folder: Folder) -> dict[str, set[str]]:
             if len(found) > 1 and not (how.several or all(map(_NUMBERED.match, found))):
                 raise CheckpointError(
                     f"'{folder.name}' has several files of weights ({', '.join(found[:4])})",
-                    remedy="keep the one that is meant there",
+                    remedy="keep only one of them",
                 )
             return {name: set() for name in found}
     raise CheckpointError(
@@ -73,7 +73,7 @@ def indexed_shards(folder: Folder, index: str) -> dict[str, set[str]]:
     shards: defaultdict[str, set[str]] = defaultdict(set)
     for tensor, shard in weight_map.items():
         if not tensor.isprintable() or len(tensor) > MAX_NAME:
-            raise CheckpointError(f"{where}: {tensor[:80]!a} is no tensor's name")
+            raise CheckpointError(f"{where}: {tensor[:80]!a} is not a tensor name")
         if not isinstance(shard, str):
             raise CheckpointError(f"{where}: '{tensor}' is in no file")
         shards[shard].add(tensor)

@@ -118,8 +118,8 @@ def account(
             continue
         if len(own) != len(layers) and not _shows(donor, output, len(own), len(layers)):
             verdict.refusals.append(
-                f"the output has {len(layers)} layers '{prefix}N' and nothing in its config.json "
-                f"says so: no key of '{donor.name}' that counts {len(own)} layers is known: "
+                f"the output has {len(layers)} layers '{prefix}N', which its config.json cannot "
+                f"state, because no key of '{donor.name}' counts its {len(own)} layers: "
                 "keep all layers"
             )
             continue
@@ -357,8 +357,8 @@ def _account_around(
             return
     if odd:
         verdict.warnings.append(
-            f"{_some(odd)}: no such tensor is in '{donor.name}', whose config.json the output "
-            "gets: its class may not read it"
+            f"{_some(odd)}: not in '{donor.name}', whose config.json the output gets: "
+            "its class may ignore it"
         )
     lost = [
         name

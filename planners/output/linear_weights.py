@@ -34,7 +34,7 @@ _UPS = {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",)}
 _DOWN = "down_proj"
 _NAMED_OTHERWISE = {"mixtral", "minimax", "minimax_m2", "phimoe", "lfm2_moe", "granitemoe"}
 """Model types whose separate experts are not called gate_proj, up_proj and down_proj."""
-_UNKNOWN = "it is not known which of its dimensions is that of the inputs"
+_UNKNOWN = "which of its dimensions is the input is not known"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def divide(
             first, second = scheme.names
             found.coded[name] = InCodes(((stem + first, stem + second),))
         else:
-            found.plain[name] = f"its rows are no whole number of blocks of {scheme.columns}"
+            found.plain[name] = f"its row length is not a multiple of {scheme.columns}"
     return found
 
 
@@ -120,14 +120,14 @@ def _why_plain(
         return _UNKNOWN
     if turned is not bool(scheme.fused):
         lie = "(experts, in, out)" if turned else "(experts, out, in)"
-        return f"no program is known that reads these codes of experts that lie as {lie}"
+        return f"no known program reads experts quantised this way and stored as {lie}"
     if straight and config.get("model_type") in _NAMED_OTHERWISE:
-        return f"experts of '{config['model_type']}' have other names one by one"
+        return f"experts of '{config['model_type']}' have other names as separate tensors"
     if straight and any(f"{module}.{name}_bias" in tensors for name in group):
-        return "experts with a bias have no known names one by one"
+        return "experts with a bias have no known names as separate tensors"
     matrices = [(up[2], up[1]), (down[2], down[1])] if turned else [(down[2], up[2]), down[1:]]
     if any(rows % scheme.band or not scheme.fits((rows, row)) for rows, row in matrices):
-        return f"its matrices are no whole number of blocks of {scheme.columns}"
+        return f"the sizes of its matrices are not multiples of {scheme.columns}"
     return None
 
 

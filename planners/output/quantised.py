@@ -57,8 +57,8 @@ def quantised(
         raise place.error(
             "no tensor of the output is known to be the weight of a linear layer"
             if not division.plain
-            else f"nothing can be written so: {_listed(division.plain)}",
-            "leave 'quantize' out, and quantise the output by a program that runs the model",
+            else f"no tensor can be quantised this way: {_listed(division.plain)}",
+            "leave 'quantize' out, and quantise the output with a program that runs the model",
         )
     tensors: dict[str, OutputTensor] = {}
     plain: list[str] = []
@@ -75,7 +75,7 @@ def quantised(
     experts = [name for name in division.coded if scheme.layout == _INT8 and ".experts." in name]
     for what, named, code in (
         (_EXPERTS, dict.fromkeys(experts, "an expert in int8"), "no-reader"),
-        ("not in codes but in 'dtype'", division.plain, "not-in-codes"),
+        ("not quantised, but stored in 'dtype'", division.plain, "not-in-codes"),
         (_RAGGED, ragged, "ragged-blocks"),
     ):
         if named:
@@ -91,12 +91,12 @@ def quantised(
 
 _INT8 = "int-quantized"
 _EXPERTS = (
-    "in codes that transformers (5.23) does not load, though compressed-tensors has them; it does "
-    "load 'quantize: fp8'"
+    "quantised in a way that transformers (5.23) does not load, although compressed-tensors has "
+    "it; it does load 'quantize: fp8'"
 )
 _RAGGED = (
-    "with smaller last blocks, as DeepSeek-V3 has them, for which transformers with 'dequantize' "
-    "takes others, or refuses them"
+    "quantised with smaller last blocks, as in DeepSeek-V3, which transformers' option "
+    "'dequantize' reads wrongly or refuses"
 )
 
 
@@ -121,7 +121,7 @@ def _check_words(tensor: OutputTensor, place: Place) -> None:
         raise place.error(
             f"'{tensor.name}' is computed by torch ({type(foreign.kernel).__name__}), and codes "
             "are written by machine code alone",
-            "merge without 'quantize' first, and then the output by 'passthrough' with it",
+            "merge without 'quantize', then quantise the output with a 'passthrough' merge",
         )
 
 

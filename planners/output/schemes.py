@@ -112,10 +112,10 @@ def _same(models: Mapping[str, Checkpoint], place: Place) -> str:
             ):
                 return known
         raise place.error(
-            f"the codes of '{name}' are read and not written",
+            f"'{name}' can be read, but not written",
             f"write one of {', '.join(SCHEMES)}",
         )
-    raise place.error("no input is in codes", f"write one of {', '.join(SCHEMES)}")
+    raise place.error("no input is quantised", f"write one of {', '.join(SCHEMES)}")
 
 
 def _strategies(settings: Mapping[str, Any]) -> set[Any]:

@@ -23,7 +23,7 @@ from mergeloom.planners.output.layers.rules import Kinds
 from mergeloom.planners.slices.slices import LayerSource
 from mergeloom.planners.slices.stage import Stage, TowerPlan
 
-WAY_OUT = "--allow-different-architectures writes it all the same"
+WAY_OUT = "--allow-different-architectures writes it anyway"
 
 
 def check_stage(

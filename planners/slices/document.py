@@ -113,8 +113,8 @@ def _warn_of_range(document: MergeDocument, models: Sequence[Model], findings: F
     if wide is not None:
         findings.warn(
             document.place,
-            f"the output is float16, which ends at 65,504, and '{wide.name}' is bfloat16, which "
-            "goes to 3e38: the merge stops at a value beyond, and tiny ones become 0",
+            f"the output is float16 (up to 65,504), and '{wide.name}' is bfloat16 (up to 3e38): a "
+            "larger value stops the merge, and tiny values become 0",
             "'dtype: bfloat16' keeps the range",
             "range",
         )
@@ -149,9 +149,9 @@ def _by_tokens(
     donor = donor_reference(document)
     findings.warn(
         document.place,
-        f"vocabularies differ in size ({shown}): rows are brought together by their tokens, and "
-        f"the output has those of '{donor}', whose tokenizer it gets",
-        "'tokenizer: {source: base}' says the same, '{source: union}' keeps the tokens of all",
+        f"vocabularies differ in size ({shown}): rows are matched by token, and "
+        f"the output gets the tokens and the tokenizer of '{donor}'",
+        "'tokenizer: {source: base}' means the same, '{source: union}' keeps the tokens of all",
         code="vocabulary",
     )
     return TokenizerSettings(BASE, document.place)
@@ -209,14 +209,14 @@ def _check_depth(plan: TowerPlan) -> None:
                 if deep and layer_axis(weight) is None:
                     raise CheckpointError(
                         f"'{weight}' ({'x'.join(map(str, shape))}) of '{name}' has a part for each "
-                        f"of its {tower.layers} layers and cannot be taken apart",
+                        f"of its {tower.layers} layers and cannot be split",
                         place=part.entry.place,
                         remedy="merge whole models",
                     )
             for run in beside_layers(tower):
                 raise CheckpointError(
-                    f"'{run}N' of '{name}' are as many as its {tower.layers} layers "
-                    f"'{tower.prefix}N' and belong to these, in an order that is not known",
+                    f"'{run}N' of '{name}' belong to its {tower.layers} layers "
+                    f"'{tower.prefix}N', in an order that is not known",
                     place=part.entry.place,
                     remedy="merge whole models",
                 )
@@ -241,8 +241,8 @@ def _opened(
         raise error.at(place) from error
     if isinstance(model, PlannedModel) and not model.config:
         raise place.error(
-            f"stage '{reference}' makes weights as they are, or an adapter: it has no config.json",
-            "write 'tensors: same' to merge weights as they are here too",
+            f"stage '{reference}' has no config.json: it is raw weights, or an adapter",
+            "write 'tensors: same' to merge raw weights here too",
         )
     if reference in models.notes:
         findings.warn(place, models.notes[reference], code="adapter-alone")
@@ -251,8 +251,8 @@ def _opened(
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         findings.warn(
             place,
-            f"'{model.name}' has '{files[0]}'{more} beside its weights, which transformers does "
-            "not read and which is not read here",
+            f"'{model.name}' has '{files[0]}'{more} beside its weights, which neither "
+            "transformers nor mergeloom reads",
             code="passed-over",
         )
     if models.ignores_revision(reference):

@@ -61,8 +61,8 @@ def warn_of_idle(part: Slice, method: Method, levels: Sequence[Level], findings:
         for name, entries in base.parameters.entries.items():
             findings.warn(
                 entries[0].place if entries else base.place,
-                f"'{name}' has no effect on the base model '{base.model}': what the others differ "
-                "from it by is merged",
+                f"'{name}' has no effect on the base model '{base.model}': the differences of the "
+                "others from it are merged",
                 code="no-effect",
             )
     others = [layers for i, layers in enumerate(part.sources) if i != part.base]
@@ -77,7 +77,10 @@ def warn_of_idle(part: Slice, method: Method, levels: Sequence[Level], findings:
                 if spelled != first.model.name:
                     again = f"'{spelled}' is the model '{first.model.name}', listed a second time"
                 findings.warn(
-                    layers.source.place, again, "it counts twice, if that is meant", "listed-twice"
+                    layers.source.place,
+                    again,
+                    "if that is intended, it counts twice",
+                    "listed-twice",
                 )
                 break
 
@@ -113,9 +116,9 @@ def warn_of_empty(slices: Sequence[Slice], module: Module, findings: Findings) -
         return
     for part in empty:
         if part is slices[-1]:
-            what = "of its models only what acts after the layers (final norm, head) is taken"
+            what = "only the weights after the layers (final norm, head) are taken from its models"
         elif part is slices[0]:
-            what = "of its models only what stands before the layers (embeddings) is taken"
+            what = "only the weights before the layers (embeddings) are taken from its models"
         else:
             what = "it has no effect"
         findings.warn(part.entry.place, f"a slice of no layers: {what}", code="empty-slice")
@@ -143,7 +146,7 @@ def warn_of_positions(tower: Tower, slices: Sequence[Slice], findings: Findings)
                 part.entry.place,
                 f"'{shared[0]}' holds for all layers and is made from "
                 f"{' and '.join(map(repr, owners))}: layers of "
-                f"{' and '.join(map(repr, sorted(others)))} attend otherwise than they did",
+                f"{' and '.join(map(repr, sorted(others)))} attend differently than before",
                 "stack layers of one model, or merge the models in every slice",
                 "positions",
             )

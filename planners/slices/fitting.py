@@ -38,10 +38,10 @@ class Fitting:
         if own is None:
             found = ", ".join(f"'{t.prefix}N'" for t in model.architecture.towers)
             raise CheckpointError(
-                f"'{model.name}' has no layers named '{tower.prefix}N' as the base or first model "
-                f"'{self._donor.name}' has, but {found}",
-                remedy="only models of one architecture can be merged; one that has some of the "
-                "parts only is merged into those by 'modules'",
+                f"'{model.name}' has no layers '{tower.prefix}N', unlike the base or first model "
+                f"'{self._donor.name}', but {found}",
+                remedy="only models of one architecture can be merged; 'modules' merges a model "
+                "that has only some of the parts",
             )
         apart = frozenset(name for part in self.parts.values() for name in part)
         return replace(

@@ -19,7 +19,7 @@ class LeftOut:
 
     def __call__(self, model: str, tensor: str) -> Reason:
         if model == self._donor:
-            return "only its tables of tokens are looked at", None
+            return "only its token tables are used", None
         if model not in self._called:
             self._called[model] = _called(self._stage, model)
         here = self._called[model].get(tensor, tensor)
@@ -27,7 +27,7 @@ class LeftOut:
         if layer is not None and here.endswith(self._placed):
             return "only the first or the last layer of the output has it", None
         if layer is not None:
-            return "layers that no slice takes", layer
+            return "layers that no slice uses", layer
         if tensor in self._same_as_embedding:
             return f"its bytes are the embedding's, '{self._same_as_embedding[tensor]}'", None
         return _outside_reason(here, self._stage.towers), None

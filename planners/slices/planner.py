@@ -34,7 +34,7 @@ from mergeloom.planners.tensors import Kernels, TensorPlan, build_tensors
 from mergeloom.planners.vocabulary.summary import summarise
 
 ROWS_REMEDY = (
-    "'tokenizer: {source: union}' brings them together by their tokens, "
+    "'tokenizer: {source: union}' matches them by token, "
     "--allow-truncated-embeddings keeps the common leading rows"
 )
 

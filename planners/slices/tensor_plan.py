@@ -75,8 +75,8 @@ def plan_tensor(
     if len(inputs) > 1 and method.base is Base.REQUIRED and part.base not in dict(inputs):
         base = part.sources[part.base or 0].model.name
         raise CheckpointError(
-            f"'{wanted.name}' is in {len(inputs)} models and not in the base model '{base}', "
-            f"which '{method.name}' starts from",
+            f"'{wanted.name}' is in {len(inputs)} models, but not in the base model '{base}', "
+            f"which '{method.name}' needs",
             place=part.entry.place,
         )
     first, name = inputs[0]

@@ -85,7 +85,7 @@ def _warn_of_negative(
             counted = f"{given} count as {shares}"
         findings.warn(
             entry.place,
-            f"with 'normalize' weights are divided by their sum, from which {negative:g} is taken: "
+            f"with 'normalize' weights are divided by their sum, which {negative:g} reduces: "
             f"{counted}",
             "write 'normalize: false' for weights to count as they are written",
             "weights",

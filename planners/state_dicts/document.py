@@ -45,7 +45,7 @@ def read_state_dict_document(value: Value, findings: Findings) -> StateDictDocum
     for key in wrong:
         findings.error(
             keys[key].place,
-            f"'{key}' is for models with a configuration, and here weights are merged as they are",
+            f"'{key}' needs models with a config.json, but here raw weights are merged",
             "write 'models', or give the directories of models",
         )
     if wrong and "models" not in keys:
@@ -61,7 +61,7 @@ def read_state_dict_document(value: Value, findings: Findings) -> StateDictDocum
                     findings.error(
                         entry.place,
                         f"a list of values for '{name}' goes from the first layer to the last, and "
-                        "weights as they are have no layers",
+                        "raw weights have no layers",
                         "write one number, or filters",
                     )
     given = {each.name: getattr(document, each.name) for each in fields(MergeDocument)}

@@ -149,7 +149,7 @@ class _Merge:
                 f"'{first.name}' and '{other.name}' have no tensor of the same name: "
                 f"'{next(iter(first))}' is one of the first, '{next(iter(other))}' of the second",
                 place=self.part.entry.place,
-                remedy="they are of different networks, or other programs have written them",
+                remedy="they are different networks, or were written by different programs",
             )
         if self.document.tensors is Tensors.SAME and len(common) < len(found):
             raise self._lacking({n: inputs for n, inputs in found.items() if n not in common})
@@ -168,7 +168,7 @@ class _Merge:
         return CheckpointError(
             f"{what} not in every input: {'; '.join(texts)}{more}",
             place=self.part.entry.place,
-            remedy="'tensors: union' makes each of the inputs that have it, "
+            remedy="'tensors: union' merges each from the inputs that have it, "
             "'tensors: intersection' leaves them out",
             code="missing-tensors",
         )
@@ -176,7 +176,7 @@ class _Merge:
     def left_out(self, model: str, tensor: str) -> Reason:
         if self.document.tensors is Tensors.INTERSECTION:
             return "another input lacks them ('tensors: intersection')", None
-        return "nothing of the output is made of it", None
+        return "the output does not use it", None
 
 
 def _open(
@@ -223,7 +223,7 @@ def _check_pipelines(
     """
     if document.quantize is not None:
         raise document.quantize.place.error(
-            "the components of a pipeline are not written in codes", "leave 'quantize' out"
+            "components of a pipeline cannot be quantised", "leave 'quantize' out"
         )
     for each in stored:
         if donor is not None and each.stems and each.folder.identity != donor.identity:
@@ -264,7 +264,9 @@ def _metadata(donor: Model) -> tuple[Mapping[str, str], list[str]]:
     if kept.keys() - {"format"}:
         notes.append(f"the metadata of '{donor.name}' is kept: {', '.join(sorted(kept))}")
     if dropped:
-        notes.append(f"left out of it, as digests of other contents: {', '.join(sorted(dropped))}")
+        notes.append(
+            f"without the digests in it, which no longer hold: {', '.join(sorted(dropped))}"
+        )
     return {"format": "pt", **kept}, notes
 
 

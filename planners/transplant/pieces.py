@@ -19,7 +19,7 @@ def cut(tokenizer: Tokenizer, texts: Mapping[int, bytes], rows: int) -> dict[int
         from tokenizers import Tokenizer as Library
     except ImportError as error:
         raise CheckpointError(
-            "to cut tokens into others the library of tokenizers is needed",
+            "splitting tokens needs the package tokenizers",
             remedy="install it (pip install tokenizers), or choose another method than 'subword'",
         ) from error
     try:

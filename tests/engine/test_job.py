@@ -358,7 +358,7 @@ def test_another_job_in_the_same_output_is_refused_by_what_differs(
     with pytest.raises(OutputError, match=r"different: seed.*--restart"):
         jobs.run(other, directory / "out", Options())
     interrupted(graph, tmp_path / "out", after=1)
-    with pytest.raises(OutputError, match=r"was made by another merge; different: seed"):
+    with pytest.raises(OutputError, match=r"holds another merge: seed"):
         jobs.run(other, tmp_path / "out", Options())
     jobs.run(other, tmp_path / "out", Options(restart=True))
     assert sha256(tmp_path / "out") == sha256(directory / "out")

@@ -238,7 +238,7 @@ def test_clean_removes_what_was_interrupted(
     out = tmp_path / "out"
     mergeloom.merge(config, out)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # not that of whoever tests
-    with pytest.raises(OutputError, match="is a finished merge, which is not cleaned away"):
+    with pytest.raises(OutputError, match="is a finished merge, which 'clean' does not remove"):
         mergeloom.clean(out)
     with pytest.raises(OutputError, match="is no interrupted merge"):
         mergeloom.clean(tmp_path / "a")

@@ -202,5 +202,5 @@ def test_what_stages_make_is_not_computed_again(models: Path, tmp_path: Path) ->
     assert done.checked is not None
     assert done.checked.tensors == 0
     assert done.checked.passed_over == {
-        "computed from an earlier stage, an adapter or codes": len(SHAPES)
+        "computed from an earlier stage, an adapter or quantised weights": len(SHAPES)
     }

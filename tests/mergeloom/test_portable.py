@@ -81,7 +81,7 @@ def test_an_interrupted_merge_is_continued_without_them(config: Path, tmp_path: 
     assert poor("merge", config, out, code=dies).returncode == 9
     finished = poor("merge", config, out)
     assert finished.returncode == 0, finished.stderr
-    assert "are there already" in finished.stderr
+    assert "are already finished" in finished.stderr
     assert mergeloom.verify(out).sound
 
 

@@ -172,9 +172,9 @@ def test_what_differs_is_named_with_its_values(
     ] == [("configuration: models[1].parameters.weight", "3", "4")]
     refused = run("merge", config, out)
     assert refused.returncode == 2
-    assert "configuration: models[1].parameters.weight (3 there, 4 here)" in refused.stderr
+    assert "configuration: models[1].parameters.weight (was 3, is 4)" in refused.stderr
     config.write_text(LINEAR.replace("dtype: bfloat16\n", ""))
-    assert "configuration: dtype (bfloat16 there, nothing here)" in state(config, out).message
+    assert "configuration: dtype (was bfloat16, is nothing)" in state(config, out).message
 
 
 def test_an_input_that_was_only_touched_is_shown_to_be_the_same(

@@ -52,9 +52,9 @@ def test_what_is_missing_left_out_or_of_another_shape_is_named(model: Path) -> N
     assert faults(model) == [
         (
             "model.layers.0.self_attn.q_proj.weight",
-            "the class needs it and it is not there: it would be random",
+            "the class needs it, but it is missing: it would be random",
         ),
-        ("model.layers.9.mlp.weight", "the class has no place for it: it would be left out"),
+        ("model.layers.9.mlp.weight", "the class does not use it: it would be ignored"),
         ("model.norm.weight", "it is 7, in the class 16"),
     ]
 

@@ -88,7 +88,7 @@ def test_configurations_that_disagree_are_named(folder: Path) -> None:
 def test_values_that_the_tensors_contradict_are_named(folder: Path) -> None:
     change(folder / "b", num_hidden_layers=5, vocab_size=33, hidden_size=9)
     assert plan_text(LINEAR, folder).warnings == (
-        "the config.json of 'b' says num_hidden_layers 5, its tensors are of 4 layers",
+        "the config.json of 'b' says num_hidden_layers 5, its tensors have 4 layers",
         "the config.json of 'b' says vocab_size 33, 'model.embed_tokens.weight' has 32 rows",
         "the config.json of 'b' says hidden_size 9, 'model.embed_tokens.weight' has 8 columns",
     )

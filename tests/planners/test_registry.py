@@ -138,16 +138,16 @@ def test_faults_are_found_where_they_are_written(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("pick")
 def test_a_key_has_one_planner() -> None:
-    with pytest.raises(ConfigError, match="'pick' has a meaning already"):
+    with pytest.raises(ConfigError, match="'pick' is already in use"):
         registry.register(PickPlanner)
 
     class Taken(PickPlanner):
         key: ClassVar[str] = "models"
 
-    with pytest.raises(ConfigError, match="'models' has a meaning already"):
+    with pytest.raises(ConfigError, match="'models' is already in use"):
         registry.register(Taken)
     wrong: Any = Document
-    with pytest.raises(ConfigError, match="is no planner"):
+    with pytest.raises(ConfigError, match="is not a planner"):
         registry.register(wrong)
 
 

@@ -21,7 +21,7 @@ _NAME = 24
 
 def render_inputs_diff(report: InputsDiffReport) -> RenderableType:
     """The whole, then the differences by layer and by kind of tensor."""
-    title = f"'{shown(report.output)}' beside what it was made of ({data(report.read_bytes)} read)"
+    title = f"'{shown(report.output)}' compared with its inputs ({data(report.read_bytes)} read)"
     said = Text("difference: ‖output-input‖/‖input‖", style="dim")
     parts: list[RenderableType] = [Text(title), said, Text(), _whole(report.inputs)]
     for name, groups in (

@@ -29,7 +29,7 @@ def render_outcome(report: MergeReport) -> RenderableType:
     else:
         parts = [Text(_merged(report), style="green"), _figures(report)]
         if report.resumed_tensors:
-            parts.append(Text(f"{plural(report.resumed_tensors, 'tensor')} were there already"))
+            parts.append(Text(f"{plural(report.resumed_tensors, 'tensor')} were already finished"))
     if report.coding_errors:
         parts.append(_coded(report.coding_errors))
     if report.checked is not None:

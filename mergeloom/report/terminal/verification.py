@@ -29,5 +29,5 @@ def render_verify(report: VerifyReport) -> RenderableType:
     lines.append(Text(f"'{report.output}' has {count}{loaded}", style="bold"))
     if report.wrong:
         again = "the same merge command" + (" with --verify" if report.finished else "")
-        lines.append(Text(f"{again} makes again what is wrong"))
+        lines.append(Text(f"{again} recreates what is wrong"))
     return Group(*lines)

@@ -84,7 +84,7 @@ def halves(rows: int, heads: int) -> Sequence[int]:
         ValueError: heads have no two halves of whole rows.
     """
     if heads < 1 or rows % (2 * heads):
-        raise ValueError(f"{rows} rows are no halves of {heads} heads")
+        raise ValueError(f"{rows} rows are not {heads} heads of two halves")
     half = rows // heads // 2
     return [
         2 * (head * half + inside) + side

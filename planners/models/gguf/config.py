@@ -36,21 +36,21 @@ def family_of(values: Mapping[str, Any], where: str) -> Family:
     """
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str) or not architecture.isprintable():
-        raise CheckpointError(f"'{where}' does not say of which architecture its model is")
+        raise CheckpointError(f"'{where}' does not name the architecture of its model")
     known = [each for each in FAMILIES if each.architecture == architecture]
     if not known:
         raise CheckpointError(
             f"'{where}' holds a model of the architecture '{architecture[:80]}', whose GGUF files "
-            "are not read",
-            remedy=f"merge its original weights (read are {_SUPPORTED})",
+            "are not supported",
+            remedy=f"merge its original weights (supported: {_SUPPORTED})",
         )
     mixed = bool(values.get(f"{architecture}.expert_count"))
     family = next((each for each in known if bool(each.experts) == mixed), None)
     if family is None:
-        what = "a mixture of experts" if mixed else "no mixture of experts"
+        what = "a mixture of experts" if mixed else "a model without experts"
         raise CheckpointError(
-            f"'{where}' holds {what} of the architecture '{architecture}', whose GGUF files are "
-            "not read",
+            f"'{where}' is {what} of the architecture '{architecture}', whose GGUF files "
+            "are not supported",
             remedy="merge its original weights",
         )
     named = " ".join(str(values.get(key, "")) for key in _NAMES).lower()
@@ -77,11 +77,12 @@ def config_of(
         config[name] = said.number(key) if name == "rms_norm_eps" else said.whole(key)
     if config["num_hidden_layers"] > len(tensors):
         raise CheckpointError(
-            f"'{where}' tells of {config['num_hidden_layers']} layers, and has {len(tensors)} "
-            "tensors"
+            f"'{where}' states {config['num_hidden_layers']} layers, but has {len(tensors)} tensors"
         )
     if config.get(family.experts, 0) > _MAX_EXPERTS:
-        raise CheckpointError(f"'{where}' tells of {config[family.experts]} experts in a layer")
+        raise CheckpointError(
+            f"'{where}' states {config[family.experts]} experts per layer, which is too many"
+        )
     heads, width = config["num_attention_heads"], config["hidden_size"]
     config["num_key_value_heads"] = said.whole("attention.head_count_kv", heads)
     for key, name in family.keys.items():
@@ -141,7 +142,7 @@ class _Said:
         if value is default and default is not ...:
             return default
         if value is ...:
-            raise CheckpointError(f"'{self.where}' does not tell '{self._prefix}{key}'")
+            raise CheckpointError(f"'{self.where}' has no '{self._prefix}{key}'")
         whole = type(value) is int and 0 <= value < 1 << 40
         if not whole and not (type(value) is float and math.isfinite(value) and value >= 0):
             what = "differs between layers" if isinstance(value, tuple) else "makes no sense"
@@ -152,7 +153,7 @@ class _Said:
         """A whole number; see `number`."""
         value = self.number(key, default)
         if value is not default and type(value) is not int:
-            raise CheckpointError(f"'{self.where}': '{self._prefix}{key}' is no whole number")
+            raise CheckpointError(f"'{self.where}': '{self._prefix}{key}' is not a whole number")
         return value
 
     def text(self, key: str) -> str:
@@ -232,7 +233,7 @@ def _llama3(factors: Sequence[float], theta: float, width: int, said: _Said) -> 
     if 2 * len(factors) != width or not factor > 0 or not all(close):
         raise CheckpointError(
             f"'{said.where}' has factors of the rotary embedding ('{LLAMA3}') that no setting of "
-            "transformers gives",
+            "transformers produces",
             remedy="merge its original weights",
         )
     return {

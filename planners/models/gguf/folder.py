@@ -105,7 +105,7 @@ class GgufFolder:
             twice = next((tensor for tensor in header.tensors if tensor in found), None)
             if twice is not None:
                 raise CheckpointError(
-                    f"'{self.inside.path / name}' has '{twice}', as a part before it"
+                    f"'{self.inside.path / name}' repeats the tensor '{twice}' of an earlier part"
                 )
             found.update(header.tensors)
         return found
@@ -188,7 +188,7 @@ class GgufFolder:
             with planning(source) as reader:
                 raw = read_part(reader, tensor.offset, tensor.offset + 4 * count)
             return struct.unpack(f"<{count}f", raw)
-        raise CheckpointError(f"'{self.name}': '{name}' is no list of factors")
+        raise CheckpointError(f"'{self.name}': '{name}' is not a list of factors")
 
 
 def _parts_of(directory: Path, names: Sequence[str]) -> list[str]:
@@ -202,7 +202,7 @@ def _parts_of(directory: Path, names: Sequence[str]) -> list[str]:
         if len(names) > 1:
             raise CheckpointError(
                 f"'{directory}' has {len(names)} GGUF files ({', '.join(names[:4])})",
-                remedy=f"name the one that is meant: '{directory / names[0]}'",
+                remedy=f"name one of them: '{directory / names[0]}'",
             )
         return list(names)
     stem, _, total = found.groups()
@@ -211,7 +211,7 @@ def _parts_of(directory: Path, names: Sequence[str]) -> list[str]:
     if others:
         raise CheckpointError(
             f"'{directory}' has GGUF files of several models ({parts[0]}, {others[0]})",
-            remedy=f"name the first part of the one that is meant: '{directory / parts[0]}'",
+            remedy=f"name the first part of one of them: '{directory / parts[0]}'",
         )
     missing = [part for part in parts if not (directory / part).is_file()]
     if missing or not parts:

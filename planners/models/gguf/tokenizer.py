@@ -165,7 +165,7 @@ class _Words:
             return None
         pairs = [merge.split(" ") for merge in found.values]
         if any(len(pair) != 2 for pair in pairs):
-            raise CheckpointError(f"'{self.where}' has merges that are no pairs of tokens")
+            raise CheckpointError(f"'{self.where}' has merges that are not pairs of tokens")
         return [(first, second) for first, second in pairs]
 
     def flag(self, key: str, default: bool) -> bool:

@@ -78,19 +78,19 @@ _FACTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
             )
         ),
         "scale_attn_by_inverse_layer_idx divides attention scores by a layer's number: layers at "
-        "another number attend differently than they did",
+        "another number attend differently than before",
         NUMBER,
     ),
     (
         lambda place: place.get("model_type") == "diffllama",
         "the lambda of differential attention starts from a value that follows a layer's number: "
-        "layers at another number attend slightly differently than they did",
+        "layers at another number attend slightly differently than before",
         NUMBER,
     ),
     (
         _has_slopes,
         "the decay of linear attention follows a layer's number and the number of layers: layers "
-        "of linear attention decay differently than they did",
+        "of linear attention decay differently than before",
         EITHER,
     ),
     (

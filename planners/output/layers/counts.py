@@ -63,7 +63,7 @@ def _default(edit: Edit) -> None:
     elif not twins or any(twin.depth != depth for twin in twins):
         edit.refuse(
             f"no key of the config.json of '{donor.model}' counts the {donor.depth} layers of "
-            f"'{edit.tower.name}' alone, so that there may be {depth} of them",
+            f"'{edit.tower.name}' alone, so it cannot state {depth} layers",
             "keep all its layers",
         )
 

@@ -58,7 +58,7 @@ def _outputs(edit: Edit, path: Path, key: str, items: list[int], first: int) -> 
         elif not copies:
             edit.refuse(
                 f"'{name(path, key)}' of config.json takes the output of layer {layer} of "
-                f"'{edit.tower.name}', and no layer of the output stands for it",
+                f"'{edit.tower.name}', and no layer of the output corresponds to it",
                 "keep that layer",
             )
             return None
@@ -116,7 +116,7 @@ def _nearest(edit: Edit, i: int, sources: list[int]) -> int | None:
             return j
     edit.refuse(
         f"layer {i} of the output's '{edit.tower.name}' is made from {own}, which uses keys and "
-        f"values of layer {source}, and no layer before it stands for that one",
+        f"values of layer {source}, and no earlier layer corresponds to it",
         "keep both",
     )
     return None

@@ -45,7 +45,10 @@ WRONG = {
     "no mapping": ("- a", "config.yml:1: a configuration must be a mapping, not a list"),
     "no method": ("models: [a]", "config.yml:1: 'merge_method' is missing: add it, as"),
     "no models": ("merge_method: linear", "exactly one of 'models', 'slices', 'modules'"),
-    "misspelt models": ("merge_method: linear\nmodel: [a]", "did you mean 'models' by 'model'?"),
+    "misspelt models": (
+        "merge_method: linear\nmodel: [a]",
+        "is 'model' a misspelling of 'models'?",
+    ),
     "unknown method": (
         "merge_method: liner\nmodels: [{model: a, parameters: {x: {y: 1}}}]",
         "config.yml:1: merge_method: unknown merge method 'liner': did you mean 'linear'?",
@@ -56,7 +59,7 @@ WRONG = {
     ),
     "misspelt key": (
         "merge_metod: linear\nmodels: [a]",
-        "'merge_method' is missing: did you mean 'merge_method' by 'merge_metod'?",
+        "'merge_method' is missing: is 'merge_metod' a misspelling of 'merge_method'?",
     ),
     "three numbers": (
         "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 4, 5]}]}]",
@@ -145,7 +148,7 @@ WRONG = {
     ),
     "empty parameter": (
         "merge_method: ties\nmodels: [a]\nparameters: {lambda: ~}",
-        "config.yml:3: parameters.lambda: 'lambda' has no value: add it, or remove the key",
+        "config.yml:3: parameters.lambda: 'lambda' has no value: write a value, or remove the key",
     ),
     "out of range": (
         "merge_method: ties\nmodels: [{model: a, parameters: {weight: 1, density: [1, -2]}}]",

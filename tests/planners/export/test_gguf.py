@@ -143,11 +143,11 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     config.write_text(
         config.read_text().replace('"norm_topk_prob": true', '"norm_topk_prob": false')
     )
-    with pytest.raises(CheckpointError, match="'norm_topk_prob: False', which no GGUF file"):
+    with pytest.raises(CheckpointError, match="'norm_topk_prob: False', which a GGUF file"):
         export(tmp_path / "moe", tmp_path / "d.gguf")
     config = tmp_path / "in" / "config.json"
     config.write_text(config.read_text().replace('"llama"', '"gpt2"'))
-    with pytest.raises(CheckpointError, match="of type 'gpt2', which is not exported to GGUF"):
+    with pytest.raises(CheckpointError, match="of type 'gpt2', which cannot be exported to GGUF"):
         export(tmp_path / "in", tmp_path / "c.gguf")
 
 

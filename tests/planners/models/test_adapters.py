@@ -252,12 +252,12 @@ def test_other_kinds_are_refused_by_name(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"init_lora_weights": "pissa_niter_4"}, "changes the base model too"),
+        ({"init_lora_weights": "pissa_niter_4"}, "also changes the base model"),
         ({"target_parameters": ["experts.down_proj"]}, "parameters of experts"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"r": 3}, "is not rank 3"),
-        ({"lora_alpha": "x"}, "no number for 'lora_alpha'"),
-        ({"alpha_pattern": {"((a*)*)*q": 1}}, "too intricate"),
+        ({"lora_alpha": "x"}, "'lora_alpha' is 'x', not a positive number"),
+        ({"alpha_pattern": {"((a*)*)*q": 1}}, "too complex"),
     ],
 )
 def test_settings_that_cannot_be_followed(

@@ -49,7 +49,7 @@ def test_incomplete_checkpoints_name_what_is_missing(tmp_path: Path) -> None:
     index = json.loads((model / INDEX).read_text())
     index["weight_map"]["extra.weight"] = "model-00001-of-00003.safetensors"
     (model / INDEX).write_text(json.dumps(index))
-    assert "lacks 'extra.weight', which the index promises" in refusal(model)
+    assert "lacks 'extra.weight', which the index lists" in refusal(model)
     (model / "model-00002-of-00003.safetensors").unlink()
     assert "lacks the shard 'model-00002-of-00003.safetensors'" in refusal(model)
     (model / INDEX).write_text("[")

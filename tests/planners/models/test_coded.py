@@ -486,12 +486,12 @@ def test_words_that_are_not_understood(changed: dict[str, Any], says: str, tmp_p
 @pytest.mark.parametrize(
     ("part", "tensor", "says"),
     [
-        ("weight.quant_state.bitsandbytes__nf4", b"[1]", "its state is no JSON object"),
-        ("weight.quant_state.bitsandbytes__nf4", b'{"shape": [160, 255]}', "tells no blocksize"),
-        ("weight.quant_state.bitsandbytes__nf4", b"{", "its state is no JSON"),
+        ("weight.quant_state.bitsandbytes__nf4", b"[1]", "its state is not a JSON object"),
+        ("weight.quant_state.bitsandbytes__nf4", b'{"shape": [160, 255]}', "has no blocksize"),
+        ("weight.quant_state.bitsandbytes__nf4", b"{", "its state is not JSON"),
         ("weight.absmax", bytes(7), "numbers beside them"),
         ("weight.nested_absmax", bytes(7), "tables of uint8"),
-        ("SCB", bytes(7), "are not those of an int8 weight's rows"),
+        ("SCB", bytes(7), "do not match the rows of an int8 weight"),
     ],
 )
 def test_states_that_do_not_fit(part: str, tensor: bytes, says: str, tmp_path: Path) -> None:
@@ -500,9 +500,7 @@ def test_states_that_do_not_fit(part: str, tensor: bytes, says: str, tmp_path: P
     name = f"model.layers.1.mlp.up_proj.{part}"
     save_file(load_file(file) | {name: torch.tensor(list(tensor), dtype=torch.uint8)}, file)
     merge = {"merge_method": "passthrough", "models": [str(tmp_path / "a")]}
-    with pytest.raises(
-        CheckpointError, match=rf"up_proj\.(weight|SCB).*' and their scales .*{says}"
-    ):
+    with pytest.raises(CheckpointError, match=rf"up_proj\.(weight|SCB).*' and its scales .*{says}"):
         mergeloom.plan(merge)
 
 
@@ -523,7 +521,7 @@ def test_scales_that_do_not_fit(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight_scale_inv"
     save_file(tensors | {name: torch.ones(7, 5)}, file)
     merge = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "a")}]}
-    with pytest.raises(CheckpointError, match=r"up_proj\.weight' and their scales do not fit"):
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight' and its scales do not match"):
         mergeloom.plan(merge)
 
 

@@ -12,7 +12,7 @@ from mergeloom.planners.models.class_defaults import class_defaults
 from mergeloom.planners.models.differences import differences
 from scripts.fixtures.class_defaults import defaults_of
 
-EFFECT = "the output computes with the first, for layers of the others too"
+EFFECT = "the output uses the first, also for layers of the others"
 
 
 def found(a: dict[str, Any], b: dict[str, Any], **more: dict[str, Any]) -> list[str]:
@@ -95,7 +95,8 @@ def test_a_value_that_one_leaves_to_a_known_class_is() -> None:
     """Llama 2's files write no rotary base, those of models for longer contexts do."""
     short, long = {"model_type": "llama"}, {"model_type": "llama", "rope_theta": 1e6}
     assert found(short, long) == [
-        f"'rope_theta' differs: 10000.0 (what its class takes) in 'a', 1000000.0 in 'b': {EFFECT}"
+        "'rope_theta' differs: 10000.0 (the default of its class) in 'a', 1000000.0 in 'b': "
+        f"{EFFECT}"
     ]
     assert found(short, {"model_type": "llama", "rope_theta": 10000.0}) == []
     new = {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 10000}}
@@ -103,7 +104,7 @@ def test_a_value_that_one_leaves_to_a_known_class_is() -> None:
     text = {"text_config": {"model_type": "clip_text_model"}}
     (line,) = found(text, {"text_config": {**text["text_config"], "hidden_act": "gelu"}})
     assert line.startswith(
-        "'text_config.hidden_act' differs: quick_gelu (what its class takes) in 'a'"
+        "'text_config.hidden_act' differs: quick_gelu (the default of its class) in 'a'"
     )
 
 
@@ -117,16 +118,18 @@ def test_what_classes_take_where_nothing_is_written(family: str) -> None:
 def test_a_value_that_only_another_model_writes_is_compared_with_what_the_class_takes() -> None:
     mixtral = {"model_type": "mixtral"}
     assert found(mixtral, {**mixtral, "sliding_window": 4096, "rope_theta": 1e6}) == [
-        f"'sliding_window' differs: None (what its class takes) in 'a', 4096 in 'b': {EFFECT}"
+        f"'sliding_window' differs: None (the default of its class) in 'a', 4096 in 'b': {EFFECT}"
     ]
     whisper = {"model_type": "whisper", "scale_embedding": False}
     assert found({"model_type": "whisper"}, whisper) == []
     (line,) = found({**whisper, "scale_embedding": True}, {"model_type": "whisper"})
-    assert line.startswith("'scale_embedding' differs: True in 'a', False (what its class takes)")
+    assert line.startswith(
+        "'scale_embedding' differs: True in 'a', False (the default of its class)"
+    )
     text = {"text_config": {"model_type": "llama"}, "model_type": "llava"}
     (line,) = found(text, {**text, "text_config": {"model_type": "llama", "rms_norm_eps": 1e-5}})
     assert line.startswith(
-        "'text_config.rms_norm_eps' differs: 1e-06 (what its class takes) in 'a'"
+        "'text_config.rms_norm_eps' differs: 1e-06 (the default of its class) in 'a'"
     )
     assert found({"model_type": "llama"}, {"model_type": "llama", "head_dim": 64}) == []
 
@@ -162,12 +165,12 @@ def test_a_value_that_is_written_once_in_classes_that_are_not_known_is_named() -
     own = {"model_type": "house_blend"}
     assert found(own, {**own, "rope_theta": 1e6}) == [
         "'rope_theta' is 1000000.0 in 'b' and is not written in 'a', whose class is not known "
-        "here: look that it takes the same"
+        "here: check that its default is the same"
     ]
     two = found(own, {**own, "logit_scale": 2.0}, c={**own, "logit_scale": 3.0})
     assert two == [
         "'logit_scale' differs: 2.0 in 'b', 3.0 in 'c': the output's config.json, from 'a', does "
-        "not say it"
+        "not set it"
     ]
     usual = {"rope_theta": 1e4, "scale_embedding": False, "sliding_window": None}
     assert found(own, {**own, **usual, "head_dim": 64, "resid_pdrop": 0.1}) == []

@@ -112,7 +112,7 @@ def test_what_is_incomplete_is_said(
     with pytest.raises(CheckpointError, match=f"lacks the shard '{second}'"):
         open_checkpoint(directory)
     write(files[first], directory / second)
-    with pytest.raises(CheckpointError, match=r"lacks '.*' and . more, which the index promises"):
+    with pytest.raises(CheckpointError, match=r"lacks '.*' and . more, which the index lists"):
         open_checkpoint(directory)
     (directory / how.index).unlink()
     with pytest.raises(CheckpointError, match=f"is in '{first}' and in '{second}'"):

@@ -51,8 +51,8 @@ def test_a_model_that_is_listed_twice_is_said(here: Path) -> None:
     )
     (warning,) = plan_here(text).findings
     assert str(warning) == (
-        "c.yml:5: models[2]: './m/x' is the model 'm/x', listed a second time: it counts twice, "
-        "if that is meant"
+        "c.yml:5: models[2]: './m/x' is the model 'm/x', listed a second time: if that is "
+        "intended, it counts twice"
     )
     slices = "merge_method: linear\nparameters: {weight: 1}\nslices:\n- sources:\n"
     for stop, warned in ((2, 1), (3, 0)):
@@ -95,7 +95,7 @@ def test_all_models_that_are_missing_are_named_at_once(here: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         plan_here(text + "".join(f"- {name}\n" for name in names))
     first, second, third, fourth = map(str, caught.value.findings)
-    assert first.endswith("no hub id either (owner/name): did you mean 'm/x'?")
+    assert first.endswith("nor a hub id (owner/name): did you mean 'm/x'?")
     assert second.startswith("c.yml:5: models[1]: 'file.h5' is a file, and a model is a")
     assert third.endswith("give its directory by --model-dir acme/none=PATH")
     assert fourth.startswith("c.yml:8: models[4]: './m/w/a' is not a directory")
@@ -106,7 +106,7 @@ def test_what_is_no_model_is_called_what_it_is(here: Path) -> None:
     (here / "pipe" / "model_index.json").write_text("{}")
     for name, words in {
         "m": "'m' has no config.json: did you mean 'm/x'?",
-        "pipe": "'pipe' is a pipeline (model_index.json) of which no component has weights",
+        "pipe": "'pipe' is a pipeline (model_index.json) whose components have no weights",
     }.items():
         with pytest.raises(LoomError) as caught:
             plan_here(f"merge_method: passthrough\nmodels: [{name}]")

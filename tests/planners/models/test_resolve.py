@@ -65,7 +65,7 @@ def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for missing in ("acme/three", "acme/none"):  # the first is there, but at another revision
         with pytest.raises(CheckpointError, match=f"--model-dir {missing}=PATH"):
             found(missing)
-    with pytest.raises(CheckpointError, match="no hub id either"):
+    with pytest.raises(CheckpointError, match="neither a directory nor a hub id"):
         found("../no/such/model")
     with pytest.raises(CheckpointError, match="is not a directory"):
         Resolver(model_dirs={"a": tmp_path / "none"}).directory(Location("a"))
@@ -226,7 +226,7 @@ def test_a_connection_that_breaks_is_said_in_words(
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     hub.broken.add("model-00001-of-00002.safetensors")
-    with pytest.raises(CheckpointError, match="the hub does not answer as it should") as caught:
+    with pytest.raises(CheckpointError, match="the hub's answer is unexpected") as caught:
         Resolver(download=lambda _: None).directory(Location("acme/one"))
     assert str(caught.value).isprintable()
 

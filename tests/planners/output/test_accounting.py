@@ -41,8 +41,8 @@ def test_another_depth_must_show() -> None:
     donor = model([FULL] * 4, depth(4))
     refused = verdict(donor, model([FULL] * 6, depth(4))).refusals
     assert refused == [
-        "the output has 6 layers 'layers.N' and nothing in its config.json says so: no key of 'm' "
-        "that counts 4 layers is known: keep all layers"
+        "the output has 6 layers 'layers.N', which its config.json cannot state, because no key of "
+        "'m' counts its 4 layers: keep all layers"
     ]
     listed = model([FULL] * 4, {"layer_types": ["full"] * 4})
     assert verdict(listed, model([FULL] * 5, {"layer_types": ["full"] * 5})) == Verdict()
@@ -162,8 +162,7 @@ def test_weights_outside_the_layers_are_compared() -> None:
     donor = model([FULL] * 2, depth(2), score_weight=(2, 8))
     more = verdict(donor, model([FULL] * 2, depth(2), value_weight=(1, 8)))
     assert more.warnings == [
-        "'value.weight': no such tensor is in 'm', whose config.json the output gets: its class "
-        "may not read it",
+        "'value.weight': not in 'm', whose config.json the output gets: its class may ignore it",
         "the output lacks 'score.weight', which 'm' has, whose config.json it gets: its class may "
         "need it",
     ]

@@ -140,7 +140,7 @@ def test_untouched_codes_are_copied(kind: str, models: list[Path], tmp_path: Pat
             {"quantize": "int3"},
             "'quantize' is 'int3': it must be one of same, fp8_block, fp8, int8, mxfp4",
         ),
-        ({"quantize": "same"}, "no input is in codes"),
+        ({"quantize": "same"}, "no input is quantised"),
     ],
 )
 def test_what_cannot_be_written(more: dict[str, Any], says: str, models: list[Path]) -> None:
@@ -267,16 +267,19 @@ def test_gpt_oss_has_its_own_codes(tmp_path: Path) -> None:
 def test_ragged_blocks_are_said(models: list[Path]) -> None:
     planned = mergeloom.plan(merging(models, quantize="fp8_block"))
     (said,) = [str(each) for each in planned.findings if each.code == "ragged-blocks"]
-    assert "transformers with 'dequantize' takes others, or refuses them" in said
+    assert "transformers' option 'dequantize' reads wrongly or refuses" in said
     assert "'model.layers.*.mlp.up_proj.weight' (416x256)" in said
 
 
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        ({"up": (2, 256, 512), "down": (2, 256, 256)}, "lie as (experts, in, out)"),
-        ({"up": (2, 192, 128), "down": (2, 128, 96)}, "no whole number of blocks of 128"),
-        ({"up": (2, 256, 256), "down": (2, 250, 128)}, "not known which of its dimensions"),
+        ({"up": (2, 256, 512), "down": (2, 256, 256)}, "stored as (experts, in, out)"),
+        ({"up": (2, 192, 128), "down": (2, 128, 96)}, "not multiples of 128"),
+        (
+            {"up": (2, 256, 256), "down": (2, 250, 128)},
+            "which of its dimensions is the input",
+        ),
     ],
 )
 def test_experts_that_stay_plain(names: dict[str, tuple[int, ...]], says: str) -> None:
@@ -315,7 +318,7 @@ def test_methods_that_compute_by_torch_are_refused(models: list[Path]) -> None:
         registry.unregister("foreign")
     said = str(raised.value)
     assert "is computed by torch (_ByTorch), and codes are written by machine code" in said
-    assert "merge without 'quantize' first, and then the output by 'passthrough' with it" in said
+    assert "merge without 'quantize', then quantise the output with a 'passthrough' merge" in said
 
 
 def test_nan_makes_its_block_nan(models: list[Path], tmp_path: Path) -> None:

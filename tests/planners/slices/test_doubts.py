@@ -54,7 +54,7 @@ def test_parameters_of_the_base_have_no_effect(models: Path) -> None:
     text += "- {model: a, parameters: {weight: 1, density: 0.5}}\n"
     text += "- {model: b, parameters: {weight: 1}}\n"
     found = plan_text(text, models).warnings
-    assert [w.partition(": what")[0] for w in found] == [
+    assert [w.partition(": the differences")[0] for w in found] == [
         f"config.yml:5: models[0].parameters.{name}: '{name}' has no effect on the base model 'a'"
         for name in ("weight", "density")
     ]
@@ -100,11 +100,11 @@ def test_an_empty_slice_gives_what_stands_around_the_layers(models: Path) -> Non
     }
     assert list(of.values()) == ["b", "a", "c", "c"]
     assert [warning.partition(": ")[2] for warning in plan.warnings] == [
-        "slices[0]: a slice of no layers: of its models only what stands before the layers "
-        "(embeddings) is taken",
+        "slices[0]: a slice of no layers: only the weights before the layers (embeddings) "
+        "are taken from its models",
         "slices[2]: a slice of no layers: it has no effect",
-        "slices[4]: a slice of no layers: of its models only what acts after the layers (final "
-        "norm, head) is taken",
+        "slices[4]: a slice of no layers: only the weights after the layers (final norm, "
+        "head) are taken from its models",
     ]
     with pytest.raises(ConfigError, match="no slice takes any layer"):
         plan_text(stack(("a", 2, 2), ("b", 4, 4)), models)
@@ -141,7 +141,7 @@ def test_relative_positions_of_another_model_are_said(
     tmp_path: Path, kind: str, shared: str
 ) -> None:
     a, b = tiny.pair(tmp_path, kind)
-    (said,) = [w for w in tiny.planned(tiny.stack(a, b)).warnings if "attend otherwise" in w]
+    (said,) = [w for w in tiny.planned(tiny.stack(a, b)).warnings if "attend differently" in w]
     assert f"'{shared}' holds for all layers and is made from '{a}': layers of '{b}'" in said
-    assert not [w for w in tiny.planned(tiny.stack(b, b)).warnings if "attend otherwise" in w]
-    assert not [w for w in tiny.planned(tiny.blend(a, b)).warnings if "attend otherwise" in w]
+    assert not [w for w in tiny.planned(tiny.stack(b, b)).warnings if "attend differently" in w]
+    assert not [w for w in tiny.planned(tiny.blend(a, b)).warnings if "attend differently" in w]

@@ -200,11 +200,11 @@ def test_reasons_of_what_is_left_out_are_true(tmp_path: Path) -> None:
     plan = planned({"merge_method": "passthrough", "modules": modules})
     left = {item.reason: item for item in plan.unused if item.model == str(reading)}
     assert left.keys() == {
-        "layers that no slice takes",
+        "layers that no slice uses",
         "constants are not merged: another model's are copied",
         "weights before the layers come from the first slice",
     }
-    assert left["layers that no slice takes"].layers == ((0, 2),)
+    assert left["layers that no slice uses"].layers == ((0, 2),)
 
 
 def test_the_relative_positions_of_the_other_model_are_said_to_be_left_out(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_language_model_is_merged_into_a_larger_ones_tower(
 def test_a_language_model_alone_is_no_vision_language_model(tmp_path: Path) -> None:
     seeing = made(tmp_path / "a", 0, LLAVA_CLASS, **LLAVA)
     reading = made(tmp_path / "b", 1, "LlamaForCausalLM")
-    with pytest.raises(CheckpointError, match=r"no layers named 'vision_tower.*'modules'"):
+    with pytest.raises(CheckpointError, match=r"no layers 'vision_tower.*'modules'"):
         mergeloom.plan(blend(seeing, reading))
 
 

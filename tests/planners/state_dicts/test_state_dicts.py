@@ -138,7 +138,7 @@ def test_tensors_that_some_lack_are_refused_united_or_left_out(tmp_path: Path) -
     assert "'tensors: union'" in caught.value.remedy
 
     union = mergeloom.plan({**config, "tensors": "union"})
-    assert sum("made without it" in str(finding) for finding in union.findings) == 2
+    assert sum("merged without it" in str(finding) for finding in union.findings) == 2
     mergeloom.merge(union, tmp_path / "union")
     found = load_file(tmp_path / "union" / "model.safetensors")
     assert found.keys() == one.keys() | other.keys()
@@ -333,7 +333,7 @@ def test_what_a_pipeline_lacks_is_named(pipelines: Pipelines, tmp_path: Path) ->
     (pipelines[1] / "text_encoder" / "flax_model.msgpack").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"text_encoder' has no \.safetensors files"):
         mergeloom.plan(weighted(*pipelines))
-    with pytest.raises(ConfigError, match="components of a pipeline are not written in codes"):
+    with pytest.raises(ConfigError, match="components of a pipeline cannot be quantised"):
         mergeloom.plan(weighted(pipelines[0], quantize="fp8", tensors="same"))
 
 
@@ -346,10 +346,10 @@ def test_a_component_alone(pipelines: Pipelines, tmp_path: Path) -> None:
 REFUSED = {
     "slices": (
         {"slices": [{"sources": [{"model": "a.pth", "layer_range": [0, 2]}]}], "tensors": "same"},
-        "'slices' is for models with a configuration",
+        "'slices' needs models with a config.json",
     ),
-    "tokenizer": ({"tokenizer_source": "union"}, "'tokenizer_source' is for models with"),
-    "gradient": ({"parameters": {"weight": [0, 1]}}, "weights as they are have no layers"),
+    "tokenizer": ({"tokenizer_source": "union"}, "'tokenizer_source' needs models with"),
+    "gradient": ({"parameters": {"weight": [0, 1]}}, "raw weights have no layers"),
     "word": ({"tensors": "unoin"}, "'tensors' must be same, union or intersection.*'union'"),
     "missing": ({"models": ["a.pth", "bb.pth"]}, "no file or directory 'bb.pth'"),
     "base": ({"merge_method": "ties", "parameters": {"weight": 1}}, "'ties' needs a base model"),

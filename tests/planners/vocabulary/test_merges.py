@@ -188,7 +188,7 @@ def test_without_settings_rows_go_by_token_where_sizes_differ(
     assert check(folder, out, usual(models, base)) == models[base or "a"].ids
     plan = mergeloom.plan(folder / "config.yml", search=[folder])
     said = next(each for each in map(str, plan.warnings) if "differ in size" in each)
-    assert f"those of '{base or 'a'}'" in said
+    assert f"the tokenizer of '{base or 'a'}'" in said
     assert "'{source: union}' keeps the tokens of all" in said
 
 

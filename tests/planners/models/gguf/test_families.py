@@ -109,7 +109,7 @@ def test_several_models_in_a_folder_are_told_apart(tmp_path: Path) -> None:
     kind = FAMILIES["llama"]
     for name in ("a.Q8_0.gguf", "a.f32.gguf"):
         write_gguf(tmp_path / "in" / name, kind, kind.model())
-    with pytest.raises(CheckpointError, match=r"has 2 GGUF files .* name the one that is meant"):
+    with pytest.raises(CheckpointError, match=r"has 2 GGUF files .* name one of them"):
         plan({"merge_method": "passthrough", "models": [{"model": str(tmp_path / "in")}]})
 
 
@@ -189,7 +189,7 @@ def test_factors_of_the_rotary_embedding_become_settings(tmp_path: Path) -> None
     assert [name for each in left for name in each.tensors] == ["rope_freqs.weight"]
     more = {"rope_freqs.weight": np.linspace(1, 3, 32, dtype=np.float32)}
     path = write_gguf(tmp_path / "odd.gguf", kind, model, more=more)
-    with pytest.raises(CheckpointError, match="no setting of transformers gives"):
+    with pytest.raises(CheckpointError, match="no setting of transformers produces"):
         copied(path, tmp_path / "out2")
 
 
@@ -214,7 +214,7 @@ def test_what_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
     path = write_gguf(
         tmp_path / "moe.gguf", gemma, gemma.model(), describe=lambda w: w.add_expert_count(8)
     )
-    assert "a mixture of experts of the architecture 'gemma'" in refused(path)
+    assert "is a mixture of experts of the architecture 'gemma'" in refused(path)
     fewer = {"blk.1.ffn_up_exps.weight": np.zeros((3, 96, 64), np.float32)}
     path = write_gguf(tmp_path / "fewer.gguf", mixtral, mixtral.model(), more=fewer)
     assert "'blk.1.ffn_up_exps.weight' (3x96x64) does not hold 4 experts" in refused(path)
