@@ -21,10 +21,12 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?i?)[bB]?\s*", text)
     unit = match[2][:1].upper() + match[2][1:] if match else ""
     if match is None or unit not in _UNITS or len(text) > 40:
-        raise LoomError(f"{text[:40]!r} is no size", remedy="write for example 8GiB, 500M or bytes")
+        raise LoomError(
+            f"{text[:40]!r} is not a size", remedy="write for example 8GiB, 500M or bytes"
+        )
     size = int(float(match[1]) * _UNITS[unit])
     if size <= 0:
-        raise LoomError(f"{text!r} is no size", remedy="it must be positive")
+        raise LoomError(f"{text!r} is not a size", remedy="it must be positive")
     return size
 
 

@@ -355,7 +355,7 @@ def test_another_job_in_the_same_output_is_refused_by_what_differs(
     _, graph, directory = made
     identity = {"graph": graph.fingerprint(), "seed": "1"}
     other = replace(job(graph), fingerprint="other", identity=identity)
-    with pytest.raises(OutputError, match=r"different: seed.*--restart"):
+    with pytest.raises(OutputError, match=r"holds another merge: seed.*--restart"):
         jobs.run(other, directory / "out", Options())
     interrupted(graph, tmp_path / "out", after=1)
     with pytest.raises(OutputError, match=r"holds another merge: seed"):

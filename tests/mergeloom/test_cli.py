@@ -266,7 +266,7 @@ def test_inspect_and_methods(config: Path) -> None:
 
 WRONG: dict[str, tuple[list[Any], str]] = {
     "absent config": (["plan", "nowhere.yml"], "cannot read the configuration 'nowhere.yml'"),
-    "size": (["plan", "CONFIG", "--ram", "lots"], "'lots' is no size"),
+    "size": (["plan", "CONFIG", "--ram", "lots"], "'lots' is not a size"),
     "small budget": (["plan", "CONFIG", "--ram", "1MiB"], "the smallest is"),
     "model dir": (["plan", "CONFIG", "--model-dir", "a"], "write ID=PATH"),
     "into an input": (["merge", "CONFIG", "INPUT"], "is the input 'a'"),
@@ -391,7 +391,7 @@ def test_sizes(text: str, nbytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "0", "1QB", "1 2"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(LoomError, match="is no size"):
+    with pytest.raises(LoomError, match="is not a size"):
         parse_size(text)
 
 

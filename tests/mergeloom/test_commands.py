@@ -240,7 +240,7 @@ def test_clean_removes_what_was_interrupted(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # not that of whoever tests
     with pytest.raises(OutputError, match="is a finished merge, which 'clean' does not remove"):
         mergeloom.clean(out)
-    with pytest.raises(OutputError, match="is no interrupted merge"):
+    with pytest.raises(OutputError, match="is not an interrupted merge"):
         mergeloom.clean(tmp_path / "a")
     interrupt(out, 20)
     for name in ("README.md", "config.json", "mergeloom_config.yml"):
@@ -347,7 +347,7 @@ def test_flags_of_mergekit_become_options() -> None:
     )
     assert resources == Resources(threads=3, device="cuda")
     assert translate(MergekitFlags(), Meaning(), Resources()) == (Meaning(), Resources())
-    with pytest.raises(LoomError, match="--out-shard-size '0B' is no size"):
+    with pytest.raises(LoomError, match="--out-shard-size '0B' is not a size"):
         translate(MergekitFlags(out_shard_size="0B"), Meaning(), Resources())
 
 

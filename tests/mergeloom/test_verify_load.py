@@ -124,7 +124,7 @@ def test_faults_of_loading_are_shown(model: Path, tmp_path: Path) -> None:
         loading=loading_report(model),
     )
     text = shown(report)
-    assert "lm_head.weight: the class needs it and it is not there" in text
+    assert "lm_head.weight: the class needs it, but it is missing" in text
     assert text.endswith("'out' has 1 fault, loaded as MixtralForCausalLM")
 
 

@@ -98,7 +98,9 @@ def test_all_models_that_are_missing_are_named_at_once(here: Path) -> None:
     assert first.endswith("nor a hub id (owner/name): did you mean 'm/x'?")
     assert second.startswith("c.yml:5: models[1]: 'file.h5' is a file, and a model is a")
     assert third.endswith("give its directory by --model-dir acme/none=PATH")
-    assert fourth.startswith("c.yml:8: models[4]: './m/w/a' is not a directory")
+    assert fourth.startswith(
+        "c.yml:8: models[4]: './m/w/a' is neither a directory nor a hub id (owner/name)"
+    )
 
 
 def test_what_is_no_model_is_called_what_it_is(here: Path) -> None:
