@@ -101,7 +101,7 @@ def test_another_arithmetic_does_not_continue(config: Path, tmp_path: Path) -> N
     assert run("merge", config, tmp_path / "out").returncode == 0
     found = run("merge", config, tmp_path / "out", MERGELOOM_ARITHMETIC="torch")
     assert found.returncode == 2
-    assert "different: arithmetic" in found.stderr
+    assert "holds another merge: arithmetic" in found.stderr
 
 
 def test_what_torch_takes_is_learnt(config: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_merge_verify_and_merge_again(config: Path, tmp_path: Path) -> None:
     config.write_text(LINEAR.replace("3", "4"))
     other = run("merge", config, out)
     assert other.returncode == 2
-    assert "different: configuration" in other.stderr
+    assert "holds another merge: configuration" in other.stderr
     assert "Traceback" not in other.stderr
 
 

@@ -89,7 +89,7 @@ def test_a_plan_says_by_which_rates_it_was_made(plan: Planned) -> None:
 
 
 def test_wrong_devices_and_sizes_are_refused(plan: Planned) -> None:
-    with pytest.raises(DeviceError, match=r"--device 'cuda:5' is not there.*cuda:0, cuda:1"):
+    with pytest.raises(DeviceError, match=r"--device 'cuda:5' is not available.*cuda:0, cuda:1"):
         plan(device="cuda:5")
     with pytest.raises(LoomError, match="'much' is not a size"):
         plan(device="cuda", vram="much")
