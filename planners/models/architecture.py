@@ -283,8 +283,8 @@ def _by_place(stack: Stack) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...
 _SAMPLING = re.compile(r"(sub|down|up)_?sampl[^.]*(\.layers?)?\.$")
 """Numbered steps that halve or double a sequence; never stacks of layers."""
 
-_PART = re.compile(r"(conv|merger|proj|adapter|resampler)[^.]*(\.layers?)?\.$")
-"""Numbered networks between or before towers, which are parts of them and not stacks."""
+_PART = re.compile(r"((conv|merger|proj|adapter|resampler)[^.]*(\.layers?)?|[._]heads?)\.$")
+"""Numbered networks between, before or after towers, which are parts of them and not stacks."""
 
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")

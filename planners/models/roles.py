@@ -17,7 +17,7 @@ _AFTER = re.compile(
     r"|pred_layer|score|(pre_)?classifiers?|classification_head|(\w+_)?pooler|qa_outputs|logits_proj"
     r"|sequence_summary|final_logits_bias|proj_out|project_out|output|output_projection|output_layer"
     r"|vocab_(projector|transform|layer_norm)|altup_unembed_projections|final_(linear|layer|proj)"
-    r"|mtp(_\w+)?"
+    r"|mtp(_\w+)?|regression_layer|gating|reward_\w+|custom_text_proj"
 )
 """Modules other than norms that act after the layers, as those that predict further tokens do."""
 
@@ -32,7 +32,7 @@ _FINAL_NORM = re.compile(r"embedding_norm|emb_layer_norm_after")
 """Final norms with misleading names (LFM2, ESM)."""
 
 _EMBEDDING = re.compile(
-    r"(^|\.)(embed_tokens|wte|(word|tok|token|tokens|input|text)_?embed(ding)?s?|tokens_embed"
+    r"(^|\.)(embed_tokens|wte|(word|tok|token|tokens|input|text)_?embed(ding)?s?|tokens_embed|embed_text_tokens"
     r"|embed_in|embed|shared|embeddings?|word_embed|embed_tokens\.embed|transformer\.w|w)\.weight$"
     r"|(^|\.)wte\.embedding$"  # Molmo's, a parameter and no module
 )
@@ -68,6 +68,8 @@ def acts_after(name: str, prefix: str, names: Collection[str], config: Mapping[s
         own -= 1
     inner = modules[own:] or [name.rpartition(".")[2]]
     if any(_AFTER.fullmatch(module) for module in inner) or inner == ["decoder"]:
+        return True
+    if modules == ["linear"]:  # ColBERT's
         return True
     norm = inner[-1]
     if len(inner) > 1 or _NORM.search(norm) is None:
@@ -144,7 +146,7 @@ def output_head(shapes: Mapping[str, Shape], embedding: str | None) -> str | Non
     return min(named, key=lambda name: name.count("."), default=None)
 
 
-_VOCABULARY_KEYS = {"vocab_size", "n_vocab", "padded_vocab_size", "n_tokens"}
+_VOCABULARY_KEYS = {"vocab_size", "text_vocab_size", "n_vocab", "padded_vocab_size", "n_tokens"}
 
 
 def vocabulary_sizes(config: Mapping[str, Any]) -> Iterable[int]:

@@ -105,6 +105,12 @@ _FACTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
         DEPTH,
     ),
     (
+        lambda place: place.get("head_multi") is True and "start_layer" in place,
+        "the class has a head for each layer from 'start_layer' on, and the output those that the "
+        "model has, not one for each of its layers",
+        DEPTH,
+    ),
+    (
         lambda place: (
             isinstance(place.get("qkv_multipliers"), list)
             and isinstance(place.get("num_query_heads"), list)

@@ -418,6 +418,11 @@ _OF_KEYS: tuple[tuple[str, Rule, str], ...] = (
         every("moe_layer_frequency", 1, SPARSE, DENSE, name=MLPS),
         "Arctic",
     ),
+    (
+        "moe_every_n_layers",
+        every("moe_every_n_layers", 0, SPARSE, DENSE, shift=-1, name=MLPS),
+        "nomic-embed-text-v2",
+    ),
     ("block_types", RECURRENT_GEMMA, "RecurrentGemma"),
     ("cross_attention_frequency", CROSS_ATTENTION, "BLIP-2"),
     ("use_sliding_window", window_beyond(28), "Qwen 2"),

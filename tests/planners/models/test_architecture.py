@@ -161,10 +161,27 @@ def test_an_embedding_that_is_a_parameter_and_no_module() -> None:
     assert (found.embedding, found.head) == (embedding, head)
 
 
-@pytest.mark.parametrize("part", ["mtp.layers.0", "mtp", "model.mtp", "model.mtp_block.0"])
-def test_what_predicts_further_tokens_acts_after_the_layers(part: str) -> None:
-    (tower,) = infer([*llama_names(4), f"{part}.fc.weight"], {"num_hidden_layers": 4}).towers
-    assert f"{part}.fc.weight" in tower.after
+MTP = ["mtp.layers.0.fc", "mtp.fc", "model.mtp.fc", "model.mtp_block.0.fc"]
+MEDUSA = [f"medusa_head.{i}.{part}" for i in range(3) for part in ("0.linear", "0.norm", "1")]
+ARMO = ["regression_layer", "gating.layers.0"]
+COLBERT = ["linear", "custom_text_proj"]
+
+
+@pytest.mark.parametrize("parts", [MTP, MEDUSA, ARMO, COLBERT], ids=["mtp", "medusa", "rm", "col"])
+def test_what_else_acts_after_the_layers(parts: list[str]) -> None:
+    """What predicts further tokens, rewards, or a vector for each token."""
+    found = [f"{part}.weight" for part in parts]
+    (tower,) = infer([*llama_names(4), *found], {"num_hidden_layers": 4}).towers
+    assert set(found) <= set(tower.after)
+
+
+def test_the_embedding_of_words_beside_those_of_sounds() -> None:
+    """CSM's, whose head predicts sounds."""
+    shapes = {"embed_text_tokens.weight": (32, 8), "depth_decoder.embed_tokens.weight": (48, 8)}
+    sizes = {"vocab_size": 16, "text_vocab_size": 32}
+    assert token_embedding(shapes, sizes) == "embed_text_tokens.weight"
+    head = {"lm_head.weight": (16, 8)}
+    assert output_head({**shapes, **head}, "embed_text_tokens.weight") == "lm_head.weight"
 
 
 def test_a_head_that_is_called_embedding_stands_after_the_layers() -> None:

@@ -264,6 +264,7 @@ RULES: list[tuple[Config, str]] = [
     (hub("griffin", block_types=["recurrent", "attention"]), "RARARARA"),
     (hub("plamo2", mamba_step=4), "MMAMMMAM"),
     (hub("arctic", moe_layer_frequency=2), "DSDSDSDS"),
+    (hub("nomic_bert", moe_every_n_layers=3), "DSDDSDDS"),
 ]
 
 

@@ -120,6 +120,7 @@ def test_the_same_factor_is_another_in_a_model_of_another_depth() -> None:
         ({"model_type": "diffllama"}, "lambda"),
         ({"model_type": "minimax", "layer_types": ["full_attention"] * 4}, "decay"),
         ({"model_type": "bailing_moe_linear", "layer_group_size": 1}, "decay"),
+        ({"model_type": "minicpm", "head_multi": True, "start_layer": 2}, "a head for each layer"),
         (
             {"model_type": "chatglm", "position_encoding_2d": True, "inner_hidden_size": 8},
             "twice the number of layers",
