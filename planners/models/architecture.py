@@ -245,7 +245,8 @@ def _stacks(split: Mapping[str, LayerName], config: Mapping[str, Any]) -> dict[s
             continue
         rich = len(layers) > 1 and min(len(layer) for layer in layers.values()) > 2
         rich = rich and _PART.search(prefix) is None
-        if (len(layers) in declared or rich) and _SAMPLING.search(prefix) is None:
+        counted = len(layers) in declared and _NO_STACK.search(prefix) is None
+        if (counted or rich) and _SAMPLING.search(prefix) is None:
             stacks[prefix] = [layers[number] for number in range(len(layers))]
     return stacks
 
@@ -285,6 +286,10 @@ _SAMPLING = re.compile(r"(sub|down|up)_?sampl[^.]*(\.layers?)?\.$")
 
 _PART = re.compile(r"((conv|merger|proj|adapter|resampler)[^.]*(\.layers?)?|[._]heads?)\.$")
 """Numbered networks between, before or after towers, which are parts of them and not stacks."""
+
+
+_NO_STACK = re.compile(r"(merger[^.]*|lm_heads?|codec_embedding)\.$")
+"""Numbered parts that are no stack even if there happen to be as many as layers of a tower."""
 
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")

@@ -66,6 +66,9 @@ VISION_TAPS: Mapping[str, int] = {
 }
 """The same for the vision tower, anywhere in the configuration."""
 
+WORD_TAPS: Mapping[str, int] = {"accept_hidden_layer": 1}
+"""The same for the main tower: what Qwen-Omni's talker takes from the thinker."""
+
 KNOWN_FROM_ONE = frozenset({"kda_layers", "full_attn_layers"})
 """Keys of layer numbers that usually count from 1 (Kimi-Linear's ``linear_attn_config``)."""
 

@@ -20,11 +20,13 @@ def follow_taps(edit: Edit) -> None:
                 _tap(edit, (*edit.path, *path), key, value, keys.TAPS[key])
             elif key in keys.STAGES and isinstance(value, list):
                 _stages(edit, (*edit.path, *path), key, value)
+    elsewhere = keys.WORD_TAPS if edit.tower is edit.towers[0] else {}
     if "vision" in words(edit.donor.tower.prefix) or "vision" in str(edit.path):
-        for path, place in _objects(edit.donor.config, ()):
-            for key, value in place.items():
-                if key in keys.VISION_TAPS:
-                    _tap(edit, path, key, value, keys.VISION_TAPS[key])
+        elsewhere = keys.VISION_TAPS
+    for path, place in _objects(edit.donor.config, ()) if elsewhere else ():
+        for key, value in place.items():
+            if key in elsewhere:
+                _tap(edit, path, key, value, elsewhere[key])
 
 
 def _objects(config: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:

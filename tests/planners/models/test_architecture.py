@@ -118,6 +118,19 @@ def test_numbered_parts_of_a_small_network_are_no_layers() -> None:
     assert "score.0.bias" in tower.after
 
 
+def test_parts_of_a_tower_that_happen_to_be_as_many_as_layers_are_no_stack() -> None:
+    """Qwen 3-Omni's mergers and the heads of its code predictor."""
+    found = names("visual.blocks.", 4, *BLOCK)
+    found += names("visual.merger_list.", 3, "ln_q.weight", "mlp.0.weight", "mlp.2.weight")
+    found += names("model.layers.", 3, *BLOCK) + names("lm_head.", 3, "weight")
+    found += ["model.embed_tokens.weight"]
+    config = {"num_hidden_layers": 3, "vision_config": {"depth": 4}}
+    assert [tower.prefix for tower in infer(found, config).towers] == [
+        "model.layers.",
+        "visual.blocks.",
+    ]
+
+
 def test_a_checkpoint_without_layers() -> None:
     (tower,) = infer(["embed.weight", "head.weight"], {}).towers
     assert tower.layers == 0

@@ -42,6 +42,17 @@ def test_outputs_counted_from_the_embedding_or_from_the_end() -> None:
     assert found["vision_feature_layer"] == [-3, 1]
 
 
+def test_outputs_of_the_thinkers_layers_that_the_talker_takes() -> None:
+    thinker = {"text_config": {"num_hidden_layers": 6}}
+    talker = {"accept_hidden_layer": 4, "text_config": {"num_hidden_layers": 4}}
+    config = {"model_type": "m", "thinker_config": thinker, "talker_config": talker}
+    depths = {"thinker.model.layers.": 6, "talker.model.layers.": 4}
+    found = ok(restacked(config, depths, {"thinker.model.layers.": [0, 1, 1, 2, 3, 4, 5]}))
+    assert found["talker_config"]["accept_hidden_layer"] == 5
+    found = ok(restacked(config, depths, {"talker.model.layers.": [0, 0, 1, 2, 3]}))
+    assert found["talker_config"]["accept_hidden_layer"] == 4
+
+
 def test_the_output_of_the_last_layer_is_that_of_any_last_layer() -> None:
     for origins in ([0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 4]):
         assert with_vision({}, origins, select_layer=-1)["select_layer"] == -1
