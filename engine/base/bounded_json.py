@@ -21,7 +21,7 @@ def parse(content: bytes, values: int = VALUES) -> Any:
     """
     brackets = content.count(b"[") + content.count(b"{")
     if brackets > values // 4 or content.count(b",") > values:
-        raise ValueError("it has more values than make sense")
+        raise ValueError("it has too many values")
     if len(content) > _LARGE:
         try:
             return _parsed_in_place(content)

@@ -148,15 +148,15 @@ class CheckpointError(LoomError):
 _READABLE = {
     errno.EACCES: "let this user read it",
     errno.EPERM: "let this user read it",
-    errno.EIO: "its disk fails; copy it from elsewhere",
-    errno.ESTALE: "its network folder has gone; mount it again",
-    errno.ETIMEDOUT: "its network folder does not answer; try again when it does",
+    errno.EIO: "its disk fails: copy the file from elsewhere",
+    errno.ESTALE: "its network folder is gone: mount it again",
+    errno.ETIMEDOUT: "its network folder does not answer: try again later",
 }
-"""What lets a file be read again, by the system's error."""
+"""Remedies for files that cannot be read, by the system's error number."""
 
 
 def unreadable(path: Path | str, reason: OSError | str) -> CheckpointError:
-    """The error for a file of a checkpoint that cannot be read, whatever it holds."""
+    """The error for a file of a checkpoint that cannot be read, whatever its contents."""
     if isinstance(reason, str):
         return CheckpointError(f"cannot read '{path}': {reason}")
     return CheckpointError(

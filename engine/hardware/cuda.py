@@ -42,7 +42,7 @@ def _library(waits: bool) -> Any:
             return load(name)
         except OSError:
             continue
-    raise CudaError("the driver's library is not there: install NVIDIA's driver")
+    raise CudaError("NVIDIA's driver library cannot be loaded: install the driver")
 
 
 def _call(name: str, *arguments: Any, waits: bool = False) -> None:

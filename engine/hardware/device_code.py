@@ -90,7 +90,7 @@ def device_code(source: Path, capability: tuple[int, int]) -> bytes:
     except (OSError, subprocess.SubprocessError) as error:
         raise NativeError(f"NVIDIA's run-time compiler cannot be run: {error}") from error
     if done.returncode or not done.stdout:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no words"]
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it gave no reason"]
         raise NativeError(f"NVIDIA's run-time compiler failed: {said[-1]}")
     with contextlib.suppress(OSError):
         _keep(kept, done.stdout)

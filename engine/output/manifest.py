@@ -156,7 +156,10 @@ def read_manifest(output: Path, name: str = NAME) -> Manifest | None:
     if not isinstance(document, dict):
         raise OutputError(f"'{path}' is damaged (no JSON object): merge with --restart")
     if document.pop("version", None) != VERSION or document.pop("digests", None) != ALGORITHM:
-        raise OutputError(f"'{path}' was written by another version of this program")
+        raise OutputError(
+            f"'{path}' was written by another version of this program: use that version, or merge "
+            "with --restart"
+        )
     # Imported late: most runs begin in a new directory, and importing pydantic takes 0.1 s.
     from pydantic import ValidationError
 
@@ -194,7 +197,7 @@ def _fault(manifest: Manifest) -> str | None:
     for record in manifest.tensors:
         file = manifest.files.get(record.file)
         if file is None or not 0 <= record.offset <= record.offset + record.nbytes <= file.size:
-            return f"{record.name[:200]!r} lies outside its file"
+            return f"{record.name[:200]!r} is outside its file"
         if record.nbytes < 0 or not is_block(record.block_bytes, record.nbytes):
             return f"{record.name[:200]!r} has impossible sizes"
     return None

@@ -162,5 +162,5 @@ def _recorded(
             )
             places[entry.file, entry.tensor] = path, record
         elif entries:
-            wrong.append((entry.tensor, f"the header of {entry.file[:80]!r} does not have it"))
+            wrong.append((entry.tensor, f"the header of {entry.file[:80]!r} lacks it"))
     return [*places.values()], wrong

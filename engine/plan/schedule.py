@@ -396,7 +396,7 @@ def _infeasible(works: list[Work], budget: int, minimum: int) -> str:
         key=lambda work: work.merge_shape.worker.scratch_bytes + work.merge_shape.smallest_bytes,
     )
     size = "x".join(map(str, worst.root.shape)) or "0-d"
-    beside = f" and {len(worst.beside)} beside them" if worst.beside else ""
+    beside = f" and {len(worst.beside)} side inputs" if worst.beside else ""
     asked = f"{budget / MIB:.0f} MiB" if budget >= MIB else f"{budget} bytes"
     return (
         f"a budget of {asked} cannot work: the smallest is "

@@ -89,8 +89,8 @@ class DeviceWorker:
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RunError(
-                f"'{self._device.name}' failed: {reason}; what is merged is kept, the same command "
-                "continues, with --device cpu without it"
+                f"'{self._device.name}' failed: {reason}; finished tensors are kept, and the same "
+                "command continues, with --device cpu without this device"
             ) from error
         finally:
             # Blocks must not be released while a copy uses them. A failed device raises again,
@@ -115,8 +115,8 @@ class DeviceWorker:
         """Deviations from the plan, one line each."""
         lines = []
         for count, what in (
-            (self._space.shrunk, "room for inputs that stay there was made smaller"),
-            (self._halved, "tiles were made smaller"),
+            (self._space.shrunk, "its cache of inputs was reduced"),
+            (self._halved, "tiles were reduced"),
         ):
             if count:
                 times = f"{count} time{'s' if count > 1 else ''}"
@@ -126,7 +126,7 @@ class DeviceWorker:
             merges = "1 merge" if count == 1 else f"{count} merges"
             name = next(iter(self._given_up)).name
             lines.append(
-                f"'{self._device.name}' could not do {merges}, which the CPU did: '{name}'"
+                f"'{self._device.name}' could not run {merges}, which the CPU ran: '{name}'"
                 + (" and others" if count > 1 else "")
             )
         return lines

@@ -94,8 +94,8 @@ class Dequantise(Kernel):
         found = [math.prod(shape) for shape in side]
         if wanted != found:
             raise ValueError(
-                f"codes {_text(codes)} need {', '.join(map(str, wanted))} numbers beside them, "
-                f"here are {', '.join(map(_text, side))}"
+                f"codes {_text(codes)} need {', '.join(map(str, wanted))} numbers as side "
+                f"inputs, not {', '.join(map(_text, side))}"
             )
         if self.shape is not None and math.prod(self.shape) != math.prod(codes):
             raise ValueError(f"there are codes {_text(codes)}, and not {_text(self.shape)}")

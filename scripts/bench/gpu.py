@@ -57,7 +57,7 @@ _MOST_DIFFERING = 0.02
 _MOST_FLIPPED = 1e-5
 """Share that may differ by more: where a decision depends on the last bit of a score. Random
 choices do not, so that other ones would show at once."""
-_TESTS = ("tests/methods/test_cuda_words.py", "tests/engine/hardware/test_accelerators.py")
+_TESTS = ("tests/methods/test_cuda_operations.py", "tests/engine/hardware/test_accelerators.py")
 _TESTS_SECONDS, _MAKING_SECONDS, _BUILDING_SECONDS = 90.0, 120.0, 90.0
 
 

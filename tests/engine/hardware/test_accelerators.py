@@ -153,9 +153,9 @@ def test_what_means_nothing_is_refused_without_looking(wanted: str) -> None:
 
 
 def test_what_is_not_there_is_refused_and_what_is_there_named() -> None:
-    with pytest.raises(DeviceError, match=r"'cuda:7' is not there.*here: cuda:0, cuda:1"):
+    with pytest.raises(DeviceError, match=r"'cuda:7' is not available.*devices: cuda:0, cuda:1"):
         choose("cuda:7", None, lambda: CUDA)
-    with pytest.raises(DeviceError, match=r"'mps' is not there.*here: none"):
+    with pytest.raises(DeviceError, match=r"'mps' is not available.*devices: none"):
         choose("mps", None, lambda: ())
     assert choose("auto", None, lambda: ()) == ()
 

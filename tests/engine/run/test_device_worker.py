@@ -197,7 +197,7 @@ def test_a_device_with_less_memory_than_promised(made: Made, share: float) -> No
     assert ran.warnings
     assert all("'fake:0'" in warning for warning in ran.warnings)
     if share == 0.0:
-        assert "could not do" in ran.warnings[-1]
+        assert "could not run" in ran.warnings[-1]
 
 
 def test_any_allocation_may_fail(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_what_a_device_cannot_do_is_left_to_the_cpu(made: Made, error: Exception
     ran = run(made.graph, machine(accelerator(PLENTY)), Opener(fails=lacks))
     assert ran.sink == made.sink
     assert len(ran.warnings) == 1
-    assert "could not do 1 merge, which the CPU did" in ran.warnings[0]
+    assert "could not run 1 merge, which the CPU ran" in ran.warnings[0]
 
 
 def test_a_device_that_breaks_ends_the_run_and_the_cpu_continues(

@@ -391,7 +391,7 @@ def test_eight_rows_in_a_word_as_awq_packs_them(tmp_path: Path) -> None:
 def test_scales_that_do_not_fit_are_refused_while_planning() -> None:
     desk = Desk()
     codes, scales = desk.load(drawn(300, 200), F32), desk.load(drawn(2, 2), F32)
-    with pytest.raises(GraphError, match=r"300x200 need 6 numbers beside them, here are 2x2"):
+    with pytest.raises(GraphError, match=r"300x200 need 6 numbers as side inputs, not 2x2"):
         desk.builder.merge([codes], Dequantise((Scale(128, 128),)), "w", [scales])
 
 
@@ -488,7 +488,7 @@ def test_what_lies_beside_counts_for_the_smallest_budget() -> None:
     graph = desk.graph(merge, F32)
     least = schedule(graph, None, machine(1)).minimum_bytes
     assert least > 300 * MIB + 2 * 64 * MIB
-    with pytest.raises(BudgetError, match=r"1 inputs and 2 beside them"):
+    with pytest.raises(BudgetError, match=r"1 inputs and 2 side inputs"):
         schedule(graph, least - 8 * MIB, machine(1))
 
 

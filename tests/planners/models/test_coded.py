@@ -489,7 +489,7 @@ def test_words_that_are_not_understood(changed: dict[str, Any], says: str, tmp_p
         ("weight.quant_state.bitsandbytes__nf4", b"[1]", "its state is not a JSON object"),
         ("weight.quant_state.bitsandbytes__nf4", b'{"shape": [160, 255]}', "has no blocksize"),
         ("weight.quant_state.bitsandbytes__nf4", b"{", "its state is not JSON"),
-        ("weight.absmax", bytes(7), "numbers beside them"),
+        ("weight.absmax", bytes(7), "numbers as side inputs"),
         ("weight.nested_absmax", bytes(7), "tables of uint8"),
         ("SCB", bytes(7), "do not match the rows of an int8 weight"),
     ],
