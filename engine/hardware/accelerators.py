@@ -95,9 +95,8 @@ def choose(
             names = ", ".join(device.name for device in devices) or "none"
             raise DeviceError(
                 f"--device '{wanted}' is not available; available devices: {names}",
-                remedy="leave the option out, and the merge runs on what there is; NVIDIA's need "
-                "their driver, and the compiler that torch's builds for CUDA bring or the package "
-                "nvidia-cuda-nvrtc",
+                remedy="leave the option out to use what is available; NVIDIA devices need their "
+                "driver, and a CUDA build of torch or the package nvidia-cuda-nvrtc",
             )
         devices = matching
     return tuple(
