@@ -63,10 +63,10 @@ class Finding:
 
 
 def printable(text: str) -> str:
-    """The text, with an escape for each character that does not show as itself on a terminal.
+    """The text with escapes for characters that a terminal would not print.
 
-    Messages quote what files say, which may hold line ends, codes that move the cursor, or half of
-    a surrogate pair, which cannot be written at all.
+    Messages quote text from files, which may contain line ends, control codes, or lone surrogates,
+    which cannot be encoded.
     """
     if text.isprintable():
         return text

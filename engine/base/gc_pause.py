@@ -1,4 +1,4 @@
-"""Pauses Python's cyclic garbage collector while many objects without cycles are created."""
+"""Pause Python's cyclic garbage collector while many objects without cycles are created."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Pause it for the whole process; no effect if it is already paused."""
+    """Pause collection for the whole process; no effect if it is already paused."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -21,9 +21,11 @@ def collection_paused() -> Iterator[None]:
 
 @contextmanager
 def collection_spared() -> Iterator[None]:
-    """Pause it, and spare all that is there at the end from it for good: for a program whose
-    records last as long as it does. To look through a plan of very many tensors, a few times until
-    they count as old, takes longer than to make the graph."""
+    """Pause collection, then exclude all objects that exist at the end from later collections.
+
+    For programs that keep their records until they end: searching the records of very many tensors
+    for cycles, several times until they count as old, takes longer than building the graph.
+    """
     with collection_paused():
         yield
         gc.freeze()

@@ -1,6 +1,6 @@
-"""Versions of installed packages, asked for at every start.
+"""Versions of installed packages.
 
-`importlib.metadata` finds them too; importing it and reading all that a package says of itself
+Replaces `importlib.metadata`, because importing that and parsing the complete metadata of a package
 takes as long as planning a merge of a small model.
 """
 
@@ -14,10 +14,10 @@ _BETWEEN_WORDS = re.compile(r"[-_.]+")
 
 
 def version_of(package: str) -> str | None:
-    """The version of an installed package; ``None`` where it is not installed.
+    """The version of an installed package; ``None`` if it is not installed.
 
-    Installers keep it in a folder ``NAME-VERSION.dist-info`` beside the package, in the file
-    METADATA ("Recording installed projects" of the Python packaging specifications).
+    It is recorded in the file METADATA of the folder ``NAME-VERSION.dist-info`` next to the package
+    (Python packaging specifications, "Recording installed projects").
     """
     wanted = _plain(package)
     for place in sys.path:
@@ -33,7 +33,7 @@ def version_of(package: str) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """A package's name as all spellings of it have it."""
+    """The normalised name of a package, equal for all its spellings."""
     return _BETWEEN_WORDS.sub("_", name).lower()
 
 

@@ -92,7 +92,7 @@ class Dispatcher:
         return run
 
     def _read_side(self, run: MergeRun) -> None:
-        """Have what lies beside the inputs of a merge read, before its first tile is."""
+        """Request the side inputs and held tables of a merge, before its first tile."""
         work = run.placement.work
         held_tables = [work.tables[position] for position in run.placement.flow.held]
         for load in dict.fromkeys((*work.side, *held_tables)):

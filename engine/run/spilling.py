@@ -71,7 +71,7 @@ class SpillFiles:
 
 
 class _Spilling:
-    """A sink for results of which some are spilled."""
+    """A sink that writes spilled values to their files and passes on all other results."""
 
     def __init__(self, sink: Sink, writers: Mapping[OutputFile, FileWriter]) -> None:
         self._sink = sink

@@ -1,4 +1,4 @@
-"""Tables beside the inputs of a merge: rows by rows, from memory or from where they are stored."""
+"""Tables of a merge, read block by block from memory or from their source."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ Read = Callable[[Load, int, int, Block, int], None]
 
 
 class LoadedTable:
-    """The rows of a load, in the same blocks whether it is ``held`` in memory, from a byte of a
-    block on, or ``read`` when it is asked for."""
+    """The rows of a load in blocks; see `engine.graph.kernel.Table`.
+
+    The load is ``held`` in memory (a block, and its first byte there), or each block is read when
+    needed by ``read``. Blocks are the same in both cases.
+    """
 
     def __init__(self, ops: Ops, load: Load, read: Read, held: tuple[Block, int] | None) -> None:
         self.count, self.width = load.shape
@@ -46,7 +49,7 @@ class LoadedTable:
             yield block.memory[at : at + self.dtype.nbytes(number * self.width)]
 
     def _rows(self, first: int, number: int) -> tuple[Block, int]:
-        """Where the rows lie now."""
+        """The block with these rows, and the byte where they begin; reads them if necessary."""
         start, stop = (self.dtype.nbytes(row * self.width) for row in (first, first + number))
         if self._held is not None:
             block, at = self._held

@@ -27,7 +27,8 @@ class SparseSum(Kernel):
     """Σ wᵢ v̂ᵢ over the inputs at ``positions``, made sparse by ``sparsifier``.
 
     With an ``election`` the sum is over those v̂ᵢ whose sign is the elected one, and is divided by
-    their number. Weights take no part in the election: a negative one turns what agreed.
+    their number. The election ignores weights, so a vector with a negative weight agrees by its own
+    sign and is then subtracted.
     """
 
     positions: tuple[int, ...]

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 MOST_TARGETS = 256
 """Targets per batch, at most: enough that the atoms are read only a few times."""
 _ROOM = 64 << 20
-"""Bytes of work memory for one batch, roughly."""
+"""Approximate bytes of working memory for one batch."""
 
 
 def batch(bytes_each: int) -> int:
-    """Targets per batch, where each takes some bytes of work memory. No result depends on it."""
+    """Number of targets per batch, for ``bytes_each`` bytes each; no result depends on it."""
     return max(min(_ROOM // max(bytes_each, 1), MOST_TARGETS), 2)
 
 
@@ -64,14 +64,16 @@ class TableOps(Protocol):
         """
 
     def mix_rows(self, atoms: Table, numbers: Numbers, coefficients: Doubles) -> Singles:
-        """The sums of atoms ``numbers`` times coefficients, added up in float64 block by block:
-        (count, width)."""
+        """The sums of atoms ``numbers`` times coefficients: (count, width).
+
+        Terms are added in float64, in the order of blocks.
+        """
 
     def read_rows(self, table: Table, first: int, count: int) -> Singles:
         """Rows of a table from ``first`` on; only these are read."""
 
     def rows_of(self, array: Any, width: int) -> Singles:
-        """All rows of an array of the arithmetic at hand."""
+        """All rows, of ``width`` elements, of an array of this arithmetic."""
 
     def numbers_of(self, array: Any) -> Any:
         """The elements of an int32, float64 or uint8 array, in main memory."""

@@ -1,4 +1,4 @@
-"""Factors of least error by torch on tensors."""
+"""Low-rank factors of the best approximation, by torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PANEL = 64
 
 
 class TorchFactors:
-    """The operations of `methods.ops.torch_ops.TorchOps` that make factors of a low rank."""
+    """The operations of `methods.ops.torch_ops.TorchOps` that compute low-rank factors."""
 
     def part(self, array: Tensor, start: int, count: int) -> Tensor:
         return array.view(-1)[start : start + count]

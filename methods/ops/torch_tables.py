@@ -134,7 +134,7 @@ class TorchTables:
 
 
 def _blocks(table: Table) -> Iterator[tuple[int, Tensor]]:
-    """First row and rows, as float32, of each block of a table."""
+    """For each block of a table: the number of its first row, and its rows as float32."""
     for first, number, array in table.blocks():
         yield first, array.view(number, table.width).float()
 

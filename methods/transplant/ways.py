@@ -33,10 +33,10 @@ class Space:
     width: int
 
     def check(self, width: int, side: Sequence[Shape]) -> None:
-        """Check the shapes of targets, atoms and twins, the latter of ``width``.
+        """Check the shapes of targets, atoms and twins; rows of twins have ``width`` elements.
 
         Raises:
-            ValueError: they are not.
+            ValueError: the shapes do not match.
         """
         wanted = [(self.targets, self.width), (self.atoms, self.width), (self.atoms, width)]
         if list(side[:3]) != wanted:

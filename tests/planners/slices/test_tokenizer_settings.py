@@ -47,7 +47,9 @@ def test_stages_and_other_models_may_give_the_same_tokenizer(models: Path, sourc
 
 
 def test_a_source_that_is_not_there_is_refused(models: Path) -> None:
-    with pytest.raises(LoomError, match=r"config\.yml:12: tokenizer_source: 'firzt' is not 'union'"):
+    with pytest.raises(
+        LoomError, match=r"config\.yml:12: tokenizer_source: 'firzt' is not 'union'"
+    ):
         plan_text(STAGES.replace("SOURCE", "firzt"), models)
 
 
