@@ -369,7 +369,12 @@ def _configuration(config: object, settings: Sequence[Setting]) -> Configuration
         return parse_config(config.text, "config", config.path, settings=settings)
     if isinstance(config, Mapping):
         return config_from(config, settings)
-    return load_config(arguments.path_of(config, "config"), settings)
+    if isinstance(config, str) and "\n" in config:
+        raise LoomError(
+            f"config must be a path or a mapping, not {config[:30]!a}, the text of a configuration",
+            remedy="parse it (yaml.safe_load), or write it to a file",
+        )
+    return load_config(arguments.path_of(config, "config", "a path or a mapping"), settings)
 
 
 def _settings(given: object) -> list[Setting]:

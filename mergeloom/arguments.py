@@ -21,8 +21,8 @@ Size = int | str
 Pathlike = str | os.PathLike[str]
 
 
-def path_of(value: object, name: str) -> Path:
-    """A path; ``~`` is the home directory.
+def path_of(value: object, name: str, kind: str = "a path") -> Path:
+    """A path; ``~`` is the home directory. ``kind`` is what the argument may be, for messages.
 
     Raises:
         LoomError: it is not a path, or empty.
@@ -30,7 +30,7 @@ def path_of(value: object, name: str) -> Path:
     try:
         text = os.fspath(value)  # type: ignore[call-overload]
     except TypeError:
-        raise _wrong(name, "a path", value) from None
+        raise _wrong(name, kind, value) from None
     if isinstance(text, bytes):
         text = os.fsdecode(text)
     if not text.strip():

@@ -94,8 +94,9 @@ def test_wrong_arguments_are_loom_errors(config: Path, tmp_path: Path, case: str
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: mergeloom.plan(3), "config must be a path, not 3 (int)"),
-        (lambda: mergeloom.plan(None), "config must be a path, not None"),
+        (lambda: mergeloom.plan(3), "config must be a path or a mapping, not 3 (int)"),
+        (lambda: mergeloom.plan("merge_method: linear\n"), "the text of a configuration"),
+        (lambda: mergeloom.plan(None), "config must be a path or a mapping, not None"),
         (lambda: mergeloom.plan(""), "config is empty"),
         (
             lambda: mergeloom.plan({"merge_method": 1j}),
