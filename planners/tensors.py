@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError, Place
@@ -14,7 +14,7 @@ from mergeloom.methods.declare import Method, ParameterError, TensorMerge
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.parameters import Resolved
 from mergeloom.planners.models.model import Model, OutputTensor
-from mergeloom.planners.models.roles import is_buffer
+from mergeloom.planners.models.roles import is_buffer, may_be_buffer
 from mergeloom.planners.models.sameness import equal_bytes
 
 
@@ -51,7 +51,7 @@ class Contribution:
 class TensorPlan:
     """How one output tensor is computed, with every parameter and its provenance.
 
-    ``same_as`` is another output tensor of which this is a copy. ``method`` is ``None`` if the
+    Plans with the same ``kind`` differ in nothing but names of tensors. ``same_as`` is another output tensor of which this is a copy. ``method`` is ``None`` if the
     tensor is copied from its only contribution; ``passed_over`` are then the other inputs, which
     should be equal. ``missing`` are the models without it.
     """
@@ -65,6 +65,7 @@ class TensorPlan:
     passed_over: tuple[Contribution, ...] = ()
     missing: tuple[Model, ...] = ()
     same_as: str | None = None
+    kind: object = None
 
 
 class Mismatch(Exception):
@@ -81,7 +82,7 @@ def constant(model: Model, tensor: str) -> str | None:
     dtype = model.dtype(tensor)
     if not dtype.floating:
         return f"it holds {dtype.holds}"
-    if is_buffer(tensor, model.shape(tensor)):
+    if may_be_buffer(tensor) and is_buffer(tensor, model.shape(tensor)):
         return "it is a constant, not a weight"
     return None
 
@@ -114,14 +115,13 @@ def values(resolved: Mapping[str, Resolved]) -> dict[str, Any]:
 
 
 class Kernels:
-    """The kernels of one document, shared by tensors of equal shape and parameters if the method
-    does not use names. ``place`` is where the document names the method."""
+    """The kernels of one document, shared by tensors of one kind and shape if the method does not
+    use names. ``place`` is where the document names the method."""
 
     def __init__(self, seed: int, place: Place) -> None:
         self._seed = seed
         self._place = place
-        self._made: dict[Hashable, tuple[Kernel, TensorPlan]] = {}
-        """By shape, position of the base and `id` of parameters, which the plans keep alive."""
+        self._made: dict[tuple[object, tuple[int, ...]], Kernel] = {}
 
     def of(self, plan: TensorPlan, method: Method, shape: tuple[int, ...]) -> Kernel:
         """The kernel for a tensor whose inputs have this shape.
@@ -129,14 +129,12 @@ class Kernels:
         Raises:
             ConfigError: the parameters do not work together.
         """
-        if method.by_name:
+        if method.by_name or plan.kind is None:
             return self._make(plan, method, shape)
-        own = [(id(item.parameters), item.is_base) for item in plan.contributions]
-        key = (shape, id(plan.settings), *own)
-        found = self._made.get(key)
+        found = self._made.get((plan.kind, shape))
         if found is None:
-            found = self._made[key] = self._make(plan, method, shape), plan
-        return found[0]
+            found = self._made[plan.kind, shape] = self._make(plan, method, shape)
+        return found
 
     def _make(self, plan: TensorPlan, method: Method, shape: tuple[int, ...]) -> Kernel:
         try:

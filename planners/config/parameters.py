@@ -104,6 +104,15 @@ class Resolution:
         self._graded = any(isinstance(entry.value, tuple) for entry in entries)
         self._found: dict[Hashable, tuple[Mapping[str, Resolved], Parameter | None]] = {}
 
+    @property
+    def varies(self) -> bool:
+        """Whether the values depend on tensor or position."""
+        return self._graded or bool(self._filters)
+
+    def key(self, tensor: str, t: float) -> Hashable:
+        """A key that is equal for tensors with the same values."""
+        return tuple([text in tensor for text in self._filters]), t if self._graded else None
+
     def of(self, tensor: str, t: float) -> tuple[Mapping[str, Resolved], Parameter | None]:
         """Every parameter with a value or default for ``tensor`` at position ``t`` of its slice,
         and the first parameter without one, if any.
@@ -111,8 +120,7 @@ class Resolution:
         Raises:
             ConfigError: a value is not valid for its parameter.
         """
-        admitted = tuple([text in tensor for text in self._filters]) if self._filters else ()
-        key = admitted, t if self._graded else None
+        key = self.key(tensor, t)
         found = self._found.get(key)
         if found is None:
             values = {}

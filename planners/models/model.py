@@ -116,7 +116,9 @@ class StoredModel:
     def node(
         self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None
     ) -> Load | Merge:
-        stored = arranged(self.checkpoint.tensors[tensor], rows)
+        stored = self.checkpoint.tensors[tensor]
+        if rows is not None:
+            stored = arranged(stored, rows)
         return builder.load_bytes(stored.bytes, stored.dtype, stored.shape, tensor)
 
 

@@ -163,7 +163,11 @@ _BUFFER = re.compile(
     r"|(attn|attention|self)\.(bias|mask))$"
 )
 _BUFFERS_END = ("inv_freq", "bias", "mask", "position_ids", "freqs_cis", "_cached")
-"""Name suffixes that exclude most names quickly."""
+
+
+def may_be_buffer(name: str) -> bool:
+    """Whether a name may be that of a constant (`is_buffer`): quick, and false for most."""
+    return name.endswith(_BUFFERS_END)
 
 
 def is_buffer(name: str, shape: Shape) -> bool:
@@ -172,7 +176,7 @@ def is_buffer(name: str, shape: Shape) -> bool:
     These are rotary frequencies, masks and position indices; an attention bias only if it has the
     dimensions of a mask.
     """
-    if not name.endswith(_BUFFERS_END):
+    if not may_be_buffer(name):
         return False
     found = _BUFFER.search(name)
     return found is not None and (not found[0].endswith("bias") or len(shape) != 1)

@@ -91,8 +91,8 @@ def gather(wanted: TensorSources, slices: Sequence[Slice]) -> TensorSources:
     sources = tuple(
         replace(column[0], model=_gathered(wanted.name, column, filled)) for column in columns
     )
-    inputs = tuple((position, wanted.name) for position in range(len(sources)))
-    return replace(wanted, slice=replace(first, sources=sources), inputs=inputs)
+    inputs = [(position, wanted.name) for position in range(len(sources))]
+    return TensorSources.outside(wanted.name, replace(first, sources=sources), inputs)
 
 
 def _gathered(name: str, sources: Sequence[LayerSource], slices: Sequence[Slice]) -> GatheredModel:

@@ -7,6 +7,7 @@ slices:  A[0,4]         output layer   0 1 2 3 4 5     one entry of `slices` aft
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -47,7 +48,8 @@ class Slice:
 
 @record(frozen=True, slots=True)
 class TensorSources:
-    """Inputs of one output tensor: (position of the source in its slice, name there).
+    """Inputs of one output tensor: ``positions`` of the sources that have it in ``slice``, and its
+    ``names`` there.
 
     ``t`` is the position in the slice's gradients, from 0 to 1; ``layer`` is the output layer.
     """
@@ -56,7 +58,13 @@ class TensorSources:
     slice: Slice
     layer: int | None
     t: float
-    inputs: tuple[tuple[int, str], ...]
+    positions: tuple[int, ...]
+    names: tuple[str, ...]
+
+    @staticmethod
+    def outside(name: str, part: Slice, inputs: Sequence[tuple[int, str]]) -> TensorSources:
+        """A tensor outside the layers; ``inputs`` are pairs of position and name."""
+        return TensorSources(name, part, None, 0.0, *_apart(inputs))
 
 
 def resolve_range(source: Source, tower: Tower, model: str) -> tuple[int, int]:
@@ -126,6 +134,10 @@ def tensor_sources(tower: Tower, slices: Sequence[Slice]) -> Iterator[TensorSour
     yield from _around(tower, slices[::-1], "after")
 
 
+def _apart(inputs: Sequence[tuple[int, str]]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    return tuple(position for position, _ in inputs), tuple(name for _, name in inputs)
+
+
 def _beyond(extra: int, tower: Tower) -> int:
     return tower.layers + extra
 
@@ -142,7 +154,7 @@ def _around(tower: Tower, slices: Sequence[Slice], side: str) -> Iterator[Tensor
                     names.setdefault(name, []).append((position, name))
         missing -= names.keys()
         for name, inputs in names.items():
-            yield TensorSources(name, part, None, 0.0, tuple(inputs))
+            yield TensorSources.outside(name, part, inputs)
 
 
 def _placed(
@@ -164,7 +176,7 @@ def _placed(
                 name = source.tower.layer_name(number, suffix)
                 suffixes.setdefault(suffix, []).append((position, name))
     for suffix, inputs in suffixes.items():
-        yield TensorSources(tower.layer_name(layer, suffix), part, layer, 0.0, tuple(inputs))
+        yield TensorSources(tower.layer_name(layer, suffix), part, layer, 0.0, *_apart(inputs))
 
 
 def _layer(
@@ -174,19 +186,23 @@ def _layer(
     output = tower.layer_name(layer, "")
     stacks = [source.tower.suffixes[source.start + step] for source in part.sources]
     roots = [source.tower.layer_name(source.start + step, "") for source in part.sources]
+    alike = roots.count(output) == len(roots)
     for suffix, positions in _having(stacks).items():
         if suffix not in placed:
-            names = {root: root + suffix for root in (output, *roots)}  # share equal strings
-            inputs = tuple([(position, names[roots[position]]) for position in positions])
-            yield TensorSources(names[output], part, layer, t, inputs)
+            name = sys.intern(output + suffix)  # the string that the headers' tensors are under
+            if alike:
+                names = (name,) * len(positions)
+            else:
+                names = tuple([sys.intern(roots[position] + suffix) for position in positions])
+            yield TensorSources(name, part, layer, t, positions, names)
 
 
-def _having(layers: Sequence[Sequence[str]]) -> Mapping[str, Sequence[int]]:
+def _having(layers: Sequence[Sequence[str]]) -> Mapping[str, tuple[int, ...]]:
     """For each suffix, the indices of the layers that have it."""
     if all(suffixes == layers[0] for suffixes in layers):
-        return dict.fromkeys(layers[0], range(len(layers)))
+        return dict.fromkeys(layers[0], tuple(range(len(layers))))
     having: dict[str, list[int]] = {}
     for position, suffixes in enumerate(layers):
         for suffix in suffixes:
             having.setdefault(suffix, []).append(position)
-    return having
+    return {suffix: tuple(positions) for suffix, positions in having.items()}

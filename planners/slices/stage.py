@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
@@ -21,9 +21,8 @@ from mergeloom.planners.slices.slices import (
 )
 from mergeloom.planners.slices.tensor_plan import (
     MergingRules,
-    SliceParameters,
+    SliceRules,
     copy_tensor,
-    plan_tensor,
 )
 from mergeloom.planners.tensors import TensorPlan
 
@@ -83,7 +82,7 @@ class Stage:
         for tower in self.towers:
             for wanted in tensor_sources(tower.tower, tower.slices):
                 if wanted.layer is not None:
-                    yield self._plan(wanted, wanted.inputs, tower)
+                    yield self._plan(wanted, tower)
                 elif wanted.name not in apart:
                     yield self._around(wanted, tower)
         yield from self._head()
@@ -105,23 +104,23 @@ class Stage:
     ) -> Iterator[TensorPlan]:
         inputs = _inputs(part, of)
         if inputs:
-            yield self._plan(TensorSources(name, part, None, 0.0, inputs), inputs, tower)
+            yield self._plan(TensorSources.outside(name, part, inputs), tower)
 
     def _around(self, wanted: TensorSources, tower: TowerPlan) -> TensorPlan:
         """A weight outside the layers; a copy of the embedding is merged like the embedding.
 
         If only some models store it separately, the others' embedding is used for it.
         """
-        shape = wanted.slice.sources[wanted.inputs[0][0]].model.shape(wanted.inputs[0][1])
+        part, present = wanted.slice, dict(zip(wanted.positions, wanted.names, strict=True))
+        shape = part.sources[wanted.positions[0]].model.shape(wanted.names[0])
         layers = tower.tower.layers
         if follows_depth(wanted.name, shape, layers) and not tower.unchanged:
             wanted = gather(wanted, tower.slices)
-            return self._plan(wanted, wanted.inputs, tower)
-        part, present = wanted.slice, dict(wanted.inputs)
+            return self._plan(wanted, tower)
         models = [source.model for source in part.sources]
         twin = any(name in models[i].tokens.twins for i, name in present.items())
         if not twin or self.embedding is None:
-            return self._plan(wanted, wanted.inputs, tower)
+            return self._plan(wanted, tower)
         inputs = []
         same = True
         for position, model in enumerate(models):
@@ -133,31 +132,28 @@ class Stage:
             if name is not None:
                 inputs.append((position, name))
         if not same:
-            return self._plan(wanted, inputs, tower)
-        plan = self._plan(replace(wanted, name=self.embedding), inputs, tower)
+            return self._plan(TensorSources.outside(wanted.name, part, inputs), tower)
+        plan = self._plan(TensorSources.outside(self.embedding, part, inputs), tower)
         return replace(plan, name=wanted.name, same_as=self.embedding)
 
-    def _plan(
-        self, wanted: TensorSources, inputs: Sequence[tuple[int, str]], tower: TowerPlan
-    ) -> TensorPlan:
+    def _plan(self, wanted: TensorSources, tower: TowerPlan) -> TensorPlan:
         if tower.copied:
-            return copy_tensor(wanted, inputs, "'modules' says nothing about it")
-        found = self._parameters.get((id(wanted.slice), id(tower)))
-        parameters = found or self._parameters_of(wanted.slice, tower)
-        return plan_tensor(wanted, inputs, self.rules, parameters)
+            return copy_tensor(wanted, "'modules' says nothing about it")
+        rules = self._rules.get((id(wanted.slice), id(tower)))
+        return (rules or self._rules_of(wanted.slice, tower)).plan(wanted)
 
     @cached_property
-    def _parameters(self) -> dict[tuple[int, int], SliceParameters]:
-        """Parameters by the `id` of slice and tower."""
+    def _rules(self) -> dict[tuple[int, int], SliceRules]:
+        """Rules by the `id` of slice and tower."""
         return {
-            (id(part), id(tower)): self._parameters_of(part, tower)
+            (id(part), id(tower)): self._rules_of(part, tower)
             for tower in self.towers
             for part in tower.slices
         }
 
-    def _parameters_of(self, part: Slice, tower: TowerPlan) -> SliceParameters:
+    def _rules_of(self, part: Slice, tower: TowerPlan) -> SliceRules:
         levels = slice_levels(part, tower.module, self.document)
-        return SliceParameters.of(part, self.rules.method, levels)
+        return SliceRules(part, self.rules, levels)
 
     def _home(self, name: str) -> TowerPlan:
         """The tower to which the embedding or head belongs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import CheckpointError, Place
@@ -35,84 +35,121 @@ class MergingRules:
     """Whether embeddings of different lengths are truncated to their common leading rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class SliceParameters:
-    """The parameters of a slice: those of each source, and global settings."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kind:
+    """What merged tensors of one kind share: their sources, and all parameters.
 
-    sources: tuple[Resolution, ...]
-    settings: Resolution
+    ``sources`` are the arguments of a `Contribution` except for the tensor's name.
+    """
 
-    @staticmethod
-    def of(part: Slice, method: Method, levels: Sequence[Level]) -> SliceParameters:
+    sources: tuple[tuple[Model, str, bool, Mapping[str, Resolved]], ...]
+    settings: Mapping[str, Resolved]
+    missing: tuple[Model, ...]
+
+
+class SliceRules:
+    """How the tensors of a slice are made. Those that differ only in their names, such as a layer's
+    experts, are of one kind, for which everything is decided once."""
+
+    def __init__(self, part: Slice, rules: MergingRules, levels: Sequence[Level]) -> None:
         """``levels`` are the slice's, the module's and the global parameters."""
-        sources = []
+        method = rules.method
+        self._part, self._method = part, method
+        self._sources = []
         for position, layers in enumerate(part.sources):
             if layers.source is not None:
                 own = [Level("model", layers.source.parameters), *levels]
             else:  # an added base has no parameters, unless it is merged like the others
                 own = [] if position == part.base else list(levels)
-            sources.append(Resolution(method.model_parameters, own))
-        return SliceParameters(tuple(sources), Resolution(method.settings, levels))
+            self._sources.append(Resolution(method.model_parameters, own))
+        self._settings = Resolution(method.settings, levels)
+        self._varies = any(each.varies for each in (*self._sources, self._settings))
+        self._kinds: dict[Hashable, _Kind] = {}
 
+    def plan(self, wanted: TensorSources) -> TensorPlan:
+        """Plan how ``wanted`` is merged from its inputs.
 
-def plan_tensor(
-    wanted: TensorSources,
-    inputs: Sequence[tuple[int, str]],
-    rules: MergingRules,
-    parameters: SliceParameters,
-) -> TensorPlan:
-    """Plan how ``wanted`` is merged from its existing ``inputs``: (source position, name).
-
-    Raises:
-        ConfigError: a required parameter is missing, or a value is invalid.
-        CheckpointError: the base lacks the tensor.
-    """
-    part, method = wanted.slice, rules.method
-    missing: tuple[Model, ...] = ()
-    if len(inputs) < len(part.sources):
-        present = {position for position, _ in inputs}
-        missing = tuple(s.model for i, s in enumerate(part.sources) if i not in present)
-    if len(inputs) > 1 and method.base is Base.REQUIRED and part.base not in dict(inputs):
-        base = part.sources[part.base or 0].model.name
-        raise CheckpointError(
-            f"'{wanted.name}' is in {len(inputs)} models, but not in the base model '{base}', "
-            f"which '{method.name}' needs",
-            place=part.entry.place,
+        Raises:
+            ConfigError: a required parameter is missing, or a value is invalid.
+            CheckpointError: the base lacks the tensor.
+        """
+        positions, names = wanted.positions, wanted.names
+        key: Hashable = positions
+        if self._varies:
+            used = [self._sources[position] for position in positions]
+            values = [each.key(name, wanted.t) for each, name in zip(used, names, strict=True)]
+            key = positions, self._settings.key(wanted.name, wanted.t), tuple(values)
+        kind = self._kinds.get(key)
+        kept_because = constant(self._part.sources[positions[0]].model, names[0])
+        if kind is None:
+            self._check_base(wanted)
+            if kept_because is None and len(positions) == 1 and not self._method.merges_one:
+                kept_because = "only one model has it"
+        if kept_because is not None:
+            return copy_tensor(wanted, kept_because)
+        if kind is None:
+            kind = self._kinds[key] = self._kind(wanted)
+        return TensorPlan(
+            wanted.name,
+            wanted.layer,
+            self._method,
+            tuple(
+                [
+                    Contribution(model, name, prefix, is_base, own)
+                    for (model, prefix, is_base, own), name in zip(kind.sources, names, strict=True)
+                ]
+            ),
+            kind.settings,
+            missing=kind.missing,
+            kind=kind,
         )
-    first, name = inputs[0]
-    kept_because = constant(part.sources[first].model, name)
-    if kept_because is not None:
-        return copy_tensor(wanted, inputs, kept_because)
-    if len(inputs) == 1 and not method.merges_one:
-        return copy_tensor(wanted, inputs, "only one model has it")
-    contributions = []
-    for position, name in inputs:
-        resolved, lacking = parameters.sources[position].of(name, wanted.t)
-        if lacking is not None and position != part.base:
+
+    def _check_base(self, wanted: TensorSources) -> None:
+        part, method, count = self._part, self._method, len(wanted.positions)
+        if count > 1 and method.base is Base.REQUIRED and part.base not in wanted.positions:
+            base = part.sources[part.base or 0].model.name
+            raise CheckpointError(
+                f"'{wanted.name}' is in {count} models, but not in the base model '{base}', "
+                f"which '{method.name}' needs",
+                place=part.entry.place,
+            )
+
+    def _kind(self, wanted: TensorSources) -> _Kind:
+        part = self._part
+        sources = []
+        for position, name in zip(wanted.positions, wanted.names, strict=True):
             layers = part.sources[position]
-            place = layers.source.place if layers.source is not None else part.entry.place
-            filtered = parameters.sources[position].place(lacking)
-            raise required(lacking, layers.model.name, name, place, filtered)
-        contributions.append(_contribution(part, position, name, resolved))
-    settings, lacking = parameters.settings.of(wanted.name, wanted.t)
-    if lacking is not None:
-        filtered = parameters.settings.place(lacking)
-        raise required(lacking, None, wanted.name, part.entry.place, filtered)
-    return TensorPlan(
-        wanted.name, wanted.layer, method, tuple(contributions), settings, missing=missing
-    )
+            resolved, lacking = self._sources[position].of(name, wanted.t)
+            if lacking is not None and position != part.base:
+                place = layers.source.place if layers.source is not None else part.entry.place
+                filtered = self._sources[position].place(lacking)
+                raise required(lacking, layers.model.name, name, place, filtered)
+            is_base = position == part.base
+            sources.append((layers.model, layers.tower.prefix, is_base, resolved))
+        settings, lacking = self._settings.of(wanted.name, wanted.t)
+        if lacking is not None:
+            filtered = self._settings.place(lacking)
+            raise required(lacking, None, wanted.name, part.entry.place, filtered)
+        return _Kind(tuple(sources), settings, _missing(wanted))
 
 
-def copy_tensor(
-    wanted: TensorSources, inputs: Sequence[tuple[int, str]], reason: str
-) -> TensorPlan:
-    """Copy ``wanted`` from the base among ``inputs``, or from the first."""
+def copy_tensor(wanted: TensorSources, reason: str) -> TensorPlan:
+    """Copy ``wanted`` from the base among its inputs, or from the first."""
     part = wanted.slice
-    found = [_contribution(part, position, name, {}) for position, name in inputs]
-    only = found.pop(_donor(inputs, part))
-    present = {position for position, _ in inputs}
-    missing = tuple(s.model for i, s in enumerate(part.sources) if i not in present)
-    return TensorPlan(wanted.name, wanted.layer, None, (only,), {}, reason, tuple(found), missing)
+    found = [
+        Contribution(source.model, name, source.tower.prefix, position == part.base, {})
+        for position, name in zip(wanted.positions, wanted.names, strict=True)
+        for source in (part.sources[position],)
+    ]
+    only = found.pop(next((i for i, item in enumerate(found) if item.is_base), 0))
+    passed_over, missing = tuple(found), _missing(wanted)
+    return TensorPlan(wanted.name, wanted.layer, None, (only,), {}, reason, passed_over, missing)
+
+
+def _missing(wanted: TensorSources) -> tuple[Model, ...]:
+    """The models of a slice without a tensor."""
+    sources = enumerate(wanted.slice.sources)
+    return tuple(s.model for position, s in sources if position not in wanted.positions)
 
 
 def build_tensor(
@@ -185,21 +222,9 @@ def check_models(method: Method, part: Slice, place: Place) -> None:
         )
 
 
-def _contribution(
-    part: Slice, position: int, name: str, parameters: Mapping[str, Resolved]
-) -> Contribution:
-    source = part.sources[position]
-    return Contribution(source.model, name, source.tower.prefix, position == part.base, parameters)
-
-
 def _is_added(part: Slice) -> bool:
     """Whether the base is a source only because it is the base."""
     return part.base is not None and part.sources[part.base].source is None
-
-
-def _donor(inputs: Sequence[tuple[int, str]], part: Slice) -> int:
-    """Index of the base among the inputs, or 0."""
-    return next((i for i, (position, _) in enumerate(inputs) if position == part.base), 0)
 
 
 def _common_rows(plan: TensorPlan) -> range | None:
@@ -217,8 +242,13 @@ def output_dtype(plan: TensorPlan, document: MergeDocument) -> DType:
     Integers and constants keep theirs; without `dtype` and `out_dtype`, it is that of the base or
     the first input.
     """
-    own = next((item for item in plan.contributions if item.is_base), plan.contributions[0])
+    own = plan.contributions[0]
+    for item in plan.contributions:
+        if item.is_base:
+            own = item
+            break
     dtype = own.model.dtype(own.tensor)
-    if constant(own.model, own.tensor) is not None:
+    wanted = document.out_dtype or document.dtype or dtype
+    if wanted is dtype or constant(own.model, own.tensor) is not None:
         return dtype
-    return document.out_dtype or document.dtype or dtype
+    return wanted

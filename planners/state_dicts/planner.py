@@ -33,9 +33,8 @@ from mergeloom.planners.slices.doubts import check_required, slice_levels, warn_
 from mergeloom.planners.slices.slices import Slice, TensorSources
 from mergeloom.planners.slices.tensor_plan import (
     MergingRules,
-    SliceParameters,
+    SliceRules,
     build_tensor,
-    plan_tensor,
 )
 from mergeloom.planners.state_dicts.document import (
     KEY,
@@ -126,11 +125,10 @@ class _Merge:
             CheckpointError: inputs have different tensors, and the document does not allow that.
         """
         levels = slice_levels(self.part, self.document.modules[None], self.document)
-        parameters = SliceParameters.of(self.part, self.rules.method, levels)
+        rules = SliceRules(self.part, self.rules, levels)
         for name, positions in self._names().items():
-            inputs = tuple((position, name) for position in positions)
-            wanted = TensorSources(name, self.part, None, 0.0, inputs)
-            yield plan_tensor(wanted, inputs, self.rules, parameters)
+            names = (name,) * len(positions)
+            yield rules.plan(TensorSources(name, self.part, None, 0.0, tuple(positions), names))
 
     def _names(self) -> Mapping[str, Sequence[int]]:
         """The inputs that have each tensor of the output."""
