@@ -19,6 +19,7 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import nearest
 from mergeloom.engine.graph.graph import Graph, GraphBuilder
 from mergeloom.engine.graph.kernel import Copy
+from mergeloom.engine.graph.verify import verify
 from mergeloom.engine.hardware.process import trim_heap
 from mergeloom.engine.output.side_files import DIGEST, SideFile
 from mergeloom.engine.storage.folder import LocalFolder
@@ -288,7 +289,7 @@ def _graph(decided: Decisions) -> tuple[Layout, Graph]:
     if most < SMALL_SHARD_BYTES and layout.indices:
         planning.findings.add(_small_shards(most, len(layout.files)))
     graph = planning.builder.build(layout.writes, layout.files)
-    graph.verify()
+    verify(graph)
     return layout, graph
 
 

@@ -51,9 +51,10 @@ class Contribution:
 class TensorPlan:
     """How one output tensor is computed, with every parameter and its provenance.
 
-    Plans with the same ``kind`` differ in nothing but names of tensors. ``same_as`` is another output tensor of which this is a copy. ``method`` is ``None`` if the
+    ``same_as`` is another output tensor of which this is a copy. ``method`` is ``None`` if the
     tensor is copied from its only contribution; ``passed_over`` are then the other inputs, which
-    should be equal. ``missing`` are the models without it.
+    should be equal. ``missing`` are the models without it. Plans with the same ``kind`` differ in
+    nothing but the names of tensors.
     """
 
     name: str

@@ -53,7 +53,7 @@ class Load:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return self.dtype.nbytes(math.prod(self.shape))
+        return self.bytes.nbytes
 
     @property
     def stored_bytes(self) -> int:
@@ -191,12 +191,12 @@ SPILLED = "spilled-"
 """Prefix of the names of files with spilled values."""
 
 
-def spills_of(load: Load) -> Iterator[Spill]:
+def spills_of(load: Load) -> Sequence[Spill]:
     """The spilled values that a load reads."""
     stored = load.bytes
-    for part in (stored,) if isinstance(stored, Range) else stored.ranges():
-        if isinstance(part.source, Spill):
-            yield part.source
+    if isinstance(stored, Range):  # most are
+        return [stored.source] if isinstance(stored.source, Spill) else ()
+    return [part.source for part in stored.ranges() if isinstance(part.source, Spill)]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -235,39 +235,6 @@ class Graph:
         writes = tuple(write for write in self.writes if write not in finished)
         return _graph(writes, self.files)
 
-    def verify(self) -> None:
-        """Check the specification.
-
-        Raises:
-            GraphError: shapes or dtypes disagree; write slots overlap or leave a gap in a file; two
-            writes have the same name; a load or merge is not used; an input is outside its
-            source, or its bytes do not match its shape.
-        """
-        loads, merges, _ = _reachable((*(w.merge for w in self.writes), *self.measured))
-        if (loads, merges) != (self.loads, self.merges) and (
-            set(loads) != set(self.loads) or set(merges) != set(self.merges)
-        ):
-            raise GraphError("a task is not used by any write, or is not listed")
-        for load in self.loads:
-            _verify_load(load)
-        for merge in self.merges:
-            _verify_merge(merge)
-        slots: dict[OutputFile, list[Write]] = {file: [] for file in self.files}
-        names: set[str] = set()
-        for write in self.writes:
-            if write.name in names:
-                raise GraphError(f"{write.name!r} is written twice")
-            names.add(write.name)
-            if write.file not in slots:
-                raise GraphError(f"{write.name!r} goes to an unknown file")
-            copied = copied_dtype(write.merge)
-            integer = not write.dtype.floating or (copied is not None and not copied.floating)
-            if integer and copied != write.dtype and not write.merge.kernel.parts:
-                raise GraphError(f"{write.name!r} would change an integer tensor's dtype")
-            slots[write.file].append(write)
-        for file, inside in slots.items():
-            _verify_tiling(file, inside)
-
     def fingerprint(self) -> str:
         """Hexadecimal digest of the computation: inputs, arithmetic, output layout.
 
@@ -288,7 +255,8 @@ class Graph:
         return digest.hexdigest()
 
 
-Ids = tuple[int, ...]
+Inputs = tuple[tuple["Load | Merge", ...], tuple[Load, ...], tuple[Load, ...]]
+"""The fields of a gather."""
 
 
 class GraphBuilder:
@@ -296,7 +264,8 @@ class GraphBuilder:
 
     def __init__(self) -> None:
         self._loads: dict[tuple[Hashable, str, Shape], Load] = {}
-        self._merges: dict[tuple[int, Ids, Ids, Ids], Merge] = {}
+        self._merges: dict[tuple[int, Inputs], Merge] = {}
+        """By number of the kernel and inputs; nodes are equal only to themselves."""
         self._spills: dict[Merge, Spill] = {}
         self._kernels: dict[Kernel, int] = {}
         self._numbers: dict[int, tuple[int, Kernel]] = {}
@@ -332,11 +301,10 @@ class GraphBuilder:
             GraphError: their shapes do not match.
         """
         number, _ = self._numbers.get(id(kernel)) or self._numbered(kernel)
-        key = number, tuple(map(id, inputs)), tuple(map(id, side)), tuple(map(id, tables))
+        key = number, (tuple(inputs), tuple(side), tuple(tables))
         node = self._merges.get(key)
         if node is None:
-            gather = Gather(tuple(inputs), tuple(side), tuple(tables))
-            node = self._merges[key] = Merge(gather, kernel, name)
+            node = self._merges[key] = Merge(Gather(*key[1]), kernel, name)
         return node
 
     def spill(self, merge: Merge) -> Load:
@@ -423,7 +391,8 @@ def _reachable(
         for merge in (root,) if root.is_flat else tree(root):
             if merge in merges:
                 continue
-            for node in (*merge.gather.inputs, *merge.gather.beside):
+            gather = merge.gather
+            for node in (*gather.inputs, *gather.beside) if gather.beside else gather.inputs:
                 if isinstance(node, Load) and node not in loads:
                     for spill in spills_of(node):
                         visit(spill.merge)
@@ -461,9 +430,11 @@ def _described(
             kind = kinds[id(load.dtype), load.shape] = f"{load.dtype.name}|{load.shape}"
         lines.append(f"L{load.bytes.describe(identity)}|{kind}\n")
     for merge in merges:
-        inputs = ",".join([numbers[node] for node in merge.gather.inputs])
-        side = "".join([f";{numbers[node]}" for node in merge.gather.side])
-        side += "".join([f":{numbers[node]}" for node in merge.gather.tables])
+        gather, side = merge.gather, ""
+        inputs = ",".join([numbers[node] for node in gather.inputs])
+        if gather.beside:
+            side = "".join([f";{numbers[node]}" for node in gather.side])
+            side += "".join([f":{numbers[node]}" for node in gather.tables])
         numbers[merge] = str(len(numbers))
         kernel = kernels.get(id(merge.kernel))
         if kernel is None:
@@ -471,35 +442,3 @@ def _described(
             kernels[id(merge.kernel)] = kernel
         lines.append(f"M{inputs}{side}|{kernel}\n")
     return lines, numbers
-
-
-def _verify_load(load: Load) -> None:
-    stored = load.bytes
-    for part in (stored,) if isinstance(stored, Range) else stored.ranges():
-        if part.offset < 0 or part.offset + part.length > part.source.size:
-            raise GraphError(f"{load.name!r} lies outside {part.source.name!r}")
-    if stored.nbytes != load.nbytes:
-        raise GraphError(f"{load.name!r} has {stored.nbytes} bytes, not {load.nbytes}")
-    if load.shape and load.shape[-1] % load.dtype.block:
-        raise GraphError(f"rows of {load.name!r} are no whole blocks")
-
-
-def _verify_merge(merge: Merge) -> None:
-    inputs = merge.gather.inputs
-    if isinstance(merge.kernel, Copy):
-        if len(inputs) != 1:
-            raise GraphError(f"{merge.name!r} copies {len(inputs)} inputs")
-    elif not merge.kernel.integers:
-        for node in inputs:
-            if isinstance(node, Load) and not node.dtype.floating:
-                raise GraphError(f"{merge.name!r} computes with an integer tensor")
-
-
-def _verify_tiling(file: OutputFile, writes: list[Write]) -> None:
-    end = len(file.header)
-    for write in sorted(writes, key=lambda write: (write.offset, write.nbytes)):
-        if write.offset != end:
-            raise GraphError(f"{file.name!r}: {write.name!r} at {write.offset}, expected {end}")
-        end += write.nbytes
-    if end != file.size:
-        raise GraphError(f"{file.name!r} has {file.size} bytes, its slots end at {end}")

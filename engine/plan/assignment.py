@@ -126,8 +126,8 @@ def assign_devices(works: Sequence[Work], machine: Machine, threads: int) -> lis
     devices: Sequence[Accelerator] = machine.devices
     forced, rates = machine.forced, machine.rates
     if not devices:
-        why = {True: Reason.NO_DEVICE, False: Reason.COPIED}
-        return [Assignment(None, why[work.merge_shape.computes]) for work in works]
+        no_device, copied = Assignment(None, Reason.NO_DEVICE), Assignment(None, Reason.COPIED)
+        return [no_device if work.kind.merge_shape.computes else copied for work in works]
     devices = [rates.of(device) for device in devices]
     clocks, alone = _Clocks(threads), _Clocks(threads)
     found = []

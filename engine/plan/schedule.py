@@ -21,7 +21,7 @@ requires it, but at least one grain. Tile lengths do not affect the output.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
@@ -77,15 +77,17 @@ class ScheduledMerge:
     def read_bytes(self) -> int:
         """Bytes read from sources in all passes."""
         missing = 0
-        for position, load in enumerate(self.work.leaves):
+        work, flow = self.work, self.flow
+        for position, load in enumerate(work.leaves):
             if load.bytes.has_holes:
-                end, total = self.flow.staying_elements, self.work.grains.total
-                own, streamed = self.flow.times_read(position)
+                end, total = flow.staying_elements, work.grains.total
+                own, streamed = flow.times_read(position)
                 missing += own * _missing(load, 0, end) + streamed * _missing(load, end, total)
-        missing += sum(_missing(load, 0, load.elements) for load in self.work.side)
-        for position, load in enumerate(self.work.tables):
-            missing += self.flow.table_reads(position) * _missing(load, 0, load.elements)
-        return self.flow.read_bytes - missing
+        for load in work.side:
+            missing += _missing(load, 0, load.elements)
+        for position, load in enumerate(work.tables):
+            missing += flow.table_reads(position) * _missing(load, 0, load.elements)
+        return flow.read_bytes - missing
 
 
 def _missing(load: Load, first: int, last: int) -> int:
@@ -174,8 +176,7 @@ class Schedule:
     @cached_property
     def write_bytes(self) -> int:
         """Bytes that the run writes: shards with headers, and spilled values."""
-        written = sum(write.nbytes for write in self.graph.writes) + self.header_bytes
-        return written + sum(spill.size for spill in self.graph.spills)
+        return sum(each.work.kind.write_bytes for each in self.placements) + self.header_bytes
 
     @cached_property
     def header_bytes(self) -> int:
@@ -328,8 +329,8 @@ def _place(
     assigned: Sequence[Assignment],
     devices: Sequence[Accelerator],
 ) -> tuple[ScheduledMerge, ...]:
-    before: list[set[Load]] = [set() for _ in works]
-    after: list[set[Load]] = [set() for _ in works]
+    before: defaultdict[int, set[Load]] = defaultdict(set)
+    after: defaultdict[int, set[Load]] = defaultdict(set)
     change = [0] * (len(works) + 1)
     for kept in kept_loads(works, capacity):
         after[kept.start].add(kept.load)
@@ -341,8 +342,11 @@ def _place(
     flows: dict[tuple[WorkKind, Positions, Positions, int, bool], TileFlow] = {}
     for index, work in enumerate(works):
         kept_for_others += change[index]
-        there = _positions(work, before[index])
-        fresh = _positions(work, after[index] - before[index])
+        there = fresh = after_this = ()
+        if index in before or index in after:
+            there = _positions(work, before[index])
+            fresh = _positions(work, after[index] - before[index])
+            after_this = _positions(work, after[index])
         assignment, chunk, staying = assigned[index], 0, 0
         memos = assignment.device is None
         key = work.kind, there, fresh, kept_for_others, memos
@@ -351,7 +355,6 @@ def _place(
             flow = flows[key] = _flow(
                 work.merge_shape, there, fresh, capacity - kept_for_others, memos
             )
-        after_this = _positions(work, after[index])
         if assignment.device is not None:
             memory = devices[assignment.device].memory_bytes
             chunk = grains_at_once(work.merge_shape, memory, flow.tile)
@@ -363,7 +366,7 @@ def _place(
 
 
 def _positions(work: Work, loads: set[Load]) -> Positions:
-    return tuple(i for i, load in enumerate(work.leaves) if load in loads) if loads else ()
+    return tuple(i for i, load in enumerate(work.leaves) if load in loads)
 
 
 def _flow(

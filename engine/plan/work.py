@@ -162,14 +162,30 @@ class _Kinds:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._kinds: dict[Hashable, WorkKind] = {}
-        self._kernels: dict[int, Hashable] = {}
-        """`Kernel.kind` by `id` of the kernel; the graph keeps kernels alive."""
+        self._numbers: dict[Hashable, int] = {}
+        self._kernels: dict[int, int] = {}
+        """Numbers of kernels by `id`, the same for one `Kernel.kind`; the graph keeps kernels
+        alive."""
 
     def work(self, root: Merge, writes: tuple[Write, ...]) -> Work:
-        merges = (root,) if root.is_flat else tuple(tree(root))
+        if not root.is_flat or root.gather.beside:
+            return self._tree(root, writes)
+        inputs = root.gather.inputs
+        leaves: tuple[Any, ...] = tuple(dict.fromkeys(inputs))
+        pattern = tuple(map(leaves.index, inputs)) if len(leaves) < len(inputs) else None
+        node = self._kernel(root.kernel), root.shape, inputs[0].shape, pattern
+        key = node, tuple([load.dtype.code for load in leaves]), _slots(writes)
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = self._kinds[key] = _kind((root,), writes, leaves, (), (), self._machine)
+        return Work((root,), writes, leaves, (), (), kind)
+
+    def _tree(self, root: Merge, writes: tuple[Write, ...]) -> Work:
+        """The work of a merge of merges, or with tensors beside its inputs."""
+        merges = tuple(tree(root))
         leaves: dict[Load, int] = {}
         numbers: dict[Merge, int] = {}
-        shape: list[Hashable] = [tuple([(write.dtype.code, write.part) for write in writes])]
+        shape: list[Hashable] = [_slots(writes)]
         for merge in merges:  # inputs come first
             nodes = tuple(
                 [
@@ -196,11 +212,16 @@ class _Kinds:
             self._kinds[key] = kind
         return Work(merges, writes, tuple(leaves), tuple(side), tuple(tables), kind)
 
-    def _kernel(self, kernel: Kernel) -> Hashable:
+    def _kernel(self, kernel: Kernel) -> int:
         found = self._kernels.get(id(kernel))
         if found is None:
-            found = self._kernels[id(kernel)] = kernel.kind
+            found = self._numbers.setdefault(kernel.kind, len(self._numbers))
+            self._kernels[id(kernel)] = found
         return found
+
+
+def _slots(writes: Sequence[Write]) -> Hashable:
+    return tuple([(write.dtype.code, write.part) for write in writes])
 
 
 def _kind(

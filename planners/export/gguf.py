@@ -18,6 +18,7 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.engine.graph.verify import verify
 from mergeloom.engine.job import Job
 from mergeloom.engine.storage.gguf_writing import build_gguf
 from mergeloom.engine.storage.memory import MemorySource
@@ -97,7 +98,7 @@ def make_export(
         for (called, (merge, dtype)), offset in zip(tensors.items(), offsets, strict=True)
     ]
     graph = builder.build(writes, [file])
-    graph.verify()
+    verify(graph)
     return Export(_job(graph, models, reference, kind), graph, size, left_out)
 
 

@@ -16,6 +16,7 @@ from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
 from mergeloom.engine.graph.kernel import Arithmetic, Ops, Use
+from mergeloom.engine.graph.verify import verify
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Job
 from mergeloom.engine.storage.files import FileSource
@@ -69,7 +70,7 @@ class Workshop:
         file = OutputFile("out.bin", header, offset)
         writes = [Write(merge, file, at, dtype, name) for name, merge, dtype, at in slots]
         graph = self.builder.build(writes, [file])
-        graph.verify()
+        verify(graph)
         return graph
 
 

@@ -22,6 +22,7 @@ from mergeloom.engine.graph.graph import (
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.graph.networkx_graph import to_networkx
 from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.engine.graph.verify import verify
 from tests.engine.kernels import Weighted
 from tests.engine.plan.test_schedule import Disk
 
@@ -44,7 +45,7 @@ def small(weight: float = 1.0, name: str = "disk") -> Graph:
 
 def test_a_sound_graph_is_verified() -> None:
     graph = small()
-    graph.verify()
+    verify(graph)
     assert graph.counts() == {"load": 2, "gather": 3, "merge": 3, "write": 3}
 
 
@@ -79,7 +80,7 @@ DEFECTS: dict[str, tuple[Callable[[], Graph], str]] = {
 def test_every_defect_is_found(case: str) -> None:
     make, expected = DEFECTS[case]
     with pytest.raises(GraphError, match=expected):
-        make().verify()
+        verify(make())
 
 
 def test_inputs_outside_their_source_and_of_other_shapes_are_found() -> None:
@@ -93,11 +94,11 @@ def test_inputs_outside_their_source_and_of_other_shapes_are_found() -> None:
         merge = builder.merge(loads, Weighted((1.0,) * len(loads)), "m")
         return builder.build([Write(merge, file, 0, BF16, "m")], [file])
 
-    graph(near).verify()
+    verify(graph(near))
     with pytest.raises(GraphError, match="lies outside 'disk'"):
-        graph(far).verify()
+        verify(graph(far))
     with pytest.raises(GraphError, match="shapes differ"):
-        graph(near, wide).verify()
+        verify(graph(near, wide))
 
 
 def test_the_fingerprint_covers_inputs_kernels_and_layout() -> None:
@@ -143,7 +144,7 @@ def in_other_rows(weight: float) -> Graph:
 
 def test_a_value_in_other_rows_is_written_and_loaded() -> None:
     graph = in_other_rows(0.5)
-    graph.verify()
+    verify(graph)
     assert [spill.size for spill in graph.spills] == [48]
     assert [write.name for write in graph.all_writes][1:] == ["whole", "rows"]
     assert networkx.is_directed_acyclic_graph(to_networkx(graph))

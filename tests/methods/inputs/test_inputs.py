@@ -39,6 +39,7 @@ from mergeloom.engine.graph.graph import (
 )
 from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.engine.graph.verify import verify
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Options
 from mergeloom.engine.plan.schedule import schedule
@@ -84,7 +85,7 @@ class Desk:
     def graph(self, merge: Merge, dtype: DType) -> Graph:
         file = OutputFile("out.bin", b"head", 4 + dtype.nbytes(torch.Size(merge.shape).numel()))
         graph = self.builder.build([Write(merge, file, 4, dtype, "out")], [file])
-        graph.verify()
+        verify(graph)
         return graph
 
 

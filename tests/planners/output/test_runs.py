@@ -11,6 +11,7 @@ from mergeloom.engine.base.dtypes import BF16, BY_NAME, F32, DType
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge, copied_dtype
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.graph.pieces import Range
+from mergeloom.engine.graph.verify import verify
 from mergeloom.planners.models.model import OutputTensor
 from mergeloom.planners.output.runs import ALIGNMENT
 from mergeloom.planners.output.shards import Layout, lay_out
@@ -89,7 +90,7 @@ def stack(layers: Sequence[int], most: int, extra: int = 0) -> tuple[Layout, int
     ]
     layout = lay_out(tensors, most, {})
     graph = desk.builder.build(layout.writes, layout.files)
-    graph.verify()
+    verify(graph)
     return layout, sum(tensor.nbytes for tensor in tensors)
 
 
@@ -176,7 +177,7 @@ def test_whatever_lies_where(entries: list[tuple[int, DType, int, str]], most: i
         if how == "twice":
             tensors.append(desk.copy(place, f"{number} again"))
     layout = lay_out(tensors, most, {})
-    desk.builder.build(layout.writes, layout.files).verify()  # slots tile their files
+    verify(desk.builder.build(layout.writes, layout.files))  # slots tile their files
     assert sorted(w.name for w in layout.writes) == sorted(t.name for t in tensors)
     for write in layout.writes:
         assert write.offset % write.dtype.size == 0

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mergeloom.engine.base.dtypes import BF16, BY_NAME, F32, DType
 from mergeloom.engine.graph.graph import GraphBuilder
 from mergeloom.engine.graph.kernel import Copy
+from mergeloom.engine.graph.verify import verify
 from mergeloom.engine.storage.safetensors import parse_header
 from mergeloom.planners.models.model import OutputTensor
 from mergeloom.planners.output.shards import ALIGNMENT, lay_out
@@ -35,7 +36,7 @@ def test_slots_tile_their_shards_and_shards_keep_their_size(
         for number, (dtype, shape) in enumerate(entries)
     ]
     layout = lay_out(tensors, limit, {"format": "pt"})
-    builder.build(layout.writes, layout.files).verify()
+    verify(builder.build(layout.writes, layout.files))
     assert sorted(write.name for write in layout.writes) == sorted(t.name for t in tensors)
     for write in layout.writes:
         assert write.offset % write.dtype.size == 0
