@@ -349,9 +349,10 @@ def _leaves(value: Value) -> Iterator[tuple[str, Value]]:
 
 def _arithmetic(graph: Graph) -> dict[str, str]:
     """The arithmetic, if anything is computed."""
-    kernels = (merge.kernel for merge in graph.merges if not isinstance(merge.kernel, Copy))
+    kernels = {id(merge.kernel): merge.kernel for merge in graph.merges}  # most share theirs
     here = cpu_arithmetic()
-    found = {here if kernel.uses else TORCH for kernel in kernels}
+    computing = (kernel for kernel in kernels.values() if not isinstance(kernel, Copy))
+    found = {here if kernel.uses else TORCH for kernel in computing}
     names = sorted(arithmetic.name for arithmetic in found)
     return {"arithmetic": ", ".join(names)} if names else {}
 

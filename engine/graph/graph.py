@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import field
 from functools import cached_property
@@ -263,6 +264,8 @@ class GraphBuilder:
     """Collects tasks, with a single node for equal loads and for equal merges."""
 
     def __init__(self) -> None:
+        self._whole: defaultdict[int, dict[int, Load]] = defaultdict(dict)
+        """The first load of one run from an offset on, by `id` of the source and offset."""
         self._loads: dict[tuple[Hashable, str, Shape], Load] = {}
         self._merges: dict[tuple[int, Inputs], Merge] = {}
         """By number of the kernel and inputs; nodes are equal only to themselves."""
@@ -273,16 +276,24 @@ class GraphBuilder:
 
     def load(self, source: Source, offset: int, dtype: DType, shape: Shape, name: str) -> Load:
         """The load of a contiguous tensor in ``source`` from byte ``offset`` on."""
-        nbytes = dtype.nbytes(math.prod(shape))
-        node = self._loads.get(((id(source), offset, nbytes), dtype.code, shape))
-        return node or self.load_bytes(Range(source, offset, nbytes), dtype, shape, name)
+        return self.load_bytes(
+            Range(source, offset, dtype.nbytes(math.prod(shape))), dtype, shape, name
+        )
 
     def load_bytes(self, stored: Bytes, dtype: DType, shape: Shape, name: str) -> Load:
         """The load of a tensor with the bytes ``stored``."""
-        key = (stored.key, dtype.code, shape)
+        # Nodes keep alive the sources whose ids are in keys.
+        if isinstance(stored, Range):  # most are; a source is seldom read in two ways at one place
+            runs = self._whole[id(stored.source)]
+            node = runs.get(stored.offset)
+            if node is None:
+                node = runs[stored.offset] = Load(stored, dtype, shape, name)
+            own = node.bytes.nbytes, node.dtype.code, node.shape
+            if own == (stored.length, dtype.code, shape):
+                return node
+        key = stored.key, dtype.code, shape
         node = self._loads.get(key)
         if node is None:
-            # The node keeps the sources alive, whose ids are part of the key.
             node = self._loads[key] = Load(stored, dtype, shape, name)
         return node
 
@@ -423,8 +434,8 @@ def _described(
         return found
 
     lines: list[str] = []
-    for load in loads:
-        numbers[load] = str(len(numbers))
+    for number, load in enumerate(loads):
+        numbers[load] = str(number)
         kind = kinds.get((id(load.dtype), load.shape))
         if kind is None:
             kind = kinds[id(load.dtype), load.shape] = f"{load.dtype.name}|{load.shape}"

@@ -33,7 +33,7 @@ def verify(graph: Graph) -> None:
     _check_use(graph)
     sizes = _Sizes()
     for load in graph.loads:
-        _check_load(load, sizes)
+        _check_load(load, sizes.of(load.dtype, load.shape))
     integers = {load for load in graph.loads if not load.dtype.floating}
     for merge in graph.merges:
         _check_merge(merge, integers)
@@ -76,8 +76,9 @@ def _check_use(graph: Graph) -> None:
         raise GraphError("a task is not used by any write, or is not listed")
 
 
-def _check_load(load: Load, sizes: _Sizes) -> None:
-    stored, nbytes = load.bytes, sizes.of(load.dtype, load.shape)
+def _check_load(load: Load, nbytes: int) -> None:
+    """Check that a load of ``nbytes`` bytes in memory lies within its sources."""
+    stored = load.bytes
     for part in (stored,) if isinstance(stored, Range) else stored.ranges():
         if part.offset < 0 or part.offset + part.length > part.source.size:
             raise GraphError(f"{load.name!r} lies outside {part.source.name!r}")

@@ -342,7 +342,9 @@ def _place(
     flows: dict[tuple[WorkKind, Positions, Positions, int, bool], TileFlow] = {}
     for index, work in enumerate(works):
         kept_for_others += change[index]
-        there = fresh = after_this = ()
+        there: Positions = ()
+        fresh: Positions = ()
+        after_this: Positions = ()
         if index in before or index in after:
             there = _positions(work, before[index])
             fresh = _positions(work, after[index] - before[index])

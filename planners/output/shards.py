@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import OutputFile, Write
 from mergeloom.engine.storage.safetensors import build_header
@@ -81,10 +82,11 @@ def lay_out(
     weight_map: dict[str, str] = {}
     for name, shard in zip(names, shards, strict=True):
         ordered = [tensors[number] for number in shard.numbers]
-        entries = [entry for tensor in ordered for entry in tensor.header]
+        headers = [tensor.header for tensor in ordered]
+        entries = [entry for own in headers for entry in own]
         header, starts = build_header(entries, metadata, ALIGNMENT, shard.phase)
         begins = {entry[0]: start for entry, start in zip(entries, starts, strict=True)}
-        offsets = [begins[tensor.header[0][0]] for tensor in ordered]
+        offsets = [begins[own[0][0]] for own in headers]
         size = offsets[-1] + ordered[-1].nbytes if ordered else len(header)
         file = OutputFile(name, header, size)
         files.append(file)
@@ -154,22 +156,27 @@ def _shards(
         rest[-1].append(number)
         filled += nbytes
     for numbers in rest or ([] if placed else [[]]):
-        numbers.sort(key=lambda number: -tensors[number].header[0][1].bits)
-        shards.append(Shard(_phase([tensors[number] for number in numbers]), numbers))
+        numbers.sort(key=lambda number: -_first_dtype(tensors[number]).bits)
+        shards.append(Shard(_phase([(tensors[n], sizes[n]) for n in numbers]), numbers))
     return sorted(shards, key=lambda shard: min(shard.numbers, default=0))
 
 
-def _phase(tensors: Sequence[OutputTensor]) -> int:
-    """The best start of a shard's data modulo `ALIGNMENT`.
+def _first_dtype(tensor: OutputTensor) -> DType:
+    """The dtype of the first of its entries in the header."""
+    return tensor.seen[0][1] if tensor.seen else tensor.dtype
+
+
+def _phase(tensors: Sequence[tuple[OutputTensor, int]]) -> int:
+    """The best start of a shard's data modulo `ALIGNMENT`, from its tensors and their sizes.
 
     Whole blocks of a copied tensor can be cloned if it has the same alignment as in its source. So
     the data starts where that is true for most bytes, otherwise at a multiple of `ALIGNMENT`.
     """
     copied: Counter[int] = Counter()
     position = 0
-    for tensor in tensors:
-        origin, nbytes = origin_of(tensor), tensor.nbytes
-        if origin is not None and nbytes >= 2 * ALIGNMENT:
+    for tensor, nbytes in tensors:
+        origin = origin_of(tensor) if nbytes >= 2 * ALIGNMENT else None
+        if origin is not None:
             copied[(origin.offset - position) % ALIGNMENT] += nbytes
         position += nbytes
     aligned = {place: nbytes for place, nbytes in copied.items() if place % WIDEST == 0}

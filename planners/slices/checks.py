@@ -106,9 +106,12 @@ def _accounted(stage: Stage, tensors: Sequence[OutputTensor], config: Mapping[st
         }
 
     shapes = {name: donor.shape(name) for name in donor}
-    described = Described(donor.name, donor.config, arrange(shapes, own), kinds(donor.config, own))
+    found = arrange(shapes, own)
+    described = Described(donor.name, donor.config, found, kinds(donor.config, own))
     written = {tensor.name: tensor.shape for tensor in tensors}
-    output = Described("the output", config, arrange(written, depths), kinds(config, depths))
+    if (written, depths) != (shapes, own):  # mostly they are the same
+        found = arrange(written, depths)
+    output = Described("the output", config, found, kinds(config, depths))
     towers = {tower.tower.prefix: tower for tower in stage.towers}
 
     def origin(prefix: str, layer: int, suffix: str | None) -> str:
