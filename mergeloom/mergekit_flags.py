@@ -182,16 +182,16 @@ def translate(
 
 def _notes(flags: MergekitFlags, meaning: Meaning, resources: Resources) -> Iterator[str]:
     """A note on each given flag."""
-    where = f"taken as --device {resources.device}"
+    where = f"same as --device {resources.device}"
     for flag, given, became in (
-        ("--allow-crimes", flags.allow_crimes, "taken as --allow-different-architectures"),
+        ("--allow-crimes", flags.allow_crimes, "same as --allow-different-architectures"),
         (
             "--unsafe-truncate-embeddings",
             flags.unsafe_truncate_embeddings,
-            "taken as --allow-truncated-embeddings",
+            "same as --allow-truncated-embeddings",
         ),
         ("--trust-remote-code", flags.trust_remote_code, "no effect: no code of a model is run"),
-        ("--transformers-cache", flags.transformers_cache, "taken as HF_HUB_CACHE"),
+        ("--transformers-cache", flags.transformers_cache, "same as HF_HUB_CACHE"),
         (
             "--lora-merge-cache",
             flags.lora_merge_cache,
@@ -202,7 +202,7 @@ def _notes(flags: MergekitFlags, meaning: Meaning, resources: Resources) -> Iter
             flags.lora_merge_dtype,
             "no effect: adapters are merged in float32 and rounded once, on the way out",
         ),
-        ("--random-seed", flags.random_seed is not None, f"taken as --seed {meaning.seed}"),
+        ("--random-seed", flags.random_seed is not None, f"same as --seed {meaning.seed}"),
         ("-v", flags.verbose, "no effect: the plan says what is done"),
         ("--cuda", flags.cuda, where),
         ("--multi-gpu", flags.multi_gpu, where),
@@ -223,7 +223,7 @@ def _notes(flags: MergekitFlags, meaning: Meaning, resources: Resources) -> Iter
             flags.read_to_gpu,
             "no effect: tiles go to a device as it needs them",
         ),
-        ("--num-threads", flags.num_threads is not None, f"taken as --threads {resources.threads}"),
+        ("--num-threads", flags.num_threads is not None, f"same as --threads {resources.threads}"),
         ("--async-write", flags.async_write, "no effect: writing never holds up the rest"),
         (
             "--write-threads",
@@ -233,7 +233,7 @@ def _notes(flags: MergekitFlags, meaning: Meaning, resources: Resources) -> Iter
         (
             "--out-shard-size",
             flags.out_shard_size,
-            f"taken as --max-shard-size {meaning.max_shard_size}",
+            f"same as --max-shard-size {meaning.max_shard_size}",
         ),
         ("--copy-tokenizer", flags.copy_tokenizer, "no effect: the tokenizer is always written"),
         (

@@ -74,7 +74,8 @@ class _Reader:
         other = next((key for key in _OTHERS if key in keys and not keys.keys() & _MERGED), None)
         if other is not None:
             raise keys[other].error(
-                f"'{other}' belongs to a configuration for {_OTHERS[other]}, which is not a merge",
+                f"'{other}' belongs to a configuration for {_OTHERS[other]}, "
+                "which mergeloom does not make",
                 "'mergeloom merge' needs 'merge_method' with 'models', 'slices' or 'modules'",
                 "other-kind",
             )

@@ -372,8 +372,8 @@ def test_every_flag_of_mergekit_is_understood(
     _, err = said(capsys, "mergekit-yaml", config, tmp_path / "out", *EVERY_FLAG.split())
     assert os.environ["HF_HUB_CACHE"] == "X"
     for line in (
-        "--random-seed: taken as --seed 3",
-        "--out-shard-size: taken as --max-shard-size 1000",
+        "--random-seed: same as --seed 3",
+        "--out-shard-size: same as --max-shard-size 1000",
         "--no-safe-serialization: no effect",
     ):
         assert line in err
@@ -403,7 +403,7 @@ def test_merge_takes_flags_of_mergekit_and_says_what_became_of_them(
 ) -> None:
     out, err = said(capsys, "plan", config, "--lazy-unpickle", "--out-shard-size", "1M")
     assert "--lazy-unpickle: no effect: nothing is ever unpickled\n" in err
-    assert "--out-shard-size: taken as --max-shard-size 1000000\n" in err
+    assert "--out-shard-size: same as --max-shard-size 1000000\n" in err
     assert "4 layers" in out
     help_text, _ = said(capsys, "help", "merge")
     assert "--lazy-unpickle" not in help_text

@@ -36,7 +36,7 @@ def _facts(report: InspectReport) -> Iterator[tuple[str, str]]:
     if report.declared:
         yield "declares", ", ".join(f"{key} {n}" for key, n in report.declared.items())
     if report.tied is not None:
-        yield "output head", "tied to the embedding" if report.tied else "of its own"
+        yield "output head", "tied to the embedding" if report.tied else "separate"
     if report.vocabulary is not None:
         yield "vocabulary", f"{report.vocabulary:,} rows"
     if report.tokenizer is None:

@@ -232,7 +232,7 @@ def _time(report: PlanReport) -> str:
     spread = "" if found.measured else " or more"
     if found.low_seconds is not None and found.high_seconds is not None:
         low, high = duration(found.low_seconds), duration(found.high_seconds)
-        why = f"{low} to {high}, as estimates of earlier runs came true; {why}"
+        why = f"{low} to {high}, judging by earlier estimates; {why}"
     return f"about {duration(found.seconds)}{spread}{first} ({why})"
 
 
