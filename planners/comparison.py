@@ -13,6 +13,7 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import nearest
 from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge
+from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.methods.kernels.compare import Compare
 from mergeloom.planners.config.model_reference import parse_reference
 from mergeloom.planners.models.model import Model
@@ -110,7 +111,7 @@ def compare_inputs(
     """
     models = Models(resolver)
     # An output without config.json was merged from plain weights.
-    opened = models.get if (Path(output) / "config.json").exists() else models.weights
+    opened = models.get if LocalFolder(Path(output)).has("config.json") else models.weights
     second = opened(parse_reference(output))
     origin = None if base is None else opened(parse_reference(base))
     builder = GraphBuilder()

@@ -104,6 +104,44 @@ def test_no_two_files_import_each_other() -> None:
     assert [circle for circle in circles if len(circle) > 1] == []
 
 
+TOUCHING = frozenset(
+    {"exists", "is_dir", "is_file", "is_symlink", "iterdir", "glob", "rglob", "resolve", "stat"}
+    | {"lstat", "scandir", "listdir", "read_bytes", "read_text", "write_bytes", "write_text"}
+    | {"unlink", "mkdir", "realpath", "isfile", "isdir", "readlink", "samefile"}
+)
+"""Methods and functions that ask the file system about a path."""
+
+WITH_PATHS = {
+    ROOT / "engine" / "storage" / "file_system.py",
+    ROOT / "engine" / "storage" / "files.py",
+    ROOT / "engine" / "storage" / "folder.py",
+    ROOT / "engine" / "storage" / "digest.py",  # of an output's files
+    ROOT / "planners" / "config" / "load.py",  # reads the configuration
+    ROOT / "planners" / "models" / "resolve.py",  # finds the directory that a name stands for
+    ROOT / "planners" / "models" / "class_defaults.py",  # reads a table of the package
+    ROOT / "methods" / "ops" / "arithmetic.py",  # finds the package's own source code
+    ROOT / "methods" / "ops" / "cuda" / "arithmetic.py",
+}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        name
+        for name, path in MODULES.items()
+        if path not in WITH_PATHS
+        and (layer(name) in (1, 2) or name.startswith("mergeloom.engine.storage."))
+    ],
+)
+def test_inputs_are_reached_through_folders(module: str) -> None:
+    """Only a local folder touches a path: so another kind of folder needs no other change."""
+    calls = [node for node in ast.walk(tree_of(module)) if isinstance(node, ast.Call)]
+    methods = [call.func.attr for call in calls if isinstance(call.func, ast.Attribute)]
+    functions = [call.func.id for call in calls if isinstance(call.func, ast.Name)]
+    assert sorted(TOUCHING.intersection(methods)) == []
+    assert "open" not in functions
+
+
 def test_all_layers_are_looked_at() -> None:
     counts = [sum(layer(module) == number for module in MODULES) for number in range(len(LAYERS))]
     assert all(count > 5 for count in counts)

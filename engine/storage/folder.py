@@ -119,6 +119,11 @@ class LocalFolder:
     def identity(self) -> str:
         return str(self.path.resolve())
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a directory at its path."""
+        return _kind_at(self.path) is LocalFolder
+
     def names(self) -> Sequence[str]:
         try:
             return sorted(entry.name for entry in self.path.iterdir() if entry.is_file())
@@ -190,6 +195,11 @@ class LocalFile:
     def identity(self) -> str:
         return str(self.path.resolve())
 
+    @property
+    def inside(self) -> LocalFolder:
+        """The directory that contains it."""
+        return LocalFolder(self.path.parent)
+
     def names(self) -> Sequence[str]:
         return [self.path.name]
 
@@ -207,3 +217,17 @@ class LocalFile:
 
     def source(self, name: str) -> FileSource:
         return FileSource.at(self.path)
+
+
+def local(path: Path) -> LocalFolder | LocalFile:
+    """The file at ``path``, or else the directory, which may be missing."""
+    return LocalFile(path) if _kind_at(path) is LocalFile else LocalFolder(path)
+
+
+def _kind_at(path: Path) -> type[LocalFolder | LocalFile] | None:
+    try:
+        if path.is_dir():
+            return LocalFolder
+        return LocalFile if path.is_file() else None
+    except (OSError, ValueError):  # the path is too long or invalid, or access is denied
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.config.yaml_values import Value
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -20,8 +21,8 @@ def names_files(document: Mapping[str, Value]) -> bool:
 
 def _is_pipeline(text: str) -> bool:
     try:
-        return Path(text).expanduser().joinpath("model_index.json").is_file()
-    except (OSError, ValueError, RuntimeError):  # nothing is there, or nothing can be
+        return LocalFolder(Path(text).expanduser()).has("model_index.json")
+    except RuntimeError:  # there is no such user
         return False
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder
+from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder, local
 from mergeloom.engine.storage.safetensors import MAX_NAME, Headers
 from mergeloom.engine.storage.source import Source
 from mergeloom.planners.models.coded import Decoded, decode, hints_of, not_understood
@@ -75,11 +75,12 @@ def open_checkpoint(folder: Folder | Path, headers: Headers | None = None) -> Ch
         CheckpointError: it is missing, malformed, incomplete, quantised, or in another format.
     """
     if isinstance(folder, Path):
-        if is_gguf(folder):
-            return open_gguf(GgufFolder.at(folder))
-        if not folder.is_dir():
-            raise _no_folder(folder)
-        folder = LocalFolder(folder)
+        place = local(folder)
+        if is_gguf(place):
+            return open_gguf(GgufFolder.at(place))
+        if isinstance(place, LocalFile) or not place.exists:
+            raise _no_folder(place)
+        folder = place
     if isinstance(folder, GgufFolder):
         return open_gguf(folder)
     config = read_config(folder)
@@ -190,9 +191,9 @@ def open_files(
 def is_complete(directory: Path) -> bool:
     """Whether ``directory`` has a configuration and every shard, or is a GGUF file; contents are
     not read."""
-    if is_gguf(directory):
+    folder = local(directory)
+    if is_gguf(folder):
         return True
-    folder = LocalFolder(directory)
     try:
         return folder.has("config.json") and bool(weight_files(folder))
     except CheckpointError:
@@ -210,9 +211,10 @@ def read_config(folder: Folder) -> dict[str, Any]:
     return read_object(folder, "config.json")
 
 
-def _no_folder(path: Path) -> CheckpointError:
+def _no_folder(place: LocalFolder | LocalFile) -> CheckpointError:
     """The error for a path that is not a directory."""
-    if not path.exists():
+    path = place.path
+    if isinstance(place, LocalFolder):
         return CheckpointError(f"'{path}' does not exist", remedy="name a checkpoint's directory")
     configuration = path.suffix in (".yml", ".yaml")
     return CheckpointError(

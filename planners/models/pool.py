@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.suggest import nearest
-from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder
+from mergeloom.engine.storage.folder import Folder, LocalFolder, local
 from mergeloom.engine.storage.safetensors import Headers
 from mergeloom.planners.config.model_reference import Location, ModelReference
 from mergeloom.planners.models.adapted import AdaptedModel, adapt
@@ -39,10 +39,10 @@ class Models:
         self._headers = Headers()
         self._inferred = Inferred()
         self._by_reference: dict[ModelReference, Model] = {}
-        self._by_directory: dict[Path, StoredModel] = {}
-        self._adapters: dict[Path, Adapter] = {}
+        self._by_directory: dict[str, StoredModel] = {}
+        self._adapters: dict[str, Adapter] = {}
         self._adapted: dict[tuple[int, int], Model] = {}
-        self._folders: dict[Path, Folder] = {}
+        self._folders: dict[str, Folder] = {}
         self._found: dict[str, Found] = {}
         self._found_adapters: dict[str, Found] = {}
         self._tokenizers: dict[str, Tokenizer | None] = {}
@@ -78,8 +78,8 @@ class Models:
         model = self._by_reference.get(reference)
         if model is None:
             path = self._resolver.weights(str(reference))
-            folder: Folder = LocalFolder(path) if path.is_dir() else LocalFile(path)
-            place = Path(folder.identity)
+            folder = local(path)
+            place = folder.identity
             if place not in self._by_directory:
                 how = open_pipeline if is_pipeline(folder) else open_weights
                 checkpoint = how(folder, self._headers)
@@ -101,10 +101,10 @@ class Models:
 
     def _folder(self, place: Path) -> Folder:
         """The folder from which the model at a path is read."""
-        key = place.resolve()
+        here = local(place)
+        key = here.identity
         if key not in self._folders:
-            gguf = is_gguf(place)
-            self._folders[key] = GgufFolder.at(place) if gguf else LocalFolder(place)
+            self._folders[key] = GgufFolder.at(here) if is_gguf(here) else here
         return self._folders[key]
 
     def tokenizer(self, reference: ModelReference) -> Tokenizer | None:
@@ -181,7 +181,7 @@ class Models:
             raise CheckpointError(error.cause, remedy=remedy) from error
         if is_adapter(LocalFolder(found.directory)):
             return self._alone(reference, settled)
-        place = found.directory.resolve()
+        place = local(found.directory).identity
         model = self._by_directory.get(place)
         if model is None:
             checkpoint = open_checkpoint(self._folder(found.directory), self._headers)
@@ -197,12 +197,12 @@ class Models:
             CheckpointError: there is none, or its kind is not supported.
         """
         found = self._resolver.find(location, has_adapter_at)
-        directory = found.directory
-        adapter = self._adapters.get(directory.resolve())
+        folder = LocalFolder(found.directory)
+        adapter = self._adapters.get(folder.identity)
         if adapter is None:
             self._found_adapters[str(location)] = found
-            adapter = open_adapter(str(location), LocalFolder(directory))
-            self._adapters[directory.resolve()] = adapter
+            adapter = open_adapter(str(location), folder)
+            self._adapters[folder.identity] = adapter
         return adapter
 
     def _adapt(self, name: str, base: Model, adapter: Adapter) -> Model:

@@ -12,7 +12,7 @@ from typing import Any
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import nearest
-from mergeloom.engine.storage.folder import LocalFolder
+from mergeloom.engine.storage.folder import LocalFolder, local
 from mergeloom.planners.config.model_reference import Location, ModelReference, readings
 from mergeloom.planners.config.weight_names import SUFFIXES
 from mergeloom.planners.models.adapter import has_adapter
@@ -217,7 +217,7 @@ def is_hub_id(path: str) -> bool:
 def _is_place(path: Path) -> bool:
     """Whether a path is a directory, or a file that is a whole model."""
     try:
-        return path.is_dir() or is_gguf(path)
+        return path.is_dir() or is_gguf(local(path))
     except OSError:  # the name is too long, or access is denied
         return False
 

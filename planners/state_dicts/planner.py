@@ -7,7 +7,6 @@ floating-point tensor is merged. Documents, parameters and base models work as i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from mergeloom.engine.base.errors import CheckpointError, LoomError
@@ -189,8 +188,8 @@ def _open(
     if not isinstance(model, StoredModel):
         return
     folder = model.checkpoint.folder
-    file = folder.path if isinstance(folder, LocalFile) else Path()
-    if file.name == SAFETENSORS.single and file.with_name("config.json").is_file():
+    inside = folder.inside if isinstance(folder, LocalFile) else None
+    if inside is not None and folder.has(SAFETENSORS.single) and inside.has("config.json"):
         findings.warn(
             place,
             f"'{model.name}' is merged as weights alone: the output has no config.json and no "

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.engine.storage.folder import Folder, LocalFolder
+from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder
 from mergeloom.engine.storage.gguf import GgufHeader, GgufTensor, read_gguf
 from mergeloom.engine.storage.memory import MemorySource
 from mergeloom.engine.storage.source import Source, read_part
@@ -32,19 +32,20 @@ _MAX_FACTORS = 1024
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether a path is a GGUF file, or a directory whose weights are in such files only."""
+def is_gguf(place: LocalFolder | LocalFile) -> bool:
+    """Whether it is a GGUF file, or a directory whose weights are in such files only."""
     try:
-        if path.is_file():
-            return path.name.endswith(SUFFIX)
-        return bool(_files(path))
-    except (OSError, ValueError):  # the path does not exist, or is invalid
+        return bool(_files(place))
+    except (CheckpointError, ValueError):  # it does not exist, or its path is invalid
         return False
 
 
-def _files(directory: Path) -> list[str]:
-    """The GGUF files in a directory without other weights, except those of a vision tower."""
-    names = sorted(path.name for path in directory.iterdir() if path.is_file())
+def _files(place: LocalFolder | LocalFile) -> list[str]:
+    """The GGUF files in a directory without other weights, except those of a vision tower; or the
+    file that is named."""
+    names = place.names()
+    if isinstance(place, LocalFile):
+        return [name for name in names if name.endswith(SUFFIX)]
     if any(name.endswith(_OTHER_WEIGHTS) for name in names):
         return []
     return [n for n in names if n.endswith(SUFFIX) and not n.startswith("mmproj")]
@@ -58,15 +59,14 @@ class GgufFolder:
     files: Mapping[str, tuple[Source, GgufHeader]]
 
     @staticmethod
-    def at(path: Path) -> GgufFolder:
-        """The model at a path for which `is_gguf` is true.
+    def at(place: LocalFolder | LocalFile) -> GgufFolder:
+        """The model in a file or directory for which `is_gguf` is true.
 
         Raises:
             CheckpointError: it cannot be read, is not whole, or may be any of several models.
         """
-        directory, names = (path.parent, [path.name]) if path.is_file() else (path, _files(path))
-        parts = _parts_of(directory, names)
-        folder = LocalFolder(directory)
+        folder = place.inside if isinstance(place, LocalFile) else place
+        parts = _parts_of(folder, _files(place))
         files = {}
         for name in parts:
             source: Source = folder.source(name)
@@ -81,7 +81,7 @@ class GgufFolder:
 
     @property
     def identity(self) -> str:
-        return str(self.path.resolve())
+        return LocalFile(self.path).identity
 
     @property
     def path(self) -> Path:
@@ -191,7 +191,7 @@ class GgufFolder:
         raise CheckpointError(f"'{self.name}': '{name}' is not a list of factors")
 
 
-def _parts_of(directory: Path, names: Sequence[str]) -> list[str]:
+def _parts_of(folder: LocalFolder, names: Sequence[str]) -> list[str]:
     """The files of one model, in order.
 
     Raises:
@@ -201,8 +201,8 @@ def _parts_of(directory: Path, names: Sequence[str]) -> list[str]:
     if found is None:
         if len(names) > 1:
             raise CheckpointError(
-                f"'{directory}' has {len(names)} GGUF files ({', '.join(names[:4])})",
-                remedy=f"name one of them: '{directory / names[0]}'",
+                f"'{folder.name}' has {len(names)} GGUF files ({', '.join(names[:4])})",
+                remedy=f"name one of them: '{folder.path / names[0]}'",
             )
         return list(names)
     stem, _, total = found.groups()
@@ -210,13 +210,13 @@ def _parts_of(directory: Path, names: Sequence[str]) -> list[str]:
     others = [name for name in names if name not in parts]
     if others:
         raise CheckpointError(
-            f"'{directory}' has GGUF files of several models ({parts[0]}, {others[0]})",
-            remedy=f"name the first part of one of them: '{directory / parts[0]}'",
+            f"'{folder.name}' has GGUF files of several models ({parts[0]}, {others[0]})",
+            remedy=f"name the first part of one of them: '{folder.path / parts[0]}'",
         )
-    missing = [part for part in parts if not (directory / part).is_file()]
+    missing = [part for part in parts if not folder.has(part)]
     if missing or not parts:
         raise CheckpointError(
-            f"'{directory}' lacks {len(missing)} of the {len(parts)} parts of '{stem}'"
+            f"'{folder.name}' lacks {len(missing)} of the {len(parts)} parts of '{stem}'"
             + (f", such as '{missing[0]}'" if missing else ""),
             remedy="copy or download it again",
         )
