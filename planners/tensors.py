@@ -173,6 +173,7 @@ def build_tensors(
     """
     tensors = []
     missing: dict[str, list[str]] = defaultdict(list)
+    differing: dict[Hashable, list[TensorPlan]] = defaultdict(list)
     mismatches: list[Mismatch] = []
     for plan in plans:
         try:
@@ -183,12 +184,14 @@ def build_tensors(
         for model in plan.missing:
             missing[model.name].append(plan.name)
         if not all(_equal(plan.contributions[0], other) for other in plan.passed_over):
-            donor = plan.contributions[0].model.name
-            findings.note(
-                f"'{plan.name}' is not merged, because {plan.copied_because}, and differs between "
-                f"models: copied from '{donor}'",
-                code="differs",
-            )
+            differing[_alike(plan)].append(plan)
+    for first, *others in differing.values():
+        more = f", as are {len(others)} more of its kind in other layers" if others else ""
+        findings.note(
+            f"'{first.name}' is not merged, because {first.copied_because}, and differs between "
+            f"models: copied from '{first.contributions[0].model.name}'{more}",
+            code="differs",
+        )
     if mismatches:
         raise _shapes_differ(mismatches, rows_remedy)
     for model_name, names in missing.items():
@@ -198,6 +201,12 @@ def build_tensors(
             f"{those} missing in '{model_name}' and merged without it: {listed}", code="missing"
         )
     return tensors
+
+
+def _alike(plan: TensorPlan) -> Hashable:
+    """What copied tensors have in common that one warning is enough for: all but their layer."""
+    kind = plan.name if plan.layer is None else plan.name.partition(f".{plan.layer}.")[2]
+    return plan.copied_because, plan.contributions[0].model.name, kind
 
 
 def _equal(one: Contribution, other: Contribution) -> bool:

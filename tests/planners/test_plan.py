@@ -371,6 +371,24 @@ def test_integers_that_differ_are_reported(tmp_path: Path) -> None:
     )
 
 
+def test_constants_that_differ_in_each_layer_are_reported_once(tmp_path: Path) -> None:
+    """Rotary frequencies that one of the models has rounded."""
+    for name, seed in (("a", 0), ("b", 1)):
+        llama(tmp_path / name, seed=seed)
+        tensors = load_tensors(tmp_path / name)
+        layers = sum(part.endswith("q_proj.weight") for part in tensors)
+        for i in range(layers):
+            tensors[f"model.layers.{i}.self_attn.rotary_emb.inv_freq"] = torch.ones(2) * (seed + 1)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        write_checkpoint(tmp_path / name, tensors, config)
+    (warning,) = plan_text(two(), tmp_path).warnings
+    assert warning == (
+        "'model.layers.0.self_attn.rotary_emb.inv_freq' is not merged, because it is a constant, "
+        "not a weight, and differs between models: copied from 'a', as are "
+        f"{layers - 1} more of its kind in other layers"
+    )
+
+
 def test_a_tensor_that_only_one_model_has_is_copied_and_reported(tmp_path: Path) -> None:
     llama(tmp_path / "a")
     llama(tmp_path / "b", seed=1)
