@@ -2,7 +2,8 @@
 
 Lists are identified by name, since any list may happen to have as many entries as a model has
 layers. The names are from transformers 5.23 and from published configurations with their own code
-(OpenELM, Nemotron, Hymba, Kimi, MiniMax, Step, MiMo, RWKV-7, PLaMo 2).
+(OpenELM, Nemotron, Hymba, Kimi, MiniMax, Step, MiMo, RWKV-7, PLaMo 2, Solar
+Pro).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _NO_LISTS = re.compile(
 _NUMBERS = re.compile(
     r"(^|_)(layers|layers_enum|layer_ids?|layer_idxs?|layer_indices|layer_indexes|att(ention|n)_idxs?"
     r"|attn_layer_indices|attn_indexes|block_ids|block_idxs?|block_indexes|block_indices"
-    r"|attention_blocks)$"
+    r"|attention_blocks|bskcn_[1-4])$"
 )
 
 TAPS: Mapping[str, int] = {

@@ -100,6 +100,7 @@ def test_lists_that_happen_to_have_the_length_are_left_alone(key: str, value: ob
         ("moe_layers_enum", "1,3", "1,2,4"),
         ("global_attn_idx", [0, 1, 3], [0, 1, 2, 4]),
         ("full_attention_idx", [0, 3], [0, 4]),
+        ("bskcn_1", [0, 1], [0, 1, 2]),  # where Solar Pro's skip connections begin
         ("layers_from_one", [4], [5]),
         ("no_split_layers", [], []),
         ("out_features", ["a"], ["a"]),
