@@ -166,25 +166,35 @@ class CompiledOps(CompiledTables, Arena):
     def in_order(self, vector: Vector) -> np.ndarray[Any, Any] | None:
         return in_order(vector)
 
-    def count_high(self, vector: Vector, low: int, counts: Any) -> int:
-        size = vector.array.count
-        found = self._call("count_high", self._vectors([vector]), size, low, counts.ctypes.data)
-        return int(found)
+    def count_high(self, vectors: Sequence[Vector], low: int, counts: Sequence[Any]) -> Any:
+        size = vectors[0].array.count
+        return [
+            int(self._call("count_high", self._vectors([vector]), size, low, own.ctypes.data))
+            for vector, own in zip(vectors, counts, strict=True)
+        ]
 
     def count_low(
-        self, vector: Vector, highs: Sequence[int], low: int, step: int, counts: Sequence[Any]
+        self,
+        vectors: Sequence[Vector],
+        highs: Sequence[Sequence[int]],
+        low: int,
+        step: int,
+        counts: Sequence[Sequence[Any]],
     ) -> Any:
         import numpy as np
 
-        levels = np.zeros((len(highs), 1 << (low - step)), np.int32)
-        keys = (ctypes.c_int32 * len(highs))(*highs)
-        tables = (ctypes.c_int64 * len(highs))(*(table.ctypes.data for table in counts))
-        self._call(
-            *("count_low", self._vectors([vector]), vector.array.count),
-            *(ctypes.addressof(keys), len(highs), low, step),
-            *(ctypes.addressof(tables), levels.ctypes.data),
-        )
-        return levels
+        found = []
+        for vector, own, those in zip(vectors, highs, counts, strict=True):
+            levels = np.zeros((len(own), 1 << (low - step)), np.int32)
+            keys = (ctypes.c_int32 * len(own))(*own)
+            tables = (ctypes.c_int64 * len(own))(*(table.ctypes.data for table in those))
+            self._call(
+                *("count_low", self._vectors([vector]), vector.array.count),
+                *(ctypes.addressof(keys), len(own), low, step),
+                *(ctypes.addressof(tables), levels.ctypes.data),
+            )
+            found.append(levels)
+        return found
 
     def count_equal(self, vector: Vector, value: float) -> int:
         size = vector.array.count

@@ -190,24 +190,28 @@ class Ops(Protocol):
         """The float32 bits of the magnitudes of a vector, ascending: an int32 numpy array.
         ``None`` if this arithmetic does not sort, or the vector contains NaN."""
 
-    def count_high(self, vector: Vector, low: int, counts: Numbers) -> Count:
-        """Count magnitudes by their float32 bits above the lowest ``low``; adds to ``counts``.
+    def count_high(
+        self, vectors: Sequence[Vector], low: int, counts: Sequence[Numbers]
+    ) -> Sequence[Count]:
+        """Count the magnitudes of each vector by their float32 bits above the lowest ``low``; adds
+        to its ``counts``.
 
-        Returns the number of nonzero magnitudes.
+        Returns the number of nonzero magnitudes of each.
         """
 
     def count_low(
         self,
-        vector: Vector,
-        highs: Sequence[int],
+        vectors: Sequence[Vector],
+        highs: Sequence[Sequence[int]],
         low: int,
         step: int,
-        counts: Sequence[Numbers],
-    ) -> Numbers:
-        """Count magnitudes that have one of ``highs`` as high bits by their ``low`` bits.
+        counts: Sequence[Sequence[Numbers]],
+    ) -> Sequence[Sequence[Numbers]]:
+        """Count the magnitudes of each vector that have one of its ``highs`` as high bits by their
+        ``low`` bits.
 
-        Each of ``highs`` has its own ``counts``. Returns an int32 matrix with one row for each of
-        ``highs``: the counts of low bits that are multiples of 2**``step``.
+        Each of ``highs`` has its own ``counts``, and gets an int32 array: the counts of low bits
+        that are multiples of 2**``step``.
         """
 
     def count_equal(self, vector: Vector, value: float) -> Count:

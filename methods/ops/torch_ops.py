@@ -90,13 +90,30 @@ class TorchOps(TorchFactors, TorchTables, TorchArrays):
     def in_order(self, vector: Vector) -> None:
         return None
 
-    def count_high(self, vector: Vector, low: int, counts: Tensor) -> Tensor:
-        bits = _values(vector).reshape(-1).view(torch.int32).bitwise_and(_MAGNITUDE)
-        nonzero = torch.count_nonzero(bits)
-        self._count(bits.bitwise_right_shift_(low), counts)
+    def count_high(
+        self, vectors: Sequence[Vector], low: int, counts: Sequence[Tensor]
+    ) -> list[Tensor]:
+        nonzero = []
+        for vector, own in zip(vectors, counts, strict=True):
+            bits = _values(vector).reshape(-1).view(torch.int32).bitwise_and(_MAGNITUDE)
+            nonzero.append(torch.count_nonzero(bits))
+            self._count(bits.bitwise_right_shift_(low), own)
         return nonzero
 
     def count_low(
+        self,
+        vectors: Sequence[Vector],
+        highs: Sequence[Sequence[int]],
+        low: int,
+        step: int,
+        counts: Sequence[Sequence[Tensor]],
+    ) -> list[Tensor]:
+        return [
+            self._count_low(vector, own, low, step, those)
+            for vector, own, those in zip(vectors, highs, counts, strict=True)
+        ]
+
+    def _count_low(
         self, vector: Vector, highs: Sequence[int], low: int, step: int, counts: Sequence[Tensor]
     ) -> Tensor:
         bits, size = _values(vector).reshape(-1).view(torch.int32), 1 << low

@@ -14,7 +14,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 from mergeloom.engine.base.grains import Grains
@@ -146,22 +146,29 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
         source, ops = self.source.given(earlier), grain.ops
         whole = grain.index == 0 and grain.count == math.prod(grain.whole)
         small = whole and grain.count <= _SORTED
+        counted: dict[int, Vector] = {}
         for number in range(source.count):
             if not self.ranks[number] and self.nonzero_share is None:
                 continue
             vector = source.read(number, grain)
             ordered = ops.in_order(vector) if small else None
-            if ordered is not None:
-                into.in_order[number] = ordered
-                if self.nonzero_share is not None:
-                    into.nonzero[number] = grain.count - int(
-                        ordered.searchsorted(ordered.dtype.type(1))
-                    )
+            if ordered is None:
+                counted[number] = vector
                 continue
+            into.in_order[number] = ordered
+            if self.nonzero_share is not None:
+                into.nonzero[number] = grain.count - int(
+                    ordered.searchsorted(ordered.dtype.type(1))
+                )
+        if not counted:
+            return
+        for number in counted:
             if number not in into.counts:
                 into.counts[number] = ops.counters(_BUCKETS)
-            found = ops.count_high(vector, _LOW_BITS, into.counts[number])
-            into.nonzero[number] = into.nonzero.get(number, 0) + found
+        counts = [into.counts[number] for number in counted]
+        found = ops.count_high(list(counted.values()), _LOW_BITS, counts)
+        for number, nonzero in zip(counted, found, strict=True):
+            into.nonzero[number] = into.nonzero.get(number, 0) + nonzero
 
     def fetch(self, into: CoarseCounts) -> None:
         into.counts = {number: to_numpy(counts) for number, counts in into.counts.items()}
@@ -248,15 +255,18 @@ class FineCounts:
     levels: dict[Key, dict[int, Any]] = field(default_factory=dict)
     sums: GrainSums = field(default_factory=GrainSums)
 
-    def add(self, keys: Sequence[Key], grain: GrainView, vector: Vector) -> None:
-        """Count the elements of a grain that belong to ``keys``, which all have the same vector."""
-        for key in keys:
+    def add(
+        self, highs: Mapping[int, Sequence[int]], grain: GrainView, given: Sequence[Vector]
+    ) -> None:
+        """Count the elements of a grain that belong to ``highs`` of each vector ``given``."""
+        keys = [[(number, high) for high in own] for number, own in highs.items()]
+        for key in chain.from_iterable(keys):
             if key not in self.counts:
                 self.counts[key] = grain.ops.counters(_FINE)
-        counts, highs = [self.counts[key] for key in keys], [high for _, high in keys]
-        levels = grain.ops.count_low(vector, highs, _LOW_BITS, _LEVEL_BITS, counts)
-        for key, own in zip(keys, levels, strict=True):
-            self.levels.setdefault(key, {})[grain.index] = own
+        counts = [[self.counts[key] for key in own] for own in keys]
+        found = grain.ops.count_low(given, list(highs.values()), _LOW_BITS, _LEVEL_BITS, counts)
+        for key, levels in zip(chain.from_iterable(keys), chain.from_iterable(found), strict=True):
+            self.levels.setdefault(key, {})[grain.index] = levels
 
     def fetch(self) -> None:
         """Copy the counts to main memory.
@@ -346,19 +356,23 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
     def update(self, into: FineCounts, grain: GrainView, earlier: Sequence[Any]) -> None:
         buckets: tuple[tuple[Bucket, ...], ...] = earlier[-1]
         source, ops = self.source.given(earlier), grain.ops
+        highs: dict[int, list[int]] = {}
+        counted: list[Vector] = []
         sums: list[Any] = []
         for number, wanted in enumerate(buckets):
             if not self.sums and all(bucket.found is not None for bucket in wanted):
                 continue
             vector = source.read(number, grain)
             if wanted:
-                highs = sorted({bucket.high for bucket in wanted})
-                into.add([(number, high) for high in highs], grain, vector)
+                highs[number] = sorted({bucket.high for bucket in wanted})
+                counted.append(vector)
             if self.sums:
                 limits = [float_of((bucket.high << _LOW_BITS) | (_FINE - 1)) for bucket in wanted]
                 rules = [KeepRule(above=Bound(limit, limit, 0)) for limit in limits]
                 found = [ops.magnitudes(vector, rule) for rule in rules or [KEEP_ALL]]
                 sums += [found[0][0], *(above for _, above in found[: len(rules)])]
+        if counted:
+            into.add(highs, grain, counted)
         if self.sums:
             into.sums.add(grain.index, ops.sums(sums))
 

@@ -1,7 +1,8 @@
 """A CUDA device without hardware: its code compiled for this machine, its queues at once.
 
-The arithmetic's own code runs (one thread of it) and everything but the driver's calls. Memory is
-counted and full of rubbish when it is handed out.
+`emulated_device.h` runs the device's code, with all threads of a block; everything but the
+driver's calls is as on a device. Device memory is counted, full of rubbish when it is handed out,
+and at addresses that are not this process's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ from mergeloom.methods.ops.cuda.ops import SIGNATURES, TYPES
 
 RUBBISH = 0xA5
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+DEVICE_BIT = 1 << 60
+"""Part of every address on the device."""
+_HEADERS = Path(__file__).parent
+_MAPPED = 64 << 20
+_MOST_BLOCKS = 3
+"""Every function works with any number of blocks: few are enough, and faster."""
+_CPP = {"V": "Vectors", "T": "Tables", "K": "Keys", "q": "i64", "d": "double"}
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 
@@ -35,19 +43,70 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C++ co
 def library() -> Any:
     """The device's code for this machine."""
     assert COMPILER is not None
-    target = Path(mkdtemp(prefix="mergeloom-cuda-")) / "operations.so"
-    options = ["-O2", "-ffp-contract=off", "-mfma", "-shared", "-fPIC", "-DMERGELOOM_HOST"]
-    command = [COMPILER, *options, "-x", "c++", str(SOURCE), "-o", str(target)]
+    folder = Path(mkdtemp(prefix="mergeloom-operations-"))
+    target, source = folder / "operations.so", folder / "operations.cpp"
+    source.write_text(f'#include "{SOURCE}"\n' + "".join(map(_launcher, SIGNATURES)))
+    options = [
+        "-O3",
+        "-march=native",
+        "-ffp-contract=off",
+        "-shared",
+        "-fPIC",
+        "-U_FORTIFY_SOURCE",
+        "-w",
+    ]
+    options += ["-DMERGELOOM_EMULATED", f"-I{_HEADERS}"]
+    command = [COMPILER, *options, str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:  # an older processor or another kind
-        command.remove("-mfma")
+    if done.returncode:  # not all compilers know the processor
+        command.remove("-march=native")
         subprocess.run(command, capture_output=True, text=True, check=True)
     found = ctypes.CDLL(str(target))
     for name, signature in SIGNATURES.items():
-        function = getattr(found, name)
-        function.argtypes, function.restype = [TYPES[kind] for kind in signature.types], None
-    shutil.rmtree(target.parent)
+        function = getattr(found, f"launch_{name}")
+        given = [TYPES[kind] for kind in signature.types]
+        function.argtypes, function.restype = [ctypes.c_int, ctypes.c_int, *given], None
+    found.map_memory.argtypes = [ctypes.c_int64, ctypes.c_int64]
+    shutil.rmtree(folder)
     return found
+
+
+def _launcher(name: str) -> str:
+    """A function that runs one of the device's for every thread of a grid."""
+    types = [_CPP[kind] for kind in SIGNATURES[name].types]
+    declared = "".join(f", {kind} a{i}" for i, kind in enumerate(types))
+    given = ", ".join(f"a{i}" for i in range(len(types)))
+    return f"""
+extern "C" void launch_{name}(int width, int height{declared}) {{
+  auto work = [&] {{ {name}({given}); }};
+  emulated::run(width, height, [](void *data) {{ (*(decltype(work) *)data)(); }}, &work);
+}}
+"""
+
+
+class Mapped:
+    """Main memory that devices can access."""
+
+    def __init__(self) -> None:
+        self._memory = (ctypes.c_char * _MAPPED)()
+        self._used = 0
+        library().map_memory(ctypes.addressof(self._memory), _MAPPED)
+
+    def take(self, nbytes: int) -> int:
+        """The address of ``nbytes`` more bytes, all 0."""
+        at, self._used = self._used, self._used + -(-nbytes // 8) * 8
+        assert self._used <= _MAPPED
+        return ctypes.addressof(self._memory) + at
+
+
+@cache
+def mapped() -> Mapped:
+    return Mapped()
+
+
+def here(address: int) -> int:
+    """Where the emulator keeps what is at an address."""
+    return address & ~DEVICE_BIT
 
 
 class HostQueue(Queue):
@@ -55,7 +114,7 @@ class HostQueue(Queue):
 
     def copy(self, target: CudaMemory, source: CudaMemory) -> None:
         assert target.size == source.size
-        ctypes.memmove(target.address, source.address, source.size)
+        ctypes.memmove(here(target.address), here(source.address), source.size)
 
 
 class HostDevice(Device):
@@ -77,7 +136,7 @@ class HostDevice(Device):
         room = ctypes.create_string_buffer(nbytes + 4096)
         ctypes.memset(room, RUBBISH, nbytes + 4096)
         address = -(-ctypes.addressof(room) // 4096) * 4096
-        found = CudaMemory(address, nbytes, room)
+        found = CudaMemory(address | DEVICE_BIT, nbytes, room)
         weakref.finalize(found, self._free, nbytes)
         return found
 
@@ -99,24 +158,24 @@ class HostDevice(Device):
     def launch(self, name: str, grid: tuple[int, int], threads: int, given: Sequence[Any]) -> None:
         assert all(part > 0 for part in grid)
         self.launches += 1
-        getattr(library(), name)(*given)
+        width, height = grid
+        getattr(library(), f"launch_{name}")(min(width, _MOST_BLOCKS), height, *given)
 
     def upload(self, address: int, content: Any) -> None:
-        ctypes.memmove(address, content, ctypes.sizeof(content))
+        ctypes.memmove(here(address), content, ctypes.sizeof(content))
 
     def finish(self) -> None:
         pass
 
     def cells(self, count: int) -> tuple[int, object]:
-        cells = (ctypes.c_double * count)()
-        return ctypes.addressof(cells), cells
+        return mapped().take(8 * count), mapped()
 
     def table(self, nbytes: int) -> CudaMemory:
         found = self.allocate(nbytes)
-        ctypes.memset(found.address, 0, nbytes)
+        ctypes.memset(here(found.address), 0, nbytes)
         return found
 
     def bring(self, memory: CudaMemory) -> CudaMemory:
         copy = ctypes.create_string_buffer(memory.size)
-        ctypes.memmove(copy, memory.address, memory.size)
+        ctypes.memmove(copy, here(memory.address), memory.size)
         return CudaMemory(ctypes.addressof(copy), memory.size, copy)

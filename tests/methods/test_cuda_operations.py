@@ -16,6 +16,8 @@ from mergeloom.engine.hardware.device_code import compiler
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.assignment import Reason
 from mergeloom.methods.ops.arithmetic import COMPILED, TORCH
+from mergeloom.methods.ops.cuda.arithmetic import SOURCE
+from mergeloom.methods.ops.cuda.ops import SIGNATURES
 from tests.engine.fake_device import accelerator
 from tests.engine.host_cuda import HostDevice, needs_compiler
 from tests.engine.run.test_device_worker import Memory, Ran, run
@@ -90,6 +92,15 @@ def test_every_method_agrees_with_the_cpu_and_with_every_budget(
         assert opener.opened[0].peak <= vram
     assert sinks[0] == sinks[1]
     check_close(graph, sinks[0], expected)
+
+
+@pytest.mark.skipif(compiler() is None, reason="NVIDIA's run-time compiler is not installed")
+@pytest.mark.parametrize("capability", [(9, 0), (8, 0), (7, 5)])
+def test_nvidias_compiler_accepts_the_code(capability: tuple[int, int]) -> None:
+    found = compiler()
+    assert found is not None
+    code = device_code.compiled(found, SOURCE.read_bytes(), capability)
+    assert all(name.encode() in code for name in SIGNATURES)
 
 
 @needs_cuda

@@ -4,8 +4,6 @@
 // (compile with contraction off), so that elementwise operations give the same bits as the CPU. Sums are
 // added up in an order that depends on the number of elements alone: by thread, by block, and by the
 // block that is done last.
-//
-// Compiled by a host's compiler with MERGELOOM_HOST this is the same for one thread.
 
 typedef long long i64;
 typedef unsigned long long u64;
@@ -13,40 +11,35 @@ typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned char u8;
 
-#ifdef MERGELOOM_HOST
-#include <math.h>
-#include <string.h>
-#define KERNEL extern "C" void
-#define GIVEN const
-#define DEVICE static inline
-#define SHARED static
-static const int THREADS = 1;
-DEVICE int lane() { return 0; }
-DEVICE int block() { return 0; }
-DEVICE int blocks() { return 1; }
-DEVICE void together() {}
-DEVICE void visible() {}
-DEVICE void add(u64 *to, u64 more) { *to += more; }
-DEVICE void add(u32 *to, u32 more) { *to += more; }
-DEVICE u32 next(u32 *ticket) { return (*ticket)++; }
-DEVICE u32 bits_of(float x) { u32 y; memcpy(&y, &x, 4); return y; }
-DEVICE float float_of(u32 x) { float y; memcpy(&y, &x, 4); return y; }
+// What a device offers, so that tests can emulate it: lanes, barriers, atomic operations.
+#ifdef MERGELOOM_EMULATED
+#include "emulated_device.h"
 #else
 #define KERNEL extern "C" __global__ void __launch_bounds__(256)
 #define GIVEN const __grid_constant__
 #define DEVICE __device__ __forceinline__
 #define SHARED __shared__
-static const int THREADS = 256;
+static const int THREADS = 256, WARP = 32;
 DEVICE int lane() { return threadIdx.x; }
 DEVICE int block() { return blockIdx.x; }
 DEVICE int blocks() { return gridDim.x; }
+DEVICE int block_row() { return blockIdx.y; }
 DEVICE void together() { __syncthreads(); }
 DEVICE void visible() { __threadfence(); }
 DEVICE void add(u64 *to, u64 more) { atomicAdd(to, more); }
 DEVICE void add(u32 *to, u32 more) { atomicAdd(to, more); }
 DEVICE u32 next(u32 *ticket) { return atomicAdd(ticket, 1u); }
+DEVICE void raise_to(u32 *to, u32 least) { atomicMax(to, least); }
+DEVICE u32 highest_of_warp(u32 x) {
+  for (int far = WARP / 2; far; far /= 2) {
+    u32 other = __shfl_xor_sync(0xFFFFFFFFu, x, far);
+    x = other > x ? other : x;
+  }
+  return x;
+}
 DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(u32 x) { return __uint_as_float(x); }
+template <typename T> DEVICE T *at(i64 address) { return (T *)address; }
 #endif
 
 // methods.ops.loops.record.VECTOR
@@ -70,8 +63,12 @@ struct Vector {
 static const int MOST = 16;
 struct Vectors { Vector each[MOST]; };
 
-static const int MOST_KEYS = 16;
-struct Keys { i64 count; int high[MOST_KEYS]; i64 table[MOST_KEYS]; };
+// A table of counters for each vector.
+struct Tables { i64 each[MOST]; };
+
+// The keys of all vectors, one vector after the other: those of vector n begin at ``first[n]``.
+static const int MOST_KEYS = 48;
+struct Keys { int first[MOST + 1], high[MOST_KEYS]; i64 table[MOST_KEYS]; };
 
 // What one launch has to itself: partial sums of its blocks, tickets, counters that are 0 between
 // launches.
@@ -88,7 +85,7 @@ struct Workshop {
 // --- elements -----------------------------------------------------------------------------------
 
 DEVICE float load(i64 address, i64 bytes, i64 i) {
-  return bytes == 2 ? float_of((u32)((const u16 *)address)[i] << 16) : ((const float *)address)[i];
+  return bytes == 2 ? float_of((u32)at<const u16>(address)[i] << 16) : at<const float>(address)[i];
 }
 
 DEVICE float element(const Vector &v, i64 i) {
@@ -96,7 +93,7 @@ DEVICE float element(const Vector &v, i64 i) {
   if (v.minus) x -= load(v.minus, v.minus_bytes, i);
   if (v.factors) {
     i64 place = v.factor_columns ? (v.first_column + i) % v.factor_columns : i / v.factor_row;
-    x *= ((const float *)v.factors)[place];
+    x *= at<const float>(v.factors)[place];
   }
   return x;
 }
@@ -118,7 +115,7 @@ DEVICE float kept(const Vector &v, i64 i, float x) {
   if (v.above && fabsf(x) <= (i < v.above_end ? v.above_before : v.above_after)) x = 0.0f;
   if (v.upto && !(fabsf(x) <= (i < v.upto_end ? v.upto_before : v.upto_after))) x = 0.0f;
   if (v.draws && drawn(v, i) >= v.bound) x = 0.0f;
-  if (v.marks && !((const u8 *)v.marks)[i]) x = 0.0f;
+  if (v.marks && !at<const u8>(v.marks)[i]) x = 0.0f;
   return x;
 }
 
@@ -162,19 +159,12 @@ DEVICE void sum_of_all(Workshop *shop, int number, double x, double *result) {
 }
 
 KERNEL dots(GIVEN Vectors vectors, i64 count, i64 size, i64 sums, i64 shop) {
-#ifdef MERGELOOM_HOST
-  for (int pair = 0; pair < count * (count + 1) / 2; pair++) {
-#else
-  {
-    int pair = blockIdx.y;
-#endif
-    int one = 0;
-    while ((one + 1) * (one + 2) / 2 <= pair) one++;
-    const Vector &a = vectors.each[one], &b = vectors.each[pair - one * (one + 1) / 2];
-    double total = 0.0;
-    EACH(i, size) total = total + (double)element(a, i) * (double)element(b, i);
-    sum_of_all((Workshop *)shop, pair, total, (double *)sums + pair);
-  }
+  int pair = block_row(), one = 0;
+  while ((one + 1) * (one + 2) / 2 <= pair) one++;
+  const Vector &a = vectors.each[one], &b = vectors.each[pair - one * (one + 1) / 2];
+  double total = 0.0;
+  EACH(i, size) total = total + (double)element(a, i) * (double)element(b, i);
+  sum_of_all(at<Workshop>(shop), pair, total, at<double>(sums) + pair);
 }
 
 KERNEL magnitudes(GIVEN Vectors vectors, i64 size, i64 squares, i64 sums, i64 shop) {
@@ -186,8 +176,8 @@ KERNEL magnitudes(GIVEN Vectors vectors, i64 size, i64 squares, i64 sums, i64 sh
     whole += squares ? y * y : fabs(y);
     rest += squares ? z * z : fabs(z);
   }
-  sum_of_all((Workshop *)shop, 0, whole, (double *)sums);
-  sum_of_all((Workshop *)shop, 1, rest, (double *)sums + 1);
+  sum_of_all(at<Workshop>(shop), 0, whole, at<double>(sums));
+  sum_of_all(at<Workshop>(shop), 1, rest, at<double>(sums) + 1);
 }
 
 KERNEL shared(GIVEN Vectors vectors, i64 count, i64 size, double epsilon, i64 sums, i64 shop) {
@@ -205,8 +195,8 @@ KERNEL shared(GIVEN Vectors vectors, i64 count, i64 size, double epsilon, i64 su
     if (by == 1) alone[which] += 1.0;
   }
   for (int n = 0; n < count; n++) {
-    sum_of_all((Workshop *)shop, 2 * n, larger[n], (double *)sums + 2 * n);
-    sum_of_all((Workshop *)shop, 2 * n + 1, alone[n], (double *)sums + 2 * n + 1);
+    sum_of_all(at<Workshop>(shop), 2 * n, larger[n], at<double>(sums) + 2 * n);
+    sum_of_all(at<Workshop>(shop), 2 * n + 1, alone[n], at<double>(sums) + 2 * n + 1);
   }
 }
 
@@ -214,68 +204,126 @@ KERNEL count_equal(GIVEN Vectors vectors, i64 size, double value, i64 sums, i64 
   const Vector &v = vectors.each[0];
   double found = 0.0;
   EACH(i, size) found += fabsf(element(v, i)) == (float)value;
-  sum_of_all((Workshop *)shop, 0, found, (double *)sums);
+  sum_of_all(at<Workshop>(shop), 0, found, at<double>(sums));
 }
 
 // --- counting -----------------------------------------------------------------------------------
 
-KERNEL count_high(GIVEN Vectors vectors, i64 size, i64 low, i64 counts, i64 sums, i64 shop) {
-  const Vector &v = vectors.each[0];
-  u64 *table = (u64 *)counts;
-  double zeros = 0.0, nonzero = 0.0;
-  EACH(i, size) {
-    u32 magnitude = bits_of(element(v, i)) & 0x7FFFFFFFu;
-    // Many elements of a task vector are 0: all at one counter would wait for each other.
-    if (magnitude == 0) zeros += 1.0;
-    else {
-      nonzero += 1.0;
-      add(table + (magnitude >> low), 1ull);
-    }
+// Counters that many elements share are kept by each block for itself, in shared memory, where a
+// warp's additions to one counter are one; a block then adds what it found to the table. A row of
+// blocks counts one vector.
+
+static const int BATCH = 8;         // elements that a thread loads before it counts them
+static const u32 NONE = ~0u;        // no magnitude
+static const u32 WINDOW = 4096;     // 16 octaves of 256 buckets
+
+DEVICE u32 magnitude_of(const Vector &v, i64 i) { return bits_of(element(v, i)) & 0x7FFFFFFFu; }
+
+// Magnitudes of BATCH elements, from ``start`` on by a row's threads.
+DEVICE void magnitudes_of(const Vector &v, i64 start, i64 size, u32 *found) {
+#pragma unroll
+  for (int k = 0; k < BATCH; k++) {
+    i64 i = start + (i64)k * blocks() * THREADS;
+    found[k] = i < size ? magnitude_of(v, i) : NONE;
   }
-  double own = sum_of_block(zeros);
-  if (lane() == 0 && own > 0.0) add(table, (u64)own);
-  sum_of_all((Workshop *)shop, 0, nonzero, (double *)sums);
 }
 
-KERNEL count_low(GIVEN Vectors vectors, i64 size, GIVEN Keys keys, i64 low, i64 step, i64 levels,
-                 i64 shop) {
-  const Vector &v = vectors.each[0];
-  Workshop *work = (Workshop *)shop;
-  u32 lowest = (1u << low) - 1, finer = (1u << step) - 1;
-  int rows = 1 << (low - step);
-  double zeros = 0.0;
-  SHARED bool last;
-  EACH(i, size) {
-    u32 magnitude = bits_of(element(v, i)) & 0x7FFFFFFFu;
-    if (magnitude == 0) {
-      zeros += 1.0;
-      continue;
+#define EACH_BATCH(start, size)                                     \
+  for (i64 start = (i64)block() * THREADS + lane(); start < (size); \
+       start += (i64)BATCH * blocks() * THREADS)
+
+// Each block keeps the counters of 16 octaves, which end two above the largest of its first
+// elements. Others go to the table: they are few, and thus seldom meet.
+KERNEL count_high(GIVEN Vectors vectors, GIVEN Tables tables, i64 count, i64 size, i64 low,
+                  i64 sums, i64 shop) {
+  SHARED u32 inside[WINDOW], highest;
+  const Vector &v = vectors.each[block_row()];
+  u64 *table = at<u64>(tables.each[block_row()]);
+  for (u32 b = lane(); b < WINDOW; b += THREADS) inside[b] = 0;
+  if (lane() == 0) highest = 0;
+  together();
+  i64 own = (i64)block() * THREADS + lane();
+  u32 most = highest_of_warp(own < size ? magnitude_of(v, own) >> low : 0);
+  if (lane() % WARP == 0) raise_to(&highest, most);
+  together();
+  u32 octave = 1u << (23 - low), end = (highest / octave + 3) * octave;
+  u32 first = end > WINDOW ? end - WINDOW : 0, zeros = 0, nonzero = 0;
+  EACH_BATCH(start, size) {
+    u32 found[BATCH];
+    magnitudes_of(v, start, size, found);
+#pragma unroll
+    for (int k = 0; k < BATCH; k++) {
+      if (found[k] == NONE) continue;
+      if (found[k] == 0) {
+        zeros++;
+        continue;
+      }
+      nonzero++;
+      u32 bucket = found[k] >> low;
+      if (bucket - first < WINDOW) add(inside + (bucket - first), 1u);
+      else add(table + bucket, 1ull);
     }
-    for (int key = 0; key < keys.count; key++)
-      if ((int)(magnitude >> low) == keys.high[key]) {
-        u32 rest = magnitude & lowest;
-        add((u64 *)keys.table[key] + rest, 1ull);
-        if ((rest & finer) == 0) add(work->levels + key * rows + (rest >> step), 1u);
-      }
   }
-  double own = sum_of_block(zeros);
-  if (lane() == 0 && own > 0.0)
-    for (int key = 0; key < keys.count; key++)
-      if (keys.high[key] == 0) {
-        add((u64 *)keys.table[key], (u64)own);
-        add(work->levels + key * rows, (u32)own);
+  double alone = sum_of_block(zeros);
+  if (lane() == 0 && alone > 0.0) add(table, (u64)alone);
+  for (u32 b = lane(); b < WINDOW; b += THREADS)
+    if (inside[b]) add(table + first + b, (u64)inside[b]);
+  sum_of_all(at<Workshop>(shop), block_row(), nonzero, at<double>(sums) + block_row());
+}
+
+// Differences of 16-bit floats mostly have 0 as their lowest bits, so those are the counters that
+// each block keeps; there are the ``levels``, too.
+KERNEL count_low(GIVEN Vectors vectors, GIVEN Keys keys, i64 count, i64 size, i64 low, i64 step,
+                 i64 levels, i64 shop) {
+  SHARED u32 inside[MOST_LEVELS];
+  SHARED bool last;
+  const Vector &v = vectors.each[block_row()];
+  Workshop *work = at<Workshop>(shop);
+  int first = keys.first[block_row()], end = keys.first[block_row() + 1];
+  int rows = 1 << (low - step), cells = (end - first) * rows;
+  u32 lowest = (1u << low) - 1, finer = (1u << step) - 1, zeros = 0;
+  for (int i = lane(); i < cells; i += THREADS) inside[i] = 0;
+  together();
+  EACH_BATCH(start, size) {
+    u32 found[BATCH];
+    magnitudes_of(v, start, size, found);
+#pragma unroll
+    for (int k = 0; k < BATCH; k++) {
+      if (found[k] == NONE) continue;
+      if (found[k] == 0) {
+        zeros++;
+        continue;
       }
+      for (int key = first; key < end; key++) {
+        if ((int)(found[k] >> low) != keys.high[key]) continue;
+        u32 rest = found[k] & lowest;
+        if (rest & finer) add(at<u64>(keys.table[key]) + rest, 1ull);
+        else add(inside + (key - first) * rows + (rest >> step), 1u);
+      }
+    }
+  }
+  double alone = sum_of_block(zeros);
+  if (lane() == 0 && alone > 0.0)
+    for (int key = first; key < end; key++)
+      if (keys.high[key] == 0) add(inside + (key - first) * rows, (u32)alone);
+  together();
+  u32 *together_found = work->levels + first * rows;
+  for (int i = lane(); i < cells; i += THREADS)
+    if (inside[i]) {
+      add(at<u64>(keys.table[first + i / rows]) + ((u64)(i % rows) << step), (u64)inside[i]);
+      add(together_found + i, inside[i]);
+    }
   visible();
   together();
-  if (lane() == 0) last = next(&work->ticket[0]) == (u32)blocks() - 1;
+  if (lane() == 0) last = next(&work->ticket[block_row()]) == (u32)blocks() - 1;
   together();
   if (!last) return;
   visible();
-  for (int i = lane(); i < keys.count * rows; i += THREADS) {
-    ((int *)levels)[i] = (int)((volatile u32 *)work->levels)[i];
-    work->levels[i] = 0;
+  for (int i = lane(); i < cells; i += THREADS) {
+    at<int>(levels)[first * rows + i] = (int)((volatile u32 *)together_found)[i];
+    together_found[i] = 0;
   }
-  if (lane() == 0) work->ticket[0] = 0;
+  if (lane() == 0) work->ticket[block_row()] = 0;
 }
 
 // By one block: it looks for the part in which what is sought ends, and for the place in there.
@@ -299,14 +347,14 @@ KERNEL end_of_equal(GIVEN Vectors vectors, i64 size, double value, i64 most, i64
     found += fabsf(element(v, start)) == (float)value;
     if (found > most) break;
   }
-  *(double *)result = (double)(start < size ? start : size);
+  *at<double>(result) = (double)(start < size ? start : size);
 }
 
 // --- choosing -----------------------------------------------------------------------------------
 
 KERNEL mark(GIVEN Vectors vectors, i64 size, i64 marks) {
   const Vector &v = vectors.each[0];
-  EACH(i, size) ((u8 *)marks)[i] = kept(v, i, element(v, i)) != 0.0f;
+  EACH(i, size) at<u8>(marks)[i] = kept(v, i, element(v, i)) != 0.0f;
 }
 
 static const int BUCKETS = 4096, BUCKET_SHIFT = 31 - 12;
@@ -316,11 +364,11 @@ static const int BUCKETS = 4096, BUCKET_SHIFT = 31 - 12;
 // Zeros stay what they are, marked or not. ``room`` has 8 bytes for each element.
 KERNEL choose_by_rank(GIVEN Vectors vectors, i64 steps_at, i64 row, i64 marks, i64 size, i64 room) {
   const Vector &v = vectors.each[0];
-  const int *steps = (const int *)steps_at;
+  const int *steps = at<const int>(steps_at);
   SHARED u32 above[BUCKETS + 1], parts[THREADS], asked;
   const int each = BUCKETS / THREADS;
   for (i64 first = (i64)block() * row; first < size; first += (i64)blocks() * row) {
-    u32 *magnitudes = (u32 *)room + first, *places = (u32 *)room + size + first;
+    u32 *magnitudes = at<u32>(room) + first, *places = at<u32>(room) + size + first;
     together();
     for (int b = lane(); b <= BUCKETS; b += THREADS) above[b] = 0;
     if (lane() == 0) asked = 0;
@@ -334,9 +382,14 @@ KERNEL choose_by_rank(GIVEN Vectors vectors, i64 steps_at, i64 row, i64 marks, i
     u32 own = 0;
     for (int k = 0; k < each; k++) own += above[lane() * each + k];
     parts[lane()] = own;
-    together();
-    u32 larger = 0;
-    for (int k = lane() + 1; k < THREADS; k++) larger += parts[k];
+    // The sum of this lane's and all later parts, over twice as many of them at every step.
+    for (int far = 1; far < THREADS; far *= 2) {
+      together();
+      u32 more = lane() + far < THREADS ? parts[lane() + far] : 0;
+      together();
+      parts[lane()] += more;
+    }
+    u32 larger = parts[lane()] - own;
     for (int k = each - 1; k >= 0; k--) {
       u32 inside = above[lane() * each + k];
       above[lane() * each + k] = larger;
@@ -347,7 +400,7 @@ KERNEL choose_by_rank(GIVEN Vectors vectors, i64 steps_at, i64 row, i64 marks, i
       int b = magnitudes[i] >> BUCKET_SHIFT, number = drawn(v, first + i);
       u32 end = b ? above[b - 1] : (u32)row;
       bool sure = magnitudes[i] && number < steps[end > above[b] ? end - 1 : above[b]];
-      ((u8 *)marks)[first + i] = sure;
+      at<u8>(marks)[first + i] = sure;
       if (magnitudes[i] && !sure && number < steps[above[b]]) places[next(&asked)] = (u32)i;
     }
     together();
@@ -355,7 +408,7 @@ KERNEL choose_by_rank(GIVEN Vectors vectors, i64 steps_at, i64 row, i64 marks, i
       u32 i = places[k], mine = magnitudes[i], rank = 0;
       for (u32 j = 0; j < i; j++) rank += magnitudes[j] >= mine;
       for (u32 j = i + 1; j < row; j++) rank += magnitudes[j] > mine;
-      ((u8 *)marks)[first + i] = drawn(v, first + i) < steps[rank];
+      at<u8>(marks)[first + i] = drawn(v, first + i) < steps[rank];
     }
   }
 }
@@ -398,7 +451,7 @@ KERNEL divergences(i64 base, i64 base_bytes, i64 other, i64 other_bytes, i64 row
     high = sum_of_block(high);
     weighted = sum_of_block(weighted);
     double found = weighted / high + (top - other_top) + log(low / high);
-    if (lane() == 0) ((float *)out)[number] = (float)(found < 0.0 ? 0.0 : found);
+    if (lane() == 0) at<float>(out)[number] = (float)(found < 0.0 ? 0.0 : found);
   }
 }
 
@@ -430,7 +483,7 @@ KERNEL combine(GIVEN Vectors vectors, i64 count, i64 hash, i64 elects, i64 divid
       total *= sign;
       if (divides) total /= divisor + (fabsf(divisor) <= (float)cancelled ? 1.0f : 0.0f);
     }
-    ((float *)out)[i] = base ? fmaf((float)scale, total, load(base, base_bytes, i)) : total;
+    at<float>(out)[i] = base ? fmaf((float)scale, total, load(base, base_bytes, i)) : total;
   }
 }
 
@@ -438,7 +491,7 @@ KERNEL choose(GIVEN Vectors vectors, double least, i64 out, i64 size) {
   const Vector &v = vectors.each[0];
   EACH(i, size) {
     bool chosen = fabsf(element(v, i)) >= (float)least;
-    ((float *)out)[i] = chosen ? load(v.address, v.bytes, i) : load(v.minus, v.minus_bytes, i);
+    at<float>(out)[i] = chosen ? load(v.address, v.bytes, i) : load(v.minus, v.minus_bytes, i);
   }
 }
 
@@ -447,7 +500,7 @@ KERNEL step(GIVEN Vectors vectors, double limit, i64 base, i64 base_bytes, i64 o
   EACH(i, size) {
     float x = element(vectors.each[0], i);
     x = x > most ? most : x < -most ? -most : x;
-    ((float *)out)[i] = x + load(base, base_bytes, i);
+    at<float>(out)[i] = x + load(base, base_bytes, i);
   }
 }
 
@@ -464,7 +517,7 @@ KERNEL disjoint(GIVEN Vectors vectors, i64 count, double epsilon, i64 base, i64 
       by += x != 0.0f ? 1.0f : 0.0f;
     }
     total += by == 1.0f ? more : 0.0f;
-    ((float *)out)[i] = total / (by > 1.0f ? by : 1.0f) + load(base, base_bytes, i);
+    at<float>(out)[i] = total / (by > 1.0f ? by : 1.0f) + load(base, base_bytes, i);
   }
 }
 
@@ -477,7 +530,7 @@ KERNEL variance(GIVEN Vectors vectors, i64 count, i64 out, i64 size) {
       float away = element(vectors.each[n], i) - mean;
       total += away * away;
     }
-    ((float *)out)[i] = total;
+    at<float>(out)[i] = total;
   }
 }
 
@@ -502,11 +555,11 @@ KERNEL widen(i64 address, i64 kind, i64 size, i64 out) {
     float x;
     if (kind == BF16) x = load(address, 2, i);
     else if (kind == F32) x = load(address, 4, i);
-    else if (kind == F16) x = from_half(((const u16 *)address)[i]);
-    else if (kind == F64) x = (float)((const double *)address)[i];
-    else if (kind == F8_E4M3) x = from_e4m3(((const u8 *)address)[i]);
-    else x = from_half((u32)((const u8 *)address)[i] << 8);
-    ((float *)out)[i] = x;
+    else if (kind == F16) x = from_half(at<const u16>(address)[i]);
+    else if (kind == F64) x = (float)at<const double>(address)[i];
+    else if (kind == F8_E4M3) x = from_e4m3(at<const u8>(address)[i]);
+    else x = from_half((u32)at<const u8>(address)[i] << 8);
+    at<float>(out)[i] = x;
   }
 }
 
@@ -525,27 +578,27 @@ DEVICE u32 narrowed(float x, int mantissa, int bias, u32 top, u32 nan) {
 KERNEL store(i64 source, i64 size, i64 out, i64 kind, i64 found) {
   bool bad = false;
   EACH(i, size) {
-    float x = ((const float *)source)[i];
+    float x = at<const float>(source)[i];
     u32 bits = bits_of(x);
     if (kind == BF16) {
       bool nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
       u32 code = nan ? bits >> 16 | 0x40u : (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
-      ((u16 *)out)[i] = (u16)code;
+      at<u16>(out)[i] = (u16)code;
       bad |= (code & 0x7F80u) == 0x7F80u;
     } else if (kind == F32 || kind == F64) {
       bad |= (bits & 0x7F800000u) == 0x7F800000u;
-      if (kind == F64) ((double *)out)[i] = x;
-      else if (out != source) ((float *)out)[i] = x;
+      if (kind == F64) at<double>(out)[i] = x;
+      else if (out != source) at<float>(out)[i] = x;
     } else if (kind == F16) {
       u32 code = narrowed(x, 10, 15, 0x7C00u, 0x7E00u);
       bad |= code >= 0x7C00u;
-      ((u16 *)out)[i] = (u16)(code | (bits >> 16 & 0x8000u));
+      at<u16>(out)[i] = (u16)(code | (bits >> 16 & 0x8000u));
     } else {
       bool wide = kind == F8_E5M2;
       u32 code = wide ? narrowed(x, 2, 15, 0x7Cu, 0x7Fu) : narrowed(x, 3, 7, 0x7Fu, 0x7Fu);
       bad |= code >= (wide ? 0x7Cu : 0x7Fu);
-      ((u8 *)out)[i] = (u8)(code | (bits >> 24 & 0x80u));
+      at<u8>(out)[i] = (u8)(code | (bits >> 24 & 0x80u));
     }
   }
-  if (bad) *(double *)found = 1.0;
+  if (bad) *at<double>(found) = 1.0;
 }

@@ -61,14 +61,21 @@ class Keys(ctypes.Structure):
     """``struct Keys`` of `operations.cu`."""
 
     _fields_ = [
-        ("count", ctypes.c_int64),
+        ("first", ctypes.c_int32 * (MOST_VECTORS + 1)),
         ("high", ctypes.c_int32 * MOST_KEYS),
         ("table", ctypes.c_int64 * MOST_KEYS),
     ]
 
 
+class Tables(ctypes.Structure):
+    """``struct Tables`` of `operations.cu`."""
+
+    _fields_ = [("each", ctypes.c_int64 * MOST_VECTORS)]
+
+
 TYPES: Mapping[str, Any] = {
     "V": Vectors,
+    "T": Tables,
     "K": Keys,
     "q": ctypes.c_int64,
     "d": ctypes.c_double,
@@ -89,8 +96,8 @@ SIGNATURES = {
     "choose_by_rank": Signature("Vqqqqq", 4),
     "combine": Signature("Vqqqqdqqdqq", 10),
     "count_equal": Signature("Vqdqq", 1, True),
-    "count_high": Signature("Vqqqqq", 1, True),
-    "count_low": Signature("VqKqqqq", 1, True),
+    "count_high": Signature("VTqqqqq", 3, True),
+    "count_low": Signature("VKqqqqqq", 3, True),
     "disjoint": Signature("Vqdqqqq", 6),
     "divergences": Signature("qqqqqqq", 4),
     "dots": Signature("Vqqqq", 2, True),
@@ -201,24 +208,42 @@ class CudaOps(CompiledOps):
         self._call("shared", described, count, size, epsilon, place, self._workshop.address)
         return sums_at(place, 2 * count, keeper)
 
-    def count_high(self, vector: Vector, low: int, counts: Any) -> Any:
-        place, keeper = self._device.cells(1)
-        given = vector.array.count, low, counts.memory.address, place, self._workshop.address
-        self._call("count_high", self._vectors([vector]), *given)
-        return number_at(place, keeper)
+    def count_high(self, vectors: Sequence[Vector], low: int, counts: Sequence[Any]) -> Any:
+        tables, count = Tables(), len(vectors)
+        for number, own in enumerate(counts):
+            tables.each[number] = own.memory.address
+        place, keeper = self._device.cells(count)
+        given = count, vectors[0].array.count, low, place, self._workshop.address
+        self._call("count_high", self._vectors(vectors), tables, *given, rows=count)
+        return [number_at(place + 8 * number, keeper) for number in range(count)]
 
     def count_low(
-        self, vector: Vector, highs: Sequence[int], low: int, step: int, counts: Sequence[Any]
+        self,
+        vectors: Sequence[Vector],
+        highs: Sequence[Sequence[int]],
+        low: int,
+        step: int,
+        counts: Sequence[Sequence[Any]],
     ) -> Any:
-        keys, rows = Keys(len(highs)), 1 << (low - step)
-        for number, (high, table) in enumerate(zip(highs, counts, strict=True)):
-            keys.high[number], keys.table[number] = high, table.memory.address
-        place, keeper = self._device.cells(-(-len(highs) * rows // 2))
-        given = vector.array.count, keys, low, step, place, self._workshop.address
-        self._call("count_low", self._vectors([vector]), *given)
+        keys, rows, size = Keys(), 1 << (low - step), vectors[0].array.count
+        at, count = 0, len(vectors)
+        for number, (own, tables) in enumerate(zip(highs, counts, strict=True)):
+            for high, table in zip(own, tables, strict=True):
+                if at == MOST_KEYS:
+                    raise NotImplementedError(f"more than {MOST_KEYS} buckets on a device")
+                keys.high[at], keys.table[at] = high, table.memory.address
+                at += 1
+            keys.first[number + 1] = at
+        place, keeper = self._device.cells(-(-at * rows // 2))
+        given = count, size, low, step, place, self._workshop.address
+        self._call("count_low", self._vectors(vectors), keys, *given, rows=count)
+        starts = (keys.first[number] for number in range(count))
         return [
-            LaterArray(place + 4 * rows * number, rows, "i4", keeper)
-            for number in range(len(highs))
+            [
+                LaterArray(place + 4 * rows * (start + key), rows, "i4", keeper)
+                for key in range(len(own))
+            ]
+            for start, own in zip(starts, highs, strict=True)
         ]
 
     def count_equal(self, vector: Vector, value: float) -> Any:
@@ -291,7 +316,11 @@ class CudaOps(CompiledOps):
         return numbers.address, numbers.count
 
 
-_MAKE: Mapping[str, Any] = {**TYPES, "V": lambda array: array._b_base_, "K": lambda keys: keys}
+_MAKE: Mapping[str, Any] = {
+    **TYPES,
+    "V": lambda array: array._b_base_,
+    **dict.fromkeys("TK", lambda structure: structure),
+}
 _MADE = {
     signature.types: [_MAKE[kind] for kind in signature.types] for signature in SIGNATURES.values()
 }

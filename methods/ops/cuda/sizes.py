@@ -5,8 +5,8 @@ from __future__ import annotations
 MOST_VECTORS = 16
 """Maximum number of vectors of an operation: they are arguments of one launch."""
 
-MOST_KEYS = 16
-"""Maximum number of buckets counted at once."""
+MOST_KEYS = 48
+"""Maximum number of buckets, of all vectors, counted at once."""
 
 MOST_BLOCKS = 256
 """Maximum number of partial sums."""
