@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.grains import Access, Grains
-from mergeloom.engine.base.records import dataclass
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.sums import GrainSums, Sums
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import block_bytes, span_bytes
@@ -206,7 +206,7 @@ class Arithmetic(ABC):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class GrainView:
     """The view of one grain for kernels.
 

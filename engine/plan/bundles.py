@@ -59,6 +59,7 @@ def _size(flow: TileFlow) -> int | None:
     merge_shape = flow.merge_shape
     once = sum(map(merge_shape.leaf_bytes, merge_shape.all_leaves))
     kept = flow.kept_before or flow.kept_fresh
-    if flow.tiles != 1 or kept or flow.memos or flow.read_bytes != once:
+    if flow.tiles != 1 or kept or flow.read_bytes != once:
         return None
-    return merge_shape.tile_bytes(flow.tile, merge_shape.all_leaves)
+    memos = merge_shape.tile_memo_bytes(flow.tile) if flow.memos else 0
+    return memos + merge_shape.tile_bytes(flow.tile, merge_shape.all_leaves)

@@ -1,9 +1,9 @@
-"""The layout of the inputs and outputs of a bundle of small merges in one block of memory.
+"""The layout of the inputs, outputs and memos of a bundle of small merges in one block of memory.
 
 Bytes that are adjacent in a file are adjacent in the block, so that one request covers them.
 
-    file A   ░░▓▓▓▓▓▓░░    block   ▓▓▓▓▓▓ ▓▓▓▓▓▓ ▒▒▒▒▒▒
-    file B   ░▓▓▓▓▓▓░░░            of A   of B   outputs
+    file A   ░░▓▓▓▓▓▓░░    block   ▓▓▓▓▓▓ ▓▓▓▓▓▓ ▒▒▒▒▒▒    ▒▒▒▒
+    file B   ░▓▓▓▓▓▓░░░            of A   of B   outputs   memos
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.graph import Load, OutputFile, Write
+from mergeloom.engine.graph.graph import Load, Merge, OutputFile, Write
 from mergeloom.engine.graph.pieces import Bytes, Range
 from mergeloom.engine.memory.pages import PAGE, page_offset, span_bytes
 from mergeloom.engine.plan.schedule import ScheduledMerge
@@ -38,12 +38,13 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class BundleLayout:
-    """The offsets of the inputs and outputs of some merges in one block of ``nbytes``."""
+    """The offsets of the inputs, outputs and memos of some merges in one block of ``nbytes``."""
 
     reads: tuple[Read, ...]
     writes: tuple[Written, ...]
     inputs: dict[Load, int]
     outputs: dict[Write, int]
+    memos: dict[Merge, int]
     nbytes: int
 
     @staticmethod
@@ -73,7 +74,12 @@ class BundleLayout:
             stop = slots[-1].offset + slots[-1].nbytes
             writes.append(Written(slots[0].file, start, stop, begin))
             end += _pages(stop - start)
-        return BundleLayout(tuple(reads), tuple(writes), inputs, outputs, end)
+        memos = {}
+        for merge in merges:
+            if merge.flow.memos:
+                memos[merge.work.root] = end
+                end += merge.flow.merge_shape.tile_memo_bytes(merge.flow.tile)
+        return BundleLayout(tuple(reads), tuple(writes), inputs, outputs, memos, end)
 
 
 def _pages(nbytes: int) -> int:

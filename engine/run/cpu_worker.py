@@ -6,13 +6,17 @@ import ctypes
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from mergeloom.engine.graph.graph import Load, Merge, Write
 from mergeloom.engine.graph.kernel import Arithmetic, Ops
 from mergeloom.engine.graph.sums import GrainSums
-from mergeloom.engine.plan.work import Work
+from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.plan.work import Work, WorkKind
+from mergeloom.engine.run.bundle_layout import BundleLayout
 from mergeloom.engine.run.evaluate import Memo, Span, TreeEvaluator, check_finite
 from mergeloom.engine.run.finite import all_finite, not_finite
+from mergeloom.engine.run.small_merge import SmallMerges, is_small
 from mergeloom.engine.run.state import (
     Bundle,
     HeldLoad,
@@ -39,6 +43,8 @@ class Worker:
     def __init__(self, host: TileQueue, ops: Callable[[Arithmetic], Ops]) -> None:
         self._host = host
         self._ops = ops
+        self._small: dict[WorkKind, SmallMerges | None] = {}
+        """How the merges of a kind are computed whole, if that can be done quickly."""
 
     def run(self) -> None:
         """Compute tiles until there are no more.
@@ -63,23 +69,55 @@ class Worker:
         for run in bundle.runs:
             self._host.check()
             work = run.placement.work
+            small = self._small_merges(work)
+            if small is not None:
+                self._merge_small(run, small, block, layout)
+                continue
             outputs = [(write, Span(block, layout.outputs[write], 0)) for write in work.writes]
             inputs = {load: Span(block, layout.inputs[load], 0) for load in work.leaves}
             if work.merge_shape.computes:
-                self._merge(run, inputs, outputs)
+                at = layout.memos.get(work.root)
+                memo = None if at is None else Memo(block, work.merge_shape.memo_bytes, 0, at)
+                self._merge(run, inputs, outputs, memo)
             else:
                 copied = inputs[work.leaves[0]]
                 every = range(work.grains.count)
                 _copy(work, every, copied, outputs, run.digests, run.faulty)
 
-    def _merge(self, run: SmallRun, inputs: Mapping[Load, Span], outputs: Outputs) -> None:
+    def _small_merges(self, work: Work) -> SmallMerges | None:
+        if work.kind not in self._small:
+            small = work.merge_shape.computes and is_small(work)
+            ops = self._ops(work.arithmetic) if small else None
+            self._small[work.kind] = None if ops is None else SmallMerges(work, ops)
+        return self._small[work.kind]
+
+    def _merge_small(
+        self, run: SmallRun, small: SmallMerges, block: Block, layout: BundleLayout
+    ) -> None:
+        """Compute and digest a merge, and look for elements that are not finite."""
+        work = run.placement.work
+        places = [layout.outputs[write] for write in work.writes]
+        sources = [layout.inputs[load] for load in work.leaves]
+        memo = layout.memos.get(work.root) if layout.memos else None
+        if small.compute(work.root, block, sources, places, memo):
+            inputs = {load: Span(block, layout.inputs[load], 0) for load in work.leaves}
+            outputs = [(write, Span(block, layout.outputs[write], 0)) for write in work.writes]
+            run.faulty.update(check_finite(work.root, work.grains.bounds(0), inputs, outputs))
+        memory = block.memory
+        for write, at in zip(work.writes, places, strict=True):
+            run.digests[write].add(0, memory[at : at + write.nbytes])
+
+    def _merge(
+        self, run: SmallRun, inputs: Mapping[Load, Span], outputs: Outputs, memo: Memo | None
+    ) -> None:
         """Compute all of a merge whose inputs are in memory."""
         work, every = run.placement.work, range(run.placement.work.grains.count)
         before: dict[Merge, dict[int, tuple[int, ...]]] = {}
         ops = self._ops(work.arithmetic)
-        evaluator = TreeEvaluator(work.root, work.grains, inputs, ops, run.statistics, before)
+        results: dict[Merge, list[Any]] = {merge: [] for merge in work.merges}
+        evaluator = TreeEvaluator(work.root, work.grains, inputs, ops, results, before, memo)
         for number, current in enumerate(work.passes):
-            for merge in scanned_in(work, number, run.statistics):
+            for merge in scanned_in(work, number, results):
                 own = [tuple(map(int, evaluator.scan_value(merge, index))) for index in every]
                 nothing = (0,) * len(own[0])
                 before[merge] = dict(enumerate(sums_before(own, nothing)))
@@ -87,7 +125,7 @@ class Worker:
                 self._output(evaluator, work, every, inputs, outputs, run.digests, run)
                 continue
             merge = work.merge_of(current)
-            statistic, found = merge.kernel.passes[current.statistic], run.statistics[merge]
+            statistic, found = merge.kernel.passes[current.statistic], results[merge]
             accumulator = statistic.init()
             for index in every:
                 evaluator.statistic(merge, statistic, accumulator, index)

@@ -57,15 +57,17 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Memo:
-    """Where the memos of a run of grains lie: ``nbytes`` each, from grain ``first`` on."""
+    """Where the memos of a run of grains lie: ``nbytes`` each, that of grain ``first`` from byte
+    ``at`` of ``block`` on."""
 
     block: Block
     nbytes: int
     first: int
+    at: int = 0
 
     def of(self, ops: Ops, index: int) -> Array:
         """The memo of grain ``index``."""
-        return ops.view(self.block, (index - self.first) * self.nbytes, U8, self.nbytes)
+        return ops.view(self.block, self.at + (index - self.first) * self.nbytes, U8, self.nbytes)
 
 
 class TreeEvaluator:
@@ -182,7 +184,7 @@ class TreeEvaluator:
         start, count = self._grains.bounds(index)
         nodes = merge.gather.inputs
         whole = nodes[0].shape
-        shape = _shape(whole, merge.kernel.access, count)
+        shape = shape_of(whole, merge.kernel.access, count)
         values = [ops.shaped(self._value(node, index, start, count), shape) for node in nodes]
         inputs: Sequence[Array] = values
         if self._narrow:
@@ -219,7 +221,7 @@ class TreeEvaluator:
         view = self._view(merge, index)
         top = self._ops.top()
         prefix = self._prefixes[merge][index] if merge in self._prefixes else ()
-        shaped = self._ops.shaped(out, _shape(merge.shape, merge.kernel.access, count))
+        shaped = self._ops.shaped(out, shape_of(merge.shape, merge.kernel.access, count))
         merge.kernel.apply(view, shaped, self._statistics[merge], prefix)
         self._ops.release(top)
 
@@ -261,7 +263,7 @@ def _beside(ops: Ops, load: Load, span: Span) -> Array:
     return ops.shaped(ops.whole_bytes(load.dtype, stored, load.elements), load.shape)
 
 
-def _shape(whole: tuple[int, ...], access: Access, count: int) -> tuple[int, ...]:
+def shape_of(whole: tuple[int, ...], access: Access, count: int) -> tuple[int, ...]:
     """The shape in which a kernel sees ``count`` elements of a tensor."""
     if access is Access.ROWWISE:
         row = whole[-1] if whole else 1

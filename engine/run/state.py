@@ -143,12 +143,11 @@ class Bundle:
 class SmallRun:
     """One merge of a bundle; it has no tiles, because it is in memory completely."""
 
-    __slots__ = ("digests", "faulty", "losses", "placement", "statistics")
+    __slots__ = ("digests", "faulty", "losses", "placement")
 
     def __init__(self, placement: ScheduledMerge) -> None:
         work = placement.work
         self.placement = placement
-        self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in work.merges}
         self.digests = {write: TensorDigest(work.grains.count) for write in work.writes}
         self.faulty: Counter[Load] = Counter()
         self.losses: GrainSums | None = None

@@ -26,24 +26,27 @@ class Threshold:
     """A magnitude above which elements are kept, along with ``ties`` elements equal to it.
 
     The ties of lowest index are kept, so that exactly the requested number of elements survives.
-    ``cut`` says whether only some of the ties are kept; ``places`` where they are, if known.
+    ``cut`` says whether only some of the ties are kept; ``places`` where they are, if known, and
+    ``end`` how many elements come before the first one dropped, in a tensor of one grain.
     """
 
     value: float
     ties: int
     cut: bool
     places: TieCounts | None = None
+    end: int | None = None
 
     @staticmethod
     def of(found: RankedMagnitude) -> Threshold:
         """The threshold that keeps the ``found.rank`` largest magnitudes."""
-        return Threshold.keeping(found, found.rank - found.above)
+        return Threshold.keeping(found, found.rank - found.above, found.end)
 
     @staticmethod
-    def keeping(found: RankedMagnitude, ties: int) -> Threshold:
-        """The threshold that keeps magnitudes larger than ``found``, and ``ties`` equal to it."""
+    def keeping(found: RankedMagnitude, ties: int, end: int | None = None) -> Threshold:
+        """The threshold that keeps magnitudes larger than ``found``, and ``ties`` equal to it;
+        ``end`` is where these end, if known."""
         cut = found.value > 0 and 0 < ties < found.equal
-        return Threshold(found.value, ties, cut, found.ties if cut else None)
+        return Threshold(found.value, ties, cut, found.ties if cut else None, end if cut else None)
 
     @property
     def needs_scan(self) -> bool:
@@ -62,6 +65,8 @@ class Threshold:
         """Number of elements of this grain before the first tie that is dropped."""
         if not self.cut:
             return grain.count if self.ties else 0
+        if self.end is not None:
+            return self.end
         if self.places is not None:
             before, here = self.places.of(grain.index)
             if before + here <= self.ties:

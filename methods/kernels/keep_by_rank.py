@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
@@ -10,6 +11,9 @@ from mergeloom.engine.graph.kernel import GrainView, Use
 from mergeloom.methods.kernels.keep_at_random import Dropping
 from mergeloom.methods.ops.interface import KeepRule, Vector
 from mergeloom.methods.ops.loops.sizes import marks_bytes
+
+_SHORT = 4096
+"""Elements of rows whose bounds are remembered."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,22 @@ class RandomByRank(Dropping):
         ops, row = grain.ops, grain.shape[-1]
         marks = ops.new_marks(grain, number, len(self.keep))
         if grain.memo is None or not again:
-            key, steps = self.keys[number], self._steps(number, row)
+            keep, epsilon = self.keep[number] or 0.0, self.epsilon[number]
+            steps = (_known_steps if row <= _SHORT else _steps)(keep, epsilon, row)
+            key = self.keys[number]
             marks = ops.choose_by_rank(vector, row, key, grain.start, steps, marks)
         return KeepRule(marks=marks)
 
-    def _steps(self, number: int, row: int) -> Any:
-        """Bounds for the random numbers of vector ``number``, by rank in a row: int32."""
-        import numpy as np
 
-        keep, epsilon = self.keep[number] or 0.0, self.epsilon[number]
-        if row == 1:
-            epsilon = 0.0
-        share = np.linspace(keep + epsilon, keep - epsilon, row)
-        return np.minimum(np.rint(share * 2.0**32) - 2.0**31, 2.0**31 - 1).astype(np.int32)
+def _steps(keep: float, epsilon: float, row: int) -> Any:
+    """Bounds for random numbers by rank in a row: int32."""
+    import numpy as np
+
+    if row == 1:
+        epsilon = 0.0
+    share = np.linspace(keep + epsilon, keep - epsilon, row)
+    return np.minimum(np.rint(share * 2.0**32) - 2.0**31, 2.0**31 - 1).astype(np.int32)
+
+
+_known_steps = lru_cache(maxsize=16)(_steps)
+"""The same, remembered: many small tensors have rows of one length."""

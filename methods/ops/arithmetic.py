@@ -19,11 +19,13 @@ from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Ops, Use
 from mergeloom.engine.hardware.machine_code import Library, NativeError
 from mergeloom.methods.ops.cuda.arithmetic import CUDA
 from mergeloom.methods.ops.loops.sizes import (
+    RANKED,
     Kind,
     factors_bytes,
     leading_bytes,
     marks_bytes,
     product_bytes,
+    ranking_bytes,
     work_bytes,
 )
 
@@ -36,6 +38,7 @@ FUNCTIONS = frozenset(
         *("combine", "count_equal", "count_high", "count_low", "disjoint", "divergences", "dots"),
         *(
             "end_of_equal",
+            "find_ranks",
             "leading_of_matrix",
             "leading_of_product",
             "look_up",
@@ -53,6 +56,7 @@ FUNCTIONS = frozenset(
 """Names of all functions of the machine code."""
 
 _PARTS = {
+    "count_high": ("count_high", "find_ranks"),
     "mix_rows": ("mix_scan",),
     "neighbours": ("neighbours_scan",),
     "products_of_rows": ("gather_scan", "products_of_rows"),
@@ -159,6 +163,8 @@ class CompiledArithmetic(Arithmetic):
             own += use.vectors * _pages(marks_bytes(grains.size)) + 32 * grains.row
         if use.operation == "mark":
             own += _pages(marks_bytes(grains.size))
+        if use.operation == "count_high":
+            own = max(own, ranking_bytes(RANKED))
         if use.operation == "row_dots":
             own += 8 * rows * (3 * use.vectors**2 + 16)
         if use.operation == "add_product":

@@ -46,10 +46,10 @@ from mergeloom.methods.ops.loops.sizes import (
     leading_bytes,
     marks_bytes,
     product_bytes,
+    ranking_bytes,
     work_bytes,
 )
 from mergeloom.methods.ops.maths import ArrayMaths, divergences_of
-from mergeloom.methods.ops.order import in_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,8 +163,21 @@ class CompiledOps(CompiledTables, Arena):
         self._call("shared", self._vectors(vectors), len(vectors), size, epsilon, address)
         return Sums(counts)
 
-    def in_order(self, vector: Vector) -> np.ndarray[Any, Any] | None:
-        return in_order(vector)
+    def find_ranks(
+        self, vector: Vector, ranks: Sequence[int], low: int
+    ) -> tuple[int, list[tuple[int, int, int, int, int]]] | None:
+        size, count = vector.array.count, len(ranks)
+        numbers = (ctypes.c_int64 * (6 * count or 1))(*ranks)
+        address = ctypes.addressof(numbers)
+        nonzero = self._call(
+            *("find_ranks", self._vectors([vector]), size, address, count, low),
+            address + 8 * count,
+            work=ranking_bytes(size),
+        )
+        if nonzero < 0:
+            return None
+        found = iter(numbers[count:])
+        return nonzero, list(zip(*[found] * 5, strict=False))
 
     def count_high(self, vectors: Sequence[Vector], low: int, counts: Sequence[Any]) -> Any:
         size = vectors[0].array.count
@@ -459,7 +472,7 @@ class CompiledOps(CompiledTables, Arena):
             if vector.factors is not None:
                 self._describe_factors(record, vector.factors, vector.array.count)
             if kept is not None and kept[number] is not KEEP_ALL:
-                describe_rule(record, kept[number])
+                describe_rule(record, kept[number], vector.array.count)
         return described
 
     def _records(self, count: int) -> Any:

@@ -60,8 +60,8 @@ def describe_blocks(blocks: Blocks) -> BlocksRecord:
     return record
 
 
-def describe_rule(record: Any, rule: KeepRule) -> None:
-    """Write a rule into the record of its vector."""
+def describe_rule(record: Any, rule: KeepRule, count: int) -> None:
+    """Write a rule into the record of its vector of ``count`` elements."""
     if rule.above is not None:
         above = rule.above
         record.above, record.above_end = True, above.end
@@ -75,6 +75,7 @@ def describe_rule(record: Any, rule: KeepRule) -> None:
         end = WORD - draw.start % WORD
         record.draws, record.word_end, record.bound = True, end, draw.bound
         record.first, record.second = words(draw.key, draw.start)
-        record.next_first, record.next_second = words(draw.key, draw.start + end)
+        if end < count:
+            record.next_first, record.next_second = words(draw.key, draw.start + end)
     if rule.marks is not None:
         record.marks = rule.marks

@@ -13,6 +13,7 @@ arithmetic is on 32-bit integers, and so exact everywhere.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def draw(key: int, start: int, out: Tensor, work: Tensor) -> None:
         place = stop
 
 
+@lru_cache(maxsize=64)  # the passes over a small tensor ask for the same ones
 def words(key: int, start: int) -> tuple[int, int]:
     """The two 32-bit key words for the numbers from element ``start`` to the next multiple of
     2³²."""

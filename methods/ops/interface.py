@@ -186,9 +186,16 @@ class Ops(Protocol):
         """For each vector, the number of magnitudes that exceed ``epsilon``, and of those that do
         so in no other vector; as one value like `sums`. NaN exceeds ``epsilon``."""
 
-    def in_order(self, vector: Vector) -> Any | None:
-        """The float32 bits of the magnitudes of a vector, ascending: an int32 numpy array.
-        ``None`` if this arithmetic does not sort, or the vector contains NaN."""
+    def find_ranks(
+        self, vector: Vector, ranks: Sequence[int], low: int
+    ) -> tuple[int, list[tuple[int, int, int, int, int]]] | None:
+        """The number of nonzero magnitudes of a vector of at most `RANKED` elements, and for each
+        of ``ranks`` (1 is the largest): the magnitude's float32 bits; how many magnitudes are
+        larger, equal, and larger in the bits above the lowest ``low``; and how many elements come
+        before the first of the equal ones that is not among the first ``rank`` elements.
+
+        ``None`` if this arithmetic only counts, or the vector contains NaN.
+        """
 
     def count_high(
         self, vectors: Sequence[Vector], low: int, counts: Sequence[Numbers]

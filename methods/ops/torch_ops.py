@@ -87,7 +87,7 @@ class TorchOps(TorchFactors, TorchTables, TorchArrays):
         counts = [(marks.sum(), (marks & alone).sum()) for marks in changed]
         return self.sums([count for both in counts for count in both])
 
-    def in_order(self, vector: Vector) -> None:
+    def find_ranks(self, vector: Vector, ranks: Sequence[int], low: int) -> None:
         return None
 
     def count_high(

@@ -21,7 +21,8 @@ from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
-from mergeloom.methods.ops.interface import KEEP_ALL, Bound, KeepRule, Vector, to_numpy
+from mergeloom.methods.ops.interface import KEEP_ALL, Bound, KeepRule, Ops, Vector, to_numpy
+from mergeloom.methods.ops.loops.sizes import RANKED
 from mergeloom.methods.ops.vectors import VectorExpr
 
 _LOW_BITS = 15
@@ -32,8 +33,6 @@ _GROUP = 256
 """Bins that are searched as a group; the size of every table of counters is a multiple."""
 _LEVEL_BITS = 9
 _LEVEL = 1 << _LEVEL_BITS
-_SORTED = 1 << 14
-"""Tensors of at most this many elements are sorted instead of counted."""
 _COUNT = struct.Struct("=i")
 _ENTRY = 192
 """Upper bound of the bytes of a small object in a dictionary."""
@@ -91,7 +90,8 @@ class RankedMagnitude:
     """The magnitude of one rank: ``above`` elements are larger, ``equal`` elements are equal.
 
     ``sum_above`` is the sum of the larger magnitudes, if requested. ``ties`` has the number of
-    equal elements of each grain, if known.
+    equal elements of each grain, if known; ``end`` the number of elements before the first of them
+    that is not among the first ``rank``, if that is known and the tensor is one grain.
     """
 
     value: float
@@ -100,18 +100,19 @@ class RankedMagnitude:
     equal: int
     sum_above: float = 0.0
     ties: TieCounts | None = None
+    end: int | None = None
 
 
 @dataclass
 class CoarseCounts:
     """For each vector, counts of magnitudes by their high bits, and the number of nonzero elements.
 
-    For a vector that is a whole small tensor, its magnitudes in ascending order (``in_order``).
+    For a vector that is a whole small tensor, its ``buckets`` themselves.
     """
 
     counts: dict[int, Any] = field(default_factory=dict)
     nonzero: dict[int, Any] = field(default_factory=dict)
-    in_order: dict[int, Any] = field(default_factory=dict)
+    buckets: dict[int, tuple[Bucket, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,21 +146,14 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
     def update(self, into: CoarseCounts, grain: GrainView, earlier: Sequence[Any]) -> None:
         source, ops = self.source.given(earlier), grain.ops
         whole = grain.index == 0 and grain.count == math.prod(grain.whole)
-        small = whole and grain.count <= _SORTED
+        small = whole and grain.count <= RANKED
         counted: dict[int, Vector] = {}
         for number in range(source.count):
             if not self.ranks[number] and self.nonzero_share is None:
                 continue
             vector = source.read(number, grain)
-            ordered = ops.in_order(vector) if small else None
-            if ordered is None:
+            if not (small and self._find(into, number, vector, ops)):
                 counted[number] = vector
-                continue
-            into.in_order[number] = ordered
-            if self.nonzero_share is not None:
-                into.nonzero[number] = grain.count - int(
-                    ordered.searchsorted(ordered.dtype.type(1))
-                )
         if not counted:
             return
         for number in counted:
@@ -170,12 +164,25 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
         for number, nonzero in zip(counted, found, strict=True):
             into.nonzero[number] = into.nonzero.get(number, 0) + nonzero
 
+    def _find(self, into: CoarseCounts, number: int, vector: Vector, ops: Ops) -> bool:
+        """Find the buckets of a vector that is a whole tensor, if the arithmetic can."""
+        ranks: Sequence[int] = [rank for rank in self.ranks[number] if rank]
+        if self.nonzero_share is not None:
+            counted = ops.find_ranks(vector, (), _LOW_BITS)
+            rank = 0 if counted is None else int(counted[0] * self.nonzero_share)
+            ranks = (rank,) if rank else ()
+        found = ops.find_ranks(vector, ranks, _LOW_BITS)
+        if found is None:
+            return False
+        into.buckets[number] = tuple(map(_bucket, ranks, found[1]))
+        return True
+
     def fetch(self, into: CoarseCounts) -> None:
         into.counts = {number: to_numpy(counts) for number, counts in into.counts.items()}
         into.nonzero = {number: int(count) for number, count in into.nonzero.items()}
 
     def combine(self, into: CoarseCounts, other: CoarseCounts) -> None:
-        into.in_order |= other.in_order
+        into.buckets |= other.buckets
         for number, counts in other.counts.items():
             present = into.counts.get(number)
             into.counts[number] = counts if present is None else _added(present, counts)
@@ -187,30 +194,23 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
     ) -> tuple[tuple[Bucket, ...], ...]:
         result = []
         for number in range(self.source.count):
+            if number in total.buckets:
+                result.append(total.buckets[number])
+                continue
             wanted = self.ranks[number]
             if self.nonzero_share is not None:
                 wanted = (int(total.nonzero.get(number, 0) * self.nonzero_share),)
-            ordered = total.in_order.get(number)
-            if ordered is not None:
-                result.append(tuple([_placed(ordered, rank) for rank in wanted if rank]))
-                continue
             found = (_locate(total.counts[number], rank) for rank in wanted if rank)
             result.append(tuple(Bucket(high, above, rank) for high, above, _, rank in found))
         return tuple(result)
 
 
-def _placed(ordered: Any, rank: int) -> Bucket:
-    """The bucket and the magnitude of a rank; ``ordered`` has all magnitudes of the tensor."""
-    own = ordered[ordered.size - rank]
-    bits = int(own)
-    high = bits >> _LOW_BITS
-    # Numbers of the same type: for others all elements would be converted first.
-    before = int(ordered.searchsorted(own))
-    end = int(ordered.searchsorted(own, "right"))
-    beyond = int(ordered.searchsorted(type(own)((high + 1) << _LOW_BITS)))
-    ties = TieCounts((0,), (end - before,))
-    found = RankedMagnitude(float_of(bits), rank, ordered.size - end, end - before, ties=ties)
-    return Bucket(high, ordered.size - beyond, rank, found)
+def _bucket(rank: int, found: tuple[int, int, int, int, int]) -> Bucket:
+    """The bucket of a rank with its magnitude; for ``found`` see `Ops.find_ranks`."""
+    bits, above, equal, beyond, end = found
+    ties = TieCounts((0,), (equal,))
+    magnitude = RankedMagnitude(float_of(bits), rank, above, equal, 0.0, ties, end)
+    return Bucket(bits >> _LOW_BITS, beyond, rank, magnitude)
 
 
 def _added(counts: Any, more: Any) -> Any:
@@ -413,4 +413,5 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
             sum_above += float((larger * inside[there]).sum())
         above += bucket.above
         ties = total.ties(key, low)
-        return RankedMagnitude(value, bucket.rank, above, equal, sum_above, ties)
+        end = bucket.found.end if bucket.found is not None else None
+        return RankedMagnitude(value, bucket.rank, above, equal, sum_above, ties, end)

@@ -113,7 +113,7 @@ def _checkpoint(directory: Path, shape: Shape, seed: int | None) -> Path:
 
 def _written(folder: Path, method: dict[str, Any], models: Sequence[Path], shape: Shape) -> Path:
     document = configuration(method, models[0], models[1:], shape.layers)
-    if method["base_model"] == "not used":
+    if method["base_model"] == "not used" and "slices" not in document:
         document["models"] = [
             {"model": str(model), "parameters": {"weight": 0.3}} for model in models
         ]

@@ -154,9 +154,6 @@ class CudaOps(CompiledOps):
 
     # --- measuring ------------------------------------------------------------------------
 
-    def in_order(self, vector: Vector) -> None:
-        return None  # its elements are not in main memory
-
     def sums(self, numbers: Sequence[Any]) -> Any:
         given = list(numbers)
         return Later(lambda: Sums(float(value_of(number)) for number in given))
@@ -207,6 +204,9 @@ class CudaOps(CompiledOps):
         described = self._vectors(vectors)
         self._call("shared", described, count, size, epsilon, place, self._workshop.address)
         return sums_at(place, 2 * count, keeper)
+
+    def find_ranks(self, vector: Vector, ranks: Sequence[int], low: int) -> None:
+        return None  # its elements are not in main memory
 
     def count_high(self, vectors: Sequence[Vector], low: int, counts: Sequence[Any]) -> Any:
         tables, count = Tables(), len(vectors)

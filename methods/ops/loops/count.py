@@ -1,12 +1,16 @@
-"""Count magnitudes: histograms, and comparisons with a value."""
+"""Count magnitudes: histograms, comparisons with a value, ranks."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 from mergeloom.methods.ops.loops.blocks import (
     Address,
+    Array,
     Loop,
+    compiled,
     difference,
     fill,
     floats,
@@ -92,6 +96,97 @@ def count_low(
                     table[magnitude] += 1
                     if magnitude & finer == 0:
                         multiples[magnitude >> step] += 1
+
+
+@Loop
+def find_ranks(
+    vectors: Address,
+    size: int,
+    ranks: Address,
+    count_of_ranks: int,
+    low: int,
+    found: Address,
+    work: Address,
+) -> int:
+    """Find magnitudes of a vector by their ``ranks`` (int64), 1 that of the largest.
+
+    For each, ``found`` (int64) gets its float32 bits, how many magnitudes are larger, equal, and
+    larger in the bits above the ``low`` ones, and how many elements come before the first of the
+    equal ones that is not needed for so many elements. The result is how many are not zero, or -1
+    with nothing found if there is NaN.
+    """
+    vector, wanted = vectors_at(vectors, 1)[0], int64s(ranks, count_of_ranks)
+    block, bits, room = floats(work, size), int32s(work, size), work + 4 * size
+    other = floats(room, BLOCK)
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
+        difference(vector, start, block[start : start + count], other[:count])
+    largest = np.int32(0)
+    for i in range(size):
+        bits[i] &= np.int32(0x7FFFFFFF)
+        largest = max(largest, bits[i])
+    if largest > 0x7F800000:
+        return -1
+    for number in range(count_of_ranks):
+        rank, pool, above = wanted[number], bits, 0
+        least, most, reaching, exceeding = np.int64(0), np.int64(largest), size, 0
+        while least < most:  # the largest number that ``rank`` magnitudes reach
+            middle = (least + most + 1) >> 1
+            count = np.int64(_reaching(pool, np.int32(middle)))
+            if above + count >= rank:
+                least, reaching = middle, count
+            else:
+                most, exceeding = middle - 1, count
+            if 4 * (reaching - exceeding) <= pool.size:  # what can still be it, by itself
+                above += exceeding
+                pool = _between(pool, np.int32(least), np.int32(most), int32s(room, size))
+                reaching, exceeding = pool.size, 0
+        above += exceeding
+        own = int64s(found + 40 * number, 5)
+        own[0], own[1], own[2] = least, above, reaching - exceeding
+        own[3] = _reaching(bits, np.int32(((least >> low) + 1) << low))
+        own[4] = _before(bits, np.int32(least), rank - above)
+    nonzero: int = _reaching(bits, np.int32(1))
+    return nonzero
+
+
+@compiled
+def _before(numbers: Array, value: Any, most: Any) -> Any:
+    """Length of the longest beginning in which ``most`` numbers are ``value``."""
+    left, short = most, 256
+    for start in range(0, numbers.size, short):
+        part = numbers[start : start + short]
+        count = np.int32(0)
+        for i in range(part.size):
+            count += np.int32(part[i] == value)
+        if count > left:
+            for i in range(part.size):
+                if part[i] == value:
+                    if left == 0:
+                        return start + i
+                    left -= 1
+        left -= count
+    return numbers.size
+
+
+@compiled
+def _between(numbers: Array, least: Any, most: Any, out: Array) -> Array:
+    """The numbers from ``least`` to ``most``, written to ``out``, which may be their memory."""
+    count = 0
+    for i in range(numbers.size):
+        number = numbers[i]
+        out[count] = number
+        count += least <= number <= most
+    return out[:count]
+
+
+@compiled
+def _reaching(numbers: Array, least: Any) -> Any:
+    """How many numbers are at least ``least``."""
+    count = np.int32(0)
+    for i in range(numbers.size):
+        count += np.int32(numbers[i] >= least)
+    return count
 
 
 @Loop

@@ -104,6 +104,15 @@ def marks_bytes(elements: int) -> int:
     return -(-elements // BLOCK) * MARK_BYTES
 
 
+RANKED = 1 << 14
+"""The most elements among which `find_ranks` finds ranks: what it works in fits a cache."""
+
+
+def ranking_bytes(elements: int) -> int:
+    """Memory in bytes that `find_ranks` works in."""
+    return 4 * (elements + max(elements, BLOCK))
+
+
 PANEL = 32
 """Rows of a long matrix that are added to a Gram matrix at once."""
 

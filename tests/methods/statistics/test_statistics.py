@@ -85,7 +85,7 @@ def test_the_rank_in_a_crowded_bucket_and_a_large_grain() -> None:
     dtypes=st.tuples(*[st.sampled_from([torch.float32, torch.bfloat16])] * 2),
     data=st.data(),
 )
-def test_sorting_small_tensors_finds_what_counting_finds(
+def test_ranks_of_small_tensors_are_what_counting_finds(
     n: int, seed: int, dtypes: tuple[torch.dtype, torch.dtype], data: st.DataObject
 ) -> None:
     source = torch.Generator().manual_seed(seed)
@@ -93,7 +93,7 @@ def test_sorting_small_tensors_finds_what_counting_finds(
     odd = st.sampled_from([0.0, -0.0, 1e-40, 3e38, math.inf, -math.inf, math.nan])
     for each in (x, y):
         each[torch.randint(n, (2,), generator=source)] = data.draw(odd)
-    vectors = Differences(1, (0,))
+    vectors, difference = Differences(1, (0,)), x.float() - y.float()
     ranks = data.draw(st.lists(st.integers(1, n), max_size=3))
     share = None if ranks else data.draw(st.floats(0.1, 1.0))
     coarse = CoarseHistogram(vectors, (tuple(ranks),), share)
@@ -107,6 +107,9 @@ def test_sorting_small_tensors_finds_what_counting_finds(
             assert struct.pack("f", own.value) == struct.pack("f", other.value)
             assert (own.rank, own.above, own.equal) == (other.rank, other.above, other.equal)
             assert None in (own.ties, other.ties) or own.ties == other.ties
+            if own.end is not None:
+                equal = (difference.abs() == own.value).nonzero().flatten().tolist()
+                assert own.end == [*equal, n][own.rank - own.above]
 
 
 def test_nan_and_infinity_rank_on_top() -> None:

@@ -1,0 +1,108 @@
+"""Computes merges of one grain whose inputs are in memory.
+
+The operations are those of `engine.run.evaluate`, in the same order. What the merges of a kind have
+in common (shapes, dtypes, what is widened) is found out once, because for a few kilobytes that
+takes longer than the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mergeloom.engine.base.dtypes import F32, U8, DType
+from mergeloom.engine.graph.graph import Merge
+from mergeloom.engine.graph.kernel import Array, GrainView, Ops
+from mergeloom.engine.memory.ledger import Block
+from mergeloom.engine.plan.work import Work
+from mergeloom.engine.run.evaluate import shape_of
+
+
+class SmallMerges:
+    """The merges of the kind of ``work``, which `is_small`; ``ops`` belongs to the thread."""
+
+    def __init__(self, work: Work, ops: Ops) -> None:
+        root, count = work.root, work.grains.total
+        access = root.kernel.access
+        self._ops = ops
+        self._count = count
+        self._whole = work.leaves[0].shape
+        self._shape = shape_of(self._whole, access, count)
+        self._result_shape = shape_of(root.shape, access, count)
+        self._inputs = [(load.dtype, ops.reads(load.dtype)) for load in work.leaves]
+        self._outputs = [write.dtype for write in work.writes]
+        self._direct = self._outputs.index(F32) if F32 in self._outputs else None
+        self._memo_bytes = work.merge_shape.memo_bytes
+
+    def compute(
+        self,
+        merge: Merge,
+        block: Block,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        memo: int | None,
+    ) -> Any:
+        """Compute ``merge`` from ``inputs`` into ``outputs``, which begin at these bytes of
+        ``block``, as does the memo if there is one.
+
+        Returns what is not 0 where elements of the outputs may not be finite; see `check_finite`.
+        """
+        ops, count, kernel = self._ops, self._count, merge.kernel
+        top = ops.top()
+        grain = self._view(block, inputs, memo)
+        found: list[Any] = []
+        for statistic in kernel.passes:
+            total, begin = statistic.init(), ops.top()
+            statistic.update(total, grain, found)
+            ops.release(begin)
+            statistic.fetch(total)
+            found.append(statistic.finalize(total, found))
+        before: tuple[int, ...] = ()
+        if kernel.needs_scan(found):
+            begin = ops.top()
+            before = (0,) * len(kernel.scan_value(grain, found))  # there are no earlier grains
+            ops.release(begin)
+        places = [
+            ops.view(block, at, dtype, count)
+            for at, dtype in zip(outputs, self._outputs, strict=True)
+        ]
+        result = ops.take(count) if self._direct is None else places[self._direct]
+        kernel.apply(grain, ops.shaped(result, self._result_shape), found, before)
+        doubtful = 0
+        for place in places:
+            doubtful = doubtful + ops.store(result, place)
+        ops.release(top)
+        return doubtful
+
+    def _view(self, block: Block, inputs: Sequence[int], memo: int | None) -> GrainView:
+        ops, count, shape = self._ops, self._count, self._shape
+        arrays = []
+        for at, (dtype, readable) in zip(inputs, self._inputs, strict=True):
+            array = ops.view(block, at, dtype, count)
+            if not readable:
+                stored, array = array, ops.take(count)
+                ops.widen(dtype, stored, array)
+            arrays.append(ops.shaped(array, shape))
+        memory = None if memo is None else ops.view(block, memo, U8, self._memo_bytes)
+        return GrainView(
+            *(arrays, 0, 0, shape, self._take, ops, ops.on_device, memory, (), self._whole)
+        )
+
+    def _take(self) -> Array:
+        return self._ops.shaped(self._ops.take(self._count), self._shape)
+
+
+def is_small(work: Work) -> bool:
+    """Whether `SmallMerges` can compute a merge whose inputs are in memory: one grain, one kernel
+    on different loads without other results than its elements, and elements that are whole bytes.
+    """
+    kernel = work.root.kernel
+    if work.root.gather.inputs != work.leaves or work.grains.count != 1:
+        return False
+    dtypes = [*(load.dtype for load in work.leaves), *(write.dtype for write in work.writes)]
+    simple = not (work.beside or kernel.parts or kernel.lossy)
+    return simple and all(map(_is_plain, dtypes))
+
+
+def _is_plain(dtype: DType) -> bool:
+    return dtype.block == 1 and dtype.stored is None and not dtype.codec
