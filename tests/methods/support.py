@@ -279,3 +279,31 @@ def assert_close(
     assert not bool(wrong.any()), (
         f"{int(wrong.sum())} of {wrong.numel()} differ: {rounded[wrong][:5]} {expected[wrong][:5]}"
     )
+
+
+SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 3e38, float("inf"), float("nan")])
+
+
+def torch_ops() -> TorchOps:
+    return TorchOps(torch.empty(0))
+
+
+def vectors(count: int, elements: int, seed: int, ties: bool) -> list[torch.Tensor]:
+    """Random numbers of many magnitudes; with ``ties`` few different ones, and special ones."""
+    source = torch.Generator().manual_seed(seed)
+    result = []
+    for _ in range(count):
+        vector = torch.randn(elements, generator=source)
+        vector *= torch.exp2(torch.randint(-6, 7, (elements,), generator=source).float())
+        if ties:
+            vector = (vector * 2).round() / 2
+            places = torch.randint(0, max(elements, 1), (elements // 9,), generator=source)
+            vector[places] = SPECIAL[places % len(SPECIAL)]
+        result.append(vector)
+    return result
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal bit for bit, but for which NaN a NaN is."""
+    broken = torch.isnan(one) & torch.isnan(other)
+    return bool((one.view(torch.int32).eq(other.view(torch.int32)) | broken).all())

@@ -14,6 +14,7 @@ from mergeloom.planners.config.load import parse_config
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.plan import Plan, make_plan
 from mergeloom.planners.planner import PlanOptions
+from mergeloom.planners.tensors import TensorPlan
 
 LLAMA_LAYER = (
     "input_layernorm.weight",
@@ -100,3 +101,25 @@ def plan_text(text: str, folder: Path, **options: Any) -> Plan:
     return make_plan(
         parse_config(text, "config.yml"), Resolver(search=[folder]), PlanOptions(**options)
     )
+
+
+def made_of(tensor: TensorPlan) -> list[tuple[str, str]]:
+    return [(item.model.name, item.tensor) for item in tensor.contributions]
+
+
+STACK = """
+slices:
+  - sources: [{model: a, layer_range: [0, 3]}]
+  - sources: [{model: b, layer_range: [1, 4]}]
+merge_method: passthrough
+"""
+
+
+def two(weight_a: float = 1, weight_b: float = 1) -> str:
+    return (
+        f"models: [{{model: a, parameters: {{weight: {weight_a}}}}}, "
+        f"{{model: b, parameters: {{weight: {weight_b}}}}}]\nmerge_method: linear\n"
+    )
+
+
+BOTH = "models: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"

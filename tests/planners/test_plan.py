@@ -10,20 +10,18 @@ import torch
 from mergeloom.engine.base.errors import CheckpointError, ConfigError, LoomError
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.planners.plan import Plan
-from mergeloom.planners.tensors import TensorPlan
 from tests.engine.support import source_name
 from tests.planners.support import (
+    BOTH,
     LLAMA_LAYER,
+    STACK,
     llama,
-    llama_names,
     load_tensors,
+    made_of,
     plan_text,
+    two,
     write_checkpoint,
 )
-
-
-def made_of(tensor: TensorPlan) -> list[tuple[str, str]]:
-    return [(item.model.name, item.tensor) for item in tensor.contributions]
 
 
 def side_file(plan: Plan, name: str) -> Any:
@@ -35,14 +33,6 @@ def side_file(plan: Plan, name: str) -> Any:
 
 def value(plan: Plan, tensor: str, parameter: str) -> object:
     return plan.explain(tensor).settings[parameter].value
-
-
-STACK = """
-slices:
-  - sources: [{model: a, layer_range: [0, 3]}]
-  - sources: [{model: b, layer_range: [1, 4]}]
-merge_method: passthrough
-"""
 
 
 def test_slices_are_stacked(tmp_path: Path) -> None:
@@ -298,44 +288,6 @@ def test_other_shape_differences_are_listed_together(tmp_path: Path) -> None:
         plan_text(text + "merge_method: linear", tmp_path)
 
 
-def two(weight_a: float = 1, weight_b: float = 1) -> str:
-    return (
-        f"models: [{{model: a, parameters: {{weight: {weight_a}}}}}, "
-        f"{{model: b, parameters: {{weight: {weight_b}}}}}]\nmerge_method: linear\n"
-    )
-
-
-def test_tied_inputs_give_a_tied_output(tmp_path: Path) -> None:
-    llama(tmp_path / "a", tied=True)
-    llama(tmp_path / "b", tied=True, seed=1)
-    plan = plan_text(two(), tmp_path)
-    assert "lm_head.weight" not in {write.name for write in plan.graph.writes}
-    assert plan.config["tie_word_embeddings"] is True
-
-
-def test_a_tied_embedding_stands_in_for_a_head(tmp_path: Path) -> None:
-    llama(tmp_path / "a", tied=True)
-    llama(tmp_path / "b", seed=1)
-    plan = plan_text(two(), tmp_path)
-    assert plan.config["tie_word_embeddings"] is False
-    assert made_of(plan.explain("lm_head.weight")) == [
-        ("a", "model.embed_tokens.weight"),
-        ("b", "lm_head.weight"),
-    ]
-
-
-def test_a_stored_head_of_a_tied_model_is_named_as_left_out(tmp_path: Path) -> None:
-    config = {"num_hidden_layers": 2, "tie_word_embeddings": True}
-    write_checkpoint(tmp_path / "a", llama_names(2), config)
-    tensors = load_tensors(tmp_path / "a")
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    write_checkpoint(tmp_path / "a", tensors, config)
-    plan = plan_text("models: [a]\nmerge_method: passthrough", tmp_path)
-    (left,) = plan.unused
-    assert left.names == ("lm_head.weight",)
-    assert left.reason == "its bytes are the embedding's, 'model.embed_tokens.weight'"
-
-
 def test_integers_are_copied_with_their_type(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         llama(tmp_path / name, seed=seed)
@@ -500,34 +452,6 @@ def test_the_fingerprint_covers_what_the_output_depends_on(tmp_path: Path) -> No
     assert changed.fingerprint != original.fingerprint
     differing = [k for k, v in changed.identity.items() if original.identity[k] != v]
     assert differing == ["'model.safetensors' of model 'b'"]
-
-
-NEOX = ("attention.dense.weight", "mlp.dense.weight", "input_layernorm.weight")
-
-
-def test_a_head_that_is_called_embedding_is_written_once(tmp_path: Path) -> None:
-    names = [f"gpt_neox.layers.{i}.{name}" for i in range(3) for name in NEOX]
-    names = ["gpt_neox.embed_in.weight", *names, "embed_out.weight"]
-    for seed, name in enumerate("ab"):
-        write_checkpoint(tmp_path / name, names, {"num_hidden_layers": 3}, seed=seed)
-    plan = plan_text("merge_method: linear\n" + BOTH, tmp_path)
-    assert sorted(write.name for write in plan.graph.writes) == sorted(names)
-    stacked = plan_text(STACK.replace("4", "3"), tmp_path)
-    assert made_of(stacked.explain("embed_out.weight")) == [("b", "embed_out.weight")]
-
-
-def test_the_head_of_a_vision_language_model_is_written_once(tmp_path: Path) -> None:
-    vision = [f"vision_tower.layers.{i}.{name}" for i in range(6) for name in LLAMA_LAYER]
-    names = [*vision, *(f"language_model.{name}" for name in llama_names(3))]
-    config = {"text_config": {"num_hidden_layers": 3}, "vision_config": {"num_hidden_layers": 6}}
-    for seed, name in enumerate("ab"):
-        write_checkpoint(tmp_path / name, names, config, seed=seed)
-    plan = plan_text("merge_method: linear\n" + BOTH, tmp_path)
-    assert sorted(write.name for write in plan.graph.writes) == sorted(names)
-    assert plan.layers == 3
-
-
-BOTH = "models: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"
 
 
 def test_a_base_beside_the_models_is_merged_by_methods_that_need_none(tmp_path: Path) -> None:

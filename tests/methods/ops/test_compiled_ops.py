@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -12,175 +11,35 @@ from hypothesis import strategies as st
 
 from mergeloom.engine.base.dtypes import (
     BY_CODE,
-    F4,
-    F8_E8M0,
-    F32,
-    I4,
-    U2,
-    U4,
-    U4_EVEN,
-    U4_UPPER,
-    U8,
-    DType,
 )
 from mergeloom.engine.graph.kernel import GrainView
-from mergeloom.engine.memory.elements import Elements
 from mergeloom.methods import registry
 from mergeloom.methods.kernels import keep_at_random, keep_by_rank
 from mergeloom.methods.ops import draws
 from mergeloom.methods.ops.arithmetic import COMPILED, FUNCTIONS
 from mergeloom.methods.ops.interface import (
-    Adjustment,
-    Blocks,
     Bound,
     Factors,
     KeepRule,
-    Lookup,
     RandomBound,
     Vector,
     pairs,
 )
 from mergeloom.methods.ops.loops import build
-from mergeloom.methods.ops.torch_ops import TorchOps
-from tests.methods.support import Walk, compiled_ops, elements_of, kernel_of, run
-
-SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 3e38, float("inf"), float("nan")])
-
-
-def torch_ops() -> TorchOps:
-    return TorchOps(torch.empty(0))
-
-
-def vectors(count: int, elements: int, seed: int, ties: bool) -> list[torch.Tensor]:
-    """Random numbers of many magnitudes; with ``ties`` few different ones, and special ones."""
-    source = torch.Generator().manual_seed(seed)
-    result = []
-    for _ in range(count):
-        vector = torch.randn(elements, generator=source)
-        vector *= torch.exp2(torch.randint(-6, 7, (elements,), generator=source).float())
-        if ties:
-            vector = (vector * 2).round() / 2
-            places = torch.randint(0, max(elements, 1), (elements // 9,), generator=source)
-            vector[places] = SPECIAL[places % len(SPECIAL)]
-        result.append(vector)
-    return result
-
-
-def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal bit for bit, but for which NaN a NaN is."""
-    broken = torch.isnan(one) & torch.isnan(other)
-    return bool((one.view(torch.int32).eq(other.view(torch.int32)) | broken).all())
+from tests.methods.support import (
+    Walk,
+    compiled_ops,
+    elements_of,
+    kernel_of,
+    run,
+    same,
+    torch_ops,
+    vectors,
+)
 
 
 def test_every_word_has_a_loop_and_every_loop_is_a_word() -> None:
     assert {name for name, _ in build.loops()} == FUNCTIONS
-
-
-# --- conversions ------------------------------------------------------------------------------
-
-_FLOATS = ["BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2"]
-
-
-_WIDENED = [*_FLOATS, "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"]
-
-
-@pytest.mark.parametrize("code", [*_WIDENED, "I64", "I32", "I16", "I8", "U8", "BOOL"])
-def test_widening_is_that_of_torch(code: str) -> None:
-    dtype = BY_CODE[code]
-    if dtype.size == 1:
-        stored = torch.arange(256).to(torch.uint8)
-        stored = stored.bool() if code == "BOOL" else stored.view(dtype.torch)
-    elif dtype.size == 2:
-        stored = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype.torch)
-    elif dtype.floating:
-        stored = torch.cat(vectors(3, 3000, 1, True)).to(dtype.torch)
-    else:
-        stored = torch.randint(-(1 << 31), 1 << 31, (5000,)).to(dtype.torch)
-    out = torch.empty(stored.numel())
-    compiled_ops().widen(dtype, elements_of(stored), elements_of(out))
-    assert same(out, stored.float())
-
-
-@pytest.mark.parametrize("dtype", [F4, I4, U2, U4, U4_EVEN, U4_UPPER], ids=str)
-def test_widening_what_shares_bytes_is_that_of_torch(dtype: DType) -> None:
-    stored = torch.randint(0, 256, (9000,), dtype=torch.uint8)
-    count = len(stored) * 8 // dtype.bits
-    found, expected = torch.empty(count), torch.empty(count)
-    compiled_ops().widen(dtype, elements_of(stored), elements_of(found))
-    torch_ops().widen(dtype, stored, expected)
-    assert same(found, expected)
-    assert len(found.unique()) == (4 if dtype is U2 else 15 if dtype is F4 else 16)
-
-
-@pytest.mark.parametrize("how", Adjustment)
-@pytest.mark.parametrize("code", ["F32", "BF16", "F16", "F8_E8M0", "F8_E4M3", "U4", "nested"])
-@pytest.mark.parametrize("across_first", [False, True])
-@pytest.mark.parametrize("grid", [(3, 5, 7), (1, 10, 7), (1, 1, 1)])
-def test_adjusting_is_that_of_torch(
-    how: Adjustment, code: str, across_first: bool, grid: tuple[int, int, int]
-) -> None:
-    rows, row, first = 13, 100, 4
-    count = math.prod(grid) + math.prod(grid) % 2
-    torch.manual_seed(count)
-    stored = torch.randn(count).to(BY_CODE.get(code, F32).torch if code != "F8_E8M0" else F32.torch)
-    numbers: Any = elements_of(stored)
-    if code in ("U4", "nested", "F8_E8M0"):
-        stored = torch.randint(100, 140, (count,), dtype=torch.uint8)
-        dtype = {"U4": U4, "F8_E8M0": F8_E8M0}.get(code, U8)
-        numbers = Elements(stored.data_ptr(), dtype, count * 8 // dtype.bits)
-    values, scales = torch.randn(256), torch.randn(99)
-    groups = (torch.arange(row) * 7 % (grid[2] + 1)).int()
-    lookups: list[Any] = [None, None]
-    if code == "nested":
-        lookups = [Lookup(of(values), of(scales), 4, 0.125) for of in (elements_of, torch.clone)]
-    other = stored
-    if code == "U4":
-        other = torch.empty(2 * count)
-        torch_ops().widen(U4, stored, other)
-    elif code == "F8_E8M0":
-        other = stored.view(torch.float8_e8m0fnu)
-    array = torch.randn(rows * row)
-    for grouped in (False, True) if grid[2] > 1 else (False,):
-        found, expected = torch.empty(rows * row), torch.empty(rows * row)
-        tall = 100 if grid == (1, 1, 1) else 2
-        shape = (grid, tall, -(-row // grid[2]), tall * grid[1], first, across_first)
-        place = elements_of(groups) if grouped else None
-        blocks = Blocks(numbers, *shape, place, lookups[0])
-        out = elements_of(found)
-        compiled_ops().adjust(elements_of(array), blocks, how, row, out, zero=1.5, factor=0.75)
-        blocks = Blocks(other, *shape, groups if grouped else None, lookups[1])
-        torch_ops().adjust(array, blocks, how, row, expected, zero=1.5, factor=0.75)
-        assert same(found, expected)
-        assert bool(found.isnan().any()) == grouped  # some columns are in a group that is not there
-
-
-@pytest.mark.parametrize("code", _FLOATS)
-def test_rounding_is_that_of_torch(code: str) -> None:
-    dtype = BY_CODE[code]
-    halves = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.float16).float()
-    eights = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn).float()
-    near = torch.cat([halves, eights, *vectors(2, 3000, 2, True)])
-    bits = near.view(torch.int32)
-    values = torch.cat([near, *((bits + step).view(torch.float32) for step in (-1, 1, 0x0FFF))])
-    values = torch.cat([values, values * 2**-8, values * 1.5, values * 2**-14])
-    if code == "F8_E5M2":  # where torch's own way may be to infinity or to NaN
-        values = values[values.abs() < 57344]
-    if code == "F8_E4M3":  # or to the largest number
-        values = values[values.abs() <= 464]
-    out = torch.empty(values.numel(), dtype=dtype.torch)
-    bad = compiled_ops().store(elements_of(values), elements_of(out))
-    expected = values.to(dtype.torch)
-    found, wanted = out.float(), expected.float()
-    wrong = found.view(torch.int32).ne(wanted.view(torch.int32)) & ~(found.isnan() & wanted.isnan())
-    assert not wrong.any(), (values[wrong][:5], found[wrong][:5], wanted[wrong][:5])
-    assert bad == int((~wanted.isfinite()).sum())
-
-
-def test_what_is_stored_where_it_is_stays_there() -> None:
-    values = torch.tensor([1.0, float("inf"), -0.0, float("nan")])
-    kept = values.clone()
-    assert compiled_ops().store(elements_of(values), elements_of(values)) == 2
-    assert same(values, kept)
 
 
 # --- measuring --------------------------------------------------------------------------------
@@ -496,7 +355,7 @@ def test_matrices_are_turned(count: int, rows: int, columns: int, seed: int, hal
     assert same(plain, expected)
 
 
-@pytest.mark.parametrize("code", _FLOATS[:4])
+@pytest.mark.parametrize("code", ["BF16", "F16", "F32", "F64"])
 def test_numbers_of_what_lies_beside(code: str) -> None:
     (flat,) = vectors(1, 100, 3, False)
     stored = flat.to(BY_CODE[code].torch)

@@ -1,22 +1,11 @@
 from __future__ import annotations
 
-import enum
-import io
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mergeloom.engine.base.dtypes import BF16, F16
 from mergeloom.engine.base.errors import ConfigError, Place, Severity
-from mergeloom.planners.config.findings import Findings, check_known
-from mergeloom.planners.config.load import config_from, load_config, parse_config
-from mergeloom.planners.config.model_reference import Location, ModelReference, parse_reference
-from mergeloom.planners.config.yaml_values import load_documents
+from mergeloom.planners.config.findings import check_known
+from mergeloom.planners.config.load import parse_config
 
 WRONG = {
     "nothing": ("", "config.yml: the configuration is empty"),
@@ -408,85 +397,6 @@ def test_no_more_faults_are_listed_than_a_person_reads() -> None:
     assert (len(found), str(found[-2])) == (102, "and 200 more like these")
 
 
-def test_merge_keys_of_yaml() -> None:
-    text = """
-merge_method: ties
-license: &one {weight: 1, density: 0.5}
-author: &two {weight: 2, density: 0.25}
-models:
-- {model: a, parameters: {<<: *one, weight: 3}}
-- model: b
-  parameters:
-    weight: 4
-    <<: [*two, *one]
-"""
-    (document,) = parse_config(text).documents
-    (part,) = document.modules[None].slices
-    values = [
-        {name: entry.value for name, (entry,) in source.parameters.entries.items()}
-        for source in part.sources
-    ]
-    assert values == [{"weight": 3, "density": 0.5}, {"weight": 4, "density": 0.25}]
-    assert str(part.sources[0].parameters.entries["density"][0].place) == (
-        "config:3: models[0].parameters.density"
-    )
-
-
-def test_json_is_a_configuration() -> None:
-    data = {
-        "merge_method": "linear",
-        "models": [{"model": "a\U0001f600/b", "parameters": {"weight": [1e-3, 2]}}],
-        "dtype": "bfloat16",
-    }
-    for indent in (None, 2, "\t"):
-        (document,) = parse_config(json.dumps(data, indent=indent)).documents
-        (source,) = document.modules[None].slices[0].sources
-        assert str(source.model) == "a\U0001f600/b"
-        assert source.parameters.entries["weight"][0].value == (0.001, 2)
-    with pytest.raises(ConfigError, match=r"config:6: dtype: 'x' is not a dtype"):
-        parse_config(json.dumps(data | {"dtype": "x", "models": ["a"]}, indent=2))
-
-
-def test_python_data_is_a_configuration() -> None:
-    class Method(enum.Enum):
-        LINEAR = "linear"
-
-    data = {
-        "merge_method": Method.LINEAR,
-        "models": (
-            {"model": Path("a") / "b", "parameters": {"weight": np.float32(0.5)}},
-            {"model": "c", "parameters": {"weight": np.array([0.25, 1])}},
-        ),
-        "name": np.int64(3),
-        "parameters": {"normalize": np.bool_(True)},
-        "dtype": torch.bfloat16,
-        "out_dtype": np.dtype("float32"),
-    }
-    (document,) = config_from(data).documents
-    assert (str(document.dtype), str(document.out_dtype)) == ("bfloat16", "float32")
-    first, second = document.modules[None].slices[0].sources
-    assert (str(first.model), document.name) == ("a/b", "3")
-    assert first.parameters.entries["weight"][0].value == 0.5
-    assert second.parameters.entries["weight"][0].value == (0.25, 1)
-    with pytest.raises(
-        ConfigError,
-        match=r"config: models\[0\].x: a configuration cannot have a value of type object",
-    ):
-        config_from({"models": [{"x": object()}]})
-    loop: dict[str, object] = {}
-    loop["x"] = loop
-    with pytest.raises(ConfigError, match="too deeply"):
-        config_from(loop)
-
-
-def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = io.TextIOWrapper(io.BytesIO("merge_method: linear\nmodels: [a]\nx: é".encode()))
-    monkeypatch.setattr("sys.stdin", given)
-    configuration = load_config(Path("-"))
-    assert configuration.path is None
-    assert str(configuration.warnings[0]).startswith("stdin:3: x: unknown key 'x'")
-
-
 def test_tokenizer_settings_are_records() -> None:
     (document,) = parse_config(
         """
@@ -553,51 +463,3 @@ merge_method: slerp
 models: [one, c]
 """
     assert [document.name for document in parse_config(text).documents] == ["one", None]
-
-
-def test_alias_bombs_are_refused() -> None:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    for level in range(1, 12):
-        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]")
-    with pytest.raises(ConfigError, match="too large or too deep"):
-        load_documents("\n".join(lines), "bomb.yml", Findings())
-
-
-def test_absent_and_binary_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such file"):
-        load_config(tmp_path / "none.yml")
-    with pytest.raises(ConfigError, match="too large"):
-        load_config(Path("/dev/zero"))
-    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="not UTF-8 text"):
-        load_config(tmp_path / "binary.yml")
-
-
-@given(st.text(max_size=200))
-def test_any_text_is_read_or_refused(text: str) -> None:
-    try:
-        found = parse_config(text).warnings
-    except ConfigError as error:
-        found = error.findings
-    assert all(str(each).isprintable() for each in found)
-
-
-words = st.text("abcXYZ09-_./", min_size=1, max_size=12)
-
-
-@given(words, st.none() | words, st.none() | words, st.none() | words)
-def test_references_round_trip(
-    path: str, revision: str | None, adapter: str | None, adapter_revision: str | None
-) -> None:
-    lora = None if adapter is None else Location(adapter, adapter_revision)
-    reference = ModelReference(Location(path, revision), lora)
-    assert parse_reference(str(reference)) == reference
-
-
-def test_documents_that_begin_like_a_card_are_a_configuration(tmp_path: Path) -> None:
-    path = tmp_path / "merge.yml"
-    path.write_text(
-        "---\nlicense: mit\nname: one\nmerge_method: linear\nmodels: [a]\n---\n"
-        "# the second stage\nmerge_method: linear\nmodels: [one]\n"
-    )
-    assert [each.name for each in load_config(path).documents] == ["one", None]
