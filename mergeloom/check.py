@@ -65,7 +65,7 @@ def check_output(
             break
         reason = _pass_over(tensor)
         write = writes.get(tensor.name)
-        if write is None or write.seen_as is not None:
+        if write is None or write.file_shape is not None:
             reason = "quantised in the output"
         if reason is None:
             rows = _rows(tensor, writes[tensor.name], budget, chance)

@@ -77,8 +77,8 @@ class Gather:
     tables: tuple[Load, ...] = ()
 
     @property
-    def beside(self) -> tuple[Load, ...]:
-        """All that lies beside the inputs."""
+    def side_loads(self) -> tuple[Load, ...]:
+        """The loads beside the inputs: side tensors and tables."""
         return (*self.side, *self.tables) if self.tables else self.side
 
 
@@ -105,7 +105,9 @@ class Merge:
         inputs = [node.shape for node in nodes]
         object.__setattr__(self, "is_flat", Merge not in map(type, nodes))
         try:
-            shape = self.kernel.output_shape(inputs, [load.shape for load in self.gather.beside])
+            shape = self.kernel.output_shape(
+                inputs, [load.shape for load in self.gather.side_loads]
+            )
         except ValueError as error:
             raise GraphError(f"{self.name!r}: {error}") from error
         object.__setattr__(self, "shape", shape)
@@ -115,8 +117,8 @@ class Merge:
 class Write:
     """One slot of an output file: ``merge`` rounded to ``dtype``, from byte ``offset`` on.
 
-    ``part`` 0 is the merge's result, others are the additional `Kernel.parts`. ``seen_as`` is the
-    shape in the file if it differs from the merge's.
+    ``part`` 0 is the merge's result, others are the additional `Kernel.parts`. ``file_shape`` is
+    the shape in the file if it differs from the merge's.
     """
 
     merge: Merge
@@ -125,11 +127,11 @@ class Write:
     dtype: DType
     name: str
     part: int = 0
-    seen_as: Shape | None = None
+    file_shape: Shape | None = None
 
     @property
     def shape(self) -> Shape:
-        return self.merge.shape if self.seen_as is None else self.seen_as
+        return self.merge.shape if self.file_shape is None else self.file_shape
 
     @property
     def nbytes(self) -> int:
@@ -403,7 +405,9 @@ def _reachable(
             if merge in merges:
                 continue
             gather = merge.gather
-            for node in (*gather.inputs, *gather.beside) if gather.beside else gather.inputs:
+            for node in (
+                (*gather.inputs, *gather.side_loads) if gather.side_loads else gather.inputs
+            ):
                 if isinstance(node, Load) and node not in loads:
                     for spill in spills_of(node):
                         visit(spill.merge)
@@ -443,7 +447,7 @@ def _described(
     for merge in merges:
         gather, side = merge.gather, ""
         inputs = ",".join([numbers[node] for node in gather.inputs])
-        if gather.beside:
+        if gather.side_loads:
             side = "".join([f";{numbers[node]}" for node in gather.side])
             side += "".join([f":{numbers[node]}" for node in gather.tables])
         numbers[merge] = str(len(numbers))

@@ -22,7 +22,7 @@ def to_networkx(tasks: Graph) -> networkx.DiGraph[Load | Gather | Merge | Write]
         for position, node in enumerate(merge.gather.inputs):
             graph.add_node(node, kind="load" if isinstance(node, Load) else "merge")
             graph.add_edge(node, merge.gather, position=position)
-        for load in merge.gather.beside:
+        for load in merge.gather.side_loads:
             graph.add_node(load, kind="load")
             graph.add_edge(load, merge.gather, side=True)
     for write in tasks.all_writes:

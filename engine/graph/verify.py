@@ -68,8 +68,8 @@ def _check_use(graph: Graph) -> None:
     used.update(graph.measured)
     for merge in graph.merges:
         used.update(merge.gather.inputs)
-        if merge.gather.beside:
-            used.update(merge.gather.beside)
+        if merge.gather.side_loads:
+            used.update(merge.gather.side_loads)
     for load in graph.loads:
         used.update([spill.merge for spill in spills_of(load)])
     if used != {*graph.loads, *graph.merges}:

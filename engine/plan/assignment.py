@@ -53,7 +53,7 @@ class Assignment:
     """Where a merge is computed: device index ``device``, or ``None`` for the CPU, and why."""
 
     device: int | None
-    why: Reason
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +152,11 @@ def assign_devices(works: Sequence[Work], machine: Machine, threads: int) -> lis
     return found
 
 
-def without_devices(found: Sequence[Assignment], why: Reason) -> list[Assignment]:
+def without_devices(found: Sequence[Assignment], reason: Reason) -> list[Assignment]:
     """The same assignments with the CPU instead of devices."""
     return [
-        assignment if assignment.device is None else Assignment(None, why) for assignment in found
+        assignment if assignment.device is None else Assignment(None, reason)
+        for assignment in found
     ]
 
 
@@ -170,7 +171,7 @@ def _assign(
     if not work.merge_shape.computes:
         return Assignment(None, Reason.COPIED)
     dtypes = [*(load.dtype for load in work.leaves), *(write.dtype for write in work.writes)]
-    if work.beside or any(dtype.block > 1 for dtype in dtypes):
+    if work.side_loads or any(dtype.block > 1 for dtype in dtypes):
         return Assignment(None, Reason.CPU_ONLY)
     if not work.kind.offered:
         return Assignment(None, Reason.NO_CODE)

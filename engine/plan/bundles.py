@@ -28,7 +28,7 @@ def groups(schedule: Schedule) -> Iterator[int | Sequence[ScheduledMerge]]:
     bundle: list[ScheduledMerge] = []
     used = 0
     loads: set[Load] = set()
-    for number, merge in enumerate(schedule.placements):
+    for number, merge in enumerate(schedule.merges):
         nbytes = sizes.get(id(merge.flow), 0)
         if nbytes == 0:
             nbytes = sizes[id(merge.flow)] = _size(merge.flow)
@@ -51,7 +51,7 @@ def groups(schedule: Schedule) -> Iterator[int | Sequence[ScheduledMerge]]:
 def _is_free(merge: ScheduledMerge) -> bool:
     """Whether it is written, shares no inputs with other merges, and uses no device."""
     work, alone = merge.work, merge.assignment.device is None and not merge.kept_after
-    return alone and bool(work.writes) and not work.beside and not work.awaited
+    return alone and bool(work.writes) and not work.side_loads and not work.awaited
 
 
 def _size(flow: TileFlow) -> int | None:

@@ -90,8 +90,8 @@ def bus_bytes(merge_shape: MergeShape, memory: int) -> int:
     """Bytes that a merge transfers to or from a device with ``memory`` bytes, in the busier
     direction."""
     chunk = grains_at_once(merge_shape, memory, merge_shape.longest_tile)
-    staying = cached_grains(merge_shape, memory, chunk)
-    elements = min(staying * merge_shape.grains.size, merge_shape.grains.total)
+    cached = cached_grains(merge_shape, memory, chunk)
+    elements = min(cached * merge_shape.grains.size, merge_shape.grains.total)
     passes = [i for leaves in merge_shape.passes for i in leaves]
     up = sum(merge_shape.leaf_bytes(i) for i in passes)
     saved = sum(

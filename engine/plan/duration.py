@@ -27,7 +27,7 @@ def estimated_seconds(schedule: Schedule) -> Duration:
     storage = (schedule.read_bytes + schedule.write_bytes) / rates.storage
     cpu = 0.0
     devices: dict[int, float] = {}
-    kinds = Counter((placed.work.kind, placed.assignment.device) for placed in schedule.placements)
+    kinds = Counter((placed.work.kind, placed.assignment.device) for placed in schedule.merges)
     for (kind, number), count in kinds.items():
         if not kind.merge_shape.computes:
             continue

@@ -163,9 +163,9 @@ class MergeShape:
 
     def _preferred(self, rest: Positions, room: int, capacity: int) -> int:
         if len(self.passes) > 1:
-            staying = ResidentFit.of(self, rest)
-            if staying.least() <= room:
-                return min(staying.needed(self.longest_tile), room)
+            fit = ResidentFit.of(self, rest)
+            if fit.least() <= room:
+                return min(fit.needed(self.longest_tile), room)
         tiles = min(TILES_IN_FLIGHT, -(-self.grains.count // self.longest_tile))
         streaming = tiles * self.tile_bytes(self.longest_tile, rest)
         return min(streaming, max(capacity // 2, self.tile_bytes(1, rest)))
@@ -180,23 +180,23 @@ class MergeShape:
         streaming = ResidentFit(self, (), rest)
         if len(self.passes) == 1:
             return (), self._longest(streaming, available), 0
-        staying = ResidentFit.of(self, rest)
-        if staying.least() <= available:
-            tile = self._longest(staying, available)
-            return staying.resident, tile, -(-self.grains.count // tile)
+        fit = ResidentFit.of(self, rest)
+        if fit.least() <= available:
+            tile = self._longest(fit, available)
+            return fit.resident, tile, -(-self.grains.count // tile)
         tile = self._longest(streaming, available)
         room = available - streaming.needed(self.longest_tile)
         if room <= 0:  # more memory first makes tiles longer; it must never cause more reads
             return (), tile, 0
-        count = room // self.input_bytes(tile, staying.resident)
-        return staying.resident, tile, min(count, -(-self.grains.count // tile))
+        count = room // self.input_bytes(tile, fit.resident)
+        return fit.resident, tile, min(count, -(-self.grains.count // tile))
 
-    def _longest(self, staying: ResidentFit, available: int) -> int:
+    def _longest(self, fit: ResidentFit, available: int) -> int:
         """The longest tile that fits into ``available`` bytes; at least one grain."""
         low, high = 1, self.longest_tile
         while low < high:
             middle = (low + high + 1) // 2
-            if staying.needed(middle) <= available:
+            if fit.needed(middle) <= available:
                 low = middle
             else:
                 high = middle - 1
@@ -239,8 +239,8 @@ class TileFlow:
     ``tile`` is the tile length in grains. ``kept_before`` are leaves that an earlier merge left
     in memory; ``kept_fresh`` those that are read whole, into one block, because a later merge
     needs them; ``resident`` those that stay from their first pass to the last in the first
-    ``staying`` tiles; the others are streamed. If ``memos``, those of all tiles stay too. ``held``
-    are the tables that are in memory whole.
+    ``resident_tiles`` tiles; the others are streamed. If ``memos``, those of all tiles stay too.
+    ``held`` are the tables that are in memory whole.
     """
 
     merge_shape: MergeShape
@@ -248,7 +248,7 @@ class TileFlow:
     kept_before: Positions
     kept_fresh: Positions
     resident: Positions
-    staying: int
+    resident_tiles: int
     memos: bool = False
     held: Positions = ()
 
@@ -262,11 +262,11 @@ class TileFlow:
 
     def is_resident(self, position: int, first: int) -> bool:
         """Whether a leaf is kept for the next pass in the tile that begins with grain ``first``."""
-        return self.index(first) < self.staying and position in self.resident
+        return self.index(first) < self.resident_tiles and position in self.resident
 
     def reads(self, number: int, first: int) -> Positions:
         """The leaves that a tile reads from storage in pass ``number``."""
-        return (self._reads if self.index(first) < self.staying else self._streamed)[number]
+        return (self._reads if self.index(first) < self.resident_tiles else self._streamed)[number]
 
     @cached_property
     def _reads(self) -> tuple[Positions, ...]:
@@ -296,7 +296,7 @@ class TileFlow:
     def resident_bytes(self) -> int:
         """Ledger bytes kept until the last pass."""
         memos = self.tiles * self.merge_shape.tile_memo_bytes(self.tile) if self.memos else 0
-        return memos + self.staying * self.merge_shape.input_bytes(self.tile, self.resident)
+        return memos + self.resident_tiles * self.merge_shape.input_bytes(self.tile, self.resident)
 
     @cached_property
     def granted_bytes(self) -> int:
@@ -304,7 +304,7 @@ class TileFlow:
         streamed = sum(self._moving_bytes(reads) for reads in self._streamed)
         resident = sum(self._moving_bytes(reads, self.resident) for reads in self._reads)
         outputs = self.tiles * self.merge_shape.output_bytes(self.tile)
-        moving = (self.tiles - self.staying) * streamed + self.staying * resident
+        moving = (self.tiles - self.resident_tiles) * streamed + self.resident_tiles * resident
         whole = self.merge_shape.beside_bytes + self.merge_shape.whole_bytes(self.kept_fresh)
         whole += self.merge_shape.tables_bytes(self.held)
         return whole + self.resident_bytes + moving + outputs
@@ -314,9 +314,9 @@ class TileFlow:
         """Ledger bytes of one tile that are not kept, in the pass with the most."""
         outputs = [0] * (len(self._reads) - 1) + [self.merge_shape.output_bytes(self.tile)]
         kinds = []
-        if self.staying:
+        if self.resident_tiles:
             kinds.append([self._moving_bytes(reads, self.resident) for reads in self._reads])
-        if self.staying < self.tiles:
+        if self.resident_tiles < self.tiles:
             kinds.append([self._moving_bytes(reads) for reads in self._streamed])
         return max((a + b for kind in kinds for a, b in zip(kind, outputs, strict=True)), default=0)
 
@@ -331,9 +331,9 @@ class TileFlow:
         """Bytes read by all passes, with side inputs, if none is missing."""
         grains, bits = self.merge_shape.grains, self.merge_shape.leaf_bits
         streamed = sum(_nbytes(grains.total, bits[i]) for reads in self._streamed for i in reads)
-        staying = self.staying_elements
-        more = sum(_nbytes(staying, bits[i]) for reads in self._reads for i in reads)
-        less = sum(_nbytes(staying, bits[i]) for reads in self._streamed for i in reads)
+        resident = self.resident_elements
+        more = sum(_nbytes(resident, bits[i]) for reads in self._reads for i in reads)
+        less = sum(_nbytes(resident, bits[i]) for reads in self._streamed for i in reads)
         sizes = self.merge_shape.table_bytes
         tables = sum(self.table_reads(i) * nbytes for i, nbytes in enumerate(sizes))
         return streamed + more - less + sum(self.merge_shape.side_bytes) + tables
@@ -343,10 +343,10 @@ class TileFlow:
         return 1 if position in self.held else self.merge_shape.table_reads[position]
 
     @property
-    def staying_elements(self) -> int:
+    def resident_elements(self) -> int:
         """Number of elements in tiles kept from the first pass to the last."""
         grains = self.merge_shape.grains
-        return min(self.staying * self.tile * grains.size, grains.total)
+        return min(self.resident_tiles * self.tile * grains.size, grains.total)
 
     def times_read(self, position: int) -> tuple[int, int]:
         """Number of passes that read a leaf: in kept tiles, in other tiles."""
@@ -355,9 +355,9 @@ class TileFlow:
             sum(position in reads for reads in self._streamed),
         )
 
-    def _moving_bytes(self, reads: Positions, staying: Positions = ()) -> int:
+    def _moving_bytes(self, reads: Positions, resident: Positions = ()) -> int:
         """Ledger bytes of the blocks of one tile for leaves that it reads and does not keep."""
-        own = tuple(i for i in reads if i not in self.kept_fresh and i not in staying)
+        own = tuple(i for i in reads if i not in self.kept_fresh and i not in resident)
         return self.merge_shape.input_bytes(self.tile, own)
 
 

@@ -62,7 +62,7 @@ class ScheduledMerge:
     ``kept_after`` are the leaves kept in memory for a later merge; ``kept_for_others`` are the
     ledger bytes of loads kept during this merge but not used by it. ``assignment`` says where it is
     computed; a device processes ``chunk`` grains of a tile at once, and caches the inputs of the
-    first ``staying`` grains from their first pass to the last.
+    first ``cached_grains`` grains from their first pass to the last.
     """
 
     work: Work
@@ -71,7 +71,7 @@ class ScheduledMerge:
     kept_for_others: int
     assignment: Assignment
     chunk: int = 0
-    staying: int = 0
+    cached_grains: int = 0
 
     @property
     def read_bytes(self) -> int:
@@ -80,7 +80,7 @@ class ScheduledMerge:
         work, flow = self.work, self.flow
         for position, load in enumerate(work.leaves):
             if load.bytes.has_holes:
-                end, total = flow.staying_elements, work.grains.total
+                end, total = flow.resident_elements, work.grains.total
                 own, streamed = flow.times_read(position)
                 missing += own * _missing(load, 0, end) + streamed * _missing(load, end, total)
         for load in work.side:
@@ -100,10 +100,11 @@ def _missing(load: Load, first: int, last: int) -> int:
 class Tile:
     """One step of the schedule: ``grains`` grains from ``first`` on, in one pass of one merge.
 
-    ``reads`` are the leaf positions to read; ``writes`` says whether it produces output.
+    ``merge`` is its position in the schedule; ``reads`` are the leaf positions to read; ``writes``
+    says whether it produces output.
     """
 
-    placement: int
+    merge: int
     number: int
     first: int
     grains: int
@@ -113,17 +114,17 @@ class Tile:
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
-    """The schedule of a run: placements in order, workers, memory.
+    """The schedule of a run: merges in order, workers, memory.
 
     ``operations`` are those that kernels use of each arithmetic on the CPU; devices compute with
     ``device_arithmetic``. ``ledger_bytes`` is the capacity of the ledger; ``overhead_bytes`` is all
     other memory of the process, including ``scratch_bytes`` for each of ``workers``.
     ``peak_bytes``, which the process never exceeds, is their sum, but at least ``minimum_bytes``,
-    the smallest budget that works. ``rates`` are those used for placement.
+    the smallest budget that works. ``rates`` are those by which devices were assigned.
     """
 
     graph: Graph
-    placements: tuple[ScheduledMerge, ...]
+    merges: tuple[ScheduledMerge, ...]
     workers: int
     ledger_bytes: int
     scratch_bytes: int
@@ -136,7 +137,7 @@ class Schedule:
     rates: Rates = ASSUMED
 
     def __repr__(self) -> str:
-        return f"<Schedule of {len(self.placements)} merges in {self.peak_bytes} bytes>"
+        return f"<Schedule of {len(self.merges)} merges in {self.peak_bytes} bytes>"
 
     @property
     def compiled(self) -> bool:
@@ -151,7 +152,7 @@ class Schedule:
     @cached_property
     def assignments(self) -> dict[Assignment, int]:
         """Number of merges by device and reason, in order of first use."""
-        return dict(Counter(placement.assignment for placement in self.placements))
+        return dict(Counter(scheduled.assignment for scheduled in self.merges))
 
     @property
     def used_devices(self) -> list[int]:
@@ -171,12 +172,12 @@ class Schedule:
     @cached_property
     def read_bytes(self) -> int:
         """Bytes of tensor data that the run reads."""
-        return sum(placement.read_bytes for placement in self.placements)
+        return sum(scheduled.read_bytes for scheduled in self.merges)
 
     @cached_property
     def write_bytes(self) -> int:
         """Bytes that the run writes: shards with headers, and spilled values."""
-        return sum(each.work.kind.write_bytes for each in self.placements) + self.header_bytes
+        return sum(each.work.kind.write_bytes for each in self.merges) + self.header_bytes
 
     @cached_property
     def header_bytes(self) -> int:
@@ -189,7 +190,7 @@ class Schedule:
 
         Side inputs shared by several merges are always read for each of them, and not counted.
         """
-        beside = [load for placement in self.placements for load in placement.work.beside]
+        beside = [load for scheduled in self.merges for load in scheduled.work.side_loads]
         sizes = [load.stored_bytes for load in beside], [load.stored_bytes for load in set(beside)]
         once = sum(load.stored_bytes for load in self.graph.loads)
         return max(self.read_bytes - once - (sum(sizes[0]) - sum(sizes[1])), 0)
@@ -197,23 +198,23 @@ class Schedule:
     @property
     def computes(self) -> bool:
         """Whether any merge needs arithmetic; copies do not."""
-        return any(placement.work.merge_shape.computes for placement in self.placements)
+        return any(scheduled.work.merge_shape.computes for scheduled in self.merges)
 
     def steps(self) -> Iterator[Tile]:
         """Every tile of the run in the order in which it is started."""
-        for index in range(len(self.placements)):
+        for index in range(len(self.merges)):
             yield from self.tiles(index)
 
     def tiles(self, index: int) -> Iterator[Tile]:
         """The tiles of merge ``index``, in the order in which they are started."""
-        placement = self.placements[index]
-        count = placement.work.grains.count
-        tile = placement.flow.tile
-        last = len(placement.work.passes) - 1
+        scheduled = self.merges[index]
+        count = scheduled.work.grains.count
+        tile = scheduled.flow.tile
+        last = len(scheduled.work.passes) - 1
         for number in range(last + 1):
             for first in range(0, count, tile):
                 grains = min(tile, count - first)
-                reads = placement.flow.reads(number, first)
+                reads = scheduled.flow.reads(number, first)
                 yield Tile(index, number, first, grains, reads, number == last)
 
 
@@ -257,12 +258,12 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
             needed = with_devices
             workers = staff()
     available = capacity(workers)
-    placements = _place(works, available, assigned, machine.devices)
+    merges = _place(works, available, assigned, machine.devices)
     return Schedule(
         graph=graph,
-        placements=placements,
+        merges=merges,
         workers=workers,
-        ledger_bytes=_useful(placements, available),
+        ledger_bytes=_useful(merges, available),
         scratch_bytes=needed.worker.scratch_bytes,
         overhead_bytes=needed.bytes(workers),
         minimum_bytes=minimum,
@@ -337,7 +338,7 @@ def _place(
         before[kept.end].add(kept.load)
         change[kept.start + 1] += kept.nbytes
         change[kept.end] -= kept.nbytes
-    placements = []
+    merges = []
     kept_for_others = 0
     flows: dict[tuple[WorkKind, Positions, Positions, int, bool], TileFlow] = {}
     for index, work in enumerate(works):
@@ -349,7 +350,7 @@ def _place(
             there = _positions(work, before[index])
             fresh = _positions(work, after[index] - before[index])
             after_this = _positions(work, after[index])
-        assignment, chunk, staying = assigned[index], 0, 0
+        assignment, chunk, cached = assigned[index], 0, 0
         memos = assignment.device is None
         key = work.kind, there, fresh, kept_for_others, memos
         flow = flows.get(key)
@@ -360,11 +361,11 @@ def _place(
         if assignment.device is not None:
             memory = devices[assignment.device].memory_bytes
             chunk = grains_at_once(work.merge_shape, memory, flow.tile)
-            staying = cached_grains(work.merge_shape, memory, chunk)
-        placements.append(
-            ScheduledMerge(work, flow, after_this, kept_for_others, assignment, chunk, staying)
+            cached = cached_grains(work.merge_shape, memory, chunk)
+        merges.append(
+            ScheduledMerge(work, flow, after_this, kept_for_others, assignment, chunk, cached)
         )
-    return tuple(placements)
+    return tuple(merges)
 
 
 def _positions(work: Work, loads: set[Load]) -> Positions:
@@ -382,15 +383,15 @@ def _flow(
         memo = 0
     held = merge_shape.held_tables(room - memo)
     room -= memo + merge_shape.tables_bytes(held)
-    resident, tile, staying = merge_shape.resident_or_streamed(rest, room)
-    return TileFlow(merge_shape, tile, there, fresh, resident, staying, memo > 0, held)
+    resident, tile, resident_tiles = merge_shape.resident_or_streamed(rest, room)
+    return TileFlow(merge_shape, tile, there, fresh, resident, resident_tiles, memo > 0, held)
 
 
-def _useful(placements: tuple[ScheduledMerge, ...], available: int) -> int:
+def _useful(merges: tuple[ScheduledMerge, ...], available: int) -> int:
     """The ledger capacity beyond which memory would not be used."""
-    everything = sum(placement.flow.granted_bytes for placement in placements)
-    working = (p.flow.working_bytes + p.kept_for_others for p in placements)
-    computes = any(placement.work.merge_shape.computes for placement in placements)
+    everything = sum(scheduled.flow.granted_bytes for scheduled in merges)
+    working = (p.flow.working_bytes + p.kept_for_others for p in merges)
+    computes = any(scheduled.work.merge_shape.computes for scheduled in merges)
     ahead = IMPORT_PREFETCH_BYTES if computes else PREFETCH_BYTES
     return min(available, everything, max(working, default=0) + ahead)
 
@@ -401,7 +402,7 @@ def _infeasible(works: list[Work], budget: int, minimum: int) -> str:
         key=lambda work: work.merge_shape.worker.scratch_bytes + work.merge_shape.smallest_bytes,
     )
     size = "x".join(map(str, worst.root.shape)) or "0-d"
-    beside = f" and {len(worst.beside)} side inputs" if worst.beside else ""
+    beside = f" and {len(worst.side_loads)} side inputs" if worst.side_loads else ""
     asked = f"{budget / MIB:.0f} MiB" if budget >= MIB else f"{budget} bytes"
     return (
         f"a budget of {asked} cannot work: the smallest is "

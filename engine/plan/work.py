@@ -92,8 +92,8 @@ class Work:
         return self.merges[-1]
 
     @property
-    def beside(self) -> tuple[Load, ...]:
-        """All that lies beside its aligned loads."""
+    def side_loads(self) -> tuple[Load, ...]:
+        """The loads beside its aligned ones: side tensors and tables."""
         return (*self.side, *self.tables)
 
     @property
@@ -151,7 +151,7 @@ def works_of(graph: Graph, machine: Machine) -> list[Work]:
 def _awaiting(work: Work) -> Work:
     """A work that knows which spilled values it needs."""
     found = dict.fromkeys(
-        spill for load in (*work.leaves, *work.beside) for spill in spills_of(load)
+        spill for load in (*work.leaves, *work.side_loads) for spill in spills_of(load)
     )
     return replace(work, awaited=tuple(found)) if found else work
 
@@ -168,7 +168,7 @@ class _Kinds:
         alive."""
 
     def work(self, root: Merge, writes: tuple[Write, ...]) -> Work:
-        if not root.is_flat or root.gather.beside:
+        if not root.is_flat or root.gather.side_loads:
             return self._tree(root, writes)
         inputs = root.gather.inputs
         leaves: tuple[Any, ...] = tuple(dict.fromkeys(inputs))
@@ -331,7 +331,7 @@ def cost(merge: Merge, arithmetic: Arithmetic) -> float:
 
 def _decodes(merge: Merge) -> bool:
     """Whether any input of a merge is stored in blocks that a library decodes."""
-    nodes = (*merge.gather.inputs, *merge.gather.beside)
+    nodes = (*merge.gather.inputs, *merge.gather.side_loads)
     return any(isinstance(node, Load) and bool(node.dtype.codec) for node in nodes)
 
 
@@ -372,7 +372,7 @@ def _arithmetic(merges: Sequence[Merge], writes: Sequence[Write], machine: Machi
         merge.kernel.uses
         and all(
             machine.arithmetic.widens(node.dtype)
-            for node in (*merge.gather.inputs, *merge.gather.beside)
+            for node in (*merge.gather.inputs, *merge.gather.side_loads)
             if isinstance(node, Load)
         )
         for merge in merges

@@ -68,7 +68,7 @@ class Worker:
         block, layout = bundle.block, bundle.layout
         for run in bundle.runs:
             self._host.check()
-            work = run.placement.work
+            work = run.scheduled.work
             small = self._small_merges(work)
             if small is not None:
                 self._merge_small(run, small, block, layout)
@@ -82,7 +82,7 @@ class Worker:
             else:
                 copied = inputs[work.leaves[0]]
                 every = range(work.grains.count)
-                _copy(work, every, copied, outputs, run.digests, run.faulty)
+                _copy(work, every, copied, outputs, run.digests, run.nonfinite)
 
     def _small_merges(self, work: Work) -> SmallMerges | None:
         if work.kind not in self._small:
@@ -95,14 +95,14 @@ class Worker:
         self, run: SmallRun, small: SmallMerges, block: Block, layout: BundleLayout
     ) -> None:
         """Compute and digest a merge, and look for elements that are not finite."""
-        work = run.placement.work
+        work = run.scheduled.work
         places = [layout.outputs[write] for write in work.writes]
         sources = [layout.inputs[load] for load in work.leaves]
         memo = layout.memos.get(work.root) if layout.memos else None
         if small.compute(work.root, block, sources, places, memo):
             inputs = {load: Span(block, layout.inputs[load], 0) for load in work.leaves}
             outputs = [(write, Span(block, layout.outputs[write], 0)) for write in work.writes]
-            run.faulty.update(check_finite(work.root, work.grains.bounds(0), inputs, outputs))
+            run.nonfinite.update(check_finite(work.root, work.grains.bounds(0), inputs, outputs))
         memory = block.memory
         for write, at in zip(work.writes, places, strict=True):
             run.digests[write].add(0, memory[at : at + write.nbytes])
@@ -111,7 +111,7 @@ class Worker:
         self, run: SmallRun, inputs: Mapping[Load, Span], outputs: Outputs, memo: Memo | None
     ) -> None:
         """Compute all of a merge whose inputs are in memory."""
-        work, every = run.placement.work, range(run.placement.work.grains.count)
+        work, every = run.scheduled.work, range(run.scheduled.work.grains.count)
         before: dict[Merge, dict[int, tuple[int, ...]]] = {}
         ops = self._ops(work.arithmetic)
         results: dict[Merge, list[Any]] = {merge: [] for merge in work.merges}
@@ -134,14 +134,14 @@ class Worker:
             before.clear()
 
     def _compute(self, task: TileRun) -> None:
-        work = task.merge.placement.work
+        work = task.merge.scheduled.work
         if not work.merge_shape.computes:
-            first, _ = elements(task.tile, task.merge.placement)
+            first, _ = elements(task.tile, task.merge.scheduled)
             (source, at) = next(iter(task.inputs.values()))
             outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
             copied = Span(source, at, first)
-            task.faulty.clear()
-            _copy(work, _indices(task), copied, outputs, task.merge.digests, task.faulty)
+            task.nonfinite.clear()
+            _copy(work, _indices(task), copied, outputs, task.merge.digests, task.nonfinite)
         elif work.passes[task.tile.number].statistic is None:
             self._combine(task)
         else:
@@ -149,10 +149,10 @@ class Worker:
 
     def _combine(self, task: TileRun) -> None:
         """Compute the outputs of a tile of the last pass, and digest them."""
-        run, work = task.merge, task.merge.placement.work
+        run, work = task.merge, task.merge.scheduled.work
         evaluator, spans = self._evaluator(task)
         spans |= {load: Span(held.block, held.at, 0) for load, held in run.side.items()}
-        first, _ = elements(task.tile, run.placement)
+        first, _ = elements(task.tile, run.scheduled)
         outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
         self._output(evaluator, work, _indices(task), spans, outputs, run.digests, task)
 
@@ -168,7 +168,7 @@ class Worker:
     ) -> None:
         """Compute grains of the output, and digest them. What is found out beside goes to
         ``into``."""
-        into.faulty.clear()
+        into.nonfinite.clear()
         into.losses = GrainSums() if work.root.kernel.lossy else None
         for index in indices:
             self._host.check()
@@ -176,16 +176,16 @@ class Worker:
             bounds = work.grains.bounds(index)
             if doubtful:
                 tables = evaluator.tables
-                into.faulty.update(check_finite(work.root, bounds, inputs, outputs, tables))
+                into.nonfinite.update(check_finite(work.root, bounds, inputs, outputs, tables))
             for write, span in outputs:
                 digests[write].add(index, span.content(write.dtype, *bounds))
 
     def _gather(self, task: TileRun) -> None:
         """Add a tile to the statistic of its pass."""
-        current = task.merge.placement.work.passes[task.tile.number]
+        current = task.merge.scheduled.work.passes[task.tile.number]
         assert current.statistic is not None
         evaluator, _ = self._evaluator(task)
-        merge = task.merge.placement.work.merge_of(current)
+        merge = task.merge.scheduled.work.merge_of(current)
         statistic = merge.kernel.passes[current.statistic]
         accumulator = statistic.init()
         for index in _indices(task):
@@ -197,8 +197,8 @@ class Worker:
     def _evaluator(self, task: TileRun) -> tuple[TreeEvaluator, dict[Load, Span]]:
         """The evaluator of the tile, once the prefixes of its grains are known, and its inputs."""
         run, tile = task.merge, task.tile
-        work = run.placement.work
-        first, _ = elements(tile, run.placement)
+        work = run.scheduled.work
+        first, _ = elements(tile, run.scheduled)
         spans = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
         memo = None
         if task.memo is not None:
@@ -232,10 +232,10 @@ def _copy(
     source: Span,
     outputs: Outputs,
     digests: Mapping[Write, TensorDigest],
-    faulty: Counter[Load],
+    nonfinite: Counter[Load],
 ) -> None:
-    """Move the bytes of grains from an input to outputs, digest them, and count in ``faulty`` those
-    of the input's elements that are not finite."""
+    """Move the bytes of grains from an input to outputs, digest them, and count in ``nonfinite``
+    those of the input's elements that are not finite."""
     grains, load = work.grains, work.leaves[0]
     first, _ = grains.bounds(indices.start)
     count = min(len(indices) * grains.size, grains.total - first)
@@ -249,4 +249,4 @@ def _copy(
             content = span.content(write.dtype, *bounds)
             digests[write].add(index, content)
             if inspected and not all_finite(content, load.dtype):
-                faulty[load] += int(not_finite(content, load.dtype, bounds[1]).sum())
+                nonfinite[load] += int(not_finite(content, load.dtype, bounds[1]).sum())

@@ -56,21 +56,23 @@ class DeviceCache:
         """Size in bytes."""
         return 0 if self.memory is None else int(self.memory.numel())
 
-    def crowded(self, placement: ScheduledMerge, others: Collection[MergeRun]) -> bool:
+    def crowded(self, scheduled: ScheduledMerge, others: Collection[MergeRun]) -> bool:
         """Whether a merge would get more space if ``others`` were removed."""
         if self.stays.keys().isdisjoint(others):
             return False
-        possible = min(placement.staying, grains_in_cache(placement.work.merge_shape, self.size))
-        return grains_in_cache(placement.work.merge_shape, self._gap()[1]) < possible
+        possible = min(
+            scheduled.cached_grains, grains_in_cache(scheduled.work.merge_shape, self.size)
+        )
+        return grains_in_cache(scheduled.work.merge_shape, self._gap()[1]) < possible
 
     def admit(self, run: MergeRun) -> Entry | None:
         """The entry of a merge, created if necessary; ``None`` if there is no space."""
         if (stay := self.stays.get(run)) is not None:
             return stay
-        placement = run.placement
-        work, merge_shape = placement.work, placement.work.merge_shape
+        scheduled = run.scheduled
+        work, merge_shape = scheduled.work, scheduled.work.merge_shape
         at, room = self._gap()
-        grains = min(placement.staying, grains_in_cache(merge_shape, room))
+        grains = min(scheduled.cached_grains, grains_in_cache(merge_shape, room))
         if grains == 0:
             return None
         places, place = {}, at
@@ -78,7 +80,7 @@ class DeviceCache:
             places[work.leaves[position]] = place
             place += grains * stride(merge_shape.grains, merge_shape.leaf_sizes[position])
         nbytes = place - at
-        self.stays[run] = Entry(at, nbytes, grains, places, placement.flow.tiles)
+        self.stays[run] = Entry(at, nbytes, grains, places, scheduled.flow.tiles)
         return self.stays[run]
 
     def done(self, task: TileRun) -> None:

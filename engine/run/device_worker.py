@@ -134,16 +134,16 @@ class DeviceWorker:
     # --- one tile -------------------------------------------------------------------------
 
     def _attempt(self, task: TileRun) -> None:
-        placement = task.merge.placement
-        if self._stays(task) and self._space.cache.crowded(placement, self._others(task)):
+        scheduled = task.merge.scheduled
+        if self._stays(task) and self._space.cache.crowded(scheduled, self._others(task)):
             # The merges that use the space are in flight, and may be almost done.
             self._land_all()
             self._host.put_back(task)
             return
-        chunk = min(placement.chunk, task.tile.grains, self._most or placement.chunk)
+        chunk = min(scheduled.chunk, task.tile.grains, self._most or scheduled.chunk)
         try:
-            staying = placement.staying if self._stays(task) else 0
-            self._space.reserve(placement.work.merge_shape, chunk, staying, self._land_all)
+            cached = scheduled.cached_grains if self._stays(task) else 0
+            self._space.reserve(scheduled.work.merge_shape, chunk, cached, self._land_all)
             self._flying.append(self._launch(task, chunk))
         except Exception as error:
             chunk = self._smaller(chunk, error)
@@ -207,7 +207,7 @@ class DeviceWorker:
         for merge in run.passes[tile.number].scanned:
             if merge not in task.prefixes:
                 self._host.exchange(task, merge, self._prefixes(flight, merge))
-        current = run.placement.work.passes[tile.number]
+        current = run.scheduled.work.passes[tile.number]
         if current.statistic is None:
             flight.arrived = self._walk(
                 flight,
@@ -216,7 +216,7 @@ class DeviceWorker:
                 ),
             )
         else:
-            merge, statistic = run.placement.work.merge_of(current), _statistic(task)
+            merge, statistic = run.scheduled.work.merge_of(current), _statistic(task)
             flight.accumulator = into = statistic.init()
             flight.arrived = self._walk(
                 flight,
@@ -244,7 +244,7 @@ class DeviceWorker:
         The returned mark is reached when everything is done.
         """
         task = flight.task
-        run, work = task.merge, task.merge.placement.work
+        run, work = task.merge, task.merge.scheduled.work
         ops, last = self._space.ops, Mark()
         assert ops is not None
         cache = self._space.cache
@@ -291,10 +291,10 @@ class DeviceWorker:
 
         Either all of these grains are cached, or none.
         """
-        grains = task.merge.placement.work.grains
-        tile_first, _ = elements(task.tile, task.merge.placement)
+        grains = task.merge.scheduled.work.grains
+        tile_first, _ = elements(task.tile, task.merge.scheduled)
         first, count = elements_of(grains, indices)
-        staying = stay if stay is not None and indices.stop <= stay.grains else None
+        cached = stay if stay is not None and indices.stop <= stay.grains else None
         at = 0
 
         def in_slot(dtype: DType) -> DeviceSpan:
@@ -314,9 +314,9 @@ class DeviceWorker:
         inputs: dict[Load, DeviceSpan] = {}
         uploads: list[tuple[Memory, Memory]] = []
         for load, (block, start) in task.inputs.items():
-            if staying is not None and load in staying.places:
-                span = DeviceSpan(self._space.cache.memory, staying.places[load], 0, grains)
-                missing = staying.arrives(load, indices)
+            if cached is not None and load in cached.places:
+                span = DeviceSpan(self._space.cache.memory, cached.places[load], 0, grains)
+                missing = cached.arrives(load, indices)
             else:
                 span, missing = in_slot(load.dtype), True
             inputs[load] = span
@@ -335,7 +335,7 @@ class DeviceWorker:
     def _stays(self, task: TileRun) -> bool:
         """Whether to cache the inputs of this tile for later passes."""
         return (
-            task.merge.placement.staying > 0
+            task.merge.scheduled.cached_grains > 0
             and not task.tile.writes  # no pass follows the last one
             and task.merge.device == self._number  # the CPU has not taken over
             and task.merge not in self._space.cache.stays
@@ -346,7 +346,7 @@ class DeviceWorker:
         self._land_all()
         self._space.drop()
         if chunk == 0:
-            self._given_up[task.merge.placement.work.root] = None
+            self._given_up[task.merge.scheduled.work.root] = None
             self._host.give_up(task)
             return
         self._again.append(task)
@@ -371,21 +371,21 @@ class DeviceWorker:
 
 def _finish(task: TileRun, doubtful: Sequence[float]) -> None:
     """Check and digest the downloaded output blocks."""
-    run, work = task.merge, task.merge.placement.work
-    first, _ = elements(task.tile, run.placement)
+    run, work = task.merge, task.merge.scheduled.work
+    first, _ = elements(task.tile, run.scheduled)
     inputs = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
     outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
-    task.faulty.clear()
+    task.nonfinite.clear()
     for index, doubt in zip(_grains(task), doubtful, strict=True):
         bounds = work.grains.bounds(index)
         if doubt:
-            task.faulty.update(check_finite(work.root, bounds, inputs, outputs))
+            task.nonfinite.update(check_finite(work.root, bounds, inputs, outputs))
         for write, span in outputs:
             run.digests[write].add(index, span.content(write.dtype, *bounds))
 
 
 def _statistic(task: TileRun) -> Any:
-    work = task.merge.placement.work
+    work = task.merge.scheduled.work
     current = work.passes[task.tile.number]
     assert current.statistic is not None
     return work.merge_of(current).kernel.passes[current.statistic]

@@ -85,9 +85,9 @@ class DeviceWorkspace:
         return slot
 
     def reserve(
-        self, merge_shape: MergeShape, chunk: int, staying: int, land: Callable[[], None]
+        self, merge_shape: MergeShape, chunk: int, cached: int, land: Callable[[], None]
     ) -> None:
-        """Allocate what a merge needs to process ``chunk`` grains at a time and cache ``staying``
+        """Allocate what a merge needs to process ``chunk`` grains at a time and cache ``cached``
         grains. ``land`` waits until nothing in this memory is in use."""
         needed = _Sizes(
             outside_bytes(merge_shape), arena_bytes(merge_shape), slot_bytes(merge_shape, chunk)
@@ -96,7 +96,7 @@ class DeviceWorkspace:
         if sizes.total > self._memory:
             sizes = needed  # drop what other merges needed
         cache = self.cache.size
-        if staying and (own := cache_bytes(merge_shape, staying)) > cache:
+        if cached and (own := cache_bytes(merge_shape, cached)) > cache:
             cache = SLOTS * own  # others begin while one merge ends
         cache = max(min(cache, self._memory - sizes.total, self._cachable), 0)
         if sizes == self._sizes and cache == self.cache.size:

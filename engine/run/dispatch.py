@@ -54,7 +54,7 @@ class Dispatcher:
         order = 0
         for group in groups(self._schedule):
             if isinstance(group, int):
-                run = self._begin(self._schedule.placements[group])
+                run = self._begin(self._schedule.merges[group])
                 for tile in self._schedule.tiles(group):
                     self._start(order, tile, run)
                     order += 1
@@ -67,25 +67,25 @@ class Dispatcher:
         block = self._ledger.grant(layout.nbytes)
         self._loader.request_bundle(Bundle(order, list(map(SmallRun, merges)), layout, block))
 
-    def _begin(self, placement: ScheduledMerge) -> MergeRun:
-        if placement.work.awaited:
-            self._await_spilled(placement.work.awaited)
-        run = MergeRun(placement)
-        for position in placement.flow.kept_fresh:
-            load = placement.work.leaves[position]
+    def _begin(self, scheduled: ScheduledMerge) -> MergeRun:
+        if scheduled.work.awaited:
+            self._await_spilled(scheduled.work.awaited)
+        run = MergeRun(scheduled)
+        for position in scheduled.flow.kept_fresh:
+            load = scheduled.work.leaves[position]
             block = self._ledger.grant(span_bytes(load.nbytes))
             run.held[load] = HeldLoad(block, page_offset(load.bytes.position(0)), load.nbytes)
-        for position in placement.flow.kept_before:
-            load = placement.work.leaves[position]
+        for position in scheduled.flow.kept_before:
+            load = scheduled.work.leaves[position]
             run.held[load] = self._kept.pop(load)
-        for position in placement.kept_after:
-            load = placement.work.leaves[position]
+        for position in scheduled.kept_after:
+            load = scheduled.work.leaves[position]
             self._kept[load] = run.held[load]
             with self._lock:
                 run.held[load].users += 1
         with self._lock:
             self._running.add(run)
-        if placement.work.grains.count == 0:
+        if scheduled.work.grains.count == 0:
             self._finish_empty(run)
         else:
             self._read_side(run)
@@ -93,8 +93,8 @@ class Dispatcher:
 
     def _read_side(self, run: MergeRun) -> None:
         """Request the side inputs and held tables of a merge, before its first tile."""
-        work = run.placement.work
-        held_tables = [work.tables[position] for position in run.placement.flow.held]
+        work = run.scheduled.work
+        held_tables = [work.tables[position] for position in run.scheduled.flow.held]
         for load in dict.fromkeys((*work.side, *held_tables)):
             block = self._ledger.grant(span_bytes(load.nbytes))
             at = page_offset(load.bytes.position(0))
@@ -102,9 +102,9 @@ class Dispatcher:
             self._loader.request_held(load, held)
 
     def _start(self, order: int, tile: Tile, run: MergeRun) -> None:
-        work = run.placement.work
+        work = run.scheduled.work
         inputs: dict[Load, tuple[Block, int]] = {}
-        first, count = elements(tile, run.placement)
+        first, count = elements(tile, run.scheduled)
         transient: list[Block] = []
         for position in work.passes[tile.number].leaves:
             load = work.leaves[position]
@@ -113,7 +113,7 @@ class Dispatcher:
                 inputs[load] = held.block, held.at + load.dtype.nbytes(first)
                 continue
             inputs[load] = self._tile_block(position, tile, run)
-            if tile.writes or not run.placement.flow.is_resident(position, tile.first):
+            if tile.writes or not run.scheduled.flow.is_resident(position, tile.first):
                 transient.append(inputs[load][0])
         memo = self._memo_block(tile, run)
         if memo is not None and tile.writes:
@@ -134,12 +134,12 @@ class Dispatcher:
 
     def _tile_block(self, position: int, tile: Tile, run: MergeRun) -> tuple[Block, int]:
         """The block of one input of one tile: a new one, or that of an earlier pass."""
-        load = run.placement.work.leaves[position]
-        flow = run.placement.flow
+        load = run.scheduled.work.leaves[position]
+        flow = run.scheduled.flow
         key = load, flow.index(tile.first)
         if position not in tile.reads:
             return run.resident[key]
-        first, count = elements(tile, run.placement)
+        first, count = elements(tile, run.scheduled)
         block = self._ledger.grant(span_bytes(load.dtype.nbytes(count)))
         found = block, page_offset(load.bytes.position(load.dtype.nbytes(first)))
         if flow.is_resident(position, tile.first):
@@ -148,7 +148,7 @@ class Dispatcher:
 
     def _memo_block(self, tile: Tile, run: MergeRun) -> Block | None:
         """The block of the memos of one tile, shared by all passes; ``None`` without memos."""
-        flow = run.placement.flow
+        flow = run.scheduled.flow
         if not flow.memos:
             return None
         index = flow.index(tile.first)
@@ -159,8 +159,8 @@ class Dispatcher:
     def _await_kept(self, task: TileRun) -> None:
         """Make ``task`` wait for inputs that are still being read for an earlier merge."""
         run = task.merge
-        leaves = run.placement.work.leaves
-        kept = [leaves[position] for position in run.placement.flow.kept_before]
+        leaves = run.scheduled.work.leaves
+        kept = [leaves[position] for position in run.scheduled.flow.kept_before]
         awaited = [run.held[load] for load in kept if load in task.inputs]
         with self._lock:
             for held in (*awaited, *run.side.values()):

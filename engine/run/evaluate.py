@@ -292,7 +292,7 @@ def check_finite(
     """
     merges, known = list(tree(root)), tables or {}
     nodes = dict.fromkeys(node for merge in merges for node in merge.gather.inputs)
-    faulty = {
+    nonfinite = {
         node: _not_finite(inputs[node], node.dtype, bounds)
         for node in nodes
         if isinstance(node, Load)
@@ -303,7 +303,7 @@ def check_finite(
         for merge in merges:
             for node in merge.gather.inputs:
                 if isinstance(node, Load):
-                    broken &= ~faulty[node] if aligned else not faulty[node].any()
+                    broken &= ~nonfinite[node] if aligned else not nonfinite[node].any()
             for load in merge.gather.side:
                 if broken.any():
                     broken &= ~_not_finite(inputs[load], load.dtype, (0, load.elements)).any()
@@ -319,7 +319,7 @@ def check_finite(
                 f"{write.dtype}, although all inputs are: choose a wider dtype or out_dtype, or "
                 "smaller weights"
             )
-    return {load: int(found.sum()) for load, found in faulty.items() if found.any()}
+    return {load: int(found.sum()) for load, found in nonfinite.items() if found.any()}
 
 
 def _not_finite(span: Span, dtype: DType, bounds: tuple[int, int]) -> Any:

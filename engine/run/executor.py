@@ -128,7 +128,7 @@ class Executor:
         self._to_write: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._to_finish: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._finishers = FINISHERS if schedule.used_devices else 0
-        self._unfinished = len(schedule.placements)
+        self._unfinished = len(schedule.merges)
         self._running: set[MergeRun] = set()
         self._spilled = threading.Condition(self._lock)
         self._unspilled = {spill.write for spill in schedule.graph.spills}
@@ -328,8 +328,8 @@ class Executor:
             with self._lock:
                 if self._first_tile is None:
                     self._first_tile = time.perf_counter(), self.storage.seconds
-                self.progress.current = run.placement.work.name
-            self.lanes.begin(run.placement.work.name)
+                self.progress.current = run.scheduled.work.name
+            self.lanes.begin(run.scheduled.work.name)
         return task
 
     def put_back(self, task: TileRun) -> None:
@@ -345,7 +345,7 @@ class Executor:
         """
         for block in task.transient:
             self._ledger.release(block)
-        if task.faulty or task.losses is not None:
+        if task.nonfinite or task.losses is not None:
             with self._lock:
                 task.merge.add(task)
         for write, block, at in task.outputs:
@@ -366,19 +366,19 @@ class Executor:
         with self._lock:
             scan = run.scan(tile.number, merge)
         total = tuple(map(sum, zip(*own, strict=True)))
-        before = scan.exchange(run.placement.flow.index(tile.first), total)
+        before = scan.exchange(run.scheduled.flow.index(tile.first), total)
         task.prefixes[merge] = dict(enumerate(sums_before(own, before), start=tile.first))
 
     def accumulate(self, task: TileRun, accumulator: Any) -> None:
         """Add the accumulator of a tile to its pass."""
-        current = task.merge.placement.work.passes[task.tile.number]
+        current = task.merge.scheduled.work.passes[task.tile.number]
         assert current.statistic is not None
         state = task.merge.passes[task.tile.number]
         with state.combining:  # adding large tables takes time, so not under the main lock
             if state.total is None:
                 state.total = accumulator
             else:
-                merge = task.merge.placement.work.merge_of(current)
+                merge = task.merge.scheduled.work.merge_of(current)
                 merge.kernel.passes[current.statistic].combine(state.total, accumulator)
 
     def _tile_done(self, task: TileRun, seconds: float) -> None:
@@ -400,16 +400,16 @@ class Executor:
                 return
             self._time(run)
         self._release_held(run)
-        work = run.placement.work
+        work = run.scheduled.work
         if not work.writes:
             self.measured[work.root] = tuple(run.statistics[work.root])
             self._merges_done([run])
 
     def _time(self, run: MergeRun) -> None:
         """Record how long a merge took, unless it moved between processors."""
-        if run.device != run.placement.assignment.device or run.seconds < _MEASURABLE:
+        if run.device != run.scheduled.assignment.device or run.seconds < _MEASURABLE:
             return
-        work = run.placement.work
+        work = run.scheduled.work
         estimate = Estimate.of(work.kind)
         if run.device is None:
             self.stopwatch.on_cpu(estimate.cpu_core, run.seconds, estimate.compiled)
@@ -429,7 +429,7 @@ class Executor:
 
     def _write(self, task: TileRun, write: Write, block: Block, at: int) -> None:
         run = task.merge
-        first, count = elements(task.tile, run.placement)
+        first, count = elements(task.tile, run.scheduled)
         start = write.offset + write.dtype.nbytes(first)
         nbytes = write.dtype.nbytes(count)
         with self.storage:
@@ -441,7 +441,7 @@ class Executor:
             complete = run.unwritten[write] == 0
             finished = not any(run.unwritten.values())
         if complete:
-            grain = write.dtype.nbytes(run.placement.work.grains.size)
+            grain = write.dtype.nbytes(run.scheduled.work.grains.size)
             self._sink.completed(write, run.digests[write].hexdigest(), grain, run.error(write))
         if finished:
             self._merges_done([run])
@@ -452,7 +452,7 @@ class Executor:
                 self._sink.writer(each.file).write(each.start, each.stop, bundle.block, each.at)
         self._ledger.release(bundle.block)
         for run in bundle.runs:
-            work = run.placement.work
+            work = run.scheduled.work
             for write in work.writes:
                 grain = write.dtype.nbytes(work.grains.size)
                 digest = run.digests[write].hexdigest()
@@ -462,7 +462,7 @@ class Executor:
         self._merges_done(bundle.runs)
 
     def _finish_empty(self, run: MergeRun) -> None:
-        for write in run.placement.work.writes:
+        for write in run.scheduled.work.writes:
             self._sink.completed(write, run.digests[write].hexdigest(), 0)
         self._release_held(run)
         self._merges_done([run])
@@ -471,14 +471,14 @@ class Executor:
         with self._lock:
             self._running.difference_update(runs)
             for run in runs:
-                for load, count in run.faulty.items():
+                for load, count in run.nonfinite.items():
                     self._faulty[load] = max(count, self._faulty.get(load, 0))
             self._ended_at = time.perf_counter()
             self.progress.merges_done += len(runs)
             self._unfinished -= len(runs)
             if self._unspilled:
                 for run in runs:
-                    self._unspilled.difference_update(run.placement.work.writes)
+                    self._unspilled.difference_update(run.scheduled.work.writes)
                 self._spilled.notify_all()
             if not self._unfinished:
                 self._ended.notify_all()

@@ -68,7 +68,7 @@ class Loader:
         self._fill(load, start, stop, block, at)
 
     def _read_tile(self, task: TileRun, load: Load, block: Block, at: int) -> None:
-        first, count = elements(task.tile, task.merge.placement)
+        first, count = elements(task.tile, task.merge.scheduled)
         start = load.dtype.nbytes(first)
         stop = start + load.dtype.nbytes(count)
         self._fill(load, start, stop, block, at)

@@ -36,7 +36,7 @@ class ReadyTiles:
     def offer(self, task: TileRun) -> None:
         """Queue a tile whose inputs are present, or park it until its turn."""
         state = task.merge.passes[task.tile.number]
-        index = task.merge.placement.flow.index(task.tile.first)
+        index = task.merge.scheduled.flow.index(task.tile.first)
         if not state.open:
             state.waiting.append(task)
         elif index > state.next_taken and state.scanned:
@@ -65,7 +65,7 @@ class ReadyTiles:
             task = heapq.heappop(lane.ready)
             if isinstance(task, TileRun):
                 state = task.merge.passes[task.tile.number]
-                index = task.merge.placement.flow.index(task.tile.first)
+                index = task.merge.scheduled.flow.index(task.tile.first)
                 state.next_taken = max(state.next_taken, index + 1)
                 parked = state.parked.pop(index + 1, None)
                 if parked is not None:

@@ -100,7 +100,7 @@ def is_small(work: Work) -> bool:
     if work.root.gather.inputs != work.leaves or work.grains.count != 1:
         return False
     dtypes = [*(load.dtype for load in work.leaves), *(write.dtype for write in work.writes)]
-    simple = not (work.beside or kernel.parts or kernel.lossy)
+    simple = not (work.side_loads or kernel.parts or kernel.lossy)
     return simple and all(map(_is_plain, dtypes))
 
 

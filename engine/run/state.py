@@ -52,8 +52,8 @@ class TileRun:
 
     ``pending`` counts the conditions that are not met yet for computing it; the ``transient``
     blocks are released afterwards. ``memo`` holds the memos of its grains. ``prefixes`` has, by
-    merge and grain, the sum of the scan values of all earlier grains. ``faulty`` counts the input
-    elements that are not finite, in grains whose results are not.
+    merge and grain, the sum of the scan values of all earlier grains. ``nonfinite`` counts the
+    input elements that are not finite, in grains whose results are not.
     """
 
     order: int
@@ -65,7 +65,7 @@ class TileRun:
     memo: Block | None = None
     pending: int = 1
     prefixes: dict[Merge, dict[int, tuple[int, ...]]] = field(default_factory=dict)
-    faulty: Counter[Load] = field(default_factory=Counter)
+    nonfinite: Counter[Load] = field(default_factory=Counter)
     losses: GrainSums | None = None
     """The quantisation error of its grains, if the kernel is `Kernel.lossy`."""
 
@@ -143,13 +143,13 @@ class Bundle:
 class SmallRun:
     """One merge of a bundle; it has no tiles, because it is in memory completely."""
 
-    __slots__ = ("digests", "faulty", "losses", "placement")
+    __slots__ = ("digests", "losses", "nonfinite", "scheduled")
 
-    def __init__(self, placement: ScheduledMerge) -> None:
-        work = placement.work
-        self.placement = placement
+    def __init__(self, scheduled: ScheduledMerge) -> None:
+        work = scheduled.work
+        self.scheduled = scheduled
         self.digests = {write: TensorDigest(work.grains.count) for write in work.writes}
-        self.faulty: Counter[Load] = Counter()
+        self.nonfinite: Counter[Load] = Counter()
         self.losses: GrainSums | None = None
 
     def error(self, write: Write) -> float | None:
@@ -183,9 +183,9 @@ class TileQueue(Protocol):
     def give_up(self, task: TileRun) -> None: ...
 
 
-def elements(tile: Tile, placement: ScheduledMerge) -> tuple[int, int]:
+def elements(tile: Tile, scheduled: ScheduledMerge) -> tuple[int, int]:
     """First element and number of elements of a tile."""
-    grains = placement.work.grains
+    grains = scheduled.work.grains
     first = tile.first * grains.size
     return first, min(tile.grains * grains.size, grains.total - first)
 
@@ -193,10 +193,10 @@ def elements(tile: Tile, placement: ScheduledMerge) -> tuple[int, int]:
 class MergeRun:
     """One root merge in flight."""
 
-    def __init__(self, placement: ScheduledMerge) -> None:
-        work = placement.work
-        self.placement = placement
-        self.device = placement.assignment.device
+    def __init__(self, scheduled: ScheduledMerge) -> None:
+        work = scheduled.work
+        self.scheduled = scheduled
+        self.device = scheduled.assignment.device
         """The number of the device that computes its tiles now; ``None`` for the CPU."""
         self.held: dict[Load, HeldLoad] = {}
         self.side: dict[Load, HeldLoad] = {}
@@ -205,15 +205,15 @@ class MergeRun:
         """Blocks of tiles kept for all passes, by load and tile; used by the dispatcher only."""
         self.memos: dict[int, Block] = {}
         """Blocks of memos, by tile; used by the dispatcher only."""
-        self.passes = [PassRun(placement.flow.tiles) for _ in work.passes]
+        self.passes = [PassRun(scheduled.flow.tiles) for _ in work.passes]
         self.statistics: dict[Merge, list[Any]] = {merge: [] for merge in work.merges}
         self.scans: dict[tuple[int, Merge], PrefixScan] = {}
         """Scans by pass and merge."""
         self.digests = {write: TensorDigest(work.grains.count) for write in work.writes}
-        self.unwritten = dict.fromkeys(work.writes, placement.flow.tiles)
+        self.unwritten = dict.fromkeys(work.writes, scheduled.flow.tiles)
         self.seconds = 0.0
         """Seconds that its tiles took on any processor; NaN if unknown."""
-        self.faulty: Counter[Load] = Counter()
+        self.nonfinite: Counter[Load] = Counter()
         self.losses = GrainSums()
         self.open_pass(0)
 
@@ -223,7 +223,7 @@ class MergeRun:
 
     def add(self, task: TileRun) -> None:
         """Add the counts and the quantisation error of a tile of the last pass."""
-        self.faulty.update(task.faulty)
+        self.nonfinite.update(task.nonfinite)
         if task.losses is not None:
             self.losses.combine(task.losses)
 
@@ -236,9 +236,9 @@ class MergeRun:
 
         Called once, when all tiles of the pass are done, before the next pass is opened.
         """
-        current = self.placement.work.passes[number]
+        current = self.scheduled.work.passes[number]
         if current.statistic is not None:
-            merge = self.placement.work.merge_of(current)
+            merge = self.scheduled.work.merge_of(current)
             results = self.statistics[merge]
             statistic = merge.kernel.passes[current.statistic]
             total = self.passes[number].total
@@ -250,7 +250,7 @@ class MergeRun:
     def open_pass(self, number: int) -> None:
         """Admit the tiles of a pass; the statistics of all previous passes are complete."""
         self.passes[number].open = True
-        self.passes[number].scanned = scanned_in(self.placement.work, number, self.statistics)
+        self.passes[number].scanned = scanned_in(self.scheduled.work, number, self.statistics)
 
 
 def relative_error(write: Write, losses: GrainSums | None) -> float | None:

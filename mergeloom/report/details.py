@@ -110,7 +110,7 @@ class _Rows:
 
 def _steps(planned: PlannedMerge) -> Iterator[MemoryStep]:
     written = 0
-    for placed in planned.schedule.placements:
+    for placed in planned.schedule.merges:
         flow, work = placed.flow, placed.work
         written += sum(write.nbytes for write in work.writes)
         kept = flow.kept_bytes + placed.kept_for_others

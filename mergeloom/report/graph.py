@@ -78,7 +78,7 @@ def _in_order(graph: Graph) -> Iterator[tuple[str, Load | Gather | Merge | Write
 
 def _about(task: Load | Gather | Merge | Write) -> dict[str, Any]:
     if isinstance(task, Gather):
-        return {"kind": "gather", "inputs": len(task.inputs), "side": len(task.beside)}
+        return {"kind": "gather", "inputs": len(task.inputs), "side": len(task.side_loads)}
     shape = "x".join(map(str, task.shape))
     if isinstance(task, Merge):
         kernel = type(task.kernel).__name__

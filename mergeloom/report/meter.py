@@ -93,7 +93,7 @@ class Meter:
             write_bytes=counters.write_bytes,
             write_total=to_write,
             merges_done=counters.merges_done,
-            merges_total=len(schedule.placements),
+            merges_total=len(schedule.merges),
             tensors_before=self._begun.resumed,
             current=counters.current,
             seconds=now - self._began,
@@ -105,7 +105,7 @@ class Meter:
     def _left(self, rest: int, rate: float, counters: Counters, seconds: float) -> float | None:
         """Seconds for the ``rest`` bytes or, if all are transferred, for the remaining merges at
         the average pace."""
-        done, total = counters.merges_done, len(self._begun.schedule.placements)
+        done, total = counters.merges_done, len(self._begun.schedule.merges)
         if not rest and done < total:
             return seconds * (total - done) / done if done * 10 >= total else None
         return rest / rate if rate > 0 else None

@@ -94,7 +94,7 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
         ),
         "placement": tuple(
             plan_records.PlacementReport(
-                schedule.place_name(assignment), assignment.why.value, number
+                schedule.place_name(assignment), assignment.reason.value, number
             )
             for assignment, number in schedule.assignments.items()
         ),

@@ -20,7 +20,7 @@ def task_list(planned: PlannedMerge) -> TaskList:
 
 def _tasks(planned: PlannedMerge) -> Iterator[Task]:
     schedule = planned.schedule
-    for number, placed in enumerate(schedule.placements):
+    for number, placed in enumerate(schedule.merges):
         work = placed.work
         root = work.root
         yield Task(
@@ -28,7 +28,7 @@ def _tasks(planned: PlannedMerge) -> Iterator[Task]:
             name=work.writes[0].name,
             kernel=repr(root.kernel),
             shape=root.shape,
-            inputs=tuple(map(_input, (*root.gather.inputs, *root.gather.beside))),
+            inputs=tuple(map(_input, (*root.gather.inputs, *root.gather.side_loads))),
             writes=tuple(map(_slot, work.writes)),
             device=schedule.place_name(placed.assignment),
             passes=len(work.passes),

@@ -248,17 +248,17 @@ def _add_product(
             down = arranged(down.transpose(), rows).transpose()
         elif rows is not None:
             up, lengths = arranged(up, rows), arranged(lengths, rows)
-        beside = [_load(builder, each, name) for each in (down, up, lengths)]
+        side = [_load(builder, each, name) for each in (down, up, lengths)]
         kernel = LowRank(product.scale, product.rank, lengths=True)
         if not product.swapped:
-            return builder.merge([node], kernel, name, side=beside)
+            return builder.merge([node], kernel, name, side=side)
         turned = builder.merge([node], Transpose(), name)
-        adapted = builder.merge([turned], kernel, name, side=beside)
+        adapted = builder.merge([turned], kernel, name, side=side)
         return builder.merge([adapted], Transpose(), name)
     if product.swapped:
         down, up = up.transpose(), down.transpose()
-    beside = [_load(builder, each, name) for each in (down, arranged(up, rows))]
-    return builder.merge([node], LowRank(product.scale, product.rank), name, side=beside)
+    side = [_load(builder, each, name) for each in (down, arranged(up, rows))]
+    return builder.merge([node], LowRank(product.scale, product.rank), name, side=side)
 
 
 def _add_bias(

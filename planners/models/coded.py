@@ -213,7 +213,7 @@ def _weight(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> F
     if first is None or prefix + "weight_zero_point" in tensors:
         return None
     scale = _scales(tensors[prefix + first])
-    beside, used = [scale], [name, prefix + first]
+    side, used = [scale], [name, prefix + first]
     kernels = []
     if kind in ("U8", "F4") or (kind == "I8" and scale.dtype == F8_E8M0):
         codes = codes.view_as(F4)
@@ -221,10 +221,10 @@ def _weight(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> F
     kernels.append(_scale_of(codes.shape, scale.shape, block))
     second = tensors.get(f"{prefix}weight_scale_2")
     if second is not None:
-        beside.append(second)
+        side.append(second)
         used.append(f"{prefix}weight_scale_2")
         kernels.append(Scale(single=True))
-    value = Coded(codes, Dequantise(tuple(kernels)), tuple(beside))
+    value = Coded(codes, Dequantise(tuple(kernels)), tuple(side))
     return Found(name, value, used, [])
 
 
@@ -248,20 +248,20 @@ def _packed(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> F
         return None
     used = [f"{prefix}weight_packed", f"{prefix}weight_scale"]
     unused = [prefix + "weight_shape"] if prefix + "weight_shape" in tensors else []
-    beside, kernels, zero = [_scales(scale)], [], 0.0
+    side, kernels, zero = [_scales(scale)], [], 0.0
     if packed.dtype.code == "I32":
         bits = hints.bits or _bits(packed.shape, scale.shape)
         codes = packed.view_as(U4 if bits == 4 else U8)
         zero = float(1 << (bits - 1))
     else:
         codes = packed.view_as(F4)
-    kernels.append(_scale_of(codes.shape, beside[0].shape))
+    kernels.append(_scale_of(codes.shape, side[0].shape))
     overall = tensors.get(f"{prefix}weight_global_scale")
     if overall is not None:
-        beside.append(overall)
+        side.append(overall)
         used.append(f"{prefix}weight_global_scale")
         kernels.append(Scale(single=True, inverse=True))
-    value = Coded(codes, Dequantise(tuple(kernels), zero=zero), tuple(beside))
+    value = Coded(codes, Dequantise(tuple(kernels), zero=zero), tuple(side))
     return Found(f"{prefix}weight", value, used, unused)
 
 

@@ -13,7 +13,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Coded:
-    """A quantised weight: ``kernel`` computes its values from ``codes`` and side inputs ``beside``.
+    """A quantised weight: ``kernel`` computes its values from ``codes`` and ``side`` inputs.
 
     With ``turned``, the last two dimensions of the codes are transposed first. ``swapped`` means
     that the values are the transpose of the model's weight.
@@ -21,7 +21,7 @@ class Coded:
 
     codes: StoredTensor
     kernel: Dequantise
-    beside: tuple[StoredTensor, ...]
+    side: tuple[StoredTensor, ...]
     swapped: bool = False
     turned: bool = False
 
@@ -40,7 +40,7 @@ class Coded:
         shape = self.codes.shape
         if self.turned:
             shape = (*shape[:-2], shape[-1], shape[-2])
-        self.kernel.output_shape([shape], [each.shape for each in self.beside])
+        self.kernel.output_shape([shape], [each.shape for each in self.side])
 
 
 class Found(NamedTuple):

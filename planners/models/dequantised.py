@@ -97,9 +97,9 @@ def _load(builder: GraphBuilder, tensor: StoredTensor, name: str) -> Load:
 
 def _values(builder: GraphBuilder, coded: Coded, name: str) -> Merge:
     codes = _load(builder, coded.codes, name)
-    beside = [_load(builder, each, name) for each in coded.beside]
+    side = [_load(builder, each, name) for each in coded.side]
     arranged = builder.merge([codes], Transpose(), name) if coded.turned else codes
-    values = builder.merge([arranged], coded.kernel, name, side=beside)
+    values = builder.merge([arranged], coded.kernel, name, side=side)
     return builder.merge([values], Transpose(), name) if coded.swapped else values
 
 

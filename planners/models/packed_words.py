@@ -121,8 +121,8 @@ def packed_words(
     arranged = codes.transpose().view_as(dtype)
     if words.by_awq:
         arranged = arranged.reshape((outside // of_word, inside, of_word))
-    beside = [scales, zeros.view_as(dtype), *([] if groups is None else [groups])]
-    value = Coded(arranged, kernel, tuple(beside), turned=words.by_awq)
+    side = [scales, zeros.view_as(dtype), *([] if groups is None else [groups])]
+    value = Coded(arranged, kernel, tuple(side), turned=words.by_awq)
     used = [prefix + part for part, tensor in parts.items() if tensor is not None]
     return Found(f"{prefix}weight", value, used, [])
 

@@ -160,9 +160,9 @@ def _coded(
     scaling = Scaling(scheme.top, scheme.limit, kind)
     kernel = Quantise(scaling, scheme.band, columns, scales)
     merge = builder.merge([values], kernel, tensor.name)
-    codes, beside = _seen(values.shape, scheme, kind, way)
+    codes, side = _seen(values.shape, scheme, kind, way)
     yield OutputTensor(codes[0][0], merge, scheme.codes, seen=codes)
-    yield OutputTensor(beside[0][0], merge, scales, 1, beside)
+    yield OutputTensor(side[0][0], merge, scales, 1, side)
 
 
 def _seen(

@@ -410,17 +410,17 @@ class CrashTest:
 
 def _reads(run: Schedule, done: set[Write]) -> tuple[int, int]:
     """Bytes that a run reads for the merges in ``done``, and the maximum for a single merge."""
-    totals = [0] * len(run.placements)
+    totals = [0] * len(run.merges)
     for tile in run.steps():
-        work = run.placements[tile.placement].work
+        work = run.merges[tile.merge].work
         grains = work.grains
         first = tile.first * grains.size
         count = min(tile.grains * grains.size, grains.total - first)
-        totals[tile.placement] += sum(work.leaves[at].dtype.nbytes(count) for at in tile.reads)
+        totals[tile.merge] += sum(work.leaves[at].dtype.nbytes(count) for at in tile.reads)
     useful = sum(
         total
-        for total, placement in zip(totals, run.placements, strict=True)
-        if done.issuperset(placement.work.writes)
+        for total, scheduled in zip(totals, run.merges, strict=True)
+        if done.issuperset(scheduled.work.writes)
     )
     return useful, max(totals, default=0)
 

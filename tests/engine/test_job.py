@@ -275,8 +275,8 @@ def test_what_stays_in_part_changes_no_byte(
         assert outcome.read_bytes == outcome.schedule.read_bytes
         outputs.add(sha256(tmp_path / f"out{ram}")["out.bin"])
     assert len(outputs) == 1
-    flows = [schedule(graph, ram, this_machine(2)).placements[0].flow for ram in budgets]
-    assert any(0 < flow.staying < flow.tiles for flow in flows)
+    flows = [schedule(graph, ram, this_machine(2)).merges[0].flow for ram in budgets]
+    assert any(0 < flow.resident_tiles < flow.tiles for flow in flows)
 
 
 class Stop(Exception):
@@ -463,8 +463,8 @@ def test_memos_are_found_again_where_there_is_room_for_them(tmp_path: Path) -> N
         options = Options(ram=ram, machine=here)
         outcome = jobs.run(job(graph), tmp_path / str(number), options)
         assert outcome.schedule is not None
-        memos = [placement.flow.memos for placement in outcome.schedule.placements]
-        grains = [placement.work.grains.count for placement in outcome.schedule.placements]
+        memos = [scheduled.flow.memos for scheduled in outcome.schedule.merges]
+        grains = [scheduled.work.grains.count for scheduled in outcome.schedule.merges]
         assert sum(kernel.seen) == sum(g for g, there in zip(grains, memos, strict=True) if there)
         ledgers.append(memos)
         digests.append(sha256(tmp_path / str(number)))

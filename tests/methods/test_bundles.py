@@ -33,7 +33,7 @@ def test_a_bundle_gives_the_bytes_of_its_merges_alone(
     machine = spec(2, 300 * MIB, 0)
     made = schedule(graph, None, machine)
     bundles = [group for group in groups(made) if not isinstance(group, int)]
-    assert sum(map(len, bundles)) == len(made.placements)
+    assert sum(map(len, bundles)) == len(made.merges)
     assert any(merge.flow.memos for group in bundles for merge in group)
     jobs.run(job(graph), tmp_path / "together", jobs.Options(machine=machine))
     monkeypatch.setattr("mergeloom.engine.plan.bundles.BUNDLE_BYTES", 0)

@@ -70,9 +70,9 @@ def check_close(graph: Graph, found: Memory, wanted: Memory) -> None:
 
 
 def check_seats(ran: Ran) -> None:
-    assignments = {p.work.name.partition(".")[0]: p.assignment for p in ran.schedule.placements}
+    assignments = {p.work.name.partition(".")[0]: p.assignment for p in ran.schedule.merges}
     for method in ("linear", "slerp", "ties", "dare_ties", "della", "arcee_fusion", "sce", "ram"):
-        assert assignments[method].why is Reason.ASKED_FOR, method
+        assert assignments[method].reason is Reason.ASKED_FOR, method
 
 
 @needs_compiler

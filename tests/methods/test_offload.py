@@ -34,7 +34,7 @@ def test_every_method_gives_the_cpu_s_bytes_on_the_fake_device(
 ) -> None:
     opener = Opener()
     ran = run(graph, machine(accelerator(1 << 30)), opener)
-    assert {placement.assignment.why for placement in ran.schedule.placements} == {Reason.ASKED_FOR}
+    assert {scheduled.assignment.reason for scheduled in ran.schedule.merges} == {Reason.ASKED_FOR}
     assert not ran.warnings
     assert ran.sink == expected
     # What kernels allocate by themselves is no more than was reckoned with.

@@ -1,6 +1,6 @@
 """`methods.ops.interface.Ops` on a CUDA device: each operation is one launch of `operations.cu`.
 
-Results are `Later` values until the tile is done. Operations without CUDA code raise
+Results are `Pending` values until the tile is done. Operations without CUDA code raise
 NotImplementedError; planning keeps merges that need them on the CPU
 (`methods.ops.cuda.arithmetic`).
 """
@@ -17,7 +17,7 @@ from mergeloom.engine.graph.sums import Sums
 from mergeloom.engine.memory.elements import Arena, Elements
 from mergeloom.methods.ops.compiled_ops import CompiledOps
 from mergeloom.methods.ops.compiled_records import VectorRecord, place_of
-from mergeloom.methods.ops.cuda.later import Later, LaterArray, number_at, sums_at, value_of
+from mergeloom.methods.ops.cuda.pending import Pending, PendingArray, number_at, sums_at, value_of
 from mergeloom.methods.ops.cuda.sizes import MOST_BLOCKS, MOST_KEYS, MOST_VECTORS, WORKSHOP_BYTES
 from mergeloom.methods.ops.interface import KeepRule, RandomBound, Vector, pairs
 from mergeloom.methods.ops.loops.sizes import Kind
@@ -156,7 +156,7 @@ class CudaOps(CompiledOps):
 
     def sums(self, numbers: Sequence[Any]) -> Any:
         given = list(numbers)
-        return Later(lambda: Sums(float(value_of(number)) for number in given))
+        return Pending(lambda: Sums(float(value_of(number)) for number in given))
 
     def counters(self, count: int) -> Any:
         self._tables.append(CountTable(self._device, count))
@@ -240,7 +240,7 @@ class CudaOps(CompiledOps):
         starts = (keys.first[number] for number in range(count))
         return [
             [
-                LaterArray(place + 4 * rows * (start + key), rows, "i4", keeper)
+                PendingArray(place + 4 * rows * (start + key), rows, "i4", keeper)
                 for key in range(len(own))
             ]
             for start, own in zip(starts, highs, strict=True)
@@ -262,7 +262,7 @@ class CudaOps(CompiledOps):
         rows = base.count // row
         found, keeper = self._device.cells(-(-rows // 2))
         self._call("divergences", *place_of(base), *place_of(other), rows, row, found)
-        return LaterArray(found, rows, "f4", keeper)
+        return PendingArray(found, rows, "f4", keeper)
 
     def row_dots(self, vectors: Sequence[Vector], row: int) -> Any:
         raise NotImplementedError("row_dots on a device")

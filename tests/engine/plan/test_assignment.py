@@ -62,13 +62,13 @@ def placed(graph: Graph, *devices: Accelerator, ram: int | None = None, **change
 
 
 def reasons(made: Schedule) -> list[Reason]:
-    return [placement.assignment.why for placement in made.placements]
+    return [scheduled.assignment.reason for scheduled in made.merges]
 
 
 def test_cheap_merges_stay_on_the_cpu_and_costly_ones_move() -> None:
     assert set(reasons(placed(many(0.05), GPU))) == {Reason.KEEPS_UP}
     made = placed(many(20.0), GPU)
-    assert made.assignments[made.placements[-1].assignment] > 30
+    assert made.assignments[made.merges[-1].assignment] > 30
     assert reasons(made).count(Reason.FASTER_THERE) > 30
 
 
@@ -76,7 +76,7 @@ def test_the_cpu_takes_its_share_of_what_both_can_do() -> None:
     """Where a device is as fast as two cores, each gets half, one after the other."""
     slow = replace(GPU, speed=2.0)
     made = placed(many(20.0), slow)
-    places = [placement.assignment.device for placement in made.placements]
+    places = [scheduled.assignment.device for scheduled in made.merges]
     assert 15 <= places.count(0) <= 25
     changes = sum(one != other for one, other in pairwise(places))
     assert changes > 20, "both should be at work at any time"
@@ -139,10 +139,10 @@ def test_a_budget_without_room_for_the_libraries_keeps_devices_out() -> None:
 
 @pytest.mark.parametrize("mib", [64, 80, 100, 150, 300, 1000])
 def test_chunks_fit_into_the_memory(mib: int) -> None:
-    (placement,) = placed(layers(Normalised())).placements
-    merge_shape = placement.work.merge_shape
-    grains = grains_at_once(merge_shape, mib * MIB, placement.flow.tile)
-    assert 0 <= grains <= placement.flow.tile
+    (scheduled,) = placed(layers(Normalised())).merges
+    merge_shape = scheduled.work.merge_shape
+    grains = grains_at_once(merge_shape, mib * MIB, scheduled.flow.tile)
+    assert 0 <= grains <= scheduled.flow.tile
     if grains:
         needed = arena_bytes(merge_shape) + SLOTS * slot_bytes(merge_shape, grains)
         assert needed + merge_shape.on_device.scratch_bytes < mib * MIB
@@ -151,10 +151,10 @@ def test_chunks_fit_into_the_memory(mib: int) -> None:
 
 
 def test_an_estimate_counts_every_pass_over_the_bus_but_what_stays() -> None:
-    (placement,) = placed(layers(Normalised()), GPU).placements
-    merge_shape = placement.work.merge_shape
-    estimate = Estimate.of(placement.work.kind)
-    loaded = sum(load.nbytes for load in placement.work.leaves)
+    (scheduled,) = placed(layers(Normalised()), GPU).merges
+    merge_shape = scheduled.work.merge_shape
+    estimate = Estimate.of(scheduled.work.kind)
+    loaded = sum(load.nbytes for load in scheduled.work.leaves)
     assert estimate.stored_bytes == loaded + loaded // 3
     assert estimate.on_storage(ASSUMED) == pytest.approx(estimate.stored_bytes / 3e9)
     assert estimate.on(replace(GPU, bus_rate=1e30)) == estimate.core / 50.0
@@ -169,10 +169,14 @@ def test_an_estimate_counts_every_pass_over_the_bus_but_what_stays() -> None:
 
 @pytest.mark.parametrize("mib", [60, 96, 110, 130, 200, 1000])
 def test_what_stays_fits_beside_the_rest(mib: int) -> None:
-    (placement,) = placed(
+    (scheduled,) = placed(
         layers(Normalised(), shape=(20, 1 << 19)), replace(GPU, memory_bytes=mib * MIB), forced=True
-    ).placements
-    merge_shape, chunk, staying = placement.work.merge_shape, placement.chunk, placement.staying
+    ).merges
+    merge_shape, chunk, cached = (
+        scheduled.work.merge_shape,
+        scheduled.chunk,
+        scheduled.cached_grains,
+    )
     assert (chunk > 0) == (mib >= 96)
     if not chunk:
         return
@@ -182,15 +186,15 @@ def test_what_stays_fits_beside_the_rest(mib: int) -> None:
         SLOTS * slot_bytes(merge_shape, chunk),
     )
     room = mib * MIB - sum(sizes)
-    assert cache_bytes(merge_shape, staying) <= room
-    assert staying == merge_shape.grains.count or cache_bytes(merge_shape, staying + 1) > room
-    assert (staying == merge_shape.grains.count) == (mib >= 200)
+    assert cache_bytes(merge_shape, cached) <= room
+    assert cached == merge_shape.grains.count or cache_bytes(merge_shape, cached + 1) > room
+    assert (cached == merge_shape.grains.count) == (mib >= 200)
 
 
 def test_nothing_stays_for_a_single_pass() -> None:
-    (placement,) = placed(layers(Costly(1.0)), GPU, forced=True).placements
-    assert placement.chunk > 0
-    assert placement.staying == 0
+    (scheduled,) = placed(layers(Costly(1.0)), GPU, forced=True).merges
+    assert scheduled.chunk > 0
+    assert scheduled.cached_grains == 0
 
 
 def test_grains_lie_at_even_places_whatever_their_length() -> None:

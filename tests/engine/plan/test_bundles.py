@@ -56,7 +56,7 @@ def lengths(found: Graph, budget: int | None = None) -> list[int]:
     """How many merges each group has; 0 for one by itself."""
     made = schedule(found, budget, MACHINE)
     kinds = list(groups(made))
-    assert sum(1 if isinstance(each, int) else len(each) for each in kinds) == len(made.placements)
+    assert sum(1 if isinstance(each, int) else len(each) for each in kinds) == len(made.merges)
     return [0 if isinstance(each, int) else len(each) for each in kinds]
 
 

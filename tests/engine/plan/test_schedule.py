@@ -111,16 +111,16 @@ class Simulation:
         self.most = 0
 
     def run(self) -> Simulation:
-        for placement in self.made.placements:
-            self._place(placement)
+        for scheduled in self.made.merges:
+            self._place(scheduled)
         return self
 
-    def _place(self, placement: ScheduledMerge) -> None:
-        work, flow = placement.work, placement.flow
+    def _place(self, scheduled: ScheduledMerge) -> None:
+        work, flow = scheduled.work, scheduled.flow
         before = {work.leaves[i] for i in flow.kept_before}
         assert before <= self.kept.keys(), "a load is taken for granted that nobody kept"
         others = sum(size for load, size in self.kept.items() if load not in before)
-        assert others == placement.kept_for_others
+        assert others == scheduled.kept_for_others
         kept = others + work.merge_shape.whole_bytes(flow.kept_fresh + flow.kept_before)
         assert kept == flow.kept_bytes + others
         staying = 0
@@ -141,7 +141,7 @@ class Simulation:
         assert staying == (flow.resident_bytes if len(work.passes) > 1 else 0)
         for load in before:
             del self.kept[load]
-        for position in placement.kept_after:
+        for position in scheduled.kept_after:
             load = work.leaves[position]
             self.kept[load] = block_bytes(span_bytes(load.nbytes))
 
@@ -165,17 +165,17 @@ def test_the_steps_read_and_write_what_the_schedule_says(graph: Graph, more: int
     read = written = 0
     grains: Counter[tuple[int, int]] = Counter()
     for tile in made.steps():
-        work = made.placements[tile.placement].work
+        work = made.merges[tile.merge].work
         first = tile.first * work.grains.size
         elements = min(tile.grains * work.grains.size, work.grains.total - first)
         assert elements > 0
-        grains[tile.placement, tile.number] += tile.grains
+        grains[tile.merge, tile.number] += tile.grains
         read += sum(work.leaves[i].dtype.nbytes(elements) for i in tile.reads)
         if tile.writes:
             written += sum(elements * write.dtype.size for write in work.writes)
-    for index, placement in enumerate(made.placements):
-        for number in range(len(placement.work.passes)):
-            assert grains[index, number] == placement.work.grains.count
+    for index, scheduled in enumerate(made.merges):
+        for number in range(len(scheduled.work.passes)):
+            assert grains[index, number] == scheduled.work.grains.count
     assert read == made.read_bytes
     assert written + made.header_bytes == made.write_bytes
     assert made.repeated_bytes >= 0
@@ -225,7 +225,7 @@ def test_a_load_that_is_needed_soonest_is_the_one_that_stays() -> None:
     ]
     graph = graph_of([(merge, BF16) for merge in merges])
     made = schedule(graph, minimum(graph) + 220 * MIB, machine())
-    kept = [[p.work.leaves[i].name for i in p.kept_after] for p in made.placements]
+    kept = [[p.work.leaves[i].name for i in p.kept_after] for p in made.merges]
     assert kept == [["near"], [], [], []]
     assert made.repeated_bytes == far.nbytes
 
@@ -237,8 +237,8 @@ def test_a_layer_that_stands_twice_is_read_and_computed_once() -> None:
     twice = builder.merge([load], Weighted((2.0,)), "b")
     assert once is twice
     made = schedule(graph_of([(once, BF16), (twice, BF16)]), None, machine())
-    assert len(made.placements) == 1
-    assert len(made.placements[0].work.writes) == 2
+    assert len(made.merges) == 1
+    assert len(made.merges[0].work.writes) == 2
 
 
 def test_copies_need_no_arithmetic_and_no_memory_for_it() -> None:

@@ -58,8 +58,8 @@ def deep(directory: Path) -> Graph:
 def loaded(graph: Graph) -> int:
     """Bytes of the inputs of all merges that are written."""
     return sum(
-        sum(load.nbytes for load in placement.work.leaves)
-        for placement in schedule(graph, None, CPU).placements
+        sum(load.nbytes for load in scheduled.work.leaves)
+        for scheduled in schedule(graph, None, CPU).merges
     )
 
 
@@ -98,8 +98,8 @@ def whole(graph: Graph) -> int:
     """The smallest memory in which all inputs of any merge stay."""
     memory = least(graph)
     while any(
-        placement.staying < placement.work.grains.count
-        for placement in schedule(graph, None, machine(accelerator(memory))).placements
+        scheduled.cached_grains < scheduled.work.grains.count
+        for scheduled in schedule(graph, None, machine(accelerator(memory))).merges
     ):
         memory += MIB
     return memory
@@ -108,7 +108,7 @@ def whole(graph: Graph) -> int:
 def test_where_nothing_fits_every_pass_uploads(several: Made) -> None:
     memory = least(several.graph)
     here = machine(accelerator(memory))
-    assert all(p.staying == 0 for p in schedule(several.graph, None, here).placements)
+    assert all(p.cached_grains == 0 for p in schedule(several.graph, None, here).merges)
     opener = Opener()
     assert run(several.graph, here, opener).sink == several.sink
     assert opener.opened[0].uploaded_bytes == PASSES * loaded(several.graph)
@@ -123,10 +123,10 @@ def test_what_fits_in_part_stays_in_part(tmp_path: Path) -> None:
         opener = Opener()
         ran = run(graph, machine(accelerator(memory)), opener)
         assert ran.sink == expected
-        (placement,) = ran.schedule.placements
-        merge_shape = placement.work.merge_shape
+        (scheduled,) = ran.schedule.merges
+        merge_shape = scheduled.work.merge_shape
         again = merge_shape.grains.total - min(
-            placement.staying * merge_shape.grains.size, merge_shape.grains.total
+            scheduled.cached_grains * merge_shape.grains.size, merge_shape.grains.total
         )
         each = sum(merge_shape.leaf_sizes)
         uploaded.append(opener.opened[0].uploaded_bytes)
@@ -217,18 +217,18 @@ def test_no_memory_and_no_failure_changes_a_byte(
 # --- the store itself -----------------------------------------------------------------------
 
 
-def placements(graph: Graph) -> tuple[ScheduledMerge, ...]:
-    return schedule(graph, None, machine(accelerator(PLENTY))).placements
+def merges(graph: Graph) -> tuple[ScheduledMerge, ...]:
+    return schedule(graph, None, machine(accelerator(PLENTY))).merges
 
 
 def ended(merge: MergeRun) -> TileRun:
-    number = len(merge.placement.work.passes) - 1
+    number = len(merge.scheduled.work.passes) - 1
     return TileRun(0, Tile(0, number, 0, 1, (), True), merge, {}, [], [])
 
 
 def test_places_never_overlap_and_are_given_back(several: Made) -> None:
-    runs = [MergeRun(placement) for placement in placements(several.graph)]
-    merge_shape = runs[0].placement.work.merge_shape
+    runs = [MergeRun(scheduled) for scheduled in merges(several.graph)]
+    merge_shape = runs[0].scheduled.work.merge_shape
     own = cache_bytes(merge_shape, merge_shape.grains.count)
     store = DeviceCache(torch.empty(own * 5 // 2, dtype=torch.uint8))
     stays = [store.admit(merge) for merge in runs[:4]]
@@ -237,24 +237,24 @@ def test_places_never_overlap_and_are_given_back(several: Made) -> None:
     assert all(end <= start for (_, end), (start, _) in pairwise(taken))
     assert taken[-1][1] <= store.size
     assert store.admit(runs[0]) is stays[0]
-    assert store.crowded(runs[3].placement, {runs[1]})
-    assert not store.crowded(runs[3].placement, {runs[4]}), "who is not there takes no room"
-    for _ in range(runs[1].placement.flow.tiles):
+    assert store.crowded(runs[3].scheduled, {runs[1]})
+    assert not store.crowded(runs[3].scheduled, {runs[4]}), "who is not there takes no room"
+    for _ in range(runs[1].scheduled.flow.tiles):
         assert runs[1] in store.stays
         store.done(ended(runs[1]))
     assert runs[1] not in store.stays
-    assert not store.crowded(runs[3].placement, {runs[0]})
+    assert not store.crowded(runs[3].scheduled, {runs[0]})
     stay = store.admit(runs[3])
     assert stay is not None
     assert (stay.at, stay.grains) == (own, 7)
 
 
 def test_what_has_been_sent_is_not_missed_again(several: Made) -> None:
-    (merge, *_) = (MergeRun(placement) for placement in placements(several.graph))
+    (merge, *_) = (MergeRun(scheduled) for scheduled in merges(several.graph))
     store = DeviceCache(torch.empty(PLENTY >> 4, dtype=torch.uint8))
     stay = store.admit(merge)
     assert stay is not None
-    one, other, _ = merge.placement.work.leaves
+    one, other, _ = merge.scheduled.work.leaves
     assert stay.arrives(one, range(2, 4))
     assert not stay.arrives(one, range(2, 4))
     assert stay.arrives(one, range(3, 5))
@@ -262,7 +262,7 @@ def test_what_has_been_sent_is_not_missed_again(several: Made) -> None:
 
 
 def test_the_graphs_here_are_as_deep_as_they_say(nested: Made) -> None:
-    works = [placement.work for placement in placements(nested.graph)]
+    works = [scheduled.work for scheduled in merges(nested.graph)]
     assert any(len(list(tree(work.root))) > 1 and len(work.passes) > 1 for work in works)
     assert any(work.grains.size * 4 % 256 and work.grains.count > 1 for work in works)
     assert any(set(work.passes[0].leaves) < set(work.passes[-1].leaves) for work in works)

@@ -126,8 +126,8 @@ def least(graph: Graph) -> int:
     low, high = 0, PLENTY
     while high - low > MIB // 4:
         middle = (low + high) // 2
-        placements = schedule(graph, None, machine(accelerator(middle))).placements
-        tight = any(placement.assignment.why is Reason.TOO_LARGE for placement in placements)
+        merges = schedule(graph, None, machine(accelerator(middle))).merges
+        tight = any(scheduled.assignment.reason is Reason.TOO_LARGE for scheduled in merges)
         low, high = (middle, high) if tight else (low, middle)
     return high
 
@@ -143,7 +143,7 @@ def test_no_budget_changes_a_byte(made: Made, threads: int, room: str, tight: bo
     ran = run(made.graph, here, opener, ram)
     assert ran.sink == made.sink
     assert not ran.warnings
-    placed = {placement.assignment.why for placement in ran.schedule.placements}
+    placed = {scheduled.assignment.reason for scheduled in ran.schedule.merges}
     assert placed == {Reason.ASKED_FOR, Reason.COPIED}
     (device,) = opener.opened
     assert 0 < device.peak <= memory
@@ -163,7 +163,7 @@ def test_a_tile_passes_through_few_slots_in_many_chunks(tmp_path: Path) -> None:
     graph = workshop.graph(outputs)
     memory = least(graph)
     ran = run(graph, machine(accelerator(memory)), Opener())
-    chunks = [(placement.chunk, placement.flow.tile) for placement in ran.schedule.placements]
+    chunks = [(scheduled.chunk, scheduled.flow.tile) for scheduled in ran.schedule.merges]
     assert any(tile >= 4 * chunk for chunk, tile in chunks)
     assert ran.sink == run(graph, spec(2, 300 * MIB, 0)).sink
 
@@ -182,7 +182,7 @@ def test_several_devices_share_the_merges(made: Made) -> None:
 def test_merges_that_do_not_fit_go_to_the_cpu(made: Made) -> None:
     ran = run(made.graph, machine(accelerator(least(made.graph) - 8 * MIB)), Opener())
     assert ran.sink == made.sink
-    reasons = {placement.assignment.why for placement in ran.schedule.placements}
+    reasons = {scheduled.assignment.reason for scheduled in ran.schedule.merges}
     assert reasons == {Reason.ASKED_FOR, Reason.COPIED, Reason.TOO_LARGE}
 
 

@@ -113,8 +113,8 @@ def test_a_table_is_read_again_where_it_cannot_be_held(tmp_path: Path) -> None:
     graph = pair.desk.graph(merge, F32)
     least = schedule(graph, None, machine(1)).minimum_bytes
     tight, ample = (schedule(graph, ram, machine(1)) for ram in (least, None))
-    (placed,) = tight.placements
-    assert (placed.flow.held, ample.placements[0].flow.held) == ((), (1, 2))
+    (placed,) = tight.merges
+    assert (placed.flow.held, ample.merges[0].flow.held) == ((), (1, 2))
     batches = sum(-(-n // 256) for n in pair.counts(placed.work.grains.size // WIDTH))
     assert tight.read_bytes - ample.read_bytes == (3 * batches - 1) * atoms + (batches - 1) * twins
     for name, ram in (("held", None), ("again", least)):

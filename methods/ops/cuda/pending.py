@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class Later:
+class Pending:
     """The result of ``get``, a number or `Sums`; call it once the device has done its work."""
 
     __slots__ = ("_get",)
@@ -24,11 +24,11 @@ class Later:
         """The value."""
         return self._get()
 
-    def __add__(self, other: Any) -> Later:
-        return Later(lambda: self._get() + value_of(other))
+    def __add__(self, other: Any) -> Pending:
+        return Pending(lambda: self._get() + value_of(other))
 
-    def __radd__(self, other: Any) -> Later:
-        return Later(lambda: value_of(other) + self._get())
+    def __radd__(self, other: Any) -> Pending:
+        return Pending(lambda: value_of(other) + self._get())
 
     def __float__(self) -> float:
         return float(self._get())
@@ -38,21 +38,21 @@ class Later:
 
 
 def value_of(number: Any) -> Any:
-    """The number, or the value of a `Later`."""
-    return number.cpu() if isinstance(number, Later) else number
+    """The number, or the value of a `Pending`."""
+    return number.cpu() if isinstance(number, Pending) else number
 
 
-def number_at(address: int, keeper: object) -> Later:
+def number_at(address: int, keeper: object) -> Pending:
     """The float64 number at an address in main memory; ``keeper`` keeps that memory alive."""
-    return Later(lambda: (keeper, ctypes.c_double.from_address(address).value)[1])
+    return Pending(lambda: (keeper, ctypes.c_double.from_address(address).value)[1])
 
 
-def sums_at(address: int, count: int, keeper: object) -> Later:
+def sums_at(address: int, count: int, keeper: object) -> Pending:
     """``count`` such numbers."""
-    return Later(lambda: (keeper, Sums((ctypes.c_double * count).from_address(address)))[1])
+    return Pending(lambda: (keeper, Sums((ctypes.c_double * count).from_address(address)))[1])
 
 
-class LaterArray:
+class PendingArray:
     """``count`` numbers of 4 bytes at an address in main memory that ``keeper`` keeps alive.
 
     ``kind`` is the numpy dtype string.
