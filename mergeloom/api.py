@@ -102,7 +102,7 @@ def plan(
     Raises:
         LoomError: an argument is invalid. ConfigError, CheckpointError: the configuration
         is invalid, or a model is missing or invalid. BudgetError: the budget is too small; the
-        message names the smallest that works. DeviceError: ``device`` is not available.
+        message names one that works. DeviceError: ``device`` is not available.
         OutputError: ``output`` is an input.
     """
     options = Options(

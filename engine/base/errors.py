@@ -165,7 +165,7 @@ def unreadable(path: Path | str, reason: OSError | str) -> CheckpointError:
 
 
 class BudgetError(LoomError):
-    """A memory budget that is too small; the message names the smallest one that works."""
+    """A memory budget that is too small; the message names one that works."""
 
     kind = "budget"
 

@@ -54,6 +54,9 @@ _MEMO_SHARE = 0.25
 """Maximum share of the ledger for memos: they only save arithmetic, resident inputs save reads."""
 _MINIMUM_STEP = 8 * MIB
 
+_PROCESS_VARIES = 16 * MIB
+"""How much larger the same process may be next time: the kernel maps more or fewer cached pages."""
+
 
 @record(frozen=True, slots=True)
 class ScheduledMerge:
@@ -222,7 +225,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     """Schedule ``graph`` within ``budget`` bytes of memory (``None``: unlimited).
 
     Raises:
-        BudgetError: no schedule fits; the message names the smallest budget that works.
+        BudgetError: no schedule fits; the message names a budget that works.
     """
     works = works_of(graph, machine)
     kinds = kinds_of(works)
@@ -403,9 +406,9 @@ def _infeasible(works: list[Work], budget: int, minimum: int) -> str:
     )
     size = "x".join(map(str, worst.root.shape)) or "0-d"
     beside = f" and {len(worst.side_loads)} side inputs" if worst.side_loads else ""
+    enough = math.ceil((minimum + _PROCESS_VARIES) / MIB)
     asked = f"{budget / MIB:.0f} MiB" if budget >= MIB else f"{budget} bytes"
     return (
-        f"a budget of {asked} cannot work: the smallest is "
-        f"{math.ceil(minimum / MIB)} MiB (--ram {math.ceil(minimum / MIB)}MiB), "
+        f"a budget of {asked} cannot work: {enough} MiB are enough (--ram {enough}MiB), "
         f"decided by '{worst.name}' ({size}, {len(worst.leaves)} inputs{beside})"
     )

@@ -267,7 +267,7 @@ def test_inspect_and_methods(config: Path) -> None:
 WRONG: dict[str, tuple[list[Any], str]] = {
     "absent config": (["plan", "nowhere.yml"], "cannot read the configuration 'nowhere.yml'"),
     "size": (["plan", "CONFIG", "--ram", "lots"], "'lots' is not a size"),
-    "small budget": (["plan", "CONFIG", "--ram", "1MiB"], "the smallest is"),
+    "small budget": (["plan", "CONFIG", "--ram", "1MiB"], "are enough"),
     "model dir": (["plan", "CONFIG", "--model-dir", "a"], "write ID=PATH"),
     "into an input": (["merge", "CONFIG", "INPUT"], "is the input 'a'"),
     "device": (["merge", "CONFIG", "OUT", "--device", "tpu"], "--device 'tpu'"),
@@ -289,7 +289,7 @@ def test_errors_are_one_line_and_exit_with_2(config: Path, tmp_path: Path, case:
     assert found.stdout == ""
 
 
-def test_the_smallest_feasible_budget_works(config: Path, tmp_path: Path) -> None:
+def test_a_budget_that_is_named_works(config: Path, tmp_path: Path) -> None:
     refused = run("merge", config, tmp_path / "out", "--ram", "1MiB")
     smallest = refused.stderr.split("(--ram ")[1].split(")")[0]
     found = run("merge", config, tmp_path / "out", "--ram", smallest, "--json", "-q")
