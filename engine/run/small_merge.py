@@ -57,17 +57,17 @@ class SmallMerges:
             ops.release(begin)
             statistic.fetch(total)
             found.append(statistic.finalize(total, found))
-        before: tuple[int, ...] = ()
+        prefix: tuple[int, ...] = ()
         if kernel.needs_scan(found):
             begin = ops.top()
-            before = (0,) * len(kernel.scan_value(grain, found))  # there are no earlier grains
+            prefix = (0,) * len(kernel.scan_value(grain, found))  # there are no earlier grains
             ops.release(begin)
         places = [
             ops.view(block, at, dtype, count)
             for at, dtype in zip(outputs, self._outputs, strict=True)
         ]
         result = ops.take(count) if self._direct is None else places[self._direct]
-        kernel.apply(grain, ops.shaped(result, self._result_shape), found, before)
+        kernel.apply(grain, ops.shaped(result, self._result_shape), found, prefix)
         doubtful = 0
         for place in places:
             doubtful = doubtful + ops.store(result, place)
