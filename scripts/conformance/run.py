@@ -2,7 +2,7 @@
 
     scripts/run conformance ENVIRONMENT
     scripts/run conformance ENVIRONMENT --only ties --only 'bf16 sce' --tensors
-    scripts/run conformance ENVIRONMENT --markdown tables.md
+    scripts/run conformance ENVIRONMENT --markdown docs/conformance.md
 
 ENVIRONMENT is a Python environment with mergekit 0.1.5. There are three comparisons:
 
@@ -27,81 +27,19 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scripts.conformance.cases import FAMILIES, Case, cases
-from scripts.conformance.mergekit_runs import load, run_mergekit
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mergeloom import PlannedMerge
-    from mergeloom.planners.tensors import TensorPlan
-    from scripts.conformance.agreement import Agreement, Inputs
-    from scripts.conformance.draws import Draw
+from scripts.conformance.judge import Models, Outcome, Ulps, Verdict, accuracy, judge
+from scripts.conformance.mergekit_runs import run_mergekit
+from scripts.conformance.page import accuracy_table, draws_table, page, results_table
 
 _BUDGET = "4GiB"
-
-REASONS = ("cancelling weights", "no change", "missing head", "other draws")
-"""Names of differences that concern a whole merge or a whole tensor."""
 _PRECISIONS = {"results": "float32", "accuracy": "bfloat16"}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of one case from both programs: an error, or a directory."""
-
-    case: Case
-    planned: PlannedMerge | None
-    ours: Path
-    theirs: Path
-    our_error: str | None
-    their_error: str | None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The comparison of a case; ``reason`` explains why not everything was compared."""
-
-    case: Case
-    tensors: Mapping[str, Agreement] = field(default_factory=dict)
-    reason: str | None = None
-    failure: str | None = None
-
-    @property
-    def sound(self) -> bool:
-        """Whether everything is equal or explained."""
-        return self.failure is None and all(found.sound for found in self.tensors.values())
-
-    @property
-    def explained(self) -> dict[str, int]:
-        """Number of elements for each difference that explains them."""
-        total: dict[str, int] = {}
-        for found in self.tensors.values():
-            for name, count in found.explained.items():
-                total[name] = total.get(name, 0) + count
-        return total
-
-
-@dataclass(frozen=True)
-class Ulps:
-    """Distances from the exact result in units in the last place: their sum, number and maximum."""
-
-    total: float = 0.0
-    count: int = 0
-    most: float = 0.0
-
-    def __add__(self, other: Ulps) -> Ulps:
-        return Ulps(self.total + other.total, self.count + other.count, max(self.most, other.most))
-
-    def __str__(self) -> str:
-        return f"{self.total / max(self.count, 1):.3f} / {self.most:.3g}"
-
-
-# --- running ----------------------------------------------------------------------------------
 
 
 def run_all(chosen: Sequence[Case], out: Path, mergekit: Path) -> list[Outcome]:
@@ -128,121 +66,6 @@ def run_all(chosen: Sequence[Case], out: Path, mergekit: Path) -> list[Outcome]:
         Outcome(o.case, o.planned, o.ours, o.theirs, o.our_error, answer)
         for o, answer in zip(outcomes, answers, strict=True)
     ]
-
-
-# --- comparing --------------------------------------------------------------------------------
-
-
-class Models:
-    """Tensors of the checkpoints, each read once."""
-
-    def __init__(self) -> None:
-        self._loaded: dict[str, dict[str, Tensor]] = {}
-
-    def tensor(self, model: str, name: str) -> Tensor:
-        """A tensor of the checkpoint in directory ``model``."""
-        if model not in self._loaded:
-            self._loaded[model] = load(Path(model))
-        return self._loaded[model][name]
-
-    def inputs(self, plan: TensorPlan) -> Inputs:
-        """The inputs of a merged tensor."""
-        from scripts.conformance.agreement import Inputs
-
-        method = None if plan.method is None else plan.method.name
-        starts = method is not None and any(item.is_base for item in plan.contributions)
-        tensors = [self.tensor(item.model.name, item.tensor) for item in plan.contributions]
-        others = [i for i, item in enumerate(plan.contributions) if not (starts and item.is_base)]
-        base = [i for i in range(len(tensors)) if i not in others]
-        return Inputs(
-            method,
-            tensors[base[0]] if base else None,
-            tuple(tensors[i] for i in others),
-            tuple(
-                {name: found.value for name, found in plan.contributions[i].parameters.items()}
-                for i in others
-            ),
-            {name: found.value for name, found in plan.settings.items()},
-        )
-
-
-def judge(outcome: Outcome, models: Models) -> Verdict:
-    """Compare the two results of one case."""
-    from scripts.conformance.agreement import Results, compare
-
-    case = outcome.case
-    unlike = _unlike_errors(outcome, models)
-    if unlike is not None:
-        return unlike
-    assert outcome.planned is not None
-    ours, theirs = load(outcome.ours), load(outcome.theirs)
-    reason, failure = None, None
-    if ours.keys() != theirs.keys():
-        odd = sorted(ours.keys() ^ theirs.keys())
-        if odd == ["lm_head.weight"] and odd[0] in ours and not _tied(outcome.ours):
-            reason = "missing head"
-        else:
-            failure = f"only one program wrote {', '.join(odd)}"
-    found = {}
-    for plan in outcome.planned.plan.tensor_plans():
-        if plan.name not in theirs or plan.name not in ours:
-            continue
-        one, other = ours[plan.name], theirs[plan.name]
-        if one.shape != other.shape or one.dtype != other.dtype:
-            failure = f"'{plan.name}' is {one.dtype} {tuple(one.shape)} here, there {other.dtype} "
-            failure += f"{tuple(other.shape)}"
-            continue
-        found[plan.name] = compare(Results.of(models.inputs(plan), one, other))
-    return Verdict(case, found, reason, failure)
-
-
-def _unlike_errors(outcome: Outcome, models: Models) -> Verdict | None:
-    """The verdict if one program or both refused to merge."""
-    ours, theirs = outcome.our_error, outcome.their_error
-    if ours is None and theirs is None:
-        return None
-    if ours is not None and "sum to zero and cannot be normalised" in ours:
-        return Verdict(outcome.case, reason="cancelling weights")
-    if (
-        ours is None
-        and theirs is not None
-        and "weighted sum of the input tensors is zero" in theirs
-    ):
-        assert outcome.planned is not None
-        for plan in outcome.planned.plan.tensor_plans():
-            inputs = models.inputs(plan)
-            if inputs.base is not None and all(
-                bool((tensor == inputs.base).all()) for tensor in inputs.others
-            ):
-                return Verdict(outcome.case, reason="no change")
-    words = f"mergeloom: {ours or 'merged'}; mergekit: {theirs or 'merged'}"
-    return Verdict(outcome.case, failure=" ".join(words.split()))
-
-
-def _tied(directory: Path) -> bool:
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return bool(config.get("tie_word_embeddings"))
-
-
-def accuracy(outcome: Outcome, models: Models) -> tuple[Ulps, Ulps]:
-    """Distances of mergeloom and mergekit from the float64 result, in units of bfloat16."""
-    from scripts.conformance.agreement import Results, decisions, ulps
-
-    sums = [Ulps(), Ulps()]
-    if outcome.our_error is None and outcome.their_error is None and outcome.planned is not None:
-        ours, theirs = load(outcome.ours), load(outcome.theirs)
-        for plan in outcome.planned.plan.tensor_plans():
-            if plan.name in ours and plan.name in theirs:
-                results = Results.of(models.inputs(plan), ours[plan.name], theirs[plan.name])
-                clear = ~decisions(results)
-                for number, found in enumerate((results.ours, results.theirs)):
-                    off = ulps(found, results)[clear]
-                    if off.numel():
-                        sums[number] += Ulps(float(off.sum()), off.numel(), float(off.max()))
-    return sums[0], sums[1]
-
-
-# --- the program ------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -282,8 +105,10 @@ def _parser() -> argparse.ArgumentParser:
         help="run only this comparison; repeatable [default: all three]",
     )
     parser.add_argument("--tensors", action="store_true", help="print a line for each tensor")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results as JSON")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write a page with the tables"
+    )
     parser.add_argument("--work", type=Path, metavar="DIR", help="directory for temporary files")
     return parser
 
@@ -292,7 +117,7 @@ def _examine(options: argparse.Namespace, chosen: Sequence[Case], folder: Path) 
     from scripts.conformance.draws import draws
 
     what = options.what or ["results", "accuracy", "draws"]
-    models, tables, document = Models(), [], dict[str, Any]()
+    models, tables, document = Models(), dict[str, str](), dict[str, Any]()
     sound = True
     needed = dict.fromkeys(case.family for case in chosen)
     for family in {**needed, "f32": None} if "draws" in what else needed:
@@ -303,7 +128,7 @@ def _examine(options: argparse.Namespace, chosen: Sequence[Case], folder: Path) 
             verdicts.append(judge(outcome, models))
             _show(verdicts[-1], options.tensors)
         sound &= all(verdict.sound for verdict in verdicts)
-        tables.append(results_table(verdicts))
+        tables["results"] = results_table(verdicts)
         document["results"] = [_verdict_document(verdict) for verdict in verdicts]
     if "accuracy" in what:
         pairs: dict[str, tuple[Ulps, Ulps]] = {}
@@ -312,16 +137,17 @@ def _examine(options: argparse.Namespace, chosen: Sequence[Case], folder: Path) 
             before = pairs.get(method, (Ulps(), Ulps()))
             found = accuracy(outcome, models)
             pairs[method] = (before[0] + found[0], before[1] + found[1])
-        tables.append(accuracy_table(pairs))
+        tables["accuracy"] = accuracy_table(pairs)
         document["accuracy"] = {name: [asdict(u) for u in pair] for name, pair in pairs.items()}
     if "draws" in what:
         drawn = draws(folder / "f32", folder / "draws", options.environment)
         sound &= all(draw.sound for draw in drawn)
-        tables.append(draws_table(drawn))
+        tables["draws"] = draws_table(drawn)
         document["draws"] = [asdict(draw) | {"sound": draw.sound} for draw in drawn]
-    print("\n" + "\n\n".join(tables))
+    print("\n" + "\n\n".join(tables.values()))
     if options.markdown:
-        options.markdown.write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+        written = page(tables, len(chosen), sound, date.today())
+        options.markdown.write_text(written, encoding="utf-8")
     if options.json:
         options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print("\npassed" if sound else "\nFAILED: see the lines that begin with '!'")
@@ -370,55 +196,3 @@ def _verdict_document(verdict: Verdict) -> dict[str, Any]:
         "failure": verdict.failure,
         "tensors": {name: asdict(found) for name, found in verdict.tensors.items()},
     }
-
-
-def results_table(verdicts: Sequence[Verdict]) -> str:
-    """Per method: cases, elements, largest distances in units, explained differences."""
-    lines = [
-        "| method | cases | elements | apart | by angles | from float64 | decided otherwise |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for method in dict.fromkeys(verdict.case.method for verdict in verdicts):
-        own = [verdict for verdict in verdicts if verdict.case.method == method]
-        found = [each for verdict in own for each in verdict.tensors.values()]
-        counts: dict[str, int] = {}
-        for verdict in own:
-            for name, count in verdict.explained.items():
-                if name != "float32 angles":
-                    counts[name] = counts.get(name, 0) + count
-            if verdict.reason is not None:
-                counts[f"{verdict.reason} (cases)"] = counts.get(f"{verdict.reason} (cases)", 0) + 1
-        angles = [each.apart for each in found if "float32 angles" in each.explained]
-        words = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
-        lines.append(
-            f"| `{method}` | {len(own)} | {sum(each.elements for each in found)} "
-            f"| {max((each.units for each in found), default=0.0):.2f} "
-            f"| {f'{max(angles):.0f}' if angles else '-'} "
-            f"| {max((each.error for each in found), default=0.0):.2f} | {words} |"
-        )
-    return "\n".join(lines)
-
-
-def accuracy_table(pairs: Mapping[str, tuple[Ulps, Ulps]]) -> str:
-    """Per method: mean and largest error of each program."""
-    lines = [
-        "| method | elements | mergeloom, mean / max | mergekit, mean / max |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| `{method}` | {ours.count} | {ours} | {theirs} |"
-        for method, (ours, theirs) in pairs.items()
-    ]
-    return "\n".join(lines)
-
-
-def draws_table(drawn: Sequence[Draw]) -> str:
-    """Expected and observed statistics of random choices; deviations in standard deviations."""
-    lines = ["| method | what | expected | mergeloom | mergekit |", "|---|---|---|---|---|"]
-    lines += [
-        f"| `{draw.method}` | {draw.what} | {draw.expected:.4g} "
-        f"| {draw.ours:.4g} ({draw.our_deviation:+.1f} sd) "
-        f"| {draw.theirs:.4g} ({draw.their_deviation:+.1f} sd) |"
-        for draw in drawn
-    ]
-    return "\n".join(lines)

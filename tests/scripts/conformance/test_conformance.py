@@ -14,7 +14,7 @@ import torch
 
 from scripts.conformance.agreement import DIFFERENCES, Inputs, Results, compare
 from scripts.conformance.cases import cases
-from scripts.conformance.run import REASONS
+from scripts.conformance.judge import REASONS
 from tests.methods.support import kernel_of, run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -156,11 +156,14 @@ def environment(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("factor", "status"), [("1.0", 0), ("1.001", 1)])
-def test_a_whole_run(environment: Path, tmp_path: Path, factor: str, status: int) -> None:
+def test_a_run_passes_only_if_every_difference_is_explained(
+    environment: Path, tmp_path: Path, factor: str, status: int
+) -> None:
     program = STAND_IN.replace("FACTOR", factor)
     (tmp_path / "packages" / "mergekit" / "merge.py").write_text(program)
     command = [sys.executable, str(ROOT / "scripts" / "run"), "conformance", str(environment)]
     command += ["--only", "tied linear weight", "--what", "results", "--json", str(tmp_path / "j")]
+    command += ["--markdown", str(tmp_path / "page.md")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
     (found,) = json.loads((tmp_path / "j").read_text())["results"]
@@ -169,6 +172,9 @@ def test_a_whole_run(environment: Path, tmp_path: Path, factor: str, status: int
     wrong = [name for name, each in found["tensors"].items() if each["units"] > 4]
     assert wrong == ([] if status == 0 else ["model.norm.weight"])
     assert ("! tied linear" in done.stdout) is (status == 1)
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert f"This run {'did not pass' if status else 'passed'}." in " ".join(page.split())
+    assert "\n| `linear` | 1 | " in page
 
 
 def test_what_is_no_environment_is_one_line(tmp_path: Path) -> None:
