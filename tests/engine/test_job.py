@@ -115,7 +115,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workshop, Graph, Pat
     return workshop, graph, directory
 
 
-def test_results_equal_a_plain_oracle(made: tuple[Workshop, Graph, Path]) -> None:
+def test_results_equal_those_of_plain_numpy(made: tuple[Workshop, Graph, Path]) -> None:
     workshop, graph, directory = made
     found = {write.name: tensor_of(directory / "out", write).double() for write in graph.writes}
     loads = [load for load in graph.loads if load in workshop.tensors]
@@ -183,7 +183,7 @@ def test_budget_threads_and_io_change_no_byte(
         assert outcome.schedule.repeated_bytes > 0
 
 
-def test_a_run_takes_the_schedule_that_its_plan_has_made(
+def test_a_run_uses_the_schedule_of_its_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -255,7 +255,7 @@ def test_drawn_shapes_and_budgets_change_no_byte(
     assert sha256(directory / "free") == sha256(directory / "tight")
 
 
-def test_what_stays_in_part_changes_no_byte(
+def test_partly_resident_inputs_change_no_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the tiles of a merge with several passes some stay in memory, the others are streamed."""
@@ -444,7 +444,7 @@ def test_a_killed_run_continues(tmp_path: Path, after: int) -> None:
     assert sha256(tmp_path / "out") == sha256(tmp_path / "whole")
 
 
-def test_memos_are_found_again_where_there_is_room_for_them(tmp_path: Path) -> None:
+def test_memos_are_reused_if_there_is_room_for_them(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     workshop = Workshop(tmp_path / "in")
     shapes = [(40, 1 << 19), (700, 1111), (5,)]

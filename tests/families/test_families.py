@@ -23,7 +23,7 @@ def _quiet() -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_a_family_is_merged_rightly(family: Family, tmp_path: Path) -> None:
+def test_a_model_family_is_merged_correctly(family: Family, tmp_path: Path) -> None:
     faults = []
     for what, wrong in problems(family, tmp_path):
         known = KNOWN.get(f"{family.name}: {what}")

@@ -27,7 +27,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_plans_and_results_are_short_to_look_at(config: Path, tmp_path: Path) -> None:
+def test_plans_and_results_have_a_short_repr(config: Path, tmp_path: Path) -> None:
     planned = mergeloom.plan(config)
     result = mergeloom.merge(planned, tmp_path / "out")
     for found in (planned, result, planned.plan, planned.schedule, planned.plan.graph):
@@ -43,7 +43,7 @@ class Method(enum.Enum):
     LINEAR = "linear"
 
 
-def test_numbers_of_numpy_paths_and_enums_are_taken(config: Path, tmp_path: Path) -> None:
+def test_numpy_numbers_paths_and_enums_are_accepted(config: Path, tmp_path: Path) -> None:
     document = {
         "merge_method": Method.LINEAR,
         "models": (
@@ -134,7 +134,7 @@ def test_errors_say_where_as_data(config: Path) -> None:
     assert str(caught.value).count("merge.yml:4") == 1
 
 
-def test_search_as_one_folder(config: Path, tmp_path: Path) -> None:
+def test_search_accepts_one_folder_or_several(config: Path, tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / "hub" / "acme").mkdir(parents=True, exist_ok=True)
         (tmp_path / name).rename(tmp_path / "hub" / "acme" / name)

@@ -59,7 +59,9 @@ def test_plan_says_what_will_happen(config: Path) -> None:
         (("frob",), "there is no command 'frob'"),
     ],
 )
-def test_a_command_line_that_cannot_be_understood(arguments: tuple[object, ...], says: str) -> None:
+def test_an_invalid_command_line_is_one_line_that_names_the_help(
+    arguments: tuple[object, ...], says: str
+) -> None:
     found = run(*arguments)
     assert (found.returncode, found.stdout) == (2, "")
     assert found.stderr.startswith(f"error: {says}")
@@ -104,7 +106,7 @@ def test_another_arithmetic_does_not_continue(config: Path, tmp_path: Path) -> N
     assert "holds another merge: arithmetic" in found.stderr
 
 
-def test_what_torch_takes_is_learnt(config: Path, tmp_path: Path) -> None:
+def test_the_memory_of_torch_is_measured_and_remembered(config: Path, tmp_path: Path) -> None:
     config.write_text(LINEAR)
     own = tmp_path / "cache" / "mergeloom"
     own.mkdir(parents=True)
@@ -212,7 +214,7 @@ def test_an_interrupted_merge_can_be_verified(config: Path, tmp_path: Path) -> N
     assert run("verify", out).returncode == 0
 
 
-def test_a_check_after_the_merge(config: Path, tmp_path: Path) -> None:
+def test_check_finds_a_wrong_tensor_of_a_finished_merge(config: Path, tmp_path: Path) -> None:
     assert run("merge", config, tmp_path / "out", "-q").returncode == 0
     found = run("merge", config, tmp_path / "out", "--check", 5)
     assert found.returncode == 0
@@ -241,7 +243,7 @@ def test_explain_tells_which_entry_set_a_parameter(config: Path) -> None:
     assert "did you mean 'model.layers.3.mlp.up_proj.weight'?" in wrong.stderr
 
 
-def test_inspect_and_methods(config: Path) -> None:
+def test_inspect_and_methods_describe_models_and_methods(config: Path) -> None:
     text = run("inspect", config.parent / "a").stdout
     assert "4 layers, 'model.layers.N'" in text
     assert "model.layers.N.mlp.up_proj.weight" in text
@@ -385,17 +387,17 @@ def test_sizes_round_trip(nbytes: int) -> None:
     ("text", "nbytes"),
     [("8GiB", 8 << 30), ("8G", 8 * 10**9), ("8GB", 8 * 10**9), ("500M", 5 * 10**8), ("1.5k", 1500)],
 )
-def test_sizes(text: str, nbytes: int) -> None:
+def test_sizes_are_read_in_all_units(text: str, nbytes: int) -> None:
     assert parse_size(text) == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "0", "1QB", "1 2"])
-def test_what_is_no_size(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(LoomError, match="is not a size"):
         parse_size(text)
 
 
-def test_version() -> None:
+def test_version_prints_name_and_version() -> None:
     found = run("--version")
     assert (found.returncode, found.stdout.split()[0]) == (0, "mergeloom")
 
@@ -418,7 +420,7 @@ def test_a_directory_for_a_model_that_is_not_named_is_refused(config: Path, tmp_
     assert "did you mean 'a'" in found.stderr
 
 
-def test_explain_of_no_tensor_lists_some(config: Path) -> None:
+def test_explain_without_a_match_lists_some_tensors(config: Path) -> None:
     found = run("explain", config, "zzz")
     assert found.returncode == 2
     assert "there are 39 tensors, such as model.embed_tokens.weight, " in found.stderr

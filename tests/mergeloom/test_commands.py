@@ -62,7 +62,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, s
         ("ab", {"method": "karcher"}, "karcher", 4),
     ],
 )
-def test_what_init_writes_plans_as_it_is(
+def test_a_configuration_written_by_init_can_be_planned_unchanged(
     tmp_path: Path, models: str, options: dict[str, Any], method: str, layers: int
 ) -> None:
     for seed, name in enumerate("abc"):
@@ -77,7 +77,7 @@ def test_what_init_writes_plans_as_it_is(
     assert planned.warnings == ()
 
 
-def test_init_names_what_is_wrong(tmp_path: Path) -> None:
+def test_init_explains_what_is_wrong(tmp_path: Path) -> None:
     for seed, name in enumerate("abc"):
         llama(tmp_path / name, seed=seed)
     llama(tmp_path / "deep", layers=6)
@@ -105,7 +105,7 @@ def test_init_never_replaces_a_file(
     assert out == config.read_text()
 
 
-def test_paths_that_init_writes_are_right_from_elsewhere(
+def test_paths_written_by_init_are_relative_to_the_configuration(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
@@ -382,7 +382,7 @@ def test_every_flag_of_mergekit_is_understood(
     assert mergeloom.verify(tmp_path / "out").tensors == plain.report.output.tensors
 
 
-def test_another_merge_is_replaced_as_mergekit_does(
+def test_the_command_mergekit_yaml_replaces_another_merge(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -398,7 +398,7 @@ def test_another_merge_is_replaced_as_mergekit_does(
         said(capsys, "mergekit-yaml", config, tmp_path / "elsewhere")
 
 
-def test_merge_takes_flags_of_mergekit_and_says_what_became_of_them(
+def test_merge_accepts_flags_of_mergekit_and_reports_their_effect(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, err = said(capsys, "plan", config, "--lazy-unpickle", "--out-shard-size", "1M")

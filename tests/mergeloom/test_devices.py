@@ -51,7 +51,7 @@ def test_small_merges_stay_on_the_cpu(plan: Planned) -> None:
     assert placed == {"device": "cpu", "reason": reason, "merges": count}
 
 
-def test_what_is_asked_for_is_shared_by_devices(plan: Planned) -> None:
+def test_merges_are_shared_by_the_requested_devices(plan: Planned) -> None:
     planned = plan(device="cuda", vram="500MiB")
     text = shown(planned)
     assert "on cuda:0 (A Fast Card, 500 MiB at most): asked for by --device" in text
@@ -71,7 +71,7 @@ def test_devices_do_not_enter_the_fingerprint_and_cost_memory(plan: Planned) -> 
     assert more >= GPU.host_bytes
 
 
-def test_a_plan_says_by_which_rates_it_was_made(plan: Planned) -> None:
+def test_a_plan_shows_the_rates_it_used(plan: Planned) -> None:
     assumed = "assumed: storage 3 GB/s, cpu 1 x, cuda:0 50 x, its bus 20 GB/s"
     assert assumed in shown(plan())
     machine.remember_rates({"storage": Sample(1e9), f"device speed: {GPU.title}": Sample(25.0)})

@@ -72,7 +72,7 @@ def expected(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def test_values_are_those_of_numpy(folder: Path) -> None:
+def test_values_agree_with_numpy(folder: Path) -> None:
     found = mergeloom.diff(folder / "a", folder / "b", folder / "base", values=True)
     assert {pair.tensor for pair in found.tensors} == set(NAMES)
     wanted = expected(folder)
@@ -123,7 +123,7 @@ def test_a_model_does_not_differ_from_itself(folder: Path) -> None:
     assert whole.cosine == pytest.approx(1)
 
 
-def test_structure_is_told_from_headers(tmp_path: Path) -> None:
+def test_structure_is_compared_from_headers_alone(tmp_path: Path) -> None:
     llama(tmp_path / "a")
     llama(tmp_path / "b", layers=5, seed=1, vocabulary=40, tied=True, dtype=torch.bfloat16)
     found = mergeloom.diff(tmp_path / "a", tmp_path / "b")
@@ -149,7 +149,7 @@ def test_structure_is_told_from_headers(tmp_path: Path) -> None:
         mergeloom.diff(tmp_path / "a", tmp_path / "b", match="qproj")
 
 
-def test_numbers_that_are_none_are_nothing(tmp_path: Path) -> None:
+def test_undefined_numbers_are_none(tmp_path: Path) -> None:
     zero, one = torch.zeros(4), torch.tensor([1.0, float("nan"), 0.0, 2.0])
     write_checkpoint(tmp_path / "a", {"w": zero, "v": zero.clone()}, {})
     write_checkpoint(tmp_path / "b", {"w": zero + 1, "v": one}, {})
@@ -159,7 +159,9 @@ def test_numbers_that_are_none_are_nothing(tmp_path: Path) -> None:
     assert (values["v"].difference, values["v"].changed) == (None, 0.75)
 
 
-def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_differences_are_printed_and_written_as_json(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     models = [str(folder / name) for name in ("a", "b", "base")]
     app(["diff", *models, "--values"], standalone_mode=False)
     out = capsys.readouterr().out
@@ -174,7 +176,7 @@ def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "--values compares the values too: reads 6 kB" in capsys.readouterr().out
 
 
-def test_an_output_beside_its_inputs_is_what_diff_says(folder: Path, tmp_path: Path) -> None:
+def test_differences_from_inputs_agree_with_diff(folder: Path, tmp_path: Path) -> None:
     models = {name: str(folder / name) for name in ("a", "b", "base")}
     config = {
         "merge_method": "task_arithmetic",
@@ -192,7 +194,9 @@ def test_an_output_beside_its_inputs_is_what_diff_says(folder: Path, tmp_path: P
     assert found.read_bytes < sum(each.read_bytes for each in found.inputs)  # each file once
 
 
-def test_weights_alone_are_compared_with_theirs_and_factors_with_none(tmp_path: Path) -> None:
+def test_plain_weight_files_are_compared_with_their_inputs_and_adapters_refused(
+    tmp_path: Path,
+) -> None:
     for seed, name in enumerate("ab"):
         llama(tmp_path / name, seed=seed)
     files = [str(tmp_path / name / "model.safetensors") for name in "ab"]
@@ -206,7 +210,7 @@ def test_weights_alone_are_compared_with_theirs_and_factors_with_none(tmp_path: 
         mergeloom.diff_inputs(tmp_path / "out")
 
 
-def test_layers_of_a_stack_are_compared_with_those_they_are_copies_of(tmp_path: Path) -> None:
+def test_layers_of_a_stack_are_compared_with_their_sources(tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         llama(tmp_path / name, seed=seed)
     parts = (("a", [0, 3]), ("b", [1, 4]))

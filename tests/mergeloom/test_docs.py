@@ -64,7 +64,7 @@ def test_there_are_examples() -> None:
 
 
 @pytest.mark.parametrize(("page", "line"), CASES)
-def test_an_example_is_a_command_with_options_that_there_are(page: str, line: str) -> None:
+def test_an_example_uses_existing_commands_and_options(page: str, line: str) -> None:
     words = shlex.split(line.replace("…", "").replace("|", " "))[1:]
     while words and words[0].startswith("--"):
         assert words.pop(0) in options(app)
@@ -75,7 +75,7 @@ def test_an_example_is_a_command_with_options_that_there_are(page: str, line: st
         assert given <= options(command) | {"--help"}, page
 
 
-def test_flags_of_mergekit_that_are_explained_are_understood() -> None:
+def test_explained_flags_of_mergekit_are_accepted() -> None:
     text = (ROOT / "docs" / "from-mergekit.md").read_text(encoding="utf-8")
     table = text.partition("| flag of mergekit |")[2].partition("\n\n")[0]
     flags = {
@@ -134,7 +134,7 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda p: p.stem)
-def test_examples_run_in_their_order(
+def test_examples_of_a_page_run_in_order(
     page: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for each in workplace.iterdir():
@@ -170,7 +170,7 @@ def test_there_are_configurations() -> None:
 
 
 @pytest.mark.parametrize(("page", "text"), CONFIGURATIONS)
-def test_a_configuration_is_read_without_a_word(page: str, text: str) -> None:
+def test_a_configuration_that_is_shown_is_read_without_warnings(page: str, text: str) -> None:
     assert parse_config(text, page).warnings == ()
 
 
@@ -183,7 +183,7 @@ def test_every_key_is_in_the_reference() -> None:
     assert {key for key in known if not re.search(rf"\b{key}\b", text)} == set()
 
 
-def test_a_format_is_written_as_the_page_says(tmp_path: Path) -> None:
+def test_the_example_of_a_format_reads_its_file(tmp_path: Path) -> None:
     (block,) = blocks(ROOT / "docs" / "formats.md", "python")
     names: dict[str, Any] = {"__name__": "raw_format"}
     exec(compile(block, "formats.md", "exec"), names)
@@ -209,7 +209,7 @@ AROUND = """models:
 
 
 @pytest.mark.parametrize("text", FRAGMENTS)
-def test_a_part_of_a_configuration_is_read_in_a_whole_one(text: str) -> None:
+def test_a_part_of_a_configuration_is_valid_in_a_whole_one(text: str) -> None:
     if text.startswith("slices:"):
         stacked = text.count("sources:") > 1
         method = "passthrough" if stacked else "slerp\nbase_model: A\nparameters: {t: 0.5}"
@@ -230,7 +230,7 @@ def test_a_part_of_a_configuration_is_read_in_a_whole_one(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["README", "docs/python"])
-def test_the_python_that_is_shown_runs(
+def test_the_python_examples_run(
     name: str, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for each in workplace.iterdir():
@@ -259,7 +259,7 @@ def told(page: str) -> list[str]:
     return re.findall(r"^    ((?:error|warning): .*)$", text, re.MULTILINE)
 
 
-def test_messages_that_are_shown_are_those_that_are_said(
+def test_messages_of_the_configuration_page_are_real(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -275,7 +275,7 @@ def _alike(message: str) -> str:
 
 
 @pytest.mark.parametrize("page", [page.stem for page in PAGES[1:] if page.stem != "configuration"])
-def test_other_messages_are_in_the_galleries(page: str) -> None:
+def test_messages_of_other_pages_are_in_the_reviewed_ones(page: str) -> None:
     folder = Path(__file__).parent
     pages = (folder / "failures.txt", *(folder / "mistakes").glob("*.txt"))
     shown = {_alike(line) for each in pages for line in each.read_text("utf-8").splitlines()}
@@ -283,7 +283,7 @@ def test_other_messages_are_in_the_galleries(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_files_and_pages_that_are_named_are_there(page: Path) -> None:
+def test_named_files_and_pages_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     named = re.findall(
         r"`((?:engine|methods|planners|mergeloom|tests|scripts|configs)/[\w/.]*)`", text

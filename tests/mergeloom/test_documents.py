@@ -100,7 +100,7 @@ MADE: dict[str, Callable[[Path], Document]] = {
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_document_is_what_its_schema_says(folder: Path, name: str) -> None:
+def test_a_document_matches_its_schema(folder: Path, name: str) -> None:
     report = MADE[name](folder)
     written = json.loads(documents.encode(report))
     assert written == documents.plain(report)
@@ -121,7 +121,7 @@ def test_all_schemas_are_printed() -> None:
     assert peak["description"] == "The smallest budget that works."
 
 
-def test_a_plan_has_stages_and_says_what_is_scaled(folder: Path) -> None:
+def test_a_plan_lists_stages_and_scaled_layers(folder: Path) -> None:
     report = mergeloom.plan(folder / "stages.yml", ram="2GiB", seed=5).report
     assert [(stage.name, stage.method, stage.dtype) for stage in report.stages] == [
         ("mid", "linear", "float32"),
@@ -146,7 +146,7 @@ def test_a_plan_has_stages_and_says_what_is_scaled(folder: Path) -> None:
     assert "scaled copy of b layer 3" in words
 
 
-def test_an_inspected_model_says_what_it_is(tmp_path: Path) -> None:
+def test_an_inspected_model_has_class_towers_and_dtypes(tmp_path: Path) -> None:
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -166,7 +166,7 @@ def test_an_inspected_model_says_what_it_is(tmp_path: Path) -> None:
     assert [(stack.layers, len(stack.templates)) for stack in found.stacks] == [(2, 9)]
 
 
-def test_errors_are_json_where_json_is_asked_for(folder: Path) -> None:
+def test_errors_are_json_with_json(folder: Path) -> None:
     found = run("plan", folder / "nowhere.yml", "--json")
     assert found.returncode == 2
     document = json.loads(found.stdout)
@@ -179,7 +179,7 @@ def test_errors_are_json_where_json_is_asked_for(folder: Path) -> None:
     assert json.loads(usage.stdout)["kind"] == "UsageError"
 
 
-def test_explain_has_one_shape(folder: Path) -> None:
+def test_explain_always_returns_a_list_of_tensors(folder: Path) -> None:
     for pattern, count in (("model.norm.weight", 1), ("layers.0", 9), (None, 39)):
         report = mergeloom.explain(folder / "linear.yml", pattern)
         assert len(documents.plain(report)["tensors"]) == count
@@ -189,7 +189,7 @@ def test_explain_has_one_shape(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["linear.yml", "stages.yml"])
 @pytest.mark.parametrize("size", [20_000, 5_000_000_000])
-def test_explain_says_what_the_plan_would_say(folder: Path, name: str, size: int) -> None:
+def test_explain_agrees_with_the_plan(folder: Path, name: str, size: int) -> None:
     ignored = mergeloom.Observer(warned=lambda finding: None)
     planned = mergeloom.plan(folder / name, max_shard_size=size, observer=ignored)
     by_plan = mergeloom.explain(planned)

@@ -60,7 +60,9 @@ def config_of(method: str, models: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_odd_tensors_pass_every_method(method: str, models: Path, tmp_path: Path) -> None:
+def test_tensors_of_odd_shapes_and_types_pass_every_method(
+    method: str, models: Path, tmp_path: Path
+) -> None:
     mergeloom.merge(config_of(method, models), tmp_path / "out", **UNEQUAL)
     merged, base = load_tensors(tmp_path / "out"), load_tensors(models / "base")
     assert merged.keys() == base.keys()
@@ -121,7 +123,9 @@ def test_no_change_on_an_optional_base_gives_the_base(
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_linear"])
-def test_what_becomes_infinite_is_named(method: str, models: Path, tmp_path: Path) -> None:
+def test_a_tensor_that_overflows_is_an_error_that_names_it(
+    method: str, models: Path, tmp_path: Path
+) -> None:
     config = {**config_of(method, models), "out_dtype": "float16"}
     for entry in config["models"]:
         entry["parameters"]["weight"] = 1e7
@@ -131,7 +135,7 @@ def test_what_becomes_infinite_is_named(method: str, models: Path, tmp_path: Pat
     assert caught.value.exit_code == 1
 
 
-def test_what_is_infinite_in_an_input_stays_so(models: Path, tmp_path: Path) -> None:
+def test_infinities_of_an_input_stay_and_are_warned_about(models: Path, tmp_path: Path) -> None:
     name = f"{LAYER}.w.weight"
     for model in ("base", "two"):
         tensors = load_tensors(models / model)
@@ -154,7 +158,7 @@ def test_what_is_infinite_in_an_input_stays_so(models: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("size", [64, 1 << 20])
-def test_what_is_infinite_and_only_copied_is_named(size: int, tmp_path: Path) -> None:
+def test_copied_infinities_are_warned_about(size: int, tmp_path: Path) -> None:
     name, tensors = f"{LAYER}.w.weight", {f"{LAYER}.w.weight": torch.zeros(size).bfloat16()}
     tensors[name][-1], tensors[name][3] = float("-inf"), float("nan")
     write_checkpoint(tmp_path / "a", tensors, CONFIG)

@@ -109,7 +109,7 @@ ORACLES: dict[str, Any] = {
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("method", ORACLES)
-def test_results_are_those_of_the_paper(
+def test_results_agree_with_the_published_formula(
     method: str, dtype: str, models: Path, tmp_path: Path
 ) -> None:
     config = {**config_of(method, models), "dtype": dtype}
@@ -164,9 +164,7 @@ def test_stages_equal_their_merges_one_by_one(models: Path, tmp_path: Path) -> N
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_check_finds_what_is_wrong_and_says_what_it_could_not_see(
-    models: Path, tmp_path: Path
-) -> None:
+def test_a_check_finds_wrong_tensors_and_counts_skipped_ones(models: Path, tmp_path: Path) -> None:
     config = config_of("slerp", models)
     done = mergeloom.merge(config, tmp_path / "out", ram="8GiB", threads=2)
     plan, out = done.planned.plan, tmp_path / "out"
@@ -184,7 +182,7 @@ def test_a_check_finds_what_is_wrong_and_says_what_it_could_not_see(
         mergeloom.merge(config, out, ram="8GiB", threads=2, check=100)
 
 
-def test_a_check_takes_rows_of_what_is_too_large(models: Path, tmp_path: Path) -> None:
+def test_a_check_takes_rows_of_tensors_that_are_too_large(models: Path, tmp_path: Path) -> None:
     config = config_of("linear", models)
     plan = mergeloom.merge(config, tmp_path / "out", ram="8GiB").planned.plan
     found = checking.check_output(plan, tmp_path / "out", 100, resident_bytes() + 128 * MIB)
@@ -193,7 +191,7 @@ def test_a_check_takes_rows_of_what_is_too_large(models: Path, tmp_path: Path) -
     assert not found.passed_over
 
 
-def test_what_stages_make_is_not_computed_again(models: Path, tmp_path: Path) -> None:
+def test_a_check_skips_tensors_computed_by_several_stages(models: Path, tmp_path: Path) -> None:
     (tmp_path / "stages.yml").write_text(
         "name: half\nmerge_method: passthrough\nmodels: [one]\n---\n"
         "merge_method: passthrough\nmodels: [half]\n"

@@ -187,7 +187,9 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_is_said_is_what_was_reviewed(models: Path, request: pytest.FixtureRequest) -> None:
+def test_messages_of_failures_are_the_reviewed_ones(
+    models: Path, request: pytest.FixtureRequest
+) -> None:
     text = answered(TEXT, answer_of)
     if request.config.getoption("review"):
         PAGE.write_text(text, encoding="utf-8")
@@ -195,7 +197,7 @@ def test_what_is_said_is_what_was_reviewed(models: Path, request: pytest.Fixture
         assert text == TEXT
 
 
-def test_each_event_is_shown_and_none_surprises_the_program() -> None:
+def test_every_failure_is_in_the_gallery_and_none_is_an_internal_error() -> None:
     every = list(mistakes(TEXT))
     shown = {command.partition("  # ")[2] for mistake in every for command, _ in mistake.answers}
     assert shown - {""} == EVENTS.keys()

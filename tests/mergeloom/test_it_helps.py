@@ -103,7 +103,7 @@ def test_a_fine_tune_does_its_own_task_only(models: Path) -> None:
     ("method", "parameters"),
     [("task_arithmetic", {"weight": 1.0}), ("ties", {"weight": 1.0, "density": 0.5})],
 )
-def test_a_merge_does_both(
+def test_a_merge_does_both_tasks(
     method: str, parameters: dict[str, float], models: Path, tmp_path: Path
 ) -> None:
     config = {

@@ -84,7 +84,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_is_answered_is_what_was_reviewed(
+def test_messages_about_mistakes_are_the_reviewed_ones(
     page: str, models: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.chdir(models)
@@ -97,7 +97,7 @@ def test_what_is_answered_is_what_was_reviewed(
         assert text == PAGES[page]
 
 
-def test_there_are_sixty_and_each_says_what_to_do() -> None:
+def test_the_gallery_has_sixty_mistakes_and_each_message_has_a_remedy() -> None:
     every = [each for text in PAGES.values() for each in mistakes(text)]
     assert len(every) >= 60
     assert len({each.title for each in every}) == len(every)

@@ -80,7 +80,7 @@ def drawn(page: str, folder: Path) -> str:
     return found.stdout
 
 
-def test_a_page_is_made_of_the_records_and_needs_nothing_else(config: Path) -> None:
+def test_a_page_contains_its_records_and_loads_nothing(config: Path) -> None:
     planned = mergeloom.plan(config)
     page = planned.page()
     data = data_of(page)
@@ -92,7 +92,7 @@ def test_a_page_is_made_of_the_records_and_needs_nothing_else(config: Path) -> N
     assert not re.search(r"<link|@import|url\(|\bsrc=|fetch\(|import\(", page)
 
 
-def test_very_many_tensors_are_few_bytes_each(config: Path) -> None:
+def test_many_tensors_cost_few_bytes_each(config: Path) -> None:
     planned = mergeloom.plan(config)
     details = planned.details
     (row,) = [each for each in details.tensors if each.name.endswith("layers.2.mlp.up_proj.weight")]
@@ -105,7 +105,7 @@ def test_very_many_tensors_are_few_bytes_each(config: Path) -> None:
     assert tensors_of(data_of(many)["details"])[-1]["name"] == rows[-1].name
 
 
-def test_each_value_leads_to_its_line(config: Path) -> None:
+def test_each_value_refers_to_its_line(config: Path) -> None:
     details = mergeloom.plan(config).details
     rows = {tensor.name: tensor for tensor in details.tensors}
     (number,) = rows["model.layers.2.self_attn.q_proj.weight"].values
@@ -117,7 +117,7 @@ def test_each_value_leads_to_its_line(config: Path) -> None:
     assert details.models[rows["model.norm.weight"].inputs[0].model] == "a"
 
 
-def test_memory_of_the_steps_stays_below_what_is_said(config: Path) -> None:
+def test_memory_of_the_steps_stays_below_the_planned_peak(config: Path) -> None:
     planned = mergeloom.plan(config)
     details = planned.details
     assert details.steps[-1].written_bytes == planned.report.output.parameters * 2
@@ -126,7 +126,7 @@ def test_memory_of_the_steps_stays_below_what_is_said(config: Path) -> None:
         assert details.overhead_bytes + buffers <= planned.report.memory.peak_bytes
 
 
-def test_a_merge_keeps_its_details(config: Path, tmp_path: Path) -> None:
+def test_a_merge_stores_its_details(config: Path, tmp_path: Path) -> None:
     result = mergeloom.merge(config, tmp_path / "out")
     kept = mergeloom.read_details(tmp_path / "out")
     assert kept == result.details
@@ -142,7 +142,7 @@ def test_a_merge_keeps_its_details(config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
-def test_a_browser_draws_it(config: Path, tmp_path: Path) -> None:
+def test_a_browser_draws_the_page(config: Path, tmp_path: Path) -> None:
     found = drawn(mergeloom.plan(config).page(), tmp_path)
     assert "data-ready=" in found  # the script came to its end
     for text in ("Which layers of which model", "Parameters over layers", "39 tensors"):
@@ -180,7 +180,7 @@ document.body.textContent = JSON.stringify(told);
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
-def test_the_keyboard_leads_through_pictures_and_tensors(config: Path, tmp_path: Path) -> None:
+def test_the_keyboard_moves_through_pictures_and_tensors(config: Path, tmp_path: Path) -> None:
     page = mergeloom.plan(config).page().replace("</body>", f"<script>{KEYS}</script></body>")
     found = re.search(r"<body>(\[.*?\]\])", drawn(page, tmp_path))
     assert found is not None

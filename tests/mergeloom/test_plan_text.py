@@ -35,7 +35,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_parameters_are_those_that_tensors_get(config: Path) -> None:
+def test_reported_parameters_are_those_of_the_tensors(config: Path) -> None:
     report = mergeloom.plan(config).report
     lines = {(line.parameter, line.filter): line for line in report.parameters}
     both = {("density", "mlp"), ("density", None)}
@@ -48,7 +48,7 @@ def test_parameters_are_those_that_tensors_get(config: Path) -> None:
         assert lines["density", None].values == (values["density"].value,)
 
 
-def test_slices_are_curves_of_their_own(config: Path) -> None:
+def test_each_slice_has_its_own_curve(config: Path) -> None:
     config.write_text(
         "merge_method: slerp\nbase_model: a\nslices:\n"
         "  - sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]\n"
@@ -61,7 +61,9 @@ def test_slices_are_curves_of_their_own(config: Path) -> None:
     assert (whole.layers, whole.values) == ((0, 4), (0, 1, 0, 1))
 
 
-def test_what_is_shown(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parameters_are_printed_with_curves(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     app(["plan", str(config)], standalone_mode=False)
     out = capsys.readouterr().out
     assert "weight     b   all            0-3     ▁▃▆█  0 to 1\n" in out
@@ -71,7 +73,7 @@ def test_what_is_shown(config: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "_,+#  0 to 1" in plain or plain.isascii()
 
 
-def test_bars_and_curves() -> None:
+def test_bars_and_curves_are_drawn_in_eighths() -> None:
     assert [bar(share, 4) for share in (0, 0.5, 1)] == ["░░░░", "██░░", "████"]
     assert bar(0.03125, 4) == "▏░░░"
     assert curve([0, 1, 2, 3], 4) == "▁▃▆█"

@@ -42,7 +42,7 @@ def original() -> torch.Tensor:
     return embed(MODEL)
 
 
-def test_all_six_layers_passed_through_are_the_same_model(
+def test_a_passthrough_of_all_layers_is_the_same_model(
     tmp_path: Path, original: torch.Tensor
 ) -> None:
     config = {
@@ -96,7 +96,7 @@ def test_a_stack_of_ten_layers_loads_and_runs(tmp_path: Path, original: torch.Te
     assert AutoModel.from_pretrained(tmp_path / "out").config.num_hidden_layers == 10
 
 
-def test_a_slerp_with_a_perturbed_copy_stays_near(tmp_path: Path, original: torch.Tensor) -> None:
+def test_a_slerp_with_a_perturbed_copy_stays_close(tmp_path: Path, original: torch.Tensor) -> None:
     shutil.copytree(MODEL, tmp_path / "perturbed")
     generator = torch.Generator().manual_seed(1)
     tensors = load_file(MODEL / "model.safetensors")

@@ -52,7 +52,9 @@ def test_a_finished_merge_has_no_progress(config: Path, tmp_path: Path) -> None:
     assert run.result().outcome.was_finished
 
 
-def test_it_is_cancelled_from_another_thread_and_continues(config: Path, tmp_path: Path) -> None:
+def test_a_running_merge_is_cancelled_from_another_thread_and_continues(
+    config: Path, tmp_path: Path
+) -> None:
     started = threading.Event()
 
     def progressed(progress: Progress) -> None:
@@ -75,7 +77,7 @@ def test_it_is_cancelled_from_another_thread_and_continues(config: Path, tmp_pat
     assert mergeloom.verify(tmp_path / "out").sound
 
 
-def test_to_leave_the_loop_early_cancels(config: Path, tmp_path: Path) -> None:
+def test_leaving_the_loop_early_cancels(config: Path, tmp_path: Path) -> None:
     def stop() -> bool:
         time.sleep(0.02)
         return False
@@ -87,7 +89,7 @@ def test_to_leave_the_loop_early_cancels(config: Path, tmp_path: Path) -> None:
     assert run.cancelled or mergeloom.status(tmp_path / "out").condition == "finished"
 
 
-def test_what_fails_is_raised_by_the_loop_and_by_the_result(config: Path, tmp_path: Path) -> None:
+def test_an_error_is_raised_by_the_loop_and_by_the_result(config: Path, tmp_path: Path) -> None:
     with pytest.raises(LoomError, match="no such file"):
         mergeloom.start(tmp_path / "nowhere.yml", tmp_path / "out")
     with pytest.raises(LoomError, match="belong to the plan"):
@@ -105,7 +107,7 @@ def test_what_fails_is_raised_by_the_loop_and_by_the_result(config: Path, tmp_pa
     assert "failed: " in repr(run)
 
 
-def test_warnings_of_the_run_reach_who_asks_for_the_result(config: Path, tmp_path: Path) -> None:
+def test_warnings_of_the_run_are_in_the_result(config: Path, tmp_path: Path) -> None:
     mergeloom.merge(config, tmp_path / "out")
     (tmp_path / "out" / "model.safetensors").write_bytes(b"")
     with warnings.catch_warnings(record=True) as caught:

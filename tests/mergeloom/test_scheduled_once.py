@@ -14,7 +14,7 @@ from tests.planners.support import llama
 
 
 @pytest.mark.parametrize("planned_first", [False, True])
-def test_one_schedule_is_made(
+def test_a_command_makes_one_schedule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned_first: bool
 ) -> None:
     models = [str(llama(tmp_path / name)) for name in "ab"]

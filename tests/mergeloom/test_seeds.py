@@ -108,7 +108,7 @@ def test_an_interruption_does_not_change_the_draw(
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "della_linear"])
-def test_tensors_and_models_are_drawn_for_independently(
+def test_draws_for_tensors_and_models_are_independent(
     method: str, models: Path, tmp_path: Path
 ) -> None:
     """Shares within binomial bounds, in all and in every row; nothing goes with anything else."""

@@ -105,7 +105,7 @@ STATES: dict[str, tuple[Callable[[Path, Path], None], str, str, str]] = {
 
 
 @pytest.mark.parametrize("case", STATES)
-def test_plan_says_what_is_so_and_merge_does_what_it_said(
+def test_plan_reports_the_state_of_an_output_and_merge_acts_accordingly(
     config: Path, tmp_path: Path, case: str
 ) -> None:
     prepare, condition, will, words = STATES[case]
@@ -127,7 +127,7 @@ def test_plan_says_what_is_so_and_merge_does_what_it_said(
     assert mergeloom.verify(out).sound
 
 
-def test_what_is_left_of_a_finished_output_is_kept(config: Path, tmp_path: Path) -> None:
+def test_intact_shards_of_a_finished_output_are_kept(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     whole = merged(config, out, max_shard_size="2kB")
     shards = sorted(out.glob("*.safetensors"))
@@ -140,7 +140,7 @@ def test_what_is_left_of_a_finished_output_is_kept(config: Path, tmp_path: Path)
     assert merged(config, out, max_shard_size="2kB") == whole
 
 
-def test_digests_are_looked_at_on_request(config: Path, tmp_path: Path) -> None:
+def test_digests_are_checked_on_request(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     whole = merged(config, out)
     content = bytearray((out / "model.safetensors").read_bytes())
@@ -157,7 +157,7 @@ def test_digests_are_looked_at_on_request(config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_what_differs_is_named_with_its_values(
+def test_a_refused_output_names_differences_with_both_values(
     config: Path, tmp_path: Path, interrupted: bool
 ) -> None:
     out = tmp_path / "out"
@@ -225,7 +225,7 @@ def test_an_output_inside_an_input_is_warned_about(config: Path, tmp_path: Path)
     assert "lies inside the input 'a'" in found.stderr
 
 
-def test_json_of_a_state(config: Path, tmp_path: Path) -> None:
+def test_a_plan_as_json_has_the_state_and_the_disk(config: Path, tmp_path: Path) -> None:
     document = json.loads(run("plan", config, tmp_path / "out", "--json").stdout)
     assert document["output_state"]["condition"] == "absent"
     assert document["disk"]["needed_bytes"] > document["output"]["bytes"]

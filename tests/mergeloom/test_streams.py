@@ -29,7 +29,7 @@ def sound(out: Path) -> bool:
 
 
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>/dev/full"])
-def test_a_merge_needs_no_stream(config: Path, tmp_path: Path, closed: str) -> None:
+def test_a_merge_runs_with_closed_streams(config: Path, tmp_path: Path, closed: str) -> None:
     found = shell(f"mergeloom merge {config} {tmp_path / 'out'} {closed}")
     assert found.returncode == 0, found.stderr
     assert "Traceback" not in found.stderr
@@ -60,7 +60,7 @@ def test_the_document_of_a_merge_that_cannot_be_written_leaves_the_merge(
     assert sound(tmp_path / "out")
 
 
-def test_nobody_reads_on(config: Path, tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_quietly_and_the_merge_goes_on(config: Path, tmp_path: Path) -> None:
     found = shell(f"mergeloom explain {config} | head -1; echo ${{PIPESTATUS[0]}}")
     assert found.stderr == ""
     found = shell(
@@ -71,7 +71,7 @@ def test_nobody_reads_on(config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_letters_that_an_encoding_lacks_are_spelt(config: Path, encoding: str) -> None:
+def test_letters_missing_in_an_encoding_are_replaced(config: Path, encoding: str) -> None:
     found = subprocess.run(
         [sys.executable, "-m", "mergeloom", "methods", "ties"],
         capture_output=True,
@@ -84,7 +84,7 @@ def test_letters_that_an_encoding_lacks_are_spelt(config: Path, encoding: str) -
     assert "theta" in text or "θ" in text
 
 
-def test_names_that_are_no_text_are_shown(config: Path, tmp_path: Path) -> None:
+def test_file_names_that_are_not_text_are_shown(config: Path, tmp_path: Path) -> None:
     odd = os.fsencode(tmp_path) + b"/o\xffut"
     found = subprocess.run(
         [sys.executable, "-m", "mergeloom", "plan", str(config), odd],
@@ -97,7 +97,7 @@ def test_names_that_are_no_text_are_shown(config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", [("-h",), ("help",)])
-def test_help(asked: tuple[str, ...]) -> None:
+def test_help_lists_the_commands(asked: tuple[str, ...]) -> None:
     found = run(*asked)
     assert (found.returncode, found.stderr) == (0, "")
     assert "Commands:" in found.stdout
@@ -106,14 +106,14 @@ def test_help(asked: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("asked", [("merge", "-h"), ("help", "merge")])
-def test_help_for_a_command(asked: tuple[str, ...]) -> None:
+def test_help_of_a_command_shows_its_options(asked: tuple[str, ...]) -> None:
     found = run(*asked)
     assert (found.returncode, found.stderr) == (0, "")
     assert "Usage: mergeloom merge" in found.stdout.replace("python -m mergeloom", "mergeloom")
     assert "--ram SIZE" in found.stdout
 
 
-def test_help_for_what_is_no_command() -> None:
+def test_help_for_an_unknown_command_is_an_error() -> None:
     found = run("help", "frob")
     assert found.returncode == 2
     assert found.stderr.count("\n") == 1
@@ -164,11 +164,11 @@ def test_quiet_hides_progress_and_no_warning(config: Path, tmp_path: Path) -> No
     ("ram", "says"),
     [("100", "100 bytes"), ("900TiB", "more memory than this machine has")],
 )
-def test_a_budget_that_makes_no_sense_is_said_to(config: Path, ram: str, says: str) -> None:
+def test_a_senseless_budget_is_reported(config: Path, ram: str, says: str) -> None:
     found = run("plan", config, "--ram", ram)
     assert says in found.stdout + found.stderr
 
 
-def test_no_color_and_no_terminal(config: Path) -> None:
+def test_output_has_no_colors_with_no_color(config: Path) -> None:
     found = run("plan", config, FORCE_COLOR="", NO_COLOR="1")
     assert "\x1b" not in found.stdout

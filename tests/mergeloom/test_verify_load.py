@@ -37,14 +37,14 @@ def faults(directory: Path) -> list[tuple[str, str]]:
     return [(fault.what, fault.why) for fault in loading_report(directory).faults]
 
 
-def test_a_model_that_transformers_wrote_has_no_fault(model: Path) -> None:
+def test_a_model_written_by_transformers_has_no_fault(model: Path) -> None:
     """Experts are stored one by one and joined by the class; the head is tied."""
     found = loading_report(model)
     assert (found.class_name, found.faults) == ("MixtralForCausalLM", ())
     assert found.tensors == len(load_tensors(model))
 
 
-def test_what_is_missing_left_out_or_of_another_shape_is_named(model: Path) -> None:
+def test_missing_superfluous_and_misshapen_tensors_are_named(model: Path) -> None:
     tensors = load_tensors(model)
     tensors["model.layers.9.mlp.weight"] = tensors.pop("model.layers.0.self_attn.q_proj.weight")
     tensors["model.norm.weight"] = torch.ones(7)
@@ -59,7 +59,7 @@ def test_what_is_missing_left_out_or_of_another_shape_is_named(model: Path) -> N
     ]
 
 
-def test_a_depth_that_the_configuration_does_not_say_is_seen(model: Path) -> None:
+def test_a_depth_that_contradicts_the_configuration_is_found(model: Path) -> None:
     change(model, num_hidden_layers=3)
     found = faults(model)
     assert found
@@ -88,13 +88,15 @@ def test_a_configuration_that_no_model_can_have_is_a_fault(model: Path) -> None:
         ({"architectures": ["os"]}, "has no 'os'"),
     ],
 )
-def test_what_cannot_be_compared_is_said(tmp_path: Path, config: dict[str, Any], why: str) -> None:
+def test_a_model_that_cannot_be_compared_is_reported(
+    tmp_path: Path, config: dict[str, Any], why: str
+) -> None:
     change(llama(tmp_path / "a"), **config)
     with pytest.raises(LoomError, match=why):
         loading_report(tmp_path / "a")
 
 
-def test_without_transformers_the_way_out_is_named(
+def test_without_transformers_the_remedy_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)

@@ -119,7 +119,7 @@ def test_a_real_device_agrees_with_the_cpu_and_with_every_budget(
 
 
 @needs_cuda
-def test_a_real_device_gives_no_more_than_its_budget() -> None:
+def test_a_real_device_allocates_no_more_than_its_budget() -> None:
     from mergeloom.engine.hardware.cuda import CudaMemoryError
     from mergeloom.engine.run.cuda_device import CudaDevice
 

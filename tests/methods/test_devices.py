@@ -86,7 +86,7 @@ def view(kernel: Kernel, count: int, device: str, limit: int) -> GrainView:
 
 
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
-def test_kernels_stay_on_their_device_and_ask_it_nothing(name: str, settings: Any) -> None:
+def test_kernels_use_only_their_device_and_do_not_wait_for_it(name: str, settings: Any) -> None:
     kernel, count = kernel_of(name, settings)
     statistics: list[Any] = []
     for statistic in kernel.passes:

@@ -94,7 +94,7 @@ def check(folder: Path, output: Path) -> None:
         assert torch.allclose(tensor.double(), start + step, rtol=1e-5, atol=1e-6)
 
 
-def test_the_example_runs_when_registered(
+def test_the_example_method_runs_when_registered(
     imported: type[Method], config: Path, tmp_path: Path
 ) -> None:
     mergeloom.register_method(imported)
@@ -102,7 +102,9 @@ def test_the_example_runs_when_registered(
     check(tmp_path, tmp_path / "out")
 
 
-def test_the_example_runs_from_an_entry_point(package: Path, config: Path, tmp_path: Path) -> None:
+def test_the_example_method_runs_from_an_entry_point(
+    package: Path, config: Path, tmp_path: Path
+) -> None:
     (entry,) = re.findall(r'```toml\n(\[project.entry-points."(.*?)"\]\n(.*?))```', TEXT, re.DOTALL)
     installed = package / "my_package-1.0.dist-info"
     installed.mkdir()

@@ -17,14 +17,16 @@ SHAPE = (40, 11)
 
 
 @given(families(), st.sampled_from((0.0, 1e-5, 0.05, 0.125)))
-def test_ram(models: Family, epsilon: float) -> None:
+def test_ram_agrees_with_the_formula(models: Family, epsilon: float) -> None:
     kernel = kernel_of("ram", models.base.shape, [{}] * len(models.all), base=0, epsilon=epsilon)
     answer = oracle.ram(models.base, models.others, epsilon)
     assert_close(check_walks(kernel, models.all), answer.value, answer.scale, models.base.dtype)
 
 
 @given(families(), st.sampled_from((0.0, 0.05, 0.125)), st.floats(-1, 1), st.floats(0, 3))
-def test_ramplus_tl(models: Family, epsilon: float, r: float, alpha: float) -> None:
+def test_ramplus_tl_agrees_with_the_formula(
+    models: Family, epsilon: float, r: float, alpha: float
+) -> None:
     parameters = [{}] * len(models.all)
     settings = {"epsilon": epsilon, "r": r, "alpha": alpha}
     kernel = kernel_of("ramplus_tl", models.base.shape, parameters, base=0, **settings)
@@ -32,7 +34,7 @@ def test_ramplus_tl(models: Family, epsilon: float, r: float, alpha: float) -> N
     assert_close(check_walks(kernel, models.all), answer.value, answer.scale, models.base.dtype)
 
 
-def test_ramplus_tl_amplifies_what_one_model_changed() -> None:
+def test_ramplus_tl_amplifies_changes_of_one_model() -> None:
     base = torch.zeros(8)
     first = torch.tensor([1.0, 1, 1, 1, 1, 1, 0, 0])
     second = torch.tensor([0.0, 0, 0, 0, 0, 2, 2, 2])
@@ -42,14 +44,14 @@ def test_ramplus_tl_amplifies_what_one_model_changed() -> None:
 
 
 @given(families(least=1, most=1), st.one_of(st.sampled_from((0.0, 1e-4)), st.floats(0, 0.5)))
-def test_nearswap(models: Family, t: float) -> None:
+def test_nearswap_agrees_with_the_formula(models: Family, t: float) -> None:
     kernel = kernel_of("nearswap", models.base.shape, [{}, {}], base=0, t=t)
     answer = oracle.nearswap(models.base, *models.others, t)
     assert_close(check_walks(kernel, models.all), answer.value, answer.scale, models.base.dtype)
 
 
 @given(families(least=1, most=1), st.booleans())
-def test_arcee_fusion(models: Family, base_first: bool) -> None:
+def test_arcee_fusion_agrees_with_the_formula(models: Family, base_first: bool) -> None:
     inputs, base = (models.all, 0) if base_first else (models.all[::-1], 1)
     kernel = kernel_of("arcee_fusion", models.base.shape, [{}, {}], base=base)
     answer = oracle.arcee_fusion(models.base, *models.others)
@@ -76,7 +78,7 @@ def test_no_change_gives_the_base(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["sce", "ram", "ramplus_tl", "nearswap", "arcee_fusion"])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
-def test_broken_values_stay_in_their_row(method: str, broken: float) -> None:
+def test_a_nan_or_infinity_spreads_to_no_other_element(method: str, broken: float) -> None:
     models = family(SHAPE, 1, 3, torch.float32)
     models.others[0][3, 4] = broken
     settings = {"t": 0.1} if method == "nearswap" else {}

@@ -66,7 +66,7 @@ def test_a_stack_of_two_sizes_is_refused(tmp_path: Path) -> None:
             plan_text(STACK, tmp_path, allow_different_architectures=allowed)
 
 
-def test_heads_of_another_number_are_refused_unless_allowed(folder: Path) -> None:
+def test_another_number_of_heads_is_refused_unless_allowed(folder: Path) -> None:
     change(folder / "a", num_attention_heads=4)
     change(folder / "b", num_attention_heads=2)
     words = "'num_attention_heads' differs: 4 in 'a', 2 in 'b'"

@@ -70,7 +70,7 @@ def test_everything_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
     assert len(used) + sum(len(item.names) for item in plan.unused) == tensors
 
 
-def test_sources_of_one_slice_are_merged_with_gradients_over_its_layers(tmp_path: Path) -> None:
+def test_sources_of_a_slice_are_merged_with_gradients_over_its_layers(tmp_path: Path) -> None:
     llama(tmp_path / "a", layers=6)
     llama(tmp_path / "b", layers=6, seed=1)
     plan = plan_text(
@@ -252,7 +252,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, case: str) -> None:
+def test_senseless_configurations_are_refused_by_name(tmp_path: Path, case: str) -> None:
     for seed, name in enumerate("abc"):
         llama(tmp_path / name, seed=seed)
     text, expected = REFUSED[case]
@@ -467,7 +467,7 @@ def test_a_base_beside_the_models_is_merged_by_methods_that_need_none(tmp_path: 
     assert "base_model: 'c' gives configuration and tokenizer only" in warning
 
 
-def test_filters_that_no_name_contains_are_told(tmp_path: Path) -> None:
+def test_filters_that_match_no_name_are_warned_about(tmp_path: Path) -> None:
     llama(tmp_path / "a")
     llama(tmp_path / "b", seed=1)
     t = "parameters: {t: [{filter: self_atn, value: 0}, {filter: mlp, value: 1}, {value: 0.5}]}\n"
@@ -478,7 +478,7 @@ def test_filters_that_no_name_contains_are_told(tmp_path: Path) -> None:
     assert warning.startswith("config.yml:4: parameters.t[0]: no tensor's name contains 'self_atn'")
 
 
-def test_one_filter_needs_no_list(tmp_path: Path) -> None:
+def test_a_single_filter_may_be_written_without_a_list(tmp_path: Path) -> None:
     llama(tmp_path / "a")
     llama(tmp_path / "b", seed=1)
     t = "parameters: {t: {filter: norm, value: 0.25}}\n"
@@ -499,7 +499,9 @@ def test_errors_of_models_say_where_they_are_named(tmp_path: Path) -> None:
         plan_text(text, tmp_path)
 
 
-def test_a_setting_under_a_model_is_sent_where_it_belongs(tmp_path: Path) -> None:
+def test_a_global_setting_under_a_model_is_an_error_that_says_where_it_belongs(
+    tmp_path: Path,
+) -> None:
     llama(tmp_path / "a")
     llama(tmp_path / "b", seed=1)
     text = (

@@ -96,7 +96,7 @@ def pick_of(folder: Path, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("pick")
-def test_a_planner_of_ones_own_makes_its_own_kind_of_output(tmp_path: Path) -> None:
+def test_a_registered_planner_makes_its_own_kind_of_output(tmp_path: Path) -> None:
     model = llama(tmp_path / "a")
     planned = mergeloom.plan(pick_of(model))
     (left,) = planned.plan.unused
@@ -128,7 +128,7 @@ def test_documents_of_several_planners_make_one_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("pick")
-def test_faults_are_found_where_they_are_written(tmp_path: Path) -> None:
+def test_errors_of_a_registered_planner_have_places(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'with' is missing: write letters of tensors' names"):
         config_from({"pick": "a"})
     llama(tmp_path / "a")
@@ -151,7 +151,7 @@ def test_a_key_has_one_planner() -> None:
         registry.register(wrong)
 
 
-def test_packages_offer_planners(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_offer_planners_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     points = (
         EntryPoint("pick", f"{__name__}:PickPlanner", registry.GROUP),
         EntryPoint("broken", "no_such_module:P", registry.GROUP),

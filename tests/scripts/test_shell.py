@@ -16,12 +16,12 @@ def started(*command):
 
 
 @pytest.mark.parametrize("name", [*SHELL, *PYTHON])
-def test_executable(name):
+def test_scripts_are_executable(name):
     assert os.access(ROOT / name, os.X_OK)
 
 
 @pytest.mark.parametrize("name", SHELL)
-def test_shell_reads_it_and_it_stops_at_errors(name):
+def test_shell_scripts_parse_and_stop_at_errors(name):
     path = ROOT / name
     text = path.read_text()
     assert text.startswith("#!/bin/sh\n# ")
@@ -30,7 +30,7 @@ def test_shell_reads_it_and_it_stops_at_errors(name):
 
 
 @pytest.mark.parametrize("name", [name for name in (*SHELL, *PYTHON) if name != ".ci/run"])
-def test_help_does_nothing_but_help(name):
+def test_help_only_prints_help(name):
     result = started(ROOT / name, "--help")
     assert result.returncode == 0
     assert result.stderr == ""

@@ -10,7 +10,7 @@ import pytest
 from mergeloom.engine.base.versions import version_of
 
 
-def test_it_is_what_the_standard_library_finds() -> None:
+def test_version_of_agrees_with_importlib_metadata() -> None:
     found = {each.metadata["Name"]: each.version for each in metadata.distributions()}
     assert "numpy" in found
     assert {name: version_of(name) for name in found} == {
@@ -18,7 +18,7 @@ def test_it_is_what_the_standard_library_finds() -> None:
     }
 
 
-def test_names_may_be_spelt_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_names_are_normalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "An_Odd.Name-1!2.dist-info"
     folder.mkdir()
     folder.joinpath("METADATA").write_text(

@@ -119,7 +119,7 @@ def test_networkx_sees_a_graph_without_cycles() -> None:
     ]  # fmt: skip
 
 
-def test_what_is_left_is_a_graph_of_its_own() -> None:
+def test_without_finished_writes_the_graph_has_only_what_the_rest_needs() -> None:
     graph = small()
     rest = graph.without(graph.writes[:2])
     assert [write.name for write in rest.writes] == ["c"]

@@ -111,7 +111,7 @@ def test_devices_are_numbered_as_cuda_numbers_them(setting: str | None, free: li
     assert library.open == 0
 
 
-def test_what_is_known_of_a_device() -> None:
+def test_a_device_has_name_kind_and_bus_rate() -> None:
     first, second, third = nvidia_devices(Nvml(CARDS), {})
     assert first.title == "NVIDIA H100 80GB HBM3"
     assert first.kind == "cuda"
@@ -120,7 +120,9 @@ def test_what_is_known_of_a_device() -> None:
     assert 1e9 < third.bus_rate < 64e9
 
 
-def test_without_library_or_compiler_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_driver_library_or_compiler_no_device_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert list(nvidia_devices(None, {})) == []
     if sys.platform == "linux":
         monkeypatch.setattr(accelerators, "_load_nvml", lambda: Nvml(CARDS))
@@ -141,18 +143,20 @@ CUDA = tuple(Accelerator(f"cuda:{n}", "card", 100 * (n + 1), 1e9, 1.0) for n in 
         ("cuda:1", None, [("cuda:1", 160)]),
     ],
 )
-def test_what_is_wanted(wanted: str, vram: int | None, expected: list[tuple[str, int]]) -> None:
+def test_the_wanted_devices_are_chosen(
+    wanted: str, vram: int | None, expected: list[tuple[str, int]]
+) -> None:
     chosen = choose(wanted, vram, lambda: CUDA)
     assert [(device.name, device.memory_bytes) for device in chosen] == expected
 
 
 @pytest.mark.parametrize("wanted", ["gpu", "cuda:", "cuda:x", "cpu:0", "auto:1", "mps:0", ""])
-def test_what_means_nothing_is_refused_without_looking(wanted: str) -> None:
+def test_an_unknown_device_name_is_refused_without_looking_for_devices(wanted: str) -> None:
     with pytest.raises(DeviceError, match="is unknown: choose auto, cpu, cuda"):
         choose(wanted, None, lambda: pytest.fail("looked"))
 
 
-def test_what_is_not_there_is_refused_and_what_is_there_named() -> None:
+def test_an_absent_device_is_refused_and_the_present_ones_are_named() -> None:
     with pytest.raises(DeviceError, match=r"'cuda:7' is not available.*devices: cuda:0, cuda:1"):
         choose("cuda:7", None, lambda: CUDA)
     with pytest.raises(DeviceError, match=r"'mps' is not available.*devices: none"):
@@ -160,7 +164,7 @@ def test_what_is_not_there_is_refused_and_what_is_there_named() -> None:
     assert choose("auto", None, lambda: ()) == ()
 
 
-def test_looking_imports_no_torch() -> None:
+def test_finding_devices_does_not_import_torch() -> None:
     code = (
         "import sys, mergeloom.engine.hardware.process as m; m.devices(); "
         "sys.exit('torch' in sys.modules)"

@@ -74,7 +74,7 @@ def test_code_for_another_processor_is_not_loaded(native: Native) -> None:
 
 @given(data=st.data())
 @settings(max_examples=60)
-def test_damage_is_noticed(data: st.DataObject, tmp_path_factory: Any) -> None:
+def test_damaged_code_is_not_loaded(data: st.DataObject, tmp_path_factory: Any) -> None:
     directory = tmp_path_factory.mktemp("native")
     Native("name", "symbol", INT, INT, "cpu", "+features", bytes(range(99))).save(directory)
     content = bytearray((directory / "name").read_bytes())
@@ -99,14 +99,14 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
     return Library("builder", sources)
 
 
-def test_another_process_builds_what_is_missing(library: Library) -> None:
+def test_missing_code_is_built_by_another_process(library: Library) -> None:
     assert library.built() == frozenset()
     library.build(frozenset({"one", "two"}))
     assert library.built() == {"one", "two"}
     assert Native.read(library.directory / "two").code == b"code of two"
 
 
-def test_what_is_damaged_is_built_again(library: Library) -> None:
+def test_damaged_code_is_built_again(library: Library) -> None:
     library.build(frozenset({"one", "two"}))
     path = library.directory / "one"
     path.write_bytes(path.read_bytes()[:-1])
@@ -119,7 +119,7 @@ def test_what_is_damaged_is_built_again(library: Library) -> None:
     assert library.built() == {"one", "two"}
 
 
-def test_what_others_can_write_is_not_used(library: Library) -> None:
+def test_code_that_other_users_can_write_is_not_used(library: Library) -> None:
     library.build(frozenset({"one", "two"}))
     (library.directory / "one").chmod(0o666)
     assert library.built() == {"two"}
@@ -130,7 +130,7 @@ def test_what_others_can_write_is_not_used(library: Library) -> None:
         library.open(frozenset({"one"}))
 
 
-def test_other_sources_have_other_code(library: Library) -> None:
+def test_changed_sources_have_a_directory_of_their_own(library: Library) -> None:
     library.build(frozenset({"one"}))
     before = library.directory
     (library.sources / "more.py").write_text("different = True\n")
@@ -175,7 +175,7 @@ def test_without_a_home_nothing_is_built(library: Library, monkeypatch: pytest.M
         library.build(frozenset({"one"}))
 
 
-def test_a_builder_that_is_killed_or_hangs_is_told_of(
+def test_a_builder_that_is_killed_or_hangs_is_reported(
     library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(NativeError, match="exit status -9"):
@@ -185,12 +185,12 @@ def test_a_builder_that_is_killed_or_hangs_is_told_of(
         library.build(frozenset({"hangs"}))
 
 
-def test_a_builder_that_leaves_nothing_is_told_of(library: Library) -> None:
+def test_a_builder_that_writes_nothing_is_reported(library: Library) -> None:
     with pytest.raises(NativeError, match="silent cannot be read back"):
         library.build(frozenset({"silent"}))
 
 
-def test_without_a_place_to_keep_it_nothing_is_built(
+def test_without_a_writable_cache_nothing_is_built(
     library: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -200,7 +200,9 @@ def test_without_a_place_to_keep_it_nothing_is_built(
         library.build(frozenset({"one"}))
 
 
-def test_what_cannot_be_opened_is_one_line(library: Library, native: Native) -> None:
+def test_code_that_cannot_be_opened_is_an_error_and_built_again(
+    library: Library, native: Native
+) -> None:
     with pytest.raises(NativeError, match="FileNotFoundError"):
         library.open(frozenset({"twice"}))
     native.save(library.directory)

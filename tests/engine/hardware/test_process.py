@@ -11,7 +11,7 @@ from mergeloom.engine.hardware import process as machine
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="no glibc here")
-def test_gaps_in_the_heap_are_given_back() -> None:
+def test_gaps_in_the_heap_are_returned_to_the_kernel() -> None:
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]

@@ -55,7 +55,7 @@ def test_a_lower_bound_only_raises() -> None:
     assert ASSUMED.learnt({"storage": Sample(2e9, at_least=True)}) == ASSUMED
 
 
-def test_a_core_that_is_known_of_one_kind_of_work_is_believed_of_the_other() -> None:
+def test_the_rate_of_a_core_for_one_arithmetic_stands_in_for_the_other() -> None:
     assert [ASSUMED.cpu(compiled) for compiled in (False, True)] == [1.0, 1.0]
     assert [Rates({"cpu": 2.0}).cpu(compiled) for compiled in (False, True)] == [2.0, 2.0]
     both = Rates({"cpu": 2.0, "cpu compiled": 3.0})
@@ -71,7 +71,7 @@ def test_devices_are_known_by_their_model() -> None:
     assert (known.knows_speed(GPU), known.knows_bus(other)) == (True, False)
 
 
-def test_devices_that_were_seen_last_are_kept() -> None:
+def test_the_devices_measured_last_are_kept() -> None:
     known = ASSUMED
     for number in range(200):
         known = known.learnt({f"device speed: {number}": Sample(2.0)})
@@ -87,7 +87,7 @@ NAMES = st.sampled_from(["storage", "cpu", "cpu compiled", SPEED, BUS]) | st.tex
 
 
 @given(VALUES | st.dictionaries(NAMES, VALUES | st.just(10**400)))
-def test_of_a_record_only_what_makes_sense_is_believed(found: object) -> None:
+def test_senseless_values_of_a_profile_are_ignored(found: object) -> None:
     known = Rates.of_record(found)
     there = known.of(GPU)
     for rate in (known.storage, known.cpu(True), there.speed, there.bus_rate):
@@ -117,7 +117,7 @@ def test_storage_is_measured_where_the_run_waits_for_it() -> None:
         (0, 0, 0.0),
     ],
 )
-def test_storage_is_not_measured_by_what_does_not_show_it(
+def test_runs_that_do_not_show_the_storage_rate_are_ignored(
     moved: int, stored: int | None, busy: float
 ) -> None:
     assert storage_samples(moved, stored, busy, share=1.0) == {}
@@ -146,7 +146,7 @@ def test_too_short_a_run_measures_nothing() -> None:
     assert watch.samples() == {}
 
 
-def test_a_device_that_does_not_tell_is_not_measured() -> None:
+def test_a_device_without_timings_is_not_measured() -> None:
     watch = Stopwatch()
     for _ in range(9):
         watch.on_device(GPU, 10.0, math.nan)
@@ -154,7 +154,7 @@ def test_a_device_that_does_not_tell_is_not_measured() -> None:
     assert watch.samples() == {}
 
 
-def test_busy_counts_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlapping_requests_count_their_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(rates.time, "perf_counter", lambda: now)
     busy = Busy()
@@ -174,7 +174,7 @@ def test_busy_counts_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the profile ----------------------------------------------------------------------------
 
 
-def test_rates_and_other_things_are_remembered_beside_each_other(cache: Path) -> None:
+def test_saving_rates_keeps_the_other_sections_of_the_profile(cache: Path) -> None:
     assert machine.remembered_rates() == ASSUMED
     machine.remember_runtime_bytes(300 * MIB)
     machine.remember_rates({"cpu": Sample(2.0)})
@@ -199,7 +199,7 @@ def test_rates_and_other_things_are_remembered_beside_each_other(cache: Path) ->
         json.dumps({"more": "x" * 65_000}).encode(),
     ],
 )
-def test_garbage_is_no_matter_and_is_replaced(cache: Path, content: bytes) -> None:
+def test_a_profile_of_garbage_is_ignored_and_replaced(cache: Path, content: bytes) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_bytes(content)
     assert machine.remembered_rates() == ASSUMED
@@ -209,7 +209,7 @@ def test_garbage_is_no_matter_and_is_replaced(cache: Path, content: bytes) -> No
     assert cache.stat().st_size <= 64 << 10
 
 
-def test_a_place_that_cannot_be_written_is_no_matter(cache: Path) -> None:
+def test_a_profile_that_cannot_be_written_is_no_error(cache: Path) -> None:
     cache.mkdir(parents=True)
     machine.remember_rates({"cpu": Sample(2.0)})
     assert machine.remembered_rates() == ASSUMED
@@ -239,7 +239,7 @@ def test_a_short_run_is_not_remembered(tmp_path: Path, cache: Path) -> None:
     assert profile.load_section("rates") is None
 
 
-def test_how_estimates_of_the_latest_runs_came_true_is_remembered(cache: Path) -> None:
+def test_ratios_of_time_to_estimate_are_kept_for_the_latest_runs(cache: Path) -> None:
     assert machine.remembered_ratios() == ()
     machine.remember_ratio(0.5, 10.0)  # too short to tell anything of others
     machine.remember_ratio(10.0, 0.5)

@@ -96,7 +96,7 @@ def test_a_slow_bus_keeps_merges_on_the_cpu() -> None:
     assert 0 not in placed(many(2.0), replace(GPU, bus_rate=1e7)).used_devices
 
 
-def test_what_starting_a_device_takes_must_be_saved() -> None:
+def test_a_device_must_save_more_time_than_it_takes_to_start() -> None:
     graph = many(20.0)
     assert placed(graph, replace(GPU, start_seconds=5.0)).used_devices == [0]
     made = placed(graph, replace(GPU, start_seconds=5000.0))
@@ -105,7 +105,7 @@ def test_what_starting_a_device_takes_must_be_saved() -> None:
     assert placed(graph, replace(GPU, start_seconds=5000.0), forced=True).used_devices == [0]
 
 
-def test_forced_everything_goes_that_can() -> None:
+def test_a_forced_device_gets_every_merge_that_it_can_run() -> None:
     graph = layers(Copy(), Costly(0.01), Normalised(), shape=(8, 1 << 19))
     assert reasons(placed(graph, GPU, forced=True)) == [
         Reason.COPIED,
@@ -150,7 +150,7 @@ def test_chunks_fit_into_the_memory(mib: int) -> None:
         assert mib < 150
 
 
-def test_an_estimate_counts_every_pass_over_the_bus_but_what_stays() -> None:
+def test_an_estimate_counts_uncached_inputs_once_per_pass() -> None:
     (scheduled,) = placed(layers(Normalised()), GPU).merges
     merge_shape = scheduled.work.merge_shape
     estimate = Estimate.of(scheduled.work.kind)
@@ -168,7 +168,7 @@ def test_an_estimate_counts_every_pass_over_the_bus_but_what_stays() -> None:
 
 
 @pytest.mark.parametrize("mib", [60, 96, 110, 130, 200, 1000])
-def test_what_stays_fits_beside_the_rest(mib: int) -> None:
+def test_cached_inputs_fit_beside_slots_and_scratch(mib: int) -> None:
     (scheduled,) = placed(
         layers(Normalised(), shape=(20, 1 << 19)), replace(GPU, memory_bytes=mib * MIB), forced=True
     ).merges
@@ -191,13 +191,13 @@ def test_what_stays_fits_beside_the_rest(mib: int) -> None:
     assert (cached == merge_shape.grains.count) == (mib >= 200)
 
 
-def test_nothing_stays_for_a_single_pass() -> None:
+def test_a_merge_with_one_pass_caches_nothing() -> None:
     (scheduled,) = placed(layers(Costly(1.0)), GPU, forced=True).merges
     assert scheduled.chunk > 0
     assert scheduled.cached_grains == 0
 
 
-def test_grains_lie_at_even_places_whatever_their_length() -> None:
+def test_grains_are_aligned_whatever_their_length() -> None:
     for total, size in ((1 << 30, 1 << 19), (999 * 777, 674 * 777), (5, 5)):
         for element in (1, 2, 4):
             step = stride(Grains(total, size, 1), element)

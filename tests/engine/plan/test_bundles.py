@@ -81,7 +81,7 @@ def test_a_bundle_needs_no_more_than_its_share_of_the_ledger() -> None:
                 assert needed <= min(BUNDLE_BYTES, made.ledger_bytes // 8)
 
 
-def test_inputs_that_are_kept_for_others_are_not_bundled() -> None:
+def test_merges_of_inputs_kept_for_others_are_not_bundled() -> None:
     builder = GraphBuilder()
     ((one, two),) = loads(builder, [1000])
     file = OutputFile("out", b"", 4000)
@@ -90,7 +90,7 @@ def test_inputs_that_are_kept_for_others_are_not_bundled() -> None:
     assert lengths(builder.build(writes, [file])) == [0, 0]
 
 
-def test_what_is_read_several_times_is_not_bundled() -> None:
+def test_merges_that_read_inputs_several_times_are_not_bundled() -> None:
     """With passes that read again, what is read would not be what was predicted."""
     found = graph([200_000] * 4)
     smallest = schedule(found, None, MACHINE).minimum_bytes

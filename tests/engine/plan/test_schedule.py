@@ -231,7 +231,7 @@ def test_a_load_that_is_needed_soonest_is_the_one_that_stays() -> None:
     assert made.repeated_bytes == far.nbytes
 
 
-def test_a_layer_that_stands_twice_is_read_and_computed_once() -> None:
+def test_a_repeated_layer_is_read_and_computed_once() -> None:
     builder = GraphBuilder()
     load = builder.load(Disk("d"), 0, BF16, (100, 100), "t")
     once = builder.merge([load], Weighted((2.0,)), "a")
@@ -270,7 +270,7 @@ class Looking(Normalised):
     passes = (Moment(), Allocating())
 
 
-def test_what_a_statistic_allocates_for_a_moment_counts_for_each_worker() -> None:
+def test_temporary_memory_of_a_statistic_counts_for_each_worker() -> None:
     def made(kernel: Kernel) -> Schedule:
         builder = GraphBuilder()
         load = builder.load(Disk("d"), 0, BF16, (4096, 4096), "t")
@@ -298,7 +298,7 @@ def one(kernel: Kernel) -> Graph:
     return graph_of([(builder.merge(loads, kernel, "m"), BF16)])
 
 
-def test_what_names_its_words_needs_no_torch() -> None:
+def test_a_kernel_that_lists_its_operations_needs_no_torch() -> None:
     paper = Paper(size=100 * MIB)
     there = replace(machine(), arithmetic=paper)
     worded, plain = (
@@ -314,7 +314,7 @@ def test_what_names_its_words_needs_no_torch() -> None:
     assert schedule(one(Worded((1.0, 2.0))), None, unlimited).peak_bytes == worded.peak_bytes
 
 
-def test_machine_code_that_is_missing_is_built_where_a_compiler_fits() -> None:
+def test_missing_machine_code_is_built_if_the_budget_has_room_for_a_compiler() -> None:
     paper = Paper(lacking=frozenset({"other", "third"}))
     there = replace(machine(), arithmetic=paper, compiler_bytes=400 * MIB)
     graph = one(Worded((1.0, 2.0)))

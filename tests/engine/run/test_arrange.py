@@ -195,7 +195,7 @@ def test_few_requests_are_made() -> None:
     assert requests(StoredTensor.join(halves)) == [1 << 20]
 
 
-def test_what_is_missing_costs_no_reading() -> None:
+def test_missing_rows_are_zeros_that_are_not_read() -> None:
     source = MemorySource(bytes(range(200)), "numbers")
     stored = StoredTensor.at(source, 0, U8, (10, 20)).rows([0, -1, -1, 3])
     assert stored.bytes.stored(0, 80) == 40
@@ -215,7 +215,7 @@ def test_elements_of_half_a_byte_are_moved_by_whole_bytes() -> None:
         codes.reshape((128,)).narrow(0, 1, 3)
 
 
-def test_storages_of_torch_by_their_strides() -> None:
+def test_strided_storages_are_read_as_torch_reads_them() -> None:
     numbers = np.arange(60, dtype=np.uint16)
     source = MemorySource(b"head" + numbers.tobytes(), "storage")
     stored = StoredTensor.strided(source, 4 + 10, BF16, (3, 4), (2, 12))
@@ -242,13 +242,13 @@ WRONG: dict[str, Callable[[StoredTensor], object]] = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_what_cannot_be_arranged_is_said(message: str) -> None:
+def test_an_impossible_arrangement_is_an_error(message: str) -> None:
     stored = StoredTensor.at(MemorySource(bytes(24), "zero"), 0, BF16, (3, 4))
     with pytest.raises(ValueError, match=message):
         WRONG[message](stored)
 
 
-def test_equal_arrangements_are_told_by_key_and_description() -> None:
+def test_equal_arrangements_have_equal_keys_and_descriptions() -> None:
     source = MemorySource(bytes(64), "zero")
 
     def described(stored: StoredTensor) -> tuple[object, str]:

@@ -27,7 +27,7 @@ def layout(tmp_path: Path, keep: slice) -> tuple[BundleLayout, int]:
     return BundleLayout.of(bundle), len(bundle)
 
 
-def test_what_lies_side_by_side_is_one_request(tmp_path: Path) -> None:
+def test_adjacent_inputs_are_one_request(tmp_path: Path) -> None:
     found, count = layout(tmp_path, slice(None))
     assert count > 2
     assert [read.nbytes for read in found.reads] == [2000 * count, 4000 * count]

@@ -164,7 +164,7 @@ def test_an_interrupted_run_makes_its_clones_again(volume: Path) -> None:
     assert sha256(output) == sha256(volume / "three" / "whole")
 
 
-def test_what_the_disk_refuses_is_said_and_a_refused_trial_copies(volume: Path) -> None:
+def test_a_refused_clone_is_an_error_and_a_refused_trial_copies(volume: Path) -> None:
     graph, _ = graph_in(volume / "four")
     with pytest.raises(RunError, match=r"cannot clone '.*': .*; fix this and the same command"):
         run(graph, volume / "four" / "out", files=Failing(OSError(28, "no space left"), 1))
@@ -181,7 +181,7 @@ def test_clones_need_one_file_system_that_shares(volume: Path, tmp_path: Path) -
     assert not may_share(str(volume / "file"), tmp_path)
 
 
-def test_what_cannot_be_cloned_is_not_planned(tmp_path: Path) -> None:
+def test_conversions_and_small_copies_are_not_planned_as_clones(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     workshop = Workshop(tmp_path / "in")
     loads = workshop.loads(F32, [(4096,), (500,)], gap=4)

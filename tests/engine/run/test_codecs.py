@@ -67,7 +67,7 @@ def fixed_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "this_machine", lambda *_: this_machine())
 
 
-def test_the_table_is_the_librarys() -> None:
+def test_block_types_are_those_of_the_gguf_package() -> None:
     decoded = {
         int(kind) for kind in gguf.quants._type_traits if kind is not gguf.GGMLQuantizationType.BF16
     }
@@ -80,7 +80,7 @@ def test_the_table_is_the_librarys() -> None:
         assert dtype.nbytes(7 * block) == 7 * nbytes
 
 
-def test_values_are_the_librarys_at_every_budget(tmp_path: Path) -> None:
+def test_values_are_those_of_the_gguf_package_at_every_budget(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     graph, expected = graph_of(Workshop(tmp_path / "in"), sorted(GGML))
     least = schedule(graph, None, this_machine()).minimum_bytes
@@ -96,7 +96,7 @@ def test_values_are_the_librarys_at_every_budget(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found, expected[write.name])
 
 
-def test_torch_takes_them_too(tmp_path: Path) -> None:
+def test_torch_decodes_the_same_values(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     graph, expected = graph_of(Workshop(tmp_path / "in"), [3, 14])
     made = job(graph)

@@ -114,7 +114,7 @@ def test_where_nothing_fits_every_pass_uploads(several: Made) -> None:
     assert opener.opened[0].uploaded_bytes == PASSES * loaded(several.graph)
 
 
-def test_what_fits_in_part_stays_in_part(tmp_path: Path) -> None:
+def test_inputs_that_fit_in_part_are_cached_in_part(tmp_path: Path) -> None:
     graph = normalised(tmp_path, 1)
     expected = run(graph, CPU).sink
     low, high = least(graph), whole(graph)
@@ -134,7 +134,7 @@ def test_what_fits_in_part_stays_in_part(tmp_path: Path) -> None:
     assert len(set(uploaded)) > 2
 
 
-def test_inputs_of_late_passes_and_tallies_cost_no_second_upload(nested: Made) -> None:
+def test_inputs_of_late_passes_and_scans_are_uploaded_once(nested: Made) -> None:
     opener = Opener()
     ran = run(nested.graph, machine(accelerator(PLENTY)), opener)
     assert ran.sink == nested.sink
@@ -142,7 +142,7 @@ def test_inputs_of_late_passes_and_tallies_cost_no_second_upload(nested: Made) -
     assert loaded(nested.graph) <= opener.opened[0].uploaded_bytes < 1.5 * loaded(nested.graph)
 
 
-def test_a_store_that_cannot_be_had_is_done_without(several: Made) -> None:
+def test_a_merge_runs_without_a_cache_that_cannot_be_allocated(several: Made) -> None:
     """Two allocations succeed, bench and slots; those of the store never do."""
     third: list[int] = []
 
@@ -158,7 +158,7 @@ def test_a_store_that_cannot_be_had_is_done_without(several: Made) -> None:
     assert "its cache of inputs was reduced" in ran.warnings[0]
 
 
-def test_a_smaller_store_is_tried_before_smaller_tiles(several: Made) -> None:
+def test_a_smaller_cache_is_tried_before_smaller_tiles(several: Made) -> None:
     """Somebody else has taken part of the memory: less stays, and nothing else changes."""
     usual = Opener()
     run(several.graph, machine(accelerator(PLENTY)), usual)
@@ -226,7 +226,7 @@ def ended(merge: MergeRun) -> TileRun:
     return TileRun(0, Tile(0, number, 0, 1, (), True), merge, {}, [], [])
 
 
-def test_places_never_overlap_and_are_given_back(several: Made) -> None:
+def test_entries_never_overlap_and_their_room_is_reused(several: Made) -> None:
     runs = [MergeRun(scheduled) for scheduled in merges(several.graph)]
     merge_shape = runs[0].scheduled.work.merge_shape
     own = cache_bytes(merge_shape, merge_shape.grains.count)
@@ -249,7 +249,7 @@ def test_places_never_overlap_and_are_given_back(several: Made) -> None:
     assert (stay.at, stay.grains) == (own, 7)
 
 
-def test_what_has_been_sent_is_not_missed_again(several: Made) -> None:
+def test_each_grain_is_uploaded_once(several: Made) -> None:
     (merge, *_) = (MergeRun(scheduled) for scheduled in merges(several.graph))
     store = DeviceCache(torch.empty(PLENTY >> 4, dtype=torch.uint8))
     stay = store.admit(merge)
@@ -261,7 +261,7 @@ def test_what_has_been_sent_is_not_missed_again(several: Made) -> None:
     assert stay.arrives(other, range(2, 4))
 
 
-def test_the_graphs_here_are_as_deep_as_they_say(nested: Made) -> None:
+def test_the_graphs_of_these_tests_have_several_passes_and_levels(nested: Made) -> None:
     works = [scheduled.work for scheduled in merges(nested.graph)]
     assert any(len(list(tree(work.root))) > 1 and len(work.passes) > 1 for work in works)
     assert any(work.grains.size * 4 % 256 and work.grains.count > 1 for work in works)

@@ -187,7 +187,9 @@ def test_merges_that_do_not_fit_go_to_the_cpu(made: Made) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
-def test_a_device_with_less_memory_than_promised(made: Made, share: float) -> None:
+def test_a_device_with_less_memory_than_planned_gives_the_same_bytes(
+    made: Made, share: float
+) -> None:
     """Tiles get smaller, and then the CPU does it."""
     usual = Opener()
     run(made.graph, machine(accelerator(PLENTY)), usual)
@@ -200,7 +202,7 @@ def test_a_device_with_less_memory_than_promised(made: Made, share: float) -> No
         assert "could not run" in ran.warnings[-1]
 
 
-def test_any_allocation_may_fail(tmp_path: Path) -> None:
+def test_any_one_allocation_may_fail_without_changing_a_byte(tmp_path: Path) -> None:
     """Every single one, one run each; or all of the few that follow."""
     workshop = Workshop(tmp_path)
     shape = (2, 1 << 19)
@@ -223,7 +225,7 @@ def test_any_allocation_may_fail(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_allocations_that_fail_at_random(made: Made, seed: int) -> None:
+def test_random_failures_of_allocations_change_no_byte(made: Made, seed: int) -> None:
     chance = random.Random(seed)
     often = chance.choice([0.005, 0.05, 0.3])
     opener = Opener(fails=lambda number: chance.random() < often)
@@ -232,7 +234,7 @@ def test_allocations_that_fail_at_random(made: Made, seed: int) -> None:
     assert ran.sink == made.sink
 
 
-def test_a_device_that_cannot_be_opened_leaves_all_to_the_cpu(made: Made) -> None:
+def test_a_device_that_cannot_be_opened_leaves_everything_to_the_cpu(made: Made) -> None:
     class Broken(Opener):
         def __call__(self, accelerator: Accelerator) -> FakeDevice:
             raise RuntimeError("the driver is too old\nand more")
@@ -250,7 +252,7 @@ def test_a_device_that_cannot_be_opened_leaves_all_to_the_cpu(made: Made) -> Non
         RuntimeError("Expected all tensors to be on the same device, but found two"),
     ],
 )
-def test_what_a_device_cannot_do_is_left_to_the_cpu(made: Made, error: Exception) -> None:
+def test_merges_that_a_device_cannot_run_go_to_the_cpu(made: Made, error: Exception) -> None:
     def lacks(number: int) -> bool:
         if number == 4:
             raise type(error)(*error.args)  # a new one: what it passed through is held by it

@@ -30,7 +30,7 @@ print(*begun)
 """
 
 
-def test_a_thread_that_computes_starts_no_other() -> None:
+def test_a_computing_thread_starts_no_other_threads() -> None:
     code = LOGARITHMS.format(first="use_one_thread()")
     found = subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True

@@ -62,7 +62,9 @@ class Scaled(Kernel):
         out.copy_(grain.inputs[0] / (1.0 + statistics[0]))
 
 
-def test_combining_does_not_hold_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_combining_statistics_does_not_hold_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watch = Watch()
 
     class Known(Executor):

@@ -12,7 +12,7 @@ TYPES = [code for code, dtype in BY_CODE.items() if dtype.floating and dtype.blo
 
 
 @pytest.mark.parametrize("code", TYPES)
-def test_every_code_of_a_type_is_told_as_torch_tells_it(code: str) -> None:
+def test_every_code_is_finite_exactly_if_torch_says_so(code: str) -> None:
     dtype = BY_CODE[code]
     width = min(dtype.size, 2)
     leading = torch.arange(1 << (8 * width)).to(torch.uint8 if width == 1 else torch.uint16)

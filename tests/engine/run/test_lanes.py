@@ -10,7 +10,7 @@ import pytest
 from mergeloom.engine.run.lanes import CELLS, Lanes, _Strip
 
 
-def test_a_task_fills_the_cells_that_it_lasted() -> None:
+def test_a_task_fills_the_cells_of_its_time() -> None:
     strip = _Strip("worker 1", began=100.0, threads=1, seconds=1.0)
     strip.add(100.5, 102.25, "a")
     strip.add(102.25, 103.0, "b")
@@ -19,7 +19,7 @@ def test_a_task_fills_the_cells_that_it_lasted() -> None:
     assert lane.names[:3] == ("a", "a", "b")
 
 
-def test_a_long_run_keeps_as_few_cells_and_loses_no_time() -> None:
+def test_a_long_run_keeps_the_number_of_cells_and_all_time() -> None:
     strip = _Strip("worker 1", began=0.0, threads=1, seconds=1 / 256)
     for second in range(5000):
         strip.add(second, second + 0.5, f"task {second}")

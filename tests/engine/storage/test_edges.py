@@ -95,7 +95,7 @@ def test_ends_are_written_with_their_neighbours(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not DIRECT, reason="no direct requests here")
-def test_what_was_kept_is_durable_though_its_neighbour_fails(tmp_path: Path) -> None:
+def test_a_kept_edge_is_durable_even_if_its_neighbour_fails(tmp_path: Path) -> None:
     files = _Counted()
     content = os.urandom(2 * TILE)
     cut = TILE + 1234
@@ -123,7 +123,7 @@ def test_a_page_of_three_parts_is_never_joined() -> None:
     assert pages.take() == []
 
 
-def test_what_is_being_written_is_waited_for() -> None:
+def test_taking_what_is_left_waits_for_writes_in_progress() -> None:
     pages = SharedPages()
     pages.join(0, memoryview(b"a" * 10))
     part = pages.join(10, memoryview(b"b" * (PAGE - 10)))

@@ -46,7 +46,7 @@ def test_a_file_is_read_directly_until_it_is_cached(path: Path) -> None:
     assert not _is_direct(path)
 
 
-def test_reading_a_header_does_not_look_for_the_rest(path: Path) -> None:
+def test_reading_a_header_does_not_probe_the_page_cache(path: Path) -> None:
     _forget(path)
     for _ in range(40):
         with contextlib.closing(FileReader(FileSource.at(path), IOMode.BUFFERED)) as reader:
@@ -55,7 +55,9 @@ def test_reading_a_header_does_not_look_for_the_rest(path: Path) -> None:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_only_what_a_run_has_brought_into_the_cache_is_removed(path: Path, cached: bool) -> None:
+def test_a_run_evicts_only_the_pages_that_it_brought_into_the_cache(
+    path: Path, cached: bool
+) -> None:
     _forget(path)
     if cached:
         path.read_bytes()

@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_file_is_read_as_the_package_reads_it(made: Path) -> None:
+def test_a_file_is_read_as_the_gguf_package_reads_it(made: Path) -> None:
     found = read_gguf(FileSource.at(made))
     reader = gguf.GGUFReader(made)
     assert [t.name for t in reader.tensors] == list(found.tensors)
@@ -80,7 +80,7 @@ def test_a_header_is_read_piece_by_piece(made: Path, monkeypatch: pytest.MonkeyP
     assert (piecewise.raw, piecewise.tensors) == (whole.raw, whole.tensors)
 
 
-def test_what_ends_too_early_is_refused(made: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(made: Path, tmp_path: Path) -> None:
     content = made.read_bytes()
     end = len(read_gguf(FileSource.at(made)).raw)
     path = tmp_path / "short.gguf"
@@ -161,7 +161,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_sound_file_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_malformed_file_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     content, reason = BAD[name]
     path = tmp_path / "bad.gguf"
     path.write_bytes(content)
@@ -171,7 +171,7 @@ def test_what_is_no_sound_file_is_refused_in_one_line(name: str, tmp_path: Path)
     assert str(error.value).isprintable()
 
 
-def test_a_plain_one_of_these_is_read() -> None:
+def test_the_sound_file_of_these_cases_is_read() -> None:
     content: Any = file_of(value(0, b"a"), one(), counts=(1, 1))
     header = parse_gguf(content, len(content), "a.gguf")
     assert isinstance(header, GgufHeader)

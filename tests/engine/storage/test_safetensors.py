@@ -38,7 +38,7 @@ def raw(document: Any, data: int = 0) -> bytes:
     metadata=st.dictionaries(st.text("abc", min_size=1), st.text("xyz"), max_size=2),
     alignment=st.sampled_from([8, 64, 4096]),
 )
-def test_the_reference_library_reads_what_is_built(
+def test_the_reference_library_reads_our_headers(
     tmp_path_factory: pytest.TempPathFactory,
     tensors: dict[str, tuple[DType, tuple[int, ...]]],
     metadata: dict[str, str],
@@ -66,7 +66,7 @@ def test_the_reference_library_reads_what_is_built(
 
 @settings(max_examples=40)
 @given(st.dictionaries(names, st.tuples(dtypes, shapes), min_size=1, max_size=8))
-def test_what_the_reference_library_writes_is_read(
+def test_files_of_the_reference_library_are_read(
     tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, tuple[DType, tuple[int, ...]]]
 ) -> None:
     path = tmp_path_factory.mktemp("saved") / "model.safetensors"
@@ -173,7 +173,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("case", WRITTEN)
-def test_any_way_of_writing_json_is_read(case: str) -> None:
+def test_any_spelling_of_the_json_header_is_read(case: str) -> None:
     content = WRITTEN[case]
     expected = json.loads(content)
     metadata = expected.pop("__metadata__", None) or {}

@@ -106,7 +106,7 @@ def drawn(chance: random.Random) -> tuple[int, int]:
     return start, min(len(CONTENT), start + chance.choice([1, 100, PAGE, 20 * PAGE, 1 << 20]))
 
 
-def test_what_is_read_into_the_middle_leaves_the_rest(opened: tuple[Source, Reader]) -> None:
+def test_reading_into_part_of_a_buffer_leaves_the_rest(opened: tuple[Source, Reader]) -> None:
     _, reader = opened
     chance = random.Random(3)
     block = Block(1 << 22)
@@ -158,7 +158,7 @@ def test_the_identity_is_that_of_the_content(
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "memory"])
-def test_what_changed_is_noticed(name: str, tmp_path: Path) -> None:
+def test_a_changed_source_is_noticed(name: str, tmp_path: Path) -> None:
     source = SOURCES[name](tmp_path)
     reader = source.open(Access())
     os.utime(tmp_path / "numbers", ns=(1, 1))
@@ -173,7 +173,7 @@ def test_what_changed_is_noticed(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "memory"])
-def test_what_became_shorter_is_noticed(name: str, tmp_path: Path) -> None:
+def test_a_truncated_source_is_noticed(name: str, tmp_path: Path) -> None:
     source = SOURCES[name](tmp_path)
     reader = source.open(Access())
     os.truncate(tmp_path / "numbers", 1 << 20)
@@ -185,7 +185,7 @@ def test_what_became_shorter_is_noticed(name: str, tmp_path: Path) -> None:
 # --- wrappers ---------------------------------------------------------------------------------
 
 
-def test_patience_ends_and_grows(tmp_path: Path) -> None:
+def test_waits_between_retries_double_and_end(tmp_path: Path) -> None:
     waits: list[float] = []
     never = Retrying(Flaky(in_file(tmp_path), 99), 4, 0.5, waits.append)
     with pytest.raises(TransientError, match="is busy"):
@@ -197,7 +197,7 @@ def test_patience_ends_and_grows(tmp_path: Path) -> None:
     assert waits == [7.0]
 
 
-def test_what_fails_for_good_is_asked_once(tmp_path: Path) -> None:
+def test_a_permanent_failure_is_not_retried(tmp_path: Path) -> None:
     waits: list[float] = []
     source = Retrying(in_file(tmp_path), 4, 0.5, waits.append)
     (tmp_path / "numbers").unlink()
@@ -206,7 +206,7 @@ def test_what_fails_for_good_is_asked_once(tmp_path: Path) -> None:
     assert waits == []
 
 
-def test_requests_at_once_are_limited(tmp_path: Path) -> None:
+def test_the_number_of_concurrent_requests_is_limited(tmp_path: Path) -> None:
     class Slow(Wrapped):
         most = now = 0
         lock = threading.Lock()
@@ -236,7 +236,7 @@ def test_requests_at_once_are_limited(tmp_path: Path) -> None:
     assert Slow.most == 2
 
 
-def test_bytes_a_second_are_limited(tmp_path: Path) -> None:
+def test_bytes_per_second_are_limited(tmp_path: Path) -> None:
     now = [100.0]
 
     def sleep(seconds: float) -> None:

@@ -48,7 +48,7 @@ def saved(value: Any, path: Path) -> TorchFile:
     return read_torch(FileSource.at(path))
 
 
-def test_every_dtype(tmp_path: Path) -> None:
+def test_tensors_of_every_dtype_are_read(tmp_path: Path) -> None:
     state = {str(dtype): torch.randint(0, 2, (3, 5)).to(dtype) for dtype in DTYPES}
     path = tmp_path / "a.bin"
     found = saved(state, path)
@@ -60,7 +60,7 @@ def test_every_dtype(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_views_of_shared_storages(data: st.DataObject, tmp_path: Path) -> None:
+def test_views_of_shared_storages_are_read(data: st.DataObject, tmp_path: Path) -> None:
     whole = torch.arange(7 * 6 * 5, dtype=torch.float32).view(7, 6, 5)
     state = {}
     for number in range(data.draw(st.integers(1, 4))):
@@ -84,7 +84,7 @@ def test_views_of_shared_storages(data: st.DataObject, tmp_path: Path) -> None:
             assert values(path, found, name) == expected(tensor)
 
 
-def test_parameters_subclasses_and_modules(tmp_path: Path) -> None:
+def test_parameters_and_subclasses_are_read_and_modules_refused(tmp_path: Path) -> None:
     class Marked(torch.Tensor):
         pass
 
@@ -105,7 +105,7 @@ def test_parameters_subclasses_and_modules(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_protocols(protocol: int, tmp_path: Path) -> None:
+def test_every_pickle_protocol_is_read(protocol: int, tmp_path: Path) -> None:
     state = {"a": torch.randn(2, 2), "b": torch.randn(3)}
     torch.save(state, tmp_path / "a.pt", pickle_protocol=protocol)
     assert list(read_torch(FileSource.at(tmp_path / "a.pt")).entries) == ["a", "b"]
@@ -128,7 +128,7 @@ def filled(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", NESTED)
-def test_where_the_tensors_are(kind: str, tmp_path: Path) -> None:
+def test_tensors_are_found_in_nested_dictionaries(kind: str, tmp_path: Path) -> None:
     value, names = NESTED[kind]
     assert sorted(saved(filled(value), tmp_path / "a.ckpt").entries) == sorted(names)
 
@@ -179,7 +179,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_set_of_tensors(kind: str, tmp_path: Path) -> None:
+def test_an_object_without_one_set_of_tensors_is_refused(kind: str, tmp_path: Path) -> None:
     value, words = REFUSED[kind]
     with pytest.raises(CheckpointError, match=words):
         saved(
@@ -188,7 +188,7 @@ def test_what_is_no_set_of_tensors(kind: str, tmp_path: Path) -> None:
         )
 
 
-def test_other_files(tmp_path: Path) -> None:
+def test_files_of_other_formats_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=r"before 1\.6.*save it again"):

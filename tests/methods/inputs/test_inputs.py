@@ -132,7 +132,7 @@ def test_low_rank_is_weight_plus_scaled_product(tmp_path: Path, shape: tuple[int
     close(found, weight.double() + 0.5 * (up.double() @ down.double()).view(shape))
 
 
-def test_two_adapters_and_one_that_is_stored_the_other_way_round(tmp_path: Path) -> None:
+def test_two_adapters_one_of_them_transposed_are_added(tmp_path: Path) -> None:
     desk = Desk()
     weight = drawn(1200, 900)
     first, second = (
@@ -168,7 +168,7 @@ def test_an_adapted_model_is_merged_with_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_rows_get_the_lengths_that_were_learnt(tmp_path: Path, turned: bool) -> None:
+def test_dora_gives_rows_their_learnt_lengths(tmp_path: Path, turned: bool) -> None:
     """DoRA; also where the weight is stored the other way round."""
     desk, rows = Desk(), 1300
     weight, down = drawn(rows, 700, dtype=torch.bfloat16), drawn(5, 700, seed=1)
@@ -203,7 +203,7 @@ def test_a_row_without_a_direction_gets_no_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1500, 1024), (3, 700_000)])
-def test_torch_agrees_to_rounding(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_torch_and_machine_code_agree_to_rounding(tmp_path: Path, shape: tuple[int, ...]) -> None:
     desk = Desk()
     rows, width = shape
     table = whole_numbers(0, 2, rows, 2).to(torch.uint8)
@@ -234,7 +234,7 @@ def expanded(scales: torch.Tensor, block: tuple[int, int], shape: Sequence[int])
 
 @pytest.mark.parametrize("shape", [(1500, 1024), (3, 260, 909), (1, 7)])
 @pytest.mark.parametrize("block", [(0, 0), (1, 0), (128, 128), (1, 32)])
-def test_blocks_of_float8_with_ragged_edges(
+def test_float8_blocks_with_ragged_edges_are_dequantised(
     tmp_path: Path, shape: tuple[int, ...], block: tuple[int, int]
 ) -> None:
     desk = Desk()
@@ -255,7 +255,7 @@ def packed(codes: torch.Tensor) -> torch.Tensor:
     return (codes[..., ::2] | codes[..., 1::2] << 4).to(torch.uint8)
 
 
-def test_mxfp4_as_gpt_oss_stores_it(tmp_path: Path) -> None:
+def test_mxfp4_of_gpt_oss_is_dequantised(tmp_path: Path) -> None:
     """Blocks of 32 in sixteen bytes, scales as exponents, experts in a stack, dense transposed."""
     desk = Desk()
     codes = whole_numbers(0, 16, 3, 700, 640)
@@ -273,7 +273,7 @@ def test_mxfp4_as_gpt_oss_stores_it(tmp_path: Path) -> None:
     assert torch.equal(found.double(), expected.transpose(1, 2))
 
 
-def test_every_other_row_of_codes(tmp_path: Path) -> None:
+def test_every_other_row_of_codes_is_dequantised(tmp_path: Path) -> None:
     """Gate and up of gpt-oss are interleaved: one of them costs half of the reading."""
     desk = Desk()
     codes = whole_numbers(0, 16, 900, 640)
@@ -288,7 +288,7 @@ def test_every_other_row_of_codes(tmp_path: Path) -> None:
     assert torch.equal(found.double(), expected[1::2])
 
 
-def test_two_scales_of_which_one_divides(tmp_path: Path) -> None:
+def test_two_scales_one_of_them_inverse_are_applied(tmp_path: Path) -> None:
     desk = Desk()
     codes = whole_numbers(0, 16, 800, 1024)
     scales = drawn(800, 64, seed=1).abs().to(torch.float8_e4m3fn)
@@ -303,7 +303,7 @@ def test_two_scales_of_which_one_divides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "table", "points", "groups", "int2", "nested"])
-def test_integers_stand_for_values(tmp_path: Path, kind: str) -> None:
+def test_integer_codes_are_dequantised(tmp_path: Path, kind: str) -> None:
     desk = Desk()
     shape = (900, 640)
     scales = drawn(900, 5, seed=1)
@@ -358,7 +358,7 @@ def test_integers_stand_for_values(tmp_path: Path, kind: str) -> None:
     close(found, values.double() * wide)
 
 
-def test_a_group_that_is_not_there_is_found(tmp_path: Path) -> None:
+def test_a_group_number_out_of_range_is_an_error(tmp_path: Path) -> None:
     desk = Desk()
     groups = torch.tensor([0, 1] * 15 + [0, 2]).int()
     merge = desk.builder.merge(
@@ -371,7 +371,7 @@ def test_a_group_that_is_not_there_is_found(tmp_path: Path) -> None:
         run(desk.graph(merge, F32), tmp_path / "out")
 
 
-def test_eight_rows_in_a_word_as_awq_packs_them(tmp_path: Path) -> None:
+def test_awqs_words_of_eight_rows_are_dequantised(tmp_path: Path) -> None:
     """Words are exchanged by the reader, what is in them by a kernel, band by band of rows."""
     desk = Desk()
     inside, outside = 1300, 1040
@@ -408,7 +408,9 @@ def table_of(sets: Sequence[Sequence[int]], inputs: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("padding", [0, 70])
 @pytest.mark.parametrize("width", [900, 1])
-def test_rows_are_taken_averaged_or_zero(tmp_path: Path, padding: int, width: int) -> None:
+def test_fill_rows_copies_averages_or_zeroes_missing_rows(
+    tmp_path: Path, padding: int, width: int
+) -> None:
     desk, rows = Desk(), 1300
     chance = torch.Generator().manual_seed(3)
     inputs, loads, present = [], [], []
@@ -456,7 +458,7 @@ def test_holes_are_not_read(tmp_path: Path) -> None:
     assert torch.equal(found[1200:], 2 * drawn(1000, 800)[300:])
 
 
-def test_copies_of_arranged_bytes(tmp_path: Path) -> None:
+def test_arranged_bytes_are_copied_in_order(tmp_path: Path) -> None:
     from mergeloom.engine.graph.kernel import Copy
 
     desk = Desk()
@@ -481,7 +483,7 @@ def test_codes_are_copied_byte_for_byte(tmp_path: Path) -> None:
 # --- what holds for all -----------------------------------------------------------------------
 
 
-def test_what_lies_beside_counts_for_the_smallest_budget() -> None:
+def test_side_inputs_count_towards_the_smallest_budget() -> None:
     desk = Desk()
     weight, down, up = drawn(64, 1 << 16), drawn(256, 1 << 16), drawn(64, 256)
     side = [desk.load(down, F32), desk.load(up, F32)]
@@ -493,7 +495,7 @@ def test_what_lies_beside_counts_for_the_smallest_budget() -> None:
         schedule(graph, least - 8 * MIB, machine(1))
 
 
-def test_infinite_scales_are_the_inputs_fault(tmp_path: Path) -> None:
+def test_a_scale_that_is_not_a_number_is_no_overflow(tmp_path: Path) -> None:
     desk = Desk()
     scales = torch.tensor([255, 127], dtype=torch.uint8)
     load = desk.of(desk.stored(scales, U8).view_as(F8_E8M0))
@@ -505,7 +507,7 @@ def test_infinite_scales_are_the_inputs_fault(tmp_path: Path) -> None:
     assert bool(tensor_of(tmp_path / "out", graph.writes[0])[0].isnan().all())
 
 
-def test_values_that_overflow_are_still_found(tmp_path: Path) -> None:
+def test_overflow_of_a_dequantised_value_is_an_error(tmp_path: Path) -> None:
     desk = Desk()
     scale = desk.load(torch.tensor([1e6]), F32)
     merge = desk.builder.merge(
@@ -516,7 +518,7 @@ def test_values_that_overflow_are_still_found(tmp_path: Path) -> None:
         run(desk.graph(turned, F16), tmp_path / "out")
 
 
-def test_kernels_say_what_shapes_they_take() -> None:
+def test_kernels_refuse_shapes_that_do_not_match() -> None:
     desk = Desk()
     matrix, vector = desk.load(drawn(6, 4), F32), desk.load(drawn(6), F32)
     cases: list[tuple[Kernel, list[Load], list[Load], str]] = [

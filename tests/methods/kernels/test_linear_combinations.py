@@ -23,14 +23,16 @@ def test_passthrough_without_a_scale_copies() -> None:
     assert isinstance(kernel_of("passthrough", SHAPE, [{"scale": 1}]), Copy)
 
 
-def test_passthrough_scales() -> None:
+def test_passthrough_multiplies_by_its_scale() -> None:
     (tensor,) = family(SHAPE, 1, 0, torch.float32).others
     result = run(kernel_of("passthrough", SHAPE, [{"scale": -0.5}]), [tensor])
     assert torch.equal(result, tensor * -0.5)
 
 
 @given(st.data(), families(), st.booleans())
-def test_linear(data: st.DataObject, models: Family, normalize: bool) -> None:
+def test_linear_agrees_with_the_formula(
+    data: st.DataObject, models: Family, normalize: bool
+) -> None:
     strategy = positive if normalize else weights
     chosen = some(data.draw, strategy, len(models.all))
     parameters = [{"weight": weight} for weight in chosen]
@@ -48,7 +50,7 @@ def test_weights_that_cancel_cannot_be_normalised(chosen: tuple[float, ...]) -> 
 
 
 @given(families(least=1, most=1), st.one_of(st.floats(0, 1), st.floats(-1, 2)), st.booleans())
-def test_slerp(models: Family, t: float, base_first: bool) -> None:
+def test_slerp_agrees_with_the_formula(models: Family, t: float, base_first: bool) -> None:
     inputs = models.all if base_first else models.all[::-1]
     base = 0 if base_first else 1
     kernel = kernel_of("slerp", models.base.shape, [{}, {}], base=base, t=t)
@@ -77,7 +79,9 @@ def test_slerp_of_degenerate_directions_is_finite(a: torch.Tensor, b: torch.Tens
     st.booleans(),
     st.sampled_from(("flat", "rows", "columns")),
 )
-def test_nuslerp(data: st.DataObject, models: Family, with_base: bool, mode: str) -> None:
+def test_nuslerp_agrees_with_the_formula(
+    data: st.DataObject, models: Family, with_base: bool, mode: str
+) -> None:
     chosen = some(data.draw, weights, 2)
     parameters = [{"weight": weight} for weight in chosen]
     settings = {"nuslerp_flatten": mode == "flat", "nuslerp_row_wise": mode == "columns"}
@@ -94,7 +98,9 @@ def test_nuslerp(data: st.DataObject, models: Family, with_base: bool, mode: str
 
 
 @given(st.data(), families(least=2, most=4), st.booleans(), st.booleans())
-def test_multislerp(data: st.DataObject, models: Family, with_base: bool, normalize: bool) -> None:
+def test_multislerp_agrees_with_the_formula(
+    data: st.DataObject, models: Family, with_base: bool, normalize: bool
+) -> None:
     chosen = some(data.draw, positive if normalize else weights, len(models.others))
     parameters = [{"weight": weight} for weight in chosen]
     shape = models.base.shape
@@ -122,7 +128,7 @@ def test_nuslerp_of_one_model_on_a_base_is_the_model() -> None:
     assert torch.equal(result, other)
 
 
-def test_multislerp_of_equal_models_whose_weights_cancel_is_nothing() -> None:
+def test_multislerp_of_equal_models_whose_weights_cancel_is_zero() -> None:
     a = torch.randn(SHAPE)
     parameters = [{"weight": 1.0}, {"weight": -1.0}]
     kernel = kernel_of("multislerp", SHAPE, parameters, normalize_weights=False)
@@ -142,7 +148,7 @@ def test_multislerp_of_opposite_directions() -> None:
 
 
 @given(families(least=2, most=4), st.integers(0, 12))
-def test_karcher(models: Family, steps: int) -> None:
+def test_karcher_agrees_with_the_formula(models: Family, steps: int) -> None:
     kernel = kernel_of("karcher", models.base.shape, [{}] * len(models.others), max_iter=steps)
     answer = oracle.karcher(models.others, steps)
     assert_close(check_walks(kernel, models.others), answer.value, answer.scale, models.base.dtype)
@@ -167,7 +173,7 @@ def test_karcher_of_degenerate_directions() -> None:
 
 
 @given(families(least=2, most=4), st.booleans())
-def test_model_stock(models: Family, filter_wise: bool) -> None:
+def test_model_stock_agrees_with_the_formula(models: Family, filter_wise: bool) -> None:
     shape = models.base.shape
     parameters = [{}] * len(models.all)
     kernel = kernel_of("model_stock", shape, parameters, base=0, filter_wise=filter_wise)

@@ -34,7 +34,7 @@ def by_peft(
 
 @pytest.mark.parametrize("sign", ["total", "frequency"])
 @pytest.mark.parametrize("kind", ALIGNED, ids=lambda kind: kind.name)
-def test_it_is_what_peft_computes(kind: Combination, sign: str) -> None:
+def test_sparse_sums_agree_with_peft(kind: Combination, sign: str) -> None:
     inputs, weights = factors(3), [0.7, -1.3, 0.4]
     for density in (1.0,) if kind.draws else (0.0, 0.3, 1.0):
         sparse = {"density": density} if kind.draws or kind.smallest else {}
@@ -63,7 +63,7 @@ def test_a_random_choice_keeps_its_share_and_the_expected_sum(name: str) -> None
     assert abs(share - density) < 4 * (density * (1 - density) / ones.numel()) ** 0.5
 
 
-def test_two_adapters_draw_apart_and_the_seed_matters() -> None:
+def test_draws_of_two_adapters_and_of_two_seeds_differ() -> None:
     ones = torch.ones(200, 100)
 
     def result(seed: int, *weights: float) -> torch.Tensor:
@@ -77,7 +77,7 @@ def test_two_adapters_draw_apart_and_the_seed_matters() -> None:
 
 
 @pytest.mark.parametrize("kind", PRUNED, ids=lambda kind: kind.name)
-def test_ties_at_a_threshold_keep_exactly_as_many(kind: Combination) -> None:
+def test_equal_magnitudes_at_a_threshold_are_kept_up_to_the_number(kind: Combination) -> None:
     same = torch.ones(10, 10)
     kernel = kernel_of(kind, same.shape, [{"weight": 1.0, "density": 0.37}])
     assert int((check_walks(kernel, [same]) != 0).sum()) == 37

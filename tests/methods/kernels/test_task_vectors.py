@@ -38,7 +38,9 @@ FAMILY = ("task_arithmetic", *SPARSE)
 
 
 @given(st.data(), families(), st.booleans(), st.floats(-2, 2))
-def test_task_arithmetic(data: st.DataObject, models: Family, normalize: bool, lam: float) -> None:
+def test_task_arithmetic_agrees_with_the_formula(
+    data: st.DataObject, models: Family, normalize: bool, lam: float
+) -> None:
     chosen = some(data.draw, positive if normalize else weights, len(models.others))
     parameters = [{}, *({"weight": weight} for weight in chosen)]
     settings = {"normalize": normalize, "lambda": lam}
@@ -48,7 +50,7 @@ def test_task_arithmetic(data: st.DataObject, models: Family, normalize: bool, l
 
 
 @given(st.data(), families(), st.booleans(), st.booleans(), st.floats(-2, 2))
-def test_ties(
+def test_ties_agrees_with_the_formula(
     data: st.DataObject, models: Family, normalize: bool, rescale: bool, lam: float
 ) -> None:
     chosen = some(data.draw, positive if normalize else weights, len(models.others))
@@ -66,7 +68,7 @@ def test_ties(
 
 @pytest.mark.parametrize("signs", [False, True])
 @given(st.data(), families(), st.booleans(), st.booleans(), st.integers(0, 1 << 40))
-def test_dare(
+def test_dare_agrees_with_the_formula(
     signs: bool, data: st.DataObject, models: Family, normalize: bool, rescale: bool, seed: int
 ) -> None:
     chosen = some(data.draw, positive if normalize else weights, len(models.others))
@@ -92,7 +94,7 @@ def test_dare(
 
 @pytest.mark.parametrize("signs", [False, True])
 @given(st.data(), families(), st.booleans(), st.booleans())
-def test_breadcrumbs(
+def test_breadcrumbs_agrees_with_the_formula(
     signs: bool, data: st.DataObject, models: Family, normalize: bool, rescale: bool
 ) -> None:
     count = len(models.others)
@@ -121,7 +123,7 @@ def test_breadcrumbs(
 
 @pytest.mark.parametrize("signs", [False, True])
 @given(st.data(), families(), st.booleans(), st.booleans(), st.integers(0, 1 << 40))
-def test_della(
+def test_della_agrees_with_the_formula(
     signs: bool, data: st.DataObject, models: Family, normalize: bool, rescale: bool, seed: int
 ) -> None:
     count = len(models.others)
@@ -175,7 +177,7 @@ def test_della_refuses_probabilities_outside_of_0_and_1(
 
 
 @pytest.mark.parametrize("coarse", [False, True])
-def test_della_keeps_each_rank_as_often_as_it_should(coarse: bool) -> None:
+def test_della_keeps_each_rank_with_its_probability(coarse: bool) -> None:
     """Many rows of one and the same magnitudes, shuffled: a rate for every rank."""
     rows, row, density, epsilon = 4000, 64, 0.4, 0.3
     magnitudes = torch.arange(1.0, row + 1)
@@ -198,7 +200,7 @@ def test_della_keeps_each_rank_as_often_as_it_should(coarse: bool) -> None:
 
 
 @given(families(), shares)
-def test_sce(models: Family, select_topk: float) -> None:
+def test_sce_agrees_with_the_formula(models: Family, select_topk: float) -> None:
     parameters = [{}] * len(models.all)
     kernel = kernel_of("sce", models.base.shape, parameters, base=0, select_topk=select_topk)
     answer = oracle.sce(models.base, models.others, select_topk)
@@ -219,7 +221,7 @@ def test_sce_selects_the_first_of_equal_variances() -> None:
         assert result[:keep].all()
 
 
-def test_breadcrumbs_drops_what_is_largest_and_smallest() -> None:
+def test_breadcrumbs_drops_the_largest_and_the_smallest() -> None:
     other = torch.tensor([1.0, -5.0, 2.0, 5.0, -3.0, 0.5, 4.0, 0.0, 5.0, -2.0])
     for gamma, density, expected in (
         (0.2, 0.3, [0, 0, 0, 0, -3, 0, 4, 0, 5, 0]),  # of three fives the first two go
@@ -231,7 +233,7 @@ def test_breadcrumbs_drops_what_is_largest_and_smallest() -> None:
         assert check_walks(kernel, [torch.zeros(10), other]).tolist() == expected
 
 
-def test_breadcrumbs_rescales_right_beside_outliers_that_are_thousands_of_times_as_large() -> None:
+def test_breadcrumbs_rescales_correctly_beside_huge_outliers() -> None:
     """What is kept is a difference of two sums that are almost alike."""
     small = torch.tensor([2.9355e-4, 8.8471e-4, 9.7661e-4, 3.0543e-3])
     other = torch.cat([small, torch.tensor([1e-5, 2e-5, 1.9, 5.7, 8.0, 12.9, 0.56, 0.89])])
@@ -255,7 +257,7 @@ def test_ties_at_the_threshold_go_to_the_lowest_index() -> None:
         assert not result[keep:].any()
 
 
-def test_exactly_k_survive_among_larger_and_smaller_ones() -> None:
+def test_exactly_k_elements_are_kept() -> None:
     other = torch.tensor([1.0, 2.0, 1.0, 3.0, 1.0, 0.5, 1.0, 0.0] * 50)
     for keep in (50, 100, 101, 150, 299, 300, 301, 350):
         parameters = [{}, {"weight": 1.0, "density": (keep + 0.5) / 400}]
@@ -303,7 +305,7 @@ def test_one_input_is_copied(method: str) -> None:
 
 @pytest.mark.parametrize("method", SPARSE)
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
-def test_broken_values_stay_where_they_are(method: str, broken: float) -> None:
+def test_a_nan_or_infinity_spreads_to_no_other_element(method: str, broken: float) -> None:
     """Statistics count a NaN as a large magnitude; elements beside it are merged as ever."""
     models = family(SHAPE, 2, 3, torch.float32)
     models.others[0][3, 4] = broken

@@ -34,7 +34,7 @@ _WIDENED = [*_FLOATS, "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"]
 
 
 @pytest.mark.parametrize("code", [*_WIDENED, "I64", "I32", "I16", "I8", "U8", "BOOL"])
-def test_widening_is_that_of_torch(code: str) -> None:
+def test_widening_agrees_with_torch(code: str) -> None:
     dtype = BY_CODE[code]
     if dtype.size == 1:
         stored = torch.arange(256).to(torch.uint8)
@@ -51,7 +51,7 @@ def test_widening_is_that_of_torch(code: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [F4, I4, U2, U4, U4_EVEN, U4_UPPER], ids=str)
-def test_widening_what_shares_bytes_is_that_of_torch(dtype: DType) -> None:
+def test_widening_of_packed_codes_agrees_with_torch(dtype: DType) -> None:
     stored = torch.randint(0, 256, (9000,), dtype=torch.uint8)
     count = len(stored) * 8 // dtype.bits
     found, expected = torch.empty(count), torch.empty(count)
@@ -65,7 +65,7 @@ def test_widening_what_shares_bytes_is_that_of_torch(dtype: DType) -> None:
 @pytest.mark.parametrize("code", ["F32", "BF16", "F16", "F8_E8M0", "F8_E4M3", "U4", "nested"])
 @pytest.mark.parametrize("across_first", [False, True])
 @pytest.mark.parametrize("grid", [(3, 5, 7), (1, 10, 7), (1, 1, 1)])
-def test_adjusting_is_that_of_torch(
+def test_scaling_of_codes_agrees_with_torch(
     how: Adjustment, code: str, across_first: bool, grid: tuple[int, int, int]
 ) -> None:
     rows, row, first = 13, 100, 4
@@ -104,7 +104,7 @@ def test_adjusting_is_that_of_torch(
 
 
 @pytest.mark.parametrize("code", _FLOATS)
-def test_rounding_is_that_of_torch(code: str) -> None:
+def test_rounding_agrees_with_torch(code: str) -> None:
     dtype = BY_CODE[code]
     halves = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.float16).float()
     eights = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn).float()
@@ -125,7 +125,7 @@ def test_rounding_is_that_of_torch(code: str) -> None:
     assert bad == int((~wanted.isfinite()).sum())
 
 
-def test_what_is_stored_where_it_is_stays_there() -> None:
+def test_storing_in_place_changes_nothing_and_counts_non_finite_values() -> None:
     values = torch.tensor([1.0, float("inf"), -0.0, float("nan")])
     kept = values.clone()
     assert compiled_ops().store(elements_of(values), elements_of(values)) == 2

@@ -38,7 +38,7 @@ from tests.methods.support import (
 )
 
 
-def test_every_word_has_a_loop_and_every_loop_is_a_word() -> None:
+def test_every_operation_has_a_loop_and_every_loop_is_an_operation() -> None:
     assert {name for name, _ in build.loops()} == FUNCTIONS
 
 
@@ -47,7 +47,9 @@ def test_every_word_has_a_loop_and_every_loop_is_a_word() -> None:
 
 @given(st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.booleans())
 @settings(max_examples=40)
-def test_magnitudes(elements: int, seed: int, halves: bool, squares: bool) -> None:
+def test_sums_of_chosen_magnitudes_agree_with_torch(
+    elements: int, seed: int, halves: bool, squares: bool
+) -> None:
     vector, minus = vectors(2, elements, seed, False)
     if halves:
         vector = vector.bfloat16()
@@ -68,7 +70,9 @@ def test_magnitudes(elements: int, seed: int, halves: bool, squares: bool) -> No
 
 @given(st.integers(1, 5), st.integers(1, 9000), st.integers(0, 99), st.booleans(), st.booleans())
 @settings(max_examples=40)
-def test_dots(count: int, elements: int, seed: int, halves: bool, based: bool) -> None:
+def test_dot_products_agree_with_float64(
+    count: int, elements: int, seed: int, halves: bool, based: bool
+) -> None:
     base, *stored = vectors(count + 1, elements, seed, False)
     if halves:
         stored = [vector.bfloat16() for vector in stored]
@@ -86,7 +90,7 @@ def test_dots(count: int, elements: int, seed: int, halves: bool, based: bool) -
     st.integers(1, 4), st.integers(1, 40), st.integers(1, 3000), st.integers(0, 9), st.booleans()
 )
 @settings(max_examples=40)
-def test_dots_of_rows_and_columns(
+def test_dot_products_of_rows_and_columns_agree_with_float64(
     count: int, rows: int, row: int, seed: int, columns: bool
 ) -> None:
     stored = [each.view(rows, row) for each in vectors(count, rows * row, seed, False)]
@@ -106,7 +110,7 @@ def test_dots_of_rows_and_columns(
 
 @given(st.integers(1, 5000), st.integers(0, 99), st.sampled_from((0.0, 0.5, 1.0, 7.7)))
 @settings(max_examples=40)
-def test_counts_of_what_is_equal(elements: int, seed: int, value: float) -> None:
+def test_equal_magnitudes_are_counted_and_located(elements: int, seed: int, value: float) -> None:
     (vector,) = vectors(1, elements, seed, True)
     given_, ops, plain = Vector(elements_of(vector)), compiled_ops(), Vector(vector)
     places = torch.nonzero(vector.abs() == value).view(-1).tolist()
@@ -120,7 +124,9 @@ def test_counts_of_what_is_equal(elements: int, seed: int, value: float) -> None
 
 @given(st.integers(1, 4), st.integers(1, 5000), st.integers(0, 99))
 @settings(max_examples=40)
-def test_shared(count: int, elements: int, seed: int) -> None:
+def test_counts_of_shared_and_unique_changes_agree_with_torch(
+    count: int, elements: int, seed: int
+) -> None:
     stored = vectors(count, elements, seed, True)
     found = compiled_ops().shared([Vector(elements_of(each)) for each in stored], 1.5)
     assert list(found) == torch_ops().shared([Vector(each) for each in stored], 1.5).tolist()
@@ -149,12 +155,12 @@ def choose(rows: torch.Tensor, choice: keep_at_random.Dropping, start: int = 0) 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**34), st.integers(1, 5000))
 @settings(max_examples=40)
-def test_draw(key: int, start: int, elements: int) -> None:
+def test_draws_agree_with_torch(key: int, start: int, elements: int) -> None:
     choose(torch.ones(elements), keep_at_random.RandomKeep((0.5,), (key,), rescale=False), start)
 
 
 @pytest.mark.parametrize("before", [0, 1, 99, 2048, 3333, 5000])
-def test_draw_across_the_end_of_a_word(before: int) -> None:
+def test_draws_agree_across_the_end_of_the_low_index_word(before: int) -> None:
     choice = keep_at_random.RandomKeep((0.5,), (5,), rescale=False)
     choose(torch.ones(5000), choice, 2**32 - before)
 
@@ -167,7 +173,9 @@ def test_draw_across_the_end_of_a_word(before: int) -> None:
     st.sampled_from((0.0, 1e-9, 0.01, 0.15, 0.499999)),
 )
 @settings(max_examples=120)
-def test_ranks_in_rows(count: int, row: int, seed: int, ties: bool, epsilon: float) -> None:
+def test_choices_by_rank_agree_with_torch(
+    count: int, row: int, seed: int, ties: bool, epsilon: float
+) -> None:
     (flat,) = vectors(1, count * row, seed, ties)
     choice = keep_by_rank.RandomByRank((0.5,), (epsilon,), (seed,), rescale=False)
     choose(flat.view(count, row), choice, 2**32 - seed * row)
@@ -186,7 +194,9 @@ def test_ranks_in_rows(count: int, row: int, seed: int, ties: bool, epsilon: flo
         (0.0, 1e-45, 1.0, 1.0 + 2**-20, float("inf")),
     ],
 )
-def test_ranks_in_rows_of_few_magnitudes(row: int, magnitudes: tuple[float, ...]) -> None:
+def test_choices_by_rank_agree_if_there_are_few_magnitudes(
+    row: int, magnitudes: tuple[float, ...]
+) -> None:
     source = torch.Generator().manual_seed(row)
     places = torch.randint(0, len(magnitudes), (2, row), generator=source)
     signs = torch.randint(0, 2, (2, row), generator=source) * 2 - 1
@@ -195,7 +205,7 @@ def test_ranks_in_rows_of_few_magnitudes(row: int, magnitudes: tuple[float, ...]
 
 
 @pytest.mark.parametrize("outlier", [1.0, 1e4, float("inf")])
-def test_ranks_in_rows_that_one_magnitude_towers_over(outlier: float) -> None:
+def test_choices_by_rank_agree_beside_a_huge_outlier(outlier: float) -> None:
     rows = torch.randn((2, 20000), generator=torch.Generator().manual_seed(2)) * 1e-3
     rows[:, 777] = outlier
     choose(rows, keep_by_rank.RandomByRank((0.5,), (0.3,), (4,), rescale=False))
@@ -203,7 +213,7 @@ def test_ranks_in_rows_that_one_magnitude_towers_over(outlier: float) -> None:
 
 @given(st.integers(1, 5000), st.integers(0, 99), st.integers(0, 5000), st.booleans())
 @settings(max_examples=40)
-def test_marks(elements: int, seed: int, end: int, upto: bool) -> None:
+def test_marked_choices_agree_with_torch(elements: int, seed: int, end: int, upto: bool) -> None:
     (vector,) = vectors(1, elements, seed, True)
     bound = Bound(0.4, 1.0, min(end, elements))
     rule = KeepRule(upto=bound) if upto else KeepRule(above=bound)
@@ -224,7 +234,7 @@ def test_marks(elements: int, seed: int, end: int, upto: bool) -> None:
     st.integers(1, 20000),
 )
 @settings(max_examples=60)
-def test_choices_that_are_remembered(
+def test_memoised_choices_change_no_byte(
     count: int, row: int, models: int, seed: int, grain: int
 ) -> None:
     base, *tunes = (each.view(count, row) for each in vectors(models + 1, count * row, seed, True))
@@ -237,7 +247,7 @@ def test_choices_that_are_remembered(
     assert same(remembered, plain)
 
 
-def test_what_is_remembered_is_not_chosen_again() -> None:
+def test_a_memo_is_used_instead_of_choosing_again() -> None:
     base, *tunes = (each.view(40, 100) for each in vectors(3, 4000, 1, False))
     models = [{"weight": 0.4, "density": 0.5}] * 2
     kernel = kernel_of("della", (40, 100), [{}, *models], base=0)
@@ -256,7 +266,7 @@ def test_what_is_remembered_is_not_chosen_again() -> None:
     st.sampled_from(("float32", "bfloat16", "float16", "float64")),
 )
 @settings(max_examples=60)
-def test_products_of_a_run_of_elements(
+def test_low_rank_products_of_any_run_of_elements_are_exact_to_rounding(
     rows: int, columns: int, rank: int, seed: int, kind: str
 ) -> None:
     """A grain may begin and end anywhere in a row."""
@@ -279,7 +289,7 @@ def test_products_of_a_run_of_elements(
         assert torch.allclose(found.double(), expected, rtol=0, atol=1e-6 * largest)
 
 
-def test_a_product_is_the_same_whatever_the_grain() -> None:
+def test_low_rank_products_do_not_depend_on_the_grain() -> None:
     weight, down, up = vectors(3, 9 * 1300, 1, False)
     down, up = down[: 11 * 1300], up[: 9 * 11]
     whole = torch.empty(9 * 1300)
@@ -297,7 +307,7 @@ def test_a_product_is_the_same_whatever_the_grain() -> None:
     st.integers(1, 4), st.integers(1, 70), st.sampled_from((1, 7, 900, 5000)), st.integers(0, 99)
 )
 @settings(max_examples=60)
-def test_rows_are_means_of_those_that_a_table_names(
+def test_mean_rows_averages_the_rows_of_its_table(
     count: int, rows: int, row: int, seed: int
 ) -> None:
     stored = [each.view(rows, row) for each in vectors(count, rows * row, seed, True)]
@@ -322,7 +332,7 @@ def test_rows_are_means_of_those_that_a_table_names(
 
 @given(st.integers(1, 9), st.integers(1, 3000), st.integers(0, 99))
 @settings(max_examples=30)
-def test_sums_of_columns_and_rows_that_repeat(rows: int, columns: int, seed: int) -> None:
+def test_sums_of_columns_agree_with_repeated_rows(rows: int, columns: int, seed: int) -> None:
     (flat,) = vectors(1, rows * columns, seed, False)
     some = seed % (rows + 1)
     found = torch.from_numpy(compiled_ops().column_sums(elements_of(flat), some, columns))
@@ -344,7 +354,9 @@ def test_sums_of_columns_and_rows_that_repeat(rows: int, columns: int, seed: int
     st.integers(1, 4), st.integers(1, 200), st.integers(1, 200), st.integers(0, 99), st.booleans()
 )
 @settings(max_examples=40)
-def test_matrices_are_turned(count: int, rows: int, columns: int, seed: int, half: bool) -> None:
+def test_transpose_agrees_with_torch(
+    count: int, rows: int, columns: int, seed: int, half: bool
+) -> None:
     (flat,) = vectors(1, count * rows * columns, seed, True)
     stored = flat.bfloat16() if half else flat
     compiled, plain = torch.empty(2, flat.numel())
@@ -356,7 +368,7 @@ def test_matrices_are_turned(count: int, rows: int, columns: int, seed: int, hal
 
 
 @pytest.mark.parametrize("code", ["BF16", "F16", "F32", "F64"])
-def test_numbers_of_what_lies_beside(code: str) -> None:
+def test_numbers_of_a_side_input_are_read_in_every_dtype(code: str) -> None:
     (flat,) = vectors(1, 100, 3, False)
     stored = flat.to(BY_CODE[code].torch)
     found = torch.from_numpy(compiled_ops().numbers(elements_of(stored), 7, 50))
@@ -372,7 +384,7 @@ def test_numbers_of_what_lies_beside(code: str) -> None:
     st.sampled_from((torch.float32, torch.bfloat16)),
 )
 @settings(max_examples=60)
-def test_choice_by_weighted_rows(
+def test_choosing_by_weighted_rows_agrees_with_torch(
     count: int, row: int, seed: int, ties: bool, dtype: torch.dtype
 ) -> None:
     rows = vectors(2, count * row, seed, ties)
@@ -389,7 +401,7 @@ def test_choice_by_weighted_rows(
 
 @given(st.integers(1, 30), st.integers(1, 300), st.integers(0, 400), st.integers(0, 99))
 @settings(max_examples=40)
-def test_factors_of_columns(rows: int, columns: int, first: int, seed: int) -> None:
+def test_column_factors_agree_with_torch(rows: int, columns: int, first: int, seed: int) -> None:
     (vector,) = vectors(1, rows * columns, seed, False)
     (factors,) = vectors(1, columns, seed + 1, False)
     out, expected = torch.empty(vector.numel()), torch.empty(vector.numel())
@@ -436,7 +448,7 @@ def agree(one: torch.Tensor, other: torch.Tensor, few: int = 0) -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("ties", [False, True])
-def test_whole_kernels(
+def test_whole_kernels_agree_with_torch(
     method: str, models: dict, settings_: dict, dtype: torch.dtype, ties: bool
 ) -> None:
     shape = (40, 333)

@@ -30,7 +30,7 @@ def exact_divergence(base: list[float], other: list[float]) -> Decimal:
 
 
 @given(st.integers(1, 40), st.integers(0, 99), st.sampled_from((1e-3, 0.1, 10.0)))
-def test_divergences(row: int, seed: int, size: float) -> None:
+def test_divergences_agree_with_exact_ones(row: int, seed: int, size: float) -> None:
     source = torch.Generator().manual_seed(seed)
     base = torch.randn(2, row, generator=source)
     other = base + size * torch.randn(2, row, generator=source)
@@ -42,7 +42,7 @@ def test_divergences(row: int, seed: int, size: float) -> None:
             assert found[number] == pytest.approx(float(exact), rel=1e-7, abs=1e-15 * scale)
 
 
-def test_rows_far_from_zero() -> None:
+def test_divergences_of_rows_near_the_largest_float_are_finite() -> None:
     base = torch.full((1, 700), 3e38)
     other = base.clone()
     other[0, 0] = -3e38
@@ -51,7 +51,7 @@ def test_rows_far_from_zero() -> None:
 
 
 @given(st.integers(1, 9), st.integers(1, 5000), st.integers(0, 99))
-def test_both_arithmetics_agree_on_halves(rows: int, row: int, seed: int) -> None:
+def test_divergences_of_bfloat16_agree_between_arithmetics(rows: int, row: int, seed: int) -> None:
     source = torch.Generator().manual_seed(seed)
     base, other = torch.randn(2, rows, row, generator=source).bfloat16()
     found = compiled_ops().divergences(elements_of(base), elements_of(other), row)

@@ -25,25 +25,25 @@ def uniform(seed: int = 0, tensor: str = "a", number: int = 0, count: int = COUN
     return draw(random.key_of(seed, tensor, number), 0, count).double() / 2**31
 
 
-def test_numbers_are_those_of_the_definition() -> None:
+def test_random_numbers_follow_the_definition() -> None:
     numbers = draw(random.key_of(7, "model.norm.weight", 2), 0, 3000).double() / 2**32 + 0.5
     assert torch.equal(numbers, oracle.drawn(7, "model.norm.weight", 2, (3000,)))
 
 
 @pytest.mark.parametrize("start", [0, (1 << 31) - 100, (1 << 32) - 700, (1 << 40) - 1])
-def test_numbers_belong_to_places(start: int) -> None:
+def test_random_numbers_depend_on_the_element_only(start: int) -> None:
     """However the elements are cut, also where the low word of the index starts anew."""
     together = draw(5, start, 4000)
     for cut in (1, 699, 700, 701, 2048):
         assert torch.equal(draw(5, start + cut, 4000 - cut), together[cut:])
 
 
-def test_beyond_the_first_word_of_the_index_come_other_numbers() -> None:
+def test_random_numbers_differ_beyond_the_low_index_word() -> None:
     assert not torch.equal(draw(5, 0, 100), draw(5, 1 << 32, 100))
 
 
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 0.9, 0.999])
-def test_the_share_that_is_kept(density: float) -> None:
+def test_the_kept_share_is_the_density(density: float) -> None:
     for number in range(3):
         kept = int((uniform(number=number) * 2**31 < random.threshold(density)).sum())
         spread = math.sqrt(COUNT * density * (1 - density))
@@ -66,7 +66,7 @@ def test_neighbours_are_independent() -> None:
 
 
 @pytest.mark.parametrize("row", [64, 1000, 2048])
-def test_rows_and_columns_keep_as_many_as_chance_has_it(row: int) -> None:
+def test_kept_counts_of_rows_and_columns_vary_as_expected(row: int) -> None:
     kept = (uniform()[: COUNT // row * row] < 0).double().view(-1, row)
     for dim in (0, 1):
         length = kept.shape[dim]

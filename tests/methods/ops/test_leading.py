@@ -40,7 +40,9 @@ def both(
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_of_a_matrix(shape: tuple[int, int], compiled: bool) -> None:
+def test_leading_factors_of_a_matrix_are_the_closest(
+    shape: tuple[int, int], compiled: bool
+) -> None:
     for rank in (1, 3, 8):
         matrix = drawn(*shape)
         given = elements_of(matrix) if compiled else matrix
@@ -50,7 +52,9 @@ def test_of_a_matrix(shape: tuple[int, int], compiled: bool) -> None:
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_of_a_product(shape: tuple[int, int], compiled: bool) -> None:
+def test_leading_factors_of_a_product_are_the_closest(
+    shape: tuple[int, int], compiled: bool
+) -> None:
     ranks, coefficients = (3, 1, 6), (0.5, -2.0, 1.0)
     downs = [drawn(rank, shape[1], seed=rank) for rank in ranks]
     ups = [drawn(shape[0], rank, seed=rank + 1).bfloat16() for rank in ranks]
@@ -66,7 +70,7 @@ def test_of_a_product(shape: tuple[int, int], compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_of_what_has_a_lower_rank_many_equal_values_or_none(compiled: bool) -> None:
+def test_leading_factors_of_degenerate_matrices_are_the_closest(compiled: bool) -> None:
     def result(matrix: torch.Tensor, rank: int) -> torch.Tensor:
         given = elements_of(matrix) if compiled else matrix
         shape = (matrix.shape[0], matrix.shape[1])
@@ -84,7 +88,7 @@ def test_of_what_has_a_lower_rank_many_equal_values_or_none(compiled: bool) -> N
 
 @pytest.mark.parametrize("shape", [(300, 420), (420, 300), (256, 256)])
 @pytest.mark.parametrize("rank", [1, 8, 30])
-def test_of_a_large_one_whose_other_singular_values_are_near(
+def test_leading_factors_are_found_among_close_singular_values(
     shape: tuple[int, int], rank: int
 ) -> None:
     low = drawn(shape[0], 6, seed=3) @ drawn(6, shape[1], seed=4)
@@ -94,7 +98,7 @@ def test_of_a_large_one_whose_other_singular_values_are_near(
     assert float((found - best).norm()) < 1e-6 * float(best.norm())
 
 
-def test_equal_singular_values_of_a_large_one_are_all_found() -> None:
+def test_all_equal_singular_values_are_found() -> None:
     """A space that is spanned by products with one vector has one vector of each."""
     left, right = (torch.linalg.qr(drawn(256, 256, seed=seed).double())[0] for seed in (1, 2))
     values = torch.linspace(0.9, 0.01, 256, dtype=torch.float64)
@@ -109,7 +113,7 @@ def test_equal_singular_values_of_a_large_one_are_all_found() -> None:
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_of_what_is_not_finite(compiled: bool) -> None:
+def test_leading_factors_of_a_matrix_with_infinities_are_nan(compiled: bool) -> None:
     matrix, out = torch.ones(6, 4), torch.zeros(2, 4)
     matrix[3, 2] = float("inf")
     ops: Any = compiled_ops() if compiled else TorchOps(torch.empty(0))

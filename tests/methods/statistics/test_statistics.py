@@ -69,7 +69,7 @@ def test_the_rank_is_exact(n: int, seed: int, digits: int, data: st.DataObject) 
     assert found.sums[0] == pytest.approx(float(magnitudes.double().sum()), rel=1e-6)
 
 
-def test_the_rank_in_a_crowded_bucket_and_a_large_grain() -> None:
+def test_the_rank_is_exact_in_a_crowded_bucket_and_a_large_grain() -> None:
     """All elements share their high bits: more of them than are gathered column by column."""
     x = 1.0 + torch.rand(200_000) * 2**-8
     walk = Walk(1 << 17, 2, seed=3)
@@ -85,7 +85,7 @@ def test_the_rank_in_a_crowded_bucket_and_a_large_grain() -> None:
     dtypes=st.tuples(*[st.sampled_from([torch.float32, torch.bfloat16])] * 2),
     data=st.data(),
 )
-def test_ranks_of_small_tensors_are_what_counting_finds(
+def test_ranks_of_small_tensors_agree_with_sorting(
     n: int, seed: int, dtypes: tuple[torch.dtype, torch.dtype], data: st.DataObject
 ) -> None:
     source = torch.Generator().manual_seed(seed)
@@ -131,7 +131,7 @@ def test_the_share_of_elements_that_are_not_zero() -> None:
 
 
 @given(st.integers(1, 5000), st.integers(1, 4), st.integers(0, 1 << 30))
-def test_gram(n: int, count: int, seed: int) -> None:
+def test_the_gram_matrix_is_exact_and_independent_of_grains(n: int, count: int, seed: int) -> None:
     source = torch.Generator().manual_seed(seed)
     inputs = [torch.randn(n, generator=source) for _ in range(count)]
     statistic = GramMatrix(Inputs(tuple(range(count))))
@@ -148,7 +148,7 @@ class Norms(Rule):
         return [gram[i][i] for i in range(len(gram))]
 
 
-def test_a_rule_gets_the_gram_matrix_of_differences() -> None:
+def test_the_gram_matrix_of_differences_is_exact() -> None:
     base, other = torch.ones(10), torch.full((10,), 3.0)
     result = run(GramCombination(Norms(), (1,), 0), [base, other])
     assert torch.equal(result, base + 40.0 * (other - base))

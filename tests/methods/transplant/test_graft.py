@@ -95,7 +95,9 @@ EVERY = np.ones(ATOMS, bool)
 
 
 @pytest.mark.parametrize(("most", "dtype"), [(1, BF16), (7, F16), (20, F32)])
-def test_pursuit(tmp_path: Path, most: int, dtype: DType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pursuit_agrees_with_the_reference(
+    tmp_path: Path, most: int, dtype: DType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From tables of several blocks, which are held in memory or not."""
     monkeypatch.setattr(kernel, "TABLE_BLOCK_BYTES", 4096)
     pair = Pair(dtype=dtype)
@@ -122,7 +124,7 @@ def test_a_table_is_read_again_where_it_cannot_be_held(tmp_path: Path) -> None:
     assert sha256(tmp_path / "held") == sha256(tmp_path / "again")
 
 
-def test_pursuit_stops_where_nothing_is_left(tmp_path: Path) -> None:
+def test_pursuit_stops_when_the_residual_vanishes(tmp_path: Path) -> None:
     """Targets that are atoms are made of one; those of zeros of none; more atoms than dimensions
     help nobody."""
     pair = Pair(dtype=F32)
@@ -144,7 +146,9 @@ def test_pursuit_stops_where_nothing_is_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize("scheme", ways.SCHEMES)
-def test_interpolation(tmp_path: Path, cosine: bool, scheme: ways.Scheme) -> None:
+def test_interpolation_agrees_with_the_reference(
+    tmp_path: Path, cosine: bool, scheme: ways.Scheme
+) -> None:
     pair = Pair()
     made = oracle.interpolation(pair.targets, pair.atoms, pair.twins, 9, cosine, scheme)
     way = ways.Interpolation(pair.space, 9, cosine, scheme)
@@ -153,14 +157,14 @@ def test_interpolation(tmp_path: Path, cosine: bool, scheme: ways.Scheme) -> Non
 
 
 @pytest.mark.parametrize("width", [72, 50, 31])
-def test_landmarks(tmp_path: Path, width: int) -> None:
+def test_landmarks_agree_with_the_reference(tmp_path: Path, width: int) -> None:
     pair = Pair(width, F32)
     made = oracle.landmarks(pair.targets, pair.atoms, pair.twins)
     merge = pair.merge(ways.LandmarkMap(pair.space, width), *pair.tables())
     pair.check(merge, made, tmp_path, 1e-5, budgets=width == DONOR)
 
 
-def test_mixture_of_rows_that_are_named(tmp_path: Path) -> None:
+def test_a_mixture_of_named_rows_is_written(tmp_path: Path) -> None:
     pair, random = Pair(), np.random.default_rng(1)
     numbers = random.integers(0, ATOMS, (MISSING, 4)).astype(np.int32)
     weights = random.standard_normal((MISSING, 4))
@@ -171,7 +175,7 @@ def test_mixture_of_rows_that_are_named(tmp_path: Path) -> None:
     pair.check(merge, made, tmp_path, 1e-6)
 
 
-def test_mean_and_zeros(tmp_path: Path) -> None:
+def test_mean_and_zero_rows_are_written(tmp_path: Path) -> None:
     pair = Pair()
     mean = np.broadcast_to(pair.table[pair.kinds == OWN].mean(0), (MISSING, WIDTH))
     (tmp_path / "mean").mkdir()
@@ -180,7 +184,7 @@ def test_mean_and_zeros(tmp_path: Path) -> None:
     pair.check(pair.merge(ways.Zero()), 0.0 * mean, tmp_path / "zero", 1e-6)
 
 
-def test_random_rows_have_the_moments_of_the_others(tmp_path: Path) -> None:
+def test_random_rows_have_the_mean_and_deviation_of_the_others(tmp_path: Path) -> None:
     pair = Pair()
     merges = [pair.merge(ways.Random(seed, "embedding")) for seed in (0, 1)]
     paths = [tmp_path / "0", tmp_path / "1"]

@@ -129,20 +129,20 @@ def check(folder: Path, method: str, names: Any = WEIGHTS, **settings: Any) -> N
 
 
 @pytest.mark.parametrize("kind", EXACT, ids=lambda kind: kind.name)
-def test_each_way_is_peft_s(kind: Any, tmp_path: Path) -> None:
+def test_each_method_agrees_with_peft(kind: Any, tmp_path: Path) -> None:
     made(tmp_path, SAME_RANK)
     settings = {"majority_sign_method": "frequency"} if kind.elect else {}
     check(tmp_path, kind.name, **settings)
 
 
 @pytest.mark.parametrize("name", ["cat", "svd", "ties_svd", "magnitude_prune_svd"])
-def test_different_ranks(name: str, tmp_path: Path) -> None:
+def test_adapters_of_different_ranks_agree_with_peft(name: str, tmp_path: Path) -> None:
     made(tmp_path, RANKS)
     check(tmp_path, name, svd_rank=None if name == "cat" else 7)
 
 
 @pytest.mark.parametrize("name", ["cat", "svd"])
-def test_adapters_of_different_layers(name: str, tmp_path: Path) -> None:
+def test_adapters_of_different_layers_agree_with_peft(name: str, tmp_path: Path) -> None:
     """PEFT takes the first adapter's layers for all, and raises an error."""
     some = {"target_modules": ["q_proj", "v_proj"], "r": 2}
     made(tmp_path, {"one": LINEAR, "two": {**some, "layers_to_transform": [1]}})
@@ -158,19 +158,19 @@ def test_adapters_of_different_layers(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "cat", "svd", "ties_svd"])
-def test_embeddings_heads_and_layers_that_are_stored_transposed(name: str, tmp_path: Path) -> None:
+def test_embeddings_and_transposed_layers_agree_with_peft(name: str, tmp_path: Path) -> None:
     targets = {"target_modules": ["wte", "c_attn", "c_fc"], "fan_in_fan_out": True}
     made(tmp_path, {"one": targets, "two": targets}, gpt2)
     check(tmp_path, name, ["one", "two"])
 
 
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"])
-def test_random_ways_that_drop_nothing(name: str, tmp_path: Path) -> None:
+def test_random_methods_of_density_1_agree_with_peft(name: str, tmp_path: Path) -> None:
     made(tmp_path, SAME_RANK)
     check(tmp_path, name, density=1.0)
 
 
-def test_what_is_dropped_at_random_follows_the_seed_and_both_factors_agree(tmp_path: Path) -> None:
+def test_random_drops_follow_the_seed_and_agree_between_factors(tmp_path: Path) -> None:
     wide = {"target_modules": ["q_proj"], "r": 16}
     made(tmp_path, {"one": wide})
     given = document(tmp_path, "dare_linear_svd", ["one"], density=0.5, svd_rank=16)
@@ -221,7 +221,9 @@ def test_the_configuration_is_one_that_peft_would_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "dare_linear", "svd"])
-def test_it_is_no_merge_of_models_of_that_name(name: str, tmp_path: Path) -> None:
+def test_a_check_skips_methods_that_only_share_a_name_with_merges_of_models(
+    name: str, tmp_path: Path
+) -> None:
     """What computes outputs again knows formulas of methods that are called alike."""
     made(tmp_path, SAME_RANK)
     result = mergeloom.merge(document(tmp_path, name), tmp_path / "out", check=4)
@@ -290,7 +292,7 @@ def changed(folder: Path, name: str, **settings: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
-def test_what_cannot_be_combined_is_refused_by_name(tmp_path: Path) -> None:
+def test_adapters_that_cannot_be_combined_are_refused_by_name(tmp_path: Path) -> None:
     made(
         tmp_path,
         {
@@ -325,7 +327,7 @@ def test_what_cannot_be_combined_is_refused_by_name(tmp_path: Path) -> None:
     assert json.loads(config.content)["base_model_name_or_path"] == "acme/base"
 
 
-def test_all_faults_of_a_document_are_told_at_once() -> None:
+def test_all_errors_of_a_document_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as raised:
         mergeloom.plan(
             {

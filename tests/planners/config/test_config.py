@@ -223,7 +223,7 @@ def test_errors_name_place_and_cause(case: str) -> None:
     assert "\n" not in str(errors[0])
 
 
-def test_a_configuration_becomes_records() -> None:
+def test_a_configuration_is_read_into_records() -> None:
     configuration = parse_config(
         """
         slices:
@@ -343,7 +343,7 @@ WARNED = {
 
 
 @pytest.mark.parametrize("case", WARNED)
-def test_what_has_no_effect_is_a_warning_and_with_strict_an_error(case: str) -> None:
+def test_keys_without_effect_are_warnings_and_with_strict_errors(case: str) -> None:
     text, expected = WARNED[case]
     (warning,) = parse_config(text, "config.yml").warnings
     assert expected in str(warning)
@@ -358,7 +358,7 @@ def test_what_has_no_effect_is_a_warning_and_with_strict_an_error(case: str) -> 
     assert [each.severity for each in caught.value.findings] == [Severity.ERROR]
 
 
-def test_all_faults_are_reported_at_once_by_line() -> None:
+def test_all_errors_are_reported_at_once_by_line() -> None:
     text = """
 merge_method: ties
 base_model: a
@@ -388,7 +388,7 @@ parameters: {lambda: ~}
     assert caught.value.place == Place("c.yml", 5, "models[0]")
 
 
-def test_no_more_faults_are_listed_than_a_person_reads() -> None:
+def test_a_long_list_of_errors_is_cut() -> None:
     keys = "".join(f"key{i}: 1\n" for i in range(300))
     with pytest.raises(ConfigError) as caught:
         parse_config(f"{keys}merge_method: linear\nmodels: [4]\n")
@@ -433,7 +433,7 @@ tokenizer:
     assert str(old.tokenizer.source) == "b"
 
 
-def test_stages_are_put_into_an_order_in_which_they_can_be_made() -> None:
+def test_stages_are_sorted_by_their_dependencies() -> None:
     text = """
 merge_method: linear
 models: [two, three]

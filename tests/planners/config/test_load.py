@@ -22,7 +22,7 @@ from mergeloom.planners.config.yaml_values import load_documents
 words = st.text("abcXYZ09-_./", min_size=1, max_size=12)
 
 
-def test_merge_keys_of_yaml() -> None:
+def test_yaml_merge_keys_are_read() -> None:
     text = """
 merge_method: ties
 license: &one {weight: 1, density: 0.5}
@@ -93,7 +93,7 @@ def test_python_data_is_a_configuration() -> None:
         config_from(loop)
 
 
-def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configuration_is_read_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     given = io.TextIOWrapper(io.BytesIO("merge_method: linear\nmodels: [a]\nx: é".encode()))
     monkeypatch.setattr("sys.stdin", given)
     configuration = load_config(Path("-"))
@@ -109,7 +109,7 @@ def test_alias_bombs_are_refused() -> None:
         load_documents("\n".join(lines), "bomb.yml", Findings())
 
 
-def test_absent_and_binary_files(tmp_path: Path) -> None:
+def test_absent_huge_and_binary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "none.yml")
     with pytest.raises(ConfigError, match="too large"):
@@ -120,7 +120,7 @@ def test_absent_and_binary_files(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=200))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_read_or_refused_with_a_clear_error(text: str) -> None:
     try:
         found = parse_config(text).warnings
     except ConfigError as error:
@@ -137,7 +137,7 @@ def test_references_round_trip(
     assert parse_reference(str(reference)) == reference
 
 
-def test_documents_that_begin_like_a_card_are_a_configuration(tmp_path: Path) -> None:
+def test_a_configuration_may_begin_like_a_model_card(tmp_path: Path) -> None:
     path = tmp_path / "merge.yml"
     path.write_text(
         "---\nlicense: mit\nname: one\nmerge_method: linear\nmodels: [a]\n---\n"

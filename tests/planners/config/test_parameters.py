@@ -108,7 +108,7 @@ def test_values_out_of_range_name_their_place() -> None:
             findings.check()
 
 
-def test_what_no_parameter_takes_along_a_gradient_names_its_place() -> None:
+def test_an_invalid_value_along_a_gradient_names_its_place() -> None:
     levels = [Level("global", block("\nsteps: [1, 2]"))]
     assert value(STEPS, levels, "x", 1.0) == 2
     with pytest.raises(ConfigError, match=r"c\.yml:2: steps: 'steps' must be a whole number"):

@@ -49,7 +49,7 @@ def effective(*settings: str, text: str = TEXT) -> Any:
         ),
     ],
 )
-def test_a_setting_takes_the_place_of_what_is_there(
+def test_a_setting_replaces_the_value_at_its_path(
     setting: str, path: tuple[str | int, ...], value: Any
 ) -> None:
     found = effective(setting)
@@ -58,7 +58,7 @@ def test_a_setting_takes_the_place_of_what_is_there(
     assert found == value
 
 
-def test_what_is_not_set_stays() -> None:
+def test_other_values_stay_as_they_are() -> None:
     found = effective("parameters.t=0.3")
     assert found.pop("parameters") == {"t": 0.3}
     assert found == {
@@ -78,7 +78,7 @@ def test_an_empty_value_removes() -> None:
     assert effective("models[1]=", "models=[a, b]")["models"] == ["a", "b"]
 
 
-def test_several_documents_are_told_by_number() -> None:
+def test_settings_select_documents_by_number() -> None:
     text = TEXT + "name: one\n---\n" + TEXT
     first, second = effective("[0].parameters.t=0.25", text=text)
     assert (first["parameters"]["t"], second["parameters"]["t"]) == (0.25, [0, 1])
@@ -121,7 +121,7 @@ def test_python_data_are_settings_too() -> None:
         ("dtype=[a]\n---\nb", "it has several values"),
     ],
 )
-def test_what_is_wrong_is_said_at_the_setting(setting: str, says: str) -> None:
+def test_an_error_names_the_setting(setting: str, says: str) -> None:
     with pytest.raises(ConfigError) as error:
         effective(setting)
     assert says in str(error.value)
@@ -129,6 +129,6 @@ def test_what_is_wrong_is_said_at_the_setting(setting: str, says: str) -> None:
     assert error.value.place.file.startswith("--set ")
 
 
-def test_several_documents_and_no_number() -> None:
+def test_a_setting_without_number_for_several_documents_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"2 documents: write \[0\].dtype for the first"):
         effective("dtype=float16", text=TEXT + "name: one\n---\n" + TEXT)

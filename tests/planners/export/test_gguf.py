@@ -45,7 +45,7 @@ def told(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *MIXTURES])
-def test_a_file_has_what_ggmls_converter_makes(name: str, tmp_path: Path) -> None:
+def test_a_file_agrees_with_the_gguf_package(name: str, tmp_path: Path) -> None:
     kind = {**FAMILIES, **MIXTURES}[name]
     model = saved(kind, tmp_path / "in")
     report = export(tmp_path / "in", tmp_path / "out.gguf", type="f32")
@@ -60,7 +60,7 @@ def test_a_file_has_what_ggmls_converter_makes(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "gemma2", "gemma3"])
-def test_transformers_loads_it(name: str, tmp_path: Path) -> None:
+def test_transformers_loads_an_exported_file(name: str, tmp_path: Path) -> None:
     """Its reader does not know gemma, nor of llama's biases, qwen3's heads, phi3's padding."""
     model = saved(FAMILIES[name], tmp_path / "in")
     export(tmp_path / "in", tmp_path / "out.gguf", type="f32")
@@ -130,7 +130,7 @@ def test_an_interrupted_export_continues(tmp_path: Path) -> None:
     assert path.read_bytes()[-1000:] == (tmp_path / "whole.gguf").read_bytes()[-1000:]
 
 
-def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_what_a_gguf_file_cannot_say_is_refused(tmp_path: Path) -> None:
     saved(FAMILIES["llama"], tmp_path / "in")
     export(tmp_path / "in", tmp_path / "out.gguf")
     with pytest.raises(OutputError, match="exists already"):
@@ -158,7 +158,7 @@ def exported(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model.gguf"
 
 
-def test_a_real_one_keeps_its_words(real: Path, exported: Path) -> None:
+def test_a_real_model_keeps_its_tokenizer_and_settings(real: Path, exported: Path) -> None:
     mine, original = told(exported), told(real)
     keys = {key for key in mine if key.startswith("tokenizer.")}
     assert keys == {key for key in original if key.startswith("tokenizer.")} - {
@@ -172,7 +172,9 @@ def test_a_real_one_keeps_its_words(real: Path, exported: Path) -> None:
         assert mine[key] == pytest.approx(original[key]), key
 
 
-def test_its_bytes_do_not_depend_on_the_budget(real: Path, exported: Path, tmp_path: Path) -> None:
+def test_exported_bytes_do_not_depend_on_the_budget(
+    real: Path, exported: Path, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "mergeloom", "export", str(real), str(tmp_path / "model.gguf")]
     options = ("--type", "q8_0", "--ram", "320MiB", "--threads", "1")
     subprocess.run([*command, *options], capture_output=True, timeout=300, check=True)
@@ -230,7 +232,7 @@ def test_llama_cpp_computes_with_experts_as_transformers_does(tmp_path: Path) ->
             assert value == pytest.approx(float(logprobs[token]), abs=2e-2)
 
 
-def test_llama_cpp_loads_it_and_it_speaks(exported: Path) -> None:
+def test_llama_cpp_loads_an_exported_model_and_generates_the_same_answers(exported: Path) -> None:
     if find_spec("xllamacpp") is None:
         pytest.skip("the package xllamacpp is not installed")
     command = [sys.executable, "-c", SPEAK, str(exported)]

@@ -112,7 +112,7 @@ def passthrough(model: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_peft_merges(kind: str, tmp_path: Path) -> None:
+def test_adapted_weights_agree_with_peft(kind: str, tmp_path: Path) -> None:
     adapted = saved(*KINDS[kind], tmp_path)
     whole = adapted.merge_and_unload()
     whole.save_pretrained(tmp_path / "theirs")
@@ -193,7 +193,7 @@ def test_many_adapters_over_one_model_read_it_once(tmp_path: Path) -> None:
     assert changed == {n for n in free if any(f"{part}.weight" in n for part in ATTENTION)}
 
 
-def test_another_prefix(tmp_path: Path) -> None:
+def test_an_adapter_with_another_name_prefix_is_applied(tmp_path: Path) -> None:
     saved(*KINDS["plain"], tmp_path)
     named = merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "named")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
@@ -205,7 +205,7 @@ def test_another_prefix(tmp_path: Path) -> None:
     assert all(torch.equal(moved[name], named[name]) for name in named)
 
 
-def test_what_does_not_belong_to_the_model_is_listed(tmp_path: Path) -> None:
+def test_modules_that_the_model_lacks_are_listed(tmp_path: Path) -> None:
     saved(*KINDS["plain"], tmp_path)
     gpt2().save_pretrained(tmp_path / "other")
     with pytest.raises(
@@ -215,7 +215,7 @@ def test_what_does_not_belong_to_the_model_is_listed(tmp_path: Path) -> None:
         mergeloom.plan(passthrough(f"{tmp_path}/other+{tmp_path}/adapter"))
 
 
-def test_another_size_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_of_another_size_is_refused(tmp_path: Path) -> None:
     saved(*KINDS["plain"], tmp_path)
     config = transformers.LlamaConfig(
         vocab_size=48, hidden_size=32, intermediate_size=24, num_hidden_layers=2,
@@ -260,7 +260,7 @@ def test_other_kinds_are_refused_by_name(
         ({"alpha_pattern": {"((a*)*)*q": 1}}, "too complex"),
     ],
 )
-def test_settings_that_cannot_be_followed(
+def test_unsupported_settings_of_an_adapter_are_refused(
     changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     saved(*KINDS["plain"], tmp_path)
@@ -270,7 +270,9 @@ def test_settings_that_cannot_be_followed(
         open_adapter("it", LocalFolder(tmp_path / "adapter"))
 
 
-def test_a_model_named_as_an_adapter_and_an_adapter_without_weights(tmp_path: Path) -> None:
+def test_a_model_named_as_adapter_and_an_adapter_without_weights_are_refused(
+    tmp_path: Path,
+) -> None:
     saved(*KINDS["plain"], tmp_path)
     with pytest.raises(CheckpointError, match="it is a model"):
         mergeloom.plan(passthrough(f"{tmp_path}/base+{tmp_path}/base"))
@@ -296,7 +298,7 @@ def test_every_tensor_of_an_adapter_is_accounted_for(tmp_path: Path) -> None:
     assert len(left) == 2
 
 
-def test_an_adapter_s_own_tokenizer_goes_with_it(tmp_path: Path) -> None:
+def test_the_tokenizer_of_an_adapter_is_used(tmp_path: Path) -> None:
     saved(llama, {"target_modules": ATTENTION}, tmp_path)
     (tmp_path / "base" / "tokenizer.json").write_text("{}")
     (tmp_path / "base" / "generation_config.json").write_text("{}")

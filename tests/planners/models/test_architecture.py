@@ -23,7 +23,7 @@ def infer(names: list[str], config: dict[str, Any]) -> Architecture:
 BLOCK = ("attn.q.weight", "attn.k.weight", "mlp.weight", "norm.weight")
 
 
-def test_a_decoder() -> None:
+def test_a_decoder_is_one_tower_of_layers() -> None:
     found = names("model.layers.", 12, *BLOCK)
     around = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
     shuffled = [*found, *around]
@@ -50,7 +50,7 @@ def test_numbered_weights_beside_the_layers_belong_to_these() -> None:
     assert not list(architecture.beside_layers(infer(names("layers.", 4, *BLOCK), {}).main))
 
 
-def test_gpt2_and_bert() -> None:
+def test_names_of_gpt2_and_bert_are_known() -> None:
     gpt2 = [*names("h.", 3, *BLOCK), "wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"]
     (tower,) = infer(gpt2, {"n_layer": 3}).towers
     assert (tower.prefix, tower.layers) == ("h.", 3)
@@ -76,7 +76,7 @@ def test_experts_belong_to_the_name_within_a_layer() -> None:
     assert tower.layer_name(2, tower.suffixes[2][-1]) in found
 
 
-def test_two_towers_of_an_encoder_decoder() -> None:
+def test_an_encoder_decoder_has_two_towers() -> None:
     found = [
         "shared.weight",
         *names("encoder.block.", 3, "layer.0.q.weight", "layer.1.wi.weight", "layer.1.wo.weight"),
@@ -94,7 +94,7 @@ def test_two_towers_of_an_encoder_decoder() -> None:
     assert {name for tower in architecture.towers for name in tower.names()} == set(found)
 
 
-def test_a_vision_language_model() -> None:
+def test_a_vision_language_model_has_a_tower_for_each() -> None:
     found = [
         "vision_tower.vision_model.embeddings.patch_embedding.weight",
         *names("vision_tower.vision_model.encoder.layers.", 3, *BLOCK),
@@ -131,7 +131,7 @@ def test_parts_of_a_tower_that_happen_to_be_as_many_as_layers_are_no_stack() -> 
     ]
 
 
-def test_a_checkpoint_without_layers() -> None:
+def test_a_checkpoint_without_layers_has_no_tower() -> None:
     (tower,) = infer(["embed.weight", "head.weight"], {}).towers
     assert tower.layers == 0
     assert list(tower.names()) == ["embed.weight", "head.weight"]
@@ -143,7 +143,7 @@ def test_one_layer_is_a_stack_where_the_configuration_says_so() -> None:
 
 
 @pytest.mark.parametrize("head", ["lm_head.weight", "embed_out.weight", "output.weight"])
-def test_heads_and_embeddings(head: str) -> None:
+def test_heads_and_embeddings_are_found_by_name_and_shape(head: str) -> None:
     embedding = "model.embed_tokens.weight"
     shapes = {"a.weight": (8, 8), embedding: (32, 8), head: (32, 8), "score.weight": (1, 8)}
     assert output_head(shapes, embedding) == head
@@ -164,7 +164,7 @@ def test_a_head_of_an_unknown_name_has_the_embeddings_shape() -> None:
     assert output_head(shapes, "embed.weight") == "talk.weight"
 
 
-def test_an_embedding_that_is_a_parameter_and_no_module() -> None:
+def test_an_embedding_may_be_a_bare_parameter() -> None:
     """Molmo's, whose head is called like a part of its layers."""
     model = "model.transformer"
     embedding, head = f"{model}.wte.embedding", f"{model}.ff_out.weight"
@@ -181,14 +181,14 @@ COLBERT = ["linear", "custom_text_proj"]
 
 
 @pytest.mark.parametrize("parts", [MTP, MEDUSA, ARMO, COLBERT], ids=["mtp", "medusa", "rm", "col"])
-def test_what_else_acts_after_the_layers(parts: list[str]) -> None:
+def test_parts_that_act_after_the_layers_are_recognised(parts: list[str]) -> None:
     """What predicts further tokens, rewards, or a vector for each token."""
     found = [f"{part}.weight" for part in parts]
     (tower,) = infer([*llama_names(4), *found], {"num_hidden_layers": 4}).towers
     assert set(found) <= set(tower.after)
 
 
-def test_the_embedding_of_words_beside_those_of_sounds() -> None:
+def test_the_embedding_of_words_is_told_from_that_of_sounds() -> None:
     """CSM's, whose head predicts sounds."""
     shapes = {"embed_text_tokens.weight": (32, 8), "depth_decoder.embed_tokens.weight": (48, 8)}
     sizes = {"vocab_size": 16, "text_vocab_size": 32}
@@ -233,7 +233,7 @@ def test_the_tower_of_the_tokens_is_the_main_one(
     assert embedding in main.before
 
 
-def test_what_is_inferred_alike_is_inferred_once() -> None:
+def test_equal_names_are_analysed_once() -> None:
     found = dict.fromkeys([*names("layers.", 3, *BLOCK), "embed_tokens.weight"], (32, 8))
     config = {"num_hidden_layers": 3, "text_config": {"vocab_size": 32}, "_name_or_path": "a"}
     inferred = architecture.Inferred()

@@ -87,14 +87,14 @@ def test_a_single_file_does_not_lead_out_of_the_checkpoint(tmp_path: Path) -> No
     assert "leads outside the checkpoint's directory" in refusal(model)
 
 
-def test_a_directory_that_only_looks_like_the_cache_is_no_way_out(tmp_path: Path) -> None:
+def test_links_out_of_a_directory_that_imitates_the_hub_cache_are_refused(tmp_path: Path) -> None:
     model = llama(tmp_path / "x" / "snapshots" / "a")
     shutil.move(model / "model.safetensors", tmp_path / "x" / "secret")
     (model / "model.safetensors").symlink_to("../../secret")
     assert "leads outside the checkpoint's directory" in refusal(model)
 
 
-def test_shards_without_an_index(tmp_path: Path) -> None:
+def test_shards_without_an_index_are_read(tmp_path: Path) -> None:
     model = llama(tmp_path / "a", shards=3)
     (model / INDEX).unlink()
     assert set(open_checkpoint(model).tensors) == set(llama_names(4))
@@ -106,7 +106,7 @@ def test_shards_without_an_index(tmp_path: Path) -> None:
     assert "is in 'model.1.safetensors' and in 'other.safetensors'" in refusal(model)
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
     model = llama(tmp_path / "a", shards=2)
     for path in model.glob("*.safetensors"):
         path.unlink()
@@ -127,14 +127,14 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 @pytest.mark.parametrize("name", [INDEX, "config.json"])
-def test_json_that_would_fill_memory(tmp_path: Path, bomb: str, name: str) -> None:
+def test_json_that_would_fill_memory_is_refused(tmp_path: Path, bomb: str, name: str) -> None:
     model = llama(tmp_path / "a", shards=2)
     (model / name).write_bytes(BOMBS[bomb])
     assert f"{name}'" in refusal(model)
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a\n", "\x1b[2J", "", ".", "\ud800"])
-def test_names_of_shards_that_no_file_has(tmp_path: Path, name: str) -> None:
+def test_impossible_shard_names_are_refused(tmp_path: Path, name: str) -> None:
     model = llama(tmp_path / "a", shards=2)
     (model / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
     assert refusal(model).isprintable()
@@ -152,7 +152,7 @@ def test_small_files_do_not_lead_out_of_the_checkpoint_either(tmp_path: Path, na
         plan_text("merge_method: passthrough\nmodels: [a]\n", tmp_path)
 
 
-def test_side_files_have_bounds(tmp_path: Path) -> None:
+def test_side_files_have_a_maximum_size(tmp_path: Path) -> None:
     model = llama(tmp_path / "a")
     (model / "tokenizer\n.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"has a file 'tokenizer\\n.json'"):
@@ -194,7 +194,7 @@ def test_absurd_layer_ranges_are_refused_at_once(tmp_path: Path, layers: str) ->
         plan_text(text, tmp_path)
 
 
-def test_the_files_that_transformers_reads_are_read(tmp_path: Path) -> None:
+def test_the_same_files_as_in_transformers_are_read(tmp_path: Path) -> None:
     """One file before an index; the model's shards before files of other formats."""
     whole = llama(tmp_path / "whole")
     stale = {"weight_map": {"model.norm.weight": "gone.safetensors"}}

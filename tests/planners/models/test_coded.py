@@ -309,7 +309,9 @@ def plain(folder: Path, seed: int) -> Tensors:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_values(kind: str, tmp_path: Path) -> None:
+def test_dequantised_values_agree_with_the_packages_that_wrote_them(
+    kind: str, tmp_path: Path
+) -> None:
     values = quantised(kind, tmp_path / "a", seed=1)
     config = {
         "merge_method": "passthrough",
@@ -326,7 +328,9 @@ def test_values(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(PACKED.glob("*.safetensors")), ids=lambda file: file.stem)
-def test_words_that_other_packages_packed(file: Path, tmp_path: Path) -> None:
+def test_files_of_gptqmodel_autoround_and_autoawq_have_their_values(
+    file: Path, tmp_path: Path
+) -> None:
     """Rows of one layer as GPTQModel 7.7 and AutoRound 0.16 wrote them (for AWQ too), beside the
     values that they, or AutoAWQ 0.2.9, read again: ``levels`` are those over their scales."""
     found = load_file(file)
@@ -371,7 +375,7 @@ def test_codes_and_plain_weights_are_merged_in_any_budget(kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["fp8 blocks", "nvfp4", "gptq", "nf4"])
-def test_torch_is_not_imported(kind: str, tmp_path: Path) -> None:
+def test_merging_codes_does_not_import_torch(kind: str, tmp_path: Path) -> None:
     quantised(kind, tmp_path / "a", seed=1)
     plain(tmp_path / "b", seed=2)
     merge = {
@@ -387,7 +391,7 @@ def test_torch_is_not_imported(kind: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
-def test_experts_of_gpt_oss(tmp_path: Path) -> None:
+def test_experts_of_gpt_oss_agree_with_transformers(tmp_path: Path) -> None:
     """Against the decoder of transformers: transposed, gate and up interleaved as they are."""
     mxfp4 = pytest.importorskip("transformers.integrations.mxfp4", reason="the format's own code")
     torch.manual_seed(0)
@@ -426,7 +430,7 @@ def test_experts_of_gpt_oss(tmp_path: Path) -> None:
     assert found.keys() == {n.replace("_blocks", "") for n in stored if "_scales" not in n}
 
 
-def test_scales_are_counted_and_what_is_of_no_use_is_named(tmp_path: Path) -> None:
+def test_scales_count_as_bytes_read_and_unused_tensors_are_named(tmp_path: Path) -> None:
     quantised("fp8 channels", tmp_path / "a", seed=1)
     merge = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "a")}]}
     planned = mergeloom.plan(merge)
@@ -440,7 +444,9 @@ def test_scales_are_counted_and_what_is_of_no_use_is_named(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("shape", [(160, 72), (9, 10), (3, 7, 128)])
-def test_blocks_of_a_flat_weight(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_bitsandbytes_blocks_may_cross_rows_and_be_ragged(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
     """bitsandbytes' blocks may begin anywhere in a row, and the last one may be ragged."""
     parts, value = bits_and_bytes("nf4")(torch.randn(shape))
     tensors = {f"model.layers.0.mlp.up_proj.{part}": tensor for part, tensor in parts.items()}
@@ -472,7 +478,9 @@ def test_blocks_of_a_flat_weight(shape: tuple[int, ...], tmp_path: Path) -> None
         ),
     ],
 )
-def test_words_that_are_not_understood(changed: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_unsupported_settings_of_gptq_are_refused(
+    changed: dict[str, Any], says: str, tmp_path: Path
+) -> None:
     quantised("gptq", tmp_path / "a", seed=1)
     path = tmp_path / "a" / "config.json"
     config = json.loads(path.read_text())
@@ -494,7 +502,9 @@ def test_words_that_are_not_understood(changed: dict[str, Any], says: str, tmp_p
         ("SCB", bytes(7), "do not match the rows of an int8 weight"),
     ],
 )
-def test_states_that_do_not_fit(part: str, tensor: bytes, says: str, tmp_path: Path) -> None:
+def test_invalid_states_of_bitsandbytes_are_refused(
+    part: str, tensor: bytes, says: str, tmp_path: Path
+) -> None:
     quantised("nf4", tmp_path / "a", seed=1)
     file = tmp_path / "a" / "model.safetensors"
     name = f"model.layers.1.mlp.up_proj.{part}"
@@ -504,7 +514,7 @@ def test_states_that_do_not_fit(part: str, tensor: bytes, says: str, tmp_path: P
         mergeloom.plan(merge)
 
 
-def test_what_is_not_understood_is_refused(tmp_path: Path) -> None:
+def test_unknown_quantisations_are_refused(tmp_path: Path) -> None:
     quantised("int8 channels", tmp_path / "a", seed=1)
     path = tmp_path / "a" / "config.json"
     config = json.loads(path.read_text())
@@ -514,7 +524,7 @@ def test_what_is_not_understood_is_refused(tmp_path: Path) -> None:
         mergeloom.plan(merge)
 
 
-def test_scales_that_do_not_fit(tmp_path: Path) -> None:
+def test_scales_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
     quantised("fp8 blocks", tmp_path / "a", seed=1)
     file = tmp_path / "a" / "model.safetensors"
     tensors = load_file(file)
@@ -540,7 +550,7 @@ def test_complex_numbers_are_copied_and_named(tmp_path: Path) -> None:
     assert torch.equal(out["model.freqs_cis"], one["model.freqs_cis"])
 
 
-def test_a_configuration_without_codes() -> None:
+def test_settings_of_quantisation_are_removed_from_the_configuration() -> None:
     inner = {"quantization_config": {"quant_method": "fp8"}, "hidden_size": 8}
     assert without_codes({"text_config": inner, "expert_dtype": "fp4", "a": 1}) == {
         "text_config": {"hidden_size": 8},

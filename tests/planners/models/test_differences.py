@@ -19,7 +19,7 @@ def found(a: dict[str, Any], b: dict[str, Any], **more: dict[str, Any]) -> list[
     return [difference.text for difference in differences("a", {"a": a, "b": b, **more})]
 
 
-def test_values_that_layers_compute_with_are_named() -> None:
+def test_values_that_layers_compute_with_are_reported() -> None:
     one = {"rope_theta": 1e4, "rms_norm_eps": 1e-6, "hidden_act": "silu", "num_key_value_heads": 8}
     other = {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "hidden_act": "gelu"}
     assert found(one, one) == []
@@ -31,7 +31,7 @@ def test_values_that_layers_compute_with_are_named() -> None:
     ]
 
 
-def test_constants_of_any_family_are_named() -> None:
+def test_constants_of_any_family_are_reported() -> None:
     """Keys that no list of keys can foresee: numbers that are not whole, windows, multipliers."""
     one = {
         "swiglu_limit": 7.0,
@@ -67,7 +67,7 @@ def test_heads_are_as_wide_as_their_part_where_no_width_is_written() -> None:
     ]
 
 
-def test_numbers_of_training_and_sampling_are_not() -> None:
+def test_values_of_training_and_sampling_are_not_reported() -> None:
     assert len(found({"norm_topk_prob": True}, {"norm_topk_prob": False})) == 1
     keys = (
         *("initializer_range", "attention_dropout", "router_aux_loss_coef", "router_jitter_noise"),
@@ -80,18 +80,18 @@ def test_numbers_of_training_and_sampling_are_not() -> None:
     assert found(*layers) == []
 
 
-def test_values_without_influence_are_not() -> None:
+def test_values_without_influence_are_not_reported() -> None:
     one = {"bos_token_id": 1, "use_cache": True, "torch_dtype": "float32", "num_hidden_layers": 4}
     other = {"bos_token_id": 2, "use_cache": False, "torch_dtype": "float16"}
     assert found(one, {**other, "num_hidden_layers": 8}) == []
 
 
-def test_a_value_that_one_leaves_to_its_class_is_not_compared() -> None:
+def test_a_missing_value_of_an_unknown_class_is_not_compared() -> None:
     assert found({"head_dim": 128}, {}) == []
     assert found({"use_sliding_window": False}, {"use_sliding_window": None}) == []
 
 
-def test_a_value_that_one_leaves_to_a_known_class_is() -> None:
+def test_a_missing_value_counts_as_the_default_of_its_known_class() -> None:
     """Llama 2's files write no rotary base, those of models for longer contexts do."""
     short, long = {"model_type": "llama"}, {"model_type": "llama", "rope_theta": 1e6}
     assert found(short, long) == [
@@ -111,11 +111,11 @@ def test_a_value_that_one_leaves_to_a_known_class_is() -> None:
 @pytest.mark.parametrize(
     "family", ["llama", "mistral", "qwen2", "gemma2", "gpt2", "t5", "whisper", "bert", "phi3"]
 )
-def test_what_classes_take_where_nothing_is_written(family: str) -> None:
+def test_defaults_of_classes_agree_with_transformers(family: str) -> None:
     assert class_defaults(family) == defaults_of(CONFIG_MAPPING[family])
 
 
-def test_a_value_that_only_another_model_writes_is_compared_with_what_the_class_takes() -> None:
+def test_a_value_of_one_model_is_compared_with_the_default_of_the_others_class() -> None:
     mixtral = {"model_type": "mixtral"}
     assert found(mixtral, {**mixtral, "sliding_window": 4096, "rope_theta": 1e6}) == [
         f"'sliding_window' differs: None (the default of its class) in 'a', 4096 in 'b': {EFFECT}"
@@ -226,7 +226,7 @@ def test_classes_are_named() -> None:
     ]
 
 
-def test_values_that_cut_weights_another_way() -> None:
+def test_values_that_split_weights_differently_are_reported() -> None:
     def cuts(a: dict[str, Any], b: dict[str, Any]) -> list[bool]:
         return [difference.cuts for difference in differences("a", {"a": a, "b": b})]
 

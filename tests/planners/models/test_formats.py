@@ -75,17 +75,19 @@ def assert_is_read(directory: Path) -> None:
             assert bytes(content(found[name], Access())) == raw
 
 
-def test_every_format_is_here() -> None:
+def test_every_format_is_tested_here() -> None:
     assert {id(how) for how, _ in WRITERS.values()} == {id(how) for how in FORMATS}
 
 
-def test_one_file(tmp_path: Path, written: tuple[WeightFormat, Callable[..., None]]) -> None:
+def test_a_single_file_is_read(
+    tmp_path: Path, written: tuple[WeightFormat, Callable[..., None]]
+) -> None:
     how, write = written
     assert_is_read(checkpoint(tmp_path / "one", {how.single: TENSORS}, write))
     assert_is_read(checkpoint(tmp_path / "named", {f"weights{how.suffixes[0]}": TENSORS}, write))
 
 
-def test_shards_with_and_without_an_index(
+def test_shards_are_read_with_and_without_an_index(
     tmp_path: Path, written: tuple[WeightFormat, Callable[..., None]]
 ) -> None:
     how, write = written
@@ -98,7 +100,7 @@ def test_shards_with_and_without_an_index(
     assert open_checkpoint(directory).identity == identity
 
 
-def test_what_is_incomplete_is_said(
+def test_incomplete_shards_are_refused(
     tmp_path: Path, written: tuple[WeightFormat, Callable[..., None]]
 ) -> None:
     how, write = written
@@ -119,7 +121,7 @@ def test_what_is_incomplete_is_said(
         open_checkpoint(directory)
 
 
-def test_a_damaged_file_is_refused_in_words(
+def test_a_damaged_file_is_refused_with_a_clear_error(
     tmp_path: Path, written: tuple[WeightFormat, Callable[..., None]]
 ) -> None:
     how, write = written

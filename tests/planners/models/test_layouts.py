@@ -5,7 +5,7 @@ from __future__ import annotations
 from mergeloom.planners.models.layouts import clash
 
 
-def test_one_more_tensor_is_no_other_layout() -> None:
+def test_one_more_tensor_is_the_same_layout() -> None:
     assert clash(["q.weight", "q.bias"], ["q.weight"]) is None
     assert clash(["q.weight"], ["q.weight", "q.bias"]) is None
 

@@ -47,7 +47,7 @@ def transposed(folder: Path, state: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("write", [single, sharded, lightning, transposed])
 @pytest.mark.parametrize("method", ["passthrough", "linear", "ties"])
-def test_the_same_bytes_as_of_safetensors(
+def test_pickled_weights_give_the_same_bytes_as_safetensors(
     method: str, write: Callable[[Path, dict[str, torch.Tensor]], None], tmp_path: Path
 ) -> None:
     names = llama_names(2)
@@ -81,7 +81,7 @@ def test_pickles_beside_safetensors_are_not_read(tmp_path: Path) -> None:
     assert mergeloom.plan(config).plan.layers == 2
 
 
-def test_several_files_that_could_be_meant(tmp_path: Path) -> None:
+def test_several_candidate_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     for name in ("best.pt", "last.pt"):
         torch.save({"a": torch.ones(2)}, tmp_path / name)

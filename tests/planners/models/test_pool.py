@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("spelling", ["./m/x", "m/x/", "m//x", "m/y/../x", "link", "~/m/x"])
-def test_a_base_is_known_by_any_name(here: Path, spelling: str) -> None:
+def test_a_base_is_recognised_under_any_name(here: Path, spelling: str) -> None:
     text = f"{BASED}- {{model: '{spelling}'}}\n- {{model: m/y, parameters: {{weight: 1}}}}\n"
     plan = plan_here(text)
     assert list(plan.models) == ["m/x", "m/y"]
@@ -44,7 +44,7 @@ def test_a_base_is_known_by_any_name(here: Path, spelling: str) -> None:
     assert plan.warnings == ()
 
 
-def test_a_model_that_is_listed_twice_is_said(here: Path) -> None:
+def test_a_model_listed_twice_is_warned_about(here: Path) -> None:
     weighted = "- {{model: {}, parameters: {{weight: 1}}}}\n"
     text = "merge_method: linear\nmodels:\n" + "".join(
         weighted.format(name) for name in ("m/x", "m/y", "./m/x")
@@ -61,7 +61,7 @@ def test_a_model_that_is_listed_twice_is_said(here: Path) -> None:
         assert len(found) == warned
 
 
-def test_a_directory_is_one_whatever_its_name(here: Path) -> None:
+def test_a_directory_is_recognised_whatever_its_name(here: Path) -> None:
     for name in ("a+b", "a@v1", "a+b@c+d"):
         llama(here / name, seed=4)
     for name in ("a+b", "a@v1", "./a+b@c+d", "{model: {path: a@v1}}"):
@@ -103,7 +103,7 @@ def test_all_models_that_are_missing_are_named_at_once(here: Path) -> None:
     )
 
 
-def test_what_is_no_model_is_called_what_it_is(here: Path) -> None:
+def test_an_error_says_what_was_found_instead_of_a_model(here: Path) -> None:
     (here / "pipe").mkdir()
     (here / "pipe" / "model_index.json").write_text("{}")
     for name, words in {
@@ -115,7 +115,7 @@ def test_what_is_no_model_is_called_what_it_is(here: Path) -> None:
         assert str(caught.value).startswith(f"c.yml:2: models[0]: {words}")
 
 
-def test_a_misspelt_stage_is_called_one(here: Path) -> None:
+def test_a_misspelt_stage_name_is_suggested(here: Path) -> None:
     text = "merge_method: passthrough\nmodels: [m/x]\nname: first\n---\n"
     text += "merge_method: passthrough\nmodels: [frist]"
     with pytest.raises(CheckpointError, match="did you mean the stage 'first'"):

@@ -32,7 +32,9 @@ def refusal(directory: Path) -> str:
         ({"compression_config": {"config_groups": {}}}, "by compressed-tensors"),
     ],
 )
-def test_by_its_configuration(tmp_path: Path, config: dict[str, Any], expected: str) -> None:
+def test_an_unsupported_quantisation_is_recognised_by_its_configuration(
+    tmp_path: Path, config: dict[str, Any], expected: str
+) -> None:
     model = llama(tmp_path / "a")
     (model / "config.json").write_text(json.dumps(config))
     assert f"is quantised ({expected})" in refusal(model)
@@ -73,19 +75,21 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_by_its_tensors(tmp_path: Path, name: str) -> None:
+def test_an_unsupported_quantisation_is_recognised_by_its_tensors(
+    tmp_path: Path, name: str
+) -> None:
     tensors = {f"{LINEAR}.{part}": tensor for part, tensor in FORMATS[name].items()}
     write_checkpoint(tmp_path / "a", tensors, {})
     assert f"is quantised ({name}: " in refusal(tmp_path / "a")
 
 
-def test_whole_numbers_called_weight(tmp_path: Path) -> None:
+def test_integer_weights_without_a_known_format_are_refused(tmp_path: Path) -> None:
     for name, tensor in (("weight", whole(8, 1, dtype=torch.uint8)), ("down_proj", whole(2, 8, 8))):
         write_checkpoint(tmp_path / name, {f"{LINEAR}.{name}": tensor}, {})
         assert f"is quantised ('{LINEAR}.{name}' holds " in refusal(tmp_path / name)
 
 
-def test_what_only_looks_like_it(tmp_path: Path) -> None:
+def test_tensors_that_only_look_quantised_are_accepted(tmp_path: Path) -> None:
     tensors = {
         "embeddings.position_ids": whole(1, 8, dtype=torch.int64),
         "h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool),

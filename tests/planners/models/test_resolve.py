@@ -36,7 +36,9 @@ def cache(folder: Path, model: str, source: Path, revision: str = "main") -> Non
     (root / "refs" / revision).write_text("abc123")
 
 
-def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_searched_for_in_the_documented_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     given = llama(tmp_path / "given")
@@ -71,7 +73,7 @@ def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Resolver(model_dirs={"a": tmp_path / "none"}).directory(Location("a"))
 
 
-def test_paths_that_no_file_system_takes(tmp_path: Path) -> None:
+def test_impossible_paths_are_errors_in_one_line(tmp_path: Path) -> None:
     resolver = Resolver(search=[tmp_path], relative_to=tmp_path)
     for path in ("a" * 5000, "x/" * 3000, "~nobody-of-that-name/x", "a\0b"):
         with pytest.raises(CheckpointError):
@@ -80,7 +82,7 @@ def test_paths_that_no_file_system_takes(tmp_path: Path) -> None:
         Resolver().directory(Location("acme/one", "../../../x"))
 
 
-def test_hub_ids() -> None:
+def test_hub_ids_are_told_from_paths() -> None:
     assert is_hub_id("acme/one-7B_v1.5")
     assert is_hub_id("gpt2")
     for path in ("", "/a", "./a", "../a", "a/b/c", "~/a", "a b/c", "a/.b", "a/-b"):
@@ -208,7 +210,7 @@ def test_a_download_fetches_what_is_needed_once(hub: Hub) -> None:
     assert Resolver().directory(Location("acme/one", hub.commit)) == directory
 
 
-def test_a_download_that_broke_off_is_completed(hub: Hub) -> None:
+def test_an_interrupted_download_is_completed(hub: Hub) -> None:
     last = "model-00002-of-00002.safetensors"
     first = Resolver(download=lambda _: None).directory(Location("acme/one"))
     (first / last).resolve().unlink()
@@ -221,9 +223,7 @@ def test_a_download_that_broke_off_is_completed(hub: Hub) -> None:
     assert hub.asked == [last]
 
 
-def test_a_connection_that_breaks_is_said_in_words(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_connection_is_explained(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     hub.broken.add("model-00001-of-00002.safetensors")
     with pytest.raises(CheckpointError, match="the hub's answer is unexpected") as caught:
@@ -239,7 +239,7 @@ def test_a_connection_that_breaks_is_said_in_words(
         ("acme/one", "missing", "it has no revision 'missing'"),
     ],
 )
-def test_what_the_hub_refuses_is_said_in_words(
+def test_a_refusal_of_the_hub_is_explained(
     hub: Hub, model: str, revision: str | None, expected: str
 ) -> None:
     announced: list[str] = []
@@ -249,7 +249,7 @@ def test_what_the_hub_refuses_is_said_in_words(
     assert f"--model-dir {model}=PATH" in str(caught.value)
 
 
-def test_offline_nothing_is_asked_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_the_hub_is_not_contacted(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set"):
         Resolver(download=lambda _: None).directory(Location("acme/one"))

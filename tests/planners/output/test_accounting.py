@@ -37,7 +37,7 @@ def test_layers_that_the_configuration_describes_are_accounted_for() -> None:
     assert verdict(donor, model([FULL] * 2, depth(2))) == Verdict()
 
 
-def test_another_depth_must_show() -> None:
+def test_a_new_depth_must_be_visible_in_the_configuration() -> None:
     donor = model([FULL] * 4, depth(4))
     refused = verdict(donor, model([FULL] * 6, depth(4))).refusals
     assert refused == [
@@ -72,7 +72,7 @@ def test_a_layer_with_other_tensors_is_named() -> None:
     assert "from layer 1 of 'b', lacks 'mlp.up.weight'" in lacking.unlike[0]
 
 
-def test_lists_say_which_layers_are_of_which_kind() -> None:
+def test_lists_tell_the_kind_of_each_layer() -> None:
     types = ["conv", "full", "conv", "conv"]
     donor = model([CONV, FULL, CONV, CONV], depth(4, layer_types=types))
     stacked = [CONV, FULL, CONV, CONV, FULL]
@@ -85,7 +85,7 @@ def test_lists_say_which_layers_are_of_which_kind() -> None:
     )
 
 
-def test_numbers_of_layers_say_it_too() -> None:
+def test_lists_of_layer_numbers_tell_the_kind_of_each_layer() -> None:
     donor = model([CONV, FULL, CONV, CONV], depth(4, full_attn_idxs=[1]))
     stacked = model([CONV, FULL, CONV, FULL, CONV], depth(5, full_attn_idxs=[1, 3]))
     assert verdict(donor, stacked) == Verdict()
@@ -113,7 +113,7 @@ def test_a_rule_that_was_rewritten_is_trusted() -> None:
     assert verdict(dense, model([CONV, CONV, FULL], depth(3, first_k_dense=2))) == Verdict()
 
 
-def test_kinds_by_known_rules_are_told_by_all_of_them_together() -> None:
+def test_several_known_rules_together_tell_the_kinds() -> None:
     """None of the donor's lists and places tell its kinds apart, nor does a rule alone."""
     wide = {".attn.q.weight": (8, 8), ".experts.up.weight": (4, 16, 8)}
 
@@ -178,7 +178,7 @@ def test_rows_of_the_vocabulary_may_be_others() -> None:
     assert verdict(donor, model([FULL] * 2, depth(2), head_bias=(40,))) == Verdict()
 
 
-def test_what_has_a_part_for_each_layer_follows_the_depth() -> None:
+def test_a_weight_with_a_part_per_layer_follows_the_depth() -> None:
     donor = model([FULL] * 2, depth(2), gates_weight=(2 * 4, 8))
     assert verdict(donor, model([FULL] * 3, depth(3), gates_weight=(3 * 4, 8))) == Verdict()
     assert verdict(donor, model([FULL] * 3, depth(3), gates_weight=(3 * 5, 8))).refusals

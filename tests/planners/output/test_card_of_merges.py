@@ -73,7 +73,7 @@ def test_models_of_the_hub_are_linked_with_their_relation(tmp_path: Path) -> Non
     assert "[owner/a](https://huggingface.co/owner/a)" in text
 
 
-def test_layers_are_told_as_text(tmp_path: Path) -> None:
+def test_the_layers_are_listed_as_text(tmp_path: Path) -> None:
     for seed, name in enumerate(("a", "b")):
         llama(tmp_path / name, seed=seed)
     sources = [
@@ -101,14 +101,16 @@ def test_layers_are_told_as_text(tmp_path: Path) -> None:
         ("", None),
     ],
 )
-def test_front_matter_is_read_with_care(tmp_path: Path, text: str, found: str | None) -> None:
+def test_front_matter_of_any_form_is_read_or_ignored(
+    tmp_path: Path, text: str, found: str | None
+) -> None:
     (tmp_path / "README.md").write_text(text)
     read = licence_of(LocalFolder(tmp_path))
     assert (None if read is None else str(read)) == found
     assert licence_of(LocalFolder(tmp_path / "nowhere")) is None
 
 
-def test_task_and_languages_are_those_of_the_models(tmp_path: Path) -> None:
+def test_task_and_languages_are_taken_from_the_models(tmp_path: Path) -> None:
     for seed, name in enumerate("abc"):
         llama(tmp_path / name, seed=seed)
     config = {**LINEAR, "models": ["a", "b"]}

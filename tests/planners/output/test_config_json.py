@@ -10,7 +10,7 @@ from mergeloom.planners.output.config_json import rewrite_config
 from tests.planners.support import llama_names, plan_text, write_checkpoint
 
 
-def test_types_ties_and_vocabulary() -> None:
+def test_dtype_tying_and_vocabulary_size_are_rewritten() -> None:
     config = {"torch_dtype": "bfloat16", "tie_word_embeddings": True, "vocab_size": 100}
     found = rewrite_config(config, F32, False, (100, 90))
     assert found == {"torch_dtype": "float32", "tie_word_embeddings": False, "vocab_size": 90}
@@ -40,7 +40,7 @@ merge_method: passthrough
 """
 
 
-def test_a_plan_says_what_became_of_the_layers(tmp_path: Path) -> None:
+def test_a_plan_lists_changes_of_layer_settings(tmp_path: Path) -> None:
     gemma(tmp_path / "a", 4)
     gemma(tmp_path / "b", 6)
     plan = plan_text(STACK, tmp_path)
@@ -55,7 +55,7 @@ def test_a_plan_says_what_became_of_the_layers(tmp_path: Path) -> None:
     assert whole.config_changes == ()
 
 
-def test_what_became_of_a_stage_is_said_too(tmp_path: Path) -> None:
+def test_a_plan_lists_changes_of_a_stage(tmp_path: Path) -> None:
     for name in ("a", "b"):
         gemma(tmp_path / name, 6)
     whole = "merge_method: linear\nmodels: [{model: deep, parameters: {weight: 1}}]"
@@ -64,7 +64,7 @@ def test_what_became_of_a_stage_is_said_too(tmp_path: Path) -> None:
     assert len(plan.config["layer_types"]) == plan.config["num_hidden_layers"] == 6
 
 
-def test_layers_that_predict_further_tokens_are_counted_as_they_are(tmp_path: Path) -> None:
+def test_layers_that_predict_further_tokens_keep_their_count(tmp_path: Path) -> None:
     """They come from the last slice, whatever the model that the configuration is from has."""
     predictor = [name.replace("layers.0", "layers.6") for name in llama_names(1)[1:-2]]
     for name, extra in (("a", 0), ("b", 1)):

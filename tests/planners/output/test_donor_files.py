@@ -49,7 +49,7 @@ def test_modules_of_sentence_transformers_are_copied(tmp_path: Path) -> None:
     )
 
 
-def test_equal_modules_need_no_word(tmp_path: Path) -> None:
+def test_equal_modules_cause_no_warning(tmp_path: Path) -> None:
     sentences(tmp_path / "a")
     sentences(tmp_path / "b")
     assert not planned(tmp_path).warnings

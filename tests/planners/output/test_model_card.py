@@ -11,7 +11,7 @@ from mergeloom.planners.planner import PlanOptions
 from tests.planners.support import llama
 
 
-def test_only_what_is_on_the_hub_is_linked(tmp_path: Path) -> None:
+def test_only_models_of_the_hub_are_linked(tmp_path: Path) -> None:
     names = {
         "acme/given": llama(tmp_path / "elsewhere"),
         "acme/local": llama(tmp_path / "acme" / "local", seed=1),

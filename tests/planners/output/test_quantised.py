@@ -80,7 +80,9 @@ def by_blocks(stored: dict[str, torch.Tensor], size: list[int]) -> dict[str, tor
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
-def test_transformers_reads_what_was_merged(kind: str, models: list[Path], tmp_path: Path) -> None:
+def test_transformers_reads_the_quantised_output(
+    kind: str, models: list[Path], tmp_path: Path
+) -> None:
     mergeloom.merge(merging(models, out_dtype="float32"), tmp_path / "dense")
     config = merging(models, quantize=kind)
     outcome = mergeloom.merge(config, tmp_path / "out", ram="2GiB", threads=2)
@@ -143,7 +145,9 @@ def test_untouched_codes_are_copied(kind: str, models: list[Path], tmp_path: Pat
         ({"quantize": "same"}, "no input is quantised"),
     ],
 )
-def test_what_cannot_be_written(more: dict[str, Any], says: str, models: list[Path]) -> None:
+def test_formats_that_cannot_be_written_are_refused(
+    more: dict[str, Any], says: str, models: list[Path]
+) -> None:
     with pytest.raises(ConfigError, match=says):
         mergeloom.plan(merging(models, **more))
 
@@ -226,7 +230,7 @@ def fuse(stored: dict[str, torch.Tensor], module: str, count: int) -> dict[str, 
     return rest
 
 
-def test_gpt_oss_has_its_own_codes(tmp_path: Path) -> None:
+def test_gpt_oss_keeps_its_own_format(tmp_path: Path) -> None:
     config = transformers.GptOssConfig(
         hidden_size=64,
         intermediate_size=32,
@@ -264,7 +268,7 @@ def test_gpt_oss_has_its_own_codes(tmp_path: Path) -> None:
     assert all(torch.equal(one[n].view(torch.uint8), other[n].view(torch.uint8)) for n in one)
 
 
-def test_ragged_blocks_are_said(models: list[Path]) -> None:
+def test_ragged_blocks_are_warned_about(models: list[Path]) -> None:
     planned = mergeloom.plan(merging(models, quantize="fp8_block"))
     (said,) = [str(each) for each in planned.findings if each.code == "ragged-blocks"]
     assert "transformers' option 'dequantize' reads wrongly or refuses" in said
@@ -282,7 +286,9 @@ def test_ragged_blocks_are_said(models: list[Path]) -> None:
         ),
     ],
 )
-def test_experts_that_stay_plain(names: dict[str, tuple[int, ...]], says: str) -> None:
+def test_experts_without_a_known_format_are_not_quantised(
+    names: dict[str, tuple[int, ...]], says: str
+) -> None:
     module = "model.layers.0.mlp.experts"
     builder, source = GraphBuilder(), MemorySource("a", b"")
     tensors = {}
@@ -321,7 +327,7 @@ def test_methods_that_compute_by_torch_are_refused(models: list[Path]) -> None:
     assert "merge without 'quantize', then quantise the output with a 'passthrough' merge" in said
 
 
-def test_nan_makes_its_block_nan(models: list[Path], tmp_path: Path) -> None:
+def test_a_nan_makes_its_block_nan(models: list[Path], tmp_path: Path) -> None:
     model = transformers.LlamaForCausalLM.from_pretrained(models[0])
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight[7, 5] = float("nan")
@@ -333,7 +339,7 @@ def test_nan_makes_its_block_nan(models: list[Path], tmp_path: Path) -> None:
     assert outcome is not None
 
 
-def test_experts_in_int8_are_said_to_have_no_reader(tmp_path: Path) -> None:
+def test_experts_in_int8_are_warned_about(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}

@@ -103,14 +103,14 @@ def test_a_stack_of_two_models_agrees_with_its_sources() -> None:
         assert len(sources) == 1
 
 
-def test_layers_that_come_twice_and_in_turns() -> None:
+def test_repeated_and_alternating_layers_agree_with_their_sources() -> None:
     for layers in ([*range(12), *range(8, 20)], [n + 20 * (n % 2) for n in range(20)]):
         layout, nbytes = stack(layers, 310 * MB)
         assert disagreeing(layout) == 0
         assert len(layout.files) <= nbytes // (310 * MB) + 5
 
 
-def test_sizes_that_are_no_multiples_of_a_block() -> None:
+def test_offsets_agree_though_sizes_are_no_multiples_of_a_block() -> None:
     """A layer that is left out shifts those after it: they are in other shards, or copied."""
     layout, _ = stack([*range(4), *range(6, 20)], 310 * MB, extra=3072)
     assert disagreeing(layout) == 0
@@ -127,7 +127,7 @@ def test_runs_longer_than_a_shard_are_cut_in_parts_alike() -> None:
     assert disagreeing(layout) == 0
 
 
-def test_what_fits_one_shard_is_one() -> None:
+def test_tensors_that_fit_one_shard_are_in_one() -> None:
     layout, _ = stack([0, 1, 20, 21], 300 * MB)
     assert [file.name for file in layout.files] == ["model.safetensors"]
     assert [write.name for write in layout.writes] == [
@@ -135,7 +135,7 @@ def test_what_fits_one_shard_is_one() -> None:
     ]
 
 
-def test_what_is_computed_stays_in_its_order() -> None:
+def test_computed_tensors_stay_in_order() -> None:
     desk = Desk()
     desk.file("a", 8 + 8 * 99)
     places = [desk.stored("a", 40 * MB) for _ in range(12)]
@@ -163,7 +163,9 @@ def test_what_is_computed_stays_in_its_order() -> None:
     ),
     st.sampled_from([1, 20_000, 60_000, 200_000]),
 )
-def test_whatever_lies_where(entries: list[tuple[int, DType, int, str]], most: int) -> None:
+def test_any_layout_has_every_tensor_once_and_keeps_the_shard_size(
+    entries: list[tuple[int, DType, int, str]], most: int
+) -> None:
     desk = Desk()
     for file in range(3):
         desk.file(f"{file}", 8 + 8 * (77 * file + 1))

@@ -37,7 +37,7 @@ def test_all_parameters_that_are_missing_are_named_at_once(models: Path) -> None
     ]
 
 
-def test_a_setting_under_a_model_that_is_needed_is_told_its_place(models: Path) -> None:
+def test_a_setting_under_a_model_is_told_where_it_belongs(models: Path) -> None:
     text = "merge_method: slerp\nbase_model: a\nmodels: [a, {model: b, parameters: {t: 0.5}}]"
     with pytest.raises(ConfigError) as caught:
         plan_text(text, models)
@@ -71,7 +71,7 @@ def test_parameters_of_the_base_have_no_effect(models: Path) -> None:
         ("dare_ties", "{normalize: 1}", "[0, 0.5]", "0.5 counts as 1"),
     ],
 )
-def test_a_single_weight_that_is_divided_by_itself_is_said(
+def test_a_single_weight_that_is_normalised_is_warned_about(
     models: Path, method: str, settings: str, weight: str, warned: str | None
 ) -> None:
     text = f"merge_method: {method}\nbase_model: a\nparameters: {settings}\n"
@@ -86,7 +86,7 @@ def stack(*ranges: tuple[str, int, int]) -> str:
     return "merge_method: passthrough\nslices:\n" + "".join(lines)
 
 
-def test_an_empty_slice_gives_what_stands_around_the_layers(models: Path) -> None:
+def test_an_empty_slice_gives_the_weights_around_the_layers(models: Path) -> None:
     plan = plan_text(stack(("b", 0, 0), ("a", 0, 4), ("c", 2, 2), ("a", 0, 1), ("c", 4, 4)), models)
     assert plan.layers == plan.config["num_hidden_layers"] == 5
     of = {
@@ -110,14 +110,14 @@ def test_an_empty_slice_gives_what_stands_around_the_layers(models: Path) -> Non
         plan_text(stack(("a", 2, 2), ("b", 4, 4)), models)
 
 
-def test_shards_of_a_few_bytes_are_said(models: Path) -> None:
+def test_shards_of_a_few_bytes_are_warned_about(models: Path) -> None:
     text = "merge_method: passthrough\nmodels: [a]"
     (warning,) = plan_text(text, models, max_shard_bytes=5).warnings
     assert warning == "the largest shard has 5 bytes, so there are 39 files: did you mean 5GB?"
     assert plan_text(text, models, max_shard_bytes=1_000_000).warnings == ()
 
 
-def test_a_misspelt_parameter_is_named_beside_the_one_that_is_missing(models: Path) -> None:
+def test_a_misspelt_parameter_is_named_with_the_missing_one(models: Path) -> None:
     text = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n"
     with pytest.raises(ConfigError) as caught:
         plan_text(text + "- {model: b, parameters: {weigth: 1}}", models)
@@ -137,9 +137,7 @@ def test_a_misspelt_parameter_is_named_beside_the_one_that_is_missing(models: Pa
         ("MPNetModel", "encoder.relative_attention_bias.weight"),
     ],
 )
-def test_relative_positions_of_another_model_are_said(
-    tmp_path: Path, kind: str, shared: str
-) -> None:
+def test_unused_relative_positions_are_warned_about(tmp_path: Path, kind: str, shared: str) -> None:
     a, b = tiny.pair(tmp_path, kind)
     (said,) = [w for w in tiny.planned(tiny.stack(a, b)).warnings if "attend differently" in w]
     assert f"'{shared}' holds for all layers and is made from '{a}': layers of '{b}'" in said

@@ -48,7 +48,7 @@ def test_passthrough_keeps_a_stored_head(tmp_path: Path) -> None:
     assert torch.equal(merged(config, tmp_path / "out")[HEAD], own)
 
 
-def test_a_stored_head_with_the_embeddings_bytes_is_one_with_it(tmp_path: Path) -> None:
+def test_a_stored_head_equal_to_the_embedding_is_tied_if_declared(tmp_path: Path) -> None:
     """It is written once more, as it was stored: a class may read it."""
     first, second = pair(tmp_path, "LlamaForCausalLM", tie_word_embeddings=True)
     rewrite(first, lambda found: found.update({HEAD: found[EMBEDDING].clone()}))
@@ -60,7 +60,7 @@ def test_a_stored_head_with_the_embeddings_bytes_is_one_with_it(tmp_path: Path) 
     assert loaded(tmp_path / "out", "LlamaForCausalLM").config.tie_word_embeddings is True
 
 
-def test_without_a_word_of_it_a_stored_head_is_written_though_its_bytes_are_the_embeddings(
+def test_a_stored_head_equal_to_the_embedding_is_written_unless_declared_tied(
     tmp_path: Path,
 ) -> None:
     """The class may not tie them by itself."""
@@ -110,7 +110,7 @@ def test_a_reward_model_gives_nothing_to_another_ones_head(tmp_path: Path) -> No
     assert any(HEAD in warning and "left out" in warning for warning in plan.warnings)
 
 
-def test_for_an_inner_model_the_outermost_word_counts(tmp_path: Path) -> None:
+def test_the_outermost_tying_declaration_counts(tmp_path: Path) -> None:
     kind = "LlavaForConditionalGeneration"
     first, second = pair(tmp_path, kind, **LLAVA, tie_word_embeddings=False)
 
@@ -127,7 +127,7 @@ def test_for_an_inner_model_the_outermost_word_counts(tmp_path: Path) -> None:
     torch.testing.assert_close(model.get_output_embeddings().weight.data, expected)
 
 
-def test_words_of_a_configuration() -> None:
+def test_tying_and_heads_are_read_from_the_configuration() -> None:
     tied = {"tie_word_embeddings": True}
     assert declared_tied({"tie_word_embeddings": False, "text_config": tied}) is False
     assert declared_tied({"thinker_config": {"text_config": tied}}) is True
@@ -156,7 +156,7 @@ def test_words_of_a_configuration() -> None:
         ("XLMWithLMHeadModel", "transformer.embeddings.weight", "pred_layer.proj.weight"),
     ],
 )  # fmt: skip
-def test_heads_and_embeddings_by_any_name(
+def test_heads_and_embeddings_are_found_under_any_name(
     tmp_path: Path, kind: str, embedding: str, head: str
 ) -> None:
     """A tied model and one with a head of its own: the output has both, each from the right one."""
@@ -177,7 +177,7 @@ def test_heads_and_embeddings_by_any_name(
 
 
 @pytest.mark.parametrize("all_names", [True, False])
-def test_one_weight_under_several_names_is_drawn_once(tmp_path: Path, all_names: bool) -> None:
+def test_a_weight_under_several_names_is_merged_once(tmp_path: Path, all_names: bool) -> None:
     """T5 as older programs store it, with a model that stores the weight once only."""
     kind = "T5ForConditionalGeneration"
     sides = ("encoder", "decoder")

@@ -46,7 +46,7 @@ def test_stages_and_other_models_may_give_the_same_tokenizer(models: Path, sourc
     assert plan.layers == 4
 
 
-def test_a_source_that_is_not_there_is_refused(models: Path) -> None:
+def test_an_absent_tokenizer_source_is_refused(models: Path) -> None:
     with pytest.raises(
         LoomError, match=r"config\.yml:12: tokenizer_source: 'firzt' is not 'union'"
     ):

@@ -116,7 +116,9 @@ def test_layers_that_predict_further_tokens_move_with_the_end(tmp_path: Path) ->
         ("WavLMForCTC", "layer_weights"),
     ],
 )
-def test_shapes_that_follow_the_depth_are_not_stacked(tmp_path: Path, kind: str, name: str) -> None:
+def test_weights_whose_shape_depends_on_the_depth_are_not_stacked(
+    tmp_path: Path, kind: str, name: str
+) -> None:
     sizes: dict[str, dict[str, Any]] = {
         "EsmForMaskedLM": {"mask_token_id": 3},
     }
@@ -191,7 +193,7 @@ def test_constants_keep_their_type(tmp_path: Path) -> None:
     assert any(name in warning and "differs" in warning for warning in plan.warnings)
 
 
-def test_reasons_of_what_is_left_out_are_true(tmp_path: Path) -> None:
+def test_reasons_of_left_out_tensors_are_true(tmp_path: Path) -> None:
     seeing = made(tmp_path / "a", 0, LLAVA_CLASS, **LLAVA)
     reading = made(tmp_path / "b", 1, "LlamaForCausalLM")
     constant = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
@@ -207,7 +209,7 @@ def test_reasons_of_what_is_left_out_are_true(tmp_path: Path) -> None:
     assert left["layers that no slice uses"].layers == ((0, 2),)
 
 
-def test_the_relative_positions_of_the_other_model_are_said_to_be_left_out(tmp_path: Path) -> None:
+def test_relative_positions_of_the_other_model_are_listed_as_left_out(tmp_path: Path) -> None:
     first, second = pair(tmp_path, "T5ForConditionalGeneration")
     parts = slices(first, second)
     parts[1]["sources"][0]["layer_range"] = [0, 4]
@@ -221,7 +223,7 @@ def test_the_relative_positions_of_the_other_model_are_said_to_be_left_out(tmp_p
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
-def test_gpt2_with_and_without_its_prefix(tmp_path: Path, order: str) -> None:
+def test_gpt2_is_merged_with_and_without_its_prefix(tmp_path: Path, order: str) -> None:
     first, second = pair(tmp_path, "GPT2LMHeadModel")
     before = tensors(first), tensors(second)
     here = any(name.startswith("transformer.") for name in before[0])
@@ -235,7 +237,7 @@ def test_gpt2_with_and_without_its_prefix(tmp_path: Path, order: str) -> None:
         torch.testing.assert_close(state[name.removeprefix("transformer.")], expected)
 
 
-def test_bert_with_and_without_its_prefix(tmp_path: Path) -> None:
+def test_bert_is_merged_with_and_without_its_prefix(tmp_path: Path) -> None:
     first = made(tmp_path / "a", 0, "BertForMaskedLM")
     second = made(tmp_path / "b", 1, "BertModel")
     plan = planned(blend(first, second))
@@ -284,14 +286,14 @@ def test_a_language_model_is_merged_into_a_larger_ones_tower(
     loaded(tmp_path / "out", kind)
 
 
-def test_a_language_model_alone_is_no_vision_language_model(tmp_path: Path) -> None:
+def test_a_language_model_without_a_module_is_not_merged_into_a_larger_one(tmp_path: Path) -> None:
     seeing = made(tmp_path / "a", 0, LLAVA_CLASS, **LLAVA)
     reading = made(tmp_path / "b", 1, "LlamaForCausalLM")
     with pytest.raises(CheckpointError, match=r"no layers 'vision_tower.*'modules'"):
         mergeloom.plan(blend(seeing, reading))
 
 
-def test_old_and_new_layouts_of_one_family(tmp_path: Path) -> None:
+def test_old_and_new_layouts_of_one_family_are_merged(tmp_path: Path) -> None:
     first, second = pair(tmp_path, LLAVA_CLASS, **LLAVA)
     before = tensors(second)
     changes = {
@@ -361,9 +363,7 @@ def test_the_plan_says_where_weights_outside_the_layers_come_from(tmp_path: Path
 
 
 @pytest.mark.parametrize("merged_by", ["passthrough", "linear"])
-def test_a_tower_that_no_module_names_is_copied_with_a_warning(
-    tmp_path: Path, merged_by: str
-) -> None:
+def test_a_tower_without_a_module_is_copied_with_a_warning(tmp_path: Path, merged_by: str) -> None:
     first, second = pair(tmp_path, LLAVA_CLASS, **LLAVA)
     models = [{"model": str(second)}] if merged_by == "passthrough" else weighted(second, first)
     config = {
@@ -379,7 +379,7 @@ def test_a_tower_that_no_module_names_is_copied_with_a_warning(
         assert torch.equal(found[name], one[name]) == ("vision_tower" in name), name
 
 
-def test_a_module_that_is_nowhere_is_named_with_those_that_are(tmp_path: Path) -> None:
+def test_an_unknown_module_is_refused_and_the_known_ones_are_named(tmp_path: Path) -> None:
     first = made(tmp_path / "a", 0, LLAVA_CLASS, **LLAVA)
     modules = {"nothing": {"models": [{"model": str(first)}]}}
     with pytest.raises(ConfigError, match=r"no module 'nothing'.*vision_tower"):

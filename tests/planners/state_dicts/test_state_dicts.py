@@ -152,7 +152,7 @@ def test_tensors_that_some_lack_are_refused_united_or_left_out(tmp_path: Path) -
     assert found.keys() == one.keys() & other.keys()
 
 
-def test_the_peers_flags_are_understood(tmp_path: Path) -> None:
+def test_flags_of_mergekit_pytorch_are_accepted(tmp_path: Path) -> None:
     network(tmp_path / "one.pth", 0, lambda found: found.pop("fc.bias"))
     config = tmp_path / "c.yml"
     config.write_text(
@@ -226,7 +226,7 @@ def test_metadata_is_kept_but_for_digests_of_the_contents(tmp_path: Path) -> Non
         assert file.metadata() == {"format": "pt", "modelspec.title": "mine"}
 
 
-def test_names_of_files_may_be_any(tmp_path: Path) -> None:
+def test_files_may_have_any_names(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     network(tmp_path / "elsewhere" / "blob", 0)
     (tmp_path / "a+b@v1.pth").symlink_to(tmp_path / "elsewhere" / "blob")
@@ -268,7 +268,7 @@ def pipelines(tmp_path: Path) -> Pipelines:
     return tmp_path / "a", tmp_path / "b"
 
 
-def test_a_pipeline_is_one_model(pipelines: Pipelines, tmp_path: Path) -> None:
+def test_a_pipeline_is_merged_as_one_model(pipelines: Pipelines, tmp_path: Path) -> None:
     """Component by component, into the folders and files in which diffusers looks for them."""
     planned = mergeloom.plan(weighted(*pipelines))
     assert [part.name for part in planned.plan.outlines[-1].parts] == ["text_encoder", "unet"]
@@ -326,7 +326,7 @@ def test_a_pipeline_is_interrupted_and_stacked(pipelines: Pipelines, tmp_path: P
     assert len(again.plan.graph.writes) == 2 * len(Network(0).state_dict())
 
 
-def test_what_a_pipeline_lacks_is_named(pipelines: Pipelines, tmp_path: Path) -> None:
+def test_missing_parts_of_a_pipeline_are_named(pipelines: Pipelines, tmp_path: Path) -> None:
     (pipelines[1] / "text_encoder" / "pytorch_model.bin").unlink()
     with pytest.raises(CheckpointError, match="tensors are not in every input: 'text_encoder/"):
         mergeloom.plan(weighted(*pipelines))
@@ -337,7 +337,7 @@ def test_what_a_pipeline_lacks_is_named(pipelines: Pipelines, tmp_path: Path) ->
         mergeloom.plan(weighted(pipelines[0], quantize="fp8", tensors="same"))
 
 
-def test_a_component_alone(pipelines: Pipelines, tmp_path: Path) -> None:
+def test_one_component_of_pipelines_is_merged_alone(pipelines: Pipelines, tmp_path: Path) -> None:
     unets = [pipeline / "unet" for pipeline in pipelines]
     found = merged(weighted(*unets, tensors="same"), tmp_path / "out")
     assert found.keys() == Network(0).state_dict().keys()
@@ -358,7 +358,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_makes_no_sense_is_refused(tmp_path: Path, case: str) -> None:
+def test_senseless_documents_are_refused(tmp_path: Path, case: str) -> None:
     more, message = REFUSED[case]
     for seed, name in enumerate("ab"):
         network(tmp_path / f"{name}.pth", seed)

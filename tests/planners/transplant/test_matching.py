@@ -19,7 +19,9 @@ from tests.planners.vocabulary.tokenizers import SPECIAL, TEXTS, add, tokenizer,
     ("kind", "expected"),
     [("bytes", "bytes"), ("pieces", "pieces"), ("words", "words"), ("unigram", "pieces")],
 )
-def test_spellings(kind: str, expected: Spelling, tmp_path: Path) -> None:
+def test_the_spelling_of_each_kind_of_tokenizer_is_recognised(
+    kind: str, expected: Spelling, tmp_path: Path
+) -> None:
     directory = train(tmp_path / kind, kind, TEXTS, SPECIAL, 350)
     document = library_document(LocalFolder(directory))
     assert document is not None
@@ -27,7 +29,7 @@ def test_spellings(kind: str, expected: Spelling, tmp_path: Path) -> None:
     assert tokenizer(directory).spelling == expected
 
 
-def test_what_tokens_stand_for() -> None:
+def test_tokens_stand_for_bytes() -> None:
     assert content("Ġthe", "bytes") == b" the"
     assert content("ĊĊ", "bytes") == b"\n\n"
     assert content("æĹ¥", "bytes") == "日".encode()
@@ -40,7 +42,7 @@ def test_what_tokens_stand_for() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pieces", "words"])
-def test_other_spellings_of_the_same(kind: str, tmp_path: Path) -> None:
+def test_tokens_of_another_spelling_are_matched_by_their_bytes(kind: str, tmp_path: Path) -> None:
     model = tokenizer(train(tmp_path / "model", "bytes", TEXTS, SPECIAL, 400))
     donor = tokenizer(train(tmp_path / "donor", kind, TEXTS, [*SPECIAL, "<only>"], 400))
     found = match(model, donor, 10_000, False)
@@ -55,7 +57,7 @@ def test_other_spellings_of_the_same(kind: str, tmp_path: Path) -> None:
         assert token == "<only>" or content(token, donor.spelling) not in theirs
 
 
-def test_one_spelling_may_mean_two_things(tmp_path: Path) -> None:
+def test_equal_spellings_of_different_bytes_are_not_matched(tmp_path: Path) -> None:
     """Ġ is a letter where spaces are spelled otherwise."""
     model = tokenizer(train(tmp_path / "model", "bytes", TEXTS, SPECIAL, 400))
     texts = [*TEXTS, "Ġal-Għarb Ġal-Għarb Ġal-Għarb Ġ Ġ"]
@@ -65,7 +67,7 @@ def test_one_spelling_may_mean_two_things(tmp_path: Path) -> None:
     assert "Ġ" not in match(model, donor, 10_000, False).shared
 
 
-def test_added_tokens_that_are_not_special_stand_for_themselves(tmp_path: Path) -> None:
+def test_added_tokens_that_are_not_special_are_matched_by_their_text(tmp_path: Path) -> None:
     """Gemma's line breaks and runs of spaces are added tokens; others have learnt them."""
     train(tmp_path / "model", "pieces", TEXTS, SPECIAL, 400)
     for token, special in {"\n\n": False, "▁▁▁": False, "ing": False, "<|x|>": True}.items():
@@ -83,7 +85,7 @@ def test_added_tokens_that_are_not_special_stand_for_themselves(tmp_path: Path) 
     assert match(donor, model, 10_000, False).bytes["\n\n"] == donor.ids["ĊĊ"]
 
 
-def test_roles_and_prefixes(tmp_path: Path) -> None:
+def test_special_tokens_match_by_role_and_others_by_prefix(tmp_path: Path) -> None:
     directory = train(tmp_path / "donor", "bytes", [*TEXTS, "modelling models"], ["<end>"], 420)
     add(directory, "<|turn|>", special=True)
     donor = tokenizer(directory)
@@ -104,7 +106,7 @@ def test_roles_and_prefixes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", SUBWORDS)
-def test_weights_of_pieces(how: Subword) -> None:
+def test_weights_of_pieces_follow_the_subword_method(how: Subword) -> None:
     assert list(weights(0, how, head=False)) == []
     assert list(weights(1, how, head=True)) == [1.0]
     inside, outside = weights(3, how, head=False), weights(3, how, head=True)

@@ -78,7 +78,7 @@ class Case:
 
 
 @pytest.mark.parametrize("name", ["model", "tied"])
-def test_pursuit(folder: Path, tmp_path: Path, name: str) -> None:
+def test_rows_by_pursuit_agree_with_the_reference(folder: Path, tmp_path: Path, name: str) -> None:
     out = transplant(folder, tmp_path / "out", name, method="omp", k=6)
     case, made = Case(folder, name), load_tensors(out)
     assert (HEAD in made) == (name == "model")
@@ -136,7 +136,9 @@ def test_the_output_is_a_model_with_the_donors_tokenizer(folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("how", ["mean", "sum", "weighted", "first_last"])
-def test_pieces(folder: Path, tmp_path: Path, how: str) -> None:
+def test_rows_by_subword_combine_the_pieces_of_the_token(
+    folder: Path, tmp_path: Path, how: str
+) -> None:
     out = transplant(folder, tmp_path / "out", method="subword", subword=how)
     case, made = Case(folder), load_tensors(out)
     cut = AutoTokenizer.from_pretrained(folder / "model")
@@ -162,7 +164,7 @@ def test_pieces(folder: Path, tmp_path: Path, how: str) -> None:
     assert checked > 60
 
 
-def test_prefixes_in_one_table(folder: Path, tmp_path: Path) -> None:
+def test_prefixes_are_used_in_the_chosen_table_only(folder: Path, tmp_path: Path) -> None:
     out = transplant(folder, tmp_path / "out", method="zero", prefix="head")
     case, made = Case(folder), load_tensors(out)
     lacking = (made[EMBEDDING] == 0).all(1)
@@ -186,7 +188,7 @@ def test_prefixes_in_one_table(folder: Path, tmp_path: Path) -> None:
         {"method": "omp", "k": 4, "exclude_undertrained": True},
     ],
 )
-def test_other_ways_are_finite_and_the_same_again(
+def test_other_methods_are_finite_and_reproducible(
     folder: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     first = load_tensors(transplant(folder, tmp_path / "1", **settings))
@@ -200,7 +202,7 @@ def test_other_ways_are_finite_and_the_same_again(
     assert first[EMBEDDING][missing].abs().sum(1).min() > 0
 
 
-def test_the_command_says_what_it_will_do(folder: Path, tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_number_of_rows_of_each_kind(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["transplant", "model", "donor", str(out), "--search-dir", str(folder), "-k", "4"]
     report = json.loads(run(*arguments, "--dry-run", "--json").stdout)
@@ -234,7 +236,7 @@ def test_the_command_says_what_it_will_do(folder: Path, tmp_path: Path) -> None:
         ({"cosine": 1}, "'cosine' must be true or false"),
     ],
 )
-def test_settings_that_mean_nothing(
+def test_invalid_settings_are_refused(
     folder: Path, tmp_path: Path, settings: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(LoomError, match=words):
@@ -252,9 +254,7 @@ def test_a_transplant_needs_a_donor(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["union", "base", "donor"])
-def test_other_rules_are_reported_where_tokens_are_matched_by_spelling(
-    folder: Path, source: str
-) -> None:
+def test_different_splitting_rules_are_warned_about(folder: Path, source: str) -> None:
     document = {
         "merge_method": "linear",
         "models": [{"model": "model"}, {"model": "donor"}],

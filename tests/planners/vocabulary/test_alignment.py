@@ -39,7 +39,7 @@ def test_a_union_keeps_the_first_ids() -> None:
     assert found == {"x": 0, "y": 3, "z": 4, "q": 5, "w": 6}
 
 
-def test_where_rows_come_from() -> None:
+def test_missing_rows_come_from_the_base_the_only_owner_or_the_mean() -> None:
     ids, found = aligned([A, B, C], base=0)
     assert ids == {"x": 0, "y": 1, "z": 2, "only": 3}
     everyone = range(3)
@@ -56,14 +56,14 @@ def test_where_rows_come_from() -> None:
     assert found.count(2, everyone) == {"own": 2, "base": 2}
 
 
-def test_only_models_with_such_a_table_lend() -> None:
+def test_only_models_with_the_table_lend_rows() -> None:
     ids, found = aligned([A, B, C], base=0)
     row = ids["z"]
     assert found.origin(0, row, [0, 1]).origin == "only"
     assert found.origin(0, row, [0]).origin == "zero"
 
 
-def test_a_configuration_names_rows() -> None:
+def test_a_configuration_may_name_rows() -> None:
     named = {
         "x": NamedRow(None, force=True),
         "z": NamedRow((1, 0)),
@@ -88,7 +88,7 @@ def test_a_model_that_fits_is_left_alone() -> None:
     assert list(longer.plan(0, [0]).maps[0]) == [0, 1]
 
 
-def test_padding() -> None:
+def test_the_output_is_padded_to_a_multiple_and_rows_of_padding_are_counted() -> None:
     assert [padded(5, None), padded(5, 4), padded(8, 4)] == [5, 8, 8]
     _, found = aligned([A, B], 0, rows=8)
     assert found.plan(0, [0, 1]).padding == 5
@@ -106,7 +106,9 @@ vocabularies = st.permutations(TOKENS).flatmap(
 
 
 @given(models=st.lists(vocabularies, min_size=1, max_size=4), has_base=st.booleans())
-def test_plans_follow_the_rules(models: list[Vocabulary], has_base: bool) -> None:
+def test_row_plans_follow_the_rules_for_any_vocabularies(
+    models: list[Vocabulary], has_base: bool
+) -> None:
     if models[0].rows < 1 or not any(n < models[0].rows for n in models[0].ids.values()):
         return
     ids, found = aligned(models, 0 if has_base else None)

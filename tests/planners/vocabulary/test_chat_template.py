@@ -50,11 +50,11 @@ def rendered(template: str, messages: list[dict[str, str]]) -> str:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_built_in_templates(name: str) -> None:
+def test_built_in_templates_render_as_expected(name: str) -> None:
     assert rendered(TEMPLATES[name], [SYSTEM, *TALK]) == RENDERED[name]
 
 
-def test_without_a_system_message() -> None:
+def test_templates_work_without_a_system_message() -> None:
     assert rendered(TEMPLATES["mistral"], TALK).startswith("<s> [INST] Hi [/INST]")
     assert rendered(TEMPLATES["exaone"], TALK).startswith("[|system|][|endofturn|]\n[|user|]Hi\n")
     assert rendered(TEMPLATES["alpaca"], TALK).startswith("### Instruction:\nHi")
@@ -80,7 +80,7 @@ def model(directory: Path, template: str | None, where: str = "file") -> Path:
 
 
 @pytest.mark.parametrize("where", ["file", "settings", "list"])
-def test_of_a_model(where: str, tmp_path: Path) -> None:
+def test_the_template_of_a_model_is_found_in_any_file(where: str, tmp_path: Path) -> None:
     assert (
         template_of(LocalFolder(model(tmp_path / "m", "{{ messages }}", where))) == "{{ messages }}"
     )
@@ -91,7 +91,7 @@ def chosen(text: object, *directories: Path, relative_to: Path | None = None) ->
     return choose(Value(text, PLACE), templates, LocalFolder(relative_to or Path(), False))
 
 
-def test_the_most_common_one(tmp_path: Path) -> None:
+def test_auto_chooses_the_most_common_template(tmp_path: Path) -> None:
     a = model(tmp_path / "a", "{{ one }}")
     b = model(tmp_path / "b", "{{ two }}\n", "settings")
     c = model(tmp_path / "c", "{{ two }}", "list")
@@ -101,7 +101,7 @@ def test_the_most_common_one(tmp_path: Path) -> None:
     assert chosen("auto", d) is None
 
 
-def test_a_name_a_text_a_file(tmp_path: Path) -> None:
+def test_a_template_may_be_a_name_a_text_or_a_file(tmp_path: Path) -> None:
     assert chosen("chatml") == TEMPLATES["chatml"]
     assert chosen("{{ messages }}") == "{{ messages }}"
     (tmp_path / "own.jinja").write_text("{{ own }}")
@@ -112,13 +112,13 @@ def test_a_name_a_text_a_file(tmp_path: Path) -> None:
     ("content", "words"),
     [("chatmll", "did you mean 'chatml'"), ("no/file.jinja", "or a file"), (7, "must be text")],
 )
-def test_what_is_no_template(content: object, words: str) -> None:
+def test_an_invalid_template_is_refused(content: object, words: str) -> None:
     with pytest.raises(ConfigError, match=f"config.yml:3: chat_template: .*{words}"):
         chosen(content)
 
 
 @pytest.mark.parametrize("where", ["file", "settings", "list"])
-def test_where_it_is_written(where: str, tmp_path: Path) -> None:
+def test_a_template_replaces_the_old_one_in_the_same_file(where: str, tmp_path: Path) -> None:
     directory = model(tmp_path / "m", "{{ old }}", where)
     assert template_files(LocalFolder(directory), {}, "{{ old }}") == {}
     for name, content in template_files(LocalFolder(directory), {}, "{{ new }}").items():
@@ -132,7 +132,7 @@ def test_where_it_is_written(where: str, tmp_path: Path) -> None:
         assert names == {"default": "{{ new }}", "tool_use": "tools"}
 
 
-def test_settings_that_are_written_anyway_get_it_too(tmp_path: Path) -> None:
+def test_rewritten_tokenizer_settings_get_the_template_too(tmp_path: Path) -> None:
     directory = model(tmp_path / "m", "{{ old }}", "settings")
     made = {"tokenizer_config.json": json.dumps({"chat_template": "{{ old }}", "x": 1}).encode()}
     files = template_files(LocalFolder(directory), made, "{{ new }}")

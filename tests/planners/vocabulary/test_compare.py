@@ -32,11 +32,11 @@ def warnings(models: Path, text: str = MERGE) -> tuple[str, ...]:
     return plan_text(text, models).warnings
 
 
-def test_alike(models: Path) -> None:
+def test_equal_tokenizers_cause_no_warning(models: Path) -> None:
     assert not warnings(models)
 
 
-def test_an_id_beyond_the_rows(models: Path) -> None:
+def test_tokens_without_a_row_are_warned_about(models: Path) -> None:
     for name in "ab":
         tokenizer(models / name, ["x", "y", "z"], ["<s>", "<pad>", "</s>"])
     assert warnings(models) == tuple(
@@ -46,7 +46,7 @@ def test_an_id_beyond_the_rows(models: Path) -> None:
     )
 
 
-def test_one_size_and_different_words(models: Path) -> None:
+def test_ids_of_different_tokens_are_warned_about(models: Path) -> None:
     tokenizer(models / "b", ["y", "x", "z"])
     assert warnings(models) == (
         "2 ids mean different tokens in 'a' and 'b' (0 is 'x' and 'y'), but rows are "
@@ -54,13 +54,13 @@ def test_one_size_and_different_words(models: Path) -> None:
     )
 
 
-def test_tokens_that_one_lacks(models: Path) -> None:
+def test_tokens_that_a_model_lacks_are_warned_about(models: Path) -> None:
     tokenizer(models / "b", ["x", "y", "z"], ["<|im_end|>"])
     said = "that 'a' lacks ('<|im_end|>', id 3), so their rows are merged with unused rows"
     assert warnings(models) == (f"'b' has 1 token {said}: {REMEDY}",)
 
 
-def test_a_first_model_without_one(models: Path) -> None:
+def test_a_first_model_without_a_tokenizer_is_warned_about(models: Path) -> None:
     (models / "a" / "tokenizer.json").unlink()
     assert warnings(models) == (
         "'a' has no tokenizer, so the output will have none: write 'tokenizer_source: b' to use "
@@ -70,13 +70,13 @@ def test_a_first_model_without_one(models: Path) -> None:
     assert not warnings(models)
 
 
-def test_one_that_cannot_be_understood(models: Path) -> None:
+def test_an_unreadable_tokenizer_is_warned_about(models: Path) -> None:
     (models / "b" / "tokenizer.json").write_text("[]")
     (found,) = warnings(models)
     assert found.startswith("the tokenizer of 'b' cannot be compared with the others: '")
 
 
-def test_stacks_are_compared_too(models: Path) -> None:
+def test_tokenizers_of_a_stack_are_compared_too(models: Path) -> None:
     tokenizer(models / "b", ["y", "x", "z"])
     text = """
     merge_method: passthrough

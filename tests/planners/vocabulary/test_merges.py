@@ -152,7 +152,7 @@ def check(
 
 
 @pytest.mark.parametrize("base", [None, "a", "b"])
-def test_a_union(folder: Path, base: str | None) -> None:
+def test_rows_of_a_union_come_from_the_right_tokens(folder: Path, base: str | None) -> None:
     models = {name: Loaded(folder / name) for name in WEIGHTS}
     out = merge(folder, "tokenizer_source: union", base)
     ids = check(folder, out, usual(models, base))
@@ -170,7 +170,9 @@ def test_a_union(folder: Path, base: str | None) -> None:
         ("tokenizer_source: model:c", "a", "c"),
     ],
 )
-def test_the_tokenizer_of_one(folder: Path, settings: str, base: str | None, tokens: str) -> None:
+def test_rows_follow_the_tokenizer_of_the_chosen_model(
+    folder: Path, settings: str, base: str | None, tokens: str
+) -> None:
     models = {name: Loaded(folder / name) for name in WEIGHTS}
     out = merge(folder, settings, base)
     assert check(folder, out, usual(models, base)) == models[tokens].ids
@@ -179,7 +181,7 @@ def test_the_tokenizer_of_one(folder: Path, settings: str, base: str | None, tok
 
 
 @pytest.mark.parametrize("base", [None, "b"])
-def test_without_settings_rows_go_by_token_where_sizes_differ(
+def test_without_settings_rows_of_different_sizes_are_matched_by_token(
     folder: Path, base: str | None
 ) -> None:
     """The output has the tokenizer of the base or first model, as it always has without them."""
@@ -192,7 +194,7 @@ def test_without_settings_rows_go_by_token_where_sizes_differ(
     assert "'{source: union}' keeps the tokens of all" in said
 
 
-def test_padding(folder: Path) -> None:
+def test_padding_rows_are_means_and_need_no_torch(folder: Path) -> None:
     models = {name: Loaded(folder / name) for name in WEIGHTS}
     out = merge(folder, "tokenizer: {source: union, pad_to_multiple_of: 64}")
     ids = len(AutoTokenizer.from_pretrained(out))
@@ -203,7 +205,7 @@ def test_padding(folder: Path) -> None:
     ).read_bytes()
 
 
-def test_rows_that_a_configuration_names(folder: Path) -> None:
+def test_rows_named_by_the_configuration_are_used(folder: Path) -> None:
     models = {name: Loaded(folder / name) for name in WEIGHTS}
     out = merge(
         folder,
@@ -274,7 +276,7 @@ def test_a_tied_model_lends_its_head(folder: Path) -> None:
     check(folder, out, usual(models, "b"))
 
 
-def test_all_tied(folder: Path) -> None:
+def test_a_union_of_tied_models_is_tied(folder: Path) -> None:
     for seed, name in enumerate(WEIGHTS):
         (folder / name / "model.safetensors").unlink()
         model(folder / name, seed, tied=True)
@@ -283,7 +285,7 @@ def test_all_tied(folder: Path) -> None:
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
 
 
-def test_ids_follow_the_tokenizer(folder: Path) -> None:
+def test_token_ids_of_the_configuration_follow_the_tokenizer(folder: Path) -> None:
     ids = Loaded(folder / "b").ids
     model(folder / "b", 2, eos_token_id=ids["<|im_end|>"])
     generation = {"eos_token_id": [ids["<|im_end|>"]], "pad_token_id": 0, "temperature": 0.5}
@@ -299,7 +301,7 @@ def test_ids_follow_the_tokenizer(folder: Path) -> None:
     }
 
 
-def test_a_chat_template_is_chosen(folder: Path) -> None:
+def test_the_chosen_chat_template_is_written(folder: Path) -> None:
     out = merge(folder, "chat_template: chatml\ntokenizer_source: union")
     after = AutoTokenizer.from_pretrained(out)
     talk = [{"role": "user", "content": "Hi"}]
@@ -330,7 +332,7 @@ def test_a_bias_of_the_head_is_rearranged(folder: Path) -> None:
         torch.testing.assert_close(found, torch.tensor(expected))
 
 
-def test_a_stage_has_a_tokenizer(folder: Path) -> None:
+def test_a_stage_has_the_tokenizer_of_its_merge(folder: Path) -> None:
     text = """
 name: first
 merge_method: linear
@@ -405,7 +407,7 @@ def test_rows_of_a_stage_are_those_of_the_stage_by_itself(
         ("chat_template: chatmll\ntokenizer: {}", "did you mean 'chatml'"),
     ],
 )
-def test_settings_that_mean_nothing(folder: Path, settings: str, words: str) -> None:
+def test_invalid_tokenizer_settings_are_refused(folder: Path, settings: str, words: str) -> None:
     text = f"merge_method: linear\nmodels: [a, b]\nparameters: {{weight: 1}}\n{settings}\n"
     with pytest.raises(LoomError, match=words):
         plan_text(text, folder)
@@ -418,7 +420,7 @@ def test_a_first_model_without_tokenizer_is_refused(folder: Path) -> None:
         plan_text(text, folder)
 
 
-def test_what_the_plan_keeps(folder: Path) -> None:
+def test_the_plan_counts_rows_by_origin(folder: Path) -> None:
     text = (
         "merge_method: linear\nmodels: [a, b, c]\nparameters: {weight: 1}\n"
         "tokenizer: {pad_to_multiple_of: 32, tokens: {<|z|>: {source: {kind: zero}}}}\n"
@@ -440,7 +442,7 @@ def test_what_the_plan_keeps(folder: Path) -> None:
         assert model_rows.unused == (5 if name == "b" else 0)
 
 
-def test_where_a_token_comes_from(folder: Path) -> None:
+def test_the_plan_tells_the_origin_of_a_token(folder: Path) -> None:
     text = "merge_method: linear\nmodels: [a, b, c]\nparameters: {weight: 1}\ntokenizer: {}\n"
     plan = plan_text(text, folder)
     ids = {name: Loaded(folder / name).ids for name in WEIGHTS}
@@ -469,20 +471,20 @@ def test_where_a_token_comes_from(folder: Path) -> None:
         {"model": {"vocab": {"x": 0}}, "added_tokens": [{"id": -1, "content": "y"}]},
     ],
 )
-def test_tokenizers_that_make_no_sense(folder: Path, document: dict[str, Any]) -> None:
+def test_invalid_tokenizers_are_refused(folder: Path, document: dict[str, Any]) -> None:
     (folder / "b" / "tokenizer.json").write_text(json.dumps(document))
     text = "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\ntokenizer: {source: b}\n"
     with pytest.raises(LoomError):
         plan_text(text, folder)
 
 
-def test_padding_that_makes_no_sense(folder: Path) -> None:
+def test_an_invalid_padding_is_refused(folder: Path) -> None:
     text = "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\n"
     with pytest.raises(LoomError, match="far too many"):
         plan_text(text + "tokenizer: {pad_to_multiple_of: 1000000000000}", folder)
 
 
-def test_what_is_reported(folder: Path) -> None:
+def test_plan_and_explain_report_the_vocabulary(folder: Path) -> None:
     text = "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\ntokenizer: {}\n"
     (folder / "config.yml").write_text(text)
     options = (folder / "config.yml", "--search-dir", folder)

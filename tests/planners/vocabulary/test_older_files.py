@@ -32,7 +32,7 @@ PIECES = b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02" * 40
         ("qwen.tiktoken", TIKTOKEN, ["only code from the model can read", "never run"]),
     ],
 )
-def test_what_is_missing(
+def test_an_older_file_that_cannot_be_converted_says_what_is_missing(
     name: str, content: bytes, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(older_files, "_is_there", lambda package: package == "transformers")
@@ -47,7 +47,7 @@ def test_what_is_missing(
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_a_sentencepiece_model(kind: str, tmp_path: Path) -> None:
+def test_a_sentencepiece_model_tokenizes_as_sentencepiece_does(kind: str, tmp_path: Path) -> None:
     """Tokens, ids and how texts are cut are those of sentencepiece itself."""
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -75,7 +75,7 @@ def test_a_sentencepiece_model(kind: str, tmp_path: Path) -> None:
         assert library.encode(text, add_special_tokens=False).ids == theirs.encode(text)
 
 
-def test_a_list_of_tiktokens(tmp_path: Path) -> None:
+def test_a_tiktoken_file_tokenizes_as_tiktoken_does(tmp_path: Path) -> None:
     words = [b"th", b"he", b"the", b" the", b"in", b"er"]
     tokens = [*(bytes([byte]) for byte in range(256)), *words]
     ranks = {token: rank for rank, token in enumerate(tokens)}
@@ -92,14 +92,18 @@ def test_a_list_of_tiktokens(tmp_path: Path) -> None:
         assert library.encode(text, add_special_tokens=False).ids == theirs.encode(text)
 
 
-def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_transformers_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(older_files, "_is_there", lambda package: False)
     (tmp_path / "vocab.txt").write_text("a\n")
     with pytest.raises(CheckpointError, match=r"install what is missing \(pip install transf"):
         read_tokenizer(LocalFolder(tmp_path))
 
 
-def test_what_cannot_be_converted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_converted_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Nothing but the error is said, though transformers has much to say."""
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(CheckpointError, match="a list of tokens without rules, and transformers"):
@@ -107,6 +111,6 @@ def test_what_cannot_be_converted(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().err == ""
 
 
-def test_none(tmp_path: Path) -> None:
+def test_a_directory_without_tokenizer_has_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert read_tokenizer(LocalFolder(tmp_path)) is None

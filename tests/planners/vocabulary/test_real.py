@@ -44,7 +44,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("first", "other"), [("deepseek", "minilm"), ("small", "deepseek")])
-def test_a_union_round_trips(real: Path, tmp_path: Path, first: str, other: str) -> None:
+def test_a_union_of_real_tokenizers_tokenizes_as_intended(
+    real: Path, tmp_path: Path, first: str, other: str
+) -> None:
     plan = united(real / first, real / other, out=tmp_path / "out")
     before, after = (
         AutoTokenizer.from_pretrained(path) for path in (real / first, tmp_path / "out")
@@ -60,7 +62,7 @@ def test_a_union_round_trips(real: Path, tmp_path: Path, first: str, other: str)
             assert after(token, add_special_tokens=False)["input_ids"] == [ids[token]]
 
 
-def test_what_is_questionable_is_said(real: Path, tmp_path: Path) -> None:
+def test_a_questionable_union_is_warned_about(real: Path, tmp_path: Path) -> None:
     plan = united(real / "minilm", real / "small", out=tmp_path / "out")
     said = "\n".join(plan.warnings)
     assert "only finds whole words that are tokens" in said

@@ -18,7 +18,7 @@ CONFIG = {
 }
 
 
-def test_ids_move() -> None:
+def test_ids_of_special_tokens_are_remapped() -> None:
     found = with_token_ids(CONFIG, None, {1: 11, 2: 12}.get)
     assert found == {
         **CONFIG,
@@ -31,7 +31,7 @@ def test_ids_move() -> None:
     }
 
 
-def test_those_of_the_tokenizers_model_hold() -> None:
+def test_ids_of_the_tokenizers_model_take_precedence() -> None:
     source = {"bos_token_id": 5, "pad_token_id": 6, "text_config": {"eos_token_id": 7}, "x": 1}
     found = with_token_ids(CONFIG, source, lambda number: number)
     assert (found["bos_token_id"], found["pad_token_id"]) == (5, 6)

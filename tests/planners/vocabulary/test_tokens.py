@@ -22,7 +22,7 @@ def tokenizer(directory: Path, tokens: list[str], added: list[str] = [], **more:
     (directory / "tokenizer.json").write_text(json.dumps(document))
 
 
-def test_of_a_tokenizer_json(tmp_path: Path) -> None:
+def test_tokens_of_a_tokenizer_json_are_read(tmp_path: Path) -> None:
     assert vocabulary(LocalFolder(tmp_path)) is None
     tokenizer(tmp_path, ["a", "b"], ["<s>"])
     assert vocabulary(LocalFolder(tmp_path)) == {"a": 0, "b": 1, "<s>": 2}
@@ -34,7 +34,7 @@ def test_of_a_tokenizer_json(tmp_path: Path) -> None:
     assert vocabulary(LocalFolder(tmp_path)) == {"x": 0, "y": 1, "<pad>": 3}
 
 
-def test_of_older_files(tmp_path: Path) -> None:
+def test_tokens_of_older_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("a\nb\n")
     assert vocabulary(LocalFolder(tmp_path)) == {"a": 0, "b": 1}
     (tmp_path / "vocab.json").write_text(json.dumps({"c": 0}))
@@ -48,14 +48,14 @@ def piece(text: str) -> bytes:
     return b"\x0a" + bytes([len(message)]) + message
 
 
-def test_of_a_sentencepiece_model(tmp_path: Path) -> None:
+def test_tokens_of_a_sentencepiece_model_are_read(tmp_path: Path) -> None:
     other = b"\x12\x03\x08\xac\x02"  # another field, with a number of two bytes inside
     (tmp_path / "tokenizer.model").write_bytes(piece("<unk>") + piece("ä") + other + piece("b"))
     assert vocabulary(LocalFolder(tmp_path)) == {"<unk>": 0, "ä": 1, "b": 2}
 
 
 @given(content=st.binary(max_size=60))
-def test_bytes_that_are_no_sentencepiece_model(
+def test_a_damaged_sentencepiece_model_is_refused(
     content: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     directory = tmp_path_factory.mktemp("broken")

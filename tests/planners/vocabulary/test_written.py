@@ -50,7 +50,7 @@ def united(first: Path, *others: Path, out: Path, short: int = 0) -> VocabularyP
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_union_round_trips(kind: str, tmp_path: Path) -> None:
+def test_a_written_union_tokenizes_as_intended(kind: str, tmp_path: Path) -> None:
     first = train(tmp_path / "a", kind, TEXTS, SPECIAL, 400)
     other = train(tmp_path / "b", kind, OTHER, ["<|im_start|>", *SPECIAL], 350)
     add(other, "<|tool|>", special=False)
@@ -137,7 +137,7 @@ def test_older_files_are_converted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("token", ["é😀", "\ud83d"])
-def test_large_files_are_read_and_written_piece_by_piece(mark: bytes, token: str) -> None:
+def test_large_files_are_read_and_written_in_pieces(mark: bytes, token: str) -> None:
     words = {f"{token}{number}": number for number in range(20_000)}
     merges = [[word, word] for word in words]
     model = {

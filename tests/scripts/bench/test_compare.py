@@ -58,7 +58,7 @@ def test_checkpoints_are_made_once_for_a_shape(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("clean", [False, True])
-def test_whole_run(tmp_path, clean):
+def test_a_run_measures_and_writes_its_results(tmp_path, clean):
     given = ["--work", tmp_path, "--shape", "tiny", "--merges", "passthrough"]
     given += ["--clean", "--device", "cpu", "--vram", "1GiB", "--warm"] if clean else []
     if can_make_groups():
@@ -85,7 +85,7 @@ def test_whole_run(tmp_path, clean):
     assert bench.stdout.splitlines()[1].startswith("passthrough")
 
 
-def test_unknown_names_are_one_line(tmp_path, capsys):
+def test_an_unknown_merge_is_an_error_in_one_line(tmp_path, capsys):
     given = ["--work", str(tmp_path)]
     assert benchmark.main([*given, "--merges", "nothing"]) == 1
     assert "no merge method 'nothing'" in capsys.readouterr().err
@@ -93,7 +93,7 @@ def test_unknown_names_are_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_run_measures_a_process():
+def test_time_and_memory_of_a_process_are_measured():
     result = run(
         [
             sys.executable,
@@ -107,7 +107,7 @@ def test_run_measures_a_process():
 
 
 @pytest.mark.skipif(not can_make_groups(), reason="needs permission to make memory cgroups")
-def test_memory_group_limits_and_vanishes():
+def test_a_memory_group_limits_its_process_and_is_removed():
     with MemoryGroup(64 << 20) as group:
         small = group.command([sys.executable, "-c", "bytes(8 << 20)"])
         assert subprocess.run(small, check=False).returncode == 0

@@ -17,7 +17,7 @@ def test_requests_cover_every_byte_once(tmp_path, direct, length):
         assert sum(request.length for request in requests if request.fd == fd) == size
 
 
-def test_what_a_plan_reads_again_is_read_again():
+def test_repeated_reads_of_a_plan_are_repeated():
     size = 9 * MIB + 5
     requests = floor._requests([(3, size + 5 * MIB, size)], 4 * MIB, False)
     found = [(request.position, request.length) for request in requests]
@@ -27,7 +27,7 @@ def test_what_a_plan_reads_again_is_read_again():
 
 @pytest.mark.parametrize("preallocate", [False, True])
 @pytest.mark.parametrize("direct", [False, True])
-def test_moves_as_many_bytes_as_told(tmp_path, direct, preallocate, monkeypatch):
+def test_as_many_bytes_are_moved_as_requested(tmp_path, direct, preallocate, monkeypatch):
     inputs = [tmp_path / "a", tmp_path / "b"]
     inputs[0].write_bytes(b"a" * (5 * MIB + 7))
     inputs[1].write_bytes(b"b" * 3000)
@@ -49,7 +49,7 @@ def test_moves_as_many_bytes_as_told(tmp_path, direct, preallocate, monkeypatch)
     assert 5 * MIB - 2 <= moved[False] <= 5 * MIB
 
 
-def test_command(tmp_path, capsys, monkeypatch):
+def test_the_command_prints_a_rate_and_removes_its_output(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(floor, "cool", lambda files: "not at all")
     (tmp_path / "a").write_bytes(bytes(MIB))
     given = ["--read", str(tmp_path / "a"), "--write", str(tmp_path / "out")]

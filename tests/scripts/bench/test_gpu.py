@@ -21,7 +21,7 @@ from scripts.bench.gpu_trace import covered, traffic
 from scripts.fixtures.checkpoints import make
 
 
-def test_a_deadline_gives_what_is_left_and_refuses_what_is_too_long() -> None:
+def test_a_deadline_refuses_what_takes_too_long() -> None:
     deadline = Deadline(100)
     assert deadline.within(10) == 10
     assert 99 < deadline.within(1000, 50) <= 100
@@ -29,7 +29,7 @@ def test_a_deadline_gives_what_is_left_and_refuses_what_is_too_long() -> None:
         Deadline(0).within(10, 4)
 
 
-def test_a_trace_tells_launches_bytes_and_what_went_on_at_once() -> None:
+def test_a_trace_gives_launches_bytes_and_overlap() -> None:
     def event(kind: str, name: str, ts: float, dur: float, nbytes: int = 0) -> dict[str, object]:
         return {
             "ph": "X",

@@ -28,7 +28,7 @@ def work(tmp_path, monkeypatch):
     return tmp_path / "work"
 
 
-def test_merges_reports_and_removes_everything(work, tmp_path, capsys):
+def test_a_run_merges_reports_and_removes_everything(work, tmp_path, capsys):
     report = tmp_path / "report.json"
     given = ["--work", str(work), "--shape", "tiny", "--runs", "passthrough:512MiB"]
     assert large.main([*given, "--json", str(report)]) == 0
@@ -39,7 +39,7 @@ def test_merges_reports_and_removes_everything(work, tmp_path, capsys):
     assert list(work.iterdir()) == []
 
 
-def test_stops_when_the_disk_runs_low_and_removes_everything(work, capsys):
+def test_a_run_stops_when_the_disk_runs_low_and_removes_everything(work, capsys):
     given = ["--work", str(work), "--shape", "tiny", "--runs", "passthrough:512MiB"]
     assert large.main([*given, "--reserve", "1000TB"]) == 1
     assert "of the disk are free" in capsys.readouterr().err

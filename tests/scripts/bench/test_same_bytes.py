@@ -12,7 +12,7 @@ from scripts.bench import same_bytes as budgets
 from scripts.bench.measure import Measured
 
 
-def test_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_compares_and_cleans_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--shape", "tiny", "--work", str(tmp_path / "w"), "--merges", "sce"]
     given += ["--memory-limit", "512MiB", "--json", str(tmp_path / "rows.json"), "--clean"]
     assert budgets.main(given) == 0
@@ -48,7 +48,7 @@ def measured(status: int, peak: int = 1 << 20) -> Measured:
         ),
     ],
 )
-def test_what_counts_as_failure(
+def test_a_difference_a_failure_or_too_much_memory_is_a_failure(
     little: Any, plenty: Any, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter((little, plenty))
@@ -62,6 +62,8 @@ def test_what_counts_as_failure(
         assert expected in row.failure
 
 
-def test_unknown_names_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_merge_is_an_error_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert budgets.main(["--work", str(tmp_path), "--merges", "nothing"]) == 1
     assert "no merge method 'nothing'" in capsys.readouterr().err

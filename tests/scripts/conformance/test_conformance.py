@@ -177,7 +177,7 @@ def test_a_run_passes_only_if_every_difference_is_explained(
     assert "\n| `linear` | 1 | " in page
 
 
-def test_what_is_no_environment_is_one_line(tmp_path: Path) -> None:
+def test_an_invalid_environment_is_an_error_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "run"), "conformance", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -35,7 +35,9 @@ def needs_mounts(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(faults.FAULTS) - FORKING))
-def test_faults_are_one_line_and_lose_nothing(name: str, folder: Path, tmp_path: Path) -> None:
+def test_failing_calls_are_one_line_and_lose_nothing(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
     attempt, mounts = faults.FAULTS[name]
     if mounts:
         needs_mounts(tmp_path)
@@ -46,7 +48,7 @@ def test_faults_are_one_line_and_lose_nothing(name: str, folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("name", sorted(FORKING))
-def test_processes_that_fail_lose_nothing(name: str, tmp_path: Path) -> None:
+def test_killed_and_starved_processes_lose_nothing(name: str, tmp_path: Path) -> None:
     """In a process of its own: one with threads, as tests may have, should not be forked."""
     if faults.FAULTS[name][1]:
         needs_mounts(tmp_path)

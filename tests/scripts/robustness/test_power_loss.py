@@ -80,7 +80,9 @@ def test_power_may_fail_again_while_it_continues(
         second.replay(round(share * len(second.calls)), "torn", seed, new_folder())
 
 
-def test_what_is_left_may_be_empty_directories(recording: Recording, new_folder: NewFolder) -> None:
+def test_empty_directories_after_a_power_loss_are_no_obstacle(
+    recording: Recording, new_folder: NewFolder
+) -> None:
     root = new_folder()
     (root / "out" / ".mergeloom").mkdir(parents=True)
     second = record(recording.job, root, recording.expected)

@@ -73,7 +73,7 @@ def words(writer: gguf.GGUFWriter) -> None:
 @pytest.mark.parametrize(
     "name", ["llama", "qwen2", "gemma2", "gemma3", "phi3", "qwen2moe", "qwen3moe"]
 )
-def test_quantised_it_is_what_transformers_makes_of_it(name: str, tmp_path: Path) -> None:
+def test_a_quantised_file_agrees_with_transformers(name: str, tmp_path: Path) -> None:
     kind = {**FAMILIES, **MIXTURES}[name]
     model = kind.model()
     path = write_gguf(tmp_path / "small.gguf", kind, model, KINDS.Q8_0, words)
@@ -94,7 +94,7 @@ def test_quantised_it_is_what_transformers_makes_of_it(name: str, tmp_path: Path
         torch.testing.assert_close(logits(found), logits(expected), rtol=0, atol=1e-4)
 
 
-def test_parts_are_one_model(tmp_path: Path) -> None:
+def test_parts_of_a_file_are_one_model(tmp_path: Path) -> None:
     kind = FAMILIES["llama"]
     model = kind.model()
     first = write_gguf(tmp_path / "in" / "whole.gguf", kind, model, parts=3)
@@ -113,7 +113,7 @@ def test_several_models_in_a_folder_are_told_apart(tmp_path: Path) -> None:
         plan({"merge_method": "passthrough", "models": [{"model": str(tmp_path / "in")}]})
 
 
-def test_a_merge_with_the_original(tmp_path: Path) -> None:
+def test_a_file_is_merged_with_the_model_it_was_made_of(tmp_path: Path) -> None:
     """A file is merged with a folder of transformers, in the order of its rows and by value."""
     kind = FAMILIES["mistral"]
     one, other = kind.model(1), kind.model(2)
@@ -193,7 +193,7 @@ def test_factors_of_the_rotary_embedding_become_settings(tmp_path: Path) -> None
         copied(path, tmp_path / "out2")
 
 
-def test_what_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
+def test_unknown_families_types_and_tokenizers_are_refused_by_name(tmp_path: Path) -> None:
     kind = FAMILIES["llama"]
     model = kind.model()
 

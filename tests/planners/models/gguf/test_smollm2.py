@@ -65,7 +65,7 @@ def test_weights_are_those_that_transformers_reads(real: Path, found: Any) -> No
     assert mine["rms_norm_eps"] == pytest.approx(theirs["rms_norm_eps"], rel=1e-7)
 
 
-def test_it_speaks(copied: Path, found: Any) -> None:
+def test_the_dequantised_model_answers_sensibly(copied: Path, found: Any) -> None:
     words = AutoTokenizer.from_pretrained(copied)
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     text = words.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
@@ -74,7 +74,7 @@ def test_it_speaks(copied: Path, found: Any) -> None:
     assert words.decode(said, skip_special_tokens=True) == "The capital of France is Paris."
 
 
-def test_its_tokenizer_is_that_which_transformers_makes(real: Path, copied: Path) -> None:
+def test_the_tokenizer_is_the_one_that_transformers_makes(real: Path, copied: Path) -> None:
     mine = AutoTokenizer.from_pretrained(copied)
     theirs = AutoTokenizer.from_pretrained(real.parent, gguf_file=FILE)
     assert mine.get_vocab() == theirs.get_vocab()
@@ -86,7 +86,7 @@ def test_its_tokenizer_is_that_which_transformers_makes(real: Path, copied: Path
         assert mine.decode(ids) == theirs.decode(ids)
 
 
-def test_a_merge_of_it_is_the_same_at_every_budget(real: Path, tmp_path: Path) -> None:
+def test_a_merge_of_the_file_is_the_same_at_every_budget(real: Path, tmp_path: Path) -> None:
     """Slices and a tokenizer's rows of blocks: what was quantised is merged by value."""
     asked = {
         "merge_method": "slerp",
@@ -111,7 +111,7 @@ def test_a_merge_of_it_is_the_same_at_every_budget(real: Path, tmp_path: Path) -
     assert len(digests) == 1
 
 
-def test_inspecting_it(real: Path) -> None:
+def test_inspect_describes_the_file(real: Path) -> None:
     report = inspect(str(real))
     assert (report.model_type, report.vocabulary, report.tied) == ("llama", 49152, True)
     assert report.declared == {"num_hidden_layers": 30}

@@ -70,7 +70,7 @@ def test_texts_are_cut_as_transformers_cuts_them(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3"])
-def test_words_survive_the_way_there_and_back(name: str, tmp_path: Path) -> None:
+def test_vocabularies_survive_reading_and_exporting(name: str, tmp_path: Path) -> None:
     file = file_of(name, tmp_path / "small.gguf")
     out = copied(file, tmp_path / "out")
     export(out, tmp_path / "back.gguf")
@@ -87,7 +87,7 @@ def test_words_survive_the_way_there_and_back(name: str, tmp_path: Path) -> None
         assert before(text)["input_ids"] == after(text)["input_ids"], text
 
 
-def test_without_the_package_it_is_said_what_to_install(
+def test_without_the_gguf_package_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = file_of("llama", tmp_path / "small.gguf")

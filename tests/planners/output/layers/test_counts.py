@@ -47,7 +47,7 @@ def test_numbers_of_other_layers_are_left_alone() -> None:
     assert found == {**config, "num_hidden_layers": 6}
 
 
-def test_a_count_with_a_word_of_the_tower_or_its_beginning() -> None:
+def test_a_count_may_be_named_after_its_tower() -> None:
     config = {"model_type": "x", "num_hidden_layers": 4, "conf_num_hidden_layers": 4}
     towers = {"model.layers.": 4, "model.conformer.": 4}
     found = ok(restacked(config, towers, {"model.conformer.": MORE}))
@@ -92,7 +92,7 @@ def test_the_second_count_of_an_encoder_decoder_is_the_encoders() -> None:
     assert found == {**BART, "decoder_layers": 6}
 
 
-def test_a_decoder_alone() -> None:
+def test_a_decoder_without_encoder_has_its_own_count() -> None:
     decoder = {"model.decoder.layers.": 4}
     found = ok(restacked(BART, decoder, {"model.decoder.layers.": MORE}))
     assert found == {**BART, "decoder_layers": 6}
@@ -124,7 +124,7 @@ def test_t5s_decoder_has_the_encoders_count_unless_it_is_given(
     assert found == {"model_type": "t5", **wanted}
 
 
-def test_an_encoder_of_images_beside_the_main_tower() -> None:
+def test_an_image_encoder_beside_the_main_tower_has_its_own_count() -> None:
     config = {"model_type": "x", "num_hidden_layers": 4, "vision_n_layers": 2, "kinds": [*"abcd"]}
     towers = {"model.layers.": 4, "vision.encoder.layers.": 2}
     found = ok(restacked(config, towers, {"model.layers.": MORE}))
@@ -133,7 +133,7 @@ def test_an_encoder_of_images_beside_the_main_tower() -> None:
     assert found == {**config, "vision_n_layers": 3}
 
 
-def test_one_count_of_two_towers_that_are_not_to_be_told_apart() -> None:
+def test_a_count_that_may_be_of_either_tower_is_refused() -> None:
     config = {"model_type": "mimi", "num_hidden_layers": 4}
     sides = {"encoder.layers.": 4, "decoder.layers.": 4}
     (refusal,) = map(str, restacked(config, sides, {"encoder.layers.": MORE}).refusals)
@@ -179,7 +179,7 @@ def test_towers_of_one_depth_keep_their_own_counts() -> None:
     assert (found["num_hidden_layers"], found["vision_config"]["depth"]) == (4, 2)
 
 
-def test_what_is_said_twice_is_changed_twice() -> None:
+def test_a_count_written_twice_is_changed_twice() -> None:
     """Qwen 2.5-VL as saved by transformers 4.53 repeats the text's settings at the top."""
     text = {"num_hidden_layers": 4, "layer_types": ["a", "b", "a", "b"], "max_window_layers": 4}
     config = {
@@ -195,7 +195,7 @@ def test_what_is_said_twice_is_changed_twice() -> None:
     assert {key: found["text_config"][key] for key in new} == new
 
 
-def test_towers_in_objects_within_objects() -> None:
+def test_counts_in_nested_objects_are_changed() -> None:
     config = {
         "model_type": "qwen2_5_omni",
         "thinker_config": {
@@ -235,7 +235,7 @@ def _leaves(config: Any, path: str = "") -> list[tuple[str, Any]]:
     ]
 
 
-def test_a_list_may_be_the_only_count() -> None:
+def test_a_list_with_an_entry_per_layer_may_be_the_only_count() -> None:
     """Nemotron-H as saved by transformers 5 has no num_hidden_layers."""
     kinds = ["linear_attention", "moe", "full_attention", "mlp"]
     config = {"model_type": "nemotron_h", "layers_block_type": kinds}
@@ -243,7 +243,7 @@ def test_a_list_may_be_the_only_count() -> None:
     assert found == {**config, "layers_block_type": [*kinds, "mlp"]}
 
 
-def test_a_depth_that_shows_nowhere_is_refused() -> None:
+def test_a_new_depth_that_no_key_can_state_is_refused() -> None:
     contradicted = {"model_type": "llama", "num_hidden_layers": 5}
     (refusal,) = map(
         str, restacked(contradicted, {"model.layers.": 4}, {"model.layers.": MORE}).refusals
@@ -257,7 +257,7 @@ def test_a_depth_that_shows_nowhere_is_refused() -> None:
     assert "no key" in refusal
 
 
-def test_what_is_changed_is_said() -> None:
+def test_changes_of_the_configuration_are_listed() -> None:
     found = stacked({"num_hidden_layers": 4, "max_window_layers": 4}, [0, 1])
     assert found.notes == ["num_hidden_layers: 4 -> 2", "max_window_layers: 4 -> 2"]
     assert stacked({"num_hidden_layers": 4}, range(4)).notes == []

@@ -29,7 +29,7 @@ def test_each_entry_is_from_the_model_that_the_layer_is_from() -> None:
     assert found["head_counts"] == [1, 2, 15, 16]
 
 
-def test_sizes_of_each_layer() -> None:
+def test_lists_of_layer_sizes_follow_the_layers() -> None:
     """RWKV-7's class wants as many as there are layers."""
     found = ok(stacked({"num_hidden_layers": 4, "value_dim": [8, 8, 8, 16]}, [0, 1, 2, 2, 3]))
     assert found["value_dim"] == [8, 8, 8, 8, 16]
@@ -54,7 +54,7 @@ def test_a_rule_of_one_model_and_a_list_of_another() -> None:
     assert ok(two(new, old, swapped))["layer_types"] == wanted
 
 
-def test_what_only_another_model_lists_is_warned_about() -> None:
+def test_a_list_that_only_another_model_has_is_warned_about() -> None:
     a, b = {"num_hidden_layers": 2}, {"num_hidden_layers": 2, "layer_types": ["s", "f"]}
     (warning,) = two(a, b, [(0, 0), (1, 1)]).warnings
     assert "'b' lists 'layer_types'" in warning
@@ -106,13 +106,13 @@ def test_lists_that_happen_to_have_the_length_are_left_alone(key: str, value: ob
         ("out_features", ["a"], ["a"]),
     ],
 )
-def test_layer_numbers(key: str, value: object, wanted: object) -> None:
+def test_lists_of_layer_numbers_follow_the_layers(key: str, value: object, wanted: object) -> None:
     key = "full_attn_layers" if key == "layers_from_one" else key
     found = ok(stacked({"num_hidden_layers": 4, key: value}, [0, 1, 1, 2, 3]))
     assert found == {"num_hidden_layers": 5, key: wanted}
 
 
-def test_layer_numbers_in_inner_objects_counted_from_one_or_from_nought() -> None:
+def test_nested_layer_numbers_count_from_one_or_zero() -> None:
     inner = {"kda_layers": [1, 2, 3], "full_attn_layers": [4], "head_dim": 4}
     config = {"num_hidden_layers": 4, "linear_attn_config": inner}
     found = ok(stacked(config, [0, 1, 2, 3, 2, 3]))["linear_attn_config"]
@@ -123,12 +123,12 @@ def test_layer_numbers_in_inner_objects_counted_from_one_or_from_nought() -> Non
     assert found == {"kda_layers": [0, 3], "full_attn_layers": [1, 2]}
 
 
-def test_texts_of_one_letter_a_layer() -> None:
+def test_strings_with_a_letter_per_layer_follow_the_layers() -> None:
     config = {"num_hidden_layers": 4, "hybrid_override_pattern": "M-*E"}
     assert ok(stacked(config, [0, 1, 2, 2, 3]))["hybrid_override_pattern"] == "M-**E"
 
 
-def test_gpt_neos_attention_types() -> None:
+def test_attention_types_of_gpt_neo_follow_the_layers() -> None:
     config = {
         "model_type": "gpt_neo",
         "num_layers": 4,
@@ -152,7 +152,7 @@ def test_entries_of_layers_that_predict_further_tokens_stay_behind() -> None:
     assert (found["num_nextn_predict_layers"], found["mtp_base_layer_idx"]) == (1, 5)
 
 
-def test_objects_with_layer_numbers_as_keys() -> None:
+def test_objects_keyed_by_layer_numbers_follow_the_layers() -> None:
     config = {"num_hidden_layers": 4, "per_layer_config": {"1": {"heads": 2}, "3": {"heads": 4}}}
     found = ok(stacked(config, [0, 1, 1, 3]))["per_layer_config"]
     assert found == {"1": {"heads": 2}, "2": {"heads": 2}, "3": {"heads": 4}}

@@ -112,7 +112,7 @@ def test_a_rule_that_fits_stays() -> None:
     assert found == {**qwen, "num_hidden_layers": 4, "max_window_layers": 4}
 
 
-def test_numbers_of_layers_become_others_before_a_list_is_written() -> None:
+def test_layer_numbers_are_changed_in_preference_to_writing_a_list() -> None:
     dense = hub("deepseek_v3", first_k_dense_replace=3)
     assert ok(stacked(dense, [0, 2, 3, 4, 5, 4, 5, 6]))["first_k_dense_replace"] == 2
     ernie = hub(
@@ -126,7 +126,7 @@ def test_numbers_of_layers_become_others_before_a_list_is_written() -> None:
     assert ok(stacked(qwen, [0, 1, 2, 3, 2, 3, 4, 5, 6, 7]))["max_window_layers"] == 8
 
 
-def test_periods_are_others_where_they_say_what_a_stack_is_made_of() -> None:
+def test_a_period_is_changed_where_it_describes_the_stack() -> None:
     experts = {"expert_layer_period": 2, "expert_layer_offset": 1}
     jamba = hub("jamba", attn_layer_period=8, attn_layer_offset=4, **experts)
     found = ok(stacked(jamba, [1, 2, 3, 4, 5, 6, 7]))
@@ -179,7 +179,7 @@ REFUSED: list[tuple[Config, Sequence[int], tuple[str, ...]]] = [
 @pytest.mark.parametrize(
     ("config", "origins", "words"), REFUSED, ids=[c["model_type"] for c, _, _ in REFUSED]
 )
-def test_what_no_setting_can_say_is_refused(
+def test_kinds_that_no_setting_can_state_are_refused(
     config: Config, origins: list[int], words: tuple[str, ...]
 ) -> None:
     prefix = "encoder.layers." if "encoder" in str(config) else "model.layers."
@@ -245,7 +245,7 @@ def test_bounds_may_be_listed_for_words_and_images() -> None:
     assert (found["moe_layer_start_index"], found["moe_layer_end_index"]) == ([1, 1], [11, 11])
 
 
-def test_a_list_that_a_models_own_code_may_not_read_is_said() -> None:
+def test_a_list_that_the_models_own_code_may_not_read_is_warned_about() -> None:
     config = hub("bailing_hybrid", layer_group_size=4, first_k_dense_replace=0)
     assert stacked(config, [0, 1, 2, 4, 5]).warnings == []
     own = {**config, "auto_map": {"AutoConfig": "configuration_bailing.Config"}}
@@ -269,7 +269,7 @@ RULES: list[tuple[Config, str]] = [
 
 
 @pytest.mark.parametrize(("config", "kinds"), RULES, ids=[c["model_type"] for c, _ in RULES])
-def test_rules_of_code_of_a_models_own(config: Config, kinds: str) -> None:
+def test_rules_in_the_models_own_code_are_followed(config: Config, kinds: str) -> None:
     """As the published modelling code of each has them; one that cannot be kept is refused."""
     (description,) = model(config, {"model.layers.": 8})
     (rule,) = description.rules
@@ -281,7 +281,7 @@ def test_rules_of_code_of_a_models_own(config: Config, kinds: str) -> None:
     assert rule.like in refusal
 
 
-def test_which_layers_are_smaller_since_they_use_others_keys_and_values() -> None:
+def test_layers_without_keys_and_values_of_their_own_follow_their_group() -> None:
     """Hymba's groups say it, of a stack of such layers too."""
     config = hub("hymba", kv_reuse_group=[[1, 2], [4, 5]])
     found = ok(stacked(config, [0, 1, 2, 1, 2, 4, 5]))

@@ -42,7 +42,7 @@ def of_class(family: str, settings: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("family", "rule"), LISTED, ids=[f"{family}-{rule.name}" for family, rule in LISTED]
 )
-def test_kinds_are_those_of_the_class(family: str, rule: Rule) -> None:
+def test_kinds_by_rule_agree_with_the_class_in_transformers(family: str, rule: Rule) -> None:
     given = {key: SETTINGS[key] for key in rule.keys if SETTINGS.get(key) is not None}
     windows = {"use_sliding_window": True, "sliding_window": 16}
     tried = 0
@@ -60,7 +60,7 @@ def test_kinds_are_those_of_the_class(family: str, rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"attn_layer_period": 3, "attn_layer_offset": 1}])
-def test_jamba(settings: dict[str, int]) -> None:
+def test_kinds_of_jamba_agree_with_its_class(settings: dict[str, int]) -> None:
     found = of_class("jamba", {"num_hidden_layers": 11, **settings})
     attention, experts = FAMILIES["jamba"]
     assert attention.of(settings, 11) == list(found.layer_types)

@@ -33,7 +33,7 @@ def test_layers_whose_outputs_go_elsewhere_keep_their_number_of_entries() -> Non
     assert found["vision_config"]["fullatt_block_indexes"] == [1, 3, 5]
 
 
-def test_outputs_counted_from_the_embedding_or_from_the_end() -> None:
+def test_layer_outputs_may_be_counted_from_the_embedding_or_the_end() -> None:
     found = with_vision({"out_indices": [0, 2, 6]}, [0, 1, 1, 2, 3, 4, 5])
     assert found["vision_config"]["out_indices"] == [0, 3, 7]
     found = with_vision({}, [0, 1, 2, 3, 3, 4, 5], vision_feature_layer=-2)
@@ -42,7 +42,7 @@ def test_outputs_counted_from_the_embedding_or_from_the_end() -> None:
     assert found["vision_feature_layer"] == [-3, 1]
 
 
-def test_outputs_of_the_thinkers_layers_that_the_talker_takes() -> None:
+def test_the_talker_keeps_its_layer_of_the_thinker() -> None:
     thinker = {"text_config": {"num_hidden_layers": 6}}
     talker = {"accept_hidden_layer": 4, "text_config": {"num_hidden_layers": 4}}
     config = {"model_type": "m", "thinker_config": thinker, "talker_config": talker}
@@ -58,7 +58,7 @@ def test_the_output_of_the_last_layer_is_that_of_any_last_layer() -> None:
         assert with_vision({}, origins, select_layer=-1)["select_layer"] == -1
 
 
-def test_outputs_named_as_stages() -> None:
+def test_outputs_named_by_stage_follow_the_layers() -> None:
     stages = ["stem", "stage1", "stage2", "stage3", "stage4"]
     config = {"num_hidden_layers": 4, "out_features": ["stage2", "stage4"], "stage_names": stages}
     found = ok(stacked(config, [0, 1, 1, 2, 3]))
@@ -66,7 +66,7 @@ def test_outputs_named_as_stages() -> None:
     assert found["stage_names"] == [*stages, "stage5"]
 
 
-def test_what_names_no_tower_is_of_the_one_that_a_plain_count_counts() -> None:
+def test_outputs_named_without_tower_belong_to_the_tower_with_the_plain_count() -> None:
     """Mllama's vision model has global layers of their own behind the others."""
     vision = {"num_hidden_layers": 4, "num_global_layers": 2, "intermediate_layers_indices": [1, 4]}
     config = {"model_type": "m", "text_config": {"num_hidden_layers": 2}, "vision_config": vision}
@@ -90,7 +90,7 @@ def test_a_layer_whose_output_is_needed_must_be_there() -> None:
     assert "keep that layer" in refusal
 
 
-def test_layers_that_use_keys_and_values_of_others() -> None:
+def test_layers_that_reuse_keys_and_values_keep_their_source() -> None:
     config = {"num_hidden_layers": 4, "kv_source_layers": [0, 0, 2, 2]}
     found = ok(stacked(config, [0, 1, 1, 2, 3]))
     assert found["kv_source_layers"] == [0, 0, 0, 3, 3]
@@ -146,7 +146,9 @@ def test_the_same_factor_is_another_in_a_model_of_another_depth() -> None:
         ),
     ],
 )
-def test_what_a_layers_number_decides_is_warned_about(config: Config, word: str) -> None:
+def test_constants_that_depend_on_the_layers_number_are_warned_about(
+    config: Config, word: str
+) -> None:
     config = {**config, "num_hidden_layers": 4}
     (warning,) = stacked(config, [0, 1, 2, 2, 3]).warnings
     assert word in warning
@@ -154,7 +156,7 @@ def test_what_a_layers_number_decides_is_warned_about(config: Config, word: str)
     assert stacked(config, range(4)).warnings == []
 
 
-def test_what_the_depth_decides_is_warned_about_where_no_number_changes() -> None:
+def test_constants_that_depend_on_the_depth_are_warned_about() -> None:
     config = {
         "model_type": "minimax",
         "num_hidden_layers": 4,
@@ -176,7 +178,7 @@ def test_a_count_that_counts_within_each_layer_too_cannot_change() -> None:
     assert not rewrite_layers(config, [Restacked("default", donor, layers[:2])]).refusals
 
 
-def test_stages_are_no_layers() -> None:
+def test_stages_of_several_widths_are_not_stacked() -> None:
     config = {"model_type": "swin", "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
     swin = {"encoder.layers.": 4}
     refusal, *_ = map(str, restacked(config, swin, {"encoder.layers.": [0, 1, 1, 2, 3]}).refusals)
@@ -211,7 +213,7 @@ def _refusals(origins: list[int], more: set[int], settings: dict[str, object]) -
     ]
 
 
-def test_layers_that_differ_without_a_word_in_the_configuration() -> None:
+def test_layers_that_differ_without_a_setting_cannot_move() -> None:
     (refusal,) = uneven([0, 1, 2, 2, 3])
     assert "mlp.experts.0.weight" in refusal
     assert "keep every layer at its number" in refusal
@@ -221,7 +223,7 @@ def test_layers_that_differ_without_a_word_in_the_configuration() -> None:
     assert uneven([0, 1, 2, 2, 3], some_kinds=["d", "d", "d", "s"]) != []
 
 
-def test_what_only_the_first_or_the_last_layer_has_belongs_to_the_place() -> None:
+def test_tensors_of_only_the_first_or_last_layer_stay_in_place() -> None:
     """It is no part of the layers, which are all alike then."""
     for place in (0, 3):
         assert _refusals([0, 1, 0, 2, 3], {place}, {}) == []
@@ -238,7 +240,7 @@ SHARING: Config = {
 """Layer 4 uses the keys and values of layer 3, and layer 5 those of layer 2."""
 
 
-def test_layers_that_use_others_keys_and_values_find_the_same_ones() -> None:
+def test_layers_that_reuse_keys_and_values_find_the_same_ones() -> None:
     assert ok(stacked(SHARING, [0, 2, 3, 4, 5]))["num_kv_shared_layers"] == 2
     assert ok(stacked(SHARING, [0, 1, 2, 3]))["num_kv_shared_layers"] == 0
     (warning,) = stacked(SHARING, [0, 1, 2, 4, 5]).warnings
