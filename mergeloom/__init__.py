@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mergeloom.api import LoomWarning, Observer, merge, plan
     from mergeloom.exporting import export
     from mergeloom.methods.registry import register as register_method
-    from mergeloom.questions import (
+    from mergeloom.queries import (
         clean,
         diff,
         diff_inputs,
@@ -96,7 +96,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     module, attribute = _ELSEWHERE.get(
-        name, ("mergeloom.api" if name in _IN_API else "mergeloom.questions", name)
+        name, ("mergeloom.api" if name in _IN_API else "mergeloom.queries", name)
     )
     return getattr(import_module(module), attribute)
 

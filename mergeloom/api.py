@@ -41,7 +41,7 @@ Config = Pathlike | Mapping[str, Any] | Configuration
 Settings = Mapping[str, Any] | Sequence[str]
 
 SEARCH_VARIABLE = "MERGELOOM_MODELS"
-"""Environment variable with folders of models, separated as in ``PATH``."""
+"""Environment variable that lists folders of models, separated as in ``PATH``."""
 
 
 class LoomWarning(UserWarning):
@@ -52,12 +52,12 @@ class LoomWarning(UserWarning):
 class Observer:
     """Callbacks of a merge.
 
-    ``resumed`` gets the number of tensors finished by an earlier run, ``progressed`` a snapshot
-    several times a second, ``downloading`` the name of a model before it is downloaded,
-    ``building`` the names of functions before they are compiled, and ``warned`` each warning;
-    without ``warned``, warnings are issued as Python warnings of class `LoomWarning`. ``cancelled``
-    is called several times a second and returns whether to stop, such as ``is_set`` of an event;
-    finished work is kept.
+    ``resumed`` gets the number of tensors that an earlier run finished; ``progressed``, a snapshot
+    several times a second; ``downloading``, the name of a model before it is downloaded;
+    ``building``, the names of functions before they are compiled; ``warned``, each warning. Without
+    ``warned``, warnings are Python warnings of class `LoomWarning`. ``cancelled`` is called several
+    times a second and returns whether to stop, as ``is_set`` of an event does; finished work is
+    kept.
     """
 
     resumed: Callable[[int], None] | None = None
@@ -106,29 +106,29 @@ def plan(
         OutputError: ``output`` is an input.
     """
     options = Options(
-        ram=None if ram is None else arguments.budget(ram, "ram"),
-        threads=None if threads is None else arguments.whole(threads, "threads", 1),
+        ram=None if ram is None else arguments.memory_budget(ram, "ram"),
+        threads=None if threads is None else arguments.integer(threads, "threads", 1),
         device=arguments.text(device, "device"),
-        vram=None if vram is None else arguments.budget(vram, "vram"),
-        seed=arguments.whole(seed, "seed"),
+        vram=None if vram is None else arguments.memory_budget(vram, "vram"),
+        seed=arguments.integer(seed, "seed"),
         max_shard_bytes=arguments.size(max_shard_size, "max_shard_size"),
-        allow_truncated_embeddings=arguments.flag(
+        allow_truncated_embeddings=arguments.boolean(
             allow_truncated_embeddings, "allow_truncated_embeddings"
         ),
-        allow_different_architectures=arguments.flag(
+        allow_different_architectures=arguments.boolean(
             allow_different_architectures, "allow_different_architectures"
         ),
-        strict=arguments.flag(strict, "strict"),
+        strict=arguments.boolean(strict, "strict"),
     )
     directory = None if output is None else arguments.path_of(output, "the output")
-    mode = IOMode(arguments.choice(io, "io", [each.value for each in IOMode]))
+    mode = IOMode(arguments.one_of(io, "io", [each.value for each in IOMode]))
     observer = observer or Observer()
     devices = choose(options.device, options.vram, process.devices)
-    # A plan is up to a million records without reference cycles; collecting garbage would take a
-    # third of the time.
+    # A plan has up to a million records and no reference cycles: garbage collection would only
+    # cost a third of the time.
     with collection_paused():
         made = make_plan(
-            *asked(
+            *planner_arguments(
                 config,
                 seed=options.seed,
                 max_shard_size=options.max_shard_bytes,
@@ -162,10 +162,10 @@ def plan(
         ),
     )
     if directory is not None:
-        from mergeloom.output import at_output
+        from mergeloom.output import with_output_state
 
-        planned = at_output(planned, directory, mode)
-    tell(planned.findings, observer)
+        planned = with_output_state(planned, directory, mode)
+    issue_warnings(planned.findings, observer)
     return planned
 
 
@@ -180,13 +180,13 @@ def merge(
     observer: Observer | None = None,
     **options: Any,
 ) -> MergeResult:
-    """Merge into the directory ``output``; continues where an interrupted run stopped.
+    """Merge into the directory ``output``; an interrupted merge continues where it stopped.
 
-    Takes the arguments of `plan`, or its result. ``io`` is ``auto``, ``direct`` or ``buffered``:
-    with the latter two, every byte is read and written, even if the file system could share it;
-    ``restart`` discards the output of an earlier run; ``verify`` checks the digests of a finished
-    output, not only its size; ``check`` is the number of randomly chosen tensors that are computed
-    again independently after the merge.
+    Takes the arguments of `plan`, or its result. ``io`` is ``auto``, ``direct`` or ``buffered``;
+    with the latter two, every byte is read and written, even if the file system could share it.
+    ``restart`` discards the output of an earlier run. ``verify`` checks the digests of finished
+    tensors, not only sizes. ``check`` is the number of randomly chosen tensors to recompute
+    independently after the merge.
 
     Raises:
         LoomError: an argument is invalid.
@@ -196,21 +196,23 @@ def merge(
         failed; run again to continue. Or a checked tensor is wrong.
     """
     from mergeloom.engine import job as jobs
-    from mergeloom.output import check_apart
+    from mergeloom.output import check_overlap
     from mergeloom.report.meter import Meter
     from mergeloom.report.stored import store
 
     directory = arguments.path_of(output, "the output")
-    mode = IOMode(arguments.choice(io, "io", [each.value for each in IOMode]))
-    number = arguments.whole(check, "check", 0)
+    mode = IOMode(arguments.one_of(io, "io", [each.value for each in IOMode]))
+    number = arguments.integer(check, "check", 0)
     observer = observer or Observer()
     planned = config
     if not isinstance(planned, PlannedMerge):
-        planned = plan(planned, output=directory, io=mode, observer=observer, **known(options))
+        planned = plan(
+            planned, output=directory, io=mode, observer=observer, **check_plan_options(options)
+        )
     elif options:
         raise LoomError(f"{', '.join(options)} belong to the plan: give them to plan()")
     else:
-        check_apart(planned, directory)
+        check_overlap(planned, directory)
     made = planned.schedule
     about = {
         "program": dict(program()),
@@ -244,8 +246,8 @@ def merge(
             planned.budget_bytes,
             planned.machine,
             mode,
-            arguments.flag(restart, "restart"),
-            verify_finished=arguments.flag(verify, "verify"),
+            arguments.boolean(restart, "restart"),
+            verify_finished=arguments.boolean(verify, "verify"),
             planned=planned.schedule,
         ),
         begun,
@@ -255,7 +257,7 @@ def merge(
     findings = tuple(
         Finding(text, code="run", severity=Severity.WARNING) for text in outcome.warnings
     )
-    tell(findings, observer)
+    issue_warnings(findings, observer)
     checked = None
     if number:
         from mergeloom.check import check_output
@@ -268,7 +270,8 @@ def merge(
     return result
 
 
-def tell(findings: Sequence[Finding], observer: Observer) -> None:
+def issue_warnings(findings: Sequence[Finding], observer: Observer) -> None:
+    """Pass warnings to the observer or, if it does not take any, to Python's `warnings`."""
     for finding in findings:
         if observer.warned is not None:
             observer.warned(finding)
@@ -277,7 +280,7 @@ def tell(findings: Sequence[Finding], observer: Observer) -> None:
 
 
 def _callers_level() -> int:
-    """The ``stacklevel`` of the caller of this API."""
+    """The ``stacklevel`` of the code that called this API."""
     level = 1
     frame = inspect_frames.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("mergeloom."):
@@ -285,25 +288,30 @@ def _callers_level() -> int:
     return level - 1
 
 
-DECIDING = frozenset(
+OUTPUT_OPTIONS = frozenset(
     {
         "seed", "max_shard_size", "model_dirs", "search", "allow_truncated_embeddings",
         "allow_different_architectures", "strict", "settings", "observer",
     }
 )  # fmt: skip
-"""Options of a plan that affect the output; the others affect only how it is computed."""
+"""Arguments of `plan` that planners take; the others affect only how the output is computed."""
 
-_PLAN_OPTIONS = DECIDING | {"ram", "threads", "device", "vram", "output"}
+_PLAN_OPTIONS = OUTPUT_OPTIONS | {"ram", "threads", "device", "vram", "output"}
 
 
-def known(options: Mapping[str, Any]) -> Mapping[str, Any]:
+def check_plan_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``options`` themselves.
+
+    Raises:
+        LoomError: `plan` does not take one of them.
+    """
     for name in options:
         if name not in _PLAN_OPTIONS:
             raise LoomError(f"there is no option {name!r}", remedy=suggest(name, _PLAN_OPTIONS))
     return options
 
 
-def asked(
+def planner_arguments(
     config: Config,
     *,
     seed: int = 0,
@@ -316,15 +324,15 @@ def asked(
     settings: Settings = (),
     observer: Observer,
 ) -> tuple[Configuration, Resolver, PlanOptions]:
-    """The arguments for planners; see `plan`."""
+    """The configuration, the resolver and the options that planners take; see `plan`."""
     options = PlanOptions(
-        arguments.whole(seed, "seed"),
+        arguments.integer(seed, "seed"),
         arguments.size(max_shard_size, "max_shard_size"),
-        arguments.flag(allow_truncated_embeddings, "allow_truncated_embeddings"),
-        arguments.flag(allow_different_architectures, "allow_different_architectures"),
+        arguments.boolean(allow_truncated_embeddings, "allow_truncated_embeddings"),
+        arguments.boolean(allow_different_architectures, "allow_different_architectures"),
     )
     configuration = _configuration(config, _settings(settings))
-    if arguments.flag(strict, "strict"):
+    if arguments.boolean(strict, "strict"):
         check_known(configuration.warnings)
     resolver = resolver_for(configuration, model_dirs, search, observer)
     return configuration, resolver, options
@@ -336,6 +344,12 @@ def resolver_for(
     search: Pathlike | Sequence[Pathlike],
     observer: Observer,
 ) -> Resolver:
+    """The resolver of model references; see `plan`.
+
+    Raises:
+        LoomError: an argument is invalid. ConfigError: a directory is given for a model that the
+        configuration does not name.
+    """
     given = arguments.paths_by_name(model_dirs or {}, "model_dirs")
     relative_to = None
     if configuration is not None:

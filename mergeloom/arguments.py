@@ -30,7 +30,7 @@ def path_of(value: object, name: str, kind: str = "a path") -> Path:
     try:
         text = os.fspath(value)  # type: ignore[call-overload]
     except TypeError:
-        raise _wrong(name, kind, value) from None
+        raise _wrong_type(name, kind, value) from None
     if isinstance(text, bytes):
         text = os.fsdecode(text)
     if not text.strip():
@@ -49,7 +49,7 @@ def paths_of(value: object, name: str) -> list[Path]:
     if isinstance(value, (str, bytes, os.PathLike)):
         return [path_of(value, name)]
     if not isinstance(value, (Sequence, set, frozenset)):
-        raise _wrong(name, "a list of paths", value)
+        raise _wrong_type(name, "a list of paths", value)
     return [path_of(each, name) for each in value]
 
 
@@ -60,11 +60,11 @@ def paths_by_name(value: object, name: str) -> dict[str, Path]:
         LoomError: it is not a mapping of names to paths.
     """
     if not isinstance(value, Mapping):
-        raise _wrong(name, "a mapping of models to directories", value)
+        raise _wrong_type(name, "a mapping of models to directories", value)
     return {text(key, name): path_of(path, name) for key, path in value.items()}
 
 
-def whole(value: object, name: str, least: int | None = None) -> int:
+def integer(value: object, name: str, least: int | None = None) -> int:
     """An integer, at least ``least``.
 
     Raises:
@@ -76,7 +76,7 @@ def whole(value: object, name: str, least: int | None = None) -> int:
             raise TypeError
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise _wrong(name, "a whole number", value) from None
+        raise _wrong_type(name, "a whole number", value) from None
     if least is not None and number < least:
         raise LoomError(f"{name} is {number}: it must be {least} or more")
     return number
@@ -97,15 +97,15 @@ def size(value: object, name: str) -> int:
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         value = int(value)
     if isinstance(value, float):
-        raise _wrong(name, "a size in bytes, or text such as '8GiB'", value)
-    return whole(value, name, 1)
+        raise _wrong_type(name, "a size in bytes, or text such as '8GiB'", value)
+    return integer(value, name, 1)
 
 
-def budget(value: object, name: str) -> int:
+def memory_budget(value: object, name: str) -> int:
     """A memory budget in bytes; refuses small numbers, whose unit was probably forgotten.
 
     Raises:
-        LoomError: it is none.
+        LoomError: it is not a size, or less than a mebibyte.
     """
     found = size(value, name)
     if found < MIB:
@@ -116,7 +116,7 @@ def budget(value: object, name: str) -> int:
     return found
 
 
-def choice(value: object, name: str, choices: Sequence[str]) -> str:
+def one_of(value: object, name: str, choices: Sequence[str]) -> str:
     """One of ``choices``.
 
     Raises:
@@ -136,11 +136,11 @@ def text(value: object, name: str) -> str:
     """
     value = _scalar(value)
     if not isinstance(value, str):
-        raise _wrong(name, "text", value)
+        raise _wrong_type(name, "text", value)
     return value
 
 
-def flag(value: object, name: str) -> bool:
+def boolean(value: object, name: str) -> bool:
     """A boolean.
 
     Raises:
@@ -148,13 +148,12 @@ def flag(value: object, name: str) -> bool:
     """
     value = _scalar(value)
     if not isinstance(value, bool):
-        raise _wrong(name, "True or False", value)
+        raise _wrong_type(name, "True or False", value)
     return value
 
 
 def budget_findings(asked: int | None, available: int, whole_machine: int) -> tuple[Finding, ...]:
-    """Warnings about a memory budget, given the requested, the available and the total bytes of
-    memory."""
+    """A warning if the requested budget (``asked``) exceeds the available memory; all in bytes."""
     if asked is None or asked <= available:
         return ()
     where = "this machine has" if asked > whole_machine else "is available now"
@@ -170,7 +169,7 @@ def budget_findings(asked: int | None, available: int, whole_machine: int) -> tu
 
 
 def _scalar(value: object) -> Any:
-    """Convert scalars of other libraries to Python's, and enumeration members to their values."""
+    """A scalar of another library as Python's, a member of an enumeration as its value."""
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, str):
@@ -184,11 +183,11 @@ def _scalar(value: object) -> Any:
     return value
 
 
-def _wrong(name: str, wanted: str, value: object) -> LoomError:
-    return LoomError(f"{name} must be {wanted}, not {_named(value)}")
+def _wrong_type(name: str, wanted: str, value: object) -> LoomError:
+    return LoomError(f"{name} must be {wanted}, not {_described(value)}")
 
 
-def _named(value: object) -> str:
+def _described(value: object) -> str:
     shown = ascii(value)
     kind = type(value).__name__
     return f"{shown[:40]} ({kind})" if len(shown) <= 40 else f"a {kind}"

@@ -1,8 +1,8 @@
-"""``--check``: recomputes a random sample of an output independently.
+"""``--check``: recomputes a random sample of the output's tensors independently.
 
-Inputs and output are read by the safetensors library, and the arithmetic is `methods.reference`:
-whole tensors in float64, directly from the formulas. Only the plan is shared with the merge: which
-tensors are merged, by which method, with which parameters.
+The safetensors library reads inputs and output, and `methods.reference` computes whole tensors in
+float64, directly from the formulas. Only the plan is shared with the merge: which tensors are
+merged, by which method, with which parameters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.graph.graph import Write
-from mergeloom.engine.hardware import process as machine
+from mergeloom.engine.hardware import process
 from mergeloom.planners.plan import Plan
 from mergeloom.planners.tensors import TensorPlan, tensor_merge
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Checked:
-    """The number of recomputed ``tensors`` and ``elements``, all correct.
+    """The numbers of recomputed ``tensors`` and ``elements``; all were correct.
 
     ``passed_over`` counts chosen tensors that could not be recomputed, by reason.
     """
@@ -45,82 +45,91 @@ class Checked:
 
 
 def check_output(
-    plan: Plan, output: Path, number: int, budget: int, chance: random.Random | None = None
+    plan: Plan, output: Path, number: int, budget: int, rng: random.Random | None = None
 ) -> Checked:
-    """Recompute ``number`` randomly chosen tensors of a finished output within ``budget`` bytes of
+    """Recompute ``number`` randomly chosen tensors of a finished output, within ``budget`` bytes of
     memory.
 
-    For a tensor that is too large, a random run of rows is checked if the method allows it.
+    Of a tensor that is too large, a random range of rows is checked if the method works element by
+    element.
 
     Raises:
-        RunError: one of them is wrong.
+        RunError: a tensor is wrong.
     """
-    chance = chance or random.Random()
+    rng = rng or random.Random()
     writes = {write.name: write for write in plan.graph.writes}
     drawn = [*plan.tensor_plans()]
-    chance.shuffle(drawn)
+    rng.shuffle(drawn)
     checked = Checked()
     for tensor in drawn:
         if checked.tensors == number:
             break
-        reason = _pass_over(tensor)
+        reason = _reason_to_skip(tensor)
         write = writes.get(tensor.name)
         if write is None or write.file_shape is not None:
             reason = "quantised in the output"
         if reason is None:
-            rows = _rows(tensor, writes[tensor.name], budget, chance)
+            rows = _rows(tensor, writes[tensor.name], budget, rng)
             if rows is None:
                 reason = "too large for the memory budget"
         if reason is not None:
             checked.passed_over[reason] = checked.passed_over.get(reason, 0) + 1
             continue
-        checked.elements += _check(tensor, writes[tensor.name], plan, output, rows)
+        checked.elements += _check_rows(tensor, writes[tensor.name], plan, output, rows)
         checked.tensors += 1
     return checked
 
 
-def _pass_over(tensor: TensorPlan) -> str | None:
-    from mergeloom.methods import reference as plain
+def _reason_to_skip(tensor: TensorPlan) -> str | None:
+    from mergeloom.methods import reference
 
     if any(item.model.stored(item.tensor) is None for item in tensor.contributions):
         return "computed from an earlier stage, an adapter or quantised weights"
-    if any(not path.endswith(".safetensors") for path, _ in _places(tensor)):
+    if any(not path.endswith(".safetensors") for path, _ in _input_locations(tensor)):
         return "read from another format than safetensors"
-    if tensor.method is not None and not plain.knows(tensor.method):
+    if tensor.method is not None and not reference.knows(tensor.method):
         return "by a method without a reference formula"
     return None
 
 
 def _rows(
-    tensor: TensorPlan, write: Write, budget: int, chance: random.Random
+    tensor: TensorPlan, write: Write, budget: int, rng: random.Random
 ) -> tuple[int, int] | None:
-    """The rows to compute: all, or some that fit; ``None`` if none fit."""
-    from mergeloom.methods import reference as plain
+    """The rows to compute, ``[start, stop)``: all, or a random range that fits; ``None`` if no row
+    fits."""
+    from mergeloom.methods import reference
 
     shape = write.shape
     count = shape[0] if shape else 1
-    whole = plain.TENSORS_PER_INPUT * len(tensor.contributions) + plain.TENSORS
-    row_bytes = 8 * whole * math.prod(shape[1:])
-    fitting = (budget - machine.resident_bytes()) // max(row_bytes, 1)
+    tensors = reference.TENSORS_PER_INPUT * len(tensor.contributions) + reference.TENSORS
+    row_bytes = 8 * tensors * math.prod(shape[1:])
+    fitting = (budget - process.resident_bytes()) // max(row_bytes, 1)
     if count <= fitting:
         return 0, count
-    if fitting < 1 or (tensor.method is not None and tensor.method.name not in plain.ELEMENTWISE):
+    if fitting < 1 or (
+        tensor.method is not None and tensor.method.name not in reference.ELEMENTWISE
+    ):
         return None
-    start = chance.randrange(count - fitting + 1)
+    start = rng.randrange(count - fitting + 1)
     return start, start + fitting
 
 
-def _check(
+def _check_rows(
     tensor: TensorPlan, write: Write, plan: Plan, output: Path, rows: tuple[int, int] | None
 ) -> int:
+    """Compare rows of a tensor with their recomputed values; returns the number of elements.
+
+    Raises:
+        RunError: some of them are wrong.
+    """
     import torch
 
-    from mergeloom.methods import reference as plain
+    from mergeloom.methods import reference
 
     assert rows is not None
     with torch.inference_mode():
         found = _read(output / write.file.name, write.name, rows)
-        inputs = [_read(path, name, rows) for path, name in _places(tensor)]
+        inputs = [_read(path, name, rows) for path, name in _input_locations(tensor)]
         if not found.numel():
             return 0
         if not found.dtype.is_floating_point:
@@ -128,9 +137,9 @@ def _check(
         else:
             merge = tensor_merge(tensor, tuple(found.shape), plan.options.seed)
             method = "passthrough" if tensor.method is None else tensor.method.name
-            answer = plain.evaluate(method, merge, inputs)
-            assert answer is not None
-            wrong = plain.disagreeing(found, answer)
+            expected = reference.evaluate(method, merge, inputs)
+            assert expected is not None
+            wrong = reference.disagreeing(found, expected)
         number = int(wrong.sum())
         if number:
             raise RunError(
@@ -141,7 +150,8 @@ def _check(
         return found.numel()
 
 
-def _places(tensor: TensorPlan) -> Iterator[tuple[str, str]]:
+def _input_locations(tensor: TensorPlan) -> Iterator[tuple[str, str]]:
+    """The file and the stored name of each input of a tensor."""
     for item in tensor.contributions:
         stored = item.model.stored(item.tensor)
         assert stored is not None

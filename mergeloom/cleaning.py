@@ -22,9 +22,11 @@ _CACHES = {
 }
 
 
-def clean(outputs: Sequence[Path] = (), everything: bool = False, dry: bool = False) -> CleanReport:
+def clean(
+    outputs: Sequence[Path] = (), everything: bool = False, dry_run: bool = False
+) -> CleanReport:
     """Remove machine code not used by this version (with ``everything``, all caches), and
-    interrupted merges in ``outputs``. A ``dry`` run removes nothing.
+    interrupted merges in ``outputs``. A dry run removes nothing.
 
     Raises:
         OutputError: an output is finished, or was not made by this program.
@@ -32,30 +34,32 @@ def clean(outputs: Sequence[Path] = (), everything: bool = False, dry: bool = Fa
     """
     for output in outputs:
         _check_interrupted(output)
-    found = [*_cached(everything), *map(_left, outputs)]
-    if not dry:
+    found = [*_caches(everything), *map(_interrupted_output, outputs)]
+    if not dry_run:
         for output in outputs:
-            _clear(output)
+            _clear_output(output)
         for item in found[: len(found) - len(outputs)]:
-            _remove(Path(item.path))
-    return CleanReport(removed=not dry, found=tuple(found), bytes=sum(item.bytes for item in found))
+            _remove_cache(Path(item.path))
+    return CleanReport(
+        removed=not dry_run, found=tuple(found), bytes=sum(item.bytes for item in found)
+    )
 
 
-def _cached(everything: bool) -> Iterator[Cleaned]:
+def _caches(everything: bool) -> Iterator[Cleaned]:
     try:
-        home = cache_directory()
+        cache = cache_directory()
     except RuntimeError:  # there is no home directory, and so no cache
         return
-    loops = home / "loops"
+    loops = cache / "loops"
     used = LIBRARY.directory
     for path in sorted(loops.iterdir()) if loops.is_dir() else ():
         if path == used and not everything:
             continue
         what = "machine code of this version" if path == used else _CACHES["loops"]
-        yield Cleaned(str(path), what, size_of(path))
-    profile = home / "profile.json"
+        yield Cleaned(str(path), what, disk_usage(path))
+    profile = cache / "profile.json"
     if everything and profile.is_file():
-        yield Cleaned(str(profile), _CACHES["profile.json"], size_of(profile))
+        yield Cleaned(str(profile), _CACHES["profile.json"], disk_usage(profile))
 
 
 def _check_interrupted(output: Path) -> None:
@@ -63,20 +67,20 @@ def _check_interrupted(output: Path) -> None:
     if found.condition in (Condition.FINISHED, Condition.INCOMPLETE):
         raise OutputError(
             f"'{output}' is a finished merge, which 'clean' does not remove",
-            remedy="remove the directory yourself if it is not wanted any more",
+            remedy="delete the directory yourself if you no longer need it",
         )
     if found.condition not in (Condition.INTERRUPTED, Condition.DAMAGED):
         raise OutputError(
             f"'{output}' is not an interrupted merge: there is nothing to clean",
-            remedy="name the OUT of a merge that was interrupted",
+            remedy="give the output directory of an interrupted merge",
         )
 
 
-def _left(output: Path) -> Cleaned:
-    return Cleaned(str(output), "the finished part of an interrupted merge", size_of(output))
+def _interrupted_output(output: Path) -> Cleaned:
+    return Cleaned(str(output), "the finished part of an interrupted merge", disk_usage(output))
 
 
-def _clear(output: Path) -> None:
+def _clear_output(output: Path) -> None:
     with OutputDirectory(output) as directory:
         directory.clear()
     shutil.rmtree(output / DIRECTORY, ignore_errors=True)
@@ -84,18 +88,18 @@ def _clear(output: Path) -> None:
         output.rmdir()
 
 
-def _remove(path: Path) -> None:
+def _remove_cache(path: Path) -> None:
     try:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
         raise OutputError(f"cannot remove '{path}': {error.strerror}") from error
 
 
-def size_of(path: Path) -> int:
-    """Disk usage in bytes of a file, or of all files below a directory."""
+def disk_usage(path: Path) -> int:
+    """The disk usage, in bytes, of a file or of all files below a directory."""
     total = 0
-    alone: list[tuple[str, list[str], list[str]]] = [(str(path.parent), [], [path.name])]
-    for folder, _, names in os.walk(path) if path.is_dir() else alone:
+    one_file: list[tuple[str, list[str], list[str]]] = [(str(path.parent), [], [path.name])]
+    for folder, _, names in os.walk(path) if path.is_dir() else one_file:
         for name in names:
             status = os.lstat(os.path.join(folder, name))
             if stat.S_ISREG(status.st_mode):

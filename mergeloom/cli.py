@@ -15,9 +15,9 @@ from mergeloom import streams
 from mergeloom.command_line import Argument, Commands, Interrupted, NoSuchCommand, command_of
 from mergeloom.engine.base.errors import MEMORY_SHORT, LoomError, RunError, is_memory_short
 from mergeloom.engine.base.suggest import nearest
-from mergeloom.printer import AnswerLost, complain
+from mergeloom.printer import AnswerLost, print_to_stderr
 
-NAMES = (
+COMMANDS = (
     "init",
     "plan",
     "merge",
@@ -63,13 +63,13 @@ def show_help(
         return
     found = app.get_command(context, command)
     if found is None:
-        raise NoSuchCommand(command, NAMES, context)
+        raise NoSuchCommand(command, COMMANDS, context)
     print(found.get_help(click.Context(found, parent=context, info_name=command)))
 
 
 app = Commands(
     "mergeloom.commands",
-    NAMES,
+    COMMANDS,
     name="mergeloom",
     help="Merge language models that do not fit in memory.",
     callback=_global_options,
@@ -95,7 +95,7 @@ _INTERRUPTED = 130
 
 def main() -> NoReturn:
     """The entry point of the program: runs a command and exits."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _on_sigterm)
     streams.prepare()
     status = run()
     for stream in (sys.stdout, sys.stderr):
@@ -103,7 +103,7 @@ def main() -> NoReturn:
             stream.flush()
     if "torch" in sys.modules:  # skip its tear-down, which takes a second
         os._exit(status)
-    streams.abandon()
+    streams.detach_unwritable()
     sys.exit(status)
 
 
@@ -117,16 +117,16 @@ def run() -> int:
     try:
         return int(app(prog_name="mergeloom", standalone_mode=False) or 0)
     except click.UsageError as error:
-        return _failed(UsageError(_usage(error)))
+        return _report_error(UsageError(_usage_message(error)))
     except LoomError as error:
         if debug:
             raise
-        return _failed(error)
+        return _report_error(error)
     except Interrupted as stop:
-        complain(f"interrupted; {stop}" if str(stop) else "interrupted")
+        print_to_stderr(f"interrupted; {stop}" if str(stop) else "interrupted")
         return _INTERRUPTED
     except (KeyboardInterrupt, click.Abort):
-        complain("interrupted")
+        print_to_stderr("interrupted")
         return _INTERRUPTED
     except BrokenPipeError:
         return 1
@@ -134,41 +134,43 @@ def run() -> int:
         if debug:
             raise
         if is_memory_short(error):
-            return _failed(RunError(MEMORY_SHORT))
+            return _report_error(RunError(MEMORY_SHORT))
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return _failed(RunError(f"internal error: {reason} (--debug shows where)"))
+        return _report_error(RunError(f"internal error: {reason} (--debug shows where)"))
 
 
 class UsageError(LoomError):
     """An invalid command line."""
 
 
-def _usage(error: click.UsageError) -> str:
-    """What is wrong with a command line, where, and how to mend it."""
-    named = [name for name in sys.argv[1:2] if name in NAMES]  # click forgets which one it was
+def _usage_message(error: click.UsageError) -> str:
+    """The message for an invalid command line: what is wrong, and how to correct it."""
+    named = [name for name in sys.argv[1:2] if name in COMMANDS]  # click forgets which one it was
     command = error.ctx.command_path if error.ctx is not None else " ".join(["mergeloom", *named])
     help_line = f"'{command} --help' shows how it is used"
     if isinstance(error, NoSuchCommand):
-        from mergeloom.mergekit_flags import COMMANDS
+        from mergeloom.mergekit_flags import MERGEKIT_COMMANDS
 
-        instead = COMMANDS.get(error.name) or _meant(error.known, error.name) + help_line
+        advice = (
+            MERGEKIT_COMMANDS.get(error.name) or _suggestion(error.known, error.name) + help_line
+        )
         if os.path.isfile(error.name):
-            instead = f"'{app.name} plan {error.name}' shows the merge, '{app.name} merge "
-            instead += f"{error.name} OUT' runs it"
-        return f"there is no command '{error.name}': {instead}"
-    called = "" if error.ctx is None else _synopsis(error.ctx)
+            advice = f"'{app.name} plan {error.name}' shows the merge, '{app.name} merge "
+            advice += f"{error.name} OUT' runs it"
+        return f"there is no command '{error.name}': {advice}"
+    synopsis = "" if error.ctx is None else _synopsis(error.ctx)
     if isinstance(error, click.NoSuchOption):
         bare = {each.lstrip("-"): each for each in error.possibilities or ()}
-        meant = _meant(bare, error.option_name.lstrip("-"), "--") or called
+        meant = _suggestion(bare, error.option_name.lstrip("-"), "--") or synopsis
         return f"there is no option '{error.option_name}': {meant}{help_line}"
     if isinstance(error, click.MissingParameter):
-        help_line = called + help_line
+        help_line = synopsis + help_line
     what = error.format_message().strip().rstrip(".")
     return f"{what[:1].lower()}{what[1:]}: {help_line}"
 
 
 def _synopsis(context: click.Context) -> str:
-    """How a command is called, if it takes arguments."""
+    """The form of a command with its arguments; empty if it takes none."""
     pieces = [
         param.make_metavar(context)
         for param in context.command.params
@@ -177,15 +179,15 @@ def _synopsis(context: click.Context) -> str:
     return f"it is called as '{' '.join([context.command_path, *pieces])}'; " if pieces else ""
 
 
-def _meant(known: Iterable[str], name: str, sign: str = "") -> str:
+def _suggestion(known: Iterable[str], name: str, sign: str = "") -> str:
     near = nearest(name, known)
     return f"did you mean '{sign}{near}'? " if near else ""
 
 
-def _failed(error: LoomError) -> int:
-    """Report an error: one line on stderr, and a JSON document if requested."""
+def _report_error(error: LoomError) -> int:
+    """Print an error on stderr, and as a JSON document if requested; returns the exit status."""
     for finding in error.findings:
-        complain(f"{finding.severity.value}: {finding}")
+        print_to_stderr(f"{finding.severity.value}: {finding}")
     lines = "--json-progress" in sys.argv
     if (lines or "--json" in sys.argv) and not isinstance(error, AnswerLost):
         from mergeloom.report.errors import error_report
@@ -197,5 +199,5 @@ def _failed(error: LoomError) -> int:
     return error.exit_code
 
 
-def _terminated(number: int, frame: Any) -> None:
+def _on_sigterm(number: int, frame: Any) -> None:
     raise KeyboardInterrupt

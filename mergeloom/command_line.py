@@ -27,10 +27,10 @@ from click.shell_completion import CompletionItem
 HIDDEN = "hidden"
 """Marks a group whose options are not shown in the help: ``Annotated[Group, HIDDEN]``."""
 
-_PATHS = {"DIR": "dir"} | dict.fromkeys(
+_PATH_METAVARS = {"DIR": "dir"} | dict.fromkeys(
     ("A", "B", "BASE", "CONFIG", "DONOR", "FILE", "MODEL", "OUT"), "file"
 )
-"""Metavariables of paths, and their shell completion: directories only, or files too."""
+"""Metavariables that stand for paths, with their type of shell completion in click."""
 
 Parser = Callable[[str], Any]
 
@@ -49,20 +49,21 @@ class NoSuchCommand(click.UsageError):
 
 
 class Argument(NamedTuple):
-    """A positional parameter. ``parser`` converts the text to its value, and raises
-    `click.BadParameter` if it cannot."""
+    """A positional parameter. ``parser`` converts the text to a value, or raises
+    `click.BadParameter`."""
 
     metavar: str
     help: str = ""
     parser: Parser | None = None
-    words: Callable[[], Iterable[str]] | None = None
-    """Candidates for shell completion; see `_completed`."""
+    completions: Callable[[], Iterable[str]] | None = None
+    """Returns the words for shell completion; see `_shell_completion`."""
 
 
 class Option:
     """A named option: ``names``, or by default the parameter's name with dashes.
 
-    ``min`` is the minimum of an integer; ``count`` makes the value the number of occurrences.
+    ``min`` is the minimum of an integer; with ``count``, the value is the number of
+    times the option is given.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Option:
         parser: Parser | None = None,
         min: int | None = None,
         count: bool = False,
-        words: Callable[[], Iterable[str]] | None = None,
+        completions: Callable[[], Iterable[str]] | None = None,
     ) -> None:
         self.names = names
         self.metavar = metavar
@@ -81,15 +82,15 @@ class Option:
         self.parser = parser
         self.min = min
         self.count = count
-        self.words = words
+        self.completions = completions
 
 
 class _Argument(click.Argument):
-    about = ""
+    declaration = ""
     """The help text."""
 
 
-class _Whole(click.IntRange):
+class _IntegerType(click.IntRange):
     name = "whole number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -114,8 +115,8 @@ class Command(click.Command):
 
 
 @contextlib.contextmanager
-def _interruptions() -> Iterator[None]:
-    """Raise `Interrupted` for a KeyboardInterrupt, for which click would print an empty line."""
+def _converted_interrupts() -> Iterator[None]:
+    """Turn KeyboardInterrupt into `Interrupted`; click would print an empty line for the former."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -123,9 +124,9 @@ def _interruptions() -> Iterator[None]:
 
 
 class Commands(click.Group):
-    """The commands of a package: ``names``, each a function of that name in a module of that name.
+    """The commands of a package: each of ``names`` is a function in a module of the same name.
 
-    Dashes become underscores. Further commands can be added.
+    Dashes in names become underscores. More commands can be added.
     """
 
     def __init__(self, package: str, names: Sequence[str], **settings: Any) -> None:
@@ -144,11 +145,11 @@ class Commands(click.Group):
         return self.commands.get(cmd_name)
 
     def make_context(self, *args: Any, **settings: Any) -> click.Context:
-        with _interruptions():
+        with _converted_interrupts():
             return super().make_context(*args, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _interruptions():
+        with _converted_interrupts():
             return super().invoke(ctx)
 
     def resolve_command(
@@ -166,10 +167,10 @@ def command_of(function: Callable[..., None], name: str) -> Command:
     groups: dict[str, Any] = {}
     params: list[click.Parameter] = []
     for parameter in inspect.signature(function).parameters.values():
-        group, *marks = _parts(hints[parameter.name])
+        group, *marks = _type_and_marks(hints[parameter.name])
         if is_dataclass(group):
             groups[parameter.name] = group
-            params += _members(group, HIDDEN in marks)
+            params += _group_params(group, HIDDEN in marks)
         else:
             params.append(_param(parameter.name, hints[parameter.name], parameter.default))
 
@@ -181,20 +182,20 @@ def command_of(function: Callable[..., None], name: str) -> Command:
     return Command(name, callback=call, params=params, help=inspect.getdoc(function))
 
 
-def _members(group: Any, hidden: bool) -> Iterator[click.Parameter]:
+def _group_params(group: Any, hidden: bool) -> Iterator[click.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     for field in fields(group):
         default = inspect.Parameter.empty if field.default is MISSING else field.default
         yield _param(field.name, hints[field.name], default, hidden)
 
 
-def _parts(hint: Any) -> tuple[Any, ...]:
-    """A type and its annotations."""
+def _type_and_marks(hint: Any) -> tuple[Any, ...]:
+    """A type and the annotations that are attached to it."""
     return get_args(hint) if get_origin(hint) is Annotated else (hint,)
 
 
 def _param(name: str, hint: Any, default: Any, hidden: bool = False) -> click.Parameter:
-    kind, about = _parts(hint)[:2]
+    kind, declaration = _type_and_marks(hint)[:2]
     members = [each for each in get_args(kind) if each is not NoneType]
     if NoneType in get_args(kind):
         (kind,) = members
@@ -202,60 +203,63 @@ def _param(name: str, hint: Any, default: Any, hidden: bool = False) -> click.Pa
     if several:
         (kind,) = get_args(kind)
     required = default is inspect.Parameter.empty
-    if isinstance(about, Argument):
+    if isinstance(declaration, Argument):
         argument = _Argument(
             [name],
-            metavar=about.metavar,
+            metavar=declaration.metavar,
             required=required,
             nargs=-1 if several else 1,
-            type=about.parser or kind,
-            callback=_listed if several else None,
-            shell_complete=_completed(about),
+            type=declaration.parser or kind,
+            callback=_list_or_none if several else None,
+            shell_complete=_shell_completion(declaration),
             **({} if required else {"default": default}),
         )
-        if about.help:
-            argument.about = about.help + ("  [required]" if required else "")
+        if declaration.help:
+            argument.about = declaration.help + ("  [required]" if required else "")
         return argument
-    shown = default is not None and default is not False and not about.count and kind is not bool
-    settings: dict[str, Any] = {"type": about.parser or kind}
-    if about.min is not None:
-        settings["type"] = _Whole(min=about.min)
-    if about.count:
+    shown = (
+        default is not None and default is not False and not declaration.count and kind is not bool
+    )
+    settings: dict[str, Any] = {"type": declaration.parser or kind}
+    if declaration.min is not None:
+        settings["type"] = _IntegerType(min=declaration.min)
+    if declaration.count:
         settings = {"count": True}
     elif kind is bool:
         settings = {"is_flag": True}
     return click.Option(
-        [name, *(about.names or (f"--{name.replace('_', '-')}",))],
+        [name, *(declaration.names or (f"--{name.replace('_', '-')}",))],
         default=default,
         show_default=shown,
         multiple=several,
-        metavar=about.metavar,
-        help=about.help,
+        metavar=declaration.metavar,
+        help=declaration.help,
         hidden=hidden,
-        callback=_listed if several else None,
-        shell_complete=_completed(about),
+        callback=_list_or_none if several else None,
+        shell_complete=_shell_completion(declaration),
         **settings,
     )
 
 
-def _completed(
-    about: Argument | Option,
+def _shell_completion(
+    declaration: Argument | Option,
 ) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]] | None:
-    """Shell completion of a parameter: its words, the choices listed in its metavariable, or a path
-    if the metavariable is one."""
-    kind = re.sub(r"[\[\].]|gguf", "", about.metavar or "")
-    if about.words is None and "|" not in kind and kind not in _PATHS:
+    """Shell completion of a parameter: its own words, the choices in its metavariable, or paths."""
+    kind = re.sub(r"[\[\].]|gguf", "", declaration.metavar or "")
+    if declaration.completions is None and "|" not in kind and kind not in _PATH_METAVARS:
         return None
 
     def complete(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
-        if kind in _PATHS:
-            return [CompletionItem(begun, type=_PATHS[kind])]
-        words = kind.split("|") if about.words is None else about.words()
-        return [CompletionItem(word) for word in words if word.startswith(begun)]
+        if kind in _PATH_METAVARS:
+            return [CompletionItem(begun, type=_PATH_METAVARS[kind])]
+        completions = (
+            kind.split("|") if declaration.completions is None else declaration.completions()
+        )
+        return [CompletionItem(word) for word in completions if word.startswith(begun)]
 
     return complete
 
 
-def _listed(ctx: click.Context, param: click.Parameter, value: Any) -> list[Any] | None:
-    """The values of a repeatable option; ``None`` if it was not given."""
+def _list_or_none(ctx: click.Context, param: click.Parameter, value: Any) -> list[Any] | None:
+    """The values of a repeatable option or argument; ``None`` if there are none."""
     return list(value) if value else None

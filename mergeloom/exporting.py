@@ -20,7 +20,7 @@ from mergeloom.report.meter import Meter
 from mergeloom.report.records import ExportReport
 
 PARTIAL = ".partial"
-"""Suffix of the directory in which a file is written."""
+"""Suffix of the directory that an unfinished file is written in."""
 
 
 def export(
@@ -38,9 +38,9 @@ def export(
 ) -> ExportReport:
     """Write a model to the GGUF file ``output``, within the memory budget ``ram``.
 
-    Matrices are stored as ``type``: f32, f16, bf16 or q8_0; everything else as f32. The file is
-    written in a separate directory, where an interrupted export continues, and then renamed.
-    ``tokenizer`` says whether it includes the tokenizer.
+    Matrices are stored as ``type`` (f32, f16, bf16 or q8_0), everything else as f32. The file is
+    written in a directory of its own, where an interrupted export continues, and moved to
+    ``output`` when it is finished. With ``tokenizer``, it includes the tokenizer.
 
     Raises:
         ConfigError, CheckpointError: the model is not found, malformed, or its family or tokenizer
@@ -52,17 +52,19 @@ def export(
 
     began = time.perf_counter()
     observer = observer or Observer()
-    kind = arguments.choice(type, "type", list(TYPES))
+    kind = arguments.one_of(type, "type", list(TYPES))
     path = arguments.path_of(output, "the output")
-    if path.exists() and not (path.is_file() and arguments.flag(overwrite, "overwrite")):
+    if path.exists() and not (path.is_file() and arguments.boolean(overwrite, "overwrite")):
         raise OutputError(f"'{path}' exists already", remedy="choose another name, or --overwrite")
     budget = process.default_budget() if ram is None else arguments.size(ram, "ram")
-    workers = None if threads is None else arguments.whole(threads, "threads", 1)
+    workers = None if threads is None else arguments.integer(threads, "threads", 1)
     name = os.fspath(model)
     resolver = resolver_for(None, model_dirs, search, observer)
-    planned = make_export(name, resolver, kind, path.stem, arguments.flag(tokenizer, "tokenizer"))
+    planned = make_export(
+        name, resolver, kind, path.stem, arguments.boolean(tokenizer, "tokenizer")
+    )
     here = process.this_machine(cpu_arithmetic(), TORCH, workers)
-    made = Path(f"{path}{PARTIAL}")
+    directory = Path(f"{path}{PARTIAL}")
     meter: list[Meter] = []
 
     def progressed(counters: Counters) -> None:
@@ -71,14 +73,14 @@ def export(
 
     outcome = jobs.run(
         planned.job,
-        made,
+        directory,
         jobs.Options(ram=budget, machine=here),
         begun=lambda event: meter.append(Meter(event)),
         poll=progressed,
         building=observer.building,
     )
-    os.replace(made / FILE, path)
-    shutil.rmtree(made)
+    os.replace(directory / FILE, path)
+    shutil.rmtree(directory)
     return ExportReport(
         model=name,
         output=str(path),

@@ -1,7 +1,6 @@
-"""The flags of ``mergekit-yaml``, and their equivalents.
+"""The flags of ``mergekit-yaml``, and their equivalents here, for scripts that call mergekit.
 
-For scripts and tools that call mergekit. Each flag is translated to an option of this program, or
-has no effect, for a reason that is printed.
+Each flag is translated to an option of this program, or has no effect; a printed note says which.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from typing import Annotated
 from mergeloom.command_line import Option
 from mergeloom.engine.base.errors import LoomError
 from mergeloom.engine.base.records import dataclass
-from mergeloom.options import Meaning, Resources
+from mergeloom.options import OutputOptions, ResourceOptions
 
 _SHARD_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 Flag = bool | None
 
 _MERGE = "'mergeloom merge CONFIG OUT'"
-COMMANDS = {
+MERGEKIT_COMMANDS = {
     "mergekit-multi": f"{_MERGE} takes several documents, whose names are stages",
     "mergekit-moe": f"mixtures of experts are not made here; {_MERGE} merges dense models",
     "mergekit-extract-lora": "adapters are not extracted here",
@@ -32,7 +31,7 @@ COMMANDS = {
     "mergekit-evolve": f"weights are not searched here; {_MERGE} takes those that were found",
     "bakllama": f"{_MERGE} takes 'slices' in place of 'layer_slices'",
 }
-"""Other commands of mergekit, and what to use instead."""
+"""Other commands of mergekit, with what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -139,27 +138,30 @@ class MergekitFlags:
     ] = None
 
 
-def take(
-    flags: MergekitFlags, meaning: Meaning, resources: Resources, say: Callable[[str], None]
-) -> tuple[Meaning, Resources]:
-    """Apply mergekit's flags to ``meaning``, ``resources`` and the environment of this process (the
-    hub cache); ``say`` gets a note about each flag.
+def apply_flags(
+    flags: MergekitFlags,
+    output_options: OutputOptions,
+    resources: ResourceOptions,
+    note_flag: Callable[[str], None],
+) -> tuple[OutputOptions, ResourceOptions]:
+    """Apply mergekit's flags to ``output_options``, ``resources`` and the environment of this
+    process (``HF_HUB_CACHE``); ``note_flag`` gets a note about each flag.
 
     Raises:
         LoomError: a size is invalid.
     """
-    meaning, resources = translate(flags, meaning, resources)
+    output_options, resources = translate_flags(flags, output_options, resources)
     if flags.transformers_cache is not None:
         os.environ["HF_HUB_CACHE"] = flags.transformers_cache
-    for note in _notes(flags, meaning, resources):
-        say(note)
-    return meaning, resources
+    for note in _notes(flags, output_options, resources):
+        note_flag(note)
+    return output_options, resources
 
 
-def translate(
-    flags: MergekitFlags, meaning: Meaning, resources: Resources
-) -> tuple[Meaning, Resources]:
-    """Apply mergekit's flags to ``meaning`` and ``resources``.
+def translate_flags(
+    flags: MergekitFlags, output_options: OutputOptions, resources: ResourceOptions
+) -> tuple[OutputOptions, ResourceOptions]:
+    """Apply mergekit's flags to ``output_options`` and ``resources``.
 
     Raises:
         LoomError: a size is invalid.
@@ -170,17 +172,19 @@ def translate(
     if flags.num_threads is not None:
         resources = replace(resources, threads=flags.num_threads)
     if flags.random_seed is not None:
-        meaning = replace(meaning, seed=flags.random_seed)
+        output_options = replace(output_options, seed=flags.random_seed)
     if flags.out_shard_size is not None:
-        meaning = replace(meaning, max_shard_size=_shard_size(flags.out_shard_size))
+        output_options = replace(output_options, max_shard_size=_shard_size(flags.out_shard_size))
     if flags.allow_crimes:
-        meaning = replace(meaning, allow_different_architectures=True)
+        output_options = replace(output_options, allow_different_architectures=True)
     if flags.unsafe_truncate_embeddings:
-        meaning = replace(meaning, allow_truncated_embeddings=True)
-    return meaning, resources
+        output_options = replace(output_options, allow_truncated_embeddings=True)
+    return output_options, resources
 
 
-def _notes(flags: MergekitFlags, meaning: Meaning, resources: Resources) -> Iterator[str]:
+def _notes(
+    flags: MergekitFlags, output_options: OutputOptions, resources: ResourceOptions
+) -> Iterator[str]:
     """A note on each given flag."""
     where = f"same as --device {resources.device}"
     for flag, given, became in (
@@ -202,7 +206,7 @@ def _notes(flags: MergekitFlags, meaning: Meaning, resources: Resources) -> Iter
             flags.lora_merge_dtype,
             "no effect: adapters are merged in float32 and rounded once, on the way out",
         ),
-        ("--random-seed", flags.random_seed is not None, f"same as --seed {meaning.seed}"),
+        ("--random-seed", flags.random_seed is not None, f"same as --seed {output_options.seed}"),
         ("-v", flags.verbose, "no effect: the plan says what is done"),
         ("--cuda", flags.cuda, where),
         ("--multi-gpu", flags.multi_gpu, where),
@@ -233,7 +237,7 @@ def _notes(flags: MergekitFlags, meaning: Meaning, resources: Resources) -> Iter
         (
             "--out-shard-size",
             flags.out_shard_size,
-            f"same as --max-shard-size {meaning.max_shard_size}",
+            f"same as --max-shard-size {output_options.max_shard_size}",
         ),
         ("--copy-tokenizer", flags.copy_tokenizer, "no effect: the tokenizer is always written"),
         (

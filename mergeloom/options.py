@@ -1,4 +1,4 @@
-"""Options shared by commands, in groups."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def read_path(text: str | Path) -> Path:
-    """A path from the command line: ``~`` is the home directory, empty is an error."""
+    """A path from the command line, with ``~`` for the home directory.
+
+    Raises:
+        click.BadParameter: it is empty, or not a path.
+    """
     from mergeloom.arguments import path_of
 
     try:
@@ -29,15 +33,15 @@ def read_path(text: str | Path) -> Path:
 
 
 def optional_path(text: str | Path | None) -> Path | None:
-    """The same for an optional path."""
+    """As `read_path`; ``None`` stays ``None``."""
     return None if text is None else read_path(text)
 
 
-def page_path(text: str | Path | None) -> Path | None:
-    """The path of a page that is to be written later: that it cannot be is said at once.
+def html_path(text: str | Path | None) -> Path | None:
+    """The path of an HTML page; checked before the command starts, as it is written at the end.
 
     Raises:
-        LoomError: there is no folder for it, or it is one itself.
+        LoomError: its folder does not exist, or it is a folder itself.
     """
     path = optional_path(text)
     if path is None:
@@ -66,7 +70,7 @@ Config = Annotated[
         parser=read_path,
     ),
 ]
-OutputArgument = Annotated[
+OutputPath = Annotated[
     Path, Argument(metavar="OUT", help="The directory to merge into.", parser=read_path)
 ]
 HtmlFile = Annotated[
@@ -75,7 +79,7 @@ HtmlFile = Annotated[
         "--html",
         metavar="FILE",
         help="Write the report to FILE, one page for a browser.",
-        parser=page_path,
+        parser=html_path,
     ),
 ]
 Ram = Annotated[
@@ -88,8 +92,8 @@ AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdou
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Options for finding models."""
+class ModelSearch:
+    """Options that say where to find models."""
 
     model_dir: Annotated[
         list[str] | None,
@@ -127,7 +131,7 @@ class Finding:
         """Folders to search.
 
         Raises:
-            LoomError: one is not there.
+            LoomError: a folder does not exist.
         """
         for folder in self.search_dir or []:
             if not folder.is_dir():
@@ -136,7 +140,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Meaning:
+class OutputOptions:
     """Options that change the output."""
 
     settings: Annotated[
@@ -171,8 +175,8 @@ class Meaning:
 
 
 @dataclass(frozen=True)
-class Resources:
-    """Options for resources; none of them changes a byte of the output."""
+class ResourceOptions:
+    """Options for memory, threads and devices; none of them changes a byte of the output."""
 
     ram: Annotated[
         str | None,
@@ -191,15 +195,15 @@ class Resources:
     ] = None
 
 
-def planned(
+def plan_from_options(
     config: Path,
-    finding: Finding,
-    meaning: Meaning,
-    resources: Resources,
+    search: ModelSearch,
+    output_options: OutputOptions,
+    resources: ResourceOptions,
     observer: Observer,
     output: Path | None = None,
 ) -> PlannedMerge:
-    """Plan a merge with the given options."""
+    """Plan a merge with options of the command line."""
     from mergeloom import api
 
     if (
@@ -219,14 +223,14 @@ def planned(
             threads=resources.threads,
             device=resources.device,
             vram=resources.vram,
-            seed=meaning.seed,
-            max_shard_size=meaning.max_shard_size,
-            allow_truncated_embeddings=meaning.allow_truncated_embeddings,
-            allow_different_architectures=meaning.allow_different_architectures,
-            strict=meaning.strict,
-            settings=meaning.settings or (),
-            model_dirs=finding.model_dirs,
-            search=finding.folders,
+            seed=output_options.seed,
+            max_shard_size=output_options.max_shard_size,
+            allow_truncated_embeddings=output_options.allow_truncated_embeddings,
+            allow_different_architectures=output_options.allow_different_architectures,
+            strict=output_options.strict,
+            settings=output_options.settings or (),
+            model_dirs=search.model_dirs,
+            search=search.folders,
             observer=observer,
             output=output,
         )

@@ -1,4 +1,4 @@
-"""The output directory of a plan: its state, disk space, and overlap with inputs."""
+"""The output directory of a planned merge: state, disk space, clones, overlap with inputs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from mergeloom.results import PlannedMerge
 
 
-def at_output(planned: PlannedMerge, output: Path, io: IOMode) -> PlannedMerge:
-    """``planned`` with the state of its output directory.
+def with_output_state(planned: PlannedMerge, output: Path, io: IOMode) -> PlannedMerge:
+    """``planned`` with the state of its output directory and, unless ``io`` forbids them, clones.
 
     Raises:
         OutputError: the merge would overwrite an input.
     """
-    findings = check_apart(planned, output)
+    findings = check_overlap(planned, output)
     if io is IOMode.AUTO:
         planned = _with_clones(planned, output)
     plan = planned.plan
@@ -36,13 +36,14 @@ def at_output(planned: PlannedMerge, output: Path, io: IOMode) -> PlannedMerge:
     return replace(
         planned,
         output_state=state,
-        disk=_disk(planned, output, state.will == "nothing"),
+        disk=_disk_report(planned, output, state.will == "nothing"),
         findings=(*planned.findings, *findings),
     )
 
 
 def _with_clones(planned: PlannedMerge, output: Path) -> PlannedMerge:
-    """``planned`` with copies as clones, if the file system of ``output`` supports that."""
+    """``planned`` with clones in place of copies, where the file system of ``output`` can make
+    them."""
     graph = planned.plan.graph
     shared: dict[str, bool] = {}
     clones = []
@@ -62,16 +63,16 @@ def _with_clones(planned: PlannedMerge, output: Path) -> PlannedMerge:
     )
 
 
-def check_apart(planned: PlannedMerge, output: Path) -> tuple[Finding, ...]:
+def check_overlap(planned: PlannedMerge, output: Path) -> tuple[Finding, ...]:
     """Check that a merge does not overwrite its inputs; warns if the output is inside one.
 
     Raises:
         OutputError: it would overwrite an input.
     """
-    return tuple(_too_close(planned, output))
+    return tuple(_overlaps(planned, output))
 
 
-def _too_close(planned: PlannedMerge, output: Path) -> Iterator[Finding]:
+def _overlaps(planned: PlannedMerge, output: Path) -> Iterator[Finding]:
     target = Path(os.path.realpath(output))
     for name, model in planned.plan.models.items():
         source = Path(os.path.realpath(model.folder.name))
@@ -86,8 +87,8 @@ def _too_close(planned: PlannedMerge, output: Path) -> Iterator[Finding]:
             )
 
 
-def _disk(planned: PlannedMerge, output: Path, finished: bool) -> DiskReport | None:
-    """Disk space for the output; ``None`` if the system does not tell."""
+def _disk_report(planned: PlannedMerge, output: Path, finished: bool) -> DiskReport | None:
+    """Needed and free disk space for the output; ``None`` if the free space is unknown."""
     parents = (output, *output.absolute().parents)
     parent = next((each for each in parents if os.path.isdir(each)), None)
     if parent is None:

@@ -1,4 +1,4 @@
-"""Printing: answers go to stdout, everything else to stderr.
+"""Printing: answers go to stdout, everything else goes to stderr.
 
 `--quiet` hides progress and results, never warnings and errors. `--json` prints the answer or error
 as one JSON document on stdout; `--json-progress` prints it as one line, after lines of progress.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 _JSON_SECONDS = 0.5
-"""Interval of progress lines in seconds."""
+"""Seconds between lines of progress."""
 
 
 class AnswerLost(LoomError):
@@ -39,7 +39,7 @@ class AnswerLost(LoomError):
 
 @dataclass(frozen=True)
 class Printer:
-    """Prints according to the command-line options."""
+    """Prints answers, results, notes and warnings as the options of the command line say."""
 
     as_json: bool = False
     quiet: bool = False
@@ -103,12 +103,12 @@ class Printer:
             with contextlib.suppress(OSError, ValueError):
                 shown.print(renderable)
         else:
-            complain(text_of(renderable))
+            print_to_stderr(text_of(renderable))
 
     def note(self, text: str) -> None:
         """Print a note."""
         if not self.quiet:
-            complain(text)
+            print_to_stderr(text)
 
     def warn(self, finding: Finding) -> None:
         """Print a warning."""
@@ -133,7 +133,7 @@ class Printer:
             yield Observer(
                 progressed=_JsonLines(self) if self.json_lines else None,
                 downloading=self._downloading,
-                building=building,
+                building=announce_building,
                 warned=self.warn,
             )
             return
@@ -148,7 +148,7 @@ class Printer:
                 resumed=self._resumed,
                 progressed=display.progressed,
                 downloading=self._downloading,
-                building=building,
+                building=announce_building,
                 warned=self.warn,
             )
 
@@ -157,7 +157,7 @@ class Printer:
         """An observer for measuring tensors: prints progress."""
         from mergeloom.api import Observer
 
-        observer = Observer(downloading=self._downloading, building=building)
+        observer = Observer(downloading=self._downloading, building=announce_building)
         if self.quiet:
             yield observer
             return
@@ -173,11 +173,11 @@ class Printer:
         self.note(f"continuing: {plural(tensors, 'tensor')} are already finished")
 
     def _downloading(self, name: str) -> None:
-        complain(f"downloading '{name}' from the hub")
+        print_to_stderr(f"downloading '{name}' from the hub")
 
 
 class _JsonLines:
-    """Writes progress as lines of JSON at intervals."""
+    """Prints progress as lines of JSON, one at an interval."""
 
     def __init__(self, printer: Printer) -> None:
         self._printer = printer
@@ -191,16 +191,19 @@ class _JsonLines:
             self._printer.answer(progress.report, lambda: "")
 
 
-def complain(text: str) -> None:
-    """Print one line to stderr, if it is open."""
+def print_to_stderr(text: str) -> None:
+    """Print text to stderr, unless it is closed."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr)
         sys.stderr.flush()
 
 
-def building(names: frozenset[str]) -> None:
+def announce_building(names: frozenset[str]) -> None:
+    """Say which functions are compiled now."""
     listed = ", ".join(sorted(names))
-    complain(f"compiling machine code for {listed}: once for this machine, some seconds each")
+    print_to_stderr(
+        f"compiling machine code for {listed}: once for this machine, some seconds each"
+    )
 
 
 def _print(renderable: Any) -> None:

@@ -49,14 +49,14 @@ class PlannedMerge:
 
     @cached_property
     def report(self) -> PlanReport:
-        """Everything that is to be known of it, as a record."""
+        """The content of ``mergeloom plan --json``, as a record."""
         from mergeloom.report.plan import plan_report
 
         return plan_report(self)
 
     @cached_property
     def details(self) -> DetailsReport:
-        """Every tensor and the provenance of its values, memory step by step, as a record."""
+        """Every tensor with the origin of its values, and memory step by step, as a record."""
         from mergeloom.report.details import details_report
 
         return details_report(self)
@@ -69,7 +69,7 @@ class PlannedMerge:
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """The warnings."""
+        """Warnings of the plan."""
         return self.findings
 
     def document(self) -> dict[str, Any]:
@@ -99,18 +99,18 @@ class MergeResult:
     checked: Checked | None = None
     findings: tuple[Finding, ...] = field(default=())
     samples: tuple[Sample, ...] = ()
-    """Samples over the course of the run."""
+    """Memory and transferred bytes over the course of the run."""
 
     @cached_property
     def report(self) -> MergeReport:
-        """Everything that is to be known of it, as a record."""
+        """The content of ``mergeloom merge --json``, as a record."""
         from mergeloom.report.plan import merge_report
 
         return merge_report(self)
 
     @cached_property
     def details(self) -> DetailsReport:
-        """Every tensor and the provenance of its values, memory step by step, as a record."""
+        """Every tensor with the origin of its values, and memory step by step, as a record."""
         from mergeloom.report.details import details_report
 
         return details_report(self.planned, self.samples, self.outcome.lanes)

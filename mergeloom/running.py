@@ -48,7 +48,7 @@ def start(
     planned = config
     if not isinstance(planned, PlannedMerge):
         planned = api.plan(
-            planned, output=directory, io=io, observer=observer, **api.known(options)
+            planned, output=directory, io=io, observer=observer, **api.check_plan_options(options)
         )
     elif options:
         raise LoomError(f"{', '.join(options)} belong to the plan: give them to plan()")
@@ -94,7 +94,7 @@ class RunningMerge:
         """Snapshots until the merge ends. Leaving the loop early cancels the merge.
 
         Raises:
-            LoomError: the merge failed. If it was cancelled, the loop just ends.
+            LoomError: the merge failed. If it was cancelled, the loop ends without an error.
         """
         seen = 0
         try:
@@ -139,22 +139,24 @@ class RunningMerge:
         """
         self._thread.join()
         if self._warnings:
-            told, self._warnings = self._warnings, []
-            api.tell(told, self._observer)
+            pending, self._warnings = self._warnings, []
+            api.issue_warnings(pending, self._observer)
         if self._result is None:
             assert self._error is not None
             raise self._error
         return self._result
 
     def _wait(self, seen: int) -> tuple[Progress | None, int]:
-        """Wait for a snapshot newer than number ``seen`` or the end; the latest snapshot and
-        number."""
+        """Wait for the end, or for a snapshot after number ``seen``.
+
+        Returns the latest snapshot and its number.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._count > seen)
             return self._latest, self._count
 
     def _run(self, merge: Callable[[Observer], MergeResult]) -> None:
-        asked = self._observer.cancelled
+        is_cancelled = self._observer.cancelled
 
         def progressed(progress: Progress) -> None:
             if self._observer.progressed is not None:
@@ -168,7 +170,9 @@ class RunningMerge:
             self._observer,
             progressed=progressed,
             warned=self._warnings.append,  # issued when the result is requested
-            cancelled=lambda: self._cancelled.is_set() or (asked is not None and asked()),
+            cancelled=lambda: (
+                self._cancelled.is_set() or (is_cancelled is not None and is_cancelled())
+            ),
         )
         try:
             self._result = merge(observer)

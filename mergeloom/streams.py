@@ -1,4 +1,4 @@
-"""Makes standard streams usable: open, and able to encode all output."""
+"""Makes the standard streams usable: open, and able to encode all output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import unicodedata
 from typing import TextIO
 
-_SPELT = {
+_ASCII = {
     "≤": "<=",
     "≥": ">=",
     "…": "...",
@@ -36,38 +36,39 @@ _HANDLER = "mergeloom"
 
 
 def prepare() -> None:
-    """Make standard input, output and error streams usable, for the rest of the process.
+    """Make standard input, output and error usable, for the rest of the process.
 
-    A closed stream becomes the null device; otherwise the first opened file would get its
-    descriptor, and libraries would print into that file. A stream with a non-Unicode encoding gets
-    ASCII replacements of other characters.
+    A closed stream becomes the null device; otherwise the next file to be opened would get its
+    descriptor, and libraries would print into that file. Characters that a stream cannot encode are
+    replaced by ASCII.
     """
     if "idlelib" not in sys.modules and os.name == "posix":
-        _fill_closed_numbers()
-    codecs.register_error(_HANDLER, _spelt)
-    sys.stdout = _usable(sys.stdout)
-    sys.stderr = _usable(sys.stderr)
+        _fill_closed_descriptors()
+    codecs.register_error(_HANDLER, _ascii_replacement)
+    sys.stdout = _usable_stream(sys.stdout)
+    sys.stderr = _usable_stream(sys.stderr)
 
 
-def _fill_closed_numbers() -> None:
+def _fill_closed_descriptors() -> None:
     with contextlib.suppress(OSError):
-        number = os.open(os.devnull, os.O_RDWR)
-        while number <= 2:
-            os.set_inheritable(number, True)
-            number = os.open(os.devnull, os.O_RDWR)
-        os.close(number)
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        while descriptor <= 2:
+            os.set_inheritable(descriptor, True)
+            descriptor = os.open(os.devnull, os.O_RDWR)
+        os.close(descriptor)
 
 
-def _usable(stream: TextIO | None) -> TextIO:
+def _usable_stream(stream: TextIO | None) -> TextIO:
     if stream is None:  # it was closed
-        return _Nowhere()
+        return _ClosedStream()
     with contextlib.suppress(AttributeError, ValueError, OSError):
         stream.reconfigure(errors=_HANDLER)  # type: ignore[attr-defined]
     return stream
 
 
-def abandon() -> None:
-    """Suppress the interpreter's error at exit about a stream that cannot be flushed."""
+def detach_unwritable() -> None:
+    """Drop streams that cannot be flushed; the interpreter would report an error for them at
+    exit."""
     for name in ("stdout", "stderr"):
         try:
             getattr(sys, name).flush()
@@ -75,31 +76,31 @@ def abandon() -> None:
             setattr(sys, name, None)
 
 
-class _Nowhere(io.StringIO):
+class _ClosedStream(io.StringIO):
     """Discards output to a closed stream."""
 
-    is_nowhere = True
+    is_closed_stream = True
 
     def write(self, text: str) -> int:
         return len(text)
 
 
-def _spelt(error: UnicodeError) -> tuple[str, int]:
+def _ascii_replacement(error: UnicodeError) -> tuple[str, int]:
     """ASCII replacements of characters that an encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
-    return "".join(map(_letter, missing)), error.end
+    return "".join(map(_ascii_text, missing)), error.end
 
 
-def _letter(letter: str) -> str:
-    if letter in _SPELT:
-        return _SPELT[letter]
-    bare = unicodedata.normalize("NFKD", letter)
+def _ascii_text(character: str) -> str:
+    if character in _ASCII:
+        return _ASCII[character]
+    bare = unicodedata.normalize("NFKD", character)
     plain = "".join(part for part in bare if part.isascii())
     if plain:
         return plain
-    name = unicodedata.name(letter, "")
+    name = unicodedata.name(character, "")
     if name.startswith("GREEK"):
         return name.split()[-1].lower()
-    return "" if unicodedata.combining(letter) else "?"
+    return "" if unicodedata.combining(character) else "?"

@@ -1,4 +1,4 @@
-"""The versions of this program and of what its results depend on."""
+"""The version of this program, and of the packages that its results depend on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mergeloom.engine.base.versions import version_of
 
 
 def _version(package: str) -> str:
-    # It may run from a directory that was never installed.
+    # The program may run from a directory that was never installed.
     return version_of(package) or "unknown"
 
 

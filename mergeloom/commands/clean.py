@@ -21,14 +21,14 @@ def clean(
             "--all", help="Also the machine code in use, and the measured speed of this machine."
         ),
     ] = False,
-    dry: Annotated[
+    dry_run: Annotated[
         bool, Option("--dry-run", "-n", help="Show what would be removed; remove nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove machine code that is no longer used, and interrupted merges in OUT."""
-    from mergeloom import questions
+    from mergeloom import queries
     from mergeloom.report.terminal.status import render_clean
 
-    found = questions.clean(outputs or [], everything=everything, dry=dry)
+    found = queries.clean(outputs or [], everything=everything, dry_run=dry_run)
     Printer(as_json).answer(found, lambda: render_clean(found))

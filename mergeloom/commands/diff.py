@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from mergeloom.command_line import Argument, Option
-from mergeloom.options import AsJson, Finding, HtmlFile, Ram, Threads
+from mergeloom.options import AsJson, HtmlFile, ModelSearch, Ram, Threads
 from mergeloom.printer import Printer
 
 
 def diff(
     a: Annotated[str, Argument(metavar="A", help="A model: a directory or a hub id.")],
     b: Annotated[str, Argument(metavar="B", help="Another one.")],
-    finding: Finding,
+    search: ModelSearch,
     base: Annotated[
         str | None,
         Argument(metavar="[BASE]", help="The base that both were fine-tuned from."),
@@ -30,12 +30,12 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Show how model B differs from A, and how both differ from BASE."""
-    from mergeloom import questions
+    from mergeloom import queries
     from mergeloom.report.terminal.diff import render_diff
 
     printer = Printer(as_json, quiet)
     with printer.measuring() as observer:
-        found = questions.diff(
+        found = queries.diff(
             a,
             b,
             base,
@@ -43,8 +43,8 @@ def diff(
             match=match,
             ram=ram,
             threads=threads,
-            model_dirs=finding.model_dirs,
-            search=finding.folders,
+            model_dirs=search.model_dirs,
+            search=search.folders,
             observer=observer,
         )
     if html is not None:

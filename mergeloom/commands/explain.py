@@ -6,14 +6,21 @@ from typing import Annotated
 
 from mergeloom.command_line import Argument, Option
 from mergeloom.engine.base.gc_pause import collection_spared
-from mergeloom.options import AsJson, Config, Finding, Meaning, Resources, planned
+from mergeloom.options import (
+    AsJson,
+    Config,
+    ModelSearch,
+    OutputOptions,
+    ResourceOptions,
+    plan_from_options,
+)
 from mergeloom.printer import Printer
 
 
 def explain(
     config: Config,
-    finding: Finding,
-    meaning: Meaning,
+    search: ModelSearch,
+    output_options: OutputOptions,
     tensor: Annotated[
         str | None,
         Argument(metavar="[TENSOR]", help="An output tensor, or part of its name."),
@@ -28,30 +35,32 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show where output tensors come from, and which entry of CONFIG sets each parameter."""
-    from mergeloom import questions
+    from mergeloom import queries
     from mergeloom.report.terminal.tensors import render_explain
 
     printer = Printer(as_json)
     if lines:
-        plan = planned(config, finding, meaning, Resources(device="cpu"), printer.planning())
+        plan = plan_from_options(
+            config, search, output_options, ResourceOptions(device="cpu"), printer.planning()
+        )
         from mergeloom.report.terminal.lines import render_lines
 
-        whole = questions.explain_lines(plan)
+        whole = queries.explain_lines(plan)
         printer.answer(whole, lambda: render_lines(whole))
         return
     with collection_spared():
-        found = questions.explain(
+        found = queries.explain(
             config,
             tensor,
             token=token,
-            seed=meaning.seed,
-            max_shard_size=meaning.max_shard_size,
-            allow_truncated_embeddings=meaning.allow_truncated_embeddings,
-            allow_different_architectures=meaning.allow_different_architectures,
-            strict=meaning.strict,
-            settings=meaning.settings or (),
-            model_dirs=finding.model_dirs,
-            search=finding.folders,
+            seed=output_options.seed,
+            max_shard_size=output_options.max_shard_size,
+            allow_truncated_embeddings=output_options.allow_truncated_embeddings,
+            allow_different_architectures=output_options.allow_different_architectures,
+            strict=output_options.strict,
+            settings=output_options.settings or (),
+            model_dirs=search.model_dirs,
+            search=search.folders,
             observer=printer.planning(),
         )
     printer.answer(found, lambda: render_explain(found))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mergeloom.command_line import Argument, Interrupted, Option
-from mergeloom.options import AsJson, Finding
+from mergeloom.options import AsJson, ModelSearch
 from mergeloom.printer import Printer
 
 
@@ -15,7 +15,7 @@ def export(
         str, Argument(metavar="MODEL", help="A directory, a hub id, or a merge's output.")
     ],
     output: Annotated[Path, Argument(metavar="OUT.gguf", help="The file to write.")],
-    finding: Finding,
+    search: ModelSearch,
     kind: Annotated[
         str, Option("--type", metavar="f16|bf16|q8_0|f32", help="Type of matrices.")
     ] = "f16",
@@ -50,8 +50,8 @@ def export(
                 overwrite=overwrite,
                 ram=ram,
                 threads=threads,
-                model_dirs=finding.model_dirs,
-                search=finding.folders,
+                model_dirs=search.model_dirs,
+                search=search.folders,
                 observer=observer,
             )
         except KeyboardInterrupt as stop:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 from mergeloom.command_line import Argument, Option
-from mergeloom.options import Finding, method_names, read_path
+from mergeloom.options import ModelSearch, method_names, read_path
 from mergeloom.printer import Printer
 
 
 def init(
     models: Annotated[list[str], Argument(metavar="MODEL...", help="Directories or hub ids.")],
-    finding: Finding,
+    search: ModelSearch,
     base: Annotated[
         str | None,
         Option(metavar="MODEL", help="The base that the others were fine-tuned from."),
@@ -20,7 +20,9 @@ def init(
     method: Annotated[
         str | None,
         Option(
-            metavar="NAME", help="The merge method. [default: a suitable one]", words=method_names
+            metavar="NAME",
+            help="The merge method. [default: a suitable one]",
+            completions=method_names,
         ),
     ] = None,
     stack: Annotated[bool, Option("--stack", help="Stack the layers of the models.")] = False,
@@ -37,18 +39,18 @@ def init(
     force: Annotated[bool, Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Write a commented configuration for some models, as a starting point."""
-    from mergeloom import questions
+    from mergeloom import queries
 
     printer = Printer()
     to_stdout = str(output) == "-"
-    text = questions.init(
+    text = queries.init(
         models,
         base=base,
         method=method,
         stack=stack,
         folder=None if to_stdout else output.parent,
-        model_dirs=finding.model_dirs,
-        search=finding.folders,
+        model_dirs=search.model_dirs,
+        search=search.folders,
         observer=printer.planning(),
     )
     if to_stdout:

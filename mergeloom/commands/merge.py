@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from mergeloom.command_line import HIDDEN, Interrupted, Option
-from mergeloom.mergekit_flags import MergekitFlags, take
+from mergeloom.mergekit_flags import MergekitFlags, apply_flags
 from mergeloom.options import (
     AsJson,
     Config,
-    Finding,
     HtmlFile,
-    Meaning,
-    OutputArgument,
-    Resources,
-    planned,
+    ModelSearch,
+    OutputOptions,
+    OutputPath,
+    ResourceOptions,
+    plan_from_options,
 )
 from mergeloom.printer import Printer
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 def merge(
     config: Config,
-    output: OutputArgument,
-    finding: Finding,
-    meaning: Meaning,
-    resources: Resources,
+    output: OutputPath,
+    search: ModelSearch,
+    output_options: OutputOptions,
+    resources: ResourceOptions,
     mergekit: Annotated[MergekitFlags, HIDDEN],
     io: Annotated[
         str,
@@ -65,15 +65,19 @@ def merge(
     from mergeloom import arguments
     from mergeloom.engine.storage.source import IOMode
 
-    arguments.choice(io, "--io", [mode.value for mode in IOMode])
+    arguments.one_of(io, "--io", [mode.value for mode in IOMode])
     printer = Printer(as_json, quiet, json_progress)
-    meaning, resources = take(mergekit, meaning, resources, printer.note)
-    found = planned(config, finding, meaning, resources, printer.planning(), output)
-    run_merge(found, output, printer, io=io, restart=restart, verify=verify, check=check, html=html)
+    output_options, resources = apply_flags(mergekit, output_options, resources, printer.note)
+    planned = plan_from_options(
+        config, search, output_options, resources, printer.planning(), output
+    )
+    run_merge(
+        planned, output, printer, io=io, restart=restart, verify=verify, check=check, html=html
+    )
 
 
 def run_merge(
-    found: PlannedMerge,
+    planned: PlannedMerge,
     output: Path,
     printer: Printer,
     *,
@@ -90,14 +94,14 @@ def run_merge(
     """
     from mergeloom import api
 
-    state = found.output_state
-    told = printer
+    state = planned.output_state
+    chosen_printer = printer
     if state is not None and state.will in ("refuse", "nothing") and not (restart or verify):
-        told = replace(printer, quiet=True)  # the error or the result says everything
-    with told.running(found) as observer:
+        chosen_printer = replace(printer, quiet=True)  # the error or the result says everything
+    with chosen_printer.running(planned) as observer:
         try:
             result = api.merge(
-                found,
+                planned,
                 output,
                 io=io,
                 restart=restart,
@@ -108,11 +112,11 @@ def run_merge(
         except KeyboardInterrupt as stop:
             raise Interrupted(f"the same command continues '{output}' where it stopped") from stop
 
-    def rendered() -> RenderableType:
+    def render() -> RenderableType:
         from mergeloom.report.terminal.run import render_outcome
 
         return render_outcome(result.report)
 
-    printer.result(result.report, rendered)
+    printer.result(result.report, render)
     if html is not None:
         printer.page(result.page(), html)

@@ -9,14 +9,14 @@ from mergeloom.command_line import Option
 from mergeloom.commands.mergekit_yaml import run_as_mergekit
 from mergeloom.engine.base.errors import LoomError
 from mergeloom.mergekit_flags import MergekitFlags
-from mergeloom.options import Config, Finding, Meaning, OutputArgument
+from mergeloom.options import Config, ModelSearch, OutputOptions, OutputPath
 
 
 def mergekit_pytorch(
     config: Config,
-    output: OutputArgument,
+    output: OutputPath,
     flags: MergekitFlags,
-    finding: Finding,
+    search: ModelSearch,
     union: Annotated[
         bool, Option("-u", "--tensor-union", help="Merge tensors that any input has.")
     ] = False,
@@ -41,5 +41,5 @@ def mergekit_pytorch(
     if union and intersection:
         raise LoomError("--tensor-union and --tensor-intersection cannot be combined: give one")
     tensors = "union" if union else "intersection" if intersection else "same"
-    meaning = Meaning(settings=[f"tensors={tensors}"])
-    run_as_mergekit(config, output, flags, finding, device, ram, quiet, meaning)
+    output_options = OutputOptions(settings=[f"tensors={tensors}"])
+    run_as_mergekit(config, output, flags, search, device, ram, quiet, output_options)

@@ -7,23 +7,23 @@ from typing import Annotated
 
 from mergeloom.command_line import Option
 from mergeloom.commands.merge import run_merge
-from mergeloom.mergekit_flags import MergekitFlags, take
+from mergeloom.mergekit_flags import MergekitFlags, apply_flags
 from mergeloom.options import (
     Config,
-    Finding,
-    Meaning,
-    OutputArgument,
-    Resources,
-    planned,
+    ModelSearch,
+    OutputOptions,
+    OutputPath,
+    ResourceOptions,
+    plan_from_options,
 )
 from mergeloom.printer import Printer
 
 
 def mergekit_yaml(
     config: Config,
-    output: OutputArgument,
+    output: OutputPath,
     flags: MergekitFlags,
-    finding: Finding,
+    search: ModelSearch,
     device: Annotated[
         str | None, Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")
     ] = None,
@@ -39,26 +39,28 @@ def mergekit_yaml(
 
     As in mergekit, another merge in OUT is replaced; other files there are not touched.
     """
-    run_as_mergekit(config, output, flags, finding, device, ram, quiet, Meaning())
+    run_as_mergekit(config, output, flags, search, device, ram, quiet, OutputOptions())
 
 
 def run_as_mergekit(
     config: Path,
     output: Path,
     flags: MergekitFlags,
-    finding: Finding,
+    search: ModelSearch,
     device: str | None,
     ram: str | None,
     quiet: bool,
-    meaning: Meaning,
+    output_options: OutputOptions,
 ) -> None:
-    """Merge with mergekit's flags; ``meaning`` has the options that these do not cover."""
+    """Merge with mergekit's flags; ``output_options`` has the options that these do not cover."""
     printer = Printer(quiet=quiet)
-    resources = Resources(ram=ram, device=device or "auto")
-    meaning, resources = take(flags, meaning, resources, printer.note)
-    found = planned(config, finding, meaning, resources, printer.planning(), output)
-    state = found.report.output_state
+    resources = ResourceOptions(ram=ram, device=device or "auto")
+    output_options, resources = apply_flags(flags, output_options, resources, printer.note)
+    planned = plan_from_options(
+        config, search, output_options, resources, printer.planning(), output
+    )
+    state = planned.report.output_state
     other = state is not None and state.will == "refuse" and state.same is False
     if other:
         printer.note(f"'{output}' holds another merge: it is made anew, as mergekit does")
-    run_merge(found, output, printer, restart=other)
+    run_merge(planned, output, printer, restart=other)

@@ -6,25 +6,25 @@ from pathlib import Path
 from typing import Annotated
 
 from mergeloom.command_line import HIDDEN, Argument, Option
-from mergeloom.mergekit_flags import MergekitFlags, take
+from mergeloom.mergekit_flags import MergekitFlags, apply_flags
 from mergeloom.options import (
     AsJson,
     Config,
-    Finding,
     HtmlFile,
-    Meaning,
-    Resources,
+    ModelSearch,
+    OutputOptions,
+    ResourceOptions,
     optional_path,
-    planned,
+    plan_from_options,
 )
 from mergeloom.printer import Printer
 
 
 def plan(
     config: Config,
-    finding: Finding,
-    meaning: Meaning,
-    resources: Resources,
+    search: ModelSearch,
+    output_options: OutputOptions,
+    resources: ResourceOptions,
     mergekit: Annotated[MergekitFlags, HIDDEN],
     output: Annotated[
         Path | None,
@@ -50,20 +50,22 @@ def plan(
 ) -> None:
     """Show what a merge would do: layers, memory, time, bytes. Reads no weights."""
     printer = Printer(as_json)
-    meaning, resources = take(mergekit, meaning, resources, printer.note)
-    found = planned(config, finding, meaning, resources, printer.planning(), output)
+    output_options, resources = apply_flags(mergekit, output_options, resources, printer.note)
+    planned = plan_from_options(
+        config, search, output_options, resources, printer.planning(), output
+    )
     if graph is not None:
         from mergeloom.report.graph import write_graph
 
-        write_graph(found.plan.graph, graph)
+        write_graph(planned.plan.graph, graph)
         printer.note(f"wrote the task graph to '{graph}'")
     if html is not None:
-        printer.page(found.page(), html)
+        printer.page(planned.page(), html)
     if tasks:
         from mergeloom.report.tasks import task_list
         from mergeloom.report.terminal.tasks import task_lines
 
-        listed = task_list(found)
+        listed = task_list(planned)
         if as_json:
             printer.answer(listed, lambda: "")
         else:
@@ -73,9 +75,9 @@ def plan(
         from mergeloom.report.budgets import budgets_report
         from mergeloom.report.terminal.budgets import render_budgets
 
-        rows = budgets_report(found)
+        rows = budgets_report(planned)
         printer.answer(rows, lambda: render_budgets(rows))
         return
     from mergeloom.report.terminal.plan import render_plan
 
-    printer.answer(found.report, lambda: render_plan(found.report))
+    printer.answer(planned.report, lambda: render_plan(planned.report))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergeloom.printer import building
+from mergeloom.printer import announce_building
 
 
 def prepare() -> None:
@@ -25,6 +25,6 @@ def prepare() -> None:
         return
     missing = arithmetic.missing(FUNCTIONS)
     if missing:
-        building(missing)
+        announce_building(missing)
         arithmetic.build(missing)
     print(f"machine code is ready: {len(FUNCTIONS)} functions, {len(missing)} of them new")

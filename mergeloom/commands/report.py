@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from mergeloom.command_line import Option
-from mergeloom.options import AsJson, HtmlFile, OutputArgument, Ram, Threads
+from mergeloom.options import AsJson, HtmlFile, OutputPath, Ram, Threads
 from mergeloom.printer import Printer
 
 
 def report(
-    output: OutputArgument,
+    output: OutputPath,
     diff: Annotated[
         bool,
         Option(
@@ -25,18 +25,18 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Show the plan and the measurements of the merge in OUT."""
-    from mergeloom import questions
+    from mergeloom import queries
 
-    found = questions.read_report(output)
+    found = queries.read_report(output)
     printer = Printer(as_json, quiet)
     compared = None
     if diff:
         with printer.measuring() as observer:
-            compared = questions.diff_inputs(output, ram=ram, threads=threads, observer=observer)
+            compared = queries.diff_inputs(output, ram=ram, threads=threads, observer=observer)
     if html is not None:
         from mergeloom.report.html.page import merge_page
 
-        printer.page(merge_page(found, questions.read_details(output), compared), html)
+        printer.page(merge_page(found, queries.read_details(output), compared), html)
     if compared is not None:
         from mergeloom.report.terminal.inputs_diff import render_inputs_diff
 

@@ -16,6 +16,6 @@ def schema(
     ] = None,
 ) -> None:
     """Print the JSON schemas of the documents that --json prints."""
-    from mergeloom import questions
+    from mergeloom import queries
 
-    Printer(as_json=True).lines([json.dumps(questions.schema(document), indent=2)])
+    Printer(as_json=True).lines([json.dumps(queries.schema(document), indent=2)])

@@ -10,9 +10,9 @@ from mergeloom.commands.merge import run_merge
 from mergeloom.engine.base.errors import ConfigError
 from mergeloom.options import (
     AsJson,
-    Finding,
-    OutputArgument,
-    Resources,
+    ModelSearch,
+    OutputPath,
+    ResourceOptions,
 )
 from mergeloom.printer import Printer
 
@@ -20,9 +20,9 @@ from mergeloom.printer import Printer
 def transplant(
     model: Annotated[str, Argument(metavar="MODEL", help="A directory or a hub id.")],
     donor: Annotated[str, Argument(metavar="DONOR", help="The model whose tokenizer MODEL gets.")],
-    output: OutputArgument,
-    finding: Finding,
-    resources: Resources,
+    output: OutputPath,
+    search: ModelSearch,
+    resources: ResourceOptions,
     method: Annotated[
         str,
         Option(
@@ -133,7 +133,7 @@ def transplant(
         configuration["dtype"] = dtype
     printer = Printer(as_json, quiet)
     try:
-        found = api.plan(
+        planned = api.plan(
             configuration,
             output=output,
             ram=resources.ram,
@@ -142,8 +142,8 @@ def transplant(
             vram=resources.vram,
             seed=seed,
             max_shard_size=max_shard_size,
-            model_dirs=finding.model_dirs,
-            search=finding.folders,
+            model_dirs=search.model_dirs,
+            search=search.folders,
             observer=printer.planning(),
         )
     except ConfigError as error:  # the user has not seen this configuration
@@ -151,6 +151,6 @@ def transplant(
     if dry_run:
         from mergeloom.report.terminal.plan import render_plan
 
-        printer.answer(found.report, lambda: render_plan(found.report))
+        printer.answer(planned.report, lambda: render_plan(planned.report))
         return
-    run_merge(found, output, printer, restart=restart)
+    run_merge(planned, output, printer, restart=restart)

@@ -7,12 +7,12 @@ from typing import Annotated
 import click
 
 from mergeloom.command_line import Option
-from mergeloom.options import AsJson, OutputArgument
+from mergeloom.options import AsJson, OutputPath
 from mergeloom.printer import Printer
 
 
 def verify(
-    output: OutputArgument,
+    output: OutputPath,
     load: Annotated[
         bool,
         Option(
@@ -23,10 +23,10 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check the tensors of a finished or interrupted merge against their recorded digests."""
-    from mergeloom import questions
+    from mergeloom import queries
     from mergeloom.report.terminal.verification import render_verify
 
-    found = questions.verify(output, load=load)
+    found = queries.verify(output, load=load)
     Printer(as_json).answer(found, lambda: render_verify(found))
     if not found.sound:
         raise click.exceptions.Exit(1)

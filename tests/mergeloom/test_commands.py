@@ -17,8 +17,8 @@ from mergeloom.cli import app
 from mergeloom.engine.base.errors import ConfigError, LoomError, OutputError
 from mergeloom.engine.hardware.profile import cache_directory
 from mergeloom.engine.output.lock import hold
-from mergeloom.mergekit_flags import MergekitFlags, translate
-from mergeloom.options import Meaning, Resources
+from mergeloom.mergekit_flags import MergekitFlags, translate_flags
+from mergeloom.options import OutputOptions, ResourceOptions
 from tests.mergeloom.support import LINEAR, run
 from tests.mergeloom.test_states import interrupt
 from tests.planners.support import llama
@@ -338,17 +338,20 @@ def test_flags_of_mergekit_become_options() -> None:
         num_threads=3,
         out_shard_size="2B",
     )
-    meaning, resources = translate(flags, Meaning(), Resources())
-    assert meaning == Meaning(
+    output_options, resources = translate_flags(flags, OutputOptions(), ResourceOptions())
+    assert output_options == OutputOptions(
         seed=7,
         max_shard_size="2000000000",
         allow_truncated_embeddings=True,
         allow_different_architectures=True,
     )
-    assert resources == Resources(threads=3, device="cuda")
-    assert translate(MergekitFlags(), Meaning(), Resources()) == (Meaning(), Resources())
+    assert resources == ResourceOptions(threads=3, device="cuda")
+    assert translate_flags(MergekitFlags(), OutputOptions(), ResourceOptions()) == (
+        OutputOptions(),
+        ResourceOptions(),
+    )
     with pytest.raises(LoomError, match="--out-shard-size '0B' is not a size"):
-        translate(MergekitFlags(out_shard_size="0B"), Meaning(), Resources())
+        translate_flags(MergekitFlags(out_shard_size="0B"), OutputOptions(), ResourceOptions())
 
 
 EVERY_FLAG = """--allow-crimes --no-allow-crimes --unsafe-truncate-embeddings

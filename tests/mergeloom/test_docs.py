@@ -15,9 +15,9 @@ import yaml
 
 import mergeloom
 from mergeloom import cleaning
-from mergeloom.cli import NAMES, app
+from mergeloom.cli import COMMANDS, app
 from mergeloom.engine.storage.files import FileSource
-from mergeloom.mergekit_flags import COMMANDS
+from mergeloom.mergekit_flags import MERGEKIT_COMMANDS
 from mergeloom.planners.config.keys import LEVELS
 from mergeloom.planners.config.load import parse_config
 from scripts.fixtures.tokenizer_files import tokenizer_files
@@ -43,7 +43,7 @@ def spans(page: Path) -> list[str]:
     return [
         span
         for span, (first, *rest) in words
-        if span.startswith("mergeloom ") or (first in NAMES and rest)
+        if span.startswith("mergeloom ") or (first in COMMANDS and rest)
     ]
 
 
@@ -69,7 +69,7 @@ def test_an_example_uses_existing_commands_and_options(page: str, line: str) -> 
     while words and words[0].startswith("--"):
         assert words.pop(0) in options(app)
     if words:
-        assert words[0] in NAMES, page
+        assert words[0] in COMMANDS, page
         command = app.get_command(CONTEXT, words[0])
         given = {re.sub(r"[\[\]]|=.*", "", word) for word in words if re.match(r"\[?-", word)}
         assert given <= options(command) | {"--help"}, page
@@ -88,7 +88,7 @@ def test_explained_flags_of_mergekit_are_accepted() -> None:
 
 def test_every_command_of_mergekit_is_explained() -> None:
     text = (ROOT / "docs" / "from-mergekit.md").read_text(encoding="utf-8")
-    assert {name for name in COMMANDS if f"`{name}" not in text} == set()
+    assert {name for name in MERGEKIT_COMMANDS if f"`{name}" not in text} == set()
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ MADE: dict[str, Callable[[Path], Document]] = {
     "budgets": lambda folder: budgets_report(mergeloom.plan(folder / "linear.yml")),
     "diff": lambda folder: mergeloom.diff(folder / "a", folder / "b", values=True),
     "inputs-diff": lambda folder: (merged(folder), mergeloom.diff_inputs(folder / "out"))[1],
-    "clean": lambda folder: mergeloom.clean(dry=True, everything=True),
+    "clean": lambda folder: mergeloom.clean(dry_run=True, everything=True),
     "export": exported,
     "progress": progressed,
     "methods": lambda folder: mergeloom.list_methods(),

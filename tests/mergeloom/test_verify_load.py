@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from mergeloom import api, questions
+from mergeloom import api, queries
 from mergeloom.engine.base.errors import LoomError
 from mergeloom.report.loading import loading_report
 from mergeloom.report.records import VerifyReport
@@ -108,10 +108,10 @@ def test_verify_tells_whether_an_output_loads(model: Path, tmp_path: Path) -> No
     config = {"merge_method": "passthrough", "models": [{"model": str(model)}]}
     out = tmp_path / "out"
     api.merge(config, out)
-    found = questions.verify(out, load=True)
+    found = queries.verify(out, load=True)
     assert found.sound
     assert shown(found).endswith("finds all that the class needs, and nothing else")
-    assert questions.verify(out).loading is None
+    assert queries.verify(out).loading is None
 
 
 def test_faults_of_loading_are_shown(model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Python API other than planning and merging: queries about plans, models and outputs."""
+"""The Python API other than planning and merging: explain, inspect, diff, verify, and others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mergeloom import arguments
-from mergeloom.api import DECIDING, Config, Observer, asked, known, plan, resolver_for, tell
+from mergeloom.api import (
+    OUTPUT_OPTIONS,
+    Config,
+    Observer,
+    check_plan_options,
+    issue_warnings,
+    plan,
+    planner_arguments,
+    resolver_for,
+)
 from mergeloom.arguments import Pathlike, Size
 from mergeloom.engine import job as jobs
 from mergeloom.engine.base.errors import CheckpointError, LoomError, OutputError
@@ -17,7 +26,7 @@ from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.hardware import process
 from mergeloom.engine.run.progress import Progress as Counters
 from mergeloom.engine.storage.source import Access
-from mergeloom.initial import Start, first_configuration
+from mergeloom.initial import InitOptions, initial_configuration
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners.config.load import parse_config
 from mergeloom.planners.plan import decide
@@ -49,9 +58,9 @@ def explain(
     token: str | None = None,
     **options: Any,
 ) -> ExplainReport:
-    """Where output tensors come from, and which entry of the configuration set each parameter.
+    """The origin of output tensors, and the configuration entry that sets each parameter.
 
-    Takes the arguments of `plan`, or its result. ``tensor`` is a name or part of names; without it,
+    Takes the arguments of `plan`, or its result. ``tensor`` is a name, or part of one; without it,
     all tensors are explained. ``token`` asks for the origin of the rows of a token instead.
 
     Raises:
@@ -64,17 +73,21 @@ def explain(
     if token is not None:
         planned = config
         if not isinstance(planned, PlannedMerge):
-            planned = plan(planned, **known({"device": "cpu", **options}))
+            planned = plan(planned, **check_plan_options({"device": "cpu", **options}))
         found = token_report(planned.plan, arguments.text(token, "token"))
         return ExplainReport(tensors=(), token=found)
     if isinstance(config, PlannedMerge):
         return explain_plan(config, pattern)
     observer = options.get("observer") or Observer()
-    given = {name: value for name, value in known(options).items() if name in DECIDING}
+    given = {
+        name: value for name, value in check_plan_options(options).items() if name in OUTPUT_OPTIONS
+    }
     with collection_paused():
-        decided = decide(*asked(config, **{**given, "observer": observer}), keeps_plans=True)
+        decided = decide(
+            *planner_arguments(config, **{**given, "observer": observer}), keeps_plans=True
+        )
         report = explain_decisions(decided, pattern)
-    tell(tuple(decided.planning.findings), observer)
+    issue_warnings(tuple(decided.planning.findings), observer)
     return report
 
 
@@ -89,7 +102,7 @@ def explain_lines(config: Config | PlannedMerge, **options: Any) -> LinesReport:
 
     planned = config
     if not isinstance(planned, PlannedMerge):
-        planned = plan(planned, **known({"device": "cpu", **options}))
+        planned = plan(planned, **check_plan_options({"device": "cpu", **options}))
     return lines_report(planned)
 
 
@@ -140,7 +153,7 @@ def diff(
 
     Raises:
         ConfigError, CheckpointError: a model is not found or malformed, or the models have nothing
-        in common. BudgetError: the budget cannot work. RunError: reading failed.
+        in common. BudgetError: the budget is too small. RunError: reading failed.
     """
     from mergeloom.planners.comparison import compare_models
     from mergeloom.report.diff import diff_report
@@ -154,11 +167,11 @@ def diff(
         resolver_for(None, model_dirs, search, observer),
         pattern,
     )
-    measuring = _measuring(found.graph, ram, threads)
+    measuring = _plan_measuring(found.graph, ram, threads)
     (pair,) = found.each
-    if not arguments.flag(values, "values"):
+    if not arguments.boolean(values, "values"):
         return diff_report(pair, {}, measuring.schedule.read_bytes)
-    measured = _sums(pair, _measure(measuring, observer))
+    measured = _measured_by_name(pair, _measure(measuring, observer))
     return diff_report(pair, measured, measuring.schedule.read_bytes)
 
 
@@ -169,16 +182,16 @@ def diff_inputs(
     threads: int | None = None,
     observer: Observer | None = None,
 ) -> InputsDiffReport:
-    """How the output of a finished merge differs from each of its inputs, comparing each tensor
-    with those it was merged from; and how both differ from the merge's base.
+    """How the output of a finished merge differs from each of its inputs, and how both differ from
+    the merge's base. Each tensor is compared with the tensors it was merged from.
 
     All weights are read once, within the memory budget ``ram``.
 
     Raises:
-        OutputError: no finished merge is there, its details were not kept, it is an adapter, or an
-            input is not where it was.
-        ConfigError, CheckpointError: an input is another one now.
-        BudgetError: the budget cannot work.
+        OutputError: there is no finished merge, its details were not kept, it is an adapter, or an
+            input has been moved or removed.
+        ConfigError, CheckpointError: an input has been replaced.
+        BudgetError: the budget is too small.
         RunError: reading failed.
     """
     from mergeloom.engine.graph.graph import leaves
@@ -187,56 +200,55 @@ def diff_inputs(
     from mergeloom.report.inputs_diff import base_of, sources_of
 
     observer = observer or Observer()
-    place = arguments.path_of(output, "the output")
-    report, details = read_report(place), read_details(place)
-    if (place / "adapter_config.json").exists():
+    path = arguments.path_of(output, "the output")
+    report, details = read_report(path), read_details(path)
+    if (path / "adapter_config.json").exists():
         raise OutputError(
-            f"'{place}' is an adapter: factors do not say how far changes are from each other",
+            f"'{path}' is an adapter: its factors do not say how far apart the changes are",
             remedy="merge a model with each, and compare those: mergeloom diff A B BASE --values",
         )
     if details is None:
         raise OutputError(
-            f"'{place}' has too many tensors for its details to be kept, which say what each was "
-            "made of",
-            remedy=f"'mergeloom diff MODEL {place} --values' compares tensors of one name",
+            f"'{path}' has too many tensors: no record was kept of what each was made of",
+            remedy=f"'mergeloom diff MODEL {path} --values' compares tensors of one name",
         )
     directories = {each.name: each.directory for each in report.models}
     for name, directory in directories.items():
         if not os.path.exists(directory):
             raise OutputError(
                 f"the input '{name}' is no longer in '{directory}'",
-                remedy=f"put it back, or 'mergeloom diff MODEL {place} --values' with a copy of it",
+                remedy=f"put it back, or 'mergeloom diff MODEL {path} --values' with a copy of it",
             )
     found = compare_inputs(
-        os.fspath(place),
+        os.fspath(path),
         sources_of(report, details),
         base_of(report),
         resolver_for(None, directories, (), observer),
     )
-    measuring = _measuring(found.graph, ram, threads)
+    measuring = _plan_measuring(found.graph, ram, threads)
     results = _measure(measuring, observer)
     reports = []
     for pair in found.each:
         loads = {load for merge in pair.merges.values() for load in leaves(merge)}
         own = sum(load.stored_bytes for load in loads)
-        reports.append(diff_report(pair, _sums(pair, results), own))
+        reports.append(diff_report(pair, _measured_by_name(pair, results), own))
     return InputsDiffReport(
-        output=str(place), inputs=tuple(reports), read_bytes=measuring.schedule.read_bytes
+        output=str(path), inputs=tuple(reports), read_bytes=measuring.schedule.read_bytes
     )
 
 
-def _measuring(graph: Graph, ram: Size | None, threads: int | None) -> Measuring:
-    """The parameters for measuring a graph within a budget."""
+def _plan_measuring(graph: Graph, ram: Size | None, threads: int | None) -> Measuring:
+    """The measurement of a graph within a memory budget."""
     from mergeloom.engine.measure import Measuring
 
     budget = process.default_budget() if ram is None else arguments.size(ram, "ram")
-    workers = None if threads is None else arguments.whole(threads, "threads", 1)
+    workers = None if threads is None else arguments.integer(threads, "threads", 1)
     here = process.this_machine(cpu_arithmetic(), TORCH, workers)
     return Measuring.of(graph, budget, here)
 
 
 def _measure(measuring: Measuring, observer: Observer) -> Mapping[Merge, tuple[Any, ...]]:
-    """Measure, and report progress."""
+    """Run a measurement, with progress; the values by merge."""
     meter = Meter(jobs.Begun(measuring.schedule, 0))
     shown = observer.progressed
 
@@ -247,7 +259,9 @@ def _measure(measuring: Measuring, observer: Observer) -> Mapping[Merge, tuple[A
     return measuring.run(Access(), progressed, observer.building)
 
 
-def _sums(found: Comparison, results: Mapping[Merge, tuple[Any, ...]]) -> dict[str, Any]:
+def _measured_by_name(
+    found: Comparison, results: Mapping[Merge, tuple[Any, ...]]
+) -> dict[str, Any]:
     """The measurements of each tensor, by name."""
     return {name: results[merge][0] for name, merge in found.merges.items()}
 
@@ -265,7 +279,7 @@ def verify(output: Pathlike, *, load: bool = False) -> VerifyReport:
     """
     from mergeloom.report.verification import verify_report
 
-    return verify_report(arguments.path_of(output, "the output"), arguments.flag(load, "load"))
+    return verify_report(arguments.path_of(output, "the output"), arguments.boolean(load, "load"))
 
 
 def status(output: Pathlike) -> StatusReport:
@@ -303,10 +317,10 @@ def read_details(output: Pathlike) -> DetailsReport | None:
 
 
 def clean(
-    outputs: Pathlike | Sequence[Pathlike] = (), *, everything: bool = False, dry: bool = False
+    outputs: Pathlike | Sequence[Pathlike] = (), *, everything: bool = False, dry_run: bool = False
 ) -> CleanReport:
     """Remove machine code not used by this version (with ``everything``, all caches), and
-    interrupted merges in ``outputs``. A ``dry`` run removes nothing.
+    interrupted merges in ``outputs``. A dry run removes nothing.
 
     Raises:
         OutputError: an output is finished, or was not made by this program.
@@ -316,8 +330,8 @@ def clean(
 
     return cleaning.clean(
         arguments.paths_of(outputs, "outputs"),
-        arguments.flag(everything, "everything"),
-        arguments.flag(dry, "dry"),
+        arguments.boolean(everything, "everything"),
+        arguments.boolean(dry_run, "dry"),
     )
 
 
@@ -372,16 +386,16 @@ def init(
         ConfigError: there is no such method, or it does not merge such models.
         CheckpointError: a model is not found or malformed, or the models do not match.
     """
-    names = [_seen_from(each, folder) for each in ([base] if base is not None else [])]
-    names += [_seen_from(each, folder) for each in models]
+    names = [_reference_from(each, folder) for each in ([base] if base is not None else [])]
+    names += [_reference_from(each, folder) for each in models]
     where: dict[str, Any] = {"model_dirs": model_dirs, "search": search, "observer": observer}
     found = {name: inspect(name, **where) for name in dict.fromkeys(names)}
-    start = Start(found, names[0] if base is not None else None, method, stack)
-    text = first_configuration(start)
+    start = InitOptions(found, names[0] if base is not None else None, method, stack)
+    text = initial_configuration(start)
     try:
         _plan_quietly(text, **where)
     except CheckpointError as error:
-        text = first_configuration(replace(start, union=True))
+        text = initial_configuration(replace(start, union=True))
         try:
             _plan_quietly(text, **where)
         except LoomError:
@@ -397,7 +411,7 @@ def _plan_quietly(text: str, **where: Any) -> None:
     )
 
 
-def _seen_from(model: Pathlike, folder: Pathlike | None) -> str:
+def _reference_from(model: Pathlike, folder: Pathlike | None) -> str:
     """The reference to a model in a configuration in ``folder``, where paths relative to the
     working directory may not be valid."""
     path = arguments.path_of(model, "a model")
