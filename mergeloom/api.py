@@ -198,7 +198,7 @@ def merge(
     from mergeloom.engine import job as jobs
     from mergeloom.output import check_overlap
     from mergeloom.report.meter import Meter
-    from mergeloom.report.stored import store
+    from mergeloom.report.stored import store_reports
 
     directory = arguments.path_of(output, "the output")
     mode = IOMode(arguments.one_of(io, "io", [each.value for each in IOMode]))
@@ -266,7 +266,7 @@ def merge(
     samples = () if meter is None else meter.samples
     result = MergeResult(directory, planned, outcome, checked, findings, samples)
     if not outcome.was_finished:
-        store(result, directory)
+        store_reports(result, directory)
     return result
 
 

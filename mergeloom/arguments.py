@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.errors import Finding, LoomError, Severity
-from mergeloom.report.units import MIB, memory, parse_size
+from mergeloom.engine.base.units import MIB
+from mergeloom.report.units import memory_text, parse_size
 
 Size = int | str
 Pathlike = str | os.PathLike[str]
@@ -160,7 +161,7 @@ def budget_findings(asked: int | None, available: int, whole_machine: int) -> tu
     there = whole_machine if asked > whole_machine else available
     return (
         Finding(
-            f"a budget of {memory(asked)} is more memory than {where}",
+            f"a budget of {memory_text(asked)} is more memory than {where}",
             remedy=f"--ram {there >> 20}MiB is all of it",
             code="budget-above-memory",
             severity=Severity.WARNING,

@@ -12,7 +12,7 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.methods import registry
 from mergeloom.methods.declare import REQUIRED, Base, Method, Parameter
 from mergeloom.report.records import InspectReport
-from mergeloom.report.units import count
+from mergeloom.report.units import count_text
 
 _WRITABLE = ("BF16", "F16", "F32", "F64")
 _INITIAL_VALUES: Mapping[str, float] = {"weight": 1.0, "t": 0.5, "density": 0.5}
@@ -100,7 +100,8 @@ def _header_lines(options: InitOptions) -> Iterator[str]:
         layers = report.stacks[0].layers
         kinds = " and ".join(map(str.lower, list(report.dtypes)[:2]))
         base = "  (the base)" if name == options.base else ""
-        yield f"#   {name}: {layers} layers, {count(report.parameters)} parameters, {kinds}{base}"
+        parameters = count_text(report.parameters)
+        yield f"#   {name}: {layers} layers, {parameters} parameters, {kinds}{base}"
     yield "# 'mergeloom plan FILE' shows what it does, 'mergeloom merge FILE OUT' runs it."
 
 

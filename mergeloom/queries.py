@@ -197,7 +197,7 @@ def diff_inputs(
     from mergeloom.engine.graph.graph import leaves
     from mergeloom.planners.comparison import compare_inputs
     from mergeloom.report.diff import diff_report
-    from mergeloom.report.inputs_diff import base_of, sources_of
+    from mergeloom.report.inputs_diff import common_base, compared_tensors
 
     observer = observer or Observer()
     path = arguments.path_of(output, "the output")
@@ -221,8 +221,8 @@ def diff_inputs(
             )
     found = compare_inputs(
         os.fspath(path),
-        sources_of(report, details),
-        base_of(report),
+        compared_tensors(report, details),
+        common_base(report),
         resolver_for(None, directories, (), observer),
     )
     measuring = _plan_measuring(found.graph, ram, threads)

@@ -74,9 +74,9 @@ class PlannedMerge:
 
     def document(self) -> dict[str, Any]:
         """The document printed by ``mergeloom plan --json``."""
-        from mergeloom.report.json import plain
+        from mergeloom.report.json import to_json_types
 
-        return plain(self.report)
+        return to_json_types(self.report)
 
     def __repr__(self) -> str:
         from mergeloom.report.terminal.plan import one_line
@@ -84,9 +84,9 @@ class PlannedMerge:
         return f"<PlannedMerge: {one_line(self.report)}>"
 
     def _repr_html_(self) -> str:
-        from mergeloom.report.html.page import framed
+        from mergeloom.report.html.page import notebook_frame
 
-        return framed(self.report, lambda: self.details)
+        return notebook_frame(self.report, lambda: self.details)
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,9 +128,9 @@ class MergeResult:
 
     def document(self) -> dict[str, Any]:
         """The document printed by ``mergeloom merge --json``."""
-        from mergeloom.report.json import plain
+        from mergeloom.report.json import to_json_types
 
-        return plain(self.report)
+        return to_json_types(self.report)
 
     def __repr__(self) -> str:
         from mergeloom.report.terminal.run import one_line
@@ -138,6 +138,6 @@ class MergeResult:
         return f"<MergeResult: {one_line(self.report)}>"
 
     def _repr_html_(self) -> str:
-        from mergeloom.report.html.page import framed
+        from mergeloom.report.html.page import notebook_frame
 
-        return framed(self.report, lambda: self.details)
+        return notebook_frame(self.report, lambda: self.details)

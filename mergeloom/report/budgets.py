@@ -13,17 +13,17 @@ from mergeloom.report.plan_records import BudgetRow, BudgetsReport
 if TYPE_CHECKING:
     from mergeloom.results import PlannedMerge
 
-_FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0)
+_BUDGET_FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0)
 
 
 def budgets_report(planned: PlannedMerge) -> BudgetsReport:
     """Schedules for several budgets, from the smallest that works to the largest useful one."""
-    return BudgetsReport(budget_bytes=planned.budget_bytes, rows=tuple(_rows(planned)))
+    return BudgetsReport(budget_bytes=planned.budget_bytes, rows=tuple(_budget_rows(planned)))
 
 
-def _rows(planned: PlannedMerge) -> Iterator[BudgetRow]:
+def _budget_rows(planned: PlannedMerge) -> Iterator[BudgetRow]:
     graph, smallest = planned.schedule.graph, planned.schedule.minimum_bytes
-    for factor in _FACTORS:
+    for factor in _BUDGET_FACTORS:
         budget = -(-int(smallest * factor) // MIB) * MIB
         if budget > planned.memory_limit and factor > 1:
             return

@@ -1,6 +1,6 @@
-"""Records used only by the HTML page: every tensor, and memory step by step.
+"""Records for the HTML page only: every tensor, and memory step by step.
 
-Rows refer to each other by position, because there may be hundreds of thousands.
+Rows refer to each other by position, because there may be hundreds of thousands of them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TensorRow:
 
 @record(frozen=True, slots=True)
 class MemoryStep:
-    """Memory of buffers during a run, after ``written_bytes`` of output."""
+    """Memory of buffers after ``written_bytes`` of output; all sizes in bytes."""
 
     name: str
     written_bytes: int
@@ -85,7 +85,7 @@ class LaneRow:
     busy: tuple[float, ...]
     """The busy share of each cell, from 0 to 1."""
     names: tuple[int, ...]
-    """The task that took most of each cell, as position in ``tasks``."""
+    """The task that took most of each cell, as its position in ``tasks``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +100,10 @@ class DetailsReport(Document):
     """Memory other than buffers: interpreter, libraries, graph, scratch memory."""
     steps: tuple[MemoryStep, ...]
     samples: tuple[Sample, ...]
-    """Nothing of a plan."""
+    """Empty for a plan."""
     lanes: tuple[LaneRow, ...] = ()
-    """Nothing of a plan."""
+    """Empty for a plan."""
     tasks: tuple[str, ...] = ()
-    """Task names used by lanes."""
+    """The task names that lanes refer to."""
     text: str
     """The configuration."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mergeloom.engine.run.lanes import Lane
     from mergeloom.results import PlannedMerge
 
-_STEPS = 400
+_MAX_STEPS = 400
 """Maximum number of memory steps in a chart."""
 
 
@@ -40,14 +40,14 @@ def details_report(
         )
         for lane in lanes
     )
-    rows = _Rows(planned)
+    rows = _RowBuilder(planned)
     tensors = tuple(map(rows.tensor, planned.plan.tensor_plans()))
     return DetailsReport(
         models=tuple(rows.models),
         values=tuple(rows.values),
         tensors=tensors,
         overhead_bytes=planned.schedule.overhead_bytes,
-        steps=tuple(_thinned(list(_steps(planned)))),
+        steps=tuple(_downsampled(list(_memory_steps(planned)))),
         samples=tuple(samples),
         lanes=shown,
         tasks=tuple(tasks),
@@ -55,16 +55,16 @@ def details_report(
     )
 
 
-class _Rows:
+class _RowBuilder:
     """Creates rows that share values and models."""
 
     def __init__(self, planned: PlannedMerge) -> None:
         self._writes = writes_by_name(planned.plan.graph.writes)
         self.models: dict[str, int] = {}
         self.values: dict[ValueRow, int] = {}
-        self._known: dict[tuple[str, int], int] = {}
-        self._kept: list[Resolved] = []
-        """Keeps the objects alive whose `id` is in ``_known``."""
+        self._positions: dict[tuple[str, int], int] = {}
+        self._alive: list[Resolved] = []
+        """Keeps the objects alive whose `id` is in ``_positions``."""
 
     def tensor(self, plan: TensorPlan) -> TensorRow:
         write = self._writes[plan.name]
@@ -75,26 +75,26 @@ class _Rows:
             layer=plan.layer,
             how="copy" if plan.method is None else plan.method.name,
             because=plan.copied_because,
-            inputs=tuple([self._input(plan, item) for item in plan.contributions]),
-            values=self._of(plan.settings),
+            inputs=tuple([self._input_row(plan, item) for item in plan.contributions]),
+            values=self._value_positions(plan.settings),
         )
 
-    def _input(self, plan: TensorPlan, item: Contribution) -> InputRow:
+    def _input_row(self, plan: TensorPlan, item: Contribution) -> InputRow:
         name = item.stored_name
         return InputRow(
             model=self.models.setdefault(item.model.name, len(self.models)),
             layer=item.layer,
             tensor=None if name == plan.name else name,
             base=item.is_base,
-            values=self._of(item.parameters),
+            values=self._value_positions(item.parameters),
         )
 
-    def _of(self, parameters: Mapping[str, Resolved]) -> tuple[int, ...]:
-        return tuple([self._value(name, found) for name, found in parameters.items()])
+    def _value_positions(self, parameters: Mapping[str, Resolved]) -> tuple[int, ...]:
+        return tuple([self._value_position(name, found) for name, found in parameters.items()])
 
-    def _value(self, name: str, found: Resolved) -> int:
+    def _value_position(self, name: str, found: Resolved) -> int:
         key = name, id(found)
-        if key not in self._known:
+        if key not in self._positions:
             entry = found.entry
             row = ValueRow(
                 parameter=name,
@@ -103,12 +103,12 @@ class _Rows:
                 line=0 if entry is None else entry.place.line,
                 filter=None if entry is None else entry.filter,
             )
-            self._known[key] = self.values.setdefault(row, len(self.values))
-            self._kept.append(found)
-        return self._known[key]
+            self._positions[key] = self.values.setdefault(row, len(self.values))
+            self._alive.append(found)
+        return self._positions[key]
 
 
-def _steps(planned: PlannedMerge) -> Iterator[MemoryStep]:
+def _memory_steps(planned: PlannedMerge) -> Iterator[MemoryStep]:
     written = 0
     for placed in planned.schedule.merges:
         flow, work = placed.flow, placed.work
@@ -118,12 +118,12 @@ def _steps(planned: PlannedMerge) -> Iterator[MemoryStep]:
         yield MemoryStep(work.name, written, kept, flow.resident_bytes, moving)
 
 
-def _thinned(steps: Sequence[MemoryStep]) -> Iterator[MemoryStep]:
+def _downsampled(steps: Sequence[MemoryStep]) -> Iterator[MemoryStep]:
     """The largest step of each group, with as many groups as a chart can show."""
-    length = -(-len(steps) // _STEPS) or 1
+    length = -(-len(steps) // _MAX_STEPS) or 1
     for start in range(0, len(steps), length):
-        yield max(steps[start : start + length], key=_total)
+        yield max(steps[start : start + length], key=_buffer_bytes)
 
 
-def _total(step: MemoryStep) -> Any:
+def _buffer_bytes(step: MemoryStep) -> Any:
     return step.kept_bytes + step.resident_bytes + step.moving_bytes

@@ -29,19 +29,19 @@ def diff_report(found: Comparison, measured: Mapping[str, Measured], read_bytes:
     """The report; ``measured`` has the sums by tensor, and is empty if values were not compared."""
     a, b = found.models
     pairs = [pair for pair in found.pairs if pair.name in measured]
-    whole = _together(pairs, measured)
-    by_layer = _groups(
+    whole = _combined_values(pairs, measured)
+    by_layer = _group_reports(
         pairs, measured, lambda pair: (-1 if pair.layer is None else pair.layer, _layer_name(pair))
     )
-    by_kind = _groups(pairs, measured, lambda pair: (0, pair.kind))
+    by_kind = _group_reports(pairs, measured, lambda pair: (0, pair.kind))
     return DiffReport(
-        a=_model(a),
-        b=_model(b),
-        base=None if found.base is None else _model(found.base),
+        a=_compared_model(a),
+        b=_compared_model(b),
+        base=None if found.base is None else _compared_model(found.base),
         only_a=found.only[0],
         only_b=found.only[1],
         settings=tuple(SettingReport(*each) for each in found.settings),
-        tensors=tuple(_pair(pair, measured.get(pair.name)) for pair in found.pairs),
+        tensors=tuple(_pair_report(pair, measured.get(pair.name)) for pair in found.pairs),
         layers=tuple(by_layer),
         kinds=tuple(by_kind),
         whole=whole,
@@ -53,7 +53,7 @@ def _layer_name(pair: Pair) -> str:
     return OUTSIDE if pair.layer is None else f"layer {pair.layer}"
 
 
-def _model(model: Model) -> ComparedModel:
+def _compared_model(model: Model) -> ComparedModel:
     names = list(model)
     return ComparedModel(
         name=model.name,
@@ -64,8 +64,8 @@ def _model(model: Model) -> ComparedModel:
     )
 
 
-def _pair(pair: Pair, found: Measured | None) -> PairReport:
-    values = None if found is None else _values(math.prod(pair.shapes[0]), *found)
+def _pair_report(pair: Pair, found: Measured | None) -> PairReport:
+    values = None if found is None else _values_report(math.prod(pair.shapes[0]), *found)
     return PairReport(
         pair.name,
         pair.layer,
@@ -78,7 +78,7 @@ def _pair(pair: Pair, found: Measured | None) -> PairReport:
     )
 
 
-def _groups(
+def _group_reports(
     pairs: Sequence[Pair],
     measured: Mapping[str, Measured],
     key: Callable[[Pair], tuple[int, str]],
@@ -89,47 +89,49 @@ def _groups(
         groups.setdefault(key(pair), []).append(pair)
     for (_, name), members in sorted(groups.items()):
         layers = {pair.layer for pair in members}
-        values = _together(members, measured)
+        values = _combined_values(members, measured)
         if values is not None:
             layer = next(iter(layers)) if len(layers) == 1 else None
             yield GroupReport(name, layer, len(members), values)
 
 
-def _together(pairs: Sequence[Pair], measured: Mapping[str, Measured]) -> ValuesReport | None:
+def _combined_values(
+    pairs: Sequence[Pair], measured: Mapping[str, Measured]
+) -> ValuesReport | None:
     """Several tensors as one long vector; with changes to a base only if all have one."""
     if not pairs:
         return None
     found = [measured[pair.name] for pair in pairs]
     changes = [each for _, each in found if each is not None]
-    return _values(
+    return _values_report(
         sum(math.prod(pair.shapes[0]) for pair in pairs),
-        _sum([each for each, _ in found]),
-        _sum(changes) if len(changes) == len(found) else None,
+        _summed_records([each for each, _ in found]),
+        _summed_records(changes) if len(changes) == len(found) else None,
     )
 
 
-def _sum(records: Sequence[T]) -> T:
+def _summed_records(records: Sequence[T]) -> T:
     """Records of one type, summed field by field."""
     names = [field.name for field in fields(records[0])]
     sums: list[Any] = [math.fsum(getattr(each, name) for each in records) for name in names]
     return type(records[0])(*sums)
 
 
-def _values(elements: int, sizes: Sizes, changes: Changes | None) -> ValuesReport:
+def _values_report(elements: int, sizes: Sizes, changes: Changes | None) -> ValuesReport:
     return ValuesReport(
         elements=elements,
-        difference=_relative(math.sqrt(sizes.difference), math.sqrt(sizes.a)),
+        difference=_relative_norm(math.sqrt(sizes.difference), math.sqrt(sizes.a)),
         cosine=_ratio(sizes.product, math.sqrt(sizes.a) * math.sqrt(sizes.b)),
         changed=sizes.changed / elements,
-        **({} if changes is None else _changes(elements, changes)),
+        **({} if changes is None else _change_fields(elements, changes)),
     )
 
 
-def _changes(elements: int, found: Changes) -> dict[str, float | None]:
+def _change_fields(elements: int, found: Changes) -> dict[str, float | None]:
     base = math.sqrt(found.base)
     return {
-        "change_a": _relative(math.sqrt(found.a), base),
-        "change_b": _relative(math.sqrt(found.b), base),
+        "change_a": _relative_norm(math.sqrt(found.a), base),
+        "change_b": _relative_norm(math.sqrt(found.b), base),
         "change_cosine": _ratio(found.product, math.sqrt(found.a) * math.sqrt(found.b)),
         "changed_by_a": found.changed_by_a / elements,
         "changed_by_b": found.changed_by_b / elements,
@@ -144,6 +146,6 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole
 
 
-def _relative(part: float, whole: float) -> float | None:
+def _relative_norm(part: float, whole: float) -> float | None:
     """A norm relative to another; 0 if there is no difference."""
     return 0.0 if part == 0 else _ratio(part, whole)

@@ -47,9 +47,9 @@ class PairReport:
     obstacle: str | None
     """Why its values cannot be compared."""
     values: ValuesReport | None
-    """Null if they were not requested, or cannot be compared."""
+    """Null if values were not requested, or cannot be compared."""
     tensor_a: str | None = None
-    """Its name in a, if different."""
+    """Its name in a, if that differs."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class DiffReport(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class InputsDiffReport(Document):
-    """How the output of a merge (b) differs from each of its inputs (a), comparing each tensor with
-    its source; and how both differ from the merge's base."""
+    """How the output of a merge (b) differs from each of its inputs (a), and how both differ from
+    the merge's base. Each tensor is compared with its source."""
 
     document: str = "inputs-diff"
     output: str

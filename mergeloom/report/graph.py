@@ -31,24 +31,24 @@ def write_graph(graph: Graph, path: Path) -> None:
         raise LoomError(
             f"--graph '{path}': its suffix must say the format: .graphml, .dot or .json"
         )
-    described = describe(graph)
+    labelled = labelled_graph(graph)
     try:
         if suffix == ".graphml":
             import networkx
 
-            networkx.write_graphml(described, path)
+            networkx.write_graphml(labelled, path)
         elif suffix == ".json":
             from networkx import node_link_data
 
-            document = node_link_data(described, edges="edges")
+            document = node_link_data(labelled, edges="edges")
             path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         else:
-            path.write_text("\n".join(_dot(described)) + "\n", encoding="utf-8")
+            path.write_text("\n".join(_dot_lines(labelled)) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write '{path}': {error.strerror}") from error
 
 
-def describe(graph: Graph) -> networkx.DiGraph[str]:
+def labelled_graph(graph: Graph) -> networkx.DiGraph[str]:
     """The graph with strings as nodes and plain values as attributes.
 
     Nodes are ``KIND:NUMBER``, numbered in execution order; an edge into a gather has the
@@ -59,16 +59,16 @@ def describe(graph: Graph) -> networkx.DiGraph[str]:
     result: networkx.DiGraph[str] = networkx.DiGraph()
     names: dict[Load | Gather | Merge | Write, str] = {}
     tasks = to_networkx(graph)
-    for kind, task in _in_order(graph):
+    for kind, task in _tasks_in_order(graph):
         if task not in names:
             names[task] = f"{kind}:{len(names)}"
-            result.add_node(names[task], **_about(task))
-    for start, end, about in tasks.edges(data=True):
-        result.add_edge(names[start], names[end], **about)
+            result.add_node(names[task], **_attributes(task))
+    for start, end, attributes in tasks.edges(data=True):
+        result.add_edge(names[start], names[end], **attributes)
     return result
 
 
-def _in_order(graph: Graph) -> Iterator[tuple[str, Load | Gather | Merge | Write]]:
+def _tasks_in_order(graph: Graph) -> Iterator[tuple[str, Load | Gather | Merge | Write]]:
     yield from (("load", load) for load in graph.loads)
     for merge in graph.merges:
         yield "gather", merge.gather
@@ -76,7 +76,7 @@ def _in_order(graph: Graph) -> Iterator[tuple[str, Load | Gather | Merge | Write
     yield from (("write", write) for write in graph.all_writes)
 
 
-def _about(task: Load | Gather | Merge | Write) -> dict[str, Any]:
+def _attributes(task: Load | Gather | Merge | Write) -> dict[str, Any]:
     if isinstance(task, Gather):
         return {"kind": "gather", "inputs": len(task.inputs), "side": len(task.side_loads)}
     shape = "x".join(map(str, task.shape))
@@ -91,17 +91,17 @@ def _about(task: Load | Gather | Merge | Write) -> dict[str, Any]:
     return {"kind": "load", **place, **first, "parts": len(parts)}
 
 
-def _dot(graph: networkx.DiGraph[str]) -> Iterator[str]:
+def _dot_lines(graph: networkx.DiGraph[str]) -> Iterator[str]:
     yield "digraph tasks {"
     yield '  rankdir=LR; node [fontname="sans-serif"];'
-    for name, about in graph.nodes(data=True):
-        lines = [about.get("name", ""), about.get("kernel", about.get("dtype", ""))]
-        label = "\\n".join(_quoted(line) for line in (*lines, about.get("shape", "")) if line)
-        yield f'  "{name}" [label="{label}", shape={_SHAPES[about["kind"]]}];'
+    for name, attributes in graph.nodes(data=True):
+        lines = [attributes.get("name", ""), attributes.get("kernel", attributes.get("dtype", ""))]
+        label = "\\n".join(_escaped(line) for line in (*lines, attributes.get("shape", "")) if line)
+        yield f'  "{name}" [label="{label}", shape={_SHAPES[attributes["kind"]]}];'
     for start, end in graph.edges():
         yield f'  "{start}" -> "{end}";'
     yield "}"
 
 
-def _quoted(text: str) -> str:
+def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')

@@ -1,4 +1,4 @@
-"""The input tensors with which each tensor of a merge's output is compared."""
+"""The input tensors that each tensor of a merge's output is compared with."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from mergeloom.report.detail_records import DetailsReport
 from mergeloom.report.plan_records import MergeReport
 
 
-def base_of(report: MergeReport) -> str | None:
-    """The most common base model of the output's slices; ``None`` if there is none, or it is a
-    stage, which is not stored."""
+def common_base(report: MergeReport) -> str | None:
+    """The most common base model of the output's slices; ``None`` if there is none. Stages do not
+    count, because they are not stored."""
     stages = {stage.name for stage in report.stages}
     parts = report.stages[-1].parts
     sources = [source for part in parts for each in part.slices for source in each.sources]
@@ -21,11 +21,11 @@ def base_of(report: MergeReport) -> str | None:
     return next((name for name, _ in found.most_common(1)), None)
 
 
-def sources_of(report: MergeReport, details: DetailsReport) -> dict[str, list[Aligned]]:
-    """Tensors of the output by the model that they were made of, each with the one in it; where a
-    model has several parts in a tensor, with the first. Stages are not stored: they are left
-    out."""
-    base, stages = base_of(report), {stage.name for stage in report.stages}
+def compared_tensors(report: MergeReport, details: DetailsReport) -> dict[str, list[Aligned]]:
+    """For each input model, the output tensors that were made of it, each with the tensor it is
+    compared with: the first one, if it was made of several. Stages are left out, because they are
+    not stored."""
+    base, stages = common_base(report), {stage.name for stage in report.stages}
     found: dict[str, dict[str, Aligned]] = {}
     for row in details.tensors:
         names = [(details.models[each.model], each.tensor or row.name) for each in row.inputs]

@@ -1,5 +1,7 @@
-"""Records as JSON, and the schemas of documents. Only this module uses pydantic, and only for
-reading and for schemas; writing does not need it."""
+"""Records as JSON, and the schemas of documents.
+
+Only this module uses pydantic, and only for reading documents and for schemas.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 
-def plain(document: Document) -> dict[str, Any]:
+def to_json_types(document: Document) -> dict[str, Any]:
     """A document as JSON types; non-finite numbers become null."""
-    found: dict[str, Any] = _plain(document)
+    found: dict[str, Any] = _json_value(document)
     return found
 
 
@@ -28,7 +30,9 @@ def encode(document: Document, indent: int | None = 2) -> str:
     """A document as JSON text, on one line if ``indent`` is ``None``. It is ASCII only, so that any
     stream can encode it."""
     separators = (",", ":") if indent is None else (",", ": ")
-    return json.dumps(plain(document), indent=indent, separators=separators, allow_nan=False)
+    return json.dumps(
+        to_json_types(document), indent=indent, separators=separators, allow_nan=False
+    )
 
 
 def decode(name: str, content: bytes) -> Document:
@@ -37,13 +41,13 @@ def decode(name: str, content: bytes) -> Document:
     Raises:
         ValueError: it is not such a document.
     """
-    found: Document = _adapter(name).validate_json(content)
+    found: Document = _type_adapter(name).validate_json(content)
     return found
 
 
 def schema(name: str) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a document."""
-    return _adapter(name).json_schema(mode="serialization")
+    return _type_adapter(name).json_schema(mode="serialization")
 
 
 def schemas(names: list[str]) -> dict[str, Any]:
@@ -51,7 +55,7 @@ def schemas(names: list[str]) -> dict[str, Any]:
     return {name: schema(name) for name in names}
 
 
-_AS_IT_IS = frozenset({str, int, bool, type(None)})
+_JSON_TYPES = frozenset({str, int, bool, type(None)})
 
 
 @cache
@@ -60,28 +64,28 @@ def _field_names(kind: type) -> tuple[str, ...] | None:
     return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     kind: type = type(value)
-    if kind in _AS_IT_IS:
+    if kind in _JSON_TYPES:
         return value
     names = _field_names(kind)
     if names is not None:
         found = {name: getattr(value, name) for name in names}
-        return {k: v if type(v) in _AS_IT_IS else _plain(v) for k, v in found.items()}
+        return {k: v if type(v) in _JSON_TYPES else _json_value(v) for k, v in found.items()}
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json_value(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [item if type(item) in _AS_IT_IS else _plain(item) for item in value]
+        return [item if type(item) in _JSON_TYPES else _json_value(item) for item in value]
     return value
 
 
 @cache
-def _adapter(name: str) -> TypeAdapter[Any]:
-    # Imported late: with building a validator it takes half a second.
+def _type_adapter(name: str) -> TypeAdapter[Any]:
+    # Imported late: the import and building a validator take half a second.
     from pydantic import TypeAdapter
 
     return TypeAdapter(DOCUMENTS[name])

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Use:
-    """The effect of one line on one parameter."""
+class _LineEffect:
+    """The tensors, layers and values of a parameter that one line sets."""
 
     tensors: set[str] = field(default_factory=set)
     layers: set[int] = field(default_factory=set)
@@ -26,13 +26,13 @@ class _Use:
 def lines_report(planned: PlannedMerge) -> LinesReport:
     """Every line of a configuration, with the tensors whose parameters it sets."""
     configuration = planned.plan.configuration
-    found: dict[tuple[int, str], _Use] = defaultdict(_Use)
+    found: dict[tuple[int, str], _LineEffect] = defaultdict(_LineEffect)
     for plans in (*planned.plan.earlier_plans, planned.plan.tensor_plans):
         for tensor in plans():
             own = [tensor.settings, *(item.parameters for item in tensor.contributions)]
             for parameters in own:
                 for name, value in parameters.items():
-                    _note(found, name, value, tensor.name, tensor.layer)
+                    _add_value(found, name, value, tensor.name, tensor.layer)
     named = {
         (entry.place.line, name)
         for document in configuration.documents
@@ -49,8 +49,12 @@ def lines_report(planned: PlannedMerge) -> LinesReport:
     )
 
 
-def _note(
-    found: dict[tuple[int, str], _Use], name: str, value: Resolved, tensor: str, layer: int | None
+def _add_value(
+    found: dict[tuple[int, str], _LineEffect],
+    name: str,
+    value: Resolved,
+    tensor: str,
+    layer: int | None,
 ) -> None:
     if value.entry is None:
         return
@@ -61,7 +65,7 @@ def _note(
         use.layers.add(layer)
 
 
-def _line_use(line: int, name: str, use: _Use) -> LineUse:
+def _line_use(line: int, name: str, use: _LineEffect) -> LineUse:
     values = sorted(set(use.values), key=lambda value: (str(type(value)), value))
     return LineUse(
         line=line,

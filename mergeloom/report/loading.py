@@ -1,8 +1,8 @@
 """``verify --load``: checks that transformers can load an output.
 
-transformers builds the class named in ``config.json`` without memory for weights, and gets the
-names and shapes of the stored tensors instead of tensors. It renames, joins and ties them as when
-loading a model, and reports missing and unexpected ones. No weights are read.
+transformers builds the class named in ``config.json`` on its "meta" device, which has no memory,
+and gets empty tensors with the stored names and shapes. It renames, joins and ties them as it does
+when it loads a model, and reports missing and unexpected ones. No weights are read.
 """
 
 from __future__ import annotations
@@ -35,19 +35,23 @@ def loading_report(output: Path) -> LoadingReport:
             remedy="pip install transformers",
             code="no-transformers",
         ) from error
-    cls = _class(checkpoint.config, transformers)
+    cls = _model_class(checkpoint.config, transformers)
     shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
     try:
-        with _quiet():
-            faults = tuple(_faults(_load(cls, output, shapes)))
+        with _silenced():
+            faults = tuple(_faults(_loading_info(cls, output, shapes)))
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         faults = (Fault("config.json", f"no model can be built from it: {reason[:300]}"),)
     return LoadingReport(cls.__name__, str(transformers.__version__), len(shapes), faults)
 
 
-def _class(config: Mapping[str, Any], transformers: Any) -> Any:
-    """The class named in a configuration, unless its code is in the checkpoint."""
+def _model_class(config: Mapping[str, Any], transformers: Any) -> Any:
+    """The class of transformers that a configuration names.
+
+    Raises:
+        LoomError: it names none, transformers lacks it, or its code is in the checkpoint.
+    """
     names, kind = config.get("architectures"), config.get("model_type")
     name = str(names[0]) if isinstance(names, list) and names else ""
     cls = getattr(transformers, name, None) if name.isidentifier() else None
@@ -64,12 +68,14 @@ def _class(config: Mapping[str, Any], transformers: Any) -> Any:
     raise LoomError(f"--load cannot be carried out: {reason}", remedy=remedy, code="no-class")
 
 
-def _load(cls: Any, output: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]:
+def _loading_info(
+    cls: Any, output: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> Mapping[str, Any]:
     import torch
 
     config = cls.config_class.from_pretrained(output)
     stored = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    _, about = cls.from_pretrained(
+    _, info = cls.from_pretrained(
         None,
         config=config,
         state_dict=stored,
@@ -77,38 +83,38 @@ def _load(cls: Any, output: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapp
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    return dict(about)
+    return dict(info)
 
 
-def _faults(about: Mapping[str, Any]) -> Iterator[Fault]:
-    for name in sorted(map(str, about.get("missing_keys", ()))):
+def _faults(info: Mapping[str, Any]) -> Iterator[Fault]:
+    for name in sorted(map(str, info.get("missing_keys", ()))):
         yield Fault(name, "the class needs it, but it is missing: it would be random")
-    for name in sorted(map(str, about.get("unexpected_keys", ()))):
+    for name in sorted(map(str, info.get("unexpected_keys", ()))):
         yield Fault(name, "the class does not use it: it would be ignored")
-    for name, found, expected in sorted(about.get("mismatched_keys", ()), key=str):
-        yield Fault(str(name), f"it is {_size(found)}, in the class {_size(expected)}")
-    for text in about.get("error_msgs", ()):
+    for name, found, expected in sorted(info.get("mismatched_keys", ()), key=str):
+        yield Fault(str(name), f"it is {_shape_text(found)}, in the class {_shape_text(expected)}")
+    for text in info.get("error_msgs", ()):
         yield Fault("config.json", " ".join(str(text).split())[:300])
 
 
-def _size(shape: Any) -> str:
+def _shape_text(shape: Any) -> str:
     return "x".join(map(str, shape)) or "one number"
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress transformers' own messages about this."""
+def _silenced() -> Iterator[None]:
+    """Suppress what transformers prints while it loads."""
     from transformers.utils import logging as transformers_logging
 
-    theirs: Any = transformers_logging
-    before, bar = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    theirs.set_verbosity(logging.CRITICAL)
-    theirs.disable_progress_bar()
+    their_logging: Any = transformers_logging
+    before, bar = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
+    their_logging.set_verbosity(logging.CRITICAL)
+    their_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        theirs.set_verbosity(before)
+        their_logging.set_verbosity(before)
         if bar:
-            theirs.enable_progress_bar()
+            their_logging.enable_progress_bar()

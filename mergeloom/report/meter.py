@@ -1,4 +1,4 @@
-"""Progress of a run: immutable snapshots with totals and remaining time."""
+"""The progress of a run: immutable snapshots with totals and remaining time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mergeloom.engine.run.progress import Progress as Counters
 
 _RATE_SECONDS = 10.0
-_SAMPLES = 400
+_MAX_SAMPLES = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,11 @@ class Meter:
         self._began = time.monotonic()
         self._history: deque[tuple[float, int]] = deque([(self._began, 0)])
         self._samples: list[Sample] = []
-        self._every = 0.0
+        self._sample_seconds = 0.0
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """Samples over the course of the run, at most as many as a chart shows."""
+        """Samples over the course of the run, no more than a chart can show."""
         return tuple(self._samples)
 
     def snapshot(self, counters: Counters) -> Progress:
@@ -82,11 +82,12 @@ class Meter:
         schedule = self._begun.schedule
         now = time.monotonic()
         done = counters.read_bytes + counters.write_bytes
-        rate = self._rate(now, done)
+        rate = self._recent_rate(now, done)
         to_write = schedule.write_bytes - schedule.header_bytes
-        rest = schedule.read_bytes + to_write - done
+        remaining = schedule.read_bytes + to_write - done
         resident = process.resident_bytes()
-        self._keep(Sample(now - self._began, resident, counters.read_bytes, counters.write_bytes))
+        seconds = now - self._began
+        self._add_sample(Sample(seconds, resident, counters.read_bytes, counters.write_bytes))
         return Progress(
             read_bytes=counters.read_bytes,
             read_total=schedule.read_bytes,
@@ -96,30 +97,32 @@ class Meter:
             merges_total=len(schedule.merges),
             tensors_before=self._begun.resumed,
             current=counters.current,
-            seconds=now - self._began,
+            seconds=seconds,
             bytes_per_second=rate,
-            seconds_left=self._left(max(rest, 0), rate, counters, now - self._began),
+            seconds_left=self._seconds_left(max(remaining, 0), rate, counters, seconds),
             memory_bytes=resident,
         )
 
-    def _left(self, rest: int, rate: float, counters: Counters, seconds: float) -> float | None:
-        """Seconds for the ``rest`` bytes or, if all are transferred, for the remaining merges at
-        the average pace."""
+    def _seconds_left(
+        self, remaining: int, rate: float, counters: Counters, seconds: float
+    ) -> float | None:
+        """Seconds for the ``remaining`` bytes or, if none remain, for the remaining merges at the
+        average speed; ``None`` if unknown."""
         done, total = counters.merges_done, len(self._begun.schedule.merges)
-        if not rest and done < total:
+        if not remaining and done < total:
             return seconds * (total - done) / done if done * 10 >= total else None
-        return rest / rate if rate > 0 else None
+        return remaining / rate if rate > 0 else None
 
-    def _keep(self, sample: Sample) -> None:
+    def _add_sample(self, sample: Sample) -> None:
         samples = self._samples
-        if samples and sample.seconds - samples[-1].seconds < self._every:
+        if samples and sample.seconds - samples[-1].seconds < self._sample_seconds:
             return
         samples.append(sample)
-        if len(samples) > _SAMPLES:  # keep half of them, and sample half as often from now on
+        if len(samples) > _MAX_SAMPLES:  # keep half of them, and sample half as often from now on
             del samples[1::2]
-            self._every = 2 * (self._every or sample.seconds / _SAMPLES)
+            self._sample_seconds = 2 * (self._sample_seconds or sample.seconds / _MAX_SAMPLES)
 
-    def _rate(self, now: float, done: int) -> float:
+    def _recent_rate(self, now: float, done: int) -> float:
         history = self._history
         history.append((now, done))
         while len(history) > 2 and history[0][0] < now - _RATE_SECONDS:

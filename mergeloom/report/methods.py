@@ -24,12 +24,12 @@ def method_record(method: Method) -> records.MethodReport:
         draws=method.draws,
         base_model=method.base.value,
         models=(method.minimum, method.maximum),
-        model_parameters=tuple(map(_parameter, method.model_parameters)),
-        parameters=tuple(map(_parameter, method.settings)),
+        model_parameters=tuple(map(_parameter_report, method.model_parameters)),
+        parameters=tuple(map(_parameter_report, method.settings)),
     )
 
 
-def _parameter(parameter: Parameter) -> records.ParameterReport:
+def _parameter_report(parameter: Parameter) -> records.ParameterReport:
     required = parameter.default is REQUIRED
     return records.ParameterReport(
         name=parameter.name,

@@ -1,5 +1,7 @@
-"""The parameters set by a configuration over the layers of the output, from its entries only,
-without looking at tensors."""
+"""The parameters that a configuration sets for the layers of the output.
+
+They are read from its entries, without looking at tensors.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from mergeloom.report.plan_records import ParameterLine
 
 
 def parameter_lines(configuration: Configuration, outline: Outline) -> tuple[ParameterLine, ...]:
-    """The parameters set in the output's document; `explain` shows which tensors get them."""
+    """The parameters that the output's document sets; `explain` shows which tensors get them."""
     document = configuration.documents[-1]
     if not isinstance(document, MergeDocument):
         return ()
@@ -23,22 +25,22 @@ def parameter_lines(configuration: Configuration, outline: Outline) -> tuple[Par
         for part in parts:
             spans = [each.layers for each in part.slices if each.layers is not None]
             if len(spans) == len(module.slices):
-                found += _module(module, part, spans, document.parameters)
+                found += _module_lines(module, part, spans, document.parameters)
     return tuple(dict.fromkeys(found))
 
 
-def _module(
-    module: Module, part: OutlinePart, spans: Sequence[Layers], above: Parameters
+def _module_lines(
+    module: Module, part: OutlinePart, spans: Sequence[Layers], document_parameters: Parameters
 ) -> Iterator[ParameterLine]:
-    for block in (above, module.parameters):
-        yield from _block(block, None, spans)
+    for block in (document_parameters, module.parameters):
+        yield from _block_lines(block, None, spans)
     for entry, span in zip(module.slices, spans, strict=True):
-        yield from _block(entry.parameters, None, [span])
+        yield from _block_lines(entry.parameters, None, [span])
         for source in entry.sources:
-            yield from _block(source.parameters, str(source.model), [span])
+            yield from _block_lines(source.parameters, str(source.model), [span])
 
 
-def _block(
+def _block_lines(
     block: Parameters, model: str | None, spans: Sequence[Layers]
 ) -> Iterator[ParameterLine]:
     for name, entries in block.entries.items():
@@ -60,8 +62,8 @@ def _values(entry: Entry, spans: Sequence[Layers]) -> Iterator[Any]:
         return
     for start, stop in spans:
         for step in range(stop - start):
-            t = step / (stop - start - 1) if stop - start > 1 else 1.0
+            position = step / (stop - start - 1) if stop - start > 1 else 1.0
             if all(is_number(value) for value in entry.value):
-                yield at_gradient(entry.value, t)
+                yield at_gradient(entry.value, position)
             else:
-                yield entry.value[int(t * (len(entry.value) - 1))]
+                yield entry.value[int(position * (len(entry.value) - 1))]

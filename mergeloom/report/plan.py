@@ -1,4 +1,4 @@
-"""The reports of ``plan`` and ``merge``: what was planned, and what a run took, as records."""
+"""The reports of ``plan`` and ``merge``, as records."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def plan_report(planned: PlannedMerge) -> PlanReport:
-    """What is to be known of a plan."""
-    return PlanReport(**_common(planned))
+    """The report of a plan."""
+    return PlanReport(**_plan_fields(planned))
 
 
 def merge_report(result: MergeResult) -> MergeReport:
-    """What is to be known of a finished merge."""
+    """The report of a finished merge."""
     from mergeloom.engine.run import outcome as outcomes
 
     outcome = result.outcome
@@ -39,7 +39,7 @@ def merge_report(result: MergeResult) -> MergeReport:
     if outcome.schedule is not None:
         predicted = plan_records.Predicted(**outcomes.predicted(outcome))
     return MergeReport(
-        **_common(result.planned),
+        **_plan_fields(result.planned),
         directory=str(result.output),
         resumed_tensors=outcome.resumed,
         was_finished=outcome.was_finished,
@@ -47,17 +47,17 @@ def merge_report(result: MergeResult) -> MergeReport:
         measured=plan_records.Measured(**measured),
         predicted=predicted,
         run_warnings=result.findings,
-        checked=None if result.checked is None else _checked(result.checked),
+        checked=None if result.checked is None else _check_report(result.checked),
         coding_errors=_coding_errors(result),
     )
 
 
-def _common(planned: PlannedMerge) -> dict[str, Any]:
+def _plan_fields(planned: PlannedMerge) -> dict[str, Any]:
     plan, schedule = planned.plan, planned.schedule
     path = plan.configuration.path
     return {
         "configuration": None if path is None else str(path),
-        "output": _output(planned),
+        "output": _output_report(planned),
         "vocabulary": vocabulary_report(plan.vocabulary),
         "stages": plan.outlines,
         "method": plan.outlines[-1].method,
@@ -71,7 +71,7 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
                 os.path.abspath(model.folder.name),
                 model.nbytes,
                 len(model.tensors),
-                _text(licence_of(model.folder)),
+                _licence_text(licence_of(model.folder)),
             )
             for name, model in plan.models.items()
         ),
@@ -85,7 +85,7 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
         "workers": schedule.workers,
         "compiled": schedule.compiled,
         "to_compile": tuple(sorted(schedule.missing)),
-        "devices": tuple(_device(device, schedule.rates) for device in schedule.devices),
+        "devices": tuple(_device_report(device, schedule.rates) for device in schedule.devices),
         "rates": plan_records.RatesReport(
             schedule.rates.storage,
             schedule.rates.knows_storage,
@@ -106,16 +106,16 @@ def _common(planned: PlannedMerge) -> dict[str, Any]:
             copied_bytes(plan.graph) - planned.clones.cloned,
             sum(spill.size for spill in plan.graph.spills),
         ),
-        "time": _time(planned),
+        "time": _time_report(planned),
         "disk": planned.disk,
         "output_state": planned.output_state,
         "warnings": planned.findings,
-        "unused_inputs": tuple(map(_unused, plan.unused)),
+        "unused_inputs": tuple(map(_unused_input, plan.unused)),
         "fingerprint": plan.fingerprint,
     }
 
 
-def _output(planned: PlannedMerge) -> plan_records.OutputReport:
+def _output_report(planned: PlannedMerge) -> plan_records.OutputReport:
     plan = planned.plan
     writes, files = plan.graph.writes, plan.graph.files
     return plan_records.OutputReport(
@@ -131,11 +131,11 @@ def _output(planned: PlannedMerge) -> plan_records.OutputReport:
     )
 
 
-def _text(licence: Licence | None) -> str | None:
+def _licence_text(licence: Licence | None) -> str | None:
     return None if licence is None else str(licence)
 
 
-def _time(planned: PlannedMerge) -> plan_records.TimeReport:
+def _time_report(planned: PlannedMerge) -> plan_records.TimeReport:
     estimated = estimated_seconds(planned.schedule)
     rates = planned.schedule.rates
     known = rates.knows_storage if estimated.storage >= estimated.compute else rates.knows_cpu
@@ -151,7 +151,7 @@ def _time(planned: PlannedMerge) -> plan_records.TimeReport:
 
 
 def _coding_errors(result: MergeResult) -> tuple[plan_records.CodingError, ...]:
-    """The errors of tensors, by the names of what their codes stand for."""
+    """The quantisation errors, largest first, under the names of the unquantised tensors."""
     errors = result.outcome.errors
     names = {w.name: w.merge.name for w in result.planned.plan.graph.writes if w.name in errors}
     found = [(names.get(name, name), error) for name, error in errors.items()]
@@ -159,11 +159,11 @@ def _coding_errors(result: MergeResult) -> tuple[plan_records.CodingError, ...]:
     return tuple(plan_records.CodingError(*each) for each in found)
 
 
-def _checked(checked: Checked) -> plan_records.CheckReport:
+def _check_report(checked: Checked) -> plan_records.CheckReport:
     return plan_records.CheckReport(checked.tensors, checked.elements, dict(checked.passed_over))
 
 
-def _device(device: Accelerator, rates: Rates) -> plan_records.DeviceReport:
+def _device_report(device: Accelerator, rates: Rates) -> plan_records.DeviceReport:
     there = rates.of(device)
     return plan_records.DeviceReport(
         name=device.name,
@@ -176,5 +176,5 @@ def _device(device: Accelerator, rates: Rates) -> plan_records.DeviceReport:
     )
 
 
-def _unused(item: Unused) -> plan_records.UnusedInput:
+def _unused_input(item: Unused) -> plan_records.UnusedInput:
     return plan_records.UnusedInput(item.model, item.reason, item.layers, item.names, item.nbytes)

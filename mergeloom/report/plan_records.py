@@ -21,14 +21,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class OutputReport:
-    """The output of a merge. ``layers`` counts those of the main part."""
+    """The output of a merge; ``layers`` is the number of layers of its main part."""
 
     layers: int
     parameters: int
     bytes: int
     tensors: int
     dtypes: Mapping[str, int]
-    """Number of tensors of each type."""
+    """Number of tensors by dtype."""
     tied: bool | None
     """Whether the output head is tied to the embedding; null if there is no head."""
     shards: tuple[Shard, ...]
@@ -48,7 +48,7 @@ class VocabularyRows:
     origins: Mapping[str, int]
     """Number of output rows by origin: ``own``, ``base``, ``only`` (the only model that has the
     token), ``mean`` (over models that have it), ``named`` (in the configuration), ``zero``,
-    ``padding``."""
+    ``padding``; of a transplant also ``bytes``, ``role``, ``prefix`` and ``made``."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ class ParameterLine:
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """The effect of a memory budget."""
+    """The plan under one memory budget."""
 
     budget_bytes: int
     peak_bytes: int
     read_bytes: int
     repeated_bytes: int
-    """The part of what is read that is read again because memory is short."""
+    """The part of ``read_bytes`` that is read again because memory is short."""
     workers: int
     seconds: float
     """Estimated duration, with the same rates as the plan."""
@@ -158,7 +158,8 @@ class DeviceReport:
 
 @dataclass(frozen=True)
 class RatesReport:
-    """Speed of storage and processor; measured by earlier runs, or assumed."""
+    """Speed of storage and of a CPU core (1 is the reference core); measured by earlier runs, or
+    assumed."""
 
     storage_bytes_per_second: float
     storage_measured: bool
@@ -182,13 +183,13 @@ class IOReport:
     read_bytes: int
     write_bytes: int
     repeated_bytes: int
-    """The part of what is read that is read again because memory is short."""
+    """The part of ``read_bytes`` that is read again because memory is short."""
     cloned_bytes: int
     """Bytes that are neither read nor written: the output shares them with its inputs."""
     copied_bytes: int
-    """The part of the written bytes that is copied unchanged."""
+    """The part of ``write_bytes`` that is copied unchanged."""
     spilled_bytes: int = 0
-    """The part of the written bytes that goes to temporary files of the run."""
+    """The part of ``write_bytes`` that goes to temporary files of the run."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,8 @@ class DiskReport:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference between the merge in a directory and this one; null if absent."""
+    """A difference between the merge in a directory (``there``) and this one (``here``); null if
+    absent."""
 
     what: str
     there: str | None
@@ -265,9 +267,9 @@ class PlanReport(Document):
     vocabulary: VocabularyReport | None
     """Null without tokenizer settings."""
     stages: tuple[Outline, ...]
-    """In order; the last one is the output."""
+    """The documents in order; the last one is the output."""
     method: str
-    """That of the last stage."""
+    """The method of the last stage."""
     parameters: tuple[ParameterLine, ...]
     """Parameters set in the output's document, by entry."""
     draws: bool
@@ -288,9 +290,9 @@ class PlanReport(Document):
     io: IOReport
     time: TimeReport
     disk: DiskReport | None
-    """Nothing where no output directory was given."""
+    """Null if no output directory was given."""
     output_state: OutputState | None
-    """Nothing where no output directory was given."""
+    """Null if no output directory was given."""
     warnings: tuple[Finding, ...]
     unused_inputs: tuple[UnusedInput, ...]
     fingerprint: str

@@ -16,9 +16,9 @@ from mergeloom.engine.output.state import (
 )
 from mergeloom.report import plan_records
 
-_SHOWN = 2
+_MAX_NAMES = 2
 
-_OTHER = "choose another output directory, or start over there with --restart"
+_OTHER_DIRECTORY = "choose another output directory, or start over there with --restart"
 
 
 def state_record(
@@ -31,9 +31,9 @@ def state_record(
     same = None if found.fingerprint is None else found.fingerprint == fingerprint
     differing = differences(found.identity, identity) if same is False else ()
     if only_touched(differing):
-        will, message = _touched(found, differing)
+        will, message = _touched_action(found, differing)
     else:
-        will, message = _in_words(found, same, listed(differing), tensors)
+        will, message = _action(found, same, listed(differing), tensors)
     return plan_records.OutputState(
         directory=str(found.path),
         condition=found.condition.value,
@@ -48,9 +48,7 @@ def state_record(
     )
 
 
-def _in_words(
-    found: OutputState, same: bool | None, different: str, tensors: int
-) -> tuple[str, str]:
+def _action(found: OutputState, same: bool | None, different: str, tensors: int) -> tuple[str, str]:
     """The action of ``merge``, and a sentence about the directory."""
     out, condition = f"'{found.path}'", found.condition
     if found.running:
@@ -59,7 +57,7 @@ def _in_words(
             "far it is), or choose another output directory"
         )
     if condition is Condition.ABSENT:
-        lacking = _unwritable(found.path)
+        lacking = _obstacle(found.path)
         if lacking is not None:
             return "refuse", f"{out} cannot be made: {lacking}"
         return "start", f"{out} does not exist yet: merge will create it"
@@ -80,12 +78,14 @@ def _in_words(
         return "start", f"{out} holds a merge that was interrupted before it had finished a tensor"
     if not same:
         what = "a finished merge" if finished else "an interrupted merge"
-        return "refuse", f"{out} holds {what} that differs: {different}: {_OTHER}"
+        return "refuse", f"{out} holds {what} that differs: {different}: {_OTHER_DIRECTORY}"
     if condition is Condition.FINISHED:
         return "nothing", f"{out} holds this merge, finished: nothing is left to do"
     if condition is Condition.INCOMPLETE:
-        faults = ", ".join(found.faults[:_SHOWN])
-        more = f" and {len(found.faults) - _SHOWN} more" if len(found.faults) > _SHOWN else ""
+        faults = ", ".join(found.faults[:_MAX_NAMES])
+        more = (
+            f" and {len(found.faults) - _MAX_NAMES} more" if len(found.faults) > _MAX_NAMES else ""
+        )
         return "repair", (
             f"{out} holds this merge, finished, but {faults}{more}: merge will recreate "
             "what is missing"
@@ -96,16 +96,16 @@ def _in_words(
     )
 
 
-def _touched(found: OutputState, differing: Sequence[Difference]) -> tuple[str, str]:
-    files = ", ".join(each.what for each in differing[:_SHOWN])
-    more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+def _touched_action(found: OutputState, differing: Sequence[Difference]) -> tuple[str, str]:
+    files = ", ".join(each.what for each in differing[:_MAX_NAMES])
+    more = f" and {len(differing) - _MAX_NAMES} more" if len(differing) > _MAX_NAMES else ""
     return "compare", (
         f"'{found.path}' holds this merge, of which {found.finished:,} tensors are recorded; but "
         f"{files}{more} was touched since: merge will compute them again and compare"
     )
 
 
-def _unwritable(path: Path) -> str | None:
+def _obstacle(path: Path) -> str | None:
     """Why a directory cannot be created; ``None`` if unknown."""
     parent = next((each for each in path.absolute().parents if each.exists()), None)
     if parent is None:

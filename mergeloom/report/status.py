@@ -8,15 +8,15 @@ from mergeloom.engine.base.errors import OutputError
 from mergeloom.engine.output.manifest import DIRECTORY, manifest_path
 from mergeloom.engine.output.state import Condition, OutputState, examine
 from mergeloom.report.output_records import StatusReport
-from mergeloom.report.units import data
+from mergeloom.report.units import data_text
 
-_NOT_OURS = {
+_NO_MERGE = {
     Condition.ABSENT: "does not exist",
     Condition.EMPTY: "is an empty directory",
     Condition.FILE: "is a file, or inside one",
     Condition.FOREIGN: "was not made by mergeloom",
 }
-_SHOWN = 2
+_MAX_NAMES = 2
 
 
 def status_report(output: Path) -> StatusReport:
@@ -26,9 +26,9 @@ def status_report(output: Path) -> StatusReport:
         OutputError: no merge was run there, or the directory cannot be read.
     """
     found = examine(output)
-    if found.condition in _NOT_OURS:
+    if found.condition in _NO_MERGE:
         raise OutputError(
-            f"'{output}' {_NOT_OURS[found.condition]}",
+            f"'{output}' {_NO_MERGE[found.condition]}",
             remedy="name a directory that 'mergeloom merge' wrote into",
         )
     if found.condition is Condition.UNREADABLE:
@@ -58,7 +58,7 @@ def _message(found: OutputState, share: float | None) -> str:
     if found.totals is not None and share is not None:
         so_far = (
             f"{100 * share:.0f} %, {found.finished:,} of {found.totals.tensors:,} tensors and "
-            f"{data(found.finished_bytes)} of {data(found.totals.nbytes)} are recorded"
+            f"{data_text(found.finished_bytes)} of {data_text(found.totals.nbytes)} are recorded"
         )
     if found.running:
         return f"{out} is being written: {so_far}"
@@ -69,12 +69,14 @@ def _message(found: OutputState, share: float | None) -> str:
             so_far = "nothing is recorded yet"
         return f"{out} was interrupted: {so_far}; the same merge command continues it"
     if found.condition is Condition.INCOMPLETE:
-        more = f" and {len(found.faults) - _SHOWN} more" if len(found.faults) > _SHOWN else ""
+        more = (
+            f" and {len(found.faults) - _MAX_NAMES} more" if len(found.faults) > _MAX_NAMES else ""
+        )
         return (
-            f"{out} was finished, but {', '.join(found.faults[:_SHOWN])}{more}; the same merge "
+            f"{out} was finished, but {', '.join(found.faults[:_MAX_NAMES])}{more}; the same merge "
             "command recreates what is missing"
         )
-    return f"{out} is finished: {found.finished:,} tensors, {data(found.finished_bytes)}"
+    return f"{out} is finished: {found.finished:,} tensors, {data_text(found.finished_bytes)}"
 
 
 def _recorded_at(output: Path) -> float | None:

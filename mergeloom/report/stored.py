@@ -18,19 +18,19 @@ from mergeloom.report.plan_records import MergeReport
 if TYPE_CHECKING:
     from mergeloom.results import MergeResult
 
-REPORT = "report.json.gz"
-DETAILS = "details.json.gz"
-_DETAILED = 20_000
+REPORT_FILE = "report.json.gz"
+DETAILS_FILE = "details.json.gz"
+_MAX_DETAILED_TENSORS = 20_000
 """Maximum number of tensors for which details are stored; more take seconds to write."""
-_LARGEST = 512 << 20
+_MAX_BYTES = 512 << 20
 
 
-def store(result: MergeResult, output: Path) -> None:
+def store_reports(result: MergeResult, output: Path) -> None:
     """Write the reports of a merge next to its manifest, without details if there are very many
     tensors. Failures are ignored, because the merge is finished."""
-    found: dict[str, Document] = {REPORT: result.report}
-    if len(result.planned.plan.graph.writes) <= _DETAILED:
-        found[DETAILS] = result.details
+    found: dict[str, Document] = {REPORT_FILE: result.report}
+    if len(result.planned.plan.graph.writes) <= _MAX_DETAILED_TENSORS:
+        found[DETAILS_FILE] = result.details
     for name, record in found.items():
         content = encode(record, None).encode()
         with contextlib.suppress(Exception):
@@ -43,7 +43,7 @@ def stored_report(output: Path) -> MergeReport:
     Raises:
         OutputError: there is none, or it is damaged.
     """
-    found = _stored(output, REPORT, "merge")
+    found = _read_document(output, REPORT_FILE, "merge")
     assert isinstance(found, MergeReport)
     return found
 
@@ -54,19 +54,19 @@ def stored_details(output: Path) -> DetailsReport | None:
     Raises:
         OutputError: they are damaged.
     """
-    if not (output / DIRECTORY / DETAILS).exists():
+    if not (output / DIRECTORY / DETAILS_FILE).exists():
         return None
-    found = _stored(output, DETAILS, "details")
+    found = _read_document(output, DETAILS_FILE, "details")
     assert isinstance(found, DetailsReport)
     return found
 
 
-def _stored(output: Path, name: str, document: str) -> Document:
+def _read_document(output: Path, name: str, document: str) -> Document:
     path = output / DIRECTORY / name
     try:
         with gzip.open(path, "rb") as file:
-            content = file.read(_LARGEST + 1)
-        if len(content) > _LARGEST:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
             raise ValueError("it is too large for a report")
         return decode(document, content)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def task_list(planned: PlannedMerge) -> TaskList:
     """All merges of a plan, each with its inputs and outputs."""
-    return TaskList(fingerprint=planned.plan.fingerprint, tasks=tuple(_tasks(planned)))
+    return TaskList(fingerprint=planned.plan.fingerprint, tasks=tuple(_tasks_in_order(planned)))
 
 
-def _tasks(planned: PlannedMerge) -> Iterator[Task]:
+def _tasks_in_order(planned: PlannedMerge) -> Iterator[Task]:
     schedule = planned.schedule
     for number, placed in enumerate(schedule.merges):
         work = placed.work
@@ -28,8 +28,8 @@ def _tasks(planned: PlannedMerge) -> Iterator[Task]:
             name=work.writes[0].name,
             kernel=repr(root.kernel),
             shape=root.shape,
-            inputs=tuple(map(_input, (*root.gather.inputs, *root.gather.side_loads))),
-            writes=tuple(map(_slot, work.writes)),
+            inputs=tuple(map(_task_input, (*root.gather.inputs, *root.gather.side_loads))),
+            writes=tuple(map(_task_output, work.writes)),
             device=schedule.place_name(placed.assignment),
             passes=len(work.passes),
             tiles=-(-work.grains.count // placed.flow.tile) if placed.flow.tile else 0,
@@ -37,7 +37,7 @@ def _tasks(planned: PlannedMerge) -> Iterator[Task]:
         )
 
 
-def _input(node: Load | Merge) -> TaskInput:
+def _task_input(node: Load | Merge) -> TaskInput:
     if isinstance(node, Merge):
         return TaskInput(node.name, None, None, None, None)
     parts = list(node.bytes.ranges())
@@ -46,7 +46,7 @@ def _input(node: Load | Merge) -> TaskInput:
     return TaskInput(node.name, file, node.dtype.name, offset, nbytes, max(len(parts), 1))
 
 
-def _slot(write: Write) -> TaskInput:
+def _task_output(write: Write) -> TaskInput:
     return TaskInput(write.name, write.file.name, write.dtype.name, write.offset, write.nbytes)
 
 

@@ -24,29 +24,29 @@ def explain_plan(planned: PlannedMerge, pattern: str | None) -> records.ExplainR
     plan = planned.plan
     writes = writes_by_name(plan.graph.writes)
     files = {write.name: write.file.name for write in plan.graph.writes}
-    return _report(matching(plan.tensor_plans(), list(writes), pattern), writes, files)
+    return _explain_report(matching(plan.tensor_plans(), list(writes), pattern), writes, files)
 
 
 def explain_decisions(decided: Decisions, pattern: str | None) -> records.ExplainReport:
-    """The same from decisions, before the plan is complete."""
+    """As `explain_plan`, from decisions, before the plan is complete."""
     recipe = decided.recipe
     tensors = writes_by_name(recipe.output.tensors.values())
     found = matching(recipe.plans(), list(tensors), pattern)
-    return _report(found, tensors, decided.places())
+    return _explain_report(found, tensors, decided.places())
 
 
 def writes_by_name(written: Iterable[T]) -> dict[str, T]:
-    """Writes by name; for codes, by the name of the unquantised tensor."""
+    """Writes by name; those of quantised weights also by the name of the unquantised tensor."""
     own = {each.name: each for each in written}
     plain = {
         each.merge.name: each
         for each in own.values()
-        if not each.part and not isinstance(each, LateTensor)  # which are no codes
+        if not each.part and not isinstance(each, LateTensor)  # a late tensor has no codes
     }
     return plain | own
 
 
-def _report(
+def _explain_report(
     tensors: Sequence[TensorPlan],
     written: Mapping[str, Write] | Mapping[str, OutputTensor],
     files: Mapping[str, str],
@@ -64,14 +64,14 @@ def _report(
                 method=tensor.method.name if tensor.method is not None else "copy",
                 formula=tensor.method.formula if tensor.method is not None else None,
                 copied_because=tensor.copied_because,
-                parameters=_values(tensor.settings),
-                inputs=tuple(map(_input, tensor.contributions)),
+                parameters=_parameter_values(tensor.settings),
+                inputs=tuple(map(_tensor_input, tensor.contributions)),
             )
         )
     return records.ExplainReport(tensors=tuple(found))
 
 
-def _input(item: Contribution) -> records.TensorInput:
+def _tensor_input(item: Contribution) -> records.TensorInput:
     return records.TensorInput(
         model=item.model.name,
         tensor=item.stored_name,
@@ -79,15 +79,15 @@ def _input(item: Contribution) -> records.TensorInput:
         base=item.is_base,
         shape=item.model.shape(item.tensor),
         dtype=item.model.dtype(item.tensor).name,
-        parameters=_values(item.parameters),
+        parameters=_parameter_values(item.parameters),
     )
 
 
-def _values(parameters: Mapping[str, Resolved]) -> Mapping[str, records.ParameterValue]:
-    return {name: _value(found) for name, found in parameters.items()}
+def _parameter_values(parameters: Mapping[str, Resolved]) -> Mapping[str, records.ParameterValue]:
+    return {name: _parameter_value(found) for name, found in parameters.items()}
 
 
-def _value(found: Resolved) -> records.ParameterValue:
+def _parameter_value(found: Resolved) -> records.ParameterValue:
     entry = found.entry
     return records.ParameterValue(
         value=found.value,

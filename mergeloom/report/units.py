@@ -6,8 +6,6 @@ import re
 
 from mergeloom.engine.base.errors import LoomError
 
-MIB = 1 << 20
-
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{prefix}i": 1 << (10 * power) for power, prefix in enumerate("KMGT", 1)}
 
@@ -30,7 +28,7 @@ def parse_size(text: str) -> int:
     return size
 
 
-def memory(nbytes: float) -> str:
+def memory_text(nbytes: float) -> str:
     """A memory size in binary units: ``512 MiB``, ``3.4 GiB``."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if nbytes >= scale:
@@ -39,7 +37,7 @@ def memory(nbytes: float) -> str:
     return f"{nbytes:.0f} bytes"
 
 
-def data(nbytes: float) -> str:
+def data_text(nbytes: float) -> str:
     """A size of data in decimal units, as disks and hubs count: ``4.94 GB``."""
     for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if nbytes >= scale:
@@ -51,7 +49,7 @@ def data(nbytes: float) -> str:
     return f"{nbytes:.0f} bytes"
 
 
-def count(number: int) -> str:
+def count_text(number: int) -> str:
     """A number of parameters: ``10.73 B``, ``124.4 M``."""
     for unit, scale in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= scale:
@@ -60,7 +58,7 @@ def count(number: int) -> str:
     return str(number)
 
 
-def duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """A duration: ``4.2 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"

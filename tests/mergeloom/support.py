@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mergeloom
-from mergeloom.report.json import plain
+from mergeloom.report.json import to_json_types
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,5 +64,5 @@ def merge_without_torch(config: Path, output: Path) -> None:
 
 def method_as_json(name: str) -> dict[str, Any]:
     """A merge method as ``mergeloom methods NAME --json`` lists it."""
-    (found,) = plain(mergeloom.list_methods(name))["methods"]
+    (found,) = to_json_types(mergeloom.list_methods(name))["methods"]
     return dict(found)

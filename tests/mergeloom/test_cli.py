@@ -22,7 +22,7 @@ from mergeloom import cli
 from mergeloom.engine.base.errors import LoomError
 from mergeloom.engine.hardware.profile import cache_directory
 from mergeloom.engine.output.journal import Finished, Journal
-from mergeloom.report.units import memory, parse_size
+from mergeloom.report.units import memory_text, parse_size
 from tests.mergeloom.support import LINEAR, ROOT, merge_without_torch, run
 from tests.planners.support import llama
 
@@ -378,7 +378,7 @@ def test_an_interrupt_before_a_command_begins_is_one_line(
 @given(st.integers(1, 1 << 45))
 def test_sizes_round_trip(nbytes: int) -> None:
     assert parse_size(str(nbytes)) == nbytes
-    assert parse_size(memory(nbytes).replace(" ", "").replace("bytes", "")) == pytest.approx(
+    assert parse_size(memory_text(nbytes).replace(" ", "").replace("bytes", "")) == pytest.approx(
         nbytes, rel=0.05
     )
 

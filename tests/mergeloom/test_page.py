@@ -16,7 +16,7 @@ import pytest
 import mergeloom
 from mergeloom.cli import app
 from mergeloom.report.html.page import diff_page, merge_page
-from mergeloom.report.json import plain
+from mergeloom.report.json import to_json_types
 from tests.planners.support import llama
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -84,9 +84,9 @@ def test_a_page_contains_its_records_and_loads_nothing(config: Path) -> None:
     planned = mergeloom.plan(config)
     page = planned.page()
     data = data_of(page)
-    assert data["report"] == plain(planned.report)
+    assert data["report"] == to_json_types(planned.report)
     assert data["details"]["text"] == CONFIG
-    assert tensors_of(data["details"]) == plain(planned.details)["tensors"]
+    assert tensors_of(data["details"]) == to_json_types(planned.details)["tensors"]
     # The one address in it names the language of pictures; nothing is fetched.
     assert set(re.findall(r"https?://[\w./]+", page)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"<link|@import|url\(|\bsrc=|fetch\(|import\(", page)

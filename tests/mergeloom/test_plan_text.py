@@ -9,7 +9,7 @@ import pytest
 import mergeloom
 from mergeloom.cli import app
 from mergeloom.report.budgets import budgets_report
-from mergeloom.report.terminal.bars import band, bar, curve
+from mergeloom.report.terminal.bars import bar, line_chart, range_bar
 from tests.mergeloom.support import run
 from tests.planners.support import llama
 
@@ -76,10 +76,10 @@ def test_parameters_are_printed_with_curves(
 def test_bars_and_curves_are_drawn_in_eighths() -> None:
     assert [bar(share, 4) for share in (0, 0.5, 1)] == ["░░░░", "██░░", "████"]
     assert bar(0.03125, 4) == "▏░░░"
-    assert curve([0, 1, 2, 3], 4) == "▁▃▆█"
-    assert curve([5, 5], 8) == "▄▄"
-    assert len(curve(list(range(100)), 24)) == 24
-    assert [band(*span, 8, 4) for span in ((0, 2), (2, 8), (0, 1), (3, 3))] == [
+    assert line_chart([0, 1, 2, 3], 4) == "▁▃▆█"
+    assert line_chart([5, 5], 8) == "▄▄"
+    assert len(line_chart(list(range(100)), 24)) == 24
+    assert [range_bar(*span, 8, 4) for span in ((0, 2), (2, 8), (0, 1), (3, 3))] == [
         *("█░░░", "░███", "█░░░", "░░░░"),
     ]
 

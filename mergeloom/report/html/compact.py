@@ -1,4 +1,4 @@
-"""The details in the form of the page: values shared by many tensors are written once.
+"""The details in the form that the page reads: values shared by many tensors are written once.
 
 templates  names with a zero character in place of each number
 kinds      shape, dtype, layer, how, because, values
@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from mergeloom.report.detail_records import DetailsReport
-from mergeloom.report.json import plain
+from mergeloom.report.json import to_json_types
 
-_NUMBERS = re.compile(r"\d+")
+_DIGITS = re.compile(r"\d+")
 
 
 def compact(details: DetailsReport) -> dict[str, Any]:
@@ -25,15 +25,15 @@ def compact(details: DetailsReport) -> dict[str, Any]:
     inputs: dict[Any, int] = {}
     lines = []
     for row in details.tensors:
-        name = row.name  # printable, so that no zero character is in it
+        name = row.name  # printable: it contains no zero character
         kind = row.shape, row.dtype, row.layer, row.how, row.because, row.values
         places = [
-            templates.setdefault(_NUMBERS.sub("\0", name), len(templates)),
+            templates.setdefault(_DIGITS.sub("\0", name), len(templates)),
             kinds.setdefault(kind, len(kinds)),
             inputs.setdefault(row.inputs, len(inputs)),
         ]
-        lines.append(" ".join([*map(str, places), *_NUMBERS.findall(name)]))
-    document = plain(replace(details, tensors=()))
+        lines.append(" ".join([*map(str, places), *_DIGITS.findall(name)]))
+    document = to_json_types(replace(details, tensors=()))
     fields = ("model", "layer", "tensor", "base", "values")
     return {
         **document,

@@ -26,29 +26,31 @@ def merge_page(
     the weights were not read."""
     what = "merge" if isinstance(report, MergeReport) else "plan"
     name = report.configuration or report.method
-    return _page(f"{what} of {name}", {"report": report, "details": details, "compared": compared})
+    return _filled_page(
+        f"{what} of {name}", {"report": report, "details": details, "compared": compared}
+    )
 
 
 def diff_page(report: DiffReport) -> str:
     """The page of a comparison of two models."""
-    return _page(f"{report.a.name} and {report.b.name}", {"diff": report})
+    return _filled_page(f"{report.a.name} and {report.b.name}", {"diff": report})
 
 
-_PARTS = (
+_SCRIPT_FILES = (
     *("elements", "numbers", "colours", "chart", "records"),
     *("headline", "layer_map", "parameters", "memory", "threads", "codes", "heat_map"),
     *("inputs_diff", "tensors", "inputs", "family", "configuration", "diff", "main"),
 )
-"""The files of the script; each may use those before it."""
+"""The files of the script; each may use the names of those before it."""
 
-_FRAMED_TENSORS = 20_000
-"""Maximal number of tensors listed in a notebook, which stores the whole page."""
+_MAX_NOTEBOOK_TENSORS = 20_000
+"""Maximum number of tensors listed in a notebook, which stores the whole page."""
 
 
-def framed(report: PlanReport | MergeReport, details: Callable[[], DetailsReport]) -> str:
+def notebook_frame(report: PlanReport | MergeReport, details: Callable[[], DetailsReport]) -> str:
     """The page of a plan or merge for a notebook: in a frame, isolated from the notebook's styles
     and scripts. It lists no tensors if there are very many."""
-    listed = report.output.tensors <= _FRAMED_TENSORS
+    listed = report.output.tensors <= _MAX_NOTEBOOK_TENSORS
     page = html.escape(merge_page(report, details() if listed else None))
     return (
         f'<iframe srcdoc="{page}" title="mergeloom" loading="lazy" style="width:100%;height:640px;'
@@ -72,8 +74,8 @@ def write_page(page: str, path: Path) -> None:
         ) from error
 
 
-def _page(title: str, documents: dict[str, Document | None]) -> str:
-    data = ",".join(f'"{name}":{_data(found)}' for name, found in documents.items())
+def _filled_page(title: str, documents: dict[str, Document | None]) -> str:
+    data = ",".join(f'"{name}":{_document_json(found)}' for name, found in documents.items())
     # The data must not close its script element.
     data = data.replace("<", "\\u003c")
     text = _asset("page.html")
@@ -87,7 +89,7 @@ def _page(title: str, documents: dict[str, Document | None]) -> str:
     return text
 
 
-def _data(document: Document | None) -> str:
+def _document_json(document: Document | None) -> str:
     if isinstance(document, DetailsReport):
         return json.dumps(compact(document), separators=(",", ":"))
     return "null" if document is None else encode(document, indent=None)
@@ -95,7 +97,7 @@ def _data(document: Document | None) -> str:
 
 def _script() -> str:
     """The files of the script in one function, which keeps their names private."""
-    parts = "".join(_asset(f"script/{name}.js") for name in _PARTS)
+    parts = "".join(_asset(f"script/{name}.js") for name in _SCRIPT_FILES)
     return f'"use strict";\n(() => {{\n{parts}}})();'
 
 

@@ -6,23 +6,23 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from mergeloom.report.plan_records import BudgetsReport
-from mergeloom.report.terminal.console import columns
-from mergeloom.report.units import data, duration, memory
+from mergeloom.report.terminal.console import plain_table
+from mergeloom.report.units import data_text, duration_text, memory_text
 
 
 def render_budgets(report: BudgetsReport) -> RenderableType:
     """One line per budget, from the smallest that works."""
-    table = columns("--ram", "peak memory", "reads", "of it again", "workers", "about")
+    table = plain_table("--ram", "peak memory", "reads", "of it again", "workers", "about")
     for column in table.columns:
         column.justify = "right"
     for row in report.rows:
         table.add_row(
-            memory(row.budget_bytes),
-            memory(row.peak_bytes),
-            data(row.read_bytes),
-            data(row.repeated_bytes) if row.repeated_bytes else "-",
+            memory_text(row.budget_bytes),
+            memory_text(row.peak_bytes),
+            data_text(row.read_bytes),
+            data_text(row.repeated_bytes) if row.repeated_bytes else "-",
             str(row.workers),
-            duration(row.seconds),
+            duration_text(row.seconds),
         )
     hint = "the output is the same, bit for bit, for every budget"
     return Group(table, Text(hint, style="dim"))

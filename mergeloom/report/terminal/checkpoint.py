@@ -8,25 +8,25 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from mergeloom.report.records import InspectReport, StackReport
-from mergeloom.report.terminal.console import columns, plural, shape_text, shown
-from mergeloom.report.units import count, data
+from mergeloom.report.terminal.console import plain_table, plural, printable, shape_text
+from mergeloom.report.units import count_text, data_text
 
 
 def render_inspect(report: InspectReport, all_tensors: bool) -> RenderableType:
     """A checkpoint at a glance; with ``all_tensors`` each tensor by its name."""
-    kinds = ", ".join(f"{data(nbytes)} {name}" for name, nbytes in report.dtypes.items())
+    kinds = ", ".join(f"{data_text(nbytes)} {name}" for name, nbytes in report.dtypes.items())
     head = Text.assemble(
-        (f"{count(report.parameters)} parameters", "bold"),
+        (f"{count_text(report.parameters)} parameters", "bold"),
         f" ({report.parameters:,}), {kinds}, {plural(len(report.tensors), 'tensor')} in "
         f"{plural(len(report.shards), 'shard')}",
     )
-    about = columns("", "")
-    about.columns[0].style = "dim"
+    facts = plain_table("", "")
+    facts.columns[0].style = "dim"
     for name, value in _facts(report):
-        about.add_row(name, shown(value))
-    parts: list[RenderableType] = [head, about]
+        facts.add_row(name, printable(value))
+    parts: list[RenderableType] = [head, facts]
     for stack in report.stacks:
-        parts += [Text(), *_stack(stack, report, all_tensors)]
+        parts += [Text(), *_stack_lines(stack, report, all_tensors)]
     return Group(*parts)
 
 
@@ -49,14 +49,14 @@ def _facts(report: InspectReport) -> Iterator[tuple[str, str]]:
         yield "quantised", report.quantisation
 
 
-def _stack(
+def _stack_lines(
     stack: StackReport, report: InspectReport, all_tensors: bool
 ) -> Iterator[RenderableType]:
     title = "" if stack.name == "default" else f"{stack.name}: "
     layers = plural(stack.layers, "layer")
     where = f", '{stack.prefix}N'" if stack.layers else ""
     yield Text(f"{title}{layers}{where}", style="bold")
-    table = columns("", "", "")
+    table = plain_table("", "", "")
     if all_tensors:
         for name in stack.tensors:
             table.add_row(name, shape_text(report.tensors[name].shape), report.tensors[name].dtype)

@@ -27,18 +27,18 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         """Leave the error to the caller, instead of exiting."""
-        raise BrokenPipeError(errno.EPIPE, "nobody reads")
+        raise BrokenPipeError(errno.EPIPE, "the reader has closed the pipe")
 
 
 def console(stderr: bool = False) -> Console:
-    """A console with the width of the terminal; without a terminal, very wide."""
+    """A console as wide as the terminal; without a terminal, very wide."""
     file = sys.stderr if stderr else sys.stdout
     found = _Console(file)
     return found if found.is_terminal else _Console(file, _WIDE)
 
 
 def text_of(renderable: RenderableType) -> str:
-    """Plain text for files, without trailing blanks of tables."""
+    """Plain text for files, without the trailing blanks of tables."""
     found = _Console(io.StringIO(), _WIDE)
     with found.capture() as captured:
         found.print(renderable)
@@ -46,7 +46,7 @@ def text_of(renderable: RenderableType) -> str:
 
 
 class ByWidth:
-    """A renderable created for the available width."""
+    """A renderable that is made for the available width."""
 
     def __init__(self, make: Callable[[int], RenderableType]) -> None:
         self._make = make
@@ -55,8 +55,8 @@ class ByWidth:
         yield self._make(options.max_width)
 
 
-def picture_columns(width: int) -> int:
-    """Columns for a small chart next to text at a total ``width``; 0 for no chart."""
+def chart_width(width: int) -> int:
+    """Columns for a small chart next to text in a terminal of ``width`` columns; 0 for none."""
     return 24 if width >= 100 else 12 if width >= 76 else 0
 
 
@@ -73,8 +73,8 @@ def layers_text(layers: Layers) -> str:
     return str(start) if stop - start == 1 else f"{start}-{stop - 1}"
 
 
-def layers_named(*ranges: Layers) -> str:
-    """Layers with the word: ``layer 3``, ``layers 0-2, 7``."""
+def layers_phrase(*ranges: Layers) -> str:
+    """Layers with their noun: ``layer 3``, ``layers 0-2, 7``."""
     one = len(ranges) == 1 and ranges[0][1] - ranges[0][0] == 1
     return f"layer{'' if one else 's'} {', '.join(map(layers_text, ranges))}"
 
@@ -84,7 +84,7 @@ def shape_text(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape)) or "0-d"
 
 
-def columns(*titles: str) -> Table:
+def plain_table(*titles: str) -> Table:
     """A table without lines; a title may be empty."""
     table = Table(box=None, pad_edge=False, header_style="dim", show_header=any(titles))
     for title in titles:
@@ -92,7 +92,7 @@ def columns(*titles: str) -> Table:
     return table
 
 
-def hanging(mark: str, items: Iterable[Text]) -> Table:
+def hanging_lines(mark: str, items: Iterable[Text]) -> Table:
     """Lines that begin with ``mark``, with a hanging indent for long lines."""
     table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
@@ -104,9 +104,11 @@ def hanging(mark: str, items: Iterable[Text]) -> Table:
 
 def warnings(findings: Iterable[Finding]) -> Table:
     """Warnings, one line each."""
-    return hanging("warning:", (Text(shown(str(each)), style="yellow") for each in findings))
+    return hanging_lines(
+        "warning:", (Text(printable(str(each)), style="yellow") for each in findings)
+    )
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """``text`` without control characters: names in records are not trusted."""
     return text if text.isprintable() else ascii(text)[1:-1]

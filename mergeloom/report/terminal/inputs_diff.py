@@ -9,42 +9,43 @@ from rich.table import Table
 from rich.text import Text
 
 from mergeloom.report.diff_records import DiffReport, GroupReport, InputsDiffReport, ValuesReport
-from mergeloom.report.terminal.console import ByWidth, columns, shown
+from mergeloom.report.terminal.console import ByWidth, plain_table, printable
 from mergeloom.report.terminal.diff import cosine_text, percent_text
-from mergeloom.report.units import data
+from mergeloom.report.units import data_text
 
-_NUMBER = 8
+_NUMBER_WIDTH = 8
 """Columns that a difference takes."""
-_NAME = 24
+_NAME_WIDTH = 24
 """Maximum width of a model's name above its numbers."""
 
 
 def render_inputs_diff(report: InputsDiffReport) -> RenderableType:
     """The whole, then the differences by layer and by kind of tensor."""
-    title = f"'{shown(report.output)}' compared with its inputs ({data(report.read_bytes)} read)"
-    said = Text("difference: ‖output-input‖/‖input‖", style="dim")
-    parts: list[RenderableType] = [Text(title), said, Text(), _whole(report.inputs)]
+    read = data_text(report.read_bytes)
+    title = f"'{printable(report.output)}' compared with its inputs ({read} read)"
+    legend = Text("difference: ‖output-input‖/‖input‖", style="dim")
+    parts: list[RenderableType] = [Text(title), legend, Text(), _whole_table(report.inputs)]
     for name, groups in (
         ("difference", lambda found: found.layers),
         ("kind of tensor", lambda found: found.kinds),
     ):
-        parts += [Text(), _groups(name, report.inputs, groups)]
+        parts += [Text(), _groups_table(name, report.inputs, groups)]
     return Group(*parts)
 
 
-def _whole(inputs: Sequence[DiffReport]) -> Table:
-    based = any(found.base is not None for found in inputs)
-    more = ("cos of changes", "opposed") if based else ()
-    table = columns("", "difference", "cosine", "changed", *more)
+def _whole_table(inputs: Sequence[DiffReport]) -> Table:
+    has_base = any(found.base is not None for found in inputs)
+    more = ("cos of changes", "opposed") if has_base else ()
+    table = plain_table("", "difference", "cosine", "changed", *more)
     for column in table.columns[1:]:
         column.justify = "right"
     for found in inputs:
         values = found.whole
         if values is None:
-            table.add_row(_short(found.a.name), "nothing to compare")
+            table.add_row(_short_name(found.a.name), "nothing to compare")
             continue
-        own = [cosine_text(values.change_cosine), percent_text(values.opposed)] if based else []
-        table.add_row(_short(found.a.name), *_cells(values), *own)
+        own = [cosine_text(values.change_cosine), percent_text(values.opposed)] if has_base else []
+        table.add_row(_short_name(found.a.name), *_cells(values), *own)
     return table
 
 
@@ -56,7 +57,7 @@ def _cells(values: ValuesReport) -> list[str]:
     ]
 
 
-def _groups(
+def _groups_table(
     title: str,
     inputs: Sequence[DiffReport],
     groups: Callable[[DiffReport], Sequence[GroupReport]],
@@ -67,20 +68,20 @@ def _groups(
     if any(layer is not None for layer in rows.values()):
         rows = dict(sorted(rows.items(), key=lambda row: -1 if row[1] is None else row[1]))
 
-    def made(width: int) -> RenderableType:
+    def table_of_width(width: int) -> RenderableType:
         room = width - max(map(len, [title, *rows]))
         shown_models: list[str] = []
         for model in found:
-            room -= max(len(_short(model)), _NUMBER) + 2
+            room -= max(len(_short_name(model)), _NUMBER_WIDTH) + 2
             if room >= 0 or not shown_models:
                 shown_models.append(model)
-        table = columns(title, *map(_short, shown_models))
+        table = plain_table(title, *map(_short_name, shown_models))
         for column in table.columns[1:]:
             column.justify = "right"
         for name in rows:
             cells = [found[model].get(name) for model in shown_models]
             table.add_row(
-                shown(name),
+                printable(name),
                 *("" if each is None else percent_text(each.values.difference) for each in cells),
             )
         left = len(found) - len(shown_models)
@@ -88,9 +89,9 @@ def _groups(
             return table
         return Group(table, Text(f"and {left} more in the page of --html and in --json", "dim"))
 
-    return ByWidth(made)
+    return ByWidth(table_of_width)
 
 
-def _short(name: str) -> str:
-    name = shown(name)
-    return name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
+def _short_name(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= _NAME_WIDTH else f"…{name[1 - _NAME_WIDTH :]}"

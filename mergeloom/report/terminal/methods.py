@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mergeloom.methods.declare import Base
 from mergeloom.report.records import MethodReport, ParameterReport
-from mergeloom.report.terminal.console import columns
+from mergeloom.report.terminal.console import plain_table
 
 
 def render_methods(methods: Iterable[MethodReport]) -> RenderableType:
@@ -31,7 +31,7 @@ def render_method(method: MethodReport) -> RenderableType:
     about.add_column(no_wrap=True)
     about.add_column(overflow="fold")
     about.add_row("formula", "\n".join(re.split(r";  |   (?=\()", method.formula)))
-    about.add_row("models", models_needed(method))
+    about.add_row("models", number_of_models(method))
     if method.works:
         about.add_row("works", method.works)
     if method.draws:
@@ -47,11 +47,15 @@ def render_method(method: MethodReport) -> RenderableType:
         ("for all models together", method.parameters),
     ):
         if parameters:
-            parts += [Text(), Text(f"parameters {title}", style="bold"), _table(parameters)]
+            parts += [
+                Text(),
+                Text(f"parameters {title}", style="bold"),
+                _parameter_table(parameters),
+            ]
     return Group(*parts)
 
 
-def models_needed(method: MethodReport) -> str:
+def number_of_models(method: MethodReport) -> str:
     """The number of models of a method, and its use of a base, as text."""
     low, high = method.models
     number = f"{low} or more" if high is None else str(low) if low == high else f"{low} to {high}"
@@ -63,8 +67,8 @@ def models_needed(method: MethodReport) -> str:
     return f"{number}, {base}"
 
 
-def _table(parameters: Iterable[ParameterReport]) -> RenderableType:
-    table = columns("name", "default", "range", "meaning")
+def _parameter_table(parameters: Iterable[ParameterReport]) -> RenderableType:
+    table = plain_table("name", "default", "range", "meaning")
     for column in table.columns[:3]:
         column.no_wrap = True
     for each in parameters:

@@ -9,23 +9,24 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mergeloom.engine.base.units import MIB
 from mergeloom.planners.outline import Layers, Outline, OutlinePart, OutlineSlice, OutlineSource
 from mergeloom.report import plan_records
 from mergeloom.report.plan_records import PlanReport
-from mergeloom.report.terminal.bars import band
+from mergeloom.report.terminal.bars import range_bar
 from mergeloom.report.terminal.console import (
     ByWidth,
-    columns,
-    hanging,
-    layers_named,
+    chart_width,
+    hanging_lines,
+    layers_phrase,
     layers_text,
-    picture_columns,
+    plain_table,
     plural,
     warnings,
 )
 from mergeloom.report.terminal.parameters import render_parameters
 from mergeloom.report.terminal.vocabulary import render_vocabulary
-from mergeloom.report.units import MIB, count, data, duration, memory
+from mergeloom.report.units import count_text, data_text, duration_text, memory_text
 
 _MANY_SLICES = 60
 """Maximum number of listed slices of a part; published stacks have up to about forty."""
@@ -36,11 +37,11 @@ def one_line(report: PlanReport) -> str:
     output = report.output
     layers = f"{plural(output.layers, 'layer')}, " if output.layers else ""
     return (
-        f"{layers}{count(output.parameters)} parameters, "
-        f"{_dtypes(output)}, {data(output.bytes)} by {report.method}; "
-        f"reads {data(report.io.read_bytes)}, "
-        f"{memory(report.memory.peak_bytes)} of memory at most, "
-        f"about {duration(report.time.seconds)}"
+        f"{layers}{count_text(output.parameters)} parameters, "
+        f"{_dtypes_text(output)}, {data_text(output.bytes)} by {report.method}; "
+        f"reads {data_text(report.io.read_bytes)}, "
+        f"{memory_text(report.memory.peak_bytes)} of memory at most, "
+        f"about {duration_text(report.time.seconds)}"
     )
 
 
@@ -51,20 +52,20 @@ def render_plan(report: PlanReport) -> RenderableType:
         if len(report.stages) > 1:
             parts.append(_stage_title(stage, number, len(report.stages)))
         for part in stage.parts:
-            parts += [_part(part, stage), Text()]
+            parts += [_part_lines(part, stage), Text()]
         if stage.notes:
             parts += [*(Text(note, style="dim") for note in stage.notes), Text()]
     if report.parameters:
         parts += [render_parameters(report.parameters), Text()]
-    parts.append(_figures(report))
+    parts.append(_figures_table(report))
     if report.vocabulary is not None:
         parts += [Text(), render_vocabulary(report.vocabulary)]
     if report.output.config_changes:
         parts += [Text(), Text("config.json", style="bold")]
-        parts.append(hanging("", map(Text, report.output.config_changes)))
+        parts.append(hanging_lines("", map(Text, report.output.config_changes)))
     if report.unused_inputs:
         parts += [Text(), Text("not used", style="bold")]
-        parts.append(hanging("", (Text(_unused(item)) for item in report.unused_inputs)))
+        parts.append(hanging_lines("", (Text(_unused_text(item)) for item in report.unused_inputs)))
     if report.output_state is not None:
         refuses = report.output_state.will in ("refuse", "repair")
         style = "yellow" if refuses else ""
@@ -80,15 +81,15 @@ def _headline(report: PlanReport) -> Text:
     text = Text()
     if output.layers:
         text.append(plural(output.layers, "layer"), style="bold").append(", ")
-    text.append(f"{count(output.parameters)} parameters", style="bold")
-    text.append(f" ({output.parameters:,}), {_dtypes(output)}, {data(output.bytes)}")
+    text.append(f"{count_text(output.parameters)} parameters", style="bold")
+    text.append(f" ({output.parameters:,}), {_dtypes_text(output)}, {data_text(output.bytes)}")
     text.append(f" in {plural(len(output.shards), 'shard')}, {plural(output.tensors, 'tensor')}")
     if output.tied:
         text.append(", head tied to the embedding")
     return text
 
 
-def _dtypes(output: plan_records.OutputReport) -> str:
+def _dtypes_text(output: plan_records.OutputReport) -> str:
     return " and ".join(list(output.dtypes)[:3]) or "nothing"
 
 
@@ -101,12 +102,12 @@ def _stage_title(stage: Outline, number: int, total: int) -> Text:
     )
 
 
-def _part(part: OutlinePart, stage: Outline) -> RenderableType:
-    """One line per output slice, with input and output layers."""
+def _part_lines(part: OutlinePart, stage: Outline) -> RenderableType:
+    """The title of a part, and one line per slice with its input and output layers."""
     title = "" if part.name == "default" else f"{part.name}: "
     if not part.slices:
         return Text(f"{title}no layers; every tensor by {stage.method}")
-    lengths = [stop - start for start, stop in _layers(part)]
+    lengths = [stop - start for start, stop in _layer_ranges(part)]
     if not lengths:
         how = f"every tensor by {stage.method}"
     elif len(lengths) > 1:
@@ -117,39 +118,41 @@ def _part(part: OutlinePart, stage: Outline) -> RenderableType:
         how = f"{plural(lengths[0], 'layer')}: one slice"
         if number > 1:
             how += f", in which {number} sources are merged with each other layer by layer"
-    lines_: list[RenderableType] = [
+    lines: list[RenderableType] = [
         Text(title + how, style="bold"),
-        ByWidth(lambda width: Padding(_slices(part, stage, width), (0, 0, 0, 2), expand=False)),
+        ByWidth(
+            lambda width: Padding(_slice_table(part, stage, width), (0, 0, 0, 2), expand=False)
+        ),
     ]
     if len(part.slices) > _MANY_SLICES:
-        lines_.append(Text(f"  and {len(part.slices) - _MANY_SLICES} more slices", style="dim"))
-    return Group(*lines_)
+        lines.append(Text(f"  and {len(part.slices) - _MANY_SLICES} more slices", style="dim"))
+    return Group(*lines)
 
 
-def _slices(part: OutlinePart, stage: Outline, width: int) -> RenderableType:
-    """One line per slice; for a stack with a chart of its position, if there is room."""
-    lengths = _layers(part)
-    chart = picture_columns(width) if len(lengths) > 1 else 0
-    table = columns("output layers" if lengths else "", *([""] if chart else []), "", "made of")
+def _slice_table(part: OutlinePart, stage: Outline, width: int) -> RenderableType:
+    """One line per slice; in a stack of slices, with a chart of its position if there is room."""
+    lengths = _layer_ranges(part)
+    chart = chart_width(width) if len(lengths) > 1 else 0
+    table = plain_table("output layers" if lengths else "", *([""] if chart else []), "", "made of")
     for column in table.columns[:-1]:
         column.no_wrap = True
     for each in part.slices[:_MANY_SLICES]:
-        lines = [Text(_source(source)) for source in each.sources]
+        lines = [Text(_source_text(source)) for source in each.sources]
         if each.detail and each.how != "scaled":
             lines.append(Text(each.detail, style="dim"))
         layers = "" if each.layers is None else layers_text(each.layers)
-        place = []
+        chart_cell = []
         if chart and each.layers is not None:
-            place = [Text(band(*each.layers, part.layers, chart), style="cyan")]
-        table.add_row(layers, *place, _verb(each, stage), Text("\n").join(lines))
+            chart_cell = [Text(range_bar(*each.layers, part.layers, chart), style="cyan")]
+        table.add_row(layers, *chart_cell, _action(each, stage), Text("\n").join(lines))
     return table
 
 
-def _layers(part: OutlinePart) -> list[Layers]:
+def _layer_ranges(part: OutlinePart) -> list[Layers]:
     return [each.layers for each in part.slices if each.layers is not None]
 
 
-def _verb(part: OutlineSlice, stage: Outline) -> str:
+def _action(part: OutlineSlice, stage: Outline) -> str:
     if part.how == "copied":
         return "copy of"
     if part.how == "scaled":
@@ -159,58 +162,58 @@ def _verb(part: OutlineSlice, stage: Outline) -> str:
     return stage.method
 
 
-def _source(source: OutlineSource) -> str:
+def _source_text(source: OutlineSource) -> str:
     text = source.model
     if source.layers is not None:
-        text += f"  {layers_named(source.layers)}"
+        text += f"  {layers_phrase(source.layers)}"
     return f"{text}  base" if source.base else text
 
 
-def _figures(report: PlanReport) -> RenderableType:
+def _figures_table(report: PlanReport) -> RenderableType:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _rows(report):
+    for name, value in _figure_rows(report):
         table.add_row(name, value)
     return table
 
 
-def _rows(report: PlanReport) -> Iterator[tuple[str, str | Text]]:
+def _figure_rows(report: PlanReport) -> Iterator[tuple[str, str | Text]]:
     if len(report.stages) == 1:
         yield "method", report.method
     if report.draws:
         yield "seed", f"{report.seed} (another one draws other elements)"
-    reads = data(report.io.read_bytes)
+    reads = data_text(report.io.read_bytes)
     if report.io.repeated_bytes:
-        reads += f", {data(report.io.repeated_bytes)} of it again because memory is short"
+        reads += f", {data_text(report.io.repeated_bytes)} of it again because memory is short"
     yield "reads", reads
     if report.io.cloned_bytes:
-        clones = f"{data(report.io.cloned_bytes)}: shared with the inputs, not moved"
+        clones = f"{data_text(report.io.cloned_bytes)}: shared with the inputs, not moved"
         if report.io.copied_bytes:
-            clones += f"; {data(report.io.copied_bytes)} beside them are copied"
+            clones += f"; {data_text(report.io.copied_bytes)} beside them are copied"
         yield "clones", clones
-    writes = data(report.io.write_bytes)
+    writes = data_text(report.io.write_bytes)
     if report.io.spilled_bytes:
-        writes += f", {data(report.io.spilled_bytes)} of it to files that only the run needs"
+        writes += f", {data_text(report.io.spilled_bytes)} of it to files that only the run needs"
     if report.disk is not None:
-        writes += f"; {data(report.disk.free_bytes)} free on its disk"
+        writes += f"; {data_text(report.disk.free_bytes)} free on its disk"
         if report.disk.needed_bytes > report.disk.free_bytes:
             lacking = report.disk.needed_bytes - report.disk.free_bytes
-            writes += f", {data(lacking)} too little"
+            writes += f", {data_text(lacking)} too little"
     yield "writes", writes
-    yield "memory", _memory(report)
-    yield "time", _time(report)
+    yield "memory", _memory_figures(report)
+    yield "time", _time_figures(report)
     if report.devices:
-        yield "computes", Text("\n").join(Text(line) for line in _places(report))
-        yield "rates", _rates(report)
+        yield "computes", Text("\n").join(Text(line) for line in _placement_lines(report))
+        yield "rates", _rate_figures(report)
     yield "tasks", ", ".join(f"{number:,} {kind}" for kind, number in report.tasks.items())
     yield "fingerprint", report.fingerprint
 
 
-def _memory(report: PlanReport) -> str:
+def _memory_figures(report: PlanReport) -> str:
     found = report.memory
     text = (
-        f"{memory(found.peak_bytes)} at most, budget {memory(found.budget_bytes)} "
+        f"{memory_text(found.peak_bytes)} at most, budget {memory_text(found.budget_bytes)} "
         f"(the smallest that works: {-(-found.minimum_bytes // MIB):,} MiB), "
         f"{plural(report.workers, 'worker')}"
     )
@@ -219,45 +222,45 @@ def _memory(report: PlanReport) -> str:
     return f"{text}, to be built first" if report.to_compile else text
 
 
-def _time(report: PlanReport) -> str:
+def _time_figures(report: PlanReport) -> str:
     """The estimated time, and the limiting factor."""
     found, rates = report.time, report.rates
     if found.storage_seconds >= found.compute_seconds:
-        known = "measured here" if rates.storage_measured else "assumed: not measured here yet"
-        why = f"storage at {data(rates.storage_bytes_per_second)}/s, {known}"
+        basis = "measured here" if rates.storage_measured else "assumed: not measured here yet"
+        why = f"storage at {data_text(rates.storage_bytes_per_second)}/s, {basis}"
     else:
-        known = "measured here" if rates.cpu_measured else "its speed is assumed"
-        why = f"storage waits for arithmetic, {known}"
+        basis = "measured here" if rates.cpu_measured else "its speed is assumed"
+        why = f"storage waits for arithmetic, {basis}"
     first = ", and some more once, to build machine code" if report.to_compile else ""
     spread = "" if found.measured else " or more"
     if found.low_seconds is not None and found.high_seconds is not None:
-        low, high = duration(found.low_seconds), duration(found.high_seconds)
+        low, high = duration_text(found.low_seconds), duration_text(found.high_seconds)
         why = f"{low} to {high}, judging by earlier estimates; {why}"
-    return f"about {duration(found.seconds)}{spread}{first} ({why})"
+    return f"about {duration_text(found.seconds)}{spread}{first} ({why})"
 
 
-def _places(report: PlanReport) -> Iterator[str]:
-    """The number of merges on each device, with the reason."""
+def _placement_lines(report: PlanReport) -> Iterator[str]:
+    """The number of merges on each device, and the reason."""
     devices = {device.name: device for device in report.devices}
-    for place in report.placement:
-        where = place.device
+    for chart_cell in report.placement:
+        where = chart_cell.device
         if where in devices:
             device = devices[where]
-            where += f" ({device.title}, {memory(device.memory_bytes)} at most)"
-        yield f"{plural(place.merges, 'merge')} on {where}: {place.reason}"
+            where += f" ({device.title}, {memory_text(device.memory_bytes)} at most)"
+        yield f"{plural(chart_cell.merges, 'merge')} on {where}: {chart_cell.reason}"
 
 
-def _rates(report: PlanReport) -> str:
-    """The rates used for placement; processors in units of the reference core."""
+def _rate_figures(report: PlanReport) -> str:
+    """The rates that decide on placement; processors in units of the reference core."""
     rates = report.rates
-    found = [(f"storage {data(rates.storage_bytes_per_second)}/s", rates.storage_measured)]
+    found = [(f"storage {data_text(rates.storage_bytes_per_second)}/s", rates.storage_measured)]
     found.append((f"cpu {rates.cpu_speed:.3g} x", rates.cpu_measured))
     models: dict[str, plan_records.DeviceReport] = {}
     for device in report.devices:
         models.setdefault(device.title, device)
     for device in models.values():
         found.append((f"{device.name} {device.speed:.3g} x", device.speed_measured))
-        found.append((f"its bus {data(device.bus_bytes_per_second)}/s", device.bus_measured))
+        found.append((f"its bus {data_text(device.bus_bytes_per_second)}/s", device.bus_measured))
     groups = []
     for title, wanted in (("measured", True), ("assumed", False)):
         texts = [text for text, measured in found if measured is wanted]
@@ -265,12 +268,12 @@ def _rates(report: PlanReport) -> str:
     return "; ".join(groups)
 
 
-def _unused(item: plan_records.UnusedInput) -> str:
-    what = f"{layers_named(*item.layers)} " if item.layers else ""
+def _unused_text(item: plan_records.UnusedInput) -> str:
+    what = f"{layers_phrase(*item.layers)} " if item.layers else ""
     names = (
         ""
         if item.layers
         else f": {', '.join(item.tensors[:3])}{' ...' if item.tensors[3:] else ''}"
     )
-    tensors = f"{plural(len(item.tensors), 'tensor')}, {data(item.bytes)}"
+    tensors = f"{plural(len(item.tensors), 'tensor')}, {data_text(item.bytes)}"
     return f"{item.model}  {what}({tensors}): {item.reason}{names}"

@@ -10,16 +10,16 @@ from rich.text import Text
 
 from mergeloom.report.plan_records import CheckReport, CodingError, MergeReport
 from mergeloom.report.records import ExportReport
-from mergeloom.report.terminal.console import columns, plural
+from mergeloom.report.terminal.console import plain_table, plural
 from mergeloom.report.terminal.plan import render_plan
-from mergeloom.report.units import data, duration, memory
+from mergeloom.report.units import data_text, duration_text, memory_text
 
 
 def one_line(report: MergeReport) -> str:
     """A finished merge in one line."""
     if report.was_finished:
         return f"'{report.directory}' is finished already; nothing to do"
-    return _merged(report)
+    return _headline(report)
 
 
 def render_outcome(report: MergeReport) -> RenderableType:
@@ -27,13 +27,13 @@ def render_outcome(report: MergeReport) -> RenderableType:
     if report.was_finished:
         parts: list[RenderableType] = [Text(one_line(report), style="green")]
     else:
-        parts = [Text(_merged(report), style="green"), _figures(report)]
+        parts = [Text(_headline(report), style="green"), _figures_table(report)]
         if report.resumed_tensors:
-            parts.append(Text(f"{plural(report.resumed_tensors, 'tensor')} were already finished"))
+            parts.append(Text(f"already finished: {plural(report.resumed_tensors, 'tensor')}"))
     if report.coding_errors:
-        parts.append(_coded(report.coding_errors))
+        parts.append(_coding_errors_text(report.coding_errors))
     if report.checked is not None:
-        parts.append(_checked(report.checked))
+        parts.append(_check_text(report.checked))
     return Group(*parts)
 
 
@@ -46,49 +46,51 @@ def render_report(report: MergeReport) -> RenderableType:
 def render_export(report: ExportReport) -> RenderableType:
     """The result of an export."""
     text = (
-        f"exported to '{report.output}' in {duration(report.wall_seconds)}: "
-        f"{plural(report.tensors, 'tensor')}, matrices as {report.type}, {data(report.bytes)}; "
-        f"peak memory {memory(report.peak_rss_bytes)}"
+        f"exported to '{report.output}' in {duration_text(report.wall_seconds)}: "
+        f"{plural(report.tensors, 'tensor')}, matrices as {report.type}, "
+        f"{data_text(report.bytes)}; peak memory {memory_text(report.peak_rss_bytes)}"
     )
     parts = [Text(text, style="green")]
     if report.left_out:
         more = f" and {len(report.left_out) - 1} more" if len(report.left_out) > 1 else ""
-        parts.append(Text(f"not in the file, which needs none: '{report.left_out[0]}'{more}"))
+        parts.append(
+            Text(f"not written, because the file does not need it: '{report.left_out[0]}'{more}")
+        )
     return Group(*parts)
 
 
-def _merged(report: MergeReport) -> str:
+def _headline(report: MergeReport) -> str:
     measured = report.measured
     moved = measured.read_bytes + measured.write_bytes + measured.cloned_bytes
-    rate = data(moved / max(report.wall_seconds, 1e-9))
-    return f"merged into '{report.directory}' in {duration(report.wall_seconds)} ({rate}/s)"
+    rate = data_text(moved / max(report.wall_seconds, 1e-9))
+    return f"merged into '{report.directory}' in {duration_text(report.wall_seconds)} ({rate}/s)"
 
 
-def _figures(report: MergeReport) -> RenderableType:
+def _figures_table(report: MergeReport) -> RenderableType:
     measured, predicted = report.measured, report.predicted
     assert predicted is not None, "a run that did something was predicted"
-    table = columns("", "measured", "predicted")
+    table = plain_table("", "measured", "predicted")
     for column in table.columns[1:]:
         column.justify = "right"
-    table.add_row("read", data(measured.read_bytes), data(predicted.read_bytes))
-    table.add_row("written", data(measured.write_bytes), data(predicted.write_bytes))
+    table.add_row("read", data_text(measured.read_bytes), data_text(predicted.read_bytes))
+    table.add_row("written", data_text(measured.write_bytes), data_text(predicted.write_bytes))
     if measured.cloned_bytes:
-        table.add_row("cloned", data(measured.cloned_bytes), "")
+        table.add_row("cloned", data_text(measured.cloned_bytes), "")
     if measured.device_read_bytes is not None and measured.device_write_bytes is not None:
-        table.add_row("  from storage", data(measured.device_read_bytes), "")
-        table.add_row("  to storage", data(measured.device_write_bytes), "")
-    most = f"≤ {memory(predicted.peak_bytes)}"
-    table.add_row("peak memory", memory(measured.peak_rss_bytes), most)
+        table.add_row("  from storage", data_text(measured.device_read_bytes), "")
+        table.add_row("  to storage", data_text(measured.device_write_bytes), "")
+    most = f"≤ {memory_text(predicted.peak_bytes)}"
+    table.add_row("peak memory", memory_text(measured.peak_rss_bytes), most)
     return table
 
 
-_WORST = 3
+_MAX_ERRORS = 3
 """Number of tensors listed with their errors."""
 
 
-def _coded(errors: Sequence[CodingError]) -> Text:
+def _coding_errors_text(errors: Sequence[CodingError]) -> Text:
     """Quantisation errors."""
-    worst = ", ".join(f"{each.tensor} {each.error:.2%}" for each in errors[:_WORST])
+    worst = ", ".join(f"{each.tensor} {each.error:.2%}" for each in errors[:_MAX_ERRORS])
     middle = errors[len(errors) // 2].error
     return Text(
         f"{plural(len(errors), 'tensor')} rounded to codes, relative error {middle:.2%} in the "
@@ -96,7 +98,7 @@ def _coded(errors: Sequence[CodingError]) -> Text:
     )
 
 
-def _checked(checked: CheckReport) -> Text:
+def _check_text(checked: CheckReport) -> Text:
     """The result of ``--check``, including skipped tensors."""
     text = Text(
         f"checked: {plural(checked.tensors, 'tensor')} ({checked.elements:,} elements) computed "

@@ -9,10 +9,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from mergeloom.report.records import ExplainReport, ParameterValue, TensorReport
-from mergeloom.report.terminal.console import ByWidth, columns, shape_text
+from mergeloom.report.terminal.console import ByWidth, plain_table, shape_text
 from mergeloom.report.terminal.vocabulary import render_token
 
-_TABLE = 100
+_MIN_TABLE_WIDTH = 100
 """Minimum width of a table of inputs."""
 
 
@@ -21,15 +21,15 @@ def render_explain(report: ExplainReport) -> RenderableType:
     if report.token is not None:
         return render_token(report.token)
     if len(report.tensors) == 1:
-        return _tensor(report.tensors[0])
-    table = columns("tensor", "made of", "parameters")
+        return _tensor_details(report.tensors[0])
+    table = plain_table("tensor", "made of", "parameters")
     for tensor in report.tensors:
-        table.add_row(tensor.tensor, _sources(tensor), Text(_short_parameters(tensor)))
-    hint = Text("one tensor's full name shows which entry of the configuration set what", "dim")
+        table.add_row(tensor.tensor, _sources_text(tensor), Text(_parameters_text(tensor)))
+    hint = Text("give one full name to see which entry of the configuration sets what", "dim")
     return Group(table, hint)
 
 
-def _tensor(tensor: TensorReport) -> RenderableType:
+def _tensor_details(tensor: TensorReport) -> RenderableType:
     """The origin of one output tensor, with the configuration entries that set its parameters."""
     about = f"  {shape_text(tensor.shape)} {tensor.dtype}, in {tensor.file}"
     head = Text.assemble((tensor.tensor, "bold"), about)
@@ -40,27 +40,30 @@ def _tensor(tensor: TensorReport) -> RenderableType:
         parts.append(Text(f"copied: {tensor.copied_because}"))
     else:
         parts.append(Text(f"merged by {tensor.method}: {tensor.formula}"))
-    parts += [Text(), ByWidth(lambda width: _inputs(tensor, width))]
+    parts += [Text(), ByWidth(lambda width: _inputs_text(tensor, width))]
     if tensor.parameters:
         parts.append(Text())
-        parts += [Text(f"{name} = {_full(value)}") for name, value in tensor.parameters.items()]
+        parts += [
+            Text(f"{name} = {_value_and_origin(value)}")
+            for name, value in tensor.parameters.items()
+        ]
     return Group(*parts)
 
 
-def _inputs(tensor: TensorReport, width: int) -> RenderableType:
+def _inputs_text(tensor: TensorReport, width: int) -> RenderableType:
     """The inputs of a tensor: a table or, in a narrow terminal, one block each."""
     merged = tensor.copied_because is None
     rows = []
     for item in tensor.inputs:
         base = item.base and merged
         values = [
-            f"{name} = {_full(value)}"
+            f"{name} = {_value_and_origin(value)}"
             for name, value in item.parameters.items()
             if value.place is not None or not base  # defaults do not apply to the base
         ]
         rows.append((f"{item.model}{'  (base)' if base else ''}", item, values))
-    if width >= _TABLE:
-        table = columns("from", "tensor", "layer", "parameters")
+    if width >= _MIN_TABLE_WIDTH:
+        table = plain_table("from", "tensor", "layer", "parameters")
         for model, item, values in rows:
             layer = "" if item.layer is None else str(item.layer)
             table.add_row(model, item.tensor, layer, "\n".join(values))
@@ -74,7 +77,7 @@ def _inputs(tensor: TensorReport, width: int) -> RenderableType:
     return Group(*blocks)
 
 
-def _full(found: ParameterValue) -> str:
+def _value_and_origin(found: ParameterValue) -> str:
     value = f"{found.value:.6g}" if isinstance(found.value, float) else str(found.value)
     if found.place is None:
         return f"{value}  (default)"
@@ -90,7 +93,7 @@ def _full(found: ParameterValue) -> str:
     return f"{value}  ({why})"
 
 
-def _sources(tensor: TensorReport) -> str:
+def _sources_text(tensor: TensorReport) -> str:
     parts = []
     for item in tensor.inputs:
         layer = "" if item.layer is None else f" {item.layer}"
@@ -98,22 +101,25 @@ def _sources(tensor: TensorReport) -> str:
     return " + ".join(parts) + ("" if tensor.copied_because is None else "  (copied)")
 
 
-def _short_parameters(tensor: TensorReport) -> str:
-    parts = [f"{name} {_short(value)}" for name, value in _set(tensor.parameters).items()]
+def _parameters_text(tensor: TensorReport) -> str:
+    parts = [
+        f"{name} {_value_and_filter(value)}"
+        for name, value in _without_defaults(tensor.parameters).items()
+    ]
     names = dict.fromkeys(name for item in tensor.inputs for name in item.parameters)
     for name in names:
         values = [
-            _short(item.parameters[name]) if name in item.parameters else "-"
+            _value_and_filter(item.parameters[name]) if name in item.parameters else "-"
             for item in tensor.inputs
         ]
         parts.append(f"{name} {'/'.join(values)}")
     return ", ".join(parts)
 
 
-def _set(parameters: Mapping[str, ParameterValue]) -> Mapping[str, ParameterValue]:
+def _without_defaults(parameters: Mapping[str, ParameterValue]) -> Mapping[str, ParameterValue]:
     return {name: value for name, value in parameters.items() if value.place is not None}
 
 
-def _short(found: ParameterValue) -> str:
+def _value_and_filter(found: ParameterValue) -> str:
     value = f"{found.value:.4g}" if isinstance(found.value, float) else str(found.value)
     return f"{value} [{found.filter}]" if found.filter is not None else value

@@ -6,15 +6,17 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from mergeloom.report.records import VerifyReport
-from mergeloom.report.terminal.console import plural, shown
-from mergeloom.report.units import data
+from mergeloom.report.terminal.console import plural, printable
+from mergeloom.report.units import data_text
 
 
 def render_verify(report: VerifyReport) -> RenderableType:
     """Whether an output is sound; otherwise its faults, one per line."""
     loading = report.loading
     if report.sound:
-        tensors = f"{plural(report.tensors, 'tensor')}, {data(report.bytes)}, equal their digests"
+        tensors = (
+            f"{plural(report.tensors, 'tensor')}, {data_text(report.bytes)}, equal their digests"
+        )
         if not report.finished:
             return Text(f"'{report.output}' is not finished; what it has is sound: {tensors}")
         sound = Text(f"'{report.output}' is sound: {tensors}", style="green")
@@ -23,7 +25,7 @@ def render_verify(report: VerifyReport) -> RenderableType:
         whole = f"it loads as {loading.class_name}: transformers {loading.transformers} finds all"
         return Group(sound, Text(f"{whole} that the class needs, and nothing else", style="green"))
     faults = (*report.wrong, *(loading.faults if loading else ()))
-    lines = [Text(f"{shown(each.what)}: {shown(each.why)}", style="red") for each in faults]
+    lines = [Text(f"{printable(each.what)}: {printable(each.why)}", style="red") for each in faults]
     count = plural(len(faults), "fault")
     loaded = f", loaded as {loading.class_name}" if loading and loading.faults else ""
     lines.append(Text(f"'{report.output}' has {count}{loaded}", style="bold"))

@@ -1,4 +1,4 @@
-"""A vocabulary as text: sizes, origins of each model's rows, and those of a token."""
+"""A vocabulary as text: sizes, and the origins of all rows or of one token's."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from mergeloom.report.terminal.console import columns, plural
+from mergeloom.report.terminal.console import plain_table, plural
 
-_COLUMNS = {
+_ORIGIN_TITLES = {
     "own": "own",
     "bytes": "same bytes",
     "role": "same role",
@@ -22,7 +22,7 @@ _COLUMNS = {
     "zero": "zero",
     "padding": "padding",
 }
-"""Titles of row origins, in order."""
+"""Titles of the origins of rows, in the order of their columns."""
 
 if TYPE_CHECKING:
     from mergeloom.report import plan_records, records
@@ -36,9 +36,9 @@ def render_vocabulary(found: plan_records.VocabularyReport) -> RenderableType:
         text.append(f", {plural(found.added, 'token')} added")
     if found.removed:
         text.append(f", {plural(found.removed, 'token')} without a row left out")
-    kinds = [kind for kind in _COLUMNS if any(kind in item.origins for item in found.models)]
-    titles = [_COLUMNS[kind] for kind in kinds]
-    table = columns("  rows of", "there are", *titles, "not used")
+    kinds = [kind for kind in _ORIGIN_TITLES if any(kind in item.origins for item in found.models)]
+    titles = [_ORIGIN_TITLES[kind] for kind in kinds]
+    table = plain_table("  rows of", "there are", *titles, "not used")
     for item in found.models:
         counts = (f"{item.origins.get(kind, 0):,}" for kind in kinds)
         table.add_row(f"  {item.model}", f"{item.rows:,}", *counts, f"{item.unused:,}")
@@ -48,7 +48,7 @@ def render_vocabulary(found: plan_records.VocabularyReport) -> RenderableType:
 def render_token(found: records.TokenReport) -> RenderableType:
     """The origin of a token's rows."""
     head = Text.assemble((repr(found.token), "bold"), f"  id {found.id}")
-    table = columns("in the tables of", "its row is", "taken from")
+    table = plain_table("in the tables of", "its row is", "taken from")
     for item in found.models:
         rows = ", ".join(f"row {each.row} of {each.model}" for each in item.rows)
         table.add_row(item.model, item.words, rows)
