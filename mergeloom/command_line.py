@@ -86,8 +86,7 @@ class Option:
 
 
 class _Argument(click.Argument):
-    declaration = ""
-    """The help text."""
+    help_text = ""
 
 
 class _IntegerType(click.IntRange):
@@ -106,8 +105,8 @@ class Command(click.Command):
     """A command whose help explains its arguments too."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        arguments = [each for each in self.params if isinstance(each, _Argument) and each.about]
-        rows = [(each.make_metavar(ctx), each.about) for each in arguments]
+        arguments = [each for each in self.params if isinstance(each, _Argument) and each.help_text]
+        rows = [(each.make_metavar(ctx), each.help_text) for each in arguments]
         if rows:
             with formatter.section("Arguments"):
                 formatter.write_dl(rows)
@@ -215,7 +214,7 @@ def _param(name: str, hint: Any, default: Any, hidden: bool = False) -> click.Pa
             **({} if required else {"default": default}),
         )
         if declaration.help:
-            argument.about = declaration.help + ("  [required]" if required else "")
+            argument.help_text = declaration.help + ("  [required]" if required else "")
         return argument
     shown = (
         default is not None and default is not False and not declaration.count and kind is not bool

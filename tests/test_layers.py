@@ -155,3 +155,10 @@ def test_the_front_door_imports_nothing_slow() -> None:
         f"sys.exit(', '.join({LATE!r} & sys.modules.keys()) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_front_door_knows_outlines() -> None:
+    """Not how planners divide models: another kind of model needs no other report."""
+    front = [name for name in MODULES if layer(name) == LAYERS.index("mergeloom")]
+    inner = "mergeloom.planners.models.architecture"
+    assert [name for name in front if inner in imported(run_statements(tree_of(name)))] == []

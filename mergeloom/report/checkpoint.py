@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergeloom.planners.models.architecture import Tower, declared_layers
+from mergeloom.planners.models.checkpoint_outline import StackOutline, checkpoint_outline
 from mergeloom.planners.models.model import StoredModel
 from mergeloom.planners.models.token_weights import Head
 from mergeloom.report import plan_records, records
 
-_LARGEST = 256 << 20
+_MAX_BYTES = 256 << 20
 """Maximum size in bytes of a tokenizer file that is read."""
 
-_TOKENIZERS = (
+_TOKENIZER_FILES = (
     "tokenizer*.json",
     "tokenizer.model",
     "*.tiktoken",
@@ -29,8 +29,9 @@ _TOKENIZERS = (
 
 
 def inspect_report(model: StoredModel) -> records.InspectReport:
-    """The report of a checkpoint, from its headers and small files."""
+    """The report of a checkpoint, from its headers and small files only."""
     checkpoint, config = model.checkpoint, model.config
+    outline = checkpoint_outline(model)
     entries = checkpoint.tensors
     dtypes: Counter[str] = Counter()
     for entry in entries.values():
@@ -42,15 +43,15 @@ def inspect_report(model: StoredModel) -> records.InspectReport:
         directory=checkpoint.folder.name,
         architectures=tuple(map(str, names)) if isinstance(names, list) else (),
         model_type=kind if isinstance(kind, str) else None,
-        vocabulary=_vocabulary(model),
-        tokenizer=_tokenizer(checkpoint.directory),
+        vocabulary=_vocabulary_size(model),
+        tokenizer=_tokenizer_report(checkpoint.directory),
         quantisation=_quantisation(config),
         parameters=sum(math.prod(entry.shape) for entry in entries.values()),
         bytes=checkpoint.nbytes,
         dtypes=dict(dtypes),
         tied=None if model.tokens.kind is Head.NONE else model.tokens.kind is Head.TIED,
-        declared={".".join(path): number for path, number in declared_layers(config)},
-        stacks=tuple(_stack(tower, model) for tower in model.architecture.towers),
+        declared=outline.declared,
+        stacks=tuple(map(_stack_report, outline.stacks)),
         shards=tuple(
             plan_records.Shard(Path(source.name).name, source.size) for source in checkpoint.sources
         ),
@@ -61,31 +62,23 @@ def inspect_report(model: StoredModel) -> records.InspectReport:
     )
 
 
-def _stack(tower: Tower, model: StoredModel) -> records.StackReport:
+def _stack_report(stack: StackOutline) -> records.StackReport:
     return records.StackReport(
-        name=tower.name,
-        prefix=tower.prefix,
-        layers=tower.layers,
-        before=tower.before,
+        name=stack.name,
+        prefix=stack.prefix,
+        layers=stack.layers,
+        before=stack.before,
         templates=tuple(
-            records.Template(suffix, shape, dtype, layers)
-            for (suffix, shape, dtype), layers in _templates(tower, model).items()
+            records.Template(each.suffix, each.shape, each.dtype, each.layers)
+            for each in stack.layer_tensors
         ),
-        after=tower.after,
-        tensors=tuple(tower.names()),
+        after=stack.after,
+        tensors=stack.tensors,
     )
 
 
-def _templates(tower: Tower, model: StoredModel) -> Counter[tuple[str, tuple[int, ...], str]]:
-    templates: Counter[tuple[str, tuple[int, ...], str]] = Counter()
-    for layer in range(tower.layers + len(tower.beyond)):
-        for suffix in tower.layer_suffixes(layer):
-            name = tower.layer_name(layer, suffix)
-            templates[suffix, model.shape(name), model.dtype(name).name] += 1
-    return templates
-
-
-def _vocabulary(model: StoredModel) -> int | None:
+def _vocabulary_size(model: StoredModel) -> int | None:
+    """The number of rows of the embedding, or else the size that the configuration declares."""
     embedding = model.tokens.embedding
     if embedding is not None:
         return model.shape(embedding)[0]
@@ -97,6 +90,7 @@ def _vocabulary(model: StoredModel) -> int | None:
 
 
 def _quantisation(config: Mapping[str, Any]) -> str | None:
+    """The method and, if declared, the number of bits; ``None`` if nothing is quantised."""
     for key in ("quantization_config", "quantization", "compression_config"):
         found = config.get(key)
         if isinstance(found, Mapping):
@@ -106,17 +100,17 @@ def _quantisation(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _tokenizer(directory: Path) -> records.TokenizerReport | None:
-    files = sorted({path.name for pattern in _TOKENIZERS for path in directory.glob(pattern)})
+def _tokenizer_report(directory: Path) -> records.TokenizerReport | None:
+    files = sorted({path.name for pattern in _TOKENIZER_FILES for path in directory.glob(pattern)})
     if not files:
         return None
-    kind = _json(directory / "tokenizer_config.json").get("tokenizer_class")
-    entries = _entries(_json(directory / "tokenizer.json"))
+    kind = _json_object(directory / "tokenizer_config.json").get("tokenizer_class")
+    entries = _number_of_tokens(_json_object(directory / "tokenizer.json"))
     return records.TokenizerReport(tuple(files), kind if isinstance(kind, str) else None, entries)
 
 
-def _entries(tokenizer: Mapping[str, Any]) -> int | None:
-    """One more than the largest token id."""
+def _number_of_tokens(tokenizer: Mapping[str, Any]) -> int | None:
+    """One more than the largest token id; ``None`` if there is no vocabulary."""
     model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
     found = model.get("vocab") if isinstance(model, Mapping) else None
     largest = -1
@@ -132,10 +126,10 @@ def _entries(tokenizer: Mapping[str, Any]) -> int | None:
     return largest + 1
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def _json_object(path: Path) -> Mapping[str, Any]:
     """A small JSON object; empty if it cannot be read."""
     try:
-        if path.stat().st_size > _LARGEST:
+        if path.stat().st_size > _MAX_BYTES:
             return {}
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from mergeloom.methods.statistics.comparison import Changes, Sizes
 from mergeloom.planners.comparison import Comparison, Pair
+from mergeloom.planners.models.checkpoint_outline import number_of_layers
 from mergeloom.planners.models.model import Model
 from mergeloom.report.diff_records import (
     ComparedModel,
@@ -59,7 +60,7 @@ def _compared_model(model: Model) -> ComparedModel:
         name=model.name,
         parameters=sum(math.prod(model.shape(name)) for name in names),
         tensors=len(names),
-        layers=model.architecture.main.layers,
+        layers=number_of_layers(model),
         dtypes=dict(Counter(model.dtype(name).name for name in names)),
     )
 
