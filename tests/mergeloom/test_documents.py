@@ -103,7 +103,7 @@ MADE: dict[str, Callable[[Path], Document]] = {
 def test_a_document_matches_its_schema(folder: Path, name: str) -> None:
     report = MADE[name](folder)
     written = json.loads(documents.encode(report))
-    assert written == documents.plain(report)
+    assert written == documents.to_json_types(report)
     assert written["document"] == name
     assert written["schema_version"] == SCHEMA_VERSION
     assert written["program_version"] == metadata.version("mergeloom")
@@ -182,7 +182,7 @@ def test_errors_are_json_with_json(folder: Path) -> None:
 def test_explain_always_returns_a_list_of_tensors(folder: Path) -> None:
     for pattern, count in (("model.norm.weight", 1), ("layers.0", 9), (None, 39)):
         report = mergeloom.explain(folder / "linear.yml", pattern)
-        assert len(documents.plain(report)["tensors"]) == count
+        assert len(documents.to_json_types(report)["tensors"]) == count
     with pytest.raises(ConfigError):
         mergeloom.explain(folder / "linear.yml", "layers.9")
 
