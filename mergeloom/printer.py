@@ -218,7 +218,7 @@ def _print(renderable: Any) -> None:
 
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
-    if getattr(sys.stdout, "is_nowhere", False):
+    if getattr(sys.stdout, "is_closed_stream", False):
         raise AnswerLost("stdout is closed: there is nowhere to write the answer to")
     try:
         yield
