@@ -15,16 +15,6 @@ import pytest
 import mergeloom
 from mergeloom import LoomError, LoomWarning, Observer, Progress
 from tests.mergeloom.support import LINEAR
-from tests.planners.support import llama
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
-    path = tmp_path / "merge.yml"
-    path.write_text(LINEAR)
-    return path
 
 
 def test_plans_and_results_have_a_short_repr(config: Path, tmp_path: Path) -> None:

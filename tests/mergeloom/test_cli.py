@@ -27,15 +27,6 @@ from tests.mergeloom.support import LINEAR, ROOT, merge_without_torch, run
 from tests.planners.support import llama
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
-    path = tmp_path / "merge.yml"
-    path.write_text(LINEAR)
-    return path
-
-
 def test_plan_says_what_will_happen(config: Path) -> None:
     found = run("plan", config)
     assert found.returncode == 0, found.stderr

@@ -21,16 +21,7 @@ from mergeloom.mergekit_flags import MergekitFlags, translate_flags
 from mergeloom.options import OutputOptions, ResourceOptions
 from tests.mergeloom.support import LINEAR, run
 from tests.mergeloom.test_states import interrupt
-from tests.planners.support import llama
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
-    path = tmp_path / "merge.yml"
-    path.write_text(LINEAR)
-    return path
+from tests.planners.support import llama, llamas
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
@@ -65,8 +56,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, s
 def test_a_configuration_written_by_init_can_be_planned_unchanged(
     tmp_path: Path, models: str, options: dict[str, Any], method: str, layers: int
 ) -> None:
-    for seed, name in enumerate("abc"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "abc")
     if "base" in options:
         options = {**options, "base": tmp_path / options["base"]}
     text = mergeloom.init([tmp_path / name for name in models], **options)
@@ -78,8 +68,7 @@ def test_a_configuration_written_by_init_can_be_planned_unchanged(
 
 
 def test_init_explains_what_is_wrong(tmp_path: Path) -> None:
-    for seed, name in enumerate("abc"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "abc")
     llama(tmp_path / "deep", layers=6)
     models = [tmp_path / name for name in "abc"]
     with pytest.raises(ConfigError, match="'slerp' merges 1 model beside a base model, here are 2"):
@@ -277,8 +266,7 @@ def test_clean_keeps_the_machine_code_in_use(
 
 
 def test_explain_says_what_each_line_sets(tmp_path: Path) -> None:
-    for seed, name in enumerate("ab"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "ab")
     path = tmp_path / "merge.yml"
     path.write_text(
         "merge_method: slerp\nbase_model: a\nmodels: [a, b]\nparameters:\n  t:\n"

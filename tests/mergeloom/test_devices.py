@@ -16,7 +16,7 @@ from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.rates import Sample
 from mergeloom.report.terminal.console import text_of
 from mergeloom.report.terminal.plan import render_plan
-from tests.planners.support import llama
+from tests.planners.support import llamas
 
 TIES = {
     "merge_method": "ties",
@@ -30,8 +30,7 @@ Planned = Callable[..., mergeloom.PlannedMerge]
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
-    for seed, name in enumerate(("base", "a", "b")):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, ("base", "a", "b"))
     other = replace(GPU, name="cuda:1", title="Another")
     monkeypatch.setattr(machine, "devices", lambda: (GPU, other))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # nothing is measured yet

@@ -13,7 +13,7 @@ import torch
 import mergeloom
 from mergeloom.cli import app
 from mergeloom.engine.base.errors import CheckpointError
-from tests.planners.support import llama, load_tensors, write_checkpoint
+from tests.planners.support import llama, llamas, load_tensors, write_checkpoint
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2}
 NAMES = (
@@ -197,8 +197,7 @@ def test_differences_from_inputs_agree_with_diff(folder: Path, tmp_path: Path) -
 def test_plain_weight_files_are_compared_with_their_inputs_and_adapters_refused(
     tmp_path: Path,
 ) -> None:
-    for seed, name in enumerate("ab"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "ab")
     files = [str(tmp_path / name / "model.safetensors") for name in "ab"]
     models = [{"model": file, "parameters": {"weight": 1}} for file in files]
     mergeloom.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
@@ -211,8 +210,7 @@ def test_plain_weight_files_are_compared_with_their_inputs_and_adapters_refused(
 
 
 def test_layers_of_a_stack_are_compared_with_their_sources(tmp_path: Path) -> None:
-    for seed, name in enumerate("ab"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "ab")
     parts = (("a", [0, 3]), ("b", [1, 4]))
     slices = [
         {"sources": [{"model": str(tmp_path / name), "layer_range": layers}]}

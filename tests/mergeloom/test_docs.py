@@ -23,7 +23,7 @@ from mergeloom.planners.config.load import parse_config
 from scripts.fixtures.tokenizer_files import tokenizer_files
 from tests.mergeloom.gallery import said_by
 from tests.mergeloom.support import LINEAR, ROOT
-from tests.planners.support import llama
+from tests.planners.support import llamas
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONTEXT = click.Context(app)
@@ -95,10 +95,10 @@ def test_every_command_of_mergekit_is_explained() -> None:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which everything lies that examples name."""
     folder = tmp_path_factory.mktemp("docs")
-    for seed, name in enumerate(("a", "b", "c", "A", "B", "C", "BASE", "MODEL", "DONOR")):
-        llama(folder / name, seed=seed, vocabulary=512)
+    names = ("a", "b", "c", "A", "B", "C", "BASE", "MODEL", "DONOR")
+    for model in llamas(folder, names, vocabulary=512):
         for file, content in tokenizer_files().items():
-            (folder / name / file).write_text(json.dumps(content))
+            (model / file).write_text(json.dumps(content))
     text = LINEAR.replace("merge_method: linear", "merge_method: slerp\nbase_model: a")
     text = re.sub(r", parameters: \{.*?\}", "", text) + "parameters: {t: 0.5}\n"
     (folder / "merge.yml").write_text(text)

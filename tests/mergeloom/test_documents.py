@@ -27,7 +27,7 @@ from mergeloom.report.terminal.plan import render_plan
 from mergeloom.report.terminal.tasks import task_lines
 from tests.mergeloom.support import LINEAR, run
 from tests.planners.models.gguf.files import FAMILIES
-from tests.planners.support import llama, llama_names, write_checkpoint
+from tests.planners.support import llama_names, llamas, write_checkpoint
 
 STAGES = """name: mid
 merge_method: linear
@@ -49,8 +49,7 @@ dtype: bfloat16
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents")
-    llama(folder / "a")
-    llama(folder / "b", seed=1)
+    llamas(folder, "ab")
     (folder / "linear.yml").write_text(LINEAR)
     (folder / "stages.yml").write_text(STAGES)
     return folder

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from mergeloom.engine.hardware import process
 from scripts.fixtures.tokenizer_files import tokenizer_files
 from tests.mergeloom.gallery import answer, answered, mistakes
-from tests.planners.support import llama, write_checkpoint
+from tests.planners.support import llama, llamas, write_checkpoint
 
 GALLERY = Path(__file__).parent / "mistakes"
 LINEAR = """merge_method: linear
@@ -35,8 +35,7 @@ PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted(GALLERY.
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of checkpoints, sound ones and others."""
     folder = tmp_path_factory.mktemp("mistakes")
-    for seed, name in enumerate(("base", "a", "b")):
-        llama(folder / name, seed=seed)
+    llamas(folder, ("base", "a", "b"))
     llama(folder / "deep", layers=6)
     llama(folder / "wide", width=16)
     llama(folder / "half", dtype=torch.bfloat16)

@@ -11,7 +11,7 @@ from mergeloom.cli import app
 from mergeloom.report.budgets import budgets_report
 from mergeloom.report.terminal.bars import bar, line_chart, range_bar
 from tests.mergeloom.support import run
-from tests.planners.support import llama
+from tests.planners.support import llamas
 
 CONFIG = """merge_method: ties
 base_model: a
@@ -28,8 +28,7 @@ parameters: {normalize: false}
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    for seed, name in enumerate("ab"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "ab")
     path = tmp_path / "merge.yml"
     path.write_text(CONFIG)
     return path

@@ -12,17 +12,6 @@ import pytest
 
 import mergeloom
 from mergeloom import LoomError, LoomWarning, Progress, RunError
-from tests.mergeloom.support import LINEAR
-from tests.planners.support import llama
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
-    path = tmp_path / "merge.yml"
-    path.write_text(LINEAR)
-    return path
 
 
 def test_progress_is_an_iterator_of_immutable_snapshots(

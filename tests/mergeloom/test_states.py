@@ -15,16 +15,6 @@ from mergeloom.engine.base.errors import OutputError
 from mergeloom.engine.output.journal import Finished, Journal, Totals
 from mergeloom.engine.output.manifest import read_manifest
 from tests.mergeloom.support import LINEAR, run
-from tests.planners.support import llama
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
-    path = tmp_path / "merge.yml"
-    path.write_text(LINEAR)
-    return path
 
 
 def state(config: Path, out: Path) -> Any:

@@ -16,7 +16,7 @@ import torch
 import mergeloom
 from mergeloom.methods import registry
 from mergeloom.methods.declare import REQUIRED, Method
-from tests.planners.support import llama, load_tensors
+from tests.planners.support import llamas, load_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -60,8 +60,7 @@ def package(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    for seed, name in enumerate(("base", "first", "second")):
-        llama(tmp_path / name, layers=2, seed=seed)
+    llamas(tmp_path, ("base", "first", "second"), layers=2)
     path = tmp_path / "merge.yml"
     path.write_text(
         "merge_method: leash\n"

@@ -88,6 +88,11 @@ def llama(directory: Path, layers: int = 4, tied: bool = False, **options: Any) 
     return write_checkpoint(directory, llama_names(layers, not tied), config, **options)
 
 
+def llamas(folder: Path, names: Iterable[str], **options: Any) -> list[Path]:
+    """A small decoder checkpoint in ``folder`` for each name, each with other values."""
+    return [llama(folder / name, seed=seed, **options) for seed, name in enumerate(names)]
+
+
 def load_tensors(directory: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint."""
     tensors: dict[str, torch.Tensor] = {}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mergeloom.engine.base.errors import CheckpointError, ConfigError
-from tests.planners.support import llama, load_tensors, plan_text, write_checkpoint
+from tests.planners.support import llama, llamas, load_tensors, plan_text, write_checkpoint
 
 LINEAR = (
     "merge_method: linear\nmodels:\n"
@@ -34,8 +34,7 @@ def renamed(directory: Path, old: str, new: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
+    llamas(tmp_path, "ab")
     return tmp_path
 
 

@@ -16,6 +16,7 @@ from tests.planners.support import (
     LLAMA_LAYER,
     STACK,
     llama,
+    llamas,
     load_tensors,
     made_of,
     plan_text,
@@ -36,8 +37,7 @@ def value(plan: Plan, tensor: str, parameter: str) -> object:
 
 
 def test_slices_are_stacked(tmp_path: Path) -> None:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
+    llamas(tmp_path, "ab")
     plan = plan_text(STACK, tmp_path)
     assert plan.layers == 6
     assert plan.config["num_hidden_layers"] == 6
@@ -55,8 +55,7 @@ def test_slices_are_stacked(tmp_path: Path) -> None:
 
 
 def test_everything_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
+    llamas(tmp_path, "ab")
     plan = plan_text(STACK, tmp_path)
     left = {(item.model, item.reason): (item.layers, len(item.names)) for item in plan.unused}
     assert left == {
@@ -166,8 +165,7 @@ def test_repeated_layers_are_read_once_and_written_twice(tmp_path: Path) -> None
 
 
 def test_the_base_is_added_where_it_is_not_among_the_models(tmp_path: Path) -> None:
-    for seed, name in enumerate("abc"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "abc")
     text = "merge_method: ties\nbase_model: c\nmodels:\n"
     text += "".join(f"- {{model: {m}, parameters: {{weight: 1}}}}\n" for m in "ab")
     tensor = plan_text(text, tmp_path).explain("model.norm.weight")
@@ -180,8 +178,7 @@ def test_the_base_is_added_where_it_is_not_among_the_models(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("method", ["nuslerp", "multislerp"])
 def test_two_models_are_merged_on_a_base_if_there_is_one(tmp_path: Path, method: str) -> None:
-    for seed, name in enumerate("abc"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "abc")
     text = two(1, 2).replace("linear", method)
     for base, inputs in (("", 2), ("base_model: c", 3)):
         plan = plan_text(text + base, tmp_path)
@@ -190,8 +187,7 @@ def test_two_models_are_merged_on_a_base_if_there_is_one(tmp_path: Path, method:
 
 
 def test_a_linear_merge_takes_no_weights_from_its_base_model(tmp_path: Path) -> None:
-    for seed, name in enumerate("abc"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "abc")
     text = "merge_method: linear\nbase_model: c\nmodels:\n"
     text += "".join(f"- {{model: {m}, parameters: {{weight: 1}}}}\n" for m in "ab")
     plan = plan_text(text, tmp_path)
@@ -253,8 +249,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_senseless_configurations_are_refused_by_name(tmp_path: Path, case: str) -> None:
-    for seed, name in enumerate("abc"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "abc")
     text, expected = REFUSED[case]
     with pytest.raises(LoomError) as caught:
         plan_text(text, tmp_path)
@@ -342,8 +337,7 @@ def test_constants_that_differ_in_each_layer_are_reported_once(tmp_path: Path) -
 
 
 def test_a_tensor_that_only_one_model_has_is_copied_and_reported(tmp_path: Path) -> None:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
+    llamas(tmp_path, "ab")
     tensors = load_tensors(tmp_path / "b")
     tensors["model.layers.2.self_attn.q_proj.bias"] = torch.ones(8)
     config = json.loads((tmp_path / "b" / "config.json").read_text())
@@ -370,8 +364,7 @@ def test_models_of_another_architecture_are_refused(tmp_path: Path) -> None:
 
 
 def test_stages_feed_each_other(tmp_path: Path) -> None:
-    for seed, name in enumerate("abc"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "abc")
     text = two() + "name: first\n---\nmerge_method: slerp\nbase_model: first\nmodels: [first, c]\n"
     plan = plan_text(text + "parameters: {t: 0.5}", tmp_path)
     counts = plan.graph.counts()
@@ -441,8 +434,7 @@ def test_shards_index_and_side_files(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_covers_what_the_output_depends_on(tmp_path: Path) -> None:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
+    llamas(tmp_path, "ab")
     original = plan_text(two(), tmp_path)
     assert plan_text(two(), tmp_path).fingerprint == original.fingerprint
     assert plan_text(two(2), tmp_path).fingerprint != original.fingerprint
@@ -455,8 +447,7 @@ def test_the_fingerprint_covers_what_the_output_depends_on(tmp_path: Path) -> No
 
 
 def test_a_base_beside_the_models_is_merged_by_methods_that_need_none(tmp_path: Path) -> None:
-    for seed, name in enumerate("abc"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "abc")
     plan = plan_text("merge_method: linear\nbase_model: c\n" + BOTH, tmp_path)
     assert [name for name, _ in made_of(plan.explain("model.norm.weight"))] == ["c", "a", "b"]
     assert plan.warnings == ()
@@ -468,8 +459,7 @@ def test_a_base_beside_the_models_is_merged_by_methods_that_need_none(tmp_path: 
 
 
 def test_filters_that_match_no_name_are_warned_about(tmp_path: Path) -> None:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
+    llamas(tmp_path, "ab")
     t = "parameters: {t: [{filter: self_atn, value: 0}, {filter: mlp, value: 1}, {value: 0.5}]}\n"
     plan = plan_text(
         "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\n" + t, tmp_path
@@ -479,8 +469,7 @@ def test_filters_that_match_no_name_are_warned_about(tmp_path: Path) -> None:
 
 
 def test_a_single_filter_may_be_written_without_a_list(tmp_path: Path) -> None:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
+    llamas(tmp_path, "ab")
     t = "parameters: {t: {filter: norm, value: 0.25}}\n"
     text = "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\n" + t
     with pytest.raises(ConfigError, match="'t' has no value for tensor"):
@@ -502,8 +491,7 @@ def test_errors_of_models_say_where_they_are_named(tmp_path: Path) -> None:
 def test_a_global_setting_under_a_model_is_an_error_that_says_where_it_belongs(
     tmp_path: Path,
 ) -> None:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
+    llamas(tmp_path, "ab")
     text = (
         "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b, parameters: {t: 1}}]"
     )

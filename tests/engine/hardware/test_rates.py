@@ -26,6 +26,7 @@ from tests.engine.test_job import every_kind
 GPU = Accelerator("cuda:0", "card", 8 << 30, 2e10, 50.0)
 SPEED, BUS = "device speed: card", "device bus: card"
 GIB = 1 << 30
+LOOPS = profile.cache_directory() / "loops"
 
 
 @pytest.fixture
@@ -33,6 +34,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The path of the profile, which does not exist yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "mergeloom" / "profile.json"
+
+
+@pytest.fixture
+def machine_code(cache: Path) -> None:
+    """The machine code that exists already, so that a run need not compile it."""
+    cache.parent.mkdir(parents=True)
+    (cache.parent / "loops").symlink_to(LOOPS, target_is_directory=True)
 
 
 # --- what counts ----------------------------------------------------------------------------
@@ -216,7 +224,7 @@ def test_a_profile_that_cannot_be_written_is_no_error(cache: Path) -> None:
 
 
 def test_a_run_is_measured_on_every_processor(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, machine_code: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rates, "_LEAST_SECONDS", 1e-4)
     (tmp_path / "in").mkdir()
@@ -232,7 +240,7 @@ def test_a_run_is_measured_on_every_processor(
     assert found.knows_bus(device)
 
 
-def test_a_short_run_is_not_remembered(tmp_path: Path, cache: Path) -> None:
+def test_a_short_run_is_not_remembered(tmp_path: Path, machine_code: None) -> None:
     (tmp_path / "in").mkdir()
     graph = every_kind(Workshop(tmp_path / "in"), [(30, 70)])
     jobs.run(job(graph), tmp_path / "out", Options(machine=spec(2, 300 * MIB, 0)))

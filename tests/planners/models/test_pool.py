@@ -11,7 +11,7 @@ from mergeloom.planners.config.load import parse_config
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.plan import Plan, make_plan
 from mergeloom.planners.planner import PlanOptions
-from tests.planners.support import llama, plan_text
+from tests.planners.support import llama, llamas, plan_text
 
 BASED = "merge_method: task_arithmetic\nbase_model: m/x\nparameters: {lambda: 1}\nmodels:\n"
 
@@ -25,8 +25,7 @@ def plan_here(text: str, **options: dict[str, Path]) -> Plan:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for seed, name in enumerate("xyz"):
-        llama(tmp_path / "m" / name, seed=seed)
+    llamas(tmp_path / "m", "xyz")
     (tmp_path / "link").symlink_to(tmp_path / "m" / "x")
     return tmp_path
 
@@ -123,9 +122,8 @@ def test_a_misspelt_stage_name_is_suggested(here: Path) -> None:
 
 
 def test_a_stage_gives_the_small_files_of_its_donor(tmp_path: Path) -> None:
-    for seed, name in enumerate("xyz"):
-        llama(tmp_path / name, seed=seed)
-        (tmp_path / name / "tokenizer.model").write_text(name)
+    for model in llamas(tmp_path, "xyz"):
+        (model / "tokenizer.model").write_text(model.name)
     text = "merge_method: passthrough\nmodels: [y]\nname: first\n---\n"
     text += "merge_method: slerp\nbase_model: first\nmodels: [first, x]\nparameters: {t: 0.5}"
     plan = plan_text(text, tmp_path)

@@ -11,7 +11,7 @@ import yaml
 import mergeloom
 from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.output.licences import licence_of
-from tests.planners.support import llama
+from tests.planners.support import llama, llamas
 
 
 def card(folder: Path, config: dict[str, Any], **options: Any) -> tuple[dict[str, Any], str]:
@@ -30,9 +30,9 @@ def licence(directory: Path, text: str) -> None:
 LINEAR: dict[str, Any] = {"merge_method": "linear", "parameters": {"weight": 1}}
 
 
-def test_one_licence_of_all_is_the_merge_s(tmp_path: Path) -> None:
-    for seed, name in enumerate(("a", "b")):
-        licence(llama(tmp_path / name, seed=seed), "license: apache-2.0\ntags: [x]")
+def test_one_licence_of_all_is_that_of_the_merge(tmp_path: Path) -> None:
+    for model in llamas(tmp_path, "ab"):
+        licence(model, "license: apache-2.0\ntags: [x]")
     front, text = card(tmp_path, {**LINEAR, "models": ["a", "b"]})
     assert front["license"] == "apache-2.0"
     assert "base_model_relation" not in front  # neither is known to be on the hub
@@ -64,8 +64,7 @@ def test_a_licence_of_its_own_keeps_its_name_and_address(tmp_path: Path) -> None
 
 
 def test_models_of_the_hub_are_linked_with_their_relation(tmp_path: Path) -> None:
-    for seed, name in enumerate(("a", "b")):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "ab")
     models = {"owner/a": tmp_path / "a", "owner/b": tmp_path / "b"}
     front, text = card(tmp_path, {**LINEAR, "models": list(models)}, model_dirs=models)
     assert front["base_model"] == ["owner/a", "owner/b"]
@@ -74,8 +73,7 @@ def test_models_of_the_hub_are_linked_with_their_relation(tmp_path: Path) -> Non
 
 
 def test_the_layers_are_listed_as_text(tmp_path: Path) -> None:
-    for seed, name in enumerate(("a", "b")):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "ab")
     sources = [
         {"sources": [{"model": "a", "layer_range": [0, 3]}]},
         {"sources": [{"model": str(tmp_path / "b"), "layer_range": [3, 4]}]},
@@ -111,8 +109,7 @@ def test_front_matter_of_any_form_is_read_or_ignored(
 
 
 def test_task_and_languages_are_taken_from_the_models(tmp_path: Path) -> None:
-    for seed, name in enumerate("abc"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "abc")
     config = {**LINEAR, "models": ["a", "b"]}
     front, _ = card(tmp_path, config)
     assert front["pipeline_tag"] == "text-generation"  # by the class

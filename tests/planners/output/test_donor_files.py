@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from mergeloom.planners.plan import Plan
-from tests.planners.support import llama, plan_text
+from tests.planners.support import llama, llamas, plan_text
 
 
 def sentences(directory: Path, seed: int = 0, dense: bool = True) -> Path:
@@ -65,8 +65,7 @@ def test_modules_that_the_donor_lacks_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["onnx", "deep/er"])
 def test_weights_in_other_folders_are_named(tmp_path: Path, folder: str) -> None:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
+    llamas(tmp_path, "ab")
     (tmp_path / "a" / folder).mkdir(parents=True)
     (tmp_path / "a" / folder / "model.onnx").write_bytes(b"x")
     (tmp_path / "a" / "images").mkdir()
@@ -79,8 +78,7 @@ def test_weights_in_other_folders_are_named(tmp_path: Path, folder: str) -> None
 
 
 def test_named_chat_templates_are_copied(tmp_path: Path) -> None:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1)
+    llamas(tmp_path, "ab")
     (tmp_path / "a" / "additional_chat_templates").mkdir()
     (tmp_path / "a" / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     assert "additional_chat_templates/tool_use.jinja" in names(planned(tmp_path))

@@ -8,13 +8,12 @@ import pytest
 
 from mergeloom.engine.base.errors import ConfigError
 from tests.planners.slices import tiny
-from tests.planners.support import llama, plan_text
+from tests.planners.support import llamas, plan_text
 
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    for seed, name in enumerate("abc"):
-        llama(tmp_path / name, seed=seed)
+    llamas(tmp_path, "abc")
     return tmp_path
 
 

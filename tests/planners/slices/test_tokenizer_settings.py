@@ -10,7 +10,7 @@ import pytest
 
 import mergeloom
 from mergeloom.engine.base.errors import ConfigError, LoomError
-from tests.planners.support import llama, plan_text
+from tests.planners.support import llamas, plan_text
 
 STAGES = """
 merge_method: linear
@@ -29,9 +29,8 @@ tokenizer_source: SOURCE
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    for seed, name in enumerate("abcd"):
-        llama(tmp_path / name, seed=seed, vocabulary=3)
-        vocabulary(tmp_path / name, ["x", "y", "z"])
+    for model in llamas(tmp_path, "abcd", vocabulary=3):
+        vocabulary(model, ["x", "y", "z"])
     return tmp_path
 
 

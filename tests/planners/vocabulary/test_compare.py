@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.planners.support import llama, plan_text
+from tests.planners.support import llamas, plan_text
 
 MERGE = "models: [{model: a}, {model: b}]\nparameters: {weight: 1}\nmerge_method: linear\n"
 REMEDY = "write 'tokenizer: {source: union}' to merge rows by token"
@@ -22,9 +22,8 @@ def tokenizer(directory: Path, tokens: list[str], added: list[str] = [], **more:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    for seed, name in enumerate("ab"):
-        llama(tmp_path / name, seed=seed, vocabulary=4)
-        tokenizer(tmp_path / name, ["x", "y", "z"], padding={"length": seed})
+    for number, model in enumerate(llamas(tmp_path, "ab", vocabulary=4)):
+        tokenizer(model, ["x", "y", "z"], padding={"length": number})
     return tmp_path
 
 
