@@ -15,7 +15,6 @@ from mergeloom.engine.graph.graph import Graph, Spill, Write
 from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.accelerators import Accelerator
-from mergeloom.engine.hardware.rates import Sample, storage_samples
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.output.directory import OutputDirectory
 from mergeloom.engine.output.journal import Finished, Totals
@@ -180,7 +179,6 @@ def run(
         if baseline is not None:
             machine.remember_runtime_bytes(machine.resident_bytes() - baseline)
         warnings += executor.warnings
-        machine.remember_rates(_rates(executor, sink, counters))
         outcome = outcome_of(plan, executor.progress, began, counters, len(done), tuple(warnings))
         outcome = replace(
             outcome,
@@ -403,19 +401,6 @@ def _trimming(
             poll(progress)
 
     return polled
-
-
-def _rates(
-    executor: Executor, sink: ShardSink, counters: tuple[int, int] | None
-) -> dict[str, Sample]:
-    """Rates measured by a finished run; ``counters`` are the kernel's I/O counters at its start."""
-    found = executor.stopwatch.samples()
-    if sink.is_direct:  # otherwise writes return when the data is in the page cache
-        progress, now = executor.progress, machine.storage_traffic()
-        stored = sum(now) - sum(counters) if now and counters else None
-        moved = progress.read_bytes + progress.write_bytes
-        found |= storage_samples(moved, stored, executor.storage.seconds, executor.storage_share)
-    return found
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from mergeloom.report.output_records import Cleaned, CleanReport
 
 _CACHES = {
     "loops": "machine code of other versions or processors",
-    "profile.json": "the measured speed of this machine",
+    "profile.json": "the memory of libraries and the time of merges on this machine",
 }
 
 

@@ -1,1 +1,1 @@
-"""The machine: memory, devices, machine code, measured rates."""
+"""The machine: memory, devices, machine code."""

@@ -1,8 +1,7 @@
-"""The computing devices of this machine and their speed, without importing torch.
+"""The computing devices of this machine, found without importing torch.
 
 NVIDIA devices are queried through the management library of their driver (NVML), which opens no
-context on a device: the query takes milliseconds and no device memory. The speed of a device is
-assumed from its kind.
+context on a device: the query takes milliseconds and no device memory.
 """
 
 from __future__ import annotations
@@ -20,15 +19,6 @@ from mergeloom.engine.base.records import dataclass
 
 CPU, AUTO = "cpu", "auto"
 
-_LANE_BYTES = 0.985e9
-"""Bytes per second of one lane of PCI Express generation 3; each later generation doubles it."""
-_REACHED = 0.8
-"""Share of the bus rate that large copies reach."""
-_USUAL_BUS = 12e9
-_UNIFIED_BUS = 60e9
-
-_CUDA_SPEED = 12.0
-_MPS_SPEED = 6.0
 _CUDA_HOST_BYTES = 256 << 20
 _MPS_HOST_BYTES = 512 << 20
 _CUDA_START = 0.5
@@ -40,16 +30,13 @@ class Accelerator:
     """A device other than the CPU, as described to the scheduler.
 
     ``name`` is kind and number (``cuda:0``), ``title`` the product name. ``memory_bytes`` is the
-    device memory that may be used, ``bus_rate`` is in bytes per second in each direction, and
-    arithmetic on grains runs ``speed`` times as fast as on one core. ``double`` says whether it has
-    float64. Using it takes ``start_seconds`` once, and ``host_bytes`` of main memory.
+    device memory that may be used; ``double`` says whether it has float64. Using it takes
+    ``start_seconds`` once, and ``host_bytes`` of main memory.
     """
 
     name: str
     title: str
     memory_bytes: int
-    bus_rate: float
-    speed: float
     double: bool = True
     start_seconds: float = _CUDA_START
     host_bytes: int = _CUDA_HOST_BYTES
@@ -121,8 +108,6 @@ def nvidia_devices(library: Any, environment: Mapping[str, str]) -> Iterator[Acc
                     name=f"cuda:{number}",
                     title=_title(library, handle),
                     memory_bytes=int(memory[1]),
-                    bus_rate=_bus_rate(library, handle),
-                    speed=_CUDA_SPEED,
                 )
     finally:
         library.nvmlShutdown()
@@ -164,15 +149,6 @@ def _title(library: Any, handle: ctypes.c_void_p) -> str:
     return name.value.decode(errors="replace")
 
 
-def _bus_rate(library: Any, handle: ctypes.c_void_p) -> float:
-    generation, width = ctypes.c_uint(), ctypes.c_uint()
-    failed = library.nvmlDeviceGetMaxPcieLinkGeneration(handle, ctypes.byref(generation))
-    failed = failed or library.nvmlDeviceGetMaxPcieLinkWidth(handle, ctypes.byref(width))
-    if failed or not generation.value or not width.value:
-        return _USUAL_BUS
-    return _LANE_BYTES * 2.0 ** (generation.value - 3) * width.value * _REACHED
-
-
 def _apple() -> tuple[Accelerator, ...]:
     import psutil
 
@@ -183,8 +159,6 @@ def _apple() -> tuple[Accelerator, ...]:
         name="mps",
         title="Apple GPU",
         memory_bytes=min(memory.available, memory.total * 2 // 3),
-        bus_rate=_UNIFIED_BUS,
-        speed=_MPS_SPEED,
         double=False,
         start_seconds=_MPS_START,
         host_bytes=_MPS_HOST_BYTES,

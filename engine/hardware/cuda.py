@@ -16,7 +16,7 @@ _NAMES = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1", "libcu
 _OUT_OF_MEMORY = 2
 _PORTABLE, _MAPPED = 1, 2
 _NOT_BLOCKING = 1
-_BLOCKING_SYNC = 1
+_BLOCKING_SYNC, _UNTIMED = 1, 2
 _MAJOR, _MINOR = 75, 76
 """Device attributes: major and minor compute capability."""
 
@@ -156,7 +156,7 @@ class Event:
     def __init__(self) -> None:
         self._handle = ctypes.c_void_p()
         # Block instead of spinning, to leave the core to other threads.
-        _call("cuEventCreate", ctypes.byref(self._handle), _BLOCKING_SYNC)
+        _call("cuEventCreate", ctypes.byref(self._handle), _BLOCKING_SYNC | _UNTIMED)
 
     def __del__(self) -> None:
         if self._handle.value:
@@ -170,13 +170,6 @@ class Event:
         """Wait until it is reached."""
         if _library(False).cuEventQuery(self._handle):  # query first: being woken up takes time
             _call("cuEventSynchronize", self._handle, waits=True)
-
-    def seconds_since(self, earlier: Event) -> float:
-        """Seconds since an earlier event."""
-        milliseconds = ctypes.c_float()
-        found = ctypes.byref(milliseconds)
-        _call("cuEventElapsedTime", found, earlier.handle, self._handle)
-        return milliseconds.value / 1e3
 
 
 class Stream:

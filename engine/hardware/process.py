@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware.accelerators import Accelerator, found_devices
 from mergeloom.engine.hardware.device_code import compiler
 from mergeloom.engine.hardware.profile import load_section, save_section
-from mergeloom.engine.hardware.rates import Rates, Sample
 from mergeloom.engine.hardware.spec import Machine
 
 _ROUND = 16 * MIB
@@ -31,11 +30,11 @@ maps cached pages around a used page of a library, which varies by 70 MiB."""
 _ACCELERATED_RUNTIME_BYTES = 1024 * MIB
 """The same for accelerator builds of torch, until it has been measured."""
 
-_RUNTIME, _RATES, _RATIOS = "runtime_bytes", "rates", "ratios"
+_RUNTIME, _RATIOS = "runtime_bytes", "ratios"
+"""Sections of the profile file."""
 _MOST_RATIOS = 8
 _TELLING = 2.0
 """Minimum duration in seconds of a run used to calibrate estimates."""
-"""Sections of the profile file."""
 
 
 def available_threads() -> int:
@@ -145,7 +144,7 @@ def this_machine(arithmetic: Arithmetic, torch: Arithmetic, threads: int | None 
     occupied = -(-resident_bytes() // _ROUND) * _ROUND
     runtime = 0 if is_torch_loaded() else runtime_bytes()
     workers = threads or available_threads()
-    return Machine(workers, occupied, runtime, arithmetic, torch, rates=remembered_rates())
+    return Machine(workers, occupied, runtime, arithmetic, torch)
 
 
 def devices() -> tuple[Accelerator, ...]:
@@ -178,11 +177,6 @@ def remember_runtime_bytes(measured: int) -> None:
         save_section(_RUNTIME, {_torch_version(): rounded})
 
 
-def remembered_rates() -> Rates:
-    """The rates measured in earlier runs."""
-    return Rates.of_record(load_section(_RATES))
-
-
 def remembered_ratios() -> tuple[float, ...]:
     """Ratios of actual to estimated time of the latest runs."""
     found = load_section(_RATIOS)
@@ -197,12 +191,6 @@ def remember_ratio(seconds: float, estimated: float) -> None:
     is start-up and shutdown."""
     if min(seconds, estimated) >= _TELLING:
         save_section(_RATIOS, [*remembered_ratios(), seconds / estimated][-_MOST_RATIOS:])
-
-
-def remember_rates(samples: Mapping[str, Sample]) -> None:
-    """Record the rates measured by a run, for future plans."""
-    if samples:
-        save_section(_RATES, dict(remembered_rates().learnt(samples).measured))
 
 
 def _remembered_runtime() -> int | None:

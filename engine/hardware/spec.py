@@ -6,7 +6,6 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware.accelerators import Accelerator
-from mergeloom.engine.hardware.rates import ASSUMED, Rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +16,7 @@ class Machine:
     ``runtime_bytes`` is added by importing and using torch; ``threads`` is the maximum number of
     workers. The CPU computes with ``arithmetic``, or with ``torch`` if that cannot, as devices do.
     Compilers take ``compiler_bytes`` before the run. With ``forced``, ``devices`` get every merge
-    they can run. ``rates`` are the known speeds.
+    they can run.
     """
 
     threads: int
@@ -28,7 +27,6 @@ class Machine:
     compiler_bytes: int = 320 * MIB
     devices: tuple[Accelerator, ...] = ()
     forced: bool = False
-    rates: Rates = ASSUMED
 
     @property
     def device_arithmetic(self) -> Arithmetic:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.memory.pages import PAGE, block_bytes
@@ -83,19 +81,3 @@ def outside_bytes(merge_shape: MergeShape) -> int:
     """Device memory left for torch itself."""
     worker = merge_shape.on_device
     return _RESERVE + worker.scratch_bytes + 2 * worker.accumulator_bytes
-
-
-@lru_cache(maxsize=1024)
-def bus_bytes(merge_shape: MergeShape, memory: int) -> int:
-    """Bytes that a merge transfers to or from a device with ``memory`` bytes, in the busier
-    direction."""
-    chunk = grains_at_once(merge_shape, memory, merge_shape.longest_tile)
-    cached = cached_grains(merge_shape, memory, chunk)
-    elements = min(cached * merge_shape.grains.size, merge_shape.grains.total)
-    passes = [i for leaves in merge_shape.passes for i in leaves]
-    up = sum(merge_shape.leaf_bytes(i) for i in passes)
-    saved = sum(
-        (passes.count(i) - 1) * merge_shape.leaf_sizes[i] for i in repeated_leaves(merge_shape)
-    )
-    down = sum(merge_shape.grains.total * size for size in merge_shape.write_sizes)
-    return max(up - saved * elements, down)

@@ -1,11 +1,11 @@
-"""Estimated duration of a schedule, from the rates of the machine."""
+"""Estimated duration of a schedule."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.plan.assignment import Estimate
+from mergeloom.engine.plan.estimate import STORAGE_RATE, Estimate
 from mergeloom.engine.plan.schedule import Schedule
 
 _START_SECONDS = 0.5
@@ -14,7 +14,7 @@ _START_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """Estimated seconds of a run, and the parts of storage and processors."""
+    """Estimated seconds of a run, and the parts of storage and of the CPU's arithmetic."""
 
     whole: float
     storage: float
@@ -22,20 +22,15 @@ class Duration:
 
 
 def estimated_seconds(schedule: Schedule) -> Duration:
-    """The larger of the times of storage and processors, which work in parallel."""
-    rates = schedule.rates
-    storage = (schedule.read_bytes + schedule.write_bytes) / rates.storage
-    cpu = 0.0
-    devices: dict[int, float] = {}
-    kinds = Counter((placed.work.kind, placed.assignment.device) for placed in schedule.merges)
-    for (kind, number), count in kinds.items():
-        if not kind.merge_shape.computes:
-            continue
-        estimate = Estimate.of(kind)
-        if number is None:
-            cpu += count * estimate.on_core(rates) / schedule.workers
-        else:
-            device = rates.of(schedule.devices[number])
-            devices[number] = devices.get(number, 0.0) + count * estimate.on(device)
-    compute = max([cpu, *devices.values()])
-    return Duration(_START_SECONDS + max(storage, compute), storage, compute)
+    """The larger of the times of storage and CPU, which work in parallel.
+
+    Devices are assumed to keep up with storage, and to take their time to start.
+    """
+    storage = (schedule.read_bytes + schedule.write_bytes) / STORAGE_RATE
+    kinds = Counter(each.work.kind for each in schedule.merges if each.assignment.device is None)
+    compute = sum(n * Estimate.of(kind).core_seconds for kind, n in kinds.items())
+    compute /= schedule.workers
+    starts = [schedule.devices[number].start_seconds for number in schedule.used_devices]
+    return Duration(
+        _START_SECONDS + max(storage, compute) + max(starts, default=0), storage, compute
+    )

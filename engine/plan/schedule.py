@@ -32,7 +32,6 @@ from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, Load
 from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware.accelerators import CPU, Accelerator
-from mergeloom.engine.hardware.rates import ASSUMED, Rates
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.assignment import Assignment, Reason, assign_devices, without_devices
 from mergeloom.engine.plan.device_memory import cached_grains, grains_at_once
@@ -123,7 +122,7 @@ class Schedule:
     ``device_arithmetic``. ``ledger_bytes`` is the capacity of the ledger; ``overhead_bytes`` is all
     other memory of the process, including ``scratch_bytes`` for each of ``workers``.
     ``peak_bytes``, which the process never exceeds, is their sum, but at least ``minimum_bytes``,
-    the smallest budget that works. ``rates`` are those by which devices were assigned.
+    the smallest budget that works.
     """
 
     graph: Graph
@@ -137,7 +136,6 @@ class Schedule:
     device_arithmetic: Arithmetic
     operations: Mapping[Arithmetic, frozenset[str]] = field(default_factory=dict)
     devices: tuple[Accelerator, ...] = ()
-    rates: Rates = ASSUMED
 
     def __repr__(self) -> str:
         return f"<Schedule of {len(self.merges)} merges in {self.peak_bytes} bytes>"
@@ -274,7 +272,6 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
         device_arithmetic=machine.device_arithmetic,
         operations=operations_of(kinds),  # a device may hand any of them back to the CPU
         devices=machine.devices,
-        rates=machine.rates,
     )
 
 

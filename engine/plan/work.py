@@ -53,17 +53,16 @@ class Pass:
 class WorkKind:
     """The common properties of works that differ only in their tensors.
 
-    ``costs`` are the costs of their kernels on devices and by ``arithmetic``, in nanoseconds per
-    element on one core; ``write_bytes`` is what one of them writes. ``offered`` says whether
-    devices have code for them, ``inspected`` whether copied numbers are checked for NaN and
-    infinity.
+    ``cost`` is the cost of their kernels by ``arithmetic``, in nanoseconds per element on one
+    core; ``write_bytes`` is what one of them writes. ``offered`` says whether devices have code
+    for them, ``inspected`` whether copied numbers are checked for NaN and infinity.
     """
 
     passes: tuple[Pass, ...]
     merge_shape: MergeShape
     arithmetic: Arithmetic
     operations: frozenset[str]
-    costs: tuple[float, float]
+    cost: float
     write_bytes: int
     double: bool
     offered: bool
@@ -276,14 +275,12 @@ def _kind(
     )
     if packs or any(map(_decodes, merges)):
         operations |= {DECODING.operation}
-    both = machine.device_arithmetic, arithmetic
-    on_devices, on_cpu = (sum(cost(m, each) for m in merges) for each in both)
     return WorkKind(
         passes=tuple(passes),
         merge_shape=merge_shape,
         arithmetic=arithmetic,
         operations=operations,
-        costs=(on_devices, on_cpu),
+        cost=sum(cost(merge, arithmetic) for merge in merges),
         write_bytes=sum(write.nbytes for write in writes),
         double=any(merge.kernel.double for merge in merges),
         offered=not packs and _offered(merges, writes, machine.device_arithmetic),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -58,10 +57,8 @@ class Worker:
                 self._compute_all(task)
                 self._host.computed_all(task)
                 continue
-            # CPU time of the thread: it may wait for other tiles or be preempted.
-            began = time.thread_time()
             self._compute(task)
-            self._host.computed(task, time.thread_time() - began)
+            self._host.computed(task)
 
     def _compute_all(self, bundle: Bundle) -> None:
         """Run all passes of each merge of a bundle."""

@@ -48,10 +48,6 @@ class CudaMark(Mark):
     def wait(self) -> None:
         self.event.wait()
 
-    def seconds_since(self, earlier: Mark) -> float:
-        assert isinstance(earlier, CudaMark)
-        return self.event.seconds_since(earlier.event)
-
 
 class CudaQueue(Queue):
     """A CUDA stream; inside its context the device launches kernels on it."""

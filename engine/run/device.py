@@ -7,7 +7,6 @@ without queues, like the base class here, does everything synchronously.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
@@ -25,13 +24,6 @@ class Mark:
 
     def wait(self) -> None:
         """Wait until everything before it is done."""
-
-    def seconds_since(self, earlier: Mark) -> float:
-        """Seconds since ``earlier``, a mark of the same queue; NaN if the device has no timer.
-
-        Both must have been reached.
-        """
-        return math.nan
 
 
 class Queue:

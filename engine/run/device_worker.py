@@ -34,7 +34,7 @@ from mergeloom.engine.run.device_cache import Entry
 from mergeloom.engine.run.device_span import DeviceSpan, chunks, elements_of
 from mergeloom.engine.run.device_workspace import DeviceWorkspace
 from mergeloom.engine.run.evaluate import Span, TreeEvaluator, check_finite
-from mergeloom.engine.run.flight import Flight, TimedChunk
+from mergeloom.engine.run.flight import Flight
 from mergeloom.engine.run.state import MergeRun, TileQueue, TileRun, elements
 
 _FLYING = 2
@@ -44,9 +44,6 @@ _FLYING = 2
 class DeviceWorker:
     """The worker of device ``number`` of the schedule, which may use ``memory`` bytes of it.
     ``arithmetic`` creates the operations from scratch memory.
-
-    ``uploaded_bytes`` and ``uploading_seconds`` are totals of finished tiles; the seconds are NaN
-    if the device has no timer.
     """
 
     def __init__(
@@ -69,8 +66,6 @@ class DeviceWorker:
         self._again: deque[TileRun] = deque()
         self._halved = 0
         self._given_up: dict[Merge, None] = {}
-        self.uploaded_bytes = 0
-        self.uploading_seconds = 0.0
 
     def run(self) -> None:
         """Compute tiles until the end of the run.
@@ -174,21 +169,15 @@ class DeviceWorker:
     def _arrived(self, flight: Flight, doubtful: Sequence[float]) -> None:
         task = flight.task
         self._space.cache.done(task)
-        computing = 0.0
-        for chunk in flight.timed:
-            self.uploaded_bytes += chunk.nbytes
-            self.uploading_seconds += _seconds(chunk.arriving)
-            computing += _seconds(chunk.computing)
-
         if flight.accumulator is not None:
             # At once: the next pass of this merge may wait for nothing else.
             self._host.accumulate(task, flight.accumulator)
-            self._host.computed(task, computing)
+            self._host.computed(task)
             return
 
         def finish() -> None:
             _finish(task, doubtful)
-            self._host.computed(task, computing)
+            self._host.computed(task)
 
         self._host.defer(finish)  # digesting takes as long as queueing all of this
 
@@ -255,13 +244,10 @@ class DeviceWorker:
             inputs, uploads, outputs, downloads = self._arrange(task, indices, slot.memory, stay)
             if slot.free is not None:
                 self._upload.after(slot.free)
-            leaving = self._upload.mark()
             for target, source in uploads:
                 self._upload.copy(target, source)
-            there = self._upload.mark()
-            self._compute.after(there)
+            self._compute.after(self._upload.mark())
             with self._compute:
-                begun = self._compute.mark()
                 evaluator = TreeEvaluator(
                     work.root, work.grains, inputs, ops, run.statistics, task.prefixes
                 )
@@ -269,10 +255,7 @@ class DeviceWorker:
                     each(evaluator, index, outputs)
                 if indices.stop == task.tile.first + task.tile.grains:
                     ops.bring()
-            computed = self._compute.mark()
-            nbytes = sum(source.numel() for _, source in uploads)
-            flight.timed.append(TimedChunk(nbytes, (leaving, there), (begun, computed)))
-            self._download.after(computed)
+            self._download.after(self._compute.mark())
             for source, target in downloads:
                 self._download.copy(target, source)
             slot.free = last = self._download.mark()
@@ -389,10 +372,6 @@ def _statistic(task: TileRun) -> Any:
     current = work.passes[task.tile.number]
     assert current.statistic is not None
     return work.merge_of(current).kernel.passes[current.statistic]
-
-
-def _seconds(marks: tuple[Mark, Mark]) -> float:
-    return marks[1].seconds_since(marks[0])
 
 
 def _grains(task: TileRun) -> range:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -24,9 +23,7 @@ from mergeloom.engine.base.gc_pause import collection_paused
 from mergeloom.engine.graph.graph import Load, Merge, OutputFile, Spill, Write
 from mergeloom.engine.graph.kernel import Arithmetic, Ops
 from mergeloom.engine.hardware.accelerators import Accelerator
-from mergeloom.engine.hardware.rates import Busy, Stopwatch
 from mergeloom.engine.memory.ledger import Block, Closed, Ledger
-from mergeloom.engine.plan.assignment import Estimate
 from mergeloom.engine.plan.schedule import Schedule
 from mergeloom.engine.run.cpu_worker import Worker
 from mergeloom.engine.run.dispatch import Dispatcher
@@ -49,9 +46,6 @@ MOST_READERS = 16
 WRITERS = 3
 FINISHERS = 2
 """Number of threads that digest the results of devices."""
-
-_MEASURABLE = 1e-3
-"""Seconds below which the time of a merge is not used as a measurement of arithmetic."""
 
 
 class Writer(Protocol):
@@ -90,8 +84,8 @@ class Executor:
 
     ``readers`` maps the `id` of each source to its reader; ``opener`` opens a device. `run` returns
     when everything was passed to the sink, or raises the first failure of any thread after all of
-    them have stopped. Then ``warnings`` has deviations from the plan, ``stopwatch`` the speed of
-    processors, ``lanes`` the activity of threads, and ``storage.seconds`` the time with requests.
+    them have stopped. Then ``warnings`` has deviations from the plan, and ``lanes`` the activity of
+    threads.
     """
 
     def __init__(
@@ -105,12 +99,7 @@ class Executor:
         self.warnings: list[str] = []
         self.measured: dict[Merge, tuple[Any, ...]] = {}
         """The statistics of merges without writes."""
-        self.stopwatch = Stopwatch()
-        self.storage = Busy()
         self.lanes = Lanes()
-        self._first_tile: tuple[float, float] | None = None
-        """When the first tile was taken, and the busy seconds of storage until then."""
-        self._ended_at = 0.0
         self._opener = opener
         self._arithmetics = {
             arithmetic: _Once(partial(arithmetic.open, operations))
@@ -132,7 +121,7 @@ class Executor:
         self._running: set[MergeRun] = set()
         self._spilled = threading.Condition(self._lock)
         self._unspilled = {spill.write for spill in schedule.graph.spills}
-        self._loader = Loader(readers, self._ready, self._lock, self.progress, self.storage)
+        self._loader = Loader(readers, self._ready, self._lock, self.progress)
         self._faulty: dict[Load, int] = {}
         """Number of non-finite elements of each input that has some."""
         self._failure: BaseException | None = None
@@ -181,15 +170,6 @@ class Executor:
         self.warnings += _faulty_inputs(self._faulty)
         if poll is not None:
             poll(self.progress)
-
-    @property
-    def storage_share(self) -> float:
-        """The fraction of the time since the first tile in which storage was busy.
-
-        Before that, libraries are imported, and reading pauses when it is far enough ahead.
-        """
-        began, busy = self._first_tile or (0.0, 0.0)
-        return (self.storage.seconds - busy) / max(self._ended_at - began, 1e-9)
 
     # --- the run as a whole ---------------------------------------------------------------
 
@@ -296,9 +276,6 @@ class Executor:
                 offload.run()
         finally:
             self.warnings += offload.warnings()
-            with self._lock:
-                uploaded = offload.uploaded_bytes, offload.uploading_seconds
-                self.stopwatch.over_bus(accelerator, *uploaded)
 
     def check(self) -> None:
         """Raise `Closed` if the run was stopped."""
@@ -326,8 +303,6 @@ class Executor:
         if task is not None:
             run = task.runs[0] if isinstance(task, Bundle) else task.merge
             with self._lock:
-                if self._first_tile is None:
-                    self._first_tile = time.perf_counter(), self.storage.seconds
                 self.progress.current = run.scheduled.work.name
             self.lanes.begin(run.scheduled.work.name)
         return task
@@ -338,11 +313,8 @@ class Executor:
     def give_up(self, task: TileRun) -> None:
         self._ready.give_up(task)
 
-    def computed(self, task: TileRun, seconds: float) -> None:
-        """Report that the outputs of a tile are in their blocks, or its statistic in its pass.
-
-        ``seconds`` is the time it took, NaN if unknown.
-        """
+    def computed(self, task: TileRun) -> None:
+        """Report that the outputs of a tile are in their blocks, or its statistic in its pass."""
         for block in task.transient:
             self._ledger.release(block)
         if task.nonfinite or task.losses is not None:
@@ -350,7 +322,7 @@ class Executor:
                 task.merge.add(task)
         for write, block, at in task.outputs:
             self._to_write.put(lambda w=write, b=block, a=at: self._write(task, w, b, a))  # type: ignore[misc]
-        self._tile_done(task, seconds)
+        self._tile_done(task)
 
     def defer(self, request: Callable[[], None]) -> None:
         """Run ``request`` in another thread; an exception there ends the run."""
@@ -381,11 +353,10 @@ class Executor:
                 merge = task.merge.scheduled.work.merge_of(current)
                 merge.kernel.passes[current.statistic].combine(state.total, accumulator)
 
-    def _tile_done(self, task: TileRun, seconds: float) -> None:
+    def _tile_done(self, task: TileRun) -> None:
         run, number = task.merge, task.tile.number
         state = run.passes[number]
         with self._lock:
-            run.seconds += seconds
             state.done += 1
             if state.done < state.tiles:
                 return
@@ -398,24 +369,11 @@ class Executor:
                 for freed in waiting:
                     self._ready.offer(freed)
                 return
-            self._time(run)
         self._release_held(run)
         work = run.scheduled.work
         if not work.writes:
             self.measured[work.root] = tuple(run.statistics[work.root])
             self._merges_done([run])
-
-    def _time(self, run: MergeRun) -> None:
-        """Record how long a merge took, unless it moved between processors."""
-        if run.device != run.scheduled.assignment.device or run.seconds < _MEASURABLE:
-            return
-        work = run.scheduled.work
-        estimate = Estimate.of(work.kind)
-        if run.device is None:
-            self.stopwatch.on_cpu(estimate.cpu_core, run.seconds, estimate.compiled)
-        else:
-            device = self._schedule.devices[run.device]
-            self.stopwatch.on_device(device, estimate.core, run.seconds)
 
     def _release_held(self, run: MergeRun) -> None:
         for held in (*run.held.values(), *run.side.values()):
@@ -432,8 +390,7 @@ class Executor:
         first, count = elements(task.tile, run.scheduled)
         start = write.offset + write.dtype.nbytes(first)
         nbytes = write.dtype.nbytes(count)
-        with self.storage:
-            self._sink.writer(write.file).write(start, start + nbytes, block, at)
+        self._sink.writer(write.file).write(start, start + nbytes, block, at)
         self._ledger.release(block)
         with self._lock:
             self.progress.write_bytes += nbytes
@@ -447,9 +404,8 @@ class Executor:
             self._merges_done([run])
 
     def _write_bundle(self, bundle: Bundle) -> None:
-        with self.storage:
-            for each in bundle.layout.writes:
-                self._sink.writer(each.file).write(each.start, each.stop, bundle.block, each.at)
+        for each in bundle.layout.writes:
+            self._sink.writer(each.file).write(each.start, each.stop, bundle.block, each.at)
         self._ledger.release(bundle.block)
         for run in bundle.runs:
             work = run.scheduled.work
@@ -473,7 +429,6 @@ class Executor:
             for run in runs:
                 for load, count in run.nonfinite.items():
                     self._faulty[load] = max(count, self._faulty.get(load, 0))
-            self._ended_at = time.perf_counter()
             self.progress.merges_done += len(runs)
             self._unfinished -= len(runs)
             if self._unspilled:

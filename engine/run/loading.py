@@ -9,7 +9,6 @@ from threading import Lock
 from typing import TypeVar
 
 from mergeloom.engine.graph.graph import Load
-from mergeloom.engine.hardware.rates import Busy
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.plan.footprint import REQUEST_BYTES
 from mergeloom.engine.plan.schedule import Schedule
@@ -34,14 +33,12 @@ class Loader:
         ready: ReadyTiles,
         lock: Lock,
         progress: Progress,
-        storage: Busy,
     ) -> None:
         self.requests: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._readers = readers
         self._ready = ready
         self._lock = lock
         self._progress = progress
-        self._storage = storage
 
     def request_tile(self, task: TileRun, load: Load, block: Block, at: int) -> None:
         """Request the part of a load that a tile needs, to byte ``at`` of its block."""
@@ -78,11 +75,10 @@ class Loader:
         self.arrived(task)
 
     def _read_bundle(self, bundle: Bundle) -> None:
-        with self._storage:
-            count = sum(
-                read_bytes(each.bytes, 0, each.nbytes, bundle.block, each.at, self._readers)
-                for each in bundle.layout.reads
-            )
+        count = sum(
+            read_bytes(each.bytes, 0, each.nbytes, bundle.block, each.at, self._readers)
+            for each in bundle.layout.reads
+        )
         with self._lock:
             self._progress.read_bytes += count
             self._ready.push(bundle)
@@ -92,8 +88,7 @@ class Loader:
         self._filled(held, stop - start)
 
     def _fill(self, load: Load, start: int, stop: int, block: Block, at: int) -> None:
-        with self._storage:
-            count = read_bytes(load.bytes, start, stop, block, at, self._readers)
+        count = read_bytes(load.bytes, start, stop, block, at, self._readers)
         with self._lock:
             self._progress.read_bytes += count
 

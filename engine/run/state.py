@@ -172,7 +172,7 @@ class TileQueue(Protocol):
 
     def accumulate(self, task: TileRun, accumulator: Any) -> None: ...
 
-    def computed(self, task: TileRun, seconds: float) -> None: ...
+    def computed(self, task: TileRun) -> None: ...
 
     def defer(self, request: Callable[[], None]) -> None: ...
 
@@ -211,8 +211,6 @@ class MergeRun:
         """Scans by pass and merge."""
         self.digests = {write: TensorDigest(work.grains.count) for write in work.writes}
         self.unwritten = dict.fromkeys(work.writes, scheduled.flow.tiles)
-        self.seconds = 0.0
-        """Seconds that its tiles took on any processor; NaN if unknown."""
         self.nonfinite: Counter[Load] = Counter()
         self.losses = GrainSums()
         self.open_pass(0)

@@ -16,7 +16,7 @@ from mergeloom.engine.base.errors import Finding
 from mergeloom.engine.base.records import dataclass
 from mergeloom.version import VERSION
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Scalar = bool | int | float | str | None
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mergeloom.engine.graph.graph import copied_bytes
 from mergeloom.engine.hardware import process
 from mergeloom.engine.hardware.accelerators import Accelerator
-from mergeloom.engine.hardware.rates import Rates
 from mergeloom.engine.plan.duration import estimated_seconds
+from mergeloom.engine.plan.estimate import STORAGE_RATE
 from mergeloom.planners.output.licences import Licence, licence_of
 from mergeloom.planners.unused import Unused
 from mergeloom.report import plan_records
@@ -85,13 +85,7 @@ def _plan_fields(planned: PlannedMerge) -> dict[str, Any]:
         "workers": schedule.workers,
         "compiled": schedule.compiled,
         "to_compile": tuple(sorted(schedule.missing)),
-        "devices": tuple(_device_report(device, schedule.rates) for device in schedule.devices),
-        "rates": plan_records.RatesReport(
-            schedule.rates.storage,
-            schedule.rates.knows_storage,
-            1 / schedule.rates.cpu(schedule.compiled),
-            schedule.rates.knows_cpu,
-        ),
+        "devices": tuple(map(_device_report, schedule.devices)),
         "placement": tuple(
             plan_records.PlacementReport(
                 schedule.place_name(assignment), assignment.reason.value, number
@@ -136,17 +130,15 @@ def _licence_text(licence: Licence | None) -> str | None:
 
 
 def _time_report(planned: PlannedMerge) -> plan_records.TimeReport:
-    estimated = estimated_seconds(planned.schedule)
-    rates = planned.schedule.rates
-    known = rates.knows_storage if estimated.storage >= estimated.compute else rates.knows_cpu
-    ratios = process.remembered_ratios() if known else ()
+    estimated, ratios = estimated_seconds(planned.schedule), process.remembered_ratios()
+    usual = sorted(ratios)[len(ratios) // 2] if ratios else 1.0
     return plan_records.TimeReport(
-        estimated.whole,
-        estimated.storage,
-        estimated.compute,
-        known,
-        low_seconds=estimated.whole * min(ratios) if len(ratios) > 1 else None,
-        high_seconds=estimated.whole * max(ratios) if len(ratios) > 1 else None,
+        estimated.whole * usual,
+        estimated.storage * usual,
+        estimated.compute * usual,
+        STORAGE_RATE,
+        low_seconds=estimated.whole * min(ratios) if ratios else None,
+        high_seconds=estimated.whole * max(ratios) if ratios else None,
     )
 
 
@@ -163,17 +155,8 @@ def _check_report(checked: Checked) -> plan_records.CheckReport:
     return plan_records.CheckReport(checked.tensors, checked.elements, dict(checked.passed_over))
 
 
-def _device_report(device: Accelerator, rates: Rates) -> plan_records.DeviceReport:
-    there = rates.of(device)
-    return plan_records.DeviceReport(
-        name=device.name,
-        title=device.title,
-        memory_bytes=device.memory_bytes,
-        bus_bytes_per_second=there.bus_rate,
-        bus_measured=rates.knows_bus(device),
-        speed=there.speed,
-        speed_measured=rates.knows_speed(device),
-    )
+def _device_report(device: Accelerator) -> plan_records.DeviceReport:
+    return plan_records.DeviceReport(device.name, device.title, device.memory_bytes)
 
 
 def _unused_input(item: Unused) -> plan_records.UnusedInput:

@@ -102,7 +102,7 @@ class BudgetRow:
     """The part of ``read_bytes`` that is read again because memory is short."""
     workers: int
     seconds: float
-    """Estimated duration, with the same rates as the plan."""
+    """Estimated duration, like that of the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,26 +145,11 @@ class MemoryReport:
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """A device other than the CPU. ``speed`` is in CPU cores."""
+    """A device other than the CPU, and how much of its memory may be used."""
 
     name: str
     title: str
     memory_bytes: int
-    bus_bytes_per_second: float
-    bus_measured: bool
-    speed: float
-    speed_measured: bool
-
-
-@dataclass(frozen=True)
-class RatesReport:
-    """Speed of storage and of a CPU core (1 is the reference core); measured by earlier runs, or
-    assumed."""
-
-    storage_bytes_per_second: float
-    storage_measured: bool
-    cpu_speed: float
-    cpu_measured: bool
 
 
 @dataclass(frozen=True)
@@ -194,16 +179,17 @@ class IOReport:
 
 @dataclass(frozen=True)
 class TimeReport:
-    """The estimated duration of a merge."""
+    """The estimated duration of a merge: assumed rates, scaled by the median ratio of actual to
+    estimated time of recent runs, if any are known."""
 
     seconds: float
     storage_seconds: float
     compute_seconds: float
-    measured: bool
-    """Whether the decisive rates were measured on this machine."""
+    """Seconds of arithmetic on the CPU; devices are assumed to keep up with storage."""
+    assumed_storage_rate: float
+    """Bytes per second, read and written together."""
     low_seconds: float | None = None
-    """The estimate scaled by the lowest ratio of actual to estimated time of recent runs; null if
-    fewer than two are known."""
+    """The same with the lowest ratio; null if no run is known."""
     high_seconds: float | None = None
     """The same with the highest ratio."""
 
@@ -285,7 +271,6 @@ class PlanReport(Document):
     to_compile: tuple[str, ...]
     """Functions to compile first, once on this machine."""
     devices: tuple[DeviceReport, ...]
-    rates: RatesReport
     placement: tuple[PlacementReport, ...]
     io: IOReport
     time: TimeReport

@@ -129,7 +129,7 @@ def measured(
 def _told(result: Result, output: str) -> None:
     """Keep of mergeloom's own report what its table does not have."""
     report: dict[str, Any] = json.JSONDecoder().raw_decode(output.strip())[0]
-    kept = ("placement", "wall_seconds", "measured", "run_warnings", "rates")
+    kept = ("placement", "wall_seconds", "measured", "run_warnings")
     result.more |= {key: report[key] for key in kept}
     there = sum(each["merges"] for each in report["placement"] if each["device"] != "cpu")
     if result.budget != "cpu" and not there and result.method != "passthrough":

@@ -11,8 +11,6 @@ calls to a driver is as on a real one:
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -33,26 +31,16 @@ _SMALL = 4096
 
 
 def accelerator(memory: int, name: str = "fake:0", **changes: Any) -> Accelerator:
-    return Accelerator(name, "a device of the tests", memory, 1e10, 100.0, host_bytes=0, **changes)
+    return Accelerator(name, "a device of the tests", memory, host_bytes=0, **changes)
 
 
 class FakeMark(Mark):
-    def __init__(self, queue: FakeQueue) -> None:
+    def __init__(self, queue: FakeQueue, place: int) -> None:
         self._queue = queue
-        self.place = 0
-        self.reached = math.nan
-
-    def reach(self) -> None:
-        self.reached = time.perf_counter()
+        self.place = place
 
     def wait(self) -> None:
         self._queue.advance(self.place)
-
-    def seconds_since(self, earlier: Mark) -> float:
-        assert isinstance(earlier, FakeMark)
-        assert earlier._queue is self._queue
-        assert not math.isnan(self.reached - earlier.reached), "a mark was asked before its time"
-        return self.reached - earlier.reached
 
 
 class FakeQueue(Queue):
@@ -91,13 +79,7 @@ class FakeQueue(Queue):
             self._device.downloaded_bytes += source.numel()
 
     def mark(self) -> Mark:
-        mark = FakeMark(self)
-        if self._put_off:
-            self._put(mark.reach)
-        else:
-            mark.reach()
-        mark.place = self._given
-        return mark
+        return FakeMark(self, self._given)
 
     def advance(self, place: int) -> None:
         while self._put_off and self._put_off[0][0] <= place:

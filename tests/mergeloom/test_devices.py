@@ -13,7 +13,6 @@ from mergeloom.engine.base.errors import DeviceError, LoomError
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.accelerators import Accelerator
-from mergeloom.engine.hardware.rates import Sample
 from mergeloom.report.terminal.console import text_of
 from mergeloom.report.terminal.plan import render_plan
 from tests.planners.support import llamas
@@ -24,7 +23,7 @@ TIES = {
     "models": [{"model": name, "parameters": {"weight": 1, "density": 0.5}} for name in "ab"],
     "dtype": "bfloat16",
 }
-GPU = Accelerator("cuda:0", "A Fast Card", 1000 * MIB, 2e10, 50.0)
+GPU = Accelerator("cuda:0", "A Fast Card", 1000 * MIB)
 Planned = Callable[..., mergeloom.PlannedMerge]
 
 
@@ -44,9 +43,9 @@ def shown(planned: mergeloom.PlannedMerge) -> str:
 def test_small_merges_stay_on_the_cpu(plan: Planned) -> None:
     planned = plan()
     count = len(planned.plan.graph.writes)
-    assert f"computes     {count} merges on cpu: the CPU keeps up with storage" in shown(planned)
+    reason = "starting a device would take longer than it saves"
+    assert f"computes     {count} merges on cpu: {reason}" in shown(planned)
     (placed,) = planned.document()["placement"]
-    reason = "the CPU keeps up with storage"
     assert placed == {"device": "cpu", "reason": reason, "merges": count}
 
 
@@ -70,21 +69,18 @@ def test_devices_do_not_enter_the_fingerprint_and_cost_memory(plan: Planned) -> 
     assert more >= GPU.host_bytes
 
 
-def test_a_plan_shows_the_rates_it_used(plan: Planned) -> None:
-    assumed = "assumed: storage 3 GB/s, cpu 1 x, cuda:0 50 x, its bus 20 GB/s"
-    assert assumed in shown(plan())
-    machine.remember_rates({"storage": Sample(1e9), f"device speed: {GPU.title}": Sample(25.0)})
+def test_estimated_time_is_scaled_by_how_earlier_estimates_came_true(plan: Planned) -> None:
     planned = plan()
-    (line,) = [line for line in shown(planned).splitlines() if "rates" in line]
-    assert "measured: storage 1 GB/s, cuda:0 25 x; assumed: cpu 1 x, its bus" in line
-    document = planned.document()
-    assert document["rates"]["storage_bytes_per_second"] == 1e9
-    assert document["rates"]["storage_measured"]
-    assert not document["rates"]["cpu_measured"]
-    first, second = document["devices"]
-    assert (first["speed"], first["speed_measured"]) == (25.0, True)
-    assert (second["speed"], second["bus_measured"]) == (50.0, False)
-    assert "rates" not in shown(plan(device="cpu"))
+    first = planned.report.time
+    assert "(limited by arithmetic, its speed is assumed)" in shown(planned)
+    assert first.assumed_storage_rate == 3e9
+    assert first.low_seconds is None
+    for seconds in (5.0, 20.0, 10.0):
+        machine.remember_ratio(seconds, 5.0)
+    found = plan().report.time
+    assert (found.low_seconds, found.high_seconds) == (first.seconds, 4 * first.seconds)
+    assert found.seconds == 2 * first.seconds
+    assert "judging by earlier merges here; limited by arithmetic)" in shown(plan())
 
 
 def test_wrong_devices_and_sizes_are_refused(plan: Planned) -> None:

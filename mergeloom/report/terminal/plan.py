@@ -141,10 +141,10 @@ def _slice_table(part: OutlinePart, stage: Outline, width: int) -> RenderableTyp
         if each.detail and each.how != "scaled":
             lines.append(Text(each.detail, style="dim"))
         layers = "" if each.layers is None else layers_text(each.layers)
-        chart_cell = []
+        place = []
         if chart and each.layers is not None:
-            chart_cell = [Text(range_bar(*each.layers, part.layers, chart), style="cyan")]
-        table.add_row(layers, *chart_cell, _action(each, stage), Text("\n").join(lines))
+            place = [Text(range_bar(*each.layers, part.layers, chart), style="cyan")]
+        table.add_row(layers, *place, _action(each, stage), Text("\n").join(lines))
     return table
 
 
@@ -205,7 +205,6 @@ def _figure_rows(report: PlanReport) -> Iterator[tuple[str, str | Text]]:
     yield "time", _time_figures(report)
     if report.devices:
         yield "computes", Text("\n").join(Text(line) for line in _placement_lines(report))
-        yield "rates", _rate_figures(report)
     yield "tasks", ", ".join(f"{number:,} {kind}" for kind, number in report.tasks.items())
     yield "fingerprint", report.fingerprint
 
@@ -223,49 +222,32 @@ def _memory_figures(report: PlanReport) -> str:
 
 
 def _time_figures(report: PlanReport) -> str:
-    """The estimated time, and the limiting factor."""
-    found, rates = report.time, report.rates
+    """The estimated time, the limiting factor, and what that is based on."""
+    found = report.time
+    known = found.low_seconds is not None and found.high_seconds is not None
     if found.storage_seconds >= found.compute_seconds:
-        basis = "measured here" if rates.storage_measured else "assumed: not measured here yet"
-        why = f"storage at {data_text(rates.storage_bytes_per_second)}/s, {basis}"
+        why = (
+            "storage" if known else f"storage, assumed at {data_text(found.assumed_storage_rate)}/s"
+        )
     else:
-        basis = "measured here" if rates.cpu_measured else "its speed is assumed"
-        why = f"storage waits for arithmetic, {basis}"
-    first = ", and some more once, to build machine code" if report.to_compile else ""
-    spread = "" if found.measured else " or more"
+        why = "arithmetic" if known else "arithmetic, its speed is assumed"
+    why = f"limited by {why}"
     if found.low_seconds is not None and found.high_seconds is not None:
         low, high = duration_text(found.low_seconds), duration_text(found.high_seconds)
-        why = f"{low} to {high}, judging by earlier estimates; {why}"
-    return f"about {duration_text(found.seconds)}{spread}{first} ({why})"
+        why = f"{low} to {high}, judging by earlier merges here; {why}"
+    first = ", and some more once, to build machine code" if report.to_compile else ""
+    return f"about {duration_text(found.seconds)}{'' if known else ' or more'}{first} ({why})"
 
 
 def _placement_lines(report: PlanReport) -> Iterator[str]:
     """The number of merges on each device, and the reason."""
     devices = {device.name: device for device in report.devices}
-    for chart_cell in report.placement:
-        where = chart_cell.device
+    for place in report.placement:
+        where = place.device
         if where in devices:
             device = devices[where]
             where += f" ({device.title}, {memory_text(device.memory_bytes)} at most)"
-        yield f"{plural(chart_cell.merges, 'merge')} on {where}: {chart_cell.reason}"
-
-
-def _rate_figures(report: PlanReport) -> str:
-    """The rates that decide on placement; processors in units of the reference core."""
-    rates = report.rates
-    found = [(f"storage {data_text(rates.storage_bytes_per_second)}/s", rates.storage_measured)]
-    found.append((f"cpu {rates.cpu_speed:.3g} x", rates.cpu_measured))
-    models: dict[str, plan_records.DeviceReport] = {}
-    for device in report.devices:
-        models.setdefault(device.title, device)
-    for device in models.values():
-        found.append((f"{device.name} {device.speed:.3g} x", device.speed_measured))
-        found.append((f"its bus {data_text(device.bus_bytes_per_second)}/s", device.bus_measured))
-    groups = []
-    for title, wanted in (("measured", True), ("assumed", False)):
-        texts = [text for text, measured in found if measured is wanted]
-        groups += [f"{title}: {', '.join(texts)}"] if texts else []
-    return "; ".join(groups)
+        yield f"{plural(place.merges, 'merge')} on {where}: {place.reason}"
 
 
 def _unused_text(item: plan_records.UnusedInput) -> str:

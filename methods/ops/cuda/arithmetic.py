@@ -1,4 +1,4 @@
-"""Arithmetic on CUDA devices: its cost and memory for planning, and how workers open it."""
+"""Arithmetic on CUDA devices: their memory for planning, and how workers open it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,6 @@ _OPERATIONS = frozenset(
 _OF_ROWS = frozenset({"choose", "count_high", "count_low"})
 """Operations whose vectors may have a factor for each row, which is copied to the device."""
 _TYPES = frozenset({"BF16", "F32", "F16", "F64", "F8_E4M3", "F8_E5M2"})
-_COST = 2.0
-"""Nanoseconds per element and launch, in units of a CPU core; measured on an H100, where launching
-takes longer than the computation."""
-_TOGETHER = frozenset({"choose", "combine", "disjoint", "dots", "shared", "step", "variance"})
-"""Operations that take one launch for any number of vectors."""
 
 
 class CudaArithmetic(Arithmetic):
@@ -59,9 +54,6 @@ class CudaArithmetic(Arithmetic):
         if use.operation in _OF_ROWS:
             return _pages(4 * -(-size // row))
         return 0
-
-    def cost(self, use: Use) -> float:
-        return _COST * (1 if use.operation in _TOGETHER else use.vectors)
 
     def library_bytes(self, operations: frozenset[str]) -> int:
         return 0  # the device reports its own

@@ -19,8 +19,8 @@ const headline = () => {
     fact(duration(report.wall_seconds), "took the merge");
   } else {
     fact(memory(report.memory.peak_bytes), `of memory at most; works in ${memory(report.memory.minimum_bytes)}`);
-    const { seconds, measured, low_seconds: low, high_seconds: high } = report.time;
-    fact(`about ${duration(seconds)}`, low ? `${duration(low)} to ${duration(high)}, as earlier estimates came true` : measured ? "by rates measured here" : "or more, by assumed rates");
+    const { seconds, low_seconds: low, high_seconds: high } = report.time;
+    fact(`about ${duration(seconds)}`, low ? `${duration(low)} to ${duration(high)}, judging by earlier merges here` : "or more, by assumed rates");
   }
 };
 
