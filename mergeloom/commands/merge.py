@@ -63,11 +63,13 @@ def merge(
 ) -> None:
     """Merge into OUT; the same command again continues after an interruption."""
     from mergeloom import arguments
+    from mergeloom.engine.run.devices import start_early
     from mergeloom.engine.storage.source import IOMode
 
     arguments.one_of(io, "--io", [mode.value for mode in IOMode])
     printer = Printer(as_json, quiet, json_progress)
     output_options, resources = apply_flags(mergekit, output_options, resources, printer.note)
+    start_early(resources.device)
     planned = plan_from_options(
         config, search, output_options, resources, printer.planning(), output
     )
