@@ -83,7 +83,7 @@ def choose(
             raise DeviceError(
                 f"--device '{wanted}' is not available; available devices: {names}",
                 remedy="leave the option out to use what is available; NVIDIA devices need their "
-                "driver, and a CUDA build of torch or the package nvidia-cuda-nvrtc",
+                "driver, and NVIDIA's run-time compiler: pip install 'mergeloom[cuda]'",
             )
         devices = matching
     return tuple(

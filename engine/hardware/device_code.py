@@ -65,8 +65,8 @@ def device_code(source: Path, capability: tuple[int, int]) -> bytes:
     library = compiler()
     if library is None:
         raise NativeError(
-            "NVIDIA's run-time compiler is not installed: install a CUDA build of torch, or the "
-            "package nvidia-cuda-nvrtc"
+            "NVIDIA's run-time compiler is not installed: pip install 'mergeloom[cuda]', or "
+            "a CUDA build of torch"
         )
     content = source.read_bytes()
     about = repr((library, _OPTIONS, capability, Path(__file__).stat().st_size))

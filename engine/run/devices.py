@@ -25,10 +25,10 @@ def open_device(accelerator: Accelerator) -> Device:
 
 
 def start_early(wanted: str) -> None:
-    """Begin to open the CUDA device that is asked for by name (``cuda``: the first one), in a thread.
+    """Begin to open a CUDA device that is asked for by name (``cuda``: the first), in a thread.
 
-    For a process that plans and then merges: opening takes a third of a second, as planning does.
-    The context is kept until the process ends. Errors are left to `open_device`.
+    For a process that plans and then merges: opening takes a third of a second, planning more. The
+    context is kept until the process ends. Errors are left to `open_device`.
     """
     kind, _, number = wanted.partition(":")
     if kind == "cuda" and (number or "0").isdigit():
