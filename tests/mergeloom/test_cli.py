@@ -23,8 +23,8 @@ from mergeloom.engine.base.errors import LoomError
 from mergeloom.engine.hardware.profile import cache_directory
 from mergeloom.engine.output.journal import Finished, Journal
 from mergeloom.report.units import memory_text, parse_size
+from scripts.fixtures.checkpoints import make
 from tests.mergeloom.support import LINEAR, ROOT, merge_without_torch, run
-from tests.planners.support import llama
 
 
 def test_plan_says_what_will_happen(config: Path) -> None:
@@ -314,8 +314,8 @@ HEEDING = (
 def test_an_interrupt_stops_within_a_second_and_can_be_resumed(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    for seed, name in enumerate("ab"):
-        llama(tmp_path / name, layers=12, width=1200, seed=seed)
+    for name in "ab":
+        make(tmp_path / name, "demo", layers=8, sparse=True)
     config = tmp_path / "merge.yml"
     config.write_text("merge_method: slerp\nbase_model: a\nmodels: [a, b]\nparameters: {t: 0.5}\n")
     out = tmp_path / "out"

@@ -92,7 +92,7 @@ def test_budgets_and_threads_change_no_byte(method: str, models: Path, tmp_path:
     assert free.checked is not None
     assert (free.checked.tensors, free.checked.passed_over) == (len(SHAPES), {})
     smallest = free.planned.schedule.minimum_bytes
-    for ram, threads in ((smallest, 1), (smallest + 8 * MIB, 8), (smallest + 32 * MIB, 3)):
+    for ram, threads in ((smallest, 1), (smallest + 8 * MIB, 8)):
         out = tmp_path / f"{ram}"
         tight = mergeloom.merge(config, out, ram=ram, threads=threads)
         assert tight.planned.schedule.peak_bytes <= ram
@@ -107,8 +107,15 @@ ORACLES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("method", ORACLES)
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [
+        *(("linear", dtype) for dtype in ("bfloat16", "float16", "float32")),
+        ("slerp", "bfloat16"),
+        ("task_arithmetic", "float16"),
+        ("ties", "float32"),
+    ],
+)
 def test_results_agree_with_the_published_formula(
     method: str, dtype: str, models: Path, tmp_path: Path
 ) -> None:

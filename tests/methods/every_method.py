@@ -10,15 +10,19 @@ from mergeloom.engine.graph.graph import Graph, Merge
 from tests.engine.support import Workshop
 from tests.methods.test_devices import VARIANTS, kernel_of
 
-SHAPES = {"wide": (27, 21000), "rows": (900, 600), "vector": (530_000,)}
+SHAPES = {"rows": (900, 600), "wide": (27, 21000), "vector": (530_000,)}
+"""Each is larger than a grain."""
 
 
-def every_method(directory: Path, written: Sequence[DType]) -> Graph:
+def every_method(
+    directory: Path, written: Sequence[DType], shapes: Sequence[str] = tuple(SHAPES)
+) -> Graph:
     """A merge by every variant of every method, for every shape, to the dtypes in turn. The inputs
-    are made in ``directory``."""
+    are made in ``directory``; those of the first shapes do not depend on the others."""
     workshop = Workshop(directory)
     outputs: dict[str, tuple[Merge, DType]] = {}
-    for label, shape in SHAPES.items():
+    for label in shapes:
+        shape = SHAPES[label]
         loads = [workshop.loads(dtype, [shape], gap=2)[0] for dtype in (BF16, BF16, F16, F32)]
         for number, (name, settings) in enumerate(VARIANTS):
             kernel, count = kernel_of(name, settings, shape)

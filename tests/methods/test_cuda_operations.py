@@ -40,6 +40,12 @@ def expected(graph: Graph) -> Memory:
     return run(graph, CPU).sink
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """The part of the graph that has the shape which is cheapest to emulate."""
+    return every_method(tmp_path_factory.mktemp("few"), [F32, BF16, F16], ["rows"])
+
+
 class Opener:
     """Opens devices without hardware, and keeps them."""
 
@@ -49,6 +55,14 @@ class Opener:
     def __call__(self, device: Accelerator) -> HostDevice:
         self.opened.append(HostDevice(device))
         return self.opened[-1]
+
+
+def contents(graph: Graph, sink: Memory) -> dict[str, bytes]:
+    """The bytes of each output."""
+    return {
+        write.name: bytes(sink.content[write.offset : write.offset + write.nbytes])
+        for write in graph.writes
+    }
 
 
 def numbers_of(sink: Memory, write: Write) -> np.ndarray:
@@ -65,11 +79,11 @@ def check_close(graph: Graph, found: Memory, wanted: Memory) -> None:
         one, other = (numbers_of(each, write).astype(np.float64) for each in (found, wanted))
         close = {F32: 1e-5, BF16: 1e-2, F16: 2e-3}[write.dtype]
         worst[write.name] = int((np.abs(one - other) > close * (1e-3 + np.abs(other))).sum())
-    # An element at a threshold that hangs on the last bit may fall to either side.
+    # An element at a threshold that depends on the last bit may fall to either side.
     assert max(worst.values()) <= 4, {name: n for name, n in worst.items() if n > 4}
 
 
-def check_seats(ran: Ran) -> None:
+def check_assignments(ran: Ran) -> None:
     assignments = {p.work.name.partition(".")[0]: p.assignment for p in ran.schedule.merges}
     for method in ("linear", "slerp", "ties", "dare_ties", "della", "arcee_fusion", "sce", "ram"):
         assert assignments[method].reason is Reason.ASKED_FOR, method
@@ -77,20 +91,21 @@ def check_seats(ran: Ran) -> None:
 
 @needs_compiler
 def test_every_method_agrees_with_the_cpu_and_with_every_budget(
-    graph: Graph, expected: Memory, monkeypatch: pytest.MonkeyPatch
+    graph: Graph, few: Graph, expected: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_code, "device_code", lambda *_: b"")
     sinks = []
-    for vram in (1 << 30, 150 * MIB):
+    for part, vram in ((graph, 1 << 30), (few, 150 * MIB)):
         there = replace(CPU, devices=(accelerator(vram, "cuda:0"),), forced=True)
         opener = Opener()
-        ran = run(graph, there, opener)  # type: ignore[arg-type]
+        ran = run(part, there, opener)  # type: ignore[arg-type]
         assert not ran.warnings
         sinks.append(ran.sink)
-        check_seats(ran)
+        check_assignments(ran)
         assert opener.opened[0].launches > 100
         assert opener.opened[0].peak <= vram
-    assert sinks[0] == sinks[1]
+    whole, part_of_it = (contents(*each) for each in zip((graph, few), sinks, strict=True))
+    assert part_of_it.items() <= whole.items()
     check_close(graph, sinks[0], expected)
 
 
@@ -113,7 +128,7 @@ def test_a_real_device_agrees_with_the_cpu_and_with_every_budget(
         ran = run(graph, there)
         assert not ran.warnings
         sinks.append(ran.sink)
-        check_seats(ran)
+        check_assignments(ran)
     check_close(graph, sinks[0], expected)
     assert sinks[0] == sinks[1] == sinks[2]
 
