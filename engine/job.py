@@ -17,20 +17,25 @@ from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.output.directory import OutputDirectory
-from mergeloom.engine.output.journal import Finished, Totals
+from mergeloom.engine.output.journal import FinishedTensor, Totals
 from mergeloom.engine.output.manifest import Manifest
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.output.sink import COMMIT_SECONDS, ShardSink
-from mergeloom.engine.output.state import differences, listed, missing_files, only_touched
+from mergeloom.engine.output.state import (
+    describe_differences,
+    differences,
+    missing_files,
+    only_times_differ,
+)
 from mergeloom.engine.plan.duration import estimated_seconds
 from mergeloom.engine.plan.schedule import Schedule, schedule
 from mergeloom.engine.run.building import build_missing
 from mergeloom.engine.run.clone import (
     Clone,
     CloneBytes,
-    clonable,
-    make,
-    that_work,
+    make_clone,
+    possible_clones,
+    supported_clones,
     writes_of,
 )
 from mergeloom.engine.run.compare import ComparingSink
@@ -38,10 +43,10 @@ from mergeloom.engine.run.executor import Executor
 from mergeloom.engine.run.loading import source_readers
 from mergeloom.engine.run.outcome import Outcome, measured, outcome_of, predicted
 from mergeloom.engine.run.progress import Progress
-from mergeloom.engine.run.spilling import spilling
+from mergeloom.engine.run.spilling import spill_files
 from mergeloom.engine.storage.file_system import FILES, Files
 from mergeloom.engine.storage.files import FileReader
-from mergeloom.engine.storage.source import Access, IOMode, Reader, Source
+from mergeloom.engine.storage.source import IOMode, Reader, ReadOptions, Source
 
 if TYPE_CHECKING:
     from mergeloom.engine.run.device import Device
@@ -92,9 +97,9 @@ class Options:
     planned: Schedule | None = None
 
     @property
-    def access(self) -> Access:
+    def read_options(self) -> ReadOptions:
         """How sources are read."""
-        return Access(self.io, self.files)
+        return ReadOptions(self.io, self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,20 +133,20 @@ def run(
     began = time.perf_counter()
     counters = machine.storage_traffic()
     machine.bound_heap()
-    found = options.machine or machine.this_machine(job.arithmetic, job.torch)
+    target = options.machine or machine.this_machine(job.arithmetic, job.torch)
     whole = options.planned
     if whole is None or whole.graph is not job.graph:
-        whole = schedule(job.graph, options.ram, found)  # checks the budget first
+        whole = schedule(job.graph, options.ram, target)  # checks the budget first
     with _memory_reported(), OutputDirectory(output, options.files) as directory:
         if options.restart:
             directory.clear()
         warnings: list[str] = []
-        run = _Run(job, options, found, whole, poll, begun, building, warnings)
+        run = _Run(job, options, target, whole, poll, begun, building, warnings)
         manifest = directory.finished()
         if manifest is not None and _is_whole(manifest, directory, run):
             everything = len(job.graph.writes)
-            found_done = outcome_of(None, None, began, counters, everything, tuple(warnings))
-            return replace(found_done, errors=manifest.errors)
+            outcome = outcome_of(None, None, began, counters, everything, tuple(warnings))
+            return replace(outcome, errors=manifest.errors)
         done = _resumed(directory, run, repairs=manifest is not None)
         rest = job.graph.without(done)
         clones = run.clones(rest, directory)
@@ -188,7 +193,7 @@ def run(
             lanes=executor.lanes.recorded(),
         )
         if not done and not clones:
-            machine.remember_ratio(outcome.wall_seconds, estimated_seconds(plan).whole)
+            machine.remember_ratio(outcome.wall_seconds, estimated_seconds(plan).total)
         record = {**job.about, "measured": measured(outcome), "predicted": predicted(outcome)}
         return replace(outcome, errors=sink.finish(record).errors)
 
@@ -220,7 +225,7 @@ class _Run:
         """The clones to make; none if every byte must be read and written."""
         if self.options.io is not IOMode.AUTO:
             return []
-        return that_work(clonable(graph), directory.records, self.options.files)
+        return supported_clones(possible_clones(graph), directory.records, self.options.files)
 
     @contextlib.contextmanager
     def executor(
@@ -237,19 +242,19 @@ class _Run:
         """
         options = self.options
         with contextlib.ExitStack() as opened:
-            spilled = spilling(records, plan.graph.spills, options.io, options.files)
-            spill_files = opened.enter_context(spilled)
+            files = spill_files(records, plan.graph.spills, options.io, options.files)
+            spills = opened.enter_context(files)
 
             def reader_of(source: Source) -> Reader:
                 if isinstance(source, Spill):
-                    return spill_files.reader(source)
-                return opened.enter_context(contextlib.closing(source.open(options.access)))
+                    return spills.reader(source)
+                return opened.enter_context(contextlib.closing(source.open(options.read_options)))
 
             readers: dict[int, Reader] = source_readers(plan, reader_of)
             cloned: dict[str, FileReader] = {}
             for clone in clones:
                 if clone.source.path not in cloned:
-                    local = clone.source.open(self.options.access)
+                    local = clone.source.open(self.options.read_options)
                     cloned[clone.source.path] = opened.enter_context(contextlib.closing(local))
 
             def check() -> None:
@@ -259,15 +264,17 @@ class _Run:
             sink = sink_of(check)
             if clones:
                 assert isinstance(sink, ShardSink)
-                _make(clones, cloned, sink)
-            yield Executor(plan, readers, spill_files.before(sink), options.opener), sink
+                _make_clones(clones, cloned, sink)
+            yield Executor(plan, readers, spills.redirecting(sink), options.opener), sink
 
 
-def _make(clones: Sequence[Clone], readers: Mapping[str, FileReader], sink: ShardSink) -> None:
+def _make_clones(
+    clones: Sequence[Clone], readers: Mapping[str, FileReader], sink: ShardSink
+) -> None:
     """Clone the bytes of tensors into the output, and record these tensors as finished."""
     try:
         for clone in clones:
-            make(clone, readers[clone.source.path], sink.writer(clone.file))
+            make_clone(clone, readers[clone.source.path], sink.writer(clone.file))
             for write in clone.writes:
                 sink.completed(write, "", write.nbytes)
     except BaseException:
@@ -283,7 +290,7 @@ def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool
         OutputError: the directory belongs to another merge.
     """
     recorded = [
-        Finished(each.file, each.name, each.digest, each.block_bytes, each.nbytes, each.error)
+        FinishedTensor(each.file, each.name, each.digest, each.block_bytes, each.nbytes, each.error)
         for each in manifest.tensors
     ]
     touched = _check_same(manifest.fingerprint, manifest.identity, recorded, run, directory)
@@ -300,11 +307,11 @@ def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool
         totals = Totals.of(job.graph)
         directory.begin_again(job.fingerprint, job.identity, manifest.all_files, recorded, totals)
     elif touched:
-        directory.identify(manifest, job.fingerprint, job.identity)
+        directory.update_identity(manifest, job.fingerprint, job.identity)
     return not faults
 
 
-def _resumed(directory: OutputDirectory, run: _Run, repairs: bool) -> dict[Write, Finished]:
+def _resumed(directory: OutputDirectory, run: _Run, repairs: bool) -> dict[Write, FinishedTensor]:
     """The intact tensors of an interrupted run; ``repairs`` says that damage is known already.
 
     Raises:
@@ -336,7 +343,7 @@ def _lost(records: int, tensors: int) -> str:
 def _check_same(
     fingerprint: str,
     identity: Mapping[str, str],
-    recorded: Sequence[Finished],
+    recorded: Sequence[FinishedTensor],
     run: _Run,
     directory: OutputDirectory,
 ) -> bool:
@@ -354,8 +361,8 @@ def _check_same(
     found = differences(identity, job.identity)
     where = f"'{directory.path}' holds another merge"
     ways_out = "start over with --restart, or choose another output"
-    if not only_touched(found):
-        raise OutputError(f"{where}: {listed(found)}", remedy=ways_out)
+    if not only_times_differ(found):
+        raise OutputError(f"{where}: {describe_differences(found)}", remedy=ways_out)
     touched = ", ".join(each.what for each in found[:3])
     if _differing(recorded, run, directory.records):
         raise OutputError(
@@ -369,7 +376,7 @@ def _check_same(
     return True
 
 
-def _differing(recorded: Sequence[Finished], run: _Run, records: Path) -> list[str]:
+def _differing(recorded: Sequence[FinishedTensor], run: _Run, records: Path) -> list[str]:
     """Names of recorded tensors whose values, computed again, differ; writes nothing."""
     graph = run.job.graph
     by_name = {(each.file, each.tensor): each for each in recorded}
@@ -384,8 +391,8 @@ def _differing(recorded: Sequence[Finished], run: _Run, records: Path) -> list[s
         return sink.differing
 
 
-_CLOSE = 0.9
-"""Fraction of the predicted peak memory from which the heap is trimmed."""
+_TRIM_FROM = 0.9
+"""Fraction of the predicted peak memory at which the heap is trimmed."""
 
 
 def _trimming(
@@ -395,7 +402,7 @@ def _trimming(
 
     def polled(progress: Progress) -> None:
         # Not always, because the kernel must clear memory that is freed and needed again.
-        if machine.resident_bytes() > peak_bytes * _CLOSE:
+        if machine.resident_bytes() > peak_bytes * _TRIM_FROM:
             machine.trim_heap()
         if poll is not None:
             poll(progress)

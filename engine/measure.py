@@ -16,18 +16,18 @@ from mergeloom.engine.run.building import build_missing
 from mergeloom.engine.run.executor import Executor, Writer
 from mergeloom.engine.run.loading import source_readers
 from mergeloom.engine.run.progress import Progress
-from mergeloom.engine.storage.source import Access
+from mergeloom.engine.storage.source import ReadOptions
 
 
 @dataclass(frozen=True)
-class Measuring:
+class Measurement:
     """A scheduled graph that only computes statistics."""
 
     graph: Graph
     schedule: Schedule
 
     @classmethod
-    def of(cls, graph: Graph, budget: int | None, machine: Machine) -> Measuring:
+    def of(cls, graph: Graph, budget: int | None, machine: Machine) -> Measurement:
         """Schedule ``graph`` within ``budget`` bytes, on the CPU.
 
         Raises:
@@ -37,7 +37,7 @@ class Measuring:
 
     def run(
         self,
-        access: Access,
+        options: ReadOptions,
         poll: Callable[[Progress], None] | None = None,
         building: Callable[[frozenset[str]], None] | None = None,
     ) -> Mapping[Merge, tuple[Any, ...]]:
@@ -53,7 +53,7 @@ class Measuring:
         with contextlib.ExitStack() as opened:
             readers = source_readers(
                 plan,
-                lambda source: opened.enter_context(contextlib.closing(source.open(access))),
+                lambda source: opened.enter_context(contextlib.closing(source.open(options))),
             )
             executor = Executor(plan, readers, _NoSink())
             executor.run(poll)

@@ -146,7 +146,7 @@ def plan(
         here = replace(
             process.this_machine(cpu_arithmetic(), TORCH, options.threads),
             devices=devices,
-            forced=options.device != AUTO,
+            devices_forced=options.device != AUTO,
         )
         made_schedule = schedule(made.graph, budget, here)
     planned = PlannedMerge(

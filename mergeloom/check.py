@@ -87,7 +87,7 @@ def _reason_to_skip(tensor: TensorPlan) -> str | None:
         return "computed from an earlier stage, an adapter or quantised weights"
     if any(not path.endswith(".safetensors") for path, _ in _input_locations(tensor)):
         return "read from another format than safetensors"
-    if tensor.method is not None and not reference.knows(tensor.method):
+    if tensor.method is not None and not reference.has_reference(tensor.method):
         return "by a method without a reference formula"
     return None
 
@@ -139,7 +139,7 @@ def _check_rows(
             method = "passthrough" if tensor.method is None else tensor.method.name
             expected = reference.evaluate(method, merge, inputs)
             assert expected is not None
-            wrong = reference.disagreeing(found, expected)
+            wrong = reference.mismatches(found, expected)
         number = int(wrong.sum())
         if number:
             raise RunError(

@@ -13,7 +13,7 @@ from mergeloom.engine.base.errors import Finding, OutputError, Severity
 from mergeloom.engine.output.directory import needed_bytes
 from mergeloom.engine.output.state import examine
 from mergeloom.engine.plan.schedule import schedule
-from mergeloom.engine.run.clone import CloneBytes, clonable, may_share, writes_of
+from mergeloom.engine.run.clone import CloneBytes, may_share, possible_clones, writes_of
 from mergeloom.engine.storage.source import IOMode
 from mergeloom.report.plan_records import DiskReport
 from mergeloom.report.state import state_record
@@ -47,7 +47,7 @@ def _with_clones(planned: PlannedMerge, output: Path) -> PlannedMerge:
     graph = planned.plan.graph
     shared: dict[str, bool] = {}
     clones = []
-    for clone in clonable(graph):
+    for clone in possible_clones(graph):
         path = clone.source.path
         if path not in shared:
             shared[path] = may_share(path, output)

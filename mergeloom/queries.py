@@ -25,7 +25,7 @@ from mergeloom.engine.base.gc_pause import collection_paused
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.hardware import process
 from mergeloom.engine.run.progress import Progress as Counters
-from mergeloom.engine.storage.source import Access
+from mergeloom.engine.storage.source import ReadOptions
 from mergeloom.initial import InitOptions, initial_configuration
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners.config.load import parse_config
@@ -47,7 +47,7 @@ from mergeloom.results import PlannedMerge
 
 if TYPE_CHECKING:
     from mergeloom.engine.graph.graph import Graph, Merge
-    from mergeloom.engine.measure import Measuring
+    from mergeloom.engine.measure import Measurement
     from mergeloom.planners.comparison import Comparison
 
 
@@ -237,17 +237,17 @@ def diff_inputs(
     )
 
 
-def _plan_measuring(graph: Graph, ram: Size | None, threads: int | None) -> Measuring:
+def _plan_measuring(graph: Graph, ram: Size | None, threads: int | None) -> Measurement:
     """The measurement of a graph within a memory budget."""
-    from mergeloom.engine.measure import Measuring
+    from mergeloom.engine.measure import Measurement
 
     budget = process.default_budget() if ram is None else arguments.size(ram, "ram")
     workers = None if threads is None else arguments.integer(threads, "threads", 1)
     here = process.this_machine(cpu_arithmetic(), TORCH, workers)
-    return Measuring.of(graph, budget, here)
+    return Measurement.of(graph, budget, here)
 
 
-def _measure(measuring: Measuring, observer: Observer) -> Mapping[Merge, tuple[Any, ...]]:
+def _measure(measuring: Measurement, observer: Observer) -> Mapping[Merge, tuple[Any, ...]]:
     """Run a measurement, with progress; the values by merge."""
     meter = Meter(jobs.Begun(measuring.schedule, 0))
     shown = observer.progressed
@@ -256,7 +256,7 @@ def _measure(measuring: Measuring, observer: Observer) -> Mapping[Merge, tuple[A
         if shown is not None:
             shown(meter.snapshot(counters))
 
-    return measuring.run(Access(), progressed, observer.building)
+    return measuring.run(ReadOptions(), progressed, observer.building)
 
 
 def _measured_by_name(

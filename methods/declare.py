@@ -33,7 +33,7 @@ class Base(enum.Enum):
 
 
 class ParameterError(ConfigError):
-    """Resolved parameters a method cannot work with; the planner adds the tensor and file:line."""
+    """Resolved parameters that a method cannot use; the planner adds the tensor and the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Parameter:
     """One parameter of a method.
 
     ``kind`` is the type of a resolved value: `float`, `int`, `bool` or `str`. A number must be in
-    ``[minimum, maximum]`` (``None`` means unbounded); a value outside ``usual`` is allowed but
-    probably a mistake. A string must be one of ``choices``.
+    ``[minimum, maximum]``, where ``None`` is unbounded. A value outside ``usual`` is allowed, but
+    the plan warns of it. A string must be one of ``choices``.
     """
 
     name: str
@@ -124,11 +124,11 @@ class TensorMerge:
 class Method:
     """A merge method. Subclasses define the class attributes and `kernel`.
 
-    ``works`` describes what the kernel sees at once and which statistics it needs. ``draws`` is
-    true if it draws random numbers from the run's seed. ``by_name`` is true if `kernel` may use
-    the tensor's name; otherwise tensors of equal shape and parameters share a kernel. ``minimum``
-    and ``maximum`` bound the number of models besides the base. A tensor that only one model has
-    is copied by the planner and does not reach `kernel`, unless ``merges_one`` is set.
+    ``works`` describes the access pattern of the kernel and its statistics in words. ``draws`` says
+    whether it draws random numbers from the seed of the run. ``by_name`` says whether `kernel` may
+    use the name of the tensor; otherwise tensors of equal shape and parameters share a kernel.
+    ``minimum`` and ``maximum`` bound the number of models besides the base. A tensor that only one
+    model has is copied by the planner and does not reach `kernel`, unless ``merges_one`` is set.
     """
 
     name: ClassVar[str]

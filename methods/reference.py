@@ -27,12 +27,16 @@ TENSORS = 8
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A float64 result; ``scale`` bounds the added magnitudes, ``either`` marks open decisions."""
+class ReferenceResult:
+    """A float64 result.
+
+    ``scale`` bounds the sum of the magnitudes added up for each element. ``undecided`` marks the
+    elements where a decision, such as a sign election, depends on rounding.
+    """
 
     value: Tensor
     scale: Tensor
-    either: Tensor | None = None
+    undecided: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Problem:
         return [self.inputs[i] for i in self.merge.others]
 
     @property
-    def start(self) -> Tensor:
+    def required_base(self) -> Tensor:
         """The base, for methods that require one."""
         assert self.base is not None
         return self.base
@@ -61,6 +65,7 @@ class Problem:
         return self.merge.weights(name)
 
     def setting(self, name: str) -> float:
+        """A global parameter."""
         return float(self.merge.settings[name])
 
     def vectors(self) -> list[Tensor]:
@@ -69,60 +74,64 @@ class Problem:
             return [tensor.double() for tensor in self.others]
         return [(tensor.float() - self.base.float()).double() for tensor in self.others]
 
-    def on_base(self, value: Tensor, scale: Tensor, either: Tensor | None = None) -> Answer:
+    def added_to_base(
+        self, value: Tensor, scale: Tensor, undecided: Tensor | None = None
+    ) -> ReferenceResult:
         shape = self.inputs[0].shape
         value, scale = value.view(shape), scale.view(shape)
         if self.base is None:
-            return Answer(value, scale, either)
-        return Answer(self.base.double() + value, self.base.double().abs() + scale, either)
+            return ReferenceResult(value, scale, undecided)
+        return ReferenceResult(
+            self.base.double() + value, self.base.double().abs() + scale, undecided
+        )
 
 
-def knows(method: Method) -> bool:
+def has_reference(method: Method) -> bool:
     """Whether there is a reference implementation for ``method``."""
     return method.name in _FORMULAS and type(method).__module__.startswith(
         "mergeloom.methods.catalog."
     )
 
 
-def evaluate(method: str, merge: TensorMerge, inputs: Sequence[Tensor]) -> Answer | None:
+def evaluate(method: str, merge: TensorMerge, inputs: Sequence[Tensor]) -> ReferenceResult | None:
     """The result of ``method`` for ``inputs``; ``None`` if there is no reference for it."""
     if len(inputs) == 1 and (method != "passthrough" or not merge.models[0]):
         value = inputs[0].double()
-        return Answer(value, torch.zeros_like(value))
+        return ReferenceResult(value, torch.zeros_like(value))
     formula = _FORMULAS.get(method)
     return None if formula is None else formula(Problem(merge, inputs))
 
 
-def disagreeing(output: Tensor, answer: Answer) -> Tensor:
-    """Mask of the elements of ``output`` that differ from the answer rounded to its dtype.
+def mismatches(output: Tensor, expected: ReferenceResult) -> Tensor:
+    """Mask of the elements of ``output`` that differ from the expected result rounded to its dtype.
 
     The tolerance is half a unit in the last place, plus `NOISE` times the added magnitudes.
     """
     found = output.double()
-    noise = answer.scale * NOISE + 1e-42  # float32 products underflow below
+    noise = expected.scale * NOISE + 1e-42  # float32 products underflow below
     tolerance = noise
     info = torch.finfo(output.dtype)
     if output.dtype not in (torch.float32, torch.float64):
-        exponent = torch.floor(torch.log2((answer.value.abs() + noise).clamp_min(info.tiny)))
+        exponent = torch.floor(torch.log2((expected.value.abs() + noise).clamp_min(info.tiny)))
         tolerance = noise + torch.exp2(exponent) * info.eps * 0.5000001
-    wrong = (found - answer.value).abs() > tolerance
-    wrong &= answer.value.abs() + noise < info.max  # above, it may be infinite
-    wrong |= torch.isnan(found) != torch.isnan(answer.value)
-    if answer.either is not None:
-        wrong &= ~answer.either
+    wrong = (found - expected.value).abs() > tolerance
+    wrong &= expected.value.abs() + noise < info.max  # above, it may be infinite
+    wrong |= torch.isnan(found) != torch.isnan(expected.value)
+    if expected.undecided is not None:
+        wrong &= ~expected.undecided
     return wrong
 
 
 # --- combinations of whole tensors ---------------------------------------------------------------
 
 
-def _passthrough(p: Problem) -> Answer:
+def _passthrough(p: Problem) -> ReferenceResult:
     scale = p.merge.models[0].get("scale")
     value = p.inputs[0].double() * (1.0 if scale is None else scale)
-    return Answer(value, value.abs())
+    return ReferenceResult(value, value.abs())
 
 
-def _linear(p: Problem) -> Answer:
+def _linear(p: Problem) -> ReferenceResult:
     weights = [model["weight"] for model in p.merge.models]
     divisor = sum(weights) if p.merge.settings["normalize"] else 1.0
     value = torch.zeros_like(p.inputs[0], dtype=torch.float64)
@@ -131,15 +140,15 @@ def _linear(p: Problem) -> Answer:
         term = weight / divisor * tensor.double()
         value += term
         scale += term.abs()
-    return Answer(value, scale)
+    return ReferenceResult(value, scale)
 
 
-def _slerp(p: Problem) -> Answer:
-    a, b = p.start.double(), p.others[0].double()
+def _slerp(p: Problem) -> ReferenceResult:
+    a, b = p.required_base.double(), p.others[0].double()
     t = p.setting("t")
     if t in (0.0, 1.0):
         chosen = a if t == 0 else b
-        return Answer(chosen, chosen.abs())
+        return ReferenceResult(chosen, chosen.abs())
     lengths = float(a.norm()), float(b.norm())
     units = [v / n if n > 1e-8 else v for v, n in zip((a, b), lengths, strict=True)]
     cosine = max(-1.0, min(1.0, float((units[0] * units[1]).sum())))
@@ -147,12 +156,12 @@ def _slerp(p: Problem) -> Answer:
     if abs(cosine) <= 0.9995:
         omega = math.acos(cosine)
         x, y = math.sin(x * omega) / math.sin(omega), math.sin(y * omega) / math.sin(omega)
-    return Answer(x * a + y * b, (x * a).abs() + (y * b).abs())
+    return ReferenceResult(x * a + y * b, (x * a).abs() + (y * b).abs())
 
 
-def _nuslerp(p: Problem) -> Answer:
+def _nuslerp(p: Problem) -> ReferenceResult:
     if len(p.others) == 1:  # only one model besides the base: nothing to interpolate with
-        return Answer(p.others[0].double(), p.others[0].double().abs())
+        return ReferenceResult(p.others[0].double(), p.others[0].double().abs())
     vectors = p.vectors()
     along = 0
     if p.merge.settings["nuslerp_flatten"] or vectors[0].dim() < 2:
@@ -174,10 +183,10 @@ def _nuslerp(p: Problem) -> Answer:
     y = torch.where(straight, t, (t * omega).sin() / omega.sin())
     scale = (x * a).abs() + (y * b).abs()
     # Near opposite directions the plane of the arc depends on rounding, whatever the algorithm.
-    return p.on_base(x * a + y * b, scale / (1 + cosine).clamp(1e-6, 1))
+    return p.added_to_base(x * a + y * b, scale / (1 + cosine).clamp(1e-6, 1))
 
 
-def _multislerp(p: Problem) -> Answer:
+def _multislerp(p: Problem) -> ReferenceResult:
     vectors, weights, eps = p.vectors(), p.of_models("weight"), p.setting("eps")
     if p.merge.settings["normalize_weights"]:
         weights = tuple(weight / sum(weights) for weight in weights)
@@ -193,17 +202,17 @@ def _multislerp(p: Problem) -> Answer:
         parts = torch.stack(vectors)
         parts *= torch.tensor(weights).double().view(-1, *[1] * vectors[0].dim())
         parts /= sum(weights) or 1.0
-        return p.on_base(parts.sum(0), parts.abs().sum(0))
+        return p.added_to_base(parts.sum(0), parts.abs().sum(0))
     scale = torch.stack(directed).abs().sum(0) * abs(length) / spread
-    return p.on_base(mean / spread * length, scale)
+    return p.added_to_base(mean / spread * length, scale)
 
 
-def _karcher(p: Problem) -> Answer:
+def _karcher(p: Problem) -> ReferenceResult:
     vectors = [tensor.double() for tensor in p.inputs]
     lengths = [float(v.norm()) for v in vectors]
     units = [v / n for v, n in zip(vectors, lengths, strict=True) if n > 1e-8]
     if not units:
-        return Answer(vectors[0] * 0, vectors[0] * 0)
+        return ReferenceResult(vectors[0] * 0, vectors[0] * 0)
     mean = torch.stack(units).mean(0)
     mean = mean / mean.norm() if mean.norm() > 1e-7 else units[0]
     for _ in range(int(p.setting("max_iter"))):
@@ -218,10 +227,10 @@ def _karcher(p: Problem) -> Answer:
             break
         mean = math.cos(step) * mean + math.sin(step) * tangent / step
     length = sum(lengths) / len(lengths)
-    return Answer(mean * length, torch.stack(units).abs().sum(0) * length)
+    return ReferenceResult(mean * length, torch.stack(units).abs().sum(0) * length)
 
 
-def _model_stock(p: Problem) -> Answer:
+def _model_stock(p: Problem) -> ReferenceResult:
     taus = p.vectors()
     width = taus[0].shape[-1] if taus[0].dim() else 1
     rows = [t.reshape(-1, width if p.merge.settings["filter_wise"] else t.numel()) for t in taus]
@@ -240,7 +249,7 @@ def _model_stock(p: Problem) -> Answer:
     t = torch.where(denominator.abs() < 1e-8, 0.0, len(rows) * mean / denominator)
     total = torch.stack(rows).sum(0) / len(rows) * t
     scale = torch.stack(rows).abs().sum(0) * t.abs().clamp_min(1) / denominator.abs().clamp(1e-6, 1)
-    return p.on_base(total, scale)
+    return p.added_to_base(total, scale)
 
 
 # --- task vectors --------------------------------------------------------------------------------
@@ -262,14 +271,16 @@ def _rescaled(p: Problem, number: int, vector: Tensor, kept: Tensor) -> Tensor:
     return kept * (before / after) if before >= 1e-7 and after >= 1e-7 else kept
 
 
-def _sum(p: Problem, sparse: Sequence[Tensor]) -> Answer:
+def _sum(p: Problem, sparse: Sequence[Tensor]) -> ReferenceResult:
     weights, factor = p.of_models("weight"), p.setting("lambda")
     divisor = sum(weights) if p.merge.settings["normalize"] and any(weights) else 1.0
     terms = torch.stack([w * t for w, t in zip(weights, sparse, strict=True)])
-    return p.on_base(factor * terms.sum(0) / divisor, abs(factor / divisor) * terms.abs().sum(0))
+    return p.added_to_base(
+        factor * terms.sum(0) / divisor, abs(factor / divisor) * terms.abs().sum(0)
+    )
 
 
-def _elected(p: Problem, sparse: Sequence[Tensor]) -> Answer:
+def _elected(p: Problem, sparse: Sequence[Tensor]) -> ReferenceResult:
     weights, factor = p.of_models("weight"), p.setting("lambda")
     shape = (-1, *[1] * sparse[0].dim())
     weight = torch.tensor(weights, dtype=torch.float64).view(shape)
@@ -284,15 +295,15 @@ def _elected(p: Problem, sparse: Sequence[Tensor]) -> Answer:
         total = total / divisor
         scale = scale / divisor.abs().clamp_max(1.0)
     mass = ballots.abs().sum(0)
-    either = (ballots.sum(0).abs() <= 1e-5 * mass) & (mass > 0)
-    return p.on_base(factor * total, abs(factor) * scale, either)
+    undecided = (ballots.sum(0).abs() <= 1e-5 * mass) & (mass > 0)
+    return p.added_to_base(factor * total, abs(factor) * scale, undecided)
 
 
-def _task_arithmetic(p: Problem) -> Answer:
+def _task_arithmetic(p: Problem) -> ReferenceResult:
     return _sum(p, p.vectors())
 
 
-def _ties(p: Problem) -> Answer:
+def _ties(p: Problem) -> ReferenceResult:
     sparse = []
     for number, vector in enumerate(p.vectors()):
         density = p.of_models("density")[number]
@@ -301,7 +312,9 @@ def _ties(p: Problem) -> Answer:
     return _elected(p, sparse)
 
 
-def _breadcrumbs(p: Problem, combine: Callable[[Problem, Sequence[Tensor]], Answer]) -> Answer:
+def _breadcrumbs(
+    p: Problem, combine: Callable[[Problem, Sequence[Tensor]], ReferenceResult]
+) -> ReferenceResult:
     sparse = []
     for number, vector in enumerate(p.vectors()):
         density, gamma = p.of_models("density")[number], p.of_models("gamma")[number]
@@ -314,7 +327,9 @@ def _breadcrumbs(p: Problem, combine: Callable[[Problem, Sequence[Tensor]], Answ
     return combine(p, sparse)
 
 
-def _dare(p: Problem, combine: Callable[[Problem, Sequence[Tensor]], Answer]) -> Answer:
+def _dare(
+    p: Problem, combine: Callable[[Problem, Sequence[Tensor]], ReferenceResult]
+) -> ReferenceResult:
     sparse = []
     for number, vector in enumerate(p.vectors()):
         density = p.of_models("density")[number]
@@ -323,7 +338,9 @@ def _dare(p: Problem, combine: Callable[[Problem, Sequence[Tensor]], Answer]) ->
     return combine(p, sparse)
 
 
-def _della(p: Problem, combine: Callable[[Problem, Sequence[Tensor]], Answer]) -> Answer:
+def _della(
+    p: Problem, combine: Callable[[Problem, Sequence[Tensor]], ReferenceResult]
+) -> ReferenceResult:
     sparse = []
     for number, vector in enumerate(p.vectors()):
         density, epsilon = p.of_models("density")[number], p.of_models("epsilon")[number]
@@ -367,10 +384,10 @@ def _digest(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def _sce(p: Problem) -> Answer:
+def _sce(p: Problem) -> ReferenceResult:
     taus, share = p.vectors(), p.setting("select_topk")
     if share == 0:
-        return p.on_base(taus[0] * 0, taus[0] * 0)
+        return p.added_to_base(taus[0] * 0, taus[0] * 0)
     if share < 1:
         small = [tau.float() for tau in taus]  # variances are ranked as float32 values
         mean = torch.zeros_like(small[0])
@@ -391,14 +408,14 @@ def _sce(p: Problem) -> Answer:
     agrees = (vectors.sign() == sign).double() * weight
     divisor = agrees.sum(0)
     value = torch.where(divisor > 0, (vectors * agrees).sum(0) / divisor, 0.0)
-    either = (total.abs() <= 1e-5 * mass) & (mass > 0)
-    return p.on_base(value, vectors.abs().amax(0) * 4, either)
+    undecided = (total.abs() <= 1e-5 * mass) & (mass > 0)
+    return p.added_to_base(value, vectors.abs().amax(0) * 4, undecided)
 
 
 # --- elements changed by one or several models ---------------------------------------------------
 
 
-def _ram(p: Problem, r: float = 0.0, alpha: float = 0.0) -> Answer:
+def _ram(p: Problem, r: float = 0.0, alpha: float = 0.0) -> ReferenceResult:
     limit = float(torch.tensor(p.setting("epsilon"), dtype=torch.float32))
     taus = torch.stack([torch.where(tau.abs() > limit, tau, 0.0) for tau in p.vectors()])
     by = (taus != 0).sum(0)
@@ -406,41 +423,41 @@ def _ram(p: Problem, r: float = 0.0, alpha: float = 0.0) -> Answer:
     for tau in taus:
         unique, shared = int((by == 1)[tau != 0].sum()), int((by > 1)[tau != 0].sum())
         value = value + tau * (by == 1) * r * min(shared / max(unique, 1), alpha)
-    return p.on_base(value, taus.abs().sum(0) * (1 + 2 * abs(r) * alpha))
+    return p.added_to_base(value, taus.abs().sum(0) * (1 + 2 * abs(r) * alpha))
 
 
-def _ramplus(p: Problem) -> Answer:
+def _ramplus(p: Problem) -> ReferenceResult:
     return _ram(p, p.setting("r"), p.setting("alpha"))
 
 
-def _nearswap(p: Problem) -> Answer:
-    a, b = p.start.double(), p.others[0].double()
+def _nearswap(p: Problem) -> ReferenceResult:
+    a, b = p.required_base.double(), p.others[0].double()
     distance = (a - b).abs()
     w = torch.where(distance > 0, p.setting("t") / distance, 1.0).clamp(0, 1)
-    return Answer(w * b + (1 - w) * a, a.abs() + b.abs())
+    return ReferenceResult(w * b + (1 - w) * a, a.abs() + b.abs())
 
 
-def _arcee_fusion(p: Problem) -> Answer:
-    width = p.start.shape[-1] if p.start.dim() else 1
-    a, b = (t.double().reshape(-1, width) for t in (p.start, p.others[0]))
+def _arcee_fusion(p: Problem) -> ReferenceResult:
+    width = p.required_base.shape[-1] if p.required_base.dim() else 1
+    a, b = (t.double().reshape(-1, width) for t in (p.required_base, p.others[0]))
     ours, theirs = b.log_softmax(1), a.log_softmax(1)
     divergence = (ours.exp() * (ours - theirs)).sum(1, keepdim=True).clamp_min(0)
     score = ((b - a).abs() * divergence).reshape(-1)
     order = score.sort().values
     low, middle, high = (float(order[int(share * (len(order) - 1))]) for share in (0.25, 0.5, 0.75))
     limit = middle + 1.5 * (high - low)
-    shape = p.start.shape
+    shape = p.required_base.shape
     chosen = torch.where(score.view(shape) >= limit, b.view(shape), a.view(shape))
     # Scores are differences of logarithms of magnitude up to hundreds, each exact to about 1e-16.
     doubt = 1e-6 * abs(limit) + 1e-12 * float((b - a).abs().max()) * (1 + float(b.abs().max()))
-    either = ((score - limit).abs() <= doubt).view(shape)
-    return Answer(chosen, torch.zeros_like(chosen), either)
+    undecided = ((score - limit).abs() <= doubt).view(shape)
+    return ReferenceResult(chosen, torch.zeros_like(chosen), undecided)
 
 
 ELEMENTWISE = frozenset(("linear", "nearswap", "passthrough", "task_arithmetic"))
 """Methods whose result at an element depends only on that element of the inputs."""
 
-_FORMULAS: dict[str, Callable[[Problem], Answer]] = {
+_FORMULAS: dict[str, Callable[[Problem], ReferenceResult]] = {
     "arcee_fusion": _arcee_fusion,
     "breadcrumbs": lambda p: _breadcrumbs(p, _sum),
     "breadcrumbs_ties": lambda p: _breadcrumbs(p, _elected),

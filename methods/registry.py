@@ -1,4 +1,4 @@
-"""The registry of merge methods: built-in, registered, and offered by other packages.
+"""The registry of merge methods: built-in ones, registered ones, and those of other packages.
 
 A package offers methods through entry points in the group ``mergeloom.methods``. The entry
 point's name is the method's name, its value a `Method` class or instance:
@@ -74,12 +74,12 @@ def unregister(name: str) -> None:
 
 def names() -> tuple[str, ...]:
     """The names of all methods, sorted."""
-    return tuple(sorted({*_BUILT_IN, *_registered, *_offered()}))
+    return tuple(sorted({*_BUILT_IN, *_registered, *_entry_points()}))
 
 
 def known(name: str) -> bool:
     """Whether there is a method called ``name``."""
-    return name in _BUILT_IN or name in _registered or name in _offered()
+    return name in _BUILT_IN or name in _registered or name in _entry_points()
 
 
 def get(name: str) -> Method:
@@ -99,21 +99,21 @@ def _load(name: str) -> Method:
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
         return _instance(getattr(importlib.import_module(module), attribute), f"'{name}'")
-    offered = _offered().get(name)
-    if offered is None:
+    point = _entry_points().get(name)
+    if point is None:
         raise ConfigError(
             f"unknown merge method '{name}'", remedy=suggest(name, names()), code="unknown-method"
         )
     try:
-        found = offered.load()
+        found = point.load()
     except Exception as error:
         raise ConfigError(
-            f"merge method '{name}' cannot be loaded from '{offered.value}': {error}"
+            f"merge method '{name}' cannot be loaded from '{point.value}': {error}"
         ) from error
-    return _instance(found, f"entry point '{name}' ('{offered.value}')")
+    return _instance(found, f"entry point '{name}' ('{point.value}')")
 
 
-def _offered() -> dict[str, EntryPoint]:
+def _entry_points() -> dict[str, EntryPoint]:
     """Entry points of methods in other packages, by name."""
     from importlib.metadata import entry_points
 

@@ -27,12 +27,14 @@ INT8_MASK = Parameter(
 
 
 def normalize(default: bool) -> Parameter:
+    """The parameter ``normalize`` with its default for a method."""
     return Parameter(
         "normalize", bool, "divide by the sum of the participating weights", default=default
     )
 
 
 def rescale(default: bool) -> Parameter:
+    """The parameter ``rescale`` with its default for a method."""
     return Parameter(
         "rescale",
         bool,

@@ -29,12 +29,12 @@ class DType:
     block: int = 1
     codec: str = ""
     stored: DType | None = None
-    """The type of the stored numbers, for types whose ``block`` elements are represented by a few
-    numbers, or stored as another type."""
+    """The type of the stored numbers, for types with a few numbers for each ``block`` elements, and
+    for types that are stored as another type."""
 
     @property
     def holds(self) -> str:
-        """A description of the elements for messages."""
+        """What the elements are, for messages."""
         if self.floating:
             return "numbers"
         return "complex numbers" if self.name.startswith("complex") else "integers"
@@ -51,7 +51,7 @@ class DType:
         return -(-elements * self.bits // 8)
 
     def numbers(self, elements: int) -> int:
-        """Number of stored numbers for a run of elements."""
+        """Number of stored numbers (`stored`) for a run of elements."""
         return (
             elements if self.stored is None else self.nbytes(elements) * 8 // int(self.stored.bits)
         )
@@ -125,6 +125,7 @@ BY_NAME = {dtype.name: dtype for dtype in _ALL}
 
 
 def _ggml(name: str, block: int, nbytes: int) -> DType:
+    """A block type of ``block`` elements in ``nbytes`` bytes."""
     return DType(name, name.lower(), Fraction(8 * nbytes, block), True, block, codec="gguf")
 
 

@@ -16,7 +16,7 @@ MEMORY_SHORT = (
     "the system has no memory left for this process: the same command continues when other "
     "programs have ended, or with a smaller --ram"
 )
-_WORDS = ("can't allocate memory", "can't start new thread", "failed to map segment")
+_MEMORY_MESSAGES = ("can't allocate memory", "can't start new thread", "failed to map segment")
 """Messages for lack of memory from torch, Python's threads and the dynamic loader."""
 
 
@@ -145,7 +145,7 @@ class CheckpointError(LoomError):
     kind = "checkpoint"
 
 
-_READABLE = {
+_READ_REMEDIES = {
     errno.EACCES: "let this user read it",
     errno.EPERM: "let this user read it",
     errno.EIO: "its disk fails: copy the file from elsewhere",
@@ -156,11 +156,11 @@ _READABLE = {
 
 
 def unreadable(path: Path | str, reason: OSError | str) -> CheckpointError:
-    """The error for a file of a checkpoint that cannot be read, whatever its contents."""
+    """The error for a file of a checkpoint that cannot be read; ``reason`` is why."""
     if isinstance(reason, str):
         return CheckpointError(f"cannot read '{path}': {reason}")
     return CheckpointError(
-        f"cannot read '{path}': {reason.strerror}", remedy=_READABLE.get(reason.errno or 0, "")
+        f"cannot read '{path}': {reason.strerror}", remedy=_READ_REMEDIES.get(reason.errno or 0, "")
     )
 
 
@@ -193,5 +193,7 @@ def is_memory_short(error: BaseException) -> bool:
     """Whether ``error`` was raised by Python, the system or torch for lack of memory."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    worded = isinstance(error, (RuntimeError, ImportError))
-    return isinstance(error, MemoryError) or (worded and any(w in str(error) for w in _WORDS))
+    may_mean_it = isinstance(error, (RuntimeError, ImportError))
+    return isinstance(error, MemoryError) or (
+        may_mean_it and any(text in str(error) for text in _MEMORY_MESSAGES)
+    )

@@ -39,6 +39,7 @@ class Grains:
 
     @property
     def count(self) -> int:
+        """Number of grains."""
         return -(-self.total // self.size) if self.total else 0
 
     def bounds(self, index: int) -> tuple[int, int]:
@@ -59,10 +60,10 @@ def unit_of(shape: tuple[int, ...], access: Access) -> int:
 def partition(shape: tuple[int, ...], access: Access, unit: int = 1) -> Grains:
     """Partition a tensor of ``shape`` into grains for a kernel with this access pattern.
 
-    Elementwise kernels get `GRAIN_ELEMENTS` elements, rowwise kernels as many whole rows as fit
-    (at least one), matrixwise kernels as many whole matrices (of the last two dimensions), whole
-    kernels everything at once. Runs of ``unit`` elements are not split either: the `unit_of`
-    fused kernels whose inputs have other rows.
+    Grains of elementwise kernels have `GRAIN_ELEMENTS` elements. Those of rowwise kernels have as
+    many whole rows as fit into that number, but at least one; those of matrixwise kernels as many
+    whole matrices (of the last two dimensions); those of whole kernels everything. Runs of ``unit``
+    elements are not split either: the `unit_of` other kernels of the same merge tree.
     """
     total = math.prod(shape)
     row = shape[-1] if shape else 1

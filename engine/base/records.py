@@ -15,9 +15,9 @@ from dataclasses import MISSING, FrozenInstanceError
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
-__all__ = ["WRITTEN", "dataclass", "record"]
+__all__ = ["GENERATED", "dataclass", "record"]
 
-WRITTEN = "<constructor of a record>"
+GENERATED = "<constructor of a record>"
 """The file name of generated constructors in tracebacks."""
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ else:
         def decorate(cls):
             if not frozen:
                 return dataclasses.dataclass(eq=eq, repr=repr, **options)(cls)
-            return _made(cls, eq, repr, options, guarded=True)
+            return _make_record(cls, eq, repr, options, guarded=True)
 
         return decorate if cls is None else decorate(cls)
 
@@ -43,15 +43,15 @@ else:
         """
 
         def decorate(cls):
-            return _made(cls, eq, True, {"slots": slots}, guarded=False, hashed=frozen)
+            return _make_record(cls, eq, True, {"slots": slots}, guarded=False, hashed=frozen)
 
         return decorate
 
 
-def _made(
+def _make_record(
     cls: type,
     eq: bool,
-    shows: bool,
+    has_repr: bool,
     options: dict[str, Any],
     *,
     guarded: bool,
@@ -62,28 +62,28 @@ def _made(
     guarded = guarded or inherits
     own = vars(cls)
     methods: dict[str, Any] = dict(_GUARDS) if guarded else {}
-    if shows and "__repr__" not in own:
+    if has_repr and "__repr__" not in own:
         methods["__repr__"] = _repr
-    makes = "__init__" not in own
-    doc, cls.__doc__ = cls.__doc__, "told"  # or dataclasses would document the wrong signature
+    generates = "__init__" not in own
+    doc, cls.__doc__ = cls.__doc__, "given"  # else `dataclasses` documents the wrong signature
     process = dataclasses.dataclass(init=False, repr=False, eq=False, frozen=inherits, **options)
     made: Any = process(cls)
     made.__doc__ = doc
     made.__dataclass_params__.frozen = guarded
     if eq:
-        equal, value = _comparing(made)
+        equal, value = _comparison_methods(made)
         if "__eq__" not in own:
             methods["__eq__"] = equal
         if own.get("__hash__") is None:
             methods["__hash__"] = value if hashed else None
     for name, method in methods.items():
         setattr(made, name, method)
-    if makes:
-        made.__init__ = _first_call(made, guarded)
+    if generates:
+        made.__init__ = _constructor_on_first_use(made, guarded)
     return cast("type", made)
 
 
-def _comparing(cls: Any) -> tuple[Callable[..., Any], Callable[..., int]]:
+def _comparison_methods(cls: Any) -> tuple[Callable[..., Any], Callable[..., int]]:
     """``__eq__`` and ``__hash__`` of a record."""
     names = [each.name for each in dataclasses.fields(cls) if each.compare]
     values: Callable[[Any], Any]
@@ -105,7 +105,7 @@ def _comparing(cls: Any) -> tuple[Callable[..., Any], Callable[..., int]]:
     return __eq__, __hash__
 
 
-def _first_call(cls: Any, guarded: bool) -> Callable[..., None]:
+def _constructor_on_first_use(cls: Any, guarded: bool) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__ = constructor(cls, guarded)
         cls.__init__(self, *args, **kwargs)
@@ -117,7 +117,7 @@ def constructor(cls: Any, guarded: bool) -> Callable[..., None]:
     """The ``__init__`` of a record, with one parameter per field. Fields of ``guarded`` records
     cannot be assigned to."""
     scope: dict[str, Any] = {"_set": object.__setattr__, "_MISSING": MISSING}
-    places: list[str] = []
+    positional: list[str] = []
     keywords: list[str] = []
     body: list[str] = []
     for each in dataclasses.fields(cls):
@@ -130,7 +130,7 @@ def constructor(cls: Any, guarded: bool) -> Callable[..., None]:
             parameter = f"{name}=_MISSING"
             value = f"_make_{name}() if {name} is _MISSING else {name}"
         if each.init:
-            (keywords if each.kw_only else places).append(parameter)
+            (keywords if each.kw_only else positional).append(parameter)
         elif each.default is not MISSING:
             value = f"_default_{name}"
         elif each.default_factory is not MISSING:
@@ -140,9 +140,9 @@ def constructor(cls: Any, guarded: bool) -> Callable[..., None]:
         body.append(f" _set(self, {name!r}, {value})" if guarded else f" self.{name} = {value}")
     if hasattr(cls, "__post_init__"):
         body.append(" self.__post_init__()")
-    parameters = ", ".join(["self", *places, *(["*", *keywords] if keywords else [])])
-    written = "\n".join([f"def __init__({parameters}):", *(body or [" pass"])])
-    exec(compile(written, WRITTEN, "exec"), scope)
+    parameters = ", ".join(["self", *positional, *(["*", *keywords] if keywords else [])])
+    code = "\n".join([f"def __init__({parameters}):", *(body or [" pass"])])
+    exec(compile(code, GENERATED, "exec"), scope)
     made: Callable[..., None] = scope["__init__"]
     made.__qualname__ = f"{cls.__qualname__}.__init__"
     made.__module__ = cls.__module__
@@ -158,20 +158,20 @@ def _repr(self: Any) -> str:
     return f"{type(self).__qualname__}({', '.join(shown)})"
 
 
-def _is_kept(self: Any, name: str) -> bool:
-    """Whether an attribute is a field of the record; subclasses may have others."""
+def _is_field(self: Any, name: str) -> bool:
+    """Whether an attribute is a field of the record; subclasses may have other attributes."""
     kind = type(self)
     return "__dataclass_fields__" in vars(kind) or name in kind.__dataclass_fields__
 
 
 def _no_assignment(self: Any, name: str, value: Any) -> None:
-    if _is_kept(self, name):
+    if _is_field(self, name):
         raise FrozenInstanceError(f"cannot assign to field {name!r}")
     object.__setattr__(self, name, value)
 
 
 def _no_deletion(self: Any, name: str) -> None:
-    if _is_kept(self, name):
+    if _is_field(self, name):
         raise FrozenInstanceError(f"cannot delete field {name!r}")
     object.__delattr__(self, name)
 

@@ -19,25 +19,26 @@ def version_of(package: str) -> str | None:
     It is recorded in the file METADATA of the folder ``NAME-VERSION.dist-info`` next to the package
     (Python packaging specifications, "Recording installed projects").
     """
-    wanted = _plain(package)
-    for place in sys.path:
+    wanted = _normalised(package)
+    for folder in sys.path:
         try:
-            names = os.listdir(place or os.curdir)
+            names = os.listdir(folder or os.curdir)
         except OSError:
             continue
         for name in names:
-            stem, _, kind = name.rpartition(".")
-            if kind == "dist-info" and _plain(stem.partition("-")[0]) == wanted:
-                return _recorded(os.path.join(place, name, "METADATA"))
+            stem, _, suffix = name.rpartition(".")
+            if suffix == "dist-info" and _normalised(stem.partition("-")[0]) == wanted:
+                return _version_in(os.path.join(folder, name, "METADATA"))
     return None
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     """The normalised name of a package, equal for all its spellings."""
     return _BETWEEN_WORDS.sub("_", name).lower()
 
 
-def _recorded(path: str) -> str | None:
+def _version_in(path: str) -> str | None:
+    """The version in a METADATA file; ``None`` if it cannot be read or has none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:

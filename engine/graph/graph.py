@@ -28,8 +28,7 @@ from mergeloom.engine.base.grains import Access
 from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.engine.graph.pieces import Bytes, Range
-from mergeloom.engine.storage.source import Access as FileAccess
-from mergeloom.engine.storage.source import Reader, Source
+from mergeloom.engine.storage.source import Reader, ReadOptions, Source
 
 Shape = tuple[int, ...]
 
@@ -58,7 +57,7 @@ class Load:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that are read for it: all except missing ones."""
+        """Bytes that are read for it: all except holes."""
         return self.bytes.stored(0, self.nbytes)
 
 
@@ -66,10 +65,10 @@ class Load:
 class Gather:
     """The inputs of one merge.
 
-    ``inputs`` are aligned, element for element, in order; the same node may stand there twice.
-    ``side`` are small tensors of shapes of their own, which are held whole while the merge runs.
-    ``tables`` are matrices that it reads by rows, a block at a time, as often as it needs them
-    (`Kernel.table_reads`): they may be larger than memory.
+    ``inputs`` are aligned element for element; a node may occur twice. ``side`` are small tensors
+    of other shapes, which are in memory completely while the merge runs. ``tables`` are matrices
+    that are read in blocks of rows, as often as the kernel needs (`Kernel.table_reads`); they may
+    be larger than memory.
     """
 
     inputs: tuple[Load | Merge, ...]
@@ -78,7 +77,7 @@ class Gather:
 
     @property
     def side_loads(self) -> tuple[Load, ...]:
-        """The loads beside the inputs: side tensors and tables."""
+        """The loads other than inputs: side tensors and tables."""
         return (*self.side, *self.tables) if self.tables else self.side
 
 
@@ -117,8 +116,8 @@ class Merge:
 class Write:
     """One slot of an output file: ``merge`` rounded to ``dtype``, from byte ``offset`` on.
 
-    ``part`` 0 is the merge's result, others are the additional `Kernel.parts`. ``file_shape`` is
-    the shape in the file if it differs from the merge's.
+    ``part`` 0 is the result of the merge, ``part`` n its n-th additional result (`Kernel.parts`).
+    ``file_shape`` is the shape in the file, if it differs from that of the merge.
     """
 
     merge: Merge
@@ -176,7 +175,7 @@ class Spill:
     def identity(self) -> str:
         """Digest of everything the value is computed from."""
         loads, merges, _ = _reachable((self.merge,))
-        lines, _ = _described(loads, merges)
+        lines, _ = _describe(loads, merges)
         return "value-" + hashlib.blake2b("".join(lines).encode(), digest_size=16).hexdigest()
 
     @property
@@ -186,8 +185,8 @@ class Spill:
     def identified(self, digest: str) -> Spill:
         return self
 
-    def open(self, access: FileAccess) -> Reader:
-        raise AssertionError(f"the value of '{self.name}' is read in the run that makes it")
+    def open(self, options: ReadOptions) -> Reader:
+        raise AssertionError(f"the value of '{self.name}' is only read by the run that computes it")
 
 
 SPILLED = "spilled-"
@@ -236,7 +235,7 @@ class Graph:
         if not finished:
             return self
         writes = tuple(write for write in self.writes if write not in finished)
-        return _graph(writes, self.files)
+        return _graph_of(writes, self.files)
 
     def fingerprint(self) -> str:
         """Hexadecimal digest of the computation: inputs, arithmetic, output layout.
@@ -244,7 +243,7 @@ class Graph:
         It does not depend on budgets, threads or devices.
         """
         digest = hashlib.blake2b(digest_size=16)
-        lines, numbers = _described(self.loads, self.merges)
+        lines, numbers = _describe(self.loads, self.merges)
         digest.update("".join(lines).encode())
         for file in self.files:
             digest.update(f"F{file.name}|{file.size}\n".encode())
@@ -263,14 +262,14 @@ Inputs = tuple[tuple["Load | Merge", ...], tuple[Load, ...], tuple[Load, ...]]
 
 
 class GraphBuilder:
-    """Collects tasks, with a single node for equal loads and for equal merges."""
+    """Creates the tasks of a graph, with one node for equal loads and for equal merges."""
 
     def __init__(self) -> None:
         self._whole: defaultdict[int, dict[int, Load]] = defaultdict(dict)
-        """The first load of one run from an offset on, by `id` of the source and offset."""
+        """The first load of a contiguous tensor at an offset, by `id` of the source and offset."""
         self._loads: dict[tuple[Hashable, str, Shape], Load] = {}
         self._merges: dict[tuple[int, Inputs], Merge] = {}
-        """By number of the kernel and inputs; nodes are equal only to themselves."""
+        """Merges by kernel number and inputs; nodes are equal only to themselves."""
         self._spills: dict[Merge, Spill] = {}
         self._kernels: dict[Kernel, int] = {}
         self._numbers: dict[int, tuple[int, Kernel]] = {}
@@ -284,8 +283,8 @@ class GraphBuilder:
 
     def load_bytes(self, stored: Bytes, dtype: DType, shape: Shape, name: str) -> Load:
         """The load of a tensor with the bytes ``stored``."""
-        # Nodes keep alive the sources whose ids are in keys.
-        if isinstance(stored, Range):  # most are; a source is seldom read in two ways at one place
+        # The nodes keep the sources alive whose ids are in the keys.
+        if isinstance(stored, Range):  # most are, and few offsets are read in two ways
             runs = self._whole[id(stored.source)]
             node = runs.get(stored.offset)
             if node is None:
@@ -307,13 +306,13 @@ class GraphBuilder:
         side: Sequence[Load] = (),
         tables: Sequence[Load] = (),
     ) -> Merge:
-        """The merge of ``inputs`` by ``kernel``, with ``side`` and ``tables`` beside them; ``name``
-        serves messages only.
+        """The merge of ``inputs`` by ``kernel``, with ``side`` tensors and ``tables``; ``name`` is
+        only for messages.
 
         Raises:
             GraphError: their shapes do not match.
         """
-        number, _ = self._numbers.get(id(kernel)) or self._numbered(kernel)
+        number, _ = self._numbers.get(id(kernel)) or self._number_of(kernel)
         key = number, (tuple(inputs), tuple(side), tuple(tables))
         node = self._merges.get(key)
         if node is None:
@@ -327,14 +326,14 @@ class GraphBuilder:
             spill = self._spills[merge] = Spill(merge, len(self._spills))
         return self.load(spill, 0, F32, merge.shape, merge.name)
 
-    def _numbered(self, kernel: Kernel) -> tuple[int, Kernel]:
+    def _number_of(self, kernel: Kernel) -> tuple[int, Kernel]:
         number = self._kernels.setdefault(kernel, len(self._kernels))
         self._numbers[id(kernel)] = found = number, kernel
         return found
 
     def build(self, writes: Sequence[Write], files: Sequence[OutputFile]) -> Graph:
         """The graph of everything that ``writes`` need."""
-        return _graph(tuple(writes), tuple(files))
+        return _graph_of(tuple(writes), tuple(files))
 
     def measuring(self, merges: Sequence[Merge]) -> Graph:
         """A graph that computes the statistics of ``merges`` and writes nothing."""
@@ -387,7 +386,7 @@ def copied_bytes(graph: Graph) -> int:
     return sum(w.nbytes for w in graph.writes if copied_dtype(w.merge) == w.dtype)
 
 
-def _graph(writes: tuple[Write, ...], files: tuple[OutputFile, ...]) -> Graph:
+def _graph_of(writes: tuple[Write, ...], files: tuple[OutputFile, ...]) -> Graph:
     loads, merges, spills = _reachable([write.merge for write in writes])
     return Graph(loads, merges, writes, files, (), spills)
 
@@ -421,10 +420,10 @@ def _reachable(
     return tuple(loads), tuple(merges), tuple(spills)
 
 
-def _described(
+def _describe(
     loads: Iterable[Load], merges: Iterable[Merge]
 ) -> tuple[list[str], dict[Load | Merge, str]]:
-    """A descriptive line for each load and merge, and the numbers used for them."""
+    """A line of text for each load and merge, and the numbers that lines use for them."""
     numbers: dict[Load | Merge, str] = {}
     # Tensors share sources, shapes and kernels.
     identities: dict[int, str] = {}

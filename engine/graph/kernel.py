@@ -38,16 +38,16 @@ Array = Any
 class Use:
     """An operation that a kernel or statistic uses, on ``vectors`` vectors at once.
 
-    ``electing`` says whether it elects signs.
+    ``elects_signs`` says whether a sum elects the sign of each element first.
     """
 
     operation: str
     vectors: int = 1
-    electing: bool = False
+    elects_signs: bool = False
 
 
 DECODING = Use("decode")
-"""The use by the engine itself for decoding blocks of codes."""
+"""The use of a library by the engine itself, to decode blocks of quantised values."""
 
 
 class Ops(Protocol):
@@ -91,7 +91,8 @@ class Ops(Protocol):
         """
 
     def pack(self, dtype: DType, result: Array, out: Array) -> Any:
-        """Write float32 elements as blocks of codes to the bytes ``out``.
+        """Encode float32 elements as blocks of quantised values, and write them to the bytes
+        ``out``.
 
         Returns nonzero if any may not be finite; see `store`.
         """
@@ -104,22 +105,22 @@ class DeviceOps(Ops, Protocol):
         """``count`` elements in a block of device memory."""
 
     def bring(self) -> None:
-        """Start copying counts made since the last call to main memory."""
+        """Start copying the counters created since the last call to main memory."""
 
 
 TABLE_BLOCK_BYTES = 4 << 20
-"""Bytes of a table that are looked at together, roughly."""
+"""Approximate bytes of one block of a table, which is read at once."""
 _TABLE_ROWS = 64
-"""Of as many rows, or of a multiple, is a block of a table."""
+"""The number of rows of a block is a multiple of this."""
 
 
 def table_rows(width: int, dtype: DType) -> int:
-    """Rows of each block of a table but the last: the same whatever the budget."""
+    """Number of rows of each block of a table except the last; it does not depend on the budget."""
     return max(TABLE_BLOCK_BYTES // max(dtype.nbytes(width), 1) // _TABLE_ROWS, 1) * _TABLE_ROWS
 
 
 def table_buffer_bytes(shape: tuple[int, ...], dtype: DType) -> int:
-    """Bytes that reading a table takes that is not held, of one worker."""
+    """Bytes of the buffer in which one worker reads the blocks of a table that is not in memory."""
     count, width = shape
     return block_bytes(span_bytes(dtype.nbytes(min(table_rows(width, dtype), count) * width)))
 
@@ -137,12 +138,12 @@ class Table(Protocol):
     def dtype(self) -> DType: ...
 
     def blocks(self, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, Array]]:
-        """Rows ``[first, stop)`` in order: number of the first, their number, and their elements as
-        they are stored, which are valid until the next are asked for."""
+        """The blocks of rows ``[first, stop)`` in order: first row, number of rows, and their
+        elements in the stored dtype, which are valid until the next block is requested."""
 
 
 class Arithmetic(ABC):
-    """One way to compute merges; methods used in planning need no library."""
+    """A way to compute merges; the methods that planning calls import no library."""
 
     @property
     @abstractmethod
@@ -156,7 +157,7 @@ class Arithmetic(ABC):
         return self
 
     def can(self, use: Use) -> bool:
-        """Whether it supports an operation with this number of vectors."""
+        """Whether it supports a use."""
         return True
 
     @abstractmethod
@@ -226,9 +227,9 @@ class GrainView:
     ``memo`` (uint8, flat) holds data that earlier passes stored for this grain, if the kernel
     requests it by `Kernel.memo_bytes` and the schedule grants it (for all passes and grains).
 
-    ``side`` are the tensors beside the inputs, each whole, in its own shape and as it is stored;
-    ``tables`` are those that are read a block at a time.
-    ``whole`` is the shape of the whole first input, of which this is one grain. ``parts`` has
+    ``side`` are the side inputs, each complete, in its own shape and stored dtype; ``tables`` are
+    those that are read in blocks.
+    ``whole_shape`` is the shape of the whole first input, of which this is one grain. ``parts`` has
     arrays for the `Kernel.parts` of the root.
     """
 
@@ -241,7 +242,7 @@ class GrainView:
     on_device: bool = False
     memo: Any = None
     side: Sequence[Any] = ()
-    whole: tuple[int, ...] = ()
+    whole_shape: tuple[int, ...] = ()
     parts: Sequence[Any] = ()
     tables: Sequence[Table] = ()
 
@@ -283,7 +284,7 @@ class Statistic(Generic[A, R]):
         return 0
 
     @property
-    def double(self) -> bool:
+    def uses_float64(self) -> bool:
         """Whether `update` computes in float64, which some devices do not support."""
         return True
 
@@ -299,7 +300,7 @@ class Statistic(Generic[A, R]):
         """Copy results of `update` from a device to main memory, for the other methods."""
 
     def combine(self, into: A, other: A) -> None:
-        """Add ``other``, which has other grains, to ``into``; ``other`` is not used afterwards."""
+        """Add ``other``, an accumulator of other grains, to ``into``; it is not used afterwards."""
         raise NotImplementedError
 
     def finalize(self, total: A, earlier: Sequence[Any]) -> R:
@@ -331,10 +332,10 @@ class Kernel:
     version: ClassVar[int] = 1
     """Increased whenever the bytes of the result change."""
 
-    integers: ClassVar[bool] = False
-    """Whether inputs may be integers, such as codes."""
+    accepts_integers: ClassVar[bool] = False
+    """Whether inputs may be integers, such as quantised values."""
 
-    aligned: ClassVar[bool] = True
+    is_aligned: ClassVar[bool] = True
     """Whether element i of the result is computed from elements i of the inputs."""
 
     lossy: ClassVar[bool] = False
@@ -350,9 +351,10 @@ class Kernel:
         return ()
 
     @property
-    def kind(self) -> Hashable:
-        """A key that is equal for kernels with the same memory, operations, passes and time, which
-        may differ for example in the keys of random numbers. By default the kernel itself."""
+    def planning_key(self) -> Hashable:
+        """A key that is equal for kernels with the same memory, operations, passes and time, so
+        that they are planned once. They may differ in numbers such as weights or random keys. By
+        default the kernel itself."""
         return self
 
     @property
@@ -361,8 +363,8 @@ class Kernel:
         return Access.ELEMENTWISE
 
     @property
-    def band(self) -> int:
-        """Rows that a rowwise kernel needs at once: grains have a multiple of this number."""
+    def row_multiple(self) -> int:
+        """The number of rows of a grain is a multiple of this; for rowwise kernels."""
         return 1
 
     @property
@@ -390,9 +392,9 @@ class Kernel:
         return ()
 
     @property
-    def double(self) -> bool:
+    def uses_float64(self) -> bool:
         """Whether any of its arithmetic on grains is float64, which some devices do not support."""
-        return any(statistic.double for statistic in self.passes)
+        return any(statistic.uses_float64 for statistic in self.passes)
 
     def workspace_bytes(self, grains: Grains) -> int:
         """Bytes that one call of `apply`, `scan_value` or a statistic's `update` allocates itself,
@@ -400,9 +402,10 @@ class Kernel:
         return 0
 
     def table_reads(self, grains: Grains, evaluations: int) -> tuple[int, ...]:
-        """How many times each of `Gather.tables` is read from its first row to its last.
+        """How many times each of `Gather.tables` is read completely, by all passes together.
 
-        By all passes, where `apply` sees all ``grains`` as often as ``evaluations`` says.
+        `apply` is called ``evaluations`` times for each of ``grains``: once for the output, and
+        once for each statistics pass of a merge that this one is an input of.
         """
         return ()
 
@@ -459,11 +462,12 @@ class Kernel:
         """
         raise NotImplementedError
 
-    def loss(self, grain: GrainView, codes: Array) -> Sums:
+    def loss(self, grain: GrainView, quantised: Array) -> Sums:
         """The quantisation error of one grain.
 
-        ``codes`` (float32) are the written codes of the result; they may be overwritten.
-        Returns two sums in float64: Σ (written - computed)² and Σ computed².
+        ``quantised`` (float32) are the result's elements as written; they may be overwritten.
+        Returns two sums in float64: Σ (written - computed)² and Σ computed², where ``written`` are
+        the values that the quantised elements stand for.
         """
         raise NotImplementedError
 

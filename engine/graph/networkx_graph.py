@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def to_networkx(tasks: Graph) -> networkx.DiGraph[Load | Gather | Merge | Write]:
-    """The graph for analysis and export; nodes are the task records."""
+    """The graph as a networkx graph; its nodes are the task records, each with its ``kind``."""
     import networkx
 
     graph: networkx.DiGraph[Load | Gather | Merge | Write] = networkx.DiGraph()

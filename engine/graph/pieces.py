@@ -70,14 +70,13 @@ class Bytes(ABC):
         """The ranges of sources it refers to, possibly only in part."""
 
     def items(self) -> Iterator[int]:
-        """Sizes of elements that are moved individually."""
+        """Sizes in bytes of elements that are moved one by one."""
         return iter(())
 
     @abstractmethod
     def runs(self, start: int, stop: int) -> Iterator[Run]:
-        """The runs that make up dense bytes ``[start, stop)``.
-
-        Both must be element boundaries.
+        """The runs that make up dense bytes ``[start, stop)``, which begin and end between
+        elements.
         """
 
     def requests(self, start: int, stop: int) -> Iterator[Run]:
@@ -154,7 +153,7 @@ class Joined(Bytes):
     """Interleaved parts: ``sizes[i]`` bytes of part i, all parts in turn, ``times`` times.
 
     Along the first axis, ``times`` is 1 and each part is complete; along a later axis, each turn
-    takes what a part has for one index of the preceding axes.
+    takes the bytes of each part for one index of the preceding axes.
     """
 
     parts: tuple[Bytes, ...]
@@ -197,11 +196,11 @@ class Joined(Bytes):
             begin = inside - (self._ends[number] - size)
             length = min(size - begin, stop - start)
             first = turn * size + begin
-            yield from _shifted(self.parts[number], first, first + length, start - origin)
+            yield from _runs_shifted(self.parts[number], first, first + length, start - origin)
             start += length
 
     def stored(self, start: int, stop: int) -> int:
-        return _counted(self, start, stop) if self.has_holes else stop - start
+        return _stored_bytes(self, start, stop) if self.has_holes else stop - start
 
     @property
     def has_holes(self) -> bool:
@@ -269,12 +268,12 @@ class Rows(Bytes):
                 yield Run(None, 0, end - start, start - begin)
             else:
                 there = (origin - self.first[number]) * size + start
-                yield from _shifted(self.whole, there, there + end - start, start - begin)
+                yield from _runs_shifted(self.whole, there, there + end - start, start - begin)
             start, number = end, number + 1
 
     def stored(self, start: int, stop: int) -> int:
         if self.whole.has_holes:
-            return _counted(self, start, stop)
+            return _stored_bytes(self, start, stop)
         return self._present(stop) - self._present(start)
 
     @property
@@ -346,10 +345,10 @@ class Strided(Bytes):
                     there = base + _distance(inner, after) + low * item
                     at = ((outer * count + low) * inside + inner - begin) * item
                     for run in self.whole.runs(there, there + (high - low) * item):
-                        yield _spread(run, at, item, inside * item)
+                        yield _spread_out(run, at, item, inside * item)
 
     def stored(self, start: int, stop: int) -> int:
-        return _counted(self, start, stop) if self.has_holes else stop - start
+        return _stored_bytes(self, start, stop) if self.has_holes else stop - start
 
     @property
     def has_holes(self) -> bool:
@@ -409,12 +408,12 @@ def _distance(index: int, dimensions: Sequence[tuple[int, int]]) -> int:
     return far
 
 
-def _shifted(bytes_: Bytes, start: int, stop: int, by: int) -> Iterator[Run]:
+def _runs_shifted(bytes_: Bytes, start: int, stop: int, by: int) -> Iterator[Run]:
     for run in bytes_.runs(start, stop):
         yield Run(run.source, run.position, run.length, run.at + by, run.item, run.step)
 
 
-def _spread(run: Run, at: int, item: int, step: int) -> Run:
+def _spread_out(run: Run, at: int, item: int, step: int) -> Run:
     """A run of elements of ``item`` bytes, with neighbours placed ``step`` bytes apart."""
     if step == item:
         return Run(run.source, run.position, run.length, at + run.at, run.item, run.step)
@@ -422,5 +421,5 @@ def _spread(run: Run, at: int, item: int, step: int) -> Run:
     return Run(run.source, run.position, run.length, at + run.at // item * step, item, apart)
 
 
-def _counted(bytes_: Bytes, start: int, stop: int) -> int:
+def _stored_bytes(bytes_: Bytes, start: int, stop: int) -> int:
     return sum(run.length for run in bytes_.runs(start, stop) if run.source is not None)

@@ -86,8 +86,10 @@ class StoredTensor:
         shape = (len(numbers), *rest)
         if not math.prod(shape):
             return StoredTensor(part_of(self.bytes, 0, 0), self.dtype, shape)
-        if min(numbers) < -1 or max(numbers) >= count:
-            raise ValueError(f"a row outside of {count} rows is asked for")
+        lowest, highest = min(numbers), max(numbers)
+        if lowest < -1 or highest >= count:
+            wrong = lowest if lowest < -1 else highest
+            raise ValueError(f"row {wrong} is not one of {count} rows")
         rows = Rows.of(self.bytes, row, numbers)
         if len(rows.origin) == 1 and rows.origin[0] >= 0:
             part = part_of(self.bytes, rows.origin[0] * row, rows.nbytes)
@@ -119,7 +121,9 @@ class StoredTensor:
     def permute(self, dimensions: Sequence[int]) -> StoredTensor:
         """Permute dimensions: dimension i of the result is dimension ``dimensions[i]`` here."""
         if sorted(dimensions) != list(range(len(self.shape))):
-            raise ValueError(f"{tuple(dimensions)} is no order of {len(self.shape)} dimensions")
+            raise ValueError(
+                f"{tuple(dimensions)} is not a permutation of {len(self.shape)} dimensions"
+            )
         whole, offset, item, strides = self._strides()
         shape = tuple(self.shape[each] for each in dimensions)
         ordered = tuple(strides[each] for each in dimensions)
@@ -135,7 +139,7 @@ class StoredTensor:
     def reshape(self, shape: Shape) -> StoredTensor:
         """The same elements in the same order."""
         if math.prod(shape) != math.prod(self.shape):
-            raise ValueError(f"{self.shape} cannot be seen as {shape}")
+            raise ValueError(f"{self.shape} cannot be reshaped to {shape}")
         return StoredTensor(self.bytes, self.dtype, shape)
 
     def view_as(self, dtype: DType) -> StoredTensor:
@@ -164,6 +168,7 @@ class StoredTensor:
 
 
 def _item(dtype: DType) -> int:
+    """Bytes of one element that can be moved on its own."""
     if dtype.block > 1:
         raise ValueError(f"elements of {dtype} cannot be moved one by one")
     return dtype.size
@@ -171,7 +176,7 @@ def _item(dtype: DType) -> int:
 
 def _whole_bytes(dtype: DType, elements: int) -> int:
     if elements % dtype.block:
-        raise ValueError(f"{elements} elements of {dtype} are no whole bytes")
+        raise ValueError(f"{elements} elements of {dtype} are not a whole number of bytes")
     return dtype.nbytes(elements)
 
 

@@ -41,7 +41,7 @@ class GrainSums:
         """Copy tensor sums to main memory: as `Sums` if flat, otherwise as numpy arrays."""
         for node, value in self._nodes.items():
             if hasattr(value, "cpu"):
-                self._nodes[node] = _here(value.cpu())
+                self._nodes[node] = _in_main_memory(value.cpu())
 
     @property
     def total(self) -> Any:
@@ -61,7 +61,7 @@ class GrainSums:
         self._nodes[(level, position)] = value
 
 
-def _here(value: Any) -> Any:
+def _in_main_memory(value: Any) -> Any:
     """A tensor as `Sums` or a numpy array in main memory; other values unchanged."""
     if not hasattr(value, "tolist"):
         return value

@@ -1,4 +1,4 @@
-"""Checks a graph against its specification: what it finds is a bug in a planner."""
+"""Checks a graph against its specification; a violation is a bug in a planner."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _check_load(load: Load, nbytes: int) -> None:
     if stored.nbytes != nbytes:
         raise GraphError(f"{load.name!r} has {stored.nbytes} bytes, not {nbytes}")
     if load.dtype.block > 1 and load.shape and load.shape[-1] % load.dtype.block:
-        raise GraphError(f"rows of {load.name!r} are no whole blocks")
+        raise GraphError(f"rows of {load.name!r} are not whole blocks")
 
 
 def _check_merge(merge: Merge, integers: Collection[Load]) -> None:
@@ -93,7 +93,9 @@ def _check_merge(merge: Merge, integers: Collection[Load]) -> None:
     if isinstance(merge.kernel, Copy):
         if len(inputs) != 1:
             raise GraphError(f"{merge.name!r} copies {len(inputs)} inputs")
-    elif integers and not merge.kernel.integers and any(node in integers for node in inputs):
+    elif (
+        integers and not merge.kernel.accepts_integers and any(node in integers for node in inputs)
+    ):
         raise GraphError(f"{merge.name!r} computes with an integer tensor")
 
 

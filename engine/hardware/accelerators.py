@@ -30,14 +30,14 @@ class Accelerator:
     """A device other than the CPU, as described to the scheduler.
 
     ``name`` is kind and number (``cuda:0``), ``title`` the product name. ``memory_bytes`` is the
-    device memory that may be used; ``double`` says whether it has float64. Using it takes
-    ``start_seconds`` once, and ``host_bytes`` of main memory.
+    device memory that may be used; ``has_float64`` says whether it computes in float64. Using it
+    takes ``start_seconds`` once, and ``host_bytes`` of main memory.
     """
 
     name: str
     title: str
     memory_bytes: int
-    double: bool = True
+    has_float64: bool = True
     start_seconds: float = _CUDA_START
     host_bytes: int = _CUDA_HOST_BYTES
 
@@ -159,7 +159,7 @@ def _apple() -> tuple[Accelerator, ...]:
         name="mps",
         title="Apple GPU",
         memory_bytes=min(memory.available, memory.total * 2 // 3),
-        double=False,
+        has_float64=False,
         start_seconds=_MPS_START,
         host_bytes=_MPS_HOST_BYTES,
     )

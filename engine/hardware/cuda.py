@@ -22,7 +22,7 @@ _MAJOR, _MINOR = 75, 76
 
 
 class CudaError(RuntimeError):
-    """The driver refused or failed; the message is one line."""
+    """A call of the driver failed; the message is one line."""
 
 
 class CudaMemoryError(CudaError):
@@ -52,12 +52,12 @@ def _call(name: str, *arguments: Any, waits: bool = False) -> None:
 
 
 def _raise(name: str, status: int) -> None:
-    word = ctypes.c_char_p()
-    _library(False).cuGetErrorName(status, ctypes.byref(word))
-    told = (word.value or b"").decode() or f"error {status}"
+    found = ctypes.c_char_p()
+    _library(False).cuGetErrorName(status, ctypes.byref(found))
+    reason = (found.value or b"").decode() or f"error {status}"
     if status == _OUT_OF_MEMORY:
-        raise CudaMemoryError(f"out of memory: {name} says {told}")
-    raise CudaError(f"{name} says {told}")
+        raise CudaMemoryError(f"out of memory: {name} returned {reason}")
+    raise CudaError(f"{name} returned {reason}")
 
 
 def capability_of(number: int) -> tuple[int, int]:
@@ -77,7 +77,7 @@ def capability_of(number: int) -> tuple[int, int]:
 
 
 class Context:
-    """The process's context on one device, shared with other users of CUDA in the process.
+    """The primary context of one device, which all users of CUDA in this process share.
 
     Each thread that uses the device calls `enter` first.
 
@@ -123,7 +123,7 @@ def free(address: int) -> None:
     _call("cuMemFree_v2", ctypes.c_uint64(address), waits=True)
 
 
-def allocate_here(nbytes: int) -> int:
+def allocate_main_memory(nbytes: int) -> int:
     """Address of ``nbytes`` bytes of main memory that the device can access directly."""
     address = ctypes.c_void_p()
     flags = _PORTABLE | _MAPPED
@@ -131,8 +131,8 @@ def allocate_here(nbytes: int) -> int:
     return int(address.value or 0)
 
 
-def free_here(address: int) -> None:
-    """Free memory from `allocate_here`."""
+def free_main_memory(address: int) -> None:
+    """Free memory from `allocate_main_memory`."""
     _call("cuMemFreeHost", ctypes.c_void_p(address), waits=True)
 
 
@@ -183,7 +183,7 @@ class Stream:
         """Let ``event`` be reached when all work enqueued so far is done."""
         _call("cuEventRecord", event.handle, self._handle)
 
-    def after(self, event: Event) -> None:
+    def wait_for(self, event: Event) -> None:
         """Make subsequent work wait for ``event``."""
         _call("cuStreamWaitEvent", self._handle, event.handle, 0)
 
@@ -193,20 +193,18 @@ class Stream:
 
     def upload(self, target: int, source: int, nbytes: int) -> None:
         """Copy bytes from main memory to the device."""
-        here = ctypes.c_void_p(source)
-        there = ctypes.c_uint64(target)
-        _call("cuMemcpyHtoDAsync_v2", there, here, ctypes.c_size_t(nbytes), self._handle)
+        memory, place = ctypes.c_void_p(source), ctypes.c_uint64(target)
+        _call("cuMemcpyHtoDAsync_v2", place, memory, ctypes.c_size_t(nbytes), self._handle)
 
     def download(self, target: int, source: int, nbytes: int) -> None:
         """Copy bytes from the device to main memory."""
-        here = ctypes.c_void_p(target)
-        there = ctypes.c_uint64(source)
-        _call("cuMemcpyDtoHAsync_v2", here, there, ctypes.c_size_t(nbytes), self._handle)
+        memory, place = ctypes.c_void_p(target), ctypes.c_uint64(source)
+        _call("cuMemcpyDtoHAsync_v2", memory, place, ctypes.c_size_t(nbytes), self._handle)
 
     def clear(self, address: int, nbytes: int) -> None:
         """Set bytes on the device to 0."""
-        there = ctypes.c_uint64(address)
-        _call("cuMemsetD8Async", there, ctypes.c_ubyte(0), ctypes.c_size_t(nbytes), self._handle)
+        place = ctypes.c_uint64(address)
+        _call("cuMemsetD8Async", place, ctypes.c_ubyte(0), ctypes.c_size_t(nbytes), self._handle)
 
     def launch(
         self, function: Any, grid: tuple[int, int], threads: int, given: Sequence[Any]
@@ -218,7 +216,7 @@ class Stream:
 
 
 class Module:
-    """Loaded device code.
+    """Device code loaded into the current context.
 
     Raises:
         CudaError: it cannot be loaded.

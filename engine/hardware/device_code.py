@@ -20,7 +20,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from mergeloom.engine.hardware.machine_code import NativeError, is_private
+from mergeloom.engine.hardware.machine_code import MachineCodeError, is_private
 from mergeloom.engine.hardware.profile import cache_directory
 
 _PATTERNS = ("libnvrtc.so*", "nvrtc64_*_0.dll")
@@ -60,11 +60,11 @@ def device_code(source: Path, capability: tuple[int, int]) -> bytes:
     compiles).
 
     Raises:
-        NativeError: it is not cached and cannot be compiled.
+        MachineCodeError: it is not cached and cannot be compiled.
     """
     library = compiler()
     if library is None:
-        raise NativeError(
+        raise MachineCodeError(
             "NVIDIA's run-time compiler is not installed: pip install 'mergeloom[cuda]', or "
             "a CUDA build of torch"
         )
@@ -88,10 +88,10 @@ def device_code(source: Path, capability: tuple[int, int]) -> bytes:
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise NativeError(f"NVIDIA's run-time compiler cannot be run: {error}") from error
+        raise MachineCodeError(f"NVIDIA's run-time compiler cannot be run: {error}") from error
     if done.returncode or not done.stdout:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["it gave no reason"]
-        raise NativeError(f"NVIDIA's run-time compiler failed: {said[-1]}")
+        raise MachineCodeError(f"NVIDIA's run-time compiler failed: {said[-1]}")
     with contextlib.suppress(OSError):
         _keep(kept, done.stdout)
     return done.stdout
@@ -112,7 +112,7 @@ def compiled(library: str, source: bytes, capability: tuple[int, int]) -> bytes:
     for the newest earlier device.
 
     Raises:
-        NativeError: the compiler cannot be loaded, or rejects the source.
+        MachineCodeError: the compiler cannot be loaded, or rejects the source.
     """
     try:
         # It looks up this library by name, which works once it is loaded.
@@ -120,11 +120,11 @@ def compiled(library: str, source: bytes, capability: tuple[int, int]) -> bytes:
             ctypes.CDLL(str(part), mode=ctypes.RTLD_GLOBAL)
         nvrtc = ctypes.CDLL(library)
     except OSError as error:
-        raise NativeError(f"'{library}' cannot be loaded: {error}") from error
+        raise MachineCodeError(f"'{library}' cannot be loaded: {error}") from error
     wanted = 10 * capability[0] + capability[1]
     known = [each for each in _known(nvrtc) if each <= wanted]
     if not known:
-        raise NativeError(f"'{library}' knows no device of compute capability {capability}")
+        raise MachineCodeError(f"'{library}' knows no device of compute capability {capability}")
     exactly = known[-1] == wanted
     kind = f"sm_{wanted}" if exactly else f"compute_{known[-1]}"
     program = ctypes.c_void_p()
@@ -163,7 +163,7 @@ def _check(nvrtc: Any, status: int, program: ctypes.c_void_p) -> None:
     log = ctypes.create_string_buffer(max(size.value, 1))
     nvrtc.nvrtcGetProgramLog(program, log)
     lines = log.value.decode(errors="replace").strip().splitlines()
-    raise NativeError(f"{told}: {lines[0]}" if lines else told)
+    raise MachineCodeError(f"{told}: {lines[0]}" if lines else told)
 
 
 def main(arguments: list[str]) -> int:
@@ -174,7 +174,7 @@ def main(arguments: list[str]) -> int:
         return 1
     try:
         code = compiled(library, Path(source).read_bytes(), (int(major), int(minor)))
-    except NativeError as error:
+    except MachineCodeError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     sys.stdout.buffer.write(code)

@@ -34,27 +34,28 @@ INT, FLOAT, NOTHING = "i", "d", "v"
 
 _TYPES = {INT: ctypes.c_int64, FLOAT: ctypes.c_double, NOTHING: None}
 
-_COMPILER, _LINKER = "numba", "llvmlite"
+_COMPILER_PACKAGES = ("numba", "llvmlite")
 
 _ROOT = Path(__file__).absolute().parents[__name__.count(".")]
 """Location of the packages, so that another process imports the same ones."""
 
-_COMPILERS = 4
+_MAX_COMPILERS = 4
 """Maximum number of compilers running at once; each takes several hundred megabytes."""
 
-_PATIENCE = 600.0
-"""Timeout of a compiler in seconds."""
+_TIMEOUT_SECONDS = 600.0
+"""Seconds after which a compiler is stopped."""
 
 Function = Callable[..., Any]
 
 
-class NativeError(Exception):
+class MachineCodeError(Exception):
     """Machine code cannot be compiled or used here; the message is one line."""
 
 
 @dataclass(frozen=True)
-class Native:
-    """One function: its name, entry symbol, types, and the processor it is compiled for."""
+class CompiledFunction:
+    """The machine code of one function: its name, entry symbol, types of arguments and result, and
+    the processor it is compiled for."""
 
     name: str
     symbol: str
@@ -69,7 +70,9 @@ class Native:
         about = {key: value for key, value in asdict(self).items() if key != "code"}
         content = json.dumps(about).encode() + b"\n" + self.code
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=directory)  # for this user alone
+        descriptor, temporary = tempfile.mkstemp(
+            prefix=".", dir=directory
+        )  # only this user can read it
         try:
             with open(descriptor, "wb") as file:
                 file.write(_digest(content) + b"\n" + content)
@@ -80,38 +83,38 @@ class Native:
             raise
 
     @staticmethod
-    def read(path: Path) -> Native:
+    def read(path: Path) -> CompiledFunction:
         """Read a file written by `save`.
 
         Raises:
-            NativeError: it is damaged, writable by others, or something else.
+            MachineCodeError: it is damaged, writable by others, or something else.
             OSError: it cannot be read.
         """
         for each in (path, path.parent):
             if not is_private(each):
-                raise NativeError(f"'{each}' can be written by others")
+                raise MachineCodeError(f"'{each}' can be written by others")
         digest, _, content = path.read_bytes().partition(b"\n")
         if digest != _digest(content):
-            raise NativeError(f"'{path}' is damaged")
+            raise MachineCodeError(f"'{path}' is damaged")
         about, _, code = content.partition(b"\n")
         try:
-            found = Native(code=code, **json.loads(about))
+            found = CompiledFunction(code=code, **json.loads(about))
         except (TypeError, ValueError) as error:
-            raise NativeError(f"'{path}' is of another version") from error
+            raise MachineCodeError(f"'{path}' was written by another version") from error
         if found.name != path.name:
-            raise NativeError(f"'{path}' is '{found.name}'")
+            raise MachineCodeError(f"'{path}' contains '{found.name}'")
         return found
 
     def load(self) -> Function:
         """Load the function; it is called with numbers.
 
         Raises:
-            NativeError: it was compiled for another processor.
+            MachineCodeError: it was compiled for another processor.
         """
         from llvmlite import binding
 
-        if (self.cpu, self.features) != host():
-            raise NativeError(f"'{self.name}' is made for another processor")
+        if (self.cpu, self.features) != host_processor():
+            raise MachineCodeError(f"'{self.name}' was compiled for another processor")
         engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target_machine())
         engine.add_object_file(binding.ObjectFileRef.from_data(self.code))
         engine.finalize_object()
@@ -123,9 +126,10 @@ class Native:
 
 @dataclass(frozen=True)
 class Library:
-    """Functions compiled by a module; ``sources`` is the folder of their source code.
+    """Functions that a module compiles; ``sources`` is the folder of their source code.
 
-    Run as a program with a directory and names, ``builder`` saves a `Native` of each there.
+    Run as a program with a directory and names, ``builder`` saves a `CompiledFunction` for each
+    name there.
     """
 
     builder: str
@@ -137,43 +141,45 @@ class Library:
         digest = hashlib.sha256()
         for path in (Path(__file__), *sorted(self.sources.glob("*.py"))):
             digest.update(path.read_bytes())
-        digest.update(repr((*map(version_of, (_COMPILER, _LINKER)), _processor())).encode())
+        digest.update(repr((*map(version_of, _COMPILER_PACKAGES), _processor())).encode())
         return cache_directory() / "loops" / digest.hexdigest()[:32]
 
     def built(self) -> frozenset[str]:
-        """The names of the functions that are cached and undamaged."""
+        """The names of the functions whose machine code is cached and undamaged."""
         found = set()
         with contextlib.suppress(OSError, RuntimeError):
             for path in self.directory.iterdir():
-                with contextlib.suppress(NativeError, OSError):
-                    found.add(Native.read(path).name)
+                with contextlib.suppress(MachineCodeError, OSError):
+                    found.add(CompiledFunction.read(path).name)
         return frozenset(found)
 
     def build(self, names: frozenset[str]) -> None:
         """Compile functions in other processes, a few at a time.
 
         Raises:
-            NativeError: it failed.
+            MachineCodeError: it failed.
         """
         try:
             directory = self.directory
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=directory):  # check that the result can be stored
                 pass
-            some = max(1, min(len(names), os.cpu_count() or 1, _COMPILERS))
+            processes = max(1, min(len(names), os.cpu_count() or 1, _MAX_COMPILERS))
             ordered = sorted(names)
-            with ThreadPoolExecutor(some) as threads:
-                parts = [ordered[number::some] for number in range(some)]
+            with ThreadPoolExecutor(processes) as threads:
+                parts = [ordered[number::processes] for number in range(processes)]
                 for done in [threads.submit(self._compile, directory, part) for part in parts]:
                     done.result()
         except subprocess.CalledProcessError as error:
-            said = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
-            raise NativeError(said[-1]) from error
+            output = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
+            raise MachineCodeError(output[-1]) from error
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            raise NativeError(_one_line(error)) from error
-        left = names - self.built()
-        if left:
-            raise NativeError(f"{', '.join(sorted(left))} cannot be read back from '{directory}'")
+            raise MachineCodeError(_one_line(error)) from error
+        missing = names - self.built()
+        if missing:
+            raise MachineCodeError(
+                f"{', '.join(sorted(missing))} cannot be read back from '{directory}'"
+            )
 
     def _compile(self, directory: Path, names: Sequence[str]) -> None:
         subprocess.run(
@@ -182,7 +188,7 @@ class Library:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=True,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT_SECONDS,
             text=True,
         )
 
@@ -190,12 +196,12 @@ class Library:
         """The functions with these names.
 
         Raises:
-            NativeError: they are missing, or cannot be used.
+            MachineCodeError: they are missing, or cannot be used.
         """
         try:
             return {name: _loaded(self.directory / name) for name in sorted(names)}
         except (OSError, RuntimeError, ValueError) as error:
-            raise NativeError(_one_line(error)) from error
+            raise MachineCodeError(_one_line(error)) from error
 
 
 def is_private(path: Path) -> bool:
@@ -210,10 +216,10 @@ def _digest(content: bytes) -> bytes:
 
 
 def _loaded(path: Path) -> Function:
-    native = Native.read(path)
+    compiled = CompiledFunction.read(path)
     try:
-        return native.load()
-    except NativeError:
+        return compiled.load()
+    except MachineCodeError:
         path.unlink()  # so that it is built again
         raise
 
@@ -222,7 +228,7 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def host() -> tuple[str, str]:
+def host_processor() -> tuple[str, str]:
     """This processor and its features, in the compiler's terms."""
     from llvmlite import binding
 
@@ -235,7 +241,7 @@ def target_machine() -> binding.TargetMachine:
 
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    cpu, features = host()
+    cpu, features = host_processor()
     target = binding.Target.from_triple(binding.get_process_triple())
     return target.create_target_machine(
         cpu=cpu, features=features, opt=3, reloc="default", codemodel="jitdefault", jit=True
@@ -243,11 +249,11 @@ def target_machine() -> binding.TargetMachine:
 
 
 def _processor() -> str:
-    """Identifies processors that need different code, without loading the compiler."""
-    told = ("vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features")
+    """Text that differs between processors that need different code; does not load the compiler."""
+    keys = ("vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features")
     try:
         with open("/proc/cpuinfo") as file:
-            one = file.read().split("\n\n")[0].splitlines()
+            lines = file.read().split("\n\n")[0].splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    return "\n".join([platform.machine(), *(line for line in one if line.startswith(told))])
+    return "\n".join([platform.machine(), *(line for line in lines if line.startswith(keys))])

@@ -15,8 +15,8 @@ class Machine:
     ``process_bytes`` is the memory of the process before the run (interpreter, libraries, graph);
     ``runtime_bytes`` is added by importing and using torch; ``threads`` is the maximum number of
     workers. The CPU computes with ``arithmetic``, or with ``torch`` if that cannot, as devices do.
-    Compilers take ``compiler_bytes`` before the run. With ``forced``, ``devices`` get every merge
-    they can run.
+    Compilers take ``compiler_bytes`` before the run. If ``devices_forced``, ``devices`` get every
+    merge they can run.
     """
 
     threads: int
@@ -26,7 +26,7 @@ class Machine:
     torch: Arithmetic
     compiler_bytes: int = 320 * MIB
     devices: tuple[Accelerator, ...] = ()
-    forced: bool = False
+    devices_forced: bool = False
 
     @property
     def device_arithmetic(self) -> Arithmetic:

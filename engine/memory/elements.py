@@ -1,4 +1,4 @@
-"""Arrays of elements in main memory, and scratch memory as a stack; needs no library."""
+"""Arrays of elements in main memory, and scratch memory used as a stack, without numpy or torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mergeloom.engine.memory.pages import PAGE
 class Elements:
     """``count`` contiguous elements of a dtype at an address.
 
-    Valid as long as their block is granted.
+    They are valid while the block that contains the address is granted.
     """
 
     __slots__ = ("address", "count", "dtype")
@@ -21,7 +21,7 @@ class Elements:
         self.count = count
 
 
-class Arena:
+class ScratchArena:
     """The scratch memory of a worker: one block, allocated like a stack."""
 
     def __init__(self, block: Block) -> None:
@@ -42,7 +42,9 @@ class Arena:
         return Elements(self.take_bytes(count * 4), F32, count)
 
     def top(self) -> int:
+        """Address after the last allocated byte."""
         return self._next
 
     def release(self, top: int) -> None:
+        """Free everything allocated since the call of `top` that returned ``top``."""
         self._next = top

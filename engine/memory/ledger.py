@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 from mergeloom.engine.memory.pages import block_bytes
 
-_HUGE = 4 << 20
+_HUGE_PAGES_FROM = 4 << 20
+"""Bytes from which a block asks the kernel for huge pages, which take fewer page faults."""
 
 
 class Block:
@@ -27,16 +28,16 @@ class Block:
     __slots__ = ("_map", "address", "memory", "size", "unpin")
 
     def __init__(self, size: int) -> None:
-        self._map = _anonymous(size)
-        if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._map = _anonymous_map(size)
+        if size >= _HUGE_PAGES_FROM and hasattr(mmap, "MADV_HUGE_PAGES_FROMPAGE"):
+            self._map.madvise(mmap.MADV_HUGE_PAGES_FROMPAGE)
         self.size = size
         self.memory = memoryview(self._map)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self.unpin: Callable[[], None] | None = None
 
-    def release_pages(self) -> None:
-        """Unpin the pages."""
+    def unpin_pages(self) -> None:
+        """Undo the pinning of the pages, if a device has pinned them."""
         unpin, self.unpin = self.unpin, None
         if unpin is not None:
             unpin()
@@ -44,18 +45,18 @@ class Block:
     def discard(self) -> None:
         """Return the pages to the system immediately, even if a tensor still refers to the
         block."""
-        self.release_pages()
+        self.unpin_pages()
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
-def _anonymous(size: int) -> mmap.mmap:
+def _anonymous_map(size: int) -> mmap.mmap:
     if hasattr(mmap, "MAP_ANONYMOUS"):
         return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return mmap.mmap(-1, size)
 
 
-class Closed(Exception):
+class LedgerClosed(Exception):
     """The ledger was closed while a caller waited for memory."""
 
 
@@ -90,7 +91,7 @@ class Ledger:
         """Wait for and return a block of at least ``nbytes``.
 
         Raises:
-            Closed: the ledger was closed while waiting.
+            LedgerClosed: the ledger was closed while waiting.
             ValueError: the block exceeds the capacity.
         """
         size = block_bytes(nbytes)
@@ -99,7 +100,7 @@ class Ledger:
         with self._changed:
             while True:
                 if self._closed:
-                    raise Closed
+                    raise LedgerClosed
                 if self._idle.get(size):
                     block = self._take_idle(size)
                     break
@@ -121,7 +122,7 @@ class Ledger:
             self._changed.notify()
 
     def close(self) -> None:
-        """Raise `Closed` in all waiting threads, and free idle memory."""
+        """Raise `LedgerClosed` in all waiting threads, and free idle memory."""
         with self._changed:
             self._closed = True
             while self._idle:

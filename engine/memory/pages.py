@@ -1,4 +1,4 @@
-"""Page arithmetic: block sizes, and the start of aligned reads."""
+"""Page arithmetic: block sizes, and offsets of aligned reads."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ PAGE = 4096
 """Alignment in bytes of blocks, and of direct reads and writes."""
 
 
-_CLASS = 4 * PAGE
+_SIZE_CLASS = 4 * PAGE
+"""Block sizes in bytes are multiples of this, so that blocks can be reused."""
 
 
 def block_bytes(nbytes: int) -> int:
-    """Size of the block granted for ``nbytes``, rounded to a size class so blocks can be reused."""
-    return -(-max(nbytes, 1) // _CLASS) * _CLASS
+    """Size in bytes of the block granted for ``nbytes``: rounded up to a multiple of the size
+    class."""
+    return -(-max(nbytes, 1) // _SIZE_CLASS) * _SIZE_CLASS
 
 
 def page_offset(position: int) -> int:
-    """Offset in a block of the byte at file ``position``, so that file and memory pages align."""
+    """Offset in a block for the byte at file ``position`` at which pages of file and memory
+    align."""
     return position % PAGE
 
 

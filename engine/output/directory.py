@@ -18,26 +18,34 @@ from pathlib import Path
 
 from mergeloom.engine.base.errors import OutputError, RunError
 from mergeloom.engine.graph.graph import SPILLED, Graph, OutputFile, Write
-from mergeloom.engine.output.journal import Finished, Journal, JournalContent, Totals, read_journal
-from mergeloom.engine.output.lock import Locked, hold
+from mergeloom.engine.output.journal import (
+    FinishedTensor,
+    Journal,
+    JournalContent,
+    Totals,
+    read_journal,
+)
+from mergeloom.engine.output.lock import AlreadyLocked, lock_directory
 from mergeloom.engine.output.manifest import (
     DIRECTORY,
     Manifest,
-    is_block,
     is_inside,
+    is_valid_block,
     manifest_path,
     read_manifest,
     tensor_record,
 )
 from mergeloom.engine.output.shard_files import partial_path
 from mergeloom.engine.output.side_files import SideFile
-from mergeloom.engine.output.state import Condition, occupation
-from mergeloom.engine.output.verify import verify_tensors
+from mergeloom.engine.output.state import Condition, foreign_state
+from mergeloom.engine.output.verify_tensors import verify_tensors
 from mergeloom.engine.storage.file_system import FILES, Files, make_directories, reported
 from mergeloom.engine.storage.files import write_file
 
-_RESERVE = 1 << 20
+_RESERVE_BYTES = 1 << 20
+"""Disk space for journal and manifest beyond the files themselves."""
 _DISCARDED = "discarded-"
+"""Prefix of records that `OutputDirectory.clear` has set aside."""
 
 
 class OutputDirectory:
@@ -51,13 +59,13 @@ class OutputDirectory:
     def __init__(self, path: Path, files: Files = FILES) -> None:
         self.path = path
         self.files = files
-        self._check_ours()
+        self._check_is_output()
         with reported("create", path):
             make_directories(files, path / DIRECTORY)
         with reported("lock", path):
             try:
-                self._release = hold(path / DIRECTORY)
-            except Locked as error:
+                self._release = lock_directory(path / DIRECTORY)
+            except AlreadyLocked as error:
                 raise RunError(
                     f"another process is writing '{path}': wait for it, or choose another output"
                 ) from error
@@ -88,7 +96,7 @@ class OutputDirectory:
         return read_manifest(self.path)
 
     def interrupted(self) -> JournalContent | None:
-        """The journal, if a run began here and did not finish."""
+        """The content of the journal, if a run began here and has not finished."""
         return read_journal(self.journal_path)
 
     def begin_again(
@@ -96,7 +104,7 @@ class OutputDirectory:
         fingerprint: str,
         identity: Mapping[str, str],
         files: Sequence[str],
-        finished: Iterable[Finished],
+        finished: Iterable[FinishedTensor],
         totals: Totals | None = None,
     ) -> None:
         """Turn this directory into an interrupted merge with these finished tensors, out of
@@ -105,7 +113,7 @@ class OutputDirectory:
         The existing records stay valid until the new journal is durable.
 
         Raises:
-            RunError: the disk refuses.
+            RunError: writing fails, for example because the disk is full.
         """
         new = partial_path(self.journal_path)
         with reported("write", new):
@@ -124,11 +132,13 @@ class OutputDirectory:
                 self.files.remove(manifest_path(self.path))
                 self.files.sync_directory(new.parent)
 
-    def identify(self, manifest: Manifest, fingerprint: str, identity: Mapping[str, str]) -> None:
+    def update_identity(
+        self, manifest: Manifest, fingerprint: str, identity: Mapping[str, str]
+    ) -> None:
         """Update the fingerprint and identity in the manifest of a finished output.
 
         Raises:
-            RunError: the disk refuses.
+            RunError: writing fails, for example because the disk is full.
         """
         found = replace(manifest, fingerprint=fingerprint, identity=dict(identity))
         write_file(manifest_path(self.path), found.encode(), self.files)
@@ -147,7 +157,7 @@ class OutputDirectory:
         if removal is interrupted, the next process to open the directory completes it.
 
         Raises:
-            RunError: the disk refuses.
+            RunError: writing fails, for example because the disk is full.
         """
         with reported("clear", self.path):
             for record in (manifest_path(self.path), self.journal_path):
@@ -190,18 +200,19 @@ class OutputDirectory:
 
     def resumable(
         self, graph: Graph, journal: JournalContent, verify: bool = True
-    ) -> dict[Write, Finished]:
-        """The writes that need not be repeated: recorded, and with bytes that match the record."""
+    ) -> dict[Write, FinishedTensor]:
+        """The writes that need not be repeated: they are recorded, and if ``verify``, their bytes
+        match the record."""
         writes = {(write.file.name, write.name): write for write in graph.writes}
-        recorded: dict[Write, Finished] = {}
+        recorded: dict[Write, FinishedTensor] = {}
         for entry in journal.finished:
             write = writes.get((entry.file, entry.tensor))
-            sound = write is not None and is_block(entry.block_bytes, write.nbytes)
-            if write is not None and sound and entry.digest:
+            is_valid = write is not None and is_valid_block(entry.block_bytes, write.nbytes)
+            if write is not None and is_valid and entry.digest:
                 recorded[write] = entry
         if verify:
             places = [
-                (self.present(write.file), tensor_record(write, entry))
+                (self.current_path(write.file), tensor_record(write, entry))
                 for write, entry in recorded.items()
             ]
             wrong = {(record.file, record.name) for record, _ in verify_tensors(places)}
@@ -222,18 +233,19 @@ class OutputDirectory:
         with reported("read", self.path):
             free = shutil.disk_usage(self.path).free
         if needed > free:
+            more = _size_text(needed - free)
             raise RunError(
-                f"'{self.path}' has {_amount(free)} free and the output needs {_amount(needed)} "
-                f"more: free {_amount(needed - free)} and the same command continues, or choose "
+                f"'{self.path}' has {_size_text(free)} free and the output needs "
+                f"{_size_text(needed)} more: free {more} and the same command continues, or choose "
                 "another disk"
             )
 
-    def present(self, file: OutputFile) -> Path:
+    def current_path(self, file: OutputFile) -> Path:
         """Path of a shard: its final name, or that of the partial file."""
-        return present(self.path, file)
+        return current_path(self.path, file)
 
-    def _check_ours(self) -> None:
-        found = occupation(self.path)
+    def _check_is_output(self) -> None:
+        found = foreign_state(self.path)
         if found is None or found.condition in (Condition.ABSENT, Condition.EMPTY):
             return
         if found.condition is Condition.FILE:
@@ -248,8 +260,8 @@ class OutputDirectory:
         )
 
 
-def present(output: Path, file: OutputFile) -> Path:
-    """Where a shard of an output is: under its final name, or being written."""
+def current_path(output: Path, file: OutputFile) -> Path:
+    """The path of a shard of an output: its final name, or that of the partial file."""
     final = output / file.name
     return final if final.exists() else partial_path(final)
 
@@ -257,11 +269,11 @@ def present(output: Path, file: OutputFile) -> Path:
 def needed_bytes(output: Path, graph: Graph, side_files: Iterable[SideFile] = ()) -> int:
     """Bytes of disk still needed for shards, side files and spilled values, with a small
     reserve."""
-    needed = _RESERVE + sum(file.size for file in side_files)
+    needed = _RESERVE_BYTES + sum(file.size for file in side_files)
     needed += sum(spill.size for spill in graph.spills)
     for file in graph.files:
         with contextlib.suppress(OSError):
-            status = os.stat(present(output, file))
+            status = os.stat(current_path(output, file))
             allocated = getattr(status, "st_blocks", None)  # not available on Windows
             held = status.st_size if allocated is None else allocated * 512
             needed -= min(held, file.size)
@@ -269,5 +281,5 @@ def needed_bytes(output: Path, graph: Graph, side_files: Iterable[SideFile] = ()
     return needed
 
 
-def _amount(nbytes: int) -> str:
+def _size_text(nbytes: int) -> str:
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

@@ -1,9 +1,9 @@
 """The journal: the durable tensors of an unfinished output, with their digests.
 
 One record per line: the xxh3-64 of the rest of the line, a space, JSON. Records are appended only
-after their data is durable, so an undamaged record is true. A kill may leave a torn last line;
-a damaged line elsewhere is ignored, so that at worst a tensor is merged again. A run that continues
-still checks contents against the digests.
+after their data is durable, so an undamaged record is true. If the process is killed, the last line
+may be incomplete. Damaged lines are ignored, so that at worst a tensor is merged again. A run that
+continues checks the data against the digests.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_RECORD_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishedTensor:
     """One durable tensor: its digest over blocks of ``block_bytes`` bytes, its size in bytes (0 in
     older records) and, if it was quantised, the relative error ‖written - computed‖ / ‖computed‖.
 
@@ -46,7 +46,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Totals of a run: number of tensors, and bytes of their data."""
+    """The amount of output of a run: number of tensors, and bytes of their data."""
 
     tensors: int
     nbytes: int
@@ -62,25 +62,25 @@ class JournalContent:
     """The content of a journal.
 
     ``files`` are the names of all files of the run, ``totals`` how much it writes (``None`` in
-    older journals); ``damaged`` counts unreadable records, except a torn last one.
+    older journals); ``damaged`` counts unreadable records, except an incomplete last line.
     """
 
     fingerprint: str
     identity: Mapping[str, str]
     files: tuple[str, ...]
-    finished: tuple[Finished, ...]
+    finished: tuple[FinishedTensor, ...]
     damaged: int
     totals: Totals | None = None
 
 
 def read_journal(path: Path) -> JournalContent | None:
-    """Read a journal; ``None`` if there is none, or none of it became durable.
+    """Read a journal; ``None`` if there is none, or if it has no complete line.
 
     Raises:
         OutputError: it was written by a newer version, or its first record is damaged.
     """
     head: dict[str, Any] | None = None
-    finished: list[Finished] = []
+    finished: list[FinishedTensor] = []
     damaged = 0
     try:
         with open(path, "rb") as file:
@@ -129,7 +129,7 @@ class Journal:
         with reported("write", path):
             self._fd = files.open(path, os.O_RDWR | os.O_CREAT)
             try:
-                self._end = self._cut_torn_tail()
+                self._end = self._cut_incomplete_line()
             except BaseException:
                 self.close()
                 raise
@@ -160,7 +160,7 @@ class Journal:
         with reported("write", self._path):
             self._files.sync_directory(self._path.parent)
 
-    def append(self, finished: Iterable[Finished]) -> None:
+    def append(self, finished: Iterable[FinishedTensor]) -> None:
         """Record tensors whose data is durable.
 
         Raises:
@@ -187,7 +187,7 @@ class Journal:
             self._end = write_all(self._files, self._fd, content, self._end)
             self._files.sync(self._fd)
 
-    def _cut_torn_tail(self) -> int:
+    def _cut_incomplete_line(self) -> int:
         content = self._path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole != len(content):
@@ -233,7 +233,7 @@ def _is_head(record: Mapping[str, Any]) -> bool:
     )
 
 
-def _finished(record: Mapping[str, Any] | None) -> Finished | None:
+def _finished(record: Mapping[str, Any] | None) -> FinishedTensor | None:
     if record is None:
         return None
     file, tensor, digest = (record.get(key) for key in ("file", "tensor", "digest"))
@@ -244,7 +244,7 @@ def _finished(record: Mapping[str, Any] | None) -> Finished | None:
         return None
     error = record.get("error")
     known = error if isinstance(error, float) and math.isfinite(error) else None
-    return Finished(file, tensor, digest, block, size, known)
+    return FinishedTensor(file, tensor, digest, block, size, known)
 
 
 def _totals(head: Mapping[str, Any]) -> Totals | None:

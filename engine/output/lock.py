@@ -13,31 +13,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_POSIX: Any = None
+_fcntl: Any = None
 """The module ``fcntl``, if the system has it."""
 with contextlib.suppress(ImportError):
     import fcntl
 
-    _POSIX = fcntl
+    _fcntl = fcntl
 
-_MOMENT = 0.05
+_RETRY_SECONDS = 0.05
 
-NAME = "lock"
-"""The file that is locked where directories cannot be locked."""
+LOCK_FILE = "lock"
+"""The file that is locked on systems where directories cannot be locked."""
 
 
-class Locked(Exception):
+class AlreadyLocked(Exception):
     """Another process holds the lock."""
 
 
-def hold(directory: Path) -> Callable[[], None]:
+def lock_directory(directory: Path) -> Callable[[], None]:
     """Lock an existing ``directory``; returns a function that releases the lock.
 
     Raises:
-        Locked: another process holds it.
+        AlreadyLocked: another process holds it.
         OSError: the file system does not support locks.
     """
-    return _hold_file(directory / NAME) if _POSIX is None else _hold_directory(directory)
+    return _lock_file(directory / LOCK_FILE) if _fcntl is None else _flock_directory(directory)
 
 
 def is_held(directory: Path) -> bool:
@@ -45,14 +45,14 @@ def is_held(directory: Path) -> bool:
 
     On POSIX this tries a shared lock, which does not disturb other processes.
     """
-    if _POSIX is None:
-        return (directory / NAME).exists() and _is_file_held(directory)
+    if _fcntl is None:
+        return (directory / LOCK_FILE).exists() and _is_file_locked(directory)
     try:
         number = os.open(directory, os.O_RDONLY)
     except OSError:
         return False
     try:
-        _POSIX.flock(number, _POSIX.LOCK_SH | _POSIX.LOCK_NB)
+        _fcntl.flock(number, _fcntl.LOCK_SH | _fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
@@ -62,36 +62,36 @@ def is_held(directory: Path) -> bool:
     return False
 
 
-def _is_file_held(directory: Path) -> bool:
+def _is_file_locked(directory: Path) -> bool:
     try:
-        _hold_file(directory / NAME)()
-    except Locked:
+        _lock_file(directory / LOCK_FILE)()
+    except AlreadyLocked:
         return True
     return False
 
 
-def _hold_directory(directory: Path) -> Callable[[], None]:
+def _flock_directory(directory: Path) -> Callable[[], None]:
     number = os.open(directory, os.O_RDONLY)
     try:
         try:
-            _POSIX.flock(number, _POSIX.LOCK_EX | _POSIX.LOCK_NB)
-        except BlockingIOError:  # `is_held` of another process has it for a moment
-            time.sleep(_MOMENT)
-            _POSIX.flock(number, _POSIX.LOCK_EX | _POSIX.LOCK_NB)
+            _fcntl.flock(number, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+        except BlockingIOError:  # another process may hold it briefly in `is_held`
+            time.sleep(_RETRY_SECONDS)
+            _fcntl.flock(number, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
     except BaseException as error:
         os.close(number)
         if isinstance(error, BlockingIOError):
-            raise Locked from error
+            raise AlreadyLocked from error
         raise
     return lambda: os.close(number)
 
 
-def _hold_file(path: Path) -> Callable[[], None]:
+def _lock_file(path: Path) -> Callable[[], None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise Locked from error
+        raise AlreadyLocked from error
     return lock.release

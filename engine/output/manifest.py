@@ -14,7 +14,7 @@ from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import OutputError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import OutputFile, Write
-from mergeloom.engine.output.journal import Finished
+from mergeloom.engine.output.journal import FinishedTensor
 from mergeloom.engine.storage.digest import ALGORITHM, digest_of
 
 if TYPE_CHECKING:
@@ -27,15 +27,18 @@ MAX_BYTES = 512 << 20
 MAX_VALUES = 16_000_000
 _NO_TENSORS = '\n "tensors": []'
 """JSON for an empty tensor list; unique in a manifest, because strings have no line breaks."""
-_LEAST_BLOCK_BYTES = 4096
-_MOST_BLOCKS = 1 << 16
-"""Digests are over grains, which may exceed this size for large rows and are small for scales."""
+_MIN_BLOCK_BYTES = 4096
+_MAX_BLOCKS = 1 << 16
+"""Maximum number of blocks of a tensor, unless they have at least `_MIN_BLOCK_BYTES` bytes."""
 
 
-def is_block(block_bytes: int, nbytes: int) -> bool:
-    """Whether ``block_bytes`` is a valid digest block for a tensor of ``nbytes``."""
-    few = block_bytes > 0 and -(-nbytes // block_bytes) <= _MOST_BLOCKS
-    return few or block_bytes >= min(nbytes, _LEAST_BLOCK_BYTES)
+def is_valid_block(block_bytes: int, nbytes: int) -> bool:
+    """Whether a tensor of ``nbytes`` bytes may be digested in blocks of ``block_bytes``.
+
+    It limits the number of blocks, which damaged records could make huge.
+    """
+    few = block_bytes > 0 and -(-nbytes // block_bytes) <= _MAX_BLOCKS
+    return few or block_bytes >= min(nbytes, _MIN_BLOCK_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +169,9 @@ def read_manifest(output: Path, name: str = NAME) -> Manifest | None:
     try:
         manifest = _validator().validate_python(document)
     except (ValidationError, RecursionError) as error:
-        raise OutputError(f"'{path}' is damaged ({_first(error)}): merge with --restart") from error
+        raise OutputError(
+            f"'{path}' is damaged ({_first_fault(error)}): merge with --restart"
+        ) from error
     fault = _fault(manifest)
     if fault is not None:
         raise OutputError(f"'{path}' is damaged ({fault}): merge with --restart")
@@ -181,7 +186,7 @@ def _validator() -> TypeAdapter[Manifest]:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a recorded name is that of a file in the output directory."""
+    """Whether a recorded name can only be that of a file inside the output directory."""
     if not name.isprintable() or "\\" in name:
         return False
     path = PurePath(name)
@@ -198,12 +203,12 @@ def _fault(manifest: Manifest) -> str | None:
         file = manifest.files.get(record.file)
         if file is None or not 0 <= record.offset <= record.offset + record.nbytes <= file.size:
             return f"{record.name[:200]!r} is outside its file"
-        if record.nbytes < 0 or not is_block(record.block_bytes, record.nbytes):
+        if record.nbytes < 0 or not is_valid_block(record.block_bytes, record.nbytes):
             return f"{record.name[:200]!r} has impossible sizes"
     return None
 
 
-def _first(error: Exception) -> str:
+def _first_fault(error: Exception) -> str:
     """The first validation error, in one line."""
     from pydantic import ValidationError
 
@@ -219,7 +224,9 @@ def file_record(file: OutputFile) -> FileRecord:
     return FileRecord(file.size, len(file.header), digest_of([file.header]))
 
 
-def tensor_record(write: Write, entry: Finished, origin: Origin | None = None) -> TensorRecord:
+def tensor_record(
+    write: Write, entry: FinishedTensor, origin: Origin | None = None
+) -> TensorRecord:
     """The manifest record of a finished write."""
     return TensorRecord(
         *(write.name, write.file.name, write.offset, write.nbytes),

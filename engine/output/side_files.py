@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.digest import ContentDigest, digest_of
-from mergeloom.engine.storage.source import Access, IOMode, Source
-from mergeloom.engine.storage.source_file import pieces_of, planning
+from mergeloom.engine.storage.source import IOMode, ReadOptions, Source
+from mergeloom.engine.storage.source_file import planning_reader, source_pieces
 
 DIGEST = "digest "
-"""Prefix of identity values that are not readable."""
+"""Prefix of values in an identity that are digests, which are not shown to people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +28,19 @@ class SideFile:
     size: int
 
     @classmethod
-    def made(cls, name: str, content: bytes) -> SideFile:
+    def from_content(cls, name: str, content: bytes) -> SideFile:
         """A file with the given content."""
         return cls(name, content, digest_of([content]), len(content))
 
     @classmethod
-    def copied(cls, name: str, source: Source) -> SideFile:
+    def copy_of(cls, name: str, source: Source) -> SideFile:
         """A copy of ``source``.
 
         Raises:
             CheckpointError: it cannot be read.
         """
-        with planning(source) as reader:
-            return cls(name, source, digest_of(pieces_of(reader, source.size)), source.size)
+        with planning_reader(source) as reader:
+            return cls(name, source, digest_of(source_pieces(reader, source.size)), source.size)
 
     def pieces(self) -> Iterator[bytes]:
         """The content in pieces.
@@ -52,8 +52,8 @@ class SideFile:
             yield self.content
             return
         digest = ContentDigest()
-        with contextlib.closing(self.content.open(Access(IOMode.BUFFERED))) as reader:
-            for piece in pieces_of(reader, self.content.size):
+        with contextlib.closing(self.content.open(ReadOptions(IOMode.BUFFERED))) as reader:
+            for piece in source_pieces(reader, self.content.size):
                 digest.update(piece)
                 yield piece
         if digest.hexdigest() != self.digest:

@@ -1,4 +1,4 @@
-"""Writes the bytes of shards in place, makes them durable, and records them in the journal."""
+"""The sink of a merge: writes shards in place, makes them durable, records them in the journal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from mergeloom.engine.graph.graph import Graph, OutputFile, Write
 from mergeloom.engine.output.directory import OutputDirectory
-from mergeloom.engine.output.journal import Finished, Journal, Totals
+from mergeloom.engine.output.journal import FinishedTensor, Journal, Totals
 from mergeloom.engine.output.manifest import (
     Manifest,
     Origin,
@@ -31,15 +31,15 @@ class ShardSink:
 
     A separate thread makes finished tensors durable, records them in the journal, and renames
     complete shards. ``check`` is called before anything is recorded; it raises if an input changed
-    since planning. ``origins`` are the writes that are clones: their files are not allocated, and
-    they have no digest.
+    since planning. ``origins`` has the writes that are clones: their files are not preallocated,
+    and they have no digest.
     """
 
     def __init__(
         self,
         output: OutputDirectory,
         graph: Graph,
-        done: Mapping[Write, Finished],
+        done: Mapping[Write, FinishedTensor],
         fingerprint: str,
         identity: Mapping[str, str],
         mode: IOMode,
@@ -51,7 +51,7 @@ class ShardSink:
         self._output = output
         self._files = output.files
         self._graph = graph
-        self._done: dict[Write, Finished] = dict(done)
+        self._done: dict[Write, FinishedTensor] = dict(done)
         self._mode = mode
         self._fingerprint = fingerprint
         self._identity = identity
@@ -64,7 +64,7 @@ class ShardSink:
         self._remaining: dict[OutputFile, int] = dict.fromkeys(graph.files, 0)
         for write in graph.writes:
             self._remaining[write.file] += write not in self._done
-        self._pending: list[tuple[Write, Finished]] = []
+        self._pending: list[tuple[Write, FinishedTensor]] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self.is_direct = True
@@ -106,8 +106,10 @@ class ShardSink:
         self, write: Write, digest: str, block_bytes: int, error: float | None = None
     ) -> None:
         """Report that all bytes of ``write`` were passed to its writer; for ``error`` see
-        `Finished`."""
-        entry = Finished(write.file.name, write.name, digest, block_bytes, write.nbytes, error)
+        `FinishedTensor`."""
+        entry = FinishedTensor(
+            write.file.name, write.name, digest, block_bytes, write.nbytes, error
+        )
         with self._lock:
             self._pending.append((write, entry))
 
@@ -133,7 +135,7 @@ class ShardSink:
         """Write the side files and the manifest, which finishes the output. Call after `close`.
 
         Raises:
-            RunError: the disk is full, or refuses otherwise.
+            RunError: the disk is full, or writing fails for another reason.
         """
         unfinished = [write.name for write in self._graph.writes if write not in self._done]
         assert not unfinished, f"{unfinished[0]} is not finished"
@@ -163,14 +165,14 @@ class ShardSink:
         return manifest
 
     def _prepare_files(self) -> None:
-        """Rename each shard according to its state."""
+        """Give each shard the name of its state: partial or final."""
         for file, remaining in self._remaining.items():
             final = self._output.path / file.name
-            lacking = not has_header(self._output.present(file), file)
-            if (remaining or lacking) and final.exists():
+            incomplete = not has_header(self._output.current_path(file), file)
+            if (remaining or incomplete) and final.exists():
                 with reported("write", final):
                     self._files.rename(final, partial_path(final))
-            if lacking and not remaining:  # all its tensors are done, or it has none
+            if incomplete and not remaining:  # all its tensors are done, or it has none
                 self.writer(file)
                 self._finish_file(file)
 

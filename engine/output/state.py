@@ -39,9 +39,9 @@ class OutputState:
     """The state of an output directory.
 
     ``fingerprint`` and ``identity`` are those of the merge that was run there, if any;
-    ``finished`` is the number of recorded tensors, ``finished_bytes`` their size, and ``totals``
-    those of the whole run, if known. ``running`` says that a process is writing to it.
-    ``faults`` lists what an incomplete output lacks, ``reason`` is why one is unreadable or
+    ``finished`` is the number of recorded tensors, ``finished_bytes`` their size in bytes, and
+    ``totals`` those of the whole run, if known. ``running`` says that a process is writing to it.
+    ``faults`` lists the faults of an incomplete output, ``reason`` is why one is unreadable or
     damaged.
     """
 
@@ -59,11 +59,14 @@ class OutputState:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference between two merges: the value there and here, ``None`` if absent."""
+    """A difference between the merge recorded in a directory and the current one.
+
+    ``what`` names the compared value; ``recorded`` and ``current`` are ``None`` if absent.
+    """
 
     what: str
-    there: str | None
-    here: str | None
+    recorded: str | None
+    current: str | None
 
     @property
     def group(self) -> str:
@@ -73,23 +76,25 @@ class Difference:
     @property
     def is_readable(self) -> bool:
         """Whether the values are readable."""
-        return _readable(self.there) is not None and _readable(self.here) is not None
+        return _shown(self.recorded) is not None and _shown(self.current) is not None
 
     def __str__(self) -> str:
         if not self.is_readable:
             return self.what
-        return f"{self.what} (was {_readable(self.there)}, is {_readable(self.here)})"
+        return f"{self.what} (was {_shown(self.recorded)}, is {_shown(self.current)})"
 
 
-_LONGEST = 60
+_MAX_SHOWN = 60
 
 
 def examine(path: Path) -> OutputState:
     """The state of ``path``. Contents of shards are not read."""
-    occupied = occupation(path)
+    occupied = foreign_state(path)
     if occupied is not None:
         return occupied
-    running = is_held(path / DIRECTORY)  # query before reading its records: it may end meanwhile
+    running = is_held(
+        path / DIRECTORY
+    )  # asked before its records are read: the run may end meanwhile
     try:
         manifest = read_manifest(path)
         journal = read_journal(path / DIRECTORY / "journal") if manifest is None else None
@@ -98,7 +103,7 @@ def examine(path: Path) -> OutputState:
     return replace(_recorded(path, manifest, journal), running=running)
 
 
-def occupation(path: Path) -> OutputState | None:
+def foreign_state(path: Path) -> OutputState | None:
     """The state of a path that is not an output of this program; ``None`` if it is one."""
     try:
         entries = set(os.listdir(path))
@@ -142,9 +147,9 @@ def _recorded(path: Path, manifest: Manifest | None, journal: JournalContent | N
 
 
 def missing_files(path: Path, manifest: Manifest) -> Iterator[str]:
-    """What a finished output lacks: shards that are missing or truncated, missing small files.
+    """The faults of a finished output: missing or truncated shards, and missing side files.
 
-    A changed small file is not a fault, because people edit model cards and configurations.
+    A changed side file is not a fault, because people edit model cards and configurations.
     """
     for name, file in manifest.files.items():
         try:
@@ -161,30 +166,31 @@ def missing_files(path: Path, manifest: Manifest) -> Iterator[str]:
             yield f"'{name}' is missing"
 
 
-def differences(there: Mapping[str, str], here: Mapping[str, str]) -> tuple[Difference, ...]:
-    """The differences between the identities of two merges."""
+def differences(recorded: Mapping[str, str], current: Mapping[str, str]) -> tuple[Difference, ...]:
+    """The differences between the identities of a recorded merge and the current one."""
     return tuple(
-        Difference(key, there.get(key), here.get(key))
-        for key in dict.fromkeys([*there, *here])
-        if there.get(key) != here.get(key)
+        Difference(key, recorded.get(key), current.get(key))
+        for key in dict.fromkeys([*recorded, *current])
+        if recorded.get(key) != current.get(key)
     )
 
 
-def only_touched(found: tuple[Difference, ...]) -> bool:
-    """Whether merges differ only in modification times of their inputs."""
+def only_times_differ(found: tuple[Difference, ...]) -> bool:
+    """Whether two merges differ only in modification times of their inputs."""
 
-    def but_time(value: str | None) -> str | None:
+    def without_time(value: str | None) -> str | None:
         text, mark, _ = (value or "").rpartition(MODIFIED)
         return text if mark else None
 
     return bool(found) and all(
-        but_time(each.there) is not None and but_time(each.there) == but_time(each.here)
+        without_time(each.recorded) is not None
+        and without_time(each.recorded) == without_time(each.current)
         for each in found
     )
 
 
-def listed(found: tuple[Difference, ...], most: int = 3) -> str:
-    """Differences in one line."""
+def describe_differences(found: tuple[Difference, ...], most: int = 3) -> str:
+    """Differences as one line of text; at most ``most`` of them."""
     if not found:
         return "how it is computed (another version of this program)"
     groups = {each.group for each in found if each.is_readable}
@@ -193,10 +199,10 @@ def listed(found: tuple[Difference, ...], most: int = 3) -> str:
     return "; ".join(map(str, shown[:most])) + more
 
 
-def _readable(value: str | None) -> str | None:
+def _shown(value: str | None) -> str | None:
     if value is None:
         return "nothing"
     if value.startswith(DIGEST) or not value.isprintable():
         return None
-    value = value.partition(MODIFIED)[0]  # in nanoseconds, which say nothing to people
-    return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 3]}..."
+    value = value.partition(MODIFIED)[0]  # nanoseconds since 1970 are not readable
+    return value if len(value) <= _MAX_SHOWN else f"{value[: _MAX_SHOWN - 3]}..."

@@ -35,8 +35,8 @@ class Reason(enum.Enum):
     NOT_WORTH_STARTING = "starting a device would take longer than it saves"
     FALLS_BEHIND = "the CPU would not keep up with storage"
     TOO_LARGE = "one grain does not fit into the device's memory"
-    NEEDS_DOUBLE = "it needs float64, which the device lacks"
-    CPU_ONLY = "it has tensors beside its inputs, or codes of less than a byte"
+    NEEDS_FLOAT64 = "it needs float64, which the device lacks"
+    CPU_ONLY = "it has tensors beside its inputs, or elements of less than a byte"
     NO_CODE = "devices have no code for its method or its types"
     NO_RAM = "the memory budget has no room for the device's libraries"
     ASKED_FOR = "asked for by --device"
@@ -61,7 +61,7 @@ def assign_devices(works: Sequence[Work], machine: Machine, threads: int) -> lis
         return [no_device if work.kind.merge_shape.computes else copied for work in works]
     estimates = {kind: Estimate.of(kind) for kind in kinds_of(works)}
     given, stored, beside = [0.0] * len(devices), 0, 0.0
-    wanted = Reason.ASKED_FOR if machine.forced else Reason.FALLS_BEHIND
+    wanted = Reason.ASKED_FOR if machine.devices_forced else Reason.FALLS_BEHIND
     found = []
     for work in works:
         estimate = estimates[work.kind]
@@ -75,7 +75,7 @@ def assign_devices(works: Sequence[Work], machine: Machine, threads: int) -> lis
             given[number] += estimate.core_seconds
             found.append(Assignment(number, wanted))
     used = {assignment.device for assignment in found} - {None}
-    if machine.forced or not used:
+    if machine.devices_forced or not used:
         return found
     start = max(devices[number].start_seconds for number in used if number is not None)
     reason = judged(stored, (beside + sum(given)) / threads, beside / threads, start)
@@ -109,12 +109,14 @@ def _able(work: Work, devices: Sequence[Accelerator]) -> list[int] | Reason:
     dtypes = [*(load.dtype for load in work.leaves), *(write.dtype for write in work.writes)]
     if work.side_loads or any(dtype.block > 1 for dtype in dtypes):
         return Reason.CPU_ONLY
-    if not work.kind.offered:
+    if not work.kind.has_device_code:
         return Reason.NO_CODE
     able = [
-        number for number, device in enumerate(devices) if device.double or not work.kind.double
+        number
+        for number, device in enumerate(devices)
+        if device.has_float64 or not work.kind.uses_float64
     ]
     if not able:
-        return Reason.NEEDS_DOUBLE
+        return Reason.NEEDS_FLOAT64
     able = [n for n in able if grains_at_once(work.merge_shape, devices[n].memory_bytes, 1)]
     return able or Reason.TOO_LARGE

@@ -17,13 +17,13 @@ from mergeloom.engine.plan.schedule import Schedule, ScheduledMerge
 BUNDLE_BYTES = 4 * MIB
 """Maximum ledger bytes of a bundle, which a disk reads and writes in a few milliseconds."""
 
-_SHARE = 8
+_MIN_BUNDLES = 8
 """Minimum number of bundles that fit into the ledger, so that I/O and computing overlap."""
 
 
-def groups(schedule: Schedule) -> Iterator[int | Sequence[ScheduledMerge]]:
-    """The merges of a schedule in order: bundles of small ones, indices of the others."""
-    room = min(BUNDLE_BYTES, schedule.ledger_bytes // _SHARE)
+def bundle_merges(schedule: Schedule) -> Iterator[int | Sequence[ScheduledMerge]]:
+    """The merges of a schedule in order: bundles of small ones, and the indices of the others."""
+    room = min(BUNDLE_BYTES, schedule.ledger_bytes // _MIN_BUNDLES)
     sizes: dict[int, int | None] = {}
     bundle: list[ScheduledMerge] = []
     used = 0
@@ -31,8 +31,8 @@ def groups(schedule: Schedule) -> Iterator[int | Sequence[ScheduledMerge]]:
     for number, merge in enumerate(schedule.merges):
         nbytes = sizes.get(id(merge.flow), 0)
         if nbytes == 0:
-            nbytes = sizes[id(merge.flow)] = _size(merge.flow)
-        alone = nbytes is None or nbytes > room or not _is_free(merge)
+            nbytes = sizes[id(merge.flow)] = _ledger_bytes(merge.flow)
+        alone = nbytes is None or nbytes > room or not _is_independent(merge)
         if bundle and (
             alone or used + (nbytes or 0) > room or not loads.isdisjoint(merge.work.leaves)
         ):
@@ -48,18 +48,18 @@ def groups(schedule: Schedule) -> Iterator[int | Sequence[ScheduledMerge]]:
         yield bundle
 
 
-def _is_free(merge: ScheduledMerge) -> bool:
+def _is_independent(merge: ScheduledMerge) -> bool:
     """Whether it is written, shares no inputs with other merges, and uses no device."""
     work, alone = merge.work, merge.assignment.device is None and not merge.kept_after
     return alone and bool(work.writes) and not work.side_loads and not work.awaited
 
 
-def _size(flow: TileFlow) -> int | None:
+def _ledger_bytes(flow: TileFlow) -> int | None:
     """Ledger bytes of a merge; ``None`` if it should not be bundled."""
     merge_shape = flow.merge_shape
-    once = sum(map(merge_shape.leaf_bytes, merge_shape.all_leaves))
+    read_once = sum(map(merge_shape.leaf_bytes, merge_shape.all_leaves))
     kept = flow.kept_before or flow.kept_fresh
-    if flow.tiles != 1 or kept or flow.read_bytes != once:
+    if flow.tiles != 1 or kept or flow.read_bytes != read_once:
         return None
     memos = merge_shape.tile_memo_bytes(flow.tile) if flow.memos else 0
     return memos + merge_shape.tile_bytes(flow.tile, merge_shape.all_leaves)

@@ -1,4 +1,10 @@
-"""Device memory of merges."""
+"""The memory of a device, and how merges divide it.
+
+outside     allocations of the arithmetic itself: arrays, statistics
+scratch     arithmetic on one grain
+slots       inputs and outputs of one chunk each
+cache       inputs kept for all passes, in the remaining memory
+"""
 
 from __future__ import annotations
 
@@ -12,11 +18,11 @@ SLOTS = 3
 
 
 _RESERVE = 64 * MIB
-"""Device memory for allocations by torch itself, beyond what kernels declare."""
+"""Bytes of device memory for allocations of the arithmetic itself, beyond what kernels declare."""
 
 
 _SLOTS_SHARE = 4
-"""Divisor for the maximum share of slots if inputs can be cached."""
+"""If inputs can be cached, slots get at most one part in this number of the free memory."""
 
 
 _ALIGNED = 256
@@ -78,6 +84,6 @@ def arena_bytes(merge_shape: MergeShape) -> int:
 
 
 def outside_bytes(merge_shape: MergeShape) -> int:
-    """Device memory left for torch itself."""
+    """Device memory left to the arithmetic's own allocations and accumulators."""
     worker = merge_shape.on_device
     return _RESERVE + worker.scratch_bytes + 2 * worker.accumulator_bytes

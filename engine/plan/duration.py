@@ -16,7 +16,7 @@ _START_SECONDS = 0.5
 class Duration:
     """Estimated seconds of a run, and the parts of storage and of the CPU's arithmetic."""
 
-    whole: float
+    total: float
     storage: float
     compute: float
 

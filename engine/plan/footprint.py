@@ -31,19 +31,19 @@ Positions = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class WorkerMemory:
-    """Memory of one worker: ``scratch_bytes`` for one grain, and at most ``accumulator_bytes`` for
-    one accumulator."""
+    """Memory of one worker: ``scratch_bytes`` for the arithmetic on one grain, and at most
+    ``accumulator_bytes`` for one accumulator of a statistic."""
 
     scratch_bytes: int
     accumulator_bytes: int
 
     def of_workers(self, count: int) -> int:
-        """Bytes for `count` workers, plus the combined accumulator and one in transit."""
+        """Bytes for ``count`` workers, plus the combined accumulator and one in transit."""
         own = _WORKER_BYTES + self.scratch_bytes + self.accumulator_bytes
         return count * own + 2 * self.accumulator_bytes
 
     @property
-    def beside_device(self) -> int:
+    def device_thread_bytes(self) -> int:
         """Bytes for the thread of a device, which has its own scratch memory."""
         return _WORKER_BYTES + 2 * self.accumulator_bytes
 
@@ -59,14 +59,14 @@ class WorkerMemory:
 
 @dataclass(frozen=True)
 class MergeShape:
-    """The shape of a kind of root merge.
+    """The sizes of a kind of root merge, from which its memory and reads follow.
 
-    ``leaf_bits`` and ``write_bits`` are bits of one element; ``passes`` the positions of the
-    leaves that each pass needs, the last pass being the one that writes. ``worker`` is what one
-    worker needs for its arithmetic, ``on_device`` what a device would need; ``memo_bytes`` those of
-    one grain's memo (`Kernel.memo_bytes`). ``side_bytes`` are those of each load that is held whole
-    while the merge runs, ``table_bytes`` those of each table, and ``table_reads`` how many times
-    each is read where it is not held.
+    ``leaf_bits`` and ``write_bits`` are the bits of one element of each leaf and output. ``passes``
+    has the positions of the leaves that each pass needs; the last pass writes. ``worker`` is the
+    memory of one worker for the arithmetic, ``on_device`` that of a device. ``memo_bytes`` are the
+    bytes of the memo of one grain (`Kernel.memo_bytes`), ``side_bytes`` those of each side input,
+    ``table_bytes`` those of each table; ``table_reads`` says how many times each table is read if
+    it is not in memory.
     """
 
     grains: Grains
@@ -92,8 +92,8 @@ class MergeShape:
         return tuple(-(-bits // 8) for bits in self.write_bits)
 
     @cached_property
-    def beside_bytes(self) -> int:
-        """Ledger bytes of side inputs."""
+    def side_input_bytes(self) -> int:
+        """Ledger bytes of all side inputs."""
         return sum(_block(nbytes) for nbytes in self.side_bytes)
 
     def input_bytes(self, tile: int, positions: Positions) -> int:
@@ -130,7 +130,7 @@ class MergeShape:
     @cached_property
     def smallest_bytes(self) -> int:
         """Minimum ledger bytes, with one tile at a time."""
-        return self.beside_bytes + self.tile_bytes(1, self.all_leaves)
+        return self.side_input_bytes + self.tile_bytes(1, self.all_leaves)
 
     @cached_property
     def longest_tile(self) -> int:
@@ -140,12 +140,12 @@ class MergeShape:
         return max(1, min(longest, self.grains.count))
 
     def tables_bytes(self, tables: Positions) -> int:
-        """Ledger bytes of these tables, whole."""
+        """Ledger bytes of these tables, each complete in memory."""
         return sum(_block(self.table_bytes[i]) for i in tables)
 
     def held_tables(self, room: int) -> Positions:
-        """The tables that are held whole where ``room`` bytes are left: those that are read most
-        often first, as long as the merge has room beside them."""
+        """The tables to keep in memory if ``room`` bytes are free: those that are read most often,
+        as long as enough memory for the merge itself remains."""
         often = [i for i, times in enumerate(self.table_reads) if times > 1]
         held: list[int] = []
         for i in sorted(often, key=lambda i: -self.table_reads[i]):
@@ -158,13 +158,13 @@ class MergeShape:
 
         ``room`` bytes of the whole ``capacity`` are free.
         """
-        beside = self.beside_bytes + self.tables_bytes(self.held_tables(room))
-        return beside + self._preferred(rest, room - beside, capacity - beside)
+        other = self.side_input_bytes + self.tables_bytes(self.held_tables(room))
+        return other + self._preferred(rest, room - other, capacity - other)
 
     def _preferred(self, rest: Positions, room: int, capacity: int) -> int:
         if len(self.passes) > 1:
             fit = ResidentFit.of(self, rest)
-            if fit.least() <= room:
+            if fit.minimum() <= room:
                 return min(fit.needed(self.longest_tile), room)
         tiles = min(TILES_IN_FLIGHT, -(-self.grains.count // self.longest_tile))
         streaming = tiles * self.tile_bytes(self.longest_tile, rest)
@@ -176,12 +176,12 @@ class MergeShape:
         The tile length is in grains. All tiles are kept if there is room, otherwise as many as fit
         next to tiles streamed at full speed.
         """
-        available -= self.beside_bytes
+        available -= self.side_input_bytes
         streaming = ResidentFit(self, (), rest)
         if len(self.passes) == 1:
             return (), self._longest(streaming, available), 0
         fit = ResidentFit.of(self, rest)
-        if fit.least() <= available:
+        if fit.minimum() <= available:
             tile = self._longest(fit, available)
             return fit.resident, tile, -(-self.grains.count // tile)
         tile = self._longest(streaming, available)
@@ -214,6 +214,7 @@ class ResidentFit:
 
     @staticmethod
     def of(merge_shape: MergeShape, rest: Positions) -> ResidentFit:
+        """The leaves of ``rest``, divided by whether a statistics pass needs them."""
         early = {i for leaves in merge_shape.passes[:-1] for i in leaves}
         resident = tuple(i for i in rest if i in early)
         return ResidentFit(merge_shape, resident, tuple(i for i in rest if i not in early))
@@ -222,7 +223,7 @@ class ResidentFit:
         """Ledger bytes at full speed with tiles of ``tile`` grains."""
         return self._bytes(tile, TILES_IN_FLIGHT)
 
-    def least(self) -> int:
+    def minimum(self) -> int:
         """Minimum ledger bytes."""
         return self._bytes(1, 1)
 
@@ -236,11 +237,11 @@ class ResidentFit:
 class TileFlow:
     """How the inputs of a kind of merge are read.
 
-    ``tile`` is the tile length in grains. ``kept_before`` are leaves that an earlier merge left
-    in memory; ``kept_fresh`` those that are read whole, into one block, because a later merge
-    needs them; ``resident`` those that stay from their first pass to the last in the first
-    ``resident_tiles`` tiles; the others are streamed. If ``memos``, those of all tiles stay too.
-    ``held`` are the tables that are in memory whole.
+    ``tile`` is the tile length in grains. ``kept_before`` are leaves that an earlier merge left in
+    memory; ``kept_fresh`` those that are read whole, into one block, because a later merge needs
+    them; ``resident`` those that stay from their first pass to the last in the first
+    ``resident_tiles`` tiles; the others are streamed. If ``memos``, the memos of all tiles stay
+    too. ``held`` are the tables that are in memory completely.
     """
 
     merge_shape: MergeShape
@@ -261,7 +262,7 @@ class TileFlow:
         return first // self.tile
 
     def is_resident(self, position: int, first: int) -> bool:
-        """Whether a leaf is kept for the next pass in the tile that begins with grain ``first``."""
+        """Whether the tile that begins with grain ``first`` keeps a leaf for the next pass."""
         return self.index(first) < self.resident_tiles and position in self.resident
 
     def reads(self, number: int, first: int) -> Positions:
@@ -279,18 +280,18 @@ class TileFlow:
         return self._read_once(self.kept_fresh)
 
     def _read_once(self, once: Positions) -> tuple[Positions, ...]:
-        there = set(self.kept_before)
+        in_memory = set(self.kept_before)
         result = []
         for leaves in self.merge_shape.passes:
-            result.append(tuple(i for i in leaves if i not in there))
-            there.update(i for i in leaves if i in once)
+            result.append(tuple(i for i in leaves if i not in in_memory))
+            in_memory.update(i for i in leaves if i in once)
         return tuple(result)
 
     @cached_property
     def kept_bytes(self) -> int:
         """Ledger bytes of leaves and side inputs that are in memory completely."""
         kept = self.merge_shape.whole_bytes(self.kept_fresh + self.kept_before)
-        return self.merge_shape.beside_bytes + self.merge_shape.tables_bytes(self.held) + kept
+        return self.merge_shape.side_input_bytes + self.merge_shape.tables_bytes(self.held) + kept
 
     @cached_property
     def resident_bytes(self) -> int:
@@ -305,7 +306,7 @@ class TileFlow:
         resident = sum(self._moving_bytes(reads, self.resident) for reads in self._reads)
         outputs = self.tiles * self.merge_shape.output_bytes(self.tile)
         moving = (self.tiles - self.resident_tiles) * streamed + self.resident_tiles * resident
-        whole = self.merge_shape.beside_bytes + self.merge_shape.whole_bytes(self.kept_fresh)
+        whole = self.merge_shape.side_input_bytes + self.merge_shape.whole_bytes(self.kept_fresh)
         whole += self.merge_shape.tables_bytes(self.held)
         return whole + self.resident_bytes + moving + outputs
 

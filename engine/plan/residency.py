@@ -23,8 +23,8 @@ class KeptLoad:
 def kept_loads(works: list[Work], capacity: int) -> list[KeptLoad]:
     """The loads to keep in memory between merges that use them.
 
-    Initially all are kept; wherever they leave a merge too little room, the one that ends last is
-    dropped, and read again when it is needed.
+    All loads that are used again are kept. Where they leave a merge too little memory, the one
+    whose next use is farthest is dropped, and read again when it is needed.
     """
     uses: dict[Load, int] = {}
     later: list[list[KeptLoad]] = [[] for _ in works]
@@ -37,7 +37,7 @@ def kept_loads(works: list[Work], capacity: int) -> list[KeptLoad]:
     chosen: set[KeptLoad] = set()
     ending: list[list[KeptLoad]] = [[] for _ in works]
     farthest: list[tuple[int, int, KeptLoad]] = []
-    memory = Occupied()
+    memory = LoadsInMemory()
     order = 0
     for index, work in enumerate(works):
         for kept in later[index]:
@@ -61,8 +61,8 @@ def kept_loads(works: list[Work], capacity: int) -> list[KeptLoad]:
     return sorted(chosen, key=lambda kept: kept.start)
 
 
-class Occupied:
-    """The loads that are kept in memory, and ``nbytes``, their bytes."""
+class LoadsInMemory:
+    """The loads that are kept in memory, and the sum of their ledger bytes, ``nbytes``."""
 
     def __init__(self) -> None:
         self.nbytes = 0

@@ -45,16 +45,20 @@ PREFETCH_BYTES = 128 * MIB
 IMPORT_PREFETCH_BYTES = 512 * MIB
 """The same if arithmetic is needed, so that reading continues while its library is imported."""
 
-_NODE_BYTES = 400
+_WORK_BYTES = 400
+"""Bytes of the records of one work while it runs."""
 _HEAP_MARGIN = 24 * MIB
-_INSPECTING = 20 * MIB
+"""Bytes for small objects and gaps in the heap."""
+_FINITE_CHECK_BYTES = 20 * MIB
 """Memory in bytes of the library that checks copied numbers for NaN and infinity."""
 _MEMO_SHARE = 0.25
 """Maximum share of the ledger for memos: they only save arithmetic, resident inputs save reads."""
 _MINIMUM_STEP = 8 * MIB
+"""The smallest budget is rounded up to a multiple of this number of bytes."""
 
-_PROCESS_VARIES = 16 * MIB
-"""How much larger the same process may be next time: the kernel maps more or fewer cached pages."""
+_PROCESS_VARIATION = 16 * MIB
+"""Bytes by which the same process may be larger next time, because the kernel maps more cached
+pages of libraries."""
 
 
 @record(frozen=True, slots=True)
@@ -93,7 +97,7 @@ class ScheduledMerge:
 
 
 def _missing(load: Load, first: int, last: int) -> int:
-    """Bytes of elements ``[first, last)`` that are missing."""
+    """Bytes of elements ``[first, last)`` that are holes, which are not read."""
     start, stop = load.dtype.nbytes(first), load.dtype.nbytes(last)
     return stop - start - load.bytes.stored(start, stop)
 
@@ -102,8 +106,8 @@ def _missing(load: Load, first: int, last: int) -> int:
 class Tile:
     """One step of the schedule: ``grains`` grains from ``first`` on, in one pass of one merge.
 
-    ``merge`` is its position in the schedule; ``reads`` are the leaf positions to read; ``writes``
-    says whether it produces output.
+    ``merge`` is the position of the merge in the schedule, ``number`` that of the pass; ``reads``
+    are the positions of the leaves to read; ``writes`` says whether it produces output.
     """
 
     merge: int
@@ -112,6 +116,11 @@ class Tile:
     grains: int
     reads: tuple[int, ...]
     writes: bool
+
+    @property
+    def indices(self) -> range:
+        """The indices of its grains."""
+        return range(self.first, self.first + self.grains)
 
 
 @dataclass(frozen=True, repr=False)
@@ -162,7 +171,7 @@ class Schedule:
             {assignment.device for assignment in self.assignments if assignment.device is not None}
         )
 
-    def place_name(self, assignment: Assignment) -> str:
+    def device_name(self, assignment: Assignment) -> str:
         """The name of the device, or ``cpu``."""
         return CPU if assignment.device is None else self.devices[assignment.device].name
 
@@ -231,15 +240,15 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     smallest_bytes = max((kind.merge_shape.smallest_bytes for kind in kinds), default=0)
     minimum = -(-(needed.bytes(1) + smallest_bytes) // _MINIMUM_STEP) * _MINIMUM_STEP
     if budget is not None and budget < minimum:
-        raise BudgetError(_infeasible(works, budget, minimum))
+        raise BudgetError(_too_small_message(works, budget, minimum))
     if budget is not None and machine.process_bytes + machine.compiler_bytes > budget:
-        _check_built(kinds, budget)
+        _check_compiler_fits(kinds, budget)
 
     def capacity(workers: int) -> int:
         return 1 << 62 if budget is None else budget - needed.bytes(workers)
 
-    def staff() -> int:
-        """The number of workers that fit."""
+    def worker_count() -> int:
+        """The largest number of workers for which there is enough memory."""
         workers = machine.threads
         while workers > 1 and capacity(workers) < (workers + 2) * smallest_bytes:
             workers -= 1
@@ -247,7 +256,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
 
     # The main memory needed by devices is known only once they are assigned. So assignment
     # assumes the maximum number of workers.
-    workers = staff()
+    workers = worker_count()
     assigned = assign_devices(works, machine, workers)
     used = {assignment.device for assignment in assigned if assignment.device is not None}
     if used:
@@ -257,14 +266,14 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
             assigned = without_devices(assigned, Reason.NO_RAM)
         else:
             needed = with_devices
-            workers = staff()
+            workers = worker_count()
     available = capacity(workers)
-    merges = _place(works, available, assigned, machine.devices)
+    merges = _schedule_works(works, available, assigned, machine.devices)
     return Schedule(
         graph=graph,
         merges=merges,
         workers=workers,
-        ledger_bytes=_useful(merges, available),
+        ledger_bytes=_useful_bytes(merges, available),
         scratch_bytes=needed.worker.scratch_bytes,
         overhead_bytes=needed.bytes(workers),
         minimum_bytes=minimum,
@@ -277,7 +286,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
 
 @dataclass(frozen=True, slots=True)
 class _Needed:
-    """Bytes outside the ledger: ``fixed``, and per worker."""
+    """Bytes outside the ledger: ``fixed``, and those of each worker."""
 
     fixed: int
     worker: WorkerMemory
@@ -286,23 +295,23 @@ class _Needed:
     def of(
         kinds: Sequence[WorkKind], works: int, machine: Machine, devices: Sequence[Accelerator]
     ) -> _Needed:
-        """The needs for ``works`` works and ``devices``.
+        """The bytes for ``works`` works, with ``devices``.
 
-        Devices share libraries, so each further one adds less.
+        Devices share libraries, so the second and later ones add less.
         """
         merge_shapes = [kind.merge_shape for kind in kinds]
         operations = operations_of(kinds)
-        fixed = machine.process_bytes + _HEAP_MARGIN + _NODE_BYTES * works
+        fixed = machine.process_bytes + _HEAP_MARGIN + _WORK_BYTES * works
         fixed += sum(arithmetic.library_bytes(own) for arithmetic, own in operations.items())
-        fixed += _INSPECTING if any(kind.inspected for kind in kinds) else 0
+        fixed += _FINITE_CHECK_BYTES if any(kind.checks_finite for kind in kinds) else 0
         if (devices and machine.device_arithmetic.uses_torch) or any(
             each.uses_torch for each in operations
         ):
             fixed += machine.runtime_bytes
         libraries = sorted((device.host_bytes for device in devices), reverse=True)
         fixed += sum(libraries[:1]) + sum(libraries[1:]) // 4
-        there = WorkerMemory.most(merge_shape.on_device for merge_shape in merge_shapes)
-        fixed += sum(there.beside_device for _ in devices)
+        on_device = WorkerMemory.most(merge_shape.on_device for merge_shape in merge_shapes)
+        fixed += sum(on_device.device_thread_bytes for _ in devices)
         return _Needed(fixed, WorkerMemory.most(merge_shape.worker for merge_shape in merge_shapes))
 
     def bytes(self, workers: int) -> int:
@@ -310,7 +319,7 @@ class _Needed:
         return self.fixed + self.worker.of_workers(workers)
 
 
-def _check_built(kinds: Sequence[WorkKind], budget: int) -> None:
+def _check_compiler_fits(kinds: Sequence[WorkKind], budget: int) -> None:
     """Check that the budget is large enough for the compiler, if it is needed.
 
     Raises:
@@ -324,7 +333,7 @@ def _check_built(kinds: Sequence[WorkKind], budget: int) -> None:
             )
 
 
-def _place(
+def _schedule_works(
     works: list[Work],
     capacity: int,
     assigned: Sequence[Assignment],
@@ -343,27 +352,27 @@ def _place(
     flows: dict[tuple[WorkKind, Positions, Positions, int, bool], TileFlow] = {}
     for index, work in enumerate(works):
         kept_for_others += change[index]
-        there: Positions = ()
-        fresh: Positions = ()
-        after_this: Positions = ()
+        kept_before: Positions = ()
+        kept_fresh: Positions = ()
+        kept_after: Positions = ()
         if index in before or index in after:
-            there = _positions(work, before[index])
-            fresh = _positions(work, after[index] - before[index])
-            after_this = _positions(work, after[index])
+            kept_before = _positions(work, before[index])
+            kept_fresh = _positions(work, after[index] - before[index])
+            kept_after = _positions(work, after[index])
         assignment, chunk, cached = assigned[index], 0, 0
         memos = assignment.device is None
-        key = work.kind, there, fresh, kept_for_others, memos
+        key = work.kind, kept_before, kept_fresh, kept_for_others, memos
         flow = flows.get(key)
         if flow is None:
             flow = flows[key] = _flow(
-                work.merge_shape, there, fresh, capacity - kept_for_others, memos
+                work.merge_shape, kept_before, kept_fresh, capacity - kept_for_others, memos
             )
         if assignment.device is not None:
             memory = devices[assignment.device].memory_bytes
             chunk = grains_at_once(work.merge_shape, memory, flow.tile)
             cached = cached_grains(work.merge_shape, memory, chunk)
         merges.append(
-            ScheduledMerge(work, flow, after_this, kept_for_others, assignment, chunk, cached)
+            ScheduledMerge(work, flow, kept_after, kept_for_others, assignment, chunk, cached)
         )
     return tuple(merges)
 
@@ -373,22 +382,30 @@ def _positions(work: Work, loads: set[Load]) -> Positions:
 
 
 def _flow(
-    merge_shape: MergeShape, there: Positions, fresh: Positions, available: int, memos: bool
+    merge_shape: MergeShape,
+    kept_before: Positions,
+    kept_fresh: Positions,
+    available: int,
+    memos: bool,
 ) -> TileFlow:
-    whole = {*there, *fresh}
+    """How the inputs of a kind of merge are read with ``available`` ledger bytes."""
+    whole = {*kept_before, *kept_fresh}
     rest = tuple(i for i in merge_shape.all_leaves if i not in whole)
-    room = available - merge_shape.whole_bytes((*there, *fresh))
+    room = available - merge_shape.whole_bytes((*kept_before, *kept_fresh))
     memo = merge_shape.tile_memo_bytes(1) * merge_shape.grains.count if memos else 0
     if memo > room * _MEMO_SHARE or room - memo < 2 * merge_shape.smallest_bytes:
         memo = 0
     held = merge_shape.held_tables(room - memo)
     room -= memo + merge_shape.tables_bytes(held)
     resident, tile, resident_tiles = merge_shape.resident_or_streamed(rest, room)
-    return TileFlow(merge_shape, tile, there, fresh, resident, resident_tiles, memo > 0, held)
+    return TileFlow(
+        *(merge_shape, tile, kept_before, kept_fresh, resident, resident_tiles),
+        *(memo > 0, held),
+    )
 
 
-def _useful(merges: tuple[ScheduledMerge, ...], available: int) -> int:
-    """The ledger capacity beyond which memory would not be used."""
+def _useful_bytes(merges: tuple[ScheduledMerge, ...], available: int) -> int:
+    """The largest ledger capacity that the run can use, at most ``available`` bytes."""
     everything = sum(scheduled.flow.granted_bytes for scheduled in merges)
     working = (p.flow.working_bytes + p.kept_for_others for p in merges)
     computes = any(scheduled.work.merge_shape.computes for scheduled in merges)
@@ -396,14 +413,14 @@ def _useful(merges: tuple[ScheduledMerge, ...], available: int) -> int:
     return min(available, everything, max(working, default=0) + ahead)
 
 
-def _infeasible(works: list[Work], budget: int, minimum: int) -> str:
+def _too_small_message(works: list[Work], budget: int, minimum: int) -> str:
     worst = max(
         works,
         key=lambda work: work.merge_shape.worker.scratch_bytes + work.merge_shape.smallest_bytes,
     )
     size = "x".join(map(str, worst.root.shape)) or "0-d"
     beside = f" and {len(worst.side_loads)} side inputs" if worst.side_loads else ""
-    enough = math.ceil((minimum + _PROCESS_VARIES) / MIB)
+    enough = math.ceil((minimum + _PROCESS_VARIATION) / MIB)
     asked = f"{budget / MIB:.0f} MiB" if budget >= MIB else f"{budget} bytes"
     return (
         f"a budget of {asked} cannot work: {enough} MiB are enough (--ram {enough}MiB), "

@@ -1,4 +1,4 @@
-"""The works of a graph: reads, passes and resources of each merge."""
+"""The works of a graph: each is a tree of merges with its reads, passes and resources."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class Pass:
 class WorkKind:
     """The common properties of works that differ only in their tensors.
 
-    ``cost`` is the cost of their kernels by ``arithmetic``, in nanoseconds per element on one
-    core; ``write_bytes`` is what one of them writes. ``offered`` says whether devices have code
-    for them, ``inspected`` whether copied numbers are checked for NaN and infinity.
+    ``cost`` is the cost of their kernels by ``arithmetic``, in nanoseconds per element on one core;
+    ``write_bytes`` is what one of them writes. ``has_device_code`` says whether devices have code
+    for them, ``checks_finite`` whether copied numbers are checked for NaN and infinity.
     """
 
     passes: tuple[Pass, ...]
@@ -64,18 +64,18 @@ class WorkKind:
     operations: frozenset[str]
     cost: float
     write_bytes: int
-    double: bool
-    offered: bool
-    inspected: bool
+    uses_float64: bool
+    has_device_code: bool
+    checks_finite: bool
 
 
 @record(frozen=True, slots=True)
 class Work:
-    """One root merge with writes and dependencies; without writes, its statistics are the result.
+    """One root merge with everything it needs; without writes, its statistics are the result.
 
-    ``merges`` are those of its tree, inputs before their users and the root last; ``leaves`` are
-    its aligned loads, ``side`` those that are held whole while it runs, ``tables`` those that it
-    reads by rows. It begins when the spilled values in ``awaited`` are written.
+    ``merges`` is its tree of merges, inputs before their users and the root last. ``leaves`` are
+    its aligned loads, ``side`` its side inputs, ``tables`` the loads that are read in blocks of
+    rows. It begins when the spilled values in ``awaited`` are written.
     """
 
     merges: tuple[Merge, ...]
@@ -92,7 +92,7 @@ class Work:
 
     @property
     def side_loads(self) -> tuple[Load, ...]:
-        """The loads beside its aligned ones: side tensors and tables."""
+        """The loads other than its aligned ones: side inputs and tables."""
         return (*self.side, *self.tables)
 
     @property
@@ -141,21 +141,21 @@ def works_of(graph: Graph, machine: Machine) -> list[Work]:
     writes: dict[Merge, list[Write]] = {}
     for write in graph.all_writes:
         writes.setdefault(write.merge, []).append(write)
-    kinds = _Kinds(machine)
+    kinds = _WorkKinds(machine)
     works = [kinds.work(root, tuple(own)) for root, own in writes.items()]
     works += [kinds.work(root, ()) for root in graph.measured]
-    return [_awaiting(work) for work in works] if graph.spills else works
+    return [_with_awaited(work) for work in works] if graph.spills else works
 
 
-def _awaiting(work: Work) -> Work:
-    """A work that knows which spilled values it needs."""
+def _with_awaited(work: Work) -> Work:
+    """A work with the spilled values that it needs in ``awaited``."""
     found = dict.fromkeys(
         spill for load in (*work.leaves, *work.side_loads) for spill in spills_of(load)
     )
     return replace(work, awaited=tuple(found)) if found else work
 
 
-class _Kinds:
+class _WorkKinds:
     """Groups works by kind, so that properties of the kind are computed once."""
 
     def __init__(self, machine: Machine) -> None:
@@ -163,8 +163,8 @@ class _Kinds:
         self._kinds: dict[Hashable, WorkKind] = {}
         self._numbers: dict[Hashable, int] = {}
         self._kernels: dict[int, int] = {}
-        """Numbers of kernels by `id`, the same for one `Kernel.kind`; the graph keeps kernels
-        alive."""
+        """Numbers of kernels by `id`, the same for one `Kernel.planning_key`; the graph keeps
+        kernels alive."""
 
     def work(self, root: Merge, writes: tuple[Write, ...]) -> Work:
         if not root.is_flat or root.gather.side_loads:
@@ -180,7 +180,7 @@ class _Kinds:
         return Work((root,), writes, leaves, (), (), kind)
 
     def _tree(self, root: Merge, writes: tuple[Write, ...]) -> Work:
-        """The work of a merge of merges, or with tensors beside its inputs."""
+        """The work of a merge of merges, or of a merge with side inputs or tables."""
         merges = tuple(tree(root))
         leaves: dict[Load, int] = {}
         numbers: dict[Merge, int] = {}
@@ -214,7 +214,7 @@ class _Kinds:
     def _kernel(self, kernel: Kernel) -> int:
         found = self._kernels.get(id(kernel))
         if found is None:
-            found = self._numbers.setdefault(kernel.kind, len(self._numbers))
+            found = self._numbers.setdefault(kernel.planning_key, len(self._numbers))
             self._kernels[id(kernel)] = found
         return found
 
@@ -233,26 +233,12 @@ def _kind(
 ) -> WorkKind:
     """The kind of a merge tree."""
     root = merges[-1]
-    places = {load: position for position, load in enumerate(leaves)}
-    needed: dict[Merge, Positions] = {}
-    for merge in merges:
-        own: dict[int, None] = {}
-        for node in merge.gather.inputs:
-            found = (places[node],) if isinstance(node, Load) else needed[node]
-            own.update(dict.fromkeys(found))
-        needed[merge] = tuple(own)
-    parts = {merge: _parts(merge.kernel) for merge in merges}
-    passes = [
-        Pass(number, statistic, needed[merge])
-        for number, merge in enumerate(merges)
-        for statistic in range(len(parts[merge]) - 1)
-    ]
-    if writes:
-        passes.append(Pass(len(merges) - 1, None, needed[root]))
+    computations = {merge: _computations(merge.kernel) for merge in merges}
+    passes = _passes(merges, leaves, writes)
     copied = copied_dtype(root)
     computes = copied is None or any(write.dtype != copied for write in writes)
     access = max(merge.kernel.access for merge in merges) if computes else Access.ELEMENTWISE
-    grains = partition(root.shape, access, _together(merges) if computes else 1)
+    grains = partition(root.shape, access, _unsplit_elements(merges) if computes else 1)
     arithmetic = _arithmetic(merges, writes, machine)
     packs = any(write.dtype.codec for write in writes)
     merge_shape = MergeShape(
@@ -261,8 +247,10 @@ def _kind(
         write_bits=tuple(_bits(write) for write in writes),
         passes=tuple(current.leaves for current in passes),
         computes=computes,
-        worker=_working(parts, grains, arithmetic, packs) if computes else WorkerMemory(0, 0),
-        on_device=_working(parts, grains, machine.device_arithmetic, packs)
+        worker=_worker_memory(computations, grains, arithmetic, packs)
+        if computes
+        else WorkerMemory(0, 0),
+        on_device=_worker_memory(computations, grains, machine.device_arithmetic, packs)
         if computes and machine.devices
         else WorkerMemory(0, 0),
         memo_bytes=root.kernel.memo_bytes(grains) if computes and not arithmetic.uses_torch else 0,
@@ -271,7 +259,7 @@ def _kind(
         table_reads=_table_reads(merges, tables, passes, grains),
     )
     operations = frozenset(
-        use.operation for own in parts.values() for _, uses in own for use in uses
+        use.operation for own in computations.values() for _, uses in own for use in uses
     )
     if packs or any(map(_decodes, merges)):
         operations |= {DECODING.operation}
@@ -282,10 +270,30 @@ def _kind(
         operations=operations,
         cost=sum(cost(merge, arithmetic) for merge in merges),
         write_bytes=sum(write.nbytes for write in writes),
-        double=any(merge.kernel.double for merge in merges),
-        offered=not packs and _offered(merges, writes, machine.device_arithmetic),
-        inspected=not computes and copied is not None and _are_numbers(copied),
+        uses_float64=any(merge.kernel.uses_float64 for merge in merges),
+        has_device_code=not packs and _has_device_code(merges, writes, machine.device_arithmetic),
+        checks_finite=not computes and copied is not None and _may_be_infinite(copied),
     )
+
+
+def _passes(merges: Sequence[Merge], leaves: Sequence[Load], writes: Sequence[Write]) -> list[Pass]:
+    """The passes over a merge tree: one for each statistic of its merges, then the output pass."""
+    positions = {load: position for position, load in enumerate(leaves)}
+    needed: dict[Merge, Positions] = {}
+    for merge in merges:
+        own: dict[int, None] = {}
+        for node in merge.gather.inputs:
+            found = (positions[node],) if isinstance(node, Load) else needed[node]
+            own.update(dict.fromkeys(found))
+        needed[merge] = tuple(own)
+    passes = [
+        Pass(number, statistic, needed[merge])
+        for number, merge in enumerate(merges)
+        for statistic in range(len(merge.kernel.passes))
+    ]
+    if writes:
+        passes.append(Pass(len(merges) - 1, None, needed[merges[-1]]))
+    return passes
 
 
 def _table_reads(
@@ -293,17 +301,18 @@ def _table_reads(
 ) -> tuple[int, ...]:
     """How many times a merge tree reads each of its tables, in all passes over ``grains``.
 
-    A merge is also computed in each statistics pass of the merges that it is an input of.
+    A merge is computed in the output pass, and in each statistics pass of a merge that it is an
+    input of.
     """
     found = dict.fromkeys(tables, 0)
     for merge in merges if tables else ():
-        below = [
+        is_computed = [
             current.statistic is None
             or (merges[current.node] is not merge and merge in tree(merges[current.node]))
             for current in passes
         ]
         own = merge.gather.tables
-        times = merge.kernel.table_reads(grains, sum(below)) if own else ()
+        times = merge.kernel.table_reads(grains, sum(is_computed)) if own else ()
         for load, number in zip(own, times, strict=True):
             found[load] += number
     return tuple(found.values())
@@ -321,8 +330,8 @@ def cost(merge: Merge, arithmetic: Arithmetic) -> float:
     passes = len(kernel.passes) + 1
     widening = _CONVERSION * passes if arithmetic.uses_torch else 0.0
     computing = sum(arithmetic.cost(use) for use in all_uses(kernel))
-    coded = [node for node in inputs if isinstance(node, Load) and node.dtype.codec]
-    computing += len(coded) * passes * arithmetic.cost(DECODING)
+    encoded = [node for node in inputs if isinstance(node, Load) and node.dtype.codec]
+    computing += len(encoded) * passes * arithmetic.cost(DECODING)
     return len(inputs) * (kernel.cost + widening) + computing + _STORING
 
 
@@ -332,7 +341,7 @@ def _decodes(merge: Merge) -> bool:
     return any(isinstance(node, Load) and bool(node.dtype.codec) for node in nodes)
 
 
-def _are_numbers(dtype: DType) -> bool:
+def _may_be_infinite(dtype: DType) -> bool:
     """Whether elements are stored one by one, in a type that has NaN or infinity."""
     return dtype.floating and dtype.block == 1 and not dtype.codec
 
@@ -344,28 +353,28 @@ def _bits(write: Write) -> int | Fraction:
     return write.dtype.bits
 
 
-def _together(merges: Sequence[Merge]) -> int:
-    """Number of elements that must be in one grain, for the kernels of all merges."""
+def _unsplit_elements(merges: Sequence[Merge]) -> int:
+    """Number of elements that must not be split between grains, for the kernels of all merges."""
     units = {
-        merge.kernel.band * unit_of(merge.gather.inputs[0].shape, merge.kernel.access)
+        merge.kernel.row_multiple * unit_of(merge.gather.inputs[0].shape, merge.kernel.access)
         for merge in merges
     }
     return math.lcm(*units)
 
 
-_Part = tuple[Kernel | Statistic[Any, Any], tuple[Use, ...]]
-"""A kernel or one of its statistics, with its uses."""
+_Computation = tuple[Kernel | Statistic[Any, Any], tuple[Use, ...]]
+"""A kernel or one of its statistics, with the operations it uses."""
 
 
-def _parts(kernel: Kernel) -> list[_Part]:
+def _computations(kernel: Kernel) -> list[_Computation]:
     """The kernel, and its statistics in order."""
-    parts: list[Kernel | Statistic[Any, Any]] = [kernel, *kernel.passes]
-    return [(part, part.uses) for part in parts]
+    found: list[Kernel | Statistic[Any, Any]] = [kernel, *kernel.passes]
+    return [(each, each.uses) for each in found]
 
 
 def _arithmetic(merges: Sequence[Merge], writes: Sequence[Write], machine: Machine) -> Arithmetic:
     """The arithmetic for a merge tree on the CPU: the machine's, if it supports all operations."""
-    speak = all(
+    is_supported = all(
         merge.kernel.uses
         and all(
             machine.arithmetic.widens(node.dtype)
@@ -374,12 +383,14 @@ def _arithmetic(merges: Sequence[Merge], writes: Sequence[Write], machine: Machi
         )
         for merge in merges
     )
-    if speak and all(machine.arithmetic.writes(write.dtype) for write in writes):
+    if is_supported and all(machine.arithmetic.writes(write.dtype) for write in writes):
         return machine.arithmetic
     return machine.torch
 
 
-def _offered(merges: Sequence[Merge], writes: Sequence[Write], on_device: Arithmetic) -> bool:
+def _has_device_code(
+    merges: Sequence[Merge], writes: Sequence[Write], on_device: Arithmetic
+) -> bool:
     """Whether a device has code for a merge tree."""
     loads = [node for m in merges for node in m.gather.inputs if isinstance(node, Load)]
     uses = [use for merge in merges for use in all_uses(merge.kernel)]
@@ -391,15 +402,19 @@ def _offered(merges: Sequence[Merge], writes: Sequence[Write], on_device: Arithm
     )
 
 
-def _working(
-    parts: Mapping[Merge, Sequence[_Part]], grains: Grains, arithmetic: Arithmetic, packs: bool
+def _worker_memory(
+    computations: Mapping[Merge, Sequence[_Computation]],
+    grains: Grains,
+    arithmetic: Arithmetic,
+    packs: bool,
 ) -> WorkerMemory:
-    """The memory of one worker for a merge tree; it may pack the result."""
+    """The memory of one worker for a merge tree; ``packs`` says whether it encodes the result in
+    blocks."""
     arrays = accumulator = 0
     workspace = arithmetic.workspace_bytes(DECODING, grains) if packs else 0
-    for merge, own in parts.items():
+    for merge, own in computations.items():
         arrays += len(merge.kernel.parts)
-        arrays += max(part.scratch for part, _ in own) + 1
+        arrays += max(each.scratch for each, _ in own) + 1
         arrays += sum(
             isinstance(node, Load) and not arithmetic.reads(node.dtype)
             for node in merge.gather.inputs
@@ -408,12 +423,12 @@ def _working(
         if _decodes(merge):
             workspace += arithmetic.workspace_bytes(DECODING, grains)
         workspace += max(
-            part.workspace_bytes(grains)
+            each.workspace_bytes(grains)
             + sum(arithmetic.workspace_bytes(use, grains) for use in uses)
-            for part, uses in own
+            for each, uses in own
         )
-        for part, _ in own:
-            if isinstance(part, Statistic):
-                accumulator = max(accumulator, part.accumulator_bytes(grains))
+        for each, _ in own:
+            if isinstance(each, Statistic):
+                accumulator = max(accumulator, each.accumulator_bytes(grains))
     scratch = block_bytes(-(-grains.size * 4 // PAGE) * PAGE * arrays + workspace)
     return WorkerMemory(scratch, accumulator)

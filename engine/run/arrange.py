@@ -15,15 +15,15 @@ from mergeloom.engine.graph.pieces import Bytes, Range, Run
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import PAGE, page_offset, span_bytes
-from mergeloom.engine.storage.source import Access, Reader
+from mergeloom.engine.storage.source import Reader, ReadOptions
 
 WINDOW_BYTES = 256 << 10
-"""Maximal bytes of one window."""
+"""Maximum bytes of one window."""
 
-_LONG = 64 << 10
-"""Bytes from which a run is worth its own request."""
-_GAP = 4 * PAGE
-"""Maximal gap in bytes that is cheaper to read than to skip with another request."""
+_LONG_RUN = 64 << 10
+"""Bytes from which a run gets its own request."""
+_MAX_GAP = 4 * PAGE
+"""Maximum gap in bytes that is cheaper to read than to skip with another request."""
 _UNITS: dict[int, Literal["B", "H", "I", "Q"]] = {8: "Q", 4: "I", 2: "H", 1: "B"}
 
 
@@ -44,26 +44,27 @@ def read_bytes(
     """
     if isinstance(bytes_, Range):
         begin = bytes_.offset + start
-        # The pages around it are unused or hold the neighbouring bytes of the source.
+        # The rest of its first and last page is unused, or receives the adjacent bytes of the
+        # source.
         readers[id(bytes_.source)].read(begin, begin + stop - start, block, at)
         return stop - start
-    windows = _Windows(block, at, readers)
+    window = _RequestWindow(block, at, readers)
     count = 0
     for run in bytes_.requests(start, stop):
         if run.source is None:
             _clear(block, at, run)
             continue
         count += run.length
-        if run.item or run.length < _LONG:
-            windows.add(run)
+        if run.item or run.length < _LONG_RUN:
+            window.add(run)
         else:
             end = run.position + run.length
-            readers[id(run.source)].read(run.position, end, block, at + run.at, alone=False)
-    windows.read()
+            readers[id(run.source)].read(run.position, end, block, at + run.at, may_overwrite=False)
+    window.read()
     return count
 
 
-def content(stored: StoredTensor, access: Access) -> memoryview:
+def read_content(stored: StoredTensor, options: ReadOptions) -> memoryview:
     """All dense bytes of a small tensor.
 
     Raises:
@@ -73,14 +74,14 @@ def content(stored: StoredTensor, access: Access) -> memoryview:
     block, at = Block(span_bytes(nbytes)), page_offset(stored.bytes.position(0))
     with contextlib.ExitStack() as opened:
         readers = {
-            id(part.source): opened.enter_context(contextlib.closing(part.source.open(access)))
+            id(part.source): opened.enter_context(contextlib.closing(part.source.open(options)))
             for part in stored.bytes.ranges()
         }
         read_bytes(stored.bytes, 0, nbytes, block, at, readers)
     return block.memory[at : at + nbytes]
 
 
-class _Windows:
+class _RequestWindow:
     """Collects runs that are close together and reads them with one request."""
 
     def __init__(self, block: Block, at: int, readers: Mapping[int, Reader]) -> None:
@@ -93,12 +94,14 @@ class _Windows:
 
     def add(self, run: Run) -> None:
         """Queue ``run``; the queued runs are read first if it does not fit their window."""
-        most = WINDOW_BYTES // run.item * run.item if run.item else WINDOW_BYTES
-        while run.length > most:
-            steps = most // run.item * run.step if run.item else most
-            self._add(run._replace(length=most))
+        longest = WINDOW_BYTES // run.item * run.item if run.item else WINDOW_BYTES
+        while run.length > longest:
+            distance = longest // run.item * run.step if run.item else longest
+            self._add(run._replace(length=longest))
             run = run._replace(
-                position=run.position + most, length=run.length - most, at=run.at + steps
+                position=run.position + longest,
+                length=run.length - longest,
+                at=run.at + distance,
             )
         self._add(run)
 
@@ -120,7 +123,7 @@ class _Windows:
         end = run.position + run.length
         if self._runs and not (
             run.source is self._runs[0].source
-            and self._begin <= run.position <= self._end + _GAP
+            and self._begin <= run.position <= self._end + _MAX_GAP
             and end - self._begin <= WINDOW_BYTES
         ):
             self.read()
@@ -145,6 +148,7 @@ def _copy(content: memoryview, block: Block, at: int, run: Run) -> None:
 
 
 def _clear(block: Block, at: int, run: Run) -> None:
+    """Fill a hole with zeros."""
     if not run.item:
         ctypes.memset(block.address + at + run.at, 0, run.length)
         return

@@ -18,7 +18,7 @@ from mergeloom.engine.plan.schedule import ScheduledMerge
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class ReadRequest:
     """One read request: dense bytes ``[0, nbytes)`` of ``bytes`` to byte ``at`` of the block."""
 
     bytes: Bytes
@@ -27,7 +27,7 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WriteRequest:
     """One write request: bytes ``[start, stop)`` of a file, from byte ``at`` of the block."""
 
     file: OutputFile
@@ -40,8 +40,8 @@ class Written:
 class BundleLayout:
     """The offsets of the inputs, outputs and memos of some merges in one block of ``nbytes``."""
 
-    reads: tuple[Read, ...]
-    writes: tuple[Written, ...]
+    reads: tuple[ReadRequest, ...]
+    writes: tuple[WriteRequest, ...]
     inputs: dict[Load, int]
     outputs: dict[Write, int]
     memos: dict[Merge, int]
@@ -53,7 +53,7 @@ class BundleLayout:
         end = 0
         reads, inputs = [], {}
         loads = dict.fromkeys(load for merge in merges for load in merge.work.leaves)
-        for group in _runs_of_loads(loads):
+        for group in _contiguous_loads(loads):
             first = group[0]
             begin = end + page_offset(first.bytes.position(0))
             nbytes = 0
@@ -64,16 +64,16 @@ class BundleLayout:
             if len(group) > 1:
                 assert isinstance(whole, Range)
                 whole = Range(whole.source, whole.offset, nbytes)
-            reads.append(Read(whole, nbytes, begin))
-            end += _pages(nbytes)
+            reads.append(ReadRequest(whole, nbytes, begin))
+            end += _whole_pages(nbytes)
         writes, outputs = [], {}
-        for slots in _runs_of_writes(write for merge in merges for write in merge.work.writes):
+        for slots in _contiguous_writes(write for merge in merges for write in merge.work.writes):
             start, begin = slots[0].offset, end + page_offset(slots[0].offset)
             for write in slots:
                 outputs[write] = begin + write.offset - start
             stop = slots[-1].offset + slots[-1].nbytes
-            writes.append(Written(slots[0].file, start, stop, begin))
-            end += _pages(stop - start)
+            writes.append(WriteRequest(slots[0].file, start, stop, begin))
+            end += _whole_pages(stop - start)
         memos = {}
         for merge in merges:
             if merge.flow.memos:
@@ -82,24 +82,24 @@ class BundleLayout:
         return BundleLayout(tuple(reads), tuple(writes), inputs, outputs, memos, end)
 
 
-def _pages(nbytes: int) -> int:
+def _whole_pages(nbytes: int) -> int:
     """Size of the whole pages around ``nbytes`` bytes at any alignment."""
     return -(-span_bytes(nbytes) // PAGE) * PAGE
 
 
-def _runs_of_loads(loads: Iterable[Load]) -> Iterator[list[Load]]:
+def _contiguous_loads(loads: Iterable[Load]) -> Iterator[list[Load]]:
     """Groups of loads that are contiguous in a source."""
     sources: dict[int, int] = {}
-    plain: list[tuple[int, int, int, Load]] = []
+    ranges: list[tuple[int, int, int, Load]] = []
     for number, load in enumerate(loads):
         if isinstance(load.bytes, Range):
             source = sources.setdefault(id(load.bytes.source), len(sources))
-            plain.append((source, load.bytes.offset, number, load))
+            ranges.append((source, load.bytes.offset, number, load))
         else:
             yield [load]
     group: list[Load] = []
     expected: tuple[int, int] | None = None
-    for source, offset, _, load in sorted(plain):
+    for source, offset, _, load in sorted(ranges):
         if group and expected != (source, offset):
             yield group
             group = []
@@ -109,7 +109,7 @@ def _runs_of_loads(loads: Iterable[Load]) -> Iterator[list[Load]]:
         yield group
 
 
-def _runs_of_writes(writes: Iterable[Write]) -> Iterator[list[Write]]:
+def _contiguous_writes(writes: Iterable[Write]) -> Iterator[list[Write]]:
     """Groups of writes whose slots are contiguous in a file."""
     group: list[Write] = []
     for write in sorted(writes, key=lambda write: (write.file.name, write.offset)):

@@ -1,4 +1,4 @@
-"""Copies that move no bytes: if the file system can share extents, a copy is a clone (reflink).
+"""Copies that move no bytes: where the file system can share extents, a copy is a clone (reflink).
 
     source   ...▐███▌▐████████▌▐████████▌▐██▌...
                  read  cloned    cloned   read
@@ -25,7 +25,7 @@ from mergeloom.engine.output.manifest import Origin
 from mergeloom.engine.storage.file_system import Files
 from mergeloom.engine.storage.files import FileReader, FileSource, FileWriter
 
-_SHARING = frozenset({"btrfs", "xfs", "bcachefs", "ocfs2"})
+_SHARING_FILE_SYSTEMS = frozenset({"btrfs", "xfs", "bcachefs", "ocfs2"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Clone:
         return self.writes[0].file
 
     @property
-    def to(self) -> int:
+    def target_offset(self) -> int:
         """The offset of the first write in the shard, in bytes."""
         return self.writes[0].offset
 
@@ -51,7 +51,7 @@ class Clone:
     def nbytes(self) -> int:
         """Bytes of all writes."""
         last = self.writes[-1]
-        return last.offset + last.nbytes - self.to
+        return last.offset + last.nbytes - self.target_offset
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -70,7 +70,7 @@ class Clone:
         return {
             write: Origin(
                 self.source.path,
-                self.offset + write.offset - self.to,
+                self.offset + write.offset - self.target_offset,
                 self.source.size,
                 self.source.modified,
             )
@@ -105,12 +105,12 @@ def writes_of(clones: Iterable[Clone]) -> list[Write]:
     return [write for clone in clones for write in clone.writes]
 
 
-def clonable(graph: Graph) -> Iterator[Clone]:
+def possible_clones(graph: Graph) -> Iterator[Clone]:
     """The possible clones of a graph: plain copies with congruent offsets, each as long as
     possible."""
     runs: list[Clone] = []
     for write in sorted(graph.writes, key=lambda write: (write.file.name, write.offset)):
-        found = _origin(write)
+        found = _copied_range(write)
         if found is None or (found.offset - write.offset) % PAGE:
             continue
         source, offset = found.source, found.offset
@@ -120,7 +120,7 @@ def clonable(graph: Graph) -> Iterator[Clone]:
             last is not None
             and last.file is write.file
             and last.source is source
-            and last.to + last.nbytes == write.offset
+            and last.target_offset + last.nbytes == write.offset
             and last.offset + last.nbytes == offset
         ):
             runs[-1] = Clone((*last.writes, write), source, last.offset)
@@ -129,7 +129,7 @@ def clonable(graph: Graph) -> Iterator[Clone]:
     return (clone for clone in runs if clone.cloned_bytes > 0)
 
 
-def _origin(write: Write) -> Range | None:
+def _copied_range(write: Write) -> Range | None:
     """The byte range of a file that a write copies; ``None`` if it is not one contiguous range."""
     if copied_dtype(write.merge) != write.dtype:
         return None
@@ -140,15 +140,17 @@ def _origin(write: Write) -> Range | None:
     return found if isinstance(found, Range) and isinstance(found.source, FileSource) else None
 
 
-def that_work(clones: Iterable[Clone], directory: Path, files: Files) -> list[Clone]:
-    """Those of ``clones`` that the file system of ``directory`` supports: one block of each source
-    is cloned into a temporary file as a test."""
+def supported_clones(clones: Iterable[Clone], directory: Path, files: Files) -> list[Clone]:
+    """Those of ``clones`` that the file system of ``directory`` supports.
+
+    For each source file, one block is cloned into a temporary file to find out.
+    """
     able: dict[str, bool] = {}
     found = []
     for clone in clones:
         path = clone.source.path
         if path not in able:
-            able[path] = may_share(path, directory) and _works(path, directory, files)
+            able[path] = may_share(path, directory) and _can_clone(path, directory, files)
         if able[path]:
             found.append(clone)
     return found
@@ -160,10 +162,10 @@ def may_share(path: str, directory: Path) -> bool:
     while not directory.exists():
         directory = directory.parent
     source, target = _mount(os.path.realpath(path)), _mount(os.path.realpath(directory))
-    return source is not None and source == target and source[1] in _SHARING
+    return source is not None and source == target and source[1] in _SHARING_FILE_SYSTEMS
 
 
-def _works(path: str, directory: Path, files: Files) -> bool:
+def _can_clone(path: str, directory: Path, files: Files) -> bool:
     trial = directory / f"trial-{os.getpid()}"
     try:
         with contextlib.ExitStack() as opened:
@@ -195,16 +197,16 @@ def _mount(path: str) -> tuple[str, str] | None:
     return found
 
 
-def make(clone: Clone, reader: FileReader, writer: FileWriter) -> None:
+def make_clone(clone: Clone, reader: FileReader, writer: FileWriter) -> None:
     """Clone the whole blocks and copy the partial blocks at both ends.
 
     Raises:
         RunError: the disk is full, or the write fails.
     """
     start, stop = clone.blocks
-    reader.clone(clone.offset + start, clone.offset + stop, writer, clone.to + start)
+    reader.clone(clone.offset + start, clone.offset + stop, writer, clone.target_offset + start)
     for begin, end in ((0, start), (stop, clone.nbytes)):
         if begin < end:
             block, at = Block(span_bytes(end - begin)), page_offset(clone.offset + begin)
             reader.read(clone.offset + begin, clone.offset + end, block, at)
-            writer.write(clone.to + begin, clone.to + end, block, at)
+            writer.write(clone.target_offset + begin, clone.target_offset + end, block, at)

@@ -13,14 +13,14 @@ from mergeloom.engine.base.dtypes import DType
 _CHUNK = 1 << 16
 """Elements encoded or decoded at once: a multiple of every block size."""
 
-_SAFE = 65504.0
+_MAX_SAFE = 65504.0
 """Magnitude below which no block scale, a float16, overflows."""
 
 
-def decode(dtype: DType, codes: Any, out: Any) -> None:
-    """Decode whole blocks.
+def decode(dtype: DType, blocks: Any, out: Any) -> None:
+    """Decode whole blocks of quantised values.
 
-    ``codes`` is a flat numpy array of uint8, ``out`` a flat numpy array of float32 for the values.
+    ``blocks`` is a flat numpy array of uint8, ``out`` a flat numpy array of float32 for the values.
     """
     import gguf
     import numpy as np
@@ -28,8 +28,8 @@ def decode(dtype: DType, codes: Any, out: Any) -> None:
     kind = gguf.GGMLQuantizationType[dtype.code]
     step = dtype.nbytes(_CHUNK)
     with np.errstate(all="ignore"):  # non-finite scales give non-finite values
-        for number, start in enumerate(range(0, len(codes), step)):
-            part = codes[start : start + step].reshape(1, -1)
+        for number, start in enumerate(range(0, len(blocks), step)):
+            part = blocks[start : start + step].reshape(1, -1)
             values = gguf.dequantize(part, kind).reshape(-1)
             out[number * _CHUNK : number * _CHUNK + len(values)] = values
 
@@ -44,12 +44,12 @@ def encode(dtype: DType, values: Any, out: Any) -> int:
     import numpy as np
 
     kind = gguf.GGMLQuantizationType[dtype.code]
-    doubtful = 0
+    may_be_nonfinite = 0
     with np.errstate(all="ignore"):
         for start in range(0, len(values), _CHUNK):
             part = values[start : start + _CHUNK]
-            doubtful += int(np.count_nonzero(~(np.abs(part) < _SAFE)))
-            codes = gguf.quantize(part.reshape(1, -1), kind).reshape(-1)
+            may_be_nonfinite += int(np.count_nonzero(~(np.abs(part) < _MAX_SAFE)))
+            blocks = gguf.quantize(part.reshape(1, -1), kind).reshape(-1)
             at = dtype.nbytes(start)
-            out[at : at + len(codes)] = codes
-    return doubtful
+            out[at : at + len(blocks)] = blocks
+    return may_be_nonfinite

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from mergeloom.engine.graph.graph import OutputFile, Write
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.output.journal import Finished
+from mergeloom.engine.output.journal import FinishedTensor
 
 
 class ComparingSink:
@@ -16,7 +16,7 @@ class ComparingSink:
     ``differing`` has the names of the tensors that differ.
     """
 
-    def __init__(self, recorded: Mapping[Write, Finished]) -> None:
+    def __init__(self, recorded: Mapping[Write, FinishedTensor]) -> None:
         self.differing: list[str] = []
         self._recorded = recorded
         self._lock = threading.Lock()

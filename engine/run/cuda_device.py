@@ -67,12 +67,12 @@ class CudaQueue(Queue):
     ) -> None:
         self._device.stream = None
 
-    def after(self, mark: Mark) -> None:
+    def wait_for(self, mark: Mark) -> None:
         assert isinstance(mark, CudaMark)
-        self.stream.after(mark.event)
+        self.stream.wait_for(mark.event)
 
     def copy(self, target: CudaMemory, source: CudaMemory) -> None:
-        if isinstance(source, _Host):
+        if isinstance(source, _MainMemory):
             self.stream.upload(target.address, source.address, source.size)
         else:
             self.stream.download(target.address, source.address, source.size)
@@ -81,14 +81,14 @@ class CudaQueue(Queue):
         return CudaMark(self.stream)
 
 
-class _Host(CudaMemory):
+class _MainMemory(CudaMemory):
     """Bytes of main memory."""
 
     __slots__ = ()
 
     def __getitem__(self, part: slice) -> CudaMemory:
         start, stop, _ = part.indices(self.size)
-        return _Host(self.address + start, max(stop - start, 0), self)
+        return _MainMemory(self.address + start, max(stop - start, 0), self)
 
 
 class CudaDevice(Device):
@@ -130,8 +130,8 @@ class CudaDevice(Device):
         with contextlib.suppress(cuda.CudaError):  # a failed device has already reported it
             cuda.free(address)
 
-    def here(self, block: Block, offset: int, nbytes: int) -> CudaMemory:
-        return _Host(block.address + offset, nbytes, block)
+    def main_memory(self, block: Block, offset: int, nbytes: int) -> CudaMemory:
+        return _MainMemory(block.address + offset, nbytes, block)
 
     def numbers(self, found: Sequence[Any]) -> list[float]:
         return [float(number) for number in found]
@@ -168,11 +168,11 @@ class CudaDevice(Device):
         with contextlib.suppress(cuda.CudaError):
             self._context.enter()
             for block in list(self._pinned.values()):
-                block.release_pages()
+                block.unpin_pages()
             self._tables.clear()
             self._page = None
             for address in self._all_pages:
-                cuda.free_here(address)
+                cuda.free_main_memory(address)
             self._context.release()
 
     # --- for arithmetic -------------------------------------------------------------------
@@ -213,7 +213,7 @@ class CudaDevice(Device):
         """
         nbytes = 8 * count
         if nbytes > _PAGE:
-            alone = self._room_here(nbytes)
+            alone = self._main_memory_for(nbytes)
             ctypes.memset(alone.address, 0, nbytes)
             return alone.address, alone
         page = self._page
@@ -241,20 +241,20 @@ class CudaDevice(Device):
     def bring(self, memory: CudaMemory) -> CudaMemory:
         """Copy bytes to main memory; they have arrived when all work queued so far is done."""
         assert self.stream is not None
-        found = self._room_here(memory.size)
+        found = self._main_memory_for(memory.size)
         self.stream.download(found.address, memory.address, memory.size)
         return found
 
-    def _room_here(self, nbytes: int) -> CudaMemory:
+    def _main_memory_for(self, nbytes: int) -> CudaMemory:
         """Main memory that the device can access; memory without references is reused."""
         free = self._copies.setdefault(nbytes, [])
         address = free.pop() if free else self._new_page(nbytes)
-        found = _Host(address, nbytes)
+        found = _MainMemory(address, nbytes)
         weakref.finalize(found, free.append, address).atexit = False
         return found
 
     def _new_page(self, nbytes: int) -> int:
-        self._all_pages.append(cuda.allocate_here(nbytes))
+        self._all_pages.append(cuda.allocate_main_memory(nbytes))
         return self._all_pages[-1]
 
 

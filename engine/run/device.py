@@ -40,7 +40,7 @@ class Queue:
     ) -> None:
         pass
 
-    def after(self, mark: Mark) -> None:
+    def wait_for(self, mark: Mark) -> None:
         """Make later work wait for ``mark``, which may belong to another queue."""
 
     def copy(self, target: Memory, source: Memory) -> None:
@@ -57,7 +57,7 @@ class Device:
 
     name: str
 
-    def working(self) -> AbstractContextManager[Any]:
+    def thread_context(self) -> AbstractContextManager[Any]:
         """The context in which a thread uses the device."""
         return nullcontext()
 
@@ -69,7 +69,7 @@ class Device:
         """
         raise NotImplementedError
 
-    def here(self, block: Block, offset: int, nbytes: int) -> Memory:
+    def main_memory(self, block: Block, offset: int, nbytes: int) -> Memory:
         """``nbytes`` bytes of a block at ``offset``, for copies."""
         raise NotImplementedError
 

@@ -25,23 +25,23 @@ from mergeloom.engine.run.state import MergeRun, TileRun
 class Entry:
     """The inputs of a merge's first ``grains`` grains, in ``nbytes`` bytes at offset ``at``.
 
-    ``places`` has the offset of the first grain of each load; ``there`` the grains already
+    ``offsets`` has the offset of the first grain of each load, ``uploaded`` the grains that were
     uploaded. ``tiles`` counts the unfinished tiles of the last pass.
     """
 
     at: int
     nbytes: int
     grains: int
-    places: dict[Load, int]
+    offsets: dict[Load, int]
     tiles: int
-    there: dict[Load, set[int]] = field(default_factory=dict)
+    uploaded: dict[Load, set[int]] = field(default_factory=dict)
 
-    def arrives(self, load: Load, grains: range) -> bool:
+    def add_grains(self, load: Load, grains: range) -> bool:
         """Record that ``grains`` of ``load`` are cached; returns whether any of them is new."""
-        there = self.there.setdefault(load, set())
-        before = len(there)
-        there.update(grains)
-        return len(there) > before
+        uploaded = self.uploaded.setdefault(load, set())
+        before = len(uploaded)
+        uploaded.update(grains)
+        return len(uploaded) > before
 
 
 class DeviceCache:
@@ -49,16 +49,16 @@ class DeviceCache:
 
     def __init__(self, memory: Memory = None) -> None:
         self.memory = memory
-        self.stays: dict[MergeRun, Entry] = {}
+        self.entries: dict[MergeRun, Entry] = {}
 
     @property
     def size(self) -> int:
         """Size in bytes."""
         return 0 if self.memory is None else int(self.memory.numel())
 
-    def crowded(self, scheduled: ScheduledMerge, others: Collection[MergeRun]) -> bool:
+    def is_crowded(self, scheduled: ScheduledMerge, others: Collection[MergeRun]) -> bool:
         """Whether a merge would get more space if ``others`` were removed."""
-        if self.stays.keys().isdisjoint(others):
+        if self.entries.keys().isdisjoint(others):
             return False
         possible = min(
             scheduled.cached_grains, grains_in_cache(scheduled.work.merge_shape, self.size)
@@ -67,34 +67,34 @@ class DeviceCache:
 
     def admit(self, run: MergeRun) -> Entry | None:
         """The entry of a merge, created if necessary; ``None`` if there is no space."""
-        if (stay := self.stays.get(run)) is not None:
-            return stay
+        if (entry := self.entries.get(run)) is not None:
+            return entry
         scheduled = run.scheduled
         work, merge_shape = scheduled.work, scheduled.work.merge_shape
         at, room = self._gap()
         grains = min(scheduled.cached_grains, grains_in_cache(merge_shape, room))
         if grains == 0:
             return None
-        places, place = {}, at
+        offsets, end = {}, at
         for position in repeated_leaves(merge_shape):
-            places[work.leaves[position]] = place
-            place += grains * stride(merge_shape.grains, merge_shape.leaf_sizes[position])
-        nbytes = place - at
-        self.stays[run] = Entry(at, nbytes, grains, places, scheduled.flow.tiles)
-        return self.stays[run]
+            offsets[work.leaves[position]] = end
+            end += grains * stride(merge_shape.grains, merge_shape.leaf_sizes[position])
+        nbytes = end - at
+        self.entries[run] = Entry(at, nbytes, grains, offsets, scheduled.flow.tiles)
+        return self.entries[run]
 
-    def done(self, task: TileRun) -> None:
+    def tile_done(self, task: TileRun) -> None:
         """Report that a tile is done and its inputs are no longer read."""
-        stay = self.stays.get(task.merge)
-        if stay is not None and task.tile.writes:
-            stay.tiles -= 1
-            if stay.tiles == 0:
-                del self.stays[task.merge]
+        entry = self.entries.get(task.merge)
+        if entry is not None and task.tile.writes:
+            entry.tiles -= 1
+            if entry.tiles == 0:
+                del self.entries[task.merge]
 
     def _gap(self) -> tuple[int, int]:
         """Offset and length of the largest gap."""
         at, found = 0, (0, 0)
-        for stay in sorted(self.stays.values(), key=lambda stay: stay.at):
-            found = max(found, (at, stay.at - at), key=lambda gap: gap[1])
-            at = stay.at + stay.nbytes
+        for entry in sorted(self.entries.values(), key=lambda entry: entry.at):
+            found = max(found, (at, entry.at - at), key=lambda gap: gap[1])
+            at = entry.at + entry.nbytes
         return max(found, (at, self.size - at), key=lambda gap: gap[1])

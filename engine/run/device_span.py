@@ -27,16 +27,16 @@ class DeviceSpan:
         """Elements ``[start, start + count)`` of one grain as a flat array."""
         return ops.at(self._bytes(dtype.size, start, count), dtype, count)
 
-    def pieces(self, indices: range, size: int, host: Memory) -> Iterator[tuple[Memory, Memory]]:
-        """The bytes of grains ``indices`` on the device, paired with their bytes in ``host``, which
-        contains only them; elements have ``size`` bytes."""
+    def pieces(self, indices: range, size: int, memory: Memory) -> Iterator[tuple[Memory, Memory]]:
+        """The bytes of grains ``indices`` on the device, each part with its bytes in ``memory``,
+        main memory that contains only these grains; elements have ``size`` bytes."""
         grains = self.grains
         dense = stride(grains, size) == grains.size * size
         begin, _ = elements_of(grains, indices)
         for run in chunks(indices, len(indices) if dense else 1, 0):
             start, count = elements_of(grains, run)
             at = (start - begin) * size
-            yield self._bytes(size, start, count), host[at : at + count * size]
+            yield self._bytes(size, start, count), memory[at : at + count * size]
 
     def _bytes(self, size: int, start: int, count: int) -> Memory:
         index, inside = divmod(start, self.grains.size)

@@ -27,17 +27,17 @@ from typing import Any
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import RunError, is_memory_short
 from mergeloom.engine.graph.graph import Load, Merge, Write
-from mergeloom.engine.memory.ledger import Block, Closed
+from mergeloom.engine.memory.ledger import Block, LedgerClosed
 from mergeloom.engine.plan.device_memory import stride
 from mergeloom.engine.run.device import Device, Mark, Memory, is_incapable, is_out_of_memory
 from mergeloom.engine.run.device_cache import Entry
 from mergeloom.engine.run.device_span import DeviceSpan, chunks, elements_of
 from mergeloom.engine.run.device_workspace import DeviceWorkspace
 from mergeloom.engine.run.evaluate import Span, TreeEvaluator, check_finite
-from mergeloom.engine.run.flight import Flight
 from mergeloom.engine.run.state import MergeRun, TileQueue, TileRun, elements
+from mergeloom.engine.run.tile_in_flight import TileInFlight
 
-_FLYING = 2
+_TILES_AHEAD = 2
 """Number of later tiles that are queued before the results of a tile are checked."""
 
 
@@ -51,33 +51,33 @@ class DeviceWorker:
         device: Device,
         number: int,
         memory: int,
-        host: TileQueue,
+        tiles: TileQueue,
         arithmetic: Callable[..., Any],
     ) -> None:
         self._device = device
         self._number = number
-        self._host = host
+        self._tiles = tiles
         self._upload, self._compute, self._download, self._fetch = (
             device.queue() for _ in range(4)
         )
-        self._space = DeviceWorkspace(device, memory, arithmetic, self._compute)
-        self._most: int | None = None
-        self._flying: deque[Flight] = deque()
-        self._again: deque[TileRun] = deque()
+        self._workspace = DeviceWorkspace(device, memory, arithmetic, self._compute)
+        self._max_chunk: int | None = None
+        self._in_flight: deque[TileInFlight] = deque()
+        self._to_retry: deque[TileRun] = deque()
         self._halved = 0
-        self._given_up: dict[Merge, None] = {}
+        self._given_to_cpu: dict[Merge, None] = {}
 
     def run(self) -> None:
         """Compute tiles until the end of the run.
 
         Raises:
-            Closed: the run was stopped.
+            LedgerClosed: the run was stopped.
             RunError: the device failed for a reason other than lack of memory.
         """
         try:
-            with self._device.working():
+            with self._device.thread_context():
                 self._run()
-        except (Closed, RunError):
+        except (LedgerClosed, RunError):
             raise
         except Exception as error:
             if is_memory_short(error):
@@ -95,31 +95,31 @@ class DeviceWorker:
 
     def _run(self) -> None:
         while True:
-            if self._again:
-                task: TileRun | None = self._again.popleft()
+            if self._to_retry:
+                task: TileRun | None = self._to_retry.popleft()
             else:
-                task = self._host.take(self._number, wait=not self._flying)
+                task = self._tiles.take(self._number, wait=not self._in_flight)
             if task is not None:
                 self._attempt(task)
-            elif not self._flying:
+            elif not self._in_flight:
                 return
-            if self._flying and (task is None or len(self._flying) > _FLYING):
-                self._land()
+            if self._in_flight and (task is None or len(self._in_flight) > _TILES_AHEAD):
+                self._finish_oldest()
 
     def warnings(self) -> list[str]:
         """Deviations from the plan, one line each."""
         lines = []
         for count, what in (
-            (self._space.shrunk, "its cache of inputs was reduced"),
+            (self._workspace.times_shrunk, "its cache of inputs was reduced"),
             (self._halved, "tiles were reduced"),
         ):
             if count:
                 times = f"{count} time{'s' if count > 1 else ''}"
                 lines.append(f"'{self._device.name}' ran out of memory: {what} {times}")
-        if self._given_up:
-            count = len(self._given_up)
+        if self._given_to_cpu:
+            count = len(self._given_to_cpu)
             merges = "1 merge" if count == 1 else f"{count} merges"
-            name = next(iter(self._given_up)).name
+            name = next(iter(self._given_to_cpu)).name
             lines.append(
                 f"'{self._device.name}' could not run {merges}, which the CPU ran: '{name}'"
                 + (" and others" if count > 1 else "")
@@ -130,16 +130,18 @@ class DeviceWorker:
 
     def _attempt(self, task: TileRun) -> None:
         scheduled = task.merge.scheduled
-        if self._stays(task) and self._space.cache.crowded(scheduled, self._others(task)):
+        if self._should_cache(task) and self._workspace.cache.is_crowded(
+            scheduled, self._other_merges(task)
+        ):
             # The merges that use the space are in flight, and may be almost done.
-            self._land_all()
-            self._host.put_back(task)
+            self._finish_all()
+            self._tiles.put_back(task)
             return
-        chunk = min(scheduled.chunk, task.tile.grains, self._most or scheduled.chunk)
+        chunk = min(scheduled.chunk, task.tile.grains, self._max_chunk or scheduled.chunk)
         try:
-            cached = scheduled.cached_grains if self._stays(task) else 0
-            self._space.reserve(scheduled.work.merge_shape, chunk, cached, self._land_all)
-            self._flying.append(self._launch(task, chunk))
+            cached = scheduled.cached_grains if self._should_cache(task) else 0
+            self._workspace.reserve(scheduled.work.merge_shape, chunk, cached, self._finish_all)
+            self._in_flight.append(self._launch(task, chunk))
         except Exception as error:
             chunk = self._smaller(chunk, error)
         else:
@@ -147,9 +149,9 @@ class DeviceWorker:
         # Only here: while an exception is handled, its traceback keeps the memory alive.
         self._retry(task, chunk)
 
-    def _land(self) -> None:
+    def _finish_oldest(self) -> None:
         """Check the results of the oldest tile in flight."""
-        flight = self._flying.popleft()
+        flight = self._in_flight.popleft()
         task = flight.task
         try:
             assert flight.arrived is not None
@@ -157,75 +159,77 @@ class DeviceWorker:
             with self._fetch:
                 if flight.accumulator is not None:
                     _statistic(task).fetch(flight.accumulator)
-                doubtful = self._device.numbers(flight.doubtful)
+                nonfinite_flags = self._device.numbers(flight.nonfinite_flags)
         except Exception as error:
             chunk = self._smaller(flight.chunk, error)
         else:
-            self._arrived(flight, doubtful)
+            self._results_arrived(flight, nonfinite_flags)
             return
         del flight
         self._retry(task, chunk)
 
-    def _arrived(self, flight: Flight, doubtful: Sequence[float]) -> None:
+    def _results_arrived(self, flight: TileInFlight, nonfinite_flags: Sequence[float]) -> None:
         task = flight.task
-        self._space.cache.done(task)
+        self._workspace.cache.tile_done(task)
         if flight.accumulator is not None:
             # At once: the next pass of this merge may wait for nothing else.
-            self._host.accumulate(task, flight.accumulator)
-            self._host.computed(task)
+            self._tiles.accumulate(task, flight.accumulator)
+            self._tiles.computed(task)
             return
 
         def finish() -> None:
-            _finish(task, doubtful)
-            self._host.computed(task)
+            _finish(task, nonfinite_flags)
+            self._tiles.computed(task)
 
-        self._host.defer(finish)  # digesting takes as long as queueing all of this
+        self._tiles.defer(finish)  # digesting takes as long as queueing all work of the tile
 
-    def _land_all(self) -> None:
-        while self._flying:
-            self._land()
+    def _finish_all(self) -> None:
+        while self._in_flight:
+            self._finish_oldest()
 
-    def _others(self, task: TileRun) -> set[MergeRun]:
+    def _other_merges(self, task: TileRun) -> set[MergeRun]:
         """Merges in flight other than that of ``task``."""
-        return {flight.task.merge for flight in self._flying} - {task.merge}
+        return {flight.task.merge for flight in self._in_flight} - {task.merge}
 
-    def _launch(self, task: TileRun, chunk: int) -> Flight:
+    def _launch(self, task: TileRun, chunk: int) -> TileInFlight:
         """Queue all work of a tile, ``chunk`` grains at a time."""
         run, tile = task.merge, task.tile
-        flight = Flight(task, chunk)
-        for merge in run.passes[tile.number].scanned:
+        flight = TileInFlight(task, chunk)
+        for merge in run.passes[tile.number].scanning:
             if merge not in task.prefixes:
-                self._host.exchange(task, merge, self._prefixes(flight, merge))
+                self._tiles.exchange(task, merge, self._prefixes(flight, merge))
         current = run.scheduled.work.passes[tile.number]
         if current.statistic is None:
-            flight.arrived = self._walk(
+            flight.arrived = self._process(
                 flight,
-                lambda evaluator, index, outputs: flight.doubtful.append(
-                    evaluator.output(index, outputs)
+                lambda evaluator, index, outputs: flight.nonfinite_flags.append(
+                    evaluator.compute_output(index, outputs)
                 ),
             )
         else:
             merge, statistic = run.scheduled.work.merge_of(current), _statistic(task)
             flight.accumulator = into = statistic.init()
-            flight.arrived = self._walk(
+            flight.arrived = self._process(
                 flight,
-                lambda evaluator, index, _: evaluator.statistic(merge, statistic, into, index),
+                lambda evaluator, index, _: evaluator.update_statistic(
+                    merge, statistic, into, index
+                ),
             )
         return flight
 
-    def _prefixes(self, flight: Flight, merge: Merge) -> list[tuple[int, ...]]:
+    def _prefixes(self, flight: TileInFlight, merge: Merge) -> list[tuple[int, ...]]:
         """The scan values of a tile's grains; their sums are needed before the output pass."""
         found: list[tuple[Any, ...]] = []
-        self._walk(
+        self._process(
             flight, lambda evaluator, index, _: found.append(evaluator.scan_value(merge, index))
         ).wait()
         with self._fetch:
             fetched = iter(self._device.numbers([number for own in found for number in own]))
         return [tuple(int(next(fetched)) for _ in own) for own in found]
 
-    def _walk(
+    def _process(
         self,
-        flight: Flight,
+        flight: TileInFlight,
         each: Callable[[TreeEvaluator, int, Sequence[tuple[Write, DeviceSpan]]], None],
     ) -> Mark:
         """Upload, process and download a tile, calling ``each`` for its grains.
@@ -234,35 +238,37 @@ class DeviceWorker:
         """
         task = flight.task
         run, work = task.merge, task.merge.scheduled.work
-        ops, last = self._space.ops, Mark()
+        ops, last = self._workspace.ops, Mark()
         assert ops is not None
-        cache = self._space.cache
-        stay = cache.admit(run) if self._stays(task) else cache.stays.get(run)
-        for indices in chunks(_grains(task), flight.chunk, 0 if stay is None else stay.grains):
-            self._host.check()
-            slot = self._space.next_slot()
-            inputs, uploads, outputs, downloads = self._arrange(task, indices, slot.memory, stay)
+        cache = self._workspace.cache
+        entry = cache.admit(run) if self._should_cache(task) else cache.entries.get(run)
+        for indices in chunks(
+            task.tile.indices, flight.chunk, 0 if entry is None else entry.grains
+        ):
+            self._tiles.check()
+            slot = self._workspace.next_slot()
+            inputs, uploads, outputs, downloads = self._arrange(task, indices, slot.memory, entry)
             if slot.free is not None:
-                self._upload.after(slot.free)
+                self._upload.wait_for(slot.free)
             for target, source in uploads:
                 self._upload.copy(target, source)
-            self._compute.after(self._upload.mark())
+            self._compute.wait_for(self._upload.mark())
             with self._compute:
                 evaluator = TreeEvaluator(
                     work.root, work.grains, inputs, ops, run.statistics, task.prefixes
                 )
                 for index in indices:
                     each(evaluator, index, outputs)
-                if indices.stop == task.tile.first + task.tile.grains:
+                if indices.stop == task.tile.indices.stop:
                     ops.bring()
-            self._download.after(self._compute.mark())
+            self._download.wait_for(self._compute.mark())
             for source, target in downloads:
                 self._download.copy(target, source)
             slot.free = last = self._download.mark()
         return last
 
     def _arrange(
-        self, task: TileRun, indices: range, memory: Memory, stay: Entry | None
+        self, task: TileRun, indices: range, memory: Memory, entry: Entry | None
     ) -> tuple[
         dict[Load, DeviceSpan],
         list[tuple[Memory, Memory]],
@@ -270,14 +276,14 @@ class DeviceWorker:
         list[tuple[Memory, Memory]],
     ]:
         """The positions of the inputs of some grains and their uploads, and the positions of the
-        outputs and their downloads. Transfers are pairs of device and host bytes.
+        outputs and their downloads. Transfers are pairs of bytes: on the device, in main memory.
 
         Either all of these grains are cached, or none.
         """
         grains = task.merge.scheduled.work.grains
         tile_first, _ = elements(task.tile, task.merge.scheduled)
         first, count = elements_of(grains, indices)
-        cached = stay if stay is not None and indices.stop <= stay.grains else None
+        cached = entry if entry is not None and indices.stop <= entry.grains else None
         at = 0
 
         def in_slot(dtype: DType) -> DeviceSpan:
@@ -292,14 +298,14 @@ class DeviceWorker:
             self._device.pin(block)
             offset = start + (first - tile_first) * dtype.size
             nbytes = count * dtype.size
-            return span.pieces(indices, dtype.size, self._device.here(block, offset, nbytes))
+            return span.pieces(indices, dtype.size, self._device.main_memory(block, offset, nbytes))
 
         inputs: dict[Load, DeviceSpan] = {}
         uploads: list[tuple[Memory, Memory]] = []
         for load, (block, start) in task.inputs.items():
-            if cached is not None and load in cached.places:
-                span = DeviceSpan(self._space.cache.memory, cached.places[load], 0, grains)
-                missing = cached.arrives(load, indices)
+            if cached is not None and load in cached.offsets:
+                span = DeviceSpan(self._workspace.cache.memory, cached.offsets[load], 0, grains)
+                missing = cached.add_grains(load, indices)
             else:
                 span, missing = in_slot(load.dtype), True
             inputs[load] = span
@@ -315,24 +321,24 @@ class DeviceWorker:
 
     # --- memory ---------------------------------------------------------------------------
 
-    def _stays(self, task: TileRun) -> bool:
+    def _should_cache(self, task: TileRun) -> bool:
         """Whether to cache the inputs of this tile for later passes."""
         return (
             task.merge.scheduled.cached_grains > 0
             and not task.tile.writes  # no pass follows the last one
             and task.merge.device == self._number  # the CPU has not taken over
-            and task.merge not in self._space.cache.stays
+            and task.merge not in self._workspace.cache.entries
         )
 
     def _retry(self, task: TileRun, chunk: int) -> None:
         """Restart ``task`` with ``chunk`` grains at a time; 0 gives it to the CPU."""
-        self._land_all()
-        self._space.drop()
+        self._finish_all()
+        self._workspace.drop()
         if chunk == 0:
-            self._given_up[task.merge.scheduled.work.root] = None
-            self._host.give_up(task)
+            self._given_to_cpu[task.merge.scheduled.work.root] = None
+            self._tiles.give_up(task)
             return
-        self._again.append(task)
+        self._to_retry.append(task)
 
     def _smaller(self, chunk: int, error: Exception) -> int:
         """The number of grains to try next after ``error`` with ``chunk`` grains; 0 for none.
@@ -344,24 +350,24 @@ class DeviceWorker:
             return 0
         if not is_out_of_memory(error):
             raise error
-        if self._space.shrink():
+        if self._workspace.shrink():
             return chunk
         if chunk > 1:
             self._halved += 1
-            self._most = min(self._most or chunk, chunk // 2)
+            self._max_chunk = min(self._max_chunk or chunk, chunk // 2)
         return chunk // 2
 
 
-def _finish(task: TileRun, doubtful: Sequence[float]) -> None:
+def _finish(task: TileRun, nonfinite_flags: Sequence[float]) -> None:
     """Check and digest the downloaded output blocks."""
     run, work = task.merge, task.merge.scheduled.work
     first, _ = elements(task.tile, run.scheduled)
     inputs = {load: Span(block, at, first) for load, (block, at) in task.inputs.items()}
     outputs = [(write, Span(block, at, first)) for write, block, at in task.outputs]
     task.nonfinite.clear()
-    for index, doubt in zip(_grains(task), doubtful, strict=True):
+    for index, flag in zip(task.tile.indices, nonfinite_flags, strict=True):
         bounds = work.grains.bounds(index)
-        if doubt:
+        if flag:
             task.nonfinite.update(check_finite(work.root, bounds, inputs, outputs))
         for write, span in outputs:
             run.digests[write].add(index, span.content(write.dtype, *bounds))

@@ -1,6 +1,6 @@
 """The device memory of a worker: chunk slots, scratch for arithmetic, and the input cache.
 
-    | outside: the libraries' | scratch | slot | slot | slot |        cache        |
+    | outside: libraries | scratch | slot | slot | slot |        cache        |
 
 Scratch and slots grow as merges need them; the cache uses the remaining memory and shrinks first
 when the device has less than expected.
@@ -24,9 +24,9 @@ from mergeloom.engine.plan.footprint import MergeShape
 from mergeloom.engine.run.device import Device, Mark, Memory, Queue, is_out_of_memory
 from mergeloom.engine.run.device_cache import DeviceCache
 
-_SHRINKS = 4
+_SHRINK_FACTOR = 4
 """Factor by which a cache that was too large is reduced."""
-_LEAST_CACHE = 1 << 20
+_MIN_CACHE_BYTES = 1 << 20
 
 
 class _Sizes(NamedTuple):
@@ -53,8 +53,10 @@ class Slot:
 
 
 class DeviceWorkspace:
-    """At most ``memory`` bytes of a device. ``arithmetic`` creates its operations from scratch, in
-    the queue ``compute``.
+    """The use of at most ``memory`` bytes of a device.
+
+    ``arithmetic`` creates the operations from scratch memory and the device, in the queue
+    ``compute``.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class DeviceWorkspace:
     ) -> None:
         self.ops: DeviceOps | None = None
         self.cache = DeviceCache()
-        self.shrunk = 0
+        self.times_shrunk = 0
         """How many times the cache was reduced."""
         self._device = device
         self._memory = memory
@@ -75,20 +77,20 @@ class DeviceWorkspace:
         self._slots: list[Slot] = []
         self._turn = 0
         self._sizes = _NOTHING
-        self._cachable = memory
+        self._max_cache_bytes = memory
         """Upper limit of the cache size in bytes."""
 
     def next_slot(self) -> Slot:
-        """The slots, in turn."""
+        """The next slot; slots are used in turn."""
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % SLOTS
         return slot
 
     def reserve(
-        self, merge_shape: MergeShape, chunk: int, cached: int, land: Callable[[], None]
+        self, merge_shape: MergeShape, chunk: int, cached: int, finish_all: Callable[[], None]
     ) -> None:
         """Allocate what a merge needs to process ``chunk`` grains at a time and cache ``cached``
-        grains. ``land`` waits until nothing in this memory is in use."""
+        grains. ``finish_all`` waits until nothing in this memory is in use."""
         needed = _Sizes(
             outside_bytes(merge_shape), arena_bytes(merge_shape), slot_bytes(merge_shape, chunk)
         )
@@ -97,12 +99,12 @@ class DeviceWorkspace:
             sizes = needed  # drop what other merges needed
         cache = self.cache.size
         if cached and (own := cache_bytes(merge_shape, cached)) > cache:
-            cache = SLOTS * own  # others begin while one merge ends
-        cache = max(min(cache, self._memory - sizes.total, self._cachable), 0)
+            cache = SLOTS * own  # the next merges begin before this one ends
+        cache = max(min(cache, self._memory - sizes.total, self._max_cache_bytes), 0)
         if sizes == self._sizes and cache == self.cache.size:
             return
-        land()
-        if sizes == self._sizes and self.cache.stays:
+        finish_all()
+        if sizes == self._sizes and self.cache.entries:
             return  # not worth uploading the contents again
         self.drop()
         scratch = self._device.allocate(sizes.scratch)
@@ -132,7 +134,7 @@ class DeviceWorkspace:
 
     def _allocate_cache(self, nbytes: int) -> None:
         """Allocate a cache of ``nbytes``, or as many bytes as are available."""
-        while nbytes := min(nbytes, self._cachable):
+        while nbytes := min(nbytes, self._max_cache_bytes):
             try:
                 self.cache = DeviceCache(self._device.allocate(nbytes))
             except Exception as error:
@@ -143,7 +145,7 @@ class DeviceWorkspace:
                 return
 
     def _shrink(self, nbytes: int) -> None:
-        """Limit the cache to less than ``nbytes``, which were too much."""
-        self.shrunk += 1
-        smaller = nbytes // _SHRINKS
-        self._cachable = smaller if smaller >= _LEAST_CACHE else 0
+        """Limit the cache to a fraction of ``nbytes``, for which memory was too small."""
+        self.times_shrunk += 1
+        smaller = nbytes // _SHRINK_FACTOR
+        self._max_cache_bytes = smaller if smaller >= _MIN_CACHE_BYTES else 0

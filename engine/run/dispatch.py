@@ -11,7 +11,7 @@ from threading import Lock
 from mergeloom.engine.graph.graph import Load, Spill, Write
 from mergeloom.engine.memory.ledger import Block, Ledger
 from mergeloom.engine.memory.pages import page_offset, span_bytes
-from mergeloom.engine.plan.bundles import groups
+from mergeloom.engine.plan.bundles import bundle_merges
 from mergeloom.engine.plan.schedule import Schedule, ScheduledMerge, Tile
 from mergeloom.engine.run.bundle_layout import BundleLayout
 from mergeloom.engine.run.loading import Loader
@@ -49,10 +49,10 @@ class Dispatcher:
         """Walk the schedule to its end.
 
         Raises:
-            Closed: the run was stopped.
+            LedgerClosed: the run was stopped.
         """
         order = 0
-        for group in groups(self._schedule):
+        for group in bundle_merges(self._schedule):
             if isinstance(group, int):
                 run = self._begin(self._schedule.merges[group])
                 for tile in self._schedule.tiles(group):

@@ -24,8 +24,8 @@ from mergeloom.engine.run.finite import not_finite
 from mergeloom.engine.run.tables import LoadedTable
 
 
-class Stretch(Protocol):
-    """Contiguous elements of a tensor in main memory or in the memory of a device."""
+class ElementsView(Protocol):
+    """The place of contiguous elements of a tensor, in main memory or on a device."""
 
     def view(self, ops: Ops, dtype: DType, start: int, count: int) -> Array:
         """Elements ``[start, start + count)`` as a flat array."""
@@ -57,8 +57,8 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Memo:
-    """Where the memos of a run of grains lie: ``nbytes`` each, that of grain ``first`` from byte
-    ``at`` of ``block`` on."""
+    """The memos of consecutive grains, ``nbytes`` each: that of grain ``first`` is at byte ``at``
+    of ``block``."""
 
     block: Block
     nbytes: int
@@ -75,15 +75,15 @@ class TreeEvaluator:
 
     ``statistics`` maps each merge of the tree to the results of its finished passes; ``prefixes``
     maps merges with a scan to the sum of the scan values of all earlier grains, by grain. ``ops``
-    is the arithmetic, ``memo`` the memos for the root's kernel, ``side`` and ``tables`` the loads
-    other than inputs.
+    are the operations, ``memo`` the memos for the kernel of the root, ``side`` and ``tables`` the
+    loads other than inputs.
     """
 
     def __init__(
         self,
         root: Merge,
         grains: Grains,
-        inputs: Mapping[Load, Stretch],
+        inputs: Mapping[Load, ElementsView],
         ops: Ops,
         statistics: Mapping[Merge, Sequence[Any]],
         prefixes: Mapping[Merge, Mapping[int, tuple[int, ...]]],
@@ -100,19 +100,19 @@ class TreeEvaluator:
         self._memo = memo
         self.tables = tables or {}
         beside = (item for item in (side or {}).items() if item[0] not in self.tables)
-        self._side = {load: _beside(ops, load, span) for load, span in beside}
+        self._side = {load: _side_array(ops, load, span) for load, span in beside}
         self._values: dict[Load | Merge, Array] = {}
         self._parts: list[Array] = []
         """The arrays for the `Kernel.parts` of the current grain."""
-        self._narrow: dict[Load, Array] = {}
+        self._not_widened: dict[Load, Array] = {}
         """Stored arrays of the loads that no kernel has read yet; they are widened on demand."""
         plain = root.is_flat and memo is None and not root.kernel.parts and not ops.on_device
-        self._stays = plain and all(ops.reads(load.dtype) for load in inputs)
-        """Whether a view can be reused: no array that the root's kernel sees is in scratch."""
-        self._seen: GrainView | None = None
-        """The latest view; all passes over a small tensor use the same one."""
+        self._reuses_view = plain and all(ops.reads(load.dtype) for load in inputs)
+        """Whether a view can be reused: none of its arrays is in scratch memory."""
+        self._latest_view: GrainView | None = None
+        """The latest view, which all passes over a tensor of one grain can use."""
 
-    def statistic(
+    def update_statistic(
         self, merge: Merge, statistic: Statistic[Any, Any], into: Any, index: int
     ) -> None:
         """Add grain ``index`` to the accumulator of one statistic of ``merge``."""
@@ -127,10 +127,10 @@ class TreeEvaluator:
         self._ops.release(start)
         return result
 
-    def output(
+    def compute_output(
         self,
         index: int,
-        writes: Sequence[tuple[Write, Stretch]],
+        writes: Sequence[tuple[Write, ElementsView]],
         losses: GrainSums | None = None,
     ) -> Any:
         """Compute grain ``index`` of the root and round it into its outputs.
@@ -144,39 +144,39 @@ class TreeEvaluator:
         direct = next((p for write, p in places if write.dtype == F32 and not write.part), None)
         result = ops.take(count) if direct is None else direct
         self._parts = [ops.take(dtype.numbers(count)) for dtype in self._root.kernel.parts]
-        self._combine(self._root, index, result, count)
+        self._apply(self._root, index, result, count)
         values, found = [result, *self._parts], 0
         for write, place in places:
             value, dtype = values[write.part], write.dtype
             stored = ops.pack(dtype, value, place) if dtype.codec else ops.store(value, place)
             found = found + stored
         if losses is not None:
-            self._lose(index, count, places, losses)
+            self._add_loss(index, count, places, losses)
         ops.release(top)
         return found
 
-    def _lose(
+    def _add_loss(
         self, index: int, count: int, places: Sequence[tuple[Write, Array]], losses: GrainSums
     ) -> None:
         for write, place in places:
             if not write.part:
-                codes = self._ops.take(count)
-                self._ops.widen(write.dtype.stored or write.dtype, place, codes)
-                losses.add(index, self._root.kernel.loss(self._view(self._root, index), codes))
+                quantised = self._ops.take(count)
+                self._ops.widen(write.dtype.stored or write.dtype, place, quantised)
+                losses.add(index, self._root.kernel.loss(self._view(self._root, index), quantised))
 
     def _begin(self) -> int:
-        if not self._stays:
+        if not self._reuses_view:
             self._values.clear()
-            self._narrow.clear()
+            self._not_widened.clear()
         return self._ops.top()
 
     def _view(self, merge: Merge, index: int) -> GrainView:
-        if not self._stays:
+        if not self._reuses_view:
             return self._new_view(merge, index)
-        seen = self._seen
+        seen = self._latest_view
         if seen is None or seen.index != index:
             self._values.clear()
-            seen = self._seen = self._new_view(merge, index)
+            seen = self._latest_view = self._new_view(merge, index)
         return seen
 
     def _new_view(self, merge: Merge, index: int) -> GrainView:
@@ -187,8 +187,8 @@ class TreeEvaluator:
         shape = shape_of(whole, merge.kernel.access, count)
         values = [ops.shaped(self._value(node, index, start, count), shape) for node in nodes]
         inputs: Sequence[Array] = values
-        if self._narrow:
-            inputs = _Inputs(nodes, values, self._narrow, ops)
+        if self._not_widened:
+            inputs = _LazyInputs(nodes, values, self._not_widened, ops)
 
         def take() -> Array:
             return ops.shaped(ops.take(count), shape)
@@ -208,16 +208,16 @@ class TreeEvaluator:
         if value is None:
             if isinstance(node, Merge):
                 value = self._ops.take(count)
-                self._combine(node, index, value, count)
+                self._apply(node, index, value, count)
             else:
                 value = self._inputs[node].view(self._ops, node.dtype, start, count)
                 if not self._ops.reads(node.dtype):
-                    self._narrow[node] = value
+                    self._not_widened[node] = value
                     value = self._ops.take(count)
             self._values[node] = value
         return value
 
-    def _combine(self, merge: Merge, index: int, out: Array, count: int) -> None:
+    def _apply(self, merge: Merge, index: int, out: Array, count: int) -> None:
         view = self._view(merge, index)
         top = self._ops.top()
         prefix = self._prefixes[merge][index] if merge in self._prefixes else ()
@@ -226,7 +226,7 @@ class TreeEvaluator:
         self._ops.release(top)
 
 
-class _Inputs(Sequence[Array]):
+class _LazyInputs(Sequence[Array]):
     """The inputs of one grain; those in ``narrow`` are widened when they are first read."""
 
     def __init__(
@@ -238,7 +238,7 @@ class _Inputs(Sequence[Array]):
     ) -> None:
         self._nodes = nodes
         self._values = values
-        self._narrow = narrow
+        self._not_widened = narrow
         self._ops = ops
 
     def __len__(self) -> int:
@@ -252,13 +252,13 @@ class _Inputs(Sequence[Array]):
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
         node, value = self._nodes[place], self._values[place]
-        if isinstance(node, Load) and node in self._narrow:
-            self._ops.widen(node.dtype, self._narrow.pop(node), value)
+        if isinstance(node, Load) and node in self._not_widened:
+            self._ops.widen(node.dtype, self._not_widened.pop(node), value)
         return value
 
 
-def _beside(ops: Ops, load: Load, span: Span) -> Array:
-    """A side input for kernels, whole: in its stored dtype, or widened if that is packed."""
+def _side_array(ops: Ops, load: Load, span: Span) -> Array:
+    """A side input for kernels, complete: in its stored dtype, or float32 if that is packed."""
     stored = span.view(ops, load.dtype, 0, load.elements)
     return ops.shaped(ops.whole_bytes(load.dtype, stored, load.elements), load.shape)
 
@@ -297,25 +297,25 @@ def check_finite(
         for node in nodes
         if isinstance(node, Load)
     }
-    aligned = all(merge.kernel.aligned for merge in merges)
+    aligned = all(merge.kernel.is_aligned for merge in merges)
     for write, span in writes:
-        broken = _not_finite(span, write.dtype, bounds)
+        wrong = _not_finite(span, write.dtype, bounds)
         for merge in merges:
             for node in merge.gather.inputs:
                 if isinstance(node, Load):
-                    broken &= ~nonfinite[node] if aligned else not nonfinite[node].any()
+                    wrong &= ~nonfinite[node] if aligned else not nonfinite[node].any()
             for load in merge.gather.side:
-                if broken.any():
-                    broken &= ~_not_finite(inputs[load], load.dtype, (0, load.elements)).any()
+                if wrong.any():
+                    wrong &= ~_not_finite(inputs[load], load.dtype, (0, load.elements)).any()
             for load in merge.gather.tables:
-                if broken.any():
+                if wrong.any():
                     size = load.dtype.nbytes(1)
                     content = known[load].content()
                     found = (not_finite(each, load.dtype, len(each) // size) for each in content)
-                    broken &= not any(each.any() for each in found)
-        if broken.any():
+                    wrong &= not any(each.any() for each in found)
+        if wrong.any():
             raise RunError(
-                f"'{write.name}': {int(broken.sum())} or more values are not finite as "
+                f"'{write.name}': {int(wrong.sum())} or more values are not finite as "
                 f"{write.dtype}, although all inputs are: choose a wider dtype or out_dtype, or "
                 "smaller weights"
             )

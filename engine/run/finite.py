@@ -19,7 +19,7 @@ _EXPONENTS = {
 """Exponent bits, all 1 in NaN and infinity."""
 
 _ONLY_NAN = {"F8_E4M3FNUZ": 0x80, "F8_E5M2FNUZ": 0x80}
-"""The one code that is not finite, in types that have one."""
+"""The one bit pattern that is not finite, in types that have a NaN and no infinity."""
 
 
 def all_finite(content: memoryview, dtype: DType) -> bool:
@@ -28,14 +28,14 @@ def all_finite(content: memoryview, dtype: DType) -> bool:
     """
     import numpy as np
 
-    codes = np.frombuffer(content, f"u{dtype.size}")
+    bits = np.frombuffer(content, f"u{dtype.size}")
     if dtype.code in _ONLY_NAN:
-        return _ONLY_NAN[dtype.code] not in codes
+        return _ONLY_NAN[dtype.code] not in bits
     exponent = _EXPONENTS[dtype.code]
-    if not codes.size:
+    if not bits.size:
         return True
     negative = exponent | 1 << (8 * dtype.size - 1)
-    return bool(codes.max() < negative and codes.view(f"i{dtype.size}").max() < exponent)
+    return bool(bits.max() < negative and bits.view(f"i{dtype.size}").max() < exponent)
 
 
 def not_finite(content: memoryview, dtype: DType, count: int) -> Any:
@@ -46,11 +46,11 @@ def not_finite(content: memoryview, dtype: DType, count: int) -> Any:
         values = np.empty(count, np.float32)
         decode(dtype, np.frombuffer(content, np.uint8), values)
         return ~np.isfinite(values)
-    plain = dtype.stored or dtype
-    if plain.block > 1:
+    stored = dtype.stored or dtype
+    if stored.block > 1:
         return np.zeros(count, bool)
-    codes = np.frombuffer(content, f"u{plain.size}")
-    if plain.code in _ONLY_NAN:
-        return codes == _ONLY_NAN[plain.code]
-    mask = codes.dtype.type(_EXPONENTS.get(plain.code, 0))
-    return (codes & mask == mask) if mask else np.zeros(codes.size, bool)
+    bits = np.frombuffer(content, f"u{stored.size}")
+    if stored.code in _ONLY_NAN:
+        return bits == _ONLY_NAN[stored.code]
+    mask = bits.dtype.type(_EXPONENTS.get(stored.code, 0))
+    return (bits & mask == mask) if mask else np.zeros(bits.size, bool)

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 CELLS = 240
-"""Maximal number of cells of a lane."""
-_SHORTEST = 1 / 256
+"""Maximum number of cells of a lane."""
+_FIRST_CELL_SECONDS = 1 / 256
 """Initial seconds of a cell."""
-_EACH = 8
-"""Maximal number of lanes of one kind; further threads share them."""
+_MAX_PER_KIND = 8
+"""Maximum number of lanes of one kind; further threads share them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,14 @@ class _Strip:
     title: str
     began: float
     threads: int = 0
-    seconds: float = _SHORTEST
+    seconds: float = _FIRST_CELL_SECONDS
     busy: list[float] = field(default_factory=list)
     longest: list[tuple[float, str]] = field(default_factory=list)
 
     def add(self, start: float, stop: float, name: str) -> None:
         start, stop = max(start - self.began, 0.0), stop - self.began
         while stop >= CELLS * self.seconds:
-            self._fold()
+            self._merge_pairs()
         first, last = int(start / self.seconds), int(stop / self.seconds)
         lacking = last + 1 - len(self.busy)
         self.busy += [0.0] * lacking
@@ -61,7 +61,7 @@ class _Strip:
             if spent > self.longest[cell][0]:
                 self.longest[cell] = spent, name
 
-    def _fold(self) -> None:
+    def _merge_pairs(self) -> None:
         """Merge pairs of cells."""
         odd = len(self.busy) % 2
         self.busy += [0.0] * odd
@@ -94,7 +94,7 @@ class Lanes:
         with self._lock:
             number = self._counts[kind]
             self._counts[kind] += 1
-            title = f"{kind} {number % _EACH + 1}"
+            title = f"{kind} {number % _MAX_PER_KIND + 1}"
             strip = self._strips.setdefault(title, _Strip(title, self._began))
             strip.threads += 1
         self._own.strip, self._own.since = strip, None

@@ -62,16 +62,16 @@ class Loader:
         Raises:
             RunError: a source cannot be read.
         """
-        self._fill(load, start, stop, block, at)
+        self._read_bytes(load, start, stop, block, at)
 
     def _read_tile(self, task: TileRun, load: Load, block: Block, at: int) -> None:
         first, count = elements(task.tile, task.merge.scheduled)
         start = load.dtype.nbytes(first)
         stop = start + load.dtype.nbytes(count)
-        self._fill(load, start, stop, block, at)
+        self._read_bytes(load, start, stop, block, at)
         held = task.merge.held.get(load)
         if held is not None:
-            self._filled(held, stop - start)
+            self._count_read(held, stop - start)
         self.arrived(task)
 
     def _read_bundle(self, bundle: Bundle) -> None:
@@ -84,15 +84,15 @@ class Loader:
             self._ready.push(bundle)
 
     def _read_held(self, load: Load, held: HeldLoad, start: int, stop: int) -> None:
-        self._fill(load, start, stop, held.block, held.at + start)
-        self._filled(held, stop - start)
+        self._read_bytes(load, start, stop, held.block, held.at + start)
+        self._count_read(held, stop - start)
 
-    def _fill(self, load: Load, start: int, stop: int, block: Block, at: int) -> None:
+    def _read_bytes(self, load: Load, start: int, stop: int, block: Block, at: int) -> None:
         count = read_bytes(load.bytes, start, stop, block, at, self._readers)
         with self._lock:
             self._progress.read_bytes += count
 
-    def _filled(self, held: HeldLoad, nbytes: int) -> None:
+    def _count_read(self, held: HeldLoad, nbytes: int) -> None:
         """Count the bytes read of a complete load; when all are read, waiting tiles may start."""
         freed: list[TileRun] = []
         with self._lock:
@@ -103,7 +103,7 @@ class Loader:
             self.arrived(waiting)
 
     def arrived(self, task: TileRun) -> None:
-        """Report that one condition ``task`` waits for is met."""
+        """Report that one of the conditions that ``task`` waits for is met."""
         with self._lock:
             task.pending -= 1
             if task.pending == 0:

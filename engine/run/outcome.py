@@ -85,7 +85,7 @@ def measured(outcome: Outcome) -> dict[str, Any]:
 def predicted(outcome: Outcome) -> dict[str, Any]:
     """The predictions for the figures of `measured`, for a run with a schedule."""
     plan, clones = outcome.schedule, outcome.clones
-    assert plan is not None, "what is finished needs no schedule"
+    assert plan is not None, "a finished output needs no schedule"
     return {
         "peak_bytes": plan.peak_bytes,
         "read_bytes": plan.read_bytes + clones.read,

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Progress:
-    """Counters of bytes and tasks, readable at any time from any thread."""
+    """Counters of a run, readable at any time from any thread.
+
+    ``ledger_bytes`` are granted now, ``ledger_peak`` is the largest number of bytes mapped at once;
+    ``current`` is the name of the merge begun last.
+    """
 
     read_bytes: int = 0
     write_bytes: int = 0

@@ -9,16 +9,16 @@ from threading import Condition, Lock
 from mergeloom.engine.run.state import Bundle, TileRun
 
 
-class _Lane:
+class _ReadyQueue:
     """The ready tiles of one processor, lowest order first."""
 
     def __init__(self, lock: Lock) -> None:
         self.ready: list[TileRun | Bundle] = []
-        self.offered = Condition(lock)
+        self.changed = Condition(lock)
 
     def push(self, task: TileRun | Bundle) -> None:
         heapq.heappush(self.ready, task)
-        self.offered.notify()
+        self.changed.notify()
 
 
 class ReadyTiles:
@@ -30,7 +30,7 @@ class ReadyTiles:
 
     def __init__(self, lock: Lock, devices: Iterable[int]) -> None:
         self._lock = lock
-        self._lanes = {device: _Lane(lock) for device in (None, *devices)}
+        self._queues = {device: _ReadyQueue(lock) for device in (None, *devices)}
         self._stopped = False
 
     def offer(self, task: TileRun) -> None:
@@ -39,30 +39,31 @@ class ReadyTiles:
         index = task.merge.scheduled.flow.index(task.tile.first)
         if not state.open:
             state.waiting.append(task)
-        elif index > state.next_taken and state.scanned:
+        elif index > state.next_taken and state.scanning:
             state.parked[index] = task
         else:
             self.push(task)
 
     def push(self, task: TileRun | Bundle) -> None:
         """Queue a tile or bundle."""
-        self._lanes[task.merge.device if isinstance(task, TileRun) else None].push(task)
+        self._queues[task.merge.device if isinstance(task, TileRun) else None].push(task)
 
     def stop(self) -> None:
         """Release all waiting threads: the run is over."""
         self._stopped = True
-        for lane in self._lanes.values():
-            lane.offered.notify_all()
+        for queue in self._queues.values():
+            queue.changed.notify_all()
 
     def take(self, device: int | None, wait: bool) -> TileRun | Bundle | None:
-        """The next tile or bundle; ``None`` at the end, or without ``wait`` if none is ready."""
-        lane = self._lanes[device]
+        """The next tile or bundle; ``None`` at the end of the run, or if none is ready and ``wait``
+        is false."""
+        queue = self._queues[device]
         with self._lock:
             if wait:
-                lane.offered.wait_for(lambda: lane.ready or self._stopped)
-            if self._stopped or not lane.ready:
+                queue.changed.wait_for(lambda: queue.ready or self._stopped)
+            if self._stopped or not queue.ready:
                 return None
-            task = heapq.heappop(lane.ready)
+            task = heapq.heappop(queue.ready)
             if isinstance(task, TileRun):
                 state = task.merge.passes[task.tile.number]
                 index = task.merge.scheduled.flow.index(task.tile.first)
@@ -80,10 +81,10 @@ class ReadyTiles:
     def give_up(self, task: TileRun) -> None:
         """Move a tile that a device took, and the rest of its merge, to the CPU."""
         with self._lock:
-            lane = self._lanes[task.merge.device]
+            queue = self._queues[task.merge.device]
             task.merge.device = None
-            others = {o for o in lane.ready if isinstance(o, TileRun) and o.merge is task.merge}
-            lane.ready = [other for other in lane.ready if other not in others]
-            heapq.heapify(lane.ready)
+            others = {o for o in queue.ready if isinstance(o, TileRun) and o.merge is task.merge}
+            queue.ready = [other for other in queue.ready if other not in others]
+            heapq.heapify(queue.ready)
             for moved in (task, *others):
                 self.push(moved)

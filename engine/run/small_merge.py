@@ -1,8 +1,8 @@
 """Computes merges of one grain whose inputs are in memory.
 
-The operations are those of `engine.run.evaluate`, in the same order. What the merges of a kind have
-in common (shapes, dtypes, what is widened) is found out once, because for a few kilobytes that
-takes longer than the arithmetic.
+The operations are those of `engine.run.evaluate`, in the same order. The common properties of the
+merges of a kind (shapes, dtypes, which inputs to widen) are determined once, because for a few
+kilobytes that takes longer than the arithmetic.
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ class SmallMerges:
         outputs: Sequence[int],
         memo: int | None,
     ) -> Any:
-        """Compute ``merge`` from ``inputs`` into ``outputs``, which begin at these bytes of
-        ``block``, as does the memo if there is one.
+        """Compute ``merge``. ``inputs``, ``outputs`` and ``memo`` are offsets in ``block``.
 
-        Returns what is not 0 where elements of the outputs may not be finite; see `check_finite`.
+        Returns nonzero if any output element may not be finite; see `check_finite`.
         """
         ops, count, kernel = self._ops, self._count, merge.kernel
         top = ops.top()
@@ -68,11 +67,11 @@ class SmallMerges:
         ]
         result = ops.take(count) if self._direct is None else places[self._direct]
         kernel.apply(grain, ops.shaped(result, self._result_shape), found, prefix)
-        doubtful = 0
+        may_be_nonfinite = 0
         for place in places:
-            doubtful = doubtful + ops.store(result, place)
+            may_be_nonfinite = may_be_nonfinite + ops.store(result, place)
         ops.release(top)
-        return doubtful
+        return may_be_nonfinite
 
     def _view(self, block: Block, inputs: Sequence[int], memo: int | None) -> GrainView:
         ops, count, shape = self._ops, self._count, self._shape
@@ -93,16 +92,16 @@ class SmallMerges:
 
 
 def is_small(work: Work) -> bool:
-    """Whether `SmallMerges` can compute a merge whose inputs are in memory: one grain, one kernel
-    on different loads without other results than its elements, and elements that are whole bytes.
-    """
+    """Whether `SmallMerges` can compute a merge: it has one grain and one kernel, its inputs are
+    distinct loads, it has no side inputs and no additional results, and its elements are whole
+    bytes."""
     kernel = work.root.kernel
     if work.root.gather.inputs != work.leaves or work.grains.count != 1:
         return False
     dtypes = [*(load.dtype for load in work.leaves), *(write.dtype for write in work.writes)]
-    simple = not (work.side_loads or kernel.parts or kernel.lossy)
-    return simple and all(map(_is_plain, dtypes))
+    no_extras = not (work.side_loads or kernel.parts or kernel.lossy)
+    return no_extras and all(map(_is_stored_singly, dtypes))
 
 
-def _is_plain(dtype: DType) -> bool:
+def _is_stored_singly(dtype: DType) -> bool:
     return dtype.block == 1 and dtype.stored is None and not dtype.codec

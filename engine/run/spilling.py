@@ -56,9 +56,10 @@ class SpillFiles:
         self._readers.append(reader)
         return reader
 
-    def before(self, sink: Sink) -> Sink:
-        """A sink that takes the spilled values and passes everything else to ``sink``."""
-        return _Spilling(sink, self._writers) if self._writers else sink
+    def redirecting(self, sink: Sink) -> Sink:
+        """A sink that writes spilled values to these files and passes everything else to
+        ``sink``."""
+        return _SpillSink(sink, self._writers) if self._writers else sink
 
     def close(self) -> None:
         """Close and remove all files."""
@@ -70,7 +71,7 @@ class SpillFiles:
                 self._files.remove(writer.path)
 
 
-class _Spilling:
+class _SpillSink:
     """A sink that writes spilled values to their files and passes on all other results."""
 
     def __init__(self, sink: Sink, writers: Mapping[OutputFile, FileWriter]) -> None:
@@ -88,7 +89,7 @@ class _Spilling:
 
 
 @contextlib.contextmanager
-def spilling(
+def spill_files(
     directory: Path, spills: Iterable[Spill], mode: IOMode, files: Files = FILES
 ) -> Iterator[SpillFiles]:
     """`SpillFiles` as a context that always closes them.

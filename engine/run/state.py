@@ -50,8 +50,8 @@ class HeldLoad:
 class TileRun:
     """One tile in flight.
 
-    ``pending`` counts the conditions that are not met yet for computing it; the ``transient``
-    blocks are released afterwards. ``memo`` holds the memos of its grains. ``prefixes`` has, by
+    It is computed when ``pending``, the number of unmet conditions, is 0; then the ``transient``
+    blocks are released. ``memo`` holds the memos of its grains. ``prefixes`` has, by
     merge and grain, the sum of the scan values of all earlier grains. ``nonfinite`` counts the
     input elements that are not finite, in grains whose results are not.
     """
@@ -77,14 +77,14 @@ class TileRun:
 class PassRun:
     """Progress of one pass over ``tiles`` tiles.
 
-    ``scanned`` are the merges that scan; ``parked`` are tiles that must wait for their turn in the
+    ``scanning`` are the merges that scan; ``parked`` are tiles that must wait for their turn in the
     scan, ``waiting`` those that wait until the pass is ``open``; ``total`` is the accumulator of
     the statistic.
     """
 
     tiles: int
     open: bool = False
-    scanned: tuple[Merge, ...] = ()
+    scanning: tuple[Merge, ...] = ()
     parked: dict[int, TileRun] = field(default_factory=dict)
     waiting: list[TileRun] = field(default_factory=list)
     next_taken: int = 0
@@ -106,7 +106,8 @@ class PrefixScan:
         self._stopped = False
 
     def exchange(self, tile: int, own: tuple[int, ...]) -> tuple[int, ...]:
-        """Wait for the tiles before ``tile``, return their sum, and add ``own`` to it."""
+        """Wait until all tiles before ``tile`` have added their values; return their sum, and add
+        ``own`` to it."""
         with self._changed:
             self._changed.wait_for(lambda: self._next == tile or self._stopped)
             before = self._sum or tuple(0 for _ in own)
@@ -248,7 +249,7 @@ class MergeRun:
     def open_pass(self, number: int) -> None:
         """Admit the tiles of a pass; the statistics of all previous passes are complete."""
         self.passes[number].open = True
-        self.passes[number].scanned = scanned_in(self.scheduled.work, number, self.statistics)
+        self.passes[number].scanning = scanning_merges(self.scheduled.work, number, self.statistics)
 
 
 def relative_error(write: Write, losses: GrainSums | None) -> float | None:
@@ -272,19 +273,19 @@ def sums_before(
         before = tuple(a + b for a, b in zip(before, numbers, strict=True))
 
 
-def scanned_in(
+def scanning_merges(
     work: Work, number: int, statistics: Mapping[Merge, Sequence[Any]]
 ) -> tuple[Merge, ...]:
     """The merges that scan in a pass, given the ``statistics`` of the previous passes."""
     current = work.passes[number]
-    here = work.merge_of(current)
-    if here.is_flat and current.statistic is not None:
+    own = work.merge_of(current)
+    if own.is_flat and current.statistic is not None:
         return ()
     return tuple(
         [
             merge
-            for merge in ((here,) if here.is_flat else tree(here))
-            if (current.statistic is None or merge is not here)
+            for merge in ((own,) if own.is_flat else tree(own))
+            if (current.statistic is None or merge is not own)
             and merge.kernel.needs_scan(statistics[merge])
         ]
     )

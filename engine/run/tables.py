@@ -10,7 +10,7 @@ from mergeloom.engine.graph.kernel import Array, Ops, table_buffer_bytes, table_
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import page_offset
 
-Read = Callable[[Load, int, int, Block, int], None]
+ReadBytes = Callable[[Load, int, int, Block, int], None]
 """Reads bytes ``[start, stop)`` of a load to a byte of a block."""
 
 
@@ -21,7 +21,9 @@ class LoadedTable:
     needed by ``read``. Blocks are the same in both cases.
     """
 
-    def __init__(self, ops: Ops, load: Load, read: Read, held: tuple[Block, int] | None) -> None:
+    def __init__(
+        self, ops: Ops, load: Load, read: ReadBytes, held: tuple[Block, int] | None
+    ) -> None:
         self.count, self.width = load.shape
         self.dtype: DType = load.dtype
         self._ops = ops

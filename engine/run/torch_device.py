@@ -34,14 +34,14 @@ class TorchDevice(Device):
         self._device = torch.device(accelerator.name)
         torch.empty(1, device=self._device)
 
-    def working(self) -> AbstractContextManager[Any]:
+    def thread_context(self) -> AbstractContextManager[Any]:
         use_one_thread()
         return torch.inference_mode()
 
     def allocate(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
-    def here(self, block: Block, offset: int, nbytes: int) -> Tensor:
+    def main_memory(self, block: Block, offset: int, nbytes: int) -> Tensor:
         return torch.frombuffer(block.memory, dtype=torch.uint8, count=nbytes, offset=offset)
 
     def numbers(self, found: Sequence[Any]) -> list[float]:

@@ -12,10 +12,10 @@ from pathlib import Path
 import xxhash
 
 ALGORITHM = "xxh3-128/grains"
-PIECE = 1 << 20
+PIECE_BYTES = 1 << 20
 """Bytes of a file read at once."""
 
-_LENGTH = 16
+_DIGEST_BYTES = 16
 
 
 ContentDigest = xxhash.xxh3_128
@@ -30,14 +30,14 @@ def digest_of(pieces: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-def pieces_of(path: Path) -> Iterator[bytes]:
+def file_pieces(path: Path) -> Iterator[bytes]:
     """The content of a file, piece by piece.
 
     Raises:
         OSError: it cannot be read.
     """
     with open(path, "rb", buffering=0) as file:
-        while piece := file.read(PIECE):
+        while piece := file.read(PIECE_BYTES):
             yield piece
 
 
@@ -47,11 +47,13 @@ class TensorDigest:
     __slots__ = ("_grains",)
 
     def __init__(self, grains: int) -> None:
-        self._grains = bytearray(grains * _LENGTH)
+        self._grains = bytearray(grains * _DIGEST_BYTES)
 
     def add(self, index: int, content: memoryview) -> None:
         """Digest the bytes of grain ``index``."""
-        self._grains[index * _LENGTH : (index + 1) * _LENGTH] = xxhash.xxh3_128_digest(content)
+        self._grains[index * _DIGEST_BYTES : (index + 1) * _DIGEST_BYTES] = xxhash.xxh3_128_digest(
+            content
+        )
 
     def hexdigest(self) -> str:
         """The digest of the tensor; all grains must have been added."""

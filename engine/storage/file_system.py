@@ -1,4 +1,4 @@
-"""The file system, with one method per system call, for all inputs and outputs of a run.
+"""The file system as an object with one method per system call, for all files of a run.
 
 The program uses one `Files`. Tests pass subclasses that record calls, make them fail or return
 early, or end the process during a call.
@@ -24,9 +24,9 @@ except ImportError:  # not on Windows
 DIRECT = getattr(os, "O_DIRECT", 0)
 """Flag of `Files.open` for direct requests, which bypass the page cache; 0 if unsupported."""
 
-_ALWAYS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_ALL_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
-_SEEKING = threading.Lock()
+_SEEK_LOCK = threading.Lock()
 """Serialises seek and read or write on platforms without positioned calls."""
 
 _CLONE_RANGE = 0x4020940D
@@ -41,7 +41,7 @@ class Files:
 
     def open(self, path: Path | str, flags: int) -> int:
         """Open a file and return its descriptor; ``flags`` say whether to create it."""
-        return os.open(path, flags | _ALWAYS, 0o644)
+        return os.open(path, flags | _ALL_FLAGS, 0o644)
 
     def close(self, fd: int) -> None:
         os.close(fd)
@@ -51,7 +51,7 @@ class Files:
         file."""
         if hasattr(os, "preadv"):
             return os.preadv(fd, [buffer], position)
-        with _SEEKING:
+        with _SEEK_LOCK:
             os.lseek(fd, position, os.SEEK_SET)
             content = os.read(fd, len(buffer))
         buffer[: len(content)] = content
@@ -61,7 +61,7 @@ class Files:
         """Write the start of ``content``; returns the number of bytes written."""
         if hasattr(os, "pwritev"):
             return os.pwritev(fd, [content], position)
-        with _SEEKING:
+        with _SEEK_LOCK:
             os.lseek(fd, position, os.SEEK_SET)
             return os.write(fd, content)
 
@@ -78,8 +78,9 @@ class Files:
                     raise
 
     def clone(self, source: int, start: int, nbytes: int, target: int, to: int) -> None:
-        """Clone ``nbytes`` of ``source`` at ``start`` to offset ``to`` of ``target``: both share
-        the blocks until one is changed. All three numbers are multiples of the block size."""
+        """Clone ``nbytes`` bytes at ``start`` of ``source`` to offset ``to`` of ``target``: both
+        files share the blocks until one of them changes. All three numbers are multiples of the
+        block size; ``source`` and ``target`` are descriptors."""
         if fcntl is None:
             raise OSError(errno.EOPNOTSUPP, "this system cannot clone files")
         fcntl.ioctl(target, _CLONE_RANGE, struct.pack("qQQQ", source, start, nbytes, to))

@@ -1,11 +1,11 @@
 """Positioned reads and writes between files and caller-owned blocks.
 
 Direct requests bypass the page cache: on a cold disk they are faster, and they leave no cached
-pages that count towards a memory limit. They require file position, memory address and length to
-be multiples of a page. A reader therefore widens its requests to whole pages; a writer writes the
+pages that count towards a memory limit. They require file position, memory address and length to be
+multiples of a page. A reader therefore widens its requests to whole pages; a writer writes the
 whole pages of a tile directly, and partial pages together with the adjacent tile
-(`engine.storage.edges`) or through the page cache. If the file system refuses direct requests, or
-the input is cached already, the same calls use the page cache.
+(`engine.storage.shared_pages`) or through the page cache. If the file system refuses direct
+requests, or the input is cached already, the same calls use the page cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from mergeloom.engine.base.errors import RunError, unreadable
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import PAGE
-from mergeloom.engine.storage.edges import Part, SharedPages
 from mergeloom.engine.storage.file_system import (
     DIRECT,
     FILES,
@@ -32,15 +31,16 @@ from mergeloom.engine.storage.file_system import (
     write_all,
     write_some,
 )
-from mergeloom.engine.storage.source import Access, IOMode
+from mergeloom.engine.storage.shared_pages import Part, SharedPages
+from mergeloom.engine.storage.source import IOMode, ReadOptions
 
 _SAMPLES = 32
 """Number of pages sampled to find out whether a file is in the page cache."""
-_SMALL = 16 * PAGE
-"""Reads of fewer whole pages than this are not split into direct and buffered parts."""
-_WORTH_ASKING = 1 << 20
-"""Minimum size in bytes of a read before which the page cache is sampled; headers and small files
-are below it."""
+_SPLIT_FROM_BYTES = 16 * PAGE
+"""Reads of fewer bytes in whole pages are not split into direct and buffered parts."""
+_SAMPLE_FROM_BYTES = 1 << 20
+"""Bytes of a read from which the page cache is sampled first; reads of headers and small files are
+shorter."""
 
 MODIFIED = ", modified "
 """The text before the modification time in the description of a source."""
@@ -62,7 +62,7 @@ class FileSource:
 
     @property
     def description(self) -> str:
-        """The data behind the identity, in readable form."""
+        """The parts of the identity as text."""
         return f"{self.size} bytes, header {self.header_digest}{MODIFIED}{self.modified}"
 
     @property
@@ -87,13 +87,13 @@ class FileSource:
         """The same file with the digest of its header."""
         return replace(self, identity=f"{digest}-{self.identity}", header_digest=digest)
 
-    def open(self, access: Access) -> FileReader:
+    def open(self, options: ReadOptions) -> FileReader:
         """Open the file.
 
         Raises:
             RunError: the file is missing, has changed, or cannot be read.
         """
-        return FileReader(self, access.io, access.files)
+        return FileReader(self, options.io, options.files)
 
 
 class FileReader:
@@ -126,21 +126,24 @@ class FileReader:
         """Whether requests bypass the page cache."""
         return self._direct >= 0
 
-    def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
+    def read(
+        self, start: int, stop: int, block: Block, at: int, may_overwrite: bool = True
+    ) -> None:
         """Read file bytes ``[start, stop)`` to byte ``at`` of ``block``.
 
-        Requests can be direct if ``at`` is congruent to ``start`` modulo `PAGE`. With ``alone``,
-        the bytes of the block up to the next page boundaries may be overwritten.
+        Requests can be direct if ``at`` is congruent to ``start`` modulo `PAGE`. With
+        ``may_overwrite``, the bytes of the block before and after, up to the page boundaries, may
+        be overwritten.
 
         Raises:
             RunError: the file ends early, is gone, has changed, or cannot be read.
         """
         direct = self._direct >= 0 and stop - start >= PAGE and (at - start) % PAGE == 0
-        if alone or not direct:
+        if may_overwrite or not direct:
             self._read(start, stop, block, at, direct)
             return
         first, last = -(-start // PAGE) * PAGE, stop // PAGE * PAGE
-        if last - first < _SMALL:
+        if last - first < _SPLIT_FROM_BYTES:
             self._read(start, stop, block, at, False)
             return
         for begin, end in ((start, first), (first, last), (last, stop)):
@@ -150,7 +153,7 @@ class FileReader:
     def _read(self, start: int, stop: int, block: Block, at: int, direct: bool) -> None:
         before = start % PAGE if direct else 0
         length = stop - start + before
-        drops = not direct and self._drops(length)
+        drop = not direct and self._should_drop(length)
         if direct:
             length = -(-length // PAGE) * PAGE
         view = block.memory[at - before : at - before + length]
@@ -172,16 +175,16 @@ class FileReader:
                         "it changed while it was read; restore it and the same command continues"
                     )
                 done += count
-            if drops:
+            if drop:
                 os.posix_fadvise(self._fd, position, done, os.POSIX_FADV_DONTNEED)
 
-    def _drops(self, nbytes: int) -> bool:
+    def _should_drop(self, nbytes: int) -> bool:
         """Whether to remove the pages of a read of ``nbytes`` bytes from the page cache afterwards:
         yes, unless the file was cached before."""
         if not hasattr(os, "posix_fadvise"):
             return False
         if self._is_cached is None:
-            if nbytes < _WORTH_ASKING:
+            if nbytes < _SAMPLE_FROM_BYTES:
                 return False
             self._is_cached = _is_cached(self._fd)
         return not self._is_cached
@@ -270,7 +273,7 @@ class FileWriter:
                 return
             self._write(self._fd, start, stop, block, offset)
             if self._direct < 0:
-                self._forget()
+                self._drop_cached_pages()
 
     def _write_pages(self, start: int, stop: int, block: Block, offset: int) -> None:
         """Write whole pages directly, including pages completed by kept parts."""
@@ -296,7 +299,7 @@ class FileWriter:
             self._write(self._direct, first, last, block, offset)
             written = True
         finally:
-            self._shared.finished(joined, written)
+            self._shared.pages_written(joined, written)
 
     def clone(self, source: int, start: int, nbytes: int, to: int) -> None:
         """Clone bytes of the descriptor ``source`` to offset ``to``; see `Files.clone`."""
@@ -313,7 +316,7 @@ class FileWriter:
         with reported("write", self.path):
             self._files.sync(self._fd)
             if self._direct < 0:
-                self._forget()
+                self._drop_cached_pages()
 
     def flush(self) -> None:
         """Write kept parts of pages, so that everything written can be read."""
@@ -333,7 +336,7 @@ class FileWriter:
                 self._files.close(fd)
         self._fd = self._direct = -1
 
-    def _forget(self) -> None:
+    def _drop_cached_pages(self) -> None:
         """Start writing dirty pages to the disk, and remove clean ones from the page cache.
 
         Left to the kernel, dirty pages would fill a memory limit and could not be freed.

@@ -104,8 +104,8 @@ class LocalFolder:
     """A local directory.
 
     If ``confined``, links in it must lead to files inside it or, for a model in the hub cache
-    (``models--NAME/snapshots/COMMIT``), to files in ``models--NAME/blobs``. Otherwise, such as for
-    a directory of the user's own files, links may lead anywhere.
+    (``models--NAME/snapshots/COMMIT``), to files in ``models--NAME/blobs``. Otherwise links may
+    lead anywhere, for example in a directory of the user's own files.
     """
 
     path: Path
@@ -146,7 +146,7 @@ class LocalFolder:
             return False
 
     def read(self, name: str, most: int) -> bytes:
-        path = self._inside(name)
+        path = self._checked_path(name)
         try:
             if not path.is_file():
                 raise CheckpointError(f"'{path}' is not a file")
@@ -159,9 +159,9 @@ class LocalFolder:
         return content
 
     def source(self, name: str) -> FileSource:
-        return FileSource.at(self._inside(name))
+        return FileSource.at(self._checked_path(name))
 
-    def _inside(self, name: str) -> Path:
+    def _checked_path(self, name: str) -> Path:
         if not self.confined:
             return self.path / name
         root = self.path.resolve()
@@ -196,7 +196,7 @@ class LocalFile:
         return str(self.path.resolve())
 
     @property
-    def inside(self) -> LocalFolder:
+    def parent(self) -> LocalFolder:
         """The directory that contains it."""
         return LocalFolder(self.path.parent)
 

@@ -22,7 +22,7 @@ from mergeloom.engine.base.dtypes import BY_CODE, GGML, DType
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.source import Source, read_part
-from mergeloom.engine.storage.source_file import planning
+from mergeloom.engine.storage.source_file import planning_reader
 
 MAGIC = b"GGUF"
 ALIGNMENT = "general.alignment"
@@ -36,6 +36,7 @@ MAX_NAME = 1000
 _MAX_ALIGNMENT = 1 << 20
 _MAX_ELEMENTS = 1 << 62
 _FIRST_READ = 1 << 20
+"""Bytes read at first; most headers are shorter."""
 
 _NUMBERS = {
     0: "B",
@@ -77,7 +78,7 @@ class GgufTensor(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Strings:
+class StringArray:
     """An array of ``count`` strings, decoded on demand; ``raw`` has their lengths and text."""
 
     raw: bytes
@@ -103,8 +104,8 @@ class Strings:
 class GgufHeader:
     """The header of a file.
 
-    ``values`` are numbers, bools, strings, tuples of numbers and `Strings`; ``raw`` has the bytes
-    of the header.
+    ``values`` are numbers, bools, strings, tuples of numbers and `StringArray`; ``raw`` has the
+    bytes of the header.
     """
 
     values: Mapping[str, Any]
@@ -112,7 +113,7 @@ class GgufHeader:
     raw: bytes
 
 
-class _Short(Exception):
+class _Incomplete(Exception):
     """The header is longer than the bytes read so far."""
 
 
@@ -126,11 +127,11 @@ def read_gguf(source: Source) -> GgufHeader:
     Raises:
         CheckpointError: the file cannot be read, is malformed, or has a tensor of unknown type.
     """
-    with planning(source) as reader:
+    with planning_reader(source) as reader:
         length = min(_FIRST_READ, source.size)
         while True:
             content = read_part(reader, 0, length)
-            header = _attempt(content, source)
+            header = parse_gguf(content, source.size, source.name)
             if header is not None:
                 return header
             if length >= source.size:
@@ -154,14 +155,10 @@ def parse_gguf(content: bytes, size: int, path: str) -> GgufHeader | None:
     """
     try:
         return _Parser(content, size).header()
-    except _Short:
+    except _Incomplete:
         return None
     except _Malformed as error:
         raise CheckpointError(f"'{path}' is not a valid GGUF file: {error}") from error
-
-
-def _attempt(content: bytes, source: Source) -> GgufHeader | None:
-    return parse_gguf(content, source.size, source.name)
 
 
 class _Parser:
@@ -197,7 +194,7 @@ class _Parser:
         end = self._at
         start = -(-end // alignment) * alignment
         entries = {
-            name: self._placed(name, dtype, shape, start, offset, alignment)
+            name: self._tensor_at(name, dtype, shape, start, offset, alignment)
             for name, (dtype, shape, offset) in described.items()
         }
         return GgufHeader(found, entries, self._content[:end])
@@ -228,7 +225,7 @@ class _Parser:
             raise _Malformed(f"'{key}' is {what}, which is not supported")
         return self._strings(count)
 
-    def _strings(self, count: int) -> Strings:
+    def _strings(self, count: int) -> StringArray:
         if count > (self._size - self._at) // 8:
             raise _Malformed(f"its header claims {count} strings, more than fit into the file")
         content, start = self._content, self._at
@@ -239,9 +236,9 @@ class _Parser:
             if at > end or stop > end:
                 if at > most:
                     raise _Malformed("a string extends beyond the end of the file")
-                raise _Short
+                raise _Incomplete
         self._at = at
-        return Strings(content[start:at], count)
+        return StringArray(content[start:at], count)
 
     def _tensors(self, count: int) -> dict[str, tuple[DType, tuple[int, ...], int]]:
         found: dict[str, tuple[DType, tuple[int, ...], int]] = {}
@@ -269,7 +266,7 @@ class _Parser:
             found[name] = dtype, shape, offset
         return found
 
-    def _placed(
+    def _tensor_at(
         self,
         name: str,
         dtype: DType,
@@ -312,6 +309,6 @@ class _Parser:
         if stop > len(self._content):
             if stop > self._size:
                 raise _Malformed("it is truncated, or a length in its header is wrong")
-            raise _Short
+            raise _Incomplete
         self._at = stop
         return self._content[start:stop]

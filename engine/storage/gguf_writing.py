@@ -59,15 +59,15 @@ def _value(value: Any) -> bytes:
     return struct.pack("<I", kind) + content
 
 
-def _content(value: Any, inside: bool) -> tuple[int, bytes]:
-    """Type and bytes of a value, or of an item ``inside`` a list."""
+def _content(value: Any, in_list: bool) -> tuple[int, bytes]:
+    """Type and bytes of a value, or of an item of a list."""
     if isinstance(value, str):
         return _STRING, _text(value)
     if isinstance(value, bool):
         return _BOOL, struct.pack("<?", value)
     if isinstance(value, float):
         return _F32, struct.pack("<f", value)
-    return (_I32, struct.pack("<i", value)) if inside else (_U32, struct.pack("<I", value))
+    return (_I32, struct.pack("<i", value)) if in_list else (_U32, struct.pack("<I", value))
 
 
 def _text(value: str) -> bytes:

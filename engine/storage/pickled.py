@@ -3,8 +3,8 @@
 A pickle is a program for a stack machine; unpickling runs it and calls any function it names. Here
 its instructions (decoded by `pickletools`) are interpreted by a machine that builds only lists,
 dictionaries, numbers and text, knows the few functions that rebuild torch tensors, and turns every
-other call into a `Foreign` value with the name of the callee. Nothing is imported, and no code from
-the file is executed.
+other call into an `UnknownObject` value with the name of the callee. Nothing is imported, and no
+code from the file is executed.
 
 Protocols 2 to 5 are supported: https://docs.python.org/3/library/pickletools.html
 """
@@ -22,7 +22,7 @@ from mergeloom.engine.base.records import dataclass
 
 MAX_INSTRUCTIONS = 40_000_000
 MAX_DEPTH = 64
-_LOOKED_AT = 1000
+_MAX_SEARCHED = 1000
 
 _MARK = object()
 _CODEC = codecs.lookup("raw-unicode-escape")
@@ -35,7 +35,7 @@ class PickleFault(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class GlobalName:
     """A class or function named in a pickle: ``module.name``."""
 
     module: str
@@ -46,12 +46,12 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Foreign:
-    """The result of a call of ``called`` that was not made. ``holds`` says whether its arguments
-    contain tensors or storages."""
+class UnknownObject:
+    """Stands for the result of a call of ``called``, which was not made. ``has_tensors`` says
+    whether its arguments contain tensors or storages."""
 
     called: str
-    holds: bool = False
+    has_tensors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,12 @@ class PickledTensor:
 
 def read_pickle(content: bytes) -> Any:
     """The pickled value, of dictionaries, lists, tuples, numbers, text, `PickledTensor` and
-    `Foreign`.
+    `UnknownObject`.
 
     Raises:
         PickleFault: it is malformed, or references storages in an unknown way.
     """
-    machine = _Machine()
+    machine = _StackMachine()
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
             if count > MAX_INSTRUCTIONS:
@@ -108,7 +108,7 @@ def read_pickle(content: bytes) -> Any:
     raise PickleFault("it has no end")
 
 
-class _Machine:
+class _StackMachine:
     """The stack and memo of a pickle interpreter."""
 
     def __init__(self) -> None:
@@ -150,35 +150,35 @@ def _hashable(key: Any) -> Any:
     """The key of a dictionary entry; keys of other types, unhashable or nested, are replaced."""
     if isinstance(key, (str, int, float, bytes, type(None))):
         return key
-    return Foreign("a key")
+    return UnknownObject("a key")
 
 
 def _call(called: Any, arguments: tuple[Any, ...]) -> Any:
-    rebuild = _REBUILDS.get(str(called)) if isinstance(called, Name) else None
+    rebuild = _REBUILDS.get(str(called)) if isinstance(called, GlobalName) else None
     if rebuild is None:
-        what = str(called) if isinstance(called, Name) else "something unnamed"
-        return Foreign(what, _holds(arguments))
+        what = str(called) if isinstance(called, GlobalName) else "something unnamed"
+        return UnknownObject(what, _contains_tensors(arguments))
     try:
         return rebuild(*arguments)
     except (TypeError, ValueError) as error:
         raise PickleFault(f"it calls {called} with unexpected arguments") from error
 
 
-def _holds(value: Any) -> bool:
+def _contains_tensors(value: Any) -> bool:
     """Whether a value contains tensors or storages; large values are searched only partly."""
     waiting = [value]
-    for _ in range(_LOOKED_AT):
+    for _ in range(_MAX_SEARCHED):
         if not waiting:
             break
         item = waiting.pop()
         if isinstance(item, (PickledTensor, StorageRef)) or (
-            isinstance(item, Foreign) and item.holds
+            isinstance(item, UnknownObject) and item.has_tensors
         ):
             return True
         if isinstance(item, dict):
-            waiting += islice(item.values(), _LOOKED_AT)
+            waiting += islice(item.values(), _MAX_SEARCHED)
         elif isinstance(item, (tuple, list)):
-            waiting += item[:_LOOKED_AT]
+            waiting += item[:_MAX_SEARCHED]
     return False
 
 
@@ -200,22 +200,22 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Pic
     )
 
 
-def _tensor_of(
+def _tensor_with_dtype(
     storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
 ) -> PickledTensor:
     """Tensors of dtypes without a storage class; the size of their storage is in bytes."""
     if not isinstance(storage, StorageRef) or type(offset) is not int or offset < 0:
         raise TypeError
-    if not isinstance(dtype, Name) or dtype.module != "torch":
+    if not isinstance(dtype, GlobalName) or dtype.module != "torch":
         raise TypeError
     return PickledTensor(storage, dtype.name, offset, _sizes(shape), _sizes(strides))
 
 
-def _first(value: Any, *_: Any) -> Any:
+def _first_argument(value: Any, *_: Any) -> Any:
     return value
 
 
-def _rebuilt(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+def _subclass_tensor(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
     """Tensors of a subclass: their data is the result of ``function``."""
     return _call(function, arguments if isinstance(arguments, tuple) else ())
 
@@ -231,12 +231,12 @@ def _mapping(pairs: Any = (), *_: Any) -> Any:
 _REBUILDS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_of,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _first,
-    "torch._tensor._rebuild_from_type_v2": _rebuilt,
-    "torch._tensor._rebuild_from_type": _rebuilt,
-    "torch.nn.parameter.Parameter": _first,
+    "torch._utils._rebuild_tensor_v3": _tensor_with_dtype,
+    "torch._utils._rebuild_parameter": _first_argument,
+    "torch._utils._rebuild_parameter_with_state": _first_argument,
+    "torch._tensor._rebuild_from_type_v2": _subclass_tensor,
+    "torch._tensor._rebuild_from_type": _subclass_tensor,
+    "torch.nn.parameter.Parameter": _first_argument,
     "torch.Size": lambda value=(): tuple(value),
     "collections.OrderedDict": _mapping,
     "collections.defaultdict": lambda *_: {},
@@ -266,15 +266,15 @@ def _storage(reference: Any) -> StorageRef:
     if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
         raise PickleFault("it refers to an object that is not a torch storage")
     kind, key, elements = reference[1], reference[2], reference[4]
-    if not isinstance(kind, Name) or not isinstance(key, str) or type(elements) is not int:
+    if not isinstance(kind, GlobalName) or not isinstance(key, str) or type(elements) is not int:
         raise PickleFault("it has an invalid reference to a torch storage")
     return StorageRef(key, kind.name, elements)
 
 
-Step = Callable[[_Machine, Any], None]
+Step = Callable[[_StackMachine, Any], None]
 
 
-def _literal(machine: _Machine, argument: Any) -> None:
+def _literal(machine: _StackMachine, argument: Any) -> None:
     machine.push(argument)
 
 
@@ -287,76 +287,76 @@ def _fresh(make: Callable[[], Any]) -> Step:
 
 
 def _tuple(count: int) -> Step:
-    def step(machine: _Machine, _: Any) -> None:
+    def step(machine: _StackMachine, _: Any) -> None:
         values = [machine.pop() for _ in range(count)]
         machine.push(tuple(reversed(values)))
 
     return step
 
 
-def _remember(machine: _Machine, argument: Any) -> None:
+def _remember(machine: _StackMachine, argument: Any) -> None:
     machine.memo[argument] = machine.stack[-1]
 
 
-def _memoize(machine: _Machine, _: Any) -> None:
+def _memoize(machine: _StackMachine, _: Any) -> None:
     machine.memo[len(machine.memo)] = machine.stack[-1]
 
 
-def _global(machine: _Machine, argument: str) -> None:
+def _global(machine: _StackMachine, argument: str) -> None:
     module, _, name = argument.partition(" ")
-    machine.push(Name(module, name))
+    machine.push(GlobalName(module, name))
 
 
-def _stack_global(machine: _Machine, _: Any) -> None:
+def _stack_global(machine: _StackMachine, _: Any) -> None:
     name, module = machine.pop(), machine.pop()
     if not isinstance(name, str) or not isinstance(module, str):
         raise PickleFault("it has an invalid class name")
-    machine.push(Name(module, name))
+    machine.push(GlobalName(module, name))
 
 
-def _reduce(machine: _Machine, _: Any) -> None:
+def _reduce(machine: _StackMachine, _: Any) -> None:
     arguments, called = machine.pop(), machine.pop()
     machine.reduce(called, arguments)
 
 
-def _new(machine: _Machine, _: Any) -> None:
+def _new(machine: _StackMachine, _: Any) -> None:
     arguments, called = machine.pop(), machine.pop()
     machine.reduce(called, arguments)
 
 
-def _new_with_names(machine: _Machine, _: Any) -> None:
+def _new_with_names(machine: _StackMachine, _: Any) -> None:
     machine.pop()
     _new(machine, _)
 
 
-def _drop(machine: _Machine, _: Any) -> None:
+def _drop(machine: _StackMachine, _: Any) -> None:
     """Remove the top of the stack."""
     machine.stack.pop()
 
 
-def _build(machine: _Machine, _: Any) -> None:
+def _build(machine: _StackMachine, _: Any) -> None:
     """Set the state of an object; the state is only searched for tensors."""
     state = machine.pop()
     made = machine.stack[-1] if machine.stack else None
-    if isinstance(made, Foreign) and not made.holds and _holds(state):
-        machine.stack[-1] = Foreign(made.called, True)
+    if isinstance(made, UnknownObject) and not made.has_tensors and _contains_tensors(state):
+        machine.stack[-1] = UnknownObject(made.called, True)
 
 
-def _drop_since_mark(machine: _Machine, _: Any) -> None:
+def _drop_since_mark(machine: _StackMachine, _: Any) -> None:
     machine.since_mark()
 
 
-def _frozen_set(machine: _Machine, _: Any) -> None:
+def _frozen_set(machine: _StackMachine, _: Any) -> None:
     machine.since_mark()
-    machine.push(Foreign("builtins.frozenset"))
+    machine.push(UnknownObject("builtins.frozenset"))
 
 
-def _set_item(machine: _Machine, _: Any) -> None:
+def _set_item(machine: _StackMachine, _: Any) -> None:
     value, key = machine.pop(), machine.pop()
     machine.set_items([key, value])
 
 
-def _append(machine: _Machine, _: Any) -> None:
+def _append(machine: _StackMachine, _: Any) -> None:
     value = machine.pop()
     machine.append([value])
 
@@ -377,7 +377,7 @@ _STEPS: dict[str, Step] = {
     "EMPTY_TUPLE": _constant(()),
     "EMPTY_DICT": _fresh(dict),
     "EMPTY_LIST": _fresh(list),
-    "EMPTY_SET": _fresh(lambda: Foreign("builtins.set")),
+    "EMPTY_SET": _fresh(lambda: UnknownObject("builtins.set")),
     "MARK": _constant(_MARK),
     "POP": _drop,
     "BUILD": _build,

@@ -24,7 +24,7 @@ from mergeloom.engine.base.dtypes import BY_CODE, DType
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.source import Source, read_part
-from mergeloom.engine.storage.source_file import planning
+from mergeloom.engine.storage.source_file import planning_reader
 
 MAX_HEADER_BYTES = 100 << 20
 MAX_DIMENSIONS = 32
@@ -35,9 +35,9 @@ MAX_METADATA_ENTRIES = 100_000
 _MAX_ELEMENTS = 1 << 62
 _MAX_VALUE = 2000
 _PREFIX = 8
-_POINTER = b"version https://git-lfs"
+_LFS_POINTER = b"version https://git-lfs"
 """The first bytes of a Git LFS pointer file."""
-AGAIN = "copy or download it again"
+COPY_AGAIN = "copy or download it again"
 
 _SPACE = rb"[ \t\n\r]*"
 _NUMBER = rb"(?:0|[1-9]\d{0,18})"
@@ -61,7 +61,7 @@ _TENSOR = _tokens(
     *(rb"\}", rb"([,}])"),
 )
 """A tensor as all known writers format it; other formats are parsed by the slower
-`_Scanner._unusual`."""
+`_Scanner._parse_entry`."""
 
 
 class Entry(NamedTuple):
@@ -86,12 +86,12 @@ class Header:
     digest: str
 
 
-class Headers:
+class HeaderReader:
     """Reads headers of many files, and parses equal ones only once: merged models usually share
     theirs."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, int], Header] = {}
+        self._known: dict[tuple[str, int], Header] = {}
 
     def read(self, source: Source) -> Header:
         """Read and validate the header of a safetensors file. Thread-safe.
@@ -99,21 +99,21 @@ class Headers:
         Raises:
             CheckpointError: the file cannot be read, or is malformed.
         """
-        with planning(source) as reader:
+        with planning_reader(source) as reader:
             prefix = read_part(reader, 0, min(_PREFIX, source.size))
-            length = _raw_header(prefix, source.size, source.name)
+            length = _header_length(prefix, source.size, source.name)
             content = read_part(reader, _PREFIX, _PREFIX + length)
         digest = hashlib.blake2b(content, digest_size=12).hexdigest()
-        kept = self._kept.get((digest, source.size))
-        if kept is None:
-            kept = Header(*parse_header(content, source.size, source.name), digest)
-            self._kept[digest, source.size] = kept
-        return kept
+        known = self._known.get((digest, source.size))
+        if known is None:
+            known = Header(*parse_header(content, source.size, source.name), digest)
+            self._known[digest, source.size] = known
+        return known
 
 
 def read_header(source: Source) -> Header:
-    """The header of one file; raises like `Headers.read`."""
-    return Headers().read(source)
+    """The header of one file; raises like `HeaderReader.read`."""
+    return HeaderReader().read(source)
 
 
 def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -140,7 +140,7 @@ def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry]
         how = "is truncated" if end > size else "has bytes after its last tensor"
         raise CheckpointError(
             f"'{path}' {how}: its header describes {end} bytes, the file has {size}",
-            remedy=AGAIN,
+            remedy=COPY_AGAIN,
         )
     return entries, metadata
 
@@ -175,13 +175,13 @@ def build_header(
     return header, [start + end for end in ends[:-1]]
 
 
-def _raw_header(prefix: bytes, size: int, path: str) -> int:
+def _header_length(prefix: bytes, size: int, path: str) -> int:
     if len(prefix) < _PREFIX:
         raise CheckpointError(
-            f"'{path}' is not a safetensors file: it has only {size} bytes", remedy=AGAIN
+            f"'{path}' is not a safetensors file: it has only {size} bytes", remedy=COPY_AGAIN
         )
     length = int.from_bytes(prefix, "little")
-    if prefix == _POINTER[:_PREFIX]:
+    if prefix == _LFS_POINTER[:_PREFIX]:
         raise CheckpointError(
             f"'{path}' is a Git LFS pointer, not the weights",
             remedy="run 'git lfs pull' in its directory",
@@ -190,7 +190,7 @@ def _raw_header(prefix: bytes, size: int, path: str) -> int:
         raise CheckpointError(
             f"'{path}' is truncated or not a safetensors file: its header would have {length} "
             f"bytes, the file has {size}",
-            remedy=AGAIN,
+            remedy=COPY_AGAIN,
         )
     return length
 
@@ -233,9 +233,9 @@ class _Scanner:
             else:
                 try:
                     if usual is not None:
-                        entry = self._usual(usual)
+                        entry = self._match_entry(usual)
                     else:
-                        entry, position = self._unusual(value)
+                        entry, position = self._parse_entry(value)
                 except _Malformed as error:
                     raise type(error)(f"'{name}': {error}") from error
                 entries[sys.intern(name)] = entry  # merged models share names
@@ -260,7 +260,7 @@ class _Scanner:
             raise ValueError(f"a name of at most {MAX_NAME} characters expected at byte {position}")
         return _text(match[1]), match.end()
 
-    def _usual(self, match: re.Match[bytes]) -> Entry:
+    def _match_entry(self, match: re.Match[bytes]) -> Entry:
         _, code, sizes, start, stop, _ = match.groups()
         layout = self._layouts.get((code, sizes))
         if layout is None:
@@ -268,7 +268,7 @@ class _Scanner:
             self._layouts[code, sizes] = layout
         return self._entry(layout, int(start), int(stop))
 
-    def _unusual(self, position: int) -> tuple[Entry, int]:
+    def _parse_entry(self, position: int) -> tuple[Entry, int]:
         """The tensor described at ``position``, and the position after it."""
         stop = self._content.find(b"}", position, position + _MAX_VALUE) + 1
         if self._content[position : position + 1] != b"{":

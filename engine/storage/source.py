@@ -12,7 +12,7 @@ from mergeloom.engine.storage.file_system import FILES, Files
 
 
 class IOMode(str, enum.Enum):
-    """How files are accessed: through the page cache, directly, or as suits the file."""
+    """How files are read and written: through the page cache, directly, or as is best for each."""
 
     AUTO = "auto"
     DIRECT = "direct"
@@ -20,8 +20,8 @@ class IOMode(str, enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
-    """How sources are read; ``files`` is the file system of local files."""
+class ReadOptions:
+    """How sources are read; ``files`` has the system calls for local files."""
 
     io: IOMode = IOMode.AUTO
     files: Files = FILES
@@ -35,10 +35,13 @@ class Reader(Protocol):
         """The best number of concurrent requests."""
         ...
 
-    def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
+    def read(
+        self, start: int, stop: int, block: Block, at: int, may_overwrite: bool = True
+    ) -> None:
         """Read bytes ``[start, stop)`` to byte ``at`` of ``block``.
 
-        With ``alone``, the bytes of the block up to the next page boundaries may be overwritten.
+        With ``may_overwrite``, the bytes of the block before and after, up to the page boundaries,
+        may be overwritten.
 
         Raises:
             RunError: the source ends early, is missing, has changed, or cannot be read.
@@ -85,14 +88,14 @@ class Source(Protocol):
 
     @property
     def description(self) -> str:
-        """The data behind the identity, in readable form."""
+        """The parts of the identity as text for people."""
         ...
 
     def identified(self, digest: str) -> Source:
         """The same source with the digest of part of its bytes added to its identity."""
         ...
 
-    def open(self, access: Access) -> Reader:
+    def open(self, options: ReadOptions) -> Reader:
         """Open the source for reading.
 
         Raises:

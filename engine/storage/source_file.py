@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from mergeloom.engine.base.errors import RunError, unreadable
-from mergeloom.engine.storage.digest import PIECE
-from mergeloom.engine.storage.source import Access, IOMode, Reader, Source, read_part
+from mergeloom.engine.storage.digest import PIECE_BYTES
+from mergeloom.engine.storage.source import IOMode, Reader, ReadOptions, Source, read_part
 
-_BUFFER = 1 << 16
+_BUFFER_BYTES = 1 << 16
 
 
 class SourceFile(io.RawIOBase):
@@ -47,25 +47,25 @@ class SourceFile(io.RawIOBase):
         return len(content)
 
 
-def pieces_of(reader: Reader, size: int) -> Iterator[bytes]:
+def source_pieces(reader: Reader, size: int) -> Iterator[bytes]:
     """All bytes of a source of ``size`` bytes, piece by piece.
 
     Raises:
         RunError: they cannot be read.
     """
-    for start in range(0, size, PIECE):
-        yield read_part(reader, start, min(start + PIECE, size))
+    for start in range(0, size, PIECE_BYTES):
+        yield read_part(reader, start, min(start + PIECE_BYTES, size))
 
 
 @contextmanager
-def planning(source: Source) -> Iterator[Reader]:
+def planning_reader(source: Source) -> Iterator[Reader]:
     """A reader of a source for planning: failures are errors of the checkpoint, not of a run.
 
     Raises:
         CheckpointError: the source cannot be opened or read.
     """
     try:
-        with contextlib.closing(source.open(Access(IOMode.BUFFERED))) as reader:
+        with contextlib.closing(source.open(ReadOptions(IOMode.BUFFERED))) as reader:
             yield reader
     except RunError as error:
         reason = error.__cause__ if isinstance(error.__cause__, OSError) else str(error)
@@ -79,5 +79,5 @@ def opened_file(source: Source) -> Iterator[io.BufferedReader]:
     Raises:
         CheckpointError: it cannot be opened or read.
     """
-    with planning(source) as reader:
-        yield io.BufferedReader(SourceFile(reader, source.size), _BUFFER)
+    with planning_reader(source) as reader:
+        yield io.BufferedReader(SourceFile(reader, source.size), _BUFFER_BYTES)

@@ -19,9 +19,9 @@ from mergeloom.engine.base.dtypes import BY_NAME, DType
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.pickled import (
-    Foreign,
     PickledTensor,
     PickleFault,
+    UnknownObject,
     read_pickle,
 )
 from mergeloom.engine.storage.source import Source
@@ -37,16 +37,16 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _LEGACY = (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02\x8a\x0a")
 """The first bytes of files of torch before 1.6: a pickled magic number."""
 
-_DAMAGE = (
+_DAMAGE_ERRORS = (
     *(zipfile.BadZipFile, EOFError, RuntimeError, ValueError, LookupError, OverflowError),
     struct.error,
 )
 """Exceptions raised for damaged archives."""
 
-_PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "module", "weights")
+_USUAL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "weights")
 """Keys under which training programs store a model's tensors among other values."""
 
-_WRAPPER = "module."
+_PARALLEL_PREFIX = "module."
 """The prefix that data-parallel training adds to names."""
 
 
@@ -81,9 +81,9 @@ def read_torch(source: Source) -> TorchFile:
             with zipfile.ZipFile(file) as archive:
                 archive_file = _Archive(path, file, source.size, archive.infolist())
             pickle = archive_file.pickle()
-            named = _named(path, read_pickle(pickle))
+            named = _find_tensors(path, read_pickle(pickle))
             entries = {name: archive_file.entry(name, tensor) for name, tensor in named.items()}
-    except _DAMAGE as error:
+    except _DAMAGE_ERRORS as error:
         raise CheckpointError(
             f"'{path}' is damaged: it is not a valid zip archive",
             remedy="copy or download it again",
@@ -192,13 +192,13 @@ def _no_dtype(path: str, name: str, dtype: str) -> CheckpointError:
     )
 
 
-def _named(path: str, value: Any) -> dict[str, PickledTensor]:
+def _find_tensors(path: str, value: Any) -> dict[str, PickledTensor]:
     """The set of named tensors in the saved object.
 
     That is the saved dictionary itself, or a dictionary inside it: under one of the usual keys, or
     the only one with tensors. Keys of nested dictionaries are joined with dots.
     """
-    if isinstance(value, Foreign):
+    if isinstance(value, UnknownObject):
         raise CheckpointError(
             f"'{path}' holds an object of class {value.called[:200]!a}, not named tensors",
             remedy="load it where that class is defined, and save its state_dict()",
@@ -206,15 +206,15 @@ def _named(path: str, value: Any) -> dict[str, PickledTensor]:
     if not isinstance(value, dict):
         raise CheckpointError(f"'{path}' holds a {type(value).__name__}, not named tensors")
     if _has_tensors(value):
-        return _checked(path, _flattened(path, value))
+        return _check_names(path, _flattened(path, value))
     inside = {str(key): item for key, item in value.items() if isinstance(item, dict)}
     usable = {key: tensors for key, item in inside.items() if (tensors := _flattened(path, item))}
-    for key in _PREFERRED:
+    for key in _USUAL_KEYS:
         if key in usable:
-            return _checked(path, usable[key])
+            return _check_names(path, usable[key])
     direct = [key for key in usable if _has_tensors(inside[key])]
     if len(direct) == 1:
-        return _checked(path, usable[direct[0]])
+        return _check_names(path, usable[direct[0]])
     if not usable:
         raise CheckpointError(f"'{path}' holds no named tensors")
     listed = ", ".join(ascii(key[:80]) for key in (direct or list(usable))[:6])
@@ -230,18 +230,20 @@ def _has_tensors(value: Mapping[Any, Any]) -> bool:
 
 def _is_tensor(value: Any) -> bool:
     """Whether a value is a tensor or an object with tensors, which must not be dropped silently."""
-    return isinstance(value, PickledTensor) or (isinstance(value, Foreign) and value.holds)
+    return isinstance(value, PickledTensor) or (
+        isinstance(value, UnknownObject) and value.has_tensors
+    )
 
 
-def _flattened(path: str, value: Mapping[Any, Any]) -> dict[str, PickledTensor | Foreign]:
+def _flattened(path: str, value: Mapping[Any, Any]) -> dict[str, PickledTensor | UnknownObject]:
     """The tensors in a dictionary and in those within it, by their keys joined with dots."""
-    found: dict[str, PickledTensor | Foreign] = {}
+    found: dict[str, PickledTensor | UnknownObject] = {}
     waiting: list[tuple[str, Mapping[Any, Any], int]] = [("", value, 0)]
-    looked_at = 0
+    entries = 0
     while waiting:
         prefix, items, depth = waiting.pop()
-        looked_at += len(items)
-        if looked_at > MAX_ENTRIES:
+        entries += len(items)
+        if entries > MAX_ENTRIES:
             raise CheckpointError(f"'{path}' has more than {MAX_ENTRIES} entries")
         inner = []
         for key, item in items.items():
@@ -253,16 +255,18 @@ def _flattened(path: str, value: Mapping[Any, Any]) -> dict[str, PickledTensor |
     return found
 
 
-def _checked(path: str, tensors: Mapping[str, PickledTensor | Foreign]) -> dict[str, PickledTensor]:
+def _check_names(
+    path: str, tensors: Mapping[str, PickledTensor | UnknownObject]
+) -> dict[str, PickledTensor]:
     found: dict[str, PickledTensor] = {}
-    wrapped = all(name.startswith(_WRAPPER) for name in tensors)
+    wrapped = all(name.startswith(_PARALLEL_PREFIX) for name in tensors)
     for name, tensor in tensors.items():
         if not name or not name.isprintable() or len(name) > MAX_NAME:
             raise CheckpointError(f"'{path}': {name[:80]!a} is not a valid tensor name")
-        if isinstance(tensor, Foreign):
+        if isinstance(tensor, UnknownObject):
             raise CheckpointError(
                 f"'{path}': '{name}' is created by {tensor.called[:200]!a}, which is not supported",
                 remedy="save it as a plain tensor (dequantize(), to_dense()), or without it",
             )
-        found[name.removeprefix(_WRAPPER) if wrapped else name] = tensor
+        found[name.removeprefix(_PARALLEL_PREFIX) if wrapped else name] = tensor
     return found

@@ -11,25 +11,25 @@ from typing import TypeVar
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.storage.source import Access, Reader, Source
+from mergeloom.engine.storage.source import Reader, ReadOptions, Source
 
 R = TypeVar("R")
-W = TypeVar("W", bound="Wrapped")
+W = TypeVar("W", bound="WrappedSource")
 
 
 class TransientError(RunError):
     """A transient failure of reading: a connection broke, a server was busy.
 
-    ``after`` is the delay in seconds that the server asks for, or 0.
+    ``retry_after`` is the delay in seconds that the server asks for, or 0.
     """
 
-    def __init__(self, message: str, after: float = 0.0) -> None:
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
-        self.after = after
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
-class Wrapped:
+class WrappedSource:
     """A source that wraps another one with the same bytes."""
 
     inner: Source
@@ -54,41 +54,41 @@ class Wrapped:
         """The same wrapper around the identified source; see `Source.identified`."""
         return replace(self, inner=self.inner.identified(digest))
 
-    def open(self, access: Access) -> Reader:
+    def open(self, options: ReadOptions) -> Reader:
         """Open it for reading; see `Source.open`."""
-        return self.inner.open(access)
+        return self.inner.open(options)
 
 
 @dataclass(frozen=True, slots=True)
-class Retrying(Wrapped):
+class RetryingSource(WrappedSource):
     """Retries transient failures (`TransientError`), with ``attempts`` attempts in all.
 
-    The delay before the second attempt is ``pause`` seconds, and doubles each time.
+    The delay before the second attempt is ``first_delay`` seconds, and is doubled each time.
     """
 
     attempts: int = 5
-    pause: float = 0.5
+    first_delay: float = 0.5
     sleep: Callable[[float], None] = time.sleep
 
-    def open(self, access: Access) -> Reader:
-        return _RetryingReader(self.patiently(lambda: self.inner.open(access)), self)
+    def open(self, options: ReadOptions) -> Reader:
+        return _RetryingReader(self.with_retries(lambda: self.inner.open(options)), self)
 
-    def patiently(self, act: Callable[[], R]) -> R:
-        """The result of ``act``, called until it succeeds or the attempts are used up.
+    def with_retries(self, action: Callable[[], R]) -> R:
+        """The result of ``action``, called until it succeeds or the attempts are used up.
 
         Raises:
             RunError: the last attempt failed, or one failed permanently.
         """
         for attempt in range(1, self.attempts):
             try:
-                return act()
+                return action()
             except TransientError as error:
-                self.sleep(max(error.after, self.pause * 2 ** (attempt - 1)))
-        return act()
+                self.sleep(max(error.retry_after, self.first_delay * 2 ** (attempt - 1)))
+        return action()
 
 
 @dataclass(frozen=True, slots=True)
-class Limited(Wrapped):
+class LimitedSource(WrappedSource):
     """Limits a source to ``requests`` concurrent requests and ``rate`` bytes per second (0: no
     limit)."""
 
@@ -97,8 +97,8 @@ class Limited(Wrapped):
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
-    def open(self, access: Access) -> Reader:
-        return _LimitedReader(self.inner.open(access), self)
+    def open(self, options: ReadOptions) -> Reader:
+        return _LimitedReader(self.inner.open(options), self)
 
 
 class _WrappedReader:
@@ -111,8 +111,10 @@ class _WrappedReader:
     def connections(self) -> int:
         return self._inner.connections
 
-    def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
-        self._inner.read(start, stop, block, at, alone)
+    def read(
+        self, start: int, stop: int, block: Block, at: int, may_overwrite: bool = True
+    ) -> None:
+        self._inner.read(start, stop, block, at, may_overwrite)
 
     def check_unchanged(self) -> None:
         self._inner.check_unchanged()
@@ -122,42 +124,46 @@ class _WrappedReader:
 
 
 class _RetryingReader(_WrappedReader):
-    def __init__(self, inner: Reader, how: Retrying) -> None:
+    def __init__(self, inner: Reader, source: RetryingSource) -> None:
         super().__init__(inner)
-        self._how = how
+        self._source = source
 
-    def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
-        self._how.patiently(lambda: self._inner.read(start, stop, block, at, alone))
+    def read(
+        self, start: int, stop: int, block: Block, at: int, may_overwrite: bool = True
+    ) -> None:
+        self._source.with_retries(lambda: self._inner.read(start, stop, block, at, may_overwrite))
 
     def check_unchanged(self) -> None:
-        self._how.patiently(self._inner.check_unchanged)
+        self._source.with_retries(self._inner.check_unchanged)
 
 
 class _LimitedReader(_WrappedReader):
-    def __init__(self, inner: Reader, how: Limited) -> None:
+    def __init__(self, inner: Reader, source: LimitedSource) -> None:
         super().__init__(inner)
-        self._how = how
-        self._slots = threading.BoundedSemaphore(how.requests)
+        self._source = source
+        self._slots = threading.BoundedSemaphore(source.requests)
         self._lock = threading.Lock()
-        self._free_at = how.clock()
+        self._free_at = source.clock()
 
     @property
     def connections(self) -> int:
-        return min(self._inner.connections, self._how.requests)
+        return min(self._inner.connections, self._source.requests)
 
-    def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
+    def read(
+        self, start: int, stop: int, block: Block, at: int, may_overwrite: bool = True
+    ) -> None:
         with self._slots:
             self._await_turn(stop - start)
-            self._inner.read(start, stop, block, at, alone)
+            self._inner.read(start, stop, block, at, may_overwrite)
 
     def _await_turn(self, nbytes: int) -> None:
         """Wait until the rate allows another request."""
-        how = self._how
-        if not how.rate:
+        source = self._source
+        if not source.rate:
             return
         with self._lock:
-            now = how.clock()
+            now = source.clock()
             wait = max(0.0, self._free_at - now)
-            self._free_at = now + wait + nbytes / how.rate
+            self._free_at = now + wait + nbytes / source.rate
         if wait:
-            how.sleep(wait)
+            source.sleep(wait)

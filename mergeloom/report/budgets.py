@@ -34,7 +34,7 @@ def _budget_rows(planned: PlannedMerge) -> Iterator[BudgetRow]:
             read_bytes=made.read_bytes,
             repeated_bytes=made.repeated_bytes,
             workers=made.workers,
-            seconds=estimated_seconds(made).whole,
+            seconds=estimated_seconds(made).total,
         )
         if made.peak_bytes < budget and not made.repeated_bytes:
             return  # more memory would not be used

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from mergeloom.methods.statistics.comparison import Changes, Sizes
+from mergeloom.methods.statistics.comparison import Changes, PairSums
 from mergeloom.planners.comparison import Comparison, Pair
 from mergeloom.planners.models.checkpoint_outline import number_of_layers
 from mergeloom.planners.models.model import Model
@@ -21,8 +21,8 @@ from mergeloom.report.diff_records import (
     ValuesReport,
 )
 
-T = TypeVar("T", Sizes, Changes)
-Measured = tuple[Sizes, Changes | None]
+T = TypeVar("T", PairSums, Changes)
+Measured = tuple[PairSums, Changes | None]
 OUTSIDE = "outside the layers"
 
 
@@ -118,7 +118,7 @@ def _summed_records(records: Sequence[T]) -> T:
     return type(records[0])(*sums)
 
 
-def _values_report(elements: int, sizes: Sizes, changes: Changes | None) -> ValuesReport:
+def _values_report(elements: int, sizes: PairSums, changes: Changes | None) -> ValuesReport:
     return ValuesReport(
         elements=elements,
         difference=_relative_norm(math.sqrt(sizes.difference), math.sqrt(sizes.a)),

@@ -88,7 +88,7 @@ def _plan_fields(planned: PlannedMerge) -> dict[str, Any]:
         "devices": tuple(map(_device_report, schedule.devices)),
         "placement": tuple(
             plan_records.PlacementReport(
-                schedule.place_name(assignment), assignment.reason.value, number
+                schedule.device_name(assignment), assignment.reason.value, number
             )
             for assignment, number in schedule.assignments.items()
         ),
@@ -133,12 +133,12 @@ def _time_report(planned: PlannedMerge) -> plan_records.TimeReport:
     estimated, ratios = estimated_seconds(planned.schedule), process.remembered_ratios()
     usual = sorted(ratios)[len(ratios) // 2] if ratios else 1.0
     return plan_records.TimeReport(
-        estimated.whole * usual,
+        estimated.total * usual,
         estimated.storage * usual,
         estimated.compute * usual,
         STORAGE_RATE,
-        low_seconds=estimated.whole * min(ratios) if ratios else None,
-        high_seconds=estimated.whole * max(ratios) if ratios else None,
+        low_seconds=estimated.total * min(ratios) if ratios else None,
+        high_seconds=estimated.total * max(ratios) if ratios else None,
     )
 
 

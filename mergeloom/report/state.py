@@ -10,9 +10,9 @@ from mergeloom.engine.output.state import (
     Condition,
     Difference,
     OutputState,
+    describe_differences,
     differences,
-    listed,
-    only_touched,
+    only_times_differ,
 )
 from mergeloom.report import plan_records
 
@@ -30,10 +30,10 @@ def state_record(
     """
     same = None if found.fingerprint is None else found.fingerprint == fingerprint
     differing = differences(found.identity, identity) if same is False else ()
-    if only_touched(differing):
+    if only_times_differ(differing):
         will, message = _touched_action(found, differing)
     else:
-        will, message = _action(found, same, listed(differing), tensors)
+        will, message = _action(found, same, describe_differences(differing), tensors)
     return plan_records.OutputState(
         directory=str(found.path),
         condition=found.condition.value,
@@ -42,7 +42,7 @@ def state_record(
         message=message,
         finished_tensors=found.finished,
         differences=tuple(
-            plan_records.Difference(each.what, each.there, each.here) for each in differing
+            plan_records.Difference(each.what, each.recorded, each.current) for each in differing
         ),
         faults=found.faults,
     )

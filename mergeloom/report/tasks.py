@@ -30,7 +30,7 @@ def _tasks_in_order(planned: PlannedMerge) -> Iterator[Task]:
             shape=root.shape,
             inputs=tuple(map(_task_input, (*root.gather.inputs, *root.gather.side_loads))),
             writes=tuple(map(_task_output, work.writes)),
-            device=schedule.place_name(placed.assignment),
+            device=schedule.device_name(placed.assignment),
             passes=len(work.passes),
             tiles=-(-work.grains.count // placed.flow.tile) if placed.flow.tile else 0,
             resident=_is_resident(placed),

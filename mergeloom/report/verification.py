@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mergeloom.engine.base.errors import OutputError
-from mergeloom.engine.output.soundness import verify_output
+from mergeloom.engine.output.verify_output import verify_output
 from mergeloom.report.loading import loading_report
 from mergeloom.report.records import Fault, VerifyReport
 

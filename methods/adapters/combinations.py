@@ -45,11 +45,11 @@ _TIES = "Yadav et al. 2023, TIES-Merging, arXiv:2306.01708"
 _DARE = "Yu et al. 2024, Language models are Super Mario, arXiv:2311.03099"
 
 
-class What(enum.Enum):
+class Combined(enum.Enum):
     """The part of the adapters that is combined."""
 
     FACTORS = "A and B separately"
-    BESIDE = "A and B side by side"
+    SIDE_BY_SIDE = "A and B side by side"
     CHANGES = "the changes s·B·A"
 
 
@@ -57,11 +57,12 @@ class Combination(Method):
     """One way to combine adapters.
 
     `kernel` combines aligned tensors (factors or changes) with the weights in ``merge``; for
-    factors these are weights of the factors. ``draws`` and ``smallest`` say what is dropped first.
+    factors these are weights of the factors. ``draws`` and ``drops_smallest`` say what is dropped
+    first.
     """
 
-    what: ClassVar[What]
-    smallest: ClassVar[bool] = False
+    what: ClassVar[Combined]
+    drops_smallest: ClassVar[bool] = False
     elect: ClassVar[bool] = False
     merges_one = True
 
@@ -69,18 +70,18 @@ class Combination(Method):
         total = math.prod(merge.shape)
         weights = merge.weights()
         densities = [1.0] * len(weights)
-        if self.smallest or self.draws:
+        if self.drops_smallest or self.draws:
             densities = list(merge.weights("density"))
         counts = [kept_count(density, total) for density in densities]
         dropped = [
-            count == 0 if self.smallest else density == 0
+            count == 0 if self.drops_smallest else density == 0
             for count, density in zip(counts, densities, strict=True)
         ]
         kept = tuple(number for number, drop in enumerate(dropped) if not drop)
         if not kept:
             return LinearCombination((0.0,) * len(weights))
         sparsifier: Sparsifier = KeepAll()
-        if self.smallest:
+        if self.drops_smallest:
             sparsifier = TopMagnitude(tuple(counts[number] for number in kept))
         elif self.draws:
             sparsifier = ExpectedKeep(
@@ -99,7 +100,7 @@ class Linear(Combination):
     )
     formula = "A = Σ sgn(wᵢ)·√|wᵢsᵢ|·Aᵢ,  B = Σ √|wᵢsᵢ|·Bᵢ"
     reference = _PEFT
-    what = What.FACTORS
+    what = Combined.FACTORS
     model_parameters = (WEIGHT,)
 
 
@@ -108,8 +109,8 @@ class Ties(Combination):
     summary = "TIES on each factor: keeps the largest elements, and averages those of one sign."
     formula = "as linear, over the elements that are kept and agree, divided by their number"
     reference = f"{_PEFT}; {_TIES}"
-    what = What.FACTORS
-    smallest = elect = True
+    what = Combined.FACTORS
+    drops_smallest = elect = True
     model_parameters = (WEIGHT, DENSITY)
     settings = (SIGN,)
 
@@ -119,7 +120,7 @@ class DareLinear(Combination):
     summary = "Drops a random choice of each factor's elements, scales up the rest, adds them up."
     formula = "as linear, with m∘A/density for A, m = 1 with probability density"
     reference = f"{_PEFT}; {_DARE}"
-    what = What.FACTORS
+    what = Combined.FACTORS
     draws = True
     model_parameters = (WEIGHT, DENSITY)
 
@@ -129,7 +130,7 @@ class DareTies(Combination):
     summary = "Drops a random choice of each factor's elements, and averages those of one sign."
     formula = "as ties, with m∘A/density for A, m = 1 with probability density"
     reference = f"{_PEFT}; {_DARE}; {_TIES}"
-    what = What.FACTORS
+    what = Combined.FACTORS
     draws = elect = True
     model_parameters = (WEIGHT, DENSITY)
     settings = (SIGN,)
@@ -140,26 +141,26 @@ class MagnitudePrune(Combination):
     summary = "Keeps the largest elements of each factor, and adds them up."
     formula = "as linear, over the elements that are kept"
     reference = _PEFT
-    what = What.FACTORS
-    smallest = True
+    what = Combined.FACTORS
+    drops_smallest = True
     model_parameters = (WEIGHT, DENSITY)
 
 
-class Cat(Combination):
+class Concatenation(Combination):
     name = "cat"
     summary = "The exact sum of the changes: the ranks add up."
     formula = "A = [w₁s₁A₁; w₂s₂A₂; …],  B = [B₁ B₂ …],  so that B·A = Σ wᵢsᵢBᵢAᵢ"
     reference = _PEFT
-    what = What.BESIDE
+    what = Combined.SIDE_BY_SIDE
     model_parameters = (WEIGHT,)
 
 
-class _OfChanges(Combination):
-    what = What.CHANGES
+class _ChangeCombination(Combination):
+    what = Combined.CHANGES
     settings: ClassVar[tuple[Parameter, ...]] = (RANK,)
 
 
-class Svd(_OfChanges):
+class Svd(_ChangeCombination):
     name = "svd"
     summary = "The adapter of a chosen rank that is closest to the exact sum of the changes."
     formula = "U·S·Vᵀ ≈ Σ wᵢsᵢBᵢAᵢ, the largest singular values;  B = U·S,  A = Vᵀ"
@@ -167,17 +168,17 @@ class Svd(_OfChanges):
     model_parameters = (WEIGHT,)
 
 
-class TiesSvd(_OfChanges):
+class TiesSvd(_ChangeCombination):
     name = "ties_svd"
     summary = "TIES on the changes as matrices, and the closest adapter of a chosen rank."
     formula = "as svd, of Σ wᵢτ̂ᵢ over what is kept of τᵢ = sᵢBᵢAᵢ and agrees, by its number"
     reference = f"{_PEFT}; {_TIES}"
-    smallest = elect = True
+    drops_smallest = elect = True
     model_parameters = (WEIGHT, DENSITY)
     settings = (SIGN, RANK)
 
 
-class DareLinearSvd(_OfChanges):
+class DareLinearSvd(_ChangeCombination):
     name = "dare_linear_svd"
     summary = "DARE on the changes as matrices, and the closest adapter of a chosen rank."
     formula = "as svd, of Σ wᵢ·m∘τᵢ/density, m = 1 with probability density"
@@ -186,7 +187,7 @@ class DareLinearSvd(_OfChanges):
     model_parameters = (WEIGHT, DENSITY)
 
 
-class DareTiesSvd(_OfChanges):
+class DareTiesSvd(_ChangeCombination):
     name = "dare_ties_svd"
     summary = "DARE and TIES on the changes as matrices, and the closest adapter of a chosen rank."
     formula = "as ties_svd, with m∘τ/density for τ, m = 1 with probability density"
@@ -196,17 +197,17 @@ class DareTiesSvd(_OfChanges):
     settings = (SIGN, RANK)
 
 
-class MagnitudePruneSvd(_OfChanges):
+class MagnitudePruneSvd(_ChangeCombination):
     name = "magnitude_prune_svd"
     summary = "The largest elements of the changes, and the closest adapter of a chosen rank."
     formula = "as svd, of Σ wᵢτ̂ᵢ over what is kept of τᵢ = sᵢBᵢAᵢ"
     reference = _PEFT
-    smallest = True
+    drops_smallest = True
     model_parameters = (WEIGHT, DENSITY)
 
 
 _ALL: tuple[type[Combination], ...] = (
-    *(Cat, DareLinear, DareLinearSvd, DareTies, DareTiesSvd, Linear, MagnitudePrune),
+    *(Concatenation, DareLinear, DareLinearSvd, DareTies, DareTiesSvd, Linear, MagnitudePrune),
     *(MagnitudePruneSvd, Svd, Ties, TiesSvd),
 )
 COMBINATIONS = {kind.name: kind() for kind in _ALL}

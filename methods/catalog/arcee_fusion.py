@@ -58,7 +58,7 @@ class Importance(VectorExpr):
     divergences: Any = None
     count = 1
 
-    def given(self, earlier: Sequence[Any]) -> Importance:
+    def with_results(self, earlier: Sequence[Any]) -> Importance:
         return replace(self, divergences=earlier[0])
 
     def read(self, number: int, grain: GrainView) -> Vector:
@@ -95,13 +95,13 @@ class TakeOutliers(Kernel):
     def apply(
         self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
-        source, least = self.source.given(statistics), threshold(statistics[2])
+        source, least = self.source.with_results(statistics), threshold(statistics[2])
         grain.ops.choose(source.read(0, grain), least, out)
 
 
 def threshold(found: Ranks) -> float:
     """Median + 1.5 · interquartile range; infinite if a quantile is not finite."""
-    low, middle, high = (ranked.value for ranked in found.of[0])
+    low, middle, high = (ranked.value for ranked in found.by_vector[0])
     limit = middle + 1.5 * (high - low)
     return limit if math.isfinite(limit) else math.inf
 

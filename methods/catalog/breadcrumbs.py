@@ -65,7 +65,7 @@ class _Breadcrumbs(Method):
         return merge_task_vectors(merge, dropped, sparsifier, elect=self.elect)
 
 
-_BAND = (
+_KEPT_FORMULA = (
     "τ̂ᵢ = τᵢ without its d = min(int(gamma·n), n - k) largest elements and its n - k - d smallest, "
     "k = int(density·n);  "
 )
@@ -77,7 +77,7 @@ class Breadcrumbs(_Breadcrumbs):
         "Drops both the largest changes of every fine-tune, as outliers, and the smallest ones, "
         "as noise, and adds the weighted rest to the base."
     )
-    formula = _BAND + "θ = θ₀ + λ Σ wᵢτ̂ᵢ   (normalize: divided by Σ wᵢ)"
+    formula = _KEPT_FORMULA + "θ = θ₀ + λ Σ wᵢτ̂ᵢ   (normalize: divided by Σ wᵢ)"
     elect = False
 
 
@@ -87,7 +87,7 @@ class BreadcrumbsTies(_Breadcrumbs):
         "Drops both the largest changes of every fine-tune, as outliers, and the smallest ones, "
         "as noise, lets the models elect one sign for each parameter, and adds those that agree."
     )
-    formula = _BAND + (
+    formula = _KEPT_FORMULA + (
         "s = sign(Σ wᵢτ̂ᵢ), + at 0;  θ = θ₀ + λ · Σ wᵢτ̂ᵢ over i with sign(wᵢτ̂ᵢ) = s   "
         "(normalize: divided by Σ wᵢ over the same i)"
     )

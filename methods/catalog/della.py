@@ -45,7 +45,7 @@ class _Della(Method):
         densities = merge.weights("density") if several else ()
         epsilons = merge.weights("epsilon") if several else ()
         for density, epsilon in zip(densities, epsilons, strict=True):
-            check(density, epsilon)
+            check_probabilities(density, epsilon)
 
         def sparsifier(kept: tuple[int, ...]) -> RandomByRank:
             keep = [densities[number] for number in kept]
@@ -60,7 +60,7 @@ class _Della(Method):
         return merge_task_vectors(merge, dropped, sparsifier, elect=self.elect)
 
 
-def check(density: float, epsilon: float) -> None:
+def check_probabilities(density: float, epsilon: float) -> None:
     """Check that all probabilities are between 0 and 1.
 
     Raises:
@@ -74,7 +74,7 @@ def check(density: float, epsilon: float) -> None:
         )
 
 
-_DROPPED = (
+_KEPT_FORMULA = (
     "τ̂ᵢ = mᵢ ∘ τᵢ · Σ|τᵢ| / Σ|mᵢ ∘ τᵢ|,  mᵢ = 1 with probability density + ε (1 - 2r/(n-1)), "
     "r = 0 … n-1 the rank of |τᵢ| in its row of n, largest first;  "
 )
@@ -87,7 +87,7 @@ class Della(_Della):
         "probability, scales up the rest, lets the models elect one sign for each parameter, and "
         "averages what agrees with it."
     )
-    formula = _DROPPED + (
+    formula = _KEPT_FORMULA + (
         "s = sign(Σ wᵢτ̂ᵢ), + at 0;  "
         "θ = θ₀ + λ · Σ wᵢτ̂ᵢ / Σ wᵢ, both sums over i with sign(wᵢτ̂ᵢ) = s"
     )
@@ -101,6 +101,6 @@ class DellaLinear(_Della):
         "Drops elements of each task vector at random, the smaller ones of each row with higher "
         "probability, scales up the rest, and adds the weighted task vectors to the base."
     )
-    formula = _DROPPED + "θ = θ₀ + λ Σ wᵢτ̂ᵢ   (normalize: divided by Σ wᵢ)"
+    formula = _KEPT_FORMULA + "θ = θ₀ + λ Σ wᵢτ̂ᵢ   (normalize: divided by Σ wᵢ)"
     settings = (normalize(False), LAMBDA, INT8_MASK, rescale(True))
     elect = False

@@ -29,10 +29,10 @@ class KarcherMean(Rule):
     tol: float
 
     def coefficients(self, gram: Matrix, maths: Maths) -> Sequence[float]:
-        length = norms(gram, maths)
-        directed = [own > NO_DIRECTION for own in length]
+        lengths = norms(gram, maths)
+        directed = [own > NO_DIRECTION for own in lengths]
         if not any(directed):
-            return length
+            return lengths
         cosine = cosines(gram, maths)
         for i in range(len(cosine)):
             cosine[i][i] = 1.0
@@ -41,10 +41,10 @@ class KarcherMean(Rule):
         def along(coordinates: Sequence[float]) -> list[float]:
             return [_dot(row, coordinates) for row in cosine]
 
-        def size(coordinates: Sequence[float]) -> float:
+        def length_of(coordinates: Sequence[float]) -> float:
             return math.sqrt(max(_dot(coordinates, along(coordinates)), 0.0))
 
-        spread = size(share)
+        spread = length_of(share)
         # The directions cancel out: every point is a minimum, so take the first.
         first = directed.index(True)
         mean = (
@@ -54,18 +54,18 @@ class KarcherMean(Rule):
         )
         for _ in range(self.max_iter):
             near = [maths.clip(each, -1.0, 1.0) for each in along(mean)]
-            steps = [own * _stretch(each) for own, each in zip(share, near, strict=True)]
+            steps = [own * _angle_over_sine(each) for own, each in zip(share, near, strict=True)]
             inward = _dot(steps, near)
             tangent = [each - inward * own for each, own in zip(steps, mean, strict=True)]
-            distance = size(tangent)
+            distance = length_of(tangent)
             if distance <= self.tol or math.isnan(distance):
                 break
             ahead, aside = math.cos(distance), math.sin(distance) / distance
             mean = [ahead * own + aside * each for own, each in zip(mean, tangent, strict=True)]
-        scale = sum(length) / len(length)
+        scale = sum(lengths) / len(lengths)
         return [
             each / (own if is_directed else 1.0) * scale
-            for each, own, is_directed in zip(mean, length, directed, strict=True)
+            for each, own, is_directed in zip(mean, lengths, directed, strict=True)
         ]
 
 
@@ -73,7 +73,7 @@ def _dot(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
 
 
-def _stretch(cosine: float) -> float:
+def _angle_over_sine(cosine: float) -> float:
     """Ω/sinΩ, or 0 for directions that are equal or opposite."""
     angle = NUMBERS.acos(cosine)
     sine = NUMBERS.sin(angle)

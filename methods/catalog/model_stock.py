@@ -15,7 +15,8 @@ from mergeloom.methods.ops.maths import Maths
 from mergeloom.methods.shared_parameters import base_of
 from mergeloom.methods.statistics.angles import Matrix, cosines
 
-_FLAT = 1e-8
+_MIN_DENOMINATOR = 1e-8
+"""Denominators of smaller magnitude count as zero."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class Stock(Rule):
     def coefficients(self, gram: Matrix, maths: Maths) -> Sequence[Any]:
         count = len(gram)
         cosine = cosines(gram, maths)
-        everything = sum(cosine[i][j] for i, j in pairs(count) if i != j)
-        mean = 2 * everything / (count * (count - 1))
+        pair_sum = sum(cosine[i][j] for i, j in pairs(count) if i != j)
+        mean = 2 * pair_sum / (count * (count - 1))
         denominator = 1 + (count - 1) * mean
-        flat = abs(denominator) < _FLAT
-        share = maths.where(flat, 0.0, mean / maths.where(flat, 1.0, denominator))
+        vanishes = abs(denominator) < _MIN_DENOMINATOR
+        share = maths.where(vanishes, 0.0, mean / maths.where(vanishes, 1.0, denominator))
         return (share,) * count
 
 

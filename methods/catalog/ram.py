@@ -15,7 +15,7 @@ from mergeloom.methods.shared_parameters import base_of
 
 
 @dataclass(frozen=True)
-class Shares(GrainSum["tuple[tuple[int, int], ...]"]):
+class ChangeCounts(GrainSum["tuple[tuple[int, int], ...]"]):
     """For each model, the number of elements it changed along with others, and alone.
 
     Changes of at most ``epsilon`` do not count.
@@ -26,13 +26,13 @@ class Shares(GrainSum["tuple[tuple[int, int], ...]"]):
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        return (Use("shared", self.taus.count),)
+        return (Use("count_changed", self.taus.count),)
 
     def accumulator_bytes(self, grains: Grains) -> int:
         return 64 * (200 + 16 * self.taus.count)
 
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
-        into.add(grain.index, grain.ops.shared(self.taus.read_all(grain), self.epsilon))
+        into.add(grain.index, grain.ops.count_changed(self.taus.read_all(grain), self.epsilon))
 
     def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[tuple[int, int], ...]:
         if total.total is None:
@@ -56,12 +56,12 @@ class DisjointMean(Kernel):
     version = 2
 
     @property
-    def amplified(self) -> bool:
+    def amplifies(self) -> bool:
         return bool(self.r and self.alpha)
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
-        return (Shares(self.taus, self.epsilon),) if self.amplified else ()
+        return (ChangeCounts(self.taus, self.epsilon),) if self.amplifies else ()
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -71,7 +71,7 @@ class DisjointMean(Kernel):
         self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
     ) -> None:
         excess = [0.0] * self.taus.count
-        if self.amplified:
+        if self.amplifies:
             excess = [self._excess(*counts) for counts in statistics[0]]
         vectors, base = self.taus.read_all(grain), grain.inputs[self.taus.base]
         grain.ops.disjoint(vectors, self.epsilon, excess, base, out)

@@ -46,12 +46,12 @@ class Selection:
     share: float
 
     @property
-    def everything(self) -> bool:
+    def keeps_all(self) -> bool:
         return self.share >= 1
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
-        if self.everything:
+        if self.keeps_all:
             return ()
         variance = Variance(self.taus)
         return (
@@ -62,31 +62,31 @@ class Selection:
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """What `rule` uses of ``grain.ops``."""
-        if self.everything:
+        """The operations of ``grain.ops`` that `rule` uses."""
+        if self.keeps_all:
             return ()
         return (Use("mark"), Use("end_of_equal"), *Variance(self.taus).uses)
 
     @property
     def scratch(self) -> int:
         """Scratch arrays that `rule` takes."""
-        return 0 if self.everything else 1
+        return 0 if self.keeps_all else 1
 
     def rule(self, grain: GrainView, statistics: Sequence[Any]) -> KeepRule:
         """The rule for all task vectors on a grain."""
-        if self.everything:
+        if self.keeps_all:
             return KEEP_ALL
         found: Ranks = statistics[1]
-        if not found.of[0]:
-            return _NOTHING
+        if not found.by_vector[0]:
+            return _KEEP_NOTHING
         variance = Variance(self.taus).read(0, grain)
-        edge = replace(Threshold.of(found.of[0][0]), places=statistics[2][0])
-        bound = edge.bound(variance, grain, 0)
+        threshold = replace(Threshold.of(found.by_vector[0][0]), tie_counts=statistics[2][0])
+        bound = threshold.bound(variance, grain, 0)
         marks = grain.ops.new_marks(grain, 0, 1)
         return KeepRule(marks=grain.ops.mark(variance, KeepRule(above=bound), marks))
 
 
-_NOTHING = KeepRule(upto=Bound(-1.0, -1.0, 0))
+_KEEP_NOTHING = KeepRule(upto=Bound(-1.0, -1.0, 0))
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,12 @@ class SelectedSquares(GrainSum["tuple[float, ...]"]):
         if sums is None or not all(map(math.isfinite, sums)):
             return (1.0,) * self.selection.taus.count
         # Only ratios matter; with a least weight of 1, no divisor is too small.
-        least = max(min((s for s in sums if s), default=1.0), max(sums) * _LEAST)
+        least = max(min((s for s in sums if s), default=1.0), max(sums) * _MIN_RATIO)
         return tuple(s / least for s in sums)
 
 
-_LEAST = 1e-20
-"""Least ratio of weights; smaller ones might overflow float32."""
+_MIN_RATIO = 1e-20
+"""Smallest ratio of two weights; with smaller ones, the quotient might overflow float32."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class SelectCalculateErase(Kernel):
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        return (Use("combine", self.selection.taus.count, electing=True), *self.selection.uses)
+        return (Use("combine", self.selection.taus.count, elects_signs=True), *self.selection.uses)
 
     @property
     def scratch(self) -> int:

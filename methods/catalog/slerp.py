@@ -29,7 +29,7 @@ class Arc(Rule):
 
 
 def on_arc(cosine: Any, t: float, straight: Any, maths: Maths) -> Sequence[Any]:
-    """Coefficients of the two ends at ``t``, on the arc or on a straight line."""
+    """Coefficients of the two end points at ``t``, on the arc, or on a line where ``straight``."""
     angle = maths.acos(cosine)
     sine = maths.where(straight, 1.0, maths.sin(angle))
     start, stop = maths.sin((1 - t) * angle) / sine, maths.sin(t * angle) / sine

@@ -1,2 +1,2 @@
-"""Kernels that compute the values of an input before it is merged: add an adapter, dequantise
-codes, fill in rows, transpose matrices."""
+"""Kernels that compute the values of an input before it is merged: add an adapter, dequantise,
+fill in rows, transpose matrices."""

@@ -1,4 +1,4 @@
-"""Dequantisation: values from codes and scales."""
+"""Dequantisation: values from quantised values and scales."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """Scales that are codes themselves (double quantisation): each run of ``size`` codes has a
-    scale, and ``offset`` is added to the product. The side inputs are the table of 256 values and
-    those scales."""
+    """Scales that are quantised themselves (double quantisation), as indices into a table.
+
+    Each run of ``size`` scales has a scale of its own, and ``offset`` is added to the product. The
+    side inputs are the table of 256 values and those scales.
+    """
 
     size: int
     offset: float
@@ -52,7 +54,7 @@ class Scale:
             -(-columns // self.columns) if self.columns else 1,
         )
 
-    def beside(self, shape: Shape) -> Iterator[int]:
+    def side_sizes(self, shape: Shape) -> Iterator[int]:
         """Number of elements of each side input this scale needs, in order."""
         scales = math.prod(self.grid(shape))
         yield scales
@@ -63,12 +65,14 @@ class Scale:
 
 @dataclass(frozen=True)
 class Dequantise(Kernel):
-    """(code - zero - point) · scale · scale · … · factor; with ``table``, its entry for the code.
+    """(q - zero - point) · scale · scale · … · factor, for each quantised value q.
+
+    With a ``table`` of that many entries, q is first replaced by the entry at index q.
 
     Side inputs, in this order: the table (float32) if ``table``, the tensors of each of ``scales``
-    (`Scale.beside`), one zero point for each block if ``points``, and the block index of each
-    column (int32) if ``groups``. ``shape`` is the shape of the values if it differs from that of
-    the codes.
+    (`Scale.side_sizes`), one zero point for each block if ``points``, and the block index of each
+    column (int32) if ``groups``. ``shape`` is the shape of the result, if it
+    differs from that of the quantised values.
     """
 
     scales: tuple[Scale, ...]
@@ -79,27 +83,27 @@ class Dequantise(Kernel):
     factor: float = 1.0
     shape: Shape | None = None
     access = Access.ROWWISE
-    integers = True
-    double = False
+    accepts_integers = True
+    uses_float64 = False
     version = 2
 
     def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:
-        (codes,) = inputs
+        (shape,) = inputs
         if not (self.scales or self.points):
             raise ValueError("there is no scale")
         wanted = [self.table] if self.table else []
         for scale in (*self.scales, *([self.points] if self.points else [])):
-            wanted += scale.beside(codes)
-        wanted += [codes[-1]] if self.groups else []
-        found = [math.prod(shape) for shape in side]
+            wanted += scale.side_sizes(shape)
+        wanted += [shape[-1]] if self.groups else []
+        found = [math.prod(each) for each in side]
         if wanted != found:
             raise ValueError(
-                f"codes {_text(codes)} need {', '.join(map(str, wanted))} numbers as side "
-                f"inputs, not {', '.join(map(_text, side))}"
+                f"quantised values {_text(shape)} need side inputs of "
+                f"{', '.join(map(str, wanted))} numbers, not {', '.join(map(_text, side))}"
             )
-        if self.shape is not None and math.prod(self.shape) != math.prod(codes):
-            raise ValueError(f"there are codes {_text(codes)}, and not {_text(self.shape)}")
-        return codes if self.shape is None else self.shape
+        if self.shape is not None and math.prod(self.shape) != math.prod(shape):
+            raise ValueError(f"quantised values {_text(shape)} cannot become {_text(self.shape)}")
+        return shape if self.shape is None else self.shape
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -109,9 +113,9 @@ class Dequantise(Kernel):
     def workspace_bytes(self, grains: Grains) -> int:
         """Scales for the elements of a grain and their indices (torch), or for one row."""
         blocks = [scale.columns for scale in (*self.scales, self.points) if scale and scale.columns]
-        least = 1 if self.groups else min(blocks, default=grains.size)
+        shortest = 1 if self.groups else min(blocks, default=grains.size)
         rows = grains.size // min(grains.row, grains.size)
-        return 16 * (-(-grains.size // least) + rows)
+        return 16 * (-(-grains.size // shortest) + rows)
 
     def apply(
         self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
@@ -142,10 +146,10 @@ class Dequantise(Kernel):
 
 
 def _blocks(scale: Scale, own: Sequence[Array], groups: Array | None, grain: GrainView) -> Blocks:
-    codes = grain.whole
-    row = codes[-1]
-    grid = scale.grid(codes)
-    height = math.prod(codes[:-1]) // grid[0]
+    shape = grain.whole_shape
+    row = shape[-1]
+    grid = scale.grid(shape)
+    height = math.prod(shape[:-1]) // grid[0]
     lookup = None
     if scale.nested is not None:
         lookup = Lookup(own[1], own[2], scale.nested.size, scale.nested.offset)

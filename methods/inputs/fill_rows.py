@@ -32,7 +32,7 @@ class FillRows(Kernel):
     access = Access.ROWWISE
     version = 2
     uses = (Use("mean_rows"),)
-    double = True
+    uses_float64 = True
 
     def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:
         shape = super().output_shape(inputs, ())
@@ -53,7 +53,9 @@ class FillRows(Kernel):
     ) -> None:
         rows = _fill(grain, out)
         if self.padding:
-            grain.ops.repeat(grain.ops.from_numpy(statistics[0]), rows.without(self.padding), out)
+            grain.ops.repeat(
+                grain.ops.from_numpy(statistics[0]), rows.before_padding(self.padding), out
+            )
 
 
 @dataclass(frozen=True)
@@ -70,25 +72,25 @@ class MeanRow(GrainSum[Any]):
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         filled = grain.take()
         rows = _fill(grain, filled)
-        count = rows.without(self.padding)
-        into.add(grain.index, _Sum(grain.ops.column_sums(filled, count, rows.width), count))
+        count = rows.before_padding(self.padding)
+        into.add(grain.index, _RowSum(grain.ops.column_sums(filled, count, rows.width), count))
 
     def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> Any:
         return (to_numpy(total.total.sums) / total.total.count).astype("float32")
 
 
 @dataclass(frozen=True, slots=True)
-class _Sum:
+class _RowSum:
     """The sum (row length) of ``count`` rows: float64."""
 
     sums: Numbers
     count: int
 
-    def __add__(self, other: _Sum) -> _Sum:
-        return _Sum(self.sums + other.sums, self.count + other.count)
+    def __add__(self, other: _RowSum) -> _RowSum:
+        return _RowSum(self.sums + other.sums, self.count + other.count)
 
-    def cpu(self) -> _Sum:
-        return _Sum(to_numpy(self.sums), self.count)
+    def cpu(self) -> _RowSum:
+        return _RowSum(to_numpy(self.sums), self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class _GrainRows:
     count: int
     width: int
 
-    def without(self, padding: int) -> int:
+    def before_padding(self, padding: int) -> int:
         """Number of these rows before the padding."""
         return max(0, min(self.count, self.total - padding - self.first))
 
@@ -110,7 +112,7 @@ def _fill(grain: GrainView, out: Array) -> _GrainRows:
     """Write the rows described by the side table."""
     inputs, (table,) = list(grain.inputs), grain.side
     total = elements_of(table) // len(inputs)
-    width = math.prod(grain.whole) // total
+    width = math.prod(grain.whole_shape) // total
     rows = _GrainRows(total, grain.start // width, grain.count // width, width)
     grain.ops.mean_rows(inputs, table, width, rows.first, out)
     return rows

@@ -39,11 +39,11 @@ class LowRank(Kernel):
         down, up = (math.prod(shape) for shape in side[:2])
         rows = weight[0] if weight else 1
         if self.lengths and (len(weight) != 2 or math.prod(side[2]) != rows):
-            raise ValueError(f"a weight {weight} and lengths {side[2]} do not go together")
+            raise ValueError(f"a weight {weight} and lengths {side[2]} do not match")
         if down * rows != math.prod(weight) * self.rank or up != rows * self.rank:
             raise ValueError(
                 f"a weight {weight} and matrices {side[0]} and {side[1]} of rank {self.rank} "
-                "do not go together"
+                "do not match"
             )
         return weight
 
@@ -58,7 +58,7 @@ class LowRank(Kernel):
         return int(self.lengths)
 
     @property
-    def double(self) -> bool:
+    def uses_float64(self) -> bool:
         return self.lengths
 
     def apply(

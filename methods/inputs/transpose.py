@@ -1,7 +1,7 @@
 """Transposition of computed values.
 
 Tensors that are merely stored transposed are arranged by the reader:
-`engine.pieces.StoredTensor.transpose`.
+`engine.graph.stored_tensor.StoredTensor.transpose`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Transpose(Kernel):
     """The one input (…, a, b) transposed to (…, b, a)."""
 
     access = Access.MATRIXWISE
-    aligned = False
-    integers = True
+    is_aligned = False
+    accepts_integers = True
     uses = (Use("transpose"),)
 
     def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:

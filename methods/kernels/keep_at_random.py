@@ -16,7 +16,7 @@ from mergeloom.methods.ops.interface import KEEP_ALL, KeepRule, RandomBound, Vec
 from mergeloom.methods.ops.vectors import VectorExpr
 
 
-class Dropping(Sparsifier):
+class RandomSparsifier(Sparsifier):
     """A sparsifier that decides grain by grain; statistics are only needed for rescaling.
 
     ``keep[i]`` is the probability of keeping an element of vector ``i``; ``None`` keeps all.
@@ -28,18 +28,18 @@ class Dropping(Sparsifier):
     rescale: bool
 
     @property
-    def kind(self) -> Hashable:
+    def planning_key(self) -> Hashable:
         return type(self), self.keep, self.rescale
 
-    def drops(self, number: int) -> bool:
+    def may_drop(self, number: int) -> bool:
         """Whether elements of vector ``number`` may be dropped."""
         return self.keep[number] is not None
 
     @abstractmethod
-    def chosen(self, number: int, vector: Vector, grain: GrainView, again: bool) -> KeepRule:
-        """The rule for a vector for which `drops` is true.
+    def choose(self, number: int, vector: Vector, grain: GrainView, is_repeat: bool) -> KeepRule:
+        """The rule for a vector for which `may_drop` is true.
 
-        ``again`` is true if this was called for every such vector in an earlier pass.
+        ``is_repeat`` says that an earlier pass has called this for every such vector of this grain.
         """
 
     def passes(self, source: VectorExpr) -> tuple[Statistic[Any, Any], ...]:
@@ -58,9 +58,9 @@ class Dropping(Sparsifier):
         statistics: Sequence[Any],
         prefix: tuple[int, ...],
     ) -> KeepRule:
-        if not self.drops(number):
+        if not self.may_drop(number):
             return KEEP_ALL
-        return self.chosen(number, vector, grain, again=self.rescale)
+        return self.choose(number, vector, grain, is_repeat=self.rescale)
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
     """
 
     source: VectorExpr
-    dropping: Dropping
+    sparsifier: RandomSparsifier
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        return (Use("magnitudes", self.source.count), *self.dropping.uses)
+        return (Use("magnitudes", self.source.count), *self.sparsifier.uses)
 
     def accumulator_bytes(self, grains: Grains) -> int:
         return 64 * (200 + 16 * self.source.count)
@@ -83,11 +83,11 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
     def update(self, into: GrainSums, grain: GrainView, earlier: Sequence[Any]) -> None:
         sums: list[Any] = []
         for number in range(self.source.count):
-            if not self.dropping.drops(number):
+            if not self.sparsifier.may_drop(number):
                 sums += [0.0, 0.0]
                 continue
             vector = self.source.read(number, grain)
-            kept = self.dropping.chosen(number, vector, grain, again=False)
+            kept = self.sparsifier.choose(number, vector, grain, is_repeat=False)
             sums += grain.ops.magnitudes(vector, kept)
         into.add(grain.index, grain.ops.sums(sums))
 
@@ -99,7 +99,7 @@ class KeptNorms(GrainSum["tuple[tuple[float, float], ...]"]):
 
 
 @dataclass(frozen=True)
-class RandomKeep(Dropping):
+class RandomKeep(RandomSparsifier):
     """Keep each element of vector ``i`` with probability ``keep[i]``."""
 
     keep: tuple[float | None, ...]
@@ -110,14 +110,15 @@ class RandomKeep(Dropping):
     def uses(self) -> tuple[Use, ...]:
         return (Use("draw", len(self.keep)),)
 
-    def chosen(self, number: int, vector: Vector, grain: GrainView, again: bool) -> KeepRule:
+    def choose(self, number: int, vector: Vector, grain: GrainView, is_repeat: bool) -> KeepRule:
         bound = draws.threshold(self.keep[number] or 0.0)
         return KeepRule(draw=RandomBound(self.keys[number], grain.start, bound))
 
 
 @dataclass(frozen=True)
 class ExpectedKeep(RandomKeep):
-    """The same, with kept elements divided by their probability: the expectation is unchanged."""
+    """Like `RandomKeep`, with kept elements divided by their probability: the expected value is
+    that of the whole vector."""
 
     rescale: bool = False
 

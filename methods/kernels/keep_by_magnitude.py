@@ -25,15 +25,16 @@ from mergeloom.methods.statistics.selection import (
 class Threshold:
     """A magnitude above which elements are kept, along with ``ties`` elements equal to it.
 
-    The ties of lowest index are kept, so that exactly the requested number of elements survives.
-    ``cut`` says whether only some of the ties are kept; ``places`` where they are, if known, and
-    ``end`` how many elements come before the first one dropped, in a tensor of one grain.
+    The ties of lowest index are kept, so that exactly the requested number of elements is kept.
+    ``splits_ties`` says whether only some of them are kept; ``tie_counts`` has their number in each
+    grain, if known. ``end`` is the number of elements before the first tie that is dropped, if that
+    is known and the tensor has one grain.
     """
 
     value: float
     ties: int
-    cut: bool
-    places: TieCounts | None = None
+    splits_ties: bool
+    tie_counts: TieCounts | None = None
     end: int | None = None
 
     @staticmethod
@@ -45,13 +46,15 @@ class Threshold:
     def keeping(found: RankedMagnitude, ties: int, end: int | None = None) -> Threshold:
         """The threshold that keeps magnitudes larger than ``found``, and ``ties`` equal to it;
         ``end`` is where these end, if known."""
-        cut = found.value > 0 and 0 < ties < found.equal
-        return Threshold(found.value, ties, cut, found.ties if cut else None, end if cut else None)
+        splits = found.value > 0 and 0 < ties < found.equal
+        return Threshold(
+            found.value, ties, splits, found.ties if splits else None, end if splits else None
+        )
 
     @property
     def needs_scan(self) -> bool:
         """Whether ties must be counted grain by grain."""
-        return self.cut and self.places is None
+        return self.splits_ties and self.tie_counts is None
 
     def bound(self, vector: Vector, grain: GrainView, before: int) -> Bound:
         """The lower bound of the kept elements of ``vector`` on a grain.
@@ -63,13 +66,13 @@ class Threshold:
 
     def _end(self, vector: Vector, grain: GrainView, before: int) -> int:
         """Number of elements of this grain before the first tie that is dropped."""
-        if not self.cut:
+        if not self.splits_ties:
             return grain.count if self.ties else 0
         if self.end is not None:
             return self.end
-        if self.places is not None:
-            before, here = self.places.of(grain.index)
-            if before + here <= self.ties:
+        if self.tie_counts is not None:
+            before, inside = self.tie_counts.of(grain.index)
+            if before + inside <= self.ties:
                 return grain.count
         if before >= self.ties:
             return 0
@@ -97,18 +100,18 @@ class TieLocation(Statistic["list[dict[int, Any]]", "tuple[TieCounts | None, ...
     def accumulator_bytes(self, grains: Grains) -> int:
         return grains.count * self.source.count * 192
 
-    double = False
+    uses_float64 = False
 
     def init(self) -> list[dict[int, Any]]:
         return [{} for _ in range(self.source.count)]
 
     def update(self, into: list[dict[int, Any]], grain: GrainView, earlier: Sequence[Any]) -> None:
         found: Ranks = earlier[-1]
-        for number, ranked in enumerate(found.of):
-            edge = Threshold.of(ranked[0]) if ranked else None
-            if edge is not None and edge.needs_scan:
+        for number, ranked in enumerate(found.by_vector):
+            threshold = Threshold.of(ranked[0]) if ranked else None
+            if threshold is not None and threshold.needs_scan:
                 vector = self.source.read(number, grain)
-                into[number][grain.index] = grain.ops.count_equal(vector, edge.value)
+                into[number][grain.index] = grain.ops.count_equal(vector, threshold.value)
 
     def fetch(self, into: list[dict[int, Any]]) -> None:
         for counts in into:
@@ -125,7 +128,7 @@ class TieLocation(Statistic["list[dict[int, Any]]", "tuple[TieCounts | None, ...
         found: Ranks = earlier[-1]
         return tuple(
             TieCounts.of_grains(counts) if counts else ranked[0].ties if ranked else None
-            for counts, ranked in zip(total, found.of, strict=True)
+            for counts, ranked in zip(total, found.by_vector, strict=True)
         )
 
 
@@ -143,10 +146,10 @@ class TopMagnitude(Sparsifier):
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        return () if self._idle else (Use("count_equal"), Use("end_of_equal"))
+        return () if self._keeps_all else (Use("count_equal"), Use("end_of_equal"))
 
     @property
-    def _idle(self) -> bool:
+    def _keeps_all(self) -> bool:
         return all(keep is None for keep in self.keep)
 
     def _ranks(self, number: int) -> tuple[int, ...]:
@@ -158,43 +161,47 @@ class TopMagnitude(Sparsifier):
         return (skip + keep, skip) if skip else (keep,)
 
     def passes(self, source: VectorExpr) -> tuple[Statistic[Any, Any], ...]:
-        if self._idle:
+        if self._keeps_all:
             return ()
         ranks = tuple(self._ranks(number) for number in range(len(self.keep)))
         fine = FineHistogram(source, self.rescale, max(map(len, ranks)))
         return (CoarseHistogram(source, ranks), fine)
 
-    def _edges(self, statistics: Sequence[Any]) -> tuple[tuple[Threshold, ...], ...]:
+    def _thresholds(self, statistics: Sequence[Any]) -> tuple[tuple[Threshold, ...], ...]:
         """Per vector: the threshold above which elements are kept, and that of skipped ones."""
-        if self._idle:
+        if self._keeps_all:
             return ((),) * len(self.keep)
         found: Ranks = statistics[1]
-        return tuple(tuple(map(Threshold.of, ranked)) for ranked in found.of)
+        return tuple(tuple(map(Threshold.of, ranked)) for ranked in found.by_vector)
 
     def needs_scan(self, statistics: Sequence[Any]) -> bool:
-        return any(edge.needs_scan for edges in self._edges(statistics) for edge in edges)
+        return any(
+            threshold.needs_scan
+            for thresholds in self._thresholds(statistics)
+            for threshold in thresholds
+        )
 
     def scan_value(
         self, source: VectorExpr, grain: GrainView, statistics: Sequence[Any]
     ) -> tuple[Any, ...]:
         """Number of ties at both thresholds of every vector."""
         counts: list[Any] = []
-        for number, edges in enumerate(self._edges(statistics)):
+        for number, thresholds in enumerate(self._thresholds(statistics)):
             vector = source.read(number, grain)
             both = [
-                grain.ops.count_equal(vector, edge.value) if edge.needs_scan else 0
-                for edge in edges
+                grain.ops.count_equal(vector, threshold.value) if threshold.needs_scan else 0
+                for threshold in thresholds
             ]
             counts += [*both, 0, 0][:2]
         return tuple(counts)
 
     def factors(self, count: int, statistics: Sequence[Any]) -> tuple[float, ...]:
-        if self._idle or not self.rescale:
+        if self._keeps_all or not self.rescale:
             return (1.0,) * count
         found: Ranks = statistics[1]
         factors = []
-        for whole, ranked in zip(found.sums, found.of, strict=True):
-            sums = [edge.sum_above + _edge_sum(edge) for edge in ranked]
+        for whole, ranked in zip(found.sums, found.by_vector, strict=True):
+            sums = [threshold.sum_above + _kept_tie_sum(threshold) for threshold in ranked]
             factors.append(l1_factor(whole, sums[0] - sum(sums[1:])) if sums else 1.0)
         return tuple(factors)
 
@@ -206,19 +213,20 @@ class TopMagnitude(Sparsifier):
         statistics: Sequence[Any],
         prefix: tuple[int, ...],
     ) -> KeepRule:
-        if self._idle:
+        if self._keeps_all:
             return KEEP_ALL
         found: Ranks = statistics[1]
-        edges = tuple(map(Threshold.of, found.of[number]))
-        if not edges:
+        thresholds = tuple(map(Threshold.of, found.by_vector[number]))
+        if not thresholds:
             return KEEP_ALL
         counts = prefix[2 * number : 2 * number + 2] or (0, 0)
         bounds = [
-            edge.bound(vector, grain, count) for edge, count in zip(edges, counts, strict=False)
+            threshold.bound(vector, grain, count)
+            for threshold, count in zip(thresholds, counts, strict=False)
         ]
         return KeepRule(above=bounds[0], upto=bounds[1] if bounds[1:] else None)
 
 
-def _edge_sum(found: RankedMagnitude) -> float:
+def _kept_tie_sum(found: RankedMagnitude) -> float:
     """Sum of the magnitudes of the kept ties."""
     return (found.rank - found.above) * found.value

@@ -14,7 +14,7 @@ from typing import Any
 from mergeloom.engine.base.grains import Access, Grains, partition
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Use, all_uses
-from mergeloom.methods.ops.loops.sizes import FEW, LARGE
+from mergeloom.methods.ops.loops.sizes import LANCZOS_MIN_SIZE, LANCZOS_RATIO
 
 Shape = tuple[int, ...]
 _ZEROS = 4096
@@ -40,7 +40,7 @@ class LeadingFactor(Kernel):
     scales: tuple[float, ...]
     combination: Kernel | None = None
     access = Access.WHOLE
-    aligned = False
+    is_aligned = False
 
     def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:
         (shape,) = inputs
@@ -69,7 +69,7 @@ class LeadingFactor(Kernel):
         if self.combination is None:
             inner = sum(self.ranks)
             return inner + 4.0 * inner**3 / (self.rank * longer)
-        if shorter >= LARGE and FEW * self.rank <= shorter:
+        if shorter >= LANCZOS_MIN_SIZE and LANCZOS_RATIO * self.rank <= shorter:
             return (8.0 * self.rank + 100.0) * shorter * 0.6 / self.rank
         return shorter * shorter * (longer + 2.0 * shorter) / (4.0 * self.rank * longer)
 
@@ -77,13 +77,13 @@ class LeadingFactor(Kernel):
         if self.combination is None:
             return 32 * sum(self.ranks) * (self.rows + self.columns)
         # The matrix, all changes on one grain, and the accumulators of statistics.
-        inner = self._inner
-        tables = sum(each.accumulator_bytes(inner) for each in self.combination.passes)
+        grains = self._grains
+        accumulators = sum(each.accumulator_bytes(grains) for each in self.combination.passes)
         arrays = len(self.ranks) + 2
-        return 4 * self.rows * self.columns + 4 * arrays * (inner.size + _ZEROS) + 2 * tables
+        return 4 * self.rows * self.columns + 4 * arrays * (grains.size + _ZEROS) + 2 * accumulators
 
     @property
-    def _inner(self) -> Grains:
+    def _grains(self) -> Grains:
         """The grains in which the combination runs: those it would have as a merge of its own."""
         assert self.combination is not None
         return partition((self.rows, self.columns), self.combination.access)
@@ -97,12 +97,12 @@ class LeadingFactor(Kernel):
             grain.ops.leading_of_product(downs, ups, self.scales, shape, self.rank, self.up, out)
             return
         matrix = grain.ops.take(self.rows * self.columns)
-        self._combine(self.combination, grain, matrix)
+        self._write_combination(self.combination, grain, matrix)
         grain.ops.leading_of_matrix(matrix, shape, self.rank, self.up, out)
 
-    def _combine(self, kernel: Kernel, whole: GrainView, matrix: Array) -> None:
+    def _write_combination(self, kernel: Kernel, whole: GrainView, matrix: Array) -> None:
         """Write the combination of the changes grain by grain, as the engine would."""
-        grains, results = self._inner, list[Any]()
+        grains, results = self._grains, list[Any]()
         for statistic in kernel.passes:
             total = statistic.init()
             for index in range(grains.count):
@@ -123,7 +123,7 @@ class LeadingFactor(Kernel):
     def _changes(self, whole: GrainView, index: int) -> Iterator[GrainView]:
         """Yield the view of one grain with the changes as inputs; valid within the context only."""
         ops, count = whole.ops, len(self.ranks)
-        start, size = self._inner.bounds(index)
+        start, size = self._grains.bounds(index)
         top = ops.top()
         zeros = ops.take(size)
         ops.repeat(ops.to_float32(ops.counters(1)), 0, zeros)
@@ -132,6 +132,8 @@ class LeadingFactor(Kernel):
             down, up = whole.side[number], whole.side[count + number]
             changes.append(ops.take(size))
             ops.add_product(zeros, down, up, rank, start, scale, changes[-1])
-        shape = self.rows, self.columns
-        yield GrainView(changes, index, start, (size,), lambda: ops.take(size), ops, whole=shape)
+        yield GrainView(
+            *(changes, index, start, (size,), lambda: ops.take(size), ops),
+            whole_shape=(self.rows, self.columns),
+        )
         ops.release(top)

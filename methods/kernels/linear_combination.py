@@ -30,7 +30,7 @@ class LinearCombination(Kernel):
     version = 2
 
     @property
-    def kind(self) -> Hashable:
+    def planning_key(self) -> Hashable:
         return LinearCombination, len(self.coefficients)
 
     @property

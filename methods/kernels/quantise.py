@@ -1,4 +1,5 @@
-"""Quantisation: one merge that writes the codes of a weight and the scales of its blocks."""
+"""Quantisation: one merge that writes the quantised values of a weight and the scales of its
+blocks."""
 
 from __future__ import annotations
 
@@ -15,8 +16,10 @@ from mergeloom.methods.ops.interface import Adjustment, Array, Blocks, Scaling, 
 
 @dataclass(frozen=True)
 class Quantise(Kernel):
-    """Divide the one input, a matrix, by the scales of its blocks of (``rows``, ``columns``); the
-    float32 result is rounded to codes. The scales, of type ``scales``, are a second output part.
+    """Divide the one input, a matrix, by the scales of its blocks of (``rows``, ``columns``).
+
+    The float32 result is rounded when it is written. The scales, of type ``scales``, are the second
+    result (`Kernel.parts`).
 
     A block never spans two grains, so that scales do not depend on tiling.
     """
@@ -26,14 +29,14 @@ class Quantise(Kernel):
     columns: int
     scales: DType
     access = Access.ROWWISE
-    aligned = False
-    double = False
+    is_aligned = False
+    uses_float64 = False
     lossy = True
     scratch = 1
     uses = (Use("quantise"), Use("adjust"), Use("dots", 2))
 
     @property
-    def band(self) -> int:
+    def row_multiple(self) -> int:
         return self.rows
 
     @property
@@ -49,11 +52,11 @@ class Quantise(Kernel):
             *(grain.inputs[0], row, self.rows, self.columns, self.scaling, out, scales)
         )
 
-    def loss(self, grain: GrainView, codes: Array) -> Sums:
+    def loss(self, grain: GrainView, quantised: Array) -> Sums:
         ops, (rows, row), (scales,) = grain.ops, grain.shape, grain.parts
         grid = (1, -(-rows // self.rows), -(-row // self.columns))
         blocks = Blocks(scales, grid, self.rows, self.columns, rows, 0)
-        ops.adjust(codes, blocks, Adjustment.MULTIPLY, row, codes)
+        ops.adjust(quantised, blocks, Adjustment.MULTIPLY, row, quantised)
         values = grain.inputs[0]
-        error, _, size = ops.dots([Vector(codes, minus=values), Vector(values)])
+        error, _, size = ops.dots([Vector(quantised, minus=values), Vector(values)])
         return Sums((error, size))

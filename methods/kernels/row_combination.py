@@ -33,7 +33,7 @@ class RowCombination(Kernel):
     positions: tuple[int, ...]
     base: int | None = None
     access = Access.ROWWISE
-    double = True
+    uses_float64 = True
     version = 2
 
     @property
@@ -48,12 +48,12 @@ class RowCombination(Kernel):
         ops, row = grain.ops, grain.shape[-1]
         gram = ops.row_dots(vectors, row)
         factors = [ops.to_float32(each) for each in self.rule.coefficients(gram, ops.maths)]
-        weighed = [
+        weighted = [
             replace(vector, factors=Factors(own))
             for vector, own in zip(vectors, factors, strict=True)
         ]
         base = None if self.base is None else grain.inputs[self.base]
-        ops.combine(weighed, [1.0] * len(weighed), out, base=base)
+        ops.combine(weighted, [1.0] * len(weighted), out, base=base)
 
 
 @dataclass(frozen=True)

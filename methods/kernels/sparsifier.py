@@ -1,8 +1,8 @@
-"""Sparsifiers: which elements of a task vector are kept.
+"""Sparsifiers decide which elements of task vectors are kept.
 
-A sparsifier names its statistics, and then returns the rule that makes one vector sparse on one
-grain. `KeepAll` keeps all elements, `methods.kernels.keep_by_magnitude` the largest of a tensor,
-`methods.kernels.keep_at_random` a random choice.
+A sparsifier lists its statistics, and then returns, for one vector on one grain, the rule that says
+which elements are kept. `KeepAll` keeps all elements, `methods.kernels.keep_by_magnitude` the
+largest of a tensor, `methods.kernels.keep_at_random` a random choice.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Sparsifier(ABC):
     """Decides which elements of a source's vectors are kept; subclass as a frozen dataclass."""
 
     @property
-    def kind(self) -> Hashable:
-        """See `Kernel.kind`."""
+    def planning_key(self) -> Hashable:
+        """See `Kernel.planning_key`."""
         return self
 
     @property
@@ -91,5 +91,5 @@ class KeepAll(Sparsifier):
 
 def l1_factor(whole: float, kept: float) -> float:
     """The factor that scales the kept part to the L1 norm of the whole; 1 if either is about 0."""
-    usual = whole >= _NEGLIGIBLE and kept >= _NEGLIGIBLE and math.isfinite(whole)
-    return whole / kept if usual else 1.0
+    is_defined = whole >= _NEGLIGIBLE and kept >= _NEGLIGIBLE and math.isfinite(whole)
+    return whole / kept if is_defined else 1.0

@@ -43,8 +43,8 @@ class TaskVectors(Kernel):
         return Differences(self.base, self.positions)
 
     @property
-    def kind(self) -> Hashable:
-        return TaskVectors, self.base, self.positions, self.elect, self.sparsifier.kind
+    def planning_key(self) -> Hashable:
+        return TaskVectors, self.base, self.positions, self.elect, self.sparsifier.planning_key
 
     @property
     def access(self) -> Access:

@@ -1,4 +1,5 @@
-"""The arithmetics (machine code, torch): their cost and memory for planning, and how to open them.
+"""The two arithmetics of the CPU, machine code and torch: cost and memory for planning, and
+opening.
 
 Importing this module loads neither torch nor machine code.
 """
@@ -16,11 +17,11 @@ from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.base.versions import version_of
 from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Ops, Use
-from mergeloom.engine.hardware.machine_code import Library, NativeError
+from mergeloom.engine.hardware.machine_code import Library, MachineCodeError
 from mergeloom.methods.ops.cuda.arithmetic import CUDA
 from mergeloom.methods.ops.loops.sizes import (
-    RANKED,
-    Kind,
+    MAX_RANKED,
+    ElementType,
     factors_bytes,
     leading_bytes,
     marks_bytes,
@@ -47,7 +48,7 @@ FUNCTIONS = frozenset(
             "mean_rows",
             "quantise",
             "row_dots",
-            "shared",
+            "count_changed",
         ),
         *("gather_scan", "mix_scan", "neighbours_scan", "products_of_rows"),
         *("pursue_fit", "pursue_scan", "step", "store", "transpose", "variance", "widen"),
@@ -55,20 +56,20 @@ FUNCTIONS = frozenset(
 )
 """Names of all functions of the machine code."""
 
-_PARTS = {
+_COMPONENTS = {
     "count_high": ("count_high", "find_ranks"),
     "mix_rows": ("mix_scan",),
     "neighbours": ("neighbours_scan",),
     "products_of_rows": ("gather_scan", "products_of_rows"),
     "pursue": ("pursue_scan", "pursue_fit"),
 }
-"""Functions of those operations that are made of others."""
+"""The functions of operations that consist of several, by operation."""
 
-_ROUNDED = frozenset({"BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I8"})
+_WRITABLE = frozenset({"BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I8"})
 """Dtypes that machine code can round to, by code."""
 
-_ALWAYS = frozenset({"store", "widen"})
-_COUNTING = frozenset(
+_BASIC = frozenset({"store", "widen"})
+_NEED_NUMPY = frozenset(
     {
         *("choose_by_rank", "column_dots", "column_sums", "count_high", "count_low"),
         *("divergences", "numbers", "row_dots"),
@@ -107,7 +108,7 @@ _COMPILED_COST = {
     "mean_rows": 0.5,
     "quantise": 1.5,
     "row_dots": 0.4,
-    "shared": 0.3,
+    "count_changed": 0.3,
     "transpose": 1.0,
     "variance": 0.4,
 }
@@ -129,7 +130,7 @@ _TORCH_COST = {
     "magnitudes": 1.0,
     "mean_rows": 1.5,
     "row_dots": 1.0,
-    "shared": 2.0,
+    "count_changed": 2.0,
     "transpose": 1.0,
     "variance": 1.5,
 }
@@ -151,10 +152,10 @@ class CompiledArithmetic(Arithmetic):
         return dtype in (BF16, F32)
 
     def widens(self, dtype: DType) -> bool:
-        return dtype.code in Kind.__members__ or bool(dtype.codec)
+        return dtype.code in ElementType.__members__ or bool(dtype.codec)
 
     def writes(self, dtype: DType) -> bool:
-        return (dtype.stored or dtype).code in _ROUNDED or bool(dtype.codec)
+        return (dtype.stored or dtype).code in _WRITABLE or bool(dtype.codec)
 
     def workspace_bytes(self, use: Use, grains: Grains) -> int:
         rows = -(-grains.size // max(grains.row, 1))
@@ -164,7 +165,7 @@ class CompiledArithmetic(Arithmetic):
         if use.operation == "mark":
             own += _pages(marks_bytes(grains.size))
         if use.operation == "count_high":
-            own = max(own, ranking_bytes(RANKED))
+            own = max(own, ranking_bytes(MAX_RANKED))
         if use.operation == "row_dots":
             own += 8 * rows * (3 * use.vectors**2 + 16)
         if use.operation == "add_product":
@@ -184,7 +185,7 @@ class CompiledArithmetic(Arithmetic):
 
     def library_bytes(self, operations: frozenset[str]) -> int:
         codec = _CODEC_BYTES if DECODING.operation in operations else 0
-        return (72 if operations & (_COUNTING | {DECODING.operation}) else 52) * MIB + codec
+        return (72 if operations & (_NEED_NUMPY | {DECODING.operation}) else 52) * MIB + codec
 
     def missing(self, operations: frozenset[str]) -> frozenset[str]:
         return self._code(operations) - self._library.built()
@@ -192,7 +193,7 @@ class CompiledArithmetic(Arithmetic):
     def build(self, operations: frozenset[str]) -> None:
         try:
             self._library.build(operations)
-        except NativeError as error:
+        except MachineCodeError as error:
             raise RunError(
                 f"machine code cannot be built: {error}: set {VARIABLE}=torch to merge without it"
             ) from error
@@ -202,19 +203,19 @@ class CompiledArithmetic(Arithmetic):
 
         try:
             functions = self._library.open(self._code(operations))
-        except NativeError as error:
+        except MachineCodeError as error:
             raise RunError(
                 f"machine code cannot be loaded: {error}: set {VARIABLE}=torch to merge without it"
             ) from error
         return lambda block: CompiledOps(functions, block)
 
     def _code(self, operations: frozenset[str]) -> frozenset[str]:
-        parts = (_PARTS.get(operation, (operation,)) for operation in operations)
-        return frozenset(part for found in parts for part in found) & FUNCTIONS | _ALWAYS
+        parts = (_COMPONENTS.get(operation, (operation,)) for operation in operations)
+        return frozenset(part for found in parts for part in found) & FUNCTIONS | _BASIC
 
 
 class TorchArithmetic(Arithmetic):
-    """torch's operations."""
+    """Arithmetic by torch."""
 
     uses_torch = True
 
@@ -244,7 +245,7 @@ class TorchArithmetic(Arithmetic):
             "choose": 4,
             "choose_by_rank": 24,
             "column_dots": 2 * count + 8,
-            "combine": count + 8 if use.electing else 8,
+            "combine": count + 8 if use.elects_signs else 8,
             "count_low": 9,
             "disjoint": 6,
             "divergences": 16,
@@ -253,7 +254,7 @@ class TorchArithmetic(Arithmetic):
             "magnitudes": 6,
             "mean_rows": 8,
             "row_dots": 2 * count + 8,
-            "shared": 3 * count + 4,
+            "count_changed": 3 * count + 4,
             "variance": count + 4,
         }.get(use.operation, 5)
         return 4 * arrays * grains.size + MIB
@@ -264,7 +265,7 @@ class TorchArithmetic(Arithmetic):
     def library_bytes(self, operations: frozenset[str]) -> int:
         return (
             _CODEC_BYTES if DECODING.operation in operations else 0
-        )  # that of torch itself is measured
+        )  # the memory of torch itself is measured
 
     def missing(self, operations: frozenset[str]) -> frozenset[str]:
         return frozenset()
@@ -279,7 +280,7 @@ class TorchArithmetic(Arithmetic):
 
 
 def _cost(table: dict[str, float], use: Use) -> float:
-    return table.get(use.operation, 0.3) * use.vectors * (_ELECTING if use.electing else 1.0)
+    return table.get(use.operation, 0.3) * use.vectors * (_ELECTING if use.elects_signs else 1.0)
 
 
 def _pages(nbytes: int) -> int:
@@ -299,12 +300,12 @@ def cpu_arithmetic() -> Arithmetic:
     Raises:
         RunError: the environment variable names an arithmetic that is not available.
     """
-    there = util.find_spec("numba") is not None and util.find_spec("llvmlite") is not None
+    has_compiler = util.find_spec("numba") is not None and util.find_spec("llvmlite") is not None
     wanted = os.environ.get(VARIABLE, "")
-    if wanted == "torch" or (not wanted and not there):
+    if wanted == "torch" or (not wanted and not has_compiler):
         return TORCH
     if wanted not in ("", "compiled"):
         raise RunError(f"{VARIABLE} is '{wanted}': it must be 'compiled' or 'torch'")
-    if not there:
+    if not has_compiler:
         raise RunError(f"{VARIABLE} is 'compiled', which needs numba: install it")
     return COMPILED

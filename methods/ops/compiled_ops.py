@@ -15,15 +15,15 @@ from mergeloom.engine.base.dtypes import F32, DType
 from mergeloom.engine.graph.kernel import GrainView
 from mergeloom.engine.graph.sums import Sums
 from mergeloom.engine.hardware.machine_code import Function
-from mergeloom.engine.memory.elements import Arena, Elements
+from mergeloom.engine.memory.elements import Elements, ScratchArena
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.run.codecs import decode, encode
 from mergeloom.methods.ops.compiled_records import (
     SIZES,
     VectorRecord,
+    address_and_size,
     describe_blocks,
     describe_rule,
-    place_of,
 )
 from mergeloom.methods.ops.compiled_tables import CompiledTables
 from mergeloom.methods.ops.draws import HASH
@@ -41,7 +41,7 @@ from mergeloom.methods.ops.interface import (
     pairs,
 )
 from mergeloom.methods.ops.loops.sizes import (
-    Kind,
+    ElementType,
     factors_bytes,
     leading_bytes,
     marks_bytes,
@@ -58,7 +58,7 @@ _HASH = (ctypes.c_uint32 * len(HASH))(*HASH)
 _HASH_AT = ctypes.addressof(_HASH)
 
 
-class CompiledOps(CompiledTables, Arena):
+class CompiledOps(CompiledTables, ScratchArena):
     """`methods.ops.interface.Ops` on `Elements` in main memory; scratch is taken from one block."""
 
     on_device = False
@@ -81,11 +81,11 @@ class CompiledOps(CompiledTables, Arena):
         return array
 
     def widen(self, dtype: DType, array: Elements, out: Elements) -> None:
-        """Convert elements of any `Kind`, or blocks of codes, to float32."""
+        """Convert elements of any `ElementType`, or blocks of codes, to float32."""
         if dtype.codec:
             decode(dtype, _array(array, "u1"), _array(out, "f4"))
             return
-        self._call("widen", array.address, Kind[dtype.code], out.count, out.address)
+        self._call("widen", array.address, ElementType[dtype.code], out.count, out.address)
 
     def whole_bytes(self, dtype: DType, array: Elements, count: int) -> Elements:
         if not dtype.codec:
@@ -99,7 +99,7 @@ class CompiledOps(CompiledTables, Arena):
 
         Returns the number of elements of ``out`` that are not finite.
         """
-        kind = Kind[out.dtype.code]
+        kind = ElementType[out.dtype.code]
         found = self._call("store", result.address, result.count, out.address, kind)
         return int(found)
 
@@ -134,7 +134,7 @@ class CompiledOps(CompiledTables, Arena):
 
         found = np.empty(count, np.float32)
         address = array.address + array.dtype.nbytes(start)
-        self._call("widen", address, Kind[array.dtype.code], count, found.ctypes.data)
+        self._call("widen", address, ElementType[array.dtype.code], count, found.ctypes.data)
         return found.astype(np.float64)
 
     # --- measuring ------------------------------------------------------------------------
@@ -157,10 +157,10 @@ class CompiledOps(CompiledTables, Arena):
         whole, rest = found
         return whole, rest
 
-    def shared(self, vectors: Sequence[Vector], epsilon: float) -> Sums:
+    def count_changed(self, vectors: Sequence[Vector], epsilon: float) -> Sums:
         size, counts = vectors[0].array.count, (ctypes.c_int64 * (2 * len(vectors)))()
         address = ctypes.addressof(counts)
-        self._call("shared", self._vectors(vectors), len(vectors), size, epsilon, address)
+        self._call("count_changed", self._vectors(vectors), len(vectors), size, epsilon, address)
         return Sums(counts)
 
     def find_ranks(
@@ -246,7 +246,7 @@ class CompiledOps(CompiledTables, Arena):
 
         rows = base.count // row
         sums = np.empty((5, rows))
-        places = *place_of(base), *place_of(other)
+        places = *address_and_size(base), *address_and_size(other)
         self._call("divergences", *places, rows, row, sums.ctypes.data)
         return divergences_of(sums, np).astype(np.float32)
 
@@ -298,12 +298,12 @@ class CompiledOps(CompiledTables, Arena):
         self._call(
             *("combine", described, len(vectors), _HASH_AT),
             *(0 if votes is None else 1 + by_count, shares is not None, CANCELLED),
-            *((0, 0) if base is None else place_of(base)),
+            *((0, 0) if base is None else address_and_size(base)),
             *(scale, out.address, out.count),
         )
 
     def step(self, vector: Vector, limit: float, base: Elements, out: Elements) -> None:
-        place = place_of(base)
+        place = address_and_size(base)
         self._call("step", self._vectors([vector]), limit, *place, out.address, out.count)
 
     def disjoint(
@@ -317,7 +317,7 @@ class CompiledOps(CompiledTables, Arena):
         described = self._vectors(vectors)
         for number, more in enumerate(excess):
             described[number].coefficient = more
-        place = *place_of(base), out.address, out.count
+        place = *address_and_size(base), out.address, out.count
         self._call("disjoint", described, len(vectors), epsilon, *place)
 
     def variance(self, vectors: Sequence[Vector], out: Elements) -> None:
@@ -343,7 +343,7 @@ class CompiledOps(CompiledTables, Arena):
         record, across, top = describe_blocks(blocks), blocks.grid[2], self.top()
         room = self.take_bytes(8 * across + (4 * row if blocks.groups is not None else 0))
         self._call(
-            *("adjust", *place_of(array), ctypes.addressof(record), int(how), zero, factor),
+            *("adjust", *address_and_size(array), ctypes.addressof(record), int(how), zero, factor),
             *(out.address, out.count // row, row, room),
         )
         self.release(top)
@@ -352,19 +352,19 @@ class CompiledOps(CompiledTables, Arena):
         self,
         array: Elements,
         row: int,
-        band: int,
+        block_rows: int,
         columns: int,
         scale: Scaling,
         out: Elements,
         scales: Elements,
     ) -> None:
         self._call(
-            *("quantise", *place_of(array), out.count // row, row, band, columns, scale.top),
-            *(scale.limit, Kind[scale.dtype.code], out.address, scales.address),
+            *("quantise", *address_and_size(array), out.count // row, row, block_rows, columns),
+            *(scale.top, scale.limit, ElementType[scale.dtype.code], out.address, scales.address),
         )
 
-    def look_up(self, codes: Elements, table: Elements, out: Elements) -> None:
-        place = place_of(codes)
+    def look_up(self, indices: Elements, table: Elements, out: Elements) -> None:
+        place = address_and_size(indices)
         self._call("look_up", *place, table.address, table.count, out.address, out.count)
 
     def add_product(
@@ -377,11 +377,13 @@ class CompiledOps(CompiledTables, Arena):
         scale: float,
         out: Elements,
     ) -> None:
-        factors = down.address, Kind[down.dtype.code], up.address, Kind[up.dtype.code]
+        factors = down.address, ElementType[down.dtype.code], up.address, ElementType[up.dtype.code]
+        sizes = rank, down.count // rank
         place = first, scale, out.address, out.count
-        width = down.count // rank
-        work = product_bytes(rank)
-        self._call("add_product", *place_of(weight), *factors, rank, width, *place, work=work)
+        self._call(
+            *("add_product", *address_and_size(weight), *factors, *sizes, *place),
+            work=product_bytes(rank),
+        )
 
     def mean_rows(
         self, arrays: Sequence[Elements], table: Elements, row: int, first: int, out: Elements
@@ -399,7 +401,7 @@ class CompiledOps(CompiledTables, Arena):
 
     def transpose(self, array: Elements, matrix: tuple[int, int], out: Elements) -> None:
         count = array.count // (matrix[0] * matrix[1])
-        self._call("transpose", *place_of(array), count, *matrix, out.address)
+        self._call("transpose", *address_and_size(array), count, *matrix, out.address)
 
     # --- factors --------------------------------------------------------------------------
 
@@ -466,9 +468,9 @@ class CompiledOps(CompiledTables, Arena):
         described = self._records(len(vectors))
         for number, vector in enumerate(vectors):
             record = described[number]
-            record.address, record.bytes = place_of(vector.array)
+            record.address, record.bytes = address_and_size(vector.array)
             if vector.minus is not None:
-                record.minus, record.minus_bytes = place_of(vector.minus)
+                record.minus, record.minus_bytes = address_and_size(vector.minus)
             if vector.factors is not None:
                 self._describe_factors(record, vector.factors, vector.array.count)
             if kept is not None and kept[number] is not KEEP_ALL:

@@ -1,4 +1,4 @@
-"""Records in which machine code is told of vectors, rules and blocks."""
+"""The records that describe vectors, keep rules and blocks to machine code."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from mergeloom.engine.base.dtypes import BF16, F32
 from mergeloom.engine.memory.elements import Elements
-from mergeloom.methods.ops.draws import WORD, words
+from mergeloom.methods.ops.draws import WORD, key_words
 from mergeloom.methods.ops.interface import Blocks, KeepRule
 from mergeloom.methods.ops.loops.record import BLOCKS, VECTOR
-from mergeloom.methods.ops.loops.sizes import Kind
+from mergeloom.methods.ops.loops.sizes import ElementType
 
 _CTYPES: dict[str, Any] = {
     "q": ctypes.c_int64,
@@ -34,11 +34,11 @@ class BlocksRecord(ctypes.Structure):
 
 
 SIZES = {BF16.code: 2, F32.code: 4}
-"""Bytes of an element, by dtype, of what machine code reads as it is stored."""
+"""Bytes of an element of the dtypes that machine code reads without conversion, by code."""
 
 
-def place_of(elements: Elements) -> tuple[int, int]:
-    """Address, and bytes per element."""
+def address_and_size(elements: Elements) -> tuple[int, int]:
+    """The address of the elements, and the bytes of each."""
     return elements.address, SIZES[elements.dtype.code]
 
 
@@ -47,7 +47,7 @@ def describe_blocks(blocks: Blocks) -> BlocksRecord:
     matrices, down, across = blocks.grid
     record = BlocksRecord()
     numbers = blocks.numbers
-    record.numbers, record.kind = numbers.address, Kind[numbers.dtype.code]
+    record.numbers, record.kind = numbers.address, ElementType[numbers.dtype.code]
     record.across, record.columns, record.rows = across, blocks.columns, blocks.rows
     record.first, record.height, record.down = blocks.first, blocks.height, down
     record.row_step, record.step = (1, matrices * down) if blocks.across_first else (across, 1)
@@ -65,17 +65,17 @@ def describe_rule(record: Any, rule: KeepRule, count: int) -> None:
     if rule.above is not None:
         above = rule.above
         record.above, record.above_end = True, above.end
-        record.above_before, record.above_after = above.before, above.after
+        record.above_until_end, record.above_from_end = above.until_end, above.from_end
     if rule.upto is not None:
         upto = rule.upto
         record.upto, record.upto_end = True, upto.end
-        record.upto_before, record.upto_after = upto.before, upto.after
+        record.upto_until_end, record.upto_from_end = upto.until_end, upto.from_end
     if rule.draw is not None:
         draw = rule.draw
         end = WORD - draw.start % WORD
         record.draws, record.word_end, record.bound = True, end, draw.bound
-        record.first, record.second = words(draw.key, draw.start)
+        record.first, record.second = key_words(draw.key, draw.start)
         if end < count:
-            record.next_first, record.next_second = words(draw.key, draw.start + end)
+            record.next_first, record.next_second = key_words(draw.key, draw.start + end)
     if rule.marks is not None:
         record.marks = rule.marks

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mergeloom.engine.graph.kernel import Table
 from mergeloom.engine.memory.elements import Elements
 from mergeloom.methods.ops.loops.sizes import (
-    Kind,
+    ElementType,
     mixing_bytes,
     neighbours_bytes,
     pursuit_bytes,
@@ -131,7 +131,7 @@ def _block(block: tuple[int, int, Elements]) -> tuple[int, int, int, int]:
 
 
 def _kind(array: Elements) -> int:
-    return Kind[array.dtype.code]
+    return ElementType[array.dtype.code]
 
 
 def _at(array: np.ndarray[Any, Any] | None, first: int = 0) -> int:

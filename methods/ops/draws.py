@@ -47,12 +47,12 @@ def draw(key: int, start: int, out: Tensor, work: Tensor) -> None:
     place, count = 0, out.numel()
     while place < count:
         stop = min(count, place + WORD - (start + place) % WORD)
-        _draw(words(key, start + place), out[place:stop], work[place:stop])
+        _draw(key_words(key, start + place), out[place:stop], work[place:stop])
         place = stop
 
 
 @lru_cache(maxsize=64)  # the passes over a small tensor ask for the same ones
-def words(key: int, start: int) -> tuple[int, int]:
+def key_words(key: int, start: int) -> tuple[int, int]:
     """The two 32-bit key words for the numbers from element ``start`` to the next multiple of
     2³²."""
     high, low = divmod(start, WORD)
@@ -60,8 +60,8 @@ def words(key: int, start: int) -> tuple[int, int]:
     return (first + low * _WEYL) % WORD, second
 
 
-def _draw(words: tuple[int, int], out: Tensor, work: Tensor) -> None:
-    first, second = words
+def _draw(key_words: tuple[int, int], out: Tensor, work: Tensor) -> None:
+    first, second = key_words
     _count(out, first)
     _fold(out, 16, work)
     out.mul_(_signed(_FIRST)).bitwise_xor_(_signed(second))

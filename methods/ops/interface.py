@@ -48,10 +48,11 @@ class Vector:
 
 @record(frozen=True, slots=True)
 class Bound:
-    """A magnitude bound: ``before`` for the first ``end`` elements of a grain, then ``after``."""
+    """A magnitude bound: ``until_end`` for the first ``end`` elements of a grain, ``from_end`` for
+    the others."""
 
-    before: float
-    after: float
+    until_end: float
+    from_end: float
     end: int
 
 
@@ -86,10 +87,10 @@ KEEP_ALL = KeepRule()
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """Block numbers that are codes themselves; ``values`` (256, float32) has the value of each.
+    """How to decode block numbers that are quantised themselves, as indices into ``values``.
 
-    Each run of ``size`` values is multiplied by one of ``scales`` (float32), then ``offset`` is
-    added.
+    ``values`` is float32 (256). Each run of ``size`` values is multiplied by one of ``scales``
+    (float32), then ``offset`` is added.
     """
 
     values: Array
@@ -182,19 +183,21 @@ class Ops(Protocol):
     def squares(self, vector: Vector, kept: KeepRule) -> Any:
         """The float64 sum of the squares of the kept elements of a vector."""
 
-    def shared(self, vectors: Sequence[Vector], epsilon: float) -> Any:
+    def count_changed(self, vectors: Sequence[Vector], epsilon: float) -> Any:
         """For each vector, the number of magnitudes that exceed ``epsilon``, and of those that do
         so in no other vector; as one value like `sums`. NaN exceeds ``epsilon``."""
 
     def find_ranks(
         self, vector: Vector, ranks: Sequence[int], low: int
     ) -> tuple[int, list[tuple[int, int, int, int, int]]] | None:
-        """The number of nonzero magnitudes of a vector of at most `RANKED` elements, and for each
-        of ``ranks`` (1 is the largest): the magnitude's float32 bits; how many magnitudes are
-        larger, equal, and larger in the bits above the lowest ``low``; and how many elements come
-        before the first of the equal ones that is not among the first ``rank`` elements.
+        """The number of nonzero magnitudes of a vector, and five numbers for each of ``ranks`` (1
+        is the largest magnitude).
 
-        ``None`` if this arithmetic only counts, or the vector contains NaN.
+        These are: the float32 bits of the magnitude of this rank; the number of larger magnitudes;
+        of equal ones; of those that are larger in the bits above the lowest ``low``; and the number
+        of elements before the first equal one that is not needed to reach the rank, in index order.
+        The vector has at most `methods.ops.loops.sizes.MAX_RANKED` elements. ``None`` if this
+        arithmetic only counts (`count_high`), or if the vector contains NaN.
         """
 
     def count_high(
@@ -335,7 +338,7 @@ class Ops(Protocol):
         self,
         array: Array,
         row: int,
-        band: int,
+        block_rows: int,
         columns: int,
         scale: Scaling,
         out: Array,
@@ -343,11 +346,12 @@ class Ops(Protocol):
     ) -> None:
         """Write elements divided by the scales of their blocks, and these scales: float32.
 
-        A row has ``row`` elements, a block ``band`` rows and ``columns`` columns.
+        A row of the matrix has ``row`` elements, a block ``block_rows`` rows and ``columns``
+        columns.
         """
 
-    def look_up(self, codes: Array, table: Array, out: Array) -> None:
-        """Write the entry of ``table`` (float32) at the index given by each code."""
+    def look_up(self, indices: Array, table: Array, out: Array) -> None:
+        """Write the entry of ``table`` (float32) at each index."""
 
     # --- factors --------------------------------------------------------------------------
 

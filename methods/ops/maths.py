@@ -1,7 +1,7 @@
 """Elementary functions of single numbers, numpy arrays, or tensors.
 
-With them, a rule from dot products to coefficients is written once for one tensor (plain numbers,
-without a library), for all its rows or columns, and for a device.
+A rule from dot products to coefficients is written once with these functions. It works for a whole
+tensor (single numbers, without a library), for all rows or columns of one, and on a device.
 """
 
 from __future__ import annotations

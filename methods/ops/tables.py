@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     Flags = NDArray[np.uint8]
     Singles = NDArray[np.float32]
 
-MOST_TARGETS = 256
-"""Targets per batch, at most: enough that the atoms are read only a few times."""
-_ROOM = 64 << 20
+MAX_TARGETS = 256
+"""Maximum number of targets per batch; with that many, atoms are read only a few times."""
+_BATCH_BYTES = 64 << 20
 """Approximate bytes of working memory for one batch."""
 
 
-def batch(bytes_each: int) -> int:
+def batch_size(bytes_each: int) -> int:
     """Number of targets per batch, for ``bytes_each`` bytes each; no result depends on it."""
-    return max(min(_ROOM // max(bytes_each, 1), MOST_TARGETS), 2)
+    return max(min(_BATCH_BYTES // max(bytes_each, 1), MAX_TARGETS), 2)
 
 
 class TableOps(Protocol):

@@ -80,9 +80,9 @@ def _write_factor(found: tuple[Tensor, Tensor, Tensor], rank: int, up: bool, out
     """Write U·S or Vᵀ of the largest singular values; zero for those that are rounding noise."""
     left, values, right = found
     rounding = values <= 1e-7 * values.amax()
-    there = min(rank, values.numel() - int(rounding.sum()))
+    kept = min(rank, values.numel() - int(rounding.sum()))
     out.zero_()
     if up:
-        out.view(-1, rank)[:, :there].copy_(left[:, :there] * values[:there])
+        out.view(-1, rank)[:, :kept].copy_(left[:, :kept] * values[:kept])
     else:
-        out.view(rank, -1)[:there].copy_(right[:there])
+        out.view(rank, -1)[:kept].copy_(right[:kept])

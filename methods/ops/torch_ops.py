@@ -32,7 +32,7 @@ from mergeloom.methods.ops.torch_tables import TorchTables
 
 _MAGNITUDE = 0x7FFFFFFF
 _LOOKED_UP = 1 << 16
-"""Codes per batch of a lookup; their indices take 4 bytes each."""
+"""Elements per batch of a lookup; their indices take 4 bytes each."""
 
 
 class TorchOps(TorchFactors, TorchTables, TorchArrays):
@@ -81,7 +81,7 @@ class TorchOps(TorchFactors, TorchTables, TorchArrays):
     def squares(self, vector: Vector, kept: KeepRule) -> Tensor:
         return _trimmed(_values(vector), kept).square_().sum(dtype=torch.float64)
 
-    def shared(self, vectors: Sequence[Vector], epsilon: float) -> Tensor:
+    def count_changed(self, vectors: Sequence[Vector], epsilon: float) -> Tensor:
         changed = [_exceeds(_values(vector), epsilon) for vector in vectors]
         alone = torch.stack(changed).sum(0).eq(1)
         counts = [(marks.sum(), (marks & alone).sum()) for marks in changed]
@@ -282,8 +282,8 @@ class TorchOps(TorchFactors, TorchTables, TorchArrays):
         if factor != 1.0:
             lines.mul_(factor)
 
-    def look_up(self, codes: Tensor, table: Tensor, out: Tensor) -> None:
-        numbers, values, entries = codes.view(-1), out.view(-1), table.reshape(-1).float()
+    def look_up(self, indices: Tensor, table: Tensor, out: Tensor) -> None:
+        numbers, values, entries = indices.view(-1), out.view(-1), table.reshape(-1).float()
         for start in range(0, len(values), _LOOKED_UP):
             part = slice(start, start + _LOOKED_UP)
             torch.index_select(entries, 0, numbers[part].int(), out=values[part])
@@ -453,7 +453,7 @@ def _trimmed(values: Tensor, rule: KeepRule) -> Tensor:
 
 def _parts(flat: Tensor, bound: Any) -> list[tuple[Tensor, float]]:
     """The parts of a grain with the magnitude bound of each."""
-    parts = [(flat[: bound.end], bound.before), (flat[bound.end :], bound.after)]
+    parts = [(flat[: bound.end], bound.until_end), (flat[bound.end :], bound.from_end)]
     return [(part, limit) for part, limit in parts if part.numel()]
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mergeloom.methods.ops.tables import Doubles, Flags, Numbers, Singles
 
 _DEPENDENT, _NOTHING = 1e-9, 1e-12
+"""See `methods.ops.loops.tables`."""
 
 
 class TorchTables:

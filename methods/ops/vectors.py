@@ -1,4 +1,4 @@
-"""The vectors used by statistics and kernels: inputs, or functions of inputs."""
+"""Vectors that statistics and kernels work on: inputs, or functions of inputs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class VectorExpr(ABC):
         """The operations of ``grain.ops`` that `read` uses."""
         return ()
 
-    def given(self, earlier: Sequence[Any]) -> VectorExpr:
-        """A copy that has the results of the kernel's earlier passes, if it needs any."""
+    def with_results(self, earlier: Sequence[Any]) -> VectorExpr:
+        """The same vectors, with the results of the earlier passes of the kernel if they need
+        any."""
         return self
 
     @abstractmethod

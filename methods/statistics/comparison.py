@@ -11,12 +11,13 @@ from mergeloom.engine.graph.kernel import GrainSum, GrainView, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.ops.interface import Vector
 
-_UNIT = 2.0**-100
-"""Threshold for signs, smaller than any difference between weights."""
+_SIGN_UNIT = 2.0**-100
+"""Changes are clipped to this magnitude to get their signs; it is smaller than any difference of
+weights."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class PairSums:
     """Float64 sums over the elements of two tensors a and b, and a count.
 
     ``changed`` counts the elements that are not equal; ``difference`` is Σ(b-a)².
@@ -53,15 +54,15 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Comparison(GrainSum["tuple[Sizes, Changes | None]"]):
-    """`Sizes` of inputs 0 and 1 and, with ``base``, their `Changes` to input 2."""
+class Comparison(GrainSum["tuple[PairSums, Changes | None]"]):
+    """`PairSums` of inputs 0 and 1 and, with ``base``, their `Changes` to input 2."""
 
     base: bool
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        own = (Use("dots", 2), Use("dots"), Use("shared"))
-        return (*own, Use("shared", 2), Use("combine"), Use("step")) if self.base else own
+        own = (Use("dots", 2), Use("dots"), Use("count_changed"))
+        return (*own, Use("count_changed", 2), Use("combine"), Use("step")) if self.base else own
 
     @property
     def scratch(self) -> int:
@@ -74,23 +75,24 @@ class Comparison(GrainSum["tuple[Sizes, Changes | None]"]):
         ops, (a, b) = grain.ops, grain.inputs[:2]
         difference = Vector(b, a)
         found = [*ops.dots([Vector(a), Vector(b)]), *ops.dots([difference])]
-        found += list(ops.shared([difference], 0.0))[:1]
+        found += list(ops.count_changed([difference], 0.0))[:1]
         if self.base:
             base = grain.inputs[2]
             changes = [Vector(a, base), Vector(b, base)]
-            found += [*ops.dots([Vector(base)]), *ops.dots(changes), *ops.shared(changes, 0.0)]
+            found += [*ops.dots([Vector(base)]), *ops.dots(changes)]
+            found += list(ops.count_changed(changes, 0.0))
             zero, *signs = grain.take(), grain.take(), grain.take()
             ops.combine([Vector(base)], [0.0], zero)
             for change, sign in zip(changes, signs, strict=True):
-                ops.step(change, _UNIT, zero, sign)
+                ops.step(change, _SIGN_UNIT, zero, sign)
             # Equal signs differ by nothing, a sign and zero by one unit, opposite signs by two.
-            found += list(ops.shared([Vector(*signs)], _UNIT))[:1]
+            found += list(ops.count_changed([Vector(*signs)], _SIGN_UNIT))[:1]
         into.add(grain.index, ops.sums(found))
 
-    def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[Sizes, Changes | None]:
+    def finalize(self, total: GrainSums, earlier: Sequence[Any]) -> tuple[PairSums, Changes | None]:
         numbers = [float(each) for each in total.total]
         aa, ab, bb, dd, changed, *rest = numbers
-        sizes = Sizes(aa, bb, ab, dd, int(changed))
+        sizes = PairSums(aa, bb, ab, dd, int(changed))
         if not self.base:
             return sizes, None
         base, ta, tab, tb, by_a, alone_a, by_b, _, opposed = rest

@@ -22,19 +22,19 @@ from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.ops.interface import KEEP_ALL, Bound, KeepRule, Ops, Vector, to_numpy
-from mergeloom.methods.ops.loops.sizes import RANKED
+from mergeloom.methods.ops.loops.sizes import MAX_RANKED
 from mergeloom.methods.ops.vectors import VectorExpr
 
 _LOW_BITS = 15
 """Low bits of the 31: splitting them near the middle keeps both tables of counters small."""
-_FINE = 1 << _LOW_BITS
-_BUCKETS = 1 << (31 - _LOW_BITS)
+_LOW_COUNTERS = 1 << _LOW_BITS
+_HIGH_COUNTERS = 1 << (31 - _LOW_BITS)
 _GROUP = 256
 """Bins that are searched as a group; the size of every table of counters is a multiple."""
-_LEVEL_BITS = 9
-_LEVEL = 1 << _LEVEL_BITS
+_STEP_BITS = 9
+_STEP = 1 << _STEP_BITS
 _COUNT = struct.Struct("=i")
-_ENTRY = 192
+_OBJECT_BYTES = 192
 """Upper bound of the bytes of a small object in a dictionary."""
 
 
@@ -107,7 +107,7 @@ class RankedMagnitude:
 class CoarseCounts:
     """For each vector, counts of magnitudes by their high bits, and the number of nonzero elements.
 
-    For a vector that is a whole small tensor, its ``buckets`` themselves.
+    A vector that is a whole small tensor has its ``buckets`` instead.
     """
 
     counts: dict[int, Any] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
     source: VectorExpr
     ranks: tuple[tuple[int, ...], ...]
     nonzero_share: float | None = None
-    double = False
+    uses_float64 = False
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -138,15 +138,15 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
         return self.source.scratch * self.source.count
 
     def accumulator_bytes(self, grains: Grains) -> int:
-        return 8 * _BUCKETS * (self.source.count + 2)
+        return 8 * _HIGH_COUNTERS * (self.source.count + 2)
 
     def init(self) -> CoarseCounts:
         return CoarseCounts()
 
     def update(self, into: CoarseCounts, grain: GrainView, earlier: Sequence[Any]) -> None:
-        source, ops = self.source.given(earlier), grain.ops
-        whole = grain.index == 0 and grain.count == math.prod(grain.whole)
-        small = whole and grain.count <= RANKED
+        source, ops = self.source.with_results(earlier), grain.ops
+        whole = grain.index == 0 and grain.count == math.prod(grain.whole_shape)
+        small = whole and grain.count <= MAX_RANKED
         counted: dict[int, Vector] = {}
         for number in range(source.count):
             if not self.ranks[number] and self.nonzero_share is None:
@@ -158,7 +158,7 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
             return
         for number in counted:
             if number not in into.counts:
-                into.counts[number] = ops.counters(_BUCKETS)
+                into.counts[number] = ops.counters(_HIGH_COUNTERS)
         counts = [into.counts[number] for number in counted]
         found = ops.count_high(list(counted.values()), _LOW_BITS, counts)
         for number, nonzero in zip(counted, found, strict=True):
@@ -185,7 +185,7 @@ class CoarseHistogram(Statistic[CoarseCounts, "tuple[tuple[Bucket, ...], ...]"])
         into.buckets |= other.buckets
         for number, counts in other.counts.items():
             present = into.counts.get(number)
-            into.counts[number] = counts if present is None else _added(present, counts)
+            into.counts[number] = counts if present is None else _add(present, counts)
         for number, count in other.nonzero.items():
             into.nonzero[number] = into.nonzero.get(number, 0) + count
 
@@ -213,7 +213,7 @@ def _bucket(rank: int, found: tuple[int, int, int, int, int]) -> Bucket:
     return Bucket(bits >> _LOW_BITS, beyond, rank, magnitude)
 
 
-def _added(counts: Any, more: Any) -> Any:
+def _add(counts: Any, more: Any) -> Any:
     counts += more
     return counts
 
@@ -246,7 +246,7 @@ Key = tuple[int, int]
 class FineCounts:
     """Counts by low bits for each vector and bucket.
 
-    ``levels`` has, for each grain, the counts of low bits that are multiples of `_LEVEL`.
+    ``levels`` has, for each grain, the counts of low bits that are multiples of `_STEP`.
     Differences of 16-bit floats have few significant bits, so the threshold often is such a
     multiple; its ties are then already counted and need no further pass.
     """
@@ -262,9 +262,9 @@ class FineCounts:
         keys = [[(number, high) for high in own] for number, own in highs.items()]
         for key in chain.from_iterable(keys):
             if key not in self.counts:
-                self.counts[key] = grain.ops.counters(_FINE)
+                self.counts[key] = grain.ops.counters(_LOW_COUNTERS)
         counts = [[self.counts[key] for key in own] for own in keys]
-        found = grain.ops.count_low(given, list(highs.values()), _LOW_BITS, _LEVEL_BITS, counts)
+        found = grain.ops.count_low(given, list(highs.values()), _LOW_BITS, _STEP_BITS, counts)
         for key, levels in zip(chain.from_iterable(keys), chain.from_iterable(found), strict=True):
             self.levels.setdefault(key, {})[grain.index] = levels
 
@@ -285,12 +285,12 @@ class FineCounts:
         if key not in self.counts:
             import numpy as np
 
-            self.counts[key] = np.zeros(_FINE, np.int64)
+            self.counts[key] = np.zeros(_LOW_COUNTERS, np.int64)
         return self.counts[key]
 
     def ties(self, key: Key, low: int) -> TieCounts | None:
         """The elements with the low bits ``low`` by grain, if known."""
-        level, finer = divmod(low, _LEVEL)
+        level, finer = divmod(low, _STEP)
         if finer:
             return None
         return TieCounts.of_grains(
@@ -305,7 +305,7 @@ class FineCounts:
             self.levels.setdefault(key, {}).update(levels)
         for key, counts in other.counts.items():
             present = self.counts.get(key)
-            self.counts[key] = counts if present is None else _added(present, counts)
+            self.counts[key] = counts if present is None else _add(present, counts)
         self.sums.combine(other.sums)
 
 
@@ -313,7 +313,7 @@ class FineCounts:
 class Ranks:
     """Result of a radix selection: the requested magnitudes, and the sum of all magnitudes."""
 
-    of: tuple[tuple[RankedMagnitude, ...], ...]
+    by_vector: tuple[tuple[RankedMagnitude, ...], ...]
     sums: tuple[float, ...]
 
 
@@ -341,13 +341,13 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
 
     def accumulator_bytes(self, grains: Grains) -> int:
         # At most one bucket per rank, each with counters and the levels of each grain.
-        levels = grains.count * (_COUNT.size * (_FINE >> _LEVEL_BITS) + _ENTRY)
+        levels = grains.count * (_COUNT.size * (_LOW_COUNTERS >> _STEP_BITS) + _OBJECT_BYTES)
         every = self.ranks * self.source.count
         sums = 64 * (512 + 8 * (every + self.source.count))
-        return every * (8 * _FINE + levels) + 8 * _FINE + sums
+        return every * (8 * _LOW_COUNTERS + levels) + 8 * _LOW_COUNTERS + sums
 
     @property
-    def double(self) -> bool:
+    def uses_float64(self) -> bool:
         return self.sums
 
     def init(self) -> FineCounts:
@@ -355,7 +355,7 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
 
     def update(self, into: FineCounts, grain: GrainView, earlier: Sequence[Any]) -> None:
         buckets: tuple[tuple[Bucket, ...], ...] = earlier[-1]
-        source, ops = self.source.given(earlier), grain.ops
+        source, ops = self.source.with_results(earlier), grain.ops
         highs: dict[int, list[int]] = {}
         counted: list[Vector] = []
         sums: list[Any] = []
@@ -367,7 +367,9 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
                 highs[number] = sorted({bucket.high for bucket in wanted})
                 counted.append(vector)
             if self.sums:
-                limits = [float_of((bucket.high << _LOW_BITS) | (_FINE - 1)) for bucket in wanted]
+                limits = [
+                    float_of((bucket.high << _LOW_BITS) | (_LOW_COUNTERS - 1)) for bucket in wanted
+                ]
                 rules = [KeepRule(above=Bound(limit, limit, 0)) for limit in limits]
                 found = [ops.magnitudes(vector, rule) for rule in rules or [KEEP_ALL]]
                 sums += [found[0][0], *(above for _, above in found[: len(rules)])]
@@ -406,11 +408,11 @@ class FineHistogram(Statistic[FineCounts, Ranks]):
         low, above, equal, _ = _locate(counts, bucket.rank - bucket.above)
         value = float_of((bucket.high << _LOW_BITS) | low)
         if self.sums and above:
-            bits = np.arange(low + 1, _FINE, dtype=np.int32) | (bucket.high << _LOW_BITS)
+            bits = np.arange(low + 1, _LOW_COUNTERS, dtype=np.int32) | (bucket.high << _LOW_BITS)
             inside = counts[low + 1 :]
-            there = inside > 0
-            larger = bits.astype(np.int32)[there].view(np.float32).astype(np.float64)
-            sum_above += float((larger * inside[there]).sum())
+            is_present = inside > 0
+            larger = bits.astype(np.int32)[is_present].view(np.float32).astype(np.float64)
+            sum_above += float((larger * inside[is_present]).sum())
         above += bucket.above
         ties = total.ties(key, low)
         end = bucket.found.end if bucket.found is not None else None

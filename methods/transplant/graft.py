@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 OWN, PADDING = -1, -2
-"""Kinds of rows: the model's own, and rows of no token, which get the mean of its own rows."""
+"""RowKinds of rows: the model's own, and rows of no token, which get the mean of its own rows."""
 
 
 class Way(Protocol):
@@ -36,7 +36,7 @@ class Way(Protocol):
         """The operations it uses; see `Kernel.uses`."""
 
     @property
-    def moments(self) -> bool:
+    def needs_moments(self) -> bool:
         """Whether it needs `Moments`."""
 
     @property
@@ -65,12 +65,14 @@ class Way(Protocol):
         ``evaluations`` times, in ``batches`` batches altogether."""
 
     def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
-        """The rows of some ``missing`` tokens; ``known`` has the results of the moments, if it
-        needs them, and of its passes."""
+        """The rows of some ``missing`` tokens: float32 (missing, width).
+
+        ``known`` has the results of the moments, if it needs them, and of its passes.
+        """
 
 
 @dataclass(frozen=True, repr=False)
-class Kinds:
+class RowKinds:
     """The kind of each row of a table: `OWN`, `PADDING`, or the number of a missing token.
 
     ``content`` are these numbers, int32.
@@ -79,11 +81,11 @@ class Kinds:
     content: bytes
 
     @staticmethod
-    def of(kinds: array[int]) -> Kinds:
-        return Kinds(kinds.tobytes())
+    def of(kinds: array[int]) -> RowKinds:
+        return RowKinds(kinds.tobytes())
 
     def __repr__(self) -> str:
-        return f"Kinds({hashlib.blake2b(self.content, digest_size=16).hexdigest()})"
+        return f"RowKinds({hashlib.blake2b(self.content, digest_size=16).hexdigest()})"
 
     def __len__(self) -> int:
         return len(self.content) // 4
@@ -113,14 +115,14 @@ class GraftRows(Kernel):
     """
 
     way: Way
-    kinds: Kinds
+    kinds: RowKinds
     share: float
     width: int
     padding: bool = False
     version = 2
     access = Access.ROWWISE
-    aligned = False
-    double = True
+    is_aligned = False
+    uses_float64 = True
 
     def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:
         shape = super().output_shape(inputs, ())
@@ -135,7 +137,7 @@ class GraftRows(Kernel):
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
-        moments = (Moments(self.kinds),) if self._moments else ()
+        moments = (Moments(self.kinds),) if self._needs_moments else ()
         return (*moments, *self.way.passes)
 
     @property
@@ -153,8 +155,8 @@ class GraftRows(Kernel):
         return self.way.table_reads(evaluations * batches, evaluations)
 
     @property
-    def _moments(self) -> bool:
-        return self.padding or self.way.moments
+    def _needs_moments(self) -> bool:
+        return self.padding or self.way.needs_moments
 
     def apply(
         self, grain: GrainView, out: Array, statistics: Sequence[Any], prefix: tuple[int, ...]
@@ -169,7 +171,7 @@ class GraftRows(Kernel):
             mean = np.broadcast_to(statistics[0].mean.astype(np.float32), (len(places), width))
             ops.put_rows(out, places, mean)
         places = np.flatnonzero(kinds >= 0)
-        known = statistics[int(self._moments and not self.way.moments) :]
+        known = statistics[int(self._needs_moments and not self.way.needs_moments) :]
         for start in range(0, len(places), self.way.batch):
             some = places[start : start + self.way.batch]
             missing = np.ascontiguousarray(kinds[some])
@@ -188,7 +190,7 @@ class ColumnMoments:
 class Moments(GrainSum[ColumnMoments]):
     """Computes the moments of a table's own rows."""
 
-    kinds: Kinds
+    kinds: RowKinds
 
     @property
     def uses(self) -> tuple[Use, ...]:

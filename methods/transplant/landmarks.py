@@ -90,7 +90,7 @@ class Landmarks(GrainSum[Rotation]):
     def _share(self, grain: GrainView) -> range:
         """The atoms that a grain adds."""
         size = _grain_rows(grain)
-        grains = -(-grain.whole[0] // size)
+        grains = -(-grain.whole_shape[0] // size)
         part = -(-self.atoms // grains)
         first = grain.index * part
         return range(min(first, self.atoms), min(first + part, self.atoms))
@@ -103,7 +103,7 @@ class Landmarks(GrainSum[Rotation]):
 
 def _grain_rows(grain: GrainView) -> int:
     """Number of rows of every grain except the last, which may have fewer."""
-    return grain.start // grain.whole[1] // grain.index if grain.index else grain.shape[0]
+    return grain.start // grain.whole_shape[1] // grain.index if grain.index else grain.shape[0]
 
 
 def _orthogonal(matrix: Doubles) -> Doubles:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
-from mergeloom.methods.ops.draws import HASH, WORD, key_of, words
+from mergeloom.methods.ops.draws import HASH, WORD, key_of, key_words
 from mergeloom.methods.ops.loops.sizes import mixing_bytes, neighbours_bytes, pursuit_bytes
-from mergeloom.methods.ops.tables import MOST_TARGETS, batch
+from mergeloom.methods.ops.tables import MAX_TARGETS, batch_size
 from mergeloom.methods.transplant.landmarks import Landmarks
 from mergeloom.methods.transplant.well_trained import WellTrained
 
@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class DonorSizes:
     """Sizes of the donor's tables: number of targets, number of atoms, and their width."""
 
     targets: int
@@ -42,8 +42,8 @@ class Space:
         if list(side[:3]) != wanted:
             raise ValueError(f"tables of {wanted} are needed, here are {list(side)}")
 
-    def chosen(self, grain: GrainView, missing: Numbers) -> Singles:
-        """Rows of the targets: those of ``missing`` tokens."""
+    def target_rows(self, grain: GrainView, missing: Numbers) -> Singles:
+        """The rows of ``missing`` tokens in the table of targets: float32 (missing, width)."""
         import numpy as np
 
         starts = np.flatnonzero(np.diff(missing, prepend=missing[:1] - 2) != 1)
@@ -62,10 +62,10 @@ class Pursuit:
     Pursuit, 2025, arXiv:2506.06607.
     """
 
-    space: Space
+    space: DonorSizes
     most: int
     well_trained: WellTrained | None = None
-    moments = False
+    needs_moments = False
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -85,7 +85,7 @@ class Pursuit:
 
     @property
     def batch(self) -> int:
-        return batch(pursuit_bytes(1, self.most, self.space.width))
+        return batch_size(pursuit_bytes(1, self.most, self.space.width))
 
     def workspace_bytes(self, width: int) -> int:
         count, own = self.batch, self.space.width
@@ -94,10 +94,10 @@ class Pursuit:
 
     def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
         reads = (evaluations, self.most * batches, batches)
-        return _with(self.well_trained, reads)
+        return _all_table_reads(self.well_trained, reads)
 
     def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
-        targets, (atoms, twins) = self.space.chosen(grain, missing), grain.tables[1:3]
+        targets, (atoms, twins) = self.space.target_rows(grain, missing), grain.tables[1:3]
         usable = known[0] if known else None
         numbers, coefficients = grain.ops.pursue(targets, atoms, usable, self.most)
         rows: Singles = grain.ops.mix_rows(twins, numbers, coefficients)
@@ -116,12 +116,12 @@ class Interpolation:
     or those that best approximate the target, with sum 1 (barycentric) or without (least squares).
     """
 
-    space: Space
+    space: DonorSizes
     most: int
     cosine: bool = False
     scheme: Scheme = "distance"
     well_trained: WellTrained | None = None
-    moments = False
+    needs_moments = False
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -142,7 +142,7 @@ class Interpolation:
 
     @property
     def batch(self) -> int:
-        return batch(4 * self.most * self.space.width + 48 * (self.most + 1) ** 2)
+        return batch_size(4 * self.most * self.space.width + 48 * (self.most + 1) ** 2)
 
     def workspace_bytes(self, width: int) -> int:
         count, own = self.batch, self.space.width
@@ -150,12 +150,12 @@ class Interpolation:
         return rows + neighbours_bytes(count, own) + 48 * count * (self.most + 1) ** 2
 
     def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
-        return _with(self.well_trained, (evaluations, 2 * batches, batches))
+        return _all_table_reads(self.well_trained, (evaluations, 2 * batches, batches))
 
     def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
         import numpy as np
 
-        targets, (atoms, twins) = self.space.chosen(grain, missing), grain.tables[1:3]
+        targets, (atoms, twins) = self.space.target_rows(grain, missing), grain.tables[1:3]
         usable, ops = known[0] if known else None, grain.ops
         numbers, near = ops.neighbours(targets, atoms, usable, self.most, self.cosine)
         products = ops.products_of_rows(targets, atoms, numbers)
@@ -199,7 +199,7 @@ class Mixture:
 
     targets: int
     most: int
-    moments = False
+    needs_moments = False
     passes: tuple[Statistic[Any, Any], ...] = ()
 
     @property
@@ -219,7 +219,7 @@ class Mixture:
 
     @property
     def batch(self) -> int:
-        return MOST_TARGETS
+        return MAX_TARGETS
 
     def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
         return (batches,)
@@ -238,9 +238,9 @@ class LandmarkMap:
     """Maps targets by the rotation that best aligns the centred atoms with their twins; see
     `Landmarks`."""
 
-    space: Space
+    space: DonorSizes
     width: int
-    moments = False
+    needs_moments = False
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -261,7 +261,7 @@ class LandmarkMap:
 
     @property
     def batch(self) -> int:
-        return MOST_TARGETS
+        return MAX_TARGETS
 
     def workspace_bytes(self, width: int) -> int:
         return 16 * self.batch * (self.space.width + width)
@@ -272,7 +272,7 @@ class LandmarkMap:
     def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
         import numpy as np
 
-        chosen, found = self.space.chosen(grain, missing), known[0]
+        chosen, found = self.space.target_rows(grain, missing), known[0]
         rows = (chosen.astype(np.float64) - found.mean) @ found.map + found.twin_mean
         return np.asarray(rows, np.float32)
 
@@ -281,17 +281,17 @@ class LandmarkMap:
 class Mean:
     """The mean of the model's own rows."""
 
-    moments = True
+    needs_moments = True
     uses: tuple[Use, ...] = ()
     passes: tuple[Statistic[Any, Any], ...] = ()
 
-    batch = MOST_TARGETS
+    batch = MAX_TARGETS
 
     def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
         return ()
 
     def check(self, width: int, side: Sequence[Shape]) -> None:
-        _check_nothing(side)
+        _check_no_tables(side)
 
     def operations(self) -> float:
         return 1.0
@@ -310,17 +310,17 @@ class Mean:
 class Zero:
     """Zeros."""
 
-    moments = False
+    needs_moments = False
     uses: tuple[Use, ...] = ()
     passes: tuple[Statistic[Any, Any], ...] = ()
 
-    batch = MOST_TARGETS
+    batch = MAX_TARGETS
 
     def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
         return ()
 
     def check(self, width: int, side: Sequence[Shape]) -> None:
-        _check_nothing(side)
+        _check_no_tables(side)
 
     def operations(self) -> float:
         return 0.0
@@ -343,17 +343,17 @@ class Random:
 
     seed: int
     tensor: str
-    moments = True
+    needs_moments = True
     uses: tuple[Use, ...] = ()
     passes: tuple[Statistic[Any, Any], ...] = ()
 
-    batch = MOST_TARGETS
+    batch = MAX_TARGETS
 
     def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
         return ()
 
     def check(self, width: int, side: Sequence[Shape]) -> None:
-        _check_nothing(side)
+        _check_no_tables(side)
 
     def operations(self) -> float:
         return 100.0
@@ -376,7 +376,7 @@ def normal(key: int, count: int) -> Doubles:
     """
     import numpy as np
 
-    first, second = words(key, 0)
+    first, second = key_words(key, 0)
     weyl, one, other = HASH
     pairs = -(-count // 2)
     mixed = np.arange(2 * pairs, dtype=np.uint64) * np.uint64(weyl) + np.uint64(first)
@@ -390,18 +390,19 @@ def normal(key: int, count: int) -> Doubles:
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
 
-def _with(judge: WellTrained | None, reads: tuple[int, ...]) -> tuple[int, ...]:
-    """How often targets, atoms, twins and, with ``judge``, the tables of unused tokens are read."""
-    if judge is None:
+def _all_table_reads(well_trained: WellTrained | None, reads: tuple[int, ...]) -> tuple[int, ...]:
+    """How often targets, atoms, twins and, with ``well_trained``, the tables of unused tokens are
+    read."""
+    if well_trained is None:
         return reads
     first, *others = reads
-    return (first, *(times + 1 for times in others), *judge.more_tables)
+    return (first, *(times + 1 for times in others), *well_trained.unused_table_reads)
 
 
 def _passes(well_trained: WellTrained | None) -> tuple[Statistic[Any, Any], ...]:
     return () if well_trained is None else (well_trained,)
 
 
-def _check_nothing(side: Sequence[Shape]) -> None:
+def _check_no_tables(side: Sequence[Shape]) -> None:
     if side:
         raise ValueError(f"there is no use for {len(side)} tables")

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 QUANTILE = 0.01
 """Fraction of rows that count as under-trained: the shortest, and those most similar to unused
 ones."""
-ALIKE = 0.5
-"""Minimal cosine at which a row counts as similar to unused ones."""
+MIN_COSINE = 0.5
+"""Minimum cosine at which a row counts as similar to unused ones."""
 _ROWS = 512
+"""Number of rows read at once."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class WellTrained(Statistic[list[Any], Any]):
         return 24 * _ROWS * max(self.width, self.twin_width) + 64 * self.atoms
 
     @property
-    def more_tables(self) -> tuple[int, ...]:
-        """How often each existing table of unused tokens is read."""
+    def unused_table_reads(self) -> tuple[int, ...]:
+        """How many times each of the existing tables of unused tokens is read."""
         return (1,) * (bool(self.unused) + bool(self.unused_twins))
 
     def init(self) -> list[Any]:
@@ -68,8 +69,10 @@ class WellTrained(Statistic[list[Any], Any]):
         atoms, twins, *others = grain.tables[1:]
         unused = others.pop(0) if self.unused else None
         unused_twins = others.pop(0) if self.unused_twins else None
-        good = self._good(grain, atoms, unused, self.unused, self.lengths[0])
-        good &= self._good(grain, twins, unused_twins, self.unused_twins, self.lengths[1])
+        good = self._well_trained_rows(grain, atoms, unused, self.unused, self.lengths[0])
+        good &= self._well_trained_rows(
+            grain, twins, unused_twins, self.unused_twins, self.lengths[1]
+        )
         into.append(good.astype(np.uint8))
 
     def combine(self, into: list[Any], other: list[Any]) -> None:
@@ -78,7 +81,7 @@ class WellTrained(Statistic[list[Any], Any]):
     def finalize(self, total: list[Any], earlier: Sequence[Any]) -> Any:
         return total[0]
 
-    def _good(
+    def _well_trained_rows(
         self, grain: GrainView, table: Table, unused: Table | None, count: int, lengths: bool
     ) -> Any:
         import numpy as np
@@ -98,7 +101,7 @@ class WellTrained(Statistic[list[Any], Any]):
         if direction is not None:
             length = np.sqrt(np.square(direction).sum())
             cosines = along / np.maximum(norms * length, 1e-300)
-            good &= cosines <= max(np.quantile(cosines, 1.0 - QUANTILE), ALIKE)
+            good &= cosines <= max(np.quantile(cosines, 1.0 - QUANTILE), MIN_COSINE)
         return good
 
 

@@ -11,7 +11,7 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.methods.adapters.combinations import RANK, What
+from mergeloom.methods.adapters.combinations import RANK, Combined
 from mergeloom.methods.declare import REQUIRED, Parameter, TensorMerge
 from mergeloom.methods.kernels.leading_factor import LeadingFactor
 from mergeloom.methods.kernels.linear_combination import LinearCombination
@@ -106,9 +106,9 @@ class Combining:
         """The rank of a module in the output."""
         ranks = [each.product.rank for each in module.factors]
         what = self.document.combination.what
-        if what is What.BESIDE:
+        if what is Combined.SIDE_BY_SIDE:
             return sum(ranks)
-        if what is What.FACTORS:
+        if what is Combined.FACTORS:
             return ranks[0]
         wanted = self.plan(module, up=False).settings[RANK.name].value or self.rank
         return min(int(wanted), module.rows, module.columns)
@@ -154,9 +154,9 @@ class Combining:
         given = [values(item.parameters) for item in plan.contributions]
         scales = [each.product.scale for each in module.factors]
         stored = [each.product.up if up else each.product.down for each in module.factors]
-        if what is What.CHANGES:
+        if what is Combined.CHANGES:
             return self._leading(builder, module, plan, given, up)
-        if what is What.BESIDE:
+        if what is Combined.SIDE_BY_SIDE:
             weights = [own["weight"] * by for own, by in zip(given, scales, strict=True)]
             inputs = [_load(builder, each, plan.name) for each in _beside(stored, 1 if up else 0)]
             kernel: Kernel = LinearCombination((1.0,) * len(weights) if up else tuple(weights))
@@ -194,7 +194,7 @@ class Combining:
         rows, columns = module.rows, module.columns
         scales = [product.scale for product in products]
         combination = None
-        if kind.draws or kind.smallest:
+        if kind.draws or kind.drops_smallest:
             combination = self._kernel(plan, module.name, (rows, columns), given)
         else:
             scales = [by * own["weight"] for by, own in zip(scales, given, strict=True)]

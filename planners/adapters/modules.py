@@ -11,7 +11,7 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import LocalFolder
-from mergeloom.methods.adapters.combinations import Combination, What
+from mergeloom.methods.adapters.combinations import Combination, Combined
 from mergeloom.planners.models.adapter import Adapter, Change, Product
 from mergeloom.planners.models.sameness import equal_bytes
 
@@ -148,7 +148,7 @@ def _check(
             "weight and cannot be combined",
             remedy=f"merge it into its model, as MODEL+{adapter.name}",
         )
-    if product.bias is not None and kind.what is not What.BESIDE and kind.name != "svd":
+    if product.bias is not None and kind.what is not Combined.SIDE_BY_SIDE and kind.name != "svd":
         raise CheckpointError(
             f"'{adapter.name}' adds a bias to '{name}' (lora_bias), which '{kind.name}' cannot "
             "combine",
@@ -171,7 +171,7 @@ def _check_shapes(
                 f"'{name}' is a weight of {shapes}: they are adapters for different models"
             )
         ranks = [each.product.rank for each in (first, other)]
-        if kind.what is What.FACTORS and ranks[0] != ranks[1]:
+        if kind.what is Combined.FACTORS and ranks[0] != ranks[1]:
             raise CheckpointError(
                 f"the ranks for '{name}' differ: {ranks[0]} in '{first.adapter.name}' and "
                 f"{ranks[1]} in '{other.adapter.name}', and '{kind.name}' needs "

@@ -78,7 +78,7 @@ class AdaptersPlanner(Planner[AdaptersDocument]):
         )
 
         def files() -> tuple[SideFile, ...]:
-            return (SideFile.made(CONFIG, as_json(config)),)
+            return (SideFile.from_content(CONFIG, as_json(config)),)
 
         def left_out(model: str, tensor: str) -> tuple[str, None]:
             return "it is the base model's own weight, which PEFT saved with the adapter", None

@@ -21,7 +21,7 @@ from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.graph.verify import verify
 from mergeloom.engine.job import Job
 from mergeloom.engine.storage.gguf_writing import build_gguf
-from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners.config.model_reference import parse_reference

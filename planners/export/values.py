@@ -13,7 +13,7 @@ from typing import Any
 from mergeloom.engine.base.dtypes import F32
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.planners.models.gguf.config import LLAMA3, LONG, SHORT
 from mergeloom.planners.models.gguf.families import FAMILIES, Family
 

@@ -15,7 +15,7 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods.inputs.fill_rows import FillRows
 from mergeloom.methods.inputs.low_rank import LowRank
 from mergeloom.methods.inputs.transpose import Transpose

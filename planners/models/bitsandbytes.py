@@ -21,8 +21,8 @@ from typing import Any
 
 from mergeloom.engine.base.dtypes import U4_UPPER, U8
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.engine.run.arrange import content
-from mergeloom.engine.storage.source import Access
+from mergeloom.engine.run.arrange import read_content
+from mergeloom.engine.storage.source import ReadOptions
 from mergeloom.methods.inputs.dequantise import Dequantise, Nested, Scale
 from mergeloom.planners.models.coded_weight import Coded, Found, Shape, text
 
@@ -91,7 +91,7 @@ def eight_bits(tensors: Mapping[str, StoredTensor], prefix: str) -> Found | None
     used, order = [f"{prefix}weight", f"{prefix}SCB"], tensors.get(f"{prefix}weight_format")
     if order is not None:
         used.append(f"{prefix}weight_format")
-        if order.bytes.nbytes != 1 or content(order, Access())[0]:
+        if order.bytes.nbytes != 1 or read_content(order, ReadOptions())[0]:
             raise ValueError("it is stored in a GPU-specific order, not row by row")
     # the scale is SCB / 127
     value = Coded(codes, Dequantise((Scale(1, 0),), factor=1 / 127), (scales,))
@@ -102,7 +102,7 @@ def _state(tensor: StoredTensor) -> dict[str, Any]:
     if tensor.bytes.nbytes > _MOST_STATE:
         raise ValueError(f"its state has {tensor.bytes.nbytes} bytes")
     try:
-        found = json.loads(bytes(content(tensor, Access())).decode())
+        found = json.loads(bytes(read_content(tensor, ReadOptions())).decode())
     except (ValueError, RecursionError) as error:
         raise ValueError("its state is not JSON") from error
     if not isinstance(found, dict):

@@ -14,7 +14,7 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder, local
-from mergeloom.engine.storage.safetensors import MAX_NAME, Headers
+from mergeloom.engine.storage.safetensors import MAX_NAME, HeaderReader
 from mergeloom.engine.storage.source import Source
 from mergeloom.planners.models.coded import Decoded, decode, hints_of, not_understood
 from mergeloom.planners.models.formats import SAFETENSORS, read_weights
@@ -67,7 +67,7 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def open_checkpoint(folder: Folder | Path, headers: Headers | None = None) -> Checkpoint:
+def open_checkpoint(folder: Folder | Path, headers: HeaderReader | None = None) -> Checkpoint:
     """Read the headers and the configuration of the checkpoint in ``folder``; ``headers`` are those
     already known.
 
@@ -87,7 +87,7 @@ def open_checkpoint(folder: Folder | Path, headers: Headers | None = None) -> Ch
     return _by_value(open_files(folder, config, weight_files(folder), headers))
 
 
-def open_weights(folder: Folder, headers: Headers | None = None) -> Checkpoint:
+def open_weights(folder: Folder, headers: HeaderReader | None = None) -> Checkpoint:
     """Read the headers of the weights in ``folder``, and nothing else; ``headers`` are those
     already known.
 
@@ -97,7 +97,7 @@ def open_weights(folder: Folder, headers: Headers | None = None) -> Checkpoint:
     return _by_value(open_files(folder, {}, weight_files(folder), headers))
 
 
-def open_component(folder: Folder, headers: Headers) -> Checkpoint:
+def open_component(folder: Folder, headers: HeaderReader) -> Checkpoint:
     """Read the headers of the component of a pipeline in ``folder``.
 
     Raises:
@@ -149,7 +149,7 @@ def open_files(
     folder: Folder,
     config: Mapping[str, Any],
     names: Mapping[str, set[str]],
-    headers: Headers | None = None,
+    headers: HeaderReader | None = None,
 ) -> Checkpoint:
     """Read the headers of the weight files ``names`` in ``folder``.
 
@@ -159,7 +159,7 @@ def open_files(
         CheckpointError: a file is missing or malformed, lacks tensors it should contain, or
         contains tensors of another file.
     """
-    known = Headers() if headers is None else headers
+    known = HeaderReader() if headers is None else headers
     with ThreadPoolExecutor(8) as pool:
         files = list(pool.map(lambda name: read_weights(folder.source(name), name, known), names))
     tensors: dict[str, StoredTensor] = {}

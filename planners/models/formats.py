@@ -13,7 +13,7 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.engine.storage.safetensors import Headers
+from mergeloom.engine.storage.safetensors import HeaderReader
 from mergeloom.engine.storage.source import Source
 
 
@@ -45,12 +45,12 @@ class WeightFormat:
     index: str
     single: str
     suffixes: tuple[str, ...]
-    read: Callable[[Source, Headers], WeightFile]
+    read: Callable[[Source, HeaderReader], WeightFile]
     several: bool = True
     others: frozenset[str] = frozenset()
 
 
-def _read_safetensors(source: Source, headers: Headers) -> WeightFile:
+def _read_safetensors(source: Source, headers: HeaderReader) -> WeightFile:
     header = headers.read(source)
     source = source.identified(header.digest)
     return WeightFile(
@@ -65,7 +65,7 @@ def _read_safetensors(source: Source, headers: Headers) -> WeightFile:
     )
 
 
-def _read_torch(source: Source, headers: Headers) -> WeightFile:
+def _read_torch(source: Source, headers: HeaderReader) -> WeightFile:
     from mergeloom.engine.storage.torch_zip import read_torch  # late: few checkpoints need it
 
     found = read_torch(source)
@@ -104,7 +104,7 @@ FORMATS = (SAFETENSORS, TORCH)
 """Supported formats, the preferred one first."""
 
 
-def read_weights(source: Source, name: str, headers: Headers) -> WeightFile:
+def read_weights(source: Source, name: str, headers: HeaderReader) -> WeightFile:
     """The tensors of the file ``name``, in the format given by its suffix; ``headers`` are those
     already known.
 

@@ -15,7 +15,7 @@ from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.output.manifest import is_inside
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.storage.folder import Folder, walk
-from mergeloom.engine.storage.safetensors import Headers
+from mergeloom.engine.storage.safetensors import HeaderReader
 from mergeloom.planners.models.checkpoint import Checkpoint, open_component
 from mergeloom.planners.models.small_files import read_object
 
@@ -37,7 +37,7 @@ def is_pipeline(folder: Folder) -> bool:
     return folder.has(PIPELINE)
 
 
-def open_pipeline(folder: Folder, headers: Headers) -> Checkpoint:
+def open_pipeline(folder: Folder, headers: HeaderReader) -> Checkpoint:
     """Read the headers of all components; ``headers`` are those that are known already.
 
     Raises:
@@ -82,7 +82,7 @@ def pipeline_files(folder: Folder) -> tuple[SideFile, ...]:
             "name is no file's",
             remedy="remove what does not belong there",
         )
-    files = [SideFile.copied(name, folder.source(name)) for name in names]
+    files = [SideFile.copy_of(name, folder.source(name)) for name in names]
     large = next((file for file in files if file.size > MAX_FILE_BYTES), None)
     if large is not None:
         raise CheckpointError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.suggest import nearest
 from mergeloom.engine.storage.folder import Folder, LocalFolder, local
-from mergeloom.engine.storage.safetensors import Headers
+from mergeloom.engine.storage.safetensors import HeaderReader
 from mergeloom.planners.config.model_reference import Location, ModelReference
 from mergeloom.planners.models.adapted import AdaptedModel, adapt
 from mergeloom.planners.models.adapter import Adapter, is_adapter, open_adapter
@@ -36,7 +36,7 @@ class Models:
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
-        self._headers = Headers()
+        self._headers = HeaderReader()
         self._inferred = Inferred()
         self._by_reference: dict[ModelReference, Model] = {}
         self._by_directory: dict[str, StoredModel] = {}

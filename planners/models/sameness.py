@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator
 
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.engine.run.arrange import content
-from mergeloom.engine.storage.source import Access
+from mergeloom.engine.run.arrange import read_content
+from mergeloom.engine.storage.source import ReadOptions
 
 SAMPLE_BYTES = 1 << 20
 """Tensors of up to this many bytes are compared completely, larger ones by a sample of this
@@ -24,12 +24,12 @@ def equal_bytes(one: StoredTensor, other: StoredTensor) -> bool:
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     if one.bytes.nbytes <= SAMPLE_BYTES:
-        return content(one, Access()) == content(other, Access())
+        return read_content(one, ReadOptions()) == read_content(other, ReadOptions())
     count = math.prod(one.shape)
     first, second = one.reshape((count,)), other.reshape((count,))
     return all(
-        content(first.narrow(0, start, stop), Access())
-        == content(second.narrow(0, start, stop), Access())
+        read_content(first.narrow(0, start, stop), ReadOptions())
+        == read_content(second.narrow(0, start, stop), ReadOptions())
         for start, stop in _blocks(count, count * SAMPLE_BYTES // one.bytes.nbytes)
     )
 

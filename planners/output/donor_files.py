@@ -121,7 +121,7 @@ def _same(one: Folder, other: Folder, name: str) -> bool:
     """Whether a file has the same content in two folders."""
     if not (one.has(name) and other.has(name)):
         return False
-    first, second = (SideFile.copied(name, folder.source(name)) for folder in (one, other))
+    first, second = (SideFile.copy_of(name, folder.source(name)) for folder in (one, other))
     return (first.size, first.digest) == (second.size, second.digest)
 
 

@@ -216,4 +216,4 @@ def _with_settings(file: SideFile, settings: Mapping[str, Any]) -> SideFile:
     if file.name != "config.json" or not isinstance(file.content, bytes):
         return file
     config = {**json.loads(file.content), "quantization_config": settings}
-    return SideFile.made(file.name, (json.dumps(config, indent=2) + "\n").encode())
+    return SideFile.from_content(file.name, (json.dumps(config, indent=2) + "\n").encode())

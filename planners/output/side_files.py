@@ -36,7 +36,7 @@ def side_files(
     common = {CONFIGURATION_NAME: configuration.text.encode()}
     common["README.md"] = model_card(configuration, recipes, models).encode()
     common |= layout.indices
-    files |= {name: SideFile.made(name, content) for name, content in common.items()}
+    files |= {name: SideFile.from_content(name, content) for name, content in common.items()}
     return tuple(files.values())
 
 
@@ -55,7 +55,7 @@ def model_files(
         CheckpointError: one of them cannot be read, or is a link out of its folder.
     """
     made = {"config.json": as_json(config), **tokenizer.made}
-    files = [SideFile.made(name, content) for name, content in made.items() if content]
+    files = [SideFile.from_content(name, content) for name, content in made.items() if content]
     files += _copies(donor, tokenizer.folder, config, made)
     findings.notes(folder_warnings(folders, donor, [file.name for file in files]))
     return tuple(files)
@@ -77,7 +77,7 @@ def _copies(
 ) -> Iterator[SideFile]:
     for name, folder in _copied(donor, tokenizer, config).items():
         if name not in made:
-            yield SideFile.copied(name, folder.source(name))
+            yield SideFile.copy_of(name, folder.source(name))
 
 
 def _copied(

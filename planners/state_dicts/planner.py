@@ -188,7 +188,7 @@ def _open(
     if not isinstance(model, StoredModel):
         return
     folder = model.checkpoint.folder
-    inside = folder.inside if isinstance(folder, LocalFile) else None
+    inside = folder.parent if isinstance(folder, LocalFile) else None
     if inside is not None and folder.has(SAFETENSORS.single) and inside.has("config.json"):
         findings.warn(
             place,

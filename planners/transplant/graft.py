@@ -9,9 +9,9 @@ from mergeloom.engine.base.dtypes import BY_CODE
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.kernel import Copy
-from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods.transplant import ways
-from mergeloom.methods.transplant.graft import OWN, PADDING, GraftRows, Kinds, Way
+from mergeloom.methods.transplant.graft import OWN, PADDING, GraftRows, RowKinds, Way
 from mergeloom.methods.transplant.well_trained import WellTrained
 from mergeloom.planners.config.transplant import TransplantSettings
 from mergeloom.planners.models.model import Model
@@ -84,7 +84,7 @@ class Graft:
             kinds[row] = number
         way, side, tables = self._way(builder, tensor, model, source, words, missing, rows, is_head)
         share, padding = len(missing) / len(rows), PADDING in kinds
-        kernel = GraftRows(way, Kinds.of(kinds), share, own.shape[1], padding)
+        kernel = GraftRows(way, RowKinds.of(kinds), share, own.shape[1], padding)
         return builder.merge([own], kernel, tensor, side, tables)
 
     def borrowed(self, position: int, model: Model, source: str) -> Iterable[tuple[int, int]]:
@@ -126,7 +126,7 @@ class Graft:
             _rows(builder, self.donor, name, shared),
             _rows(builder, model, source, twins),
         ]
-        space, own = ways.Space(len(missing), len(shared), width), model.shape(source)[1]
+        space, own = ways.DonorSizes(len(missing), len(shared), width), model.shape(source)[1]
         if settings.method == "landmarks":
             return ways.LandmarkMap(space, own), [], tables
         judge = None

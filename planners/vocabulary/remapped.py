@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mergeloom.engine.base.dtypes import BY_CODE, DType
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
-from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods.inputs.fill_rows import FillRows
 from mergeloom.planners.models.architecture import Architecture
 from mergeloom.planners.models.model import Model, Shape, Stored

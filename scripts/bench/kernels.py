@@ -30,7 +30,7 @@ from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.plan.work import operations_of, works_of
 from mergeloom.engine.run.evaluate import Memo, Span, TreeEvaluator
-from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods import registry
 from mergeloom.methods.declare import REQUIRED, Base, Method, TensorMerge
 from mergeloom.methods.ops.arithmetic import COMPILED, TORCH
@@ -145,7 +145,7 @@ def measure(
             for statistic in kernel.passes:
                 into = statistic.init()
                 passes.append(
-                    timed(lambda i: evaluator.statistic(root, statistic, into, i))  # noqa: B023
+                    timed(lambda i: evaluator.update_statistic(root, statistic, into, i))  # noqa: B023
                 )
                 statistic.fetch(into)
                 statistics[root].append(statistic.finalize(into, statistics[root]))
@@ -159,7 +159,7 @@ def measure(
                 for index, own in enumerate(found):
                     prefixes[root][index] = before
                     before = tuple(map(sum, zip(before, own, strict=True)))
-            output = timed(lambda i: evaluator.output(i, [(write, Span(out, 0, 0))]))
+            output = timed(lambda i: evaluator.compute_output(i, [(write, Span(out, 0, 0))]))
             if best is None or sum(passes) + scan + output < sum(best[0]) + sum(best[1:]):
                 best = passes, scan, output
     assert best is not None

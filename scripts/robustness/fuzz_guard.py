@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from mergeloom.engine.base.errors import LoomError
-from mergeloom.engine.base.records import WRITTEN
+from mergeloom.engine.base.records import GENERATED
 
 CASE_SECONDS = 10.0
 MEMORY_BYTES = 512 << 20
@@ -53,7 +53,7 @@ class Guard:
     def _see(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.watching:
             return
-        if event == "exec" and getattr(arguments[0], "co_filename", None) == WRITTEN:
+        if event == "exec" and getattr(arguments[0], "co_filename", None) == GENERATED:
             return  # the first record of a class is made; no input is involved
         if event in self._forbidden:
             self.watching = False

@@ -340,7 +340,7 @@ def _codes(folder: Path) -> Callable[[bytes], object]:
     """
     from mergeloom.engine.base.dtypes import BY_CODE
     from mergeloom.engine.graph.stored_tensor import StoredTensor
-    from mergeloom.engine.storage.memory import MemorySource
+    from mergeloom.engine.storage.memory_source import MemorySource
     from mergeloom.planners.models.coded import decode, hints_of, not_understood
 
     def attempt(case: bytes) -> None:

@@ -66,7 +66,7 @@ class FakeQueue(Queue):
         assert self._computing is not None
         self._computing.__exit__(kind, error, traceback)
 
-    def after(self, mark: Mark) -> None:
+    def wait_for(self, mark: Mark) -> None:
         self._put(mark.wait)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:

@@ -143,7 +143,7 @@ class HostDevice(Device):
     def _free(self, nbytes: int) -> None:
         self.used -= nbytes
 
-    def here(self, block: Block, offset: int, nbytes: int) -> CudaMemory:
+    def main_memory(self, block: Block, offset: int, nbytes: int) -> CudaMemory:
         return CudaMemory(block.address + offset, nbytes, block)
 
     def numbers(self, found: Sequence[Any]) -> list[float]:

@@ -27,7 +27,7 @@ from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Options
 from mergeloom.engine.output.manifest import read_manifest
-from mergeloom.engine.plan.bundles import groups
+from mergeloom.engine.plan.bundles import bundle_merges
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.storage.source import IOMode
 from tests.engine.kernels import (
@@ -218,7 +218,7 @@ def test_small_merges_that_run_together_change_no_byte(
         outputs[f"t{number}"] = merge, dtype
     graph = workshop.graph(outputs)
     made = schedule(graph, None, this_machine())
-    bundles = [len(group) for group in groups(made) if not isinstance(group, int)]
+    bundles = [len(group) for group in bundle_merges(made) if not isinstance(group, int)]
     assert sum(bundles) > 30 > len(bundles)
     together = jobs.run(job(graph), tmp_path / "together", Options())
     assert (together.read_bytes, together.write_bytes) == (made.read_bytes, made.write_bytes)

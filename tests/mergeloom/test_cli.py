@@ -21,7 +21,7 @@ import mergeloom
 from mergeloom import cli
 from mergeloom.engine.base.errors import LoomError
 from mergeloom.engine.hardware.profile import cache_directory
-from mergeloom.engine.output.journal import Finished, Journal
+from mergeloom.engine.output.journal import FinishedTensor, Journal
 from mergeloom.report.units import memory_text, parse_size
 from scripts.fixtures.checkpoints import make
 from tests.mergeloom.support import LINEAR, ROOT, merge_without_torch, run
@@ -185,7 +185,7 @@ def test_an_interrupted_merge_can_be_verified(config: Path, tmp_path: Path) -> N
     journal = Journal(out / ".mergeloom" / "journal")
     journal.begin(manifest["fingerprint"], manifest["identity"], ["model.safetensors"])
     keys = ("file", "name", "digest", "block_bytes")
-    journal.append(Finished(*(record[key] for key in keys)) for record in manifest["tensors"])
+    journal.append(FinishedTensor(*(record[key] for key in keys)) for record in manifest["tensors"])
     journal.close()
     found = run("verify", out)
     assert (found.returncode, "is not finished; what it has is sound" in found.stdout) == (0, True)

@@ -16,7 +16,7 @@ import mergeloom
 from mergeloom.cli import app
 from mergeloom.engine.base.errors import ConfigError, LoomError, OutputError
 from mergeloom.engine.hardware.profile import cache_directory
-from mergeloom.engine.output.lock import hold
+from mergeloom.engine.output.lock import lock_directory
 from mergeloom.mergekit_flags import MergekitFlags, translate_flags
 from mergeloom.options import OutputOptions, ResourceOptions
 from tests.mergeloom.support import LINEAR, run
@@ -189,14 +189,14 @@ def test_a_merge_that_runs_is_known_by_its_lock(config: Path, tmp_path: Path) ->
     mergeloom.merge(config, out, observer=mergeloom.Observer(progressed=progressed))
     assert ("running", 39) in seen
     assert mergeloom.status(out).condition == "finished"
-    release = hold(out / ".mergeloom")
+    release = lock_directory(out / ".mergeloom")
     try:
         state = mergeloom.plan(config, output=out).report.output_state
         assert state is not None
         assert (state.will, "being written by another process" in state.message) == ("refuse", True)
     finally:
         release()
-    hold(out / ".mergeloom")()  # who asked has left nothing held
+    lock_directory(out / ".mergeloom")()  # who asked has left nothing held
 
 
 def test_the_report_is_kept_with_the_output(

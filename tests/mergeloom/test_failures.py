@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from mergeloom.engine.hardware import process
-from mergeloom.engine.output.lock import hold
+from mergeloom.engine.output.lock import lock_directory
 from mergeloom.engine.storage.file_system import Files
 from mergeloom.report.meter import Meter
 from tests.mergeloom.gallery import answered, mistakes, said_by
@@ -102,7 +102,7 @@ def _memory(patch: Patch) -> None:
 
 def _another(patch: Patch) -> Callable[[], None]:
     Path("out/.mergeloom").mkdir(parents=True, exist_ok=True)
-    return hold(Path("out/.mergeloom"))
+    return lock_directory(Path("out/.mergeloom"))
 
 
 def _small(patch: Patch) -> None:

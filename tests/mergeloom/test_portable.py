@@ -90,9 +90,9 @@ def test_two_processes_do_not_write_one_output_without_them(config: Path, tmp_pa
     holds = POOR.replace(
         "main()\n",
         "import pathlib\n"
-        "from mergeloom.engine.output.lock import hold\n"
+        "from mergeloom.engine.output.lock import lock_directory\n"
         "own = pathlib.Path(sys.argv[2]) / '.mergeloom'; own.mkdir(parents=True)\n"
-        "release = hold(own); print('held', flush=True); sys.stdin.read()\n",
+        "release = lock_directory(own); print('held', flush=True); sys.stdin.read()\n",
     )
     process = subprocess.Popen(
         [sys.executable, "-c", holds, "hold", str(out)],

@@ -12,7 +12,7 @@ import pytest
 
 import mergeloom
 from mergeloom.engine.base.errors import OutputError
-from mergeloom.engine.output.journal import Finished, Journal, Totals
+from mergeloom.engine.output.journal import FinishedTensor, Journal, Totals
 from mergeloom.engine.output.manifest import read_manifest
 from tests.mergeloom.support import LINEAR, run
 
@@ -39,7 +39,7 @@ def interrupt(out: Path, tensors: int) -> None:
     totals = Totals(len(manifest.tensors), sum(each.nbytes for each in manifest.tensors))
     journal.begin(manifest.fingerprint, manifest.identity, list(manifest.files), totals)
     journal.append(
-        Finished(each.file, each.name, each.digest, each.block_bytes, each.nbytes)
+        FinishedTensor(each.file, each.name, each.digest, each.block_bytes, each.nbytes)
         for each in manifest.tensors[:tensors]
     )
     journal.close()

@@ -10,7 +10,7 @@ from mergeloom.engine import job as jobs
 from mergeloom.engine.base.dtypes import BF16, F16, F32, DType
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Merge
-from mergeloom.engine.plan.bundles import groups
+from mergeloom.engine.plan.bundles import bundle_merges
 from mergeloom.engine.plan.schedule import schedule
 from tests.engine.support import Workshop, job, sha256, spec
 from tests.methods.test_devices import VARIANTS, kernel_of
@@ -32,7 +32,7 @@ def test_a_bundle_gives_the_bytes_of_its_merges_alone(
     graph = workshop.graph(outputs)
     machine = spec(2, 300 * MIB, 0)
     made = schedule(graph, None, machine)
-    bundles = [group for group in groups(made) if not isinstance(group, int)]
+    bundles = [group for group in bundle_merges(made) if not isinstance(group, int)]
     assert sum(map(len, bundles)) == len(made.merges)
     assert any(merge.flow.memos for group in bundles for merge in group)
     jobs.run(job(graph), tmp_path / "together", jobs.Options(machine=machine))

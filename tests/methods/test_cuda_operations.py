@@ -96,7 +96,7 @@ def test_every_method_agrees_with_the_cpu_and_with_every_budget(
     monkeypatch.setattr(device_code, "device_code", lambda *_: b"")
     sinks = []
     for part, vram in ((graph, 1 << 30), (few, 150 * MIB)):
-        there = replace(CPU, devices=(accelerator(vram, "cuda:0"),), forced=True)
+        there = replace(CPU, devices=(accelerator(vram, "cuda:0"),), devices_forced=True)
         opener = Opener()
         ran = run(part, there, opener)  # type: ignore[arg-type]
         assert not ran.warnings
@@ -124,7 +124,7 @@ def test_a_real_device_agrees_with_the_cpu_and_with_every_budget(
 ) -> None:
     sinks = []
     for vram in (2 << 30, 512 * MIB, 150 * MIB):
-        there = replace(CPU, devices=(replace(CUDA[0], memory_bytes=vram),), forced=True)
+        there = replace(CPU, devices=(replace(CUDA[0], memory_bytes=vram),), devices_forced=True)
         ran = run(graph, there)
         assert not ran.warnings
         sinks.append(ran.sink)

@@ -38,12 +38,12 @@ VARIANTS = [
 class OneDevice(TorchDispatchMode):
     """Fails where an operation takes tensors of two devices, but for copies that nobody waits for.
 
-    Without ``double`` it also fails where there are float64 numbers on the device.
+    Without ``float64`` it also fails where there are float64 numbers on the device.
     """
 
-    def __init__(self, double: bool) -> None:
+    def __init__(self, float64: bool) -> None:
         super().__init__()
-        self._double = double
+        self._float64 = float64
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
@@ -55,7 +55,7 @@ class OneDevice(TorchDispatchMode):
             assert (kwargs or {}).get("non_blocking"), "a copy to the device that is waited for"
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.device.type == DEVICE:
-                assert self._double or leaf.dtype is not torch.float64, func.name()
+                assert self._float64 or leaf.dtype is not torch.float64, func.name()
         return result
 
 
@@ -93,7 +93,7 @@ def test_kernels_use_only_their_device_and_do_not_wait_for_it(name: str, setting
         total = statistic.init()
         statistic.update(total, view(kernel, count, "cpu", statistic.scratch), statistics)
         statistic.fetch(total)
-        with OneDevice(statistic.double):
+        with OneDevice(statistic.uses_float64):
             into = statistic.init()
             grain = view(kernel, count, DEVICE, statistic.scratch)
             statistic.update(into, grain, statistics)
@@ -102,9 +102,9 @@ def test_kernels_use_only_their_device_and_do_not_wait_for_it(name: str, setting
     if kernel.needs_scan(statistics):
         own = kernel.scan_value(view(kernel, count, "cpu", kernel.scratch), statistics)
         before = (0,) * len(own)
-        with OneDevice(kernel.double):
+        with OneDevice(kernel.uses_float64):
             kernel.scan_value(view(kernel, count, DEVICE, kernel.scratch), statistics)
-    with OneDevice(kernel.double):
+    with OneDevice(kernel.uses_float64):
         grain = view(kernel, count, DEVICE, kernel.scratch)
         out = torch.empty_like(grain.inputs[0])
         kernel.apply(grain, out, statistics, before)
@@ -115,4 +115,4 @@ def test_the_methods_that_need_no_double_precision_say_so() -> None:
     """So that devices without it can run them."""
     for name in ("linear", "task_arithmetic", "ties", "breadcrumbs_ties", "nearswap", "ram", "sce"):
         kernel, _ = kernel_of(name, {})
-        assert kernel.double == (name == "sce"), name
+        assert kernel.uses_float64 == (name == "sce"), name

@@ -50,7 +50,7 @@ WITHOUT_BASE = {"linear", "passthrough", "karcher"}
 
 def test_every_method_has_a_formula() -> None:
     assert {case[0] for case in CASES} == set(registry.names())
-    assert all(plain.knows(registry.get(name)) for name in registry.names())
+    assert all(plain.has_reference(registry.get(name)) for name in registry.names())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -74,15 +74,15 @@ def test_formulas_agree_with_kernels(
     )
     assert answer is not None
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert not bool(plain.disagreeing(result.to(dtype), answer).any())
-    if answer.either is None:
+        assert not bool(plain.mismatches(result.to(dtype), answer).any())
+    if answer.undecided is None:
         spoiled = result.clone().reshape(-1)
         spoiled[-1] += 1e-3 * (1 + abs(float(spoiled[-1])))
-        assert int(plain.disagreeing(spoiled.view(shape), answer).sum()) == 1
+        assert int(plain.mismatches(spoiled.view(shape), answer).sum()) == 1
 
 
 def test_methods_of_others_have_no_formula() -> None:
     class Linear(type(registry.get("linear"))):  # type: ignore[misc]
         """A method of another package, under a name that is known."""
 
-    assert not plain.knows(Linear())
+    assert not plain.has_reference(Linear())

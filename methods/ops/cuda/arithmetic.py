@@ -10,7 +10,7 @@ from mergeloom.engine.base.dtypes import BF16, F32, DType
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.graph.kernel import Arithmetic, Ops, Use
-from mergeloom.engine.hardware.machine_code import NativeError
+from mergeloom.engine.hardware.machine_code import MachineCodeError
 from mergeloom.methods.ops.cuda.sizes import MOST_VECTORS
 
 SOURCE = Path(__file__).resolve().parent / "operations.cu"
@@ -19,7 +19,7 @@ _OPERATIONS = frozenset(
     {
         *("choose", "choose_by_rank", "combine", "copy", "count_equal", "count_high", "count_low"),
         *("disjoint", "divergences", "dots", "draw", "end_of_equal", "magnitudes", "mark"),
-        *("shared", "squares", "step", "variance"),
+        *("count_changed", "squares", "step", "variance"),
     }
 )
 _OF_ROWS = frozenset({"choose", "count_high", "count_low"})
@@ -74,7 +74,7 @@ class CudaArithmetic(Arithmetic):
             if id(device) not in rooms:
                 try:
                     code = device_code(SOURCE, device.capability)
-                except NativeError as error:
+                except MachineCodeError as error:
                     raise RunError(f"'{device.name}' cannot be used: {error}") from error
                 device.load(code, list(SIGNATURES))
                 rooms[id(device)] = workshop(device)
@@ -94,7 +94,7 @@ def prepare_code(number: int) -> None:
 
     try:
         device_code(SOURCE, capability_of(number))
-    except (CudaError, NativeError) as error:
+    except (CudaError, MachineCodeError) as error:
         raise RunError(f"'cuda:{number}' cannot be used: {error}") from error
 
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.graph.kernel import GrainView
 from mergeloom.engine.graph.sums import Sums
-from mergeloom.engine.memory.elements import Arena, Elements
+from mergeloom.engine.memory.elements import Elements, ScratchArena
 from mergeloom.methods.ops.compiled_ops import CompiledOps
-from mergeloom.methods.ops.compiled_records import VectorRecord, place_of
+from mergeloom.methods.ops.compiled_records import VectorRecord, address_and_size
 from mergeloom.methods.ops.cuda.pending import Pending, PendingArray, number_at, sums_at, value_of
 from mergeloom.methods.ops.cuda.sizes import MOST_BLOCKS, MOST_KEYS, MOST_VECTORS, WORKSHOP_BYTES
 from mergeloom.methods.ops.interface import KeepRule, RandomBound, Vector, pairs
-from mergeloom.methods.ops.loops.sizes import Kind
+from mergeloom.methods.ops.loops.sizes import ElementType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,7 +138,7 @@ class CudaOps(CompiledOps):
     on_device = True
 
     def __init__(self, device: Launcher, workshop: Memory, memory: Any) -> None:
-        Arena.__init__(self, memory)
+        ScratchArena.__init__(self, memory)
         self._device = device
         self._workshop = workshop
         self._tables: list[CountTable] = []
@@ -149,7 +149,8 @@ class CudaOps(CompiledOps):
 
     def store(self, result: Elements, out: Elements) -> Any:
         found, keeper = self._device.cells(1)
-        self._call("store", result.address, result.count, out.address, Kind[out.dtype.code], found)
+        kind = ElementType[out.dtype.code]
+        self._call("store", result.address, result.count, out.address, kind, found)
         return number_at(found, keeper)
 
     # --- measuring ------------------------------------------------------------------------
@@ -198,7 +199,7 @@ class CudaOps(CompiledOps):
         self._call("magnitudes", described, size, squares, place, self._workshop.address)
         return number_at(place, keeper), number_at(place + 8, keeper)
 
-    def shared(self, vectors: Sequence[Vector], epsilon: float) -> Any:
+    def count_changed(self, vectors: Sequence[Vector], epsilon: float) -> Any:
         count, size = len(vectors), vectors[0].array.count
         place, keeper = self._device.cells(2 * count)
         described = self._vectors(vectors)
@@ -261,7 +262,8 @@ class CudaOps(CompiledOps):
     def divergences(self, base: Elements, other: Elements, row: int) -> Any:
         rows = base.count // row
         found, keeper = self._device.cells(-(-rows // 2))
-        self._call("divergences", *place_of(base), *place_of(other), rows, row, found)
+        given = *address_and_size(base), *address_and_size(other), rows, row, found
+        self._call("divergences", *given)
         return PendingArray(found, rows, "f4", keeper)
 
     def row_dots(self, vectors: Sequence[Vector], row: int) -> Any:

@@ -18,12 +18,22 @@ from mergeloom.methods.ops.loops.blocks import (
 )
 from mergeloom.methods.ops.loops.convert import widen_run
 from mergeloom.methods.ops.loops.packed import code_at, is_packed, values_of
-from mergeloom.methods.ops.loops.sizes import BLOCK, Kind
+from mergeloom.methods.ops.loops.sizes import BLOCK, ElementType
 
 _SUBTRACT, _MULTIPLY = 0, 1
-_BF16, _F16 = int(Kind.BF16), int(Kind.F16)
-_F32, _F64, _I64, _I32 = int(Kind.F32), int(Kind.F64), int(Kind.I64), int(Kind.I32)
-_I16, _U64, _U32, _U16 = int(Kind.I16), int(Kind.U64), int(Kind.U32), int(Kind.U16)
+_BF16, _F16 = int(ElementType.BF16), int(ElementType.F16)
+_F32, _F64, _I64, _I32 = (
+    int(ElementType.F32),
+    int(ElementType.F64),
+    int(ElementType.I64),
+    int(ElementType.I32),
+)
+_I16, _U64, _U32, _U16 = (
+    int(ElementType.I16),
+    int(ElementType.U64),
+    int(ElementType.U32),
+    int(ElementType.U16),
+)
 
 
 @compiled
@@ -37,7 +47,7 @@ def _size(kind: int) -> int:
 
 
 @compiled
-def _fetch(record: Any, row: int, room: Address, work: Address) -> None:
+def _read_numbers(record: Any, row: int, room: Address, work: Address) -> None:
     """Write the numbers of one row of blocks, as float32, to ``room``.
 
     ``room`` has 8 bytes per block: 4 for the number and 4 of working memory.
@@ -57,12 +67,12 @@ def _fetch(record: Any, row: int, room: Address, work: Address) -> None:
                 at = record.numbers + size * (place + j * record.step)
                 widen_run(at, kind, 1, room + 4 * j, work)
     if record.table:
-        _nest(record, place, numbers)
+        _decode(record, place, numbers)
 
 
 @compiled
-def _nest(record: Any, place: int, numbers: Array) -> None:
-    """Replace numbers that are codes by their values (`methods.ops.interface.Lookup`)."""
+def _decode(record: Any, place: int, numbers: Array) -> None:
+    """Decode numbers that are quantised themselves (`methods.ops.interface.Lookup`)."""
     table = floats(record.table, 256)
     for j in range(numbers.size):
         own = place + j * record.step
@@ -134,7 +144,7 @@ def adjust(
         place = blocks.first + number
         wanted = place // blocks.height * blocks.down + place % blocks.height // blocks.rows
         if wanted != current:
-            _fetch(blocks, wanted, room, work)
+            _read_numbers(blocks, wanted, room, work)
             current = wanted
         line = floats(out + 4 * number * row, row)
         for start in range(0, row, BLOCK):
@@ -160,7 +170,7 @@ def look_up(
     count: int,
     work: Address,
 ) -> None:
-    """Replace codes by table entries: `methods.ops.interface.Ops.look_up`."""
+    """Replace indices by table entries: `methods.ops.interface.Ops.look_up`."""
     values, last = floats(table, entries), np.int32(entries - 1)
     for start in range(0, count, BLOCK):
         block = floats(out + 4 * start, min(BLOCK, count - start))

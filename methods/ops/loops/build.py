@@ -1,6 +1,6 @@
 """Compile loops to machine code; a program that `engine.hardware.machine_code` starts.
 
-python -m methods.ops.loops.build DIRECTORY NAME ...
+python -m mergeloom.methods.ops.loops.build DIRECTORY NAME ...
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from typing import Any
 from llvmlite import binding
 from numba import cfunc, types
 
-from mergeloom.engine.hardware.machine_code import FLOAT, INT, NOTHING, Native, host, target_machine
+from mergeloom.engine.hardware.machine_code import (
+    FLOAT,
+    INT,
+    NOTHING,
+    CompiledFunction,
+    host_processor,
+    target_machine,
+)
 from mergeloom.methods.ops.loops.blocks import Loop
 
 _MODULES = (
@@ -27,10 +34,10 @@ _MODULES = (
 _KINDS = {"int": INT, "Address": INT, "float": FLOAT, "None": NOTHING}
 _TYPES = {INT: types.int64, FLOAT: types.float64, NOTHING: types.void}
 
-_OF_AN_INTERPRETER = re.compile(
+_INTERPRETER_CALLS = re.compile(
     r"^declare (.* @(?:numba_|NRT_|_?Py)\w+\(.*\)[^#\n]*)(?:#\d+)?$", re.MULTILINE
 )
-_ENDS = r"define \1 {\n  call void @llvm.trap()\n  unreachable\n}"
+_TRAP = r"define \1 {\n  call void @llvm.trap()\n  unreachable\n}"
 
 
 def loops() -> Iterator[tuple[str, Loop]]:
@@ -41,29 +48,29 @@ def loops() -> Iterator[tuple[str, Loop]]:
                 yield key, value
 
 
-def build(name: str, function: Any) -> Native:
+def build(name: str, function: Any) -> CompiledFunction:
     """Compile one loop for this processor."""
     signature = inspect.signature(function)
     arguments = "".join(_KINDS[each.annotation] for each in signature.parameters.values())
     result = _KINDS[signature.return_annotation]
     typed = _TYPES[result](*(_TYPES[kind] for kind in arguments))
     compiled = cfunc(typed, error_model="numpy")(function)
-    module = binding.parse_assembly(_alone(compiled.inspect_llvm()))
+    module = binding.parse_assembly(_standalone(compiled.inspect_llvm()))
     module.verify()
-    cpu, features = host()
-    return Native(
+    cpu, features = host_processor()
+    return CompiledFunction(
         *(name, compiled.native_name, arguments, result, cpu, features),
         code=target_machine().emit_object(module),
     )
 
 
-def _alone(assembly: str) -> str:
-    """The same LLVM assembly without calls into numba and Python.
+def _standalone(assembly: str) -> str:
+    """LLVM assembly that needs neither numba nor Python: calls into them are replaced.
 
-    Those calls follow checks that cannot succeed here (an array owned by numba, an exception in a
-    loop); they are replaced by a trap, which ends the process.
+    Such calls are only reached for arrays owned by numba and for exceptions, which loops do not
+    have. Each becomes a trap, which ends the process.
     """
-    return _OF_AN_INTERPRETER.sub(_ENDS, assembly)
+    return _INTERPRETER_CALLS.sub(_TRAP, assembly)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -71,9 +78,9 @@ def main(arguments: Sequence[str]) -> None:
     directory, *names = arguments
     found = dict(loops())
     for name in names:
-        native = build(name, found[name].function)
-        native.load()  # if loading crashes, then in this process, not in a merge
-        native.save(Path(directory))
+        compiled_function = build(name, found[name].function)
+        compiled_function.load()  # a crash while loading must happen here, not in a merge
+        compiled_function.save(Path(directory))
 
 
 if __name__ == "__main__":

@@ -23,14 +23,29 @@ from mergeloom.methods.ops.loops.blocks import (
 )
 from mergeloom.methods.ops.loops.packed import is_packed, widen_exponents, widen_packed
 from mergeloom.methods.ops.loops.quantise import round_to_fp4, round_to_int8
-from mergeloom.methods.ops.loops.sizes import BLOCK, Kind
+from mergeloom.methods.ops.loops.sizes import BLOCK, ElementType
 
-_BF16, _F32, _F16, _F64 = int(Kind.BF16), int(Kind.F32), int(Kind.F16), int(Kind.F64)
-_E4M3, _E5M2, _E8M0 = int(Kind.F8_E4M3), int(Kind.F8_E5M2), int(Kind.F8_E8M0)
-_E4M3_FNUZ, _E5M2_FNUZ = int(Kind.F8_E4M3FNUZ), int(Kind.F8_E5M2FNUZ)
-_F4 = int(Kind.F4)
-_I64, _I32, _I16, _I8 = int(Kind.I64), int(Kind.I32), int(Kind.I16), int(Kind.I8)
-_U64, _U32, _U16, _U8 = int(Kind.U64), int(Kind.U32), int(Kind.U16), int(Kind.U8)
+_BF16, _F32, _F16, _F64 = (
+    int(ElementType.BF16),
+    int(ElementType.F32),
+    int(ElementType.F16),
+    int(ElementType.F64),
+)
+_E4M3, _E5M2, _E8M0 = int(ElementType.F8_E4M3), int(ElementType.F8_E5M2), int(ElementType.F8_E8M0)
+_E4M3_FNUZ, _E5M2_FNUZ = int(ElementType.F8_E4M3FNUZ), int(ElementType.F8_E5M2FNUZ)
+_F4 = int(ElementType.F4)
+_I64, _I32, _I16, _I8 = (
+    int(ElementType.I64),
+    int(ElementType.I32),
+    int(ElementType.I16),
+    int(ElementType.I8),
+)
+_U64, _U32, _U16, _U8 = (
+    int(ElementType.U64),
+    int(ElementType.U32),
+    int(ElementType.U16),
+    int(ElementType.U8),
+)
 
 _INFINITE = np.uint32(0x7F800000)
 
@@ -91,7 +106,7 @@ def _cast(source: Array, block: Array) -> None:
 
 @compiled
 def widened(address: Address, kind: int, start: int, block: Array, work: Address) -> None:
-    """Fill ``block`` with elements of a `Kind` from ``start`` on, as float32.
+    """Fill ``block`` with elements of an `ElementType` from ``start`` on, as float32.
 
     Element ``start`` begins at a byte boundary. ``work`` has 4 bytes per element.
     """
@@ -136,13 +151,13 @@ def widened(address: Address, kind: int, start: int, block: Array, work: Address
 
 @Loop
 def widen(address: Address, kind: int, size: int, out: Address, work: Address) -> None:
-    """Convert ``size`` elements of a `Kind` to float32."""
+    """Convert ``size`` elements of an `ElementType` to float32."""
     widen_run(address, kind, size, out, work)
 
 
 @compiled
 def widen_run(address: Address, kind: int, size: int, out: Address, work: Address) -> None:
-    """Convert ``size`` elements of a `Kind` to float32, called by other loops."""
+    """Convert ``size`` elements of an `ElementType` to float32, called by other loops."""
     for start in range(0, size, BLOCK):
         count = min(BLOCK, size - start)
         widened(address, kind, start, floats(out + 4 * start, count), work)
@@ -184,7 +199,7 @@ def _narrow(
 
 @Loop
 def store(source: Address, size: int, out: Address, kind: int, work: Address) -> int:
-    """Round float32 numbers to a `Kind`; returns the number of results that are not finite.
+    """Round float32 numbers to an `ElementType`; returns the number of results that are not finite.
 
     For F32, ``out`` may be ``source``.
     """

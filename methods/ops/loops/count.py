@@ -1,4 +1,4 @@
-"""Count magnitudes: histograms, comparisons with a value, ranks."""
+"""Count magnitudes: histograms, ranks, elements equal to or above a value."""
 
 from __future__ import annotations
 
@@ -108,12 +108,10 @@ def find_ranks(
     found: Address,
     work: Address,
 ) -> int:
-    """Find magnitudes of a vector by their ``ranks`` (int64), 1 that of the largest.
+    """Find magnitudes by rank: `methods.ops.interface.Ops.find_ranks`.
 
-    For each, ``found`` (int64) gets its float32 bits, how many magnitudes are larger, equal, and
-    larger in the bits above the ``low`` ones, and how many elements come before the first of the
-    equal ones that is not needed for so many elements. The result is how many are not zero, or -1
-    with nothing found if there is NaN.
+    ``ranks`` is int64. For each rank, ``found`` (int64) receives the five numbers. Returns the
+    number of nonzero magnitudes, or -1, without writing anything, if the vector contains NaN.
     """
     vector, wanted = vectors_at(vectors, 1)[0], int64s(ranks, count_of_ranks)
     block, bits, room = floats(work, size), int32s(work, size), work + 4 * size
@@ -130,29 +128,29 @@ def find_ranks(
     for number in range(count_of_ranks):
         rank, pool, above = wanted[number], bits, 0
         least, most, reaching, exceeding = np.int64(0), np.int64(largest), size, 0
-        while least < most:  # the largest number that ``rank`` magnitudes reach
+        while least < most:  # bisect for the largest value that ``rank`` magnitudes reach
             middle = (least + most + 1) >> 1
-            count = np.int64(_reaching(pool, np.int32(middle)))
+            count = np.int64(_count_at_least(pool, np.int32(middle)))
             if above + count >= rank:
                 least, reaching = middle, count
             else:
                 most, exceeding = middle - 1, count
-            if 4 * (reaching - exceeding) <= pool.size:  # what can still be it, by itself
+            if 4 * (reaching - exceeding) <= pool.size:  # continue among possible values
                 above += exceeding
-                pool = _between(pool, np.int32(least), np.int32(most), int32s(room, size))
+                pool = _select_between(pool, np.int32(least), np.int32(most), int32s(room, size))
                 reaching, exceeding = pool.size, 0
         above += exceeding
         own = int64s(found + 40 * number, 5)
         own[0], own[1], own[2] = least, above, reaching - exceeding
-        own[3] = _reaching(bits, np.int32(((least >> low) + 1) << low))
-        own[4] = _before(bits, np.int32(least), rank - above)
-    nonzero: int = _reaching(bits, np.int32(1))
+        own[3] = _count_at_least(bits, np.int32(((least >> low) + 1) << low))
+        own[4] = _prefix_length(bits, np.int32(least), rank - above)
+    nonzero: int = _count_at_least(bits, np.int32(1))
     return nonzero
 
 
 @compiled
-def _before(numbers: Array, value: Any, most: Any) -> Any:
-    """Length of the longest beginning in which ``most`` numbers are ``value``."""
+def _prefix_length(numbers: Array, value: Any, most: Any) -> Any:
+    """Length of the longest prefix in which at most ``most`` numbers equal ``value``."""
     left, short = most, 256
     for start in range(0, numbers.size, short):
         part = numbers[start : start + short]
@@ -170,8 +168,8 @@ def _before(numbers: Array, value: Any, most: Any) -> Any:
 
 
 @compiled
-def _between(numbers: Array, least: Any, most: Any, out: Array) -> Array:
-    """The numbers from ``least`` to ``most``, written to ``out``, which may be their memory."""
+def _select_between(numbers: Array, least: Any, most: Any, out: Array) -> Array:
+    """Write the numbers from ``least`` to ``most`` to ``out``, which may be the same memory."""
     count = 0
     for i in range(numbers.size):
         number = numbers[i]
@@ -181,8 +179,8 @@ def _between(numbers: Array, least: Any, most: Any, out: Array) -> Array:
 
 
 @compiled
-def _reaching(numbers: Array, least: Any) -> Any:
-    """How many numbers are at least ``least``."""
+def _count_at_least(numbers: Array, least: Any) -> Any:
+    """Number of values that are at least ``least``."""
     count = np.int32(0)
     for i in range(numbers.size):
         count += np.int32(numbers[i] >= least)
@@ -223,7 +221,7 @@ def end_of_equal(vectors: Address, size: int, value: float, most: int, work: Add
 
 
 @Loop
-def shared(
+def count_changed(
     vectors: Address,
     count_of_vectors: int,
     size: int,
@@ -231,7 +229,7 @@ def shared(
     counts: Address,
     work: Address,
 ) -> None:
-    """Count magnitudes above ``epsilon``, shared and alone: `methods.ops.interface.Ops.shared`.
+    """Count changed elements: `methods.ops.interface.Ops.count_changed`.
 
     ``counts`` (int64) receives both numbers of each vector.
     """

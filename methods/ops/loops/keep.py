@@ -68,12 +68,12 @@ def trim(vector: Any, start: int, block: Array, numbers: Array, constants: Array
     count, bits = block.size, block.view(np.int32)
     if vector.above:
         end = min(max(vector.above_end - start, 0), count)
-        _keep_above(block[:end], vector.above_before)
-        _keep_above(block[end:], vector.above_after)
+        _keep_above(block[:end], vector.above_until_end)
+        _keep_above(block[end:], vector.above_from_end)
     if vector.upto:
         end = min(max(vector.upto_end - start, 0), count)
-        _keep_upto(block[:end], vector.upto_before)
-        _keep_upto(block[end:], vector.upto_after)
+        _keep_upto(block[:end], vector.upto_until_end)
+        _keep_upto(block[end:], vector.upto_from_end)
     if vector.draws:
         draw(vector, start, constants, numbers)
         for i in range(count):

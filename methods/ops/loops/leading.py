@@ -21,7 +21,7 @@ from mergeloom.methods.ops.loops.blocks import (
 )
 from mergeloom.methods.ops.loops.eigen import add, dot, eigenpairs
 from mergeloom.methods.ops.loops.lanczos import leading_pairs
-from mergeloom.methods.ops.loops.sizes import FEW, LARGE, PANEL, TILE
+from mergeloom.methods.ops.loops.sizes import GRAM_PANEL, GRAM_TILE, LANCZOS_MIN_SIZE, LANCZOS_RATIO
 
 
 @compiled
@@ -30,8 +30,8 @@ def _gram(matrix: Array, rows: int, columns: int, by_row: bool, gram: Array, pan
     size, length = (rows, columns) if by_row else (columns, rows)
     for i in range(size * size):
         gram[i] = 0.0
-    for first in range(0, length, PANEL):
-        count = min(PANEL, length - first)
+    for first in range(0, length, GRAM_PANEL):
+        count = min(GRAM_PANEL, length - first)
         for r in range(count):
             own = panel[r * size : (r + 1) * size]
             if by_row:
@@ -40,10 +40,10 @@ def _gram(matrix: Array, rows: int, columns: int, by_row: bool, gram: Array, pan
             else:
                 for c in range(size):
                     own[c] = matrix[(first + r) * columns + c]
-        for top in range(0, size, TILE):
-            bottom = min(top + TILE, size)
-            for left in range(0, bottom, TILE):
-                right = min(left + TILE, bottom)
+        for top in range(0, size, GRAM_TILE):
+            bottom = min(top + GRAM_TILE, size)
+            for left in range(0, bottom, GRAM_TILE):
+                right = min(left + GRAM_TILE, bottom)
                 for r in range(count):
                     own = panel[r * size + left : r * size + right]
                     for i in range(top, bottom):
@@ -64,7 +64,7 @@ def _combined_rows(
     matrix: Array, factors: Array, columns: int, scale: float, out: Array, work: Array
 ) -> None:
     """Write ``scale`` · Σ factorᵢ · rowᵢ of a matrix, summed in float64."""
-    length = PANEL * factors.size
+    length = GRAM_PANEL * factors.size
     for first in range(0, columns, length):
         stop = min(first + length, columns)
         sums = work[: stop - first]
@@ -105,13 +105,13 @@ def leading_of_matrix(
         return
     size = rows if by_row else columns
     count = min(rank, size)
-    numbers = doubles(room, size * size + (PANEL + 11 + count) * size)
+    numbers = doubles(room, size * size + (GRAM_PANEL + 11 + count) * size)
     gram, rest = numbers[: size * size], numbers[size * size :]
     values, work = rest[:size], rest[size : 10 * size]
     marks = int64s(room + 8 * (size * size + 10 * size), size)
     vectors, panel = rest[11 * size : (11 + count) * size], rest[(11 + count) * size :]
     found = -1
-    if size >= LARGE and FEW * count <= size:
+    if size >= LANCZOS_MIN_SIZE and LANCZOS_RATIO * count <= size:
         found = leading_pairs(
             given, rows, columns, by_row, count, values, vectors, gram, work, marks, panel
         )
@@ -172,7 +172,7 @@ def leading_of_product(
         result[i] = np.float32(0.0)
     square = inner * inner
     place = room + (rows * inner + 1) // 2 * 8
-    numbers = doubles(place, 5 * square + (PANEL + 15) * inner)
+    numbers = doubles(place, 5 * square + (GRAM_PANEL + 15) * inner)
     first, second, basis = numbers[:square], numbers[square:], numbers[2 * square :]
     turned, vectors = numbers[3 * square :], numbers[4 * square :]
     rest = numbers[5 * square :]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from mergeloom.methods.ops.loops.blocks import Address, Array, compiled, int32s, uint8s
-from mergeloom.methods.ops.loops.sizes import Kind
+from mergeloom.methods.ops.loops.sizes import ElementType
 
-_F4, _I4, _U2 = int(Kind.F4), int(Kind.I4), int(Kind.U2)
-_U4_UPPER, _U4_EVEN = int(Kind.U4_UPPER), int(Kind.U4_EVEN)
+_F4, _I4, _U2 = int(ElementType.F4), int(ElementType.I4), int(ElementType.U2)
+_U4_UPPER, _U4_EVEN = int(ElementType.U4_UPPER), int(ElementType.U4_EVEN)
 
 
 @compiled
 def is_packed(kind: int) -> bool:
-    """Whether several elements of a `Kind` share a byte."""
+    """Whether several elements of an `ElementType` share a byte."""
     return kind >= _F4
 
 

@@ -14,9 +14,9 @@ from mergeloom.methods.ops.loops.blocks import (
     uint8s,
     uint32s,
 )
-from mergeloom.methods.ops.loops.sizes import BLOCK, Kind
+from mergeloom.methods.ops.loops.sizes import BLOCK, ElementType
 
-_BF16, _E8M0 = int(Kind.BF16), int(Kind.F8_E8M0)
+_BF16, _E8M0 = int(ElementType.BF16), int(ElementType.F8_E8M0)
 _INFINITE = np.uint32(0x7F800000)
 _NAN = np.uint32(0x7FC00000)
 
@@ -50,7 +50,7 @@ def quantise(
     size: int,
     rows: int,
     row: int,
-    band: int,
+    block_rows: int,
     columns: int,
     top: float,
     limit: float,
@@ -62,8 +62,8 @@ def quantise(
     """Divide blocks by their scales: `methods.ops.interface.Ops.quantise`."""
     across = -(-row // columns)
     most = np.float32(limit)
-    for first in range(0, rows, band):
-        last = min(first + band, rows)
+    for first in range(0, rows, block_rows):
+        last = min(first + block_rows, rows)
         for number in range(first, last):
             for start in range(number * row, (number + 1) * row, BLOCK):
                 count = min(BLOCK, (number + 1) * row - start)
@@ -75,7 +75,7 @@ def quantise(
                 bits = uint32s(out + 4 * (number * row + begin), end - begin)
                 for i in range(bits.size):
                     largest = max(largest, bits[i] & np.uint32(0x7FFFFFFF))
-            own = floats(scales + 4 * (first // band * across + j), 1)
+            own = floats(scales + 4 * (first // block_rows * across + j), 1)
             _scale(int(largest), top, kind, own)
             scale = own[0]
             for number in range(first, last):

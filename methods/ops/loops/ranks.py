@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 
 from mergeloom.methods.ops.loops.blocks import Address, Array, compiled, copy, fill, int32s, uint32s
-from mergeloom.methods.ops.loops.sizes import MOST_BUCKETS, buckets
+from mergeloom.methods.ops.loops.sizes import MAX_BUCKETS, buckets
 
-_FEW = 8
+_COUNT_DIRECTLY = 8
 """Up to this number of elements, ranks are counted directly."""
-_COUNTED = 32
+_COUNT_IN_ROW = 32
 """Up to this number of elements, ranks are counted in the row; beyond, the row is ordered by
 buckets."""
-_SCANNED = 512
+_COUNT_IN_BUCKET = 512
 """Up to this number of elements, ranks are counted in the bucket; beyond, the bucket is sorted."""
-_GREATEST = np.int32(0x7FFFFFFF)
+_INT32_MAX = np.int32(0x7FFFFFFF)
 """The largest int32, and the mask of the magnitude bits of a float32."""
 _DIGIT_BITS = 8
 
@@ -27,7 +27,7 @@ _buckets = compiled(buckets)
 def room_for_ranks(work: Address, row: int) -> Any:
     """The arrays that `decide_by_rank` works in, for rows of ``row`` elements."""
     # Separate arrays: numba does not know that rows unpacked from a matrix are contiguous.
-    step, table = 4 * row, 4 * (MOST_BUCKETS + 1)
+    step, table = 4 * row, 4 * (MAX_BUCKETS + 1)
     tables, size = work + 8 * step, _buckets(row)[0] + 1
     return (
         (int32s(work, row), int32s(work + step, row)),
@@ -96,7 +96,7 @@ def _narrow(
 ) -> int:
     """Keep, of ``count`` places, those whose number lies between the steps of their bucket.
 
-    Returns the count kept. Numbers at or above the highest step become `_GREATEST`.
+    Returns the count kept. Numbers at or above the highest step become `_INT32_MAX`.
     """
     left = np.uint32(0)
     for k in range(count):
@@ -104,7 +104,7 @@ def _narrow(
         number, low, high = numbers[i], lowest[bucket[i]], highest[bucket[i]]
         places[left] = i
         left = np.uint32(left + np.uint32(np.uint32(number - low) < np.uint32(high - low)))
-        numbers[i] = _GREATEST if number >= high else number
+        numbers[i] = _INT32_MAX if number >= high else number
     return int(left)
 
 
@@ -133,9 +133,9 @@ def _rank_all(magnitudes: Array, asked: int, order: Any) -> bool:
     if falls:  # true if all are equal, which is common
         for i in range(magnitudes.size):
             magnitudes[i] = i
-    elif asked > _SCANNED:
+    elif asked > _COUNT_IN_BUCKET:
         _sort(magnitudes, *order)
-    return falls or asked > _SCANNED
+    return falls or asked > _COUNT_IN_BUCKET
 
 
 @compiled
@@ -147,10 +147,10 @@ def _sort(magnitudes: Array, falling: Array, order: Array, sorted_: Array) -> No
     count, mask = magnitudes.size, (1 << _DIGIT_BITS) - 1
     differing = np.int32(0)
     for i in range(count):
-        falling[i] = _GREATEST - magnitudes[i]
+        falling[i] = _INT32_MAX - magnitudes[i]
         differing |= magnitudes[i] ^ magnitudes[0]
         order[i] = i
-    ends = magnitudes[: 1 << _DIGIT_BITS]  # fits, because more than `_SCANNED` are sorted
+    ends = magnitudes[: 1 << _DIGIT_BITS]  # fits, because more than `_COUNT_IN_BUCKET` are sorted
     for shift in range(0, 31, _DIGIT_BITS):
         if not (differing >> shift) & mask:
             continue
@@ -210,16 +210,16 @@ def _decide_in_order(
         b = bucket[i]
         start = ends[b + 1]
         own, inside = place[i] - start, ordered[start : ends[b]]
-        if wanted[b] > _FEW:
+        if wanted[b] > _COUNT_DIRECTLY:
             wanted[b] = -1 if _rank_all(inside, wanted[b], order) else 0
         rank = _rank(inside, own) if wanted[b] >= 0 else inside[own]
         if numbers[i] >= steps[start + rank]:
-            numbers[i] = _GREATEST
+            numbers[i] = _INT32_MAX
 
 
 @compiled
 def decide_by_rank(bits: Array, numbers: Array, steps: Array, work: Any) -> None:
-    """Replace each number that is not below the step of its rank by `_GREATEST`.
+    """Replace each number that is not below the step of its rank by `_INT32_MAX`.
 
     Afterwards a number is below the first step exactly if it was below its own. ``bits`` are the
     bits of float32 values; ``steps`` has one bound per rank, descending; all are int32. The rank of
@@ -236,15 +236,15 @@ def decide_by_rank(bits: Array, numbers: Array, steps: Array, work: Any) -> None
         drawn = numbers[start : start + row]
         count = _find_between(drawn, steps[-1], steps[0], undecided)
         for i in range(row):
-            magnitudes[i] = bits[start + i] & _GREATEST
-        if count > _FEW:
+            magnitudes[i] = bits[start + i] & _INT32_MAX
+        if count > _COUNT_DIRECTLY:
             _sort_into_buckets(magnitudes, bucket, above)
             _steps_of_buckets(above, steps, lowest, highest)
             count = _narrow(bucket, drawn, lowest, highest, undecided, count)
-        if count <= _COUNTED:
+        if count <= _COUNT_IN_ROW:
             for i in undecided[:count]:
                 if drawn[i] >= steps[_rank(magnitudes, i)]:
-                    drawn[i] = _GREATEST
+                    drawn[i] = _INT32_MAX
         else:
             _order_by_bucket(magnitudes, bucket, above, ordered, place)
             _decide_in_order(

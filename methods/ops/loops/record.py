@@ -13,12 +13,12 @@ VECTOR = (
     ("first_column", "q"),
     ("above", "?"),
     ("above_end", "q"),
-    ("above_before", "f"),
-    ("above_after", "f"),
+    ("above_until_end", "f"),
+    ("above_from_end", "f"),
     ("upto", "?"),
     ("upto_end", "q"),
-    ("upto_before", "f"),
-    ("upto_after", "f"),
+    ("upto_until_end", "f"),
+    ("upto_from_end", "f"),
     ("draws", "?"),
     ("first", "I"),
     ("second", "I"),
@@ -59,10 +59,10 @@ BLOCKS = (
 )
 """Fields of `methods.ops.interface.Blocks`; types as in `struct`.
 
-``numbers`` is an address of elements of a `Kind`; ``first`` is the index of the grain's first row.
-A matrix has ``height`` rows and ``down`` rows of blocks, each of ``rows`` rows and ``across``
-blocks; the number of block j in row i of blocks is element ``row_step`` · i + ``step`` · j. Blocks
-are ``columns`` wide, unless ``groups`` (address of one int32 per column) has the block of each
-column. With a ``table`` (address of 256 float32 numbers), a number n means table[n] · s +
+``numbers`` is an address of elements of an `ElementType`; ``first`` is the index of the grain's
+first row. A matrix has ``height`` rows and ``down`` rows of blocks, each of ``rows`` rows and
+``across`` blocks; the number of block j in row i of blocks is element ``row_step`` · i + ``step`` ·
+j. Blocks are ``columns`` wide, unless ``groups`` (address of one int32 per column) has the block of
+each column. With a ``table`` (address of 256 float32 numbers), a number n means table[n] · s +
 ``offset``, where ``nested`` (address, float32) has one s for each run of ``nested_size`` numbers.
 """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 
 
-class Kind(enum.IntEnum):
-    """Dtypes by their codes (`engine.base.dtypes`), as numbers for loops."""
+class ElementType(enum.IntEnum):
+    """Dtypes as numbers for loops, under their codes in `engine.base.dtypes`."""
 
     BF16 = 0
     F32 = 1
@@ -40,10 +40,10 @@ BLOCK = 2048
 DOT_RUN = 1024
 """Elements per run of a dot product; each run is summed in a fixed order (`sum.dots`)."""
 
-RUN = 512
+SUM_RUN = 512
 """Elements per run of a sum of magnitudes, likewise (`sum.magnitudes`)."""
 
-LANES = 128
+DOT_LANES = 128
 """Parallel partial sums of a run of a dot product."""
 
 ROW_LANES = 512
@@ -52,7 +52,7 @@ ROW_LANES = 512
 PRODUCT_COLUMNS = 512
 """Columns of a product computed at once, so that a few dozen rows of them fit the cache."""
 
-MOST_BUCKETS = 2049
+MAX_BUCKETS = 2049
 """Maximum number of buckets (`buckets`)."""
 
 _OCTAVES = 8
@@ -85,7 +85,7 @@ def work_bytes(vectors: int, row: int = 0) -> int:
     ``vectors`` is the number of vectors, ``row`` the length of rows for ranking, 0 for none.
     """
     blocks = 4 * (vectors + 5) * BLOCK
-    ranks = 4 * (3 * whole_rows(row) + 8 * row + 4 * (MOST_BUCKETS + 1)) if row else 0
+    ranks = 4 * (3 * whole_rows(row) + 8 * row + 4 * (MAX_BUCKETS + 1)) if row else 0
     doubles = 8 * (vectors + 2) * DOT_RUN
     return blocks + ranks + doubles
 
@@ -104,37 +104,37 @@ def marks_bytes(elements: int) -> int:
     return -(-elements // BLOCK) * MARK_BYTES
 
 
-RANKED = 1 << 14
-"""The most elements among which `find_ranks` finds ranks: what it works in fits a cache."""
+MAX_RANKED = 1 << 14
+"""Maximum number of elements for `count.find_ranks`, so that its working memory fits the cache."""
 
 
 def ranking_bytes(elements: int) -> int:
-    """Memory in bytes that `find_ranks` works in."""
+    """Size in bytes of the working memory of `count.find_ranks`."""
     return 4 * (elements + max(elements, BLOCK))
 
 
-PANEL = 32
+GRAM_PANEL = 32
 """Rows of a long matrix that are added to a Gram matrix at once."""
 
-LARGE, FEW = 256, 8
-"""Lanczos' method is used if the shorter side is at least `LARGE` and at most one in `FEW` singular
-values is wanted."""
+LANCZOS_MIN_SIZE, LANCZOS_RATIO = 256, 8
+"""Lanczos' method is used if the shorter side is at least `LANCZOS_MIN_SIZE` and at most one in
+`LANCZOS_RATIO` singular values is wanted."""
 
-TILE = 64
+GRAM_TILE = 64
 """Rows and columns of the tile of a Gram matrix that is updated at once."""
 
 
 def leading_bytes(size: int, rank: int) -> int:
     """Size in bytes of the working memory of `leading_of_matrix`; ``size`` is the shorter side."""
-    return 8 * (size * size + (PANEL + 11 + min(rank, size)) * size)
+    return 8 * (size * size + (GRAM_PANEL + 11 + min(rank, size)) * size)
 
 
 def factors_bytes(inner: int, rows: int) -> int:
     """Size in bytes of the working memory of `leading_of_product`; ``inner`` sums the ranks."""
-    return 8 * (5 * inner * inner + (PANEL + 15) * inner) + 4 * (rows * inner + 1)
+    return 8 * (5 * inner * inner + (GRAM_PANEL + 15) * inner) + 4 * (rows * inner + 1)
 
 
-ATOMS = 64
+ATOM_TILE = 64
 """Rows of a table that targets are compared with at once (`methods.ops.loops.tables`)."""
 
 
@@ -142,12 +142,12 @@ def pursuit_bytes(count: int, most: int, width: int) -> int:
     """Size in bytes of the working memory of `tables.pursue_scan` and `pursue_fit`."""
     doubles = 8 * (count * most * (most + 1) + width)
     rows = count * (most + 1)
-    return doubles + 4 * (rows * width + count * (ATOMS + 3) + ATOMS * (ATOMS + 1))
+    return doubles + 4 * (rows * width + count * (ATOM_TILE + 3) + ATOM_TILE * (ATOM_TILE + 1))
 
 
 def neighbours_bytes(count: int, width: int) -> int:
     """Size in bytes of the working memory of `tables.neighbours_scan`."""
-    return 4 * (width + count * ATOMS + ATOMS * (ATOMS + 1)) + 8 * ATOMS
+    return 4 * (width + count * ATOM_TILE + ATOM_TILE * (ATOM_TILE + 1)) + 8 * ATOM_TILE
 
 
 def mixing_bytes(count: int, width: int) -> int:

@@ -20,7 +20,7 @@ from mergeloom.methods.ops.loops.blocks import (
     vectors_at,
 )
 from mergeloom.methods.ops.loops.keep import trim
-from mergeloom.methods.ops.loops.sizes import BLOCK, DOT_RUN, LANES, RUN
+from mergeloom.methods.ops.loops.sizes import BLOCK, DOT_LANES, DOT_RUN, SUM_RUN
 
 
 @compiled
@@ -34,15 +34,15 @@ def _sum_runs(block: Array, start: int, size: int, squares: int, run: Array) -> 
     """
     done, total = 0, 0.0
     while done < block.size:
-        place = (start + done) % RUN
-        part = block[done : done + RUN - place]
+        place = (start + done) % SUM_RUN
+        part = block[done : done + SUM_RUN - place]
         for i in range(part.size):
             value = np.float64(part[i])
             run[place + i] = value * value if squares else abs(value)
         done += part.size
-        if place + part.size == RUN or start + done == size:
+        if place + part.size == SUM_RUN or start + done == size:
             fill(run[place + part.size :], 0.0)
-            half = RUN // 2
+            half = SUM_RUN // 2
             while half:
                 upper = run[half : 2 * half]
                 for i in range(half):
@@ -62,8 +62,8 @@ def magnitudes(
     """
     given, hashed, found = vectors_at(vectors, 1), uint32s(constants, 3), doubles(sums, 2)
     vector = given[0]
-    run, kept_run = doubles(work, RUN), doubles(work + 8 * RUN, RUN)
-    step, first = 4 * BLOCK, work + 16 * RUN
+    run, kept_run = doubles(work, SUM_RUN), doubles(work + 8 * SUM_RUN, SUM_RUN)
+    step, first = 4 * BLOCK, work + 16 * SUM_RUN
     block, other, numbers = floats(first, BLOCK), floats(first + step, BLOCK), first + 2 * step
     trims = vector.above or vector.upto or vector.draws or vector.marks
     whole = kept = 0.0
@@ -86,7 +86,7 @@ def dots(vectors: Address, count_of_vectors: int, size: int, sums: Address, work
     """
     given = vectors_at(vectors, count_of_vectors)
     found = doubles(sums, count_of_vectors * (count_of_vectors + 1) // 2)
-    lanes, values = doubles(work, LANES), work + 8 * LANES
+    lanes, values = doubles(work, DOT_LANES), work + 8 * DOT_LANES
     single = values + 8 * DOT_RUN * count_of_vectors
     block, other = floats(single, DOT_RUN), floats(single + 4 * DOT_RUN, DOT_RUN)
     fill(found, 0.0)
@@ -111,21 +111,21 @@ def dots(vectors: Address, count_of_vectors: int, size: int, sums: Address, work
 @compiled
 def _dot(one: Array, other: Array, lanes: Array) -> Any:
     """The dot product of a run; overwrites ``lanes``."""
-    for k in range(LANES):
+    for k in range(DOT_LANES):
         lanes[k] = one[k] * other[k]
-    for start in range(LANES, DOT_RUN, LANES):  # a constant length, for the compiler
-        for k in range(LANES):
+    for start in range(DOT_LANES, DOT_RUN, DOT_LANES):  # a constant length, for the compiler
+        for k in range(DOT_LANES):
             lanes[k] += one[start + k] * other[start + k]
     return _fold(lanes)
 
 
 @compiled
 def _short_dot(one: Array, other: Array, lanes: Array) -> Any:
-    """The dot product of a shorter run, whose length is a multiple of `LANES`."""
-    for k in range(LANES):
+    """The dot product of a shorter run, whose length is a multiple of `DOT_LANES`."""
+    for k in range(DOT_LANES):
         lanes[k] = one[k] * other[k]
-    for start in range(LANES, one.size, LANES):
-        for k in range(LANES):
+    for start in range(DOT_LANES, one.size, DOT_LANES):
+        for k in range(DOT_LANES):
             lanes[k] += one[start + k] * other[start + k]
     return _fold(lanes)
 
@@ -133,7 +133,7 @@ def _short_dot(one: Array, other: Array, lanes: Array) -> Any:
 @compiled
 def _fold(lanes: Array) -> Any:
     """The sum of all lanes, by adding halves; overwrites them."""
-    half = LANES // 2
+    half = DOT_LANES // 2
     while half:
         for k in range(half):
             lanes[k] += lanes[half + k]
@@ -149,14 +149,14 @@ def row_dots(
     given = vectors_at(vectors, count_of_vectors)
     pairs = count_of_vectors * (count_of_vectors + 1) // 2
     found = doubles(sums, pairs * rows)
-    lanes, values = doubles(work, LANES), work + 8 * LANES
+    lanes, values = doubles(work, DOT_LANES), work + 8 * DOT_LANES
     single = values + 8 * DOT_RUN * count_of_vectors
     block, other = floats(single, DOT_RUN), floats(single + 4 * DOT_RUN, DOT_RUN)
     fill(found, 0.0)
     for number in range(rows):
         for start in range(0, row, DOT_RUN):
             count = min(DOT_RUN, row - start)
-            filled = -(-count // LANES) * LANES
+            filled = -(-count // DOT_LANES) * DOT_LANES
             for each in range(count_of_vectors):
                 difference(given[each], number * row + start, block[:count], other[:count])
                 wide = doubles(values + 8 * DOT_RUN * each, filled)

@@ -1,9 +1,9 @@
 """Approximate target rows by rows of a table: sparse codes, nearest neighbours, combinations.
 
-A *table* has rows of ``width`` elements of a `Kind`, called *atoms*, and is passed block by block:
-atoms ``first`` to ``first + number`` at address ``atoms``. *Targets* are float32 rows, up to a few
-hundred at a time. `ATOMS` atoms are compared at once; each product of a target and an atom is
-summed in one fixed order.
+A *table* has rows of ``width`` elements of an `ElementType`, called *atoms*, and is passed block by
+block: atoms ``first`` to ``first + number`` at address ``atoms``. *Targets* are float32 rows, up to
+a few hundred at a time. `ATOM_TILE` atoms are compared at once; each product of a target and an
+atom is summed in one fixed order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mergeloom.methods.ops.loops.blocks import (
     uint8s,
 )
 from mergeloom.methods.ops.loops.convert import widened
-from mergeloom.methods.ops.loops.sizes import ATOMS, BLOCK
+from mergeloom.methods.ops.loops.sizes import ATOM_TILE, BLOCK
 
 _DEPENDENT = 1e-9
 """An atom depends linearly on others if at most this fraction of its squared length is independent
@@ -80,40 +80,40 @@ def _scores(
 ) -> None:
     """Write the dot products of targets with ``number`` atoms from ``first`` on: float32.
 
-    ``out`` is (count, `ATOMS`); columns from ``number`` on are undefined.
+    ``out`` is (count, `ATOM_TILE`); columns from ``number`` on are undefined.
     """
-    fill(floats(out, count * ATOMS), np.float32(0.0))
-    side = floats(panel, ATOMS * ATOMS)
+    fill(floats(out, count * ATOM_TILE), np.float32(0.0))
+    side = floats(panel, ATOM_TILE * ATOM_TILE)
     fill(side, np.float32(0.0))
-    block = floats(panel + 4 * ATOMS * ATOMS, ATOMS)
-    for column in range(0, width, ATOMS):
-        length = min(ATOMS, width - column)
+    block = floats(panel + 4 * ATOM_TILE * ATOM_TILE, ATOM_TILE)
+    for column in range(0, width, ATOM_TILE):
+        length = min(ATOM_TILE, width - column)
         for atom in range(number):
             widened(atoms, kind, (first + atom) * width + column, block[:length], work)
             for i in range(length):
-                side[i * ATOMS + atom] = block[i]
+                side[i * ATOM_TILE + atom] = block[i]
         for target in range(0, count, 2):
             pair = 1 if target + 1 < count else 0
             x = floats(targets + 4 * (target * width + column), length)
             y = floats(targets + 4 * ((target + pair) * width + column), length)
-            total = floats(out + 4 * ATOMS * target, ATOMS)
-            other = floats(out + 4 * ATOMS * (target + pair), ATOMS)
+            total = floats(out + 4 * ATOM_TILE * target, ATOM_TILE)
+            other = floats(out + 4 * ATOM_TILE * (target + pair), ATOM_TILE)
             whole = length // 4 * 4
             for i in range(0, whole, 4):
                 x0, x1, x2, x3 = x[i], x[i + 1], x[i + 2], x[i + 3]
                 y0, y1, y2, y3 = y[i], y[i + 1], y[i + 2], y[i + 3]
-                at = panel + 4 * ATOMS * i
-                p0, p1 = floats(at, ATOMS), floats(at + 4 * ATOMS, ATOMS)
-                p2, p3 = floats(at + 8 * ATOMS, ATOMS), floats(at + 12 * ATOMS, ATOMS)
-                for a in range(ATOMS):
+                at, step = panel + 4 * ATOM_TILE * i, 4 * ATOM_TILE
+                p0, p1 = floats(at, ATOM_TILE), floats(at + step, ATOM_TILE)
+                p2, p3 = floats(at + 2 * step, ATOM_TILE), floats(at + 3 * step, ATOM_TILE)
+                for a in range(ATOM_TILE):
                     sum01 = fused(x1, p1[a], fused(x0, p0[a], total[a]))
                     total[a] = fused(x3, p3[a], fused(x2, p2[a], sum01))
                     if pair:
                         sum01 = fused(y1, p1[a], fused(y0, p0[a], other[a]))
                         other[a] = fused(y3, p3[a], fused(y2, p2[a], sum01))
             for i in range(whole, length):
-                p0 = floats(panel + 4 * ATOMS * i, ATOMS)
-                for a in range(ATOMS):
+                p0 = floats(panel + 4 * ATOM_TILE * i, ATOM_TILE)
+                for a in range(ATOM_TILE):
                     total[a] = fused(x[i], p0[a], total[a])
                     if pair:
                         other[a] = fused(y[i], p0[a], other[a])
@@ -187,7 +187,7 @@ def _state(memory: Address, count: int, most: int, width: int) -> tuple[int, int
     taken = rest + 4 * count * width
     best = taken + 4 * count * most * width
     scores = best + 4 * count
-    return rest, taken, best, scores, scores + 4 * count * ATOMS
+    return rest, taken, best, scores, scores + 4 * count * ATOM_TILE
 
 
 @Loop
@@ -226,13 +226,13 @@ def pursue_scan(
     busy = 0
     for i in range(count):
         busy += going[i]
-    for start in range(0, number if busy else 0, ATOMS):
-        here = min(ATOMS, number - start)
+    for start in range(0, number if busy else 0, ATOM_TILE):
+        here = min(ATOM_TILE, number - start)
         _scores(rest, count, atoms, kind, start, here, width, scores, panel, work)
         for i in range(count):
             if not going[i]:
                 continue
-            own = floats(scores + 4 * ATOMS * i, here)
+            own = floats(scores + 4 * ATOM_TILE * i, here)
             for a in range(here):
                 score = abs(own[a])
                 if score > best[i]:
@@ -312,19 +312,19 @@ def neighbours_scan(
     ``closeness`` orders atoms a for a target t: t·a - ½|a|², which decreases with the distance, or
     t·a / |a| for the ``cosine``.
     """
-    lengths, one = doubles(memory, ATOMS), floats(memory + 8 * ATOMS, width)
-    scores = memory + 8 * ATOMS + 4 * width
-    panel = scores + 4 * count * ATOMS
+    lengths, one = doubles(memory, ATOM_TILE), floats(memory + 8 * ATOM_TILE, width)
+    scores = memory + 8 * ATOM_TILE + 4 * width
+    panel = scores + 4 * count * ATOM_TILE
     flags = uint8s(usable, number if usable else 0)
     chosen, keys = int32s(numbers, count * most), doubles(closeness, count * most)
-    for start in range(0, number, ATOMS):
-        here = min(ATOMS, number - start)
+    for start in range(0, number, ATOM_TILE):
+        here = min(ATOM_TILE, number - start)
         _scores(targets, count, atoms, kind, start, here, width, scores, panel, work)
         for a in range(here):
             _row(atoms, kind, start + a, one, work)
             lengths[a] = _dot(one, one)
         for i in range(count):
-            own = floats(scores + 4 * ATOMS * i, here)
+            own = floats(scores + 4 * ATOM_TILE * i, here)
             mine, key = chosen[i * most :], keys[i * most : (i + 1) * most]
             for a in range(here):
                 if usable and flags[start + a] == 0:

@@ -12,7 +12,7 @@ from typing import Any
 from mergeloom.engine.base.dtypes import F32
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
 from mergeloom.planners.models.coded import Decoded
 from mergeloom.planners.models.coded_weight import Coded

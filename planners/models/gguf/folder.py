@@ -19,9 +19,9 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder
 from mergeloom.engine.storage.gguf import GgufHeader, GgufTensor, read_gguf
-from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.engine.storage.source import Source, read_part
-from mergeloom.engine.storage.source_file import planning
+from mergeloom.engine.storage.source_file import planning_reader
 
 if TYPE_CHECKING:
     from mergeloom.planners.models.gguf.families import Family
@@ -65,7 +65,7 @@ class GgufFolder:
         Raises:
             CheckpointError: it cannot be read, is not whole, or may be any of several models.
         """
-        folder = place.inside if isinstance(place, LocalFile) else place
+        folder = place.parent if isinstance(place, LocalFile) else place
         parts = _parts_of(folder, _files(place))
         files = {}
         for name in parts:
@@ -185,7 +185,7 @@ class GgufFolder:
             count = tensor.shape[0] if len(tensor.shape) == 1 else 0
             if tensor.dtype.code != "F32" or not 0 < count <= _MAX_FACTORS:
                 break
-            with planning(source) as reader:
+            with planning_reader(source) as reader:
                 raw = read_part(reader, tensor.offset, tensor.offset + 4 * count)
             return struct.unpack(f"<{count}f", raw)
         raise CheckpointError(f"'{self.name}': '{name}' is not a list of factors")

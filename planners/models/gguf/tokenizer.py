@@ -15,7 +15,7 @@ from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.storage.gguf import Strings
+from mergeloom.engine.storage.gguf import StringArray
 from mergeloom.planners.models.gguf.families import Family
 
 CONTROL, USER_DEFINED = 3, 4
@@ -126,7 +126,7 @@ class _Words:
             CheckpointError: there are none.
         """
         found = self._of("tokens")
-        if not isinstance(found, Strings) or not found.count:
+        if not isinstance(found, StringArray) or not found.count:
             raise CheckpointError(f"'{self.where}' has a tokenizer without tokens")
         return found.values
 
@@ -161,7 +161,7 @@ class _Words:
             CheckpointError: one is no pair.
         """
         found = self._of("merges")
-        if not isinstance(found, Strings):
+        if not isinstance(found, StringArray):
             return None
         pairs = [merge.split(" ") for merge in found.values]
         if any(len(pair) != 2 for pair in pairs):

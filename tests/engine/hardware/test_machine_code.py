@@ -16,10 +16,10 @@ from mergeloom.engine.hardware import machine_code as native_module
 from mergeloom.engine.hardware.machine_code import (
     FLOAT,
     INT,
+    CompiledFunction,
     Library,
-    Native,
-    NativeError,
-    host,
+    MachineCodeError,
+    host_processor,
     target_machine,
 )
 
@@ -36,7 +36,7 @@ BUILDER = """
 import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from mergeloom.engine.hardware.machine_code import FLOAT, INT, Native, host
+from mergeloom.engine.hardware.machine_code import FLOAT, INT, CompiledFunction, host_processor
 directory, *names = sys.argv[1:]
 for name in names:
     if name == "wrong":
@@ -47,28 +47,29 @@ for name in names:
         time.sleep(60)
     if name == "silent":
         continue
-    Native(name, name, INT, INT, *host(), b"code of " + name.encode()).save(Path(directory))
+    code = b"code of " + name.encode()
+    CompiledFunction(name, name, INT, INT, *host_processor(), code).save(Path(directory))
 """
 
 
 @pytest.fixture
-def native() -> Native:
+def native() -> CompiledFunction:
     code = target_machine().emit_object(binding.parse_assembly(ASSEMBLY))
-    return Native("twice", "twice_", FLOAT + INT, FLOAT, *host(), code)
+    return CompiledFunction("twice", "twice_", FLOAT + INT, FLOAT, *host_processor(), code)
 
 
-def test_a_function_is_loaded_from_its_file(native: Native, tmp_path: Path) -> None:
+def test_a_function_is_loaded_from_its_file(native: CompiledFunction, tmp_path: Path) -> None:
     native.save(tmp_path / "new")
     assert os.listdir(tmp_path / "new") == ["twice"]
-    found = Native.read(tmp_path / "new" / "twice")
+    found = CompiledFunction.read(tmp_path / "new" / "twice")
     assert found == native
     assert found.load()(1.25, 3) == 3.75
 
 
-def test_code_for_another_processor_is_not_loaded(native: Native) -> None:
-    with pytest.raises(NativeError, match="another processor"):
+def test_code_for_another_processor_is_not_loaded(native: CompiledFunction) -> None:
+    with pytest.raises(MachineCodeError, match="another processor"):
         replace(native, cpu="i386").load()
-    with pytest.raises(NativeError, match="another processor"):
+    with pytest.raises(MachineCodeError, match="another processor"):
         replace(native, features=native.features + ",+more").load()
 
 
@@ -76,7 +77,9 @@ def test_code_for_another_processor_is_not_loaded(native: Native) -> None:
 @settings(max_examples=60)
 def test_damaged_code_is_not_loaded(data: st.DataObject, tmp_path_factory: Any) -> None:
     directory = tmp_path_factory.mktemp("native")
-    Native("name", "symbol", INT, INT, "cpu", "+features", bytes(range(99))).save(directory)
+    CompiledFunction("name", "symbol", INT, INT, "cpu", "+features", bytes(range(99))).save(
+        directory
+    )
     content = bytearray((directory / "name").read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
     if data.draw(st.booleans()):
@@ -84,8 +87,8 @@ def test_damaged_code_is_not_loaded(data: st.DataObject, tmp_path_factory: Any) 
     else:
         del content[place:]
     (directory / "name").write_bytes(content)
-    with pytest.raises(NativeError, match="is damaged"):
-        Native.read(directory / "name")
+    with pytest.raises(MachineCodeError, match="is damaged"):
+        CompiledFunction.read(directory / "name")
 
 
 @pytest.fixture
@@ -103,7 +106,7 @@ def test_missing_code_is_built_by_another_process(library: Library) -> None:
     assert library.built() == frozenset()
     library.build(frozenset({"one", "two"}))
     assert library.built() == {"one", "two"}
-    assert Native.read(library.directory / "two").code == b"code of two"
+    assert CompiledFunction.read(library.directory / "two").code == b"code of two"
 
 
 def test_damaged_code_is_built_again(library: Library) -> None:
@@ -126,7 +129,7 @@ def test_code_that_other_users_can_write_is_not_used(library: Library) -> None:
     (library.directory / "one").chmod(0o644)
     library.directory.chmod(0o777)
     assert library.built() == frozenset()
-    with pytest.raises(NativeError, match="can be written by others"):
+    with pytest.raises(MachineCodeError, match="can be written by others"):
         library.open(frozenset({"one"}))
 
 
@@ -139,10 +142,10 @@ def test_changed_sources_have_a_directory_of_their_own(library: Library) -> None
 
 
 def test_a_builder_that_fails_says_why(library: Library) -> None:
-    with pytest.raises(NativeError, match=r"^there is no such loop$"):
+    with pytest.raises(MachineCodeError, match=r"^there is no such loop$"):
         library.build(frozenset({"wrong"}))
     missing = replace(library, builder="nowhere.to.be.found")
-    with pytest.raises(NativeError, match="nowhere"):
+    with pytest.raises(MachineCodeError, match="nowhere"):
         missing.build(frozenset({"one"}))
 
 
@@ -160,8 +163,8 @@ def test_a_file_of_another_version_is_not_used(library: Library) -> None:
     path = library.directory / "one"
     content = b'{"name": "one", "more": 1}\ncode'
     path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-    with pytest.raises(NativeError, match="of another version"):
-        Native.read(path)
+    with pytest.raises(MachineCodeError, match="by another version"):
+        CompiledFunction.read(path)
     assert library.built() == frozenset()
 
 
@@ -171,22 +174,22 @@ def test_without_a_home_nothing_is_built(library: Library, monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "expanduser", homeless)
     assert library.built() == frozenset()
-    with pytest.raises(NativeError, match="home directory"):
+    with pytest.raises(MachineCodeError, match="home directory"):
         library.build(frozenset({"one"}))
 
 
 def test_a_builder_that_is_killed_or_hangs_is_reported(
     library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(NativeError, match="exit status -9"):
+    with pytest.raises(MachineCodeError, match="exit status -9"):
         library.build(frozenset({"killed"}))
-    monkeypatch.setattr(native_module, "_PATIENCE", 0.5)
-    with pytest.raises(NativeError, match="timed out"):
+    monkeypatch.setattr(native_module, "_TIMEOUT_SECONDS", 0.5)
+    with pytest.raises(MachineCodeError, match="timed out"):
         library.build(frozenset({"hangs"}))
 
 
 def test_a_builder_that_writes_nothing_is_reported(library: Library) -> None:
-    with pytest.raises(NativeError, match="silent cannot be read back"):
+    with pytest.raises(MachineCodeError, match="silent cannot be read back"):
         library.build(frozenset({"silent"}))
 
 
@@ -196,19 +199,19 @@ def test_without_a_writable_cache_nothing_is_built(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert library.built() == frozenset()
-    with pytest.raises(NativeError):
+    with pytest.raises(MachineCodeError):
         library.build(frozenset({"one"}))
 
 
 def test_code_that_cannot_be_opened_is_an_error_and_built_again(
-    library: Library, native: Native
+    library: Library, native: CompiledFunction
 ) -> None:
-    with pytest.raises(NativeError, match="FileNotFoundError"):
+    with pytest.raises(MachineCodeError, match="FileNotFoundError"):
         library.open(frozenset({"twice"}))
     native.save(library.directory)
     assert library.open(frozenset({"twice"}))["twice"](2.0, 4) == 8.0
     replace(native, cpu="i386").save(library.directory)
     assert library.built() == {"twice"}
-    with pytest.raises(NativeError, match="another processor"):
+    with pytest.raises(MachineCodeError, match="another processor"):
         library.open(frozenset({"twice"}))
     assert library.built() == frozenset()  # so it is built again

@@ -21,7 +21,7 @@ from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.memory.ledger import Block, Ledger
 from mergeloom.engine.memory.pages import PAGE, block_bytes, page_offset, span_bytes
 from mergeloom.engine.output.directory import OutputDirectory
-from mergeloom.engine.output.journal import Finished, Journal, read_journal
+from mergeloom.engine.output.journal import FinishedTensor, Journal, read_journal
 from mergeloom.engine.output.manifest import DIRECTORY, manifest_path, read_manifest
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.storage.file_system import Files
@@ -29,7 +29,7 @@ from mergeloom.engine.storage.files import FileReader, FileSource, FileWriter, w
 from mergeloom.engine.storage.source import IOMode
 from tests.engine.support import Workshop, file_source, job
 
-ENTRIES = [Finished("a.bin", f"tensor-{i}", f"{i:032x}", 1 << 20) for i in range(5)]
+ENTRIES = [FinishedTensor("a.bin", f"tensor-{i}", f"{i:032x}", 1 << 20) for i in range(5)]
 
 
 def journal_of(path: Path) -> bytes:
@@ -144,7 +144,10 @@ def test_side_files_of_an_interrupted_run_are_discarded_too(tmp_path: Path) -> N
     workshop = Workshop(tmp_path / "in")
     (load,) = workshop.loads(F32, [(100,)])
     graph = workshop.graph({"t": (workshop.builder.merge([load], Copy(), "c"), F32)})
-    side_files = [SideFile.made("template", b"one"), SideFile.made("tokenizer", b"two")]
+    side_files = [
+        SideFile.from_content("template", b"one"),
+        SideFile.from_content("tokenizer", b"two"),
+    ]
     before = replace(job(graph), fingerprint="before", identity={}, side_files=side_files)
 
     class Stopping(Files):

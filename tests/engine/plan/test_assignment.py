@@ -37,7 +37,7 @@ class Costly(Kernel):
     """Takes ``cost`` nanoseconds for an element of an input, whatever it does."""
 
     cost: float = 1.0  # type: ignore[misc]  # the protocol's is a property
-    double: bool = False  # type: ignore[misc]
+    uses_float64: bool = False  # type: ignore[misc]
     number: int = 0
 
 
@@ -106,25 +106,27 @@ def test_a_device_must_save_more_time_than_it_takes_to_start() -> None:
     made = placed(graph, replace(GPU, start_seconds=5000.0))
     assert made.used_devices == []
     assert Reason.NOT_WORTH_STARTING in reasons(made)
-    assert placed(graph, replace(GPU, start_seconds=5000.0), forced=True).used_devices == [0]
+    assert placed(graph, replace(GPU, start_seconds=5000.0), devices_forced=True).used_devices == [
+        0
+    ]
 
 
 def test_a_forced_device_gets_every_merge_that_it_can_run() -> None:
     graph = layers(Copy(), Costly(0.01), Normalised(), shape=(8, 1 << 19))
-    assert reasons(placed(graph, GPU, forced=True)) == [
+    assert reasons(placed(graph, GPU, devices_forced=True)) == [
         Reason.COPIED,
         Reason.ASKED_FOR,
         Reason.ASKED_FOR,
     ]
-    single = replace(GPU, double=False)
-    found = reasons(placed(graph, single, forced=True))
-    assert found == [Reason.COPIED, Reason.ASKED_FOR, Reason.NEEDS_DOUBLE]
+    single = replace(GPU, has_float64=False)
+    found = reasons(placed(graph, single, devices_forced=True))
+    assert found == [Reason.COPIED, Reason.ASKED_FOR, Reason.NEEDS_FLOAT64]
     assert reasons(placed(graph)) == [Reason.COPIED, Reason.NO_DEVICE, Reason.NO_DEVICE]
 
 
 def test_a_merge_that_needs_more_memory_than_there_is_stays() -> None:
     graph = layers(Transposed(), Costly(1.0), shape=(100, 1 << 19))
-    made = placed(graph, replace(GPU, memory_bytes=300 * MIB), forced=True)
+    made = placed(graph, replace(GPU, memory_bytes=300 * MIB), devices_forced=True)
     assert reasons(made) == [Reason.TOO_LARGE, Reason.ASKED_FOR]
 
 
@@ -157,7 +159,9 @@ def test_chunks_fit_into_the_memory(mib: int) -> None:
 @pytest.mark.parametrize("mib", [60, 96, 110, 130, 200, 1000])
 def test_cached_inputs_fit_beside_slots_and_scratch(mib: int) -> None:
     (scheduled,) = placed(
-        layers(Normalised(), shape=(20, 1 << 19)), replace(GPU, memory_bytes=mib * MIB), forced=True
+        layers(Normalised(), shape=(20, 1 << 19)),
+        replace(GPU, memory_bytes=mib * MIB),
+        devices_forced=True,
     ).merges
     merge_shape, chunk, cached = (
         scheduled.work.merge_shape,
@@ -179,7 +183,7 @@ def test_cached_inputs_fit_beside_slots_and_scratch(mib: int) -> None:
 
 
 def test_a_merge_with_one_pass_caches_nothing() -> None:
-    (scheduled,) = placed(layers(Costly(1.0)), GPU, forced=True).merges
+    (scheduled,) = placed(layers(Costly(1.0)), GPU, devices_forced=True).merges
     assert scheduled.chunk > 0
     assert scheduled.cached_grains == 0
 

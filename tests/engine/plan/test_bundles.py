@@ -9,9 +9,9 @@ from mergeloom.engine.base.dtypes import BF16
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, OutputFile, Write
 from mergeloom.engine.graph.kernel import Copy
-from mergeloom.engine.plan.bundles import BUNDLE_BYTES, groups
+from mergeloom.engine.plan.bundles import BUNDLE_BYTES, bundle_merges
 from mergeloom.engine.plan.schedule import schedule
-from mergeloom.engine.storage.source import Access, Reader
+from mergeloom.engine.storage.source import Reader, ReadOptions
 from tests.engine.kernels import Normalised, Weighted
 from tests.engine.support import spec
 
@@ -26,7 +26,7 @@ class Disk:
     size: int = 1 << 50
     identity: str = "disk"
 
-    def open(self, access: Access) -> Reader:
+    def open(self, options: ReadOptions) -> Reader:
         raise NotImplementedError
 
 
@@ -55,7 +55,7 @@ def graph(sizes: Sequence[int], share: bool = False) -> Graph:
 def lengths(found: Graph, budget: int | None = None) -> list[int]:
     """How many merges each group has; 0 for one by itself."""
     made = schedule(found, budget, MACHINE)
-    kinds = list(groups(made))
+    kinds = list(bundle_merges(made))
     assert sum(1 if isinstance(each, int) else len(each) for each in kinds) == len(made.merges)
     return [0 if isinstance(each, int) else len(each) for each in kinds]
 
@@ -75,7 +75,7 @@ def test_a_bundle_needs_no_more_than_its_share_of_the_ledger() -> None:
     smallest = schedule(found, None, MACHINE).minimum_bytes
     for budget in (smallest, smallest + 8 * MIB, None):
         made = schedule(found, budget, MACHINE)
-        for group in groups(made):
+        for group in bundle_merges(made):
             if not isinstance(group, int):
                 needed = sum(merge.flow.merge_shape.smallest_bytes for merge in group)
                 assert needed <= min(BUNDLE_BYTES, made.ledger_bytes // 8)
@@ -95,7 +95,7 @@ def test_merges_that_read_inputs_several_times_are_not_bundled() -> None:
     found = graph([200_000] * 4)
     smallest = schedule(found, None, MACHINE).minimum_bytes
     made = schedule(found, smallest, MACHINE)
-    for group in groups(made):
+    for group in bundle_merges(made):
         if not isinstance(group, int):
             for merge in group:
                 assert merge.read_bytes == sum(load.nbytes for load in merge.work.leaves)

@@ -21,7 +21,7 @@ from mergeloom.engine.graph.kernel import Copy, Kernel, Use
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.memory.pages import block_bytes, span_bytes
 from mergeloom.engine.plan.schedule import Schedule, ScheduledMerge, schedule
-from mergeloom.engine.storage.source import Access, Reader
+from mergeloom.engine.storage.source import Reader, ReadOptions
 from mergeloom.methods.ops.arithmetic import COMPILED
 from tests.engine.kernels import (
     FirstPositives,
@@ -46,7 +46,7 @@ class Disk:
     def identity(self) -> str:
         return self.name
 
-    def open(self, access: Access) -> Reader:
+    def open(self, options: ReadOptions) -> Reader:
         raise NotImplementedError
 
 

@@ -14,9 +14,9 @@ from mergeloom.engine.graph.pieces import Joined, Range, Rows, Strided
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import PAGE, page_offset, span_bytes
-from mergeloom.engine.run.arrange import content, read_bytes
-from mergeloom.engine.storage.memory import MemorySource
-from mergeloom.engine.storage.source import Access, IOMode, Reader, Source
+from mergeloom.engine.run.arrange import read_bytes, read_content
+from mergeloom.engine.storage.memory_source import MemorySource
+from mergeloom.engine.storage.source import IOMode, Reader, ReadOptions, Source
 from tests.engine.support import file_source
 
 KINDS = {2: (BF16, np.dtype(np.uint16)), 4: (F32, np.dtype(np.uint32))}
@@ -98,7 +98,7 @@ def read(
     stored: StoredTensor, start: int, stop: int, readers: dict[int, Reader] | None = None
 ) -> tuple[bytes, int]:
     """Dense bytes ``[start, stop)`` and how many were read; what lies around them stays."""
-    opened = {id(p.source): p.source.open(Access()) for p in stored.bytes.ranges()}
+    opened = {id(p.source): p.source.open(ReadOptions()) for p in stored.bytes.ranges()}
     block = Block(span_bytes(stop - start) + PAGE)
     at = page_offset(stored.bytes.position(start)) if stop > start else 0
     block.memory[:] = b"\xee" * block.size
@@ -147,7 +147,7 @@ def test_large_pieces_of_files_in_every_mode(tmp_path: Path, mode: IOMode) -> No
         (first[0].narrow(1, 100, 1900), first[1][:, 100:1900]),
     ):
         expected = plain.tobytes()
-        readers = {id(p.source): p.source.open(Access(mode)) for p in stored.bytes.ranges()}
+        readers = {id(p.source): p.source.open(ReadOptions(mode)) for p in stored.bytes.ranges()}
         for start, stop in ((0, len(expected)), (len(expected) // 12 * 4, len(expected) // 8 * 4)):
             found, count = read(stored, start, stop, readers)
             assert found == expected[start:stop]
@@ -165,9 +165,11 @@ class Counted:
         self._reader = reader
         self.requests: list[int] = []
 
-    def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
+    def read(
+        self, start: int, stop: int, block: Block, at: int, may_overwrite: bool = True
+    ) -> None:
         self.requests.append(stop - start)
-        self._reader.read(start, stop, block, at, alone)
+        self._reader.read(start, stop, block, at, may_overwrite)
 
     def check_unchanged(self) -> None: ...
 
@@ -176,7 +178,7 @@ class Counted:
 
 def requests(stored: StoredTensor) -> list[int]:
     (source,) = {part.source for part in stored.bytes.ranges()}
-    reader = Counted(source.open(Access()))
+    reader = Counted(source.open(ReadOptions()))
     read(stored, 0, stored.bytes.nbytes, {id(source): reader})
     return reader.requests
 
@@ -201,17 +203,18 @@ def test_missing_rows_are_zeros_that_are_not_read() -> None:
     assert stored.bytes.stored(0, 80) == 40
     assert stored.bytes.stored(10, 70) == 20
     assert stored.bytes.has_holes
-    assert bytes(content(stored, Access())) == bytes([*range(20), *[0] * 40, *range(60, 80)])
+    expected = bytes([*range(20), *[0] * 40, *range(60, 80)])
+    assert bytes(read_content(stored, ReadOptions())) == expected
 
 
 def test_elements_of_half_a_byte_are_moved_by_whole_bytes() -> None:
     source = MemorySource(bytes(range(64)), "codes")
     codes = StoredTensor.at(source, 0, U8, (4, 16)).view_as(F4)
     assert codes.shape == (4, 32)
-    assert bytes(content(codes.rows([2]), Access())) == bytes(range(32, 48))
+    assert bytes(read_content(codes.rows([2]), ReadOptions())) == bytes(range(32, 48))
     with pytest.raises(ValueError, match="cannot be moved one by one"):
         codes.transpose()
-    with pytest.raises(ValueError, match="no whole bytes"):
+    with pytest.raises(ValueError, match="not a whole number of bytes"):
         codes.reshape((128,)).narrow(0, 1, 3)
 
 
@@ -220,19 +223,19 @@ def test_strided_storages_are_read_as_torch_reads_them() -> None:
     source = MemorySource(b"head" + numbers.tobytes(), "storage")
     stored = StoredTensor.strided(source, 4 + 10, BF16, (3, 4), (2, 12))
     expected = np.lib.stride_tricks.as_strided(numbers[5:], (3, 4), (4, 24))
-    assert bytes(content(stored, Access())) == expected.tobytes()
+    assert bytes(read_content(stored, ReadOptions())) == expected.tobytes()
     plain = StoredTensor.strided(source, 4, BF16, (3, 4), (4, 1))
     assert isinstance(plain.bytes, Range)
     spread = StoredTensor.strided(source, 4, BF16, (3, 2), (0, 1))
-    assert bytes(content(spread, Access())) == numbers[:2].tobytes() * 3
+    assert bytes(read_content(spread, ReadOptions())) == numbers[:2].tobytes() * 3
 
 
 WRONG: dict[str, Callable[[StoredTensor], object]] = {
-    r"row outside of 3 rows": lambda t: t.rows([3]),
+    r"row 3 is not one of 3 rows": lambda t: t.rows([3]),
     r"1:5 is not within 4": lambda t: t.narrow(1, 1, 5),
     r"has no dimension 2": lambda t: t.narrow(2, 0, 1),
-    r"is no order of 2 dimensions": lambda t: t.permute([0, 0]),
-    r"cannot be seen as \(5,\)": lambda t: t.reshape((5,)),
+    r"is not a permutation of 2 dimensions": lambda t: t.permute([0, 0]),
+    r"cannot be reshaped to \(5,\)": lambda t: t.reshape((5,)),
     r"cannot be joined along axis 0": lambda t: StoredTensor.join([t, t.transpose()]),
     r"bfloat16 and uint8 cannot be joined": lambda t: StoredTensor.join([t, t.view_as(U8)]),
     r"different shapes cannot be stacked": lambda t: StoredTensor.stack([t, t.transpose()]),

@@ -8,7 +8,7 @@ from pathlib import Path
 from mergeloom.engine.base.dtypes import BF16, F32
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.memory.pages import PAGE
-from mergeloom.engine.plan.bundles import groups
+from mergeloom.engine.plan.bundles import bundle_merges
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.run.bundle_layout import BundleLayout
 from tests.engine.kernels import Weighted
@@ -23,7 +23,7 @@ def layout(tmp_path: Path, keep: slice) -> tuple[BundleLayout, int]:
     merges = [workshop.builder.merge(pair, Weighted((0.5, 0.5)), "t") for pair in pairs]
     graph = workshop.graph({f"t{n}": (merge, BF16) for n, merge in enumerate(merges)})
     made = schedule(graph, None, spec(1, 50 * MIB, 0))
-    bundle = max((each for each in groups(made) if not isinstance(each, int)), key=len)
+    bundle = max((each for each in bundle_merges(made) if not isinstance(each, int)), key=len)
     return BundleLayout.of(bundle), len(bundle)
 
 

@@ -20,8 +20,8 @@ from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.job import Options
 from mergeloom.engine.memory.pages import PAGE
 from mergeloom.engine.output.manifest import read_manifest
-from mergeloom.engine.output.soundness import verify_output
-from mergeloom.engine.run.clone import CloneBytes, clonable, may_share
+from mergeloom.engine.output.verify_output import verify_output
+from mergeloom.engine.run.clone import CloneBytes, may_share, possible_clones
 from mergeloom.engine.run.outcome import Outcome, predicted
 from mergeloom.engine.storage.file_system import Files
 from mergeloom.engine.storage.source import IOMode
@@ -81,7 +81,7 @@ def run(graph: Graph, output: Path, **options: object) -> Outcome:
 
 def test_copies_are_clones_with_the_same_bytes(volume: Path, tmp_path: Path) -> None:
     graph, expected = graph_in(volume / "one")
-    clones = list(clonable(graph))  # what follows each other there and here is one
+    clones = list(possible_clones(graph))  # what follows each other there and here is one
     names = [[write.name for write in clone.writes] for clone in clones]
     assert names == [["a", "small", "b"], ["odd", "c"]]
     cloned = sum(clone.cloned_bytes for clone in clones)
@@ -155,7 +155,7 @@ def test_an_interrupted_run_makes_its_clones_again(volume: Path) -> None:
         run(graph, output, files=Failing(Killed(), 2))
     assert read_manifest(output) is None
     outcome = run(graph, output)
-    assert outcome.clones.cloned == sum(clone.cloned_bytes for clone in clonable(graph))
+    assert outcome.clones.cloned == sum(clone.cloned_bytes for clone in possible_clones(graph))
     run(graph, volume / "three" / "whole", io=IOMode.BUFFERED)
     assert sha256(output) == sha256(volume / "three" / "whole")
     (output / "out.bin").unlink()
@@ -190,4 +190,4 @@ def test_conversions_and_small_copies_are_not_planned_as_clones(tmp_path: Path) 
         "cast": (make([loads[0]], Copy(), "cast"), BF16),
         "short": (make([loads[1]], Copy(), "short"), F32),
     }
-    assert list(clonable(workshop.graph(outputs))) == []
+    assert list(possible_clones(workshop.graph(outputs))) == []

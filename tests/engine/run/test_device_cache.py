@@ -82,7 +82,7 @@ def test_every_byte_is_uploaded_once_where_a_merge_fits(
 ) -> None:
     """Also where it fits alone, and must wait for the one before to leave."""
     # What is read out of order may be there before that one's tiles are, and does not wait.
-    monkeypatch.setattr(executor, "READERS", 1)
+    monkeypatch.setattr(executor, "MIN_READERS", 1)
     memory = spare or whole(several.graph)
     opener = Opener()
     ran = run(several.graph, machine(accelerator(memory), threads=threads), opener)
@@ -231,34 +231,34 @@ def test_entries_never_overlap_and_their_room_is_reused(several: Made) -> None:
     merge_shape = runs[0].scheduled.work.merge_shape
     own = cache_bytes(merge_shape, merge_shape.grains.count)
     store = DeviceCache(torch.empty(own * 5 // 2, dtype=torch.uint8))
-    stays = [store.admit(merge) for merge in runs[:4]]
-    assert [stay.grains if stay else 0 for stay in stays] == [7, 7, 3, 0]
-    taken = sorted((stay.at, stay.at + stay.nbytes) for stay in stays if stay)
+    entries = [store.admit(merge) for merge in runs[:4]]
+    assert [entry.grains if entry else 0 for entry in entries] == [7, 7, 3, 0]
+    taken = sorted((entry.at, entry.at + entry.nbytes) for entry in entries if entry)
     assert all(end <= start for (_, end), (start, _) in pairwise(taken))
     assert taken[-1][1] <= store.size
-    assert store.admit(runs[0]) is stays[0]
-    assert store.crowded(runs[3].scheduled, {runs[1]})
-    assert not store.crowded(runs[3].scheduled, {runs[4]}), "who is not there takes no room"
+    assert store.admit(runs[0]) is entries[0]
+    assert store.is_crowded(runs[3].scheduled, {runs[1]})
+    assert not store.is_crowded(runs[3].scheduled, {runs[4]}), "who is not there takes no room"
     for _ in range(runs[1].scheduled.flow.tiles):
-        assert runs[1] in store.stays
-        store.done(ended(runs[1]))
-    assert runs[1] not in store.stays
-    assert not store.crowded(runs[3].scheduled, {runs[0]})
-    stay = store.admit(runs[3])
-    assert stay is not None
-    assert (stay.at, stay.grains) == (own, 7)
+        assert runs[1] in store.entries
+        store.tile_done(ended(runs[1]))
+    assert runs[1] not in store.entries
+    assert not store.is_crowded(runs[3].scheduled, {runs[0]})
+    entry = store.admit(runs[3])
+    assert entry is not None
+    assert (entry.at, entry.grains) == (own, 7)
 
 
 def test_each_grain_is_uploaded_once(several: Made) -> None:
     (merge, *_) = (MergeRun(scheduled) for scheduled in merges(several.graph))
     store = DeviceCache(torch.empty(PLENTY >> 4, dtype=torch.uint8))
-    stay = store.admit(merge)
-    assert stay is not None
+    entry = store.admit(merge)
+    assert entry is not None
     one, other, _ = merge.scheduled.work.leaves
-    assert stay.arrives(one, range(2, 4))
-    assert not stay.arrives(one, range(2, 4))
-    assert stay.arrives(one, range(3, 5))
-    assert stay.arrives(other, range(2, 4))
+    assert entry.add_grains(one, range(2, 4))
+    assert not entry.add_grains(one, range(2, 4))
+    assert entry.add_grains(one, range(3, 5))
+    assert entry.add_grains(other, range(2, 4))
 
 
 def test_the_graphs_of_these_tests_have_several_passes_and_levels(nested: Made) -> None:

@@ -24,8 +24,8 @@ from mergeloom.engine.plan.schedule import Schedule, schedule
 from mergeloom.engine.run.executor import Executor
 from mergeloom.engine.run.loading import source_readers
 from mergeloom.engine.run.progress import Progress
-from mergeloom.engine.run.spilling import spilling
-from mergeloom.engine.storage.source import Access, IOMode, Reader, Source
+from mergeloom.engine.run.spilling import spill_files
+from mergeloom.engine.storage.source import IOMode, Reader, ReadOptions, Source
 from tests.engine.fake_device import FakeDevice, accelerator
 from tests.engine.kernels import FirstPositives, Normalised, Weighted
 from tests.engine.support import Workshop, job, spec
@@ -37,7 +37,7 @@ PLENTY = 1 << 30
 
 def machine(*devices: Accelerator, threads: int = 2) -> Machine:
     """A machine on which devices get all that they can do."""
-    return spec(threads, 300 * MIB, 0, devices=devices, forced=True)
+    return spec(threads, 300 * MIB, 0, devices=devices, devices_forced=True)
 
 
 @dataclass
@@ -89,16 +89,16 @@ def run(graph: Graph, here: Machine, opener: Opener | None = None, ram: int | No
     sink = Memory(bytearray(file.size))
     with (
         tempfile.TemporaryDirectory() as folder,
-        spilling(Path(folder), graph.spills, IOMode.BUFFERED) as spilled,
+        spill_files(Path(folder), graph.spills, IOMode.BUFFERED) as spilled,
     ):
 
         def reader_of(source: Source) -> Reader:
             if isinstance(source, Spill):
                 return spilled.reader(source)
-            return source.open(Access(IOMode.BUFFERED))
+            return source.open(ReadOptions(IOMode.BUFFERED))
 
         readers = source_readers(made, reader_of)
-        executor = Executor(made, readers, spilled.before(sink), opener)
+        executor = Executor(made, readers, spilled.redirecting(sink), opener)
         executor.run(every=0.005)
     for device in opener.opened if isinstance(opener, Opener) else ():
         assert device.closed

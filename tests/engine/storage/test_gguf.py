@@ -1,4 +1,4 @@
-"""Headers of GGUF files, against the gguf package, and files that are none."""
+"""HeaderReader of GGUF files, against the gguf package, and files that are none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.files import FileSource
-from mergeloom.engine.storage.gguf import GgufHeader, Strings, parse_gguf, read_gguf
+from mergeloom.engine.storage.gguf import GgufHeader, StringArray, parse_gguf, read_gguf
 
 NUMBERS = {
     "u8": (gguf.GGUFValueType.UINT8, 200),
@@ -67,7 +67,7 @@ def test_a_file_is_read_as_the_gguf_package_reads_it(made: Path) -> None:
     for key, field in reader.fields.items():
         if not key.startswith("GGUF."):
             value = found.values[key]
-            plain = value.values if isinstance(value, Strings) else value
+            plain = value.values if isinstance(value, StringArray) else value
             expected = field.contents()
             assert plain == (tuple(expected) if isinstance(expected, list) else expected)
     assert made.read_bytes().startswith(found.raw)

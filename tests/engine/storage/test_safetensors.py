@@ -1,4 +1,4 @@
-"""Headers: what the reference library writes is read here and the other way round; the rest is
+"""HeaderReader: what the reference library writes is read here and the other way round; the rest is
 refused."""
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from safetensors.torch import save_file
 from mergeloom.engine.base.dtypes import BF16, BY_NAME, F16, F32, DType
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.files import FileSource
-from mergeloom.engine.storage.safetensors import Headers, build_header, parse_header, read_header
+from mergeloom.engine.storage.safetensors import (
+    HeaderReader,
+    build_header,
+    parse_header,
+    read_header,
+)
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
     lambda name: name != "__metadata__" and name.isprintable()
@@ -209,7 +214,7 @@ def test_equal_headers_are_kept_once(tmp_path: Path) -> None:
     tensor = torch.zeros(3, 4)
     for name, values in {"a": tensor, "b": tensor + 1, "c": torch.zeros(4, 3)}.items():
         save_file({"w": values}, tmp_path / name)
-    headers = Headers()
+    headers = HeaderReader()
     first, second, other = (headers.read(FileSource.at(tmp_path / name)) for name in "abc")
     assert second is first
     assert other.entries["w"].shape == (4, 3)
@@ -219,7 +224,7 @@ def test_equal_headers_are_kept_once(tmp_path: Path) -> None:
 def test_an_equal_header_is_checked_against_each_file(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(3, 4)}, tmp_path / "a")
     (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes()[:-1])
-    headers = Headers()
+    headers = HeaderReader()
     headers.read(FileSource.at(tmp_path / "a"))
     with pytest.raises(CheckpointError, match="truncated"):
         headers.read(FileSource.at(tmp_path / "b"))

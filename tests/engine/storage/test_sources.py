@@ -17,9 +17,14 @@ from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import PAGE, page_offset, span_bytes
 from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.folder import LocalFolder
-from mergeloom.engine.storage.memory import MemorySource
-from mergeloom.engine.storage.source import Access, IOMode, Reader, Source, read_part
-from mergeloom.engine.storage.wrappers import Limited, Retrying, TransientError, Wrapped
+from mergeloom.engine.storage.memory_source import MemorySource
+from mergeloom.engine.storage.source import IOMode, Reader, ReadOptions, Source, read_part
+from mergeloom.engine.storage.wrappers import (
+    LimitedSource,
+    RetryingSource,
+    TransientError,
+    WrappedSource,
+)
 
 CONTENT = random.Random(5).randbytes(3 * (1 << 20) + 1234)
 
@@ -34,22 +39,22 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
     "file of a folder": lambda path: (in_file(path), LocalFolder(path).source("numbers"))[1],
     "memory": lambda path: MemorySource(CONTENT, "numbers"),
     "identified": lambda path: in_file(path).identified("digest"),
-    "retrying": lambda path: Retrying(Flaky(in_file(path)), sleep=lambda seconds: None),
-    "limited": lambda path: Limited(in_file(path), 2, 1e12),
+    "retrying": lambda path: RetryingSource(Flaky(in_file(path)), sleep=lambda seconds: None),
+    "limited": lambda path: LimitedSource(in_file(path), 2, 1e12),
 }
 
 
 @dataclass(frozen=True)
-class Flaky(Wrapped):
+class Flaky(WrappedSource):
     """Fails the first ``failures`` times that a thread asks for the same thing."""
 
     failures: int = 1
     after: float = 0.0
     asked: Counter[object] = field(default_factory=Counter, compare=False)
 
-    def open(self, access: Access) -> Reader:
+    def open(self, options: ReadOptions) -> Reader:
         self.fail("open")
-        return FlakyReader(super().open(access), self)
+        return FlakyReader(super().open(options), self)
 
     def fail(self, *what: object) -> None:
         key = (threading.get_ident(), *what)
@@ -65,9 +70,11 @@ class FlakyReader:
         self._inner = inner
         self._source = source
 
-    def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
+    def read(
+        self, start: int, stop: int, block: Block, at: int, may_overwrite: bool = True
+    ) -> None:
         self._source.fail(start, stop)
-        self._inner.read(start, stop, block, at, alone)
+        self._inner.read(start, stop, block, at, may_overwrite)
 
     def check_unchanged(self) -> None:
         self._source.fail("check")
@@ -81,7 +88,7 @@ class FlakyReader:
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Source, Reader]]:
     name, mode = request.param
     source = SOURCES[name](tmp_path)
-    reader = source.open(Access(mode))
+    reader = source.open(ReadOptions(mode))
     yield source, reader
     reader.close()
 
@@ -114,7 +121,7 @@ def test_reading_into_part_of_a_buffer_leaves_the_rest(opened: tuple[Source, Rea
         start, stop = drawn(chance)
         at = PAGE + chance.choice([page_offset(start), chance.randrange(PAGE)])
         block.memory[:] = b"\xee" * block.size
-        reader.read(start, stop, block, at, alone=False)
+        reader.read(start, stop, block, at, may_overwrite=False)
         end = at + stop - start
         assert block.memory[at:end] == CONTENT[start:stop]
         assert bytes(block.memory[:at]).strip(b"\xee") == b""
@@ -160,22 +167,22 @@ def test_the_identity_is_that_of_the_content(
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "memory"])
 def test_a_changed_source_is_noticed(name: str, tmp_path: Path) -> None:
     source = SOURCES[name](tmp_path)
-    reader = source.open(Access())
+    reader = source.open(ReadOptions())
     os.utime(tmp_path / "numbers", ns=(1, 1))
     with pytest.raises(RunError, match=r"numbers' has changed since planning"):
         reader.check_unchanged()
     reader.close()
     with pytest.raises(RunError, match="changed"):
-        source.open(Access())
+        source.open(ReadOptions())
     (tmp_path / "numbers").unlink()
     with pytest.raises(RunError, match=r"cannot open .*numbers'"):
-        source.open(Access())
+        source.open(ReadOptions())
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "memory"])
 def test_a_truncated_source_is_noticed(name: str, tmp_path: Path) -> None:
     source = SOURCES[name](tmp_path)
-    reader = source.open(Access())
+    reader = source.open(ReadOptions())
     os.truncate(tmp_path / "numbers", 1 << 20)
     with pytest.raises(RunError, match=r"ends at byte 1048576 instead of 2097152"):
         reader.read(1 << 19, 1 << 21, Block(span_bytes(1 << 21)), 0)
@@ -187,38 +194,40 @@ def test_a_truncated_source_is_noticed(name: str, tmp_path: Path) -> None:
 
 def test_waits_between_retries_double_and_end(tmp_path: Path) -> None:
     waits: list[float] = []
-    never = Retrying(Flaky(in_file(tmp_path), 99), 4, 0.5, waits.append)
+    never = RetryingSource(Flaky(in_file(tmp_path), 99), 4, 0.5, waits.append)
     with pytest.raises(TransientError, match="is busy"):
-        never.open(Access())
+        never.open(ReadOptions())
     assert waits == [0.5, 1.0, 2.0]
     waits.clear()
-    asked = Retrying(Flaky(in_file(tmp_path), after=7.0), 4, 0.5, waits.append)
-    asked.open(Access()).close()
+    asked = RetryingSource(Flaky(in_file(tmp_path), after=7.0), 4, 0.5, waits.append)
+    asked.open(ReadOptions()).close()
     assert waits == [7.0]
 
 
 def test_a_permanent_failure_is_not_retried(tmp_path: Path) -> None:
     waits: list[float] = []
-    source = Retrying(in_file(tmp_path), 4, 0.5, waits.append)
+    source = RetryingSource(in_file(tmp_path), 4, 0.5, waits.append)
     (tmp_path / "numbers").unlink()
     with pytest.raises(RunError, match="cannot open"):
-        source.open(Access())
+        source.open(ReadOptions())
     assert waits == []
 
 
 def test_the_number_of_concurrent_requests_is_limited(tmp_path: Path) -> None:
-    class Slow(Wrapped):
+    class Slow(WrappedSource):
         most = now = 0
         lock = threading.Lock()
 
-        def open(self, access: Access) -> Reader:
-            return SlowReader(super().open(access))
+        def open(self, options: ReadOptions) -> Reader:
+            return SlowReader(super().open(options))
 
     class SlowReader(FlakyReader):
         def __init__(self, inner: Reader) -> None:
             super().__init__(inner, Flaky(in_file(tmp_path), 0))
 
-        def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
+        def read(
+            self, start: int, stop: int, block: Block, at: int, may_overwrite: bool = True
+        ) -> None:
             with Slow.lock:
                 Slow.now += 1
                 Slow.most = max(Slow.most, Slow.now)
@@ -226,7 +235,7 @@ def test_the_number_of_concurrent_requests_is_limited(tmp_path: Path) -> None:
             with Slow.lock:
                 Slow.now -= 1
 
-    reader = Limited(Slow(in_file(tmp_path)), 2).open(Access())
+    reader = LimitedSource(Slow(in_file(tmp_path)), 2).open(ReadOptions())
     assert reader.connections == 2
     threads = [threading.Thread(target=read_part, args=(reader, 0, 1)) for _ in range(8)]
     for thread in threads:
@@ -242,8 +251,8 @@ def test_bytes_per_second_are_limited(tmp_path: Path) -> None:
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    limited = Limited(MemorySource(CONTENT, "numbers"), 4, 1e6, lambda: now[0], sleep)
-    reader = limited.open(Access())
+    limited = LimitedSource(MemorySource(CONTENT, "numbers"), 4, 1e6, lambda: now[0], sleep)
+    reader = limited.open(ReadOptions())
     for _ in range(5):
         read_part(reader, 0, 500_000)
     assert now[0] == pytest.approx(102.0)

@@ -44,7 +44,7 @@ from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Options
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.run.outcome import Outcome
-from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods.inputs.dequantise import Dequantise, Nested, Scale
 from mergeloom.methods.inputs.fill_rows import FillRows
 from mergeloom.methods.inputs.low_rank import LowRank
@@ -392,7 +392,7 @@ def test_awqs_words_of_eight_rows_are_dequantised(tmp_path: Path) -> None:
 def test_scales_that_do_not_fit_are_refused_while_planning() -> None:
     desk = Desk()
     codes, scales = desk.load(drawn(300, 200), F32), desk.load(drawn(2, 2), F32)
-    with pytest.raises(GraphError, match=r"300x200 need 6 numbers as side inputs, not 2x2"):
+    with pytest.raises(GraphError, match=r"300x200 need side inputs of 6 numbers, not 2x2"):
         desk.builder.merge([codes], Dequantise((Scale(128, 128),)), "w", [scales])
 
 
@@ -522,7 +522,7 @@ def test_kernels_refuse_shapes_that_do_not_match() -> None:
     desk = Desk()
     matrix, vector = desk.load(drawn(6, 4), F32), desk.load(drawn(6), F32)
     cases: list[tuple[Kernel, list[Load], list[Load], str]] = [
-        (LowRank(1.0, 2), [matrix], [matrix, matrix], "of rank 2 do not go together"),
+        (LowRank(1.0, 2), [matrix], [matrix, matrix], "of rank 2 do not match"),
         (Transpose(), [vector], [], "fewer than two dimensions"),
         (FillRows(), [matrix, matrix], [matrix], "do not fit"),
         (LinearCombination((1.0,)), [matrix], [vector], "takes no side inputs, but has 1"),

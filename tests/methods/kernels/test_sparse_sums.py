@@ -6,12 +6,12 @@ import pytest
 import torch
 from peft.utils import merge_utils
 
-from mergeloom.methods.adapters.combinations import COMBINATIONS, Combination, What
+from mergeloom.methods.adapters.combinations import COMBINATIONS, Combination, Combined
 from tests.methods.support import check_walks, kernel_of, run
 
 SHAPE = (40, 33)
-ALIGNED = [each for each in COMBINATIONS.values() if each.what is not What.BESIDE]
-PRUNED = [each for each in ALIGNED if each.smallest]
+ALIGNED = [each for each in COMBINATIONS.values() if each.what is not Combined.SIDE_BY_SIDE]
+PRUNED = [each for each in ALIGNED if each.drops_smallest]
 
 
 def factors(count: int) -> list[torch.Tensor]:
@@ -37,7 +37,7 @@ def by_peft(
 def test_sparse_sums_agree_with_peft(kind: Combination, sign: str) -> None:
     inputs, weights = factors(3), [0.7, -1.3, 0.4]
     for density in (1.0,) if kind.draws else (0.0, 0.3, 1.0):
-        sparse = {"density": density} if kind.draws or kind.smallest else {}
+        sparse = {"density": density} if kind.draws or kind.drops_smallest else {}
         settings = {"majority_sign_method": sign} if kind.elect else {}
         kernel = kernel_of(kind, SHAPE, [{"weight": w, **sparse} for w in weights], **settings)
         found = check_walks(kernel, inputs)

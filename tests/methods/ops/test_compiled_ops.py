@@ -128,14 +128,14 @@ def test_counts_of_shared_and_unique_changes_agree_with_torch(
     count: int, elements: int, seed: int
 ) -> None:
     stored = vectors(count, elements, seed, True)
-    found = compiled_ops().shared([Vector(elements_of(each)) for each in stored], 1.5)
-    assert list(found) == torch_ops().shared([Vector(each) for each in stored], 1.5).tolist()
+    found = compiled_ops().count_changed([Vector(elements_of(each)) for each in stored], 1.5)
+    assert list(found) == torch_ops().count_changed([Vector(each) for each in stored], 1.5).tolist()
 
 
 # --- choosing ---------------------------------------------------------------------------------
 
 
-def choose(rows: torch.Tensor, choice: keep_at_random.Dropping, start: int = 0) -> None:
+def choose(rows: torch.Tensor, choice: keep_at_random.RandomSparsifier, start: int = 0) -> None:
     """See that machine code keeps of ``rows`` what torch keeps."""
     shape = tuple(rows.shape)
     kept = torch.empty_like(rows)
@@ -143,12 +143,15 @@ def choose(rows: torch.Tensor, choice: keep_at_random.Dropping, start: int = 0) 
     given_ = Vector(elements_of(rows))
     take: Any = None
     view = GrainView((given_.array,), 0, start, shape, take, ops)
-    rule = choice.chosen(0, given_, view, again=False)
+    rule = choice.choose(0, given_, view, is_repeat=False)
     ops.combine([given_], [1.0], elements_of(kept), kept=[rule])
     seen = GrainView((rows,), 0, start, shape, take, plain)
     expected = torch.empty_like(rows)
     plain.combine(
-        [Vector(rows)], [1.0], expected, kept=[choice.chosen(0, Vector(rows), seen, again=False)]
+        [Vector(rows)],
+        [1.0],
+        expected,
+        kept=[choice.choose(0, Vector(rows), seen, is_repeat=False)],
     )
     assert same(kept + 0.0, expected + 0.0)  # no zero is negative
 

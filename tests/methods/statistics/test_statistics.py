@@ -59,7 +59,7 @@ def test_the_rank_is_exact(n: int, seed: int, digits: int, data: st.DataObject) 
     found = ask([x], coarse, fine, walk=walk, torchs=data.draw(st.booleans()))[1]
     assert isinstance(found, Ranks)
     magnitudes = x.abs().sort(descending=True).values
-    for rank, ranked in zip(ranks, found.of[0], strict=True):
+    for rank, ranked in zip(ranks, found.by_vector[0], strict=True):
         value = magnitudes[rank - 1]
         assert ranked.value == float(value)
         assert ranked.above == int((magnitudes > value).sum())
@@ -76,7 +76,7 @@ def test_the_rank_is_exact_in_a_crowded_bucket_and_a_large_grain() -> None:
     source = Inputs((0,))
     found = ask([x], CoarseHistogram(source, ((777,),)), FineHistogram(source), walk=walk)[1]
     assert isinstance(found, Ranks)
-    assert found.of[0][0].value == float(x.sort(descending=True).values[776])
+    assert found.by_vector[0][0].value == float(x.sort(descending=True).values[776])
 
 
 @given(
@@ -102,8 +102,8 @@ def test_ranks_of_small_tensors_agree_with_sorting(
         here, there = (ask([x, y], coarse, fine, torchs=torchs)[1] for torchs in (False, True))
         assert isinstance(here, Ranks)
         assert isinstance(there, Ranks)
-        assert len(here.of[0]) == len(there.of[0])
-        for own, other in zip(here.of[0], there.of[0], strict=True):
+        assert len(here.by_vector[0]) == len(there.by_vector[0])
+        for own, other in zip(here.by_vector[0], there.by_vector[0], strict=True):
             assert struct.pack("f", own.value) == struct.pack("f", other.value)
             assert (own.rank, own.above, own.equal) == (other.rank, other.above, other.equal)
             assert None in (own.ties, other.ties) or own.ties == other.ties
@@ -117,7 +117,7 @@ def test_nan_and_infinity_rank_on_top() -> None:
     source = Inputs((0,))
     found = ask([x], CoarseHistogram(source, ((1, 2, 3),)), FineHistogram(source))[1]
     assert isinstance(found, Ranks)
-    first, second, third = (ranked.value for ranked in found.of[0])
+    first, second, third = (ranked.value for ranked in found.by_vector[0])
     assert first != first  # noqa: PLR0124
     assert (second, third) == (float("inf"), 2.0)
 
@@ -127,7 +127,7 @@ def test_the_share_of_elements_that_are_not_zero() -> None:
     source = Inputs((0,))
     found = ask([x], CoarseHistogram(source, ((),), 0.5), FineHistogram(source))[1]
     assert isinstance(found, Ranks)
-    assert [ranked.value for ranked in found.of[0]] == [4.0]
+    assert [ranked.value for ranked in found.by_vector[0]] == [4.0]
 
 
 @given(st.integers(1, 5000), st.integers(1, 4), st.integers(0, 1 << 30))

@@ -15,7 +15,7 @@ from mergeloom.engine.graph import kernel
 from mergeloom.engine.graph.graph import GraphError, Load, Merge
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.methods.transplant import ways
-from mergeloom.methods.transplant.graft import OWN, PADDING, GraftRows, Kinds, Way
+from mergeloom.methods.transplant.graft import OWN, PADDING, GraftRows, RowKinds, Way
 from mergeloom.methods.transplant.well_trained import WellTrained
 from tests.engine.support import sha256, tensor_of
 from tests.methods.inputs.test_inputs import Desk, at_every_budget, close, machine, run
@@ -51,7 +51,7 @@ class Pair:
         return self.desk.load(torch.from_numpy(values).to(dtype.torch), dtype)
 
     def merge(self, way: Way, *tables: Load, side: Sequence[Load] = ()) -> Merge:
-        kinds = Kinds(self.kinds.tobytes())
+        kinds = RowKinds(self.kinds.tobytes())
         rows = GraftRows(way, kinds, MISSING / ROWS, self.table.shape[1], padding=True)
         own = [self.load(self.table)]
         return self.desk.builder.merge(own, rows, "embedding", side, tables)
@@ -70,8 +70,8 @@ class Pair:
         return [self.load(each) for each in (self.targets, self.atoms, self.twins)]
 
     @property
-    def space(self) -> ways.Space:
-        return ways.Space(MISSING, len(self.atoms), DONOR)
+    def space(self) -> ways.DonorSizes:
+        return ways.DonorSizes(MISSING, len(self.atoms), DONOR)
 
     def check(
         self,

@@ -115,7 +115,7 @@ def check(folder: Path, method: str, names: Any = WEIGHTS, **settings: Any) -> N
     """Combine adapters here and there, and compare what both add to each weight."""
     model = loaded(folder, names)
     weights = [WEIGHTS[name] for name in names]
-    theirs = {"density": 0.4, **settings} if COMBINATIONS[method].smallest else settings
+    theirs = {"density": 0.4, **settings} if COMBINATIONS[method].drops_smallest else settings
     model.add_weighted_adapter(list(names), weights, "both", combination_type=method, **theirs)
     expected = deltas(model, "both")
     ours = {key: value for key, value in theirs.items() if value is not None}

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from mergeloom import Observer, export, merge
 from mergeloom.engine.base.errors import CheckpointError, LoomError, OutputError
 from mergeloom.engine.storage.files import FileSource
-from mergeloom.engine.storage.gguf import Strings, read_gguf
+from mergeloom.engine.storage.gguf import StringArray, read_gguf
 from tests.planners.models.gguf.files import FAMILIES, MIXTURES, Kind, tensors_of
 from tests.planners.models.gguf.test_smollm2 import copy_of
 from tests.planners.models.gguf.test_smollm2 import real as real  # noqa: PLC0414  # a fixture
@@ -41,7 +41,7 @@ def digest(path: Path) -> str:
 def told(path: Path) -> dict[str, Any]:
     """Everything that a file says, arrays of strings as tuples."""
     values = read_gguf(FileSource.at(path)).values
-    return {k: v.values if isinstance(v, Strings) else v for k, v in values.items()}
+    return {k: v.values if isinstance(v, StringArray) else v for k, v in values.items()}
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *MIXTURES])

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from mergeloom.engine.base.errors import CheckpointError
-from mergeloom.engine.run.arrange import content
-from mergeloom.engine.storage.source import Access
+from mergeloom.engine.run.arrange import read_content
+from mergeloom.engine.storage.source import ReadOptions
 from mergeloom.planners.models.checkpoint import open_checkpoint
 from mergeloom.planners.models.formats import FORMATS, SAFETENSORS, TORCH, WeightFormat
 
@@ -72,7 +72,7 @@ def assert_is_read(directory: Path) -> None:
         assert found[name].dtype.torch == tensor.dtype
         if tensor.numel():
             raw = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-            assert bytes(content(found[name], Access())) == raw
+            assert bytes(read_content(found[name], ReadOptions())) == raw
 
 
 def test_every_format_is_tested_here() -> None:

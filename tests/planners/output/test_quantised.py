@@ -15,7 +15,7 @@ from mergeloom.engine.base.dtypes import BF16
 from mergeloom.engine.base.errors import ConfigError
 from mergeloom.engine.graph.graph import GraphBuilder
 from mergeloom.engine.graph.kernel import Copy, Kernel
-from mergeloom.engine.storage.memory import MemorySource
+from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods import registry
 from mergeloom.methods.declare import Method, TensorMerge
 from mergeloom.planners.models.model import OutputTensor

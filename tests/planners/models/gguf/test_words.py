@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from mergeloom import export, plan
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.files import FileSource
-from mergeloom.engine.storage.gguf import Strings, read_gguf
+from mergeloom.engine.storage.gguf import StringArray, read_gguf
 from tests.planners.models.gguf.files import FAMILIES, write_gguf
 from tests.planners.models.gguf.test_families import copied
 
@@ -79,8 +79,8 @@ def test_vocabularies_survive_reading_and_exporting(name: str, tmp_path: Path) -
     )
     for key in ("tokens", "token_type", "bos_token_id", "eos_token_id", "unknown_token_id"):
         one, other = (values[f"tokenizer.ggml.{key}"] for values in (first, second))
-        assert isinstance(one, Strings) or one == other, key
-        assert not isinstance(one, Strings) or one.values == other.values, key
+        assert isinstance(one, StringArray) or one == other, key
+        assert not isinstance(one, StringArray) or one.values == other.values, key
     before = AutoTokenizer.from_pretrained(out)
     after = AutoTokenizer.from_pretrained(copied(tmp_path / "back.gguf", tmp_path / "again"))
     for text in TEXTS:

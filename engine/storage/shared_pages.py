@@ -34,7 +34,7 @@ class SharedPages:
 
     def join(self, start: int, content: memoryview) -> Part | None:
         """Add a part of a page. Returns the rest of the page if it was kept, to be written by the
-        caller, who then calls `finished`. Otherwise the part is kept."""
+        caller, who then calls `pages_written`. Otherwise the part is kept."""
         page = start // PAGE
         with self._changed:
             parts = self._kept.setdefault(page, [])
@@ -45,7 +45,7 @@ class SharedPages:
             parts.append((start, bytes(content)))
             return None
 
-    def finished(self, parts: Iterable[Part], written: bool) -> None:
+    def pages_written(self, parts: Iterable[Part], written: bool) -> None:
         """Report whether joined pages were written; if not, their kept ``parts`` are kept again."""
         with self._changed:
             for part in parts:

@@ -15,9 +15,9 @@ import pytest
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import PAGE, block_bytes, page_offset, span_bytes
-from mergeloom.engine.storage.edges import SharedPages
 from mergeloom.engine.storage.file_system import DIRECT, Files
 from mergeloom.engine.storage.files import FileWriter
+from mergeloom.engine.storage.shared_pages import SharedPages
 from mergeloom.engine.storage.source import IOMode
 
 TILE = 20 * PAGE
@@ -132,5 +132,5 @@ def test_taking_what_is_left_waits_for_writes_in_progress() -> None:
         taken = pool.submit(pages.take)
         assert not taken.done()
         pages.join(PAGE, memoryview(b"x"))
-        pages.finished([part], False)
+        pages.pages_written([part], False)
         assert sorted(taken.result(10)) == [(0, b"a" * 10), (PAGE, b"x")]

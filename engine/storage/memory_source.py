@@ -8,7 +8,7 @@ from functools import cached_property
 
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.memory.ledger import Block
-from mergeloom.engine.storage.source import Access
+from mergeloom.engine.storage.source import ReadOptions
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class MemorySource:
     def identified(self, digest: str) -> MemorySource:
         return self
 
-    def open(self, access: Access) -> MemoryReader:
+    def open(self, options: ReadOptions) -> MemoryReader:
         return MemoryReader(self.content)
 
 
@@ -45,7 +45,9 @@ class MemoryReader:
     def __init__(self, content: bytes) -> None:
         self._content = content
 
-    def read(self, start: int, stop: int, block: Block, at: int, alone: bool = True) -> None:
+    def read(
+        self, start: int, stop: int, block: Block, at: int, may_overwrite: bool = True
+    ) -> None:
         block.memory[at : at + stop - start] = self._content[start:stop]
 
     def check_unchanged(self) -> None:

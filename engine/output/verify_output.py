@@ -1,4 +1,4 @@
-"""Verification of an output: files and tensors against recorded digests."""
+"""Verification of an output: its files and tensors against recorded digests."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ from mergeloom.engine.output.manifest import (
     FileRecord,
     Manifest,
     TensorRecord,
-    is_block,
     is_inside,
+    is_valid_block,
     read_manifest,
 )
 from mergeloom.engine.output.shard_files import name_in_header, partial_path
-from mergeloom.engine.output.verify import verify_tensors
-from mergeloom.engine.storage.digest import PIECE, digest_of, pieces_of
+from mergeloom.engine.output.verify_tensors import verify_tensors
+from mergeloom.engine.storage.digest import PIECE_BYTES, digest_of, file_pieces
 from mergeloom.engine.storage.files import FileSource
 from mergeloom.engine.storage.safetensors import Entry, read_header
 
 Fault = tuple[str, str]
 """The name of a file or tensor, and what is wrong with it."""
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.safetensors.partial", "*.bin", "*.pt")
+_WEIGHT_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.safetensors.partial",
+    "*.bin",
+    "*.pt",
+)
 
 
 @dataclass(frozen=True)
-class Verified:
+class Verification:
     """The result of a verification; for an interrupted merge, of the tensors recorded so far."""
 
     output: Path
@@ -44,7 +50,7 @@ class Verified:
         return not self.wrong
 
 
-def verify_output(output: Path) -> Verified:
+def verify_output(output: Path) -> Verification:
     """Check every file and tensor of a finished merge against its digest, and that there are no
     other weight files; or the recorded tensors of an interrupted merge.
 
@@ -53,7 +59,7 @@ def verify_output(output: Path) -> Verified:
     """
     manifest = read_manifest(output)
     if manifest is not None:
-        records, wrong = manifest.tensors, [*_wrong_files(output, manifest)]
+        records, wrong = manifest.tensors, [*_file_faults(output, manifest)]
         places = [(output / r.file, r) for r in records if (output / r.file).is_file()]
     else:
         if not (output / DIRECTORY).is_dir():
@@ -65,14 +71,14 @@ def verify_output(output: Path) -> Verified:
         journal = read_journal(output / DIRECTORY / "journal")
         if journal is None:
             raise OutputError(f"'{output}' holds a merge that has not recorded any tensor yet")
-        places, wrong = _recorded(output, journal)
+        places, wrong = _recorded_tensors(output, journal)
         records = tuple(record for _, record in places)
     wrong += [(record.name, reason) for record, reason in verify_tensors(places)]
     nbytes = sum(record.nbytes for record in records)
-    return Verified(output, manifest is not None, len(records), nbytes, tuple(wrong))
+    return Verification(output, manifest is not None, len(records), nbytes, tuple(wrong))
 
 
-def _wrong_files(output: Path, manifest: Manifest) -> Iterator[Fault]:
+def _file_faults(output: Path, manifest: Manifest) -> Iterator[Fault]:
     for name, file in manifest.files.items():
         path = output / name
         if not path.is_file():
@@ -80,22 +86,22 @@ def _wrong_files(output: Path, manifest: Manifest) -> Iterator[Fault]:
         elif path.stat().st_size != file.size:
             yield name, f"it has {path.stat().st_size} bytes, {file.size} were written"
         else:
-            yield from _wrong_header(path, name, file, manifest.tensors)
+            yield from _header_faults(path, name, file, manifest.tensors)
     for name, digest in manifest.side_files.items():
         try:
-            if digest_of(pieces_of(output / name)) != digest:
+            if digest_of(file_pieces(output / name)) != digest:
                 yield name, "its bytes differ from its digest"
         except FileNotFoundError:
             yield name, "the file is missing"
         except OSError as error:
             yield name, f"it cannot be read: {error.strerror}"
     known = {*manifest.files, *manifest.side_files}
-    for path in sorted({found for pattern in _WEIGHTS for found in output.glob(pattern)}):
+    for path in sorted({found for pattern in _WEIGHT_FILES for found in output.glob(pattern)}):
         if path.name not in known:
             yield path.name, "this merge did not write it: weights of another run"
 
 
-def _wrong_header(
+def _header_faults(
     path: Path, name: str, file: FileRecord, records: tuple[TensorRecord, ...]
 ) -> Iterator[Fault]:
     """Faults in a shard's header: changed bytes, or other tensor positions than recorded."""
@@ -126,12 +132,12 @@ def _wrong_header(
 
 def _first_bytes(path: Path, count: int) -> Iterator[bytes]:
     with open(path, "rb") as file:
-        while count > 0 and (piece := file.read(min(count, PIECE))):
+        while count > 0 and (piece := file.read(min(count, PIECE_BYTES))):
             yield piece
             count -= len(piece)
 
 
-def _recorded(
+def _recorded_tensors(
     output: Path, journal: JournalContent
 ) -> tuple[list[tuple[Path, TensorRecord]], list[Fault]]:
     """Locations of the tensors in a journal, from the headers of their shards, and faults."""
@@ -154,7 +160,7 @@ def _recorded(
         found = entries.get(name_in_header(entry.file, entry.tensor))
         if found is not None:
             offset, nbytes = found.start, entry.nbytes or found.stop - found.start
-            if not is_block(entry.block_bytes, nbytes):
+            if not is_valid_block(entry.block_bytes, nbytes):
                 wrong.append((entry.tensor, "its record is not valid"))
                 continue
             record = TensorRecord(

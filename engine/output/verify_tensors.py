@@ -1,4 +1,4 @@
-"""Comparison of the tensors of an output with their digests."""
+"""Comparison of tensors in files with their recorded digests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergeloom.engine.output.manifest import Origin, TensorRecord
-from mergeloom.engine.storage.digest import PIECE, ContentDigest
+from mergeloom.engine.storage.digest import PIECE_BYTES, ContentDigest
 
 _THREADS = 4
 
@@ -17,7 +17,7 @@ _THREADS = 4
 def tensor_digest(path: Path, record: TensorRecord) -> str | None:
     """Digest of a recorded tensor's bytes in the file ``path``; ``None`` if the file is too short.
 
-    Takes `PIECE` bytes of memory. The result equals that of
+    Takes `PIECE_BYTES` bytes of memory. The result equals that of
     `engine.storage.digest.TensorDigest`.
 
     Raises:
@@ -31,7 +31,7 @@ def tensor_digest(path: Path, record: TensorRecord) -> str | None:
             block = ContentDigest()
             left = min(step, record.nbytes - start)
             while left:
-                piece = file.read(min(left, PIECE))
+                piece = file.read(min(left, PIECE_BYTES))
                 if not piece:
                     return None
                 block.update(piece)
@@ -42,10 +42,11 @@ def tensor_digest(path: Path, record: TensorRecord) -> str | None:
     return digest.hexdigest()
 
 
-def _unlike_origin(
+def _fault_of_clone(
     record: TensorRecord, origin: Origin, found: str
 ) -> tuple[TensorRecord, str] | None:
-    """The fault of a clone with the digest ``found``; ``None`` if it equals its origin."""
+    """The fault of a clone whose bytes have the digest ``found``; ``None`` if they equal those it
+    was cloned from."""
     path = Path(origin.path)
     try:
         status = path.stat()
@@ -74,7 +75,7 @@ def verify_tensors(
         if found is None:
             return record, f"'{path.name}' ends before it"
         if record.origin is not None:
-            return _unlike_origin(record, record.origin, found)
+            return _fault_of_clone(record, record.origin, found)
         return None if found == record.digest else (record, "its bytes differ from its digest")
 
     with ThreadPoolExecutor(_THREADS) as pool:
