@@ -62,8 +62,9 @@ class _RowBuilder:
         self._writes = writes_by_name(planned.plan.graph.writes)
         self.models: dict[str, int] = {}
         self.values: dict[ValueRow, int] = {}
-        self._positions: dict[tuple[str, int], int] = {}
-        self._alive: list[Resolved] = []
+        self._positions: dict[int, tuple[int, ...]] = {}
+        """Positions of the values of parameters, by `id`: tensors of one kind share them."""
+        self._alive: list[Mapping[str, Resolved]] = []
         """Keeps the objects alive whose `id` is in ``_positions``."""
 
     def tensor(self, plan: TensorPlan) -> TensorRow:
@@ -90,22 +91,24 @@ class _RowBuilder:
         )
 
     def _value_positions(self, parameters: Mapping[str, Resolved]) -> tuple[int, ...]:
-        return tuple([self._value_position(name, found) for name, found in parameters.items()])
+        found = self._positions.get(id(parameters))
+        if found is None:
+            rows = [_value_row(name, resolved) for name, resolved in parameters.items()]
+            found = tuple(self.values.setdefault(row, len(self.values)) for row in rows)
+            self._positions[id(parameters)] = found
+            self._alive.append(parameters)
+        return found
 
-    def _value_position(self, name: str, found: Resolved) -> int:
-        key = name, id(found)
-        if key not in self._positions:
-            entry = found.entry
-            row = ValueRow(
-                parameter=name,
-                value=found.value,
-                level=found.level,
-                line=0 if entry is None else entry.place.line,
-                filter=None if entry is None else entry.filter,
-            )
-            self._positions[key] = self.values.setdefault(row, len(self.values))
-            self._alive.append(found)
-        return self._positions[key]
+
+def _value_row(name: str, found: Resolved) -> ValueRow:
+    entry = found.entry
+    return ValueRow(
+        parameter=name,
+        value=found.value,
+        level=found.level,
+        line=0 if entry is None else entry.place.line,
+        filter=None if entry is None else entry.filter,
+    )
 
 
 def _memory_steps(planned: PlannedMerge) -> Iterator[MemoryStep]:

@@ -29,10 +29,17 @@ def to_json_types(document: Document) -> dict[str, Any]:
 def encode(document: Document, indent: int | None = 2) -> str:
     """A document as JSON text, on one line if ``indent`` is ``None``. It is ASCII only, so that any
     stream can encode it."""
-    separators = (",", ":") if indent is None else (",", ": ")
-    return json.dumps(
-        to_json_types(document), indent=indent, separators=separators, allow_nan=False
-    )
+
+    def text(of: Any) -> str:
+        separators = (",", ":") if indent is None else (",", ": ")
+        return json.dumps(
+            of, indent=indent, separators=separators, allow_nan=False, default=_members
+        )
+
+    try:
+        return text(document)  # several times as fast as converting everything first
+    except ValueError:  # a number is not finite
+        return text(to_json_types(document))
 
 
 def decode(name: str, content: bytes) -> Document:
@@ -64,23 +71,30 @@ def _field_names(kind: type) -> tuple[str, ...] | None:
     return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None
 
 
-def _json_value(value: Any) -> Any:
+def _members(value: Any) -> Any:
+    """A record, enumeration or mapping as types that `json` knows, with its members as they are."""
     kind: type = type(value)
-    if kind in _JSON_TYPES:
-        return value
     names = _field_names(kind)
     if names is not None:
-        found = {name: getattr(value, name) for name in names}
-        return {k: v if type(v) in _JSON_TYPES else _json_value(v) for k, v in found.items()}
+        return {name: getattr(value, name) for name in names}
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _json_value(value: Any) -> Any:
+    if type(value) in _JSON_TYPES:
+        return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _json_value(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [item if type(item) in _JSON_TYPES else _json_value(item) for item in value]
-    return value
+    members = _members(value)
+    if isinstance(members, dict):
+        return {k: v if type(v) in _JSON_TYPES else _json_value(v) for k, v in members.items()}
+    return members
 
 
 @cache
