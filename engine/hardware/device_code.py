@@ -27,8 +27,7 @@ _PATTERNS = ("libnvrtc.so*", "nvrtc64_*_0.dll")
 _SYSTEM = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 # Products and sums must not be fused, so that results equal the CPU's.
 _OPTIONS = (b"--fmad=false", b"--std=c++17")
-_PATIENCE = 120.0
-"""Timeout of the compiler in seconds."""
+_TIMEOUT_SECONDS = 120.0
 _ROOT = Path(__file__).absolute().parents[__name__.count(".") if __name__ != "__main__" else 3]
 
 
@@ -47,7 +46,7 @@ def compiler() -> str | None:
 
 
 def _folders() -> Iterator[Path]:
-    """Directories where NVIDIA's package and torch install it."""
+    """Directories where NVIDIA's package and torch install the compiler."""
     for package, inside in (("nvidia", ("*/lib", "*/bin", "*/bin/*")), ("torch", ("lib",))):
         found = util.find_spec(package)
         for root in (found.submodule_search_locations or ()) if found else ():
@@ -69,12 +68,12 @@ def device_code(source: Path, capability: tuple[int, int]) -> bytes:
             "a CUDA build of torch"
         )
     content = source.read_bytes()
-    about = repr((library, _OPTIONS, capability, Path(__file__).stat().st_size))
-    digest = hashlib.sha256(content + about.encode()).hexdigest()[:32]
-    kept = cache_directory() / "cuda" / digest
+    settings = repr((library, _OPTIONS, capability, Path(__file__).stat().st_size))
+    digest = hashlib.sha256(content + settings.encode()).hexdigest()[:32]
+    cached = cache_directory() / "cuda" / digest
     with contextlib.suppress(OSError):
-        if is_private(kept) and is_private(kept.parent):
-            check, _, code = kept.read_bytes().partition(b"\n")
+        if is_private(cached) and is_private(cached.parent):
+            check, _, code = cached.read_bytes().partition(b"\n")
             if hashlib.sha256(code).hexdigest().encode() == check:
                 return code
     command = [sys.executable, "-m", __name__, str(source), *map(str, capability)]
@@ -84,24 +83,23 @@ def device_code(source: Path, capability: tuple[int, int]) -> bytes:
             cwd=_ROOT,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT_SECONDS,
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise MachineCodeError(f"NVIDIA's run-time compiler cannot be run: {error}") from error
     if done.returncode or not done.stdout:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it gave no reason"]
-        raise MachineCodeError(f"NVIDIA's run-time compiler failed: {said[-1]}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it gave no reason"]
+        raise MachineCodeError(f"NVIDIA's run-time compiler failed: {lines[-1]}")
     with contextlib.suppress(OSError):
-        _keep(kept, done.stdout)
+        _store(cached, done.stdout)
     return done.stdout
 
 
-def _keep(path: Path, code: bytes) -> None:
+def _store(path: Path, code: bytes) -> None:
+    """Write code with its checksum to a file that only this user can read."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(
-        prefix=".", dir=path.parent
-    )  # readable by this user only
+    descriptor, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
     with open(descriptor, "wb") as file:
         file.write(hashlib.sha256(code).hexdigest().encode() + b"\n" + code)
     os.replace(temporary, path)
@@ -154,16 +152,17 @@ def _known(nvrtc: Any) -> list[int]:
 
 
 def _check(nvrtc: Any, status: int, program: ctypes.c_void_p) -> None:
+    """Raise `MachineCodeError`, with the first line of the compiler's log, if a call failed."""
     if not status:
         return
     nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
-    told = nvrtc.nvrtcGetErrorString(status).decode()
+    reason = nvrtc.nvrtcGetErrorString(status).decode()
     size = ctypes.c_size_t()
     nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(max(size.value, 1))
     nvrtc.nvrtcGetProgramLog(program, log)
     lines = log.value.decode(errors="replace").strip().splitlines()
-    raise MachineCodeError(f"{told}: {lines[0]}" if lines else told)
+    raise MachineCodeError(f"{reason}: {lines[0]}" if lines else reason)
 
 
 def main(arguments: list[str]) -> int:

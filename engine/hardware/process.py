@@ -32,9 +32,10 @@ _ACCELERATED_RUNTIME_BYTES = 1024 * MIB
 
 _RUNTIME, _RATIOS = "runtime_bytes", "ratios"
 """Sections of the profile file."""
-_MOST_RATIOS = 8
-_TELLING = 2.0
-"""Minimum duration in seconds of a run used to calibrate estimates."""
+_MAX_RATIOS = 8
+"""Number of runs whose ratios of actual to estimated time are remembered."""
+_MIN_SECONDS = 2.0
+"""Duration in seconds below which a run does not calibrate estimates."""
 
 
 def available_threads() -> int:
@@ -183,14 +184,14 @@ def remembered_ratios() -> tuple[float, ...]:
     if not isinstance(found, list):
         return ()
     good = (each for each in found if isinstance(each, float) and 1e-3 < each < 1e3)
-    return tuple(good)[-_MOST_RATIOS:]
+    return tuple(good)[-_MAX_RATIOS:]
 
 
 def remember_ratio(seconds: float, estimated: float) -> None:
     """Record actual and ``estimated`` seconds of a run. Short runs are ignored: most of their time
     is start-up and shutdown."""
-    if min(seconds, estimated) >= _TELLING:
-        save_section(_RATIOS, [*remembered_ratios(), seconds / estimated][-_MOST_RATIOS:])
+    if min(seconds, estimated) >= _MIN_SECONDS:
+        save_section(_RATIOS, [*remembered_ratios(), seconds / estimated][-_MAX_RATIOS:])
 
 
 def _remembered_runtime() -> int | None:

@@ -60,35 +60,38 @@ def assign_devices(works: Sequence[Work], machine: Machine, threads: int) -> lis
         no_device, copied = Assignment(None, Reason.NO_DEVICE), Assignment(None, Reason.COPIED)
         return [no_device if work.kind.merge_shape.computes else copied for work in works]
     estimates = {kind: Estimate.of(kind) for kind in kinds_of(works)}
-    given, stored, beside = [0.0] * len(devices), 0, 0.0
+    stored_bytes, cpu_only_seconds = 0, 0.0
+    movable_seconds = [0.0] * len(devices)
     wanted = Reason.ASKED_FOR if machine.devices_forced else Reason.FALLS_BEHIND
     found = []
     for work in works:
         estimate = estimates[work.kind]
-        stored += estimate.stored_bytes
-        able = _able(work, devices)
-        if isinstance(able, Reason):
-            beside += estimate.core_seconds
-            found.append(Assignment(None, able))
+        stored_bytes += estimate.stored_bytes
+        capable = _capable_devices(work, devices)
+        if isinstance(capable, Reason):
+            cpu_only_seconds += estimate.core_seconds
+            found.append(Assignment(None, capable))
         else:
-            number = min(able, key=given.__getitem__)
-            given[number] += estimate.core_seconds
+            number = min(capable, key=movable_seconds.__getitem__)
+            movable_seconds[number] += estimate.core_seconds
             found.append(Assignment(number, wanted))
     used = {assignment.device for assignment in found} - {None}
     if machine.devices_forced or not used:
         return found
     start = max(devices[number].start_seconds for number in used if number is not None)
-    reason = judged(stored, (beside + sum(given)) / threads, beside / threads, start)
+    all_seconds = cpu_only_seconds + sum(movable_seconds)
+    reason = devices_reason(stored_bytes, all_seconds / threads, cpu_only_seconds / threads, start)
     return found if reason is wanted else without_devices(found, reason)
 
 
-def judged(stored: int, on_cpu: float, beside: float, start: float) -> Reason:
-    """Whether devices are used, or why not.
+def devices_reason(stored_bytes: int, all_seconds: float, cpu_only: float, start: float) -> Reason:
+    """Why devices are used, or are not; they are used if this is `Reason.FALLS_BEHIND`.
 
-    A run reads and writes ``stored`` bytes. The CPU would compute for ``on_cpu`` seconds in all,
-    and for ``beside`` seconds what devices cannot run; starting them takes ``start`` seconds.
+    A run reads and writes ``stored_bytes``. The CPU would compute for ``all_seconds`` without
+    devices, and for ``cpu_only`` seconds what devices cannot run; starting them takes ``start``
+    seconds.
     """
-    saved = on_cpu - max(stored / STORAGE_RATE, beside)
+    saved = all_seconds - max(stored_bytes / STORAGE_RATE, cpu_only)
     if saved <= 0:
         return Reason.KEEPS_UP
     return Reason.NOT_WORTH_STARTING if saved <= start else Reason.FALLS_BEHIND
@@ -102,7 +105,7 @@ def without_devices(found: Sequence[Assignment], reason: Reason) -> list[Assignm
     ]
 
 
-def _able(work: Work, devices: Sequence[Accelerator]) -> list[int] | Reason:
+def _capable_devices(work: Work, devices: Sequence[Accelerator]) -> list[int] | Reason:
     """The indices of the devices that can run a work, or why there is none."""
     if not work.merge_shape.computes:
         return Reason.COPIED
@@ -111,12 +114,12 @@ def _able(work: Work, devices: Sequence[Accelerator]) -> list[int] | Reason:
         return Reason.CPU_ONLY
     if not work.kind.has_device_code:
         return Reason.NO_CODE
-    able = [
+    capable = [
         number
         for number, device in enumerate(devices)
         if device.has_float64 or not work.kind.uses_float64
     ]
-    if not able:
+    if not capable:
         return Reason.NEEDS_FLOAT64
-    able = [n for n in able if grains_at_once(work.merge_shape, devices[n].memory_bytes, 1)]
-    return able or Reason.TOO_LARGE
+    capable = [n for n in capable if grains_at_once(work.merge_shape, devices[n].memory_bytes, 1)]
+    return capable or Reason.TOO_LARGE

@@ -54,14 +54,19 @@ class TensorRow:
 
 @record(frozen=True, slots=True)
 class MemoryStep:
-    """Memory of buffers after ``written_bytes`` of output; all sizes in bytes."""
+    """The most memory that the buffers of one merge take while it runs; all sizes in bytes.
+
+    Each merge is one step. Its tiles are not told apart: they use the same blocks of memory one
+    after another, and only those of the last pass write output.
+    """
 
     name: str
     written_bytes: int
+    """Output written by this merge and those before it."""
     kept_bytes: int
-    """Inputs kept for a later merge."""
+    """Inputs held completely: side inputs, tables, and inputs that several merges share."""
     resident_bytes: int
-    """Inputs kept from the first pass to the last."""
+    """Inputs kept from the first pass to the last, with what passes remember of them."""
     moving_bytes: int
     """Tiles between reading and writing."""
 

@@ -13,7 +13,7 @@ from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Graph, GraphBuilder
 from mergeloom.engine.graph.kernel import Copy, Kernel, Use
 from mergeloom.engine.hardware.accelerators import Accelerator
-from mergeloom.engine.plan.assignment import Reason, judged
+from mergeloom.engine.plan.assignment import Reason, devices_reason
 from mergeloom.engine.plan.device_memory import (
     SLOTS,
     arena_bytes,
@@ -86,12 +86,12 @@ seconds of a core, and where they are to be placed."""
 @pytest.mark.parametrize("case", MEASURED)
 def test_measured_merges_are_placed_where_they_were_faster(case: tuple[str, int]) -> None:
     gigabytes, cost, best = MEASURED[case]
-    assert judged(int(gigabytes * 1e9), cost * SLOWDOWN / case[1], 0.0, 0.5) is best
+    assert devices_reason(int(gigabytes * 1e9), cost * SLOWDOWN / case[1], 0.0, 0.5) is best
 
 
 def test_devices_are_not_started_for_the_smaller_part_of_the_work() -> None:
-    assert judged(3 * 10**9, 10.0, 0.0, 0.5) is Reason.FALLS_BEHIND
-    assert judged(3 * 10**9, 10.0, 9.8, 0.5) is Reason.NOT_WORTH_STARTING
+    assert devices_reason(3 * 10**9, 10.0, 0.0, 0.5) is Reason.FALLS_BEHIND
+    assert devices_reason(3 * 10**9, 10.0, 9.8, 0.5) is Reason.NOT_WORTH_STARTING
 
 
 def test_devices_share_all_merges_evenly() -> None:

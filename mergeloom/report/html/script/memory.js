@@ -7,7 +7,7 @@ const memoryPicture = () => {
     put(box, "h3", {}, "planned: what merges need, as the output grows");
     const parts = [
       ["interpreter, libraries, scratch", () => details.overhead_bytes, "var(--c0)"],
-      ["inputs kept for later merges", (step) => step.kept_bytes, "var(--c4)"],
+      ["inputs held completely", (step) => step.kept_bytes, "var(--c4)"],
       ["inputs that stay through all passes", (step) => step.resident_bytes, "var(--c2)"],
       ["tiles in flight", (step) => step.moving_bytes, "var(--c1)"],
     ];
