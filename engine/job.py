@@ -134,86 +134,103 @@ def run(
     counters = machine.storage_traffic()
     machine.bound_heap()
     target = options.machine or machine.this_machine(job.arithmetic, job.torch)
-    whole = options.planned
-    if whole is None or whole.graph is not job.graph:
-        whole = schedule(job.graph, options.ram, target)  # checks the budget first
+    planned = options.planned
+    if planned is None or planned.graph is not job.graph:
+        planned = schedule(job.graph, options.ram, target)  # checks the budget first
     with _memory_reported(), OutputDirectory(output, options.files) as directory:
         if options.restart:
             directory.clear()
         warnings: list[str] = []
-        run = _Run(job, options, target, whole, poll, begun, building, warnings)
+        run = _Run(job, options, target, planned, poll, begun, building, warnings, began, counters)
         manifest = directory.finished()
-        if manifest is not None and _is_whole(manifest, directory, run):
-            everything = len(job.graph.writes)
-            outcome = outcome_of(None, None, began, counters, everything, tuple(warnings))
+        if manifest is not None and _is_complete(manifest, directory, run):
+            outcome = run.outcome(None, None, resumed=len(job.graph.writes))
             return replace(outcome, errors=manifest.errors)
         done = _resumed(directory, run, repairs=manifest is not None)
-        rest = job.graph.without(done)
-        clones = run.clones(rest, directory)
-        beside = rest.without(writes_of(clones))
-        shared = CloneBytes.of(clones, beside)
-        space = replace(job.graph, spills=beside.spills)
-        directory.check_space(space, job.side_files, shared.cloned)
-        plan = run.schedule(beside, len(done))
-        torch_alone = [arithmetic.uses_torch for arithmetic in plan.operations] == [True]
-        importing = torch_alone and not machine.is_torch_loaded() and not plan.used_devices
-        baseline = machine.resident_bytes() if importing else None
+        return _write_rest(run, directory, done)
 
-        def sink_of(check: Callable[[], None]) -> ShardSink:
-            return ShardSink(
-                directory,
-                job.graph,
-                done,
-                job.fingerprint,
-                job.identity,
-                options.io,
-                job.side_files,
-                check,
-                options.commit_seconds,
-                {write: origin for clone in clones for write, origin in clone.origins.items()},
-            )
 
-        with run.executor(plan, sink_of, directory.records, clones) as (executor, sink):
-            try:
-                executor.run(_trimming(poll, plan.peak_bytes))
-            except BaseException:
-                with contextlib.suppress(Exception):
-                    sink.close()
-                raise
-            sink.close()
-        if baseline is not None:
-            machine.remember_runtime_bytes(machine.resident_bytes() - baseline)
-        warnings += executor.warnings
-        outcome = outcome_of(plan, executor.progress, began, counters, len(done), tuple(warnings))
-        outcome = replace(
-            outcome,
-            read_bytes=outcome.read_bytes + shared.read,
-            write_bytes=outcome.write_bytes + shared.written,
-            clones=shared,
-            lanes=executor.lanes.recorded(),
+def _write_rest(
+    run: _Run, directory: OutputDirectory, done: Mapping[Write, FinishedTensor]
+) -> Outcome:
+    """Write everything that is not ``done``, and finish the output."""
+    job, options = run.job, run.options
+    rest = job.graph.without(done)
+    clones = run.clones(rest, directory)
+    computed = rest.without(writes_of(clones))
+    clone_bytes = CloneBytes.of(clones, computed)
+    needed = replace(job.graph, spills=computed.spills)
+    directory.check_space(needed, job.side_files, clone_bytes.cloned)
+    plan = run.schedule(computed, len(done))
+    torch_alone = [arithmetic.uses_torch for arithmetic in plan.operations] == [True]
+    importing = torch_alone and not machine.is_torch_loaded() and not plan.used_devices
+    bytes_before = machine.resident_bytes() if importing else None
+
+    def sink_of(check: Callable[[], None]) -> ShardSink:
+        return ShardSink(
+            directory,
+            job.graph,
+            done,
+            job.fingerprint,
+            job.identity,
+            options.io,
+            job.side_files,
+            check,
+            options.commit_seconds,
+            {write: origin for clone in clones for write, origin in clone.origins.items()},
         )
-        if not done and not clones:
-            machine.remember_ratio(outcome.wall_seconds, estimated_seconds(plan).total)
-        record = {**job.about, "measured": measured(outcome), "predicted": predicted(outcome)}
-        return replace(outcome, errors=sink.finish(record).errors)
+
+    with run.executor(plan, sink_of, directory.records, clones) as (executor, sink):
+        try:
+            executor.run(_trimming(run.poll, plan.peak_bytes))
+        except BaseException:
+            with contextlib.suppress(Exception):
+                sink.close()
+            raise
+        sink.close()
+    if bytes_before is not None:
+        machine.remember_runtime_bytes(machine.resident_bytes() - bytes_before)
+    run.warnings.extend(executor.warnings)
+    outcome = run.outcome(plan, executor.progress, len(done))
+    outcome = replace(
+        outcome,
+        read_bytes=outcome.read_bytes + clone_bytes.read,
+        write_bytes=outcome.write_bytes + clone_bytes.written,
+        clones=clone_bytes,
+        lanes=executor.lanes.recorded(),
+    )
+    if not done and not clones:
+        machine.remember_ratio(outcome.wall_seconds, estimated_seconds(plan).total)
+    record = {**job.about, "measured": measured(outcome), "predicted": predicted(outcome)}
+    return replace(outcome, errors=sink.finish(record).errors)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """State shared by the parts of one run; ``whole`` is the schedule of the whole graph."""
+    """State shared by the parts of one run; ``planned`` is the schedule of the whole graph.
+
+    ``began`` and ``counters`` are the time and the kernel's I/O counters at its beginning.
+    """
 
     job: Job
     options: Options
     machine: Machine
-    whole: Schedule
+    planned: Schedule
     poll: Callable[[Progress], None] | None
     begun: Callable[[Begun], None] | None
     building: Callable[[frozenset[str]], None] | None
     warnings: list[str]
+    began: float
+    counters: tuple[int, int] | None
+
+    def outcome(self, plan: Schedule | None, progress: Progress | None, resumed: int) -> Outcome:
+        """The outcome so far; see `outcome_of`."""
+        warnings = tuple(self.warnings)
+        return outcome_of(plan, progress, self.began, self.counters, resumed, warnings)
 
     def schedule(self, graph: Graph, resumed: int) -> Schedule:
         """Schedule a graph, compile the missing machine code, and call ``begun``."""
-        plan = self.whole
+        plan = self.planned
         if graph is not plan.graph:
             plan = schedule(graph, self.options.ram, self.machine)
         build_missing(plan, self.building)
@@ -283,7 +300,7 @@ def _make_clones(
         raise
 
 
-def _is_whole(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool:
+def _is_complete(manifest: Manifest, directory: OutputDirectory, run: _Run) -> bool:
     """Whether a finished output is complete; if not, turn it into an interrupted one.
 
     Raises:

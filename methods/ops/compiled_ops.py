@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from mergeloom.engine.base.dtypes import F32, DType
+from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.graph.kernel import GrainView
 from mergeloom.engine.graph.sums import Sums
 from mergeloom.engine.hardware.machine_code import Function
-from mergeloom.engine.memory.elements import Elements, ScratchArena
+from mergeloom.engine.memory.elements import Elements
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.run.codecs import decode, encode
+from mergeloom.methods.ops.compiled_factors import CompiledFactors
 from mergeloom.methods.ops.compiled_records import (
     SIZES,
     VectorRecord,
@@ -42,8 +43,6 @@ from mergeloom.methods.ops.interface import (
 )
 from mergeloom.methods.ops.loops.sizes import (
     ElementType,
-    factors_bytes,
-    leading_bytes,
     marks_bytes,
     product_bytes,
     ranking_bytes,
@@ -58,7 +57,7 @@ _HASH = (ctypes.c_uint32 * len(HASH))(*HASH)
 _HASH_AT = ctypes.addressof(_HASH)
 
 
-class CompiledOps(CompiledTables, ScratchArena):
+class CompiledOps(CompiledTables, CompiledFactors):
     """`methods.ops.interface.Ops` on `Elements` in main memory; scratch is taken from one block."""
 
     on_device = False
@@ -402,51 +401,6 @@ class CompiledOps(CompiledTables, ScratchArena):
     def transpose(self, array: Elements, matrix: tuple[int, int], out: Elements) -> None:
         count = array.count // (matrix[0] * matrix[1])
         self._call("transpose", *address_and_size(array), count, *matrix, out.address)
-
-    # --- factors --------------------------------------------------------------------------
-
-    def part(self, array: Elements, start: int, count: int) -> Elements:
-        return Elements(array.address + 4 * start, F32, count)
-
-    def leading_of_matrix(
-        self, matrix: Elements, shape: tuple[int, int], rank: int, up: bool, out: Elements
-    ) -> None:
-        top = self.top()
-        room = self.take_bytes(leading_bytes(min(shape), rank))
-        place = out.address, room
-        self._functions["leading_of_matrix"](matrix.address, *shape, rank, up, *place)
-        self.release(top)
-
-    def leading_of_product(
-        self,
-        downs: Sequence[Elements],
-        ups: Sequence[Elements],
-        coefficients: Sequence[float],
-        shape: tuple[int, int],
-        rank: int,
-        up: bool,
-        out: Elements,
-    ) -> None:
-        (rows, columns), top = shape, self.top()
-        widths = [each.count // columns for each in downs]
-        room = self.take_bytes(factors_bytes(sum(widths), rows))
-        below, above = self._widened(downs), self._widened(ups)
-        sizes = (ctypes.c_int64 * len(widths))(*widths)
-        factors = (ctypes.c_double * len(widths))(*coefficients)
-        self._functions["leading_of_product"](
-            *(below, above, ctypes.addressof(sizes), ctypes.addressof(factors)),
-            *(len(widths), rows, columns, rank, up, out.address, room),
-        )
-        self.release(top)
-
-    def _widened(self, arrays: Sequence[Elements]) -> int:
-        """Address of the arrays as contiguous float32."""
-        together = self.take(sum(each.count for each in arrays))
-        first = 0
-        for each in arrays:
-            self.widen(each.dtype, each, self.part(together, first, each.count))
-            first += each.count
-        return together.address
 
     # --- calls ----------------------------------------------------------------------------
 
