@@ -1,7 +1,7 @@
 """Everything that is to be known about merging on a GPU, measured in a few minutes.
 
     scripts/run gpu --wheels .whl --out "$OUT"
-    scripts/run gpu --wheels .whl --mergekit .mergekit --out "$OUT" --parts first,others
+    scripts/run gpu --wheels .whl --mergekit .mergekit --out "$OUT" --parts tests,first,traces
     scripts/run gpu --without-hardware 1GiB --shape small --minutes 2 --out DIR    (a rehearsal)
 
 For a bare machine: this needs a Python with torch, and what is in the folder --wheels, which is
@@ -9,15 +9,18 @@ installed into the work directory. --mergekit is an environment that has it, or 
 The parts run in this order, the most telling first, each merge as a process of its own; when the
 minutes are over, what is there is written, and what is not is named:
 
-    first    linear, ties, dare_ties and slerp, inputs in the page cache: on the device, on the CPU,
-             both compared; what the device did (launches, bytes over the bus, overlap); mergekit
     tests    the tests that need a GPU
-    budgets  the same merges with 2 GiB and 512 MiB of the device: the same bytes?
-    cores    linear, ties and dare_ties where there are four cores only
-    others   della, arcee_fusion and passthrough
-    large    the tensors of a 7B model, a few of its layers
-    disk     linear and ties with inputs out of the page cache
+    first    ties, dare_ties, linear and slerp, inputs in the page cache: on the device (the better
+             of two), on the CPU, both compared, and mergekit --cuda
+    traces   what the device did in ties and dare_ties: launches, time by kernel, bytes over the
+             bus, overlap; and what the thread did that launches
+    large    the same four for the tensors of a 7B model, a few of its layers
+    disk     ties and linear with inputs out of the page cache
+    cores    ties, dare_ties and linear on four cores; where --device auto puts them
+    others   della, arcee_fusion and passthrough; where --device auto puts them
+    budgets  ties, dare_ties, linear and slerp with 2 GiB and 512 MiB of the device: the same bytes?
 
+No part takes longer than its limit (LIMITS), so that one does not use up the time of all.
 OUT/gpu.json and OUT/gpu.md are written anew after every merge. Ends with status 1 where a result is
 wrong or a program failed.
 """
@@ -33,42 +36,41 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scripts.bench.configurations import configuration, model_directories
 from scripts.bench.deadline import Deadline, OutOfTimeError
+from scripts.bench.gpu_models import Models, make
 from scripts.bench.gpu_runs import Place, Result, digests, last_json, measured, merge_command
 from scripts.bench.gpu_table import problems, table
 from scripts.bench.measure import Measured
-from scripts.fixtures.environment import ROOT
 from scripts.fixtures.shapes import SHAPES
 
-FIRST = ("linear", "ties", "dare_ties", "slerp")
+FIRST = ("ties", "dare_ties", "linear", "slerp")
 OTHERS = ("della", "arcee_fusion", "passthrough")
 BUDGETS = ("2GiB", "512MiB")
-PARTS = ("first", "tests", "budgets", "cores", "others", "large", "disk")
+LIMITS = {
+    "tests": 60.0,
+    "first": 200.0,
+    "traces": 60.0,
+    "large": 200.0,
+    "disk": 90.0,
+    "cores": 75.0,
+    "others": 75.0,
+    "budgets": 60.0,
+}
+"""The parts in their order, and the seconds that each may take."""
 CORES = 4
-TUNES = 3
 _MOST_DIFFERING = 0.02
 """Share of bfloat16 results whose last bit may differ: where float32 results differ in theirs."""
 _MOST_FLIPPED = 1e-5
 """Share that may differ by more: where a decision depends on the last bit of a score. Random
 choices do not, so that other ones would show at once."""
-_TESTS = ("tests/methods/test_cuda_operations.py", "tests/engine/hardware/test_accelerators.py")
-_TESTS_SECONDS, _MAKING_SECONDS, _BUILDING_SECONDS = 90.0, 120.0, 90.0
-
-
-@dataclass(frozen=True)
-class Models:
-    """Checkpoints of one shape: a base and its fine-tunes."""
-
-    name: str
-    layers: int
-    base: Path
-    tunes: tuple[Path, ...]
+_TESTS = ("tests/methods/test_cuda_operations.py", "-k", "real_device")
+_BUILDING_SECONDS = 90.0
 
 
 class Session:
@@ -76,10 +78,12 @@ class Session:
 
     def __init__(self, place: Place, out: Path) -> None:
         self.place = place
+        self.whole = place.deadline
         self.out = out
         self.facts: dict[str, Any] = {}
         self.results: list[Result] = []
         self.traces: dict[str, dict[str, Any]] = {}
+        self.profiles: dict[str, dict[str, Any]] = {}
         self.notes: list[str] = []
         self.described: dict[str, dict[str, Any]] = {}
         self.digests: dict[tuple[str, str], dict[str, str]] = {}
@@ -89,9 +93,10 @@ class Session:
         self.out.mkdir(parents=True, exist_ok=True)
         document = {
             "facts": self.facts,
-            "passed_seconds": self.place.deadline.passed,
+            "passed_seconds": self.whole.passed,
             "results": [asdict(each) for each in self.results],
             "traces": self.traces,
+            "profiles": self.profiles,
             "notes": self.notes,
         }
         lines = [f"- {line}" for line in (*self.notes, *problems(self.results))]
@@ -106,6 +111,13 @@ class Session:
         print(f"gpu: {text}", flush=True)
         self.write()
 
+    def part(self, name: str, do: Callable[[], None]) -> None:
+        """Run one part within its limit."""
+        limit = min(LIMITS[name], self.whole.left)
+        self.place = replace(self.place, deadline=Deadline(limit))
+        self.attempt(name, do)
+        print(f"gpu: {name} ended after {self.whole.passed:.0f} s", flush=True)
+
     def attempt(self, what: str, do: Callable[[], None]) -> None:
         """Run one part; a failure is recorded, and the program continues."""
         try:
@@ -116,14 +128,22 @@ class Session:
             self.note(f"{what}: failed, {error}")
 
     def merge(
-        self, models: Models, method: str, source: str, budget: str, program: str = "mergeloom"
+        self,
+        models: Models,
+        method: str,
+        source: str,
+        budget: str,
+        program: str = "mergeloom",
+        again: bool = False,
     ) -> Result:
-        """Run one merge, and keep its output where another is compared with it."""
+        """Run one merge, and keep its output where another is compared with it.
+
+        With ``again`` it runs twice, and the faster run counts.
+        """
         result = Result(models.name, source, method, program, budget)
         place, output = self.place, self.output(program, budget)
-        document = configuration(self.described[method], models.base, models.tunes, models.layers)
-        config = place.work / f"{models.name}-{method}.yml"
-        config.write_text(json.dumps(document))
+        config = self.config(models, method)
+        document = json.loads(config.read_text())
         files = [f for d in model_directories(document) for f in sorted(d.glob("*.safetensors"))]
         command = merge_command(place, config, output, budget)
         if program == "mergekit":
@@ -132,6 +152,12 @@ class Session:
         if source.endswith(" cores"):
             command = ["taskset", "-c", f"0-{CORES - 1}", *command]
         measured(place, result, command, files, output)
+        if again and result.seconds:
+            other = measured(place, replace(result, more={}), command, files, output)
+            if other.seconds:
+                faster, slower = sorted((result, other), key=lambda each: each.seconds or 0.0)
+                result = faster
+                result.more["other_seconds"] = slower.seconds
         self.results.append(result)
         if program == "mergeloom" and budget == "all" and result.seconds:
             self.digests[models.name, method] = digests(output)
@@ -149,25 +175,41 @@ class Session:
             shutil.rmtree(path, ignore_errors=True)
 
     def trace(self, models: Models, method: str) -> None:
-        """Find out what the device did in a merge; that takes longer than the merge."""
-        place, output = self.place, self.place.work / "out-traced"
-        shutil.rmtree(output, ignore_errors=True)
-        config = place.work / f"{models.name}-{method}.yml"
-        given = [str(config), str(output), place.device]
-        if place.fake is not None:
-            given = ["--without-hardware", str(place.fake), *given]
-        found = place.call(place.python("-m", "scripts.bench.gpu_process", "trace", *given))
-        shutil.rmtree(output, ignore_errors=True)
-        document = last_json(found)
-        if not document:
-            raise ValueError((found.complaints.strip() or "no words").splitlines()[-1])
-        own = document["traffic"]
+        """Find out what the device, and the thread that launches, did in a merge; both runs take
+        longer than the merge."""
+        key = f"{models.name} {method}"
+        own = self._looked_at("trace", models, method)["traffic"]
         if own is None:
             raise ValueError("torch has no CUDA here")
         total = own["kernel_seconds"] + own["up_seconds"] + own["down_seconds"]
         own["overlap"] = 1 - own["busy_seconds"] / total if total else None
-        self.traces[f"{models.name} {method}"] = own
+        self.traces[key] = own
         self.write()
+
+    def profile(self, models: Models, method: str) -> None:
+        """Keep what the thread that launches did in a merge."""
+        self.profiles[f"{models.name} {method}"] = self._looked_at("profile", models, method)
+        self.write()
+
+    def _looked_at(self, what: str, models: Models, method: str) -> dict[str, Any]:
+        place, output = self.place, self.place.work / "out-traced"
+        shutil.rmtree(output, ignore_errors=True)
+        given = [str(self.config(models, method)), str(output), place.device]
+        if place.fake is not None:
+            given = ["--without-hardware", str(place.fake), *given]
+        found = place.call(place.python("-m", "scripts.bench.gpu_process", what, *given))
+        shutil.rmtree(output, ignore_errors=True)
+        document = last_json(found)
+        if not document:
+            raise ValueError((found.complaints.strip() or "no words").splitlines()[-1])
+        return document
+
+    def config(self, models: Models, method: str) -> Path:
+        """Write the configuration of a method; returns its path."""
+        found = self.place.work / f"{models.name}-{method}.yml"
+        document = configuration(self.described[method], models.base, models.tunes, models.layers)
+        found.write_text(json.dumps(document))
+        return found
 
     def compare(self, result: Result) -> None:
         """Compare the output of a device with that of the CPU."""
@@ -185,19 +227,44 @@ class Session:
         self.write()
 
 
-def first(
-    session: Session, models: Models, methods: Sequence[str] = FIRST, traced: bool = True
-) -> None:
+def first(session: Session, models: Models) -> None:
     """Device, CPU, and mergekit, inputs in the page cache."""
-    for number, method in enumerate(methods):
-        ours = session.merge(models, method, "page cache", "all")
-        cpu = session.merge(models, method, "page cache", "cpu")
-        if ours.seconds and cpu.seconds:
-            session.attempt(f"{method}: comparison", partial(session.compare, ours))
-        if traced and ours.seconds and (number < 2 or methods is not FIRST):
-            session.attempt(f"{method}: trace", partial(session.trace, models, method))
+    for method in FIRST:
+        device_and_cpu(session, models, method, "page cache", again=True)
         if session.place.mergekit:
             session.merge(models, method, "page cache", "all", "mergekit")
+        session.tidy()
+
+
+def device_and_cpu(
+    session: Session,
+    models: Models,
+    method: str,
+    source: str,
+    again: bool = False,
+    auto: bool = False,
+) -> None:
+    """Run a merge on the device and on the CPU, and compare them; with ``auto`` once more, where
+    placement puts it."""
+    ours = session.merge(models, method, source, "all", again=again)
+    cpu = session.merge(models, method, source, "cpu")
+    if ours.seconds and cpu.seconds:
+        session.attempt(f"{method}: comparison", partial(session.compare, ours))
+    if auto:
+        session.merge(models, method, source, "auto")
+
+
+def traces(session: Session, models: Models) -> None:
+    """What the device and its thread did."""
+    for method in FIRST[:2]:
+        session.attempt(f"{method}: profile", partial(session.profile, models, method))
+        session.attempt(f"{method}: trace", partial(session.trace, models, method))
+
+
+def others(session: Session, models: Models) -> None:
+    """Methods that are used less."""
+    for method in OTHERS:
+        device_and_cpu(session, models, method, "page cache", auto=True)
         session.tidy()
 
 
@@ -223,7 +290,7 @@ def tests(session: Session) -> None:
     """The tests that need a GPU."""
     place = session.place
     command = place.python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", *_TESTS)
-    found = place.call(command, _TESTS_SECONDS)
+    found = place.call(command)
     lines = found.output.strip().splitlines()
     session.facts["tests"] = {"status": found.status, "output": lines[-40:]}
     session.note(f"tests: {lines[-1] if lines else found.complaints[-200:]}")
@@ -232,8 +299,7 @@ def tests(session: Session) -> None:
 def cores(session: Session, models: Models) -> None:
     """Device and CPU, where there are few cores for all that is done here."""
     for method in FIRST[:3]:
-        for budget in ("all", "cpu"):
-            session.merge(models, method, f"page cache, {CORES} cores", budget)
+        device_and_cpu(session, models, method, f"page cache, {CORES} cores", auto=True)
         session.tidy()
 
 
@@ -242,46 +308,9 @@ def disk(session: Session, models: Models) -> None:
     programs = [("mergeloom", "all"), ("mergeloom", "cpu")]
     programs += [("mergekit", "all")] if session.place.mergekit else []
     for program, budget in programs:
-        for method in FIRST[:2]:
+        for method in FIRST[:3:2]:
             session.merge(models, method, "disk", budget, program)
             session.tidy()
-
-
-def make(session: Session, name: str, shape: str, layers: int | None) -> Models:
-    """Make a base and its fine-tunes, all at once.
-
-    Raises:
-        OSError: one cannot be made.
-        OutOfTimeError: there was no time.
-    """
-    work, place = session.place.work, session.place
-    directories = [work / f"{name}-{n}" for n in range(TUNES + 1)]
-    allowed = place.deadline.within(_MAKING_SECONDS, 20)
-    commands = []
-    for number, directory in enumerate(directories):
-        command = place.python(str(ROOT / "scripts" / "run"), "checkpoints", shape, str(directory))
-        command += ["--force", "--seed", str(number)]
-        command += ["--finetune-of", "0"] if number else []
-        commands.append(command + (["--layers", str(layers)] if layers else []))
-    environment = {**os.environ, **place.variables()}
-    running = [
-        subprocess.Popen(each, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for each in commands
-    ]
-    own = Deadline(allowed)
-    try:
-        for process in running:
-            _, words = process.communicate(timeout=max(own.left, 0.1))
-            if process.returncode:
-                raise OSError(words.decode(errors="replace").strip()[-300:])
-    except subprocess.TimeoutExpired as error:
-        raise OutOfTimeError(f"checkpoints of {name} took more than {allowed:.0f} s") from error
-    finally:
-        for process in running:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    return Models(name, layers or SHAPES[shape].layers, directories[0], tuple(directories[1:]))
 
 
 def machine() -> dict[str, Any]:
@@ -364,36 +393,36 @@ def steps(
     session: Session, options: argparse.Namespace
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """The requested parts, in order."""
-    parts, traced = options.parts.split(","), not options.untraced
-    made: dict[str, Models] = {}
+    parts, made = options.parts.split(","), dict[str, Models]()
 
     def usual() -> Models:
         if "usual" not in made:
-            made["usual"] = make(session, options.shape, options.shape, None)
+            made["usual"] = make(session.place, options.shape, options.shape, None)
         return made["usual"]
 
     def large() -> None:
         name = f"{options.large} ({options.layers} layers)"
-        first(session, make(session, name, options.large, options.layers), FIRST, traced)
+        first(session, make(session.place, name, options.large, options.layers))
 
     todo: dict[str, Callable[[], None]] = {
-        "first": lambda: first(session, usual(), FIRST, traced),
         "tests": lambda: tests(session),
-        "budgets": lambda: budgets(session, usual(), FIRST),
-        "cores": lambda: cores(session, usual()),
-        "others": lambda: first(session, usual(), OTHERS, traced),
+        "first": lambda: first(session, usual()),
+        "traces": lambda: traces(session, usual()),
         "large": large,
         "disk": lambda: disk(session, usual()),
+        "cores": lambda: cores(session, usual()),
+        "others": lambda: others(session, usual()),
+        "budgets": lambda: budgets(session, usual(), FIRST),
     }
-    yield from ((part, todo[part]) for part in PARTS if part in parts)
+    yield from ((part, todo[part]) for part in LIMITS if part in parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; the result is its exit status."""
     options = _parser().parse_args(arguments)
-    unknown = set(options.parts.split(",")) - set(PARTS)
+    unknown = set(options.parts.split(",")) - set(LIMITS)
     if unknown:
-        print(f"gpu: no part '{unknown.pop()}': there are {', '.join(PARTS)}", file=sys.stderr)
+        print(f"gpu: no part '{unknown.pop()}': there are {', '.join(LIMITS)}", file=sys.stderr)
         return 2
     deadline = Deadline(60 * options.minutes)
     work = Path(options.work or tempfile.mkdtemp(prefix="mergeloom-gpu-")).resolve()
@@ -409,8 +438,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         session = Session(place, options.out.resolve())
         session.attempt("preparation", lambda: prepare(session))
         for part, do in steps(session, options):
-            session.attempt(part, do)
-            print(f"gpu: {part} ended after {deadline.passed:.0f} s", flush=True)
+            session.part(part, do)
         session.write()
     except OSError as error:
         print(f"gpu: {error}", file=sys.stderr)
@@ -433,8 +461,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mergekit", type=Path, metavar="DIR", help="environment, or wheels")
     parser.add_argument("--work", metavar="DIR", help="for all else, kept; default a temporary one")
     parser.add_argument("--minutes", type=float, default=8.0, metavar="N", help="default 8")
-    parser.add_argument("--parts", default=",".join(PARTS), metavar="NAMES", help="default all")
-    parser.add_argument("--untraced", action="store_true", help="leave out what the device did")
+    parser.add_argument("--parts", default=",".join(LIMITS), metavar="NAMES", help="default all")
     parser.add_argument("--shape", choices=list(SHAPES), default="1b")
     parser.add_argument("--large", choices=list(SHAPES), default="7b", metavar="SHAPE")
     parser.add_argument("--layers", type=int, default=8, metavar="N", help="of the large shape")

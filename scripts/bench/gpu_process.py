@@ -3,6 +3,7 @@
 python -m scripts.bench.gpu_process facts
 python -m scripts.bench.gpu_process merge --without-hardware BYTES CONFIG OUT ...
 python -m scripts.bench.gpu_process trace [--without-hardware BYTES] CONFIG OUT DEVICE
+python -m scripts.bench.gpu_process profile [--without-hardware BYTES] CONFIG OUT DEVICE
 python -m scripts.bench.gpu_process compare ONE OTHER
 
 All but a merge print one JSON document as their last line.
@@ -10,7 +11,9 @@ All but a merge print one JSON document as their last line.
 
 from __future__ import annotations
 
+import cProfile
 import json
+import pstats
 import sys
 import tempfile
 import time
@@ -26,6 +29,7 @@ from scripts.bench.gpu_trace import traffic
 
 _PIECE = 1 << 28
 _REPEAT = 20
+_FUNCTIONS = 40
 _BLOCK = 1 << 24
 """Elements compared at once."""
 
@@ -112,6 +116,44 @@ def trace(arguments: Sequence[str]) -> dict[str, Any]:
     return {"seconds": seconds, "traffic": asdict(traffic(events))}
 
 
+def profile(arguments: Sequence[str]) -> dict[str, Any]:
+    """A merge of a configuration into a directory, and what the thread that launches did meanwhile:
+    when it began and ended, in seconds after the start of the program, and the functions in which
+    it spent most time."""
+    given = list(arguments)
+    fake = _option(given, "--without-hardware")
+    if fake is not None:
+        without_hardware(int(fake))
+    config, output, device = given
+    worker: Any = import_module("mergeloom.engine.run.device_worker").DeviceWorker
+    opening: Any = import_module("mergeloom.engine.run.devices")
+    began, profiler, moments = time.perf_counter(), cProfile.Profile(), dict[str, float]()
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            moments[f"{name} begins"] = time.perf_counter() - began
+            try:
+                return function(*given)
+            finally:
+                moments[f"{name} ends"] = time.perf_counter() - began
+
+        return call
+
+    run = worker.run
+    worker.run = timed("worker", lambda self: profiler.runcall(run, self))
+    opening.open_device = timed("opening", opening.open_device)
+    opening.start_early(device)
+    import_module("mergeloom").merge(Path(config), output, device=device)
+    moments["merged"] = time.perf_counter() - began
+    stats: Any = pstats.Stats(profiler)
+    functions = sorted(stats.stats.items(), key=lambda item: -item[1][2])[:_FUNCTIONS]
+    rows = [
+        [f"{Path(file).name}:{line} {name}", calls, round(own, 3), round(total, 3)]
+        for (file, line, name), (_, calls, own, total, _) in functions
+    ]
+    return {"moments": moments, "functions": rows}
+
+
 def without_hardware(memory: int) -> None:
     """Let this process find a device of ``memory`` bytes that is this machine's processor."""
     fake: Any = import_module("tests.engine.fake_device")
@@ -182,6 +224,8 @@ def main(arguments: Sequence[str]) -> None:
         if what == "facts"
         else trace(rest)
         if what == "trace"
+        else profile(rest)
+        if what == "profile"
         else compare(Path(rest[0]), Path(rest[1]))
     )
     print("\n" + json.dumps(result))

@@ -86,10 +86,10 @@ class Result:
 
 
 def merge_command(place: Place, config: Path, output: Path, budget: str) -> list[str]:
-    """mergeloom's command for a ``budget``: ``cpu``, ``all``, or bytes of the device."""
+    """mergeloom's command for a ``budget``: ``cpu``, ``auto``, ``all``, or bytes of the device."""
     given = [str(config), str(output)]
-    given += ["--device", "cpu" if budget == "cpu" else place.device]
-    if budget not in ("cpu", "all"):
+    given += ["--device", budget if budget in ("cpu", "auto") else place.device]
+    if budget not in ("cpu", "auto", "all"):
         given += ["--vram", budget]
     if place.fake is not None and budget != "cpu":
         faked = ["--without-hardware", str(place.fake)]
@@ -132,7 +132,11 @@ def _told(result: Result, output: str) -> None:
     kept = ("placement", "wall_seconds", "measured", "run_warnings")
     result.more |= {key: report[key] for key in kept}
     there = sum(each["merges"] for each in report["placement"] if each["device"] != "cpu")
-    if result.budget != "cpu" and not there and result.method != "passthrough":
+    if result.budget == "auto":
+        chosen = {each["device"] for each in report["placement"]} - {"cpu"}
+        what = f"auto: {', '.join(sorted(chosen)) or 'cpu'}"
+        result.more["check"] = {"right": True, "what": what}
+    elif result.budget != "cpu" and not there and result.method != "passthrough":
         result.wrong = "nothing was computed on the device"
 
 

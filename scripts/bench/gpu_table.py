@@ -7,7 +7,7 @@ from typing import Any
 
 from scripts.bench.gpu_runs import Result
 
-_BUDGETS = ("all", "2GiB", "512MiB", "cpu")
+_BUDGETS = ("all", "2GiB", "512MiB", "cpu", "auto")
 _GIB = 1 << 30
 
 

@@ -27,6 +27,8 @@ class Traffic:
     down_seconds: float
     busy_seconds: float
     whole_seconds: float
+    kernels: Mapping[str, tuple[int, float]]
+    """Launches and seconds by kernel."""
 
     @property
     def overlap(self) -> float | None:
@@ -38,6 +40,7 @@ class Traffic:
 def traffic(events: Iterable[Mapping[str, Any]]) -> Traffic:
     """What the events of a trace, as Chrome reads it, say of the device."""
     kernels: list[Span] = []
+    by_name: dict[str, tuple[int, float]] = {}
     copies: dict[str, list[Span]] = {"up": [], "down": []}
     moved = {"up": 0, "down": 0}
     for event in events:
@@ -47,6 +50,8 @@ def traffic(events: Iterable[Mapping[str, Any]]) -> Traffic:
         kind, name = event.get("cat"), str(event.get("name", ""))
         if kind == "kernel":
             kernels.append(span)
+            count, seconds = by_name.get(name, (0, 0.0))
+            by_name[name] = count + 1, seconds + (span[1] - span[0]) * _MICRO
         elif kind == "gpu_memcpy":
             way = "up" if "HtoD" in name else "down" if "DtoH" in name else None
             if way is not None:
@@ -63,6 +68,7 @@ def traffic(events: Iterable[Mapping[str, Any]]) -> Traffic:
         down_seconds=covered(copies["down"]) * _MICRO,
         busy_seconds=covered(everything) * _MICRO,
         whole_seconds=(max(ends) - min(s for s, _ in everything)) * _MICRO if ends else 0.0,
+        kernels=by_name,
     )
 
 

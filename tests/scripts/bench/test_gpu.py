@@ -52,6 +52,7 @@ def test_a_trace_gives_launches_bytes_and_overlap() -> None:
         ]
     )
     assert (found.launches, found.up_bytes, found.down_bytes) == (2, 200, 50)
+    assert found.kernels["vectorized"] == (1, pytest.approx(10e-6))
     times = (found.kernel_seconds, found.up_seconds, found.down_seconds, found.busy_seconds)
     assert times == pytest.approx((14e-6, 20e-6, 5e-6, 25e-6))
     assert found.whole_seconds == pytest.approx(30e-6)
@@ -107,8 +108,8 @@ def test_the_table_has_a_line_for_each_merge_and_names_what_is_wrong() -> None:
     lines = table(results, {"1b ties": traced}).splitlines()
     assert len(lines) == 4
     ties = [cell.strip() for cell in lines[2].split("|")[1:-1]]
-    assert ties[3:9] == ["2.0 s", "", "3.0 s", "4.0 s", "11.0 s", "5.5x"]
-    assert ties[9:] == ["3.00 GiB", "7", "1.00 GiB", "0.00 GiB", "50%", "WRONG: OTHER BYTES"]
+    assert ties[3:10] == ["2.0 s", "", "3.0 s", "4.0 s", "", "11.0 s", "5.5x"]
+    assert ties[10:] == ["3.00 GiB", "7", "1.00 GiB", "0.00 GiB", "50%", "WRONG: OTHER BYTES"]
     assert "out of time" in lines[3]
     assert "failed" in lines[3]
     assert problems(results) == [
