@@ -3,7 +3,7 @@
 The compiler (NVRTC) comes with CUDA builds of torch, and as a separate package; torch itself is not
 loaded. Because it is large, it runs in a separate process, once per source and kind of device.
 
-    python -m mergeloom.engine.hardware.device_code SOURCE MAJOR MINOR > CODE
+    python -m mergeloom.engine.hardware.device_code MAJOR MINOR < SOURCE > CODE
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _folders() -> Iterator[Path]:
                 yield from sorted(Path(root).glob(pattern))
 
 
-def device_code(source: Path, capability: tuple[int, int]) -> bytes:
+def device_code(source: bytes, capability: tuple[int, int]) -> bytes:
     """The compiled code of a source for a compute capability (machine code, or PTX that the driver
     compiles).
 
@@ -67,21 +67,20 @@ def device_code(source: Path, capability: tuple[int, int]) -> bytes:
             "NVIDIA's run-time compiler is not installed: pip install 'mergeloom[cuda]', or "
             "a CUDA build of torch"
         )
-    content = source.read_bytes()
     settings = repr((library, _OPTIONS, capability, Path(__file__).stat().st_size))
-    digest = hashlib.sha256(content + settings.encode()).hexdigest()[:32]
+    digest = hashlib.sha256(source + settings.encode()).hexdigest()[:32]
     cached = cache_directory() / "cuda" / digest
     with contextlib.suppress(OSError):
         if is_private(cached) and is_private(cached.parent):
             check, _, code = cached.read_bytes().partition(b"\n")
             if hashlib.sha256(code).hexdigest().encode() == check:
                 return code
-    command = [sys.executable, "-m", __name__, str(source), *map(str, capability)]
+    command = [sys.executable, "-m", __name__, *map(str, capability)]
     try:
         done = subprocess.run(
             command,
             cwd=_ROOT,
-            stdin=subprocess.DEVNULL,
+            input=source,
             capture_output=True,
             timeout=_TIMEOUT_SECONDS,
             check=False,
@@ -126,10 +125,9 @@ def compiled(library: str, source: bytes, capability: tuple[int, int]) -> bytes:
     exactly = known[-1] == wanted
     kind = f"sm_{wanted}" if exactly else f"compute_{known[-1]}"
     program = ctypes.c_void_p()
-    name = ctypes.c_char_p(b"operations.cu")
     text = ctypes.c_char_p(source)
     _check(
-        nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None), program
+        nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, None, 0, None, None), program
     )
     options = [f"--gpu-architecture={kind}".encode(), *_OPTIONS]
     given = (ctypes.c_char_p * len(options))(*options)
@@ -166,13 +164,13 @@ def _check(nvrtc: Any, status: int, program: ctypes.c_void_p) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the compiled code of a source to standard output; returns the exit status."""
-    source, major, minor = arguments
+    """Compile standard input to standard output; returns the exit status."""
+    major, minor = arguments
     library = compiler()
     if library is None:
         return 1
     try:
-        code = compiled(library, Path(source).read_bytes(), (int(major), int(minor)))
+        code = compiled(library, sys.stdin.buffer.read(), (int(major), int(minor)))
     except MachineCodeError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -1,4 +1,4 @@
-// A CUDA device on this machine, for operations.cu: a block's threads are fibers that run one at a
+// A CUDA device on this machine, for the code in methods/ops/cuda: a block's threads are fibers that run one at a
 // time, in another order after every barrier, and lose the processor at some of the atomic
 // operations. What a barrier is missing for is thus read too early or too late.
 //
@@ -15,7 +15,7 @@
 #include <ucontext.h>
 
 #define KERNEL static void  // not extern: the C library has a step() too
-#define GIVEN const
+#define PARAM const
 #define DEVICE static inline
 #define SHARED static __attribute__((section("block_shared")))
 
@@ -147,26 +147,26 @@ extern "C" void map_memory(i64 from, i64 size) {
   emulated::mapped_to = from + size;
 }
 
-DEVICE int lane() { return emulated::now; }
-DEVICE int block() { return emulated::column; }
-DEVICE int blocks() { return emulated::columns; }
-DEVICE int block_row() { return emulated::row; }
-DEVICE void together() { emulated::leave(emulated::AT_BLOCK); }
-DEVICE void visible() {}
+DEVICE int thread() { return emulated::now; }
+DEVICE int block_index() { return emulated::column; }
+DEVICE int block_count() { return emulated::columns; }
+DEVICE int block_y() { return emulated::row; }
+DEVICE void sync_block() { emulated::leave(emulated::AT_BLOCK); }
+DEVICE void fence() {}
 
 DEVICE void pause() {
   if (emulated::random_number() % 64 == 0) emulated::leave(emulated::READY);
 }
-template <typename T> DEVICE void add(T *to, T more) { pause(); *to += more; }
-DEVICE u32 next(u32 *ticket) { pause(); return (*ticket)++; }
-DEVICE void raise_to(u32 *to, u32 least) { pause(); if (*to < least) *to = least; }
+template <typename T> DEVICE void atomic_add(T *to, T more) { pause(); *to += more; }
+DEVICE u32 take_ticket(u32 *ticket) { pause(); return (*ticket)++; }
+DEVICE void atomic_max(u32 *to, u32 least) { pause(); if (*to < least) *to = least; }
 
-DEVICE u32 highest_of_warp(u32 x) {
-  emulated::staged[lane()] = x;
+DEVICE u32 warp_max(u32 x) {
+  emulated::staged[thread()] = x;
   emulated::leave(emulated::AT_WARP);
   u32 most = 0;
   for (int i = 0; i < WARP; i++) {
-    u32 other = emulated::staged[lane() / WARP * WARP + i];
+    u32 other = emulated::staged[thread() / WARP * WARP + i];
     most = other > most ? other : most;
   }
   emulated::leave(emulated::AT_WARP);

@@ -23,7 +23,7 @@ from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.run.cuda_device import CudaMemory
 from mergeloom.engine.run.device import Device, Queue
-from mergeloom.methods.ops.cuda.arithmetic import SOURCE
+from mergeloom.methods.ops.cuda.arithmetic import source_code
 from mergeloom.methods.ops.cuda.ops import SIGNATURES, TYPES
 
 RUBBISH = 0xA5
@@ -45,7 +45,7 @@ def library() -> Any:
     assert COMPILER is not None
     folder = Path(mkdtemp(prefix="mergeloom-operations-"))
     target, source = folder / "operations.so", folder / "operations.cpp"
-    source.write_text(f'#include "{SOURCE}"\n' + "".join(map(_launcher, SIGNATURES)))
+    source.write_text(source_code().decode() + "".join(map(_launcher, SIGNATURES)))
     options = [
         "-O3",
         "-march=native",

@@ -16,7 +16,7 @@ from mergeloom.engine.hardware.device_code import compiler
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.assignment import Reason
 from mergeloom.methods.ops.arithmetic import COMPILED, TORCH
-from mergeloom.methods.ops.cuda.arithmetic import SOURCE
+from mergeloom.methods.ops.cuda.arithmetic import source_code
 from mergeloom.methods.ops.cuda.ops import SIGNATURES
 from tests.engine.fake_device import accelerator
 from tests.engine.host_cuda import HostDevice, needs_compiler
@@ -114,7 +114,7 @@ def test_every_method_agrees_with_the_cpu_and_with_every_budget(
 def test_nvidias_compiler_accepts_the_code(capability: tuple[int, int]) -> None:
     found = compiler()
     assert found is not None
-    code = device_code.compiled(found, SOURCE.read_bytes(), capability)
+    code = device_code.compiled(found, source_code(), capability)
     assert all(name.encode() in code for name in SIGNATURES)
 
 

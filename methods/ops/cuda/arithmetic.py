@@ -11,9 +11,10 @@ from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.graph.kernel import Arithmetic, Ops, Use
 from mergeloom.engine.hardware.machine_code import MachineCodeError
-from mergeloom.methods.ops.cuda.sizes import MOST_VECTORS
+from mergeloom.methods.ops.cuda.sizes import MAX_VECTORS
 
-SOURCE = Path(__file__).resolve().parent / "operations.cu"
+_PARTS = ("device", "sums", "counting", "choosing", "writing")
+"""The device's code: each file uses what is in earlier ones."""
 
 _OPERATIONS = frozenset(
     {
@@ -34,7 +35,7 @@ class CudaArithmetic(Arithmetic):
     name = "cuda 1"
 
     def can(self, use: Use) -> bool:
-        return use.operation in _OPERATIONS and use.vectors <= MOST_VECTORS
+        return use.operation in _OPERATIONS and use.vectors <= MAX_VECTORS
 
     def reads(self, dtype: DType) -> bool:
         return dtype in (BF16, F32)
@@ -66,21 +67,28 @@ class CudaArithmetic(Arithmetic):
 
     def open(self, operations: frozenset[str]) -> Callable[..., Ops]:
         from mergeloom.engine.hardware.device_code import device_code
-        from mergeloom.methods.ops.cuda.ops import SIGNATURES, CudaOps, workshop
+        from mergeloom.methods.ops.cuda.ops import SIGNATURES, CudaOps, workspace
 
         rooms: dict[int, Any] = {}
 
         def make(memory: Any, device: Any) -> Ops:
             if id(device) not in rooms:
                 try:
-                    code = device_code(SOURCE, device.capability)
+                    code = device_code(source_code(), device.capability)
                 except MachineCodeError as error:
                     raise RunError(f"'{device.name}' cannot be used: {error}") from error
                 device.load(code, list(SIGNATURES))
-                rooms[id(device)] = workshop(device)
+                rooms[id(device)] = workspace(device)
             return CudaOps(device, rooms[id(device)], memory)
 
         return make
+
+
+def source_code() -> bytes:
+    """The device's code as one source; the compiler's messages name file and line."""
+    folder = Path(__file__).resolve().parent
+    files = [f"{part}.cu" for part in _PARTS]
+    return b"".join(f'#line 1 "{name}"\n'.encode() + (folder / name).read_bytes() for name in files)
 
 
 def prepare_code(number: int) -> None:
@@ -93,7 +101,7 @@ def prepare_code(number: int) -> None:
     from mergeloom.engine.hardware.device_code import device_code
 
     try:
-        device_code(SOURCE, capability_of(number))
+        device_code(source_code(), capability_of(number))
     except (CudaError, MachineCodeError) as error:
         raise RunError(f"'cuda:{number}' cannot be used: {error}") from error
 

@@ -1,4 +1,4 @@
-"""`methods.ops.interface.Ops` on a CUDA device: each operation is one launch of `operations.cu`.
+"""`methods.ops.interface.Ops` on a CUDA device: each operation is one launch of the device's code.
 
 Results are `Pending` values until the tile is done. Operations without CUDA code raise
 NotImplementedError; planning keeps merges that need them on the CPU
@@ -18,7 +18,7 @@ from mergeloom.engine.memory.elements import Elements, ScratchArena
 from mergeloom.methods.ops.compiled_ops import CompiledOps
 from mergeloom.methods.ops.compiled_records import VectorRecord, address_and_size
 from mergeloom.methods.ops.cuda.pending import Pending, PendingArray, number_at, sums_at, value_of
-from mergeloom.methods.ops.cuda.sizes import MOST_BLOCKS, MOST_KEYS, MOST_VECTORS, WORKSHOP_BYTES
+from mergeloom.methods.ops.cuda.sizes import MAX_BLOCKS, MAX_KEYS, MAX_VECTORS, WORKSPACE_BYTES
 from mergeloom.methods.ops.interface import KeepRule, RandomBound, Vector, pairs
 from mergeloom.methods.ops.loops.sizes import ElementType
 
@@ -52,25 +52,25 @@ class Launcher(Protocol):
 
 
 class Vectors(ctypes.Structure):
-    """``struct Vectors`` of `operations.cu`."""
+    """``struct Vectors`` of the device's code."""
 
-    _fields_ = [("each", VectorRecord * MOST_VECTORS)]
+    _fields_ = [("each", VectorRecord * MAX_VECTORS)]
 
 
 class Keys(ctypes.Structure):
-    """``struct Keys`` of `operations.cu`."""
+    """``struct Keys`` of the device's code."""
 
     _fields_ = [
-        ("first", ctypes.c_int32 * (MOST_VECTORS + 1)),
-        ("high", ctypes.c_int32 * MOST_KEYS),
-        ("table", ctypes.c_int64 * MOST_KEYS),
+        ("first", ctypes.c_int32 * (MAX_VECTORS + 1)),
+        ("high", ctypes.c_int32 * MAX_KEYS),
+        ("table", ctypes.c_int64 * MAX_KEYS),
     ]
 
 
 class Tables(ctypes.Structure):
-    """``struct Tables`` of `operations.cu`."""
+    """``struct Tables`` of the device's code."""
 
-    _fields_ = [("each", ctypes.c_int64 * MOST_VECTORS)]
+    _fields_ = [("each", ctypes.c_int64 * MAX_VECTORS)]
 
 
 TYPES: Mapping[str, Any] = {
@@ -137,10 +137,10 @@ class CudaOps(CompiledOps):
 
     on_device = True
 
-    def __init__(self, device: Launcher, workshop: Memory, memory: Any) -> None:
+    def __init__(self, device: Launcher, workspace: Memory, memory: Any) -> None:
         ScratchArena.__init__(self, memory)
         self._device = device
-        self._workshop = workshop
+        self._workspace = workspace
         self._tables: list[CountTable] = []
 
     def at(self, memory: Memory, dtype: DType, count: int) -> Elements:
@@ -189,21 +189,21 @@ class CudaOps(CompiledOps):
         count = len(pairs(len(vectors)))
         place, keeper = self._device.cells(count)
         size = vectors[0].array.count
-        given = self._vectors(vectors), len(vectors), size, place, self._workshop.address
+        given = self._vectors(vectors), len(vectors), size, place, self._workspace.address
         self._call("dots", *given, rows=count)
         return sums_at(place, count, keeper)
 
     def _run_sums(self, vector: Vector, kept: KeepRule, squares: bool) -> Any:
         place, keeper = self._device.cells(2)
         described, size = self._vectors([vector], [kept]), vector.array.count
-        self._call("magnitudes", described, size, squares, place, self._workshop.address)
+        self._call("magnitudes", described, size, squares, place, self._workspace.address)
         return number_at(place, keeper), number_at(place + 8, keeper)
 
     def count_changed(self, vectors: Sequence[Vector], epsilon: float) -> Any:
         count, size = len(vectors), vectors[0].array.count
         place, keeper = self._device.cells(2 * count)
         described = self._vectors(vectors)
-        self._call("shared", described, count, size, epsilon, place, self._workshop.address)
+        self._call("shared", described, count, size, epsilon, place, self._workspace.address)
         return sums_at(place, 2 * count, keeper)
 
     def find_ranks(self, vector: Vector, ranks: Sequence[int], low: int) -> None:
@@ -214,7 +214,7 @@ class CudaOps(CompiledOps):
         for number, own in enumerate(counts):
             tables.each[number] = own.memory.address
         place, keeper = self._device.cells(count)
-        given = count, vectors[0].array.count, low, place, self._workshop.address
+        given = count, vectors[0].array.count, low, place, self._workspace.address
         self._call("count_high", self._vectors(vectors), tables, *given, rows=count)
         return [number_at(place + 8 * number, keeper) for number in range(count)]
 
@@ -230,13 +230,13 @@ class CudaOps(CompiledOps):
         at, count = 0, len(vectors)
         for number, (own, tables) in enumerate(zip(highs, counts, strict=True)):
             for high, table in zip(own, tables, strict=True):
-                if at == MOST_KEYS:  # no kernel needs more than 3 for each of the 16 models
-                    raise NotImplementedError(f"more than {MOST_KEYS} buckets on a device")
+                if at == MAX_KEYS:  # no kernel needs more than 3 for each of the 16 models
+                    raise NotImplementedError(f"more than {MAX_KEYS} buckets on a device")
                 keys.high[at], keys.table[at] = high, table.memory.address
                 at += 1
             keys.first[number + 1] = at
         place, keeper = self._device.cells(-(-at * rows // 2))
-        given = count, size, low, step, place, self._workshop.address
+        given = count, size, low, step, place, self._workspace.address
         self._call("count_low", self._vectors(vectors), keys, *given, rows=count)
         starts = (keys.first[number] for number in range(count))
         return [
@@ -249,7 +249,7 @@ class CudaOps(CompiledOps):
 
     def count_equal(self, vector: Vector, value: float) -> Any:
         place, keeper = self._device.cells(1)
-        given = vector.array.count, value, place, self._workshop.address
+        given = vector.array.count, value, place, self._workspace.address
         self._call("count_equal", self._vectors([vector]), *given)
         return number_at(place, keeper)
 
@@ -310,7 +310,7 @@ class CudaOps(CompiledOps):
         self._device.launch(name, _grid(name, signature, size, rows), THREADS, given)
 
     def _records(self, count: int) -> Any:
-        if count > MOST_VECTORS:
+        if count > MAX_VECTORS:
             raise NotImplementedError(f"{count} vectors at once on a device")
         return Vectors().each  # keeps the structure alive
 
@@ -337,11 +337,11 @@ def _grid(name: str, signature: Signature, size: int, rows: int) -> tuple[int, i
     if name == "end_of_equal":
         return 1, 1
     if signature.sums:
-        return min(-(-size // (THREADS * _EACH)), MOST_BLOCKS), rows or 1
+        return min(-(-size // (THREADS * _EACH)), MAX_BLOCKS), rows or 1
     return -(-size // THREADS), 1
 
 
-def workshop(device: Launcher) -> Memory:
+def workspace(device: Launcher) -> Memory:
     """Working memory shared by the launches on one device, one after the other."""
-    found: Memory = device.table(WORKSHOP_BYTES)
+    found: Memory = device.table(WORKSPACE_BYTES)
     return found
