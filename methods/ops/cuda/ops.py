@@ -95,6 +95,7 @@ SIGNATURES = {
     "choose": Signature("Vdqq", 3),
     "choose_by_rank": Signature("Vqqqqq", 4),
     "combine": Signature("Vqqqqdqqdqq", 10),
+    "count_changed": Signature("Vqqdqq", 2, True),
     "count_equal": Signature("Vqdqq", 1, True),
     "count_high": Signature("VTqqqqq", 3, True),
     "count_low": Signature("VKqqqqqq", 3, True),
@@ -104,7 +105,6 @@ SIGNATURES = {
     "end_of_equal": Signature("Vqdqq", 1),
     "magnitudes": Signature("Vqqqq", 1, True),
     "mark": Signature("Vqq", 1),
-    "shared": Signature("Vqqdqq", 2, True),
     "step": Signature("Vdqqqq", 5),
     "store": Signature("qqqqq", 1),
     "variance": Signature("Vqqq", 3),
@@ -203,7 +203,7 @@ class CudaOps(CompiledOps):
         count, size = len(vectors), vectors[0].array.count
         place, keeper = self._device.cells(2 * count)
         described = self._vectors(vectors)
-        self._call("shared", described, count, size, epsilon, place, self._workspace.address)
+        self._call("count_changed", described, count, size, epsilon, place, self._workspace.address)
         return sums_at(place, 2 * count, keeper)
 
     def find_ranks(self, vector: Vector, ranks: Sequence[int], low: int) -> None:

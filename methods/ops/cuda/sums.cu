@@ -57,7 +57,8 @@ KERNEL magnitudes(PARAM Vectors vectors, i64 size, i64 squares, i64 sums, i64 wo
   grid_sum(at<Workspace>(workspace), 1, rest, at<double>(sums) + 1);
 }
 
-KERNEL shared(PARAM Vectors vectors, i64 count, i64 size, double epsilon, i64 sums, i64 workspace) {
+KERNEL count_changed(PARAM Vectors vectors, i64 count, i64 size, double epsilon, i64 sums,
+                     i64 workspace) {
   float least = (float)epsilon;
   double larger[MAX_VECTORS], alone[MAX_VECTORS];
   for (int n = 0; n < count; n++) larger[n] = alone[n] = 0.0;
