@@ -368,8 +368,8 @@ def _most(runs: Sequence[_Run]) -> int | None:
 
 
 def _failure(program: str, result: Measured) -> str:
-    words = result.complaints.strip().splitlines()
-    return f"{program} ended with status {result.status}: {words[-1] if words else 'no words'}"
+    lines = result.complaints.strip().splitlines()
+    return f"{program} ended with status {result.status}: {lines[-1] if lines else 'no message'}"
 
 
 def _row(

@@ -179,8 +179,8 @@ def _merged(
     result = run(command, limit=each.limit, variables=VARIABLES, check=check)
     shutil.rmtree(output, ignore_errors=True)
     if result.status != 0:
-        words = result.complaints.strip().splitlines() or [f"status {result.status}"]
-        raise OSError(f"{each.method['name']} in {each.ram}: {words[-1]}")
+        lines = result.complaints.strip().splitlines() or [f"status {result.status}"]
+        raise OSError(f"{each.method['name']} in {each.ram}: {lines[-1]}")
     told, group = json.loads(result.output), result.group
     assert group is not None
     return {

@@ -101,8 +101,8 @@ def _digest(path: Path) -> str:
 def _failure(measured: Measured) -> str | None:
     if measured.status == 0:
         return None
-    words = measured.complaints.strip().splitlines()
-    return f"ended with status {measured.status}: {words[-1] if words else 'no words'}"
+    lines = measured.complaints.strip().splitlines()
+    return f"ended with status {measured.status}: {lines[-1] if lines else 'no message'}"
 
 
 def can_group() -> bool:

@@ -75,10 +75,10 @@ def _stacked(mounted: Path, shape: str) -> str:
     result = run([*command, "--quiet", "--json"], variables=VARIABLES)
     if result.status:
         raise OSError((result.complaints.strip().splitlines() or [f"status {result.status}"])[-1])
-    told = json.loads(result.output)
-    io, output = told["io"], told["output"]
+    report = json.loads(result.output)
+    io, output = report["io"], report["output"]
     return (
         f"{output['bytes'] / GB:.1f} GB in {len(output['shards'])} shards: "
         f"{io['cloned_bytes'] / GB:.3f} GB cloned, {io['copied_bytes']:,} bytes copied; "
-        f"{told['wall_seconds']:.1f} s, {result.seconds:.1f} s from start to end"
+        f"{report['wall_seconds']:.1f} s, {result.seconds:.1f} s from start to end"
     )

@@ -100,10 +100,10 @@ def _merged(work: Path, models: Sequence[Path], ram: str, limit: int) -> str:
     result = run([*command, "--ram", ram, "--quiet", "--json"], limit=limit, variables=VARIABLES)
     if result.status:
         raise OSError((result.complaints.strip().splitlines() or [f"status {result.status}"])[-1])
-    told, group = json.loads(result.output), result.group
+    report, group = json.loads(result.output), result.group
     assert group is not None
     return (
-        f"{told['vocabulary']['rows']:,} rows of {len(models)} models in {ram}: "
+        f"{report['vocabulary']['rows']:,} rows of {len(models)} models in {ram}: "
         f"{result.seconds:.1f} s, {result.peak_bytes / 2**20:.0f} MiB resident, "
-        f"{group.killed} killed, {told['io']['read_bytes'] / 1e9:.1f} GB read"
+        f"{group.killed} killed, {report['io']['read_bytes'] / 1e9:.1f} GB read"
     )

@@ -64,10 +64,10 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One merge; ``words`` describes its settings."""
+    """One merge; ``settings`` describes its settings."""
 
     family: str
-    words: str
+    settings: str
     document: Document
 
     @property
@@ -76,7 +76,7 @@ class Case:
         return str(self.document["merge_method"])
 
     def __str__(self) -> str:
-        return f"{self.family} {self.method} {self.words}".strip()
+        return f"{self.family} {self.method} {self.settings}".strip()
 
     def located(self, folder: Path, dtype: str) -> dict[str, Any]:
         """The configuration with the models of ``folder``, and with ``dtype`` for arithmetic and
@@ -258,20 +258,22 @@ def _configurations() -> Iterator[tuple[str, Document]]:
     yield "bfloat16", {**half, "out_dtype": "bfloat16"}
 
 
-def words_of(document: Document) -> str:
+def settings_of(document: Document) -> str:
     """Describe a merge of whole models: models and parameters, without the method."""
     models = [entry["model"] for entry in document["models"]]
-    words = [",".join(models)] if models != list(TUNES) else []
+    settings = [",".join(models)] if models != list(TUNES) else []
     if "base_model" in document and document["merge_method"] in ("nuslerp", "multislerp"):
-        words.append("base")
+        settings.append("base")
     names = dict.fromkeys(n for entry in document["models"] for n in entry.get("parameters", {}))
     for name in names:
         values = [entry["parameters"][name] for entry in document["models"]]
         same = all(value == values[0] for value in values)
-        words.append(f"{name}={json.dumps(values[0] if same else values, separators=(',', ':'))}")
+        settings.append(
+            f"{name}={json.dumps(values[0] if same else values, separators=(',', ':'))}"
+        )
     for name, value in document.get("parameters", {}).items():
-        words.append(f"{name}={json.dumps(value)}")
-    return " ".join(words)
+        settings.append(f"{name}={json.dumps(value)}")
+    return " ".join(settings)
 
 
 def cases() -> list[Case]:
@@ -282,7 +284,7 @@ def cases() -> list[Case]:
         for document in (*_averages(), *_sphere(), *_task_vectors(), *_swaps()):
             if family.whole or document["merge_method"] not in seen:
                 seen.add(document["merge_method"])
-                result.append(Case(name, words_of(document), document))
+                result.append(Case(name, settings_of(document), document))
         if family.shape is _TINY:
-            result += [Case(name, words, document) for words, document in _configurations()]
+            result += [Case(name, settings, document) for settings, document in _configurations()]
     return result

@@ -164,9 +164,9 @@ def _by_rank(
         return density + _EPSILON * (1 - 2 * ranks[name].double())
 
     parts = {"": (0.0, 1.0), " of the largest": (0.0, 0.1), " of the smallest": (0.9, 1.0)}
-    for words, (low, high) in parts.items():
+    for which, (low, high) in parts.items():
         looked_at = {n: (ranks[n] >= low) & (ranks[n] <= high) & (tune[n] != base[n]) for n in rows}
-        tenth = f"{words} tenth" if words else ""
+        tenth = f"{which} tenth" if which else ""
         yield _kept(draw, f"share kept{tenth}, density {density}", looked_at, base, chance)
 
 

@@ -155,8 +155,8 @@ def _unlike_errors(outcome: Outcome, models: Models) -> Verdict | None:
                 bool((tensor == inputs.base).all()) for tensor in inputs.others
             ):
                 return Verdict(outcome.case, reason="no change")
-    words = f"mergeloom: {ours or 'merged'}; mergekit: {theirs or 'merged'}"
-    return Verdict(outcome.case, failure=" ".join(words.split()))
+    text = f"mergeloom: {ours or 'merged'}; mergekit: {theirs or 'merged'}"
+    return Verdict(outcome.case, failure=" ".join(text.split()))
 
 
 def _tied(directory: Path) -> bool:

@@ -44,8 +44,8 @@ def run_mergekit(
     )
     answers = [json.loads(line)["error"] for line in done.stdout.splitlines()]
     if done.returncode != 0 or len(answers) != len(merges):
-        words = done.stderr.strip().splitlines()
-        raise OSError(f"mergekit ended early: {words[-1] if words else done.returncode}")
+        lines = done.stderr.strip().splitlines()
+        raise OSError(f"mergekit ended early: {lines[-1] if lines else done.returncode}")
     return answers
 
 

@@ -75,12 +75,12 @@ def results_table(verdicts: Sequence[Verdict]) -> str:
             if verdict.reason is not None:
                 counts[f"{verdict.reason} (cases)"] = counts.get(f"{verdict.reason} (cases)", 0) + 1
         angles = [each.apart for each in found if "float32 angles" in each.explained]
-        words = ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
+        explanations = ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
         lines.append(
             f"| `{method}` | {len(own)} | {sum(each.elements for each in found):,} "
             f"| {max((each.units for each in found), default=0.0):.2f} "
             f"| {f'{max(angles):,.0f}' if angles else '-'} "
-            f"| {max((each.error for each in found), default=0.0):.2f} | {words} |"
+            f"| {max((each.error for each in found), default=0.0):.2f} | {explanations} |"
         )
     return "\n".join(lines)
 

@@ -160,7 +160,7 @@ def _merged(
     """Merge every case with both programs, in the precision of the comparison ``what``."""
     for family in dict.fromkeys(case.family for case in chosen):
         located = [
-            Case(family, case.words, case.located(folder / family, _PRECISIONS[what]))
+            Case(family, case.settings, case.located(folder / family, _PRECISIONS[what]))
             for case in chosen
             if case.family == family
         ]
@@ -176,10 +176,10 @@ def _show(verdict: Verdict, tensors: bool) -> None:
         print(f"{mark} {verdict.case}: {verdict.failure or verdict.reason}", flush=True)
         return
     worst = max(verdict.tensors, key=lambda name: verdict.tensors[name].units)
-    words = [f"{verdict.tensors[worst].units:.2f} units in {worst}"]
-    words += [f"{name} in {count}" for name, count in verdict.explained.items()]
-    words += [text for text in (verdict.reason, verdict.failure) if text]
-    print(f"{mark} {verdict.case}: {'; '.join(words)}", flush=True)
+    parts = [f"{verdict.tensors[worst].units:.2f} units in {worst}"]
+    parts += [f"{name} in {count}" for name, count in verdict.explained.items()]
+    parts += [text for text in (verdict.reason, verdict.failure) if text]
+    print(f"{mark} {verdict.case}: {'; '.join(parts)}", flush=True)
     for name, found in verdict.tensors.items():
         if tensors or not found.sound:
             print(

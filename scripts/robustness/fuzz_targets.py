@@ -320,7 +320,7 @@ def _tokenizer(folder: Path) -> Callable[[bytes], object]:
     return attempt
 
 
-def _words(folder: Path) -> Callable[[bytes], object]:
+def _arguments(folder: Path) -> Callable[[bytes], object]:
     """Arguments of the command line: sizes and model references."""
     from mergeloom.planners.config.model_reference import parse_reference
     from mergeloom.report.units import parse_size
@@ -377,7 +377,7 @@ TARGETS: dict[str, Target] = {
     "journal": Target(_journal, _journal_checksums, 1.0),
     "manifest": Target(_manifest, share=1.0),
     "tokenizer": Target(_tokenizer, share=0.3),
-    "words": Target(_words, share=1.0),
+    "arguments": Target(_arguments, share=1.0),
 }
 
 

@@ -29,7 +29,7 @@ def file_source(path: Path) -> FileSource:
 
 
 @dataclass
-class Workshop:
+class GraphMaker:
     """Makes input files and collects tasks."""
 
     directory: Path

@@ -38,15 +38,15 @@ from tests.engine.kernels import (
     Transposed,
     Weighted,
 )
-from tests.engine.support import Paper, Workshop, job, sha256, source_name, spec, tensor_of
+from tests.engine.support import GraphMaker, Paper, job, sha256, source_name, spec, tensor_of
 
 SHAPES = [(1000, 777), (3,), (), (2, 1 << 20), (0, 4), (513, 1025)]
 
 
-def every_kind(workshop: Workshop, shapes: list[tuple[int, ...]]) -> Graph:
+def every_kind(maker: GraphMaker, shapes: list[tuple[int, ...]]) -> Graph:
     """Merges of every kind of kernel over inputs of several dtypes at odd offsets."""
-    make = workshop.builder.merge
-    inputs = [workshop.loads(dtype, shapes, gap) for dtype, gap in ((BF16, 24), (F16, 3), (F32, 8))]
+    make = maker.builder.merge
+    inputs = [maker.loads(dtype, shapes, gap) for dtype, gap in ((BF16, 24), (F16, 3), (F32, 8))]
     outputs: dict[str, tuple[Merge, DType]] = {}
     for number, shape in enumerate(shapes):
         own = [loads[number] for loads in inputs]
@@ -62,16 +62,16 @@ def every_kind(workshop: Workshop, shapes: list[tuple[int, ...]]) -> Graph:
         if shape:
             outputs[f"rows{number}"] = make([linear], RowMean(), "rows"), F32
         if len(shape) == 2:
-            outputs.update(spilled(workshop, outputs[f"nested{number}"][0], number))
+            outputs.update(spilled(maker, outputs[f"nested{number}"][0], number))
             outputs[f"whole{number}"] = make([own[0]], Transposed(), "whole"), F32
-    return workshop.graph(outputs)
+    return maker.graph(outputs)
 
 
 def spilled(
-    workshop: Workshop, value: Merge, number: int
+    maker: GraphMaker, value: Merge, number: int
 ) -> Iterator[tuple[str, tuple[Merge, DType]]]:
     """A computed value in other rows, and what is computed of that in other rows again."""
-    builder, rows = workshop.builder, backwards(value.shape[0])
+    builder, rows = maker.builder, backwards(value.shape[0])
 
     def rearranged(merge: Merge, numbers: list[int]) -> Load:
         load = builder.spill(merge)
@@ -106,24 +106,24 @@ def fixed_machine() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workshop, Graph, Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[GraphMaker, Graph, Path]:
     directory = tmp_path_factory.mktemp("job")
     (directory / "in").mkdir()
-    workshop = Workshop(directory / "in")
-    graph = every_kind(workshop, SHAPES)
+    maker = GraphMaker(directory / "in")
+    graph = every_kind(maker, SHAPES)
     jobs.run(job(graph), directory / "out", Options())
-    return workshop, graph, directory
+    return maker, graph, directory
 
 
-def test_results_equal_those_of_plain_numpy(made: tuple[Workshop, Graph, Path]) -> None:
-    workshop, graph, directory = made
+def test_results_equal_those_of_plain_numpy(made: tuple[GraphMaker, Graph, Path]) -> None:
+    maker, graph, directory = made
     found = {write.name: tensor_of(directory / "out", write).double() for write in graph.writes}
-    loads = [load for load in graph.loads if load in workshop.tensors]
+    loads = [load for load in graph.loads if load in maker.tensors]
     files = sorted({source_name(load) for load in loads})
     by_place = {(source_name(load), load.name.split(":")[1]): load for load in loads}
     for number, shape in enumerate(SHAPES):
         x, y, z = (
-            workshop.tensors[by_place[file, str(number)]].double().reshape(shape) for file in files
+            maker.tensors[by_place[file, str(number)]].double().reshape(shape) for file in files
         )
         flat = z.reshape(-1)
         first = flat * ((flat > 0) & ((flat > 0).cumsum(0) <= 1000))
@@ -168,7 +168,7 @@ def in_rows(tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("mode", list(IOMode))
 @pytest.mark.parametrize("least", [True, False])
 def test_budget_threads_and_io_change_no_byte(
-    made: tuple[Workshop, Graph, Path], tmp_path: Path, threads: int, mode: IOMode, least: bool
+    made: tuple[GraphMaker, Graph, Path], tmp_path: Path, threads: int, mode: IOMode, least: bool
 ) -> None:
     _, graph, directory = made
     ram = smallest(graph, threads) if least else None
@@ -187,7 +187,7 @@ def test_a_run_uses_the_schedule_of_its_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in").mkdir()
-    graph = every_kind(Workshop(tmp_path / "in"), [(30, 20)])
+    graph = every_kind(GraphMaker(tmp_path / "in"), [(30, 20)])
     made = schedule(graph, None, this_machine())
     again: list[Graph] = []
     monkeypatch.setattr(jobs, "schedule", lambda graph, *_: again.append(graph) or made)
@@ -201,10 +201,10 @@ def test_small_merges_that_run_together_change_no_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
-    make = workshop.builder.merge
+    maker = GraphMaker(tmp_path / "in")
+    make = maker.builder.merge
     shapes: list[tuple[int, ...]] = [(40, 30), (3,), (), (100, 100), (7, 1025)] * 8
-    inputs = [workshop.loads(dtype, shapes, gap) for dtype, gap in ((BF16, 24), (F16, 3), (F32, 8))]
+    inputs = [maker.loads(dtype, shapes, gap) for dtype, gap in ((BF16, 24), (F16, 3), (F32, 8))]
     outputs: dict[str, tuple[Merge, DType]] = {}
     for number, (one, two, three) in enumerate(zip(*inputs, strict=True)):
         positives = make([three], FirstPositives(1000), "positives")
@@ -216,7 +216,7 @@ def test_small_merges_that_run_together_change_no_byte(
             (positives, F32),
         )[number % 7 % 5]
         outputs[f"t{number}"] = merge, dtype
-    graph = workshop.graph(outputs)
+    graph = maker.graph(outputs)
     made = schedule(graph, None, this_machine())
     bundles = [len(group) for group in bundle_merges(made) if not isinstance(group, int)]
     assert sum(bundles) > 30 > len(bundles)
@@ -248,7 +248,7 @@ def test_drawn_shapes_and_budgets_change_no_byte(
 ) -> None:
     directory = tmp_path_factory.mktemp("drawn")
     (directory / "in").mkdir()
-    graph = every_kind(Workshop(directory / "in"), shapes)
+    graph = every_kind(GraphMaker(directory / "in"), shapes)
     jobs.run(job(graph), directory / "free", Options(machine=this_machine(2)))
     ram = smallest(graph, threads) + more * MIB
     jobs.run(job(graph), directory / "tight", Options(ram=ram, machine=this_machine(threads)))
@@ -262,10 +262,10 @@ def test_partly_resident_inputs_change_no_byte(
     monkeypatch.setattr("mergeloom.engine.plan.footprint.REQUEST_BYTES", 4 * MIB)
     monkeypatch.setattr("mergeloom.engine.plan.footprint.TILES_IN_FLIGHT", 1)
     (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
-    own = [workshop.loads(dtype, [(9, 1 << 19)], 8)[0] for dtype in (BF16, F32)]
-    statistic = workshop.builder.merge(own, Normalised(), "normalised")
-    graph = workshop.graph({"t": (workshop.builder.merge([statistic], Normalised(), "n"), BF16)})
+    maker = GraphMaker(tmp_path / "in")
+    own = [maker.loads(dtype, [(9, 1 << 19)], 8)[0] for dtype in (BF16, F32)]
+    statistic = maker.builder.merge(own, Normalised(), "normalised")
+    graph = maker.graph({"t": (maker.builder.merge([statistic], Normalised(), "n"), BF16)})
     budgets = [smallest(graph, 2) + more * MIB for more in range(0, 64, 6)]
     outputs = set()
     for ram in (None, *budgets):
@@ -295,7 +295,7 @@ def interrupted(graph: Graph, output: Path, after: int) -> None:
 
 
 def test_an_interrupted_run_continues_with_another_budget(
-    made: tuple[Workshop, Graph, Path], tmp_path: Path
+    made: tuple[GraphMaker, Graph, Path], tmp_path: Path
 ) -> None:
     _, graph, directory = made
     output = tmp_path / "out"
@@ -313,7 +313,7 @@ def test_an_interrupted_run_continues_with_another_budget(
 
 
 def test_a_finished_output_is_left_alone(
-    made: tuple[Workshop, Graph, Path],
+    made: tuple[GraphMaker, Graph, Path],
 ) -> None:
     _, graph, directory = made
     before = (directory / "out" / "out.bin").stat().st_mtime_ns
@@ -324,11 +324,11 @@ def test_a_finished_output_is_left_alone(
 
 def test_flipped_bits_are_found_and_merged_again(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
-    loads = workshop.loads(F32, [(1 << 20,)] * 6)
-    make = workshop.builder.merge
+    maker = GraphMaker(tmp_path / "in")
+    loads = maker.loads(F32, [(1 << 20,)] * 6)
+    make = maker.builder.merge
     outputs = {f"t{i}": (make([load], Weighted((2.0,)), "m"), F32) for i, load in enumerate(loads)}
-    graph = workshop.graph(outputs)
+    graph = maker.graph(outputs)
     jobs.run(job(graph), tmp_path / "whole", Options())
     output = tmp_path / "out"
 
@@ -350,7 +350,7 @@ def test_flipped_bits_are_found_and_merged_again(tmp_path: Path) -> None:
 
 
 def test_another_job_in_the_same_output_is_refused_by_what_differs(
-    made: tuple[Workshop, Graph, Path], tmp_path: Path
+    made: tuple[GraphMaker, Graph, Path], tmp_path: Path
 ) -> None:
     _, graph, directory = made
     identity = {"graph": graph.fingerprint(), "seed": "1"}
@@ -364,7 +364,9 @@ def test_another_job_in_the_same_output_is_refused_by_what_differs(
     assert sha256(tmp_path / "out") == sha256(directory / "out")
 
 
-def test_a_foreign_directory_is_refused(made: tuple[Workshop, Graph, Path], tmp_path: Path) -> None:
+def test_a_foreign_directory_is_refused(
+    made: tuple[GraphMaker, Graph, Path], tmp_path: Path
+) -> None:
     _, graph, _ = made
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
@@ -374,9 +376,9 @@ def test_a_foreign_directory_is_refused(made: tuple[Workshop, Graph, Path], tmp_
 
 def test_a_changed_input_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
-    (load,) = workshop.loads(F32, [(1 << 16,)])
-    graph = workshop.graph({"t": (workshop.builder.merge([load], Copy(), "c"), F32)})
+    maker = GraphMaker(tmp_path / "in")
+    (load,) = maker.loads(F32, [(1 << 16,)])
+    graph = maker.graph({"t": (maker.builder.merge([load], Copy(), "c"), F32)})
     os.utime(source_name(load), ns=(1, 1))
     with pytest.raises((RunError, LoomError), match="changed"):
         jobs.run(job(graph), tmp_path / "out", Options())
@@ -384,25 +386,25 @@ def test_a_changed_input_is_noticed(tmp_path: Path) -> None:
 
 def test_values_that_become_infinite_name_the_tensor(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
-    (load,) = workshop.loads(F32, [(1000,)])
-    merge = workshop.builder.merge([load], Weighted((1e6,)), "m")
-    graph = workshop.graph({"layer.weight": (merge, F16)})
+    maker = GraphMaker(tmp_path / "in")
+    (load,) = maker.loads(F32, [(1000,)])
+    merge = maker.builder.merge([load], Weighted((1e6,)), "m")
+    graph = maker.graph({"layer.weight": (merge, F16)})
     with pytest.raises(RunError, match=r"'layer\.weight'.*not finite as float16"):
         jobs.run(job(graph), tmp_path / "out", Options())
 
 
 def test_infinities_of_the_inputs_pass(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
-    (load,) = workshop.loads(F32, [(1000,)])
+    maker = GraphMaker(tmp_path / "in")
+    (load,) = maker.loads(F32, [(1000,)])
     content = bytearray(Path(source_name(load)).read_bytes())
     content[:8] = torch.tensor([float("inf"), float("nan")]).numpy().tobytes()
     status = os.stat(source_name(load))
     Path(source_name(load)).write_bytes(content)
     os.utime(source_name(load), ns=(status.st_atime_ns, status.st_mtime_ns))
-    merge = workshop.builder.merge([load], Weighted((2.0,)), "m")
-    graph = workshop.graph({"t": (merge, BF16)})
+    merge = maker.builder.merge([load], Weighted((2.0,)), "m")
+    graph = maker.graph({"t": (merge, BF16)})
     jobs.run(job(graph), tmp_path / "out", Options())
     found = tensor_of(tmp_path / "out", graph.writes[0])
     assert bool(found[0].isinf())
@@ -436,7 +438,7 @@ def test_a_killed_run_continues(tmp_path: Path, after: int) -> None:
     # The same inputs: the same files, read again under their own names.
     (tmp_path / "in").rename(tmp_path / "kept")
     (tmp_path / "in").mkdir()
-    graph = every_kind(Workshop(tmp_path / "in"), SHAPES[:4])
+    graph = every_kind(GraphMaker(tmp_path / "in"), SHAPES[:4])
     for path in (tmp_path / "in").iterdir():
         assert path.read_bytes() == (tmp_path / "kept" / path.name).read_bytes()
     jobs.run(job(graph), tmp_path / "out", Options())
@@ -446,14 +448,12 @@ def test_a_killed_run_continues(tmp_path: Path, after: int) -> None:
 
 def test_memos_are_reused_if_there_is_room_for_them(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
+    maker = GraphMaker(tmp_path / "in")
     shapes = [(40, 1 << 19), (700, 1111), (5,)]
-    inputs = [workshop.loads(BF16, shapes, gap) for gap in (8, 16)]
+    inputs = [maker.loads(BF16, shapes, gap) for gap in (8, 16)]
     kernel = Remembered((0.5, 0.25))
-    merges = [
-        workshop.builder.merge(list(loads), kernel, "m") for loads in zip(*inputs, strict=True)
-    ]
-    graph = workshop.graph({f"t{n}": (merge, BF16) for n, merge in enumerate(merges)})
+    merges = [maker.builder.merge(list(loads), kernel, "m") for loads in zip(*inputs, strict=True)]
+    graph = maker.graph({f"t{n}": (merge, BF16) for n, merge in enumerate(merges)})
     here = this_machine(2)
     least = schedule(graph, None, here).minimum_bytes
     ledgers = []
@@ -488,10 +488,10 @@ class Broken(Paper):
 def test_machine_code_that_fails_ends_the_run(tmp_path: Path, lacking: frozenset[str]) -> None:
     """Another arithmetic would give another result."""
     (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
-    inputs = [workshop.loads(BF16, [(4, 1 << 21)], gap)[0] for gap in (8, 16)]
-    merge = workshop.builder.merge(inputs, Remembered((0.5, 0.25)), "a")
-    graph = workshop.graph({"a": (merge, BF16)})
+    maker = GraphMaker(tmp_path / "in")
+    inputs = [maker.loads(BF16, [(4, 1 << 21)], gap)[0] for gap in (8, 16)]
+    merge = maker.builder.merge(inputs, Remembered((0.5, 0.25)), "a")
+    graph = maker.graph({"a": (merge, BF16)})
     here = replace(this_machine(2), arithmetic=Broken(lacking=lacking))
     told: list[frozenset[str]] = []
     with pytest.raises(RunError, match="cannot be built" if lacking else "cannot be loaded"):

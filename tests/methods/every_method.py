@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mergeloom.engine.base.dtypes import BF16, F16, F32, DType
 from mergeloom.engine.graph.graph import Graph, Merge
-from tests.engine.support import Workshop
+from tests.engine.support import GraphMaker
 from tests.methods.test_devices import VARIANTS, kernel_of
 
 SHAPES = {"rows": (900, 600), "wide": (27, 21000), "vector": (530_000,)}
@@ -19,13 +19,13 @@ def every_method(
 ) -> Graph:
     """A merge by every variant of every method, for every shape, to the dtypes in turn. The inputs
     are made in ``directory``; those of the first shapes do not depend on the others."""
-    workshop = Workshop(directory)
+    maker = GraphMaker(directory)
     outputs: dict[str, tuple[Merge, DType]] = {}
     for label in shapes:
         shape = SHAPES[label]
-        loads = [workshop.loads(dtype, [shape], gap=2)[0] for dtype in (BF16, BF16, F16, F32)]
+        loads = [maker.loads(dtype, [shape], gap=2)[0] for dtype in (BF16, BF16, F16, F32)]
         for number, (name, settings) in enumerate(VARIANTS):
             kernel, count = kernel_of(name, settings, shape)
-            merge = workshop.builder.merge(loads[:count], kernel, name)
+            merge = maker.builder.merge(loads[:count], kernel, name)
             outputs[f"{name}.{number}.{label}"] = merge, written[number % len(written)]
-    return workshop.graph(outputs)
+    return maker.graph(outputs)

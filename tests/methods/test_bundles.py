@@ -12,7 +12,7 @@ from mergeloom.engine.base.units import MIB
 from mergeloom.engine.graph.graph import Merge
 from mergeloom.engine.plan.bundles import bundle_merges
 from mergeloom.engine.plan.schedule import schedule
-from tests.engine.support import Workshop, job, sha256, spec
+from tests.engine.support import GraphMaker, job, sha256, spec
 from tests.methods.test_devices import VARIANTS, kernel_of
 
 SHAPES = ((24, 40), (300,), (130, 70))
@@ -21,15 +21,15 @@ SHAPES = ((24, 40), (300,), (130, 70))
 def test_a_bundle_gives_the_bytes_of_its_merges_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = Workshop(tmp_path)
+    maker = GraphMaker(tmp_path)
     outputs: dict[str, tuple[Merge, DType]] = {}
     for number, (name, settings) in enumerate(VARIANTS):
         for shape in SHAPES:
-            loads = [workshop.loads(dtype, [shape], gap=2)[0] for dtype in (BF16, BF16, F16, F32)]
+            loads = [maker.loads(dtype, [shape], gap=2)[0] for dtype in (BF16, BF16, F16, F32)]
             kernel, count = kernel_of(name, settings, shape)
-            merge = workshop.builder.merge(loads[:count], kernel, name)
+            merge = maker.builder.merge(loads[:count], kernel, name)
             outputs[f"{name}.{number}.{shape}"] = merge, (BF16, F32, F16)[number % 3]
-    graph = workshop.graph(outputs)
+    graph = maker.graph(outputs)
     machine = spec(2, 300 * MIB, 0)
     made = schedule(graph, None, machine)
     bundles = [group for group in bundle_merges(made) if not isinstance(group, int)]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from mergeloom.engine.output.side_files import SideFile
 from mergeloom.planners.config.load import parse_config
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.plan import Plan, make_plan
@@ -110,6 +111,17 @@ def plan_text(text: str, folder: Path, **options: Any) -> Plan:
 
 def made_of(tensor: TensorPlan) -> list[tuple[str, str]]:
     return [(item.model.name, item.tensor) for item in tensor.contributions]
+
+
+def side_file(plan: Plan, name: str) -> Any:
+    (found,) = [file for file in plan.side_files if file.name == name]
+    assert isinstance(found, SideFile)
+    content = b"".join(found.pieces())
+    return json.loads(content) if name.endswith(".json") else content.decode()
+
+
+def value(plan: Plan, tensor: str, parameter: str) -> object:
+    return plan.explain(tensor).settings[parameter].value
 
 
 STACK = """

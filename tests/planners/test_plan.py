@@ -1,15 +1,12 @@
+"""Plans of merges: slices, base models, filters, stages, modules, shards."""
+
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from mergeloom.engine.base.errors import CheckpointError, ConfigError, LoomError
-from mergeloom.engine.output.side_files import SideFile
-from mergeloom.planners.plan import Plan
+from mergeloom.engine.base.errors import ConfigError
 from tests.engine.support import source_name
 from tests.planners.support import (
     BOTH,
@@ -17,23 +14,13 @@ from tests.planners.support import (
     STACK,
     llama,
     llamas,
-    load_tensors,
     made_of,
     plan_text,
+    side_file,
     two,
+    value,
     write_checkpoint,
 )
-
-
-def side_file(plan: Plan, name: str) -> Any:
-    (found,) = [file for file in plan.side_files if file.name == name]
-    assert isinstance(found, SideFile)
-    content = b"".join(found.pieces())
-    return json.loads(content) if name.endswith(".json") else content.decode()
-
-
-def value(plan: Plan, tensor: str, parameter: str) -> object:
-    return plan.explain(tensor).settings[parameter].value
 
 
 def test_slices_are_stacked(tmp_path: Path) -> None:
@@ -197,172 +184,6 @@ def test_a_linear_merge_takes_no_weights_from_its_base_model(tmp_path: Path) -> 
     ]
 
 
-REFUSED = {
-    "beyond": (
-        "slices: [{sources: [{model: a, layer_range: [0, 9]}]}]\nmerge_method: passthrough",
-        "slices[0].sources[0]: layer_range [0, 9] is outside the model: 'a' has 4 layers",
-    ),
-    "reversed": (
-        "slices: [{sources: [{model: a, layer_range: [3, 1]}]}]\nmerge_method: passthrough",
-        "layer_range [3, 1] is reversed: 'a' has 4 layers",
-    ),
-    "lengths": (
-        "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]}]\n"
-        "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}",
-        "'a' gives 2 ([0, 2]), 'b' 3 ([0, 3]): to stack them, give each an entry of its own",
-    ),
-    "method": (
-        "models: [a, b]\nmerge_method: slurp",
-        "config.yml:2: merge_method: unknown merge method",
-    ),
-    "no base": (
-        "models: [a, b]\nmerge_method: slerp\nparameters: {t: 0.5}",
-        "'slerp' needs a base model: write 'base_model: MODEL' at the top level",
-    ),
-    "too many": (
-        "models: [b, c]\nmerge_method: slerp\nbase_model: a\nparameters: {t: 0.5}",
-        "'slerp' merges 1 model beside the base model 'a', here are 2: to merge 'b' with 'c', "
-        "write 'base_model: b', which is then one of the two",
-    ),
-    "too few on a base": (
-        "models: [a, {model: b, parameters: {weight: 1}}]\nmerge_method: nuslerp\nbase_model: a",
-        "'nuslerp' merges 2 models beside the base model 'a', here is 1",
-    ),
-    "no weight": (
-        "models: [{model: a, parameters: {weight: 1}}, b]\nmerge_method: linear",
-        "models[1]: 'linear' needs 'weight' of the model 'b': add 'parameters: {weight: ...}'",
-    ),
-    "absent": ("models: [nowhere/x]\nmerge_method: passthrough", "--model-dir nowhere/x=PATH"),
-    "not an id": (
-        "models: [./nowhere]\nmerge_method: passthrough",
-        "'./nowhere' is neither a directory nor a hub id",
-    ),
-    "adapter": ("models: [a+some/lora]\nmerge_method: passthrough", "--model-dir some/lora=PATH"),
-    "zero weights": (
-        "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: -1}}]\n"
-        "merge_method: linear",
-        "tensor 'model.embed_tokens.weight'",
-    ),
-    "module": ("modules: {text: {models: [a]}}\nmerge_method: passthrough", "no module 'text'"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_senseless_configurations_are_refused_by_name(tmp_path: Path, case: str) -> None:
-    llamas(tmp_path, "abc")
-    text, expected = REFUSED[case]
-    with pytest.raises(LoomError) as caught:
-        plan_text(text, tmp_path)
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_different_vocabularies_name_both_ways_out(tmp_path: Path) -> None:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1, vocabulary=40)
-    text = "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]\n"
-    text += "merge_method: linear"
-    with pytest.raises(CheckpointError) as caught:
-        plan_text(text, tmp_path)
-    message = str(caught.value)
-    assert "'model.embed_tokens.weight' (32x8 in 'a', 40x8 in 'b')" in message
-    assert "'lm_head.weight'" in message
-    assert "'tokenizer: {source: union}'" in message
-    assert "--allow-truncated-embeddings" in message
-    plan = plan_text(text, tmp_path, truncate_embeddings=True)
-    shapes = {write.name: write.shape for write in plan.graph.writes}
-    assert shapes["model.embed_tokens.weight"] == shapes["lm_head.weight"] == (32, 8)
-    assert plan.config["vocab_size"] == 32
-
-
-def test_other_shape_differences_are_listed_together(tmp_path: Path) -> None:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b", seed=1, width=12)
-    text = "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]\n"
-    with pytest.raises(CheckpointError, match=r"shapes differ in 39 tensors: .*; and 35 more"):
-        plan_text(text + "merge_method: linear", tmp_path)
-
-
-def test_integers_are_copied_with_their_type(tmp_path: Path) -> None:
-    for name, seed in (("a", 0), ("b", 1)):
-        llama(tmp_path / name, seed=seed)
-        tensors = load_tensors(tmp_path / name)
-        tensors["model.position_ids"] = torch.arange(5)
-        config = json.loads((tmp_path / name / "config.json").read_text())
-        write_checkpoint(tmp_path / name, tensors, config)
-    plan = plan_text(two() + "dtype: bfloat16", tmp_path)
-    tensor = plan.explain("model.position_ids")
-    assert (made_of(tensor), tensor.copied_because) == (
-        [("a", "model.position_ids")],
-        "it holds integers",
-    )
-    dtypes = {write.name: write.dtype.name for write in plan.graph.writes}
-    assert dtypes["model.position_ids"] == "int64"
-    (left,) = plan.unused
-    assert (left.model, left.names) == ("b", ("model.position_ids",))
-    assert left.reason == "integers are not merged: another model's are copied"
-    assert dtypes["model.norm.weight"] == "bfloat16"
-
-
-def test_integers_that_differ_are_reported(tmp_path: Path) -> None:
-    for name, seed in (("a", 0), ("b", 1)):
-        llama(tmp_path / name, seed=seed)
-        tensors = load_tensors(tmp_path / name)
-        tensors["model.position_ids"] = torch.arange(5) + seed
-        config = json.loads((tmp_path / name / "config.json").read_text())
-        write_checkpoint(tmp_path / name, tensors, config)
-    plan = plan_text(two(), tmp_path)
-    assert plan.warnings == (
-        "'model.position_ids' is not merged, because it holds integers, and differs between "
-        "models: copied from 'a'",
-    )
-
-
-def test_constants_that_differ_in_each_layer_are_reported_once(tmp_path: Path) -> None:
-    """Rotary frequencies that one of the models has rounded."""
-    for name, seed in (("a", 0), ("b", 1)):
-        llama(tmp_path / name, seed=seed)
-        tensors = load_tensors(tmp_path / name)
-        layers = sum(part.endswith("q_proj.weight") for part in tensors)
-        for i in range(layers):
-            tensors[f"model.layers.{i}.self_attn.rotary_emb.inv_freq"] = torch.ones(2) * (seed + 1)
-        config = json.loads((tmp_path / name / "config.json").read_text())
-        write_checkpoint(tmp_path / name, tensors, config)
-    (warning,) = plan_text(two(), tmp_path).warnings
-    assert warning == (
-        "'model.layers.0.self_attn.rotary_emb.inv_freq' is not merged, because it is a constant, "
-        "not a weight, and differs between models: copied from 'a', as are "
-        f"{layers - 1} more of its kind in other layers"
-    )
-
-
-def test_a_tensor_that_only_one_model_has_is_copied_and_reported(tmp_path: Path) -> None:
-    llamas(tmp_path, "ab")
-    tensors = load_tensors(tmp_path / "b")
-    tensors["model.layers.2.self_attn.q_proj.bias"] = torch.ones(8)
-    config = json.loads((tmp_path / "b" / "config.json").read_text())
-    write_checkpoint(tmp_path / "b", tensors, config)
-    words = "layer 2 of the output has 'self_attn.q_proj.bias' from layer 2 of 'b'"
-    with pytest.raises(CheckpointError, match=words):
-        plan_text(two(), tmp_path)
-    plan = plan_text(two(), tmp_path, allow_different_architectures=True)
-    tensor = plan.explain("model.layers.2.self_attn.q_proj.bias")
-    assert (made_of(tensor)[0][0], tensor.copied_because) == ("b", "only one model has it")
-    missing, unlike = plan.warnings
-    assert missing == (
-        "1 tensor is missing in 'a' and merged without it: 'model.layers.2.self_attn.q_proj.bias'"
-    )
-    assert words in unlike
-
-
-def test_models_of_another_architecture_are_refused(tmp_path: Path) -> None:
-    llama(tmp_path / "a")
-    names = [f"h.{i}.{part}.weight" for i in range(4) for part in ("attn", "mlp", "norm")]
-    write_checkpoint(tmp_path / "b", ["wte.weight", *names], {"n_layer": 4})
-    with pytest.raises(CheckpointError, match=r"'b' has no layers 'model\.layers\.N'.*'h\.N'"):
-        plan_text(two(), tmp_path)
-
-
 def test_stages_feed_each_other(tmp_path: Path) -> None:
     llamas(tmp_path, "abc")
     text = two() + "name: first\n---\nmerge_method: slerp\nbase_model: first\nmodels: [first, c]\n"
@@ -371,13 +192,6 @@ def test_stages_feed_each_other(tmp_path: Path) -> None:
     assert counts["merge"] == 2 * counts["write"]
     assert counts["load"] == 3 * counts["write"]
     assert made_of(plan.explain("model.norm.weight"))[0] == ("first", "model.norm.weight")
-
-
-def test_a_stage_without_a_name_cannot_be_used(tmp_path: Path) -> None:
-    llama(tmp_path / "a")
-    llama(tmp_path / "b")
-    with pytest.raises(ConfigError, match="two stages have no 'name'"):
-        plan_text(two() + "---\n" + two(), tmp_path)
 
 
 def test_modules_are_merged_each_in_their_own_way(tmp_path: Path) -> None:
@@ -476,26 +290,3 @@ def test_a_single_filter_may_be_written_without_a_list(tmp_path: Path) -> None:
         plan_text(text, tmp_path)
     text = text.replace("norm", "'*'")
     assert value(plan_text(text, tmp_path), "model.norm.weight", "t") == 0.25
-
-
-def test_errors_of_models_say_where_they_are_named(tmp_path: Path) -> None:
-    llama(tmp_path / "a")
-    text = "merge_method: linear\nmodels:\n  - {model: a}\n  - {model: ./nowhere}\n"
-    with pytest.raises(CheckpointError, match=r"^config.yml:4: models\[1\]: './nowhere' is nei"):
-        plan_text(text, tmp_path)
-    text = "merge_method: slerp\nmodels: [{model: a, parameters: {t: 0.5}}]\nbase_model: b/c\n"
-    with pytest.raises(CheckpointError, match=r"\nconfig.yml:3: base_model: 'b/c'"):
-        plan_text(text, tmp_path)
-
-
-def test_a_global_setting_under_a_model_is_an_error_that_says_where_it_belongs(
-    tmp_path: Path,
-) -> None:
-    llamas(tmp_path, "ab")
-    text = (
-        "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b, parameters: {t: 1}}]"
-    )
-    with pytest.raises(
-        ConfigError, match=r"models\[1\].parameters.t: 't' of 'slerp' applies to all"
-    ):
-        plan_text(text, tmp_path)

@@ -27,7 +27,7 @@ from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.storage.file_system import Files
 from mergeloom.engine.storage.files import FileReader, FileSource, FileWriter, write_file
 from mergeloom.engine.storage.source import IOMode
-from tests.engine.support import Workshop, file_source, job
+from tests.engine.support import GraphMaker, file_source, job
 
 ENTRIES = [FinishedTensor("a.bin", f"tensor-{i}", f"{i:032x}", 1 << 20) for i in range(5)]
 
@@ -121,9 +121,9 @@ def test_a_discarded_output_does_not_look_finished_however_it_is_interrupted(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
-    (load,) = workshop.loads(F32, [(100,)])
-    graph = workshop.graph({"t": (workshop.builder.merge([load], Copy(), "c"), F32)})
+    maker = GraphMaker(tmp_path / "in")
+    (load,) = maker.loads(F32, [(100,)])
+    graph = maker.graph({"t": (maker.builder.merge([load], Copy(), "c"), F32)})
     out = tmp_path / "out"
     jobs.run(job(graph), out, jobs.Options())
 
@@ -141,9 +141,9 @@ def test_a_discarded_output_does_not_look_finished_however_it_is_interrupted(
 
 def test_side_files_of_an_interrupted_run_are_discarded_too(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
-    (load,) = workshop.loads(F32, [(100,)])
-    graph = workshop.graph({"t": (workshop.builder.merge([load], Copy(), "c"), F32)})
+    maker = GraphMaker(tmp_path / "in")
+    (load,) = maker.loads(F32, [(100,)])
+    graph = maker.graph({"t": (maker.builder.merge([load], Copy(), "c"), F32)})
     side_files = [
         SideFile.from_content("template", b"one"),
         SideFile.from_content("tokenizer", b"two"),
@@ -166,9 +166,9 @@ def test_side_files_of_an_interrupted_run_are_discarded_too(tmp_path: Path) -> N
 
 def test_a_damaged_header_is_written_again(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
-    (load,) = workshop.loads(F32, [(100,)])
-    graph = workshop.graph({"t": (workshop.builder.merge([load], Copy(), "c"), F32)})
+    maker = GraphMaker(tmp_path / "in")
+    (load,) = maker.loads(F32, [(100,)])
+    graph = maker.graph({"t": (maker.builder.merge([load], Copy(), "c"), F32)})
     out = tmp_path / "out"
 
     class Stopping(Files):

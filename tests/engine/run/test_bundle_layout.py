@@ -12,16 +12,16 @@ from mergeloom.engine.plan.bundles import bundle_merges
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.run.bundle_layout import BundleLayout
 from tests.engine.kernels import Weighted
-from tests.engine.support import Workshop, spec
+from tests.engine.support import GraphMaker, spec
 
 
 def layout(tmp_path: Path, keep: slice) -> tuple[BundleLayout, int]:
     """That of a bundle of merges of two files, and the number of these merges."""
-    workshop = Workshop(tmp_path)
-    ones, others = (workshop.loads(dtype, [(50, 20)] * 30, 5) for dtype in (BF16, F32))
+    maker = GraphMaker(tmp_path)
+    ones, others = (maker.loads(dtype, [(50, 20)] * 30, 5) for dtype in (BF16, F32))
     pairs = list(zip(ones, others, strict=True))[keep]
-    merges = [workshop.builder.merge(pair, Weighted((0.5, 0.5)), "t") for pair in pairs]
-    graph = workshop.graph({f"t{n}": (merge, BF16) for n, merge in enumerate(merges)})
+    merges = [maker.builder.merge(pair, Weighted((0.5, 0.5)), "t") for pair in pairs]
+    graph = maker.graph({f"t{n}": (merge, BF16) for n, merge in enumerate(merges)})
     made = schedule(graph, None, spec(1, 50 * MIB, 0))
     bundle = max((each for each in bundle_merges(made) if not isinstance(each, int)), key=len)
     return BundleLayout.of(bundle), len(bundle)

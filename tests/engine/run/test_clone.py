@@ -26,7 +26,7 @@ from mergeloom.engine.run.outcome import Outcome, predicted
 from mergeloom.engine.storage.file_system import Files
 from mergeloom.engine.storage.source import IOMode
 from tests.engine.kernels import Weighted
-from tests.engine.support import Workshop, job, sha256, source_name, spec, tensor_of
+from tests.engine.support import GraphMaker, job, sha256, source_name, spec, tensor_of
 
 MACHINE = spec(2, 300 * MIB, 0)
 
@@ -57,9 +57,9 @@ SHAPES = [(1000, 1024), (8, 512), (700, 2048), (500, 1024), (77,), (300, 1024)]
 def graph_in(directory: Path) -> tuple[Graph, list[torch.Tensor]]:
     """Two runs of copies with offsets that agree, one copy without, and one merge."""
     (directory / "in").mkdir(parents=True)
-    workshop = Workshop(directory / "in")
-    loads = workshop.loads(BF16, SHAPES, gap=104)
-    make = workshop.builder.merge
+    maker = GraphMaker(directory / "in")
+    loads = maker.loads(BF16, SHAPES, gap=104)
+    make = maker.builder.merge
     outputs = {
         "a": (make([loads[0]], Copy(), "a"), BF16),
         "small": (make([loads[1]], Copy(), "small"), BF16),
@@ -70,9 +70,9 @@ def graph_in(directory: Path) -> tuple[Graph, list[torch.Tensor]]:
         "shifted": (make([loads[0]], Copy(), "a"), BF16),
     }
     header = b"head".ljust(4096 + 104)
-    tensors = [workshop.tensors[load] for load in loads]
+    tensors = [maker.tensors[load] for load in loads]
     expected = [*tensors[:3], 2 * tensors[3], *tensors[4:], tensors[0]]
-    return workshop.graph(outputs, header), expected
+    return maker.graph(outputs, header), expected
 
 
 def run(graph: Graph, output: Path, **options: object) -> Outcome:
@@ -183,11 +183,11 @@ def test_clones_need_one_file_system_that_shares(volume: Path, tmp_path: Path) -
 
 def test_conversions_and_small_copies_are_not_planned_as_clones(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
-    loads = workshop.loads(F32, [(4096,), (500,)], gap=4)
-    make = workshop.builder.merge
+    maker = GraphMaker(tmp_path / "in")
+    loads = maker.loads(F32, [(4096,), (500,)], gap=4)
+    make = maker.builder.merge
     outputs = {
         "cast": (make([loads[0]], Copy(), "cast"), BF16),
         "short": (make([loads[1]], Copy(), "short"), F32),
     }
-    assert list(possible_clones(workshop.graph(outputs))) == []
+    assert list(possible_clones(maker.graph(outputs))) == []

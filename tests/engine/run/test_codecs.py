@@ -20,7 +20,7 @@ from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Options
 from mergeloom.engine.plan.schedule import schedule
 from tests.engine.kernels import Normalised
-from tests.engine.support import Workshop, file_source, job, sha256, spec, tensor_of
+from tests.engine.support import GraphMaker, file_source, job, sha256, spec, tensor_of
 
 SHAPES = [(5, 768), (2100, 1024)]
 
@@ -39,19 +39,19 @@ def codes(kind: gguf.GGMLQuantizationType, shape: tuple[int, int], seed: int) ->
     return chance.integers(0, 256, (shape[0], row), dtype=np.uint8)
 
 
-def graph_of(workshop: Workshop, kinds: list[int]) -> tuple[Graph, dict[str, np.ndarray]]:
+def graph_of(maker: GraphMaker, kinds: list[int]) -> tuple[Graph, dict[str, np.ndarray]]:
     """Each kind copied and with its rows the other way round, and two normalised together."""
-    make, outputs, expected = workshop.builder.merge, {}, {}
+    make, outputs, expected = maker.builder.merge, {}, {}
     for number in kinds:
         kind, dtype = gguf.GGMLQuantizationType(number), GGML[number]
         for shape in SHAPES if dtype.code in ("Q4_1", "Q6_K") else SHAPES[:1]:
             stored = codes(kind, shape, number)
-            path = workshop.directory / f"{dtype.code}-{shape[0]}"
+            path = maker.directory / f"{dtype.code}-{shape[0]}"
             path.write_bytes(b"head" + stored.tobytes())
             tensor = StoredTensor.at(file_source(path), 4, dtype, shape)
             turned = tensor.rows(range(shape[0])[::-1])
             for name, each in ((path.name, tensor), (f"{path.name} turned", turned)):
-                load = workshop.builder.load_bytes(each.bytes, dtype, shape, name)
+                load = maker.builder.load_bytes(each.bytes, dtype, shape, name)
                 outputs[name] = make([load], Copy(), name), F32
             with np.errstate(all="ignore"):
                 values = gguf.dequantize(stored, kind)
@@ -59,7 +59,7 @@ def graph_of(workshop: Workshop, kinds: list[int]) -> tuple[Graph, dict[str, np.
             if dtype.code == "Q4_1":
                 both = [outputs[name][0].gather.inputs[0] for name in list(outputs)[-2:]]
                 outputs[f"{path.name} both"] = make(both, Normalised(), "both"), F32
-    return workshop.graph(outputs), expected
+    return maker.graph(outputs), expected
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_block_types_are_those_of_the_gguf_package() -> None:
 
 def test_values_are_those_of_the_gguf_package_at_every_budget(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    graph, expected = graph_of(Workshop(tmp_path / "in"), sorted(GGML))
+    graph, expected = graph_of(GraphMaker(tmp_path / "in"), sorted(GGML))
     least = schedule(graph, None, this_machine()).minimum_bytes
     digests = []
     for number, budget in enumerate((None, least, least + 3 * MIB)):
@@ -98,7 +98,7 @@ def test_values_are_those_of_the_gguf_package_at_every_budget(tmp_path: Path) ->
 
 def test_torch_decodes_the_same_values(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    graph, expected = graph_of(Workshop(tmp_path / "in"), [3, 14])
+    graph, expected = graph_of(GraphMaker(tmp_path / "in"), [3, 14])
     made = job(graph)
     torch_only = replace(made, arithmetic=made.torch)
     jobs.run(torch_only, tmp_path / "out", Options())

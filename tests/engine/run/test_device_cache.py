@@ -22,7 +22,7 @@ from mergeloom.engine.run.state import MergeRun, TileRun
 from tests.engine.fake_device import accelerator
 from tests.engine.kernels import FirstPositives, Normalised, RowMean
 from tests.engine.run.test_device_worker import PLENTY, Made, Opener, least, machine, run
-from tests.engine.support import Workshop, spec
+from tests.engine.support import GraphMaker, spec
 
 CPU = spec(2, 300 * MIB, 0)
 PASSES = 3
@@ -30,11 +30,11 @@ PASSES = 3
 
 def normalised(directory: Path, count: int, shape: tuple[int, ...] = (5, 700_001)) -> Graph:
     """Merges of three passes over three inputs each; all of their bytes are needed in each."""
-    workshop = Workshop(directory)
-    inputs = [workshop.loads(dtype, [shape] * count, gap=3) for dtype in (BF16, F16, F32)]
-    return workshop.graph(
+    maker = GraphMaker(directory)
+    inputs = [maker.loads(dtype, [shape] * count, gap=3) for dtype in (BF16, F16, F32)]
+    return maker.graph(
         {
-            f"{number}": (workshop.builder.merge(list(own), Normalised(), f"{number}"), BF16)
+            f"{number}": (maker.builder.merge(list(own), Normalised(), f"{number}"), BF16)
             for number, own in enumerate(zip(*inputs, strict=True))
         }
     )
@@ -42,17 +42,17 @@ def normalised(directory: Path, count: int, shape: tuple[int, ...] = (5, 700_001
 
 def deep(directory: Path) -> Graph:
     """Passes upon passes: rows of an odd length, prefixes, inputs that only late passes need."""
-    workshop = Workshop(directory)
+    maker = GraphMaker(directory)
     outputs = {}
     for shape in ((700, 1501), (3, 1 << 19), (40, 3)):
-        one, other, late = (workshop.loads(d, [shape], gap=1)[0] for d in (BF16, F32, F16))
-        make = workshop.builder.merge
+        one, other, late = (maker.loads(d, [shape], gap=1)[0] for d in (BF16, F32, F16))
+        make = maker.builder.merge
         rows = make([other], RowMean(), "rows")
         positives = make([other, one], FirstPositives(400_000), "positives")
         outputs[f"rows{shape}"] = make([rows, one], Normalised(), "a"), F32
         outputs[f"scanned{shape}"] = make([positives, one, late], Normalised(), "b"), F16
         outputs[f"late{shape}"] = make([make([one], Normalised(), "c"), late], RowMean(), "d"), BF16
-    return workshop.graph(outputs)
+    return maker.graph(outputs)
 
 
 def loaded(graph: Graph) -> int:

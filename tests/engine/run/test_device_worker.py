@@ -28,7 +28,7 @@ from mergeloom.engine.run.spilling import spill_files
 from mergeloom.engine.storage.source import IOMode, Reader, ReadOptions, Source
 from tests.engine.fake_device import FakeDevice, accelerator
 from tests.engine.kernels import FirstPositives, Normalised, Weighted
-from tests.engine.support import Workshop, job, spec
+from tests.engine.support import GraphMaker, job, spec
 from tests.engine.test_job import every_kind
 
 SHAPES = [(1000, 777), (3,), (), (2, 1 << 20), (0, 4), (513, 1025)]
@@ -117,7 +117,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    graph = every_kind(Workshop(tmp_path_factory.mktemp("in")), SHAPES)
+    graph = every_kind(GraphMaker(tmp_path_factory.mktemp("in")), SHAPES)
     return Made(graph, run(graph, spec(2, 300 * MIB, 0)).sink)
 
 
@@ -152,15 +152,15 @@ def test_no_budget_changes_a_byte(made: Made, threads: int, room: str, tight: bo
 
 def test_a_tile_passes_through_few_slots_in_many_chunks(tmp_path: Path) -> None:
     """Each chunk finds its slot as another has left it, with all that was there on its way."""
-    workshop = Workshop(tmp_path)
-    one, other = (workshop.loads(dtype, [(5 << 20,)])[0] for dtype in (BF16, F32))
-    make = workshop.builder.merge
+    maker = GraphMaker(tmp_path)
+    one, other = (maker.loads(dtype, [(5 << 20,)])[0] for dtype in (BF16, F32))
+    make = maker.builder.merge
     outputs = {
         "linear": (make([one], Weighted((0.5,)), "linear"), BF16),
         "normalised": (make([other, one], Normalised(), "normalised"), BF16),
         "positives": (make([other], FirstPositives(2_000_000), "positives"), F32),
     }
-    graph = workshop.graph(outputs)
+    graph = maker.graph(outputs)
     memory = least(graph)
     ran = run(graph, machine(accelerator(memory)), Opener())
     chunks = [(scheduled.chunk, scheduled.flow.tile) for scheduled in ran.schedule.merges]
@@ -203,13 +203,13 @@ def test_a_device_with_less_memory_than_planned_gives_the_same_bytes(
 
 def test_any_one_allocation_may_fail_without_changing_a_byte(tmp_path: Path) -> None:
     """Every single one, one run each; or all of the few that follow."""
-    workshop = Workshop(tmp_path)
+    maker = GraphMaker(tmp_path)
     shape = (2, 1 << 19)
-    one, other = (workshop.loads(dtype, [shape])[0] for dtype in (BF16, F32))
-    make = workshop.builder.merge
+    one, other = (maker.loads(dtype, [shape])[0] for dtype in (BF16, F32))
+    make = maker.builder.merge
     positives = make([other], FirstPositives(400_000), "positives")
     nested = make([positives, one], Normalised(), "nested")
-    graph = workshop.graph({"nested": (nested, F32)})
+    graph = maker.graph({"nested": (nested, F32)})
     expected = run(graph, spec(2, 300 * MIB, 0)).sink
     counted = Opener()
     run(graph, machine(accelerator(PLENTY)), counted)

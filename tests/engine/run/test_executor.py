@@ -19,7 +19,7 @@ from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.engine.job import Options
 from mergeloom.engine.run.executor import Executor
 from tests.engine.kernels import Moment
-from tests.engine.support import Workshop, job, spec
+from tests.engine.support import GraphMaker, job, spec
 
 
 @dataclass
@@ -74,9 +74,9 @@ def test_combining_statistics_does_not_hold_the_lock(
 
     monkeypatch.setattr(jobs, "Executor", Known)
     (tmp_path / "in").mkdir()
-    workshop = Workshop(tmp_path / "in")
-    (load,) = workshop.loads(F32, [(1600, 2000)])  # longer than one tile
-    merge: Merge = workshop.builder.merge([load], Scaled(watch), "scaled")
-    graph = workshop.graph({"scaled": (merge, F32)})
+    maker = GraphMaker(tmp_path / "in")
+    (load,) = maker.loads(F32, [(1600, 2000)])  # longer than one tile
+    merge: Merge = maker.builder.merge([load], Scaled(watch), "scaled")
+    graph = maker.graph({"scaled": (merge, F32)})
     jobs.run(job(graph), tmp_path / "out", Options(machine=spec(2, 300 * MIB, 0)))
     assert watch.free == {"combine": [True], "finalize": [True]}

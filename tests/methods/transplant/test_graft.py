@@ -18,7 +18,7 @@ from mergeloom.methods.transplant import ways
 from mergeloom.methods.transplant.graft import OWN, PADDING, GraftRows, RowKinds, Way
 from mergeloom.methods.transplant.well_trained import WellTrained
 from tests.engine.support import sha256, tensor_of
-from tests.methods.inputs.test_inputs import Desk, at_every_budget, close, machine, run
+from tests.methods.inputs.graphs import MemoryGraphMaker, at_every_budget, close, machine, run
 from tests.methods.transplant import oracle
 
 I32, F64 = BY_CODE["I32"], BY_CODE["F64"]
@@ -30,7 +30,7 @@ class Pair:
 
     def __init__(self, width: int = WIDTH, dtype: DType = BF16, atoms: int = ATOMS) -> None:
         random = np.random.default_rng(5)
-        self.desk = Desk()
+        self.maker = MemoryGraphMaker()
         self.kinds = np.full(ROWS, OWN, np.int32)
         places = random.permutation(ROWS - 10)
         self.missing = np.sort(places[:MISSING])
@@ -48,17 +48,17 @@ class Pair:
 
     def load(self, values: np.ndarray[Any, Any], dtype: DType | None = None) -> Load:
         dtype = dtype or self.dtype
-        return self.desk.load(torch.from_numpy(values).to(dtype.torch), dtype)
+        return self.maker.load(torch.from_numpy(values).to(dtype.torch), dtype)
 
     def merge(self, way: Way, *tables: Load, side: Sequence[Load] = ()) -> Merge:
         kinds = RowKinds(self.kinds.tobytes())
         rows = GraftRows(way, kinds, MISSING / ROWS, self.table.shape[1], padding=True)
         own = [self.load(self.table)]
-        return self.desk.builder.merge(own, rows, "embedding", side, tables)
+        return self.maker.builder.merge(own, rows, "embedding", side, tables)
 
     def once(self, merge: Merge, path: Path) -> torch.Tensor:
         """The result of one run."""
-        graph = self.desk.graph(merge, F32)
+        graph = self.maker.graph(merge, F32)
         run(graph, path / "free")
         return tensor_of(path / "free", graph.writes[0])
 
@@ -82,7 +82,7 @@ class Pair:
         budgets: bool = False,
     ) -> None:
         """The result is the table, with ``made`` for the missing tokens, by their numbers."""
-        found = at_every_budget(self.desk, merge, path) if budgets else self.once(merge, path)
+        found = at_every_budget(self.maker, merge, path) if budgets else self.once(merge, path)
         own = self.kinds == OWN
         assert np.array_equal(found[own].numpy(), self.table[own].astype(np.float32))
         mean = torch.from_numpy(self.table[own].mean(0))
@@ -112,7 +112,7 @@ def test_a_table_is_read_again_where_it_cannot_be_held(tmp_path: Path) -> None:
     tables = pair.tables()
     _, atoms, twins = (load.nbytes for load in tables)
     merge = pair.merge(ways.Pursuit(pair.space, 3), *tables)
-    graph = pair.desk.graph(merge, F32)
+    graph = pair.maker.graph(merge, F32)
     least = schedule(graph, None, machine(1)).minimum_bytes
     tight, ample = (schedule(graph, ram, machine(1)) for ram in (least, None))
     (placed,) = tight.merges

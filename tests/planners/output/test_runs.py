@@ -21,7 +21,7 @@ from tests.engine.plan.test_schedule import Disk
 MB = 1 << 20
 
 
-class Desk:
+class LayoutMaker:
     """Makes tensors that are copied from, or computed of, files of which one holds several."""
 
     def __init__(self) -> None:
@@ -72,24 +72,24 @@ def disagreeing(layout: Layout) -> int:
 def stack(layers: Sequence[int], most: int, extra: int = 0) -> tuple[Layout, int]:
     """Layers of 60 MB, of which two models have 20 in files of five, and a norm of ``extra`` bytes
     in each; the layout, and the bytes of the output."""
-    desk = Desk()
+    maker = LayoutMaker()
     numbers: dict[tuple[int, int], list[int]] = {}
     for model in (0, 1):
         for shard in range(4):
             name = f"{model}-{shard}"
-            desk.file(name, 8 + 8 * (100 * model + 7 * shard + 1))
+            maker.file(name, 8 + 8 * (100 * model + 7 * shard + 1))
             for layer in range(5 * shard, 5 * shard + 5):
-                parts = [desk.stored(name, size * MB) for size in (20, 40)]
+                parts = [maker.stored(name, size * MB) for size in (20, 40)]
                 if extra:
-                    parts.insert(1, desk.stored(name, extra))
+                    parts.insert(1, maker.stored(name, extra))
                 numbers[model, layer] = parts
     tensors = [
-        desk.copy(place, f"layers.{number}.{part}")
+        maker.copy(place, f"layers.{number}.{part}")
         for number, layer in enumerate(layers)
         for part, place in enumerate(numbers[layer // 20, layer % 20])
     ]
     layout = lay_out(tensors, most, {})
-    graph = desk.builder.build(layout.writes, layout.files)
+    graph = maker.builder.build(layout.writes, layout.files)
     verify(graph)
     return layout, sum(tensor.nbytes for tensor in tensors)
 
@@ -136,11 +136,11 @@ def test_tensors_that_fit_one_shard_are_in_one() -> None:
 
 
 def test_computed_tensors_stay_in_order() -> None:
-    desk = Desk()
-    desk.file("a", 8 + 8 * 99)
-    places = [desk.stored("a", 40 * MB) for _ in range(12)]
+    maker = LayoutMaker()
+    maker.file("a", 8 + 8 * 99)
+    places = [maker.stored("a", 40 * MB) for _ in range(12)]
     tensors = [
-        desk.copy(place, f"{n:02}", F32) if n % 3 == 2 else desk.merged(place, f"{n:02}")
+        maker.copy(place, f"{n:02}", F32) if n % 3 == 2 else maker.merged(place, f"{n:02}")
         for n, place in enumerate(places)
     ]
     layout = lay_out(tensors, 200 * MB, {})
@@ -166,20 +166,20 @@ def test_computed_tensors_stay_in_order() -> None:
 def test_any_layout_has_every_tensor_once_and_keeps_the_shard_size(
     entries: list[tuple[int, DType, int, str]], most: int
 ) -> None:
-    desk = Desk()
+    maker = LayoutMaker()
     for file in range(3):
-        desk.file(f"{file}", 8 + 8 * (77 * file + 1))
+        maker.file(f"{file}", 8 + 8 * (77 * file + 1))
     tensors = []
     for number, (file, dtype, elements, how) in enumerate(entries):
-        place = desk.stored(f"{file}", elements * dtype.size, dtype)
+        place = maker.stored(f"{file}", elements * dtype.size, dtype)
         if how == "merge" and dtype.floating:
-            tensors.append(desk.merged(place, f"{number}"))
+            tensors.append(maker.merged(place, f"{number}"))
         elif how != "skip":
-            tensors.append(desk.copy(place, f"{number}"))
+            tensors.append(maker.copy(place, f"{number}"))
         if how == "twice":
-            tensors.append(desk.copy(place, f"{number} again"))
+            tensors.append(maker.copy(place, f"{number} again"))
     layout = lay_out(tensors, most, {})
-    verify(desk.builder.build(layout.writes, layout.files))  # slots tile their files
+    verify(maker.builder.build(layout.writes, layout.files))  # slots tile their files
     assert sorted(w.name for w in layout.writes) == sorted(t.name for t in tensors)
     for write in layout.writes:
         assert write.offset % write.dtype.size == 0

@@ -16,7 +16,7 @@ from mergeloom.engine.base.errors import LoomError
 from tests.mergeloom.support import run
 from tests.methods.transplant import oracle
 from tests.planners.support import load_tensors
-from tests.planners.vocabulary.test_merges import EMBEDDING, HEAD, WIDTH, model
+from tests.planners.vocabulary.models import EMBEDDING, HEAD, WIDTH, model
 from tests.planners.vocabulary.tokenizers import OTHER, SPECIAL, TEXTS, add, tokenizer, train
 
 

@@ -4,151 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 import mergeloom
-from mergeloom.engine.base.errors import LoomError
-from mergeloom.planners.vocabulary.find import token_number
-from tests.mergeloom.support import merge_without_torch, run
-from tests.planners.support import llama_names, load_tensors, plan_text, write_checkpoint
-from tests.planners.vocabulary.tokenizers import OTHER, SPECIAL, TEXTS, add, tokenizer, train
-
-WIDTH = 8
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-WEIGHTS = {"a": 0.5, "b": 0.75, "c": 1.0}
-
-Row = torch.Tensor
-Models = Mapping[str, "Loaded"]
-
-
-class Loaded:
-    """A model's tokens and tables as they lie on disk."""
-
-    def __init__(self, directory: Path) -> None:
-        self.ids = dict(AutoTokenizer.from_pretrained(directory).get_vocab())
-        self.tensors = load_tensors(directory)
-
-    def row(self, table: str, token: str) -> Row | None:
-        rows = self.tensors.get(table, self.tensors[EMBEDDING])
-        number = self.ids.get(token)
-        return rows[number] if number is not None and number < len(rows) else None
-
-
-def model(directory: Path, seed: int, padding: int = 0, tied: bool = False, **config: Any) -> Path:
-    """Weights for the tokenizer in ``directory``, with ``padding`` rows more than tokens."""
-    rows = len(tokenizer(directory).ids) + padding
-    names = [name for name in llama_names(2) if not (tied and name == HEAD)]
-    shapes = {
-        "model.embed_tokens.weight": (rows, WIDTH),
-        "lm_head.weight": (rows, WIDTH),
-        "mlp.down_proj.weight": (WIDTH, 16),
-        "mlp.gate_proj.weight": (16, WIDTH),
-        "mlp.up_proj.weight": (16, WIDTH),
-    }
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name in names:
-        shape = next((s for end, s in shapes.items() if name.endswith(end)), (WIDTH, WIDTH))
-        shape = (WIDTH,) if "norm" in name else shape
-        tensors[name] = torch.randn(shape, generator=generator)
-    settings = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": WIDTH,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "vocab_size": rows,
-        "tie_word_embeddings": tied,
-        "torch_dtype": "float32",
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        **config,
-    }
-    return write_checkpoint(directory, tensors, settings)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three models: tokens that all have, that two have, that one has; ids and rows that differ."""
-    folder = tmp_path_factory.mktemp("models")
-    train(folder / "a", "bytes", TEXTS, SPECIAL, 400)
-    train(folder / "b", "bytes", OTHER + TEXTS[:1], SPECIAL, 340)
-    add(folder / "b", "<|im_start|>", special=True)
-    add(folder / "b", "<|im_end|>", special=True)
-    train(folder / "c", "bytes", TEXTS[1:] + OTHER, [*SPECIAL, "<pad>"], 380)
-    add(folder / "c", "<|im_end|>", special=True)
-    model(folder / "a", 1)
-    model(folder / "b", 2, padding=5)
-    model(folder / "c", 3)
-    return folder
-
-
-@pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    shutil.copytree(made, tmp_path / "models")
-    return tmp_path / "models"
-
-
-def merge(folder: Path, settings: str, base: str | None = None, method: str = "linear") -> Path:
-    listed = "".join(
-        f"  - {{model: {name}, parameters: {{weight: {weight}}}}}\n"
-        for name, weight in WEIGHTS.items()
-        if method == "linear" or name != base
-    )
-    head = f"base_model: {base}\n" if base else ""
-    text = f"merge_method: {method}\n{head}models:\n{listed}dtype: float32\n{settings}\n"
-    config = folder / "config.yml"
-    config.write_text(text)
-    out = folder / "out"
-    mergeloom.merge(config, out, search=[folder])
-    return out
-
-
-def usual(models: Models, base: str | None) -> Callable[[str, str, str], Row]:
-    """The rule for a token that model ``name`` may lack."""
-
-    def row(name: str, table: str, token: str) -> Row:
-        found = {n: r for n, m in models.items() if (r := m.row(table, token)) is not None}
-        if name in found:
-            return found[name]
-        if base in found:
-            return found[base]
-        return torch.stack(list(found.values())).mean(0) if found else torch.zeros(WIDTH)
-
-    return row
-
-
-def check(
-    folder: Path, out: Path, row: Callable[[str, str, str], Row], padding: int = 0
-) -> Mapping[str, int]:
-    """Compare every row of the output with the weighted mean of what ``row`` says; its ids."""
-    ids: Mapping[str, int] = AutoTokenizer.from_pretrained(out).get_vocab()
-    tensors = load_tensors(out)
-    total = sum(WEIGHTS.values())
-    config = json.loads((out / "config.json").read_text())
-    for table in (EMBEDDING, HEAD):
-        assert tensors[table].shape == (len(ids) + padding, WIDTH)
-        expected = torch.zeros(len(ids), WIDTH)
-        for name, weight in WEIGHTS.items():
-            tokens = sorted(ids, key=ids.__getitem__)
-            expected += weight / total * torch.stack([row(name, table, t) for t in tokens])
-        torch.testing.assert_close(tensors[table][: len(ids)], expected)
-        means = expected.mean(0).expand(padding, WIDTH)
-        torch.testing.assert_close(tensors[table][len(ids) :], means)
-    assert config["vocab_size"] == len(ids) + padding
-    assert all(torch.isfinite(t).all() for t in tensors.values())
-    loaded, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert loaded.get_input_embeddings().weight.shape[0] == len(ids) + padding
-    return ids
+from tests.mergeloom.support import merge_without_torch
+from tests.planners.support import load_tensors, plan_text, write_checkpoint
+from tests.planners.vocabulary.models import (
+    EMBEDDING,
+    HEAD,
+    WEIGHTS,
+    WIDTH,
+    Loaded,
+    Row,
+    check,
+    merge,
+    model,
+    usual,
+)
 
 
 @pytest.mark.parametrize("base", [None, "a", "b"])
@@ -391,116 +267,3 @@ def test_rows_of_a_stage_are_those_of_the_stage_by_itself(
     assert {name: tensor.numpy().tobytes() for name, tensor in found.items()} == {
         name: tensor.numpy().tobytes() for name, tensor in expected.items()
     }
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ("tokenizer_source: unoin", "did you mean 'union'"),
-        ("tokenizer_source: no/such", "not 'union', 'base' or the name of a model"),
-        ("tokenizer: {tokens: {x: {source: d}}}", "'d' is not a model of this merge"),
-        ("tokenizer: {tokens: {no-such: {source: a}}}", "'a' has no token 'no-such'"),
-        (
-            "tokenizer: {tokens: {x: {source: {kind: model_token, model: a, token_id: 9999}}}}",
-            "has no row for id 9999",
-        ),
-        ("chat_template: chatmll\ntokenizer: {}", "did you mean 'chatml'"),
-    ],
-)
-def test_invalid_tokenizer_settings_are_refused(folder: Path, settings: str, words: str) -> None:
-    text = f"merge_method: linear\nmodels: [a, b]\nparameters: {{weight: 1}}\n{settings}\n"
-    with pytest.raises(LoomError, match=words):
-        plan_text(text, folder)
-
-
-def test_a_first_model_without_tokenizer_is_refused(folder: Path) -> None:
-    (folder / "a" / "tokenizer.json").unlink()
-    text = "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\ntokenizer: {}\n"
-    with pytest.raises(LoomError, match="the first model 'a' has no tokenizer"):
-        plan_text(text, folder)
-
-
-def test_the_plan_counts_rows_by_origin(folder: Path) -> None:
-    text = (
-        "merge_method: linear\nmodels: [a, b, c]\nparameters: {weight: 1}\n"
-        "tokenizer: {pad_to_multiple_of: 32, tokens: {<|z|>: {source: {kind: zero}}}}\n"
-    )
-    plan = plan_text(text, folder)
-    found = plan.vocabulary
-    assert found is not None
-    ids = {name: Loaded(folder / name).ids for name in WEIGHTS}
-    everything = set().union(*ids.values())
-    assert found.tokens == len(everything) + 1
-    assert found.rows % 32 == 0
-    assert (found.source, found.added) == ("a", found.tokens - len(ids["a"]))
-    for model_rows, (name, own) in zip(found.models, ids.items(), strict=True):
-        assert model_rows.model == name
-        assert model_rows.origins["own"] == len(own)
-        assert model_rows.origins["zero"] == 1
-        assert model_rows.origins["padding"] == found.rows - found.tokens
-        assert sum(model_rows.origins.values()) == found.rows
-        assert model_rows.unused == (5 if name == "b" else 0)
-
-
-def test_the_plan_tells_the_origin_of_a_token(folder: Path) -> None:
-    text = "merge_method: linear\nmodels: [a, b, c]\nparameters: {weight: 1}\ntokenizer: {}\n"
-    plan = plan_text(text, folder)
-    ids = {name: Loaded(folder / name).ids for name in WEIGHTS}
-    assert plan.vocabulary is not None
-    number = token_number(plan.side_files, plan.vocabulary, "<|im_end|>")
-    out = merge(folder, "tokenizer: {}")
-    assert number == AutoTokenizer.from_pretrained(out).get_vocab()["<|im_end|>"]
-    a, b, c = plan.vocabulary.origins(number)
-    lent = (("b", ids["b"]["<|im_end|>"]), ("c", ids["c"]["<|im_end|>"]))
-    assert (a.model, a.origin, a.rows) == ("a", "mean", lent)
-    assert (b.origin, b.rows) == ("own", lent[:1])
-    assert (c.origin, c.rows) == ("own", lent[1:])
-    with pytest.raises(LoomError, match=r"no token '<\|im_stop\|>': did you mean '<\|im_start\|>'"):
-        token_number(plan.side_files, plan.vocabulary, "<|im_stop|>")
-    with pytest.raises(LoomError, match="no tokenizer settings"):
-        token_number((), None, "x")
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        {"model": {"vocab": {"x": 10**9, "y": 0}}},
-        {"model": {"vocab": [["x"], ["y", 0.5]], "type": "Unigram"}},
-        {"model": {"vocab": {"x": "1"}}},
-        {"model": [], "added_tokens": []},
-        {"model": {"vocab": {"x": 0}}, "added_tokens": [{"id": -1, "content": "y"}]},
-    ],
-)
-def test_invalid_tokenizers_are_refused(folder: Path, document: dict[str, Any]) -> None:
-    (folder / "b" / "tokenizer.json").write_text(json.dumps(document))
-    text = "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\ntokenizer: {source: b}\n"
-    with pytest.raises(LoomError):
-        plan_text(text, folder)
-
-
-def test_an_invalid_padding_is_refused(folder: Path) -> None:
-    text = "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\n"
-    with pytest.raises(LoomError, match="far too many"):
-        plan_text(text + "tokenizer: {pad_to_multiple_of: 1000000000000}", folder)
-
-
-def test_plan_and_explain_report_the_vocabulary(folder: Path) -> None:
-    text = "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\ntokenizer: {}\n"
-    (folder / "config.yml").write_text(text)
-    options = (folder / "config.yml", "--search-dir", folder)
-    shown = run("plan", *options).stdout
-    assert "tokenizer of 'a', " in shown
-    assert "only owner's" in shown
-    found = json.loads(run("plan", *options, "--json").stdout)["vocabulary"]
-    assert found["tokens"] == found["rows"] == sum(found["models"][0]["origins"].values())
-    token = json.loads(run("explain", *options, "--token", "<|im_start|>", "--json").stdout)[
-        "token"
-    ]
-    row = Loaded(folder / "b").ids["<|im_start|>"]
-    assert token["models"][0] == {
-        "model": "a",
-        "origin": "only",
-        "words": "the only model's that has the token",
-        "rows": [{"model": "b", "row": row}],
-    }
-    assert f"row {row} of b" in run("explain", *options, "--token", "<|im_start|>").stdout
