@@ -211,16 +211,27 @@ def declared_layers(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...]
 
 
 def beside_layers(tower: Tower) -> Iterator[str]:
-    """Prefixes of numbered weights in the same module as a tower's layers and of the same number
-    (CLVP's ``group_norms``, one after each of the ``mel_attn_blocks``)."""
+    """Prefixes of numbered weights that belong to a tower's layers.
+
+    They are in the same module and of the same number (CLVP's ``group_norms``, one after each of
+    the ``mel_attn_blocks``), or lists of weights, one for each layer or each but the first, in a
+    module beside the layers (Inkling 2's ``attn_res``).
+    """
     module = tower.prefix.rstrip(".").rpartition(".")[0]
     found: dict[str, set[int]] = defaultdict(set)
+    bare: set[str] = set()
     for name in (*tower.before, *tower.after):
         parts = _split(name)
-        if parts is not None and parts.prefix.rstrip(".").rpartition(".")[0] == module:
+        if parts is None or not parts.prefix.startswith(f"{module}." if module else ""):
+            continue
+        inside = parts.prefix.rstrip(".").rpartition(".")[0]
+        if not parts.suffix:
+            bare.add(parts.prefix)
+        if inside == module or not parts.suffix:
             found[parts.prefix].add(parts.layer)
     for prefix, numbers in found.items():
-        if tower.layers > 1 and numbers == set(range(tower.layers)):
+        fewer = {tower.layers, tower.layers - 1} if prefix in bare else {tower.layers}
+        if tower.layers > 1 and len(numbers) in fewer and numbers == set(range(len(numbers))):
             yield prefix
 
 
@@ -241,8 +252,10 @@ def _stacks(split: Mapping[str, LayerName], config: Mapping[str, Any]) -> dict[s
         found[parts.prefix][parts.layer].append(parts.suffix)
     stacks = {}
     for prefix, layers in found.items():
-        if set(layers) != set(range(len(layers))):
-            continue
+        if set(layers) != set(range(len(layers))) or all(
+            layer == [""] for layer in layers.values()
+        ):
+            continue  # a list of weights is no stack of layers
         rich = len(layers) > 1 and min(len(layer) for layer in layers.values()) > 2
         rich = rich and _PART.search(prefix) is None
         counted = len(layers) in declared and _NO_STACK.search(prefix) is None
@@ -312,6 +325,10 @@ def _in_stack(parts: LayerName | None, stacks: Mapping[str, Stack]) -> bool:
 Path = tuple[str, ...]
 
 
+_OTHER_SENSES = re.compile(r"vision|visual|image|video|audio|speech")
+"""Parts of prefixes of towers that process no tokens."""
+
+
 def _territories(
     stacks: Mapping[str, Stack], embedding: str
 ) -> tuple[dict[Path, str], dict[str, str], str]:
@@ -325,9 +342,10 @@ def _territories(
     titles: dict[str, str] = {}
     paths = {prefix: tuple(prefix.rstrip(".").split(".")) for prefix in stacks}
 
-    def rank(prefix: str) -> tuple[int, int, str]:
+    def rank(prefix: str) -> tuple[int, bool, int, str]:
         size = sum(len(layer) for layer in stacks[prefix])
-        return _shared_parts(prefix, embedding), size, prefix
+        words = not embedding or _OTHER_SENSES.search(prefix) is None
+        return _shared_parts(prefix, embedding), words, size, prefix
 
     def divide(prefixes: Sequence[str], depth: int, title: Path) -> None:
         while len({paths[prefix][: depth + 1] for prefix in prefixes}) == 1 and all(

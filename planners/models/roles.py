@@ -17,7 +17,7 @@ _AFTER = re.compile(
     r"|pred_layer|score|(pre_)?classifiers?|classification_head|(\w+_)?pooler|qa_outputs|logits_proj"
     r"|sequence_summary|final_logits_bias|proj_out|project_out|output|output_projection|output_layer"
     r"|vocab_(projector|transform|layer_norm)|altup_unembed_projections|final_(linear|layer|proj)"
-    r"|mtp(_\w+)?|regression_layer|gating|reward_\w+|custom_text_proj"
+    r"|mtp(_\w+)?|text_projection|regression_layer|gating|reward_\w+|custom_text_proj"
 )
 """Modules other than norms that act after the layers, as those that predict further tokens do."""
 
@@ -29,11 +29,12 @@ _EARLY_NORM = re.compile(
 """Name parts of norms that act before the layers."""
 
 _FINAL_NORM = re.compile(r"embedding_norm|emb_layer_norm_after")
-"""Final norms with misleading names (LFM2, ESM)."""
+"""Final norms with misleading names (LFM2, ESM); BigBird-Pegasus has BART's name for its own."""
 
 _EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|wte|(word|tok|token|tokens|input|text)_?embed(ding)?s?|tokens_embed|embed_text_tokens"
-    r"|embed_in|embed|shared|embeddings?|word_embed|embed_tokens\.embed|transformer\.w|w)\.weight$"
+    r"|embed_in|embed|shared|embeddings?|word_embed|embed_tokens\.embed|transformer\.w|w)"
+    r"(\.weight|\.parametrizations\.weight\.original)$"  # Jina v3's, with adapters of tasks
     r"|(^|\.)wte\.embedding$"  # Molmo's, a parameter and no module
 )
 _HEAD = re.compile(
@@ -75,6 +76,8 @@ def acts_after(name: str, prefix: str, names: Collection[str], config: Mapping[s
     if len(inner) > 1 or _NORM.search(norm) is None:
         return False
     if _FINAL_NORM.fullmatch(norm):
+        return True
+    if norm == "layernorm_embedding" and config.get("model_type") == "bigbird_pegasus":
         return True
     if _EARLY_NORM.search(norm):
         return False
@@ -118,7 +121,7 @@ def token_embedding(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> s
 
 
 def _is_embedding(name: str) -> bool:
-    inner = ".".join(name.split(".")[-3:])
+    inner = ".".join(name.removesuffix(".parametrizations.weight.original").split(".")[-3:])
     return _EMBEDDING.search(name) is not None and _NOT_WORDS.search(inner) is None
 
 

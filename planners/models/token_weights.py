@@ -80,7 +80,12 @@ def token_weights(
 
 
 def declared_tied(config: Mapping[str, Any]) -> bool | None:
-    """``tie_word_embeddings`` in a configuration; the outermost value counts."""
+    """``tie_word_embeddings`` in a configuration; the outermost value counts.
+
+    ``None`` for LUKE, whose class ties predictions of entities by it, and no head over tokens.
+    """
+    if config.get("model_type") == "luke":
+        return None
     level: list[Mapping[str, Any]] = [config]
     while level:
         for place in level:

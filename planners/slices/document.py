@@ -25,6 +25,7 @@ from mergeloom.planners.slices.doubts import (
     check_required,
     slice_levels,
     warn_of_empty,
+    warn_of_ends,
     warn_of_idle,
     warn_of_positions,
 )
@@ -306,6 +307,7 @@ def _towers(
         if len(slices) == len(module.slices):
             warn_of_empty(slices, module, findings)
             warn_of_positions(tower, slices, findings)
+            warn_of_ends(tower, slices, findings)
         towers.append(TowerPlan(tower, tuple(slices), module))
     return towers
 

@@ -129,6 +129,35 @@ _FOR_ALL_LAYERS = re.compile(
 )
 """Weights that the attention of every layer of a tower adds: relative positions."""
 
+_BEFORE_ALL = re.compile(_FOR_ALL_LAYERS.pattern + r"|pre_ln|position_bias")
+"""Weights that are stored in the first layer and hold for all, or act before all (RWKV)."""
+
+
+def warn_of_ends(tower: Tower, slices: Sequence[Slice], findings: Findings) -> None:
+    """Find layers that lose, or get, a weight that only the first or the last layer has (the bias
+    of the last attention of GPT-NeoX Japanese)."""
+    depth = sum(part.length for part in slices)
+    for end, place in (("first", 0), ("last", depth - 1)):
+        for part in slices:
+            for source in part.sources:
+                suffixes = [s for s in getattr(source.tower, end) if not _BEFORE_ALL.search(s)]
+                special = 0 if end == "first" else source.tower.layers - 1
+                layers = range(source.start, source.stop)
+                here = source.start + place - part.first
+                loses = special in layers and here != special
+                gets = here in layers and here != special
+                if suffixes and (loses or gets):
+                    what = "has it no longer" if loses else "gets it"
+                    findings.warn(
+                        part.entry.place,
+                        f"only the {end} layer of a model like '{source.model.name}' has "
+                        f"'{suffixes[0].lstrip('.')}': layer {special if loses else here} of it "
+                        f"{what}, and computes something else than before",
+                        f"keep that layer the {end} one",
+                        "positions",
+                    )
+                    return
+
 
 def warn_of_positions(tower: Tower, slices: Sequence[Slice], findings: Findings) -> None:
     """Find layers that get the relative positions of another model than they are from."""

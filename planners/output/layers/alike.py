@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from mergeloom.planners.output.layers import keys
+from mergeloom.planners.output.layers.described import Description
 from mergeloom.planners.output.layers.homes import values
 from mergeloom.planners.output.layers.stack import Edit
+
+_Kind = TypeVar("_Kind", bound=Hashable)
 
 
 def refuse_unexplained(edit: Edit) -> None:
@@ -16,29 +20,41 @@ def refuse_unexplained(edit: Edit) -> None:
     sets = [frozenset(layer) for layer in edit.donor.tower.suffixes]
     if len(set(sets)) == 1:
         return
-    kinds = _kinds(edit)
+    known = _kinds(edit, edit.donor)
+    kinds: list[Hashable] = known if known is not None else [()] * len(sets)
     depth, new = len(sets), edit.tower.depth
     if _function(kinds, sets) is not None:
         return
-    placed = _function([(kind, _end(i, depth)) for i, kind in enumerate(kinds)], sets)
-    inner = (
-        {} if placed is None else {kind: placed[kind, ""] for kind in kinds if (kind, "") in placed}
-    )
+    placed = _function(_placed(kinds), sets)
+    others: dict[str, list[Hashable] | None] = {edit.donor.model: kinds}
+    for of in {origin.of.model: origin.of for origin in edit.tower.origins}.values():
+        if of.model not in others:
+            others[of.model] = theirs = _kinds(edit, of) if known is not None else None
+            more = theirs and _function(_placed(theirs), list(map(frozenset, of.tower.suffixes)))
+            placed = {**(more or {}), **placed} if placed is not None else None
     for i, origin in enumerate(edit.tower.origins):
-        if origin.of is not edit.donor:
+        theirs = others[origin.of.model]
+        if theirs is None:
             continue
-        kind = kinds[origin.layer]
-        needed = (placed or {}).get((kind, _end(i, new)), inner.get(kind))
+        layer = frozenset(origin.of.tower.suffixes[origin.layer])
+        needed = None if placed is None else _at(placed, theirs[origin.layer], _end(i, new))
+        if needed is None and origin.of is not edit.donor:
+            continue
         if needed is None and placed is None and origin.layer == i and new == depth:
             needed = sets[i]
-        if needed != sets[origin.layer]:
-            odd = sorted(
-                sets[origin.layer] ^ (needed or next(s for s in sets if s != sets[origin.layer]))
+        if needed != layer:
+            odd = min(layer ^ (needed or next(s for s in sets if s != layer)))
+            told = f"'{odd.lstrip('.')}'"
+            why = (
+                f"whose tensors differ from those of other layers ({told}), and nothing known in "
+                "config.json says which layers are of which kind"
             )
+            if needed is not None and placed is not None:
+                place = f"the {_end(i, new)}" if _end(i, new) else "an inner"
+                has = "has" if odd in layer else "lacks"
+                why = f"which {has} {told}, unlike {place} layer of such a model"
             edit.refuse(
-                f"layer {i} of the output's '{edit.tower.name}' is made from {origin}, whose "
-                f"tensors differ from those of other layers ('{odd[0].lstrip('.')}'), and nothing "
-                "known in config.json says which layers are of which kind",
+                f"layer {i} of the output's '{edit.tower.name}' is made from {origin}, {why}",
                 "keep every layer at its number, or merge whole models",
             )
             return
@@ -59,21 +75,42 @@ def refuse_stages(edit: Edit) -> None:
             return
 
 
-def _kinds(edit: Edit) -> list[Hashable]:
-    """The kind of each layer by rules and lists of the donor's configuration."""
+def _kinds(edit: Edit, of: Description) -> list[Hashable] | None:
+    """The kind of each layer of a model by the rules and lists of the donor's configuration;
+    ``None`` if they say nothing about that model's."""
     donor = edit.donor
-    columns: list[list[str]] = [
-        list(map(repr, found)) for rule in donor.rules if (found := donor.kinds(rule.name))
-    ]
+    columns: list[list[str] | None] = []
+
+    def add(own: Sequence[Any], theirs: Sequence[Any] | None) -> None:
+        if len(own) == donor.depth and len(set(map(repr, own))) < max(3, len(own)):
+            fits = theirs is not None and len(theirs) == of.depth
+            columns.append(list(map(repr, theirs)) if theirs is not None and fits else None)
+
+    for rule in donor.rules:
+        if found := donor.kinds(rule.name):
+            add(found, of.kinds(rule.name))
     for path in edit.inner():
         for key, value in values(donor.place, path).items():
             if keys.is_one_a_layer(key, value, donor.depth):
-                columns.append(list(map(repr, donor.entries(path, key) or ())))
+                add(donor.entries(path, key) or (), of.entries(path, key))
             elif (named := donor.numbers(path, key)) is not None:
-                columns.append([str(i in named) for i in range(donor.depth)])
-    telling = [c for c in columns if len(c) == donor.depth and len(set(c)) < max(3, len(c))]
-    rows = zip(*telling, strict=True)
-    return list(rows) or [()] * donor.depth
+                own = [i in named for i in range(donor.depth)]
+                add(own, _marked(of.numbers(path, key), of.depth))
+    if not columns:
+        return [()] * of.depth
+    if any(column is None for column in columns):
+        return None
+    return list(zip(*(column for column in columns if column is not None), strict=True))
+
+
+def _marked(numbers: Sequence[int] | None, depth: int) -> list[bool] | None:
+    """Whether each layer is among those with ``numbers``."""
+    return None if numbers is None else [i in numbers for i in range(depth)]
+
+
+def _placed(kinds: Sequence[Hashable]) -> list[tuple[Hashable, str]]:
+    """Each layer's kind, and its place."""
+    return [(kind, _end(i, len(kinds))) for i, kind in enumerate(kinds)]
 
 
 def _end(i: int, depth: int) -> str:
@@ -81,11 +118,30 @@ def _end(i: int, depth: int) -> str:
 
 
 def _function(
-    kinds: Sequence[Hashable], sets: Sequence[frozenset[str]]
-) -> Mapping[Hashable, frozenset[str]] | None:
+    kinds: Sequence[_Kind], sets: Sequence[frozenset[str]]
+) -> Mapping[_Kind, frozenset[str]] | None:
     """The tensors of each kind, if the kind determines the tensors."""
-    found: dict[Hashable, frozenset[str]] = {}
+    found: dict[_Kind, frozenset[str]] = {}
     for kind, layer in zip(kinds, sets, strict=True):
         if found.setdefault(kind, layer) != layer:
             return None
     return found
+
+
+def _at(
+    placed: Mapping[tuple[Hashable, str], frozenset[str]], kind: Hashable, end: str
+) -> frozenset[str] | None:
+    """The tensors of a layer of a kind at the first or last place, or within; ``None`` if unknown.
+
+    A kind that is not known at an end differs there from within as the others do (the first layer
+    of ModernBERT, of whatever kind, has no norm before its attention).
+    """
+    if (kind, end) in placed:
+        return placed[kind, end]
+    within = placed.get((kind, ""))
+    if within is not None:
+        for (other, where), layer in placed.items():
+            usual = placed.get((other, ""))
+            if where == end and usual is not None and usual != layer:
+                return within - (usual - layer) | (layer - usual)
+    return within

@@ -34,11 +34,37 @@ def keep_constants(edit: Edit) -> None:
             "keep all its layers",
         )
     _compare_scales(edit, scale)
+    if edit.tower is edit.towers[0]:
+        _warn_of_images(edit, edit.donor.config)
     moved = any(origin.layer != i for i, origin in enumerate(edit.tower.origins))
     changed = {NUMBER: moved, DEPTH: old != new, EITHER: moved or old != new}
     for applies, text, cause in _FACTS:
         if applies(place) and changed[cause]:
             edit.warn(f"'{edit.donor.model}': {text}")
+
+
+def _warn_of_images(edit: Edit, config: Mapping[str, Any]) -> None:
+    """Warn if what is added to the words at certain layers is now added at others: features of
+    vision layers at the first layers (Qwen3-VL), or at listed ones (Granite Vision 4)."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _warn_of_images(edit, value)
+        targets: list[Any] = []
+        if isinstance(value, list | tuple) and key == "deepstack_visual_indexes":
+            targets = list(range(len(value)))
+        elif isinstance(value, list | tuple) and key == "spatial_target_layers":
+            targets = list(value)
+        elif isinstance(value, list | tuple) and key == "deepstack_layer_map":
+            targets = [pair[1] for pair in value if isinstance(pair, list | tuple) and pair[1:]]
+        origins = dict(enumerate(edit.tower.origins))
+        other = [i for i in targets if i not in origins or origins[i].layer != i]
+        if other:
+            made = f"is made from {origins[other[0]]}" if other[0] in origins else "is missing"
+            edit.warn(
+                f"'{key}': features of images are added at layers "
+                f"{', '.join(map(str, targets))} of '{edit.tower.name}', and layer {other[0]} of "
+                f"the output {made}: images are seen in another way than before"
+            )
 
 
 def _compare_scales(edit: Edit, scale: object) -> None:
@@ -64,6 +90,9 @@ def _has_slopes(place: Mapping[str, Any]) -> bool:
         "layer_group_size" in place and ling
     )
 
+
+_MIDDLE = ("granite_speech_encoder", "granite_speech_plus_encoder", "granite_speech5_encoder")
+"""Encoders whose first half ends in predictions that the second half continues from."""
 
 NUMBER, DEPTH, EITHER = "number", "depth", "either"
 """What must change for a consequence: a layer's number, the number of layers, or one of them."""
@@ -92,6 +121,17 @@ _FACTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
         "the decay of linear attention follows a layer's number and the number of layers: layers "
         "of linear attention decay differently than before",
         EITHER,
+    ),
+    (
+        lambda place: place.get("model_type") == "beam",
+        "what each layer adds is weighted by its number: layers at another number compute "
+        "something else than before",
+        NUMBER,
+    ),
+    (
+        lambda place: str(place.get("model_type")) in _MIDDLE,
+        "the predictions halfway are added after the middle layer, which is another one now",
+        DEPTH,
     ),
     (
         lambda place: place.get("model_type") == "esmc",

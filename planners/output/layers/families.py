@@ -13,6 +13,7 @@ from dataclasses import replace
 from mergeloom.planners.output.layers.rules import (
     DENSE,
     FULL,
+    KEYS_AND_VALUES,
     LAYERS,
     LINEAR,
     MLPS,
@@ -84,6 +85,15 @@ def _indexers(config: Config, depth: int) -> Kinds | None:
     step = max(integer(config, "index_topk_freq", 1), 1)
     start = integer(config, "index_skip_topk_offset", 2)
     return ["full" if max(i - start + 1, 0) % step == 0 else "shared" for i in range(depth)]
+
+
+_INDEXERS = Rule(
+    "indexer_types",
+    _indexers,
+    ("index_topk_freq", "index_skip_topk_offset"),
+    sharing="selection of keys",
+    own="full",
+)
 
 
 def _windows_before_mixtures(config: Config, depth: int) -> Kinds | None:
@@ -290,7 +300,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule(LAYERS, _exaone, ("sliding_window_pattern",)),
         leading("first_k_dense_replace", 1),
     ),
-    "flint": (numbered(_flint), sparse_steps()),
+    "flint": (numbered(_flint), sparse_steps(dense=(0, 1))),
     "gemma2 gpt_oss t5_gemma_module vaultgemma": (PARITY,),
     "gemma3 gemma3_text t5gemma2_text t5gemma2_decoder": (every("sliding_window_pattern", 6),),
     "gemma3n gemma3n_text": (
@@ -301,19 +311,22 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     "glm5_next_text": (
         every(None, 4, "indexed_attention", LINEAR),
         _THREE_DENSE,
-        Rule("indexer_types", _indexers, ("index_topk_freq", "index_skip_topk_offset")),
+        _INDEXERS,
     ),
     "glm_moe_dsa": (
         leading("first_k_dense_replace", 3),
         alike("indexed_attention"),
-        Rule("indexer_types", _indexers, ("index_topk_freq", "index_skip_topk_offset")),
+        _INDEXERS,
     ),
     "hy_v4": (
         alike("indexed_attention"),
         _ONE_DENSE,
-        numbered(
-            lambda i, depth: "full" if i == 0 or (i - 1) % 4 == 0 else "shared",
-            name="indexer_types",
+        replace(
+            _INDEXERS,
+            kinds=lambda config, depth: [
+                "full" if i == 0 or (i - 1) % 4 == 0 else "shared" for i in range(depth)
+            ],
+            keys=(),
         ),
     ),
     "inkling_text": (Rule(LAYERS, _inkling, ("local_layer_ids",)), leading("dense_mlp_idx", 0)),
@@ -348,7 +361,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         _ROPE,
         leading("first_k_dense_replace", 1),
         alike("indexed_attention"),
-        Rule("indexer_types", _indexers, ("index_topk_freq", "index_skip_topk_offset")),
+        _INDEXERS,
     ),
     "modernbert modernbert-decoder": (every("global_attn_every_n_layers", 3, shift=0),),
     "muse_glimmer_text muse_spark_text": (numbered(_fourth_from_the_end),),
@@ -430,7 +443,7 @@ _OF_KEYS: tuple[tuple[str, Rule, str], ...] = (
     ("num_hash_layers", Rule(MLPS, _hash_first, _HASH, _HASH), "DeepSeek V4"),
     (
         "use_cla",
-        Rule("cross-layer attention", _cross_layer, _CLA, listed=False, sharing=True),
+        Rule("cross-layer attention", _cross_layer, _CLA, listed=False, sharing=KEYS_AND_VALUES),
         "Hunyuan",
     ),
     (

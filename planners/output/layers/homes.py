@@ -246,12 +246,12 @@ def is_main_stack(stack: Stack, path: Path) -> bool:
 # ---- which keys
 
 
-_COUNT = re.compile(r"(^|_)(layers?|blocks?|depth)(_per_stack)?$")
+_COUNT = re.compile(r"^(?!.*_per_(?!stack))(.*_)?(layers?|blocks?|depth)(_per_stack)?$")
 _NO_DEPTH = re.compile(
     r"dense|sparse|shared|nextn|mtp|predict|window|conv|feat|adapter|only|resid|res_|hash|skip|norm"
     r"|proj|lstm|upsampl|interval|every|moe|freq|period|step|sliding|full|drop|random|rope|head"
     r"|scale|prenet|postnet|fusion|mem_|max_|min_|select|accept|conditional|insert|deepstack|target"
-    r"|classifier|prompt|first|last|add_|per_group|cross|fixed|frozen|hybrid|mamba|attn"
+    r"|classifier|prompt|first|last|add_|cross|fixed|frozen|hybrid|mamba|attn"
 )
 """Words in counts of layers that are part of a tower, or belong to no tower."""
 

@@ -60,6 +60,7 @@ WIDTHS = ("depths", "hidden_sizes", "embed_dims", "stage_out_channels", "conv_di
 """Lists with one entry per stage, for models whose stages have different widths."""
 
 VISION_TAPS: Mapping[str, int] = {
+    "insert_layer_id": 0,
     "mm_vision_select_layer": 1,
     "select_layer": 1,
     "vision_feature_layer": 1,

@@ -11,10 +11,15 @@ from mergeloom.planners.output.layers.rules import FULL, LAYERS, LINEAR, SLIDING
 from mergeloom.planners.output.layers.stack import Edit, Origin
 
 
-def keep_kinds(edit: Edit) -> None:
+def keep_kinds(edit: Edit, shares: bool) -> None:
     """Ensure that every rule of the donor gives each output layer the kind of its source: by other
-    settings, or by a list if transformers reads one; otherwise refuse."""
+    settings, or by a list if transformers reads one; otherwise refuse.
+
+    Unless the output ``shares`` keys and values as the donor does, the rules of that are skipped.
+    """
     for rule in edit.donor.rules:
+        if not shares and keys.SHARING.intersection(rule.keys):
+            continue
         wanted = _wanted(edit, rule)
         if wanted is not None:
             _keep(edit, rule, wanted)

@@ -22,7 +22,7 @@ KindsOf = Callable[[Config, int], Kinds | None]
 LAYERS, MLPS = "layer_types", "mlp_layer_types"
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 DENSE, SPARSE = "dense", "sparse"
-OWN = "own"
+OWN, KEYS_AND_VALUES = "own", "keys and values"
 """The kind of layers with their own keys and values, where others use those of another layer."""
 
 
@@ -36,7 +36,8 @@ class Rule:
     are those that count layers or are layer numbers, and may be changed for another stack.
     ``last`` is the kind that the class forces on the last layer. A rule with a ``side`` applies
     only to the encoder or decoder of an object that describes both. A rule with ``sharing`` says
-    which layers use the keys and values of the last layer of their kind that has its `OWN`.
+    which layers use what it names, of the last layer of their kind that has it: those of kind
+    ``own``.
     ``like`` is the family that a rule is from, if the model's own family is unknown.
     """
 
@@ -48,7 +49,8 @@ class Rule:
     last: str | None = None
     side: str | None = None
     written: Callable[[Kinds], Mapping[str, Any]] | None = None
-    sharing: bool = False
+    sharing: str = ""
+    own: str = OWN
     like: str = ""
 
     def settings(self, kinds: Kinds) -> Mapping[str, Any] | None:
@@ -123,7 +125,9 @@ def borrowing(key: str, default: int) -> Rule:
         count = integer(config, key, default)
         return ["shared" if i >= depth - count else OWN for i in range(depth)]
 
-    return Rule("key and value sharing", kinds, (key,), (key,), listed=False, sharing=True)
+    return Rule(
+        "key and value sharing", kinds, (key,), (key,), listed=False, sharing=KEYS_AND_VALUES
+    )
 
 
 def numbered(test: Callable[[int, int], Any], *, name: str = LAYERS) -> Rule:
@@ -159,22 +163,24 @@ def sparse_from(default: int, *, listed: bool) -> Rule:
     return Rule(MLPS, kinds, keys, keys[:1], listed)
 
 
-def sparse_steps() -> Rule:
-    """Qwen's mixtures of experts: every n-th layer that is not in ``mlp_only_layers``.
+def sparse_steps(dense: Sequence[int] = ()) -> Rule:
+    """Qwen's mixtures of experts: every n-th layer that is not in ``mlp_only_layers``, which is
+    ``dense`` where the configuration does not say it.
 
     That list may contain any layers, so it can express what the step cannot.
     """
 
     def kinds(config: Config, depth: int) -> Kinds | None:
         step = integer(config, "decoder_sparse_step", 1)
-        only = config.get("mlp_only_layers") or ()
+        listed = config.get("mlp_only_layers")
+        only = dense if listed is None else listed
         if step <= 0 or config.get("num_experts") == 0:
             return None
         return [DENSE if i in only or (i + 1) % step else SPARSE for i in range(depth)]
 
     def written(kinds: Kinds) -> Mapping[str, Any]:
-        dense = [i for i, kind in enumerate(kinds) if kind == DENSE]
-        return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+        listed = [i for i, kind in enumerate(kinds) if kind == DENSE]
+        return {"decoder_sparse_step": 1, "mlp_only_layers": listed}
 
     keys = ("decoder_sparse_step", "mlp_only_layers")
     return Rule(MLPS, kinds, keys, (), listed=False, written=written)

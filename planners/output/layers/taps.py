@@ -8,7 +8,7 @@ from typing import Any
 from mergeloom.planners.output.layers import keys
 from mergeloom.planners.output.layers.described import Description
 from mergeloom.planners.output.layers.homes import Path, values, words
-from mergeloom.planners.output.layers.rules import LAYERS, OWN, Kinds
+from mergeloom.planners.output.layers.rules import LAYERS, LINEAR, Kinds, Rule
 from mergeloom.planners.output.layers.stack import Edit, Origin, name
 
 
@@ -84,11 +84,12 @@ def _stages(edit: Edit, path: Path, key: str, value: list[Any]) -> None:
         edit.set(path, key, ["stem" if number == 0 else f"stage{number}" for number in found])
 
 
-def follow_sharing(edit: Edit) -> None:
-    """Renumber the layers whose keys and values other layers use.
+def follow_sharing(edit: Edit) -> bool:
+    """Renumber the layers whose keys and values other layers use; false if one is missing.
 
     A layer that uses another's needs a copy of that layer before it, from the same model.
     """
+    refused = len(edit.result.refusals)
     for path in edit.inner():
         place = values(edit.donor.place, path)
         if isinstance(sources := place.get("kv_source_layers"), list):
@@ -104,6 +105,7 @@ def follow_sharing(edit: Edit) -> None:
                 if origin.layer in owners and owner is not None:
                     found.setdefault(owner, []).append(i)
             edit.set((*edit.path, *path), "kv_reuse_group", list(found.values()))
+    return len(edit.result.refusals) == refused
 
 
 def _nearest(edit: Edit, i: int, sources: list[int]) -> int | None:
@@ -128,26 +130,26 @@ def keep_sharing(edit: Edit) -> None:
     """The same if a rule determines which layers use the keys and values of others."""
     for rule in edit.donor.rules:
         if rule.sharing:
-            _keep_lenders(edit, rule.name)
+            _keep_lenders(edit, rule)
 
 
-def _keep_lenders(edit: Edit, name: str) -> None:
-    """Check that layers without their own keys and values find those of an earlier layer, and warn
-    if that is not a copy of the layer they use in their source model."""
-    origins = edit.tower.origins
-    before = {id(o.of): _lenders(_traits(o.of, name, range(o.of.depth))) for o in origins}
+def _keep_lenders(edit: Edit, rule: Rule) -> None:
+    """Check that layers without what a rule shares, such as keys and values, find that of an
+    earlier layer, and warn if that is not a copy of the layer they use in their source model."""
+    origins, name, what = edit.tower.origins, rule.name, rule.sharing
+    before = {id(o.of): _lenders(_traits(o.of, name, range(o.of.depth)), rule) for o in origins}
     traits = [trait for o in origins for trait in _traits(o.of, name, (o.layer,))]
     if any(sharing is None for sharing, _ in traits):
         return  # not known for all layers, which is reported where kinds are compared
     other = []
-    for i, lender in enumerate(_lenders(traits)):
+    for i, lender in enumerate(_lenders(traits, rule)):
         own = origins[i]
-        if traits[i][0] == OWN:
+        if traits[i][0] == rule.own or traits[i][1] == LINEAR:
             continue
         if lender is None:
             edit.refuse(
                 f"layer {i} of the output's '{edit.tower.name}' is made from {own}, which uses "
-                "keys and values of another layer, and no layer of its kind before it has any",
+                f"the {what} of another layer, and no layer of its kind before it has any",
                 "keep such a layer",
             )
             return
@@ -158,8 +160,8 @@ def _keep_lenders(edit: Edit, name: str) -> None:
         i, lender, was = other[0]
         more = f", and so do {len(other) - 1} more layers" if other[1:] else ""
         edit.warn(
-            f"layer {i} of the output's '{edit.tower.name}', made from {origins[i]}, uses the keys "
-            f"and values of {origins[lender]}, and did use those of {Origin(origins[i].of, was)}"
+            f"layer {i} of the output's '{edit.tower.name}', made from {origins[i]}, uses the "
+            f"{what} of {origins[lender]}, and did use those of {Origin(origins[i].of, was)}"
             f"{more}: they compute something else"
         )
 
@@ -174,13 +176,13 @@ def _traits(of: Description, name: str, layers: Sequence[int]) -> list[tuple[Any
     return [(of_layer(sharing, layer), of_layer(types, layer)) for layer in layers]
 
 
-def _lenders(traits: Sequence[tuple[Any, Any]]) -> list[int | None]:
-    """For each layer, the one whose keys and values it would use: the last earlier layer of its
-    kind that has its own."""
+def _lenders(traits: Sequence[tuple[Any, Any]], rule: Rule) -> list[int | None]:
+    """For each layer, the one whose keys and values (or whatever a rule shares) it would use: the
+    last earlier layer of its kind that has its own."""
     last: dict[Any, int] = {}
     found: list[int | None] = []
     for i, (sharing, kind) in enumerate(traits):
         found.append(last.get(kind))
-        if sharing == OWN:
+        if sharing == rule.own:
             last[kind] = i
     return found

@@ -47,6 +47,11 @@ def test_numbered_weights_beside_the_layers_belong_to_these() -> None:
         {},
     )
     assert list(architecture.beside_layers(found.main)) == ["encoder.norms."]
+    queries = [
+        f"llm.attn_res.{kind}.{i}" for kind in ("attn", "mlp") for i in range(kind == "attn", 6)
+    ]
+    (tower,) = infer([*names("llm.layers.", 6, *BLOCK), *queries], {"num_hidden_layers": 6}).towers
+    assert set(architecture.beside_layers(tower)) == {"llm.attn_res.mlp."}
     assert not list(architecture.beside_layers(infer(names("layers.", 4, *BLOCK), {}).main))
 
 
@@ -159,6 +164,19 @@ def test_the_embedding_is_the_one_with_a_row_for_each_token() -> None:
     assert token_embedding(shapes, {"t": {"vocab_size": 32}}) == "thinker.embed_tokens.weight"
 
 
+def test_an_embedding_with_adapters_for_tasks() -> None:
+    """Jina v3's, as its own code stores it."""
+    root = "roberta.embeddings"
+    end = "parametrizations.weight"
+    shapes = {
+        f"{root}.word_embeddings.{end}.original": (32, 8),
+        f"{root}.word_embeddings.{end}.0.lora_A": (4, 32),
+        f"{root}.token_type_embeddings.{end}.original": (1, 8),
+    }
+    found = token_embedding(shapes, {"vocab_size": 32})
+    assert found == f"{root}.word_embeddings.{end}.original"
+
+
 def test_a_head_of_an_unknown_name_has_the_embeddings_shape() -> None:
     shapes = {"embed.weight": (32, 8), "talk.weight": (32, 8), "pooler.dense.weight": (32, 8)}
     assert output_head(shapes, "embed.weight") == "talk.weight"
@@ -178,9 +196,12 @@ MTP = ["mtp.layers.0.fc", "mtp.fc", "model.mtp.fc", "model.mtp_block.0.fc"]
 MEDUSA = [f"medusa_head.{i}.{part}" for i in range(3) for part in ("0.linear", "0.norm", "1")]
 ARMO = ["regression_layer", "gating.layers.0"]
 COLBERT = ["linear", "custom_text_proj"]
+CLIP = ["text_projection"]
 
 
-@pytest.mark.parametrize("parts", [MTP, MEDUSA, ARMO, COLBERT], ids=["mtp", "medusa", "rm", "col"])
+@pytest.mark.parametrize(
+    "parts", [MTP, MEDUSA, ARMO, COLBERT, CLIP], ids=["mtp", "medusa", "rm", "col", "clip"]
+)
 def test_parts_that_act_after_the_layers_are_recognised(parts: list[str]) -> None:
     """What predicts further tokens, rewards, or a vector for each token."""
     found = [f"{part}.weight" for part in parts]
@@ -231,6 +252,28 @@ def test_the_tower_of_the_tokens_is_the_main_one(
     assert (main.prefix, other.prefix) == (language, vision)
     assert "lm_head.weight" in main.after
     assert embedding in main.before
+
+
+def test_towers_inside_the_embedding_are_not_the_main_one() -> None:
+    """Phi-4 Multimodal's, of which that for sounds has most tensors."""
+    extend = "model.embed_tokens_extend"
+    found = [
+        *names(f"{extend}.audio_embed.encoder.encoders.", 6, *BLOCK, "a.weight", "b.weight"),
+        *names(f"{extend}.image_embed.img_processor.encoder.layers.", 6, *BLOCK, "a.weight"),
+        *names("model.layers.", 3, *BLOCK),
+        *("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"),
+    ]
+    main, *_ = infer(found, {"num_hidden_layers": 3}).towers
+    assert main.prefix == "model.layers."
+    assert {"model.norm.weight", "lm_head.weight"} <= set(main.after)
+
+
+def test_a_final_norm_with_the_name_of_one_before_the_layers() -> None:
+    norm = "model.decoder.layernorm_embedding.weight"
+    found = [*names("model.decoder.layers.", 4, *BLOCK), norm]
+    for kind, after in (("bart", False), ("bigbird_pegasus", True)):
+        (tower,) = infer(found, {"num_hidden_layers": 4, "model_type": kind}).towers
+        assert (norm in tower.after) is after
 
 
 def test_equal_names_are_analysed_once() -> None:

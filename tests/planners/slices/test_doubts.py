@@ -129,6 +129,15 @@ def test_a_misspelt_parameter_is_named_with_the_missing_one(models: Path) -> Non
     assert caught.value.code == "missing-parameter"
 
 
+def test_what_only_the_last_layer_has_is_said(tmp_path: Path) -> None:
+    a, b = tiny.pair(tmp_path, "GPTNeoXJapaneseForCausalLM")
+    turned = {**tiny.stack(a, b), "slices": tiny.stack(a, b)["slices"][::-1]}
+    (said,) = [w for w in tiny.planned(turned).warnings if "only the last" in w]
+    assert f"of a model like '{b}' has 'attention.dense_bias': layer 3 of it has it no long" in said
+    for right in (tiny.stack(a, b), tiny.blend(a, b)):
+        assert not [w for w in tiny.planned(right).warnings if "only the last" in w]
+
+
 @pytest.mark.parametrize(
     ("kind", "shared"),
     [

@@ -198,3 +198,7 @@ def test_a_weight_under_several_names_is_merged_once(tmp_path: Path, all_names: 
     for side in sides:
         assert torch.equal(found[f"{side}.embed_tokens.weight"], found["shared.weight"])
     loaded(tmp_path / "out", kind)
+
+
+def test_what_luke_ties_is_no_head_over_tokens() -> None:
+    assert declared_tied({"model_type": "luke", "tie_word_embeddings": True}) is None

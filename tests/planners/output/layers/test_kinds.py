@@ -100,6 +100,9 @@ def test_kinds_follow_their_layers(config: Config, name: str, origins: list[int]
     found = stacked(config, origins, prefix)
     if config["model_type"] == "minimax":
         found.warnings.clear()  # of its decay, which no list can keep
+    if name == "indexer_types":
+        found.warnings.clear()  # of layers whose selection of keys is another one
+        found.refusals.clear()
     before, after = kinds(config, name), kinds(ok(found), name)
     assert after == [before[origin] for origin in origins]
 
@@ -291,6 +294,30 @@ def test_layers_without_keys_and_values_of_their_own_follow_their_group() -> Non
     assert [kind == "own" for kind in kinds] == [True, True, False, True, False, True, False]
 
 
+def test_a_layer_without_the_keys_and_values_that_it_uses_is_refused_once() -> None:
+    config = hub("hymba", kv_reuse_group=[[1, 2], [4, 5]])
+    (refusal,) = map(str, stacked(config, [2, 3, 4, 5, 6, 7]).refusals)
+    assert "uses keys and values of layer 1" in refusal
+
+
+def test_layers_that_reuse_a_selection_of_keys_need_one_before() -> None:
+    types = ["full", "shared", "shared", "full", "shared", "shared", "full", "shared"]
+    config = hub("glm_moe_dsa", indexer_types=types, first_k_dense_replace=0)
+    assert ok(stacked(config, [0, 1, 2, 3, 4, 3, 4, 5]))
+    (refusal,) = map(str, stacked(config, [1, 0, 2, 3]).refusals)
+    assert "layer 0 of the output's 'model.layers.' is made from layer 1 of 'm'" in refusal
+    assert "uses the selection of keys of another layer" in refusal
+    (warning,) = stacked(config, [0, 1, 3, 2]).warnings
+    assert "uses the selection of keys of layer 3 of 'm', and did use those of layer 0" in warning
+
+
+def test_which_layers_are_dense_where_nothing_is_said() -> None:
+    """In Flint the first two."""
+    flint = hub("flint", num_experts=4)
+    assert ok(stacked(flint, range(2, 8)))["mlp_only_layers"] == []
+    assert ok(stacked(flint, [0, 2, 1, 3]))["mlp_only_layers"] == [0, 2]
+
+
 def test_layers_of_different_kinds_merged_into_one_are_warned_about() -> None:
     (donor,) = model(hub("gemma2"), {"model.layers.": 8})
     (other,) = model(hub("gemma2"), {"model.layers.": 8}, "other")
@@ -333,3 +360,12 @@ def test_one_kind_under_two_names_is_one() -> None:
     made = tuple((Origin(donor, i), Origin(other, i)) for i in range(8))
     tower = Restacked("default", donor, tuple(pair[0] for pair in made), made)
     assert rewrite_layers(donor.config, [tower]).warnings == []
+
+
+def test_what_depends_on_the_number_of_a_layer_or_of_layers_is_said() -> None:
+    for kind, origins in (
+        ("beam", [0, 1, 1, 2, 3, 4, 5, 6, 5]),
+        ("granite_speech_encoder", [0, 1]),
+    ):
+        found = stacked({"model_type": kind, "num_hidden_layers": 8}, origins)
+        assert [w for w in found.warnings if "weighted by its number" in w or "middle layer" in w]

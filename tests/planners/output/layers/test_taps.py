@@ -53,6 +53,29 @@ def test_the_talker_keeps_its_layer_of_the_thinker() -> None:
     assert found["talker_config"]["accept_hidden_layer"] == 4
 
 
+def test_the_layer_that_an_inserted_part_follows() -> None:
+    """MiniCPM-V says it twice, beside the vision model's settings and among them."""
+    found = with_vision({"insert_layer_id": 3}, [0, 1, 1, 2, 3, 4, 5], insert_layer_id=3)
+    assert found["insert_layer_id"] == found["vision_config"]["insert_layer_id"] == 4
+
+
+@pytest.mark.parametrize(
+    ("places", "where"),
+    [
+        ({"vision_config": {"depth": 6, "deepstack_visual_indexes": [1, 3]}}, "0, 1"),
+        ({"spatial_target_layers": [1]}, "1"),
+        ({"deepstack_layer_map": [[-1, 0], [3, 1]]}, "0, 1"),
+    ],
+)
+def test_layers_of_words_at_which_images_are_added(places: Config, where: str) -> None:
+    vision = {"vision_config": {"depth": 6}}
+    config = {"model_type": "m", "text_config": {"num_hidden_layers": 4}, **vision, **places}
+    depths = {TEXT: 4, VISION: 6}
+    assert ok(restacked(config, depths, {TEXT: [0, 1, 2, 2, 3]}))
+    (warning,) = restacked(config, depths, {TEXT: [0, 2, 3]}).warnings
+    assert f"are added at layers {where} of '{TEXT}', and layer 1 of the output" in warning
+
+
 def test_the_output_of_the_last_layer_is_that_of_any_last_layer() -> None:
     for origins in ([0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 4]):
         assert with_vision({}, origins, select_layer=-1)["select_layer"] == -1
