@@ -307,7 +307,12 @@ VISION = (
         "CLIPModel",
         image_and_text,
         (
-            Stack("text_model.encoder.layers", module="text_model", root="text_model"),
+            Stack(
+                "text_model.encoder.layers",
+                module="text_model",
+                root="text_model",
+                from_last=("text_projection",),
+            ),
             Stack("vision_model.encoder.layers", module="vision_model", root="vision_model"),
         ),
         {"projection_dim": 16},
