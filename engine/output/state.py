@@ -189,14 +189,14 @@ def only_times_differ(found: tuple[Difference, ...]) -> bool:
     )
 
 
-def describe_differences(found: tuple[Difference, ...], most: int = 3) -> str:
-    """Differences as one line of text; at most ``most`` of them."""
+def describe_differences(found: tuple[Difference, ...], max_shown: int = 3) -> str:
+    """Differences as one line of text; at most ``max_shown`` of them."""
     if not found:
         return "how it is computed (another version of this program)"
     groups = {each.group for each in found if each.is_readable}
     shown = [each for each in found if each.is_readable or each.group not in groups]
-    more = f"; and {len(shown) - most} more" if len(shown) > most else ""
-    return "; ".join(map(str, shown[:most])) + more
+    more = f"; and {len(shown) - max_shown} more" if len(shown) > max_shown else ""
+    return "; ".join(map(str, shown[:max_shown])) + more
 
 
 def _shown(value: str | None) -> str | None:

@@ -29,14 +29,14 @@ _ALIGNED = 256
 """Alignment of grains in bytes; no device reads more at once."""
 
 
-def grains_at_once(merge_shape: MergeShape, memory: int, most: int) -> int:
+def grains_at_once(merge_shape: MergeShape, memory: int, max_grains: int) -> int:
     """Number of grains of a merge that a device with ``memory`` bytes processes at once: at most
-    ``most``, 0 if there is no room for one."""
+    ``max_grains``, 0 if there is no room for one."""
     room = memory - outside_bytes(merge_shape) - arena_bytes(merge_shape)
     each = SLOTS * slot_bytes(merge_shape, 1)
     # One grain suffices for full bus speed; caching inputs of several passes is worth more.
     wanted = room // _SLOTS_SHARE if repeated_leaves(merge_shape) else room
-    return max(0, min(most, max(wanted // each, min(1, room // each))))
+    return max(0, min(max_grains, max(wanted // each, min(1, room // each))))
 
 
 def cached_grains(merge_shape: MergeShape, memory: int, chunk: int) -> int:

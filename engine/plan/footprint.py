@@ -48,7 +48,7 @@ class WorkerMemory:
         return _WORKER_BYTES + 2 * self.accumulator_bytes
 
     @staticmethod
-    def most(needs: Iterable[WorkerMemory]) -> WorkerMemory:
+    def maximum(needs: Iterable[WorkerMemory]) -> WorkerMemory:
         """The maximum of each field."""
         scratch = accumulator = 0
         for each in needs:

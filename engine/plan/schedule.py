@@ -310,9 +310,11 @@ class _Needed:
             fixed += machine.runtime_bytes
         libraries = sorted((device.host_bytes for device in devices), reverse=True)
         fixed += sum(libraries[:1]) + sum(libraries[1:]) // 4
-        on_device = WorkerMemory.most(merge_shape.on_device for merge_shape in merge_shapes)
+        on_device = WorkerMemory.maximum(merge_shape.on_device for merge_shape in merge_shapes)
         fixed += sum(on_device.device_thread_bytes for _ in devices)
-        return _Needed(fixed, WorkerMemory.most(merge_shape.worker for merge_shape in merge_shapes))
+        return _Needed(
+            fixed, WorkerMemory.maximum(merge_shape.worker for merge_shape in merge_shapes)
+        )
 
     def bytes(self, workers: int) -> int:
         """Bytes for ``workers`` workers and everything else."""

@@ -135,5 +135,7 @@ class TorchArrays:
             out.copy_(result)
         # A sum of squares costs a tenth of testing each element, and bounds them all.
         squares = torch.dot(result, result)
-        bound = next((most for dtype, most in _SAFE_SQUARES.items() if dtype.torch == out.dtype), 0)
+        bound = next(
+            (limit for dtype, limit in _SAFE_SQUARES.items() if dtype.torch == out.dtype), 0
+        )
         return squares.lt(bound or math.inf).logical_not_()

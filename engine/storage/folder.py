@@ -51,8 +51,8 @@ class Folder(Protocol):
         """Whether the folder has a file ``name``."""
         ...
 
-    def read(self, name: str, most: int) -> bytes:
-        """The content of a file of at most ``most`` bytes.
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """The content of a file of at most ``max_bytes`` bytes.
 
         Raises:
             CheckpointError: the file is missing, too large, unreadable, or a link that leads
@@ -80,9 +80,9 @@ def walk(folder: Folder, within: str = "") -> Iterator[str]:
 
 
 @contextmanager
-def local_copy(folder: Folder, most: int) -> Iterator[str]:
-    """A local directory with the files of a folder of at most ``most`` bytes, for libraries that
-    need paths: the folder's own directory if it is local, else a temporary copy.
+def local_copy(folder: Folder, max_bytes: int) -> Iterator[str]:
+    """A local directory with the files of a folder of at most ``max_bytes`` bytes, for libraries
+    that need paths: the folder's own directory if it is local, else a temporary copy.
 
     Raises:
         CheckpointError: a file cannot be read, or is a link that leads outside the folder.
@@ -94,8 +94,8 @@ def local_copy(folder: Folder, most: int) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="mergeloom-") as made:
         for name in folder.names():
-            if folder.source(name).size <= most:
-                Path(made, name).write_bytes(folder.read(name, most))
+            if folder.source(name).size <= max_bytes:
+                Path(made, name).write_bytes(folder.read(name, max_bytes))
         yield made
 
 
@@ -145,17 +145,17 @@ class LocalFolder:
         except (OSError, ValueError):  # the name is too long or invalid
             return False
 
-    def read(self, name: str, most: int) -> bytes:
+    def read(self, name: str, max_bytes: int) -> bytes:
         path = self._checked_path(name)
         try:
             if not path.is_file():
                 raise CheckpointError(f"'{path}' is not a file")
             with open(path, "rb") as file:
-                content = file.read(most + 1)
+                content = file.read(max_bytes + 1)
         except OSError as error:
             raise unreadable(path, error) from error
-        if len(content) > most:
-            raise CheckpointError(f"'{path}' is larger than {most >> 20} MiB")
+        if len(content) > max_bytes:
+            raise CheckpointError(f"'{path}' is larger than {max_bytes >> 20} MiB")
         return content
 
     def source(self, name: str) -> FileSource:
@@ -212,7 +212,7 @@ class LocalFile:
     def has(self, name: str) -> bool:
         return name == self.path.name
 
-    def read(self, name: str, most: int) -> bytes:
+    def read(self, name: str, max_bytes: int) -> bytes:
         raise CheckpointError(f"'{self.path}' is a file, not a folder that contains '{name}'")
 
     def source(self, name: str) -> FileSource:

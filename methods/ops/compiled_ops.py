@@ -212,9 +212,9 @@ class CompiledOps(CompiledTables, CompiledFactors):
         size = vector.array.count
         return int(self._call("count_equal", self._vectors([vector]), size, value))
 
-    def end_of_equal(self, vector: Vector, value: float, most: int) -> int:
+    def end_of_equal(self, vector: Vector, value: float, max_equal: int) -> int:
         size = vector.array.count
-        return int(self._call("end_of_equal", self._vectors([vector]), size, value, most))
+        return int(self._call("end_of_equal", self._vectors([vector]), size, value, max_equal))
 
     def row_dots(self, vectors: Sequence[Vector], row: int) -> list[list[Any]]:
         import numpy as np
@@ -322,8 +322,8 @@ class CompiledOps(CompiledTables, CompiledFactors):
     def variance(self, vectors: Sequence[Vector], out: Elements) -> None:
         self._call("variance", self._vectors(vectors), len(vectors), out.address, out.count)
 
-    def choose(self, vector: Vector, least: float, out: Elements) -> None:
-        self._call("choose", self._vectors([vector]), least, out.address, out.count)
+    def choose(self, vector: Vector, threshold: float, out: Elements) -> None:
+        self._call("choose", self._vectors([vector]), threshold, out.address, out.count)
 
     def copy(self, array: Elements, out: Elements) -> None:
         self.widen(array.dtype, array, out)

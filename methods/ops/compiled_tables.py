@@ -27,37 +27,40 @@ class CompiledTables:
         raise NotImplementedError
 
     def pursue(
-        self, targets: Singles, atoms: Table, usable: Flags | None, most: int
+        self, targets: Singles, atoms: Table, usable: Flags | None, max_atoms: int
     ) -> tuple[Numbers, Doubles]:
         import numpy as np
 
         count, width = targets.shape
-        numbers, coefficients = np.zeros((count, most), np.int32), np.zeros((count, most))
-        memory = _memory(pursuit_bytes(count, most, width))
-        for turn in range(most):
+        numbers, coefficients = np.zeros((count, max_atoms), np.int32), np.zeros((count, max_atoms))
+        memory = _memory(pursuit_bytes(count, max_atoms, width))
+        for turn in range(max_atoms):
             for block in atoms.blocks():
                 self._call(
                     *("pursue_scan", turn, _at(targets), count, *_block(block), width),
-                    *(_at(usable, block[0]), most, _at(numbers), _at(memory)),
+                    *(_at(usable, block[0]), max_atoms, _at(numbers), _at(memory)),
                 )
             self._call(
-                *("pursue_fit", turn, _at(targets), count, width, most),
+                *("pursue_fit", turn, _at(targets), count, width, max_atoms),
                 *(_at(numbers), _at(coefficients), _at(memory)),
             )
         return numbers, coefficients
 
     def neighbours(
-        self, targets: Singles, atoms: Table, usable: Flags | None, most: int, cosine: bool
+        self, targets: Singles, atoms: Table, usable: Flags | None, max_atoms: int, cosine: bool
     ) -> tuple[Numbers, Doubles]:
         import numpy as np
 
         count, width = targets.shape
-        numbers, closeness = np.zeros((count, most), np.int32), np.full((count, most), -np.inf)
+        numbers, closeness = (
+            np.zeros((count, max_atoms), np.int32),
+            np.full((count, max_atoms), -np.inf),
+        )
         memory = _memory(neighbours_bytes(count, width))
         for block in atoms.blocks():
             self._call(
                 *("neighbours_scan", _at(targets), count, *_block(block), width),
-                *(_at(usable, block[0]), most, int(cosine)),
+                *(_at(usable, block[0]), max_atoms, int(cosine)),
                 *(_at(numbers), _at(closeness), _at(memory)),
             )
         return numbers, closeness
@@ -65,25 +68,25 @@ class CompiledTables:
     def products_of_rows(self, targets: Singles, atoms: Table, numbers: Numbers) -> Doubles:
         import numpy as np
 
-        count, most = numbers.shape
-        rows = np.empty((count, most, atoms.width), np.float32)
+        count, max_atoms = numbers.shape
+        rows = np.empty((count, max_atoms, atoms.width), np.float32)
         for block in atoms.blocks():
             where = *_block(block), atoms.width, _at(numbers), numbers.size
             self._call("gather_scan", *where, _at(rows))
-        found = np.empty((count, most + 1, most + 1))
-        products = _at(targets), count, _at(rows), atoms.width, most, _at(found)
+        found = np.empty((count, max_atoms + 1, max_atoms + 1))
+        products = _at(targets), count, _at(rows), atoms.width, max_atoms, _at(found)
         self._call("products_of_rows", *products)
         return found
 
     def mix_rows(self, atoms: Table, numbers: Numbers, coefficients: Doubles) -> Singles:
         import numpy as np
 
-        count, most = numbers.shape
+        count, max_atoms = numbers.shape
         memory = np.zeros(mixing_bytes(count, atoms.width) // 8 + 1)
         for block in atoms.blocks():
             self._call(
                 *("mix_scan", *_block(block), atoms.width, _at(numbers), _at(coefficients)),
-                *(count, most, _at(memory)),
+                *(count, max_atoms, _at(memory)),
             )
         sums = memory[: count * atoms.width].reshape(count, atoms.width)
         return sums.astype(np.float32)

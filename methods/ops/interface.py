@@ -227,8 +227,9 @@ class Ops(Protocol):
     def count_equal(self, vector: Vector, value: float) -> Count:
         """The number of magnitudes equal to ``value``."""
 
-    def end_of_equal(self, vector: Vector, value: float, most: int) -> int:
-        """Length of the longest prefix of a vector with ``most`` magnitudes equal to ``value``."""
+    def end_of_equal(self, vector: Vector, value: float, max_equal: int) -> int:
+        """Length of the longest prefix of a vector with ``max_equal`` magnitudes equal to
+        ``value``."""
 
     def row_dots(self, vectors: Sequence[Vector], row: int) -> list[list[Numbers]]:
         """The float64 dot products of each pair of vectors, for each row of ``row`` elements."""
@@ -311,9 +312,9 @@ class Ops(Protocol):
     def variance(self, vectors: Sequence[Vector], out: Array) -> None:
         """Write the sum of squared deviations of vectors from their mean, element by element."""
 
-    def choose(self, vector: Vector, least: float, out: Array) -> None:
+    def choose(self, vector: Vector, threshold: float, out: Array) -> None:
         """Write the first of the vector's two arrays where the magnitude of the vector is at least
-        ``least``, and the second elsewhere."""
+        ``threshold``, and the second elsewhere."""
 
     def copy(self, array: Array, out: Array) -> None:
         """Write an array unchanged."""

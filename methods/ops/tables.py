@@ -37,30 +37,31 @@ class TableOps(Protocol):
     Each operation reads a table once, from its first row to its last, unless it says otherwise."""
 
     def pursue(
-        self, targets: Singles, atoms: Table, usable: Flags | None, most: int
+        self, targets: Singles, atoms: Table, usable: Flags | None, max_atoms: int
     ) -> tuple[Numbers, Doubles]:
-        """Choose up to ``most`` atoms for each of the targets (count, width), with coefficients.
-        Reads the atoms ``most`` times.
+        """Choose up to ``max_atoms`` atoms for each target (count, width), with coefficients.
+
+        Reads the atoms ``max_atoms`` times.
 
         Orthogonal matching pursuit (Pati, Rezaiifar, Krishnaprasad 1993): each step chooses the
         atom whose dot product with the residual is largest, and fits the target to all chosen
         atoms by least squares. Coefficients are 0 if fewer are chosen. Both results are (count,
-        most).
+        max_atoms).
         """
 
     def neighbours(
-        self, targets: Singles, atoms: Table, usable: Flags | None, most: int, cosine: bool
+        self, targets: Singles, atoms: Table, usable: Flags | None, max_atoms: int, cosine: bool
     ) -> tuple[Numbers, Doubles]:
-        """The ``most`` nearest atoms of each of the targets (count, width), nearest first.
+        """The ``max_atoms`` nearest atoms of each of the targets (count, width), nearest first.
 
         By distance or, with ``cosine``, by angle. The second array grows with nearness, and is
-        -inf where there are fewer. Both are (count, most).
+        -inf where there are fewer. Both are (count, max_atoms).
         """
 
     def products_of_rows(self, targets: Singles, atoms: Table, numbers: Numbers) -> Doubles:
         """The dot products of each target and its atoms ``numbers`` with each other.
 
-        (count, 1 + most, 1 + most), the target first.
+        (count, 1 + max_atoms, 1 + max_atoms), the target first.
         """
 
     def mix_rows(self, atoms: Table, numbers: Numbers, coefficients: Doubles) -> Singles:

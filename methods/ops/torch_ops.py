@@ -133,9 +133,9 @@ class TorchOps(TorchFactors, TorchTables, TorchArrays):
     def count_equal(self, vector: Vector, value: float) -> Tensor:
         return _values(vector).abs_().eq(value).sum()
 
-    def end_of_equal(self, vector: Vector, value: float, most: int) -> int:
+    def end_of_equal(self, vector: Vector, value: float, max_equal: int) -> int:
         upto = _values(vector).reshape(-1).abs_().eq_(value).cumsum(0, dtype=torch.int32)
-        return int(torch.searchsorted(upto, most, right=True))
+        return int(torch.searchsorted(upto, max_equal, right=True))
 
     def row_dots(self, vectors: Sequence[Vector], row: int) -> list[list[Tensor]]:
         doubles = [_values(vector).reshape(-1, row).double() for vector in vectors]
@@ -254,9 +254,9 @@ class TorchOps(TorchFactors, TorchTables, TorchArrays):
             # Two roundings, unlike a fused operation: the same bits on every device.
             out.add_(each.sub_(mean).square_())
 
-    def choose(self, vector: Vector, least: float, out: Tensor) -> None:
+    def choose(self, vector: Vector, threshold: float, out: Tensor) -> None:
         assert vector.minus is not None
-        chosen = _values(vector).abs_().ge(least)
+        chosen = _values(vector).abs_().ge(threshold)
         torch.where(chosen, vector.array, vector.minus, out=out)
 
     def adjust(

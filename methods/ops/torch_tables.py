@@ -21,18 +21,18 @@ class TorchTables:
     """The table operations of `methods.ops.torch_ops.TorchOps`."""
 
     def pursue(
-        self, targets: Singles, atoms: Table, usable: Flags | None, most: int
+        self, targets: Singles, atoms: Table, usable: Flags | None, max_atoms: int
     ) -> tuple[Numbers, Doubles]:
         x = torch.from_numpy(targets).double()
         count = len(x)
-        chosen = torch.zeros(count, most, dtype=torch.int64, device=x.device)
-        coefficients = x.new_zeros(count, most)
-        taken = x.new_zeros(count, most, atoms.width)
-        gram = torch.eye(most, dtype=x.dtype, device=x.device).repeat(count, 1, 1)
-        along = x.new_zeros(count, most)
+        chosen = torch.zeros(count, max_atoms, dtype=torch.int64, device=x.device)
+        coefficients = x.new_zeros(count, max_atoms)
+        taken = x.new_zeros(count, max_atoms, atoms.width)
+        gram = torch.eye(max_atoms, dtype=x.dtype, device=x.device).repeat(count, 1, 1)
+        along = x.new_zeros(count, max_atoms)
         going = torch.ones(count, dtype=torch.bool, device=x.device)
         residual = x.float()
-        for turn in range(most):
+        for turn in range(max_atoms):
             best = residual.new_zeros(count)
             pick = torch.full((count,), -1, dtype=torch.int64, device=x.device)
             new = torch.zeros_like(x)
@@ -71,11 +71,11 @@ class TorchTables:
         return chosen.int().cpu().numpy(), coefficients.cpu().numpy()
 
     def neighbours(
-        self, targets: Singles, atoms: Table, usable: Flags | None, most: int, cosine: bool
+        self, targets: Singles, atoms: Table, usable: Flags | None, max_atoms: int, cosine: bool
     ) -> tuple[Numbers, Doubles]:
         x = torch.from_numpy(targets)
-        keys = torch.full((len(x), most), -torch.inf, dtype=torch.float64, device=x.device)
-        numbers = torch.zeros(len(x), most, dtype=torch.int64, device=x.device)
+        keys = torch.full((len(x), max_atoms), -torch.inf, dtype=torch.float64, device=x.device)
+        numbers = torch.zeros(len(x), max_atoms, dtype=torch.int64, device=x.device)
         for first, block in _blocks(atoms):
             scores = _scores(x, first, block, None)
             squares = block.double().square().sum(1)
@@ -87,8 +87,8 @@ class TorchTables:
             value = value.masked_fill(lacking, -torch.inf)
             found = torch.arange(first, first + value.shape[1], device=x.device).expand_as(value)
             order = torch.sort(torch.cat([keys, value], 1), dim=1, descending=True, stable=True)
-            keys = order.values[:, :most]
-            numbers = torch.cat([numbers, found], 1).gather(1, order.indices[:, :most])
+            keys = order.values[:, :max_atoms]
+            numbers = torch.cat([numbers, found], 1).gather(1, order.indices[:, :max_atoms])
         return numbers.int().cpu().numpy(), keys.cpu().numpy()
 
     def products_of_rows(self, targets: Singles, atoms: Table, numbers: Numbers) -> Doubles:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 THREADS = 256
-_EACH = 8
+_ELEMENTS_PER_THREAD = 8
 """Minimum number of elements per thread of a sum."""
 
 
@@ -118,17 +118,17 @@ class CountTable:
     def __init__(self, device: Launcher, count: int) -> None:
         self._device = device
         self.memory = device.table(8 * count)
-        self._here: Any = None
+        self._copy: Any = None
 
     def bring(self) -> None:
         """Start copying the counts to main memory."""
-        self._here = self._device.bring(self.memory)
+        self._copy = self._device.bring(self.memory)
 
     def cpu(self) -> np.ndarray[Any, Any]:
         """The counts; call it once the device is done and `bring` was called."""
         import numpy as np
 
-        content = (ctypes.c_int64 * (self.memory.size // 8)).from_address(self._here.address)
+        content = (ctypes.c_int64 * (self.memory.size // 8)).from_address(self._copy.address)
         return np.array(np.ctypeslib.as_array(content))
 
 
@@ -148,10 +148,10 @@ class CudaOps(CompiledOps):
         return Elements(memory.address, dtype, count)
 
     def store(self, result: Elements, out: Elements) -> Any:
-        found, keeper = self._device.cells(1)
+        found, owner = self._device.cells(1)
         kind = ElementType[out.dtype.code]
         self._call("store", result.address, result.count, out.address, kind, found)
-        return number_at(found, keeper)
+        return number_at(found, owner)
 
     # --- measuring ------------------------------------------------------------------------
 
@@ -187,24 +187,24 @@ class CudaOps(CompiledOps):
 
     def dots(self, vectors: Sequence[Vector]) -> Any:
         count = len(pairs(len(vectors)))
-        place, keeper = self._device.cells(count)
+        place, owner = self._device.cells(count)
         size = vectors[0].array.count
         given = self._vectors(vectors), len(vectors), size, place, self._workspace.address
         self._call("dots", *given, rows=count)
-        return sums_at(place, count, keeper)
+        return sums_at(place, count, owner)
 
     def _run_sums(self, vector: Vector, kept: KeepRule, squares: bool) -> Any:
-        place, keeper = self._device.cells(2)
+        place, owner = self._device.cells(2)
         described, size = self._vectors([vector], [kept]), vector.array.count
         self._call("magnitudes", described, size, squares, place, self._workspace.address)
-        return number_at(place, keeper), number_at(place + 8, keeper)
+        return number_at(place, owner), number_at(place + 8, owner)
 
     def count_changed(self, vectors: Sequence[Vector], epsilon: float) -> Any:
         count, size = len(vectors), vectors[0].array.count
-        place, keeper = self._device.cells(2 * count)
+        place, owner = self._device.cells(2 * count)
         described = self._vectors(vectors)
         self._call("count_changed", described, count, size, epsilon, place, self._workspace.address)
-        return sums_at(place, 2 * count, keeper)
+        return sums_at(place, 2 * count, owner)
 
     def find_ranks(self, vector: Vector, ranks: Sequence[int], low: int) -> None:
         return None  # its elements are not in main memory
@@ -213,10 +213,10 @@ class CudaOps(CompiledOps):
         tables, count = Tables(), len(vectors)
         for number, own in enumerate(counts):
             tables.each[number] = own.memory.address
-        place, keeper = self._device.cells(count)
+        place, owner = self._device.cells(count)
         given = count, vectors[0].array.count, low, place, self._workspace.address
         self._call("count_high", self._vectors(vectors), tables, *given, rows=count)
-        return [number_at(place + 8 * number, keeper) for number in range(count)]
+        return [number_at(place + 8 * number, owner) for number in range(count)]
 
     def count_low(
         self,
@@ -235,36 +235,38 @@ class CudaOps(CompiledOps):
                 keys.high[at], keys.table[at] = high, table.memory.address
                 at += 1
             keys.first[number + 1] = at
-        place, keeper = self._device.cells(-(-at * rows // 2))
+        place, owner = self._device.cells(-(-at * rows // 2))
         given = count, size, low, step, place, self._workspace.address
         self._call("count_low", self._vectors(vectors), keys, *given, rows=count)
         starts = (keys.first[number] for number in range(count))
         return [
             [
-                PendingArray(place + 4 * rows * (start + key), rows, "i4", keeper)
+                PendingArray(place + 4 * rows * (start + key), rows, "i4", owner)
                 for key in range(len(own))
             ]
             for start, own in zip(starts, highs, strict=True)
         ]
 
     def count_equal(self, vector: Vector, value: float) -> Any:
-        place, keeper = self._device.cells(1)
+        place, owner = self._device.cells(1)
         given = vector.array.count, value, place, self._workspace.address
         self._call("count_equal", self._vectors([vector]), *given)
-        return number_at(place, keeper)
+        return number_at(place, owner)
 
-    def end_of_equal(self, vector: Vector, value: float, most: int) -> int:
-        place, keeper = self._device.cells(1)
-        self._call("end_of_equal", self._vectors([vector]), vector.array.count, value, most, place)
+    def end_of_equal(self, vector: Vector, value: float, max_equal: int) -> int:
+        place, owner = self._device.cells(1)
+        self._call(
+            "end_of_equal", self._vectors([vector]), vector.array.count, value, max_equal, place
+        )
         self._device.finish()
-        return int(number_at(place, keeper))
+        return int(number_at(place, owner))
 
     def divergences(self, base: Elements, other: Elements, row: int) -> Any:
         rows = base.count // row
-        found, keeper = self._device.cells(-(-rows // 2))
+        found, owner = self._device.cells(-(-rows // 2))
         given = *address_and_size(base), *address_and_size(other), rows, row, found
         self._call("divergences", *given)
-        return PendingArray(found, rows, "f4", keeper)
+        return PendingArray(found, rows, "f4", owner)
 
     def row_dots(self, vectors: Sequence[Vector], row: int) -> Any:
         raise NotImplementedError("row_dots on a device")
@@ -337,7 +339,7 @@ def _grid(name: str, signature: Signature, size: int, rows: int) -> tuple[int, i
     if name == "end_of_equal":
         return 1, 1
     if signature.sums:
-        return min(-(-size // (THREADS * _EACH)), MAX_BLOCKS), rows or 1
+        return min(-(-size // (THREADS * _ELEMENTS_PER_THREAD)), MAX_BLOCKS), rows or 1
     return -(-size // THREADS), 1
 
 

@@ -42,29 +42,29 @@ def value_of(number: Any) -> Any:
     return number.cpu() if isinstance(number, Pending) else number
 
 
-def number_at(address: int, keeper: object) -> Pending:
-    """The float64 number at an address in main memory; ``keeper`` keeps that memory alive."""
-    return Pending(lambda: (keeper, ctypes.c_double.from_address(address).value)[1])
+def number_at(address: int, owner: object) -> Pending:
+    """The float64 number at an address in main memory; ``owner`` keeps that memory alive."""
+    return Pending(lambda: (owner, ctypes.c_double.from_address(address).value)[1])
 
 
-def sums_at(address: int, count: int, keeper: object) -> Pending:
+def sums_at(address: int, count: int, owner: object) -> Pending:
     """``count`` such numbers."""
-    return Pending(lambda: (keeper, Sums((ctypes.c_double * count).from_address(address)))[1])
+    return Pending(lambda: (owner, Sums((ctypes.c_double * count).from_address(address)))[1])
 
 
 class PendingArray:
-    """``count`` numbers of 4 bytes at an address in main memory that ``keeper`` keeps alive.
+    """``count`` numbers of 4 bytes at an address in main memory that ``owner`` keeps alive.
 
     ``kind`` is the numpy dtype string.
     """
 
-    __slots__ = ("_address", "_count", "_keeper", "_kind")
+    __slots__ = ("_address", "_count", "_kind", "_owner")
 
-    def __init__(self, address: int, count: int, kind: str, keeper: object) -> None:
+    def __init__(self, address: int, count: int, kind: str, owner: object) -> None:
         self._address = address
         self._count = count
         self._kind = kind
-        self._keeper = keeper
+        self._owner = owner
 
     def cpu(self) -> np.ndarray[Any, Any]:
         """The numbers."""

@@ -163,12 +163,12 @@ class GgufFolder:
     def has(self, name: str) -> bool:
         return name in self.small_files or name in self.files
 
-    def read(self, name: str, most: int) -> bytes:
+    def read(self, name: str, max_bytes: int) -> bytes:
         content = self.small_files.get(name)
         if content is None:
             raise CheckpointError(f"'{self.name}' has no '{name}'")
-        if len(content) > most:
-            raise CheckpointError(f"'{name}' of '{self.name}' is larger than {most >> 20} MiB")
+        if len(content) > max_bytes:
+            raise CheckpointError(f"'{name}' of '{self.name}' is larger than {max_bytes >> 20} MiB")
         return content
 
     def source(self, name: str) -> Source:
