@@ -60,6 +60,11 @@ class Ops(Protocol):
     def on_device(self) -> bool:
         """See `GrainView`."""
 
+    @property
+    def brief(self) -> Ops:
+        """The same operations, in the same scratch memory, for arrays of so few elements that each
+        takes microseconds."""
+
     def reads(self, dtype: DType) -> bool:
         """Whether kernels accept elements of a dtype directly, without widening."""
 

@@ -19,16 +19,17 @@ import xxhash
 
 from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import OutputError
-from mergeloom.engine.base.records import dataclass
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.graph import Graph
 from mergeloom.engine.storage.file_system import FILES, Files, reported, write_all
 
 VERSION = 1
 MAX_BYTES = 1 << 30
 MAX_RECORD_BYTES = 32 << 20
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class FinishedTensor:
     """One durable tensor: its digest over blocks of ``block_bytes`` bytes, its size in bytes (0 in
     older records) and, if it was quantised, the relative error ‖written - computed‖ / ‖computed‖.
@@ -205,7 +206,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:
-    text = json.dumps(record, separators=(",", ":")).encode()
+    text = _to_json(record).encode()
     return xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import OutputError
-from mergeloom.engine.base.records import dataclass
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.graph import OutputFile, Write
 from mergeloom.engine.output.journal import FinishedTensor
 from mergeloom.engine.storage.digest import ALGORITHM, digest_of
@@ -27,6 +27,7 @@ MAX_BYTES = 512 << 20
 MAX_VALUES = 16_000_000
 _NO_TENSORS = '\n "tensors": []'
 """JSON for an empty tensor list; unique in a manifest, because strings have no line breaks."""
+_members_to_json = json.JSONEncoder(separators=(",\n   ", ": ")).encode
 _MIN_BLOCK_BYTES = 4096
 _MAX_BLOCKS = 1 << 16
 """Maximum number of blocks of a tensor, unless they have at least `_MIN_BLOCK_BYTES` bytes."""
@@ -52,7 +53,7 @@ class Origin:
     modified: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TensorRecord:
     """The location of a tensor, and its ``digest`` over blocks of ``block_bytes``.
 
@@ -79,8 +80,8 @@ class TensorRecord:
             "digest": self.digest,
             "block_bytes": self.block_bytes,
         }
-        text = json.dumps(members, separators=(",\n   ", ": "))[1:-1]
-        origin, error = "null", json.dumps(self.error)
+        text = _members_to_json(members)[1:-1]
+        origin, error = "null", "null" if self.error is None else json.dumps(self.error)
         if self.origin is not None:
             members = asdict(self.origin)
             inside = json.dumps(members, separators=(",\n    ", ": "))[1:-1]
@@ -199,12 +200,12 @@ def _fault(manifest: Manifest) -> str | None:
     for name in (*manifest.files, *manifest.side_files):
         if not is_inside(name):
             return f"it names {name[:200]!r}, which is not a file of the output"
-    for record in manifest.tensors:
-        file = manifest.files.get(record.file)
-        if file is None or not 0 <= record.offset <= record.offset + record.nbytes <= file.size:
-            return f"{record.name[:200]!r} is outside its file"
-        if record.nbytes < 0 or not is_valid_block(record.block_bytes, record.nbytes):
-            return f"{record.name[:200]!r} has impossible sizes"
+    for each in manifest.tensors:
+        file = manifest.files.get(each.file)
+        if file is None or not 0 <= each.offset <= each.offset + each.nbytes <= file.size:
+            return f"{each.name[:200]!r} is outside its file"
+        if each.nbytes < 0 or not is_valid_block(each.block_bytes, each.nbytes):
+            return f"{each.name[:200]!r} has impossible sizes"
     return None
 
 

@@ -17,6 +17,9 @@ from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.plan.work import Work
 from mergeloom.engine.run.evaluate import shape_of
 
+_BRIEF = 1 << 14
+"""Maximum number of elements that every operation computes in some ten microseconds."""
+
 
 class SmallMerges:
     """The merges of the kind of ``work``, which `is_small`; ``ops`` belongs to the thread."""
@@ -24,7 +27,7 @@ class SmallMerges:
     def __init__(self, work: Work, ops: Ops) -> None:
         root, count = work.root, work.grains.total
         access = root.kernel.access
-        self._ops = ops
+        self._ops = ops = ops.brief if count <= _BRIEF else ops
         self._count = count
         self._whole = work.leaves[0].shape
         self._shape = shape_of(self._whole, access, count)

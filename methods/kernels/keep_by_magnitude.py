@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.base.grains import Grains
@@ -148,7 +149,7 @@ class TopMagnitude(Sparsifier):
     def uses(self) -> tuple[Use, ...]:
         return () if self._keeps_all else (Use("count_equal"), Use("end_of_equal"))
 
-    @property
+    @cached_property
     def _keeps_all(self) -> bool:
         return all(keep is None for keep in self.keep)
 

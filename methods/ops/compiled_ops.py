@@ -69,6 +69,11 @@ class CompiledOps(CompiledTables, CompiledFactors):
         super().__init__(block)
         self._functions = functions
 
+    @cached_property
+    def brief(self) -> CompiledOps:
+        functions = {name: _keeping_lock(function) for name, function in self._functions.items()}
+        return CompiledOps(functions, self._block)
+
     # --- called by the engine -------------------------------------------------------------
 
     def view(self, block: Block, offset: int, dtype: DType, count: int) -> Elements:
@@ -454,3 +459,13 @@ def _array(elements: Elements, kind: str) -> np.ndarray[Any, Any]:
     nbytes = elements.count * int(kind[1])
     memory = (ctypes.c_uint8 * nbytes).from_address(elements.address)
     return np.ctypeslib.as_array(memory).view(kind)
+
+
+def _keeping_lock(function: Function) -> Function:
+    """The same function for calls of microseconds, which keep the interpreter's lock: passing it
+    to another thread and back would take longer."""
+    released: Any = function
+    kept = ctypes.PYFUNCTYPE(released.restype, *released.argtypes)
+    called = kept(ctypes.cast(released, ctypes.c_void_p).value)  # type: ignore[arg-type]
+    called.belongs_to = function  # type: ignore[attr-defined]  # keeps the code alive
+    return called

@@ -38,6 +38,10 @@ _LOOKED_UP = 1 << 16
 class TorchOps(TorchFactors, TorchTables, TorchArrays):
     """`methods.ops.interface.Ops` on tensors of one device, in the shape of a grain."""
 
+    @property
+    def brief(self) -> TorchOps:
+        return self
+
     @cached_property
     def maths(self) -> ArrayMaths:
         return ArrayMaths(torch)
