@@ -417,10 +417,10 @@ import sys, time
 from pathlib import Path
 from mergeloom.engine import job as jobs
 from tests.engine.test_job import SHAPES, every_kind
-from tests.engine.support import Paper, Workshop, job
+from tests.engine.support import Paper, GraphMaker, job
 
 directory = Path(sys.argv[1])
-graph = every_kind(Workshop(directory / "in"), SHAPES[:4])
+graph = every_kind(GraphMaker(directory / "in"), SHAPES[:4])
 def poll(progress):
     if progress.write_bytes > int(sys.argv[2]):
         import os, signal
