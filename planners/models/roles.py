@@ -17,7 +17,7 @@ _AFTER = re.compile(
     r"|pred_layer|score|(pre_)?classifiers?|classification_head|(\w+_)?pooler|qa_outputs|logits_proj"
     r"|sequence_summary|final_logits_bias|proj_out|project_out|output|output_projection|output_layer"
     r"|vocab_(projector|transform|layer_norm)|altup_unembed_projections|final_(linear|layer|proj)"
-    r"|mtp(_\w+)?|text_projection|regression_layer|gating|reward_\w+|custom_text_proj"
+    r"|mtp(_\w+)?|text_projection|unembed(ding)?(_projection)?|regression_layer|gating|reward_\w+|custom_text_proj"
 )
 """Modules other than norms that act after the layers, as those that predict further tokens do."""
 
@@ -72,6 +72,8 @@ def acts_after(name: str, prefix: str, names: Collection[str], config: Mapping[s
         return True
     if modules == ["linear"]:  # ColBERT's
         return True
+    if inner == ["embedding_projection"]:  # from the words' width to that of the embedding they get
+        return str(config.get("model_type")).startswith("embedding_gemma2")
     norm = inner[-1]
     if len(inner) > 1 or _NORM.search(norm) is None:
         return False

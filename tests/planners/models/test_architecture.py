@@ -197,10 +197,13 @@ MEDUSA = [f"medusa_head.{i}.{part}" for i in range(3) for part in ("0.linear", "
 ARMO = ["regression_layer", "gating.layers.0"]
 COLBERT = ["linear", "custom_text_proj"]
 CLIP = ["text_projection"]
+NEOMME = ["unembedding_projection"]
 
 
 @pytest.mark.parametrize(
-    "parts", [MTP, MEDUSA, ARMO, COLBERT, CLIP], ids=["mtp", "medusa", "rm", "col", "clip"]
+    "parts",
+    [MTP, MEDUSA, ARMO, COLBERT, CLIP, NEOMME],
+    ids=["mtp", "medusa", "rm", "col", "clip", "neomme"],
 )
 def test_parts_that_act_after_the_layers_are_recognised(parts: list[str]) -> None:
     """What predicts further tokens, rewards, or a vector for each token."""
@@ -266,6 +269,14 @@ def test_towers_inside_the_embedding_are_not_the_main_one() -> None:
     main, *_ = infer(found, {"num_hidden_layers": 3}).towers
     assert main.prefix == "model.layers."
     assert {"model.norm.weight", "lm_head.weight"} <= set(main.after)
+
+
+def test_a_projection_of_embeddings_may_act_after_the_layers() -> None:
+    name = "embedding_projection.weight"
+    for kind, after in (("neomme", False), ("embedding_gemma2_text", True)):
+        config = {"num_hidden_layers": 4, "model_type": kind}
+        (tower,) = infer([*names("layers.", 4, *BLOCK), name], config).towers
+        assert (name in tower.after) is after
 
 
 def test_a_final_norm_with_the_name_of_one_before_the_layers() -> None:
