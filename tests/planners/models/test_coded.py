@@ -219,7 +219,7 @@ def test_unsupported_settings_of_gptq_are_refused(
         ("weight.quant_state.bitsandbytes__nf4", b"[1]", "its state is not a JSON object"),
         ("weight.quant_state.bitsandbytes__nf4", b'{"shape": [160, 255]}', "has no blocksize"),
         ("weight.quant_state.bitsandbytes__nf4", b"{", "its state is not JSON"),
-        ("weight.absmax", bytes(7), "numbers as side inputs"),
+        ("weight.absmax", bytes(7), "need side inputs of 16, 640"),
         ("weight.nested_absmax", bytes(7), "tables of uint8"),
         ("SCB", bytes(7), "do not match the rows of an int8 weight"),
     ],
