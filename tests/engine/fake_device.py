@@ -3,7 +3,7 @@
 It computes with the CPU, so its results are those of the CPU bit for bit, and everything but the
 calls to a driver is as on a real one:
 
-- copies are put off until somebody waits for them, so that whoever forgets to wait works on
+- copies are put off until they are waited for, so that code which forgets to wait works on
   rubbish, or overwrites what has not left yet;
 - memory is counted, and is full of rubbish when it is handed out;
 - any allocation may be made to fail, those that kernels make while they run too.

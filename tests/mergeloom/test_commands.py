@@ -226,7 +226,7 @@ def test_clean_removes_what_was_interrupted(
 ) -> None:
     out = tmp_path / "out"
     mergeloom.merge(config, out)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # not that of whoever tests
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # not the cache of this user
     with pytest.raises(OutputError, match="is a finished merge, which 'clean' does not remove"):
         mergeloom.clean(out)
     with pytest.raises(OutputError, match="is not an interrupted merge"):

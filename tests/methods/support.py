@@ -262,7 +262,7 @@ def assert_close(
     """``result``, rounded to ``dtype``, is ``expected`` (float64) within half an ulp and noise.
 
     ``scale`` bounds the magnitudes that were added up. ``either`` marks elements that are not
-    looked at: a decision there hangs on the last bit.
+    looked at: a decision there depends on the last bit.
     """
     rounded = result.to(dtype).to(torch.float64)
     noise = scale * NOISE + 1e-42  # products of float32 underflow there

@@ -31,7 +31,7 @@ class Disk:
 
 
 def loads(builder: GraphBuilder, sizes: Sequence[int], count: int = 2) -> list[list[Load]]:
-    """For each size so many inputs of so many elements, each of a file of its own."""
+    """For each size, ``count`` inputs of that many elements, each in a file of its own."""
     disks = [Disk(f"disk {number}") for number in range(count)]
     offsets = [sum(sizes[:number]) * 2 for number in range(len(sizes))]
     return [

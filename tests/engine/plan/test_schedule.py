@@ -118,7 +118,7 @@ class Simulation:
     def _place(self, scheduled: ScheduledMerge) -> None:
         work, flow = scheduled.work, scheduled.flow
         before = {work.leaves[i] for i in flow.kept_before}
-        assert before <= self.kept.keys(), "a load is taken for granted that nobody kept"
+        assert before <= self.kept.keys(), "a load is used that was not kept"
         others = sum(size for load, size in self.kept.items() if load not in before)
         assert others == scheduled.kept_for_others
         kept = others + work.merge_shape.whole_bytes(flow.kept_fresh + flow.kept_before)

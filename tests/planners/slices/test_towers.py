@@ -1,4 +1,4 @@
-"""Towers, modules and what stands around the layers, in models of transformers' own classes."""
+"""Towers, modules and the weights around the layers, in models of transformers' own classes."""
 
 from __future__ import annotations
 

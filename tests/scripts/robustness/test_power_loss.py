@@ -75,7 +75,7 @@ def test_power_may_fail_again_while_it_continues(
     write_out(disk.contents("torn", random.Random(seed)), root)
     second = record(recording.job, root, recording.expected, restart)
     for _ in range(3):
-        # How many calls there are hangs on time too, so a share of them is drawn.
+        # The number of calls depends on time too, so a share of them is drawn.
         share = data.draw(st.floats(0, 1))
         second.replay(round(share * len(second.calls)), "torn", seed, new_folder())
 
