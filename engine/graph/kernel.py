@@ -112,6 +112,9 @@ class DeviceOps(Ops, Protocol):
     def bring(self) -> None:
         """Start copying the counters created since the last call to main memory."""
 
+    def flush(self) -> None:
+        """Enqueue operations that were put off."""
+
 
 TABLE_BLOCK_BYTES = 4 << 20
 """Approximate bytes of one block of a table, which is read at once."""

@@ -259,6 +259,7 @@ class DeviceWorker:
                 )
                 for index in indices:
                     each(evaluator, index, outputs)
+                ops.flush()
                 if indices.stop == task.tile.indices.stop:
                     ops.bring()
             self._download.wait_for(self._compute.mark())

@@ -72,6 +72,9 @@ class TorchArrays:
     def bring(self) -> None:
         """No effect: tensors are copied one by one."""
 
+    def flush(self) -> None:
+        """No effect: no operation is put off."""
+
     def shaped(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
         return array.view(shape)
 

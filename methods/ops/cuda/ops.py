@@ -94,7 +94,7 @@ class Signature(NamedTuple):
 SIGNATURES = {
     "choose": Signature("Vdqq", 3),
     "choose_by_rank": Signature("Vqqqqq", 4),
-    "combine": Signature("Vqqqqdqqdqq", 10),
+    "combine": Signature("Vqqqqdqqdqqqqq", 10),
     "count_changed": Signature("Vqqdqq", 2, True),
     "count_equal": Signature("Vqdqq", 1, True),
     "count_high": Signature("VTqqqqq", 3, True),
@@ -142,6 +142,9 @@ class CudaOps(CompiledOps):
         self._device = device
         self._workspace = workspace
         self._tables: list[CountTable] = []
+        self._combination: tuple[Any, ...] | None = None
+        """The arguments of a combination that is not launched yet, because it also stores its
+        result if that is what is asked for next."""
 
     def at(self, memory: Memory, dtype: DType, count: int) -> Elements:
         """``count`` elements at the start of device memory."""
@@ -150,8 +153,18 @@ class CudaOps(CompiledOps):
     def store(self, result: Elements, out: Elements) -> Any:
         found, owner = self._device.cells(1)
         kind = ElementType[out.dtype.code]
-        self._call("store", result.address, result.count, out.address, kind, found)
+        combined, self._combination = self._combination, None
+        if combined is not None and combined[-2:] == (result.address, result.count):
+            self._launch("combine", *combined, out.address, kind, found)
+        else:
+            self._combination = combined
+            self._call("store", result.address, result.count, out.address, kind, found)
         return number_at(found, owner)
+
+    def flush(self) -> None:
+        combined, self._combination = self._combination, None
+        if combined is not None:
+            self._launch("combine", *combined, 0, 0, 0)
 
     # --- measuring ------------------------------------------------------------------------
 
@@ -169,6 +182,7 @@ class CudaOps(CompiledOps):
         self._tables.clear()
 
     def from_numpy(self, numbers: Any) -> Any:
+        self.flush()
         found = self.take(numbers.size)
         self._device.upload(
             found.address, (ctypes.c_float * numbers.size).from_buffer_copy(numbers)
@@ -289,6 +303,7 @@ class CudaOps(CompiledOps):
         size, top = vector.array.count, self.top()
         given = (ctypes.c_int32 * row).from_buffer_copy(steps)
         there, room = self.take_bytes(4 * row), self.take_bytes(8 * size)
+        self.flush()
         self._device.upload(there, given)
         described = self._vectors([vector], [rule])
         self._call("choose_by_rank", described, there, row, marks, size, room, rows=row)
@@ -302,6 +317,13 @@ class CudaOps(CompiledOps):
     # --- calls ----------------------------------------------------------------------------
 
     def _call(self, name: str, *arguments: Any, row: int = 0, work: int = 0, rows: int = 0) -> None:
+        self.flush()
+        if name == "combine":
+            self._combination = arguments
+        else:
+            self._launch(name, *arguments, rows=rows)
+
+    def _launch(self, name: str, *arguments: Any, rows: int = 0) -> None:
         signature = SIGNATURES.get(name)
         if signature is None:
             raise NotImplementedError(f"{name} on a device")
