@@ -64,21 +64,25 @@ class Parameter:
             return None
         if self.kind is str:
             if not isinstance(value, str) or value not in self.choices:
-                raise ParameterError(f"'{self.name}' must be {self.range_text()}, not {value!r}")
+                raise ParameterError(
+                    f"'{self.name}' must be {self.range_text()}, not {_shown(value)}"
+                )
             return value
         if self.kind is bool:
             if not isinstance(value, bool):
-                raise ParameterError(f"'{self.name}' must be true or false, not {value!r}")
+                raise ParameterError(f"'{self.name}' must be true or false, not {_shown(value)}")
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ParameterError(f"'{self.name}' must be a number, not {value!r}")
+            raise ParameterError(f"'{self.name}' must be a number, not {_shown(value)}")
         if not math.isfinite(value):
-            raise ParameterError(f"'{self.name}' must be finite, not {value!r}")
+            raise ParameterError(f"'{self.name}' must be finite, not {_shown(value)}")
         if self.kind is int and value != int(value):
-            raise ParameterError(f"'{self.name}' must be a whole number, not {value!r}")
+            raise ParameterError(f"'{self.name}' must be a whole number, not {_shown(value)}")
         low, high = self.minimum, self.maximum
         if (low is not None and value < low) or (high is not None and value > high):
-            raise ParameterError(f"'{self.name}' must lie in {self.range_text()}, not {value!r}")
+            raise ParameterError(
+                f"'{self.name}' must lie in {self.range_text()}, not {_shown(value)}"
+            )
         return int(value) if self.kind is int else float(value)
 
     def range_text(self) -> str:
@@ -92,6 +96,11 @@ class Parameter:
         low = "(-inf" if self.minimum is None else f"[{self.minimum:g}"
         high = "inf)" if self.maximum is None else f"{self.maximum:g}]"
         return f"{low}, {high}"
+
+
+def _shown(value: Any) -> str:
+    """A value as a configuration writes it."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +137,8 @@ class Method:
     whether it draws random numbers from the seed of the run. ``by_name`` says whether `kernel` may
     use the name of the tensor; otherwise tensors of equal shape and parameters share a kernel.
     ``minimum`` and ``maximum`` bound the number of models besides the base. A tensor that only one
-    model has is copied by the planner and does not reach `kernel`, unless ``merges_one`` is set.
+    of several models has is copied by the planner and does not reach `kernel`; so is one of a slice
+    that has one model, unless ``merges_one`` is set.
     """
 
     name: ClassVar[str]

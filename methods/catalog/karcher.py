@@ -100,7 +100,7 @@ class Karcher(Method):
             "tol", float, "step length below which iteration stops", default=1e-5, minimum=0.0
         ),
     )
-    minimum = 2
+    minimum = 1
 
     def kernel(self, merge: TensorMerge) -> Kernel:
         count = len(merge.models)

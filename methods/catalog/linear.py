@@ -21,10 +21,10 @@ class Linear(Method):
     model_parameters = (WEIGHT,)
     settings = (normalize(True),)
     minimum = 1
+    merges_one = True
 
     def kernel(self, merge: TensorMerge) -> Kernel:
-        if len(merge.models) == 1:
-            return Copy()
         weights = tuple(model["weight"] for model in merge.models)
         divisor = sum_of_weights(weights) if merge.settings["normalize"] else 1.0
-        return LinearCombination(tuple(weight / divisor for weight in weights))
+        factors = tuple(weight / divisor for weight in weights)
+        return Copy() if factors == (1.0,) else LinearCombination(factors)

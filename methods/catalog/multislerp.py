@@ -82,7 +82,7 @@ class MultiSlerp(Method):
         ),
     )
     base = Base.OPTIONAL
-    minimum = 2
+    minimum = 1
 
     def kernel(self, merge: TensorMerge) -> Kernel:
         if len(merge.models) == 1:

@@ -37,6 +37,8 @@ def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
     name = "standard input" if stream else f"'{path}'"
     try:
         if stream:
+            if sys.stdin is None:
+                raise ConfigError(f"cannot read the configuration {name}: it is closed")
             content = sys.stdin.buffer.read(MAX_BYTES + 1)
         else:
             with open(path, "rb") as file:
@@ -53,9 +55,15 @@ def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
             f"cannot read the configuration {name}: no such file",
             remedy=f"did you mean '{near}'?" if near else "",
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"cannot read the configuration {name}: {reason}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"not UTF-8 text: byte {content[error.start]:#x}",
+            place=Place("stdin" if stream else path.name, line),
+            remedy="save it as UTF-8",
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {name}: {error.strerror}") from error
     if _is_card(text):
         raise ConfigError(
             f"{name} is a model card, not a configuration",
@@ -136,7 +144,9 @@ def _in_order(documents: Sequence[Document], findings: Findings) -> list[Documen
     named: dict[str, int] = {}
     for number, document in enumerate(documents):
         if document.name in named:
-            findings.error(document.place, f"two stages are named '{document.name}'")
+            findings.error(
+                document.place, f"two stages are named '{document.name}'", "rename one of them"
+            )
         elif document.name is not None:
             named[document.name] = number
     unnamed = [number for number, document in enumerate(documents) if document.name is None]

@@ -7,7 +7,7 @@ and aliases if the expanded document is large. JSON is read as YAML.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -29,6 +29,7 @@ _DIRECTIVE = re.compile(r"^%([A-Z]+)", re.MULTILINE)
 _SURROGATES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 _REMEDIES = (
     ("escape", "put text with backslashes into single quotes"),
+    ("found unexpected ':'", "is a space missing after a colon?"),
     ("mapping values", "is a space missing after a colon, or a line indented wrongly?"),
     ("block", "is this line indented like its neighbours?"),
 )
@@ -36,6 +37,8 @@ _REMEDIES = (
 _NO_SPACE = re.compile(r"(- )?[A-Za-z_]+:[^\s/\\\\].*")
 """A key and value without a space after the colon; not a drive letter or URL."""
 _ASSIGNMENT = re.compile(r"\s*[A-Za-z_]+ *= *[\"'\[{]")
+_ODD_SPACE = re.compile("([\u00a0\u2000-\u200b\u202f\u3000\ufeff])")
+_ODD_DASH = re.compile("^\\s*([\u2010-\u2015\u2212\u2022*])\\s+\\w")
 _OCTAL = re.compile(r"[+-]?0[0-7]*[1-9][0-7]*")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
@@ -76,7 +79,8 @@ class Value:
             ConfigError: it is something else.
         """
         if not isinstance(self.content, list):
-            raise self.error(f"{what} must be a list, not {self.kind}")
+            remedy = "begin each entry with '- '" if isinstance(self.content, dict) else ""
+            raise self.error(f"{what} must be a list, not {self.kind}", remedy)
         return self.content
 
     def text(self, what: str) -> str:
@@ -126,6 +130,8 @@ class Value:
             return "a mapping"
         if isinstance(self.content, list):
             return "a list"
+        if isinstance(self.content, bool):
+            return "true" if self.content else "false"
         return "nothing" if self.content is None else short(repr(self.content))
 
 
@@ -150,6 +156,14 @@ def load_documents(text: str, file: str, findings: Findings, lines: bool = True)
         nodes = list(yaml.compose_all(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
         raise _not_yaml(error, text, file) from error
+    except yaml.reader.ReaderError as error:
+        line = text.encode()[: error.position].count(b"\n") + 1
+        raise ConfigError(
+            f"a control character (#x{error.character:02x})",
+            place=Place(file, line),
+            remedy="remove it",
+            code="syntax",
+        ) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from error
     reader = _Reader(file, findings, lines)
@@ -183,8 +197,19 @@ def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
     above = next((n for n in range(line - 1, -1, -1) if lines[n].strip()), None)
     before = lines[above].strip() if above is not None else ""
     opened = error.context_mark.line + 1 if error.context_mark is not None else 0
+    near = [(n, lines[n].partition("#")[0]) for n in (line, above) if n is not None]
     if "\t" in (here or written[: len(written) - len(written.lstrip())]):
         cause, remedy = "a tab", "YAML is indented with spaces"
+    elif "undefined alias" in str(error.problem) and mark is not None:
+        alias = re.split(r"[\s,\]}]", written[mark.column + 1 :], maxsplit=1)[0]
+        cause = f"the alias '*{alias}' is not defined"
+        remedy = f"write '&{alias}' before the value it stands for, in a line above"
+    elif odd := _first(_ODD_SPACE, near):
+        place = Place(file, odd[0] + 1)
+        cause, remedy = f"a space of another kind (U+{ord(odd[1]):04X})", "write an ordinary space"
+    elif odd := _first(_ODD_DASH, near):
+        place = Place(file, odd[0] + 1)
+        cause, remedy = f"'{odd[1]}' (U+{ord(odd[1]):04X}) before an item", "write '-'"
     elif written.startswith("```"):
         cause, remedy = "a Markdown code fence", "remove the lines with ```"
     elif above is not None and _NO_SPACE.fullmatch(before):
@@ -207,6 +232,12 @@ def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
             (r for words, r in _REMEDIES if words in f"{error.problem} {error.context}"), ""
         )
     return ConfigError(cause, place=place, remedy=remedy, code="syntax")
+
+
+def _first(pattern: re.Pattern[str], lines: Iterable[tuple[int, str]]) -> tuple[int, str] | None:
+    """The number of the first line in which a pattern is found, and the character it has."""
+    found = ((number, pattern.search(line)) for number, line in lines)
+    return next(((number, each[1]) for number, each in found if each is not None), None)
 
 
 def _check_nesting(text: str, file: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -31,6 +32,9 @@ _WANTED = (
     "*.tiktoken",
     "[0-9]_*/pytorch_model.bin",
 )
+_LONGEST_ID = 96
+"""Characters of a name on the hub, with its owner."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _PICKLED = ("*.bin", "*.bin.index.json")
 """Downloaded only if there is nothing else."""
 _UNWANTED = ("consolidated*", "openvino*", "onnx*", "[!0-9a]*/*", "a[!d]*/*")
@@ -177,21 +181,37 @@ class Resolver:
             )
         if is_hub_id(location.path):
             return None
-        path = Path(os.path.expanduser(location.path))
-        try:
-            near = nearest(path.name, (p.name for p in path.parent.iterdir() if p.is_dir()))
-        except OSError:
-            near = None
+        near = self._near(location)
+        remedy = f"did you mean '{near}'?" if near else ""
+        if "$" in location.path:
+            remedy = "environment variables are not replaced in configurations, write the path"
         return CheckpointError(
-            f"'{location.path}' is neither a directory nor a hub id (owner/name)",
-            remedy=f"did you mean '{path.parent / near}'?" if near else "",
+            f"'{location.path}' is neither a directory nor a hub id (owner/name)", remedy=remedy
         )
+
+    def _near(self, location: Location) -> Path | None:
+        """A directory beside the one that a path names, with a similar name."""
+        path = Path(os.path.expanduser(location.path))
+        for folder in (
+            path.parent,
+            *([self.relative_to / path.parent] if self.relative_to else ()),
+        ):
+            try:
+                near = nearest(path.name, (p.name for p in folder.iterdir() if p.is_dir()))
+            except OSError:
+                continue
+            if near:
+                return path.parent / near
+        return None
 
     def _from_hub(self, location: Location, complete: Callable[[Path], bool]) -> Path:
         cached = _cached(location, complete)
         if cached is not None:
             return cached
         where = f"give its directory by --model-dir {location.path}=PATH"
+        near = self._near(location)
+        if near is not None:
+            where = f"write '{near}' if you mean that directory, or {where}"
         if _offline() or self.download is None:
             why = "HF_HUB_OFFLINE is set" if _offline() else "downloads are off"
             raise CheckpointError(
@@ -204,13 +224,13 @@ class Resolver:
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether ``path`` looks like ``owner/name`` or ``name`` on the hub."""
+    """Whether ``path`` can be ``owner/name`` or ``name`` on the hub."""
     parts = path.split("/")
-    return len(parts) in (1, 2) and all(
-        part
-        and part[0] not in ".-~"
-        and part.replace("-", "").replace("_", "").replace(".", "").isalnum()
-        for part in parts
+    return (
+        len(parts) <= 2
+        and len(path) <= _LONGEST_ID
+        and not any(pair in path for pair in ("--", ".."))
+        and all(_HUB_NAME.fullmatch(part) for part in parts)
     )
 
 
@@ -267,8 +287,9 @@ def _download(location: Location, where: str, complete: Callable[[Path], bool]) 
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
-    def failed(reason: str) -> CheckpointError:
-        return CheckpointError(f"cannot fetch '{location}': {reason}", remedy=f"or {where}")
+    def failed(reason: str, first: str = "") -> CheckpointError:
+        remedy = f"{first}, or {where}" if first else where
+        return CheckpointError(f"cannot fetch '{location}': {reason}", remedy=remedy)
 
     try:
         for wanted in (_WANTED, (*_WANTED, *_PICKLED)):
@@ -283,13 +304,13 @@ def _download(location: Location, where: str, complete: Callable[[Path], bool]) 
                 break
     except hub.GatedRepoError as error:
         raise failed(
-            "it is gated: accept its terms on the hub and log in (hf auth login)"
+            "it is gated", "accept its terms on the hub and log in (hf auth login)"
         ) from error
     except hub.RevisionNotFoundError as error:
         raise failed(f"it has no revision '{location.revision or 'main'}'") from error
     except hub.RepositoryNotFoundError as error:
         raise failed(
-            "the hub has no such model, or it is private: log in (hf auth login)"
+            "the hub has no such model, or it is private", "log in (hf auth login)"
         ) from error
     except Exception as error:  # the libraries raise many types of errors when the network fails
         lines = str(error).strip().splitlines() or [type(error).__name__]

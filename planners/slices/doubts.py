@@ -28,8 +28,8 @@ def check_required(
     part: Slice, method: Method, levels: Sequence[Level], findings: Findings
 ) -> None:
     """Report required parameters of a slice that no level sets."""
-    if len(part.sources) == 1 and not method.merges_one:
-        return  # copied
+    if len(part.sources) == 1:
+        return  # without them it is copied
     higher = {name for level in levels for name in level.parameters.entries}
     for position, layers in enumerate(part.sources):
         if position == part.base or layers.source is None:
@@ -66,6 +66,13 @@ def warn_of_idle(part: Slice, method: Method, levels: Sequence[Level], findings:
                 code="no-effect",
             )
     others = [layers for i, layers in enumerate(part.sources) if i != part.base]
+    if part.base is not None and not others:
+        findings.warn(
+            part.entry.place,
+            f"'{method.name}' merges other models into the base model "
+            f"'{part.sources[part.base].model.name}', and here are none: it is copied",
+            code="no-effect",
+        )
     _warn_of_listed_models(len(others), method, levels, findings)
     warn_of_weights(others, method, levels, findings)
     for position, layers in enumerate(part.sources):

@@ -83,8 +83,8 @@ class SliceRules:
         kept_because = constant(self._part.sources[positions[0]].model, names[0])
         if kind is None:
             self._check_base(wanted)
-            if kept_because is None and len(positions) == 1 and not self._method.merges_one:
-                kept_because = "only one model has it"
+            if kept_because is None and len(positions) == 1:
+                kept_because = self._copied_because(wanted)
         if kept_because is not None:
             return copy_tensor(wanted, kept_because)
         if kind is None:
@@ -103,6 +103,15 @@ class SliceRules:
             missing=kind.missing,
             kind=kind,
         )
+
+    def _copied_because(self, wanted: TensorSources) -> str | None:
+        """Why a tensor of one model is copied, or ``None`` if the method merges it alone."""
+        if len(self._part.sources) > 1:
+            return "only one model has it"
+        _, lacking = self._sources[0].of(wanted.names[0], wanted.t)
+        if self._method.merges_one and lacking is None:
+            return None
+        return "its slice has one model"
 
     def _check_base(self, wanted: TensorSources) -> None:
         part, method, count = self._part, self._method, len(wanted.positions)
@@ -198,6 +207,8 @@ def check_models(method: Method, part: Slice, place: Place) -> None:
             f"'{method.name}' needs a base model", "write 'base_model: MODEL' at the top level"
         )
     low, high = method.minimum, method.maximum
+    if not others and low == 1 and high is None:
+        return  # the base is copied
     if others < low or (high is not None and others > high):
         wanted = (
             f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"

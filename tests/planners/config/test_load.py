@@ -114,9 +114,36 @@ def test_absent_huge_and_binary_files_are_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yml")
     with pytest.raises(ConfigError, match="too large"):
         load_config(Path("/dev/zero"))
-    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="not UTF-8 text"):
-        load_config(tmp_path / "binary.yml")
+    (tmp_path / "latin.yml").write_bytes("models:\n- été".encode("latin-1"))
+    with pytest.raises(
+        ConfigError, match=r"latin\.yml:2: not UTF-8 text: byte 0xe9: save it as UTF"
+    ):
+        load_config(tmp_path / "latin.yml")
+
+
+def test_a_closed_standard_input_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ConfigError, match="standard input: it is closed"):
+        load_config(Path("-"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: b\nc:\u00a0d\ne: 1", "file:2: a space of another kind (U+00A0): write an ordinary"),
+        ("a:\n-\u3000b: 1\n  c: 1", "file:2: a space of another kind (U+3000)"),
+        ("a: # \u3000\n- b: 1\n c: 1", "file:3: not valid YAML: did not find expected key"),
+        ("a:\n\u2013 b: 1\n  c: 1", "file:2: '\u2013' (U+2013) before an item: write '-'"),
+        ("a:\n* b: 1\n", "file:2: '*' (U+002A) before an item: write '-'"),
+        ("a: 1\nb: {c: *w}", "file:2: the alias '*w' is not defined: write '&w' before the value"),
+        ("é: 1\nb: \x01", "file:2: a control character (#x01): remove it"),
+        ("a: {b: 1, c:}", "is a space missing after a colon?"),
+    ],
+)
+def test_what_is_no_yaml_is_said_in_plain_words(text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_documents(text, "file", Findings())
+    assert expected in str(caught.value)
 
 
 @given(st.text(max_size=200))

@@ -100,7 +100,7 @@ def test_zero_and_one_stand_for_booleans() -> None:
 def test_values_out_of_range_name_their_place() -> None:
     for text, message in {
         "t: 1.5": r"c\.yml:1: t: 't' must lie in \[0, 1\], not 1\.5",
-        "t: true": "must be a number, not True",
+        "t: true": "must be a number, not true",
     }.items():
         findings = Findings()
         block(text, findings)

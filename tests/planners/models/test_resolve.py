@@ -249,6 +249,31 @@ def test_a_refusal_of_the_hub_is_explained(
     assert f"--model-dir {model}=PATH" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("acme/modèle", "is neither a directory nor a hub id"),
+        ("acme/a--b", "is neither a directory nor a hub id"),
+        ("acme/" + "a" * 92, "is neither a directory nor a hub id"),
+        ("$MODELS/a", "environment variables are not replaced in configurations, write the path"),
+    ],
+)
+def test_names_that_no_hub_has_are_not_asked_for(hub: Hub, model: str, expected: str) -> None:
+    with pytest.raises(CheckpointError, match=expected):
+        Resolver(download=lambda _: None).directory(Location(model))
+    assert not hub.asked
+
+
+def test_a_directory_with_a_similar_name_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "mistral").mkdir()
+    expected = "write 'mistral' if you mean that directory, or give its directory by --model-dir"
+    with pytest.raises(CheckpointError, match=expected):
+        Resolver(relative_to=tmp_path).directory(Location("mistrel"))
+
+
 def test_offline_the_hub_is_not_contacted(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set"):

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
+import mergeloom
 from mergeloom.engine.base.errors import ConfigError
 from tests.planners.slices import tiny
-from tests.planners.support import llamas, plan_text
+from tests.planners.support import llamas, load_tensors, made_of, plan_text
 
 
 @pytest.fixture
@@ -151,3 +154,63 @@ def test_unused_relative_positions_are_warned_about(tmp_path: Path, kind: str, s
     assert f"'{shared}' holds for all layers and is made from '{a}': layers of '{b}'" in said
     assert not [w for w in tiny.planned(tiny.stack(b, b)).warnings if "attend differently" in w]
     assert not [w for w in tiny.planned(tiny.blend(a, b)).warnings if "attend differently" in w]
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear", "sce", "ram"])
+def test_a_base_alone_in_a_slice_is_copied(models: Path, method: str) -> None:
+    text = f"merge_method: {method}\nbase_model: a\nparameters: {{weight: 1}}\nslices:\n"
+    text += "- sources: [{model: a, layer_range: [0, 3]}, {model: b, layer_range: [0, 3]}]\n"
+    text += "- sources: [{model: a, layer_range: [3, 4]}]"
+    plan = plan_text(text, models)
+    last = plan.explain("model.layers.3.mlp.up_proj.weight")
+    assert (made_of(last), last.copied_because) == (
+        [("a", "model.layers.3.mlp.up_proj.weight")],
+        "its slice has one model",
+    )
+    assert plan.explain("model.layers.2.mlp.up_proj.weight").copied_because is None
+    assert (
+        f"config.yml:6: slices[1]: '{method}' merges other models into the base model 'a', and "
+        "here are none: it is copied"
+    ) in plan.warnings
+
+
+@pytest.mark.parametrize("method", ["karcher", "multislerp"])
+def test_a_mean_of_one_model_is_that_model(models: Path, method: str) -> None:
+    plan = plan_text(f"merge_method: {method}\nmodels: [a]", models)
+    assert plan.explain("lm_head.weight").copied_because == "its slice has one model"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "factor"),
+    [("{weight: 0.5}", 0.5), ("{weight: 1}", 1.0), ("{}", 1.0)],
+)
+def test_a_weight_of_the_only_model_counts_if_it_is_not_divided_by_itself(
+    models: Path, parameters: str, factor: float
+) -> None:
+    text = "merge_method: linear\nparameters: {normalize: false}\ndtype: float32\n"
+    text += f"models: [{{model: {models / 'a'}, parameters: {parameters}}}]"
+    mergeloom.merge(yaml.safe_load(text), models / "out")
+    name = "model.layers.1.mlp.up_proj.weight"
+    made, own = (load_tensors(models / folder)[name].float() for folder in ("out", "a"))
+    assert torch.equal(made, factor * own)
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [
+        ("[{value: 1}, {filter: mlp, value: 0}]", 1),
+        ("[{filter: mlp, value: 1}, {filter: mlp.up, value: 0}, {value: 1}]", 1),
+        ("[{filter: mlp.up, value: 1}, {filter: mlp, value: 0}, {value: 1}, {value: 0.5}]", 3),
+        ("[{filter: mlp.up, value: 1}, {filter: mlp, value: 0}, {value: 1}]", None),
+    ],
+)
+def test_a_value_after_one_for_all_its_tensors_is_said(
+    models: Path, written: str, number: int | None
+) -> None:
+    text = f"merge_method: slerp\nmodels: [a, b]\nbase_model: a\nparameters: {{t: {written}}}"
+    found = plan_text(text, models).warnings
+    expected = (
+        f"config.yml:4: parameters.t[{number}]: this value of 't' is never used: an earlier one "
+        "takes all its tensors: put it before that one, or remove it"
+    )
+    assert list(found) == ([] if number is None else [expected])
