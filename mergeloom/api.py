@@ -210,7 +210,7 @@ def merge(
             planned, output=directory, io=mode, observer=observer, **check_plan_options(options)
         )
     elif options:
-        raise LoomError(f"{', '.join(options)} belong to the plan: give them to plan()")
+        raise LoomError(f"{', '.join(options)} belong to the plan", remedy="give them to plan()")
     else:
         check_overlap(planned, directory)
     made = planned.schedule

@@ -35,7 +35,7 @@ def path_of(value: object, name: str, kind: str = "a path") -> Path:
     if isinstance(text, bytes):
         text = os.fsdecode(text)
     if not text.strip():
-        raise LoomError(f"{name} is empty: name a path (. is the current directory)")
+        raise LoomError(f"{name} is empty", remedy="name a path (. is the current directory)")
     if "\0" in text:
         raise LoomError(f"{name} is {text[:80]!a}, which no path can be")
     return Path(text).expanduser() if text.startswith("~") else Path(text)
@@ -125,7 +125,7 @@ def one_of(value: object, name: str, choices: Sequence[str]) -> str:
     """
     value = _scalar(value)
     if value not in choices:
-        raise LoomError(f"{name} {value!r} is unknown: choose {_listed(choices)}")
+        raise LoomError(f"{name} {value!r} is unknown", remedy=f"choose {_listed(choices)}")
     return str(value)
 
 

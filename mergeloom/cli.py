@@ -117,7 +117,7 @@ def run() -> int:
     try:
         return int(app(prog_name="mergeloom", standalone_mode=False) or 0)
     except click.UsageError as error:
-        return _report_error(UsageError(_usage_message(error)))
+        return _report_error(_usage_error(error))
     except LoomError as error:
         if debug:
             raise
@@ -143,8 +143,8 @@ class UsageError(LoomError):
     """An invalid command line."""
 
 
-def _usage_message(error: click.UsageError) -> str:
-    """The message for an invalid command line: what is wrong, and how to correct it."""
+def _usage_error(error: click.UsageError) -> UsageError:
+    """The error for an invalid command line: what is wrong, and how to correct it."""
     named = [name for name in sys.argv[1:2] if name in COMMANDS]  # click forgets which one it was
     command = error.ctx.command_path if error.ctx is not None else " ".join(["mergeloom", *named])
     help_line = f"'{command} --help' shows how it is used"
@@ -157,16 +157,16 @@ def _usage_message(error: click.UsageError) -> str:
         if os.path.isfile(error.name):
             advice = f"'{app.name} plan {error.name}' shows the merge, '{app.name} merge "
             advice += f"{error.name} OUT' runs it"
-        return f"there is no command '{error.name}': {advice}"
+        return UsageError(f"there is no command '{error.name}'", remedy=advice)
     synopsis = "" if error.ctx is None else _synopsis(error.ctx)
     if isinstance(error, click.NoSuchOption):
         bare = {each.lstrip("-"): each for each in error.possibilities or ()}
         meant = _suggestion(bare, error.option_name.lstrip("-"), "--") or synopsis
-        return f"there is no option '{error.option_name}': {meant}{help_line}"
+        return UsageError(f"there is no option '{error.option_name}'", remedy=meant + help_line)
     if isinstance(error, click.MissingParameter):
         help_line = synopsis + help_line
     what = error.format_message().strip().rstrip(".")
-    return f"{what[:1].lower()}{what[1:]}: {help_line}"
+    return UsageError(f"{what[:1].lower()}{what[1:]}", remedy=help_line)
 
 
 def _synopsis(context: click.Context) -> str:

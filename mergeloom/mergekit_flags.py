@@ -268,5 +268,7 @@ def _shard_size(text: str) -> str:
         return text
     size = int(float(match[1]) * _SHARD_UNITS[match[2].upper()])
     if not size:
-        raise LoomError(f"--out-shard-size '{text[:40]}' is not a size: write for example 5B")
+        raise LoomError(
+            f"--out-shard-size '{text[:40]}' is not a size", remedy="write for example 5B"
+        )
     return str(size)

@@ -122,7 +122,7 @@ class ModelSearch:
         for text in self.model_dir or []:
             name, equals, path = text.partition("=")
             if not (name and equals and path):
-                raise LoomError(f"--model-dir '{text}': write ID=PATH")
+                raise LoomError(f"--model-dir '{text}'", remedy="write ID=PATH")
             result[name] = path_of(path, "--model-dir")
         return result
 

@@ -77,7 +77,9 @@ def _overlaps(planned: PlannedMerge, output: Path) -> Iterator[Finding]:
     for name, model in planned.plan.models.items():
         source = Path(os.path.realpath(model.folder.name))
         if target == source:
-            raise OutputError(f"'{output}' is the input '{name}': choose another output directory")
+            raise OutputError(
+                f"'{output}' is the input '{name}'", remedy="choose another output directory"
+            )
         if target.is_relative_to(source):
             yield Finding(
                 f"the output '{output}' lies inside the input '{name}'",

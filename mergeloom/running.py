@@ -51,7 +51,7 @@ def start(
             planned, output=directory, io=io, observer=observer, **api.check_plan_options(options)
         )
     elif options:
-        raise LoomError(f"{', '.join(options)} belong to the plan: give them to plan()")
+        raise LoomError(f"{', '.join(options)} belong to the plan", remedy="give them to plan()")
     return RunningMerge(
         planned,
         directory,

@@ -62,7 +62,9 @@ def register(method: M) -> M:
     """
     instance = _instance(method, "the registered object")
     if instance.name in names():
-        raise ConfigError(f"merge method '{instance.name}' already exists: choose another name")
+        raise ConfigError(
+            f"merge method '{instance.name}' already exists", remedy="choose another name"
+        )
     _registered[instance.name] = instance
     return method
 

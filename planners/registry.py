@@ -53,7 +53,9 @@ def register(planner: P) -> P:
     """
     instance = _instance(planner, "the registered object")
     if instance.key in CONFIGURATION.keys or instance.key in keys():
-        raise ConfigError(f"the key '{instance.key}' is already in use: choose another one")
+        raise ConfigError(
+            f"the key '{instance.key}' is already in use", remedy="choose another one"
+        )
     _registered[instance.key] = instance
     return planner
 

@@ -62,7 +62,7 @@ def _make_record(
     guarded = guarded or inherits
     own = vars(cls)
     methods: dict[str, Any] = dict(_GUARDS) if guarded else {}
-    if has_repr and "__repr__" not in own:
+    if has_repr and cls.__repr__ in (object.__repr__, _repr):  # a written one is inherited
         methods["__repr__"] = _repr
     generates = "__init__" not in own
     doc, cls.__doc__ = cls.__doc__, "given"  # else `dataclasses` documents the wrong signature

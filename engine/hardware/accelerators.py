@@ -72,7 +72,9 @@ def choose(
     kind, colon, number = wanted.partition(":")
     known = kind in (AUTO, CPU, "cuda", "mps") and (number.isdigit() if colon else True)
     if not known or (colon and kind != "cuda"):
-        raise DeviceError(f"--device '{wanted}' is unknown: choose auto, cpu, cuda, cuda:N or mps")
+        raise DeviceError(
+            f"--device '{wanted}' is unknown", remedy="choose auto, cpu, cuda, cuda:N or mps"
+        )
     if kind == CPU:
         return ()
     devices = found()

@@ -67,7 +67,8 @@ class OutputDirectory:
                 self._release = lock_directory(path / DIRECTORY)
             except AlreadyLocked as error:
                 raise RunError(
-                    f"another process is writing '{path}': wait for it, or choose another output"
+                    f"another process is writing '{path}'",
+                    remedy="wait for it, or choose another output",
                 ) from error
         try:
             self._remove_discarded()
@@ -236,8 +237,8 @@ class OutputDirectory:
             more = _size_text(needed - free)
             raise RunError(
                 f"'{self.path}' has {_size_text(free)} free and the output needs "
-                f"{_size_text(needed)} more: free {more} and the same command continues, or choose "
-                "another disk"
+                f"{_size_text(needed)} more",
+                remedy=f"free {more} and the same command continues, or choose another disk",
             )
 
     def current_path(self, file: OutputFile) -> Path:

@@ -86,7 +86,9 @@ def read_journal(path: Path) -> JournalContent | None:
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise OutputError(f"'{path}' is too large for a journal: start over with --restart")
+                raise OutputError(
+                    f"'{path}' is too large for a journal", remedy="start over with --restart"
+                )
             lines = _lines(file)
             first = next(lines, None)
             if first is None:
@@ -94,7 +96,7 @@ def read_journal(path: Path) -> JournalContent | None:
             head = _decode(first)
             if head is None or not _is_head(head):
                 raise OutputError(
-                    f"'{path}' is damaged in its first record: start over with --restart"
+                    f"'{path}' is damaged in its first record", remedy="start over with --restart"
                 )
             if head["version"] != VERSION:
                 raise OutputError(

@@ -161,8 +161,8 @@ def read_manifest(output: Path, name: str = NAME) -> Manifest | None:
         raise OutputError(f"'{path}' is damaged (no JSON object): merge with --restart")
     if document.pop("version", None) != VERSION or document.pop("digests", None) != ALGORITHM:
         raise OutputError(
-            f"'{path}' was written by another version of this program: use that version, or merge "
-            "with --restart"
+            f"'{path}' was written by another version of this program",
+            remedy="use that version, or merge with --restart",
         )
     # Imported late: most runs begin in a new directory, and importing pydantic takes 0.1 s.
     from pydantic import ValidationError

@@ -240,7 +240,7 @@ def schedule(graph: Graph, budget: int | None, machine: Machine) -> Schedule:
     smallest_bytes = max((kind.merge_shape.smallest_bytes for kind in kinds), default=0)
     minimum = -(-(needed.bytes(1) + smallest_bytes) // _MINIMUM_STEP) * _MINIMUM_STEP
     if budget is not None and budget < minimum:
-        raise BudgetError(_too_small_message(works, budget, minimum))
+        raise _too_small(works, budget, minimum)
     if budget is not None and machine.process_bytes + machine.compiler_bytes > budget:
         _check_compiler_fits(kinds, budget)
 
@@ -331,7 +331,8 @@ def _check_compiler_fits(kinds: Sequence[WorkKind], budget: int) -> None:
         if arithmetic.missing(operations):
             raise BudgetError(
                 f"a budget of {budget / MIB:.0f} MiB is too small to build machine code for this "
-                "merge: run 'mergeloom prepare' once, which builds all of it for this machine"
+                "merge",
+                remedy="run 'mergeloom prepare' once, which builds all of it for this machine",
             )
 
 
@@ -415,7 +416,7 @@ def _useful_bytes(merges: tuple[ScheduledMerge, ...], available: int) -> int:
     return min(available, everything, max(working, default=0) + ahead)
 
 
-def _too_small_message(works: list[Work], budget: int, minimum: int) -> str:
+def _too_small(works: list[Work], budget: int, minimum: int) -> BudgetError:
     worst = max(
         works,
         key=lambda work: work.merge_shape.worker.scratch_bytes + work.merge_shape.smallest_bytes,
@@ -424,7 +425,8 @@ def _too_small_message(works: list[Work], budget: int, minimum: int) -> str:
     beside = f" and {len(worst.side_loads)} side inputs" if worst.side_loads else ""
     enough = math.ceil((minimum + _PROCESS_VARIATION) / MIB)
     asked = f"{budget / MIB:.0f} MiB" if budget >= MIB else f"{budget} bytes"
-    return (
-        f"a budget of {asked} cannot work: {enough} MiB are enough (--ram {enough}MiB), "
-        f"decided by '{worst.name}' ({size}, {len(worst.leaves)} inputs{beside})"
+    return BudgetError(
+        f"a budget of {asked} cannot work, because of '{worst.name}' ({size}, "
+        f"{len(worst.leaves)} inputs{beside})",
+        remedy=f"{enough} MiB are enough (--ram {enough}MiB)",
     )

@@ -316,8 +316,8 @@ def check_finite(
         if wrong.any():
             raise RunError(
                 f"'{write.name}': {int(wrong.sum())} or more values are not finite as "
-                f"{write.dtype}, although all inputs are: choose a wider dtype or out_dtype, or "
-                "smaller weights"
+                f"{write.dtype}, although all inputs are",
+                remedy="choose a wider dtype or out_dtype, or smaller weights",
             )
     return {load: int(found.sum()) for load, found in nonfinite.items() if found.any()}
 

@@ -39,7 +39,9 @@ def mergekit_pytorch(
     Without -u or -i, it is an error if an input lacks a tensor.
     """
     if union and intersection:
-        raise LoomError("--tensor-union and --tensor-intersection cannot be combined: give one")
+        raise LoomError(
+            "--tensor-union and --tensor-intersection cannot be combined", remedy="give one"
+        )
     tensors = "union" if union else "intersection" if intersection else "same"
     output_options = OutputOptions(settings=[f"tensors={tensors}"])
     run_as_mergekit(config, output, flags, search, device, ram, quiet, output_options)

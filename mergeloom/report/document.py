@@ -10,6 +10,7 @@ bytes, times in seconds, layer ranges are ``[start, stop)``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from mergeloom.engine.base.errors import Finding
@@ -34,6 +35,26 @@ class Document:
     """The kind of document: the command's name, or ``error``."""
     schema_version: int = SCHEMA_VERSION
     program_version: str = VERSION
+
+    def __repr__(self) -> str:
+        """The fields, long ones shortened: a report of a large model has millions of characters."""
+        told = (each.name for each in fields(self) if each.name not in _OF_EVERY_DOCUMENT)
+        shown = (f"{name}={_shortened(getattr(self, name))}" for name in told)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+_OF_EVERY_DOCUMENT = frozenset({"document", "schema_version", "program_version"})
+_MOST = 3
+"""Entries of a sequence or mapping that are shown; of more, their number is."""
+_LONGEST = 200
+"""Characters of a field that are shown."""
+
+
+def _shortened(value: object) -> str:
+    if isinstance(value, (tuple, list, Mapping)) and len(value) > _MOST:
+        return f"<{len(value)} entries>"
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 @dataclass(frozen=True, kw_only=True)

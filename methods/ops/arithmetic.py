@@ -195,7 +195,8 @@ class CompiledArithmetic(Arithmetic):
             self._library.build(operations)
         except MachineCodeError as error:
             raise RunError(
-                f"machine code cannot be built: {error}: set {VARIABLE}=torch to merge without it"
+                f"machine code cannot be built: {error}",
+                remedy=f"set {VARIABLE}=torch to merge without it",
             ) from error
 
     def open(self, operations: frozenset[str]) -> Callable[..., Ops]:
@@ -205,7 +206,8 @@ class CompiledArithmetic(Arithmetic):
             functions = self._library.open(self._code(operations))
         except MachineCodeError as error:
             raise RunError(
-                f"machine code cannot be loaded: {error}: set {VARIABLE}=torch to merge without it"
+                f"machine code cannot be loaded: {error}",
+                remedy=f"set {VARIABLE}=torch to merge without it",
             ) from error
         return lambda block: CompiledOps(functions, block)
 
@@ -307,5 +309,5 @@ def cpu_arithmetic() -> Arithmetic:
     if wanted not in ("", "compiled"):
         raise RunError(f"{VARIABLE} is '{wanted}': it must be 'compiled' or 'torch'")
     if not has_compiler:
-        raise RunError(f"{VARIABLE} is 'compiled', which needs numba: install it")
+        raise RunError(f"{VARIABLE} is 'compiled', which needs numba", remedy="install it")
     return COMPILED

@@ -315,5 +315,5 @@ def _download(location: Location, where: str, complete: Callable[[Path], bool]) 
     except Exception as error:  # the libraries raise many types of errors when the network fails
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = "".join(letter if letter.isprintable() else "?" for letter in lines[0])
-        raise failed(f"the hub's answer is unexpected ({reason})") from error
+        raise failed(f"the hub gives no usable answer ({reason})") from error
     return Path(directory)

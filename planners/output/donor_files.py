@@ -71,13 +71,16 @@ def donor_files(donor: Folder, config: Mapping[str, Any]) -> list[str]:
         if size > MAX_SIDE_FILE_BYTES and "/" not in name:
             continue
         if not is_inside(name):
-            raise CheckpointError(f"'{donor.name}' has a file {name!r}: rename it, or remove it")
+            raise CheckpointError(
+                f"'{donor.name}' has a file {name!r}", remedy="rename it, or remove it"
+            )
         names.append(name)
         total += size
         if len(names) > MAX_SIDE_FILES or total > MAX_SIDE_BYTES:
             raise CheckpointError(
                 f"'{donor.name}' has more than {MAX_SIDE_FILES} files or {MAX_SIDE_BYTES >> 30} "
-                "GiB beside its weights that would be copied: remove what does not belong there"
+                "GiB beside its weights that would be copied",
+                remedy="remove what does not belong there",
             )
     return names
 
