@@ -176,6 +176,17 @@ def test_errors_are_json_with_json(folder: Path) -> None:
     usage = run("plan", "--json", "--threads", "0")
     assert usage.returncode == 2
     assert json.loads(usage.stdout)["kind"] == "UsageError"
+    assert json.loads(usage.stdout)["findings"][0]["remedy"] == (
+        "'mergeloom plan --help' shows how it is used"
+    )
+
+
+def test_a_report_is_shown_in_a_few_lines(folder: Path) -> None:
+    report = mergeloom.explain(folder / "linear.yml")
+    assert repr(report) == "ExplainReport(tensors=<39 entries>, token=None)"
+    shown = repr(mergeloom.explain(folder / "linear.yml", "model.norm.weight"))
+    assert shown.startswith("ExplainReport(tensors=(TensorReport(tensor='model.norm.weight'")
+    assert len(shown) < 300
 
 
 def test_explain_always_returns_a_list_of_tensors(folder: Path) -> None:
