@@ -62,7 +62,8 @@ def _make_record(
     guarded = guarded or inherits
     own = vars(cls)
     methods: dict[str, Any] = dict(_GUARDS) if guarded else {}
-    if has_repr and cls.__repr__ in (object.__repr__, _repr):  # a written one is inherited
+    written: Any = cls.__repr__
+    if has_repr and written in (object.__repr__, _repr):  # another one is inherited
         methods["__repr__"] = _repr
     generates = "__init__" not in own
     doc, cls.__doc__ = cls.__doc__, "given"  # else `dataclasses` documents the wrong signature
