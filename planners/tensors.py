@@ -8,8 +8,7 @@ from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError, Place
 from mergeloom.engine.base.records import record
-from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
-from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.methods.declare import Method, ParameterError, TensorMerge
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.parameters import Resolved
@@ -67,6 +66,55 @@ class TensorPlan:
     missing: tuple[Model, ...] = ()
     same_as: str | None = None
     kind: object = None
+
+
+class AlikePlan(TensorPlan):
+    """The plan of a tensor that differs from that of ``like`` in layer and names only.
+
+    ``names`` are those of its contributions, then of those passed over. Most tensors of a large
+    model have such a plan; what they contribute is put together when it is asked for.
+    """
+
+    __slots__ = ("like", "names")
+
+    def __init__(
+        self, name: str, layer: int | None, like: TensorPlan, names: tuple[str, ...]
+    ) -> None:
+        self.name, self.layer, self.same_as = name, layer, None
+        self.like, self.names = like, names
+
+    @property
+    def method(self) -> Method | None:
+        return self.like.method
+
+    @property
+    def contributions(self) -> tuple[Contribution, ...]:
+        return tuple(map(_renamed, self.like.contributions, self.names))
+
+    @property
+    def settings(self) -> Mapping[str, Resolved]:
+        return self.like.settings
+
+    @property
+    def copied_because(self) -> str | None:
+        return self.like.copied_because
+
+    @property
+    def passed_over(self) -> tuple[Contribution, ...]:
+        names = self.names[len(self.like.contributions) :]
+        return tuple(map(_renamed, self.like.passed_over, names))
+
+    @property
+    def missing(self) -> tuple[Model, ...]:
+        return self.like.missing
+
+    @property
+    def kind(self) -> object:
+        return self.like.kind
+
+
+def _renamed(item: Contribution, tensor: str) -> Contribution:
+    return Contribution(item.model, tensor, item.prefix, item.is_base, item.parameters)
 
 
 class Mismatch(Exception):
@@ -144,19 +192,6 @@ class Kernels:
             raise self._place.error(f"tensor '{plan.name}': {error.cause}", error.remedy) from error
 
 
-def merge_inputs(
-    plan: TensorPlan, inputs: Sequence[Load | Merge], builder: GraphBuilder, kernels: Kernels
-) -> Merge:
-    """The merge (or copy) of ``inputs``, one per contribution, by the method of ``plan``.
-
-    Raises:
-        ConfigError: the parameters do not work together.
-    """
-    if plan.method is None:
-        return builder.merge(inputs, Copy(), plan.name)
-    return builder.merge(inputs, kernels.of(plan, plan.method, inputs[0].shape), plan.name)
-
-
 def build_tensors(
     plans: Iterable[TensorPlan],
     build: Callable[[TensorPlan], OutputTensor],
@@ -183,7 +218,7 @@ def build_tensors(
             continue
         for model in plan.missing:
             missing[model.name].append(plan.name)
-        if not all(_equal(plan.contributions[0], other) for other in plan.passed_over):
+        if plan.method is None and not _all_equal(plan):
             differing[_alike(plan)].append(plan)
     for first, *others in differing.values():
         more = f", as are {len(others)} more of its kind in other layers" if others else ""
@@ -207,6 +242,11 @@ def _alike(plan: TensorPlan) -> Hashable:
     """What copied tensors have in common that one warning is enough for: all but their layer."""
     kind = plan.name if plan.layer is None else plan.name.partition(f".{plan.layer}.")[2]
     return plan.copied_because, plan.contributions[0].model.name, kind
+
+
+def _all_equal(plan: TensorPlan) -> bool:
+    """Whether a copied tensor is equal to those passed over."""
+    return all(_equal(plan.contributions[0], other) for other in plan.passed_over)
 
 
 def _equal(one: Contribution, other: Contribution) -> bool:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import accumulate
+from operator import attrgetter
 
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Graph
@@ -46,10 +47,11 @@ def unused_tensors(
         seen.add(id(checkpoint))
         groups: dict[str, list[str]] = defaultdict(list)
         layers: dict[str, set[int]] = defaultdict(set)
+        places = map(id, map(_bytes, checkpoint.tensors.values()))
         left = [
             tensor
-            for tensor, entry in checkpoint.tensors.items()
-            if id(entry.bytes) not in used.whole and not used.reads(tensor, entry)
+            for tensor, place in zip(checkpoint.tensors, places, strict=True)
+            if place not in used.whole and not used.reads(tensor, checkpoint.tensors[tensor])
         ]
         if len(left) == len(checkpoint.tensors):
             yield _unused(name, checkpoint, "the output uses nothing of it", left, set())
@@ -58,7 +60,7 @@ def unused_tensors(
             layer = None
             if tensor in integers:
                 reason = "integers are not merged: another model's are copied"
-            elif is_buffer(tensor, checkpoint.tensors[tensor].shape):
+            elif is_buffer(tensor, checkpoint.described[tensor].shape):
                 reason = "constants are not merged: another model's are copied"
             else:
                 reason, layer = left_out(name, tensor)
@@ -69,12 +71,15 @@ def unused_tensors(
             yield _unused(name, checkpoint, reason, names, layers[reason])
 
 
+_bytes = attrgetter("bytes")
+
+
 class _Used:
     """The byte ranges of sources that the loads of a graph read."""
 
     def __init__(self, graph: Graph) -> None:
         self._loads = graph.loads
-        self.whole = {id(load.bytes) for load in graph.loads}
+        self.whole = set(map(id, map(_bytes, graph.loads)))
         """The `id` of tensors read as stored, which are most."""
 
     @cached_property

@@ -235,7 +235,7 @@ class Graph:
         if not finished:
             return self
         writes = tuple(write for write in self.writes if write not in finished)
-        return _graph_of(writes, self.files)
+        return _graph_of(writes, self.files, bool(self.spills))
 
     def fingerprint(self) -> str:
         """Hexadecimal digest of the computation: inputs, arithmetic, output layout.
@@ -333,7 +333,7 @@ class GraphBuilder:
 
     def build(self, writes: Sequence[Write], files: Sequence[OutputFile]) -> Graph:
         """The graph of everything that ``writes`` need."""
-        return _graph_of(tuple(writes), tuple(files))
+        return _graph_of(tuple(writes), tuple(files), bool(self._spills))
 
     def measuring(self, merges: Sequence[Merge]) -> Graph:
         """A graph that computes the statistics of ``merges`` and writes nothing."""
@@ -386,15 +386,18 @@ def copied_bytes(graph: Graph) -> int:
     return sum(w.nbytes for w in graph.writes if copied_dtype(w.merge) == w.dtype)
 
 
-def _graph_of(writes: tuple[Write, ...], files: tuple[OutputFile, ...]) -> Graph:
-    loads, merges, spills = _reachable([write.merge for write in writes])
+def _graph_of(
+    writes: tuple[Write, ...], files: tuple[OutputFile, ...], spilling: bool = True
+) -> Graph:
+    loads, merges, spills = _reachable([write.merge for write in writes], spilling)
     return Graph(loads, merges, writes, files, (), spills)
 
 
 def _reachable(
-    roots: Iterable[Merge],
+    roots: Iterable[Merge], spilling: bool = True
 ) -> tuple[tuple[Load, ...], tuple[Merge, ...], tuple[Spill, ...]]:
-    """Everything that ``roots`` need; merges and spills after their dependencies."""
+    """Everything that ``roots`` need; merges and spills after their dependencies. Without
+    ``spilling``, no load reads a spilled value."""
     loads: dict[Load, None] = {}
     merges: dict[Merge, None] = {}
     spills: dict[Spill, None] = {}
@@ -404,13 +407,13 @@ def _reachable(
             if merge in merges:
                 continue
             gather = merge.gather
-            for node in (
-                (*gather.inputs, *gather.side_loads) if gather.side_loads else gather.inputs
-            ):
-                if isinstance(node, Load) and node not in loads:
-                    for spill in spills_of(node):
-                        visit(spill.merge)
-                        spills[spill] = None
+            nodes = (*gather.inputs, *gather.side_loads) if gather.side_loads else gather.inputs
+            for node in nodes:
+                if isinstance(node, Load):
+                    if spilling and node not in loads:
+                        for spill in spills_of(node):
+                            visit(spill.merge)
+                            spills[spill] = None
                     loads[node] = None
             merges[merge] = None
 
@@ -421,14 +424,31 @@ def _reachable(
 
 
 def _describe(
-    loads: Iterable[Load], merges: Iterable[Merge]
+    loads: Sequence[Load], merges: Sequence[Merge]
 ) -> tuple[list[str], dict[Load | Merge, str]]:
-    """A line of text for each load and merge, and the numbers that lines use for them."""
-    numbers: dict[Load | Merge, str] = {}
-    # Tensors share sources, shapes and kernels.
-    identities: dict[int, str] = {}
+    """A descriptive line for each load and merge, and the numbers used for them."""
+    nodes = (*loads, *merges)
+    numbers = dict(zip(nodes, map(str, range(len(nodes))), strict=True))
+    lines = _describe_loads(loads)
+    of = numbers.__getitem__
+    kernels: dict[int, str] = {}  # tensors share kernels
+    for merge in merges:
+        gather, side = merge.gather, ""
+        if gather.side_loads:
+            side = "".join([f";{of(node)}" for node in gather.side])
+            side += "".join([f":{of(node)}" for node in gather.tables])
+        kernel = kernels.get(id(merge.kernel))
+        if kernel is None:
+            kernel = f"|{merge.kernel!r}|{merge.kernel.version}\n"
+            kernels[id(merge.kernel)] = kernel
+        lines.append(f"M{','.join(map(of, gather.inputs))}{side}{kernel}")
+    return lines, numbers
+
+
+def _describe_loads(loads: Iterable[Load]) -> list[str]:
+    """A descriptive line for each load."""
+    identities: dict[int, str] = {}  # tensors share sources, dtypes and shapes
     kinds: dict[tuple[int, Shape], str] = {}
-    kernels: dict[int, str] = {}
 
     def identity(source: Source) -> str:
         found = identities.get(id(source))
@@ -436,23 +456,11 @@ def _describe(
             found = identities[id(source)] = source.identity
         return found
 
-    lines: list[str] = []
-    for number, load in enumerate(loads):
-        numbers[load] = str(number)
-        kind = kinds.get((id(load.dtype), load.shape))
+    lines = []
+    for load in loads:
+        stored, key = load.bytes, (id(load.dtype), load.shape)
+        kind = kinds.get(key)
         if kind is None:
-            kind = kinds[id(load.dtype), load.shape] = f"{load.dtype.name}|{load.shape}"
-        lines.append(f"L{load.bytes.describe(identity)}|{kind}\n")
-    for merge in merges:
-        gather, side = merge.gather, ""
-        inputs = ",".join([numbers[node] for node in gather.inputs])
-        if gather.side_loads:
-            side = "".join([f";{numbers[node]}" for node in gather.side])
-            side += "".join([f":{numbers[node]}" for node in gather.tables])
-        numbers[merge] = str(len(numbers))
-        kernel = kernels.get(id(merge.kernel))
-        if kernel is None:
-            kernel = f"{merge.kernel!r}|{merge.kernel.version}"
-            kernels[id(merge.kernel)] = kernel
-        lines.append(f"M{inputs}{side}|{kernel}\n")
-    return lines, numbers
+            kind = kinds[key] = f"|{load.dtype.name}|{load.shape}\n"
+        lines.append(f"L{stored.describe(identity)}{kind}")
+    return lines

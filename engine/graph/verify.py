@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
+from itertools import chain
 from operator import itemgetter
 
 from mergeloom.engine.base.dtypes import DType
@@ -32,11 +33,11 @@ def verify(graph: Graph) -> None:
     """
     _check_use(graph)
     sizes = _Sizes()
-    for load in graph.loads:
-        _check_load(load, sizes.of(load.dtype, load.shape))
+    _check_loads(graph.loads, sizes)
     integers = {load for load in graph.loads if not load.dtype.floating}
     for merge in graph.merges:
-        _check_merge(merge, integers)
+        if integers or isinstance(merge.kernel, Copy):
+            _check_merge(merge, integers)
     slots: dict[OutputFile, list[Write]] = {file: [] for file in graph.files}
     names: set[str] = set()
     for write in graph.writes:
@@ -66,26 +67,33 @@ def _check_use(graph: Graph) -> None:
     """Check that tasks are listed if they are used, and used if they are listed."""
     used: set[Load | Merge] = {write.merge for write in graph.writes}
     used.update(graph.measured)
-    for merge in graph.merges:
-        used.update(merge.gather.inputs)
-        if merge.gather.side_loads:
-            used.update(merge.gather.side_loads)
-    for load in graph.loads:
-        used.update([spill.merge for spill in spills_of(load)])
+    used.update(chain.from_iterable([merge.gather.inputs for merge in graph.merges]))
+    beside = (merge.gather.side_loads for merge in graph.merges if merge.gather.side_loads)
+    used.update(chain.from_iterable(beside))
+    spills = {spill for load in graph.loads for spill in spills_of(load)}
+    used.update(spill.merge for spill in spills)
     if used != {*graph.loads, *graph.merges}:
         raise GraphError("a task is not used by any write, or is not listed")
 
 
-def _check_load(load: Load, nbytes: int) -> None:
-    """Check that a load of ``nbytes`` bytes in memory lies within its sources."""
-    stored = load.bytes
-    for part in (stored,) if isinstance(stored, Range) else stored.ranges():
-        if part.offset < 0 or part.offset + part.length > part.source.size:
-            raise GraphError(f"{load.name!r} lies outside {part.source.name!r}")
-    if stored.nbytes != nbytes:
-        raise GraphError(f"{load.name!r} has {stored.nbytes} bytes, not {nbytes}")
-    if load.dtype.block > 1 and load.shape and load.shape[-1] % load.dtype.block:
-        raise GraphError(f"rows of {load.name!r} are not whole blocks")
+def _check_loads(loads: Iterable[Load], sizes: _Sizes) -> None:
+    """Check that loads lie within their sources, and have the bytes of their dtypes and shapes."""
+    ends: dict[int, int] = {}
+    """Sizes of sources, by `id`."""
+    for load in loads:
+        stored = load.bytes
+        for part in (stored,) if isinstance(stored, Range) else stored.ranges():
+            source, start = part.source, part.offset
+            end = ends.get(id(source))
+            if end is None:
+                end = ends[id(source)] = source.size
+            if start < 0 or start + part.length > end:
+                raise GraphError(f"{load.name!r} lies outside {source.name!r}")
+        nbytes = sizes.of(load.dtype, load.shape)
+        if stored.nbytes != nbytes:
+            raise GraphError(f"{load.name!r} has {stored.nbytes} bytes, not {nbytes}")
+        if load.dtype.block > 1 and load.shape and load.shape[-1] % load.dtype.block:
+            raise GraphError(f"rows of {load.name!r} are not whole blocks")
 
 
 def _check_merge(merge: Merge, integers: Collection[Load]) -> None:

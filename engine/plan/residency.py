@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from itertools import chain
 
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Load
@@ -26,6 +27,9 @@ def kept_loads(works: list[Work], capacity: int) -> list[KeptLoad]:
     All loads that are used again are kept. Where they leave a merge too little memory, the one
     whose next use is farthest is dropped, and read again when it is needed.
     """
+    used = list(chain.from_iterable([work.leaves for work in works]))
+    if len(set(used)) == len(used):
+        return []  # each is used once, as in most merges
     uses: dict[Load, int] = {}
     later: list[list[KeptLoad]] = [[] for _ in works]
     for index in reversed(range(len(works))):

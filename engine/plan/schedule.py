@@ -182,7 +182,9 @@ class Schedule:
     @cached_property
     def read_bytes(self) -> int:
         """Bytes of tensor data that the run reads."""
-        return sum(scheduled.read_bytes for scheduled in self.merges)
+        if any(load.bytes.has_holes for load in self.graph.loads):
+            return sum(scheduled.read_bytes for scheduled in self.merges)
+        return sum(scheduled.flow.read_bytes for scheduled in self.merges)
 
     @cached_property
     def write_bytes(self) -> int:
@@ -200,7 +202,8 @@ class Schedule:
 
         Side inputs shared by several merges are always read for each of them, and not counted.
         """
-        beside = [load for scheduled in self.merges for load in scheduled.work.side_loads]
+        works = (scheduled.work for scheduled in self.merges)
+        beside = [load for work in works if work.side or work.tables for load in work.side_loads]
         sizes = [load.stored_bytes for load in beside], [load.stored_bytes for load in set(beside)]
         once = sum(load.stored_bytes for load in self.graph.loads)
         return max(self.read_bytes - once - (sum(sizes[0]) - sum(sizes[1])), 0)

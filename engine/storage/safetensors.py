@@ -17,7 +17,8 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mergeloom.engine.base.dtypes import BY_CODE, DType
@@ -35,6 +36,8 @@ MAX_METADATA_ENTRIES = 100_000
 _MAX_ELEMENTS = 1 << 62
 _MAX_VALUE = 2000
 _PREFIX = 8
+_METADATA = "__metadata__"
+"""The member of a header that is no tensor."""
 _LFS_POINTER = b"version https://git-lfs"
 """The first bytes of a Git LFS pointer file."""
 COPY_AGAIN = "copy or download it again"
@@ -53,15 +56,12 @@ _METADATA_START = re.compile(r"(\{[ \t\n\r]*\}|\{)[ \t\n\r]*")
 _METADATA_COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
 _METADATA_NEXT = re.compile(r"[ \t\n\r]*([,}])[ \t\n\r]*")
 _KEY = _tokens(rb'"([^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*)"', rb":")
-_TENSOR = _tokens(
-    *(rb'"([^"\\\x00-\x1f]{0,%d})"' % MAX_NAME, rb":", rb"\{"),
-    *(rb'"dtype"', rb":", rb'"(\w+)"', rb","),
-    *(rb'"shape"', rb":", rb"\[([\d, ]{0,700})\]", rb","),
-    *(rb'"data_offsets"', rb":", rb"\[", b"(%s)" % _NUMBER, rb",", b"(%s)" % _NUMBER, rb"\]"),
-    *(rb"\}", rb"([,}])"),
+_TENSOR = re.compile(
+    rb'"([^"\\\x00-\x1f]{0,%d})":\{("dtype":"\w+","shape":\[[\d,]{0,700}\]),' % MAX_NAME
+    + rb'"data_offsets":\[(%s),(%s)\]\}([,}])' % (_NUMBER, _NUMBER)
 )
 """A tensor as all known writers format it; other formats are parsed by the slower
-`_Scanner._parse_entry`."""
+`_Scanner._unusual`."""
 
 
 class Entry(NamedTuple):
@@ -86,12 +86,19 @@ class Header:
     digest: str
 
 
+Entries = Mapping[str, Any]
+"""Descriptions of the tensors of a file, or of several, by name."""
+
+
 class HeaderReader:
     """Reads headers of many files, and parses equal ones only once: merged models usually share
     theirs."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], Header] = {}
+        self._united: dict[tuple[int, ...], tuple[Sequence[Entries], Entries]] = {}
+        """The entries of several files, alone and together, by their `id`."""
+        self._parsing = threading.Lock()  # threads that parse at once only hinder each other
 
     def read(self, source: Source) -> Header:
         """Read and validate the header of a safetensors file. Thread-safe.
@@ -104,11 +111,20 @@ class HeaderReader:
             length = _header_length(prefix, source.size, source.name)
             content = read_part(reader, _PREFIX, _PREFIX + length)
         digest = hashlib.blake2b(content, digest_size=12).hexdigest()
-        known = self._known.get((digest, source.size))
-        if known is None:
-            known = Header(*parse_header(content, source.size, source.name), digest)
-            self._known[digest, source.size] = known
+        with self._parsing:
+            known = self._known.get((digest, source.size))
+            if known is None:
+                known = Header(*parse_header(content, source.size, source.name), digest)
+                self._known[digest, source.size] = known
         return known
+
+    def united(self, parts: Sequence[Entries], unite: Callable[[], Entries]) -> Entries:
+        """The result of ``unite``, called once for the same entries of files."""
+        key = tuple(map(id, parts))
+        found = self._united.get(key)
+        if found is None:
+            found = self._united[key] = parts, unite()
+        return found[1]
 
 
 def read_header(source: Source) -> Header:
@@ -212,64 +228,85 @@ class _Scanner:
     def __init__(self, content: bytes) -> None:
         self._content = content
         self._data_start = _PREFIX + len(content)
-        self._layouts: dict[tuple[bytes, bytes], tuple[DType, tuple[int, ...], int]] = {}
+        self._layouts: dict[bytes, _Layout] = {}
+        """By text; a tensor with one of these only needs its offsets to be read."""
+        self._entries: dict[str, Entry] = {}
+        self._metadata: dict[str, str] | None = None
 
     def scan(self) -> tuple[dict[str, Entry], dict[str, str]]:
         """Tensors in the order of their data, and metadata."""
         if not self._content.startswith(b"{"):
             raise ValueError("not a JSON object")
-        entries: dict[str, Entry] = {}
-        metadata: dict[str, str] | None = None
-        in_order, last = True, 0
         empty = _END.match(self._content, 1)
         position, more = (1, True) if empty is None else (empty.end(), False)
         while more:
-            usual = _TENSOR.match(self._content, position)
-            name, value = self._name(position) if usual is None else (_text(usual[1]), 0)
-            if name in entries or (name == "__metadata__" and metadata is not None):
-                raise ValueError(f"it has '{name}' twice")
-            if name == "__metadata__":
-                metadata, position = self._metadata(value)
-            else:
-                try:
-                    if usual is not None:
-                        entry = self._match_entry(usual)
-                    else:
-                        entry, position = self._parse_entry(value)
-                except _Malformed as error:
-                    raise type(error)(f"'{name}': {error}") from error
-                entries[sys.intern(name)] = entry  # merged models share names
-                in_order = in_order and last <= entry.start
-                last = entry.stop
-                if len(entries) > MAX_TENSORS:
-                    raise ValueError(f"it has more than {MAX_TENSORS} tensors")
-            following = usual or _NEXT.match(self._content, position)
-            if following is None:
-                raise ValueError(f"',' or '}}' expected at byte {position}")
-            position, more = following.end(), following[following.lastindex or 1] == b","
-        if position != len(self._content):
+            position, more = self._usual(position)
+            if more:
+                following = _NEXT.match(self._content, self._unusual(position))
+                if following is None:
+                    raise ValueError(f"',' or '}}' expected at byte {position}")
+                position, more = following.end(), following[1] == b","
+            if len(self._entries) > MAX_TENSORS:
+                raise ValueError(f"it has more than {MAX_TENSORS} tensors")
+        if self._content[position:].strip(b" \t\n\r"):
             raise ValueError(f"unexpected content after its end, at byte {position}")
-        if not in_order:
-            entries = dict(sorted(entries.items(), key=lambda item: item[1][2:]))
-        return entries, metadata or {}
+        starts = [entry.start for entry in self._entries.values()]
+        if starts != sorted(starts):
+            by_place = sorted(self._entries.items(), key=lambda item: item[1][2:])
+            self._entries = dict(by_place)
+        return self._entries, self._metadata or {}
+
+    def _usual(self, position: int) -> tuple[int, bool]:
+        """Parse members from ``position`` on until one has a layout that no earlier one has, or is
+        not formatted as usual; the position after them, and whether there are more."""
+        entries, layouts, data_start = self._entries, self._layouts, self._data_start
+        for found in iter(_TENSOR.scanner(self._content, position).match, None):
+            raw, described, first, last, following = found.groups()
+            name = sys.intern(raw.decode())  # merged models share names
+            if name in entries or name == _METADATA or not name.isprintable():
+                break  # which is an error, or no tensor
+            layout = layouts.get(described)
+            start, stop = int(first), int(last)
+            if layout is None or stop - start != layout[2]:
+                break
+            entries[name] = Entry(layout[0], layout[1], data_start + start, data_start + stop)
+            position = found.end()
+            if following == b"}":
+                return position, False
+        return position, True
+
+    def _unusual(self, position: int) -> int:
+        """Parse the member at ``position``; the position after it."""
+        name, value = self._name(position)
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise ValueError(f"{name[:80]!r} is not a valid tensor name")
+        if name in self._entries or (name == _METADATA and self._metadata is not None):
+            raise ValueError(f"it has '{name}' twice")
+        if name == _METADATA:
+            self._metadata, end = self._texts(value)
+            return end
+        try:
+            layout, start, stop, end = self._described(value)
+        except _Malformed as error:
+            raise type(error)(f"'{name}': {error}") from error
+        usual = _TENSOR.match(self._content, position)
+        if usual is not None:
+            self._layouts[usual[2]] = layout
+        begin = self._data_start
+        self._entries[sys.intern(name)] = Entry(layout[0], layout[1], begin + start, begin + stop)
+        return end
 
     def _name(self, position: int) -> tuple[str, int]:
         """The name at ``position``, and the position of its value."""
         match = _KEY.match(self._content, position, position + 8 * MAX_NAME)
         if match is None:
             raise ValueError(f"a name of at most {MAX_NAME} characters expected at byte {position}")
-        return _text(match[1]), match.end()
+        name = match[1].decode()
+        return json.loads(f'"{name}"') if "\\" in name else name, match.end()
 
-    def _match_entry(self, match: re.Match[bytes]) -> Entry:
-        _, code, sizes, start, stop, _ = match.groups()
-        layout = self._layouts.get((code, sizes))
-        if layout is None:
-            layout = _layout(code.decode(), json.loads(b"[%s]" % sizes))
-            self._layouts[code, sizes] = layout
-        return self._entry(layout, int(start), int(stop))
-
-    def _parse_entry(self, position: int) -> tuple[Entry, int]:
-        """The tensor described at ``position``, and the position after it."""
+    def _described(self, position: int) -> tuple[_Layout, int, int, int]:
+        """The layout and data offsets of the tensor described at ``position``, and the position
+        after it."""
         stop = self._content.find(b"}", position, position + _MAX_VALUE) + 1
         if self._content[position : position + 1] != b"{":
             raise _Malformed("it needs dtype, shape and data_offsets")
@@ -282,17 +319,15 @@ class _Scanner:
         offsets = _numbers(value["data_offsets"], "data_offsets")
         if len(offsets) != 2:
             raise _Malformed("its data_offsets are not a range")
-        return self._entry(_layout(value["dtype"], value["shape"]), *offsets), stop
-
-    def _entry(self, layout: tuple[DType, tuple[int, ...], int], start: int, stop: int) -> Entry:
-        dtype, shape, nbytes = layout
-        if start > stop:
+        layout = _layout(value["dtype"], value["shape"])
+        first, last = offsets
+        if first > last:
             raise _Malformed("its data_offsets are not a range")
-        if stop - start != nbytes:
+        if last - first != layout[2]:
             raise _Malformed("its dtype and shape do not fit its data_offsets")
-        return Entry(dtype, shape, self._data_start + start, self._data_start + stop)
+        return layout, first, last, stop
 
-    def _metadata(self, position: int) -> tuple[dict[str, str], int]:
+    def _texts(self, position: int) -> tuple[dict[str, str], int]:
         """The metadata at ``position``, and the position after it."""
         window = self._content[position : position + MAX_METADATA_BYTES]
         text = codecs.getincrementaldecoder("utf-8")().decode(window)
@@ -325,16 +360,6 @@ def _metadata_text(text: str, position: int) -> tuple[str, int]:
     return value, end
 
 
-def _text(raw: bytes) -> str:
-    """The text of a quoted name."""
-    name = raw.decode()
-    if "\\" in name:
-        name = json.loads(f'"{name}"')
-    if len(name) > MAX_NAME or not name.isprintable():
-        raise ValueError(f"{name[:80]!r} is not a valid tensor name")
-    return name
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -342,7 +367,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _layout(code: object, sizes: object) -> tuple[DType, tuple[int, ...], int]:
+_Layout = tuple[DType, tuple[int, ...], int]
+"""Dtype, shape and size in bytes of a tensor."""
+
+
+def _layout(code: object, sizes: object) -> _Layout:
     """Dtype, shape and size in bytes of a tensor."""
     dtype = BY_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:

@@ -32,10 +32,10 @@ def inspect_report(model: StoredModel) -> records.InspectReport:
     """The report of a checkpoint, from its headers and small files only."""
     checkpoint, config = model.checkpoint, model.config
     outline = checkpoint_outline(model)
-    entries = checkpoint.tensors
+    entries = checkpoint.described
     dtypes: Counter[str] = Counter()
     for entry in entries.values():
-        dtypes[entry.dtype.name] += entry.bytes.nbytes
+        dtypes[entry.dtype.name] += entry.dtype.nbytes(math.prod(entry.shape))
     names = config.get("architectures")
     kind = config.get("model_type")
     return records.InspectReport(

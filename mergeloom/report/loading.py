@@ -36,7 +36,7 @@ def loading_report(output: Path) -> LoadingReport:
             code="no-transformers",
         ) from error
     cls = _model_class(checkpoint.config, transformers)
-    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
+    shapes = {name: entry.shape for name, entry in checkpoint.described.items()}
     try:
         with _silenced():
             faults = tuple(_faults(_loading_info(cls, output, shapes)))

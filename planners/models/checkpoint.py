@@ -7,6 +7,7 @@ from collections import ChainMap
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder, loca
 from mergeloom.engine.storage.safetensors import MAX_NAME, HeaderReader
 from mergeloom.engine.storage.source import Source
 from mergeloom.planners.models.coded import Decoded, decode, hints_of, not_understood
-from mergeloom.planners.models.formats import SAFETENSORS, read_weights
+from mergeloom.planners.models.formats import SAFETENSORS, WeightFile, read_weights
 from mergeloom.planners.models.gguf.folder import GgufFolder, is_gguf
 from mergeloom.planners.models.quantised import quantised_by_config, quantised_by_tensor
 from mergeloom.planners.models.small_files import read_object
+from mergeloom.planners.models.stored_tensors import Described, StoredTensors, described
 from mergeloom.planners.models.weight_files import passed_over, weight_files
 
 INDEX = SAFETENSORS.index
@@ -46,6 +48,11 @@ class Checkpoint:
     """Metadata in the headers; that of the first file takes precedence."""
     stems: Mapping[str, str] = field(default_factory=dict)
     """For a pipeline, the path of each component's weight files without number and suffix."""
+
+    @cached_property
+    def described(self) -> Mapping[str, Described]:
+        """Dtypes and shapes of its tensors, none of which is made for it."""
+        return described(self.tensors)
 
     @property
     def directory(self) -> Path:
@@ -162,30 +169,47 @@ def open_files(
     known = HeaderReader() if headers is None else headers
     with ThreadPoolExecutor(8) as pool:
         files = list(pool.map(lambda name: read_weights(folder.source(name), name, known), names))
-    tensors: dict[str, StoredTensor] = {}
-    for (name, expected), file in zip(names.items(), files, strict=True):
-        missing = expected - file.tensors.keys()
+    for expected, file in zip(names.values(), files, strict=True):
+        missing = expected - file.entries.keys()
         if missing:
             raise CheckpointError(
                 f"'{file.source.name}' lacks {_some(missing)}, which the index lists: "
                 "copy or download the checkpoint again"
             )
-        for tensor in tensors.keys() & file.tensors.keys():
-            other = next(n for n, each in zip(names, files, strict=True) if tensor in each.tensors)
-            raise CheckpointError(f"'{folder.name}': '{tensor}' is in '{other}' and in '{name}'")
-        tensors.update(file.tensors)
-        if len(tensors) > MAX_TENSORS:
-            raise CheckpointError(f"'{folder.name}' has more than {MAX_TENSORS} tensors")
-    if not tensors:
-        raise CheckpointError(f"'{folder.name}' has no tensors")
+    entries = known.united(
+        [file.entries for file in files],
+        lambda: _united(folder, dict(zip(names, files, strict=True))),
+    )
+    inside: dict[str, WeightFile] = {}
+    for file in files:
+        inside.update(dict.fromkeys(file.entries, file))
     return Checkpoint(
         folder,
         config,
-        tensors,
+        StoredTensors(entries, inside),
         tuple(file.source for file in files),
         passed_over(folder, names),
         metadata=dict(ChainMap(*(dict(file.metadata) for file in files))),
     )
+
+
+def _united(folder: Folder, files: Mapping[str, WeightFile]) -> dict[str, Described]:
+    """What is known of the tensors of all ``files``.
+
+    Raises:
+        CheckpointError: a tensor is in two of them, or there are none or too many.
+    """
+    entries: dict[str, Described] = {}
+    for name, file in files.items():
+        for tensor in entries.keys() & file.entries.keys():
+            other = next(n for n, each in files.items() if tensor in each.entries)
+            raise CheckpointError(f"'{folder.name}': '{tensor}' is in '{other}' and in '{name}'")
+        entries.update(file.entries)
+        if len(entries) > MAX_TENSORS:
+            raise CheckpointError(f"'{folder.name}' has more than {MAX_TENSORS} tensors")
+    if not entries:
+        raise CheckpointError(f"'{folder.name}' has no tensors")
+    return entries
 
 
 def is_complete(directory: Path) -> bool:

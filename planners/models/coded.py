@@ -36,6 +36,7 @@ from mergeloom.planners.models.bitsandbytes import STATE, eight_bits, four_bits
 from mergeloom.planners.models.coded_weight import Coded, Found, text
 from mergeloom.planners.models.packed_words import AUTO_ROUND, WordFormat, packed_words, word_format
 from mergeloom.planners.models.quantised import quantised_by_config
+from mergeloom.planners.models.stored_tensors import described
 
 Shape = tuple[int, ...]
 
@@ -173,7 +174,7 @@ def _found(tensors: Mapping[str, StoredTensor], name: str, hints: Hints) -> Foun
     """
     last = name.rpartition(".")[2]
     if last == "weight":
-        coded = tensors[name].dtype.code in _OF_CODES
+        coded = described(tensors)[name].dtype.code in _OF_CODES
         return _weight(tensors, name.removesuffix(last), hints) if coded else None
     prefix = name.removesuffix(last)
     if last.endswith("_scale_inv") and last != "weight_scale_inv":

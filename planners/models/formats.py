@@ -7,27 +7,54 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from typing import TYPE_CHECKING
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.graph.stored_tensor import StoredTensor
-from mergeloom.engine.storage.safetensors import HeaderReader
+from mergeloom.engine.storage.safetensors import Entry, HeaderReader
 from mergeloom.engine.storage.source import Source
+
+if TYPE_CHECKING:
+    from mergeloom.engine.storage.torch_zip import StridedEntry
 
 
 @dataclass(frozen=True, slots=True)
-class WeightFile:
-    """One weight file: ``tensors`` in the order of their data, all in ``source``.
-
-    The identity of the source covers all that is known without reading weights. ``metadata`` is
-    the metadata in the file.
-    """
+class SafetensorsWeights:
+    """A safetensors file."""
 
     source: Source
-    tensors: Mapping[str, StoredTensor]
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+
+    def tensor(self, name: str) -> StoredTensor:
+        """The location of a tensor."""
+        dtype, shape, start, stop = self.entries[name]
+        return StoredTensor(Range(self.source, start, stop - start), dtype, shape)
+
+
+@dataclass(frozen=True, slots=True)
+class TorchWeights:
+    """A file written by torch.save."""
+
+    source: Source
+    entries: Mapping[str, StridedEntry]
+    metadata: Mapping[str, str]
+
+    def tensor(self, name: str) -> StoredTensor:
+        """The location of a tensor."""
+        entry = self.entries[name]
+        place = entry.offset, entry.dtype, entry.shape, entry.strides
+        return StoredTensor.strided(self.source, *place)
+
+
+WeightFile = SafetensorsWeights | TorchWeights
+"""One weight file: what it says of its tensors, in the order of their data, all in ``source``.
+
+The identity of the source covers all that is known without reading weights. ``metadata`` is the
+metadata in the file.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +79,7 @@ class WeightFormat:
 
 def _read_safetensors(source: Source, headers: HeaderReader) -> WeightFile:
     header = headers.read(source)
-    source = source.identified(header.digest)
-    return WeightFile(
-        source,
-        {
-            name: StoredTensor(
-                Range(source, entry.start, entry.stop - entry.start), entry.dtype, entry.shape
-            )
-            for name, entry in header.entries.items()
-        },
-        header.metadata,
-    )
+    return SafetensorsWeights(source.identified(header.digest), header.entries, header.metadata)
 
 
 def _read_torch(source: Source, headers: HeaderReader) -> WeightFile:
@@ -70,15 +87,7 @@ def _read_torch(source: Source, headers: HeaderReader) -> WeightFile:
 
     found = read_torch(source)
     source = source.identified(hashlib.blake2b(found.raw, digest_size=12).hexdigest())
-    return WeightFile(
-        source,
-        {
-            name: StoredTensor.strided(
-                source, entry.offset, entry.dtype, entry.shape, entry.strides
-            )
-            for name, entry in found.entries.items()
-        },
-    )
+    return TorchWeights(source, found.entries, {})
 
 
 SAFETENSORS = WeightFormat(

@@ -85,7 +85,7 @@ class StoredModel:
 
     @cached_property
     def architecture(self) -> Architecture:
-        shapes = {name: entry.shape for name, entry in self.checkpoint.tensors.items()}
+        shapes = {name: entry.shape for name, entry in self.checkpoint.described.items()}
         return self.infers(shapes, self.checkpoint.config)
 
     @cached_property
@@ -102,16 +102,16 @@ class StoredModel:
         return Stored(tensor, self.checkpoint.tensors[tensor])
 
     def __contains__(self, tensor: str) -> bool:
-        return tensor in self.checkpoint.tensors
+        return tensor in self.checkpoint.described
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.checkpoint.tensors)
+        return iter(self.checkpoint.described)
 
     def shape(self, tensor: str) -> Shape:
-        return self.checkpoint.tensors[tensor].shape
+        return self.checkpoint.described[tensor].shape
 
     def dtype(self, tensor: str) -> DType:
-        return self.checkpoint.tensors[tensor].dtype
+        return self.checkpoint.described[tensor].dtype
 
     def node(
         self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None
@@ -207,8 +207,7 @@ class LateTensor(OutputTensor):
     __slots__ = ("_make", "_shape")
 
     def __init__(self, name: str, shape: Shape, dtype: DType, make: Callable[[], Merge]) -> None:
-        for each, value in (("name", name), ("dtype", dtype), ("part", 0), ("seen", ())):
-            object.__setattr__(self, each, value)
+        self.name, self.dtype, self.part, self.seen = name, dtype, 0, ()
         self._shape, self._make = shape, make
 
     @property
@@ -223,5 +222,5 @@ class LateTensor(OutputTensor):
         if name != "merge":
             raise AttributeError(name)
         merge = self._make()
-        object.__setattr__(self, "merge", merge)
+        self.merge = merge
         return merge

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.planners.models.stored_tensors import described
 
 _BY_NAME = (
     ("GPTQ or AWQ", r"qweight|qzeros|g_idx", False),
@@ -58,7 +59,7 @@ def quantised_by_tensor(tensors: Mapping[str, StoredTensor]) -> str | None:
 
 
 def _found(tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
-    for name, stored in tensors.items():
+    for name, stored in described(tensors).items():
         dtype, shape = stored.dtype, stored.shape
         whole = not dtype.floating
         if name.rpartition(".")[2] not in _PLAIN and _ANY.search(name):

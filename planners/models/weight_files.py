@@ -70,10 +70,11 @@ def indexed_shards(folder: Folder, index: str) -> dict[str, set[str]]:
     weight_map = read_object(folder, index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{where} has no 'weight_map'")
+    if not "".join(weight_map).isprintable() or len(max(weight_map, key=len)) > MAX_NAME:
+        odd = next(name for name in weight_map if not name.isprintable() or len(name) > MAX_NAME)
+        raise CheckpointError(f"{where}: {odd[:80]!a} is not a tensor name")
     shards: defaultdict[str, set[str]] = defaultdict(set)
     for tensor, shard in weight_map.items():
-        if not tensor.isprintable() or len(tensor) > MAX_NAME:
-            raise CheckpointError(f"{where}: {tensor[:80]!a} is not a tensor name")
         if not isinstance(shard, str):
             raise CheckpointError(f"{where}: '{tensor}' is in no file")
         shards[shard].add(tensor)

@@ -74,7 +74,7 @@ def lay_out(
     in the given order. Within a shard, wider dtypes come first, so that every tensor is aligned
     to its element size.
     """
-    sizes = [tensor.nbytes for tensor in tensors]
+    sizes = _sizes(tensors)
     shards = _shards(tensors, sizes, max_shard_bytes)
     names = _shard_names(stem, len(shards))
     files = []
@@ -121,13 +121,26 @@ def shards_of(
             for folder, inside in in_folders(tensors, stems).items()
             for name, file in shards_of(inside, max_shard_bytes, stems[folder]).items()
         }
-    shards = _shards(tensors, [tensor.nbytes for tensor in tensors], max_shard_bytes)
+    shards = _shards(tensors, _sizes(tensors), max_shard_bytes)
     names = _shard_names(stem, len(shards))
     return {
         tensors[number].name: name
         for name, shard in zip(names, shards, strict=True)
         for number in shard.numbers
     }
+
+
+def _sizes(tensors: Sequence[OutputTensor]) -> list[int]:
+    """Bytes of tensors, computed once for equal dtypes and shapes."""
+    known: dict[tuple[int, tuple[int, ...]], int] = {}
+    found = []
+    for tensor in tensors:
+        key = id(tensor.dtype), tensor.shape
+        nbytes = known.get(key)
+        if nbytes is None:
+            nbytes = known[key] = tensor.nbytes
+        found.append(nbytes)
+    return found
 
 
 def _indented(index: Mapping[str, Mapping[str, Any]]) -> str:

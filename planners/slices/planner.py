@@ -28,9 +28,9 @@ from mergeloom.planners.slices.left_out import LeftOut
 from mergeloom.planners.slices.outline import outline
 from mergeloom.planners.slices.restacked import restacked
 from mergeloom.planners.slices.stage import Stage
-from mergeloom.planners.slices.tensor_plan import build_tensor
+from mergeloom.planners.slices.tensor_plan import TensorBuilder
 from mergeloom.planners.slices.vocabulary import Words
-from mergeloom.planners.tensors import Kernels, TensorPlan, build_tensors
+from mergeloom.planners.tensors import TensorPlan, build_tensors
 from mergeloom.planners.vocabulary.summary import summarise
 
 ROWS_REMEDY = (
@@ -50,13 +50,12 @@ class SlicesPlanner(Planner[MergeDocument]):
     def plan(self, document: MergeDocument, planning: Planning) -> Recipe:
         models, findings = planning.models, planning.findings
         stage, vocabulary = plan_stage(document, planning)
-        kernels = Kernels(planning.options.seed, document.method_place)
         plans: Callable[[], Iterator[TensorPlan]] = stage.tensor_plans
         if planning.keeps_plans:
             plans = tuple(stage.tensor_plans()).__iter__
         tensors = build_tensors(
             plans(),
-            lambda plan: build_tensor(plan, document, planning, kernels, stage.rules.truncate),
+            TensorBuilder(document, planning, stage.rules.truncate),
             findings,
             ROWS_REMEDY,
         )

@@ -8,7 +8,7 @@ slices:  A[0,4]         output layer   0 1 2 3 4 5     one entry of `slices` aft
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 
 from mergeloom.engine.base.errors import Place
@@ -52,6 +52,8 @@ class TensorSources:
     ``names`` there.
 
     ``t`` is the position in the slice's gradients, from 0 to 1; ``layer`` is the output layer.
+    Sources in one slice with the same ``alike`` are those of one tensor in several layers: they
+    have the same dtypes and shapes, and differ in layer, ``t`` and names.
     """
 
     name: str
@@ -60,6 +62,7 @@ class TensorSources:
     t: float
     positions: tuple[int, ...]
     names: tuple[str, ...]
+    alike: Hashable = None
 
     @staticmethod
     def outside(name: str, part: Slice, inputs: Sequence[tuple[int, str]]) -> TensorSources:
@@ -124,9 +127,10 @@ def tensor_sources(tower: Tower, slices: Sequence[Slice]) -> Iterator[TensorSour
     if depth:
         yield from _placed(tower, slices[0], 0, lambda source: 0, first)
     for part in slices:
+        layers = _AlikeLayers()
         for step in range(part.length):
             t = step / (part.length - 1) if part.length > 1 else 1.0
-            yield from _layer(tower, part, step, t, first | last)
+            yield from _layer(tower, part, step, t, first | last, layers)
     if depth:
         yield from _placed(tower, slices[-1], depth - 1, lambda source: source.layers - 1, last)
     for extra in range(max(len(source.tower.beyond) for source in slices[-1].sources)):
@@ -179,22 +183,53 @@ def _placed(
         yield TensorSources(tower.layer_name(layer, suffix), part, layer, 0.0, *_apart(inputs))
 
 
+class _AlikeLayers:
+    """Finds the layers of a slice that have the same suffixes, dtypes and shapes in each source."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Sequence[object], Mapping[str, Hashable]]] = []
+
+    def marks(
+        self, part: Slice, stacks: Sequence[Sequence[str]], roots: Sequence[str]
+    ) -> Mapping[str, Hashable]:
+        """`TensorSources.alike` for each suffix of a layer; ``stacks`` are the suffixes in each
+        source, ``roots`` what stands before them."""
+        layer: list[object] = []
+        for source, suffixes, root in zip(part.sources, stacks, roots, strict=True):
+            dtype, shape = source.model.dtype, source.model.shape
+            names = [root + suffix for suffix in suffixes]
+            layer.append((suffixes, [(dtype(name), shape(name)) for name in names]))
+        for known, marks in self._known:
+            if known == layer:
+                return marks
+        number = len(self._known)
+        marks = {suffix: (number, suffix) for suffixes in stacks for suffix in suffixes}
+        self._known.append((layer, marks))
+        return marks
+
+
 def _layer(
-    tower: Tower, part: Slice, step: int, t: float, placed: Collection[str]
+    tower: Tower,
+    part: Slice,
+    step: int,
+    t: float,
+    placed: Collection[str],
+    layers: _AlikeLayers,
 ) -> Iterator[TensorSources]:
     layer = part.first + step
     output = tower.layer_name(layer, "")
     stacks = [source.tower.suffixes[source.start + step] for source in part.sources]
     roots = [source.tower.layer_name(source.start + step, "") for source in part.sources]
-    alike = roots.count(output) == len(roots)
+    same = roots.count(output) == len(roots)
+    alike = layers.marks(part, stacks, roots)
     for suffix, positions in _having(stacks).items():
         if suffix not in placed:
             name = sys.intern(output + suffix)  # the string that the headers' tensors are under
-            if alike:
+            if same:
                 names = (name,) * len(positions)
             else:
                 names = tuple([sys.intern(roots[position] + suffix) for position in positions])
-            yield TensorSources(name, part, layer, t, positions, names)
+            yield TensorSources(name, part, layer, t, positions, names, alike[suffix])
 
 
 def _having(layers: Sequence[Sequence[str]]) -> Mapping[str, tuple[int, ...]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import CheckpointError, Place
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.graph import Merge
-from mergeloom.engine.graph.kernel import Copy
+from mergeloom.engine.graph.graph import Load, Merge
+from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.methods.declare import Base, Method
 from mergeloom.planners.config.config import MergeDocument
 from mergeloom.planners.config.parameters import Level, Resolution, Resolved, required
@@ -16,12 +17,12 @@ from mergeloom.planners.models.model import LateTensor, Model, OutputTensor
 from mergeloom.planners.planner import Planning
 from mergeloom.planners.slices.slices import Slice, TensorSources
 from mergeloom.planners.tensors import (
+    AlikePlan,
     Contribution,
     Kernels,
     TensorPlan,
     check_shapes,
     constant,
-    merge_inputs,
 )
 
 
@@ -65,6 +66,8 @@ class SliceRules:
         self._settings = Resolution(method.settings, levels)
         self._varies = any(each.varies for each in (*self._sources, self._settings))
         self._kinds: dict[Hashable, _Kind] = {}
+        self._first: dict[Hashable, TensorPlan] = {}
+        """The first of the plans that differ only in names."""
 
     def plan(self, wanted: TensorSources) -> TensorPlan:
         """Plan how ``wanted`` is merged from its inputs.
@@ -73,12 +76,22 @@ class SliceRules:
             ConfigError: a required parameter is missing, or a value is invalid.
             CheckpointError: the base lacks the tensor.
         """
-        positions, names = wanted.positions, wanted.names
-        key: Hashable = positions
         if self._varies:
-            used = [self._sources[position] for position in positions]
-            values = [each.key(name, wanted.t) for each, name in zip(used, names, strict=True)]
-            key = positions, self._settings.key(wanted.name, wanted.t), tuple(values)
+            pairs = zip(wanted.positions, wanted.names, strict=True)
+            values = [self._sources[position].key(name, wanted.t) for position, name in pairs]
+            settings = self._settings.key(wanted.name, wanted.t)
+            return self._plan(wanted, (wanted.positions, settings, tuple(values)))
+        if wanted.alike is None:
+            return self._plan(wanted, wanted.positions)
+        first = self._first.get(wanted.alike)
+        if first is None:
+            first = self._first[wanted.alike] = self._plan(wanted, wanted.positions)
+        names = wanted.names if first.method is not None else _copied_first(wanted)
+        return AlikePlan(wanted.name, wanted.layer, first, names)
+
+    def _plan(self, wanted: TensorSources, key: Hashable) -> TensorPlan:
+        """Plan how ``wanted`` is merged; ``key`` is that of its kind."""
+        positions, names = wanted.positions, wanted.names
         kind = self._kinds.get(key)
         kept_because = constant(self._part.sources[positions[0]].model, names[0])
         if kind is None:
@@ -150,9 +163,21 @@ def copy_tensor(wanted: TensorSources, reason: str) -> TensorPlan:
         for position, name in zip(wanted.positions, wanted.names, strict=True)
         for source in (part.sources[position],)
     ]
-    only = found.pop(next((i for i, item in enumerate(found) if item.is_base), 0))
+    only = found.pop(_place_of_copied(wanted))
     passed_over, missing = tuple(found), _missing(wanted)
     return TensorPlan(wanted.name, wanted.layer, None, (only,), {}, reason, passed_over, missing)
+
+
+def _place_of_copied(wanted: TensorSources) -> int:
+    """Which of the inputs of a tensor is copied: the base, or else the first."""
+    base = wanted.slice.base
+    return wanted.positions.index(base) if base in wanted.positions else 0
+
+
+def _copied_first(wanted: TensorSources) -> tuple[str, ...]:
+    """The names of a tensor in its inputs, first in that which is copied."""
+    place, names = _place_of_copied(wanted), wanted.names
+    return (names[place], *names[:place], *names[place + 1 :])
 
 
 def _missing(wanted: TensorSources) -> tuple[Model, ...]:
@@ -161,38 +186,77 @@ def _missing(wanted: TensorSources) -> tuple[Model, ...]:
     return tuple(s.model for position, s in sources if position not in wanted.positions)
 
 
-def build_tensor(
-    plan: TensorPlan,
-    document: MergeDocument,
-    planning: Planning,
-    kernels: Kernels,
-    truncate: bool = False,
-) -> OutputTensor:
-    """Build the output tensor for ``plan``; ``truncate`` cuts embeddings to their common rows.
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """How the tensors with plans alike are built, of which ``plan`` is one: with the same dtype,
+    shape, ``rows`` taken of their inputs and, unless it depends on the name, kernel."""
 
-    Its merge is late, if it computes, where ``planning`` is for the plans and not for a graph.
+    plan: TensorPlan
+    dtype: DType
+    shape: tuple[int, ...]
+    rows: range | None
+    kernel: Kernel | None
+    late: bool
 
-    Raises:
-        Mismatch: shapes of the inputs differ.
-        ConfigError: the parameters do not work together.
-    """
-    rows = _common_rows(plan) if truncate and plan.layer is None else None
 
-    def merge() -> Merge:
-        inputs = [
-            item.model.node(planning.builder, item.tensor, rows) for item in plan.contributions
-        ]
-        check_shapes(plan, [node.shape for node in inputs])
-        return merge_inputs(plan, inputs, planning.builder, kernels)
+class TensorBuilder:
+    """Builds the output tensors of a document; what they have in common is decided once."""
 
-    dtype = output_dtype(plan, document)
-    if planning.keeps_plans and plan.method is not None and rows is None:
-        shapes = [item.model.shape(item.tensor) for item in plan.contributions]
+    def __init__(self, document: MergeDocument, planning: Planning, truncate: bool = False) -> None:
+        """``truncate`` cuts embeddings to their common rows."""
+        self._document, self._planning, self._truncate = document, planning, truncate
+        self._kernels = Kernels(planning.options.seed, document.method_place)
+        self._made: dict[int, _Made] = {}
+        """By `id` of the plan that others are like, which they keep alive."""
+
+    def __call__(self, plan: TensorPlan) -> OutputTensor:
+        """Build the output tensor for ``plan``.
+
+        Its merge is late, if it computes, where planning is for the plans and not for a graph.
+
+        Raises:
+            Mismatch: shapes of the inputs differ.
+            ConfigError: the parameters do not work together.
+        """
+        made = self._made.get(id(plan.like)) if isinstance(plan, AlikePlan) else None
+        if made is None:
+            made = self._decided(plan)
+            if isinstance(plan, AlikePlan):
+                self._made[id(plan.like)] = made
+        if made.late:
+            merge = partial(self._merge, plan, made)
+            return LateTensor(plan.name, made.shape, made.dtype, merge)
+        return OutputTensor(plan.name, self._merge(plan, made), made.dtype)
+
+    def _decided(self, plan: TensorPlan) -> _Made:
+        rows = _common_rows(plan) if self._truncate and plan.layer is None else None
+        if rows is None:
+            shapes = [item.model.shape(item.tensor) for item in plan.contributions]
+        else:
+            shapes = [node.shape for node in self._inputs(plan, rows)]
         check_shapes(plan, shapes)
-        kernel = kernels.of(plan, plan.method, shapes[0])
-        if not isinstance(kernel, Copy):
-            return LateTensor(plan.name, kernel.output_shape(shapes, ()), dtype, merge)
-    return OutputTensor(plan.name, merge(), dtype)
+        dtype = output_dtype(plan, self._document)
+        if plan.method is None:
+            return _Made(plan, dtype, shapes[0], rows, Copy(), False)
+        kernel = self._kernels.of(plan, plan.method, shapes[0])
+        late = self._planning.keeps_plans and rows is None and not isinstance(kernel, Copy)
+        shape = kernel.output_shape(shapes, ())
+        return _Made(plan, dtype, shape, rows, None if plan.method.by_name else kernel, late)
+
+    def _merge(self, plan: TensorPlan, made: _Made) -> Merge:
+        """The merge (or copy) of the inputs by the method of ``plan``."""
+        inputs, kernel = self._inputs(plan, made.rows), made.kernel
+        if kernel is None:
+            assert plan.method is not None
+            kernel = self._kernels.of(plan, plan.method, inputs[0].shape)
+        return self._planning.builder.merge(inputs, kernel, plan.name)
+
+    def _inputs(self, plan: TensorPlan, rows: range | None) -> list[Load | Merge]:
+        builder = self._planning.builder
+        if isinstance(plan, AlikePlan):
+            pairs = zip(plan.like.contributions, plan.names, strict=False)  # not those passed over
+            return [item.model.node(builder, name, rows) for item, name in pairs]
+        return [item.model.node(builder, item.tensor, rows) for item in plan.contributions]
 
 
 def check_models(method: Method, part: Slice, place: Place) -> None:

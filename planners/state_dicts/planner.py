@@ -33,7 +33,7 @@ from mergeloom.planners.slices.slices import Slice, TensorSources
 from mergeloom.planners.slices.tensor_plan import (
     MergingRules,
     SliceRules,
-    build_tensor,
+    TensorBuilder,
 )
 from mergeloom.planners.state_dicts.document import (
     KEY,
@@ -41,7 +41,7 @@ from mergeloom.planners.state_dicts.document import (
     Tensors,
     read_state_dict_document,
 )
-from mergeloom.planners.tensors import Kernels, TensorPlan, build_tensors
+from mergeloom.planners.tensors import TensorPlan, build_tensors
 
 _LISTED = 4
 
@@ -62,12 +62,7 @@ class StateDictPlanner(Planner[StateDictDocument]):
         method = registry.get(document.merge_method)
         part = _part(document, planning)
         merged = _Merge(document, part, MergingRules(document, method, False))
-        kernels = Kernels(planning.options.seed, document.method_place)
-        built = build_tensors(
-            merged.plans(),
-            lambda plan: build_tensor(plan, document, planning, kernels),
-            findings,
-        )
+        built = build_tensors(merged.plans(), TensorBuilder(document, planning), findings)
         models = [source.model for source in part.sources]
         warn_of_idle_filters(
             document.blocks(), (name for model in models for name in model), findings
