@@ -80,7 +80,8 @@ class AlikePlan(TensorPlan):
     def __init__(
         self, name: str, layer: int | None, like: TensorPlan, names: tuple[str, ...]
     ) -> None:
-        self.name, self.layer, self.same_as = name, layer, None
+        for each, value in (("name", name), ("layer", layer), ("same_as", None)):
+            object.__setattr__(self, each, value)
         self.like, self.names = like, names
 
     @property

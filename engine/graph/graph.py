@@ -427,7 +427,7 @@ def _describe(
     loads: Sequence[Load], merges: Sequence[Merge]
 ) -> tuple[list[str], dict[Load | Merge, str]]:
     """A descriptive line for each load and merge, and the numbers used for them."""
-    nodes = (*loads, *merges)
+    nodes: tuple[Load | Merge, ...] = (*loads, *merges)
     numbers = dict(zip(nodes, map(str, range(len(nodes))), strict=True))
     lines = _describe_loads(loads)
     of = numbers.__getitem__

@@ -260,7 +260,9 @@ class _Scanner:
         """Parse members from ``position`` on until one has a layout that no earlier one has, or is
         not formatted as usual; the position after them, and whether there are more."""
         entries, layouts, data_start = self._entries, self._layouts, self._data_start
-        for found in iter(_TENSOR.scanner(self._content, position).match, None):
+        for found in _TENSOR.finditer(self._content, position):
+            if found.start() != position:
+                break
             raw, described, first, last, following = found.groups()
             name = sys.intern(raw.decode())  # merged models share names
             if name in entries or name == _METADATA or not name.isprintable():

@@ -207,7 +207,8 @@ class LateTensor(OutputTensor):
     __slots__ = ("_make", "_shape")
 
     def __init__(self, name: str, shape: Shape, dtype: DType, make: Callable[[], Merge]) -> None:
-        self.name, self.dtype, self.part, self.seen = name, dtype, 0, ()
+        for each, value in (("name", name), ("dtype", dtype), ("part", 0), ("seen", ())):
+            object.__setattr__(self, each, value)
         self._shape, self._make = shape, make
 
     @property
@@ -222,5 +223,5 @@ class LateTensor(OutputTensor):
         if name != "merge":
             raise AttributeError(name)
         merge = self._make()
-        self.merge = merge
+        object.__setattr__(self, "merge", merge)
         return merge

@@ -228,3 +228,23 @@ def test_an_equal_header_is_checked_against_each_file(tmp_path: Path) -> None:
     headers.read(FileSource.at(tmp_path / "a"))
     with pytest.raises(CheckpointError, match="truncated"):
         headers.read(FileSource.at(tmp_path / "b"))
+
+
+def test_later_tensors_of_a_layout_are_checked_as_the_first() -> None:
+    def content(second: str) -> bytes:
+        members = ['"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}', second]
+        return f"{{{','.join(members)}}}".encode()
+
+    good = content('"b":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}  ')
+    assert list(parse_header(good, 8 + len(good) + 16, "x")[0]) == ["a", "b"]
+    for second, message in {
+        '"b":{"dtype":"F32","shape":[2],"data_offsets":[8,12]}': "do not fit",
+        '"b":{"dtype":"F32","shape":[2],"data_offsets":[16,8]}': "not a range",
+        '"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}': "'a' twice",
+        '"\u200b":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}': "not a valid tensor name",
+        '"b":{"dtype":"F32","shape":[2],"data_offsets":[9,17]}': "leaves a gap",
+        '"b":{"dtype":"F32","shape":[2],"data_offsets":[8,16]};': "expected at byte",
+    }.items():
+        bad = content(second)
+        with pytest.raises(CheckpointError, match=message):
+            parse_header(bad, 8 + len(bad) + 16, "x")

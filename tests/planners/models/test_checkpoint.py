@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from mergeloom.engine.base.errors import CheckpointError, ConfigError
+from mergeloom.engine.storage.safetensors import HeaderReader
 from mergeloom.planners.models.checkpoint import INDEX, open_checkpoint
-from tests.planners.support import llama, llama_names, plan_text
+from tests.planners.support import llama, llama_names, llamas, plan_text
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -216,3 +217,16 @@ def test_the_same_files_as_in_transformers_are_read(tmp_path: Path) -> None:
     only = llama(tmp_path / "only")
     (only / "model.safetensors").rename(only / "consolidated.safetensors")
     assert set(open_checkpoint(only).tensors) == set(found.tensors)
+
+
+def test_what_equal_headers_say_is_shared_and_places_are_not(tmp_path: Path) -> None:
+    headers = HeaderReader()
+    paths = llamas(tmp_path, "ab", shards=3)
+    one, other = (open_checkpoint(path, headers) for path in paths)
+    assert one.described is other.described
+    name = "model.norm.weight"
+    for path, found in zip(paths, (one, other), strict=True):
+        (place,) = found.tensors[name].bytes.ranges()
+        assert Path(place.source.name).parent == path
+        assert found.tensors[name] is found.tensors[name]
+    assert open_checkpoint(llama(tmp_path / "c", layers=3), headers).described != one.described
