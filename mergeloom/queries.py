@@ -19,20 +19,16 @@ from mergeloom.api import (
     resolver_for,
 )
 from mergeloom.arguments import Pathlike, Size
-from mergeloom.engine import job as jobs
 from mergeloom.engine.base.errors import CheckpointError, LoomError, OutputError
 from mergeloom.engine.base.gc_pause import collection_paused
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.hardware import process
-from mergeloom.engine.run.progress import Progress as Counters
 from mergeloom.engine.storage.source import ReadOptions
-from mergeloom.initial import InitOptions, initial_configuration
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners.config.load import parse_config
 from mergeloom.planners.plan import decide
 from mergeloom.report.detail_records import DetailsReport
 from mergeloom.report.diff_records import DiffReport, InputsDiffReport
-from mergeloom.report.meter import Meter
 from mergeloom.report.output_records import CleanReport, StatusReport
 from mergeloom.report.plan_records import MergeReport
 from mergeloom.report.records import (
@@ -48,6 +44,7 @@ from mergeloom.results import PlannedMerge
 if TYPE_CHECKING:
     from mergeloom.engine.graph.graph import Graph, Merge
     from mergeloom.engine.measure import Measurement
+    from mergeloom.engine.run.progress import Progress as Counters
     from mergeloom.planners.comparison import Comparison
 
 
@@ -249,6 +246,9 @@ def _plan_measuring(graph: Graph, ram: Size | None, threads: int | None) -> Meas
 
 def _measure(measuring: Measurement, observer: Observer) -> Mapping[Merge, tuple[Any, ...]]:
     """Run a measurement, with progress; the values by merge."""
+    from mergeloom.engine import job as jobs
+    from mergeloom.report.meter import Meter
+
     meter = Meter(jobs.Begun(measuring.schedule, 0))
     shown = observer.progressed
 
@@ -386,6 +386,8 @@ def init(
         ConfigError: there is no such method, or it does not merge such models.
         CheckpointError: a model is not found or malformed, or the models do not match.
     """
+    from mergeloom.initial import InitOptions, initial_configuration
+
     names = [_reference_from(each, folder) for each in ([base] if base is not None else [])]
     names += [_reference_from(each, folder) for each in models]
     where: dict[str, Any] = {"model_dirs": model_dirs, "search": search, "observer": observer}

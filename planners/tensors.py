@@ -68,6 +68,9 @@ class TensorPlan:
     kind: object = None
 
 
+_assign = object.__setattr__
+
+
 class AlikePlan(TensorPlan):
     """The plan of a tensor that differs from that of ``like`` in layer and names only.
 
@@ -80,8 +83,9 @@ class AlikePlan(TensorPlan):
     def __init__(
         self, name: str, layer: int | None, like: TensorPlan, names: tuple[str, ...]
     ) -> None:
-        for each, value in (("name", name), ("layer", layer), ("same_as", None)):
-            object.__setattr__(self, each, value)
+        _assign(self, "name", name)  # to records, which the type checker takes to be guarded
+        _assign(self, "layer", layer)
+        _assign(self, "same_as", None)
         self.like, self.names = like, names
 
     @property

@@ -18,8 +18,8 @@ import math
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from mergeloom.engine.base.dtypes import BY_CODE, DType
 from mergeloom.engine.base.errors import CheckpointError
@@ -86,8 +86,7 @@ class Header:
     digest: str
 
 
-Entries = Mapping[str, Any]
-"""Descriptions of the tensors of a file, or of several, by name."""
+T = TypeVar("T")
 
 
 class HeaderReader:
@@ -96,8 +95,7 @@ class HeaderReader:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], Header] = {}
-        self._united: dict[tuple[int, ...], tuple[Sequence[Entries], Entries]] = {}
-        """The entries of several files, alone and together, by their `id`."""
+        self._worked_out: dict[Hashable, Any] = {}
         self._parsing = threading.Lock()  # threads that parse at once only hinder each other
 
     def read(self, source: Source) -> Header:
@@ -118,13 +116,13 @@ class HeaderReader:
                 self._known[digest, source.size] = known
         return known
 
-    def united(self, parts: Sequence[Entries], unite: Callable[[], Entries]) -> Entries:
-        """The result of ``unite``, called once for the same entries of files."""
-        key = tuple(map(id, parts))
-        found = self._united.get(key)
-        if found is None:
-            found = self._united[key] = parts, unite()
-        return found[1]
+    def once(self, key: Hashable, work: Callable[[], T]) -> T:
+        """The result of ``work``, called once for equal keys: what files with the same contents
+        say of a checkpoint."""
+        if key not in self._worked_out:
+            self._worked_out[key] = work()
+        found: T = self._worked_out[key]
+        return found
 
 
 def read_header(source: Source) -> Header:

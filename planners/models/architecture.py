@@ -305,17 +305,18 @@ _NO_STACK = re.compile(r"(merger[^.]*|lm_heads?|codec_embedding)\.$")
 """Numbered parts that are no stack even if there happen to be as many as layers of a tower."""
 
 
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+_NUMBER = re.compile(r"\.(\d+)(?![^.])")
 _DIGITS = 6
 """Maximum number of digits of a layer number."""
 
 
 def _split(name: str) -> LayerName | None:
     """Split a name at its first numeric part."""
-    found = _NUMBER.search(name)
-    if found is None or len(found[0]) > _DIGITS:
+    found = _NUMBER.search(f".{name}")  # a search for one character first is fast
+    if found is None or len(found[1]) > _DIGITS:
         return None
-    return LayerName(name[: found.start()], int(found[0]), name[found.end() :])
+    start, stop = found.span()
+    return LayerName(name[:start], int(found[1]), name[stop - 1 :])
 
 
 def _in_stack(parts: LayerName | None, stacks: Mapping[str, Stack]) -> bool:

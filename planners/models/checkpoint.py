@@ -91,7 +91,7 @@ def open_checkpoint(folder: Folder | Path, headers: HeaderReader | None = None) 
     if isinstance(folder, GgufFolder):
         return open_gguf(folder)
     config = read_config(folder)
-    return _by_value(open_files(folder, config, weight_files(folder), headers))
+    return _by_value(open_files(folder, config, weight_files(folder, headers), headers))
 
 
 def open_weights(folder: Folder, headers: HeaderReader | None = None) -> Checkpoint:
@@ -101,7 +101,7 @@ def open_weights(folder: Folder, headers: HeaderReader | None = None) -> Checkpo
     Raises:
         CheckpointError: as `open_checkpoint`, except that a configuration may be missing.
     """
-    return _by_value(open_files(folder, {}, weight_files(folder), headers))
+    return _by_value(open_files(folder, {}, weight_files(folder, headers), headers))
 
 
 def open_component(folder: Folder, headers: HeaderReader) -> Checkpoint:
@@ -111,7 +111,7 @@ def open_component(folder: Folder, headers: HeaderReader) -> Checkpoint:
         CheckpointError: as `open_checkpoint`; or its weights are codes.
     """
     config = read_config(folder) if folder.has("config.json") else {}
-    found = _by_value(open_files(folder, config, weight_files(folder), headers))
+    found = _by_value(open_files(folder, config, weight_files(folder, headers), headers))
     if found.decoded is not None:
         raise CheckpointError(
             f"'{folder.name}' has quantised weights, which cannot be merged as part of a pipeline",
@@ -176,9 +176,10 @@ def open_files(
                 f"'{file.source.name}' lacks {_some(missing)}, which the index lists: "
                 "copy or download the checkpoint again"
             )
-    entries = known.united(
-        [file.entries for file in files],
-        lambda: _united(folder, dict(zip(names, files, strict=True))),
+    parts = [file.entries for file in files]
+    _, entries = known.once(  # which keeps the parts alive, or others could get their ids
+        tuple(map(id, parts)),
+        lambda: (parts, _united(folder, dict(zip(names, files, strict=True)))),
     )
     inside: dict[str, WeightFile] = {}
     for file in files:

@@ -201,14 +201,19 @@ class OutputTensor:
         return self.dtype.nbytes(math.prod(self.shape))
 
 
+_assign = object.__setattr__
+
+
 class LateTensor(OutputTensor):
     """The same, computed by a merge that ``make`` makes when it is first asked for."""
 
     __slots__ = ("_make", "_shape")
 
     def __init__(self, name: str, shape: Shape, dtype: DType, make: Callable[[], Merge]) -> None:
-        for each, value in (("name", name), ("dtype", dtype), ("part", 0), ("seen", ())):
-            object.__setattr__(self, each, value)
+        _assign(self, "name", name)  # to records, which the type checker takes to be guarded
+        _assign(self, "dtype", dtype)
+        _assign(self, "part", 0)
+        _assign(self, "seen", ())
         self._shape, self._make = shape, make
 
     @property
@@ -223,5 +228,5 @@ class LateTensor(OutputTensor):
         if name != "merge":
             raise AttributeError(name)
         merge = self._make()
-        object.__setattr__(self, "merge", merge)
+        _assign(self, "merge", merge)
         return merge

@@ -17,9 +17,18 @@ def read_object(folder: Folder, name: str) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read, is too large, or is something else.
     """
-    document = _parsed(folder, name)
+    return parse_object(folder.read(name, MAX_JSON_BYTES), f"'{folder.name}/{name}'")
+
+
+def parse_object(content: bytes, where: str) -> dict[str, Any]:
+    """A JSON object; ``where`` names the file in messages.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    document = _parsed(content, where)
     if not isinstance(document, dict):
-        raise CheckpointError(f"'{folder.name}/{name}' is not a JSON object")
+        raise CheckpointError(f"{where} is not a JSON object")
     return document
 
 
@@ -29,15 +38,15 @@ def read_list(folder: Folder, name: str) -> list[Any]:
     Raises:
         CheckpointError: it cannot be read, is too large, or is something else.
     """
-    document = _parsed(folder, name)
+    where = f"'{folder.name}/{name}'"
+    document = _parsed(folder.read(name, MAX_JSON_BYTES), where)
     if not isinstance(document, list):
-        raise CheckpointError(f"'{folder.name}/{name}' is not a JSON list")
+        raise CheckpointError(f"{where} is not a JSON list")
     return document
 
 
-def _parsed(folder: Folder, name: str) -> Any:
-    content = folder.read(name, MAX_JSON_BYTES)
+def _parsed(content: bytes, where: str) -> Any:
     try:
         return bounded_json.parse(content)
     except ValueError as error:
-        raise CheckpointError(f"'{folder.name}/{name}' is not valid JSON: {error}") from error
+        raise CheckpointError(f"{where} is not valid JSON: {error}") from error

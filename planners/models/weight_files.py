@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,9 @@ from pathlib import PurePosixPath
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.folder import Folder
-from mergeloom.engine.storage.safetensors import MAX_NAME
+from mergeloom.engine.storage.safetensors import MAX_NAME, HeaderReader
 from mergeloom.planners.models.formats import FORMATS, SAFETENSORS, WeightFormat
-from mergeloom.planners.models.small_files import read_object
+from mergeloom.planners.models.small_files import MAX_JSON_BYTES, parse_object
 
 _NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.\w+")
 
@@ -20,7 +21,7 @@ _VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|non_ema|ema)((?:-\d+-of-\d+)?\.\w+)$
 """Name parts of diffusers files with the same weights in another dtype or form."""
 
 
-def weight_files(folder: Folder) -> dict[str, set[str]]:
+def weight_files(folder: Folder, known: HeaderReader | None = None) -> dict[str, set[str]]:
     """The weight files in order, each with the tensors that the index lists for it.
 
     The files are those that transformers reads; a single file has precedence over an index. Without
@@ -35,7 +36,7 @@ def weight_files(folder: Folder) -> dict[str, set[str]]:
         if how.single in names:
             return {how.single: set()}
         if how.index in names:
-            return indexed_shards(folder, how.index)
+            return indexed_shards(folder, how.index, known)
         found = [n for n in names if n.endswith(how.suffixes) and n not in how.others]
         found = _preferred(found, how)
         if found:
@@ -60,14 +61,36 @@ def passed_over(folder: Folder, read: Mapping[str, set[str]]) -> tuple[str, ...]
     return tuple(name for name in found if name not in read and name.isprintable())
 
 
-def indexed_shards(folder: Folder, index: str) -> dict[str, set[str]]:
-    """The shards listed in the file ``index``, each with its tensors.
+def indexed_shards(
+    folder: Folder, index: str, known: HeaderReader | None = None
+) -> dict[str, set[str]]:
+    """The shards listed in the file ``index``, each with its tensors; one that is ``known`` is not
+    parsed again.
 
     Raises:
         CheckpointError: it is malformed, or a shard is missing.
     """
-    where = f"'{folder.name}/{index}'"
-    weight_map = read_object(folder, index).get("weight_map")
+    where, content = f"'{folder.name}/{index}'", folder.read(index, MAX_JSON_BYTES)
+    key = "index", hashlib.blake2b(content).digest()
+    shards = (known or HeaderReader()).once(key, lambda: _shards(where, content))
+    for shard in shards:
+        path = PurePosixPath(shard)
+        if path.is_absolute() or ".." in path.parts or "\\" in shard or not shard.isprintable():
+            raise CheckpointError(f"{where} names {shard[:200]!r} outside the checkpoint")
+        if not folder.has(shard):
+            raise CheckpointError(
+                f"'{folder.name}' lacks the shard '{shard[:200]}': copy or download it again"
+            )
+    return shards
+
+
+def _shards(where: str, content: bytes) -> dict[str, set[str]]:
+    """The shards in the ``content`` of an index, each with its tensors.
+
+    Raises:
+        CheckpointError: it is malformed.
+    """
+    weight_map = parse_object(content, where).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{where} has no 'weight_map'")
     if not "".join(weight_map).isprintable() or len(max(weight_map, key=len)) > MAX_NAME:
@@ -78,14 +101,6 @@ def indexed_shards(folder: Folder, index: str) -> dict[str, set[str]]:
         if not isinstance(shard, str):
             raise CheckpointError(f"{where}: '{tensor}' is in no file")
         shards[shard].add(tensor)
-    for shard in shards:
-        path = PurePosixPath(shard)
-        if path.is_absolute() or ".." in path.parts or "\\" in shard or not shard.isprintable():
-            raise CheckpointError(f"{where} names {shard[:200]!r} outside the checkpoint")
-        if not folder.has(shard):
-            raise CheckpointError(
-                f"'{folder.name}' lacks the shard '{shard[:200]}': copy or download it again"
-            )
     return dict(sorted(shards.items()))
 
 
