@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import field
+from typing import TYPE_CHECKING, Protocol
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
@@ -15,9 +16,31 @@ from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.safetensors import Entry, HeaderReader
 from mergeloom.engine.storage.source import Source
+from mergeloom.planners.models.stored_tensors import Described
 
 if TYPE_CHECKING:
     from mergeloom.engine.storage.torch_zip import StridedEntry
+
+
+class WeightFile(Protocol):
+    """One weight file: what it says of its tensors, in the order of their data, all in ``source``.
+
+    The identity of the source covers all that is known without reading weights. ``metadata`` is the
+    metadata in the file.
+    """
+
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def entries(self) -> Mapping[str, Described]: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    def tensor(self, name: str) -> StoredTensor:
+        """The location of a tensor."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +72,17 @@ class TorchWeights:
         return StoredTensor.strided(self.source, *place)
 
 
-WeightFile = SafetensorsWeights | TorchWeights
-"""One weight file: what it says of its tensors, in the order of their data, all in ``source``.
+@dataclass(frozen=True, slots=True)
+class LocatedWeights:
+    """A file of another format, whose reader has located every tensor."""
 
-The identity of the source covers all that is known without reading weights. ``metadata`` is the
-metadata in the file.
-"""
+    source: Source
+    entries: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def tensor(self, name: str) -> StoredTensor:
+        """The location of a tensor."""
+        return self.entries[name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,7 @@ def test_the_example_of_a_format_reads_its_file(tmp_path: Path) -> None:
     path = tmp_path / "vector.raw"
     path.write_bytes(np.array([2], "<u4").tobytes() + np.array([1, 2], "<f4").tobytes())
     found = names["RAW"].read(FileSource.at(path), None)
-    vector = found.tensors["vector"]
+    vector = found.tensor("vector")
     assert (vector.shape, vector.dtype.name, vector.bytes.nbytes) == ((2,), "float32", 8)
     path.write_bytes(b"\2\0\0\0")
     with pytest.raises(mergeloom.CheckpointError, match="is truncated: copy it again"):
